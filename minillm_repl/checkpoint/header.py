@@ -1,0 +1,136 @@
+"""The header of a safetensors file, read as the untrusted text that it is."""
+
+import io
+import json
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from minillm_repl.errors import UserError
+from minillm_repl.model.config import GPTConfig
+from minillm_repl.safetext import safe_line
+
+FORMAT, VERSION = "minillm", 1
+
+_LONGEST_HEADER = 16 << 20  # bytes; a checkpoint with 10,000 tensors and a vocabulary of 100,000 needs a tenth of it
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself: text fields, and name, dtype and shape of each tensor."""
+
+    metadata: dict[str, str]
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+
+
+def read_file(path: Path) -> tuple[Header, bytes]:
+    """Read a safetensors file whole; the header is checked before the rest is read.
+
+    Nothing stays mapped, so a file that is cut short later cannot hurt the process. Raises UserError naming the file.
+    """
+    with open_regular(path) as file:
+        header = _read_header(file, path)
+        file.seek(0)
+        return header, file.read()
+
+
+def read_header(path: Path) -> Header:
+    """Read only the header of a safetensors file. Raises UserError naming the file."""
+    with open_regular(path) as file:
+        return _read_header(file, path)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; a directory, FIFO or device is refused without being waited for."""
+    name = safe_line(str(path))
+    try:
+        # Not blocking, or a FIFO without a writer would hang us before we can see that it is one.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise UserError(f"cannot open {name}: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"cannot open {name}: no file can have this name") from None
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(descriptor)
+        raise UserError(f"{name} is {_kind(kind)}, not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+    return kinds.get(stat.S_IFMT(mode), "a special file")
+
+
+def is_native(header: Header) -> bool:
+    """Tell whether the file says that it is a native checkpoint."""
+    return header.metadata.get("format") == FORMAT
+
+
+def config_of(header: Header, name: str) -> GPTConfig:
+    """Return the sizes that a native checkpoint says it has. Raises UserError, also for another format version."""
+    version = header.metadata.get("version", "")
+    if version != str(VERSION):
+        raise UserError(f"{name} is of format version {safe_line(version)!r:.20}; this program reads version {VERSION}")
+    try:
+        return GPTConfig.from_json(field_of(header, "config", name))
+    except UserError as error:
+        raise UserError(f"the config of {name}: {error}") from None
+
+
+def field_of(header: Header, field: str, name: str) -> Any:
+    """Return a JSON field of the metadata. Raises UserError if it is missing or not JSON."""
+    if field not in header.metadata:
+        raise UserError(f"{name} has no {field!r} in its metadata")
+    return parse_json(header.metadata[field], f"{field!r} in the metadata of {name}")
+
+
+def _read_header(file: BinaryIO, path: Path) -> Header:
+    name = safe_line(str(path))
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if size < 10 or length > min(size - 8, _LONGEST_HEADER):
+        raise UserError(f"{name} is not a safetensors file: a header of {length:,} bytes in a file of {size:,}")
+    data = parse_json(file.read(length), f"the header of {name}")
+    if not isinstance(data, dict):
+        raise UserError(f"the header of {name} is not a JSON object")
+    metadata = data.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise UserError(f"__metadata__ of {name} must map names to strings")
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for tensor, entry in data.items():
+        match entry:
+            case {"dtype": str(dtype), "shape": list(shape)} if all(type(n) is int and n >= 0 for n in shape):
+                tensors[tensor] = dtype, tuple(shape)
+            case _:
+                raise UserError(f"the header of {name} has no dtype and shape for tensor {safe_line(tensor):.80}")
+    return Header(metadata, tensors)
+
+
+def parse_json(data: bytes | str, what: str) -> Any:
+    """Parse JSON strictly: no duplicate keys, no NaN, no lone surrogates, no bottomless nesting.
+
+    Raises UserError naming `what`.
+    """
+    try:
+        text = data.decode() if isinstance(data, bytes) else data
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate cannot be encoded
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else safe_line(str(error))
+        raise UserError(f"{what} is not valid JSON: {reason:.120}") from None
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key appears twice")
+    return value
+
+
+def _no_constants(constant: str) -> Any:
+    raise ValueError(f"{constant} is not a JSON number")

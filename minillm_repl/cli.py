@@ -1,0 +1,198 @@
+"""Flags in, a visit or a one-shot run out. This module and the first prompt need no numpy and no torch."""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rich.text import Text
+
+from minillm_repl import __version__, commands
+from minillm_repl.checkpoint.header import config_of, is_native, read_header
+from minillm_repl.checkpoint.names import find, is_shipped, shipped
+from minillm_repl.configuration import Launch, configuration_file, configure, read_configuration
+from minillm_repl.errors import UserError
+from minillm_repl.render.console import FIGURES, TITLE, make_screen
+from minillm_repl.render.tables import headline
+from minillm_repl.repl.interrupt import interruptible
+from minillm_repl.repl.loop import decoded_lines, run_interactive, run_script
+from minillm_repl.repl.registry import discover
+from minillm_repl.repl.session import Session
+from minillm_repl.repl.settings import VERBOSE_ROWS, Settings
+from minillm_repl.repl.shell import Shell
+from minillm_repl.safetext import safe_line
+from minillm_repl.settings import Spec, show, specs
+from minillm_repl.training.plan import TrainPlan
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+_TRAINING_FLAGS = ("steps", "batch", "lr", "context", "width", "layers", "heads")
+_EXAMPLES = """examples:
+  minillm-repl                                          talk to the model that ships with the program
+  minillm-repl --ckpt nalssi -p 날씨 --verbose          what it considers at each step
+  minillm-repl --ckpt new.safetensors --train story.txt --steps 500
+  echo 날씨 | minillm-repl -p - --json                  every number, as JSON lines
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"minillm-repl: {message}; --help lists the flags\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line; values stay text, for one place to check them all."""
+    parser = _Parser(
+        prog="minillm-repl",
+        description="Talk to a small language model, train it, and watch every number it thinks with.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    start = parser.add_argument_group("start")
+    for name, spec in specs(Launch).items():
+        _flag(start, name, spec, getattr(Launch, name))
+    start.add_argument("--no-history", dest="history", action="store_const", const="off", help="keep no typed lines")
+    start.add_argument("--version", action="version", version=f"minillm-repl {__version__}")
+    once = parser.add_argument_group("one shot")
+    once.add_argument(
+        "-p", "--prompt", metavar="TEXT", help="complete TEXT (- reads it from stdin), print it, and leave"
+    )
+    once.add_argument("--echo", action="store_true", help="print the prompt before its completion")
+    once.add_argument("--json", action="store_true", help="print every step as a line of JSON instead (docs/format.md)")
+    sampling = parser.add_argument_group("sampling (in the REPL: `:set`)")
+    for name, spec in specs(Settings).items():
+        _flag(sampling, name, spec, getattr(Settings, name.replace("-", "_")))
+    training = parser.add_argument_group("training (in the REPL: `:help train`)")
+    training.add_argument("--train", metavar="CORPUS", help="train --ckpt on a text, save it, then open it; --ckpt is made"
+                          " if it does not exist")  # fmt: skip
+    training.add_argument("--new", action="store_true", help="start from nothing even if --ckpt exists")
+    for name in _TRAINING_FLAGS:
+        _flag(training, name, specs(TrainPlan)[name], getattr(TrainPlan, name))
+    training.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="any other training setting")
+    return parser
+
+
+def _flag(group: "argparse._ArgumentGroup", name: str, spec: Spec, default: object) -> None:
+    names = [
+        f"--{name}",
+        *(f"--{alias}" if len(alias) > 1 else f"-{alias}" for alias in spec.aliases if alias != "seed"),
+    ]
+    text = f"{spec.help} (default: {show(spec, default) or 'none'})".replace("%", "%%")
+    match name:
+        case "verbose":
+            group.add_argument(*names, dest=name, metavar="K", nargs="?", const=str(VERBOSE_ROWS), help=text)
+        case "stop":
+            group.add_argument(*names, dest=name, metavar="TEXT", action="append", help=text + "; may be repeated")
+        case _:
+            group.add_argument(*names, dest=name, metavar=spec.metavar, help=text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    try:
+        return _main(arguments)
+    except UserError as error:
+        make_screen().fail(str(error))
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has gone: nobody is left to be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    options = make_parser().parse_args(arguments)
+    flags = {name: value for name, value in vars(options).items() if isinstance(value, str)}
+    if options.stop is not None:
+        flags["stop"] = shlex.join(options.stop)
+    try:
+        file = read_configuration(configuration_file())
+        launch = configure(Launch(), flags, os.environ, file)
+        settings = configure(Settings(), flags, os.environ, file)
+        training = _training_arguments(options)
+        if options.json and options.prompt is None:
+            raise UserError("--json needs a prompt: -p TEXT")
+        if options.prompt is not None and options.train is not None:
+            raise UserError("-p and --train do not go together; train first")
+    except UserError as error:
+        print(f"minillm-repl: {error}", file=sys.stderr)  # noqa: T201 - before there is a screen
+        return USAGE
+    interactive = options.prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
+    screen = make_screen(launch.color, interactive)  # type: ignore[arg-type]
+    session = Session(
+        settings,
+        device=launch.device,
+        threads=launch.threads,
+        vocabulary=Path(launch.vocab).expanduser() if launch.vocab else None,
+        path=find(launch.ckpt),
+    )
+    assert session.path is not None
+    session.own = not session.path.exists()
+    shell = Shell(session, screen, discover(commands))
+    if options.prompt is not None:
+        return _one_shot(shell, options)
+    if options.train is not None:
+        session.start_loading()
+        session.own = True
+        if is_shipped(session.path) and launch.ckpt in shipped():
+            raise UserError("--train needs --ckpt FILE, to save to; the shipped checkpoints stay as they are")
+        code = run_script(shell, [f":train {shlex.quote(options.train)} {training}"])
+        return code if code or not interactive else run_interactive(shell, launch.history_file)
+    if interactive:
+        _greet(shell)
+        return run_interactive(shell, launch.history_file)
+    session.start_loading()
+    return run_script(shell, decoded_lines(sys.stdin.buffer))
+
+
+def _greet(shell: Shell) -> None:
+    """Say what is open and how to go on. Raises UserError if the file named is no checkpoint."""
+    path, out = shell.session.path, shell.screen.out
+    assert path is not None
+    name = safe_line(str(path))
+    if shell.session.own:
+        about = f"{name} does not exist yet"
+        hint = f"`:train CORPUS` makes it from a UTF-8 text · `:load NAME` opens {', '.join(shipped())} · :help"
+    else:
+        header = read_header(path)
+        about = headline(path.stem, config_of(header, name)) if is_native(header) else name
+        hint = ":help commands · :verbose shows what the model thinks · Ctrl-D leaves"
+    out.print(Text.assemble(("minillm-repl", TITLE), f"  {about}"))
+    out.print(Text(hint, FIGURES))
+
+
+def _one_shot(shell: Shell, options: argparse.Namespace) -> int:
+    """Complete one prompt on stdout; figures go to stderr."""
+    session, screen = shell.session, shell.screen
+    text = "".join(decoded_lines(sys.stdin.buffer)).removesuffix("\n") if options.prompt == "-" else options.prompt
+    session.start_loading()
+    with interruptible() as shell.interrupted:
+        model = shell.model()
+        ids = shell.encode(model, text)
+        if not ids:
+            raise UserError("the prompt is empty")
+        session.begin(ids)
+        if options.json:
+            from minillm_repl.render.json_lines import print_json
+
+            events = session.generate(model, shell.interrupted, session.settings.verbose or VERBOSE_ROWS)
+            finished = print_json(events, screen.out.file)
+        else:
+            finished = shell.respond(model, text, echo=options.echo)
+    return INTERRUPTED if finished.reason == "interrupt" else OK
+
+
+def _training_arguments(options: argparse.Namespace) -> str:
+    """Return the training flags as one would type them after `:train CORPUS`. Raises UserError if they have no corpus."""
+    words = [f"{name}={getattr(options, name)}" for name in _TRAINING_FLAGS if getattr(options, name) is not None]
+    words += [*options.set, *(["new"] if options.new else [])]
+    if words and options.train is None:
+        raise UserError(f"{words[0]} is for training, which needs --train CORPUS")
+    if options.seed is not None and options.train is not None:
+        words.append(f"seed={options.seed}")
+    return shlex.join(words)

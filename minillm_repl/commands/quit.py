@@ -1,0 +1,10 @@
+"""`:quit`."""
+
+from minillm_repl.repl.registry import command
+from minillm_repl.repl.shell import Leave, Shell
+
+
+@command("quit", aliases=("q", "exit", "bye"))
+def quit_(_shell: Shell, _argument: str) -> None:
+    """Leave; so does Ctrl-D."""
+    raise Leave

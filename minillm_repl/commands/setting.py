@@ -1,0 +1,26 @@
+"""`:temp`, `:top-k` and the other settings, each a command of its own, made from the settings' descriptions."""
+
+from rich.text import Text
+
+from minillm_repl.repl.registry import Command
+from minillm_repl.repl.settings import Settings
+from minillm_repl.repl.shell import Shell
+from minillm_repl.settings import Spec, default_of, show, specs, value_of
+
+
+def _command(name: str, spec: Spec) -> Command:
+    def run(shell: Shell, argument: str) -> None:
+        if argument:
+            shell.session.set(name, argument, f":{name}")
+        value = show(spec, value_of(shell.session.settings, name))
+        chosen = f" ({shell.session.seed})" if name == "seed" and value == "random" else ""
+        shell.screen.out.print(Text(f"{name} {value}{chosen}"), soft_wrap=True)
+
+    values = "|".join((spec.metavar, *spec.words))
+    default = show(spec, default_of(Settings, name))
+    details = f"Without a value it shows the present one. Default: {default}{' ' + spec.unit if spec.unit else ''}."
+    summary = spec.help[0].upper() + spec.help[1:]
+    return Command(name, f":{name} [{values}]", summary, run, details, spec.aliases, "words", tuple(spec.words))
+
+
+SETTING_COMMANDS = tuple(_command(name, spec) for name, spec in specs(Settings).items())

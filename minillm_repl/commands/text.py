@@ -1,0 +1,46 @@
+"""`:continue`, `:regen`, `:undo` and `:clear`: what one does with the text so far."""
+
+from rich.text import Text
+
+from minillm_repl.errors import UserError
+from minillm_repl.repl.registry import command
+from minillm_repl.repl.shell import Shell
+from minillm_repl.safetext import safe
+from minillm_repl.tokenizer.base import decode
+
+
+@command("continue", ":continue [TEXT]", aliases=("c",))
+def continue_(shell: Shell, argument: str) -> None:
+    """Let the model write on from where the text stopped, after TEXT if there is one."""
+    model = shell.model()
+    more = shell.encode(model, argument) if argument else []
+    ids = shell.session.ids + more
+    if not ids:
+        raise UserError("there is no text to continue: type a prompt first")
+    shell.session.begin(ids)
+    shell.respond(model, decode(model.checkpoint.tokenizer, ids))
+
+
+@command("regen", aliases=("r", "retry"))
+def regen(shell: Shell, _argument: str) -> None:
+    """Take the last completion back and write another one."""
+    model = shell.model()
+    turn = shell.session.undo()
+    shell.session.begin(list(turn.given))
+    shell.respond(model, decode(model.checkpoint.tokenizer, list(turn.given)))
+
+
+@command("undo", aliases=("u",))
+def undo(shell: Shell, _argument: str) -> None:
+    """Take the last prompt and its completion back; show the text as it is then."""
+    model = shell.model()
+    shell.session.undo()
+    text = decode(model.checkpoint.tokenizer, shell.session.ids)
+    shell.screen.out.print(Text(safe(text) or "(no text)"), soft_wrap=True)
+
+
+@command("clear")
+def clear(shell: Shell, _argument: str) -> None:
+    """Forget the text so far, and start afresh."""
+    shell.session.clear()
+    shell.screen.note("the text so far is forgotten")

@@ -1,0 +1,18 @@
+"""`:tokens`."""
+
+from minillm_repl.errors import UserError
+from minillm_repl.render.tables import TokenView, tokens_line, tokens_table
+from minillm_repl.repl.registry import command
+from minillm_repl.repl.shell import Shell
+
+
+@command("tokens", ":tokens TEXT")
+def tokens(shell: Shell, argument: str) -> None:
+    """Show how the model cuts a text into tokens: each with its id and its bytes."""
+    if not argument:
+        raise UserError(":tokens needs a text")
+    model = shell.model()
+    ids = shell.encode(model, argument)
+    view = TokenView(argument, ids, [model.checkpoint.tokenizer.token_bytes(token) for token in ids])
+    shell.screen.out.print(tokens_table(view))
+    shell.screen.out.print(tokens_line(view))

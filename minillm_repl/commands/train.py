@@ -1,0 +1,122 @@
+"""`:train`."""
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minillm_repl.errors import UserError
+from minillm_repl.repl.registry import command
+from minillm_repl.repl.session import Model
+from minillm_repl.repl.shell import Shell
+from minillm_repl.safetext import safe_line
+from minillm_repl.settings import change
+from minillm_repl.training.plan import SIZES, TrainPlan
+
+if TYPE_CHECKING:
+    from minillm_repl.checkpoint.native import Checkpoint
+    from minillm_repl.training.run import TrainingRun
+
+_SAMPLE = 40  # tokens of the model's own text, shown as it learns
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What was asked for: a plan, a corpus if one was named, and whether the model is to be a new one."""
+
+    plan: TrainPlan = dataclasses.field(default_factory=TrainPlan)
+    corpus: str = ""
+    new: bool = False
+
+
+@command("train", ":train [CORPUS] [new] [steps=N lr=X batch=N ...]", completion="file")
+def train(shell: Shell, argument: str) -> None:
+    """Train the model further on a text file, or with `new` one from nothing; Ctrl-C stops and keeps it.
+
+    steps=N (500), lr=X (0.006), batch=N (16) and seed=N (0) say how;
+    context=N (32), width=N (64), layers=N (4) and heads=N (4) say how large a new model is.
+    Without CORPUS it goes on with the one that the model was trained on, if that is there.
+    """
+    run(shell, parse(argument))
+
+
+def parse(argument: str) -> Request:
+    """Read the words after `:train`. Raises UserError."""
+    try:
+        words = shlex.split(argument)
+    except ValueError:
+        raise UserError(":train needs quotes in pairs") from None
+    request = Request()
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word == "new":
+            request = dataclasses.replace(request, new=True)
+        elif equals and name.replace("-", "").replace("_", "").isalpha() and not Path(word).exists():
+            plan = change(request.plan, name.replace("_", "-"), value, said=f":train {name}")
+            request = dataclasses.replace(request, plan=plan)
+        elif request.corpus:
+            raise UserError(f":train takes one corpus, not {safe_line(request.corpus)} and {safe_line(word)}")
+        else:
+            request = dataclasses.replace(request, corpus=word)
+    return request
+
+
+def run(shell: Shell, request: Request) -> None:
+    """Train as asked, drawing as it goes; at the end the trained model is the open one. Raises UserError."""
+    session, screen = shell.session, shell.screen
+    model = None if request.new or session.nothing_to_open else shell.model()
+    sizes = [size for size in SIZES if getattr(request.plan, size) != getattr(TrainPlan, size)]
+    if model is not None and sizes:
+        raise UserError(
+            f"{sizes[0]} is a size of a new model, and this one has its own; the word `new` makes a new one"
+        )
+    if model is None:
+        session.agree_to_discard()
+    with screen.waiting("getting ready to train"):  # importing torch takes a second or two
+        from minillm_repl.render.training import TrainingView, summary
+        from minillm_repl.training.run import TrainingRun, find_corpus
+
+        start = model.checkpoint if model else None
+        corpus = find_corpus(request.corpus, start)
+        trainee = TrainingRun(start, corpus, request.plan, session.device, session.threads)
+    if trainee.unknown:
+        shown = safe_line(", ".join(trainee.unknown[:20]))
+        screen.warn(f"{len(trainee.unknown)} characters of the corpus are not in the vocabulary, and skipped: {shown}")
+    screen.note(safe_line(trainee.title))
+    with TrainingView(screen, request.plan.steps) as view:
+        finished = view.draw(trainee.events(shell.interrupted), lambda: _sample(trainee))
+    if not finished.steps:
+        raise UserError("stopped before the first step: nothing was changed")
+    screen.side.print(summary(finished))
+    _keep(shell, trainee.checkpoint(finished))
+
+
+def _sample(trainee: "TrainingRun") -> str:
+    """Return what the model says by now, from the start of its corpus."""
+    import numpy as np
+
+    from minillm_repl.engine.events import Step
+    from minillm_repl.engine.generate import generate
+    from minillm_repl.engine.options import Sampling
+    from minillm_repl.engine.torch_decoder import TorchDecoder
+    from minillm_repl.tokenizer.base import decode
+
+    start = trainee.sample_start
+    events = generate(
+        TorchDecoder(trainee.model), trainee.tokenizer, start, Sampling(), np.random.default_rng(0), max_tokens=_SAMPLE
+    )
+    return decode(trainee.tokenizer, start + [event.id for event in events if isinstance(event, Step)])
+
+
+def _keep(shell: Shell, checkpoint: "Checkpoint") -> None:
+    """Make the trained model the open one, and save it where a file was named for it."""
+    from minillm_repl.checkpoint.native import save
+    from minillm_repl.engine.decoder import make_decoder
+
+    session = shell.session
+    session.adopt(Model(checkpoint, make_decoder(checkpoint, session.device)), unsaved=True)
+    if session.path is None or not session.own:
+        shell.screen.warn("not saved yet: `:save PATH` keeps the trained weights")
+        return
+    session.saved(save(checkpoint, session.path))
+    shell.screen.note(f"saved to {safe_line(str(session.path))}")

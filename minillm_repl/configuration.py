@@ -1,0 +1,105 @@
+"""What the program is started with: flags over `MINILLM_*` variables over the configuration file over defaults."""
+
+import shlex
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from platformdirs import user_config_path, user_state_path
+
+from minillm_repl.errors import UserError
+from minillm_repl.repl.settings import Settings
+from minillm_repl.safetext import safe_line
+from minillm_repl.settings import change, setting, specs, whole
+
+_APP = "minillm-repl"
+_PREFIX = "MINILLM_"
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What is decided once, at the start."""
+
+    ckpt: str = setting(
+        "nalssi", str, "the checkpoint to open: a file, or a name that ships with the program", metavar="FILE"
+    )
+    vocab: str = setting("", str, "a text with the vocabulary of a checkpoint that has none of its own", metavar="FILE")
+    device: str = setting(
+        "auto", _one_of("auto", "cpu", "cuda", "mps"), "where to compute; auto chats on the CPU and trains on a GPU"
+    )
+    threads: int = setting(0, whole(0, 1024), "processor threads for torch; 0 lets torch choose")
+    color: str = setting("auto", _one_of("auto", "always", "never"), "colours; auto asks the terminal and NO_COLOR")
+    history: str = setting(
+        "on", str, "where typed lines are kept: a FILE, `on` for the usual place, `off` for nowhere", metavar="FILE"
+    )
+
+    @property
+    def history_file(self) -> Path | None:
+        """The file of typed lines, or None to keep none."""
+        if self.history in ("", "off"):
+            return None
+        return user_state_path(_APP) / "history" if self.history == "on" else Path(self.history).expanduser()
+
+
+ConfiguredT = TypeVar("ConfiguredT", Launch, Settings)
+
+
+def configuration_file() -> Path:
+    """Return where the user's configuration file lies, if there is one."""
+    return user_config_path(_APP) / "config.toml"
+
+
+def read_configuration(path: Path) -> dict[str, str]:
+    """Return the names and values of a TOML file, as they would be typed. Raises UserError naming the file."""
+    name = safe_line(str(path))
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"cannot read {name}: {safe_line(str(error))}") from None
+    known = {**specs(Launch), **specs(Settings)}
+    unknown = [key for key in data if key.replace("_", "-") not in known]
+    if unknown:
+        raise UserError(f"{name} sets {safe_line(unknown[0])!r}, which there is not; there are {', '.join(known)}")
+    return {key.replace("_", "-"): _typed(value) for key, value in data.items()}
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return shlex.join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def configure(
+    settings: ConfiguredT, flags: Mapping[str, str], environment: Mapping[str, str], file: Mapping[str, str]
+) -> ConfiguredT:
+    """Return `settings` with what the file, the variables and the flags say. Raises UserError naming the culprit."""
+    for name, text, said in _said(settings, flags, environment, file):
+        settings = change(settings, name, text, said=said)
+    return settings
+
+
+def _said(
+    settings: Any, flags: Mapping[str, str], environment: Mapping[str, str], file: Mapping[str, str]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield name, value and how it was named, the weakest word first."""
+    for name in specs(settings):
+        variable = _PREFIX + name.upper().replace("-", "_")
+        if name in file:
+            yield name, file[name], f"{name} in the configuration file"
+        if variable in environment:
+            yield name, environment[variable], variable
+        if name in flags:
+            yield name, flags[name], f"--{name}"

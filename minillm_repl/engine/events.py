@@ -1,0 +1,52 @@
+"""What generation tells: one `Step` per token, then one `Finished`. The names are those of the `--json` output."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Reason = Literal["length", "stop", "interrupt"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One token that could come next."""
+
+    id: int
+    text: str
+    bytes: tuple[int, ...]
+    model_prob: float  # by the model's own softmax
+    prob: float  # of being drawn, after the samplers
+    kept: bool  # False if a sampler cut it
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One generated token and the numbers behind it."""
+
+    index: int  # from 0
+    id: int
+    text: str  # what became printable at this step; may be empty
+    bytes: tuple[int, ...]
+    prob: float  # of the token, under the distribution that was drawn from
+    logprob: float  # its natural logarithm
+    model_prob: float  # of the token, under the model's own softmax
+    rank: int  # 1 = likeliest, by the model
+    entropy: float  # of the model's softmax, in bits
+    top: tuple[Candidate, ...]  # the likeliest by the model; the chosen one always, even from below
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How a generation ended."""
+
+    reason: Reason
+    text: str
+    prompt_tokens: int
+    tokens: int
+    prompt_seconds: float  # reading the prompt, up to the logits of the first token
+    seconds: float  # all tokens after that
+
+
+def as_json(event: Step | Finished) -> dict[str, Any]:
+    """Return the event as JSON-ready data, named `step` or `finished`."""
+    return {"event": type(event).__name__.lower(), **asdict(event)}

@@ -1,0 +1,163 @@
+"""The token loop: reads the prompt, then yields one `Step` per token and one `Finished`."""
+
+import codecs
+from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter
+
+import numpy as np
+
+from minillm_repl.engine.decoder import Decoder, read
+from minillm_repl.engine.events import Candidate, Finished, Reason, Step
+from minillm_repl.engine.options import Sampling
+from minillm_repl.engine.sampling import Probabilities, Scores, draw, log_softmax, process
+from minillm_repl.errors import UserError
+from minillm_repl.tokenizer.base import Tokenizer
+
+
+def never() -> bool:
+    """Nobody interrupts."""
+    return False
+
+
+def generate(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    sampling: Sampling,
+    rng: np.random.Generator,
+    *,
+    max_tokens: int,
+    stop: Sequence[str] = (),
+    top: int = 0,
+    interrupted: Callable[[], bool] = never,
+) -> Iterator[Step | Finished]:
+    """Continue `ids` (one or more) by at most `max_tokens` tokens, one `rng` number each, and say why it ended.
+
+    `top` is how many candidates each step lists. The text ends before the first of the `stop` strings; what could
+    still become one is held back until it is known not to. `interrupted` is asked between two tokens. Past the
+    context the model sees the last `decoder.context` tokens. Closing the generator early is safe at any step.
+
+    Raises UserError if the model's logits are not finite.
+    """
+    ids = list(ids)
+    prompt_tokens = len(ids)
+    text = StopText(stop)
+    started = perf_counter()
+    logits = read(decoder, ids)
+    read_at = perf_counter()
+    reason: Reason = "length"
+    for index in range(max_tokens):
+        if interrupted():
+            reason = "interrupt"
+            break
+        if index:
+            logits = read(decoder, ids)
+        step = _step(index, logits, sampling, ids, rng, tokenizer, top, text)
+        ids.append(step.id)
+        yield step
+        if text.stopped:
+            reason = "stop"
+            break
+    rest = text.end()
+    tokens = len(ids) - prompt_tokens
+    yield Finished(reason, rest, prompt_tokens, tokens, read_at - started, perf_counter() - read_at)
+
+
+def _step(
+    index: int,
+    logits: Scores,
+    sampling: Sampling,
+    ids: Sequence[int],
+    rng: np.random.Generator,
+    tokenizer: Tokenizer,
+    top: int,
+    text: "StopText",
+) -> Step:
+    """Draw the next token and describe it."""
+    if not np.isfinite(logits).all():
+        raise UserError(f"the model's logits at token {len(ids)} are not finite numbers: its weights are damaged")
+    model_log = log_softmax(logits)
+    model = np.exp(model_log)
+    scores = process(logits, sampling, ids)
+    final_log = model_log if scores is logits else log_softmax(scores)
+    final = model if scores is logits else np.exp(final_log)
+    token = draw(final, rng)
+    better = (logits > logits[token]).sum() + (logits[:token] == logits[token]).sum()  # ties rank by id
+    piece = tokenizer.token_bytes(token)
+    return Step(
+        index=index,
+        id=token,
+        text=text.push(piece),
+        bytes=tuple(piece),
+        prob=float(final[token]),
+        logprob=float(final_log[token]),
+        model_prob=float(model[token]),
+        rank=int(better) + 1,
+        entropy=float(-(model @ model_log)) / float(np.log(2)),
+        top=_candidates(logits, model, final, token, top, tokenizer) if top else (),
+    )
+
+
+def _candidates(
+    logits: Scores, model: Probabilities, final: Probabilities, token: int, top: int, tokenizer: Tokenizer
+) -> tuple[Candidate, ...]:
+    """Return the `top` likeliest by the model, in the order of `Step.rank`; the chosen one last if it is below them."""
+    top = min(top, len(logits))
+    threshold = np.partition(logits, -top)[-top]
+    above = np.flatnonzero(logits >= threshold)
+    likeliest = above[(-logits[above]).argsort(kind="stable")][:top].tolist()
+    if token not in likeliest:
+        likeliest.append(token)
+    pieces = [tokenizer.token_bytes(candidate) for candidate in likeliest]
+    return tuple(
+        Candidate(
+            id=candidate,
+            text=piece.decode("utf-8", "replace"),
+            bytes=tuple(piece),
+            model_prob=float(model[candidate]),
+            prob=float(final[candidate]),
+            kept=bool(final[candidate] > 0),
+            chosen=candidate == token,
+        )
+        for candidate, piece in zip(likeliest, pieces, strict=True)
+    )
+
+
+class StopText:
+    """Turns token bytes into text as it becomes whole and certain.
+
+    Bytes of an unfinished character wait for the rest; text that may be the start of a stop string waits until it is
+    one, and is dropped, or is not, and comes out.
+    """
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stop = tuple(stop)
+        self._held = ""
+        self._whole: list[str] = []
+        self.stopped = False
+
+    def push(self, piece: bytes, final: bool = False) -> str:
+        """Take the bytes of one more token, return the text that became certain."""
+        held = self._held + self._decoder.decode(piece, final)
+        found = [place for place in (held.find(stop) for stop in self._stop) if place >= 0]
+        if found:
+            self.stopped = True
+            certain, self._held = held[: min(found)], ""
+        else:
+            keep = 0 if final else self._unsure(held)
+            certain, self._held = held[: len(held) - keep], held[len(held) - keep :]
+        self._whole.append(certain)
+        return certain
+
+    def _unsure(self, text: str) -> int:
+        """Return the length of the longest end of `text` that begins a stop string."""
+        longest = max(map(len, self._stop), default=0)
+        ends = range(min(len(text), longest - 1), 0, -1)
+        return next((n for n in ends if any(stop.startswith(text[-n:]) for stop in self._stop)), 0)
+
+    def end(self) -> str:
+        """Let go of what was held, and return the whole text."""
+        if not self.stopped:
+            self.push(b"", final=True)
+        return "".join(self._whole)

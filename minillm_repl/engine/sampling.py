@@ -1,0 +1,95 @@
+"""From logits to the distribution that is drawn from, in the order of the `transformers` library.
+
+Repetition penalty → temperature → top-k → top-p → min-p → softmax → draw. Scores are float32 arrays (vocabulary,), as
+there, so that its processors can be the oracle; what a sampler cuts becomes −inf.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minillm_repl.engine.options import Sampling
+
+Scores = NDArray[np.float32]
+Probabilities = NDArray[np.float64]
+
+
+def stages(sampling: Sampling, seen: Sequence[int]) -> list[tuple[str, Callable[[Scores], Scores]]]:
+    """Return the samplers that are on, named, in the order in which they are applied.
+
+    `seen` are the token ids of the text so far, for the repetition penalty.
+    """
+    applied: list[tuple[str, Callable[[Scores], Scores]]] = []
+    if sampling.repeat_penalty != 1:
+        applied.append(("repeat-penalty", lambda scores: _penalise(scores, seen, sampling.repeat_penalty)))
+    if sampling.temp == 0:
+        return [*applied, ("temp", _likeliest)]  # one token is left: nothing more to cut
+    if sampling.temp != 1:
+        applied.append(("temp", lambda scores: scores / np.float32(max(sampling.temp, 1e-30))))
+    if sampling.top_k:
+        applied.append(("top-k", lambda scores: _top_k(scores, sampling.top_k)))
+    if sampling.top_p < 1:
+        applied.append(("top-p", lambda scores: _top_p(scores, sampling.top_p)))
+    if sampling.min_p > 0:
+        applied.append(("min-p", lambda scores: _min_p(scores, sampling.min_p)))
+    return applied
+
+
+def process(logits: Scores, sampling: Sampling, seen: Sequence[int]) -> Scores:
+    """Return the scores after all samplers; the likeliest token is never cut."""
+    for _, stage in stages(sampling, seen):
+        logits = stage(logits)
+    return logits
+
+
+def log_softmax(scores: NDArray[np.float32]) -> Probabilities:
+    """Return natural log-probabilities in float64; the only softmax over a vocabulary in this program."""
+    shifted = scores.astype(np.float64)
+    shifted -= shifted.max()
+    shifted -= np.log(np.exp(shifted).sum())
+    return shifted
+
+
+def draw(probabilities: Probabilities, rng: np.random.Generator) -> int:
+    """Draw a token id, using up exactly one number of `rng`."""
+    cumulative = probabilities.cumsum()
+    place = int(cumulative.searchsorted(rng.random() * cumulative[-1], side="right"))
+    return min(place, int(probabilities.nonzero()[0][-1]))  # a sum rounded up must not reach past the last candidate
+
+
+def _likeliest(scores: Scores) -> Scores:
+    only = np.full_like(scores, -np.inf)
+    best = scores.argmax()
+    only[best] = scores[best]
+    return only
+
+
+def _penalise(scores: Scores, seen: Sequence[int], penalty: float) -> Scores:
+    scores = scores.copy()
+    ids = np.unique(np.asarray(seen, dtype=np.int64))
+    found = scores[ids]
+    scores[ids] = np.where(found < 0, found * np.float32(penalty), found / np.float32(penalty))
+    return scores
+
+
+def _top_k(scores: Scores, k: int) -> Scores:
+    if k >= len(scores):
+        return scores
+    threshold = np.partition(scores, -k)[-k]
+    return np.where(scores < threshold, np.float32(-np.inf), scores)  # ties with the k-th stay
+
+
+def _top_p(scores: Scores, p: float) -> Scores:
+    order = scores.argsort(kind="stable")  # least likely first
+    cumulative = np.exp(log_softmax(scores))[order].astype(np.float32).cumsum()
+    cut = cumulative <= np.float32(1 - p)
+    cut[-1] = False  # the likeliest always stays
+    scores = scores.copy()
+    scores[order[cut]] = -np.inf
+    return scores
+
+
+def _min_p(scores: Scores, p: float) -> Scores:
+    probabilities = np.exp(log_softmax(scores)).astype(np.float32)
+    return np.where(probabilities < np.float32(p) * probabilities.max(), np.float32(-np.inf), scores)

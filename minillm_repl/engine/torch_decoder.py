@@ -1,0 +1,39 @@
+"""The readable decoder, and the definition of the other: the torch model itself, with its KV cache."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from minillm_repl.model.cache import KVCache
+from minillm_repl.model.device import pick_device
+from minillm_repl.model.gpt import GPT
+
+
+class TorchDecoder:
+    """Runs a GPT on any torch device."""
+
+    def __init__(self, model: GPT, device: str = "cpu") -> None:
+        self._device = pick_device(device)
+        self._model = model.to(self._device)
+        self._cache = KVCache(model.config, self._device, torch.float32)
+        self.ids: list[int] = []
+        self.context = model.config.context
+        self.name = f"torch on {self._device.type}"
+
+    @torch.inference_mode()
+    def prefill(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Read tokens after those in the cache; return the logits after the last."""
+        logits = self._model(torch.tensor([list(ids)], device=self._device), self._cache, last=True)
+        self.ids.extend(ids)
+        return logits[0, -1].float().cpu().numpy()  # type: ignore[no-any-return]
+
+    def decode(self, token: int) -> NDArray[np.float32]:
+        """Read one token; return the logits after it."""
+        return self.prefill([token])
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        self._cache.length = length
+        del self.ids[length:]

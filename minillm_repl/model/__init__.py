@@ -1,0 +1,1 @@
+"""The models: sizes, layers, cache and taps."""

@@ -1,0 +1,36 @@
+"""Named places in a forward pass where an activation can be read or replaced.
+
+A tap is called with the name of the place and the tensor there, and returns the tensor to go on with: itself to read,
+another to override. The names, for layer `i`, with their shapes:
+
+    embedding                   (batch, time, width)            token + position
+    blocks.i.attention.q|k|v    (batch, head, time, head_size)  before the dot products
+    blocks.i.attention.z        (batch, time, head, head_size)  each head's mix of values, before the projection
+    blocks.i.attention.out      (batch, time, width)            what attention adds to the residual stream
+    blocks.i.residual.mid       (batch, time, width)            the residual stream between attention and feed-forward
+    blocks.i.ff.hidden          (batch, time, 4 × width)        after GELU
+    blocks.i.ff.out             (batch, time, width)            what the feed-forward adds
+    blocks.i.residual           (batch, time, width)            the residual stream after the block
+    final                       (batch, time, width)            after the last norm, before the head
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+Tap = Callable[[str, Tensor], Tensor]
+
+
+def untapped(_name: str, tensor: Tensor) -> Tensor:
+    """Read nothing, change nothing."""
+    return tensor
+
+
+def recording(into: dict[str, Tensor]) -> Tap:
+    """Return a tap that keeps every activation in `into` and changes nothing."""
+
+    def tap(name: str, tensor: Tensor) -> Tensor:
+        into[name] = tensor
+        return tensor
+
+    return tap

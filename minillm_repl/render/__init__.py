@@ -1,0 +1,1 @@
+"""Draws events and tables with rich; never runs a model."""

@@ -1,0 +1,78 @@
+"""Where output goes, and in which colours."""
+
+import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import IO, Literal
+
+from rich.console import Console
+from rich.text import Text
+
+from minillm_repl.safetext import safe
+
+# One palette. The model speaks in MODEL; numbers are plain; what matters less is dim; a sign always says the same as a
+# colour. Only the sixteen named colours, which every terminal theme keeps readable on its own background.
+MODEL, CHOSEN, CUT, FIGURES, GOOD, WARNING, ERROR = "cyan", "bold", "dim", "dim", "green", "yellow", "bold red"
+TITLE = "bold"
+
+ColorChoice = Literal["auto", "always", "never"]
+
+
+@dataclass(frozen=True)
+class Screen:
+    """The two streams: what was asked for goes to `out`; figures, notes and errors to `err`, unless both are one."""
+
+    out: Console
+    err: Console
+    interactive: bool = False  # a person at a terminal: figures and notes appear where they look
+
+    @property
+    def side(self) -> Console:
+        """Where figures and notes go."""
+        return self.out if self.interactive else self.err
+
+    def note(self, text: str) -> None:
+        """Print a remark of the program's own; untrusted parts must have been made safe."""
+        self.side.print(Text(text, FIGURES))
+
+    def warn(self, text: str) -> None:
+        """Print what the user should know before going on."""
+        self.side.print(Text.assemble(("! ", WARNING), text))
+
+    def waiting(self, text: str) -> AbstractContextManager[object]:
+        """Show, on a terminal, that something is going on while the context lasts."""
+        return self.side.status(Text(text, FIGURES), spinner="dots") if self.side.is_terminal else nullcontext()
+
+    def fail(self, text: str) -> None:
+        """Print an error, as one line."""
+        self.side.print(Text.assemble(("error: ", ERROR), safe(text)), soft_wrap=True)
+
+
+def make_console(stream: IO[str], color: ColorChoice = "auto") -> Console:
+    """Return a console for a stream: colours to a terminal unless NO_COLOR is set; always and never are obeyed.
+
+    No markup, no highlighting, no emoji codes: text from a model means only itself.
+    """
+    plain = color == "never" or (color == "auto" and bool(os.environ.get("NO_COLOR")))
+    forced = True if color == "always" else None
+    # always overrides NO_COLOR and a pipe; sixteen colours are all the palette has
+    return Console(
+        file=stream,
+        force_terminal=forced,
+        color_system="standard" if forced else "auto",
+        no_color=plain,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+
+
+def make_screen(color: ColorChoice = "auto", interactive: bool = False) -> Screen:
+    """Return the screen of this process."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:
+            reconfigure(errors="backslashreplace")  # a terminal that cannot show Hangul must not crash us
+    return Screen(make_console(sys.stdout, color), make_console(sys.stderr, color), interactive)

@@ -1,0 +1,139 @@
+"""Draws a generation: the text as it comes, or a table of candidates for each step; then one line of figures."""
+
+from collections.abc import Iterable
+from math import log2
+from time import monotonic
+
+from rich.cells import cell_len, set_cell_size
+from rich.text import Text
+
+from minillm_repl.engine.events import Finished, Step
+from minillm_repl.render.bars import bar
+from minillm_repl.render.console import CHOSEN, CUT, FIGURES, GOOD, MODEL, TITLE, Screen
+from minillm_repl.safetext import safe, safe_line, show_token
+
+_FRAME = 1 / 60  # seconds: nobody sees more, and drawing must not hold a fast model back
+_LEAST = 2.0**-1074  # the smallest float above 0: a probability of 0 has no logarithm
+_REASONS = {
+    "length": "reached max-tokens",
+    "stop": "met a stop string",
+    "interrupt": "stopped by Ctrl-C",
+}
+
+
+class Stream:
+    """Writes the completion in the model's colour as it comes, in frames."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._out = screen.out
+        self._pending: list[str] = []
+        self._drawn = 0.0
+
+    def add(self, text: str) -> None:
+        """Take more text; draw if the last frame is old enough."""
+        self._pending.append(text)
+        if monotonic() - self._drawn >= _FRAME:
+            self.flush()
+
+    def flush(self) -> None:
+        """Draw what is waiting."""
+        text = safe("".join(self._pending))
+        self._pending.clear()
+        self._drawn = monotonic()
+        if text:
+            self._out.print(Text(text, MODEL), end="", soft_wrap=True)
+            self._out.file.flush()
+
+
+def draw_text(events: Iterable[Step | Finished], screen: Screen) -> Finished:
+    """Draw a generation as running text; the line is left open."""
+    stream = Stream(screen)
+    shown = 0
+    for event in events:
+        if isinstance(event, Finished):
+            stream.add(event.text[shown:])  # what was held back until now
+            stream.flush()
+            return event
+        stream.add(event.text)
+        shown += len(event.text)
+    raise AssertionError("a generation ends with Finished")
+
+
+def draw_steps(events: Iterable[Step | Finished], screen: Screen, prompt: str, samplers: str) -> Finished:
+    """Draw a table of candidates for each step, and the text so far. `samplers` names those that are on."""
+    text = ""
+    for event in events:
+        if isinstance(event, Finished):
+            return event
+        text += event.text
+        screen.out.print(step_title(event, prompt, text, screen.out.width))
+        screen.out.print(step_table(event, samplers, screen.out.width))
+        screen.out.file.flush()
+    raise AssertionError("a generation ends with Finished")
+
+
+def step_title(step: Step, prompt: str, text: str, width: int) -> Text:
+    """Return `step 3  +'좋' → 날씨가 좋` and, below, how unsure the model was and how surprising its choice."""
+    start = f"step {step.index + 1}  "
+    token = show_token(bytes(step.bytes))
+    whole = safe_line(prompt) + safe_line(text)
+    room = width - cell_len(f"{start}+'{token}' → …")
+    shown = whole
+    while cell_len(shown) > room:
+        shown = shown[max(1, (cell_len(shown) - room) // 2) :]
+    prompt_part = max(0, len(shown) - len(safe_line(text)))
+    return Text.assemble(
+        (start, TITLE),
+        "+'",
+        (token, f"{TITLE} {MODEL}"),
+        "' → ",
+        "…" if len(shown) < len(whole) else "",
+        shown[:prompt_part],
+        (shown[prompt_part:], MODEL),
+        (
+            f"\nentropy {step.entropy:.2f} bits · chose rank {step.rank}"
+            f" · surprisal {abs(log2(max(step.model_prob, _LEAST))):.2f} bits",
+            FIGURES,
+        ),
+        no_wrap=True,
+        overflow="crop",
+    )
+
+
+def step_table(step: Step, samplers: str, width: int) -> Text:
+    """Return the candidates: rank, token, id, the model's probability, and the one that was drawn from.
+
+    One Text of fixed columns: rich's Table measures every cell of every step, which costs ten times as long.
+    """
+    ranks = [*range(1, len(step.top)), step.rank if step.top[-1].chosen else len(step.top)]
+    tokens = [show_token(bytes(candidate.bytes)) for candidate in step.top]
+    rank_width = max(2, len(str(max(ranks))))
+    token_width = min(16, max(5, *map(cell_len, tokens)))
+    id_width = max(2, *(len(str(candidate.id)) for candidate in step.top))
+    fixed = f"{'#':>{rank_width + 2}}  {'token':{token_width}}  {'id':>{id_width}}   "
+    bars = min(40, max(4, (width - len(fixed) - 18) // 2))
+    table = Text(no_wrap=True, overflow="crop")
+    table.append(f"{fixed}{'model':{bars + 9}} {samplers}\n", FIGURES)
+    table.append("─" * min(width, len(fixed) + 2 * bars + 18) + "\n", FIGURES)
+    for rank, token, candidate in zip(ranks, tokens, step.top, strict=True):
+        style = CHOSEN if candidate.chosen else ("" if candidate.kept else CUT)
+        final = percent(candidate.prob) if candidate.kept else "cut"
+        table.append(f"{'▶' if candidate.chosen else ' '}{rank:>{rank_width + 1}}  ", style)
+        table.append(set_cell_size(token, token_width), f"{CHOSEN} {MODEL}" if candidate.chosen else style)
+        table.append(f"  {candidate.id:>{id_width}}   {percent(candidate.model_prob):>6} ", style)
+        table.append(f"{bar(candidate.model_prob, bars):{bars}}", MODEL)
+        table.append(f"   {final:>6} ", style)
+        table.append(bar(candidate.prob, bars) + "\n", GOOD)
+    return table
+
+
+def percent(probability: float) -> str:
+    """Return a probability as a percentage; what rounds to nothing but is not says so."""
+    return f"{probability:.1%}" if probability >= 0.0005 or probability == 0 else "<0.1%"
+
+
+def figures(finished: Finished, seed: int) -> str:
+    """Return the line of figures after a generation."""
+    speed = f" · {finished.tokens / finished.seconds:,.0f} tokens/s" if finished.tokens and finished.seconds else ""
+    tokens = f"{finished.tokens} token{'' if finished.tokens == 1 else 's'}"
+    return f"{tokens}{speed} · {_REASONS[finished.reason]} · seed {seed}"

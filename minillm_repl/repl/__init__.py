@@ -1,0 +1,1 @@
+"""The session, the commands' registry, the loop, and the prompt line."""

@@ -1,0 +1,78 @@
+"""The loop: read a line, do what it says, until the user leaves. At a terminal, or from a pipe."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from minillm_repl.errors import UserError
+from minillm_repl.repl.blocks import joined
+from minillm_repl.repl.interrupt import interruptible
+from minillm_repl.repl.shell import Leave, Shell
+
+_HOW_TO_LEAVE = "Ctrl-D or :quit leaves"
+
+
+def run_interactive(shell: Shell, history: Path | None) -> int:
+    """Talk to a person at a terminal; return the exit code."""
+    from minillm_repl.repl.prompt import PromptLine, open_history
+
+    session, screen = shell.session, shell.screen
+    colors = not screen.out.no_color
+    prompt = PromptLine(shell, open_history(history), colors, lambda: screen.note(_HOW_TO_LEAVE))
+    # The model is opened once the prompt can take keys: nobody waits for what they do not need yet.
+    begin: Callable[[], None] | None = partial(session.start_loading, prompt.redraw)
+    while True:
+        try:
+            line = prompt.read(begin)
+            begin = None
+            attempt(shell, line)
+        except (EOFError, Leave):
+            try:
+                session.agree_to_discard()
+            except UserError as unsaved:
+                screen.warn(str(unsaved))
+            else:
+                return 0
+
+
+def run_script(shell: Shell, lines: Iterable[str]) -> int:
+    """Run lines as if they had been typed; return 1 if any of them failed."""
+    failed = False
+    try:
+        for line in joined(lines):
+            failed |= not attempt(shell, line)
+    except Leave:
+        pass
+    return int(failed)
+
+
+def decoded_lines(stream: IO[bytes]) -> Iterator[str]:
+    """Yield the lines of a pipe as text. Raises UserError if it is not UTF-8."""
+    for line in stream:
+        try:
+            yield line.decode()
+        except UnicodeDecodeError:
+            raise UserError("what was piped in is not UTF-8 text") from None
+
+
+def attempt(shell: Shell, line: str) -> bool:
+    """Do what one line says, and tell whether it worked. Raises Leave, and KeyboardInterrupt where nobody is typing."""
+    try:
+        with interruptible() as shell.interrupted:
+            shell.execute(line)
+    except UserError as error:
+        shell.screen.fail(str(error))
+        return False
+    except KeyboardInterrupt:  # the second Ctrl-C: out of whatever it was
+        shell.screen.out.print()
+        if not shell.screen.interactive:
+            raise
+        shell.screen.warn("stopped")
+        return False
+    except Leave:
+        raise
+    except Exception as bug:  # noqa: BLE001 - the outermost boundary: what was trained or written must survive a bug
+        shell.screen.fail(f"this is a bug in minillm-repl, not your doing: {type(bug).__name__}: {bug}")
+        return False
+    return True

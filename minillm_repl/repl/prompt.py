@@ -1,0 +1,193 @@
+"""The prompt line: keys, history, completion, toolbar. prompt_toolkit lives only here."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app, run_in_terminal
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter, WordCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.filters import Condition, completion_is_selected
+from prompt_toolkit.formatted_text import FormattedText
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
+from prompt_toolkit.output import ColorDepth
+from prompt_toolkit.styles import Style
+from prompt_toolkit.utils import get_cwidth
+
+from minillm_repl.checkpoint.names import SUFFIX, shipped
+from minillm_repl.repl.blocks import open_block, unwrap_block
+from minillm_repl.repl.registry import Command, Registry
+from minillm_repl.repl.shell import PROMPT, Shell
+from minillm_repl.safetext import safe_line
+from minillm_repl.settings import show, specs, value_of
+
+CONTINUED = "... "
+
+_STYLE = Style.from_dict({"placeholder": "dim", "bottom-toolbar": "noreverse dim", "prompt": "bold"})
+
+
+def open_history(path: Path | None) -> History:
+    """Return the history kept in a file that only its owner may read, or one in memory if there is none to be had."""
+    if path is None:
+        return InMemoryHistory()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        if hasattr(os, "fchmod"):
+            os.fchmod(descriptor, 0o600)
+        os.close(descriptor)
+    except OSError:
+        return InMemoryHistory()  # a home that cannot be written must not keep anyone from typing
+    return FileHistory(str(path))
+
+
+class LineCompleter(Completer):
+    """Completes commands after a colon, and what each command takes."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._paths = PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        """Yield completions for the text before the cursor; none for a prompt."""
+        text = document.text_before_cursor
+        if not text.startswith(":") or "\n" in text:
+            return
+        name, space, argument = text[1:].partition(" ")
+        if not space:
+            for each in self._registry:
+                if each.name.startswith(name):
+                    yield Completion(each.name, -len(name), display=":" + each.name, display_meta=each.summary)
+            return
+        if self._registry.known(name):
+            yield from self._arguments(self._registry.get(name), argument, complete_event)
+
+    def _arguments(self, command: Command, argument: str, event: CompleteEvent) -> Iterable[Completion]:
+        words: Iterable[str] = ()
+        match command.completion:
+            case "command":
+                words = [each.name for each in self._registry]
+            case "words":
+                words = command.words
+            case "checkpoint":
+                words = shipped()
+        if words and " " not in argument:
+            yield from WordCompleter(sorted(words), sentence=True).get_completions(Document(argument), event)
+        if command.completion in ("file", "checkpoint"):
+            yield from self._files(Document(argument), event, command.completion == "checkpoint")
+
+    def _files(self, document: Document, event: CompleteEvent, checkpoints: bool) -> Iterable[Completion]:
+        for completion in self._paths.get_completions(document, event):
+            name = completion.display_text
+            if not checkpoints or name.endswith(("/", SUFFIX)):
+                yield Completion(completion.text, completion.start_position, display=safe_line(name))
+
+
+def key_bindings(say_how_to_leave: Callable[[], None]) -> KeyBindings:
+    """Return the keys that differ from prompt_toolkit's own: Enter sends, Alt-Enter and Ctrl-J break the line."""
+    keys = KeyBindings()
+
+    @keys.add("enter", filter=~completion_is_selected)
+    def _send(event: KeyPressEvent) -> None:
+        if open_block(event.current_buffer.text):
+            event.current_buffer.newline(copy_margin=False)
+        else:
+            event.current_buffer.validate_and_handle()
+
+    @keys.add("enter", filter=completion_is_selected)
+    def _take(event: KeyPressEvent) -> None:
+        event.current_buffer.complete_state = None
+
+    @keys.add("escape", "enter")
+    @keys.add("c-j")
+    def _newline(event: KeyPressEvent) -> None:
+        event.current_buffer.newline(copy_margin=False)
+
+    @keys.add("c-c")
+    @keys.add(Keys.SIGINT)
+    def _clear(event: KeyPressEvent) -> None:
+        if event.current_buffer.text:
+            event.current_buffer.reset()
+        else:
+            run_in_terminal(say_how_to_leave)
+
+    return keys
+
+
+class PromptLine:
+    """Reads lines from a person at a terminal."""
+
+    def __init__(self, shell: Shell, history: History, color: bool, say_how_to_leave: Callable[[], None]) -> None:
+        self._session = shell.session
+        self._prompt: PromptSession[str] = PromptSession(
+            [("class:prompt", PROMPT)],
+            multiline=True,
+            prompt_continuation=CONTINUED,
+            history=history,
+            complete_while_typing=Condition(lambda: get_app().current_buffer.text.startswith(":")),
+            completer=LineCompleter(shell.registry),
+            key_bindings=key_bindings(say_how_to_leave),
+            bottom_toolbar=self._toolbar,
+            placeholder=self._placeholder,
+            style=_STYLE,
+            color_depth=None if color else ColorDepth.DEPTH_1_BIT,
+            enable_open_in_editor=True,
+            erase_when_done=True,  # the loop writes the line again, with the completion running on from it
+            reserve_space_for_menu=6,
+        )
+
+    def read(self, once_drawn: Callable[[], None] | None = None) -> str:
+        """Return the next line. Raises EOFError for Ctrl-D. `once_drawn` is called when the prompt can take keys."""
+        app = self._prompt.app
+
+        def drawn(_app: object) -> None:
+            app.after_render.remove_handler(drawn)
+            if once_drawn:
+                once_drawn()
+
+        app.after_render += drawn
+        return unwrap_block(self._prompt.prompt())
+
+    def redraw(self) -> None:
+        """Draw toolbar and placeholder again; may be called from any thread."""
+        self._prompt.app.invalidate()
+
+    def _placeholder(self) -> FormattedText:
+        model = self._session.model
+        example = "날씨"
+        known = model is not None and not model.checkpoint.tokenizer.unknown(example)
+        hint = f"type the beginning of a text{f', such as {example},' if known else ''} or :help"
+        return FormattedText([("class:placeholder", hint)])
+
+    def _toolbar(self) -> FormattedText:
+        """Return as many facts as fit: model, samplers, verbose, context, speed."""
+        session, settings = self._session, self._session.settings
+        model = session.model
+        facts = [
+            f"loading {session.path.stem} …"
+            if session.loading and session.path
+            else model.name
+            if model
+            else "no model"
+        ]
+        if session.unsaved:
+            facts[0] += " (not saved)"
+        samplers = ("temp", "top-k", "top-p", "min-p", "repeat-penalty")
+        values = {name: (specs(settings)[name], value_of(settings, name)) for name in (*samplers, "verbose")}
+        on = [f"{name} {show(*each)}" for name, each in values.items() if name == "temp" or show(*each) != "off"]
+        facts.append(" ".join(each for each in on if not each.startswith("verbose")))
+        facts.append(f"verbose {show(*values['verbose'])}")
+        if model:
+            used = min(len(session.ids), model.decoder.context)
+            facts.append(f"{used}/{model.decoder.context} tokens")
+        if session.speed:
+            facts.append(f"{session.speed:,.0f} tokens/s")
+        width = get_app().output.get_size().columns
+        line = safe_line(" · ".join(facts))
+        while get_cwidth(line) > width - 1 and len(facts) > 1:
+            facts.pop()
+            line = safe_line(" · ".join(facts))
+        return FormattedText([("", line)])

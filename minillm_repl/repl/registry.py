@@ -1,0 +1,82 @@
+"""Commands: what one is, how it is declared, how they are found."""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
+
+from minillm_repl.errors import UserError
+from minillm_repl.safetext import safe_line
+
+if TYPE_CHECKING:
+    from minillm_repl.repl.shell import Shell
+
+Run = Callable[["Shell", str], None]
+Completion = Literal["nothing", "command", "setting", "file", "checkpoint", "words"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """Something a user can type after a colon. `run` gets the shell and the rest of the line."""
+
+    name: str
+    usage: str  # `:load PATH|NAME`
+    summary: str  # one line
+    run: Run
+    details: str = ""  # what `:help name` says more
+    aliases: tuple[str, ...] = ()
+    completion: Completion = "nothing"
+    words: tuple[str, ...] = ()  # for completion "words"
+
+
+def command(
+    name: str,
+    usage: str = "",
+    *,
+    aliases: tuple[str, ...] = (),
+    completion: Completion = "nothing",
+    words: tuple[str, ...] = (),
+) -> Callable[[Run], Command]:
+    """Turn a function into a Command; its docstring is the help: a summary line, then details."""
+
+    def declare(run: Run) -> Command:
+        summary, _, details = (run.__doc__ or "").partition("\n")
+        text = "\n".join(line.strip() for line in details.strip().splitlines())
+        return Command(name, usage or f":{name}", summary.strip(), run, text, aliases, completion, words)
+
+    return declare
+
+
+class Registry:
+    """The commands of a program, by name and alias."""
+
+    def __init__(self, commands: Iterable[Command]) -> None:
+        self.commands = tuple(sorted(commands, key=lambda each: each.name))
+        self._by_name = {name: each for each in self.commands for name in (each.name, *each.aliases)}
+
+    def __iter__(self) -> Iterator[Command]:
+        return iter(self.commands)
+
+    def known(self, name: str) -> bool:
+        """Tell whether there is a command of this name."""
+        return name in self._by_name
+
+    def get(self, name: str) -> Command:
+        """Return the command called `name`. Raises UserError with the nearest match."""
+        if name in self._by_name:
+            return self._by_name[name]
+        near = difflib.get_close_matches(name, self._by_name, 1, 0.5)
+        hint = f"did you mean :{near[0]}?" if near else ":help lists them"
+        raise UserError(f"there is no command :{safe_line(name)}; {hint}")
+
+
+def discover(package: ModuleType) -> Registry:
+    """Import every module of a package and collect the commands in them, alone or in tuples."""
+    found: list[Command] = []
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        for value in vars(importlib.import_module(module.name)).values():
+            found += [each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, Command)]
+    return Registry(found)

@@ -1,0 +1,55 @@
+"""Makes untrusted text harmless on a terminal: model output, tensor names, file names, error details.
+
+Each character is judged by itself, so nothing is gained by splitting an escape sequence over two tokens: its first
+character never reaches the terminal, and what follows is ordinary text.
+"""
+
+import re
+import unicodedata
+from itertools import cycle
+
+# Controls, format characters (bidirectional overrides, invisible joiners), lone surrogates, line separators.
+_UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+# A newline is text. The joiners build emoji families and are part of several scripts; they move nothing.
+_HARMLESS = frozenset({"\n", "\u200c", "\u200d"})
+_DELETE = 0x7F
+_TAGS_AND_SELECTORS = range(0xE0000, 0xE1000)  # invisible, and able to carry a hidden message
+SPACE, NEWLINE = "␣", "⏎"
+_STRAY_BYTES = re.compile("([\udc80-\udcff]+)")  # what surrogateescape makes of bytes that are not UTF-8
+
+
+def _neutral(character: str) -> str:
+    """One character as itself if it is harmless, else as a picture (`␛`) or its number (`<U+202E>`)."""
+    code = ord(character)
+    if character in _HARMLESS or (
+        unicodedata.category(character) not in _UNSAFE_CATEGORIES and code not in _TAGS_AND_SELECTORS
+    ):
+        return character
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "␡" if code == _DELETE else f"<U+{code:04X}>"
+
+
+def safe(text: str) -> str:
+    """Return `text` with everything that could steer a terminal made visible; newlines stay."""
+    return text if text.isprintable() else "".join(map(_neutral, text))
+
+
+def safe_line(text: str) -> str:
+    """Return `text` on one line: as `safe`, with newlines shown as `⏎`."""
+    return safe(text).replace("\n", NEWLINE)
+
+
+def show_token(token: bytes) -> str:
+    r"""Return a token made visible for a table cell: spaces and newlines drawn, bytes of a part of a character as hex.
+
+    >>> show_token(b" \xea\xb0")
+    '␣<EA B0>'
+    """
+    pieces = _STRAY_BYTES.split(token.decode("utf-8", "surrogateescape"))
+    return "".join(
+        f"<{piece.encode('utf-8', 'surrogateescape').hex(' ').upper()}>"
+        if stray
+        else safe_line(piece).replace(" ", SPACE)
+        for stray, piece in zip(cycle((False, True)), pieces, strict=False)
+    )

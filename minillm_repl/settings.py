@@ -1,0 +1,130 @@
+"""Settings as frozen dataclasses: each field knows how it is parsed, what it may be, and how it is explained.
+
+One description serves the `:set` table, a colon-command, a command-line flag, a `MINILLM_*` variable, a line of the
+configuration file and `:train`'s `name=value`.
+"""
+
+import dataclasses
+import math
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from minillm_repl.errors import UserError
+from minillm_repl.safetext import safe_line
+
+Parser = Callable[[str], Any]
+"""Takes what the user typed, returns the value, raises ValueError with what is expected (`a number from 0 to 1`)."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a setting is: its parser, one line of help, and how to say its special values."""
+
+    parse: Parser
+    help: str
+    metavar: str = "N"
+    unit: str = ""
+    aliases: tuple[str, ...] = ()
+    words: Mapping[str, Any] = field(default_factory=dict)  # words that stand for a value: {"off": 0}
+
+
+SettingsT = TypeVar("SettingsT")
+
+
+def setting(default: Any, parse: Parser, help: str, **more: Any) -> Any:  # noqa: A002 - the field's usual word
+    """Declare one field of a settings dataclass."""
+    return field(default=default, metadata={"spec": Spec(parse, help, **more)})
+
+
+def whole(low: int, high: int = 10**9) -> Parser:
+    """Parse a whole number from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            upper = f"to {high:,}" if high < 10**9 else "up"
+            raise ValueError(f"a whole number from {low} {upper}")
+        return value
+
+    return parse
+
+
+def number(low: float, high: float) -> Parser:
+    """Parse a finite number from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise ValueError(f"a number from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+def strings(text: str) -> tuple[str, ...]:
+    r"""Parse words, quoted where they hold spaces; `\n` and `\t` stand for a newline and a tab."""
+    try:
+        words = shlex.split(text.replace("\\n", "\n").replace("\\t", "\t"))
+    except ValueError:
+        raise ValueError("words, with quotes in pairs") from None
+    return tuple(word for word in words if word)
+
+
+def specs(settings: Any) -> dict[str, Spec]:
+    """Return every setting of a dataclass or an instance of it, by the name users type (`top-k`)."""
+    return {_public(entry.name): entry.metadata["spec"] for entry in dataclasses.fields(settings)}
+
+
+def value_of(settings: Any, name: str) -> Any:
+    """Return the value of the setting that users call `name`."""
+    return getattr(settings, _private(name))
+
+
+def default_of(settings: Any, name: str) -> Any:
+    """Return the value that the setting has when nobody sets it."""
+    return next(entry.default for entry in dataclasses.fields(settings) if entry.name == _private(name))
+
+
+def change(settings: SettingsT, name: str, text: str, *, said: str | None = None) -> SettingsT:
+    """Return `settings` with the setting `name` set to what `text` says.
+
+    `said` is how the user named it (`--top-k`), for the message. Raises UserError, leaving everything as it was.
+    """
+    known = specs(settings)
+    full = next((key for key, spec in known.items() if name == key or name in spec.aliases), None)
+    if full is None:
+        raise UserError(f"there is no setting {safe_line(name)!r}; there are {', '.join(known)}")
+    spec = known[full]
+    text = text.strip()
+    try:
+        value = spec.words[text.lower()] if text.lower() in spec.words else spec.parse(text)
+    except ValueError as error:
+        words = "".join(f", or {word}" for word in spec.words)
+        raise UserError(f"{said or full} needs {error}{words}, not {safe_line(text)!r}") from None
+    return dataclasses.replace(settings, **{_private(full): value})  # type: ignore[type-var]
+
+
+def show(spec: Spec, value: Any) -> str:
+    """Return a value as the user would type it."""
+    for word, meaning in spec.words.items():
+        if value == meaning and type(value) is type(meaning):
+            return word
+    if isinstance(value, tuple):
+        return safe_line(shlex.join(value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _public(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _private(name: str) -> str:
+    return name.replace("-", "_")

@@ -67,8 +67,8 @@ def make_parser() -> argparse.ArgumentParser:
     for name, spec in specs(Settings).items():
         _flag(sampling, name, spec, getattr(Settings, name.replace("-", "_")))
     training = parser.add_argument_group("training (in the REPL: `:help train`)")
-    training.add_argument("--train", metavar="CORPUS", help="train --ckpt on a text, save it, then open it; --ckpt is made"
-                          " if it does not exist")  # fmt: skip
+    what = "train --ckpt on a text, save it, then open it; a --ckpt that does not exist is made"
+    training.add_argument("--train", metavar="CORPUS", help=what)
     training.add_argument("--new", action="store_true", help="start from nothing even if --ckpt exists")
     for name in _TRAINING_FLAGS:
         _flag(training, name, specs(TrainPlan)[name], getattr(TrainPlan, name))
@@ -188,7 +188,7 @@ def _one_shot(shell: Shell, options: argparse.Namespace) -> int:
 
 
 def _training_arguments(options: argparse.Namespace) -> str:
-    """Return the training flags as one would type them after `:train CORPUS`. Raises UserError if they have no corpus."""
+    """Return the training flags as one would type them after `:train CORPUS`. Raises UserError without a corpus."""
     words = [f"{name}={getattr(options, name)}" for name in _TRAINING_FLAGS if getattr(options, name) is not None]
     words += [*options.set, *(["new"] if options.new else [])]
     if words and options.train is None:

@@ -36,10 +36,18 @@ class Launch:
     )
     vocab: str = setting("", str, "a text with the vocabulary of a checkpoint that has none of its own", metavar="FILE")
     device: str = setting(
-        "auto", _one_of("auto", "cpu", "cuda", "mps"), "where to compute; auto chats on the CPU and trains on a GPU"
+        "auto",
+        _one_of("auto", "cpu", "cuda", "mps"),
+        "where to compute: auto, cpu, cuda or mps; auto chats on the CPU and trains on a GPU if there is one",
+        metavar="WHERE",
     )
     threads: int = setting(0, whole(0, 1024), "processor threads for torch; 0 lets torch choose")
-    color: str = setting("auto", _one_of("auto", "always", "never"), "colours; auto asks the terminal and NO_COLOR")
+    color: str = setting(
+        "auto",
+        _one_of("auto", "always", "never"),
+        "colours: auto, always or never; auto asks the terminal and NO_COLOR",
+        metavar="WHEN",
+    )
     history: str = setting(
         "on", str, "where typed lines are kept: a FILE, `on` for the usual place, `off` for nowhere", metavar="FILE"
     )

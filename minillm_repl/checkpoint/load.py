@@ -58,7 +58,6 @@ def read_text(path: Path) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{safe_line(str(path))} is not UTF-8 text: byte {data[error.start]:#04x} at {error.start:,} of {len(data):,}"
-        ) from None
+        wrong = f"byte {data[error.start]:#04x} at {error.start:,} of {len(data):,}"
+        raise UserError(f"{safe_line(str(path))} is not UTF-8 text: {wrong}") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -9,6 +9,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.repl.blocks import joined
 from minillm_repl.repl.interrupt import interruptible
 from minillm_repl.repl.shell import Leave, Shell
+from minillm_repl.repl.terminal import typing_ahead
 
 _HOW_TO_LEAVE = "Ctrl-D or :quit leaves"
 
@@ -22,18 +23,19 @@ def run_interactive(shell: Shell, history: Path | None) -> int:
     prompt = PromptLine(shell, open_history(history), colors, lambda: screen.note(_HOW_TO_LEAVE))
     # The model is opened once the prompt can take keys: nobody waits for what they do not need yet.
     begin: Callable[[], None] | None = partial(session.start_loading, prompt.redraw)
-    while True:
-        try:
-            line = prompt.read(begin)
-            begin = None
-            attempt(shell, line)
-        except (EOFError, Leave):
+    with typing_ahead():
+        while True:
             try:
-                session.agree_to_discard()
-            except UserError as unsaved:
-                screen.warn(str(unsaved))
-            else:
-                return 0
+                line = prompt.read(begin)
+                begin = None
+                attempt(shell, line)
+            except (EOFError, Leave):
+                try:
+                    session.agree_to_discard()
+                except UserError as unsaved:
+                    screen.warn(str(unsaved))
+                else:
+                    return 0
 
 
 def run_script(shell: Shell, lines: Iterable[str]) -> int:

@@ -77,7 +77,7 @@ class Shell:
         return loading.result()
 
     def encode(self, model: Model, text: str) -> list[int]:
-        """Return the ids of a text, saying which characters the model has never seen. Raises UserError if none is left."""
+        """Return the ids of a text, saying what the model has never seen. Raises UserError if nothing else is in it."""
         tokenizer = model.checkpoint.tokenizer
         unknown = tokenizer.unknown(text)
         ids = tokenizer.encode(text)

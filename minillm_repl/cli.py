@@ -183,7 +183,7 @@ def _one_shot(shell: Shell, options: argparse.Namespace) -> int:
             events = session.generate(model, shell.interrupted, session.settings.verbose or VERBOSE_ROWS)
             finished = print_json(events, screen.out.file)
         else:
-            finished = shell.respond(model, text, echo=options.echo)
+            finished = shell.respond(model, echo=options.echo)
     return INTERRUPTED if finished.reason == "interrupt" else OK
 
 

@@ -18,7 +18,7 @@ def continue_(shell: Shell, argument: str) -> None:
     if not ids:
         raise UserError("there is no text to continue: type a prompt first")
     shell.session.begin(ids)
-    shell.respond(model, decode(model.checkpoint.tokenizer, ids))
+    shell.respond(model)
 
 
 @command("regen", aliases=("r", "retry"))
@@ -27,7 +27,7 @@ def regen(shell: Shell, _argument: str) -> None:
     model = shell.model()
     turn = shell.session.undo()
     shell.session.begin(list(turn.given))
-    shell.respond(model, decode(model.checkpoint.tokenizer, list(turn.given)))
+    shell.respond(model)
 
 
 @command("undo", aliases=("u",))

@@ -14,6 +14,7 @@ from minillm_repl.repl.registry import Registry
 from minillm_repl.repl.session import Model, Session
 from minillm_repl.repl.settings import samplers_text
 from minillm_repl.safetext import safe, safe_line
+from minillm_repl.tokenizer.base import decode
 
 if TYPE_CHECKING:
     from minillm_repl.engine.events import Finished
@@ -104,14 +105,15 @@ class Shell:
             self._echo(text, "\n")
             raise
         self.session.begin(ids)
-        self.respond(model, text, PROMPT)
+        self.respond(model, PROMPT)
 
-    def respond(self, model: Model, given: str, lead: str = "", *, echo: bool = True) -> "Finished":
-        """Let the model continue the session's text, and draw it; `given` is the text that it continues."""
+    def respond(self, model: Model, lead: str = "", *, echo: bool = True) -> "Finished":
+        """Let the model continue the session's text, and draw both: what it was given, and what it adds."""
         from minillm_repl.render.generation import draw_steps, draw_text, figures
 
         session, screen = self.session, self.screen
         verbose, before = session.settings.verbose, len(session.ids)
+        given = decode(model.checkpoint.tokenizer, session.ids)
         events = session.generate(model, self.interrupted, verbose)
         if verbose:
             finished = draw_steps(events, screen, given, samplers_text(session.settings))

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 def typing_ahead() -> Iterator[None]:
     """Keep keys that are typed while the model writes for the next prompt line, and off the screen.
 
-    prompt_toolkit sets its own mode for each prompt line, and comes back to this one in between. Left alone, the terminal would echo them into the text and turn Enter into Ctrl-J. Ctrl-C still interrupts.
+    prompt_toolkit sets its own mode for each prompt line, and comes back to this one in between. Left alone, the
+    terminal would echo them into the text and turn Enter into Ctrl-J. Ctrl-C still interrupts.
     """
     try:
         import termios

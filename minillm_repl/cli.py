@@ -5,14 +5,13 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from rich.text import Text
 
 from minillm_repl import __version__, commands
 from minillm_repl.checkpoint.header import config_of, is_native, read_header
-from minillm_repl.checkpoint.names import find, is_shipped, shipped
+from minillm_repl.checkpoint.names import find, is_shipped, shipped, there, user_path
 from minillm_repl.configuration import Launch, configuration_file, configure, read_configuration
 from minillm_repl.errors import UserError
 from minillm_repl.render.console import FIGURES, TITLE, make_screen
@@ -128,11 +127,11 @@ def _main(arguments: Sequence[str] | None) -> int:
         settings,
         device=launch.device,
         threads=launch.threads,
-        vocabulary=Path(launch.vocab).expanduser() if launch.vocab else None,
+        vocabulary=user_path(launch.vocab) if launch.vocab else None,
         path=find(launch.ckpt),
     )
     assert session.path is not None
-    session.own = not session.path.exists()
+    session.own = not there(session.path)
     shell = Shell(session, screen, discover(commands))
     if options.prompt is not None:
         return _one_shot(shell, options)

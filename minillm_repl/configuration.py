@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from platformdirs import user_config_path, user_state_path
 
+from minillm_repl.checkpoint.names import user_path
 from minillm_repl.errors import UserError
 from minillm_repl.repl.settings import Settings
 from minillm_repl.safetext import safe_line
@@ -57,7 +58,7 @@ class Launch:
         """The file of typed lines, or None to keep none."""
         if self.history in ("", "off"):
             return None
-        return user_state_path(_APP) / "history" if self.history == "on" else Path(self.history).expanduser()
+        return user_state_path(_APP) / "history" if self.history == "on" else user_path(self.history)
 
 
 ConfiguredT = TypeVar("ConfiguredT", Launch, Settings)

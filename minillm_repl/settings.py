@@ -24,6 +24,7 @@ class Spec:
 
     parse: Parser
     help: str
+    details: str = ""  # the definition, for those who ask
     metavar: str = "N"
     unit: str = ""
     aliases: tuple[str, ...] = ()
@@ -71,8 +72,10 @@ def number(low: float, high: float) -> Parser:
 
 def strings(text: str) -> tuple[str, ...]:
     r"""Parse words, quoted where they hold spaces; `\n` and `\t` stand for a newline and a tab."""
+    lexer = shlex.shlex(text, posix=True)
+    lexer.whitespace_split, lexer.escape, lexer.commenters = True, "", ""
     try:
-        words = shlex.split(text.replace("\\n", "\n").replace("\\t", "\t"))
+        words = [word.replace("\\n", "\n").replace("\\t", "\t") for word in lexer]
     except ValueError:
         raise ValueError("words, with quotes in pairs") from None
     return tuple(word for word in words if word)
@@ -118,7 +121,7 @@ def show(spec: Spec, value: Any) -> str:
         if value == meaning and type(value) is type(meaning):
             return word
     if isinstance(value, tuple):
-        return safe_line(shlex.join(value))
+        return safe_line(shlex.join(value).replace("\n", "\\n").replace("\t", "\\t"))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

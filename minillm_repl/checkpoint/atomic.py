@@ -19,6 +19,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         _write(Path(os.path.realpath(path)), data)
     except OSError as error:
         raise UserError(f"could not save {safe_line(str(path))}: {error.strerror}; nothing was changed there") from None
+    except ValueError:
+        raise UserError(f"could not save {safe_line(str(path))}: no file can have this name") from None
 
 
 def _write(target: Path, data: bytes) -> None:

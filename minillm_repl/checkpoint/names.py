@@ -1,5 +1,6 @@
 """Where a checkpoint named by the user lies: a path, or the name of one that ships with the program."""
 
+import os
 from pathlib import Path
 
 SUFFIX = ".safetensors"
@@ -19,8 +20,18 @@ def shipped() -> list[str]:
 
 def find(name: str) -> Path:
     """Return the path that `name` means: an existing path first, then a shipped checkpoint, else the path as given."""
-    path = Path(name).expanduser()
-    return path if path.exists() or name not in shipped() else shipped_folder() / (name + SUFFIX)
+    path = user_path(name)
+    return path if there(path) or name not in shipped() else shipped_folder() / (name + SUFFIX)
+
+
+def user_path(text: str) -> Path:
+    """Return a path as the user wrote it, `~` meaning their home."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's own raises for an unknown user
+
+
+def there(path: Path) -> bool:
+    """Tell whether something lies at a path; a name that no file can have has nothing there."""
+    return os.path.exists(path)  # noqa: PTH110 - Path's own raises for a name that is too long
 
 
 def is_shipped(path: Path | None) -> bool:

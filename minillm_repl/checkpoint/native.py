@@ -118,9 +118,7 @@ def check_shapes(header: Header, expected: Mapping[str, tuple[int, ...]], name: 
             raise UserError(f"{name} lacks the tensor {tensor}")
         dtype, found = header.tensors[tensor]
         if found != shape:
-            raise UserError(
-                f"{tensor} in {name} must have the shape {shape}, not {found}".replace("(", "[").replace(")", "]")
-            )
+            raise UserError(f"{tensor} in {name} must have the shape {list(shape)}, not {list(found)}")
         if dtype != "F32":
             raise UserError(f"{tensor} in {name} must be F32, not {safe_line(dtype)}")
     extra = sorted(set(header.tensors) - set(expected))

@@ -10,9 +10,9 @@ from minillm_repl.repl.shell import Shell
 
 @command("load", ":load PATH|NAME", completion="checkpoint")
 def load(shell: Shell, argument: str) -> None:
-    """Open another checkpoint: a file, or one that ships with the program.
+    """Open another checkpoint.
 
-    The model that is open stays open until the other is ready, and if it is not.
+    NAME is one that ships with the program; `:load` alone lists them. The model that is open stays open until the other is ready, and if it is not.
     """
     if not argument:
         raise UserError(f":load needs a file, or a name: {', '.join(shipped())}")

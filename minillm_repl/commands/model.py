@@ -7,7 +7,7 @@ from minillm_repl.repl.shell import Shell
 
 @command("model")
 def model(shell: Shell, _argument: str) -> None:
-    """Show the model's card: sizes, memory, vocabulary, training record, file."""
+    """Show the model's card: sizes, memory, training, file."""
     opened = shell.model()
     checkpoint, config = opened.checkpoint, opened.checkpoint.config
     characters = "".join(

@@ -1,8 +1,6 @@
 """`:save`."""
 
-from pathlib import Path
-
-from minillm_repl.checkpoint.names import SUFFIX, is_shipped
+from minillm_repl.checkpoint.names import SUFFIX, is_shipped, there, user_path
 from minillm_repl.errors import UserError
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
@@ -11,17 +9,17 @@ from minillm_repl.safetext import safe_line
 
 @command("save", ":save [PATH]", completion="file")
 def save(shell: Shell, argument: str) -> None:
-    """Write the model to a file, whole or not at all.
+    """Write the model to a file.
 
-    Without a path it goes to the file it came from, unless that one ships with the program.
+    Whole or not at all. Without a path it goes to the file it came from, unless that one ships with the program.
     """
     from minillm_repl.checkpoint.native import save as save_checkpoint
 
     model = shell.model()
-    path = Path(argument).expanduser() if argument else shell.session.path
+    path = user_path(argument) if argument else shell.session.path
     if path is None or (not argument and is_shipped(path)):
         raise UserError(f":save needs a path, such as `:save my{SUFFIX}`")
-    if not path.suffix and not path.exists():
+    if not path.suffix and not there(path):
         path = path.with_name(path.name + SUFFIX)
     shell.session.saved(save_checkpoint(model.checkpoint, path))
     shell.screen.note(f"saved to {safe_line(str(path))}")

@@ -18,8 +18,9 @@ def _command(name: str, spec: Spec) -> Command:
 
     values = "|".join((spec.metavar, *spec.words))
     default = show(spec, default_of(Settings, name))
-    details = f"Without a value it shows the present one. Default: {default}{' ' + spec.unit if spec.unit else ''}."
-    summary = spec.help[0].upper() + spec.help[1:]
+    usual = f"Without a value it shows the present one. Default: {default}{' ' + spec.unit if spec.unit else ''}."
+    details = f"{spec.details}\n{usual}".strip()
+    summary = spec.help[0].upper() + spec.help[1:] + "."
     return Command(name, f":{name} [{values}]", summary, run, details, spec.aliases, "words", tuple(spec.words))
 
 

@@ -11,7 +11,7 @@ from minillm_repl.tokenizer.base import decode
 
 @command("continue", ":continue [TEXT]", aliases=("c",))
 def continue_(shell: Shell, argument: str) -> None:
-    """Let the model write on from where the text stopped, after TEXT if there is one."""
+    """Write on from where the text stopped, or from TEXT after it."""
     model = shell.model()
     more = shell.encode(model, argument) if argument else []
     ids = shell.session.ids + more
@@ -23,7 +23,7 @@ def continue_(shell: Shell, argument: str) -> None:
 
 @command("regen", aliases=("r", "retry"))
 def regen(shell: Shell, _argument: str) -> None:
-    """Take the last completion back and write another one."""
+    """Write another completion of the last prompt."""
     model = shell.model()
     turn = shell.session.undo()
     shell.session.begin(list(turn.given))
@@ -32,7 +32,7 @@ def regen(shell: Shell, _argument: str) -> None:
 
 @command("undo", aliases=("u",))
 def undo(shell: Shell, _argument: str) -> None:
-    """Take the last prompt and its completion back; show the text as it is then."""
+    """Take the last prompt and its completion back."""
     model = shell.model()
     shell.session.undo()
     text = decode(model.checkpoint.tokenizer, shell.session.ids)

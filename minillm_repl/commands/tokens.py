@@ -8,7 +8,7 @@ from minillm_repl.repl.shell import Shell
 
 @command("tokens", ":tokens TEXT")
 def tokens(shell: Shell, argument: str) -> None:
-    """Show how the model cuts a text into tokens: each with its id and its bytes."""
+    """Show the tokens of a text, with ids and bytes."""
     if not argument:
         raise UserError(":tokens needs a text")
     model = shell.model()

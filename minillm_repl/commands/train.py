@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minillm_repl.checkpoint.names import there
 from minillm_repl.errors import UserError
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.session import Model
@@ -29,13 +30,14 @@ class Request:
     new: bool = False
 
 
-@command("train", ":train [CORPUS] [new] [steps=N lr=X batch=N ...]", completion="file")
+@command("train", ":train [CORPUS] [...]", completion="file")
 def train(shell: Shell, argument: str) -> None:
-    """Train the model further on a text file, or with `new` one from nothing; Ctrl-C stops and keeps it.
+    """Train on a text; Ctrl-C stops and keeps what was learnt.
 
-    steps=N (500), lr=X (0.006), batch=N (16) and seed=N (0) say how;
-    context=N (32), width=N (64), layers=N (4) and heads=N (4) say how large a new model is.
-    Without CORPUS it goes on with the one that the model was trained on, if that is there.
+    :train CORPUS [steps=N] [lr=X] [batch=N] [seed=N] trains the model that is open further.
+    :train CORPUS new [context=N] [width=N] [layers=N] [heads=N] ... makes a new one.
+    :train alone goes on with the text that the model was trained on, if that is there.
+    The loss is the mean surprisal in nats per token; a model that knows nothing has ln(vocabulary).
     """
     run(shell, parse(argument))
 
@@ -51,7 +53,7 @@ def parse(argument: str) -> Request:
         name, equals, value = word.partition("=")
         if word == "new":
             request = dataclasses.replace(request, new=True)
-        elif equals and name.replace("-", "").replace("_", "").isalpha() and not Path(word).exists():
+        elif equals and name.replace("-", "").replace("_", "").isalpha() and not there(Path(word)):
             plan = change(request.plan, name.replace("_", "-"), value, said=f":train {name}")
             request = dataclasses.replace(request, plan=plan)
         elif request.corpus:

@@ -7,6 +7,13 @@ from minillm_repl.settings import setting, strings, whole
 
 VERBOSE_ROWS = 10  # candidates, when nobody says how many
 
+_VERBOSE = """model: the probability that the model itself gives the token (softmax of its logits)
+after ...: the probability of being drawn, once the samplers have had their say; `cut` is 0
+▶ the token that was drawn; # its rank by the model, 1 = likeliest
+entropy: how unsure the model was, −Σ p·log2 p over all tokens, by its own probabilities
+surprisal: how unexpected the drawn token was, −log2 of its probability by the model
+␣ is a space, ⏎ a newline, <EA B0> bytes that are only a part of a character"""
+
 
 @dataclass(frozen=True)
 class Settings(Sampling):
@@ -15,7 +22,7 @@ class Settings(Sampling):
     seed: int | None = setting(
         None,
         whole(0, 2**63 - 1),
-        "starts the random numbers anew; the same seed gives the same text",
+        "the same seed gives the same text",
         words={"random": None},
     )
     max_tokens: int = setting(100, whole(1), "how many tokens a completion has at most", unit="tokens", aliases=("n",))
@@ -25,7 +32,8 @@ class Settings(Sampling):
     verbose: int = setting(
         0,
         whole(0, 1000),
-        "show a table of the K likeliest next tokens at each step",
+        "show the K likeliest next tokens at each step",
+        details=_VERBOSE,
         unit="rows",
         metavar="K",
         words={"off": 0, "on": VERBOSE_ROWS},

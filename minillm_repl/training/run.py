@@ -1,5 +1,6 @@
 """One run of training, from a checkpoint or from nothing to a checkpoint."""
 
+import os
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 import torch
 
 from minillm_repl import __version__
+from minillm_repl.checkpoint.names import user_path
 from minillm_repl.checkpoint.native import Checkpoint, TrainingRecord
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import GPTConfig
@@ -30,13 +32,13 @@ def find_corpus(named: str, checkpoint: Checkpoint | None) -> Corpus:
     Raises UserError that says what to type.
     """
     if named:
-        return read_corpus(Path(named).expanduser())
+        return read_corpus(user_path(named))
     record = checkpoint.training if checkpoint else None
     if checkpoint is None or record is None or not record.corpus:
         raise UserError("which text? `:train CORPUS` takes a UTF-8 text file, such as `:train story.txt steps=500`")
     beside = [checkpoint.path.parent / Path(record.corpus).name] if checkpoint.path else []
     for path in (Path(record.corpus), *beside):
-        if path.is_file():
+        if os.path.isfile(path):  # noqa: PTH113 - Path's own raises for a name that is too long
             corpus = read_corpus(path)
             if corpus.sha256 == record.corpus_sha256:
                 return replace(corpus, name=record.corpus)

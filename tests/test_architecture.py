@@ -1,0 +1,78 @@
+"""The shape of the package: who may import whom, and what stays out of the start."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "minillm_repl"
+# Each may import what stands before it; those in one set never import one another.
+LAYERS = [
+    {"errors"}, {"safetext"}, {"settings"}, {"model"}, {"tokenizer"}, {"checkpoint"},
+    {"engine", "training", "insight", "lessons"}, {"render"}, {"repl"}, {"commands"}, {"configuration"}, {"cli"},
+]  # fmt: skip
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def part(module):
+    """minillm_repl.engine.events -> engine"""
+    return module.split(".")[1] if module.startswith("minillm_repl.") else None
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    for module in imports(path):
+        other = part(module)
+        if own in LEVEL and other in LEVEL and other != own:
+            assert LEVEL[other] < LEVEL[own], f"{own} imports {module}"
+        if module.split(".")[0] == "rich" and own in LEVEL:
+            assert LEVEL[own] >= LEVEL["render"], f"{own} draws"
+        if module.split(".")[0] == "prompt_toolkit":
+            assert own == "repl", f"{own} reads keys"
+
+
+def test_render_sees_only_events_and_views():
+    for path in (PACKAGE / "render").glob("*.py"):
+        for module in imports(path):
+            if part(module) in ("engine", "training"):
+                assert module.split(".")[2] == "events", f"{path.name} imports {module}"
+
+
+def loaded_by(code):
+    done = subprocess.run(
+        [sys.executable, "-c", code + "\nimport sys; print(*sys.modules)"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+HEAVY = {"torch", "numba", "numpy", "safetensors"}
+
+
+def test_help_and_the_first_prompt_need_neither_numpy_nor_torch():
+    start = "import minillm_repl.cli, minillm_repl.repl.prompt"
+    parse = "import contextlib\nwith contextlib.suppress(SystemExit): minillm_repl.cli.main(['--version'])"
+    assert not loaded_by(f"{start}\n{parse}") & HEAVY
+
+
+def test_a_whole_prompt_from_flag_to_text_needs_no_torch():
+    loaded = loaded_by(
+        "import minillm_repl.cli\nassert minillm_repl.cli.main(['-p', '날씨', '-n', '3', '--verbose']) == 0"
+    )
+    assert "numba" in loaded
+    assert "torch" not in loaded
+    assert "prompt_toolkit" not in loaded

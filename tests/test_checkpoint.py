@@ -1,0 +1,221 @@
+"""Saving loses nothing, and loading believes nothing."""
+
+import dataclasses
+import json
+import os
+import stat
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from safetensors import safe_open
+
+from minillm_repl.checkpoint import atomic
+from minillm_repl.checkpoint.load import load, read_text
+from minillm_repl.checkpoint.names import find, is_shipped, shipped
+from minillm_repl.checkpoint.native import TrainingRecord, save
+from minillm_repl.errors import UserError
+from tests.conftest import random_checkpoint
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return save(random_checkpoint(), tmp_path / "model.safetensors")
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    record = TrainingRecord(3, 99, 1.5, None, "글.txt", "ab" * 32, 7, {"torch": "2"}, ((1, 2.5), (3, 1.5)))
+    before = save(dataclasses.replace(random_checkpoint(), training=record), tmp_path / "모델.safetensors")
+    after = load(tmp_path / "모델.safetensors")
+    assert after.config == before.config
+    assert after.training == before.training
+    assert after.tokenizer.to_json() == before.tokenizer.to_json()
+    assert set(after.tensors) == set(before.tensors)
+    assert all(np.array_equal(after.tensors[name], before.tensors[name]) for name in after.tensors)
+
+
+def test_the_file_is_what_the_format_says(saved):
+    with safe_open(saved.path, "np") as file:
+        metadata = file.metadata()
+        assert (metadata["format"], metadata["version"]) == ("minillm", "1")
+        assert json.loads(metadata["config"])["arch"] == "gpt"
+        assert {"token_embedding.weight", "blocks.0.attention.qkv.weight", "blocks.1.ff.up.weight"} <= set(file.keys())
+
+
+def rewritten(saved, tmp_path, metadata=None, tensors=None, **changed):
+    """The saved file with parts of it replaced; None removes a part."""
+    with safe_open(saved.path, "np") as file:
+        fields = {**file.metadata(), **(metadata or {}), **changed}
+    arrays = {**safetensors.numpy.load_file(saved.path), **(tensors or {})}
+    path = tmp_path / "changed.safetensors"
+    safetensors.numpy.save_file(
+        {name: array for name, array in arrays.items() if array is not None},
+        path,
+        {name: text for name, text in fields.items() if text is not None},
+    )
+    return path
+
+
+CONFIG = {"arch": "gpt", "vocab": 11, "context": 8, "width": 12, "layers": 2, "heads": 3}
+WRONG = {
+    "a newer version": ({"version": "2"}, {}, "version '2'; this program reads version 1"),
+    "no config": ({"config": None}, {}, "no 'config'"),
+    "config no JSON": ({"config": "{"}, {}, "not valid JSON"),
+    "config NaN": ({"config": '{"arch": NaN}'}, {}, "NaN is not"),
+    "config twice": ({"config": '{"arch": 1, "arch": 2}'}, {}, "twice"),
+    "config deep": ({"config": "[" * 100_000}, {}, "nested too deeply"),
+    "config a list": ({"config": "[]"}, {}, "arch = gpt"),
+    "another arch": ({"config": json.dumps(CONFIG | {"arch": "\x1b[31mrwkv"})}, {}, "arch = gpt"),
+    "a size too many": ({"config": json.dumps(CONFIG | {"depth": 1})}, {}, "arch = gpt"),
+    "no layers": ({"config": json.dumps(CONFIG | {"layers": 0})}, {}, "layers must be from 1"),
+    "a million layers": ({"config": json.dumps(CONFIG | {"layers": 10**6})}, {}, "layers must be from 1"),
+    "a giant vocabulary": ({"config": json.dumps(CONFIG | {"vocab": 2**40})}, {}, "vocab must be from 1"),
+    "a size that is true": ({"config": json.dumps(CONFIG | {"heads": True})}, {}, "heads must be from 1"),
+    "heads that do not fit": ({"config": json.dumps(CONFIG | {"heads": 5})}, {}, "evenly among 5 heads"),
+    "another width": ({"config": json.dumps(CONFIG | {"width": 15})}, {}, "must have the shape"),
+    "another vocabulary": ({"config": json.dumps(CONFIG | {"vocab": 12})}, {}, "vocabulary of 11 tokens"),
+    "no tokenizer": ({"tokenizer": None}, {}, "no 'tokenizer'"),
+    "an unknown tokenizer": ({"tokenizer": '{"type": "magic"}'}, {}, "newer minillm-repl"),
+    "a broken record": ({"training": '{"steps": "many"}'}, {}, "training record"),
+    "a missing tensor": ({}, {"ln_f.bias": None}, "lacks the tensor ln_f.bias"),
+    "a tensor too many": ({}, {"\x1b]0;x\x07": np.zeros(1, np.float32)}, "does not belong"),
+    "a wrong shape": ({}, {"ln_f.bias": np.zeros(13, np.float32)}, r"shape \[12\], not \[13\]"),
+    "a wrong type": ({}, {"ln_f.bias": np.zeros(12, np.int32)}, "must be F32, not I32"),
+    "a NaN": ({}, {"ln_f.bias": np.full(12, np.nan, np.float32)}, "ln_f.bias holds numbers that are not finite"),
+    "no format": ({"format": None}, {}, "neither a minillm checkpoint"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_checkpoint_is_refused_in_one_clean_line(what, saved, tmp_path):
+    metadata, tensors, message = WRONG[what]
+    path = rewritten(saved, tmp_path, metadata, tensors)
+    with pytest.raises(UserError, match=message) as raised:
+        load(path)
+    assert "changed.safetensors" in str(raised.value)
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 600
+
+
+def test_every_truncation_and_many_flipped_bytes_are_refused_or_load(saved, tmp_path):
+    data = saved.path.read_bytes()
+    path = tmp_path / "broken.safetensors"
+    rng = np.random.default_rng(0)
+    cuts = [data[:length] for length in (*range(0, 2000, 37), *rng.integers(0, len(data), 50))]
+    flips = []
+    for _ in range(300):
+        flipped = bytearray(data)
+        flipped[rng.integers(0, 3000)] = rng.integers(0, 256)
+        flips.append(bytes(flipped))
+    refused = 0
+    for broken in (*cuts, *flips):
+        path.write_bytes(broken)
+        try:
+            load(path)
+        except UserError as error:
+            refused += 1
+            assert str(error).isprintable()
+    assert refused >= len(cuts)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x00" * 8, b"\xff" * 100, b"<!DOCTYPE html>" * 9, b"\x80\x04K\x01." * 9, (2**40).to_bytes(8, "little")],
+)
+def test_a_file_that_is_no_checkpoint_is_refused(data, tmp_path):
+    path = tmp_path / "no.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="not a safetensors file|not valid JSON"):
+        load(path)
+
+
+def test_what_is_no_file_is_named_and_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, message in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "pipe", "is a FIFO"),
+        (tmp_path / "none", "No such file"),
+        ("/dev/null", "is a device"),
+        (tmp_path / ("x" * 300), "File name too long"),
+        (tmp_path / "a\0b", "no file can have this name"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load(path)
+
+
+def test_a_file_cut_short_after_loading_does_no_harm(saved):
+    checkpoint = load(saved.path)
+    saved.path.write_bytes(b"")
+    assert np.array_equal(checkpoint.tensors["lm_head.weight"], saved.tensors["lm_head.weight"])
+
+
+def test_saving_keeps_permissions_and_links(saved, tmp_path):
+    saved.path.chmod(0o640)
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(saved.path)
+    save(random_checkpoint(seed=1), link)
+    assert link.is_symlink()
+    assert stat.S_IMODE(saved.path.stat().st_mode) == 0o640
+    assert not np.array_equal(load(saved.path).tensors["ln_f.bias"], saved.tensors["ln_f.bias"])
+    assert sorted(os.listdir(tmp_path)) == ["link.safetensors", "model.safetensors"]
+
+
+def test_a_new_file_gets_the_users_usual_permissions(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save(random_checkpoint(), tmp_path / "m.safetensors")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "m.safetensors").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_save_that_fails_leaves_the_old_file_whole_and_no_litter(call, saved, tmp_path, monkeypatch):
+    old = saved.path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(atomic.os if call == "fsync" else atomic.Path, call, full)
+    with pytest.raises(UserError, match="No space left on device; nothing was changed"):
+        save(random_checkpoint(seed=1), saved.path)
+    assert saved.path.read_bytes() == old
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+
+
+def test_what_is_no_regular_file_is_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(UserError, match="not a regular file"):
+            save(random_checkpoint(), tmp_path / name)
+    with pytest.raises(UserError, match="could not save"):
+        save(random_checkpoint(), tmp_path / "none" / "m.safetensors")
+    with pytest.raises(UserError, match="could not save"):
+        save(random_checkpoint(), tmp_path / ("x" * 300))
+    assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
+
+
+def test_a_name_of_255_bytes_can_be_saved_to(tmp_path):
+    path = tmp_path / ("x" * 255)
+    save(random_checkpoint(), path)
+    assert load(path).config.vocab == 11
+
+
+def test_shipped_checkpoints_are_found_by_name(tmp_path, monkeypatch):
+    assert "nalssi" in shipped()
+    assert is_shipped(find("nalssi"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nalssi").touch()
+    assert not is_shipped(find("nalssi"))  # a file of the user's own comes first
+    assert find("x" * 300).name == "x" * 300
+    assert find("a\0b").name == "a\0b"
+
+
+def test_text_is_read_as_utf_8_with_any_line_ends(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_bytes("\ufeff가\r\n나\r다\n".encode())
+    assert read_text(path) == "가\n나\n다\n"
+    path.write_bytes("가".encode("euc-kr"))
+    with pytest.raises(UserError, match="not UTF-8 text: byte 0xb0 at 0 of 2"):
+        read_text(path)

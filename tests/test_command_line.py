@@ -1,0 +1,193 @@
+"""The program as a shell sees it: one shot, pipes, exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.native import save
+from tests.conftest import MODELS, random_checkpoint
+
+
+@pytest.fixture
+def program(tmp_path):
+    home = {name: str(tmp_path / name) for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MINILLM_")} | home
+
+    def run(*arguments, stdin="", **variables):
+        return subprocess.run(
+            [sys.executable, "-m", "minillm_repl", *arguments],
+            input=stdin.encode() if isinstance(stdin, str) else stdin,
+            capture_output=True,
+            env=environment | variables,
+            cwd=tmp_path,
+            timeout=120,
+        )
+
+    return run
+
+
+def test_one_shot_prints_the_completion_alone(program):
+    done = program("-p", "날씨", "--temp", "0", "-n", "6", "--seed", "3")
+    assert (done.returncode, done.stdout.decode()) == (0, "가 좋다. \n")
+    assert done.stderr.decode().startswith("6 tokens · ")
+    assert done.stderr.decode().endswith(" tokens/s · reached max-tokens · seed 3\n")
+    piped = program("-p", "-", "--echo", "--temp", "0", "-n", "6", stdin="날씨\n")
+    assert piped.stdout.decode() == "날씨가 좋다. \n"
+
+
+def test_json_prints_events_and_nothing_else_and_the_same_text(program):
+    settings = ("-p", "날씨", "--seed", "5", "--temp", "1.5", "-n", "20")
+    done = program(*settings, "--json")
+    *steps, finished = map(json.loads, done.stdout.decode().splitlines())
+    assert [len(step["top"]) in (10, 11) for step in steps] == [True] * 20
+    assert "".join(step["text"] for step in steps) == finished["text"]
+    assert program(*settings).stdout.decode() == finished["text"] + "\n"
+    assert program(stdin=":seed 5\n:temp 1.5\n:max-tokens 20\n날씨\n").stdout.decode().endswith(finished["text"] + "\n")
+    three = program(*settings, "--json", "--verbose", "3").stdout.decode().splitlines()
+    assert {len(json.loads(line)["top"]) for line in three[:-1]} <= {3, 4}
+
+
+def test_verbose_prints_tables_without_escapes(program):
+    done = program("-p", "날씨", "-n", "2", "--verbose", "4", "--temp", "0")
+    lines = done.stdout.decode().splitlines()
+    assert lines[0] == "step 1  +'가' → 날씨가"
+    assert sum(line.startswith("▶") for line in lines) == 2
+    assert b"\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("color", ["always", "never"])
+def test_colours_can_be_forced_and_forbidden(program, color):
+    done = program(
+        "-p", "날씨", "-n", "2", "--color", color, NO_COLOR="1" if color == "always" else "", FORCE_COLOR="1"
+    )
+    assert (b"\x1b[" in done.stdout) == (color == "always")
+
+
+def test_a_script_runs_prompts_and_commands_alike(program):
+    script = ':temp 0\n:max-tokens 4\n날씨\n:continue\n"""\n하늘이\n맑고\n"""\n:undo\n:undo\n:clear\n::날씨\n\n'
+    done = program(stdin=script)
+    assert done.returncode == 0
+    lines = done.stdout.decode().splitlines()
+    assert lines[:4] == ["temp 0", "max-tokens 4", "날씨가 좋다", "날씨가 좋다. 하늘"]
+    assert lines[4].startswith("하늘이")
+    assert lines[-1] == "날씨가 좋다"  # the colon is a character the model has never seen
+    assert "never seen :" in done.stderr.decode()
+
+
+def test_errors_of_a_script_go_to_stderr_and_make_the_exit_code_1(program):
+    done = program(stdin=":temp hot\n:modle\n날씨\nXYZ\n:load nowhere.safetensors\n")
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.decode().splitlines() if line.startswith("error: ")]
+    assert "temp needs a number" in errors[0]
+    assert "did you mean :model?" in errors[1]
+    assert "never seen X, Y, Z" in errors[2]
+    assert "nowhere.safetensors" in errors[3]
+    assert done.stdout.decode().startswith("날씨")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [(["--temp", "hot", "-p", "x"], 2, "--temp needs a number"), (["--nonsense"], 2, "--help lists the flags"),
+     (["--json"], 2, "--json needs a prompt"), (["--steps", "3"], 2, "needs --train"),
+     (["--device", "abacus"], 2, "one of auto, cpu, cuda, mps"), (["-p", "날씨", "--train", "x"], 2, "train first"),
+     (["--ckpt", "none.safetensors", "-p", "날씨"], 1, "no model yet"), (["-p", ""], 1, "the prompt is empty"),
+     (["-p", "XYZ"], 1, "never seen X, Y, Z"), (["--train", "x.txt"], 1, "--train needs --ckpt"),
+     (["--ckpt", "m.safetensors", "--train", "none.txt"], 1, "cannot open none.txt"),
+     (["--ckpt", "/dev/null", "-p", "x"], 1, "is a device"), (["--device", "mps", "-p", "날씨"], 1, "no mps device")],
+)  # fmt: skip
+def test_wrong_usage_and_failures_have_their_own_exit_codes(program, arguments, code, message):
+    done = program(*arguments)
+    assert (done.returncode, done.stdout) == (code, b"")
+    assert message in done.stderr.decode()
+    assert len(done.stderr.decode().splitlines()) == 1
+
+
+def test_a_pipe_that_is_not_utf_8_is_refused(program):
+    for arguments in ((), ("-p", "-")):
+        done = program(*arguments, stdin=b"\xff\xfe\n")
+        assert (done.returncode, "not UTF-8" in done.stderr.decode()) == (1, True)
+
+
+def test_training_from_the_shell_makes_the_file_trains_it_further_and_makes_it_anew(program, tmp_path):
+    settings = ("--ckpt", "new.safetensors", "--train", str(MODELS / "nalssi.txt"), "--steps", "4", "--batch", "2")
+    done = program(*settings, "--width", "8", "--layers", "1", "--heads", "2", "--context", "5", "--set", "lr=0.01")
+    assert done.returncode == 0, done.stderr.decode()
+    assert "saved to new.safetensors" in done.stderr.decode()
+    made = load(tmp_path / "new.safetensors")
+    assert (made.config.width, made.config.context, made.training.steps, made.training.tokens) == (8, 5, 4, 40)
+    assert program(*settings).returncode == 0
+    assert load(tmp_path / "new.safetensors").training.steps == 8
+    refused = program(*settings, "--width", "16")
+    assert (refused.returncode, "width is a size of a new model" in refused.stderr.decode()) == (1, True)
+    assert program(*settings, "--width", "16", "--new", "--seed", "9").returncode == 0
+    anew = load(tmp_path / "new.safetensors")
+    assert (anew.config.width, anew.training.steps, anew.training.seed) == (16, 4, 9)
+
+
+def test_training_in_a_script_never_overwrites_what_was_only_opened(program, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes((MODELS / "nalssi.safetensors").read_bytes())
+    before = path.read_bytes()
+    done = program("--ckpt", "mine.safetensors", stdin=f":train '{MODELS / 'nalssi.txt'}' steps=1 batch=1\n")
+    assert (done.returncode, path.read_bytes()) == (0, before)
+    assert "not saved yet" in done.stderr.decode()
+
+
+def test_a_corpus_that_does_not_fit_touches_nothing(program, tmp_path):
+    (tmp_path / "short.txt").write_text("짧다", encoding="utf-8")
+    done = program("--ckpt", "new.safetensors", "--train", "short.txt")
+    assert (done.returncode, "at least 33" in done.stderr.decode()) == (1, True)
+    assert not (tmp_path / "new.safetensors").exists()
+
+
+def test_what_a_checkpoint_says_never_steers_the_terminal(program, tmp_path):
+    characters = sorted(["가", "\x1b", "]", "0", ";", "\x07", "\x9b", "\u202e", "[", "/", "\r", "\x08"])
+    save(random_checkpoint(characters=characters), tmp_path / "hostile.safetensors")
+    script = ":verbose 12\n:max-tokens 40\n가\n:verbose off\n가\n:model\n:tokens 가[/]\n:regen\n"
+    done = program("--ckpt", "hostile.safetensors", "--color", "never", stdin=script)
+    shown = (done.stdout + done.stderr).decode()
+    assert done.returncode == 0, shown
+    assert not set(shown) & {"\x1b", "\x07", "\x9b", "\u202e", "\r", "\x08"}
+    assert "␛" in shown
+    assert "<U+202E>" in shown
+
+
+def test_a_reader_that_goes_away_is_no_reason_to_complain(tmp_path):
+    command = f"{sys.executable} -m minillm_repl -p 날씨 -n 5000 --json | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, timeout=60, cwd=tmp_path)
+    assert json.loads(done.stdout)["event"] == "step"
+    assert done.stderr == b""
+
+
+def test_an_interrupt_ends_one_shot_with_what_was_made(tmp_path):
+    started = subprocess.Popen(
+        [sys.executable, "-m", "minillm_repl", "-p", "날씨", "-n", "100000000", "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path,
+    )  # fmt: skip
+    started.stdout.readline()
+    started.send_signal(signal.SIGINT)
+    out, err = started.communicate(timeout=60)
+    finished = json.loads(out.splitlines()[-1])
+    assert (started.returncode, finished["reason"], err) == (130, "interrupt", b"")
+
+
+def test_settings_come_from_variables_and_a_file(program, tmp_path):
+    folder = tmp_path / "XDG_CONFIG_HOME" / "minillm-repl"
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text("temp = 0\nmax-tokens = 3\n", encoding="utf-8")
+    assert program("-p", "날씨").stdout.decode() == "가 좋\n"
+    assert program("-p", "날씨", MINILLM_MAX_TOKENS="4").stdout.decode() == "가 좋다\n"
+    assert program("-p", "날씨", "-n", "1", MINILLM_MAX_TOKENS="4").stdout.decode() == "가\n"
+    (folder / "config.toml").write_text("heat = 0\n", encoding="utf-8")
+    done = program("-p", "날씨")
+    assert (done.returncode, "sets 'heat'" in done.stderr.decode()) == (2, True)
+
+
+def test_an_ascii_terminal_gets_escapes_and_no_crash(program):
+    done = program("-p", "날씨", "-n", "2", "--temp", "0", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert (done.returncode, done.stdout) == (0, b"\\uac00 \n")

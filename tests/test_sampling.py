@@ -1,0 +1,108 @@
+"""Every sampler against the processors of the transformers library, alone, together, and at the edges."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from transformers.generation import logits_process as theirs
+
+from minillm_repl.engine.options import Sampling
+from minillm_repl.engine.sampling import draw, log_softmax, process
+
+EDGES = {
+    "ties": [1.0, 3.0, 3.0, 2.0, 3.0, 1.0, 2.0, 2.0],
+    "all equal": [0.5] * 8,
+    "one far above": [50.0, 0, 0, 0, 0, 0, 0, 0],
+    "exact halves": list(np.log2([0.5, 0.25, 0.125, 0.125, 2**-30, 2**-30, 2**-30, 2**-30]) * np.log(2)),
+    "negative": [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0, -8.0],
+    "large": [1e4, 9e3, -1e4, 0, 1, 2, 3, 4],
+}
+SETTINGS = [
+    Sampling(**dict(zip(("temp", "top_k", "top_p", "min_p", "repeat_penalty"), values, strict=True)))
+    for values in itertools.product((1.0, 0.3, 2.5), (0, 1, 3, 100), (1.0, 0.5, 0.9, 0.0), (0.0, 0.1, 1.0), (1.0, 1.3))
+]
+
+
+def by_transformers(logits, sampling, seen):
+    scores, ids = torch.tensor(logits)[None], torch.tensor([seen])
+    processors = []
+    if sampling.repeat_penalty != 1:
+        processors.append(theirs.RepetitionPenaltyLogitsProcessor(sampling.repeat_penalty))
+    if sampling.temp != 1:
+        processors.append(theirs.TemperatureLogitsWarper(sampling.temp))
+    if sampling.top_k:
+        processors.append(theirs.TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        processors.append(theirs.TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p > 0:
+        processors.append(theirs.MinPLogitsWarper(sampling.min_p))
+    for processor in processors:
+        scores = processor(ids, scores)
+    return scores[0]
+
+
+def agrees(logits, sampling, seen):
+    ours = process(logits.astype(np.float32), sampling, seen)
+    expected = by_transformers(logits.astype(np.float32), sampling, seen)
+    assert (np.isinf(ours) == torch.isinf(expected).numpy()).all(), (sampling, ours, expected)
+    probabilities = torch.softmax(expected.double(), -1).numpy()
+    np.testing.assert_allclose(np.exp(log_softmax(ours)), probabilities, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 300])
+def test_each_combination_agrees_with_transformers_on_random_logits(size):
+    rng = np.random.default_rng(size)
+    for sampling in SETTINGS:
+        agrees(rng.normal(0, 3, size), sampling, rng.integers(0, size, 5).tolist())
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_each_combination_agrees_with_transformers_at_the_edges(name):
+    for sampling in SETTINGS:
+        agrees(np.array(EDGES[name]), sampling, [0, 3, 3])
+
+
+def test_top_p_exactly_on_a_boundary_keeps_what_transformers_keeps():
+    logits = np.log(np.array([0.5, 0.25, 0.25])).astype(np.float32)
+    kept = np.isfinite(process(logits, Sampling(temp=1, top_p=0.5), []))
+    assert kept.tolist() == [True, False, False]
+
+
+def test_temperature_0_equals_top_k_1():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        logits = rng.normal(0, 3, 50).astype(np.float32)
+        greedy = process(logits, Sampling(temp=0), [])
+        top1 = process(logits, Sampling(temp=0.7, top_k=1), [])
+        assert np.flatnonzero(np.isfinite(greedy)) == np.flatnonzero(np.isfinite(top1)) == logits.argmax()
+
+
+@pytest.mark.parametrize("temp", [1e-8, 1e-30, 5e-324, 1e8])
+def test_extreme_temperatures_stay_finite(temp):
+    logits = np.array([3.0, 2.0, -1e4], np.float32)
+    probabilities = np.exp(log_softmax(process(logits, Sampling(temp=temp), [])))
+    assert np.isfinite(probabilities).all()
+    assert probabilities.sum() == pytest.approx(1)
+
+
+def test_log_softmax_is_torchs_in_float64():
+    logits = np.random.default_rng(1).normal(0, 20, 1000).astype(np.float32)
+    expected = torch.log_softmax(torch.tensor(logits).double(), -1).numpy()
+    np.testing.assert_allclose(log_softmax(logits), expected, rtol=0, atol=1e-12)
+
+
+def test_draws_follow_the_distribution_and_never_reach_what_was_cut():
+    probabilities = np.array([0.0, 0.7, 0.0, 0.3, 0.0])
+    rng = np.random.default_rng(0)
+    counts = np.bincount([draw(probabilities, rng) for _ in range(20_000)], minlength=5) / 20_000
+    assert counts[[0, 2, 4]].sum() == 0
+    assert abs(counts[1] - 0.7) < 4 * (0.21 / 20_000) ** 0.5  # four standard deviations
+
+
+def test_a_draw_at_the_very_end_takes_the_last_candidate():
+    class Highest:
+        def random(self):
+            return np.nextafter(1.0, 0.0)
+
+    assert draw(np.array([0.1] * 3 + [0.7 - 1e-17, 0.0]), Highest()) == 3

@@ -107,7 +107,7 @@ class Terminal:
         data = text.encode()
         while data and not self.ended:
             try:
-                data = data[os.write(self.child.fd, data) :]
+                data = data[os.write(self.child.child_fd, data) :]
             except OSError:
                 self.ended = True
 
@@ -134,10 +134,10 @@ class Terminal:
         """Let the screen take what the program writes; wait for it no longer than this."""
         if self.ended:
             return
-        if not select.select([self.child.fd], [], [], seconds)[0]:
+        if not select.select([self.child.child_fd], [], [], seconds)[0]:
             return
         try:
-            data = os.read(self.child.fd, 1 << 16)
+            data = os.read(self.child.child_fd, 1 << 16)
         except OSError:  # Linux's way to say that nobody is at the other end
             data = b""
         self.ended = not data

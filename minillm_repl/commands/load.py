@@ -12,7 +12,8 @@ from minillm_repl.repl.shell import Shell
 def load(shell: Shell, argument: str) -> None:
     """Open another checkpoint.
 
-    NAME is one that ships with the program; `:load` alone lists them. The model that is open stays open until the other is ready, and if it is not.
+    NAME is one that ships with the program; `:load` alone lists them.
+    The model that is open stays open until the other is ready, and if it is not.
     """
     if not argument:
         raise UserError(f":load needs a file, or a name: {', '.join(shipped())}")

@@ -18,7 +18,7 @@ def _command(name: str, spec: Spec) -> Command:
 
     values = "|".join((spec.metavar, *spec.words))
     default = show(spec, default_of(Settings, name))
-    usual = f"Without a value it shows the present one. Default: {default}{' ' + spec.unit if spec.unit else ''}."
+    usual = f"Without a value it shows the present one. Default: {default}."
     details = f"{spec.details}\n{usual}".strip()
     summary = spec.help[0].upper() + spec.help[1:] + "."
     return Command(name, f":{name} [{values}]", summary, run, details, spec.aliases, "words", tuple(spec.words))

@@ -1,0 +1,48 @@
+"""What README and help promise is there."""
+
+import re
+import shlex
+
+import pytest
+
+from minillm_repl import commands
+from minillm_repl.cli import make_parser
+from minillm_repl.repl.registry import discover
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+HELP = make_parser().format_help()
+FLAGS = {flag for action in make_parser()._actions for flag in action.option_strings}
+
+
+def test_the_readme_lists_every_command_as_help_does():
+    rows = re.findall(r"^\| `(:[^`]+)` \| (.+) \|$", README, re.MULTILINE)
+    assert rows == [(each.usage.replace("|", "\\|"), each.summary) for each in discover(commands)]
+
+
+def test_every_flag_in_the_documents_exists():
+    for name in ("README.md", "models/README.md", "docs/format.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for line in re.findall(r"minillm-repl [^`\n]*", text):
+            words = shlex.split(line.partition("#")[0].replace("…", ""))
+            used = {word for word in words if re.fullmatch(r"-[a-z]|--[a-z-]+", word)}
+            assert used <= FLAGS, f"{name}: {line}"
+
+
+def test_the_flags_that_users_bring_from_elsewhere_are_there():
+    expected = """--ckpt -p --prompt --temp --temperature --top-k --top-p --min-p --repeat-penalty --seed --max-tokens -n --stop
+        --verbose --json --device --threads --color --train --steps --batch --lr --context --width --layers --heads --set
+        --version --echo --vocab --no-history""".split()
+    assert set(expected) <= FLAGS
+
+
+@pytest.mark.parametrize("alias", ["temperature", "q", "exit", "bye", "h", "?"])
+def test_the_spellings_that_users_bring_from_elsewhere_work(alias):
+    assert discover(commands).known(alias)
+
+
+def test_every_command_explains_itself():
+    for each in discover(commands):
+        assert each.summary.endswith(".")
+        assert len(each.summary) <= 60
+        assert each.usage.startswith(f":{each.name}")

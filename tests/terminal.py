@@ -202,8 +202,8 @@ class Terminal:
         self.send(line)
         self.wait_for_prompt(before, timeout)
         lines = self.lines[: len(self.screen.gone) + self.screen.cursor.y]
-        starts = [place for place, each in enumerate(lines) if each.startswith(PROMPT) or line in each]
-        return "\n".join(lines[starts[-1] :] if starts else lines)
+        start = max(place for place, each in enumerate(lines) if each.startswith(PROMPT))
+        return "\n".join(lines[start:])
 
     def wait_for_end(self, timeout: float = 20) -> int:
         """Wait until the program has ended; return its exit code, or minus the signal that ended it."""

@@ -54,7 +54,7 @@ def test_render_sees_only_events_and_views():
 
 def loaded_by(code):
     done = subprocess.run(
-        [sys.executable, "-c", code + "\nimport sys; print(*sys.modules)"], capture_output=True, text=True
+        [sys.executable, "-c", code + "\nimport sys; print(*sys.modules)"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())

@@ -116,6 +116,8 @@ class Shell:
         given = decode(model.checkpoint.tokenizer, session.ids)
         events = session.generate(model, self.interrupted, verbose)
         if verbose:
+            if screen.interactive:
+                self._echo(given, "\n", lead)
             finished = draw_steps(events, screen, given, samplers_text(session.settings))
             screen.out.print(Text.assemble(safe(given), (safe(finished.text), MODEL)), soft_wrap=True)
         else:

@@ -140,8 +140,11 @@ def _main(arguments: Sequence[str] | None) -> int:
         session.own = True
         if is_shipped(session.path) and launch.ckpt in shipped():
             raise UserError("--train needs --ckpt FILE, to save to; the shipped checkpoints stay as they are")
-        code = run_script(shell, [f":train {shlex.quote(options.train)} {training}"])
-        return code if code or not interactive else run_interactive(shell, launch.history_file)
+        try:
+            code = run_script(shell, [f":train {shlex.quote(options.train)} {training}"])
+        except KeyboardInterrupt:
+            code = INTERRUPTED  # what was learnt is saved
+        return code if code == FAILED or not interactive else run_interactive(shell, launch.history_file)
     if interactive:
         _greet(shell)
         return run_interactive(shell, launch.history_file)

@@ -192,3 +192,33 @@ def test_settings_come_from_variables_and_a_file(program, tmp_path):
 def test_an_ascii_terminal_gets_escapes_and_no_crash(program):
     done = program("-p", "날씨", "-n", "2", "--temp", "0", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert (done.returncode, done.stdout) == (0, b"\\uac00 \n")
+
+
+def test_an_interrupt_ends_training_and_saves_what_was_learnt(tmp_path):
+    started = subprocess.Popen(
+        [sys.executable, "-m", "minillm_repl", "--ckpt", "m.safetensors", "--train", MODELS / "nalssi.txt"]
+        + ["--steps", "1000000"],
+        stderr=subprocess.PIPE, cwd=tmp_path,
+    )  # fmt: skip
+    while not started.stderr.readline().startswith(b"step "):
+        pass
+    started.send_signal(signal.SIGINT)
+    _, err = started.communicate(timeout=60)
+    assert started.returncode == 130
+    assert "stopped by Ctrl-C" in err.decode()
+    assert load(tmp_path / "m.safetensors").training.steps < 1_000_000
+
+
+def test_an_interrupt_ends_a_whole_script(tmp_path):
+    started = subprocess.Popen(
+        [sys.executable, "-m", "minillm_repl"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        cwd=tmp_path,
+    )  # fmt: skip
+    started.stdin.write(":max-tokens 100000000\n날씨\n:model\n".encode())
+    started.stdin.close()
+    started.stdin = None
+    while "좋" not in started.stdout.readline().decode():
+        pass
+    started.send_signal(signal.SIGINT)
+    out, err = started.communicate(timeout=60)
+    assert (started.returncode, b"parameters" in out, "stopped by Ctrl-C" in err.decode()) == (130, False, True)

@@ -11,7 +11,7 @@ from minillm_repl.repl.registry import command
 from minillm_repl.repl.session import Model
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
-from minillm_repl.settings import change
+from minillm_repl.settings import change, specs
 from minillm_repl.training.plan import SIZES, TrainPlan
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Request:
     new: bool = False
 
 
-@command("train", ":train [CORPUS] [...]", completion="file")
+@command("train", ":train [CORPUS] [...]", completion="file", words=("new", *(f"{name}=" for name in specs(TrainPlan))))
 def train(shell: Shell, argument: str) -> None:
     """Train on a text; Ctrl-C stops and keeps what was learnt.
 

@@ -39,7 +39,7 @@ def make_decoder(checkpoint: Checkpoint, device: str = "auto") -> Decoder:
             from minillm_repl.engine.numba_decoder import NumbaDecoder
 
             return NumbaDecoder(checkpoint)
-        except ImportError:  # no numba for this machine: torch serves, only slower
+        except (ImportError, RuntimeError):  # no numba here, or nowhere to keep what it compiles: torch serves, slower
             device = "cpu"
     from minillm_repl.engine.torch_decoder import TorchDecoder
     from minillm_repl.model.gpt import GPT

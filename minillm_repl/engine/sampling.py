@@ -26,7 +26,7 @@ def stages(sampling: Sampling, seen: Sequence[int]) -> list[tuple[str, Callable[
     if sampling.temp == 0:
         return [*applied, ("temp", _likeliest)]  # one token is left: nothing more to cut
     if sampling.temp != 1:
-        applied.append(("temp", lambda scores: scores / np.float32(max(sampling.temp, 1e-30))))
+        applied.append(("temp", lambda scores: scores / np.float32(max(sampling.temp, 1e-20))))
     if sampling.top_k:
         applied.append(("top-k", lambda scores: _top_k(scores, sampling.top_k)))
     if sampling.top_p < 1:

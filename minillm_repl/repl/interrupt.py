@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 
@@ -21,8 +21,19 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # signals reach only the main thread
         return
-    before = signal.signal(signal.SIGINT, press)
-    try:
+    with _handling(press):
         yield lambda: pressed
+
+
+def uninterrupted() -> AbstractContextManager[None]:
+    """Let a Ctrl-C that comes when nothing is going on, between an answer and the next prompt line, do nothing."""
+    return _handling(lambda _signal, _frame: None)
+
+
+@contextmanager
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGINT, before)

@@ -7,7 +7,7 @@ from typing import IO
 
 from minillm_repl.errors import UserError
 from minillm_repl.repl.blocks import joined
-from minillm_repl.repl.interrupt import interruptible
+from minillm_repl.repl.interrupt import interruptible, uninterrupted
 from minillm_repl.repl.shell import Leave, Shell
 from minillm_repl.repl.terminal import typing_ahead
 
@@ -23,7 +23,7 @@ def run_interactive(shell: Shell, history: Path | None) -> int:
     prompt = PromptLine(shell, open_history(history), colors, lambda: screen.note(_HOW_TO_LEAVE))
     # The model is opened once the prompt can take keys: nobody waits for what they do not need yet.
     begin: Callable[[], None] | None = partial(session.start_loading, prompt.redraw)
-    with typing_ahead():
+    with typing_ahead(), uninterrupted():
         while True:
             try:
                 line = prompt.read(begin)
@@ -39,11 +39,13 @@ def run_interactive(shell: Shell, history: Path | None) -> int:
 
 
 def run_script(shell: Shell, lines: Iterable[str]) -> int:
-    """Run lines as if they had been typed; return 1 if any of them failed."""
+    """Run lines as if they had been typed; return 1 if any of them failed. Raises KeyboardInterrupt."""
     failed = False
     try:
         for line in joined(lines):
             failed |= not attempt(shell, line)
+            if shell.interrupted():  # whoever presses Ctrl-C means the script, not one line of it
+                raise KeyboardInterrupt
     except Leave:
         pass
     return int(failed)

@@ -20,9 +20,10 @@ from prompt_toolkit.utils import get_cwidth
 from minillm_repl.checkpoint.names import SUFFIX, shipped
 from minillm_repl.repl.blocks import open_block, unwrap_block
 from minillm_repl.repl.registry import Command, Registry
+from minillm_repl.repl.settings import samplers_on
 from minillm_repl.repl.shell import PROMPT, Shell
 from minillm_repl.safetext import safe_line
-from minillm_repl.settings import show, specs, value_of
+from minillm_repl.settings import show, specs
 
 CONTINUED = "... "
 
@@ -66,16 +67,14 @@ class LineCompleter(Completer):
             yield from self._arguments(self._registry.get(name), argument, complete_event)
 
     def _arguments(self, command: Command, argument: str, event: CompleteEvent) -> Iterable[Completion]:
-        words: Iterable[str] = ()
+        words: Iterable[str] = command.words
         match command.completion:
             case "command":
                 words = [each.name for each in self._registry]
-            case "words":
-                words = command.words
             case "checkpoint":
                 words = shipped()
-        if words and " " not in argument:
-            yield from WordCompleter(sorted(words), sentence=True).get_completions(Document(argument), event)
+        last = Document(argument.rpartition(" ")[2])
+        yield from WordCompleter(sorted(words), WORD=True).get_completions(last, event)
         if command.completion in ("file", "checkpoint"):
             yield from self._files(Document(argument), event, command.completion == "checkpoint")
 
@@ -164,30 +163,23 @@ class PromptLine:
 
     def _toolbar(self) -> FormattedText:
         """Return as many facts as fit: model, samplers, verbose, context, speed."""
-        session, settings = self._session, self._session.settings
-        model = session.model
-        facts = [
-            f"loading {session.path.stem} …"
-            if session.loading and session.path
-            else model.name
-            if model
-            else "no model"
-        ]
-        if session.unsaved:
-            facts[0] += " (not saved)"
-        samplers = ("temp", "top-k", "top-p", "min-p", "repeat-penalty")
-        values = {name: (specs(settings)[name], value_of(settings, name)) for name in (*samplers, "verbose")}
-        on = [f"{name} {show(*each)}" for name, each in values.items() if name == "temp" or show(*each) != "off"]
-        facts.append(" ".join(each for each in on if not each.startswith("verbose")))
-        facts.append(f"verbose {show(*values['verbose'])}")
+        session, model = self._session, self._session.model
+        verbose = show(specs(session.settings)["verbose"], session.settings.verbose)
+        facts = [self._model_name(), " ".join(samplers_on(session.settings)), f"verbose {verbose}"]
         if model:
-            used = min(len(session.ids), model.decoder.context)
-            facts.append(f"{used}/{model.decoder.context} tokens")
+            context = model.decoder.context
+            facts.append(f"{min(len(session.ids), context)}/{context} tokens")
         if session.speed:
             facts.append(f"{session.speed:,.0f} tokens/s")
-        width = get_app().output.get_size().columns
-        line = safe_line(" · ".join(facts))
-        while get_cwidth(line) > width - 1 and len(facts) > 1:
+        width = get_app().output.get_size().columns - 1
+        while get_cwidth(safe_line(" · ".join(facts))) > width and len(facts) > 1:
             facts.pop()
-            line = safe_line(" · ".join(facts))
-        return FormattedText([("", line)])
+        return FormattedText([("", safe_line(" · ".join(facts)))])
+
+    def _model_name(self) -> str:
+        session, model = self._session, self._session.model
+        if session.loading_future is not None and session.path is not None:
+            return f"{'loading' if session.loading else 'could not open'} {session.path.stem}"
+        if model is None:
+            return "no model"
+        return f"{model.name} (not saved)" if session.unsaved else model.name

@@ -6,21 +6,20 @@ import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from minillm_repl.errors import UserError
 from minillm_repl.safetext import safe_line
 
-if TYPE_CHECKING:
-    from minillm_repl.repl.shell import Shell
+Run = Callable[[Any, str], None]
+"""Gets the `Shell`, which is not named here because it holds a registry, and the rest of the line."""
 
-Run = Callable[["Shell", str], None]
 Completion = Literal["nothing", "command", "setting", "file", "checkpoint", "words"]
 
 
 @dataclass(frozen=True)
 class Command:
-    """Something a user can type after a colon. `run` gets the shell and the rest of the line."""
+    """Something a user can type after a colon."""
 
     name: str
     usage: str  # `:load PATH|NAME`
@@ -29,7 +28,7 @@ class Command:
     details: str = ""  # what `:help name` says more
     aliases: tuple[str, ...] = ()
     completion: Completion = "nothing"
-    words: tuple[str, ...] = ()  # for completion "words"
+    words: tuple[str, ...] = ()  # what else may be completed
 
 
 def command(

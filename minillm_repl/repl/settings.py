@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from minillm_repl.engine.options import Sampling
-from minillm_repl.settings import setting, strings, whole
+from minillm_repl.settings import setting, show, specs, strings, value_of, whole
 
 VERBOSE_ROWS = 10  # candidates, when nobody says how many
 
@@ -40,12 +40,15 @@ class Settings(Sampling):
     )
 
 
-def samplers_text(settings: Sampling) -> str:
-    """Return which samplers are on, for the heading of the probabilities after them: `after temp 0.8, top-k 4`."""
-    from minillm_repl.engine.sampling import stages
+def samplers_on(settings: Sampling) -> list[str]:
+    """Return the samplers that do something, with their values; the temperature always."""
+    shown = {name: show(spec, value_of(settings, name)) for name, spec in specs(Sampling).items()}
+    return [f"{name} {value}" for name, value in shown.items() if value != "off"]
 
+
+def samplers_text(settings: Sampling) -> str:
+    """Return a heading for the probabilities that are drawn from: `after temp 0.8, top-k 4`."""
     if settings.temp == 0:
         return "temp 0: the likeliest"
-    names = [name for name, _ in stages(settings, ())]
-    values = [f"{name} {getattr(settings, name.replace('-', '_')):g}" for name in names]
-    return "after " + ", ".join(values) if values else "drawn from"
+    on = [each for each in samplers_on(settings) if each != "temp 1"]
+    return f"after {', '.join(on)}" if on else "drawn from"

@@ -42,7 +42,7 @@ class Launch:
         "where to compute: auto, cpu, cuda or mps; auto chats on the CPU and trains on a GPU if there is one",
         metavar="WHERE",
     )
-    threads: int = setting(0, whole(0, 1024), "processor threads for torch; 0 lets torch choose")
+    threads: int = setting(0, whole(0, 1024), "processor threads for torch; 0 chooses")
     color: str = setting(
         "auto",
         _one_of("auto", "always", "never"),

@@ -46,7 +46,8 @@ class Screen:
 
     def fail(self, text: str) -> None:
         """Print an error, as one line."""
-        self.side.print(Text.assemble(("error: ", ERROR), safe(text)), soft_wrap=True)
+        line = Text.assemble(("error: ", ERROR), safe(text))
+        self.side.print(line, soft_wrap=not self.side.is_terminal)  # elsewhere it stays one line
 
 
 def make_console(stream: IO[str], color: ColorChoice = "auto") -> Console:

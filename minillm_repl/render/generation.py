@@ -65,9 +65,10 @@ def draw_steps(events: Iterable[Step | Finished], screen: Screen, prompt: str, s
     for event in events:
         if isinstance(event, Finished):
             return event
+        width = screen.out.width  # at each step: the terminal may have been resized
         text += event.text
-        screen.out.print(step_title(event, prompt, text, screen.out.width))
-        screen.out.print(step_table(event, samplers, screen.out.width))
+        for part in (step_title(event, prompt, text, width), step_table(event, samplers, width)):
+            screen.out.print(part, no_wrap=True, overflow="crop")
         screen.out.file.flush()
     raise AssertionError("a generation ends with Finished")
 
@@ -95,8 +96,6 @@ def step_title(step: Step, prompt: str, text: str, width: int) -> Text:
             f" · surprisal {abs(log2(max(step.model_prob, _LEAST))):.2f} bits",
             FIGURES,
         ),
-        no_wrap=True,
-        overflow="crop",
     )
 
 
@@ -112,7 +111,7 @@ def step_table(step: Step, samplers: str, width: int) -> Text:
     id_width = max(2, *(len(str(candidate.id)) for candidate in step.top))
     fixed = f"{'#':>{rank_width + 2}}  {'token':{token_width}}  {'id':>{id_width}}   "
     bars = min(40, max(4, (width - len(fixed) - 18) // 2))
-    table = Text(no_wrap=True, overflow="crop")
+    table = Text()
     table.append(f"{fixed}{'model':{bars + 9}} {samplers}\n", FIGURES)
     table.append("─" * min(width, len(fixed) + 2 * bars + 18) + "\n", FIGURES)
     for rank, token, candidate in zip(ranks, tokens, step.top, strict=True):

@@ -27,7 +27,9 @@ def run_interactive(shell: Shell, history: Path | None) -> int:
         while True:
             try:
                 line = prompt.read(begin)
-                begin = None
+                if begin:
+                    begin()  # a dumb terminal never tells that it has drawn
+                    begin = None
                 attempt(shell, line)
             except (EOFError, Leave):
                 try:

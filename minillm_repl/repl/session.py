@@ -91,8 +91,8 @@ class Session:
     # -- the model
 
     def start_loading(self, done: Callable[[], None] = lambda: None) -> None:
-        """Begin to open `path` in the background, if it is there; `done` is called from that thread."""
-        if self.path is not None and not self.own:
+        """Begin to open `path` in the background, once, if it is there; `done` is called from that thread."""
+        if self.path is not None and not self.own and self.nothing_to_open:
             path = self.path
             self._loading = in_background(lambda: open_model(path, self.vocabulary, self.device))
             self._loading.add_done_callback(lambda _: done())

@@ -23,6 +23,8 @@ from minillm_repl.training.events import Evaluated, Finished, TrainStep
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.trainer import train
 
+# Multiplications a step, below which a second thread is no faster on a quiet machine, and far slower on a busy one.
+_ONE_THREAD = 2e8
 _SAMPLE_START = 4  # tokens of the corpus from which the model's samples begin
 
 
@@ -63,8 +65,9 @@ class TrainingRun:
         config = start.config if start else _config(plan, self.tokenizer)
         self.unknown = self.tokenizer.unknown(corpus.text)
         self._windows = windows(corpus, self.tokenizer, config.context)
-        if threads:
-            torch.set_num_threads(threads)
+        work = config.parameters * plan.batch * config.context
+        if threads or work < _ONE_THREAD:
+            torch.set_num_threads(threads or 1)
         torch.manual_seed(plan.seed)
         model = GPT.from_tensors(config, start.tensors) if start else GPT(config).initialise()
         self.model = model.to(pick_device(device))

@@ -6,6 +6,7 @@ configuration file and `:train`'s `name=value`.
 
 import dataclasses
 import math
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ class Spec:
     aliases: tuple[str, ...] = ()
     words: Mapping[str, Any] = field(default_factory=dict)  # words that stand for a value: {"off": 0}
 
+
+_TO_QUOTE = re.compile(r"""[\s'"]""")
 
 SettingsT = TypeVar("SettingsT")
 
@@ -121,7 +124,8 @@ def show(spec: Spec, value: Any) -> str:
         if value == meaning and type(value) is type(meaning):
             return word
     if isinstance(value, tuple):
-        return safe_line(shlex.join(value).replace("\n", "\\n").replace("\t", "\\t"))
+        words = (word.replace("\n", "\\n").replace("\t", "\\t") for word in value)
+        return safe_line(" ".join(shlex.quote(word) if _TO_QUOTE.search(word) else word for word in words))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -77,7 +77,7 @@ class Terminal:
         command: Sequence[str] = (sys.executable, "-m", "minillm_repl"),
     ) -> None:
         self.raw = b""
-        self.screen = Screen(columns, rows, lambda answer: self.type(answer))
+        self.screen = Screen(columns, rows, self.type)
         self._stream = pyte.ByteStream(self.screen)
         program, *first = command
         with warnings.catch_warnings():
@@ -159,8 +159,14 @@ class Terminal:
         return self.screen.row(min(self.screen.cursor.y, self.screen.lines - 1))
 
     @property
+    def row_of_cursor(self) -> int:
+        """The cursor's row, counted from the first line that ever was."""
+        return len(self.screen.gone) + self.screen.cursor.y
+
+    @property
     def toolbar(self) -> str:
-        return self.screen.row(self.screen.lines - 1)
+        """The last row with anything on it."""
+        return next((row for row in reversed(self.lines) if row), "")
 
     @property
     def prompts(self) -> int:
@@ -188,6 +194,10 @@ class Terminal:
                 raise AssertionError(f"{what} without {wanted!r}\n{self}")
             self.pump()
 
+    def wait_for_toolbar(self, text: str) -> None:
+        """Wait for a text in the toolbar, which is drawn a moment after the prompt."""
+        self.wait_for(lambda terminal: not terminal.toolbar.startswith(PROMPT) and text in terminal.toolbar)
+
     def wait_for_prompt(self, before: int = 0, timeout: float = 30) -> None:
         """Wait for an empty prompt line, later than the first `before`."""
         self.wait_for(lambda terminal: terminal.prompts > before and terminal.at_empty_prompt, timeout)
@@ -197,13 +207,11 @@ class Terminal:
         self.keys("enter")
 
     def do(self, line: str, timeout: float = 30) -> str:
-        """Send a line from an empty prompt, wait for the next one, return what stands between, the line included."""
-        before = self.prompts
+        """Send a line from an empty prompt, wait for the next one, return what stands there from the first on."""
+        before, first = self.prompts, self.row_of_cursor
         self.send(line)
         self.wait_for_prompt(before, timeout)
-        lines = self.lines[: len(self.screen.gone) + self.screen.cursor.y]
-        start = max(place for place, each in enumerate(lines) if each.startswith(PROMPT))
-        return "\n".join(lines[start:])
+        return "\n".join(self.lines[first : self.row_of_cursor])
 
     def wait_for_end(self, timeout: float = 20) -> int:
         """Wait until the program has ended; return its exit code, or minus the signal that ended it."""
@@ -219,8 +227,8 @@ class Terminal:
 
     def vanish(self) -> None:
         """Go away as a closed window does."""
-        os.close(self.child.child_fd)
-        self.child.child_fd = -1
+        self.child.ptyproc.fileobj.close()  # not os.close: when collected it would close the next terminal's number
+        self.child.child_fd = self.child.ptyproc.fd = -1
         self.child.closed = self.child.ptyproc.closed = True
         self.ended = True
 

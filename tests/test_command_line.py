@@ -196,8 +196,8 @@ def test_an_ascii_terminal_gets_escapes_and_no_crash(program):
 
 def test_an_interrupt_ends_training_and_saves_what_was_learnt(tmp_path):
     started = subprocess.Popen(
-        [sys.executable, "-m", "minillm_repl", "--ckpt", "m.safetensors", "--train", MODELS / "nalssi.txt"]
-        + ["--steps", "1000000"],
+        [sys.executable, "-m", "minillm_repl", "--ckpt", "m.safetensors", "--train", MODELS / "nalssi.txt",
+         "--steps", "1000000"],
         stderr=subprocess.PIPE, cwd=tmp_path,
     )  # fmt: skip
     while not started.stderr.readline().startswith(b"step "):

@@ -8,12 +8,13 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app, run_in_terminal
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter, WordCompleter
 from prompt_toolkit.document import Document
-from prompt_toolkit.filters import Condition, completion_is_selected
+from prompt_toolkit.filters import Condition, completion_is_selected, is_searching
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import ColorDepth
+from prompt_toolkit.search import stop_search
 from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import get_cwidth
 
@@ -89,14 +90,14 @@ def key_bindings(say_how_to_leave: Callable[[], None]) -> KeyBindings:
     """Return the keys that differ from prompt_toolkit's own: Enter sends, Alt-Enter and Ctrl-J break the line."""
     keys = KeyBindings()
 
-    @keys.add("enter", filter=~completion_is_selected)
+    @keys.add("enter", filter=~completion_is_selected & ~is_searching)
     def _send(event: KeyPressEvent) -> None:
         if open_block(event.current_buffer.text):
             event.current_buffer.newline(copy_margin=False)
         else:
             event.current_buffer.validate_and_handle()
 
-    @keys.add("enter", filter=completion_is_selected)
+    @keys.add("enter", filter=completion_is_selected & ~is_searching)
     def _take(event: KeyPressEvent) -> None:
         event.current_buffer.complete_state = None
 
@@ -105,8 +106,13 @@ def key_bindings(say_how_to_leave: Callable[[], None]) -> KeyBindings:
     def _newline(event: KeyPressEvent) -> None:
         event.current_buffer.newline(copy_margin=False)
 
-    @keys.add("c-c")
-    @keys.add(Keys.SIGINT)
+    @keys.add("c-c", filter=is_searching)
+    @keys.add(Keys.SIGINT, filter=is_searching)
+    def _leave_search(_event: KeyPressEvent) -> None:
+        stop_search()
+
+    @keys.add("c-c", filter=~is_searching)
+    @keys.add(Keys.SIGINT, filter=~is_searching)
     def _clear(event: KeyPressEvent) -> None:
         if event.current_buffer.text:
             event.current_buffer.reset()
@@ -124,7 +130,7 @@ class PromptLine:
         self._prompt: PromptSession[str] = PromptSession(
             [("class:prompt", PROMPT)],
             multiline=True,
-            prompt_continuation=CONTINUED,
+            prompt_continuation=lambda _width, _line, wraps: "" if wraps else CONTINUED,
             history=history,
             complete_while_typing=Condition(lambda: get_app().current_buffer.text.startswith(":")),
             completer=LineCompleter(shell.registry),
@@ -155,6 +161,8 @@ class PromptLine:
         self._prompt.app.invalidate()
 
     def _placeholder(self) -> FormattedText:
+        if is_searching():
+            return FormattedText()  # the line shows what the search has found
         model = self._session.model
         example = "날씨"
         known = model is not None and not model.checkpoint.tokenizer.unknown(example)

@@ -1,0 +1,82 @@
+"""Tokens per second of `nalssi`, past its context and within it, beside the reference script's."""
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from benchmarks.measure import Bench, Row, Target, alternate
+from benchmarks.program import json_finished
+
+if TYPE_CHECKING:
+    from minillm_repl.engine.decoder import Decoder
+    from minillm_repl.tokenizer.base import Tokenizer
+
+PROMPT = "날씨"
+LONG, SHORT = 500, 30  # with the prompt's two, 30 are the most that fit into the context of 32
+_AT_LEAST = 0.2  # seconds of our own work per figure: 30 tokens are over in milliseconds
+
+
+def rows(bench: Bench) -> list[Row]:
+    """Measure the compiled decoder, torch's, and the whole command."""
+    from minillm_repl.checkpoint.load import load
+    from minillm_repl.checkpoint.names import find
+    from minillm_repl.engine.numba_decoder import NumbaDecoder
+    from minillm_repl.engine.torch_decoder import TorchDecoder
+    from minillm_repl.model.gpt import GPT
+
+    checkpoint = load(find("nalssi"))
+    ids = checkpoint.tokenizer.encode(PROMPT)
+    decoders: dict[str, Decoder] = {
+        "numba": NumbaDecoder(checkpoint),
+        "torch": TorchDecoder(GPT.from_tensors(checkpoint.config, checkpoint.tensors)),
+    }
+
+    def engine(name: str, tokens: int) -> Callable[[], float]:
+        return lambda: _tokens_per_second(decoders[name], checkpoint.tokenizer, ids, tokens)
+
+    def whole_command() -> float:
+        finished = json_finished(bench.folder, "-p", PROMPT, "-n", str(LONG), "--temp", "1")
+        return float(finished["tokens"] / finished["seconds"])
+
+    long = {"numba": engine("numba", LONG), "command": whole_command, "torch": engine("torch", LONG)}
+    short = {"numba": engine("numba", SHORT), "torch": engine("torch", SHORT)}
+    return [*_compared(bench, LONG, long), *_compared(bench, SHORT, short)]
+
+
+def _tokens_per_second(decoder: "Decoder", tokenizer: "Tokenizer", ids: list[int], tokens: int) -> float:
+    """Generate at temperature 1, events and all, from an empty cache, again and again until it can be timed."""
+    import numpy as np
+
+    from minillm_repl.engine.generate import generate
+    from minillm_repl.engine.options import Sampling
+
+    rng, made, started = np.random.default_rng(0), 0, perf_counter()
+    while perf_counter() - started < _AT_LEAST:
+        decoder.rewind(0)
+        for _event in generate(decoder, tokenizer, ids, Sampling(temp=1.0), rng, max_tokens=tokens):
+            pass
+        made += tokens
+    return made / (perf_counter() - started)
+
+
+def _compared(bench: Bench, tokens: int, measures: dict[str, Callable[[], float]]) -> list[Row]:
+    """Measure ours and the reference in turn; only the compiled decoder, which is what chats, has a target."""
+    reference = bench.reference
+    peer = {"reference": lambda: reference.run(steps=1, tokens=tokens).tokens_per_second} if reference else {}
+    took = alternate(bench.runs, {**measures, **peer})
+    names = {
+        "numba": f"{tokens} tokens, compiled decoder, events",
+        "torch": f"{tokens} tokens, torch decoder, events",
+        "command": f"{tokens} tokens, -p {PROMPT} --json, events of 10 candidates",
+    }
+    return [
+        Row(
+            f"generate: {names[each]}",
+            "tokens/s",
+            took[each],
+            "reference script",
+            took.get("reference", ()),
+            Target("≥", 10) if each == "numba" else None,
+        )
+        for each in measures
+    ]

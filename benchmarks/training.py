@@ -1,0 +1,74 @@
+"""Training `nalssi` from nothing by the documented command, beside the reference script's own 1,000 steps."""
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+from benchmarks.measure import Bench, Row, Target, alternate
+from benchmarks.program import CORPUS, ROOT, command, environment
+from benchmarks.reference import Reference
+
+STEPS, REFERENCE_STEPS = 300, 1000
+
+
+@dataclass(frozen=True)
+class _Trained:
+    seconds: float
+    loss: float  # over every window of the text, in nats per token
+
+
+def rows(bench: Bench) -> list[Row]:
+    """Train both to the end, and measure both models in the same way."""
+    reference = bench.reference
+    peer = {"reference": lambda: _train_reference(bench.folder, reference)} if reference else {}
+    took = alternate(bench.runs, {"ours": lambda: _train(bench.folder), **peer})
+    ours, theirs = took["ours"], took.get("reference", ())
+    peer_name = f"reference, {REFERENCE_STEPS:,} steps"
+    return [
+        Row(
+            f"train: the whole command, {STEPS} steps",
+            "s",
+            tuple(each.seconds for each in ours),
+            f"{peer_name}, its loop alone",
+            tuple(each.seconds for each in theirs),
+            Target("≤", 1),
+        ),
+        Row(
+            "train: loss over the whole text",
+            "nats",
+            tuple(each.loss for each in ours),
+            peer_name,
+            tuple(each.loss for each in theirs),
+            Target("≤", 1),
+        ),
+    ]
+
+
+def _train(folder: Path) -> _Trained:
+    path = folder / "nalssi.safetensors"
+    path.unlink(missing_ok=True)
+    arguments = command("--ckpt", str(path), "--train", str(CORPUS.relative_to(ROOT)), "--steps", str(STEPS))
+    started = perf_counter()
+    subprocess.run(
+        arguments, check=True, cwd=ROOT, env=environment(folder), stdin=subprocess.DEVNULL, capture_output=True
+    )
+    return _Trained(perf_counter() - started, _loss(path))
+
+
+def _train_reference(folder: Path, reference: Reference) -> _Trained:
+    path = folder / "reference.safetensors"
+    seconds = reference.run(steps=REFERENCE_STEPS, tokens=1, save=path).train_seconds
+    return _Trained(seconds, _loss(path))
+
+
+def _loss(path: Path) -> float:
+    """Return the loss of a checkpoint, ours or the reference's bare one, over all windows of the text."""
+    from minillm_repl.checkpoint.load import load, read_vocabulary
+    from minillm_repl.model.gpt import GPT
+    from minillm_repl.training.data import read_corpus, windows
+    from minillm_repl.training.trainer import evaluate
+
+    checkpoint = load(path, read_vocabulary(CORPUS))
+    model = GPT.from_tensors(checkpoint.config, checkpoint.tensors)
+    return evaluate(model, windows(read_corpus(CORPUS), checkpoint.tokenizer, checkpoint.config.context))

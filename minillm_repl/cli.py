@@ -5,6 +5,8 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import NoReturn
 
 from rich.text import Text
@@ -12,12 +14,12 @@ from rich.text import Text
 from minillm_repl import __version__, commands
 from minillm_repl.checkpoint.header import config_of, is_native, read_header
 from minillm_repl.checkpoint.names import find, is_shipped, shipped, there, user_path
+from minillm_repl.commands import train
 from minillm_repl.configuration import Launch, configuration_file, configure, read_configuration
 from minillm_repl.errors import UserError
 from minillm_repl.render.console import FIGURES, TITLE, make_screen
 from minillm_repl.render.tables import headline
-from minillm_repl.repl.interrupt import interruptible
-from minillm_repl.repl.loop import decoded_lines, run_interactive, run_script
+from minillm_repl.repl.loop import attempt, decoded_lines, run_interactive, run_script
 from minillm_repl.repl.registry import discover
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import VERBOSE_ROWS, Settings
@@ -113,7 +115,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         file = read_configuration(configuration_file())
         launch = configure(Launch(), flags, os.environ, file)
         settings = configure(Settings(), flags, os.environ, file)
-        training = _training_arguments(options)
+        training = _training_request(options)
         if options.json and options.prompt is None:
             raise UserError("--json needs a prompt: -p TEXT")
         if options.prompt is not None and options.train is not None:
@@ -121,6 +123,10 @@ def _main(arguments: Sequence[str] | None) -> int:
     except UserError as error:
         print(f"minillm-repl: {error}", file=sys.stderr)  # noqa: T201 - before there is a screen
         return USAGE
+    return _run(options, launch, settings, training)
+
+
+def _run(options: argparse.Namespace, launch: Launch, settings: Settings, training: train.Request) -> int:
     interactive = options.prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
     screen = make_screen(launch.color, interactive)  # type: ignore[arg-type]
     session = Session(
@@ -134,19 +140,19 @@ def _main(arguments: Sequence[str] | None) -> int:
     session.own = not there(session.path)
     shell = Shell(session, screen, discover(commands))
     if options.prompt is not None:
-        return _one_shot(shell, options)
+        return OK if attempt(shell, partial(_one_shot, shell, options)) else FAILED
     if options.train is not None:
-        session.start_loading()
-        session.own = True
         if is_shipped(session.path) and launch.ckpt in shipped():
             raise UserError("--train needs --ckpt FILE, to save to; the shipped checkpoints stay as they are")
-        try:
-            code = run_script(shell, [f":train {shlex.quote(options.train)} {training}"])
-        except KeyboardInterrupt:
-            code = INTERRUPTED  # what was learnt is saved
-        return code if code == FAILED or not interactive else run_interactive(shell, launch.history_file)
-    if interactive:
+        session.start_loading()
+        session.own = True  # whoever names a file to train means it
+        if not attempt(shell, partial(train.run, shell, replace(training, corpus=options.train))):
+            return FAILED
+        if not interactive:
+            return INTERRUPTED if shell.interrupted() else OK
+    elif interactive:
         _greet(shell)
+    if interactive:
         return run_interactive(shell, launch.history_file)
     session.start_loading()
     return run_script(shell, decoded_lines(sys.stdin.buffer))
@@ -168,33 +174,36 @@ def _greet(shell: Shell) -> None:
     out.print(Text(hint, FIGURES))
 
 
-def _one_shot(shell: Shell, options: argparse.Namespace) -> int:
-    """Complete one prompt on stdout; figures go to stderr."""
-    session, screen = shell.session, shell.screen
+def _one_shot(shell: Shell, options: argparse.Namespace) -> None:
+    """Complete one prompt on stdout; figures go to stderr. Raises UserError, and KeyboardInterrupt after Ctrl-C."""
+    session = shell.session
     text = "".join(decoded_lines(sys.stdin.buffer)).removesuffix("\n") if options.prompt == "-" else options.prompt
     session.start_loading()
-    with interruptible() as shell.interrupted:
-        model = shell.model()
-        ids = shell.encode(model, text)
-        if not ids:
-            raise UserError("the prompt is empty")
-        session.begin(ids)
-        if options.json:
-            from minillm_repl.render.json_lines import print_json
+    model = shell.model()
+    ids = shell.encode(model, text)
+    if not ids:
+        raise UserError("the prompt is empty")
+    session.begin(ids)
+    if options.json:
+        from minillm_repl.render.json_lines import print_json
 
-            events = session.generate(model, shell.interrupted, session.settings.verbose or VERBOSE_ROWS)
-            finished = print_json(events, screen.out.file)
-        else:
-            finished = shell.respond(model, echo=options.echo)
-    return INTERRUPTED if finished.reason == "interrupt" else OK
+        top = session.settings.verbose or VERBOSE_ROWS
+        finished = print_json(session.generate(model, shell.interrupted, top), shell.screen.out.file)
+    else:
+        finished = shell.respond(model, echo=options.echo)
+    if finished.reason == "interrupt":
+        raise KeyboardInterrupt
 
 
-def _training_arguments(options: argparse.Namespace) -> str:
-    """Return the training flags as one would type them after `:train CORPUS`. Raises UserError without a corpus."""
+def _training_request(options: argparse.Namespace) -> train.Request:
+    """Return what the training flags ask for. Raises UserError, also for a flag without a corpus."""
     words = [f"{name}={getattr(options, name)}" for name in _TRAINING_FLAGS if getattr(options, name) is not None]
     words += [*options.set, *(["new"] if options.new else [])]
     if words and options.train is None:
         raise UserError(f"{words[0]} is for training, which needs --train CORPUS")
     if options.seed is not None and options.train is not None:
         words.append(f"seed={options.seed}")
-    return shlex.join(words)
+    request = train.parse(" ".join(words))
+    if request.corpus:
+        raise UserError(f"--set needs NAME=VALUE, not {safe_line(request.corpus)!r}")
+    return request

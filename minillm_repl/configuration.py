@@ -76,16 +76,18 @@ def read_configuration(path: Path) -> dict[str, str]:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {name}: {safe_line(str(error))}") from None
     known = {**specs(Launch), **specs(Settings)}
     unknown = [key for key in data if key.replace("_", "-") not in known]
     if unknown:
         raise UserError(f"{name} sets {safe_line(unknown[0])!r}, which there is not; there are {', '.join(known)}")
-    return {key.replace("_", "-"): _typed(value) for key, value in data.items()}
+    return {key.replace("_", "-"): _typed(key, value) for key, value in data.items()}
 
 
-def _typed(value: Any) -> str:
+def _typed(key: str, value: Any) -> str:
+    if key == "stop" and isinstance(value, str):
+        value = [value]  # one text, whatever is in it
     if isinstance(value, bool):
         return "on" if value else "off"
     return shlex.join(map(str, value)) if isinstance(value, list) else str(value)
@@ -108,7 +110,7 @@ def _said(
         variable = _PREFIX + name.upper().replace("-", "_")
         if name in file:
             yield name, file[name], f"{name} in the configuration file"
-        if variable in environment:
+        if environment.get(variable):
             yield name, environment[variable], variable
         if name in flags:
             yield name, flags[name], f"--{name}"

@@ -13,7 +13,7 @@ _UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 # A newline is text. The joiners build emoji families and are part of several scripts; they move nothing.
 _HARMLESS = frozenset({"\n", "\u200c", "\u200d"})
 _DELETE = 0x7F
-_TAGS_AND_SELECTORS = range(0xE0000, 0xE1000)  # invisible, and able to carry a hidden message
+_HIDDEN = re.compile("[\U000e0000-\U000e0fff]")  # tags and selectors: invisible, and able to carry a message
 SPACE, NEWLINE = "␣", "⏎"
 _STRAY_BYTES = re.compile("([\udc80-\udcff]+)")  # what surrogateescape makes of bytes that are not UTF-8
 
@@ -21,9 +21,8 @@ _STRAY_BYTES = re.compile("([\udc80-\udcff]+)")  # what surrogateescape makes of
 def _neutral(character: str) -> str:
     """One character as itself if it is harmless, else as a picture (`␛`) or its number (`<U+202E>`)."""
     code = ord(character)
-    if character in _HARMLESS or (
-        unicodedata.category(character) not in _UNSAFE_CATEGORIES and code not in _TAGS_AND_SELECTORS
-    ):
+    unsafe = unicodedata.category(character) in _UNSAFE_CATEGORIES or _HIDDEN.match(character)
+    if character in _HARMLESS or not unsafe:
         return character
     if code < 0x20:
         return chr(0x2400 + code)
@@ -32,7 +31,9 @@ def _neutral(character: str) -> str:
 
 def safe(text: str) -> str:
     """Return `text` with everything that could steer a terminal made visible; newlines stay."""
-    return text if text.isprintable() else "".join(map(_neutral, text))
+    if text.isprintable() and not _HIDDEN.search(text):
+        return text
+    return "".join(map(_neutral, text))
 
 
 def safe_line(text: str) -> str:

@@ -89,6 +89,15 @@ def specs(settings: Any) -> dict[str, Spec]:
     return {_public(entry.name): entry.metadata["spec"] for entry in dataclasses.fields(settings)}
 
 
+def find(settings: Any, name: str) -> tuple[str, Spec]:
+    """Return the full name and the description of the setting that the user calls `name`. Raises UserError."""
+    known = specs(settings)
+    for full, spec in known.items():
+        if name.replace("_", "-") in (full, *spec.aliases):
+            return full, spec
+    raise UserError(f"there is no setting {safe_line(name)!r}; there are {', '.join(known)}")
+
+
 def value_of(settings: Any, name: str) -> Any:
     """Return the value of the setting that users call `name`."""
     return getattr(settings, _private(name))
@@ -104,11 +113,7 @@ def change(settings: SettingsT, name: str, text: str, *, said: str | None = None
 
     `said` is how the user named it (`--top-k`), for the message. Raises UserError, leaving everything as it was.
     """
-    known = specs(settings)
-    full = next((key for key, spec in known.items() if name == key or name in spec.aliases), None)
-    if full is None:
-        raise UserError(f"there is no setting {safe_line(name)!r}; there are {', '.join(known)}")
-    spec = known[full]
+    full, spec = find(settings, name)
     text = text.strip()
     try:
         value = spec.words[text.lower()] if text.lower() in spec.words else spec.parse(text)

@@ -57,6 +57,8 @@ def rewritten(saved, tmp_path, metadata=None, tensors=None, **changed):
 
 
 CONFIG = {"arch": "gpt", "vocab": 11, "context": 8, "width": 12, "layers": 2, "heads": 3}
+RECORD = {"steps": 1, "tokens": 1, "train_loss": 1.0, "val_loss": None, "corpus": "", "corpus_sha256": "", "seed": 0,
+          "versions": {}, "curve": []}  # fmt: skip
 WRONG = {
     "a newer version": ({"version": "2"}, {}, "version '2'; this program reads version 1"),
     "no config": ({"config": None}, {}, "no 'config'"),
@@ -77,6 +79,10 @@ WRONG = {
     "no tokenizer": ({"tokenizer": None}, {}, "no 'tokenizer'"),
     "an unknown tokenizer": ({"tokenizer": '{"type": "magic"}'}, {}, "newer minillm-repl"),
     "a broken record": ({"training": '{"steps": "many"}'}, {}, "training record"),
+    "a record beyond float": ({"training": json.dumps(RECORD | {"train_loss": 10**400})}, {}, "training record"),
+    "a record of truth": ({"training": json.dumps(RECORD | {"steps": True})}, {}, "training record"),
+    "a record of less than nothing": ({"training": json.dumps(RECORD | {"tokens": -1})}, {}, "training record"),
+    "a curve of strings": ({"training": json.dumps(RECORD | {"curve": [[1, "x"]]})}, {}, "training record"),
     "a missing tensor": ({}, {"ln_f.bias": None}, "lacks the tensor ln_f.bias"),
     "a tensor too many": ({}, {"\x1b]0;x\x07": np.zeros(1, np.float32)}, "does not belong"),
     "a wrong shape": ({}, {"ln_f.bias": np.zeros(13, np.float32)}, r"shape \[12\], not \[13\]"),
@@ -200,6 +206,16 @@ def test_a_name_of_255_bytes_can_be_saved_to(tmp_path):
     path = tmp_path / ("x" * 255)
     save(random_checkpoint(), path)
     assert load(path).config.vocab == 11
+
+
+def test_a_foreign_file_is_refused_from_its_header_alone(tmp_path):
+    path = tmp_path / "foreign.safetensors"
+    header = json.dumps({"model.embed": {"dtype": "F32", "shape": [2**20, 2**18], "data_offsets": [0, 2**40]}}).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(2**40)  # a terabyte that takes no room on disk: nobody could read it
+    with pytest.raises(UserError, match="neither a minillm checkpoint"):
+        load(path)
 
 
 def test_shipped_checkpoints_are_found_by_name(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -96,7 +97,8 @@ def test_errors_of_a_script_go_to_stderr_and_make_the_exit_code_1(program):
     [(["--temp", "hot", "-p", "x"], 2, "--temp needs a number"), (["--nonsense"], 2, "--help lists the flags"),
      (["--json"], 2, "--json needs a prompt"), (["--steps", "3"], 2, "needs --train"),
      (["--device", "abacus"], 2, "one of auto, cpu, cuda, mps"), (["-p", "날씨", "--train", "x"], 2, "train first"),
-     (["--ckpt", "none.safetensors", "-p", "날씨"], 1, "no model yet"), (["-p", ""], 1, "the prompt is empty"),
+     (["--ckpt", "none.safetensors", "-p", "날씨"], 1, "none.safetensors does not exist"),
+     (["-p", ""], 1, "the prompt is empty"),
      (["-p", "XYZ"], 1, "never seen X, Y, Z"), (["--train", "x.txt"], 1, "--train needs --ckpt"),
      (["--ckpt", "m.safetensors", "--train", "none.txt"], 1, "cannot open none.txt"),
      (["--ckpt", "/dev/null", "-p", "x"], 1, "is a device"), (["--device", "mps", "-p", "날씨"], 1, "no mps device")],
@@ -222,3 +224,74 @@ def test_an_interrupt_ends_a_whole_script(tmp_path):
     started.send_signal(signal.SIGINT)
     out, err = started.communicate(timeout=60)
     assert (started.returncode, b"parameters" in out, "stopped by Ctrl-C" in err.decode()) == (130, False, True)
+
+
+def test_the_seed_on_the_line_of_figures_gives_that_completion_again(program):
+    script = ":temp 3\n:max-tokens 12\n:stop '\\n'\n날씨\n날씨\n:regen\n:seed 7\n날씨\n날씨\n:regen\n:regen\n"
+    visit = program(stdin=script)
+    texts = [line.removeprefix("날씨") for line in visit.stdout.decode().splitlines() if line.startswith("날씨")]
+    seeds = re.findall(r"seed (\d+)", visit.stderr.decode())
+    assert len(texts) == len(seeds) == 7
+    assert seeds[3:] == ["7", "7", "8", "9"]
+    assert len(set(seeds[:3])) == 3
+    for text, seed in list(zip(texts, seeds, strict=True))[::2]:
+        again = program("-p", "날씨", "--temp", "3", "-n", "12", "--stop", "\n", "--seed", seed)
+        assert again.stdout.decode().removesuffix("\n") == text
+
+
+def test_a_saved_model_is_not_overwritten_by_a_new_one_nor_a_text_by_a_model(program, tmp_path):
+    (tmp_path / "my story.txt").write_text("옛날 옛적에 호랑이가 살았다. " * 9, encoding="utf-8")
+    script = """:train my story.txt new steps=2 width=8
+:save mine
+:train my story.txt new steps=1 width=16
+:save my story.txt
+:load mine
+:load mine
+:model
+"""
+    done = program(stdin=script)
+    errors = done.stderr.decode()
+    assert load(tmp_path / "mine.safetensors").config.width == 8
+    assert errors.count("saved to mine.safetensors") == 1
+    assert "my story.txt is there and is not a checkpoint" in errors
+    assert "not saved: `:save FILE` keeps them" in errors
+    assert "width 8" in done.stdout.decode()
+    over = program("--ckpt", "my story.txt", "--train", "my story.txt", "--new", "--steps", "1")
+    assert (over.returncode, "is not a checkpoint" in over.stderr.decode()) == (1, True)
+    assert (tmp_path / "my story.txt").read_text(encoding="utf-8").startswith("옛날")
+
+
+def test_spaces_belong_to_the_text_of_continue_and_tokens(program):
+    done = program(stdin=":temp 0\n:max-tokens 1\n날씨가 좋다.\n:continue  하\n:tokens  하\n")
+    lines = done.stdout.decode().splitlines()
+    assert re.fullmatch(r"날씨가 좋다\.. 하늘", lines[3])  # the completion's one token, then the space as typed
+    assert "2 tokens · 2 characters" in lines[-1]
+
+
+def test_settings_can_be_asked_for_and_set_in_every_spelling(program):
+    done = program(
+        stdin=":set stop a=b\n:set top_k=3\n:set top-k\n:set temperature 2\n:verbose\n:verbose\n:verbose off\n"
+    )
+    shown = ["stop a=b", "top-k 3", "top-k 3", "temp 2", "verbose on", "verbose on", "verbose off"]
+    assert done.stdout.decode().splitlines() == shown
+
+
+def test_forced_colours_bring_no_moving_parts_into_a_log(program, tmp_path):
+    done = program("-p", "날씨", "-n", "1", "--color", "always")
+    trained = program("--ckpt", "m.safetensors", "--train", str(MODELS / "nalssi.txt"), "--steps", "2", FORCE_COLOR="1")
+    for output in (done.stderr, trained.stderr):
+        assert re.findall(rb"\x1b\[[^m]*[A-Za-ln-z]", output) == []
+
+
+def test_names_are_found_as_people_write_them(program, tmp_path):
+    (tmp_path / "nalssi").mkdir()
+    assert program("-p", "날씨", "-n", "1", MINILLM_CKPT="").returncode == 0
+    (tmp_path / "mine.safetensors").write_bytes((MODELS / "nalssi.safetensors").read_bytes())
+    assert program("-p", "날씨", "-n", "1", "--ckpt", "mine").returncode == 0
+
+
+@pytest.mark.parametrize("columns", [1, 8, 12, 16, 20, 40])
+def test_verbose_ends_on_the_narrowest_terminal(program, columns):
+    done = program("-p", "날씨가 좋다. 하늘이", "-n", "2", "--verbose", "3", COLUMNS=str(columns))
+    assert done.returncode == 0
+    assert done.stdout.decode().count("\n▶") == 2

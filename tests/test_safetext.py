@@ -8,7 +8,9 @@ CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code
 BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
-@pytest.mark.parametrize("character", [*CONTROLS, *BIDIRECTIONAL, "\u2028", "\u2029", "\ufeff", "\ud800", "\U000e0041"])
+@pytest.mark.parametrize(
+    "character", [*CONTROLS, *BIDIRECTIONAL, "\u2028", "\u2029", "\ufeff", "\ud800", "\U000e0041", "\U000e0148"]
+)
 def test_nothing_that_steers_a_terminal_survives(character):
     made_safe = safe(f"a{character}b")
     assert character not in made_safe

@@ -177,8 +177,7 @@ def test_a_line_longer_than_the_screen_is_edited_across_its_wrap(prompt):
     prompt.wait_for(wrapped(long[:38], long[38:]), timeout=10)
     for _ in range(13):
         prompt.keys("backspace")
-    prompt.wait_for(line_is(PROMPT + long[:37]))
-    assert long[37:] not in "".join(prompt.lines)
+    prompt.wait_for(line_is(PROMPT + long[:37], ""))
 
 
 def test_ctrl_j_and_alt_enter_break_the_line_and_enter_sends_it_whole(prompt):
@@ -281,7 +280,8 @@ def test_ctrl_r_finds_an_earlier_line_that_enter_then_takes(prompt):
     prompt.do("라")
     prompt.keys("ctrl-r")
     prompt.type("나")
-    prompt.wait_for(lambda terminal: ">>> 가나" in terminal.lines[-20:] and terminal.screen.cursor.x > 0)
+    prompt.wait_for(re.compile(r"^>>> 가나(?!다)", re.MULTILINE))
+    assert "가나type" not in prompt.text, "the placeholder is drawn beside the line that was found"
     prompt.keys("enter")
     prompt.wait_for(lambda terminal: terminal.line == ">>> 가나", timeout=10)
 
@@ -367,7 +367,7 @@ def test_every_setting_is_shown_and_changed_by_its_command(prompt):
         (":repeat-penalty off", "repeat-penalty off"),
         (":seed 7", "seed 7"),
         (":max-tokens 4", "max-tokens 4"),
-        (":stop 라 '가 나'", "stop 라 '가 나'"),
+        (':stop "가 나"', "stop '가 나'"),
         (":stop off", "stop off"),
         (":verbose on", "verbose on"),
         (":verbose 3", "verbose 3"),
@@ -738,9 +738,13 @@ def test_the_program_ends_when_its_terminal_goes_away(visit, doing, hangup):
 # -- untrusted text
 
 
-def test_nothing_that_a_model_writes_or_is_named_steers_the_terminal(visit, models, tmp_path):
-    name = "evil\x1b]0;pwned\x07\u202e.safetensors"
-    (tmp_path / name).write_bytes((models / "hostile.safetensors").read_bytes())
+def dangerous(terminal):
+    """Return which of the hostile characters, or sequences of them, reached the terminal as they are."""
+    pieces = ["\x1bc", "\x1b]", *(each for each in HOSTILE if not each.isprintable() and each not in "\x1b\b\r")]
+    return [each for each in pieces if each.encode() in terminal.raw]
+
+
+def test_nothing_that_a_model_writes_or_holds_steers_the_terminal(visit):
     terminal = visit("--temp", "0", "--max-tokens", "30", ckpt="hostile")
     terminal.wait_for_prompt()
     visible = "가[bold]␛c<U+009D>0;pwn␇<U+009B>31m<U+202E>␈␍␡<U+2028><U+FEFF><U+200B><U+E0041>"
@@ -748,17 +752,31 @@ def test_nothing_that_a_model_writes_or_is_named_steers_the_terminal(visit, mode
     terminal.do(":verbose 3")
     assert "+'␛'" in terminal.do("가")
     terminal.do(":verbose off")
-    terminal.do(":model")
+    assert "␛" in terminal.do(":model")
+    assert "␇" in terminal.do("zz")  # what the model knows
     terminal.do(":tokens 가[bold]")
+    terminal.do(":continue")
+    terminal.do(":regen")
     terminal.do(":undo")
+    assert not dangerous(terminal)
+    assert not terminal.screen.title
+
+
+def test_a_file_name_cannot_steer_the_terminal(visit, models, tmp_path):
+    name = "evil\x1b]0;pwned\x07\x9b31m\u202e.safetensors"
+    (tmp_path / name).write_bytes((models / "chain.safetensors").read_bytes())
+    terminal = visit()
+    terminal.wait_for_prompt()
     terminal.type(":load evil")
-    terminal.wait_for(lambda terminal: terminal.text.count("evil") > 1)
+    terminal.wait_for("evil␛]0;pwned␇<U+009B>31m<U+202E>.safetensors")
     terminal.keys("tab")
-    terminal.wait_for(lambda terminal: terminal.text.count("safetensors") > 1)
+    terminal.wait_for(lambda terminal: ".safetensors" in terminal.line)
     before = terminal.prompts
     terminal.keys("enter", "enter")
     terminal.wait_for_prompt(before)
-    terminal.do("가")
-    for dangerous in ("\x1bc", "\x1b]", "\x07", "\x9b", "\x9d", "\u202e", "\ufeff", "\u200b", "\u2028", "\U000e0041"):
-        assert dangerous.encode() not in terminal.raw, f"{dangerous!r} reached the terminal"
+    terminal.wait_for_toolbar("evil␛]0;pwned␇")
+    terminal.do(":model")
+    terminal.keys("up", "up")
+    terminal.wait_for(lambda terminal: terminal.line.startswith(">>> :load evil"))
+    assert not dangerous(terminal)
     assert not terminal.screen.title

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from minillm_repl.checkpoint.load import load
 from minillm_repl.checkpoint.native import TrainingRecord, save
+from minillm_repl.engine.torch_decoder import TorchDecoder
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.model.gpt import GPT
@@ -119,6 +120,29 @@ def test_a_loss_that_explodes_is_named():
     trainee.model.lm_head.bias.data[0] = float("inf")
     with pytest.raises(UserError, match="the loss became .*; try a smaller lr"):
         list(trainee.events(lambda: False))
+
+
+def test_a_model_spoilt_by_its_last_step_is_not_handed_out():
+    trainee = TrainingRun(None, CORPUS, dataclasses.replace(SMALL, steps=3), "cpu")
+    with pytest.raises(UserError, match="the loss became nan"):
+        for event in trainee.events(lambda: False):
+            if isinstance(event, TrainStep) and event.step == 3:
+                trainee.model.lm_head.bias.data[0] = float("nan")
+
+
+def test_a_sample_leaves_the_model_on_its_device():
+    trainee = TrainingRun(None, CORPUS, SMALL, "cpu")
+    model = trainee.model.to("meta")
+    assert TorchDecoder(model).name == "torch on meta"
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_threads_are_given_back():
+    before = torch.get_num_threads()
+    trainee = TrainingRun(None, CORPUS, SMALL, "cpu", threads=before + 1)
+    seen = {torch.get_num_threads() for _ in trainee.events(lambda: False)}
+    assert seen == {before + 1}
+    assert torch.get_num_threads() == before
 
 
 def test_the_learning_rate_rises_holds_and_falls_to_nearly_nothing():

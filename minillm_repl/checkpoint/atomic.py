@@ -3,6 +3,7 @@
 import os
 import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from minillm_repl.errors import UserError
@@ -44,6 +45,7 @@ def _write(target: Path, data: bytes) -> None:
     if hasattr(os, "O_DIRECTORY"):  # Windows has no way to sync a folder
         folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(folder)
+            with suppress(OSError):  # some network file systems cannot; the file is in its place by now
+                os.fsync(folder)
         finally:
             os.close(folder)

@@ -25,17 +25,6 @@ class Header:
     tensors: dict[str, tuple[str, tuple[int, ...]]]
 
 
-def read_file(path: Path) -> tuple[Header, bytes]:
-    """Read a safetensors file whole; the header is checked before the rest is read.
-
-    Nothing stays mapped, so a file that is cut short later cannot hurt the process. Raises UserError naming the file.
-    """
-    with open_regular(path) as file:
-        header = _read_header(file, path)
-        file.seek(0)
-        return header, file.read()
-
-
 def read_header(path: Path) -> Header:
     """Read only the header of a safetensors file. Raises UserError naming the file."""
     with open_regular(path) as file:

@@ -7,7 +7,7 @@ import numpy as np
 import safetensors.numpy
 
 from minillm_repl.checkpoint import bare, native
-from minillm_repl.checkpoint.header import FORMAT, is_native, open_regular, read_file
+from minillm_repl.checkpoint.header import FORMAT, is_native, open_regular, read_header
 from minillm_repl.checkpoint.native import Checkpoint, Tensors
 from minillm_repl.errors import UserError
 from minillm_repl.safetext import safe_line
@@ -21,14 +21,20 @@ def load(path: Path, vocabulary: Tokenizer | None = None) -> Checkpoint:
     `vocabulary` serves a file that has none of its own. Raises UserError that names the file, what was expected and
     what was found; nothing in the file is trusted, and nothing in it is run.
     """
-    header, data = read_file(path)
-    name = safe_line(str(path))
+    header, name = read_header(path), safe_line(str(path))
 
-    def tensors() -> Tensors:
+    def tensors() -> Tensors:  # called once the header is known to describe the model, all of it float32
+        with open_regular(path) as file:  # read, not mapped: a file that is cut short later cannot hurt us
+            data = file.read()
         try:
-            return safetensors.numpy.load(data)  # type: ignore[no-any-return]
+            arrays = safetensors.numpy.load(data)
         except (safetensors.SafetensorError, ValueError) as error:
             raise UserError(f"{name} is damaged: {safe_line(str(error)):.120}") from None
+        if {tensor: array.shape for tensor, array in arrays.items()} != {
+            tensor: shape for tensor, (_, shape) in header.tensors.items()
+        }:
+            raise UserError(f"{name} changed while it was read")
+        return arrays  # type: ignore[no-any-return]
 
     if is_native(header):
         checkpoint = native.checkpoint(header, tensors, name)

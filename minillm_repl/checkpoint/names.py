@@ -19,13 +19,18 @@ def shipped() -> list[str]:
 
 
 def find(name: str) -> Path:
-    """Return the path that `name` means: an existing path first, then a shipped checkpoint, else the path as given."""
+    """Return what `name` means: a file, one less its ending, a shipped checkpoint, else the path as given."""
     path = user_path(name)
-    return path if there(path) or name not in shipped() else shipped_folder() / (name + SUFFIX)
+    for file in (path, path.with_name(path.name + SUFFIX) if path.name else path):
+        if there(file) and not file.is_dir():
+            return file
+    return shipped_folder() / (name + SUFFIX) if name in shipped() else path
 
 
 def user_path(text: str) -> Path:
-    """Return a path as the user wrote it, `~` meaning their home."""
+    """Return a path as the user wrote it: `~` means their home, and quotes around it are not part of it."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1]
     return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's own raises for an unknown user
 
 

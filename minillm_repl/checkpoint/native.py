@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from minillm_repl.checkpoint.atomic import write_atomically
-from minillm_repl.checkpoint.header import FORMAT, VERSION, Header, config_of, field_of
+from minillm_repl.checkpoint.header import FORMAT, VERSION, Header, config_of, field_of, read_header
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.safetext import safe_line
@@ -61,8 +61,20 @@ def save(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     if checkpoint.training is not None:
         metadata["training"] = json.dumps(dataclasses.asdict(checkpoint.training), ensure_ascii=False)
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in checkpoint.tensors.items()}
+    check_replaceable(path)
     write_atomically(path, safetensors.numpy.save(tensors, metadata))
     return dataclasses.replace(checkpoint, path=path)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise UserError if something lies at `path` that is no safetensors file: a corpus, say."""
+    if os.path.isfile(path) and path.stat().st_size:  # noqa: PTH113 - Path's own raises for a name that is too long
+        try:
+            read_header(path)
+        except UserError:
+            raise UserError(
+                f"{safe_line(str(path))} is there and is not a checkpoint; save under another name"
+            ) from None
 
 
 def checkpoint(header: Header, tensors: Callable[[], Tensors], name: str) -> Checkpoint:
@@ -85,30 +97,33 @@ def checkpoint(header: Header, tensors: Callable[[], Tensors], name: str) -> Che
 def _training(header: Header, name: str) -> TrainingRecord:
     match field_of(header, "training", name):
         case {
-            "steps": int(steps),
-            "tokens": int(tokens),
-            "train_loss": float(train_loss) | int(train_loss),
-            "val_loss": float() | int() | None as val_loss,
+            "steps": steps,
+            "tokens": tokens,
+            "train_loss": train_loss,
+            "val_loss": val_loss,
             "corpus": str(corpus),
             "corpus_sha256": str(corpus_sha256),
-            "seed": int(seed),
+            "seed": seed,
             "versions": dict(versions),
             "curve": list(curve),
-        } if all(isinstance(text, str) for text in versions.values()) and all(map(_is_point, curve)):
-            losses = [train_loss, val_loss or 0.0, *(loss for _, loss in curve)]
-            if all(map(math.isfinite, losses)) and max(steps, tokens, abs(seed)) < 2**63:
-                points = tuple((step, float(loss)) for step, loss in curve)
-                return TrainingRecord(
-                    steps, tokens, float(train_loss), val_loss, corpus, corpus_sha256, seed, versions, points
-                )
+        } if (
+            all(map(_is_count, (steps, tokens, seed)))
+            and all(map(_is_loss, (train_loss, 0 if val_loss is None else val_loss)))
+            and all(isinstance(text, str) for text in versions.values())
+            and all(isinstance(point, list) and len(point) == 2 for point in curve)
+            and all(_is_count(step) and _is_loss(loss) for step, loss in curve)
+        ):
+            points = tuple((step, loss) for step, loss in curve)
+            return TrainingRecord(steps, tokens, train_loss, val_loss, corpus, corpus_sha256, seed, versions, points)
     raise UserError(f"the training record of {name} lacks a field or has one of the wrong kind; see docs/format.md")
 
 
-def _is_point(point: Any) -> bool:
-    match point:
-        case [int(), float() | int()]:
-            return True
-    return False
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_loss(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e9
 
 
 def check_shapes(header: Header, expected: Mapping[str, tuple[int, ...]], name: str) -> None:

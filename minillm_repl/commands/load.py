@@ -18,7 +18,7 @@ def load(shell: Shell, argument: str) -> None:
     if not argument:
         raise UserError(f":load needs a file, or a name: {', '.join(shipped())}")
     session, path = shell.session, find(argument)
-    session.agree_to_discard()
+    session.agree_to_discard("load")
     loading = in_background(lambda: open_model(path, session.vocabulary, session.device))
     model = shell.wait_for(loading, path)
     session.adopt(model, unsaved=False)

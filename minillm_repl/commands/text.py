@@ -9,7 +9,7 @@ from minillm_repl.safetext import safe
 from minillm_repl.tokenizer.base import decode
 
 
-@command("continue", ":continue [TEXT]", aliases=("c",))
+@command("continue", ":continue [TEXT]", aliases=("c",), verbatim=True)
 def continue_(shell: Shell, argument: str) -> None:
     """Write on from where the text stopped, or from TEXT after it."""
     model = shell.model()
@@ -26,7 +26,7 @@ def regen(shell: Shell, _argument: str) -> None:
     """Write another completion of the last prompt."""
     model = shell.model()
     turn = shell.session.undo()
-    shell.session.begin(list(turn.given))
+    shell.session.begin(list(turn.given), another=True)
     shell.respond(model)
 
 

@@ -6,7 +6,7 @@ from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
-@command("tokens", ":tokens TEXT")
+@command("tokens", ":tokens TEXT", verbatim=True)
 def tokens(shell: Shell, argument: str) -> None:
     """Show the tokens of a text, with ids and bytes."""
     if not argument:

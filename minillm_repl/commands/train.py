@@ -1,11 +1,8 @@
 """`:train`."""
 
 import dataclasses
-import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minillm_repl.checkpoint.names import there
 from minillm_repl.errors import UserError
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.session import Model
@@ -43,24 +40,28 @@ def train(shell: Shell, argument: str) -> None:
 
 
 def parse(argument: str) -> Request:
-    """Read the words after `:train`. Raises UserError."""
-    try:
-        words = shlex.split(argument)
-    except ValueError:
-        raise UserError(":train needs quotes in pairs") from None
-    request = Request()
-    for word in words:
-        name, equals, value = word.partition("=")
-        if word == "new":
-            request = dataclasses.replace(request, new=True)
-        elif equals and name.replace("-", "").replace("_", "").isalpha() and not there(Path(word)):
-            plan = change(request.plan, name.replace("_", "-"), value, said=f":train {name}")
-            request = dataclasses.replace(request, plan=plan)
-        elif request.corpus:
-            raise UserError(f":train takes one corpus, not {safe_line(request.corpus)} and {safe_line(word)}")
-        else:
-            request = dataclasses.replace(request, corpus=word)
-    return request
+    """Read the words after `:train`: settings before or after the corpus, whose name may hold spaces.
+
+    Raises UserError.
+    """
+    words, request = argument.split(" "), Request()
+    while words and _is_setting(words[-1]):
+        request = _with(request, words.pop())
+    while words and _is_setting(words[0]):
+        request = _with(request, words.pop(0))
+    return dataclasses.replace(request, corpus=" ".join(words).strip())
+
+
+def _is_setting(word: str) -> bool:
+    name, equals, _ = word.partition("=")
+    return word in ("", "new") or (bool(equals) and name.replace("-", "").replace("_", "").isalpha())
+
+
+def _with(request: Request, word: str) -> Request:
+    name, _, value = word.partition("=")
+    if word in ("", "new"):
+        return dataclasses.replace(request, new=request.new or word == "new")
+    return dataclasses.replace(request, plan=change(request.plan, name, value, said=f":train {name}"))
 
 
 def run(shell: Shell, request: Request) -> None:
@@ -73,11 +74,14 @@ def run(shell: Shell, request: Request) -> None:
             f"{sizes[0]} is a size of a new model, and this one has its own; the word `new` makes a new one"
         )
     if model is None:
-        session.agree_to_discard()
+        session.agree_to_discard("train")
     with screen.waiting("getting ready to train"):  # importing torch takes a second or two
+        from minillm_repl.checkpoint.native import check_replaceable
         from minillm_repl.render.training import TrainingView, summary
         from minillm_repl.training.run import TrainingRun, find_corpus
 
+        if session.own and session.path is not None:
+            check_replaceable(session.path)  # now, not after the work
         start = model.checkpoint if model else None
         corpus = find_corpus(request.corpus, start)
         trainee = TrainingRun(start, corpus, request.plan, session.device, session.threads)
@@ -90,6 +94,8 @@ def run(shell: Shell, request: Request) -> None:
     if not finished.steps:
         raise UserError("stopped before the first step: nothing was changed")
     screen.side.print(summary(finished))
+    if finished.last_loss > finished.first_loss:
+        screen.warn("the loss went up; a smaller lr may help")
     _keep(shell, trainee.checkpoint(finished))
 
 

@@ -42,9 +42,10 @@ def make_decoder(checkpoint: Checkpoint, device: str = "auto") -> Decoder:
         except (ImportError, RuntimeError):  # no numba here, or nowhere to keep what it compiles: torch serves, slower
             device = "cpu"
     from minillm_repl.engine.torch_decoder import TorchDecoder
+    from minillm_repl.model.device import pick_device
     from minillm_repl.model.gpt import GPT
 
-    return TorchDecoder(GPT.from_tensors(checkpoint.config, checkpoint.tensors), device)
+    return TorchDecoder(GPT.from_tensors(checkpoint.config, checkpoint.tensors).to(pick_device(device)))
 
 
 def read(decoder: Decoder, ids: Sequence[int]) -> NDArray[np.float32]:

@@ -7,16 +7,15 @@ import torch
 from numpy.typing import NDArray
 
 from minillm_repl.model.cache import KVCache
-from minillm_repl.model.device import pick_device
 from minillm_repl.model.gpt import GPT
 
 
 class TorchDecoder:
-    """Runs a GPT on any torch device."""
+    """Runs a GPT on the device it is on."""
 
-    def __init__(self, model: GPT, device: str = "cpu") -> None:
-        self._device = pick_device(device)
-        self._model = model.to(self._device)
+    def __init__(self, model: GPT) -> None:
+        self._device = next(model.parameters()).device
+        self._model = model
         self._cache = KVCache(model.config, self._device, torch.float32)
         self.ids: list[int] = []
         self.context = model.config.context

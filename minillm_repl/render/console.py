@@ -32,6 +32,11 @@ class Screen:
         """Where figures and notes go."""
         return self.out if self.interactive else self.err
 
+    @property
+    def animated(self) -> bool:
+        """Whether things may move there: only on a real terminal, however colours are forced."""
+        return self.side.is_terminal and self.side.file.isatty()
+
     def note(self, text: str) -> None:
         """Print a remark of the program's own; untrusted parts must have been made safe."""
         self.side.print(Text(text, FIGURES))
@@ -42,12 +47,12 @@ class Screen:
 
     def waiting(self, text: str) -> AbstractContextManager[object]:
         """Show, on a terminal, that something is going on while the context lasts."""
-        return self.side.status(Text(text, FIGURES), spinner="dots") if self.side.is_terminal else nullcontext()
+        return self.side.status(Text(text, FIGURES), spinner="dots") if self.animated else nullcontext()
 
     def fail(self, text: str) -> None:
         """Print an error, as one line."""
         line = Text.assemble(("error: ", ERROR), safe(text))
-        self.side.print(line, soft_wrap=not self.side.is_terminal)  # elsewhere it stays one line
+        self.side.print(line, soft_wrap=not self.animated)  # elsewhere it stays one line
 
 
 def make_console(stream: IO[str], color: ColorChoice = "auto") -> Console:

@@ -78,7 +78,7 @@ def step_title(step: Step, prompt: str, text: str, width: int) -> Text:
     start = f"step {step.index + 1}  "
     token = show_token(bytes(step.bytes))
     whole = safe_line(prompt) + safe_line(text)
-    room = width - cell_len(f"{start}+'{token}' → …")
+    room = max(0, width - cell_len(f"{start}+'{token}' → …"))
     shown = whole
     while cell_len(shown) > room:
         shown = shown[max(1, (cell_len(shown) - room) // 2) :]

@@ -25,7 +25,7 @@ class TrainingView:
             console=screen.side,
             transient=True,
             expand=True,
-            disable=not screen.side.is_terminal,
+            disable=not screen.animated,
         )
         self._task = self._progress.add_task("", total=steps, loss=0.0, speed=0.0)
 

@@ -30,10 +30,10 @@ def run_interactive(shell: Shell, history: Path | None) -> int:
                 if begin:
                     begin()  # a dumb terminal never tells that it has drawn
                     begin = None
-                attempt(shell, line)
+                attempt(shell, partial(shell.execute, line))
             except (EOFError, Leave):
                 try:
-                    session.agree_to_discard()
+                    session.agree_to_discard("leave")
                 except UserError as unsaved:
                     screen.warn(str(unsaved))
                 else:
@@ -45,7 +45,7 @@ def run_script(shell: Shell, lines: Iterable[str]) -> int:
     failed = False
     try:
         for line in joined(lines):
-            failed |= not attempt(shell, line)
+            failed |= not attempt(shell, partial(shell.execute, line))
             if shell.interrupted():  # whoever presses Ctrl-C means the script, not one line of it
                 raise KeyboardInterrupt
     except Leave:
@@ -62,22 +62,25 @@ def decoded_lines(stream: IO[bytes]) -> Iterator[str]:
             raise UserError("what was piped in is not UTF-8 text") from None
 
 
-def attempt(shell: Shell, line: str) -> bool:
-    """Do what one line says, and tell whether it worked. Raises Leave, and KeyboardInterrupt where nobody is typing."""
+def attempt(shell: Shell, action: Callable[[], object]) -> bool:
+    """Do something, and tell whether it worked. Raises Leave, and KeyboardInterrupt where nobody is typing."""
     try:
         with interruptible() as shell.interrupted:
-            shell.execute(line)
+            action()
     except UserError as error:
         shell.screen.fail(str(error))
         return False
     except KeyboardInterrupt:  # the second Ctrl-C: out of whatever it was
-        shell.screen.out.print()
         if not shell.screen.interactive:
             raise
+        shell.screen.out.print()
         shell.screen.warn("stopped")
         return False
-    except Leave:
+    except (Leave, BrokenPipeError):
         raise
+    except MemoryError:
+        shell.screen.fail("there is not enough memory for this: a smaller model, batch or context needs less")
+        return False
     except Exception as bug:  # noqa: BLE001 - the outermost boundary: what was trained or written must survive a bug
         shell.screen.fail(f"this is a bug in minillm-repl, not your doing: {type(bug).__name__}: {bug}")
         return False

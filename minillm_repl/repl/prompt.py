@@ -1,6 +1,7 @@
 """The prompt line: keys, history, completion, toolbar. prompt_toolkit lives only here."""
 
 import os
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -37,11 +38,16 @@ def open_history(path: Path | None) -> History:
         return InMemoryHistory()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        if hasattr(os, "fchmod"):
-            os.fchmod(descriptor, 0o600)
-        os.close(descriptor)
-    except OSError:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0), 0o600)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                return InMemoryHistory()  # /dev/null, say: nothing to read, and not ours to change
+            if hasattr(os, "fchmod") and status.st_uid == os.geteuid():
+                os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError):
         return InMemoryHistory()  # a home that cannot be written must not keep anyone from typing
     return FileHistory(str(path))
 

@@ -29,6 +29,7 @@ class Command:
     aliases: tuple[str, ...] = ()
     completion: Completion = "nothing"
     words: tuple[str, ...] = ()  # what else may be completed
+    verbatim: bool = False  # spaces around what it takes belong to it
 
 
 def command(
@@ -38,13 +39,14 @@ def command(
     aliases: tuple[str, ...] = (),
     completion: Completion = "nothing",
     words: tuple[str, ...] = (),
+    verbatim: bool = False,
 ) -> Callable[[Run], Command]:
     """Turn a function into a Command; its docstring is the help: a summary line, then details."""
 
     def declare(run: Run) -> Command:
         summary, _, details = (run.__doc__ or "").partition("\n")
         text = "\n".join(line.strip() for line in details.strip().splitlines())
-        return Command(name, usage or f":{name}", summary.strip(), run, text, aliases, completion, words)
+        return Command(name, usage or f":{name}", summary.strip(), run, text, aliases, completion, words, verbatim)
 
     return declare
 

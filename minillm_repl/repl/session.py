@@ -13,8 +13,6 @@ from minillm_repl.repl.settings import Settings
 from minillm_repl.settings import change
 
 if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, while the user types
-    import numpy as np
-
     from minillm_repl.checkpoint.native import Checkpoint
     from minillm_repl.engine.decoder import Decoder
     from minillm_repl.engine.events import Finished, Step
@@ -54,39 +52,20 @@ class Session:
     ids: list[int] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     own: bool = False  # the file at `path` is this visit's to write: it was named to be made, or saved to
+    written: bool = False  # this visit has saved a model at `path`
     unsaved: bool = False  # the open model was trained and lies in no file
     speed: float = 0.0  # tokens per second, last time
     told_outgrown: bool = False
     _loading: "Future[Model] | None" = None
     _model: Model | None = None
-    _rng: "np.random.Generator | None" = None
-    _warned: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        self.reseed()
+    _warned: str = ""  # the wish that was last answered by "the weights are not saved"
+    seed: int = 0  # of the last completion: with it, the same prompt gives the same text
 
     # -- settings
 
     def set(self, name: str, text: str, said: str | None = None) -> None:
         """Change a setting. Raises UserError, leaving everything as it was."""
         self.settings = change(self.settings, name, text, said=said)
-        if name == "seed":
-            self.reseed()
-
-    def reseed(self) -> None:
-        """Start the random numbers anew, from the seed that is set or from one of our own."""
-        self.seed = secrets.randbelow(2**32) if self.settings.seed is None else self.settings.seed
-        self._rng = None
-
-    @property
-    def rng(self) -> "np.random.Generator":
-        """The random numbers of this visit."""
-        import numpy as np
-
-        if self._rng is None:
-            self._rng = np.random.default_rng(self.seed)
-        return self._rng
 
     # -- the model
 
@@ -124,9 +103,9 @@ class Session:
         self._model, self._loading = model, None
         if not unsaved:
             self.path, self.own = model.checkpoint.path, False
-        elif model.checkpoint.path is None and not self.own:
-            self.path = None  # a new model does not go where another one came from
-        self.unsaved, self._warned = unsaved, False
+        elif model.checkpoint.path is None and (self.written or not self.own):
+            self.path, self.own, self.written = None, False, False  # a new model does not go where another one lies
+        self.unsaved, self._warned = unsaved, ""
         self.told_outgrown = False
         self.clear()
 
@@ -138,13 +117,13 @@ class Session:
         """Note that the open model now lies on disk as `checkpoint`."""
         assert self._model is not None
         self._model = Model(checkpoint, self._model.decoder)
-        self.path, self.own = checkpoint.path, True
-        self.unsaved = self._warned = False
+        self.path, self.own, self.written = checkpoint.path, True, True
+        self.unsaved, self._warned = False, ""
 
-    def agree_to_discard(self) -> None:
-        """Raise UserError the first time that something would drop trained weights that lie in no file."""
-        if self.unsaved and not self._warned:
-            self._warned = True
+    def agree_to_discard(self, wish: str) -> None:
+        """Raise UserError the first time in a row that a wish would drop trained weights that lie in no file."""
+        if self.unsaved and self._warned != wish:
+            self._warned = wish
             raise UserError(
                 "the trained weights are not saved: `:save FILE` keeps them; once more goes on without them"
             )
@@ -155,8 +134,14 @@ class Session:
         """Forget the text and its turns."""
         self.ids, self.turns = [], []
 
-    def begin(self, given: list[int]) -> None:
-        """Start a turn: the model will continue `given`."""
+    def begin(self, given: list[int], *, another: bool = False) -> None:
+        """Start a turn: the model will continue `given`. With `another`, not as it did with a seed that is set."""
+        fixed = self.settings.seed
+        if fixed is None:
+            self.seed = secrets.randbelow(2**32)
+        else:
+            self.seed = (self.seed + 1) % 2**63 if another else fixed
+        self._warned = ""
         self.turns.append(Turn(tuple(self.ids), tuple(given)))
         self.ids = list(given)
 
@@ -170,6 +155,8 @@ class Session:
 
     def generate(self, model: Model, interrupted: Callable[[], bool], top: int) -> "Iterator[Step | Finished]":
         """Continue the text, keeping `ids` at what has been shown, however the generation ends."""
+        import numpy as np
+
         from minillm_repl.engine.events import Finished
         from minillm_repl.engine.generate import generate
 
@@ -180,7 +167,7 @@ class Session:
             tokenizer,
             self.ids,
             settings,
-            self.rng,
+            np.random.default_rng(self.seed),
             max_tokens=settings.max_tokens,
             stop=settings.stop,
             top=top,

@@ -43,7 +43,8 @@ class Shell:
             name, _, argument = line[1:].lstrip().partition(" ")
             if self.screen.interactive:
                 self._echo(line, "\n")
-            self.registry.get(name.strip().lower()).run(self, argument.strip())
+            command = self.registry.get(name.strip().lower())
+            command.run(self, argument if command.verbatim else argument.strip())
         else:
             self.prompt(line)
 
@@ -66,7 +67,8 @@ class Shell:
                     session.forget_failed_load()
                 raise
         if session.model is None:
-            raise UserError("there is no model yet: `:train CORPUS` makes one, `:load nalssi` opens the one shipped")
+            missing = f"{safe_line(str(session.path))} does not exist" if session.own else "there is no model yet"
+            raise UserError(f"{missing}: `:train CORPUS` makes one, `:load nalssi` opens the one that is shipped")
         return session.model
 
     def wait_for(self, loading: "Future[Model]", path: Path | None) -> Model:

@@ -65,9 +65,8 @@ class TrainingRun:
         config = start.config if start else _config(plan, self.tokenizer)
         self.unknown = self.tokenizer.unknown(corpus.text)
         self._windows = windows(corpus, self.tokenizer, config.context)
-        work = config.parameters * plan.batch * config.context
-        if threads or work < _ONE_THREAD:
-            torch.set_num_threads(threads or 1)
+        small = config.parameters * plan.batch * config.context < _ONE_THREAD
+        self._threads = threads or (1 if small else torch.get_num_threads())
         torch.manual_seed(plan.seed)
         model = GPT.from_tensors(config, start.tensors) if start else GPT(config).initialise()
         self.model = model.to(pick_device(device))
@@ -85,7 +84,12 @@ class TrainingRun:
 
     def events(self, interrupted: Callable[[], bool]) -> Iterator[TrainStep | Evaluated | Finished]:
         """Train, and yield what happens."""
-        return train(self.model, self._windows, self._plan, interrupted)
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            yield from train(self.model, self._windows, self._plan, interrupted)
+        finally:
+            torch.set_num_threads(before)
 
     def checkpoint(self, finished: Finished) -> Checkpoint:
         """Return the trained model; steps, tokens and curve go on from those of the checkpoint it started from."""

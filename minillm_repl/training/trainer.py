@@ -32,7 +32,7 @@ def train(
     Yields an `Evaluated` before the first step, a `TrainStep` after each, an `Evaluated` ten times on the way and at
     the end, then `Finished`. `interrupted` is asked between two steps. The batches follow from `plan.seed` alone.
 
-    Raises UserError when the loss is no longer finite; the model is then as it was before that step.
+    Raises UserError when the loss is no longer a number.
     """
     device = next(model.parameters()).device
     optimizers = _optimizers(model, plan.lr)
@@ -53,7 +53,7 @@ def train(
         yield TrainStep(step, losses[-1], tokens, perf_counter() - started)
         if step % max(1, plan.steps // 10) == 0 and step < plan.steps:
             yield Evaluated(step, evaluate(model, windows))
-    last_loss = evaluate(model, windows)
+    last_loss = _finite(evaluate(model, windows))
     yield Evaluated(len(losses), last_loss)
     reason: Literal["done", "interrupt"] = "done" if len(losses) == plan.steps else "interrupt"
     every = max(1, len(losses) // _POINTS)
@@ -82,14 +82,19 @@ def _optimizers(model: GPT, lr: float) -> list[torch.optim.Optimizer]:
 def _step(model: GPT, optimizers: list[torch.optim.Optimizer], batch: Tensor) -> float:
     """Take one step on a batch (b, context + 1) and return its loss, in nats per token."""
     loss = _loss(model, batch)
-    if not math.isfinite(loss.item()):
-        raise UserError(f"the loss became {loss.item()}: the learning rate is too high; try a smaller lr")
+    _finite(loss.item())
     for optimizer in optimizers:
         optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     for optimizer in optimizers:
         optimizer.step()
     return loss.item()
+
+
+def _finite(loss: float) -> float:
+    if not math.isfinite(loss):
+        raise UserError(f"the loss became {loss}: the learning rate is too high; try a smaller lr. Nothing was changed")
+    return loss
 
 
 def _loss(model: GPT, batch: Tensor, reduction: str = "mean") -> Tensor:

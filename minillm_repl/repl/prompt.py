@@ -14,6 +14,7 @@ from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
+from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
 from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.search import stop_search
 from prompt_toolkit.styles import Style
@@ -24,7 +25,7 @@ from minillm_repl.repl.blocks import open_block, unwrap_block
 from minillm_repl.repl.registry import Command, Registry
 from minillm_repl.repl.settings import samplers_on
 from minillm_repl.repl.shell import PROMPT, Shell
-from minillm_repl.safetext import safe_line
+from minillm_repl.safetext import safe, safe_line
 from minillm_repl.settings import show, specs
 
 CONTINUED = "... "
@@ -128,6 +129,20 @@ def key_bindings(say_how_to_leave: Callable[[], None]) -> KeyBindings:
     return keys
 
 
+class Harmless(Processor):
+    """Shows what could steer the terminal, and prompt_toolkit lets through, as `�`: file names can hold anything."""
+
+    def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
+        """Replace each such character by one other, so that the cursor stays where it is."""
+        return Transformation(
+            [(style, "".join(map(_shown, text)), *rest) for style, text, *rest in transformation_input.fragments]  # type: ignore[misc]
+        )
+
+
+def _shown(character: str) -> str:
+    return character if character < "\u0100" or safe(character) == character else "\ufffd"
+
+
 class PromptLine:
     """Reads lines from a person at a terminal."""
 
@@ -143,6 +158,7 @@ class PromptLine:
             key_bindings=key_bindings(say_how_to_leave),
             bottom_toolbar=self._toolbar,
             placeholder=self._placeholder,
+            input_processors=[Harmless()],
             style=_STYLE,
             color_depth=None if color else ColorDepth.DEPTH_1_BIT,
             enable_open_in_editor=True,

@@ -49,13 +49,15 @@ def draw_text(events: Iterable[Step | Finished], screen: Screen) -> Finished:
     """Draw a generation as running text; the line is left open."""
     stream = Stream(screen)
     shown = 0
-    for event in events:
-        if isinstance(event, Finished):
-            stream.add(event.text[shown:])  # what was held back until now
-            stream.flush()
-            return event
-        stream.add(event.text)
-        shown += len(event.text)
+    try:
+        for event in events:
+            if isinstance(event, Finished):
+                stream.add(event.text[shown:])  # what was held back until now
+                return event
+            stream.add(event.text)
+            shown += len(event.text)
+    finally:
+        stream.flush()
     raise AssertionError("a generation ends with Finished")
 
 

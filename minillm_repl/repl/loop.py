@@ -73,7 +73,6 @@ def attempt(shell: Shell, action: Callable[[], object]) -> bool:
     except KeyboardInterrupt:  # the second Ctrl-C: out of whatever it was
         if not shell.screen.interactive:
             raise
-        shell.screen.out.print()
         shell.screen.warn("stopped")
         return False
     except (Leave, BrokenPipeError):

@@ -44,7 +44,7 @@ def open_history(path: Path | None) -> History:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 return InMemoryHistory()  # /dev/null, say: nothing to read, and not ours to change
-            if hasattr(os, "fchmod") and status.st_uid == os.geteuid():
+            if hasattr(os, "geteuid") and status.st_uid == os.geteuid():
                 os.fchmod(descriptor, 0o600)
         finally:
             os.close(descriptor)

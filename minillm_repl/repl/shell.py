@@ -125,8 +125,10 @@ class Shell:
         else:
             if echo:
                 self._echo(given, "", lead)
-            finished = draw_text(events, screen)
-            screen.out.print()
+            try:
+                finished = draw_text(events, screen)
+            finally:
+                screen.out.print()  # whatever happened, the next thing has a line of its own
         screen.note(figures(finished, session.seed))
         tokens, context = before + finished.tokens, model.decoder.context
         if tokens > context and not session.told_outgrown:

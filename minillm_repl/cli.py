@@ -78,10 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _flag(group: "argparse._ArgumentGroup", name: str, spec: Spec, default: object) -> None:
-    names = [
-        f"--{name}",
-        *(f"--{alias}" if len(alias) > 1 else f"-{alias}" for alias in spec.aliases if alias != "seed"),
-    ]
+    names = [f"--{name}", *(f"--{alias}" if len(alias) > 1 else f"-{alias}" for alias in spec.aliases)]
     text = f"{spec.help} (default: {show(spec, default) or 'none'})".replace("%", "%%")
     match name:
         case "verbose":
@@ -144,7 +141,8 @@ def _run(options: argparse.Namespace, launch: Launch, settings: Settings, traini
     if options.train is not None:
         if is_shipped(session.path) and launch.ckpt in shipped():
             raise UserError("--train needs --ckpt FILE, to save to; the shipped checkpoints stay as they are")
-        session.start_loading()
+        if not options.new:  # else what lies there is not wanted, and may be anything
+            session.start_loading()
         session.own = True  # whoever names a file to train means it
         if not attempt(shell, partial(train.run, shell, replace(training, corpus=options.train))):
             return FAILED

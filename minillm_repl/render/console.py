@@ -62,11 +62,10 @@ def make_console(stream: IO[str], color: ColorChoice = "auto") -> Console:
     """
     plain = color == "never" or (color == "auto" and bool(os.environ.get("NO_COLOR")))
     forced = True if color == "always" else None
-    # always overrides NO_COLOR and a pipe; sixteen colours are all the palette has
     return Console(
         file=stream,
         force_terminal=forced,
-        color_system="standard" if forced else "auto",
+        color_system="standard" if forced else "auto",  # sixteen colours are all the palette has
         no_color=plain,
         markup=False,
         highlight=False,

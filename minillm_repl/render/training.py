@@ -15,7 +15,6 @@ class TrainingView:
     """Draws the events of one training run; used as a context, so that the bar is gone afterwards in every case."""
 
     def __init__(self, screen: Screen, steps: int) -> None:
-        self._screen = screen
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(separator=" of "),

@@ -46,7 +46,7 @@ class Session:
 
     settings: Settings = field(default_factory=Settings)
     device: str = "auto"
-    threads: int = 0  # for torch; 0 lets it choose
+    threads: int = 0  # for torch; 0 chooses by the model's size
     vocabulary: Path | None = None  # for a checkpoint without one
     path: Path | None = None  # what was asked for; may not exist yet
     ids: list[int] = field(default_factory=list)

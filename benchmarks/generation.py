@@ -22,13 +22,13 @@ def rows(bench: Bench) -> list[Row]:
     from minillm_repl.checkpoint.names import find
     from minillm_repl.engine.numba_decoder import NumbaDecoder
     from minillm_repl.engine.torch_decoder import TorchDecoder
-    from minillm_repl.model.gpt import GPT
+    from minillm_repl.model.build import build
 
     checkpoint = load(find("nalssi"))
     ids = checkpoint.tokenizer.encode(PROMPT)
     decoders: dict[str, Decoder] = {
         "numba": NumbaDecoder(checkpoint),
-        "torch": TorchDecoder(GPT.from_tensors(checkpoint.config, checkpoint.tensors)),
+        "torch": TorchDecoder(build(checkpoint.config, checkpoint.tensors)),
     }
 
     def engine(name: str, tokens: int) -> Callable[[], float]:

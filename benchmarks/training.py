@@ -65,10 +65,10 @@ def _train_reference(folder: Path, reference: Reference) -> _Trained:
 def _loss(path: Path) -> float:
     """Return the loss of a checkpoint, ours or the reference's bare one, over all windows of the text."""
     from minillm_repl.checkpoint.load import load, read_vocabulary
-    from minillm_repl.model.gpt import GPT
+    from minillm_repl.model.build import build
     from minillm_repl.training.data import read_corpus, windows
     from minillm_repl.training.trainer import evaluate
 
     checkpoint = load(path, read_vocabulary(CORPUS))
-    model = GPT.from_tensors(checkpoint.config, checkpoint.tensors)
+    model = build(checkpoint.config, checkpoint.tensors)
     return evaluate(model, windows(read_corpus(CORPUS), checkpoint.tokenizer, checkpoint.config.context))

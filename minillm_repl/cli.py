@@ -12,16 +12,18 @@ from typing import NoReturn
 from rich.text import Text
 
 from minillm_repl import __version__, commands
-from minillm_repl.checkpoint.header import config_of, is_native, read_header
-from minillm_repl.checkpoint.names import find, is_shipped, shipped, there, user_path
+from minillm_repl.checkpoint.families import family_title
+from minillm_repl.checkpoint.names import find, is_shipped, shipped, there, title, user_path
+from minillm_repl.checkpoint.peek import read_config
 from minillm_repl.commands import train
 from minillm_repl.configuration import Launch, configuration_file, configure, read_configuration
 from minillm_repl.errors import UserError
 from minillm_repl.render.console import FIGURES, TITLE, make_screen
 from minillm_repl.render.tables import headline
 from minillm_repl.repl.loop import attempt, decoded_lines, run_interactive, run_script
+from minillm_repl.repl.recent import Recent
 from minillm_repl.repl.registry import discover
-from minillm_repl.repl.session import Session
+from minillm_repl.repl.session import Opening, Session
 from minillm_repl.repl.settings import VERBOSE_ROWS, Settings
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
@@ -30,7 +32,8 @@ from minillm_repl.training.plan import TrainPlan
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
-_TRAINING_FLAGS = ("steps", "batch", "lr", "context", "width", "layers", "heads")
+_TRAINING_FLAGS = ("steps", "batch", "lr", "width", "layers", "heads")
+_SHARED_FLAGS = ("seed", "context")  # mean something for training too
 _EXAMPLES = """examples:
   minillm-repl                                          talk to the model that ships with the program
   minillm-repl --ckpt nalssi -p 날씨 --verbose          what it considers at each step
@@ -128,9 +131,9 @@ def _run(options: argparse.Namespace, launch: Launch, settings: Settings, traini
     screen = make_screen(launch.color, interactive)  # type: ignore[arg-type]
     session = Session(
         settings,
-        device=launch.device,
+        Opening(launch.device, launch.dtype, launch.context, user_path(launch.vocab) if launch.vocab else None),
+        Recent(launch.recent_file),
         threads=launch.threads,
-        vocabulary=user_path(launch.vocab) if launch.vocab else None,
         path=find(launch.ckpt),
     )
     assert session.path is not None
@@ -141,6 +144,8 @@ def _run(options: argparse.Namespace, launch: Launch, settings: Settings, traini
     if options.train is not None:
         if is_shipped(session.path) and launch.ckpt in shipped():
             raise UserError("--train needs --ckpt FILE, to save to; the shipped checkpoints stay as they are")
+        if session.path.is_dir():
+            raise UserError(f"--train writes to --ckpt, and {safe_line(launch.ckpt)} is a folder: open it, then :train")
         if not options.new:  # else what lies there is not wanted, and may be anything
             session.start_loading()
         session.own = True  # whoever names a file to train means it
@@ -165,8 +170,8 @@ def _greet(shell: Shell) -> None:
         about = f"{name} does not exist yet"
         hint = f"`:train CORPUS` makes it from a UTF-8 text · `:load NAME` opens {', '.join(shipped())} · :help"
     else:
-        header = read_header(path)
-        about = headline(path.stem, config_of(header, name)) if is_native(header) else name
+        config = read_config(path)
+        about = headline(title(path), family_title(config), config) if config else name
         hint = ":help commands · :verbose shows what the model thinks · Ctrl-D leaves"
     out.print(Text.assemble(("minillm-repl", TITLE), f"  {about}"))
     out.print(Text(hint, FIGURES))
@@ -178,10 +183,13 @@ def _one_shot(shell: Shell, options: argparse.Namespace) -> None:
     text = "".join(decoded_lines(sys.stdin.buffer)).removesuffix("\n") if options.prompt == "-" else options.prompt
     session.start_loading()
     model = shell.model()
-    ids = shell.encode(model, text)
-    if not ids:
-        raise UserError("the prompt is empty")
-    session.begin(ids)
+    if session.chatting(model):
+        session.ask(model, text)
+    else:
+        ids = shell.encode(model, text)
+        if not ids:  # some models can begin from nothing: from their start token
+            raise UserError("the prompt is empty")
+        session.begin(ids)
     if options.json:
         from minillm_repl.render.json_lines import print_json
 
@@ -199,8 +207,8 @@ def _training_request(options: argparse.Namespace) -> train.Request:
     words += [*options.set, *(["new"] if options.new else [])]
     if words and options.train is None:
         raise UserError(f"{words[0]} is for training, which needs --train CORPUS")
-    if options.seed is not None and options.train is not None:
-        words.append(f"seed={options.seed}")
+    if options.train is not None:
+        words += [f"{name}={getattr(options, name)}" for name in _SHARED_FLAGS if getattr(options, name) is not None]
     request = train.parse(" ".join(words))
     if request.corpus:
         raise UserError(f"--set needs NAME=VALUE, not {safe_line(request.corpus)!r}")

@@ -33,7 +33,10 @@ class Launch:
     """What is decided once, at the start."""
 
     ckpt: str = setting(
-        "nalssi", str, "the checkpoint to open: a file, or a name that ships with the program", metavar="FILE"
+        "nalssi",
+        str,
+        "the checkpoint to open: a file, a Hugging Face folder, or a name that :models lists",
+        metavar="PATH",
     )
     vocab: str = setting("", str, "a text with the vocabulary of a checkpoint that has none of its own", metavar="FILE")
     device: str = setting(
@@ -41,6 +44,19 @@ class Launch:
         _one_of("auto", "cpu", "cuda", "mps"),
         "where to compute: auto, cpu, cuda or mps; auto chats on the CPU and trains on a GPU if there is one",
         metavar="WHERE",
+    )
+    dtype: str = setting(
+        "auto",
+        _one_of("auto", "float32", "bfloat16", "float16"),
+        "the kind of numbers of the weights: float32, bfloat16, float16, or auto for what is in the file",
+        metavar="KIND",
+    )
+    context: int = setting(
+        0,
+        whole(0, 100_000_000),
+        "how many tokens the model sees at once; auto is all that it allows",
+        unit="tokens",
+        words={"auto": 0},
     )
     threads: int = setting(0, whole(0, 1024), "processor threads for torch; 0 chooses")
     color: str = setting(
@@ -59,6 +75,11 @@ class Launch:
         if self.history in ("", "off"):
             return None
         return user_state_path(_APP) / "history" if self.history == "on" else user_path(self.history)
+
+    @property
+    def recent_file(self) -> Path | None:
+        """The file of the checkpoints opened last, or None to keep none: who wants no history wants none of this."""
+        return None if self.history in ("", "off") else user_state_path(_APP) / "recent"
 
 
 ConfiguredT = TypeVar("ConfiguredT", Launch, Settings)

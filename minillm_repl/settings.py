@@ -73,6 +73,11 @@ def number(low: float, high: float) -> Parser:
     return parse
 
 
+def switch(_text: str) -> Any:
+    """Refuse everything: a switch is what its words say, and nothing else."""
+    raise ValueError
+
+
 def strings(text: str) -> tuple[str, ...]:
     r"""Parse words, quoted where they hold spaces; `\n` and `\t` stand for a newline and a tab."""
     lexer = shlex.shlex(text, posix=True)
@@ -118,8 +123,9 @@ def change(settings: SettingsT, name: str, text: str, *, said: str | None = None
     try:
         value = spec.words[text.lower()] if text.lower() in spec.words else spec.parse(text)
     except ValueError as error:
-        words = "".join(f", or {word}" for word in spec.words)
-        raise UserError(f"{said or full} needs {error}{words}, not {safe_line(text)!r}") from None
+        words = [str(error)] if spec.parse is not switch else []
+        wanted = ", or ".join([*words, *spec.words])
+        raise UserError(f"{said or full} needs {wanted}, not {safe_line(text)!r}") from None
     return dataclasses.replace(settings, **{_private(full): value})  # type: ignore[type-var]
 
 

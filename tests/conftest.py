@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.load import load
 from minillm_repl.checkpoint.names import find
-from minillm_repl.checkpoint.native import Checkpoint
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.tokenizer.character import CharacterTokenizer
 

@@ -9,13 +9,13 @@ from minillm_repl.checkpoint.load import load, read_vocabulary
 from minillm_repl.engine.decoder import make_decoder, read
 from minillm_repl.engine.numba_decoder import NumbaDecoder
 from minillm_repl.engine.torch_decoder import TorchDecoder
-from minillm_repl.model.gpt import GPT
+from minillm_repl.model.build import build
 from minillm_repl.model.taps import recording
 from tests.conftest import MODELS, random_checkpoint
 
 
 def torch_decoder(checkpoint):
-    return TorchDecoder(GPT.from_tensors(checkpoint.config, checkpoint.tensors))
+    return TorchDecoder(build(checkpoint.config, checkpoint.tensors))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_past_the_context_the_model_sees_what_the_notes_does(bare):
 
 def test_taps_read_without_changing_and_override():
     checkpoint = random_checkpoint()
-    model = GPT.from_tensors(checkpoint.config, checkpoint.tensors)
+    model = build(checkpoint.config, checkpoint.tensors)
     ids = torch.tensor([[1, 2, 3, 4]])
     seen = {}
     with torch.no_grad():
@@ -134,7 +134,7 @@ def test_taps_read_without_changing_and_override():
 
 def test_attention_is_causal():
     checkpoint = random_checkpoint()
-    model = GPT.from_tensors(checkpoint.config, checkpoint.tensors)
+    model = build(checkpoint.config, checkpoint.tensors)
     with torch.no_grad():
         a, b = model(torch.tensor([[1, 2, 3, 4]])), model(torch.tensor([[1, 2, 3, 9]]))
     torch.testing.assert_close(a[:, :3], b[:, :3])

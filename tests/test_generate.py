@@ -10,7 +10,7 @@ from minillm_repl.engine.generate import StopText, generate
 from minillm_repl.engine.options import Sampling
 from minillm_repl.engine.torch_decoder import TorchDecoder
 from minillm_repl.errors import UserError
-from minillm_repl.model.gpt import GPT
+from minillm_repl.model.build import build
 from tests.conftest import MODELS, random_checkpoint
 
 
@@ -18,7 +18,7 @@ class Uncached:
     """A decoder that forgets everything at each token: what the cached ones must equal."""
 
     def __init__(self, checkpoint):
-        self.model = GPT.from_tensors(checkpoint.config, checkpoint.tensors)
+        self.model = build(checkpoint.config, checkpoint.tensors)
         self.context, self.ids, self.name = checkpoint.config.context, [], "uncached"
 
     @torch.no_grad()
@@ -56,7 +56,7 @@ def test_nalssi_at_temperature_0_writes_what_stands_in_the_four_sentences(nalssi
 def test_cached_and_uncached_generation_give_identical_tokens(nalssi, temp):
     sampling = Sampling(temp=temp)
     expected = ids_of(run(nalssi, sampling=sampling, decoder=Uncached(nalssi), max_tokens=80))
-    module = GPT.from_tensors(nalssi.config, nalssi.tensors)
+    module = build(nalssi.config, nalssi.tensors)
     assert ids_of(run(nalssi, sampling=sampling, decoder=TorchDecoder(module), max_tokens=80)) == expected
     assert ids_of(run(nalssi, sampling=sampling, max_tokens=80)) == expected
 
@@ -74,7 +74,7 @@ def test_the_same_seed_gives_the_same_text_and_another_seed_another():
 def test_every_number_of_a_step_is_what_torch_computes():
     checkpoint = random_checkpoint()
     sampling = Sampling(temp=0.7, top_k=4)
-    model = GPT.from_tensors(checkpoint.config, checkpoint.tensors)
+    model = build(checkpoint.config, checkpoint.tensors)
     events = run(checkpoint, "가각", sampling, max_tokens=30, top=3)
     text = checkpoint.tokenizer.encode("가각")
     for step in events[:-1]:

@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("termios")  # Windows has no pseudo-terminals of this kind
 
-from minillm_repl.checkpoint.native import Checkpoint, save
+from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.checkpoint.native import save
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from tests.conftest import ROOT, random_checkpoint
@@ -322,7 +323,7 @@ def test_tab_completes_commands_names_settings_and_files(prompt, tmp_path):
         (":load ni", "nine.safetensors", ":load nine.safetensors"),
         (":train 말", "말뭉치.txt", ":train 말뭉치.txt"),
         (":help rep", "repeat-penalty", ":help repeat-penalty"),
-        (":set ", "repeat-penalty", ":set max-tokens"),
+        (":set ", "repeat-penalty", ":set chat"),
         (":set top", "top-p", ":set top-k"),
     ):
         prompt.type(typed)
@@ -595,7 +596,7 @@ def test_keys_work_while_the_model_loads_and_ctrl_c_ends_only_the_waiting(visit,
     terminal.wait_for(lambda terminal: terminal.line == ">>> 날씨" and "loading nalssi" in terminal.toolbar)
     before = terminal.prompts
     terminal.keys("enter")
-    terminal.wait_for("loading nalssi.safetensors")
+    terminal.wait_for(re.compile("[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏] loading nalssi"))
     terminal.interrupt()
     terminal.wait_for("stopped waiting")
     terminal.wait_for_prompt(before)

@@ -4,7 +4,8 @@ import pytest
 
 from minillm_repl.errors import UserError
 from minillm_repl.tokenizer.base import decode
-from minillm_repl.tokenizer.character import CharacterTokenizer, IdTokenizer, tokenizer_from_json
+from minillm_repl.tokenizer.character import CharacterTokenizer, IdTokenizer
+from minillm_repl.tokenizer.read import tokenizer_from_json
 from tests.conftest import MODELS
 
 

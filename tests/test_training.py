@@ -5,12 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from minillm_repl.checkpoint.checkpoint import TrainingRecord
 from minillm_repl.checkpoint.load import load
-from minillm_repl.checkpoint.native import TrainingRecord, save
+from minillm_repl.checkpoint.native import save
 from minillm_repl.engine.torch_decoder import TorchDecoder
 from minillm_repl.errors import UserError
+from minillm_repl.model.build import build
 from minillm_repl.model.config import GPTConfig
-from minillm_repl.model.gpt import GPT
 from minillm_repl.training.data import Corpus, read_corpus, windows
 from minillm_repl.training.events import Evaluated, Finished, TrainStep
 from minillm_repl.training.plan import TrainPlan
@@ -49,7 +50,7 @@ def test_the_same_seed_trains_the_same_weights():
 
 def test_the_recorded_loss_is_cross_entropy_over_every_window():
     _, finished, checkpoint = run()
-    model = GPT.from_tensors(checkpoint.config, checkpoint.tensors).double()
+    model = build(checkpoint.config, checkpoint.tensors).double()
     every = torch.tensor(checkpoint.tokenizer.encode(TEXT)).unfold(0, 9, 1)
     with torch.no_grad():
         expected = F.cross_entropy(model(every[:, :-1]).flatten(0, 1), every[:, 1:].flatten()).item()
@@ -58,7 +59,7 @@ def test_the_recorded_loss_is_cross_entropy_over_every_window():
 
 
 def test_nalssi_has_the_loss_that_its_record_says(nalssi):
-    model = GPT.from_tensors(nalssi.config, nalssi.tensors)
+    model = build(nalssi.config, nalssi.tensors)
     loss = evaluate(model, windows(CORPUS, nalssi.tokenizer, nalssi.config.context))
     assert loss == pytest.approx(nalssi.training.train_loss, abs=1e-4)
     assert nalssi.config == GPTConfig(vocab=44, context=32, width=64, layers=4, heads=4)
@@ -87,7 +88,8 @@ def test_training_further_keeps_the_vocabulary_and_leaves_the_start_as_it_was(na
 
 def test_targets_are_the_inputs_shifted_by_one():
     class Tokens:
-        def encode(self, text):
+        def encode(self, text, *, start):
+            assert not start  # a corpus goes on where another piece of it ended
             return list(range(len(text)))
 
     got = windows(Corpus("abcdef", "t", ""), Tokens(), 3)

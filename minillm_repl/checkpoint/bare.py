@@ -1,19 +1,18 @@
 """The bare state dict that a reader of the study note saves: tensors only, one small matrix per head."""
 
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import numpy as np
 
+from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.header import Header
-from minillm_repl.checkpoint.native import Checkpoint, Tensors, check_shapes
+from minillm_repl.checkpoint.recipe import AS_IS, Layout, Piece, Progress, Recipe
+from minillm_repl.checkpoint.weights import check, read_weights
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import GPTConfig
+from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.character import IdTokenizer
-
-if TYPE_CHECKING:
-    from minillm_repl.tokenizer.base import Tokenizer
 
 _HEAD = re.compile(r"blocks\.(\d{1,4})\.attention\.heads\.(\d{1,4})\.query\.weight")
 _RENAMED = {"ff.up": "ff.net.0", "ff.down": "ff.net.2"}
@@ -24,7 +23,7 @@ def recognises(header: Header) -> bool:
     return "blocks.0.attention.heads.0.query.weight" in header.tensors
 
 
-def checkpoint(header: Header, tensors: Callable[[], Tensors], vocabulary: "Tokenizer | None", name: str) -> Checkpoint:
+def checkpoint(header: Header, vocabulary: Tokenizer | None, name: str, dtype: str, progress: Progress) -> Checkpoint:
     """Make a checkpoint of it: sizes from the shapes, heads fused, the note's attention scale folded into the queries.
 
     Without a vocabulary, tokens are shown as numbers. Raises UserError if the tensors are not the note's.
@@ -34,13 +33,16 @@ def checkpoint(header: Header, tensors: Callable[[], Tensors], vocabulary: "Toke
         raise UserError(
             f"{name} was trained on {config.vocab} different characters, but the vocabulary text has {vocabulary.size}"
         )
-    check_shapes(header, _expected(config), name)
-    return Checkpoint(config, vocabulary or IdTokenizer(config.vocab), _converted(config, tensors()))
+    recipe = Recipe(dict(_pieces(config)), re.compile(r"\.tril$"))  # the causal mask
+    tensors = read_weights(recipe, check(recipe, [header], name), name, dtype, progress)
+    return Checkpoint(config, vocabulary or IdTokenizer(config.vocab), tensors, path=header.path)
 
 
 def _sizes(header: Header, name: str) -> GPTConfig:
     places = [match for match in map(_HEAD.fullmatch, header.tensors) if match]
-    shapes = [header.tensors.get(f"{table}_embedding.weight", ("", ()))[1] for table in ("token", "position")]
+    tables = [header.tensors.get(f"{table}_embedding.weight") for table in ("token", "position")]
+    tables = [header.tensors.get(f"{table}_embedding.weight") for table in ("token", "position")]
+    shapes = [entry.shape if entry else () for entry in tables]
     if any(len(shape) != 2 for shape in shapes):
         raise UserError(f"{name} lacks a token_embedding.weight and a position_embedding.weight with two dimensions")
     (vocab, width), (context, _) = shapes
@@ -58,25 +60,21 @@ def _theirs(tensor: str) -> str:
     return tensor
 
 
-def _expected(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    expected = {_theirs(tensor): shape for tensor, shape in config.shapes() if "qkv" not in tensor}
-    for layer in range(config.layers):
-        for head in range(config.heads):
-            prefix = f"blocks.{layer}.attention.heads.{head}."
-            expected[prefix + "tril"] = config.context, config.context
-            for part in ("query", "key", "value"):
-                expected[f"{prefix}{part}.weight"] = config.head_size, config.width
-    return expected
-
-
-def _converted(config: GPTConfig, tensors: Tensors) -> Tensors:
+def _pieces(config: GPTConfig) -> Iterator[tuple[str, tuple[Piece, ...]]]:
     # The note divides the dot products by √width, where the standard, and our model, divides by √head_size.
     scale = np.float32((config.head_size / config.width) ** 0.5)
-    converted = {name: tensors[_theirs(name)] for name, _ in config.shapes() if "qkv" not in name}
-    for layer in range(config.layers):
-        heads = [f"blocks.{layer}.attention.heads.{head}." for head in range(config.heads)]
-        q, k, v = (
-            np.concatenate([tensors[f"{head}{part}.weight"] for head in heads]) for part in ("query", "key", "value")
+    scaled = Layout(lambda array: array * scale)
+    one_head = config.head_size, config.width
+    for tensor, shape in config.shapes():
+        if "qkv" not in tensor:
+            yield tensor, (Piece(_theirs(tensor), shape),)
+            continue
+        attention = tensor.removesuffix("qkv.weight")
+        yield (
+            tensor,
+            tuple(
+                Piece(f"{attention}heads.{head}.{part}.weight", one_head, scaled if part == "query" else AS_IS)
+                for part in ("query", "key", "value")
+                for head in range(config.heads)
+            ),
         )
-        converted[f"blocks.{layer}.attention.qkv.weight"] = np.concatenate([q * scale, k, v])
-    return converted

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import stat
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from minillm_repl.errors import UserError
-from minillm_repl.model.config import GPTConfig
+from minillm_repl.model.config import AnyConfig, config_from_json
 from minillm_repl.safetext import safe_line
 
 FORMAT, VERSION = "minillm", 1
@@ -17,12 +18,35 @@ FORMAT, VERSION = "minillm", 1
 _LONGEST_HEADER = 16 << 20  # bytes; a checkpoint with 10,000 tensors and a vocabulary of 100,000 needs a tenth of it
 
 
+_BYTES = {
+    **dict.fromkeys(("F64", "I64", "U64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor in a file: what it is, and where its bytes begin, counted from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        return math.prod(self.shape) * _BYTES[self.dtype]
+
+
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself: text fields, and name, dtype and shape of each tensor."""
+    """What a file says of itself: text fields, and its tensors."""
 
+    path: Path
     metadata: dict[str, str]
-    tensors: dict[str, tuple[str, tuple[int, ...]]]
+    tensors: dict[str, Entry]
 
 
 def read_header(path: Path) -> Header:
@@ -58,13 +82,13 @@ def is_native(header: Header) -> bool:
     return header.metadata.get("format") == FORMAT
 
 
-def config_of(header: Header, name: str) -> GPTConfig:
+def config_of(header: Header, name: str) -> AnyConfig:
     """Return the sizes that a native checkpoint says it has. Raises UserError, also for another format version."""
     version = header.metadata.get("version", "")
     if version != str(VERSION):
         raise UserError(f"{name} is of format version {safe_line(version)!r:.20}; this program reads version {VERSION}")
     try:
-        return GPTConfig.from_json(field_of(header, "config", name))
+        return config_from_json(field_of(header, "config", name))
     except UserError as error:
         raise UserError(f"the config of {name}: {error}") from None
 
@@ -89,14 +113,30 @@ def _read_header(file: BinaryIO, path: Path) -> Header:
     metadata = data.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise UserError(f"__metadata__ of {name} must map names to strings")
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for tensor, entry in data.items():
-        match entry:
-            case {"dtype": str(dtype), "shape": list(shape)} if all(type(n) is int and n >= 0 for n in shape):
-                tensors[tensor] = dtype, tuple(shape)
-            case _:
-                raise UserError(f"the header of {name} has no dtype and shape for tensor {safe_line(tensor):.80}")
-    return Header(metadata, tensors)
+    tensors = {tensor: _entry(tensor, described, 8 + length, name) for tensor, described in data.items()}
+    _check_places(list(tensors.values()), 8 + length, size, name)
+    return Header(path, metadata, tensors)
+
+
+def _entry(tensor: str, described: Any, data: int, name: str) -> Entry:
+    match described:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(stop)]} if (
+            dtype in _BYTES and all(type(n) is int and n >= 0 for n in (*shape, start, stop))
+        ):
+            entry = Entry(dtype, tuple(shape), data + start)
+            if entry.nbytes == stop - start:
+                return entry
+    raise UserError(f"the header of {name} has no right dtype, shape and place for tensor {safe_line(tensor):.80}")
+
+
+def _check_places(entries: list[Entry], start: int, size: int, name: str) -> None:
+    """Raise UserError unless the tensors fill the file from `start`, without holes or overlaps."""
+    for entry in sorted(entries, key=lambda entry: (entry.start, entry.nbytes)):
+        if entry.start != start:
+            raise UserError(f"the tensors of {name} do not lie one after the other")
+        start += entry.nbytes
+    if start != size:
+        raise UserError(f"{name} has {size:,} bytes, but its tensors need {start:,}: it was cut short, or more follows")
 
 
 def parse_json(data: bytes | str, what: str) -> Any:

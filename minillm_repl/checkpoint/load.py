@@ -1,55 +1,44 @@
 """The one place that opens a checkpoint, whatever its kind."""
 
-import dataclasses
+import os
 from pathlib import Path
 
-import numpy as np
-import safetensors.numpy
-
-from minillm_repl.checkpoint import bare, native
+from minillm_repl.checkpoint import bare, huggingface, native
+from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.checkpoint.folder import folder_at
 from minillm_repl.checkpoint.header import FORMAT, is_native, open_regular, read_header
-from minillm_repl.checkpoint.native import Checkpoint, Tensors
+from minillm_repl.checkpoint.recipe import Progress
 from minillm_repl.errors import UserError
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.character import CharacterTokenizer
 
 
-def load(path: Path, vocabulary: Tokenizer | None = None) -> Checkpoint:
-    """Read a native checkpoint, or the bare state dict of the note's program.
+def load(
+    path: Path, vocabulary: Tokenizer | None = None, dtype: str = "auto", progress: Progress = lambda _: None
+) -> Checkpoint:
+    """Read a native checkpoint, a Hugging Face folder or a file in one, or the bare state dict of the note's program.
 
-    `vocabulary` serves a file that has none of its own. Raises UserError that names the file, what was expected and
-    what was found; nothing in the file is trusted, and nothing in it is run.
+    `vocabulary` serves a file that has none of its own; `dtype` is float32, bfloat16, float16, or auto for what is in
+    the file. Raises UserError that names the file, what was expected and what was found; nothing in it is trusted, and
+    nothing in it is run.
     """
-    header, name = read_header(path), safe_line(str(path))
-
-    def tensors() -> Tensors:  # called once the header is known to describe the model, all of it float32
-        with open_regular(path) as file:  # read, not mapped: a file that is cut short later cannot hurt us
-            data = file.read()
-        try:
-            arrays = safetensors.numpy.load(data)
-        except (safetensors.SafetensorError, ValueError) as error:
-            raise UserError(f"{name} is damaged: {safe_line(str(error)):.120}") from None
-        if {tensor: array.shape for tensor, array in arrays.items()} != {
-            tensor: shape for tensor, (_, shape) in header.tensors.items()
-        }:
-            raise UserError(f"{name} changed while it was read")
-        return arrays  # type: ignore[no-any-return]
-
+    name = safe_line(str(path))
+    folder = folder_at(path)
+    if folder is not None and os.path.isdir(path):  # noqa: PTH112 - Path's own raises for a name that is too long
+        return huggingface.checkpoint(folder, dtype, progress)
+    header = read_header(path)
     if is_native(header):
-        checkpoint = native.checkpoint(header, tensors, name)
-    elif bare.recognises(header):
-        checkpoint = bare.checkpoint(header, tensors, vocabulary, name)
-    else:
-        raise UserError(
-            f"{name} holds neither a minillm checkpoint (metadata format = {FORMAT}) nor the study note's state"
-            f" dict (tensors blocks.0.attention.heads.0.…); its first tensors of {len(header.tensors)}:"
-            f" {safe_line(', '.join(list(header.tensors)[:3])):.120}"
-        )
-    for tensor, array in checkpoint.tensors.items():
-        if not np.isfinite(array).all():
-            raise UserError(f"{name} is damaged: {tensor} holds numbers that are not finite")
-    return dataclasses.replace(checkpoint, path=path)
+        return native.checkpoint(header, name, dtype, progress)
+    if bare.recognises(header):
+        return bare.checkpoint(header, vocabulary, name, dtype, progress)
+    if folder is not None:
+        return huggingface.checkpoint(folder, dtype, progress)
+    raise UserError(
+        f"{name} holds neither a minillm checkpoint (metadata format = {FORMAT}) nor the study note's state"
+        f" dict (tensors blocks.0.attention.heads.0.…), and no config.json lies beside it; its first tensors of"
+        f" {len(header.tensors)}: {safe_line(', '.join(list(header.tensors)[:3])):.120}"
+    )
 
 
 def read_vocabulary(path: Path) -> CharacterTokenizer:

@@ -1,9 +1,11 @@
-"""Where a checkpoint named by the user lies: a path, or the name of one that ships with the program."""
+"""Where a checkpoint named by the user lies: at a path, with the program, or in Hugging Face's cache."""
 
 import os
+import re
 from pathlib import Path
 
 SUFFIX = ".safetensors"
+_CACHED = re.compile(r"models--(?P<owner>[\w.-]+?)--(?P<model>[\w.-]+)", re.ASCII)
 
 
 def shipped_folder() -> Path:
@@ -18,13 +20,41 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in shipped_folder().glob(f"*{SUFFIX}"))
 
 
+def cached() -> dict[str, Path]:
+    """Return the models in Hugging Face's cache folder that have a config: `owner/model` -> folder. Only looks."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or user_path("~/.cache"))
+    home = Path(os.environ.get("HF_HOME") or home / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    found = {}
+    for folder in sorted(hub.glob("models--*--*")) if there(hub) else []:
+        name = _CACHED.fullmatch(folder.name)
+        configs = sorted(folder.glob("snapshots/*/config.json"), key=lambda file: file.lstat().st_mtime)
+        if name and configs:
+            found[f"{name['owner']}/{name['model']}"] = configs[-1].parent
+    return found
+
+
 def find(name: str) -> Path:
-    """Return what `name` means: a file, one less its ending, a shipped checkpoint, else the path as given."""
+    """Return what `name` means: a file, one less its ending, a model's folder, a shipped or cached model.
+
+    If it means none of these, it is the path as given.
+    """
     path = user_path(name)
     for file in (path, path.with_name(path.name + SUFFIX) if path.name else path):
-        if there(file) and not file.is_dir():
+        if there(file) and (not file.is_dir() or there(file / "config.json")):
             return file
-    return shipped_folder() / (name + SUFFIX) if name in shipped() else path
+    if name in shipped():
+        return shipped_folder() / (name + SUFFIX)
+    return cached().get(name, path)
+
+
+def title(path: Path) -> str:
+    """Return what to call a checkpoint: the file's name less its ending, or the model's folder or name in the cache."""
+    folder = path.parent if path.suffix == SUFFIX and there(path.parent / "config.json") else path
+    name = _CACHED.fullmatch(folder.parent.parent.name) if folder.parent.name == "snapshots" else None
+    if name:
+        return f"{name['owner']}/{name['model']}"
+    return folder.stem if folder.suffix == SUFFIX else folder.resolve().name
 
 
 def user_path(text: str) -> Path:

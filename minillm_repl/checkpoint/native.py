@@ -3,51 +3,20 @@
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.numpy
-from numpy.typing import NDArray
 
 from minillm_repl.checkpoint.atomic import write_atomically
+from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint, TrainingRecord
 from minillm_repl.checkpoint.header import FORMAT, VERSION, Header, config_of, field_of, read_header
+from minillm_repl.checkpoint.recipe import Piece, Progress, Recipe
+from minillm_repl.checkpoint.weights import check, read_weights
 from minillm_repl.errors import UserError
-from minillm_repl.model.config import GPTConfig
+from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer.base import Tokenizer
-from minillm_repl.tokenizer.character import tokenizer_from_json
-
-Tensors = Mapping[str, NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class TrainingRecord:
-    """How the weights came to be. Losses are nats per token, over the corpus named."""
-
-    steps: int
-    tokens: int
-    train_loss: float
-    val_loss: float | None = None
-    corpus: str = ""
-    corpus_sha256: str = ""
-    seed: int = 0
-    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    curve: tuple[tuple[int, float], ...] = ()  # (step, training loss), thinned
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model as it lies on disk or in memory: everything needed to run it, nothing that runs."""
-
-    config: GPTConfig
-    tokenizer: Tokenizer
-    tensors: Tensors
-    training: TrainingRecord | None = None
-    path: Path | None = None
-    family: str = "GPT"
+from minillm_repl.tokenizer.read import tokenizer_from_json
 
 
 def save(checkpoint: Checkpoint, path: Path) -> Checkpoint:
@@ -60,9 +29,12 @@ def save(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     }
     if checkpoint.training is not None:
         metadata["training"] = json.dumps(dataclasses.asdict(checkpoint.training), ensure_ascii=False)
-    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in checkpoint.tensors.items()}
+    if checkpoint.chat is not None:
+        metadata["chat"] = json.dumps(dataclasses.asdict(checkpoint.chat), ensure_ascii=False)
+    if checkpoint.end:
+        metadata["end"] = json.dumps(checkpoint.end)
     check_replaceable(path)
-    write_atomically(path, safetensors.numpy.save(tensors, metadata))
+    write_atomically(path, safetensors.numpy.save(dict(checkpoint.tensors), metadata))
     return dataclasses.replace(checkpoint, path=path)
 
 
@@ -77,21 +49,39 @@ def check_replaceable(path: Path) -> None:
             ) from None
 
 
-def checkpoint(header: Header, tensors: Callable[[], Tensors], name: str) -> Checkpoint:
-    """Make a checkpoint of it once the header is known to describe one; `tensors` reads the weights.
+def checkpoint(header: Header, name: str, dtype: str, progress: Progress) -> Checkpoint:
+    """Read a checkpoint once its header is known to describe one.
 
     Raises UserError that says what was expected and what was found.
     """
     config = config_of(header, name)
+    recipe = Recipe({tensor: (Piece(tensor, shape),) for tensor, shape in config.shapes()})
+    found = check(recipe, [header], name)
     try:
         tokenizer = tokenizer_from_json(field_of(header, "tokenizer", name))
     except UserError as error:
         raise UserError(f"the tokenizer of {name}: {error}") from None
     if tokenizer.size != config.vocab:
         raise UserError(f"{name} has a vocabulary of {tokenizer.size} tokens, but its config says {config.vocab}")
-    check_shapes(header, dict(config.shapes()), name)
     training = _training(header, name) if "training" in header.metadata else None
-    return Checkpoint(config, tokenizer, tensors(), training)
+    chat = _chat(header, name) if "chat" in header.metadata else None
+    end = _end(header, name, config) if "end" in header.metadata else ()
+    tensors = read_weights(recipe, found, name, dtype, progress)
+    return Checkpoint(config, tokenizer, tensors, training, header.path, chat, end)
+
+
+def _chat(header: Header, name: str) -> ChatTemplate:
+    match field_of(header, "chat", name):
+        case {"source": str(source), "variables": dict(variables)} if all(map(_is_text, variables.values())):
+            return ChatTemplate(source, variables)
+    raise UserError(f"the chat template of {name} is not one; see docs/format.md")
+
+
+def _end(header: Header, name: str, config: AnyConfig) -> tuple[int, ...]:
+    end = field_of(header, "end", name)
+    if not isinstance(end, list) or not all(type(token) is int and 0 <= token < config.vocab for token in end):
+        raise UserError(f"the end tokens of {name} are not a list of token ids")
+    return tuple(end)
 
 
 def _training(header: Header, name: str) -> TrainingRecord:
@@ -109,7 +99,7 @@ def _training(header: Header, name: str) -> TrainingRecord:
         } if (
             all(map(_is_count, (steps, tokens, seed)))
             and all(map(_is_loss, (train_loss, 0 if val_loss is None else val_loss)))
-            and all(isinstance(text, str) for text in versions.values())
+            and all(map(_is_text, versions.values()))
             and all(isinstance(point, list) and len(point) == 2 for point in curve)
             and all(_is_count(step) and _is_loss(loss) for step, loss in curve)
         ):
@@ -126,16 +116,5 @@ def _is_loss(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < 1e9
 
 
-def check_shapes(header: Header, expected: Mapping[str, tuple[int, ...]], name: str) -> None:
-    """Compare the tensors a file says it has with those it must have. Raises UserError with the first difference."""
-    for tensor, shape in expected.items():
-        if tensor not in header.tensors:
-            raise UserError(f"{name} lacks the tensor {tensor}")
-        dtype, found = header.tensors[tensor]
-        if found != shape:
-            raise UserError(f"{tensor} in {name} must have the shape {list(shape)}, not {list(found)}")
-        if dtype != "F32":
-            raise UserError(f"{tensor} in {name} must be F32, not {safe_line(dtype)}")
-    extra = sorted(set(header.tensors) - set(expected))
-    if extra:
-        raise UserError(f"{name} has a tensor that does not belong to the model: {safe_line(extra[0]):.80}")
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)

@@ -1,10 +1,11 @@
 """`:load`."""
 
+from minillm_repl.checkpoint.families import family_title
 from minillm_repl.checkpoint.names import find, shipped
 from minillm_repl.errors import UserError
 from minillm_repl.render.tables import headline
 from minillm_repl.repl.registry import command
-from minillm_repl.repl.session import in_background, open_model
+from minillm_repl.repl.session import Loading
 from minillm_repl.repl.shell import Shell
 
 
@@ -12,14 +13,15 @@ from minillm_repl.repl.shell import Shell
 def load(shell: Shell, argument: str) -> None:
     """Open another checkpoint.
 
-    NAME is one that ships with the program; `:load` alone lists them.
+    PATH is a .safetensors file, or a Hugging Face folder; NAME is one that `:models` lists.
     The model that is open stays open until the other is ready, and if it is not.
     """
     if not argument:
-        raise UserError(f":load needs a file, or a name: {', '.join(shipped())}")
+        raise UserError(f":load needs a file, a folder, or a name: {', '.join(shipped())}; :models lists more")
     session, path = shell.session, find(argument)
     session.agree_to_discard("load")
-    loading = in_background(lambda: open_model(path, session.vocabulary, session.device))
-    model = shell.wait_for(loading, path)
+    model = shell.wait_for(Loading(session.opening, path), path)
     session.adopt(model, unsaved=False)
-    shell.screen.note(headline(model.name, model.checkpoint.config, model.decoder.name))
+    shell.screen.note(
+        headline(model.name, family_title(model.checkpoint.config), model.checkpoint.config, model.decoder.name)
+    )

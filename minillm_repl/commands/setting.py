@@ -20,7 +20,7 @@ def _command(name: str, spec: Spec) -> Command:
         )
         shell.screen.out.print(Text(f"{name} {value}{chosen}"), soft_wrap=True)
 
-    values = "|".join((spec.metavar, *spec.words))
+    values = "|".join(filter(None, (spec.metavar, *spec.words)))
     default = show(spec, default_of(Settings, name))
     bare = "turns it on" if name == "verbose" else "shows the present one"
     usual = f"Without a value it {bare}. Default: {default}."

@@ -2,7 +2,6 @@
 
 from rich.text import Text
 
-from minillm_repl.errors import UserError
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe
@@ -13,11 +12,9 @@ from minillm_repl.tokenizer.base import decode
 def continue_(shell: Shell, argument: str) -> None:
     """Write on from where the text stopped, or from TEXT after it."""
     model = shell.model()
-    more = shell.encode(model, argument) if argument else []
-    ids = shell.session.ids + more
-    if not ids:
-        raise UserError("there is no text to continue: type a prompt first")
-    shell.session.begin(ids)
+    fresh = not shell.session.ids  # some models can begin from nothing: from their start token
+    more = shell.encode(model, argument, start=fresh) if argument or fresh else []
+    shell.session.go_on(more, argument)
     shell.respond(model)
 
 
@@ -26,7 +23,7 @@ def regen(shell: Shell, _argument: str) -> None:
     """Write another completion of the last prompt."""
     model = shell.model()
     turn = shell.session.undo()
-    shell.session.begin(list(turn.given), another=True)
+    shell.session.begin(list(turn.given), asked=turn.asked, begun=turn.begun, another=True)
     shell.respond(model)
 
 
@@ -35,7 +32,8 @@ def undo(shell: Shell, _argument: str) -> None:
     """Take the last prompt and its completion back."""
     model = shell.model()
     shell.session.undo()
-    text = decode(model.checkpoint.tokenizer, shell.session.ids)
+    said = shell.session.said
+    text = said[-1].content if said else decode(model.checkpoint.tokenizer, shell.session.ids)
     shell.screen.out.print(Text(safe(text) or "(no text)"), soft_wrap=True)
 
 

@@ -8,11 +8,13 @@ from minillm_repl.repl.shell import Shell
 
 @command("tokens", ":tokens TEXT", verbatim=True)
 def tokens(shell: Shell, argument: str) -> None:
-    """Show the tokens of a text, with ids and bytes."""
+    """Show the tokens of a text, with ids and bytes.
+
+    What the model's tokenizer puts before every text, a start token, is shown too.
+    """
     if not argument:
         raise UserError(":tokens needs a text")
     model = shell.model()
-    ids = shell.encode(model, argument)
-    view = TokenView(argument, ids, [model.checkpoint.tokenizer.token_bytes(token) for token in ids])
+    view = TokenView.of(model.checkpoint.tokenizer, shell.encode(model, argument), argument)
     shell.screen.out.print(tokens_table(view))
     shell.screen.out.print(tokens_line(view))

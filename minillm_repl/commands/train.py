@@ -5,14 +5,13 @@ from typing import TYPE_CHECKING
 
 from minillm_repl.errors import UserError
 from minillm_repl.repl.registry import command
-from minillm_repl.repl.session import Model
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import change, specs
 from minillm_repl.training.plan import SIZES, TrainPlan
 
 if TYPE_CHECKING:
-    from minillm_repl.checkpoint.native import Checkpoint
+    from minillm_repl.checkpoint.checkpoint import Checkpoint
     from minillm_repl.training.run import TrainingRun
 
 _SAMPLE = 40  # tokens of the model's own text, shown as it learns
@@ -84,7 +83,7 @@ def run(shell: Shell, request: Request) -> None:
             check_replaceable(session.path)  # now, not after the work
         start = model.checkpoint if model else None
         corpus = find_corpus(request.corpus, start)
-        trainee = TrainingRun(start, corpus, request.plan, session.device, session.threads)
+        trainee = TrainingRun(start, corpus, request.plan, session.opening.device, session.threads)
     if trainee.unknown:
         shown = safe_line(", ".join(trainee.unknown[:20]))
         screen.warn(f"{len(trainee.unknown)} characters of the corpus are not in the vocabulary, and skipped: {shown}")
@@ -118,11 +117,10 @@ def _sample(trainee: "TrainingRun") -> str:
 
 def _keep(shell: Shell, checkpoint: "Checkpoint") -> None:
     """Make the trained model the open one, and save it where a file was named for it."""
-    from minillm_repl.checkpoint.native import save
-    from minillm_repl.engine.decoder import make_decoder
+    from minillm_repl.checkpoint.save import save
 
     session = shell.session
-    session.adopt(Model(checkpoint, make_decoder(checkpoint, session.device)), unsaved=True)
+    session.adopt(session.opening.ready(checkpoint), unsaved=True)
     if session.path is None or not session.own:
         shell.screen.warn("not saved yet: `:save PATH` keeps the trained weights")
         return

@@ -1,12 +1,16 @@
 """What the engine needs of a model, and the choice of who does it."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minillm_repl.checkpoint.native import Checkpoint
+from minillm_repl.checkpoint.checkpoint import Checkpoint
+
+_MOVES_BY_ONE = 64  # tokens: up to here, reading the window again takes no time to speak of
+_PIECE = 256  # tokens read between two looks at whether the user wants to stop
 
 
 class Decoder(Protocol):
@@ -19,6 +23,10 @@ class Decoder(Protocol):
     def ids(self) -> list[int]:
         """The tokens whose keys and values are in the cache; not to be changed."""
 
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that keys and values take."""
+
     def prefill(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Read one or more tokens after those in the cache; return the logits after the last."""
 
@@ -29,32 +37,53 @@ class Decoder(Protocol):
         """Forget all but the first `length` tokens."""
 
 
-def make_decoder(checkpoint: Checkpoint, device: str = "auto") -> Decoder:
-    """Return the decoder for a device: compiled by numba on the CPU, torch's on a GPU or where numba is missing.
+def make_decoder(checkpoint: Checkpoint, device: str = "auto", context: int = 0) -> Decoder:
+    """Return the decoder for a device: compiled by numba on the CPU where that can run the model, else torch's.
 
-    `device` is auto, cpu, cuda or mps; auto is the CPU, where models of this size answer fastest.
+    `device` is auto, cpu, cuda or mps; auto is the CPU, where models of this size answer fastest. `context` limits how
+    many tokens the model sees at once; 0 is all it allows.
     """
+    decoder = _decoder(checkpoint, device)
+    decoder.context = min(context or decoder.context, decoder.context)
+    return decoder
+
+
+def _decoder(checkpoint: Checkpoint, device: str) -> Decoder:
     if device in ("auto", "cpu"):
         try:
             from minillm_repl.engine.numba_decoder import NumbaDecoder
 
-            return NumbaDecoder(checkpoint)
+            if NumbaDecoder.runs(checkpoint.config):
+                return NumbaDecoder(checkpoint)
         except (ImportError, RuntimeError):  # no numba here, or nowhere to keep what it compiles: torch serves, slower
-            device = "cpu"
+            pass
+        device = "cpu"
     from minillm_repl.engine.torch_decoder import TorchDecoder
+    from minillm_repl.model.build import build
     from minillm_repl.model.device import pick_device
-    from minillm_repl.model.gpt import GPT
 
-    return TorchDecoder(GPT.from_tensors(checkpoint.config, checkpoint.tensors).to(pick_device(device)))
+    return TorchDecoder(build(checkpoint.config, checkpoint.tensors).to(pick_device(device)))
 
 
-def read(decoder: Decoder, ids: Sequence[int]) -> NDArray[np.float32]:
-    """Make the cache hold exactly the last `context` tokens of `ids`; return the logits after them.
+def window_start(length: int, context: int) -> int:
+    """Return how many of the first tokens of a text the model no longer sees.
 
-    What the cache already shares with them from the start is not computed again. Past the context every position
-    shifts by one, so nothing is shared, and the whole window is read anew, as the study note does.
+    A small window moves by one token, as in the study note. Every move makes the model read the whole window again,
+    so a large one moves by a quarter.
     """
-    window = list(ids[-decoder.context :])
+    step = 1 if context <= _MOVES_BY_ONE else context // 4
+    return math.ceil(max(0, length - context) / step) * step
+
+
+def read(
+    decoder: Decoder, ids: Sequence[int], interrupted: Callable[[], bool] = lambda: False
+) -> NDArray[np.float32] | None:
+    """Make the cache hold exactly the last tokens of `ids`, as many as fit; return the logits after them.
+
+    What the cache already shares with them from the start is not computed again. When the window moves, positions
+    shift and nothing is shared. A long text is read in pieces; None is returned if `interrupted` between two.
+    """
+    window = list(ids[window_start(len(ids), decoder.context) :])
     cached = decoder.ids
     if len(window) == len(cached) + 1 and window[:-1] == cached:
         return decoder.decode(window[-1])
@@ -64,4 +93,8 @@ def read(decoder: Decoder, ids: Sequence[int]) -> NDArray[np.float32]:
             break
         shared += 1
     decoder.rewind(shared)
-    return decoder.prefill(window[shared:])
+    for start in range(shared, len(window), _PIECE):
+        if start > shared and interrupted():
+            return None
+        logits = decoder.prefill(window[start : start + _PIECE])
+    return logits

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Reason = Literal["length", "stop", "interrupt"]
+Reason = Literal["length", "stop", "end", "context", "interrupt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,8 +11,8 @@ class Candidate:
     """One token that could come next."""
 
     id: int
-    text: str
-    bytes: tuple[int, ...]
+    text: str  # of a token that is not text, its name: `<|im_end|>`
+    bytes: tuple[int, ...]  # none if it is not text
     model_prob: float  # by the model's own softmax
     prob: float  # of being drawn, after the samplers
     kept: bool  # False if a sampler cut it

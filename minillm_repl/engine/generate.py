@@ -1,7 +1,7 @@
 """The token loop: reads the prompt, then yields one `Step` per token and one `Finished`."""
 
 import codecs
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -28,35 +28,40 @@ def generate(
     *,
     max_tokens: int,
     stop: Sequence[str] = (),
+    end: Collection[int] = (),
+    slide: bool = True,
     top: int = 0,
     interrupted: Callable[[], bool] = never,
 ) -> Iterator[Step | Finished]:
     """Continue `ids` (one or more) by at most `max_tokens` tokens, one `rng` number each, and say why it ended.
 
     `top` is how many candidates each step lists. The text ends before the first of the `stop` strings; what could
-    still become one is held back until it is known not to. `interrupted` is asked between two tokens. Past the
-    context the model sees the last `decoder.context` tokens. Closing the generator early is safe at any step.
+    still become one is held back until it is known not to. It also ends with one of the `end` tokens. `interrupted` is
+    asked between two tokens. Past the context the model sees the last tokens only, or, without `slide`, the text ends.
+    Closing the generator early is safe at any step.
 
     Raises UserError if the model's logits are not finite.
     """
     ids = list(ids)
     prompt_tokens = len(ids)
     text = StopText(stop)
-    started = perf_counter()
-    logits = read(decoder, ids)
-    read_at = perf_counter()
+    started = read_at = perf_counter()
     reason: Reason = "length"
     for index in range(max_tokens):
-        if interrupted():
+        if not slide and len(ids) > decoder.context:
+            reason = "context"
+            break
+        logits = None if interrupted() else read(decoder, ids, interrupted)
+        if index == 0:
+            read_at = perf_counter()
+        if logits is None:
             reason = "interrupt"
             break
-        if index:
-            logits = read(decoder, ids)
         step = _step(index, logits, sampling, ids, rng, tokenizer, top, text)
         ids.append(step.id)
         yield step
-        if text.stopped:
-            reason = "stop"
+        if text.stopped or step.id in end:
+            reason = "stop" if text.stopped else "end"
             break
     rest = text.end()
     tokens = len(ids) - prompt_tokens
@@ -112,7 +117,7 @@ def _candidates(
     return tuple(
         Candidate(
             id=candidate,
-            text=piece.decode("utf-8", "replace"),
+            text=piece.decode("utf-8", "replace") or tokenizer.special(candidate),
             bytes=tuple(piece),
             model_prob=float(model[candidate]),
             prob=float(final[candidate]),

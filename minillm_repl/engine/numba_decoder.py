@@ -12,7 +12,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from minillm_repl.checkpoint.native import Checkpoint
+from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.model.config import AnyConfig, GPTConfig
 
 Floats = NDArray[np.float32]
 
@@ -24,7 +25,10 @@ class NumbaDecoder:
     """Runs a GPT on one CPU core. The first use on a machine compiles for some seconds; the result is kept on disk."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        config, weights = checkpoint.config, checkpoint.tensors
+        config = checkpoint.config
+        if not self.runs(config):
+            raise NotImplementedError(f"{config} is not the study note's kind of GPT")
+        weights = {name: array.astype(np.float32, copy=False) for name, array in checkpoint.tensors.items()}
         layers = range(config.layers)
 
         def stack(name: str) -> Floats:
@@ -55,6 +59,17 @@ class NumbaDecoder:
         self.name = "numba on cpu"
         self.prefill([0])  # compile, or fetch the compiled code, now and not at the first word
         self.rewind(0)
+
+    @staticmethod
+    def runs(config: AnyConfig) -> bool:
+        """Tell whether a model of this config can be run here: the study note's kind of GPT, of any size."""
+        sizes = config.vocab, config.context, config.width, config.layers, config.heads
+        return isinstance(config, GPTConfig) and config == GPTConfig(*sizes)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that keys and values take."""
+        return self._kv.nbytes
 
     def prefill(self, ids: Sequence[int]) -> Floats:
         """Read tokens after those in the cache; return the logits after the last."""

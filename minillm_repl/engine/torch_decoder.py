@@ -6,20 +6,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from minillm_repl.model.build import LanguageModel
 from minillm_repl.model.cache import KVCache
-from minillm_repl.model.gpt import GPT
 
 
 class TorchDecoder:
-    """Runs a GPT on the device it is on."""
+    """Runs a model on the device it is on, as the numbers it is made of."""
 
-    def __init__(self, model: GPT) -> None:
-        self._device = next(model.parameters()).device
+    def __init__(self, model: LanguageModel) -> None:
+        first = next(model.parameters())
+        self._device = first.device
         self._model = model
-        self._cache = KVCache(model.config, self._device, torch.float32)
+        self._cache = KVCache(model.config, self._device, first.dtype)
         self.ids: list[int] = []
         self.context = model.config.context
         self.name = f"torch on {self._device.type}"
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that keys and values take."""
+        return self._cache.nbytes
 
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int]) -> NDArray[np.float32]:

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Literal
 
@@ -14,7 +15,7 @@ from minillm_repl.safetext import safe
 # One palette. The model speaks in MODEL; numbers are plain; what matters less is dim; a sign always says the same as a
 # colour. Only the sixteen named colours, which every terminal theme keeps readable on its own background.
 MODEL, CHOSEN, CUT, FIGURES, GOOD, WARNING, ERROR = "cyan", "bold", "dim", "dim", "green", "yellow", "bold red"
-TITLE = "bold"
+TITLE, SPECIAL = "bold", "magenta"
 
 ColorChoice = Literal["auto", "always", "never"]
 
@@ -45,9 +46,14 @@ class Screen:
         """Print what the user should know before going on."""
         self.side.print(Text.assemble(("! ", WARNING), text))
 
-    def waiting(self, text: str) -> AbstractContextManager[object]:
-        """Show, on a terminal, that something is going on while the context lasts."""
-        return self.side.status(Text(text, FIGURES), spinner="dots") if self.animated else nullcontext()
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[Callable[[str], None]]:
+        """Show, on a terminal, that something is going on while the context lasts; what is yielded changes the text."""
+        if not self.animated:
+            yield lambda _: None
+            return
+        with self.side.status(Text(text, FIGURES), spinner="dots") as status:
+            yield lambda text: status.update(Text(text, FIGURES))
 
     def fail(self, text: str) -> None:
         """Print an error, as one line."""

@@ -7,7 +7,7 @@ from time import monotonic
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from minillm_repl.engine.events import Finished, Step
+from minillm_repl.engine.events import Candidate, Finished, Step
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import CHOSEN, CUT, FIGURES, GOOD, MODEL, TITLE, Screen
 from minillm_repl.safetext import safe, safe_line, show_token
@@ -17,6 +17,8 @@ _LEAST = 2.0**-1074  # the smallest float above 0: a probability of 0 has no log
 _REASONS = {
     "length": "reached max-tokens",
     "stop": "met a stop string",
+    "end": "ended by itself",
+    "context": "the context is full",
     "interrupt": "stopped by Ctrl-C",
 }
 
@@ -78,7 +80,7 @@ def draw_steps(events: Iterable[Step | Finished], screen: Screen, prompt: str, s
 def step_title(step: Step, prompt: str, text: str, width: int) -> Text:
     """Return `step 3  +'좋' → 날씨가 좋` and, below, how unsure the model was and how surprising its choice."""
     start = f"step {step.index + 1}  "
-    token = show_token(bytes(step.bytes))
+    token = next(_shown(candidate) for candidate in step.top if candidate.chosen)
     whole = safe_line(prompt) + safe_line(text)
     room = max(0, width - cell_len(f"{start}+'{token}' → …"))
     shown = whole
@@ -107,7 +109,7 @@ def step_table(step: Step, samplers: str, width: int) -> Text:
     One Text of fixed columns: rich's Table measures every cell of every step, which costs ten times as long.
     """
     ranks = [*range(1, len(step.top)), step.rank if step.top[-1].chosen else len(step.top)]
-    tokens = [show_token(bytes(candidate.bytes)) for candidate in step.top]
+    tokens = [_shown(candidate) for candidate in step.top]
     rank_width = max(2, len(str(max(ranks))))
     token_width = min(16, max(5, *map(cell_len, tokens)))
     id_width = max(2, *(len(str(candidate.id)) for candidate in step.top))
@@ -126,6 +128,11 @@ def step_table(step: Step, samplers: str, width: int) -> Text:
         table.append(f"   {final:>6} ", style)
         table.append(bar(candidate.prob, bars) + "\n", GOOD)
     return table
+
+
+def _shown(candidate: Candidate) -> str:
+    """Return a token made visible, a special one by its name."""
+    return show_token(bytes(candidate.bytes)) if candidate.bytes else safe_line(candidate.text)
 
 
 def percent(probability: float) -> str:

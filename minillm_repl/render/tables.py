@@ -8,10 +8,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from minillm_repl.model.config import GPTConfig
-from minillm_repl.render.console import CUT, FIGURES, MODEL, TITLE
-from minillm_repl.safetext import safe_line, show_token
+from minillm_repl.model.config import AnyConfig
+from minillm_repl.render.console import CUT, FIGURES, MODEL, SPECIAL, TITLE
+from minillm_repl.safetext import safe_line
 from minillm_repl.settings import default_of, show, specs, value_of
+from minillm_repl.tokenizer.base import Tokenizer, decode, label
 
 
 def plain_table(*columns: str) -> Table:
@@ -43,14 +44,14 @@ def commands_table(rows: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
-def headline(name: str, config: GPTConfig, runs_on: str = "") -> str:
+def headline(name: str, family: str, config: AnyConfig, runs_on: str = "") -> str:
     """Return a model in one line."""
     facts = (
         name,
-        "GPT",
+        family,
         f"{config.parameters:,} parameters",
         f"{config.vocab:,} tokens",
-        f"context {config.context}",
+        f"context {config.context:,}",
         runs_on,
     )
     return safe_line(" · ".join(fact for fact in facts if fact))
@@ -68,18 +69,45 @@ def card(rows: Mapping[str, str]) -> Table:
 
 @dataclass(frozen=True)
 class TokenView:
-    """The tokens of a text: ids and bytes, side by side."""
+    """The tokens of a text side by side: ids, bytes, and labels that can be shown."""
 
     text: str
     ids: Sequence[int]
     pieces: Sequence[bytes]
+    labels: Sequence[str]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, ids: Sequence[int], text: str | None = None) -> "TokenView":
+        """Return the view of some tokens; `text` is what they were made from, if that is known."""
+        pieces = [tokenizer.token_bytes(token) for token in ids]
+        labels = [label(tokenizer, token) for token in ids]
+        return cls(decode(tokenizer, list(ids)) if text is None else text, ids, pieces, labels)
 
 
 def tokens_table(view: TokenView) -> Table:
     """Return a table of tokens, one a row."""
     table = plain_table("#", "token", "id", "bytes")
-    for place, (token, piece) in enumerate(zip(view.ids, view.pieces, strict=True)):
-        table.add_row(str(place), Text(show_token(piece), MODEL), str(token), Text(piece.hex(" ").upper(), CUT))
+    for place, (token, piece, name) in enumerate(zip(view.ids, view.pieces, view.labels, strict=True)):
+        style = MODEL if piece else SPECIAL
+        table.add_row(str(place), Text(name, style), str(token), Text(piece.hex(" ").upper() or "special", CUT))
+    return table
+
+
+def tokens_flow(view: TokenView) -> Text:
+    """Return all tokens one after the other, each with its id, as many in a line as fit."""
+    flow = Text()
+    for token, piece, name in zip(view.ids, view.pieces, view.labels, strict=True):
+        flow.append(name.replace(" ", "\u00a0"), MODEL if piece else SPECIAL)  # a line ends between tokens only
+        flow.append(f"\u00a0{token}", CUT)
+        flow.append("  ")
+    return flow
+
+
+def models_table(models: Iterable[tuple[str, str]]) -> Table:
+    """Return a table of what can be opened: the name to open it by, and where it comes from."""
+    table = plain_table("name", "from")
+    for name, source in models:
+        table.add_row(Text(safe_line(name), TITLE), source)
     return table
 
 

@@ -20,7 +20,7 @@ from prompt_toolkit.search import stop_search
 from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import get_cwidth
 
-from minillm_repl.checkpoint.names import SUFFIX, shipped
+from minillm_repl.checkpoint.names import SUFFIX, title
 from minillm_repl.repl.blocks import open_block, unwrap_block
 from minillm_repl.repl.registry import Command, Registry
 from minillm_repl.repl.settings import samplers_on
@@ -56,8 +56,8 @@ def open_history(path: Path | None) -> History:
 class LineCompleter(Completer):
     """Completes commands after a colon, and what each command takes."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    def __init__(self, registry: Registry, models: Callable[[], Iterable[str]]) -> None:
+        self._registry, self._models = registry, models
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
@@ -80,7 +80,7 @@ class LineCompleter(Completer):
             case "command":
                 words = [each.name for each in self._registry]
             case "checkpoint":
-                words = shipped()
+                words = self._models()
         last = Document(argument.rpartition(" ")[2])
         yield from WordCompleter(sorted(words), WORD=True).get_completions(last, event)
         if command.completion in ("file", "checkpoint"):
@@ -154,7 +154,7 @@ class PromptLine:
             prompt_continuation=lambda _width, _line, wraps: "" if wraps else CONTINUED,
             history=history,
             complete_while_typing=Condition(lambda: get_app().current_buffer.text.startswith(":")),
-            completer=LineCompleter(shell.registry),
+            completer=LineCompleter(shell.registry, lambda: [name for name, _ in shell.session.models()]),
             key_bindings=key_bindings(say_how_to_leave),
             bottom_toolbar=self._toolbar,
             placeholder=self._placeholder,
@@ -185,10 +185,13 @@ class PromptLine:
     def _placeholder(self) -> FormattedText:
         if is_searching():
             return FormattedText()  # the line shows what the search has found
-        model = self._session.model
+        model, settings = self._session.model, self._session.settings
         example = "날씨"
-        known = model is not None and not model.checkpoint.tokenizer.unknown(example)
-        hint = f"type the beginning of a text{f', such as {example},' if known else ''} or :help"
+        if model is not None and model.checkpoint.chat is not None and settings.chat is not False:
+            hint = "say something, or :help"
+        else:
+            known = model is not None and not model.checkpoint.tokenizer.unknown(example)
+            hint = f"type the beginning of a text{f', such as {example},' if known else ''} or :help"
         return FormattedText([("class:placeholder", hint)])
 
     def _toolbar(self) -> FormattedText:
@@ -198,7 +201,8 @@ class PromptLine:
         facts = [self._model_name(), " ".join(samplers_on(session.settings)), f"verbose {verbose}"]
         if model:
             context = model.decoder.context
-            facts.append(f"{min(len(session.ids), context)}/{context} tokens")
+            facts.append(f"{min(len(session.ids), context):,}/{context:,} tokens")
+            facts.append(f"{model.decoder.cache_bytes / 2**20:,.1f} MiB cache")
         if session.speed:
             facts.append(f"{session.speed:,.0f} tokens/s")
         width = get_app().output.get_size().columns - 1
@@ -208,8 +212,12 @@ class PromptLine:
 
     def _model_name(self) -> str:
         session, model = self._session, self._session.model
-        if session.loading_future is not None and session.path is not None:
-            return f"{'loading' if session.loading else 'could not open'} {session.path.stem}"
+        loading = session.loading_future
+        if loading is not None and session.path is not None:
+            share = f" {loading.share:.0%}" if loading.share else ""
+            return (
+                f"loading {title(session.path)}{share}" if session.loading else f"could not open {title(session.path)}"
+            )
         if model is None:
             return "no model"
         return f"{model.name} (not saved)" if session.unsaved else model.name

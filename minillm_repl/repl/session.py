@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minillm_repl.checkpoint.names import cached, shipped, title
 from minillm_repl.errors import UserError
-from minillm_repl.repl.settings import Settings
+from minillm_repl.repl.recent import Recent
+from minillm_repl.repl.settings import ANSWER, COMPLETION, Settings
 from minillm_repl.settings import change
 
 if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, while the user types
-    from minillm_repl.checkpoint.native import Checkpoint
+    from minillm_repl.checkpoint.checkpoint import Checkpoint
+    from minillm_repl.checkpoint.recipe import Progress
+    from minillm_repl.engine.chat import Message
     from minillm_repl.engine.decoder import Decoder
     from minillm_repl.engine.events import Finished, Step
     from minillm_repl.tokenizer.base import Tokenizer
@@ -28,16 +32,42 @@ class Model:
 
     @property
     def name(self) -> str:
-        """The file's name without its ending."""
-        return self.checkpoint.path.stem if self.checkpoint.path else "new model"
+        """What to call it."""
+        return title(self.checkpoint.path) if self.checkpoint.path else "new model"
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How checkpoints are opened: what was decided when the program was started."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    context: int = 0  # tokens; 0 is all that the model allows
+    vocabulary: Path | None = None  # for a checkpoint without one
+
+    def open(self, path: Path, progress: "Progress" = lambda _: None) -> Model:
+        """Load a checkpoint and make it ready to run. Raises UserError."""
+        from minillm_repl.checkpoint.load import load, read_vocabulary
+
+        vocabulary = read_vocabulary(self.vocabulary) if self.vocabulary else None
+        return self.ready(load(path, vocabulary, self.dtype, progress))
+
+    def ready(self, checkpoint: "Checkpoint") -> Model:
+        """Make a checkpoint ready to run. Raises UserError if the device is not there."""
+        from minillm_repl.engine.decoder import make_decoder
+
+        return Model(checkpoint, make_decoder(checkpoint, self.device, self.context))
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One prompt, continuation or second try: the text before it, and the text that the model was given."""
+    """One prompt, continuation or second try: what was there before it, and what the model was given."""
 
     before: tuple[int, ...]
+    said_before: "tuple[Message, ...]"
     given: tuple[int, ...]
+    asked: "tuple[Message, ...]" = ()  # the conversation that the model is to answer; () completes
+    begun: str = ""  # what it has answered already
 
 
 @dataclass
@@ -45,18 +75,19 @@ class Session:
     """The state of a visit. Nothing here draws."""
 
     settings: Settings = field(default_factory=Settings)
-    device: str = "auto"
+    opening: Opening = field(default_factory=Opening)
+    recent: Recent = field(default_factory=lambda: Recent(None))
     threads: int = 0  # for torch; 0 chooses by the model's size
-    vocabulary: Path | None = None  # for a checkpoint without one
     path: Path | None = None  # what was asked for; may not exist yet
     ids: list[int] = field(default_factory=list)
+    said: "list[Message]" = field(default_factory=list)  # the conversation, where the model talks in turns
     turns: list[Turn] = field(default_factory=list)
     own: bool = False  # the file at `path` is this visit's to write: it was named to be made, or saved to
     written: bool = False  # this visit has saved a model at `path`
     unsaved: bool = False  # the open model was trained and lies in no file
     speed: float = 0.0  # tokens per second, last time
     told_outgrown: bool = False
-    _loading: "Future[Model] | None" = None
+    _loading: "Loading | None" = None
     _model: Model | None = None
     _warned: str = ""  # the wish that was last answered by "the weights are not saved"
     seed: int = 0  # of the last completion: with it, the same prompt gives the same text
@@ -69,12 +100,10 @@ class Session:
 
     # -- the model
 
-    def start_loading(self, done: Callable[[], None] = lambda: None) -> None:
-        """Begin to open `path` in the background, once, if it is there; `done` is called from that thread."""
+    def start_loading(self, changed: Callable[[], None] = lambda: None) -> None:
+        """Begin to open `path` in the background, once, if it is there; `changed` is called from that thread."""
         if self.path is not None and not self.own and self.nothing_to_open:
-            path = self.path
-            self._loading = in_background(lambda: open_model(path, self.vocabulary, self.device))
-            self._loading.add_done_callback(lambda _: done())
+            self._loading = Loading(self.opening, self.path, changed)
 
     @property
     def loading(self) -> bool:
@@ -82,7 +111,7 @@ class Session:
         return self._loading is not None and not self._loading.done()
 
     @property
-    def loading_future(self) -> "Future[Model] | None":
+    def loading_future(self) -> "Loading | None":
         """The model that is being opened, or could not be; None when there is nothing to wait for."""
         return self._loading
 
@@ -91,6 +120,7 @@ class Session:
         """The open model, if any; one that has finished loading in the background becomes the open one here."""
         if self._loading is not None and self._loading.done() and self._loading.exception() is None:
             self._model, self._loading = self._loading.result(), None
+            self.recent.add(self._model.checkpoint.path)
         return self._model
 
     @property
@@ -98,11 +128,22 @@ class Session:
         """Whether no model is open and none is being opened."""
         return self.model is None and self._loading is None
 
+    def models(self) -> list[tuple[str, str]]:
+        """Return what can be opened: a name to open it by, and where it comes from."""
+        hub = cached()
+        recent = [path for path in self.recent.paths() if path not in hub.values()]
+        return [
+            *((name, "shipped") for name in shipped()),
+            *((str(path), "opened before") for path in recent),
+            *((name, "Hugging Face cache") for name in hub),
+        ]
+
     def adopt(self, model: Model, *, unsaved: bool) -> None:
         """Make `model` the open one; the text so far belonged to the other."""
         self._model, self._loading = model, None
         if not unsaved:
             self.path, self.own = model.checkpoint.path, False
+            self.recent.add(self.path)
         elif model.checkpoint.path is None and (self.written or not self.own):
             self.path, self.own, self.written = None, False, False  # a new model does not go where another one lies
         self.unsaved, self._warned = unsaved, ""
@@ -118,6 +159,7 @@ class Session:
         assert self._model is not None
         self._model = Model(checkpoint, self._model.decoder)
         self.path, self.own, self.written = checkpoint.path, True, True
+        self.recent.add(self.path)
         self.unsaved, self._warned = False, ""
 
     def agree_to_discard(self, wish: str) -> None:
@@ -132,9 +174,53 @@ class Session:
 
     def clear(self) -> None:
         """Forget the text and its turns."""
-        self.ids, self.turns = [], []
+        self.ids, self.said, self.turns = [], [], []
 
-    def begin(self, given: list[int], *, another: bool = False) -> None:
+    def chatting(self, model: Model) -> bool:
+        """Whether what is typed is said to the model, not to be completed. Raises UserError if it cannot chat."""
+        chat = self.settings.chat
+        if chat and model.checkpoint.chat is None:
+            raise UserError(f"{model.name} has no chat template: `:chat off` lets it complete what you type")
+        return model.checkpoint.chat is not None and chat is not False
+
+    @property
+    def most_tokens(self) -> int:
+        """How many tokens the model may add in the turn that has begun."""
+        return self.settings.max_tokens or (ANSWER if self.turns and self.turns[-1].asked else COMPLETION)
+
+    def ask(self, model: Model, text: str) -> int:
+        """Start a turn in which the model answers; return how many of the oldest turns it no longer sees.
+
+        Raises UserError if the chat template refuses, or the text is too long.
+        """
+        from minillm_repl.engine.chat import Message, fit
+
+        settings, context, template = self.settings, model.decoder.context, model.checkpoint.chat
+        assert template is not None
+        system = [Message("system", settings.system)] if settings.system else []
+        earlier = [message for message in self.said if message.role != "system"]
+        asked = [*system, *earlier, Message("user", text)]
+        room = context - min(settings.max_tokens or ANSWER, context // 2)
+        ids, kept = fit(template, model.checkpoint.tokenizer, asked, room, settings.special)
+        self.begin(ids, asked=tuple(kept))
+        return (len(asked) - len(kept)) // 2
+
+    def go_on(self, more: list[int], text: str) -> None:
+        """Start a turn in which the model goes on from where the text ended, or from `more` after it.
+
+        Raises UserError if there is no text.
+        """
+        ids = self.ids + more
+        if not ids:
+            raise UserError("there is no text to continue: type a prompt first")
+        if self.said and self.said[-1].role == "assistant":
+            self.begin(ids, asked=tuple(self.said[:-1]), begun=self.said[-1].content + text)
+        else:
+            self.begin(ids)
+
+    def begin(
+        self, given: list[int], *, asked: "tuple[Message, ...]" = (), begun: str = "", another: bool = False
+    ) -> None:
         """Start a turn: the model will continue `given`. With `another`, not as it did with a seed that is set."""
         fixed = self.settings.seed
         if fixed is None:
@@ -142,34 +228,37 @@ class Session:
         else:
             self.seed = (self.seed + 1) % 2**63 if another else fixed
         self._warned = ""
-        self.turns.append(Turn(tuple(self.ids), tuple(given)))
-        self.ids = list(given)
+        self.turns.append(Turn(tuple(self.ids), tuple(self.said), tuple(given), asked, begun))
+        self.ids, self.said = list(given), list(asked)
 
     def undo(self) -> Turn:
         """Take the last turn back, and return it. Raises UserError if there is none."""
         if not self.turns:
             raise UserError("there is nothing to take back: no prompt has been given yet")
         turn = self.turns.pop()
-        self.ids = list(turn.before)
+        self.ids, self.said = list(turn.before), list(turn.said_before)
         return turn
 
     def generate(self, model: Model, interrupted: Callable[[], bool], top: int) -> "Iterator[Step | Finished]":
         """Continue the text, keeping `ids` at what has been shown, however the generation ends."""
         import numpy as np
 
+        from minillm_repl.engine.chat import Message
         from minillm_repl.engine.events import Finished
         from minillm_repl.engine.generate import generate
 
         tokenizer, settings = model.checkpoint.tokenizer, self.settings
-        start = len(self.ids)
+        start, turn = len(self.ids), self.turns[-1]
         for event in generate(
             model.decoder,
             tokenizer,
             self.ids,
             settings,
             np.random.default_rng(self.seed),
-            max_tokens=settings.max_tokens,
+            max_tokens=self.most_tokens,
             stop=settings.stop,
+            end=model.checkpoint.end,
+            slide=not turn.asked,
             top=top,
             interrupted=interrupted,
         ):
@@ -178,6 +267,10 @@ class Session:
                 shown = len(event.text.encode())
                 while event.reason == "stop" and len(self.ids) > start and self._bytes_since(start, tokenizer) > shown:
                     self.ids.pop()  # what belonged to the stop string was not shown, and is not gone on from
+                if event.reason == "end":
+                    self.ids.pop()
+                if turn.asked:
+                    self.said = [*turn.asked, Message("assistant", turn.begun + event.text)]
             else:
                 self.ids.append(event.id)
             yield event
@@ -186,24 +279,27 @@ class Session:
         return sum(len(tokenizer.token_bytes(token)) for token in self.ids[start:])
 
 
-def in_background(job: Callable[[], Model]) -> "Future[Model]":
-    """Run `job` in a thread that does not keep the program from leaving."""
-    future: Future[Model] = Future()
+class Loading(Future[Model]):
+    """A checkpoint being opened in a thread that does not keep the program from leaving.
 
-    def work() -> None:
+    `share` is how much of its weights has been read; `changed` is called, from that thread, when it has grown by a
+    hundredth, and at the end.
+    """
+
+    def __init__(self, opening: Opening, path: Path, changed: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self.share = 0.0
+        self._changed = changed
+        self.add_done_callback(lambda _: changed())
+        threading.Thread(target=self._work, args=(opening, path), daemon=True, name="loading").start()
+
+    def _work(self, opening: Opening, path: Path) -> None:
         try:
-            future.set_result(job())
+            self.set_result(opening.open(path, self._progress))
         except BaseException as error:  # noqa: BLE001 - handed to whoever waits, not lost
-            future.set_exception(error)
+            self.set_exception(error)
 
-    threading.Thread(target=work, daemon=True, name="loading").start()
-    return future
-
-
-def open_model(path: Path, vocabulary: Path | None, device: str) -> Model:
-    """Load a checkpoint and make it ready to run. Raises UserError."""
-    from minillm_repl.checkpoint.load import load, read_vocabulary
-    from minillm_repl.engine.decoder import make_decoder
-
-    checkpoint = load(path, read_vocabulary(vocabulary) if vocabulary else None)
-    return Model(checkpoint, make_decoder(checkpoint, device))
+    def _progress(self, share: float) -> None:
+        if share >= self.share + 0.01:
+            self.share = share
+            self._changed()

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from minillm_repl.engine.options import Sampling
-from minillm_repl.settings import setting, show, specs, strings, value_of, whole
+from minillm_repl.settings import setting, show, specs, strings, switch, value_of, whole
 
 VERBOSE_ROWS = 10  # candidates, when nobody says how many
+COMPLETION, ANSWER = 100, 500  # tokens, when nobody says how many
 
 _VERBOSE = """model: the probability that the model itself gives the token (softmax of its logits)
 after ...: the probability of being drawn, once the samplers have had their say; `cut` is 0
@@ -25,9 +26,34 @@ class Settings(Sampling):
         "the same seed gives the same text",
         words={"random": None},
     )
-    max_tokens: int = setting(100, whole(1), "how many tokens a completion has at most", unit="tokens", aliases=("n",))
+    max_tokens: int | None = setting(
+        None,
+        whole(1),
+        "how many tokens a completion has at most",
+        details=f"auto is {COMPLETION}, or {ANSWER} in a chat, where the model itself says when it has done.",
+        unit="tokens",
+        aliases=("n",),
+        words={"auto": None},
+    )
     stop: tuple[str, ...] = setting(
         (), strings, "a completion ends before any of these texts", metavar="TEXT", words={"off": ()}
+    )
+    chat: bool | None = setting(
+        None,
+        switch,
+        "talk in turns, through the model's chat template",
+        details="auto talks with a model that has a chat template, and lets any other complete what is typed.",
+        metavar="",
+        words={"on": True, "off": False, "auto": None},
+    )
+    system: str = setting("", str, "what a chat model is told before all turns", metavar="TEXT", words={"off": ""})
+    special: bool = setting(
+        False,
+        switch,
+        "names of special tokens that are typed mean them",
+        details="off reads `<|im_end|>` as text, on as the one token that ends a turn.",
+        metavar="",
+        words={"on": True, "off": False},
     )
     verbose: int = setting(
         0,

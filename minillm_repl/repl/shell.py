@@ -1,17 +1,18 @@
 """What a command works with, and the two things a line can be: a command, or a prompt."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from minillm_repl.checkpoint.names import title
 from minillm_repl.errors import UserError
 from minillm_repl.render.console import MODEL, Screen
 from minillm_repl.repl.registry import Registry
-from minillm_repl.repl.session import Model, Session
+from minillm_repl.repl.session import Loading, Model, Session
 from minillm_repl.repl.settings import samplers_text
 from minillm_repl.safetext import safe, safe_line
 from minillm_repl.tokenizer.base import decode
@@ -71,19 +72,21 @@ class Shell:
             raise UserError(f"{missing}: `:train CORPUS` makes one, `:load nalssi` opens the one that is shipped")
         return session.model
 
-    def wait_for(self, loading: "Future[Model]", path: Path | None) -> Model:
+    def wait_for(self, loading: Loading, path: Path | None) -> Model:
         """Return what is being loaded. Raises UserError if that fails, or if Ctrl-C ends the waiting."""
-        with self.screen.waiting(f"loading {safe_line(path.name if path else '')}"):
+        what = f"loading {safe_line(title(path)) if path else ''}"
+        with self.screen.waiting(what) as update:
             while not wait([loading], 0.05).done:
+                update(f"{what}  {loading.share:.0%}" if loading.share else what)
                 if self.interrupted():
                     raise UserError("stopped waiting for the model to load")
         return loading.result()
 
-    def encode(self, model: Model, text: str) -> list[int]:
+    def encode(self, model: Model, text: str, *, start: bool = True) -> list[int]:
         """Return the ids of a text, saying what the model has never seen. Raises UserError if nothing else is in it."""
         tokenizer = model.checkpoint.tokenizer
         unknown = tokenizer.unknown(text)
-        ids = tokenizer.encode(text)
+        ids = tokenizer.encode(text, start=start, special=self.session.settings.special)
         if unknown:
             shown = ", ".join(safe_line(character) for character in unknown[:20]) + (" …" if len(unknown) > 20 else "")
             if not ids:
@@ -93,32 +96,44 @@ class Shell:
                 raise UserError(
                     f"the model has never seen {shown}, and nothing else was typed; it knows {safe_line(known[:60])}"
                 )
-            self.screen.warn(f"the model has never seen {shown}: skipped")
+            how = f"read as {safe_line(tokenizer.unknown_becomes)}" if tokenizer.unknown_becomes else "skipped"
+            self.screen.warn(f"the model has never seen {shown}: {how}")
         return ids
 
     def prompt(self, text: str) -> None:
-        """Let the model complete a new text."""
+        """Let the model answer, or complete a new text."""
         if not text.strip():
             return
+        session = self.session
         try:
             model = self.model()
-            ids = self.encode(model, text)
+            if not session.chatting(model):
+                session.said.clear()
+                session.begin(self.encode(model, text))
+                lead = PROMPT
+            else:
+                gone = session.ask(model, text)
+                self._echo(text, "\n")
+                if gone:
+                    turns = f"{gone} turn{'' if gone == 1 else 's'}"
+                    self.screen.note(f"the conversation has outgrown the context: the oldest {turns} left it")
+                lead = ""
         except UserError:
             self._echo(text, "\n")
             raise
-        self.session.begin(ids)
-        self.respond(model, PROMPT)
+        self.respond(model, lead)
 
     def respond(self, model: Model, lead: str = "", *, echo: bool = True) -> "Finished":
         """Let the model continue the session's text, and draw both: what it was given, and what it adds."""
+        from minillm_repl.engine.decoder import window_start
         from minillm_repl.render.generation import draw_steps, draw_text, figures
 
         session, screen = self.session, self.screen
-        verbose, before = session.settings.verbose, len(session.ids)
-        given = decode(model.checkpoint.tokenizer, session.ids)
+        verbose, turn = session.settings.verbose, session.turns[-1]
+        given = turn.begun if turn.asked else decode(model.checkpoint.tokenizer, session.ids)
         events = session.generate(model, self.interrupted, verbose)
         if verbose:
-            if screen.interactive:
+            if screen.interactive and given:
                 self._echo(given, "\n", lead)
             finished = draw_steps(events, screen, given, samplers_text(session.settings))
             screen.out.print(Text.assemble(safe(given), (safe(finished.text), MODEL)), soft_wrap=True)
@@ -130,10 +145,12 @@ class Shell:
             finally:
                 screen.out.print()  # whatever happened, the next thing has a line of its own
         screen.note(figures(finished, session.seed))
-        tokens, context = before + finished.tokens, model.decoder.context
-        if tokens > context and not session.told_outgrown:
+        tokens = len(turn.given) + finished.tokens
+        unseen = window_start(tokens, model.decoder.context)
+        if unseen and not turn.asked and not session.told_outgrown:
             session.told_outgrown = True
-            screen.note(f"the text has outgrown the context: of its {tokens} tokens the model sees the last {context}")
+            seen = f"the model sees the last {tokens - unseen}"
+            screen.note(f"the text has outgrown the context: of its {tokens} tokens {seen}")
         return finished
 
     def _echo(self, text: str, end: str, lead: str = PROMPT) -> None:

@@ -2,27 +2,48 @@
 
 from typing import Any, Protocol
 
+from minillm_repl.safetext import safe_line, show_token
+
 
 class Tokenizer(Protocol):
     """Turns text into token ids, and each id into the bytes it stands for."""
+
+    lead: str = ""  # what is put before every text, and taken off again where a whole text is shown
+    unknown_becomes: str = ""  # the token that stands for what the vocabulary lacks; without one it is skipped
 
     @property
     def size(self) -> int:
         """How many different ids there are."""
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`; what the vocabulary lacks is skipped (`unknown` tells what)."""
+    def encode(self, text: str, *, start: bool = True, special: bool = False) -> list[int]:
+        """Return the ids of `text`.
+
+        With `start` it begins a text, and what this tokenizer puts before one (a start token, a space) is added. The
+        names of special tokens in it are text like any other, unless `special`. What the vocabulary lacks is skipped,
+        or becomes `unknown_becomes`.
+        """
 
     def unknown(self, text: str) -> list[str]:
         """Return the characters of `text` that the vocabulary lacks, each once, in order."""
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the bytes of one token: possibly only a part of a character."""
+        """Return the bytes of one token: possibly only a part of a character; none for a special token."""
+
+    def special(self, token: int) -> str:
+        """Return the name of a token that is not text (`<|im_end|>`); empty for one that is."""
+        del token
+        return ""
 
     def to_json(self) -> dict[str, Any]:
         """Return what a checkpoint has to hold for `tokenizer_from_json` to make this tokenizer again."""
 
 
+def label(tokenizer: Tokenizer, token: int) -> str:
+    """Return one token made visible: its text, or its name if it is a special one."""
+    piece = tokenizer.token_bytes(token)
+    return show_token(piece) if piece else safe_line(tokenizer.special(token))
+
+
 def decode(tokenizer: Tokenizer, ids: list[int]) -> str:
-    """Return the text of whole tokens; bytes that are no UTF-8 become `�`."""
-    return b"".join(map(tokenizer.token_bytes, ids)).decode("utf-8", "replace")
+    """Return the text of all tokens from the first; bytes that are no UTF-8 become `�`."""
+    return b"".join(map(tokenizer.token_bytes, ids)).decode("utf-8", "replace").removeprefix(tokenizer.lead)

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from minillm_repl.errors import UserError
+from minillm_repl.tokenizer.base import Tokenizer
 
 
-class CharacterTokenizer:
+class CharacterTokenizer(Tokenizer):
     """Ids are places in the sorted vocabulary; text is normalised to NFC, in which a Hangul syllable is one character.
 
     Raises UserError for characters that are not single, not distinct or not text.
@@ -31,7 +32,7 @@ class CharacterTokenizer:
         """How many characters the model knows."""
         return len(self.characters)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, start: bool = True, special: bool = False) -> list[int]:  # noqa: ARG002
         """Return one id per known character of the NFC form of `text`; unknown ones are skipped."""
         return [self._ids[character] for character in unicodedata.normalize("NFC", text) if character in self._ids]
 
@@ -48,13 +49,18 @@ class CharacterTokenizer:
         return {"type": "character", "normalization": "NFC", "characters": "".join(self.characters)}
 
 
-class IdTokenizer:
+class IdTokenizer(Tokenizer):
     """For weights that came without a vocabulary: tokens are written as their numbers, `12 7 30 `."""
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self._size = size
 
-    def encode(self, text: str) -> list[int]:
+    @property
+    def size(self) -> int:
+        """How many tokens the model has."""
+        return self._size
+
+    def encode(self, text: str, *, start: bool = True, special: bool = False) -> list[int]:  # noqa: ARG002
         """Return the numbers written in `text`; anything else is skipped."""
         return [int(word) for word in text.split() if self._known(word)]
 
@@ -72,13 +78,3 @@ class IdTokenizer:
     def to_json(self) -> dict[str, Any]:
         """Return `{"type": "ids", "size": ...}`."""
         return {"type": "ids", "size": self.size}
-
-
-def tokenizer_from_json(data: Any) -> CharacterTokenizer | IdTokenizer:
-    """Make the tokenizer that a checkpoint describes. Raises UserError if it describes none that is known here."""
-    match data:
-        case {"type": "character", "normalization": "NFC", "characters": str(characters)}:
-            return CharacterTokenizer(characters)
-        case {"type": "ids", "size": int(size)} if 0 < size <= 1_000_000:
-            return IdTokenizer(size)
-    raise UserError("the tokenizer described in it is neither 'character' nor 'ids'; a newer minillm-repl may know it")

@@ -35,10 +35,10 @@ def windows(corpus: Corpus, tokenizer: Tokenizer, context: int) -> Tensor:
 
     The result is a view; the corpus is held once. Raises UserError if there is not even one.
     """
-    ids = tokenizer.encode(corpus.text)
+    ids = tokenizer.encode(corpus.text, start=False)
     if len(ids) < context + 1:
         raise UserError(
             f"{safe_line(corpus.name)} has {len(ids):,} tokens that the model knows; a context of {context} needs at"
-            f" least {context + 1:,}: take a longer text, or a smaller context with `new context=N`"
+            f" least {context + 1:,}: take a longer text, or a smaller `context=N`"
         )
     return torch.tensor(ids).unfold(0, context + 1, 1)

@@ -7,7 +7,7 @@ from minillm_repl.settings import number, setting, whole
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """How to train. The sizes count only for a new model."""
+    """How to train. Width, layers and heads count only for a new model."""
 
     steps: int = setting(500, whole(1), "how often the weights are adjusted", unit="steps")
     lr: float = setting(
@@ -18,11 +18,16 @@ class TrainPlan:
     )
     seed: int = setting(0, whole(0, 2**63 - 1), "fixes fresh weights and the order of the text")
     context: int = setting(
-        32, whole(1, 1_000_000), "tokens the model sees at once (new model)", unit="tokens", aliases=("block-size",)
+        0,
+        whole(0, 1_000_000),
+        "tokens in a piece of text; a new model sees as many at once",
+        unit="tokens",
+        aliases=("block-size",),
+        words={"auto": 0},
     )
     width: int = setting(64, whole(1, 65_536), "numbers per token (new model)", aliases=("n-embed",))
     layers: int = setting(4, whole(1, 1_000), "blocks on top of each other (new model)", aliases=("n-layer",))
     heads: int = setting(4, whole(1, 1_024), "points of view per block (new model)", aliases=("n-head",))
 
 
-SIZES = ("context", "width", "layers", "heads")
+SIZES = ("width", "layers", "heads")

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from minillm_repl import __version__
+from minillm_repl.checkpoint.checkpoint import Checkpoint, TrainingRecord
 from minillm_repl.checkpoint.names import user_path
-from minillm_repl.checkpoint.native import Checkpoint, TrainingRecord
 from minillm_repl.errors import UserError
+from minillm_repl.model.build import tensors_of, trainable
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.model.device import pick_device
 from minillm_repl.model.gpt import GPT
@@ -25,6 +26,8 @@ from minillm_repl.training.trainer import train
 
 # Multiplications a step, below which a second thread is no faster on a quiet machine, and far slower on a busy one.
 _ONE_THREAD = 2e8
+_CONTEXT = 32  # tokens, of a new model when nothing is said
+_LONGEST = 256  # tokens that a piece of text has at most when nothing is said
 _SAMPLE_START = 4  # tokens of the corpus from which the model's samples begin
 
 
@@ -62,22 +65,24 @@ class TrainingRun:
     ) -> None:
         self._start, self._corpus, self._plan = start, corpus, plan
         self.tokenizer: Tokenizer = start.tokenizer if start else CharacterTokenizer.from_corpus(corpus.text)
-        config = start.config if start else _config(plan, self.tokenizer)
+        config = start.config if start else _note(plan, self.tokenizer)
         self.unknown = self.tokenizer.unknown(corpus.text)
-        self._windows = windows(corpus, self.tokenizer, config.context)
-        small = config.parameters * plan.batch * config.context < _ONE_THREAD
+        # A long context costs memory and time at each step, and a short text does not fill it.
+        self._context = min(config.context, plan.context or _LONGEST)
+        self._windows = windows(corpus, self.tokenizer, self._context)
+        small = config.parameters * plan.batch * self._context < _ONE_THREAD
         self._threads = threads or (1 if small else torch.get_num_threads())
         torch.manual_seed(plan.seed)
-        model = GPT.from_tensors(config, start.tensors) if start else GPT(config).initialise()
+        model = trainable(config, start.tensors) if start else GPT(_note(plan, self.tokenizer)).initialise()
         self.model = model.to(pick_device(device))
-        self.sample_start: list[int] = self._windows[0][: min(_SAMPLE_START, config.context)].tolist()
+        self.sample_start: list[int] = self._windows[0][: min(_SAMPLE_START, self._context)].tolist()
 
     @property
     def title(self) -> str:
         """What is about to happen, in one line."""
         config = self.model.config
         model = f"{'training further' if self._start else 'a new model'}: {config.parameters:,} parameters"
-        tokens = len(self._windows) + config.context
+        tokens = len(self._windows) + self._context
         return (
             f"{model} · {self._corpus.name}: {tokens:,} tokens, {config.vocab:,} different · {self._plan.steps:,} steps"
         )
@@ -106,9 +111,12 @@ class TrainingRun:
             versions={"minillm-repl": __version__, "torch": torch.__version__, "python": platform.python_version()},
             curve=points,
         )
-        path = self._start.path if self._start else None
-        return Checkpoint(self.model.config, self.tokenizer, self.model.tensors(), record, path)
+        trained = tensors_of(self.model)
+        if self._start:
+            return replace(self._start, tensors=trained, training=record)
+        return Checkpoint(self.model.config, self.tokenizer, trained, record)
 
 
-def _config(plan: TrainPlan, tokenizer: Tokenizer) -> GPTConfig:
-    return GPTConfig(tokenizer.size, plan.context, plan.width, plan.layers, plan.heads)
+def _note(plan: TrainPlan, tokenizer: Tokenizer) -> GPTConfig:
+    """Return the study note's kind of model, in the plan's sizes."""
+    return GPTConfig(tokenizer.size, plan.context or _CONTEXT, plan.width, plan.layers, plan.heads)

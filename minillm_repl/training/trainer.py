@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from torch import Tensor
 
 from minillm_repl.errors import UserError
-from minillm_repl.model.gpt import GPT
+from minillm_repl.model.build import LanguageModel
 from minillm_repl.training.events import Evaluated, Finished, TrainStep
 from minillm_repl.training.plan import TrainPlan
 
@@ -25,7 +25,7 @@ _POINTS = 200  # on the recorded loss curve
 
 
 def train(
-    model: GPT, windows: Tensor, plan: TrainPlan, interrupted: Callable[[], bool] = lambda: False
+    model: LanguageModel, windows: Tensor, plan: TrainPlan, interrupted: Callable[[], bool] = lambda: False
 ) -> Iterator[TrainStep | Evaluated | Finished]:
     """Train `model` in place on `windows` (count, context + 1), on the device it is on.
 
@@ -68,7 +68,7 @@ def schedule(step: int, steps: int) -> float:
     return min(1.0, warm, left)
 
 
-def _optimizers(model: GPT, lr: float) -> list[torch.optim.Optimizer]:
+def _optimizers(model: LanguageModel, lr: float) -> list[torch.optim.Optimizer]:
     inside = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
     known = set(map(id, inside))
     rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
@@ -79,7 +79,7 @@ def _optimizers(model: GPT, lr: float) -> list[torch.optim.Optimizer]:
     ]
 
 
-def _step(model: GPT, optimizers: list[torch.optim.Optimizer], batch: Tensor) -> float:
+def _step(model: LanguageModel, optimizers: list[torch.optim.Optimizer], batch: Tensor) -> float:
     """Take one step on a batch (b, context + 1) and return its loss, in nats per token."""
     loss = _loss(model, batch)
     _finite(loss.item())
@@ -97,13 +97,13 @@ def _finite(loss: float) -> float:
     return loss
 
 
-def _loss(model: GPT, batch: Tensor, reduction: str = "mean") -> Tensor:
+def _loss(model: LanguageModel, batch: Tensor, reduction: str = "mean") -> Tensor:
     logits = model(batch[:, :-1])  # (b, t, v)
     return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction=reduction)
 
 
 @torch.inference_mode()
-def evaluate(model: GPT, windows: Tensor) -> float:
+def evaluate(model: LanguageModel, windows: Tensor) -> float:
     """Return the mean loss over all windows, or an even sample of them, in nats per token."""
     device = next(model.parameters()).device
     context = windows.shape[1] - 1

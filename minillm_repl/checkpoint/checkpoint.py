@@ -1,0 +1,54 @@
+"""A model as it lies on disk or in memory: everything needed to run it, nothing that runs."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minillm_repl.model.config import AnyConfig
+from minillm_repl.tokenizer.base import Tokenizer
+
+if TYPE_CHECKING:
+    from minillm_repl.checkpoint.weights import Tensors
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """How the weights came to be. Losses are nats per token, over the corpus named."""
+
+    steps: int
+    tokens: int
+    train_loss: float
+    val_loss: float | None = None
+    corpus: str = ""
+    corpus_sha256: str = ""
+    seed: int = 0
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    curve: tuple[tuple[int, float], ...] = ()  # (step, training loss), thinned
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How a conversation becomes one text: a Jinja template, and the special tokens that it may name."""
+
+    source: str
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)  # bos_token, eos_token ...
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Sizes, vocabulary, weights, and what else was known of a model."""
+
+    config: AnyConfig
+    tokenizer: Tokenizer
+    tensors: "Tensors"  # all of one kind: float32, float16 or bfloat16
+    training: TrainingRecord | None = None
+    path: Path | None = None
+    chat: ChatTemplate | None = None
+    end: tuple[int, ...] = ()  # tokens after which there is no more to say
+
+    @property
+    def dtype(self) -> str:
+        """What the weights are stored as."""
+        return next(iter(self.tensors.values())).dtype.name

@@ -1,0 +1,23 @@
+"""What a checkpoint says of its sizes, without reading it; needs no numpy, so that the first prompt need not wait."""
+
+import os
+from pathlib import Path
+
+from minillm_repl.checkpoint.folder import folder_at
+from minillm_repl.checkpoint.header import config_of, is_native, read_header
+from minillm_repl.model.config import AnyConfig
+from minillm_repl.safetext import safe_line
+
+
+def read_config(path: Path) -> AnyConfig | None:
+    """Return the config of a native checkpoint or a Hugging Face folder; None for a file that keeps it to itself.
+
+    Raises UserError if it is no checkpoint.
+    """
+    folder = folder_at(path)
+    if folder is not None and os.path.isdir(path):  # noqa: PTH112 - Path's own raises for a name that is too long
+        return folder.config
+    header = read_header(path)
+    if is_native(header):
+        return config_of(header, safe_line(str(path)))
+    return folder.config if folder is not None else None

@@ -1,0 +1,43 @@
+"""How the tensors of a file become those of a model, as a description; what carries it out is weights.py."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Progress = Callable[[float], None]
+"""Is told the share that is done, from 0 to 1."""
+
+
+def same(array: Any) -> Any:
+    """Change nothing."""
+    return array
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tensor lies in a file that is not ours: from there to here, and back."""
+
+    here: Callable[[Any], Any] = same
+    there: Callable[[Any], Any] = same
+
+
+AS_IS = Layout()
+TRANSPOSED = Layout(lambda array: array.T, lambda array: array.T)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor in a file, which is a whole tensor of ours, or some rows of one."""
+
+    name: str
+    shape: tuple[int, ...]  # in the file
+    layout: Layout = AS_IS
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How our tensors are put together from those of a file: from pieces, one below the other."""
+
+    pieces: Mapping[str, tuple[Piece, ...]]
+    ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors that may be there, and mean nothing

@@ -1,0 +1,16 @@
+"""The one place that saves a checkpoint, whatever its kind."""
+
+from pathlib import Path
+
+from minillm_repl.checkpoint import huggingface, native
+from minillm_repl.checkpoint.checkpoint import Checkpoint
+
+
+def save(checkpoint: Checkpoint, path: Path, *, folder: bool = False) -> Checkpoint:
+    """Write a native file, or with `folder`, or where one is, a Hugging Face folder; return what lies there.
+
+    Raises UserError, with what was there before as it was.
+    """
+    if folder or path.is_dir():
+        return huggingface.save(checkpoint, path)
+    return native.save(checkpoint, path)

@@ -1,0 +1,133 @@
+"""Weights on their way from safetensors files to the model, and back: read straight to where they are wanted.
+
+The library's own reader keeps the file mapped, and a mapped file that is cut short later kills the process. Here the
+strictly read header (header.py) says where each tensor lies, and its bytes are read there and nowhere else.
+"""
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from minillm_repl.checkpoint.header import Entry, Header, open_regular
+from minillm_repl.checkpoint.recipe import AS_IS, Piece, Progress, Recipe
+from minillm_repl.errors import UserError
+from minillm_repl.safetext import safe_line
+
+Array = NDArray[Any]
+Tensors = Mapping[str, Array]
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_BY_NAME: dict[str, np.dtype[Any]] = {dtype.name: dtype for dtype in DTYPES.values()}
+_AT_ONCE = 1 << 22  # numbers that are checked at once, so that checking takes no memory to speak of
+
+
+def check(recipe: Recipe, headers: Iterable[Header], name: str) -> dict[str, tuple[Path, Entry]]:
+    """Compare what the files say they hold with what the recipe needs; return where each tensor lies.
+
+    Raises UserError with the first difference.
+    """
+    found: dict[str, tuple[Path, Entry]] = {}
+    for header in headers:
+        for tensor, entry in header.tensors.items():
+            if tensor in found:
+                raise UserError(f"{name} holds the tensor {safe_line(tensor):.80} twice")
+            found[tensor] = header.path, entry
+    needed = {piece.name: piece for pieces in recipe.pieces.values() for piece in pieces}
+    for tensor, piece in needed.items():
+        if tensor not in found:
+            raise UserError(f"{name} lacks the tensor {tensor}")
+        entry = found[tensor][1]
+        if entry.shape != piece.shape:
+            raise UserError(f"{tensor} in {name} must have the shape {list(piece.shape)}, not {list(entry.shape)}")
+        if entry.dtype not in DTYPES:
+            raise UserError(f"{tensor} in {name} must be one of {', '.join(DTYPES)}, not {entry.dtype}")
+    extra = sorted(tensor for tensor in set(found) - set(needed) if not recipe.ignored.search(tensor))
+    if extra:
+        raise UserError(f"{name} has a tensor that does not belong to the model: {safe_line(extra[0]):.80}")
+    return {tensor: found[tensor] for tensor in needed}
+
+
+def read_weights(
+    recipe: Recipe, found: Mapping[str, tuple[Path, Entry]], name: str, dtype: str, progress: Progress
+) -> dict[str, Array]:
+    """Read all tensors of a recipe, as `dtype`: float32, bfloat16, float16, or auto for that of the file.
+
+    What needs no rearranging is read in place, so that the weights are in memory once. Raises UserError if the file
+    is not what its header said, or holds numbers that are not finite.
+    """
+    wanted = _dtype(dtype, {entry.dtype for _, entry in found.values()})
+    total, done = sum(entry.nbytes for _, entry in found.values()), 0
+    weights: dict[str, Array] = {}
+    with ExitStack() as stack:
+        files = {path: stack.enter_context(open_regular(path)) for path in {path for path, _ in found.values()}}
+        for tensor, pieces in recipe.pieces.items():
+            parts: list[Array] = []
+            whole = _room(pieces, wanted)
+            row = 0
+            for piece in pieces:
+                path, entry = found[piece.name]
+                direct = whole is not None and DTYPES[entry.dtype] == wanted
+                part = whole[row : row + piece.shape[0]] if direct else np.empty(piece.shape, DTYPES[entry.dtype])  # type: ignore[index]
+                _fill(files[path], entry, part, name)
+                _check_finite(part, piece.name, name)
+                if whole is None:
+                    parts.append(piece.layout.here(part))
+                elif not direct:
+                    whole[row : row + piece.shape[0]] = part
+                row += piece.shape[0]
+                done += entry.nbytes
+                progress(done / total)
+            joined = whole if whole is not None else np.concatenate(parts) if len(parts) > 1 else parts[0]
+            weights[tensor] = np.ascontiguousarray(joined, dtype=wanted)
+    return weights
+
+
+def _dtype(wanted: str, found: set[str]) -> np.dtype[Any]:
+    if wanted != "auto":
+        return _BY_NAME[wanted]
+    return DTYPES[found.pop()] if len(found) == 1 else DTYPES["F32"]  # of several kinds: the one that holds them all
+
+
+def _room(pieces: tuple[Piece, ...], dtype: np.dtype[Any]) -> Array | None:
+    """Return memory for pieces that only have to be put one below the other; None where more is to be done."""
+    if any(piece.layout is not AS_IS for piece in pieces):
+        return None
+    return np.empty((sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:]), dtype)
+
+
+def _fill(file: BinaryIO, entry: Entry, array: Array, name: str) -> None:
+    file.seek(entry.start)
+    view = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+    filled = 0
+    while filled < len(view):
+        count = file.readinto(view[filled:])  # type: ignore[attr-defined]
+        if not count:
+            raise UserError(f"{name} changed while it was read")
+        filled += count
+
+
+def _check_finite(array: Array, tensor: str, name: str) -> None:
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, _AT_ONCE):
+        if not np.isfinite(flat[start : start + _AT_ONCE]).all():
+            raise UserError(f"{name} is damaged: {safe_line(tensor):.80} holds numbers that are not finite")
+
+
+def taken_apart(recipe: Recipe, tensors: Tensors) -> dict[str, Array]:
+    """Return the tensors as a file that follows the recipe holds them."""
+    theirs: dict[str, Array] = {}
+    for tensor, pieces in recipe.pieces.items():
+        row = 0
+        for piece in pieces:
+            rows = tensors[tensor][row : row + piece.shape[0]] if len(pieces) > 1 else tensors[tensor]
+            theirs[piece.name] = np.ascontiguousarray(piece.layout.there(rows))
+            row += piece.shape[0]
+    return theirs

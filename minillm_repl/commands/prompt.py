@@ -1,0 +1,20 @@
+"""`:prompt`."""
+
+from minillm_repl.errors import UserError
+from minillm_repl.render.tables import TokenView, tokens_flow, tokens_line
+from minillm_repl.repl.registry import command
+from minillm_repl.repl.shell import Shell
+
+
+@command("prompt")
+def prompt(shell: Shell, _argument: str) -> None:
+    """Show exactly what the model was given last.
+
+    Every token is there, with its id. In a chat that is the whole conversation as the model's chat template wrote it, special tokens included.
+    ␣ is a space, ⏎ a newline, <EA B0> bytes that are only a part of a character.
+    """
+    if not shell.session.turns:
+        raise UserError("nothing has been given to the model yet")
+    view = TokenView.of(shell.model().checkpoint.tokenizer, list(shell.session.turns[-1].given))
+    shell.screen.out.print(tokens_flow(view), soft_wrap=False)
+    shell.screen.out.print(tokens_line(view))

@@ -1,0 +1,40 @@
+"""From named arrays to a torch model, and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from minillm_repl.model.config import AnyConfig, GPTConfig
+from minillm_repl.model.gpt import GPT
+from minillm_repl.model.llama import Llama
+
+LanguageModel = GPT | Llama
+
+
+def build(config: AnyConfig, tensors: Mapping[str, NDArray[Any]]) -> LanguageModel:
+    """Return the model around the named arrays, whose memory it shares; names and shapes are those of the config."""
+    with torch.device("meta"):  # no time spent on weights that are replaced at once
+        model: LanguageModel = GPT(config) if isinstance(config, GPTConfig) else Llama(config)
+    model.load_state_dict({name: as_torch(array) for name, array in tensors.items()}, assign=True)
+    return model.requires_grad_(False)
+
+
+def as_torch(array: NDArray[Any]) -> Tensor:
+    """Return a tensor that shares the array's memory; numpy's bfloat16 is an extension that torch does not know."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def trainable(config: AnyConfig, tensors: Mapping[str, NDArray[Any]]) -> LanguageModel:
+    """Return the model around a float32 copy of the named arrays, with gradients."""
+    return build(config, {name: array.astype(np.float32) for name, array in tensors.items()}).requires_grad_()
+
+
+def tensors_of(model: LanguageModel) -> dict[str, NDArray[np.float32]]:
+    """Return a copy of the weights as float32 arrays, by name."""
+    return {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in model.state_dict().items()}

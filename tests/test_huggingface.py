@@ -1,0 +1,161 @@
+"""Hugging Face folders: the `transformers` library makes them, saves them, and says what the logits are."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.save import save
+from minillm_repl.engine.decoder import make_decoder
+from minillm_repl.engine.generate import generate
+from minillm_repl.engine.options import Sampling
+from minillm_repl.model.build import build
+
+LLAMA = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 96, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+NEOX = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "max_position_embeddings": 96,
+}  # fmt: skip
+GPT2 = {"vocab_size": 97, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 96}
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 5e3, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+t = transformers
+FAMILIES = {
+    "gpt2": (t.GPT2Config, GPT2),
+    "gpt2 untied, relu, wide": (
+        t.GPT2Config, GPT2 | {"tie_word_embeddings": False, "activation_function": "relu", "n_inner": 50}
+    ),
+    "gpt_neox": (t.GPTNeoXConfig, NEOX),
+    "gpt_neox in turn, half rotary": (t.GPTNeoXConfig, NEOX | {"use_parallel_residual": False, "rotary_pct": 0.5}),
+    "llama": (t.LlamaConfig, LLAMA),
+    "llama tied, biased": (
+        t.LlamaConfig, LLAMA | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}
+    ),
+    "llama, rope linear": (t.LlamaConfig, LLAMA | {"rope_parameters": {
+        "rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}),
+    "llama, rope llama3": (t.LlamaConfig, LLAMA | {"rope_parameters": LLAMA3}),
+    "llama, one key for all": (t.LlamaConfig, LLAMA | {"num_key_value_heads": 1, "head_dim": 12}),
+    "mistral": (t.MistralConfig, LLAMA | {"sliding_window": 7}),
+    "mistral without window": (t.MistralConfig, LLAMA | {"sliding_window": None}),
+    "qwen2": (t.Qwen2Config, LLAMA),
+    "qwen2, late windows": (
+        t.Qwen2Config, LLAMA | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
+    ),
+    "qwen3": (t.Qwen3Config, LLAMA | {"head_dim": 12}),
+    "qwen3 tied, biased": (
+        t.Qwen3Config, LLAMA | {"head_dim": 16, "tie_word_embeddings": True, "attention_bias": True}
+    ),
+}  # fmt: skip
+
+
+def random_model(kind, overrides, dtype=torch.float32):
+    """A model of random weights, all of them large enough to matter: norms and biases too."""
+    torch.manual_seed(0)
+    config = kind(**overrides, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for name, weight in model.named_parameters():
+        torch.nn.init.normal_(weight, 1.0 if "norm" in name or "ln_" in name else 0.0, 0.2)
+    return model.to(dtype)
+
+
+@pytest.fixture(params=FAMILIES)
+def theirs(request):
+    return random_model(*FAMILIES[request.param])
+
+
+@pytest.fixture
+def saved(theirs, tmp_path):
+    theirs.save_pretrained(tmp_path / "theirs")
+    return tmp_path / "theirs"
+
+
+def random_ids(length, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 97, (1, length)))
+
+
+def logits_of(model, ids):
+    with torch.no_grad():
+        result = model(ids)
+    return result if torch.is_tensor(result) else result.logits
+
+
+def opened(folder, **more):
+    checkpoint = load(folder, **more)
+    return checkpoint, build(checkpoint.config, checkpoint.tensors)
+
+
+def test_the_logits_are_those_of_transformers(theirs, saved):
+    _, ours = opened(saved)
+    for length in (1, 2, 7, 8, 33, 96):
+        ids = random_ids(length, seed=length)
+        torch.testing.assert_close(logits_of(ours, ids), logits_of(theirs, ids), rtol=0, atol=1e-4)
+
+
+def test_token_by_token_with_the_cache_too(theirs, saved):
+    checkpoint, _ = opened(saved)
+    decoder = make_decoder(checkpoint)
+    ids = random_ids(40)
+    expected = logits_of(theirs, ids)[0].numpy()
+    np.testing.assert_allclose(decoder.prefill(ids[0, :5].tolist()), expected[4], rtol=0, atol=1e-4)
+    for place in range(5, 40):
+        np.testing.assert_allclose(decoder.decode(int(ids[0, place])), expected[place], rtol=0, atol=1e-4)
+    decoder.rewind(11)  # and from the middle, many at once
+    np.testing.assert_allclose(decoder.prefill(ids[0, 11:].tolist()), expected[39], rtol=0, atol=1e-4)
+
+
+def test_greedy_text_is_the_same(theirs, saved):
+    checkpoint, _ = opened(saved)
+    prompt = random_ids(9, seed=3)
+    expected = theirs.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=64,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    events = list(
+        generate(
+            make_decoder(checkpoint), checkpoint.tokenizer, prompt[0].tolist(), Sampling(temp=0),
+            np.random.default_rng(0), max_tokens=64,
+        )
+    )  # fmt: skip
+    assert [event.id for event in events[:-1]] == expected[0, 9:].tolist()
+
+
+def test_what_is_saved_as_a_folder_is_opened_by_transformers(theirs, saved, tmp_path):
+    checkpoint, _ = opened(saved)
+    save(checkpoint, tmp_path / "ours", folder=True)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+    # A Mistral without a window is a Llama.
+    assert again.config.model_type in {theirs.config.model_type, "llama"}
+    ids = random_ids(50)
+    assert torch.equal(logits_of(again, ids), logits_of(theirs, ids))
+
+
+def test_what_is_saved_as_a_file_is_the_same_model(theirs, saved, tmp_path):
+    checkpoint, ours = opened(saved)
+    save(checkpoint, tmp_path / "m.safetensors")
+    again, model = opened(tmp_path / "m.safetensors")
+    assert again.config == checkpoint.config
+    ids = random_ids(20)
+    assert torch.equal(logits_of(model, ids), logits_of(ours, ids))
+
+
+def test_bfloat16_is_read_as_it_is(theirs, saved, tmp_path, record_property):
+    theirs.to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    half = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype=torch.bfloat16).eval()
+    checkpoint, ours = opened(tmp_path / "half")
+    assert checkpoint.dtype == "bfloat16"
+    ids = random_ids(64)
+    mine, expected = logits_of(ours, ids).float(), logits_of(half, ids).float()
+    difference = (mine - expected).abs().mean().item()
+    record_property("mean absolute difference", difference)
+    print(f"mean absolute difference {difference:.2e}, largest logit {expected.abs().max():.1f}")
+    assert torch.equal(mine.argmax(-1), expected.argmax(-1))

@@ -10,7 +10,8 @@ from minillm_repl.repl.shell import Shell
 def prompt(shell: Shell, _argument: str) -> None:
     """Show exactly what the model was given last.
 
-    Every token is there, with its id. In a chat that is the whole conversation as the model's chat template wrote it, special tokens included.
+    Every token is there, with its id. In a chat that is the whole conversation as the model's chat template wrote it,
+    special tokens included.
     ␣ is a space, ⏎ a newline, <EA B0> bytes that are only a part of a character.
     """
     if not shell.session.turns:

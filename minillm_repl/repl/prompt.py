@@ -185,20 +185,24 @@ class PromptLine:
     def _placeholder(self) -> FormattedText:
         if is_searching():
             return FormattedText()  # the line shows what the search has found
-        model, settings = self._session.model, self._session.settings
-        example = "날씨"
-        if model is not None and model.checkpoint.chat is not None and settings.chat is not False:
+        model, example = self._session.model, "날씨"
+        if self._chatting():
             hint = "say something, or :help"
         else:
             known = model is not None and not model.checkpoint.tokenizer.unknown(example)
             hint = f"type the beginning of a text{f', such as {example},' if known else ''} or :help"
         return FormattedText([("class:placeholder", hint)])
 
+    def _chatting(self) -> bool:
+        model = self._session.model
+        return model is not None and model.checkpoint.chat is not None and self._session.settings.chat is not False
+
     def _toolbar(self) -> FormattedText:
         """Return as many facts as fit: model, samplers, verbose, context, speed."""
         session, model = self._session, self._session.model
         verbose = show(specs(session.settings)["verbose"], session.settings.verbose)
-        facts = [self._model_name(), " ".join(samplers_on(session.settings)), f"verbose {verbose}"]
+        name = self._model_name() + (" (chat)" if self._chatting() else "")
+        facts = [name, " ".join(samplers_on(session.settings)), f"verbose {verbose}"]
         if model:
             context = model.decoder.context
             facts.append(f"{min(len(session.ids), context):,}/{context:,} tokens")
@@ -214,7 +218,7 @@ class PromptLine:
         session, model = self._session, self._session.model
         loading = session.loading_future
         if loading is not None and session.path is not None:
-            share = f" {loading.share:.0%}" if loading.share else ""
+            share = f" {loading.share:.0%}" if 0 < loading.share < 1 else ""
             return (
                 f"loading {title(session.path)}{share}" if session.loading else f"could not open {title(session.path)}"
             )

@@ -77,7 +77,7 @@ class Shell:
         what = f"loading {safe_line(title(path)) if path else ''}"
         with self.screen.waiting(what) as update:
             while not wait([loading], 0.05).done:
-                update(f"{what}  {loading.share:.0%}" if loading.share else what)
+                update(f"{what}  {loading.share:.0%}" if 0 < loading.share < 1 else what)
                 if self.interrupted():
                     raise UserError("stopped waiting for the model to load")
         return loading.result()

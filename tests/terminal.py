@@ -14,7 +14,7 @@ import pexpect
 import pyte
 from wcwidth import wcwidth
 
-PROMPT, PLACEHOLDER = ">>> ", "type the beginning"
+PROMPT, PLACEHOLDERS = ">>> ", ("type the", "say some")
 _PROMPT_BEGINS = b"\x1b[?2004h"  # prompt_toolkit asks for bracketed paste each time that it begins to read a line
 KEYS = {
     "enter": "\r",
@@ -175,7 +175,7 @@ class Terminal:
 
     @property
     def at_empty_prompt(self) -> bool:
-        return self.line.startswith(PROMPT + PLACEHOLDER[:8]) and self.screen.cursor.x == len(PROMPT)
+        return self.line[len(PROMPT) :].startswith(PLACEHOLDERS) and self.screen.cursor.x == len(PROMPT)
 
     def wait_for(self, wanted: Wanted, timeout: float = 30) -> None:
         """Wait until a text or a pattern is on the screen or above it, or a predicate holds."""

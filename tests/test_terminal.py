@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import unicodedata
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 pytest.importorskip("termios")  # Windows has no pseudo-terminals of this kind
 
-from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
 from minillm_repl.checkpoint.native import save
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.tokenizer.character import CharacterTokenizer
@@ -781,3 +782,29 @@ def test_a_file_name_cannot_steer_the_terminal(visit, models, tmp_path):
     terminal.wait_for(lambda terminal: terminal.line.startswith(">>> :load evil"))
     assert not dangerous(terminal)
     assert not terminal.screen.title
+
+
+def test_a_model_with_a_chat_template_talks_in_turns(visit, tmp_path):
+    template = ChatTemplate("{% for message in messages %}{{ message.content }}{% endfor %}")
+    talker = replace(chain(LETTERS), chat=template, end=(LETTERS.index(":"),))
+    save(talker, tmp_path / "talker.safetensors")
+    terminal = visit("--temp", "0", ckpt=tmp_path / "talker")
+    terminal.wait_for("say something")
+    terminal.wait_for_toolbar("talker (chat) ·")
+    answered = terminal.do("타")
+    assert answered.startswith(">>> 타\n파하\n3 tokens"), answered  # on its own line, its end token not shown
+    assert "ended by itself" in answered
+    terminal.do("차")
+    shown = terminal.do(":prompt")
+    assert re.search(r"타 \d+  파 \d+  하 \d+  차 \d+", shown), shown
+    terminal.do(":undo")
+    assert re.search(r"차 \d+", terminal.do(":prompt")) is None
+    terminal.do(":system 가")
+    terminal.do("파")
+    assert re.search(r"가 \d+  타 \d+  파 \d+  하 \d+  파 \d+", terminal.do(":prompt"))
+    assert "the context is full" in terminal.do("가")
+    assert "outgrown the context: the oldest 3 turns left it" in " ".join(terminal.do("하").split())
+    assert re.search(r"\n가 \d+  하 \d+\n", terminal.do(":prompt")), "the system prompt has left with the oldest turns"
+    terminal.do(":chat off")
+    terminal.wait_for("type the beginning")
+    assert ">>> 타파하" in terminal.do("타")

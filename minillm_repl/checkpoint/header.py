@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ FORMAT, VERSION = "minillm", 1
 _LONGEST_HEADER = 16 << 20  # bytes; a checkpoint with 10,000 tensors and a vocabulary of 100,000 needs a tenth of it
 
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BYTES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
     **dict.fromkeys(("F32", "I32", "U32"), 4),
@@ -147,7 +149,8 @@ def parse_json(data: bytes | str, what: str) -> Any:
     try:
         text = data.decode() if isinstance(data, bytes) else data
         value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
-        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate cannot be encoded
+        if _SURROGATE.search(text):  # as a pair it is a character; alone it cannot be encoded
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else safe_line(str(error))
         raise UserError(f"{what} is not valid JSON: {reason:.120}") from None

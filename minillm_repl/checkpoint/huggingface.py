@@ -150,7 +150,7 @@ def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     if isinstance(tokenizer, CharacterTokenizer):
         description, roles = characters(tokenizer.characters), {}
     elif isinstance(tokenizer, SubwordTokenizer):
-        description, roles = dict(tokenizer.description), tokenizer.names
+        description, roles = tokenizer.description, tokenizer.names
     else:
         return {}  # token ids need none
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **roles}

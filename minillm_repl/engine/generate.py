@@ -36,7 +36,7 @@ def generate(
     """Continue `ids` (one or more) by at most `max_tokens` tokens, one `rng` number each, and say why it ended.
 
     `top` is how many candidates each step lists. The text ends before the first of the `stop` strings; what could
-    still become one is held back until it is known not to. It also ends with one of the `end` tokens. `interrupted` is
+    still become one is held back until it is known not to. It also ends with one of the `end` tokens, which are no part of it. `interrupted` is
     asked between two tokens. Past the context the model sees the last tokens only, or, without `slide`, the text ends.
     Closing the generator early is safe at any step.
 
@@ -57,7 +57,7 @@ def generate(
         if logits is None:
             reason = "interrupt"
             break
-        step = _step(index, logits, sampling, ids, rng, tokenizer, top, text)
+        step = _step(index, logits, sampling, ids, rng, tokenizer, end, top, text)
         ids.append(step.id)
         yield step
         if text.stopped or step.id in end:
@@ -75,6 +75,7 @@ def _step(
     ids: Sequence[int],
     rng: np.random.Generator,
     tokenizer: Tokenizer,
+    end: Collection[int],
     top: int,
     text: "StopText",
 ) -> Step:
@@ -92,7 +93,7 @@ def _step(
     return Step(
         index=index,
         id=token,
-        text=text.push(piece),
+        text=text.push(b"" if token in end else piece),
         bytes=tuple(piece),
         prob=float(final[token]),
         logprob=float(final_log[token]),

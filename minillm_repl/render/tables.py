@@ -97,8 +97,8 @@ def tokens_flow(view: TokenView) -> Text:
     """Return all tokens one after the other, each with its id, as many in a line as fit."""
     flow = Text()
     for token, piece, name in zip(view.ids, view.pieces, view.labels, strict=True):
-        flow.append(name.replace(" ", "\u00a0"), MODEL if piece else SPECIAL)  # a line ends between tokens only
-        flow.append(f"\u00a0{token}", CUT)
+        flow.append(name, MODEL if piece else SPECIAL)
+        flow.append(f" {token}", CUT)
         flow.append("  ")
     return flow
 

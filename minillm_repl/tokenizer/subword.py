@@ -23,10 +23,12 @@ class SubwordTokenizer(Tokenizer):
     """
 
     def __init__(self, description: Mapping[str, Any], names: Mapping[str, str], size: int) -> None:
-        self.description, self.names, self._size = description, dict(names), size
-        self._whole = _make(description)
+        self.names, self._size = dict(names), size
+        self._json = json.dumps(description, ensure_ascii=False)  # a tenth of the memory of the parsed description
+        self._whole = _make(self._json)
         lone = _without_lead(description)
-        self._rest = self._whole if lone == description else _make(lone)  # for text that does not begin one
+        # for text that does not begin one
+        self._rest = self._whole if lone == description else _make(json.dumps(lone, ensure_ascii=False))
         # The special tokens of other roles (`<|im_end|>`) are control too, and are never text.
         added = self._whole.get_added_tokens_decoder()
         self._special = {token: entry.content for token, entry in added.items() if entry.special}
@@ -88,6 +90,12 @@ class SubwordTokenizer(Tokenizer):
         """The names of all special tokens."""
         return list(self._special.values())
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What a tokenizer.json holds, parsed."""
+        described: dict[str, Any] = json.loads(self._json)
+        return described
+
     def to_json(self) -> dict[str, Any]:
         """Return `{"type": "subword", ...}` with the whole description."""
         return {"type": "subword", "size": self._size, "names": self.names, "description": self.description}
@@ -134,9 +142,9 @@ def _described(library: tokenizers.Tokenizer) -> dict[str, Any]:
     return description
 
 
-def _make(description: Mapping[str, Any]) -> tokenizers.Tokenizer:
+def _make(description: str) -> tokenizers.Tokenizer:
     try:
-        library = tokenizers.Tokenizer.from_str(json.dumps(description))
+        library = tokenizers.Tokenizer.from_str(description)
     except Exception as error:  # noqa: BLE001 - the library raises nothing more precise
         raise UserError(f"the tokenizers library refuses it: {error}") from None
     library.no_truncation()  # what is typed is read whole,

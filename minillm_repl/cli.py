@@ -21,9 +21,10 @@ from minillm_repl.errors import UserError
 from minillm_repl.render.console import FIGURES, TITLE, make_screen
 from minillm_repl.render.tables import headline
 from minillm_repl.repl.loop import attempt, decoded_lines, run_interactive, run_script
+from minillm_repl.repl.opening import Opening
 from minillm_repl.repl.recent import Recent
 from minillm_repl.repl.registry import discover
-from minillm_repl.repl.session import Opening, Session
+from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import VERBOSE_ROWS, Settings
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line

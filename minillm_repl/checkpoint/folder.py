@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from minillm_repl.checkpoint.families import Family, family_called
+from minillm_repl.checkpoint.families import family_called
+from minillm_repl.checkpoint.family import Family
 from minillm_repl.checkpoint.header import Header, open_regular, parse_json, read_header
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import AnyConfig

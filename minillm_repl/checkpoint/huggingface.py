@@ -11,8 +11,9 @@ import safetensors.numpy
 
 from minillm_repl.checkpoint.atomic import write_atomically, write_folder_atomically
 from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
-from minillm_repl.checkpoint.families import GPT2, family_of
+from minillm_repl.checkpoint.families import family_of
 from minillm_repl.checkpoint.folder import CONFIG, WEIGHTS, Folder
+from minillm_repl.checkpoint.gpt_families import GPT2
 from minillm_repl.checkpoint.recipe import Progress
 from minillm_repl.checkpoint.weights import Array, Tensors, check, read_weights, taken_apart
 from minillm_repl.errors import UserError

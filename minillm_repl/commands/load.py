@@ -4,8 +4,8 @@ from minillm_repl.checkpoint.families import family_title
 from minillm_repl.checkpoint.names import find, shipped
 from minillm_repl.errors import UserError
 from minillm_repl.render.tables import headline
+from minillm_repl.repl.opening import Loading
 from minillm_repl.repl.registry import command
-from minillm_repl.repl.session import Loading
 from minillm_repl.repl.shell import Shell
 
 

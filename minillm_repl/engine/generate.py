@@ -36,9 +36,9 @@ def generate(
     """Continue `ids` (one or more) by at most `max_tokens` tokens, one `rng` number each, and say why it ended.
 
     `top` is how many candidates each step lists. The text ends before the first of the `stop` strings; what could
-    still become one is held back until it is known not to. It also ends with one of the `end` tokens, which are no part of it. `interrupted` is
-    asked between two tokens. Past the context the model sees the last tokens only, or, without `slide`, the text ends.
-    Closing the generator early is safe at any step.
+    still become one is held back until it is known not to. It also ends with one of the `end` tokens, which are no part
+    of it. `interrupted` is asked between two tokens. Past the context the model sees the last tokens only, or, without
+    `slide`, the text ends. Closing the generator early is safe at any step.
 
     Raises UserError if the model's logits are not finite.
     """

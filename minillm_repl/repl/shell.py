@@ -11,8 +11,9 @@ from rich.text import Text
 from minillm_repl.checkpoint.names import title
 from minillm_repl.errors import UserError
 from minillm_repl.render.console import MODEL, Screen
+from minillm_repl.repl.opening import Loading, Model
 from minillm_repl.repl.registry import Registry
-from minillm_repl.repl.session import Loading, Model, Session
+from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import samplers_text
 from minillm_repl.safetext import safe, safe_line
 from minillm_repl.tokenizer.base import decode

@@ -1,0 +1,77 @@
+"""Opening a checkpoint, at once or while the user types."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minillm_repl.checkpoint.names import title
+
+if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, while the user types
+    from minillm_repl.checkpoint.checkpoint import Checkpoint
+    from minillm_repl.checkpoint.recipe import Progress
+    from minillm_repl.engine.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint and the decoder that runs it."""
+
+    checkpoint: "Checkpoint"
+    decoder: "Decoder"
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        return title(self.checkpoint.path) if self.checkpoint.path else "new model"
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How checkpoints are opened: what was decided when the program was started."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    context: int = 0  # tokens; 0 is all that the model allows
+    vocabulary: Path | None = None  # for a checkpoint without one
+
+    def open(self, path: Path, progress: "Progress" = lambda _: None) -> Model:
+        """Load a checkpoint and make it ready to run. Raises UserError."""
+        from minillm_repl.checkpoint.load import load, read_vocabulary
+
+        vocabulary = read_vocabulary(self.vocabulary) if self.vocabulary else None
+        return self.ready(load(path, vocabulary, self.dtype, progress))
+
+    def ready(self, checkpoint: "Checkpoint") -> Model:
+        """Make a checkpoint ready to run. Raises UserError if the device is not there."""
+        from minillm_repl.engine.decoder import make_decoder
+
+        return Model(checkpoint, make_decoder(checkpoint, self.device, self.context))
+
+
+class Loading(Future[Model]):
+    """A checkpoint being opened in a thread that does not keep the program from leaving.
+
+    `share` is how much of its weights has been read; `changed` is called, from that thread, when it has grown by a
+    hundredth, and at the end.
+    """
+
+    def __init__(self, opening: Opening, path: Path, changed: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self.share = 0.0
+        self._changed = changed
+        self.add_done_callback(lambda _: changed())
+        threading.Thread(target=self._work, args=(opening, path), daemon=True, name="loading").start()
+
+    def _work(self, opening: Opening, path: Path) -> None:
+        try:
+            self.set_result(opening.open(path, self._progress))
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits, not lost
+            self.set_exception(error)
+
+    def _progress(self, share: float) -> None:
+        if share >= self.share + 0.01:
+            self.share = share
+            self._changed()

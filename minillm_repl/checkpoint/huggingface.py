@@ -70,9 +70,7 @@ def _from_merges(folder: Folder, settings: Mapping[str, Any], roles: Mapping[str
     vocabulary, merges = folder.json("vocab.json"), folder.text("merges.txt")
     if vocabulary is None or merges is None:
         if (folder.path / "tokenizer.model").exists():
-            raise UserError(
-                "it is there only as tokenizer.model; a tokenizer.json, or vocab.json and merges.txt, is read"
-            )
+            raise UserError("tokenizer.model is not read; tokenizer.json is, or vocab.json with merges.txt")
         return None
     kind = settings.get("tokenizer_class", "GPT2Tokenizer")
     if kind not in ("GPT2Tokenizer", "GPT2TokenizerFast"):

@@ -1,23 +1,17 @@
 """A conversation as the text that the model was trained to see: its chat template, the context it must fit into."""
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
 from minillm_repl.errors import UserError
-from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.subword import SubwordTokenizer
+from minillm_repl.untrusted.ask import ask
 
-_SECONDS = 10  # for everything, the start of the process included; a template takes milliseconds
 _GUARD = "\ue000"  # a private character, put into what must not be taken for a special token
-_PROCESS = Path(__file__).with_name("template_process.py")
 
 
 @dataclass(frozen=True)
@@ -34,27 +28,9 @@ def render(template: ChatTemplate, messages: Sequence[Message]) -> str:
     The template comes with the model and is not trusted: it runs in Jinja's immutable sandbox, in a process of its own
     with limits on time, memory and output. Raises UserError if it refuses the conversation, or breaks a limit.
     """
-    request = {
-        "template": template.source,
-        "variables": dict(template.variables),
-        "messages": [asdict(message) for message in messages],
-    }
-    # -P: nothing is imported from the folder that the user happens to be in.
-    command = [sys.executable, "-P", str(_PROCESS)]
-    try:
-        done = subprocess.run(  # noqa: S603 - our own file
-            command, input=json.dumps(request).encode(), capture_output=True, timeout=_SECONDS, check=False
-        )
-        answer = json.loads(done.stdout)
-    except subprocess.TimeoutExpired:
-        raise UserError(
-            f"the model's chat template took more than {_SECONDS} seconds; `:chat off` does without"
-        ) from None
-    except ValueError:
-        raise UserError("the model's chat template used too much memory or time; `:chat off` does without") from None
-    if "error" in answer:
-        raise UserError(f"the chat template refuses: {safe_line(answer['error']):.200}")
-    return str(answer["text"])
+    said = [asdict(message) for message in messages]
+    variables = dict(template.variables)
+    return str(ask("template", "the chat template", template=template.source, variables=variables, messages=said))
 
 
 def encode(template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Message], special: bool) -> list[int]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 
 _MOVES_BY_ONE = 64  # tokens: up to here, reading the window again takes no time to speak of
-_PIECE = 256  # tokens read between two looks at whether the user wants to stop
+_PIECE = 128  # tokens read between two looks at whether the user wants to stop
 
 
 class Decoder(Protocol):

@@ -4,12 +4,15 @@ import copy
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import tokenizers
 
 from minillm_repl.errors import UserError
+from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Tokenizer
+from minillm_repl.untrusted.ask import ask
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "▁"  # how SentencePiece writes a space
@@ -25,23 +28,24 @@ class SubwordTokenizer(Tokenizer):
     def __init__(self, description: Mapping[str, Any], names: Mapping[str, str], size: int) -> None:
         self.names, self._size = dict(names), size
         self._json = json.dumps(description, ensure_ascii=False)  # a tenth of the memory of the parsed description
-        self._whole = _make(self._json)
-        lone = _without_lead(description)
-        # for text that does not begin one
-        self._rest = self._whole if lone == description else _make(json.dumps(lone, ensure_ascii=False))
-        # The special tokens of other roles (`<|im_end|>`) are control too, and are never text.
-        added = self._whole.get_added_tokens_decoder()
-        self._special = {token: entry.content for token, entry in added.items() if entry.special}
-        plain = {token: entry.content.encode() for token, entry in added.items() if not entry.special}
-        read = _reader(description, self._whole)
-        vocabulary = {token: name for name, token in self._whole.get_vocab(with_added_tokens=False).items()}
-        self._bytes = {token: read(token, name) for token, name in vocabulary.items()} | plain
-        self.lead = " " if _strips_space(description) and self._rest is not self._whole else ""
-        self.unknown_becomes = _unknown_token(description)
-        if self._bytes and max((*self._bytes, *self._special)) >= size:
-            raise UserError(
-                f"its tokens have ids up to {max((*self._bytes, *self._special))}, but the model has {size}"
-            )
+        last = ask("tokenizer", "its description", description=self._json)
+        with _library():
+            self._whole = _make(self._json)
+            lone = _without_lead(description)
+            # for text that does not begin one
+            self._rest = self._whole if lone == description else _make(json.dumps(lone, ensure_ascii=False))
+            # The special tokens of other roles (`<|im_end|>`) are control too, and are never text.
+            added = self._whole.get_added_tokens_decoder()
+            self._special = {token: entry.content for token, entry in added.items() if entry.special}
+            plain = {token: entry.content.encode() for token, entry in added.items() if not entry.special}
+            read = _reader(description, self._whole)
+            vocabulary = self._whole.get_vocab(with_added_tokens=False)
+            self._bytes = {token: read(token, name) for name, token in vocabulary.items()} | plain
+            self.lead = " " if _strips_space(description) and self._rest is not self._whole else ""
+            self.unknown_becomes = _unknown_token(description)
+        last = max((last, *self._bytes, *self._special))
+        if last >= size:
+            raise UserError(f"its tokens have ids up to {last:,}, but the model has {size:,}")
 
     @property
     def size(self) -> int:
@@ -55,12 +59,14 @@ class SubwordTokenizer(Tokenizer):
     def _encode(self, text: str, start: bool, special: bool) -> tokenizers.Encoding:
         library = self._whole if start else self._rest
         library.encode_special_tokens = not special
-        return library.encode(text, add_special_tokens=start)
+        with _library():
+            return library.encode(text, add_special_tokens=start)
 
     def encode_rendered(self, text: str) -> list[int]:
         """Return the ids of what a chat template wrote: names of special tokens mean them, and no start is added."""
         self._whole.encode_special_tokens = False
-        return self._whole.encode(text, add_special_tokens=False).ids
+        with _library():
+            return self._whole.encode(text, add_special_tokens=False).ids
 
     def unknown(self, text: str) -> list[str]:
         """Return the pieces of `text` that become the unknown token, each once, in order."""
@@ -115,10 +121,8 @@ def byte_level_bpe(
     Raises UserError if they do not go together.
     """
     pairs = [line.partition(" ")[::2] for line in merges if line and not line.startswith("#version")]
-    try:
+    with _library():
         library = tokenizers.Tokenizer(tokenizers.models.BPE(dict(vocabulary), pairs))
-    except Exception as error:  # noqa: BLE001 - the library raises nothing more precise
-        raise UserError(f"vocab.json and merges.txt do not go together: {error}") from None
     library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     library.decoder = tokenizers.decoders.ByteLevel()
     library.add_special_tokens([name for name in special if name in vocabulary])
@@ -142,11 +146,21 @@ def _described(library: tokenizers.Tokenizer) -> dict[str, Any]:
     return description
 
 
-def _make(description: str) -> tokenizers.Tokenizer:
+@contextmanager
+def _library() -> Iterator[None]:
+    """Turn what the library raises into a UserError: plain Exceptions, and panics, which are not even that."""
     try:
-        library = tokenizers.Tokenizer.from_str(description)
-    except Exception as error:  # noqa: BLE001 - the library raises nothing more precise
-        raise UserError(f"the tokenizers library refuses it: {error}") from None
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"the tokenizers library fails: {safe_line(str(error)):.200}") from None
+
+
+def _make(description: str) -> tokenizers.Tokenizer:
+    library = tokenizers.Tokenizer.from_str(description)
     library.no_truncation()  # what is typed is read whole,
     library.no_padding()  # and nothing else
     return library

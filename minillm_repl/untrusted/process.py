@@ -1,0 +1,98 @@
+"""The other process: one job as JSON on stdin, its answer or an error on stdout.
+
+It is started by its path and imports nothing of this package: what runs here is a stranger's, and has nothing else to
+hold on to.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, NoReturn
+
+_CPU_SECONDS, _MEMORY, _LONGEST = 5, 4 << 30, 4_000_000
+_TRIALS = ("", "Hello, world 12\n\t ", "안녕하세요 👋🏽", "<s>\x00\ufffd")
+
+
+def render(template: str, variables: dict[str, str], messages: list[dict[str, str]]) -> str:
+    """Return what a chat template makes of a conversation; it sees what the `transformers` library shows to one."""
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` marks what the assistant said, for training; here it is just shown."""
+
+        tags = {"generation"}  # noqa: RUF012 - Jinja's way
+
+        def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def refuse(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, **more: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **more)
+
+    # Autoescaping is for HTML; what comes out here is a prompt.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals.pop("lipsum", None)
+    environment.globals["dict"] = lambda *pairs, **named: dict(*pairs, **named)  # noqa: PLW0108 - not the type itself
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    limit()
+    pieces, length = [], 0
+    made = environment.from_string(template)
+    for piece in made.generate(**variables, messages=messages, add_generation_prompt=True):
+        pieces.append(piece)
+        length += len(piece)
+        if length > _LONGEST:
+            refuse(f"its text is longer than {_LONGEST:,} characters")
+    return "".join(pieces)
+
+
+def try_tokenizer(description: str) -> int:
+    """Make a tokenizer and use it; return the largest id it gave."""
+    import tokenizers
+
+    limit()
+    library = tokenizers.Tokenizer.from_str(description)
+    library.no_truncation()
+    library.no_padding()
+    ids = [token for text in _TRIALS for token in library.encode(text).ids]
+    library.decode(ids)
+    return max(ids, default=0)
+
+
+def limit() -> None:
+    """Limit what the rest of this process can use up. Elsewhere than on Unix only the parent's clock does."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def main() -> None:
+    """Answer one request."""
+    request = json.load(sys.stdin)
+    try:
+        jobs: dict[str, Callable[..., Any]] = {"template": render, "tokenizer": try_tokenizer}
+        answer = {"answer": jobs[sys.argv[1]](**request)}
+        json.dumps(answer).encode()
+    except MemoryError:
+        answer = {"error": "it used too much memory"}
+    except Exception as error:  # noqa: BLE001 - a stranger's work may raise anything; this process ends here
+        answer = {"error": f"{type(error).__name__}: {error}"}
+    sys.stdout.write(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

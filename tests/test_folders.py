@@ -1,0 +1,240 @@
+"""Folders that are not what they should be: each is refused in one clean line, and nothing in them is run."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+import transformers
+
+from minillm_repl.checkpoint.checkpoint import ChatTemplate
+from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.names import cached, find, title
+from minillm_repl.checkpoint.save import save
+from minillm_repl.errors import UserError
+from minillm_repl.model.build import build
+from tests.conftest import random_checkpoint
+from tests.test_huggingface import GPT2, LLAMA, logits_of, opened, random_ids, random_model
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    return random_model(transformers.LlamaConfig, LLAMA)
+
+
+@pytest.fixture
+def folder(theirs, tmp_path):
+    theirs.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edited(folder, **changes):
+    """Change fields of config.json; None removes one."""
+    config = json.loads((folder / "config.json").read_text())
+    config = {name: value for name, value in (config | changes).items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def reweighted(folder, **changes):
+    """Change tensors, whose names have _ for a dot here; None removes one."""
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    for name, array in changes.items():
+        tensors[name.replace("__", ".")] = array
+    safetensors.numpy.save_file({n: a for n, a in tensors.items() if a is not None}, folder / "model.safetensors")
+
+
+def sharded(folder, shard="a.safetensors", places=None):
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    tensors = safetensors.numpy.load_file(folder / "a.safetensors")
+    index = {"weight_map": places if places is not None else dict.fromkeys(tensors, shard)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+WRONG = {
+    "no config": (lambda f: (f / "config.json").unlink(), "without a config.json"),
+    "config no JSON": (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
+    "config a list": (lambda f: (f / "config.json").write_text("[]"), "not a JSON object"),
+    "config NaN": (lambda f: (f / "config.json").write_text('{"a": NaN}'), "not valid JSON"),
+    "config deep": (lambda f: (f / "config.json").write_text("[" * 100_000), "nested too deeply"),
+    "config twice": (lambda f: (f / "config.json").write_text('{"a": 1, "a": 2}'), "twice"),
+    "unknown family": (lambda f: edited(f, model_type="ba\x1b[31mmba"), "cannot be opened; these can: gpt2, gpt_neox"),
+    "no family": (lambda f: edited(f, model_type=None), "cannot be opened"),
+    "code of its own": (lambda f: edited(f, auto_map={"AutoModel": "evil.Model"}), "not run"),
+    "a tokenizer's own code": (
+        lambda f: (f / "tokenizer_config.json").write_text('{"auto_map": {}}'), "asks to run code of its own"
+    ),
+    "no width": (lambda f: edited(f, hidden_size=None), "hidden_size is missing"),
+    "width a string": (lambda f: edited(f, hidden_size="32"), "hidden_size must be a whole number"),
+    "width true": (lambda f: edited(f, hidden_size=True), "hidden_size must be a whole number"),
+    "less than nothing": (lambda f: edited(f, num_hidden_layers=-1), "layers must be from 1"),
+    "a million layers": (lambda f: edited(f, num_hidden_layers=10**6), "layers must be from 1"),
+    "a giant vocabulary": (lambda f: edited(f, vocab_size=2**40), "vocab must be from 1"),
+    "heads that do not fit": (lambda f: edited(f, num_key_value_heads=3), "do not go together"),
+    "no heads": (lambda f: edited(f, num_attention_heads=0), "heads must be from 1"),
+    "yarn": (lambda f: edited(f, rope_parameters={"rope_type": "yarn"}), "only default, linear and llama3"),
+    "a strange activation": (lambda f: edited(f, hidden_act="mish"), "hidden_act = mish is not supported"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
+    "pickle only": (
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pickle .pytorch_model.bin., which can run"
+    ),
+    "weights that are none": (lambda f: (f / "model.safetensors").write_bytes(b"no"), "not a safetensors file"),
+    "weights cut short": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-4]), "cut short"
+    ),
+    "a missing shard": (lambda f: sharded(f, "b.safetensors"), "lacks b.safetensors"),
+    "a shard outside": (lambda f: sharded(f, "../a.safetensors"), "outside the folder"),
+    "a shard at the root": (lambda f: sharded(f, "/etc/passwd"), "outside the folder"),
+    "a shard in Windows": (lambda f: sharded(f, "..\\a.safetensors"), "outside the folder"),
+    "a shard that is a folder": (lambda f: sharded(f, ".."), "outside the folder"),
+    "an index of nothing": (lambda f: sharded(f, places={}), "no weight_map"),
+    "an index of numbers": (lambda f: sharded(f, places={"a": 1}), "no weight_map"),
+    "a missing tensor": (lambda f: reweighted(f, model__norm__weight=None), "lacks the tensor model.norm.weight"),
+    "a wrong shape": (lambda f: reweighted(f, model__norm__weight=np.zeros(3, np.float32)), "must have the shape"),
+    "a wrong type": (lambda f: reweighted(f, model__norm__weight=np.zeros(32, np.int8)), "must be one of F32"),
+    "a tensor too many": (lambda f: reweighted(f, **{"\x1b]0;x\x07": np.zeros(1, np.float32)}), "does not belong"),
+    "a NaN": (lambda f: reweighted(f, model__norm__weight=np.full(32, np.nan, np.float32)), "not finite"),
+    "only SentencePiece": (lambda f: (f / "tokenizer.model").touch(), "tokenizer.model is not read"),
+    "a broken tokenizer": (lambda f: (f / "tokenizer.json").write_text('{"version": "1.0"}'), "the tokenizer of"),
+    "a tokenizer of lists": (lambda f: (f / "tokenizer.json").write_text("[]"), "not a JSON object"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_folder_is_refused_in_one_clean_line(what, folder):
+    spoil, message = WRONG[what]
+    spoil(folder)
+    with pytest.raises(UserError, match=message) as raised:
+        load(folder)
+    assert "model" in str(raised.value)
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 600
+
+
+def test_a_refused_folder_leaves_the_model_as_it_was(folder):
+    edited(folder, model_type="mamba")
+    script = f":temp 0\n:load {folder}\n날씨\n"
+    command = [sys.executable, "-m", "minillm_repl", "--ckpt", "nalssi", "-n", "3"]
+    done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1
+    assert "날씨가 좋" in done.stdout
+
+
+def test_shards_and_files_named_by_the_user_open_the_folder(theirs, folder, tmp_path):
+    theirs.save_pretrained(tmp_path / "many", max_shard_size="20KB")
+    shards = sorted((tmp_path / "many").glob("*.safetensors"))
+    assert len(shards) > 2
+    ids = random_ids(20)
+    expected = logits_of(theirs, ids)
+    for path in (folder, folder / "model.safetensors", tmp_path / "many", shards[1]):
+        _, ours = opened(path)
+        torch.testing.assert_close(logits_of(ours, ids), expected, rtol=0, atol=1e-4)
+
+
+def test_a_bare_gpt2_without_prefix_and_head_opens(tmp_path):
+    whole = random_model(transformers.GPT2Config, GPT2)
+    whole.transformer.save_pretrained(tmp_path / "bare")
+    tensors = safetensors.numpy.load_file(tmp_path / "bare" / "model.safetensors")
+    assert "wte.weight" in tensors
+    tensors |= {"h.0.attn.bias": np.tril(np.ones((1, 1, 96, 96), np.float32)), "h.0.attn.masked_bias": np.float32(-1e4)}
+    safetensors.numpy.save_file(
+        {name: np.asarray(array) for name, array in tensors.items()}, tmp_path / "bare" / "model.safetensors"
+    )
+    _, ours = opened(tmp_path / "bare")
+    ids = random_ids(20)
+    torch.testing.assert_close(logits_of(ours, ids), logits_of(whole, ids), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("wanted", ["auto", "float32", "float16", "bfloat16"])
+def test_weights_become_the_numbers_that_were_asked_for(stored, wanted, tmp_path):
+    model = random_model(transformers.LlamaConfig, LLAMA, stored)
+    model.save_pretrained(tmp_path)
+    checkpoint = load(tmp_path, dtype=wanted)
+    dtype = stored if wanted == "auto" else getattr(torch, wanted)
+    ours = build(checkpoint.config, checkpoint.tensors)
+    assert {weight.dtype for weight in ours.parameters()} == {dtype}
+    expected = model.model.layers[1].self_attn.o_proj.weight.to(dtype)
+    assert torch.equal(ours.blocks[1].attention.proj.weight, expected)
+
+
+def test_a_file_cut_short_after_loading_does_no_harm(folder, theirs):
+    _, ours = opened(folder)
+    (folder / "model.safetensors").write_bytes(b"")
+    ids = random_ids(9)
+    torch.testing.assert_close(logits_of(ours, ids), logits_of(theirs, ids), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_models_trained_here_open_in_transformers(wide, nalssi, tmp_path):
+    checkpoint = random_checkpoint(vocab=40, width=12) if wide else nalssi  # a vocabulary wider than the stream, or not
+    save(checkpoint, tmp_path / "ours", folder=True)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    ids = torch.arange(checkpoint.config.context)[None] % checkpoint.config.vocab
+    ours = build(checkpoint.config, checkpoint.tensors)
+    torch.testing.assert_close(logits_of(again, ids), logits_of(ours, ids), rtol=0, atol=1e-4)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    text = "".join(checkpoint.tokenizer.characters[3:9]) + "?é"
+    assert tokenizer(text)["input_ids"] == checkpoint.tokenizer.encode(text)
+
+
+def test_a_folder_is_replaced_by_the_same_model_only(folder, nalssi, tmp_path):
+    checkpoint = load(folder)
+    save(checkpoint, tmp_path / "ours", folder=True)
+    save(checkpoint, tmp_path / "ours", folder=True)
+    before = sorted(path.name for path in (tmp_path / "ours").iterdir())
+    for target in (tmp_path / "ours", tmp_path):
+        with pytest.raises(UserError, match="holds another model|not an empty folder"):
+            save(nalssi, target, folder=True)
+    assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "ours"]
+
+
+def test_a_native_file_keeps_the_template_and_the_end(nalssi, tmp_path):
+    import dataclasses
+
+    template = ChatTemplate("{{ messages }}", {"bos_token": "<s>"})
+    save(dataclasses.replace(nalssi, chat=template, end=(3, 5)), tmp_path / "m.safetensors")
+    again = load(tmp_path / "m.safetensors")
+    assert (again.chat, again.end) == (template, (3, 5))
+
+
+def test_models_in_the_cache_are_found_by_name(folder, tmp_path, monkeypatch):
+    snapshot = tmp_path / "hub" / "models--some-body--tiny.llama" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    for file in folder.iterdir():
+        (snapshot / file.name).symlink_to(file)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert cached() == {"some-body/tiny.llama": snapshot}
+    assert find("some-body/tiny.llama") == snapshot
+    assert title(snapshot) == "some-body/tiny.llama"
+    assert load(find("some-body/tiny.llama")).config.layers == 3
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
+    assert cached() == {}
+
+
+MEASURE = """
+import resource, sys, numpy
+from pathlib import Path
+from minillm_repl.checkpoint import load as loading
+from minillm_repl.engine import torch_decoder
+from minillm_repl.model import build
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+checkpoint = loading.load(Path(sys.argv[1]))
+decoder = torch_decoder.TorchDecoder(build.build(checkpoint.config, checkpoint.tensors))
+print((peak() - before) / sum(array.nbytes for array in checkpoint.tensors.values()))
+"""
+
+
+def test_weights_are_in_memory_once(folder, tmp_path):
+    config = LLAMA | {"vocab_size": 8000, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 6}
+    transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**config)).save_pretrained(tmp_path / "big")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path / "big")], capture_output=True, text=True, check=True
+    )
+    print(f"peak memory of loading: {float(done.stdout):.2f} times the weights")
+    assert float(done.stdout) <= 1.2

@@ -60,13 +60,13 @@ class SubwordTokenizer(Tokenizer):
         library = self._whole if start else self._rest
         library.encode_special_tokens = not special
         with _library():
-            return library.encode(text, add_special_tokens=start)
+            return library.encode(_whole_characters(text), add_special_tokens=start)
 
     def encode_rendered(self, text: str) -> list[int]:
         """Return the ids of what a chat template wrote: names of special tokens mean them, and no start is added."""
         self._whole.encode_special_tokens = False
         with _library():
-            return self._whole.encode(text, add_special_tokens=False).ids
+            return self._whole.encode(_whole_characters(text), add_special_tokens=False).ids
 
     def unknown(self, text: str) -> list[str]:
         """Return the pieces of `text` that become the unknown token, each once, in order."""
@@ -166,6 +166,11 @@ def _make(description: str) -> tokenizers.Tokenizer:
     return library
 
 
+def _whole_characters(text: str) -> str:
+    """Return the text with `?` for bytes that were no UTF-8 where they were typed, which the library cannot take."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _parts(part: Any) -> Iterator[dict[str, Any]]:
     """Yield the steps of a normaliser, pre-tokenizer or decoder, which may be a sequence of sequences."""
     if isinstance(part, dict):
@@ -200,7 +205,11 @@ def _strips_space(description: Mapping[str, Any]) -> bool:
 
 def _unknown_token(description: Mapping[str, Any]) -> str:
     model = description.get("model")
-    unknown = model.get("unk_token") if isinstance(model, dict) and not model.get("byte_fallback") else None
+    if not isinstance(model, dict) or model.get("byte_fallback"):
+        return ""
+    unknown, vocabulary = model.get("unk_token"), model.get("vocab")
+    if isinstance(model.get("unk_id"), int) and isinstance(vocabulary, list):  # Unigram says it by its place
+        unknown = vocabulary[model["unk_id"]][0]
     return unknown if isinstance(unknown, str) else ""
 
 
@@ -209,8 +218,8 @@ def _reader(description: Mapping[str, Any], library: tokenizers.Tokenizer) -> Ca
     kinds = {part.get("type") for part in _parts(description.get("decoder"))}
     if "ByteLevel" in kinds:
         table = _byte_letters()
-        # A letter outside the table cannot come from bytes: it stands for itself.
-        return lambda _, name: b"".join(table.get(letter, letter.encode()) for letter in name)
+        # A name with a letter outside the table cannot come from bytes: it stands for itself.
+        return lambda _, name: b"".join(map(table.__getitem__, name)) if table.keys() >= set(name) else name.encode()
     if kinds & {"ByteFallback", "Metaspace"} or _SPACE in json.dumps(description.get("decoder"), ensure_ascii=False):
         return lambda _, name: _from_sentencepiece(name)
     return lambda token, _: library.decode([token], skip_special_tokens=False).encode()

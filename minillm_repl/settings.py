@@ -124,7 +124,7 @@ def change(settings: SettingsT, name: str, text: str, *, said: str | None = None
         value = spec.words[text.lower()] if text.lower() in spec.words else spec.parse(text)
     except ValueError as error:
         words = [str(error)] if spec.parse is not switch else []
-        wanted = ", or ".join([*words, *spec.words])
+        wanted = (", or " if words else " or ").join([*words, *spec.words])
         raise UserError(f"{said or full} needs {wanted}, not {safe_line(text)!r}") from None
     return dataclasses.replace(settings, **{_private(full): value})  # type: ignore[type-var]
 

@@ -71,8 +71,9 @@ class Folder:
     @cached_property
     def family(self) -> Family:
         """The model's family. Raises UserError with those that are supported."""
+        model_type = self.config_fields.get("model_type")
         try:
-            return family_called(self.config_fields.get("model_type"))
+            return family_called(model_type)
         except UserError as error:
             raise UserError(f"{self.name}: {error}") from None
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from minillm_repl import __version__, commands
 from minillm_repl.checkpoint.families import family_title
 from minillm_repl.checkpoint.names import find, is_shipped, shipped, there, title, user_path
-from minillm_repl.checkpoint.peek import read_config
+from minillm_repl.checkpoint.peek import in_folder, read_config
 from minillm_repl.commands import train
 from minillm_repl.configuration import Launch, configuration_file, configure, read_configuration
 from minillm_repl.errors import UserError
@@ -145,8 +145,11 @@ def _run(options: argparse.Namespace, launch: Launch, settings: Settings, traini
     if options.train is not None:
         if is_shipped(session.path) and launch.ckpt in shipped():
             raise UserError("--train needs --ckpt FILE, to save to; the shipped checkpoints stay as they are")
-        if session.path.is_dir():
-            raise UserError(f"--train writes to --ckpt, and {safe_line(launch.ckpt)} is a folder: open it, then :train")
+        if in_folder(session.path):
+            named = safe_line(launch.ckpt)
+            raise UserError(
+                f"--train writes to --ckpt, and {named} is a model's folder: open it, then :train and :save"
+            )
         if not options.new:  # else what lies there is not wanted, and may be anything
             session.start_loading()
         session.own = True  # whoever names a file to train means it

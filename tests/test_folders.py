@@ -202,6 +202,26 @@ def test_a_native_file_keeps_the_template_and_the_end(nalssi, tmp_path):
     assert (again.chat, again.end) == (template, (3, 5))
 
 
+def test_training_never_writes_over_a_folders_weights(folder, tmp_path):
+    weights = folder / "model.safetensors"
+    before = weights.read_bytes()
+    numbers = " ".join(str(place % 97) for place in range(400))  # there is no tokenizer: tokens are numbers
+    (tmp_path / "t.txt").write_text(numbers)
+    command = [sys.executable, "-m", "minillm_repl", "--ckpt"]
+    for path in (folder, weights):
+        done = subprocess.run(
+            [*command, path, "--train", tmp_path / "t.txt"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert "is a model's folder" in done.stderr
+        script = f":train {tmp_path / 't.txt'} steps=1\n:save\n:save {tmp_path / 'new'}/\n"
+        done = subprocess.run([*command, path], input=script, capture_output=True, text=True, check=False)
+        assert "holds another model" in done.stderr
+        assert weights.read_bytes() == before
+        assert load(tmp_path / "new").config == load(folder).config
+    assert weights.read_bytes() == before
+
+
 def test_models_in_the_cache_are_found_by_name(folder, tmp_path, monkeypatch):
     snapshot = tmp_path / "hub" / "models--some-body--tiny.llama" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)

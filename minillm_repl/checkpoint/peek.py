@@ -5,6 +5,7 @@ from pathlib import Path
 
 from minillm_repl.checkpoint.folder import folder_at
 from minillm_repl.checkpoint.header import config_of, is_native, read_header
+from minillm_repl.errors import UserError
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
 
@@ -21,3 +22,15 @@ def read_config(path: Path) -> AnyConfig | None:
     if is_native(header):
         return config_of(header, safe_line(str(path)))
     return folder.config if folder is not None else None
+
+
+def in_folder(path: Path) -> bool:
+    """Tell whether a path is a Hugging Face folder, or a weight file of one, which a native file must not replace."""
+    if os.path.isdir(path):  # noqa: PTH112 - as above
+        return True
+    if folder_at(path) is None or not os.path.lexists(path):
+        return False
+    try:
+        return not is_native(read_header(path))
+    except UserError:
+        return False

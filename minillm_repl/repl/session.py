@@ -81,7 +81,8 @@ class Session:
         """The open model, if any; one that has finished loading in the background becomes the open one here."""
         if self._loading is not None and self._loading.done() and self._loading.exception() is None:
             self._model, self._loading = self._loading.result(), None
-            self.recent.add(self._model.checkpoint.path)
+            self.path = self._model.checkpoint.path  # of a file in a Hugging Face folder, the folder
+            self.recent.add(self.path)
         return self._model
 
     @property

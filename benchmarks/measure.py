@@ -18,6 +18,7 @@ class Bench:
     runs: int  # of each thing
     folder: Path  # for what has to be written; removed at the end
     reference: Reference | None  # None when no path to it was given
+    shakespeare: Path | None = None  # the text; None when no path to it was given
 
 
 @dataclass(frozen=True)

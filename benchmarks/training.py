@@ -1,4 +1,4 @@
-"""Training `nalssi` from nothing by the documented command, beside the reference script's own 1,000 steps."""
+"""Training `nalssi` from nothing by `--train`, beside the reference script's own 1,000 steps."""
 
 import subprocess
 from dataclasses import dataclass
@@ -64,11 +64,15 @@ def _train_reference(folder: Path, reference: Reference) -> _Trained:
 
 def _loss(path: Path) -> float:
     """Return the loss of a checkpoint, ours or the reference's bare one, over all windows of the text."""
+    import torch
+    import torch.nn.functional as F  # noqa: N812
+
     from minillm_repl.checkpoint.load import load, read_vocabulary
     from minillm_repl.model.build import build
-    from minillm_repl.training.data import read_corpus, windows
-    from minillm_repl.training.trainer import evaluate
 
     checkpoint = load(path, read_vocabulary(CORPUS))
     model = build(checkpoint.config, checkpoint.tensors)
-    return evaluate(model, windows(read_corpus(CORPUS), checkpoint.tokenizer, checkpoint.config.context))
+    ids = torch.tensor(checkpoint.tokenizer.encode(CORPUS.read_text(encoding="utf-8")))
+    windows = ids.unfold(0, checkpoint.config.context + 1, 1)
+    with torch.no_grad():
+        return F.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten()).item()

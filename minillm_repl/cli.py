@@ -5,7 +5,6 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import NoReturn
 
@@ -28,13 +27,13 @@ from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import VERBOSE_ROWS, Settings
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
-from minillm_repl.settings import Spec, show, specs
+from minillm_repl.settings import Spec, change, show, specs, switch, value_of
 from minillm_repl.training.plan import TrainPlan
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
-_TRAINING_FLAGS = ("steps", "batch", "lr", "width", "layers", "heads")
 _SHARED_FLAGS = ("seed", "context")  # mean something for training too
+_TRAINING_FLAGS = tuple(name for name in specs(TrainPlan) if name not in _SHARED_FLAGS)
 _EXAMPLES = """examples:
   minillm-repl                                          talk to the model that ships with the program
   minillm-repl --ckpt nalssi -p 날씨 --verbose          what it considers at each step
@@ -75,9 +74,9 @@ def make_parser() -> argparse.ArgumentParser:
     what = "train --ckpt on a text, save it, then open it; a --ckpt that does not exist is made"
     training.add_argument("--train", metavar="CORPUS", help=what)
     training.add_argument("--new", action="store_true", help="start from nothing even if --ckpt exists")
+    training.add_argument("--resume", action="store_true", help="go on with the run of --ckpt that was stopped")
     for name in _TRAINING_FLAGS:
-        _flag(training, name, specs(TrainPlan)[name], getattr(TrainPlan, name))
-    training.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="any other training setting")
+        _flag(training, name, specs(TrainPlan)[name], value_of(TrainPlan, name))
     return parser
 
 
@@ -87,6 +86,8 @@ def _flag(group: "argparse._ArgumentGroup", name: str, spec: Spec, default: obje
     match name:
         case "verbose":
             group.add_argument(*names, dest=name, metavar="K", nargs="?", const=str(VERBOSE_ROWS), help=text)
+        case _ if spec.parse is switch and spec.words == {"on": True, "off": False}:
+            group.add_argument(*names, dest=name, metavar="on|off", nargs="?", const="on", help=text)
         case "stop":
             group.add_argument(*names, dest=name, metavar="TEXT", action="append", help=text + "; may be repeated")
         case _:
@@ -117,9 +118,9 @@ def _main(arguments: Sequence[str] | None) -> int:
         launch = configure(Launch(), flags, os.environ, file)
         settings = configure(Settings(), flags, os.environ, file)
         training = _training_request(options)
-        if options.json and options.prompt is None:
-            raise UserError("--json needs a prompt: -p TEXT")
-        if options.prompt is not None and options.train is not None:
+        if options.json and options.prompt is None and training is None:
+            raise UserError("--json needs a prompt, -p TEXT, or --train CORPUS")
+        if options.prompt is not None and training is not None:
             raise UserError("-p and --train do not go together; train first")
     except UserError as error:
         print(f"minillm-repl: {error}", file=sys.stderr)  # noqa: T201 - before there is a screen
@@ -127,9 +128,13 @@ def _main(arguments: Sequence[str] | None) -> int:
     return _run(options, launch, settings, training)
 
 
-def _run(options: argparse.Namespace, launch: Launch, settings: Settings, training: train.Request) -> int:
-    interactive = options.prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
+def _run(options: argparse.Namespace, launch: Launch, settings: Settings, training: train.Request | None) -> int:
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun has started several of us
+    once = options.prompt is not None or options.json or together
+    interactive = not once and sys.stdin.isatty() and sys.stdout.isatty()
     screen = make_screen(launch.color, interactive)  # type: ignore[arg-type]
+    if together and os.environ.get("RANK") != "0":
+        screen = screen.silent()
     session = Session(
         settings,
         Opening(launch.device, launch.dtype, launch.context, user_path(launch.vocab) if launch.vocab else None),
@@ -142,7 +147,7 @@ def _run(options: argparse.Namespace, launch: Launch, settings: Settings, traini
     shell = Shell(session, screen, discover(commands))
     if options.prompt is not None:
         return OK if attempt(shell, partial(_one_shot, shell, options)) else FAILED
-    if options.train is not None:
+    if training is not None:
         if is_shipped(session.path) and launch.ckpt in shipped():
             raise UserError("--train needs --ckpt FILE, to save to; the shipped checkpoints stay as they are")
         if in_folder(session.path):
@@ -150,11 +155,11 @@ def _run(options: argparse.Namespace, launch: Launch, settings: Settings, traini
             raise UserError(
                 f"--train writes to --ckpt, and {named} is a model's folder: open it, then :train and :save"
             )
-        if not options.new:  # else what lies there is not wanted, and may be anything
+        if not training.new and not training.resume:  # else what lies there is not wanted, and may be anything
             session.start_loading()
         session.own = True  # whoever names a file to train means it
-        if not attempt(shell, partial(train.run, shell, replace(training, corpus=options.train))):
-            return FAILED
+        if not attempt(shell, partial(train.run, shell, training, json=options.json)):
+            return INTERRUPTED if shell.interrupted() else FAILED
         if not interactive:
             return INTERRUPTED if shell.interrupted() else OK
     elif interactive:
@@ -205,15 +210,19 @@ def _one_shot(shell: Shell, options: argparse.Namespace) -> None:
         raise KeyboardInterrupt
 
 
-def _training_request(options: argparse.Namespace) -> train.Request:
-    """Return what the training flags ask for. Raises UserError, also for a flag without a corpus."""
-    words = [f"{name}={getattr(options, name)}" for name in _TRAINING_FLAGS if getattr(options, name) is not None]
-    words += [*options.set, *(["new"] if options.new else [])]
-    if words and options.train is None:
-        raise UserError(f"{words[0]} is for training, which needs --train CORPUS")
-    if options.train is not None:
-        words += [f"{name}={getattr(options, name)}" for name in _SHARED_FLAGS if getattr(options, name) is not None]
-    request = train.parse(" ".join(words))
-    if request.corpus:
-        raise UserError(f"--set needs NAME=VALUE, not {safe_line(request.corpus)!r}")
-    return request
+def _training_request(options: argparse.Namespace) -> train.Request | None:
+    """Return what the training flags ask for, if anything. Raises UserError, also for a flag without a corpus."""
+    given = {name: getattr(options, name) for name in _TRAINING_FLAGS if getattr(options, name) is not None}
+    if options.resume:
+        if given or options.new or options.train is not None:
+            raise UserError("--resume goes on with a run as it was: its text and settings are known")
+        return train.Request(resume=True)
+    if options.train is None:
+        if given or options.new:
+            raise UserError(f"--{next(iter(given), 'new')} is for training, which needs --train CORPUS")
+        return None
+    given |= {name: getattr(options, name) for name in _SHARED_FLAGS if getattr(options, name) is not None}
+    plan = TrainPlan()
+    for name, value in given.items():
+        plan = change(plan, name, value, said=f"--{name}")
+    return train.Request(plan, options.train, options.new)

@@ -2,7 +2,7 @@
 
 import shlex
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,19 +13,10 @@ from minillm_repl.checkpoint.names import user_path
 from minillm_repl.errors import UserError
 from minillm_repl.repl.settings import Settings
 from minillm_repl.safetext import safe_line
-from minillm_repl.settings import change, setting, specs, whole
+from minillm_repl.settings import change, one_of, setting, specs, whole
 
 _APP = "minillm-repl"
 _PREFIX = "MINILLM_"
-
-
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"one of {', '.join(choices)}")
-        return text
-
-    return parse
 
 
 @dataclass(frozen=True)
@@ -41,13 +32,13 @@ class Launch:
     vocab: str = setting("", str, "a text with the vocabulary of a checkpoint that has none of its own", metavar="FILE")
     device: str = setting(
         "auto",
-        _one_of("auto", "cpu", "cuda", "mps"),
+        one_of("auto", "cpu", "cuda", "mps"),
         "where to compute: auto, cpu, cuda or mps; auto chats on the CPU and trains on a GPU if there is one",
         metavar="WHERE",
     )
     dtype: str = setting(
         "auto",
-        _one_of("auto", "float32", "bfloat16", "float16"),
+        one_of("auto", "float32", "bfloat16", "float16"),
         "the kind of numbers of the weights: float32, bfloat16, float16, or auto for what is in the file",
         metavar="KIND",
     )
@@ -61,7 +52,7 @@ class Launch:
     threads: int = setting(0, whole(0, 1024), "processor threads for torch; 0 chooses")
     color: str = setting(
         "auto",
-        _one_of("auto", "always", "never"),
+        one_of("auto", "always", "never"),
         "colours: auto, always or never; auto asks the terminal and NO_COLOR",
         metavar="WHEN",
     )

@@ -73,6 +73,17 @@ def number(low: float, high: float) -> Parser:
     return parse
 
 
+def one_of(*choices: str) -> Parser:
+    """Parse one of a few words."""
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
 def switch(_text: str) -> Any:
     """Refuse everything: a switch is what its words say, and nothing else."""
     raise ValueError

@@ -10,7 +10,8 @@ import tokenizers
 import transformers
 
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
-from minillm_repl.engine.chat import Message, encode, fit, render
+from minillm_repl.checkpoint.conversation import Message, encode, render
+from minillm_repl.engine.chat import fit
 from minillm_repl.errors import UserError
 from minillm_repl.repl.opening import Opening
 from minillm_repl.repl.session import Session
@@ -90,7 +91,7 @@ def test_a_conversation_becomes_the_text_that_transformers_makes_of_it(name):
         expected = theirs(TEMPLATES[name]).apply_chat_template(
             plain(conversation), tokenize=False, add_generation_prompt=True
         )
-        assert render(ChatTemplate(TEMPLATES[name], NAMES), conversation) == expected
+        assert render(ChatTemplate(TEMPLATES[name], NAMES), [(conversation, True)]) == [expected]
 
 
 def test_and_the_same_tokens(tokenizer):
@@ -129,7 +130,7 @@ def test_nobody_ends_their_turn_by_typing_its_end(tokenizer):
 def test_a_hostile_template_ends_in_one_clean_line(source):
     started = time.monotonic()
     with pytest.raises(UserError, match="the chat template") as raised:
-        render(ChatTemplate(source), CONVERSATIONS[0])
+        render(ChatTemplate(source), [(CONVERSATIONS[0], True)])
     assert str(raised.value).isprintable()
     assert time.monotonic() - started < 20  # not how fast it is: that it ends
 

@@ -77,7 +77,7 @@ WRONG = {
     "a size that is true": ({"config": json.dumps(CONFIG | {"heads": True})}, {}, "heads must be from 1"),
     "heads that do not fit": ({"config": json.dumps(CONFIG | {"heads": 5})}, {}, "evenly among 5 heads"),
     "another width": ({"config": json.dumps(CONFIG | {"width": 15})}, {}, "must have the shape"),
-    "another vocabulary": ({"config": json.dumps(CONFIG | {"vocab": 12})}, {}, "must have the shape"),
+    "another vocabulary": ({"config": json.dumps(CONFIG | {"vocab": 12})}, {}, "vocabulary of 11 tokens"),
     "no tokenizer": ({"tokenizer": None}, {}, "no 'tokenizer'"),
     "an unknown tokenizer": ({"tokenizer": '{"type": "magic"}'}, {}, "newer minillm-repl"),
     "a broken record": ({"training": '{"steps": "many"}'}, {}, "training record"),

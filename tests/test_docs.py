@@ -31,7 +31,7 @@ def test_every_flag_in_the_documents_exists():
 
 def test_the_flags_that_users_bring_from_elsewhere_are_there():
     sampling = "--temp --temperature --top-k --top-p --min-p --repeat-penalty --seed --max-tokens -n --stop"
-    training = "--train --steps --batch --lr --context --width --layers --heads --set"
+    training = "--train --steps --batch --lr --context --width --layers --heads --resume --val --lora"
     start = "--ckpt --vocab --device --threads --color --no-history --version -p --prompt --echo --verbose --json"
     expected = f"{sampling} {training} {start}".split()
     assert set(expected) <= FLAGS

@@ -645,13 +645,13 @@ def test_ctrl_c_while_training_keeps_the_model_and_leaving_asks_once(visit):
     terminal.wait_for_prompt()
     before = terminal.prompts
     terminal.send(f":train {CORPUS} steps=1000000")
-    terminal.wait_for(re.compile(r"[1-9]\d* of 1000000"), timeout=60)
+    terminal.wait_for(re.compile(r"[1-9][\d,]* of 1,000,000"), timeout=60)
     terminal.interrupt()
     terminal.wait_for_prompt(before)
     assert re.search(r"stopped by Ctrl-C · [\d,]+ steps · .* loss [\d.]+ → [\d.]+", terminal.text), str(terminal)
     assert "not saved yet: `:save PATH`" in terminal.text
     terminal.wait_for_toolbar("(not saved)")
-    assert "of 1000000" not in "\n".join(terminal.lines[-10:]), "the progress bar stayed"
+    assert "of 1,000,000" not in "\n".join(terminal.lines[-10:]), "the progress bar stayed"
     terminal.do(":max-tokens 5")
     assert "5 tokens" in terminal.do("날씨")
     before = terminal.prompts

@@ -1,6 +1,8 @@
 import dataclasses
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,75 +10,154 @@ import torch.nn.functional as F
 from minillm_repl.checkpoint.checkpoint import TrainingRecord
 from minillm_repl.checkpoint.load import load
 from minillm_repl.checkpoint.native import save
-from minillm_repl.engine.torch_decoder import TorchDecoder
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
-from minillm_repl.model.config import GPTConfig
-from minillm_repl.training.data import Corpus, read_corpus, windows
-from minillm_repl.training.events import Evaluated, Finished, TrainStep
+from minillm_repl.model.config import GPTConfig, LlamaConfig
+from minillm_repl.training import resume
+from minillm_repl.training.batches import IGNORED, Part
+from minillm_repl.training.corpus import open_corpus
+from minillm_repl.training.events import Evaluated, Finished, Saved, TrainStep
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.run import TrainingRun, find_corpus
-from minillm_repl.training.trainer import evaluate, schedule
+from minillm_repl.training.run import Surroundings, TrainingRun, find_corpus
+from minillm_repl.training.settle import settle_loop
+from minillm_repl.training.trainer import schedule
 from tests.conftest import MODELS
 
 TEXT = (MODELS / "nalssi.txt").read_text(encoding="utf-8")
-CORPUS = Corpus(TEXT, "nalssi.txt", "")
-SMALL = TrainPlan(steps=40, context=8, width=16, layers=2, heads=2)
+SMALL = TrainPlan(
+    steps=40, context=8, batch=16, lr=0.006, arch="gpt", width=16, layers=2, heads=2, precision="float32", every=10
+)
+LLAMA = dataclasses.replace(SMALL, arch="llama", kv_heads=1, lr=0.02)
 
 
-def run(plan=SMALL, start=None, interrupted=lambda: False):
-    trainee = TrainingRun(start, CORPUS, plan, "cpu")
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def long_corpus(tmp_path):
+    """Long enough to have a part held out: 30,000 characters in which each word follows from the two before it."""
+    rng, words = np.random.default_rng(0), ["봄", "여름", "가을", "겨울", "비", "눈", "바람", "해"]
+    places = [0, 1]
+    for _ in range(12_000):
+        places.append((places[-1] * 3 + places[-2] + int(rng.random() < 0.2)) % len(words))
+    path = tmp_path / "long.txt"
+    path.write_text(" ".join(words[place] for place in places), encoding="utf-8")
+    return str(path)
+
+
+def begin(corpus, plan=SMALL, start=None, path=None, **around):
+    where = path or Path(corpus).parent / "m.safetensors"
+    return TrainingRun(start, corpus, plan, Surroundings(where, "cpu", threads=1, **around))
+
+
+def run(corpus, plan=SMALL, start=None, interrupted=lambda: False, **more):
+    trainee = begin(corpus, plan, start, **more)
     *events, finished = trainee.events(interrupted)
     return events, finished, trainee.checkpoint(finished)
 
 
-def test_a_fresh_model_knows_nothing_and_learns():
-    events, finished, checkpoint = run()
+@pytest.mark.parametrize("plan", [SMALL, LLAMA, dataclasses.replace(LLAMA, optimizer="adamw")])
+def test_a_fresh_model_knows_nothing_and_learns(corpus, plan):
+    events, finished, checkpoint = run(corpus, plan)
     assert isinstance(finished, Finished)
     assert finished.first_loss == pytest.approx(math.log(checkpoint.config.vocab), abs=1e-5)
     assert finished.last_loss < finished.first_loss / 2
     assert (finished.reason, finished.steps, finished.tokens) == ("done", 40, 40 * 16 * 8)
-    steps = [event.step for event in events if isinstance(event, TrainStep)]
-    assert steps == list(range(1, 41))
-    assert isinstance(events[0], Evaluated)
+    steps = [event for event in events if isinstance(event, TrainStep)]
+    assert [event.step for event in steps] == list(range(1, 41))
+    assert [event.step for event in events if isinstance(event, Evaluated)] == [0, 10, 20, 30, 40]
+    assert all(event.grad_norm > 0 for event in steps)
+    assert steps[20].lr == pytest.approx(plan.lr * schedule(21, settle_loop(plan)))
 
 
-def test_the_same_seed_trains_the_same_weights():
-    first, second, other = (run(dataclasses.replace(SMALL, seed=seed))[2] for seed in (5, 5, 6))
+def test_the_same_seed_trains_the_same_weights(corpus):
+    first, second, other = (run(corpus, dataclasses.replace(LLAMA, seed=seed))[2] for seed in (5, 5, 6))
     name = "blocks.0.attention.qkv.weight"
     assert (first.tensors[name] == second.tensors[name]).all()
     assert (first.tensors[name] != other.tensors[name]).any()
 
 
-def test_the_recorded_loss_is_cross_entropy_over_every_window():
-    _, finished, checkpoint = run()
+def test_the_recorded_loss_is_cross_entropy_over_every_window(corpus):
+    _, finished, checkpoint = run(corpus)
     model = build(checkpoint.config, checkpoint.tensors).double()
     every = torch.tensor(checkpoint.tokenizer.encode(TEXT)).unfold(0, 9, 1)
     with torch.no_grad():
         expected = F.cross_entropy(model(every[:, :-1]).flatten(0, 1), every[:, 1:].flatten()).item()
     assert finished.last_loss == pytest.approx(expected, abs=1e-5)
     assert checkpoint.training.train_loss == pytest.approx(expected, abs=1e-5)
+    bits = expected / math.log(2) * len(checkpoint.tokenizer.encode(TEXT)) / len(TEXT)
+    assert finished.bits_per_character == pytest.approx(bits, rel=1e-4)
+
+
+def test_what_is_held_out_is_the_last_tenth_and_is_measured_whole(long_corpus):
+    events, finished, checkpoint = run(long_corpus)
+    model = build(checkpoint.config, checkpoint.tensors).double()
+    ids = checkpoint.tokenizer.encode(Path(long_corpus).read_text(encoding="utf-8"))
+    held = torch.tensor(ids[int(len(ids) * 0.9) :])
+    count = (len(held) - 1) // 8
+    inputs, targets = held[: count * 8].view(count, 8), held[1 : count * 8 + 1].view(count, 8)
+    with torch.no_grad():
+        expected = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).item()
+    assert finished.val_loss == pytest.approx(expected, abs=1e-4)
+    assert checkpoint.training.val_loss == pytest.approx(expected, abs=1e-4)
+    assert all(event.val_loss is not None for event in events if isinstance(event, Evaluated))
+    assert [step for step, _ in checkpoint.training.val_curve] == [0, 10, 20, 30, 40]
+
+
+def test_held_out_text_is_never_trained_on(corpus, tmp_path):
+    """Its characters are part of the vocabulary, but what follows what in it stays unknown."""
+    held = tmp_path / "held.txt"
+    held.write_text(TEXT[::-1], encoding="utf-8")
+    trainee = begin(corpus, dataclasses.replace(SMALL, val=str(held)))
+    assert trainee.trainer.train.ids.tolist() == trainee.tokenizer.encode(TEXT)
+    assert trainee.trainer.val.ids.tolist() == trainee.tokenizer.encode(TEXT[::-1])
+    *_, finished = trainee.events(lambda: False)
+    assert finished.val_loss > finished.train_loss + 0.5
+
+
+def test_the_best_weights_are_kept_and_patience_ends_the_run(corpus, tmp_path):
+    held = tmp_path / "held.txt"
+    held.write_text(TEXT[::-1], encoding="utf-8")
+    plan = dataclasses.replace(SMALL, val=str(held), steps=400, patience=3)
+    events, finished, checkpoint = run(corpus, plan)
+    measured = {event.step: event.val_loss for event in events if isinstance(event, Evaluated)}
+    assert finished.reason == "patience"
+    assert finished.kept == min(measured, key=measured.get)
+    assert finished.steps == finished.kept + 30
+    assert finished.val_loss == pytest.approx(min(measured.values()), abs=1e-4)
+    ids = torch.tensor(checkpoint.tokenizer.encode(TEXT[::-1])).unfold(0, 9, 8)
+    model = build(checkpoint.config, checkpoint.tensors)
+    with torch.no_grad():
+        loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).item()
+    assert loss == pytest.approx(finished.val_loss, abs=1e-4)
 
 
 def test_nalssi_has_the_loss_that_its_record_says(nalssi):
     model = build(nalssi.config, nalssi.tensors)
-    loss = evaluate(model, windows(CORPUS, nalssi.tokenizer, nalssi.config.context))
+    every = torch.tensor(nalssi.tokenizer.encode(TEXT)).unfold(0, nalssi.config.context + 1, 1)
+    with torch.no_grad():
+        loss = F.cross_entropy(model(every[:, :-1]).flatten(0, 1), every[:, 1:].flatten()).item()
     assert loss == pytest.approx(nalssi.training.train_loss, abs=1e-4)
     assert nalssi.config == GPTConfig(vocab=44, context=32, width=64, layers=4, heads=4)
-    assert nalssi.training.corpus_sha256 == read_corpus(MODELS / "nalssi.txt").sha256
+    assert nalssi.training.corpus_sha256 == open_corpus(MODELS / "nalssi.txt").sha256
 
 
-def test_an_interrupt_stops_between_two_steps_and_keeps_the_model():
+def test_an_interrupt_stops_between_two_steps_and_keeps_the_model(corpus):
     asked = iter([False] * 7 + [True])
-    _, finished, checkpoint = run(interrupted=lambda: next(asked))
+    _, finished, checkpoint = run(corpus, interrupted=lambda: next(asked))
     assert (finished.reason, finished.steps, checkpoint.training.steps) == ("interrupt", 7, 7)
 
 
-def test_training_further_keeps_the_vocabulary_and_leaves_the_start_as_it_was(nalssi):
+def test_training_further_keeps_the_vocabulary_and_leaves_the_start_as_it_was(nalssi, tmp_path):
+    path = tmp_path / "more.txt"
+    path.write_text(TEXT + "새글자", encoding="utf-8")
     before = {name: tensor.copy() for name, tensor in nalssi.tensors.items()}
-    plan = TrainPlan(steps=3)
-    trainee = TrainingRun(nalssi, Corpus(TEXT + "새글자", "t", ""), plan, "cpu")
-    assert trainee.unknown == ["새", "글", "자"]
+    trainee = begin(str(path), TrainPlan(steps=3), nalssi)
+    assert any("3 characters" in note and "글, 새, 자" in note and "skipped" in note for note in trainee.notes)
     *_, finished = trainee.events(lambda: False)
     after = trainee.checkpoint(finished)
     assert after.tokenizer is nalssi.tokenizer
@@ -87,73 +168,113 @@ def test_training_further_keeps_the_vocabulary_and_leaves_the_start_as_it_was(na
 
 
 def test_targets_are_the_inputs_shifted_by_one():
-    class Tokens:
-        def encode(self, text, *, start):
-            assert not start  # a corpus goes on where another piece of it ended
-            return list(range(len(text)))
+    inputs, targets = Part(np.arange(10, dtype=np.uint16), None, 3).at(np.array([0, 4]))
+    assert inputs.tolist() == [[0, 1, 2], [4, 5, 6]]
+    assert targets.tolist() == [[1, 2, 3], [5, 6, 7]]
+    learned = np.array([True, False] * 5)
+    _, targets = Part(np.arange(10, dtype=np.uint16), learned, 3).at(np.array([0, 4]))
+    assert targets.tolist() == [[IGNORED, 2, IGNORED], [IGNORED, 6, IGNORED]]
 
-    got = windows(Corpus("abcdef", "t", ""), Tokens(), 3)
-    assert got.tolist() == [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5]]
+
+def test_accumulating_parts_gives_the_gradient_of_the_whole_batch(long_corpus):
+    whole, parts = (begin(long_corpus, dataclasses.replace(LLAMA, accumulate=number)).trainer for number in (1, 4))
+    for trainer in (whole, parts):
+        list(zip(trainer.events(lambda: False), range(6), strict=False))
+    assert whole.state.step == parts.state.step > 3
+    for name, weight in whole.trained.items():
+        assert torch.allclose(weight, parts.trained[name], atol=1e-4), name
+
+
+def test_only_matrices_decay(corpus):
+    trainer = begin(corpus, dataclasses.replace(LLAMA, optimizer="adamw", weight_decay=0.3)).trainer
+    decays = {
+        id(parameter): group["weight_decay"]
+        for group in trainer.optimizers["adamw"].param_groups
+        for parameter in group["params"]
+    }
+    for name, parameter in trainer.trained.items():
+        matrix = name.startswith("blocks.") and parameter.ndim == 2
+        assert decays[id(parameter)] == (0.3 if matrix else 0.0), name
+
+
+def test_dropout_is_off_when_measuring(long_corpus):
+    trainer = begin(long_corpus, dataclasses.replace(LLAMA, dropout=0.5)).trainer
+    list(zip(trainer.events(lambda: False), range(4), strict=False))
+    starts = trainer.train.even(1_000)
+    assert trainer.mean_loss(trainer.train, starts) == trainer.mean_loss(trainer.train, starts)
+    trainer.model.train()
+    assert trainer.loss(starts).item() != trainer.loss(starts).item()
 
 
 def test_a_corpus_that_cannot_train_is_refused_with_the_numbers(tmp_path):
     path = tmp_path / "t.txt"
-    for data, message in ((b"", "is empty"), (b" \n", "is empty"), (b"\xff\xfe", "not UTF-8")):
-        path.write_bytes(data)
-        with pytest.raises(UserError, match=message):
-            read_corpus(path)
-    with pytest.raises(UserError, match="is a folder"):
-        read_corpus(tmp_path)
     path.write_text("가" * 32, encoding="utf-8")
     with pytest.raises(UserError, match="32 tokens .* context of 32 needs at least 33"):
-        TrainingRun(None, read_corpus(path), TrainPlan(), "cpu")
+        begin(str(path), TrainPlan())
+    path.write_text(TEXT, encoding="utf-8")
     with pytest.raises(UserError, match="cannot be shared out evenly"):
-        TrainingRun(None, CORPUS, TrainPlan(width=10, heads=3), "cpu")
+        begin(str(path), TrainPlan(width=10, heads=3))
 
 
-def test_a_corpus_of_one_character_trains():
-    trainee = TrainingRun(None, Corpus("가" * 40, "t", ""), TrainPlan(steps=2), "cpu")
-    *_, finished = trainee.events(lambda: False)
+def test_a_corpus_of_one_character_trains(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_text("가" * 40, encoding="utf-8")
+    _, finished, _ = run(str(path), TrainPlan(steps=2))
     assert finished.last_loss == pytest.approx(0, abs=1e-6)
 
 
-def test_a_loss_that_explodes_is_named():
-    trainee = TrainingRun(None, CORPUS, SMALL, "cpu")
-    trainee.model.lm_head.bias.data[0] = float("inf")
-    with pytest.raises(UserError, match="the loss became .*; try a smaller lr"):
-        list(trainee.events(lambda: False))
+@pytest.mark.parametrize("poisoned", ["head", "gradient"])
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_weights(corpus, poisoned):
+    trainee = begin(corpus)
+    good = None
+    for event in trainee.events(lambda: False):
+        if isinstance(event, Evaluated) and event.step == 10:
+            good = {name: each.detach().clone() for name, each in trainee.trainer.trained.items()}
+        if isinstance(event, TrainStep) and event.step == 14:
+            if poisoned == "head":
+                trainee.trainer.model.lm_head.bias.data[0] = float("nan")
+            else:
+                trainee.trainer.trained["blocks.0.attention.qkv.weight"].register_hook(lambda grad: grad * math.inf)
+    finished = event
+    assert (finished.reason, finished.steps, finished.kept) == ("diverged", 14, 10)
+    assert math.isfinite(finished.last_loss)
+    for name, weight in trainee.checkpoint(finished).tensors.items():
+        assert (weight == good[name].numpy()).all(), name
 
 
-def test_a_model_spoilt_by_its_last_step_is_not_handed_out():
-    trainee = TrainingRun(None, CORPUS, dataclasses.replace(SMALL, steps=3), "cpu")
-    with pytest.raises(UserError, match="the loss became nan"):
-        for event in trainee.events(lambda: False):
-            if isinstance(event, TrainStep) and event.step == 3:
-                trainee.model.lm_head.bias.data[0] = float("nan")
-
-
-def test_a_sample_leaves_the_model_on_its_device():
-    trainee = TrainingRun(None, CORPUS, SMALL, "cpu")
-    model = trainee.model.to("meta")
-    assert TorchDecoder(model).name == "torch on meta"
-    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
-
-
-def test_threads_are_given_back():
+def test_threads_are_given_back(corpus):
     before = torch.get_num_threads()
-    trainee = TrainingRun(None, CORPUS, SMALL, "cpu", threads=before + 1)
+    trainee = TrainingRun(None, corpus, SMALL, Surroundings(Path(corpus).parent / "m", "cpu", before + 1))
     seen = {torch.get_num_threads() for _ in trainee.events(lambda: False)}
     assert seen == {before + 1}
     assert torch.get_num_threads() == before
 
 
 def test_the_learning_rate_rises_holds_and_falls_to_nearly_nothing():
-    shares = [schedule(step, 100) for step in range(1, 101)]
+    plan = TrainPlan(steps=100, warm_up=20)
+    shares = [schedule(step, plan) for step in range(1, 101)]
     assert shares[0] == 1 / 20
     assert shares[19:51] == [1.0] * 32
     assert shares[-1] == 1 / 50
     assert shares[50:] == sorted(shares[50:], reverse=True)
-    assert all(0 < schedule(step, steps) <= 1 for steps in range(1, 30) for step in range(1, steps + 1))
+    cosine = [schedule(step, dataclasses.replace(plan, schedule="cosine")) for step in range(1, 101)]
+    assert cosine[50] == pytest.approx(0.5)
+    assert cosine[-1] == pytest.approx((1 + math.cos(math.pi * 0.99)) / 2)
+    assert schedule(100, dataclasses.replace(plan, schedule="constant")) == 1.0
+    for kind in ("linear", "cosine", "constant"):
+        for steps in range(1, 30):
+            each = settle_loop(TrainPlan(steps=steps, schedule=kind))
+            assert all(0 < schedule(step, each) <= 1 for step in range(1, steps + 1))
+
+
+def test_a_new_model_fits_its_text(tmp_path, long_corpus, corpus):
+    assert isinstance(begin(corpus, TrainPlan()).trainer.model.config, GPTConfig)
+    trainee = begin(long_corpus, dataclasses.replace(TrainPlan(), precision="float32"))
+    config = trainee.trainer.model.config
+    assert isinstance(config, LlamaConfig)
+    assert (config.width, config.layers, config.kv_heads) == (128, 4, 2)
+    assert "preset small" in trainee.notes[0]
+    assert "about" in trainee.notes[-1]
 
 
 def test_the_corpus_of_a_checkpoint_is_found_beside_it_if_unchanged(tmp_path, monkeypatch):
@@ -161,10 +282,10 @@ def test_the_corpus_of_a_checkpoint_is_found_beside_it_if_unchanged(tmp_path, mo
     corpus = tmp_path / "deep" / "t.txt"
     corpus.parent.mkdir()
     corpus.write_text(TEXT, encoding="utf-8")
-    _, _, trained = run(TrainPlan(steps=1))
-    record = TrainingRecord(1, 1, 1.0, corpus="elsewhere/t.txt", corpus_sha256=read_corpus(corpus).sha256)
+    _, _, trained = run(str(corpus), TrainPlan(steps=1))
+    record = TrainingRecord(1, 1, 1.0, corpus="elsewhere/t.txt", corpus_sha256=open_corpus(corpus).sha256)
     checkpoint = save(dataclasses.replace(trained, training=record), tmp_path / "deep" / "m.safetensors")
-    assert find_corpus("", load(checkpoint.path)).text == TEXT
+    assert find_corpus("", load(checkpoint.path)) == str(corpus)
     corpus.write_text(TEXT + "!", encoding="utf-8")
     with pytest.raises(UserError, match="not here, or has changed"):
         find_corpus("", checkpoint)
@@ -174,3 +295,98 @@ def test_the_corpus_of_a_checkpoint_is_found_beside_it_if_unchanged(tmp_path, mo
     hostile = dataclasses.replace(record, corpus="x" * 5000)
     with pytest.raises(UserError, match="not here"):
         find_corpus("", dataclasses.replace(checkpoint, training=hostile))
+
+
+RESUMED = {
+    "muon": LLAMA,
+    "adamw": dataclasses.replace(LLAMA, optimizer="adamw"),
+    "accumulated": dataclasses.replace(LLAMA, accumulate=3, dropout=0.1),
+    "gpt, cosine": dataclasses.replace(SMALL, schedule="cosine", label_smoothing=0.1),
+    "patience": dataclasses.replace(SMALL, patience=2, lr=0.05),
+}
+
+
+@pytest.mark.parametrize("kind", RESUMED)
+def test_a_run_that_was_cut_ends_with_the_same_bits(long_corpus, tmp_path, kind):
+    plan = RESUMED[kind]
+    path = tmp_path / "m.safetensors"
+    _, whole, expected = run(long_corpus, plan)
+    for cut in (1, 9, 10, 11, 25, 39):
+        if cut >= whole.steps:
+            continue
+        asked = iter([False] * cut + [True] * 100)
+        _, stopped, _ = run(long_corpus, plan, path=path, interrupted=lambda asked=asked: next(asked))
+        assert stopped.steps == cut
+        trainee = TrainingRun.resumed(path, Surroundings(path, "cpu"))
+        *_, finished = trainee.events(lambda: False)
+        again = trainee.checkpoint(finished)
+        assert (finished.reason, finished.steps, finished.kept) == (whole.reason, whole.steps, whole.kept)
+        for name, weight in expected.tensors.items():
+            assert weight.tobytes() == again.tensors[name].tobytes(), (kind, cut, name)
+        assert finished.curve == whole.curve
+        assert finished.val_curve == whole.val_curve
+        assert again.training.steps == expected.training.steps
+
+
+def test_a_run_cut_twice_and_a_model_trained_further_go_on_exactly_too(long_corpus, tmp_path, nalssi):
+    path = tmp_path / "m.safetensors"
+    plan = TrainPlan(steps=12, batch=4, every=4, precision="float32")
+    _, _, expected = run(long_corpus, plan, nalssi)
+    trainee = begin(long_corpus, plan, nalssi, path)
+    for cut in (3, 8, 99):
+        for event in trainee.events(lambda cut=cut, each=trainee: each.trainer.state.step >= cut):
+            finished = event
+        if cut < 99:
+            trainee = TrainingRun.resumed(path, Surroundings(path, "cpu"))
+    again = trainee.checkpoint(finished)
+    assert all(expected.tensors[name].tobytes() == again.tensors[name].tobytes() for name in expected.tensors)
+    assert again.training.steps == nalssi.training.steps + 12
+    assert again.training.curve == expected.training.curve
+
+
+def test_saves_come_when_they_are_due_and_when_the_consumer_leaves(corpus, tmp_path):
+    path = tmp_path / "m.safetensors"
+    trainee = begin(corpus, dataclasses.replace(SMALL, save_steps=15), path=path)
+    saved = [event.step for event in trainee.events(lambda: False) if isinstance(event, Saved)]
+    assert saved == [15, 30]
+    assert load(path).training.steps == 30
+    trainee = begin(corpus, path=path)
+    events = trainee.events(lambda: False)
+    for event in events:
+        if isinstance(event, TrainStep) and event.step == 4:
+            break
+    events.close()
+    assert load(path).training.steps == 4
+    assert resume.read(resume.resume_path(path)).state.step == 4
+
+
+def test_a_resume_file_is_not_trusted(corpus, tmp_path):
+    path = tmp_path / "m.safetensors"
+    asked = iter([False] * 5 + [True] * 9)
+    run(corpus, path=path, interrupted=lambda: next(asked))
+    file = resume.resume_path(path)
+    from safetensors.numpy import load_file, save_file
+
+    from minillm_repl.checkpoint.header import read_header
+
+    tensors, metadata = load_file(file), dict(read_header(file).metadata)
+    around = Surroundings(path, "cpu")
+
+    def refused(message, tensors=tensors, **changed):
+        save_file(tensors, file, {**metadata, **changed})
+        with pytest.raises(UserError, match=message):
+            TrainingRun.resumed(path, around)
+
+    refused("not the resume file", format="minillm")
+    refused("steps in .* needs a whole number", plan=metadata["plan"].replace('"steps": "40"', '"steps": "-1"'))
+    refused("does not say where", state="{}")
+    refused("does not say where", state=metadata["state"].replace('"step": 5', '"step": [5]'))
+    refused("does not say which run", run="[]")
+    refused("random numbers .* damaged", random='{"choose": "zz", "torch": ""}')
+    refused("random numbers .* damaged", random="[]")
+    refused("lacks the tensor", {name: each for name, each in tensors.items() if "muon" not in name})
+    refused("does not belong", {**tensors, "extra": np.zeros(1, np.float32)})
+    refused("not finite", {**tensors, "model.lm_head.bias": np.full(44, np.nan, np.float32)})
+    refused("has changed", run=metadata["run"].replace('sha256": "', 'sha256": "0'))
+    save_file(tensors, file, metadata)
+    TrainingRun.resumed(path, around)

@@ -26,6 +26,7 @@ class TrainingRecord:
     seed: int = 0
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     curve: tuple[tuple[int, float], ...] = ()  # (step, training loss), thinned
+    val_curve: tuple[tuple[int, float], ...] = ()  # (step, validation loss)
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,15 @@ class ChatTemplate:
 
     source: str
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)  # bos_token, eos_token ...
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What LoRA has learnt, apart from the model it was learnt beside; both make the weights of a checkpoint."""
+
+    tensors: "Tensors"  # `LAYER.down` (rank, inputs) and `LAYER.up` (outputs, rank), float32
+    base: Path  # where the model lies
+    sha256: str  # of its weights
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Checkpoint:
     path: Path | None = None
     chat: ChatTemplate | None = None
     end: tuple[int, ...] = ()  # tokens after which there is no more to say
+    adapter: Adapter | None = None  # it is in the weights already
 
     @property
     def dtype(self) -> str:

@@ -147,7 +147,7 @@ def save(checkpoint: Checkpoint, path: Path) -> Checkpoint:
 def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     tokenizer = checkpoint.tokenizer
     if isinstance(tokenizer, CharacterTokenizer):
-        description, roles = characters(tokenizer.characters), {}
+        description, roles = characters(tokenizer.characters, tokenizer.specials), {}
     elif isinstance(tokenizer, SubwordTokenizer):
         description, roles = tokenizer.description, tokenizer.names
     else:

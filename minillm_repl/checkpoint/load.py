@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from minillm_repl.checkpoint import bare, huggingface, native
+from minillm_repl.checkpoint import adapter, bare, huggingface, native
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.folder import folder_at
 from minillm_repl.checkpoint.header import FORMAT, is_native, open_regular, read_header
@@ -30,6 +30,11 @@ def load(
     header = read_header(path)
     if is_native(header):
         return native.checkpoint(header, name, dtype, progress)
+    if adapter.is_adapter(header):
+        base = adapter.base_of(header, name)
+        if not base.is_dir() and adapter.is_adapter(read_header(base)):
+            raise UserError(f"{name} is an adapter for another adapter, {safe_line(str(base))}, not for a model")
+        return adapter.merge(header, load(base, vocabulary, dtype, progress), name)
     if bare.recognises(header):
         return bare.checkpoint(header, vocabulary, name, dtype, progress)
     if folder is not None:

@@ -21,6 +21,13 @@ from minillm_repl.tokenizer.read import tokenizer_from_json
 
 def save(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     """Write the checkpoint to `path`, atomically, and return it as the one that lies there. Raises UserError."""
+    check_replaceable(path)
+    write_atomically(path, safetensors.numpy.save(dict(checkpoint.tensors), described(checkpoint)))
+    return dataclasses.replace(checkpoint, path=path)
+
+
+def described(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return what a file's metadata says of a checkpoint: everything but its weights."""
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
@@ -33,9 +40,7 @@ def save(checkpoint: Checkpoint, path: Path) -> Checkpoint:
         metadata["chat"] = json.dumps(dataclasses.asdict(checkpoint.chat), ensure_ascii=False)
     if checkpoint.end:
         metadata["end"] = json.dumps(checkpoint.end)
-    check_replaceable(path)
-    write_atomically(path, safetensors.numpy.save(dict(checkpoint.tensors), metadata))
-    return dataclasses.replace(checkpoint, path=path)
+    return metadata
 
 
 def check_replaceable(path: Path) -> None:
@@ -54,9 +59,15 @@ def checkpoint(header: Header, name: str, dtype: str, progress: Progress) -> Che
 
     Raises UserError that says what was expected and what was found.
     """
-    config = config_of(header, name)
-    recipe = Recipe({tensor: (Piece(tensor, shape),) for tensor, shape in config.shapes()})
+    described = description(header, name)
+    recipe = Recipe({tensor: (Piece(tensor, shape),) for tensor, shape in described.config.shapes()})
     found = check(recipe, [header], name)
+    return dataclasses.replace(described, tensors=read_weights(recipe, found, name, dtype, progress))
+
+
+def description(header: Header, name: str) -> Checkpoint:
+    """Return what the metadata of a file says of a checkpoint, without its weights. Raises UserError."""
+    config = config_of(header, name)
     try:
         tokenizer = tokenizer_from_json(field_of(header, "tokenizer", name))
     except UserError as error:
@@ -66,8 +77,7 @@ def checkpoint(header: Header, name: str, dtype: str, progress: Progress) -> Che
     training = _training(header, name) if "training" in header.metadata else None
     chat = _chat(header, name) if "chat" in header.metadata else None
     end = _end(header, name, config) if "end" in header.metadata else ()
-    tensors = read_weights(recipe, found, name, dtype, progress)
-    return Checkpoint(config, tokenizer, tensors, training, header.path, chat, end)
+    return Checkpoint(config, tokenizer, {}, training, header.path, chat, end)
 
 
 def _chat(header: Header, name: str) -> ChatTemplate:
@@ -85,7 +95,7 @@ def _end(header: Header, name: str, config: AnyConfig) -> tuple[int, ...]:
 
 
 def _training(header: Header, name: str) -> TrainingRecord:
-    match field_of(header, "training", name):
+    match {"val_curve": [], **_record(header, name)}:
         case {
             "steps": steps,
             "tokens": tokens,
@@ -96,16 +106,27 @@ def _training(header: Header, name: str) -> TrainingRecord:
             "seed": seed,
             "versions": dict(versions),
             "curve": list(curve),
+            "val_curve": list(val_curve),
         } if (
             all(map(_is_count, (steps, tokens, seed)))
             and all(map(_is_loss, (train_loss, 0 if val_loss is None else val_loss)))
             and all(map(_is_text, versions.values()))
-            and all(isinstance(point, list) and len(point) == 2 for point in curve)
-            and all(_is_count(step) and _is_loss(loss) for step, loss in curve)
+            and all(map(_is_point, (*curve, *val_curve)))
         ):
-            points = tuple((step, loss) for step, loss in curve)
-            return TrainingRecord(steps, tokens, train_loss, val_loss, corpus, corpus_sha256, seed, versions, points)
+            points, measured = (tuple((step, loss) for step, loss in each) for each in (curve, val_curve))
+            return TrainingRecord(
+                steps, tokens, train_loss, val_loss, corpus, corpus_sha256, seed, versions, points, measured
+            )
     raise UserError(f"the training record of {name} lacks a field or has one of the wrong kind; see docs/format.md")
+
+
+def _record(header: Header, name: str) -> dict[str, Any]:
+    record = field_of(header, "training", name)
+    return record if isinstance(record, dict) else {}
+
+
+def _is_point(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and _is_count(value[0]) and _is_loss(value[1])
 
 
 def _is_count(value: Any) -> bool:

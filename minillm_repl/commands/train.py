@@ -1,17 +1,27 @@
 """`:train`."""
 
 import dataclasses
+import shlex
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from platformdirs import user_state_path
+
+from minillm_repl.checkpoint.names import SUFFIX, there
 from minillm_repl.errors import UserError
+from minillm_repl.repl.interrupt import told_to_end
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
-from minillm_repl.safetext import safe_line
-from minillm_repl.settings import change, specs
-from minillm_repl.training.plan import SIZES, TrainPlan
+from minillm_repl.safetext import safe, safe_line
+from minillm_repl.settings import change, default_of, specs, value_of
+from minillm_repl.training.plan import NEW_MODEL, TrainPlan
 
 if TYPE_CHECKING:
-    from minillm_repl.checkpoint.checkpoint import Checkpoint
+    from rich.console import RenderableType
+
+    from minillm_repl.training.events import Finished
+    from minillm_repl.training.processes import Processes
     from minillm_repl.training.run import TrainingRun
 
 _SAMPLE = 40  # tokens of the model's own text, shown as it learns
@@ -24,17 +34,31 @@ class Request:
     plan: TrainPlan = dataclasses.field(default_factory=TrainPlan)
     corpus: str = ""
     new: bool = False
+    resume: bool = False
 
 
-@command("train", ":train [CORPUS] [...]", completion="file", words=("new", *(f"{name}=" for name in specs(TrainPlan))))
+@command(
+    "train",
+    ":train [CORPUS] [...]",
+    completion="file",
+    words=("new", "resume", *(f"{name}=" for name in specs(TrainPlan))),
+)
 def train(shell: Shell, argument: str) -> None:
     """Train on a text; Ctrl-C stops and keeps what was learnt.
 
-    :train CORPUS [steps=N] [lr=X] [batch=N] [seed=N] trains the model that is open further.
-    :train CORPUS new [context=N] [width=N] [layers=N] [heads=N] ... makes a new one.
+    :train CORPUS [steps=N] [lr=X] [batch=N] ... trains the model that is open further.
+    :train CORPUS new [preset=small] [arch=llama] [width=N] [tokenizer=bpe:2048] ... makes a new one.
+    :train resume goes on with the run that was stopped, exactly as if it had not been.
     :train alone goes on with the text that the model was trained on, if that is there.
+    CORPUS is a text file, JSON lines (text, or chat messages), or a folder of these.
+    :train settings lists everything that can be set. What is not set is chosen, and told.
     The loss is the mean surprisal in nats per token; a model that knows nothing has ln(vocabulary).
     """
+    if argument == "settings":
+        from minillm_repl.render.tables import settings_table
+
+        shell.screen.out.print(settings_table(TrainPlan()))
+        return
     run(shell, parse(argument))
 
 
@@ -43,12 +67,24 @@ def parse(argument: str) -> Request:
 
     Raises UserError.
     """
-    words, request = argument.split(" "), Request()
+    words, request = _words(argument), Request()
+    if words == ["resume"]:
+        return Request(resume=True)
     while words and _is_setting(words[-1]):
         request = _with(request, words.pop())
     while words and _is_setting(words[0]):
         request = _with(request, words.pop(0))
     return dataclasses.replace(request, corpus=" ".join(words).strip())
+
+
+def _words(text: str) -> list[str]:
+    """Split at spaces, but for those in quotes; a quote without its second is a letter like any other."""
+    lexer = shlex.shlex(text, posix=True)
+    lexer.whitespace, lexer.whitespace_split, lexer.escape, lexer.commenters = " ", True, "", ""
+    try:
+        return list(lexer)
+    except ValueError:
+        return text.split(" ")
 
 
 def _is_setting(word: str) -> bool:
@@ -63,64 +99,143 @@ def _with(request: Request, word: str) -> Request:
     return dataclasses.replace(request, plan=change(request.plan, name, value, said=f":train {name}"))
 
 
-def run(shell: Shell, request: Request) -> None:
-    """Train as asked, drawing as it goes; at the end the trained model is the open one. Raises UserError."""
-    session, screen = shell.session, shell.screen
-    model = None if request.new or session.nothing_to_open else shell.model()
-    sizes = [size for size in SIZES if getattr(request.plan, size) != getattr(TrainPlan, size)]
-    if model is not None and sizes:
-        raise UserError(
-            f"{sizes[0]} is a size of a new model, and this one has its own; the word `new` makes a new one"
-        )
-    if model is None:
-        session.agree_to_discard("train")
-    with screen.waiting("getting ready to train"):  # importing torch takes a second or two
-        from minillm_repl.checkpoint.native import check_replaceable
-        from minillm_repl.render.training import TrainingView, summary
-        from minillm_repl.training.run import TrainingRun, find_corpus
+def run(shell: Shell, request: Request, *, json: bool = False) -> None:
+    """Train as asked, drawing as it goes; at the end the trained model is the open one.
 
-        if session.own and session.path is not None:
-            check_replaceable(session.path)  # now, not after the work
-        start = model.checkpoint if model else None
-        corpus = find_corpus(request.corpus, start)
-        trainee = TrainingRun(start, corpus, request.plan, session.opening.device, session.threads)
-    if trainee.unknown:
-        shown = safe_line(", ".join(trainee.unknown[:20]))
-        screen.warn(f"{len(trainee.unknown)} characters of the corpus are not in the vocabulary, and skipped: {shown}")
+    Raises UserError, and SystemExit after a signal to end, once what was learnt is saved.
+    """
+    with told_to_end() as signalled:
+        with shell.screen.waiting("getting ready to train"):  # importing torch takes a second or two
+            from minillm_repl.training.processes import joined
+        with joined(shell.session.opening.device) as processes:
+            _run(shell, request, lambda: shell.interrupted() or bool(signalled()), processes, json)
+    if signalled():
+        raise SystemExit(128 + signalled())
+
+
+def _run(shell: Shell, request: Request, interrupted: Callable[[], bool], processes: "Processes", json: bool) -> None:
+    screen = shell.screen
+    trainee = _begin(shell, request, interrupted, processes)
+    for note in trainee.notes:
+        screen.note(note)
     screen.note(safe_line(trainee.title))
-    with TrainingView(screen, request.plan.steps) as view:
-        finished = view.draw(trainee.events(shell.interrupted), lambda: _sample(trainee))
+    events = trainee.events(interrupted)
+    if json:
+        from minillm_repl.render.json_lines import print_training_json
+
+        finished = print_training_json(events, screen.out.file)
+    else:
+        from minillm_repl.render.training import TrainingView, summary
+
+        with TrainingView(screen, trainee.plan.steps) as view:
+            finished = view.draw(events, lambda: _sample(shell, trainee))
+        if finished.steps:
+            screen.side.print(summary(finished))
     if not finished.steps:
         raise UserError("stopped before the first step: nothing was changed")
-    screen.side.print(summary(finished))
     if finished.last_loss > finished.first_loss:
         screen.warn("the loss went up; a smaller lr may help")
-    _keep(shell, trainee.checkpoint(finished))
+    _keep(shell, trainee, finished)
 
 
-def _sample(trainee: "TrainingRun") -> str:
-    """Return what the model says by now, from the start of its corpus."""
+def _begin(shell: Shell, request: Request, interrupted: Callable[[], bool], processes: "Processes") -> "TrainingRun":
+    """Return the run that was asked for, ready to go. Raises UserError."""
+    session, screen = shell.session, shell.screen
+    if request.resume:
+        session.agree_to_discard("train")
+        own = _to_resume(session.path)
+        session.forget_failed_load()
+    else:
+        own = session.path if session.own else None
+    model = None if request.new or request.resume or session.nothing_to_open else shell.model()
+    sizes = [size for size in NEW_MODEL if value_of(request.plan, size) != default_of(TrainPlan, size)]
+    if model is not None and sizes:
+        raise UserError(f"{sizes[0]} is for a new model, and this one has its own; the word `new` makes a new one")
+    if model is None and request.plan.lora:
+        raise UserError("lora is for a model that is open already: it trains beside what is there")
+    if model is None:
+        session.agree_to_discard("train")
+    with screen.waiting("getting ready to train") as update:
+        from minillm_repl.checkpoint.native import check_replaceable
+        from minillm_repl.training.run import Surroundings, TrainingRun, find_corpus
+
+        if own is not None:
+            check_replaceable(own)  # now, not after the work
+        around = Surroundings(
+            own or unsaved_path(),
+            session.opening.device,
+            session.threads,
+            processes,
+            lambda share: update(f"reading the text  {share:.0%}"),
+            interrupted,
+        )
+        if request.resume:
+            session.path, session.own = own, own is not None
+            return TrainingRun.resumed(around.path, around)
+        start = model.checkpoint if model else None
+        return TrainingRun(start, find_corpus(request.corpus, start), request.plan, around)
+
+
+def unsaved_path() -> Path:
+    """Return where training is saved on its way while no file has been named for the model."""
+    return user_state_path("minillm-repl") / f"unsaved{SUFFIX}"
+
+
+def _to_resume(path: Path | None) -> Path | None:
+    """Return the checkpoint whose run can go on: the open one, or None for one that no file was named for.
+
+    Raises UserError if there is no run that was stopped.
+    """
+    from minillm_repl.training.resume import resume_path
+
+    if path is not None and there(resume_path(path)):
+        return path
+    if there(resume_path(unsaved_path())):
+        return None
+    raise UserError("there is no run to go on with: Ctrl-C during `:train` leaves one")
+
+
+def _sample(shell: Shell, trainee: "TrainingRun") -> "RenderableType | None":
+    """Return what the model says by now; with `:verbose`, also what it thinks comes next after the sample's start."""
     import numpy as np
+    from rich.console import Group
+    from rich.text import Text
 
     from minillm_repl.engine.events import Step
     from minillm_repl.engine.generate import generate
     from minillm_repl.engine.options import Sampling
     from minillm_repl.engine.torch_decoder import TorchDecoder
+    from minillm_repl.render.generation import step_table
     from minillm_repl.tokenizer.base import decode
 
-    start = trainee.sample_start
+    if trainee.plan.shard:
+        return None  # no process has the whole model
+    start, verbose = trainee.sample_start, shell.session.settings.verbose
+    decoder = TorchDecoder(trainee.trainer.model)
     events = generate(
-        TorchDecoder(trainee.model), trainee.tokenizer, start, Sampling(), np.random.default_rng(0), max_tokens=_SAMPLE
+        decoder, trainee.tokenizer, start, Sampling(), np.random.default_rng(0), max_tokens=_SAMPLE, top=verbose
     )
-    return decode(trainee.tokenizer, start + [event.id for event in events if isinstance(event, Step)])
+    steps = [event for event in events if isinstance(event, Step)]
+    text = decode(trainee.tokenizer, start + [step.id for step in steps])
+    if not verbose:
+        return text
+    told = Text(f"after {safe(decode(trainee.tokenizer, start))!r}")
+    return Group(told, step_table(steps[0], "", shell.screen.side.width), Text(safe(text)))
 
 
-def _keep(shell: Shell, checkpoint: "Checkpoint") -> None:
+def _keep(shell: Shell, trainee: "TrainingRun", finished: "Finished") -> None:
     """Make the trained model the open one, and save it where a file was named for it."""
     from minillm_repl.checkpoint.save import save
+    from minillm_repl.training.resume import resume_path
 
-    session = shell.session
+    session, own = shell.session, shell.session.own
+    checkpoint = trainee.checkpoint(finished)
+    path = session.path if own and session.path else unsaved_path()
     session.adopt(session.opening.ready(checkpoint), unsaved=True)
+    if finished.reason == "interrupt":
+        shell.screen.note("`:train resume` goes on from here")
+    else:
+        resume_path(path).unlink(missing_ok=True)
     if session.path is None or not session.own:
         shell.screen.warn("not saved yet: `:save PATH` keeps the trained weights")
         return

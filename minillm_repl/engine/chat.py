@@ -1,60 +1,11 @@
-"""A conversation as the text that the model was trained to see: its chat template, the context it must fit into."""
+"""A conversation that fits into what the model sees at once."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
 
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
+from minillm_repl.checkpoint.conversation import Message, encode
 from minillm_repl.errors import UserError
 from minillm_repl.tokenizer.base import Tokenizer
-from minillm_repl.tokenizer.subword import SubwordTokenizer
-from minillm_repl.untrusted.ask import ask
-
-_GUARD = "\ue000"  # a private character, put into what must not be taken for a special token
-
-
-@dataclass(frozen=True)
-class Message:
-    """One thing said."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-def render(template: ChatTemplate, messages: Sequence[Message]) -> str:
-    """Return the text that a conversation becomes, up to where the assistant's answer begins.
-
-    The template comes with the model and is not trusted: it runs in Jinja's immutable sandbox, in a process of its own
-    with limits on time, memory and output. Raises UserError if it refuses the conversation, or breaks a limit.
-    """
-    said = [asdict(message) for message in messages]
-    variables = dict(template.variables)
-    return str(ask("template", "the chat template", template=template.source, variables=variables, messages=said))
-
-
-def encode(template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Message], special: bool) -> list[int]:
-    """Return the token ids of a conversation, up to where the answer begins. Raises UserError as `render` does.
-
-    Special tokens come from the template alone: their names in what somebody said are text, unless `special`.
-    """
-    if not isinstance(tokenizer, SubwordTokenizer):
-        return tokenizer.encode(render(template, messages))
-    names = sorted(filter(None, tokenizer.special_names), key=len, reverse=True)
-    pattern = re.compile("|".join(map(re.escape, names)) or r"(?!)")
-    if special or not any(pattern.search(message.content) for message in messages):
-        return tokenizer.encode_rendered(render(template, messages))
-
-    def guard(name: re.Match[str]) -> str:
-        return _GUARD.join(name[0])
-
-    guarded = [Message(message.role, pattern.sub(guard, message.content)) for message in messages]
-    text, ids, place = render(template, guarded), list[int](), 0
-    for name in pattern.finditer(text):  # those that are left are the template's own
-        ids += tokenizer.encode(text[place : name.start()].replace(_GUARD, ""), start=False)
-        ids += tokenizer.encode_rendered(name[0])
-        place = name.end()
-    return ids + tokenizer.encode(text[place:].replace(_GUARD, ""), start=False)
 
 
 def fit(

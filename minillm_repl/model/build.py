@@ -30,11 +30,16 @@ def as_torch(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(array)
 
 
+def build_new(config: AnyConfig) -> LanguageModel:
+    """Return a model with fresh weights from torch's global random state."""
+    return GPT(config).initialise() if isinstance(config, GPTConfig) else Llama(config).initialise()
+
+
 def trainable(config: AnyConfig, tensors: Mapping[str, NDArray[Any]]) -> LanguageModel:
     """Return the model around a float32 copy of the named arrays, with gradients."""
     return build(config, {name: array.astype(np.float32) for name, array in tensors.items()}).requires_grad_()
 
 
-def tensors_of(model: LanguageModel) -> dict[str, NDArray[np.float32]]:
-    """Return a copy of the weights as float32 arrays, by name."""
-    return {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
+def as_arrays(weights: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
+    """Return a copy of weights as float32 arrays, by name."""
+    return {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in weights.items()}

@@ -125,3 +125,25 @@ class Llama(nn.Module):
             x = x[:, -1:]
         x = tap("final", self.norm_f(x))
         return F.linear(x, self.token_embedding.weight) if self.lm_head is None else self.lm_head(x)
+
+    @torch.no_grad()
+    def initialise(self) -> "Llama":
+        """Set fresh weights from torch's global random state, and return the model.
+
+        As in GPT, what adds to the residual stream starts at zero, and so does the head, so the first loss is exactly
+        ln(vocabulary). A head that is the embedding cannot be zero; it starts small.
+        """
+        nn.init.normal_(self.token_embedding.weight, std=0.02 if self.lm_head is None else 0.5)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                nn.init.normal_(module.qkv.weight, std=self.config.width**-0.5)
+                nn.init.zeros_(module.proj.weight)
+            elif isinstance(module, FeedForward):
+                nn.init.normal_(module.gate_up.weight, std=self.config.width**-0.5)
+                nn.init.zeros_(module.down.weight)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+        if self.lm_head is not None:
+            nn.init.zeros_(self.lm_head.weight)
+        return self

@@ -27,6 +27,7 @@ class Screen:
     out: Console
     err: Console
     interactive: bool = False  # a person at a terminal: figures and notes appear where they look
+    errors: Console | None = None  # where these go if not to `side`
 
     @property
     def side(self) -> Console:
@@ -55,10 +56,14 @@ class Screen:
         with self.side.status(Text(text, FIGURES), spinner="dots") as status:
             yield lambda text: status.update(Text(text, FIGURES))
 
+    def silent(self) -> "Screen":
+        """Return a screen for a process beside the one that draws: only errors are seen."""
+        return Screen(Console(quiet=True), Console(quiet=True), errors=self.err)
+
     def fail(self, text: str) -> None:
         """Print an error, as one line."""
         line = Text.assemble(("error: ", ERROR), safe(text))
-        self.side.print(line, soft_wrap=not self.animated)  # elsewhere it stays one line
+        (self.errors or self.side).print(line, soft_wrap=not self.animated)  # elsewhere it stays one line
 
 
 def make_console(stream: IO[str], color: ColorChoice = "auto") -> Console:

@@ -1,16 +1,47 @@
-"""Prints a generation as JSON lines; nothing else goes to that stream."""
+"""Prints a generation, or a training run, as JSON lines; nothing else goes to that stream."""
 
 import json
 from collections.abc import Iterable
-from typing import IO
+from dataclasses import fields
+from math import isfinite
+from typing import IO, Any
 
+import minillm_repl.training.events as training
 from minillm_repl.engine.events import Finished, Step, as_json
+
+_TRAINING = {
+    training.TrainStep: "train_step",
+    training.Evaluated: "evaluated",
+    training.Saved: "saved",
+    training.Finished: "finished",
+}
 
 
 def print_json(events: Iterable[Step | Finished], stream: IO[str]) -> Finished:
     """Print one line per event, each at once; return the last. The schema is in docs/format.md."""
     for event in events:
-        print(json.dumps(as_json(event), ensure_ascii=True), file=stream, flush=True)
+        _print(as_json(event), stream)
         if isinstance(event, Finished):
             return event
     raise AssertionError("a generation ends with Finished")
+
+
+def print_training_json(events: Iterable[training.TrainEvent], stream: IO[str]) -> training.Finished:
+    """Print one line per event, each at once; return the last. The schema is in docs/format.md."""
+    for event in events:
+        values = {field.name: _finite(getattr(event, field.name)) for field in fields(event)}
+        _print({"event": _TRAINING[type(event)], **values}, stream)
+        if isinstance(event, training.Finished):
+            return event
+    raise AssertionError("training ends with Finished")
+
+
+def _print(data: dict[str, Any], stream: IO[str]) -> None:
+    print(json.dumps(data, ensure_ascii=True), file=stream, flush=True)
+
+
+def _finite(value: Any) -> Any:
+    """Return a value as JSON has it: there is no infinity in it, and nothing that is not a number."""
+    if isinstance(value, tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

@@ -1,68 +1,262 @@
-"""Draws training: a bar that moves on a terminal, a line per evaluation elsewhere."""
+"""Draws training: on a terminal a curve and a bar that move, above them a line per measurement; elsewhere the lines."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from datetime import timedelta
+from math import exp, inf
+from statistics import fmean
+from time import monotonic
 from types import TracebackType
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.cells import cell_len
+from rich.console import Group
+from rich.live import Live
 from rich.text import Text
 
-from minillm_repl.render.console import FIGURES, MODEL, Screen
-from minillm_repl.safetext import safe
-from minillm_repl.training.events import Evaluated, Finished, TrainStep
+from minillm_repl.render.bars import bar
+from minillm_repl.render.console import FIGURES, GOOD, MODEL, Screen
+from minillm_repl.render.plot import loss_plot
+from minillm_repl.safetext import safe_line
+from minillm_repl.training.events import Evaluated, Finished, Saved, TrainEvent, TrainStep
+
+_FRAME = 0.5  # seconds from one drawing to the next, which takes 5 ms
+_PLOT_ROWS = 10
+_ROOM_COLUMNS, _ROOM_ROWS = 50, 16  # on a terminal with less there is no curve
+_POINTS = 200  # of a curve are remembered at least, and twice as many at most
+_MEMORY, _LEAST_STEPS = 10.0, 8  # the pace is that of the last seconds, and of so many steps even if they took longer
+_LONGEST = 1e8  # seconds: what would take longer is not told more exactly
+_BEST = "★"
 
 
 class TrainingView:
-    """Draws the events of one training run; used as a context, so that the bar is gone afterwards in every case."""
+    """Draws the events of one training run; used as a context, so that what moves is gone afterwards in every case."""
 
     def __init__(self, screen: Screen, steps: int) -> None:
-        self._progress = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(separator=" of "),
-            BarColumn(bar_width=None, complete_style=MODEL, finished_style=MODEL, pulse_style=MODEL),
-            TextColumn("loss {task.fields[loss]:.3f} · {task.fields[speed]:,.0f} tokens/s ·"),
-            TimeRemainingColumn(compact=True),
-            console=screen.side,
-            transient=True,
-            expand=True,
-            disable=not screen.animated,
-        )
-        self._task = self._progress.add_task("", total=steps, loss=0.0, speed=0.0)
+        self._steps = steps
+        self._console = screen.side
+        self._moving = screen.animated and not screen.side.is_dumb_terminal
+        self._live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
+        self._stack = ExitStack()
+        self._drawn = -inf
+        self._pace = Pace()
+        self._train, self._val = Curve(), Curve()
+        self._last: TrainStep | None = None
+        self._saved: int | None = None
 
     def __enter__(self) -> "TrainingView":
-        self._progress.start()
+        if self._moving:
+            self._stack.enter_context(self._live)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._progress.stop()
+        self._stack.close()
 
-    def draw(self, events: Iterable[TrainStep | Evaluated | Finished], sample: Callable[[], str | None]) -> Finished:
-        """Draw the events until the last, and return it. `sample` is asked for the model's own text now and then."""
+    def draw(self, events: Iterable[TrainEvent], sample: Callable[[], object]) -> Finished:
+        """Draw the events until the last, and return it.
+
+        `sample` is called after each measurement and returns what is to be shown below it: the model's own text, which
+        is made safe here, something drawn, or None.
+        """
         for event in events:
             match event:
                 case TrainStep():
-                    speed = event.tokens / event.seconds if event.seconds else 0.0
-                    self._progress.update(self._task, completed=event.step, loss=event.loss, speed=speed)
+                    self._pace.step(event)
+                    self._train.add(event.step, event.loss)
+                    self._last = event
                 case Evaluated():
-                    text = sample()
-                    self._progress.console.print(
-                        Text.assemble(
-                            f"step {event.step:>6,} · loss {event.loss:.4f}",
-                            ("  " if text else "", ""),
-                            (safe(text or "").replace("\n", " "), MODEL),
-                        ),
-                        no_wrap=True,
-                        overflow="ellipsis",
-                    )
+                    self._pace.pause()
+                    if event.val_loss is not None:
+                        self._val.add(event.step, event.val_loss)
+                    self._measured(event, sample)
+                case Saved():
+                    self._pace.pause()
+                    self._saved = event.step
                 case Finished():
                     return event
+            self._refresh()
         raise AssertionError("training ends with Finished")
+
+    def _measured(self, event: Evaluated, sample: Callable[[], object]) -> None:
+        """Print the line of a measurement, and the sample: below it on a terminal, elsewhere after it if it is text."""
+        facts, out = _facts(event, self._steps), self._console
+        if self._moving:
+            facts = [_fitting(facts, "  ", out.width - 2)]
+        elif self._last:
+            facts += [f"{self._pace.speed:>7,.0f} tokens/s", f"lr {self._last.lr:<7.2g}"]
+        line = Text("  ".join(facts)).append(f" {_BEST if event.best else ' '}", GOOD)
+        if self._moving:  # at once: a sample takes a while
+            out.print(line, no_wrap=True)
+        shown = sample()
+        text = Text(safe_line(shown), MODEL) if isinstance(shown, str) else None
+        if not self._moving:
+            out.print(line.append("  ").append(text) if text else line, soft_wrap=True)
+        elif text:
+            out.print(text, no_wrap=True, overflow="ellipsis")
+        if shown is not None and text is None:
+            out.print(shown)
+
+    def _refresh(self) -> None:
+        """Draw what moves, if the last frame is old enough."""
+        if self._moving and monotonic() - self._drawn >= _FRAME:
+            self._live.update(self._frame(), refresh=True)
+            self._drawn = monotonic()
+
+    def _frame(self) -> Group:
+        width, height = self._console.size
+        lines = self._progress(width)
+        if width >= _ROOM_COLUMNS and height >= _ROOM_ROWS:
+            curve = loss_plot(self._train.points, self._val.points, width, _PLOT_ROWS, not self._console.no_color)
+            lines.insert(0, curve)
+        return Group(*lines)
+
+    def _progress(self, width: int) -> list[Text]:
+        """Return a line with a bar and how far it is, and one with the figures of the last step."""
+        last, pace = self._last, self._pace
+        done = last.step if last else 0
+        facts = [f"step {done:,} of {self._steps:,}"]
+        if pace.known:
+            facts.append(f"{_clock(pace.seconds(self._steps - done))} left")
+        if self._saved is not None:
+            facts.append(f"saved at {self._saved:,}")
+        text = _fitting(facts, " · ", width - 6)
+        cells = max(0, width - cell_len(text) - 1)
+        first = Text.assemble((f"{bar(done / max(self._steps, 1), cells):{cells}} ", MODEL), text)
+        figures = []
+        if last:
+            figures += [f"loss {_number(last.loss, 4).strip()}", f"lr {last.lr:.2g}", f"gradient {last.grad_norm:.3g}"]
+        if pace.known:
+            figures.append(f"{pace.speed:,.0f} tokens/s")
+        second = Text(_fitting(figures, " · ", width), FIGURES)
+        for line in (first, second):
+            line.no_wrap, line.overflow = True, "crop"
+        return [first, second]
+
+
+class Pace:
+    """How long the last steps took; what is done between them, measuring and saving, counts apart."""
+
+    def __init__(self) -> None:
+        self._steps = self._tokens = self._seconds = 0.0  # of late: what is long ago weighs less
+        self._taken = 0
+        self._between = 0.0
+        self._paused = False
+        self._last: TrainStep | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether there have been enough steps to tell."""
+        return self._seconds > 0
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second."""
+        return self._tokens / self._seconds if self.known else 0.0
+
+    def seconds(self, steps: int) -> float:
+        """Return how long so many steps will take, with what is done between them."""
+        return steps * (self._seconds / self._steps + self._between / self._taken)
+
+    def pause(self) -> None:
+        """Take note that something else is done before the next step."""
+        self._paused = True
+
+    def step(self, event: TrainStep) -> None:
+        """Take note of a step."""
+        last, self._last = self._last, event
+        paused, self._paused = self._paused, False
+        if last is None:
+            return
+        seconds = event.seconds - last.seconds
+        self._taken += 1
+        if paused and self.known:
+            self._between += max(0.0, seconds - self._seconds / self._steps)
+            return
+        kept = exp(-min(seconds / _MEMORY, 1 / _LEAST_STEPS))
+        self._steps = self._steps * kept + 1
+        self._tokens = self._tokens * kept + event.tokens - last.tokens
+        self._seconds = self._seconds * kept + seconds
+
+
+class Curve:
+    """The points of a curve; when they are too many, two become their mean."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, float]] = []
+        self._together = 1
+        self._waiting: list[float] = []
+
+    def add(self, step: int, loss: float) -> None:
+        """Take one more."""
+        self._waiting.append(loss)
+        if len(self._waiting) < self._together:
+            return
+        self.points.append((step, fmean(self._waiting)))
+        self._waiting.clear()
+        if len(self.points) == 2 * _POINTS:
+            pairs = zip(self.points[::2], self.points[1::2], strict=True)
+            self.points = [(step, fmean((before, loss))) for (_, before), (step, loss) in pairs]
+            self._together *= 2
 
 
 def summary(finished: Finished) -> Text:
-    """Return the closing line of a training run."""
-    stopped = "stopped by Ctrl-C · " if finished.reason == "interrupt" else ""
+    """Return the closing lines of a training run."""
+    kept, steps = finished.kept, finished.steps
+    waited = sum(step > kept for step, _ in finished.val_curve)
+    reason = {
+        "done": "done · ",
+        "interrupt": "stopped by Ctrl-C · ",
+        "patience": f"stopped: no improvement for {waited} measurement{'' if waited == 1 else 's'}\n",
+        "diverged": f"stopped: the loss was no longer a number after step {steps:,}\n",
+    }[finished.reason]
+    val, loss = finished.val_loss, finished.last_loss
+    quality = [f"perplexity {perplexity(loss):.2f}", f"{finished.bits_per_character:.3f} bits per character"]
+    if val is not None:
+        quality = [f"validation {val:.4f}", f"training {finished.train_loss:.4f}", *quality]
+    work = [f"{finished.tokens:,} tokens"]
+    if finished.tokens and finished.seconds:
+        work.append(f"{finished.tokens / finished.seconds:,.0f} tokens/s")
+    if kept != steps:
+        work.append(f"the weights of step {kept:,} are kept")
     return Text(
-        f"{stopped}{finished.steps:,} steps · {finished.tokens:,} tokens · {finished.seconds:.1f} s"
-        f" · loss {finished.first_loss:.4f} → {finished.last_loss:.4f} nats per token",
+        f"{reason}{steps:,} steps · {finished.seconds:,.1f} s"
+        f" · loss {finished.first_loss:.4f} → {loss:.4f} nats per token\n"
+        f"{' · '.join(quality)}\n{' · '.join(work)}",
         FIGURES,
     )
+
+
+def perplexity(loss: float) -> float:
+    """Return what a loss in nats per token amounts to: among how many tokens, all as likely, the model would guess."""
+    return exp(loss) if loss < 700 else inf  # larger ones are too large for a float
+
+
+def _facts(event: Evaluated, steps: int) -> list[str]:
+    """Return what was measured, in columns as wide as those of every other measurement of the run."""
+    train, val = event.train_loss, event.val_loss
+    return [
+        f"step {event.step:>{len(f'{steps:,}')},}",
+        f"train {_number(train, 4)}",
+        *([] if val is None else [f"val {_number(val, 4)}"]),
+        f"perplexity {_number(perplexity(train if val is None else val), 2)}",
+        f"{_number(event.bits_per_character, 3)} bits/char",
+    ]
+
+
+def _number(value: float, decimals: int) -> str:
+    """Return a number in six characters, with as many of the decimals as there is room for."""
+    texts = (f"{value:6.{digits}f}" for digits in range(decimals, -1, -1))
+    return next((text for text in texts if len(text) == 6), f"{value:6.0e}")
+
+
+def _fitting(parts: Sequence[str], between: str, width: int) -> str:
+    """Return as many of the first parts as there is room for, at least one."""
+    text = "".join(parts[:1])
+    for part in parts[1:]:
+        if cell_len(text + between + part) > width:
+            break
+        text += between + part
+    return text
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(min(seconds, _LONGEST))))

@@ -15,7 +15,7 @@ from minillm_repl.settings import change
 
 if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, while the user types
     from minillm_repl.checkpoint.checkpoint import Checkpoint
-    from minillm_repl.engine.chat import Message
+    from minillm_repl.checkpoint.conversation import Message
     from minillm_repl.engine.events import Finished, Step
     from minillm_repl.tokenizer.base import Tokenizer
 
@@ -155,7 +155,8 @@ class Session:
 
         Raises UserError if the chat template refuses, or the text is too long.
         """
-        from minillm_repl.engine.chat import Message, fit
+        from minillm_repl.checkpoint.conversation import Message
+        from minillm_repl.engine.chat import fit
 
         settings, context, template = self.settings, model.decoder.context, model.checkpoint.chat
         assert template is not None
@@ -205,7 +206,7 @@ class Session:
         """Continue the text, keeping `ids` at what has been shown, however the generation ends."""
         import numpy as np
 
-        from minillm_repl.engine.chat import Message
+        from minillm_repl.checkpoint.conversation import Message
         from minillm_repl.engine.events import Finished
         from minillm_repl.engine.generate import generate
 

@@ -34,6 +34,24 @@ class Tokenizer(Protocol):
         del token
         return ""
 
+    @property
+    def special_names(self) -> list[str]:
+        """The names of all tokens that are not text."""
+        return []
+
+    def named(self, name: str) -> int | None:
+        """Return the id of the special token with exactly this name, if there is one."""
+        del name
+        return None
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Return the ids of what a chat template wrote: names of special tokens mean them, and no start is added."""
+        return self.encode(text, start=False, special=True)
+
+    def encode_many(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of texts, none of which begins one."""
+        return [self.encode(text, start=False) for text in texts]
+
     def to_json(self) -> dict[str, Any]:
         """Return what a checkpoint has to hold for `tokenizer_from_json` to make this tokenizer again."""
 

@@ -1,5 +1,6 @@
 """One token per character, as in the study note: the vocabulary is the sorted set of the corpus's characters."""
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -7,16 +8,27 @@ from typing import Any
 from minillm_repl.errors import UserError
 from minillm_repl.tokenizer.base import Tokenizer
 
+UNKNOWN = "<unk>"
+_NAME = re.compile(r"<[^<>\s\x00-\x1f\x7f-\x9f]{1,98}>")
+
 
 class CharacterTokenizer(Tokenizer):
     """Ids are places in the sorted vocabulary; text is normalised to NFC, in which a Hangul syllable is one character.
 
-    Raises UserError for characters that are not single, not distinct or not text.
+    The ids of special tokens (`<end>`, `<|user|>`) follow. With one called `<unk>`, unknown characters become it.
+    Raises UserError for characters that are not single, not distinct or not text, and for special names of the kind.
     """
 
-    def __init__(self, characters: Iterable[str]) -> None:
-        self.characters = tuple(characters)
+    def __init__(self, characters: Iterable[str], specials: Iterable[str] = ()) -> None:
+        self.characters, self.specials = tuple(characters), tuple(specials)
         self._ids = {character: place for place, character in enumerate(self.characters)}
+        self._special_ids = {name: len(self.characters) + place for place, name in enumerate(self.specials)}
+        self.unknown_becomes = UNKNOWN if UNKNOWN in self._special_ids else ""
+        self._lost = [self._special_ids[UNKNOWN]] if self.unknown_becomes else []
+        names = sorted(self.specials, key=len, reverse=True)
+        self._special_pattern = re.compile(f"({'|'.join(map(re.escape, names))})" if names else "(?!)")
+        if len(self._special_ids) != len(self.specials) or not all(map(_NAME.fullmatch, self.specials)):
+            raise UserError("the special tokens must have different names such as <end>, of at most 100 characters")
         if len(self._ids) != len(self.characters) or not self.characters:
             raise UserError("the vocabulary must list at least one character, and each only once")
         if any(len(character) != 1 or "\ud800" <= character <= "\udfff" for character in self.characters):
@@ -29,24 +41,44 @@ class CharacterTokenizer(Tokenizer):
 
     @property
     def size(self) -> int:
-        """How many characters the model knows."""
-        return len(self.characters)
+        """How many characters and special tokens the model knows."""
+        return len(self.characters) + len(self.specials)
 
-    def encode(self, text: str, *, start: bool = True, special: bool = False) -> list[int]:  # noqa: ARG002
-        """Return one id per known character of the NFC form of `text`; unknown ones are skipped."""
-        return [self._ids[character] for character in unicodedata.normalize("NFC", text) if character in self._ids]
+    def encode(self, text: str, *, start: bool = True, special: bool = False) -> list[int]:
+        """Return one id per known character of the NFC form of `text`; unknown ones are skipped, or become `<unk>`."""
+        del start
+        if not special or not self.specials:
+            known = (self._ids.get(character) for character in unicodedata.normalize("NFC", text))
+            return [token for each in known for token in ([each] if each is not None else self._lost)]
+        parts = self._special_pattern.split(text)
+        ids = [self.encode(part) if number % 2 == 0 else [self._special_ids[part]] for number, part in enumerate(parts)]
+        return [token for part in ids for token in part]
 
     def unknown(self, text: str) -> list[str]:
         """Return the characters that the vocabulary lacks, each once, in order."""
         return [c for c in dict.fromkeys(unicodedata.normalize("NFC", text)) if c not in self._ids]
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the UTF-8 bytes of the character."""
-        return self.characters[token].encode()
+        """Return the UTF-8 bytes of the character; none for a special token."""
+        return self.characters[token].encode() if token < len(self.characters) else b""
+
+    def special(self, token: int) -> str:
+        """Return the name of a special token; empty for a character."""
+        return self.specials[token - len(self.characters)] if token >= len(self.characters) else ""
+
+    @property
+    def special_names(self) -> list[str]:
+        """The names of the special tokens."""
+        return list(self.specials)
+
+    def named(self, name: str) -> int | None:
+        """Return the id of the special token with exactly this name, if there is one."""
+        return self._special_ids.get(name)
 
     def to_json(self) -> dict[str, Any]:
-        """Return `{"type": "character", "characters": ...}`."""
-        return {"type": "character", "normalization": "NFC", "characters": "".join(self.characters)}
+        """Return `{"type": "character", "characters": ...}`, with `specials` if there are any."""
+        data = {"type": "character", "normalization": "NFC", "characters": "".join(self.characters)}
+        return {**data, "specials": list(self.specials)} if self.specials else data
 
 
 class IdTokenizer(Tokenizer):

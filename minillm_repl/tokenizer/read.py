@@ -11,7 +11,13 @@ def tokenizer_from_json(data: Any) -> Tokenizer:
     """Make the tokenizer that a checkpoint describes. Raises UserError if it describes none that is known here."""
     match data:
         case {"type": "character", "normalization": "NFC", "characters": str(characters)}:
-            return CharacterTokenizer(characters)
+            specials = data.get("specials", [])
+            if (
+                isinstance(specials, list)
+                and len(specials) <= 1_000
+                and all(isinstance(name, str) for name in specials)
+            ):
+                return CharacterTokenizer(characters, specials)
         case {"type": "ids", "size": int(size)} if 0 < size <= 2_000_000:
             return IdTokenizer(size)
         case {"type": "subword", "size": int(size), "names": dict(names), "description": dict(description)} if (

@@ -12,6 +12,7 @@ import tokenizers
 from minillm_repl.errors import UserError
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Tokenizer
+from minillm_repl.tokenizer.character import UNKNOWN
 from minillm_repl.untrusted.ask import ask
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -91,6 +92,13 @@ class SubwordTokenizer(Tokenizer):
         """Return the id of the token with exactly this name, if there is one."""
         return self._whole.token_to_id(name)
 
+    def encode_many(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of texts, none of which begins one; the library uses all processors."""
+        self._rest.encode_special_tokens = True
+        with _library():
+            found = self._rest.encode_batch_fast(texts, add_special_tokens=False)
+            return [encoding.ids for encoding in found]
+
     @property
     def special_names(self) -> list[str]:
         """The names of all special tokens."""
@@ -133,11 +141,33 @@ def byte_level_bpe(
     return _described(library)
 
 
-def characters(known: Sequence[str]) -> dict[str, Any]:
+def trained_bpe(texts: Iterator[str], size: int, special: Sequence[str]) -> dict[str, Any]:
+    """Return the description of a byte-level BPE of `size` tokens in all, learnt from texts.
+
+    All 256 bytes and the special tokens are among them, so nothing is unknown to it.
+    """
+    library = tokenizers.Tokenizer(tokenizers.models.BPE())
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(special),
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    with _library():
+        library.train_from_iterator(texts, trainer)
+    return _described(library)
+
+
+def characters(known: Sequence[str], specials: Sequence[str] = ()) -> dict[str, Any]:
     """Return the description of a tokenizer of one token per character, for programs that know only this library."""
-    library = tokenizers.Tokenizer(tokenizers.models.BPE({character: i for i, character in enumerate(known)}, []))
+    unknown = UNKNOWN if UNKNOWN in specials else None
+    every = {character: i for i, character in enumerate((*known, *specials))}
+    library = tokenizers.Tokenizer(tokenizers.models.BPE(every, [], unk_token=unknown))
     library.normalizer = tokenizers.normalizers.NFC()
     library.decoder = tokenizers.decoders.Fuse()
+    library.add_special_tokens(list(specials))
     return _described(library)
 
 

@@ -1,35 +1,60 @@
-"""What training tells: `TrainStep` after each step, `Evaluated` now and then, one `Finished`; in nats per token."""
+"""What training tells: `TrainStep` after each step, now and then `Evaluated` or `Saved`, at the end one `Finished`.
+
+Losses are in nats per token.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
 
+Reason = Literal["done", "interrupt", "patience", "diverged"]
+
 
 @dataclass(frozen=True, slots=True)
 class TrainStep:
-    """One step of the optimiser has been taken."""
+    """One step of the optimisers has been taken."""
 
     step: int  # from 1
     loss: float  # on the batch of this step
-    tokens: int  # read so far
-    seconds: float  # so far
+    lr: float  # the learning rate of this step
+    grad_norm: float  # L2 norm of all gradients together, before clipping
+    tokens: int  # read since the run began
+    seconds: float  # since the run began; what was spent before a resume included
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """The loss over the whole corpus (or an even sample of it) was measured."""
+    """The losses were measured, each over an even sample of its text, or all of it where that is short."""
 
     step: int
-    loss: float
+    train_loss: float
+    val_loss: float | None  # None without a validation part
+    bits_per_character: float  # of the validation part if there is one, else of the text that is trained on
+    best: bool  # no measurement before this one was as good
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The run lies on disk as it is after this step, and can be resumed."""
+
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Training ended; the model keeps what it has learnt."""
+    """Training ended; the model holds the best weights that were measured, or the last where nothing was held out."""
 
-    reason: Literal["done", "interrupt"]
-    steps: int
+    reason: Reason
+    steps: int  # that were taken
+    kept: int  # the step whose weights the model has
     tokens: int
     seconds: float
-    first_loss: float  # over the corpus, before the first step
-    last_loss: float  # over the corpus, after the last
+    first_loss: float  # before the first step: of the validation part if there is one
+    last_loss: float  # of the weights that are kept, over the whole of that text
+    train_loss: float  # of the weights that are kept
+    val_loss: float | None
+    bits_per_character: float
     curve: tuple[tuple[int, float], ...]  # (step, loss of its batch), at most a few hundred points
+    val_curve: tuple[tuple[int, float], ...]  # (step, validation loss)
+
+
+TrainEvent = TrainStep | Evaluated | Saved | Finished

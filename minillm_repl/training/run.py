@@ -1,122 +1,281 @@
 """One run of training, from a checkpoint or from nothing to a checkpoint."""
 
-import os
+import math
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from minillm_repl import __version__
-from minillm_repl.checkpoint.checkpoint import Checkpoint, TrainingRecord
-from minillm_repl.checkpoint.names import user_path
+from minillm_repl.checkpoint import native
+from minillm_repl.checkpoint.adapter import digest
+from minillm_repl.checkpoint.checkpoint import Adapter, Checkpoint, TrainingRecord
+from minillm_repl.checkpoint.conversation import PLAIN
+from minillm_repl.checkpoint.names import there, user_path
 from minillm_repl.errors import UserError
-from minillm_repl.model.build import tensors_of, trainable
-from minillm_repl.model.config import GPTConfig
+from minillm_repl.model.build import as_arrays, build_new, trainable
 from minillm_repl.model.device import pick_device
-from minillm_repl.model.gpt import GPT
+from minillm_repl.model.lora import adapt, adapters, merged
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Tokenizer
-from minillm_repl.tokenizer.character import CharacterTokenizer
-from minillm_repl.training.data import Corpus, read_corpus, windows
-from minillm_repl.training.events import Evaluated, Finished, TrainStep
+from minillm_repl.training import resume
+from minillm_repl.training.batches import Part
+from minillm_repl.training.corpus import Corpus, open_corpus
+from minillm_repl.training.events import Finished, TrainEvent
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.trainer import train
+from minillm_repl.training.processes import Processes, whole
+from minillm_repl.training.quickest import quickest, threads
+from minillm_repl.training.settle import new_config, pick_preset, settle_further, settle_loop, settle_new
+from minillm_repl.training.tokens import Tokens, cache_folder, tokenise
+from minillm_repl.training.trainer import Trainer
+from minillm_repl.training.vocabulary import make_tokenizer
 
-# Multiplications a step, below which a second thread is no faster on a quiet machine, and far slower on a busy one.
-_ONE_THREAD = 2e8
-_CONTEXT = 32  # tokens, of a new model when nothing is said
-_LONGEST = 256  # tokens that a piece of text has at most when nothing is said
+_HELD_OUT = 10  # one part in so many, the last, is only measured on
+_LEAST_HELD_OUT = 1_000  # tokens: fewer tell nothing
 _SAMPLE_START = 4  # tokens of the corpus from which the model's samples begin
+_SEPARATORS = ("<end>", "<|end|>", "<|endoftext|>")
 
 
-def find_corpus(named: str, checkpoint: Checkpoint | None) -> Corpus:
+def find_corpus(named: str, checkpoint: Checkpoint | None) -> str:
     """Return the corpus that was named, else the one the checkpoint was trained on, if it is there unchanged.
 
     Raises UserError that says what to type.
     """
     if named:
-        return read_corpus(user_path(named))
+        return named
     record = checkpoint.training if checkpoint else None
     if checkpoint is None or record is None or not record.corpus:
         raise UserError("which text? `:train CORPUS` takes a UTF-8 text file, such as `:train story.txt steps=500`")
-    beside = [checkpoint.path.parent / Path(record.corpus).name] if checkpoint.path else []
-    for path in (Path(record.corpus), *beside):
-        if os.path.isfile(path):  # noqa: PTH113 - Path's own raises for a name that is too long
-            corpus = read_corpus(path)
-            if corpus.sha256 == record.corpus_sha256:
-                return replace(corpus, name=record.corpus)
+    beside = [str(checkpoint.path.parent / Path(record.corpus).name)] if checkpoint.path else []
+    for name in (record.corpus, *beside):
+        if there(user_path(name)) and open_corpus(user_path(name)).sha256 == record.corpus_sha256:
+            return name
     raise UserError(
         f"the text that this model was trained on ({safe_line(record.corpus):.80}) is not here, or has changed;"
         " name one with `:train CORPUS`"
     )
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """Where a run takes place, and who watches."""
+
+    path: Path  # of the checkpoint that saves on the way write; the resume file lies beside it
+    device: str = "auto"
+    threads: int = 0  # 0 tries what is fastest
+    processes: Processes = field(default_factory=Processes)
+    progress: Callable[[float], None] = lambda _: None  # of reading the text
+    interrupted: Callable[[], bool] = lambda: False
+
+
 class TrainingRun:
     """A model, the corpus as its tokens, and the plan; nothing of the checkpoint it starts from is changed.
 
-    With a checkpoint it is trained further and keeps its vocabulary; without one a new model of the plan's sizes
-    starts from the plan's seed. Raises UserError before anything is touched if the corpus does not fit.
+    With a checkpoint it is trained further and keeps its vocabulary; without one a new model starts from the plan's
+    seed. `notes` are what the user should know, one line each. Raises UserError before anything is touched if the
+    corpus does not fit.
     """
 
     def __init__(
-        self, start: Checkpoint | None, corpus: Corpus, plan: TrainPlan, device: str, threads: int = 0
+        self,
+        start: Checkpoint | None,
+        corpus: str,
+        plan: TrainPlan,
+        around: Surroundings,
+        resumed: resume.Interrupted | None = None,
     ) -> None:
-        self._start, self._corpus, self._plan = start, corpus, plan
-        self.tokenizer: Tokenizer = start.tokenizer if start else CharacterTokenizer.from_corpus(corpus.text)
-        config = start.config if start else _note(plan, self.tokenizer)
-        self.unknown = self.tokenizer.unknown(corpus.text)
-        # A long context costs memory and time at each step, and a short text does not fill it.
-        self._context = min(config.context, plan.context or _LONGEST)
-        self._windows = windows(corpus, self.tokenizer, self._context)
-        small = config.parameters * plan.batch * self._context < _ONE_THREAD
-        self._threads = threads or (1 if small else torch.get_num_threads())
+        self._around, self._further = around, resumed.further if resumed else start is not None
+        self.corpus, self.notes = corpus, list[str]()
+        with around.processes.first_then_others():
+            opened = open_corpus(user_path(corpus), plan.documents)
+            self._sha256 = opened.sha256
+            if resumed and opened.sha256 != resumed.corpus_sha256:
+                raise UserError(f"{safe_line(corpus)} has changed: the run cannot go on exactly; `:train` begins anew")
+            self.tokenizer = start.tokenizer if start else make_tokenizer(plan.tokenizer, opened)
+            self._chat = start.chat if start else PLAIN if opened.conversations else None
+            self._end = start.end if start else _separators(self.tokenizer)
+            tokens = self._read(opened)
+            held = (
+                self._read(open_corpus(user_path(plan.val), plan.documents))
+                if plan.val not in ("auto", "off")
+                else None
+            )
+        device = pick_device(around.device)
         torch.manual_seed(plan.seed)
-        model = trainable(config, start.tensors) if start else GPT(_note(plan, self.tokenizer)).initialise()
-        self.model = model.to(pick_device(device))
-        self.sample_start: list[int] = self._windows[0][: min(_SAMPLE_START, self._context)].tolist()
+        if start is None:
+            preset, why = pick_preset(plan, len(tokens.ids), device.type != "cpu")
+            self.notes.append(f"preset {preset} {why}")
+            plan = settle_new(plan, preset)
+            config = new_config(plan, self.tokenizer.size)
+        else:
+            config = start.config
+            plan = plan if resumed else settle_further(plan, config, len(tokens.ids))
+        plan = settle_loop(plan)
+        train, val = _split(tokens, held, plan, safe_line(corpus))
+        if plan.val == "auto" and val is None:
+            self.notes.append("the text is too short to hold a part of it out: the losses are those of what is learnt")
+        model = trainable(config, start.tensors) if start and start.tensors else build_new(config)
+        if plan.lora:
+            adapt(model, plan.lora)
+        measured = val or train
+        per_token = measured.targets / max(1, measured.characters(self.tokenizer)) / math.log(2)
+        self.trainer = Trainer(model.to(device), train, val, plan, per_token, around.processes)
+        self._record, self._path = (start.training, start.path) if start else (None, None)
+        # An adapter is of use apart from its model if that lies somewhere by itself.
+        apart = plan.lora and start and start.path and start.tensors and start.adapter is None
+        self._base = (start.path, digest(start.tensors)) if start and start.path and apart else None
+        if resumed:
+            resume.restore(resumed, self.trainer)
+            self.threads = resumed.threads
+            self.notes.append(f"goes on after step {self.trainer.state.step:,} of {plan.steps:,}")
+        elif around.processes.size > 1:  # every process must choose the same
+            precision = "bfloat16" if device.type == "cuda" else "float32"
+            self.trainer.plan = plan if plan.precision != "auto" else replace(plan, precision=precision)
+            self.threads = around.threads
+            self.notes.append(self._how(0.0))
+        else:
+            self.threads, precision, seconds = quickest(self.trainer, around.threads)
+            self.trainer.plan = replace(plan, precision=precision)
+            self.notes.append(self._how(seconds))
+        self.sample_start = self._sample_start(plan.sample, train)
+
+    @classmethod
+    def resumed(cls, path: Path, around: Surroundings) -> "TrainingRun":
+        """Return the run of a checkpoint that its resume file holds, where it was. Raises UserError."""
+        interrupted = resume.read(resume.resume_path(path))
+        return cls(interrupted.start, interrupted.corpus, interrupted.plan, around, interrupted)
+
+    @property
+    def plan(self) -> TrainPlan:
+        """The plan with everything chosen."""
+        return self.trainer.plan
 
     @property
     def title(self) -> str:
         """What is about to happen, in one line."""
-        config = self.model.config
-        model = f"{'training further' if self._start else 'a new model'}: {config.parameters:,} parameters"
-        tokens = len(self._windows) + self._context
+        config, train, val = self.trainer.model.config, self.trainer.train, self.trainer.val
+        what = "training further" if self._further else f"a new {config.arch} model"
+        held = f" and {len(val.ids):,} held out" if val else ""
         return (
-            f"{model} · {self._corpus.name}: {tokens:,} tokens, {config.vocab:,} different · {self._plan.steps:,} steps"
+            f"{what}: {config.parameters:,} parameters · {self.corpus}: {len(train.ids):,} tokens{held},"
+            f" {config.vocab:,} different · {self.plan.steps:,} steps"
         )
 
-    def events(self, interrupted: Callable[[], bool]) -> Iterator[TrainStep | Evaluated | Finished]:
-        """Train, and yield what happens."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
-        try:
-            yield from train(self.model, self._windows, self._plan, interrupted)
-        finally:
-            torch.set_num_threads(before)
+    def events(self, interrupted: Callable[[], bool], *, save: bool = True) -> Iterator[TrainEvent]:
+        """Train, and yield what happens; with `save`, write the run to disk as its plan says."""
+        with threads(self.threads):
+            yield from self.trainer.events(interrupted, self._save if save else None)
 
-    def checkpoint(self, finished: Finished) -> Checkpoint:
-        """Return the trained model; steps, tokens and curve go on from those of the checkpoint it started from."""
-        before = self._start.training if self._start else None
-        steps_before, tokens_before = (before.steps, before.tokens) if before else (0, 0)
-        points = (*(before.curve if before else ()), *((steps_before + step, loss) for step, loss in finished.curve))
+    def checkpoint(self, finished: Finished | None = None) -> Checkpoint:
+        """Return the model as it is worth keeping now; steps, tokens and curve go on from those it started from."""
+        trainer, state, before = self.trainer, self.trainer.state, self._record
+        weights = dict(trainer.model.state_dict())
+        if finished is None and trainer.val is not None:
+            weights |= trainer.best_weights
+        steps, tokens = (before.steps, before.tokens) if before else (0, 0)
+        last_val = state.val_curve[-1][1] if state.val_curve else None
         record = TrainingRecord(
-            steps=steps_before + finished.steps,
-            tokens=tokens_before + finished.tokens,
-            train_loss=round(finished.last_loss, 6),
-            corpus=self._corpus.name,
-            corpus_sha256=self._corpus.sha256,
-            seed=self._plan.seed,
+            steps=steps + state.step,
+            tokens=tokens + state.tokens,
+            train_loss=round(finished.train_loss if finished else state.train_loss, 6),
+            val_loss=last_val if finished is None else finished.val_loss and round(finished.val_loss, 6),
+            corpus=self.corpus,
+            corpus_sha256=self._sha256,
+            seed=self.plan.seed,
             versions={"minillm-repl": __version__, "torch": torch.__version__, "python": platform.python_version()},
-            curve=points,
+            curve=(*(before.curve if before else ()), *((steps + step, loss) for step, loss in state.curve)),
+            val_curve=(
+                *(before.val_curve if before else ()),
+                *((steps + step, loss) for step, loss in state.val_curve),
+            ),
         )
-        trained = tensors_of(self.model)
-        if self._start:
-            return replace(self._start, tensors=trained, training=record)
-        return Checkpoint(self.model.config, self.tokenizer, trained, record)
+        gathered = {name: whole(tensor) for name, tensor in weights.items()}
+        learnt = None
+        if self._base:
+            learnt = Adapter(as_arrays(adapters(gathered)), *self._base)
+        return replace(self._described(), tensors=as_arrays(merged(gathered)), training=record, adapter=learnt)
+
+    def _described(self) -> Checkpoint:
+        config = self.trainer.model.config
+        return Checkpoint(config, self.tokenizer, {}, self._record, self._path, self._chat, self._end)
+
+    def _save(self) -> None:
+        path, corpus = self._around.path, (self.corpus, self._sha256)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        resume.write(resume.resume_path(path), self.trainer, self._described(), corpus, self._further, self.threads)
+        checkpoint = self.checkpoint()
+        if self._around.processes.rank == 0:
+            native.save(checkpoint, path)
+
+    def _read(self, corpus: Corpus) -> Tokens:
+        around = self._around
+        self.notes += [f"{safe_line(corpus.name)}: {note}" for note in corpus.notes]
+        if corpus.conversations and self._chat is None:
+            raise UserError("the corpus holds conversations, but this model has no chat template to write them with")
+        tokens = tokenise(
+            corpus,
+            self.tokenizer,
+            separator=self._end[0] if self._end else None,
+            template=self._chat if corpus.conversations else None,
+            cache=cache_folder(),
+            progress=around.progress,
+            interrupted=around.interrupted,
+        )
+        if tokens.unknown:
+            share = tokens.unknown / max(1, int(corpus.characters.sum()))
+            become = self.tokenizer.unknown_becomes
+            self.notes.append(
+                f"{tokens.unknown:,} characters ({share:.2%}) are not in the vocabulary, and"
+                f" {f'become {safe_line(become)}' if become else 'skipped'}: {self._lacking(corpus)}"
+            )
+        return tokens
+
+    def _lacking(self, corpus: Corpus) -> str:
+        """Return the most frequent characters of a corpus that the vocabulary lacks."""
+        points = np.argsort(-corpus.characters, kind="stable")[:20_000]
+        text = "".join(chr(point) for point in points if corpus.characters[point])
+        return safe_line(", ".join(self.tokenizer.unknown(text)[:20]))
+
+    def _how(self, seconds: float) -> str:
+        plan = self.plan
+        muon = "Muon and AdamW" if plan.optimizer == "muon" else "AdamW"
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}" if self.threads else "threads as they are"
+        left = seconds * plan.steps * 1.2
+        time = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min" if left < 5400 else f"{left / 3600:.1f} h"
+        size = self._around.processes.size
+        where = f"{size} processes" if size > 1 else f"{threads} · about {time}"
+        return f"batch {plan.batch} × {plan.context} tokens · {muon}, rate {plan.lr:g} · {plan.precision}, {where}"
+
+    def _sample_start(self, text: str, train: Part) -> list[int]:
+        ids = self.tokenizer.encode(text) if text else []
+        return ids or train.ids[: min(_SAMPLE_START, train.context)].tolist()
 
 
-def _note(plan: TrainPlan, tokenizer: Tokenizer) -> GPTConfig:
-    """Return the study note's kind of model, in the plan's sizes."""
-    return GPTConfig(tokenizer.size, plan.context or _CONTEXT, plan.width, plan.layers, plan.heads)
+def _separators(tokenizer: Tokenizer) -> tuple[int, ...]:
+    found = (tokenizer.named(name) for name in _SEPARATORS)
+    return tuple(token for token in found if token is not None)[:1]
+
+
+def _split(tokens: Tokens, held: Tokens | None, plan: TrainPlan, name: str) -> tuple[Part, Part | None]:
+    """Return what is trained on and what is measured on. Raises UserError if either has not even one window."""
+    count, context = len(tokens.ids), plan.context
+    parts = [Part(tokens.ids, tokens.learned, context)]
+    if held is not None:
+        parts.append(Part(held.ids, held.learned, context))
+    elif plan.val == "auto" and count // _HELD_OUT >= max(_LEAST_HELD_OUT, 4 * context):
+        cut = count - -(-count // _HELD_OUT)
+        learned = tokens.learned
+        parts = [
+            Part(tokens.ids[here], None if learned is None else learned[here], context)
+            for here in (slice(0, cut), slice(cut, count))
+        ]
+    for part in parts:
+        if not part.windows:
+            raise UserError(
+                f"{name} has {len(part.ids):,} tokens that the model knows; a context of {context} needs at"
+                f" least {context + 1:,}: take a longer text, or a smaller `context=N`"
+            )
+    return parts[0], parts[1] if len(parts) > 1 else None

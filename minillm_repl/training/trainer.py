@@ -5,110 +5,323 @@ Muon (Jordan et al. 2024, torch's own) reaches the same loss as AdamW in a fract
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
-from typing import Literal
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own usual name
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from minillm_repl.errors import UserError
 from minillm_repl.model.build import LanguageModel
-from minillm_repl.training.events import Evaluated, Finished, TrainStep
+from minillm_repl.training.batches import IGNORED, Part
+from minillm_repl.training.events import Evaluated, Finished, Reason, Saved, TrainEvent, TrainStep
 from minillm_repl.training.plan import TrainPlan
+from minillm_repl.training.processes import Processes, whole
 
-_WARM_UP = 20  # steps until the learning rate is whole: the first gradients are wild
-_DECAY = 0.5  # the share of the steps, at the end, over which the learning rate falls to zero
-_EVALUATED = 8192  # tokens: an even sample is enough to tell how it goes, and costs little
-_POINTS = 200  # on the recorded loss curve
+_AT_ONCE = 16_384  # tokens of a measurement that are read together
+_LEAST_MEASURED = 8_192  # tokens: a measurement on the way shows no less, where there are so many
+_MEASURING = 0.15  # of the work of training, at most, above that
+_POINTS = 200  # on a recorded loss curve
 
 
-def train(
-    model: LanguageModel, windows: Tensor, plan: TrainPlan, interrupted: Callable[[], bool] = lambda: False
-) -> Iterator[TrainStep | Evaluated | Finished]:
-    """Train `model` in place on `windows` (count, context + 1), on the device it is on.
+@dataclass
+class State:
+    """Where a run is, as far as it is no tensor: what is in a resume file as JSON."""
 
-    Yields an `Evaluated` before the first step, a `TrainStep` after each, an `Evaluated` ten times on the way and at
-    the end, then `Finished`. `interrupted` is asked between two steps. The batches follow from `plan.seed` alone.
+    step: int = 0
+    measured: int = -1  # the step after which the losses were last measured
+    tokens: int = 0
+    seconds: float = 0.0
+    first_loss: float = 0.0
+    train_loss: float = 0.0  # when last measured
+    best: float = sys.float_info.max  # the lowest measured loss that counts, and the step it was measured after
+    best_step: int = 0
+    waited: int = 0  # measurements since
+    stretch: list[float] = field(default_factory=list)  # losses since the last point of the curve
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    val_curve: list[tuple[int, float]] = field(default_factory=list)
 
-    Raises UserError when the loss is no longer a number.
+
+class NotANumber(Exception):  # noqa: N818 - told in the Finished event
+    """The loss or a gradient is no longer a finite number."""
+
+
+class Trainer:
+    """One run of a settled plan: a model, trained in place on the device it is on.
+
+    `per_token` turns the mean loss into bits per character: it is tokens / characters / ln 2 of the measured text.
     """
-    device = next(model.parameters()).device
-    optimizers = _optimizers(model, plan.lr)
-    choose = torch.Generator().manual_seed(plan.seed)
-    losses: list[float] = []
-    tokens, started = 0, perf_counter()
-    first_loss = evaluate(model, windows)
-    yield Evaluated(0, first_loss)
-    for step in range(1, plan.steps + 1):
-        if interrupted():
-            break
-        for optimizer in optimizers:
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        train: Part,
+        val: Part | None,
+        plan: TrainPlan,
+        per_token: float = 1.0,
+        processes: Processes | None = None,
+    ) -> None:
+        self.model, self.train, self.val, self.plan = model, train, val, plan
+        self.processes = processes or Processes()
+        self.state = State()
+        self.device = next(model.parameters()).device
+        self._per_token = per_token
+        self.choose = torch.Generator().manual_seed(plan.seed)  # which windows come next
+        if plan.dropout:
+            _drop_out(model, plan.dropout)
+        if plan.shard:
+            self.processes.shard(model)
+        compiled: nn.Module = torch.compile(model) if plan.compile else model  # type: ignore[assignment]
+        self._forward = self.processes.wrap(compiled, sharded=plan.shard)
+        self.trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        self.optimizers = _optimizers(model, self.trained, plan)
+        self.best_weights = self._weights()
+
+    # -- the loop
+
+    def events(self, interrupted: Callable[[], bool], save: Callable[[], object] | None = None) -> Iterator[TrainEvent]:
+        """Train until the plan's last step, and yield what happens.
+
+        Both functions are asked between two steps: whether to stop, and to write the run to disk when the plan says
+        so. When the consumer is closed half-way, or anything fails, the run is written as it was after its last step.
+        """
+        plan, state = self.plan, self.state
+        self._clock = perf_counter() - state.seconds
+        self._saved_step, self._saved_at = state.step, perf_counter()
+        self._whole = True
+        reason: Reason = "done"
+        try:
+            while True:
+                if state.measured != state.step and (state.step % plan.every == 0 or state.step == plan.steps):
+                    try:
+                        yield self._measure()
+                    except NotANumber:
+                        reason = "diverged"
+                        break
+                    if plan.patience and state.waited >= plan.patience:
+                        reason = "patience"
+                        break
+                if save and self._save_due():
+                    save()
+                    yield Saved(state.step)
+                if state.step == plan.steps:
+                    break
+                if self.processes.any(interrupted(), self.device):
+                    reason = "interrupt"
+                    break
+                try:
+                    yield self.step()
+                except NotANumber:
+                    reason = "diverged"
+                    break
+        except BaseException:
+            if save and self._whole and state.step > self._saved_step:
+                save()
+            raise
+        if save and reason == "interrupt" and state.step:
+            save()
+        yield self._finish(reason)
+
+    def step(self) -> TrainStep:
+        """Take one step of the optimisers. Raises NotANumber, with the weights as they were."""
+        plan, state, world = self.plan, self.state, self.processes.size
+        self._whole = False
+        lr = plan.lr * schedule(state.step + 1, plan)
+        self.model.train()
+        starts = torch.randint(self.train.windows, (plan.batch,), generator=self.choose).numpy()
+        # Every process knows the whole batch, and reads its share of it.
+        count = plan.batch * plan.context if self.train.learned is None else self._targets(starts)
+        parts = np.array_split(starts[self.processes.rank :: world], plan.accumulate)
+        total = torch.zeros((), device=self.device)
+        for number, part in enumerate(parts, 1):
+            last = number == len(parts)
+            with nullcontext() if last else self.processes.gradients_apart(self._forward):
+                loss = self.loss(part, plan.label_smoothing) / count
+                (loss * world).backward()  # type: ignore[no-untyped-call] # the processes' gradients are averaged
+            total += loss.detach()
+        loss_value = self.processes.sum(total).item()
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.trained.values(), plan.clip or math.inf)).item()
+        if not math.isfinite(loss_value + norm):
+            for optimizer in self.optimizers.values():
+                optimizer.zero_grad()
+            raise NotANumber
+        for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = plan.lr * schedule(step, plan.steps)
-        batch = windows[torch.randint(len(windows), (plan.batch,), generator=choose)].to(device)
-        losses.append(_step(model, optimizers, batch))
-        tokens += plan.batch * (windows.shape[1] - 1)
-        yield TrainStep(step, losses[-1], tokens, perf_counter() - started)
-        if step % max(1, plan.steps // 10) == 0 and step < plan.steps:
-            yield Evaluated(step, evaluate(model, windows))
-    last_loss = _finite(evaluate(model, windows))
-    yield Evaluated(len(losses), last_loss)
-    reason: Literal["done", "interrupt"] = "done" if len(losses) == plan.steps else "interrupt"
-    every = max(1, len(losses) // _POINTS)
-    curve = tuple((step, round(loss, 4)) for step, loss in enumerate(losses, 1) if step % every == 0)
-    yield Finished(reason, len(losses), tokens, perf_counter() - started, first_loss, last_loss, curve)
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad()
+        state.step += 1
+        state.tokens += plan.batch * plan.context
+        state.seconds = perf_counter() - self._clock
+        self._note(loss_value)
+        self._whole = True
+        return TrainStep(state.step, loss_value, lr, norm, state.tokens, state.seconds)
+
+    def _targets(self, starts: NDArray[np.int64]) -> int:
+        return max(1, int((self.train.at(starts)[1] != IGNORED).sum()))
+
+    def loss(self, starts: NDArray[np.int64], smoothing: float = 0.0) -> Tensor:
+        """Return the sum of the losses over the windows that begin at `starts`, in nats."""
+        inputs, targets = (each.to(self.device, non_blocking=True) for each in self.train.at(starts))
+        return self.summed_loss(inputs, targets, smoothing)
+
+    def summed_loss(self, inputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Return the sum of the losses of (b, t) targets given (b, t) inputs, in nats."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.precision == "bfloat16"):
+            logits = self._forward(inputs)  # (b, t, v)
+        flat = logits.float().flatten(0, 1)
+        return F.cross_entropy(
+            flat, targets.flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
+        )
+
+    def _note(self, loss: float) -> None:
+        """Keep the loss for the curve: each of its points is the mean of a stretch of steps."""
+        state = self.state
+        state.stretch.append(loss)
+        if len(state.stretch) >= max(1, self.plan.steps // _POINTS):
+            state.curve.append((state.step, round(sum(state.stretch) / len(state.stretch), 4)))
+            state.stretch.clear()
+
+    def _save_due(self) -> bool:
+        plan, done = self.plan, self.state.step - self._saved_step
+        by_time = plan.save_minutes and perf_counter() - self._saved_at >= 60 * plan.save_minutes
+        due = done > 0 and bool((plan.save_steps and done >= plan.save_steps) or by_time)
+        if self.processes.any(due, self.device):
+            self._saved_step, self._saved_at = self.state.step, perf_counter()
+            return True
+        return False
+
+    # -- measuring
+
+    def _measure(self) -> Evaluated:
+        state = self.state
+        step_tokens = self.plan.every * self.plan.batch * self.plan.context
+        most = max(_LEAST_MEASURED, int(step_tokens * 3 * _MEASURING))  # training costs three times as much as reading
+        train = self.mean_loss(self.train, self.train.even(most // 2 if self.val else most))
+        val = self.mean_loss(self.val, self.val.apart(most)) if self.val else None
+        loss = train if val is None else val
+        if not math.isfinite(loss + train):
+            raise NotANumber
+        best = loss < state.best
+        state.train_loss = train
+        if state.measured < 0:
+            state.first_loss = loss
+        if best or val is None:  # without a text held out there is no knowing better than the last
+            state.best, state.best_step, state.waited = loss, state.step, 0
+            self.best_weights = self._weights()
+        else:
+            state.waited += 1
+        if val is not None:
+            state.val_curve.append((state.step, round(val, 4)))
+        state.measured = state.step
+        state.seconds = perf_counter() - self._clock
+        return Evaluated(state.step, train, val, loss * self._per_token, best)
+
+    @torch.no_grad()
+    def mean_loss(self, part: Part, starts: NDArray[np.int64]) -> float:
+        """Return the mean loss over the windows that begin at `starts`, in nats per token that counts."""
+        self.model.eval()
+        mine = starts[self.processes.rank :: self.processes.size]
+        totals = torch.zeros(2, dtype=torch.float64)
+        at_once = max(1, _AT_ONCE // part.context)
+        for first in range(0, len(mine), at_once):
+            inputs, targets = part.at(mine[first : first + at_once])
+            summed = self.summed_loss(inputs.to(self.device), targets.to(self.device))
+            totals += torch.tensor([summed.item(), float((targets != IGNORED).sum())], dtype=torch.float64)
+        total, count = self.processes.sum(totals.to(self.device) if self.processes.size > 1 else totals).tolist()
+        return float(total / max(1.0, count))
+
+    def _finish(self, reason: Reason) -> Finished:
+        """Leave the model with the weights to keep, and measure these over the whole text, or an even half million."""
+        state = self.state
+        if reason != "diverged" and (self.val is None or state.measured != state.step):
+            # What came after the last measurement counts too: it is kept unless it is known to be worse.
+            keep = self.val is None or self.mean_loss(self.val, self.val.apart(_LEAST_MEASURED)) < state.best
+        else:
+            keep = False
+        kept = state.step if keep else state.best_step
+        if not keep:
+            self.load(self.best_weights)
+        whole = reason != "interrupt"
+        most = 1 << 19 if whole else _LEAST_MEASURED
+        train = self.mean_loss(self.train, self.train.even(most if self.val is None else _LEAST_MEASURED))
+        val = self.mean_loss(self.val, self.val.apart() if whole else self.val.apart(most)) if self.val else None
+        loss = train if val is None else val
+        return Finished(
+            reason,
+            state.step,
+            kept,
+            state.tokens,
+            state.seconds,
+            state.first_loss,
+            loss,
+            train,
+            val,
+            loss * self._per_token,
+            tuple(state.curve),
+            tuple(state.val_curve),
+        )
+
+    # -- weights
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: each.detach().clone() for name, each in self.trained.items()}
+
+    @torch.no_grad()
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Put weights by name in the place of those that are trained."""
+        for name, parameter in self.trained.items():
+            parameter.copy_(weights[name])
 
 
-def schedule(step: int, steps: int) -> float:
-    """Return the share of the learning rate at `step` (from 1): up over the first few, level, then down to zero."""
-    warm = step / min(_WARM_UP, max(1, steps // 5))
-    left = (steps - step + 1) / max(1, math.ceil(steps * _DECAY))
-    return min(1.0, warm, left)
+def schedule(step: int, plan: TrainPlan) -> float:
+    """Return the share of the learning rate at `step` (from 1): up over the first few, then as the plan says."""
+    warm = step / max(1, plan.warm_up)
+    left = (plan.steps - step + 1) / plan.steps
+    match plan.schedule:
+        case "linear":
+            return min(1.0, warm, 2 * left)
+        case "cosine":
+            return min(1.0, warm) * (1 + math.cos(math.pi * (1 - left))) / 2
+    return min(1.0, warm)
 
 
-def _optimizers(model: LanguageModel, lr: float) -> list[torch.optim.Optimizer]:
-    inside = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
+def _optimizers(
+    model: LanguageModel, trained: dict[str, nn.Parameter], plan: TrainPlan
+) -> dict[str, torch.optim.Optimizer]:
+    inside = [each for each in model.blocks.parameters() if each.ndim == 2 and each.requires_grad]
     known = set(map(id, inside))
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    return [
-        torch.optim.Muon(inside, lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-        # betas as in GPT-3; no weight decay: what is left here are embeddings, norms, biases and the head.
-        torch.optim.AdamW(rest, lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-    ]
+    rest = [each for each in trained.values() if id(each) not in known]
+    # betas as in GPT-3. Only the matrices decay; what is left are embeddings, norms, biases and the head.
+    adamw = partial(torch.optim.AdamW, lr=plan.lr, betas=(0.9, 0.95), fused=True)
+    if plan.optimizer == "adamw":
+        groups: list[dict[str, Any]] = [
+            {"params": inside, "weight_decay": plan.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ]
+        return {"adamw": adamw([group for group in groups if group["params"]])}
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "muon": torch.optim.Muon(inside, plan.lr, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw")
+    }
+    if rest:
+        optimizers["adamw"] = adamw(rest, weight_decay=0.0)
+    return optimizers
 
 
-def _step(model: LanguageModel, optimizers: list[torch.optim.Optimizer], batch: Tensor) -> float:
-    """Take one step on a batch (b, context + 1) and return its loss, in nats per token."""
-    loss = _loss(model, batch)
-    _finite(loss.item())
-    for optimizer in optimizers:
-        optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    for optimizer in optimizers:
-        optimizer.step()
-    return loss.item()
+def _drop_out(model: LanguageModel, share: float) -> None:
+    """Leave out a share of the embedding's numbers, and of what each block adds to the residual stream."""
 
+    def drop(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return F.dropout(output, share, module.training)
 
-def _finite(loss: float) -> float:
-    if not math.isfinite(loss):
-        raise UserError(f"the loss became {loss}: the learning rate is too high; try a smaller lr. Nothing was changed")
-    return loss
-
-
-def _loss(model: LanguageModel, batch: Tensor, reduction: str = "mean") -> Tensor:
-    logits = model(batch[:, :-1])  # (b, t, v)
-    return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction=reduction)
-
-
-@torch.inference_mode()
-def evaluate(model: LanguageModel, windows: Tensor) -> float:
-    """Return the mean loss over all windows, or an even sample of them, in nats per token."""
-    device = next(model.parameters()).device
-    context = windows.shape[1] - 1
-    sample = windows[:: math.ceil(len(windows) / max(1, _EVALUATED // context))]
-    total = 0.0
-    for start in range(0, len(sample), 64):
-        total += _loss(model, sample[start : start + 64].to(device), "sum").item()
-    return total / (len(sample) * context)
+    ends = ("token_embedding", "attention.proj", "ff.down")
+    for name, module in model.named_modules():
+        if name.endswith(ends):
+            module.register_forward_hook(drop)

@@ -15,8 +15,13 @@ _CPU_SECONDS, _MEMORY, _LONGEST = 5, 4 << 30, 4_000_000
 _TRIALS = ("", "Hello, world 12\n\t ", "안녕하세요 👋🏽", "<s>\x00\ufffd")
 
 
-def render(template: str, variables: dict[str, str], messages: list[dict[str, str]]) -> str:
-    """Return what a chat template makes of a conversation; it sees what the `transformers` library shows to one."""
+def render(
+    template: str, variables: dict[str, str], conversations: list[tuple[list[dict[str, str]], bool]]
+) -> list[str]:
+    """Return what a chat template makes of conversations, each with or without the start of an answer.
+
+    It sees what the `transformers` library shows to one.
+    """
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
@@ -47,14 +52,17 @@ def render(template: str, variables: dict[str, str], messages: list[dict[str, st
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     limit()
-    pieces, length = [], 0
+    texts, length = [], 0
     made = environment.from_string(template)
-    for piece in made.generate(**variables, messages=messages, add_generation_prompt=True):
-        pieces.append(piece)
-        length += len(piece)
-        if length > _LONGEST:
-            refuse(f"its text is longer than {_LONGEST:,} characters")
-    return "".join(pieces)
+    for messages, prompt in conversations:
+        pieces = []
+        for piece in made.generate(**variables, messages=messages, add_generation_prompt=prompt):
+            pieces.append(piece)
+            length += len(piece)
+            if length > _LONGEST:
+                refuse(f"its text is longer than {_LONGEST:,} characters")
+        texts.append("".join(pieces))
+    return texts
 
 
 def try_tokenizer(description: str) -> int:

@@ -1,0 +1,98 @@
+"""A LoRA adapter apart from its model: beside each of some matrices two thin ones, `up` · `down`, in one small file.
+
+The file names the model it belongs to by its path and by a digest of its weights (docs/format.md).
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import safetensors.numpy
+
+from minillm_repl.checkpoint.atomic import write_atomically
+from minillm_repl.checkpoint.checkpoint import Adapter, Checkpoint
+from minillm_repl.checkpoint.header import Header, field_of
+from minillm_repl.checkpoint.native import check_replaceable
+from minillm_repl.checkpoint.recipe import Piece, Recipe
+from minillm_repl.checkpoint.weights import check, read_weights
+from minillm_repl.errors import UserError
+from minillm_repl.safetext import safe_line
+
+if TYPE_CHECKING:
+    from minillm_repl.checkpoint.weights import Tensors
+
+FORMAT, _VERSION = "minillm-adapter", "1"
+_NAME = re.compile(r"(?P<layer>[\w.]{1,200})\.(?P<side>up|down)", re.ASCII)
+
+
+def digest(tensors: "Tensors") -> str:
+    """Return the SHA-256 of weights as float32, tensor by tensor in the order of their names."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode() + b"\0")
+        found.update(np.ascontiguousarray(tensors[name], dtype=np.float32).data)
+    return found.hexdigest()
+
+
+def is_adapter(header: Header) -> bool:
+    """Tell whether a file says that it is an adapter."""
+    return header.metadata.get("format") == FORMAT
+
+
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Write the adapter of a checkpoint to `path`, atomically. Raises UserError if it has none."""
+    adapter = checkpoint.adapter
+    if adapter is None:
+        raise UserError("there is no adapter to save: `:train … lora=8` on a model that lies in a file makes one")
+    base = {"path": str(adapter.base.resolve()), "sha256": adapter.sha256}
+    metadata = {"format": FORMAT, "version": _VERSION, "base": json.dumps(base, ensure_ascii=False)}
+    check_replaceable(path)
+    write_atomically(path, safetensors.numpy.save(dict(adapter.tensors), metadata))
+
+
+def base_of(header: Header, name: str) -> Path:
+    """Return where the model lies that an adapter belongs to: at the path it names, or beside the adapter.
+
+    Raises UserError.
+    """
+    if header.metadata.get("version") != _VERSION:
+        raise UserError(f"{name} is an adapter of a version not known here; a newer minillm-repl may know it")
+    match field_of(header, "base", name):
+        case {"path": str(path), "sha256": str(_)}:
+            for there in (Path(path), header.path.parent / Path(path).name):
+                if os.path.exists(there):  # noqa: PTH110 - Path's own raises for a name that is too long
+                    return there
+            raise UserError(f"{name} is an adapter for {safe_line(path):.200}, which is not there, and not beside it")
+    raise UserError(f"{name} is an adapter that does not say what it belongs to; see docs/format.md")
+
+
+def merge(header: Header, base: Checkpoint, name: str) -> Checkpoint:
+    """Return a checkpoint with the adapter of a file added to its weights, as float32. Raises UserError."""
+    sha256 = digest(base.tensors)
+    if field_of(header, "base", name)["sha256"] != sha256:
+        raise UserError(f"{name} is an adapter for other weights than those in {safe_line(str(base.path))}")
+    pieces, layers = {}, set()
+    for tensor, entry in header.tensors.items():
+        match = _NAME.fullmatch(tensor)
+        if not match or f"{match['layer']}.weight" not in base.tensors:
+            raise UserError(f"{name} has a tensor that belongs to no matrix of its model: {safe_line(tensor):.80}")
+        rows, columns = base.tensors[f"{match['layer']}.weight"].shape
+        rank = entry.shape[0 if match["side"] == "down" else -1] if entry.shape else 0
+        pieces[tensor] = (Piece(tensor, (rank, columns) if match["side"] == "down" else (rows, rank)),)
+        layers.add(match["layer"])
+    recipe = Recipe(pieces)
+    arrays = read_weights(recipe, check(recipe, [header], name), name, "float32", lambda _: None)
+    merged = {tensor: array.astype(np.float32) for tensor, array in base.tensors.items()}
+    for layer in layers:
+        try:
+            merged[f"{layer}.weight"] += arrays[f"{layer}.up"] @ arrays[f"{layer}.down"]
+        except (KeyError, ValueError):
+            raise UserError(f"{name} lacks half of the adapter of {layer}, or its halves differ in rank") from None
+    assert base.path is not None
+    adapter = Adapter(arrays, base.path, sha256)
+    return dataclasses.replace(base, tensors=merged, path=header.path, adapter=adapter)

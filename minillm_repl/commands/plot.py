@@ -1,0 +1,25 @@
+"""`:plot`."""
+
+from minillm_repl.errors import UserError
+from minillm_repl.repl.registry import command
+from minillm_repl.repl.shell import Shell
+
+_COLUMNS, _ROWS = (40, 100), (6, 20)  # less is too small to read; with more there is no more to see
+
+
+@command("plot")
+def plot(shell: Shell, _argument: str) -> None:
+    """Show the loss curve of the model's training.
+
+    The line is the loss of the batches, smoothed; dots are the loss on text that was held out.
+    """
+    record = shell.model().checkpoint.training
+    if record is None or not (record.curve or record.val_curve):
+        raise UserError("this model has no record of its training; `:train` makes one")
+    from minillm_repl.render.plot import loss_plot
+
+    out = shell.screen.out
+    columns = min(max(out.width, _COLUMNS[0]), _COLUMNS[1])
+    rows = min(max(out.height - 4, _ROWS[0]), _ROWS[1])
+    curve = loss_plot(record.curve, record.val_curve, columns, rows, not out.no_color)
+    out.print(curve, no_wrap=True, overflow="crop")

@@ -1,0 +1,81 @@
+"""Windows of a row of tokens, as the model reads them."""
+
+import mmap
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from minillm_repl.tokenizer.base import Tokenizer
+
+IGNORED = -100  # a target that does not count; torch's own usual number
+_RELEASED = 1 << 24  # tokens read, after which the pages of a mapped file are given back
+
+
+@dataclass
+class Part:
+    """One row of tokens, and the windows of context + 1 tokens in it: inputs, and one place on, their targets."""
+
+    ids: NDArray[np.unsignedinteger]  # (count,), of a mapped file or in memory
+    learned: NDArray[np.bool_] | None  # (count,), which tokens count as targets; None: all
+    context: int
+    _read: int = 0
+
+    @property
+    def windows(self) -> int:
+        """How many windows there are: one begins at every token but the last `context`."""
+        return max(0, len(self.ids) - self.context)
+
+    def at(self, starts: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Return the windows that begin at `starts` (b,): inputs (b, context) and targets, both int64."""
+        places = starts[:, None] + np.arange(self.context + 1)
+        ids = torch.from_numpy(self.ids[places].astype(np.int64))
+        inputs, targets = ids[:, :-1], ids[:, 1:]
+        if self.learned is not None:
+            targets = torch.where(torch.from_numpy(self.learned[places[:, 1:]]), targets, IGNORED)
+        self._release(places.size)
+        return inputs, targets
+
+    def even(self, most: int) -> NDArray[np.int64]:
+        """Return where windows begin that lie evenly over the whole row and have about `most` tokens, or are all."""
+        stride = -(-self.windows * self.context // most)
+        return np.arange(0, self.windows, max(1, min(stride, self.windows)))
+
+    def apart(self, most: int = 0) -> NDArray[np.int64]:
+        """Return where windows begin that lie side by side: every token is a target once; thinned to `most` tokens."""
+        starts = np.arange(0, self.windows, self.context)
+        return starts[:: max(1, -(-len(starts) * self.context // most))] if most else starts
+
+    @property
+    def targets(self) -> int:
+        """How many tokens count."""
+        return len(self.ids) if self.learned is None else int(self.learned.sum())
+
+    def characters(self, tokenizer: Tokenizer) -> int:
+        """Return how many characters of text the tokens that count are; one that stands for the unknown is one."""
+        lengths = np.array([_characters(tokenizer, token) for token in range(tokenizer.size)])
+        total = 0
+        for start in range(0, len(self.ids), 1 << 20):
+            here = slice(start, start + (1 << 20))
+            ids = self.ids[here] if self.learned is None else self.ids[here][self.learned[here]]
+            total += int(lengths[ids].sum())
+            self._release(len(ids))
+        return total
+
+    def _release(self, read: int) -> None:
+        """Now and then give back the pages of a mapped file: it may be larger than the memory."""
+        self._read += read
+        if self._read > _RELEASED:
+            self._read = 0
+            mapped = getattr(self.ids, "_mmap", None)
+            if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _characters(tokenizer: Tokenizer, token: int) -> int:
+    piece = tokenizer.token_bytes(token)
+    if not piece:
+        return int(bool(tokenizer.unknown_becomes) and tokenizer.special(token) == tokenizer.unknown_becomes)
+    return sum(byte & 0xC0 != 0x80 for byte in piece)  # every byte but those that only continue a character

@@ -1,0 +1,39 @@
+"""The tokenizer of a new model, made from what it is to learn."""
+
+import numpy as np
+
+from minillm_repl.checkpoint.conversation import ROLES
+from minillm_repl.errors import UserError
+from minillm_repl.tokenizer.base import Tokenizer
+from minillm_repl.tokenizer.character import CharacterTokenizer
+from minillm_repl.training.corpus import Corpus
+
+END, UNKNOWN, BPE_END = "<end>", "<unk>", "<|endoftext|>"
+
+
+def make_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
+    """Make a tokenizer for a corpus: `char` (every character), `char:N` (the N most frequent) or `bpe:N`.
+
+    A token that ends a document is in it if there is more than one document, and those of the roles if these are
+    conversations. Raises UserError for a vocabulary too small to be one.
+    """
+    name, _, number = kind.partition(":")
+    specials = [*ROLES] if corpus.conversations else [END] if corpus.count > 1 else []
+    if name == "bpe":
+        from minillm_repl.tokenizer.subword import SubwordTokenizer, trained_bpe
+
+        least = 256 + 1 + len(ROLES)
+        if int(number) < least:
+            raise UserError(f"tokenizer=bpe:{number} is too small: bytes and special tokens alone are {least}")
+        special = [BPE_END, *(ROLES if corpus.conversations else ())]
+        texts = (text for document in corpus.documents() for text in document.texts)
+        description = trained_bpe(texts, int(number), special)
+        return SubwordTokenizer(description, {"eos_token": BPE_END}, len(description["model"]["vocab"]))
+    points = np.flatnonzero(corpus.characters)
+    if number and int(number) < len(points):
+        if int(number) < 1:
+            raise UserError("tokenizer=char:0 knows nothing; take at least one character")
+        order = np.argsort(-corpus.characters[points], kind="stable")
+        points = np.sort(points[order[: int(number)]])
+        specials.append(UNKNOWN)
+    return CharacterTokenizer([chr(point) for point in points if not 0xD800 <= point < 0xE000], specials)

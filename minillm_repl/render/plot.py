@@ -26,7 +26,6 @@ def loss_plot(train: Points, val: Points, columns: int, rows: int, colours: bool
     left, right = _limits(steps, max(1.0, 1e-9 * max(steps, default=0)))
     bottom, top = _limits(losses, max(1e-3, 0.01 * max(losses, default=0)))
     plotext.clear_figure()
-    plotext.theme("clear")
     plotext.limit_size(False, False)
     plotext.plot_size(columns, rows)
     plotext.xlim(left, right)

@@ -4,10 +4,12 @@ import codecs
 import hashlib
 import io
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,18 +21,22 @@ from minillm_repl.checkpoint.header import open_regular, parse_json
 from minillm_repl.errors import UserError
 from minillm_repl.safetext import safe_line
 
-_PIECE = 1 << 20  # bytes read at once
+_PIECE = 1 << 20  # bytes read at once, and characters in a piece of a long document
 _JSON, _TEXT = (".jsonl", ".ndjson"), (".txt", ".md")
 _LONGEST_LINE = 64 << 20  # bytes of one line of JSON
 _MOST_FILES = 100_000
 _POINTS = 0x110000  # Unicode has so many code points
-_END = r"(?:(?<=\n)|\A)<\|endoftext\|>(?:\n|\Z)"
-_BOUNDARY = {
-    "auto": re.compile(rf"\n(?:[ \t]*\n){{2,}}|{_END}"),
-    "blank-lines": re.compile(rf"\n(?:[ \t]*\n)+|{_END}"),
-    "marks": re.compile(_END),
+_HELD = 2_048  # characters at the end of what was read, where a boundary may have begun and is not whole yet
+# A line of more spaces is not blank: what has to be held is bounded.
+_BLANK, _MARK = r"[^\S\n]{0,1000}+\n", r"<\|endoftext\|>\n"
+_BOUNDARY = {  # each begins with the line end of the document before it
+    "auto": re.compile(rf"\n(?:(?:{_BLANK}){{2}}|(?:{_BLANK})?{_MARK})(?:{_BLANK}|{_MARK})*+"),
+    "blank-lines": re.compile(rf"\n(?:{_BLANK}|{_MARK})++"),
+    "marks": re.compile(rf"\n{_MARK}(?:{_MARK})*+"),
     "whole": re.compile(r"(?!)"),
 }
+_ONE_BOUNDARY = "\n<|endoftext|>\n"  # whatever the way of splitting
+_CUTS = [re.compile(rf".*{place}", re.DOTALL) for place in (r"\S(?= )", r".(?=\n)")]
 _FEW = 10  # documents: so few gaps of several lines are an accident, and separate nothing
 
 
@@ -91,21 +97,25 @@ def open_corpus(path: Path, split: str = "auto") -> Corpus:
 
 
 def _look_through(path: Path, split: str) -> Corpus:
-    files = tuple(_files(path)) if path.is_dir() else (path,)
+    folder = os.path.isdir(path)  # noqa: PTH112 - Path's own raises for a name that is too long
+    files = tuple(_files(path)) if folder else (path,)
     mended, found = _Mended(), hashlib.sha256()
     characters = np.zeros(_POINTS, dtype=np.int64)
     count, conversations, texts = 0, False, False
+    waiting, length = list[str](), 0
     for file in files:
-        if len(files) > 1 or file != path:
+        if folder:
             found.update(str(file.relative_to(path)).encode("utf-8", "surrogateescape") + b"\0")
         for document in _documents(file, split, mended, found):
             conversations |= bool(document.messages)
             texts |= bool(document.text)
             count += document.ends
-            for text in document.texts:
-                if text:
-                    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-                    characters += np.bincount(points, minlength=_POINTS)
+            waiting += document.texts
+            length += sum(map(len, document.texts))
+            if length > _PIECE:  # counting takes as long for one character as for a million
+                characters += _counts(waiting)
+                waiting, length = [], 0
+    characters += _counts(waiting)
     name = safe_line(str(path))
     if conversations and texts:
         raise UserError(f"{name} holds both texts and conversations; keep them in two corpora")
@@ -118,6 +128,12 @@ def _look_through(path: Path, split: str) -> Corpus:
     }
     told = tuple(note for note, happened in notes.items() if happened)
     return Corpus(str(path), files, split, found.hexdigest(), count, conversations, characters, told)
+
+
+def _counts(texts: list[str]) -> NDArray[np.int64]:
+    """Return how often each code point occurs, (0x110000,)."""
+    points = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32)
+    return np.bincount(points, minlength=_POINTS)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -149,8 +165,9 @@ def _pieces(file: Path, mended: _Mended, digest: _Digest | None) -> Iterator[str
     """Yield a text file in pieces, as NFC with newlines; the digest is told of the text before it becomes NFC."""
     bytes_decoder = codecs.getincrementaldecoder("utf-8")("strict")
     decoder = io.IncrementalNewlineDecoder(bytes_decoder, translate=True)
-    held, place, size = "", 0, file.stat().st_size if file.exists() else 0
+    held, place = "", 0
     with open_regular(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
         while True:
             data = stream.read(_PIECE)
             if place == 0 and data.startswith(codecs.BOM_UTF8):
@@ -193,30 +210,47 @@ def _composed(text: str, mended: _Mended) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _text_documents(pieces: Iterator[str], boundary: re.Pattern[str]) -> Iterator[Document]:
-    held, begun = "", False  # begun: a piece of this document has been given already
-    for piece in pieces:
-        *whole, held = _between(held + piece, boundary)
-        for text in whole:
-            if begun or text.strip():
-                yield Document(text)
-            begun = False
-        solid = len(held.rstrip("\n\t ")) if boundary.pattern != "(?!)" else len(held)
-        if solid >= _PIECE // 4:
-            yield Document(held[:solid], ends=False)
-            held, begun = held[solid:], True
-    if begun or held.strip():
-        yield Document(held)
+def _text_documents(stretches: Iterator[str], boundary: re.Pattern[str]) -> Iterator[Document]:
+    """Cut a text into documents, and those that are long into pieces."""
+    text, place = "\n", 1  # what is not given out yet begins at `place`; a text begins as after a line
+    for more in chain(stretches, (None,)):
+        last = more is None
+        text, place = text[place - 1 :] + (more or ""), 1
+        added = last and not text.endswith("\n")
+        text += "\n" * added
+        sure = len(text) - _HELD * (not last)  # a boundary that begins before here can be seen whole
+        for match in boundary.finditer(text):
+            if match.start() >= sure:
+                break
+            if match.start() >= place:
+                yield Document(text[place : match.start() + 1])
+            place = match.end()
+        if place > max(1, sure) and not last:  # the boundary may go on
+            text, place = _ONE_BOUNDARY + text[place:], 1
+            continue
+        while len(text) - place > _PIECE + _HELD:
+            stop = _cut(text, place, place + _PIECE)
+            yield Document(text[place:stop], ends=False)
+            place = stop
+        if last and place < len(text) - added:
+            yield Document(text[place : len(text) - added])
 
 
-def _between(text: str, boundary: re.Pattern[str]) -> list[str]:
-    """Return what lies between the boundaries; one at the very end may still grow, and is left where it is."""
-    parts, start = [], 0
-    for match in boundary.finditer(text):
-        if match.end() < len(text):
-            parts.append(text[start : match.start()])
-            start = match.end()
-    return [*parts, text[start:]]
+def pieces(text: str, size: int) -> Iterator[str]:
+    """Cut a text into pieces of at most `size` characters, between words where there are any."""
+    place = 0
+    while len(text) - place > size:
+        stop = _cut(text, place, place + size)
+        yield text[place:stop]
+        place = stop
+    yield text[place:]
+
+
+def _cut(text: str, start: int, stop: int) -> int:
+    """Return the last good place to cut that is at most `stop`, and after `start`: before a space, after a word."""
+    window = max(start, stop - _HELD)
+    found = (pattern.match(text, window, stop + 1) for pattern in _CUTS)
+    return next((match.end() for match in found if match), stop)
 
 
 def _json_documents(file: Path, mended: _Mended, digest: _Digest | None) -> Iterator[Document]:
@@ -238,15 +272,20 @@ def _record(record: Any, what: str, mended: _Mended) -> Document:
         case {"messages": list(messages)} if messages:
             return Document(messages=tuple(_message(message, what, mended) for message in messages))
         case {"text": str(text)}:
-            return Document(_composed(text, mended))
+            return Document(_composed(_newlines(text, mended), mended))
     shown = safe_line(json.dumps(record, ensure_ascii=False))
     raise UserError(f'{what} must be an object with "text" (a string) or "messages" (a list), not {shown:.60}')
+
+
+def _newlines(text: str, mended: _Mended) -> str:
+    mended.ends |= "\r" in text
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _message(message: Any, what: str, mended: _Mended) -> Message:
     match message:
         case {"role": "system" | "user" | "assistant" as role, "content": str(content)}:
-            return Message(role, _composed(content, mended))
+            return Message(role, _composed(_newlines(content, mended), mended))
     shown = safe_line(json.dumps(message, ensure_ascii=False))
     raise UserError(
         f'a message of {what} must have a "role" (system, user or assistant) and "content" (a string), not {shown:.60}'

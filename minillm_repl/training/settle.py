@@ -65,7 +65,8 @@ def settle_further(plan: TrainPlan, config: AnyConfig, tokens: int) -> TrainPlan
     context = min(config.context, plan.context or _FURTHER_CONTEXT)  # a longer one costs memory and time at each step
     batch = plan.batch or max(1, _FURTHER_TOKENS // context)
     steps = plan.steps or min(1_000, max(100, tokens // (batch * context)))
-    return replace(plan, context=context, batch=batch, steps=steps, lr=plan.lr or (0.005 if plan.lora else 0.001))
+    lr = (0.02 if plan.lora else 0.003) * min(1.0, 64 / config.width) ** 0.5
+    return replace(plan, context=context, batch=batch, steps=steps, lr=plan.lr or lr)
 
 
 def settle_loop(plan: TrainPlan) -> TrainPlan:

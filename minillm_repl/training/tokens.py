@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -25,13 +26,15 @@ from minillm_repl.errors import UserError
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.character import CharacterTokenizer
-from minillm_repl.training.corpus import Corpus, Document
+from minillm_repl.training.corpus import Corpus, Document, pieces
 
 _VERSION = 1  # of these files; another one makes all of them anew
 _KEPT = 4 << 20  # characters: what is smaller is read again faster than it is found
 _FULL = 20 << 30  # bytes in the cache, above which those used longest ago go
 _AT_ONCE = 64  # documents or pieces that are tokenised together
 _CONVERSATIONS = 200
+_SUBWORD_PIECE = 1 << 16  # characters
+_ABANDONED = 24 * 3600  # seconds, after which an unfinished file has nobody who writes it
 
 
 @dataclass(frozen=True)
@@ -71,24 +74,45 @@ def tokenise(
         with suppress(OSError, UserError, ValueError, KeyError, TypeError):
             return _open(cache, key, dtype)
     separator = separator if corpus.count > 1 else None
+
+    def read(piece_of: float) -> None:
+        progress(piece_of)
+        if interrupted():
+            raise UserError(f"stopped while reading {safe_line(corpus.name)}")
+
+    reason = None
+    for folder in (cache, None) if cache is not None and total >= _KEPT else (None,):
+        try:
+            return _written(_tokenised(corpus, tokenizer, separator, template), dtype, total, folder, key, read)
+        except OSError as error:  # the cache's disk is full; another one may not be
+            reason = error.strerror
+    raise UserError(f"could not write the tokens of {safe_line(corpus.name)} to a temporary file: {reason}")
+
+
+def _written(
+    pieces: Iterator["_Piece"],
+    dtype: np.dtype[Any],
+    total: int,
+    folder: Path | None,
+    key: str,
+    progress: Callable[[float], None],
+) -> Tokens:
+    """Write tokens to files, which are kept if there is a folder for them. Raises OSError."""
     with ExitStack() as stack:
-        ids, learned = _files(stack, cache if total >= _KEPT else None)
-        unknown, read = 0, 0
-        for piece in _tokenised(corpus, tokenizer, separator, template):
+        ids, learned = _files(stack, folder)
+        unknown, read, marked = 0, 0, False
+        for piece in pieces:
             ids.write(np.asarray(piece.ids, dtype=dtype).tobytes())
-            if template is not None:
-                learned.write(np.asarray(piece.learned, dtype=np.bool_).tobytes())
+            learned.write(np.asarray(piece.learned, dtype=np.bool_).tobytes())
+            marked |= len(piece.learned) > 0
             unknown += piece.unknown
             read += piece.characters
             progress(read / total)
-            if interrupted():
-                raise UserError(f"stopped while reading {safe_line(corpus.name)}")
-        found = Tokens(
-            _mapped(ids, dtype), _mapped(learned, np.dtype(np.bool_)) if template is not None else None, unknown
-        )
-        if cache is not None and total >= _KEPT:
+        found = Tokens(_mapped(ids, dtype), _mapped(learned, np.dtype(np.bool_)) if marked else None, unknown)
+        if isinstance(ids.name, str):  # it is in the cache's folder
+            assert folder is not None
             with suppress(OSError, UserError):  # without a cache it is only slower the next time
-                _keep(cache, key, found, ids, learned)
+                _keep(folder, key, found, ids, learned)
     return found
 
 
@@ -145,7 +169,7 @@ def _characters(
 def _subwords(documents: Iterator[Document], tokenizer: Tokenizer, separator: int | None) -> Iterator[_Piece]:
     """Tokenise piece by piece; the library uses all processors for a group of them."""
     lost = tokenizer.named(tokenizer.unknown_becomes) if tokenizer.unknown_becomes else None
-    for group in _groups(documents, _AT_ONCE):
+    for group in _groups(_in_pieces(documents), _AT_ONCE):
         ids: list[int] = []
         for document, encoded in zip(group, tokenizer.encode_many([each.text for each in group]), strict=True):
             ids += encoded
@@ -153,6 +177,14 @@ def _subwords(documents: Iterator[Document], tokenizer: Tokenizer, separator: in
                 ids.append(separator)
         unknown = ids.count(lost) if lost is not None else 0
         yield _Piece(ids, (), sum(len(document.text) for document in group), unknown)
+
+
+def _in_pieces(documents: Iterator[Document]) -> Iterator[Document]:
+    """Cut long texts: the library takes a text as one piece of work, and needs a hundred times its size for it."""
+    for document in documents:
+        *parts, last = pieces(document.text, _SUBWORD_PIECE)
+        yield from (Document(part, ends=False) for part in parts)
+        yield Document(last, ends=document.ends)
 
 
 def _conversations(documents: Iterator[Document], tokenizer: Tokenizer, template: ChatTemplate) -> Iterator[_Piece]:
@@ -239,6 +271,9 @@ def _open(cache: Path, key: str, dtype: np.dtype[Any]) -> Tokens:
 
 def _make_room(cache: Path, key: str) -> None:
     """Remove those used longest ago, but not this one, until the rest is no more than may be kept."""
+    for file in cache.glob(".*"):
+        if file.stat().st_mtime < time.time() - _ABANDONED:
+            file.unlink(missing_ok=True)
     groups = sorted((file for file in cache.glob("*.json")), key=lambda file: file.stat().st_mtime)
     sizes = {file.stem: sum(each.stat().st_size for each in cache.glob(f"{file.stem}.*")) for file in groups}
     for file in groups:

@@ -1,0 +1,389 @@
+"""From files to documents, vocabularies and token files."""
+
+import hashlib
+import json
+import math
+import os
+import unicodedata
+
+import numpy as np
+import pytest
+
+from minillm_repl.checkpoint.conversation import PLAIN, ROLES, Message, trained_ids
+from minillm_repl.errors import UserError
+from minillm_repl.tokenizer.base import decode
+from minillm_repl.training import corpus as corpora
+from minillm_repl.training import tokens as token_files
+from minillm_repl.training.corpus import open_corpus
+from minillm_repl.training.tokens import tokenise
+from minillm_repl.training.vocabulary import make_tokenizer
+from tests.conftest import MODELS
+
+TEXT = (MODELS / "nalssi.txt").read_text(encoding="utf-8")
+MARK = "<|endoftext|>"
+PROSE = "".join(f"The {n}th day was  fine; 날씨가 좋은 날 {n}.\n" + "\n" * (n % 3) for n in range(150))
+CHAT = [
+    [("system", "Be kind."), ("user", "hello"), ("assistant", "hi there"), ("user", "그래"), ("assistant", "네")],
+    [("user", "1 + 1 <|end|>"), ("assistant", "2")],
+]
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(content, name="t.txt"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+def rows(*records):
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def chat_rows():
+    return rows(*({"messages": [{"role": role, "content": said} for role, said in one]} for one in CHAT))
+
+
+def texts(corpus):
+    """The whole documents."""
+    found = [""]
+    for document in corpus.documents():
+        found[-1] += document.text
+        if document.ends:
+            found.append("")
+    assert found.pop() == ""
+    return found
+
+
+def test_a_text_without_boundaries_is_one_document_and_stays_as_it_is(written):
+    for text in (TEXT, "a\n\nb", "\na", "a\n\n", "  a", f"a {MARK}\nb {MARK}"):
+        opened = open_corpus(written(text))
+        assert (texts(opened), opened.count, opened.notes) == ([text], 1, ())
+        assert opened.sha256 == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("split", "text", "documents"),
+    [
+        ("auto", "\n\n\n".join("abcdefghijkl"), list("abcdefghijkl")),
+        ("auto", "\n \n\t\n\n".join("abcdefghijkl") + "\n\n\n\n", list("abcdefghijkl")),
+        ("auto", "\n\n".join("abcdefghijkl"), ["\n\n".join("abcdefghijkl")]),
+        ("auto", "a\n\n\nb", ["a\n\n\nb"]),  # once in a text it is an accident
+        ("auto", f"a\n{MARK}\nb\n{MARK}\n", ["a", "b"]),
+        ("auto", f"{MARK}\na\nb\n{MARK}\n{MARK}\nc\n{MARK}", ["a\nb", "c"]),
+        ("auto", f"a\n{MARK}x\nb", [f"a\n{MARK}x\nb"]),
+        ("blank-lines", "a\n\nb\n  \n\nc\nd", ["a", "b", "c\nd"]),
+        ("whole", f"a\n\n\n\nb\n{MARK}\nc", [f"a\n\n\n\nb\n{MARK}\nc"]),
+    ],
+)
+def test_documents_end_where_the_way_of_splitting_says(written, split, text, documents):
+    opened = open_corpus(written(text), split)
+    assert [document.removesuffix("\n") for document in texts(opened)] == documents
+    assert opened.count == len(documents)
+
+
+@pytest.mark.parametrize("split", ["auto", "blank-lines", "whole"])
+@pytest.mark.parametrize("size", [7, 64, 1000])
+def test_reading_in_small_pieces_gives_the_same_documents(written, monkeypatch, split, size):
+    text = PROSE + f"\n \n\t\n{MARK}\n\n\n" + unicodedata.normalize("NFD", PROSE).replace("\n", "\r\n")
+    path = written(text)
+    whole = open_corpus(path, split)
+    expected = texts(whole)
+    monkeypatch.setattr(corpora, "_PIECE", size)
+    opened = open_corpus(path, split)
+    assert texts(opened) == expected
+    assert (opened.sha256, opened.count, opened.notes) == (whole.sha256, whole.count, whole.notes)
+    assert (opened.characters == whole.characters).all()
+    if split == "whole":
+        assert expected == [unicodedata.normalize("NFC", text.replace("\r\n", "\n"))]
+
+
+def test_long_documents_come_in_pieces(written):
+    text = "word " * 1_000_000
+    found = list(open_corpus(written(text)).documents())
+    assert "".join(document.text for document in found) == text
+    assert max(len(document.text) for document in found) < 2_000_000
+    assert [document.ends for document in found] == [False] * (len(found) - 1) + [True]
+
+
+def test_blank_lines_without_end_are_read_in_a_straight_line(written):
+    opened = open_corpus(written("a" + "\n" * 2_000_000 + " " * 2_000_000 + "b"))
+    assert opened.count == 1
+
+
+def test_what_other_systems_write_is_mended_and_told(written):
+    text = "첫 줄\ncafé\n"
+    other = b"\xef\xbb\xbf" + unicodedata.normalize("NFD", text).replace("\n", "\r\n").encode()
+    opened = open_corpus(written(other))
+    assert texts(opened) == [text]
+    assert len(opened.notes) == 3
+    assert all(len(note.splitlines()) == 1 for note in opened.notes)
+    assert opened.sha256 == hashlib.sha256(unicodedata.normalize("NFD", text).encode()).hexdigest()
+    assert texts(open_corpus(written("a\rb\r"))) == ["a\nb\n"]
+    said = open_corpus(written(rows({"text": unicodedata.normalize("NFD", "첫\r\n줄")}), "t.jsonl"))
+    assert texts(said) == ["첫\n줄"]
+    assert len(said.notes) == 2
+
+
+@pytest.mark.parametrize("before", [0, 3, (1 << 20) - 1, 1 << 20])
+def test_what_is_not_utf8_is_refused_with_its_place(written, before):
+    content = b"a" * before + b"\xea\xb0\x41" + b"\xff"
+    with pytest.raises(UserError, match=rf"byte 0xea at {before:,} of {len(content):,}"):
+        open_corpus(written(content))
+    with pytest.raises(UserError, match=r"byte 0xed at 3 of 5"):
+        open_corpus(written(b"abc\xed\x95"))
+
+
+@pytest.mark.parametrize("empty", ["", "\n \n\t", f"{MARK}\n\n\n{MARK}\n", "\ufeff"])
+def test_an_empty_corpus_is_refused(written, empty):
+    with pytest.raises(UserError, match="is empty: there is nothing to learn from"):
+        open_corpus(written(empty))
+    with pytest.raises(UserError, match="is empty: there is nothing to learn from"):
+        open_corpus(written(rows({"text": ""}) + "\n", "t.jsonl"))
+
+
+def test_what_is_no_file_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "missing", "x" * 5_000, "a\0b"):
+        with pytest.raises(UserError, match=r"is a FIFO|cannot open"):
+            open_corpus(tmp_path / name)
+    with pytest.raises(UserError, match=r"no text|no file"):
+        open_corpus(tmp_path)
+
+
+def test_json_lines_are_documents(written):
+    opened = open_corpus(written(rows({"text": "a\n\n\n\nb", "id": 1}, {"text": "c"}) + "\n", "t.JSONL"))
+    assert texts(opened) == ["a\n\n\n\nb", "c"]
+    assert (opened.count, opened.conversations) == (2, False)
+    said = open_corpus(written(chat_rows(), "chat.ndjson"))
+    assert [[(m.role, m.content) for m in one.messages] for one in said.documents()] == CHAT
+    assert said.conversations
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "plain text",
+        '{"text": 3}',
+        '{"txt": "a"}',
+        "[]",
+        '{"text": "\\ud800"}',
+        "[" * 100_000,
+        '{"messages": []}',
+        '{"messages": [{"role": "robot", "content": "a"}]}',
+        '{"messages": [{"role": "user", "content": ["a"]}]}',
+        '{"messages": ["\x1b[31m"]}',
+    ],
+)
+def test_a_wrong_line_is_named(written, line):
+    good = rows({"text": "a"})
+    with pytest.raises(UserError, match=r"line 3 of .*t\.jsonl") as wrong:
+        list(open_corpus(written(good + "\n" + line + "\n" + good, "t.jsonl")).documents())
+    assert str(wrong.value).isprintable()
+    assert len(str(wrong.value)) < 500
+
+
+def test_texts_and_conversations_do_not_mix(written, tmp_path):
+    with pytest.raises(UserError, match="both texts and conversations"):
+        list(open_corpus(written(rows({"text": "a"}) + chat_rows(), "mixed.jsonl")).documents())
+
+
+def test_a_folder_is_its_files_by_name(tmp_path):
+    folder, outside = tmp_path / "texts", tmp_path / "outside.txt"
+    (folder / "b").mkdir(parents=True)
+    outside.write_text("secret")
+    for name, text in {"z.txt": "last", "b/a.md": "middle", "a.txt": "first", "b/no.py": "code"}.items():
+        (folder / name).write_text(text)
+    (folder / "c.jsonl").write_text(rows({"text": "one"}, {"text": "two"}))
+    (folder / "leaves.txt").symlink_to(outside)
+    (folder / "b" / "loop").symlink_to(folder)
+    (folder / "self.txt").symlink_to(folder / "self.txt")
+    os.mkfifo(folder / "pipe.txt")
+    opened = open_corpus(folder)
+    assert texts(opened) == ["first", "middle", "one", "two", "last"]
+    assert opened.count == 5
+    (folder / "z.txt").rename(folder / "y.txt")
+    renamed = open_corpus(folder)
+    assert texts(renamed) == ["first", "middle", "one", "two", "last"]
+    assert renamed.sha256 != opened.sha256
+
+
+def test_a_character_vocabulary_is_the_characters_and_no_more_than_is_needed(written):
+    one = make_tokenizer("char", open_corpus(written(TEXT)))
+    assert one.characters == tuple(sorted(set(TEXT)))
+    assert one.special_names == []
+    several = make_tokenizer("char", open_corpus(written(f"ba\n{MARK}\nc")))
+    assert several.special_names == ["<end>"]
+    chat = make_tokenizer("char", open_corpus(written(chat_rows(), "c.jsonl")))
+    assert set(ROLES) <= set(chat.special_names)
+    assert set(chat.characters) == {c for one in CHAT for _, said in one for c in said}
+
+
+def test_the_most_frequent_characters_are_kept_and_the_rest_is_counted(written):
+    opened = open_corpus(written("aaaabbbc dddd 가"))
+    tokenizer = make_tokenizer("char:3", opened)
+    assert tokenizer.characters == ("a", "b", "d")
+    found = tokenise(opened, tokenizer)
+    assert found.unknown == 4
+    assert found.ids.tolist() == tokenizer.encode("aaaabbbc dddd 가")
+    assert found.ids.tolist().count(tokenizer.named("<unk>")) == 4
+    assert make_tokenizer("char:99", opened).special_names == []
+    with pytest.raises(UserError):
+        make_tokenizer("char:0", opened)
+
+
+def test_byte_pairs_give_every_text_back(written):
+    opened = open_corpus(written(PROSE))
+    tokenizer = make_tokenizer("bpe:400", opened)
+    assert tokenizer.size == 400
+    assert tokenizer.special(tokenizer.named(MARK)) == MARK
+    for text in (PROSE, "unseen ĀĠ 뷁 😀 \x00\t", MARK, "훈민정음"):
+        ids = tokenizer.encode(text)
+        assert decode(tokenizer, ids) == text
+        assert tokenizer.named(MARK) not in ids
+    assert make_tokenizer("bpe:400", opened).to_json() == tokenizer.to_json()
+    with pytest.raises(UserError, match="bpe:256"):
+        make_tokenizer("bpe:256", opened)
+
+
+@pytest.mark.parametrize("kind", ["char", "char:20", "bpe:400"])
+@pytest.mark.parametrize("size", [64, 1 << 20])
+def test_token_files_hold_what_the_tokenizer_says(written, monkeypatch, kind, size):
+    whole = open_corpus(written(PROSE), "whole")
+    tokenizer = make_tokenizer(kind, whole)
+    monkeypatch.setattr(corpora, "_PIECE", size)
+    found = tokenise(whole, tokenizer, separator=1)
+    assert found.ids.tolist() == tokenizer.encode(PROSE, start=False)
+    assert found.ids.dtype == np.uint16
+    assert found.learned is None
+    several = open_corpus(written(PROSE), "blank-lines")
+    expected = [token for text in texts(several) for token in (*tokenizer.encode(text, start=False), 1)]
+    assert tokenise(several, tokenizer, separator=1).ids.tolist() == expected
+
+
+def test_unknown_characters_are_skipped_where_nothing_stands_for_them(written):
+    tokenizer = make_tokenizer("char", open_corpus(written("abc")))
+    found = tokenise(open_corpus(written("a하b!c")), tokenizer)
+    assert found.ids.tolist() == [0, 1, 2]
+    assert found.unknown == 2
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe:400"])
+def test_conversations_are_learnt_where_the_assistant_speaks(written, kind):
+    opened = open_corpus(written(chat_rows(), "chat.jsonl"))
+    tokenizer = make_tokenizer(kind, opened)
+    found = tokenise(opened, tokenizer, separator=tokenizer.named("<|end|>"), template=PLAIN)
+    learnt = [token for token, counts in zip(found.ids.tolist(), found.learned, strict=True) if counts]
+    assert decode(tokenizer, learnt) == "hi there네2"
+    one_by_one = [trained_ids(PLAIN, tokenizer, [[Message(*said) for said in one]])[0][0] for one in CHAT]
+    assert found.ids.tolist() == [token for one in one_by_one for token in one]
+
+
+@pytest.fixture
+def cached(written, tmp_path, monkeypatch):
+    """Tokens of a text through a cache, and how often progress was told."""
+    monkeypatch.setattr(token_files, "_KEPT", 0)
+    tokenizer = make_tokenizer("char", open_corpus(written(PROSE)))
+
+    def read(text=PROSE, separator=None, cache=tmp_path / "new" / "cache"):
+        told = []
+        found = tokenise(
+            open_corpus(written(text), "whole"), tokenizer, separator=separator, cache=cache, progress=told.append
+        )
+        assert found.ids.tolist() == tokenizer.encode(text)
+        return len(told)
+
+    return read
+
+
+def files(cache):
+    return {file.suffix: file for file in cache.iterdir()}
+
+
+def test_a_second_start_finds_its_tokens(cached, tmp_path):
+    cache = tmp_path / "new" / "cache"
+    assert cached() > 0
+    assert cache.stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in cache.iterdir()} == {0o600}
+    assert cached() == 0
+    assert cached(separator=1) > 0  # another key, even where it comes to the same
+    assert cached(PROSE + "날") > 0
+    assert cached() == 0
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"), [(".ids", b""), (".ids", b"ab"), (".json", b""), (".json", b"[]"), (".json", b"{}")]
+)
+def test_a_damaged_token_file_is_made_again(cached, tmp_path, suffix, content):
+    assert cached() > 0
+    files(tmp_path / "new" / "cache")[suffix].write_bytes(content)
+    assert cached() > 0
+    assert cached() == 0
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(cached, written, tmp_path):
+    in_the_way = written("a file", "file")
+    assert cached(cache=in_the_way) > 0
+    assert cached(cache=in_the_way / "below") > 0
+    assert in_the_way.read_text() == "a file"
+
+
+def test_no_room_for_tokens_is_told(cached, tmp_path):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    text = "a 날" * 240_000  # 1.4 MB of tokens
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_300_000, hard))  # of one file
+        with pytest.raises(UserError, match="could not write the tokens"):
+            cached(text)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "new" / "cache").iterdir()) == []
+    assert cached(text) > 0
+
+
+def test_a_small_corpus_leaves_nothing_in_the_cache(written, tmp_path):
+    opened = open_corpus(written(TEXT))
+    tokenise(opened, make_tokenizer("char", opened), cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_token_files_used_longest_ago_go_when_there_are_too_many(cached, tmp_path, monkeypatch):
+    cache = tmp_path / "new" / "cache"
+    for text in ("날씨", "좋은 날"):
+        assert cached(text) > 0
+    for age, file in enumerate(sorted(cache.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)):
+        os.utime(file, (1_000 + age, 1_000 + age))
+    assert cached("날씨") == 0  # used: now the other is the oldest
+    monkeypatch.setattr(token_files, "_FULL", sum(file.stat().st_size for file in cache.iterdir()) + 40)
+    assert cached("fine day") > 0
+    assert cached("날씨") == 0
+    assert cached("좋은 날") > 0
+
+
+def test_unfinished_files_of_a_killed_run_go_after_a_day(cached, tmp_path):
+    cache = tmp_path / "new" / "cache"
+    cached()
+    old, new = cache / ".old", cache / ".new"
+    for file in (old, new):
+        file.write_bytes(b"half")
+    os.utime(old, (1_000, 1_000))
+    cached(separator=1)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_reading_stops_when_interrupted(written, tmp_path, monkeypatch):
+    monkeypatch.setattr(token_files, "_KEPT", 0)
+    opened, asked = open_corpus(written(PROSE), "blank-lines"), iter((False, True))
+    tokenizer = make_tokenizer("char", opened)
+    with pytest.raises(UserError, match="stopped while reading"):
+        tokenise(opened, tokenizer, cache=tmp_path / "cache", interrupted=lambda: next(asked))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_progress_ends_at_one(written):
+    opened, told = open_corpus(written(PROSE)), []
+    tokenise(opened, make_tokenizer("char", opened), progress=told.append)
+    assert math.isclose(told[-1], 1)

@@ -49,7 +49,8 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     adapter = checkpoint.adapter
     if adapter is None:
         raise UserError("there is no adapter to save: `:train … lora=8` on a model that lies in a file makes one")
-    base = {"path": str(adapter.base.resolve()), "sha256": adapter.sha256}
+    there = os.fsencode(adapter.base.resolve()).decode("utf-8", "replace")  # a name need not be UTF-8, but JSON must
+    base = {"path": there, "sha256": adapter.sha256}
     metadata = {"format": FORMAT, "version": _VERSION, "base": json.dumps(base, ensure_ascii=False)}
     check_replaceable(path)
     write_atomically(path, safetensors.numpy.save(dict(adapter.tensors), metadata))
@@ -79,20 +80,27 @@ def merge(header: Header, base: Checkpoint, name: str) -> Checkpoint:
     pieces, layers = {}, set()
     for tensor, entry in header.tensors.items():
         match = _NAME.fullmatch(tensor)
-        if not match or f"{match['layer']}.weight" not in base.tensors:
+        weight = base.tensors.get(f"{match['layer']}.weight") if match else None
+        if match is None or weight is None or weight.ndim != 2:
             raise UserError(f"{name} has a tensor that belongs to no matrix of its model: {safe_line(tensor):.80}")
-        rows, columns = base.tensors[f"{match['layer']}.weight"].shape
-        rank = entry.shape[0 if match["side"] == "down" else -1] if entry.shape else 0
+        rows, columns = weight.shape
+        rank = max(1, entry.shape[0 if match["side"] == "down" else -1]) if entry.shape else 1
         pieces[tensor] = (Piece(tensor, (rank, columns) if match["side"] == "down" else (rows, rank)),)
         layers.add(match["layer"])
+    if not layers:
+        raise UserError(f"{name} is an adapter without tensors")
     recipe = Recipe(pieces)
     arrays = read_weights(recipe, check(recipe, [header], name), name, "float32", lambda _: None)
     merged = {tensor: array.astype(np.float32) for tensor, array in base.tensors.items()}
     for layer in layers:
+        weight = merged[f"{layer}.weight"]
         try:
-            merged[f"{layer}.weight"] += arrays[f"{layer}.up"] @ arrays[f"{layer}.down"]
+            with np.errstate(over="ignore", invalid="ignore"):
+                weight += arrays[f"{layer}.up"] @ arrays[f"{layer}.down"]
         except (KeyError, ValueError):
             raise UserError(f"{name} lacks half of the adapter of {layer}, or its halves differ in rank") from None
+        if not np.isfinite(weight).all():
+            raise UserError(f"{name} is damaged: with it {layer}.weight holds numbers that are not finite")
     assert base.path is not None
     adapter = Adapter(arrays, base.path, sha256)
     return dataclasses.replace(base, tensors=merged, path=header.path, adapter=adapter)

@@ -1,7 +1,7 @@
 """A conversation as the text that the model was trained to see, which its chat template writes, and as token ids."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -11,6 +11,7 @@ from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.untrusted.ask import ask
 
 _GUARD = "\ue000"  # a private character, put into what must not be taken for a special token
+_AT_ONCE, _WRITTEN_AROUND = 1 << 20, 100  # characters: rendered together, and beside what is said in a turn, about
 ROLES = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 
 PLAIN = ChatTemplate(
@@ -39,59 +40,66 @@ def encode(template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Mess
 
 
 def trained_ids(
-    template: ChatTemplate, tokenizer: Tokenizer, conversations: Sequence[Sequence[Message]]
+    template: ChatTemplate, tokenizer: Tokenizer, conversations: Sequence[Sequence[Message]], first: int = 1
 ) -> list[tuple[list[int], list[bool]]]:
     """Return the token ids of whole conversations, and of each whether it is to be learnt.
 
-    Learnt is what the assistant says, and the special token that the template writes right after it; not what is said
-    to it, nor what announces its turn. Raises UserError as `encode` does, and for a template that writes earlier turns
-    otherwise once there are later ones.
+    Learnt is what the assistant says, and the special token that the template writes after it; not what is said to it,
+    nor what announces its turn. Raises UserError as `encode` does, and for a template that writes earlier turns
+    otherwise once there are later ones; it names a conversation by its number, of which that of the first is `first`.
     """
     wanted, turns = list[tuple[Sequence[Message], bool]](), list[list[int]]()
-    for number, conversation in enumerate(conversations, 1):
+    for number, conversation in enumerate(conversations, first):
         guarded = _guarded(tokenizer, conversation)
         turns.append([place for place, message in enumerate(guarded) if message.role == "assistant"])
         if not turns[-1]:
             raise UserError(f"conversation {number:,} has no turn of the assistant: there is nothing to learn from it")
+        wanted.append((guarded, False))
         for place in turns[-1]:
             wanted += [(guarded[:place], True), (guarded[: place + 1], False)]
-        wanted.append((guarded, False))
     texts = iter(render(template, wanted))
     found = []
-    for number, (conversation, places) in enumerate(zip(conversations, turns, strict=True), 1):
-        learnt = list[tuple[int, int]]()
+    for number, (conversation, places) in enumerate(zip(conversations, turns, strict=True), first):
+        whole, learnt = next(texts), [(0, 0)]
         for place in places:
             before, after = next(texts), next(texts)
-            if not after.startswith(before):
-                raise UserError(f"the chat template does not write conversation {number:,} one turn after the other")
             content = _guarded(tokenizer, conversation[place : place + 1])[0].content.strip()
-            learnt.append((len(before), _end(tokenizer, after, after.find(content, len(before)), content)))
-        found.append(_marked(tokenizer, next(texts), learnt, number))
+            start, end = len(before), _end(tokenizer, after, len(before), content)
+            if not after.startswith(before) or not whole.startswith(after[:end]) or start < learnt[-1][1]:
+                raise UserError(f"the chat template does not write conversation {number:,} one turn after the other")
+            learnt.append((start, end))
+        found.append(_marked(tokenizer, whole, learnt))
     return found
 
 
 def _end(tokenizer: Tokenizer, text: str, start: int, content: str) -> int:
-    """Return where what is learnt of a turn ends: after its content, and a special token that follows at once."""
-    if start < 0:
-        return len(text)
-    end = start + len(content)
-    name = _names(tokenizer).match(text, end)
-    return name.end() if name else end
+    """Return where what is learnt of a turn ends: after its content, and a special token that follows."""
+    closing = re.compile(rf"\s*(?:{_names(tokenizer).pattern})")
+    place, end = text.find(content, start), len(text)
+    while place >= 0:  # a short content may stand in the turn's announcement too
+        end = place + len(content)
+        if closed := closing.match(text, end):
+            return closed.end()
+        place = text.find(content, place + 1)
+    return end
 
 
-def _marked(
-    tokenizer: Tokenizer, text: str, learnt: Sequence[tuple[int, int]], number: int
-) -> tuple[list[int], list[bool]]:
-    ids, marks, place = list[int](), list[bool](), 0
+def _marked(tokenizer: Tokenizer, text: str, learnt: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool]]:
+    ids, marks, place, before = list[int](), list[bool](), 0, ""
     for start, end in (*learnt, (len(text), len(text))):
-        if start < place or end > len(text):
-            raise UserError(f"the chat template does not write conversation {number:,} one turn after the other")
         for part, mark in ((text[place:start], False), (text[start:end], True)):
-            new = _ids(tokenizer, part)
+            new = _following(tokenizer, before, part)
             ids += new
             marks += [mark] * len(new)
+            before = part or before
         place = end
     return ids, marks
+
+
+def _following(tokenizer: Tokenizer, before: str, text: str) -> list[int]:
+    """Return the ids of a text that goes on from another: some tokenizers put a space before a text that does not."""
+    known, both = _ids(tokenizer, before), _ids(tokenizer, before + text)
+    return both[len(known) :] if both[: len(known)] == known else _ids(tokenizer, text)
 
 
 def render(template: ChatTemplate, conversations: Sequence[tuple[Sequence[Message], bool]]) -> list[str]:
@@ -100,10 +108,28 @@ def render(template: ChatTemplate, conversations: Sequence[tuple[Sequence[Messag
     The template comes with the model and is not trusted: it runs in Jinja's immutable sandbox, in a process of its own
     with limits on time, memory and output. Raises UserError if it refuses a conversation, or breaks a limit.
     """
-    said = [([asdict(message) for message in messages], prompt) for messages, prompt in conversations]
-    variables = dict(template.variables)
-    texts = ask("template", "the chat template", template=template.source, variables=variables, conversations=said)
-    return [str(text) for text in texts]
+    texts, variables = list[str](), dict(template.variables)
+    for group in _groups(conversations):
+        said = [([asdict(message) for message in messages], prompt) for messages, prompt in group]
+        made = ask("template", "the chat template", template=template.source, variables=variables, conversations=said)
+        texts += map(str, made)
+    return texts
+
+
+def _groups(
+    conversations: Sequence[tuple[Sequence[Message], bool]],
+) -> Iterator[list[tuple[Sequence[Message], bool]]]:
+    """Yield conversations in groups for which the other process has room."""
+    group, length = list[tuple[Sequence[Message], bool]](), 0
+    for conversation in conversations:
+        size = sum(len(message.content) + _WRITTEN_AROUND for message in conversation[0])
+        if group and length + size > _AT_ONCE:
+            yield group
+            group, length = [], 0
+        group.append(conversation)
+        length += size
+    if group:
+        yield group
 
 
 def _names(tokenizer: Tokenizer) -> re.Pattern[str]:

@@ -28,7 +28,7 @@ from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from minillm_repl.training.corpus import Corpus, Document, pieces
 
-_VERSION = 1  # of these files; another one makes all of them anew
+_VERSION = 2  # of these files; another one makes all of them anew
 _KEPT = 4 << 20  # characters: what is smaller is read again faster than it is found
 _FULL = 20 << 30  # bytes in the cache, above which those used longest ago go
 _AT_ONCE = 64  # documents or pieces that are tokenised together
@@ -188,14 +188,17 @@ def _in_pieces(documents: Iterator[Document]) -> Iterator[Document]:
 
 
 def _conversations(documents: Iterator[Document], tokenizer: Tokenizer, template: ChatTemplate) -> Iterator[_Piece]:
+    done = 0
     for group in _groups(documents, _CONVERSATIONS):
         ids: list[int] = []
         learned: list[bool] = []
-        for tokens, counts in trained_ids(template, tokenizer, [document.messages for document in group]):
+        for tokens, counts in trained_ids(template, tokenizer, [document.messages for document in group], done + 1):
             ids += tokens
             learned += counts
-        characters = sum(len(message.content) for document in group for message in document.messages)
-        yield _Piece(ids, learned, characters, 0)
+        said = [text for document in group for text in document.texts]
+        unknown = sum(text.count(each) for text in said for each in tokenizer.unknown(text))
+        yield _Piece(ids, learned, sum(map(len, said)), unknown)
+        done += len(group)
 
 
 def _groups(documents: Iterator[Document], size: int) -> Iterator[list[Document]]:
@@ -204,7 +207,7 @@ def _groups(documents: Iterator[Document], size: int) -> Iterator[list[Document]
     length = 0
     for document in documents:
         group.append(document)
-        length += len(document.text)
+        length += sum(map(len, document.texts))
         if len(group) >= size or length > 1 << 20:
             yield group
             group, length = [], 0

@@ -1,6 +1,7 @@
 """Training further: on conversations, by LoRA, and a real model on a text; `transformers` says what is right."""
 
 import dataclasses
+import itertools
 import json
 import os
 import unicodedata
@@ -742,3 +743,56 @@ def test_a_model_trained_on_a_chat_answers_with_what_it_was_taught(chat, tmp_pat
         *_, ended = session.generate(model, lambda: False, 0)
         assert ended.text.strip() == answer.strip(), question
         assert ended.reason == "end", question  # it has learnt to end its turn, whatever blanks come before
+
+
+def test_an_adapter_of_a_model_that_lies_in_no_file_as_it_is_can_only_be_merged(tmp_path):
+    save(random_checkpoint(), tmp_path / "base.safetensors")
+    start = load(tmp_path / "base.safetensors")
+    (tmp_path / "t.txt").write_text("".join(start.tokenizer.characters) * 9, encoding="utf-8")
+    changed = trained(start, tmp_path / "t.txt", tmp_path / "m", steps=1)[2]
+    run, _, after = trained(changed, tmp_path / "t.txt", tmp_path / "m", lora=1, steps=1)
+    assert any("merged" in note for note in run.notes)
+    with pytest.raises(UserError, match="no adapter to save"):
+        adapter.save(after, tmp_path / "adapter.safetensors")
+
+
+def test_an_adapter_opens_in_any_kind_of_numbers_beside_its_model(tmp_path):
+    save(random_checkpoint(), tmp_path / "base.safetensors")
+    start = load(tmp_path / "base.safetensors")
+    (tmp_path / "t.txt").write_text("".join(start.tokenizer.characters) * 9, encoding="utf-8")
+    after = trained(start, tmp_path / "t.txt", tmp_path / "m", lora=1, steps=1)[2]
+    adapter.save(after, tmp_path / "adapter.safetensors")
+    assert {array.dtype.name for array in load(tmp_path / "adapter.safetensors").tensors.values()} == {"float32"}
+    halved = load(tmp_path / "adapter.safetensors", dtype="bfloat16")
+    assert {array.dtype.name for array in halved.tensors.values()} == {"bfloat16"}
+
+
+def test_an_adapter_that_was_resumed_is_saved_and_opens(tmp_path):
+    save(random_checkpoint(), tmp_path / "base.safetensors")
+    start = load(tmp_path / "base.safetensors")
+    (tmp_path / "t.txt").write_text("".join(start.tokenizer.characters) * 9, encoding="utf-8")
+    whole = trained(start, tmp_path / "t.txt", tmp_path / "m", lora=2, steps=6)[2]
+    cut = begin(start, tmp_path / "t.txt", tmp_path / "m.safetensors", lora=2, steps=6)
+    steps = itertools.count()
+    list(cut.events(lambda: next(steps) >= 3))
+    assert cut.trainer.state.step == 3
+    run = TrainingRun.resumed(tmp_path / "m.safetensors", Surroundings(tmp_path / "m.safetensors", "cpu"))
+    *_, finished = run.events(lambda: False)
+    after = run.checkpoint(finished)
+    adapter.save(after, tmp_path / "adapter.safetensors")
+    opened = load(tmp_path / "adapter.safetensors")
+    for name, array in whole.tensors.items():
+        np.testing.assert_array_equal(after.tensors[name], array)
+        np.testing.assert_allclose(opened.tensors[name], array, rtol=0, atol=1e-6)
+
+
+def test_a_held_out_part_without_a_word_of_the_assistant_is_not_measured_on(tmp_path):
+    exchange = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
+    last = [*exchange, {"role": "user", "content": "x" * 3_000}]
+    lines = [json.dumps({"messages": messages}) for messages in [exchange] * 1_500 + [last]]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    run = begin(
+        None, tmp_path / "t.jsonl", tmp_path / "m", val="auto", steps=3, context=16, width=16, layers=1, batch=4
+    )
+    assert run.trainer.val is None
+    assert any("too short" in note for note in run.notes)

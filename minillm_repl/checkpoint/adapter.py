@@ -19,7 +19,7 @@ from minillm_repl.checkpoint.checkpoint import Adapter, Checkpoint
 from minillm_repl.checkpoint.header import Header, field_of
 from minillm_repl.checkpoint.native import check_replaceable
 from minillm_repl.checkpoint.recipe import Piece, Recipe
-from minillm_repl.checkpoint.weights import check, read_weights
+from minillm_repl.checkpoint.weights import as_dtype, check, read_weights
 from minillm_repl.errors import UserError
 from minillm_repl.safetext import safe_line
 
@@ -39,6 +39,11 @@ def digest(tensors: "Tensors") -> str:
     return found.hexdigest()
 
 
+def printable_path(path: Path) -> str:
+    """Return the absolute path as text: a name need not be UTF-8, but JSON must."""
+    return os.fsencode(path.resolve()).decode("utf-8", "replace")
+
+
 def is_adapter(header: Header) -> bool:
     """Tell whether a file says that it is an adapter."""
     return header.metadata.get("format") == FORMAT
@@ -49,8 +54,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     adapter = checkpoint.adapter
     if adapter is None:
         raise UserError("there is no adapter to save: `:train … lora=8` on a model that lies in a file makes one")
-    there = os.fsencode(adapter.base.resolve()).decode("utf-8", "replace")  # a name need not be UTF-8, but JSON must
-    base = {"path": there, "sha256": adapter.sha256}
+    base = {"path": printable_path(adapter.base), "sha256": adapter.sha256}
     metadata = {"format": FORMAT, "version": _VERSION, "base": json.dumps(base, ensure_ascii=False)}
     check_replaceable(path)
     write_atomically(path, safetensors.numpy.save(dict(adapter.tensors), metadata))
@@ -72,8 +76,11 @@ def base_of(header: Header, name: str) -> Path:
     raise UserError(f"{name} is an adapter that does not say what it belongs to; see docs/format.md")
 
 
-def merge(header: Header, base: Checkpoint, name: str) -> Checkpoint:
-    """Return a checkpoint with the adapter of a file added to its weights, as float32. Raises UserError."""
+def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> Checkpoint:
+    """Return a checkpoint with the adapter of a file added to its weights: float32 if `dtype` is auto.
+
+    `base` has the weights as they are in its file. Raises UserError.
+    """
     sha256 = digest(base.tensors)
     if field_of(header, "base", name)["sha256"] != sha256:
         raise UserError(f"{name} is an adapter for other weights than those in {safe_line(str(base.path))}")
@@ -103,4 +110,6 @@ def merge(header: Header, base: Checkpoint, name: str) -> Checkpoint:
             raise UserError(f"{name} is damaged: with it {layer}.weight holds numbers that are not finite")
     assert base.path is not None
     adapter = Adapter(arrays, base.path, sha256)
-    return dataclasses.replace(base, tensors=merged, path=header.path, adapter=adapter)
+    wanted = as_dtype(dtype, {"F32"})
+    tensors = {tensor: array.astype(wanted, copy=False) for tensor, array in merged.items()}
+    return dataclasses.replace(base, tensors=tensors, path=header.path, adapter=adapter)

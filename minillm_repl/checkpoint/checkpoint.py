@@ -58,6 +58,7 @@ class Checkpoint:
     chat: ChatTemplate | None = None
     end: tuple[int, ...] = ()  # tokens after which there is no more to say
     adapter: Adapter | None = None  # it is in the weights already
+    on_disk: bool = False  # whether what lies at `path` has these very weights, to the last digit
 
     @property
     def dtype(self) -> str:

@@ -1,5 +1,6 @@
 """The one place that opens a checkpoint, whatever its kind."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -23,6 +24,11 @@ def load(
     the file. Raises UserError that names the file, what was expected and what was found; nothing in it is trusted, and
     nothing in it is run.
     """
+    checkpoint = _load(path, vocabulary, dtype, progress)
+    return dataclasses.replace(checkpoint, on_disk=dtype in ("auto", "float32"))
+
+
+def _load(path: Path, vocabulary: Tokenizer | None, dtype: str, progress: Progress) -> Checkpoint:
     name = safe_line(str(path))
     folder = folder_at(path)
     if folder is not None and os.path.isdir(path):  # noqa: PTH112 - Path's own raises for a name that is too long
@@ -34,7 +40,7 @@ def load(
         base = adapter.base_of(header, name)
         if not base.is_dir() and adapter.is_adapter(read_header(base)):
             raise UserError(f"{name} is an adapter for another adapter, {safe_line(str(base))}, not for a model")
-        return adapter.merge(header, load(base, vocabulary, dtype, progress), name)
+        return adapter.merge(header, load(base, vocabulary, "auto", progress), name, dtype)
     if bare.recognises(header):
         return bare.checkpoint(header, vocabulary, name, dtype, progress)
     if folder is not None:

@@ -23,7 +23,7 @@ def save(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     """Write the checkpoint to `path`, atomically, and return it as the one that lies there. Raises UserError."""
     check_replaceable(path)
     write_atomically(path, safetensors.numpy.save(dict(checkpoint.tensors), described(checkpoint)))
-    return dataclasses.replace(checkpoint, path=path)
+    return dataclasses.replace(checkpoint, path=path, on_disk=True)
 
 
 def described(checkpoint: Checkpoint) -> dict[str, str]:

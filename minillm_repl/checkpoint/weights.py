@@ -63,7 +63,7 @@ def read_weights(
     What needs no rearranging is read in place, so that the weights are in memory once. Raises UserError if the file
     is not what its header said, or holds numbers that are not finite.
     """
-    wanted = _dtype(dtype, {entry.dtype for _, entry in found.values()})
+    wanted = as_dtype(dtype, {entry.dtype for _, entry in found.values()})
     total, done = sum(entry.nbytes for _, entry in found.values()), 0
     weights: dict[str, Array] = {}
     with ExitStack() as stack:
@@ -90,10 +90,11 @@ def read_weights(
     return weights
 
 
-def _dtype(wanted: str, found: set[str]) -> np.dtype[Any]:
+def as_dtype(wanted: str, found: set[str]) -> np.dtype[Any]:
+    """Return the kind of numbers of that name; for `auto`, the one that holds all the kinds found in a file."""
     if wanted != "auto":
         return _BY_NAME[wanted]
-    return DTYPES[found.pop()] if len(found) == 1 else DTYPES["F32"]  # of several kinds: the one that holds them all
+    return DTYPES[found.pop()] if len(found) == 1 else DTYPES["F32"]
 
 
 def _room(pieces: tuple[Piece, ...], dtype: np.dtype[Any]) -> Array | None:

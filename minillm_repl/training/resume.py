@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from minillm_repl.checkpoint.adapter import printable_path
 from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.header import FORMAT, Header, field_of, read_header
@@ -35,15 +36,23 @@ _MOMENTS = {"muon": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What a run knows beside its plan and its state."""
+
+    corpus: str
+    corpus_sha256: str
+    further: bool  # whether it trains an older model further
+    threads: int
+    base: tuple[Path, str] | None = None  # of an adapter: where its model lies, and the digest of that
+
+
+@dataclass(frozen=True)
 class Interrupted:
     """What a resume file says of a run; its tensors are still on disk."""
 
     start: Checkpoint  # what the run started from, without weights; its training record is the one from before
     plan: TrainPlan  # settled
-    corpus: str
-    corpus_sha256: str
-    further: bool  # whether the run trains an older model further
-    threads: int
+    facts: Facts
     state: State
     header: Header
 
@@ -53,9 +62,7 @@ def resume_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(SUFFIX) + ".resume" + SUFFIX)
 
 
-def write(
-    path: Path, trainer: Trainer, start: Checkpoint, corpus: tuple[str, str], further: bool, threads: int
-) -> None:
+def write(path: Path, trainer: Trainer, start: Checkpoint, facts: Facts) -> None:
     """Write the run as it is now. Raises UserError, with what was there before as it was."""
     metadata = described(start)
     metadata["format"] = RESUME_FORMAT
@@ -63,9 +70,8 @@ def write(
         {name: show(spec, value_of(trainer.plan, name)) for name, spec in specs(trainer.plan).items()},
         ensure_ascii=False,
     )
-    metadata["run"] = json.dumps(
-        {"corpus": corpus[0], "corpus_sha256": corpus[1], "further": further, "threads": threads}, ensure_ascii=False
-    )
+    base = facts.base and {"path": printable_path(facts.base[0]), "sha256": facts.base[1]}
+    metadata["run"] = json.dumps({**dataclasses.asdict(facts), "base": base}, ensure_ascii=False)
     metadata["state"] = json.dumps(dataclasses.asdict(trainer.state))
     random = {"choose": trainer.choose.get_state(), "torch": torch.get_rng_state()}
     if trainer.device.type == "cuda":
@@ -84,18 +90,20 @@ def read(path: Path) -> Interrupted:
         raise UserError(f"{name} is not the resume file of a training run")
     start = description(dataclasses.replace(header, metadata={**header.metadata, "format": FORMAT}), name)
     start = dataclasses.replace(start, path=None)  # the weights that the run began with lie in no file of its own
-    plan = TrainPlan()
-    match field_of(header, "plan", name), field_of(header, "run", name):
+    plan, run = TrainPlan(), field_of(header, "run", name)
+    match field_of(header, "plan", name), run, run.get("base") if isinstance(run, dict) else None:
         case (
             dict(settings),
             {"corpus": str(corpus), "corpus_sha256": str(sha256), "further": bool(further), "threads": int(threads)},
+            None | {"path": str(), "sha256": str()} as base,
         ) if set(settings) == set(specs(TrainPlan)) and all(isinstance(text, str) for text in settings.values()):
             for setting, text in settings.items():
                 plan = change(plan, setting, text, said=f"{setting} in {name}")
             if not 0 <= threads <= 1024:
                 raise UserError(f"{name} asks for {threads} threads")
             state = _state(field_of(header, "state", name), name)
-            return Interrupted(start, plan, corpus, sha256, further, threads, state, header)
+            there = (Path(base["path"]), base["sha256"]) if base else None
+            return Interrupted(start, plan, Facts(corpus, sha256, further, threads, there), state, header)
     raise UserError(f"{name} does not say which run it belongs to; see docs/format.md")
 
 

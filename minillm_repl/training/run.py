@@ -44,6 +44,8 @@ def find_corpus(named: str, checkpoint: Checkpoint | None) -> str:
 
     Raises UserError that says what to type.
     """
+    if any("\ud800" <= letter < "\ue000" for letter in named):  # bytes that are no UTF-8, as which it is kept
+        raise UserError(f"the name {safe_line(named)} is not UTF-8; give the text another")
     if named:
         return named
     record = checkpoint.training if checkpoint else None
@@ -87,12 +89,12 @@ class TrainingRun:
         around: Surroundings,
         resumed: resume.Interrupted | None = None,
     ) -> None:
-        self._around, self._further = around, resumed.further if resumed else start is not None
+        self._around, self._further = around, resumed.facts.further if resumed else start is not None
         self.corpus, self.notes = corpus, list[str]()
         with around.processes.first_then_others():
             opened = open_corpus(user_path(corpus), plan.documents)
             self._sha256 = opened.sha256
-            if resumed and opened.sha256 != resumed.corpus_sha256:
+            if resumed and opened.sha256 != resumed.facts.corpus_sha256:
                 raise UserError(f"{safe_line(corpus)} has changed: the run cannot go on exactly; `:train` begins anew")
             self.tokenizer = start.tokenizer if start else make_tokenizer(plan.tokenizer, opened)
             self._chat = start.chat if start else PLAIN if opened.conversations else None
@@ -124,21 +126,13 @@ class TrainingRun:
         per_token = measured.targets / max(1, measured.characters(self.tokenizer)) / math.log(2)
         self.trainer = Trainer(model.to(device), train, val, plan, per_token, around.processes)
         self._record, self._path = (start.training, start.path) if start else (None, None)
-        # An adapter is of use apart from its model if that lies somewhere by itself.
-        apart = plan.lora and start and start.path and start.tensors and start.adapter is None
-        self._base = (start.path, digest(start.tensors)) if start and start.path and apart else None
+        self._base = resumed.facts.base if resumed else self._base_of(start) if plan.lora and start else None
         if resumed:
             resume.restore(resumed, self.trainer)
-            self.threads = resumed.threads
+            self.threads = resumed.facts.threads
             self.notes.append(f"goes on after step {self.trainer.state.step:,} of {plan.steps:,}")
-        elif around.processes.size > 1:  # every process must choose the same
-            precision = "bfloat16" if device.type == "cuda" else "float32"
-            self.trainer.plan = plan if plan.precision != "auto" else replace(plan, precision=precision)
-            self.threads = around.threads
-            self.notes.append(self._how(0.0))
         else:
-            self.threads, precision, seconds = quickest(self.trainer, around.threads)
-            self.trainer.plan = replace(plan, precision=precision)
+            self.threads, seconds = self._choose_speed()
             self.notes.append(self._how(seconds))
         self.sample_start = self._sample_start(plan.sample, train)
 
@@ -146,7 +140,7 @@ class TrainingRun:
     def resumed(cls, path: Path, around: Surroundings) -> "TrainingRun":
         """Return the run of a checkpoint that its resume file holds, where it was. Raises UserError."""
         interrupted = resume.read(resume.resume_path(path))
-        return cls(interrupted.start, interrupted.corpus, interrupted.plan, around, interrupted)
+        return cls(interrupted.start, interrupted.facts.corpus, interrupted.plan, around, interrupted)
 
     @property
     def plan(self) -> TrainPlan:
@@ -198,14 +192,34 @@ class TrainingRun:
             learnt = Adapter(as_arrays(adapters(gathered)), *self._base)
         return replace(self._described(), tensors=as_arrays(merged(gathered)), training=record, adapter=learnt)
 
+    def _choose_speed(self) -> tuple[int, float]:
+        """Settle the precision; return the number of threads, and the seconds of a step if that was measured."""
+        trainer, around = self.trainer, self._around
+        if around.processes.size == 1:
+            threads, precision, seconds = quickest(trainer, around.threads)
+        else:  # every process must choose the same
+            threads, precision, seconds = around.threads, trainer.plan.precision, 0.0
+            if precision == "auto":
+                precision = "bfloat16" if trainer.device.type == "cuda" else "float32"
+        trainer.plan = replace(trainer.plan, precision=precision)
+        return threads, seconds
+
+    def _base_of(self, start: Checkpoint) -> tuple[Path, str] | None:
+        """Return where the model lies that an adapter belongs to, and its digest."""
+        if start.path and start.on_disk and start.adapter is None:
+            return start.path, digest(start.tensors)
+        self.notes.append("the open model lies in no file as it is: the adapter can be saved merged into it only")
+        return None
+
     def _described(self) -> Checkpoint:
         config = self.trainer.model.config
         return Checkpoint(config, self.tokenizer, {}, self._record, self._path, self._chat, self._end)
 
     def _save(self) -> None:
-        path, corpus = self._around.path, (self.corpus, self._sha256)
+        path = self._around.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        resume.write(resume.resume_path(path), self.trainer, self._described(), corpus, self._further, self.threads)
+        facts = resume.Facts(self.corpus, self._sha256, self._further, self.threads, self._base)
+        resume.write(resume.resume_path(path), self.trainer, self._described(), facts)
         checkpoint = self.checkpoint()
         if self._around.processes.rank == 0:
             native.save(checkpoint, path)
@@ -268,11 +282,15 @@ def _split(tokens: Tokens, held: Tokens | None, plan: TrainPlan, name: str) -> t
     elif plan.val == "auto" and count // _HELD_OUT >= max(_LEAST_HELD_OUT, 4 * context):
         cut = count - -(-count // _HELD_OUT)
         learned = tokens.learned
-        parts = [
+        halves = [
             Part(tokens.ids[here], None if learned is None else learned[here], context)
             for here in (slice(0, cut), slice(cut, count))
         ]
+        if halves[1].targets:
+            parts = halves
     for part in parts:
+        if not part.targets:
+            raise UserError(f"in {name} there is nothing to learn: no words of the assistant's")
         if not part.windows:
             raise UserError(
                 f"{name} has {len(part.ids):,} tokens that the model knows; a context of {context} needs at"

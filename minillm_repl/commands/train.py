@@ -12,6 +12,7 @@ from minillm_repl.checkpoint.names import SUFFIX, there
 from minillm_repl.errors import UserError
 from minillm_repl.repl.interrupt import told_to_end
 from minillm_repl.repl.registry import command
+from minillm_repl.repl.settings import samplers_text
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe, safe_line
 from minillm_repl.settings import change, default_of, specs, value_of
@@ -142,7 +143,6 @@ def _begin(shell: Shell, request: Request, interrupted: Callable[[], bool], proc
     """Return the run that was asked for, ready to go. Raises UserError."""
     session, screen = shell.session, shell.screen
     if request.resume:
-        session.agree_to_discard("train")
         own = _to_resume(session.path)
         session.forget_failed_load()
     else:
@@ -153,7 +153,7 @@ def _begin(shell: Shell, request: Request, interrupted: Callable[[], bool], proc
         raise UserError(f"{sizes[0]} is for a new model, and this one has its own; the word `new` makes a new one")
     if model is None and request.plan.lora:
         raise UserError("lora is for a model that is open already: it trains beside what is there")
-    if model is None:
+    if model is None and not (request.resume and session.resumable):
         session.agree_to_discard("train")
     with screen.waiting("getting ready to train") as update:
         from minillm_repl.checkpoint.native import check_replaceable
@@ -211,16 +211,16 @@ def _sample(shell: Shell, trainee: "TrainingRun") -> "RenderableType | None":
     if trainee.plan.shard:
         return None  # no process has the whole model
     start, verbose = trainee.sample_start, shell.session.settings.verbose
-    decoder = TorchDecoder(trainee.trainer.model)
+    decoder, sampling = TorchDecoder(trainee.trainer.model), Sampling()
     events = generate(
-        decoder, trainee.tokenizer, start, Sampling(), np.random.default_rng(0), max_tokens=_SAMPLE, top=verbose
+        decoder, trainee.tokenizer, start, sampling, np.random.default_rng(0), max_tokens=_SAMPLE, top=verbose
     )
     steps = [event for event in events if isinstance(event, Step)]
     text = decode(trainee.tokenizer, start + [step.id for step in steps])
     if not verbose:
         return text
     told = Text(f"after {safe(decode(trainee.tokenizer, start))!r}")
-    return Group(told, step_table(steps[0], "", shell.screen.side.width), Text(safe(text)))
+    return Group(told, step_table(steps[0], samplers_text(sampling), shell.screen.side.width), Text(safe(text)))
 
 
 def _keep(shell: Shell, trainee: "TrainingRun", finished: "Finished") -> None:
@@ -233,6 +233,7 @@ def _keep(shell: Shell, trainee: "TrainingRun", finished: "Finished") -> None:
     path = session.path if own and session.path else unsaved_path()
     session.adopt(session.opening.ready(checkpoint), unsaved=True)
     if finished.reason == "interrupt":
+        session.resumable = True
         shell.screen.note("`:train resume` goes on from here")
     else:
         resume_path(path).unlink(missing_ok=True)

@@ -46,6 +46,7 @@ class Session:
     own: bool = False  # the file at `path` is this visit's to write: it was named to be made, or saved to
     written: bool = False  # this visit has saved a model at `path`
     unsaved: bool = False  # the open model was trained and lies in no file
+    resumable: bool = False  # it is that of a run that was stopped, which going on with the run keeps
     speed: float = 0.0  # tokens per second, last time
     told_outgrown: bool = False
     _loading: "Loading | None" = None
@@ -108,7 +109,7 @@ class Session:
             self.recent.add(self.path)
         elif model.checkpoint.path is None and (self.written or not self.own):
             self.path, self.own, self.written = None, False, False  # a new model does not go where another one lies
-        self.unsaved, self._warned = unsaved, ""
+        self.unsaved, self.resumable, self._warned = unsaved, False, ""
         self.told_outgrown = False
         self.clear()
 

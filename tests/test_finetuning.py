@@ -183,27 +183,30 @@ REWRITING = {
         "{% if messages[0].role == 'system' and m == (messages | selectattr('role', 'equalto', 'user') | list)[-1] %}"
         "{{ messages[0].content + '\n' }}{% endif %}{{ m.content }}[/INST]{% endif %}{% endfor %}"
     ),
-    "the last turn first": (
-        "{% for m in messages[::-1] %}{% if m.role == 'assistant' %}"
-        "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}"
-        "{% endfor %}"
-    ),
 }
 
 
 @pytest.mark.parametrize("name", REWRITING)
-def test_a_template_that_writes_earlier_turns_otherwise_is_refused_and_never_marks_wrong_words(pair, name):
+def test_where_earlier_turns_are_written_otherwise_each_answer_is_learnt_after_what_was_given(pair, name):
     ours, theirs = pair
     template = ChatTemplate(REWRITING[name])
     short = [Message("user", "hello"), Message("assistant", "네")]
     long = [Message("system", "is"), *short, Message("user", "city"), Message("assistant", "hello there")]
+    found = trained_ids(template, ours, [short, long])
+    assert len(found) == 3
+    for (ids, marks), given in zip(found, (short, long[:3], long), strict=True):
+        assert ids == masked(theirs, template.source, given)[0]
+        learnt = decode(ours, [token for token, mark in zip(ids, marks, strict=True) if mark]).strip()
+        assert learnt.removeprefix("<think></think>") == given[-1].content
+
+
+def test_a_template_that_writes_the_last_turn_first_is_refused(pair):
+    template = ChatTemplate(
+        "{% for m in messages[::-1] %}{{ m.content }}{% if m.role == 'assistant' %}<|im_end|>{% endif %}{% endfor %}"
+    )
+    talk = [Message("user", "hello"), Message("assistant", "네")]
     with pytest.raises(UserError, match="conversation 42 one turn after the other"):
-        trained_ids(template, ours, [short[:0:-1], long], first=41)
-    if "first" not in name:  # where there is nothing to rewrite it is as good as any
-        assert decode(ours, masked(theirs, template.source, short)[0]).count("네") == 1
-        ids, marks = trained_ids(template, ours, [short])[0]
-        assert ids == masked(theirs, template.source, short)[0]
-        assert decode(ours, [token for token, mark in zip(ids, marks, strict=True) if mark]).endswith("네")
+        trained_ids(template, pair[0], [talk[1:], talk], first=41)
 
 
 def test_a_template_that_changes_or_refuses_what_is_said(pair):

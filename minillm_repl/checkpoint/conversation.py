@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Literal
 
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
@@ -45,8 +46,10 @@ def trained_ids(
     """Return the token ids of whole conversations, and of each whether it is to be learnt.
 
     Learnt is what the assistant says, and the special token that the template writes after it; not what is said to it,
-    nor what announces its turn. Raises UserError as `encode` does, and for a template that writes earlier turns
-    otherwise once there are later ones; it names a conversation by its number, of which that of the first is `first`.
+    nor what announces its turn. Where a template writes earlier turns otherwise once there are later ones (it may drop
+    their thoughts), a conversation becomes several, one for each turn of the assistant as the model would have given
+    it. Raises UserError as `encode` does, and for a template in which an answer does not follow what it answers; it
+    names a conversation by its number, of which that of the first is `first`.
     """
     wanted, turns = list[tuple[Sequence[Message], bool]](), list[list[int]]()
     for number, conversation in enumerate(conversations, first):
@@ -60,15 +63,19 @@ def trained_ids(
     texts = iter(render(template, wanted))
     found = []
     for number, (conversation, places) in enumerate(zip(conversations, turns, strict=True), first):
-        whole, learnt = next(texts), [(0, 0)]
+        whole, given, learnt = next(texts), list[str](), list[tuple[int, int]]()
         for place in places:
             before, after = next(texts), next(texts)
-            content = _guarded(tokenizer, conversation[place : place + 1])[0].content.strip()
-            start, end = len(before), _end(tokenizer, after, len(before), content)
-            if not after.startswith(before) or not whole.startswith(after[:end]) or start < learnt[-1][1]:
+            if not after.startswith(before):
                 raise UserError(f"the chat template does not write conversation {number:,} one turn after the other")
-            learnt.append((start, end))
-        found.append(_marked(tokenizer, whole, learnt))
+            content = _guarded(tokenizer, conversation[place : place + 1])[0].content.strip()
+            learnt.append((len(before), _end(tokenizer, after, len(before), content)))
+            given.append(after)
+        follow = all(end <= start for (_, end), (start, _) in pairwise(learnt))
+        if follow and all(whole.startswith(text[:end]) for text, (_, end) in zip(given, learnt, strict=True)):
+            found.append(_marked(tokenizer, whole, learnt))
+        else:
+            found += [_marked(tokenizer, text, [turn]) for text, turn in zip(given, learnt, strict=True)]
     return found
 
 

@@ -28,7 +28,7 @@ from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from minillm_repl.training.corpus import Corpus, Document, pieces
 
-_VERSION = 2  # of these files; another one makes all of them anew
+_VERSION = 3  # of these files; another one makes all of them anew
 _KEPT = 4 << 20  # characters: what is smaller is read again faster than it is found
 _FULL = 20 << 30  # bytes in the cache, above which those used longest ago go
 _AT_ONCE = 64  # documents or pieces that are tokenised together

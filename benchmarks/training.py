@@ -1,5 +1,6 @@
-"""Training `nalssi` from nothing by `--train`, beside the reference script's own 1,000 steps."""
+"""Training on the note's sentences from nothing by `--train`, beside the reference script's own 1,000 steps."""
 
+import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,13 @@ from benchmarks.measure import Bench, Row, Target, alternate
 from benchmarks.program import CORPUS, ROOT, command, environment
 from benchmarks.reference import Reference
 
-STEPS, REFERENCE_STEPS = 300, 1000
+STEPS, REFERENCE_STEPS = 100, 1000
 
 
 @dataclass(frozen=True)
 class _Trained:
-    seconds: float
+    command: float  # seconds of the whole process; 0 where the script does more than train
+    seconds: float  # of the steps alone
     loss: float  # over every window of the text, in nats per token
 
 
@@ -27,12 +29,20 @@ def rows(bench: Bench) -> list[Row]:
     peer_name = f"reference, {REFERENCE_STEPS:,} steps"
     return [
         Row(
-            f"train: the whole command, {STEPS} steps",
+            f"train: {STEPS} steps",
             "s",
             tuple(each.seconds for each in ours),
+            peer_name,
+            tuple(each.seconds for each in theirs),
+            Target("≤", 1 / 6),
+        ),
+        Row(
+            f"train: the whole command, {STEPS} steps",
+            "s",
+            tuple(each.command for each in ours),
             f"{peer_name}, its loop alone",
             tuple(each.seconds for each in theirs),
-            Target("≤", 1),
+            None,
         ),
         Row(
             "train: loss over the whole text",
@@ -48,18 +58,19 @@ def rows(bench: Bench) -> list[Row]:
 def _train(folder: Path) -> _Trained:
     path = folder / "nalssi.safetensors"
     path.unlink(missing_ok=True)
-    arguments = command("--ckpt", str(path), "--train", str(CORPUS.relative_to(ROOT)), "--steps", str(STEPS))
+    arguments = command("--ckpt", str(path), "--train", str(CORPUS.relative_to(ROOT)), "--steps", str(STEPS), "--json")
     started = perf_counter()
-    subprocess.run(
+    done = subprocess.run(
         arguments, check=True, cwd=ROOT, env=environment(folder), stdin=subprocess.DEVNULL, capture_output=True
     )
-    return _Trained(perf_counter() - started, _loss(path))
+    command_seconds = perf_counter() - started
+    return _Trained(command_seconds, json.loads(done.stdout.splitlines()[-1])["seconds"], _loss(path))
 
 
 def _train_reference(folder: Path, reference: Reference) -> _Trained:
     path = folder / "reference.safetensors"
     seconds = reference.run(steps=REFERENCE_STEPS, tokens=1, save=path).train_seconds
-    return _Trained(seconds, _loss(path))
+    return _Trained(0.0, seconds, _loss(path))
 
 
 def _loss(path: Path) -> float:

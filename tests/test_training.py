@@ -116,7 +116,7 @@ def test_held_out_text_is_never_trained_on(corpus, tmp_path):
     assert trainee.trainer.train.ids.tolist() == trainee.tokenizer.encode(TEXT)
     assert trainee.trainer.val.ids.tolist() == trainee.tokenizer.encode(TEXT[::-1])
     *_, finished = trainee.events(lambda: False)
-    assert finished.val_loss > finished.train_loss + 0.5
+    assert finished.val_curve[-1][1] > finished.curve[-1][1] + 1  # learnt by heart, and of no use there
 
 
 def test_the_best_weights_are_kept_and_patience_ends_the_run(corpus, tmp_path):
@@ -179,8 +179,8 @@ def test_targets_are_the_inputs_shifted_by_one():
 def test_accumulating_parts_gives_the_gradient_of_the_whole_batch(long_corpus):
     whole, parts = (begin(long_corpus, dataclasses.replace(LLAMA, accumulate=number)).trainer for number in (1, 4))
     for trainer in (whole, parts):
-        list(zip(trainer.events(lambda: False), range(6), strict=False))
-    assert whole.state.step == parts.state.step > 3
+        list(zip(trainer.events(lambda: False), range(4), strict=False))
+    assert whole.state.step == parts.state.step > 1
     for name, weight in whole.trained.items():
         assert torch.allclose(weight, parts.trained[name], atol=1e-4), name
 
@@ -382,7 +382,7 @@ def test_a_resume_file_is_not_trusted(corpus, tmp_path):
     refused("does not say where", state="{}")
     refused("does not say where", state=metadata["state"].replace('"step": 5', '"step": [5]'))
     refused("does not say which run", run="[]")
-    refused("random numbers .* damaged", random='{"choose": "zz", "torch": ""}')
+    refused("random numbers .* damaged", random='{"torch": "zz"}')
     refused("random numbers .* damaged", random="[]")
     refused("lacks the tensor", {name: each for name, each in tensors.items() if "muon" not in name})
     refused("does not belong", {**tensors, "extra": np.zeros(1, np.float32)})
@@ -390,3 +390,18 @@ def test_a_resume_file_is_not_trusted(corpus, tmp_path):
     refused("has changed", run=metadata["run"].replace('sha256": "', 'sha256": "0'))
     save_file(tensors, file, metadata)
     TrainingRun.resumed(path, around)
+
+
+@pytest.mark.parametrize("windows", [1, 2, 3, 81, 1_000, 65_537])
+def test_every_window_is_read_once_before_any_is_read_again_and_a_batch_is_spread_out(windows):
+    part = Part(np.zeros(windows + 8, dtype=np.uint16), None, 8)
+    rounds = [part.drawn(first * windows, windows, seed=1) for first in range(2)]
+    for starts in rounds:
+        assert sorted(starts) == list(range(windows))
+    cut = np.concatenate([part.drawn(first, min(7, 2 * windows - first), 1) for first in range(0, 2 * windows, 7)])
+    assert cut.tolist() == np.concatenate(rounds).tolist()  # as it goes on across batches, and after a resume
+    if windows > 100:
+        assert not np.array_equal(*rounds)
+        assert not np.array_equal(part.drawn(0, windows, seed=2), rounds[0])
+        gaps = np.diff(np.sort(rounds[0][:16]), append=rounds[0][:16].min() + windows)
+        assert gaps.min() > windows / 16 / 3

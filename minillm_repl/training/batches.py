@@ -1,5 +1,6 @@
 """Windows of a row of tokens, as the model reads them."""
 
+import math
 import mmap
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from minillm_repl.tokenizer.base import Tokenizer
 
 IGNORED = -100  # a target that does not count; torch's own usual number
+_GOLDEN = 0.618033988749895
 _RELEASED = 1 << 24  # tokens read, after which the pages of a mapped file are given back
 
 
@@ -37,6 +39,23 @@ class Part:
             targets = torch.where(torch.from_numpy(self.learned[places[:, 1:]]), targets, IGNORED)
         self._release(places.size)
         return inputs, targets
+
+    def drawn(self, first: int, count: int, seed: int) -> NDArray[np.int64]:
+        """Return where the windows begin that a run reads as number `first` and on, counted from its beginning.
+
+        Each is read once before any is read again, and those of one batch lie far apart: they are a Weyl sequence, in
+        steps of about the golden section of the row, from another place in each round.
+        """
+        stride = max(1, round(self.windows * _GOLDEN))
+        while math.gcd(stride, self.windows) != 1:
+            stride += 1
+        starts = list[int]()
+        for number in range(first, first + count):
+            around, place = divmod(number, self.windows)
+            if place == 0 or not starts:
+                offset = int(np.random.default_rng((seed, around)).integers(self.windows))
+            starts.append((offset + place * stride) % self.windows)
+        return np.array(starts, dtype=np.int64)
 
     def even(self, most: int) -> NDArray[np.int64]:
         """Return where windows begin that lie evenly over the whole row and have about `most` tokens, or are all."""

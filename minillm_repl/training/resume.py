@@ -73,7 +73,7 @@ def write(path: Path, trainer: Trainer, start: Checkpoint, facts: Facts) -> None
     base = facts.base and {"path": printable_path(facts.base[0]), "sha256": facts.base[1]}
     metadata["run"] = json.dumps({**dataclasses.asdict(facts), "base": base}, ensure_ascii=False)
     metadata["state"] = json.dumps(dataclasses.asdict(trainer.state))
-    random = {"choose": trainer.choose.get_state(), "torch": torch.get_rng_state()}
+    random = {"torch": torch.get_rng_state()}
     if trainer.device.type == "cuda":
         random["cuda"] = torch.cuda.get_rng_state(trainer.device)
     metadata["random"] = json.dumps({name: state.numpy().tobytes().hex() for name, state in random.items()})
@@ -129,7 +129,6 @@ def restore(interrupted: Interrupted, trainer: Trainer) -> None:
     random = field_of(interrupted.header, "random", name)
     try:
         states = {key: torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8) for key, text in random.items()}
-        trainer.choose.set_state(states["choose"])
         torch.set_rng_state(states["torch"])
         if "cuda" in states and trainer.device.type == "cuda":
             torch.cuda.set_rng_state(states["cuda"], trainer.device)

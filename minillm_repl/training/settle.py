@@ -21,7 +21,7 @@ class Preset:
 
 # What was tried, and what it gave: docs/performance.md.
 PRESETS = {
-    "note": Preset("gpt", 64, 4, 32, 16, 200, 0),
+    "note": Preset("gpt", 64, 4, 32, 16, 150, 0),
     "small": Preset("llama", 128, 4, 128, 8, 1_000, 20_000),
     "medium": Preset("llama", 256, 6, 256, 32, 3_000, 3_000_000),
 }

@@ -73,7 +73,6 @@ class Trainer:
         self.state = State()
         self.device = next(model.parameters()).device
         self._per_token = per_token
-        self.choose = torch.Generator().manual_seed(plan.seed)  # which windows come next
         if plan.dropout:
             _drop_out(model, plan.dropout)
         if plan.shard:
@@ -135,7 +134,7 @@ class Trainer:
         self._whole = False
         lr = plan.lr * schedule(state.step + 1, plan)
         self.model.train()
-        starts = torch.randint(self.train.windows, (plan.batch,), generator=self.choose).numpy()
+        starts = self.train.drawn(state.step * plan.batch, plan.batch, plan.seed)
         # Every process knows the whole batch, and reads its share of it.
         count = plan.batch * plan.context if self.train.learned is None else self._targets(starts)
         parts = np.array_split(starts[self.processes.rank :: world], plan.accumulate)

@@ -33,7 +33,7 @@ class Target:
         return ratio <= self.ratio if self.sign == "≤" else ratio >= self.ratio
 
     def __str__(self) -> str:
-        return f"{self.sign} {self.ratio:g}"
+        return f"{self.sign} {self.ratio:.3g}"
 
 
 @dataclass(frozen=True)

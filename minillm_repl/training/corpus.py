@@ -7,7 +7,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -82,21 +82,21 @@ class Corpus:
             yield from _documents(file, self.split, _Mended(), None)
 
 
-def open_corpus(path: Path, split: str = "auto") -> Corpus:
+def open_corpus(path: Path, split: str = "auto", interrupted: Callable[[], bool] = lambda: False) -> Corpus:
     """Look through a corpus once: its documents, its characters, its digest.
 
     `split` says where a text file's documents end: `auto` (at a line `<|endoftext|>`, and at two or more blank lines
     where that is more than an accident), `blank-lines` (one is enough) or `whole` (nowhere). Each line of JSON lines
     and each file of a folder is a document in any case. Raises UserError naming the file, if it cannot be read, is not
-    what its ending says, or is empty.
+    what its ending says, or is empty; or when it is interrupted.
     """
-    corpus = _look_through(path, split)
+    corpus = _look_through(path, split, interrupted)
     if split == "auto" and 1 < corpus.count < _FEW and corpus.files == (path,):
-        return _look_through(path, "marks")
+        return _look_through(path, "marks", interrupted)
     return corpus
 
 
-def _look_through(path: Path, split: str) -> Corpus:
+def _look_through(path: Path, split: str, interrupted: Callable[[], bool]) -> Corpus:
     folder = os.path.isdir(path)  # noqa: PTH112 - Path's own raises for a name that is too long
     files = tuple(_files(path)) if folder else (path,)
     mended, found = _Mended(), hashlib.sha256()
@@ -115,6 +115,8 @@ def _look_through(path: Path, split: str) -> Corpus:
             if length > _PIECE:  # counting takes as long for one character as for a million
                 characters += _counts(waiting)
                 waiting, length = [], 0
+                if interrupted():
+                    raise UserError(f"stopped while reading {safe_line(str(path))}")
     characters += _counts(waiting)
     name = safe_line(str(path))
     if conversations and texts:

@@ -92,7 +92,7 @@ class TrainingRun:
         self._around, self._further = around, resumed.facts.further if resumed else start is not None
         self.corpus, self.notes = corpus, list[str]()
         with around.processes.first_then_others():
-            opened = open_corpus(user_path(corpus), plan.documents)
+            opened = open_corpus(user_path(corpus), plan.documents, around.interrupted)
             self._sha256 = opened.sha256
             if resumed and opened.sha256 != resumed.facts.corpus_sha256:
                 raise UserError(f"{safe_line(corpus)} has changed: the run cannot go on exactly; `:train` begins anew")
@@ -101,7 +101,7 @@ class TrainingRun:
             self._end = start.end if start else _separators(self.tokenizer)
             tokens = self._read(opened)
             held = (
-                self._read(open_corpus(user_path(plan.val), plan.documents))
+                self._read(open_corpus(user_path(plan.val), plan.documents, around.interrupted))
                 if plan.val not in ("auto", "off")
                 else None
             )

@@ -170,7 +170,7 @@ def _begin(shell: Shell, request: Request, interrupted: Callable[[], bool], proc
             interrupted,
         )
         if request.resume:
-            session.path, session.own = own, own is not None
+            session.path, session.own, session.written = own, own is not None, False  # it goes where it went before
             return TrainingRun.resumed(around.path, around)
         start = model.checkpoint if model else None
         return TrainingRun(start, find_corpus(request.corpus, start), request.plan, around)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Literal
 
 from rich.console import Console
@@ -58,7 +59,8 @@ class Screen:
 
     def silent(self) -> "Screen":
         """Return a screen for a process beside the one that draws: only errors are seen."""
-        return Screen(Console(quiet=True), Console(quiet=True), errors=self.err)
+        nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process runs
+        return Screen(Console(file=nowhere), Console(file=nowhere), errors=self.err)
 
     def fail(self, text: str) -> None:
         """Print an error, as one line."""

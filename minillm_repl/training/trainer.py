@@ -27,6 +27,7 @@ from minillm_repl.training.processes import Processes, whole
 
 _AT_ONCE = 16_384  # tokens of a measurement that are read together
 _LEAST_MEASURED = 8_192  # tokens: a measurement on the way shows no less, where there are so many
+_LEAST_AT_LAST = 1 << 17  # tokens: of the weights that are kept
 _MEASURING = 0.15  # of the work of training, at most, above that
 _POINTS = 200  # on a recorded loss curve
 
@@ -238,7 +239,7 @@ class Trainer:
         return float(total / max(1.0, count))
 
     def _finish(self, reason: Reason) -> Finished:
-        """Leave the model with the weights to keep, and measure these over the whole text, or an even half million."""
+        """Leave the model with the weights to keep, and measure these: over the whole text, or an even part of it."""
         state = self.state
         if reason != "diverged" and (self.val is None or state.measured != state.step):
             # What came after the last measurement counts too: it is kept unless it is known to be worse.
@@ -248,10 +249,9 @@ class Trainer:
         kept = state.step if keep else state.best_step
         if not keep:
             self.load(self.best_weights)
-        whole = reason != "interrupt"
-        most = 1 << 19 if whole else _LEAST_MEASURED
+        most = _LEAST_MEASURED if reason == "interrupt" else max(_LEAST_AT_LAST, int(state.tokens * 3 * _MEASURING))
         train = self.mean_loss(self.train, self.train.even(most if self.val is None else _LEAST_MEASURED))
-        val = self.mean_loss(self.val, self.val.apart() if whole else self.val.apart(most)) if self.val else None
+        val = self.mean_loss(self.val, self.val.apart(most)) if self.val else None
         loss = train if val is None else val
         return Finished(
             reason,

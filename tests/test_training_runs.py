@@ -4,10 +4,12 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -267,6 +269,38 @@ def test_ctrl_c_while_a_long_text_is_read_comes_back_with_one_line(folder):
         assert "error: stopped" in terminal.text
         assert "Traceback" not in terminal.text
     assert not list((folder / "home").rglob("*.ids"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
+def test_a_text_of_a_gigabyte_needs_little_memory_and_is_tokenised_once(folder):
+    choose = random.Random(0)
+    lines = [" ".join(choose.choices(WORDS, k=12)) + ".\n" for _ in range(20_000)]
+    path, size, number = folder / "long.txt", 0, 0
+    words = ["--train", "long.txt", "--steps", 20, *SIZES]
+    try:
+        with path.open("wb") as file:
+            while size < 1_000_000_000:
+                size += file.write(f"{number} {''.join(choose.choices(lines, k=300))}".encode())
+                number += 1
+        found = []
+        for name in ("first", "second"):
+            process = start(folder, "--ckpt", f"{name}.safetensors", *words)
+            peak = 0.0  # MiB; what the system tells at the end counts the memory of pytest, which forked
+            while process.poll() is None:
+                status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+                peak = max([peak, *(int(kib) / 1024 for kib in re.findall(r"VmHWM:\s+(\d+)", status))])
+                time.sleep(0.02)
+            assert process.returncode == 0, process.communicate()
+            assert 100 < peak < 700
+            (tokens,) = (folder / "home" / "cache").rglob("*.ids")
+            found.append((tokens.stat().st_ino, tokens.stat().st_mtime_ns, tokens.stat().st_size))
+        assert found[0] == found[1]
+        assert found[0][2] > 500_000_000
+        same_bits(folder / "first.safetensors", folder / "second.safetensors")
+    finally:
+        path.unlink()
+        shutil.rmtree(folder / "home")
 
 
 # -- several processes

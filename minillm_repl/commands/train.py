@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from minillm_repl.training.plan import NEW_MODEL, TrainPlan
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from minillm_repl.repl.session import Session
     from minillm_repl.training.events import Finished
     from minillm_repl.training.processes import Processes
     from minillm_repl.training.run import TrainingRun
@@ -106,10 +108,16 @@ def run(shell: Shell, request: Request, *, json: bool = False) -> None:
     Raises UserError, and SystemExit after a signal to end, once what was learnt is saved.
     """
     with told_to_end() as signalled:
-        with shell.screen.waiting("getting ready to train"):  # importing torch takes a second or two
-            from minillm_repl.training.processes import joined
-        with joined(shell.session.opening.device) as processes:
-            _run(shell, request, lambda: shell.interrupted() or bool(signalled()), processes, json)
+        try:
+            with shell.screen.waiting("getting ready to train"):  # importing torch takes a second or two
+                from minillm_repl.training.processes import joined
+            with joined(shell.session.opening.device) as processes:
+                _run(shell, request, lambda: shell.interrupted() or bool(signalled()), processes, json)
+        except (UserError, OSError) as error:
+            if not signalled():
+                raise
+            with suppress(OSError):  # the terminal may be gone
+                shell.screen.fail(str(error))
     if signalled():
         raise SystemExit(128 + signalled())
 
@@ -143,7 +151,7 @@ def _begin(shell: Shell, request: Request, interrupted: Callable[[], bool], proc
     """Return the run that was asked for, ready to go. Raises UserError."""
     session, screen = shell.session, shell.screen
     if request.resume:
-        own = _to_resume(session.path)
+        own = _to_resume(session)
         session.forget_failed_load()
     else:
         own = session.path if session.own else None
@@ -181,16 +189,16 @@ def unsaved_path() -> Path:
     return user_state_path("minillm-repl") / f"unsaved{SUFFIX}"
 
 
-def _to_resume(path: Path | None) -> Path | None:
+def _to_resume(session: "Session") -> Path | None:
     """Return the checkpoint whose run can go on: the open one, or None for one that no file was named for.
 
-    Raises UserError if there is no run that was stopped.
+    Raises UserError if there is no run that was stopped; that of another model is not meant by a file that was named.
     """
     from minillm_repl.training.resume import resume_path
 
-    if path is not None and there(resume_path(path)):
-        return path
-    if there(resume_path(unsaved_path())):
+    if session.path is not None and there(resume_path(session.path)):
+        return session.path
+    if (session.resumable or not session.own) and there(resume_path(unsaved_path())):
         return None
     raise UserError("there is no run to go on with: Ctrl-C during `:train` leaves one")
 
@@ -235,10 +243,10 @@ def _keep(shell: Shell, trainee: "TrainingRun", finished: "Finished") -> None:
     if finished.reason == "interrupt":
         session.resumable = True
         shell.screen.note("`:train resume` goes on from here")
-    else:
-        resume_path(path).unlink(missing_ok=True)
     if session.path is None or not session.own:
         shell.screen.warn("not saved yet: `:save PATH` keeps the trained weights")
-        return
-    session.saved(save(checkpoint, session.path))
-    shell.screen.note(f"saved to {safe_line(str(session.path))}")
+    else:
+        session.saved(save(checkpoint, session.path))
+        shell.screen.note(f"saved to {safe_line(str(session.path))}")
+    if finished.reason != "interrupt":
+        resume_path(path).unlink(missing_ok=True)  # not before the weights are saved: until then it is what there is

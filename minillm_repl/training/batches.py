@@ -3,6 +3,7 @@
 import math
 import mmap
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from minillm_repl.tokenizer.base import Tokenizer
 
 IGNORED = -100  # a target that does not count; torch's own usual number
 _GOLDEN = 0.618033988749895
-_RELEASED = 1 << 24  # tokens read, after which the pages of a mapped file are given back
+_ROWS = 64  # windows read from a mapped file at once: around each, the system may map a megabyte
 
 
 @dataclass
@@ -23,7 +24,6 @@ class Part:
     ids: NDArray[np.unsignedinteger]  # (count,), of a mapped file or in memory
     learned: NDArray[np.bool_] | None  # (count,), which tokens count as targets; None: all
     context: int
-    _read: int = 0
 
     @property
     def windows(self) -> int:
@@ -33,11 +33,10 @@ class Part:
     def at(self, starts: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Return the windows that begin at `starts` (b,): inputs (b, context) and targets, both int64."""
         places = starts[:, None] + np.arange(self.context + 1)
-        ids = torch.from_numpy(self.ids[places].astype(np.int64))
+        ids = torch.from_numpy(_taken(self.ids, places).astype(np.int64))
         inputs, targets = ids[:, :-1], ids[:, 1:]
         if self.learned is not None:
-            targets = torch.where(torch.from_numpy(self.learned[places[:, 1:]]), targets, IGNORED)
-        self._release(places.size)
+            targets = torch.where(torch.from_numpy(_taken(self.learned, places[:, 1:])), targets, IGNORED)
         return inputs, targets
 
     def drawn(self, first: int, count: int, seed: int) -> NDArray[np.int64]:
@@ -80,17 +79,26 @@ class Part:
             here = slice(start, start + (1 << 20))
             ids = self.ids[here] if self.learned is None else self.ids[here][self.learned[here]]
             total += int(lengths[ids].sum())
-            self._release(len(ids))
+            for row in (self.ids, self.learned):
+                _release(row)
         return total
 
-    def _release(self, read: int) -> None:
-        """Now and then give back the pages of a mapped file: it may be larger than the memory."""
-        self._read += read
-        if self._read > _RELEASED:
-            self._read = 0
-            mapped = getattr(self.ids, "_mmap", None)
-            if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-                mapped.madvise(mmap.MADV_DONTNEED)
+
+def _taken(row: NDArray[Any], places: NDArray[np.int64]) -> NDArray[Any]:
+    """Return the entries of a row at places (b, t)."""
+    taken = np.empty(places.shape, row.dtype)
+    for first in range(0, len(places), _ROWS):
+        here = slice(first, first + _ROWS)
+        taken[here] = row[places[here]]
+        _release(row)
+    return taken
+
+
+def _release(row: NDArray[Any] | None) -> None:
+    """Give back the pages of a mapped file: it may be larger than the memory, and stays in the system's cache."""
+    mapped = getattr(row, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _characters(tokenizer: Tokenizer, token: int) -> int:

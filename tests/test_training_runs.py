@@ -291,7 +291,8 @@ def test_a_text_of_a_gigabyte_needs_little_memory_and_is_tokenised_once(folder):
                 status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
                 peak = max([peak, *(int(kib) / 1024 for kib in re.findall(r"VmHWM:\s+(\d+)", status))])
                 time.sleep(0.02)
-            assert process.returncode == 0, process.communicate()
+            _, err = process.communicate()
+            assert process.returncode == 0, err
             assert 100 < peak < 700
             (tokens,) = (folder / "home" / "cache").rglob("*.ids")
             found.append((tokens.stat().st_ino, tokens.stat().st_mtime_ns, tokens.stat().st_size))

@@ -405,3 +405,21 @@ def test_a_compiled_model_has_the_same_losses(folder):
     one, _ = train(folder, "one", "--lr", "0.003", steps=50)
     two, _ = train(folder, "two", "--lr", "0.003", "--compile", steps=50)
     np.testing.assert_allclose(losses(one), losses(two), rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_where_there_is_no_compiler_that_is_said_in_one_line(folder):
+    nothing = {"PATH": str(folder), "CXX": "none", "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")}
+    words = ["--ckpt", "m.safetensors", "--train", "text.txt", "--compile", *SIZES]
+    done = subprocess.run(
+        [*PROGRAM, *words],
+        cwd=folder,
+        env={**environment(folder), **nothing},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "cannot be compiled here" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (folder / "m.safetensors").exists()

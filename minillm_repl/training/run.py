@@ -125,6 +125,8 @@ class TrainingRun:
         measured = val or train
         per_token = measured.targets / max(1, measured.characters(self.tokenizer)) / math.log(2)
         self.trainer = Trainer(model.to(device), train, val, plan, per_token, around.processes)
+        if plan.compile:
+            _try_compiled(self.trainer)
         self._record, self._path = (start.training, start.path) if start else (None, None)
         self._base = resumed.facts.base if resumed else self._base_of(start) if plan.lora and start else None
         if resumed:
@@ -266,6 +268,15 @@ class TrainingRun:
     def _sample_start(self, text: str, train: Part) -> list[int]:
         ids = self.tokenizer.encode(text) if text else []
         return ids or train.ids[: min(_SAMPLE_START, train.context)].tolist()
+
+
+def _try_compiled(trainer: Trainer) -> None:
+    """Read a little with a model that torch compiles as it is first used. Raises UserError where it cannot."""
+    try:
+        trainer.mean_loss(trainer.train, trainer.train.even(trainer.train.context)[:1])
+    except RuntimeError as error:
+        why = safe_line(str(error).partition("\n")[0])
+        raise UserError(f"the model cannot be compiled here ({why:.150}); it trains without compile=on too") from None
 
 
 def _separators(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -72,13 +72,22 @@ def start(folder, *words, command=PROGRAM):
     )
 
 
+def strict(line):
+    """Read a line of JSON as those read it that know no NaN."""
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON: {line}")
+
+    return json.loads(line, parse_constant=refuse)
+
+
 def run(folder, *words, command=PROGRAM, code=0):
     """Run to the end; return the events and what was said beside them."""
     process = start(folder, *words, command=command)
     out, err = process.communicate(timeout=240)
     assert process.returncode == code, (process.returncode, err)
     assert "Traceback" not in err
-    return [json.loads(line, parse_constant=None) for line in out.splitlines()], err
+    return [strict(line) for line in out.splitlines()], err
 
 
 def train(folder, name="m", *words, steps=60, **more):
@@ -104,7 +113,7 @@ def files(folder):
 def until(process, event, count):
     """Read events until the last of so many of a kind."""
     for line in process.stdout:
-        count -= json.loads(line)["event"] == event
+        count -= strict(line)["event"] == event
         if not count:
             return
     raise AssertionError(process.stderr.read())
@@ -254,6 +263,29 @@ def test_ctrl_c_in_the_repl_comes_back_and_going_on_is_exact(folder):
         same_bits(folder / "whole.safetensors", folder / "cut.safetensors")
 
 
+EVENTS = {
+    "train_step": {"step", "loss", "lr", "grad_norm", "tokens", "seconds"},
+    "evaluated": {"step", "train_loss", "val_loss", "bits_per_character", "best"},
+    "saved": {"step"},
+    "finished": {
+        *("reason", "steps", "tokens", "seconds", "kept", "first_loss", "last_loss", "train_loss", "val_loss"),
+        *("bits_per_character", "curve", "val_curve"),
+    },
+}
+
+
+def test_events_have_the_fields_of_the_format(folder):
+    events, said = train(folder, "m", "--every", 5, "--save-steps", 20)
+    for event in events:
+        assert event.keys() - {"event"} == EVENTS[event["event"]]
+    assert [event["step"] for event in events if event["event"] == "train_step"] == list(range(1, 61))
+    assert [event["step"] for event in events if event["event"] == "evaluated"] == list(range(0, 61, 5))
+    assert [event["step"] for event in events if event["event"] == "saved"] == [20, 40, 60]
+    assert [event["event"] for event in events].index("finished") == len(events) - 1
+    assert (events[-1]["reason"], events[-1]["steps"]) == ("done", 60)
+    assert said.splitlines()[-1] == "saved to m.safetensors"
+
+
 def test_ctrl_c_while_a_long_text_is_read_comes_back_with_one_line(folder):
     with (folder / "long.txt").open("w", encoding="utf-8") as file:
         for number in range(200):
@@ -349,8 +381,7 @@ def test_a_process_that_dies_ends_the_run_and_the_last_save_goes_on(folder):
     process.communicate(timeout=120)
     assert process.returncode != 0
     steps = load(folder / "m.safetensors").training.steps
-    assert steps >= 40
-    assert steps % 20 == 0
+    assert steps >= 40  # torchrun tells the other to end, which may save once more
     process = start(folder, "--ckpt", "m.safetensors", "--resume", "--json")
     until(process, "saved", 1)
     process.send_signal(signal.SIGTERM)

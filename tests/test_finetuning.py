@@ -30,6 +30,7 @@ from minillm_repl.repl.settings import Settings
 from minillm_repl.tokenizer.base import decode
 from minillm_repl.tokenizer.character import UNKNOWN, CharacterTokenizer
 from minillm_repl.tokenizer.subword import SubwordTokenizer
+from minillm_repl.training import resume
 from minillm_repl.training.batches import IGNORED
 from minillm_repl.training.corpus import open_corpus
 from minillm_repl.training.plan import TrainPlan
@@ -787,6 +788,25 @@ def test_an_adapter_that_was_resumed_is_saved_and_opens(tmp_path):
     for name, array in whole.tensors.items():
         np.testing.assert_array_equal(after.tensors[name], array)
         np.testing.assert_allclose(opened.tensors[name], array, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "loop", "a" * 9_999])
+def test_a_resume_file_may_name_any_model_as_that_of_an_adapter_and_the_run_goes_on(tmp_path, name):
+    save(random_checkpoint(), tmp_path / "base.safetensors")
+    start, path = load(tmp_path / "base.safetensors"), tmp_path / "m.safetensors"
+    (tmp_path / "t.txt").write_text("".join(start.tokenizer.characters) * 9, encoding="utf-8")
+    list(begin(start, tmp_path / "t.txt", path, lora=2, steps=3).events(lambda: True))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    file = resume.resume_path(path)
+    metadata = dict(read_header(file).metadata)
+    run = json.loads(metadata["run"])
+    run["base"]["path"] = str(tmp_path / name)
+    safetensors.numpy.save_file(safetensors.numpy.load_file(file), file, {**metadata, "run": json.dumps(run)})
+    *_, finished = TrainingRun.resumed(path, Surroundings(path, "cpu")).events(lambda: True)
+    assert finished.reason == "interrupt"
+    again = resume.read(file).facts.base
+    assert again is not None
+    assert str(again[0]) == str(tmp_path / name)
 
 
 def test_a_held_out_part_without_a_word_of_the_assistant_is_not_measured_on(tmp_path):

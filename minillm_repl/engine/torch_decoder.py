@@ -8,15 +8,16 @@ from numpy.typing import NDArray
 
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.model.cache import KVCache
+from minillm_repl.model.taps import Tap, untapped
 
 
 class TorchDecoder:
-    """Runs a model on the device it is on, as the numbers it is made of."""
+    """Runs a model on the device it is on, as the numbers it is made of; a tap may change what it thinks."""
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel, tap: Tap = untapped) -> None:
         first = next(model.parameters())
         self._device = first.device
-        self._model = model
+        self.model, self._tap = model, tap
         self._cache = KVCache(model.config, self._device, first.dtype)
         self.ids: list[int] = []
         self.context = model.config.context
@@ -30,7 +31,7 @@ class TorchDecoder:
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Read tokens after those in the cache; return the logits after the last."""
-        logits = self._model(torch.tensor([list(ids)], device=self._device), self._cache, last=True)
+        logits = self.model(torch.tensor([list(ids)], device=self._device), self._cache, self._tap, last=True)
         self.ids.extend(ids)
         return logits[0, -1].float().cpu().numpy()  # type: ignore[no-any-return]
 

@@ -21,6 +21,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int = 0) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
+def attention_weights(q: Tensor, k: Tensor, window: int = 0) -> Tensor:
+    """Return how much each query takes of each position when `attend` mixes them: (batch, head, new, seen).
+
+    softmax(q·k / √head_size), over the positions that the query sees; a row sums to 1.
+    """
+    new, seen = q.shape[-2], k.shape[-2]
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (b, g, seen, d) -> (b, h, seen, d)
+    scores: Tensor = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+    return scores.masked_fill(~_visible(new, seen, window or seen, q.device), float("-inf")).softmax(-1)
+
+
 def _visible(new: int, seen: int, window: int, device: torch.device) -> Tensor:
     """Return which positions (seen) each of the new ones sees: (new, seen)."""
     every = torch.ones(new, seen, dtype=torch.bool, device=device)

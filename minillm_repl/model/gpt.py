@@ -106,8 +106,17 @@ class GPT(nn.Module):
             cache.length += ids.shape[1]
         if last:
             x = x[:, -1:]
-        x = tap("final", self.ln_f(x))
+        return self.unembed(x, tap)
+
+    def unembed(self, residual: Tensor, tap: Tap = untapped) -> Tensor:
+        """Return the logits that a residual stream amounts to, the last norm included: (..., w) -> (..., v)."""
+        x = tap("final", self.norm_f(residual))
         return F.linear(x, self.token_embedding.weight) if self.lm_head is None else self.lm_head(x)
+
+    @property
+    def norm_f(self) -> nn.LayerNorm:
+        """The last norm, by the name that it has in every family."""
+        return self.ln_f
 
     @torch.no_grad()
     def initialise(self) -> "GPT":

@@ -30,8 +30,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension, in float32."""
-        exact = x.float()
+        """Normalise the last dimension, in float32 at least."""
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
         return self.weight * (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
@@ -123,7 +123,11 @@ class Llama(nn.Module):
             cache.length += ids.shape[1]
         if last:
             x = x[:, -1:]
-        x = tap("final", self.norm_f(x))
+        return self.unembed(x, tap)
+
+    def unembed(self, residual: Tensor, tap: Tap = untapped) -> Tensor:
+        """Return the logits that a residual stream amounts to, the last norm included: (..., w) -> (..., v)."""
+        x = tap("final", self.norm_f(residual))
         return F.linear(x, self.token_embedding.weight) if self.lm_head is None else self.lm_head(x)
 
     @torch.no_grad()

@@ -28,11 +28,23 @@ def untapped(_name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def recording(into: dict[str, Tensor]) -> Tap:
-    """Return a tap that keeps every activation in `into` and changes nothing."""
+def recording(into: dict[str, Tensor], wanted: Callable[[str], bool] = lambda _: True) -> Tap:
+    """Return a tap that keeps the activations that are wanted in `into`, and changes nothing."""
 
     def tap(name: str, tensor: Tensor) -> Tensor:
-        into[name] = tensor
+        if wanted(name):
+            into[name] = tensor
+        return tensor
+
+    return tap
+
+
+def in_turn(*taps: Tap) -> Tap:
+    """Return a tap that hands what it gets through several, the first first."""
+
+    def tap(name: str, tensor: Tensor) -> Tensor:
+        for each in taps:
+            tensor = each(name, tensor)
         return tensor
 
     return tap

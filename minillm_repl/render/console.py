@@ -17,6 +17,8 @@ from minillm_repl.safetext import safe
 # colour. Only the sixteen named colours, which every terminal theme keeps readable on its own background.
 MODEL, CHOSEN, CUT, FIGURES, GOOD, WARNING, ERROR = "cyan", "bold", "dim", "dim", "green", "yellow", "bold red"
 TITLE, SPECIAL = "bold", "magenta"
+# For and against: blue-green and yellow, which everyone can tell apart.
+PRO, CONTRA = "cyan", "yellow"
 
 ColorChoice = Literal["auto", "always", "never"]
 

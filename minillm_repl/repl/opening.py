@@ -1,9 +1,10 @@
 """Opening a checkpoint, at once or while the user types."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,19 +14,43 @@ if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, whil
     from minillm_repl.checkpoint.checkpoint import Checkpoint
     from minillm_repl.checkpoint.recipe import Progress
     from minillm_repl.engine.decoder import Decoder
+    from minillm_repl.model.build import LanguageModel
+    from minillm_repl.model.taps import Tap
 
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint and the decoder that runs it."""
+    """A checkpoint, the decoder that runs it, and what is being changed while it runs."""
 
     checkpoint: "Checkpoint"
     decoder: "Decoder"
+    changes: "Mapping[str, Tap]" = field(default_factory=dict)  # by what the user is told of each
+    plain: "Decoder | None" = None  # the decoder without them
 
     @property
     def name(self) -> str:
         """What to call it."""
         return title(self.checkpoint.path) if self.checkpoint.path else "new model"
+
+    @cached_property
+    def torch(self) -> "LanguageModel":
+        """The model in torch, which looks and changes inside; its weights share the checkpoint's memory."""
+        from minillm_repl.model.build import build
+
+        running: LanguageModel | None = getattr(self.decoder, "model", None)
+        return build(self.checkpoint.config, self.checkpoint.tensors) if running is None else running
+
+    def changed(self, changes: "Mapping[str, Tap]") -> "Model":
+        """Return the model with these changes, and no others, from now on."""
+        plain = self.plain or self.decoder
+        if not changes:
+            return Model(self.checkpoint, plain)
+        from minillm_repl.engine.torch_decoder import TorchDecoder
+        from minillm_repl.model.taps import in_turn
+
+        decoder = TorchDecoder(self.torch, in_turn(*changes.values()))
+        decoder.context = plain.context
+        return Model(self.checkpoint, decoder, changes, plain)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What is going on: the model that is open, the text so far, the settings, the random numbers."""
 
 import secrets
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, whil
     from minillm_repl.checkpoint.checkpoint import Checkpoint
     from minillm_repl.checkpoint.conversation import Message
     from minillm_repl.engine.events import Finished, Step
+    from minillm_repl.model.taps import Tap
     from minillm_repl.tokenizer.base import Tokenizer
 
 
@@ -113,6 +114,11 @@ class Session:
         self.told_outgrown = False
         self.clear()
 
+    def change_thinking(self, changes: "Mapping[str, Tap]") -> None:
+        """Let the open model think with these changes, named by what is told of them, and no others."""
+        assert self._model is not None
+        self._model = self._model.changed(changes)
+
     def forget_failed_load(self) -> None:
         """Drop a load that did not work out; a model opened before stays."""
         self._loading = None
@@ -120,7 +126,7 @@ class Session:
     def saved(self, checkpoint: "Checkpoint") -> None:
         """Note that the open model now lies on disk as `checkpoint`."""
         assert self._model is not None
-        self._model = Model(checkpoint, self._model.decoder)
+        self._model = replace(self._model, checkpoint=checkpoint)
         self.path, self.own, self.written = checkpoint.path, True, True
         self.recent.add(self.path)
         self.unsaved, self._warned = False, ""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import RenderableType
 from rich.text import Text
 
 from minillm_repl.checkpoint.names import title
@@ -36,6 +37,7 @@ class Shell:
     screen: Screen
     registry: Registry
     interrupted: Callable[[], bool] = field(default=lambda: False)
+    last_view: Callable[[int], RenderableType] | None = None  # draws it again, into a width
 
     def execute(self, line: str) -> None:
         """Do what a line says: a command after `:`, a literal colon after `::`, else a prompt. Raises UserError."""

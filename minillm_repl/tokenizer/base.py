@@ -1,5 +1,6 @@
 """What every tokenizer can do."""
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from minillm_repl.safetext import safe_line, show_token
@@ -56,10 +57,29 @@ class Tokenizer(Protocol):
         """Return what a checkpoint has to hold for `tokenizer_from_json` to make this tokenizer again."""
 
 
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token as what is told of it names it."""
+
+    id: int
+    text: str  # of a token that is not text, its name: `<|im_end|>`
+    bytes: tuple[int, ...]  # none if it is not text
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, token: int) -> "Token":
+        """Return what is known of a token."""
+        piece = tokenizer.token_bytes(token)
+        return cls(token, piece.decode("utf-8", "replace") or tokenizer.special(token), tuple(piece))
+
+    @property
+    def label(self) -> str:
+        """The token made visible."""
+        return show_token(bytes(self.bytes)) if self.bytes else safe_line(self.text)
+
+
 def label(tokenizer: Tokenizer, token: int) -> str:
     """Return one token made visible: its text, or its name if it is a special one."""
-    piece = tokenizer.token_bytes(token)
-    return show_token(piece) if piece else safe_line(tokenizer.special(token))
+    return Token.of(tokenizer, token).label
 
 
 def decode(tokenizer: Tokenizer, ids: list[int]) -> str:

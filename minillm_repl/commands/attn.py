@@ -1,0 +1,31 @@
+"""`:attn`."""
+
+from minillm_repl.repl.looking import Asked, show, subject
+from minillm_repl.repl.registry import command
+from minillm_repl.repl.shell import Shell
+
+
+@command("attn", ":attn [LAYER[.HEAD]] [TEXT]", aliases=("attention",))
+def attn(shell: Shell, argument: str) -> None:
+    """Show who looks at whom: attention weights.
+
+    :attn 2.1 is head 1 of layer 2: rows ask, columns answer, a row adds up to 100 %.
+    :attn 2 is all heads of layer 2, small. :attn alone is where the last token looked, through every head.
+    A weight is softmax(q·k / √head size): how much of the column's value flows into the row. It is no explanation:
+    :why tells what a head does to the answer.
+    Each pattern's score is the share of the weight that goes there, as a mean over the tokens that have such a place:
+    itself, the previous token, the first token, an earlier one that is the same, the one after such a one (induction).
+    Layers and heads count from 0.
+    """
+    asked = Asked.of(argument)
+    chosen, text = asked.selector(r"(\d+)(?:\.(\d+))?")
+    looked = subject(shell, text)
+    from minillm_repl.insight.attention import focus_view, head_view, layer_view
+    from minillm_repl.render.attention import focus_picture, head_picture, layer_picture
+
+    if chosen is None:
+        show(shell, focus_view(looked), focus_picture, asked.json)
+    elif chosen[2] is None:
+        show(shell, layer_view(looked, int(chosen[1])), layer_picture, asked.json)
+    else:
+        show(shell, head_view(looked, int(chosen[1]), int(chosen[2])), head_picture, asked.json)

@@ -1,0 +1,24 @@
+"""`:lens`."""
+
+from minillm_repl.repl.looking import Asked, show, subject
+from minillm_repl.repl.registry import command
+from minillm_repl.repl.shell import Shell
+
+
+@command("lens", ":lens [POSITION] [TEXT]")
+def lens(shell: Shell, argument: str) -> None:
+    """Show what the model would say if it stopped at each layer.
+
+    This is the logit lens: the last norm, with its own statistics, and the output head on the residual stream at each
+    place; the last row is the model's real output.
+    p and rank are those of the token that is the likeliest at the end. KL is how far the distribution here is from the
+    final one: Σ final · ln(final / here), in nats.
+    POSITION counts from 0, or from the end if negative; without one it is the last.
+    """
+    asked = Asked.of(argument)
+    chosen, text = asked.selector(r"-?\d+")
+    looked = subject(shell, text)
+    from minillm_repl.insight.lens import lens_view
+    from minillm_repl.render.lens import lens_picture
+
+    show(shell, lens_view(looked, int(chosen[0]) if chosen else -1), lens_picture, asked.json)

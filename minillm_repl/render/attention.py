@@ -1,0 +1,110 @@
+"""Draws attention: a head as a matrix, a layer as small maps, and where the last token looked."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from minillm_repl.insight.views import FocusView, HeadView, LayerView
+from minillm_repl.render.console import FIGURES, MODEL, TITLE
+from minillm_repl.render.picture import LONGEST_LABEL, fitted, label_width, level, shade, title, token_style
+from minillm_repl.render.tables import plain_table
+
+_CELL = 2  # columns of one weight: as wide as a Hangul syllable
+_MAP = 16  # tokens to an edge of a small map, at most
+
+
+def head_picture(view: HeadView, width: int) -> RenderableType:
+    """Return the matrix: rows ask, columns answer. Of a text too long for the width, the last tokens."""
+    labels = label_width(view.tokens) if width > 40 else 5
+    numbers = len(str(len(view.tokens) - 1))
+    lead = labels + numbers + 2
+    room = max(1, (width - lead) // _CELL)
+    first = max(0, len(view.tokens) - room)
+    shown = range(first, len(view.tokens))
+    lines = Text()
+    for part in _column_labels([view.tokens[place].label for place in shown]):
+        lines.append(" " * lead + part + "\n", MODEL)
+    for place in shown:
+        token, row = view.tokens[place], view.weights[place]
+        lines.append(f"{place:>{numbers}} ", FIGURES)
+        lines.append(fitted(token.label, labels) + " ", token_style(token))
+        lines.append("".join(shade(row[column]) * _CELL for column in shown[: place - first + 1]), MODEL)
+        lines.append(f"{'·':>{_CELL}}" * (len(view.tokens) - place - 1) + "\n", FIGURES)
+    hidden = f"the last {len(shown)} of {len(view.tokens)} tokens; :scroll shows all\n" if first else ""
+    return Group(
+        title(f"layer {view.layer} head {view.head}", _patterns(view.patterns)),
+        lines,
+        Text(f"{hidden}rows ask, columns answer · each row adds up to 100 % · ░ 20 %  ▒ 40 %  ▓ 60 %  █ 80 % and more",
+             FIGURES),
+    )  # fmt: skip
+
+
+def layer_picture(view: LayerView, width: int) -> RenderableType:
+    """Return all heads of a layer as small maps, as many side by side as fit."""
+    size = min(len(view.tokens), _MAP)
+    cells = max(size * _CELL, 24)
+    across = max(1, min((width + 3) // (cells + 3), len(view.heads)))
+    grid = Table.grid(padding=(0, 3, 1, 0))
+    maps = [_small(head, size, cells) for head in view.heads]
+    for start in range(0, len(maps), across):
+        grid.add_row(*maps[start : start + across])
+    layer = view.heads[0].layer
+    of = f"the last {size} of {len(view.tokens)} tokens · " if size < len(view.tokens) else ""
+    return Group(
+        title(f"layer {layer}", f"{len(view.heads)} heads · {of}rows ask, columns answer"),
+        Text(),
+        grid,
+        Text(f":attn {layer}.0 shows one of them with its tokens", FIGURES),
+    )
+
+
+def focus_picture(view: FocusView, width: int) -> RenderableType:
+    """Return, for every head, where the last token looked most."""
+    table = plain_table("head", "looked at", "pattern, and its share of the attention")
+    for head in view.heads:
+        looked = Text()
+        for place, weight in head.looked[: 3 if width < 100 else 5]:
+            if weight >= 0.005:
+                token = view.tokens[place]
+                looked.append(fitted(token.label, min(LONGEST_LABEL, cell_len(token.label))), token_style(token))
+                looked.append(f" {place} ", FIGURES)
+                looked.append(f"{weight:.0%} {level(weight)}  ")
+        looked.rstrip()
+        table.add_row(Text(f"{head.layer}.{head.head}", TITLE), looked, Text(_patterns(head.patterns[:2]), FIGURES))
+    last = view.tokens[-1]
+    asked = f"{last.label}, position {len(view.tokens) - 1}, looked: token, position, weight"
+    return Group(title("attention of the last token", asked), table)
+
+
+def _small(head: HeadView, size: int, cells: int) -> Text:
+    """Return one head's last tokens as a map, with what it does most below its name."""
+    first = len(head.tokens) - size
+    best = head.patterns[0] if head.patterns else ("", 0.0)
+    picture = Text.assemble(
+        (fitted(f"{head.layer}.{head.head}  {best[0]} {best[1]:.0%}", cells).rstrip() + "\n", TITLE)
+    )
+    for place in range(first, len(head.tokens)):
+        picture.append("".join(shade(weight) * _CELL for weight in head.weights[place][first : place + 1]), MODEL)
+        picture.append("·".rjust(_CELL) * (len(head.tokens) - place - 1) + "\n", FIGURES)
+    picture.rstrip()
+    return picture
+
+
+def _patterns(patterns: Iterable[tuple[str, float]]) -> str:
+    return " · ".join(f"{name} {score:.0%}" for name, score in patterns)
+
+
+def _column_labels(labels: Sequence[str]) -> list[str]:
+    """Return labels written downwards, each in one column, the last character at the bottom."""
+    columns = [[each for each in label if cell_len(each)][:LONGEST_LABEL] for label in labels]
+    height = max(map(len, columns), default=0)
+    return [
+        "".join(
+            fitted(column[row - height + len(column)] if row >= height - len(column) else "", _CELL)
+            for column in columns
+        )
+        for row in range(height)
+    ]

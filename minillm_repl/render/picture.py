@@ -1,0 +1,81 @@
+"""What pictures of numbers are made of: shades, bars for and against, strips of tokens."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.cells import cell_len, set_cell_size
+from rich.text import Text
+
+from minillm_repl.render.bars import bar
+from minillm_repl.render.console import CONTRA, FIGURES, MODEL, PRO, SPECIAL, TITLE
+from minillm_repl.tokenizer.base import Token
+
+SHADES = " ░▒▓█"
+LEVELS = "▁▂▃▄▅▆▇█"
+_HEAT = ("", "cyan", "yellow", "bold red")  # colder to hotter; the level says the same
+LONGEST_LABEL = 16  # cells of a token in a picture
+
+
+def shade(share: float) -> str:
+    """Return one cell as dark as a share, 0 to 1, is large: a fifth is the first that shows."""
+    return SHADES[min(int(max(share, 0.0) * len(SHADES)), len(SHADES) - 1)]
+
+
+def level(share: float) -> str:
+    """Return one cell as high as a share, 0 to 1, is large."""
+    return LEVELS[min(int(max(share, 0.0) * len(LEVELS)), len(LEVELS) - 1)]
+
+
+def heat(share: float) -> str:
+    """Return the colour of a share, 0 to 1."""
+    return _HEAT[min(int(max(share, 0.0) * len(_HEAT)), len(_HEAT) - 1)]
+
+
+def token_style(token: Token) -> str:
+    """Return the colour of a token: the model's, or that of special ones."""
+    return MODEL if token.bytes else SPECIAL
+
+
+def fitted(text: str, width: int, *, right: bool = False) -> str:
+    """Return text as exactly so many cells; what is too long ends in `…`."""
+    if cell_len(text) > width:
+        return set_cell_size(set_cell_size(text, width - 1).rstrip() + "…", width) if width > 1 else "…"[:width]
+    gap = " " * (width - cell_len(text))
+    return gap + text if right else text + gap
+
+
+def label_width(tokens: Iterable[Token], least: int = 5) -> int:
+    """Return how many cells a column of tokens needs."""
+    return min(LONGEST_LABEL, max([least, *(cell_len(token.label) for token in tokens)]))
+
+
+def title(text: str, more: str = "") -> Text:
+    """Return the first line of a view: what it is, and figures."""
+    return Text.assemble((text, TITLE), (f"   {more}" if more else "", FIGURES))
+
+
+def signed_bar(value: float, most: float, width: int) -> Text:
+    """Return a bar from the middle of `width` cells: to the right for what is positive, to the left for the rest."""
+    half = width // 2
+    cells = bar(abs(value) / most if most else 0.0, half)
+    if value >= 0:
+        return Text.assemble(" " * half, "│", (f"{cells:{half}}", PRO))
+    full = "█" * round(min(abs(value) / most, 1.0) * half) if most else ""
+    return Text.assemble((f"{full:>{half}}", CONTRA), "│", " " * half)
+
+
+def strip(tokens: Sequence[Token], shares: Sequence[float | None], width: int) -> Text:
+    """Return tokens one after the other, each coloured by its share (0 to 1) and with its level below it.
+
+    None is for a token that has no share.
+    """
+    picture, above, below, used = Text(), Text(), Text(), 0
+    for token, share in zip(tokens, shares, strict=True):
+        label = token.label if cell_len(token.label) <= width - 1 else fitted(token.label, width - 1)
+        cells = cell_len(label)
+        if used and used + cells > width:
+            picture.append_text(above).append("\n").append_text(below).append("\n")
+            above, below, used = Text(), Text(), 0
+        above.append(label, FIGURES if share is None else heat(share))
+        below.append(" " * cells if share is None else level(share) * cells, FIGURES if share is None else heat(share))
+        used += cells
+    return picture.append_text(above).append("\n").append_text(below)

@@ -1,0 +1,100 @@
+"""What all views have in common: what they look at, how they are asked for, and where they go."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import RenderableType
+
+from minillm_repl.checkpoint.atomic import write_atomically
+from minillm_repl.checkpoint.names import user_path
+from minillm_repl.errors import UserError
+from minillm_repl.repl.shell import Shell
+from minillm_repl.safetext import safe_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minillm_repl.insight.subject import Subject
+
+Draw = Callable[[Any, int], RenderableType]
+"""Draws a view into a width, in cells."""
+
+_JSON = re.compile(r"""(?:^|\s)--json(?:\s+("[^"]*"|'[^']*'|\S+))?(?=\s|$)""")
+_QUOTED = re.compile(r'(?:^|(?<=\s))"(.*)"\s*$', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for after the name of a view: words, perhaps a text in quotes, and where the numbers go."""
+
+    words: str
+    text: str = ""  # the text to look at; none means what was said last
+    json: str = ""  # a file
+
+    @classmethod
+    def of(cls, argument: str) -> "Asked":
+        """Read what follows a command: `2.1 "a text" --json FILE`. Raises UserError if --json names no file."""
+        json = _JSON.search(argument)
+        if json and not json[1]:
+            raise UserError("--json needs a file: `--json view.json`, or `--json -` for the screen")
+        rest = _JSON.sub("", argument, count=1).strip(" ") if json else argument
+        quoted = _QUOTED.search(rest)
+        words = rest[: quoted.start()] if quoted else rest
+        return cls(words.strip(), quoted[1] if quoted else "", json[1] if json else "")
+
+    def selector(self, pattern: str) -> tuple[re.Match[str] | None, str]:
+        """Split the words into what matches `pattern` at their start, and a text, which may also stand in quotes."""
+        found = re.match(rf"(?:{pattern})(?=\s|$)", self.words)
+        rest = self.words[found.end() :] if found else self.words
+        return found, self.text or rest.strip()
+
+
+def subject(shell: Shell, text: str = "") -> "Subject":
+    """Return the open model and the text to look at: the one given, or else what was said last.
+
+    Of a text longer than the context, what the model sees. Raises UserError if there is no text.
+    """
+    from minillm_repl.engine.decoder import window_start
+
+    model = shell.model()
+    ids = shell.encode(model, text) if text else shell.session.ids
+    if not ids:
+        raise UserError("there is no text to look at yet: type a prompt first, or give one in quotes")
+    seen = tuple(ids[window_start(len(ids), model.decoder.context) :])
+    with shell.screen.waiting("getting ready to look inside"):  # importing torch takes a second or two
+        from minillm_repl.insight.subject import Subject
+        from minillm_repl.model.taps import in_turn
+
+        return Subject(
+            model.torch, model.checkpoint.tokenizer, tuple(seen), in_turn(*model.changes.values(), _stopping(shell))
+        )
+
+
+def show(shell: Shell, view: Any, draw: Draw, json: str = "") -> None:
+    """Draw a view, or write its numbers to a file; it is what `:export` and `:scroll` mean from now on."""
+    shell.last_view = lambda width: draw(view, width)
+    if not json:
+        shell.screen.out.print(draw(view, shell.screen.out.width))
+        return
+    from minillm_repl.render.json_lines import view_json
+
+    text = view_json(view)
+    if json == "-":
+        shell.screen.out.file.write(text)
+        return
+    path = user_path(json)
+    write_atomically(path, text.encode())
+    shell.screen.note(f"the numbers are in {safe_line(str(path))}")
+
+
+def _stopping(shell: Shell) -> Callable[[str, "Tensor"], "Tensor"]:
+    """Return a tap that changes nothing, and ends the pass when Ctrl-C has been pressed."""
+
+    def tap(_name: str, tensor: "Tensor") -> "Tensor":
+        if shell.interrupted():
+            raise UserError("stopped")
+        return tensor
+
+    return tap

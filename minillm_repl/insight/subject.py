@@ -24,6 +24,7 @@ class Subject:
     tokenizer: Tokenizer
     ids: tuple[int, ...]
     tap: Tap = untapped
+    unseen: int = 0  # tokens of the text before these, which no longer fit
 
     @property
     def config(self) -> AnyConfig:
@@ -76,6 +77,14 @@ def likeliest(log_probabilities: Tensor, count: int) -> list[int]:
     """Return the ids of the `count` likeliest tokens of one distribution (vocab,), ties by id."""
     order: list[int] = log_probabilities.argsort(descending=True, stable=True)[:count].tolist()
     return order
+
+
+def likelier(subject: Subject, tokens: Sequence[int]) -> int:
+    """Return which of some tokens is the likeliest to come next; with one there is nothing to ask."""
+    if len(tokens) == 1:
+        return tokens[0]
+    logits = subject.logits(last=True)[0]
+    return max(tokens, key=lambda token: float(logits[token]))
 
 
 def rank(log_probabilities: Tensor, token: int) -> int:

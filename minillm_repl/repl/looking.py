@@ -1,7 +1,7 @@
 """What all views have in common: what they look at, how they are asked for, and where they go."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.names import user_path
 from minillm_repl.errors import UserError
+from minillm_repl.repl.opening import Model
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
 
@@ -44,6 +45,22 @@ class Asked:
         words = rest[: quoted.start()] if quoted else rest
         return cls(words.strip(), quoted[1] if quoted else "", json[1] if json else "")
 
+    @classmethod
+    def verbatim(cls, argument: str) -> "Asked":
+        """Read what follows a command whose text is taken as it is: `--json FILE` counts only before it.
+
+        Raises UserError if --json names no file.
+        """
+        if not re.match(r"--json(\s|$)", argument):
+            return cls("", argument)
+        option = _JSON.match(argument)
+        return cls("", argument[option.end() :].removeprefix(" ") if option else "", cls.of(argument).json)
+
+    @property
+    def whole(self) -> str:
+        """All that was said, as a text: what stands before the quotes belongs to it."""
+        return f'{self.words} "{self.text}"' if self.words and self.text else self.text or self.words
+
     def selector(self, pattern: str) -> tuple[re.Match[str] | None, str]:
         """Split the words into what matches `pattern` at their start, and a text, which may also stand in quotes."""
         found = re.match(rf"(?:{pattern})(?=\s|$)", self.words)
@@ -56,20 +73,32 @@ def subject(shell: Shell, text: str = "") -> "Subject":
 
     Of a text longer than the context, what the model sees. Raises UserError if there is no text.
     """
-    from minillm_repl.engine.decoder import window_start
-
     model = shell.model()
+    return looking_at(shell, model, text_ids(shell, model, text))
+
+
+def text_ids(shell: Shell, model: Model, text: str = "") -> list[int]:
+    """Return the tokens of the text to look at: the one given, or else what was said last, whole.
+
+    Raises UserError if there is none.
+    """
     ids = shell.encode(model, text) if text else shell.session.ids
     if not ids:
         raise UserError("there is no text to look at yet: type a prompt first, or give one in quotes")
-    seen = tuple(ids[window_start(len(ids), model.decoder.context) :])
+    return ids
+
+
+def looking_at(shell: Shell, model: Model, ids: Sequence[int]) -> "Subject":
+    """Return a model and as many of the last tokens of `ids` as it sees."""
+    from minillm_repl.engine.decoder import window_start
+
+    unseen = window_start(len(ids), model.decoder.context)
     with shell.screen.waiting("getting ready to look inside"):  # importing torch takes a second or two
         from minillm_repl.insight.subject import Subject
         from minillm_repl.model.taps import in_turn
 
-        return Subject(
-            model.torch, model.checkpoint.tokenizer, tuple(seen), in_turn(*model.changes.values(), _stopping(shell))
-        )
+        tap = in_turn(*model.changes.values(), _stopping(shell))
+        return Subject(model.torch, model.checkpoint.tokenizer, tuple(ids[unseen:]), tap, unseen)
 
 
 def show(shell: Shell, view: Any, draw: Draw, json: str = "") -> None:

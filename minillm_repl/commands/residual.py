@@ -1,0 +1,21 @@
+"""`:residual`."""
+
+from minillm_repl.repl.looking import Asked, show, subject
+from minillm_repl.repl.registry import command
+from minillm_repl.repl.shell import Shell
+
+
+@command("residual", ":residual [TEXT]")
+def residual(shell: Shell, argument: str) -> None:
+    """Show how the residual stream grows, layer by layer.
+
+    The stream is the vector that runs through all layers at the last token; each attention and feed-forward adds to it.
+    adds: the length (L2 norm) of what is added. stream: the length of the sum so far.
+    direction: the cosine between what is added and the stream before it; +1 goes on the same way, −1 takes back.
+    """
+    asked = Asked.of(argument)
+    looked = subject(shell, asked.text or asked.words)
+    from minillm_repl.insight.attribution import residual_view
+    from minillm_repl.render.attribution import residual_picture
+
+    show(shell, residual_view(looked), residual_picture, asked.json)

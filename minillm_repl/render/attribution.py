@@ -1,0 +1,72 @@
+"""Draws what each part of the model adds: to a logit, and to the residual stream."""
+
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from minillm_repl.insight.views import Part, ResidualView, WhyView
+from minillm_repl.render.bars import bar
+from minillm_repl.render.console import FIGURES, MODEL, TITLE
+from minillm_repl.render.generation import percent
+from minillm_repl.render.picture import signed_bar, title
+from minillm_repl.render.tables import plain_table
+
+_SHOWN = 14  # parts that have a row of their own; the others share one
+
+
+def why_picture(view: WhyView, width: int) -> RenderableType:
+    """Return the strongest parts as bars, strongest first, and the sum of the others: together they are the logit."""
+    shown, others = _strongest(view.parts)
+    names = max(cell_len(part.name) for part in shown)
+    most = max(abs(part.value) for part in shown)
+    bars = min(60, max(16, width - names - 14))
+    lines = Text()
+    for part in shown:
+        lines.append(f"{part.name:{names}}  ").append_text(signed_bar(part.value, most, bars))
+        lines.append(f" {part.value:+9.3f}\n")
+    lines.append(f"{'together':{names}}  {'':{bars + 1}} {view.logit:+9.3f}", TITLE)
+    against = f" and not {view.versus.label}" if view.versus else ""
+    chance = f"p {percent(view.prob)} · rank {view.rank:,}"
+    what = "logits apart" if view.versus else "logit"
+    return Group(
+        title(f"why {view.token.label}{against}", f"{what} {view.logit:+.3f} · {chance}"),
+        Text(f"after {view.tokens[-1].label}, position {len(view.tokens) - 1}; what each part adds by itself", FIGURES),
+        lines,
+        *([Text(f"the {others} weakest parts are in `others`", FIGURES)] if others else []),
+    )
+
+
+def residual_picture(view: ResidualView, width: int) -> RenderableType:
+    """Return the norms as bars: what each place adds, and how long the stream is after it."""
+    bars = min(30, max(6, (width - 58) // 2))
+    most = max(row.stream for row in view.rows) or 1.0
+    table = plain_table("after", "adds", "", "stream", "", "direction")
+    for place, column in enumerate(table.columns):
+        column.justify, column.no_wrap = "right" if place in (1, 3, 5) else "left", True
+    for row in view.rows:
+        table.add_row(
+            row.place,
+            f"{row.added:,.2f}",
+            Text(bar(row.added / most, bars), MODEL),
+            f"{row.stream:,.2f}",
+            Text(bar(row.stream / most, bars), MODEL),
+            f"{row.aligned:+.2f}",
+        )
+    return Group(
+        title("residual stream", f"at {view.tokens[-1].label}, position {view.position}"),
+        table,
+        Text(
+            "lengths (L2 norms) · direction: cosine between what is added and the stream before it;"
+            " +1 goes on, −1 takes back, 0 is new",
+            FIGURES,
+        ),
+    )
+
+
+def _strongest(parts: tuple[Part, ...]) -> tuple[list[Part], int]:
+    """Return the strongest parts, strongest first, then the rest as one; and how many that are."""
+    order = sorted(parts, key=lambda part: -abs(part.value))
+    rest = order[_SHOWN:]
+    if len(rest) < 2:
+        return order, 0
+    return [*order[:_SHOWN], Part("others", sum(part.value for part in rest))], len(rest)

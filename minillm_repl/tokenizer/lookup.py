@@ -1,0 +1,32 @@
+"""Which token somebody means who types one."""
+
+from minillm_repl.errors import UserError
+from minillm_repl.safetext import NEWLINE, SPACE, safe_line
+from minillm_repl.tokenizer.base import Token, Tokenizer
+
+
+def find_token(tokenizer: Tokenizer, word: str) -> list[int]:
+    """Return the ids that a word could mean, the likeliest reading first.
+
+    `#123` is an id, the name of a special token is that token, ␣ and ⏎ are a space and a newline. Else the word as it
+    is, and with a space before it, where one token is exactly that. Raises UserError if none is.
+    """
+    if word.startswith("#") and word[1:].isdecimal():
+        if int(word[1:]) >= tokenizer.size:
+            raise UserError(f"there is no token {safe_line(word)}: they count from #0 to #{tokenizer.size - 1}")
+        return [int(word[1:])]
+    special = tokenizer.named(word)
+    if special is not None:
+        return [special]
+    text = word.replace(SPACE, " ").replace(NEWLINE, "\n")
+    split = [tokenizer.encode(each, start=False) for each in (text, " " + text)]
+    exact = [ids[0] for ids, each in zip(split, (text, " " + text), strict=True) if _is(tokenizer, ids, each)]
+    if not exact:
+        pieces = " ".join(f"{Token.of(tokenizer, token).label} (#{token})" for token in split[0][:8])
+        remedy = f"it would be {pieces}: ask for one of these" if pieces else "its characters are not in the vocabulary"
+        raise UserError(f"{safe_line(word)} is not one token of this model; {remedy}")
+    return exact
+
+
+def _is(tokenizer: Tokenizer, ids: list[int], text: str) -> bool:
+    return len(ids) == 1 and tokenizer.token_bytes(ids[0]) == text.encode()

@@ -1,0 +1,192 @@
+"""Attention, the logit lens, direct attribution: the `transformers` library and float64 say what the numbers are."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from minillm_repl.checkpoint.load import load
+from minillm_repl.errors import UserError
+from minillm_repl.insight.attention import focus_view, head_view, layer_view, patterns, weights
+from minillm_repl.insight.attribution import residual_view, why_view, written
+from minillm_repl.insight.lens import lens_view
+from minillm_repl.insight.subject import Subject
+from minillm_repl.insight.views import as_json
+from minillm_repl.model.build import build
+from minillm_repl.model.taps import recording
+from minillm_repl.tokenizer.lookup import find_token
+from tests.conftest import random_checkpoint
+from tests.test_huggingface import FAMILIES, random_ids, random_model
+
+CHOSEN = ["gpt2", "gpt2 untied, relu, wide", "gpt_neox", "gpt_neox in turn, half rotary", "llama",
+          "llama tied, biased", "mistral", "qwen2", "qwen3"]  # fmt: skip
+
+
+@pytest.fixture(params=CHOSEN)
+def both(request, tmp_path):
+    """A model of transformers', and ours with the same weights, on the same text."""
+    theirs = random_model(*FAMILIES[request.param])
+    theirs.save_pretrained(tmp_path)
+    checkpoint = load(tmp_path)
+    ids = random_ids(21)
+    ours = Subject(build(checkpoint.config, checkpoint.tensors), checkpoint.tokenizer, tuple(ids[0].tolist()))
+    with torch.no_grad():
+        return ours, theirs, theirs(ids, output_attentions=True, output_hidden_states=True)
+
+
+def exact(subject):
+    return Subject(subject.model.double(), subject.tokenizer, subject.ids)
+
+
+def test_attention_is_that_of_transformers_on_every_head(both):
+    ours, _, theirs = both
+    for layer, weight in weights(ours).items():
+        torch.testing.assert_close(weight, theirs.attentions[layer][0], rtol=0, atol=1e-5)
+    view = head_view(ours, 2, 3)
+    np.testing.assert_allclose(view.weights, theirs.attentions[2][0, 3], rtol=0, atol=1e-5)
+    assert [head.weights for head in layer_view(ours, 2).heads][3] == view.weights
+    looked = dict(next(head for head in focus_view(ours).heads if (head.layer, head.head) == (2, 3)).looked)
+    most = theirs.attentions[2][0, 3, -1].topk(5)
+    assert list(looked) == most.indices.tolist()
+    np.testing.assert_allclose(list(looked.values()), most.values, rtol=0, atol=1e-5)
+
+
+def test_each_row_of_the_lens_is_the_last_norm_on_what_transformers_has_there(both):
+    ours, model, theirs = both
+    view = lens_view(ours, top=97)
+    norm = getattr(model.base_model, "ln_f", None) or getattr(model.base_model, "final_layer_norm", None)
+    norm = norm or model.base_model.norm
+    rows = {row.place: row for row in view.rows}
+    final = theirs.logits[0, -1].double().log_softmax(-1)
+    last = model.config.num_hidden_layers - 1
+    for layer in range(-1, last):  # the last hidden state of transformers has been through the norm already
+        with torch.no_grad():
+            logits = model.get_output_embeddings()(norm(theirs.hidden_states[layer + 1][0, -1]))
+        place = next(name for name in (f"{layer} feed-forward", f"{layer} block", "embedding") if name in rows)
+        agrees(rows[place], logits.double().log_softmax(-1), final)
+    agrees(view.rows[-1], final, final)
+
+
+def agrees(row, here, final):
+    expected = here.exp()
+    np.testing.assert_allclose(
+        [each.prob for each in row.top], expected[[each.token.id for each in row.top]], atol=1e-5
+    )
+    answer = int(final.argmax())
+    assert row.prob == pytest.approx(float(expected[answer]), abs=1e-5)
+    assert row.rank == int((here > here[answer]).sum()) + 1
+    kl = torch.nn.functional.kl_div(here, final, reduction="sum", log_target=True)
+    assert row.kl == pytest.approx(float(kl), abs=1e-4)
+
+
+def test_the_lens_ends_with_the_models_own_answer_at_every_position(both):
+    ours, _, theirs = both
+    for position in (0, 7, -1):
+        view = lens_view(ours, position)
+        assert view.answer.id == int(theirs.logits[0, position].argmax())
+        assert (view.rows[-1].rank, view.rows[-1].kl) == (1, 0)
+        places = [row.place for row in view.rows]
+        since = places.index(view.first)
+        assert all(row.rank == 1 for row in view.rows[since:])
+        assert since == 0 or view.rows[since - 1].rank > 1
+
+
+@pytest.mark.parametrize("versus", [None, 5])
+def test_the_parts_add_up_to_the_logit(both, versus):
+    ours, _, theirs = both
+    for token in (None, 0, 96):
+        view = why_view(ours, token, versus)
+        chosen = theirs.logits[0, -1, view.token.id] - (theirs.logits[0, -1, versus] if versus is not None else 0)
+        assert view.logit == pytest.approx(float(chosen), abs=1e-4)
+        assert sum(part.value for part in view.parts) == pytest.approx(view.logit, abs=1e-4)
+    view = why_view(exact(ours), 3, versus)
+    assert math.fsum(part.value for part in view.parts) == pytest.approx(view.logit, abs=1e-9)
+    assert len(view.parts) >= 3 * (4 + 1) + 2
+
+
+def test_the_heads_and_the_bias_add_up_to_what_attention_writes(both):
+    ours = exact(both[0])
+    _, found = ours.record("embedding", "attention.z", "attention.out", "ff.out")
+    parts = written(ours, found)
+    for layer in range(3):
+        added = sum(
+            vector for name, vector in parts.items() if name.startswith((f"head {layer}.", f"attention bias {layer}"))
+        )
+        torch.testing.assert_close(added, found[f"blocks.{layer}.attention.out"][-1], rtol=0, atol=1e-12)
+
+
+def test_the_stream_is_as_long_as_the_hidden_states_of_transformers(both):
+    ours, _, theirs = both
+    rows = {row.place: row for row in residual_view(ours).rows}
+    assert rows["embedding"].stream == pytest.approx(float(theirs.hidden_states[0][0, -1].norm()), abs=1e-4)
+    for layer in range(2):
+        stream = float(theirs.hidden_states[layer + 1][0, -1].norm())
+        assert rows[f"{layer} feed-forward"].stream == pytest.approx(stream, rel=1e-5)
+
+
+def test_all_taps_on_change_no_bit_of_the_logits(both):
+    ours = both[0]
+    everything = {}
+    with torch.no_grad():
+        tapped = ours.model(ours.input, tap=recording(everything))[0]
+    assert len(everything) > 20
+    assert torch.equal(tapped, ours.logits())
+    assert torch.equal(ours.record("")[0], ours.logits())
+
+
+def test_patterns_are_found_where_they_were_put():
+    ids = (7, 8, 9, 7, 8)
+    previous, induction = torch.zeros(5, 5), torch.zeros(5, 5)
+    for place in range(5):
+        previous[place, max(place - 1, 0)] = 1
+        induction[place, {3: 1, 4: 2}.get(place, 0)] = 1
+    scores = dict(patterns(previous, ids))
+    expected = {"previous token": 1, "first token": 0.25, "itself": 0.2, "same token": 0, "induction": 0}
+    assert scores == pytest.approx(expected)
+    scores = dict(patterns(induction, ids))
+    assert scores["induction"] == 1
+    assert (scores["same token"], scores["first token"], scores["itself"]) == pytest.approx((0, 0.5, 0.2))
+    assert [name for name, _ in patterns(torch.ones(1, 1), (7,))] == ["itself"]
+
+
+def of_text(checkpoint, text):
+    return Subject(
+        build(checkpoint.config, checkpoint.tensors), checkpoint.tokenizer, tuple(checkpoint.tokenizer.encode(text))
+    )
+
+
+def test_what_is_not_there_is_refused_by_number():
+    subject = of_text(random_checkpoint(), "가각갂")
+    for ask in (lambda: head_view(subject, 2, 0), lambda: head_view(subject, 1, 3), lambda: layer_view(subject, 9),
+                lambda: lens_view(subject, 3), lambda: lens_view(subject, -4)):  # fmt: skip
+        with pytest.raises(UserError, match=r"count from 0 to \d"):
+            ask()
+
+
+def test_damaged_weights_are_told_not_drawn():
+    checkpoint = random_checkpoint()
+    checkpoint.tensors["blocks.1.ff.down.weight"][:] = np.inf
+    for ask in (focus_view, lens_view, why_view, residual_view):
+        with pytest.raises(UserError, match="weights are damaged"):
+            ask(of_text(checkpoint, "가각"))
+
+
+def test_a_view_is_json_that_any_reader_takes():
+    view = lens_view(of_text(random_checkpoint(), "가각"))
+    data = json.loads(json.dumps(as_json(view), allow_nan=False))
+    assert data["view"] == "lens"
+    assert data["tokens"][1] == {"id": 1, "text": "각", "bytes": list("각".encode())}
+    assert data["rows"][-1]["rank"] == 1
+
+
+def test_a_token_is_found_by_what_one_types(nalssi):
+    tokenizer = nalssi.tokenizer
+    assert find_token(tokenizer, "좋") == tokenizer.encode("좋")
+    assert find_token(tokenizer, "␣") == tokenizer.encode(" ")
+    assert find_token(tokenizer, "⏎") == tokenizer.encode("\n")
+    assert find_token(tokenizer, "#7") == [7]
+    for wrong in ("#44", "날씨", "xyz"):
+        with pytest.raises(UserError):
+            find_token(tokenizer, wrong)

@@ -13,7 +13,7 @@ from minillm_repl.insight.attention import focus_view, head_view, layer_view, pa
 from minillm_repl.insight.attribution import residual_view, why_view, written
 from minillm_repl.insight.lens import lens_view
 from minillm_repl.insight.subject import Subject
-from minillm_repl.insight.views import as_json
+from minillm_repl.insight.views.base import as_json
 from minillm_repl.model.build import build
 from minillm_repl.model.taps import recording
 from minillm_repl.tokenizer.lookup import find_token

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from minillm_repl.insight.subject import Subject, check_layer, rows
-from minillm_repl.insight.views import FocusView, HeadFocus, HeadView, LayerView
+from minillm_repl.insight.views.thinking import FocusView, HeadFocus, HeadView, LayerView
 from minillm_repl.model.attention import attention_weights
 
 _LOOKS = 5  # positions that are listed for the last token

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from minillm_repl.insight.subject import Subject, check_position, likeliest, rank
-from minillm_repl.insight.views import LensRow, LensView, Likely
+from minillm_repl.insight.views.base import Likely
+from minillm_repl.insight.views.thinking import LensRow, LensView
 from minillm_repl.tokenizer.base import Token
 
 _TOP = 5

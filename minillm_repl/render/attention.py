@@ -1,18 +1,20 @@
 """Draws attention: a head as a matrix, a layer as small maps, and where the last token looked."""
 
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from minillm_repl.insight.views import FocusView, HeadView, LayerView
+from minillm_repl.insight.views.thinking import FocusView, HeadView, LayerView
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.picture import LONGEST_LABEL, fitted, label_width, level, shade, title, token_style
 from minillm_repl.render.tables import plain_table
 
 _CELL = 2  # columns of one weight: as wide as a Hangul syllable
+_LOOKED = 8  # cells of a token that was looked at
 _MAP = 16  # tokens to an edge of a small map, at most
 
 
@@ -63,20 +65,38 @@ def layer_picture(view: LayerView, width: int) -> RenderableType:
 
 def focus_picture(view: FocusView, width: int) -> RenderableType:
     """Return, for every head, where the last token looked most."""
-    table = plain_table("head", "looked at", "pattern, and its share of the attention")
-    for head in view.heads:
-        looked = Text()
-        for place, weight in head.looked[: 3 if width < 100 else 5]:
-            if weight >= 0.005:
-                token = view.tokens[place]
-                looked.append(fitted(token.label, min(LONGEST_LABEL, cell_len(token.label))), token_style(token))
-                looked.append(f" {place} ", FIGURES)
-                looked.append(f"{weight:.0%} {level(weight)}  ")
-        looked.rstrip()
-        table.add_row(Text(f"{head.layer}.{head.head}", TITLE), looked, Text(_patterns(head.patterns[:2]), FIGURES))
+    columns = 3 if width < 100 else 5
+    looks = [_looks(view, head.looked[:columns]) for head in view.heads]
+    cells = [max((cell_len(each.plain) for each in rank if each), default=0) for rank in zip_longest(*looks)]
+    table = plain_table("head", "looked at", "pattern")
+    table.columns[1].no_wrap = True
+    for head, looked in zip(view.heads, looks, strict=True):
+        for look, room in zip(looked, cells, strict=False):
+            look.pad_right(room - look.cell_len + 2)
+        shown = 1 if width < 100 else 2
+        table.add_row(
+            Text(f"{head.layer}.{head.head}", TITLE),
+            Text.assemble(*looked),
+            Text(_patterns(head.patterns[:shown]), FIGURES),
+        )
     last = view.tokens[-1]
-    asked = f"{last.label}, position {len(view.tokens) - 1}, looked: token, position, weight"
-    return Group(title("attention of the last token", asked), table)
+    return Group(
+        title("attention of the last token", f"{last.label}, position {len(view.tokens) - 1}"),
+        table,
+        Text("looked at: token @ position, weight · pattern: where the head looks over the whole text, and how much of"
+             " its attention goes there", FIGURES),
+    )  # fmt: skip
+
+
+def _looks(view: FocusView, looked: Iterable[tuple[int, float]]) -> list[Text]:
+    """Return `말 @27 73% ▆` for each place that was looked at, but for what rounds to nothing."""
+    texts = []
+    for place, weight in looked:
+        if weight >= 0.005:
+            token = view.tokens[place]
+            text = Text(fitted(token.label, min(_LOOKED, cell_len(token.label))), token_style(token))
+            texts.append(text.append(f" @{place} ", FIGURES).append(f"{weight:.0%} {level(weight)}", ""))
+    return texts
 
 
 def _small(head: HeadView, size: int, cells: int) -> Text:

@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import minillm_repl.training.events as training
 from minillm_repl.engine.events import Finished, Step, as_json
-from minillm_repl.insight.views import as_json as view_as_json
+from minillm_repl.insight.views.base import as_json as view_as_json
 
 _TRAINING = {
     training.TrainStep: "train_step",
@@ -38,7 +38,7 @@ def print_training_json(events: Iterable[training.TrainEvent], stream: IO[str]) 
 
 
 def view_json(view: Any) -> str:
-    """Return a view as one line of JSON; the fields are those of its class in `insight/views.py`."""
+    """Return a view as one line of JSON; the fields are those of its class in `insight/views/`."""
     return json.dumps(view_as_json(view), allow_nan=False) + "\n"
 
 

@@ -4,7 +4,7 @@ from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from minillm_repl.insight.views import LensView
+from minillm_repl.insight.views.thinking import LensView
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.generation import percent

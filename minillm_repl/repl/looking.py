@@ -13,6 +13,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.repl.opening import Model
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
+from minillm_repl.settings import SettingsT, change, specs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,6 +69,17 @@ class Asked:
         return found, self.text or rest.strip()
 
 
+def with_options(text: str, options: SettingsT) -> tuple[str, SettingsT]:
+    """Take words such as `layer=2` out of a text where they name an option; return the rest, and the options.
+
+    Raises UserError for a value that cannot be.
+    """
+    for word, name, value in re.findall(r"((?:^|\s)([a-z]+)=(\S*))", text):
+        if name in specs(options):
+            text, options = text.replace(word, "", 1), change(options, name, value, said=name)
+    return text, options
+
+
 def subject(shell: Shell, text: str = "") -> "Subject":
     """Return the open model and the text to look at: the one given, or else what was said last.
 
@@ -97,7 +109,7 @@ def looking_at(shell: Shell, model: Model, ids: Sequence[int]) -> "Subject":
         from minillm_repl.insight.subject import Subject
         from minillm_repl.model.taps import in_turn
 
-        tap = in_turn(*model.changes.values(), _stopping(shell))
+        tap = in_turn(model.tap, _stopping(shell))
         return Subject(model.torch, model.checkpoint.tokenizer, tuple(ids[unseen:]), tap, unseen)
 
 

@@ -1,9 +1,9 @@
 """Opening a checkpoint, at once or while the user types."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +19,21 @@ if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, whil
 
 
 @dataclass(frozen=True)
+class Change:
+    """Something that is done to what a model thinks, from when it is asked for until it is turned off."""
+
+    command: str  # that turns it off: `ablate`
+    told: str  # what the user is told of it: `without head 2.1`
+    tap: "Tap"
+
+
+@dataclass(frozen=True)
 class Model:
     """A checkpoint, the decoder that runs it, and what is being changed while it runs."""
 
     checkpoint: "Checkpoint"
     decoder: "Decoder"
-    changes: "Mapping[str, Tap]" = field(default_factory=dict)  # by what the user is told of each
+    changes: tuple[Change, ...] = ()
     plain: "Decoder | None" = None  # the decoder without them
 
     @property
@@ -40,17 +49,24 @@ class Model:
         running: LanguageModel | None = getattr(self.decoder, "model", None)
         return build(self.checkpoint.config, self.checkpoint.tensors) if running is None else running
 
-    def changed(self, changes: "Mapping[str, Tap]") -> "Model":
+    @property
+    def tap(self) -> "Tap":
+        """What is done to each activation on the way."""
+        from minillm_repl.model.taps import in_turn
+
+        return in_turn(*(change.tap for change in self.changes))
+
+    def changed(self, changes: tuple[Change, ...]) -> "Model":
         """Return the model with these changes, and no others, from now on."""
         plain = self.plain or self.decoder
         if not changes:
             return Model(self.checkpoint, plain)
         from minillm_repl.engine.torch_decoder import TorchDecoder
-        from minillm_repl.model.taps import in_turn
 
-        decoder = TorchDecoder(self.torch, in_turn(*changes.values()))
+        model = Model(self.checkpoint, plain, changes, plain)
+        decoder = TorchDecoder(self.torch, model.tap)
         decoder.context = plain.context
-        return Model(self.checkpoint, decoder, changes, plain)
+        return replace(model, decoder=decoder)
 
 
 @dataclass(frozen=True)

@@ -198,11 +198,12 @@ class PromptLine:
         return model is not None and model.checkpoint.chat is not None and self._session.settings.chat is not False
 
     def _toolbar(self) -> FormattedText:
-        """Return as many facts as fit: model, samplers, verbose, context, speed."""
+        """Return as many facts as fit: model, what is changed in it, samplers, verbose, context, speed."""
         session, model = self._session, self._session.model
         verbose = show(specs(session.settings)["verbose"], session.settings.verbose)
         name = self._model_name() + (" (chat)" if self._chatting() else "")
-        facts = [name, " ".join(samplers_on(session.settings)), f"verbose {verbose}"]
+        changes = [change.told for change in model.changes] if model else []
+        facts = [name, *changes, " ".join(samplers_on(session.settings)), f"verbose {verbose}"]
         if model:
             context = model.decoder.context
             facts.append(f"{min(len(session.ids), context):,}/{context:,} tokens")

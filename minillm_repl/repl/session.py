@@ -1,14 +1,14 @@
 """What is going on: the model that is open, the text so far, the settings, the random numbers."""
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minillm_repl.checkpoint.names import cached, shipped
 from minillm_repl.errors import UserError
-from minillm_repl.repl.opening import Loading, Model, Opening
+from minillm_repl.repl.opening import Change, Loading, Model, Opening
 from minillm_repl.repl.recent import Recent
 from minillm_repl.repl.settings import ANSWER, COMPLETION, Settings
 from minillm_repl.settings import change
@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, whil
     from minillm_repl.checkpoint.checkpoint import Checkpoint
     from minillm_repl.checkpoint.conversation import Message
     from minillm_repl.engine.events import Finished, Step
-    from minillm_repl.model.taps import Tap
     from minillm_repl.tokenizer.base import Tokenizer
 
 
@@ -114,10 +113,19 @@ class Session:
         self.told_outgrown = False
         self.clear()
 
-    def change_thinking(self, changes: "Mapping[str, Tap]") -> None:
-        """Let the open model think with these changes, named by what is told of them, and no others."""
+    def change_thinking(self, change: Change) -> None:
+        """Let the open model think with one more change; one that is told alike makes place for it."""
         assert self._model is not None
-        self._model = self._model.changed(changes)
+        others = tuple(each for each in self._model.changes if each.told != change.told)
+        self._model = self._model.changed((*others, change))
+
+    def think_unchanged(self, command: str) -> bool:
+        """Take back all changes of one command; tell whether there were any."""
+        before = self._model.changes if self._model else ()
+        others = tuple(each for each in before if each.command != command)
+        if self._model and len(others) < len(before):
+            self._model = self._model.changed(others)
+        return len(others) < len(before)
 
     def forget_failed_load(self) -> None:
         """Drop a load that did not work out; a model opened before stays."""

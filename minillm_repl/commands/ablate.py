@@ -1,0 +1,55 @@
+"""`:ablate`."""
+
+from minillm_repl.errors import UserError
+from minillm_repl.repl.looking import Asked, show, subject
+from minillm_repl.repl.opening import Change
+from minillm_repl.repl.registry import command
+from minillm_repl.repl.shell import Shell
+
+_WHAT = r"(off|scan|(\d+)(?:\.(\d+))?)(?:\s+(zero|mean))?"
+
+
+@command("ablate", ":ablate LAYER[.HEAD] [zero|mean]|scan|off", words=("off", "scan"))
+def ablate(shell: Shell, argument: str) -> None:
+    """Silence a head or a layer, and go on without it.
+
+    :ablate 2.1 silences head 1 of layer 2: what it mixed is replaced, before the output projection, from now on, while
+    one goes on writing. :ablate 2 silences all that layer 2 adds to the residual stream.
+    With zero there is nothing instead, with mean the mean over the positions of the text so far, or of one in quotes.
+    :ablate off brings everything back. The table shows what it does to the next token; KL is Σ now · ln(now / before).
+    :ablate scan silences each head in turn and ranks them by the change of the text's mean loss, in nats per token.
+    Layers and heads count from 0. What is saved or trained is not changed.
+    """
+    asked = Asked.of(argument)
+    chosen, text = asked.selector(_WHAT)
+    if not asked.words:
+        shell.screen.note(_state(shell))
+        return
+    if chosen is None:
+        raise UserError(":ablate takes a layer or a head, such as 2 or 2.1, or scan, or off")
+    if chosen[1] == "off":
+        shell.screen.note(
+            "all heads and layers work again" if shell.session.think_unchanged("ablate") else _state(shell)
+        )
+        return
+    looked, how = subject(shell, text), chosen[4] or "zero"
+    from minillm_repl.insight.ablation import scan_view, silencing
+    from minillm_repl.insight.effect import effect_view
+    from minillm_repl.render.intervention import effect_picture, scan_picture
+
+    if chosen[1] == "scan":
+        with shell.screen.waiting("silencing each head") as update:
+            view = scan_view(looked, how, lambda share: update(f"silencing each head  {share:.0%}"))
+        show(shell, view, scan_picture, asked.json)
+        return
+    tap = silencing(looked, int(chosen[2]), int(chosen[3]) if chosen[3] else None, how)
+    told = f"without {'head' if chosen[3] else 'layer'} {chosen[1]}"
+    effect = effect_view(looked, told, tap)
+    shell.session.change_thinking(Change("ablate", told, tap))
+    show(shell, effect, effect_picture, asked.json)
+    shell.screen.note("`:ablate off` brings it back")
+
+
+def _state(shell: Shell) -> str:
+    changes = [change.told for change in shell.model().changes if change.command == "ablate"]
+    return " · ".join(changes) if changes else "nothing is silenced: `:ablate 0.0` would silence head 0 of layer 0"

@@ -1,0 +1,40 @@
+"""`:patch`."""
+
+from dataclasses import dataclass
+
+from minillm_repl.errors import UserError
+from minillm_repl.repl.looking import Asked, show, subject, with_options
+from minillm_repl.repl.registry import command
+from minillm_repl.repl.shell import Shell
+from minillm_repl.settings import one_of, setting
+
+
+@dataclass(frozen=True)
+class Patching:
+    """What is carried over."""
+
+    what: str = setting("residual", one_of("residual", "attention", "feed-forward"), "which activation")
+
+
+@command("patch", ":patch A -> B [what=residual|attention|feed-forward]", words=("what=residual", "what=attention"))
+def patch(shell: Shell, argument: str) -> None:
+    """Carry single activations of one prompt over to another.
+
+    Prompt B is run again and again, each time with one activation of prompt A in its place: at one position, after one
+    layer. A cell tells how much of A's answer that alone brings: (patched − B) / (A − B), each of these being how far
+    the logit of A's likeliest next token is above that of B's. 0 % changes nothing, 100 % is as after A.
+    The activation is the residual stream; with what=attention or what=feed-forward, what that part adds to it.
+    The prompts must have as many tokens as each other, and pair by position. Positions and layers count from 0.
+    """
+    asked = Asked.of(argument)
+    said, how = with_options(asked.whole, Patching())
+    a, arrow, b = (each.strip().strip('"') for each in said.replace("→", "->").partition("->"))
+    if not (a and arrow and b):
+        raise UserError("two prompts are needed: `:patch A -> B`")
+    first, second = subject(shell, a), subject(shell, b)
+    from minillm_repl.insight.patching import patch_view
+    from minillm_repl.render.intervention import patch_picture
+
+    with shell.screen.waiting("patching") as update:
+        view = patch_view(first, second, how.what, lambda share: update(f"patching  {share:.0%}"))
+    show(shell, view, patch_picture, asked.json)

@@ -1,0 +1,87 @@
+"""Ablation: what changes when a part of the model is silenced."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own usual name
+from torch import Tensor
+
+from minillm_repl.errors import UserError
+from minillm_repl.insight.subject import Subject, check_layer, checked
+from minillm_repl.insight.views.changes import HeadEffect, ScanView
+from minillm_repl.model.taps import Tap, in_turn
+
+_AT_ONCE = 2**24  # logits that are made at once: 64 MiB
+
+
+def silencing(subject: Subject, layer: int, head: int | None = None, how: str = "zero") -> Tap:
+    """Return a tap that silences a head before the output projection, or all that a block adds to the stream.
+
+    `how` is what stands there instead: `zero`, or the `mean` over the positions of the subject's text.
+    Raises UserError if there is no such layer or head.
+    """
+    check_layer(subject.config, layer, head)
+    block = f"blocks.{layer}."
+    names = [block + "attention.out", block + "ff.out"] if head is None else [block + "attention.z"]
+    found = subject.record(*names, last=True)[1] if how == "mean" else {}
+    instead = {name: found[name].mean(0) if found else None for name in names}  # (width,) or (head, head_size)
+
+    def tap(name: str, tensor: Tensor) -> Tensor:
+        if name not in instead:
+            return tensor
+        value = instead[name]
+        changed = torch.zeros_like(tensor) if value is None else value.expand_as(tensor)
+        return changed if head is None else _with_head(tensor, head, changed)
+
+    return tap
+
+
+@torch.no_grad()
+def scan_view(subject: Subject, how: str = "zero", told: Callable[[float], None] = lambda _: None) -> ScanView:
+    """Return what each head is worth to the text: the change of its mean loss when that head alone is silenced.
+
+    `how` is as in `silencing`; `told` hears how much is done, 0 to 1. Raises UserError for a text of one token.
+    """
+    if len(subject.ids) < 2:
+        raise UserError("a text of one token has no loss: give a longer one in quotes")
+    logits, found = subject.record("attention.z")
+    loss = _losses(subject, logits[None])[0]
+    effects = []
+    for layer in range(subject.config.layers):
+        name = f"blocks.{layer}.attention.z"
+        instead = found[name].mean(0) if how == "mean" else torch.zeros_like(found[name][0])  # (head, head_size)
+        changes = [each - loss for each in _each_silenced(subject, name, instead, logits[:-1].numel())]
+        effects += [HeadEffect(layer, head, change) for head, change in enumerate(changes)]
+        told((layer + 1) / subject.config.layers)
+    return ScanView(subject.tokens, loss, how, tuple(sorted(effects, key=lambda effect: -effect.change)))
+
+
+def _each_silenced(subject: Subject, name: str, instead: Tensor, logits: int) -> list[float]:
+    """Return the losses with each head of a layer replaced, as many at once as memory allows: one to a row."""
+    losses: list[float] = []
+    size = max(1, _AT_ONCE // logits)
+    for start in range(0, len(instead), size):
+        heads = torch.arange(start, min(start + size, len(instead)))
+
+        def tap(at: str, tensor: Tensor, heads: Tensor = heads) -> Tensor:
+            if at != name:
+                return tensor
+            changed = tensor.clone()  # (row, time, head, head_size)
+            changed[torch.arange(len(heads)), :, heads] = instead[heads, None]
+            return changed
+
+        rows = subject.input.expand(len(heads), -1)
+        losses += _losses(subject, checked(subject.model(rows, tap=in_turn(subject.tap, tap))))
+    return losses
+
+
+def _losses(subject: Subject, logits: Tensor) -> list[float]:
+    """Return the mean loss of the text after its first token, in nats, for each row of logits (row, time, vocab)."""
+    targets = subject.input[0, 1:]
+    return [float(F.cross_entropy(row[:-1].float(), targets)) for row in logits]
+
+
+def _with_head(z: Tensor, head: int, instead: Tensor) -> Tensor:
+    changed = z.clone()
+    changed[:, :, head] = instead[:, :, head]
+    return changed

@@ -1,0 +1,92 @@
+"""Activation patching: where the answer to one prompt can be carried over to another (Meng et al., 2022)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from minillm_repl.errors import UserError
+from minillm_repl.insight.lens import place_name
+from minillm_repl.insight.subject import Subject, checked, likeliest
+from minillm_repl.insight.views.changes import PatchView
+from minillm_repl.model.taps import in_turn
+from minillm_repl.tokenizer.base import Token
+
+_NAMES = {"residual": ("embedding", ".residual"), "attention": ("attention.out",), "feed-forward": ("ff.out",)}
+_AT_ONCE = 2**22  # numbers of one activation that exist at once
+
+
+@torch.no_grad()
+def patch_view(
+    a: Subject, b: Subject, what: str = "residual", told: Callable[[float], None] = lambda _: None
+) -> PatchView:
+    """Return how much of A's answer each single activation of A, put into the pass over B, carries over.
+
+    `what` is the residual stream, or what `attention` or the `feed-forward` adds to it.
+
+    The measure is the difference of two logits, A's answer less B's: 0 as it is after B, 1 as after A. The answers are
+    the likeliest tokens; where that is one token, those that tell the two distributions apart most. `told` hears how
+    much is done, 0 to 1. Raises UserError if the prompts do not pair token by token, or are the same to the model.
+    """
+    if len(a.ids) != len(b.ids):
+        raise UserError(
+            f"the prompts must have as many tokens as each other, and these have {len(a.ids)} and {len(b.ids)}:"
+            " `:tokens TEXT` shows them"
+        )
+    logits_a, found = a.record(*_NAMES[what], last=True)
+    logits_b = b.logits(last=True)
+    answers = _answers(logits_a[0], logits_b[0])
+    clean, corrupt = _apart(logits_a, answers)[0], _apart(logits_b, answers)[0]
+    if clean == corrupt:
+        raise UserError("the model says the same after both prompts: there is nothing to carry over")
+    effects = []
+    for name, activation in found.items():
+        patched = _apart(patched_logits(b, name, activation), answers)
+        effects.append(tuple((each - corrupt) / (clean - corrupt) for each in patched))
+        told(len(effects) / len(found))
+    answer_a, answer_b = (Token.of(a.tokenizer, answer) for answer in answers)
+    places = tuple(_place(b, name) for name in found)
+    return PatchView(what, a.tokens, b.tokens, answer_a, answer_b, clean, corrupt, places, tuple(effects))
+
+
+@torch.no_grad()
+def patched_logits(subject: Subject, name: str, activation: Tensor) -> Tensor:
+    """Return the last position's logits (time, vocab): row t is of a pass whose activation `name` was replaced at t.
+
+    `activation` (time, width) is of another text of the same length.
+    """
+    rows = []
+    size = max(1, _AT_ONCE // activation.numel())
+    for start in range(0, len(subject.ids), size):
+        places = torch.arange(start, min(start + size, len(subject.ids)))
+
+        def tap(at: str, tensor: Tensor, places: Tensor = places) -> Tensor:
+            if at != name:
+                return tensor
+            changed = tensor.clone()  # (row, time, width)
+            changed[torch.arange(len(places)), places] = activation[places]
+            return changed
+
+        ids = subject.input.expand(len(places), -1)
+        rows.append(checked(subject.model(ids, tap=in_turn(subject.tap, tap), last=True)[:, 0]))
+    return torch.cat(rows)
+
+
+def _answers(a: Tensor, b: Tensor) -> tuple[int, int]:
+    """Return the likeliest tokens after A and after B, or those that most make the distributions differ."""
+    first, second = likeliest(a, 1)[0], likeliest(b, 1)[0]
+    if first != second:
+        return first, second
+    of_a, of_b = a.double().log_softmax(-1), b.double().log_softmax(-1)
+    more = of_a - of_b
+    return likeliest(of_a.exp() * more, 1)[0], likeliest(of_b.exp() * -more, 1)[0]
+
+
+def _apart(logits: Tensor, answers: tuple[int, int]) -> list[float]:
+    """Return how far the first answer's logit is above the second's, for each row of logits (row, vocab)."""
+    apart: list[float] = (logits[:, answers[0]].double() - logits[:, answers[1]].double()).tolist()
+    return apart
+
+
+def _place(subject: Subject, name: str) -> str:
+    return place_name(subject, name) if name == "embedding" or name.endswith("residual") else name.split(".")[1]

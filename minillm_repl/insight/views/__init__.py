@@ -1,0 +1,1 @@
+"""What insight tells: frozen views of plain numbers and labels; drawn, or written as JSON by these names."""

@@ -1,0 +1,72 @@
+"""What changes when the model does: silenced, steered, patched, trained. Layers, heads and positions count from 0."""
+
+from dataclasses import dataclass
+
+from minillm_repl.insight.views.base import Likely, Row
+from minillm_repl.insight.views.thinking import FocusView, LensView
+from minillm_repl.tokenizer.base import Token
+
+
+@dataclass(frozen=True)
+class EffectView:
+    """What a change of the model's thinking does to the next token."""
+
+    tokens: tuple[Token, ...]
+    change: str  # what was done: `without head 2.1`
+    before: tuple[Likely, ...]
+    after: tuple[Likely, ...]
+    kl: float  # nats: Σ after · ln(after / before)
+    kl_random: float | None  # the same for a random direction as long, where the change is a direction
+
+
+@dataclass(frozen=True)
+class HeadEffect:
+    """What silencing one head does to the loss on a text."""
+
+    layer: int
+    head: int
+    change: float  # nats per token: above 0, the text is told worse without it
+
+
+@dataclass(frozen=True)
+class ScanView:
+    """All heads, by what the loss on a text is without each."""
+
+    tokens: tuple[Token, ...]
+    loss: float  # nats per token, with all of them
+    how: str  # zero or mean
+    heads: tuple[HeadEffect, ...]  # most needed first
+
+
+@dataclass(frozen=True)
+class PatchView:
+    """Prompt B with one activation of prompt A at a time: how much of A's answer each carries over."""
+
+    what: str  # residual, attention or feed-forward
+    a: tuple[Token, ...]
+    b: tuple[Token, ...]
+    answer_a: Token
+    answer_b: Token
+    clean: float  # logit of A's answer less that of B's, after A
+    corrupt: float  # the same after B
+    places: tuple[str, ...]  # from the bottom up
+    effects: tuple[Row, ...]  # (place, position): 0 is as after B, 1 as after A
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a model made of a prompt after a step of its training."""
+
+    step: int
+    prob: float  # of the token that was the likeliest in the end
+    lens: LensView
+    attention: FocusView
+
+
+@dataclass(frozen=True)
+class WatchView:
+    """How a model learnt what comes after a prompt."""
+
+    tokens: tuple[Token, ...]
+    answer: Token  # the likeliest at the last moment
+    moments: tuple[Moment, ...]

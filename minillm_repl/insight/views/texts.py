@@ -1,0 +1,78 @@
+"""Texts and the vocabulary: tokens, surprisal, embeddings, two models on one text. Positions count from 0."""
+
+from dataclasses import dataclass
+
+from minillm_repl.insight.views.base import Likely, Row
+from minillm_repl.tokenizer.base import Token
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One token of a text, and what the embedding makes of it."""
+
+    token: Token
+    norm: float  # the length of its vector
+    vector: Row  # the first numbers of it
+
+
+@dataclass(frozen=True)
+class TokensView:
+    """What a tokenizer makes of a text."""
+
+    characters: int  # of the text as it was given
+    bytes: int
+    tokens_per_character: float | None  # of the tokens that are text
+    bytes_per_token: float | None
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Surprising:
+    """A token that the model did not expect, and what it expected instead."""
+
+    position: int
+    token: Token
+    bits: float
+    rank: int
+    expected: tuple[Likely, ...]
+
+
+@dataclass(frozen=True)
+class SurpriseView:
+    """How unexpected each token of a text was."""
+
+    first: int  # the position of the first of them; the model saw those before too
+    unseen: int  # tokens before position 0, which the model cannot see
+    tokens: tuple[Token, ...]
+    bits: tuple[float | None, ...]  # the surprisal of each; position 0 has none
+    mean: float  # nats
+    perplexity: float  # e to the mean
+    bits_per_byte: float | None  # of the tokens that are text
+    blind: float  # bits: the surprisal of every token if all were equally likely
+    most: tuple[Surprising, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What two models say after one position."""
+
+    position: int
+    token: Token
+    kl: float  # nats: Σ ours · ln(ours / theirs)
+    kl_back: float  # nats: Σ theirs · ln(theirs / ours)
+    ours: Likely
+    theirs: Likely
+
+
+@dataclass(frozen=True)
+class CompareView:
+    """Two models on the same text. Pairs are for the open one and the other."""
+
+    names: tuple[str, str]
+    tokens: tuple[int, int]  # how many each reads
+    top: tuple[tuple[Likely, ...], tuple[Likely, ...]]  # what could come next
+    bits_per_byte: tuple[float | None, float | None]
+    why: str  # why there is no more to compare; empty if there is
+    kl: tuple[float, float] | None  # at the last position: there, and back
+    kl_mean: tuple[float, float] | None  # over all positions
+    differ: tuple[Difference, ...]  # the positions at which they differ most, by the KL there

@@ -1,0 +1,122 @@
+"""Draws what changes when a part of the model is silenced, steered, or put there from another prompt."""
+
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from minillm_repl.insight.views.base import Likely
+from minillm_repl.insight.views.changes import EffectView, HeadEffect, PatchView, ScanView
+from minillm_repl.render.console import CONTRA, FIGURES, PRO, TITLE
+from minillm_repl.render.generation import percent
+from minillm_repl.render.picture import LONGEST_LABEL, fitted, label_width, shade, signed_bar, title, token_style
+from minillm_repl.render.tables import plain_table
+
+_SHOWN = 12  # heads that have a row of their own
+_NUMBER = 5  # cells of a percentage in the map of a patch: ` -12%`
+_WHAT = {
+    "residual": "the residual stream",
+    "attention": "what attention adds",
+    "feed-forward": "what the feed-forward adds",
+}
+
+
+def effect_picture(view: EffectView, width: int) -> RenderableType:
+    """Return the likeliest next tokens without and with the change, side by side."""
+    label = max(4, min(LONGEST_LABEL, (width - 24) // 2))
+    table = plain_table("", "before", "", "now", "")
+    for place, column in enumerate(table.columns):
+        column.justify, column.no_wrap = "right" if place in (0, 2, 4) else "left", True
+    for rank, (before, after) in enumerate(zip(view.before, view.after, strict=True), 1):
+        table.add_row(str(rank), *_likely(before, label), *_likely(after, label))
+    random = "" if view.kl_random is None else f"; a random direction as long moves it by {view.kl_random:.3f}"
+    return Group(
+        title(view.change, f"what comes after {view.tokens[-1].label}, position {len(view.tokens) - 1}"),
+        table,
+        Text(f"KL {view.kl:.3f} nats from before to now{random}", FIGURES),
+    )
+
+
+def scan_picture(view: ScanView, width: int) -> RenderableType:
+    """Return the heads whose silence matters most as bars, and all of them as a map."""
+    shown = sorted(view.heads, key=lambda head: -abs(head.change))[:_SHOWN]
+    shown.sort(key=lambda head: -head.change)
+    most = max(abs(head.change) for head in shown)
+    lines = Text()
+    for head in shown:
+        lines.append(f"{head.layer}.{head.head:<3} ", TITLE).append_text(
+            signed_bar(head.change, most, max(16, min(60, width - 20)))
+        )
+        lines.append(f" {head.change:+.4f}\n")
+    lines.rstrip()
+    rest = f"the {_SHOWN} of {len(view.heads)} heads that matter most; " if len(view.heads) > _SHOWN else ""
+    return Group(
+        title("what each head is worth", f"loss {view.loss:.4f} nats per token with all of them"),
+        Text(f"{rest}change of the loss with it {_instead(view.how)}", FIGURES),
+        lines,
+        _map(view.heads, most),
+    )
+
+
+def patch_picture(view: PatchView, width: int) -> RenderableType:
+    """Return how much of A's answer each activation carries over: a row for each position, a column for each layer."""
+    labels = [a.label if a == b else f"{a.label}→{b.label}" for a, b in zip(view.a, view.b, strict=True)]
+    lead = min(max(label_width(view.b), *map(cell_len, labels)), 24, max(8, width // 3))
+    numbers = len(str(len(view.b) - 1))
+    room = width - lead - numbers - 2
+    cell, drawn = (_NUMBER, _percentage) if len(view.places) * _NUMBER <= room else (2, _shaded)
+    places = range(max(0, len(view.places) - room // cell), len(view.places))
+    names = [_column(view.places[place])[-cell:] for place in places]
+    lines = Text(" " * (numbers + lead + 2) + "".join(fitted(name, cell, right=True) for name in names) + "\n", FIGURES)
+    for position, label in enumerate(labels):
+        changed = view.a[position] != view.b[position]
+        lines.append(f"{position:>{numbers}} ", FIGURES)
+        lines.append(fitted(label, lead) + " ", TITLE if changed else token_style(view.b[position]))
+        for place in places:
+            share = view.effects[place][position]
+            lines.append(drawn(share), FIGURES if abs(share) < 0.005 else PRO if share > 0 else CONTRA)
+        lines.append("\n")
+    lines.rstrip()
+    hidden = f" · the last {len(places)} of {len(view.places)}" if len(places) < len(view.places) else ""
+    answers = f"how much of {view.answer_a.label} against {view.answer_b.label} comes over"
+    return Group(
+        title(f"patching {_WHAT[view.what]}", answers),
+        Text(f"logits apart: {view.clean:+.3f} after A (100 %), {view.corrupt:+.3f} after B (0 %)", FIGURES),
+        lines,
+        Text(f"columns: after each layer{', emb: the embedding' if view.what == 'residual' else ''}{hidden}", FIGURES),
+    )
+
+
+def _column(place: str) -> str:
+    return "emb" if place == "embedding" else place.split(maxsplit=1)[0]
+
+
+def _percentage(share: float) -> str:
+    """Return a share in five cells; what is beyond ±999 % is cut there."""
+    return f"{round(100 * min(max(share, -9.99), 9.99)):>{_NUMBER - 1}}%"
+
+
+def _shaded(share: float) -> str:
+    """Return two cells: the shade of a share, and a sign where it is against."""
+    return shade(abs(share)) + ("-" if share <= -0.1 else shade(abs(share)))
+
+
+def _map(heads: tuple[HeadEffect, ...], most: float) -> Text:
+    """Return layers as rows and heads as columns, as dark as each matters."""
+    by = {(head.layer, head.head): head.change for head in heads}
+    layers, columns = (1 + max(place) for place in zip(*by, strict=True))
+    lines = Text("layer  head 0 →\n", FIGURES)
+    for layer in range(layers):
+        lines.append(f"{layer:>5}  ", FIGURES)
+        for head in range(columns):
+            share = by[layer, head] / most if most else 0.0
+            lines.append(_shaded(share), PRO if share > 0 else CONTRA)
+        lines.append("\n")
+    return lines.append(f"darker: more of {most:.4f} · -: the loss is lower without it", FIGURES)
+
+
+def _likely(likely: Likely, cells: int) -> tuple[Text, str]:
+    return Text(fitted(likely.token.label, cells).rstrip(), token_style(likely.token)), percent(likely.prob)
+
+
+def _instead(how: str) -> str:
+    return "set to zero" if how == "zero" else "at its mean"

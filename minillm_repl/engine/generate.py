@@ -9,7 +9,7 @@ import numpy as np
 from minillm_repl.engine.decoder import Decoder, read
 from minillm_repl.engine.events import Candidate, Finished, Reason, Step
 from minillm_repl.engine.options import Sampling
-from minillm_repl.engine.sampling import Probabilities, Scores, draw, log_softmax, process
+from minillm_repl.engine.sampling import Probabilities, Scores, draw, entropy, likeliest, log_softmax, process, rank
 from minillm_repl.errors import UserError
 from minillm_repl.tokenizer.base import Tokenizer
 
@@ -68,6 +68,13 @@ def generate(
     yield Finished(reason, rest, prompt_tokens, tokens, read_at - started, perf_counter() - read_at)
 
 
+def finite(logits: Scores, tokens: int) -> Scores:
+    """Return the logits after so many tokens. Raises UserError if they are not numbers."""
+    if not np.isfinite(logits).all():
+        raise UserError(f"the model's logits at token {tokens} are not finite numbers: its weights are damaged")
+    return logits
+
+
 def _step(
     index: int,
     logits: Scores,
@@ -80,15 +87,12 @@ def _step(
     text: "StopText",
 ) -> Step:
     """Draw the next token and describe it."""
-    if not np.isfinite(logits).all():
-        raise UserError(f"the model's logits at token {len(ids)} are not finite numbers: its weights are damaged")
-    model_log = log_softmax(logits)
+    model_log = log_softmax(finite(logits, len(ids)))
     model = np.exp(model_log)
     scores = process(logits, sampling, ids)
     final_log = model_log if scores is logits else log_softmax(scores)
     final = model if scores is logits else np.exp(final_log)
     token = draw(final, rng)
-    better = (logits > logits[token]).sum() + (logits[:token] == logits[token]).sum()  # ties rank by id
     piece = tokenizer.token_bytes(token)
     return Step(
         index=index,
@@ -98,8 +102,8 @@ def _step(
         prob=float(final[token]),
         logprob=float(final_log[token]),
         model_prob=float(model[token]),
-        rank=int(better) + 1,
-        entropy=float(-(model @ model_log)) / float(np.log(2)),
+        rank=rank(logits, token),
+        entropy=entropy(model, model_log),
         top=_candidates(logits, model, final, token, top, tokenizer) if top else (),
     )
 
@@ -108,13 +112,10 @@ def _candidates(
     logits: Scores, model: Probabilities, final: Probabilities, token: int, top: int, tokenizer: Tokenizer
 ) -> tuple[Candidate, ...]:
     """Return the `top` likeliest by the model, in the order of `Step.rank`; the chosen one last if it is below them."""
-    top = min(top, len(logits))
-    threshold = np.partition(logits, -top)[-top]
-    above = np.flatnonzero(logits >= threshold)
-    likeliest = above[(-logits[above]).argsort(kind="stable")][:top].tolist()
-    if token not in likeliest:
-        likeliest.append(token)
-    pieces = [tokenizer.token_bytes(candidate) for candidate in likeliest]
+    shown = likeliest(logits, top)
+    if token not in shown:
+        shown.append(token)
+    pieces = [tokenizer.token_bytes(candidate) for candidate in shown]
     return tuple(
         Candidate(
             id=candidate,
@@ -125,7 +126,7 @@ def _candidates(
             kept=bool(final[candidate] > 0),
             chosen=candidate == token,
         )
-        for candidate, piece in zip(likeliest, pieces, strict=True)
+        for candidate, piece in zip(shown, pieces, strict=True)
     )
 
 

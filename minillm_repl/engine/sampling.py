@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from minillm_repl.engine.options import Sampling
 
+LN2 = float(np.log(2))
 Scores = NDArray[np.float32]
 Probabilities = NDArray[np.float64]
 
@@ -56,6 +57,32 @@ def draw(probabilities: Probabilities, rng: np.random.Generator) -> int:
     cumulative = probabilities.cumsum()
     place = int(cumulative.searchsorted(rng.random() * cumulative[-1], side="right"))
     return min(place, int(probabilities.nonzero()[0][-1]))  # a sum rounded up must not reach past the last candidate
+
+
+def numbers(seed: int, place: int = 0) -> np.random.Generator:
+    """Return the random numbers of a seed, from the one on that draws a completion's token number `place`."""
+    bits = np.random.PCG64(seed)
+    bits.advance(place)
+    return np.random.Generator(bits)
+
+
+def likeliest(logits: Scores, top: int) -> list[int]:
+    """Return the ids of the `top` likeliest tokens, ties by id."""
+    top = min(top, len(logits))
+    threshold = np.partition(logits, -top)[-top]
+    above = np.flatnonzero(logits >= threshold)
+    order: list[int] = above[(-logits[above]).argsort(kind="stable")][:top].tolist()
+    return order
+
+
+def rank(logits: Scores, token: int) -> int:
+    """Return a token's place among all, 1 being the likeliest; ties by id."""
+    return int((logits > logits[token]).sum() + (logits[:token] == logits[token]).sum()) + 1
+
+
+def entropy(probabilities: Probabilities, logs: Probabilities) -> float:
+    """Return −Σ p·log2 p, in bits, of probabilities above 0 and their natural logarithms."""
+    return abs(float(probabilities @ logs)) / LN2
 
 
 def _likeliest(scores: Scores) -> Scores:

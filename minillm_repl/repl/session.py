@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, whil
     from minillm_repl.checkpoint.checkpoint import Checkpoint
     from minillm_repl.checkpoint.conversation import Message
     from minillm_repl.engine.events import Finished, Step
+    from minillm_repl.insight.views.changes import WatchView
     from minillm_repl.tokenizer.base import Tokenizer
 
 
@@ -49,6 +50,9 @@ class Session:
     resumable: bool = False  # it is that of a run that was stopped, which going on with the run keeps
     speed: float = 0.0  # tokens per second, last time
     told_outgrown: bool = False
+    ways: list[list[int]] = field(default_factory=list)  # whole texts that `:branch` has found
+    watch: str = ""  # a prompt that is looked at while a model is trained
+    watched: "WatchView | None" = None  # what was seen of it
     _loading: "Loading | None" = None
     _model: Model | None = None
     _warned: str = ""  # the wish that was last answered by "the weights are not saved"
@@ -151,7 +155,7 @@ class Session:
 
     def clear(self) -> None:
         """Forget the text and its turns."""
-        self.ids, self.said, self.turns = [], [], []
+        self.ids, self.said, self.turns, self.ways = [], [], [], []
 
     def chatting(self, model: Model) -> bool:
         """Whether what is typed is said to the model, not to be completed. Raises UserError if it cannot chat."""
@@ -200,11 +204,8 @@ class Session:
         self, given: list[int], *, asked: "tuple[Message, ...]" = (), begun: str = "", another: bool = False
     ) -> None:
         """Start a turn: the model will continue `given`. With `another`, not as it did with a seed that is set."""
-        fixed = self.settings.seed
-        if fixed is None:
-            self.seed = secrets.randbelow(2**32)
-        else:
-            self.seed = (self.seed + 1) % 2**63 if another else fixed
+        again = another and self.settings.seed is not None
+        self.seed = (self.seed + 1) % 2**63 if again else self.fresh_seed()
         self._warned = ""
         self.turns.append(Turn(tuple(self.ids), tuple(self.said), tuple(given), asked, begun))
         self.ids, self.said = list(given), list(asked)
@@ -219,24 +220,23 @@ class Session:
 
     def generate(self, model: Model, interrupted: Callable[[], bool], top: int) -> "Iterator[Step | Finished]":
         """Continue the text, keeping `ids` at what has been shown, however the generation ends."""
-        import numpy as np
-
-        from minillm_repl.checkpoint.conversation import Message
         from minillm_repl.engine.events import Finished
         from minillm_repl.engine.generate import generate
+        from minillm_repl.engine.sampling import numbers
 
         tokenizer, settings = model.checkpoint.tokenizer, self.settings
-        start, turn = len(self.ids), self.turns[-1]
+        start, before = len(self.ids), self.answer(tokenizer)
+        walked = start - len(self.turns[-1].given)
         for event in generate(
             model.decoder,
             tokenizer,
             self.ids,
             settings,
-            np.random.default_rng(self.seed),
-            max_tokens=self.most_tokens,
+            numbers(self.seed, walked),
+            max_tokens=max(0, self.most_tokens - walked),
             stop=settings.stop,
             end=model.checkpoint.end,
-            slide=not turn.asked,
+            slide=not self.turns[-1].asked,
             top=top,
             interrupted=interrupted,
         ):
@@ -247,11 +247,30 @@ class Session:
                     self.ids.pop()  # what belonged to the stop string was not shown, and is not gone on from
                 if event.reason == "end":
                     self.ids.pop()
-                if turn.asked:
-                    self.said = [*turn.asked, Message("assistant", turn.begun + event.text)]
+                self._said(before + event.text)
             else:
                 self.ids.append(event.id)
             yield event
+
+    def answer(self, tokenizer: "Tokenizer") -> str:
+        """Return what the present turn has added to the text so far."""
+        tokens = self.ids[len(self.turns[-1].given) :]
+        return self.turns[-1].begun + b"".join(map(tokenizer.token_bytes, tokens)).decode("utf-8", "replace")
+
+    def fresh_seed(self) -> int:
+        """Return the seed that is set, or any."""
+        return secrets.randbelow(2**32) if self.settings.seed is None else self.settings.seed
+
+    def walk_to(self, ids: list[int], tokenizer: "Tokenizer") -> None:
+        """Let the text be `ids`, which go on from what the present turn was given."""
+        self.ids = ids
+        self._said(self.answer(tokenizer))
+
+    def _said(self, answer: str) -> None:
+        from minillm_repl.checkpoint.conversation import Message
+
+        if self.turns[-1].asked:
+            self.said = [*self.turns[-1].asked, Message("assistant", answer)]
 
     def _bytes_since(self, start: int, tokenizer: "Tokenizer") -> int:
         return sum(len(tokenizer.token_bytes(token)) for token in self.ids[start:])

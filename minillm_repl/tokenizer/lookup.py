@@ -30,3 +30,10 @@ def find_token(tokenizer: Tokenizer, word: str) -> list[int]:
 
 def _is(tokenizer: Tokenizer, ids: list[int], text: str) -> bool:
     return len(ids) == 1 and tokenizer.token_bytes(ids[0]) == text.encode()
+
+
+def same_vocabulary(ours: Tokenizer, theirs: Tokenizer) -> bool:
+    """Tell whether every id means the same token to both."""
+    return ours.size == theirs.size and all(
+        Token.of(ours, token) == Token.of(theirs, token) for token in range(ours.size)
+    )

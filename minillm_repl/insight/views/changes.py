@@ -59,6 +59,7 @@ class Moment:
 
     step: int
     prob: float  # of the token that was the likeliest in the end
+    top: tuple[Likely, ...]
     lens: LensView
     attention: FocusView
 

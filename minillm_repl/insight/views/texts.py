@@ -76,3 +76,39 @@ class CompareView:
     kl: tuple[float, float] | None  # at the last position: there, and back
     kl_mean: tuple[float, float] | None  # over all positions
     differ: tuple[Difference, ...]  # the positions at which they differ most, by the KL there
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A token whose vector points nearly the same way."""
+
+    token: Token
+    cosine: float
+
+
+@dataclass(frozen=True)
+class NearView:
+    """Nearest neighbours of a token, or of a sum of several, in the two tables that a model has of its vocabulary."""
+
+    terms: tuple[tuple[int, Token], ...]  # 1 or −1, and the token whose unit vector is added or taken away
+    input: tuple[Neighbour, ...]  # in the embedding, nearest first; the terms themselves are left out
+    output: tuple[Neighbour, ...] | None  # in the output head; None where that is the embedding
+
+
+@dataclass(frozen=True)
+class Point:
+    """A token on the map."""
+
+    token: Token
+    x: float
+    y: float
+    in_text: bool
+
+
+@dataclass(frozen=True)
+class MapView:
+    """The embedding's first two principal components."""
+
+    explained: tuple[float, float]  # the share of the variance that lies along each
+    vocabulary: int
+    points: tuple[Point, ...]  # those of the text, then of the others as many as can be shown

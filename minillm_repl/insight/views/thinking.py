@@ -103,3 +103,58 @@ class ResidualView:
     position: int
     tokens: tuple[Token, ...]
     rows: tuple[StreamRow, ...]
+
+
+@dataclass(frozen=True)
+class Met:
+    """A key that a query met."""
+
+    position: int
+    key: Row  # (head_size,)
+    value: Row
+    dot: float  # query · key
+    scaled: float  # that divided by √head_size
+    weight: float  # the softmax of that over all keys that were met
+
+
+@dataclass(frozen=True)
+class QKVView:
+    """One head at one position: what it asks, whom it meets, and what it takes along."""
+
+    layer: int
+    head: int
+    position: int
+    tokens: tuple[Token, ...]  # up to the position
+    query: Row  # (head_size,)
+    met: tuple[Met, ...]
+    mixed: Row  # the sum of the values, each times its weight
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """One number inside a feed-forward, at every token."""
+
+    index: int
+    activations: Row  # after the activation function, and the gate where there is one
+
+
+@dataclass(frozen=True)
+class NeuronsView:
+    """The neurons of a feed-forward that were most active on a text."""
+
+    layer: int
+    size: int  # neurons that there are
+    tokens: tuple[Token, ...]
+    neurons: tuple[Neuron, ...]  # by the largest |activation|
+
+
+@dataclass(frozen=True)
+class GradView:
+    """Which input tokens a choice depends on: the gradient of a logit, or of the difference of two."""
+
+    tokens: tuple[Token, ...]
+    token: Token
+    versus: Token | None
+    logit: float  # of the token, or how far it is above that of the other
+    times: Row  # gradient · vector: what would be lost, to first order, if the vector went to zero
+    norms: Row  # the L2 norm of the gradient

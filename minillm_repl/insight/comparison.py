@@ -1,0 +1,75 @@
+"""Two models on the same text."""
+
+import torch
+from torch import Tensor
+
+from minillm_repl.insight.subject import Subject, likeliest
+from minillm_repl.insight.surprise import bits_per_byte, surprisals
+from minillm_repl.insight.views.base import Likely
+from minillm_repl.insight.views.texts import CompareView, Difference
+from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer.lookup import same_vocabulary
+
+_TOP, _MOST = 8, 8
+
+
+@torch.no_grad()
+def compare_view(ours: Subject, theirs: Subject, names: tuple[str, str]) -> CompareView:
+    """Return what two models make of a text; where they do not share a vocabulary, only what can be compared."""
+    both = ours, theirs
+    logits = tuple(each.logits() for each in both)
+    why = _apart(ours, theirs, logits[0].shape[-1] == logits[1].shape[-1])
+    differences = [] if why else [_difference(ours, place, logits) for place in range(len(ours.ids))]
+    same_text = _text(ours) == _text(theirs)
+    last = differences[-1] if differences else None
+    count = max(len(differences), 1)
+    return CompareView(
+        names=names,
+        tokens=(len(ours.ids), len(theirs.ids)),
+        top=(_top(ours, logits[0][-1]), _top(theirs, logits[1][-1])),
+        bits_per_byte=(_bits(ours, logits[0]), _bits(theirs, logits[1])) if same_text else (None, None),
+        why=why,
+        kl=(last.kl, last.kl_back) if last else None,
+        kl_mean=(sum(each.kl for each in differences) / count, sum(each.kl_back for each in differences) / count)
+        if last
+        else None,
+        differ=tuple(sorted(differences, key=lambda each: -each.kl)[:_MOST]),
+    )
+
+
+def _apart(ours: Subject, theirs: Subject, as_many: bool) -> str:
+    """Return why the two distributions cannot be compared token by token; nothing if they can."""
+    if _text(ours) != _text(theirs):
+        return "they do not read the same text: one lacks characters of it, or sees less of it"
+    if not as_many or not same_vocabulary(ours.tokenizer, theirs.tokenizer):
+        return "the two have different vocabularies"
+    if ours.ids != theirs.ids:
+        return "the two cut the text into different tokens"
+    return ""
+
+
+def _text(subject: Subject) -> bytes:
+    return b"".join(bytes(token.bytes) for token in subject.tokens).strip()
+
+
+def _difference(subject: Subject, place: int, logits: tuple[Tensor, ...]) -> Difference:
+    ours, theirs = (each[place].double().log_softmax(-1) for each in logits)
+    kl, back = (
+        max(float(torch.nn.functional.kl_div(against, of, reduction="sum", log_target=True)), 0.0)
+        for of, against in ((ours, theirs), (theirs, ours))
+    )
+    best = [_likely(subject, each, likeliest(each, 1)[0]) for each in (ours, theirs)]
+    return Difference(place, subject.tokens[place], kl, back, *best)
+
+
+def _top(subject: Subject, logits: Tensor) -> tuple[Likely, ...]:
+    here = logits.double().log_softmax(-1)
+    return tuple(_likely(subject, here, token) for token in likeliest(here, _TOP))
+
+
+def _likely(subject: Subject, log_probabilities: Tensor, token: int) -> Likely:
+    return Likely(Token.of(subject.tokenizer, token), float(log_probabilities[token].exp()))
+
+
+def _bits(subject: Subject, logits: Tensor) -> float | None:
+    return bits_per_byte(subject, surprisals(subject, logits))

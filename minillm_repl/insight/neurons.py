@@ -1,0 +1,24 @@
+"""The neurons of a feed-forward: which fire on a text, and on what."""
+
+import torch
+
+from minillm_repl.errors import UserError
+from minillm_repl.insight.subject import Subject, check_layer
+from minillm_repl.insight.views.thinking import Neuron, NeuronsView
+
+_MOST = 12
+
+
+@torch.no_grad()
+def neurons_view(subject: Subject, layer: int, neuron: int | None = None) -> NeuronsView:
+    """Return the neurons with the largest |activation| on the text, or one. Raises UserError if it is not there."""
+    check_layer(subject.config, layer)
+    name = f"blocks.{layer}.ff.hidden"
+    hidden = subject.record(name, last=True)[1][name].float()  # (time, hidden)
+    size = hidden.shape[-1]
+    if neuron is not None and not neuron < size:
+        raise UserError(f"there is no neuron {neuron}: they count from 0 to {size - 1}")
+    strength = hidden.abs().amax(0)  # (hidden,)
+    order = strength.argsort(descending=True, stable=True)[:_MOST].tolist() if neuron is None else [neuron]
+    neurons = (Neuron(index, tuple(hidden[:, index].tolist())) for index in order)
+    return NeuronsView(layer, size, subject.tokens, tuple(neurons))

@@ -1,0 +1,67 @@
+"""How unexpected a text is to a model: surprisal, perplexity, bits per byte."""
+
+from math import exp, log, log2
+
+import torch
+from torch import Tensor
+
+from minillm_repl.errors import UserError
+from minillm_repl.insight.subject import Subject, likeliest, rank
+from minillm_repl.insight.views.base import Likely
+from minillm_repl.insight.views.texts import SurpriseView, Surprising
+from minillm_repl.tokenizer.base import Token
+
+_TOP, _MOST = 3, 8  # alternatives to a token, tokens
+
+
+@torch.no_grad()
+def surprise_view(subject: Subject, first: int = 1) -> SurpriseView:
+    """Return how unexpected the tokens from position `first` on were; position 0 has nothing before it to expect it.
+
+    Raises UserError for a text of one token.
+    """
+    if len(subject.ids) < 2:
+        raise UserError("a text of one token has no surprise: nothing comes before it; give a longer one")
+    logits = subject.logits()
+    nats = surprisals(subject, logits)
+    first = min(max(first, 1), len(subject.ids) - 1)
+    of = nats[first - 1 :]
+    mean = sum(of) / len(of)
+    order = sorted(range(first, len(subject.ids)), key=lambda place: -nats[place - 1])
+    return SurpriseView(
+        first=first,
+        unseen=subject.unseen,
+        tokens=subject.tokens,
+        bits=(None, *(each / log(2) for each in nats)),
+        mean=mean,
+        perplexity=exp(min(mean, 700.0)),
+        bits_per_byte=bits_per_byte(subject, nats, first),
+        blind=log2(logits.shape[-1]),
+        most=tuple(_surprising(subject, place, logits[place - 1], nats[place - 1]) for place in order[:_MOST]),
+    )
+
+
+def surprisals(subject: Subject, logits: Tensor) -> list[float]:
+    """Return the surprisal of each token but the first, −ln p(token | before), in nats; `logits` are (time, vocab)."""
+    targets = subject.input[0, 1:]
+    return [
+        float(torch.nn.functional.cross_entropy(row.double(), target))
+        for row, target in zip(logits, targets, strict=False)
+    ]
+
+
+def bits_per_byte(subject: Subject, nats: list[float], first: int = 1) -> float | None:
+    """Return Σ surprisal ÷ Σ bytes of the tokens from position `first` on that are text, in bits; None without any."""
+    counted = [
+        (nats[place - 1], len(token.bytes))
+        for place, token in enumerate(subject.tokens)
+        if place >= first and token.bytes
+    ]
+    size = sum(length for _, length in counted)
+    return sum(each for each, _ in counted) / log(2) / size if size else None
+
+
+def _surprising(subject: Subject, place: int, logits: Tensor, nats: float) -> Surprising:
+    here, token = logits.double().softmax(-1), subject.ids[place]
+    expected = tuple(Likely(Token.of(subject.tokenizer, each), float(here[each])) for each in likeliest(here, _TOP))
+    return Surprising(place, subject.tokens[place], nats / log(2), rank(here, token), expected)

@@ -1,0 +1,48 @@
+"""How a model learns what comes after a prompt: the same views of it, again and again while it is trained."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from minillm_repl.insight.attention import focus_view
+from minillm_repl.insight.lens import lens_view
+from minillm_repl.insight.subject import Subject, likeliest
+from minillm_repl.insight.views.base import Likely
+from minillm_repl.insight.views.changes import Moment, WatchView
+from minillm_repl.model.build import LanguageModel
+from minillm_repl.tokenizer.base import Token, Tokenizer
+
+_KEPT = 200  # moments, at most: beyond, every other one is forgotten
+_TOP = 5
+
+
+class Watch:
+    """A prompt that is looked at while a model is trained."""
+
+    def __init__(self, tokenizer: Tokenizer, ids: Sequence[int]) -> None:
+        self._tokenizer, self._ids = tokenizer, tuple(ids)
+        self._moments: list[tuple[Moment, Tensor]] = []
+
+    @torch.no_grad()
+    def look(self, model: LanguageModel, step: int) -> Moment:
+        """Return what the model makes of the prompt after so many steps, and remember it."""
+        subject = Subject(model, self._tokenizer, self._ids[-model.config.context :])
+        final = subject.logits(last=True)[0].double().softmax(-1).cpu()
+        top = tuple(Likely(Token.of(self._tokenizer, each), float(final[each])) for each in likeliest(final, _TOP))
+        moment = Moment(step, top[0].prob, top, lens_view(subject), focus_view(subject))
+        self._moments.append((moment, final))
+        if len(self._moments) > _KEPT:
+            del self._moments[1::2]
+        return moment
+
+    def view(self) -> WatchView | None:
+        """Return all of it, each moment with the probability of what is the answer in the end; None if it saw none."""
+        if not self._moments:
+            return None
+        answer = self._moments[-1][0].top[0].token
+        moments = (
+            Moment(each.step, float(final[answer.id]), each.top, each.lens, each.attention)
+            for each, final in self._moments
+        )
+        return WatchView(self._moments[-1][0].lens.tokens, answer, tuple(moments))

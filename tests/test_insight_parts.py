@@ -1,0 +1,148 @@
+"""One head, one neuron, one gradient, one prompt during training: hooks into `transformers` and finite differences."""
+
+import numpy as np
+import pytest
+import torch
+
+from minillm_repl.errors import UserError
+from minillm_repl.insight.gradient import grad_view
+from minillm_repl.insight.lens import lens_view
+from minillm_repl.insight.neurons import neurons_view
+from minillm_repl.insight.query import qkv_view
+from minillm_repl.insight.subject import Subject
+from minillm_repl.insight.watching import Watch
+from minillm_repl.model.build import build, trainable
+from tests.conftest import random_checkpoint
+from tests.test_insight import both, exact, of_text  # noqa: F401 - the fixture
+from tests.test_interventions import layers
+
+LAYER, HEAD = 1, 2
+
+
+@pytest.mark.parametrize("position", [0, 5, -1])
+def test_a_query_meets_keys_and_mixes_values_as_the_models_own_attention_does(both, position):  # noqa: F811
+    ours, _, theirs = both
+    view = qkv_view(ours, LAYER, HEAD, position)
+    place = position % 21
+    assert view.position == place
+    expected = theirs.attentions[LAYER][0, HEAD, place, : place + 1]
+    met = {each.position: each for each in view.met}
+    for other, weight in enumerate(expected.tolist()):
+        assert (met[other].weight if other in met else 0) == pytest.approx(weight, abs=1e-5)
+    query, size = np.array(view.query), ours.config.head_size
+    for each in view.met:
+        assert each.dot == pytest.approx(float(query @ np.array(each.key)), abs=1e-4)
+        assert each.scaled == pytest.approx(each.dot / size**0.5, abs=1e-5)
+    scores = np.array([each.scaled for each in view.met])
+    softmax = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+    np.testing.assert_allclose([each.weight for each in view.met], softmax, atol=1e-5)
+    mixed = sum(each.weight * np.array(each.value) for each in view.met)
+    np.testing.assert_allclose(view.mixed, mixed, atol=1e-5)
+    _, found = ours.upto(place).record(f"blocks.{LAYER}.attention.z")
+    np.testing.assert_allclose(view.mixed, found[f"blocks.{LAYER}.attention.z"][-1, HEAD], atol=1e-6)
+
+
+def feed_forward_input(model, ids):
+    """What enters the second matrix of transformers' feed-forward, whatever the family calls it."""
+    names = "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.down_proj"
+    down = next(module for name, module in layers(model)[LAYER].named_modules() if name in names)
+    seen = []
+    hook = down.register_forward_pre_hook(lambda _, given: seen.append(given[0][0]))
+    with torch.no_grad():
+        model(ids)
+    hook.remove()
+    return seen[0]
+
+
+def test_neurons_are_what_enters_the_second_matrix_of_transformers_feed_forward(both):  # noqa: F811
+    ours, model, _ = both
+    hidden = feed_forward_input(model, ours.input)  # (time, hidden)
+    view = neurons_view(ours, LAYER)
+    assert view.size == hidden.shape[-1]
+    assert [each.index for each in view.neurons] == hidden.abs().amax(0).topk(12).indices.tolist()
+    for each in view.neurons:
+        np.testing.assert_allclose(each.activations, hidden[:, each.index], atol=1e-5)
+    assert neurons_view(ours, LAYER, view.neurons[3].index).neurons == (view.neurons[3],)
+    with pytest.raises(UserError, match=f"count from 0 to {view.size - 1}"):
+        neurons_view(ours, LAYER, view.size)
+
+
+@pytest.mark.parametrize("versus", [None, 7])
+def test_gradients_are_those_of_transformers(both, versus):  # noqa: F811
+    ours, model, theirs = both
+    view = grad_view(ours, versus=versus)
+    assert view.token.id == int(theirs.logits[0, -1].argmax())
+    embeds = model.get_input_embeddings()(ours.input).detach().requires_grad_()
+    logits = model(inputs_embeds=embeds).logits[0, -1]
+    logit = logits[view.token.id] - (0 if versus is None else logits[versus])
+    (gradient,) = torch.autograd.grad(logit, embeds)
+    assert view.logit == pytest.approx(float(logit.detach()), abs=1e-4)
+    np.testing.assert_allclose(view.norms, gradient[0].norm(dim=-1), atol=1e-4, rtol=1e-4)
+    entered = ours.record("embedding")[1]["embedding"]
+    np.testing.assert_allclose(view.times, (gradient[0] * entered).sum(-1), atol=1e-4, rtol=1e-3)
+
+
+def test_gradient_times_vector_is_the_slope_of_the_logit_as_the_vector_grows(both):  # noqa: F811
+    subject, step = exact(both[0]), 1e-6
+    view = grad_view(subject, token=5)
+
+    def logit(position, factor):
+        def grown(name, x):
+            if name != "embedding":
+                return x
+            x = x.clone()
+            x[0, position] *= factor
+            return x
+
+        return float(subject.with_tap(grown).logits(last=True)[0, 5])
+
+    for position in (0, 11, 20):
+        slope = (logit(position, 1 + step) - logit(position, 1 - step)) / (2 * step)
+        assert view.times[position] == pytest.approx(slope, abs=1e-7)
+
+
+def test_gradients_leave_no_trace_in_the_model():
+    checkpoint = random_checkpoint()
+    model = trainable(checkpoint.config, checkpoint.tensors)
+    grad_view(Subject(model, checkpoint.tokenizer, (1, 2, 3)))
+    assert all(each.grad is None for each in model.parameters())
+
+
+def test_a_watched_prompt_is_what_the_lens_says_at_each_moment():
+    checkpoint = random_checkpoint()
+    model = trainable(checkpoint.config, checkpoint.tensors)
+    watch = Watch(checkpoint.tokenizer, [3, 1, 4])
+    assert watch.view() is None
+    finals = []
+    for step in range(3):
+        moment = watch.look(model, 10 * step)
+        subject = Subject(model, checkpoint.tokenizer, (3, 1, 4))
+        assert moment.lens == lens_view(subject)
+        finals.append(subject.logits(last=True)[0].detach().softmax(-1))
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(0.8)
+    view = watch.view()
+    assert [moment.step for moment in view.moments] == [0, 10, 20]
+    assert view.answer.id == int(finals[-1].argmax())
+    assert [each.prob for each in view.moments] == pytest.approx([float(each[view.answer.id]) for each in finals])
+
+
+def test_a_long_watch_forgets_moments_between_the_first_and_the_last():
+    checkpoint = random_checkpoint()
+    model = build(checkpoint.config, checkpoint.tensors)
+    watch = Watch(checkpoint.tokenizer, [3])
+    for step in range(450):
+        watch.look(model, step)
+    steps = [moment.step for moment in watch.view().moments]
+    assert len(steps) <= 201
+    assert (steps[0], steps[-1]) == (0, 449)
+    assert steps == sorted(steps)
+
+
+def test_what_is_not_there_is_refused_by_number():
+    subject = of_text(random_checkpoint(), "가각갂")
+    for ask in (lambda: qkv_view(subject, 2, 0), lambda: qkv_view(subject, 0, 3), lambda: qkv_view(subject, 0, 0, 3),
+                lambda: neurons_view(subject, 2)):  # fmt: skip
+        with pytest.raises(UserError, match=r"count from 0 to \d"):
+            ask()

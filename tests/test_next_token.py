@@ -1,0 +1,180 @@
+"""What could come next, in stages, by temperature, of a continuation, on several ways, and by hand."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from minillm_repl.engine.decoder import make_decoder
+from minillm_repl.engine.events import Step
+from minillm_repl.engine.generate import generate, never
+from minillm_repl.engine.next_token import branches_view, next_logits, prob_view, sampler_view, sweep_view
+from minillm_repl.engine.options import Sampling
+from minillm_repl.engine.sampling import numbers
+from minillm_repl.engine.torch_decoder import TorchDecoder
+from minillm_repl.engine.walk import Walk
+from minillm_repl.errors import UserError
+from minillm_repl.model.build import build
+from minillm_repl.repl.opening import Model
+from minillm_repl.repl.session import Session
+from minillm_repl.repl.settings import Settings
+from tests.test_sampling import by_transformers
+
+ALL = Sampling(temp=0.7, top_k=9, top_p=0.9, min_p=0.02, repeat_penalty=1.3)
+
+
+@pytest.fixture(params=["numba", "torch"])
+def decoder(request, nalssi):
+    return make_decoder(nalssi) if request.param == "numba" else TorchDecoder(build(nalssi.config, nalssi.tensors))
+
+
+def test_the_last_stage_is_what_transformers_would_draw_from(nalssi):
+    rng = np.random.default_rng(0)
+    logits, seen = rng.normal(0, 3, 44).astype(np.float32), [3, 3, 7, 12]
+    view = sampler_view(logits, ALL, seen, nalssi.tokenizer, 44)
+    assert [stage.name for stage in view.stages] == [
+        "model", "repeat-penalty 1.3", "temp 0.7", "top-k 9", "top-p 0.9", "min-p 0.02",
+    ]  # fmt: skip
+    for count in range(len(view.stages)):
+        on = dict(zip(("repeat_penalty", "temp", "top_k", "top_p", "min_p"), (1.3, 0.7, 9, 0.9, 0.02), strict=True))
+        sampling = Sampling(**({"temp": 1.0} | dict(list(on.items())[:count])))
+        scores = by_transformers(logits, sampling, seen)
+        expected = torch.distributions.Categorical(logits=scores.double())
+        stage = view.stages[count]
+        assert stage.kept == int(scores.isfinite().sum())
+        assert stage.cut == (view.stages[count - 1].kept if count else 44) - stage.kept
+        some = expected.probs[expected.probs > 0]
+        assert stage.entropy == pytest.approx(float(-(some * some.log2()).sum()), abs=1e-5)
+        for each in view.candidates:
+            if scores[each.token.id].isfinite():
+                assert each.probs[count] == pytest.approx(float(expected.probs[each.token.id]), rel=1e-5)
+            else:
+                assert each.probs[count] is None
+    order = torch.tensor(logits).argsort(descending=True, stable=True).tolist()
+    assert [each.token.id for each in view.candidates] == order
+    assert {each.token.id for each in view.candidates if each.seen} == set(seen)
+
+
+def test_the_sweep_has_the_temperature_that_is_set_and_draws_as_each_would(nalssi):
+    logits = np.random.default_rng(1).normal(0, 3, 44).astype(np.float32)
+    sampling = Sampling(temp=0.9, top_k=5)
+    view = sweep_view(logits, sampling, [1], nalssi.tokenizer, 10)
+    assert view.now in view.temps
+    assert view.temps == (0, 0.3, 0.6, 0.9, 1, 1.5, 2)
+    for place, temp in enumerate(view.temps[1:], 1):
+        expected = by_transformers(logits, Sampling(temp=temp, top_k=5), [1]).double().softmax(-1)
+        for each in view.candidates:
+            assert (each.probs[place] or 0) == pytest.approx(float(expected[each.token.id]), rel=1e-5)
+    assert [each.probs[0] for each in view.candidates] == [1] + [None] * 9
+    assert view.entropies[0] == 0
+
+
+def test_the_probability_of_a_continuation_is_e_to_minus_its_cross_entropy(nalssi, decoder):
+    text, more = nalssi.tokenizer.encode("날씨가"), nalssi.tokenizer.encode(" 하늘")
+    view = prob_view(decoder, nalssi.tokenizer, text, more, never)
+    with torch.no_grad():
+        logits = build(nalssi.config, nalssi.tensors)(torch.tensor([text + more]))[0, len(text) - 1 : -1].double()
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(more), reduction="none")
+    assert [each.prob for each in view.chances] == pytest.approx((-loss).exp().tolist(), rel=1e-4)
+    assert [each.rank for each in view.chances] == [
+        int((row > row[token]).sum()) + 1 for row, token in zip(logits, more, strict=True)
+    ]
+    assert [each.likeliest.id for each in view.chances] == logits.argmax(-1).tolist()
+    assert view.prob == pytest.approx(math.exp(-float(loss.sum())), rel=1e-4)
+    assert view.bits == pytest.approx(float(loss.sum()) / math.log(2), rel=1e-5)
+
+
+def test_each_way_is_the_completion_of_its_seed(nalssi, decoder):
+    ids, sampling = nalssi.tokenizer.encode("날씨가 "), Sampling(temp=1.5)
+    view = branches_view(decoder, nalssi.tokenizer, ids, sampling, 7, 4, max_tokens=12)
+    assert len(view.branches) == 4
+    for way, branch in enumerate(view.branches):
+        events = generate(
+            make_decoder(nalssi), nalssi.tokenizer, ids, sampling, np.random.default_rng(7 + way), max_tokens=12
+        )
+        steps = [event for event in events if isinstance(event, Step)]
+        assert [token.id for token in branch.tokens] == [step.id for step in steps]
+        assert branch.probs == pytest.approx([step.model_prob for step in steps], rel=1e-3)
+        assert branch.prob == pytest.approx(math.exp(sum(math.log(step.model_prob) for step in steps)), rel=1e-3)
+
+
+def walk_of(decoder, nalssi, ids, seed=3, **more):
+    return Walk(decoder, nalssi.tokenizer, ids, Sampling(temp=1.6), seed, **more)
+
+
+def test_taking_what_is_drawn_again_and_again_writes_what_a_generation_would(nalssi, decoder):
+    ids = nalssi.tokenizer.encode("날씨가")
+    walk = walk_of(decoder, nalssi, ids)
+    for place in range(50):  # past the context, too
+        step = walk.look()
+        assert step.index == place
+        walk.take(step.id)
+    events = generate(
+        make_decoder(nalssi), nalssi.tokenizer, ids, Sampling(temp=1.6), np.random.default_rng(3), max_tokens=50
+    )
+    assert walk.added == [event.id for event in events if isinstance(event, Step)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_where_a_walk_stands_does_not_depend_on_how_it_came_there(nalssi, decoder, seed):
+    """Text, cache and random state are those of somebody who has just typed that text."""
+    rng, ids = random.Random(seed), nalssi.tokenizer.encode("날씨가 ")
+    walk = walk_of(decoder, nalssi, ids)
+    for _ in range(40):
+        step = walk.look()
+        match rng.randrange(4):
+            case 0:
+                walk.take(step.id)
+            case 1:
+                walk.take(rng.choice(step.top).id)
+            case 2:
+                walk.take(*nalssi.tokenizer.encode("하늘이"))
+            case 3:
+                could = len(walk.ids) > len(ids)
+                assert walk.back() == could
+    straight = walk_of(make_decoder(nalssi), nalssi, ids)
+    if walk.added:
+        straight.take(*walk.added)
+    here, there = walk.look(), straight.look()
+    assert walk._decoder.ids == straight._decoder.ids  # what is in the cache
+    assert (here.id, here.rank, here.index) == (there.id, there.rank, there.index)
+    assert here.prob == pytest.approx(there.prob, rel=1e-4)
+    assert [each.id for each in here.top] == [each.id for each in there.top]
+    typed = next_logits(make_decoder(nalssi), walk.ids)
+    np.testing.assert_allclose(next_logits(decoder, walk.ids), typed, atol=1e-4)
+
+
+def test_a_walk_ends_where_the_text_does_and_begins_where_it_began(nalssi):
+    walk = walk_of(make_decoder(nalssi), nalssi, [3], end=[13])
+    assert not walk.back()
+    assert not walk.take(13)
+    assert walk.ids == [3]
+    assert walk.take(5)
+    assert walk.back()
+    assert walk.ids == [3]
+
+
+def test_writing_on_after_a_walk_goes_on_with_the_numbers_of_its_seed(nalssi):
+    session = Session(Settings(temp=1.6, seed=11, max_tokens=30))
+    model = Model(nalssi, make_decoder(nalssi))
+    session.begin(nalssi.tokenizer.encode("날씨가"))
+    whole = [event.id for event in session.generate(model, never, 0) if isinstance(event, Step)]
+    session.begin(nalssi.tokenizer.encode("날씨가"))
+    session.walk_to(session.ids + whole[:12], nalssi.tokenizer)
+    rest = [event.id for event in session.generate(model, never, 0) if isinstance(event, Step)]
+    assert whole[12:] == rest
+    assert session.ids == nalssi.tokenizer.encode("날씨가") + whole
+
+
+def test_random_numbers_can_begin_at_any_place():
+    every = numbers(5)
+    drawn = [every.random() for _ in range(20)]
+    assert drawn == np.random.default_rng(5).random(20).tolist()
+    assert [numbers(5, place).random() for place in range(20)] == drawn
+
+
+def test_a_stopped_look_is_an_error_in_one_line(nalssi):
+    with pytest.raises(UserError, match="stopped"):
+        walk_of(make_decoder(nalssi), nalssi, [3]).look(lambda: True)

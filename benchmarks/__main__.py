@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import drawing, generation, keys, machine, shakespeare, start, training
+from benchmarks import drawing, generation, keys, machine, shakespeare, start, taps, training
 from benchmarks.measure import Bench, Row
 from benchmarks.reference import Reference
 from benchmarks.report import print_report, write_json
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Row]]] = {
     "keys": keys.rows,
     "drawing": drawing.rows,
     "generation": generation.rows,
+    "taps": taps.rows,
     "training": training.rows,
     "shakespeare": shakespeare.rows,
 }

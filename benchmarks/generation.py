@@ -32,7 +32,7 @@ def rows(bench: Bench) -> list[Row]:
     }
 
     def engine(name: str, tokens: int) -> Callable[[], float]:
-        return lambda: _tokens_per_second(decoders[name], checkpoint.tokenizer, ids, tokens)
+        return lambda: tokens_per_second(decoders[name], checkpoint.tokenizer, ids, tokens)
 
     def whole_command() -> float:
         finished = json_finished(bench.folder, "-p", PROMPT, "-n", str(LONG), "--temp", "1")
@@ -43,7 +43,7 @@ def rows(bench: Bench) -> list[Row]:
     return [*_compared(bench, LONG, long), *_compared(bench, SHORT, short)]
 
 
-def _tokens_per_second(decoder: "Decoder", tokenizer: "Tokenizer", ids: list[int], tokens: int) -> float:
+def tokens_per_second(decoder: "Decoder", tokenizer: "Tokenizer", ids: list[int], tokens: int) -> float:
     """Generate at temperature 1, events and all, from an empty cache, again and again until it can be timed."""
     import numpy as np
 

@@ -265,7 +265,7 @@ def test_spaces_belong_to_the_text_of_continue_and_tokens(program):
     done = program(stdin=":temp 0\n:max-tokens 1\n날씨가 좋다.\n:continue  하\n:tokens  하\n")
     lines = done.stdout.decode().splitlines()
     assert re.fullmatch(r"날씨가 좋다\.. 하늘", lines[3])  # the completion's one token, then the space as typed
-    assert "2 tokens · 2 characters" in lines[-1]
+    assert "2 tokens · 2 characters" in lines[-2]
 
 
 def test_settings_can_be_asked_for_and_set_in_every_spelling(program):

@@ -7,7 +7,7 @@ import pytest
 
 from minillm_repl import commands
 from minillm_repl.cli import make_parser
-from minillm_repl.repl.registry import discover
+from minillm_repl.repl.registry import GROUPS, discover
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -16,8 +16,13 @@ FLAGS = {flag for action in make_parser()._actions for flag in action.option_str
 
 
 def test_the_readme_lists_every_command_as_help_does():
-    rows = re.findall(r"^\| `(:[^`]+)` \| (.+) \|$", README, re.MULTILINE)
-    assert rows == [(each.usage.replace("|", "\\|"), each.summary) for each in discover(commands)]
+    listed = {}
+    for heading, table in re.findall(r"^\| ([A-Z][^|]+) \| \|\n\|---\|---\|\n((?:\|.+\n)+)", README, re.MULTILINE):
+        listed[heading] = re.findall(r"^\| `(:[^`]+)` \| (.+) \|$", table, re.MULTILINE)
+    registry = discover(commands)
+    assert listed == {
+        group: [(each.usage.replace("|", "\\|"), each.summary) for each in registry.group(group)] for group in GROUPS
+    }
 
 
 def test_every_flag_in_the_documents_exists():

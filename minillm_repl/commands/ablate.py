@@ -9,7 +9,7 @@ from minillm_repl.repl.shell import Shell
 _WHAT = r"(off|scan|(\d+)(?:\.(\d+))?)(?:\s+(zero|mean))?"
 
 
-@command("ablate", ":ablate LAYER[.HEAD] [zero|mean]|scan|off", words=("off", "scan"))
+@command("ablate", ":ablate LAYER[.HEAD] [zero|mean]|scan|off", words=("off", "scan"), group="Change what it thinks")
 def ablate(shell: Shell, argument: str) -> None:
     """Silence a head or a layer, and go on without it.
 

@@ -4,13 +4,14 @@ from rich.text import Text
 
 from minillm_repl.render.console import FIGURES
 from minillm_repl.render.tables import commands_table
-from minillm_repl.repl.registry import command
+from minillm_repl.repl.registry import GROUPS, command
 from minillm_repl.repl.shell import Shell
 
-_KEYS = """Enter sends · Alt-Enter or Ctrl-J breaks the line · \"\"\" opens and closes a block of lines
-↑ ↓ history · Ctrl-R searches it · Tab completes · Ctrl-X Ctrl-E opens your editor
-Ctrl-C clears the line, or stops the model and keeps what it wrote · Ctrl-D leaves
-A line without a colon is a prompt; :: at its start sends one colon."""
+_KEYS = """Enter sends · Alt-Enter or Ctrl-J breaks the line · \"\"\" begins and ends several
+↑ ↓ history · Ctrl-R searches it · Tab completes · Ctrl-X Ctrl-E opens an editor
+Ctrl-C clears the line, or stops the model and keeps its text · Ctrl-D leaves
+What has no colon is a prompt; :: at its start sends one colon.
+`:help NAME` says what a command takes, and what its numbers mean."""
 
 
 @command("help", ":help [COMMAND]", aliases=("h", "?"), completion="command")
@@ -27,5 +28,9 @@ def help_(shell: Shell, argument: str) -> None:
             if text:
                 out.print(Text(text))
         return
-    out.print(commands_table((each.usage, each.summary) for each in shell.registry))
+    listed = {group: [(f":{each.name}", each.summary) for each in shell.registry.group(group)] for group in GROUPS}
+    names = max(len(name) for rows in listed.values() for name, _ in rows)
+    for group, rows in listed.items():
+        out.print(Text(group, FIGURES))
+        out.print(commands_table(rows, names))
     out.print(Text(_KEYS, FIGURES))

@@ -16,7 +16,12 @@ class Patching:
     what: str = setting("residual", one_of("residual", "attention", "feed-forward"), "which activation")
 
 
-@command("patch", ":patch A -> B [what=residual|attention|feed-forward]", words=("what=residual", "what=attention"))
+@command(
+    "patch",
+    ":patch A -> B [what=residual|attention|feed-forward]",
+    words=("what=residual", "what=attention"),
+    group="Change what it thinks",
+)
 def patch(shell: Shell, argument: str) -> None:
     """Carry single activations of one prompt over to another.
 

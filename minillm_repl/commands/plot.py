@@ -7,7 +7,7 @@ from minillm_repl.repl.shell import Shell
 _COLUMNS, _ROWS = (40, 100), (6, 20)  # less is too small to read; with more there is no more to see
 
 
-@command("plot")
+@command("plot", group="Train")
 def plot(shell: Shell, _argument: str) -> None:
     """Show the loss curve of the model's training.
 

@@ -1,12 +1,13 @@
 """`:prompt`."""
 
 from minillm_repl.errors import UserError
-from minillm_repl.render.tables import TokenView, tokens_flow, tokens_line
+from minillm_repl.render.tables import tokens_flow, tokens_line
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
+from minillm_repl.tokenizer.base import Token, decode
 
 
-@command("prompt")
+@command("prompt", group="Talk")
 def prompt(shell: Shell, _argument: str) -> None:
     """Show exactly what the model was given last.
 
@@ -16,6 +17,7 @@ def prompt(shell: Shell, _argument: str) -> None:
     """
     if not shell.session.turns:
         raise UserError("nothing has been given to the model yet")
-    view = TokenView.of(shell.model().checkpoint.tokenizer, list(shell.session.turns[-1].given))
-    shell.screen.out.print(tokens_flow(view), soft_wrap=False)
-    shell.screen.out.print(tokens_line(view))
+    tokenizer, given = shell.model().checkpoint.tokenizer, list(shell.session.turns[-1].given)
+    text = decode(tokenizer, given)
+    shell.screen.out.print(tokens_flow(Token.of(tokenizer, each) for each in given), soft_wrap=False)
+    shell.screen.out.print(tokens_line(len(given), len(text), len(text.encode("utf-8", "replace"))))

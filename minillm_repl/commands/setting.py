@@ -2,7 +2,9 @@
 
 from rich.text import Text
 
-from minillm_repl.repl.registry import Command
+from minillm_repl.commands.sampler import sweep
+from minillm_repl.engine.options import Sampling
+from minillm_repl.repl.registry import Command, Group
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
 from minillm_repl.settings import Spec, default_of, show, specs, value_of
@@ -10,6 +12,9 @@ from minillm_repl.settings import Spec, default_of, show, specs, value_of
 
 def _command(name: str, spec: Spec) -> Command:
     def run(shell: Shell, argument: str) -> None:
+        if name == "temp" and argument.split(" ", maxsplit=1)[0] == "sweep":
+            sweep(shell, argument.removeprefix("sweep").strip())
+            return
         if name == "verbose" and not (argument or shell.session.settings.verbose):
             argument = "on"  # nobody types :verbose to be told that it is off
         if argument:
@@ -20,13 +25,21 @@ def _command(name: str, spec: Spec) -> Command:
         )
         shell.screen.out.print(Text(f"{name} {value}{chosen}"), soft_wrap=True)
 
-    values = "|".join(filter(None, (spec.metavar, *spec.words)))
+    words = (*spec.words, "sweep") if name == "temp" else tuple(spec.words)
+    values = "|".join(filter(None, (spec.metavar, *words)))
     default = show(spec, default_of(Settings, name))
     bare = "turns it on" if name == "verbose" else "shows the present one"
     usual = f"Without a value it {bare}. Default: {default}."
-    details = f"{spec.details}\n{usual}".strip()
+    sweeps = "\n:temp sweep shows the likeliest next tokens at several temperatures." if name == "temp" else ""
+    details = f"{spec.details}\n{usual}{sweeps}".strip()
     summary = spec.help[0].upper() + spec.help[1:] + "."
-    return Command(name, f":{name} [{values}]", summary, run, details, spec.aliases, "words", tuple(spec.words))
+    return Command(name, f":{name} [{values}]", summary, run, details, spec.aliases, "words", words, group=_group(name))
+
+
+def _group(name: str) -> Group:
+    if name == "verbose":
+        return "What it expects"
+    return "How it chooses" if name in specs(Sampling) or name == "seed" else "Talk"
 
 
 SETTING_COMMANDS = tuple(_command(name, spec) for name, spec in specs(Settings).items())

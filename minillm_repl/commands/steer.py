@@ -18,7 +18,12 @@ class Steering:
     layer: int = setting(-1, whole(-1), "after which layer; -1 is the middle one")
 
 
-@command("steer", ":steer TEXT [vs TEXT] [strength=4] [layer=L]|off", words=("off", "strength=", "layer="))
+@command(
+    "steer",
+    ":steer TEXT [vs TEXT] [strength=4] [layer=L]|off",
+    words=("off", "strength=", "layer="),
+    group="Change what it thinks",
+)
 def steer(shell: Shell, argument: str) -> None:
     """Push the model towards one text and away from another.
 

@@ -1,14 +1,10 @@
 """`:continue`, `:regen`, `:undo` and `:clear`: what one does with the text so far."""
 
-from rich.text import Text
-
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
-from minillm_repl.safetext import safe
-from minillm_repl.tokenizer.base import decode
 
 
-@command("continue", ":continue [TEXT]", aliases=("c",), verbatim=True)
+@command("continue", ":continue [TEXT]", aliases=("c",), verbatim=True, group="Talk")
 def continue_(shell: Shell, argument: str) -> None:
     """Write on from where the text stopped, or from TEXT after it."""
     model = shell.model()
@@ -18,7 +14,7 @@ def continue_(shell: Shell, argument: str) -> None:
     shell.respond(model)
 
 
-@command("regen", aliases=("r", "retry"))
+@command("regen", aliases=("r", "retry"), group="Talk")
 def regen(shell: Shell, _argument: str) -> None:
     """Write another completion of the last prompt."""
     model = shell.model()
@@ -27,17 +23,15 @@ def regen(shell: Shell, _argument: str) -> None:
     shell.respond(model)
 
 
-@command("undo", aliases=("u",))
+@command("undo", aliases=("u",), group="Talk")
 def undo(shell: Shell, _argument: str) -> None:
     """Take the last prompt and its completion back."""
     model = shell.model()
     shell.session.undo()
-    said = shell.session.said
-    text = said[-1].content if said else decode(model.checkpoint.tokenizer, shell.session.ids)
-    shell.screen.out.print(Text(safe(text) or "(no text)"), soft_wrap=True)
+    shell.show_text(model)
 
 
-@command("clear")
+@command("clear", group="Talk")
 def clear(shell: Shell, _argument: str) -> None:
     """Forget the text so far, and start afresh."""
     shell.session.clear()

@@ -1,20 +1,26 @@
 """`:tokens`."""
 
 from minillm_repl.errors import UserError
-from minillm_repl.render.tables import TokenView, tokens_line, tokens_table
+from minillm_repl.repl.looking import Asked, show
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
-@command("tokens", ":tokens TEXT", verbatim=True)
+@command("tokens", ":tokens TEXT", verbatim=True, group="What it expects")
 def tokens(shell: Shell, argument: str) -> None:
     """Show the tokens of a text, with ids and bytes.
 
     What the model's tokenizer puts before every text, a start token, is shown too.
+    length, vector: what the embedding makes of each token, the L2 norm of its vector and the first numbers of it.
     """
-    if not argument:
+    asked = Asked.verbatim(argument)
+    if not asked.text:
         raise UserError(":tokens needs a text")
     model = shell.model()
-    view = TokenView.of(model.checkpoint.tokenizer, shell.encode(model, argument), argument)
-    shell.screen.out.print(tokens_table(view))
-    shell.screen.out.print(tokens_line(view))
+    from minillm_repl.insight.tokens import tokens_view
+    from minillm_repl.render.texts import tokens_picture
+
+    checkpoint = model.checkpoint
+    ids = shell.encode(model, asked.text)
+    view = tokens_view(checkpoint.tokenizer, checkpoint.tensors["token_embedding.weight"], ids, asked.text)
+    show(shell, view, tokens_picture, asked.json)

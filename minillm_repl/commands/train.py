@@ -11,6 +11,7 @@ from platformdirs import user_state_path
 
 from minillm_repl.checkpoint.names import SUFFIX, there
 from minillm_repl.errors import UserError
+from minillm_repl.render.console import MODEL
 from minillm_repl.repl.interrupt import told_to_end
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import samplers_text
@@ -22,6 +23,7 @@ from minillm_repl.training.plan import NEW_MODEL, TrainPlan
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from minillm_repl.insight.watching import Watch
     from minillm_repl.repl.session import Session
     from minillm_repl.training.events import Finished
     from minillm_repl.training.processes import Processes
@@ -45,6 +47,7 @@ class Request:
     ":train [CORPUS] [...]",
     completion="file",
     words=("new", "resume", *(f"{name}=" for name in specs(TrainPlan))),
+    group="Train",
 )
 def train(shell: Shell, argument: str) -> None:
     """Train on a text; Ctrl-C stops and keeps what was learnt.
@@ -136,8 +139,11 @@ def _run(shell: Shell, request: Request, interrupted: Callable[[], bool], proces
     else:
         from minillm_repl.render.training import TrainingView, summary
 
+        watch = _watch(shell, trainee)
         with TrainingView(screen, trainee.plan.steps) as view:
-            finished = view.draw(events, lambda: _sample(shell, trainee))
+            finished = view.draw(events, lambda: _sample(shell, trainee, watch))
+        if watch:
+            shell.session.watched = watch.view()
         if finished.steps:
             screen.side.print(summary(finished))
     if not finished.steps:
@@ -203,8 +209,24 @@ def _to_resume(session: "Session") -> Path | None:
     raise UserError("there is no run to go on with: Ctrl-C during `:train` leaves one")
 
 
-def _sample(shell: Shell, trainee: "TrainingRun") -> "RenderableType | None":
-    """Return what the model says by now; with `:verbose`, also what it thinks comes next after the sample's start."""
+def _watch(shell: Shell, trainee: "TrainingRun") -> "Watch | None":
+    """Return what is to be watched, if anything is: a sharded model is whole in no process."""
+    if not shell.session.watch or trainee.plan.shard:
+        return None
+    ids = trainee.tokenizer.encode(shell.session.watch)
+    if not ids:
+        shell.screen.warn("nothing is watched: the model has never seen any character of that prompt")
+        return None
+    from minillm_repl.insight.watching import Watch
+
+    return Watch(trainee.tokenizer, ids)
+
+
+def _sample(shell: Shell, trainee: "TrainingRun", watch: "Watch | None") -> "RenderableType | None":
+    """Return what the model says by now; with `:verbose`, also what it thinks comes next after the sample's start.
+
+    And after the prompt that is watched.
+    """
     import numpy as np
     from rich.console import Group
     from rich.text import Text
@@ -225,10 +247,19 @@ def _sample(shell: Shell, trainee: "TrainingRun") -> "RenderableType | None":
     )
     steps = [event for event in events if isinstance(event, Step)]
     text = decode(trainee.tokenizer, start + [step.id for step in steps])
-    if not verbose:
+    parts: list[RenderableType] = []
+    if watch:
+        from minillm_repl.render.watching import moment_line
+
+        trainer = trainee.trainer
+        parts.append(moment_line(watch.look(trainer.model, trainer.state.step), shell.session.watch))
+    if verbose:
+        parts.append(Text(f"after {safe(decode(trainee.tokenizer, start))!r}"))
+        parts.append(step_table(steps[0], samplers_text(sampling), shell.screen.side.width))
+    if not parts:
         return text
-    told = Text(f"after {safe(decode(trainee.tokenizer, start))!r}")
-    return Group(told, step_table(steps[0], samplers_text(sampling), shell.screen.side.width), Text(safe(text)))
+    whole = Text(safe(text)) if verbose else Text(safe_line(text), MODEL, no_wrap=True, overflow="ellipsis")
+    return Group(*parts, whole)
 
 
 def _keep(shell: Shell, trainee: "TrainingRun", finished: "Finished") -> None:

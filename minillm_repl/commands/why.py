@@ -3,10 +3,9 @@
 from minillm_repl.repl.looking import Asked, show, subject
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
-from minillm_repl.tokenizer.lookup import find_token
 
 
-@command("why", ':why [TOKEN] [vs TOKEN] ["TEXT"]')
+@command("why", ':why [TOKEN] [vs TOKEN] ["TEXT"]', group="Look inside")
 def why(shell: Shell, argument: str) -> None:
     """Show which parts of the model speak for the next token.
 
@@ -18,13 +17,8 @@ def why(shell: Shell, argument: str) -> None:
     likelier one is taken.
     """
     asked = Asked.of(argument)
-    word, _, other = f" {asked.words}".partition(" vs ")
     looked = subject(shell, asked.text)
     from minillm_repl.insight.attribution import why_view
-    from minillm_repl.insight.subject import likelier
     from minillm_repl.render.attribution import why_picture
 
-    token, versus = (
-        likelier(looked, find_token(looked.tokenizer, each.strip())) if each.strip() else None for each in (word, other)
-    )
-    show(shell, why_view(looked, token, versus), why_picture, asked.json)
+    show(shell, why_view(looked, *asked.tokens(looked)), why_picture, asked.json)

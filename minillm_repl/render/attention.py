@@ -1,20 +1,22 @@
 """Draws attention: a head as a matrix, a layer as small maps, and where the last token looked."""
 
 from collections.abc import Iterable, Sequence
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from minillm_repl.insight.views.thinking import FocusView, HeadView, LayerView
+from minillm_repl.insight.views.thinking import FocusView, HeadFocus, HeadView, LayerView
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.picture import LONGEST_LABEL, fitted, label_width, level, shade, title, token_style
 from minillm_repl.render.tables import plain_table
 
 _CELL = 2  # columns of one weight: as wide as a Hangul syllable
 _LOOKED = 8  # cells of a token that was looked at
+_HEADS = 32  # that are listed, unless there is room for all
+_ALL = 1_000  # cells: so wide is only the whole of a view
 _MAP = 16  # tokens to an edge of a small map, at most
 
 
@@ -37,7 +39,7 @@ def head_picture(view: HeadView, width: int) -> RenderableType:
         lines.append(f"{'·':>{_CELL}}" * (len(view.tokens) - place - 1) + "\n", FIGURES)
     hidden = f"the last {len(shown)} of {len(view.tokens)} tokens; :scroll shows all\n" if first else ""
     return Group(
-        title(f"layer {view.layer} head {view.head}", _patterns(view.patterns)),
+        title(f"layer {view.layer} head {view.head}", _patterns(view.patterns[: 3 if width < 100 else 5])),
         lines,
         Text(f"{hidden}rows ask, columns answer · each row adds up to 100 % · ░ 20 %  ▒ 40 %  ▓ 60 %  █ 80 % and more",
              FIGURES),
@@ -64,28 +66,43 @@ def layer_picture(view: LayerView, width: int) -> RenderableType:
 
 
 def focus_picture(view: FocusView, width: int) -> RenderableType:
-    """Return, for every head, where the last token looked most."""
-    columns = 3 if width < 100 else 5
-    looks = [_looks(view, head.looked[:columns]) for head in view.heads]
-    cells = [max((cell_len(each.plain) for each in rank if each), default=0) for rank in zip_longest(*looks)]
+    """Return, for every head, where the last token looked most; of very many, those that looked back the hardest."""
+    heads = view.heads if len(view.heads) <= _HEADS or width >= _ALL else _looking_back(view)
+    patterns = 1 if width < 100 else 2
+    room = width - 10 - max(cell_len(_patterns(head.patterns[:patterns])) for head in heads)
+    looks = [_looks(view, head.looked) for head in heads]
+    cells = [max((each.cell_len for each in rank if each), default=0) + 2 for rank in zip_longest(*looks)]
+    columns = max(1, sum(total <= room for total in accumulate(cells)))
     table = plain_table("head", "looked at", "pattern")
-    table.columns[1].no_wrap = True
-    for head, looked in zip(view.heads, looks, strict=True):
-        for look, room in zip(looked, cells, strict=False):
-            look.pad_right(room - look.cell_len + 2)
-        shown = 1 if width < 100 else 2
-        table.add_row(
-            Text(f"{head.layer}.{head.head}", TITLE),
-            Text.assemble(*looked),
-            Text(_patterns(head.patterns[:shown]), FIGURES),
-        )
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    for head, looked in zip(heads, looks, strict=True):
+        for look, size in zip(looked, cells, strict=False):
+            look.pad_right(size - look.cell_len)
+        name = Text(f"{head.layer}.{head.head}", TITLE)
+        table.add_row(name, Text.assemble(*looked[:columns]), Text(_patterns(head.patterns[:patterns]), FIGURES))
     last = view.tokens[-1]
+    hidden = f"the {len(heads)} of {len(view.heads)} heads that look back the hardest, but not at the first token; " \
+             ":scroll shows all · " if len(heads) < len(view.heads) else ""  # fmt: skip
     return Group(
         title("attention of the last token", f"{last.label}, position {len(view.tokens) - 1}"),
         table,
-        Text("looked at: token @ position, weight · pattern: where the head looks over the whole text, and how much of"
-             " its attention goes there", FIGURES),
-    )  # fmt: skip
+        Text(
+            f"{hidden}looked at: token @ position, weight · pattern: where the head looks over the whole text, and how"
+            " much of its attention goes there",
+            FIGURES,
+        ),
+    )
+
+
+def _looking_back(view: FocusView) -> list[HeadFocus]:
+    """Return the heads that give one earlier token the most; the first is where a head looks that has nothing to do."""
+    last = len(view.tokens) - 1
+
+    def hardest(head: HeadFocus) -> float:
+        return max((weight for place, weight in head.looked if 0 < place < last), default=0.0)
+
+    strongest = sorted(view.heads, key=hardest, reverse=True)[:_HEADS]
+    return sorted(strongest, key=lambda head: (head.layer, head.head))
 
 
 def _looks(view: FocusView, looked: Iterable[tuple[int, float]]) -> list[Text]:

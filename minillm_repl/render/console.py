@@ -2,13 +2,15 @@
 
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
-from rich.console import Console
+from rich.console import Console, NewLine
+from rich.control import Control
 from rich.text import Text
 
 from minillm_repl.safetext import safe
@@ -20,14 +22,35 @@ TITLE, SPECIAL = "bold", "magenta"
 # For and against: blue-green and yellow, which everyone can tell apart.
 PRO, CONTRA = "cyan", "yellow"
 
+_REMEMBERED = 10_000  # times that something was printed: a long visit must not fill the memory
+
 ColorChoice = Literal["auto", "always", "never"]
+
+
+class Transcript(Console):
+    """A console that remembers what was printed on it last, but for what only moves."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._printed: deque[tuple[tuple[Any, ...], dict[str, Any]]] = deque(maxlen=_REMEMBERED)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as any console does."""
+        if not any(isinstance(each, Control | NewLine) for each in objects):  # these are a spinner's
+            self._printed.append((objects, options))
+        super().print(*objects, **options)
+
+    def replay(self, console: Console) -> None:
+        """Print it all again, elsewhere."""
+        for objects, options in self._printed:
+            console.print(*objects, **options)
 
 
 @dataclass(frozen=True)
 class Screen:
     """The two streams: what was asked for goes to `out`; figures, notes and errors to `err`, unless both are one."""
 
-    out: Console
+    out: Transcript
     err: Console
     interactive: bool = False  # a person at a terminal: figures and notes appear where they look
     errors: Console | None = None  # where these go if not to `side`
@@ -62,7 +85,7 @@ class Screen:
     def silent(self) -> "Screen":
         """Return a screen for a process beside the one that draws: only errors are seen."""
         nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process runs
-        return Screen(Console(file=nowhere), Console(file=nowhere), errors=self.err)
+        return Screen(Transcript(file=nowhere), Console(file=nowhere), errors=self.err)
 
     def fail(self, text: str) -> None:
         """Print an error, as one line."""
@@ -70,14 +93,14 @@ class Screen:
         (self.errors or self.side).print(line, soft_wrap=not self.animated)  # elsewhere it stays one line
 
 
-def make_console(stream: IO[str], color: ColorChoice = "auto") -> Console:
+def make_console(stream: IO[str], color: ColorChoice = "auto") -> Transcript:
     """Return a console for a stream: colours to a terminal unless NO_COLOR is set; always and never are obeyed.
 
     No markup, no highlighting, no emoji codes: text from a model means only itself.
     """
     plain = color == "never" or (color == "auto" and bool(os.environ.get("NO_COLOR")))
     forced = True if color == "always" else None
-    return Console(
+    return Transcript(
         file=stream,
         force_terminal=forced,
         color_system="standard" if forced else "auto",  # sixteen colours are all the palette has

@@ -103,8 +103,10 @@ def step_title(step: Step, prompt: str, text: str, width: int) -> Text:
     )
 
 
-def step_table(step: Step, samplers: str, width: int) -> Text:
+def step_table(step: Step, samplers: str, width: int, marked: int | None = None) -> Text:
     """Return the candidates: rank, token, id, the model's probability, and the one that was drawn from.
+
+    ▶ is before the row `marked`, counted from 0, or else before what was drawn.
 
     One Text of fixed columns: rich's Table measures every cell of every step, which costs ten times as long.
     """
@@ -118,11 +120,12 @@ def step_table(step: Step, samplers: str, width: int) -> Text:
     table = Text()
     table.append(f"{fixed}{'model':{bars + 9}} {samplers}\n", FIGURES)
     table.append("─" * min(width, len(fixed) + 2 * bars + 18) + "\n", FIGURES)
-    for rank, token, candidate in zip(ranks, tokens, step.top, strict=True):
-        style = CHOSEN if candidate.chosen else ("" if candidate.kept else CUT)
+    for row, (rank, token, candidate) in enumerate(zip(ranks, tokens, step.top, strict=True)):
+        chosen = candidate.chosen if marked is None else row == marked
+        style = CHOSEN if chosen else ("" if candidate.kept else CUT)
         final = percent(candidate.prob) if candidate.kept else "cut"
-        table.append(f"{'▶' if candidate.chosen else ' '}{rank:>{rank_width + 1}}  ", style)
-        table.append(set_cell_size(token, token_width), f"{CHOSEN} {MODEL}" if candidate.chosen else style)
+        table.append(f"{'▶' if chosen else ' '}{rank:>{rank_width + 1}}  ", style)
+        table.append(set_cell_size(token, token_width), f"{CHOSEN} {MODEL}" if chosen else style)
         table.append(f"  {candidate.id:>{id_width}}   {percent(candidate.model_prob):>6} ", style)
         table.append(f"{bar(candidate.model_prob, bars):{bars}}", MODEL)
         table.append(f"   {final:>6} ", style)

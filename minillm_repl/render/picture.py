@@ -43,6 +43,11 @@ def fitted(text: str, width: int, *, right: bool = False) -> str:
     return gap + text if right else text + gap
 
 
+def short(token: Token, most: int = LONGEST_LABEL) -> Text:
+    """Return a token's label in its colour, no longer than `most` cells."""
+    return Text(fitted(token.label, min(cell_len(token.label), most)), token_style(token))
+
+
 def label_width(tokens: Iterable[Token], least: int = 5) -> int:
     """Return how many cells a column of tokens needs."""
     return min(LONGEST_LABEL, max([least, *(cell_len(token.label) for token in tokens)]))

@@ -1,7 +1,6 @@
 """Draws what commands show: settings, help, a model's card, the tokens of a text."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich import box
@@ -12,7 +11,7 @@ from minillm_repl.model.config import AnyConfig
 from minillm_repl.render.console import CUT, FIGURES, MODEL, SPECIAL, TITLE
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import default_of, show, specs, value_of
-from minillm_repl.tokenizer.base import Tokenizer, decode, label
+from minillm_repl.tokenizer.base import Token
 
 
 def plain_table(*columns: str) -> Table:
@@ -34,10 +33,10 @@ def settings_table(settings: Any) -> Table:
     return table
 
 
-def commands_table(rows: Iterable[tuple[str, str]]) -> Table:
-    """Return usages and summaries side by side."""
+def commands_table(rows: Iterable[tuple[str, str]], width: int | None = None) -> Table:
+    """Return names or usages, in a column of so many cells, and summaries side by side."""
     table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style=TITLE, no_wrap=True)
+    table.add_column(style=TITLE, no_wrap=True, width=width)
     table.add_column()
     for usage, summary in rows:
         table.add_row(usage, summary)
@@ -67,38 +66,12 @@ def card(rows: Mapping[str, str]) -> Table:
     return table
 
 
-@dataclass(frozen=True)
-class TokenView:
-    """The tokens of a text side by side: ids, bytes, and labels that can be shown."""
-
-    text: str
-    ids: Sequence[int]
-    pieces: Sequence[bytes]
-    labels: Sequence[str]
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer, ids: Sequence[int], text: str | None = None) -> "TokenView":
-        """Return the view of some tokens; `text` is what they were made from, if that is known."""
-        pieces = [tokenizer.token_bytes(token) for token in ids]
-        labels = [label(tokenizer, token) for token in ids]
-        return cls(decode(tokenizer, list(ids)) if text is None else text, ids, pieces, labels)
-
-
-def tokens_table(view: TokenView) -> Table:
-    """Return a table of tokens, one a row."""
-    table = plain_table("#", "token", "id", "bytes")
-    for place, (token, piece, name) in enumerate(zip(view.ids, view.pieces, view.labels, strict=True)):
-        style = MODEL if piece else SPECIAL
-        table.add_row(str(place), Text(name, style), str(token), Text(piece.hex(" ").upper() or "special", CUT))
-    return table
-
-
-def tokens_flow(view: TokenView) -> Text:
+def tokens_flow(tokens: Iterable[Token]) -> Text:
     """Return all tokens one after the other, each with its id, as many in a line as fit."""
     flow = Text()
-    for token, piece, name in zip(view.ids, view.pieces, view.labels, strict=True):
-        flow.append(name, MODEL if piece else SPECIAL)
-        flow.append(f" {token}", CUT)
+    for token in tokens:
+        flow.append(token.label, MODEL if token.bytes else SPECIAL)
+        flow.append(f" {token.id}", CUT)
         flow.append("  ")
     return flow
 
@@ -111,7 +84,6 @@ def models_table(models: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
-def tokens_line(view: TokenView) -> Text:
+def tokens_line(tokens: int, characters: int, size: int) -> Text:
     """Return `3 tokens · 3 characters · 9 bytes`."""
-    size = len(view.text.encode("utf-8", "replace"))
-    return Text(f"{len(view.ids)} tokens · {len(view.text)} characters · {size} bytes", FIGURES)
+    return Text(f"{tokens} tokens · {characters} characters · {size} bytes", FIGURES)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from minillm_repl.repl.opening import Model
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import SettingsT, change, specs
+from minillm_repl.tokenizer.lookup import find_token
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,6 +70,16 @@ class Asked:
         rest = self.words[found.end() :] if found else self.words
         return found, self.text or rest.strip()
 
+    def tokens(self, looked: "Subject") -> tuple[int | None, int | None]:
+        """Read the words as `TOKEN vs TOKEN`, either of which may be missing. Raises UserError if one is no token."""
+        from minillm_repl.insight.subject import likelier
+
+        word, _, other = (each.strip() for each in f" {self.words}".partition(" vs "))
+        token, versus = (
+            likelier(looked, find_token(looked.tokenizer, each)) if each else None for each in (word, other)
+        )
+        return token, versus
+
 
 def with_options(text: str, options: SettingsT) -> tuple[str, SettingsT]:
     """Take words such as `layer=2` out of a text where they name an option; return the rest, and the options.
@@ -105,12 +117,17 @@ def looking_at(shell: Shell, model: Model, ids: Sequence[int]) -> "Subject":
     from minillm_repl.engine.decoder import window_start
 
     unseen = window_start(len(ids), model.decoder.context)
-    with shell.screen.waiting("getting ready to look inside"):  # importing torch takes a second or two
+    with getting_ready(shell):
         from minillm_repl.insight.subject import Subject
         from minillm_repl.model.taps import in_turn
 
         tap = in_turn(model.tap, _stopping(shell))
         return Subject(model.torch, model.checkpoint.tokenizer, tuple(ids[unseen:]), tap, unseen)
+
+
+def getting_ready(shell: Shell) -> AbstractContextManager[object]:
+    """Show that something is going on while torch is imported, which takes a second or two."""
+    return shell.screen.waiting("getting ready to look inside")
 
 
 def show(shell: Shell, view: Any, draw: Draw, json: str = "") -> None:

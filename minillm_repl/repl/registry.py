@@ -6,7 +6,7 @@ import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from minillm_repl.errors import UserError
 from minillm_repl.safetext import safe_line
@@ -15,6 +15,11 @@ Run = Callable[[Any, str], None]
 """Gets the `Shell`, which is not named here because it holds a registry, and the rest of the line."""
 
 Completion = Literal["nothing", "command", "setting", "file", "checkpoint", "words"]
+
+Group = Literal[
+    "Talk", "How it chooses", "What it expects", "Look inside", "Change what it thinks", "Train", "Models and files"
+]
+GROUPS: tuple[Group, ...] = get_args(Group)
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Command:
     completion: Completion = "nothing"
     words: tuple[str, ...] = ()  # what else may be completed
     verbatim: bool = False  # spaces around what it takes belong to it
+    group: Group = "Models and files"  # where `:help` lists it
 
 
 def command(
@@ -40,13 +46,16 @@ def command(
     completion: Completion = "nothing",
     words: tuple[str, ...] = (),
     verbatim: bool = False,
+    group: Group = "Models and files",
 ) -> Callable[[Run], Command]:
     """Turn a function into a Command; its docstring is the help: a summary line, then details."""
 
     def declare(run: Run) -> Command:
         summary, _, details = (run.__doc__ or "").partition("\n")
         text = "\n".join(line.strip() for line in details.strip().splitlines())
-        return Command(name, usage or f":{name}", summary.strip(), run, text, aliases, completion, words, verbatim)
+        return Command(
+            name, usage or f":{name}", summary.strip(), run, text, aliases, completion, words, verbatim, group
+        )
 
     return declare
 
@@ -60,6 +69,10 @@ class Registry:
 
     def __iter__(self) -> Iterator[Command]:
         return iter(self.commands)
+
+    def group(self, name: Group) -> list[Command]:
+        """Return the commands of a group, by name."""
+        return [each for each in self.commands if each.group == name]
 
     def known(self, name: str) -> bool:
         """Tell whether there is a command of this name."""

@@ -133,7 +133,8 @@ class Shell:
 
         session, screen = self.session, self.screen
         verbose, turn = session.settings.verbose, session.turns[-1]
-        given = turn.begun if turn.asked else decode(model.checkpoint.tokenizer, session.ids)
+        tokenizer = model.checkpoint.tokenizer
+        given = session.answer(tokenizer) if turn.asked else decode(tokenizer, session.ids)
         events = session.generate(model, self.interrupted, verbose)
         if verbose:
             if screen.interactive and given:
@@ -155,6 +156,12 @@ class Shell:
             seen = f"the model sees the last {tokens - unseen}"
             screen.note(f"the text has outgrown the context: of its {tokens} tokens {seen}")
         return finished
+
+    def show_text(self, model: Model) -> None:
+        """Draw the text so far; of a conversation, what was said last."""
+        said = self.session.said
+        text = said[-1].content if said else decode(model.checkpoint.tokenizer, self.session.ids)
+        self.screen.out.print(Text(safe(text) or "(no text)"), soft_wrap=True)
 
     def _echo(self, text: str, end: str, lead: str = PROMPT) -> None:
         """Write what was typed where the prompt line was; a script has no prompt lines."""

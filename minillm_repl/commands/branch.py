@@ -1,0 +1,66 @@
+"""`:branch`."""
+
+import re
+from dataclasses import dataclass
+
+from minillm_repl.errors import UserError
+from minillm_repl.repl.looking import Asked, show, text_ids, with_options
+from minillm_repl.repl.registry import command
+from minillm_repl.repl.shell import Shell
+from minillm_repl.settings import setting, whole
+
+_MOST = 100  # ways
+
+
+@dataclass(frozen=True)
+class Branching:
+    """How far to look."""
+
+    tokens: int = setting(20, whole(1, 10_000), "how long each way is at most", unit="tokens")
+
+
+@command("branch", ":branch N [tokens=20]|take N", words=("take", "tokens="), group="Talk")
+def branch(shell: Shell, argument: str) -> None:
+    """Continue the text in several ways, and show them as a tree.
+
+    Each way is drawn as a completion would be, with a seed of its own; where they say the same, they share a stem.
+    The percentage of a piece is the product of its tokens' probabilities by the model's own softmax, after what is
+    before it; that after `=` is of a whole way. :branch take 2 goes on from the second way; `:undo` takes it back.
+    """
+    taken = re.fullmatch(r"take\s+(\d+)", argument)
+    if taken:
+        _take(shell, int(taken[1]))
+        return
+    asked = Asked.of(argument)
+    said, how = with_options(asked.words, Branching())
+    if said.strip() and not said.strip().isdecimal():
+        raise UserError(":branch takes how many ways to go, such as 3, or `take` and the number of one")
+    ways = int(said) if said.strip() else 3
+    if not 1 <= ways <= _MOST:
+        raise UserError(f":branch takes a number from 1 to {_MOST}, not {ways}")
+    session, model = shell.session, shell.model()
+    ids = text_ids(shell, model)
+    from minillm_repl.engine.next_token import branches_view
+    from minillm_repl.render.next_token import branches_picture
+
+    with shell.screen.waiting("going several ways"):
+        view = branches_view(
+            model.decoder, model.checkpoint.tokenizer, ids, session.settings, session.fresh_seed(), ways,
+            max_tokens=how.tokens, stop=session.settings.stop, end=model.checkpoint.end, interrupted=shell.interrupted,
+        )  # fmt: skip
+    session.ways = [[*ids, *(token.id for token in each.tokens)] for each in view.branches]
+    show(shell, view, branches_picture, asked.json)
+
+
+def _take(shell: Shell, number: int) -> None:
+    session, model = shell.session, shell.model()
+    if not 1 <= number <= len(session.ways):
+        ways = f"they count from 1 to {len(session.ways)}" if session.ways else "`:branch 3` looks for some"
+        raise UserError(f"there is no way {number}: {ways}")
+    way = session.ways[number - 1]
+    if way[: len(session.ids)] != session.ids:
+        raise UserError("the text is no longer the one that the ways go on from: `:undo` may bring it back")
+    session.go_on([], "")
+    session.walk_to(list(way), model.checkpoint.tokenizer)
+    shell.show_text(model)
+    shell.screen.note("`:continue` goes on from here")

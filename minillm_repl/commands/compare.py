@@ -1,0 +1,36 @@
+"""`:compare`."""
+
+from minillm_repl.checkpoint.names import find
+from minillm_repl.errors import UserError
+from minillm_repl.repl.looking import Asked, looking_at, show, text_ids
+from minillm_repl.repl.opening import Loading
+from minillm_repl.repl.registry import command
+from minillm_repl.repl.shell import Shell
+from minillm_repl.tokenizer.base import decode
+from minillm_repl.tokenizer.lookup import same_vocabulary
+
+
+@command("compare", ':compare PATH|NAME ["TEXT"]', completion="checkpoint", group="What it expects")
+def compare(shell: Shell, argument: str) -> None:
+    """Show how another checkpoint would have gone on.
+
+    Both read the text so far, or the one in quotes: their likeliest next tokens side by side; bits per byte of the
+    text; and if they share a vocabulary the KL divergence after each token, Σ p · ln(p / q) in nats, p being the open
+    model's probabilities and q the other's. The model that is open stays open.
+    """
+    asked = Asked.of(argument)
+    if not asked.words:
+        raise UserError(":compare needs another checkpoint: a file, a folder, or a name that `:models` lists")
+    model = shell.model()
+    ids = text_ids(shell, model, asked.text)
+    path = find(asked.words)
+    other = shell.wait_for(Loading(shell.session.opening, path), path)
+    text = asked.text or decode(model.checkpoint.tokenizer, ids)
+    shared = same_vocabulary(model.checkpoint.tokenizer, other.checkpoint.tokenizer)
+    theirs = ids if shared else shell.encode(other, text)
+    subjects = looking_at(shell, model, ids), looking_at(shell, other, theirs)
+    from minillm_repl.insight.comparison import compare_view
+    from minillm_repl.render.texts import compare_picture
+
+    names = (model.name, other.name) if model.name != other.name else (f"{model.name} (open)", other.name)
+    show(shell, compare_view(*subjects, names), compare_picture, asked.json)

@@ -1,0 +1,32 @@
+"""`:export`."""
+
+import re
+
+from minillm_repl.checkpoint.atomic import write_atomically
+from minillm_repl.checkpoint.names import user_path
+from minillm_repl.errors import UserError
+from minillm_repl.repl.registry import command
+from minillm_repl.repl.shell import Shell
+from minillm_repl.safetext import safe_line
+
+
+@command("export", ":export FILE.svg|.html|.txt [session]", completion="file", words=("session",))
+def export(shell: Shell, argument: str) -> None:
+    """Save the last view, or the whole session, as a picture.
+
+    The end of the name says how: .svg and .html keep colours and open in any browser, .txt is plain text.
+    With `session` it is all that this visit has shown; without a view so far, too.
+    """
+    name, whole = re.fullmatch(r"(.*?)(\s+session)?", argument.strip(), re.DOTALL).groups()  # type: ignore[union-attr]
+    path, screen, view = user_path(name), shell.screen, shell.last_view
+    from minillm_repl.render.export import FORMATS
+
+    if not name or path.suffix.lower() not in FORMATS:
+        raise UserError(f":export needs a file whose name ends in {', '.join(FORMATS)}")
+    width = screen.out.width
+    drawing = screen.out.replay if whole or view is None else lambda console: console.print(view(console.width))
+    model = shell.session.model
+    title = safe_line(f"minillm-repl · {model.name}" if model else "minillm-repl")
+    write_atomically(path, FORMATS[path.suffix.lower()](drawing, width, title).encode("utf-8", "replace"))
+    what = "the session so far" if whole or view is None else "the last view"
+    screen.note(f"{what} is in {safe_line(str(path))}")

@@ -1,0 +1,34 @@
+"""`:near`."""
+
+import re
+
+from minillm_repl.errors import UserError
+from minillm_repl.repl.looking import Asked, getting_ready, show
+from minillm_repl.repl.registry import command
+from minillm_repl.repl.shell import Shell
+from minillm_repl.tokenizer.lookup import find_token
+
+_TERM = re.compile(r"\s+([-+−])\s+")
+
+
+@command("near", ":near TOKEN [± TOKEN ...]", group="Look inside")
+def near(shell: Shell, argument: str) -> None:
+    """Show which tokens have vectors like a token's.
+
+    Cosines in the embedding, which is what the model reads, and in the output head, which is what it answers with.
+    `:near 왕 - 남자 + 여자` adds and takes away unit vectors before it looks; the terms themselves are left out.
+    A token is written as it is shown (␣ is a space), or as #ID.
+    """
+    asked = Asked.of(argument)
+    first, *rest = _TERM.split(asked.words)
+    if not first:
+        raise UserError(":near needs a token, such as one that `:tokens TEXT` shows")
+    model = shell.model()
+    signed = [(1, first), *((1 if sign == "+" else -1, word) for sign, word in zip(rest[::2], rest[1::2], strict=True))]
+    tokenizer = model.checkpoint.tokenizer
+    terms = [(sign, find_token(tokenizer, word)[0]) for sign, word in signed]
+    with getting_ready(shell):
+        from minillm_repl.insight.vocabulary import near_view
+    from minillm_repl.render.texts import near_picture
+
+    show(shell, near_view(model.torch, tokenizer, terms), near_picture, asked.json)

@@ -1,0 +1,31 @@
+"""`:prob`."""
+
+from minillm_repl.errors import UserError
+from minillm_repl.repl.looking import Asked, show, text_ids
+from minillm_repl.repl.registry import command
+from minillm_repl.repl.shell import Shell
+
+
+@command("prob", ":prob TEXT", verbatim=True, group="What it expects")
+def prob(shell: Shell, argument: str) -> None:
+    """Show how likely the model finds what you would say next.
+
+    TEXT is taken as it is, as a continuation of the text so far, token by token: the probability by the model's own
+    softmax after all that is before, the rank (1 = likeliest), and the token that was the likeliest there.
+    together: the product; the surprisal is −log2 of it. Where the same with a space before it is likelier, it is that.
+    """
+    asked, model = Asked.verbatim(argument), shell.model()
+    if not asked.text:
+        raise UserError(":prob needs the text whose probability you want to know")
+    ids = text_ids(shell, model)
+    from minillm_repl.engine.next_token import prob_view
+    from minillm_repl.render.next_token import prob_picture
+
+    tokenizer = model.checkpoint.tokenizer
+    readings = [shell.encode(model, asked.text, start=False)]
+    if not asked.text.startswith(" ") and len(spaced := tokenizer.encode(" " + asked.text, start=False)) <= len(
+        readings[0]
+    ):  # a tokenizer of words: the space is a part of the first
+        readings.append(spaced)
+    views = [prob_view(model.decoder, tokenizer, ids, more, shell.interrupted) for more in readings]
+    show(shell, min(views, key=lambda view: view.bits), prob_picture, asked.json)

@@ -1,0 +1,48 @@
+"""`:watch`."""
+
+import re
+
+from minillm_repl.errors import UserError
+from minillm_repl.repl.looking import Asked, show
+from minillm_repl.repl.registry import command
+from minillm_repl.repl.shell import Shell
+from minillm_repl.safetext import safe_line
+
+
+@command("watch", ":watch [PROMPT|off|step=N]", words=("off", "step="), group="Train")
+def watch(shell: Shell, argument: str) -> None:
+    """Watch a prompt while the model learns what comes after it.
+
+    :watch PROMPT, then :train: each time that the losses are measured, the first and the last time too, the likeliest
+    next tokens are shown. Afterwards :watch shows all moments: the probability of what was the answer in the end, since
+    which layer the logit lens says it, and where the last token looked most.
+    :watch step=N shows the logit lens and the attention of the moment nearest to that step. :watch off ends it.
+    """
+    asked, session = Asked.of(argument), shell.session
+    text = asked.text or asked.words
+    moment = re.fullmatch(r"step=(\d+)", asked.words)
+    if text == "off":
+        session.watch, session.watched = "", None
+        shell.screen.note("no prompt is watched")
+    elif text and not moment:
+        session.watch = text
+        shell.screen.note(f"{safe_line(text)} will be watched: `:train`, then `:watch`")
+    elif session.watched is None:
+        state = (
+            f"{safe_line(session.watch)} will be watched: `:train`"
+            if session.watch
+            else "`:watch PROMPT`, then `:train`"
+        )
+        raise UserError(f"nothing has been watched yet: {state}")
+    elif moment:
+        from minillm_repl.render.attention import focus_picture
+        from minillm_repl.render.lens import lens_picture
+
+        nearest = min(session.watched.moments, key=lambda each: abs(each.step - int(moment[1])))
+        shell.screen.note(f"after step {nearest.step:,}")
+        show(shell, nearest.lens, lens_picture, asked.json)
+        show(shell, nearest.attention, focus_picture)
+    else:
+        from minillm_repl.render.watching import watch_picture
+
+        show(shell, session.watched, watch_picture, asked.json)

@@ -1,0 +1,157 @@
+"""Writes what was drawn as SVG, HTML or plain text."""
+
+import re
+from collections.abc import Callable, Iterator
+from html import escape, unescape
+from io import StringIO
+
+from rich.cells import cell_len, chop_cells
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.segment import Segment
+from rich.terminal_theme import SVG_EXPORT_THEME
+from rich.text import Text
+
+# What has every block character one cell wide comes first, then what has Hangul.
+_FONTS = (
+    "'DejaVu Sans Mono', Menlo, 'Cascadia Mono', Consolas, 'Noto Sans Mono CJK KR', 'Noto Sans CJK KR',"
+    " 'Apple SD Gothic Neo', 'Malgun Gothic', monospace"
+)
+_TEXT = re.compile(r'(<text [^>]*?textLength=")([0-9.]+)("[^>]*)>([^<]*)(</text>)')
+_BEYOND_ASCII = re.compile("[^\x00-\x7f]")
+
+_SVG = """<svg class="terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
+<style>
+.{unique_id}-matrix {{ font-family: FONTS; font-size: {char_height}px; line-height: {line_height}px; }}
+.{unique_id}-title {{ font-family: FONTS; font-size: 18px; font-weight: bold; }}
+{styles}
+</style>
+<defs>
+<clipPath id="{unique_id}-clip-terminal">
+<rect x="0" y="0" width="{terminal_width}" height="{terminal_height}"/>
+</clipPath>
+{lines}
+</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}
+<g class="{unique_id}-matrix">
+{matrix}
+</g>
+</g>
+</svg>
+""".replace("FONTS", _FONTS)
+
+_HTML = """<!DOCTYPE html>
+<html>
+<head>
+<meta charset="UTF-8">
+<meta name="viewport" content="width=device-width">
+<title>TITLE</title>
+<style>
+{stylesheet}
+body {{ color: {foreground}; background-color: {background}; }}
+pre {{ font-family: FONTS; line-height: 1.25; }}
+i {{ display: inline-block; font-style: normal; text-align: center; width: 1ch; }}
+i.wide {{ width: 2ch; }}
+</style>
+</head>
+<body>
+<pre><code style="font-family:inherit">{code}</code></pre>
+</body>
+</html>
+""".replace("FONTS", _FONTS)
+
+
+Drawing = Callable[[Console], object]
+"""Prints something on the console that it is given."""
+
+
+def as_svg(drawing: Drawing, width: int, title: str) -> str:
+    """Return what is drawn as one SVG picture, `width` cells wide; it asks for nothing from elsewhere."""
+    picture = _recorded(drawing, width).export_svg(title=title, theme=SVG_EXPORT_THEME, code_format=_SVG)
+    return _TEXT.sub(_as_long_as_its_cells, picture)
+
+
+def as_html(drawing: Drawing, width: int, title: str) -> str:
+    """Return what is drawn as one page; it asks for nothing from elsewhere."""
+    page = _HTML.replace("TITLE", escape(title).replace("{", "{{").replace("}", "}}"))
+    head, pre, code = _recorded(drawing, width).export_html(theme=SVG_EXPORT_THEME, code_format=page).partition("<pre>")
+    return head + pre + _BEYOND_ASCII.sub(_as_wide_as_its_cells, code)
+
+
+def as_text(drawing: Drawing, width: int, _title: str) -> str:
+    """Return what is drawn as plain text."""
+    return _recorded(drawing, width).export_text()
+
+
+FORMATS: dict[str, Callable[[Drawing, int, str], str]] = {".svg": as_svg, ".html": as_html, ".txt": as_text}
+
+
+def _recorded(drawing: Drawing, width: int) -> Console:
+    """Return a console that holds what a terminal of this width would show, wide and narrow characters apart."""
+    terminal = _console(width)
+    drawing(terminal)
+    assert isinstance(terminal.file, StringIO)
+    recorder = _console(width)
+    recorder.record = True
+    for line in Text.from_ansi(terminal.file.getvalue()).split("\n", allow_blank=True):
+        recorder.print(_InRuns(line, width), end="")
+    return recorder
+
+
+def _console(width: int) -> Console:
+    return Console(
+        file=StringIO(), width=width, force_terminal=True, color_system="standard", markup=False, highlight=False,
+        emoji=False,
+    )  # fmt: skip
+
+
+class _InRuns:
+    """A line as a terminal shows it: cut where it is full, and in pieces of characters that are equally wide."""
+
+    def __init__(self, line: Text, width: int) -> None:
+        self._line, self._width = line, width
+
+    def __rich_console__(self, console: Console, _options: ConsoleOptions) -> RenderResult:
+        used = 0
+        for segment in self._line.render(console):
+            for text in _runs(segment.text):
+                for piece in chop_cells(text, self._width) if used + cell_len(text) > self._width else [text]:
+                    if used + cell_len(piece) > self._width:
+                        yield Segment.line()
+                        used = 0
+                    used += cell_len(piece)
+                    yield Segment(piece, segment.style)
+        yield Segment.line()
+
+
+def _runs(text: str) -> Iterator[str]:
+    """Yield pieces of a text whose characters come from one font, most likely, and are equally wide.
+
+    Those without a width, which change the one before them, stay with it.
+    """
+    run, kind = "", (False, 0)
+    for character in text:
+        cells = cell_len(character)
+        if cells and run and kind != (character.isascii(), cells):
+            yield run
+            run = ""
+        if cells:
+            kind = (character.isascii(), cells)
+        run += character
+    if run:
+        yield run
+
+
+def _as_long_as_its_cells(found: re.Match[str]) -> str:
+    """Return a piece of rich's SVG, which sets lengths by characters, as long as its cells, whatever the font."""
+    before, length, between, text, after = found.groups()
+    plain = unescape(text)
+    cells = float(length) / max(len(plain), 1) * cell_len(plain)
+    return f'{before}{cells:g}{between} lengthAdjust="spacingAndGlyphs">{text}{after}'
+
+
+def _as_wide_as_its_cells(found: re.Match[str]) -> str:
+    """Return a character of the page in a box as wide as its cells; one without a width as it is."""
+    wide = cell_len(found[0])
+    return f"<i{' class=wide' if wide == 2 else ''}>{found[0]}</i>" if wide else found[0]

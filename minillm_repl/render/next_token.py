@@ -1,0 +1,148 @@
+"""Draws what could come next: stage by stage, at several temperatures, of one continuation, on several ways."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from math import prod
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from minillm_repl.engine.views import BranchesView, ProbView, SamplerView, SweepView
+from minillm_repl.render.bars import bar
+from minillm_repl.render.console import CHOSEN, CUT, FIGURES, MODEL, TITLE
+from minillm_repl.render.generation import percent
+from minillm_repl.render.picture import short, title
+from minillm_repl.render.tables import plain_table
+from minillm_repl.safetext import safe_line
+from minillm_repl.tokenizer.base import Token
+
+_CANDIDATE = 10  # cells of a candidate
+
+
+def sampler_picture(view: SamplerView, _width: int) -> RenderableType:
+    """Return the candidates as rows and the stages as columns; below, what each stage left and cut."""
+    table = _candidates("logit", *(stage.name.replace(" ", "\n") for stage in view.stages))
+    penalised = any(stage.name.startswith("repeat") for stage in view.stages)
+    for each in view.candidates:
+        token = short(each.token, _CANDIDATE)
+        if penalised and each.seen:
+            token.append("*")
+        table.add_row(token, f"{each.logit:.2f}", *map(_share, each.probs))
+    table.add_section()
+    for name, values in (
+        ("left", [f"{stage.kept:,}" for stage in view.stages]),
+        ("cut", [f"{stage.cut:,}" if stage.cut else "" for stage in view.stages]),
+        ("entropy", [f"{stage.entropy:.2f}" for stage in view.stages]),
+    ):
+        table.add_row(Text(name, FIGURES), "", *values)
+    notes = ["the last column is what is drawn from · left, cut: tokens · entropy in bits"]
+    notes += ["* in the text already, so penalised"] if penalised else []
+    notes += ["no sampler is on: the model's own distribution is drawn from"] if len(view.stages) == 1 else []
+    return Group(
+        title("from logits to what is drawn from", f"after {view.after.label}"), table, Text("\n".join(notes), FIGURES)
+    )
+
+
+def sweep_picture(view: SweepView, _width: int) -> RenderableType:
+    """Return the candidates as rows and the temperatures as columns."""
+    table = _candidates(*(f"{temp:g}{'▶' if temp == view.now else ''}" for temp in view.temps))
+    for column, temp in zip(table.columns[1:], view.temps, strict=True):
+        column.style = CHOSEN if temp == view.now else ""
+    for each in view.candidates:
+        table.add_row(short(each.token, _CANDIDATE), *map(_share, each.probs))
+    table.add_section()
+    table.add_row(Text("entropy", FIGURES), *(f"{entropy:.2f}" for entropy in view.entropies))
+    return Group(
+        title("the same candidates at several temperatures", f"after {view.after.label}"),
+        table,
+        Text("▶ the temperature that is set · the other samplers are as they are set · entropy in bits", FIGURES),
+    )
+
+
+def prob_picture(view: ProbView, width: int) -> RenderableType:
+    """Return the tokens of the continuation, each with its probability, its rank, and what was likelier."""
+    bars = 24 if width >= 100 else 10
+    table = plain_table("token", "probability", "", "rank", "likeliest", "")
+    for place, column in enumerate(table.columns):
+        column.justify, column.no_wrap = "right" if place in (1, 3, 5) else "left", True
+    for each in view.chances:
+        table.add_row(
+            short(each.token), _exact(each.prob), Text(bar(each.prob, bars), MODEL), f"{each.rank:,}",
+            short(each.likeliest), percent(each.likeliest_prob),
+        )  # fmt: skip
+    text = _text([each.token for each in view.chances])
+    return Group(
+        title(f"how likely is {text}", f"after {view.after.label}"),
+        table,
+        Text.assemble(
+            ("together ", FIGURES), (_exact(view.prob), TITLE), (f" · surprisal {view.bits:.2f} bits", FIGURES)
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Way:
+    number: int
+    tokens: tuple[Token, ...]
+    probs: tuple[float, ...]
+    prob: float  # of all its tokens from the start
+
+
+def branches_picture(view: BranchesView, _width: int) -> RenderableType:
+    """Return the branches as a tree; where several say the same, they share a stem."""
+    tree = Tree(short(view.after), guide_style=FIGURES)
+    ways = [_Way(number, each.tokens, each.probs, each.prob) for number, each in enumerate(view.branches, 1)]
+    _grow(tree, ways)
+    return Group(
+        title(f"{len(ways)} ways on", f"seeds {view.seed} to {view.seed + len(ways) - 1}"),
+        tree,
+        Text(
+            "percent: how likely the model finds a piece after what is before it; =: all of a way"
+            " · `:branch take N` goes on from one",
+            FIGURES,
+        ),
+    )
+
+
+def _grow(tree: Tree, ways: Sequence[_Way]) -> None:
+    """Add the ways below a node: those that begin with the same token share a stem as long as they agree."""
+    firsts = dict.fromkeys(way.tokens[0].id for way in ways if way.tokens)
+    for first in firsts:
+        same = [way for way in ways if way.tokens and way.tokens[0].id == first]
+        places = zip(*([token.id for token in way.tokens] for way in same), strict=False)
+        stem = len(list(takewhile(lambda ids: len(set(ids)) == 1, places)))
+        chance = prod(same[0].probs[:stem])
+        ended = [way for way in same if len(way.tokens) == stem]
+        label = Text(_text(same[0].tokens[:stem]), MODEL).append(f"  {_exact(chance)}", FIGURES)
+        for way in ended:
+            label.append(f"  [{way.number}]", TITLE).append(f" = {_exact(way.prob)}", "")
+        rest = [_Way(way.number, way.tokens[stem:], way.probs[stem:], way.prob) for way in same if way not in ended]
+        _grow(tree.add(label), rest)
+    for way in ways:
+        if not way.tokens:
+            tree.add(Text(f"[{way.number}] says nothing more", FIGURES))
+
+
+def _text(tokens: Sequence[Token]) -> str:
+    """Return tokens as running text on one line; special ones by their names."""
+    pieces = [bytes(token.bytes) or token.text.encode("utf-8", "replace") for token in tokens]
+    return safe_line(b"".join(pieces).decode("utf-8", "replace"))
+
+
+def _candidates(*columns: str) -> Table:
+    table = plain_table("token", *columns)
+    for column in table.columns[1:]:
+        column.justify, column.no_wrap = "right", True
+    return table
+
+
+def _share(prob: float | None) -> Text:
+    return Text("cut", CUT) if prob is None else Text(percent(prob))
+
+
+def _exact(prob: float) -> str:
+    """Return a probability as a percentage that still says something when it is small."""
+    return percent(prob) if prob >= 0.001 or prob == 0 else f"{prob:.2%}" if prob >= 0.00005 else f"{prob:.1e}"

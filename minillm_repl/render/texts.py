@@ -1,0 +1,176 @@
+"""Draws texts and the vocabulary: tokens, surprisal, neighbours, the map of the embedding, two models on one text."""
+
+from math import log
+
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from minillm_repl.insight.views.base import Likely
+from minillm_repl.insight.views.texts import CompareView, MapView, NearView, Neighbour, SurpriseView, TokensView
+from minillm_repl.render.bars import bar
+from minillm_repl.render.console import CONTRA, FIGURES, MODEL, PRO, SPECIAL, TITLE
+from minillm_repl.render.generation import percent
+from minillm_repl.render.picture import LONGEST_LABEL, fitted, short, strip, title, token_style
+from minillm_repl.render.tables import plain_table, tokens_line
+
+_LN2 = log(2)
+_SURPRISING = 0.05  # bits: below, nobody is surprised
+
+
+def tokens_picture(view: TokensView, width: int) -> RenderableType:
+    """Return the pieces side by side in alternating colours, a row for each, and the counts."""
+    tokens = [piece.token for piece in view.pieces]
+    pieces = Text("│", FIGURES)
+    for place, token in enumerate(tokens):
+        pieces.append(token.label, (PRO, CONTRA)[place % 2] if token.bytes else SPECIAL).append("│", FIGURES)
+    table = plain_table("#", "token", "id", "bytes", "length", "vector")
+    for place, column in enumerate(table.columns):
+        column.justify = "right" if place in (0, 2, 4) else "left"
+    longest = max((3 * len(token.bytes) for token in tokens), default=0)
+    numbers = max(1, (width - 40 - min(longest, 24)) // 7)
+    for place, piece in enumerate(view.pieces):
+        token = piece.token
+        vector = "".join(f"{number:+7.2f}" for number in piece.vector[:numbers])
+        more = " …" if len(piece.vector) > numbers else ""
+        table.add_row(
+            str(place), short(token), str(token.id), Text(bytes(token.bytes).hex(" ").upper() or "special", FIGURES),
+            f"{piece.norm:.2f}", Text(vector + more, FIGURES, no_wrap=True, overflow="crop"),
+        )  # fmt: skip
+    rates = []
+    if view.tokens_per_character is not None:
+        rates.append(f"{view.tokens_per_character:.2f} tokens per character")
+    if view.bytes_per_token is not None:
+        rates.append(f"{view.bytes_per_token:.2f} bytes per token")
+    counts = tokens_line(len(tokens), view.characters, view.bytes)
+    return Group(pieces, Text(), table, counts, *([Text(" · ".join(rates), FIGURES)] if rates else []))
+
+
+def surprise_picture(view: SurpriseView, width: int) -> RenderableType:
+    """Return the text with a level for each token's surprisal, the figures, and the tokens that surprised most."""
+    shares = [
+        None if bits is None or place < view.first else bits / view.blind if view.blind else 0.0
+        for place, bits in enumerate(view.bits)
+    ]
+    figures = [f"mean {view.mean / _LN2:.2f} bits ({view.mean:.3f} nats)", f"perplexity {view.perplexity:,.2f}"]
+    if view.bits_per_byte is not None:
+        figures.append(f"{view.bits_per_byte:.3f} bits per byte")
+    count = len(view.tokens) - view.first
+    table = plain_table("#", "token", "bits", "rank", "expected instead")
+    for place, column in enumerate(table.columns):
+        column.justify = "right" if place in (0, 2, 3) else "left"
+    for each in [each for each in view.most if each.bits >= _SURPRISING] or view.most[:1]:
+        expected = Text("  ").join(
+            Text.assemble(short(likely.token), f" {percent(likely.prob)}") for likely in each.expected
+        )
+        table.add_row(str(each.position), short(each.token), f"{each.bits:.2f}", f"{each.rank:,}", expected)
+    notes = f"▁ expected · █ as unexpected as a blind guess, {view.blind:.2f} bits, or more"
+    if view.unseen:
+        notes += f" · {view.unseen} tokens before these no longer fit the context"
+    return Group(
+        title("surprisal", f"of {count} token{'' if count == 1 else 's'}, each after all that is before it"),
+        strip(view.tokens, shares, width),
+        Text(" · ".join(figures)),
+        Text(notes, FIGURES),
+        Text(),
+        table,
+    )
+
+
+def near_picture(view: NearView, width: int) -> RenderableType:
+    """Return the neighbours in the embedding, and beside them those in the output head."""
+    sides = [("embedding", view.input), *([("output head", view.output)] if view.output else [])]
+    table = plain_table("", *(part for name, _ in sides for part in (name, "cosine", "")))
+    for place in range(len(sides)):
+        table.columns[3 * place + 2].justify = "right"
+    bars = max(4, min(20, (width - 8) // len(sides) - LONGEST_LABEL - 16))
+    for place, row in enumerate(zip(*(side for _, side in sides), strict=True), 1):
+        table.add_row(str(place), *(cell for each in row for cell in _neighbour(each, bars)))
+    asked = Text()
+    for sign, token in view.terms:
+        asked.append("" if not asked and sign > 0 else " + " if sign > 0 else " − ").append_text(short(token))
+    tied = "" if view.output else " · the output head is the embedding"
+    return Group(
+        Text.assemble(("near ", TITLE), asked),
+        table,
+        Text(f"cosine between vectors: 1 the same direction, 0 none in common, −1 opposite{tied}", FIGURES),
+    )
+
+
+def map_picture(view: MapView, width: int, height: int = 18) -> RenderableType:
+    """Return the map: a token's name where its vector lies, a dot where there is no room for the name."""
+    width = min(width, 100)
+    xs, ys = [point.x for point in view.points], [point.y for point in view.points]
+    cells: dict[tuple[int, int], tuple[str, str]] = {}
+    unnamed = 0
+    for point in view.points:
+        name = fitted(point.token.label, min(cell_len(point.token.label), 8))
+        size = cell_len(name)
+        row = round((max(ys) - point.y) / ((max(ys) - min(ys)) or 1) * (height - 1))
+        column = min(round((point.x - min(xs)) / ((max(xs) - min(xs)) or 1) * (width - 1)), width - size)
+        style = TITLE if point.in_text else token_style(point.token)
+        if all((row, each) not in cells for each in range(column - 1, column + size + 1)):
+            cells |= {(row, column + each): ("", "") for each in range(size)}
+            cells[row, column] = (name, style)
+        elif (row, column) not in cells:
+            cells[row, column], unnamed = ("·", style), unnamed + 1
+        else:
+            unnamed += 1
+    lines = Text(no_wrap=True, overflow="crop")
+    for row in range(height):
+        for column in range(width):
+            lines.append(*cells.get((row, column), (" ", "")))
+        lines.append("\n")
+    first, second = view.explained
+    notes = f"→ {first:.0%} of the variance, ↑ {second:.0%}"
+    if unnamed:
+        notes += f" · {unnamed} without room for their names"
+    if len(view.points) < view.vocabulary:
+        notes += f" · {len(view.points):,} of {view.vocabulary:,} tokens"
+    if any(point.in_text for point in view.points):
+        notes += " · bold: in the text"
+    return Group(title("map of the embedding", "its first two principal components"), lines, Text(notes, FIGURES))
+
+
+def compare_picture(view: CompareView, width: int) -> RenderableType:
+    """Return the likeliest next tokens of both models side by side, and where they differ most."""
+    names = [fitted(name, min(cell_len(name), max(8, width // 3))) for name in view.names]
+    table = plain_table("", names[0], "", "", names[1], "", "")
+    bars = max(4, min(20, (width - 2 * LONGEST_LABEL - 34) // 2))
+    for place, (ours, theirs) in enumerate(zip(*view.top, strict=False), 1):
+        table.add_row(str(place), *_bar(ours, bars), *_bar(theirs, bars))
+    bits = " · ".join(
+        f"{name} {each:.3f}" for name, each in zip(names, view.bits_per_byte, strict=True) if each is not None
+    )
+    parts: list[RenderableType] = [title("what comes next", "by the models' own probabilities"), table]
+    if bits:
+        parts.append(Text(f"bits per byte of the text: {bits}"))
+    if view.why or view.kl is None or view.kl_mean is None:
+        return Group(*parts, Text(f"no more can be compared: {view.why}", FIGURES))
+    here, mean = (f"{there:.3f} nats ({back:.3f} back)" for there, back in (view.kl, view.kl_mean))
+    parts.append(Text(f"KL here {here} · mean {mean}"))
+    return Group(*parts, Text(), Text("where they differ most", TITLE), _differences(view, names), Text(
+        f"KL: Σ p · ln(p / q), p by {names[0]} and q by {names[1]}, after each token; back: the other way", FIGURES
+    ))  # fmt: skip
+
+
+def _differences(view: CompareView, names: list[str]) -> Table:
+    table = plain_table("#", "after", "KL", "back", *names)
+    for place in (0, 2, 3):
+        table.columns[place].justify = "right"
+    for each in view.differ:
+        table.add_row(
+            str(each.position), short(each.token), f"{each.kl:.3f}", f"{each.kl_back:.3f}",
+            Text.assemble(short(each.ours.token), f" {percent(each.ours.prob)}"),
+            Text.assemble(short(each.theirs.token), f" {percent(each.theirs.prob)}"),
+        )  # fmt: skip
+    return table
+
+
+def _neighbour(neighbour: Neighbour, bars: int) -> tuple[Text, str, Text]:
+    return short(neighbour.token), f"{neighbour.cosine:+.3f}", Text(bar(neighbour.cosine, bars), MODEL)
+
+
+def _bar(likely: Likely, bars: int) -> tuple[Text, str, Text]:
+    return short(likely.token), percent(likely.prob), Text(bar(likely.prob, bars), MODEL)

@@ -1,0 +1,128 @@
+"""Draws single parts at work: a query and the keys it meets, neurons, gradients."""
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from minillm_repl.insight.views.thinking import GradView, NeuronsView, QKVView
+from minillm_repl.render.bars import bar
+from minillm_repl.render.console import FIGURES, MODEL, TITLE
+from minillm_repl.render.generation import percent
+from minillm_repl.render.picture import label_width, short, signed_bar, strip, title
+from minillm_repl.render.tables import plain_table
+
+_NUMBER = 6  # cells of one number of a vector
+
+
+def qkv_picture(view: QKVView, width: int) -> RenderableType:
+    """Return the query, a row for each key that it met, and the mix of values that comes out."""
+    size = len(view.query)
+    bars = 6 if width >= 100 else 0
+    fixed = 36 + bars + label_width(view.tokens)
+    numbers = max(1, min(size, (width - fixed) // (2 * _NUMBER)))
+    more = f", the first {numbers} of {size}" if numbers < size else ""
+    asks = view.tokens[-1]
+    table = plain_table("#", "token", "key", "q·k", "÷√d", "softmax", "", "value")
+    for place, column in enumerate(table.columns):
+        column.justify, column.no_wrap = "right" if place in (0, 3, 4, 5) else "left", True
+    most = max(each.weight for each in view.met)
+    for each in view.met:
+        style = TITLE if each.weight == most else ""
+        table.add_row(
+            str(each.position), short(view.tokens[each.position]), _vector(each.key, numbers),
+            f"{each.dot:.2f}", f"{each.scaled:.2f}", Text(percent(each.weight), style),
+            Text(bar(each.weight, bars), MODEL), _vector(each.value, numbers),
+        )  # fmt: skip
+    table.add_section()
+    table.add_row("", "", "", "", "", "100.0%", "", _vector(view.mixed, numbers))
+    return Group(
+        title(f"layer {view.layer} head {view.head}", f"{asks.label}, position {view.position}, asks; d = {size}"),
+        Text.assemble(("query ", FIGURES), _vector(view.query, numbers), (f"   what it looks for{more}", FIGURES)),
+        table,
+        Text(
+            "as in a library: the query is what one asks for, a key what stands on a book's spine, the value what is in"
+            " it. How well a spine fits (q·k ÷ √d, then softmax) is how much of that book is taken along; the last line"
+            " is what comes out: each value times its share, added up.",
+            FIGURES,
+        ),
+    )
+
+
+def neurons_picture(view: NeuronsView, width: int) -> RenderableType:
+    """Return the most active neurons, each with the tokens that it fired on most."""
+    table = plain_table("neuron", "at most", "", "fires on: token @ position, activation")
+    for place, column in enumerate(table.columns):
+        column.justify, column.no_wrap = "right" if place in (0, 1) else "left", True
+    most = max(abs(value) for each in view.neurons for value in each.activations) or 1.0
+    for each in view.neurons:
+        order = _strongest(each.activations)
+        room, fires = width - 34, Text()
+        for place in order:
+            part = Text.assemble(
+                short(view.tokens[place], 8), (f" @{place}", FIGURES), f" {each.activations[place]:+.2f}  "
+            )
+            if fires.cell_len + part.cell_len > room:
+                break
+            fires.append_text(part)
+        peak = each.activations[order[0]]
+        table.add_row(f"{view.layer}.{each.index}", f"{peak:+.2f}", Text(bar(abs(peak) / most, 8), MODEL), fires)
+    return Group(
+        title(f"neurons of layer {view.layer}", f"the {len(view.neurons)} most active of {view.size:,} on this text"),
+        table,
+        Text(f":neurons {view.layer}.{view.neurons[0].index} shows one of them along the whole text", FIGURES),
+    )
+
+
+def neuron_picture(view: NeuronsView, width: int) -> RenderableType:
+    """Return the whole text with one neuron's activation at each token, and the tokens that it fired on most."""
+    neuron = view.neurons[0]
+    most = max(map(abs, neuron.activations)) or 1.0
+    names, bars = label_width(view.tokens), max(16, min(60, width - 40))
+    lines = Text()
+    for place in _strongest(neuron.activations)[:10]:
+        lines.append(f"{place:>4}  ", FIGURES).append_text(short(view.tokens[place]))
+        lines.append(" " * (names - short(view.tokens[place]).cell_len + 2))
+        lines.append_text(signed_bar(neuron.activations[place], most, bars))
+        lines.append(f" {neuron.activations[place]:+.3f}\n")
+    lines.rstrip()
+    return Group(
+        title(f"neuron {view.layer}.{neuron.index}", f"after its activation function; at most {most:.3f}"),
+        strip(view.tokens, [abs(value) / most for value in neuron.activations], width),
+        Text(),
+        lines,
+    )
+
+
+def grad_picture(view: GradView, width: int) -> RenderableType:
+    """Return the text with a level for each gradient's norm, and a bar for each gradient · vector."""
+    most_norm, most = max(view.norms) or 1.0, max(map(abs, view.times)) or 1.0
+    names, bars = label_width(view.tokens), max(16, min(60, width - 44))
+    lines = Text()
+    for place in _strongest(view.times)[:12]:
+        lines.append(f"{place:>4}  ", FIGURES).append_text(short(view.tokens[place]))
+        lines.append(" " * (names - short(view.tokens[place]).cell_len + 2))
+        lines.append_text(signed_bar(view.times[place], most, bars))
+        lines.append(f" {view.times[place]:+8.3f} {view.norms[place]:8.3f}\n")
+    lines.rstrip()
+    against = f" and not {view.versus.label}" if view.versus else ""
+    what = "logits apart" if view.versus else "logit"
+    return Group(
+        title(
+            f"what {view.token.label}{against} depends on", f"{what} {view.logit:+.3f}, after {view.tokens[-1].label}"
+        ),
+        strip(view.tokens, [norm / most_norm for norm in view.norms], width),
+        Text(f"levels: the norm of the gradient, at most {most_norm:.3f}", FIGURES),
+        Text(),
+        lines,
+        Text("bars: gradient · vector; right speaks for it, left against · last column: the norm", FIGURES),
+    )
+
+
+def _vector(numbers: Sequence[float], shown: int) -> Text:
+    return Text("".join(f"{number:+{_NUMBER}.{1 if abs(number) < 100 else 0}f}" for number in numbers[:shown]))
+
+
+def _strongest(values: Sequence[float]) -> list[int]:
+    """Return the places of values, the largest |value| first."""
+    return sorted(range(len(values)), key=lambda place: -abs(values[place]))

@@ -1,0 +1,68 @@
+"""Draws how a model learnt what comes after a prompt."""
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from minillm_repl.insight.views.changes import Moment, WatchView
+from minillm_repl.render.bars import bar
+from minillm_repl.render.console import FIGURES, MODEL, TITLE
+from minillm_repl.render.generation import percent
+from minillm_repl.render.picture import short, title
+from minillm_repl.render.tables import plain_table
+from minillm_repl.safetext import safe_line
+from minillm_repl.tokenizer.base import Token
+
+_ROWS = 20
+
+
+def watch_picture(view: WatchView, width: int) -> RenderableType:
+    """Return a row for each moment, or for so many of them: what was likely, and since which layer."""
+    last = len(view.moments) - 1
+    rows = sorted({round(place * last / (_ROWS - 1)) for place in range(_ROWS)})
+    bars = 20 if width >= 100 else 8
+    answer = view.answer.label
+    table = plain_table("step", f"p({answer})", "", "likeliest", f"{answer} from", "looked most")
+    for place, column in enumerate(table.columns):
+        column.justify, column.no_wrap = "right" if place in (0, 1) else "left", place != 3
+    for moment in (view.moments[row] for row in rows):
+        likeliest = Text(" ").join(short(likely.token, 8) for likely in moment.top[: 3 if width < 100 else 5])
+        first = moment.lens.first if moment.top[0].token == view.answer else "–"
+        table.add_row(
+            f"{moment.step:,}",
+            percent(moment.prob),
+            Text(bar(moment.prob, bars), MODEL),
+            likeliest,
+            first,
+            _look(moment),
+        )
+    shown = f" · {len(rows)} of {last + 1} moments" if len(rows) <= last else ""
+    return Group(
+        title("how it learnt", f"what comes after {_text(view.tokens)}"),
+        table,
+        Text(
+            f"from: the place from which on the logit lens says {answer} · looked most: the head and the token with the"
+            f" largest weight{shown} · `:watch step=N` shows one moment",
+            FIGURES,
+        ),
+    )
+
+
+def moment_line(moment: Moment, prompt: str) -> Text:
+    """Return what is likely after the prompt right now, in one line."""
+    line = Text.assemble(("watch ", FIGURES), safe_line(prompt), (" → ", FIGURES), no_wrap=True, overflow="ellipsis")
+    for likely in moment.top:
+        line.append_text(short(likely.token, 8)).append(f" {percent(likely.prob)}  ")
+    return line
+
+
+def _look(moment: Moment) -> Text:
+    head = max(moment.attention.heads, key=lambda head: head.looked[0][1])
+    place, weight = head.looked[0]
+    token = moment.attention.tokens[place]
+    return Text.assemble(
+        (f"{head.layer}.{head.head} ", TITLE), short(token, 8), (f" @{place}", FIGURES), f" {weight:.0%}"
+    )
+
+
+def _text(tokens: tuple[Token, ...]) -> str:
+    return "".join(token.label for token in tokens[-20:])

@@ -1,0 +1,76 @@
+"""The whole of a view on a terminal that is too small for it."""
+
+from prompt_toolkit.application import Application
+from prompt_toolkit.formatted_text import StyleAndTextTuples, fragment_list_width, split_lines, to_formatted_text
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.layout import HSplit, Layout, Window
+from prompt_toolkit.layout.controls import FormattedTextControl
+from prompt_toolkit.layout.utils import explode_text_fragments
+from prompt_toolkit.utils import get_cwidth
+from rich.console import Console, RenderableType
+
+from minillm_repl.repl.formatted import color_depth, formatted
+
+_HELP = "← → ↑ ↓ Page Up Page Down Home End move · q leaves"
+
+
+class Pager:
+    """A view and the place in it that is seen."""
+
+    def __init__(self, view: RenderableType, width: int, console: Console) -> None:
+        self._lines = [*split_lines(to_formatted_text(formatted([view], width, console)))]
+        self._columns = max(map(fragment_list_width, self._lines))
+        self._row = self._column = 0
+        body = Window(FormattedTextControl(self._seen, focusable=True, show_cursor=False))
+        below = Window(FormattedTextControl([("class:help", _HELP)]), height=1)
+        self._app: Application[None] = Application(
+            Layout(HSplit([body, below])),
+            key_bindings=self._keys(),
+            color_depth=color_depth(console),
+            full_screen=True,
+        )
+
+    def run(self) -> None:
+        """Let the user look around until they leave."""
+        self._app.run()
+
+    def _seen(self) -> StyleAndTextTuples:
+        """Return the part of the view that the terminal has room for; half a wide character is a space."""
+        size = self._app.output.get_size()
+        seen: StyleAndTextTuples = []
+        for line in self._lines[self._row : self._row + size.rows - 1]:
+            end = 0
+            for style, character, *_ in explode_text_fragments(line):
+                start, end = end, end + get_cwidth(character)
+                if self._column <= start and end <= self._column + size.columns:
+                    seen.append((style, character))
+                elif start < self._column < end:
+                    seen.append(("", " "))
+            seen.append(("", "\n"))
+        return seen
+
+    def _keys(self) -> KeyBindings:
+        keys = KeyBindings()
+        moves = {"left": (0, -8), "right": (0, 8), "up": (-1, 0), "down": (1, 0)}
+        for name, (down, right) in moves.items():
+            keys.add(name)(lambda _, down=down, right=right: self._move(down, right))
+        keys.add("pageup")(lambda _: self._move(-self._page, 0))
+        keys.add("pagedown")(lambda _: self._move(self._page, 0))
+        keys.add("home")(lambda _: self._move(-len(self._lines), -self._columns))
+        keys.add("end")(lambda _: self._move(len(self._lines), self._columns))
+        for name in ("q", "c-c", "c-d", "escape", "enter"):
+            keys.add(name)(_leave)
+        return keys
+
+    @property
+    def _page(self) -> int:
+        return max(1, self._app.output.get_size().rows - 2)
+
+    def _move(self, down: int, right: int) -> None:
+        columns = self._app.output.get_size().columns
+        self._row = min(max(self._row + down, 0), max(0, len(self._lines) - self._page - 1))
+        self._column = min(max(self._column + right, 0), max(0, self._columns - columns))
+
+
+def _leave(event: KeyPressEvent) -> None:
+    event.app.exit()

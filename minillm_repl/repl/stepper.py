@@ -1,0 +1,159 @@
+"""The keys of `:step`: a table of candidates that waits for a choice, below the text so far."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from prompt_toolkit.application import Application
+from prompt_toolkit.filters import Condition, Filter
+from prompt_toolkit.formatted_text import ANSI
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
+from prompt_toolkit.layout import Layout, Window
+from prompt_toolkit.layout.controls import FormattedTextControl
+from rich.console import Console
+from rich.text import Text
+
+from minillm_repl.engine.events import Step
+from minillm_repl.engine.walk import Walk
+from minillm_repl.errors import UserError
+from minillm_repl.render.console import FIGURES, MODEL, TITLE, WARNING
+from minillm_repl.render.generation import step_table, step_title
+from minillm_repl.repl.formatted import color_depth, formatted
+from minillm_repl.repl.settings import Settings, samplers_text
+from minillm_repl.safetext import safe_line
+from minillm_repl.tokenizer.base import Tokenizer, decode, label
+
+_KEYS = "Enter takes ▶ · ↑ ↓ 1-9 others · type your own · ⌫ back · f finish · q leave"
+_OWN = "Enter adds it, Esc does not"
+_AROUND = 7  # rows beside the candidates: two of title, two of heading, two below, and one that stays free
+
+
+class Stepper:
+    """One walk on a terminal. Raises UserError, also while it runs, if the logits are not numbers."""
+
+    def __init__(self, walk: Walk, tokenizer: Tokenizer, settings: Settings, console: Console) -> None:
+        self._walk, self._tokenizer, self._settings, self._console = walk, tokenizer, settings, console
+        self._given = decode(tokenizer, walk.ids)
+        self._own: str | None = None  # what is being typed
+        self._warning = ""
+        self._look()
+        self._app: Application[bool] = Application(
+            Layout(Window(FormattedTextControl(self._picture, focusable=True, show_cursor=False))),
+            key_bindings=self._keys(),
+            color_depth=color_depth(console),
+            erase_when_done=True,
+        )
+
+    def run(self) -> bool:
+        """Let the user choose until they leave; tell whether the model is to write on to the end."""
+        return self._app.run()
+
+    def _look(self) -> None:
+        self._step = self._walk.look()
+        self._at = self._drawn = next(row for row, each in enumerate(self._step.top) if each.chosen)
+
+    # -- what is shown
+
+    def _picture(self) -> ANSI:
+        """Return the text so far, the candidates, and the keys, for the size that the terminal has now."""
+        size = self._app.output.get_size()
+        step = self._taken()
+        heading, rule, *rows = step_table(self._step, samplers_text(self._settings), size.columns, self._at).split("\n")
+        room = max(1, size.rows - _AROUND)
+        first = max(0, self._at - room + 1)
+        text = self._text([*self._walk.added, step.id])
+        shown = [step_title(step, self._given, text, size.columns), heading, rule, *rows[first : first + room]]
+        return formatted([*shown, self._remark(), self._line()], size.columns, self._console)
+
+    def _taken(self) -> Step:
+        """Return the step as it is if Enter is pressed: the token that it takes need not be the one that was drawn."""
+        if self._at == self._drawn:
+            return self._step
+        taken = self._step.top[self._at]
+        top = tuple(replace(each, chosen=each is taken) for each in self._step.top)
+        return replace(self._step, id=taken.id, model_prob=taken.model_prob, rank=self._at + 1, top=top)
+
+    def _remark(self) -> Text:
+        if self._warning or self._at == self._drawn:
+            return Text(self._warning, WARNING)
+        return Text(f"drawn was {label(self._tokenizer, self._step.id)}, rank {self._step.rank}", FIGURES)
+
+    def _line(self) -> Text:
+        if self._own is None:
+            return Text(_KEYS, FIGURES)
+        return Text.assemble(("your own: ", TITLE), (safe_line(self._own), MODEL), "▏ ", (_OWN, FIGURES))
+
+    def _text(self, ids: list[int]) -> str:
+        return b"".join(map(self._tokenizer.token_bytes, ids)).decode("utf-8", "replace")
+
+    # -- what keys do
+
+    def _keys(self) -> KeyBindings:
+        keys, typing = KeyBindings(), Condition(lambda: self._own is not None)
+
+        def bind(*names: str, act: Callable[[KeyPressEvent], None], when: Filter | bool = True) -> None:
+            for name in names:
+                keys.add(name, filter=when)(self._guarded(act))
+
+        bind("<any>", act=lambda event: self._type(event.data))
+        bind(Keys.BracketedPaste, act=lambda event: self._type(event.data))
+        for row, digit in enumerate("1234567890"):
+            bind(digit, act=lambda _, row=row: self._take_row(row), when=~typing)  # type: ignore[misc]
+        bind("f", act=lambda _: self._app.exit(result=True), when=~typing)
+        bind("q", "c-c", "c-d", "escape", act=lambda _: self._app.exit(result=False), when=~typing)
+        bind("c-c", "escape", act=lambda _: self._stop_typing(), when=typing)
+        bind("up", act=lambda _: self._move(-1), when=~typing)
+        bind("down", act=lambda _: self._move(1), when=~typing)
+        bind("tab", act=lambda _: self._type(""), when=~typing)
+        bind("enter", act=lambda _: self._take_row(self._at), when=~typing)
+        bind("enter", act=lambda _: self._insert(), when=typing)
+        bind("backspace", act=lambda _: self._back(), when=~typing)
+        bind("backspace", act=lambda _: self._erase(), when=typing)
+        return keys
+
+    def _guarded(self, act: Callable[[KeyPressEvent], None]) -> Callable[[KeyPressEvent], None]:
+        """Return what a key does; an error of the user's or the model's leaves the table."""
+
+        def pressed(event: KeyPressEvent) -> None:
+            self._warning = ""
+            try:
+                act(event)
+            except UserError as error:
+                self._app.exit(exception=error)
+
+        return pressed
+
+    def _take_row(self, row: int) -> None:
+        if row >= len(self._step.top):
+            self._warning = f"there are {len(self._step.top)} candidates here"
+        elif self._walk.take(self._step.top[row].id):
+            self._look()
+        else:
+            self._app.exit(result=False)  # this token ends the text
+
+    def _move(self, by: int) -> None:
+        self._at = min(max(self._at + by, 0), len(self._step.top) - 1)
+
+    def _back(self) -> None:
+        if self._walk.back():
+            self._look()
+        else:
+            self._warning = "this is where it began"
+
+    def _type(self, text: str) -> None:
+        self._own = (self._own or "") + "".join(each for each in text if each.isprintable() or each == "\n")
+
+    def _erase(self) -> None:
+        self._own = self._own[:-1] if self._own else None
+
+    def _stop_typing(self) -> None:
+        self._own = None
+
+    def _insert(self) -> None:
+        own, self._own = self._own or "", None
+        unknown = self._tokenizer.unknown(own)
+        if unknown:
+            self._warning = f"the model has never seen {safe_line(', '.join(unknown[:20]))}"
+        ids = self._tokenizer.encode(own, start=False, special=self._settings.special)
+        if ids and self._walk.take(*ids):
+            self._look()

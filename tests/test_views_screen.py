@@ -1,0 +1,285 @@
+"""Every view on real terminals: small and large, with and without colours, Korean and English; and what it saves."""
+
+import json
+import re
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import pytest
+from wcwidth import wcswidth, wcwidth
+
+pytest.importorskip("termios")  # Windows has no pseudo-terminals of this kind
+
+from minillm_repl.checkpoint.native import save
+from tests.conftest import random_checkpoint
+from tests.test_terminal import COLOR, cache, models, visit  # noqa: F401 - the fixtures
+
+ENGLISH = "the cat sat on"
+VIEWS = {
+    ":tokens {text}": "tokens per character",
+    ":surprise": "perplexity",
+    ":surprise {text}": "bits per byte",
+    ":sampler": "drawn from",
+    ":temp sweep": "several temperatures",
+    ":prob {next}": "together",
+    ":branch 3 tokens=6": "3 ways on",
+    ":attn": "attention of the last token",
+    ":attn 1": "heads",
+    ":attn 0.1 {text}": "rows ask, columns answer",
+    ":qkv 0.1": "library",
+    ":qkv 1.0 2": "position 2",
+    ":lens": "logit lens",
+    ":lens 3": "position 3",
+    ":why": "together",
+    ":why {next} vs {other}": "logits apart",
+    ":residual": "direction",
+    ":ablate scan": "what each head is worth",
+    ":patch {text} -> {same}": "comes over",
+    ":near {next}": "cosine",
+    ":near {next} - {other} + {next}": "cosine",
+    ":map": "principal components",
+    ":neurons 1": "most active",
+    ":neurons 1.5": "after its activation function",
+    ":grad": "depends on",
+    ":compare {other_model}": "bits per byte",
+    ":ablate 0.1": "without head 0.1",
+    ":steer {text} vs {same} layer=1": "steered",
+}
+SCREENS = [(80, 24, True, "ko"), (200, 50, False, "ko"), (80, 24, False, "en"), (200, 50, True, "en")]
+OTHERS = [(columns, rows, not colour, language) for columns, rows, colour, language in SCREENS]
+
+
+def cells(line):
+    """One string for each cell; the second of a wide character is empty."""
+    return [part for each in line for part in ([each, ""] if wcwidth(each) == 2 else [each] if wcwidth(each) else [])]
+
+
+def tables(lines):
+    """Yield heading and rows of each table: a rule is between them, and an empty or shorter row ends it."""
+    for place, line in enumerate(lines):
+        if re.fullmatch("─{8,}", line.rstrip()):
+            width = wcswidth(line.rstrip())
+            rows = []
+            for row in lines[place + 1 :]:
+                if not row.strip() or re.match(r":|[▶*] [a-z]|.*[a-z] (·|is|of|in) |[a-zA-Z ]+: |KL |together ", row):
+                    break
+                rows.append(row)
+            yield lines[place - 1], rows, width
+
+
+def columns_stand(heading, rows, width):
+    """Tell whether, where the heading has two spaces or more, a gap runs through all rows."""
+    grid = [[*cells(row), *[" "] * width][:width] for row in rows]
+    blank = [all(row[x] == " " for row in grid) for x in range(width)]
+    top = [*cells(heading), *[" "] * width]
+    gaps = [
+        found.start() for found in re.finditer(r"(?<=\S) {2,}(?=\S)", "".join(each or "\0" for each in top[:width]))
+    ]
+    return all(any(blank[gap : gap + 40]) for gap in gaps)
+
+
+def dots_make_a_triangle(lines):
+    """Tell whether the unseen cells of an attention matrix lie in columns: each row has one less, from the left."""
+    rows = [[x for x, each in enumerate(cells(line)) if each == "·"] for line in lines if re.match(r" *\d+ ", line)]
+    rows = rows[: len(rows[0]) + 1]
+    return len(rows) > 2 and all(below == above[1:] for above, below in pairwise(rows))
+
+
+@pytest.mark.parametrize(("columns", "rows", "colour", "language"), SCREENS)
+def test_every_view_fits_its_terminal_and_its_columns_stand(visit, tmp_path, columns, rows, colour, language):  # noqa: F811
+    every_view(visit, tmp_path, columns, rows, colour, language)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("columns", "rows", "colour", "language"), OTHERS)
+def test_every_view_the_other_way_round(visit, tmp_path, columns, rows, colour, language):  # noqa: F811
+    every_view(visit, tmp_path, columns, rows, colour, language)
+
+
+def every_view(visit, tmp_path, columns, rows, colour, language):  # noqa: F811
+    letters = [*"abcdefghijklmnopqrstuvwxyz .\n"]
+    save(random_checkpoint(characters=letters, width=12, context=32), tmp_path / "random.safetensors")
+    save(random_checkpoint(characters=letters, width=12, context=32, seed=1), tmp_path / "other.safetensors")
+    words = (
+        {"text": "날씨가 맑", "same": "날씨가 좋", "next": "하", "other": "늘", "other_model": "nalssi"}
+        if language == "ko"
+        else {"text": ENGLISH, "same": "the dog ran on", "next": "t", "other": "s", "other_model": "other.safetensors"}
+    )
+    name = "nalssi" if language == "ko" else "new.safetensors"
+    variables = {} if colour else {"NO_COLOR": "1"}
+    terminal = visit("--seed", "4", "-n", "8", ckpt=name, columns=columns, rows=rows, variables=variables)
+    terminal.wait_for_prompt()
+    if language == "en":
+        terminal.do(":load random.safetensors")
+    terminal.do(words["text"])
+    for number, (line, expected) in enumerate(VIEWS.items()):
+        shown = terminal.do(line.format(**words)).split("\n")[1:]
+        assert expected in " ".join(shown), f"{line}\n{terminal}"
+        assert "error" not in shown[0], shown
+        file = tmp_path / f"{number}.txt"
+        terminal.do(f":export {file.name}")
+        kept = [each.rstrip() for each in file.read_text(encoding="utf-8").rstrip("\n").split("\n")]
+        drawn = [each for each in shown if not each.startswith(("`:ablate", "the stream there", "!"))]
+        assert [each.rstrip() for each in drawn] == kept, f"{line} looks otherwise on the terminal"
+        assert max(map(wcswidth, kept)) <= columns
+        for heading, body, width in tables(kept):
+            assert columns_stand(heading, body, width), "\n".join([line, heading, *body])
+        if re.match(r":attn \d\.\d", line):
+            assert dots_make_a_triangle(kept), "\n".join(kept)
+        axes = [cells(each).index("│") for each in kept if "│" in each and re.search(r"[+-]\d+\.\d+", each)]
+        assert len(set(axes)) <= 1, "\n".join(kept)
+    assert bool(COLOR.search(terminal.raw)) == colour
+
+
+def test_the_numbers_of_a_view_are_saved_as_json(visit, tmp_path):  # noqa: F811
+    terminal = visit("--temp", "0", "-n", "8", ckpt="nalssi")
+    terminal.wait_for_prompt()
+    terminal.do("날씨가")
+    for line, name in {
+        ":tokens --json {file} 날씨": "tokens", ":surprise --json {file}": "surprise",
+        ":sampler --json {file}": "sampler", ":temp sweep --json {file}": "sweep",
+        ":prob --json {file} 하": "prob", ":branch 2 --json {file}": "branches",
+        ":attn --json {file}": "focus", ":qkv 0.0 --json {file}": "qkv", ":near 하 --json {file}": "near",
+        ":map --json {file}": "map", ":neurons 0 --json {file}": "neurons", ":grad --json {file}": "grad",
+        ":compare nalssi --json {file}": "compare", ":ablate scan --json {file}": "scan",
+    }.items():  # fmt: skip
+        file = tmp_path / f"{name}.json"
+        assert f"{name}.json" in terminal.do(line.format(file=file.name)), line
+        assert json.loads(file.read_text(encoding="utf-8"))["view"] == name
+
+
+def test_a_picture_has_each_character_in_its_cells_and_asks_for_nothing_from_elsewhere(visit, tmp_path):  # noqa: F811
+    terminal = visit("--temp", "0", "-n", "8", ckpt="nalssi")
+    terminal.wait_for_prompt()
+    terminal.do("날씨가")
+    shown = terminal.do(":attn 0.1").split("\n")[1:]
+    terminal.do(":export head.svg")
+    terminal.do(":export head.html")
+    picture = (tmp_path / "head.svg").read_text(encoding="utf-8")
+    page = (tmp_path / "head.html").read_text(encoding="utf-8")
+    assert not re.search(r"(src|href|url)\s*[=(]\s*[\"']?(http|//)", picture + page)
+    pieces = [each for each in ElementTree.fromstring(picture).iter() if each.tag.endswith("}text")]
+    pieces = [each for each in pieces if each.get("textLength") and each.text != "\n"]
+    cell = min(float(each.get("textLength")) / len(each.text) for each in pieces)
+    lines = {}
+    for piece in pieces:
+        assert float(piece.get("textLength")) == pytest.approx(cell * wcswidth(piece.text), rel=1e-3)
+        line = lines.setdefault(float(piece.get("y")), {})
+        line[round(float(piece.get("x")) / cell)] = piece.text.replace("\xa0", " ")
+    for (_, line), expected in zip(sorted(lines.items()), [each for each in shown if each.strip()], strict=True):
+        for start, text in line.items():
+            assert "".join(cells(expected)[start : start + wcswidth(text)]).rstrip() == text.rstrip()
+    text = "".join(
+        ElementTree.fromstring(re.sub(r"<(meta|!DOCTYPE)[^>]*>", "", page).replace(" class=wide", "")).itertext()
+    )
+    for line in shown:
+        assert line.rstrip() in text
+
+
+def test_a_whole_session_is_saved_as_it_was(visit, tmp_path):  # noqa: F811
+    terminal = visit("--temp", "0", "-n", "8", ckpt="nalssi")
+    terminal.wait_for_prompt()
+    terminal.do("날씨가")
+    terminal.do(":lens")
+    before = [line for line in terminal.lines if line and not line.startswith(">>> type")]
+    terminal.do(":export all.txt session")
+    kept = (tmp_path / "all.txt").read_text(encoding="utf-8").split("\n")
+    assert [line.rstrip() for line in kept if line.strip()][: len(before) - 1] == before[:-1]  # the last is the toolbar
+    assert "needs a file whose name ends in .svg, .html, .txt" in terminal.do(":export all.png")
+
+
+def test_a_long_view_is_scrolled_to_its_end_and_left_again(visit):  # noqa: F811
+    terminal = visit("--temp", "0", "-n", "60", ckpt="nalssi", columns=60, rows=20)
+    terminal.wait_for_prompt()
+    terminal.do("날씨가 좋다")
+    assert "of 32 tokens; :scroll shows all" in " ".join(terminal.do(":attn 0.1").split("\n"))
+    before = terminal.prompts
+    terminal.send(":scroll")
+    terminal.wait_for("q leaves")
+    assert any(terminal.screen.row(y).startswith(" 0 ") for y in range(20))
+    terminal.type("\x1b[F")
+    terminal.wait_for(lambda terminal: any(terminal.screen.row(y).endswith(" 80 % and more") for y in range(20)))
+    assert any(re.match(r"[ ·█▓▒░]*[█▓▒░]+$", terminal.screen.row(y)) for y in range(20))  # the last row, at its end
+    terminal.type("q")
+    terminal.wait_for_prompt(before)
+    assert "there is no view to scroll" not in terminal.text
+
+
+def test_step_lets_one_choose_type_go_back_and_finish(visit):  # noqa: F811
+    terminal = visit("--seed", "4", "--temp", "1.7", "-n", "12", ckpt="nalssi")
+    terminal.wait_for_prompt()
+    drawn = terminal.do("날씨가 좋").split("\n")[0]
+    before = terminal.prompts
+    terminal.send(":step 날씨가 좋")
+    terminal.wait_for("q leave")
+    terminal.wait_for("step 1  +'을' → 날씨가 좋을")
+    terminal.keys("enter")
+    terminal.wait_for("step 2  +")
+    terminal.type("\x1b[B")
+    terminal.wait_for("drawn was")
+    terminal.type("3")
+    terminal.wait_for("step 3  +")
+    terminal.keys("backspace")
+    terminal.wait_for("step 2  +")
+    terminal.type("구름x")
+    terminal.wait_for("your own: 구름x")
+    terminal.keys("backspace", "enter")
+    terminal.wait_for("step 4  +")
+    assert "날씨가 좋을구름" in terminal.text
+    terminal.keys("backspace", "backspace")
+    terminal.wait_for("step 2  +")
+    terminal.type("f")
+    terminal.wait_for_prompt(before)
+    assert terminal.text.count(drawn.removeprefix(">>> ")) >= 2  # from there on as if it had never been left
+
+
+@pytest.mark.parametrize("leave", ["q", "\x03", "\x1b"])
+def test_leaving_step_keeps_the_text_so_far(visit, leave):  # noqa: F811
+    terminal = visit()
+    terminal.wait_for_prompt()
+    terminal.send(":step 가")
+    terminal.wait_for("step 1  +'나'")
+    terminal.keys("enter")
+    terminal.wait_for("step 2  +'다'")
+    before = terminal.prompts
+    terminal.type(leave)
+    terminal.wait_for_prompt(before)
+    assert "가나" in terminal.text
+    assert "1 token by hand" in terminal.text
+    assert "가나다라마바" in terminal.do(":continue")
+    terminal.do(":undo")
+    assert "(no text)" in terminal.do(":undo")
+
+
+def test_a_branch_is_taken_gone_on_from_and_taken_back(visit):  # noqa: F811
+    terminal = visit()
+    terminal.wait_for_prompt()
+    terminal.do("가")
+    shown = terminal.do(":branch 2 tokens=3")
+    assert re.search(r"바사아 .*\[1\].*\[2\]", shown), shown
+    assert "there is no way 3: they count from 1 to 2" in terminal.do(":branch take 3")
+    assert "가나다라마바사아" in terminal.do(":branch take 2")
+    assert "가나다라마바사아자차카타" in terminal.do(":continue")
+    terminal.do(":undo")
+    assert terminal.do(":undo").split("\n")[1] == "가나다라마"
+
+
+def test_a_prompt_is_watched_while_the_model_learns(visit, tmp_path):  # noqa: F811
+    (tmp_path / "corpus.txt").write_text("하늘이 맑다. 바람이 분다.\n" * 4, encoding="utf-8")
+    terminal = visit(ckpt="nalssi", columns=100, rows=40)
+    terminal.wait_for_prompt()
+    assert "`:watch PROMPT`, then `:train`" in terminal.do(":watch")
+    terminal.do(":watch 하늘")
+    terminal.do(":train corpus.txt new steps=20 every=5 layers=2 width=16 heads=2", timeout=120)
+    assert terminal.text.count("watch 하늘 → ") == 5
+    shown = terminal.do(":watch").split("\n")
+    steps = [int(found[1]) for found in (re.match(r" *(\d+) +[<\d]", line) for line in shown) if found]
+    assert steps == [0, 5, 10, 15, 20]
+    terminal.do(":watch --json watch.json")
+    told = json.loads((tmp_path / "watch.json").read_text(encoding="utf-8"))
+    assert told["answer"]["text"] == "이"
+    assert told["moments"][0]["prob"] == pytest.approx(1 / 11, abs=0.001)  # eleven characters, and nothing learnt yet
+    moment = terminal.do(":watch step=9")
+    assert "after step 10" in moment
+    assert "logit lens" in moment
+    assert "attention of the last token" in moment

@@ -116,7 +116,7 @@ def _grow(tree: Tree, ways: Sequence[_Way]) -> None:
         stem = len(list(takewhile(lambda ids: len(set(ids)) == 1, places)))
         chance = prod(same[0].probs[:stem])
         ended = [way for way in same if len(way.tokens) == stem]
-        label = Text(_text(same[0].tokens[:stem]), MODEL).append(f"  {_exact(chance)}", FIGURES)
+        label = Text.assemble((_text(same[0].tokens[:stem]), MODEL), (f"  {_exact(chance)}", FIGURES))
         for way in ended:
             label.append(f"  [{way.number}]", TITLE).append(f" = {_exact(way.prob)}", "")
         rest = [_Way(way.number, way.tokens[stem:], way.probs[stem:], way.prob) for way in same if way not in ended]

@@ -22,7 +22,7 @@ _SURPRISING = 0.05  # bits: below, nobody is surprised
 def tokens_picture(view: TokensView, width: int) -> RenderableType:
     """Return the pieces side by side in alternating colours, a row for each, and the counts."""
     tokens = [piece.token for piece in view.pieces]
-    pieces = Text("│", FIGURES)
+    pieces = Text.assemble(("│", FIGURES))
     for place, token in enumerate(tokens):
         pieces.append(token.label, (PRO, CONTRA)[place % 2] if token.bytes else SPECIAL).append("│", FIGURES)
     table = plain_table("#", "token", "id", "bytes", "length", "vector")
@@ -57,7 +57,7 @@ def surprise_picture(view: SurpriseView, width: int) -> RenderableType:
     if view.bits_per_byte is not None:
         figures.append(f"{view.bits_per_byte:.3f} bits per byte")
     count = len(view.tokens) - view.first
-    table = plain_table("#", "token", "bits", "rank", "expected instead")
+    table = plain_table("#", "token", "bits", "rank", "expected")
     for place, column in enumerate(table.columns):
         column.justify = "right" if place in (0, 2, 3) else "left"
     for each in [each for each in view.most if each.bits >= _SURPRISING] or view.most[:1]:

@@ -66,7 +66,8 @@ def patch_picture(view: PatchView, width: int) -> RenderableType:
     cell, drawn = (_NUMBER, _percentage) if len(view.places) * _NUMBER <= room else (2, _shaded)
     places = range(max(0, len(view.places) - room // cell), len(view.places))
     names = [_column(view.places[place])[-cell:] for place in places]
-    lines = Text(" " * (numbers + lead + 2) + "".join(fitted(name, cell, right=True) for name in names) + "\n", FIGURES)
+    heading = " " * (numbers + lead + 2) + "".join(fitted(name, cell, right=True) for name in names) + "\n"
+    lines = Text.assemble((heading, FIGURES))
     for position, label in enumerate(labels):
         changed = view.a[position] != view.b[position]
         lines.append(f"{position:>{numbers}} ", FIGURES)
@@ -104,7 +105,7 @@ def _map(heads: tuple[HeadEffect, ...], most: float) -> Text:
     """Return layers as rows and heads as columns, as dark as each matters."""
     by = {(head.layer, head.head): head.change for head in heads}
     layers, columns = (1 + max(place) for place in zip(*by, strict=True))
-    lines = Text("layer  head 0 →\n", FIGURES)
+    lines = Text.assemble(("layer  head 0 →\n", FIGURES))
     for layer in range(layers):
         lines.append(f"{layer:>5}  ", FIGURES)
         for head in range(columns):

@@ -201,9 +201,8 @@ def test_a_text_of_one_token_has_no_scan():
         scan_view(of_text(random_checkpoint(), "가"))
 
 
-@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (200, 50)])
-def test_a_silenced_head_is_told_in_the_toolbar_until_it_is_back(visit, columns, rows):  # noqa: F811
-    terminal = visit("--temp", "0", "-n", "8", ckpt="nalssi", columns=columns, rows=rows)
+def test_a_silenced_head_is_told_in_the_toolbar_until_it_is_back(visit):  # noqa: F811
+    terminal = visit("--temp", "0", "-n", "8", ckpt="nalssi")
     terminal.wait_for_prompt()
     before = terminal.do("오늘").split("\n")[0]
     assert "brings it back" in terminal.do(":ablate 0")
@@ -217,12 +216,11 @@ def test_a_silenced_head_is_told_in_the_toolbar_until_it_is_back(visit, columns,
     assert terminal.do("오늘").split("\n")[0] == before
 
 
-@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (200, 50)])
-def test_a_patched_prompt_is_a_map_with_its_columns_in_line(visit, columns, rows):  # noqa: F811
-    terminal = visit(ckpt="nalssi", columns=columns, rows=rows, variables={"NO_COLOR": "1"})
+def test_a_patched_prompt_is_a_map_with_its_columns_in_line(visit):  # noqa: F811
+    terminal = visit(ckpt="nalssi", variables={"NO_COLOR": "1"})
     terminal.wait_for_prompt()
     terminal.do(":patch 날씨가 맑다 -> 날씨가 좋다")
-    ends = [[end for end, cell in enumerate(terminal.screen.cells(y)) if cell == "%"] for y in range(rows)]
+    ends = [[end for end, cell in enumerate(terminal.screen.cells(y)) if cell == "%"] for y in range(24)]
     table = [each for each in ends if len(each) == 5]
     assert len(table) == 6
     assert all(each == table[0] for each in table)

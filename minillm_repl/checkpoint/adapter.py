@@ -18,7 +18,7 @@ from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.checkpoint import Adapter, Checkpoint
 from minillm_repl.checkpoint.header import Header, field_of
 from minillm_repl.checkpoint.native import check_replaceable
-from minillm_repl.checkpoint.recipe import Piece, Recipe
+from minillm_repl.checkpoint.recipe import Piece, Reading, Recipe
 from minillm_repl.checkpoint.weights import as_dtype, check, read_weights
 from minillm_repl.errors import UserError
 from minillm_repl.safetext import safe_line
@@ -97,7 +97,7 @@ def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> C
     if not layers:
         raise UserError(f"{name} is an adapter without tensors")
     recipe = Recipe(pieces)
-    arrays = read_weights(recipe, check(recipe, [header], name), name, "float32", lambda _: None)
+    arrays = read_weights(recipe, check(recipe, [header], name), name, Reading("float32"))
     merged = {tensor: array.astype(np.float32) for tensor, array in base.tensors.items()}
     for layer in layers:
         weight = merged[f"{layer}.weight"]

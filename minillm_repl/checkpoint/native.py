@@ -11,7 +11,7 @@ import safetensors.numpy
 from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint, TrainingRecord
 from minillm_repl.checkpoint.header import FORMAT, VERSION, Header, config_of, field_of, read_header
-from minillm_repl.checkpoint.recipe import Piece, Progress, Recipe
+from minillm_repl.checkpoint.recipe import Piece, Reading, Recipe
 from minillm_repl.checkpoint.weights import check, read_weights
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import AnyConfig
@@ -54,7 +54,7 @@ def check_replaceable(path: Path) -> None:
             ) from None
 
 
-def checkpoint(header: Header, name: str, dtype: str, progress: Progress) -> Checkpoint:
+def checkpoint(header: Header, name: str, how: Reading) -> Checkpoint:
     """Read a checkpoint once its header is known to describe one.
 
     Raises UserError that says what was expected and what was found.
@@ -62,7 +62,7 @@ def checkpoint(header: Header, name: str, dtype: str, progress: Progress) -> Che
     described = description(header, name)
     recipe = Recipe({tensor: (Piece(tensor, shape),) for tensor, shape in described.config.shapes()})
     found = check(recipe, [header], name)
-    return dataclasses.replace(described, tensors=read_weights(recipe, found, name, dtype, progress))
+    return dataclasses.replace(described, tensors=read_weights(recipe, found, name, how))
 
 
 def description(header: Header, name: str) -> Checkpoint:

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors.numpy
 
 from minillm_repl.checkpoint.native import described
-from tests.conftest import random_checkpoint
+from tests.small import random_checkpoint
 
 Named = Iterator[tuple[str, bytes]]
 Change = Callable[[dict], None]

@@ -20,7 +20,7 @@ from minillm_repl.checkpoint.names import find, is_shipped, shipped
 from minillm_repl.checkpoint.native import save
 from minillm_repl.checkpoint.save import save as save_any
 from minillm_repl.errors import UserError
-from tests.conftest import random_checkpoint
+from tests.small import random_checkpoint
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from minillm_repl.checkpoint.load import load
 from minillm_repl.checkpoint.memory import available, check_room
 from minillm_repl.checkpoint.native import save
 from minillm_repl.errors import UserError
-from tests.conftest import random_checkpoint
 from tests.hostile import RIGHT, all_of, sparse
+from tests.small import random_checkpoint
 
 
 def test_the_file_that_the_hostile_ones_are_made_from_opens(tmp_path):

@@ -60,7 +60,7 @@ class Header:
 def read_header(path: Path) -> Header:
     """Read only the header of a safetensors file. Raises UserError naming the file."""
     with open_regular(path) as file:
-        return _read_header(file, path)
+        return header_in(file, path)
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -110,7 +110,8 @@ def field_of(header: Header, field: str, name: str) -> Any:
     return parse_json(header.metadata[field], f"{field!r} in the metadata of {name}")
 
 
-def _read_header(file: BinaryIO, path: Path) -> Header:
+def header_in(file: BinaryIO, path: Path) -> Header:
+    """Read the header of an open file, which `path` only names. Raises UserError."""
     name = safe_line(str(path))
     size = file.seek(0, io.SEEK_END)
     file.seek(0)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from minillm_repl.checkpoint.atomic import write_atomically, write_folder_atomically
 from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
@@ -15,7 +14,7 @@ from minillm_repl.checkpoint.families import family_of
 from minillm_repl.checkpoint.folder import CONFIG, WEIGHTS, Folder
 from minillm_repl.checkpoint.gpt_families import GPT2
 from minillm_repl.checkpoint.recipe import Reading
-from minillm_repl.checkpoint.weights import Array, Tensors, check, read_weights, taken_apart
+from minillm_repl.checkpoint.weights import Array, Tensors, check, packed, read_weights, taken_apart
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import AnyConfig, GPTConfig
 from minillm_repl.safetext import safe_line
@@ -134,7 +133,7 @@ def save(checkpoint: Checkpoint, path: Path) -> Checkpoint:
         "generation_config.json": _json({"eos_token_id": list(checkpoint.end) or None}),
         **_tokenizer_files(checkpoint),
     }
-    weights = safetensors.numpy.save(taken_apart(family.recipe(config), tensors), {"format": "pt"})
+    weights = packed(taken_apart(family.recipe(config), tensors), {"format": "pt"})
     if (path / CONFIG).exists():
         if Folder(path).text(CONFIG) != files[CONFIG].decode():
             raise UserError(f"{safe_line(str(path))} holds another model; save under another name")

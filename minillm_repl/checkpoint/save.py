@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from minillm_repl.checkpoint import huggingface, native
+from minillm_repl.checkpoint.atomic import told
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 
 
@@ -11,6 +12,7 @@ def save(checkpoint: Checkpoint, path: Path, *, folder: bool = False) -> Checkpo
 
     Raises UserError, with what was there before as it was.
     """
-    if folder or path.is_dir():
-        return huggingface.save(checkpoint, path)
-    return native.save(checkpoint, path)
+    with told(path):
+        if folder or path.is_dir():
+            return huggingface.save(checkpoint, path)
+        return native.save(checkpoint, path)

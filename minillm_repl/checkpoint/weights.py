@@ -12,9 +12,10 @@ from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
+import safetensors.numpy
 from numpy.typing import NDArray
 
-from minillm_repl.checkpoint.header import Entry, Header, open_regular
+from minillm_repl.checkpoint.header import LONGEST_HEADER, Entry, Header, open_regular
 from minillm_repl.checkpoint.memory import check_room
 from minillm_repl.checkpoint.recipe import AS_IS, Piece, Reading, Recipe
 from minillm_repl.errors import UserError
@@ -126,6 +127,14 @@ def _check_finite(array: Array, tensor: str, name: str) -> None:
                 f"{name} is damaged: {safe_line(tensor):.80} holds numbers that are not finite"
                 " (--allow-nonfinite opens it anyway)"
             )
+
+
+def packed(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
+    """Return the bytes of a safetensors file. Raises UserError if its text is longer than a reader here takes."""
+    data: bytes = safetensors.numpy.save(dict(tensors), dict(metadata))
+    if int.from_bytes(data[:8], "little") > LONGEST_HEADER:
+        raise UserError("the vocabulary is too large for one file with the weights: save a folder, `:save NAME/`")
+    return data
 
 
 def taken_apart(recipe: Recipe, tensors: Tensors) -> dict[str, Array]:

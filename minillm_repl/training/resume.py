@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from minillm_repl.checkpoint.header import FORMAT, Header, field_of, read_header
 from minillm_repl.checkpoint.names import SUFFIX
 from minillm_repl.checkpoint.native import described, description
 from minillm_repl.checkpoint.recipe import Piece, Reading, Recipe
-from minillm_repl.checkpoint.weights import check, read_weights
+from minillm_repl.checkpoint.weights import check, packed, read_weights
 from minillm_repl.errors import UserError
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import change, show, specs, value_of
@@ -79,7 +78,7 @@ def write(path: Path, trainer: Trainer, start: Checkpoint, facts: Facts) -> None
     metadata["random"] = json.dumps({name: state.numpy().tobytes().hex() for name, state in random.items()})
     tensors = _tensors(trainer)
     if trainer.processes.rank == 0:
-        write_atomically(path, safetensors.numpy.save(tensors, metadata))
+        write_atomically(path, packed(tensors, metadata))
 
 
 def read(path: Path) -> Interrupted:

@@ -185,6 +185,32 @@ def fail_at_each_call(scene: Scene, error: int) -> dict:
     return {"points": calls, "refused": refused, "lost": wrong}
 
 
+def serve(scene: Scene) -> None:
+    """For each line on stdin, start a save that waits for SIGUSR1, say its number, and then how it ended."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # it may come before it is waited for
+    print(json.dumps({"folder": str(scene.folder)}), flush=True)
+    for _ in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            signal.sigwait({signal.SIGUSR1})
+            signal.alarm(20)  # whatever happens, it ends
+            try:
+                scene.save()
+            except UserError:
+                os._exit(3)
+            os._exit(0)
+        print(json.dumps({"child": child}), flush=True)
+        status = os.waitpid(child, 0)[1]
+        seen, litter = scene.seen(), scene.litter()
+        print(
+            json.dumps(
+                {"code": os.waitstatus_to_exitcode(status), "old": seen == scene.before, "new": seen == scene.after,
+                 "litter": litter, "lost": _checked(scene, "then")}
+            ),
+            flush=True,
+        )  # fmt: skip
+
+
 KINDS = ("new file", "old file", "link", "new folder", "folder again")
 
 
@@ -193,8 +219,12 @@ def scene_of(kind: str) -> Scene:
 
 
 def main() -> None:
+    """Do what the words say."""
     how, kind, *number = sys.argv[1:]
     scene = scene_of(kind)
+    if how == "serve":
+        serve(scene)
+        return
     what = {"call": kill_at_each_call, "size": kill_at_each_size, "error": fail_at_each_call}[how]
     print(json.dumps(what(scene, *map(int, number))))
     shutil.rmtree(scene.folder)

@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -11,19 +11,23 @@ from minillm_repl.checkpoint.unfinished import clear_abandoned, unfinished
 from minillm_repl.errors import UserError
 from minillm_repl.safetext import safe_line
 
+_AT_ONCE = 16 << 20  # bytes that are written and synced between two looks at whether the user wants to stop
 
-def write_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
+
+def write_atomically(
+    path: Path, data: bytes, *, private: bool = False, interrupted: Callable[[], bool] = lambda: False
+) -> None:
     """Put `data` at `path`: temporary file in the same folder, fsync, rename, fsync of the folder.
 
     A link is followed and stays a link; permissions of a replaced file are kept. A new file has the user's usual
     permissions, or is for the user alone if `private`. What a save that was killed has left in the folder is removed.
     Raises UserError, with nothing changed and nothing left behind, if the target is not a regular file, or is one that
-    is protected from writing, or the system refuses.
+    is protected from writing, if the system refuses, or when interrupted.
     """
     with told(path):
         target = _real(path)
         clear_abandoned(target.parent)
-        _write(target, data, 0o600 if private else 0o666)
+        _write(target, data, 0o600 if private else 0o666, interrupted)
 
 
 @contextmanager
@@ -64,7 +68,12 @@ def _real(path: Path) -> Path:
         return path.resolve()
 
 
-def _write(target: Path, data: bytes, mode: int = 0o666) -> None:  # less the umask
+def _write(
+    target: Path,
+    data: bytes,
+    mode: int = 0o666,  # less the umask
+    interrupted: Callable[[], bool] = lambda: False,
+) -> None:
     replaced = target.stat() if target.exists() else None
     if replaced and not stat.S_ISREG(replaced.st_mode):
         raise UserError(f"{safe_line(str(target))} is there and is not a regular file; save under another name")
@@ -79,9 +88,12 @@ def _write(target: Path, data: bytes, mode: int = 0o666) -> None:  # less the um
                     with suppress(OSError):  # only the administrator can give a file to somebody
                         os.chown(temporary, replaced.st_uid, replaced.st_gid)
                 temporary.chmod(mode)  # the umask may have taken some away
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            for start in range(0, max(1, len(data)), _AT_ONCE):  # a disk may take long over all of it
+                if interrupted():
+                    raise UserError(f"stopped: {safe_line(str(target))} was not saved, and nothing was changed there")
+                file.write(memoryview(data)[start : start + _AT_ONCE])
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(target)
     _sync(target.parent)
 

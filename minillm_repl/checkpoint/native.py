@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.read import tokenizer_from_json
 
 
-def save(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+def save(checkpoint: Checkpoint, path: Path, interrupted: Callable[[], bool] = lambda: False) -> Checkpoint:
     """Write the checkpoint to `path`, atomically, and return it as the one that lies there. Raises UserError."""
     check_replaceable(path)
-    write_atomically(path, packed(checkpoint.tensors, described(checkpoint)))
+    write_atomically(path, packed(checkpoint.tensors, described(checkpoint)), interrupted=interrupted)
     return dataclasses.replace(checkpoint, path=path, on_disk=True)
 
 

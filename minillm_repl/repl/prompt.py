@@ -12,6 +12,7 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition, completion_is_selected, is_searching
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
@@ -177,6 +178,17 @@ class PromptLine:
 
         app.after_render += drawn
         return unwrap_block(self._prompt.prompt())
+
+    def stopped(self) -> bool:
+        """Tell whether Ctrl-C was pressed right after the line that was read; other keys wait for the next.
+
+        While a line is read the terminal sends Ctrl-C as a key, so one right after Enter is no signal.
+        """
+        keyboard = self._prompt.app.input
+        keys = [*get_typeahead(keyboard), *keyboard.read_keys()]
+        presses = [place for place, key in enumerate(keys) if key.key == Keys.ControlC]
+        store_typeahead(keyboard, keys[presses[-1] + 1 :] if presses else keys)
+        return bool(presses)
 
     def redraw(self) -> None:
         """Draw toolbar and placeholder again; may be called from any thread."""

@@ -75,5 +75,8 @@ def is_shipped(path: Path | None) -> bool:
 
 
 def _real(path: Path) -> Path:
-    """Return a path without links; Path's own raises for links that go in a circle."""
-    return Path(os.path.realpath(path))
+    """Return a path without links, or as it is if no file can have its name."""
+    try:
+        return Path(os.path.realpath(path))  # Path's own raises for links that go in a circle
+    except ValueError:
+        return path

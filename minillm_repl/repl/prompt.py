@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -51,7 +52,16 @@ def open_history(path: Path | None) -> History:
             os.close(descriptor)
     except (OSError, ValueError):
         return InMemoryHistory()  # a home that cannot be written must not keep anyone from typing
-    return FileHistory(str(path))
+    return KeptHistory(str(path))
+
+
+class KeptHistory(FileHistory):
+    """History in a file that can be looked at without harm, and whose disk may fill up."""
+
+    def store_string(self, string: str) -> None:
+        """Append a line, as it may be shown; what cannot be written is remembered until the end of the visit."""
+        with suppress(OSError):
+            super().store_string(safe(string))
 
 
 class LineCompleter(Completer):
@@ -141,7 +151,7 @@ class Harmless(Processor):
 
 
 def _shown(character: str) -> str:
-    return character if character < "\u0100" or safe(character) == character else "\ufffd"
+    return character if character < "\u00a0" or safe(character) == character else "\ufffd"
 
 
 class PromptLine:

@@ -93,7 +93,7 @@ def read_configuration(path: Path) -> dict[str, str]:
     name = safe_line(str(path))
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # a home may be /dev/null
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {name}: {safe_line(str(error))}") from None

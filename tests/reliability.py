@@ -176,8 +176,8 @@ def one(terminal: Terminal, moment: Moment, choose: random.Random) -> float:
     return took
 
 
-def soak(options: argparse.Namespace, folder: Path) -> None:
-    """Take thousands of turns in one visit, and see whether its memory grows."""
+def soak(options: argparse.Namespace, folder: Path) -> float:
+    """Take thousands of turns in one visit; return by how many MiB it grew after the first tenth of them."""
     process = subprocess.Popen(
         [sys.executable, "-m", "minillm_repl", "--no-history", "-n", "20"],
         cwd=ROOT, env=os.environ | {"HOME": str(folder)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -197,6 +197,7 @@ def soak(options: argparse.Namespace, folder: Path) -> None:
     process.communicate("")
     print(f"{options.turns} turns; resident MiB after each tenth: {', '.join(f'{size:.1f}' for size in sizes)}")
     print(f"growth from the first tenth to the last: {sizes[-1] - sizes[0]:+.1f} MiB")
+    return sizes[-1] - sizes[0]
 
 
 def main() -> None:

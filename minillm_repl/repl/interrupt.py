@@ -75,10 +75,22 @@ def told_to_end() -> Iterator[Callable[[], int]]:
         yield lambda: 0  # signals reach only the main thread
         return
     with ExitStack() as stack:
-        for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):  # Windows has no SIGHUP
-                stack.enter_context(_handling(note, getattr(signal, name)))
+        for number in _ends():
+            stack.enter_context(_handling(note, number))
         yield lambda: came
+
+
+@contextmanager
+def leaving_when_told() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP leave by the usual way out, on which the terminal gets its settings back."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    with ExitStack() as stack:
+        for number in _ends():
+            stack.enter_context(_handling(leave, number))
+        yield
 
 
 @contextmanager
@@ -103,6 +115,10 @@ class Between:
         """Tell whether it was pressed since this was asked the last time."""
         pressed, self._pressed = self._pressed, False
         return pressed
+
+
+def _ends() -> list[int]:
+    return [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Ctrl-C as a question that is asked between two steps."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -82,15 +83,23 @@ def told_to_end() -> Iterator[Callable[[], int]]:
 
 @contextmanager
 def leaving_when_told() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP leave by the usual way out, on which the terminal gets its settings back."""
+    """Let SIGTERM and SIGHUP end the program once all is put back: the terminal's settings."""
+    came = 0
 
     def leave(number: int, _frame: FrameType | None) -> None:
+        nonlocal came
+        came = number
         raise SystemExit(128 + number)
 
-    with ExitStack() as stack:
-        for number in _ends():
-            stack.enter_context(_handling(leave, number))
-        yield
+    try:
+        with ExitStack() as stack:
+            for number in _ends():
+                stack.enter_context(_handling(leave, number))
+            yield
+    finally:
+        if came:
+            signal.signal(came, signal.SIG_DFL)
+            os.kill(os.getpid(), came)  # whoever sent it sees that it has worked
 
 
 @contextmanager
@@ -118,7 +127,9 @@ class Between:
 
 
 def _ends() -> list[int]:
-    return [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+    """Return the signals that mean the end here: under nohup and the like, SIGHUP does not."""
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # not on Windows
+    return [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextmanager

@@ -23,7 +23,7 @@ def run_interactive(shell: Shell, history: Path | None) -> int:
     prompt = PromptLine(shell, open_history(history), colors, lambda: screen.note(_HOW_TO_LEAVE))
     # The model is opened once the prompt can take keys: nobody waits for what they do not need yet.
     begin: Callable[[], None] | None = partial(session.start_loading, prompt.redraw)
-    with typing_ahead(), leaving_when_told(), between() as presses:
+    with leaving_when_told(), typing_ahead(), between() as presses:
         while True:
             try:
                 presses.taken()

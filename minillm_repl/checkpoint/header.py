@@ -20,7 +20,7 @@ FORMAT, VERSION = "minillm", 1
 
 LONGEST_HEADER = 16 << 20  # bytes; a checkpoint with 10,000 tensors and a vocabulary of 100,000 needs a tenth of it
 _MOST_PARTS = 5_000_000  # of a JSON text; tokenizer.json of the largest vocabularies has 2 million
-_MOST_HEADER_PARTS = 200_000  # 25,000 tensors
+_MOST_HEADER_PARTS = 100_000  # 12,000 tensors
 _MOST_DIMENSIONS, _DEEPEST = 8, 64
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # never fails, or many would take for ever

@@ -9,6 +9,7 @@ import tempfile
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from minillm_repl.checkpoint.header import parse_json
 from minillm_repl.cli import make_parser
 from minillm_repl.configuration import Launch, read_configuration
+from minillm_repl.engine.options import Sampling
+from minillm_repl.engine.sampling import log_softmax, process
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import config_from_json
 from minillm_repl.repl.blocks import joined, open_block
@@ -157,6 +160,26 @@ def test_neutral_text_is_neutral_split_anywhere_and_stays_so(one, other):
     assert safe(safe(one)) == safe(one)
     assert all(unicodedata.category(c) not in {"Cc", "Cs"} for c in safe(one) if c != "\n")
     safe(one).encode()
+
+
+SAMPLING = st.builds(
+    Sampling,
+    temp=st.sampled_from([0, 1e-8, 0.5, 1, 1e8]) | st.floats(0, 1e8),
+    top_k=st.integers(0, 9),
+    top_p=st.sampled_from([1e-6, 1.0]) | st.floats(1e-6, 1),
+    min_p=st.floats(0, 1),
+    repeat_penalty=st.floats(0.1, 10),
+)
+
+
+@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=9), SAMPLING)
+def test_the_likeliest_is_never_cut_and_what_is_left_is_a_distribution(logits, sampling):
+    scores = process(np.asarray(logits, np.float32), sampling, [])
+    probabilities = np.exp(log_softmax(scores))
+    assert np.isfinite(probabilities).all()
+    assert probabilities.sum() == pytest.approx(1)
+    likeliest = np.asarray(logits, np.float32) == max(np.asarray(logits, np.float32))  # or several
+    assert probabilities[likeliest].max() == pytest.approx(probabilities.max(), rel=1e-6)
 
 
 @given(st.binary(max_size=20))

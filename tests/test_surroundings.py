@@ -116,6 +116,39 @@ def test_two_visits_keep_one_history(visit, tmp_path):  # noqa: F811
     third.wait_for(lambda terminal: terminal.line.startswith(">>> :tokens"))
 
 
+def test_where_memory_runs_out_that_is_told_and_the_visit_goes_on(tmp_path):
+    import resource
+
+    (tmp_path / "text.txt").write_text("날씨가 좋다. " * 500, encoding="utf-8")
+    script = ":temp 0\n:max-tokens 4\n:train text.txt new layers=2 width=32768 heads=4 steps=2\n날씨\n"
+    command = [sys.executable, "-m", "minillm_repl"]
+    done = subprocess.run(
+        command,
+        input=script.encode(),
+        capture_output=True,
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30)),
+        check=False,
+    )
+    assert done.returncode == 1
+    assert (
+        "error: there is not enough memory for this: a smaller model, batch or context needs less"
+        in done.stderr.decode()
+    )
+    assert "날씨가 좋다" in done.stdout.decode()
+
+
+def test_a_text_of_one_character_is_learnt_and_goes_on_for_ever(tmp_path):
+    (tmp_path / "one.txt").write_text("가" * 500, encoding="utf-8")
+    script = (
+        ":train one.txt new steps=3\n:temp 1e-8\n:max-tokens 5\n가\n:temp 1e8\n:min-p 1\n:top-p 0.0001\n:top-k 1\n가\n"
+    )
+    done = scripted(tmp_path, script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode().count("가" * 6) >= 2
+
+
 @pytest.mark.slow
 def test_ten_thousand_turns_take_no_more_memory_than_a_thousand(tmp_path):
     import argparse

@@ -84,10 +84,17 @@ def attempt(shell: Shell, action: Callable[[], object], *, stopped: bool = False
         return False
     except (Leave, BrokenPipeError):
         raise
-    except MemoryError:
-        shell.screen.fail("there is not enough memory for this: a smaller model, batch or context needs less")
-        return False
     except Exception as bug:  # noqa: BLE001 - the outermost boundary: what was trained or written must survive a bug
-        shell.screen.fail(f"this is a bug in minillm-repl, not your doing: {type(bug).__name__}: {bug}")
+        shell.screen.fail(
+            "there is not enough memory for this: a smaller model, batch or context needs less"
+            if _no_memory(bug)
+            else f"this is a bug in minillm-repl, not your doing: {type(bug).__name__}: {bug}"
+        )
         return False
     return True
+
+
+def _no_memory(error: Exception) -> bool:
+    """Tell whether memory ran out: torch says so in errors of its own, on the CPU only by their text."""
+    said = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said

@@ -17,6 +17,7 @@ from minillm_repl.repl.interrupt import interruptible, patiently
 from minillm_repl.training import trainer as training
 from minillm_repl.training.batches import Part
 from minillm_repl.training.plan import TrainPlan
+from minillm_repl.training.stopping import Interrupted
 from tests import reliability
 from tests.small import random_checkpoint
 from tests.test_terminal import cache, models, visit  # noqa: F401 - fixtures
@@ -78,6 +79,7 @@ def test_a_save_that_is_stopped_changes_nothing(tmp_path):
 def trainers(monkeypatch):
     """Makes trainers of one and the same run, whose model counts as large."""
     monkeypatch.setattr(training, "_WORK_AT_ONCE", 0)
+    monkeypatch.setattr(training, "_WORTH_ASKING", 0)
     plan = TrainPlan(steps=9, batch=4, context=8, lr=0.01, precision="float32", optimizer="adamw", dropout=0.1)
     ids = np.random.default_rng(0).integers(0, 11, 400).astype(np.uint16)
 
@@ -99,7 +101,7 @@ def test_a_step_of_a_large_model_that_is_stopped_half_way_leaves_no_trace(asked,
         trainer.step()
         if stopped:
             answers = iter([False] * (asked - 1) + [True])
-            with pytest.raises(training.Interrupted):
+            with pytest.raises(Interrupted):
                 trainer.step(lambda answers=answers: next(answers))
             assert trainer.state.step == 1
             assert not any(block._forward_hooks for block in trainer.model.blocks)
@@ -112,7 +114,7 @@ def test_a_step_of_a_large_model_that_is_stopped_half_way_leaves_no_trace(asked,
 
 def test_a_measurement_is_stopped_between_two_groups_of_windows(trainers):
     trainer, asked = trainers(), []
-    with pytest.raises(training.Interrupted):
+    with pytest.raises(Interrupted):
         trainer.mean_loss(trainer.train, trainer.train.even(400), lambda: len(asked) > 3 or asked.append(1))
     assert len(asked) == 4
     assert np.isfinite(trainer.mean_loss(trainer.train, trainer.train.even(400)))

@@ -8,6 +8,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from minillm_repl.training.stopping import Interrupted
 from minillm_repl.training.trainer import Trainer
 
 # Multiplications a step, below which a second thread is no faster on a quiet machine, and far slower on a busy one.
@@ -59,6 +60,8 @@ def _seconds(trainer: Trainer, count: int, precision: str, interrupted: Callable
     with threads(count):
         trainer.plan = replace(plan, precision=precision)
         for _ in range(_TRIALS):
+            if interrupted():
+                raise Interrupted
             begun = perf_counter()
             trainer.model.train()
             with trainer.stopping(interrupted):

@@ -29,8 +29,9 @@ from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.processes import Processes, whole
 from minillm_repl.training.quickest import quickest, threads
 from minillm_repl.training.settle import new_config, pick_preset, settle_further, settle_loop, settle_new
+from minillm_repl.training.stopping import STOPPED_EARLY, Interrupted
 from minillm_repl.training.tokens import Tokens, cache_folder, tokenise
-from minillm_repl.training.trainer import STOPPED_EARLY, Interrupted, Trainer
+from minillm_repl.training.trainer import Trainer
 from minillm_repl.training.vocabulary import make_tokenizer
 
 _HELD_OUT = 10  # one part in so many, the last, is only measured on

@@ -7,7 +7,7 @@ Muon (Jordan et al. 2024, torch's own) reaches the same loss as AdamW in a fract
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
@@ -25,14 +25,15 @@ from minillm_repl.training.batches import IGNORED, Part
 from minillm_repl.training.events import Evaluated, Finished, Reason, Saved, TrainEvent, TrainStep
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.processes import Processes, whole
+from minillm_repl.training.stopping import STOPPED_EARLY, Interrupted, stopping
 
 _AT_ONCE = 16_384  # tokens of a measurement that are read together,
 _WORK_AT_ONCE = 20_000_000_000  # and fewer of a large model: so many multiplications, a fraction of a second
+_WORTH_ASKING = 2_000_000_000  # multiplications a step, from which on each of its blocks asks whether to stop
 _LEAST_MEASURED = 8_192  # tokens: a measurement on the way shows no less, where there are so many
 _LEAST_AT_LAST = 1 << 17  # tokens: of the weights that are kept
 _MEASURING = 0.15  # of the work of training, at most, above that
 _POINTS = 200  # on a recorded loss curve
-STOPPED_EARLY = "stopped before the first step: nothing was changed"
 
 
 @dataclass
@@ -55,10 +56,6 @@ class State:
 
 class NotANumber(Exception):  # noqa: N818 - told in the Finished event
     """The loss or a gradient is no longer a finite number."""
-
-
-class Interrupted(Exception):  # noqa: N818 - told in the Finished event
-    """The user wants no more of a measurement."""
 
 
 class Trainer:
@@ -122,7 +119,8 @@ class Trainer:
                 yield self.step(interrupted)
         except NotANumber:
             reason = "diverged"
-        except Interrupted:
+        except Interrupted:  # nothing has been changed since the last step
+            self._whole = True
             if state.measured < 0:
                 raise UserError(STOPPED_EARLY) from None
             reason = "interrupt"
@@ -170,35 +168,12 @@ class Trainer:
         self._whole = True
         return TrainStep(state.step, loss_value, lr, norm, state.tokens, state.seconds)
 
-    @contextmanager
-    def stopping(self, interrupted: Callable[[], bool]) -> Iterator[None]:
-        """Ask before and after each block of a large model whether to stop; Interrupted leaves no trace of the step."""
-        plan, hooks = self.plan, []
-        large = self.model.config.parameters * plan.batch * plan.context > _WORK_AT_ONCE
-        random = torch.get_rng_state() if plan.dropout else None
-
-        def ask(*_: Any) -> None:
-            if interrupted():
-                raise Interrupted
-
-        def ask_later(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            ask()
-            if output.requires_grad:
-                output.register_hook(ask)  # type: ignore[no-untyped-call] # on the way back
-
-        if large and self.processes.size == 1 and not plan.compile:
-            hooks = [block.register_forward_hook(ask_later) for block in self.model.blocks]
-        try:
-            yield
-        except Interrupted:
-            if random is not None:
-                torch.set_rng_state(random)
-            self.model.zero_grad()
-            self._whole = True
-            raise
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def stopping(self, interrupted: Callable[[], bool]) -> AbstractContextManager[None]:
+        """Let what computes a step be stopped half-way, if it takes long; Interrupted leaves no trace of it."""
+        plan, work = self.plan, self.model.config.parameters * self.plan.batch * self.plan.context
+        if work < _WORTH_ASKING or self.processes.size > 1 or plan.compile:
+            return nullcontext()
+        return stopping(self.model, interrupted, random=bool(plan.dropout))
 
     def _targets(self, starts: NDArray[np.int64]) -> int:
         return max(1, int((self.train.at(starts)[1] != IGNORED).sum()))

@@ -187,7 +187,7 @@ def soak(options: argparse.Namespace, folder: Path) -> float:
     assert process.stdout
     sizes = []
     for turn in range(options.turns):
-        process.stdin.write(f"날씨\n:tokens {turn}\n")
+        process.stdin.write("날씨\n:tokens 하늘이 맑고\n")
         process.stdin.flush()
         while not process.stdout.readline().endswith("bytes\n"):
             assert process.poll() is None

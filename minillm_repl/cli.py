@@ -58,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     start = parser.add_argument_group("start")
     for name, spec in specs(Launch).items():
-        _flag(start, name, spec, getattr(Launch, name))
+        _flag(start, name, spec, value_of(Launch, name))
     start.add_argument("--no-history", dest="history", action="store_const", const="off", help="keep no typed lines")
     start.add_argument("--version", action="version", version=f"minillm-repl {__version__}")
     once = parser.add_argument_group("one shot")
@@ -137,7 +137,13 @@ def _run(options: argparse.Namespace, launch: Launch, settings: Settings, traini
         screen = screen.silent()
     session = Session(
         settings,
-        Opening(launch.device, launch.dtype, launch.context, user_path(launch.vocab) if launch.vocab else None),
+        Opening(
+            launch.device,
+            launch.dtype,
+            launch.context,
+            user_path(launch.vocab) if launch.vocab else None,
+            launch.allow_nonfinite,
+        ),
         Recent(launch.recent_file),
         threads=launch.threads,
         path=find(launch.ckpt),

@@ -13,7 +13,7 @@ from minillm_repl.checkpoint.names import user_path
 from minillm_repl.errors import UserError
 from minillm_repl.repl.settings import Settings
 from minillm_repl.safetext import safe_line
-from minillm_repl.settings import change, one_of, setting, specs, whole
+from minillm_repl.settings import change, one_of, setting, specs, switch, whole
 
 _APP = "minillm-repl"
 _PREFIX = "MINILLM_"
@@ -41,6 +41,13 @@ class Launch:
         one_of("auto", "float32", "bfloat16", "float16"),
         "the kind of numbers of the weights: float32, bfloat16, float16, or auto for what is in the file",
         metavar="KIND",
+    )
+    allow_nonfinite: bool = setting(
+        False,
+        switch,
+        "open weights that hold NaN or infinite numbers, which are otherwise refused",
+        metavar="on|off",
+        words={"on": True, "off": False},
     )
     context: int = setting(
         0,
@@ -86,7 +93,7 @@ def read_configuration(path: Path) -> dict[str, str]:
     name = safe_line(str(path))
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # a home may be /dev/null
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {name}: {safe_line(str(error))}") from None

@@ -76,3 +76,38 @@ def test_a_whole_prompt_from_flag_to_text_needs_no_torch():
     assert "numba" in loaded
     assert "torch" not in loaded
     assert "prompt_toolkit" not in loaded
+
+
+BANNED = {
+    "import pickle": "TID251",
+    "from pickle import loads": "TID251",
+    "import torch\n\nmodel = torch.load('m.pt')": "TID251",
+    "import numpy as np\n\narray = np.load('a.npy')": "TID251",
+    "from jinja2 import Environment": "TID251",
+    "import jinja2\n\ntext = jinja2.Template('{{ 1 }}').render()": "TID251",
+    "from jinja2.sandbox import SandboxedEnvironment": "TID251",
+    "value = eval('1')": "S307",
+    "exec('1')": "S102",
+}
+
+
+@pytest.mark.parametrize("code", BANNED)
+def test_the_linter_keeps_out_what_runs_what_a_file_says(code):
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--output-format=concise",
+        "--stdin-filename",
+        "minillm_repl/new.py",
+        "-",
+    ]
+    done = subprocess.run(command, input=code + "\n", capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1
+    assert BANNED[code] in done.stdout
+
+
+def test_the_only_templates_run_in_the_sandbox_of_the_other_process():
+    using = {path.name for path in FILES if any(module.split(".")[0] == "jinja2" for module in imports(path))}
+    assert using == {"process.py"}

@@ -1,8 +1,10 @@
 """Saving loses nothing, and loading believes nothing."""
 
 import dataclasses
+import gzip
 import json
 import os
+import pickle
 import stat
 from pathlib import Path
 
@@ -16,8 +18,9 @@ from minillm_repl.checkpoint.checkpoint import TrainingRecord
 from minillm_repl.checkpoint.load import load, read_text
 from minillm_repl.checkpoint.names import find, is_shipped, shipped
 from minillm_repl.checkpoint.native import save
+from minillm_repl.checkpoint.save import save as save_any
 from minillm_repl.errors import UserError
-from tests.conftest import random_checkpoint
+from tests.small import random_checkpoint
 
 
 @pytest.fixture
@@ -127,14 +130,30 @@ def test_every_truncation_and_many_flipped_bytes_are_refused_or_load(saved, tmp_
 
 
 @pytest.mark.parametrize(
-    "data",
-    [b"", b"\x00" * 8, b"\xff" * 100, b"<!DOCTYPE html>" * 9, b"\x80\x04K\x01." * 9, (2**40).to_bytes(8, "little")],
+    ("data", "what"),
+    [
+        (b"", "is empty"),
+        (b"\x00" * 8, "is not a safetensors file"),
+        (b"\xff" * 100, "is not a safetensors file"),
+        ((2**40).to_bytes(8, "little"), "is not a safetensors file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a Git LFS pointer: `git lfs pull`"),
+        (b"\n<!DOCTYPE html><html>404</html>", "is a web page"),
+        (pickle.dumps({"a": 1}), "is a pickle, which can run code"),
+        (b"PK\x03\x04" + bytes(99), "is a ZIP archive, as PyTorch's own files are"),
+        (b"GGUF\x03\0\0\0" + bytes(99), "is a GGUF file"),
+        (gzip.compress(b"a"), "is compressed"),
+    ],
 )
-def test_a_file_that_is_no_checkpoint_is_refused(data, tmp_path):
-    path = tmp_path / "no.safetensors"
-    path.write_bytes(data)
-    with pytest.raises(UserError, match="not a safetensors file|not valid JSON"):
-        load(path)
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_file_of_another_kind_is_named_for_what_it_is(data, what, name, saved, tmp_path):
+    folder = tmp_path / "folder"
+    save_any(load(saved.path), folder, folder=True)
+    (folder / name).write_bytes(data)
+    if what.startswith("is not"):
+        what = what if name == "model.safetensors" else "is not"
+    with pytest.raises(UserError, match=what) as raised:
+        load(folder)
+    assert name in str(raised.value)
 
 
 def test_what_is_no_file_is_named_and_never_waited_for(tmp_path):

@@ -113,6 +113,40 @@ def test_a_wrong_folder_is_refused_in_one_clean_line(what, folder):
     assert len(str(raised.value)) < 600
 
 
+def bomb(pre_tokenizer=None, normalizer=None):
+    letters = {letter: place for place, letter in enumerate("abc !")}
+    model = {"type": "BPE", "vocab": letters, "merges": []}
+    return {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": model,
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+    }
+
+
+def split(expression):
+    return {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+
+
+BOMBS = {
+    "nested repeats": bomb(split("(a+)+$")),
+    "overlapping choices": bomb(split("(a|aa)+$")),
+    "a text that grows": bomb(normalizer={"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1_000}),
+    "a text that fills the memory": bomb(
+        normalizer={"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 5_000_000}
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BOMBS)
+def test_a_tokenizer_that_would_hang_or_swell_is_refused_before_it_is_used(what, folder, capfd):
+    (folder / "tokenizer.json").write_text(json.dumps(BOMBS[what]))
+    with pytest.raises(UserError, match="the tokenizer of .* (is refused|broke the library|took more than)"):
+        load(folder)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_refused_folder_leaves_the_model_as_it_was(folder):
     edited(folder, model_type="mamba")
     script = f":temp 0\n:load {folder}\n날씨\n"

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import safetensors.numpy
 
 from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.checkpoint import Adapter, Checkpoint
 from minillm_repl.checkpoint.header import Header, field_of
 from minillm_repl.checkpoint.native import check_replaceable
-from minillm_repl.checkpoint.recipe import Piece, Recipe
-from minillm_repl.checkpoint.weights import as_dtype, check, read_weights
+from minillm_repl.checkpoint.recipe import Piece, Reading, Recipe
+from minillm_repl.checkpoint.weights import as_dtype, check, packed, read_weights
 from minillm_repl.errors import UserError
 from minillm_repl.safetext import safe_line
 
@@ -57,7 +56,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     base = {"path": printable_path(adapter.base), "sha256": adapter.sha256}
     metadata = {"format": FORMAT, "version": _VERSION, "base": json.dumps(base, ensure_ascii=False)}
     check_replaceable(path)
-    write_atomically(path, safetensors.numpy.save(dict(adapter.tensors), metadata))
+    write_atomically(path, packed(adapter.tensors, metadata))
 
 
 def base_of(header: Header, name: str) -> Path:
@@ -97,7 +96,7 @@ def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> C
     if not layers:
         raise UserError(f"{name} is an adapter without tensors")
     recipe = Recipe(pieces)
-    arrays = read_weights(recipe, check(recipe, [header], name), name, "float32", lambda _: None)
+    arrays = read_weights(recipe, check(recipe, [header], name), name, Reading("float32"))
     merged = {tensor: array.astype(np.float32) for tensor, array in base.tensors.items()}
     for layer in layers:
         weight = merged[f"{layer}.weight"]

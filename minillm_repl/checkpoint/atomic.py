@@ -1,30 +1,44 @@
 """Replacing a file so that at every moment the old one or the new one is there, whole."""
 
+import errno
 import os
-import secrets
-import shutil
 import stat
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from minillm_repl.checkpoint.unfinished import clear_abandoned, unfinished
 from minillm_repl.errors import UserError
 from minillm_repl.safetext import safe_line
 
+_AT_ONCE = 16 << 20  # bytes that are written and synced between two looks at whether the user wants to stop
 
-def write_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
+
+def write_atomically(
+    path: Path, data: bytes, *, private: bool = False, interrupted: Callable[[], bool] = lambda: False
+) -> None:
     """Put `data` at `path`: temporary file in the same folder, fsync, rename, fsync of the folder.
 
     A link is followed and stays a link; permissions of a replaced file are kept. A new file has the user's usual
-    permissions, or is for the user alone if `private`. Raises UserError, with nothing
-    changed and nothing left behind, if the target is not a regular file or the system refuses.
+    permissions, or is for the user alone if `private`. What a save that was killed has left in the folder is removed.
+    Raises UserError, with nothing changed and nothing left behind, if the target is not a regular file, or is one that
+    is protected from writing, if the system refuses, or when interrupted.
     """
+    with told(path):
+        target = _real(path)
+        clear_abandoned(target.parent)
+        _write(target, data, 0o600 if private else 0o666, interrupted)
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turn what the system says against a save to `path` into a UserError of one line."""
     try:
-        _write(Path(os.path.realpath(path)), data, 0o600 if private else 0o666)
+        yield
     except OSError as error:
         raise UserError(f"could not save {safe_line(str(path))}: {error.strerror}; nothing was changed there") from None
     except ValueError:
-        raise UserError(f"could not save {safe_line(str(path))}: no file can have this name") from None
+        raise UserError(f"could not save {safe_line(str(path))}: nothing can have this name") from None
 
 
 def write_folder_atomically(path: Path, files: Mapping[str, bytes]) -> None:
@@ -32,52 +46,64 @@ def write_folder_atomically(path: Path, files: Mapping[str, bytes]) -> None:
 
     Raises UserError, with nothing changed, if something other than an empty folder is there or the system refuses.
     """
-    target = Path(os.path.realpath(path))
-    name = safe_line(str(path))
-    try:
+    with told(path):
+        target = _real(path)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise UserError(f"{name} is there and is not an empty folder; save under another name")
-        temporary = target.parent / f".minillm-{secrets.token_hex(8)}.tmp"
-        temporary.mkdir()
-        try:
+            raise UserError(f"{safe_line(str(path))} is there and is not an empty folder; save under another name")
+        clear_abandoned(target.parent)
+        with unfinished(target.parent, Path.mkdir) as temporary:
             for file, data in files.items():
                 _write(temporary / file, data)
             temporary.rename(target)  # over an empty folder too
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         _sync(target.parent)
-    except OSError as error:
-        raise UserError(f"could not save {name}: {error.strerror}; nothing was changed there") from None
-    except ValueError:
-        raise UserError(f"could not save {name}: no folder can have this name") from None
 
 
-def _write(target: Path, data: bytes, mode: int = 0o666) -> None:  # less the umask
-    if target.exists():
-        status = target.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{safe_line(str(target))} is there and is not a regular file; save under another name")
-        mode = stat.S_IMODE(status.st_mode)
-    temporary = target.parent / f".minillm-{secrets.token_hex(8)}.tmp"
+def _real(path: Path) -> Path:
+    """Return where a path leads, all links followed; the last may lead to what is not there yet. Raises OSError."""
     try:
-        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            if target.exists():
+        return path.resolve(strict=True)
+    except RuntimeError:  # how pathlib says that links lead in a circle
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
+    except FileNotFoundError:
+        return path.resolve()
+
+
+def _write(
+    target: Path,
+    data: bytes,
+    mode: int = 0o666,  # less the umask
+    interrupted: Callable[[], bool] = lambda: False,
+) -> None:
+    replaced = target.stat() if target.exists() else None
+    if replaced and not stat.S_ISREG(replaced.st_mode):
+        raise UserError(f"{safe_line(str(target))} is there and is not a regular file; save under another name")
+    if replaced and not os.access(target, os.W_OK):  # the folder would let us, but somebody has protected the file
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    if replaced:
+        mode = stat.S_IMODE(replaced.st_mode)
+    with unfinished(target.parent, lambda path: path.touch(mode, exist_ok=False)) as temporary:
+        with temporary.open("wb") as file:
+            if replaced:
+                if hasattr(os, "chown"):
+                    with suppress(OSError):  # only the administrator can give a file to somebody
+                        os.chown(temporary, replaced.st_uid, replaced.st_gid)
                 temporary.chmod(mode)  # the umask may have taken some away
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            for start in range(0, max(1, len(data)), _AT_ONCE):  # a disk may take long over all of it
+                if interrupted():
+                    raise UserError(f"stopped: {safe_line(str(target))} was not saved, and nothing was changed there")
+                file.write(memoryview(data)[start : start + _AT_ONCE])
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
     _sync(target.parent)
 
 
 def _sync(folder: Path) -> None:
-    """Make what was renamed in a folder last."""
+    """Make what was renamed in a folder last. It is in its place by now: what cannot be synced is no failure."""
     if hasattr(os, "O_DIRECTORY"):  # Windows has no way to sync a folder
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            with suppress(OSError):  # some network file systems cannot; the file is in its place by now
+        with suppress(OSError):  # nor have some network file systems
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
                 os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            finally:
+                os.close(descriptor)

@@ -7,7 +7,7 @@ import numpy as np
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.header import Header
-from minillm_repl.checkpoint.recipe import AS_IS, Layout, Piece, Progress, Recipe
+from minillm_repl.checkpoint.recipe import AS_IS, Layout, Piece, Reading, Recipe
 from minillm_repl.checkpoint.weights import check, read_weights
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import GPTConfig
@@ -23,7 +23,7 @@ def recognises(header: Header) -> bool:
     return "blocks.0.attention.heads.0.query.weight" in header.tensors
 
 
-def checkpoint(header: Header, vocabulary: Tokenizer | None, name: str, dtype: str, progress: Progress) -> Checkpoint:
+def checkpoint(header: Header, vocabulary: Tokenizer | None, name: str, how: Reading) -> Checkpoint:
     """Make a checkpoint of it: sizes from the shapes, heads fused, the note's attention scale folded into the queries.
 
     Without a vocabulary, tokens are shown as numbers. Raises UserError if the tensors are not the note's.
@@ -34,19 +34,20 @@ def checkpoint(header: Header, vocabulary: Tokenizer | None, name: str, dtype: s
             f"{name} was trained on {config.vocab} different characters, but the vocabulary text has {vocabulary.size}"
         )
     recipe = Recipe(dict(_pieces(config)), re.compile(r"\.tril$"))  # the causal mask
-    tensors = read_weights(recipe, check(recipe, [header], name), name, dtype, progress)
+    tensors = read_weights(recipe, check(recipe, [header], name), name, how)
     return Checkpoint(config, vocabulary or IdTokenizer(config.vocab), tensors, path=header.path)
 
 
 def _sizes(header: Header, name: str) -> GPTConfig:
     places = [match for match in map(_HEAD.fullmatch, header.tensors) if match]
     tables = [header.tensors.get(f"{table}_embedding.weight") for table in ("token", "position")]
-    tables = [header.tensors.get(f"{table}_embedding.weight") for table in ("token", "position")]
     shapes = [entry.shape if entry else () for entry in tables]
     if any(len(shape) != 2 for shape in shapes):
         raise UserError(f"{name} lacks a token_embedding.weight and a position_embedding.weight with two dimensions")
     (vocab, width), (context, _) = shapes
     layers, heads = (1 + max(int(match[group]) for match in places) for group in (1, 2))
+    if len(places) != layers * heads:  # one name can claim a thousand layers of a thousand heads
+        raise UserError(f"{name} has queries for {len(places):,} heads, not for {layers:,} layers of {heads:,}")
     try:
         return GPTConfig(vocab, context, width, layers, heads)
     except UserError as error:

@@ -10,13 +10,14 @@ from typing import Any
 from minillm_repl.checkpoint.families import family_called
 from minillm_repl.checkpoint.family import Family
 from minillm_repl.checkpoint.header import Header, open_regular, parse_json, read_header
+from minillm_repl.checkpoint.kinds import HEAD, kind_of
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "consolidated.00.pth")
-_LARGEST_JSON = 256 << 20  # bytes; the largest tokenizer.json of known models has 34 million
+_LARGEST_JSON = 64 << 20  # bytes; the largest tokenizer.json of known models has 34 million
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Folder:
                 raise UserError(f"{safe_line(str(path))} is larger than {_LARGEST_JSON >> 20} MiB")
             return data.decode()
         except UnicodeDecodeError:
-            raise UserError(f"{safe_line(str(path))} is not UTF-8 text") from None
+            raise UserError(f"{safe_line(str(path))} is {kind_of(data[:HEAD]) or 'not UTF-8 text'}") from None
 
     @cached_property
     def config_fields(self) -> Mapping[str, Any]:

@@ -7,18 +7,24 @@ import os
 import re
 import stat
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from minillm_repl.checkpoint.kinds import HEAD, kind_of
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import AnyConfig, config_from_json
 from minillm_repl.safetext import safe_line
 
 FORMAT, VERSION = "minillm", 1
 
-_LONGEST_HEADER = 16 << 20  # bytes; a checkpoint with 10,000 tensors and a vocabulary of 100,000 needs a tenth of it
+LONGEST_HEADER = 16 << 20  # bytes; a checkpoint with 10,000 tensors and a vocabulary of 100,000 needs a tenth of it
+_MOST_PARTS = 5_000_000  # of a JSON text; tokenizer.json of the largest vocabularies has 2 million
+_MOST_HEADER_PARTS = 100_000  # 12,000 tensors
+_MOST_DIMENSIONS, _DEEPEST = 8, 64
 
-
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # never fails, or many would take for ever
+_BRACKET = re.compile(r"[\[\]{}]")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BYTES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
@@ -54,7 +60,7 @@ class Header:
 def read_header(path: Path) -> Header:
     """Read only the header of a safetensors file. Raises UserError naming the file."""
     with open_regular(path) as file:
-        return _read_header(file, path)
+        return header_in(file, path)
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -64,6 +70,8 @@ def open_regular(path: Path) -> BinaryIO:
         # Not blocking, or a FIFO without a writer would hang us before we can see that it is one.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and path.is_symlink():
+            raise UserError(f"{name} is a link to {safe_line(str(path.readlink())):.200}, which is not there") from None
         raise UserError(f"cannot open {name}: {error.strerror}") from None
     except ValueError:
         raise UserError(f"cannot open {name}: no file can have this name") from None
@@ -102,14 +110,22 @@ def field_of(header: Header, field: str, name: str) -> Any:
     return parse_json(header.metadata[field], f"{field!r} in the metadata of {name}")
 
 
-def _read_header(file: BinaryIO, path: Path) -> Header:
+def header_in(file: BinaryIO, path: Path) -> Header:
+    """Read the header of an open file, which `path` only names. Raises UserError."""
     name = safe_line(str(path))
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
-    length = int.from_bytes(file.read(8), "little")
-    if size < 10 or length > min(size - 8, _LONGEST_HEADER):
-        raise UserError(f"{name} is not a safetensors file: a header of {length:,} bytes in a file of {size:,}")
-    data = parse_json(file.read(length), f"the header of {name}")
+    head = file.read(HEAD)
+    length = int.from_bytes(head[:8], "little")
+    if length > min(size - 8, LONGEST_HEADER) or head[8:9] != b"{":
+        kind = kind_of(head)
+        raise UserError(
+            f"{name} is {kind}"
+            if kind
+            else f"{name} is not a safetensors file: a header of {length:,} bytes in a file of {size:,}"
+        )
+    file.seek(8)
+    data = parse_json(file.read(length), f"the header of {name}", _MOST_HEADER_PARTS)
     if not isinstance(data, dict):
         raise UserError(f"the header of {name} is not a JSON object")
     metadata = data.pop("__metadata__", {})
@@ -123,7 +139,10 @@ def _read_header(file: BinaryIO, path: Path) -> Header:
 def _entry(tensor: str, described: Any, data: int, name: str) -> Entry:
     match described:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(stop)]} if (
-            dtype in _BYTES and all(type(n) is int and n >= 0 for n in (*shape, start, stop))
+            dtype in _BYTES
+            and len(shape) <= _MOST_DIMENSIONS
+            and len(described) == 3
+            and all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, stop))
         ):
             entry = Entry(dtype, tuple(shape), data + start)
             if entry.nbytes == stop - start:
@@ -141,20 +160,36 @@ def _check_places(entries: list[Entry], start: int, size: int, name: str) -> Non
         raise UserError(f"{name} has {size:,} bytes, but its tensors need {start:,}: it was cut short, or more follows")
 
 
-def parse_json(data: bytes | str, what: str) -> Any:
-    """Parse JSON strictly: no duplicate keys, no NaN, no lone surrogates, no bottomless nesting.
+def parse_json(data: bytes | str, what: str, most: int = _MOST_PARTS) -> Any:
+    """Parse JSON strictly: no duplicate keys, no NaN, no lone surrogates, no bottomless nesting, at most so many parts.
 
     Raises UserError naming `what`.
     """
     try:
         text = data.decode() if isinstance(data, bytes) else data
+    except UnicodeDecodeError:
+        raise UserError(f"{what} is not valid JSON: it is not UTF-8") from None
+    try:
+        _check_extent(text, most)
         value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
         if _SURROGATE.search(text):  # as a pair it is a character; alone it cannot be encoded
             json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else safe_line(str(error))
-        raise UserError(f"{what} is not valid JSON: {reason:.120}") from None
+    except ValueError as error:
+        kind = kind_of(text[:HEAD].encode("utf-8", "replace"))
+        raise UserError(f"{what} is {kind or f'not valid JSON: {safe_line(str(error)):.120}'}") from None
     return value
+
+
+def _check_extent(text: str, most: int) -> None:
+    """Raise ValueError if a JSON text has too many parts, or too deep ones: each takes far more memory than text."""
+    bare = _STRING.sub("", text)
+    opened = bare.count("[") + bare.count("{")
+    if opened + bare.count(",") > most:
+        raise ValueError(f"it has more than {most:,} parts")
+    if opened > _DEEPEST:
+        depths = accumulate(1 if bracket[0] in "[{" else -1 for bracket in _BRACKET.finditer(bare))
+        if any(depth > _DEEPEST for depth in depths):
+            raise ValueError("nested too deeply")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

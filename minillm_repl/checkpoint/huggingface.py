@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from minillm_repl.checkpoint.atomic import write_atomically, write_folder_atomically
 from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
 from minillm_repl.checkpoint.families import family_of
 from minillm_repl.checkpoint.folder import CONFIG, WEIGHTS, Folder
 from minillm_repl.checkpoint.gpt_families import GPT2
-from minillm_repl.checkpoint.recipe import Progress
-from minillm_repl.checkpoint.weights import Array, Tensors, check, read_weights, taken_apart
+from minillm_repl.checkpoint.recipe import Reading
+from minillm_repl.checkpoint.weights import Array, Tensors, check, packed, read_weights, taken_apart
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import AnyConfig, GPTConfig
 from minillm_repl.safetext import safe_line
@@ -27,7 +26,7 @@ _TOKENIZER, _TEMPLATE = "tokenizer.json", "chat_template.jinja"
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
-def checkpoint(folder: Folder, dtype: str, progress: Progress) -> Checkpoint:
+def checkpoint(folder: Folder, how: Reading) -> Checkpoint:
     """Read a folder. Raises UserError naming what is missing, wrong, or not supported."""
     family, config = folder.family, folder.config
     headers = folder.headers()
@@ -39,7 +38,7 @@ def checkpoint(folder: Folder, dtype: str, progress: Progress) -> Checkpoint:
     roles = _roles(folder, settings)
     tokenizer = _tokenizer(folder, config, settings, roles)
     chat, end = _chat(folder, settings, roles), _end(folder, config, tokenizer, roles)
-    tensors = read_weights(recipe, found, folder.name, dtype, progress)
+    tensors = read_weights(recipe, found, folder.name, how)
     return Checkpoint(config, tokenizer, tensors, path=folder.path, chat=chat, end=end)
 
 
@@ -134,7 +133,7 @@ def save(checkpoint: Checkpoint, path: Path) -> Checkpoint:
         "generation_config.json": _json({"eos_token_id": list(checkpoint.end) or None}),
         **_tokenizer_files(checkpoint),
     }
-    weights = safetensors.numpy.save(taken_apart(family.recipe(config), tensors), {"format": "pt"})
+    weights = packed(taken_apart(family.recipe(config), tensors), {"format": "pt"})
     if (path / CONFIG).exists():
         if Folder(path).text(CONFIG) != files[CONFIG].decode():
             raise UserError(f"{safe_line(str(path))} holds another model; save under another name")

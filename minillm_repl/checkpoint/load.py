@@ -8,7 +8,7 @@ from minillm_repl.checkpoint import adapter, bare, huggingface, native
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.folder import folder_at
 from minillm_repl.checkpoint.header import FORMAT, is_native, open_regular, read_header
-from minillm_repl.checkpoint.recipe import Progress
+from minillm_repl.checkpoint.recipe import Progress, Reading
 from minillm_repl.errors import UserError
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Tokenizer
@@ -16,35 +16,40 @@ from minillm_repl.tokenizer.character import CharacterTokenizer
 
 
 def load(
-    path: Path, vocabulary: Tokenizer | None = None, dtype: str = "auto", progress: Progress = lambda _: None
+    path: Path,
+    vocabulary: Tokenizer | None = None,
+    dtype: str = "auto",
+    progress: Progress = lambda _: None,
+    *,
+    nonfinite: bool = False,
 ) -> Checkpoint:
     """Read a native checkpoint, a Hugging Face folder or a file in one, or the bare state dict of the note's program.
 
     `vocabulary` serves a file that has none of its own; `dtype` is float32, bfloat16, float16, or auto for what is in
-    the file. Raises UserError that names the file, what was expected and what was found; nothing in it is trusted, and
-    nothing in it is run.
+    the file; `nonfinite` takes weights that are infinite or no numbers too. Raises UserError that names the file, what
+    was expected and what was found; nothing in it is trusted, and nothing in it is run.
     """
-    checkpoint = _load(path, vocabulary, dtype, progress)
+    checkpoint = _load(path, vocabulary, Reading(dtype, nonfinite, progress))
     return dataclasses.replace(checkpoint, on_disk=dtype in ("auto", "float32"))
 
 
-def _load(path: Path, vocabulary: Tokenizer | None, dtype: str, progress: Progress) -> Checkpoint:
+def _load(path: Path, vocabulary: Tokenizer | None, how: Reading) -> Checkpoint:
     name = safe_line(str(path))
     folder = folder_at(path)
     if folder is not None and os.path.isdir(path):  # noqa: PTH112 - Path's own raises for a name that is too long
-        return huggingface.checkpoint(folder, dtype, progress)
+        return huggingface.checkpoint(folder, how)
     header = read_header(path)
     if is_native(header):
-        return native.checkpoint(header, name, dtype, progress)
+        return native.checkpoint(header, name, how)
     if adapter.is_adapter(header):
         base = adapter.base_of(header, name)
         if not base.is_dir() and adapter.is_adapter(read_header(base)):
             raise UserError(f"{name} is an adapter for another adapter, {safe_line(str(base))}, not for a model")
-        return adapter.merge(header, load(base, vocabulary, "auto", progress), name, dtype)
+        return adapter.merge(header, load(base, vocabulary, "auto", how.progress), name, how.dtype)
     if bare.recognises(header):
-        return bare.checkpoint(header, vocabulary, name, dtype, progress)
+        return bare.checkpoint(header, vocabulary, name, how)
     if folder is not None:
-        return huggingface.checkpoint(folder, dtype, progress)
+        return huggingface.checkpoint(folder, how)
     raise UserError(
         f"{name} holds neither a minillm checkpoint (metadata format = {FORMAT}) nor the study note's state"
         f" dict (tensors blocks.0.attention.heads.0.…), and no config.json lies beside it; its first tensors of"

@@ -54,7 +54,7 @@ def title(path: Path) -> str:
     name = _CACHED.fullmatch(folder.parent.parent.name) if folder.parent.name == "snapshots" else None
     if name:
         return f"{name['owner']}/{name['model']}"
-    return folder.stem if folder.suffix == SUFFIX else folder.resolve().name
+    return folder.stem if folder.suffix == SUFFIX else _real(folder).name
 
 
 def user_path(text: str) -> Path:
@@ -71,4 +71,12 @@ def there(path: Path) -> bool:
 
 def is_shipped(path: Path | None) -> bool:
     """Tell whether a path lies in the folder of the shipped checkpoints, which is not the user's to overwrite."""
-    return path is not None and path.resolve().parent == shipped_folder()
+    return path is not None and _real(path).parent == shipped_folder()
+
+
+def _real(path: Path) -> Path:
+    """Return a path without links, or as it is if no file can have its name."""
+    try:
+        return Path(os.path.realpath(path))  # Path's own raises for links that go in a circle
+    except ValueError:
+        return path

@@ -3,26 +3,25 @@
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import safetensors.numpy
-
 from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint, TrainingRecord
-from minillm_repl.checkpoint.header import FORMAT, VERSION, Header, config_of, field_of, read_header
-from minillm_repl.checkpoint.recipe import Piece, Progress, Recipe
-from minillm_repl.checkpoint.weights import check, read_weights
+from minillm_repl.checkpoint.header import FORMAT, VERSION, Header, config_of, field_of, header_in, open_regular
+from minillm_repl.checkpoint.recipe import Piece, Reading, Recipe
+from minillm_repl.checkpoint.weights import check, packed, read_weights
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.read import tokenizer_from_json
 
 
-def save(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+def save(checkpoint: Checkpoint, path: Path, interrupted: Callable[[], bool] = lambda: False) -> Checkpoint:
     """Write the checkpoint to `path`, atomically, and return it as the one that lies there. Raises UserError."""
     check_replaceable(path)
-    write_atomically(path, safetensors.numpy.save(dict(checkpoint.tensors), described(checkpoint)))
+    write_atomically(path, packed(checkpoint.tensors, described(checkpoint)), interrupted=interrupted)
     return dataclasses.replace(checkpoint, path=path, on_disk=True)
 
 
@@ -46,15 +45,15 @@ def described(checkpoint: Checkpoint) -> dict[str, str]:
 def check_replaceable(path: Path) -> None:
     """Raise UserError if something lies at `path` that is no safetensors file: a corpus, say."""
     if os.path.isfile(path) and path.stat().st_size:  # noqa: PTH113 - Path's own raises for a name that is too long
-        try:
-            read_header(path)
-        except UserError:
-            raise UserError(
-                f"{safe_line(str(path))} is there and is not a checkpoint; save under another name"
-            ) from None
+        with open_regular(path) as file:
+            try:
+                header_in(file, path)
+            except UserError:
+                named = safe_line(str(path))
+                raise UserError(f"{named} is there and is not a checkpoint; save under another name") from None
 
 
-def checkpoint(header: Header, name: str, dtype: str, progress: Progress) -> Checkpoint:
+def checkpoint(header: Header, name: str, how: Reading) -> Checkpoint:
     """Read a checkpoint once its header is known to describe one.
 
     Raises UserError that says what was expected and what was found.
@@ -62,7 +61,7 @@ def checkpoint(header: Header, name: str, dtype: str, progress: Progress) -> Che
     described = description(header, name)
     recipe = Recipe({tensor: (Piece(tensor, shape),) for tensor, shape in described.config.shapes()})
     found = check(recipe, [header], name)
-    return dataclasses.replace(described, tensors=read_weights(recipe, found, name, dtype, progress))
+    return dataclasses.replace(described, tensors=read_weights(recipe, found, name, how))
 
 
 def description(header: Header, name: str) -> Checkpoint:

@@ -9,6 +9,15 @@ Progress = Callable[[float], None]
 """Is told the share that is done, from 0 to 1."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How weights are wanted: as which numbers, whether any that are not finite are taken, and who is told."""
+
+    dtype: str = "auto"  # float32, bfloat16, float16, or that of the file
+    nonfinite: bool = False
+    progress: Progress = lambda _: None
+
+
 def same(array: Any) -> Any:
     """Change nothing."""
     return array

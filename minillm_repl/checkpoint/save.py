@@ -1,16 +1,21 @@
 """The one place that saves a checkpoint, whatever its kind."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from minillm_repl.checkpoint import huggingface, native
+from minillm_repl.checkpoint.atomic import told
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 
 
-def save(checkpoint: Checkpoint, path: Path, *, folder: bool = False) -> Checkpoint:
+def save(
+    checkpoint: Checkpoint, path: Path, *, folder: bool = False, interrupted: Callable[[], bool] = lambda: False
+) -> Checkpoint:
     """Write a native file, or with `folder`, or where one is, a Hugging Face folder; return what lies there.
 
-    Raises UserError, with what was there before as it was.
+    Raises UserError, with what was there before as it was; a file also when interrupted.
     """
-    if folder or path.is_dir():
-        return huggingface.save(checkpoint, path)
-    return native.save(checkpoint, path)
+    with told(path):
+        if folder or path.is_dir():
+            return huggingface.save(checkpoint, path)
+        return native.save(checkpoint, path, interrupted)

@@ -4,6 +4,7 @@ The library's own reader keeps the file mapped, and a mapped file that is cut sh
 strictly read header (header.py) says where each tensor lies, and its bytes are read there and nowhere else.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
+import safetensors.numpy
 from numpy.typing import NDArray
 
-from minillm_repl.checkpoint.header import Entry, Header, open_regular
-from minillm_repl.checkpoint.recipe import AS_IS, Piece, Progress, Recipe
+from minillm_repl.checkpoint.header import LONGEST_HEADER, Entry, Header, open_regular
+from minillm_repl.checkpoint.memory import check_room
+from minillm_repl.checkpoint.recipe import AS_IS, Piece, Reading, Recipe
 from minillm_repl.errors import UserError
 from minillm_repl.safetext import safe_line
 
@@ -55,16 +58,16 @@ def check(recipe: Recipe, headers: Iterable[Header], name: str) -> dict[str, tup
     return {tensor: found[tensor] for tensor in needed}
 
 
-def read_weights(
-    recipe: Recipe, found: Mapping[str, tuple[Path, Entry]], name: str, dtype: str, progress: Progress
-) -> dict[str, Array]:
-    """Read all tensors of a recipe, as `dtype`: float32, bfloat16, float16, or auto for that of the file.
+def read_weights(recipe: Recipe, found: Mapping[str, tuple[Path, Entry]], name: str, how: Reading) -> dict[str, Array]:
+    """Read all tensors of a recipe.
 
-    What needs no rearranging is read in place, so that the weights are in memory once. Raises UserError if the file
-    is not what its header said, or holds numbers that are not finite.
+    What needs no rearranging is read in place, so that the weights are in memory once. Raises UserError if there is
+    not enough memory for them, before any is taken, if the file is not what its header said, or, unless they are
+    wanted, for numbers that are not finite.
     """
-    wanted = as_dtype(dtype, {entry.dtype for _, entry in found.values()})
+    wanted = as_dtype(how.dtype, {entry.dtype for _, entry in found.values()})
     total, done = sum(entry.nbytes for _, entry in found.values()), 0
+    check_room(sum(math.prod(entry.shape) for _, entry in found.values()) * wanted.itemsize, name)
     weights: dict[str, Array] = {}
     with ExitStack() as stack:
         files = {path: stack.enter_context(open_regular(path)) for path in {path for path, _ in found.values()}}
@@ -77,14 +80,15 @@ def read_weights(
                 direct = whole is not None and DTYPES[entry.dtype] == wanted
                 part = whole[row : row + piece.shape[0]] if direct else np.empty(piece.shape, DTYPES[entry.dtype])  # type: ignore[index]
                 _fill(files[path], entry, part, name)
-                _check_finite(part, piece.name, name)
+                if not how.nonfinite:
+                    _check_finite(part, piece.name, name)
                 if whole is None:
                     parts.append(piece.layout.here(part))
                 elif not direct:
                     whole[row : row + piece.shape[0]] = part
                 row += piece.shape[0]
                 done += entry.nbytes
-                progress(done / total)
+                how.progress(done / total)
             joined = whole if whole is not None else np.concatenate(parts) if len(parts) > 1 else parts[0]
             weights[tensor] = np.ascontiguousarray(joined, dtype=wanted)
     return weights
@@ -119,7 +123,18 @@ def _check_finite(array: Array, tensor: str, name: str) -> None:
     flat = array.reshape(-1)
     for start in range(0, flat.size, _AT_ONCE):
         if not np.isfinite(flat[start : start + _AT_ONCE]).all():
-            raise UserError(f"{name} is damaged: {safe_line(tensor):.80} holds numbers that are not finite")
+            raise UserError(
+                f"{name} is damaged: {safe_line(tensor):.80} holds numbers that are not finite"
+                " (--allow-nonfinite opens it anyway)"
+            )
+
+
+def packed(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
+    """Return the bytes of a safetensors file. Raises UserError if its text is longer than a reader here takes."""
+    data: bytes = safetensors.numpy.save(dict(tensors), dict(metadata))
+    if int.from_bytes(data[:8], "little") > LONGEST_HEADER:
+        raise UserError("the vocabulary is too large for one file with the weights: save a folder, `:save NAME/`")
+    return data
 
 
 def taken_apart(recipe: Recipe, tensors: Tensors) -> dict[str, Array]:

@@ -31,7 +31,8 @@ def save(shell: Shell, argument: str) -> None:
     path = (user_path(argument) if folder else _named(argument)) if argument else shell.session.path
     if path is None or (not argument and is_shipped(path)):
         raise UserError(f":save needs a path, such as `:save my{SUFFIX}`")
-    shell.session.saved(save_checkpoint(model.checkpoint, path, folder=folder))
+    saved = save_checkpoint(model.checkpoint, path, folder=folder, interrupted=shell.interrupted)
+    shell.session.saved(saved)
     shell.screen.note(f"saved to {safe_line(str(path))}{'/' if folder else ''}")
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import shlex
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from platformdirs import user_state_path
 from minillm_repl.checkpoint.names import SUFFIX, there
 from minillm_repl.errors import UserError
 from minillm_repl.render.console import MODEL
-from minillm_repl.repl.interrupt import told_to_end
+from minillm_repl.repl.interrupt import patiently, told_to_end
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import samplers_text
 from minillm_repl.repl.shell import Shell
@@ -113,7 +113,7 @@ def run(shell: Shell, request: Request, *, json: bool = False) -> None:
     with told_to_end() as signalled:
         try:
             with shell.screen.waiting("getting ready to train"):  # importing torch takes a second or two
-                from minillm_repl.training.processes import joined
+                joined = patiently(_joined, lambda: shell.interrupted() or bool(signalled()))
             with joined(shell.session.opening.device) as processes:
                 _run(shell, request, lambda: shell.interrupted() or bool(signalled()), processes, json)
         except (UserError, OSError) as error:
@@ -123,6 +123,13 @@ def run(shell: Shell, request: Request, *, json: bool = False) -> None:
                 shell.screen.fail(str(error))
     if signalled():
         raise SystemExit(128 + signalled())
+
+
+def _joined() -> "Callable[[str], AbstractContextManager[Processes]]":
+    """Import all that training needs; return what joins its processes."""
+    from minillm_repl.training.processes import joined
+
+    return joined
 
 
 def _run(shell: Shell, request: Request, interrupted: Callable[[], bool], processes: "Processes", json: bool) -> None:

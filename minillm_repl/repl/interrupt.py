@@ -1,28 +1,63 @@
 """Ctrl-C as a question that is asked between two steps."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from concurrent.futures import Future, wait
+from contextlib import ExitStack, contextmanager
 from types import FrameType
+from typing import TypeVar
+
+from minillm_repl.errors import UserError
+
+ResultT = TypeVar("ResultT")
+
+_GLANCE = 0.05  # seconds between two looks at whether Ctrl-C was pressed
+_LEAVING = 3  # so many times Ctrl-C, while one thing is going on, mean the program itself
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Give a function that tells whether Ctrl-C was pressed since; a second Ctrl-C raises KeyboardInterrupt at once."""
-    pressed = False
+def interruptible(*, already: bool = False) -> Iterator[Callable[[], bool]]:
+    """Give a function that tells whether Ctrl-C was pressed since, or `already`.
+
+    A second Ctrl-C raises KeyboardInterrupt at once, and any after that SystemExit, for whatever is still in the way.
+    """
+    presses = int(already)
 
     def press(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
+        nonlocal presses
+        presses += 1
+        if presses == _LEAVING:
+            raise SystemExit(128 + signal.SIGINT)
+        if presses > 1:
             raise KeyboardInterrupt
-        pressed = True
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # signals reach only the main thread
         return
     with _handling(press):
-        yield lambda: pressed
+        yield lambda: presses > 0
+
+
+def patiently(action: Callable[[], ResultT], interrupted: Callable[[], bool]) -> ResultT:
+    """Return what `action` returns, done in a thread: what cannot be interrupted, such as an import, goes on there.
+
+    Raises what it raises, and UserError when interrupted.
+    """
+    done: Future[ResultT] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(action())
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits, not lost
+            done.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    while not wait([done], _GLANCE).done:
+        if interrupted():
+            raise UserError("stopped")
+    return done.result()
 
 
 @contextmanager
@@ -41,15 +76,60 @@ def told_to_end() -> Iterator[Callable[[], int]]:
         yield lambda: 0  # signals reach only the main thread
         return
     with ExitStack() as stack:
-        for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):  # Windows has no SIGHUP
-                stack.enter_context(_handling(note, getattr(signal, name)))
+        for number in _ends():
+            stack.enter_context(_handling(note, number))
         yield lambda: came
 
 
-def uninterrupted() -> AbstractContextManager[None]:
-    """Let a Ctrl-C that comes when nothing is going on, between an answer and the next prompt line, do nothing."""
-    return _handling(lambda _signal, _frame: None)
+@contextmanager
+def leaving_when_told() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the program once all is put back: the terminal's settings."""
+    came = 0
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        nonlocal came
+        came = number
+        raise SystemExit(128 + number)
+
+    try:
+        with ExitStack() as stack:
+            for number in _ends():
+                stack.enter_context(_handling(leave, number))
+            yield
+    finally:
+        if came:
+            signal.signal(came, signal.SIG_DFL)
+            os.kill(os.getpid(), came)  # whoever sent it sees that it has worked
+
+
+@contextmanager
+def between() -> Iterator["Between"]:
+    """Let a Ctrl-C between an answer and the next prompt line do nothing, and one after the line count for it."""
+    presses = Between()
+    with _handling(presses.press):
+        yield presses
+
+
+class Between:
+    """Whether Ctrl-C was pressed while nothing was going on."""
+
+    def __init__(self) -> None:
+        self._pressed = False
+
+    def press(self, _signal: int, _frame: FrameType | None) -> None:
+        """Note it."""
+        self._pressed = True
+
+    def taken(self) -> bool:
+        """Tell whether it was pressed since this was asked the last time."""
+        pressed, self._pressed = self._pressed, False
+        return pressed
+
+
+def _ends() -> list[int]:
+    """Return the signals that mean the end here: under nohup and the like, SIGHUP does not."""
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # not on Windows
+    return [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextmanager

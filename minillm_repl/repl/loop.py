@@ -7,7 +7,7 @@ from typing import IO
 
 from minillm_repl.errors import UserError
 from minillm_repl.repl.blocks import joined
-from minillm_repl.repl.interrupt import interruptible, uninterrupted
+from minillm_repl.repl.interrupt import between, interruptible, leaving_when_told
 from minillm_repl.repl.shell import Leave, Shell
 from minillm_repl.repl.terminal import typing_ahead
 
@@ -23,14 +23,18 @@ def run_interactive(shell: Shell, history: Path | None) -> int:
     prompt = PromptLine(shell, open_history(history), colors, lambda: screen.note(_HOW_TO_LEAVE))
     # The model is opened once the prompt can take keys: nobody waits for what they do not need yet.
     begin: Callable[[], None] | None = partial(session.start_loading, prompt.redraw)
-    with typing_ahead(), uninterrupted():
+    with leaving_when_told(), typing_ahead(), between() as presses:
         while True:
             try:
+                presses.taken()
                 line = prompt.read(begin)
+                stopped = prompt.stopped() or presses.taken()
                 if begin:
                     begin()  # a dumb terminal never tells that it has drawn
                     begin = None
-                attempt(shell, partial(shell.execute, line))
+                attempt(shell, partial(shell.execute, line), stopped=stopped)
+            except KeyboardInterrupt:  # in the moment in which prompt_toolkit hands the signal back
+                continue
             except (EOFError, Leave):
                 try:
                     session.agree_to_discard("leave")
@@ -62,10 +66,13 @@ def decoded_lines(stream: IO[bytes]) -> Iterator[str]:
             raise UserError("what was piped in is not UTF-8 text") from None
 
 
-def attempt(shell: Shell, action: Callable[[], object]) -> bool:
-    """Do something, and tell whether it worked. Raises Leave, and KeyboardInterrupt where nobody is typing."""
+def attempt(shell: Shell, action: Callable[[], object], *, stopped: bool = False) -> bool:
+    """Do something, and tell whether it worked; with `stopped` Ctrl-C was pressed before it could begin.
+
+    Raises Leave, SystemExit for a third Ctrl-C, and KeyboardInterrupt where nobody is typing.
+    """
     try:
-        with interruptible() as shell.interrupted:
+        with interruptible(already=stopped) as shell.interrupted:
             action()
     except UserError as error:
         shell.screen.fail(str(error))
@@ -77,10 +84,17 @@ def attempt(shell: Shell, action: Callable[[], object]) -> bool:
         return False
     except (Leave, BrokenPipeError):
         raise
-    except MemoryError:
-        shell.screen.fail("there is not enough memory for this: a smaller model, batch or context needs less")
-        return False
     except Exception as bug:  # noqa: BLE001 - the outermost boundary: what was trained or written must survive a bug
-        shell.screen.fail(f"this is a bug in minillm-repl, not your doing: {type(bug).__name__}: {bug}")
+        shell.screen.fail(
+            "there is not enough memory for this: a smaller model, batch or context needs less"
+            if _no_memory(bug)
+            else f"this is a bug in minillm-repl, not your doing: {type(bug).__name__}: {bug}"
+        )
         return False
     return True
+
+
+def _no_memory(error: Exception) -> bool:
+    """Tell whether memory ran out: torch says so in errors of its own, on the CPU only by their text."""
+    said = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said

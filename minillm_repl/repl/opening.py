@@ -77,13 +77,14 @@ class Opening:
     dtype: str = "auto"
     context: int = 0  # tokens; 0 is all that the model allows
     vocabulary: Path | None = None  # for a checkpoint without one
+    nonfinite: bool = False  # whether weights that are no finite numbers are opened all the same
 
     def open(self, path: Path, progress: "Progress" = lambda _: None) -> Model:
         """Load a checkpoint and make it ready to run. Raises UserError."""
         from minillm_repl.checkpoint.load import load, read_vocabulary
 
         vocabulary = read_vocabulary(self.vocabulary) if self.vocabulary else None
-        return self.ready(load(path, vocabulary, self.dtype, progress))
+        return self.ready(load(path, vocabulary, self.dtype, progress, nonfinite=self.nonfinite))
 
     def ready(self, checkpoint: "Checkpoint") -> Model:
         """Make a checkpoint ready to run. Raises UserError if the device is not there."""

@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -12,6 +13,7 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition, completion_is_selected, is_searching
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
@@ -50,7 +52,16 @@ def open_history(path: Path | None) -> History:
             os.close(descriptor)
     except (OSError, ValueError):
         return InMemoryHistory()  # a home that cannot be written must not keep anyone from typing
-    return FileHistory(str(path))
+    return KeptHistory(str(path))
+
+
+class KeptHistory(FileHistory):
+    """History in a file that can be looked at without harm, and whose disk may fill up."""
+
+    def store_string(self, string: str) -> None:
+        """Append a line, as it may be shown; what cannot be written is remembered until the end of the visit."""
+        with suppress(OSError):
+            super().store_string(safe(string))
 
 
 class LineCompleter(Completer):
@@ -140,7 +151,7 @@ class Harmless(Processor):
 
 
 def _shown(character: str) -> str:
-    return character if character < "\u0100" or safe(character) == character else "\ufffd"
+    return character if character < "\u00a0" or safe(character) == character else "\ufffd"
 
 
 class PromptLine:
@@ -177,6 +188,17 @@ class PromptLine:
 
         app.after_render += drawn
         return unwrap_block(self._prompt.prompt())
+
+    def stopped(self) -> bool:
+        """Tell whether Ctrl-C was pressed right after the line that was read; other keys wait for the next.
+
+        While a line is read the terminal sends Ctrl-C as a key, so one right after Enter is no signal.
+        """
+        keyboard = self._prompt.app.input
+        keys = [*get_typeahead(keyboard), *keyboard.read_keys()]
+        presses = [place for place, key in enumerate(keys) if key.key == Keys.ControlC]
+        store_typeahead(keyboard, keys[presses[-1] + 1 :] if presses else keys)
+        return bool(presses)
 
     def redraw(self) -> None:
         """Draw toolbar and placeholder again; may be called from any thread."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -22,8 +21,8 @@ from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.header import FORMAT, Header, field_of, read_header
 from minillm_repl.checkpoint.names import SUFFIX
 from minillm_repl.checkpoint.native import described, description
-from minillm_repl.checkpoint.recipe import Piece, Recipe
-from minillm_repl.checkpoint.weights import check, read_weights
+from minillm_repl.checkpoint.recipe import Piece, Reading, Recipe
+from minillm_repl.checkpoint.weights import check, packed, read_weights
 from minillm_repl.errors import UserError
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import change, show, specs, value_of
@@ -79,7 +78,7 @@ def write(path: Path, trainer: Trainer, start: Checkpoint, facts: Facts) -> None
     metadata["random"] = json.dumps({name: state.numpy().tobytes().hex() for name, state in random.items()})
     tensors = _tensors(trainer)
     if trainer.processes.rank == 0:
-        write_atomically(path, safetensors.numpy.save(tensors, metadata))
+        write_atomically(path, packed(tensors, metadata))
 
 
 def read(path: Path) -> Interrupted:
@@ -112,7 +111,7 @@ def restore(interrupted: Interrupted, trainer: Trainer) -> None:
     name = safe_line(str(interrupted.header.path))
     like = _tensors(trainer, fresh=True)
     recipe = Recipe({tensor: (Piece(tensor, array.shape),) for tensor, array in like.items()})
-    arrays = read_weights(recipe, check(recipe, [interrupted.header], name), name, "float32", lambda _: None)
+    arrays = read_weights(recipe, check(recipe, [interrupted.header], name), name, Reading("float32"))
     found = {tensor: torch.from_numpy(array).to(trainer.device) for tensor, array in arrays.items()}
     with torch.no_grad():
         for key, tensor in trainer.model.state_dict().items():

@@ -29,6 +29,7 @@ from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.processes import Processes, whole
 from minillm_repl.training.quickest import quickest, threads
 from minillm_repl.training.settle import new_config, pick_preset, settle_further, settle_loop, settle_new
+from minillm_repl.training.stopping import STOPPED_EARLY, Interrupted
 from minillm_repl.training.tokens import Tokens, cache_folder, tokenise
 from minillm_repl.training.trainer import Trainer
 from minillm_repl.training.vocabulary import make_tokenizer
@@ -198,7 +199,10 @@ class TrainingRun:
         """Settle the precision; return the number of threads, and the seconds of a step if that was measured."""
         trainer, around = self.trainer, self._around
         if around.processes.size == 1:
-            threads, precision, seconds = quickest(trainer, around.threads)
+            try:
+                threads, precision, seconds = quickest(trainer, around.threads, around.interrupted)
+            except Interrupted:
+                raise UserError(STOPPED_EARLY) from None
         else:  # every process must choose the same
             threads, precision, seconds = around.threads, trainer.plan.precision, 0.0
             if precision == "auto":

@@ -7,7 +7,7 @@ Muon (Jordan et al. 2024, torch's own) reaches the same loss as AdamW in a fract
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
@@ -19,13 +19,17 @@ import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from minillm_repl.errors import UserError
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.training.batches import IGNORED, Part
 from minillm_repl.training.events import Evaluated, Finished, Reason, Saved, TrainEvent, TrainStep
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.processes import Processes, whole
+from minillm_repl.training.stopping import STOPPED_EARLY, Interrupted, stopping
 
-_AT_ONCE = 16_384  # tokens of a measurement that are read together
+_AT_ONCE = 16_384  # tokens of a measurement that are read together,
+_WORK_AT_ONCE = 20_000_000_000  # and fewer of a large model: so many multiplications, a fraction of a second
+_WORTH_ASKING = 2_000_000_000  # multiplications a step, from which on each of its blocks asks whether to stop
 _LEAST_MEASURED = 8_192  # tokens: a measurement on the way shows no less, where there are so many
 _LEAST_AT_LAST = 1 << 17  # tokens: of the weights that are kept
 _MEASURING = 0.15  # of the work of training, at most, above that
@@ -91,6 +95,7 @@ class Trainer:
 
         Both functions are asked between two steps: whether to stop, and to write the run to disk when the plan says
         so. When the consumer is closed half-way, or anything fails, the run is written as it was after its last step.
+        Raises UserError when stopped while the first measurement is made.
         """
         plan, state = self.plan, self.state
         self._clock = perf_counter() - state.seconds
@@ -100,11 +105,7 @@ class Trainer:
         try:
             while True:
                 if state.measured != state.step and (state.step % plan.every == 0 or state.step == plan.steps):
-                    try:
-                        yield self._measure()
-                    except NotANumber:
-                        reason = "diverged"
-                        break
+                    yield self._measure(interrupted)
                     if plan.patience and state.waited >= plan.patience:
                         reason = "patience"
                         break
@@ -114,13 +115,15 @@ class Trainer:
                 if state.step == plan.steps:
                     break
                 if self.processes.any(interrupted(), self.device):
-                    reason = "interrupt"
-                    break
-                try:
-                    yield self.step()
-                except NotANumber:
-                    reason = "diverged"
-                    break
+                    raise Interrupted
+                yield self.step(interrupted)
+        except NotANumber:
+            reason = "diverged"
+        except Interrupted:  # nothing has been changed since the last step
+            self._whole = True
+            if state.measured < 0:
+                raise UserError(STOPPED_EARLY) from None
+            reason = "interrupt"
         except BaseException:
             if save and self._whole and state.step > self._saved_step:
                 save()
@@ -129,8 +132,8 @@ class Trainer:
             save()
         yield self._finish(reason)
 
-    def step(self) -> TrainStep:
-        """Take one step of the optimisers. Raises NotANumber, with the weights as they were."""
+    def step(self, interrupted: Callable[[], bool] = lambda: False) -> TrainStep:
+        """Take one step of the optimisers. Raises NotANumber or Interrupted, with everything as it was."""
         plan, state, world = self.plan, self.state, self.processes.size
         self._whole = False
         lr = plan.lr * schedule(state.step + 1, plan)
@@ -140,12 +143,13 @@ class Trainer:
         count = plan.batch * plan.context if self.train.learned is None else self._targets(starts)
         parts = np.array_split(starts[self.processes.rank :: world], plan.accumulate)
         total = torch.zeros((), device=self.device)
-        for number, part in enumerate(parts, 1):
-            last = number == len(parts)
-            with nullcontext() if last else self.processes.gradients_apart(self._forward):
-                loss = self.loss(part, plan.label_smoothing) / count
-                (loss * world).backward()  # type: ignore[no-untyped-call] # the processes' gradients are averaged
-            total += loss.detach()
+        with self.stopping(interrupted):
+            for number, part in enumerate(parts, 1):
+                last = number == len(parts)
+                with nullcontext() if last else self.processes.gradients_apart(self._forward):
+                    loss = self.loss(part, plan.label_smoothing) / count
+                    (loss * world).backward()  # type: ignore[no-untyped-call] # the processes' gradients are averaged
+                total += loss.detach()
         loss_value = self.processes.sum(total).item()
         norm = whole(torch.nn.utils.clip_grad_norm_(self.trained.values(), plan.clip or math.inf)).item()
         if not math.isfinite(loss_value + norm):
@@ -163,6 +167,13 @@ class Trainer:
         self._note(loss_value)
         self._whole = True
         return TrainStep(state.step, loss_value, lr, norm, state.tokens, state.seconds)
+
+    def stopping(self, interrupted: Callable[[], bool]) -> AbstractContextManager[None]:
+        """Let what computes a step be stopped half-way, if it takes long; Interrupted leaves no trace of it."""
+        plan, work = self.plan, self.model.config.parameters * self.plan.batch * self.plan.context
+        if work < _WORTH_ASKING or self.processes.size > 1 or plan.compile:
+            return nullcontext()
+        return stopping(self.model, interrupted, random=bool(plan.dropout))
 
     def _targets(self, starts: NDArray[np.int64]) -> int:
         return max(1, int((self.train.at(starts)[1] != IGNORED).sum()))
@@ -200,12 +211,13 @@ class Trainer:
 
     # -- measuring
 
-    def _measure(self) -> Evaluated:
+    def _measure(self, interrupted: Callable[[], bool]) -> Evaluated:
+        """Measure both losses. Raises NotANumber, and Interrupted with nothing noted."""
         state = self.state
         step_tokens = self.plan.every * self.plan.batch * self.plan.context
         most = max(_LEAST_MEASURED, int(step_tokens * 3 * _MEASURING))  # training costs three times as much as reading
-        train = self.mean_loss(self.train, self.train.even(most // 2 if self.val else most))
-        val = self.mean_loss(self.val, self.val.apart(most)) if self.val else None
+        train = self.mean_loss(self.train, self.train.even(most // 2 if self.val else most), interrupted)
+        val = self.mean_loss(self.val, self.val.apart(most), interrupted) if self.val else None
         loss = train if val is None else val
         if not math.isfinite(loss + train):
             raise NotANumber
@@ -225,13 +237,21 @@ class Trainer:
         return Evaluated(state.step, train, val, loss * self._per_token, best)
 
     @torch.no_grad()
-    def mean_loss(self, part: Part, starts: NDArray[np.int64]) -> float:
-        """Return the mean loss over the windows that begin at `starts`, in nats per token that counts."""
+    def mean_loss(
+        self, part: Part, starts: NDArray[np.int64], interrupted: Callable[[], bool] = lambda: False
+    ) -> float:
+        """Return the mean loss over the windows that begin at `starts`, in nats per token that counts.
+
+        Raises Interrupted between two groups of windows, where one process reads them all.
+        """
         self.model.eval()
         mine = starts[self.processes.rank :: self.processes.size]
         totals = torch.zeros(2, dtype=torch.float64)
-        at_once = max(1, _AT_ONCE // part.context)
+        tokens = min(_AT_ONCE, _WORK_AT_ONCE // self.model.config.parameters)
+        at_once = max(1, tokens // part.context)
         for first in range(0, len(mine), at_once):
+            if first and self.processes.size == 1 and interrupted():
+                raise Interrupted
             inputs, targets = part.at(mine[first : first + at_once])
             summed = self.summed_loss(inputs.to(self.device), targets.to(self.device))
             totals += torch.tensor([summed.item(), float((targets != IGNORED).sum())], dtype=torch.float64)
@@ -241,16 +261,19 @@ class Trainer:
     def _finish(self, reason: Reason) -> Finished:
         """Leave the model with the weights to keep, and measure these: over the whole text, or an even part of it."""
         state = self.state
+        least = _LEAST_MEASURED
+        if reason == "interrupt":  # somebody waits
+            least = min(least, max(self.plan.context, _WORK_AT_ONCE // self.model.config.parameters))
         if reason != "diverged" and (self.val is None or state.measured != state.step):
             # What came after the last measurement counts too: it is kept unless it is known to be worse.
-            keep = self.val is None or self.mean_loss(self.val, self.val.apart(_LEAST_MEASURED)) < state.best
+            keep = self.val is None or self.mean_loss(self.val, self.val.apart(least)) < state.best
         else:
             keep = False
         kept = state.step if keep else state.best_step
         if not keep:
             self.load(self.best_weights)
-        most = _LEAST_MEASURED if reason == "interrupt" else max(_LEAST_AT_LAST, int(state.tokens * 3 * _MEASURING))
-        train = self.mean_loss(self.train, self.train.even(most if self.val is None else _LEAST_MEASURED))
+        most = least if reason == "interrupt" else max(_LEAST_AT_LAST, int(state.tokens * 3 * _MEASURING))
+        train = self.mean_loss(self.train, self.train.even(most if self.val is None else least))
         val = self.mean_loss(self.val, self.val.apart(most)) if self.val else None
         loss = train if val is None else val
         return Finished(

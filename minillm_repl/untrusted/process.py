@@ -12,7 +12,13 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 _CPU_SECONDS, _MEMORY, _LONGEST = 5, 4 << 30, 4_000_000
-_TRIALS = ("", "Hello, world 12\n\t ", "안녕하세요 👋🏽", "<s>\x00\ufffd")
+_TEMPLATE_MEMORY = 1 << 30
+_TRIALS = (
+    *("", "Hello, world 12\n\t ", "안녕하세요 👋🏽", "<s>\x00\ufffd"),
+    # Long runs of one character are what expressions that take for ever, and texts that grow without end, need.
+    *(character * 64 + "!" for character in "aA0 \n._가"),
+)
+_MOST_TOKENS = 4_096  # of one of them
 
 
 def render(
@@ -51,7 +57,7 @@ def render(
     environment.globals["dict"] = lambda *pairs, **named: dict(*pairs, **named)  # noqa: PLW0108 - not the type itself
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    limit()
+    limit(_TEMPLATE_MEMORY)
     texts, length = [], 0
     made = environment.from_string(template)
     for messages, prompt in conversations:
@@ -73,18 +79,23 @@ def try_tokenizer(description: str) -> int:
     library = tokenizers.Tokenizer.from_str(description)
     library.no_truncation()
     library.no_padding()
-    ids = [token for text in _TRIALS for token in library.encode(text).ids]
-    library.decode(ids)
-    return max(ids, default=0)
+    largest = 0
+    for text in _TRIALS:
+        ids = library.encode(text).ids
+        if len(ids) > _MOST_TOKENS:
+            raise ValueError(f"it makes {len(ids):,} tokens of {len(text)} characters")
+        library.decode(ids)
+        largest = max(largest, *ids, 0)
+    return largest
 
 
-def limit() -> None:
+def limit(memory: int = _MEMORY) -> None:
     """Limit what the rest of this process can use up. Elsewhere than on Unix only the parent's clock does."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

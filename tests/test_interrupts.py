@@ -1,0 +1,125 @@
+"""Ctrl-C at any moment: back to the prompt, with what was made; a second one is stronger, a third leaves."""
+
+import argparse
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("termios")
+
+from minillm_repl.checkpoint.native import save
+from minillm_repl.errors import UserError
+from minillm_repl.model.build import trainable
+from minillm_repl.repl.interrupt import interruptible, patiently
+from minillm_repl.training import trainer as training
+from minillm_repl.training.batches import Part
+from minillm_repl.training.plan import TrainPlan
+from minillm_repl.training.stopping import Interrupted
+from tests import reliability
+from tests.small import random_checkpoint
+from tests.test_terminal import cache, models, visit  # noqa: F401 - fixtures
+
+
+def press():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_first_asks_the_second_is_stronger_the_third_leaves():
+    with interruptible() as interrupted:
+        assert not interrupted()
+        press()
+        assert interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            press()
+        with pytest.raises(SystemExit) as leaving:
+            press()
+        assert leaving.value.code == 130
+    with interruptible(already=True) as interrupted:
+        assert interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            press()
+
+
+def test_what_cannot_be_interrupted_is_not_waited_for():
+    assert patiently(lambda: 3, lambda: False) == 3
+    with pytest.raises(ZeroDivisionError):
+        patiently(lambda: 1 / 0, lambda: False)
+    with pytest.raises(UserError, match="stopped"):
+        patiently(signal.pause, lambda: True)
+
+
+def test_ctrl_c_in_one_write_with_the_enter_before_it_stops_what_the_enter_began(visit):  # noqa: F811
+    terminal = visit()
+    terminal.wait_for_prompt()
+    terminal.do("가")  # now the model is open
+    terminal.do(":max-tokens 1000000")
+    for count, typed in enumerate(("가\r\x03", "가\r\x03나"), 1):
+        terminal.type(typed)
+        terminal.wait_for(lambda terminal, count=count: terminal.text.count("stopped by Ctrl-C") == count)
+    terminal.wait_for(lambda terminal: terminal.line.startswith(">>> 나"))  # what was typed after it is kept
+    terminal.keys("ctrl-c")
+    terminal.do(":max-tokens 4")
+    assert ">>> 가나다라마" in terminal.do("가")
+
+
+def test_a_save_that_is_stopped_changes_nothing(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save(random_checkpoint(), path)
+    old = path.read_bytes()
+    with pytest.raises(UserError, match=r"stopped: .* was not saved, and nothing was changed there"):
+        save(random_checkpoint(seed=1), path, lambda: True)
+    assert path.read_bytes() == old
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.fixture
+def trainers(monkeypatch):
+    """Makes trainers of one and the same run, whose model counts as large."""
+    monkeypatch.setattr(training, "_WORK_AT_ONCE", 0)
+    monkeypatch.setattr(training, "_WORTH_ASKING", 0)
+    plan = TrainPlan(steps=9, batch=4, context=8, lr=0.01, precision="float32", optimizer="adamw", dropout=0.1)
+    ids = np.random.default_rng(0).integers(0, 11, 400).astype(np.uint16)
+
+    def make():
+        torch.manual_seed(0)
+        checkpoint, part = random_checkpoint(vocab=11, context=8), Part(ids, None, 8)
+        trainer = training.Trainer(trainable(checkpoint.config, checkpoint.tensors), part, part, plan)
+        trainer._clock = 0.0
+        return trainer
+
+    return make
+
+
+@pytest.mark.parametrize("asked", [1, 2, 3, 4])  # after each of two blocks, and again on the way back
+def test_a_step_of_a_large_model_that_is_stopped_half_way_leaves_no_trace(asked, trainers):
+    runs = []
+    for stopped in (False, True):
+        trainer = trainers()
+        trainer.step()
+        if stopped:
+            answers = iter([False] * (asked - 1) + [True])
+            with pytest.raises(Interrupted):
+                trainer.step(lambda answers=answers: next(answers))
+            assert trainer.state.step == 1
+            assert not any(block._forward_hooks for block in trainer.model.blocks)
+        trainer.step()
+        runs.append((trainer.trained, torch.get_rng_state()))
+    (one, random), (other, random_too) = runs
+    assert torch.equal(random, random_too)
+    assert all(torch.equal(one[name], each) for name, each in other.items())
+
+
+def test_a_measurement_is_stopped_between_two_groups_of_windows(trainers):
+    trainer, asked = trainers(), []
+    with pytest.raises(Interrupted):
+        trainer.mean_loss(trainer.train, trainer.train.even(400), lambda: len(asked) > 3 or asked.append(1))
+    assert len(asked) == 4
+    assert np.isfinite(trainer.mean_loss(trainer.train, trainer.train.even(400)))
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_a_hundred_random_moments_of_everything_comes_back(tmp_path):
+    reliability.interrupts(argparse.Namespace(rounds=7, seed=1), tmp_path)

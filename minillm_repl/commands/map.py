@@ -1,6 +1,6 @@
 """`:map`."""
 
-from minillm_repl.repl.looking import Asked, getting_ready, show
+from minillm_repl.repl.looking import Asked, get_ready, show
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
@@ -13,8 +13,8 @@ def map_(shell: Shell, argument: str) -> None:
     vectors differ most. What is near on the map need not be near in all the other directions; `:near` asks in all.
     """
     asked, model = Asked.of(argument), shell.model()
-    with getting_ready(shell):
-        from minillm_repl.insight.vocabulary import map_view
+    get_ready(shell)
+    from minillm_repl.insight.vocabulary import map_view
     from minillm_repl.render.texts import map_picture
 
     view = map_view(model.torch, model.checkpoint.tokenizer, shell.session.ids)

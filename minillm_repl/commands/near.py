@@ -3,7 +3,7 @@
 import re
 
 from minillm_repl.errors import UserError
-from minillm_repl.repl.looking import Asked, getting_ready, show
+from minillm_repl.repl.looking import Asked, get_ready, show
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.tokenizer.lookup import find_token
@@ -27,8 +27,8 @@ def near(shell: Shell, argument: str) -> None:
     signed = [(1, first), *((1 if sign == "+" else -1, word) for sign, word in zip(rest[::2], rest[1::2], strict=True))]
     tokenizer = model.checkpoint.tokenizer
     terms = [(sign, find_token(tokenizer, word)[0]) for sign, word in signed]
-    with getting_ready(shell):
-        from minillm_repl.insight.vocabulary import near_view
+    get_ready(shell)
+    from minillm_repl.insight.vocabulary import near_view
     from minillm_repl.render.texts import near_picture
 
     show(shell, near_view(model.torch, tokenizer, terms), near_picture, asked.json)

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
@@ -11,6 +12,7 @@ from rich.console import RenderableType
 from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.names import user_path
 from minillm_repl.errors import UserError
+from minillm_repl.repl.interrupt import patiently
 from minillm_repl.repl.opening import Model
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
@@ -117,17 +119,18 @@ def looking_at(shell: Shell, model: Model, ids: Sequence[int]) -> "Subject":
     from minillm_repl.engine.decoder import window_start
 
     unseen = window_start(len(ids), model.decoder.context)
-    with getting_ready(shell):
-        from minillm_repl.insight.subject import Subject
-        from minillm_repl.model.taps import in_turn
+    get_ready(shell)
+    from minillm_repl.insight.subject import Subject
+    from minillm_repl.model.taps import in_turn
 
-        tap = in_turn(model.tap, _stopping(shell))
-        return Subject(model.torch, model.checkpoint.tokenizer, tuple(ids[unseen:]), tap, unseen)
+    tap = in_turn(model.tap, _stopping(shell))
+    return Subject(model.torch, model.checkpoint.tokenizer, tuple(ids[unseen:]), tap, unseen)
 
 
-def getting_ready(shell: Shell) -> AbstractContextManager[object]:
-    """Show that something is going on while torch is imported, which takes a second or two."""
-    return shell.screen.waiting("getting ready to look inside")
+def get_ready(shell: Shell) -> None:
+    """Import torch, which takes a second or two, unless Ctrl-C is pressed: then UserError is raised."""
+    with shell.screen.waiting("getting ready to look inside"):
+        patiently(partial(import_module, "minillm_repl.insight.subject"), shell.interrupted)
 
 
 def show(shell: Shell, view: Any, draw: Draw, json: str = "") -> None:

@@ -19,6 +19,7 @@ from minillm_repl.model.taps import recording
 from minillm_repl.tokenizer.lookup import find_token
 from tests.conftest import random_checkpoint
 from tests.test_huggingface import FAMILIES, random_ids, random_model
+from tests.test_real_models import STORIES
 
 CHOSEN = ["gpt2", "gpt2 untied, relu, wide", "gpt_neox", "gpt_neox in turn, half rotary", "llama",
           "llama tied, biased", "mistral", "qwen2", "qwen3"]  # fmt: skip
@@ -108,7 +109,7 @@ def test_the_parts_add_up_to_the_logit(both, versus):
 
 def test_the_heads_and_the_bias_add_up_to_what_attention_writes(both):
     ours = exact(both[0])
-    _, found = ours.record("embedding", "attention.z", "attention.out", "ff.out")
+    _, found = ours.record("embedding", "attention.z", "attention.out", "ff.out", "residual")
     parts = written(ours, found)
     for layer in range(3):
         added = sum(
@@ -190,3 +191,13 @@ def test_a_token_is_found_by_what_one_types(nalssi):
     for wrong in ("#44", "날씨", "xyz"):
         with pytest.raises(UserError):
             find_token(tokenizer, wrong)
+
+
+def test_a_word_is_the_token_with_a_space_or_without_it_whichever_is_likelier():
+    if not STORIES.exists():
+        pytest.skip("stories260K is not here")
+    tokenizer = load(STORIES).tokenizer
+    with_space = tokenizer.encode(" there", start=False)
+    assert len(with_space) == 1
+    assert with_space[0] in find_token(tokenizer, "there")
+    assert find_token(tokenizer, "<s>") == [tokenizer.named("<s>")]

@@ -7,6 +7,7 @@ import torch
 
 from minillm_repl.errors import UserError
 from minillm_repl.insight.ablation import scan_view, silencing
+from minillm_repl.insight.attribution import residual_view, why_view
 from minillm_repl.insight.effect import effect_view
 from minillm_repl.insight.patching import patch_view, patched_logits
 from minillm_repl.insight.steering import direction, random_direction, steering
@@ -196,6 +197,28 @@ def test_what_a_change_does_is_the_divergence_from_before_to_after(both, other):
     assert view.kl_random > 0
 
 
+@pytest.mark.parametrize("how", ["a head", "a layer", "steered", "all of it"])
+def test_of_a_changed_model_the_parts_still_add_up_and_the_stream_is_what_it_is(both, other, how):  # noqa: F811
+    ours = both[0]
+    changed = ours
+    if how in ("a head", "all of it"):
+        changed = changed.with_tap(silencing(ours, LAYER, HEAD))
+    if how in ("a layer", "all of it"):
+        changed = changed.with_tap(silencing(ours, 0, how="mean"))
+    if how in ("steered", "all of it"):
+        changed = changed.with_tap(steering(direction(other, ours, LAYER), LAYER, 30))
+    view = why_view(changed)
+    assert sum(part.value for part in view.parts) == pytest.approx(view.logit, abs=1e-3)
+    names = [part.name for part in view.parts]
+    assert (f"added after layer {LAYER}" in names) == (how in ("steered", "all of it"))
+    assert ("attention 0" in names) == (how in ("a layer", "all of it"))
+    _, found = changed.record(".residual")
+    streams = {row.place: row.stream for row in residual_view(changed).rows}
+    for layer in range(ours.config.layers):
+        expected = float(found[f"blocks.{layer}.residual"][-1].norm())
+        assert streams[f"{layer} feed-forward"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_text_of_one_token_has_no_scan():
     with pytest.raises(UserError, match="one token"):
         scan_view(of_text(random_checkpoint(), "가"))
@@ -214,6 +237,24 @@ def test_a_silenced_head_is_told_in_the_toolbar_until_it_is_back(visit):  # noqa
     assert "no longer steered" in terminal.do(":steer off")
     terminal.wait_for_toolbar("nalssi · temp 0")
     assert terminal.do("오늘").split("\n")[0] == before
+
+
+def test_what_a_change_does_is_measured_without_it_and_without_no_other(visit):  # noqa: F811
+    terminal = visit("--temp", "0", "-n", "6", ckpt="nalssi")
+    terminal.wait_for_prompt()
+    terminal.do("날씨가 좋")
+    fresh = terminal.do(':ablate 0 mean "날씨가 좋"').split("\n")[1:]
+    terminal.do(":ablate off")
+    terminal.do(':ablate 0 "날씨가 좋"')
+    assert (
+        terminal.do(':ablate 0 mean "날씨가 좋"').split("\n")[1:] == fresh
+    )  # not the mean of what is silenced already
+    assert "the model is changed: without layer 0" in terminal.do(":lens")
+    terminal.do(":steer 날씨 vs 공원")
+    assert "the same to the model" in terminal.do(":steer 하늘 vs 하늘")
+    assert "steered by 4 at layer 2" in terminal.do(":steer")  # what failed has not ended what was on
+    assert "a text needs quotes" in terminal.do(":ablate 0.1 mena")
+    assert "without head 0.1" not in terminal.do(":lens")
 
 
 def test_a_patched_prompt_is_a_map_with_its_columns_in_line(visit):  # noqa: F811

@@ -203,9 +203,14 @@ def test_a_long_view_is_scrolled_to_its_end_and_left_again(visit):  # noqa: F811
     terminal.send(":scroll")
     terminal.wait_for("q leaves")
     assert any(terminal.screen.row(y).startswith(" 0 ") for y in range(20))
-    terminal.type("\x1b[F")
+    names = terminal.screen.row(1)
+    assert names.strip()[0] in terminal.screen.row(2)  # the first token names the first column and the first row
+    terminal.type("\x1b[6~" * 4)
     terminal.wait_for(lambda terminal: any(terminal.screen.row(y).endswith(" 80 % and more") for y in range(20)))
-    assert any(re.match(r"[ ·█▓▒░]*[█▓▒░]+$", terminal.screen.row(y)) for y in range(20))  # the last row, at its end
+    assert terminal.screen.row(1) == names  # which tokens the columns are stays
+    terminal.type("\x1b[F")
+    terminal.wait_for(lambda terminal: terminal.screen.row(1) != names)
+    assert any(re.match(r"30 \S ", terminal.screen.row(y)) for y in range(20))  # the names of the rows stay, too
     terminal.type("q")
     terminal.wait_for_prompt(before)
     assert "there is no view to scroll" not in terminal.text
@@ -268,6 +273,8 @@ def test_a_branch_is_taken_gone_on_from_and_taken_back(visit):  # noqa: F811
     assert "가나다라마바사아자차카타" in terminal.do(":continue")
     terminal.do(":undo")
     assert terminal.do(":undo").split("\n")[1] == "가나다라마"
+    assert re.search(r"─ +하:  100.0%  \[1\]$", terminal.do(':branch 1 tokens=2 "파"'), re.MULTILINE)
+    assert terminal.do(":branch take 1").split("\n")[1] == "파하:"
 
 
 def test_a_prompt_is_watched_while_the_model_learns(visit, tmp_path):  # noqa: F811

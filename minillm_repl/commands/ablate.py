@@ -1,7 +1,7 @@
 """`:ablate`."""
 
 from minillm_repl.errors import UserError
-from minillm_repl.repl.looking import Asked, show, subject
+from minillm_repl.repl.looking import Asked, looking_at, show, text_ids
 from minillm_repl.repl.opening import Change
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
@@ -32,7 +32,12 @@ def ablate(shell: Shell, argument: str) -> None:
             "all heads and layers work again" if shell.session.think_unchanged("ablate") else _state(shell)
         )
         return
-    looked, how = subject(shell, text), chosen[4] or "zero"
+    if chosen[1] != "scan" and asked.words != chosen[0]:
+        raise UserError("what comes after a head is zero or mean; a text needs quotes")
+    told = f"without {'head' if chosen[3] else 'layer'} {chosen[1]}"
+    model, how = shell.model(), chosen[4] or "zero"
+    model = model.changed(tuple(change for change in model.changes if change.told != told))  # measured is what it adds
+    looked = looking_at(shell, model, text_ids(shell, model, text))
     from minillm_repl.insight.ablation import scan_view, silencing
     from minillm_repl.insight.effect import effect_view
     from minillm_repl.render.intervention import effect_picture, scan_picture
@@ -43,10 +48,9 @@ def ablate(shell: Shell, argument: str) -> None:
         show(shell, view, scan_picture, asked.json)
         return
     tap = silencing(looked, int(chosen[2]), int(chosen[3]) if chosen[3] else None, how)
-    told = f"without {'head' if chosen[3] else 'layer'} {chosen[1]}"
     effect = effect_view(looked, told, tap)
+    show(shell, effect, effect_picture, asked.json, model)
     shell.session.change_thinking(Change("ablate", told, tap))
-    show(shell, effect, effect_picture, asked.json)
     shell.screen.note("`:ablate off` brings it back")
 
 

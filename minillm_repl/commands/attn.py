@@ -21,11 +21,13 @@ def attn(shell: Shell, argument: str) -> None:
     chosen, text = asked.selector(r"(\d+)(?:\.(\d+))?")
     looked = subject(shell, text)
     from minillm_repl.insight.attention import focus_view, head_view, layer_view
-    from minillm_repl.render.attention import focus_picture, head_picture, layer_picture
+    from minillm_repl.render.attention import focus_picture, head_picture, head_pins, layer_picture
 
     if chosen is None:
         show(shell, focus_view(looked), focus_picture, asked.json)
     elif chosen[2] is None:
         show(shell, layer_view(looked, int(chosen[1])), layer_picture, asked.json)
     else:
-        show(shell, head_view(looked, int(chosen[1]), int(chosen[2])), head_picture, asked.json)
+        view = head_view(looked, int(chosen[1]), int(chosen[2]))
+        show(shell, view, head_picture, asked.json)
+        shell.last_pins = head_pins(view)

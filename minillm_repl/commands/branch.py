@@ -19,13 +19,14 @@ class Branching:
     tokens: int = setting(20, whole(1, 10_000), "how long each way is at most", unit="tokens")
 
 
-@command("branch", ":branch N [tokens=20]|take N", words=("take", "tokens="), group="Talk")
+@command("branch", ':branch N [tokens=20] ["TEXT"]|take N', words=("take", "tokens="), group="Talk")
 def branch(shell: Shell, argument: str) -> None:
     """Continue the text in several ways, and show them as a tree.
 
     Each way is drawn as a completion would be, with a seed of its own; where they say the same, they share a stem.
     The percentage of a piece is the product of its tokens' probabilities by the model's own softmax, after what is
-    before it; that after `=` is of a whole way. :branch take 2 goes on from the second way; `:undo` takes it back.
+    before it; that after `=` is of a whole way. In a chat they are other answers to the last question.
+    :branch take 2 goes on from the second way; `:undo` takes it back.
     """
     taken = re.fullmatch(r"take\s+(\d+)", argument)
     if taken:
@@ -39,7 +40,8 @@ def branch(shell: Shell, argument: str) -> None:
     if not 1 <= ways <= _MOST:
         raise UserError(f":branch takes a number from 1 to {_MOST}, not {ways}")
     session, model = shell.session, shell.model()
-    ids = text_ids(shell, model)
+    answered = bool(session.turns) and bool(session.turns[-1].asked) and not asked.text
+    ids = list(session.turns[-1].given) if answered else text_ids(shell, model, asked.text)
     from minillm_repl.engine.next_token import branches_view
     from minillm_repl.render.next_token import branches_picture
 
@@ -50,6 +52,10 @@ def branch(shell: Shell, argument: str) -> None:
         )  # fmt: skip
     session.ways = [[*ids, *(token.id for token in each.tokens)] for each in view.branches]
     show(shell, view, branches_picture, asked.json)
+    if view.branches[-1].reason == "interrupt":
+        shell.screen.note(f"stopped on the way: {len(view.branches)} of {ways}")
+    elif session.settings.temp == 0:
+        shell.screen.note("at temp 0 all ways are the same")
 
 
 def _take(shell: Shell, number: int) -> None:
@@ -57,10 +63,15 @@ def _take(shell: Shell, number: int) -> None:
     if not 1 <= number <= len(session.ways):
         ways = f"they count from 1 to {len(session.ways)}" if session.ways else "`:branch 3` looks for some"
         raise UserError(f"there is no way {number}: {ways}")
-    way = session.ways[number - 1]
-    if way[: len(session.ids)] != session.ids:
-        raise UserError("the text is no longer the one that the ways go on from: `:undo` may bring it back")
-    session.go_on([], "")
-    session.walk_to(list(way), model.checkpoint.tokenizer)
+    way = list(session.ways[number - 1])
+    given = list(session.turns[-1].given) if session.turns and session.turns[-1].asked else None
+    if given and way[: len(given)] == given:
+        session.walk_to(way, model.checkpoint.tokenizer)  # another answer to the same question
+    elif way[: len(session.ids)] == session.ids and session.ids:
+        session.go_on([], "")
+        session.walk_to(way, model.checkpoint.tokenizer)
+    else:
+        session.said.clear()
+        session.begin(way)
     shell.show_text(model)
     shell.screen.note("`:continue` goes on from here")

@@ -22,7 +22,8 @@ def export(shell: Shell, argument: str) -> None:
     from minillm_repl.render.export import FORMATS
 
     if not name or path.suffix.lower() not in FORMATS:
-        raise UserError(f":export needs a file whose name ends in {', '.join(FORMATS)}")
+        endings = ", ".join(FORMATS)
+        raise UserError(f":export needs a file whose name ends in {endings}, and after it nothing or `session`")
     width = screen.out.width
     drawing = screen.out.replay if whole or view is None else lambda console: console.print(view(console.width))
     model = shell.session.model

@@ -16,8 +16,9 @@ def near(shell: Shell, argument: str) -> None:
     """Show which tokens have vectors like a token's.
 
     Cosines in the embedding, which is what the model reads, and in the output head, which is what it answers with.
-    `:near 왕 - 남자 + 여자` adds and takes away unit vectors before it looks; the terms themselves are left out.
-    A token is written as it is shown (␣ is a space), or as #ID.
+    `:near king - man + woman` adds and takes away unit vectors before it looks; the terms themselves are left out.
+    A token is written as it is shown (␣ is a space), or as #ID; a word is the token with a space before it, if there is
+    one.
     """
     asked = Asked.of(argument)
     first, *rest = _TERM.split(asked.words)
@@ -26,7 +27,7 @@ def near(shell: Shell, argument: str) -> None:
     model = shell.model()
     signed = [(1, first), *((1 if sign == "+" else -1, word) for sign, word in zip(rest[::2], rest[1::2], strict=True))]
     tokenizer = model.checkpoint.tokenizer
-    terms = [(sign, find_token(tokenizer, word)[0]) for sign, word in signed]
+    terms = [(sign, find_token(tokenizer, word)[-1]) for sign, word in signed]
     get_ready(shell)
     from minillm_repl.insight.vocabulary import near_view
     from minillm_repl.render.texts import near_picture

@@ -28,6 +28,7 @@ def patch(shell: Shell, argument: str) -> None:
     Prompt B is run again and again, each time with one activation of prompt A in its place: at one position, after one
     layer. A cell tells how much of A's answer that alone brings: (patched − B) / (A − B), each of these being how far
     the logit of A's likeliest next token is above that of B's. 0 % changes nothing, 100 % is as after A.
+    Where both prompts have the same answer, the two tokens are those that tell the distributions apart most.
     The activation is the residual stream; with what=attention or what=feed-forward, what that part adds to it.
     The prompts must have as many tokens as each other, and pair by position. Positions and layers count from 0.
     """

@@ -1,7 +1,7 @@
 """`:prob`."""
 
 from minillm_repl.errors import UserError
-from minillm_repl.repl.looking import Asked, show, text_ids
+from minillm_repl.repl.looking import Asked, show
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
@@ -17,7 +17,9 @@ def prob(shell: Shell, argument: str) -> None:
     asked, model = Asked.verbatim(argument), shell.model()
     if not asked.text:
         raise UserError(":prob needs the text whose probability you want to know")
-    ids = text_ids(shell, model)
+    ids = shell.session.ids
+    if not ids:
+        raise UserError("there is no text that this could continue: type a prompt first")
     from minillm_repl.engine.next_token import prob_view
     from minillm_repl.render.next_token import prob_picture
 

@@ -11,7 +11,8 @@ _WIDE = 2_000  # cells: as much of a view as there can be of a text that fits a 
 def scroll(shell: Shell, _argument: str) -> None:
     """Look at all of the last view, however large it is.
 
-    Arrows, Page Up and Page Down, Home and End move; q leaves. Without a terminal it is printed as wide as it is.
+    Arrows, Page Up and Page Down, Home and End (the ends of a row) move; q leaves.
+    Without a terminal it is printed as wide as it is.
     """
     if shell.last_view is None:
         raise UserError("there is no view to scroll yet: `:attn 0.0` would be one")
@@ -21,4 +22,4 @@ def scroll(shell: Shell, _argument: str) -> None:
         return
     from minillm_repl.repl.pager import Pager
 
-    Pager(view, _WIDE, shell.screen.out).run()
+    Pager(view, _WIDE, shell.screen.out, shell.last_pins).run()

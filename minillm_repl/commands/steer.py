@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from minillm_repl.errors import UserError
-from minillm_repl.repl.looking import Asked, looking_at, show, subject, with_options
+from minillm_repl.repl.looking import Asked, looking_at, show, text_ids, with_options
 from minillm_repl.repl.opening import Change
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
@@ -47,9 +47,8 @@ def steer(shell: Shell, argument: str) -> None:
     if not to or not (away or session.ids):
         raise UserError("say where to and where from: `:steer TEXT vs TEXT`")
     layer = model.checkpoint.config.layers // 2 if how.layer < 0 else how.layer
-    session.think_unchanged("steer")  # what is measured next is without it
-    model = shell.model()
-    towards, fleeing = subject(shell, to), subject(shell, away)
+    model = model.changed(tuple(change for change in model.changes if change.command != "steer"))  # measured without it
+    towards, fleeing = (looking_at(shell, model, text_ids(shell, model, each)) for each in (to, away))
     probe = looking_at(shell, model, session.ids) if session.ids else fleeing
     from minillm_repl.insight.effect import effect_view
     from minillm_repl.insight.steering import direction, random_direction, steering, stream_norm
@@ -59,6 +58,9 @@ def steer(shell: Shell, argument: str) -> None:
     tap = steering(along, layer, how.strength)
     told = f"steered by {how.strength:g} at layer {layer}"
     view = effect_view(probe, told, tap, steering(random_direction(along), layer, how.strength))
+    show(shell, view, effect_picture, asked.json, model)
+    session.think_unchanged("steer")
     session.change_thinking(Change("steer", told, tap))
-    show(shell, view, effect_picture, asked.json)
-    shell.screen.note(f"the stream there is {stream_norm(probe, layer):.1f} long · `:steer off` ends it")
+    length = stream_norm(probe, layer)
+    weak = f", so that strength={length / 5:.0f} would be a fifth of it" if abs(how.strength) < length / 20 else ""
+    shell.screen.note(f"the stream there is {length:.1f} long{weak} · `:steer off` ends it")

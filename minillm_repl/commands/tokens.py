@@ -10,7 +10,8 @@ from minillm_repl.repl.shell import Shell
 def tokens(shell: Shell, argument: str) -> None:
     """Show the tokens of a text, with ids and bytes.
 
-    What the model's tokenizer puts before every text, a start token, is shown too.
+    TEXT is taken as it is, quotes and spaces included. What the model's tokenizer puts before every text, a start
+    token, is shown too.
     length, vector: what the embedding makes of each token, the L2 norm of its vector and the first numbers of it.
     """
     asked = Asked.verbatim(argument)

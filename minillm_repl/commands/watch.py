@@ -24,8 +24,12 @@ def watch(shell: Shell, argument: str) -> None:
     if text == "off":
         session.watch, session.watched = "", None
         shell.screen.note("no prompt is watched")
+    elif re.match(r"step\b", asked.words) and not moment:
+        raise UserError("`:watch step=20` shows the moment nearest to step 20; a prompt that begins so needs quotes")
     elif text and not moment:
         session.watch = text
+        if session.model:
+            shell.encode(session.model, text)  # says what it has never seen
         shell.screen.note(f"{safe_line(text)} will be watched: `:train`, then `:watch`")
     elif session.watched is None:
         state = (
@@ -35,13 +39,10 @@ def watch(shell: Shell, argument: str) -> None:
         )
         raise UserError(f"nothing has been watched yet: {state}")
     elif moment:
-        from minillm_repl.render.attention import focus_picture
-        from minillm_repl.render.lens import lens_picture
+        from minillm_repl.render.watching import moment_picture
 
         nearest = min(session.watched.moments, key=lambda each: abs(each.step - int(moment[1])))
-        shell.screen.note(f"after step {nearest.step:,}")
-        show(shell, nearest.lens, lens_picture, asked.json)
-        show(shell, nearest.attention, focus_picture)
+        show(shell, nearest, moment_picture, asked.json)
     else:
         from minillm_repl.render.watching import watch_picture
 

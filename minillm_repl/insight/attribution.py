@@ -17,7 +17,8 @@ def why_view(subject: Subject, token: int | None = None, versus: int | None = No
     the last norm's scale held at its value, the parts add up to the logit. What rounding leaves is its own part where
     the model computes with fewer than 32 bits.
     """
-    logits, found = subject.record("embedding", "attention.z", "attention.out", "ff.out", "residual", last=True)
+    names = "embedding", "attention.z", "attention.out", "ff.out", "residual"
+    logits, found = subject.record(*names, last=True)
     final = logits[0].double()
     token = likeliest(final, 1)[0] if token is None else token
     direction, constant = reading(subject.model, found[_last(subject)][-1], token)
@@ -43,13 +44,16 @@ def why_view(subject: Subject, token: int | None = None, versus: int | None = No
 @torch.no_grad()
 def residual_view(subject: Subject) -> ResidualView:
     """Return the norms of the residual stream at the last position, and of what each block adds to it."""
-    _, found = subject.record("embedding", "attention.out", "ff.out", last=True)
+    _, found = subject.record("embedding", "attention.out", "residual.mid", "ff.out", "residual", last=True)
     stream = torch.zeros_like(found["embedding"][-1])
     rows = []
     for name, added in found.items():
+        if ".residual" in name:
+            continue
         vector = added[-1]
+        after = name.replace("attention.out", "residual.mid").replace("ff.out", "residual")
         aligned = torch.nn.functional.cosine_similarity(vector.float(), stream.float(), dim=0)
-        stream = stream + vector
+        stream = found[after][-1] if name != "embedding" and after in found else stream + vector
         rows.append(StreamRow(_place(name), float(vector.float().norm()), float(stream.float().norm()), float(aligned)))
     return ResidualView(len(subject.ids) - 1, subject.tokens, tuple(rows))
 
@@ -57,20 +61,39 @@ def residual_view(subject: Subject) -> ResidualView:
 def written(subject: Subject, found: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return what each part writes into the stream at the last position: (width,) each, in the model's order.
 
-    The heads of a layer and the bias of its output projection add up to what its attention writes.
+    The heads of a layer and the bias of its output projection add up to what its attention writes. Where that has been
+    changed it is one part, and so is what has been added to the stream from outside.
     """
     parts = {"embedding": found["embedding"][-1]}
+    stream = parts["embedding"]
     for layer in range(subject.config.layers):
-        z = found[f"blocks.{layer}.attention.z"][-1]  # (head, head_size)
-        projection = subject.model.get_submodule(f"blocks.{layer}.attention.proj")
-        assert isinstance(projection, torch.nn.Linear)
-        columns = projection.weight.view(-1, *z.shape)  # (width, head, head_size)
-        for head in range(subject.config.heads):
-            parts[f"head {layer}.{head}"] = columns[:, head] @ z[head]
-        if isinstance(projection.bias, Tensor):
-            parts[f"attention bias {layer}"] = projection.bias
-        parts[f"feed-forward {layer}"] = found[f"blocks.{layer}.ff.out"][-1]
+        block = f"blocks.{layer}."
+        heads = _heads(subject, layer, found[block + "attention.z"][-1])
+        attention, forward = found[block + "attention.out"][-1], found[block + "ff.out"][-1]
+        changed = _differs(attention, sum(heads.values(), torch.zeros_like(attention)))
+        parts |= {f"attention {layer}": attention} if changed else heads
+        parts[f"feed-forward {layer}"] = forward
+        expected, stream = stream + attention + forward, found[block + "residual"][-1]
+        if _differs(stream, expected):
+            parts[f"added after layer {layer}"] = stream - expected
     return parts
+
+
+def _heads(subject: Subject, layer: int, z: Tensor) -> dict[str, Tensor]:
+    """Return what each head of a layer writes, z (head, head_size) through its columns of the projection; its bias."""
+    projection = subject.model.get_submodule(f"blocks.{layer}.attention.proj")
+    assert isinstance(projection, torch.nn.Linear)
+    columns = projection.weight.view(-1, *z.shape)  # (width, head, head_size)
+    parts = {f"head {layer}.{head}": columns[:, head] @ z[head] for head in range(len(z))}
+    if isinstance(projection.bias, Tensor):
+        parts[f"attention bias {layer}"] = projection.bias
+    return parts
+
+
+def _differs(there: Tensor, expected: Tensor) -> bool:
+    """Tell whether two vectors differ by more than rounding."""
+    tolerance = 1e-3 if there.element_size() >= 4 else 5e-2
+    return float((there - expected).norm()) > tolerance * float(there.norm() + expected.norm())
 
 
 def reading(model: LanguageModel, stream: Tensor, token: int) -> tuple[Tensor, float]:

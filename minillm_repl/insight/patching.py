@@ -46,7 +46,10 @@ def patch_view(
         told(len(effects) / len(found))
     answer_a, answer_b = (Token.of(a.tokenizer, answer) for answer in answers)
     places = tuple(_place(b, name) for name in found)
-    return PatchView(what, a.tokens, b.tokens, answer_a, answer_b, clean, corrupt, places, tuple(effects))
+    likeliest_both = answers == (likeliest(logits_a[0], 1)[0], likeliest(logits_b[0], 1)[0])
+    return PatchView(
+        what, a.tokens, b.tokens, answer_a, answer_b, likeliest_both, clean, corrupt, places, tuple(effects)
+    )
 
 
 @torch.no_grad()

@@ -46,6 +46,12 @@ def head_picture(view: HeadView, width: int) -> RenderableType:
     )  # fmt: skip
 
 
+def head_pins(view: HeadView) -> tuple[int, int]:
+    """Return how many rows and columns of a matrix name its tokens: they are to stay when the rest is scrolled."""
+    labels = _column_labels([token.label for token in view.tokens])
+    return 1 + len(labels), label_width(view.tokens) + len(str(len(view.tokens) - 1)) + 2
+
+
 def layer_picture(view: LayerView, width: int) -> RenderableType:
     """Return all heads of a layer as small maps, as many side by side as fit."""
     size = min(len(view.tokens), _MAP)

@@ -24,7 +24,8 @@ def why_picture(view: WhyView, width: int) -> RenderableType:
     for part in shown:
         lines.append(f"{part.name:{names}}  ").append_text(signed_bar(part.value, most, bars))
         lines.append(f" {part.value:+9.3f}\n")
-    lines.append(f"{'together':{names}}  {'':{bars + 1}} {view.logit:+9.3f}", TITLE)
+    together = sum(part.value for part in view.parts)
+    lines.append(f"{'together':{names}}  {'':{bars + 1}} {together:+9.3f}", TITLE)
     against = f" and not {view.versus.label}" if view.versus else ""
     chance = f"p {percent(view.prob)} · rank {view.rank:,}"
     what = "logits apart" if view.versus else "logit"
@@ -32,7 +33,7 @@ def why_picture(view: WhyView, width: int) -> RenderableType:
         title(f"why {view.token.label}{against}", f"{what} {view.logit:+.3f} · {chance}"),
         Text(f"after {view.tokens[-1].label}, position {len(view.tokens) - 1}; what each part adds by itself", FIGURES),
         lines,
-        *([Text(f"the {others} weakest parts are in `others`", FIGURES)] if others else []),
+        *([Text(f"others: {others} parts, each weaker than those above", FIGURES)] if others else []),
     )
 
 

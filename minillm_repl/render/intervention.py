@@ -65,7 +65,7 @@ def patch_picture(view: PatchView, width: int) -> RenderableType:
     room = width - lead - numbers - 2
     cell, drawn = (_NUMBER, _percentage) if len(view.places) * _NUMBER <= room else (2, _shaded)
     places = range(max(0, len(view.places) - room // cell), len(view.places))
-    names = [_column(view.places[place])[-cell:] for place in places]
+    names = [_column(view.places[place]) if cell > 2 or place % 5 == 0 else "" for place in places]
     heading = " " * (numbers + lead + 2) + "".join(fitted(name, cell, right=True) for name in names) + "\n"
     lines = Text.assemble((heading, FIGURES))
     for position, label in enumerate(labels):
@@ -79,11 +79,16 @@ def patch_picture(view: PatchView, width: int) -> RenderableType:
     lines.rstrip()
     hidden = f" · the last {len(places)} of {len(view.places)}" if len(places) < len(view.places) else ""
     answers = f"how much of {view.answer_a.label} against {view.answer_b.label} comes over"
+    notes = [
+        "columns: after each layer" + (", emb: the embedding" if places[0] == 0 and view.what == "residual" else "")
+    ]
+    notes += [] if cell > 2 else ["░ 20 %  ▒ 40 %  ▓ 60 %  █ 80 % and more, - against"]
+    notes += [] if view.likeliest else ["both prompts have the same answer: these two tokens tell them apart most"]
     return Group(
         title(f"patching {_WHAT[view.what]}", answers),
         Text(f"logits apart: {view.clean:+.3f} after A (100 %), {view.corrupt:+.3f} after B (0 %)", FIGURES),
         lines,
-        Text(f"columns: after each layer{', emb: the embedding' if view.what == 'residual' else ''}{hidden}", FIGURES),
+        Text(" · ".join(notes) + hidden, FIGURES),
     )
 
 

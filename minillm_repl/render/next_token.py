@@ -73,7 +73,7 @@ def prob_picture(view: ProbView, width: int) -> RenderableType:
             short(each.token), _exact(each.prob), Text(bar(each.prob, bars), MODEL), f"{each.rank:,}",
             short(each.likeliest), percent(each.likeliest_prob),
         )  # fmt: skip
-    text = _text([each.token for each in view.chances])
+    text = "".join(each.token.label for each in view.chances)
     return Group(
         title(f"how likely is {text}", f"after {view.after.label}"),
         table,
@@ -97,7 +97,10 @@ def branches_picture(view: BranchesView, _width: int) -> RenderableType:
     ways = [_Way(number, each.tokens, each.probs, each.prob) for number, each in enumerate(view.branches, 1)]
     _grow(tree, ways)
     return Group(
-        title(f"{len(ways)} ways on", f"seeds {view.seed} to {view.seed + len(ways) - 1}"),
+        title(
+            f"{len(ways)} way{'' if len(ways) == 1 else 's'} on",
+            f"seed {view.seed}" + (f" to {view.seed + len(ways) - 1}" if len(ways) > 1 else ""),
+        ),
         tree,
         Text(
             "percent: how likely the model finds a piece after what is before it; =: all of a way"
@@ -118,7 +121,9 @@ def _grow(tree: Tree, ways: Sequence[_Way]) -> None:
         ended = [way for way in same if len(way.tokens) == stem]
         label = Text.assemble((_text(same[0].tokens[:stem]), MODEL), (f"  {_exact(chance)}", FIGURES))
         for way in ended:
-            label.append(f"  [{way.number}]", TITLE).append(f" = {_exact(way.prob)}", "")
+            label.append(f"  [{way.number}]", TITLE)
+            if way.prob != chance:
+                label.append(f"={_exact(way.prob)}")
         rest = [_Way(way.number, way.tokens[stem:], way.probs[stem:], way.prob) for way in same if way not in ended]
         _grow(tree.add(label), rest)
     for way in ways:
@@ -145,4 +150,4 @@ def _share(prob: float | None) -> Text:
 
 def _exact(prob: float) -> str:
     """Return a probability as a percentage that still says something when it is small."""
-    return percent(prob) if prob >= 0.001 or prob == 0 else f"{prob:.2%}" if prob >= 0.00005 else f"{prob:.1e}"
+    return percent(prob) if prob >= 0.001 or prob == 0 else f"{100 * prob:.2g}%"

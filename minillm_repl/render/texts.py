@@ -60,14 +60,15 @@ def surprise_picture(view: SurpriseView, width: int) -> RenderableType:
     table = plain_table("#", "token", "bits", "rank", "expected")
     for place, column in enumerate(table.columns):
         column.justify = "right" if place in (0, 2, 3) else "left"
-    for each in [each for each in view.most if each.bits >= _SURPRISING] or view.most[:1]:
+    listed = [each for each in view.most if each.bits >= _SURPRISING] or view.most[:1]
+    for each in listed:
         expected = Text("  ").join(
             Text.assemble(short(likely.token), f" {percent(likely.prob)}") for likely in each.expected
         )
         table.add_row(str(each.position), short(each.token), f"{each.bits:.2f}", f"{each.rank:,}", expected)
     notes = f"▁ expected · █ as unexpected as a blind guess, {view.blind:.2f} bits, or more"
     if view.unseen:
-        notes += f" · {view.unseen} tokens before these no longer fit the context"
+        notes += f" · {view.unseen} before these no longer fit the context"
     return Group(
         title("surprisal", f"of {count} token{'' if count == 1 else 's'}, each after all that is before it"),
         strip(view.tokens, shares, width),
@@ -75,6 +76,7 @@ def surprise_picture(view: SurpriseView, width: int) -> RenderableType:
         Text(notes, FIGURES),
         Text(),
         table,
+        *([Text(f"those that surprised most, from {_SURPRISING:g} bits on", FIGURES)] if len(listed) < count else []),
     )
 
 

@@ -19,7 +19,7 @@ def qkv_picture(view: QKVView, width: int) -> RenderableType:
     """Return the query, a row for each key that it met, and the mix of values that comes out."""
     size = len(view.query)
     bars = 6 if width >= 100 else 0
-    fixed = 36 + bars + label_width(view.tokens)
+    fixed = 44 + bars + label_width(view.tokens)
     numbers = max(1, min(size, (width - fixed) // (2 * _NUMBER)))
     more = f", the first {numbers} of {size}" if numbers < size else ""
     asks = view.tokens[-1]

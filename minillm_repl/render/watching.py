@@ -4,9 +4,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from minillm_repl.insight.views.changes import Moment, WatchView
+from minillm_repl.render.attention import focus_picture
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.generation import percent
+from minillm_repl.render.lens import lens_picture
 from minillm_repl.render.picture import short, title
 from minillm_repl.render.tables import plain_table
 from minillm_repl.safetext import safe_line
@@ -44,6 +46,15 @@ def watch_picture(view: WatchView, width: int) -> RenderableType:
             f" largest weight{shown} · `:watch step=N` shows one moment",
             FIGURES,
         ),
+    )
+
+
+def moment_picture(moment: Moment, width: int) -> RenderableType:
+    """Return the logit lens and the attention of one moment."""
+    return Group(
+        Text(f"after step {moment.step:,}", FIGURES),
+        lens_picture(moment.lens, width),
+        focus_picture(moment.attention, width),
     )
 
 

@@ -7,11 +7,13 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
+from rich.text import Text
 
 from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.names import user_path
 from minillm_repl.errors import UserError
+from minillm_repl.render.console import WARNING
 from minillm_repl.repl.interrupt import patiently
 from minillm_repl.repl.opening import Model
 from minillm_repl.repl.shell import Shell
@@ -28,6 +30,7 @@ Draw = Callable[[Any, int], RenderableType]
 """Draws a view into a width, in cells."""
 
 _JSON = re.compile(r"""(?:^|\s)--json(?:\s+("[^"]*"|'[^']*'|\S+))?(?=\s|$)""")
+_NUMBERED = re.compile(r"([lLhH]?[-.,:\d]+|head|layer|position)(\s|$)")  # at the start of what is no text, most likely
 _QUOTED = re.compile(r'(?:^|(?<=\s))"(.*)"\s*$', re.DOTALL)
 
 
@@ -67,10 +70,16 @@ class Asked:
         return f'{self.words} "{self.text}"' if self.words and self.text else self.text or self.words
 
     def selector(self, pattern: str) -> tuple[re.Match[str] | None, str]:
-        """Split the words into what matches `pattern` at their start, and a text, which may also stand in quotes."""
+        """Split the words into what matches `pattern` at their start, and a text, which may also stand in quotes.
+
+        Raises UserError for a text without quotes that begins like a layer, a head or a position.
+        """
         found = re.match(rf"(?:{pattern})(?=\s|$)", self.words)
-        rest = self.words[found.end() :] if found else self.words
-        return found, self.text or rest.strip()
+        rest = (self.words[found.end() :] if found else self.words).strip()
+        if _NUMBERED.match(rest):
+            first = safe_line(rest.split()[0])
+            raise UserError(f"{first} is not understood here: a text that begins so needs quotes")
+        return found, self.text or rest
 
     def tokens(self, looked: "Subject") -> tuple[int | None, int | None]:
         """Read the words as `TOKEN vs TOKEN`, either of which may be missing. Raises UserError if one is no token."""
@@ -110,7 +119,7 @@ def text_ids(shell: Shell, model: Model, text: str = "") -> list[int]:
     """
     ids = shell.encode(model, text) if text else shell.session.ids
     if not ids:
-        raise UserError("there is no text to look at yet: type a prompt first, or give one in quotes")
+        raise UserError("there is no text to look at: type a prompt first, or give one in quotes")
     return ids
 
 
@@ -133,11 +142,21 @@ def get_ready(shell: Shell) -> None:
         patiently(partial(import_module, "minillm_repl.insight.subject"), shell.interrupted)
 
 
-def show(shell: Shell, view: Any, draw: Draw, json: str = "") -> None:
-    """Draw a view, or write its numbers to a file; it is what `:export` and `:scroll` mean from now on."""
-    shell.last_view = lambda width: draw(view, width)
+def show(shell: Shell, view: Any, draw: Draw, json: str = "", of: Model | None = None) -> None:
+    """Draw a view, or write its numbers to a file; it is what `:export` and `:scroll` mean from now on.
+
+    `of` is the model that was looked at, if not the open one; what is changed in it is told above the view.
+    """
+    looked = of or shell.session.model
+    told = [change.told for change in looked.changes] if looked else []
+    changed = [Text(f"the model is changed: {' · '.join(told)}", WARNING)] if told else []
+
+    def drawn(width: int) -> RenderableType:
+        return Group(*changed, draw(view, width)) if changed else draw(view, width)
+
+    shell.last_view, shell.last_pins = drawn, (0, 0)
     if not json:
-        shell.screen.out.print(draw(view, shell.screen.out.width))
+        shell.screen.out.print(drawn(shell.screen.out.width))
         return
     from minillm_repl.render.json_lines import view_json
 

@@ -15,9 +15,10 @@ _HELP = "← → ↑ ↓ Page Up Page Down Home End move · q leaves"
 
 
 class Pager:
-    """A view and the place in it that is seen."""
+    """A view and the place in it that is seen; the first `pins` rows and columns of it always are."""
 
-    def __init__(self, view: RenderableType, width: int, console: Console) -> None:
+    def __init__(self, view: RenderableType, width: int, console: Console, pins: tuple[int, int] = (0, 0)) -> None:
+        self._pinned_rows, self._pinned_columns = pins
         self._lines = [*split_lines(to_formatted_text(formatted([view], width, console)))]
         self._columns = max(map(fragment_list_width, self._lines))
         self._row = self._column = 0
@@ -36,15 +37,17 @@ class Pager:
 
     def _seen(self) -> StyleAndTextTuples:
         """Return the part of the view that the terminal has room for; half a wide character is a space."""
-        size = self._app.output.get_size()
+        size, first = self._app.output.get_size(), self._pinned_rows
+        begin = self._pinned_columns + self._column
+        below = self._lines[first + self._row : self._row + max(first, size.rows - 1)]
         seen: StyleAndTextTuples = []
-        for line in self._lines[self._row : self._row + size.rows - 1]:
+        for line in [*self._lines[:first], *below]:
             end = 0
             for style, character, *_ in explode_text_fragments(line):
                 start, end = end, end + get_cwidth(character)
-                if self._column <= start and end <= self._column + size.columns:
+                if end <= self._pinned_columns or (begin <= start and end <= self._column + size.columns):
                     seen.append((style, character))
-                elif start < self._column < end:
+                elif start < begin < end:
                     seen.append(("", " "))
             seen.append(("", "\n"))
         return seen
@@ -56,8 +59,8 @@ class Pager:
             keys.add(name)(lambda _, down=down, right=right: self._move(down, right))
         keys.add("pageup")(lambda _: self._move(-self._page, 0))
         keys.add("pagedown")(lambda _: self._move(self._page, 0))
-        keys.add("home")(lambda _: self._move(-len(self._lines), -self._columns))
-        keys.add("end")(lambda _: self._move(len(self._lines), self._columns))
+        keys.add("home")(lambda _: self._move(0, -self._columns))
+        keys.add("end")(lambda _: self._move(0, self._columns))
         for name in ("q", "c-c", "c-d", "escape", "enter"):
             keys.add(name)(_leave)
         return keys

@@ -38,6 +38,7 @@ class Shell:
     registry: Registry
     interrupted: Callable[[], bool] = field(default=lambda: False)
     last_view: Callable[[int], RenderableType] | None = None  # draws it again, into a width
+    last_pins: tuple[int, int] = (0, 0)  # rows and columns of it that stay when it is scrolled
 
     def execute(self, line: str) -> None:
         """Do what a line says: a command after `:`, a literal colon after `::`, else a prompt. Raises UserError."""

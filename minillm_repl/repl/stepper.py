@@ -141,6 +141,7 @@ class Stepper:
             self._warning = "this is where it began"
 
     def _type(self, text: str) -> None:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")  # as terminals paste
         self._own = (self._own or "") + "".join(each for each in text if each.isprintable() or each == "\n")
 
     def _erase(self) -> None:

@@ -16,7 +16,7 @@ def find_token(tokenizer: Tokenizer, word: str) -> list[int]:
             raise UserError(f"there is no token {safe_line(word)}: they count from #0 to #{tokenizer.size - 1}")
         return [int(word[1:])]
     special = tokenizer.named(word)
-    if special is not None:
+    if special is not None and tokenizer.special(special):
         return [special]
     text = word.replace(SPACE, " ").replace(NEWLINE, "\n")
     split = [tokenizer.encode(each, start=False) for each in (text, " " + text)]

@@ -47,6 +47,7 @@ class PatchView:
     b: tuple[Token, ...]
     answer_a: Token
     answer_b: Token
+    likeliest: bool  # whether these are the likeliest after A and B, or, where that is one, what most tells them apart
     clean: float  # logit of A's answer less that of B's, after A
     corrupt: float  # the same after B
     places: tuple[str, ...]  # from the bottom up

@@ -558,7 +558,7 @@ def test_every_truncation_of_an_adapter_is_refused(saved_adapter):
     path = folder / "cut.safetensors"
     for length in (*range(0, 1_200, 7), *range(1_200, len(data), 997), len(data) - 1):
         path.write_bytes(data[:length])
-        refused(path, "cut short|not a safetensors file|not valid JSON|header")
+        refused(path, "cut short|not a safetensors file|not valid JSON|header|is empty")
     path.write_bytes(data + b"\0")
     refused(path, "more follows")
 

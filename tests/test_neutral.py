@@ -116,7 +116,10 @@ def test_every_control_character_is_neutral_wherever_it_comes_from(visit, tmp_pa
     assert not {c for c in kept if c != "\n"} & set(every)
 
 
-@pytest.mark.parametrize(("verbose", "every"), [("off", 1), ("3", 8)])  # tables take their time
+@pytest.mark.parametrize(
+    ("verbose", "every"),
+    [("off", 4), pytest.param("off", 1, marks=pytest.mark.slow), pytest.param("3", 8, marks=pytest.mark.slow)],
+)
 def test_sequences_that_terminals_obey_are_text_wherever_they_are_split(verbose, every, visit, tmp_path):  # noqa: F811
     attacks = [*ATTACKS, *(each.encode("latin-1") for each in ATTACKS if not each.isascii())]  # 8-bit ones as bytes too
     terminal = visit("--verbose", verbose, "--temp", "0", columns=160, variables={"NO_COLOR": "1"})

@@ -32,7 +32,7 @@ from minillm_repl.training.plan import TrainPlan
 from tests import fuzz
 from tests.conftest import ROOT
 
-settings.register_profile("suite", deadline=None, max_examples=150)
+settings.register_profile("suite", deadline=None, max_examples=60)
 settings.load_profile("suite")
 
 TEXT = st.text(max_size=60) | st.text("0123456789.,-+eE_=:'\" \\\x1b\x9b\u202e가", max_size=30)

@@ -45,7 +45,12 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("where", ODD)
+QUICK = ("C", "ASCII", "no home", "a home that is a device", "a dumb terminal", "20 columns")
+PLACES = [where if where in QUICK else pytest.param(where, marks=pytest.mark.slow) for where in ODD]
+DRAWN = [where for where in ODD if where not in ("UTF-16", "Korean")]  # these say nothing at a terminal
+
+
+@pytest.mark.parametrize("where", PLACES)
 def test_a_script_runs_in_odd_surroundings(where, tmp_path):
     done = scripted(tmp_path, **ODD[where])
     assert done.returncode == 0, done.stderr
@@ -57,7 +62,9 @@ def test_a_script_runs_in_odd_surroundings(where, tmp_path):
     assert "날씨가 좋다" in text or "\\ub0a0\\uc528" in text
 
 
-@pytest.mark.parametrize("where", [name for name in ODD if name not in ("UTF-16", "Korean")])
+@pytest.mark.parametrize(
+    "where", [pytest.param(each, marks=() if each in QUICK else pytest.mark.slow) for each in DRAWN]
+)
 def test_a_terminal_works_in_odd_surroundings(where, visit):  # noqa: F811
     columns = 20 if where == "20 columns" else 80
     terminal = visit(ckpt="nalssi", variables={"MINILLM_HISTORY": None, **ODD[where]}, columns=columns)

@@ -6,49 +6,91 @@ of a group, and, when many tokens are read at once, the tokens after them. A lon
 with its own largest score, which are put together at the end (Milakov and Gimelshein 2018).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minillm_repl.engine.compiled.lanes import LANES, all_of, compiled, load, multiply_add, store, zeros
+from minillm_repl.engine.compiled.lanes import LANES, all_of, compiled, fetch, load, multiply_add, store, zeros
 from minillm_repl.engine.compiled.pointwise import exponential
+from minillm_repl.engine.compiled.team import claim, meet
 
 Floats = NDArray[np.float32]
 
 BLOCK = 32  # positions whose keys lie together
-STRETCH = 512  # positions whose scores are kept at once
-QUERIES = 4  # worked on together
+_STRETCH = 256  # positions whose scores are kept at once
+_QUERIES = 4  # worked on together
 
+_LINE = 64  # bytes that memory hands over at once
 _NEVER = np.float32(-1e30)  # below any score: what a query does not see
 
 
-@compiled
-def attend(
-    queries: Floats, keys: Any, values: Any, seen: Any, first: int, last: int,
-    scores: Floats, mixed: Floats, largest: Floats, sums: Floats,
-) -> None:  # fmt: skip
-    """Let four queries mix the values of positions `first` (a multiple of 32) up to `last`.
+class Pieces(NamedTuple):
+    """What each query has of each part of the cache; rows are part · t · h."""
 
-    queries (4, head_size), already scaled; keys (block · head_size · 32), values (position · padded), flat;
-    seen (4, 2): from which position up to which each sees. scores (4, STRETCH) is room to work in. Out: mixed (4,
-    padded), not yet divided by sums (4,), and the largest score (4,).
+    mixed: Floats  # (rows, padded d), values by weights relative to the largest score, not yet divided by their sum
+    largest: Floats  # (rows,)
+    sums: Floats  # (rows,)
+
+
+@compiled
+def attention(
+    counters: Any, size: Any, phase: Any, start: Any, parts: Any, window: Any, keys: Any, values: Any,
+    qkv: Any, pieces: Any,
+) -> Any:  # fmt: skip
+    """Let each query mix values of the positions up to its own. A task is four queries, and a part of the cache.
+
+    keys (g, block · d · 32), values (g, position · padded d); qkv (t, (h + 2g) · d); with a window, a query sees only
+    the last `window` positions, its own included.
     """
-    for r in range(QUERIES):
-        largest[r], sums[r] = _NEVER, 0
-        for d in range(mixed.shape[1]):
-            mixed[r, d] = 0
-    for start in range(first, last, STRETCH):
-        end = min(start + STRETCH, last)
-        _score(queries, keys, start, end, scores)
-        for r in range(QUERIES):
-            _weigh(scores[r], start, end, seen[r, 0], seen[r, 1], r, mixed[r], largest, sums)
-        _mix(scores, values, start, end, mixed)
+    kv_heads, padded = len(keys), pieces.mixed.shape[1]
+    d = keys.shape[1] * padded // values.shape[1]
+    count, heads = len(qkv), qkv.shape[1] // d - 2 * kv_heads
+    group, scale = heads // kv_heads, np.float32(1 / np.sqrt(d))
+    rows = count * group
+    tiles = (rows + _QUERIES - 1) // _QUERIES
+    queries, seen = np.empty((_QUERIES, d), np.float32), np.empty((_QUERIES, 2), np.int64)
+    scores, mixed = np.empty((_QUERIES, _STRETCH), np.float32), np.empty((_QUERIES, padded), np.float32)
+    largest, sums = np.empty(_QUERIES, np.float32), np.empty(_QUERIES, np.float32)
+    while True:
+        task = claim(counters, phase)
+        if task >= kv_heads * tiles * parts:
+            break
+        part, tile, kv_head = task % parts, task // parts % tiles, task // (parts * tiles)
+        low, high = start + count, 0
+        for r in range(_QUERIES):
+            row = min(tile * _QUERIES + r, rows - 1)  # where there are fewer than four, the last again
+            t, head = row // group, kv_head * group + row % group
+            for i in range(d):
+                queries[r, i] = qkv[t, head * d + i] * scale
+            seen[r, 1] = start + t + 1
+            seen[r, 0] = max(0, seen[r, 1] - window) if window else 0
+            low, high = min(low, seen[r, 0]), max(high, seen[r, 1])
+            largest[r], sums[r] = _NEVER, 0
+            for i in range(padded):
+                mixed[r, i] = 0
+        blocks = (high + BLOCK - 1) // BLOCK - low // BLOCK
+        each = (blocks + parts - 1) // parts * BLOCK
+        first = low // BLOCK * BLOCK + part * each
+        last = min(first + each, high)
+        for begin in range(first, last, _STRETCH):
+            end = min(begin + _STRETCH, last)
+            _score(queries, keys[kv_head], values[kv_head], begin, end, scores)
+            for r in range(_QUERIES):
+                _weigh(scores[r], begin, end, seen[r, 0], seen[r, 1], r, mixed[r], largest, sums)
+            _mix(scores, values[kv_head], begin, end, mixed)
+        for r in range(min(_QUERIES, rows - tile * _QUERIES)):
+            row = tile * _QUERIES + r
+            place = (part * count + row // group) * heads + kv_head * group + row % group
+            pieces.largest[place], pieces.sums[place] = largest[r], sums[r]
+            for i in range(padded):
+                pieces.mixed[place, i] = mixed[r, i]
+    return meet(counters, size, phase)
 
 
 @compiled
-def _score(queries: Floats, keys: Any, start: int, end: int, scores: Floats) -> None:
-    """Multiply four queries with the keys of each block."""
+def _score(queries: Floats, keys: Any, values: Any, start: int, end: int, scores: Floats) -> None:
+    """Multiply four queries with the keys of each block; the next keys, and the values, are asked for meanwhile."""
     size = queries.shape[1]
     flat = scores.reshape(-1)
     for block in range(start // BLOCK, (end + BLOCK - 1) // BLOCK):
@@ -56,6 +98,9 @@ def _score(queries: Floats, keys: Any, start: int, end: int, scores: Floats) -> 
         c0, c1, d0, d1 = zeros(), zeros(), zeros(), zeros()
         at = block * size * BLOCK
         for d in range(size):
+            for line in range(0, BLOCK, _LINE // keys.itemsize):
+                fetch(keys, at + size * BLOCK + line)
+                fetch(values, at + line)
             k0, k1 = load(keys, at), load(keys, at + LANES)
             at += BLOCK
             q = all_of(queries[0, d])
@@ -69,12 +114,12 @@ def _score(queries: Floats, keys: Any, start: int, end: int, scores: Floats) -> 
         to = block * BLOCK - start
         store(flat, to, a0)
         store(flat, to + LANES, a1)
-        store(flat, to + STRETCH, b0)
-        store(flat, to + STRETCH + LANES, b1)
-        store(flat, to + 2 * STRETCH, c0)
-        store(flat, to + 2 * STRETCH + LANES, c1)
-        store(flat, to + 3 * STRETCH, d0)
-        store(flat, to + 3 * STRETCH + LANES, d1)
+        store(flat, to + _STRETCH, b0)
+        store(flat, to + _STRETCH + LANES, b1)
+        store(flat, to + 2 * _STRETCH, c0)
+        store(flat, to + 2 * _STRETCH + LANES, c1)
+        store(flat, to + 3 * _STRETCH, d0)
+        store(flat, to + 3 * _STRETCH + LANES, d1)
 
 
 @compiled
@@ -132,18 +177,26 @@ def _mix(scores: Floats, values: Any, start: int, end: int, mixed: Floats) -> No
 
 
 @compiled
-def merge(largest: Floats, sums: Floats, mixed: Floats, out: Floats) -> None:
-    """Put the stretches of one query together: largest (part,), sums (part,), mixed (part, padded), out (head_size,)."""
-    most = _NEVER
-    for part in range(len(largest)):
-        most = max(most, largest[part])
-    whole = np.float32(0)
-    for d in range(len(out)):
-        out[d] = 0
-    for part in range(len(largest)):
-        share = exponential(largest[part] - most)
-        whole += share * sums[part]
-        for d in range(len(out)):
-            out[d] += share * mixed[part, d]
-    for d in range(len(out)):
-        out[d] /= whole
+def merged(counters: Any, size: Any, phase: Any, parts: Any, pieces: Any, z: Any) -> Any:
+    """Put the parts of each query together: z (t, h · d)."""
+    count, every = len(z), len(pieces.sums) // parts
+    d = z.shape[1] * count // every
+    while True:
+        row = claim(counters, phase)
+        if row >= every:
+            break
+        most, whole = _NEVER, np.float32(0)
+        for part in range(parts):
+            most = max(most, pieces.largest[part * every + row])
+        out = z.reshape(-1)[row * d : (row + 1) * d]
+        for i in range(d):
+            out[i] = 0
+        for part in range(parts):
+            place = part * every + row
+            share = exponential(pieces.largest[place] - most)
+            whole += share * pieces.sums[place]
+            for i in range(d):
+                out[i] += share * pieces.mixed[place, i]
+        for i in range(d):
+            out[i] /= whole
+    return meet(counters, size, phase)

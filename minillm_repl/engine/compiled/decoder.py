@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
-from minillm_repl.engine.compiled.attention import BLOCK
+from minillm_repl.engine.compiled.attention import BLOCK, Pieces
 from minillm_repl.engine.compiled.forward import PHASES_IN_A_LAYER, PHASES_OUTSIDE, Room, Shape, forward
 from minillm_repl.engine.compiled.lanes import LANES
 from minillm_repl.engine.compiled.rotation import rotation
@@ -76,12 +76,8 @@ class CompiledDecoder:
         room, parts = self._room, 1
         if count == 1:
             parts = min(_MOST_PARTS, -(-(start + 1) // _PART))
-        rows = max(count, parts) * self._shape.heads
-        used = Room(
-            *(array[:count] for array in room[:8]),
-            *(array[:rows] for array in (room.mixed, room.largest, room.sums)),
-            logits=room.logits,
-        )
+        pieces = Pieces(*(array[: parts * count * self._shape.heads] for array in room.pieces))
+        used = Room(*(array[:count] for array in room[:8]), pieces=pieces, logits=room.logits)
         self._team.run(
             forward, np.array(ids, np.int64), start, parts, self._shape, self._windows,
             self._weights.addresses, self._weights.like, self._keys, self._values, *self._turn, used,
@@ -104,34 +100,31 @@ class CompiledDecoder:
 
 
 def _shape_of(config: AnyConfig) -> Shape:
-    llama = isinstance(config, LlamaConfig)
     return Shape(
         config.heads,
         config.kv_heads,
         config.head_size,
         ACTIVATIONS.index(config.activation),
-        gated=llama,
         parallel=getattr(config, "parallel", False),
         eps=np.float32(config.norm_eps),
     )
 
 
 def _room(config: AnyConfig, shape: Shape, padded: int) -> Room:
+    gated = isinstance(config, LlamaConfig)
     hidden = config.hidden if isinstance(config, LlamaConfig) else config.ff_width
     rows = max(_PIECE, _MOST_PARTS) * shape.heads
 
     def floats(*sizes: int) -> Floats:
         return np.zeros(sizes, np.float32)
 
-    up = floats(_PIECE, 2 * hidden if shape.gated else hidden)
+    up = floats(_PIECE, 2 * hidden if gated else hidden)
     return Room(
         *(floats(_PIECE, config.width) for _ in range(4)),
         qkv=floats(_PIECE, (shape.heads + 2 * shape.kv_heads) * shape.head_size),
         z=floats(_PIECE, shape.heads * shape.head_size),
         up=up,
-        hidden=floats(_PIECE, hidden) if shape.gated else up,
-        mixed=floats(rows, padded),
-        largest=floats(rows),
-        sums=floats(rows),
+        hidden=floats(_PIECE, hidden) if gated else up,
+        pieces=Pieces(floats(rows, padded), floats(rows), floats(rows)),
         logits=floats(1, config.vocab),
     )

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import llvmlite.ir as ir
-from numba import njit, types
+import numpy as np
+from numba import carray, njit, types
 from numba.core import cgutils
 from numba.core.datamodel import PrimitiveModel, register_default
 from numba.extending import intrinsic
@@ -22,15 +23,20 @@ _REGISTER = ir.VectorType(_FLOAT, LANES)
 _UNDEFINED = ir.Constant(_REGISTER, ir.Undefined)
 
 # Sums may be reordered (that is what lets them be vectorised), but NaN and infinity keep their meaning.
-_MATHEMATICS = {"reassoc", "nsz", "contract", "arcp"}
+_OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "nsz", "contract", "arcp"}, "error_model": "numpy"}
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compile for the first types it is called with, keeping the result on disk where there is room for it.
+    """Compile a function that only compiled code calls."""
+    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+
+
+def entry(function: Callable[..., Any]) -> Any:
+    """Compile a function that Python calls, keeping the result on disk where there is room for it.
 
     It runs without Python's lock, so that several threads can.
     """
-    options = {"fastmath": _MATHEMATICS, "error_model": "numpy", "nogil": True}
+    options = {**_OPTIONS, "nogil": True, "no_cfunc_wrapper": True}
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # no folder here may be written to: compiled anew in every process
@@ -180,6 +186,21 @@ def keep(_typing: Any, array: Any, _index: Any, _number: Any) -> Any:
 
 
 @intrinsic
+def fetch(_typing: Any, array: Any, _index: Any) -> Any:
+    """Ask for the 64 bytes around `array.flat[index]` to be brought near; it may lie past the end."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.bitcast(_place(context, builder, signature.args[0], *arguments), ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [place.type, _INT, _INT, _INT])
+        reading, soon, data = _INT(0), _INT(3), _INT(1)
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [place, reading, soon, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), code
+
+
+@intrinsic
 def pointer(_typing: Any, _address: Any, like: Any) -> Any:
     """Return an address as a pointer to numbers such as are in the array `like`."""
 
@@ -187,3 +208,9 @@ def pointer(_typing: Any, _address: Any, like: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
     return types.CPointer(like.dtype)(types.uintp, like), code
+
+
+@compiled
+def floats(address: Any, length: Any) -> Any:
+    """Return the float32 numbers at an address; none where there is none."""
+    return carray(pointer(address, np.empty(0, np.float32)), (length if address else 0,))

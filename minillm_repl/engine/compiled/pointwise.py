@@ -5,9 +5,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minillm_repl.engine.compiled.lanes import compiled, float_of_bits
+from minillm_repl.engine.compiled.lanes import compiled, float_of_bits, floats
+from minillm_repl.engine.compiled.team import claim, meet
 
 Floats = NDArray[np.float32]
+
+_BENT_AT_ONCE = 1024  # numbers of a hidden layer that make one task
 
 GELU, GELU_TANH, SILU, RELU = range(4)  # the order of model/config.py's ACTIVATIONS
 
@@ -48,7 +51,7 @@ def _erf(z: Any) -> Any:
 
 
 @compiled
-def activate(x: Floats, activation: int) -> None:
+def _activate(x: Floats, activation: int) -> None:
     """Bend each number of a row, in place: GELU, its tanh approximation, SiLU or ReLU."""
     one, half = np.float32(1), np.float32(0.5)
     if activation == GELU:
@@ -95,3 +98,35 @@ def rotate(x: Floats, cos: Floats, sin: Floats) -> None:
         first, second = x[i], x[half + i]
         x[i] = first * cos[i] - second * sin[i]
         x[half + i] = second * cos[i] + first * sin[i]
+
+
+@compiled
+def norms(counters: Any, size: Any, phase: Any, at: Any, eps: Any, x: Any, y: Any) -> Any:
+    """Normalise each row of x (t, w) into y; `at` begins with the addresses of the gain and the bias."""
+    count, width = x.shape
+    gain, bias = floats(at[0], width), floats(at[1], width)
+    while True:
+        t = claim(counters, phase)
+        if t >= count:
+            break
+        normalise(x[t], gain, bias, eps, y[t])
+    return meet(counters, size, phase)
+
+
+@compiled
+def bend(counters: Any, size: Any, phase: Any, activation: Any, up: Any, hidden: Any) -> Any:
+    """Apply the activation; where `up` has twice the width of `hidden`, its second half passes the gates of the first."""
+    count, width = hidden.shape
+    gated = up.shape[1] > width
+    pieces = (width + _BENT_AT_ONCE - 1) // _BENT_AT_ONCE
+    while True:
+        task = claim(counters, phase)
+        if task >= count * pieces:
+            break
+        t, first = task // pieces, task % pieces * _BENT_AT_ONCE
+        last = min(first + _BENT_AT_ONCE, width)
+        _activate(up[t, first:last], activation)
+        if gated:
+            for i in range(first, last):
+                hidden[t, i] = up[t, i] * up[t, width + i]
+    return meet(counters, size, phase)

@@ -7,36 +7,53 @@ stay in registers, and sixteen rows in the nearest cache while all tokens pass b
 from typing import Any
 
 import numpy as np
+from numba import carray
 from numpy.typing import NDArray
 
-from minillm_repl.engine.compiled.lanes import LANES, compiled, load, multiply_add, total, widen, zeros
+from minillm_repl.engine.compiled.lanes import (
+    LANES, compiled, fetch, floats, load, multiply_add, pointer, total, widen, zeros,
+)  # fmt: skip
+from minillm_repl.engine.compiled.team import claim, meet
 
 Floats = NDArray[np.float32]
 
-ROWS_AT_ONCE = 32  # rows of a matrix that make one task
+_ROWS_AT_ONCE = 32  # rows of a matrix that make one task
 _TILE = 16  # rows that stay in the nearest cache
 _ROWS, _TOKENS = 4, 6  # of one set of registers
+_AHEAD = 8_192  # bytes: so far before they are needed, weights are asked for; short rows fool the processor's own guess
+_LINE = 64  # bytes that memory hands over at once
 
 
 @compiled
-def multiply(weight: Any, x: Floats, y: Floats, first: int, last: int) -> None:
-    """Fill rows `first` to `last` of the result: weight (rows · inputs), x (t, inputs), y (t, rows)."""
+def product(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any) -> Any:
+    """Multiply by a matrix, with its bias; add the result to `stream`, if that has rows. A task is 32 of its rows.
+
+    `at` begins with the addresses of the matrix (rows, inputs), its scales and its bias; x (t, inputs), y (t, rows).
+    """
     count, inputs = x.shape
     rows = y.shape[1]
     flat_x, flat_y = x.reshape(-1), y.reshape(-1)
-    whole = first + (last - first) // _ROWS * _ROWS
-    for tile in range(first, whole, _TILE):
-        end = min(tile + _TILE, whole)
-        many = count - count % _TOKENS
-        for t in range(0, many, _TOKENS):
-            for row in range(tile, end, _ROWS):
-                _six_by_four(weight, row * inputs, flat_x, t * inputs, inputs, flat_y, t * rows + row, rows)
-        for t in range(many, count):
-            for row in range(tile, end, _ROWS):
-                _one_by_four(weight, row * inputs, flat_x, t * inputs, inputs, flat_y, t * rows + row)
-    for row in range(whole, last):
-        for t in range(count):
-            flat_y[t * rows + row] = _dot(weight, row * inputs, flat_x, t * inputs, 0, inputs)
+    weight = carray(pointer(at[0], like), (rows * inputs,))
+    scale, bias = floats(at[1], rows), floats(at[2], rows)
+    many = count - count % _TOKENS
+    while True:
+        first = claim(counters, phase) * _ROWS_AT_ONCE
+        if first >= rows:
+            break
+        last = min(first + _ROWS_AT_ONCE, rows)
+        whole = first + (last - first) // _ROWS * _ROWS
+        for tile in range(first, whole, _TILE):
+            for t in range(0, many, _TOKENS):
+                for row in range(tile, min(tile + _TILE, whole), _ROWS):
+                    _six_by_four(weight, row * inputs, flat_x, t * inputs, inputs, flat_y, t * rows + row, rows)
+            for t in range(many, count):
+                for row in range(tile, min(tile + _TILE, whole), _ROWS):
+                    _one_by_four(weight, row * inputs, flat_x, t * inputs, inputs, flat_y, t * rows + row)
+        for row in range(whole, last):
+            for t in range(count):
+                flat_y[t * rows + row] = _dot(weight, row * inputs, flat_x, t * inputs, 0, inputs)
+        _finish(y, first, last, scale, bias, stream)
+    return meet(counters, size, phase)
 
 
 @compiled
@@ -54,7 +71,10 @@ def _one_by_four(w: Any, w0: int, x: Floats, xt: int, n: int, y: Floats, yt: int
     w1, w2, w3 = w0 + n, w0 + 2 * n, w0 + 3 * n
     a, b, c, d = zeros(), zeros(), zeros(), zeros()
     side_by_side = n - n % LANES
+    ahead = w0 + _AHEAD // w.itemsize
     for i in range(0, side_by_side, LANES):
+        for line in range(0, _ROWS * LANES, _LINE // w.itemsize):
+            fetch(w, ahead + _ROWS * i + line)
         v = load(x, xt + i)
         a = multiply_add(load(w, w0 + i), v, a)
         b = multiply_add(load(w, w1 + i), v, b)
@@ -108,8 +128,8 @@ def _put(y: Floats, at: int, a: Any, b: Any, c: Any, d: Any) -> None:
 
 
 @compiled
-def finish(y: Floats, first: int, last: int, scale: Floats, bias: Floats) -> None:
-    """Scale rows `first` to `last` of a product and add a bias to them, where there is a scale, or a bias."""
+def _finish(y: Floats, first: int, last: int, scale: Floats, bias: Floats, stream: Floats) -> None:
+    """Scale rows `first` to `last`, add the bias, and all to the stream: each where there is one."""
     for t in range(len(y)):
         row = y[t]
         if len(scale):
@@ -118,3 +138,6 @@ def finish(y: Floats, first: int, last: int, scale: Floats, bias: Floats) -> Non
         if len(bias):
             for o in range(first, last):
                 row[o] += bias[o]
+        if len(stream):
+            for o in range(first, last):
+                stream[t, o] += row[o]

@@ -137,7 +137,14 @@ def _run(options: argparse.Namespace, launch: Launch, settings: Settings, traini
         screen = screen.silent()
     session = Session(
         settings,
-        Opening(launch.device, launch.dtype, launch.context, user_path(launch.vocab) if launch.vocab else None),
+        Opening(
+            launch.device,
+            launch.dtype,
+            launch.context,
+            user_path(launch.vocab) if launch.vocab else None,
+            launch.threads,
+            launch.quant,
+        ),
         Recent(launch.recent_file),
         threads=launch.threads,
         path=find(launch.ckpt),

@@ -61,6 +61,8 @@ class Opening:
     dtype: str = "auto"
     context: int = 0  # tokens; 0 is all that the model allows
     vocabulary: Path | None = None  # for a checkpoint without one
+    threads: int = 0  # for chatting on the processor; 0 chooses
+    quant: str = "off"  # how weights are made smaller, for chatting only
 
     def open(self, path: Path, progress: "Progress" = lambda _: None) -> Model:
         """Load a checkpoint and make it ready to run. Raises UserError."""
@@ -73,7 +75,8 @@ class Opening:
         """Make a checkpoint ready to run. Raises UserError if the device is not there."""
         from minillm_repl.engine.decoder import make_decoder
 
-        return Model(checkpoint, make_decoder(checkpoint, self.device, self.context))
+        decoder = make_decoder(checkpoint, self.device, self.context, threads=self.threads, quant=self.quant)
+        return Model(checkpoint, decoder)
 
 
 class Loading(Future[Model]):

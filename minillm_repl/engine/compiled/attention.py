@@ -1,9 +1,10 @@
 """Attention over the cache: each query takes of the values what its products with the keys say.
 
-Keys lie in blocks of 32 positions, each block turned over (head_size, 32), so that the products of a query with 32 keys
-are made side by side; values lie position by position. Four queries that share a key are worked on together: the heads
-of a group, and, when many tokens are read at once, the tokens after them. A long text is gone through in stretches, each
-with its own largest score, which are put together at the end (Milakov and Gimelshein 2018).
+Keys lie in blocks of 32 positions, each block turned over (head_size, 32), so that the products of a query with 32
+keys are made side by side; values lie position by position. Four queries that share a key are worked on together: the
+heads of a group, and, when many tokens are read at once, the tokens after them. A long text is gone through in
+stretches, what was mixed so far being scaled when a larger score turns up (Milakov and Gimelshein 2018), and in parts
+that different threads take, which are put together at the end.
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minillm_repl.engine.compiled.lanes import LANES, all_of, compiled, fetch, load, multiply_add, store, zeros
+from minillm_repl.engine.compiled.compiling import compiled
+from minillm_repl.engine.compiled.lanes import LANES, all_of, fetch, load, multiply_add, store, zeros
 from minillm_repl.engine.compiled.pointwise import exponential
 from minillm_repl.engine.compiled.team import claim, meet
 

@@ -37,17 +37,16 @@ class CompiledDecoder:
         self._padded = -(-self._shape.head_size // LANES) * LANES
         self._cache_kind = np.float32 if checkpoint.dtype == "float32" and not quantised else np.uint16
         self._room = _room(config, self._shape, self._padded)
+        self._keys = self._values = np.empty((0, 0, 0), self._cache_kind)
+        self._positions = 0
+        self._turn = rotation(config, 0)
         self.ids: list[int] = []
         self.context = config.context
         self.name = f"numba on cpu, {size} thread{'' if size == 1 else 's'}"
-        self._grow(1)
+        beside = f"8 bits (--quant int8), {self._weights.nbytes / 2**20:,.1f} MiB beside those of the file"
+        self.why = f"compiled, weights in {beside if quantised else checkpoint.dtype}"
         self.prefill([0])  # compile, or fetch the compiled code, now and not at the first word
         self.rewind(0)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Memory that the weights take as they are used here."""
-        return self._weights.nbytes
 
     @property
     def cache_bytes(self) -> int:
@@ -77,7 +76,8 @@ class CompiledDecoder:
         if count == 1:
             parts = min(_MOST_PARTS, -(-(start + 1) // _PART))
         pieces = Pieces(*(array[: parts * count * self._shape.heads] for array in room.pieces))
-        used = Room(*(array[:count] for array in room[:8]), pieces=pieces, logits=room.logits)
+        rows = {name: array[:count] for name, array in room._asdict().items() if name not in ("pieces", "logits")}
+        used = Room(**rows, pieces=pieces, logits=room.logits)
         self._team.run(
             forward, np.array(ids, np.int64), start, parts, self._shape, self._windows,
             self._weights.addresses, self._weights.like, self._keys, self._values, *self._turn, used,
@@ -86,13 +86,12 @@ class CompiledDecoder:
 
     def _grow(self, needed: int) -> None:
         """Make room for more positions; it doubles, so that a long text is copied a few times in all."""
-        old = self._positions if self.ids else 0
-        positions = max(needed, min(self._config.context, max(_FIRST_ROOM, 2 * old)))
+        positions = max(needed, min(self._config.context, max(_FIRST_ROOM, 2 * self._positions)))
         positions = -(-positions // BLOCK) * BLOCK
         layers, heads, size = self._config.layers, self._shape.kv_heads, self._shape.head_size
         keys = np.zeros((layers, heads, positions * size), self._cache_kind)
         values = np.zeros((layers, heads, positions * self._padded), self._cache_kind)
-        if old:
+        if self._positions:
             keys[:, :, : self._keys.shape[2]] = self._keys
             values[:, :, : self._values.shape[2]] = self._values
         self._keys, self._values, self._positions = keys, values, positions
@@ -120,7 +119,10 @@ def _room(config: AnyConfig, shape: Shape, padded: int) -> Room:
 
     up = floats(_PIECE, 2 * hidden if gated else hidden)
     return Room(
-        *(floats(_PIECE, config.width) for _ in range(4)),
+        x=floats(_PIECE, config.width),
+        normed=floats(_PIECE, config.width),
+        normed2=floats(_PIECE, config.width),
+        added=floats(_PIECE, config.width),
         qkv=floats(_PIECE, (shape.heads + 2 * shape.kv_heads) * shape.head_size),
         z=floats(_PIECE, shape.heads * shape.head_size),
         up=up,

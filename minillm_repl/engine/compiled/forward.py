@@ -1,8 +1,8 @@
 """One pass through any of the models, top to bottom, by all threads of a team at once.
 
-The arithmetic is that of model/llama.py and model/gpt.py; what a model has not (a bias, a gate, a norm) has no address in
-the table of weights. Each step is a phase: its tasks are claimed by whoever is free, and the next begins when all are
-done. Shapes in comments: t = new tokens, w = width, h = heads, g = heads with keys, d = head_size.
+The arithmetic is that of model/llama.py and model/gpt.py; what a model has not (a bias, a gate, a norm) has no address
+in the table of weights. Each step is a phase: its tasks are claimed by whoever is free, and the next begins when all
+are done. Shapes in comments: t = new tokens, w = width, h = heads, g = heads with keys, d = head_size.
 """
 
 from typing import Any, NamedTuple
@@ -12,12 +12,25 @@ from numba import carray
 from numpy.typing import NDArray
 
 from minillm_repl.engine.compiled.attention import BLOCK, Pieces, attention, merged
-from minillm_repl.engine.compiled.lanes import compiled, entry, floats, keep, pointer, widen
+from minillm_repl.engine.compiled.compiling import compiled, entry
+from minillm_repl.engine.compiled.lanes import floats, keep, pointer, widen
 from minillm_repl.engine.compiled.pointwise import bend, normalise, norms, rotate
 from minillm_repl.engine.compiled.products import product
 from minillm_repl.engine.compiled.team import claim, meet
 from minillm_repl.engine.compiled.weights import (
-    DOWN, HEAD, K_NORM, NORM1, NORM2, NORM_F, POSITIONS, PROJ, Q_NORM, QKV, TOKENS, TOKENS_SCALE, UP,
+    DOWN,
+    HEAD,
+    K_NORM,
+    NORM1,
+    NORM2,
+    NORM_F,
+    POSITIONS,
+    PROJ,
+    Q_NORM,
+    QKV,
+    TOKENS,
+    TOKENS_SCALE,
+    UP,
 )  # fmt: skip
 
 Floats = NDArray[np.float32]

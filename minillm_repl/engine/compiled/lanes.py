@@ -1,46 +1,27 @@
 """Sixteen numbers at a time inside compiled code, and weights found by their address.
 
-numba leaves it to LLVM to find what can be done side by side, which it does poorly for products of many rows and weights
-of other kinds than float32. So these few functions say it outright: `Lanes` is a register of sixteen float32, whatever
-the processor makes of it (one register with AVX-512, two with AVX2, four with NEON). Weights widen to float32 on their
-way in: float32 as they are, bfloat16 as uint16, float16 as int16, whole numbers of 8 bits as int8.
+numba leaves it to LLVM to find what can be done side by side, which it does poorly for products of many rows and
+weights of other kinds than float32. So these few functions say it outright: `Lanes` is a register of sixteen float32,
+whatever the processor makes of it (one register with AVX-512, two with AVX2, four with NEON). Weights widen to float32
+on their way in: float32 as they are, bfloat16 as uint16, float16 as int16, whole numbers of 8 bits as int8.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-import llvmlite.ir as ir
 import numpy as np
-from numba import carray, njit, types
+from llvmlite import ir
+from numba import carray, types
 from numba.core import cgutils
 from numba.core.datamodel import PrimitiveModel, register_default
 from numba.extending import intrinsic
+
+from minillm_repl.engine.compiled.compiling import compiled
 
 LANES = 16
 
 _FLOAT, _INT = ir.FloatType(), ir.IntType(32)
 _REGISTER = ir.VectorType(_FLOAT, LANES)
 _UNDEFINED = ir.Constant(_REGISTER, ir.Undefined)
-
-# Sums may be reordered (that is what lets them be vectorised), but NaN and infinity keep their meaning.
-_OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "nsz", "contract", "arcp"}, "error_model": "numpy"}
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile a function that only compiled code calls."""
-    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
-
-
-def entry(function: Callable[..., Any]) -> Any:
-    """Compile a function that Python calls, keeping the result on disk where there is room for it.
-
-    It runs without Python's lock, so that several threads can.
-    """
-    options = {**_OPTIONS, "nogil": True, "no_cfunc_wrapper": True}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder here may be written to: compiled anew in every process
-        return njit(**options)(function)
 
 
 class _LanesType(types.Type):  # type: ignore[misc]

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minillm_repl.engine.compiled.lanes import compiled, float_of_bits, floats
+from minillm_repl.engine.compiled.compiling import compiled
+from minillm_repl.engine.compiled.lanes import float_of_bits, floats
 from minillm_repl.engine.compiled.team import claim, meet
 
 Floats = NDArray[np.float32]
@@ -115,7 +116,7 @@ def norms(counters: Any, size: Any, phase: Any, at: Any, eps: Any, x: Any, y: An
 
 @compiled
 def bend(counters: Any, size: Any, phase: Any, activation: Any, up: Any, hidden: Any) -> Any:
-    """Apply the activation; where `up` has twice the width of `hidden`, its second half passes the gates of the first."""
+    """Apply the activation; if `up` is twice as wide as `hidden`, its second half passes the gates of the first."""
     count, width = hidden.shape
     gated = up.shape[1] > width
     pieces = (width + _BENT_AT_ONCE - 1) // _BENT_AT_ONCE

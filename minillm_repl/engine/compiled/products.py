@@ -1,7 +1,7 @@
 """Weights times activations: y[t, o] = Σ w[o, i] · x[t, i], rows o of a matrix as it is stored.
 
-For one token, memory is what limits: four rows are read side by side. For many, arithmetic is: six tokens times four rows
-stay in registers, and sixteen rows in the nearest cache while all tokens pass by.
+For one token, memory is what limits: four rows are read side by side. For many, arithmetic is: six tokens times four
+rows stay in registers, and sixteen rows in the nearest cache while all tokens pass by.
 """
 
 from typing import Any
@@ -10,8 +10,17 @@ import numpy as np
 from numba import carray
 from numpy.typing import NDArray
 
+from minillm_repl.engine.compiled.compiling import compiled
 from minillm_repl.engine.compiled.lanes import (
-    LANES, compiled, fetch, floats, load, multiply_add, pointer, total, widen, zeros,
+    LANES,
+    fetch,
+    floats,
+    load,
+    multiply_add,
+    pointer,
+    total,
+    widen,
+    zeros,
 )  # fmt: skip
 from minillm_repl.engine.compiled.team import claim, meet
 

@@ -25,11 +25,11 @@ def _speeds(rope: Rope, head_size: int) -> Floats:
     """Return how far each pair turns per position, in radians: (pairs,)."""
     turning = int(head_size * rope.share)
     pairs = np.arange(0, turning, 2).astype(np.float32) / np.float32(turning)
-    speeds = np.float32(1) / np.float32(rope.theta) ** pairs
+    speeds: Floats = np.float32(1) / np.float32(rope.theta) ** pairs
     if rope.scaling == "linear":
-        return speeds / np.float32(rope.factor)
+        speeds = speeds / np.float32(rope.factor)
     if rope.scaling == "llama3":
         turns = np.float32(rope.original) / (np.float32(2 * math.pi) / speeds)
         kept = np.clip((turns - np.float32(rope.low)) / np.float32(rope.high - rope.low), 0, 1)
-        return ((1 - kept) * speeds / np.float32(rope.factor) + kept * speeds).astype(np.float32)
+        speeds = ((1 - kept) * speeds / np.float32(rope.factor) + kept * speeds).astype(np.float32)
     return speeds

@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import llvmlite.binding
-import llvmlite.ir as ir
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from minillm_repl.engine.compiled.lanes import compiled
+from minillm_repl.engine.compiled.compiling import compiled
 
 _PATIENCE = 4_000  # looks at the counter, some microseconds, before the core is offered to others
 _APART = 8  # whole numbers from one counter to the next: a line of the cache each

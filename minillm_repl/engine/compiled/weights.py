@@ -77,7 +77,7 @@ def lay_out(config: AnyConfig, tensors: Mapping[str, Array], quantised: bool) ->
             if name is None:
                 continue
             array = tensors[name]
-            if array.ndim == 1 or column == POSITIONS and not prefix:
+            if array.ndim == 1 or (column == POSITIONS and not prefix):
                 put(row, column, array.astype(np.float32, copy=False))
             elif quantised:
                 small, scale = quantise(array)

@@ -18,7 +18,6 @@ from minillm_repl.engine.decoder import make_decoder, read
 from minillm_repl.engine.generate import generate
 from minillm_repl.engine.options import Sampling
 from minillm_repl.engine.torch_decoder import TorchDecoder
-from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
 from minillm_repl.model.config import LlamaConfig, Rope
 from minillm_repl.model.rotary import rotation as torch_rotation

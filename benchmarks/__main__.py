@@ -1,7 +1,7 @@
 """Measure the project and its peers in one run.
 
 python -m benchmarks --reference PATH/reference_minillm.py [--shakespeare PATH/tinyshakespeare.txt]
-    [--json FILE] [--only NAME] [--runs N]
+    [--smollm2 PATH/SmolLM2-135M-Instruct] [--json FILE] [--only NAME] [--runs N]
 """
 
 import argparse
@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import drawing, generation, keys, machine, shakespeare, start, taps, training
+from benchmarks import drawing, generation, keys, machine, shakespeare, smollm2, start, taps, training
 from benchmarks.measure import Bench, Row
 from benchmarks.reference import Reference
 from benchmarks.report import print_report, write_json
@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Row]]] = {
     "start": start.rows,
     "keys": keys.rows,
     "drawing": drawing.rows,
+    "smollm2": smollm2.rows,
     "generation": generation.rows,
     "taps": taps.rows,
     "training": training.rows,
@@ -36,12 +37,12 @@ def main() -> int:
         sys.exit(f"there is no file {reference.path}")
     if not options.shakespeare:
         missing.append("tinyshakespeare (give its path: --shakespeare PATH/tinyshakespeare.txt)")
-    missing.append("transformers (no row compares with it yet)")
     if options.only:
         missing.append(f"{', '.join(name for name in BENCHMARKS if name != options.only)} (--only {options.only})")
     facts, rows = machine.facts(), []
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(options.runs, Path(folder), reference, options.shakespeare)
+        bench = Bench(options.runs, Path(folder), reference, options.shakespeare, options.smollm2)
+        missing += smollm2.missing(bench)
         for name, measure in BENCHMARKS.items():
             if options.only in (None, name):
                 print(f"measuring {name} …", file=sys.stderr)
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure the project and its peers.")
     parser.add_argument("--reference", type=Path, metavar="PATH", help="the study note's program, as a script")
     parser.add_argument("--shakespeare", type=Path, metavar="PATH", help="tinyshakespeare.txt, for nanoGPT's CPU run")
+    parser.add_argument("--smollm2", type=Path, metavar="PATH", help="the folder of SmolLM2-135M-Instruct")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     parser.add_argument("--only", choices=list(BENCHMARKS), help="measure this alone")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="of each thing (default: 5)")

@@ -19,6 +19,7 @@ class Bench:
     folder: Path  # for what has to be written; removed at the end
     reference: Reference | None  # None when no path to it was given
     shakespeare: Path | None = None  # the text; None when no path to it was given
+    smollm2: Path | None = None  # the folder of SmolLM2-135M-Instruct; None when no path to it was given
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Row:
     peer_name: str = ""
     peer: tuple[float, ...] = ()
     target: Target | None = None
+    memory: tuple[float, float | None] | None = None  # peak of our process and of the peer's, MiB
 
     @property
     def ratio(self) -> float | None:
@@ -68,6 +70,7 @@ class Row:
             "ratio": self.ratio,
             "target": str(self.target) if self.target else None,
             "met": self.met,
+            "peak_mib": self.memory,
             "ours_runs": self.ours,
             "peer_runs": self.peer,
         }

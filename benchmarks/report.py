@@ -26,12 +26,16 @@ def print_report(rows: Sequence[Row], machine: Mapping[str, str], missing: Seque
 def table(rows: Sequence[Row], runs: int) -> Table:
     """Return the rows as a table of medians."""
     grid = Table(title=f"medians; runs of each, taken in turn: {runs}", title_justify="left")
-    for column in ("what", "ours", "peer", "ours ÷ peer", "target"):
+    for column in ("what", "ours", "peer", "ours ÷ peer", "target", "peak MiB"):
         grid.add_column(column, justify="left" if column in ("what", "peer") else "right")
     for row in rows:
         peer = f"{figure(median(row.peer))} {row.peer_name}" if row.peer else f"– {row.peer_name}".rstrip(" –")
         ratio = "" if row.ratio is None else figure(row.ratio)
-        grid.add_row(row.name, f"{figure(median(row.ours))} {row.unit}", peer, ratio, verdict(row))
+        ours = f"{figure(median(row.ours))} {row.unit}"
+        memory = (
+            "" if row.memory is None else " / ".join("–" if each is None else f"{each:,.0f}" for each in row.memory)
+        )
+        grid.add_row(row.name, ours, peer, ratio, verdict(row), memory)
     return grid
 
 

@@ -143,6 +143,8 @@ def _run(options: argparse.Namespace, launch: Launch, settings: Settings, traini
             launch.context,
             user_path(launch.vocab) if launch.vocab else None,
             launch.allow_nonfinite,
+            launch.threads,
+            launch.quant,
         ),
         Recent(launch.recent_file),
         threads=launch.threads,

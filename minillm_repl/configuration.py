@@ -56,7 +56,14 @@ class Launch:
         unit="tokens",
         words={"auto": 0},
     )
-    threads: int = setting(0, whole(0, 1024), "processor threads for torch; 0 chooses")
+    quant: str = setting(
+        "off",
+        one_of("off", "int8"),
+        "weights in fewer bits, for chatting: off, or int8 (each row of a matrix with its own scale)",
+        details="Half of what bfloat16 reads for each token; training and looks inside use the weights of the file.",
+        metavar="KIND",
+    )
+    threads: int = setting(0, whole(0, 1024), "processor threads; 0 chooses")
     color: str = setting(
         "auto",
         one_of("auto", "always", "never"),

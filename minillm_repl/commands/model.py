@@ -29,7 +29,7 @@ def model(shell: Shell, _argument: str) -> None:
         "memory": f"{weights / 2**20:,.1f} MiB of weights ({checkpoint.dtype}) + {decoder.cache_bytes / 2**20:,.2f} MiB"
         f" KV cache; {cache * decoder.context / 2**20:,.2f} MiB when the context is full",
         "vocabulary": _vocabulary(checkpoint),
-        "runs on": decoder.name,
+        "runs on": f"{decoder.name}: {decoder.why}",
         "file": str(checkpoint.path) if checkpoint.path else "none yet",
     }
     if checkpoint.chat is not None:

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.errors import UserError
+from minillm_repl.safetext import safe_line
 
 _MOVES_BY_ONE = 64  # tokens: up to here, reading the window again takes no time to speak of
 _PIECE = 128  # tokens read between two looks at whether the user wants to stop
@@ -16,7 +18,8 @@ _PIECE = 128  # tokens read between two looks at whether the user wants to stop
 class Decoder(Protocol):
     """A model with its cache. Logits are float32 arrays (vocabulary,), valid until the next call."""
 
-    name: str  # what runs: "numba on cpu", "torch on cuda"
+    name: str  # what runs: "numba on cpu, 2 threads", "torch on cuda"
+    why: str  # why this one runs the model, for who asks
     context: int  # how many tokens it can see at once
 
     @property
@@ -37,32 +40,45 @@ class Decoder(Protocol):
         """Forget all but the first `length` tokens."""
 
 
-def make_decoder(checkpoint: Checkpoint, device: str = "auto", context: int = 0) -> Decoder:
-    """Return the decoder for a device: compiled by numba on the CPU where that can run the model, else torch's.
+def make_decoder(
+    checkpoint: Checkpoint, device: str = "auto", context: int = 0, *, threads: int = 0, quant: str = "off"
+) -> Decoder:
+    """Return the decoder for a device: compiled by numba on the CPU where numba works, else torch's.
 
     `device` is auto, cpu, cuda or mps; auto is the CPU, where models of this size answer fastest. `context` limits how
-    many tokens the model sees at once; 0 is all it allows.
+    many tokens the model sees at once; 0 is all it allows. `threads` 0 chooses. `quant` int8 keeps each row of each
+    matrix in 8 bits. Raises UserError if the device is not there, or if what was asked for needs numba and it fails.
     """
-    decoder = _decoder(checkpoint, device)
+    decoder = _decoder(checkpoint, device, threads, quant)
     decoder.context = min(context or decoder.context, decoder.context)
     return decoder
 
 
-def _decoder(checkpoint: Checkpoint, device: str) -> Decoder:
+def _decoder(checkpoint: Checkpoint, device: str, threads: int, quant: str) -> Decoder:
+    why = f"--device {device}"
     if device in ("auto", "cpu"):
         try:
-            from minillm_repl.engine.numba_decoder import NumbaDecoder
-
-            if NumbaDecoder.runs(checkpoint.config):
-                return NumbaDecoder(checkpoint)
-        except (ImportError, RuntimeError):  # no numba here, or nowhere to keep what it compiles: torch serves, slower
-            pass
+            return _compiled(checkpoint, threads, quant)
+        except (ImportError, OSError, RuntimeError) as error:  # no numba here, or no room for what it makes
+            why = f"numba does not work here: {safe_line(str(error)):.100}"
         device = "cpu"
+    if quant != "off":
+        raise UserError(f"--quant {quant} needs the compiled decoder, and torch runs it ({why}): use --quant off")
     from minillm_repl.engine.torch_decoder import TorchDecoder
     from minillm_repl.model.build import build
     from minillm_repl.model.device import pick_device
 
-    return TorchDecoder(build(checkpoint.config, checkpoint.tensors).to(pick_device(device)))
+    return TorchDecoder(build(checkpoint.config, checkpoint.tensors).to(pick_device(device)), why=why)
+
+
+def _compiled(checkpoint: Checkpoint, threads: int, quant: str) -> Decoder:
+    from minillm_repl.engine.numba_decoder import NumbaDecoder
+
+    if NumbaDecoder.runs(checkpoint.config) and quant == "off":
+        return NumbaDecoder(checkpoint)
+    from minillm_repl.engine.compiled.decoder import CompiledDecoder
+
+    return CompiledDecoder(checkpoint, threads, quantised=quant == "int8")
 
 
 def window_start(length: int, context: int) -> int:

@@ -9,16 +9,13 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.engine.compiled.compiling import compiled, entry
 from minillm_repl.model.config import AnyConfig, GPTConfig
 
 Floats = NDArray[np.float32]
-
-# Sums may be reordered (that is what lets them be vectorised), but NaN and infinity keep their meaning.
-compiled = njit(cache=True, fastmath={"reassoc", "nsz", "contract", "arcp"}, error_model="numpy")
 
 
 class NumbaDecoder:
@@ -57,6 +54,7 @@ class NumbaDecoder:
         self.ids: list[int] = []
         self.context = config.context
         self.name = "numba on cpu"
+        self.why = "compiled for small models of the study note's kind, on one core"
         self.prefill([0])  # compile, or fetch the compiled code, now and not at the first word
         self.rewind(0)
 
@@ -87,7 +85,7 @@ class NumbaDecoder:
         del self.ids[length:]
 
 
-@compiled
+@entry
 def _forward(  # type: ignore[no-untyped-def]  # noqa: ANN202 - numba infers the types below
     ids: NDArray[np.int64], start: int, heads: int, kv: Floats,
     token_table: Floats, position_table: Floats, norms: Floats, qkv_w: Floats, proj_w: Floats, proj_b: Floats,

@@ -14,7 +14,7 @@ from minillm_repl.model.taps import Tap, untapped
 class TorchDecoder:
     """Runs a model on the device it is on, as the numbers it is made of; a tap may change what it thinks."""
 
-    def __init__(self, model: LanguageModel, tap: Tap = untapped) -> None:
+    def __init__(self, model: LanguageModel, tap: Tap = untapped, why: str = "what it thinks is changed") -> None:
         first = next(model.parameters())
         self._device = first.device
         self.model, self._tap = model, tap
@@ -22,6 +22,7 @@ class TorchDecoder:
         self.ids: list[int] = []
         self.context = model.config.context
         self.name = f"torch on {self._device.type}"
+        self.why = why
 
     @property
     def cache_bytes(self) -> int:

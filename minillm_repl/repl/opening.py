@@ -78,6 +78,8 @@ class Opening:
     context: int = 0  # tokens; 0 is all that the model allows
     vocabulary: Path | None = None  # for a checkpoint without one
     nonfinite: bool = False  # whether weights that are no finite numbers are opened all the same
+    threads: int = 0  # for chatting on the processor; 0 chooses
+    quant: str = "off"  # how weights are made smaller, for chatting only
 
     def open(self, path: Path, progress: "Progress" = lambda _: None) -> Model:
         """Load a checkpoint and make it ready to run. Raises UserError."""
@@ -90,7 +92,8 @@ class Opening:
         """Make a checkpoint ready to run. Raises UserError if the device is not there."""
         from minillm_repl.engine.decoder import make_decoder
 
-        return Model(checkpoint, make_decoder(checkpoint, self.device, self.context))
+        decoder = make_decoder(checkpoint, self.device, self.context, threads=self.threads, quant=self.quant)
+        return Model(checkpoint, decoder)
 
 
 class Loading(Future[Model]):

@@ -1,0 +1,101 @@
+"""One program that generates, in a process of its own: it is asked for one figure after the other, and answers.
+
+python -m benchmarks.contender ours|transformers|llama.cpp KIND PATH
+
+KIND is float32, bfloat16 or int8; llama.cpp's is in its file. Each line of stdin is `decode N` (tokens/s after N
+tokens), `prefill N` (tokens/s of reading N tokens) or `memory` (the process's peak, MiB); each answer is a line.
+"""
+
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+THREADS = 2
+_DECODED = 32  # tokens per figure
+_CONTEXT = 4_096
+
+Reader = Callable[[list[int]], Any]
+"""Reads more tokens, and has the logits after them."""
+
+
+def ours(kind: str, path: str) -> tuple[Reader, Callable[[int], Any]]:
+    """Return how our compiled decoder reads tokens, and forgets all but the first few."""
+    from minillm_repl.checkpoint.load import load
+    from minillm_repl.engine.decoder import make_decoder
+
+    checkpoint = load(Path(path), dtype="auto" if kind == "int8" else kind)
+    decoder = make_decoder(checkpoint, threads=THREADS, quant="int8" if kind == "int8" else "off")
+    return decoder.prefill, decoder.rewind
+
+
+def transformers(kind: str, path: str) -> tuple[Reader, Callable[[int], Any]]:
+    """Return the same of the `transformers` library, with its cache."""
+    import torch
+    from transformers import AutoModelForCausalLM, DynamicCache
+
+    torch.set_num_threads(THREADS)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, kind)).eval()
+    cache = DynamicCache()
+
+    @torch.inference_mode()
+    def read(ids: list[int]) -> None:
+        model(torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    def forget(length: int) -> None:
+        surplus = int(cache.get_seq_length()) - length
+        if surplus > 0:
+            cache.crop(-surplus)
+
+    return read, forget
+
+
+def llama_cpp(_kind: str, path: str) -> tuple[Reader, Callable[[int], Any]]:
+    """Return the same of llama.cpp, through llama-cpp-python."""
+    from llama_cpp import Llama
+
+    model = Llama(path, n_ctx=_CONTEXT, n_threads=THREADS, n_threads_batch=THREADS, verbose=False)
+
+    def forget(length: int) -> None:
+        model.n_tokens = length  # what comes next takes the places after these in the cache
+
+    read: Reader = model.eval  # type: ignore[no-untyped-call]
+    return read, forget
+
+
+PROGRAMS = {"ours": ours, "transformers": transformers, "llama.cpp": llama_cpp}
+
+
+def main() -> None:
+    """Answer what stdin asks for."""
+    program, kind, path = sys.argv[1:]
+    read, forget = PROGRAMS[program](kind, path)
+    ids = [100 + place * 7919 % 40_000 for place in range(_CONTEXT)]
+    known = 0  # tokens read of `ids`
+    read(ids[:8])
+    forget(0)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        what, *number = line.split()
+        if what == "memory":
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
+            continue
+        length = int(number[0])
+        forget(0 if what == "prefill" else min(known, length))
+        known = 0 if what == "prefill" else min(known, length)
+        started = perf_counter()
+        if known < length:
+            read(ids[known:length])
+            known = length
+        if what == "decode":
+            started = perf_counter()
+            for token in ids[:_DECODED]:
+                read([token])
+        count = length if what == "prefill" else _DECODED
+        print(count / (perf_counter() - started), flush=True)
+
+
+if __name__ == "__main__":
+    main()

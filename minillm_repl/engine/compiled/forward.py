@@ -1,0 +1,151 @@
+"""One pass through any of the models, top to bottom, by all threads of a team at once.
+
+The arithmetic is that of model/llama.py and model/gpt.py; what a model has not (a bias, a gate, a norm) has no address
+in the table of weights. Each step is a phase: its tasks are claimed by whoever is free, and the next begins when all
+are done. Shapes in comments: t = new tokens, w = width, h = heads, g = heads with keys, d = head_size.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import carray
+from numpy.typing import NDArray
+
+from minillm_repl.engine.compiled.attention import BLOCK, Pieces, attention, merged
+from minillm_repl.engine.compiled.compiling import compiled, entry
+from minillm_repl.engine.compiled.lanes import floats, keep, pointer, widen
+from minillm_repl.engine.compiled.pointwise import bend, normalise, norms, rotate
+from minillm_repl.engine.compiled.products import product
+from minillm_repl.engine.compiled.team import claim, meet
+from minillm_repl.engine.compiled.weights import (
+    DOWN,
+    HEAD,
+    K_NORM,
+    NORM1,
+    NORM2,
+    NORM_F,
+    POSITIONS,
+    PROJ,
+    Q_NORM,
+    QKV,
+    TOKENS,
+    TOKENS_SCALE,
+    UP,
+)  # fmt: skip
+
+Floats = NDArray[np.float32]
+
+PHASES_OUTSIDE, PHASES_IN_A_LAYER = 3, 10
+
+
+class Shape(NamedTuple):
+    """What compiled code needs to know of a config."""
+
+    heads: int
+    kv_heads: int
+    head_size: int
+    activation: int  # its place in ACTIVATIONS
+    parallel: bool
+    eps: np.float32
+
+
+class Room(NamedTuple):
+    """Where the numbers of one pass lie; all float32."""
+
+    x: Floats  # (t, w), the residual stream
+    normed: Floats  # (t, w)
+    normed2: Floats  # (t, w)
+    added: Floats  # (t, w)
+    qkv: Floats  # (t, (h + 2g) · d)
+    z: Floats  # (t, h · d)
+    up: Floats  # (t, hidden), or twice that with gates
+    hidden: Floats  # (t, hidden); the same as `up` without gates
+    pieces: Pieces
+    logits: Floats  # (1, vocabulary)
+
+
+@entry
+def forward(
+    counters: Any, size: Any, ids: Any, start: Any, parts: Any, shape: Any, windows: Any,
+    addresses: Any, like: Any, keys: Any, values: Any, cos: Any, sin: Any, room: Any,
+) -> None:  # fmt: skip
+    """Read `ids` at positions from `start`, fill the cache, and leave the logits after the last in `room`.
+
+    keys (layer, g, blocks · d · 32) and values (layer, g, positions · padded d) are the cache; cos and sin (position,
+    angles); in `parts` parts the cache is gone through, more than one only for a single token; windows (layer,).
+    """
+    nothing = np.empty((0, 0), np.float32)
+    outside = addresses[len(addresses) - 1]
+    phase = _embed(counters, size, 0, ids, start, outside, like, room.x)
+    for layer in range(len(keys)):
+        at = addresses[layer]
+        phase = norms(counters, size, phase, at[NORM1:], shape.eps, room.x, room.normed)
+        if shape.parallel:
+            phase = norms(counters, size, phase, at[NORM2:], shape.eps, room.x, room.normed2)
+        phase = product(counters, size, phase, at[QKV:], like, room.normed, room.qkv, nothing)
+        phase = _remember(counters, size, phase, at, start, shape, cos, sin, keys[layer], values[layer], room.qkv)
+        phase = attention(
+            counters, size, phase, start, parts, windows[layer], keys[layer], values[layer], room.qkv, room.pieces
+        )
+        phase = merged(counters, size, phase, parts, room.pieces, room.z)
+        phase = product(counters, size, phase, at[PROJ:], like, room.z, room.added, room.x)
+        if not shape.parallel:
+            phase = norms(counters, size, phase, at[NORM2:], shape.eps, room.x, room.normed2)
+        phase = product(counters, size, phase, at[UP:], like, room.normed2, room.up, nothing)
+        phase = bend(counters, size, phase, shape.activation, room.up, room.hidden)
+        phase = product(counters, size, phase, at[DOWN:], like, room.hidden, room.added, room.x)
+    last = len(ids) - 1
+    phase = norms(counters, size, phase, outside[NORM_F:], shape.eps, room.x[last:], room.normed[last:])
+    product(counters, size, phase, outside[HEAD:], like, room.normed[last:], room.logits, nothing)
+
+
+@compiled
+def _embed(counters: Any, size: Any, phase: Any, ids: Any, start: Any, at: Any, like: Any, x: Any) -> Any:
+    """Start the residual stream: each token's row, and where positions are learned, that of its position."""
+    count, width = x.shape
+    while True:
+        t = claim(counters, phase)
+        if t >= count:
+            break
+        row = carray(pointer(at[TOKENS] + np.uint64(ids[t] * width * like.itemsize), like), (width,))
+        scale = np.float32(1)
+        if at[TOKENS_SCALE]:
+            scale = floats(at[TOKENS_SCALE], ids[t] + 1)[ids[t]]
+        for i in range(width):
+            x[t, i] = widen(row[i]) * scale
+        if at[POSITIONS]:
+            place = floats(at[POSITIONS], (start + t + 1) * width)
+            for i in range(width):
+                x[t, i] += place[(start + t) * width + i]
+    return meet(counters, size, phase)
+
+
+@compiled
+def _remember(
+    counters: Any, size: Any, phase: Any, at: Any, start: Any, shape: Any, cos: Any, sin: Any,
+    keys: Any, values: Any, qkv: Any,
+) -> Any:  # fmt: skip
+    """Normalise queries and keys, turn them to their position, and put keys and values into the cache."""
+    heads, kv_heads, d = shape.heads, shape.kv_heads, shape.head_size
+    every = heads + 2 * kv_heads
+    padded = values.shape[1] // (keys.shape[1] // d)
+    q_norm, k_norm, no_bias = floats(at[Q_NORM], d), floats(at[K_NORM], d), np.empty(0, np.float32)
+    while True:
+        task = claim(counters, phase)
+        if task >= len(qkv) * every:
+            break
+        t, head = task // every, task % every
+        position, row = start + t, qkv[t, head * d : (head + 1) * d]
+        if head < heads + kv_heads:
+            norm = q_norm if head < heads else k_norm
+            if len(norm):
+                normalise(row, norm, no_bias, shape.eps, row)
+            rotate(row, cos[position], sin[position])
+            if head >= heads:
+                block, place = position // BLOCK, position % BLOCK
+                for i in range(d):
+                    keep(keys[head - heads], (block * d + i) * BLOCK + place, row[i])
+        else:
+            for i in range(d):
+                keep(values[head - heads - kv_heads], position * padded + i, row[i])
+    return meet(counters, size, phase)

@@ -1,0 +1,197 @@
+"""Sixteen numbers at a time inside compiled code, and weights found by their address.
+
+numba leaves it to LLVM to find what can be done side by side, which it does poorly for products of many rows and
+weights of other kinds than float32. So these few functions say it outright: `Lanes` is a register of sixteen float32,
+whatever the processor makes of it (one register with AVX-512, two with AVX2, four with NEON). Weights widen to float32
+on their way in: float32 as they are, bfloat16 as uint16, float16 as int16, whole numbers of 8 bits as int8.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.core import cgutils
+from numba.core.datamodel import PrimitiveModel, register_default
+from numba.extending import intrinsic
+
+from minillm_repl.engine.compiled.compiling import compiled
+
+LANES = 16
+
+_FLOAT, _INT = ir.FloatType(), ir.IntType(32)
+_REGISTER = ir.VectorType(_FLOAT, LANES)
+_UNDEFINED = ir.Constant(_REGISTER, ir.Undefined)
+
+
+class _LanesType(types.Type):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__(name="Lanes")
+
+
+_LANES = _LanesType()
+
+
+@register_default(_LanesType)
+class _LanesModel(PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, _REGISTER)
+
+
+def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    """Return the address of `array.flat[index]` of a C-contiguous array."""
+    return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
+
+
+def _widened(builder: Any, value: Any, kind: Any) -> Any:
+    """Return float32 for numbers of a weight's kind, one or a register of them."""
+    many = isinstance(value.type, ir.VectorType)
+    floats, whole = (_REGISTER, ir.VectorType(_INT, LANES)) if many else (_FLOAT, _INT)
+    if kind == types.uint16:  # bfloat16 is the upper half of a float32
+        sixteen = ir.Constant(whole, [16] * LANES if many else 16)
+        return builder.bitcast(builder.shl(builder.zext(value, whole), sixteen), floats)
+    if kind == types.int16:
+        half = ir.VectorType(ir.HalfType(), LANES) if many else ir.HalfType()
+        return builder.fpext(builder.bitcast(value, half), floats)
+    if kind == types.int8:
+        return builder.sitofp(builder.sext(value, whole), floats)
+    return value
+
+
+@intrinsic
+def load(_typing: Any, array: Any, _index: Any) -> Any:
+    """Return sixteen numbers from `array.flat[index]` on, widened to float32."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = signature.args[0]
+        number = context.get_data_type(kind.dtype)
+        place = _place(context, builder, kind, *arguments)
+        width = 4 if isinstance(number, ir.FloatType) else number.width // 8
+        pointer = builder.bitcast(place, ir.VectorType(number, LANES).as_pointer())
+        return _widened(builder, builder.load(pointer, align=width), kind.dtype)
+
+    return _LANES(array, types.intp), code
+
+
+@intrinsic
+def store(_typing: Any, array: Any, _index: Any, _lanes: Any) -> Any:
+    """Put sixteen float32 into `array.flat[index]` and the places after it."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = _place(context, builder, signature.args[0], *arguments[:2])
+        builder.store(arguments[2], builder.bitcast(place, _REGISTER.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, _LANES), code
+
+
+@intrinsic
+def widen(_typing: Any, number: Any) -> Any:
+    """Return one number of a weight's kind as float32."""
+    return types.float32(number), lambda _context, builder, signature, arguments: _widened(
+        builder, arguments[0], signature.args[0]
+    )
+
+
+@intrinsic
+def zeros(_typing: Any) -> Any:
+    """Return sixteen zeros."""
+    return _LANES(), lambda *_: ir.Constant(_REGISTER, [0.0] * LANES)
+
+
+@intrinsic
+def all_of(_typing: Any, _number: Any) -> Any:
+    """Return sixteen times the same number."""
+
+    def code(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        first = builder.insert_element(_UNDEFINED, arguments[0], ir.Constant(_INT, 0))
+        return builder.shuffle_vector(first, _UNDEFINED, ir.Constant(ir.VectorType(_INT, LANES), [0] * LANES))
+
+    return _LANES(types.float32), code
+
+
+@intrinsic
+def multiply_add(_typing: Any, _a: Any, _b: Any, _c: Any) -> Any:
+    """Return a · b + c, lane by lane."""
+
+    def code(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(_REGISTER, [_REGISTER] * 3)
+        return builder.call(
+            cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32"), arguments
+        )
+
+    return _LANES(_LANES, _LANES, _LANES), code
+
+
+@intrinsic
+def total(_typing: Any, _lanes: Any) -> Any:
+    """Return the sum of sixteen numbers: halves are added until one is left."""
+
+    def code(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        value, count = arguments[0], LANES
+        while count > 1:
+            count //= 2
+            halves = [
+                builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(_INT, count), list(range(first, last))))
+                for first, last in ((0, count), (count, 2 * count))
+            ]
+            value = builder.fadd(*halves)
+        return builder.extract_element(value, ir.Constant(_INT, 0))
+
+    return types.float32(_LANES), code
+
+
+@intrinsic
+def float_of_bits(_typing: Any, _bits: Any) -> Any:
+    """Return the float32 whose bits a whole number has."""
+    return types.float32(types.int32), lambda _context, builder, _signature, arguments: builder.bitcast(
+        arguments[0], _FLOAT
+    )
+
+
+@intrinsic
+def keep(_typing: Any, array: Any, _index: Any, _number: Any) -> Any:
+    """Put a float32 into `array.flat[index]`, rounded to bfloat16 if the array is of uint16."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind, value = signature.args[0], arguments[2]
+        if kind.dtype == types.uint16:  # to the nearest, and to the even one between two
+            bits, sixteen = builder.bitcast(value, _INT), ir.Constant(_INT, 16)
+            odd = builder.and_(builder.lshr(bits, sixteen), ir.Constant(_INT, 1))
+            rounded = builder.add(bits, builder.add(odd, ir.Constant(_INT, 0x7FFF)))
+            value = builder.trunc(builder.lshr(rounded, sixteen), ir.IntType(16))
+        builder.store(value, _place(context, builder, kind, *arguments[:2]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.float32), code
+
+
+@intrinsic
+def fetch(_typing: Any, array: Any, _index: Any) -> Any:
+    """Ask for the 64 bytes around `array.flat[index]` to be brought near; it may lie past the end."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.bitcast(_place(context, builder, signature.args[0], *arguments), ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [place.type, _INT, _INT, _INT])
+        reading, soon, data = _INT(0), _INT(3), _INT(1)
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [place, reading, soon, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), code
+
+
+@intrinsic
+def pointer(_typing: Any, _address: Any, like: Any) -> Any:
+    """Return an address as a pointer to numbers such as are in the array `like`."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(like.dtype)(types.uintp, like), code
+
+
+@compiled
+def floats(address: Any, length: Any) -> Any:
+    """Return the float32 numbers at an address; none where there is none."""
+    return carray(pointer(address, np.empty(0, np.float32)), (length if address else 0,))

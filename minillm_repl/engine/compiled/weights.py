@@ -1,0 +1,114 @@
+"""Where the weights of a model lie, for compiled code that serves every model: a table of addresses.
+
+A matrix stays where the checkpoint has it, in the kind of numbers it has; only quantised ones are made anew.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minillm_repl.model.config import AnyConfig
+
+Array = NDArray[Any]
+
+# The columns of the table. A row for each layer, and a last one for what is outside the layers.
+(
+    NORM1, NORM1_BIAS, QKV, QKV_SCALE, QKV_BIAS, Q_NORM, K_NORM, PROJ, PROJ_SCALE, PROJ_BIAS,
+    NORM2, NORM2_BIAS, UP, UP_SCALE, UP_BIAS, DOWN, DOWN_SCALE, DOWN_BIAS,
+) = range(18)  # fmt: skip
+TOKENS, TOKENS_SCALE, POSITIONS, NORM_F, NORM_F_BIAS, HEAD, HEAD_SCALE, HEAD_BIAS = range(8)
+
+_IN_A_LAYER = {
+    NORM1: ("norm1.weight", "ln1.weight"),
+    NORM1_BIAS: ("ln1.bias",),
+    QKV: ("attention.qkv.weight",),
+    QKV_BIAS: ("attention.qkv.bias",),
+    Q_NORM: ("attention.q_norm.weight",),
+    K_NORM: ("attention.k_norm.weight",),
+    PROJ: ("attention.proj.weight",),
+    PROJ_BIAS: ("attention.proj.bias",),
+    NORM2: ("norm2.weight", "ln2.weight"),
+    NORM2_BIAS: ("ln2.bias",),
+    UP: ("ff.gate_up.weight", "ff.up.weight"),
+    UP_BIAS: ("ff.gate_up.bias", "ff.up.bias"),
+    DOWN: ("ff.down.weight",),
+    DOWN_BIAS: ("ff.down.bias",),
+}
+_OUTSIDE = {
+    TOKENS: ("token_embedding.weight",),
+    POSITIONS: ("position_embedding.weight",),
+    NORM_F: ("norm_f.weight", "ln_f.weight"),
+    NORM_F_BIAS: ("ln_f.bias",),
+    HEAD: ("lm_head.weight",),
+    HEAD_BIAS: ("lm_head.bias",),
+}
+_AT_ONCE = 1 << 22  # numbers that are quantised at once, so that it takes no memory to speak of
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Addresses (layers + 1, columns), 0 for what a model has not; and the arrays that they point into."""
+
+    addresses: NDArray[np.uint64]
+    like: Array  # empty; of the kind that the matrices are of, as compiled code sees them
+    arrays: tuple[Array, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that all of them take."""
+        return sum(array.nbytes for array in self.arrays)
+
+
+def lay_out(config: AnyConfig, tensors: Mapping[str, Array], quantised: bool) -> Weights:
+    """Return the table for a model's tensors: matrices as they are, or in 8 bits; all the rest in float32."""
+    addresses = np.zeros((config.layers + 1, DOWN_BIAS + 1), np.uint64)
+    arrays: list[Array] = []
+
+    def put(row: int, column: int, array: Array) -> None:
+        arrays.append(np.ascontiguousarray(array))
+        addresses[row, column] = arrays[-1].ctypes.data
+
+    def fill(row: int, prefix: str, columns: Mapping[int, tuple[str, ...]]) -> None:
+        for column, names in columns.items():
+            name = next((prefix + name for name in names if prefix + name in tensors), None)
+            if name is None:
+                continue
+            array = tensors[name]
+            if array.ndim == 1 or (column == POSITIONS and not prefix):
+                put(row, column, array.astype(np.float32, copy=False))
+            elif quantised:
+                small, scale = quantise(array)
+                put(row, column, small)
+                put(row, column + 1, scale)
+            else:
+                put(row, column, _as_compiled_code_sees_it(array))
+
+    for layer in range(config.layers):
+        fill(layer, f"blocks.{layer}.", _IN_A_LAYER)
+    fill(config.layers, "", _OUTSIDE)
+    if config.tied:
+        addresses[-1, HEAD : HEAD + 2] = addresses[-1, TOKENS : TOKENS + 2]
+    first = tensors["token_embedding.weight"]
+    like = np.empty(0, np.int8) if quantised else _as_compiled_code_sees_it(first[:0].reshape(0))
+    return Weights(addresses, like, tuple(arrays))
+
+
+def quantise(matrix: Array) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Return a matrix in 8 bits, symmetric, with one scale per row: matrix ≈ small · scale[:, None]."""
+    small, scale = np.empty(matrix.shape, np.int8), np.empty(len(matrix), np.float32)
+    step = max(1, _AT_ONCE // matrix.shape[1])
+    for first in range(0, len(matrix), step):
+        rows = matrix[first : first + step].astype(np.float32)
+        largest = np.abs(rows).max(axis=1) / np.float32(127)
+        scale[first : first + step] = largest
+        rows /= np.where(largest > 0, largest, np.float32(1))[:, None]
+        small[first : first + step] = np.rint(rows, out=rows)
+    return small, scale
+
+
+def _as_compiled_code_sees_it(array: Array) -> Array:
+    """Return the same memory in a kind that numba knows: bfloat16 as uint16, float16 as int16."""
+    return array.view({"bfloat16": np.uint16, "float16": np.int16}.get(array.dtype.name, array.dtype))

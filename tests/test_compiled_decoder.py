@@ -1,0 +1,280 @@
+"""The compiled decoder is held to `transformers` and to the torch model, for every family and every kind of weights."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from minillm_repl.checkpoint.load import load
+from minillm_repl.engine.compiled.decoder import CompiledDecoder
+from minillm_repl.engine.compiled.rotation import rotation
+from minillm_repl.engine.compiled.weights import quantise
+from minillm_repl.engine.decoder import make_decoder, read
+from minillm_repl.engine.generate import generate
+from minillm_repl.engine.options import Sampling
+from minillm_repl.engine.torch_decoder import TorchDecoder
+from minillm_repl.model.build import build
+from minillm_repl.model.config import LlamaConfig, Rope
+from minillm_repl.model.rotary import rotation as torch_rotation
+from tests.conftest import ROOT, random_checkpoint
+from tests.test_huggingface import FAMILIES, LLAMA, logits_of, random_ids, random_model
+from tests.test_real_models import STORY, TEXT, stories  # noqa: F401 - a fixture
+
+
+def of_length(overrides, length):
+    """The same model with room for a longer text."""
+    name = "n_positions" if "n_positions" in overrides else "max_position_embeddings"
+    return overrides | {name: length}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    """A model of random weights with room for 300 tokens: theirs, and the checkpoint read here."""
+    kind, overrides = FAMILIES[request.param]
+    theirs = random_model(kind, of_length(overrides, 300))
+    folder = tmp_path_factory.mktemp("family")
+    theirs.save_pretrained(folder)
+    return theirs, load(folder)
+
+
+def test_logits_and_greedy_text_are_those_of_transformers(family):
+    """Float32: logits within 1e-3 (1e-4 here) wherever the text is cut in two, and 256 tokens word for word."""
+    theirs, checkpoint = family
+    ours = CompiledDecoder(checkpoint)
+    ids = random_ids(300)
+    expected = logits_of(theirs, ids)[0].numpy()
+    for first, length in ((1, 2), (5, 12), (31, 32), (32, 33), (100, 227), (127, 300)):
+        ours.rewind(0)
+        ours.prefill(ids[0, :first].tolist())
+        np.testing.assert_allclose(ours.prefill(ids[0, first:length].tolist()), expected[length - 1], rtol=0, atol=1e-4)
+    text = theirs.generate(
+        ids[:, :9], attention_mask=torch.ones(1, 9, dtype=int), max_new_tokens=256, do_sample=False, eos_token_id=None,
+        pad_token_id=0,
+    )  # fmt: skip
+    steps = generate(
+        ours, checkpoint.tokenizer, ids[0, :9].tolist(), Sampling(temp=0), np.random.default_rng(0), max_tokens=256
+    )
+    assert [step.id for step in list(steps)[:-1]] == text[0, 9:].tolist()
+
+
+def test_the_cache_never_changes_what_is_read(family):
+    """Any text after any other, past the context too: the logits are those of a model that has read nothing else."""
+    _, checkpoint = family
+    used, fresh = CompiledDecoder(checkpoint), TorchDecoder(build(checkpoint.config, checkpoint.tensors))
+    used.context = fresh.context = 40
+    rng = np.random.default_rng(2)
+    text = []
+    for _ in range(25):
+        text = text[: rng.integers(0, len(text) + 1)] + rng.integers(0, 97, rng.integers(1, 30)).tolist()
+        fresh.rewind(0)
+        np.testing.assert_allclose(read(used, text), read(fresh, text), rtol=0, atol=1e-4)
+        assert used.ids == fresh.ids
+
+
+def test_the_number_of_threads_changes_no_bit():
+    config = LlamaConfig(97, 600, 64, 2, 4, kv_heads=2, head_size=16, hidden=100)
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in config.shapes()}
+    checkpoint = replace(random_checkpoint(vocab=97), config=config, tensors=tensors)
+    ids = rng.integers(0, 97, 560).tolist()
+
+    def logits(threads):
+        decoder = CompiledDecoder(checkpoint, threads)
+        return decoder.prefill(ids).copy(), decoder.decode(5).copy()
+
+    (alone, alone_next), *others = [logits(threads) for threads in (1, 2, 3)]
+    for together, together_next in others:
+        assert np.array_equal(alone, together)
+        assert np.array_equal(alone_next, together_next)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_are_read_as_they_are(dtype, tmp_path):
+    """They widen exactly: what differs from float32 arithmetic on them is that keys and values are bfloat16."""
+    random_model(*FAMILIES["llama tied, biased"], dtype).save_pretrained(tmp_path)
+    checkpoint = load(tmp_path)
+    assert checkpoint.dtype == str(dtype).removeprefix("torch.")
+    exact = load(tmp_path, dtype="float32")
+    ids = random_ids(60)[0].tolist()
+    expected = TorchDecoder(build(exact.config, exact.tensors)).prefill(ids)
+    ours = CompiledDecoder(checkpoint)
+    np.testing.assert_allclose(ours.prefill(ids), expected, rtol=0, atol=0.02)
+    assert "compiled, weights in " + checkpoint.dtype in ours.why
+
+
+def test_the_notes_own_kind_of_gpt_runs_too():
+    checkpoint = random_checkpoint(vocab=50, context=100, width=36, heads=3)
+    ids = np.random.default_rng(0).integers(0, 50, 100).tolist()
+    ours, definition = CompiledDecoder(checkpoint, 2), TorchDecoder(build(checkpoint.config, checkpoint.tensors))
+    np.testing.assert_allclose(ours.prefill(ids), definition.prefill(ids), rtol=1e-4, atol=1e-4)
+
+
+def test_a_matrix_in_8_bits_is_off_by_half_a_step_at_most():
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(0, 1, (50, 70)).astype(np.float32)
+    matrix[3] = 0
+    small, scale = quantise(matrix)
+    assert small.dtype == np.int8
+    assert np.abs(small).max() == 127
+    assert (np.abs(small * scale[:, None] - matrix) <= scale[:, None] * 0.5001).all()
+
+
+def test_8_bits_are_what_their_rounded_weights_would_give(tmp_path):
+    """The oracle is torch on weights that were rounded beforehand: no other error is made."""
+    random_model(*FAMILIES["qwen3 tied, biased"]).save_pretrained(tmp_path)
+    checkpoint = load(tmp_path)
+    rounded = {}
+    for name, array in checkpoint.tensors.items():
+        small, scale = quantise(array) if array.ndim == 2 else (array, np.ones(1, np.float32))
+        rounded[name] = small * scale[:, None] if array.ndim == 2 else array
+    ids = random_ids(60)[0].tolist()
+    expected = TorchDecoder(build(checkpoint.config, rounded)).prefill(ids)
+    ours = make_decoder(checkpoint, threads=2, quant="int8")
+    np.testing.assert_allclose(ours.prefill(ids), expected, rtol=0, atol=0.02)  # keys and values are bfloat16
+    assert "8 bits" in ours.why
+
+
+def test_the_story_is_told_word_for_word_and_costs_no_perplexity(stories, record_property):  # noqa: F811
+    exact = load(stories, dtype="float32")
+    ids = exact.tokenizer.encode(STORY + " " + TEXT)[:512]
+
+    def perplexity(decoder):
+        logits = [decoder.prefill(ids[:1]).copy(), *(decoder.decode(token).copy() for token in ids[1:-1])]
+        chosen = torch.tensor(np.stack(logits)).double().log_softmax(-1)[range(len(ids) - 1), ids[1:]]
+        return float((-chosen.mean()).exp())
+
+    numbers = {
+        "torch float32": perplexity(TorchDecoder(build(exact.config, exact.tensors))),
+        "float32": perplexity(CompiledDecoder(exact, 1)),
+        "int8": perplexity(CompiledDecoder(exact, 1, quantised=True)),
+    }
+    for name, number in numbers.items():
+        record_property(name, number)
+        print(f"{name}: {number:.6f}")
+    assert numbers["float32"] == pytest.approx(numbers["torch float32"], rel=1e-5)
+    assert numbers["int8"] == pytest.approx(numbers["torch float32"], rel=1e-2)
+
+
+def test_stories_greedy_text_is_torchs(stories):  # noqa: F811
+    checkpoint = load(stories, dtype="float32")
+    start = checkpoint.tokenizer.encode("")
+
+    def greedy(decoder):
+        steps = generate(
+            decoder, checkpoint.tokenizer, start, Sampling(temp=0), np.random.default_rng(0), max_tokens=256
+        )
+        return [step.id for step in list(steps)[:-1]]
+
+    definition = TorchDecoder(build(checkpoint.config, checkpoint.tensors))
+    assert greedy(CompiledDecoder(checkpoint)) == greedy(definition)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        Rope(),
+        Rope(theta=1e6, scaling="linear", factor=3.0),
+        Rope(scaling="llama3", factor=8.0, theta=5e5),
+        Rope(share=0.5),
+    ],
+)
+def test_rotary_positions_are_those_of_the_torch_model(rope):
+    class Config:
+        head_size = 64
+
+    Config.rope = rope
+    cos, sin = rotation(Config, 5_000)
+    expected = torch_rotation(rope, 64, torch.arange(5_000), torch.float32)
+    half = cos.shape[1]
+    np.testing.assert_allclose(cos, expected[0][:, :half], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(sin, expected[1][:, :half], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(cos[:500], expected[0][:500, :half], rtol=0, atol=1e-4)
+
+
+def test_an_interrupted_read_leaves_what_was_read(tmp_path):
+    random_model(transformers.LlamaConfig, LLAMA | {"max_position_embeddings": 1000}).save_pretrained(tmp_path)
+    checkpoint = load(tmp_path)
+    decoder = CompiledDecoder(checkpoint, 2)
+    ids = random_ids(900)[0].tolist()
+    asked = []
+    assert read(decoder, ids, lambda: bool(asked.append(len(decoder.ids)) or len(asked) == 3)) is None
+    assert 0 < asked[0] < asked[1] < asked[2] < 900
+    assert decoder.ids == ids[: asked[2]]
+    np.testing.assert_allclose(read(decoder, ids), CompiledDecoder(checkpoint, 1).prefill(ids), rtol=0, atol=1e-5)
+
+
+def run(code, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, timeout=300,
+        env=os.environ | environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_real_model_answers_without_torch(stories):  # noqa: F811
+    code = f"""
+import sys, minillm_repl.cli
+assert minillm_repl.cli.main(['--ckpt', {str(stories)!r}, '-p', 'Once', '-n', '5', '--temp', '0']) == 0
+print('torch' in sys.modules)"""
+    assert run(code).endswith("False\n")
+
+
+UNWRITABLE = """
+import tempfile
+def refuse(*_arguments, **_more): raise PermissionError("read-only")
+tempfile.TemporaryFile = refuse  # what numba tries a folder with
+import sys, minillm_repl.cli
+assert minillm_repl.cli.main(['-p', '날씨', '-n', '5', '--temp', '0']) == 0
+print('torch' in sys.modules)
+"""
+
+
+def test_numba_serves_where_nothing_can_be_written():
+    assert run(UNWRITABLE).endswith("False\n")
+
+
+WITHOUT_NUMBA = """
+import sys
+sys.modules['numba'] = None  # as if it were not installed
+from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.names import find
+from minillm_repl.engine.decoder import make_decoder
+decoder = make_decoder(load(find('nalssi')))
+print(decoder.name, '|', decoder.why)
+"""
+
+
+def test_torch_serves_where_numba_does_not_and_says_why():
+    assert run(WITHOUT_NUMBA).startswith("torch on cpu | numba does not work here: ")
+
+
+def test_what_needs_the_compiled_decoder_is_refused_where_torch_runs():
+    asked = WITHOUT_NUMBA.replace("find('nalssi'))", "find('nalssi')), quant='int8'")
+    refused = f"""
+from minillm_repl.errors import UserError
+try:
+    exec({asked!r})
+except UserError as error:
+    print(error)"""
+    assert run(refused).startswith("--quant int8 needs the compiled decoder, and torch runs it (numba does not work")
+
+
+def test_every_size_of_head_and_width_is_read_to_its_end():
+    """Sizes that divide by nothing: the ends of rows, of blocks of keys and of registers."""
+    rng = np.random.default_rng(0)
+    for width, heads, kv_heads, size, hidden in ((7, 1, 1, 2, 3), (19, 6, 2, 10, 37), (33, 5, 5, 34, 50)):
+        config = LlamaConfig(23, 80, width, 2, heads, kv_heads=kv_heads, head_size=size, hidden=hidden, windows=(0, 37))
+        tensors = {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in config.shapes()}
+        checkpoint = replace(random_checkpoint(vocab=23), config=config, tensors=tensors)
+        ours, definition = CompiledDecoder(checkpoint, 2), TorchDecoder(build(config, tensors))
+        ids = rng.integers(0, 23, 80).tolist()
+        np.testing.assert_allclose(ours.prefill(ids), definition.prefill(ids), rtol=1e-4, atol=1e-4)
+        ours.rewind(50)
+        definition.rewind(50)
+        np.testing.assert_allclose(ours.decode(1), definition.decode(1), rtol=1e-4, atol=1e-4)

@@ -37,7 +37,8 @@ def transformers(kind: str, path: str) -> tuple[Reader, Callable[[int], Any]]:
     from transformers import AutoModelForCausalLM, DynamicCache
 
     torch.set_num_threads(THREADS)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, kind)).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, kind))
+    model.eval()
     cache = DynamicCache()
 
     @torch.inference_mode()
@@ -61,7 +62,7 @@ def llama_cpp(_kind: str, path: str) -> tuple[Reader, Callable[[int], Any]]:
     def forget(length: int) -> None:
         model.n_tokens = length  # what comes next takes the places after these in the cache
 
-    read: Reader = model.eval  # type: ignore[no-untyped-call]
+    read: Reader = model.eval
     return read, forget
 
 

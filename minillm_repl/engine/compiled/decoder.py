@@ -71,7 +71,7 @@ class CompiledDecoder:
     def _read(self, ids: Sequence[int]) -> None:
         start, count = len(self.ids), len(ids)
         assert start + count <= self._config.context
-        assert 0 <= min(ids) and max(ids) < self._config.vocab  # compiled code reads where they say
+        assert min(ids) >= 0 and max(ids) < self._config.vocab  # compiled code reads where they say
         if start + count > self._positions:
             self._grow(start + count)
         room, parts = self._room, 1

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
@@ -19,19 +20,25 @@ from minillm_repl.model.taps import recording
 from minillm_repl.tokenizer.lookup import find_token
 from tests.conftest import random_checkpoint
 from tests.test_huggingface import FAMILIES, random_ids, random_model
-from tests.test_real_models import STORIES
+from tests.test_real_models import STORIES, STORY
 
 CHOSEN = ["gpt2", "gpt2 untied, relu, wide", "gpt_neox", "gpt_neox in turn, half rotary", "llama",
           "llama tied, biased", "mistral", "qwen2", "qwen3"]  # fmt: skip
 
 
-@pytest.fixture(params=CHOSEN)
+@pytest.fixture(params=[*CHOSEN, "stories260K"])
 def both(request, tmp_path):
     """A model of transformers', and ours with the same weights, on the same text."""
-    theirs = random_model(*FAMILIES[request.param])
-    theirs.save_pretrained(tmp_path)
-    checkpoint = load(tmp_path)
-    ids = random_ids(21)
+    if request.param == "stories260K":
+        if not STORIES.exists():
+            pytest.skip("stories260K is not here")
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(STORIES, attn_implementation="eager").eval()
+        checkpoint = load(STORIES)
+        ids = torch.tensor([checkpoint.tokenizer.encode(STORY * 2)[:21]])
+    else:
+        theirs = random_model(*FAMILIES[request.param])
+        theirs.save_pretrained(tmp_path)
+        checkpoint, ids = load(tmp_path), random_ids(21)
     ours = Subject(build(checkpoint.config, checkpoint.tensors), checkpoint.tokenizer, tuple(ids[0].tolist()))
     with torch.no_grad():
         return ours, theirs, theirs(ids, output_attentions=True, output_hidden_states=True)

@@ -43,7 +43,7 @@ def test_surprisal_is_the_cross_entropy_of_transformers(both):  # noqa: F811
         loss = float(model(ours.input, labels=ours.input).loss)
     assert view.mean == pytest.approx(loss, abs=1e-5)
     assert view.perplexity == pytest.approx(math.exp(loss), rel=1e-4)
-    assert view.blind == pytest.approx(math.log2(97))
+    assert view.blind == pytest.approx(math.log2(model.config.vocab_size))
     worst = view.most[0]
     assert worst.position == 1 + int(nats.argmax())
     before = theirs.logits[0, worst.position - 1]

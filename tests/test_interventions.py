@@ -48,7 +48,7 @@ def test_a_head_set_to_zero_is_its_columns_of_the_projection_set_to_zero(both): 
             dense.weight[:, columns] = 0
         expected = theirs(ours.input).logits[0]
     silenced = ours.with_tap(silencing(ours, LAYER, HEAD)).logits()
-    torch.testing.assert_close(silenced, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(silenced, expected, rtol=0, atol=1e-4)
     assert not torch.allclose(silenced, ours.logits(), atol=1e-3)
 
 
@@ -67,7 +67,7 @@ def test_a_head_at_its_mean_is_what_enters_the_projection_averaged_over_the_text
         expected = theirs(ours.input).logits[0]
     hook.remove()
     silenced = ours.with_tap(silencing(ours, LAYER, HEAD, "mean")).logits()
-    torch.testing.assert_close(silenced, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(silenced, expected, rtol=0, atol=1e-4)
 
 
 def test_a_layer_that_is_silenced_hands_on_what_it_got(both):  # noqa: F811
@@ -78,7 +78,7 @@ def test_a_layer_that_is_silenced_hands_on_what_it_got(both):  # noqa: F811
         )
         expected = theirs(ours.input).logits[0]
         hook.remove()
-    torch.testing.assert_close(ours.with_tap(silencing(ours, LAYER)).logits(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.with_tap(silencing(ours, LAYER)).logits(), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("how", ["zero", "mean"])
@@ -149,7 +149,7 @@ def test_each_cell_is_a_pass_of_transformers_with_that_one_vector_exchanged(both
 @pytest.mark.parametrize("what", ["attention", "feed-forward"])
 def test_only_the_last_position_of_the_last_layers_parts_reaches_the_answer(both, other, what):  # noqa: F811
     view = patch_view(other, both[0], what)
-    assert view.places == ("0", "1", "2")
+    assert view.places == tuple(map(str, range(both[0].config.layers)))
     assert all(abs(effect) < 1e-5 for effect in view.effects[-1][:-1])
     assert abs(view.effects[-1][-1]) > 1e-3
 

@@ -11,6 +11,7 @@ from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.generation import percent
 from minillm_repl.render.picture import label_width, short, signed_bar, strip, title
 from minillm_repl.render.tables import plain_table
+from minillm_repl.tokenizer.base import Token
 
 _NUMBER = 6  # cells of one number of a vector
 
@@ -81,8 +82,7 @@ def neuron_picture(view: NeuronsView, width: int) -> RenderableType:
     names, bars = label_width(view.tokens), max(16, min(60, width - 40))
     lines = Text()
     for place in _strongest(neuron.activations)[:10]:
-        lines.append(f"{place:>4}  ", FIGURES).append_text(short(view.tokens[place]))
-        lines.append(" " * (names - short(view.tokens[place]).cell_len + 2))
+        lines.append_text(_named(place, view.tokens[place], names))
         lines.append_text(signed_bar(neuron.activations[place], most, bars))
         lines.append(f" {neuron.activations[place]:+.3f}\n")
     lines.rstrip()
@@ -100,8 +100,7 @@ def grad_picture(view: GradView, width: int) -> RenderableType:
     names, bars = label_width(view.tokens), max(16, min(60, width - 44))
     lines = Text()
     for place in _strongest(view.times)[:12]:
-        lines.append(f"{place:>4}  ", FIGURES).append_text(short(view.tokens[place]))
-        lines.append(" " * (names - short(view.tokens[place]).cell_len + 2))
+        lines.append_text(_named(place, view.tokens[place], names))
         lines.append_text(signed_bar(view.times[place], most, bars))
         lines.append(f" {view.times[place]:+8.3f} {view.norms[place]:8.3f}\n")
     lines.rstrip()
@@ -117,6 +116,13 @@ def grad_picture(view: GradView, width: int) -> RenderableType:
         lines,
         Text("bars: gradient · vector; right speaks for it, left against · last column: the norm", FIGURES),
     )
+
+
+def _named(place: int, token: Token, width: int) -> Text:
+    """Return a position and its token, before a bar."""
+    name = short(token)
+    name.pad_right(width - name.cell_len + 2)
+    return Text.assemble((f"{place:>4}  ", FIGURES), name)
 
 
 def _vector(numbers: Sequence[float], shown: int) -> Text:

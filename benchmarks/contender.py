@@ -37,7 +37,8 @@ def transformers(kind: str, path: str) -> tuple[Reader, Callable[[int], Any]]:
     from transformers import AutoModelForCausalLM, DynamicCache
 
     torch.set_num_threads(THREADS)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, kind)).eval()
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, kind))
+    model.eval()  # type: ignore[no-untyped-call]
     cache = DynamicCache()
 
     @torch.inference_mode()

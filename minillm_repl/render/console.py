@@ -22,7 +22,7 @@ TITLE, SPECIAL = "bold", "magenta"
 # For and against: blue-green and yellow, which everyone can tell apart.
 PRO, CONTRA = "cyan", "yellow"
 
-_REMEMBERED = 10_000  # times that something was printed: a long visit must not fill the memory
+_REMEMBERED = 2_000  # times that something was printed: a long visit must not fill the memory
 
 ColorChoice = Literal["auto", "always", "never"]
 
@@ -33,11 +33,19 @@ class Transcript(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._printed: deque[tuple[tuple[Any, ...], dict[str, Any]]] = deque(maxlen=_REMEMBERED)
+        self._flowing: Text | None = None  # what was printed last, if the line is still open
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as any console does."""
-        if not any(isinstance(each, Control | NewLine) for each in objects):  # these are a spinner's
-            self._printed.append((objects, options))
+        match objects:
+            case (Text() as text,) if options.get("end") == "" and self._flowing:
+                self._flowing.append_text(text)  # a text that comes in many frames is one thing
+            case (Text() as text,) if options.get("end") == "":
+                self._flowing = text.copy()
+                self._printed.append(((self._flowing,), options))
+            case _ if not any(isinstance(each, Control | NewLine) for each in objects):  # these are a spinner's
+                self._flowing = None
+                self._printed.append((objects, options))
         super().print(*objects, **options)
 
     def replay(self, console: Console) -> None:

@@ -295,3 +295,20 @@ def test_verbose_ends_on_the_narrowest_terminal(program, columns):
     done = program("-p", "날씨가 좋다. 하늘이", "-n", "2", "--verbose", "3", COLUMNS=str(columns))
     assert done.returncode == 0
     assert done.stdout.decode().count("\n▶") == 2
+
+
+def test_a_compared_models_name_and_endless_numbers_reach_the_terminal_harmless(program, tmp_path):
+    name, endless = "ev\x1b[31mil.safetensors", "9" * 5_000  # more digits than Python turns into a number
+    (tmp_path / name).write_bytes((MODELS / "nalssi.safetensors").read_bytes())
+    lines = [
+        ":max-tokens 4",
+        "날씨",
+        f":compare {name}",
+        *(f":{each} {endless}" for each in ("attn", "lens", "branch")),
+    ]
+    done = program(stdin="\n".join([*lines, f":why #{endless}"]) + "\n")
+    assert b"\x1b" not in done.stdout + done.stderr
+    assert "ev␛[31mil" in done.stdout.decode()
+    errors = done.stderr.decode()
+    assert errors.count("error: ") == 4
+    assert "bug" not in errors

@@ -6,7 +6,7 @@ from minillm_repl.repl.opening import Change
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
-_WHAT = r"(off|scan|(\d+)(?:\.(\d+))?)(?:\s+(zero|mean))?"
+_WHAT = r"(off|scan|(\d{1,9})(?:\.(\d{1,9}))?)(?:\s+(zero|mean))?"
 
 
 @command("ablate", ":ablate LAYER[.HEAD] [zero|mean]|scan|off", words=("off", "scan"), group="Change what it thinks")

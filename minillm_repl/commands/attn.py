@@ -18,7 +18,7 @@ def attn(shell: Shell, argument: str) -> None:
     Layers and heads count from 0.
     """
     asked = Asked.of(argument)
-    chosen, text = asked.selector(r"(\d+)(?:\.(\d+))?")
+    chosen, text = asked.selector(r"(\d{1,9})(?:\.(\d{1,9}))?")
     looked = subject(shell, text)
     from minillm_repl.insight.attention import focus_view, head_view, layer_view
     from minillm_repl.render.attention import focus_picture, head_picture, head_pins, layer_picture

@@ -28,13 +28,13 @@ def branch(shell: Shell, argument: str) -> None:
     before it; that after `=` is of a whole way. In a chat they are other answers to the last question.
     :branch take 2 goes on from the second way; `:undo` takes it back.
     """
-    taken = re.fullmatch(r"take\s+(\d+)", argument)
+    taken = re.fullmatch(r"take\s+(\d{1,9})", argument)
     if taken:
         _take(shell, int(taken[1]))
         return
     asked = Asked.of(argument)
     said, how = with_options(asked.words, Branching())
-    if said.strip() and not said.strip().isdecimal():
+    if said.strip() and not re.fullmatch(r"\d{1,9}", said.strip()):
         raise UserError(":branch takes how many ways to go, such as 3, or `take` and the number of one")
     ways = int(said) if said.strip() else 3
     if not 1 <= ways <= _MOST:

@@ -6,6 +6,7 @@ from minillm_repl.repl.looking import Asked, looking_at, show, text_ids
 from minillm_repl.repl.opening import Loading
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
+from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import decode
 from minillm_repl.tokenizer.lookup import same_vocabulary
 
@@ -32,5 +33,6 @@ def compare(shell: Shell, argument: str) -> None:
     from minillm_repl.insight.comparison import compare_view
     from minillm_repl.render.texts import compare_picture
 
-    names = (model.name, other.name) if model.name != other.name else (f"{model.name} (open)", other.name)
+    ours, theirs_name = safe_line(model.name), safe_line(other.name)
+    names = (f"{ours} (open)" if ours == theirs_name else ours, theirs_name)
     show(shell, compare_view(*subjects, names), compare_picture, asked.json)

@@ -16,7 +16,7 @@ def lens(shell: Shell, argument: str) -> None:
     POSITION counts from 0, or from the end if negative; without one it is the last.
     """
     asked = Asked.of(argument)
-    chosen, text = asked.selector(r"-?\d+")
+    chosen, text = asked.selector(r"-?\d{1,9}")
     looked = subject(shell, text)
     from minillm_repl.insight.lens import lens_view
     from minillm_repl.render.lens import lens_picture

@@ -15,7 +15,7 @@ def neurons(shell: Shell, argument: str) -> None:
     tokens that it fired on. :neurons 2.17 shows neuron 17 along the whole text. Layers and neurons count from 0.
     """
     asked = Asked.of(argument)
-    chosen, text = asked.selector(r"(\d+)(?:\.(\d+))?")
+    chosen, text = asked.selector(r"(\d{1,9})(?:\.(\d{1,9}))?")
     if chosen is None:
         raise UserError(":neurons takes a layer, such as 0, or a layer and a neuron, such as 0.17")
     looked = subject(shell, text)

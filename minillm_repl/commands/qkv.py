@@ -16,7 +16,7 @@ def qkv(shell: Shell, argument: str) -> None:
     POSITION counts from 0, or from the end if negative; without one it is the last. Layers and heads count from 0.
     """
     asked = Asked.of(argument)
-    chosen, text = asked.selector(r"(\d+)\.(\d+)(?:\s+(-?\d+))?")
+    chosen, text = asked.selector(r"(\d{1,9})\.(\d{1,9})(?:\s+(-?\d{1,9}))?")
     if chosen is None:
         raise UserError(":qkv takes a layer and a head, such as 0.0")
     looked = subject(shell, text)

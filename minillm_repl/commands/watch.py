@@ -20,7 +20,7 @@ def watch(shell: Shell, argument: str) -> None:
     """
     asked, session = Asked.of(argument), shell.session
     text = asked.text or asked.words
-    moment = re.fullmatch(r"step=(\d+)", asked.words)
+    moment = re.fullmatch(r"step=(\d{1,9})", asked.words)
     if text == "off":
         session.watch, session.watched = "", None
         shell.screen.note("no prompt is watched")

@@ -77,7 +77,7 @@ class Asked:
         found = re.match(rf"(?:{pattern})(?=\s|$)", self.words)
         rest = (self.words[found.end() :] if found else self.words).strip()
         if _NUMBERED.match(rest):
-            first = safe_line(rest.split()[0])
+            first = safe_line(rest.split()[0][:20])
             raise UserError(f"{first} is not understood here: a text that begins so needs quotes")
         return found, self.text or rest
 

@@ -12,8 +12,8 @@ def find_token(tokenizer: Tokenizer, word: str) -> list[int]:
     is, and with a space before it, where one token is exactly that. Raises UserError if none is.
     """
     if word.startswith("#") and word[1:].isdecimal():
-        if int(word[1:]) >= tokenizer.size:
-            raise UserError(f"there is no token {safe_line(word)}: they count from #0 to #{tokenizer.size - 1}")
+        if len(word) > 10 or int(word[1:]) >= tokenizer.size:
+            raise UserError(f"there is no token {safe_line(word[:20])}: they count from #0 to #{tokenizer.size - 1}")
         return [int(word[1:])]
     special = tokenizer.named(word)
     if special is not None and tokenizer.special(special):

@@ -1,0 +1,55 @@
+"""The language of the interface: GNU gettext, whose key is the English text.
+
+`_("{name} is not there", name=name)` is the text in the language that is spoken, with the values put in, so that a
+translation can place them where its grammar wants them. `python -m tests.messages` collects the texts of the source
+into `locale/ko/LC_MESSAGES/minillm.po`, where they are translated, and compiles it.
+"""
+
+import gettext
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+Language = Literal["en", "ko"]
+LANGUAGES: tuple[Language, ...] = get_args(Language)
+_LOCALE = Path(__file__).parent / "locale"
+
+
+class _Spoken:
+    language: Language = "en"
+    texts: gettext.NullTranslations = gettext.NullTranslations()
+
+
+def speak(language: Language) -> None:
+    """Let every text that is made from now on be in `language`."""
+    _Spoken.language = language
+    _Spoken.texts = (
+        gettext.NullTranslations() if language == "en" else gettext.translation("minillm", _LOCALE, [language])
+    )
+
+
+def spoken() -> Language:
+    """Return the language that is spoken now."""
+    return _Spoken.language
+
+
+def from_locale(environment: Mapping[str, str]) -> Language:
+    """Return the language that the variables of a locale ask for, in the order in which POSIX reads them."""
+    asked = next((environment[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if environment.get(name)), "")
+    return "ko" if asked.lower().startswith("ko") else "en"
+
+
+def _(message: str, /, **values: Any) -> str:
+    """Return a text in the language that is spoken; `{name}` in it stands for a value, as in `str.format`."""
+    text = _Spoken.texts.gettext(message)
+    return text.format(**values) if values else text
+
+
+def _n(one: str, many: str, n: int, /, **values: Any) -> str:
+    """Return `one` or `many`, as the grammar of the language wants it for the number `n`, which `{n}` stands for."""
+    return _Spoken.texts.ngettext(one, many, n).format(n=n, **values)
+
+
+def N_(message: str) -> str:  # noqa: N802 - gettext's own name for it
+    """Mark a text that is made before the language is known; whoever shows it translates it with `_`."""
+    return message

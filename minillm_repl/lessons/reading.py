@@ -1,0 +1,192 @@
+"""Reads the files of lessons and of the quiz: Markdown, with fenced blocks that become live. See docs/lessons.md."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from markdown_it import MarkdownIt
+
+from minillm_repl.errors import UserError
+from minillm_repl.language import Language
+from minillm_repl.lessons.blocks import (
+    Ask,
+    Block,
+    Choose,
+    Exercise,
+    Explain,
+    Guess,
+    Lesson,
+    Option,
+    Order,
+    Prose,
+    Question,
+    Screen,
+    Show,
+    Try,
+    When,
+)
+
+_FIELDED = {"try": Try, "ask": Ask, "choose": Choose, "order": Order, "explain": Explain, "guess": Guess}
+_WORDS = {"lesson", "show", "when", *_FIELDED}
+_FIELD = re.compile(r"([a-z]+):(?:\s+(.*)|$)")
+_OPTION = re.compile(r"- \[(x| |if [a-z_ ]+)\] (.+)")
+_STEP = re.compile(r"\d+\. (.+)")
+
+# A line `---` always ends a screen, also right under a paragraph.
+_MARKDOWN = MarkdownIt("commonmark").enable("table").disable("lheading")
+
+
+def lesson_files(language: Language) -> dict[int, Path]:
+    """Return the files of the lessons of a language, by number: `04-query-key-value.md` is the fourth."""
+    found = sorted((Path(__file__).parent / language).glob("[0-9][0-9]-*.md"))
+    return {int(path.name[:2]): path for path in found}
+
+
+def practice_file(language: Language) -> Path:
+    """Return the short text on which lessons train."""
+    return Path(__file__).parent / language / "practice.txt"
+
+
+def read_lesson(path: Path) -> Lesson:
+    """Return the lesson of a file. Raises UserError with the file's name and what is wrong."""
+    reader = _Reader(path)
+    header: dict[str, str] = {}
+    title, summary, screens, blocks = "", "", [], []
+    for word, rest, text in reader.parts():
+        match word:
+            case "h1":
+                title = text
+            case "lesson":
+                header = _fields(text)
+            case "hr":
+                screens.append(tuple(blocks))
+                blocks = []
+            case _ if not screens and not blocks and not summary and word == "prose":
+                summary = " ".join(text.split())
+            case _:
+                blocks.append(reader.block(word, rest, text))
+    if blocks:
+        screens.append(tuple(blocks))
+    whole = tuple(screen for screen in screens if screen)
+    if not title or not summary or not whole:
+        raise reader.error("a lesson needs a title, a paragraph about it, and a screen")
+    texts = tuple(each.strip() for each in header.get("text", "").split(" | ") if each.strip())
+    return Lesson(int(path.name[:2]), title, summary, int(header.get("minutes", "5")), texts, whole)
+
+
+def read_quiz(language: Language) -> list[Question]:
+    """Return the questions of the quiz. Raises UserError with the file's name and what is wrong."""
+    reader = _Reader(Path(__file__).parent / language / "quiz.md")
+    questions: list[Question] = []
+    lesson, before = 0, list[Block]()
+    for word, rest, text in reader.parts():
+        if word == "h2":
+            lesson, before = int(re.sub(r"\D.*", "", text) or 0), []
+        elif word in ("h1", "hr", "lesson"):
+            continue
+        elif lesson:
+            block = reader.block(word, rest, text)
+            if isinstance(block, Exercise):
+                count = 1 + sum(each.lesson == lesson for each in questions)
+                questions.append(Question(f"{lesson}.{count}", lesson, tuple(before), block))
+                before = []
+            else:
+                before.append(block)
+    return questions
+
+
+class _Reader:
+    """One file, in parts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.text = path.read_text(encoding="utf-8")
+
+    def error(self, what: str) -> UserError:
+        return UserError(f"{self.path.name}: {what}")
+
+    def parts(self, text: str | None = None) -> Iterator[tuple[str, str, str]]:
+        """Yield a word, what stands behind it, and a text: of headings, rules, live fences, and all prose between."""
+        text = self.text if text is None else text
+        lines, prose = text.splitlines(), list[str]()
+        for token in _MARKDOWN.parse(text):
+            if token.level or token.map is None:
+                continue
+            word, _, rest = token.info.strip().partition(" ")
+            live = token.type == "fence" and word in _WORDS
+            heading = token.type == "heading_open" and token.tag in ("h1", "h2")
+            part = "\n".join(lines[token.map[0] : token.map[1]])
+            if not (live or heading or token.type == "hr"):
+                prose.append(part)
+                continue
+            if prose:
+                yield "prose", "", "\n\n".join(prose)
+                prose = []
+            yield (word, rest, token.content) if live else (token.tag, "", part.lstrip("# ").strip())
+        if prose:
+            yield "prose", "", "\n\n".join(prose)
+
+    def block(self, word: str, rest: str, text: str) -> Block:
+        """Return one part as a block. Raises UserError."""
+        match word:
+            case "prose":
+                return Prose(text)
+            case "h2":
+                return Prose(f"## {text}")
+            case "show":
+                return Show(tuple(line for line in text.splitlines() if line.strip()))
+            case "when":
+                return When(rest.strip(), self._blocks(text))
+            case _ if word in _FIELDED:
+                return self._fielded(word, text)
+        raise self.error(f"`{word}` has no place there")
+
+    def _blocks(self, text: str) -> Screen:
+        return tuple(self.block(*part) for part in self.parts(text))
+
+    def _fielded(self, word: str, text: str) -> Block:
+        kind, known, given = _FIELDED[word], {each.name for each in fields(_FIELDED[word])}, dict[str, Any](_fields(text))
+        if options := _options(text):
+            given["options"] = options
+        if word == "order":
+            given["steps"] = tuple(step[1] for line in text.splitlines() if (step := _STEP.fullmatch(line)))
+        if "rounds" in given:
+            given["rounds"] = int(given["rounds"])
+        unknown = sorted(set(given) - known)
+        if unknown:
+            raise self.error(f"`{word}` has no field `{unknown[0]}`; it has {', '.join(sorted(known))}")
+        try:
+            return kind(**given)  # type: ignore[no-any-return]
+        except TypeError:
+            raise self.error(f"`{word}` lacks one of its fields: {', '.join(sorted(known))}") from None
+
+
+def _fields(text: str) -> dict[str, str]:
+    """Return `name: text`, with the indented lines after it."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in text.splitlines():
+        field = _FIELD.fullmatch(line)
+        if field:
+            name = field[1]
+            found[name] = field[2] or ""
+        elif name and line.startswith("  "):
+            found[name] = f"{found[name]}\n{line[2:]}".strip("\n")
+        elif line.strip():
+            name = ""  # an option, or a step
+    return found
+
+
+def _options(text: str) -> tuple[Option, ...]:
+    """Return the answers of a task list: `- [x] an answer: why`; what is indented goes on with the line before."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if lines and line.startswith("  "):
+            lines[-1] += " " + line.strip()
+        elif _OPTION.fullmatch(line):
+            lines.append(line)
+    found = [match for line in lines if (match := _OPTION.fullmatch(line))]
+    parts = [(match[1], *match[2].partition(": ")) for match in found]
+    return tuple(Option(answer, why, right.strip()) for right, answer, _, why in parts)

@@ -1,0 +1,121 @@
+"""Draws lessons: Markdown with live values in it, questions, the list of lessons."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from markdown_it.token import Token as MarkdownToken
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markdown import Heading, Markdown
+from rich.segment import Segment
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+from rich.theme import Theme
+
+from minillm_repl.language import _
+from minillm_repl.lessons.blocks import Lesson
+from minillm_repl.lessons.progress import Reached
+from minillm_repl.render.console import FIGURES, GOOD, PRO, TITLE, WARNING
+from minillm_repl.render.tables import plain_table
+
+_WIDEST = 84  # cells: longer lines are hard to read
+_PLACEHOLDER = re.compile(r"\{([a-z_]+(?:\.-?[a-z0-9]+)?)\}")
+_THEME = Theme({
+    "markdown.code": PRO, "markdown.code_block": PRO, "markdown.strong": "bold", "markdown.em": "italic",
+    "markdown.item.bullet": FIGURES, "markdown.item.number": FIGURES, "markdown.block_quote": FIGURES,
+    "markdown.link": "underline", "markdown.link_url": "underline", "markdown.hr": FIGURES,
+    "markdown.h1": TITLE, "markdown.h2": TITLE, "markdown.h3": TITLE, "markdown.table.border": FIGURES,
+    "markdown.table.header": FIGURES,
+})  # fmt: skip
+
+Value = Callable[[str], str]
+"""Returns what a placeholder stands for. Raises UserError if there is no such thing."""
+
+
+class _PlainHeading(Heading):
+    """A heading at the left."""
+
+    def __rich_console__(self, _console: Console, _options: ConsoleOptions) -> RenderResult:
+        yield self.text
+
+
+class _Markdown(Markdown):
+    elements = {**Markdown.elements, "heading_open": _PlainHeading}  # noqa: RUF012 - rich's own way
+
+
+class Prose:
+    """Markdown, in which placeholders became values after it was parsed: no value can be taken for markup."""
+
+    def __init__(self, markdown: str, value: Value) -> None:
+        self._markdown = _Markdown(markdown, hyperlinks=False, code_theme="ansi_dark")
+        for token in self._markdown.parsed:
+            _fill(token, value)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        with console.use_theme(_THEME):
+            yield from console.render(self._markdown, options.update(width=min(options.max_width, _WIDEST)))
+
+
+class Answers:
+    """The numbered answers of a question, each of them Markdown."""
+
+    def __init__(self, texts: Sequence[str], value: Value) -> None:
+        self._texts = [Prose(text, value) for text in texts]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for number, text in enumerate(self._texts, 1):
+            lead = f" {number}  "
+            lines = console.render_lines(text, options.update(width=options.max_width - len(lead)), pad=False)
+            for place, line in enumerate(lines):
+                yield Segment(lead if place == 0 else " " * len(lead), Style(bold=True))
+                yield from line
+                yield Segment.line()
+
+
+def filled(text: str, value: Value) -> str:
+    """Return a text with values for its placeholders."""
+    return _PLACEHOLDER.sub(lambda found: value(found[1]), text)
+
+
+def lesson_title(lesson: Lesson) -> Text:
+    """Return the first line of a lesson."""
+    return Text.assemble((f"{lesson.number}. {lesson.title}", TITLE), (f"  {_minutes(lesson)}", FIGURES))
+
+
+def verdict(right: bool | None) -> Text:
+    """Return the sign before a reaction to an answer; None is for one that was not given."""
+    if right is None:
+        return Text("→", FIGURES)
+    return Text("✓ " + _("right"), GOOD) if right else Text("✗ " + _("not quite"), WARNING)
+
+
+def lessons_table(lessons: Iterable[tuple[Lesson, Reached | None]]) -> Table:
+    """Return the lessons, and how far each has been read."""
+    table = plain_table("", _("lesson"), "", _("time"))
+    for lesson, reached in lessons:
+        table.add_row(
+            str(lesson.number),
+            Text.assemble((lesson.title, TITLE), (f"\n{lesson.summary}", FIGURES)),
+            progress_text(lesson, reached),
+            _minutes(lesson),
+        )
+    return table
+
+
+def progress_text(lesson: Lesson, reached: Reached | None) -> Text:
+    """Return how far a lesson has been read: done, `3/9`, or nothing."""
+    if reached is None:
+        return Text("–", FIGURES)
+    if reached.done and not reached.screen:
+        return Text("✓ " + _("done"), GOOD)
+    return Text(f"{reached.screen + 1}/{len(lesson.screens)}" + (" ✓" if reached.done else ""), PRO)
+
+
+def _minutes(lesson: Lesson) -> str:
+    return _("{n} min", n=lesson.minutes)
+
+
+def _fill(token: MarkdownToken, value: Value) -> None:
+    token.content = filled(token.content, value)
+    for child in token.children or ():
+        _fill(child, value)

@@ -158,3 +158,30 @@ class GradView:
     logit: float  # of the token, or how far it is above that of the other
     times: Row  # gradient · vector: what would be lost, to first order, if the vector went to zero
     norms: Row  # the L2 norm of the gradient
+
+
+@dataclass(frozen=True)
+class ShapeRow:
+    """One tensor on the way from ids to probabilities."""
+
+    name: str  # as in model/taps.py; or the module that made it, or `input` of the one it enters
+    dims: tuple[str, ...]  # t tokens, w width, h heads, g heads with a key, d head size, f feed-forward, v vocabulary
+    shape: tuple[int, ...]
+    numbers: Row  # the first of the last token's; where there are several heads, of head 0
+
+
+@dataclass(frozen=True)
+class ShapesView:
+    """The whole way through the model, as the shapes of what is made on it."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    rows: tuple[ShapeRow, ...]  # of the blocks the whole first, and how the last one ends
+    sampling: str  # the samplers that are on
+    candidates: int  # tokens that can be drawn
+    drawn: tuple[Likely, ...]  # the likeliest of them, with the probability of being drawn
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How large each dimension is."""
+        return {dim: size for row in self.rows for dim, size in zip(row.dims, row.shape, strict=True)}

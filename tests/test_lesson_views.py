@@ -1,6 +1,7 @@
-"""Views that lessons show: the whole way as shapes, held to `transformers`."""
+"""Views that lessons show: the whole way as shapes, a step of descent; `transformers` and torch are the oracles."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -10,13 +11,17 @@ from wcwidth import wcswidth
 
 from minillm_repl.engine.options import Sampling
 from minillm_repl.engine.sampling import log_softmax, process
+from minillm_repl.errors import UserError
+from minillm_repl.insight.ablation import silencing
+from minillm_repl.insight.descent import descent_view
 from minillm_repl.insight.shapes import shapes_view
 from minillm_repl.insight.steering import steering
 from minillm_repl.insight.subject import Subject
 from minillm_repl.model.build import build
+from minillm_repl.render.by_hand import descent_picture
 from minillm_repl.render.shapes import shapes_picture
 from tests.conftest import random_checkpoint
-from tests.test_insight import both, of_text  # noqa: F401 - the fixture
+from tests.test_insight import both, exact, of_text  # noqa: F401 - the fixture
 from tests.test_interventions import layers
 
 
@@ -111,3 +116,82 @@ def test_the_picture_of_the_way_fits_and_names_the_blocks_that_are_left_out(widt
         text = "\n".join(lines)
         assert ("block 1 too" in text) == (layers == 2)
         assert ("blocks 1 to 4 too" in text) == (layers == 5)
+
+
+def losses(model, ids):
+    """−ln p of each token but the first, by transformers' own model."""
+    return torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="none")
+
+
+def test_a_step_of_descent_is_that_of_torchs_sgd_on_transformers_own_model(both):  # noqa: F811
+    ours, model, _ = both
+    view = descent_view(ours, 0.05)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    before = losses(model, ours.input)
+    before.mean().backward()
+    steepest = max(float(each.grad.abs().max()) for each in model.parameters() if each.grad is not None)
+    optimizer.step()
+    with torch.no_grad():
+        after = losses(model, ours.input)
+    np.testing.assert_allclose([each.nats_before for each in view.targets], before.detach(), atol=1e-4)
+    np.testing.assert_allclose([each.nats_after for each in view.targets], after, atol=2e-3)
+    assert view.loss_before == pytest.approx(float(before.detach().mean()), abs=1e-5)
+    assert view.loss_after == pytest.approx(float(after.mean()), abs=1e-3)
+    assert abs(view.gradient) == pytest.approx(steepest, rel=1e-3)
+    assert view.new_value == view.value - 0.05 * view.gradient
+    np.testing.assert_allclose(np.exp([-each.nats_after for each in view.targets]), [e.after for e in view.targets])
+
+
+def test_the_gradient_is_the_slope_of_the_loss_as_the_weight_grows(both):  # noqa: F811
+    subject, step = exact(both[0]), 1e-5
+    view = descent_view(subject, 0.1)
+    weight = subject.model.get_parameter(view.weight)
+    assert float(weight[view.index]) == view.value
+    means = []
+    for moved in (step, -2 * step):
+        weight[view.index] += moved
+        logits = subject.logits()[:-1]
+        means.append(float(torch.nn.functional.cross_entropy(logits, subject.input[0, 1:])))
+    assert view.gradient == pytest.approx((means[0] - means[1]) / (2 * step), rel=1e-5)
+
+
+def test_a_step_of_descent_leaves_the_model_as_it_was_and_knows_no_half_numbers():
+    subject = of_text(random_checkpoint(), "가각갂각")
+    half = Subject(of_text(random_checkpoint(), "가").model.bfloat16(), subject.tokenizer, subject.ids)
+    kept = {name: each.clone() for name, each in half.model.named_parameters()}
+    same = Subject(of_text(random_checkpoint(), "가").model.bfloat16().float(), subject.tokenizer, subject.ids)
+    assert descent_view(half, 0.1) == descent_view(same, 0.1)
+    for name, each in half.model.named_parameters():
+        assert torch.equal(each, kept[name])
+        assert each.grad is None
+
+
+def test_a_step_of_descent_is_one_of_the_model_as_it_is_changed():
+    subject = of_text(random_checkpoint(), "가각갂각")
+    silenced = subject.with_tap(silencing(subject, 0))
+    expected = torch.nn.functional.cross_entropy(silenced.logits()[:-1], subject.input[0, 1:])
+    assert descent_view(silenced, 0.1).loss_before == pytest.approx(float(expected), abs=1e-5)
+    assert descent_view(silenced, 0.1).loss_before != descent_view(subject, 0.1).loss_before
+
+
+def test_a_step_needs_something_to_predict_and_a_rate_that_leads_to_numbers():
+    with pytest.raises(UserError, match="no next token to learn"):
+        descent_view(of_text(random_checkpoint(), "가"), 0.1)
+    with pytest.raises(UserError, match=r"rate=1e\+30 goes so far"):
+        descent_view(of_text(random_checkpoint(), "가각갂"), 1e30)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_shown_of_a_step_can_be_computed_again(seed):
+    view = descent_view(of_text(random_checkpoint(seed=seed), "가각갂가각"), (0.1, 0.5, 3.0)[seed % 3])
+    lines = drawn(descent_picture(view, 80), 80)
+    assert max(map(wcswidth, lines)) <= 80
+    rows = [re.fullmatch(r"\d+ .* ([\d.]+) +([\d.]+) +[↓↑=]", line.rstrip()) for line in lines]
+    rows = [(float(row[1]), float(row[2])) for row in rows if row]
+    assert len(rows) == 4
+    mean = next(line for line in lines if "mean" in line).split()
+    for shown, column in zip(mean[-3:-1], zip(*rows, strict=True), strict=True):
+        assert f"{sum(column) / 4:.3f}" == shown
+    equation = next(line for line in lines if " = " in line and "×" in line)
+    value, rate, gradient, new = (float(each) for each in re.findall(r"-?\d[\d.]*", equation))
+    assert value - rate * gradient == pytest.approx(new, abs=0.6e-6)

@@ -39,6 +39,7 @@ VIEWS = {
     ":near {next} - {other} + {next}": "cosine",
     ":map": "principal components",
     ":shapes": "can be drawn",
+    ":descent": "new value",
     ":neurons 1": "most active",
     ":neurons 1.5": "after its activation function",
     ":grad": "depends on",
@@ -149,7 +150,7 @@ def test_the_numbers_of_a_view_are_saved_as_json(visit, tmp_path):  # noqa: F811
         ":attn --json {file}": "focus", ":qkv 0.0 --json {file}": "qkv", ":near 하 --json {file}": "near",
         ":map --json {file}": "map", ":neurons 0 --json {file}": "neurons", ":grad --json {file}": "grad",
         ":compare nalssi --json {file}": "compare", ":ablate scan --json {file}": "scan",
-        ":shapes --json {file}": "shapes",
+        ":shapes --json {file}": "shapes", ":descent --json {file}": "descent",
     }.items():  # fmt: skip
         file = tmp_path / f"{name}.json"
         assert f"{name}.json" in terminal.do(line.format(file=file.name)), line

@@ -1,4 +1,4 @@
-"""Views that lessons show: the whole way as shapes, a step of descent; `transformers` and torch are the oracles."""
+"""Views that lessons show: shapes, a step of descent, one dot product, the code; `transformers` is the oracle."""
 
 import io
 import re
@@ -14,13 +14,16 @@ from minillm_repl.engine.sampling import log_softmax, process
 from minillm_repl.errors import UserError
 from minillm_repl.insight.ablation import silencing
 from minillm_repl.insight.descent import descent_view
-from minillm_repl.insight.shapes import shapes_view
+from minillm_repl.insight.shapes import shapes_view, sizes_on
+from minillm_repl.insight.source import source_view
 from minillm_repl.insight.steering import steering
 from minillm_repl.insight.subject import Subject
+from minillm_repl.insight.views.thinking import sizes
 from minillm_repl.model.build import build
 from minillm_repl.render.by_hand import descent_picture
 from minillm_repl.render.shapes import shapes_picture
-from tests.conftest import random_checkpoint
+from minillm_repl.render.source import source_picture
+from tests.conftest import ROOT, random_checkpoint
 from tests.test_insight import both, exact, of_text  # noqa: F401 - the fixture
 from tests.test_interventions import layers
 
@@ -74,9 +77,9 @@ def test_shapes_and_numbers_are_those_of_transformers_own_tensors(both):  # noqa
 
 
 def test_a_letter_stands_for_one_size_on_the_whole_way(both):  # noqa: F811
-    view = shapes_view(both[0], own)
-    for row in view.rows:
-        assert [view.sizes[dim] for dim in row.dims] == list(row.shape), row.name
+    rows = shapes_view(both[0], own).rows
+    for row in rows:
+        assert [sizes(rows)[dim] for dim in row.dims] == list(row.shape), row.name
 
 
 def test_what_can_be_drawn_follows_the_samplers():
@@ -195,3 +198,55 @@ def test_what_is_shown_of_a_step_can_be_computed_again(seed):
     equation = next(line for line in lines if " = " in line and "×" in line)
     value, rate, gradient, new = (float(each) for each in re.findall(r"-?\d[\d.]*", equation))
     assert value - rate * gradient == pytest.approx(new, abs=0.6e-6)
+
+
+def part(subject, path):
+    return type(subject.model.get_submodule(path))
+
+
+@pytest.mark.parametrize("path", ["", "blocks.0", "blocks.0.attention", "blocks.0.ff"])
+def test_the_code_shown_is_that_in_the_file_but_for_the_letters_of_shapes(both, path):  # noqa: F811
+    thing = part(both[0], path)
+    plain, sized = source_view("a part", thing), source_view("a part", thing, sizes_on(both[0]))
+    file = (ROOT / "minillm_repl" / plain.file).read_text(encoding="utf-8").split("\n")[plain.line - 1 :]
+    lines = plain.code.split("\n")
+    assert file[: len(lines)] == lines
+    assert lines[0] == f"class {thing.__name__}(nn.Module):"
+    for old, new in zip(lines, sized.code.split("\n"), strict=True):
+        assert old.partition("  # ")[0] == new.partition("  # ")[0]
+        assert re.sub(r"\w+", "", old) == re.sub(r"\w+", "", new)
+
+
+def test_the_shapes_in_the_code_are_those_of_the_tensors(both):  # noqa: F811
+    subject, found = both[0], {}
+
+    def keep(name, tensor):
+        found[name.removeprefix("blocks.0.")] = str(tuple(tensor.shape))
+        return tensor
+
+    logits = subject.with_tap(keep).logits()
+    codes = {
+        path: source_view("a part", part(subject, path), sizes_on(subject)).code
+        for path in ("", "blocks.0.attention", "blocks.0.ff")
+    }
+    expected = {
+        "blocks.0.attention": {
+            "permute(2" if "permute(2" in codes["blocks.0.attention"] else "v.transpose(": found["attention.q"],
+            'name + "z"': found["attention.z"],
+        },
+        "blocks.0.ff": {"hidden = tap" if "self.up" in codes["blocks.0.ff"] else "gate, up = ": found["ff.hidden"]},
+        "": {"self.token_embedding(ids)": found["embedding"]},
+    }
+    for path, lines in expected.items():
+        for start, shape in lines.items():
+            line = next(line for line in codes[path].split("\n") if start in line and "  # " in line)
+            assert shape in line.partition("  # ")[2], line
+    assert sizes_on(subject)["v"] == logits.shape[-1]
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_code_is_drawn_whole(width):
+    view = source_view("attention", part(of_text(random_checkpoint(), "가"), "blocks.0.attention"))
+    lines = drawn(source_picture(view, width), width)
+    assert max(map(wcswidth, lines)) <= width
+    assert "".join("".join(lines).split()).endswith("".join(view.code.split()))

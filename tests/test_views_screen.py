@@ -40,6 +40,8 @@ VIEWS = {
     ":map": "principal components",
     ":shapes": "can be drawn",
     ":descent": "new value",
+    ":source": "the program's own code",
+    ":source attention": "the shapes for the text so far",
     ":neurons 1": "most active",
     ":neurons 1.5": "after its activation function",
     ":grad": "depends on",
@@ -151,6 +153,7 @@ def test_the_numbers_of_a_view_are_saved_as_json(visit, tmp_path):  # noqa: F811
         ":map --json {file}": "map", ":neurons 0 --json {file}": "neurons", ":grad --json {file}": "grad",
         ":compare nalssi --json {file}": "compare", ":ablate scan --json {file}": "scan",
         ":shapes --json {file}": "shapes", ":descent --json {file}": "descent",
+        ":source block --json {file}": "source",
     }.items():  # fmt: skip
         file = tmp_path / f"{name}.json"
         assert f"{name}.json" in terminal.do(line.format(file=file.name)), line

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from minillm_repl.insight.subject import Subject, likeliest
 from minillm_repl.insight.views.base import Likely
-from minillm_repl.insight.views.thinking import ShapeRow, ShapesView
+from minillm_repl.insight.views.thinking import ShapeRow, ShapesView, sizes
 from minillm_repl.model.attention import attention_weights
 from minillm_repl.tokenizer.base import Token, decode
 
@@ -44,21 +44,22 @@ _DIMS = {  # in the order of the computation; t tokens, w width, h heads, d head
 def shapes_view(subject: Subject, draw: Draw, sampling: str = "") -> ShapesView:
     """Return what is made on the way from the ids to the probabilities; `sampling` names the samplers in `draw`."""
     made = _made(subject)
-    last = len(subject.model.blocks) - 1
-    order = [name if "." not in name and name != "residual" else f"blocks.0.{name}" for name in _DIMS]
-    if last:
-        order.insert(order.index("final"), f"blocks.{last}.residual")
-    grouped = made["blocks.0.attention.k"].shape != made["blocks.0.attention.q"].shape
     probabilities = torch.from_numpy(draw(made["logits"][-1].float().cpu().numpy()))
     drawn = [token for token in likeliest(probabilities, _TOP) if probabilities[token] > 0]
     return ShapesView(
         text=decode(subject.tokenizer, list(subject.ids)),
         tokens=subject.tokens,
-        rows=tuple(_row(name, made[name], grouped=grouped) for name in order if name in made),
+        rows=_rows(made),
         sampling=sampling,
         candidates=int((probabilities > 0).sum()),
         drawn=tuple(Likely(Token.of(subject.tokenizer, each), float(probabilities[each])) for each in drawn),
     )
+
+
+@torch.no_grad()
+def sizes_on(subject: Subject) -> dict[str, int]:
+    """Return how large each dimension is on this text."""
+    return sizes(_rows(_made(subject)))
 
 
 def _made(subject: Subject) -> dict[str, Tensor]:
@@ -94,6 +95,14 @@ def _made(subject: Subject) -> dict[str, Tensor]:
     return {
         **made, **found, "blocks.0.attention.weights": weights, "logits": logits, "probabilities": probabilities,
     }  # fmt: skip
+
+
+def _rows(made: dict[str, Tensor]) -> tuple[ShapeRow, ...]:
+    order = [name if "." not in name and name != "residual" else f"blocks.0.{name}" for name in _DIMS]
+    end = order.index("final")
+    order[end:end] = [name for name in made if name.endswith(".residual") and name not in order]  # of the last block
+    grouped = made["blocks.0.attention.k"].shape != made["blocks.0.attention.q"].shape
+    return tuple(_row(name, made[name], grouped=grouped) for name in order if name in made)
 
 
 def _row(name: str, tensor: Tensor, *, grouped: bool) -> ShapeRow:

@@ -3,7 +3,7 @@
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from minillm_repl.insight.views.thinking import ShapeRow, ShapesView
+from minillm_repl.insight.views.thinking import ShapeRow, ShapesView, sizes
 from minillm_repl.language import N_, _
 from minillm_repl.render.console import FIGURES, TITLE
 from minillm_repl.render.generation import percent
@@ -70,7 +70,7 @@ def shapes_picture(view: ShapesView, width: int) -> RenderableType:
         add(_named(row), " × ".join(row.dims), " × ".join(f"{size:,}" for size in row.shape), _numbers(row, rooms))
     drawn = Text("  ").join(Text.assemble(short(each.token), f" {percent(each.prob)}") for each in view.drawn)
     add(_("can be drawn"), "", f"{view.candidates:,}", drawn)
-    sizes = " · ".join(f"{dim} {_(_DIMS[dim])} {size:,}" for dim, size in view.sizes.items())
+    letters = " · ".join(f"{dim} {_(_DIMS[dim])} {size:,}" for dim, size in sizes(view.rows).items())
     notes = [
         _("Numbers: the first of the last token's, {token}; of head 0 where there are several.",
           token=view.tokens[-1].label),
@@ -81,7 +81,7 @@ def shapes_picture(view: ShapesView, width: int) -> RenderableType:
     return Group(
         title(_("the whole way"), _("from the text to the next token")),
         table,
-        Text(sizes, TITLE),
+        Text(letters, TITLE),
         Text(" ".join(notes), FIGURES),
     )
 

@@ -1,5 +1,6 @@
 """One pass over a text: attention, residual stream, what parts add. Layers, heads and positions count from 0."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from minillm_repl.insight.views.base import Likely, Row
@@ -181,7 +182,7 @@ class ShapesView:
     candidates: int  # tokens that can be drawn
     drawn: tuple[Likely, ...]  # the likeliest of them, with the probability of being drawn
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """How large each dimension is."""
-        return {dim: size for row in self.rows for dim, size in zip(row.dims, row.shape, strict=True)}
+
+def sizes(rows: Iterable[ShapeRow]) -> dict[str, int]:
+    """Return how large each dimension is."""
+    return {dim: size for row in rows for dim, size in zip(row.dims, row.shape, strict=True)}

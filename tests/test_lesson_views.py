@@ -1,6 +1,7 @@
 """Views that lessons show: shapes, a step of descent, one dot product, the code; `transformers` is the oracle."""
 
 import io
+import math
 import re
 
 import numpy as np
@@ -14,13 +15,14 @@ from minillm_repl.engine.sampling import log_softmax, process
 from minillm_repl.errors import UserError
 from minillm_repl.insight.ablation import silencing
 from minillm_repl.insight.descent import descent_view
+from minillm_repl.insight.query import dot_view
 from minillm_repl.insight.shapes import shapes_view, sizes_on
 from minillm_repl.insight.source import source_view
 from minillm_repl.insight.steering import steering
 from minillm_repl.insight.subject import Subject
 from minillm_repl.insight.views.thinking import sizes
 from minillm_repl.model.build import build
-from minillm_repl.render.by_hand import descent_picture
+from minillm_repl.render.by_hand import descent_picture, dot_picture
 from minillm_repl.render.shapes import shapes_picture
 from minillm_repl.render.source import source_picture
 from tests.conftest import ROOT, random_checkpoint
@@ -250,3 +252,74 @@ def test_code_is_drawn_whole(width):
     lines = drawn(source_picture(view, width), width)
     assert max(map(wcswidth, lines)) <= width
     assert "".join("".join(lines).split()).endswith("".join(view.code.split()))
+
+
+def test_one_key_gets_the_share_that_transformers_gives_it(both):  # noqa: F811
+    ours, _, theirs = both
+    view = dot_view(ours, 1, 2, 20, 18)
+    assert math.fsum(view.products) == pytest.approx(view.dot, abs=1e-4)
+    assert view.scaled == pytest.approx(view.dot / math.sqrt(len(view.query)), abs=1e-5)
+    assert view.weight == pytest.approx(float(theirs.attentions[1][0, 2, 20, 18]), abs=1e-5)
+    for place, _, weight in view.all_scaled:
+        assert weight == pytest.approx(float(theirs.attentions[1][0, 2, 20, place]), abs=1e-5)
+
+
+def numbers(line):
+    return re.findall(r"[+-]\d+\.\d+", line)
+
+
+def rounded(value, like):
+    """A value with as many digits as a shown number has."""
+    return f"{value:+.{len(like.partition('.')[2])}f}"
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("head_size", [4, 16, 30])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_dot_product_as_it_is_shown_adds_up_to_the_last_digit(seed, head_size, half):
+    subject = of_text(random_checkpoint(seed=seed, width=3 * head_size), "가각갂갃간")
+    subject = Subject(subject.model.bfloat16() if half else subject.model, subject.tokenizer, subject.ids)
+    view = dot_view(subject, 1, 2, -1, 2)
+    lines = drawn(dot_picture(view, 80), 80)
+    rows = [numbers(line) for line in lines if len(numbers(line)) == 3 and "%" not in line]
+    assert len(rows) == (head_size if head_size <= 16 else 12)
+    for q, k, product in rows:
+        assert rounded(float(q) * float(k), product) == product
+    (rest,) = [numbers(line) for line in lines if "more" in line] or [["0"]]
+    (dot,) = numbers(next(line for line in lines if "their sum" in line))
+    (scaled,) = numbers(next(line for line in lines if "÷ √" in line))
+    assert rounded(sum(float(row[2]) for row in rows) + float(rest[0]), dot) == dot
+    assert rounded(float(dot) / math.sqrt(head_size), scaled) == scaled
+    shares = re.findall(r"(\d) \S ([+-]\d+\.\d+) +(<?[\d.]+%)", " ".join(lines))
+    assert [int(place) for place, _, _ in shares] == [0, 1, 2, 3, 4]
+    assert shares[2][1] == scaled
+    total = sum(math.exp(float(score)) for _, score, _ in shares)
+    for _, score, share in shares:
+        computed = math.exp(float(score)) / total
+        assert (f"{computed:.1%}" if computed >= 0.0005 else "<0.1%") == share
+
+
+def test_a_key_that_is_not_seen_is_refused():
+    subject = of_text(random_checkpoint(), "가각갂갃")
+    with pytest.raises(UserError, match="there is no position 3: they count from 0 to 2"):
+        dot_view(subject, 0, 0, 2, 3)
+    assert dot_view(subject, 0, 0, 2, -3).met == 0
+
+
+def test_a_key_before_the_window_is_out_of_sight(both):  # noqa: F811
+    ours = both[0]
+    window = getattr(ours.config, "windows", ())
+    if window and window[0]:
+        with pytest.raises(UserError, match=f"it sees from {21 - window[0]} on"):
+            dot_view(ours, 0, 0, -1, 0)
+    else:
+        assert len(dot_view(ours, 0, 0, -1, 0).all_scaled) == 21
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_a_dot_product_fits(both, width):  # noqa: F811
+    view = dot_view(both[0], 1, 0, -1, 18)
+    lines = drawn(dot_picture(view, width), width)
+    assert max(map(wcswidth, lines)) <= width
+    below = " ".join(lines[lines.index(next(line for line in lines if line.startswith("softmax"))) :])
+    assert ("more" in below) == (len(view.all_scaled) > 16)

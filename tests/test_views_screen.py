@@ -28,6 +28,7 @@ VIEWS = {
     ":attn 0.1 {text}": "rows ask, columns answer",
     ":qkv 0.1": "library",
     ":qkv 1.0 2": "position 2",
+    ":qkv 1.0 key=0": "their sum",
     ":lens": "logit lens",
     ":lens 3": "position 3",
     ":why": "together",
@@ -153,7 +154,7 @@ def test_the_numbers_of_a_view_are_saved_as_json(visit, tmp_path):  # noqa: F811
         ":map --json {file}": "map", ":neurons 0 --json {file}": "neurons", ":grad --json {file}": "grad",
         ":compare nalssi --json {file}": "compare", ":ablate scan --json {file}": "scan",
         ":shapes --json {file}": "shapes", ":descent --json {file}": "descent",
-        ":source block --json {file}": "source",
+        ":source block --json {file}": "source", ":qkv 0.0 key=0 --json {file}": "dot",
     }.items():  # fmt: skip
         file = tmp_path / f"{name}.json"
         assert f"{name}.json" in terminal.do(line.format(file=file.name)), line

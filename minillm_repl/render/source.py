@@ -18,7 +18,7 @@ def source_picture(view: SourceView, _width: int) -> RenderableType:
     code = Syntax("", "python", theme="ansi_dark", background_color="default", word_wrap=True).highlight(view.code)
     code.rstrip()
     if view.sized:
-        code.highlight_regex(_SHAPE, MODEL)
+        code.highlight_regex(_SHAPE, f"not dim {MODEL}")
     note = [Text(_("# (…) are the shapes for the text so far"), FIGURES)] if view.sized else []
     return Group(title(view.part, f"minillm_repl/{view.file}, {_('line {line}', line=view.line)}"), code, *note)
 

@@ -132,6 +132,24 @@ class QKVView:
 
 
 @dataclass(frozen=True)
+class DotView:
+    """One query and one key: their dot product, number by number, and what softmax makes of it among the others."""
+
+    layer: int
+    head: int
+    position: int  # of the query
+    met: int  # the position of the key
+    tokens: tuple[Token, ...]  # up to the position
+    query: Row  # (head_size,)
+    key: Row
+    products: Row  # of the two, number by number
+    dot: float  # their sum
+    scaled: float  # that divided by √head_size
+    weight: float  # the softmax of that over all keys that were met
+    all_scaled: tuple[tuple[int, float, float], ...]  # (position, scaled, weight) of each of these
+
+
+@dataclass(frozen=True)
 class Neuron:
     """One number inside a feed-forward, at every token."""
 

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from wcwidth import wcswidth
 
+from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.weights import place_in_file
 from minillm_repl.engine.options import Sampling
 from minillm_repl.engine.sampling import log_softmax, process
 from minillm_repl.errors import UserError
@@ -26,6 +29,7 @@ from minillm_repl.render.by_hand import descent_picture, dot_picture
 from minillm_repl.render.shapes import shapes_picture
 from minillm_repl.render.source import source_picture
 from tests.conftest import ROOT, random_checkpoint
+from tests.test_huggingface import FAMILIES, random_ids, random_model
 from tests.test_insight import both, exact, of_text  # noqa: F401 - the fixture
 from tests.test_interventions import layers
 
@@ -145,6 +149,27 @@ def test_a_step_of_descent_is_that_of_torchs_sgd_on_transformers_own_model(both)
     assert abs(view.gradient) == pytest.approx(steepest, rel=1e-3)
     assert view.new_value == view.value - 0.05 * view.gradient
     np.testing.assert_allclose(np.exp([-each.nats_after for each in view.targets]), [e.after for e in view.targets])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "qwen2"])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_steepest_weight_is_named_as_in_the_models_file(family, seed, tmp_path):
+    random_model(*FAMILIES[family]).save_pretrained(tmp_path)
+    checkpoint = load(tmp_path)
+    ids = tuple(random_ids(9, seed)[0].tolist())
+    subject = Subject(build(checkpoint.config, checkpoint.tensors), checkpoint.tokenizer, ids)
+    view = descent_view(subject, 0.1, checkpoint.recipe)
+    assert float(load_file(tmp_path / "model.safetensors")[view.weight][view.index]) == view.value
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama"])
+def test_every_number_has_its_place_in_the_file(family, tmp_path):
+    random_model(*FAMILIES[family]).save_pretrained(tmp_path)
+    checkpoint, file = load(tmp_path), load_file(tmp_path / "model.safetensors")
+    for name, tensor in checkpoint.tensors.items():
+        for index in ((0,) * tensor.ndim, tuple(size // 2 for size in tensor.shape), tuple(np.array(tensor.shape) - 1)):
+            theirs, place = place_in_file(checkpoint.recipe, name, tensor.shape, index)
+            assert float(file[theirs][place]) == tensor[index], name
 
 
 def test_the_gradient_is_the_slope_of_the_loss_as_the_weight_grows(both):  # noqa: F811

@@ -7,17 +7,19 @@ import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from torch import Tensor
 
 from minillm_repl.checkpoint.memory import check_room
+from minillm_repl.checkpoint.recipe import Recipe
+from minillm_repl.checkpoint.weights import place_in_file
 from minillm_repl.errors import UserError
 from minillm_repl.insight.subject import Subject
 from minillm_repl.insight.views.changes import DescentView, Target
 from minillm_repl.language import _
 
 
-def descent_view(subject: Subject, rate: float) -> DescentView:
+def descent_view(subject: Subject, rate: float, recipe: Recipe | None = None) -> DescentView:
     """Return what one step makes of the loss of a text; the model stays as it is.
 
-    Computed in float32 at least. Raises UserError for a text of one token, for want of memory, and for a rate that
-    leads to no number.
+    Computed in float32 at least. With the recipe of the model's file, the weight is named as it is there. Raises
+    UserError for a text of one token, for want of memory, and for a rate that leads to no number.
     """
     if len(subject.ids) < 2:
         raise UserError(_("a text of one token has no next token to learn: give a longer one in quotes"))
@@ -38,6 +40,9 @@ def descent_view(subject: Subject, rate: float) -> DescentView:
     most = max(gradients, key=lambda name: float(gradients[name].abs().max()))
     place = int(gradients[most].abs().argmax())
     value, gradient = (float(each.detach().flatten()[place]) for each in (weights[most], gradients[most]))
+    shape = tuple(gradients[most].shape)
+    index = tuple(int(each) for each in torch.unravel_index(torch.tensor(place), shape))
+    name, index = place_in_file(recipe, most, shape, index) if recipe else (most, index)
     return DescentView(
         subject.tokens,
         rate,
@@ -47,8 +52,8 @@ def descent_view(subject: Subject, rate: float) -> DescentView:
         ),
         float(before.mean()),
         float(after.mean()),
-        most,
-        tuple(int(each) for each in torch.unravel_index(torch.tensor(place), gradients[most].shape)),
+        name,
+        index,
         value,
         gradient,
         value - rate * gradient,

@@ -95,7 +95,7 @@ class DescentView:
     loss_before: float  # nats: the mean over the targets
     loss_after: float
     weight: str  # the tensor that holds the weight with the largest |gradient|
-    index: tuple[int, ...]  # where in it
+    index: tuple[int, ...]  # where in it, from 0
     value: float
     gradient: float  # how much the loss grows per unit that it does
     new_value: float

@@ -214,6 +214,7 @@ def test_a_step_needs_something_to_predict_and_a_rate_that_leads_to_numbers():
 @pytest.mark.parametrize("seed", range(6))
 def test_what_is_shown_of_a_step_can_be_computed_again(seed):
     view = descent_view(of_text(random_checkpoint(seed=seed), "가각갂가각"), (0.1, 0.5, 3.0)[seed % 3])
+    assert max(map(wcswidth, drawn(descent_picture(view, 40), 40))) <= 40
     lines = drawn(descent_picture(view, 80), 80)
     assert max(map(wcswidth, lines)) <= 80
     rows = [re.fullmatch(r"\d+ .* ([\d.]+) +([\d.]+) +[↓↑=]", line.rstrip()) for line in lines]

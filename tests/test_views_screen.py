@@ -28,7 +28,7 @@ VIEWS = {
     ":attn 0.1 {text}": "rows ask, columns answer",
     ":qkv 0.1": "library",
     ":qkv 1.0 2": "position 2",
-    ":qkv 1.0 key=0": "their sum",
+    ":qkv 1.0 key=0": "sum, q·k",
     ":lens": "logit lens",
     ":lens 3": "position 3",
     ":why": "together",

@@ -38,9 +38,10 @@ def descent_picture(view: DescentView, _width: int) -> RenderableType:
         )
 
     places = digits(3, means_agree)
-    table = plain_table("#", _("reads"), _("is to say"), "p", "−ln p", _("after"), "")
+    table = plain_table("#", "x", "y", "p(y|x)", "−ln p", _("after"), "")
     for place, column in enumerate(table.columns):
-        column.justify, column.no_wrap = "right" if place in (0, 3, 4, 5) else "left", True
+        column.no_wrap = place not in (1, 2)
+        column.justify = "right" if place in (0, 3, 4, 5) else "left"
     for each in view.targets:
         table.add_row(
             str(each.position), short(view.tokens[each.position]), short(view.tokens[each.position + 1]),
@@ -50,17 +51,18 @@ def descent_picture(view: DescentView, _width: int) -> RenderableType:
         )  # fmt: skip
     table.add_section()
     table.add_row(
-        "", _("loss: the mean"), "", "", Text(f"{view.loss_before:.3f}", TITLE), Text(f"{view.loss_after:.3f}", TITLE),
+        "", "", "", _("mean"), Text(f"{view.loss_before:.3f}", TITLE), Text(f"{view.loss_after:.3f}", TITLE),
         _change(view.loss_before, view.loss_after, 3),
     )  # fmt: skip
     name = f"{view.weight}[{', '.join(map(str, view.index))}]"
     return Group(
         title(_("one step down"), _("each weight less {rate} × its gradient", rate=f"{view.rate:g}")),
         table,
+        Text(_("x: what it has read last · y: what does come next · mean of −ln p: the loss"), FIGURES),
         Text(),
         Text(_("the weight with the steepest gradient: {name}", name=name)),
         Text(_step(view), TITLE),
-        Text(_("value − rate × gradient = new value. The open model stays as it was."), FIGURES),
+        Text(_("value − rate × gradient = new value, on a copy"), FIGURES),
     )
 
 
@@ -84,16 +86,16 @@ def dot_picture(view: DotView, _width: int) -> RenderableType:
     )
     table = plain_table("#", "q", "k", "q × k")
     for column in table.columns:
-        column.justify, column.no_wrap = "right", True
+        column.justify = "right"
     for each in listed:
         table.add_row(
             str(each), f"{view.query[each]:+.{factor}f}", f"{view.key[each]:+.{factor}f}",
             f"{view.products[each]:+.{product}f}",
         )  # fmt: skip
     if rest:
-        table.add_row("", "", _("… and {count} more", count=len(rest)), f"{sum(rest):+.{product}f}")
+        table.add_row("", "", _("{count} more", count=len(rest)), f"{sum(rest):+.{product}f}")
     table.add_section()
-    table.add_row("", "", _("their sum, q·k"), Text(f"{view.dot:+.{dot}f}", TITLE))
+    table.add_row("", "", _("sum, q·k"), Text(f"{view.dot:+.{dot}f}", TITLE))
     table.add_row("", "", f"÷ √{size}", Text(f"{view.scaled:+.{scaled}f}", TITLE))
     asks, answers = view.tokens[view.position].label, view.tokens[view.met].label
     return Group(

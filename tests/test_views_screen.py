@@ -28,6 +28,7 @@ VIEWS = {
     ":attn 0.1 {text}": "rows ask, columns answer",
     ":qkv 0.1": "library",
     ":qkv 1.0 2": "position 2",
+    ":qkv 1.0 key=0": "sum, q·k",
     ":lens": "logit lens",
     ":lens 3": "position 3",
     ":why": "together",
@@ -38,6 +39,10 @@ VIEWS = {
     ":near {next}": "cosine",
     ":near {next} - {other} + {next}": "cosine",
     ":map": "principal components",
+    ":shapes": "can be drawn",
+    ":descent": "new value",
+    ":source": "the program's own code",
+    ":source attention": "the shapes for the text so far",
     ":neurons 1": "most active",
     ":neurons 1.5": "after its activation function",
     ":grad": "depends on",
@@ -148,6 +153,8 @@ def test_the_numbers_of_a_view_are_saved_as_json(visit, tmp_path):  # noqa: F811
         ":attn --json {file}": "focus", ":qkv 0.0 --json {file}": "qkv", ":near 하 --json {file}": "near",
         ":map --json {file}": "map", ":neurons 0 --json {file}": "neurons", ":grad --json {file}": "grad",
         ":compare nalssi --json {file}": "compare", ":ablate scan --json {file}": "scan",
+        ":shapes --json {file}": "shapes", ":descent --json {file}": "descent",
+        ":source block --json {file}": "source", ":qkv 0.0 key=0 --json {file}": "dot",
     }.items():  # fmt: skip
         file = tmp_path / f"{name}.json"
         assert f"{name}.json" in terminal.do(line.format(file=file.name)), line

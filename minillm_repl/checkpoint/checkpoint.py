@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minillm_repl.checkpoint.recipe import Recipe
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.tokenizer.base import Tokenizer
 
@@ -58,6 +59,7 @@ class Checkpoint:
     chat: ChatTemplate | None = None
     end: tuple[int, ...] = ()  # tokens after which there is no more to say
     adapter: Adapter | None = None  # it is in the weights already
+    recipe: Recipe | None = None  # how the tensors of its file make these; None where they are these
     on_disk: bool = False  # whether what lies at `path` has these very weights, to the last digit
 
     @property

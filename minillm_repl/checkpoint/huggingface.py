@@ -39,7 +39,7 @@ def checkpoint(folder: Folder, how: Reading) -> Checkpoint:
     tokenizer = _tokenizer(folder, config, settings, roles)
     chat, end = _chat(folder, settings, roles), _end(folder, config, tokenizer, roles)
     tensors = read_weights(recipe, found, folder.name, how)
-    return Checkpoint(config, tokenizer, tensors, path=folder.path, chat=chat, end=end)
+    return Checkpoint(config, tokenizer, tensors, path=folder.path, chat=chat, end=end, recipe=recipe)
 
 
 def _roles(folder: Folder, settings: Mapping[str, Any]) -> dict[str, str]:

@@ -29,7 +29,7 @@ def check_room(needed: int, what: str) -> None:
     """Raise UserError, naming `what`, if so many bytes are more than there are."""
     there = available()
     if there is not None and needed > there:
-        raise UserError(f"{what} needs {_size(needed)} of memory, and {_size(there)} are free; nothing was loaded")
+        raise UserError(f"{what} needs {_size(needed)} of memory, and {_size(there)} are free; nothing was done")
 
 
 def _fields(path: str | Path) -> dict[str, int]:

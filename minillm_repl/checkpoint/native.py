@@ -22,7 +22,7 @@ def save(checkpoint: Checkpoint, path: Path, interrupted: Callable[[], bool] = l
     """Write the checkpoint to `path`, atomically, and return it as the one that lies there. Raises UserError."""
     check_replaceable(path)
     write_atomically(path, packed(checkpoint.tensors, described(checkpoint)), interrupted=interrupted)
-    return dataclasses.replace(checkpoint, path=path, on_disk=True)
+    return dataclasses.replace(checkpoint, path=path, recipe=None, on_disk=True)
 
 
 def described(checkpoint: Checkpoint) -> dict[str, str]:

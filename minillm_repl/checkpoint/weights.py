@@ -23,6 +23,7 @@ from minillm_repl.safetext import safe_line
 
 Array = NDArray[Any]
 Tensors = Mapping[str, Array]
+Index = tuple[int, ...]
 DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -147,3 +148,12 @@ def taken_apart(recipe: Recipe, tensors: Tensors) -> dict[str, Array]:
             theirs[piece.name] = np.ascontiguousarray(piece.layout.there(rows))
             row += piece.shape[0]
     return theirs
+
+
+def place_in_file(recipe: Recipe, tensor: str, shape: Index, index: Index) -> tuple[str, Index]:
+    """Return which tensor of a file that follows the recipe holds a number of one of ours, and where in it."""
+    marked = np.zeros(shape, np.bool_)
+    marked[index] = True
+    parts = taken_apart(Recipe({tensor: recipe.pieces[tensor]}), {tensor: marked})
+    name = next(name for name, part in parts.items() if part.any())
+    return name, tuple(map(int, np.unravel_index(parts[name].argmax(), parts[name].shape)))

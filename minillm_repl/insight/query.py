@@ -1,9 +1,14 @@
-"""One head at one position, with all its numbers: the query, the keys that it meets, the values that it takes along."""
+"""One head at one position, with all its numbers: the query, the keys that it meets, the values that it takes along.
+
+In float32, as the attention itself computes them from numbers of 16 bits.
+"""
 
 import torch
 
+from minillm_repl.errors import UserError
 from minillm_repl.insight.subject import Subject, check_layer, check_position
-from minillm_repl.insight.views.thinking import Met, QKVView
+from minillm_repl.insight.views.thinking import DotView, Met, QKVView
+from minillm_repl.language import _
 from minillm_repl.model.attention import attention_weights
 
 
@@ -15,10 +20,10 @@ def qkv_view(subject: Subject, layer: int, head: int, position: int = -1) -> QKV
     position = check_position(subject.ids, position)
     subject = subject.upto(position)
     prefix = f"blocks.{layer}.attention."
-    _, found = subject.record(*(prefix + each for each in ("q", "k", "v", "z")), last=True)
+    found = subject.record(*(prefix + each for each in ("q", "k", "v", "z")), last=True)[1]
     q, k, v = (found[prefix + each] for each in ("q", "k", "v"))  # (head, time, head_size), k and v with kv_heads
     window = getattr(config, "windows", ())[layer] if getattr(config, "windows", ()) else 0
-    weights = attention_weights(q[None], k[None], window)[0, head, -1].float()  # (time,)
+    weights = attention_weights(q[None].float(), k[None].float(), window)[0, head, -1]  # (time,)
     shared = head * config.kv_heads // config.heads
     query, keys, values = q[head, -1].float(), k[shared].float(), v[shared].float()
     dots = keys @ query  # (time,)
@@ -32,4 +37,21 @@ def qkv_view(subject: Subject, layer: int, head: int, position: int = -1) -> QKV
             for place in range(max(0, position + 1 - window) if window else 0, position + 1)
         ),
         tuple(found[prefix + "z"][-1, head].float().tolist()),
+    )  # fmt: skip
+
+
+def dot_view(subject: Subject, layer: int, head: int, position: int, key: int) -> DotView:
+    """Return how the query of a position and the key of another meet. Raises UserError if there is no such thing."""
+    view = qkv_view(subject, layer, head, position)
+    key = check_position(view.tokens, key)
+    met = {each.position: each for each in view.met}
+    if key not in met:
+        first = view.met[0].position
+        raise UserError(_("position {key} is out of its sight: it sees from {first} on", key=key, first=first))
+    chosen = met[key]
+    return DotView(
+        layer, head, view.position, key, view.tokens, view.query, chosen.key,
+        tuple(asks * answers for asks, answers in zip(view.query, chosen.key, strict=True)),
+        chosen.dot, chosen.scaled, chosen.weight,
+        tuple((each.position, each.scaled, each.weight) for each in view.met),
     )  # fmt: skip

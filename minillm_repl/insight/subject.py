@@ -106,7 +106,7 @@ def check_layer(config: AnyConfig, layer: int, head: int | None = None) -> None:
         raise UserError(f"there is no head {head}: they count from 0 to {config.heads - 1}")
 
 
-def check_position(ids: Sequence[int], position: int) -> int:
+def check_position(ids: Sequence[object], position: int) -> int:
     """Return a position counted from 0; a negative one counts from the end. Raises UserError."""
     place = position + len(ids) if position < 0 else position
     if not 0 <= place < len(ids):

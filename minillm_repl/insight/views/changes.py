@@ -72,3 +72,30 @@ class WatchView:
     tokens: tuple[Token, ...]
     answer: Token  # the likeliest at the last moment
     moments: tuple[Moment, ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A token that a text says comes next, and how likely the model found it."""
+
+    position: int  # of the token that it comes after
+    before: float  # its probability,
+    after: float  # and after the step
+    nats_before: float  # −ln of these: the loss
+    nats_after: float
+
+
+@dataclass(frozen=True)
+class DescentView:
+    """One step of gradient descent on one text: every weight less `rate` times its gradient."""
+
+    tokens: tuple[Token, ...]
+    rate: float
+    targets: tuple[Target, ...]
+    loss_before: float  # nats: the mean over the targets
+    loss_after: float
+    weight: str  # the tensor that holds the weight with the largest |gradient|
+    index: tuple[int, ...]  # where in it, from 0
+    value: float
+    gradient: float  # how much the loss grows per unit that it does
+    new_value: float

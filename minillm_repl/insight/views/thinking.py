@@ -1,5 +1,6 @@
 """One pass over a text: attention, residual stream, what parts add. Layers, heads and positions count from 0."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from minillm_repl.insight.views.base import Likely, Row
@@ -131,6 +132,24 @@ class QKVView:
 
 
 @dataclass(frozen=True)
+class DotView:
+    """One query and one key: their dot product, number by number, and what softmax makes of it among the others."""
+
+    layer: int
+    head: int
+    position: int  # of the query
+    met: int  # the position of the key
+    tokens: tuple[Token, ...]  # up to the position
+    query: Row  # (head_size,)
+    key: Row
+    products: Row  # of the two, number by number
+    dot: float  # their sum
+    scaled: float  # that divided by √head_size
+    weight: float  # the softmax of that over all keys that were met
+    all_scaled: tuple[tuple[int, float, float], ...]  # (position, scaled, weight) of each of these
+
+
+@dataclass(frozen=True)
 class Neuron:
     """One number inside a feed-forward, at every token."""
 
@@ -158,3 +177,30 @@ class GradView:
     logit: float  # of the token, or how far it is above that of the other
     times: Row  # gradient · vector: what would be lost, to first order, if the vector went to zero
     norms: Row  # the L2 norm of the gradient
+
+
+@dataclass(frozen=True)
+class ShapeRow:
+    """One tensor on the way from ids to probabilities."""
+
+    name: str  # as in model/taps.py; or the module that made it, or `input` of the one it enters
+    dims: tuple[str, ...]  # t tokens, w width, h heads, g heads with a key, d head size, f feed-forward, v vocabulary
+    shape: tuple[int, ...]
+    numbers: Row  # the first of the last token's; where there are several heads, of head 0
+
+
+@dataclass(frozen=True)
+class ShapesView:
+    """The whole way through the model, as the shapes of what is made on it."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    rows: tuple[ShapeRow, ...]  # of the blocks the whole first, and how the last one ends
+    sampling: str  # the samplers that are on
+    candidates: int  # tokens that can be drawn
+    drawn: tuple[Likely, ...]  # the likeliest of them, with the probability of being drawn
+
+
+def sizes(rows: Iterable[ShapeRow]) -> dict[str, int]:
+    """Return how large each dimension is."""
+    return {dim: size for row in rows for dim, size in zip(row.dims, row.shape, strict=True)}

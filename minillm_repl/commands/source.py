@@ -1,0 +1,71 @@
+"""`:source`."""
+
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
+from minillm_repl.repl.looking import Asked, get_ready, show, subject
+from minillm_repl.repl.registry import command
+from minillm_repl.repl.shell import Shell
+from minillm_repl.safetext import safe_line
+
+if TYPE_CHECKING:
+    from minillm_repl.model.build import LanguageModel
+
+_OF_MODEL = {  # where it is in every model
+    "attention": "blocks.0.attention",
+    "feed-forward": "blocks.0.ff",
+    "norm": "norm_f",
+    "block": "blocks.0",
+    "model": "",
+}
+_ELSEWHERE = {
+    "attend": "minillm_repl.model.attention:attend",
+    "rotary": "minillm_repl.model.rotary",
+    "sampling": "minillm_repl.engine.sampling",
+    "generate": "minillm_repl.engine.generate:generate",
+    "loss": "minillm_repl.training.trainer:Trainer.summed_loss",
+    "train": "minillm_repl.training.trainer:Trainer.step",
+}
+
+
+@command("source", ":source [PART]", words=(*_OF_MODEL, *_ELSEWHERE), group="Look inside")
+def source(shell: Shell, argument: str) -> None:
+    """Show the program's own code for a part of the model.
+
+    It is the code that runs when the open model is looked into or trained. What answers in a chat may be a compiled
+    decoder, which computes the same faster; `:model` says which. Without PART, the parts that there are.
+    The comments at the ends of lines are shapes. If there is a text, its sizes stand for the letters:
+    b batch, t time (tokens), w width, h heads, g heads with a key, d head size, v vocabulary.
+    """
+    asked = Asked.of(argument)
+    model = shell.model()
+    get_ready(shell)
+    from minillm_repl.insight.shapes import sizes_on
+    from minillm_repl.insight.source import source_view
+    from minillm_repl.insight.views.source import SourcesView
+    from minillm_repl.render.source import source_picture, sources_picture
+
+    parts = _parts(model.torch)
+    if not asked.words:
+        view = SourcesView(tuple(source_view(name, thing) for name, thing in parts.items()))
+        show(shell, view, sources_picture, asked.json)
+        return
+    name = asked.words.lower()
+    if name not in parts:
+        there = ", ".join(parts)
+        raise UserError(_("there is no part {name}: there are {parts}", name=safe_line(name[:40]), parts=there))
+    sizes = sizes_on(subject(shell)) if name in _OF_MODEL and shell.session.ids else None
+    show(shell, source_view(name, parts[name], sizes), source_picture, asked.json)
+
+
+def _parts(model: "LanguageModel") -> dict[str, Any]:
+    """Return the parts of this program that the open model uses, by name."""
+    parts: dict[str, Any] = {name: type(model.get_submodule(path)) for name, path in _OF_MODEL.items()}
+    parts |= {name: resolve_name(path) for name, path in _ELSEWHERE.items()}
+    if not parts["norm"].__module__.startswith("minillm_repl."):  # torch's own
+        del parts["norm"]
+    if model.config.rope is None:
+        del parts["rotary"]
+    return parts

@@ -1,0 +1,116 @@
+"""The interface's language: nothing that is seen is left out of the catalog, and the catalog says the same."""
+
+import ast
+import re
+import string
+
+import pytest
+from babel.messages.mofile import read_mo
+
+from tests.messages import PACKAGE, PO, extracted, read
+
+TRANSLATED = set()  # the parts whose every text goes through `_`
+
+
+def strings(message):
+    return message.string if isinstance(message.string, tuple) else (message.string,)
+
+
+def placeholders(text):
+    """{"{share:.0%}"} of `reading  {share:.0%}`; a text with other braces takes no values."""
+    try:
+        fields = list(string.Formatter().parse(text))
+    except ValueError:
+        return set()
+    return {(name, spec, conversion) for _, name, spec, conversion in fields if name is not None}
+
+
+def test_the_catalog_has_what_the_source_has():
+    there, wanted = ({message.id for message in catalog if message.id} for catalog in (read(), extracted()))
+    assert there == wanted, "python -m tests.messages puts it right"
+
+
+def test_every_text_is_translated():
+    assert not [message.id for message in read() if message.id and (not all(strings(message)) or message.fuzzy)]
+
+
+def test_a_translation_shows_the_values_that_the_text_shows():
+    for message in read():
+        if message.id and all(strings(message)):
+            english = message.id[1] if isinstance(message.id, tuple) else message.id
+            assert all(placeholders(korean) == placeholders(english) for korean in strings(message)), message.id
+
+
+def test_the_compiled_catalog_is_the_one_that_is_written():
+    with PO.with_suffix(".mo").open("rb") as file:
+        compiled = {message.id: message.string for message in read_mo(file) if message.id}
+    assert compiled == {message.id: message.string for message in read() if message.id and all(strings(message))}
+
+
+# -- texts that are not marked
+
+# What shows its arguments to the user, or raises them.
+SHOWS = {
+    "UserError", "ValueError", "Text", "assemble", "append", "print", "note", "warn", "fail", "waiting", "update",
+    "plain_table", "add_column", "add_row", "title", "card", "exit", "add_argument_group", "_Parser",
+}  # fmt: skip
+MARKS = {"_", "_n", "N_", "setting", "command"}  # the tool finds what these are given
+DATA = {  # no texts, though they look like some
+    "repl": set(),
+}
+
+
+def said(node):
+    """The literal text of a node, with a box for each value in it."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=values):
+            return "".join(map(said, values))
+        case ast.FormattedValue():
+            return "□"
+    return ""
+
+
+def unmarked(node, shown=False):
+    """Yield the literals with a word in them where they are shown, and those with two in a row anywhere."""
+    match node:
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)):
+            if name in MARKS:
+                return
+            shown = shown or name in SHOWS
+        case ast.Constant() | ast.JoinedStr():
+            text = said(node)
+            if re.search(r"[^\W\d_]{2}" if shown else r"[^\W\d_]{2,}[,;:]? [^\W\d_]{2}", text):
+                yield text
+            for value in getattr(node, "values", []):
+                if isinstance(value, ast.FormattedValue):
+                    yield from unmarked(value.value, shown)
+            return
+        case ast.keyword() | ast.Subscript():
+            shown = False
+        case ast.Expr(value=ast.Constant()) | ast.Compare() | ast.Assert():
+            return
+    for child in ast.iter_child_nodes(node):
+        yield from unmarked(child, shown)
+
+
+@pytest.mark.parametrize("part", sorted(TRANSLATED))
+def test_every_text_that_is_seen_is_marked(part):
+    files = [PACKAGE / f"{part}.py"] if (PACKAGE / f"{part}.py").exists() else sorted((PACKAGE / part).rglob("*.py"))
+    found = {text for file in files for text in unmarked(ast.parse(file.read_text(encoding="utf-8")))}
+    assert found == DATA.get(part, set())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'raise UserError(f"{name} is not there")',
+        'screen.note("loading" if loading else name)',
+        'Text(f"{count} tokens", FIGURES)',
+        'hint = "type the beginning"',
+        'facts = {"parameters": f"about {n} of them"}',
+    ],
+)
+def test_a_text_that_is_not_marked_is_found(code):
+    assert list(unmarked(ast.parse(code)))

@@ -3,13 +3,21 @@
 import ast
 import re
 import string
+import unicodedata
 
 import pytest
 from babel.messages.mofile import read_mo
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+from rich.cells import cell_len
 
-from minillm_repl.repl.registry import GROUPS
+from minillm_repl import commands
+from minillm_repl.configuration import language
+from minillm_repl.language import _, speak
+from minillm_repl.repl.prompt import LineCompleter
+from minillm_repl.repl.registry import GROUPS, discover
 from minillm_repl.repl.settings import Settings
-from minillm_repl.settings import specs
+from minillm_repl.settings import change, specs
 from tests.messages import PACKAGE, PO, extracted, read
 
 TRANSLATED = {"cli", "configuration", "settings", "repl", "commands"}  # the parts whose every text goes through `_`
@@ -128,3 +136,68 @@ def test_every_text_that_is_seen_is_marked(part):
 )
 def test_a_text_that_is_not_marked_is_found(code):
     assert list(unmarked(ast.parse(code)))
+
+
+# -- which language
+
+
+@pytest.mark.parametrize(
+    ("environment", "spoken"),
+    [
+        ({}, "en"),
+        ({"LANG": "ko_KR.UTF-8"}, "ko"),
+        ({"LANG": "ko_KR.UTF-8", "LC_ALL": "C"}, "en"),
+        ({"LANG": "en_US.UTF-8", "LC_MESSAGES": "ko"}, "ko"),
+        ({"LANG": "ko_KR.UTF-8", "LC_ALL": ""}, "ko"),
+        ({"LANG": "ko_KR.UTF-8", "MINILLM_LANG": "en"}, "en"),
+        ({"LANG": "ko_KR.UTF-8", "MINILLM_LANG": "auto"}, "ko"),
+        ({"LANG": "ko_KR.UTF-8", "MINILLM_LANG": "klingon"}, "ko"),
+    ],
+)
+def test_the_locale_chooses_unless_something_else_does(tmp_path, environment, spoken):
+    file = tmp_path / "config.toml"
+    assert language(None, environment, file) == spoken
+    assert language("ko", environment, file) == "ko"
+    assert language("en", environment, file) == "en"
+    file.write_text('lang = "ko"')
+    assert language(None, environment, file) == ("en" if environment.get("MINILLM_LANG") == "en" else "ko")
+    file.write_text("lang = [")
+    assert language(None, environment, file) == spoken
+
+
+# -- Korean names of commands
+
+
+def completions(text):
+    completer = LineCompleter(discover(commands), list)
+    return [each.text for each in completer.get_completions(Document(text), CompleteEvent())]
+
+
+def test_no_two_commands_have_a_name_in_common():
+    names = [name for each in discover(commands) for name in (each.name, *each.aliases)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_korean_name_works_however_its_syllables_are_encoded(form):
+    typed = unicodedata.normalize(form, "온도")
+    assert discover(commands).get(typed).name == "temp"
+    assert change(Settings(), typed, "0.5").temp == 0.5
+    assert completions(f":{typed}") == ["온도"]
+    assert completions(":모")[:1] == ["모델"]
+
+
+def test_korean_names_are_completed_only_where_hangul_is_typed():
+    assert all(each.isascii() for each in completions(":") + completions(":t"))
+
+
+def test_the_lists_of_commands_fit_into_80_columns_in_korean():
+    speak("ko")
+    try:
+        for each in discover(commands):
+            names = ", ".join(f":{name}" for name in (each.name, *each.korean))
+            assert cell_len(names) <= 18
+            assert cell_len(_(each.summary)) <= 60
+            assert _(each.summary).endswith(".")
+    finally:
+        speak("en")

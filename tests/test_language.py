@@ -184,11 +184,12 @@ def test_a_korean_name_works_however_its_syllables_are_encoded(form):
     assert discover(commands).get(typed).name == "temp"
     assert change(Settings(), typed, "0.5").temp == 0.5
     assert completions(f":{typed}") == ["온도"]
-    assert completions(":모")[:1] == ["모델"]
+    assert completions(":모") == ["모델", "모델목록"]
+    assert completions(":도움말 온") == ["온도"]
 
 
 def test_korean_names_are_completed_only_where_hangul_is_typed():
-    assert all(each.isascii() for each in completions(":") + completions(":t"))
+    assert all(each.isascii() for each in completions(":") + completions(":t") + completions(":help "))
 
 
 def test_the_lists_of_commands_fit_into_80_columns_in_korean():

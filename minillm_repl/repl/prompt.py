@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -79,19 +79,23 @@ class LineCompleter(Completer):
             return
         name, space, argument = text[1:].partition(" ")
         if not space:
-            for each in self._registry:
-                for spelling in (each.name, *(each.korean if name else ())):
-                    if spelling.startswith(composed(name)):
-                        yield Completion(spelling, -len(name), display=":" + spelling, display_meta=_(each.summary))
+            for spelling, each in self._names(name):
+                if spelling.startswith(composed(name)):
+                    yield Completion(spelling, -len(name), display=":" + spelling, display_meta=_(each.summary))
             return
         if self._registry.known(name):
             yield from self._arguments(self._registry.get(name), argument, complete_event)
+
+    def _names(self, typed: str) -> Iterator[tuple[str, Command]]:
+        """Yield how commands can be called: their Korean names too, once something is typed that may begin one."""
+        for each in self._registry:
+            yield from ((spelling, each) for spelling in (each.name, *(each.korean if typed else ())))
 
     def _arguments(self, command: Command, argument: str, event: CompleteEvent) -> Iterable[Completion]:
         words: Iterable[str] = command.words
         match command.completion:
             case "command":
-                words = [each.name for each in self._registry]
+                words = [spelling for spelling, _each in self._names(argument)]
             case "checkpoint":
                 words = self._models()
         last = Document(argument.rpartition(" ")[2])

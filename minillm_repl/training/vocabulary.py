@@ -7,6 +7,7 @@ import numpy as np
 
 from minillm_repl.checkpoint.conversation import ROLES
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from minillm_repl.training.corpus import Corpus, pieces

@@ -12,15 +12,20 @@ from prompt_toolkit.document import Document
 from rich.cells import cell_len
 
 from minillm_repl import commands
+from minillm_repl.checkpoint.conversation import PLAIN
 from minillm_repl.configuration import language
 from minillm_repl.language import _, speak
+from minillm_repl.render.export import _FONTS
 from minillm_repl.repl.prompt import LineCompleter
 from minillm_repl.repl.registry import GROUPS, discover
 from minillm_repl.repl.settings import Settings
 from minillm_repl.settings import change, specs
 from tests.messages import PACKAGE, PO, extracted, read
 
-TRANSLATED = {"cli", "configuration", "settings", "repl", "commands"}  # the parts whose every text goes through `_`
+TRANSLATED = {  # the parts whose every text goes through `_`
+    "cli", "configuration", "settings", "repl", "commands", "model", "tokenizer", "checkpoint", "engine", "training",
+    "insight", "render", "untrusted",
+}  # fmt: skip
 
 
 def forms(text):
@@ -79,7 +84,20 @@ DATA = {  # no texts, though they look like some; and those that commands are ma
         "\n:temp sweep shows the likeliest next tokens at several temperatures.",
         "ablate", "lang □", "utf-8", "replace",
     },
+    "checkpoint": {PLAIN.source},
+    "engine": {
+        "this system has no □", "□ is not the study note's kind of GPT",  # somebody else catches these
+        "repeat-penalty", "temp", "top-k", "top-p", "min-p",
+    },
+    "insight": {"rounding", "added after layer □", "attention bias □"},  # the names that JSON has; render translates
+    "render": {"bold red", "id", "KL", "a generation ends with Finished", "training ends with Finished", _FONTS},
+    "training": {"utf-8", "surrogateescape"},
+    "untrusted": {  # the process beside imports nothing: what it says is a detail, like a library's error
+        "Hello, world 12\n\t ", "its text is longer than □ characters", "it makes □ tokens of □ characters",
+        "it used too much memory",
+    },
 }  # fmt: skip
+MARKUP = ("<svg", "<!DOCTYPE")  # what exported files begin with
 
 
 def said(node):
@@ -121,7 +139,7 @@ def unmarked(node, shown=False):
 def test_every_text_that_is_seen_is_marked(part):
     files = [PACKAGE / f"{part}.py"] if (PACKAGE / f"{part}.py").exists() else sorted((PACKAGE / part).rglob("*.py"))
     found = {text for file in files for text in unmarked(ast.parse(file.read_text(encoding="utf-8")))}
-    assert not found - DATA.get(part, set())
+    assert not {text for text in found - DATA.get(part, set()) if not text.startswith(MARKUP)}
 
 
 @pytest.mark.parametrize(

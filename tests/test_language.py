@@ -156,6 +156,15 @@ def test_a_text_that_is_not_marked_is_found(code):
     assert list(unmarked(ast.parse(code)))
 
 
+def test_no_text_is_marked_inside_an_f_string():  # the tool does not look there
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                inside = (each for each in ast.walk(node) if isinstance(each, ast.Call))
+                marked = [each for each in inside if getattr(each.func, "id", "") in ("_", "_n", "N_")]
+                assert not [each for each in marked if isinstance(each.args[0], ast.Constant)], (file, node.lineno)
+
+
 # -- which language
 
 

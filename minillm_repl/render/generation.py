@@ -122,11 +122,11 @@ def step_table(step: Step, samplers: str, width: int, marked: int | None = None)
     rank_width = max(2, len(str(max(ranks))))
     token_width = min(16, max(5, *map(cell_len, tokens)))
     id_width = max(2, *(len(str(candidate.id)) for candidate in step.top))
-    fixed = f"{'#':>{rank_width + 2}}  {fitted(_('token'), token_width)}  {'id':>{id_width}}   "
+    token, model, cut = _("token"), _("model"), _("cut")
+    fixed = f"{'#':>{rank_width + 2}}  {fitted(token, token_width)}  {'id':>{id_width}}   "
     bars = min(40, max(4, (width - cell_len(fixed) - 18) // 2))
-    cut = _("cut")
     table = Text()
-    table.append(f"{fixed}{fitted(_('model'), bars + 9)} {samplers}\n", FIGURES)
+    table.append(f"{fixed}{fitted(model, bars + 9)} {samplers}\n", FIGURES)
     table.append("─" * min(width, cell_len(fixed) + 2 * bars + 18) + "\n", FIGURES)
     for row, (rank, token, candidate) in enumerate(zip(ranks, tokens, step.top, strict=True)):
         chosen = candidate.chosen if marked is None else row == marked

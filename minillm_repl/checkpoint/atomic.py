@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from minillm_repl.checkpoint.unfinished import clear_abandoned, unfinished
-from minillm_repl.errors import UserError
+from minillm_repl.errors import UserError, reason
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 
@@ -41,7 +41,7 @@ def told(path: Path) -> Iterator[None]:
             _(
                 "could not save {path}: {error}; nothing was changed there",
                 path=safe_line(str(path)),
-                error=error.strerror,
+                error=reason(error),
             )
         ) from None
     except ValueError:

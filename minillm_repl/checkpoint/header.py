@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from minillm_repl.checkpoint.kinds import HEAD, kind_of
-from minillm_repl.errors import UserError
+from minillm_repl.errors import UserError, reason
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig, config_from_json
 from minillm_repl.safetext import safe_line
@@ -79,7 +79,7 @@ def open_regular(path: Path) -> BinaryIO:
                     target=safe_line(str(path.readlink())),
                 )
             ) from None
-        raise UserError(_("cannot open {name}: {error}", name=name, error=error.strerror)) from None
+        raise UserError(_("cannot open {name}: {error}", name=name, error=reason(error))) from None
     except ValueError:
         raise UserError(_("cannot open {name}: no file can have this name", name=name)) from None
     kind = os.fstat(descriptor).st_mode

@@ -14,8 +14,11 @@ from rich.cells import cell_len
 from minillm_repl import commands
 from minillm_repl.checkpoint.conversation import PLAIN
 from minillm_repl.configuration import language
+from minillm_repl.engine.events import Candidate, Step
 from minillm_repl.language import _, speak
 from minillm_repl.render.export import _FONTS
+from minillm_repl.render.generation import step_table
+from minillm_repl.render.plot import loss_plot
 from minillm_repl.repl.prompt import LineCompleter
 from minillm_repl.repl.registry import GROUPS, discover
 from minillm_repl.repl.settings import Settings
@@ -219,13 +222,39 @@ def test_korean_names_are_completed_only_where_hangul_is_typed():
     assert all(each.isascii() for each in completions(":") + completions(":t") + completions(":help "))
 
 
-def test_the_lists_of_commands_fit_into_80_columns_in_korean():
+# -- Hangul is two cells wide
+
+
+@pytest.fixture
+def korean():
     speak("ko")
-    try:
-        for each in discover(commands):
-            names = ", ".join(f":{name}" for name in (each.name, *each.korean))
-            assert cell_len(names) <= 18
-            assert cell_len(_(each.summary)) <= 60
-            assert _(each.summary).endswith(".")
-    finally:
-        speak("en")
+    yield
+    speak("en")
+
+
+def test_the_lists_of_commands_fit_into_80_columns_in_korean(korean):
+    for each in discover(commands):
+        names = ", ".join(f":{name}" for name in (each.name, *each.korean))
+        assert cell_len(names) <= 18
+        assert cell_len(_(each.summary)) <= 60
+        assert _(each.summary).endswith(".")
+
+
+def test_the_columns_of_a_step_stay_below_their_headings_in_korean(korean):
+    tokens = [(each, tuple(each.encode())) for each in ("날씨", "a", "하늘이 맑다")]
+    top = tuple(
+        Candidate(place, text, data, 0.25, 0.5, kept=place < 2, chosen=place == 0)
+        for place, (text, data) in enumerate(tokens)
+    )
+    step = Step(0, 0, "날씨", top[0].bytes, 0.5, -0.7, 0.25, 1, 2.0, top)
+    heading, _rule, *rows = step_table(step, "뽑을 확률", 80).plain.splitlines()
+    start = cell_len(heading[: heading.index("모델")])
+    assert {cell_len(row[: row.index("%") + 1]) for row in rows} == {start + 6}
+    assert cell_len(rows[2][: rows[2].index("제외") + 2]) == cell_len(rows[0][: rows[0].rindex("%") + 1])
+
+
+def test_the_frame_of_a_curve_stays_straight_in_korean(korean):
+    curve = [(step, 1 / step) for step in range(1, 50)]
+    lines = loss_plot(curve, curve[::10], 80, 10, colours=False).plain.splitlines()
+    assert {cell_len(line) for line in lines} == {80}
+    assert "검증" in lines[0]

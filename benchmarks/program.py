@@ -25,7 +25,13 @@ def environment(folder: Path) -> dict[str, str]:
     """Return an environment in which no setting, configuration file or history of the user counts."""
     personal = ("MINILLM_", "NO_COLOR", "COLUMNS", "LINES", "PROMPT_TOOLKIT_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(personal)}
-    return {**kept, "TERM": "xterm-256color", "XDG_CONFIG_HOME": str(folder), "XDG_STATE_HOME": str(folder)}
+    return {
+        **kept,
+        "LC_ALL": "C.UTF-8",
+        "TERM": "xterm-256color",
+        "XDG_CONFIG_HOME": str(folder),
+        "XDG_STATE_HOME": str(folder),
+    }
 
 
 def json_finished(folder: Path, *arguments: str) -> dict[str, Any]:

@@ -6,8 +6,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from rich.cells import cell_len
+from rich.console import Console
 from rich.text import Text
 
 from minillm_repl import __version__, commands
@@ -15,8 +17,9 @@ from minillm_repl.checkpoint.families import family_title
 from minillm_repl.checkpoint.names import find, is_shipped, shipped, there, title, user_path
 from minillm_repl.checkpoint.peek import in_folder, read_config
 from minillm_repl.commands import train
-from minillm_repl.configuration import Launch, configuration_file, configure, read_configuration
+from minillm_repl.configuration import Launch, configuration_file, configure, language, read_configuration
 from minillm_repl.errors import UserError
+from minillm_repl.language import N_, _, speak
 from minillm_repl.render.console import FIGURES, TITLE, make_screen
 from minillm_repl.render.tables import headline
 from minillm_repl.repl.loop import attempt, decoded_lines, run_interactive, run_script
@@ -34,62 +37,88 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 _SHARED_FLAGS = ("seed", "context")  # mean something for training too
 _TRAINING_FLAGS = tuple(name for name in specs(TrainPlan) if name not in _SHARED_FLAGS)
-_EXAMPLES = """examples:
+_EXAMPLES = N_("""examples:
   minillm-repl                                          talk to the model that ships with the program
   minillm-repl --ckpt nalssi -p 날씨 --verbose          what it considers at each step
   minillm-repl --ckpt new.safetensors --train story.txt --steps 500
   echo 날씨 | minillm-repl -p - --json                  every number, as JSON lines
-"""
+""")
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"minillm-repl: {message}; --help lists the flags\n")
+        self.exit(USAGE, _("minillm-repl: {message}; --help lists the flags", message=message) + "\n")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """argparse's help, in our language, some of whose letters are two cells wide."""
+
+    def add_usage(self, usage: str | None, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        super().add_usage(usage, actions, groups, prefix or _("usage: "))
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        if cell_len(text) == len(text):
+            return super()._split_lines(text, width)
+        return [line.plain.rstrip() for line in Text(text).wrap(Console(), width)]
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line; values stay text, for one place to check them all."""
     parser = _Parser(
         prog="minillm-repl",
-        description="Talk to a small language model, train it, and watch every number it thinks with.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=_("Talk to a small language model, train it, and watch every number it thinks with."),
+        epilog=_(_EXAMPLES),
+        formatter_class=_Formatter,
         allow_abbrev=False,
+        add_help=False,
     )
-    start = parser.add_argument_group("start")
+    options = parser.add_argument_group(_("options"))
+    options.add_argument("-h", "--help", action="help", help=_("show this help message and exit"))
+    start = parser.add_argument_group(_("start"))
     for name, spec in specs(Launch).items():
         _flag(start, name, spec, value_of(Launch, name))
-    start.add_argument("--no-history", dest="history", action="store_const", const="off", help="keep no typed lines")
-    start.add_argument("--version", action="version", version=f"minillm-repl {__version__}")
-    once = parser.add_argument_group("one shot")
-    once.add_argument(
-        "-p", "--prompt", metavar="TEXT", help="complete TEXT (- reads it from stdin), print it, and leave"
+    no_lines = _("keep no typed lines")
+    start.add_argument("--no-history", dest="history", action="store_const", const="off", help=no_lines)
+    start.add_argument(
+        "--version",
+        action="version",
+        version=f"minillm-repl {__version__}",
+        help=_("show program's version number and exit"),
     )
-    once.add_argument("--echo", action="store_true", help="print the prompt before its completion")
-    once.add_argument("--json", action="store_true", help="print every step as a line of JSON instead (docs/format.md)")
-    sampling = parser.add_argument_group("sampling (in the REPL: `:set`)")
+    once = parser.add_argument_group(_("one shot"))
+    once.add_argument(
+        "-p", "--prompt", metavar="TEXT", help=_("complete TEXT (- reads it from stdin), print it, and leave")
+    )
+    once.add_argument("--echo", action="store_true", help=_("print the prompt before its completion"))
+    every = _("print every step as a line of JSON instead (docs/format.md)")
+    once.add_argument("--json", action="store_true", help=every)
+    sampling = parser.add_argument_group(_("sampling (in the REPL: `:set`)"))
     for name, spec in specs(Settings).items():
         _flag(sampling, name, spec, getattr(Settings, name.replace("-", "_")))
-    training = parser.add_argument_group("training (in the REPL: `:help train`)")
-    what = "train --ckpt on a text, save it, then open it; a --ckpt that does not exist is made"
+    training = parser.add_argument_group(_("training (in the REPL: `:help train`)"))
+    what = _("train --ckpt on a text, save it, then open it; a --ckpt that does not exist is made")
     training.add_argument("--train", metavar="CORPUS", help=what)
-    training.add_argument("--new", action="store_true", help="start from nothing even if --ckpt exists")
-    training.add_argument("--resume", action="store_true", help="go on with the run of --ckpt that was stopped")
+    training.add_argument("--new", action="store_true", help=_("start from nothing even if --ckpt exists"))
+    training.add_argument("--resume", action="store_true", help=_("go on with the run of --ckpt that was stopped"))
     for name in _TRAINING_FLAGS:
         _flag(training, name, specs(TrainPlan)[name], value_of(TrainPlan, name))
     return parser
 
 
 def _flag(group: "argparse._ArgumentGroup", name: str, spec: Spec, default: object) -> None:
-    names = [f"--{name}", *(f"--{alias}" if len(alias) > 1 else f"-{alias}" for alias in spec.aliases)]
-    text = f"{spec.help} (default: {show(spec, default) or 'none'})".replace("%", "%%")
+    spellings = [name, *filter(str.isascii, spec.aliases)]  # a flag has no Hangul in it
+    names = [f"--{each}" if len(each) > 1 else f"-{each}" for each in spellings]
+    usual = show(spec, default) or _("none")
+    text = _("{help} (default: {value})", help=_(spec.help), value=usual).replace("%", "%%")
     match name:
         case "verbose":
             group.add_argument(*names, dest=name, metavar="K", nargs="?", const=str(VERBOSE_ROWS), help=text)
         case _ if spec.parse is switch and spec.words == {"on": True, "off": False}:
             group.add_argument(*names, dest=name, metavar="on|off", nargs="?", const="on", help=text)
         case "stop":
-            group.add_argument(*names, dest=name, metavar="TEXT", action="append", help=text + "; may be repeated")
+            group.add_argument(
+                *names, dest=name, metavar="TEXT", action="append", help=_("{help}; may be repeated", help=text)
+            )
         case _:
             group.add_argument(*names, dest=name, metavar=spec.metavar, help=text)
 
@@ -97,6 +126,7 @@ def _flag(group: "argparse._ArgumentGroup", name: str, spec: Spec, default: obje
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     try:
+        speak(language(_language_flag(arguments), os.environ, configuration_file()))
         return _main(arguments)
     except UserError as error:
         make_screen().fail(str(error))
@@ -108,8 +138,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
 
 
+def _language_flag(arguments: Sequence[str] | None) -> str | None:
+    """Return what `--lang` says: it must be known before the parser is made, whose help is in that language."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--lang", nargs="?")
+    flag: str | None = parser.parse_known_args(arguments)[0].lang
+    return flag
+
+
 def _main(arguments: Sequence[str] | None) -> int:
-    options = make_parser().parse_args(arguments)
+    parser = make_parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parser.error(_("unrecognized arguments: {names}", names=" ".join(unknown)))
     flags = {name: value for name, value in vars(options).items() if isinstance(value, str)}
     if options.stop is not None:
         flags["stop"] = shlex.join(options.stop)
@@ -119,9 +160,9 @@ def _main(arguments: Sequence[str] | None) -> int:
         settings = configure(Settings(), flags, os.environ, file)
         training = _training_request(options)
         if options.json and options.prompt is None and training is None:
-            raise UserError("--json needs a prompt, -p TEXT, or --train CORPUS")
+            raise UserError(_("--json needs a prompt, -p TEXT, or --train CORPUS"))
         if options.prompt is not None and training is not None:
-            raise UserError("-p and --train do not go together; train first")
+            raise UserError(_("-p and --train do not go together; train first"))
     except UserError as error:
         print(f"minillm-repl: {error}", file=sys.stderr)  # noqa: T201 - before there is a screen
         return USAGE
@@ -157,11 +198,13 @@ def _run(options: argparse.Namespace, launch: Launch, settings: Settings, traini
         return OK if attempt(shell, partial(_one_shot, shell, options)) else FAILED
     if training is not None:
         if is_shipped(session.path) and launch.ckpt in shipped():
-            raise UserError("--train needs --ckpt FILE, to save to; the shipped checkpoints stay as they are")
+            raise UserError(_("--train needs --ckpt FILE, to save to; the shipped checkpoints stay as they are"))
         if in_folder(session.path):
-            named = safe_line(launch.ckpt)
             raise UserError(
-                f"--train writes to --ckpt, and {named} is a model's folder: open it, then :train and :save"
+                _(
+                    "--train writes to --ckpt, and {name} is a model's folder: open it, then :train and :save",
+                    name=safe_line(launch.ckpt),
+                )
             )
         if not training.new and not training.resume:  # else what lies there is not wanted, and may be anything
             session.start_loading()
@@ -184,12 +227,15 @@ def _greet(shell: Shell) -> None:
     assert path is not None
     name = safe_line(str(path))
     if shell.session.own:
-        about = f"{name} does not exist yet"
-        hint = f"`:train CORPUS` makes it from a UTF-8 text · `:load NAME` opens {', '.join(shipped())} · :help"
+        about = _("{name} does not exist yet", name=name)
+        hint = _(
+            "`:train CORPUS` makes it from a UTF-8 text · `:load NAME` opens {names} · :help",
+            names=", ".join(shipped()),
+        )
     else:
         config = read_config(path)
         about = headline(title(path), family_title(config), config) if config else name
-        hint = ":help commands · :verbose shows what the model thinks · Ctrl-D leaves"
+        hint = _(":help commands · :verbose shows what the model thinks · Ctrl-D leaves")
     out.print(Text.assemble(("minillm-repl", TITLE), f"  {about}"))
     out.print(Text(hint, FIGURES))
 
@@ -205,7 +251,7 @@ def _one_shot(shell: Shell, options: argparse.Namespace) -> None:
     else:
         ids = shell.encode(model, text)
         if not ids:  # some models can begin from nothing: from their start token
-            raise UserError("the prompt is empty")
+            raise UserError(_("the prompt is empty"))
         session.begin(ids)
     if options.json:
         from minillm_repl.render.json_lines import print_json
@@ -223,11 +269,11 @@ def _training_request(options: argparse.Namespace) -> train.Request | None:
     given = {name: getattr(options, name) for name in _TRAINING_FLAGS if getattr(options, name) is not None}
     if options.resume:
         if given or options.new or options.train is not None:
-            raise UserError("--resume goes on with a run as it was: its text and settings are known")
+            raise UserError(_("--resume goes on with a run as it was: its text and settings are known"))
         return train.Request(resume=True)
     if options.train is None:
         if given or options.new:
-            raise UserError(f"--{next(iter(given), 'new')} is for training, which needs --train CORPUS")
+            raise UserError(_("--{name} is for training, which needs --train CORPUS", name=next(iter(given), "new")))
         return None
     given |= {name: getattr(options, name) for name in _SHARED_FLAGS if getattr(options, name) is not None}
     plan = TrainPlan()

@@ -3,6 +3,7 @@
 import shlex
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from platformdirs import user_config_path, user_state_path
 
 from minillm_repl.checkpoint.names import user_path
 from minillm_repl.errors import UserError
+from minillm_repl.language import LANGUAGES, Language, _, from_locale
 from minillm_repl.repl.settings import Settings
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import change, one_of, setting, specs, switch, whole
@@ -70,6 +72,12 @@ class Launch:
         "colours: auto, always or never; auto asks the terminal and NO_COLOR",
         metavar="WHEN",
     )
+    lang: str = setting(
+        "auto",
+        one_of("auto", *LANGUAGES),
+        "the language of the program: en, ko, or auto for that of the terminal's locale",
+        metavar="LANG",
+    )
     history: str = setting(
         "on", str, "where typed lines are kept: a FILE, `on` for the usual place, `off` for nowhere", metavar="FILE"
     )
@@ -95,6 +103,15 @@ def configuration_file() -> Path:
     return user_config_path(_APP) / "config.toml"
 
 
+def language(flag: str | None, environment: Mapping[str, str], path: Path) -> Language:
+    """Return the language to start with; what is wrong with a flag, a variable or the file is told later, in it."""
+    file: Mapping[str, str] = {}
+    with suppress(UserError):
+        file = read_configuration(path)
+    said = next((each for each in (flag, environment.get("MINILLM_LANG"), file.get("lang")) if each), "auto")
+    return next((each for each in LANGUAGES if each == said), from_locale(environment))
+
+
 def read_configuration(path: Path) -> dict[str, str]:
     """Return the names and values of a TOML file, as they would be typed. Raises UserError naming the file."""
     name = safe_line(str(path))
@@ -103,11 +120,16 @@ def read_configuration(path: Path) -> dict[str, str]:
     except (FileNotFoundError, NotADirectoryError):  # a home may be /dev/null
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {name}: {safe_line(str(error))}") from None
+        raise UserError(_("cannot read {name}: {error}", name=name, error=safe_line(str(error)))) from None
     known = {**specs(Launch), **specs(Settings)}
     unknown = [key for key in data if key.replace("_", "-") not in known]
     if unknown:
-        raise UserError(f"{name} sets {safe_line(unknown[0])!r}, which there is not; there are {', '.join(known)}")
+        raise UserError(
+            _(
+                "{name} sets {unknown!r}, which there is not; there are {names}",
+                name=name, unknown=safe_line(unknown[0]), names=", ".join(known),
+            )
+        )  # fmt: skip
     return {key.replace("_", "-"): _typed(key, value) for key, value in data.items()}
 
 
@@ -135,7 +157,7 @@ def _said(
     for name in specs(settings):
         variable = _PREFIX + name.upper().replace("-", "_")
         if name in file:
-            yield name, file[name], f"{name} in the configuration file"
+            yield name, file[name], _("{name} in the configuration file", name=name)
         if environment.get(variable):
             yield name, environment[variable], variable
         if name in flags:

@@ -1,5 +1,18 @@
 """The one kind of error a user can cause."""
 
+from minillm_repl.language import N_, _
+
+_OF_SYSTEMS = {  # what Unix says most
+    N_("File name too long"), N_("Is a directory"), N_("No space left on device"), N_("No such file or directory"),
+    N_("Not a directory"), N_("Operation not permitted"), N_("Permission denied"), N_("Read-only file system"),
+    N_("Too many levels of symbolic links"),
+}  # fmt: skip
+
 
 class UserError(Exception):
     """What the user can fix: one line that says what was wrong, the value, and what to do. Everything else is a bug."""
+
+
+def reason(error: OSError) -> str:
+    """Return what the system says went wrong, in the language that is spoken if it is known there."""
+    return _(error.strerror) if error.strerror in _OF_SYSTEMS else str(error.strerror)

@@ -8,11 +8,13 @@ import dataclasses
 import math
 import re
 import shlex
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 
 Parser = Callable[[str], Any]
@@ -51,8 +53,9 @@ def whole(low: int, high: int = 10**9) -> Parser:
         except ValueError:
             value = low - 1
         if not low <= value <= high:
-            upper = f"to {high:,}" if high < 10**9 else "up"
-            raise ValueError(f"a whole number from {low} {upper}")
+            if high < 10**9:
+                raise ValueError(_("a whole number from {low} to {high:,}", low=low, high=high))
+            raise ValueError(_("a whole number from {low} up", low=low))
         return value
 
     return parse
@@ -67,7 +70,7 @@ def number(low: float, high: float) -> Parser:
         except ValueError:
             value = math.nan
         if not low <= value <= high:
-            raise ValueError(f"a number from {low:g} to {high:g}")
+            raise ValueError(_("a number from {low:g} to {high:g}", low=low, high=high))
         return value
 
     return parse
@@ -78,7 +81,7 @@ def one_of(*choices: str) -> Parser:
 
     def parse(text: str) -> str:
         if text not in choices:
-            raise ValueError(f"one of {', '.join(choices)}")
+            raise ValueError(_("one of {words}", words=", ".join(choices)))
         return text
 
     return parse
@@ -96,7 +99,7 @@ def strings(text: str) -> tuple[str, ...]:
     try:
         words = [word.replace("\\n", "\n").replace("\\t", "\t") for word in lexer]
     except ValueError:
-        raise ValueError("words, with quotes in pairs") from None
+        raise ValueError(_("words, with quotes in pairs")) from None
     return tuple(word for word in words if word)
 
 
@@ -109,9 +112,9 @@ def find(settings: Any, name: str) -> tuple[str, Spec]:
     """Return the full name and the description of the setting that the user calls `name`. Raises UserError."""
     known = specs(settings)
     for full, spec in known.items():
-        if name.replace("_", "-") in (full, *spec.aliases):
+        if unicodedata.normalize("NFC", name).replace("_", "-") in (full, *spec.aliases):
             return full, spec
-    raise UserError(f"there is no setting {safe_line(name)!r}; there are {', '.join(known)}")
+    raise UserError(_("there is no setting {name!r}; there are {names}", name=safe_line(name), names=", ".join(known)))
 
 
 def value_of(settings: Any, name: str) -> Any:
@@ -135,8 +138,10 @@ def change(settings: SettingsT, name: str, text: str, *, said: str | None = None
         value = spec.words[text.lower()] if text.lower() in spec.words else spec.parse(text)
     except ValueError as error:
         words = [str(error)] if spec.parse is not switch else []
-        wanted = (", or " if words else " or ").join([*words, *spec.words])
-        raise UserError(f"{said or full} needs {wanted}, not {safe_line(text)!r}") from None
+        wanted = (_(", or ") if words else _(" or ")).join([*words, *spec.words])
+        raise UserError(
+            _("{name} needs {wanted}, not {value!r}", name=said or full, wanted=wanted, value=safe_line(text))
+        ) from None
     return dataclasses.replace(settings, **{_private(full): value})  # type: ignore[type-var]
 
 

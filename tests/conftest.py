@@ -14,6 +14,7 @@ from tests.small import random_checkpoint  # noqa: F401 - tests that have torch 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "models"
 
+os.environ |= {"LC_ALL": "C.UTF-8", "MINILLM_LANG": "en"}  # the tests read English, whatever whoever runs them speaks
 torch.set_num_threads(1)  # models this small only wait for a second thread
 
 

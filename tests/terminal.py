@@ -14,7 +14,7 @@ import pexpect
 import pyte
 from wcwidth import wcwidth
 
-PROMPT, PLACEHOLDERS = ">>> ", ("type the", "say some")
+PROMPT, PLACEHOLDERS = ">>> ", ("type the", "say some", "글의 첫머리")
 _PROMPT_BEGINS = b"\x1b[?2004h"  # prompt_toolkit asks for bracketed paste each time that it begins to read a line
 KEYS = {
     "enter": "\r",

@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "minillm_repl"
 # Each may import what stands before it; those in one set never import one another.
 LAYERS = [
-    {"errors"}, {"safetext"}, {"untrusted"}, {"settings"}, {"model"}, {"tokenizer"}, {"checkpoint"},
+    {"language"}, {"errors"}, {"safetext"}, {"untrusted"}, {"settings"}, {"model"}, {"tokenizer"}, {"checkpoint"},
     {"engine", "training", "insight", "lessons"}, {"render"}, {"repl"}, {"commands"}, {"configuration"}, {"cli"},
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -60,7 +60,7 @@ def loaded_by(code):
     return set(done.stdout.split())
 
 
-HEAVY = {"torch", "numba", "numpy", "safetensors"}
+HEAVY = {"torch", "numba", "numpy", "safetensors", "babel"}
 
 
 def test_help_and_the_first_prompt_need_neither_numpy_nor_torch():

@@ -54,6 +54,20 @@ def test_json_prints_events_and_nothing_else_and_the_same_text(program):
     assert {len(json.loads(line)["top"]) for line in three[:-1]} <= {3, 4}
 
 
+def test_a_language_changes_words_and_no_number(program):
+    settings = ("-p", "날씨", "--seed", "5", "--temp", "1.5", "-n", "5")
+    english, korean = program(*settings, "--json"), program(*settings, "--json", "--lang", "ko")
+    steps = [line for line in korean.stdout.decode().splitlines() if '"step"' in line]
+    assert steps == [line for line in english.stdout.decode().splitlines() if '"step"' in line] != []
+    assert program(*settings, LC_ALL="ko_KR.UTF-8").stdout == program(*settings).stdout
+    assert "시작:\n" in program("--help", LC_ALL="ko_KR.UTF-8").stdout.decode()
+    assert "\nstart:\n" in program("--help", "--lang", "en", LC_ALL="ko_KR.UTF-8").stdout.decode()
+    wrong = program("--lang", "klingon", LC_ALL="ko_KR.UTF-8")
+    assert wrong.returncode == 2
+    assert wrong.stderr.decode() == "minillm-repl: --lang에 쓸 수 있는 값: auto, en, ko 중 하나. 입력한 값: 'klingon'\n"
+    assert "모르는 인자: --klingon" in program("--klingon", MINILLM_LANG="ko").stderr.decode()
+
+
 def test_verbose_prints_tables_without_escapes(program):
     done = program("-p", "날씨", "-n", "2", "--verbose", "4", "--temp", "0")
     lines = done.stdout.decode().splitlines()

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 
 pytest.importorskip("termios")  # Windows has no pseudo-terminals of this kind
 
@@ -72,6 +73,7 @@ def visit(tmp_path, models, cache):
         environment = {name: os.environ[name] for name in ("PATH", "NUMBA_CACHE_DIR") if name in os.environ}
         environment |= {
             "HOME": str(home),
+            "PYTHONPATH": str(ROOT),
             "XDG_CONFIG_HOME": str(home / "config"),
             "XDG_STATE_HOME": str(home / "state"),
             "XDG_DATA_HOME": str(home / "data"),
@@ -808,3 +810,42 @@ def test_a_model_with_a_chat_template_talks_in_turns(visit, tmp_path):
     terminal.do(":chat off")
     terminal.wait_for("type the beginning")
     assert ">>> 타파하" in terminal.do("타")
+
+
+# -- Korean
+
+
+def test_a_visit_in_korean_and_back_to_english(visit):
+    terminal = visit(variables={"LANG": "ko_KR.UTF-8"})
+    terminal.wait_for("글의 첫머리를 쓰거나 :도움말")
+    terminal.wait_for(":도움말 명령 목록 · :자세히 모델의 생각 보기 · Ctrl-D 나가기")
+    terminal.wait_for_toolbar("토큰 · ")
+    assert "없는 명령이에요: :없는명령. :도움말에서 모든 명령을 볼 수 있어요" in terminal.do(":없는명령")
+    assert ":temp에 쓸 수 있는 값: 0에서 1e+08 사이의 수. 입력한 값: '뜨겁게'" in terminal.do(":온도 뜨겁게")
+    assert terminal.do(":온도 0.5").endswith("temp 0.5")
+    assert terminal.do("/온도 0").endswith("temp 0")
+    terminal.type(":도")
+    terminal.wait_for(re.compile("^ +:도움말 +명령을 모두 보여 주거나", re.MULTILINE))
+    terminal.keys("ctrl-c")
+    assert "가나다라마" in terminal.do("가")
+    assert "English from now on" in terminal.do(":lang en")
+    assert terminal.do(":temp").endswith("temp 0")
+    assert "there is no command :zzzz; :help lists them" in terminal.do(":zzzz")
+    terminal.wait_for("type the beginning of a text or :help")
+    assert "지금부터 한국어로 말할게요" in terminal.do(":언어 ko")
+    terminal.keys("ctrl-d")
+    assert terminal.wait_for_end() == 0
+
+
+def test_tables_are_aligned_in_korean(visit):
+    terminal = visit("--lang", "ko", rows=60)
+    terminal.wait_for_prompt()
+    shown = terminal.do(":도움말")
+    rows = re.findall("^(:[a-z-]+(?:, :[가-힣]+)? +)([^ ].*)$", shown, re.MULTILINE)
+    assert len(rows) > 40
+    assert {cell_len(names) for names, _summary in rows} == {20}
+    assert all(cell_len(names + summary) <= 80 for names, summary in rows)
+    settings = terminal.do(":설정").splitlines()
+    assert all(cell_len(row) <= 80 for row in settings)
+    values = {cell_len(row[: re.match(r"\S+ +", row).end()]) for row in settings[1:] if re.match("[a-z]", row)}
+    assert len(values) == 1, settings

@@ -20,6 +20,7 @@ from minillm_repl.checkpoint.native import check_replaceable
 from minillm_repl.checkpoint.recipe import Piece, Reading, Recipe
 from minillm_repl.checkpoint.weights import as_dtype, check, packed, read_weights
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     """Write the adapter of a checkpoint to `path`, atomically. Raises UserError if it has none."""
     adapter = checkpoint.adapter
     if adapter is None:
-        raise UserError("there is no adapter to save: `:train … lora=8` on a model that lies in a file makes one")
+        raise UserError(_("there is no adapter to save: `:train … lora=8` on a model that lies in a file makes one"))
     base = {"path": printable_path(adapter.base), "sha256": adapter.sha256}
     metadata = {"format": FORMAT, "version": _VERSION, "base": json.dumps(base, ensure_ascii=False)}
     check_replaceable(path)
@@ -65,14 +66,22 @@ def base_of(header: Header, name: str) -> Path:
     Raises UserError.
     """
     if header.metadata.get("version") != _VERSION:
-        raise UserError(f"{name} is an adapter of a version not known here; a newer minillm-repl may know it")
+        raise UserError(
+            _("{name} is an adapter of a version not known here; a newer minillm-repl may know it", name=name)
+        )
     match field_of(header, "base", name):
         case {"path": str(path), "sha256": str(_)}:
             for there in (Path(path), header.path.parent / Path(path).name):
                 if os.path.exists(there):  # noqa: PTH110 - Path's own raises for a name that is too long
                     return there
-            raise UserError(f"{name} is an adapter for {safe_line(path):.200}, which is not there, and not beside it")
-    raise UserError(f"{name} is an adapter that does not say what it belongs to; see docs/format.md")
+            raise UserError(
+                _(
+                    "{name} is an adapter for {path:.200}, which is not there, and not beside it",
+                    name=name,
+                    path=safe_line(path),
+                )
+            )
+    raise UserError(_("{name} is an adapter that does not say what it belongs to; see docs/format.md", name=name))
 
 
 def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> Checkpoint:
@@ -82,19 +91,27 @@ def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> C
     """
     sha256 = digest(base.tensors)
     if field_of(header, "base", name)["sha256"] != sha256:
-        raise UserError(f"{name} is an adapter for other weights than those in {safe_line(str(base.path))}")
+        raise UserError(
+            _("{name} is an adapter for other weights than those in {path}", name=name, path=safe_line(str(base.path)))
+        )
     pieces, layers = {}, set()
     for tensor, entry in header.tensors.items():
         match = _NAME.fullmatch(tensor)
         weight = base.tensors.get(f"{match['layer']}.weight") if match else None
         if match is None or weight is None or weight.ndim != 2:
-            raise UserError(f"{name} has a tensor that belongs to no matrix of its model: {safe_line(tensor):.80}")
+            raise UserError(
+                _(
+                    "{name} has a tensor that belongs to no matrix of its model: {tensor:.80}",
+                    name=name,
+                    tensor=safe_line(tensor),
+                )
+            )
         rows, columns = weight.shape
         rank = max(1, entry.shape[0 if match["side"] == "down" else -1]) if entry.shape else 1
         pieces[tensor] = (Piece(tensor, (rank, columns) if match["side"] == "down" else (rows, rank)),)
         layers.add(match["layer"])
     if not layers:
-        raise UserError(f"{name} is an adapter without tensors")
+        raise UserError(_("{name} is an adapter without tensors", name=name))
     recipe = Recipe(pieces)
     arrays = read_weights(recipe, check(recipe, [header], name), name, Reading("float32"))
     merged = {tensor: array.astype(np.float32) for tensor, array in base.tensors.items()}
@@ -104,9 +121,13 @@ def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> C
             with np.errstate(over="ignore", invalid="ignore"):
                 weight += arrays[f"{layer}.up"] @ arrays[f"{layer}.down"]
         except (KeyError, ValueError):
-            raise UserError(f"{name} lacks half of the adapter of {layer}, or its halves differ in rank") from None
+            raise UserError(
+                _("{name} lacks half of the adapter of {layer}, or its halves differ in rank", name=name, layer=layer)
+            ) from None
         if not np.isfinite(weight).all():
-            raise UserError(f"{name} is damaged: with it {layer}.weight holds numbers that are not finite")
+            raise UserError(
+                _("{name} is damaged: with it {layer}.weight holds numbers that are not finite", name=name, layer=layer)
+            )
     assert base.path is not None
     adapter = Adapter(arrays, base.path, sha256)
     wanted = as_dtype(dtype, {"F32"})

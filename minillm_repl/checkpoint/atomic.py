@@ -8,7 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from minillm_repl.checkpoint.unfinished import clear_abandoned, unfinished
-from minillm_repl.errors import UserError
+from minillm_repl.errors import UserError, reason
+from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 
 _AT_ONCE = 16 << 20  # bytes that are written and synced between two looks at whether the user wants to stop
@@ -36,9 +37,15 @@ def told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"could not save {safe_line(str(path))}: {error.strerror}; nothing was changed there") from None
+        raise UserError(
+            _(
+                "could not save {path}: {error}; nothing was changed there",
+                path=safe_line(str(path)),
+                error=reason(error),
+            )
+        ) from None
     except ValueError:
-        raise UserError(f"could not save {safe_line(str(path))}: nothing can have this name") from None
+        raise UserError(_("could not save {path}: nothing can have this name", path=safe_line(str(path)))) from None
 
 
 def write_folder_atomically(path: Path, files: Mapping[str, bytes]) -> None:
@@ -49,7 +56,9 @@ def write_folder_atomically(path: Path, files: Mapping[str, bytes]) -> None:
     with told(path):
         target = _real(path)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise UserError(f"{safe_line(str(path))} is there and is not an empty folder; save under another name")
+            raise UserError(
+                _("{path} is there and is not an empty folder; save under another name", path=safe_line(str(path)))
+            )
         clear_abandoned(target.parent)
         with unfinished(target.parent, Path.mkdir) as temporary:
             for file, data in files.items():
@@ -76,7 +85,9 @@ def _write(
 ) -> None:
     replaced = target.stat() if target.exists() else None
     if replaced and not stat.S_ISREG(replaced.st_mode):
-        raise UserError(f"{safe_line(str(target))} is there and is not a regular file; save under another name")
+        raise UserError(
+            _("{target} is there and is not a regular file; save under another name", target=safe_line(str(target)))
+        )
     if replaced and not os.access(target, os.W_OK):  # the folder would let us, but somebody has protected the file
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     if replaced:
@@ -90,7 +101,12 @@ def _write(
                 temporary.chmod(mode)  # the umask may have taken some away
             for start in range(0, max(1, len(data)), _AT_ONCE):  # a disk may take long over all of it
                 if interrupted():
-                    raise UserError(f"stopped: {safe_line(str(target))} was not saved, and nothing was changed there")
+                    raise UserError(
+                        _(
+                            "stopped: {target} was not saved, and nothing was changed there",
+                            target=safe_line(str(target)),
+                        )
+                    )
                 file.write(memoryview(data)[start : start + _AT_ONCE])
                 file.flush()
                 os.fsync(file.fileno())

@@ -10,6 +10,7 @@ from minillm_repl.checkpoint.header import Header
 from minillm_repl.checkpoint.recipe import AS_IS, Layout, Piece, Reading, Recipe
 from minillm_repl.checkpoint.weights import check, read_weights
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.character import IdTokenizer
@@ -31,7 +32,12 @@ def checkpoint(header: Header, vocabulary: Tokenizer | None, name: str, how: Rea
     config = _sizes(header, name)
     if vocabulary is not None and vocabulary.size != config.vocab:
         raise UserError(
-            f"{name} was trained on {config.vocab} different characters, but the vocabulary text has {vocabulary.size}"
+            _(
+                "{name} was trained on {vocab} different characters, but the vocabulary text has {size}",
+                name=name,
+                vocab=config.vocab,
+                size=vocabulary.size,
+            )
         )
     recipe = Recipe(dict(_pieces(config)), re.compile(r"\.tril$"))  # the causal mask
     tensors = read_weights(recipe, check(recipe, [header], name), name, how)
@@ -43,15 +49,25 @@ def _sizes(header: Header, name: str) -> GPTConfig:
     tables = [header.tensors.get(f"{table}_embedding.weight") for table in ("token", "position")]
     shapes = [entry.shape if entry else () for entry in tables]
     if any(len(shape) != 2 for shape in shapes):
-        raise UserError(f"{name} lacks a token_embedding.weight and a position_embedding.weight with two dimensions")
-    (vocab, width), (context, _) = shapes
+        raise UserError(
+            _("{name} lacks a token_embedding.weight and a position_embedding.weight with two dimensions", name=name)
+        )
+    (vocab, width), (context, _width) = shapes
     layers, heads = (1 + max(int(match[group]) for match in places) for group in (1, 2))
     if len(places) != layers * heads:  # one name can claim a thousand layers of a thousand heads
-        raise UserError(f"{name} has queries for {len(places):,} heads, not for {layers:,} layers of {heads:,}")
+        raise UserError(
+            _(
+                "{name} has queries for {count:,} heads, not for {layers:,} layers of {heads:,}",
+                name=name,
+                count=len(places),
+                layers=layers,
+                heads=heads,
+            )
+        )
     try:
         return GPTConfig(vocab, context, width, layers, heads)
     except UserError as error:
-        raise UserError(f"the sizes of {name}: {error}") from None
+        raise UserError(_("the sizes of {name}: {error}", name=name, error=error)) from None
 
 
 def _theirs(tensor: str) -> str:

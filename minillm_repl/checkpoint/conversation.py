@@ -8,6 +8,7 @@ from typing import Literal
 
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.untrusted.ask import ask
 
@@ -56,7 +57,12 @@ def trained_ids(
         guarded = _guarded(tokenizer, conversation)
         turns.append([place for place, message in enumerate(guarded) if message.role == "assistant"])
         if not turns[-1]:
-            raise UserError(f"conversation {number:,} has no turn of the assistant: there is nothing to learn from it")
+            raise UserError(
+                _(
+                    "conversation {number:,} has no turn of the assistant: there is nothing to learn from it",
+                    number=number,
+                )
+            )
         wanted.append((guarded, False))
         for place in turns[-1]:
             wanted += [(guarded[:place], True), (guarded[: place + 1], False)]
@@ -67,7 +73,12 @@ def trained_ids(
         for place in places:
             before, after = next(texts), next(texts)
             if not after.startswith(before):
-                raise UserError(f"the chat template does not write conversation {number:,} one turn after the other")
+                raise UserError(
+                    _(
+                        "the chat template does not write conversation {number:,} one turn after the other",
+                        number=number,
+                    )
+                )
             content = _guarded(tokenizer, conversation[place : place + 1])[0].content.strip()
             learnt.append((len(before), _end(tokenizer, after, len(before), content)))
             given.append(after)
@@ -118,7 +129,9 @@ def render(template: ChatTemplate, conversations: Sequence[tuple[Sequence[Messag
     texts, variables = list[str](), dict(template.variables)
     for group in _groups(conversations):
         said = [([asdict(message) for message in messages], prompt) for messages, prompt in group]
-        made = ask("template", "the chat template", template=template.source, variables=variables, conversations=said)
+        made = ask(
+            "template", _("the chat template"), template=template.source, variables=variables, conversations=said
+        )
         texts += map(str, made)
     return texts
 

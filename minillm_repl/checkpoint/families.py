@@ -6,6 +6,7 @@ from minillm_repl.checkpoint.family import Family
 from minillm_repl.checkpoint.gpt_families import GPT2, GPT_NEOX
 from minillm_repl.checkpoint.llama_families import LLAMA, MISTRAL, QWEN2, QWEN3
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
 
@@ -18,8 +19,11 @@ def family_called(model_type: Any) -> Family:
         if family.model_type == model_type:
             return family
     raise UserError(
-        f"models of type {safe_line(str(model_type))!r:.40} cannot be opened; these can:"
-        f" {', '.join(family.model_type for family in FAMILIES)}"
+        _(
+            "models of type {type!r:.40} cannot be opened; these can: {types}",
+            type=safe_line(str(model_type)),
+            types=", ".join(family.model_type for family in FAMILIES),
+        )
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.model.config import Rope
 from minillm_repl.safetext import safe_line
 
@@ -26,15 +27,15 @@ class Fields:
 
     def whole(self, name: str, default: int | None = None) -> int:
         """Return a whole number; null counts as not there."""
-        return int(self._get(name, (int,), "a whole number", default))
+        return int(self._get(name, (int,), _("a whole number"), default))
 
     def number(self, name: str, default: float) -> float:
         """Return a number."""
-        return float(self._get(name, (int, float), "a number", default))
+        return float(self._get(name, (int, float), _("a number"), default))
 
     def flag(self, name: str, default: bool) -> bool:
         """Return true or false."""
-        return bool(self._get(name, (bool,), "true or false", default))
+        return bool(self._get(name, (bool,), _("true or false"), default))
 
     def kinds(self, name: str) -> list[Any] | None:
         """Return a list, or None if there is none."""
@@ -44,20 +45,29 @@ class Fields:
     def must(self, name: str, value: Any) -> None:
         """Raise UserError if the field is there and says something else than the one value that is supported."""
         if self._data.get(name, value) != value:
-            raise UserError(f"{name} = {self._shown(name)} is not supported, only {value}")
+            raise UserError(
+                _("{name} = {value} is not supported, only {names}", name=name, value=self._shown(name), names=value)
+            )
 
     def activation(self, name: str, default: str) -> str:
         """Return our name of an activation function."""
         theirs = self._data.get(name, default)
         if theirs not in _ACTIVATIONS:
-            raise UserError(f"{name} = {self._shown(name)} is not supported, only {', '.join(_ACTIVATIONS)}")
+            raise UserError(
+                _(
+                    "{name} = {value} is not supported, only {names}",
+                    name=name,
+                    value=self._shown(name),
+                    names=", ".join(_ACTIVATIONS),
+                )
+            )
         return _ACTIVATIONS[theirs]
 
     def rope(self, theta: float = 10_000.0, share: float = 1.0) -> Rope:
         """Return the rotary positions; newer files keep all about them in `rope_parameters`."""
         described = self._data.get("rope_parameters") or self._data.get("rope_scaling") or {}
         if not isinstance(described, dict):
-            raise UserError(f"rope_scaling must be an object, not {safe_line(str(described)):.40}")
+            raise UserError(_("rope_scaling must be an object, not {value:.40}", value=safe_line(str(described))))
         inner = Fields(described)
         kind = described.get("rope_type", described.get("type", "default"))
         theta = inner.number("rope_theta", self.number("rope_theta", theta))
@@ -72,7 +82,10 @@ class Fields:
                 original = inner.whole("original_max_position_embeddings", self.whole("max_position_embeddings"))
                 return Rope(theta, share, kind, inner.number("factor", 1.0), low, high, original)
         raise UserError(
-            f"rotary scaling {safe_line(str(kind))!r:.40} is not supported, only default, linear and llama3"
+            _(
+                "rotary scaling {kind!r:.40} is not supported, only default, linear and llama3",
+                kind=safe_line(str(kind)),
+            )
         )
 
     def _get(self, name: str, types: tuple[type, ...], wanted: str, default: Any) -> Any:
@@ -80,9 +93,11 @@ class Fields:
         if value is None:
             value = default
         if value is None:
-            raise UserError(f"{name} is missing")
+            raise UserError(_("{name} is missing", name=name))
         if type(value) not in types:
-            raise UserError(f"{name} must be {wanted}, not {safe_line(str(value)):.40}")
+            raise UserError(
+                _("{name} must be {wanted}, not {value:.40}", name=name, wanted=wanted, value=safe_line(str(value)))
+            )
         return value
 
     def _shown(self, name: str) -> str:

@@ -12,6 +12,7 @@ from minillm_repl.checkpoint.family import Family
 from minillm_repl.checkpoint.header import Header, open_regular, parse_json, read_header
 from minillm_repl.checkpoint.kinds import HEAD, kind_of
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
 
@@ -43,9 +44,11 @@ class Folder:
         if data is None:
             return {}
         if not isinstance(data, dict):
-            raise UserError(f"{safe_line(str(self.path / file))} is not a JSON object")
+            raise UserError(_("{path} is not a JSON object", path=safe_line(str(self.path / file))))
         if "auto_map" in data:
-            raise UserError(f"{safe_line(str(self.path / file))} asks to run code of its own (auto_map); it is not run")
+            raise UserError(
+                _("{path} asks to run code of its own (auto_map); it is not run", path=safe_line(str(self.path / file)))
+            )
         return data
 
     def text(self, file: str) -> str | None:
@@ -57,16 +60,25 @@ class Folder:
             data = opened.read(_LARGEST_JSON + 1)
         try:
             if len(data) > _LARGEST_JSON:
-                raise UserError(f"{safe_line(str(path))} is larger than {_LARGEST_JSON >> 20} MiB")
+                raise UserError(
+                    _("{path} is larger than {size} MiB", path=safe_line(str(path)), size=_LARGEST_JSON >> 20)
+                )
             return data.decode()
         except UnicodeDecodeError:
-            raise UserError(f"{safe_line(str(path))} is {kind_of(data[:HEAD]) or 'not UTF-8 text'}") from None
+            kind = kind_of(data[:HEAD])
+            raise UserError(
+                _("{name} is {kind}", name=safe_line(str(path)), kind=kind)
+                if kind
+                else _("{path} is not UTF-8 text", path=safe_line(str(path)))
+            ) from None
 
     @cached_property
     def config_fields(self) -> Mapping[str, Any]:
         """The parsed config.json. Raises UserError."""
         if not os.path.lexists(self.path / CONFIG):
-            raise UserError(f"{self.name} is a folder without a {CONFIG}: no model is in it")
+            raise UserError(
+                _("{name} is a folder without a {config}: no model is in it", name=self.name, config=CONFIG)
+            )
         return self.fields(CONFIG)
 
     @cached_property
@@ -98,21 +110,36 @@ class Folder:
         if shards and not (self.path / WEIGHTS).exists():
             for shard in shards:
                 if Path(shard).name != shard or shard in (".", "..") or "\\" in shard:
-                    raise UserError(f"{INDEX} in {self.name} points outside the folder: {safe_line(shard):.80}")
+                    raise UserError(
+                        _(
+                            "{index} in {name} points outside the folder: {shard:.80}",
+                            index=INDEX,
+                            name=self.name,
+                            shard=safe_line(shard),
+                        )
+                    )
                 if not os.path.lexists(self.path / shard):
-                    raise UserError(f"{self.name} lacks {safe_line(shard):.80}, which its index names")
+                    raise UserError(
+                        _("{name} lacks {shard:.80}, which its index names", name=self.name, shard=safe_line(shard))
+                    )
             return [self.path / shard for shard in shards]
         if not os.path.lexists(self.path / WEIGHTS):
             pickle = next((file for file in _PICKLES if os.path.lexists(self.path / file)), None)
             if pickle:
-                raise UserError(f"{self.name} holds its weights as pickle ({pickle}), which can run code: not opened")
-            raise UserError(f"{self.name} has no {WEIGHTS}")
+                raise UserError(
+                    _(
+                        "{name} holds its weights as pickle ({pickle}), which can run code: not opened",
+                        name=self.name,
+                        pickle=pickle,
+                    )
+                )
+            raise UserError(_("{name} has no {weights}", name=self.name, weights=WEIGHTS))
         return [self.path / WEIGHTS]
 
     def _shards(self, index: Mapping[str, Any]) -> list[Any]:
         places = index.get("weight_map")
         if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
-            raise UserError(f"{INDEX} in {self.name} has no weight_map of file names")
+            raise UserError(_("{index} in {name} has no weight_map of file names", index=INDEX, name=self.name))
         return list(places.values())
 
 

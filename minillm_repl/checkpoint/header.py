@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from minillm_repl.checkpoint.kinds import HEAD, kind_of
-from minillm_repl.errors import UserError
+from minillm_repl.errors import UserError, reason
+from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig, config_from_json
 from minillm_repl.safetext import safe_line
 
@@ -71,20 +72,27 @@ def open_regular(path: Path) -> BinaryIO:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
         if isinstance(error, FileNotFoundError) and path.is_symlink():
-            raise UserError(f"{name} is a link to {safe_line(str(path.readlink())):.200}, which is not there") from None
-        raise UserError(f"cannot open {name}: {error.strerror}") from None
+            raise UserError(
+                _(
+                    "{name} is a link to {target:.200}, which is not there",
+                    name=name,
+                    target=safe_line(str(path.readlink())),
+                )
+            ) from None
+        raise UserError(_("cannot open {name}: {error}", name=name, error=reason(error))) from None
     except ValueError:
-        raise UserError(f"cannot open {name}: no file can have this name") from None
+        raise UserError(_("cannot open {name}: no file can have this name", name=name)) from None
     kind = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(kind):
         os.close(descriptor)
-        raise UserError(f"{name} is {_kind(kind)}, not a regular file")
+        raise UserError(_("{name} is {kind}, not a regular file", name=name, kind=_kind(kind)))
     return os.fdopen(descriptor, "rb")
 
 
 def _kind(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-    return kinds.get(stat.S_IFMT(mode), "a special file")
+    device = _("a device")
+    kinds = {stat.S_IFDIR: _("a folder"), stat.S_IFIFO: _("a FIFO"), stat.S_IFCHR: device, stat.S_IFBLK: device}
+    return kinds.get(stat.S_IFMT(mode), _("a special file"))
 
 
 def is_native(header: Header) -> bool:
@@ -96,18 +104,25 @@ def config_of(header: Header, name: str) -> AnyConfig:
     """Return the sizes that a native checkpoint says it has. Raises UserError, also for another format version."""
     version = header.metadata.get("version", "")
     if version != str(VERSION):
-        raise UserError(f"{name} is of format version {safe_line(version)!r:.20}; this program reads version {VERSION}")
+        raise UserError(
+            _(
+                "{name} is of format version {version!r:.20}; this program reads version {known}",
+                name=name,
+                version=safe_line(version),
+                known=VERSION,
+            )
+        )
     try:
         return config_from_json(field_of(header, "config", name))
     except UserError as error:
-        raise UserError(f"the config of {name}: {error}") from None
+        raise UserError(_("the config of {name}: {error}", name=name, error=error)) from None
 
 
 def field_of(header: Header, field: str, name: str) -> Any:
     """Return a JSON field of the metadata. Raises UserError if it is missing or not JSON."""
     if field not in header.metadata:
-        raise UserError(f"{name} has no {field!r} in its metadata")
-    return parse_json(header.metadata[field], f"{field!r} in the metadata of {name}")
+        raise UserError(_("{name} has no {field!r} in its metadata", name=name, field=field))
+    return parse_json(header.metadata[field], _("{field!r} in the metadata of {name}", field=field, name=name))
 
 
 def header_in(file: BinaryIO, path: Path) -> Header:
@@ -120,17 +135,22 @@ def header_in(file: BinaryIO, path: Path) -> Header:
     if length > min(size - 8, LONGEST_HEADER) or head[8:9] != b"{":
         kind = kind_of(head)
         raise UserError(
-            f"{name} is {kind}"
+            _("{name} is {kind}", name=name, kind=kind)
             if kind
-            else f"{name} is not a safetensors file: a header of {length:,} bytes in a file of {size:,}"
+            else _(
+                "{name} is not a safetensors file: a header of {length:,} bytes in a file of {size:,}",
+                name=name,
+                length=length,
+                size=size,
+            )
         )
     file.seek(8)
-    data = parse_json(file.read(length), f"the header of {name}", _MOST_HEADER_PARTS)
+    data = parse_json(file.read(length), _("the header of {name}", name=name), _MOST_HEADER_PARTS)
     if not isinstance(data, dict):
-        raise UserError(f"the header of {name} is not a JSON object")
+        raise UserError(_("the header of {name} is not a JSON object", name=name))
     metadata = data.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise UserError(f"__metadata__ of {name} must map names to strings")
+        raise UserError(_("__metadata__ of {name} must map names to strings", name=name))
     tensors = {tensor: _entry(tensor, described, 8 + length, name) for tensor, described in data.items()}
     _check_places(list(tensors.values()), 8 + length, size, name)
     return Header(path, metadata, tensors)
@@ -147,17 +167,30 @@ def _entry(tensor: str, described: Any, data: int, name: str) -> Entry:
             entry = Entry(dtype, tuple(shape), data + start)
             if entry.nbytes == stop - start:
                 return entry
-    raise UserError(f"the header of {name} has no right dtype, shape and place for tensor {safe_line(tensor):.80}")
+    raise UserError(
+        _(
+            "the header of {name} has no right dtype, shape and place for tensor {tensor:.80}",
+            name=name,
+            tensor=safe_line(tensor),
+        )
+    )
 
 
 def _check_places(entries: list[Entry], start: int, size: int, name: str) -> None:
     """Raise UserError unless the tensors fill the file from `start`, without holes or overlaps."""
     for entry in sorted(entries, key=lambda entry: (entry.start, entry.nbytes)):
         if entry.start != start:
-            raise UserError(f"the tensors of {name} do not lie one after the other")
+            raise UserError(_("the tensors of {name} do not lie one after the other", name=name))
         start += entry.nbytes
     if start != size:
-        raise UserError(f"{name} has {size:,} bytes, but its tensors need {start:,}: it was cut short, or more follows")
+        raise UserError(
+            _(
+                "{name} has {size:,} bytes, but its tensors need {start:,}: it was cut short, or more follows",
+                name=name,
+                size=size,
+                start=start,
+            )
+        )
 
 
 def parse_json(data: bytes | str, what: str, most: int = _MOST_PARTS) -> Any:
@@ -168,7 +201,7 @@ def parse_json(data: bytes | str, what: str, most: int = _MOST_PARTS) -> Any:
     try:
         text = data.decode() if isinstance(data, bytes) else data
     except UnicodeDecodeError:
-        raise UserError(f"{what} is not valid JSON: it is not UTF-8") from None
+        raise UserError(_("{what} is not valid JSON: it is not UTF-8", what=what)) from None
     try:
         _check_extent(text, most)
         value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
@@ -176,7 +209,11 @@ def parse_json(data: bytes | str, what: str, most: int = _MOST_PARTS) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
     except ValueError as error:
         kind = kind_of(text[:HEAD].encode("utf-8", "replace"))
-        raise UserError(f"{what} is {kind or f'not valid JSON: {safe_line(str(error)):.120}'}") from None
+        raise UserError(
+            _("{name} is {kind}", name=what, kind=kind)
+            if kind
+            else _("{what} is not valid JSON: {error:.120}", what=what, error=safe_line(str(error)))
+        ) from None
     return value
 
 
@@ -185,19 +222,19 @@ def _check_extent(text: str, most: int) -> None:
     bare = _STRING.sub("", text)
     opened = bare.count("[") + bare.count("{")
     if opened + bare.count(",") > most:
-        raise ValueError(f"it has more than {most:,} parts")
+        raise ValueError(_("it has more than {most:,} parts", most=most))
     if opened > _DEEPEST:
         depths = accumulate(1 if bracket[0] in "[{" else -1 for bracket in _BRACKET.finditer(bare))
         if any(depth > _DEEPEST for depth in depths):
-            raise ValueError("nested too deeply")
+            raise ValueError(_("nested too deeply"))
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise ValueError("a key appears twice")
+        raise ValueError(_("a key appears twice"))
     return value
 
 
 def _no_constants(constant: str) -> Any:
-    raise ValueError(f"{constant} is not a JSON number")
+    raise ValueError(_("{constant} is not a JSON number", constant=constant))

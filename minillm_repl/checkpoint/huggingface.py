@@ -16,6 +16,7 @@ from minillm_repl.checkpoint.gpt_families import GPT2
 from minillm_repl.checkpoint.recipe import Reading
 from minillm_repl.checkpoint.weights import Array, Tensors, check, packed, read_weights, taken_apart
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig, GPTConfig
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Tokenizer
@@ -58,10 +59,10 @@ def _tokenizer(folder: Folder, config: AnyConfig, settings: Mapping[str, Any], r
         if description is None:
             return IdTokenizer(config.vocab)  # bare weights, as researchers save them: tokens are numbers
         if not isinstance(description, dict):
-            raise UserError("it is not a JSON object")
+            raise UserError(_("it is not a JSON object"))
         return SubwordTokenizer(description, roles, config.vocab)
     except UserError as error:
-        raise UserError(f"the tokenizer of {folder.name}: {error}") from None
+        raise UserError(_("the tokenizer of {name}: {error}", name=folder.name, error=error)) from None
 
 
 def _from_merges(folder: Folder, settings: Mapping[str, Any], roles: Mapping[str, str]) -> dict[str, Any] | None:
@@ -69,13 +70,19 @@ def _from_merges(folder: Folder, settings: Mapping[str, Any], roles: Mapping[str
     vocabulary, merges = folder.json("vocab.json"), folder.text("merges.txt")
     if vocabulary is None or merges is None:
         if (folder.path / "tokenizer.model").exists():
-            raise UserError("tokenizer.model is not read; tokenizer.json is, or vocab.json with merges.txt")
+            raise UserError(_("tokenizer.model is not read; tokenizer.json is, or vocab.json with merges.txt"))
         return None
     kind = settings.get("tokenizer_class", "GPT2Tokenizer")
     if kind not in ("GPT2Tokenizer", "GPT2TokenizerFast"):
-        raise UserError(f"vocab.json and merges.txt of a {safe_line(str(kind)):.40} need a {_TOKENIZER}")
+        raise UserError(
+            _(
+                "vocab.json and merges.txt of a {kind:.40} need a {tokenizer}",
+                kind=safe_line(str(kind)),
+                tokenizer=_TOKENIZER,
+            )
+        )
     if not isinstance(vocabulary, dict) or not all(type(token) is int for token in vocabulary.values()):
-        raise UserError("vocab.json does not map tokens to ids")
+        raise UserError(_("vocab.json does not map tokens to ids"))
     added = settings.get("added_tokens_decoder", {})
     special = [each["content"] for each in added.values() if each.get("special")] if isinstance(added, dict) else []
     bos = roles.get("bos_token", "<|endoftext|>") if settings.get("add_bos_token") else None
@@ -136,7 +143,7 @@ def save(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     weights = packed(taken_apart(family.recipe(config), tensors), {"format": "pt"})
     if (path / CONFIG).exists():
         if Folder(path).text(CONFIG) != files[CONFIG].decode():
-            raise UserError(f"{safe_line(str(path))} holds another model; save under another name")
+            raise UserError(_("{path} holds another model; save under another name", path=safe_line(str(path))))
         write_atomically(path / WEIGHTS, weights)
     else:
         write_folder_atomically(path, {**files, WEIGHTS: weights})

@@ -10,6 +10,7 @@ from minillm_repl.checkpoint.folder import folder_at
 from minillm_repl.checkpoint.header import FORMAT, is_native, open_regular, read_header
 from minillm_repl.checkpoint.recipe import Progress, Reading
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.character import CharacterTokenizer
@@ -44,16 +45,28 @@ def _load(path: Path, vocabulary: Tokenizer | None, how: Reading) -> Checkpoint:
     if adapter.is_adapter(header):
         base = adapter.base_of(header, name)
         if not base.is_dir() and adapter.is_adapter(read_header(base)):
-            raise UserError(f"{name} is an adapter for another adapter, {safe_line(str(base))}, not for a model")
+            raise UserError(
+                _(
+                    "{name} is an adapter for another adapter, {base}, not for a model",
+                    name=name,
+                    base=safe_line(str(base)),
+                )
+            )
         return adapter.merge(header, load(base, vocabulary, "auto", how.progress), name, how.dtype)
     if bare.recognises(header):
         return bare.checkpoint(header, vocabulary, name, how)
     if folder is not None:
         return huggingface.checkpoint(folder, how)
     raise UserError(
-        f"{name} holds neither a minillm checkpoint (metadata format = {FORMAT}) nor the study note's state"
-        f" dict (tensors blocks.0.attention.heads.0.…), and no config.json lies beside it; its first tensors of"
-        f" {len(header.tensors)}: {safe_line(', '.join(list(header.tensors)[:3])):.120}"
+        _(
+            "{name} holds neither a minillm checkpoint (metadata format = {format}) nor the study note's"
+            " state dict (tensors blocks.0.attention.heads.0.…), and no config.json lies beside it; its"
+            " first tensors of {count}: {tensors:.120}",
+            name=name,
+            format=FORMAT,
+            count=len(header.tensors),
+            tensors=safe_line(", ".join(list(header.tensors)[:3])),
+        )
     )
 
 
@@ -69,6 +82,6 @@ def read_text(path: Path) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        wrong = f"byte {data[error.start]:#04x} at {error.start:,} of {len(data):,}"
-        raise UserError(f"{safe_line(str(path))} is not UTF-8 text: {wrong}") from None
+        wrong = _("byte {byte:#04x} at {at:,} of {size:,}", byte=data[error.start], at=error.start, size=len(data))
+        raise UserError(_("{path} is not UTF-8 text: {wrong}", path=safe_line(str(path)), wrong=wrong)) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -4,6 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 
 _GROUP = Path("/sys/fs/cgroup")  # inside a container, its own limits lie here: version 2, then version 1
 _LIMITS = (
@@ -29,7 +30,14 @@ def check_room(needed: int, what: str) -> None:
     """Raise UserError, naming `what`, if so many bytes are more than there are."""
     there = available()
     if there is not None and needed > there:
-        raise UserError(f"{what} needs {_size(needed)} of memory, and {_size(there)} are free; nothing was done")
+        raise UserError(
+            _(
+                "{what} needs {needed} of memory, and {there} are free; nothing was done",
+                what=what,
+                needed=_size(needed),
+                there=_size(there),
+            )
+        )
 
 
 def _fields(path: str | Path) -> dict[str, int]:

@@ -13,6 +13,7 @@ from minillm_repl.checkpoint.header import FORMAT, VERSION, Header, config_of, f
 from minillm_repl.checkpoint.recipe import Piece, Reading, Recipe
 from minillm_repl.checkpoint.weights import check, packed, read_weights
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.read import tokenizer_from_json
@@ -50,7 +51,9 @@ def check_replaceable(path: Path) -> None:
                 header_in(file, path)
             except UserError:
                 named = safe_line(str(path))
-                raise UserError(f"{named} is there and is not a checkpoint; save under another name") from None
+                raise UserError(
+                    _("{name} is there and is not a checkpoint; save under another name", name=named)
+                ) from None
 
 
 def checkpoint(header: Header, name: str, how: Reading) -> Checkpoint:
@@ -70,9 +73,16 @@ def description(header: Header, name: str) -> Checkpoint:
     try:
         tokenizer = tokenizer_from_json(field_of(header, "tokenizer", name))
     except UserError as error:
-        raise UserError(f"the tokenizer of {name}: {error}") from None
+        raise UserError(_("the tokenizer of {name}: {error}", name=name, error=error)) from None
     if tokenizer.size != config.vocab:
-        raise UserError(f"{name} has a vocabulary of {tokenizer.size} tokens, but its config says {config.vocab}")
+        raise UserError(
+            _(
+                "{name} has a vocabulary of {size} tokens, but its config says {vocab}",
+                name=name,
+                size=tokenizer.size,
+                vocab=config.vocab,
+            )
+        )
     training = _training(header, name) if "training" in header.metadata else None
     chat = _chat(header, name) if "chat" in header.metadata else None
     end = _end(header, name, config) if "end" in header.metadata else ()
@@ -83,13 +93,13 @@ def _chat(header: Header, name: str) -> ChatTemplate:
     match field_of(header, "chat", name):
         case {"source": str(source), "variables": dict(variables)} if all(map(_is_text, variables.values())):
             return ChatTemplate(source, variables)
-    raise UserError(f"the chat template of {name} is not one; see docs/format.md")
+    raise UserError(_("the chat template of {name} is not one; see docs/format.md", name=name))
 
 
 def _end(header: Header, name: str, config: AnyConfig) -> tuple[int, ...]:
     end = field_of(header, "end", name)
     if not isinstance(end, list) or not all(type(token) is int and 0 <= token < config.vocab for token in end):
-        raise UserError(f"the end tokens of {name} are not a list of token ids")
+        raise UserError(_("the end tokens of {name} are not a list of token ids", name=name))
     return tuple(end)
 
 
@@ -116,7 +126,9 @@ def _training(header: Header, name: str) -> TrainingRecord:
             return TrainingRecord(
                 steps, tokens, train_loss, val_loss, corpus, corpus_sha256, seed, versions, points, measured
             )
-    raise UserError(f"the training record of {name} lacks a field or has one of the wrong kind; see docs/format.md")
+    raise UserError(
+        _("the training record of {name} lacks a field or has one of the wrong kind; see docs/format.md", name=name)
+    )
 
 
 def _record(header: Header, name: str) -> dict[str, Any]:

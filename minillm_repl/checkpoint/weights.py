@@ -19,6 +19,7 @@ from minillm_repl.checkpoint.header import LONGEST_HEADER, Entry, Header, open_r
 from minillm_repl.checkpoint.memory import check_room
 from minillm_repl.checkpoint.recipe import AS_IS, Piece, Reading, Recipe
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 
 Array = NDArray[Any]
@@ -42,20 +43,42 @@ def check(recipe: Recipe, headers: Iterable[Header], name: str) -> dict[str, tup
     for header in headers:
         for tensor, entry in header.tensors.items():
             if tensor in found:
-                raise UserError(f"{name} holds the tensor {safe_line(tensor):.80} twice")
+                raise UserError(_("{name} holds the tensor {tensor:.80} twice", name=name, tensor=safe_line(tensor)))
             found[tensor] = header.path, entry
     needed = {piece.name: piece for pieces in recipe.pieces.values() for piece in pieces}
     for tensor, piece in needed.items():
         if tensor not in found:
-            raise UserError(f"{name} lacks the tensor {tensor}")
+            raise UserError(_("{name} lacks the tensor {tensor}", name=name, tensor=tensor))
         entry = found[tensor][1]
         if entry.shape != piece.shape:
-            raise UserError(f"{tensor} in {name} must have the shape {list(piece.shape)}, not {list(entry.shape)}")
+            raise UserError(
+                _(
+                    "{tensor} in {name} must have the shape {shape}, not {found}",
+                    tensor=tensor,
+                    name=name,
+                    shape=list(piece.shape),
+                    found=list(entry.shape),
+                )
+            )
         if entry.dtype not in DTYPES:
-            raise UserError(f"{tensor} in {name} must be one of {', '.join(DTYPES)}, not {entry.dtype}")
+            raise UserError(
+                _(
+                    "{tensor} in {name} must be one of {kinds}, not {found}",
+                    tensor=tensor,
+                    name=name,
+                    kinds=", ".join(DTYPES),
+                    found=entry.dtype,
+                )
+            )
     extra = sorted(tensor for tensor in set(found) - set(needed) if not recipe.ignored.search(tensor))
     if extra:
-        raise UserError(f"{name} has a tensor that does not belong to the model: {safe_line(extra[0]):.80}")
+        raise UserError(
+            _(
+                "{name} has a tensor that does not belong to the model: {tensor:.80}",
+                name=name,
+                tensor=safe_line(extra[0]),
+            )
+        )
     return {tensor: found[tensor] for tensor in needed}
 
 
@@ -116,7 +139,7 @@ def _fill(file: BinaryIO, entry: Entry, array: Array, name: str) -> None:
     while filled < len(view):
         count = file.readinto(view[filled:])  # type: ignore[attr-defined]
         if not count:
-            raise UserError(f"{name} changed while it was read")
+            raise UserError(_("{name} changed while it was read", name=name))
         filled += count
 
 
@@ -125,8 +148,12 @@ def _check_finite(array: Array, tensor: str, name: str) -> None:
     for start in range(0, flat.size, _AT_ONCE):
         if not np.isfinite(flat[start : start + _AT_ONCE]).all():
             raise UserError(
-                f"{name} is damaged: {safe_line(tensor):.80} holds numbers that are not finite"
-                " (--allow-nonfinite opens it anyway)"
+                _(
+                    "{name} is damaged: {tensor:.80} holds numbers that are not finite"
+                    " (--allow-nonfinite opens it anyway)",
+                    name=name,
+                    tensor=safe_line(tensor),
+                )
             )
 
 
@@ -134,7 +161,7 @@ def packed(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
     """Return the bytes of a safetensors file. Raises UserError if its text is longer than a reader here takes."""
     data: bytes = safetensors.numpy.save(dict(tensors), dict(metadata))
     if int.from_bytes(data[:8], "little") > LONGEST_HEADER:
-        raise UserError("the vocabulary is too large for one file with the weights: save a folder, `:save NAME/`")
+        raise UserError(_("the vocabulary is too large for one file with the weights: save a folder, `:save NAME/`"))
     return data
 
 

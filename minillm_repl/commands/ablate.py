@@ -1,6 +1,9 @@
 """`:ablate`."""
 
+from functools import partial
+
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.repl.looking import Asked, looking_at, show, text_ids
 from minillm_repl.repl.opening import Change
 from minillm_repl.repl.registry import command
@@ -9,7 +12,13 @@ from minillm_repl.repl.shell import Shell
 _WHAT = r"(off|scan|(\d{1,9})(?:\.(\d{1,9}))?)(?:\s+(zero|mean))?"
 
 
-@command("ablate", ":ablate LAYER[.HEAD] [zero|mean]|scan|off", words=("off", "scan"), group="Change what it thinks")
+@command(
+    "ablate",
+    ":ablate LAYER[.HEAD] [zero|mean]|scan|off",
+    aliases=("끄기",),
+    words=("off", "scan"),
+    group="Change what it thinks",
+)
 def ablate(shell: Shell, argument: str) -> None:
     """Silence a head or a layer, and go on without it.
 
@@ -26,34 +35,44 @@ def ablate(shell: Shell, argument: str) -> None:
         shell.screen.note(_state(shell))
         return
     if chosen is None:
-        raise UserError(":ablate takes a layer or a head, such as 2 or 2.1, or scan, or off")
+        raise UserError(_(":ablate takes a layer or a head, such as 2 or 2.1, or scan, or off"))
     if chosen[1] == "off":
         shell.screen.note(
-            "all heads and layers work again" if shell.session.think_unchanged("ablate") else _state(shell)
+            _("all heads and layers work again") if shell.session.think_unchanged("ablate") else _state(shell)
         )
         return
     if chosen[1] != "scan" and asked.words != chosen[0]:
-        raise UserError("what comes after a head is zero or mean; a text needs quotes")
-    told = f"without {'head' if chosen[3] else 'layer'} {chosen[1]}"
+        raise UserError(_("what comes after a head is zero or mean; a text needs quotes"))
+    tell = partial(_without_head if chosen[3] else _without_layer, chosen[1])
     model, how = shell.model(), chosen[4] or "zero"
-    model = model.changed(tuple(change for change in model.changes if change.told != told))  # measured is what it adds
+    model = model.changed(
+        tuple(change for change in model.changes if change.told != tell())
+    )  # measured is what it adds
     looked = looking_at(shell, model, text_ids(shell, model, text))
     from minillm_repl.insight.ablation import scan_view, silencing
     from minillm_repl.insight.effect import effect_view
     from minillm_repl.render.intervention import effect_picture, scan_picture
 
     if chosen[1] == "scan":
-        with shell.screen.waiting("silencing each head") as update:
-            view = scan_view(looked, how, lambda share: update(f"silencing each head  {share:.0%}"))
+        with shell.screen.waiting(_("silencing each head")) as update:
+            view = scan_view(looked, how, lambda share: update(_("silencing each head  {share:.0%}", share=share)))
         show(shell, view, scan_picture, asked.json)
         return
     tap = silencing(looked, int(chosen[2]), int(chosen[3]) if chosen[3] else None, how)
-    effect = effect_view(looked, told, tap)
+    effect = effect_view(looked, tell(), tap)
     show(shell, effect, effect_picture, asked.json, model)
-    shell.session.change_thinking(Change("ablate", told, tap))
-    shell.screen.note("`:ablate off` brings it back")
+    shell.session.change_thinking(Change("ablate", tell, tap))
+    shell.screen.note(_("`:ablate off` brings it back"))
+
+
+def _without_head(place: str) -> str:
+    return _("without head {place}", place=place)
+
+
+def _without_layer(place: str) -> str:
+    return _("without layer {place}", place=place)
 
 
 def _state(shell: Shell) -> str:
     changes = [change.told for change in shell.model().changes if change.command == "ablate"]
-    return " · ".join(changes) if changes else "nothing is silenced: `:ablate 0.0` would silence head 0 of layer 0"
+    return " · ".join(changes) if changes else _("nothing is silenced: `:ablate 0.0` would silence head 0 of layer 0")

@@ -5,7 +5,7 @@ from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
-@command("attn", ":attn [LAYER[.HEAD]] [TEXT]", aliases=("attention",), group="Look inside")
+@command("attn", ":attn [LAYER[.HEAD]] [TEXT]", aliases=("attention", "어텐션"), group="Look inside")
 def attn(shell: Shell, argument: str) -> None:
     """Show who looks at whom: attention weights.
 

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.repl.looking import Asked, show, text_ids, with_options
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
@@ -19,7 +20,7 @@ class Branching:
     tokens: int = setting(20, whole(1, 10_000), "how long each way is at most", unit="tokens")
 
 
-@command("branch", ':branch N [tokens=20] ["TEXT"]|take N', words=("take", "tokens="), group="Talk")
+@command("branch", ':branch N [tokens=20] ["TEXT"]|take N', aliases=("갈래",), words=("take", "tokens="), group="Talk")
 def branch(shell: Shell, argument: str) -> None:
     """Continue the text in several ways, and show them as a tree.
 
@@ -35,17 +36,17 @@ def branch(shell: Shell, argument: str) -> None:
     asked = Asked.of(argument)
     said, how = with_options(asked.words, Branching())
     if said.strip() and not re.fullmatch(r"\d{1,9}", said.strip()):
-        raise UserError(":branch takes how many ways to go, such as 3, or `take` and the number of one")
+        raise UserError(_(":branch takes how many ways to go, such as 3, or `take` and the number of one"))
     ways = int(said) if said.strip() else 3
     if not 1 <= ways <= _MOST:
-        raise UserError(f":branch takes a number from 1 to {_MOST}, not {ways}")
+        raise UserError(_(":branch takes a number from 1 to {most}, not {ways}", most=_MOST, ways=ways))
     session, model = shell.session, shell.model()
     answered = bool(session.turns) and bool(session.turns[-1].asked) and not asked.text
     ids = list(session.turns[-1].given) if answered else text_ids(shell, model, asked.text)
     from minillm_repl.engine.next_token import branches_view
     from minillm_repl.render.next_token import branches_picture
 
-    with shell.screen.waiting("going several ways"):
+    with shell.screen.waiting(_("going several ways")):
         view = branches_view(
             model.decoder, model.checkpoint.tokenizer, ids, session.settings, session.fresh_seed(), ways,
             max_tokens=how.tokens, stop=session.settings.stop, end=model.checkpoint.end, interrupted=shell.interrupted,
@@ -53,16 +54,18 @@ def branch(shell: Shell, argument: str) -> None:
     session.ways = [[*ids, *(token.id for token in each.tokens)] for each in view.branches]
     show(shell, view, branches_picture, asked.json)
     if view.branches[-1].reason == "interrupt":
-        shell.screen.note(f"stopped on the way: {len(view.branches)} of {ways}")
+        shell.screen.note(_("stopped on the way: {n} of {ways}", n=len(view.branches), ways=ways))
     elif session.settings.temp == 0:
-        shell.screen.note("at temp 0 all ways are the same")
+        shell.screen.note(_("at temp 0 all ways are the same"))
 
 
 def _take(shell: Shell, number: int) -> None:
     session, model = shell.session, shell.model()
     if not 1 <= number <= len(session.ways):
-        ways = f"they count from 1 to {len(session.ways)}" if session.ways else "`:branch 3` looks for some"
-        raise UserError(f"there is no way {number}: {ways}")
+        if not session.ways:
+            raise UserError(_("there is no way {number}: `:branch 3` looks for some", number=number))
+        count = len(session.ways)
+        raise UserError(_("there is no way {number}: they count from 1 to {count}", number=number, count=count))
     way = list(session.ways[number - 1])
     given = list(session.turns[-1].given) if session.turns and session.turns[-1].asked else None
     if given and way[: len(given)] == given:
@@ -74,4 +77,4 @@ def _take(shell: Shell, number: int) -> None:
         session.said.clear()
         session.begin(way)
     shell.show_text(model)
-    shell.screen.note("`:continue` goes on from here")
+    shell.screen.note(_("`:continue` goes on from here"))

@@ -2,6 +2,7 @@
 
 from minillm_repl.checkpoint.names import find
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.repl.looking import Asked, looking_at, show, text_ids
 from minillm_repl.repl.opening import Loading
 from minillm_repl.repl.registry import command
@@ -11,7 +12,7 @@ from minillm_repl.tokenizer.base import decode
 from minillm_repl.tokenizer.lookup import same_vocabulary
 
 
-@command("compare", ':compare PATH|NAME ["TEXT"]', completion="checkpoint", group="What it expects")
+@command("compare", ':compare PATH|NAME ["TEXT"]', aliases=("비교",), completion="checkpoint", group="What it expects")
 def compare(shell: Shell, argument: str) -> None:
     """Show how another checkpoint would have gone on.
 
@@ -21,7 +22,7 @@ def compare(shell: Shell, argument: str) -> None:
     """
     asked = Asked.of(argument)
     if not asked.words:
-        raise UserError(":compare needs another checkpoint: a file, a folder, or a name that `:models` lists")
+        raise UserError(_(":compare needs another checkpoint: a file, a folder, or a name that `:models` lists"))
     model = shell.model()
     ids = text_ids(shell, model, asked.text)
     path = find(asked.words)
@@ -34,5 +35,5 @@ def compare(shell: Shell, argument: str) -> None:
     from minillm_repl.render.texts import compare_picture
 
     ours, theirs_name = safe_line(model.name), safe_line(other.name)
-    names = (f"{ours} (open)" if ours == theirs_name else ours, theirs_name)
+    names = (_("{model} (open)", model=ours) if ours == theirs_name else ours, theirs_name)
     show(shell, compare_view(*subjects, names), compare_picture, asked.json)

@@ -5,12 +5,15 @@ import re
 from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.names import user_path
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
 
 
-@command("export", ":export FILE.svg|.html|.txt [session]", completion="file", words=("session",))
+@command(
+    "export", ":export FILE.svg|.html|.txt [session]", aliases=("내보내기",), completion="file", words=("session",)
+)
 def export(shell: Shell, argument: str) -> None:
     """Save the last view, or the whole session, as a picture.
 
@@ -23,11 +26,17 @@ def export(shell: Shell, argument: str) -> None:
 
     if not name or path.suffix.lower() not in FORMATS:
         endings = ", ".join(FORMATS)
-        raise UserError(f":export needs a file whose name ends in {endings}, and after it nothing or `session`")
+        raise UserError(
+            _(":export needs a file whose name ends in {endings}, and after it nothing or `session`", endings=endings)
+        )
     width = screen.out.width
     drawing = screen.out.replay if whole or view is None else lambda console: console.print(view(console.width))
     model = shell.session.model
     title = safe_line(f"minillm-repl · {model.name}" if model else "minillm-repl")
     write_atomically(path, FORMATS[path.suffix.lower()](drawing, width, title).encode("utf-8", "replace"))
-    what = "the session so far" if whole or view is None else "the last view"
-    screen.note(f"{what} is in {safe_line(str(path))}")
+    named = safe_line(str(path))
+    screen.note(
+        _("the session so far is in {path}", path=named)
+        if whole or view is None
+        else _("the last view is in {path}", path=named)
+    )

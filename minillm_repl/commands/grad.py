@@ -5,7 +5,7 @@ from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
-@command("grad", ':grad [TOKEN] [vs TOKEN] ["TEXT"]', aliases=("saliency",), group="Look inside")
+@command("grad", ':grad [TOKEN] [vs TOKEN] ["TEXT"]', aliases=("saliency", "기울기"), group="Look inside")
 def grad(shell: Shell, argument: str) -> None:
     """Show which tokens of the text the next one depends on.
 

@@ -5,7 +5,7 @@ from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
-@command("lens", ":lens [POSITION] [TEXT]", group="Look inside")
+@command("lens", ":lens [POSITION] [TEXT]", aliases=("렌즈",), group="Look inside")
 def lens(shell: Shell, argument: str) -> None:
     """Show what the model would say if it stopped at each layer.
 

@@ -3,13 +3,14 @@
 from minillm_repl.checkpoint.families import family_title
 from minillm_repl.checkpoint.names import find, shipped
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.render.tables import headline
 from minillm_repl.repl.opening import Loading
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
-@command("load", ":load PATH|NAME", completion="checkpoint")
+@command("load", ":load PATH|NAME", aliases=("열기",), completion="checkpoint")
 def load(shell: Shell, argument: str) -> None:
     """Open another checkpoint.
 
@@ -17,7 +18,9 @@ def load(shell: Shell, argument: str) -> None:
     The model that is open stays open until the other is ready, and if it is not.
     """
     if not argument:
-        raise UserError(f":load needs a file, a folder, or a name: {', '.join(shipped())}; :models lists more")
+        raise UserError(
+            _(":load needs a file, a folder, or a name: {names}; :models lists more", names=", ".join(shipped()))
+        )
     session, path = shell.session, find(argument)
     session.agree_to_discard("load")
     model = shell.wait_for(Loading(session.opening, path), path)

@@ -5,7 +5,7 @@ from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
-@command("map", group="Look inside")
+@command("map", aliases=("지도",), group="Look inside")
 def map_(shell: Shell, argument: str) -> None:
     """Draw the embedding as a map.
 

@@ -1,7 +1,9 @@
 """`:model`."""
 
-from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.checkpoint.checkpoint import Checkpoint, TrainingRecord
 from minillm_repl.checkpoint.families import family_title
+from minillm_repl.language import _
+from minillm_repl.model.config import AnyConfig
 from minillm_repl.render.tables import card
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
@@ -10,7 +12,7 @@ from minillm_repl.tokenizer.base import label
 _CHARACTERS, _WORDS = 120, 30  # of the vocabulary, that are shown
 
 
-@command("model")
+@command("model", aliases=("모델",))
 def model(shell: Shell, _argument: str) -> None:
     """Show the model's card: sizes, memory, training, file."""
     opened = shell.model()
@@ -18,31 +20,58 @@ def model(shell: Shell, _argument: str) -> None:
     weights = sum(array.nbytes for array in checkpoint.tensors.values())
     number = next(iter(checkpoint.tensors.values())).itemsize
     cache = 2 * number * config.layers * config.kv_heads * config.head_size  # per token
-    shared = f", {config.kv_heads} keys and values" if config.kv_heads != config.heads else ""
-    seen = f" (of {config.context:,})" if decoder.context != config.context else ""
     rows = {
-        "name": opened.name + (" (not saved)" if shell.session.unsaved else ""),
-        "family": family_title(config),
-        "sizes": f"{config.layers} layers · width {config.width:,} · {config.heads} heads of {config.head_size}{shared}"
-        f" · context {decoder.context:,} tokens{seen}",
-        "parameters": f"{config.parameters:,}",
-        "memory": f"{weights / 2**20:,.1f} MiB of weights ({checkpoint.dtype}) + {decoder.cache_bytes / 2**20:,.2f} MiB"
-        f" KV cache; {cache * decoder.context / 2**20:,.2f} MiB when the context is full",
-        "vocabulary": _vocabulary(checkpoint),
-        "runs on": f"{decoder.name}: {decoder.why}",
-        "file": str(checkpoint.path) if checkpoint.path else "none yet",
-    }
+        _("name"): _("{model} (not saved)", model=opened.name) if shell.session.unsaved else opened.name,
+        _("family"): family_title(config),
+        _("sizes"): _sizes(config, decoder.context),
+        _("parameters"): f"{config.parameters:,}",
+        _("memory"): _(
+            "{weights:,.1f} MiB of weights ({kind}) + {cache:,.2f} MiB KV cache;"
+            " {full:,.2f} MiB when the context is full",
+            weights=weights / 2**20, kind=checkpoint.dtype, cache=decoder.cache_bytes / 2**20,
+            full=cache * decoder.context / 2**20,
+        ),
+        _("vocabulary"): _vocabulary(checkpoint),
+        _("runs on"): f"{decoder.name}: {decoder.why}",
+        _("file"): str(checkpoint.path) if checkpoint.path else _("none yet"),
+    }  # fmt: skip
     if checkpoint.chat is not None:
-        rows["chat"] = "has a chat template; `:prompt` shows what becomes of a conversation"
+        rows[_("chat")] = _("has a chat template; `:prompt` shows what becomes of a conversation")
     if checkpoint.end:
-        rows["ends with"] = " or ".join(label(checkpoint.tokenizer, token) for token in checkpoint.end)
-    record = checkpoint.training
-    if record is not None:
-        rows["trained"] = f"{record.steps:,} steps, {record.tokens:,} tokens, seed {record.seed}, on {record.corpus}"
-        validation = "" if record.val_loss is None else f", validation {record.val_loss:.4f}"
-        rows["loss"] = f"{record.train_loss:.4f} nats per token{validation}"
-        rows["made with"] = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+        rows[_("ends with")] = _(" or ").join(label(checkpoint.tokenizer, token) for token in checkpoint.end)
+    if checkpoint.training is not None:
+        rows |= _training(checkpoint.training)
     shell.screen.out.print(card(rows))
+
+
+def _sizes(config: AnyConfig, context: int) -> str:
+    heads = {"n": config.heads, "size": config.head_size, "shared": config.kv_heads}
+    return " · ".join(
+        [
+            _("{n} layers", n=config.layers),
+            _("width {n:,}", n=config.width),
+            _("{n} heads of {size}", **heads)
+            if config.kv_heads == config.heads
+            else _("{n} heads of {size}, {shared} keys and values", **heads),
+            _("context {n:,} tokens", n=context)
+            if context == config.context
+            else _("context {n:,} tokens (of {most:,})", n=context, most=config.context),
+        ]
+    )
+
+
+def _training(record: TrainingRecord) -> dict[str, str]:
+    loss = _("{loss:.4f} nats per token", loss=record.train_loss)
+    if record.val_loss is not None:
+        loss = _("{loss}, validation {validation:.4f}", loss=loss, validation=record.val_loss)
+    return {
+        _("trained"): _(
+            "{steps:,} steps, {tokens:,} tokens, seed {seed}, on {corpus}",
+            steps=record.steps, tokens=record.tokens, seed=record.seed, corpus=record.corpus,
+        ),
+        _("loss"): loss,
+        _("made with"): ", ".join(f"{name} {version}" for name, version in record.versions.items()),
+    }  # fmt: skip
 
 
 def _vocabulary(checkpoint: Checkpoint) -> str:
@@ -53,4 +82,4 @@ def _vocabulary(checkpoint: Checkpoint) -> str:
         shown, sample = _CHARACTERS, "".join(characters)
     else:
         shown, sample = _WORDS, " ".join(label(tokenizer, token) for token in range(min(size, _WORDS)))
-    return f"{size:,} tokens: {sample}{' …' if size > shown else ''}"
+    return _("{size:,} tokens: {sample}", size=size, sample=sample + (" …" if size > shown else ""))

@@ -5,7 +5,7 @@ from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
-@command("models")
+@command("models", aliases=("모델목록",))
 def models(shell: Shell, _argument: str) -> None:
     """List what can be opened by name.
 

@@ -3,6 +3,7 @@
 import re
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.repl.looking import Asked, get_ready, show
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
@@ -11,7 +12,7 @@ from minillm_repl.tokenizer.lookup import find_token
 _TERM = re.compile(r"\s+([-+−])\s+")
 
 
-@command("near", ":near TOKEN [± TOKEN ...]", group="Look inside")
+@command("near", ":near TOKEN [± TOKEN ...]", aliases=("이웃",), group="Look inside")
 def near(shell: Shell, argument: str) -> None:
     """Show which tokens have vectors like a token's.
 
@@ -23,7 +24,7 @@ def near(shell: Shell, argument: str) -> None:
     asked = Asked.of(argument)
     first, *rest = _TERM.split(asked.words)
     if not first:
-        raise UserError(":near needs a token, such as one that `:tokens TEXT` shows")
+        raise UserError(_(":near needs a token, such as one that `:tokens TEXT` shows"))
     model = shell.model()
     signed = [(1, first), *((1 if sign == "+" else -1, word) for sign, word in zip(rest[::2], rest[1::2], strict=True))]
     tokenizer = model.checkpoint.tokenizer

@@ -1,12 +1,13 @@
 """`:neurons`."""
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.repl.looking import Asked, show, subject
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
-@command("neurons", ":neurons LAYER[.NEURON] [TEXT]", group="Look inside")
+@command("neurons", ":neurons LAYER[.NEURON] [TEXT]", aliases=("뉴런",), group="Look inside")
 def neurons(shell: Shell, argument: str) -> None:
     """Show what the neurons of a feed-forward fire on.
 
@@ -17,7 +18,7 @@ def neurons(shell: Shell, argument: str) -> None:
     asked = Asked.of(argument)
     chosen, text = asked.selector(r"(\d{1,9})(?:\.(\d{1,9}))?")
     if chosen is None:
-        raise UserError(":neurons takes a layer, such as 0, or a layer and a neuron, such as 0.17")
+        raise UserError(_(":neurons takes a layer, such as 0, or a layer and a neuron, such as 0.17"))
     looked = subject(shell, text)
     from minillm_repl.insight.neurons import neurons_view
     from minillm_repl.render.thinking import neuron_picture, neurons_picture

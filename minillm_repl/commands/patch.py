@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.repl.looking import Asked, show, subject, with_options
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
@@ -19,6 +20,7 @@ class Patching:
 @command(
     "patch",
     ":patch A -> B [what=residual|attention|feed-forward]",
+    aliases=("바꿔넣기",),
     words=("what=residual", "what=attention"),
     group="Change what it thinks",
 )
@@ -36,11 +38,11 @@ def patch(shell: Shell, argument: str) -> None:
     said, how = with_options(asked.whole, Patching())
     a, arrow, b = (each.strip().strip('"') for each in said.replace("→", "->").partition("->"))
     if not (a and arrow and b):
-        raise UserError("two prompts are needed: `:patch A -> B`")
+        raise UserError(_("two prompts are needed: `:patch A -> B`"))
     first, second = subject(shell, a), subject(shell, b)
     from minillm_repl.insight.patching import patch_view
     from minillm_repl.render.intervention import patch_picture
 
-    with shell.screen.waiting("patching") as update:
-        view = patch_view(first, second, how.what, lambda share: update(f"patching  {share:.0%}"))
+    with shell.screen.waiting(_("patching")) as update:
+        view = patch_view(first, second, how.what, lambda share: update(_("patching  {share:.0%}", share=share)))
     show(shell, view, patch_picture, asked.json)

@@ -1,13 +1,14 @@
 """`:plot`."""
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 _COLUMNS, _ROWS = (40, 100), (6, 20)  # less is too small to read; with more there is no more to see
 
 
-@command("plot", group="Train")
+@command("plot", aliases=("그래프",), group="Train")
 def plot(shell: Shell, _argument: str) -> None:
     """Show the loss curve of the model's training.
 
@@ -15,7 +16,7 @@ def plot(shell: Shell, _argument: str) -> None:
     """
     record = shell.model().checkpoint.training
     if record is None or not (record.curve or record.val_curve):
-        raise UserError("this model has no record of its training; `:train` makes one")
+        raise UserError(_("this model has no record of its training; `:train` makes one"))
     from minillm_repl.render.plot import loss_plot
 
     out = shell.screen.out

@@ -1,12 +1,13 @@
 """`:prob`."""
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.repl.looking import Asked, show
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
-@command("prob", ":prob TEXT", verbatim=True, group="What it expects")
+@command("prob", ":prob TEXT", aliases=("확률",), verbatim=True, group="What it expects")
 def prob(shell: Shell, argument: str) -> None:
     """Show how likely the model finds what you would say next.
 
@@ -16,10 +17,10 @@ def prob(shell: Shell, argument: str) -> None:
     """
     asked, model = Asked.verbatim(argument), shell.model()
     if not asked.text:
-        raise UserError(":prob needs the text whose probability you want to know")
+        raise UserError(_(":prob needs the text whose probability you want to know"))
     ids = shell.session.ids
     if not ids:
-        raise UserError("there is no text that this could continue: type a prompt first")
+        raise UserError(_("there is no text that this could continue: type a prompt first"))
     from minillm_repl.engine.next_token import prob_view
     from minillm_repl.render.next_token import prob_picture
 

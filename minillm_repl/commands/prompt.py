@@ -1,13 +1,14 @@
 """`:prompt`."""
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.render.tables import tokens_flow, tokens_line
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.tokenizer.base import Token, decode
 
 
-@command("prompt", group="Talk")
+@command("prompt", aliases=("프롬프트",), group="Talk")
 def prompt(shell: Shell, _argument: str) -> None:
     """Show exactly what the model was given last.
 
@@ -16,7 +17,7 @@ def prompt(shell: Shell, _argument: str) -> None:
     ␣ is a space, ⏎ a newline, <EA B0> bytes that are only a part of a character.
     """
     if not shell.session.turns:
-        raise UserError("nothing has been given to the model yet")
+        raise UserError(_("nothing has been given to the model yet"))
     tokenizer, given = shell.model().checkpoint.tokenizer, list(shell.session.turns[-1].given)
     text = decode(tokenizer, given)
     shell.screen.out.print(tokens_flow(Token.of(tokenizer, each) for each in given), soft_wrap=False)

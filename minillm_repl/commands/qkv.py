@@ -1,6 +1,7 @@
 """`:qkv`."""
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.repl.looking import Asked, show, subject
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
@@ -20,7 +21,7 @@ def qkv(shell: Shell, argument: str) -> None:
     asked = Asked.of(argument)
     chosen, text = asked.selector(r"(\d{1,9})\.(\d{1,9})(?:\s+(-?\d{1,9}))?(?:\s+key=(-?\d{1,9}))?")
     if chosen is None:
-        raise UserError(":qkv takes a layer and a head, such as 0.0")
+        raise UserError(_(":qkv takes a layer and a head, such as 0.0"))
     looked = subject(shell, text)
     from minillm_repl.insight.query import dot_view, qkv_view
     from minillm_repl.render.by_hand import dot_picture

@@ -4,7 +4,7 @@ from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Leave, Shell
 
 
-@command("quit", aliases=("q", "exit", "bye"))
+@command("quit", aliases=("q", "exit", "bye", "끝"))
 def quit_(_shell: Shell, _argument: str) -> None:
     """Leave; so does Ctrl-D."""
     raise Leave

@@ -5,7 +5,7 @@ from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
-@command("residual", ":residual [TEXT]", group="Look inside")
+@command("residual", ":residual [TEXT]", aliases=("잔차",), group="Look inside")
 def residual(shell: Shell, argument: str) -> None:
     """Show how the residual stream grows, layer by layer.
 

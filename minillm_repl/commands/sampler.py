@@ -6,7 +6,7 @@ from minillm_repl.repl.settings import VERBOSE_ROWS
 from minillm_repl.repl.shell import Shell
 
 
-@command("sampler", ":sampler [TEXT]", group="What it expects")
+@command("sampler", ":sampler [TEXT]", aliases=("샘플러",), group="What it expects")
 def sampler(shell: Shell, argument: str) -> None:
     """Show what each sampler makes of what could come next.
 

@@ -4,12 +4,13 @@ from pathlib import Path
 
 from minillm_repl.checkpoint.names import SUFFIX, is_shipped, there, user_path
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
 
 
-@command("save", ":save [FILE|FOLDER/] [adapter]", completion="file", words=("adapter",))
+@command("save", ":save [FILE|FOLDER/] [adapter]", aliases=("저장",), completion="file", words=("adapter",))
 def save(shell: Shell, argument: str) -> None:
     """Write the model to a file, or as a Hugging Face folder.
 
@@ -25,15 +26,15 @@ def save(shell: Shell, argument: str) -> None:
 
         file = _named(argument.removesuffix(" adapter").strip())
         save_adapter(model.checkpoint, file)
-        shell.screen.note(f"adapter saved to {safe_line(str(file))}")
+        shell.screen.note(_("adapter saved to {path}", path=safe_line(str(file))))
         return
     folder = argument.rstrip("'\"").endswith("/")
     path = (user_path(argument) if folder else _named(argument)) if argument else shell.session.path
     if path is None or (not argument and is_shipped(path)):
-        raise UserError(f":save needs a path, such as `:save my{SUFFIX}`")
+        raise UserError(_(":save needs a path, such as `:save my{suffix}`", suffix=SUFFIX))
     saved = save_checkpoint(model.checkpoint, path, folder=folder, interrupted=shell.interrupted)
     shell.session.saved(saved)
-    shell.screen.note(f"saved to {safe_line(str(path))}{'/' if folder else ''}")
+    shell.screen.note(_("saved to {path}", path=safe_line(str(path)) + ("/" if folder else "")))
 
 
 def _named(argument: str) -> Path:

@@ -1,13 +1,14 @@
 """`:scroll`."""
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 _WIDE = 2_000  # cells: as much of a view as there can be of a text that fits a context
 
 
-@command("scroll")
+@command("scroll", aliases=("스크롤",))
 def scroll(shell: Shell, _argument: str) -> None:
     """Look at all of the last view, however large it is.
 
@@ -15,7 +16,7 @@ def scroll(shell: Shell, _argument: str) -> None:
     Without a terminal it is printed as wide as it is.
     """
     if shell.last_view is None:
-        raise UserError("there is no view to scroll yet: `:attn 0.0` would be one")
+        raise UserError(_("there is no view to scroll yet: `:attn 0.0` would be one"))
     view = shell.last_view(_WIDE)
     if not shell.screen.animated:
         shell.screen.out.print(view, soft_wrap=True, width=_WIDE)

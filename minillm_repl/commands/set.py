@@ -11,7 +11,7 @@ from minillm_repl.repl.shell import Shell
 from minillm_repl.settings import find, show, specs, value_of
 
 
-@command("set", ":set [NAME [VALUE]]", completion="words", words=tuple(specs(Settings)))
+@command("set", ":set [NAME [VALUE]]", aliases=("설정",), completion="words", words=tuple(specs(Settings)))
 def set_(shell: Shell, argument: str) -> None:
     """Show all settings, or one, or change it.
 

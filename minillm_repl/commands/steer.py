@@ -1,8 +1,10 @@
 """`:steer`."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.repl.looking import Asked, looking_at, show, text_ids, with_options
 from minillm_repl.repl.opening import Change
 from minillm_repl.repl.registry import command
@@ -21,6 +23,7 @@ class Steering:
 @command(
     "steer",
     ":steer TEXT [vs TEXT] [strength=4] [layer=L]|off",
+    aliases=("방향",),
     words=("off", "strength=", "layer="),
     group="Change what it thinks",
 )
@@ -38,14 +41,14 @@ def steer(shell: Shell, argument: str) -> None:
     if argument in ("", "off"):
         changed = session.think_unchanged("steer") if argument else False
         states = [change.told for change in model.changes if change.command == "steer"]
-        idle = states[0] if states and not argument else "nothing is steered: `:steer TEXT vs TEXT` does"
-        shell.screen.note("no longer steered" if changed else idle)
+        idle = states[0] if states and not argument else _("nothing is steered: `:steer TEXT vs TEXT` does")
+        shell.screen.note(_("no longer steered") if changed else idle)
         return
     asked = Asked.of(argument)
     said, how = with_options(asked.whole, Steering())
-    to, _, away = (each.strip().strip('"') for each in said.partition(" vs "))
+    to, _vs, away = (each.strip().strip('"') for each in said.partition(" vs "))
     if not to or not (away or session.ids):
-        raise UserError("say where to and where from: `:steer TEXT vs TEXT`")
+        raise UserError(_("say where to and where from: `:steer TEXT vs TEXT`"))
     layer = model.checkpoint.config.layers // 2 if how.layer < 0 else how.layer
     model = model.changed(tuple(change for change in model.changes if change.command != "steer"))  # measured without it
     towards, fleeing = (looking_at(shell, model, text_ids(shell, model, each)) for each in (to, away))
@@ -56,11 +59,23 @@ def steer(shell: Shell, argument: str) -> None:
 
     along = direction(towards, fleeing, layer)
     tap = steering(along, layer, how.strength)
-    told = f"steered by {how.strength:g} at layer {layer}"
-    view = effect_view(probe, told, tap, steering(random_direction(along), layer, how.strength))
+    tell = partial(_steered, how.strength, layer)
+    view = effect_view(probe, tell(), tap, steering(random_direction(along), layer, how.strength))
     show(shell, view, effect_picture, asked.json, model)
     session.think_unchanged("steer")
-    session.change_thinking(Change("steer", told, tap))
+    session.change_thinking(Change("steer", tell, tap))
     length = stream_norm(probe, layer)
-    weak = f", so that strength={length / 5:.0f} would be a fifth of it" if abs(how.strength) < length / 20 else ""
-    shell.screen.note(f"the stream there is {length:.1f} long{weak} · `:steer off` ends it")
+    shell.screen.note(
+        _(
+            "the stream there is {length:.1f} long, so that strength={strength:.0f} would be a fifth of it"
+            " · `:steer off` ends it",
+            length=length,
+            strength=length / 5,
+        )
+        if abs(how.strength) < length / 20
+        else _("the stream there is {length:.1f} long · `:steer off` ends it", length=length)
+    )
+
+
+def _steered(strength: float, layer: int) -> str:
+    return _("steered by {strength:g} at layer {layer}", strength=strength, layer=layer)

@@ -1,12 +1,13 @@
 """`:step`."""
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _, _n
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import VERBOSE_ROWS
 from minillm_repl.repl.shell import Shell
 
 
-@command("step", ":step [TEXT]", verbatim=True, group="Talk")
+@command("step", ":step [TEXT]", aliases=("한걸음",), verbatim=True, group="Talk")
 def step(shell: Shell, argument: str) -> None:
     """Write one token at a time, choosing each yourself.
 
@@ -17,7 +18,7 @@ def step(shell: Shell, argument: str) -> None:
     again writes what the model would have written. Without TEXT it goes on from the text so far.
     """
     if not shell.screen.animated:
-        raise UserError(":step needs a terminal: `:verbose` shows the same tables without asking")
+        raise UserError(_(":step needs a terminal: `:verbose` shows the same tables without asking"))
     session, model = shell.session, shell.model()
     tokenizer = model.checkpoint.tokenizer
     if not argument.strip():
@@ -35,7 +36,7 @@ def step(shell: Shell, argument: str) -> None:
         model.decoder, tokenizer, session.ids, session.settings, session.seed, end=model.checkpoint.end, top=top
     )
     try:
-        with shell.screen.waiting("reading"):
+        with shell.screen.waiting(_("reading")):
             walk.look(shell.interrupted)  # a long text takes a while
         run_on = Stepper(walk, tokenizer, session.settings, shell.screen.out).run()
     finally:
@@ -46,5 +47,10 @@ def step(shell: Shell, argument: str) -> None:
         shell.respond(model)
         return
     shell.show_text(model)
-    count = len(walk.added)
-    shell.screen.note(f"{count} token{'' if count == 1 else 's'} by hand · `:continue` goes on from here")
+    shell.screen.note(
+        _n(
+            "{n} token by hand · `:continue` goes on from here",
+            "{n} tokens by hand · `:continue` goes on from here",
+            len(walk.added),
+        )
+    )

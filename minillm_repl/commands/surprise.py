@@ -5,7 +5,7 @@ from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
-@command("surprise", ":surprise [TEXT]", aliases=("surprisal", "perplexity"), group="What it expects")
+@command("surprise", ":surprise [TEXT]", aliases=("surprisal", "perplexity", "놀람"), group="What it expects")
 def surprise(shell: Shell, argument: str) -> None:
     """Show how unexpected each token was to the model.
 

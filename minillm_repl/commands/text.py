@@ -1,10 +1,11 @@
 """`:continue`, `:regen`, `:undo` and `:clear`: what one does with the text so far."""
 
+from minillm_repl.language import _
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
-@command("continue", ":continue [TEXT]", aliases=("c",), verbatim=True, group="Talk")
+@command("continue", ":continue [TEXT]", aliases=("c", "계속"), verbatim=True, group="Talk")
 def continue_(shell: Shell, argument: str) -> None:
     """Write on from where the text stopped, or from TEXT after it."""
     model = shell.model()
@@ -14,7 +15,7 @@ def continue_(shell: Shell, argument: str) -> None:
     shell.respond(model)
 
 
-@command("regen", aliases=("r", "retry"), group="Talk")
+@command("regen", aliases=("r", "retry", "다시"), group="Talk")
 def regen(shell: Shell, _argument: str) -> None:
     """Write another completion of the last prompt."""
     model = shell.model()
@@ -23,7 +24,7 @@ def regen(shell: Shell, _argument: str) -> None:
     shell.respond(model)
 
 
-@command("undo", aliases=("u",), group="Talk")
+@command("undo", aliases=("u", "되돌리기"), group="Talk")
 def undo(shell: Shell, _argument: str) -> None:
     """Take the last prompt and its completion back."""
     model = shell.model()
@@ -31,8 +32,8 @@ def undo(shell: Shell, _argument: str) -> None:
     shell.show_text(model)
 
 
-@command("clear", group="Talk")
+@command("clear", aliases=("지우기",), group="Talk")
 def clear(shell: Shell, _argument: str) -> None:
     """Forget the text so far, and start afresh."""
     shell.session.clear()
-    shell.screen.note("the text so far is forgotten")
+    shell.screen.note(_("the text so far is forgotten"))

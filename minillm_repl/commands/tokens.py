@@ -1,12 +1,13 @@
 """`:tokens`."""
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.repl.looking import Asked, show
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
-@command("tokens", ":tokens TEXT", verbatim=True, group="What it expects")
+@command("tokens", ":tokens TEXT", aliases=("토큰",), verbatim=True, group="What it expects")
 def tokens(shell: Shell, argument: str) -> None:
     """Show the tokens of a text, with ids and bytes.
 
@@ -16,7 +17,7 @@ def tokens(shell: Shell, argument: str) -> None:
     """
     asked = Asked.verbatim(argument)
     if not asked.text:
-        raise UserError(":tokens needs a text")
+        raise UserError(_(":tokens needs a text"))
     model = shell.model()
     from minillm_repl.insight.tokens import tokens_view
     from minillm_repl.render.texts import tokens_picture

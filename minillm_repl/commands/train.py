@@ -11,6 +11,7 @@ from platformdirs import user_state_path
 
 from minillm_repl.checkpoint.names import SUFFIX, there
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.render.console import MODEL
 from minillm_repl.repl.interrupt import patiently, told_to_end
 from minillm_repl.repl.registry import command
@@ -45,6 +46,7 @@ class Request:
 @command(
     "train",
     ":train [CORPUS] [...]",
+    aliases=("학습",),
     completion="file",
     words=("new", "resume", *(f"{name}=" for name in specs(TrainPlan))),
     group="Train",
@@ -112,7 +114,7 @@ def run(shell: Shell, request: Request, *, json: bool = False) -> None:
     """
     with told_to_end() as signalled:
         try:
-            with shell.screen.waiting("getting ready to train"):  # importing torch takes a second or two
+            with shell.screen.waiting(_("getting ready to train")):  # importing torch takes a second or two
                 joined = patiently(_joined, lambda: shell.interrupted() or bool(signalled()))
             with joined(shell.session.opening.device) as processes:
                 _run(shell, request, lambda: shell.interrupted() or bool(signalled()), processes, json)
@@ -154,9 +156,9 @@ def _run(shell: Shell, request: Request, interrupted: Callable[[], bool], proces
         if finished.steps:
             screen.side.print(summary(finished))
     if not finished.steps:
-        raise UserError("stopped before the first step: nothing was changed")
+        raise UserError(_("stopped before the first step: nothing was changed"))
     if finished.last_loss > finished.first_loss:
-        screen.warn("the loss went up; a smaller lr may help")
+        screen.warn(_("the loss went up; a smaller lr may help"))
     _keep(shell, trainee, finished)
 
 
@@ -171,12 +173,14 @@ def _begin(shell: Shell, request: Request, interrupted: Callable[[], bool], proc
     model = None if request.new or request.resume or session.nothing_to_open else shell.model()
     sizes = [size for size in NEW_MODEL if value_of(request.plan, size) != default_of(TrainPlan, size)]
     if model is not None and sizes:
-        raise UserError(f"{sizes[0]} is for a new model, and this one has its own; the word `new` makes a new one")
+        raise UserError(
+            _("{name} is for a new model, and this one has its own; the word `new` makes a new one", name=sizes[0])
+        )
     if model is None and request.plan.lora:
-        raise UserError("lora is for a model that is open already: it trains beside what is there")
+        raise UserError(_("lora is for a model that is open already: it trains beside what is there"))
     if model is None and not (request.resume and session.resumable):
         session.agree_to_discard("train")
-    with screen.waiting("getting ready to train") as update:
+    with screen.waiting(_("getting ready to train")) as update:
         from minillm_repl.checkpoint.native import check_replaceable
         from minillm_repl.training.run import Surroundings, TrainingRun, find_corpus
 
@@ -187,7 +191,7 @@ def _begin(shell: Shell, request: Request, interrupted: Callable[[], bool], proc
             session.opening.device,
             session.threads,
             processes,
-            lambda share: update(f"reading the text  {share:.0%}"),
+            lambda share: update(_("reading the text  {share:.0%}", share=share)),
             interrupted,
         )
         if request.resume:
@@ -213,7 +217,7 @@ def _to_resume(session: "Session") -> Path | None:
         return session.path
     if (session.resumable or not session.own) and there(resume_path(unsaved_path())):
         return None
-    raise UserError("there is no run to go on with: Ctrl-C during `:train` leaves one")
+    raise UserError(_("there is no run to go on with: Ctrl-C during `:train` leaves one"))
 
 
 def _watch(shell: Shell, trainee: "TrainingRun") -> "Watch | None":
@@ -222,7 +226,7 @@ def _watch(shell: Shell, trainee: "TrainingRun") -> "Watch | None":
         return None
     ids = trainee.tokenizer.encode(shell.session.watch)
     if not ids:
-        shell.screen.warn("nothing is watched: the model has never seen any character of that prompt")
+        shell.screen.warn(_("nothing is watched: the model has never seen any character of that prompt"))
         return None
     from minillm_repl.insight.watching import Watch
 
@@ -261,7 +265,7 @@ def _sample(shell: Shell, trainee: "TrainingRun", watch: "Watch | None") -> "Ren
         trainer = trainee.trainer
         parts.append(moment_line(watch.look(trainer.model, trainer.state.step), shell.session.watch))
     if verbose:
-        parts.append(Text(f"after {safe(decode(trainee.tokenizer, start))!r}"))
+        parts.append(Text(_("after {text!r}", text=safe(decode(trainee.tokenizer, start)))))
         parts.append(step_table(steps[0], samplers_text(sampling), shell.screen.side.width))
     if not parts:
         return text
@@ -280,11 +284,11 @@ def _keep(shell: Shell, trainee: "TrainingRun", finished: "Finished") -> None:
     session.adopt(session.opening.ready(checkpoint), unsaved=True)
     if finished.reason == "interrupt":
         session.resumable = True
-        shell.screen.note("`:train resume` goes on from here")
+        shell.screen.note(_("`:train resume` goes on from here"))
     if session.path is None or not session.own:
-        shell.screen.warn("not saved yet: `:save PATH` keeps the trained weights")
+        shell.screen.warn(_("not saved yet: `:save PATH` keeps the trained weights"))
     else:
         session.saved(save(checkpoint, session.path))
-        shell.screen.note(f"saved to {safe_line(str(session.path))}")
+        shell.screen.note(_("saved to {path}", path=safe_line(str(session.path))))
     if finished.reason != "interrupt":
         resume_path(path).unlink(missing_ok=True)  # not before the weights are saved: until then it is what there is

@@ -3,13 +3,14 @@
 import re
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.repl.looking import Asked, show
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
 
 
-@command("watch", ":watch [PROMPT|off|step=N]", words=("off", "step="), group="Train")
+@command("watch", ":watch [PROMPT|off|step=N]", aliases=("지켜보기",), words=("off", "step="), group="Train")
 def watch(shell: Shell, argument: str) -> None:
     """Watch a prompt while the model learns what comes after it.
 
@@ -23,21 +24,20 @@ def watch(shell: Shell, argument: str) -> None:
     moment = re.fullmatch(r"step=(\d{1,9})", asked.words)
     if text == "off":
         session.watch, session.watched = "", None
-        shell.screen.note("no prompt is watched")
+        shell.screen.note(_("no prompt is watched"))
     elif re.match(r"step\b", asked.words) and not moment:
-        raise UserError("`:watch step=20` shows the moment nearest to step 20; a prompt that begins so needs quotes")
+        raise UserError(_("`:watch step=20` shows the moment nearest to step 20; a prompt that begins so needs quotes"))
     elif text and not moment:
         session.watch = text
         if session.model:
             shell.encode(session.model, text)  # says what it has never seen
-        shell.screen.note(f"{safe_line(text)} will be watched: `:train`, then `:watch`")
+        shell.screen.note(_("{text} will be watched: `:train`, then `:watch`", text=safe_line(text)))
     elif session.watched is None:
-        state = (
-            f"{safe_line(session.watch)} will be watched: `:train`"
+        raise UserError(
+            _("nothing has been watched yet: {text} will be watched: `:train`", text=safe_line(session.watch))
             if session.watch
-            else "`:watch PROMPT`, then `:train`"
+            else _("nothing has been watched yet: `:watch PROMPT`, then `:train`")
         )
-        raise UserError(f"nothing has been watched yet: {state}")
     elif moment:
         from minillm_repl.render.watching import moment_picture
 

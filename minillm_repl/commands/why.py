@@ -5,7 +5,7 @@ from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
-@command("why", ':why [TOKEN] [vs TOKEN] ["TEXT"]', group="Look inside")
+@command("why", ':why [TOKEN] [vs TOKEN] ["TEXT"]', aliases=("이유",), group="Look inside")
 def why(shell: Shell, argument: str) -> None:
     """Show which parts of the model speak for the next token.
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
 from minillm_repl.checkpoint.conversation import Message, encode
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Tokenizer
 
 
@@ -24,7 +25,13 @@ def fit(
         if len(kept) <= first + 1:
             if len(ids) <= room:
                 break
-            raise UserError(f"this is too long: {len(ids)} tokens, and the model has room for {room} before its answer")
+            raise UserError(
+                _(
+                    "this is too long: {count} tokens, and the model has room for {room} before its answer",
+                    count=len(ids),
+                    room=room,
+                )
+            )
         del kept[first : first + 2]
         ids = encode(template, tokenizer, kept, special)
     return ids, kept

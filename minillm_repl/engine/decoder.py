@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 
 _MOVES_BY_ONE = 64  # tokens: up to here, reading the window again takes no time to speak of
@@ -18,9 +19,15 @@ _PIECE = 128  # tokens read between two looks at whether the user wants to stop
 class Decoder(Protocol):
     """A model with its cache. Logits are float32 arrays (vocabulary,), valid until the next call."""
 
-    name: str  # what runs: "numba on cpu, 2 threads", "torch on cuda"
-    why: str  # why this one runs the model, for who asks
     context: int  # how many tokens it can see at once
+
+    @property
+    def name(self) -> str:
+        """What runs: "numba on cpu, 2 threads", "torch on cuda"."""
+
+    @property
+    def why(self) -> str:
+        """Why this one runs the model, for who asks."""
 
     @property
     def ids(self) -> list[int]:
@@ -60,10 +67,16 @@ def _decoder(checkpoint: Checkpoint, device: str, threads: int, quant: str) -> D
         try:
             return _compiled(checkpoint, threads, quant)
         except (ImportError, OSError, RuntimeError) as error:  # no numba here, or no room for what it makes
-            why = f"numba does not work here: {safe_line(str(error)):.100}"
+            why = _("numba does not work here: {error:.100}", error=safe_line(str(error)))
         device = "cpu"
     if quant != "off":
-        raise UserError(f"--quant {quant} needs the compiled decoder, and torch runs it ({why}): use --quant off")
+        raise UserError(
+            _(
+                "--quant {quant} needs the compiled decoder, and torch runs it ({why}): use --quant off",
+                quant=quant,
+                why=why,
+            )
+        )
     from minillm_repl.engine.torch_decoder import TorchDecoder
     from minillm_repl.model.build import build
     from minillm_repl.model.device import pick_device

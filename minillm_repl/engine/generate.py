@@ -11,6 +11,7 @@ from minillm_repl.engine.events import Candidate, Finished, Reason, Step
 from minillm_repl.engine.options import Sampling
 from minillm_repl.engine.sampling import Probabilities, Scores, draw, entropy, likeliest, log_softmax, process, rank
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Tokenizer
 
 
@@ -71,7 +72,9 @@ def generate(
 def finite(logits: Scores, tokens: int) -> Scores:
     """Return the logits after so many tokens. Raises UserError if they are not numbers."""
     if not np.isfinite(logits).all():
-        raise UserError(f"the model's logits at token {tokens} are not finite numbers: its weights are damaged")
+        raise UserError(
+            _("the model's logits at token {tokens} are not finite numbers: its weights are damaged", tokens=tokens)
+        )
     return logits
 
 

@@ -34,6 +34,7 @@ from minillm_repl.engine.views import (
     Tempered,
 )
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.settings import show, specs, value_of
 from minillm_repl.tokenizer.base import Token, Tokenizer
 
@@ -44,7 +45,7 @@ def next_logits(decoder: Decoder, ids: Sequence[int], interrupted: Callable[[], 
     """Return the logits after a text of one token or more. Raises UserError if stopped, or if they are not numbers."""
     logits = read(decoder, ids, interrupted)
     if logits is None:
-        raise UserError("stopped")
+        raise UserError(_("stopped"))
     return finite(logits, len(ids))
 
 

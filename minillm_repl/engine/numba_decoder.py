@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.engine.compiled.compiling import compiled, entry
+from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig, GPTConfig
 
 Floats = NDArray[np.float32]
@@ -53,8 +54,6 @@ class NumbaDecoder:
         self._heads = config.heads
         self.ids: list[int] = []
         self.context = config.context
-        self.name = "numba on cpu"
-        self.why = "compiled for small models of the study note's kind, on one core"
         self.prefill([0])  # compile, or fetch the compiled code, now and not at the first word
         self.rewind(0)
 
@@ -63,6 +62,16 @@ class NumbaDecoder:
         """Tell whether a model of this config can be run here: the study note's kind of GPT, of any size."""
         sizes = config.vocab, config.context, config.width, config.layers, config.heads
         return isinstance(config, GPTConfig) and config == GPTConfig(*sizes)
+
+    @property
+    def name(self) -> str:
+        """What runs."""
+        return _("numba on cpu")
+
+    @property
+    def why(self) -> str:
+        """What it is good for."""
+        return _("compiled for small models of the study note's kind, on one core")
 
     @property
     def cache_bytes(self) -> int:

@@ -15,7 +15,7 @@ class Sampling:
         "0 always takes the likeliest token, higher is wilder",
         details="The logits are divided by it before the softmax: 1 is the model's own distribution.",
         metavar="X",
-        aliases=("temperature",),
+        aliases=("temperature", "온도"),
     )
     top_k: int = setting(
         0,

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from minillm_repl.language import N_, _
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.model.cache import KVCache
 from minillm_repl.model.taps import Tap, untapped
@@ -14,15 +15,24 @@ from minillm_repl.model.taps import Tap, untapped
 class TorchDecoder:
     """Runs a model on the device it is on, as the numbers it is made of; a tap may change what it thinks."""
 
-    def __init__(self, model: LanguageModel, tap: Tap = untapped, why: str = "what it thinks is changed") -> None:
+    def __init__(self, model: LanguageModel, tap: Tap = untapped, why: str = N_("what it thinks is changed")) -> None:
         first = next(model.parameters())
         self._device = first.device
         self.model, self._tap = model, tap
         self._cache = KVCache(model.config, self._device, first.dtype)
         self.ids: list[int] = []
         self.context = model.config.context
-        self.name = f"torch on {self._device.type}"
-        self.why = why
+        self._why = why
+
+    @property
+    def name(self) -> str:
+        """What runs, and where."""
+        return _("torch on {device}", device=self._device.type)
+
+    @property
+    def why(self) -> str:
+        """Why torch runs the model."""
+        return _(self._why)
 
     @property
     def cache_bytes(self) -> int:

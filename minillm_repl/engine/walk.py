@@ -9,6 +9,7 @@ from minillm_repl.engine.generate import generate, never
 from minillm_repl.engine.options import Sampling
 from minillm_repl.engine.sampling import numbers
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Tokenizer
 
 
@@ -49,7 +50,7 @@ class Walk:
         )  # fmt: skip
         step = next(events)
         if not isinstance(step, Step):
-            raise UserError("stopped")
+            raise UserError(_("stopped"))
         return replace(step, index=place)
 
     def take(self, *tokens: int) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 from minillm_repl.errors import UserError
 from minillm_repl.insight.subject import Subject, check_layer, checked
 from minillm_repl.insight.views.changes import HeadEffect, ScanView
+from minillm_repl.language import _
 from minillm_repl.model.taps import Tap, in_turn
 
 _AT_ONCE = 2**24  # logits that are made at once: 64 MiB
@@ -43,7 +44,7 @@ def scan_view(subject: Subject, how: str = "zero", told: Callable[[float], None]
     `how` is as in `silencing`; `told` hears how much is done, 0 to 1. Raises UserError for a text of one token.
     """
     if len(subject.ids) < 2:
-        raise UserError("a text of one token has no loss: give a longer one in quotes")
+        raise UserError(_("a text of one token has no loss: give a longer one in quotes"))
     logits, found = subject.record("attention.z")
     loss = _losses(subject, logits[None])[0]
     effects = []

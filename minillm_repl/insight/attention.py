@@ -5,6 +5,7 @@ from torch import Tensor
 
 from minillm_repl.insight.subject import Subject, check_layer, rows
 from minillm_repl.insight.views.thinking import FocusView, HeadFocus, HeadView, LayerView
+from minillm_repl.language import N_
 from minillm_repl.model.attention import attention_weights
 
 _LOOKS = 5  # positions that are listed for the last token
@@ -62,11 +63,11 @@ def patterns(weight: Tensor, ids: tuple[int, ...]) -> tuple[tuple[str, float], .
     earlier = torch.ones(time, time, dtype=torch.bool).tril(-1)
     same = (token[:, None] == token[None, :]) & earlier
     places = {
-        "itself": torch.eye(time, dtype=torch.bool),
-        "previous token": torch.ones(time, time, dtype=torch.bool).tril(-1).triu(-1),
-        "first token": earlier & (torch.arange(time) == 0),
-        "same token": same,
-        "induction": torch.nn.functional.pad(same, (1, 0))[:, :-1] & earlier,
+        N_("itself"): torch.eye(time, dtype=torch.bool),
+        N_("previous token"): torch.ones(time, time, dtype=torch.bool).tril(-1).triu(-1),
+        N_("first token"): earlier & (torch.arange(time) == 0),
+        N_("same token"): same,
+        N_("induction"): torch.nn.functional.pad(same, (1, 0))[:, :-1] & earlier,
     }
     scores = []
     for name, place in places.items():

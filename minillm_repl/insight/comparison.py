@@ -7,6 +7,7 @@ from minillm_repl.insight.subject import Subject, likeliest
 from minillm_repl.insight.surprise import bits_per_byte, surprisals
 from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.texts import CompareView, Difference
+from minillm_repl.language import N_
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.lookup import same_vocabulary
 
@@ -40,11 +41,11 @@ def compare_view(ours: Subject, theirs: Subject, names: tuple[str, str]) -> Comp
 def _apart(ours: Subject, theirs: Subject, as_many: bool) -> str:
     """Return why the two distributions cannot be compared token by token; nothing if they can."""
     if _text(ours) != _text(theirs):
-        return "they do not read the same text: one lacks characters of it, or sees less of it"
+        return N_("they do not read the same text: one lacks characters of it, or sees less of it")
     if not as_many or not same_vocabulary(ours.tokenizer, theirs.tokenizer):
-        return "the two have different vocabularies"
+        return N_("the two have different vocabularies")
     if ours.ids != theirs.ids:
-        return "the two cut the text into different tokens"
+        return N_("the two cut the text into different tokens")
     return ""
 
 

@@ -5,6 +5,7 @@ import torch
 from minillm_repl.errors import UserError
 from minillm_repl.insight.subject import Subject, check_layer
 from minillm_repl.insight.views.thinking import Neuron, NeuronsView
+from minillm_repl.language import _
 
 _MOST = 12
 
@@ -17,7 +18,7 @@ def neurons_view(subject: Subject, layer: int, neuron: int | None = None) -> Neu
     hidden = subject.record(name, last=True)[1][name].float()  # (time, hidden)
     size = hidden.shape[-1]
     if neuron is not None and not neuron < size:
-        raise UserError(f"there is no neuron {neuron}: they count from 0 to {size - 1}")
+        raise UserError(_("there is no neuron {neuron}: they count from 0 to {last}", neuron=neuron, last=size - 1))
     strength = hidden.abs().amax(0)  # (hidden,)
     order = strength.argsort(descending=True, stable=True)[:_MOST].tolist() if neuron is None else [neuron]
     neurons = (Neuron(index, tuple(hidden[:, index].tolist())) for index in order)

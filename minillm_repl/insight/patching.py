@@ -9,6 +9,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.insight.lens import place_name
 from minillm_repl.insight.subject import Subject, checked, likeliest
 from minillm_repl.insight.views.changes import PatchView
+from minillm_repl.language import _
 from minillm_repl.model.taps import in_turn
 from minillm_repl.tokenizer.base import Token
 
@@ -30,15 +31,19 @@ def patch_view(
     """
     if len(a.ids) != len(b.ids):
         raise UserError(
-            f"the prompts must have as many tokens as each other, and these have {len(a.ids)} and {len(b.ids)}:"
-            " `:tokens TEXT` shows them"
+            _(
+                "the prompts must have as many tokens as each other, and these have {a} and {b}: `:tokens TEXT`"
+                " shows them",
+                a=len(a.ids),
+                b=len(b.ids),
+            )
         )
     logits_a, found = a.record(*_NAMES[what], last=True)
     logits_b = b.logits(last=True)
     answers = _answers(logits_a[0], logits_b[0])
     clean, corrupt = _apart(logits_a, answers)[0], _apart(logits_b, answers)[0]
     if clean == corrupt:
-        raise UserError("the model says the same after both prompts: there is nothing to carry over")
+        raise UserError(_("the model says the same after both prompts: there is nothing to carry over"))
     effects = []
     for name, activation in found.items():
         patched = _apart(patched_logits(b, name, activation), answers)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from minillm_repl.errors import UserError
 from minillm_repl.insight.subject import Subject, check_layer
+from minillm_repl.language import _
 from minillm_repl.model.taps import Tap
 
 
@@ -17,7 +18,7 @@ def direction(to: Subject, away: Subject, layer: int) -> Tensor:
     check_layer(to.config, layer)
     difference = _mean(to, layer) - _mean(away, layer)
     if not difference.any():
-        raise UserError("the two texts are the same to the model: there is no direction from one to the other")
+        raise UserError(_("the two texts are the same to the model: there is no direction from one to the other"))
     return torch.nn.functional.normalize(difference, dim=0)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.model.taps import Tap, in_turn, recording, untapped
@@ -69,7 +70,7 @@ class Subject:
 def checked(logits: Tensor) -> Tensor:
     """Return logits that are numbers. Raises UserError if they are not."""
     if not logits.isfinite().all():
-        raise UserError("the model's logits are not finite numbers: its weights are damaged")
+        raise UserError(_("the model's logits are not finite numbers: its weights are damaged"))
     return logits
 
 
@@ -101,14 +102,22 @@ def rows(matrix: Tensor) -> tuple[tuple[float, ...], ...]:
 def check_layer(config: AnyConfig, layer: int, head: int | None = None) -> None:
     """Raise UserError if the model has no such layer, or the layer no such head."""
     if not 0 <= layer < config.layers:
-        raise UserError(f"there is no layer {layer}: they count from 0 to {config.layers - 1}")
+        raise UserError(
+            _("there is no layer {layer}: they count from 0 to {last}", layer=layer, last=config.layers - 1)
+        )
     if head is not None and not 0 <= head < config.heads:
-        raise UserError(f"there is no head {head}: they count from 0 to {config.heads - 1}")
+        raise UserError(_("there is no head {head}: they count from 0 to {last}", head=head, last=config.heads - 1))
 
 
 def check_position(ids: Sequence[object], position: int) -> int:
     """Return a position counted from 0; a negative one counts from the end. Raises UserError."""
     place = position + len(ids) if position < 0 else position
     if not 0 <= place < len(ids):
-        raise UserError(f"there is no position {position}: they count from 0 to {len(ids) - 1}, or -1 from the end")
+        raise UserError(
+            _(
+                "there is no position {position}: they count from 0 to {last}, or -1 from the end",
+                position=position,
+                last=len(ids) - 1,
+            )
+        )
     return place

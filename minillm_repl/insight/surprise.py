@@ -9,6 +9,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.insight.subject import Subject, likeliest, rank
 from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.texts import SurpriseView, Surprising
+from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Token
 
 _TOP, _MOST = 3, 8  # alternatives to a token, tokens
@@ -21,7 +22,7 @@ def surprise_view(subject: Subject, first: int = 1) -> SurpriseView:
     Raises UserError for a text of one token.
     """
     if len(subject.ids) < 2:
-        raise UserError("a text of one token has no surprise: nothing comes before it; give a longer one")
+        raise UserError(_("a text of one token has no surprise: nothing comes before it; give a longer one"))
     logits = subject.logits()
     nats = surprisals(subject, logits)
     first = min(max(first, 1), len(subject.ids) - 1)

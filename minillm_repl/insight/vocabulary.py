@@ -7,6 +7,7 @@ from torch import Tensor
 
 from minillm_repl.errors import UserError
 from minillm_repl.insight.views.texts import MapView, NearView, Neighbour, Point
+from minillm_repl.language import _
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.tokenizer.base import Token, Tokenizer
 
@@ -38,7 +39,7 @@ def map_view(model: LanguageModel, tokenizer: Tokenizer, text: Sequence[int] = (
     variances, axes = torch.linalg.eigh((centred.T @ centred).double())  # ascending: (width,), (width, width)
     total = float(variances.sum())
     if not total > 0:
-        raise UserError("all vectors of this embedding are the same: there is nothing to map")
+        raise UserError(_("all vectors of this embedding are the same: there is nothing to map"))
     axes = axes[:, [-1, -2]]
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # or a re-run could mirror the map
     size = min(tokenizer.size, len(vectors))
@@ -52,7 +53,7 @@ def map_view(model: LanguageModel, tokenizer: Tokenizer, text: Sequence[int] = (
 
 def _table(weight: Tensor) -> Tensor:
     if not weight.isfinite().all():
-        raise UserError("the vectors of this vocabulary are not all finite numbers: its weights are damaged")
+        raise UserError(_("the vectors of this vocabulary are not all finite numbers: its weights are damaged"))
     return weight.float()
 
 
@@ -62,7 +63,7 @@ def _nearest(
     unit = torch.nn.functional.normalize(_table(weight)[: tokenizer.size], dim=-1)  # (vocab, width)
     aim = sum((sign * unit[token] for sign, token in terms), torch.zeros_like(unit[0]))
     if not aim.norm() > 1e-6:
-        raise UserError("these terms cancel each other out: there is no direction left")
+        raise UserError(_("these terms cancel each other out: there is no direction left"))
     cosines = unit @ torch.nn.functional.normalize(aim, dim=0)  # (vocab,)
     asked = {token for _, token in terms}
     order = cosines.argsort(descending=True, stable=True)[: count + len(asked)].tolist()

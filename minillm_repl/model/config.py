@@ -6,6 +6,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 
 ACTIVATIONS = ("gelu", "gelu-tanh", "silu", "relu")
@@ -30,18 +31,20 @@ def _check(owner: object) -> None:
         name, value = entry.name, getattr(owner, entry.name)
         choices = {"activation": ACTIVATIONS, "scaling": SCALINGS}.get(name)
         if entry.type is bool:
-            right, wanted = type(value) is bool, "true or false"
+            right, wanted = type(value) is bool, _("true or false")
         elif choices:
-            right, wanted = value in choices, f"one of {', '.join(choices)}"
+            right, wanted = value in choices, _("one of {words}", words=", ".join(choices))
         elif entry.type is int:
             low, high = 0 if name in _MAY_BE_ZERO else 1, _LARGEST.get(name, _LARGEST_OTHER)
-            right, wanted = type(value) is int and low <= value <= high, f"from {low} to {high:,}"
+            right, wanted = type(value) is int and low <= value <= high, _("from {low} to {high:,}", low=low, high=high)
         elif entry.type is float:
-            right, wanted = type(value) in (int, float) and 0 < value < 1e12, "a number above 0"
+            right, wanted = type(value) in (int, float) and 0 < value < 1e12, _("a number above 0")
         else:
             continue
         if not right:
-            raise UserError(f"{name} must be {wanted}, not {safe_line(repr(value)):.40}")
+            raise UserError(
+                _("{name} must be {wanted}, not {value:.40}", name=name, wanted=wanted, value=safe_line(repr(value)))
+            )
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,14 @@ class Rope:
     def __post_init__(self) -> None:
         _check(self)
         if self.share > 1 or self.high <= self.low:
-            raise UserError(f"rotary positions with share {self.share:g}, low {self.low:g} and high {self.high:g}")
+            raise UserError(
+                _(
+                    "rotary positions with share {share:g}, low {low:g} and high {high:g}",
+                    share=self.share,
+                    low=self.low,
+                    high=self.high,
+                )
+            )
 
 
 @dataclass(frozen=True)
@@ -86,18 +96,28 @@ class ModelConfig:
         known = {entry.name: entry for entry in fields(cls)}
         sizes = {entry.name for entry in fields(ModelConfig)}
         if not isinstance(data, dict) or data.get("arch") != cls.arch or not {"arch", *sizes} <= set(data):
-            raise UserError(f"it must be arch = {cls.arch} with {', '.join(sorted(sizes))}, not {_shown(data)}")
+            raise UserError(
+                _(
+                    "it must be arch = {arch} with {sizes}, not {value}",
+                    arch=cls.arch,
+                    sizes=", ".join(sorted(sizes)),
+                    value=_shown(data),
+                )
+            )
         given = {name: value for name, value in data.items() if name != "arch"}
         extra = sorted(set(given) - set(known))
         missing = [name for name, entry in known.items() if entry.default is MISSING and name not in given]
         if extra or missing:
-            what = f"which is unknown: {safe_line(extra[0]):.40}" if extra else f"without {missing[0]}"
-            raise UserError(f"arch = {cls.arch} {what}")
+            raise UserError(
+                _("arch = {arch} which is unknown: {name:.40}", arch=cls.arch, name=safe_line(extra[0]))
+                if extra
+                else _("arch = {arch} without {name}", arch=cls.arch, name=missing[0])
+            )
         if isinstance(given.get("rope"), dict):
             try:
                 given["rope"] = Rope(**given["rope"])
             except TypeError:
-                raise UserError(f"unknown rotary positions: {_shown(given['rope'])}") from None
+                raise UserError(_("unknown rotary positions: {value}", value=_shown(given["rope"]))) from None
         if isinstance(given.get("windows"), list):
             given["windows"] = tuple(given["windows"])
         return cls(**given)
@@ -140,15 +160,23 @@ class GPTConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.rope, Rope | None):
-            raise UserError(f"unknown rotary positions: {_shown(self.rope)}")
+            raise UserError(_("unknown rotary positions: {value}", value=_shown(self.rope)))
         if self.width % self.heads:
-            raise UserError(f"width {self.width} cannot be shared out evenly among {self.heads} heads")
+            raise UserError(
+                _("width {width} cannot be shared out evenly among {heads} heads", width=self.width, heads=self.heads)
+            )
         if self.rope is not None and (
             int(self.head_size * self.rope.share) % 2 or self.head_size * self.rope.share < 2
         ):
-            raise UserError(f"rotary positions cannot turn {self.rope.share:g} of {self.head_size} numbers in pairs")
+            raise UserError(
+                _(
+                    "rotary positions cannot turn {share:g} of {head_size} numbers in pairs",
+                    share=self.rope.share,
+                    head_size=self.head_size,
+                )
+            )
         if self.tied and self.head_bias:
-            raise UserError("a head that is the token embedding has no bias")
+            raise UserError(_("a head that is the token embedding has no bias"))
 
     @property
     def head_size(self) -> int:
@@ -209,15 +237,23 @@ class LlamaConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.rope, Rope):
-            raise UserError(f"unknown rotary positions: {_shown(self.rope)}")
+            raise UserError(_("unknown rotary positions: {value}", value=_shown(self.rope)))
         if self.hidden < 1 or self.heads % self.kv_heads or self.head_size % 2 or self.rope.share != 1:
             raise UserError(
-                f"{self.heads} heads of {self.head_size} numbers with {self.kv_heads} keys and values,"
-                f" and {self.hidden} numbers in the feed-forward, do not go together"
+                _(
+                    "{heads} heads of {head_size} numbers with {kv_heads} keys and values, and {hidden} numbers in"
+                    " the feed-forward, do not go together",
+                    heads=self.heads,
+                    head_size=self.head_size,
+                    kv_heads=self.kv_heads,
+                    hidden=self.hidden,
+                )
             )
         right = isinstance(self.windows, tuple) and all(type(window) is int and window >= 0 for window in self.windows)
         if not right or len(self.windows) not in (0, self.layers):
-            raise UserError(f"windows must be {self.layers} whole numbers, not {_shown(self.windows)}")
+            raise UserError(
+                _("windows must be {layers} whole numbers, not {value}", layers=self.layers, value=_shown(self.windows))
+            )
 
     @property
     def query_rows(self) -> int:

@@ -3,6 +3,7 @@
 import torch
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 
 
 def pick_device(name: str) -> torch.device:
@@ -11,5 +12,5 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = next(device for device, available in there.items() if available)
     if not there[name]:
-        raise UserError(f"this torch finds no {name} device here; try --device cpu")
+        raise UserError(_("this torch finds no {name} device here; try --device cpu", name=name))
     return torch.device(name)

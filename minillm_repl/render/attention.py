@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from minillm_repl.insight.views.thinking import FocusView, HeadFocus, HeadView, LayerView
+from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.picture import LONGEST_LABEL, fitted, label_width, level, shade, title, token_style
 from minillm_repl.render.tables import plain_table
@@ -37,13 +38,17 @@ def head_picture(view: HeadView, width: int) -> RenderableType:
         lines.append(fitted(token.label, labels) + " ", token_style(token))
         lines.append("".join(shade(row[column]) * _CELL for column in shown[: place - first + 1]), MODEL)
         lines.append(f"{'·':>{_CELL}}" * (len(view.tokens) - place - 1) + "\n", FIGURES)
-    hidden = f"the last {len(shown)} of {len(view.tokens)} tokens; :scroll shows all\n" if first else ""
+    notes = [_("rows ask, columns answer · each row adds up to 100 % · ░ 20 %  ▒ 40 %  ▓ 60 %  █ 80 % and more")]
+    if first:
+        notes.insert(0, _("the last {n} of {all} tokens; :scroll shows all", n=len(shown), all=len(view.tokens)))
     return Group(
-        title(f"layer {view.layer} head {view.head}", _patterns(view.patterns[: 3 if width < 100 else 5])),
+        title(
+            _("layer {layer} head {head}", layer=view.layer, head=view.head),
+            _patterns(view.patterns[: 3 if width < 100 else 5]),
+        ),
         lines,
-        Text(f"{hidden}rows ask, columns answer · each row adds up to 100 % · ░ 20 %  ▒ 40 %  ▓ 60 %  █ 80 % and more",
-             FIGURES),
-    )  # fmt: skip
+        Text("\n".join(notes), FIGURES),
+    )
 
 
 def head_pins(view: HeadView) -> tuple[int, int]:
@@ -62,12 +67,14 @@ def layer_picture(view: LayerView, width: int) -> RenderableType:
     for start in range(0, len(maps), across):
         grid.add_row(*maps[start : start + across])
     layer = view.heads[0].layer
-    of = f"the last {size} of {len(view.tokens)} tokens · " if size < len(view.tokens) else ""
+    facts = [_("{n} heads", n=len(view.heads)), _("rows ask, columns answer")]
+    if size < len(view.tokens):
+        facts.insert(1, _("the last {n} of {all} tokens", n=size, all=len(view.tokens)))
     return Group(
-        title(f"layer {layer}", f"{len(view.heads)} heads · {of}rows ask, columns answer"),
+        title(_("layer {layer}", layer=layer), " · ".join(facts)),
         Text(),
         grid,
-        Text(f":attn {layer}.0 shows one of them with its tokens", FIGURES),
+        Text(_(":attn {layer}.0 shows one of them with its tokens", layer=layer), FIGURES),
     )
 
 
@@ -79,7 +86,7 @@ def focus_picture(view: FocusView, width: int) -> RenderableType:
     looks = [_looks(view, head.looked) for head in heads]
     cells = [max((each.cell_len for each in rank if each), default=0) + 2 for rank in zip_longest(*looks)]
     columns = max(1, sum(total <= room for total in accumulate(cells)))
-    table = plain_table("head", "looked at", "pattern")
+    table = plain_table(_("head"), _("looked at"), _("pattern"))
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for head, looked in zip(heads, looks, strict=True):
         for look, size in zip(looked, cells, strict=False):
@@ -87,16 +94,26 @@ def focus_picture(view: FocusView, width: int) -> RenderableType:
         name = Text(f"{head.layer}.{head.head}", TITLE)
         table.add_row(name, Text.assemble(*looked[:columns]), Text(_patterns(head.patterns[:patterns]), FIGURES))
     last = view.tokens[-1]
-    hidden = f"the {len(heads)} of {len(view.heads)} heads that look back the hardest, but not at the first token; " \
-             ":scroll shows all · " if len(heads) < len(view.heads) else ""  # fmt: skip
+    notes = [
+        _("looked at: token @ position, weight"),
+        _("pattern: where the head looks over the whole text, and how much of its attention goes there"),
+    ]
+    if len(heads) < len(view.heads):
+        notes.insert(
+            0,
+            _(
+                "the {n} of {all} heads that look back the hardest, but not at the first token; :scroll shows all",
+                n=len(heads),
+                all=len(view.heads),
+            ),
+        )
     return Group(
-        title("attention of the last token", f"{last.label}, position {len(view.tokens) - 1}"),
-        table,
-        Text(
-            f"{hidden}looked at: token @ position, weight · pattern: where the head looks over the whole text, and how"
-            " much of its attention goes there",
-            FIGURES,
+        title(
+            _("attention of the last token"),
+            _("{token}, position {position}", token=last.label, position=len(view.tokens) - 1),
         ),
+        table,
+        Text(" · ".join(notes), FIGURES),
     )
 
 
@@ -125,10 +142,8 @@ def _looks(view: FocusView, looked: Iterable[tuple[int, float]]) -> list[Text]:
 def _small(head: HeadView, size: int, cells: int) -> Text:
     """Return one head's last tokens as a map, with what it does most below its name."""
     first = len(head.tokens) - size
-    best = head.patterns[0] if head.patterns else ("", 0.0)
-    picture = Text.assemble(
-        (fitted(f"{head.layer}.{head.head}  {best[0]} {best[1]:.0%}", cells).rstrip() + "\n", TITLE)
-    )
+    name = f"{head.layer}.{head.head}  {_patterns(head.patterns[:1])}"
+    picture = Text.assemble((fitted(name, cells).rstrip() + "\n", TITLE))
     for place in range(first, len(head.tokens)):
         picture.append("".join(shade(weight) * _CELL for weight in head.weights[place][first : place + 1]), MODEL)
         picture.append("·".rjust(_CELL) * (len(head.tokens) - place - 1) + "\n", FIGURES)
@@ -137,7 +152,7 @@ def _small(head: HeadView, size: int, cells: int) -> Text:
 
 
 def _patterns(patterns: Iterable[tuple[str, float]]) -> str:
-    return " · ".join(f"{name} {score:.0%}" for name, score in patterns)
+    return " · ".join(f"{_(name)} {score:.0%}" for name, score in patterns)
 
 
 def _column_labels(labels: Sequence[str]) -> list[str]:

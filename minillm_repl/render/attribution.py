@@ -5,10 +5,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from minillm_repl.insight.views.thinking import Part, ResidualView, WhyView
+from minillm_repl.language import _
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.generation import percent
-from minillm_repl.render.picture import signed_bar, title
+from minillm_repl.render.picture import fitted, logit, part_name, signed_bar, title
 from minillm_repl.render.tables import plain_table
 
 _SHOWN = 14  # parts that have a row of their own; the others share one
@@ -17,23 +18,29 @@ _SHOWN = 14  # parts that have a row of their own; the others share one
 def why_picture(view: WhyView, width: int) -> RenderableType:
     """Return the strongest parts as bars, strongest first, and the sum of the others: together they are the logit."""
     shown, others = _strongest(view.parts)
-    names = max(cell_len(part.name) for part in shown)
+    called = [part_name(part.name) for part in shown]
+    together = _("together")
+    names = max(map(cell_len, (*called, together)))
     most = max(abs(part.value) for part in shown)
     bars = min(60, max(16, width - names - 14))
     lines = Text()
-    for part in shown:
-        lines.append(f"{part.name:{names}}  ").append_text(signed_bar(part.value, most, bars))
+    for part, name in zip(shown, called, strict=True):
+        lines.append(f"{fitted(name, names)}  ").append_text(signed_bar(part.value, most, bars))
         lines.append(f" {part.value:+9.3f}\n")
-    together = sum(part.value for part in view.parts)
-    lines.append(f"{'together':{names}}  {'':{bars + 1}} {together:+9.3f}", TITLE)
-    against = f" and not {view.versus.label}" if view.versus else ""
-    chance = f"p {percent(view.prob)} · rank {view.rank:,}"
-    what = "logits apart" if view.versus else "logit"
+    total = sum(part.value for part in view.parts)
+    lines.append(f"{fitted(together, names)}  {'':{bars + 1}} {total:+9.3f}", TITLE)
+    chance = _("p {chance} · rank {rank:,}", chance=percent(view.prob), rank=view.rank)
+    asked = (
+        _("why {token} and not {versus}", token=view.token.label, versus=view.versus.label)
+        if view.versus
+        else _("why {token}", token=view.token.label)
+    )
+    last = {"token": view.tokens[-1].label, "position": len(view.tokens) - 1}
     return Group(
-        title(f"why {view.token.label}{against}", f"{what} {view.logit:+.3f} · {chance}"),
-        Text(f"after {view.tokens[-1].label}, position {len(view.tokens) - 1}; what each part adds by itself", FIGURES),
+        title(asked, f"{logit(view.logit, apart=view.versus is not None)} · {chance}"),
+        Text(_("after {token}, position {position}; what each part adds by itself", **last), FIGURES),
         lines,
-        *([Text(f"others: {others} parts, each weaker than those above", FIGURES)] if others else []),
+        *([Text(_("others: {n} parts, each weaker than those above", n=others), FIGURES)] if others else []),
     )
 
 
@@ -41,12 +48,12 @@ def residual_picture(view: ResidualView, width: int) -> RenderableType:
     """Return the norms as bars: what each place adds, and how long the stream is after it."""
     bars = min(30, max(6, (width - 58) // 2))
     most = max(row.stream for row in view.rows) or 1.0
-    table = plain_table("after", "adds", "", "stream", "", "direction")
+    table = plain_table(_("after"), _("adds"), "", _("stream"), "", _("direction"))
     for place, column in enumerate(table.columns):
         column.justify, column.no_wrap = "right" if place in (1, 3, 5) else "left", True
     for row in view.rows:
         table.add_row(
-            row.place,
+            part_name(row.place),
             f"{row.added:,.2f}",
             Text(bar(row.added / most, bars), MODEL),
             f"{row.stream:,.2f}",
@@ -54,11 +61,16 @@ def residual_picture(view: ResidualView, width: int) -> RenderableType:
             f"{row.aligned:+.2f}",
         )
     return Group(
-        title("residual stream", f"at {view.tokens[-1].label}, position {view.position}"),
+        title(
+            _("residual stream"),
+            _("at {token}, position {position}", token=view.tokens[-1].label, position=view.position),
+        ),
         table,
         Text(
-            "lengths (L2 norms) · direction: cosine between what is added and the stream before it;"
-            " +1 goes on, −1 takes back, 0 is new",
+            _(
+                "lengths (L2 norms) · direction: cosine between what is added and the stream before it;"
+                " +1 goes on, −1 takes back, 0 is new"
+            ),
             FIGURES,
         ),
     )

@@ -13,6 +13,7 @@ from rich.console import Console, NewLine
 from rich.control import Control
 from rich.text import Text
 
+from minillm_repl.language import _
 from minillm_repl.safetext import safe
 
 # One palette. The model speaks in MODEL; numbers are plain; what matters less is dim; a sign always says the same as a
@@ -97,7 +98,7 @@ class Screen:
 
     def fail(self, text: str) -> None:
         """Print an error, as one line."""
-        line = Text.assemble(("error: ", ERROR), safe(text))
+        line = Text.assemble((_("error: "), ERROR), safe(text))
         (self.errors or self.side).print(line, soft_wrap=not self.animated)  # elsewhere it stays one line
 
 

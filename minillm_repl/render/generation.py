@@ -8,18 +8,20 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from minillm_repl.engine.events import Candidate, Finished, Step
+from minillm_repl.language import N_, _, _n
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import CHOSEN, CUT, FIGURES, GOOD, MODEL, TITLE, Screen
+from minillm_repl.render.picture import fitted
 from minillm_repl.safetext import safe, safe_line, show_token
 
 _FRAME = 1 / 60  # seconds: nobody sees more, and drawing must not hold a fast model back
 _LEAST = 2.0**-1074  # the smallest float above 0: a probability of 0 has no logarithm
 _REASONS = {
-    "length": "reached max-tokens",
-    "stop": "met a stop string",
-    "end": "ended by itself",
-    "context": "the context is full",
-    "interrupt": "stopped by Ctrl-C",
+    "length": N_("reached max-tokens"),
+    "stop": N_("met a stop string"),
+    "end": N_("ended by itself"),
+    "context": N_("the context is full"),
+    "interrupt": N_("stopped by Ctrl-C"),
 }
 
 
@@ -79,7 +81,7 @@ def draw_steps(events: Iterable[Step | Finished], screen: Screen, prompt: str, s
 
 def step_title(step: Step, prompt: str, text: str, width: int) -> Text:
     """Return `step 3  +'좋' → 날씨가 좋` and, below, how unsure the model was and how surprising its choice."""
-    start = f"step {step.index + 1}  "
+    start = _("step {number}", number=step.index + 1) + "  "
     token = next(_shown(candidate) for candidate in step.top if candidate.chosen)
     whole = safe_line(prompt) + safe_line(text)
     room = max(0, width - cell_len(f"{start}+'{token}' → …"))
@@ -96,8 +98,13 @@ def step_title(step: Step, prompt: str, text: str, width: int) -> Text:
         shown[:prompt_part],
         (shown[prompt_part:], MODEL),
         (
-            f"\nentropy {step.entropy:.2f} bits · chose rank {step.rank}"
-            f" · surprisal {abs(log2(max(step.model_prob, _LEAST))):.2f} bits",
+            "\n"
+            + _(
+                "entropy {entropy:.2f} bits · chose rank {rank} · surprisal {surprisal:.2f} bits",
+                entropy=step.entropy,
+                rank=step.rank,
+                surprisal=abs(log2(max(step.model_prob, _LEAST))),
+            ),
             FIGURES,
         ),
     )
@@ -115,20 +122,21 @@ def step_table(step: Step, samplers: str, width: int, marked: int | None = None)
     rank_width = max(2, len(str(max(ranks))))
     token_width = min(16, max(5, *map(cell_len, tokens)))
     id_width = max(2, *(len(str(candidate.id)) for candidate in step.top))
-    fixed = f"{'#':>{rank_width + 2}}  {'token':{token_width}}  {'id':>{id_width}}   "
-    bars = min(40, max(4, (width - len(fixed) - 18) // 2))
+    token, model, cut = _("token"), _("model"), _("cut")
+    fixed = f"{'#':>{rank_width + 2}}  {fitted(token, token_width)}  {'id':>{id_width}}   "
+    bars = min(40, max(4, (width - cell_len(fixed) - 18) // 2))
     table = Text()
-    table.append(f"{fixed}{'model':{bars + 9}} {samplers}\n", FIGURES)
-    table.append("─" * min(width, len(fixed) + 2 * bars + 18) + "\n", FIGURES)
+    table.append(f"{fixed}{fitted(model, bars + 9)} {samplers}\n", FIGURES)
+    table.append("─" * min(width, cell_len(fixed) + 2 * bars + 18) + "\n", FIGURES)
     for row, (rank, token, candidate) in enumerate(zip(ranks, tokens, step.top, strict=True)):
         chosen = candidate.chosen if marked is None else row == marked
         style = CHOSEN if chosen else ("" if candidate.kept else CUT)
-        final = percent(candidate.prob) if candidate.kept else "cut"
+        final = f"{percent(candidate.prob):>6}" if candidate.kept else fitted(cut, 6, right=True)
         table.append(f"{'▶' if chosen else ' '}{rank:>{rank_width + 1}}  ", style)
         table.append(set_cell_size(token, token_width), f"{CHOSEN} {MODEL}" if chosen else style)
         table.append(f"  {candidate.id:>{id_width}}   {percent(candidate.model_prob):>6} ", style)
         table.append(f"{bar(candidate.model_prob, bars):{bars}}", MODEL)
-        table.append(f"   {final:>6} ", style)
+        table.append(f"   {final} ", style)
         table.append(bar(candidate.prob, bars) + "\n", GOOD)
     return table
 
@@ -145,6 +153,7 @@ def percent(probability: float) -> str:
 
 def figures(finished: Finished, seed: int) -> str:
     """Return the line of figures after a generation."""
-    speed = f" · {finished.tokens / finished.seconds:,.0f} tokens/s" if finished.tokens and finished.seconds else ""
-    tokens = f"{finished.tokens} token{'' if finished.tokens == 1 else 's'}"
-    return f"{tokens}{speed} · {_REASONS[finished.reason]} · seed {seed}"
+    facts = [_n("{n} token", "{n} tokens", finished.tokens)]
+    if finished.tokens and finished.seconds:
+        facts.append(_("{speed:,.0f} tokens/s", speed=finished.tokens / finished.seconds))
+    return " · ".join([*facts, _(_REASONS[finished.reason]), _("seed {seed}", seed=seed)])

@@ -6,6 +6,7 @@ from rich.text import Text
 
 from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.changes import EffectView, HeadEffect, PatchView, ScanView
+from minillm_repl.language import N_, _
 from minillm_repl.render.console import CONTRA, FIGURES, PRO, TITLE
 from minillm_repl.render.generation import percent
 from minillm_repl.render.picture import LONGEST_LABEL, fitted, label_width, shade, signed_bar, title, token_style
@@ -14,25 +15,34 @@ from minillm_repl.render.tables import plain_table
 _SHOWN = 12  # heads that have a row of their own
 _NUMBER = 5  # cells of a percentage in the map of a patch: ` -12%`
 _WHAT = {
-    "residual": "the residual stream",
-    "attention": "what attention adds",
-    "feed-forward": "what the feed-forward adds",
+    "residual": N_("patching the residual stream"),
+    "attention": N_("patching what attention adds"),
+    "feed-forward": N_("patching what the feed-forward adds"),
 }
 
 
 def effect_picture(view: EffectView, width: int) -> RenderableType:
     """Return the likeliest next tokens without and with the change, side by side."""
     label = max(4, min(LONGEST_LABEL, (width - 24) // 2))
-    table = plain_table("", "before", "", "now", "")
+    table = plain_table("", _("before"), "", _("now"), "")
     for place, column in enumerate(table.columns):
         column.justify, column.no_wrap = "right" if place in (0, 2, 4) else "left", True
     for rank, (before, after) in enumerate(zip(view.before, view.after, strict=True), 1):
         table.add_row(str(rank), *_likely(before, label), *_likely(after, label))
-    random = "" if view.kl_random is None else f"; a random direction as long moves it by {view.kl_random:.3f}"
+    last = {"token": view.tokens[-1].label, "position": len(view.tokens) - 1}
     return Group(
-        title(view.change, f"what comes after {view.tokens[-1].label}, position {len(view.tokens) - 1}"),
+        title(view.change, _("what comes after {token}, position {position}", **last)),
         table,
-        Text(f"KL {view.kl:.3f} nats from before to now{random}", FIGURES),
+        Text(
+            _("KL {kl:.3f} nats from before to now", kl=view.kl)
+            if view.kl_random is None
+            else _(
+                "KL {kl:.3f} nats from before to now; a random direction as long moves it by {random:.3f}",
+                kl=view.kl,
+                random=view.kl_random,
+            ),
+            FIGURES,
+        ),
     )
 
 
@@ -48,10 +58,17 @@ def scan_picture(view: ScanView, width: int) -> RenderableType:
         )
         lines.append(f" {head.change:+.4f}\n")
     lines.rstrip()
-    rest = f"the {_SHOWN} of {len(view.heads)} heads that matter most; " if len(view.heads) > _SHOWN else ""
+    note = (
+        _("change of the loss with it set to zero")
+        if view.how == "zero"
+        else _("change of the loss with it at its mean")
+    )
+    if len(view.heads) > _SHOWN:
+        most_of = {"n": _SHOWN, "all": len(view.heads)}
+        note = _("the {n} of {all} heads that matter most; {change}", change=note, **most_of)
     return Group(
-        title("what each head is worth", f"loss {view.loss:.4f} nats per token with all of them"),
-        Text(f"{rest}change of the loss with it {_instead(view.how)}", FIGURES),
+        title(_("what each head is worth"), _("loss {loss:.4f} nats per token with all of them", loss=view.loss)),
+        Text(note, FIGURES),
         lines,
         _map(view.heads, most),
     )
@@ -77,18 +94,25 @@ def patch_picture(view: PatchView, width: int) -> RenderableType:
             lines.append(drawn(share), FIGURES if abs(share) < 0.005 else PRO if share > 0 else CONTRA)
         lines.append("\n")
     lines.rstrip()
-    hidden = f" · the last {len(places)} of {len(view.places)}" if len(places) < len(view.places) else ""
-    answers = f"how much of {view.answer_a.label} against {view.answer_b.label} comes over"
     notes = [
-        "columns: after each layer" + (", emb: the embedding" if places[0] == 0 and view.what == "residual" else "")
+        _("columns: after each layer, emb: the embedding")
+        if places[0] == 0 and view.what == "residual"
+        else _("columns: after each layer")
     ]
-    notes += [] if cell > 2 else ["░ 20 %  ▒ 40 %  ▓ 60 %  █ 80 % and more, - against"]
-    notes += [] if view.likeliest else ["both prompts have the same answer: these two tokens tell them apart most"]
+    if cell == 2:
+        notes.append(_("░ 20 %  ▒ 40 %  ▓ 60 %  █ 80 % and more, - against"))
+    if not view.likeliest:
+        notes.append(_("both prompts have the same answer: these two tokens tell them apart most"))
+    if len(places) < len(view.places):
+        notes.append(_("the last {n} of {all}", n=len(places), all=len(view.places)))
+    answers = {"a": view.answer_a.label, "b": view.answer_b.label}
     return Group(
-        title(f"patching {_WHAT[view.what]}", answers),
-        Text(f"logits apart: {view.clean:+.3f} after A (100 %), {view.corrupt:+.3f} after B (0 %)", FIGURES),
+        title(_(_WHAT[view.what]), _("how much of {a} against {b} comes over", **answers)),
+        Text(
+            _("logits apart: {a:+.3f} after A (100 %), {b:+.3f} after B (0 %)", a=view.clean, b=view.corrupt), FIGURES
+        ),
         lines,
-        Text(" · ".join(notes) + hidden, FIGURES),
+        Text(" · ".join(notes), FIGURES),
     )
 
 
@@ -110,19 +134,15 @@ def _map(heads: tuple[HeadEffect, ...], most: float) -> Text:
     """Return layers as rows and heads as columns, as dark as each matters."""
     by = {(head.layer, head.head): head.change for head in heads}
     layers, columns = (1 + max(place) for place in zip(*by, strict=True))
-    lines = Text.assemble(("layer  head 0 →\n", FIGURES))
+    lines = Text.assemble((_("layer  head 0 →") + "\n", FIGURES))
     for layer in range(layers):
         lines.append(f"{layer:>5}  ", FIGURES)
         for head in range(columns):
             share = by[layer, head] / most if most else 0.0
             lines.append(_shaded(share), PRO if share > 0 else CONTRA)
         lines.append("\n")
-    return lines.append(f"darker: more of {most:.4f} · -: the loss is lower without it", FIGURES)
+    return lines.append(_("darker: more of {most:.4f} · -: the loss is lower without it", most=most), FIGURES)
 
 
 def _likely(likely: Likely, cells: int) -> tuple[Text, str]:
     return Text(fitted(likely.token.label, cells).rstrip(), token_style(likely.token)), percent(likely.prob)
-
-
-def _instead(how: str) -> str:
-    return "set to zero" if how == "zero" else "at its mean"

@@ -11,6 +11,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from minillm_repl.engine.views import BranchesView, ProbView, SamplerView, SweepView
+from minillm_repl.language import _, _n
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import CHOSEN, CUT, FIGURES, MODEL, TITLE
 from minillm_repl.render.generation import percent
@@ -24,7 +25,7 @@ _CANDIDATE = 10  # cells of a candidate
 
 def sampler_picture(view: SamplerView, _width: int) -> RenderableType:
     """Return the candidates as rows and the stages as columns; below, what each stage left and cut."""
-    table = _candidates("logit", *(stage.name.replace(" ", "\n") for stage in view.stages))
+    table = _candidates(_("logit"), *(_(stage.name).replace(" ", "\n") for stage in view.stages))
     penalised = any(stage.name.startswith("repeat") for stage in view.stages)
     for each in view.candidates:
         token = short(each.token, _CANDIDATE)
@@ -33,16 +34,18 @@ def sampler_picture(view: SamplerView, _width: int) -> RenderableType:
         table.add_row(token, f"{each.logit:.2f}", *map(_share, each.probs))
     table.add_section()
     for name, values in (
-        ("left", [f"{stage.kept:,}" for stage in view.stages]),
-        ("cut", [f"{stage.cut:,}" if stage.cut else "" for stage in view.stages]),
-        ("entropy", [f"{stage.entropy:.2f}" for stage in view.stages]),
+        (_("left"), [f"{stage.kept:,}" for stage in view.stages]),
+        (_("cut"), [f"{stage.cut:,}" if stage.cut else "" for stage in view.stages]),
+        (_("entropy"), [f"{stage.entropy:.2f}" for stage in view.stages]),
     ):
         table.add_row(Text(name, FIGURES), "", *values)
-    notes = ["the last column is what is drawn from · left, cut: tokens · entropy in bits"]
-    notes += ["* in the text already, so penalised"] if penalised else []
-    notes += ["no sampler is on: the model's own distribution is drawn from"] if len(view.stages) == 1 else []
+    notes = [_("the last column is what is drawn from · left, cut: tokens · entropy in bits")]
+    notes += [_("* in the text already, so penalised")] if penalised else []
+    notes += [_("no sampler is on: the model's own distribution is drawn from")] if len(view.stages) == 1 else []
     return Group(
-        title("from logits to what is drawn from", f"after {view.after.label}"), table, Text("\n".join(notes), FIGURES)
+        title(_("from logits to what is drawn from"), _("after {token}", token=view.after.label)),
+        table,
+        Text("\n".join(notes), FIGURES),
     )
 
 
@@ -54,18 +57,18 @@ def sweep_picture(view: SweepView, _width: int) -> RenderableType:
     for each in view.candidates:
         table.add_row(short(each.token, _CANDIDATE), *map(_share, each.probs))
     table.add_section()
-    table.add_row(Text("entropy", FIGURES), *(f"{entropy:.2f}" for entropy in view.entropies))
+    table.add_row(Text(_("entropy"), FIGURES), *(f"{entropy:.2f}" for entropy in view.entropies))
     return Group(
-        title("the same candidates at several temperatures", f"after {view.after.label}"),
+        title(_("the same candidates at several temperatures"), _("after {token}", token=view.after.label)),
         table,
-        Text("▶ the temperature that is set · the other samplers are as they are set · entropy in bits", FIGURES),
+        Text(_("▶ the temperature that is set · the other samplers are as they are set · entropy in bits"), FIGURES),
     )
 
 
 def prob_picture(view: ProbView, width: int) -> RenderableType:
     """Return the tokens of the continuation, each with its probability, its rank, and what was likelier."""
     bars = 24 if width >= 100 else 10
-    table = plain_table("token", "probability", "", "rank", "likeliest", "")
+    table = plain_table(_("token"), _("probability"), "", _("rank"), _("likeliest"), "")
     for place, column in enumerate(table.columns):
         column.justify, column.no_wrap = "right" if place in (1, 3, 5) else "left", True
     for each in view.chances:
@@ -75,10 +78,12 @@ def prob_picture(view: ProbView, width: int) -> RenderableType:
         )  # fmt: skip
     text = "".join(each.token.label for each in view.chances)
     return Group(
-        title(f"how likely is {text}", f"after {view.after.label}"),
+        title(_("how likely is {text}", text=text), _("after {token}", token=view.after.label)),
         table,
         Text.assemble(
-            ("together ", FIGURES), (_exact(view.prob), TITLE), (f" · surprisal {view.bits:.2f} bits", FIGURES)
+            (_("together") + " ", FIGURES),
+            (_exact(view.prob), TITLE),
+            (" · " + _("surprisal {bits:.2f} bits", bits=view.bits), FIGURES),
         ),
     )
 
@@ -98,13 +103,17 @@ def branches_picture(view: BranchesView, _width: int) -> RenderableType:
     _grow(tree, ways)
     return Group(
         title(
-            f"{len(ways)} way{'' if len(ways) == 1 else 's'} on",
-            f"seed {view.seed}" + (f" to {view.seed + len(ways) - 1}" if len(ways) > 1 else ""),
+            _n("{n} way on", "{n} ways on", len(ways)),
+            _("seed {seed} to {last}", seed=view.seed, last=view.seed + len(ways) - 1)
+            if len(ways) > 1
+            else _("seed {seed}", seed=view.seed),
         ),
         tree,
         Text(
-            "percent: how likely the model finds a piece after what is before it; =: all of a way"
-            " · `:branch take N` goes on from one",
+            _(
+                "percent: how likely the model finds a piece after what is before it; =: all of a way"
+                " · `:branch take N` goes on from one"
+            ),
             FIGURES,
         ),
     )
@@ -128,7 +137,7 @@ def _grow(tree: Tree, ways: Sequence[_Way]) -> None:
         _grow(tree.add(label), rest)
     for way in ways:
         if not way.tokens:
-            tree.add(Text(f"[{way.number}] says nothing more", FIGURES))
+            tree.add(Text(_("[{number}] says nothing more", number=way.number), FIGURES))
 
 
 def _text(tokens: Sequence[Token]) -> str:
@@ -138,14 +147,14 @@ def _text(tokens: Sequence[Token]) -> str:
 
 
 def _candidates(*columns: str) -> Table:
-    table = plain_table("token", *columns)
+    table = plain_table(_("token"), *columns)
     for column in table.columns[1:]:
         column.justify, column.no_wrap = "right", True
     return table
 
 
 def _share(prob: float | None) -> Text:
-    return Text("cut", CUT) if prob is None else Text(percent(prob))
+    return Text(_("cut"), CUT) if prob is None else Text(percent(prob))
 
 
 def _exact(prob: float) -> str:

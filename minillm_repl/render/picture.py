@@ -1,10 +1,12 @@
 """What pictures of numbers are made of: shades, bars for and against, strips of tokens."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from minillm_repl.language import N_, _
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import CONTRA, FIGURES, MODEL, PRO, SPECIAL, TITLE
 from minillm_repl.tokenizer.base import Token
@@ -13,6 +15,12 @@ SHADES = " ░▒▓█"
 LEVELS = "▁▂▃▄▅▆▇█"
 _HEAT = ("", "cyan", "yellow", "bold red")  # colder to hotter; the level says the same
 LONGEST_LABEL = 16  # cells of a token in a picture
+_PARTS = {  # of a model, as views name them
+    N_("embedding"), N_("bias"), N_("rounding"), N_("others"), N_("head {n}"), N_("attention {n}"),
+    N_("attention bias {n}"), N_("feed-forward {n}"), N_("added after layer {n}"), N_("{n} attention"),
+    N_("{n} feed-forward"), N_("{n} block"),
+}  # fmt: skip
+_WHICH = re.compile(r"\d+(\.\d+)?")
 
 
 def shade(share: float) -> str:
@@ -53,9 +61,21 @@ def label_width(tokens: Iterable[Token], least: int = 5) -> int:
     return min(LONGEST_LABEL, max([least, *(cell_len(token.label) for token in tokens)]))
 
 
+def part_name(name: str) -> str:
+    """Return the name that a view has for a part of the model, `head 2.1`, in the language that is spoken."""
+    which, kind = _WHICH.search(name), _WHICH.sub("{n}", name)
+    assert kind in _PARTS, name
+    return _(kind, n=which[0]) if which else _(kind)
+
+
 def title(text: str, more: str = "") -> Text:
     """Return the first line of a view: what it is, and figures."""
     return Text.assemble((text, TITLE), (f"   {more}" if more else "", FIGURES))
+
+
+def logit(value: float, *, apart: bool) -> str:
+    """Return a logit, or how far two are apart, as words and a number."""
+    return _("logits apart {value:+.3f}", value=value) if apart else _("logit {value:+.3f}", value=value)
 
 
 def signed_bar(value: float, most: float, width: int) -> Text:

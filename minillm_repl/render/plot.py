@@ -5,13 +5,15 @@ from math import ceil, floor, log10
 from statistics import fmean
 
 import plotext
+from rich.cells import cell_len
 from rich.text import Text
 
+from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, GOOD, MODEL
 
 Points = Sequence[tuple[int, float]]
 
-_LEGEND_TRAIN, _LEGEND_VAL = "⠒⠒ train", "• validation"
+_FILLER = "\ue000"  # of private use: no text has it
 _SMOOTH = 30  # a point of the training loss is the mean of its neighbours on both sides, this part of all each
 _HUGE = 1e100  # what is above, or no number, is left out
 
@@ -30,8 +32,8 @@ def loss_plot(train: Points, val: Points, columns: int, rows: int, colours: bool
     plotext.plot_size(columns, rows)
     plotext.xlim(left, right)
     plotext.ylim(bottom, top)
-    plotext.xlabel("step")
-    plotext.ylabel("loss, nats per token")
+    plotext.xlabel(_spread(_("step")))
+    plotext.ylabel(_spread(_("loss, nats per token")))
     plotext.xticks(*_ticks(left, right, columns // 12, 1))
     plotext.yticks(*_ticks(bottom, top, rows // 2))
     if train:
@@ -40,14 +42,21 @@ def loss_plot(train: Points, val: Points, columns: int, rows: int, colours: bool
         plotext.scatter(*zip(*val, strict=True), marker="•")
     built = Text.from_ansi(plotext.build()).plain.rstrip("\n")
     plotext.clear_figure()
-    legend = f" {_LEGEND_TRAIN} {f'  {_LEGEND_VAL} ' if val else ''}"
+    of_train, of_val = "⠒⠒ " + _("train"), "• " + _("validation")
+    legend = _spread(f" {of_train} {f'  {of_val} ' if val else ''}")
     at = columns - len(legend) - 2  # in the frame's upper edge, where it covers nothing; each character is one cell
-    text = Text(built[:at] + legend + built[at + len(legend) :], no_wrap=True, overflow="crop")
+    drawn = built[:at] + legend + built[at + len(legend) :]
+    text = Text(drawn.replace(_FILLER, ""), no_wrap=True, overflow="crop")
     if colours:
         text.highlight_regex("[─│┌┐└┘┬┤]+", FIGURES)
-        text.highlight_regex(f"{_LEGEND_TRAIN}|[\u2801-\u28ff]+", MODEL)
-        text.highlight_regex(f"{_LEGEND_VAL}|•+", GOOD)
+        text.highlight_regex(f"{of_train}|[\u2801-\u28ff]+", MODEL)
+        text.highlight_regex(f"{of_val}|•+", GOOD)
     return text
+
+
+def _spread(text: str) -> str:
+    """Return a text with a filler after each wide character: plotext takes every character to be one cell wide."""
+    return "".join(character + _FILLER * (cell_len(character) - 1) for character in text)
 
 
 def smooth(points: Points) -> Points:

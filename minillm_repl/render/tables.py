@@ -7,6 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.render.console import CUT, FIGURES, MODEL, SPECIAL, TITLE
 from minillm_repl.safetext import safe_line
@@ -24,11 +25,15 @@ def plain_table(*columns: str) -> Table:
 
 def settings_table(settings: Any) -> Table:
     """Return all settings: name, value, default, unit, meaning; what differs from its default is bold."""
-    table = plain_table("setting", "value", "default", "unit", "meaning")
+    table = plain_table(_("setting"), _("value"), _("default"), _("unit"), _("meaning"))
     for name, spec in specs(settings).items():
         value, default = value_of(settings, name), default_of(settings, name)
         table.add_row(
-            name, Text(show(spec, value), TITLE if value != default else ""), show(spec, default), spec.unit, spec.help
+            name,
+            Text(show(spec, value), TITLE if value != default else ""),
+            show(spec, default),
+            spec.unit and _(spec.unit),
+            _(spec.help),
         )
     return table
 
@@ -48,9 +53,9 @@ def headline(name: str, family: str, config: AnyConfig, runs_on: str = "") -> st
     facts = (
         name,
         family,
-        f"{config.parameters:,} parameters",
-        f"{config.vocab:,} tokens",
-        f"context {config.context:,}",
+        _("{n:,} parameters", n=config.parameters),
+        _("{n:,} tokens", n=config.vocab),
+        _("context {n:,}", n=config.context),
         runs_on,
     )
     return safe_line(" · ".join(fact for fact in facts if fact))
@@ -78,7 +83,7 @@ def tokens_flow(tokens: Iterable[Token]) -> Text:
 
 def models_table(models: Iterable[tuple[str, str]]) -> Table:
     """Return a table of what can be opened: the name to open it by, and where it comes from."""
-    table = plain_table("name", "from")
+    table = plain_table(_("name"), _("from"))
     for name, source in models:
         table.add_row(Text(safe_line(name), TITLE), source)
     return table
@@ -86,4 +91,7 @@ def models_table(models: Iterable[tuple[str, str]]) -> Table:
 
 def tokens_line(tokens: int, characters: int, size: int) -> Text:
     """Return `3 tokens · 3 characters · 9 bytes`."""
-    return Text(f"{tokens} tokens · {characters} characters · {size} bytes", FIGURES)
+    return Text(
+        _("{tokens} tokens · {characters} characters · {size} bytes", tokens=tokens, characters=characters, size=size),
+        FIGURES,
+    )

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.texts import CompareView, MapView, NearView, Neighbour, SurpriseView, TokensView
+from minillm_repl.language import _, _n
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import CONTRA, FIGURES, MODEL, PRO, SPECIAL, TITLE
 from minillm_repl.render.generation import percent
@@ -25,7 +26,7 @@ def tokens_picture(view: TokensView, width: int) -> RenderableType:
     pieces = Text.assemble(("│", FIGURES))
     for place, token in enumerate(tokens):
         pieces.append(token.label, (PRO, CONTRA)[place % 2] if token.bytes else SPECIAL).append("│", FIGURES)
-    table = plain_table("#", "token", "id", "bytes", "length", "vector")
+    table = plain_table("#", _("token"), "id", _("bytes"), _("length"), _("vector"))
     for place, column in enumerate(table.columns):
         column.justify = "right" if place in (0, 2, 4) else "left"
     longest = max((3 * len(token.bytes) for token in tokens), default=0)
@@ -35,14 +36,14 @@ def tokens_picture(view: TokensView, width: int) -> RenderableType:
         vector = "".join(f"{number:+7.2f}" for number in piece.vector[:numbers])
         more = " …" if len(piece.vector) > numbers else ""
         table.add_row(
-            str(place), short(token), str(token.id), Text(bytes(token.bytes).hex(" ").upper() or "special", FIGURES),
+            str(place), short(token), str(token.id), Text(bytes(token.bytes).hex(" ").upper() or _("special"), FIGURES),
             f"{piece.norm:.2f}", Text(vector + more, FIGURES, no_wrap=True, overflow="crop"),
         )  # fmt: skip
     rates = []
     if view.tokens_per_character is not None:
-        rates.append(f"{view.tokens_per_character:.2f} tokens per character")
+        rates.append(_("{rate:.2f} tokens per character", rate=view.tokens_per_character))
     if view.bytes_per_token is not None:
-        rates.append(f"{view.bytes_per_token:.2f} bytes per token")
+        rates.append(_("{rate:.2f} bytes per token", rate=view.bytes_per_token))
     counts = tokens_line(len(tokens), view.characters, view.bytes)
     return Group(pieces, Text(), table, counts, *([Text(" · ".join(rates), FIGURES)] if rates else []))
 
@@ -53,11 +54,14 @@ def surprise_picture(view: SurpriseView, width: int) -> RenderableType:
         None if bits is None or place < view.first else bits / view.blind if view.blind else 0.0
         for place, bits in enumerate(view.bits)
     ]
-    figures = [f"mean {view.mean / _LN2:.2f} bits ({view.mean:.3f} nats)", f"perplexity {view.perplexity:,.2f}"]
+    figures = [
+        _("mean {bits:.2f} bits ({nats:.3f} nats)", bits=view.mean / _LN2, nats=view.mean),
+        _("perplexity {number:,.2f}", number=view.perplexity),
+    ]
     if view.bits_per_byte is not None:
-        figures.append(f"{view.bits_per_byte:.3f} bits per byte")
+        figures.append(_("{rate:.3f} bits per byte", rate=view.bits_per_byte))
     count = len(view.tokens) - view.first
-    table = plain_table("#", "token", "bits", "rank", "expected")
+    table = plain_table("#", _("token"), _("bits"), _("rank"), _("expected"))
     for place, column in enumerate(table.columns):
         column.justify = "right" if place in (0, 2, 3) else "left"
     listed = [each for each in view.most if each.bits >= _SURPRISING] or view.most[:1]
@@ -66,38 +70,47 @@ def surprise_picture(view: SurpriseView, width: int) -> RenderableType:
             Text.assemble(short(likely.token), f" {percent(likely.prob)}") for likely in each.expected
         )
         table.add_row(str(each.position), short(each.token), f"{each.bits:.2f}", f"{each.rank:,}", expected)
-    notes = f"▁ expected · █ as unexpected as a blind guess, {view.blind:.2f} bits, or more"
+    notes = [_("▁ expected · █ as unexpected as a blind guess, {bits:.2f} bits, or more", bits=view.blind)]
     if view.unseen:
-        notes += f" · {view.unseen} before these no longer fit the context"
+        notes.append(_("{n} before these no longer fit the context", n=view.unseen))
     return Group(
-        title("surprisal", f"of {count} token{'' if count == 1 else 's'}, each after all that is before it"),
+        title(
+            _("surprisal"),
+            _n(
+                "of {n} token, each after all that is before it",
+                "of {n} tokens, each after all that is before it",
+                count,
+            ),
+        ),
         strip(view.tokens, shares, width),
         Text(" · ".join(figures)),
-        Text(notes, FIGURES),
+        Text(" · ".join(notes), FIGURES),
         Text(),
         table,
-        *([Text(f"those that surprised most, from {_SURPRISING:g} bits on", FIGURES)] if len(listed) < count else []),
+        *(
+            [Text(_("those that surprised most, from {bits:g} bits on", bits=_SURPRISING), FIGURES)]
+            if len(listed) < count
+            else []
+        ),
     )
 
 
 def near_picture(view: NearView, width: int) -> RenderableType:
     """Return the neighbours in the embedding, and beside them those in the output head."""
-    sides = [("embedding", view.input), *([("output head", view.output)] if view.output else [])]
-    table = plain_table("", *(part for name, _ in sides for part in (name, "cosine", "")))
+    sides = [(_("embedding"), view.input), *([(_("output head"), view.output)] if view.output else [])]
+    table = plain_table("", *(part for name, _side in sides for part in (name, _("cosine"), "")))
     for place in range(len(sides)):
         table.columns[3 * place + 2].justify = "right"
     bars = max(4, min(20, (width - 8) // len(sides) - LONGEST_LABEL - 16))
-    for place, row in enumerate(zip(*(side for _, side in sides), strict=True), 1):
+    for place, row in enumerate(zip(*(side for _name, side in sides), strict=True), 1):
         table.add_row(str(place), *(cell for each in row for cell in _neighbour(each, bars)))
     asked = Text()
     for sign, token in view.terms:
         asked.append("" if not asked and sign > 0 else " + " if sign > 0 else " − ").append_text(short(token))
-    tied = "" if view.output else " · the output head is the embedding"
-    return Group(
-        Text.assemble(("near ", TITLE), asked),
-        table,
-        Text(f"cosine between vectors: 1 the same direction, 0 none in common, −1 opposite{tied}", FIGURES),
-    )
+    notes = [_("cosine between vectors: 1 the same direction, 0 none in common, −1 opposite")]
+    if not view.output:
+        notes.append(_("the output head is the embedding"))
+    return Group(Text.assemble((_("near") + " ", TITLE), asked), table, Text(" · ".join(notes), FIGURES))
 
 
 def map_picture(view: MapView, width: int, height: int = 18) -> RenderableType:
@@ -125,14 +138,18 @@ def map_picture(view: MapView, width: int, height: int = 18) -> RenderableType:
             lines.append(*cells.get((row, column), (" ", "")))
         lines.append("\n")
     first, second = view.explained
-    notes = f"→ {first:.0%} of the variance, ↑ {second:.0%}"
+    notes = [_("→ {first:.0%} of the variance, ↑ {second:.0%}", first=first, second=second)]
     if unnamed:
-        notes += f" · {unnamed} without room for their names"
+        notes.append(_("{n} without room for their names", n=unnamed))
     if len(view.points) < view.vocabulary:
-        notes += f" · {len(view.points):,} of {view.vocabulary:,} tokens"
+        notes.append(_("{n:,} of {all:,} tokens", n=len(view.points), all=view.vocabulary))
     if any(point.in_text for point in view.points):
-        notes += " · bold: in the text"
-    return Group(title("map of the embedding", "its first two principal components"), lines, Text(notes, FIGURES))
+        notes.append(_("bold: in the text"))
+    return Group(
+        title(_("map of the embedding"), _("its first two principal components")),
+        lines,
+        Text(" · ".join(notes), FIGURES),
+    )
 
 
 def compare_picture(view: CompareView, width: int) -> RenderableType:
@@ -145,20 +162,24 @@ def compare_picture(view: CompareView, width: int) -> RenderableType:
     bits = " · ".join(
         f"{name} {each:.3f}" for name, each in zip(names, view.bits_per_byte, strict=True) if each is not None
     )
-    parts: list[RenderableType] = [title("what comes next", "by the models' own probabilities"), table]
+    parts: list[RenderableType] = [title(_("what comes next"), _("by the models' own probabilities")), table]
     if bits:
-        parts.append(Text(f"bits per byte of the text: {bits}"))
+        parts.append(Text(_("bits per byte of the text: {bits}", bits=bits)))
     if view.why or view.kl is None or view.kl_mean is None:
-        return Group(*parts, Text(f"no more can be compared: {view.why}", FIGURES))
-    here, mean = (f"{there:.3f} nats ({back:.3f} back)" for there, back in (view.kl, view.kl_mean))
-    parts.append(Text(f"KL here {here} · mean {mean}"))
-    return Group(*parts, Text(), Text("where they differ most", TITLE), _differences(view, names), Text(
-        f"KL: Σ p · ln(p / q), p by {names[0]} and q by {names[1]}, after each token; back: the other way", FIGURES
-    ))  # fmt: skip
+        return Group(*parts, Text(_("no more can be compared: {why}", why=_(view.why)), FIGURES))
+    here, mean = (_("{kl:.3f} nats ({back:.3f} back)", kl=there, back=back) for there, back in (view.kl, view.kl_mean))
+    parts.append(Text(_("KL here {here} · mean {mean}", here=here, mean=mean)))
+    note = _(
+        "KL: Σ p · ln(p / q), p by {ours} and q by {theirs}, after each token; back: the other way",
+        ours=names[0],
+        theirs=names[1],
+    )
+    heading = Text(_("where they differ most"), TITLE)
+    return Group(*parts, Text(), heading, _differences(view, names), Text(note, FIGURES))
 
 
 def _differences(view: CompareView, names: list[str]) -> Table:
-    table = plain_table("#", "after", "KL", "back", *names)
+    table = plain_table("#", _("after"), "KL", _("back"), *names)
     for place in (0, 2, 3):
         table.columns[place].justify = "right"
     for each in view.differ:

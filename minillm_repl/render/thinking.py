@@ -6,10 +6,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from minillm_repl.insight.views.thinking import GradView, NeuronsView, QKVView
+from minillm_repl.language import _
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.generation import percent
-from minillm_repl.render.picture import label_width, short, signed_bar, strip, title
+from minillm_repl.render.picture import label_width, logit, short, signed_bar, strip, title
 from minillm_repl.render.tables import plain_table
 from minillm_repl.tokenizer.base import Token
 
@@ -22,9 +23,8 @@ def qkv_picture(view: QKVView, width: int) -> RenderableType:
     bars = 6 if width >= 100 else 0
     fixed = 44 + bars + label_width(view.tokens)
     numbers = max(1, min(size, (width - fixed) // (2 * _NUMBER)))
-    more = f", the first {numbers} of {size}" if numbers < size else ""
     asks = view.tokens[-1]
-    table = plain_table("#", "token", "key", "q·k", "÷√d", "softmax", "", "value")
+    table = plain_table("#", _("token"), _("key"), "q·k", "÷√d", _("softmax"), "", _("value"))
     for place, column in enumerate(table.columns):
         column.justify, column.no_wrap = "right" if place in (0, 3, 4, 5) else "left", True
     most = max(each.weight for each in view.met)
@@ -37,14 +37,24 @@ def qkv_picture(view: QKVView, width: int) -> RenderableType:
         )  # fmt: skip
     table.add_section()
     table.add_row("", "", "", "", "", "100.0%", "", _vector(view.mixed, numbers))
+    sought = (
+        _("what it looks for, the first {n} of {all}", n=numbers, all=size)
+        if numbers < size
+        else _("what it looks for")
+    )
     return Group(
-        title(f"layer {view.layer} head {view.head}", f"{asks.label}, position {view.position}, asks; d = {size}"),
-        Text.assemble(("query ", FIGURES), _vector(view.query, numbers), (f"   what it looks for{more}", FIGURES)),
+        title(
+            _("layer {layer} head {head}", layer=view.layer, head=view.head),
+            _("{token}, position {position}, asks; d = {size}", token=asks.label, position=view.position, size=size),
+        ),
+        Text.assemble((_("query") + " ", FIGURES), _vector(view.query, numbers), ("   " + sought, FIGURES)),
         table,
         Text(
-            "as in a library: the query is what one asks for, a key what stands on a book's spine, the value what is in"
-            " it. How well a spine fits (q·k ÷ √d, then softmax) is how much of that book is taken along; the last line"
-            " is what comes out: each value times its share, added up.",
+            _(
+                "as in a library: the query is what one asks for, a key what stands on a book's spine, the value what"
+                " is in it. How well a spine fits (q·k ÷ √d, then softmax) is how much of that book is taken along;"
+                " the last line is what comes out: each value times its share, added up."
+            ),
             FIGURES,
         ),
     )
@@ -52,7 +62,7 @@ def qkv_picture(view: QKVView, width: int) -> RenderableType:
 
 def neurons_picture(view: NeuronsView, width: int) -> RenderableType:
     """Return the most active neurons, each with the tokens that it fired on most."""
-    table = plain_table("neuron", "at most", "", "fires on: token @ position, activation")
+    table = plain_table(_("neuron"), _("at most"), "", _("fires on: token @ position, activation"))
     for place, column in enumerate(table.columns):
         column.justify, column.no_wrap = "right" if place in (0, 1) else "left", True
     most = max(abs(value) for each in view.neurons for value in each.activations) or 1.0
@@ -69,9 +79,19 @@ def neurons_picture(view: NeuronsView, width: int) -> RenderableType:
         peak = each.activations[order[0]]
         table.add_row(f"{view.layer}.{each.index}", f"{peak:+.2f}", Text(bar(abs(peak) / most, 8), MODEL), fires)
     return Group(
-        title(f"neurons of layer {view.layer}", f"the {len(view.neurons)} most active of {view.size:,} on this text"),
+        title(
+            _("neurons of layer {layer}", layer=view.layer),
+            _("the {n} most active of {all:,} on this text", n=len(view.neurons), all=view.size),
+        ),
         table,
-        Text(f":neurons {view.layer}.{view.neurons[0].index} shows one of them along the whole text", FIGURES),
+        Text(
+            _(
+                ":neurons {layer}.{neuron} shows one of them along the whole text",
+                layer=view.layer,
+                neuron=view.neurons[0].index,
+            ),
+            FIGURES,
+        ),
     )
 
 
@@ -87,7 +107,10 @@ def neuron_picture(view: NeuronsView, width: int) -> RenderableType:
         lines.append(f" {neuron.activations[place]:+.3f}\n")
     lines.rstrip()
     return Group(
-        title(f"neuron {view.layer}.{neuron.index}", f"after its activation function; at most {most:.3f}"),
+        title(
+            _("neuron {layer}.{neuron}", layer=view.layer, neuron=neuron.index),
+            _("after its activation function; at most {most:.3f}", most=most),
+        ),
         strip(view.tokens, [abs(value) / most for value in neuron.activations], width),
         Text(),
         lines,
@@ -104,17 +127,19 @@ def grad_picture(view: GradView, width: int) -> RenderableType:
         lines.append_text(signed_bar(view.times[place], most, bars))
         lines.append(f" {view.times[place]:+8.3f} {view.norms[place]:8.3f}\n")
     lines.rstrip()
-    against = f" and not {view.versus.label}" if view.versus else ""
-    what = "logits apart" if view.versus else "logit"
+    asked = (
+        _("what {token} and not {versus} depends on", token=view.token.label, versus=view.versus.label)
+        if view.versus
+        else _("what {token} depends on", token=view.token.label)
+    )
+    answer = logit(view.logit, apart=view.versus is not None)
     return Group(
-        title(
-            f"what {view.token.label}{against} depends on", f"{what} {view.logit:+.3f}, after {view.tokens[-1].label}"
-        ),
+        title(asked, _("{logit}, after {token}", logit=answer, token=view.tokens[-1].label)),
         strip(view.tokens, [norm / most_norm for norm in view.norms], width),
-        Text(f"levels: the norm of the gradient, at most {most_norm:.3f}", FIGURES),
+        Text(_("levels: the norm of the gradient, at most {most:.3f}", most=most_norm), FIGURES),
         Text(),
         lines,
-        Text("bars: gradient · vector; right speaks for it, left against · last column: the norm", FIGURES),
+        Text(_("bars: gradient · vector; right speaks for it, left against · last column: the norm"), FIGURES),
     )
 
 

@@ -13,6 +13,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from minillm_repl.language import _, _n
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, GOOD, MODEL, Screen
 from minillm_repl.render.plot import loss_plot
@@ -82,7 +83,7 @@ class TrainingView:
         if self._moving:
             facts = [_fitting(facts, "  ", out.width - 2)]
         elif self._last:
-            facts += [f"{self._pace.speed:>7,.0f} tokens/s", f"lr {self._last.lr:<7.2g}"]
+            facts += [_("{speed:>7,.0f} tokens/s", speed=self._pace.speed), _("lr {lr:<7.2g}", lr=self._last.lr)]
         line = Text("  ".join(facts)).append(f" {_BEST if event.best else ' '}", GOOD)
         if self._moving:  # at once: a sample takes a while
             out.print(line, no_wrap=True)
@@ -113,19 +114,23 @@ class TrainingView:
         """Return a line with a bar and how far it is, and one with the figures of the last step."""
         last, pace = self._last, self._pace
         done = last.step if last else 0
-        facts = [f"step {done:,} of {self._steps:,}"]
+        facts = [_("step {done:,} of {steps:,}", done=done, steps=self._steps)]
         if pace.known:
-            facts.append(f"{_clock(pace.seconds(self._steps - done))} left")
+            facts.append(_("{time} left", time=_clock(pace.seconds(self._steps - done))))
         if self._saved is not None:
-            facts.append(f"saved at {self._saved:,}")
+            facts.append(_("saved at {step:,}", step=self._saved))
         text = _fitting(facts, " · ", width - 6)
         cells = max(0, width - cell_len(text) - 1)
         first = Text.assemble((f"{bar(done / max(self._steps, 1), cells):{cells}} ", MODEL), text)
         figures = []
         if last:
-            figures += [f"loss {_number(last.loss, 4).strip()}", f"lr {last.lr:.2g}", f"gradient {last.grad_norm:.3g}"]
+            figures += [
+                _("loss {loss}", loss=_number(last.loss, 4).strip()),
+                _("lr {lr:.2g}", lr=last.lr),
+                _("gradient {norm:.3g}", norm=last.grad_norm),
+            ]
         if pace.known:
-            figures.append(f"{pace.speed:,.0f} tokens/s")
+            figures.append(_("{speed:,.0f} tokens/s", speed=pace.speed))
         second = Text(_fitting(figures, " · ", width), FIGURES)
         for line in (first, second):
             line.no_wrap, line.overflow = True, "crop"
@@ -203,26 +208,35 @@ def summary(finished: Finished) -> Text:
     kept, steps = finished.kept, finished.steps
     waited = sum(step > kept for step, _ in finished.val_curve)
     reason = {
-        "done": "done · ",
-        "interrupt": "stopped by Ctrl-C · ",
-        "patience": f"stopped: no improvement for {waited} measurement{'' if waited == 1 else 's'}\n",
-        "diverged": f"stopped: the loss was no longer a number after step {steps:,}\n",
+        "done": _("done") + " · ",
+        "interrupt": _("stopped by Ctrl-C") + " · ",
+        "patience": _n(
+            "stopped: no improvement for {n} measurement", "stopped: no improvement for {n} measurements", waited
+        )
+        + "\n",
+        "diverged": _("stopped: the loss was no longer a number after step {step:,}", step=steps) + "\n",
     }[finished.reason]
     val, loss = finished.val_loss, finished.last_loss
-    quality = [f"perplexity {perplexity(loss):.2f}", f"{finished.bits_per_character:.3f} bits per character"]
-    if val is not None:
-        quality = [f"validation {val:.4f}", f"training {finished.train_loss:.4f}", *quality]
-    work = [f"{finished.tokens:,} tokens"]
-    if finished.tokens and finished.seconds:
-        work.append(f"{finished.tokens / finished.seconds:,.0f} tokens/s")
-    if kept != steps:
-        work.append(f"the weights of step {kept:,} are kept")
-    return Text(
-        f"{reason}{steps:,} steps · {finished.seconds:,.1f} s"
-        f" · loss {finished.first_loss:.4f} → {loss:.4f} nats per token\n"
-        f"{' · '.join(quality)}\n{' · '.join(work)}",
-        FIGURES,
+    run = _(
+        "{steps:,} steps · {seconds:,.1f} s · loss {first:.4f} → {last:.4f} nats per token",
+        steps=steps,
+        seconds=finished.seconds,
+        first=finished.first_loss,
+        last=loss,
     )
+    quality = [
+        _("perplexity {number:.2f}", number=perplexity(loss)),
+        _("{rate:.3f} bits per character", rate=finished.bits_per_character),
+    ]
+    if val is not None:
+        both = [_("validation {loss:.4f}", loss=val), _("training {loss:.4f}", loss=finished.train_loss)]
+        quality = [*both, *quality]
+    work = [_("{n:,} tokens", n=finished.tokens)]
+    if finished.tokens and finished.seconds:
+        work.append(_("{speed:,.0f} tokens/s", speed=finished.tokens / finished.seconds))
+    if kept != steps:
+        work.append(_("the weights of step {step:,} are kept", step=kept))
+    return Text(f"{reason}{run}\n{' · '.join(quality)}\n{' · '.join(work)}", FIGURES)
 
 
 def perplexity(loss: float) -> float:
@@ -234,11 +248,11 @@ def _facts(event: Evaluated, steps: int) -> list[str]:
     """Return what was measured, in columns as wide as those of every other measurement of the run."""
     train, val = event.train_loss, event.val_loss
     return [
-        f"step {event.step:>{len(f'{steps:,}')},}",
-        f"train {_number(train, 4)}",
-        *([] if val is None else [f"val {_number(val, 4)}"]),
-        f"perplexity {_number(perplexity(train if val is None else val), 2)}",
-        f"{_number(event.bits_per_character, 3)} bits/char",
+        _("step {number}", number=f"{event.step:>{len(f'{steps:,}')},}"),
+        _("train {loss}", loss=_number(train, 4)),
+        *([] if val is None else [_("val {loss}", loss=_number(val, 4))]),
+        _("perplexity {number}", number=_number(perplexity(train if val is None else val), 2)),
+        _("{rate} bits/char", rate=_number(event.bits_per_character, 3)),
     ]
 
 

@@ -4,12 +4,13 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from minillm_repl.insight.views.changes import Moment, WatchView
+from minillm_repl.language import _
 from minillm_repl.render.attention import focus_picture
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.generation import percent
 from minillm_repl.render.lens import lens_picture
-from minillm_repl.render.picture import short, title
+from minillm_repl.render.picture import part_name, short, title
 from minillm_repl.render.tables import plain_table
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Token
@@ -23,12 +24,14 @@ def watch_picture(view: WatchView, width: int) -> RenderableType:
     rows = sorted({round(place * last / (_ROWS - 1)) for place in range(_ROWS)})
     bars = 20 if width >= 100 else 8
     answer = view.answer.label
-    table = plain_table("step", f"p({answer})", "", "likeliest", f"{answer} from", "looked most")
+    table = plain_table(
+        _("step"), f"p({answer})", "", _("likeliest"), _("{token} from", token=answer), _("looked most")
+    )
     for place, column in enumerate(table.columns):
         column.justify, column.no_wrap = "right" if place in (0, 1) else "left", place != 3
     for moment in (view.moments[row] for row in rows):
         likeliest = Text(" ").join(short(likely.token, 8) for likely in moment.top[: 3 if width < 100 else 5])
-        first = moment.lens.first if moment.top[0].token == view.answer else "–"
+        first = part_name(moment.lens.first) if moment.top[0].token == view.answer else "–"
         table.add_row(
             f"{moment.step:,}",
             percent(moment.prob),
@@ -37,22 +40,24 @@ def watch_picture(view: WatchView, width: int) -> RenderableType:
             first,
             _look(moment),
         )
-    shown = f" · {len(rows)} of {last + 1} moments" if len(rows) <= last else ""
+    notes = [
+        _("from: the place from which on the logit lens says {token}", token=answer),
+        _("looked most: the head and the token with the largest weight"),
+        _("`:watch step=N` shows one moment"),
+    ]
+    if len(rows) <= last:
+        notes.insert(2, _("{n} of {all} moments", n=len(rows), all=last + 1))
     return Group(
-        title("how it learnt", f"what comes after {_text(view.tokens)}"),
+        title(_("how it learnt"), _("what comes after {text}", text=_text(view.tokens))),
         table,
-        Text(
-            f"from: the place from which on the logit lens says {answer} · looked most: the head and the token with the"
-            f" largest weight{shown} · `:watch step=N` shows one moment",
-            FIGURES,
-        ),
+        Text(" · ".join(notes), FIGURES),
     )
 
 
 def moment_picture(moment: Moment, width: int) -> RenderableType:
     """Return the logit lens and the attention of one moment."""
     return Group(
-        Text(f"after step {moment.step:,}", FIGURES),
+        Text(_("after step {step:,}", step=moment.step), FIGURES),
         lens_picture(moment.lens, width),
         focus_picture(moment.attention, width),
     )
@@ -60,7 +65,9 @@ def moment_picture(moment: Moment, width: int) -> RenderableType:
 
 def moment_line(moment: Moment, prompt: str) -> Text:
     """Return what is likely after the prompt right now, in one line."""
-    line = Text.assemble(("watch ", FIGURES), safe_line(prompt), (" → ", FIGURES), no_wrap=True, overflow="ellipsis")
+    line = Text.assemble(
+        (_("watch") + " ", FIGURES), safe_line(prompt), (" → ", FIGURES), no_wrap=True, overflow="ellipsis"
+    )
     for likely in moment.top:
         line.append_text(short(likely.token, 8)).append(f" {percent(likely.prob)}  ")
     return line

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import TypeVar
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 
 ResultT = TypeVar("ResultT")
 
@@ -56,7 +57,7 @@ def patiently(action: Callable[[], ResultT], interrupted: Callable[[], bool]) ->
     threading.Thread(target=work, daemon=True).start()
     while not wait([done], _GLANCE).done:
         if interrupted():
-            raise UserError("stopped")
+            raise UserError(_("stopped"))
     return done.result()
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.names import user_path
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.render.console import WARNING
 from minillm_repl.repl.interrupt import patiently
 from minillm_repl.repl.opening import Model
@@ -47,7 +48,7 @@ class Asked:
         """Read what follows a command: `2.1 "a text" --json FILE`. Raises UserError if --json names no file."""
         json = _JSON.search(argument)
         if json and not json[1]:
-            raise UserError("--json needs a file: `--json view.json`, or `--json -` for the screen")
+            raise UserError(_("--json needs a file: `--json view.json`, or `--json -` for the screen"))
         rest = _JSON.sub("", argument, count=1).strip(" ") if json else argument
         quoted = _QUOTED.search(rest)
         words = rest[: quoted.start()] if quoted else rest
@@ -78,7 +79,7 @@ class Asked:
         rest = (self.words[found.end() :] if found else self.words).strip()
         if _NUMBERED.match(rest):
             first = safe_line(rest.split()[0][:20])
-            raise UserError(f"{first} is not understood here: a text that begins so needs quotes")
+            raise UserError(_("{word} is not understood here: a text that begins so needs quotes", word=first))
         return found, self.text or rest
 
     def tokens(self, looked: "Subject") -> tuple[int | None, int | None]:
@@ -119,7 +120,7 @@ def text_ids(shell: Shell, model: Model, text: str = "") -> list[int]:
     """
     ids = shell.encode(model, text) if text else shell.session.ids
     if not ids:
-        raise UserError("there is no text to look at: type a prompt first, or give one in quotes")
+        raise UserError(_("there is no text to look at: type a prompt first, or give one in quotes"))
     return ids
 
 
@@ -138,7 +139,7 @@ def looking_at(shell: Shell, model: Model, ids: Sequence[int]) -> "Subject":
 
 def get_ready(shell: Shell) -> None:
     """Import torch, which takes a second or two, unless Ctrl-C is pressed: then UserError is raised."""
-    with shell.screen.waiting("getting ready to look inside"):
+    with shell.screen.waiting(_("getting ready to look inside")):
         patiently(partial(import_module, "minillm_repl.insight.subject"), shell.interrupted)
 
 
@@ -149,7 +150,7 @@ def show(shell: Shell, view: Any, draw: Draw, json: str = "", of: Model | None =
     """
     looked = of or shell.session.model
     told = [change.told for change in looked.changes] if looked else []
-    changed = [Text(f"the model is changed: {' · '.join(told)}", WARNING)] if told else []
+    changed = [Text(_("the model is changed: {changes}", changes=" · ".join(told)), WARNING)] if told else []
 
     def drawn(width: int) -> RenderableType:
         return Group(*changed, draw(view, width)) if changed else draw(view, width)
@@ -166,7 +167,7 @@ def show(shell: Shell, view: Any, draw: Draw, json: str = "", of: Model | None =
         return
     path = user_path(json)
     write_atomically(path, text.encode())
-    shell.screen.note(f"the numbers are in {safe_line(str(path))}")
+    shell.screen.note(_("the numbers are in {path}", path=safe_line(str(path))))
 
 
 def _stopping(shell: Shell) -> Callable[[str, "Tensor"], "Tensor"]:
@@ -174,7 +175,7 @@ def _stopping(shell: Shell) -> Callable[[str, "Tensor"], "Tensor"]:
 
     def tap(_name: str, tensor: "Tensor") -> "Tensor":
         if shell.interrupted():
-            raise UserError("stopped")
+            raise UserError(_("stopped"))
         return tensor
 
     return tap

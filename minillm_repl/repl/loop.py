@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import IO
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.repl.blocks import joined
 from minillm_repl.repl.interrupt import between, interruptible, leaving_when_told
 from minillm_repl.repl.shell import Leave, Shell
 from minillm_repl.repl.terminal import typing_ahead
-
-_HOW_TO_LEAVE = "Ctrl-D or :quit leaves"
 
 
 def run_interactive(shell: Shell, history: Path | None) -> int:
@@ -20,7 +19,7 @@ def run_interactive(shell: Shell, history: Path | None) -> int:
 
     session, screen = shell.session, shell.screen
     colors = not screen.out.no_color
-    prompt = PromptLine(shell, open_history(history), colors, lambda: screen.note(_HOW_TO_LEAVE))
+    prompt = PromptLine(shell, open_history(history), colors, lambda: screen.note(_("Ctrl-D or :quit leaves")))
     # The model is opened once the prompt can take keys: nobody waits for what they do not need yet.
     begin: Callable[[], None] | None = partial(session.start_loading, prompt.redraw)
     with leaving_when_told(), typing_ahead(), between() as presses:
@@ -63,7 +62,7 @@ def decoded_lines(stream: IO[bytes]) -> Iterator[str]:
         try:
             yield line.decode()
         except UnicodeDecodeError:
-            raise UserError("what was piped in is not UTF-8 text") from None
+            raise UserError(_("what was piped in is not UTF-8 text")) from None
 
 
 def attempt(shell: Shell, action: Callable[[], object], *, stopped: bool = False) -> bool:
@@ -80,15 +79,15 @@ def attempt(shell: Shell, action: Callable[[], object], *, stopped: bool = False
     except KeyboardInterrupt:  # the second Ctrl-C: out of whatever it was
         if not shell.screen.interactive:
             raise
-        shell.screen.warn("stopped")
+        shell.screen.warn(_("stopped"))
         return False
     except (Leave, BrokenPipeError):
         raise
     except Exception as bug:  # noqa: BLE001 - the outermost boundary: what was trained or written must survive a bug
         shell.screen.fail(
-            "there is not enough memory for this: a smaller model, batch or context needs less"
+            _("there is not enough memory for this: a smaller model, batch or context needs less")
             if _no_memory(bug)
-            else f"this is a bug in minillm-repl, not your doing: {type(bug).__name__}: {bug}"
+            else _("this is a bug in minillm-repl, not your doing: {bug}", bug=f"{type(bug).__name__}: {bug}")
         )
         return False
     return True

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minillm_repl.checkpoint.names import title
+from minillm_repl.language import _
 
 if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, while the user types
     from minillm_repl.checkpoint.checkpoint import Checkpoint
@@ -23,8 +24,13 @@ class Change:
     """Something that is done to what a model thinks, from when it is asked for until it is turned off."""
 
     command: str  # that turns it off: `ablate`
-    told: str  # what the user is told of it: `without head 2.1`
+    tell: Callable[[], str]  # what the user is told of it, in the language of the moment: `without head 2.1`
     tap: "Tap"
+
+    @property
+    def told(self) -> str:
+        """What the user is told of it."""
+        return self.tell()
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Model:
     @property
     def name(self) -> str:
         """What to call it."""
-        return title(self.checkpoint.path) if self.checkpoint.path else "new model"
+        return title(self.checkpoint.path) if self.checkpoint.path else _("new model")
 
     @cached_property
     def torch(self) -> "LanguageModel":

@@ -9,9 +9,8 @@ from prompt_toolkit.layout.utils import explode_text_fragments
 from prompt_toolkit.utils import get_cwidth
 from rich.console import Console, RenderableType
 
+from minillm_repl.language import _
 from minillm_repl.repl.formatted import color_depth, formatted
-
-_HELP = "← → ↑ ↓ Page Up Page Down Home End move · q leaves"
 
 
 class Pager:
@@ -23,7 +22,8 @@ class Pager:
         self._columns = max(map(fragment_list_width, self._lines))
         self._row = self._column = 0
         body = Window(FormattedTextControl(self._seen, focusable=True, show_cursor=False))
-        below = Window(FormattedTextControl([("class:help", _HELP)]), height=1)
+        help_ = _("← → ↑ ↓ Page Up Page Down Home End move · q leaves")
+        below = Window(FormattedTextControl([("class:help", help_)]), height=1)
         self._app: Application[None] = Application(
             Layout(HSplit([body, below])),
             key_bindings=self._keys(),
@@ -43,7 +43,7 @@ class Pager:
         seen: StyleAndTextTuples = []
         for line in [*self._lines[:first], *below]:
             end = 0
-            for style, character, *_ in explode_text_fragments(line):
+            for style, character, *_rest in explode_text_fragments(line):
                 start, end = end, end + get_cwidth(character)
                 if end <= self._pinned_columns or (begin <= start and end <= self._column + size.columns):
                     seen.append((style, character))

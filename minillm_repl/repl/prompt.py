@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import get_cwidth
 
 from minillm_repl.checkpoint.names import SUFFIX, title
+from minillm_repl.language import _
 from minillm_repl.repl.blocks import open_block, unwrap_block
-from minillm_repl.repl.registry import Command, Registry
+from minillm_repl.repl.registry import Command, Registry, composed
 from minillm_repl.repl.settings import samplers_on
 from minillm_repl.repl.shell import PROMPT, Shell
 from minillm_repl.safetext import safe, safe_line
@@ -78,18 +79,23 @@ class LineCompleter(Completer):
             return
         name, space, argument = text[1:].partition(" ")
         if not space:
-            for each in self._registry:
-                if each.name.startswith(name):
-                    yield Completion(each.name, -len(name), display=":" + each.name, display_meta=each.summary)
+            for spelling, each in self._names(name):
+                if spelling.startswith(composed(name)):
+                    yield Completion(spelling, -len(name), display=":" + spelling, display_meta=_(each.summary))
             return
         if self._registry.known(name):
             yield from self._arguments(self._registry.get(name), argument, complete_event)
+
+    def _names(self, typed: str) -> Iterator[tuple[str, Command]]:
+        """Yield how commands can be called: their Korean names too, once something is typed that may begin one."""
+        for each in self._registry:
+            yield from ((spelling, each) for spelling in (each.name, *(each.korean if typed else ())))
 
     def _arguments(self, command: Command, argument: str, event: CompleteEvent) -> Iterable[Completion]:
         words: Iterable[str] = command.words
         match command.completion:
             case "command":
-                words = [each.name for each in self._registry]
+                words = [spelling for spelling, _each in self._names(argument)]
             case "checkpoint":
                 words = self._models()
         last = Document(argument.rpartition(" ")[2])
@@ -209,10 +215,11 @@ class PromptLine:
             return FormattedText()  # the line shows what the search has found
         model, example = self._session.model, "날씨"
         if self._chatting():
-            hint = "say something, or :help"
+            hint = _("say something, or :help")
+        elif model is not None and not model.checkpoint.tokenizer.unknown(example):
+            hint = _("type the beginning of a text, such as {example}, or :help", example=example)
         else:
-            known = model is not None and not model.checkpoint.tokenizer.unknown(example)
-            hint = f"type the beginning of a text{f', such as {example},' if known else ''} or :help"
+            hint = _("type the beginning of a text or :help")
         return FormattedText([("class:placeholder", hint)])
 
     def _chatting(self) -> bool:
@@ -223,15 +230,15 @@ class PromptLine:
         """Return as many facts as fit: model, what is changed in it, samplers, verbose, context, speed."""
         session, model = self._session, self._session.model
         verbose = show(specs(session.settings)["verbose"], session.settings.verbose)
-        name = self._model_name() + (" (chat)" if self._chatting() else "")
+        name = _("{model} (chat)", model=self._model_name()) if self._chatting() else self._model_name()
         changes = [change.told for change in model.changes] if model else []
         facts = [name, *changes, " ".join(samplers_on(session.settings)), f"verbose {verbose}"]
         if model:
             context = model.decoder.context
-            facts.append(f"{min(len(session.ids), context):,}/{context:,} tokens")
-            facts.append(f"{model.decoder.cache_bytes / 2**20:,.1f} MiB cache")
+            facts.append(_("{used:,}/{all:,} tokens", used=min(len(session.ids), context), all=context))
+            facts.append(_("{size:,.1f} MiB cache", size=model.decoder.cache_bytes / 2**20))
         if session.speed:
-            facts.append(f"{session.speed:,.0f} tokens/s")
+            facts.append(_("{speed:,.0f} tokens/s", speed=session.speed))
         width = get_app().output.get_size().columns - 1
         while get_cwidth(safe_line(" · ".join(facts))) > width and len(facts) > 1:
             facts.pop()
@@ -241,10 +248,11 @@ class PromptLine:
         session, model = self._session, self._session.model
         loading = session.loading_future
         if loading is not None and session.path is not None:
+            named = title(session.path)
+            if not session.loading:
+                return _("could not open {name}", name=named)
             share = f" {loading.share:.0%}" if 0 < loading.share < 1 else ""
-            return (
-                f"loading {title(session.path)}{share}" if session.loading else f"could not open {title(session.path)}"
-            )
+            return _("loading {name}", name=named) + share
         if model is None:
-            return "no model"
-        return f"{model.name} (not saved)" if session.unsaved else model.name
+            return _("no model")
+        return _("{model} (not saved)", model=model.name) if session.unsaved else model.name

@@ -3,12 +3,14 @@
 import difflib
 import importlib
 import pkgutil
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal, get_args
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 
 Run = Callable[[Any, str], None]
@@ -36,6 +38,11 @@ class Command:
     words: tuple[str, ...] = ()  # what else may be completed
     verbatim: bool = False  # spaces around what it takes belong to it
     group: Group = "Models and files"  # where `:help` lists it
+
+    @property
+    def korean(self) -> tuple[str, ...]:
+        """Those of its names that are Korean."""
+        return tuple(name for name in self.aliases if not name.isascii())
 
 
 def command(
@@ -76,15 +83,22 @@ class Registry:
 
     def known(self, name: str) -> bool:
         """Tell whether there is a command of this name."""
-        return name in self._by_name
+        return composed(name) in self._by_name
 
     def get(self, name: str) -> Command:
         """Return the command called `name`. Raises UserError with the nearest match."""
+        name = composed(name)
         if name in self._by_name:
             return self._by_name[name]
         near = difflib.get_close_matches(name, self._by_name, 1, 0.5)
-        hint = f"did you mean :{near[0]}?" if near else ":help lists them"
-        raise UserError(f"there is no command :{safe_line(name)}; {hint}")
+        if near:
+            raise UserError(_("there is no command :{name}; did you mean :{near}?", name=safe_line(name), near=near[0]))
+        raise UserError(_("there is no command :{name}; :help lists them", name=safe_line(name)))
+
+
+def composed(name: str) -> str:
+    """Return a typed name with whole syllables: some keyboards and files give Hangul letter by letter."""
+    return unicodedata.normalize("NFC", name)
 
 
 def discover(package: ModuleType) -> Registry:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from minillm_repl.checkpoint.names import cached, shipped
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.repl.opening import Change, Loading, Model, Opening
 from minillm_repl.repl.recent import Recent
 from minillm_repl.repl.settings import ANSWER, COMPLETION, Settings
@@ -100,9 +101,9 @@ class Session:
         hub = cached()
         recent = [path for path in self.recent.paths() if path not in hub.values()]
         return [
-            *((name, "shipped") for name in shipped()),
-            *((str(path), "opened before") for path in recent),
-            *((name, "Hugging Face cache") for name in hub),
+            *((name, _("shipped")) for name in shipped()),
+            *((str(path), _("opened before")) for path in recent),
+            *((name, _("Hugging Face cache")) for name in hub),
         ]
 
     def adopt(self, model: Model, *, unsaved: bool) -> None:
@@ -148,7 +149,7 @@ class Session:
         if self.unsaved and self._warned != wish:
             self._warned = wish
             raise UserError(
-                "the trained weights are not saved: `:save FILE` keeps them; once more goes on without them"
+                _("the trained weights are not saved: `:save FILE` keeps them; once more goes on without them")
             )
 
     # -- the text
@@ -161,7 +162,9 @@ class Session:
         """Whether what is typed is said to the model, not to be completed. Raises UserError if it cannot chat."""
         chat = self.settings.chat
         if chat and model.checkpoint.chat is None:
-            raise UserError(f"{model.name} has no chat template: `:chat off` lets it complete what you type")
+            raise UserError(
+                _("{model} has no chat template: `:chat off` lets it complete what you type", model=model.name)
+            )
         return model.checkpoint.chat is not None and chat is not False
 
     @property
@@ -194,7 +197,7 @@ class Session:
         """
         ids = self.ids + more
         if not ids:
-            raise UserError("there is no text to continue: type a prompt first")
+            raise UserError(_("there is no text to continue: type a prompt first"))
         if self.said and self.said[-1].role == "assistant":
             self.begin(ids, asked=tuple(self.said[:-1]), begun=self.said[-1].content + text)
         else:
@@ -213,7 +216,7 @@ class Session:
     def undo(self) -> Turn:
         """Take the last turn back, and return it. Raises UserError if there is none."""
         if not self.turns:
-            raise UserError("there is nothing to take back: no prompt has been given yet")
+            raise UserError(_("there is nothing to take back: no prompt has been given yet"))
         turn = self.turns.pop()
         self.ids, self.said = list(turn.before), list(turn.said_before)
         return turn

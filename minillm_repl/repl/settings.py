@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from minillm_repl.engine.options import Sampling
+from minillm_repl.language import _
 from minillm_repl.settings import setting, show, specs, strings, switch, value_of, whole
 
 VERBOSE_ROWS = 10  # candidates, when nobody says how many
@@ -24,6 +25,7 @@ class Settings(Sampling):
         None,
         whole(0, 2**63 - 1),
         "the same seed gives the same text",
+        aliases=("시드",),
         words={"random": None},
     )
     max_tokens: int | None = setting(
@@ -42,6 +44,7 @@ class Settings(Sampling):
         None,
         switch,
         "talk in turns, through the model's chat template",
+        aliases=("대화",),
         details="auto talks with a model that has a chat template, and lets any other complete what is typed.",
         metavar="",
         words={"on": True, "off": False, "auto": None},
@@ -62,6 +65,7 @@ class Settings(Sampling):
         details=_VERBOSE,
         unit="rows",
         metavar="K",
+        aliases=("자세히",),
         words={"off": 0, "on": VERBOSE_ROWS},
     )
 
@@ -75,6 +79,6 @@ def samplers_on(settings: Sampling) -> list[str]:
 def samplers_text(settings: Sampling) -> str:
     """Return a heading for the probabilities that are drawn from: `after temp 0.8, top-k 4`."""
     if settings.temp == 0:
-        return "temp 0: the likeliest"
+        return _("temp 0: the likeliest")
     on = [each for each in samplers_on(settings) if each != "temp 1"]
-    return f"after {', '.join(on)}" if on else "drawn from"
+    return _("after {samplers}", samplers=", ".join(on)) if on else _("drawn from")

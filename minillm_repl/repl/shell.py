@@ -11,6 +11,7 @@ from rich.text import Text
 
 from minillm_repl.checkpoint.names import title
 from minillm_repl.errors import UserError
+from minillm_repl.language import _, _n
 from minillm_repl.render.console import MODEL, Screen
 from minillm_repl.repl.opening import Loading, Model
 from minillm_repl.repl.registry import Registry
@@ -72,18 +73,27 @@ class Shell:
                     session.forget_failed_load()
                 raise
         if session.model is None:
-            missing = f"{safe_line(str(session.path))} does not exist" if session.own else "there is no model yet"
-            raise UserError(f"{missing}: `:train CORPUS` makes one, `:load nalssi` opens the one that is shipped")
+            missing = (
+                _("{path} does not exist", path=safe_line(str(session.path)))
+                if session.own
+                else _("there is no model yet")
+            )
+            raise UserError(
+                _(
+                    "{missing}: `:train CORPUS` makes one, `:load nalssi` opens the one that is shipped",
+                    missing=missing,
+                )
+            )
         return session.model
 
     def wait_for(self, loading: Loading, path: Path | None) -> Model:
         """Return what is being loaded. Raises UserError if that fails, or if Ctrl-C ends the waiting."""
-        what = f"loading {safe_line(title(path)) if path else ''}"
+        what = _("loading {name}", name=safe_line(title(path)) if path else "")
         with self.screen.waiting(what) as update:
             while not wait([loading], 0.05).done:
                 update(f"{what}  {loading.share:.0%}" if 0 < loading.share < 1 else what)
                 if self.interrupted():
-                    raise UserError("stopped waiting for the model to load")
+                    raise UserError(_("stopped waiting for the model to load"))
         return loading.result()
 
     def encode(self, model: Model, text: str, *, start: bool = True) -> list[int]:
@@ -98,10 +108,17 @@ class Shell:
                     tokenizer.token_bytes(token).decode("utf-8", "replace") for token in range(tokenizer.size)
                 )
                 raise UserError(
-                    f"the model has never seen {shown}, and nothing else was typed; it knows {safe_line(known[:60])}"
+                    _(
+                        "the model has never seen {shown}, and nothing else was typed; it knows {known}",
+                        shown=shown,
+                        known=safe_line(known[:60]),
+                    )
                 )
-            how = f"read as {safe_line(tokenizer.unknown_becomes)}" if tokenizer.unknown_becomes else "skipped"
-            self.screen.warn(f"the model has never seen {shown}: {how}")
+            self.screen.warn(
+                _("the model has never seen {shown}: read as {token}", shown=shown, token=safe_line(becomes))
+                if (becomes := tokenizer.unknown_becomes)
+                else _("the model has never seen {shown}: skipped", shown=shown)
+            )
         return ids
 
     def prompt(self, text: str) -> None:
@@ -119,8 +136,13 @@ class Shell:
                 gone = session.ask(model, text)
                 self._echo(text, "\n")
                 if gone:
-                    turns = f"{gone} turn{'' if gone == 1 else 's'}"
-                    self.screen.note(f"the conversation has outgrown the context: the oldest {turns} left it")
+                    self.screen.note(
+                        _n(
+                            "the conversation has outgrown the context: the oldest {n} turn left it",
+                            "the conversation has outgrown the context: the oldest {n} turns left it",
+                            gone,
+                        )
+                    )
                 lead = ""
         except UserError:
             self._echo(text, "\n")
@@ -154,15 +176,20 @@ class Shell:
         unseen = window_start(tokens, model.decoder.context)
         if unseen and not turn.asked and not session.told_outgrown:
             session.told_outgrown = True
-            seen = f"the model sees the last {tokens - unseen}"
-            screen.note(f"the text has outgrown the context: of its {tokens} tokens {seen}")
+            screen.note(
+                _(
+                    "the text has outgrown the context: of its {tokens} tokens the model sees the last {seen}",
+                    tokens=tokens,
+                    seen=tokens - unseen,
+                )
+            )
         return finished
 
     def show_text(self, model: Model) -> None:
         """Draw the text so far; of a conversation, what was said last."""
         said = self.session.said
         text = said[-1].content if said else decode(model.checkpoint.tokenizer, self.session.ids)
-        self.screen.out.print(Text(safe(text) or "(no text)"), soft_wrap=True)
+        self.screen.out.print(Text(safe(text) or _("(no text)")), soft_wrap=True)
 
     def _echo(self, text: str, end: str, lead: str = PROMPT) -> None:
         """Write what was typed where the prompt line was; a script has no prompt lines."""

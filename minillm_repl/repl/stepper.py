@@ -16,6 +16,7 @@ from rich.text import Text
 from minillm_repl.engine.events import Step
 from minillm_repl.engine.walk import Walk
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE, WARNING
 from minillm_repl.render.generation import step_table, step_title
 from minillm_repl.repl.formatted import color_depth, formatted
@@ -23,8 +24,6 @@ from minillm_repl.repl.settings import Settings, samplers_text
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Tokenizer, decode, label
 
-_KEYS = "Enter takes ▶ · ↑ ↓ 1-9 others · type your own · ⌫ back · f finish · q leave"
-_OWN = "Enter adds it, Esc does not"
 _AROUND = 7  # rows beside the candidates: two of title, two of heading, two below, and one that stays free
 
 
@@ -76,12 +75,17 @@ class Stepper:
     def _remark(self) -> Text:
         if self._warning or self._at == self._drawn:
             return Text(self._warning, WARNING)
-        return Text(f"drawn was {label(self._tokenizer, self._step.id)}, rank {self._step.rank}", FIGURES)
+        return Text(
+            _("drawn was {token}, rank {rank}", token=label(self._tokenizer, self._step.id), rank=self._step.rank),
+            FIGURES,
+        )
 
     def _line(self) -> Text:
         if self._own is None:
-            return Text(_KEYS, FIGURES)
-        return Text.assemble(("your own: ", TITLE), (safe_line(self._own), MODEL), "▏ ", (_OWN, FIGURES))
+            keys = _("Enter takes ▶ · ↑ ↓ 1-9 others · type your own · ⌫ back · f finish · q leave")
+            return Text(keys, FIGURES)
+        what, keys = _("your own: "), _("Enter adds it, Esc does not")
+        return Text.assemble((what, TITLE), (safe_line(self._own), MODEL), "▏ ", (keys, FIGURES))
 
     def _text(self, ids: list[int]) -> str:
         return b"".join(map(self._tokenizer.token_bytes, ids)).decode("utf-8", "replace")
@@ -125,7 +129,7 @@ class Stepper:
 
     def _take_row(self, row: int) -> None:
         if row >= len(self._step.top):
-            self._warning = f"there are {len(self._step.top)} candidates here"
+            self._warning = _("there are {n} candidates here", n=len(self._step.top))
         elif self._walk.take(self._step.top[row].id):
             self._look()
         else:
@@ -138,7 +142,7 @@ class Stepper:
         if self._walk.back():
             self._look()
         else:
-            self._warning = "this is where it began"
+            self._warning = _("this is where it began")
 
     def _type(self, text: str) -> None:
         text = text.replace("\r\n", "\n").replace("\r", "\n")  # as terminals paste
@@ -154,7 +158,7 @@ class Stepper:
         own, self._own = self._own or "", None
         unknown = self._tokenizer.unknown(own)
         if unknown:
-            self._warning = f"the model has never seen {safe_line(', '.join(unknown[:20]))}"
+            self._warning = _("the model has never seen {shown}", shown=safe_line(", ".join(unknown[:20])))
         ids = self._tokenizer.encode(own, start=False, special=self._settings.special)
         if ids and self._walk.take(*ids):
             self._look()

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Tokenizer
 
 UNKNOWN = "<unk>"
@@ -28,11 +29,11 @@ class CharacterTokenizer(Tokenizer):
         names = sorted(self.specials, key=len, reverse=True)
         self._special_pattern = re.compile(f"({'|'.join(map(re.escape, names))})" if names else "(?!)")
         if len(self._special_ids) != len(self.specials) or not all(map(_NAME.fullmatch, self.specials)):
-            raise UserError("the special tokens must have different names such as <end>, of at most 100 characters")
+            raise UserError(_("the special tokens must have different names such as <end>, of at most 100 characters"))
         if len(self._ids) != len(self.characters) or not self.characters:
-            raise UserError("the vocabulary must list at least one character, and each only once")
+            raise UserError(_("the vocabulary must list at least one character, and each only once"))
         if any(len(character) != 1 or "\ud800" <= character <= "\udfff" for character in self.characters):
-            raise UserError("the vocabulary must be made of single characters")
+            raise UserError(_("the vocabulary must be made of single characters"))
 
     @classmethod
     def from_corpus(cls, text: str) -> "CharacterTokenizer":

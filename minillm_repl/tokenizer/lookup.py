@@ -1,6 +1,7 @@
 """Which token somebody means who types one."""
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.safetext import NEWLINE, SPACE, safe_line
 from minillm_repl.tokenizer.base import Token, Tokenizer
 
@@ -13,7 +14,13 @@ def find_token(tokenizer: Tokenizer, word: str) -> list[int]:
     """
     if word.startswith("#") and word[1:].isdecimal():
         if len(word) > 10 or int(word[1:]) >= tokenizer.size:
-            raise UserError(f"there is no token {safe_line(word[:20])}: they count from #0 to #{tokenizer.size - 1}")
+            raise UserError(
+                _(
+                    "there is no token {word}: they count from #0 to #{last}",
+                    word=safe_line(word[:20]),
+                    last=tokenizer.size - 1,
+                )
+            )
         return [int(word[1:])]
     special = tokenizer.named(word)
     if special is not None and tokenizer.special(special):
@@ -23,8 +30,12 @@ def find_token(tokenizer: Tokenizer, word: str) -> list[int]:
     exact = [ids[0] for ids, each in zip(split, (text, " " + text), strict=True) if _is(tokenizer, ids, each)]
     if not exact:
         pieces = " ".join(f"{Token.of(tokenizer, token).label} (#{token})" for token in split[0][:8])
-        remedy = f"it would be {pieces}: ask for one of these" if pieces else "its characters are not in the vocabulary"
-        raise UserError(f"{safe_line(word)} is not one token of this model; {remedy}")
+        remedy = (
+            _("it would be {pieces}: ask for one of these", pieces=pieces)
+            if pieces
+            else _("its characters are not in the vocabulary")
+        )
+        raise UserError(_("{word} is not one token of this model; {remedy}", word=safe_line(word), remedy=remedy))
     return exact
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.character import CharacterTokenizer, IdTokenizer
 
@@ -26,4 +27,4 @@ def tokenizer_from_json(data: Any) -> Tokenizer:
             from minillm_repl.tokenizer.subword import SubwordTokenizer
 
             return SubwordTokenizer(description, names, size)
-    raise UserError("the tokenizer described in it is of no kind known here; a newer minillm-repl may know it")
+    raise UserError(_("the tokenizer described in it is of no kind known here; a newer minillm-repl may know it"))

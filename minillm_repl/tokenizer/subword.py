@@ -10,6 +10,7 @@ from typing import Any
 import tokenizers
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.character import UNKNOWN
@@ -29,7 +30,7 @@ class SubwordTokenizer(Tokenizer):
     def __init__(self, description: Mapping[str, Any], names: Mapping[str, str], size: int) -> None:
         self.names, self._size = dict(names), size
         self._json = json.dumps(description, ensure_ascii=False)  # a tenth of the memory of the parsed description
-        last = ask("tokenizer", "its description", description=self._json)
+        last = ask("tokenizer", _("its description"), description=self._json)
         with _library():
             self._whole = _make(self._json)
             lone = _without_lead(description)
@@ -46,7 +47,7 @@ class SubwordTokenizer(Tokenizer):
             self.unknown_becomes = _unknown_token(description)
         last = max((last, *self._bytes, *self._special))
         if last >= size:
-            raise UserError(f"its tokens have ids up to {last:,}, but the model has {size:,}")
+            raise UserError(_("its tokens have ids up to {last:,}, but the model has {size:,}", last=last, size=size))
 
     @property
     def size(self) -> int:
@@ -186,7 +187,7 @@ def _library() -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise UserError(f"the tokenizers library fails: {safe_line(str(error)):.200}") from None
+        raise UserError(_("the tokenizers library fails: {error:.200}", error=safe_line(str(error)))) from None
 
 
 def _make(description: str) -> tokenizers.Tokenizer:

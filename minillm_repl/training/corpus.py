@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from minillm_repl.checkpoint.conversation import Message
 from minillm_repl.checkpoint.header import open_regular, parse_json
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 
 _PIECE = 1 << 20  # bytes read at once, and characters in a piece of a long document
@@ -116,17 +117,17 @@ def _look_through(path: Path, split: str, interrupted: Callable[[], bool]) -> Co
                 characters += _counts(waiting)
                 waiting, length = [], 0
                 if interrupted():
-                    raise UserError(f"stopped while reading {safe_line(str(path))}")
+                    raise UserError(_("stopped while reading {path}", path=safe_line(str(path))))
     characters += _counts(waiting)
     name = safe_line(str(path))
     if conversations and texts:
-        raise UserError(f"{name} holds both texts and conversations; keep them in two corpora")
+        raise UserError(_("{name} holds both texts and conversations; keep them in two corpora", name=name))
     if not characters[33:].any():
-        raise UserError(f"{name} is empty: there is nothing to learn from")
+        raise UserError(_("{name} is empty: there is nothing to learn from", name=name))
     notes = {
-        "a byte order mark at the start was dropped": mended.mark,
-        "line ends of other systems became newlines": mended.ends,
-        "letters written in parts (NFD) were put together (NFC)": mended.composed,
+        _("a byte order mark at the start was dropped"): mended.mark,
+        _("line ends of other systems became newlines"): mended.ends,
+        _("letters written in parts (NFD) were put together (NFC)"): mended.composed,
     }
     told = tuple(note for note, happened in notes.items() if happened)
     return Corpus(str(path), files, split, found.hexdigest(), count, conversations, characters, told)
@@ -147,9 +148,22 @@ def _files(folder: Path) -> Iterator[Path]:
     )
     name = safe_line(str(folder))
     if not found:
-        raise UserError(f"there is no text in {name}: no file that ends in {', '.join((*_TEXT, *_JSON))}")
+        raise UserError(
+            _(
+                "there is no text in {name}: no file that ends in {endings}",
+                name=name,
+                endings=", ".join((*_TEXT, *_JSON)),
+            )
+        )
     if len(found) > _MOST_FILES:
-        raise UserError(f"there are {len(found):,} files in {name}; at most {_MOST_FILES:,} can be read")
+        raise UserError(
+            _(
+                "there are {count:,} files in {name}; at most {most:,} can be read",
+                count=len(found),
+                name=name,
+                most=_MOST_FILES,
+            )
+        )
     yield from found
 
 
@@ -180,8 +194,10 @@ def _pieces(file: Path, mended: _Mended, digest: _Digest | None) -> Iterator[str
                 text = decoder.decode(data, final=not data)
             except UnicodeDecodeError as error:
                 at = place - pending + error.start
-                wrong = f"byte {error.object[error.start]:#04x} at {at:,} of {size:,}"
-                raise UserError(f"{safe_line(str(file))} is not UTF-8 text: {wrong}") from None
+                wrong = _("byte {byte:#04x} at {at:,} of {size:,}", byte=error.object[error.start], at=at, size=size)
+                raise UserError(
+                    _("{file} is not UTF-8 text: {wrong}", file=safe_line(str(file)), wrong=wrong)
+                ) from None
             place += len(data)
             if digest:
                 digest.update(text.encode())
@@ -262,9 +278,9 @@ def _json_documents(file: Path, mended: _Mended, digest: _Digest | None) -> Iter
             number += 1
             if digest:
                 digest.update(line)
-            what = f"line {number:,} of {safe_line(str(file))}"
+            what = _("line {number:,} of {file}", number=number, file=safe_line(str(file)))
             if len(line) >= _LONGEST_LINE:
-                raise UserError(f"{what} is longer than {_LONGEST_LINE >> 20} MiB")
+                raise UserError(_("{what} is longer than {size} MiB", what=what, size=_LONGEST_LINE >> 20))
             if line.strip():
                 yield _record(parse_json(line.removeprefix(codecs.BOM_UTF8), what), what, mended)
 
@@ -276,7 +292,13 @@ def _record(record: Any, what: str, mended: _Mended) -> Document:
         case {"text": str(text)}:
             return Document(_composed(_newlines(text, mended), mended))
     shown = safe_line(json.dumps(record, ensure_ascii=False))
-    raise UserError(f'{what} must be an object with "text" (a string) or "messages" (a list), not {shown:.60}')
+    raise UserError(
+        _(
+            '{what} must be an object with "text" (a string) or "messages" (a list), not {shown:.60}',
+            what=what,
+            shown=shown,
+        )
+    )
 
 
 def _newlines(text: str, mended: _Mended) -> str:
@@ -290,5 +312,10 @@ def _message(message: Any, what: str, mended: _Mended) -> Message:
             return Message(role, _composed(_newlines(content, mended), mended))
     shown = safe_line(json.dumps(message, ensure_ascii=False))
     raise UserError(
-        f'a message of {what} must have a "role" (system, user or assistant) and "content" (a string), not {shown:.60}'
+        _(
+            'a message of {what} must have a "role" (system, user or assistant) and "content" (a'
+            " string), not {shown:.60}",
+            what=what,
+            shown=shown,
+        )
     )

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from minillm_repl.language import _
 from minillm_repl.settings import number, one_of, setting, switch, whole
 
 _AUTO = {"auto": 0}
@@ -12,7 +13,7 @@ _TOKENIZER = re.compile(r"char(:\d{1,7})?|bpe:\d{1,7}")
 
 def _tokenizer(text: str) -> str:
     if not _TOKENIZER.fullmatch(text):
-        raise ValueError("char, char:N or bpe:N")
+        raise ValueError(_("char, char:N or bpe:N"))
     return text
 
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.model.build import LanguageModel
 
 _PATIENCE = timedelta(minutes=10)  # with a rank that does not answer
@@ -112,7 +113,7 @@ def joined(device: str) -> Iterator[Processes]:
     try:
         dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"the processes do not find each other: {error}") from None
+        raise UserError(_("the processes do not find each other: {error}", error=error)) from None
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:

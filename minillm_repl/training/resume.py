@@ -24,6 +24,7 @@ from minillm_repl.checkpoint.native import described, description
 from minillm_repl.checkpoint.recipe import Piece, Reading, Recipe
 from minillm_repl.checkpoint.weights import check, packed, read_weights
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import change, show, specs, value_of
 from minillm_repl.training.plan import TrainPlan
@@ -86,7 +87,7 @@ def read(path: Path) -> Interrupted:
     name = safe_line(str(path))
     header = read_header(path)
     if header.metadata.get("format") != RESUME_FORMAT:
-        raise UserError(f"{name} is not the resume file of a training run")
+        raise UserError(_("{name} is not the resume file of a training run", name=name))
     start = description(dataclasses.replace(header, metadata={**header.metadata, "format": FORMAT}), name)
     start = dataclasses.replace(start, path=None)  # the weights that the run began with lie in no file of its own
     plan, run = TrainPlan(), field_of(header, "run", name)
@@ -97,13 +98,13 @@ def read(path: Path) -> Interrupted:
             None | {"path": str(), "sha256": str()} as base,
         ) if set(settings) == set(specs(TrainPlan)) and all(isinstance(text, str) for text in settings.values()):
             for setting, text in settings.items():
-                plan = change(plan, setting, text, said=f"{setting} in {name}")
+                plan = change(plan, setting, text, said=_("{setting} in {name}", setting=setting, name=name))
             if not 0 <= threads <= 1024:
-                raise UserError(f"{name} asks for {threads} threads")
+                raise UserError(_("{name} asks for {threads} threads", name=name, threads=threads))
             state = _state(field_of(header, "state", name), name)
             there = (Path(base["path"]), base["sha256"]) if base else None
             return Interrupted(start, plan, Facts(corpus, sha256, further, threads, there), state, header)
-    raise UserError(f"{name} does not say which run it belongs to; see docs/format.md")
+    raise UserError(_("{name} does not say which run it belongs to; see docs/format.md", name=name))
 
 
 def restore(interrupted: Interrupted, trainer: Trainer) -> None:
@@ -132,7 +133,9 @@ def restore(interrupted: Interrupted, trainer: Trainer) -> None:
         if "cuda" in states and trainer.device.type == "cuda":
             torch.cuda.set_rng_state(states["cuda"], trainer.device)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
-        raise UserError(f"the random numbers in {name} are damaged: the run cannot go on exactly") from None
+        raise UserError(
+            _("the random numbers in {name} are damaged: the run cannot go on exactly", name=name)
+        ) from None
 
 
 def _tensors(trainer: Trainer, *, fresh: bool = False) -> dict[str, NDArray[np.float32]]:
@@ -154,7 +157,7 @@ def _of(optimizer: torch.optim.Optimizer, trainer: Trainer) -> list[tuple[str, n
 def _state(data: Any, name: str) -> State:
     wanted = dataclasses.asdict(State())
     if not isinstance(data, dict) or set(data) != set(wanted):
-        raise UserError(f"{name} does not say where its run is; see docs/format.md")
+        raise UserError(_("{name} does not say where its run is; see docs/format.md", name=name))
     try:
         given: dict[str, Any] = {
             key: [_entry(entry) for entry in data[key]] if isinstance(usual, list) else type(usual)(data[key])
@@ -164,7 +167,7 @@ def _state(data: Any, name: str) -> State:
         if state.step < 1 or any(type(value) not in (int, float, list) for value in data.values()):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{name} does not say where its run is; see docs/format.md") from None
+        raise UserError(_("{name} does not say where its run is; see docs/format.md", name=name)) from None
     return state
 
 

@@ -16,6 +16,7 @@ from minillm_repl.checkpoint.checkpoint import Adapter, Checkpoint, TrainingReco
 from minillm_repl.checkpoint.conversation import PLAIN
 from minillm_repl.checkpoint.names import there, user_path
 from minillm_repl.errors import UserError
+from minillm_repl.language import _, _n
 from minillm_repl.model.build import as_arrays, build_new, trainable
 from minillm_repl.model.device import pick_device
 from minillm_repl.model.lora import adapt, adapters, merged
@@ -46,19 +47,22 @@ def find_corpus(named: str, checkpoint: Checkpoint | None) -> str:
     Raises UserError that says what to type.
     """
     if any("\ud800" <= letter < "\ue000" for letter in named):  # bytes that are no UTF-8, as which it is kept
-        raise UserError(f"the name {safe_line(named)} is not UTF-8; give the text another")
+        raise UserError(_("the name {name} is not UTF-8; give the text another", name=safe_line(named)))
     if named:
         return named
     record = checkpoint.training if checkpoint else None
     if checkpoint is None or record is None or not record.corpus:
-        raise UserError("which text? `:train CORPUS` takes a UTF-8 text file, such as `:train story.txt steps=500`")
+        raise UserError(_("which text? `:train CORPUS` takes a UTF-8 text file, such as `:train story.txt steps=500`"))
     beside = [str(checkpoint.path.parent / Path(record.corpus).name)] if checkpoint.path else []
     for name in (record.corpus, *beside):
         if there(user_path(name)) and open_corpus(user_path(name)).sha256 == record.corpus_sha256:
             return name
     raise UserError(
-        f"the text that this model was trained on ({safe_line(record.corpus):.80}) is not here, or has changed;"
-        " name one with `:train CORPUS`"
+        _(
+            "the text that this model was trained on ({corpus:.80}) is not here, or has changed; name one"
+            " with `:train CORPUS`",
+            corpus=safe_line(record.corpus),
+        )
     )
 
 
@@ -96,7 +100,12 @@ class TrainingRun:
             opened = open_corpus(user_path(corpus), plan.documents, around.interrupted)
             self._sha256 = opened.sha256
             if resumed and opened.sha256 != resumed.facts.corpus_sha256:
-                raise UserError(f"{safe_line(corpus)} has changed: the run cannot go on exactly; `:train` begins anew")
+                raise UserError(
+                    _(
+                        "{corpus} has changed: the run cannot go on exactly; `:train` begins anew",
+                        corpus=safe_line(corpus),
+                    )
+                )
             self.tokenizer = start.tokenizer if start else make_tokenizer(plan.tokenizer, opened)
             self._chat = start.chat if start else PLAIN if opened.conversations else None
             self._end = start.end if start else _separators(self.tokenizer)
@@ -110,7 +119,7 @@ class TrainingRun:
         torch.manual_seed(plan.seed)
         if start is None:
             preset, why = pick_preset(plan, len(tokens.ids), device.type != "cpu")
-            self.notes.append(f"preset {preset} {why}")
+            self.notes.append(why)
             plan = settle_new(plan, preset)
             config = new_config(plan, self.tokenizer.size)
         else:
@@ -119,7 +128,9 @@ class TrainingRun:
         plan = settle_loop(plan)
         train, val = _split(tokens, held, plan, safe_line(corpus))
         if plan.val == "auto" and val is None:
-            self.notes.append("the text is too short to hold a part of it out: the losses are those of what is learnt")
+            self.notes.append(
+                _("the text is too short to hold a part of it out: the losses are those of what is learnt")
+            )
         model = trainable(config, start.tensors) if start and start.tensors else build_new(config)
         if plan.lora:
             adapt(model, plan.lora)
@@ -133,7 +144,9 @@ class TrainingRun:
         if resumed:
             resume.restore(resumed, self.trainer)
             self.threads = resumed.facts.threads
-            self.notes.append(f"goes on after step {self.trainer.state.step:,} of {plan.steps:,}")
+            self.notes.append(
+                _("goes on after step {step:,} of {steps:,}", step=self.trainer.state.step, steps=plan.steps)
+            )
         else:
             self.threads, seconds = self._choose_speed()
             self.notes.append(self._how(seconds))
@@ -154,11 +167,21 @@ class TrainingRun:
     def title(self) -> str:
         """What is about to happen, in one line."""
         config, train, val = self.trainer.model.config, self.trainer.train, self.trainer.val
-        what = "training further" if self._further else f"a new {config.arch} model"
-        held = f" and {len(val.ids):,} held out" if val else ""
-        return (
-            f"{what}: {config.parameters:,} parameters · {self.corpus}: {len(train.ids):,} tokens{held},"
-            f" {config.vocab:,} different · {self.plan.steps:,} steps"
+        text = {"corpus": self.corpus, "tokens": len(train.ids), "different": config.vocab}
+        return " · ".join(
+            [
+                _("training further: {parameters:,} parameters", parameters=config.parameters)
+                if self._further
+                else _("a new {arch} model: {parameters:,} parameters", arch=config.arch, parameters=config.parameters),
+                _(
+                    "{corpus}: {tokens:,} tokens and {held:,} held out, {different:,} different",
+                    held=len(val.ids),
+                    **text,
+                )
+                if val
+                else _("{corpus}: {tokens:,} tokens, {different:,} different", **text),
+                _("{steps:,} steps", steps=self.plan.steps),
+            ]
         )
 
     def events(self, interrupted: Callable[[], bool], *, save: bool = True) -> Iterator[TrainEvent]:
@@ -202,7 +225,7 @@ class TrainingRun:
             try:
                 threads, precision, seconds = quickest(trainer, around.threads, around.interrupted)
             except Interrupted:
-                raise UserError(STOPPED_EARLY) from None
+                raise UserError(_(STOPPED_EARLY)) from None
         else:  # every process must choose the same
             threads, precision, seconds = around.threads, trainer.plan.precision, 0.0
             if precision == "auto":
@@ -214,7 +237,7 @@ class TrainingRun:
         """Return where the model lies that an adapter belongs to, and its digest."""
         if start.path and start.on_disk and start.adapter is None:
             return start.path, digest(start.tensors)
-        self.notes.append("the open model lies in no file as it is: the adapter can be saved merged into it only")
+        self.notes.append(_("the open model lies in no file as it is: the adapter can be saved merged into it only"))
         return None
 
     def _described(self) -> Checkpoint:
@@ -234,7 +257,7 @@ class TrainingRun:
         around = self._around
         self.notes += [f"{safe_line(corpus.name)}: {note}" for note in corpus.notes]
         if corpus.conversations and self._chat is None:
-            raise UserError("the corpus holds conversations, but this model has no chat template to write them with")
+            raise UserError(_("the corpus holds conversations, but this model has no chat template to write them with"))
         tokens = tokenise(
             corpus,
             self.tokenizer,
@@ -246,10 +269,17 @@ class TrainingRun:
         )
         if tokens.unknown:
             share = tokens.unknown / max(1, int(corpus.characters.sum()))
-            become = self.tokenizer.unknown_becomes
+            lacking = {"count": tokens.unknown, "share": share, "characters": self._lacking(corpus)}
             self.notes.append(
-                f"{tokens.unknown:,} characters ({share:.2%}) are not in the vocabulary, and"
-                f" {f'become {safe_line(become)}' if become else 'skipped'}: {self._lacking(corpus)}"
+                _(
+                    "{count:,} characters ({share:.2%}) are not in the vocabulary, and become {token}: {characters}",
+                    token=safe_line(become),
+                    **lacking,
+                )
+                if (become := self.tokenizer.unknown_becomes)
+                else _(
+                    "{count:,} characters ({share:.2%}) are not in the vocabulary, and skipped: {characters}", **lacking
+                )
             )
         return tokens
 
@@ -261,13 +291,31 @@ class TrainingRun:
 
     def _how(self, seconds: float) -> str:
         plan = self.plan
-        muon = "Muon and AdamW" if plan.optimizer == "muon" else "AdamW"
-        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}" if self.threads else "threads as they are"
-        left = seconds * plan.steps * 1.2
-        time = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min" if left < 5400 else f"{left / 3600:.1f} h"
         size = self._around.processes.size
-        where = f"{size} processes" if size > 1 else f"{threads} · about {time}"
-        return f"batch {plan.batch} × {plan.context} tokens · {muon}, rate {plan.lr:g} · {plan.precision}, {where}"
+        where = (
+            _n("{n} process", "{n} processes", size)
+            if size > 1
+            else _n("{n} thread", "{n} threads", self.threads)
+            if self.threads
+            else _("threads as they are")
+        )
+        facts = [
+            _("batch {batch} × {context} tokens", batch=plan.batch, context=plan.context),
+            _("Muon and AdamW, rate {lr:g}", lr=plan.lr)
+            if plan.optimizer == "muon"
+            else _("AdamW, rate {lr:g}", lr=plan.lr),
+            f"{plan.precision}, {where}",
+        ]
+        if size == 1:
+            left = seconds * plan.steps * 1.2
+            facts.append(
+                _("about {time:.0f} s", time=left)
+                if left < 90
+                else _("about {time:.0f} min", time=left / 60)
+                if left < 5400
+                else _("about {time:.1f} h", time=left / 3600)
+            )
+        return " · ".join(facts)
 
     def _sample_start(self, text: str, train: Part) -> list[int]:
         ids = self.tokenizer.encode(text) if text else []
@@ -280,7 +328,9 @@ def _try_compiled(trainer: Trainer) -> None:
         trainer.mean_loss(trainer.train, trainer.train.even(trainer.train.context)[:1])
     except RuntimeError as error:
         why = safe_line(str(error).partition("\n")[0])
-        raise UserError(f"the model cannot be compiled here ({why:.150}); it trains without compile=on too") from None
+        raise UserError(
+            _("the model cannot be compiled here ({why:.150}); it trains without compile=on too", why=why)
+        ) from None
 
 
 def _separators(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -305,10 +355,16 @@ def _split(tokens: Tokens, held: Tokens | None, plan: TrainPlan, name: str) -> t
             parts = halves
     for part in parts:
         if not part.targets:
-            raise UserError(f"in {name} there is nothing to learn: no words of the assistant's")
+            raise UserError(_("in {name} there is nothing to learn: no words of the assistant's", name=name))
         if not part.windows:
             raise UserError(
-                f"{name} has {len(part.ids):,} tokens that the model knows; a context of {context} needs at"
-                f" least {context + 1:,}: take a longer text, or a smaller `context=N`"
+                _(
+                    "{name} has {count:,} tokens that the model knows; a context of {context} needs at least"
+                    " {least:,}: take a longer text, or a smaller `context=N`",
+                    name=name,
+                    count=len(part.ids),
+                    context=context,
+                    least=context + 1,
+                )
             )
     return parts[0], parts[1] if len(parts) > 1 else None

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig, GPTConfig, LlamaConfig
 from minillm_repl.training.plan import TrainPlan
 
@@ -30,13 +31,13 @@ _MEASUREMENTS, _SELDOM = 10, 500  # in a run, and the most steps from one to the
 
 
 def pick_preset(plan: TrainPlan, tokens: int, accelerated: bool) -> tuple[str, str]:
-    """Return the preset for a new model on a text of so many tokens, and why."""
+    """Return the preset for a new model on a text of so many tokens, and a note that says why."""
     if plan.preset != "auto":
-        return plan.preset, "as asked"
+        return plan.preset, _("preset {name} as asked", name=plan.preset)
     fits = [name for name, preset in PRESETS.items() if tokens >= preset.tokens]
     if fits[-1] == "medium" and not accelerated:
-        return "small", f"for {tokens:,} tokens, on a processor"
-    return fits[-1], f"for {tokens:,} tokens"
+        return "small", _("preset {name} for {tokens:,} tokens, on a processor", name="small", tokens=tokens)
+    return fits[-1], _("preset {name} for {tokens:,} tokens", name=fits[-1], tokens=tokens)
 
 
 def settle_new(plan: TrainPlan, preset: str) -> TrainPlan:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minillm_repl.language import N_
 from minillm_repl.model.build import LanguageModel
 
-STOPPED_EARLY = "stopped before the first step: nothing was changed"
+STOPPED_EARLY = N_("stopped before the first step: nothing was changed")
 
 
 class Interrupted(Exception):  # noqa: N818 - told in the Finished event

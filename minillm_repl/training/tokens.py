@@ -22,7 +22,8 @@ from platformdirs import user_cache_path
 from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
 from minillm_repl.checkpoint.conversation import trained_ids
-from minillm_repl.errors import UserError
+from minillm_repl.errors import UserError, reason
+from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.character import CharacterTokenizer
@@ -78,15 +79,21 @@ def tokenise(
     def read(piece_of: float) -> None:
         progress(piece_of)
         if interrupted():
-            raise UserError(f"stopped while reading {safe_line(corpus.name)}")
+            raise UserError(_("stopped while reading {name}", name=safe_line(corpus.name)))
 
-    reason = None
+    why = ""
     for folder in (cache, None) if cache is not None and total >= _KEPT else (None,):
         try:
             return _written(_tokenised(corpus, tokenizer, separator, template), dtype, total, folder, key, read)
         except OSError as error:  # the cache's disk is full; another one may not be
-            reason = error.strerror
-    raise UserError(f"could not write the tokens of {safe_line(corpus.name)} to a temporary file: {reason}")
+            why = reason(error)
+    raise UserError(
+        _(
+            "could not write the tokens of {name} to a temporary file: {reason}",
+            name=safe_line(corpus.name),
+            reason=why,
+        )
+    )
 
 
 def _written(

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import N_, _
 from minillm_repl.safetext import safe_line
 
 _PROCESS = Path(__file__).with_name("process.py")
+_TOO_MUCH = N_("it used too much memory")  # what the process says then
 _SECONDS = 10  # for everything, the start of the process included; the work takes milliseconds
 
 
@@ -26,9 +28,12 @@ def ask(job: str, what: str, **request: Any) -> Any:
         )
         answer = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
-        raise UserError(f"{what} took more than {_SECONDS} seconds") from None
+        raise UserError(_("{what} took more than {seconds} seconds", what=what, seconds=_SECONDS)) from None
     except ValueError:  # it was ended, and has not answered
-        raise UserError(f"{what} broke the library that reads it, or used too much memory or time") from None
+        raise UserError(
+            _("{what} broke the library that reads it, or used too much memory or time", what=what)
+        ) from None
     if "error" in answer:
-        raise UserError(f"{what} is refused: {safe_line(answer['error']):.200}")
+        error = _(_TOO_MUCH) if answer["error"] == _TOO_MUCH else safe_line(answer["error"])
+        raise UserError(_("{what} is refused: {error:.200}", what=what, error=error))
     return answer["answer"]

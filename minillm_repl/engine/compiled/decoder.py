@@ -12,6 +12,7 @@ from minillm_repl.engine.compiled.lanes import LANES
 from minillm_repl.engine.compiled.rotation import rotation
 from minillm_repl.engine.compiled.team import Team, default_size
 from minillm_repl.engine.compiled.weights import lay_out
+from minillm_repl.language import _, _n
 from minillm_repl.model.config import ACTIVATIONS, AnyConfig, LlamaConfig
 
 Floats = NDArray[np.float32]
@@ -42,11 +43,24 @@ class CompiledDecoder:
         self._turn = rotation(config, 0)
         self.ids: list[int] = []
         self.context = config.context
-        self.name = f"numba on cpu, {size} thread{'' if size == 1 else 's'}"
-        beside = f"8 bits (--quant int8), {self._weights.nbytes / 2**20:,.1f} MiB beside those of the file"
-        self.why = f"compiled, weights in {beside if quantised else checkpoint.dtype}"
+        self._dtype = None if quantised else checkpoint.dtype
         self.prefill([0])  # compile, or fetch the compiled code, now and not at the first word
         self.rewind(0)
+
+    @property
+    def name(self) -> str:
+        """What runs, on how many threads."""
+        return _n("numba on cpu, {n} thread", "numba on cpu, {n} threads", self._team.size)
+
+    @property
+    def why(self) -> str:
+        """What the weights are while it runs."""
+        if self._dtype:
+            return _("compiled, weights in {dtype}", dtype=self._dtype)
+        return _(
+            "compiled, weights in 8 bits (--quant int8), {size:,.1f} MiB beside those of the file",
+            size=self._weights.nbytes / 2**20,
+        )
 
     @property
     def cache_bytes(self) -> int:

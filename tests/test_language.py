@@ -1,0 +1,260 @@
+"""The interface's language: nothing that is seen is left out of the catalog, and the catalog says the same."""
+
+import ast
+import re
+import string
+import unicodedata
+
+import pytest
+from babel.messages.mofile import read_mo
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+from rich.cells import cell_len
+
+from minillm_repl import commands
+from minillm_repl.checkpoint.conversation import PLAIN
+from minillm_repl.configuration import language
+from minillm_repl.engine.events import Candidate, Step
+from minillm_repl.language import _, speak
+from minillm_repl.render.export import _FONTS
+from minillm_repl.render.generation import step_table
+from minillm_repl.render.plot import loss_plot
+from minillm_repl.repl.prompt import LineCompleter
+from minillm_repl.repl.registry import GROUPS, discover
+from minillm_repl.repl.settings import Settings
+from minillm_repl.settings import change, specs
+from tests.messages import PACKAGE, PO, extracted, read
+
+TRANSLATED = {  # the parts whose every text goes through `_`
+    "cli", "configuration", "settings", "repl", "commands", "model", "tokenizer", "checkpoint", "engine", "training",
+    "insight", "render", "untrusted",
+}  # fmt: skip
+
+
+def forms(text):
+    """Singular and plural, or the one text."""
+    return (text,) if isinstance(text, str) else tuple(text)
+
+
+def placeholders(text):
+    """{"{share:.0%}"} of `reading  {share:.0%}`; a text with other braces takes no values."""
+    try:
+        fields = list(string.Formatter().parse(text))
+    except ValueError:
+        return set()
+    return {(name, spec, conversion) for _, name, spec, conversion in fields if name is not None}
+
+
+def test_the_catalog_has_what_the_source_has():
+    there, wanted = ({message.id for message in catalog if message.id} for catalog in (read(), extracted()))
+    assert there == wanted, "python -m tests.messages puts it right"
+
+
+def test_every_text_is_translated():
+    assert not [message.id for message in read() if message.id and (not all(forms(message.string)) or message.fuzzy)]
+
+
+def test_a_translation_shows_the_values_that_the_text_shows():
+    for message in read():
+        if message.id and all(forms(message.string)):
+            english = placeholders(forms(message.id)[-1])
+            assert all(placeholders(korean) == english for korean in forms(message.string)), message.id
+
+
+def test_the_compiled_catalog_is_the_one_that_is_written():
+    with PO.with_suffix(".mo").open("rb") as file:
+        compiled, written = (
+            {forms(message.id): forms(message.string) for message in catalog if message.id}
+            for catalog in (read_mo(file), read())
+        )
+    assert compiled == written, "python -m tests.messages puts it right"
+
+
+# -- texts that are not marked
+
+# What shows its arguments to the user, or raises them.
+SHOWS = {
+    "UserError", "ValueError", "Text", "assemble", "append", "print", "note", "warn", "fail", "waiting", "update",
+    "plain_table", "add_column", "add_row", "title", "card", "exit", "add_argument_group", "_Parser",
+}  # fmt: skip
+MARKS = {"_", "_n", "N_", "setting", "command"}  # the tool finds what these are given
+DATA = {  # no texts, though they look like some; and those that commands are made of, which the tool finds in them
+    "cli": {"minillm-repl: □", "minillm-repl"},
+    "repl": {*GROUPS, specs(Settings)["verbose"].details, "noreverse dim", "bold"},
+    "commands": {
+        "How it chooses", "What it expects", "turns it on", "shows the present one",
+        "Without a value it □. Default: □.",
+        "\n:temp sweep shows the likeliest next tokens at several temperatures.",
+        "ablate", "lang □", "utf-8", "replace",
+    },
+    "checkpoint": {PLAIN.source},
+    "engine": {
+        "this system has no □", "□ is not the study note's kind of GPT",  # somebody else catches these
+        "repeat-penalty", "temp", "top-k", "top-p", "min-p",
+    },
+    "insight": {"rounding", "added after layer □", "attention bias □"},  # the names that JSON has; render translates
+    "render": {"bold red", "id", "KL", "a generation ends with Finished", "training ends with Finished", _FONTS},
+    "training": {"utf-8", "surrogateescape"},
+    "untrusted": {  # the process beside imports nothing: what it says is a detail, like a library's error
+        "Hello, world 12\n\t ", "its text is longer than □ characters", "it makes □ tokens of □ characters",
+        "it used too much memory",
+    },
+}  # fmt: skip
+MARKUP = ("<svg", "<!DOCTYPE")  # what exported files begin with
+
+
+def said(node):
+    """The literal text of a node, with a box for each value in it."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=values):
+            return "".join(map(said, values))
+        case ast.FormattedValue():
+            return "□"
+    return ""
+
+
+def unmarked(node, shown=False):
+    """Yield the literals with a word in them where they are shown, and those with two in a row anywhere."""
+    match node:
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)):
+            if name in MARKS:
+                return
+            shown = shown or name in SHOWS
+        case ast.Constant() | ast.JoinedStr():
+            text = said(node)
+            if re.search(r"[^\W\d_]{2}" if shown else r"[^\W\d_]{2,}[,;:]? [^\W\d_]{2}", text):
+                yield text
+            for value in getattr(node, "values", []):
+                if isinstance(value, ast.FormattedValue):
+                    yield from unmarked(value.value, shown)
+            return
+        case ast.keyword() | ast.Subscript():
+            shown = False
+        case ast.Expr(value=ast.Constant()) | ast.Compare() | ast.Assert():
+            return
+    for child in ast.iter_child_nodes(node):
+        yield from unmarked(child, shown)
+
+
+@pytest.mark.parametrize("part", sorted(TRANSLATED))
+def test_every_text_that_is_seen_is_marked(part):
+    files = [PACKAGE / f"{part}.py"] if (PACKAGE / f"{part}.py").exists() else sorted((PACKAGE / part).rglob("*.py"))
+    found = {text for file in files for text in unmarked(ast.parse(file.read_text(encoding="utf-8")))}
+    assert not {text for text in found - DATA.get(part, set()) if not text.startswith(MARKUP)}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'raise UserError(f"{name} is not there")',
+        'screen.note("loading" if loading else name)',
+        'Text(f"{count} tokens", FIGURES)',
+        'hint = "type the beginning"',
+        'facts = {"parameters": f"about {n} of them"}',
+    ],
+)
+def test_a_text_that_is_not_marked_is_found(code):
+    assert list(unmarked(ast.parse(code)))
+
+
+def test_no_text_is_marked_inside_an_f_string():  # the tool does not look there
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                inside = (each for each in ast.walk(node) if isinstance(each, ast.Call))
+                marked = [each for each in inside if getattr(each.func, "id", "") in ("_", "_n", "N_")]
+                assert not [each for each in marked if isinstance(each.args[0], ast.Constant)], (file, node.lineno)
+
+
+# -- which language
+
+
+@pytest.mark.parametrize(
+    ("environment", "spoken"),
+    [
+        ({}, "en"),
+        ({"LANG": "ko_KR.UTF-8"}, "ko"),
+        ({"LANG": "ko_KR.UTF-8", "LC_ALL": "C"}, "en"),
+        ({"LANG": "en_US.UTF-8", "LC_MESSAGES": "ko"}, "ko"),
+        ({"LANG": "ko_KR.UTF-8", "LC_ALL": ""}, "ko"),
+        ({"LANG": "ko_KR.UTF-8", "MINILLM_LANG": "en"}, "en"),
+        ({"LANG": "ko_KR.UTF-8", "MINILLM_LANG": "auto"}, "ko"),
+        ({"LANG": "ko_KR.UTF-8", "MINILLM_LANG": "klingon"}, "ko"),
+    ],
+)
+def test_the_locale_chooses_unless_something_else_does(tmp_path, environment, spoken):
+    file = tmp_path / "config.toml"
+    assert language(None, environment, file) == spoken
+    assert language("ko", environment, file) == "ko"
+    assert language("en", environment, file) == "en"
+    file.write_text('lang = "ko"')
+    assert language(None, environment, file) == ("en" if environment.get("MINILLM_LANG") == "en" else "ko")
+    file.write_text("lang = [")
+    assert language(None, environment, file) == spoken
+
+
+# -- Korean names of commands
+
+
+def completions(text):
+    completer = LineCompleter(discover(commands), list)
+    return [each.text for each in completer.get_completions(Document(text), CompleteEvent())]
+
+
+def test_no_two_commands_have_a_name_in_common():
+    names = [name for each in discover(commands) for name in (each.name, *each.aliases)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_korean_name_works_however_its_syllables_are_encoded(form):
+    typed = unicodedata.normalize(form, "온도")
+    assert discover(commands).get(typed).name == "temp"
+    assert change(Settings(), typed, "0.5").temp == 0.5
+    assert completions(f":{typed}") == ["온도"]
+    assert completions(":모") == ["모델", "모델목록"]
+    assert completions(":도움말 온") == ["온도"]
+
+
+def test_korean_names_are_completed_only_where_hangul_is_typed():
+    assert all(each.isascii() for each in completions(":") + completions(":t") + completions(":help "))
+
+
+# -- Hangul is two cells wide
+
+
+@pytest.fixture
+def korean():
+    speak("ko")
+    yield
+    speak("en")
+
+
+def test_the_lists_of_commands_fit_into_80_columns_in_korean(korean):
+    for each in discover(commands):
+        names = ", ".join(f":{name}" for name in (each.name, *each.korean))
+        assert cell_len(names) <= 18
+        assert cell_len(_(each.summary)) <= 60
+        assert _(each.summary).endswith(".")
+
+
+def test_the_columns_of_a_step_stay_below_their_headings_in_korean(korean):
+    tokens = [(each, tuple(each.encode())) for each in ("날씨", "a", "하늘이 맑다")]
+    top = tuple(
+        Candidate(place, text, data, 0.25, 0.5, kept=place < 2, chosen=place == 0)
+        for place, (text, data) in enumerate(tokens)
+    )
+    step = Step(0, 0, "날씨", top[0].bytes, 0.5, -0.7, 0.25, 1, 2.0, top)
+    heading, _rule, *rows = step_table(step, "뽑을 확률", 80).plain.splitlines()
+    start = cell_len(heading[: heading.index("모델")])
+    assert {cell_len(row[: row.index("%") + 1]) for row in rows} == {start + 6}
+    assert cell_len(rows[2][: rows[2].index("제외") + 2]) == cell_len(rows[0][: rows[0].rindex("%") + 1])
+
+
+def test_the_frame_of_a_curve_stays_straight_in_korean(korean):
+    curve = [(step, 1 / step) for step in range(1, 50)]
+    lines = loss_plot(curve, curve[::10], 80, 10, colours=False).plain.splitlines()
+    assert {cell_len(line) for line in lines} == {80}
+    assert "검증" in lines[0]

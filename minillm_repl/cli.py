@@ -16,10 +16,11 @@ from minillm_repl import __version__, commands
 from minillm_repl.checkpoint.families import family_title
 from minillm_repl.checkpoint.names import find, is_shipped, shipped, there, title, user_path
 from minillm_repl.checkpoint.peek import in_folder, read_config
-from minillm_repl.commands import train
+from minillm_repl.commands import learn, train
 from minillm_repl.configuration import Launch, configuration_file, configure, language, read_configuration
 from minillm_repl.errors import UserError
 from minillm_repl.language import N_, _, speak
+from minillm_repl.lessons.progress import Progress
 from minillm_repl.render.console import FIGURES, TITLE, make_screen
 from minillm_repl.render.tables import headline
 from minillm_repl.repl.loop import attempt, decoded_lines, run_interactive, run_script
@@ -92,6 +93,11 @@ def make_parser() -> argparse.ArgumentParser:
     once.add_argument("--echo", action="store_true", help=_("print the prompt before its completion"))
     every = _("print every step as a line of JSON instead (docs/format.md)")
     once.add_argument("--json", action="store_true", help=every)
+    teaching = parser.add_argument_group(_("lessons (in the REPL: `:learn`)"))
+    teaching.add_argument("--lesson", metavar="N", type=int, help=_("open lesson N at once"))
+    itself = _("let the lesson run by itself, as if a learner typed what is expected, and leave")
+    teaching.add_argument("--auto", action="store_true", help=itself)
+    teaching.add_argument("--export", metavar="FILE", help=_("after --auto, save the lesson as .html, .svg or .txt"))
     sampling = parser.add_argument_group(_("sampling (in the REPL: `:set`)"))
     for name, spec in specs(Settings).items():
         _flag(sampling, name, spec, getattr(Settings, name.replace("-", "_")))
@@ -161,6 +167,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         training = _training_request(options)
         if options.json and options.prompt is None and training is None:
             raise UserError(_("--json needs a prompt, -p TEXT, or --train CORPUS"))
+        if (options.auto and options.lesson is None) or (options.export and not options.auto):
+            raise UserError(_("--auto needs --lesson N, and --export needs both"))
         if options.prompt is not None and training is not None:
             raise UserError(_("-p and --train do not go together; train first"))
     except UserError as error:
@@ -193,7 +201,7 @@ def _run(options: argparse.Namespace, launch: Launch, settings: Settings, traini
     )
     assert session.path is not None
     session.own = not there(session.path)
-    shell = Shell(session, screen, discover(commands))
+    shell = Shell(session, screen, discover(commands), progress=Progress.of(launch.progress_file))
     if options.prompt is not None:
         return OK if attempt(shell, partial(_one_shot, shell, options)) else FAILED
     if training is not None:
@@ -213,8 +221,12 @@ def _run(options: argparse.Namespace, launch: Launch, settings: Settings, traini
             return INTERRUPTED if shell.interrupted() else FAILED
         if not interactive:
             return INTERRUPTED if shell.interrupted() else OK
+    elif options.lesson is not None and options.auto:
+        return OK if attempt(shell, partial(_lesson_alone, shell, options)) else FAILED
     elif interactive:
         _greet(shell)
+    if options.lesson is not None and not attempt(shell, partial(shell.run, f":learn {options.lesson}")):
+        return FAILED
     if interactive:
         return run_interactive(shell, launch.history_file)
     session.start_loading()
@@ -262,6 +274,17 @@ def _one_shot(shell: Shell, options: argparse.Namespace) -> None:
         finished = shell.respond(model, echo=options.echo)
     if finished.reason == "interrupt":
         raise KeyboardInterrupt
+
+
+def _lesson_alone(shell: Shell, options: argparse.Namespace) -> None:
+    """Go through a lesson, typing what is expected. Raises UserError, and KeyboardInterrupt after Ctrl-C."""
+    from minillm_repl.repl.lesson import run_alone
+
+    shell.session.start_loading()
+    shell.progress.file = None  # nobody has learnt anything
+    run_alone(learn.make_lesson(shell, options.lesson))
+    if options.export:
+        shell.run(f":export {options.export} lesson")
 
 
 def _training_request(options: argparse.Namespace) -> train.Request | None:

@@ -94,6 +94,11 @@ class Launch:
         """The file of the checkpoints opened last, or None to keep none: who wants no history wants none of this."""
         return None if self.history in ("", "off") else user_state_path(_APP) / "recent"
 
+    @property
+    def progress_file(self) -> Path | None:
+        """The file of a learner's progress, or None to keep none."""
+        return None if self.history in ("", "off") else user_state_path(_APP) / "progress.json"
+
 
 ConfiguredT = TypeVar("ConfiguredT", Launch, Settings)
 

@@ -2,6 +2,8 @@
 
 import re
 
+from rich.console import Console
+
 from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.names import user_path
 from minillm_repl.errors import UserError
@@ -12,31 +14,48 @@ from minillm_repl.safetext import safe_line
 
 
 @command(
-    "export", ":export FILE.svg|.html|.txt [session]", aliases=("내보내기",), completion="file", words=("session",)
+    "export",
+    ":export FILE.svg|.html|.txt [session|lesson]",
+    aliases=("내보내기",),
+    completion="file",
+    words=("session", "lesson"),
 )
 def export(shell: Shell, argument: str) -> None:
     """Save the last view, or the whole session, as a picture.
 
     The end of the name says how: .svg and .html keep colours and open in any browser, .txt is plain text.
     With `session` it is all that this visit has shown; without a view so far, too.
+    With `lesson` it is the lesson that is open, or was last, with its pictures as they were.
     """
-    name, whole = re.fullmatch(r"(.*?)(\s+session)?", argument.strip(), re.DOTALL).groups()  # type: ignore[union-attr]
+    name, whole = re.fullmatch(r"(.*?)(?:\s+(session|lesson))?", argument.strip(), re.DOTALL).groups()  # type: ignore[union-attr]
     path, screen, view = user_path(name), shell.screen, shell.last_view
     from minillm_repl.render.export import FORMATS
 
     if not name or path.suffix.lower() not in FORMATS:
         endings = ", ".join(FORMATS)
         raise UserError(
-            _(":export needs a file whose name ends in {endings}, and after it nothing or `session`", endings=endings)
+            _(
+                ":export needs a file whose name ends in {endings}, and after it nothing, `session` or `lesson`",
+                endings=endings,
+            )
         )
     width = screen.out.width
-    drawing = screen.out.replay if whole or view is None else lambda console: console.print(view(console.width))
+    since = shell.lesson_began if whole == "lesson" else 0
+
+    def drawing(console: Console) -> None:
+        if whole or view is None:
+            screen.out.replay(console, since)
+        else:
+            console.print(view(console.width))
+
     model = shell.session.model
     title = safe_line(f"minillm-repl · {model.name}" if model else "minillm-repl")
     write_atomically(path, FORMATS[path.suffix.lower()](drawing, width, title).encode("utf-8", "replace"))
     named = safe_line(str(path))
     screen.note(
-        _("the session so far is in {path}", path=named)
+        _("the lesson is in {path}", path=named)
+        if whole == "lesson"
+        else _("the session so far is in {path}", path=named)
         if whole or view is None
         else _("the last view is in {path}", path=named)
     )

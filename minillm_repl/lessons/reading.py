@@ -147,7 +147,11 @@ class _Reader:
         return tuple(self.block(*part) for part in self.parts(text))
 
     def _fielded(self, word: str, text: str) -> Block:
-        kind, known, given = _FIELDED[word], {each.name for each in fields(_FIELDED[word])}, dict[str, Any](_fields(text))
+        kind, known, given = (
+            _FIELDED[word],
+            {each.name for each in fields(_FIELDED[word])},
+            dict[str, Any](_fields(text)),
+        )
         if options := _options(text):
             given["options"] = options
         if word == "order":

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -34,6 +35,7 @@ class Transcript(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._printed: deque[tuple[tuple[Any, ...], dict[str, Any]]] = deque(maxlen=_REMEMBERED)
+        self.count = 0  # times that something was printed
         self._flowing: Text | None = None  # what was printed last, if the line is still open
 
     def print(self, *objects: Any, **options: Any) -> None:
@@ -43,16 +45,21 @@ class Transcript(Console):
                 self._flowing.append_text(text)  # a text that comes in many frames is one thing
             case (Text() as text,) if options.get("end") == "":
                 self._flowing = text.copy()
-                self._printed.append(((self._flowing,), options))
+                self._remember((self._flowing,), options)
             case _ if not any(isinstance(each, Control | NewLine) for each in objects):  # these are a spinner's
                 self._flowing = None
-                self._printed.append((objects, options))
+                self._remember(objects, options)
         super().print(*objects, **options)
 
-    def replay(self, console: Console) -> None:
-        """Print it all again, elsewhere."""
-        for objects, options in self._printed:
+    def replay(self, console: Console, since: int = 0) -> None:
+        """Print it again, elsewhere, from the moment on when `count` was `since`."""
+        gone = self.count - len(self._printed)
+        for objects, options in islice(self._printed, max(0, since - gone), None):
             console.print(*objects, **options)
+
+    def _remember(self, objects: tuple[Any, ...], options: dict[str, Any]) -> None:
+        self._printed.append((objects, options))
+        self.count += 1
 
 
 @dataclass(frozen=True)

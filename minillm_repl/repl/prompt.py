@@ -164,7 +164,7 @@ class PromptLine:
     """Reads lines from a person at a terminal."""
 
     def __init__(self, shell: Shell, history: History, color: bool, say_how_to_leave: Callable[[], None]) -> None:
-        self._session = shell.session
+        self._shell = shell
         self._prompt: PromptSession[str] = PromptSession(
             [("class:prompt", PROMPT)],
             multiline=True,
@@ -213,8 +213,10 @@ class PromptLine:
     def _placeholder(self) -> FormattedText:
         if is_searching():
             return FormattedText()  # the line shows what the search has found
-        model, example = self._session.model, "날씨"
-        if self._chatting():
+        model, example = self._shell.session.model, "날씨"
+        if self._shell.listener is not None:
+            hint = self._shell.listener.hint
+        elif self._chatting():
             hint = _("say something, or :help")
         elif model is not None and not model.checkpoint.tokenizer.unknown(example):
             hint = _("type the beginning of a text, such as {example}, or :help", example=example)
@@ -223,16 +225,19 @@ class PromptLine:
         return FormattedText([("class:placeholder", hint)])
 
     def _chatting(self) -> bool:
-        model = self._session.model
-        return model is not None and model.checkpoint.chat is not None and self._session.settings.chat is not False
+        model = self._shell.session.model
+        return (
+            model is not None and model.checkpoint.chat is not None and self._shell.session.settings.chat is not False
+        )
 
     def _toolbar(self) -> FormattedText:
         """Return as many facts as fit: model, what is changed in it, samplers, verbose, context, speed."""
-        session, model = self._session, self._session.model
+        session, model = self._shell.session, self._shell.session.model
         verbose = show(specs(session.settings)["verbose"], session.settings.verbose)
         name = _("{model} (chat)", model=self._model_name()) if self._chatting() else self._model_name()
         changes = [change.told for change in model.changes] if model else []
-        facts = [name, *changes, " ".join(samplers_on(session.settings)), f"verbose {verbose}"]
+        where = [self._shell.listener.where] if self._shell.listener else []
+        facts = [*where, name, *changes, " ".join(samplers_on(session.settings)), f"verbose {verbose}"]
         if model:
             context = model.decoder.context
             facts.append(_("{used:,}/{all:,} tokens", used=min(len(session.ids), context), all=context))
@@ -245,7 +250,7 @@ class PromptLine:
         return FormattedText([("", safe_line(" · ".join(facts)))])
 
     def _model_name(self) -> str:
-        session, model = self._session, self._session.model
+        session, model = self._shell.session, self._shell.session.model
         loading = session.loading_future
         if loading is not None and session.path is not None:
             named = title(session.path)

@@ -19,7 +19,14 @@ Run = Callable[[Any, str], None]
 Completion = Literal["nothing", "command", "setting", "file", "checkpoint", "words"]
 
 Group = Literal[
-    "Talk", "How it chooses", "What it expects", "Look inside", "Change what it thinks", "Train", "Models and files"
+    "Talk",
+    "How it chooses",
+    "What it expects",
+    "Look inside",
+    "Change what it thinks",
+    "Train",
+    "Learn",
+    "Models and files",
 ]
 GROUPS: tuple[Group, ...] = get_args(Group)
 

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from concurrent.futures import wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import RenderableType
 from rich.text import Text
 
 from minillm_repl.checkpoint.names import title
 from minillm_repl.errors import UserError
+from minillm_repl.lessons.progress import Progress
 from minillm_repl.language import _, _n
 from minillm_repl.render.console import MODEL, Screen
 from minillm_repl.repl.opening import Loading, Model
@@ -26,6 +27,21 @@ if TYPE_CHECKING:
 PROMPT = ">>> "
 
 
+class Listener(Protocol):
+    """What gets each line that is typed while it goes on: a lesson."""
+
+    @property
+    def where(self) -> str:
+        """Where one is in it, in a few words."""
+
+    @property
+    def hint(self) -> str:
+        """What it waits for."""
+
+    def take(self, line: str) -> None:
+        """Do what a line says. Raises UserError."""
+
+
 class Leave(Exception):  # noqa: N818 - a wish, not an error
     """The user wants to leave."""
 
@@ -38,17 +54,27 @@ class Shell:
     screen: Screen
     registry: Registry
     interrupted: Callable[[], bool] = field(default=lambda: False)
+    progress: Progress = field(default_factory=Progress)  # of the learner
+    listener: Listener | None = None
+    lesson_began: int = 0  # how much had been printed then
     last_view: Callable[[int], RenderableType] | None = None  # draws it again, into a width
     last_pins: tuple[int, int] = (0, 0)  # rows and columns of it that stay when it is scrolled
 
     def execute(self, line: str) -> None:
+        """Do what a line says, or hand it to whoever listens. Raises UserError."""
+        if self.listener is not None:
+            self.listener.take(line)
+        else:
+            self.run(line)
+
+    def run(self, line: str) -> None:
         """Do what a line says: a command after `:`, a literal colon after `::`, else a prompt. Raises UserError."""
         if line.startswith("::"):
             self.prompt(line[1:])
         elif self.is_command(line):
             name, _, argument = line[1:].lstrip().partition(" ")
             if self.screen.interactive:
-                self._echo(line, "\n")
+                self.echo(line, "\n")
             command = self.registry.get(name.strip().lower())
             command.run(self, argument if command.verbatim else argument.strip())
         else:
@@ -134,7 +160,7 @@ class Shell:
                 lead = PROMPT
             else:
                 gone = session.ask(model, text)
-                self._echo(text, "\n")
+                self.echo(text, "\n")
                 if gone:
                     self.screen.note(
                         _n(
@@ -145,7 +171,7 @@ class Shell:
                     )
                 lead = ""
         except UserError:
-            self._echo(text, "\n")
+            self.echo(text, "\n")
             raise
         self.respond(model, lead)
 
@@ -161,12 +187,12 @@ class Shell:
         events = session.generate(model, self.interrupted, verbose)
         if verbose:
             if screen.interactive and given:
-                self._echo(given, "\n", lead)
+                self.echo(given, "\n", lead)
             finished = draw_steps(events, screen, given, samplers_text(session.settings))
             screen.out.print(Text.assemble(safe(given), (safe(finished.text), MODEL)), soft_wrap=True)
         else:
             if echo:
-                self._echo(given, "", lead)
+                self.echo(given, "", lead)
             try:
                 finished = draw_text(events, screen)
             finally:
@@ -191,7 +217,7 @@ class Shell:
         text = said[-1].content if said else decode(model.checkpoint.tokenizer, self.session.ids)
         self.screen.out.print(Text(safe(text) or _("(no text)")), soft_wrap=True)
 
-    def _echo(self, text: str, end: str, lead: str = PROMPT) -> None:
+    def echo(self, text: str, end: str, lead: str = PROMPT) -> None:
         """Write what was typed where the prompt line was; a script has no prompt lines."""
         shown = Text.assemble((lead if self.screen.interactive else "", "bold"), safe(text))
         self.screen.out.print(shown, end=end, soft_wrap=True)

@@ -202,8 +202,9 @@ def _run(options: argparse.Namespace, launch: Launch, settings: Settings, traini
     assert session.path is not None
     session.own = not there(session.path)
     shell = Shell(session, screen, discover(commands), progress=Progress.of(launch.progress_file))
-    if options.prompt is not None:
-        return OK if attempt(shell, partial(_one_shot, shell, options)) else FAILED
+    if options.prompt is not None or options.auto:
+        alone = _one_shot if options.prompt is not None else _lesson_alone
+        return OK if attempt(shell, partial(alone, shell, options)) else FAILED
     if training is not None:
         if is_shipped(session.path) and launch.ckpt in shipped():
             raise UserError(_("--train needs --ckpt FILE, to save to; the shipped checkpoints stay as they are"))
@@ -221,12 +222,11 @@ def _run(options: argparse.Namespace, launch: Launch, settings: Settings, traini
             return INTERRUPTED if shell.interrupted() else FAILED
         if not interactive:
             return INTERRUPTED if shell.interrupted() else OK
-    elif options.lesson is not None and options.auto:
-        return OK if attempt(shell, partial(_lesson_alone, shell, options)) else FAILED
     elif interactive:
         _greet(shell)
-    if options.lesson is not None and not attempt(shell, partial(shell.run, f":learn {options.lesson}")):
-        return FAILED
+    if options.lesson is not None:
+        session.start_loading()
+        attempt(shell, partial(shell.run, f":learn {options.lesson}"))
     if interactive:
         return run_interactive(shell, launch.history_file)
     session.start_loading()

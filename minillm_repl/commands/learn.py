@@ -71,8 +71,8 @@ def learn(shell: Shell, argument: str) -> None:
 def quiz(shell: Shell, argument: str) -> None:
     """Ask questions about the lessons; the model itself confirms the answers.
 
-    :quiz N asks all about lesson N, :quiz alone ten: what was wrong last time, then what was never asked. An empty Enter
-    shows the answer. Every answer is explained; `:progress` shows the score.
+    :quiz N asks all about lesson N, :quiz alone ten: what was wrong last time, then what was never asked. An empty
+    Enter shows the answer. Every answer is explained; `:progress` shows the score.
     """
     make_quiz(shell, argument).begin()
 

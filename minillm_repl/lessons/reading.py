@@ -53,7 +53,9 @@ def read_lesson(path: Path) -> Lesson:
     """Return the lesson of a file. Raises UserError with the file's name and what is wrong."""
     reader = _Reader(path)
     header: dict[str, str] = {}
-    title, summary, screens, blocks = "", "", [], []
+    title, summary = "", ""
+    screens: list[Screen] = []
+    blocks: list[Block] = []
     for word, rest, text in reader.parts():
         match word:
             case "h1":
@@ -80,7 +82,8 @@ def read_quiz(language: Language) -> list[Question]:
     """Return the questions of the quiz. Raises UserError with the file's name and what is wrong."""
     reader = _Reader(Path(__file__).parent / language / "quiz.md")
     questions: list[Question] = []
-    lesson, before = 0, list[Block]()
+    lesson = 0
+    before: list[Block] = []
     for word, rest, text in reader.parts():
         if word == "h2":
             lesson, before = int(re.sub(r"\D.*", "", text) or 0), []

@@ -1,6 +1,7 @@
-"""What a learner does in a lesson or a quiz. Each exercise is a generator: it yields what it waits for, and is sent a line.
+"""What a learner does in a lesson or a quiz.
 
-It returns whether the answer was right; None where there is no right and wrong, or no answer was given.
+Each exercise is a generator: it yields what it waits for, is sent a line, and returns whether the answer was right:
+None where there is no right and wrong, or no answer was given.
 """
 
 import random
@@ -187,8 +188,7 @@ def _equal(line: str, answer: str, within: str) -> bool:
     said, wanted = _number(line), _number(answer)
     if said is None or wanted is None:
         return _plain(line) == _plain(answer)
-    places = len(_NUMBER.search(answer)[0].partition(".")[2])  # type: ignore[index]
-    near = 0.501 * 10**-places
+    near = 0.501 * 10.0 ** -len(answer.split(maxsplit=1)[0].partition(".")[2].rstrip("%"))  # what is shown of it
     if within:
         near = max(near, abs(wanted) * float(within.rstrip("% ")) / 100)
     return abs(said - wanted) <= near

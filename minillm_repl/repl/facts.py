@@ -4,6 +4,7 @@ Every figure is that of the view which shows it, written as the view writes it. 
 """
 
 import re
+from collections.abc import Callable
 from functools import cached_property
 from math import log, log2
 from typing import TYPE_CHECKING, Any
@@ -59,32 +60,27 @@ class Facts:
 
     def holds(self, condition: str) -> bool:
         """Tell whether a condition holds; `not` before it turns it round. Raises UserError if there is no such one."""
-        words = condition.split()
-        if words[:1] == ["not"]:
-            return not self.holds(" ".join(words[1:]))
+        negated, name = condition.startswith("not "), condition.removeprefix("not ").strip()
         config = self._config
-        gpt = config if isinstance(config, GPTConfig) else None
-        learned = gpt is not None and gpt.rope is None
-        match condition:
-            case "learned_positions" | "rotary":
-                return learned == (condition == "learned_positions")
-            case "characters":
-                return self._characters
-            case "several_layers" | "deep":
-                return config.layers >= (_DEEP if condition == "deep" else 2)
-            case "several_heads":
-                return config.heads > 1
-            case "chat":
-                return self._model.checkpoint.chat is not None
-            case "practising":
-                return self._practising
-            case "gated" | "layer_norm":
-                return (gpt is None) == (condition == "gated")
-            case "tied":
-                return config.tied
-            case "hangul":
-                return bool(_HANGUL.search(self._text))
-        raise UserError(_("a lesson asks for {name}, which there is not", name=safe_line(condition)))
+        gated = not isinstance(config, GPTConfig)
+        learned = isinstance(config, GPTConfig) and config.rope is None
+        conditions = {
+            "learned_positions": learned,
+            "rotary": not learned,
+            "characters": self._characters,
+            "several_layers": config.layers > 1,
+            "deep": config.layers >= _DEEP,
+            "several_heads": config.heads > 1,
+            "chat": self._model.checkpoint.chat is not None,
+            "practising": self._practising,
+            "gated": gated,
+            "layer_norm": not gated,
+            "tied": config.tied,
+            "hangul": bool(_HANGUL.search(self._text)),
+        }
+        if name not in conditions:
+            raise _unknown(name)
+        return conditions[name] != negated
 
     @cached_property
     def _text(self) -> str:
@@ -100,7 +96,8 @@ class Facts:
         sizes = {
             "layers": config.layers, "last_layer": config.layers - 1, "heads": config.heads,
             "last_head": config.heads - 1, "all_heads": config.layers * config.heads, "width": config.width,
-            "head_size": config.head_size, "ff_width": config.ff_width if isinstance(config, GPTConfig) else config.hidden,
+            "head_size": config.head_size,
+            "ff_width": config.ff_width if isinstance(config, GPTConfig) else config.hidden,
             "context": self._model.decoder.context, "vocabulary": config.vocab, "parameters": config.parameters,
             "tokens": len(self._ids), "numbers": len(self._ids) * config.width,
         }  # fmt: skip
@@ -170,36 +167,28 @@ class Facts:
                 return f"{-layer}.{-head}"
             case "share":
                 return percent(share)
-        raise UserError(_("a lesson asks for {name}, which there is not", name=safe_line(f"{base}.{part}")))
+        raise _unknown(f"{base}.{part}")
 
     def _figure(self, name: str) -> str:
         from minillm_repl.render.generation import percent
         from minillm_repl.render.picture import part_name
 
-        match name:
-            case "entropy":
-                return f"{self._sweep.entropies[self._sweep.temps.index(1.0)]:.2f}"
-            case "choices":
-                return f"{2 ** self._sweep.entropies[self._sweep.temps.index(1.0)]:,.1f}"
-            case "head":
-                return self._head("previous", "head")
-            case "met":
-                return self._subject.tokens[self._met.position].label
-            case "dot":
-                return f"{self._met.dot:.2f}"
-            case "scaled":
-                return f"{self._met.scaled:.2f}"
-            case "weight":
-                return percent(self._met.weight)
-            case "lens.place":
-                return part_name(self._lens.first)
-            case "lens.first":
-                return self._lens.rows[0].top[0].token.label
-            case "road.added":
-                return f"{self._residual.rows[-2 if len(self._residual.rows) > 2 else -1].added:.2f}"
-            case "road.stream":
-                return f"{self._residual.rows[-1].stream:.2f}"
-        raise UserError(_("a lesson asks for {name}, which there is not", name=safe_line(name)))
+        figures: dict[str, Callable[[], str]] = {
+            "entropy": lambda: f"{self._entropy:.2f}",
+            "choices": lambda: f"{2**self._entropy:,.1f}",
+            "head": lambda: self._head("previous", "head"),
+            "met": lambda: self._subject.tokens[self._met.position].label,
+            "dot": lambda: f"{self._met.dot:.2f}",
+            "scaled": lambda: f"{self._met.scaled:.2f}",
+            "weight": lambda: percent(self._met.weight),
+            "lens.place": lambda: part_name(self._lens.first),
+            "lens.first": lambda: self._lens.rows[0].top[0].token.label,
+            "road.added": lambda: f"{self._residual.rows[-2:][0].added:.2f}",
+            "road.stream": lambda: f"{self._residual.rows[-1].stream:.2f}",
+        }
+        if name not in figures:
+            raise _unknown(name)
+        return figures[name]()
 
     # -- views, each computed once when first asked for
 
@@ -219,6 +208,11 @@ class Facts:
         from minillm_repl.engine.options import Sampling
 
         return sweep_view(self._logits, Sampling(temp=0.5), self._ids, self._tokenizer, _LISTED)
+
+    @property
+    def _entropy(self) -> float:
+        """Bits, of the model's own distribution."""
+        return self._sweep.entropies[self._sweep.temps.index(1.0)]
 
     @cached_property
     def _surprise(self) -> "SurpriseView | None":
@@ -250,3 +244,7 @@ class Facts:
         from minillm_repl.insight.attribution import residual_view
 
         return residual_view(self._subject)
+
+
+def _unknown(name: str) -> UserError:
+    return UserError(_("a lesson asks for {name}, which there is not", name=safe_line(name)))

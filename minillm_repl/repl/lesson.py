@@ -111,7 +111,8 @@ class Course:
             if waiting.kind == "try" and shell.listener is self and self._waiting is waiting:
                 self._send(line)
         elif waiting.kind == "answer":
-            shell.echo(line, "\n")
+            if shell.screen.interactive:
+                shell.echo(line, "\n")
             self._send(line)
         elif waiting.kind == "try":
             shell.run(line.strip() or waiting.expected)

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from minillm_repl.checkpoint.names import title
 from minillm_repl.errors import UserError
-from minillm_repl.lessons.progress import Progress
 from minillm_repl.language import _, _n
+from minillm_repl.lessons.progress import Progress
 from minillm_repl.render.console import MODEL, Screen
 from minillm_repl.repl.opening import Loading, Model
 from minillm_repl.repl.registry import Registry

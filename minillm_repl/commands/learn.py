@@ -44,7 +44,7 @@ def learn(shell: Shell, argument: str) -> None:
             from minillm_repl.render.lesson import lessons_table
 
             reached = [(each, shell.progress.lessons.get(f"{spoken()} {number}")) for number, each in lessons.items()]
-            shell.screen.out.print(lessons_table(reached))
+            shell.screen.out.print(lessons_table(reached, shell.screen.out.width))
             shell.screen.note(_("`:learn next` begins · `:learn N` opens one · `:quiz` asks · `:progress` keeps score"))
         case "off" | "back" | "again" if course is None:
             raise UserError(_("no lesson is open: `:learn next` opens one"))

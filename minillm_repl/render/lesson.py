@@ -18,6 +18,7 @@ from minillm_repl.lessons.progress import Reached
 from minillm_repl.render.console import FIGURES, GOOD, PRO, TITLE, WARNING
 from minillm_repl.render.tables import plain_table
 
+_ROOMY = 110  # cells
 _WIDEST = 84  # cells: longer lines are hard to read
 _PLACEHOLDER = re.compile(r"\{([a-z_]+(?:\.-?[a-z0-9]+)?)\}")
 _THEME = Theme({
@@ -78,8 +79,9 @@ def filled(text: str, value: Value) -> str:
 
 
 def lesson_title(lesson: Lesson) -> Text:
-    """Return the first line of a lesson."""
-    return Text.assemble((f"{lesson.number}. {lesson.title}", TITLE), (f"  {_minutes(lesson)}", FIGURES))
+    """Return the first lines of a lesson."""
+    figures = (f"  {_minutes(lesson)}\n{lesson.summary}\n", FIGURES)
+    return Text.assemble((f"{lesson.number}. {lesson.title}", TITLE), figures)
 
 
 def verdict(right: bool | None) -> Text:
@@ -89,15 +91,16 @@ def verdict(right: bool | None) -> Text:
     return Text("✓ " + _("right"), GOOD) if right else Text("✗ " + _("not quite"), WARNING)
 
 
-def lessons_table(lessons: Iterable[tuple[Lesson, Reached | None]]) -> Table:
-    """Return the lessons, and how far each has been read."""
-    table = plain_table("", _("lesson"), "", _("time"))
+def lessons_table(lessons: Iterable[tuple[Lesson, Reached | None]], width: int) -> Table:
+    """Return the lessons, and how far each has been read; what they are about where there is room."""
+    table = plain_table("", _("lesson"), "", _("time"), *([""] if width >= _ROOMY else []))
     for lesson, reached in lessons:
         table.add_row(
             str(lesson.number),
-            Text.assemble((lesson.title, TITLE), (f"\n{lesson.summary}", FIGURES)),
+            Text(lesson.title, TITLE),
             progress_text(lesson, reached),
             _minutes(lesson),
+            *([Text(lesson.summary, FIGURES)] if width >= _ROOMY else []),
         )
     return table
 

@@ -169,7 +169,7 @@ def _explain(shell: Shell, facts: Facts, block: Explain) -> Steps:
     if not line.strip():
         return None
     said = yield Wait("answer", "y", _("does yours say the same? y or n"))
-    return said.strip().lower()[:1] in ("y", "예", "네", "응", "ㅇ", "ㅛ")
+    return None if not said.strip() else said.strip().lower()[:1] in ("y", "예", "네", "응", "ㅇ", "ㅛ")
 
 
 def _same_kind(shell: Shell, line: str, do: str) -> bool:

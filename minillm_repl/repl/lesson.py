@@ -68,6 +68,7 @@ class Course:
             threads=self.outside.threads,
             path=own,
             own=True,
+            practice=True,
             _model=model,
         )
         if practised and own.exists():
@@ -78,8 +79,9 @@ class Course:
         self._go()
 
     def leave(self) -> None:
-        """Give the learner back what was theirs."""
-        self.shell.session, self.shell.listener = self.outside, None
+        """Note where one is, and give the learner back what was theirs."""
+        self.arrived(self, self.place)
+        self._put_back()
 
     @property
     def practising(self) -> bool:
@@ -89,7 +91,7 @@ class Course:
     @property
     def where(self) -> str:
         """Where one is, for the toolbar."""
-        return f"{self.title.plain.split('  ')[0]} {self.place + 1}/{self.count}"
+        return f"{self.title.plain.partition('  ')[0]} {self.place + 1}/{self.count}"
 
     @property
     def hint(self) -> str:
@@ -156,8 +158,11 @@ class Course:
             self.shell.screen.out.print()
             self._go()
         else:
-            self.leave()
+            self._put_back()
             self.arrived(self, None)
+
+    def _put_back(self) -> None:
+        self.shell.session, self.shell.listener = self.outside, None
 
 
 def run_alone(course: Course, **options: bool) -> None:

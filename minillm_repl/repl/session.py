@@ -47,6 +47,7 @@ class Session:
     turns: list[Turn] = field(default_factory=list)
     own: bool = False  # the file at `path` is this visit's to write: it was named to be made, or saved to
     written: bool = False  # this visit has saved a model at `path`
+    practice: bool = False  # any model that is trained here goes to `path`: a lesson's
     unsaved: bool = False  # the open model was trained and lies in no file
     resumable: bool = False  # it is that of a run that was stopped, which going on with the run keeps
     speed: float = 0.0  # tokens per second, last time
@@ -112,7 +113,7 @@ class Session:
         if not unsaved:
             self.path, self.own = model.checkpoint.path, False
             self.recent.add(self.path)
-        elif model.checkpoint.path is None and (self.written or not self.own):
+        elif model.checkpoint.path is None and (self.written or not self.own) and not self.practice:
             self.path, self.own, self.written = None, False, False  # a new model does not go where another one lies
         self.unsaved, self.resumable, self._warned = unsaved, False, ""
         self.told_outgrown = False

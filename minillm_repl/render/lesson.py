@@ -4,7 +4,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from markdown_it.token import Token as MarkdownToken
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.markdown import Heading, Markdown
 from rich.segment import Segment
 from rich.style import Style
@@ -57,20 +58,24 @@ class Prose:
             yield from console.render(self._markdown, options.update(width=min(options.max_width, _WIDEST)))
 
 
-class Answers:
-    """The numbered answers of a question, each of them Markdown."""
+class Led:
+    """Markdown with something before its first line, under which no other begins."""
 
-    def __init__(self, texts: Sequence[str], value: Value) -> None:
-        self._texts = [Prose(text, value) for text in texts]
+    def __init__(self, lead: str, markdown: str, value: Value) -> None:
+        self._lead, self._prose = lead, Prose(markdown, value)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for number, text in enumerate(self._texts, 1):
-            lead = f" {number}  "
-            lines = console.render_lines(text, options.update(width=options.max_width - len(lead)), pad=False)
-            for place, line in enumerate(lines):
-                yield Segment(lead if place == 0 else " " * len(lead), Style(bold=True))
-                yield from line
-                yield Segment.line()
+        indent = cell_len(self._lead)
+        lines = console.render_lines(self._prose, options.update(width=options.max_width - indent), pad=False)
+        for place, line in enumerate(lines):
+            yield Segment(self._lead if place == 0 else " " * indent, Style(bold=True))
+            yield from line
+            yield Segment.line()
+
+
+def answers(texts: Sequence[str], value: Value) -> Group:
+    """Return the numbered answers of a question, each of them Markdown."""
+    return Group(*(Led(f" {number}  ", text, value) for number, text in enumerate(texts, 1)))
 
 
 def filled(text: str, value: Value) -> str:

@@ -16,7 +16,7 @@ from rich.text import Text
 from minillm_repl.language import _
 from minillm_repl.lessons.blocks import Ask, Choose, Exercise, Explain, Guess, Order, Try
 from minillm_repl.render.console import FIGURES, MODEL
-from minillm_repl.render.lesson import Answers, Prose, filled, verdict
+from minillm_repl.render.lesson import Led, Prose, answers, filled, verdict
 from minillm_repl.repl.facts import Facts
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
@@ -52,8 +52,7 @@ def exercise(shell: Shell, facts: Facts, block: Exercise) -> Steps:
 
 def attempt(shell: Shell, block: Try, task: str, do: str, facts: Facts) -> Steps:
     """Let the learner do something at the prompt; what was typed has run when it is sent."""
-    shell.screen.out.print(Text("▸ ", MODEL), end="")
-    shell.screen.out.print(Prose(task, facts.value))
+    shell.screen.out.print(Led("▸ ", task, facts.value))
     line = yield Wait("try", do, _("type it, or Enter: {line}", line=safe_line(do)))
     del facts  # what it knew may be true no more
     done = not line.strip() or _same_kind(shell, line, do) or bool(block.match and re.search(block.match, line))
@@ -112,11 +111,11 @@ def guess(shell: Shell, block: Guess, text: str) -> Steps:
 
 def _ask(shell: Shell, facts: Facts, block: Ask) -> Steps:
     shell.screen.out.print(Prose(block.question, facts.value))
-    answers = [filled(each.strip(), facts.value) for each in block.answer.split(" | ")]
-    line = yield Wait("answer", answers[0], _("your answer; Enter shows it"))
-    right = any(_equal(line, answer, block.within) for answer in answers) if line.strip() else None
+    wanted = [filled(each.strip(), facts.value) for each in block.answer.split(" | ")]
+    line = yield Wait("answer", wanted[0], _("your answer; Enter shows it"))
+    right = any(_equal(line, answer, block.within) for answer in wanted) if line.strip() else None
     reaction = block.right if right else block.wrong
-    shell.screen.out.print(Text.assemble(verdict(right), "  ", (answers[0], MODEL)))
+    shell.screen.out.print(Text.assemble(verdict(right), "  ", (wanted[0], MODEL)))
     if reaction:
         shell.screen.out.print(Prose(reaction, facts.value))
     return right
@@ -125,7 +124,7 @@ def _ask(shell: Shell, facts: Facts, block: Ask) -> Steps:
 def _choose(shell: Shell, facts: Facts, block: Choose) -> Steps:
     out = shell.screen.out
     out.print(Prose(block.question, facts.value))
-    out.print(Answers([option.text for option in block.options], facts.value))
+    out.print(answers([option.text for option in block.options], facts.value))
     right_ones = [
         number
         for number, option in enumerate(block.options, 1)
@@ -138,7 +137,7 @@ def _choose(shell: Shell, facts: Facts, block: Choose) -> Steps:
         ("✓ " if number in right_ones else "✗ ") + f"**{option.text}**: {option.why}"
         for number, option in enumerate(block.options, 1)
     ]
-    out.print(Answers(reasons, facts.value))
+    out.print(answers(reasons, facts.value))
     return right
 
 
@@ -147,12 +146,12 @@ def _order(shell: Shell, facts: Facts, block: Order) -> Steps:
     shuffled = list(range(count))
     random.Random(block.question).shuffle(shuffled)  # noqa: S311 - the same each time: nobody is to be surprised
     out.print(Prose(block.question, facts.value))
-    out.print(Answers([block.steps[each] for each in shuffled], facts.value))
+    out.print(answers([block.steps[each] for each in shuffled], facts.value))
     order = " ".join(str(shuffled.index(place) + 1) for place in range(count))
     line = yield Wait("answer", order, _("the numbers in the right order: 3 1 2"))
     right = re.findall(r"\d+", line) == order.split() if line.strip() else None
     out.print(Text.assemble(verdict(right), "  ", (order, MODEL)))
-    out.print(Answers(list(block.steps), facts.value))
+    out.print(answers(list(block.steps), facts.value))
     if block.why:
         out.print(Prose(block.why, facts.value))
     return right

@@ -130,6 +130,7 @@ def test_a_pipe_that_is_not_utf_8_is_refused(program):
         assert (done.returncode, "not UTF-8" in done.stderr.decode()) == (1, True)
 
 
+@pytest.mark.slow
 def test_training_from_the_shell_makes_the_file_trains_it_further_and_makes_it_anew(program, tmp_path):
     settings = ("--ckpt", "new.safetensors", "--train", str(MODELS / "nalssi.txt"), "--steps", "4", "--batch", "2")
     done = program(*settings, "--width", "8", "--layers", "1", "--heads", "2", "--context", "5", "--lr", "0.01")
@@ -290,6 +291,7 @@ def test_settings_can_be_asked_for_and_set_in_every_spelling(program):
     assert done.stdout.decode().splitlines() == shown
 
 
+@pytest.mark.slow
 def test_forced_colours_bring_no_moving_parts_into_a_log(program, tmp_path):
     done = program("-p", "날씨", "-n", "1", "--color", "always")
     trained = program("--ckpt", "m.safetensors", "--train", str(MODELS / "nalssi.txt"), "--steps", "2", FORCE_COLOR="1")

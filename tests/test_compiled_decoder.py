@@ -93,6 +93,7 @@ def test_the_number_of_threads_changes_no_bit():
         assert np.array_equal(alone_next, together_next)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_weights_are_read_as_they_are(dtype, tmp_path):
     """They widen exactly: what differs from float32 arithmetic on them is that keys and values are bfloat16."""

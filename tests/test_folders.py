@@ -236,6 +236,7 @@ def test_a_native_file_keeps_the_template_and_the_end(nalssi, tmp_path):
     assert (again.chat, again.end) == (template, (3, 5))
 
 
+@pytest.mark.slow
 def test_training_never_writes_over_a_folders_weights(folder, tmp_path):
     weights = folder / "model.safetensors"
     before = weights.read_bytes()
@@ -284,6 +285,7 @@ print((peak() - before) / sum(array.nbytes for array in checkpoint.tensors.value
 """
 
 
+@pytest.mark.slow
 def test_weights_are_in_memory_once(folder, tmp_path):
     config = LLAMA | {"vocab_size": 8000, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 6}
     transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**config)).save_pretrained(tmp_path / "big")

@@ -80,7 +80,7 @@ SHOWS = {
 MARKS = {"_", "_n", "N_", "setting", "command"}  # the tool finds what these are given
 DATA = {  # no texts, though they look like some; and those that commands are made of, which the tool finds in them
     "cli": {"minillm-repl: □", "minillm-repl"},
-    "repl": {*GROUPS, specs(Settings)["verbose"].details, "noreverse dim", "bold"},
+    "repl": {*GROUPS, specs(Settings)["verbose"].details, "noreverse dim", "bold", "first token", "previous token"},
     "commands": {
         "How it chooses", "What it expects", "turns it on", "shows the present one",
         "Without a value it □. Default: □.",
@@ -92,8 +92,12 @@ DATA = {  # no texts, though they look like some; and those that commands are ma
         "this system has no □", "□ is not the study note's kind of GPT",  # somebody else catches these
         "repeat-penalty", "temp", "top-k", "top-p", "min-p",
     },
-    "insight": {"rounding", "added after layer □", "attention bias □"},  # the names that JSON has; render translates
-    "render": {"bold red", "id", "KL", "a generation ends with Finished", "training ends with Finished", _FONTS},
+    # the names that JSON has; render translates them
+    "insight": {"rounding", "added after layer □", "attention bias □", "position_embedding"},
+    "render": {
+        "bold red", "id", "KL", "a generation ends with Finished", "training ends with Finished", _FONTS, "not dim □",
+        "−ln p",
+    },
     "training": {"utf-8", "surrogateescape"},
     "untrusted": {  # the process beside imports nothing: what it says is a detail, like a library's error
         "Hello, world 12\n\t ", "its text is longer than □ characters", "it makes □ tokens of □ characters",

@@ -321,6 +321,7 @@ def test_a_learner_reads_answers_leaves_and_comes_back(visit):  # noqa: F811
         assert "날씨" in terminal.do("날씨")
 
 
+@pytest.mark.slow
 def test_a_lesson_can_be_opened_from_the_command_line_and_runs_by_itself(tmp_path):
     import os
     import subprocess

@@ -146,6 +146,7 @@ def test_where_memory_runs_out_that_is_told_and_the_visit_goes_on(tmp_path):
     assert "날씨가 좋다" in done.stdout.decode()
 
 
+@pytest.mark.slow
 def test_a_text_of_one_character_is_learnt_and_goes_on_for_ever(tmp_path):
     (tmp_path / "one.txt").write_text("가" * 500, encoding="utf-8")
     script = (

@@ -146,6 +146,7 @@ def killed_again_and_again(folder, kills, seed):
     return resumed
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_goes_on_to_the_same_bits(folder):
     assert killed_again_and_again(folder, 3, seed=1)
 
@@ -183,6 +184,7 @@ def test_a_run_told_to_end_saves_first_and_goes_on_exactly(folder, number, code)
     same_bits(folder / "whole.safetensors", folder / "cut.safetensors")
 
 
+@pytest.mark.slow
 def test_going_on_with_nothing_or_with_another_text_is_refused_in_one_line(folder):
     def refused(*words, code=1):
         _, err = run(folder, *words, code=code)
@@ -230,6 +232,7 @@ def test_a_new_model_is_trained_saved_opened_and_completes(folder, kind):
     assert events[-1]["tokens"] == 5
 
 
+@pytest.mark.slow
 def test_a_folder_of_texts_and_talks_is_trained_on(folder):
     talks = folder / "talks"
     talks.mkdir()

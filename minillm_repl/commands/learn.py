@@ -7,6 +7,7 @@ from rich.text import Text
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, spoken
+from minillm_repl.lessons.blocks import Lesson
 from minillm_repl.lessons.progress import Answered, Reached
 from minillm_repl.render.console import FIGURES, GOOD, TITLE, WARNING
 from minillm_repl.render.tables import plain_table
@@ -14,7 +15,6 @@ from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 if TYPE_CHECKING:
-    from minillm_repl.lessons.blocks import Lesson
     from minillm_repl.repl.lesson import Course
 
 _ROUND = 10  # questions, when nobody says which
@@ -23,12 +23,12 @@ _ROUND = 10  # questions, when nobody says which
 @command(
     "learn",
     ":learn [N|next|back|again|off]",
-    aliases=("배우기", "수업"),
+    aliases=("수업",),
     words=("next", "back", "again", "off"),
     group="Learn",
 )
 def learn(shell: Shell, argument: str) -> None:
-    """List the lessons, or open one: how all this works, on your own model.
+    """List the lessons, or open one, on your own model.
 
     :learn N opens lesson N where you left it, :learn next the first that you have not finished. In a lesson an empty
     Enter goes on; what you type otherwise works as always. :learn back shows the screen before, :learn again starts the
@@ -69,7 +69,7 @@ def learn(shell: Shell, argument: str) -> None:
 
 @command("quiz", ":quiz [LESSON]", aliases=("퀴즈",), group="Learn")
 def quiz(shell: Shell, argument: str) -> None:
-    """Ask questions about the lessons; the model itself confirms the answers.
+    """Ask questions whose answers the model confirms.
 
     :quiz N asks all about lesson N, :quiz alone ten: what was wrong last time, then what was never asked. An empty
     Enter shows the answer. Every answer is explained; `:progress` shows the score.
@@ -79,7 +79,7 @@ def quiz(shell: Shell, argument: str) -> None:
 
 @command("progress", aliases=("진도",), group="Learn")
 def progress(shell: Shell, _argument: str) -> None:
-    """Show which lessons you have read, how you answered, and what to look at again."""
+    """Show what you have read, and what to look at again."""
     from minillm_repl.lessons.reading import read_quiz
     from minillm_repl.render.lesson import progress_text
 
@@ -99,7 +99,7 @@ def progress(shell: Shell, _argument: str) -> None:
     shell.screen.out.print(table)
 
 
-def read_lessons() -> "dict[int, Lesson]":
+def read_lessons() -> dict[int, Lesson]:
     """Return all lessons in the language that is spoken."""
     from minillm_repl.lessons.reading import lesson_files, read_lesson
 
@@ -143,7 +143,7 @@ def make_quiz(shell: Shell, argument: str) -> "Course":
     return quiz_course(shell, asked, texts, shell.progress, name)
 
 
-def _open(shell: Shell, lesson: "Lesson") -> None:
+def _open(shell: Shell, lesson: Lesson) -> None:
     from minillm_repl.repl.lesson import lesson_course
 
     reached = _reached(shell, lesson.number)

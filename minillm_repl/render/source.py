@@ -20,7 +20,8 @@ def source_picture(view: SourceView, _width: int) -> RenderableType:
     if view.sized:
         code.highlight_regex(_SHAPE, f"not dim {MODEL}")
     note = [Text(_("# (…) are the shapes for the text so far"), FIGURES)] if view.sized else []
-    return Group(title(view.part, f"minillm_repl/{view.file}, {_('line {line}', line=view.line)}"), code, *note)
+    place = _("{file}, line {line}", file=f"minillm_repl/{view.file}", line=view.line)
+    return Group(title(view.part, place), code, *note)
 
 
 def sources_picture(view: SourcesView, _width: int) -> RenderableType:

@@ -262,6 +262,18 @@ def test_what_fails_in_a_lesson_is_told_and_the_lesson_goes_on():
     assert course.place == 1
 
 
+def test_what_a_model_says_is_never_run_as_a_command(tmp_path):
+    words = [":", "/", "q", "u", "i", "t", " ", "\n"]
+    shell = shell_for(random_checkpoint(characters=words, context=16))
+    lesson = tmp_path / "01-hostile.md"
+    lesson.write_text(
+        "# Hostile\n\nA lesson.\n\n```lesson\ntext: :quit | :q\n```\n\n---\n\n```show\n{text}\n```\n\n"
+        "```try\ntask: do\ndo: {text}\n```\n\n```ask\nquestion: which?\nanswer: {text}\n```\n"
+    )
+    run_alone(lesson_course(shell, read_lesson(lesson), shell.progress))
+    assert printed(shell).count("tokens/s") == 2  # it was completed both times, and nobody has left
+
+
 def test_progress_is_the_learners_alone_and_survives_what_is_not(tmp_path):
     file = tmp_path / "folder" / "progress.json"
     progress = Progress.of(file)

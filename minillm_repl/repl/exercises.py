@@ -31,6 +31,7 @@ class Wait:
 
     kind: Literal["enter", "answer", "try"]
     expected: str = ""  # what `--auto` types; for `try` what an empty Enter does, too
+    prompt: bool = False  # that is a prompt, whatever it looks like: a model may have made it
     hint: str = ""
 
 
@@ -50,11 +51,12 @@ def exercise(shell: Shell, facts: Facts, block: Exercise) -> Steps:
             return (yield from _explain(shell, facts, block))
 
 
-def attempt(shell: Shell, block: Try, task: str, do: str, facts: Facts) -> Steps:
+def attempt(shell: Shell, facts: Facts, block: Try) -> Steps:
     """Let the learner do something at the prompt; what was typed has run when it is sent."""
-    shell.screen.out.print(Led("▸ ", task, facts.value))
-    line = yield Wait("try", do, _("type it, or Enter: {line}", line=safe_line(do)))
-    del facts  # what it knew may be true no more
+    shell.screen.out.print(Led("▸ ", block.task, facts.value))
+    do = filled(block.do, facts.value)
+    hint = _("type it, or Enter: {line}", line=safe_line(do))
+    line = yield Wait("try", do, not block.do.startswith(":"), hint)
     done = not line.strip() or _same_kind(shell, line, do) or bool(block.match and re.search(block.match, line))
     return done
 
@@ -83,7 +85,7 @@ def guess(shell: Shell, block: Guess, text: str) -> Steps:
         log_probabilities = log_softmax(next_logits(model.decoder, ids[:place], shell.interrupted))
         answer = Token.of(tokenizer, ids[place])
         out.print(Text.assemble((safe_line(decode(tokenizer, ids[:place])), MODEL), "▁"))
-        line = yield Wait("answer", answer.text, _("what comes next?"))
+        line = yield Wait("answer", answer.text, hint=_("what comes next?"))
         hit = bool(line) and answer.text in (line, line.strip() or " ", " " + line.strip())
         cost = 1.0 if hit else 1 + log2(max(vocabulary - 1, 1))
         model_cost = -float(log_probabilities[ids[place]]) / LN2
@@ -112,7 +114,7 @@ def guess(shell: Shell, block: Guess, text: str) -> Steps:
 def _ask(shell: Shell, facts: Facts, block: Ask) -> Steps:
     shell.screen.out.print(Prose(block.question, facts.value))
     wanted = [filled(each.strip(), facts.value) for each in block.answer.split(" | ")]
-    line = yield Wait("answer", wanted[0], _("your answer; Enter shows it"))
+    line = yield Wait("answer", wanted[0], hint=_("your answer; Enter shows it"))
     right = any(_equal(line, answer, block.within) for answer in wanted) if line.strip() else None
     reaction = block.right if right else block.wrong
     shell.screen.out.print(Text.assemble(verdict(right), "  ", (wanted[0], MODEL)))
@@ -130,7 +132,7 @@ def _choose(shell: Shell, facts: Facts, block: Choose) -> Steps:
         for number, option in enumerate(block.options, 1)
         if option.right == "x" or (option.right.startswith("if ") and facts.holds(option.right[3:]))
     ]
-    line = yield Wait("answer", str(right_ones[0] if right_ones else 1), _("the number of your answer"))
+    line = yield Wait("answer", str(right_ones[0] if right_ones else 1), hint=_("the number of your answer"))
     right = line.strip() in map(str, right_ones) if line.strip() else None
     out.print(verdict(right))
     reasons = [
@@ -148,7 +150,7 @@ def _order(shell: Shell, facts: Facts, block: Order) -> Steps:
     out.print(Prose(block.question, facts.value))
     out.print(answers([block.steps[each] for each in shuffled], facts.value))
     order = " ".join(str(shuffled.index(place) + 1) for place in range(count))
-    line = yield Wait("answer", order, _("the numbers in the right order: 3 1 2"))
+    line = yield Wait("answer", order, hint=_("the numbers in the right order: 3 1 2"))
     right = re.findall(r"\d+", line) == order.split() if line.strip() else None
     out.print(Text.assemble(verdict(right), "  ", (order, MODEL)))
     out.print(answers(list(block.steps), facts.value))
@@ -161,13 +163,13 @@ def _explain(shell: Shell, facts: Facts, block: Explain) -> Steps:
     out = shell.screen.out
     out.print(Prose(block.question, facts.value))
     line = yield Wait(
-        "answer", filled(block.answer, facts.value).replace("\n", " "), _("say it in a sentence of your own")
+        "answer", filled(block.answer, facts.value).replace("\n", " "), hint=_("say it in a sentence of your own")
     )
     out.print(Text(_("One way to say it:"), FIGURES))
     out.print(Prose(block.answer, facts.value))
     if not line.strip():
         return None
-    said = yield Wait("answer", "y", _("does yours say the same? y or n"))
+    said = yield Wait("answer", "y", hint=_("does yours say the same? y or n"))
     return None if not said.strip() else said.strip().lower()[:1] in ("y", "예", "네", "응", "ㅇ", "ㅛ")
 
 

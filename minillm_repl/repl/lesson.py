@@ -103,11 +103,20 @@ class Course:
         """What would be typed by somebody who knows."""
         return self._waiting.expected
 
+    def type_expected(self) -> None:
+        """Go on as if that had been typed. Raises what running it raises."""
+        if self._waiting.kind == "answer":
+            self._send(self._waiting.expected)
+        else:
+            self.take("")
+
     def take(self, line: str) -> None:
         """Get a line that was typed. Raises what running it raises."""
         shell, waiting = self.shell, self._waiting
         if self._steps is None:  # a Ctrl-C has ended the screen: it is shown again
             self._go()
+        elif waiting.kind == "answer" and line.startswith("::"):
+            self._send(line[1:])
         elif shell.is_command(line) and not (waiting.kind == "answer" and line.startswith("/")):
             shell.run(line)
             if waiting.kind == "try" and shell.listener is self and self._waiting is waiting:
@@ -117,7 +126,8 @@ class Course:
                 shell.echo(line, "\n")
             self._send(line)
         elif waiting.kind == "try":
-            shell.run(line.strip() or waiting.expected)
+            run = shell.prompt if not line.strip() and waiting.prompt else shell.run
+            run(line if line.strip() else waiting.expected)
             self._send(line)
         elif line.strip():
             shell.run(line)
@@ -173,7 +183,7 @@ def run_alone(course: Course, **options: bool) -> None:
         line = course.expected
         if line:
             course.shell.screen.out.print(Text.assemble((">>> ", "bold"), safe_line(line)))
-        course.take(line)
+        course.type_expected()
         if course.shell.interrupted():
             raise KeyboardInterrupt
 
@@ -194,7 +204,7 @@ def lesson_course(shell: Shell, lesson: Lesson, progress: Progress, place: int =
         last = place + 1 == len(lesson.screens)
         shell.session.clear()
         yield from _blocks(course, lesson.screens[place])
-        yield Wait("enter", "", _("Enter ends the lesson") if last else "")
+        yield Wait("enter", hint=_("Enter ends the lesson") if last else "")
         return None
 
     return Course(shell, name, lesson_title(lesson), len(lesson.screens), screen, lesson.texts, place, arrived=arrived)
@@ -270,19 +280,18 @@ def _show(course: Course, block: Show) -> Steps:
     for each in block.lines:
         line = filled(each, course.facts().value)
         try:
-            shell.run(line)
+            (shell.run if each.startswith(":") else shell.prompt)(line)  # a model's text is never a command
         except UserError as error:
             if course.strict:
                 raise UserError(f"{course.where}: {line}: {error}") from None
             shell.screen.fail(str(error))
         if shell.interrupted():
-            yield Wait("enter", "", _("stopped; Enter goes on"))
+            yield Wait("enter", hint=_("stopped; Enter goes on"))
     return None
 
 
 def _try(course: Course, block: Try) -> Steps:
-    facts = course.facts()
-    done = yield from attempt(course.shell, block, block.task, filled(block.do, facts.value), facts)
+    done = yield from attempt(course.shell, course.facts(), block)
     said = block.done if done else block.otherwise or block.done
     if said:
         course.shell.screen.out.print(drawing.Prose(said, course.facts().value))

@@ -26,6 +26,7 @@ from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
+from minillm_repl.tokenizer.base import Tokenizer, decode
 
 _OWN_WORDS = 12  # tokens that a model says of its own accord, where no text of ours can be read to it
 
@@ -239,8 +240,8 @@ def readable(shell: Shell, texts: tuple[str, ...]) -> list[int]:
     model = shell.model()
     tokenizer = model.checkpoint.tokenizer
     for text in texts:
-        if text and not tokenizer.unknown(text) and (ids := tokenizer.encode(text)):
-            return ids[: model.decoder.context]
+        if _reads(tokenizer, text):
+            return tokenizer.encode(text)[: model.decoder.context]
     from minillm_repl.engine.events import Step
     from minillm_repl.engine.generate import generate
     from minillm_repl.engine.sampling import numbers
@@ -306,9 +307,12 @@ def _to_guess(course: Course, block: Guess) -> str:
         line for line in practice_file(spoken()).read_text(encoding="utf-8").splitlines() if len(line) > block.rounds
     ]
     for text in [*(each.strip() for each in block.text.split(" | ")), *lines[:1]]:
-        if text and not tokenizer.unknown(text):
+        if _reads(tokenizer, text):
             return text
     course.facts()
-    from minillm_repl.tokenizer.base import decode
-
     return decode(tokenizer, shell.session.ids)
+
+
+def _reads(tokenizer: Tokenizer, text: str) -> bool:
+    """Tell whether a tokenizer reads all of a text: some leave out what they do not know, and do not say so."""
+    return bool(text) and decode(tokenizer, tokenizer.encode(text)) == text

@@ -827,6 +827,7 @@ def test_a_visit_in_korean_and_back_to_english(visit):
     terminal.type(":도")
     terminal.wait_for(re.compile("^ +:도움말 +명령을 모두 보여 주거나", re.MULTILINE))
     terminal.keys("ctrl-c")
+    terminal.wait_for(lambda screen: screen.at_empty_prompt)
     assert "가나다라마" in terminal.do("가")
     assert "English from now on" in terminal.do(":lang en")
     assert terminal.do(":temp").endswith("temp 0")

@@ -1,0 +1,74 @@
+"""Text made from a grammar: rules of alternatives, from which one is drawn each time.
+
+A line `name = this | that {other} | ...` is a rule, and lines that begin with spaces go on with its alternatives.
+`{other}` becomes an alternative of that rule; `{place:spot}` the same, and `{place}` is that choice from then on. A
+line that begins with `#` is a comment, and `\\n` a line break. `*3` at the end of an alternative makes it three times
+as likely. Korean particles are written as pairs (`을/를`), of which the one that fits the letter before is taken.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+
+from minillm_repl.errors import UserError
+
+_SLOT = re.compile(r"\{(?:(\w+):)?(\w+)\}")
+_PARTICLES = ("은/는", "이/가", "을/를", "과/와", "으로/로", "이에요/예요", "이랑/랑", "이나/나", "이라/라", "아/야")
+_PAIR = re.compile(rf"([가-힣])({'|'.join(_PARTICLES)})")
+_WEIGHT = re.compile(r"\s\*(\d+)$")
+_ATTEMPTS = 20  # to draw a text that has not been there before
+
+
+class Grammar:
+    """Rules by name, read from a text. Raises UserError for a rule that names one that is not there."""
+
+    def __init__(self, text: str) -> None:
+        self._rules: dict[str, tuple[list[str], list[int]]] = {}
+        joined = re.sub(r"\n[ \t]+(?=\S)", " ", re.sub(r"(?m)^#.*\n", "", text))
+        for line in filter(str.strip, joined.splitlines()):
+            name, _, alternatives = line.partition("=")
+            found = [_weighted(each.strip()) for each in alternatives.strip(" |").split("|")]
+            self._rules[name.strip()] = [each for each, _ in found], [weight for _, weight in found]
+        for name, (alternatives, _) in self._rules.items():
+            for slot, rule in (match for each in alternatives for match in _SLOT.findall(each)):
+                if not slot and rule not in self._rules and f"{{{rule}:" not in text:
+                    raise UserError(f"the rule {name} names {rule}, which is not there")
+
+    def texts(self, rule: str, count: int, seed: int) -> Iterator[str]:
+        """Yield up to `count` different texts, fewer where no new ones are found."""
+        chance, seen = random.Random(seed), set[str]()  # noqa: S311 - nothing secret
+        for _ in range(count * _ATTEMPTS):
+            text = _PAIR.sub(_particle, self._drawn(rule, chance, {})).replace("\\n", "\n")
+            if text not in seen:
+                seen.add(text)
+                yield text
+            if len(seen) == count:
+                return
+
+    def _drawn(self, rule: str, chance: random.Random, chosen: dict[str, str]) -> str:
+        if rule in chosen:
+            return chosen[rule]
+        alternatives, weights = self._rules[rule]
+
+        def fill(match: re.Match[str]) -> str:
+            slot, name = match.groups()
+            drawn = self._drawn(name, chance, chosen)
+            if slot:
+                chosen[slot] = drawn
+            return drawn
+
+        return _SLOT.sub(fill, chance.choices(alternatives, weights)[0])
+
+
+def _weighted(alternative: str) -> tuple[str, int]:
+    weight = _WEIGHT.search(alternative)
+    return (alternative[: weight.start()], int(weight[1])) if weight else (alternative, 1)
+
+
+def _particle(match: re.Match[str]) -> str:
+    """Return a letter and the particle after it: the first of a pair follows a consonant, the second a vowel."""
+    before, (closed, opened) = match[1], match[2].split("/")
+    final = (ord(before) - ord("가")) % 28
+    if closed == "으로":
+        return before + (closed if final not in (0, 8) else opened)  # ㄹ counts as a vowel here
+    return before + (closed if final else opened)

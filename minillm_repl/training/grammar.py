@@ -1,9 +1,10 @@
-"""Text made from a grammar: rules of alternatives, from which one is drawn each time.
+r"""Text made from a grammar: rules of alternatives, from which one is drawn each time.
 
 A line `name = this | that {other} | ...` is a rule, and lines that begin with spaces go on with its alternatives.
-`{other}` becomes an alternative of that rule; `{place:spot}` the same, and `{place}` is that choice from then on. A
-line that begins with `#` is a comment, and `\\n` a line break. `*3` at the end of an alternative makes it three times
-as likely. Korean particles are written as pairs (`을/를`), of which the one that fits the letter before is taken.
+`{other}` becomes an alternative of that rule, drawn anew each time; `{it:other}` is drawn once in a text, and the same
+wherever `it` stands. `*3` at the end of an alternative makes it three times as likely, and `\n` is a line break. A line
+that begins with `#` is a comment. Korean particles are written as pairs (`을/를`), of which the one that fits the letter
+before is taken.
 """
 
 import random
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from minillm_repl.errors import UserError
 
 _SLOT = re.compile(r"\{(?:(\w+):)?(\w+)\}")
-_PARTICLES = ("은/는", "이/가", "을/를", "과/와", "으로/로", "이에요/예요", "이랑/랑", "이나/나", "이라/라", "아/야")
+_PARTICLES = ("은/는", "이/가", "을/를", "과/와", "으로/로", "이에요/예요", "이랑/랑", "이나/나", "이라/라", "이야/야")
 _PAIR = re.compile(rf"([가-힣])({'|'.join(_PARTICLES)})")
 _WEIGHT = re.compile(r"\s\*(\d+)$")
 _ATTEMPTS = 20  # to draw a text that has not been there before
@@ -30,8 +31,8 @@ class Grammar:
             found = [_weighted(each.strip()) for each in alternatives.strip(" |").split("|")]
             self._rules[name.strip()] = [each for each, _ in found], [weight for _, weight in found]
         for name, (alternatives, _) in self._rules.items():
-            for slot, rule in (match for each in alternatives for match in _SLOT.findall(each)):
-                if not slot and rule not in self._rules and f"{{{rule}:" not in text:
+            for _, rule in (match for each in alternatives for match in _SLOT.findall(each)):
+                if rule not in self._rules:
                     raise UserError(f"the rule {name} names {rule}, which is not there")
 
     def texts(self, rule: str, count: int, seed: int) -> Iterator[str]:
@@ -46,16 +47,13 @@ class Grammar:
                 return
 
     def _drawn(self, rule: str, chance: random.Random, chosen: dict[str, str]) -> str:
-        if rule in chosen:
-            return chosen[rule]
         alternatives, weights = self._rules[rule]
 
         def fill(match: re.Match[str]) -> str:
             slot, name = match.groups()
-            drawn = self._drawn(name, chance, chosen)
-            if slot:
-                chosen[slot] = drawn
-            return drawn
+            if slot and slot not in chosen:
+                chosen[slot] = self._drawn(name, chance, chosen)
+            return chosen[slot] if slot else self._drawn(name, chance, chosen)
 
         return _SLOT.sub(fill, chance.choices(alternatives, weights)[0])
 

@@ -33,7 +33,9 @@ class Source:
     name: str
     file: str = ""
     grammar: str = ""
-    documents: str = "lines"  # of a file: `lines`, or between blank lines `pairs` and `stories`, which can do without a line
+    documents: str = (
+        "lines"  # of a file: `lines`, or between blank lines `pairs` and `stories`, which can do without a line
+    )
     count: int = 0  # of a grammar: how many documents it makes
     match: str = ""  # only documents that match this expression as a whole are taken,
     characters: int = 10**9  # and of these, evenly over the file, about so many characters
@@ -62,7 +64,9 @@ class Recipe:
             blocks = [place // source.block % _HELD_OUT == _HELD_OUT // 2 for place in range(len(documents))]
             learnt = [text for text, out in zip(documents, blocks, strict=True) if not out]
             known = set(learnt)
-            held += [(source.name, text) for text, out in zip(documents, blocks, strict=True) if out and text not in known]
+            held += [
+                (source.name, text) for text, out in zip(documents, blocks, strict=True) if out and text not in known
+            ]
             train += learnt * source.copies
         random.Random(self.plan.seed).shuffle(train)  # noqa: S311 - nothing secret
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,8 @@ r"""Text made from a grammar: rules of alternatives, from which one is drawn eac
 A line `name = this | that {other} | ...` is a rule, and lines that begin with spaces go on with its alternatives.
 `{other}` becomes an alternative of that rule, drawn anew each time; `{it:other}` is drawn once in a text, and the same
 wherever `it` stands. `*3` at the end of an alternative makes it three times as likely, and `\n` is a line break. A line
-that begins with `#` is a comment. Korean particles are written as pairs (`을/를`), of which the one that fits the letter
-before is taken.
+that begins with `#` is a comment. Korean particles are written as pairs (`을/를`), of which the one that fits the
+letter before is taken.
 """
 
 import random
@@ -25,13 +25,13 @@ class Grammar:
 
     def __init__(self, text: str) -> None:
         self._rules: dict[str, tuple[list[str], list[int]]] = {}
-        joined = re.sub(r"\n[ \t]+(?=\S)", " ", re.sub(r"(?m)^#.*\n", "", text))
-        for line in filter(str.strip, joined.splitlines()):
+        text = re.sub(r"\n[ \t]+(?=\S)", " ", re.sub(r"(?m)^#.*\n", "", text))
+        for line in filter(str.strip, text.splitlines()):
             name, _, alternatives = line.partition("=")
             found = [_weighted(each.strip()) for each in alternatives.strip(" |").split("|")]
             self._rules[name.strip()] = [each for each, _ in found], [weight for _, weight in found]
-        for name, (alternatives, _) in self._rules.items():
-            for _, rule in (match for each in alternatives for match in _SLOT.findall(each)):
+        for name, (written, _) in self._rules.items():
+            for _, rule in _SLOT.findall(" ".join(written)):
                 if rule not in self._rules:
                     raise UserError(f"the rule {name} names {rule}, which is not there")
 

@@ -33,9 +33,7 @@ class Source:
     name: str
     file: str = ""
     grammar: str = ""
-    documents: str = (
-        "lines"  # of a file: `lines`, or between blank lines `pairs` and `stories`, which can do without a line
-    )
+    documents: str = "lines"  # of a file: or `pairs` between blank lines, or `stories`, which may lose a line
     count: int = 0  # of a grammar: how many documents it makes
     match: str = ""  # only documents that match this expression as a whole are taken,
     characters: int = 10**9  # and of these, evenly over the file, about so many characters
@@ -63,10 +61,8 @@ class Recipe:
             documents = self._documents(source, data)
             blocks = [place // source.block % _HELD_OUT == _HELD_OUT // 2 for place in range(len(documents))]
             learnt = [text for text, out in zip(documents, blocks, strict=True) if not out]
-            known = set(learnt)
-            held += [
-                (source.name, text) for text, out in zip(documents, blocks, strict=True) if out and text not in known
-            ]
+            apart = set(documents).difference(learnt)
+            held += [(source.name, text) for text in documents if text in apart]
             train += learnt * source.copies
         random.Random(self.plan.seed).shuffle(train)  # noqa: S311 - nothing secret
         folder.mkdir(parents=True, exist_ok=True)

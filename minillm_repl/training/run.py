@@ -78,8 +78,8 @@ class TrainingRun:
     """A model, the corpus as its tokens, and the plan; nothing of the checkpoint it starts from is changed.
 
     With a checkpoint it is trained further and keeps its vocabulary; without one a new model starts from the plan's
-    seed, and has the template `chat`. `notes` are what the user should know, one line each. Raises UserError before anything is touched if the
-    corpus does not fit.
+    seed, and gets the chat template `chat`. `notes` are what the user should know, one line each. Raises UserError
+    before anything is touched if the corpus does not fit.
     """
 
     def __init__(

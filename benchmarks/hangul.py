@@ -125,8 +125,8 @@ def _print_texts(checkpoint: Checkpoint, train: Sequence[str]) -> None:
 def write(checkpoint: Checkpoint, decoder: Decoder, ids: list[int], temperature: float, seed: int) -> str:
     """Return what the model writes after `ids`, up to the end of its document."""
     sampling, tokenizer = Sampling(temp=temperature), checkpoint.tokenizer
-    steps = generate(decoder, tokenizer, ids, sampling, numbers(seed), max_tokens=120, end=checkpoint.end)
-    return "".join(event.text for event in steps)
+    *_, finished = generate(decoder, tokenizer, ids, sampling, numbers(seed), max_tokens=120, end=checkpoint.end)
+    return finished.text
 
 
 def longest_copy(text: str, learnt: str) -> str:

@@ -52,24 +52,22 @@ def test_a_rule_that_is_not_there_is_named():
 
 
 def test_texts_are_different_and_the_same_for_a_seed():
-    texts = list(EVERYDAY.texts("document", 3_000, 5))
+    texts = list(EVERYDAY.texts("talk", 3_000, 5))
     assert len(set(texts)) == 3_000
-    assert texts == list(EVERYDAY.texts("document", 3_000, 5))
-    assert texts != list(EVERYDAY.texts("document", 3_000, 6))
+    assert texts == list(EVERYDAY.texts("talk", 3_000, 5))
+    assert texts != list(EVERYDAY.texts("talk", 3_000, 6))
     assert len(list(Grammar("document = a | b").texts("document", 9, 0))) == 2
 
 
 def test_everyday_text_is_whole_sentences_and_talks_of_two_lines():
-    for text in EVERYDAY.texts("document", 5_000, 2):
-        assert not re.search(r"[{}|*\\_]|[가-힣]/[가-힣]|  ", text), text
-        if "질문" in text:
-            assert re.fullmatch(r"질문: [^\n]+\n답변: [^\n]+[.?!]", text), text
-        else:
-            assert re.fullmatch(r"[^\n]+[.?!]", text), text
+    for rule, whole in (("text", r"[^\n]+[.?!]"), ("talk", r"질문: [^\n]+\n답변: [^\n]+[.?!]")):
+        for text in EVERYDAY.texts(rule, 5_000, 2):
+            assert not re.search(r"[{}|*\\_]|[가-힣]/[가-힣]|  ", text), text
+            assert re.fullmatch(whole, text), text
 
 
 def test_everyday_weather_is_good_hot_and_cold():
-    text = "\n".join(EVERYDAY.texts("document", 16_000, 0))
+    text = "\n".join(EVERYDAY.texts("text", 12_000, 0))
     after = Counter(re.findall("날씨가 정말 (.)", text))
     assert all(after[letter] > 0.1 * after.total() for letter in "좋덥춥")
     assert max(after.values()) < 0.3 * after.total()
@@ -81,7 +79,7 @@ def recipe():
         Source("lines", "lines.txt", copies=2, match=r".*\d"),
         Source("pairs", "pairs.txt", documents="pairs", block=5),
         Source("stories", "stories.txt", documents="stories"),
-        Source("made", grammar="everyday.txt", count=100),
+        Source("made", grammar="everyday.txt", rule="talk", count=100),
     )
     return Recipe("mine", sources, TrainPlan(), None, re.compile("unwanted"))
 

@@ -34,7 +34,8 @@ class Source:
     file: str = ""
     grammar: str = ""
     documents: str = "lines"  # of a file: or `pairs` between blank lines, or `stories`, which may lose a line
-    count: int = 0  # of a grammar: how many documents it makes
+    rule: str = ""  # of a grammar: the one whose texts are documents,
+    count: int = 0  # and how many of them
     match: str = ""  # only documents that match this expression as a whole are taken,
     characters: int = 10**9  # and of these, evenly over the file, about so many characters
     block: int = 1  # documents that are held out together, for neighbours may be alike
@@ -74,7 +75,7 @@ class Recipe:
     def _documents(self, source: Source, data: Path) -> list[str]:
         if source.grammar:
             grammar = Grammar((FOLDER / source.grammar).read_text(encoding="utf-8"))
-            return list(grammar.texts("document", source.count, self.plan.seed))
+            return list(grammar.texts(source.rule, source.count, self.plan.seed))
         path = data / source.file
         try:
             text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))

@@ -105,7 +105,7 @@ def _bits(checkpoint: Checkpoint, documents: Sequence[str]) -> Iterator[float]:
 
 
 def _print_texts(checkpoint: Checkpoint, train: Sequence[str]) -> None:
-    decoder, everything = make_decoder(checkpoint), "\n".join(train)
+    decoder, everything = make_decoder(checkpoint, threads=1), "\n".join(train)
     tokenizer = checkpoint.tokenizer
     first = next(
         iter(generate(decoder, tokenizer, tokenizer.encode(PROMPTS[0]), Sampling(), numbers(0), max_tokens=1, top=10))
@@ -142,7 +142,7 @@ def longest_copy(text: str, learnt: str) -> str:
 
 def _print_unwanted(checkpoint: Checkpoint, samples: int, recipe: str) -> None:
     """Print all of many texts in which there is one of the recipe's unwanted words."""
-    unwanted, decoder = read_recipe(recipe).unwanted, make_decoder(checkpoint)
+    unwanted, decoder = read_recipe(recipe).unwanted, make_decoder(checkpoint, threads=1)
     found = 0
     for seed in range(samples):
         prompt = PROMPTS[seed % len(PROMPTS)] if seed % 2 else "질문: "

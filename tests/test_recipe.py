@@ -77,8 +77,8 @@ def test_everyday_weather_is_good_hot_and_cold():
 def recipe():
     sources = (
         Source("lines", "lines.txt", copies=2, match=r".*\d"),
-        Source("pairs", "pairs.txt", documents="pairs", block=5),
-        Source("stories", "stories.txt", documents="stories"),
+        Source("pairs", "pairs.txt", between=r"\n\n", block=5),
+        Source("stories", "stories.txt", between=r"\n\n", lines_go=True),
         Source("made", grammar="everyday.txt", rule="talk", count=100),
     )
     return Recipe("mine", sources, TrainPlan(), None, re.compile("unwanted"))
@@ -173,7 +173,7 @@ def test_a_recipe_trains_a_model_that_answers(program, tmp_path):
     (tmp_path / "ko").mkdir()
     for source in read_recipe("hangul").sources:
         if source.file:
-            pairs = source.documents == "pairs"
+            pairs = source.name == "chatbot_qa"
             one = (
                 "질문: {0}번 버스는 언제 와?\n답변: {0}분 뒤에 와요."
                 if pairs

@@ -22,7 +22,6 @@ from minillm_repl.training.grammar import Grammar
 from minillm_repl.training.plan import TrainPlan
 
 FOLDER = Path(__file__).with_name("recipes")
-_BETWEEN = {"lines": r"\n", "pairs": r"\n\s*\n", "stories": r"\n\s*\n"}  # what stands between two documents
 _HELD_OUT = 20  # one block of documents in so many is only measured on
 
 
@@ -33,7 +32,9 @@ class Source:
     name: str
     file: str = ""
     grammar: str = ""
-    documents: str = "lines"  # of a file: or `pairs` between blank lines, or `stories`, which may lose a line
+    between: str = r"\n"  # of a file: what stands between two documents, as an expression
+    lines_go: bool = False  # whether what is unwanted costs a line, not the document
+    wrapped: bool = False  # whether lines that follow one another are one paragraph
     rule: str = ""  # of a grammar: the one whose texts are documents,
     count: int = 0  # and how many of them
     match: str = ""  # only documents that match this expression as a whole are taken,
@@ -81,9 +82,11 @@ class Recipe:
             text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError):
             raise UserError(f"the recipe {self.name} needs the UTF-8 text {safe_line(str(path))}") from None
-        if source.documents == "stories":
+        if source.lines_go:
             text = "\n".join(line for line in text.split("\n") if not self.unwanted.search(line))
-        parts = (part.strip() for part in re.split(_BETWEEN[source.documents], text))
+        parts = [part.strip() for part in re.split(source.between, text)]
+        if source.wrapped:
+            parts = [re.sub(r"(?<!\n)\n(?!\n)", " ", part) for part in parts]
         wanted = re.compile(source.match or r"(?s:.+)")
         fitting = [part for part in parts if wanted.fullmatch(part) and not self.unwanted.search(part)]
         share = min(1.0, source.characters / max(1, sum(map(len, fitting))))

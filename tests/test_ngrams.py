@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from benchmarks.hangul import longest_copy
 from benchmarks.ngrams import END, START, KneserNey, unigram_bits
+from benchmarks.recipe import longest_copy
 
 DOCUMENTS = ["abab", "abc", "cab", "", "bbca", "abca"]
 CHARACTERS = "abcd" + END  # d never occurs

@@ -1,6 +1,6 @@
 """Bits per character of models made by a recipe, source by source, beside n-grams; and what the models write.
 
-python -m benchmarks.hangul MODEL.safetensors [MODEL ...] --corpus FOLDER [--samples N]
+python -m benchmarks.recipe MODEL.safetensors [MODEL ...] --corpus FOLDER [--samples N]
 
 The folder is the one that the recipe has made beside its model, `NAME.corpus`. Every model sees the end of another
 document before each document, and is measured on all of its characters and on its end.
@@ -23,7 +23,10 @@ from minillm_repl.engine.options import Sampling
 from minillm_repl.engine.sampling import numbers
 from minillm_repl.training.recipe import read_recipe
 
-PROMPTS = ["오늘 날씨가 정말 ", "아침에 일어나 보니 ", "친구와 함께 ", "옛날 옛적에 ", "비가 오는 날에는 "]
+PROMPTS = {
+    "hangul": ["오늘 날씨가 정말 ", "아침에 일어나 보니 ", "친구와 함께 ", "옛날 옛적에 ", "비가 오는 날에는 "],
+    "story": ["Once upon a time", "One day, ", "The king ", "ROMEO:\n", "The little girl "],
+}
 QUESTIONS = ["안녕?", "오늘 뭐 먹을까?", "심심해", "너무 피곤해", "감기에 걸렸어"]
 QUESTIONS += ["주말에 뭐 하지?", "친구랑 싸웠어", "내일 시험이야", "고마워", "잘 자"]
 _STRIDE = 2  # a long document is read in windows that begin half a context apart
@@ -32,7 +35,7 @@ _AT_ONCE = 32  # windows
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.hangul", description="Measure models of a recipe.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.recipe", description="Measure models of a recipe.")
     parser.add_argument("models", type=Path, nargs="+", metavar="MODEL")
     parser.add_argument("--corpus", type=Path, required=True, metavar="FOLDER", help="made by the recipe: NAME.corpus")
     parser.add_argument("--samples", type=int, default=0, metavar="N", help="look for unwanted words in so many texts")
@@ -46,7 +49,7 @@ def main() -> None:
     _print_bits(checkpoints, [path.stem for path in options.models], train, held)
     for path, checkpoint in zip(options.models, checkpoints, strict=True):
         print(f"\n{path.stem}\n")
-        _print_texts(checkpoint, train)
+        _print_texts(checkpoint, train, PROMPTS[options.recipe])
         if options.samples:
             _print_unwanted(checkpoint, options.samples, options.recipe)
 
@@ -62,14 +65,14 @@ def _print_bits(
     tokenizer = checkpoints[0].tokenizer
     everything = "".join((*train, *(text for documents in held.values() for text in documents)))
     known = str.maketrans(dict.fromkeys(tokenizer.unknown(everything), "\ufffd"))
-    seen = [text.translate(known) for text in train]
-    ngrams = KneserNey(seen, 5, tokenizer.size)
+    seen, kinds = [text.translate(known) for text in train], len(set(everything.translate(known))) + 1
+    ngrams = KneserNey(seen, 5, kinds)
     print(f"| bits per character | characters | unigram | 5-gram | {' | '.join(names)} |")
     print("|---|--:|--:|--:|" + "--:|" * len(names))
     for source, documents in held.items():
         characters = sum(map(len, documents))
         texts = [text.translate(known) for text in documents]
-        totals = [sum(unigram_bits(seen, texts, tokenizer.size)), sum(map(ngrams.bits, texts))]
+        totals = [sum(unigram_bits(seen, texts, kinds)), sum(map(ngrams.bits, texts))]
         totals += [sum(_bits(checkpoint, documents)) for checkpoint in checkpoints]
         shown = " | ".join(f"{total / characters:.3f}" for total in totals)
         print(f"| {source} | {characters:,} | {shown} |", flush=True)
@@ -104,22 +107,22 @@ def _bits(checkpoint: Checkpoint, documents: Sequence[str]) -> Iterator[float]:
         yield F.cross_entropy(logits, targets.flatten(), reduction="sum", ignore_index=-100).item() / math.log(2)
 
 
-def _print_texts(checkpoint: Checkpoint, train: Sequence[str]) -> None:
+def _print_texts(checkpoint: Checkpoint, train: Sequence[str], prompts: list[str]) -> None:
     decoder, everything = make_decoder(checkpoint, threads=1), "\n".join(train)
     tokenizer = checkpoint.tokenizer
     first = next(
-        iter(generate(decoder, tokenizer, tokenizer.encode(PROMPTS[0]), Sampling(), numbers(0), max_tokens=1, top=10))
+        iter(generate(decoder, tokenizer, tokenizer.encode(prompts[0]), Sampling(), numbers(0), max_tokens=1, top=10))
     )
-    print(f"{PROMPTS[0]!r}", ", ".join(f"{each.text!r} {each.model_prob:.1%}" for each in first.top), "\n")  # type: ignore[union-attr]
-    for temperature in (0.0, 0.5, 0.8, 1.0):
-        for seed, prompt in enumerate(PROMPTS):
+    print(f"{prompts[0]!r}", ", ".join(f"{each.text!r} {each.model_prob:.1%}" for each in first.top), "\n")  # type: ignore[union-attr]
+    for temperature, times in ((0.0, 1), (0.5, 1), (0.8, 4), (1.0, 1)):
+        for seed, prompt in enumerate(prompts * times):
             text = prompt + write(checkpoint, decoder, tokenizer.encode(prompt), temperature, seed)
             copied = longest_copy(text, everything)
             print(f"- {temperature:g} · {text!r} · {len(copied)} characters stand in the text it learnt from")
-    assert checkpoint.chat is not None
-    for question in QUESTIONS:
-        ids = encode(checkpoint.chat, tokenizer, [Message("user", question)], special=False)
-        print(f"- {question} → {write(checkpoint, decoder, ids, 0.0, 0)}")
+    if template := checkpoint.chat:
+        for question in QUESTIONS:
+            ids = encode(template, tokenizer, [Message("user", question)], special=False)
+            print(f"- {question} → {write(checkpoint, decoder, ids, 0.0, 0)}")
 
 
 def write(checkpoint: Checkpoint, decoder: Decoder, ids: list[int], temperature: float, seed: int) -> str:
@@ -142,10 +145,11 @@ def longest_copy(text: str, learnt: str) -> str:
 
 def _print_unwanted(checkpoint: Checkpoint, samples: int, recipe: str) -> None:
     """Print all of many texts in which there is one of the recipe's unwanted words."""
+    prompts = [*PROMPTS[recipe], "질문: "]
     unwanted, decoder = read_recipe(recipe).unwanted, make_decoder(checkpoint, threads=1)
     found = 0
     for seed in range(samples):
-        prompt = PROMPTS[seed % len(PROMPTS)] if seed % 2 else "질문: "
+        prompt = prompts[seed % len(prompts)]
         text = prompt + write(checkpoint, decoder, checkpoint.tokenizer.encode(prompt), 1.0, seed)
         if unwanted.search(text):
             found += 1

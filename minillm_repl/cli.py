@@ -104,6 +104,9 @@ def make_parser() -> argparse.ArgumentParser:
     training = parser.add_argument_group(_("training (in the REPL: `:help train`)"))
     what = _("train --ckpt on a text, save it, then open it; a --ckpt that does not exist is made")
     training.add_argument("--train", metavar="CORPUS", help=what)
+    made = _("make a new model as the recipe NAME says, from --data")
+    training.add_argument("--recipe", metavar="NAME", help=made)
+    training.add_argument("--data", metavar="FOLDER", help=_("where the texts of --recipe are"))
     training.add_argument("--new", action="store_true", help=_("start from nothing even if --ckpt exists"))
     training.add_argument("--resume", action="store_true", help=_("go on with the run of --ckpt that was stopped"))
     for name in _TRAINING_FLAGS:
@@ -291,15 +294,28 @@ def _training_request(options: argparse.Namespace) -> train.Request | None:
     """Return what the training flags ask for, if anything. Raises UserError, also for a flag without a corpus."""
     given = {name: getattr(options, name) for name in _TRAINING_FLAGS if getattr(options, name) is not None}
     if options.resume:
-        if given or options.new or options.train is not None:
+        if given or options.new or options.train is not None or options.recipe is not None:
             raise UserError(_("--resume goes on with a run as it was: its text and settings are known"))
         return train.Request(resume=True)
+    if (options.recipe is None) != (options.data is None):
+        raise UserError(_("--recipe NAME and --data FOLDER go together"))
+    if options.recipe is not None:
+        from minillm_repl.training.recipe import read_recipe
+
+        if options.train is not None:
+            raise UserError(_("--recipe makes its own corpus: leave --train out"))
+        plan = read_recipe(options.recipe).plan
+        return train.Request(_changed(plan, options), new=True, recipe=options.recipe, data=options.data)
     if options.train is None:
         if given or options.new:
             raise UserError(_("--{name} is for training, which needs --train CORPUS", name=next(iter(given), "new")))
         return None
-    given |= {name: getattr(options, name) for name in _SHARED_FLAGS if getattr(options, name) is not None}
-    plan = TrainPlan()
-    for name, value in given.items():
-        plan = change(plan, name, value, said=f"--{name}")
-    return train.Request(plan, options.train, options.new)
+    return train.Request(_changed(TrainPlan(), options), options.train, options.new)
+
+
+def _changed(plan: TrainPlan, options: argparse.Namespace) -> TrainPlan:
+    """Return the plan with what the flags say. Raises UserError."""
+    for name in (*_TRAINING_FLAGS, *_SHARED_FLAGS):
+        if getattr(options, name) is not None:
+            plan = change(plan, name, getattr(options, name), said=f"--{name}")
+    return plan

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from platformdirs import user_state_path
 
-from minillm_repl.checkpoint.names import SUFFIX, there
+from minillm_repl.checkpoint.names import SUFFIX, there, user_path
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.render.console import MODEL
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from minillm_repl.repl.session import Session
     from minillm_repl.training.events import Finished
     from minillm_repl.training.processes import Processes
-    from minillm_repl.training.run import TrainingRun
+    from minillm_repl.training.run import Surroundings, TrainingRun
 
 _SAMPLE = 40  # tokens of the model's own text, shown as it learns
 
@@ -41,6 +41,8 @@ class Request:
     corpus: str = ""
     new: bool = False
     resume: bool = False
+    recipe: str = ""  # for a new model: its corpus is made from the folder `data`
+    data: str = ""
 
 
 @command(
@@ -197,8 +199,21 @@ def _begin(shell: Shell, request: Request, interrupted: Callable[[], bool], proc
         if request.resume:
             session.path, session.own, session.written = own, own is not None, False  # it goes where it went before
             return TrainingRun.resumed(around.path, around)
+        if request.recipe:
+            return _by_recipe(request, around)
         start = model.checkpoint if model else None
         return TrainingRun(start, find_corpus(request.corpus, start), request.plan, around)
+
+
+def _by_recipe(request: Request, around: "Surroundings") -> "TrainingRun":
+    """Make the corpus of a recipe beside the checkpoint, and return the run that trains on it. Raises UserError."""
+    from minillm_repl.training.recipe import read_recipe
+    from minillm_repl.training.run import TrainingRun
+
+    recipe = read_recipe(request.recipe)
+    with around.processes.first_then_others():
+        train, held = recipe.prepare(user_path(request.data), around.path.with_suffix(".corpus"))
+    return TrainingRun(None, str(train), dataclasses.replace(request.plan, val=str(held)), around, chat=recipe.chat)
 
 
 def unsaved_path() -> Path:

@@ -12,7 +12,7 @@ import torch
 from minillm_repl import __version__
 from minillm_repl.checkpoint import native
 from minillm_repl.checkpoint.adapter import digest
-from minillm_repl.checkpoint.checkpoint import Adapter, Checkpoint, TrainingRecord
+from minillm_repl.checkpoint.checkpoint import Adapter, ChatTemplate, Checkpoint, TrainingRecord
 from minillm_repl.checkpoint.conversation import PLAIN
 from minillm_repl.checkpoint.names import there, user_path
 from minillm_repl.errors import UserError
@@ -82,8 +82,8 @@ class TrainingRun:
     """A model, the corpus as its tokens, and the plan; nothing of the checkpoint it starts from is changed.
 
     With a checkpoint it is trained further and keeps its vocabulary; without one a new model starts from the plan's
-    seed. `notes` are what the user should know, one line each. Raises UserError before anything is touched if the
-    corpus does not fit.
+    seed, and gets the chat template `chat`. `notes` are what the user should know, one line each. Raises UserError
+    before anything is touched if the corpus does not fit.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class TrainingRun:
         plan: TrainPlan,
         around: Surroundings,
         resumed: resume.Interrupted | None = None,
+        chat: ChatTemplate | None = None,
     ) -> None:
         self._around, self._further = around, resumed.facts.further if resumed else start is not None
         self.corpus, self.notes = corpus, list[str]()
@@ -107,7 +108,7 @@ class TrainingRun:
                     )
                 )
             self.tokenizer = start.tokenizer if start else make_tokenizer(plan.tokenizer, opened)
-            self._chat = start.chat if start else PLAIN if opened.conversations else None
+            self._chat = start.chat if start else chat or (PLAIN if opened.conversations else None)
             self._end = start.end if start else _separators(self.tokenizer)
             tokens = self._read(opened)
             held = (

@@ -1,0 +1,73 @@
+r"""Text made from a grammar: rules of alternatives, from which one is drawn each time.
+
+A line `name = this | that {other} | ...` is a rule, and lines that begin with spaces go on with its alternatives.
+`{other}` becomes an alternative of that rule, drawn anew each time; `{it:other}` is drawn once in a text, and the same
+wherever `it` stands. `*3` at the end of an alternative makes it three times as likely, and `\n` is a line break. A line
+that begins with `#` is a comment. Korean particles are written as pairs (`을/를`), of which the one that fits the
+letter before is taken.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
+
+_SLOT = re.compile(r"\{(?:(\w+):)?(\w+)\}")
+_PARTICLES = ("은/는", "이/가", "을/를", "과/와", "으로/로", "이에요/예요", "이랑/랑", "이나/나", "이라/라", "이야/야")
+_PAIR = re.compile(rf"([가-힣])({'|'.join(_PARTICLES)})")
+_WEIGHT = re.compile(r"\s\*(\d+)$")
+_ATTEMPTS = 20  # to draw a text that has not been there before
+
+
+class Grammar:
+    """Rules by name, read from a text. Raises UserError for a rule that names one that is not there."""
+
+    def __init__(self, text: str) -> None:
+        self._rules: dict[str, tuple[list[str], list[int]]] = {}
+        text = re.sub(r"\n[ \t]+(?=\S)", " ", re.sub(r"(?m)^#.*\n", "", text))
+        for line in filter(str.strip, text.splitlines()):
+            name, _, alternatives = line.partition("=")
+            found = [_weighted(each.strip()) for each in alternatives.strip(" |").split("|")]
+            self._rules[name.strip()] = [each for each, _ in found], [weight for _, weight in found]
+        for name, (written, _) in self._rules.items():
+            for _, rule in _SLOT.findall(" ".join(written)):
+                if rule not in self._rules:
+                    raise UserError(_("the rule {name} names {rule}, which is not there", name=name, rule=rule))
+
+    def texts(self, rule: str, count: int, seed: int) -> Iterator[str]:
+        """Yield up to `count` different texts, fewer where no new ones are found."""
+        chance, seen = random.Random(seed), set[str]()  # noqa: S311 - nothing secret
+        for _ in range(count * _ATTEMPTS):
+            text = _PAIR.sub(_particle, self._drawn(rule, chance, {})).replace("\\n", "\n")
+            if text not in seen:
+                seen.add(text)
+                yield text
+            if len(seen) == count:
+                return
+
+    def _drawn(self, rule: str, chance: random.Random, chosen: dict[str, str]) -> str:
+        alternatives, weights = self._rules[rule]
+
+        def fill(match: re.Match[str]) -> str:
+            slot, name = match.groups()
+            if slot and slot not in chosen:
+                chosen[slot] = self._drawn(name, chance, chosen)
+            return chosen[slot] if slot else self._drawn(name, chance, chosen)
+
+        return _SLOT.sub(fill, chance.choices(alternatives, weights)[0])
+
+
+def _weighted(alternative: str) -> tuple[str, int]:
+    weight = _WEIGHT.search(alternative)
+    return (alternative[: weight.start()], int(weight[1])) if weight else (alternative, 1)
+
+
+def _particle(match: re.Match[str]) -> str:
+    """Return a letter and the particle after it: the first of a pair follows a consonant, the second a vowel."""
+    before, (closed, opened) = match[1], match[2].split("/")
+    final = (ord(before) - ord("가")) % 28
+    if closed == "으로":
+        return before + (closed if final not in (0, 8) else opened)  # ㄹ counts as a vowel here
+    return before + (closed if final else opened)

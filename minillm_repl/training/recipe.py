@@ -1,0 +1,121 @@
+"""Recipes: how a model of a certain kind comes out of a folder of texts, as a file in `recipes/`.
+
+A recipe names its sources, how much of each is taken, and the settings of the training. What it makes of them is a
+corpus of two files: what is trained on, shuffled, and what is held out of every source.
+"""
+
+import json
+import random
+import re
+import tomllib
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from minillm_repl.checkpoint.atomic import write_atomically
+from minillm_repl.checkpoint.checkpoint import ChatTemplate
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
+from minillm_repl.safetext import safe_line
+from minillm_repl.settings import change
+from minillm_repl.training.grammar import Grammar
+from minillm_repl.training.plan import TrainPlan
+
+FOLDER = Path(__file__).with_name("recipes")
+_HELD_OUT = 20  # one block of documents in so many is only measured on
+
+
+@dataclass(frozen=True)
+class Source:
+    """A text of a recipe: a file in the folder of data, or a grammar in the folder of recipes."""
+
+    name: str
+    file: str = ""
+    grammar: str = ""
+    between: str = r"\n"  # of a file: what stands between two documents, as an expression
+    lines_go: bool = False  # whether what is unwanted costs a line, not the document
+    wrapped: bool = False  # whether lines that follow one another are one paragraph
+    rule: str = ""  # of a grammar: the one whose texts are documents,
+    count: int = 0  # and how many of them
+    match: str = ""  # only documents that match this expression as a whole are taken,
+    characters: int = 10**9  # and of these, evenly over the file, about so many characters
+    block: int = 1  # documents that are held out together, for neighbours may be alike
+    copies: int = 1  # how often the documents that are trained on come in one pass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train on, and how."""
+
+    name: str
+    sources: tuple[Source, ...]
+    plan: TrainPlan
+    chat: ChatTemplate | None
+    unwanted: re.Pattern[str]  # documents in which this is found are left out
+
+    def prepare(self, data: Path, folder: Path) -> tuple[Path, Path]:
+        """Write the corpus into `folder`; return the file to train on, and the one that is held out.
+
+        The same texts and recipe give the same files. Raises UserError for a text that is missing.
+        """
+        train, held = list[str](), list[tuple[str, str]]()
+        for source in self.sources:
+            documents = self._documents(source, data)
+            blocks = [place // source.block % _HELD_OUT == _HELD_OUT // 2 for place in range(len(documents))]
+            learnt = [text for text, out in zip(documents, blocks, strict=True) if not out]
+            apart = set(documents).difference(learnt)
+            held += [(source.name, text) for text in documents if text in apart]
+            train += learnt * source.copies
+        random.Random(self.plan.seed).shuffle(train)  # noqa: S311 - nothing secret
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = folder / "train.jsonl", folder / "held-out.jsonl"
+        write_atomically(paths[0], _lines({"text": text} for text in train))
+        write_atomically(paths[1], _lines({"source": name, "text": text} for name, text in held))
+        return paths
+
+    def _documents(self, source: Source, data: Path) -> list[str]:
+        if source.grammar:
+            grammar = Grammar((FOLDER / source.grammar).read_text(encoding="utf-8"))
+            return list(grammar.texts(source.rule, source.count, self.plan.seed))
+        path = data / source.file
+        try:
+            text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))
+        except (OSError, UnicodeDecodeError):
+            raise UserError(
+                _("the recipe {recipe} needs the UTF-8 text {path}", recipe=self.name, path=safe_line(str(path)))
+            ) from None
+        if source.lines_go:
+            text = "\n".join(line for line in text.split("\n") if not self.unwanted.search(line))
+        parts = [part.strip() for part in re.split(source.between, text)]
+        if source.wrapped:
+            parts = [re.sub(r"(?<!\n)\n(?!\n)", " ", part) for part in parts]
+        wanted = re.compile(source.match or r"(?s:.+)")
+        fitting = [part for part in parts if wanted.fullmatch(part) and not self.unwanted.search(part)]
+        share = min(1.0, source.characters / max(1, sum(map(len, fitting))))
+        return [part for place, part in enumerate(fitting) if int((place + 1) * share) > int(place * share)]
+
+
+def read_recipe(name: str) -> Recipe:
+    """Read the recipe of that name. Raises UserError if there is none."""
+    path = FOLDER / f"{name}.toml"
+    if name not in recipes():
+        raise UserError(
+            _("there is no recipe {name!r}; there are {recipes}", name=safe_line(name), recipes=", ".join(recipes()))
+        )
+    read = tomllib.loads(path.read_text(encoding="utf-8"))
+    plan = TrainPlan()
+    for setting, value in read["plan"].items():
+        plan = change(plan, setting, str(value), said=setting)
+    chat = ChatTemplate(**read["chat"]) if "chat" in read else None
+    unwanted = re.compile(read.get("unwanted", r"(?!)"))
+    return Recipe(name, tuple(Source(**source) for source in read["source"]), plan, chat, unwanted)
+
+
+def recipes() -> list[str]:
+    """Return the names of all recipes."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def _lines(records: Iterable[dict[str, str]]) -> bytes:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()

@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator
 
 from minillm_repl.errors import UserError
-from minillm_repl.language import _
 
 _SLOT = re.compile(r"\{(?:(\w+):)?(\w+)\}")
 _PARTICLES = ("은/는", "이/가", "을/를", "과/와", "으로/로", "이에요/예요", "이랑/랑", "이나/나", "이라/라", "이야/야")
@@ -28,18 +27,18 @@ class Grammar:
         self._rules: dict[str, tuple[list[str], list[int]]] = {}
         text = re.sub(r"\n[ \t]+(?=\S)", " ", re.sub(r"(?m)^#.*\n", "", text))
         for line in filter(str.strip, text.splitlines()):
-            name, _, alternatives = line.partition("=")
+            name, _equals, alternatives = line.partition("=")
             found = [_weighted(each.strip()) for each in alternatives.strip(" |").split("|")]
-            self._rules[name.strip()] = [each for each, _ in found], [weight for _, weight in found]
-        for name, (written, _) in self._rules.items():
-            for _, rule in _SLOT.findall(" ".join(written)):
+            self._rules[name.strip()] = [each for each, _weight in found], [weight for _each, weight in found]
+        for name, (written, _weights) in self._rules.items():
+            for _chosen, rule in _SLOT.findall(" ".join(written)):
                 if rule not in self._rules:
                     raise UserError(_("the rule {name} names {rule}, which is not there", name=name, rule=rule))
 
     def texts(self, rule: str, count: int, seed: int) -> Iterator[str]:
         """Yield up to `count` different texts, fewer where no new ones are found."""
         chance, seen = random.Random(seed), set[str]()  # noqa: S311 - nothing secret
-        for _ in range(count * _ATTEMPTS):
+        for _attempt in range(count * _ATTEMPTS):
             text = _PAIR.sub(_particle, self._drawn(rule, chance, {})).replace("\\n", "\n")
             if text not in seen:
                 seen.add(text)

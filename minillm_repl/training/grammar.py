@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 
 _SLOT = re.compile(r"\{(?:(\w+):)?(\w+)\}")
 _PARTICLES = ("은/는", "이/가", "을/를", "과/와", "으로/로", "이에요/예요", "이랑/랑", "이나/나", "이라/라", "이야/야")

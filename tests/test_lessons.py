@@ -7,17 +7,20 @@ import re
 import stat
 import sys
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
 from minillm_repl import commands
+from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.commands.learn import make_lesson, make_quiz, read_lessons
 from minillm_repl.errors import UserError
 from minillm_repl.language import LANGUAGES, speak
 from minillm_repl.lessons.blocks import Ask, Choose, Exercise, Explain, Guess, Order, Try, When
 from minillm_repl.lessons.progress import Answered, Progress, Reached
 from minillm_repl.lessons.reading import lesson_files, practice_file, read_lesson, read_quiz
+from minillm_repl.model.config import LlamaConfig
 from minillm_repl.render.console import Screen, Transcript
 from minillm_repl.render.lesson import Prose
 from minillm_repl.repl.exercises import _equal
@@ -27,6 +30,7 @@ from minillm_repl.repl.opening import Opening
 from minillm_repl.repl.registry import discover
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.shell import Shell
+from minillm_repl.tokenizer.character import CharacterTokenizer
 from tests.conftest import MODELS, ROOT
 from tests.small import random_checkpoint
 from tests.test_terminal import cache, models, visit  # noqa: F401 - fixtures
@@ -61,17 +65,24 @@ def a_model(name):
         return MODELS / "nalssi.safetensors"
     if name == "fresh":  # of one layer and one head, and with letters of its own
         return random_checkpoint(characters=[*"abcdefghijklmnopqrstuvwxyz\n"], layers=1, heads=1, width=16, context=24)
+    if name == "llama":
+        letters = [*"abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ,.\n"]
+        sizes = {"context": 64, "width": 24, "layers": 6, "heads": 4, "kv_heads": 2, "head_size": 6, "hidden": 40}
+        config = LlamaConfig(vocab=len(letters), **sizes)
+        rng = np.random.default_rng(0)
+        tensors = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in config.shapes()}
+        return Checkpoint(config, CharacterTokenizer(letters), tensors)
     path = CHECKPOINTS / name
     if not path.exists():
         pytest.skip(f"{name} is not here")
     return path
 
 
-MODELS_OF_ALL_KINDS = ["nalssi", "fresh", "stories260K-hf", "tiny_gpt2"]
+MODELS_OF_ALL_KINDS = ["nalssi", "fresh", "llama", "stories260K-hf", "tiny_gpt2"]
 QUICK = [
     ("nalssi", "ko", 4),
     ("nalssi", "en", 9),
-    ("stories260K-hf", "ko", 1),
+    ("llama", "ko", 1),
     ("stories260K-hf", "en", 2),
     ("fresh", "en", 5),
 ]

@@ -36,9 +36,10 @@ _NONE = "–"
 class Facts:
     """The model and the text of a session at one moment, with at least one token."""
 
-    def __init__(self, shell: Shell, *, practising: bool = False) -> None:
+    def __init__(self, shell: Shell, text: str = "", *, practising: bool = False) -> None:
         self._shell, self._model = shell, shell.model()
         self._ids, self._practising = tuple(shell.session.ids), practising
+        self._named = text  # what `{text}` is, if not all that has been written by now
         self._config, self._tokenizer = self._model.checkpoint.config, self._model.checkpoint.tokenizer
 
     def value(self, name: str) -> str:
@@ -84,7 +85,7 @@ class Facts:
 
     @cached_property
     def _text(self) -> str:
-        return decode(self._tokenizer, list(self._ids))
+        return self._named or decode(self._tokenizer, list(self._ids))
 
     @property
     def _characters(self) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from platformdirs import user_state_path
 from rich.text import Text
 
+from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, spoken
 from minillm_repl.lessons.blocks import Exercise, Guess, Lesson, Prose, Question, Screen, Show, Try, When
@@ -50,6 +51,7 @@ class Course:
     strict: bool = False  # nobody is there: an error ends it
     arrived: Callable[["Course", int | None], None] = lambda _course, _place: None  # at a screen, or past the last
     outside: Session = field(init=False)  # the learner's own
+    _read: tuple[Checkpoint, list[int]] | None = field(init=False, default=None)  # the text, as a model reads it
     _steps: Steps | None = field(init=False, default=None)
     _waiting: Wait = field(init=False, default=Wait("enter"))
 
@@ -142,10 +144,13 @@ class Course:
 
     def facts(self) -> Facts:
         """Return what can be said of the model and the text, putting the lesson's text there if there is none."""
-        shell = self.shell
+        shell, model = self.shell, self.shell.model()
+        if self._read is None or self._read[0] is not model.checkpoint:
+            self._read = model.checkpoint, readable(shell, self.texts)
         if not shell.session.ids:
-            shell.session.begin(readable(shell, self.texts))
-        return Facts(shell, practising=self.practising)
+            shell.session.begin(self._read[1])
+        text = decode(model.checkpoint.tokenizer, self._read[1])
+        return Facts(shell, text, practising=self.practising)
 
     def _go(self) -> None:
         self.arrived(self, self.place)

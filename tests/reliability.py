@@ -97,6 +97,7 @@ def line(text: str) -> Callable[[Terminal], None]:
 
 def moments(folder: Path) -> list[Moment]:
     large, text = folder / "large.safetensors", "가나다라마바사아자차카타파하" * 12
+    long = "가나다라마바사아자차카타파하" * 60
     return [
         Moment("typing", lambda terminal: terminal.type("날씨가 좋"), 0.3),
         Moment("searching history", lambda terminal: terminal.keys("ctrl-r"), 0.3),
@@ -109,7 +110,7 @@ def moments(folder: Path) -> list[Moment]:
         Moment("training", line(f":train {CORPUS} steps=100000"), 3.0),
         Moment("loading", line(f":load {large}"), 0.8),
         Moment("opening again", line(f":load {large}"), -1),  # waits to its end
-        Moment("prefill", line(text), 1.0),
+        Moment("prefill", line(long), 1.0),
         Moment("generating, large", line("가"), 1.0),
         Moment("attention", line(f":attn {text}"), 2.0),
         Moment("lens", line(f":lens {text}"), 2.0),

@@ -14,7 +14,7 @@ from minillm_repl.checkpoint.load import load
 from minillm_repl.engine.compiled.decoder import CompiledDecoder
 from minillm_repl.engine.compiled.rotation import rotation
 from minillm_repl.engine.compiled.weights import quantise
-from minillm_repl.engine.decoder import make_decoder, read
+from minillm_repl.engine.decoder import at_once, make_decoder, read
 from minillm_repl.engine.generate import generate
 from minillm_repl.engine.options import Sampling
 from minillm_repl.engine.torch_decoder import TorchDecoder
@@ -202,11 +202,24 @@ def test_an_interrupted_read_leaves_what_was_read(tmp_path):
     checkpoint = load(tmp_path)
     decoder = CompiledDecoder(checkpoint, 2)
     ids = random_ids(900)[0].tolist()
-    asked = []
-    assert read(decoder, ids, lambda: bool(asked.append(len(decoder.ids)) or len(asked) == 3)) is None
+    asked, told = [], []
+    stop = lambda: bool(asked.append(len(decoder.ids)) or len(asked) == 3)  # noqa: E731
+    assert read(decoder, ids, stop, lambda done, of: told.append((done, of))) is None
     assert 0 < asked[0] < asked[1] < asked[2] < 900
+    assert told == [(done, 900) for done in asked]
     assert decoder.ids == ids[: asked[2]]
     np.testing.assert_allclose(read(decoder, ids), CompiledDecoder(checkpoint, 1).prefill(ids), rtol=0, atol=1e-5)
+
+
+def test_a_large_model_reads_fewer_tokens_before_it_looks_up(tmp_path):
+    random_model(transformers.LlamaConfig, LLAMA).save_pretrained(tmp_path)
+    decoder, ids = CompiledDecoder(load(tmp_path)), random_ids(60)[0].tolist()
+    expected = np.array(read(decoder, ids))
+    for parameters, size in ((10**5, 126), (135_000_000, 42), (10**12, 6)):
+        decoder.parameters = parameters
+        assert at_once(decoder) == size
+        decoder.rewind(0)
+        np.testing.assert_allclose(read(decoder, ids), expected, rtol=0, atol=1e-5)
 
 
 def run(code, **environment):

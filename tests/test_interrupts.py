@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import signal
 
 import numpy as np
@@ -118,6 +119,21 @@ def test_a_measurement_is_stopped_between_two_groups_of_windows(trainers):
         trainer.mean_loss(trainer.train, trainer.train.even(400), lambda: len(asked) > 3 or asked.append(1))
     assert len(asked) == 4
     assert np.isfinite(trainer.mean_loss(trainer.train, trainer.train.even(400)))
+
+
+@pytest.mark.slow
+def test_a_large_model_tells_how_far_it_has_read_and_ctrl_c_ends_that(visit, tmp_path):  # noqa: F811
+    reliability.large_model(tmp_path / "large.safetensors")
+    terminal = visit("--ckpt", str(tmp_path / "large.safetensors"), "--max-tokens", "4")
+    terminal.wait_for_prompt()
+    terminal.do("가")  # now the model is open
+    terminal.send("가나다라마바사아자차카타파하" * 60)
+    terminal.wait_for(lambda terminal: re.search(r"reading: [1-9]\d* of 840 tokens", terminal.text))
+    terminal.interrupt()
+    terminal.wait_for(lambda terminal: "stopped by Ctrl-C" in terminal.text)
+    assert "reading:" not in terminal.text
+    terminal.do(":undo")
+    assert "4 tokens" in terminal.do("가나다")
 
 
 @pytest.mark.slow

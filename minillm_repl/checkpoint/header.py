@@ -219,9 +219,9 @@ def parse_json(data: bytes | str, what: str, most: int = _MOST_PARTS) -> Any:
 
 def _check_extent(text: str, most: int) -> None:
     """Raise ValueError if a JSON text has too many parts, or too deep ones: each takes far more memory than text."""
-    bare = _STRING.sub("", text)
+    bare, strings = _STRING.subn("", text, count=2 * most + 1)  # a part is at most a key and its text
     opened = bare.count("[") + bare.count("{")
-    if opened + bare.count(",") > most:
+    if strings > 2 * most or opened + bare.count(",") > most:
         raise ValueError(_("it has more than {most:,} parts", most=most))
     if opened > _DEEPEST:
         depths = accumulate(1 if bracket[0] in "[{" else -1 for bracket in _BRACKET.finditer(bare))

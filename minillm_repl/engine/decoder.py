@@ -13,13 +13,15 @@ from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 
 _MOVES_BY_ONE = 64  # tokens: up to here, reading the window again takes no time to speak of
-_PIECE = 128  # tokens read between two looks at whether the user wants to stop
+_MOST_AT_ONCE, _TOGETHER = 126, 6  # tokens read between two looks at whether the user wants to stop, and a multiple
+_WORK_AT_ONCE = 6_000_000_000  # fewer of a large model: so many multiplications, a tenth of a second or so
 
 
 class Decoder(Protocol):
     """A model with its cache. Logits are float32 arrays (vocabulary,), valid until the next call."""
 
     context: int  # how many tokens it can see at once
+    parameters: int
 
     @property
     def name(self) -> str:
@@ -104,26 +106,44 @@ def window_start(length: int, context: int) -> int:
     return math.ceil(max(0, length - context) / step) * step
 
 
+def at_once(decoder: Decoder) -> int:
+    """Return how many tokens of a long text are read before anything else is looked at."""
+    return min(_MOST_AT_ONCE, max(1, _WORK_AT_ONCE // decoder.parameters // _TOGETHER) * _TOGETHER)
+
+
+def unread(decoder: Decoder, ids: Sequence[int]) -> tuple[list[int], int]:
+    """Return the last tokens of `ids`, as many as fit, and how many of them the cache has.
+
+    When the window moves, positions shift and nothing is shared. The last token is read anyway, for its logits.
+    """
+    window = list(ids[window_start(len(ids), decoder.context) :])
+    if len(window) == len(decoder.ids) + 1 and window[:-1] == decoder.ids:
+        return window, len(decoder.ids)
+    pairs = enumerate(zip(window[:-1], decoder.ids, strict=False))
+    shared = next((place for place, (ours, theirs) in pairs if ours != theirs), min(len(window) - 1, len(decoder.ids)))
+    return window, shared
+
+
 def read(
-    decoder: Decoder, ids: Sequence[int], interrupted: Callable[[], bool] = lambda: False
+    decoder: Decoder,
+    ids: Sequence[int],
+    interrupted: Callable[[], bool] = lambda: False,
+    progress: Callable[[int, int], object] = lambda _done, _of: None,
 ) -> NDArray[np.float32] | None:
     """Make the cache hold exactly the last tokens of `ids`, as many as fit; return the logits after them.
 
-    What the cache already shares with them from the start is not computed again. When the window moves, positions
-    shift and nothing is shared. A long text is read in pieces; None is returned if `interrupted` between two.
+    What the cache already shares with them from the start is not computed again. A long text is read in pieces;
+    between two, `progress` is told how many of the tokens are done, and None is returned if `interrupted`.
     """
-    window = list(ids[window_start(len(ids), decoder.context) :])
-    cached = decoder.ids
-    if len(window) == len(cached) + 1 and window[:-1] == cached:
+    window, shared = unread(decoder, ids)
+    if len(window) == shared + 1 == len(decoder.ids) + 1:
         return decoder.decode(window[-1])
-    shared = 0
-    for ours, theirs in zip(window[:-1], cached, strict=False):  # the last token is read anyway, for its logits
-        if ours != theirs:
-            break
-        shared += 1
     decoder.rewind(shared)
-    for start in range(shared, len(window), _PIECE):
-        if start > shared and interrupted():
-            return None
-        logits = decoder.prefill(window[start : start + _PIECE])
+    size = at_once(decoder)
+    for start in range(shared, len(window), size):
+        if start > shared:
+            progress(start, len(window))
+            if interrupted():
+                return None
+        logits = decoder.prefill(window[start : start + size])
     return logits

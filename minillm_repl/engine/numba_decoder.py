@@ -53,7 +53,7 @@ class NumbaDecoder:
         self._kv = np.zeros((config.layers, 2, config.context, config.width), np.float32)
         self._heads = config.heads
         self.ids: list[int] = []
-        self.context = config.context
+        self.context, self.parameters = config.context, config.parameters
         self.prefill([0])  # compile, or fetch the compiled code, now and not at the first word
         self.rewind(0)
 

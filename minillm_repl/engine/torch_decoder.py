@@ -21,7 +21,7 @@ class TorchDecoder:
         self.model, self._tap = model, tap
         self._cache = KVCache(model.config, self._device, first.dtype)
         self.ids: list[int] = []
-        self.context = model.config.context
+        self.context, self.parameters = model.config.context, model.config.parameters
         self._why = why
 
     @property

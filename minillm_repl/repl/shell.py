@@ -184,6 +184,7 @@ class Shell:
         verbose, turn = session.settings.verbose, session.turns[-1]
         tokenizer = model.checkpoint.tokenizer
         given = session.answer(tokenizer) if turn.asked else decode(tokenizer, session.ids)
+        self._read(model)
         events = session.generate(model, self.interrupted, verbose)
         if verbose:
             if screen.interactive and given:
@@ -210,6 +211,21 @@ class Shell:
                 )
             )
         return finished
+
+    def _read(self, model: Model) -> None:
+        """Let the model read a long text before anything is drawn, and tell how far it is."""
+        from minillm_repl.engine.decoder import at_once, read, unread
+
+        decoder, ids = model.decoder, self.session.ids
+        window, shared = unread(decoder, ids)
+        if len(window) - shared > at_once(decoder):
+            with self.screen.waiting(_("reading")) as update:
+                read(
+                    decoder,
+                    ids,
+                    self.interrupted,
+                    lambda done, of: update(_("reading: {done:,} of {of:,} tokens", done=done, of=of)),
+                )
 
     def show_text(self, model: Model) -> None:
         """Draw the text so far; of a conversation, what was said last."""

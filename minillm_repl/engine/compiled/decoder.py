@@ -42,7 +42,7 @@ class CompiledDecoder:
         self._positions = 0
         self._turn = rotation(config, 0)
         self.ids: list[int] = []
-        self.context = config.context
+        self.context, self.parameters = config.context, config.parameters
         self._dtype = None if quantised else checkpoint.dtype
         self.prefill([0])  # compile, or fetch the compiled code, now and not at the first word
         self.rewind(0)

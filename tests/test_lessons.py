@@ -346,6 +346,32 @@ def test_a_learner_reads_answers_leaves_and_comes_back(visit):  # noqa: F811
 
 
 @pytest.mark.slow
+def test_ctrl_c_while_a_lesson_trains_keeps_what_was_learnt_and_stays_in_the_lesson(visit, tmp_path):  # noqa: F811
+    progress = Progress.of(tmp_path / "home/state/minillm-repl/progress.json")
+    thousand = next(
+        place for place, screen in enumerate(read_lesson(lesson_files("en")[7]).screens) if "steps=1000" in str(screen)
+    )
+    progress.reach("en 7", Reached(thousand))
+    with visit(ckpt="nalssi", rows=40) as terminal:
+        terminal.wait_for_prompt()
+        terminal.send(":learn 7")
+        terminal.wait_for("And now a thousand")
+        terminal.wait_for_toolbar(f"{thousand + 1}/")
+        terminal.send("")
+        terminal.wait_for(re.compile(r"step +[1-9]"), 60)
+        terminal.interrupt()
+        terminal.wait_for("stopped by Ctrl-C")
+        terminal.wait_for("Look at how the samples change")
+        terminal.wait_for_toolbar(f"{thousand + 1}/")
+        terminal.send("")
+        terminal.wait_for("What happened inside")
+        assert (tmp_path / "home/state/minillm-repl/practice.safetensors").exists()
+        terminal.send(":learn off")
+        terminal.wait_for_prompt()
+        assert re.search(r"name +nalssi", terminal.do(":model"))
+
+
+@pytest.mark.slow
 def test_a_lesson_can_be_opened_from_the_command_line_and_runs_by_itself(tmp_path):
     import os
     import subprocess

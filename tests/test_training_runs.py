@@ -43,13 +43,17 @@ WORDS = [
 ]
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A folder with a text in it, long enough that a tenth of it is held out."""
+def with_text(folder):
+    """Put a text into a folder, long enough that a tenth of it is held out; return the folder."""
     choose = random.Random(0)
     text = " ".join(choose.choice(WORDS) + choose.choice([".\n", "", "", ""]) for _ in range(4_000))
-    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
-    return tmp_path
+    (folder / "text.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return with_text(tmp_path)
 
 
 def environment(folder):

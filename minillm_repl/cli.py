@@ -14,7 +14,7 @@ from rich.text import Text
 
 from minillm_repl import __version__, commands
 from minillm_repl.checkpoint.families import family_title
-from minillm_repl.checkpoint.names import find, is_shipped, shipped, there, title, user_path
+from minillm_repl.checkpoint.names import DEFAULT, FIRST, find, is_shipped, shipped, there, title, user_path
 from minillm_repl.checkpoint.peek import in_folder, read_config
 from minillm_repl.commands import learn, train
 from minillm_repl.configuration import Launch, configuration_file, configure, language, read_configuration
@@ -187,6 +187,7 @@ def _run(options: argparse.Namespace, launch: Launch, settings: Settings, traini
     screen = make_screen(launch.color, interactive)  # type: ignore[arg-type]
     if together and os.environ.get("RANK") != "0":
         screen = screen.silent()
+    ckpt = (DEFAULT if options.lesson is None else FIRST) if launch.ckpt == "auto" else launch.ckpt
     session = Session(
         settings,
         Opening(
@@ -200,7 +201,8 @@ def _run(options: argparse.Namespace, launch: Launch, settings: Settings, traini
         ),
         Recent(launch.recent_file),
         threads=launch.threads,
-        path=find(launch.ckpt),
+        path=find(ckpt),
+        chosen=launch.ckpt != "auto" or options.lesson is not None,
     )
     assert session.path is not None
     session.own = not there(session.path)
@@ -209,13 +211,13 @@ def _run(options: argparse.Namespace, launch: Launch, settings: Settings, traini
         alone = _one_shot if options.prompt is not None else _lesson_alone
         return OK if attempt(shell, partial(alone, shell, options)) else FAILED
     if training is not None:
-        if is_shipped(session.path) and launch.ckpt in shipped():
+        if is_shipped(session.path) and ckpt in shipped():
             raise UserError(_("--train needs --ckpt FILE, to save to; the shipped checkpoints stay as they are"))
         if in_folder(session.path):
             raise UserError(
                 _(
                     "--train writes to --ckpt, and {name} is a model's folder: open it, then :train and :save",
-                    name=safe_line(launch.ckpt),
+                    name=safe_line(ckpt),
                 )
             )
         if not training.new and not training.resume:  # else what lies there is not wanted, and may be anything

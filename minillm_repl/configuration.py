@@ -26,9 +26,10 @@ class Launch:
     """What is decided once, at the start."""
 
     ckpt: str = setting(
-        "nalssi",
+        "auto",
         str,
-        "the checkpoint to open: a file, a Hugging Face folder, or a name that :models lists",
+        "the checkpoint to open: a file, a Hugging Face folder, or a name that :models lists; "
+        "auto is hangul, and nalssi for a lesson",
         metavar="PATH",
     )
     vocab: str = setting("", str, "a text with the vocabulary of a checkpoint that has none of its own", metavar="FILE")

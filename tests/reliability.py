@@ -139,7 +139,7 @@ def interrupts(options: argparse.Namespace, folder: Path) -> None:
         "HOME": str(folder), "LANG": "C.UTF-8", "TERM": "xterm-256color", "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     choose, took = random.Random(options.seed), {}
-    with Terminal(("--max-tokens", "1000000"), environment=environment, folder=folder) as terminal:
+    with Terminal(("--ckpt", "nalssi", "--max-tokens", "1000000"), environment=environment, folder=folder) as terminal:
         terminal.wait_for_prompt()
         for _ in range(options.rounds):
             for moment in moments(folder):
@@ -190,7 +190,7 @@ def resumes(options: argparse.Namespace, folder: Path) -> None:
 def soak(options: argparse.Namespace, folder: Path) -> float:
     """Take thousands of turns in one visit; return by how many MiB it grew after the first tenth of them."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "minillm_repl", "--no-history", "-n", "20"],
+        [sys.executable, "-m", "minillm_repl", "--ckpt", "nalssi", "--no-history", "-n", "20"],
         cwd=ROOT, env=os.environ | {"HOME": str(folder)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from tests.conftest import MODELS, random_checkpoint
 def program(tmp_path):
     home = {name: str(tmp_path / name) for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME")}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MINILLM_")} | home
+    environment["MINILLM_CKPT"] = "nalssi"  # which knows by heart what it says
 
     def run(*arguments, stdin="", **variables):
         return subprocess.run(
@@ -176,7 +177,7 @@ def test_what_a_checkpoint_says_never_steers_the_terminal(program, tmp_path):
 
 
 def test_a_reader_that_goes_away_is_no_reason_to_complain(tmp_path):
-    command = f"{sys.executable} -m minillm_repl -p 날씨 -n 5000 --json | head -n 1"
+    command = f"{sys.executable} -m minillm_repl --ckpt nalssi -p 날씨 -n 5000 --json | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, timeout=60, cwd=tmp_path, check=False)
     assert json.loads(done.stdout)["event"] == "step"
     assert done.stderr == b""
@@ -184,7 +185,7 @@ def test_a_reader_that_goes_away_is_no_reason_to_complain(tmp_path):
 
 def test_an_interrupt_ends_one_shot_with_what_was_made(tmp_path):
     started = subprocess.Popen(
-        [sys.executable, "-m", "minillm_repl", "-p", "날씨", "-n", "100000000", "--json"],
+        [sys.executable, "-m", "minillm_repl", "--ckpt", "nalssi", "-p", "날씨", "-n", "100000000", "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path,
     )  # fmt: skip
     started.stdout.readline()
@@ -228,8 +229,8 @@ def test_an_interrupt_ends_training_and_saves_what_was_learnt(tmp_path):
 
 def test_an_interrupt_ends_a_whole_script(tmp_path):
     started = subprocess.Popen(
-        [sys.executable, "-m", "minillm_repl"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        cwd=tmp_path,
+        [sys.executable, "-m", "minillm_repl", "--ckpt", "nalssi"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path,
     )  # fmt: skip
     started.stdin.write(":max-tokens 100000000\n날씨\n:model\n".encode())
     started.stdin.close()

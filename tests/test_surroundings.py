@@ -21,7 +21,7 @@ def scripted(folder, script=SCRIPT, **variables):
     """Run a script with these variables and no others of ours; None takes one away."""
     usual = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8", "PYTHONPATH": str(ROOT)}
     environment = {name: value for name, value in (usual | variables).items() if value is not None}
-    command = [sys.executable, "-m", "minillm_repl"]
+    command = [sys.executable, "-m", "minillm_repl", "--ckpt", "nalssi"]
     return subprocess.run(command, input=script.encode(), capture_output=True, env=environment, cwd=folder, check=False)
 
 
@@ -128,7 +128,7 @@ def test_where_memory_runs_out_that_is_told_and_the_visit_goes_on(tmp_path):
 
     (tmp_path / "text.txt").write_text("날씨가 좋다. " * 500, encoding="utf-8")
     script = ":temp 0\n:max-tokens 4\n:train text.txt new layers=2 width=32768 heads=4 steps=2\n날씨\n"
-    command = [sys.executable, "-m", "minillm_repl"]
+    command = [sys.executable, "-m", "minillm_repl", "--ckpt", "nalssi"]
     done = subprocess.run(
         command,
         input=script.encode(),

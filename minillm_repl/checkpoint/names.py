@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 SUFFIX = ".safetensors"
+DEFAULT, FIRST = "hangul", "nalssi"  # the shipped model that opens when none is named, and that of the lessons
 _CACHED = re.compile(r"models--(?P<owner>[\w.-]+?)--(?P<model>[\w.-]+)", re.ASCII)
 
 

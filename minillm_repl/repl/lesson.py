@@ -12,6 +12,7 @@ from platformdirs import user_state_path
 from rich.text import Text
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.checkpoint.names import FIRST, find
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, spoken
 from minillm_repl.lessons.blocks import Exercise, Guess, Lesson, Prose, Question, Screen, Show, Try, When
@@ -60,8 +61,14 @@ class Course:
         shell = self.shell
         if isinstance(shell.listener, Course):
             shell.listener.leave()
-        model = shell.model()
         self.outside = shell.session
+        if self.outside.chosen:
+            model = shell.model()
+        else:
+            model = self.outside.opening.open(find(FIRST))
+            shell.screen.note(
+                _("on {name}, small enough to look at whole; `:load NAME` first chooses another", name=FIRST)
+            )
         own = practice_model()
         own.parent.mkdir(parents=True, exist_ok=True)
         shell.session = Session(

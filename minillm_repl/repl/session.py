@@ -45,6 +45,7 @@ class Session:
     ids: list[int] = field(default_factory=list)
     said: "list[Message]" = field(default_factory=list)  # the conversation, where the model talks in turns
     turns: list[Turn] = field(default_factory=list)
+    chosen: bool = True  # somebody has named the model, or made it
     own: bool = False  # the file at `path` is this visit's to write: it was named to be made, or saved to
     written: bool = False  # this visit has saved a model at `path`
     practice: bool = False  # any model that is trained here goes to `path`: a lesson's
@@ -109,7 +110,7 @@ class Session:
 
     def adopt(self, model: Model, *, unsaved: bool) -> None:
         """Make `model` the open one; the text so far belonged to the other."""
-        self._model, self._loading = model, None
+        self._model, self._loading, self.chosen = model, None, True
         if not unsaved:
             self.path, self.own = model.checkpoint.path, False
             self.recent.add(self.path)

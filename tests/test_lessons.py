@@ -219,6 +219,8 @@ def test_a_token_that_looks_like_markup_is_shown_as_it_is():
         ("41.1", "41.1%", "", True), ("44 %", "41.1%", "10%", True), ("−2", "-2", "", True), ("3 bits", "3", "", True),
         ("0.3", "0.3", "", True), ("Y", "y", "", True), (" residual stream. ", "Residual stream", "", True),
         ("", "3", "", False), ("2.1", "2.1", "", True), ("좋", "좋", "", True),
+        ("3 피드포워드", "3 피드포워드", "", True), ("3 어텐션", "3 피드포워드", "", False),
+        ("3", "3 피드포워드", "", False),
     ],
 )  # fmt: skip
 def test_an_answer_counts_as_far_as_it_is_shown(line, answer, within, right):

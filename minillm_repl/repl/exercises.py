@@ -23,6 +23,7 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Token, decode
 
 _NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?|[-+−]?\.\d+")
+_BARE = re.compile(rf"(?:{_NUMBER.pattern})\s*%?")  # what `3 피드포워드` is not: another name with a 3 is another one
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def _same_kind(shell: Shell, line: str, do: str) -> bool:
 def _equal(line: str, answer: str, within: str) -> bool:
     """Tell whether an answer is the right one: numbers as far as they are shown, or as near as `within` says."""
     said, wanted = _number(line), _number(answer)
-    if said is None or wanted is None:
+    if said is None or wanted is None or not _BARE.fullmatch(answer.strip()):
         return _plain(line) == _plain(answer)
     near = 0.501 * 10.0 ** -len(answer.split(maxsplit=1)[0].partition(".")[2].rstrip("%"))  # what is shown of it
     if within:

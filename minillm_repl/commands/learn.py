@@ -51,7 +51,11 @@ def learn(shell: Shell, argument: str) -> None:
             raise UserError(_("no lesson is open: `:learn next` opens one"))
         case "off" if course:
             course.leave()
-            shell.screen.note(_("left; `:learn {n}` comes back to this place", n=course.name.split()[-1]))
+            number = course.name.split()[-1]
+            left = (
+                _("left the quiz") if number == "quiz" else _("left; `:learn {n}` comes back to this place", n=number)
+            )
+            shell.screen.note(left)
         case "back" if course:
             course.go_to(course.place - 1)
         case "again" if course:

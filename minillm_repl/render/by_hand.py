@@ -38,7 +38,7 @@ def descent_picture(view: DescentView, _width: int) -> RenderableType:
         )
 
     places = digits(3, means_agree)
-    table = plain_table("#", "x", "y", "p(y|x)", "−ln p", _("after"), "")
+    table = plain_table("#", "x", "y", "p(y|x)", "−ln p", _("after step"), "")
     for place, column in enumerate(table.columns):
         column.no_wrap = place not in (1, 2)
         column.justify = "right" if place in (0, 3, 4, 5) else "left"

@@ -31,10 +31,10 @@ def learn(shell: Shell, argument: str) -> None:
     """List the lessons, or open one, on your own model.
 
     :learn N opens lesson N where you left it, :learn next the first that you have not finished. In a lesson an empty
-    Enter goes on; what you type otherwise works as always. :learn back shows the screen before, :learn again starts the
-    lesson afresh, :learn off leaves. It looks at the model that you have opened, or at nalssi if you have named none. It
-    works on a copy: your text and settings stay, and your model is back at the end. `--lesson N` opens one at the start;
-    `--auto` runs it by itself.
+    Enter goes on; what you type otherwise works as always. :learn back shows the screen before, :learn again starts
+    the lesson afresh, :learn off leaves. It looks at the model that you have opened, at nalssi if you have named none,
+    and works on a copy: your text and settings stay, and your model is back at the end. `--lesson N` opens one at the
+    start; `--auto` runs it by itself.
     """
     from minillm_repl.repl.lesson import Course
 

@@ -61,8 +61,8 @@ def printed(shell):
 
 
 def a_model(name):
-    if name == "nalssi":
-        return MODELS / "nalssi.safetensors"
+    if name in ("nalssi", "hangul"):
+        return MODELS / f"{name}.safetensors"
     if name == "fresh":  # of one layer and one head, and with letters of its own
         return random_checkpoint(characters=[*"abcdefghijklmnopqrstuvwxyz\n"], layers=1, heads=1, width=16, context=24)
     if name == "llama":
@@ -78,7 +78,7 @@ def a_model(name):
     return path
 
 
-MODELS_OF_ALL_KINDS = ["nalssi", "fresh", "llama", "stories260K-hf", "tiny_gpt2"]
+MODELS_OF_ALL_KINDS = ["nalssi", "hangul", "fresh", "llama", "stories260K-hf", "tiny_gpt2"]
 QUICK = [
     ("nalssi", "ko", 4),
     ("nalssi", "en", 9),

@@ -120,7 +120,7 @@ def until(process, event, count):
         count -= strict(line)["event"] == event
         if not count:
             return
-    raise AssertionError(process.stderr.read())
+    raise AssertionError((process.wait(), process.stderr.read()))
 
 
 # -- one process

@@ -60,7 +60,7 @@ class Launch:
     )
     quant: str = setting(
         "off",
-        one_of("off", "int8"),
+        one_of("off", "int8", "int4"),
         "weights in fewer bits, for chatting: off, or int8 (each row of a matrix with its own scale)",
         details="Half of what bfloat16 reads for each token; training and looks inside use the weights of the file.",
         metavar="KIND",

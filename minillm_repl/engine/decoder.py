@@ -13,6 +13,7 @@ from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 
 _MOVES_BY_ONE = 64  # tokens: up to here, reading the window again takes no time to speak of
+_BITS = {"off": 0, "int8": 8, "int4": 4}
 _PIECE = 128  # tokens read between two looks at whether the user wants to stop
 
 
@@ -53,8 +54,8 @@ def make_decoder(
     """Return the decoder for a device: compiled by numba on the CPU where numba works, else torch's.
 
     `device` is auto, cpu, cuda or mps; auto is the CPU, where models of this size answer fastest. `context` limits how
-    many tokens the model sees at once; 0 is all it allows. `threads` 0 chooses. `quant` int8 keeps each row of each
-    matrix in 8 bits. Raises UserError if the device is not there, or if what was asked for needs numba and it fails.
+    many tokens the model sees at once; 0 is all it allows. `threads` 0 chooses. `quant` int8 keeps
+    matrices in 8 bits, int4 those of the layers in 4. Raises UserError if the device is not there, or if what was asked for needs numba and it fails.
     """
     decoder = _decoder(checkpoint, device, threads, quant)
     decoder.context = min(context or decoder.context, decoder.context)
@@ -91,7 +92,7 @@ def _compiled(checkpoint: Checkpoint, threads: int, quant: str) -> Decoder:
         return NumbaDecoder(checkpoint)
     from minillm_repl.engine.compiled.decoder import CompiledDecoder
 
-    return CompiledDecoder(checkpoint, threads, quantised=quant == "int8")
+    return CompiledDecoder(checkpoint, threads, _BITS[quant])
 
 
 def window_start(length: int, context: int) -> int:

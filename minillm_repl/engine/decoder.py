@@ -54,8 +54,9 @@ def make_decoder(
     """Return the decoder for a device: compiled by numba on the CPU where numba works, else torch's.
 
     `device` is auto, cpu, cuda or mps; auto is the CPU, where models of this size answer fastest. `context` limits how
-    many tokens the model sees at once; 0 is all it allows. `threads` 0 chooses. `quant` int8 keeps
-    matrices in 8 bits, int4 those of the layers in 4. Raises UserError if the device is not there, or if what was asked for needs numba and it fails.
+    many tokens the model sees at once; 0 is all it allows. `threads` 0 chooses. `quant` int8 keeps all matrices in 8
+    bits, int4 those of the layers in 4. Raises UserError if the device is not there, or if what was asked for needs
+    numba and it fails.
     """
     decoder = _decoder(checkpoint, device, threads, quant)
     decoder.context = min(context or decoder.context, decoder.context)

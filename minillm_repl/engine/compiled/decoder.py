@@ -103,7 +103,8 @@ class CompiledDecoder:
         used = Room(**rows, pieces=pieces, logits=room.logits)
         self._team.run(
             forward, np.array(ids, np.int64), start, parts, self._shape, self._windows,
-            self._weights.addresses, self._weights.like, self._weights.like_outside, self._keys, self._values, *self._turn, used,
+            self._weights.addresses, self._weights.like, self._weights.like_outside, self._keys, self._values,
+            *self._turn, used,
         )  # fmt: skip
         self.ids.extend(ids)
 

@@ -93,7 +93,8 @@ def second_half(_typing: Any, array: Any, _index: Any) -> Any:
 def _repeated(builder: Any, number: Any) -> Any:
     """Return a whole number of 32 bits sixteen times."""
     empty = ir.Constant(_SUMS, ir.Undefined)
-    return builder.shuffle_vector(builder.insert_element(empty, number, _INT(0)), empty, ir.Constant(_SUMS, [0] * LANES))
+    first = builder.insert_element(empty, number, _INT(0))
+    return builder.shuffle_vector(first, empty, ir.Constant(_SUMS, [0] * LANES))
 
 
 @intrinsic

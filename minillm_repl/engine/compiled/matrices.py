@@ -1,4 +1,4 @@
-"""What is done with a matrix, whatever numbers it is kept in: numba chooses by the kind of the array that is like it."""
+"""What is done with a matrix, whatever it is kept in: numba chooses by the kind of the array that is like it."""
 
 from typing import Any
 
@@ -26,15 +26,15 @@ def row_of(at: Any, like: Any, row: Any, y: Any) -> None:
 
 
 @overload(product, strict=False)  # lambdas have no annotations
-def _product(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any) -> Any:
+def _product(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any) -> Any:  # noqa: ARG001
     chosen = grouped if _is_grouped(like) else plain
-    return lambda counters, size, phase, at, like, x, y, stream: chosen(counters, size, phase, at, like, x, y, stream)
+    return lambda counters, size, phase, at, like, x, y, stream: chosen(counters, size, phase, at, like, x, y, stream)  # noqa: PLW0108
 
 
 @overload(row_of, strict=False)
-def _row_of(at: Any, like: Any, row: Any, y: Any) -> Any:
+def _row_of(at: Any, like: Any, row: Any, y: Any) -> Any:  # noqa: ARG001
     chosen = widened if _is_grouped(like) else _as_it_is
-    return lambda at, like, row, y: chosen(at, like, row, y)
+    return lambda at, like, row, y: chosen(at, like, row, y)  # noqa: PLW0108
 
 
 def _is_grouped(like: Any) -> bool:

@@ -37,7 +37,8 @@ _LINE = 64  # bytes that memory hands over at once
 def plain(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any) -> Any:
     """Multiply by a matrix, with its bias; add the result to `stream`, if that has rows. A task is 32 of its rows.
 
-    `at` begins with the addresses of the matrix (rows, inputs), of nothing, and of its bias; x (t, inputs), y (t, rows).
+    `at` begins with the addresses of the matrix (rows, inputs), of nothing, and of its bias; x (t, inputs), y (t,
+    rows).
     """
     count, inputs = x.shape
     rows = y.shape[1]

@@ -48,10 +48,7 @@ def lay_down(matrix: Array, bits: int) -> tuple[Array, NDArray[np.uint16]]:
         whole = np.full(((last - first) * LANES, groups * GROUP), 1 << (bits - 1), np.uint8)
         whole[: len(small), :inputs] += small.view(np.uint8)
         apart = whole.reshape(-1, LANES, groups, 2, GROUP // 2 // FOUR, FOUR).transpose(3, 0, 2, 4, 1, 5)
-        if bits == 4:
-            both = apart[0] | apart[1] << 4
-        else:
-            both = np.ascontiguousarray(apart.transpose(1, 2, 0, 3, 4, 5))
+        both = apart[0] | apart[1] << 4 if bits == 4 else np.ascontiguousarray(apart.transpose(1, 2, 0, 3, 4, 5))
         numbers[first:last] = both.reshape(last - first, groups, -1).view(numbers.dtype)
         filled = np.zeros(((last - first) * LANES, groups), np.float32)
         filled[: len(scale)] = scale

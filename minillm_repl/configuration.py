@@ -64,7 +64,7 @@ class Launch:
         "weights in fewer bits, for chatting: off, int8 or int4 (32 of a row share a scale)",
         details=(
             "int8 reads half of what bfloat16 reads for each token, and hardly changes answers. int4 reads a third and"
-            " is the fastest, but costs small models quality: SmolLM2-135M's perplexity rises by about a fifth. It keeps"
+            " is the fastest, but costs small models quality: SmolLM2-135M's perplexity rises by a fifth. It keeps"
             " embedding and output in 8 bits. Training and looks inside use the weights of the file."
         ),
         metavar="KIND",

@@ -2,7 +2,7 @@
 
 python -m benchmarks.contender ours|transformers|llama.cpp KIND PATH
 
-KIND is float32, bfloat16 or int8; llama.cpp's is in its file. Each line of stdin is `decode N` (tokens/s after N
+KIND is float32, bfloat16, int8 or int4; llama.cpp's is in its file. Each line of stdin is `decode N` (tokens/s after N
 tokens), `prefill N` (tokens/s of reading N tokens) or `memory` (the process's peak, MiB); each answer is a line.
 """
 
@@ -26,8 +26,9 @@ def ours(kind: str, path: str) -> tuple[Reader, Callable[[int], Any]]:
     from minillm_repl.checkpoint.load import load
     from minillm_repl.engine.decoder import make_decoder
 
-    checkpoint = load(Path(path), dtype="auto" if kind == "int8" else kind)
-    decoder = make_decoder(checkpoint, threads=THREADS, quant="int8" if kind == "int8" else "off")
+    quantised = kind.startswith("int")
+    checkpoint = load(Path(path), dtype="auto" if quantised else kind)
+    decoder = make_decoder(checkpoint, threads=THREADS, quant=kind if quantised else "off")
     return decoder.prefill, decoder.rewind
 
 

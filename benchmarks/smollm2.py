@@ -15,9 +15,9 @@ from benchmarks.program import ROOT, command, environment
 
 NEAR, FAR, PROMPT = 100, 4_000, 512  # tokens
 _FTYPES = {"F32": 0, "BF16": 32, "Q8_0": 7, "Q4_0": 2}  # llama.cpp's own numbers
-_OURS = ("float32", "bfloat16", "int8")
+_OURS = ("float32", "bfloat16", "int8", "int4")
 # ours, theirs, and what ours ÷ theirs must come to when decoding and when reading
-_AGAINST_LLAMA = (("float32", "F32", 1.0), ("bfloat16", "BF16", 1.2), ("int8", "Q8_0", 1.3), ("int8", "Q4_0", 1.0))
+_AGAINST_LLAMA = (("float32", "F32", 1.0), ("bfloat16", "BF16", 1.2), ("int8", "Q8_0", 1.3), ("int4", "Q4_0", 1.0))
 _AT_LEAST_OF_LLAMAS_PREFILL = 1 / 1.5
 _ONCE_THERE = """
 import sys

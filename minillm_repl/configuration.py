@@ -61,9 +61,13 @@ class Launch:
     )
     quant: str = setting(
         "off",
-        one_of("off", "int8"),
-        "weights in fewer bits, for chatting: off, or int8 (each row of a matrix with its own scale)",
-        details="Half of what bfloat16 reads for each token; training and looks inside use the weights of the file.",
+        one_of("off", "int8", "int4"),
+        "weights in fewer bits, for chatting: off, int8 or int4 (32 of a row share a scale)",
+        details=(
+            "int8 reads half of what bfloat16 reads for each token, and hardly changes answers. int4 reads a third and"
+            " is the fastest, but costs small models quality: SmolLM2-135M's perplexity rises by a fifth. It keeps"
+            " embedding and output in 8 bits. Training and looks inside use the weights of the file."
+        ),
         metavar="KIND",
     )
     threads: int = setting(0, whole(0, 1024), "processor threads; 0 chooses")

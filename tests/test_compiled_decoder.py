@@ -13,8 +13,7 @@ import transformers
 from minillm_repl.checkpoint.load import load
 from minillm_repl.engine.compiled.decoder import CompiledDecoder
 from minillm_repl.engine.compiled.rotation import rotation
-from minillm_repl.engine.compiled.weights import quantise
-from minillm_repl.engine.decoder import at_once, make_decoder, read
+from minillm_repl.engine.decoder import at_once, read
 from minillm_repl.engine.generate import generate
 from minillm_repl.engine.options import Sampling
 from minillm_repl.engine.torch_decoder import TorchDecoder
@@ -115,31 +114,6 @@ def test_the_notes_own_kind_of_gpt_runs_too():
     np.testing.assert_allclose(ours.prefill(ids), definition.prefill(ids), rtol=1e-4, atol=1e-4)
 
 
-def test_a_matrix_in_8_bits_is_off_by_half_a_step_at_most():
-    rng = np.random.default_rng(0)
-    matrix = rng.normal(0, 1, (50, 70)).astype(np.float32)
-    matrix[3] = 0
-    small, scale = quantise(matrix)
-    assert small.dtype == np.int8
-    assert np.abs(small).max() == 127
-    assert (np.abs(small * scale[:, None] - matrix) <= scale[:, None] * 0.5001).all()
-
-
-def test_8_bits_are_what_their_rounded_weights_would_give(tmp_path):
-    """The oracle is torch on weights that were rounded beforehand: no other error is made."""
-    random_model(*FAMILIES["qwen3 tied, biased"]).save_pretrained(tmp_path)
-    checkpoint = load(tmp_path)
-    rounded = {}
-    for name, array in checkpoint.tensors.items():
-        small, scale = quantise(array) if array.ndim == 2 else (array, np.ones(1, np.float32))
-        rounded[name] = small * scale[:, None] if array.ndim == 2 else array
-    ids = random_ids(60)[0].tolist()
-    expected = TorchDecoder(build(checkpoint.config, rounded)).prefill(ids)
-    ours = make_decoder(checkpoint, threads=2, quant="int8")
-    np.testing.assert_allclose(ours.prefill(ids), expected, rtol=0, atol=0.02)  # keys and values are bfloat16
-    assert "8 bits" in ours.why
-
-
 def test_the_story_is_told_word_for_word_and_costs_no_perplexity(stories, record_property):  # noqa: F811
     exact = load(stories, dtype="float32")
     ids = exact.tokenizer.encode(STORY + " " + TEXT)[:512]
@@ -152,13 +126,15 @@ def test_the_story_is_told_word_for_word_and_costs_no_perplexity(stories, record
     numbers = {
         "torch float32": perplexity(TorchDecoder(build(exact.config, exact.tensors))),
         "float32": perplexity(CompiledDecoder(exact, 1)),
-        "int8": perplexity(CompiledDecoder(exact, 1, quantised=True)),
+        "int8": perplexity(CompiledDecoder(exact, 1, bits=8)),
+        "int4": perplexity(CompiledDecoder(exact, 1, bits=4)),
     }
     for name, number in numbers.items():
         record_property(name, number)
         print(f"{name}: {number:.6f}")
     assert numbers["float32"] == pytest.approx(numbers["torch float32"], rel=1e-5)
     assert numbers["int8"] == pytest.approx(numbers["torch float32"], rel=1e-2)
+    assert numbers["int4"] == pytest.approx(numbers["torch float32"], rel=0.08)
 
 
 def test_stories_greedy_text_is_torchs(stories):  # noqa: F811

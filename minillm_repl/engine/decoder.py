@@ -15,6 +15,7 @@ from minillm_repl.safetext import safe_line
 _MOVES_BY_ONE = 64  # tokens: up to here, reading the window again takes no time to speak of
 _MOST_AT_ONCE, _TOGETHER = 126, 6  # tokens read between two looks at whether the user wants to stop, and a multiple
 _WORK_AT_ONCE = 6_000_000_000  # fewer of a large model: so many multiplications, a tenth of a second or so
+_BITS = {"off": 0, "int8": 8, "int4": 4}
 
 
 class Decoder(Protocol):
@@ -55,8 +56,9 @@ def make_decoder(
     """Return the decoder for a device: compiled by numba on the CPU where numba works, else torch's.
 
     `device` is auto, cpu, cuda or mps; auto is the CPU, where models of this size answer fastest. `context` limits how
-    many tokens the model sees at once; 0 is all it allows. `threads` 0 chooses. `quant` int8 keeps each row of each
-    matrix in 8 bits. Raises UserError if the device is not there, or if what was asked for needs numba and it fails.
+    many tokens the model sees at once; 0 is all it allows. `threads` 0 chooses. `quant` int8 keeps all matrices in 8
+    bits, int4 those of the layers in 4. Raises UserError if the device is not there, or if what was asked for needs
+    numba and it fails.
     """
     decoder = _decoder(checkpoint, device, threads, quant)
     decoder.context = min(context or decoder.context, decoder.context)
@@ -93,7 +95,7 @@ def _compiled(checkpoint: Checkpoint, threads: int, quant: str) -> Decoder:
         return NumbaDecoder(checkpoint)
     from minillm_repl.engine.compiled.decoder import CompiledDecoder
 
-    return CompiledDecoder(checkpoint, threads, quantised=quant == "int8")
+    return CompiledDecoder(checkpoint, threads, _BITS[quant])
 
 
 def window_start(length: int, context: int) -> int:

@@ -27,23 +27,23 @@ _ALONE = 2_000_000  # parameters: below, a token takes a thread less time than w
 class CompiledDecoder:
     """Runs a model of any family on the CPU. The first use on a machine compiles for some seconds."""
 
-    def __init__(self, checkpoint: Checkpoint, threads: int = 0, quantised: bool = False) -> None:
+    def __init__(self, checkpoint: Checkpoint, threads: int = 0, bits: int = 0) -> None:
         config = checkpoint.config
         self._config = config
-        self._weights = lay_out(config, checkpoint.tensors, quantised)
+        self._weights = lay_out(config, checkpoint.tensors, bits)
         self._shape = _shape_of(config)
         self._windows = np.array(getattr(config, "windows", ()) or [0] * config.layers, np.int64)
         size = threads or (1 if config.parameters < _ALONE else default_size())
         self._team = Team(size, PHASES_OUTSIDE + PHASES_IN_A_LAYER * config.layers + 2)
         self._padded = -(-self._shape.head_size // LANES) * LANES
-        self._cache_kind = np.float32 if checkpoint.dtype == "float32" and not quantised else np.uint16
+        self._cache_kind = np.float32 if checkpoint.dtype == "float32" and not bits else np.uint16
         self._room = _room(config, self._shape, self._padded)
         self._keys = self._values = np.empty((0, 0, 0), self._cache_kind)
         self._positions = 0
         self._turn = rotation(config, 0)
         self.ids: list[int] = []
         self.context, self.parameters = config.context, config.parameters
-        self._dtype = None if quantised else checkpoint.dtype
+        self._bits, self._dtype = bits, checkpoint.dtype
         self.prefill([0])  # compile, or fetch the compiled code, now and not at the first word
         self.rewind(0)
 
@@ -55,12 +55,19 @@ class CompiledDecoder:
     @property
     def why(self) -> str:
         """What the weights are while it runs."""
-        if self._dtype:
-            return _("compiled, weights in {dtype}", dtype=self._dtype)
-        return _(
-            "compiled, weights in 8 bits (--quant int8), {size:,.1f} MiB beside those of the file",
-            size=self._weights.nbytes / 2**20,
-        )
+        size = self._weights.nbytes / 2**20
+        if self._bits == 8:
+            return _(
+                "compiled, weights in 8 bits (--quant int8), {size:,.1f} MiB beside those of the file",
+                size=size,
+            )
+        if self._bits:
+            return _(
+                "compiled, weights of the layers in 4 bits, embedding and output in 8 (--quant int4), {size:,.1f} MiB"
+                " beside those of the file",
+                size=size,
+            )
+        return _("compiled, weights in {dtype}", dtype=self._dtype)
 
     @property
     def cache_bytes(self) -> int:
@@ -96,7 +103,8 @@ class CompiledDecoder:
         used = Room(**rows, pieces=pieces, logits=room.logits)
         self._team.run(
             forward, np.array(ids, np.int64), start, parts, self._shape, self._windows,
-            self._weights.addresses, self._weights.like, self._keys, self._values, *self._turn, used,
+            self._weights.addresses, self._weights.like, self._weights.like_outside, self._keys, self._values,
+            *self._turn, used,
         )  # fmt: skip
         self.ids.extend(ids)
 

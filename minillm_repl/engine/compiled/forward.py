@@ -8,14 +8,13 @@ are done. Shapes in comments: t = new tokens, w = width, h = heads, g = heads wi
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import carray
 from numpy.typing import NDArray
 
 from minillm_repl.engine.compiled.attention import BLOCK, Pieces, attention, merged
 from minillm_repl.engine.compiled.compiling import compiled, entry
-from minillm_repl.engine.compiled.lanes import floats, keep, pointer, widen
+from minillm_repl.engine.compiled.lanes import floats, keep
+from minillm_repl.engine.compiled.matrices import product, row_of
 from minillm_repl.engine.compiled.pointwise import bend, normalise, norms, rotate
-from minillm_repl.engine.compiled.products import product
 from minillm_repl.engine.compiled.team import claim, meet
 from minillm_repl.engine.compiled.weights import (
     DOWN,
@@ -29,7 +28,6 @@ from minillm_repl.engine.compiled.weights import (
     Q_NORM,
     QKV,
     TOKENS,
-    TOKENS_SCALE,
     UP,
 )  # fmt: skip
 
@@ -67,7 +65,7 @@ class Room(NamedTuple):
 @entry
 def forward(
     counters: Any, size: Any, ids: Any, start: Any, parts: Any, shape: Any, windows: Any,
-    addresses: Any, like: Any, keys: Any, values: Any, cos: Any, sin: Any, room: Any,
+    addresses: Any, like: Any, like_outside: Any, keys: Any, values: Any, cos: Any, sin: Any, room: Any,
 ) -> None:  # fmt: skip
     """Read `ids` at positions from `start`, fill the cache, and leave the logits after the last in `room`.
 
@@ -76,7 +74,7 @@ def forward(
     """
     nothing = np.empty((0, 0), np.float32)
     outside = addresses[len(addresses) - 1]
-    phase = _embed(counters, size, 0, ids, start, outside, like, room.x)
+    phase = _embed(counters, size, 0, ids, start, outside, like_outside, room.x)
     for layer in range(len(keys)):
         at = addresses[layer]
         phase = norms(counters, size, phase, at[NORM1:], shape.eps, room.x, room.normed)
@@ -96,7 +94,7 @@ def forward(
         phase = product(counters, size, phase, at[DOWN:], like, room.hidden, room.added, room.x)
     last = len(ids) - 1
     phase = norms(counters, size, phase, outside[NORM_F:], shape.eps, room.x[last:], room.normed[last:])
-    product(counters, size, phase, outside[HEAD:], like, room.normed[last:], room.logits, nothing)
+    product(counters, size, phase, outside[HEAD:], like_outside, room.normed[last:], room.logits, nothing)
 
 
 @compiled
@@ -107,12 +105,7 @@ def _embed(counters: Any, size: Any, phase: Any, ids: Any, start: Any, at: Any, 
         t = claim(counters, phase)
         if t >= count:
             break
-        row = carray(pointer(at[TOKENS] + np.uint64(ids[t] * width * like.itemsize), like), (width,))
-        scale = np.float32(1)
-        if at[TOKENS_SCALE]:
-            scale = floats(at[TOKENS_SCALE], ids[t] + 1)[ids[t]]
-        for i in range(width):
-            x[t, i] = widen(row[i]) * scale
+        row_of(at[TOKENS:], like, ids[t], x[t])
         if at[POSITIONS]:
             place = floats(at[POSITIONS], (start + t + 1) * width)
             for i in range(width):

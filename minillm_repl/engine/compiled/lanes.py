@@ -3,7 +3,7 @@
 numba leaves it to LLVM to find what can be done side by side, which it does poorly for products of many rows and
 weights of other kinds than float32. So these few functions say it outright: `Lanes` is a register of sixteen float32,
 whatever the processor makes of it (one register with AVX-512, two with AVX2, four with NEON). Weights widen to float32
-on their way in: float32 as they are, bfloat16 as uint16, float16 as int16, whole numbers of 8 bits as int8.
+on their way in: float32 as they are, bfloat16 as uint16, float16 as int16.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ class _LanesType(types.Type):  # type: ignore[misc]
         super().__init__(name="Lanes")
 
 
-_LANES = _LanesType()
+Lanes = _LanesType()
 
 
 @register_default(_LanesType)
@@ -38,7 +38,7 @@ class _LanesModel(PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, kind, _REGISTER)
 
 
-def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+def place_of(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
     """Return the address of `array.flat[index]` of a C-contiguous array."""
     return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
 
@@ -53,8 +53,6 @@ def _widened(builder: Any, value: Any, kind: Any) -> Any:
     if kind == types.int16:
         half = ir.VectorType(ir.HalfType(), LANES) if many else ir.HalfType()
         return builder.fpext(builder.bitcast(value, half), floats)
-    if kind == types.int8:
-        return builder.sitofp(builder.sext(value, whole), floats)
     return value
 
 
@@ -65,12 +63,12 @@ def load(_typing: Any, array: Any, _index: Any) -> Any:
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = signature.args[0]
         number = context.get_data_type(kind.dtype)
-        place = _place(context, builder, kind, *arguments)
+        place = place_of(context, builder, kind, *arguments)
         width = 4 if isinstance(number, ir.FloatType) else number.width // 8
         pointer = builder.bitcast(place, ir.VectorType(number, LANES).as_pointer())
         return _widened(builder, builder.load(pointer, align=width), kind.dtype)
 
-    return _LANES(array, types.intp), code
+    return Lanes(array, types.intp), code
 
 
 @intrinsic
@@ -78,11 +76,11 @@ def store(_typing: Any, array: Any, _index: Any, _lanes: Any) -> Any:
     """Put sixteen float32 into `array.flat[index]` and the places after it."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = _place(context, builder, signature.args[0], *arguments[:2])
+        place = place_of(context, builder, signature.args[0], *arguments[:2])
         builder.store(arguments[2], builder.bitcast(place, _REGISTER.as_pointer()), align=4)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, _LANES), code
+    return types.void(array, types.intp, Lanes), code
 
 
 @intrinsic
@@ -96,7 +94,7 @@ def widen(_typing: Any, number: Any) -> Any:
 @intrinsic
 def zeros(_typing: Any) -> Any:
     """Return sixteen zeros."""
-    return _LANES(), lambda *_: ir.Constant(_REGISTER, [0.0] * LANES)
+    return Lanes(), lambda *_: ir.Constant(_REGISTER, [0.0] * LANES)
 
 
 @intrinsic
@@ -107,7 +105,7 @@ def all_of(_typing: Any, _number: Any) -> Any:
         first = builder.insert_element(_UNDEFINED, arguments[0], ir.Constant(_INT, 0))
         return builder.shuffle_vector(first, _UNDEFINED, ir.Constant(ir.VectorType(_INT, LANES), [0] * LANES))
 
-    return _LANES(types.float32), code
+    return Lanes(types.float32), code
 
 
 @intrinsic
@@ -120,7 +118,7 @@ def multiply_add(_typing: Any, _a: Any, _b: Any, _c: Any) -> Any:
             cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32"), arguments
         )
 
-    return _LANES(_LANES, _LANES, _LANES), code
+    return Lanes(Lanes, Lanes, Lanes), code
 
 
 @intrinsic
@@ -138,7 +136,7 @@ def total(_typing: Any, _lanes: Any) -> Any:
             value = builder.fadd(*halves)
         return builder.extract_element(value, ir.Constant(_INT, 0))
 
-    return types.float32(_LANES), code
+    return types.float32(Lanes), code
 
 
 @intrinsic
@@ -160,7 +158,7 @@ def keep(_typing: Any, array: Any, _index: Any, _number: Any) -> Any:
             odd = builder.and_(builder.lshr(bits, sixteen), ir.Constant(_INT, 1))
             rounded = builder.add(bits, builder.add(odd, ir.Constant(_INT, 0x7FFF)))
             value = builder.trunc(builder.lshr(rounded, sixteen), ir.IntType(16))
-        builder.store(value, _place(context, builder, kind, *arguments[:2]))
+        builder.store(value, place_of(context, builder, kind, *arguments[:2]))
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.float32), code
@@ -171,7 +169,7 @@ def fetch(_typing: Any, array: Any, _index: Any) -> Any:
     """Ask for the 64 bytes around `array.flat[index]` to be brought near; it may lie past the end."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = builder.bitcast(_place(context, builder, signature.args[0], *arguments), ir.IntType(8).as_pointer())
+        place = builder.bitcast(place_of(context, builder, signature.args[0], *arguments), ir.IntType(8).as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [place.type, _INT, _INT, _INT])
         reading, soon, data = _INT(0), _INT(3), _INT(1)
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")

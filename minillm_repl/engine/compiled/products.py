@@ -1,4 +1,4 @@
-"""Weights times activations: y[t, o] = Σ w[o, i] · x[t, i], rows o of a matrix as it is stored.
+"""Weights times activations: y[t, o] = Σ w[o, i] · x[t, i], rows o of a matrix as the checkpoint has it.
 
 For one token, memory is what limits: four rows are read side by side. For many, arithmetic is: six tokens times four
 rows stay in registers, and sixteen rows in the nearest cache while all tokens pass by.
@@ -34,16 +34,17 @@ _LINE = 64  # bytes that memory hands over at once
 
 
 @compiled
-def product(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any) -> Any:
+def plain(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any) -> Any:
     """Multiply by a matrix, with its bias; add the result to `stream`, if that has rows. A task is 32 of its rows.
 
-    `at` begins with the addresses of the matrix (rows, inputs), its scales and its bias; x (t, inputs), y (t, rows).
+    `at` begins with the addresses of the matrix (rows, inputs), of nothing, and of its bias; x (t, inputs), y (t,
+    rows).
     """
     count, inputs = x.shape
     rows = y.shape[1]
     flat_x, flat_y = x.reshape(-1), y.reshape(-1)
     weight = carray(pointer(at[0], like), (rows * inputs,))
-    scale, bias = floats(at[1], rows), floats(at[2], rows)
+    bias = floats(at[2], rows)
     many = count - count % _TOKENS
     while True:
         first = claim(counters, phase) * _ROWS_AT_ONCE
@@ -61,7 +62,7 @@ def product(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y:
         for row in range(whole, last):
             for t in range(count):
                 flat_y[t * rows + row] = _dot(weight, row * inputs, flat_x, t * inputs, 0, inputs)
-        _finish(y, first, last, scale, bias, stream)
+        finish(y, first, last, bias, stream)
     return meet(counters, size, phase)
 
 
@@ -137,13 +138,10 @@ def _put(y: Floats, at: int, a: Any, b: Any, c: Any, d: Any) -> None:
 
 
 @compiled
-def _finish(y: Floats, first: int, last: int, scale: Floats, bias: Floats, stream: Floats) -> None:
-    """Scale rows `first` to `last`, add the bias, and all to the stream: each where there is one."""
+def finish(y: Floats, first: int, last: int, bias: Floats, stream: Floats) -> None:
+    """Add the bias to rows `first` to `last`, and them to the stream: each where there is one."""
     for t in range(len(y)):
         row = y[t]
-        if len(scale):
-            for o in range(first, last):
-                row[o] *= scale[o]
         if len(bias):
             for o in range(first, last):
                 row[o] += bias[o]

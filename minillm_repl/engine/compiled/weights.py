@@ -1,6 +1,7 @@
 """Where the weights of a model lie, for compiled code that serves every model: a table of addresses.
 
-A matrix stays where the checkpoint has it, in the kind of numbers it has; only quantised ones are made anew.
+A matrix stays where the checkpoint has it, in the kind of numbers it has; only quantised ones are made anew. In 4 bits
+are those of the layers; the embedding and the output matrix, which lose more by it, are then in 8.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minillm_repl.engine.compiled.quantised import KINDS, lay_down
 from minillm_repl.model.config import AnyConfig
 
 Array = NDArray[Any]
@@ -45,7 +47,7 @@ _OUTSIDE = {
     HEAD: ("lm_head.weight",),
     HEAD_BIAS: ("lm_head.bias",),
 }
-_AT_ONCE = 1 << 22  # numbers that are quantised at once, so that it takes no memory to speak of
+_OUTSIDE_BITS = 8  # of quantised matrices outside the layers
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Weights:
     """Addresses (layers + 1, columns), 0 for what a model has not; and the arrays that they point into."""
 
     addresses: NDArray[np.uint64]
-    like: Array  # empty; of the kind that the matrices are of, as compiled code sees them
+    like: Array  # empty; of the kind that the matrices of layers are of, as compiled code sees them
+    like_outside: Array  # the same for those outside the layers
     arrays: tuple[Array, ...]
 
     @property
@@ -62,8 +65,8 @@ class Weights:
         return sum(array.nbytes for array in self.arrays)
 
 
-def lay_out(config: AnyConfig, tensors: Mapping[str, Array], quantised: bool) -> Weights:
-    """Return the table for a model's tensors: matrices as they are, or in 8 bits; all the rest in float32."""
+def lay_out(config: AnyConfig, tensors: Mapping[str, Array], bits: int = 0) -> Weights:
+    """Return the table for a model's tensors: matrices as they are, or in 8 or 4 bits; all the rest in float32."""
     addresses = np.zeros((config.layers + 1, DOWN_BIAS + 1), np.uint64)
     arrays: list[Array] = []
 
@@ -79,10 +82,9 @@ def lay_out(config: AnyConfig, tensors: Mapping[str, Array], quantised: bool) ->
             array = tensors[name]
             if array.ndim == 1 or (column == POSITIONS and not prefix):
                 put(row, column, array.astype(np.float32, copy=False))
-            elif quantised:
-                small, scale = quantise(array)
-                put(row, column, small)
-                put(row, column + 1, scale)
+            elif bits:
+                for place, part in enumerate(lay_down(array, bits if prefix else _OUTSIDE_BITS)):
+                    put(row, column + place, part)
             else:
                 put(row, column, _as_compiled_code_sees_it(array))
 
@@ -92,21 +94,10 @@ def lay_out(config: AnyConfig, tensors: Mapping[str, Array], quantised: bool) ->
     if config.tied:
         addresses[-1, HEAD : HEAD + 2] = addresses[-1, TOKENS : TOKENS + 2]
     first = tensors["token_embedding.weight"]
-    like = np.empty(0, np.int8) if quantised else _as_compiled_code_sees_it(first[:0].reshape(0))
-    return Weights(addresses, like, tuple(arrays))
-
-
-def quantise(matrix: Array) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Return a matrix in 8 bits, symmetric, with one scale per row: matrix ≈ small · scale[:, None]."""
-    small, scale = np.empty(matrix.shape, np.int8), np.empty(len(matrix), np.float32)
-    step = max(1, _AT_ONCE // matrix.shape[1])
-    for first in range(0, len(matrix), step):
-        rows = matrix[first : first + step].astype(np.float32)
-        largest = np.abs(rows).max(axis=1) / np.float32(127)
-        scale[first : first + step] = largest
-        rows /= np.where(largest > 0, largest, np.float32(1))[:, None]
-        small[first : first + step] = np.rint(rows, out=rows)
-    return small, scale
+    like = like_outside = _as_compiled_code_sees_it(first[:0].reshape(0))
+    if bits:
+        like, like_outside = np.empty(0, KINDS[bits]), np.empty(0, KINDS[_OUTSIDE_BITS])
+    return Weights(addresses, like, like_outside, tuple(arrays))
 
 
 def _as_compiled_code_sees_it(array: Array) -> Array:

@@ -1,0 +1,48 @@
+"""What is done with a matrix, whatever it is kept in: numba chooses by the kind of the array that is like it."""
+
+from typing import Any
+
+import numpy as np
+from numba import carray, types
+from numba.extending import overload
+
+from minillm_repl.engine.compiled.compiling import compiled
+from minillm_repl.engine.compiled.grouped import grouped, widened
+from minillm_repl.engine.compiled.lanes import pointer, widen
+from minillm_repl.engine.compiled.products import plain
+
+
+def product(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any) -> Any:
+    """Multiply x (t, inputs) by a matrix into y (t, rows), with its bias; add that to `stream`, if it has rows.
+
+    `at` begins with the addresses of the matrix, its scales and its bias. Returns the next phase.
+    """
+    raise NotImplementedError  # compiled code finds what serves below
+
+
+def row_of(at: Any, like: Any, row: Any, y: Any) -> None:
+    """Put one row of a matrix into y (inputs,); `at` begins with the addresses of the matrix and its scales."""
+    raise NotImplementedError  # compiled code finds what serves below
+
+
+@overload(product, strict=False)  # lambdas have no annotations
+def _product(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any) -> Any:  # noqa: ARG001
+    chosen = grouped if _is_grouped(like) else plain
+    return lambda counters, size, phase, at, like, x, y, stream: chosen(counters, size, phase, at, like, x, y, stream)  # noqa: PLW0108
+
+
+@overload(row_of, strict=False)
+def _row_of(at: Any, like: Any, row: Any, y: Any) -> Any:  # noqa: ARG001
+    chosen = widened if _is_grouped(like) else _as_it_is
+    return lambda at, like, row, y: chosen(at, like, row, y)  # noqa: PLW0108
+
+
+def _is_grouped(like: Any) -> bool:
+    return like.dtype in (types.int8, types.uint8)
+
+
+@compiled
+def _as_it_is(at: Any, like: Any, row: Any, y: Any) -> None:
+    numbers = carray(pointer(at[0] + np.uint64(row * len(y) * like.itemsize), like), (len(y),))
+    for i in range(len(y)):
+        y[i] = widen(numbers[i])

@@ -1,0 +1,140 @@
+"""Weights in 8 and 4 bits: what is lost by rounding, and that nothing else is; the oracle is numpy in float64."""
+
+import os
+import subprocess
+import sys
+
+import numba
+import numpy as np
+import pytest
+
+from minillm_repl.checkpoint.load import load
+from minillm_repl.engine.compiled.matrices import product, row_of
+from minillm_repl.engine.compiled.quantised import KINDS, lay_down, quantise
+from minillm_repl.engine.decoder import make_decoder
+from minillm_repl.engine.torch_decoder import TorchDecoder
+from minillm_repl.model.build import build
+from tests.conftest import ROOT
+from tests.test_huggingface import FAMILIES, random_ids, random_model
+
+GROUP = 32
+SHAPES = [(1, 1), (16, 32), (50, 70), (97, 31), (33, 200)]
+
+
+@numba.njit
+def _multiply(at, like, x, y, stream):
+    product(np.zeros(64, np.int64), 1, 0, at, like, x, y, stream)
+
+
+@numba.njit
+def _row(at, like, row, y):
+    row_of(at, like, row, y)
+
+
+def table(matrix, bits, bias):
+    """What compiled code reads of a matrix: the addresses, an array like it, and what keeps both alive."""
+    numbers, scales = lay_down(matrix, bits)
+    at = np.array([array.ctypes.data if len(array) else 0 for array in (numbers, scales, bias)], np.uint64)
+    return at, np.empty(0, KINDS[bits]), (numbers, scales, bias)
+
+
+def widened(matrix, bits):
+    """The matrix that is left after rounding, in float64."""
+    small, scale = quantise(matrix, bits)
+    return small * np.repeat(scale.astype(float), GROUP, axis=1)[:, : matrix.shape[1]]
+
+
+def random_matrix(shape, rng):
+    matrix = rng.normal(0, rng.uniform(0.01, 10), shape).astype(np.float32)
+    matrix[0, :20] = 0
+    return matrix
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_weight_is_off_by_half_a_step_and_by_one_only_at_the_upper_end(bits):
+    matrix = random_matrix((50, 70), np.random.default_rng(0))
+    matrix[3] = 0
+    small, scale = quantise(matrix, bits)
+    assert small.min() == -(1 << bits - 1)
+    assert small.max() == (1 << bits - 1) - 1
+    assert (scale.view(np.uint32) & 0xFFFF == 0).all(), "a scale has 16 bits"
+    step = np.abs(np.repeat(scale, GROUP, axis=1)[:, :70])
+    off = np.abs(widened(matrix, bits) - matrix)
+    ends = (small == small.max()) | (small == small.min())
+    assert (off[~ends] <= 0.5001 * step[~ends]).all()
+    assert (off <= 1.6 * step if bits == 8 else off <= 1.05 * step).all()  # a scale is off by 1/512 of itself
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_product_is_off_by_what_rounding_activations_costs_at_most(bits, shape):
+    """For one token, six together and one more; rows and inputs that fill no register; with a bias and a stream."""
+    rng = np.random.default_rng(bits)
+    rows, inputs = shape
+    matrix, bias = random_matrix(shape, rng), rng.normal(size=rows).astype(np.float32)
+    at, like, alive = table(matrix, bits, bias)
+    left = widened(matrix, bits)
+    for tokens in (1, 6, 7, 13):
+        x = rng.normal(size=(tokens, inputs)).astype(np.float32)
+        x[0, :40] = 0  # a group of nothing
+        stream = rng.normal(size=(tokens, rows)).astype(np.float32)
+        y, added = np.full((tokens, rows), np.nan, np.float32), stream.copy()
+        _multiply(at, like, x, y, added)
+        padded = np.zeros((tokens, -(-inputs // GROUP) * GROUP))
+        padded[:, :inputs] = x
+        groups = padded.reshape(tokens, -1, GROUP)
+        step = np.abs(groups).max(2, keepdims=True) / 127
+        rounded = (np.rint(groups / np.where(step, step, 1)) * step).reshape(padded.shape)[:, :inputs]
+        steps = np.broadcast_to(step, groups.shape).reshape(padded.shape)[:, :inputs]
+        assert (np.abs(y - (x @ left.T + bias)) <= 0.501 * steps @ np.abs(left).T + 1e-4).all()
+        np.testing.assert_allclose(y, rounded @ left.T + bias, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(added, stream + y, rtol=1e-6, atol=1e-6)
+    assert alive
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_row_is_found_in_its_tile(shape):
+    matrix = random_matrix(shape, np.random.default_rng(0))
+    at, like, alive = table(matrix, 8, np.empty(0, np.float32))
+    expected = widened(matrix, 8)
+    for row in range(shape[0]):
+        y = np.full(shape[1], np.nan, np.float32)
+        _row(at, like, row, y)
+        np.testing.assert_allclose(y, expected[row], rtol=1e-6)
+    assert alive
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_model_gives_what_torch_gives_on_its_rounded_weights(bits, tmp_path):
+    """Sizes that no group divides. What is off comes from activations in 8 bits, keys and values in bfloat16."""
+    random_model(*FAMILIES["qwen3 tied, biased"]).save_pretrained(tmp_path)
+    checkpoint = load(tmp_path)
+    left = {
+        name: widened(array, bits if name.startswith("blocks.") else 8).astype(np.float32) if array.ndim == 2 else array
+        for name, array in checkpoint.tensors.items()
+    }
+    ids = random_ids(60)[0].tolist()
+    expected = TorchDecoder(build(checkpoint.config, left)).prefill(ids)
+    ours = make_decoder(checkpoint, threads=2, quant=f"int{bits}")
+    given = ours.prefill(ids)
+    print(f"off by {np.abs(given - expected).max():.4f} of {np.abs(expected).max():.3f}")
+    np.testing.assert_allclose(given, expected, rtol=0, atol=0.1)
+    assert f"{bits} bits" in ours.why
+
+
+WITHOUT_VNNI = """
+from tests.test_quantised import SHAPES, test_a_product_is_off_by_what_rounding_activations_costs_at_most as holds
+for shape in SHAPES[2:4]:
+    holds(8, shape)
+    holds(4, shape)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", ["generic", "haswell"])
+def test_processors_without_the_instruction_for_it_get_the_same(processor):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_VNNI], capture_output=True, text=True, check=False, cwd=ROOT, timeout=300,
+        env=os.environ | {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -251,7 +251,7 @@ def _greet(shell: Shell) -> None:
         )
     else:
         config = read_config(path)
-        about = headline(title(path), family_title(config), config) if config else name
+        about = headline(title(path), family_title(config, native=not in_folder(path)), config) if config else name
         hint = _(":help commands · :verbose shows what the model thinks · Ctrl-D leaves")
     out.print(Text.assemble(("minillm-repl", TITLE), f"  {about}"))
     out.print(Text(hint, FIGURES))

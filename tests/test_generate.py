@@ -19,7 +19,8 @@ class Uncached:
 
     def __init__(self, checkpoint):
         self.model = build(checkpoint.config, checkpoint.tensors)
-        self.context, self.ids, self.name = checkpoint.config.context, [], "uncached"
+        self.context, self.parameters = checkpoint.config.context, checkpoint.config.parameters
+        self.ids, self.name = [], "uncached"
 
     @torch.no_grad()
     def prefill(self, ids):

@@ -47,7 +47,7 @@ def test_a_visit_survives_all_hostile_files_with_its_model_unchanged(tmp_path):
         os.chdir(before)
     script = ":temp 0\n날씨\n" + "".join(f":load {path}\n" for path in paths) + "날씨\n:model\n"
     done = subprocess.run(
-        [sys.executable, "-m", "minillm_repl", "--no-history", "-n", "12"],
+        [sys.executable, "-m", "minillm_repl", "--ckpt", "nalssi", "--no-history", "-n", "12"],
         input=script.encode(),
         capture_output=True,
         check=False,

@@ -40,7 +40,10 @@ def family_of(config: AnyConfig) -> Family | None:
     return None
 
 
-def family_title(config: AnyConfig) -> str:
-    """Return what to call a model of this config: `GPT-2`, `Llama`, or `GPT` for the study note's kind."""
-    family = family_of(config)
+def family_title(config: AnyConfig, *, native: bool) -> str:
+    """Return what to call a model of this config: `GPT-2`, `Llama`, or `GPT` for the study note's kind.
+
+    A native checkpoint of Llama's family is a Llama, even if its details are those of somebody else's models.
+    """
+    family = None if native and config.arch == "llama" else family_of(config)
     return family.title if family else {"gpt": "GPT", "llama": "Llama"}[config.arch]

@@ -25,6 +25,5 @@ def load(shell: Shell, argument: str) -> None:
     session.agree_to_discard("load")
     model = shell.wait_for(Loading(session.opening, path), path)
     session.adopt(model, unsaved=False)
-    shell.screen.note(
-        headline(model.name, family_title(model.checkpoint.config), model.checkpoint.config, model.decoder.name)
-    )
+    family = family_title(model.checkpoint.config, native=model.checkpoint.recipe is None)
+    shell.screen.note(headline(model.name, family, model.checkpoint.config, model.decoder.name))

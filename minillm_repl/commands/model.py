@@ -22,7 +22,7 @@ def model(shell: Shell, _argument: str) -> None:
     cache = 2 * number * config.layers * config.kv_heads * config.head_size  # per token
     rows = {
         _("name"): _("{model} (not saved)", model=opened.name) if shell.session.unsaved else opened.name,
-        _("family"): family_title(config),
+        _("family"): family_title(config, native=checkpoint.recipe is None),
         _("sizes"): _sizes(config, decoder.context),
         _("parameters"): f"{config.parameters:,}",
         _("memory"): _(

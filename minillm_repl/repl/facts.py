@@ -106,7 +106,7 @@ class Facts:
             return f"{sizes[name]:,}"
         words = {
             "model": self._model.name,
-            "family": family_title(config),
+            "family": family_title(config, native=self._model.checkpoint.recipe is None),
             "unit": _("character") if self._characters else _("piece"),
             "units": _("characters") if self._characters else _("pieces"),
             "bits_of_ignorance": f"{log2(config.vocab):.2f}",

@@ -187,6 +187,17 @@ def test_an_end_token_ends_a_turn_and_is_no_part_of_it(model):
     assert reasons == {"end", "context"}
 
 
+def test_a_thousand_turns_can_be_taken_back_and_older_ones_are_forgotten():
+    session = Session()
+    for token in range(1_500):
+        session.begin([token])
+    taken = [session.undo().given[0] for _ in range(1_000)]
+    assert taken == list(range(1_499, 499, -1))
+    assert session.ids == [499]
+    with pytest.raises(UserError, match="nothing to take back"):
+        session.undo()
+
+
 def test_undo_and_another_try_restore_the_conversation(model):
     session = Session(Settings(seed=1, max_tokens=2))
     session.ask(model, "각")

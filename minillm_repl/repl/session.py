@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, whil
     from minillm_repl.insight.views.changes import WatchView
     from minillm_repl.tokenizer.base import Tokenizer
 
+_MOST_TURNS = 1_000  # that can be taken back: a visit of weeks must not fill the memory
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -213,6 +215,7 @@ class Session:
         self.seed = (self.seed + 1) % 2**63 if again else self.fresh_seed()
         self._warned = ""
         self.turns.append(Turn(tuple(self.ids), tuple(self.said), tuple(given), asked, begun))
+        del self.turns[:-_MOST_TURNS]
         self.ids, self.said = list(given), list(asked)
 
     def undo(self) -> Turn:

@@ -13,7 +13,7 @@ import transformers
 from minillm_repl.checkpoint.load import load
 from minillm_repl.engine.compiled.decoder import CompiledDecoder
 from minillm_repl.engine.compiled.rotation import rotation
-from minillm_repl.engine.decoder import at_once, read
+from minillm_repl.engine.decoder import piece_of, read
 from minillm_repl.engine.generate import generate
 from minillm_repl.engine.options import Sampling
 from minillm_repl.engine.torch_decoder import TorchDecoder
@@ -191,9 +191,10 @@ def test_a_large_model_reads_fewer_tokens_before_it_looks_up(tmp_path):
     random_model(transformers.LlamaConfig, LLAMA).save_pretrained(tmp_path)
     decoder, ids = CompiledDecoder(load(tmp_path)), random_ids(60)[0].tolist()
     expected = np.array(read(decoder, ids))
-    for parameters, size in ((10**5, 126), (135_000_000, 42), (10**12, 6)):
-        decoder.parameters = parameters
-        assert at_once(decoder) == size
+    assert decoder.piece == 126
+    for parameters, size in ((135_000_000, 42), (10**12, 24)):
+        decoder.piece = piece_of(parameters)
+        assert decoder.piece == size
         decoder.rewind(0)
         np.testing.assert_allclose(read(decoder, ids), expected, rtol=0, atol=1e-5)
 

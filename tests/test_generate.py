@@ -19,7 +19,7 @@ class Uncached:
 
     def __init__(self, checkpoint):
         self.model = build(checkpoint.config, checkpoint.tensors)
-        self.context, self.parameters = checkpoint.config.context, checkpoint.config.parameters
+        self.context, self.piece = checkpoint.config.context, 100
         self.ids, self.name = [], "uncached"
 
     @torch.no_grad()

@@ -1,6 +1,5 @@
 """`:load`."""
 
-from minillm_repl.checkpoint.families import family_title
 from minillm_repl.checkpoint.names import find, shipped
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
@@ -25,5 +24,4 @@ def load(shell: Shell, argument: str) -> None:
     session.agree_to_discard("load")
     model = shell.wait_for(Loading(session.opening, path), path)
     session.adopt(model, unsaved=False)
-    family = family_title(model.checkpoint.config, native=model.checkpoint.recipe is None)
-    shell.screen.note(headline(model.name, family, model.checkpoint.config, model.decoder.name))
+    shell.screen.note(headline(model.name, model.family, model.checkpoint.config, model.decoder.name))

@@ -1,7 +1,6 @@
 """`:model`."""
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint, TrainingRecord
-from minillm_repl.checkpoint.families import family_title
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.render.tables import card
@@ -22,7 +21,7 @@ def model(shell: Shell, _argument: str) -> None:
     cache = 2 * number * config.layers * config.kv_heads * config.head_size  # per token
     rows = {
         _("name"): _("{model} (not saved)", model=opened.name) if shell.session.unsaved else opened.name,
-        _("family"): family_title(config, native=checkpoint.recipe is None),
+        _("family"): opened.family,
         _("sizes"): _sizes(config, decoder.context),
         _("parameters"): f"{config.parameters:,}",
         _("memory"): _(

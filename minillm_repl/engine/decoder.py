@@ -13,8 +13,9 @@ from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 
 _MOVES_BY_ONE = 64  # tokens: up to here, reading the window again takes no time to speak of
-_MOST_AT_ONCE, _TOGETHER = 126, 6  # tokens read between two looks at whether the user wants to stop, and a multiple
-_WORK_AT_ONCE = 6_000_000_000  # fewer of a large model: so many multiplications, a tenth of a second or so
+_TOGETHER = 6  # tokens that compiled products work on together: a piece is a multiple of it,
+_LEAST, _MOST = 24, 126  # and so many tokens; with fewer, going through all weights for each piece takes too much time
+_WORK_AT_ONCE = 6_000_000_000  # multiplications: a tenth of a second of a processor, or two
 _BITS = {"off": 0, "int8": 8, "int4": 4}
 
 
@@ -22,7 +23,7 @@ class Decoder(Protocol):
     """A model with its cache. Logits are float32 arrays (vocabulary,), valid until the next call."""
 
     context: int  # how many tokens it can see at once
-    parameters: int
+    piece: int  # how many tokens of a long text it reads before anybody looks whether to stop
 
     @property
     def name(self) -> str:
@@ -108,9 +109,9 @@ def window_start(length: int, context: int) -> int:
     return math.ceil(max(0, length - context) / step) * step
 
 
-def at_once(decoder: Decoder) -> int:
-    """Return how many tokens of a long text are read before anything else is looked at."""
-    return min(_MOST_AT_ONCE, max(1, _WORK_AT_ONCE // decoder.parameters // _TOGETHER) * _TOGETHER)
+def piece_of(parameters: int) -> int:
+    """Return how many tokens a processor reads at once with a model of so many parameters."""
+    return min(_MOST, max(_LEAST, _WORK_AT_ONCE // parameters // _TOGETHER * _TOGETHER))
 
 
 def unread(decoder: Decoder, ids: Sequence[int]) -> tuple[list[int], int]:
@@ -118,12 +119,11 @@ def unread(decoder: Decoder, ids: Sequence[int]) -> tuple[list[int], int]:
 
     When the window moves, positions shift and nothing is shared. The last token is read anyway, for its logits.
     """
-    window = list(ids[window_start(len(ids), decoder.context) :])
-    if len(window) == len(decoder.ids) + 1 and window[:-1] == decoder.ids:
-        return window, len(decoder.ids)
-    pairs = enumerate(zip(window[:-1], decoder.ids, strict=False))
-    shared = next((place for place, (ours, theirs) in pairs if ours != theirs), min(len(window) - 1, len(decoder.ids)))
-    return window, shared
+    window, cached = list(ids[window_start(len(ids), decoder.context) :]), decoder.ids
+    most = min(len(window) - 1, len(cached))
+    if window[:most] == cached[:most]:
+        return window, most
+    return window, next(place for place in range(most) if window[place] != cached[place])
 
 
 def read(
@@ -141,11 +141,10 @@ def read(
     if len(window) == shared + 1 == len(decoder.ids) + 1:
         return decoder.decode(window[-1])
     decoder.rewind(shared)
-    size = at_once(decoder)
-    for start in range(shared, len(window), size):
+    for start in range(shared, len(window), decoder.piece):
         if start > shared:
             progress(start, len(window))
             if interrupted():
                 return None
-        logits = decoder.prefill(window[start : start + size])
+        logits = decoder.prefill(window[start : start + decoder.piece])
     return logits

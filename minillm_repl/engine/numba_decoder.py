@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.engine.compiled.compiling import compiled, entry
+from minillm_repl.engine.decoder import piece_of
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig, GPTConfig
 
@@ -53,7 +54,7 @@ class NumbaDecoder:
         self._kv = np.zeros((config.layers, 2, config.context, config.width), np.float32)
         self._heads = config.heads
         self.ids: list[int] = []
-        self.context, self.parameters = config.context, config.parameters
+        self.context, self.piece = config.context, piece_of(config.parameters)
         self.prefill([0])  # compile, or fetch the compiled code, now and not at the first word
         self.rewind(0)
 

@@ -6,10 +6,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from minillm_repl.engine.decoder import piece_of
 from minillm_repl.language import N_, _
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.model.cache import KVCache
 from minillm_repl.model.taps import Tap, untapped
+
+_PIECE_ELSEWHERE = 512  # tokens: what a processor takes a second for, a GPU does in no time
 
 
 class TorchDecoder:
@@ -21,7 +24,8 @@ class TorchDecoder:
         self.model, self._tap = model, tap
         self._cache = KVCache(model.config, self._device, first.dtype)
         self.ids: list[int] = []
-        self.context, self.parameters = model.config.context, model.config.parameters
+        self.context = model.config.context
+        self.piece = piece_of(model.config.parameters) if first.device.type == "cpu" else _PIECE_ELSEWHERE
         self._why = why
 
     @property

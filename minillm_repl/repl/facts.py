@@ -9,7 +9,6 @@ from functools import cached_property
 from math import log, log2
 from typing import TYPE_CHECKING, Any
 
-from minillm_repl.checkpoint.families import family_title
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, spoken
 from minillm_repl.lessons.reading import practice_file
@@ -106,7 +105,7 @@ class Facts:
             return f"{sizes[name]:,}"
         words = {
             "model": self._model.name,
-            "family": family_title(config, native=self._model.checkpoint.recipe is None),
+            "family": self._model.family,
             "unit": _("character") if self._characters else _("piece"),
             "units": _("characters") if self._characters else _("pieces"),
             "bits_of_ignorance": f"{log2(config.vocab):.2f}",

@@ -23,6 +23,7 @@ from minillm_repl.render.console import FIGURES
 from minillm_repl.render.lesson import filled, lesson_title
 from minillm_repl.repl.exercises import Steps, Wait, attempt, exercise, guess
 from minillm_repl.repl.facts import Facts
+from minillm_repl.repl.opening import Loading
 from minillm_repl.repl.recent import Recent
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
@@ -65,7 +66,8 @@ class Course:
         if self.outside.chosen:
             model = shell.model()
         else:
-            model = self.outside.opening.open(find(FIRST))
+            path = find(FIRST)
+            model = shell.wait_for(Loading(self.outside.opening, path), path)
             shell.screen.note(
                 _("on {name}, small enough to look at whole; `:load NAME` first chooses another", name=FIRST)
             )

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minillm_repl.checkpoint.families import family_title
 from minillm_repl.checkpoint.names import title
 from minillm_repl.language import _
 
@@ -46,6 +47,11 @@ class Model:
     def name(self) -> str:
         """What to call it."""
         return title(self.checkpoint.path) if self.checkpoint.path else _("new model")
+
+    @property
+    def family(self) -> str:
+        """What it is of."""
+        return family_title(self.checkpoint.config, native=self.checkpoint.recipe is None)
 
     @cached_property
     def torch(self) -> "LanguageModel":

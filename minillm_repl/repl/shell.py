@@ -106,7 +106,7 @@ class Shell:
             )
             raise UserError(
                 _(
-                    "{missing}: `:train CORPUS` makes one, `:load nalssi` opens the one that is shipped",
+                    "{missing}: `:train CORPUS` makes one, `:load hangul` opens one that is shipped",
                     missing=missing,
                 )
             )
@@ -214,11 +214,11 @@ class Shell:
 
     def _read(self, model: Model) -> None:
         """Let the model read a long text before anything is drawn, and tell how far it is."""
-        from minillm_repl.engine.decoder import at_once, read, unread
+        from minillm_repl.engine.decoder import read, unread
 
         decoder, ids = model.decoder, self.session.ids
         window, shared = unread(decoder, ids)
-        if len(window) - shared > at_once(decoder):
+        if len(window) - shared > decoder.piece:
             with self.screen.waiting(_("reading")) as update:
                 read(
                     decoder,

@@ -12,6 +12,7 @@ from minillm_repl.engine.compiled.lanes import LANES
 from minillm_repl.engine.compiled.rotation import rotation
 from minillm_repl.engine.compiled.team import Team, default_size
 from minillm_repl.engine.compiled.weights import lay_out
+from minillm_repl.engine.decoder import piece_of
 from minillm_repl.language import _, _n
 from minillm_repl.model.config import ACTIVATIONS, AnyConfig, LlamaConfig
 
@@ -42,7 +43,7 @@ class CompiledDecoder:
         self._positions = 0
         self._turn = rotation(config, 0)
         self.ids: list[int] = []
-        self.context, self.parameters = config.context, config.parameters
+        self.context, self.piece = config.context, piece_of(config.parameters)
         self._bits, self._dtype = bits, checkpoint.dtype
         self.prefill([0])  # compile, or fetch the compiled code, now and not at the first word
         self.rewind(0)

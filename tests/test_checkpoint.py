@@ -19,6 +19,7 @@ from minillm_repl.checkpoint.load import load, read_text
 from minillm_repl.checkpoint.names import find, is_shipped, shipped
 from minillm_repl.checkpoint.native import save
 from minillm_repl.checkpoint.save import save as save_any
+from minillm_repl.checkpoint.weights import DTYPES, packed
 from minillm_repl.errors import UserError
 from tests.small import random_checkpoint
 
@@ -45,6 +46,28 @@ def test_the_file_is_what_the_format_says(saved):
         assert (metadata["format"], metadata["version"]) == ("minillm", "1")
         assert json.loads(metadata["config"])["arch"] == "gpt"
         assert {"token_embedding.weight", "blocks.0.attention.qkv.weight", "blocks.1.ff.up.weight"} <= set(file.keys())
+
+
+@pytest.mark.parametrize("kind", DTYPES.values(), ids=str)
+def test_what_is_written_are_the_bytes_that_the_library_writes(kind):
+    rng = np.random.default_rng(0)
+    shapes = {"b": (3, 5), "a.weight": (7,), "a": (2, 3, 4), "one": (1, 1), "none": (0, 4), "층": (2, 2)}
+    tensors = {name: rng.normal(size=shape).astype(kind) for name, shape in shapes.items()}
+    metadata = {"format": 'an "accent", a line\nand 한글'}
+    assert b"".join(packed(tensors, metadata)) == safetensors.numpy.save(tensors, metadata)
+
+
+def test_numbers_of_all_kinds_are_written_aligned_and_read_by_the_library():
+    tensors = {kind.__name__: np.arange(3, dtype=kind) for kind in (np.float16, np.float32)}
+    data = b"".join(packed({**tensors, "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T}, {}))
+    read = safetensors.numpy.load(data)
+    assert all(read[name].dtype == array.dtype and (read[name] == array).all() for name, array in tensors.items())
+    assert read["turned"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_two_saves_of_one_model_are_the_same_bytes(tmp_path):
+    first, second = (save(random_checkpoint(), tmp_path / name).path.read_bytes() for name in ("1.st", "2.st"))
+    assert first == second
 
 
 def rewritten(saved, tmp_path, metadata=None, tensors=None, **changed):

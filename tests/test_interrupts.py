@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("termios")
 
+from minillm_repl.checkpoint.huggingface import save as save_folder
 from minillm_repl.checkpoint.native import save
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import trainable
@@ -74,6 +75,13 @@ def test_a_save_that_is_stopped_changes_nothing(tmp_path):
         save(random_checkpoint(seed=1), path, lambda: True)
     assert path.read_bytes() == old
     assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_folder_that_is_stopped_in_the_middle_is_not_there(tmp_path):
+    asked = iter([False, False, True])
+    with pytest.raises(UserError, match=r"stopped: .* was not saved"):
+        save_folder(random_checkpoint(), tmp_path / "folder", lambda: next(asked))
+    assert not os.listdir(tmp_path)
 
 
 @pytest.fixture

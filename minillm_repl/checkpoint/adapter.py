@@ -57,7 +57,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     base = {"path": printable_path(adapter.base), "sha256": adapter.sha256}
     metadata = {"format": FORMAT, "version": _VERSION, "base": json.dumps(base, ensure_ascii=False)}
     check_replaceable(path)
-    write_atomically(path, packed(adapter.tensors, metadata))
+    write_atomically(path, *packed(adapter.tensors, metadata))
 
 
 def base_of(header: Header, name: str) -> Path:

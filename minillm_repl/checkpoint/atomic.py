@@ -3,22 +3,25 @@
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from minillm_repl.checkpoint.unfinished import clear_abandoned, unfinished
 from minillm_repl.errors import UserError, reason
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 
-_AT_ONCE = 16 << 20  # bytes that are written and synced between two looks at whether the user wants to stop
+_AT_ONCE = 8 << 20  # bytes that are written and synced between two looks at whether the user wants to stop
+
+Parts = Sequence[bytes | memoryview]  # of a file, one after the other
 
 
 def write_atomically(
-    path: Path, data: bytes, *, private: bool = False, interrupted: Callable[[], bool] = lambda: False
+    path: Path, *data: bytes | memoryview, private: bool = False, interrupted: Callable[[], bool] = lambda: False
 ) -> None:
-    """Put `data` at `path`: temporary file in the same folder, fsync, rename, fsync of the folder.
+    """Put `data`, part after part, at `path`: temporary file in the same folder, fsync, rename, fsync of the folder.
 
     A link is followed and stays a link; permissions of a replaced file are kept. A new file has the user's usual
     permissions, or is for the user alone if `private`. What a save that was killed has left in the folder is removed.
@@ -48,10 +51,13 @@ def told(path: Path) -> Iterator[None]:
         raise UserError(_("could not save {path}: nothing can have this name", path=safe_line(str(path)))) from None
 
 
-def write_folder_atomically(path: Path, files: Mapping[str, bytes]) -> None:
+def write_folder_atomically(
+    path: Path, files: Mapping[str, Parts], interrupted: Callable[[], bool] = lambda: False
+) -> None:
     """Make a folder at `path` with these files in it: it is there whole, or not at all.
 
-    Raises UserError, with nothing changed, if something other than an empty folder is there or the system refuses.
+    Raises UserError, with nothing changed, if something other than an empty folder is there, if the system refuses, or
+    when interrupted.
     """
     with told(path):
         target = _real(path)
@@ -62,7 +68,7 @@ def write_folder_atomically(path: Path, files: Mapping[str, bytes]) -> None:
         clear_abandoned(target.parent)
         with unfinished(target.parent, Path.mkdir) as temporary:
             for file, data in files.items():
-                _write(temporary / file, data)
+                _write(temporary / file, data, interrupted=interrupted)
             temporary.rename(target)  # over an empty folder too
         _sync(target.parent)
 
@@ -79,7 +85,7 @@ def _real(path: Path) -> Path:
 
 def _write(
     target: Path,
-    data: bytes,
+    data: Parts,
     mode: int = 0o666,  # less the umask
     interrupted: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -99,7 +105,8 @@ def _write(
                     with suppress(OSError):  # only the administrator can give a file to somebody
                         os.chown(temporary, replaced.st_uid, replaced.st_gid)
                 temporary.chmod(mode)  # the umask may have taken some away
-            for start in range(0, max(1, len(data)), _AT_ONCE):  # a disk may take long over all of it
+            synced = 0
+            for piece in (part[at : at + _AT_ONCE] for part in data for at in range(0, len(part), _AT_ONCE)):
                 if interrupted():
                     raise UserError(
                         _(
@@ -107,11 +114,19 @@ def _write(
                             target=safe_line(str(target)),
                         )
                     )
-                file.write(memoryview(data)[start : start + _AT_ONCE])
-                file.flush()
-                os.fsync(file.fileno())
+                file.write(piece)
+                if file.tell() - synced >= _AT_ONCE:  # a disk may take long over all of it
+                    synced = _sync_file(file)
+            _sync_file(file)
         temporary.replace(target)
     _sync(target.parent)
+
+
+def _sync_file(file: BinaryIO) -> int:
+    """Make what was written to a file last; return how much that is."""
+    file.flush()
+    os.fsync(file.fileno())
+    return file.tell()
 
 
 def _sync(folder: Path) -> None:

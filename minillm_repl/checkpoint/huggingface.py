@@ -1,7 +1,7 @@
 """Hugging Face folders: opened without the `transformers` library, and written so that it opens them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,11 +115,11 @@ def _end(folder: Folder, config: AnyConfig, tokenizer: Tokenizer, roles: Mapping
     return tuple(dict.fromkeys(known))
 
 
-def save(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+def save(checkpoint: Checkpoint, path: Path, interrupted: Callable[[], bool] = lambda: False) -> Checkpoint:
     """Write a folder that the `transformers` library opens with equal logits, and return what lies there.
 
     It is whole or not there; a folder that is there already is written to only if it holds a model of the very same
-    kind and sizes. Raises UserError.
+    kind and sizes. Raises UserError, also when interrupted.
     """
     config, tensors = checkpoint.config, checkpoint.tensors
     family = family_of(config)
@@ -144,9 +144,10 @@ def save(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     if (path / CONFIG).exists():
         if Folder(path).text(CONFIG) != files[CONFIG].decode():
             raise UserError(_("{path} holds another model; save under another name", path=safe_line(str(path))))
-        write_atomically(path / WEIGHTS, weights)
+        write_atomically(path / WEIGHTS, *weights, interrupted=interrupted)
     else:
-        write_folder_atomically(path, {**files, WEIGHTS: weights})
+        parts = {name: [data] for name, data in files.items()}
+        write_folder_atomically(path, {**parts, WEIGHTS: weights}, interrupted)
     return replace(checkpoint, path=path)
 
 

@@ -22,7 +22,7 @@ from minillm_repl.tokenizer.read import tokenizer_from_json
 def save(checkpoint: Checkpoint, path: Path, interrupted: Callable[[], bool] = lambda: False) -> Checkpoint:
     """Write the checkpoint to `path`, atomically, and return it as the one that lies there. Raises UserError."""
     check_replaceable(path)
-    write_atomically(path, packed(checkpoint.tensors, described(checkpoint)), interrupted=interrupted)
+    write_atomically(path, *packed(checkpoint.tensors, described(checkpoint)), interrupted=interrupted)
     return dataclasses.replace(checkpoint, path=path, recipe=None, on_disk=True)
 
 

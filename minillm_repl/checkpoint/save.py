@@ -13,9 +13,9 @@ def save(
 ) -> Checkpoint:
     """Write a native file, or with `folder`, or where one is, a Hugging Face folder; return what lies there.
 
-    Raises UserError, with what was there before as it was; a file also when interrupted.
+    Raises UserError, with what was there before as it was, also when interrupted.
     """
     with told(path):
         if folder or path.is_dir():
-            return huggingface.save(checkpoint, path)
+            return huggingface.save(checkpoint, path, interrupted)
         return native.save(checkpoint, path, interrupted)

@@ -4,6 +4,7 @@ The library's own reader keeps the file mapped, and a mapped file that is cut sh
 strictly read header (header.py) says where each tensor lies, and its bytes are read there and nowhere else.
 """
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -12,9 +13,9 @@ from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
+from minillm_repl.checkpoint.atomic import Parts
 from minillm_repl.checkpoint.header import LONGEST_HEADER, Entry, Header, open_regular
 from minillm_repl.checkpoint.memory import check_room
 from minillm_repl.checkpoint.recipe import AS_IS, Piece, Reading, Recipe
@@ -30,6 +31,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _BY_NAME: dict[str, np.dtype[Any]] = {dtype.name: dtype for dtype in DTYPES.values()}
 _AT_ONCE = 1 << 22  # numbers that are checked at once, so that checking takes no memory to speak of
 
@@ -157,12 +159,24 @@ def _check_finite(array: Array, tensor: str, name: str) -> None:
             )
 
 
-def packed(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
-    """Return the bytes of a safetensors file. Raises UserError if its text is longer than a reader here takes."""
-    data: bytes = safetensors.numpy.save(dict(tensors), dict(metadata))
-    if int.from_bytes(data[:8], "little") > LONGEST_HEADER:
+def packed(tensors: Tensors, metadata: Mapping[str, str]) -> Parts:
+    """Return the parts of a safetensors file: its header, then the numbers of each tensor, as they lie in memory.
+
+    The library's own `save` copies all of them three times, and cannot be interrupted. Raises UserError if the text
+    is longer than a reader here takes.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    parts, end = list[memoryview](), 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):  # so that each is aligned
+        array = np.ascontiguousarray(tensors[name])
+        parts.append(memoryview(array.reshape(-1).view(np.uint8)))  # type: ignore[arg-type]
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": _NAMES[array.dtype], "shape": array.shape, "data_offsets": (start, end)}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > LONGEST_HEADER:
         raise UserError(_("the vocabulary is too large for one file with the weights: save a folder, `:save NAME/`"))
-    return data
+    return [len(text).to_bytes(8, "little") + text, *parts]
 
 
 def taken_apart(recipe: Recipe, tensors: Tensors) -> dict[str, Array]:

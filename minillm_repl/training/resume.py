@@ -79,7 +79,7 @@ def write(path: Path, trainer: Trainer, start: Checkpoint, facts: Facts) -> None
     metadata["random"] = json.dumps({name: state.numpy().tobytes().hex() for name, state in random.items()})
     tensors = _tensors(trainer)
     if trainer.processes.rank == 0:
-        write_atomically(path, packed(tensors, metadata))
+        write_atomically(path, *packed(tensors, metadata))
 
 
 def read(path: Path) -> Interrupted:

@@ -4,6 +4,7 @@ import dataclasses
 import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,6 +132,8 @@ def run(shell: Shell, request: Request, *, json: bool = False) -> None:
 
 def _joined() -> "Callable[[str], AbstractContextManager[Processes]]":
     """Import all that training needs; return what joins its processes."""
+    for module in ("minillm_repl.training.run", "minillm_repl.render.training", "torch._dynamo"):
+        import_module(module)  # the last one torch's first optimiser would import, which takes a second
     from minillm_repl.training.processes import joined
 
     return joined
@@ -152,7 +155,7 @@ def _run(shell: Shell, request: Request, interrupted: Callable[[], bool], proces
 
         watch = _watch(shell, trainee)
         with TrainingView(screen, trainee.plan.steps) as view:
-            finished = view.draw(events, lambda: _sample(shell, trainee, watch))
+            finished = view.draw(events, lambda: _sample(shell, trainee, watch, interrupted))
         if watch:
             shell.session.watched = watch.view()
         if finished.steps:
@@ -248,10 +251,12 @@ def _watch(shell: Shell, trainee: "TrainingRun") -> "Watch | None":
     return Watch(trainee.tokenizer, ids)
 
 
-def _sample(shell: Shell, trainee: "TrainingRun", watch: "Watch | None") -> "RenderableType | None":
+def _sample(
+    shell: Shell, trainee: "TrainingRun", watch: "Watch | None", interrupted: Callable[[], bool]
+) -> "RenderableType | None":
     """Return what the model says by now; with `:verbose`, also what it thinks comes next after the sample's start.
 
-    And after the prompt that is watched.
+    And after the prompt that is watched. None once interrupted.
     """
     import numpy as np
     from rich.console import Group
@@ -269,9 +274,12 @@ def _sample(shell: Shell, trainee: "TrainingRun", watch: "Watch | None") -> "Ren
     start, verbose = trainee.sample_start, shell.session.settings.verbose
     decoder, sampling = TorchDecoder(trainee.trainer.model), Sampling()
     events = generate(
-        decoder, trainee.tokenizer, start, sampling, np.random.default_rng(0), max_tokens=_SAMPLE, top=verbose
-    )
+        decoder, trainee.tokenizer, start, sampling, np.random.default_rng(0), max_tokens=_SAMPLE, top=verbose,
+        interrupted=interrupted,
+    )  # fmt: skip
     steps = [event for event in events if isinstance(event, Step)]
+    if interrupted():
+        return None
     text = decode(trainee.tokenizer, start + [step.id for step in steps])
     parts: list[RenderableType] = []
     if watch:

@@ -105,7 +105,7 @@ def _write(
                     with suppress(OSError):  # only the administrator can give a file to somebody
                         os.chown(temporary, replaced.st_uid, replaced.st_gid)
                 temporary.chmod(mode)  # the umask may have taken some away
-            synced = 0
+            waiting = 0  # bytes that are not on the disk yet
             for piece in (part[at : at + _AT_ONCE] for part in data for at in range(0, len(part), _AT_ONCE)):
                 if interrupted():
                     raise UserError(
@@ -114,19 +114,19 @@ def _write(
                             target=safe_line(str(target)),
                         )
                     )
-                file.write(piece)
-                if file.tell() - synced >= _AT_ONCE:  # a disk may take long over all of it
-                    synced = _sync_file(file)
+                waiting += file.write(piece)
+                if waiting >= _AT_ONCE:  # a disk may take long over all of it
+                    _sync_file(file)
+                    waiting = 0
             _sync_file(file)
         temporary.replace(target)
     _sync(target.parent)
 
 
-def _sync_file(file: BinaryIO) -> int:
-    """Make what was written to a file last; return how much that is."""
+def _sync_file(file: BinaryIO) -> None:
+    """Make what was written to a file last."""
     file.flush()
     os.fsync(file.fileno())
-    return file.tell()
 
 
 def _sync(folder: Path) -> None:

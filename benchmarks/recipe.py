@@ -25,7 +25,7 @@ from minillm_repl.training.recipe import read_recipe
 
 PROMPTS = {
     "hangul": ["오늘 날씨가 정말 ", "아침에 일어나 보니 ", "친구와 함께 ", "옛날 옛적에 ", "비가 오는 날에는 "],
-    "story": ["Once upon a time", "One day, ", "The king ", "ROMEO:\n", "The little girl "],
+    "story": ["Once upon a time", "One day,", "The king", "ROMEO:\n", "The little girl"],
 }
 QUESTIONS = ["안녕?", "오늘 뭐 먹을까?", "심심해", "너무 피곤해", "감기에 걸렸어"]
 QUESTIONS += ["주말에 뭐 하지?", "친구랑 싸웠어", "내일 시험이야", "고마워", "잘 자"]

@@ -1,10 +1,11 @@
-"""The Korean model that ships: it is what its card says, and it opens when none is named."""
+"""The models that ship: each is what its card says, and the Korean one opens when none is named."""
 
 import os
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,18 +18,26 @@ from minillm_repl.engine.sampling import numbers
 from minillm_repl.model.build import build
 from tests.conftest import MODELS, ROOT
 
-FILE = MODELS / "hangul.safetensors"
-CARD = (MODELS / "README.md").read_text(encoding="utf-8").partition("## hangul")[2].partition("\n## ")[0]
+CARDS = (MODELS / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def hangul():
-    return load(FILE)
+    return load(MODELS / "hangul.safetensors")
 
 
-def table(heading):
-    """Return the rows of the card's table with that heading."""
-    rows = CARD.partition(heading)[2].partition("\n\n")[0].strip().splitlines()[1:]
+@pytest.fixture(scope="module")
+def story():
+    return load(MODELS / "story.safetensors")
+
+
+def card(name):
+    return CARDS.partition(f"## {name}\n")[2].partition("\n## ")[0]
+
+
+def table(name, heading):
+    """Return the rows of a card's table with that heading."""
+    rows = card(name).partition(heading)[2].partition("\n\n")[0].strip().splitlines()[1:]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
@@ -40,17 +49,22 @@ def says(checkpoint, ids, most=120):
     return finished
 
 
-def test_it_is_small_and_says_how_it_talks(hangul):
-    assert FILE.stat().st_size < 12_000_000
-    assert 3_000_000 <= hangul.config.parameters <= 8_000_000
-    assert f"{hangul.config.parameters:,} parameters" in CARD
-    assert hangul.dtype == "bfloat16"
-    assert hangul.config.context >= 256
-    assert hangul.chat is not None
+@pytest.mark.parametrize("name", ["nalssi", "hangul", "story"])
+def test_each_has_a_card_with_its_sizes(name):
+    checkpoint = load(MODELS / f"{name}.safetensors")
+    size = checkpoint.path.stat().st_size / 1e6
+    for fact in (f"{checkpoint.config.parameters:,} parameters, {checkpoint.dtype}, {size:.1f} MB",
+                 f"{checkpoint.config.layers} layers, width {checkpoint.config.width}",
+                 f"context {checkpoint.config.context}"):  # fmt: skip
+        assert fact in card(name)
 
 
-def test_it_answers_as_its_card_says_and_ends_its_turn_by_itself(hangul):
-    rows = table("| said | answered |")
+def test_together_they_are_small_enough_to_download():
+    assert sum(path.stat().st_size for path in MODELS.glob("*.safetensors")) < 12_000_000
+
+
+def test_hangul_answers_as_its_card_says_and_ends_its_turn_by_itself(hangul):
+    rows = table("hangul", "| said | answered |")
     assert len(rows) >= 10
     for said, answered in rows:
         ids = encode(hangul.chat, hangul.tokenizer, [Message("user", said)], special=False)
@@ -73,7 +87,28 @@ def test_the_notes_own_question_has_more_than_one_answer(hangul):
     assert re.fullmatch(r"[가-힣 ,]+(요|다)\. .*[.]", text)
 
 
-def test_it_opens_when_none_is_named_and_a_lesson_then_looks_at_nalssi(tmp_path):
+def test_story_goes_on_as_its_card_says(story):
+    rows = [text for temp, text in table("story", "| temperature | text |") if temp == "0"]
+    assert len(rows) >= 4
+    for row in rows:
+        start, rest = re.fullmatch(r"\*\*(.+?)\*\*(.+)", row).groups()
+        assert says(story, story.tokenizer.encode(start)).text.startswith(rest), start
+
+
+def test_story_in_float32_is_the_torch_model():
+    story = load(MODELS / "story.safetensors", dtype="float32")
+    decoder, model = make_decoder(story, threads=1), build(story.config, story.tensors)
+    ids = story.tokenizer.encode("Once upon a time")
+    for _ in range(64):
+        decoder.rewind(0)
+        with torch.no_grad():
+            theirs = model(torch.tensor([ids]))[0, -1].numpy()
+        ours = decoder.prefill(ids)
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)
+        ids.append(int(ours.argmax()))
+
+
+def test_hangul_opens_when_none_is_named_and_a_lesson_then_looks_at_nalssi(tmp_path):
     script = ":model\n:learn 4\n:model\n:learn off\n:model\n:load hangul\n:learn 4\n:model\n"
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8"}
     command = [sys.executable, "-m", "minillm_repl"]

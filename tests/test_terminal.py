@@ -85,7 +85,7 @@ def visit(tmp_path, models, cache):
         environment = {name: value for name, value in (environment | dict(variables)).items() if value is not None}
         if ckpt == "chain":
             arguments = ("--temp", "0", "--max-tokens", "4", *arguments)
-        name = ckpt if ckpt in ("nalssi", "new.safetensors") else models / f"{ckpt}.safetensors"
+        name = ckpt if ckpt in ("nalssi", "story", "new.safetensors") else models / f"{ckpt}.safetensors"
         arguments = ("--ckpt", str(name), *arguments)
         terminal = Terminal(arguments, environment=environment, folder=tmp_path, **terminal)
         opened.append(terminal)
@@ -850,3 +850,8 @@ def test_tables_are_aligned_in_korean(visit):
     assert all(cell_len(row) <= 80 for row in settings)
     values = {cell_len(row[: re.match(r"\S+ +", row).end()]) for row in settings[1:] if re.match("[a-z]", row)}
     assert len(values) == 1, settings
+
+
+@pytest.mark.parametrize("name, example", [("nalssi", "such as 날씨, or"), ("story", "such as Once upon a time, or")])
+def test_what_is_proposed_to_type_is_something_that_the_model_knows(visit, name, example):
+    visit(ckpt=name).wait_for(f"type the beginning of a text, {example} :help")

@@ -33,6 +33,7 @@ from minillm_repl.settings import show, specs
 
 CONTINUED = "... "
 
+_EXAMPLES = ("날씨", "Once upon a time")  # of what to type; the first that the model knows is shown
 _STYLE = Style.from_dict({"placeholder": "dim", "bottom-toolbar": "noreverse dim", "prompt": "bold"})
 
 
@@ -213,16 +214,25 @@ class PromptLine:
     def _placeholder(self) -> FormattedText:
         if is_searching():
             return FormattedText()  # the line shows what the search has found
-        model, example = self._shell.session.model, "날씨"
         if self._shell.listener is not None:
             hint = self._shell.listener.hint
         elif self._chatting():
             hint = _("say something, or :help")
-        elif model is not None and not model.checkpoint.tokenizer.unknown(example):
+        elif example := next(filter(self._knows, _EXAMPLES), None):
             hint = _("type the beginning of a text, such as {example}, or :help", example=example)
         else:
             hint = _("type the beginning of a text or :help")
         return FormattedText([("class:placeholder", hint)])
+
+    def _knows(self, text: str) -> bool:
+        """Tell whether the model has tokens for a text, and not only for the bytes of its characters."""
+        model = self._shell.session.model
+        tokenizer = model.checkpoint.tokenizer if model else None
+        return (
+            tokenizer is not None
+            and not tokenizer.unknown(text)
+            and len(tokenizer.encode(text, start=False)) <= len(text)
+        )
 
     def _chatting(self) -> bool:
         model = self._shell.session.model

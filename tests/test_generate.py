@@ -1,4 +1,8 @@
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ from minillm_repl.engine.options import Sampling
 from minillm_repl.engine.torch_decoder import TorchDecoder
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
-from tests.conftest import MODELS, random_checkpoint
+from tests.conftest import MODELS, ROOT, random_checkpoint
 
 
 class Uncached:
@@ -193,3 +197,36 @@ def test_events_are_the_documented_json(nalssi):
     assert list(step["top"][0]) == ["id", "text", "bytes", "model_prob", "prob", "kept", "chosen"]
     assert list(finished) == ["event", "reason", "text", "prompt_tokens", "tokens", "prompt_seconds", "seconds"]
     assert isinstance(run(nalssi)[-1], Finished)
+
+
+BESIDE = """
+import threading
+from pathlib import Path
+from minillm_repl.engine.decoder import make_decoder
+from minillm_repl.engine.generate import generate
+from minillm_repl.engine.options import Sampling
+from minillm_repl.engine.sampling import numbers
+from tests.small import random_checkpoint
+
+checkpoint = random_checkpoint(width=12, context=64, characters=[chr(0x10000 + place) for place in range(50_000)])
+decoder, sampling = make_decoder(checkpoint, threads=1), Sampling(temp=0.9, top_k=40, top_p=0.9, repeat_penalty=1.1)
+ours = {thread.native_id for thread in threading.enumerate()}
+stats = [path / "stat" for path in Path("/proc/self/task").iterdir() if int(path.name) not in ours]
+def worked():
+    return [sum(map(int, stat.read_text().rpartition(")")[2].split()[11:13])) for stat in stats]
+before = worked()
+steps = list(generate(decoder, checkpoint.tokenizer, [1, 2, 3], sampling, numbers(0), max_tokens=50, top=10))
+print(len(steps), len(stats), sum(worked()) - sum(before))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not tell what each thread has done")
+def test_no_thread_of_a_library_works_while_tokens_are_drawn():
+    """numpy's products over a large vocabulary leave threads behind that look for work on the decoder's own cores."""
+    command = [sys.executable, "-c", BESIDE]
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
+    steps, threads, ticks = map(int, done.stdout.split())
+    assert steps == 51
+    assert threads >= 1  # there is one that could
+    assert ticks == 0

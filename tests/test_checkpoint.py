@@ -3,9 +3,11 @@
 import dataclasses
 import gzip
 import json
+import math
 import os
 import pickle
 import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from minillm_repl.checkpoint.load import load, read_text
 from minillm_repl.checkpoint.names import find, is_shipped, shipped
 from minillm_repl.checkpoint.native import save
 from minillm_repl.checkpoint.save import save as save_any
-from minillm_repl.checkpoint.weights import DTYPES, packed
+from minillm_repl.checkpoint.weights import DTYPES, _check_finite, packed
 from minillm_repl.errors import UserError
 from tests.small import random_checkpoint
 
@@ -63,6 +65,19 @@ def test_numbers_of_all_kinds_are_written_aligned_and_read_by_the_library():
     read = safetensors.numpy.load(data)
     assert all(read[name].dtype == array.dtype and (read[name] == array).all() for name, array in tensors.items())
     assert read["turned"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+@pytest.mark.parametrize("kind", DTYPES.values(), ids=str)
+def test_every_number_that_is_not_finite_is_found_and_no_other(kind):
+    whole = np.dtype(f"u{kind.itemsize}")
+    random = np.random.default_rng(0).integers(0, 2**32, 4_000, np.uint32)
+    bits = np.arange(2**16, dtype=whole) if whole.itemsize == 2 else random
+    edges = np.array([np.inf, -np.inf, np.nan, -np.nan, 0.0, -0.0], kind).view(whole)
+    for number in np.concatenate([bits, edges, edges + whole.type(1), edges - whole.type(1)]).view(kind):
+        numbers = np.array([1, number, -1], kind)
+        with nullcontext() if math.isfinite(number) else pytest.raises(UserError, match="not finite"):
+            _check_finite(numbers, "a", "b")
+    _check_finite(np.empty((0, 3), kind), "a", "b")
 
 
 def test_two_saves_of_one_model_are_the_same_bytes(tmp_path):

@@ -11,7 +11,7 @@ from time import perf_counter
 
 from benchmarks.contender import THREADS
 from benchmarks.measure import Bench, Row, Target, alternate
-from benchmarks.program import ROOT, command, environment
+from benchmarks.program import ROOT, command, environment, json_finished
 
 NEAR, FAR, PROMPT = 100, 4_000, 512  # tokens
 _FTYPES = {"F32": 0, "BF16": 32, "Q8_0": 7, "Q4_0": 2}  # llama.cpp's own numbers
@@ -93,6 +93,7 @@ def rows(bench: Bench) -> list[Row]:
             *_compared(bench, contenders, f"decode {NEAR}", f"decode at {NEAR} tokens"),
             *_compared(bench, contenders, f"prefill {PROMPT}", f"read {PROMPT} tokens"),
             *_far(bench, contenders),
+            *_said(bench, contenders),
             *_first_token(bench, files),
         ]
 
@@ -133,6 +134,28 @@ def _far(bench: Bench, contenders: dict[str, Contender]) -> list[Row]:
         name = f"SmolLM2 decode at {FAR:,} tokens, {kind}"
         result.append(Row(name, "tokens/s", far[kind], f"at {NEAR}", near[kind], Target("≥", 0.7), (memory, memory)))
     return result
+
+
+def _said(bench: Bench, contenders: dict[str, Contender]) -> list[Row]:
+    """Set what the program itself writes, samplers, events and JSON included, beside llama.cpp's bare decoding."""
+    how = {"bfloat16": (), "int8": ("--quant", "int8"), "int4": ("--quant", "int4")}
+
+    def said(kind: str) -> float:
+        finished = json_finished(
+            bench.folder, "--ckpt", str(bench.smollm2), *how[kind], "-p", "Once upon a time", "--chat", "off",
+            "-n", str(NEAR), "--seed", "1",
+        )  # fmt: skip
+        return float(finished["tokens"] / finished["seconds"])
+
+    peers = {kind: f"llama.cpp {name}" for kind, name, _ in _AGAINST_LLAMA if kind in how}
+    measures = {kind: partial(said, kind) for kind in how}
+    measures |= {peer: partial(contenders[peer].ask, f"decode {NEAR}") for peer in peers.values() if peer in contenders}
+    took = alternate(bench.runs, measures)
+    name = "SmolLM2, the whole program with --json, {} tokens, {}"
+    return [
+        Row(name.format(NEAR, kind), "tokens/s", took[kind], peer, took.get(peer, ()), Target("≥", 1.0))
+        for kind, peer in peers.items()
+    ]
 
 
 def _first_token(bench: Bench, files: dict[str, Path]) -> list[Row]:

@@ -23,16 +23,18 @@ _PATIENCE = 4_000  # looks at the counter, some microseconds, before the core is
 _APART = 8  # whole numbers from one counter to the next: a line of the cache each
 _OFFER = "SwitchToThread" if os.name == "nt" else "sched_yield"
 
-if llvmlite.binding.address_of_symbol(_OFFER) is None:
-    raise ImportError(f"this system has no {_OFFER}")
-
 _offer_core = types.ExternalFunction(_OFFER, types.int32())
 
 
 class Team:
-    """Some threads, this one included. One function at a time; `phases` is the most that it goes through."""
+    """Some threads, this one included. One function at a time; `phases` is the most that it goes through.
+
+    Raises ImportError where the system has no way to offer a core to others.
+    """
 
     def __init__(self, size: int, phases: int) -> None:
+        if llvmlite.binding.address_of_symbol(_OFFER) is None:
+            raise ImportError(f"this system has no {_OFFER}")
         self.size = size
         self._counters = np.zeros((phases * 2 + 1) * _APART, np.int64)
         self._others = ThreadPoolExecutor(max(1, size - 1), "decoding")

@@ -170,7 +170,7 @@ def _first_token(bench: Bench, files: dict[str, Path]) -> list[Row]:
     measures = {
         "ours": lambda: seconds(*command("--ckpt", str(bench.smollm2), *once)),
         "ours, int8": lambda: seconds(*command("--ckpt", str(bench.smollm2), "--quant", "int8", *once)),
-        "nalssi": lambda: seconds(*command("-p", "날씨", "-n", "1")),
+        "nalssi": lambda: seconds(*command("--ckpt", "nalssi", "-p", "날씨", "-n", "1")),
         "import torch": lambda: seconds(sys.executable, "-c", "import torch"),
     }
     if files:

@@ -13,9 +13,9 @@ from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 
 _MOVES_BY_ONE = 64  # tokens: up to here, reading the window again takes no time to speak of
-_TOGETHER = 6  # tokens that compiled products work on together: a piece is a multiple of it,
-_LEAST, _MOST = 24, 126  # and so many tokens; with fewer, going through all weights for each piece takes too much time
-_WORK_AT_ONCE = 6_000_000_000  # multiplications: a tenth of a second of a processor, or two
+_TOGETHER = 12  # tokens that compiled products work on together: a piece is a multiple of it,
+_LEAST, _MOST = 24, 132  # and so many tokens; with fewer, going through all weights for each piece takes too much time
+_WORK_AT_ONCE = 9_000_000_000  # multiplications: a tenth of a second of a processor, or two
 _BITS = {"off": 0, "int8": 8, "int4": 4}
 
 

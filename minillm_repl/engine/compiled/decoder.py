@@ -18,7 +18,7 @@ from minillm_repl.model.config import ACTIVATIONS, AnyConfig, LlamaConfig
 
 Floats = NDArray[np.float32]
 
-_PIECE = 126  # tokens read in one pass: a multiple of the six that products work on together
+_PIECE = 132  # tokens read in one pass: a multiple of the twelve that products work on together
 _FIRST_ROOM = 128  # tokens
 _PART = 256  # positions of a long text that one thread goes through
 _MOST_PARTS = 16

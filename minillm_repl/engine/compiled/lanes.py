@@ -109,6 +109,53 @@ def all_of(_typing: Any, _number: Any) -> Any:
 
 
 @intrinsic
+def spread(_typing: Any, array: Any, _index: Any) -> Any:
+    """Return sixteen times the float32 `array.flat[index]`."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = builder.load(place_of(context, builder, signature.args[0], *arguments))
+        first = builder.insert_element(_UNDEFINED, number, ir.Constant(_INT, 0))
+        return builder.shuffle_vector(first, _UNDEFINED, ir.Constant(ir.VectorType(_INT, LANES), [0] * LANES))
+
+    return Lanes(array, types.intp), code
+
+
+@intrinsic
+def turn(_typing: Any, array: Any, _index: Any, _step: Any, _out: Any, _at: Any, _out_step: Any) -> Any:
+    """Turn over 16 × 16 numbers: rows from `array.flat[index]` on, `step` apart, become columns in `out.flat[at]`.
+
+    The rows of `out`, float32, are `out_step` apart. Halves, quarters, eighths and sixteenths are exchanged in turn.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind, out_kind = signature.args[0], signature.args[3]
+        index, step, at, out_step = arguments[1], arguments[2], arguments[4], arguments[5]
+        number = context.get_data_type(kind.dtype)
+        width = 4 if isinstance(number, ir.FloatType) else number.width // 8
+        rows = []
+        for row in range(LANES):
+            place = builder.add(index, builder.mul(step, step.type(row)))
+            pointer = place_of(context, builder, kind, arguments[0], place)
+            pointer = builder.bitcast(pointer, ir.VectorType(number, LANES).as_pointer())
+            rows.append(_widened(builder, builder.load(pointer, align=width), kind.dtype))
+        half = LANES // 2
+        while half:
+            for first in (row for row in range(LANES) if not row & half):
+                pair = rows[first], rows[first + half]
+                for row, shift in ((first, 0), (first + half, half)):
+                    picked = [lane + shift if not lane & half else lane + shift + LANES - half for lane in range(LANES)]
+                    rows[row] = builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(_INT, LANES), picked))
+            half //= 2
+        for row in range(LANES):
+            place = builder.add(at, builder.mul(out_step, out_step.type(row)))
+            pointer = place_of(context, builder, out_kind, arguments[3], place)
+            builder.store(rows[row], builder.bitcast(pointer, _REGISTER.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, _out, types.intp, types.intp), code
+
+
+@intrinsic
 def multiply_add(_typing: Any, _a: Any, _b: Any, _c: Any) -> Any:
     """Return a · b + c, lane by lane."""
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,11 +37,9 @@ def checkpoint(folder: Folder, how: Reading) -> Checkpoint:
     found = check(recipe, headers, folder.name)
     settings = folder.fields("tokenizer_config.json")
     roles = _roles(folder, settings)
-    with ThreadPoolExecutor(1, "tokenizer") as beside:  # it is tried in another process meanwhile
-        making = beside.submit(_tokenizer, folder, config, settings, roles)
-        tensors = read_weights(recipe, found, folder.name, how)
-    tokenizer = making.result()
+    tokenizer = _tokenizer(folder, config, settings, roles)
     chat, end = _chat(folder, settings, roles), _end(folder, config, tokenizer, roles)
+    tensors = read_weights(recipe, found, folder.name, how)
     return Checkpoint(config, tokenizer, tensors, path=folder.path, chat=chat, end=end, recipe=recipe)
 
 

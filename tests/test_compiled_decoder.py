@@ -1,6 +1,7 @@
 """The compiled decoder is held to `transformers` and to the torch model, for every family and every kind of weights."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -269,3 +270,36 @@ def test_every_size_of_head_and_width_is_read_to_its_end():
         ours.rewind(50)
         definition.rewind(50)
         np.testing.assert_allclose(ours.decode(1), definition.decode(1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_code_that_has_changed_is_compiled_anew_and_what_has_not_is_fetched(tmp_path):
+    """numba looks only at the file of the function that Python calls; what that calls lies in the files beside it."""
+    shutil.copytree(ROOT / "minillm_repl", tmp_path / "minillm_repl", ignore=shutil.ignore_patterns("__pycache__"))
+    random_model(transformers.LlamaConfig, LLAMA).save_pretrained(tmp_path / "model")
+    beside = tmp_path / "minillm_repl" / "engine" / "compiled" / "attention.py"
+    as_it_was = beside.read_text(encoding="utf-8")
+    script = """if True:
+        from pathlib import Path
+        from minillm_repl.checkpoint.load import load
+        from minillm_repl.engine.compiled.decoder import CompiledDecoder
+        from minillm_repl.engine.compiled.forward import forward
+        decoder = CompiledDecoder(load(Path("model")))
+        print(sum(forward.stats.cache_hits.values()), decoder.prefill([1, 2, 3, 4]).sum().item())
+    """
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {"PYTHONPATH": "."}
+
+    def run(source):
+        beside.write_text(source, encoding="utf-8")
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        hits, total = done.stdout.split()
+        return int(hits), float(total)
+
+    _, first = run(as_it_was)
+    assert run(as_it_was) == (1, first)
+    sharper = as_it_was.replace("np.float32(1 / np.sqrt(d))", "np.float32(2 / np.sqrt(d))")
+    assert sharper != as_it_was
+    hits, changed = run(sharper)
+    assert hits == 0
+    assert changed != pytest.approx(first, abs=1e-3)

@@ -194,6 +194,13 @@ def test_a_file_of_another_kind_is_named_for_what_it_is(data, what, name, saved,
     assert name in str(raised.value)
 
 
+@pytest.mark.parametrize("text", ["Once upon a time", "# 제목\r\n\t글", "가" * 1_000, '{"a": 1}'])
+def test_a_text_is_called_one(text, tmp_path):
+    (tmp_path / "글.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"글\.txt is a text and no checkpoint; `:train FILE new` makes a model of it"):
+        load(tmp_path / "글.txt")
+
+
 def test_what_is_no_file_is_named_and_never_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, message in (

@@ -92,6 +92,7 @@ DATA = {  # no texts, though they look like some; and those that commands are ma
         "this system has no □", "□ is not the study note's kind of GPT",  # somebody else catches these
         "repeat-penalty", "temp", "top-k", "top-p", "min-p",
     },
+    "repl": {"Once upon a time"},  # to be typed as it is: the model is English
     # the names that JSON has; render translates them
     "insight": {"rounding", "added after layer □", "attention bias □", "position_embedding"},
     "render": {

@@ -11,7 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from minillm_repl.checkpoint.kinds import HEAD, kind_of
+from minillm_repl.checkpoint.kinds import HEAD, is_text, kind_of
 from minillm_repl.errors import UserError, reason
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig, config_from_json
@@ -133,7 +133,9 @@ def header_in(file: BinaryIO, path: Path) -> Header:
     head = file.read(HEAD)
     length = int.from_bytes(head[:8], "little")
     if length > min(size - 8, LONGEST_HEADER) or head[8:9] != b"{":
-        kind = kind_of(head)
+        kind = kind_of(head) or (
+            _("a text and no checkpoint; `:train FILE new` makes a model of it") if is_text(head) else ""
+        )
         raise UserError(
             _("{name} is {kind}", name=name, kind=kind)
             if kind

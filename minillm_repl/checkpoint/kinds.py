@@ -32,3 +32,10 @@ def kind_of(head: bytes) -> str:
             return _(kind)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return _("a web page: what was downloaded is not the file itself") if text.startswith(_PAGES) else ""
+
+
+def is_text(head: bytes) -> bool:
+    """Tell whether a file that begins with `head` is written in UTF-8; a character may be cut off at its end."""
+    text = head.decode("utf-8", "ignore")
+    whole = len(head) - len(text.encode()) < 4
+    return whole and bool(text) and all(letter.isprintable() or letter in "\t\n\f\r" for letter in text)

@@ -1,5 +1,6 @@
 """Weights in 8 or 4 bits: groups of 32 along the inputs, each with a scale in bfloat16; and how they lie in memory."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -7,12 +8,13 @@ from numpy.typing import NDArray
 
 from minillm_repl.engine.compiled.integers import FOUR, GROUP
 from minillm_repl.engine.compiled.lanes import LANES
+from minillm_repl.engine.compiled.team import default_size
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
 
 KINDS = {8: np.uint8, 4: np.int8}  # what arrays of them are to compiled code, which tells them apart by it
-_AT_ONCE = 1 << 20  # numbers that are quantised at once, so that it takes no memory to speak of
+_AT_ONCE = 1 << 18  # numbers that a thread quantises at once, so that it takes no memory to speak of
 
 
 def quantise(matrix: Array, bits: int) -> tuple[NDArray[np.int8], Floats]:
@@ -42,7 +44,8 @@ def lay_down(matrix: Array, bits: int) -> tuple[Array, NDArray[np.uint16]]:
     numbers = np.empty((tiles, groups, GROUP * LANES * bits // 8), KINDS[bits])
     scales = np.empty((tiles, groups, LANES), np.uint16)
     step = max(1, _AT_ONCE // (inputs * LANES))
-    for first in range(0, tiles, step):
+
+    def fill(first: int) -> None:
         last = min(first + step, tiles)
         small, scale = quantise(matrix[first * LANES : last * LANES], bits)
         whole = np.full(((last - first) * LANES, groups * GROUP), 1 << (bits - 1), np.uint8)
@@ -53,6 +56,9 @@ def lay_down(matrix: Array, bits: int) -> tuple[Array, NDArray[np.uint16]]:
         filled = np.zeros(((last - first) * LANES, groups), np.float32)
         filled[: len(scale)] = scale
         scales[first:last] = (filled.view(np.uint32) >> 16).reshape(-1, LANES, groups).transpose(0, 2, 1)
+
+    with ThreadPoolExecutor(default_size(), "rounding") as pool:
+        list(pool.map(fill, range(0, tiles, step)))
     return numbers, scales
 
 

@@ -80,7 +80,10 @@ SHOWS = {
 MARKS = {"_", "_n", "N_", "setting", "command"}  # the tool finds what these are given
 DATA = {  # no texts, though they look like some; and those that commands are made of, which the tool finds in them
     "cli": {"minillm-repl: □", "minillm-repl"},
-    "repl": {*GROUPS, specs(Settings)["verbose"].details, "noreverse dim", "bold", "first token", "previous token"},
+    "repl": {
+        *GROUPS, specs(Settings)["verbose"].details, "noreverse dim", "bold", "first token", "previous token",
+        "Once upon a time",  # what to type, to a model that is English
+    },
     "commands": {
         "How it chooses", "What it expects", "turns it on", "shows the present one",
         "Without a value it □. Default: □.",
@@ -92,7 +95,6 @@ DATA = {  # no texts, though they look like some; and those that commands are ma
         "this system has no □", "□ is not the study note's kind of GPT",  # somebody else catches these
         "repeat-penalty", "temp", "top-k", "top-p", "min-p",
     },
-    "repl": {"Once upon a time"},  # to be typed as it is: the model is English
     # the names that JSON has; render translates them
     "insight": {"rounding", "added after layer □", "attention bias □", "position_embedding"},
     "render": {

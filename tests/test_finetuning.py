@@ -482,7 +482,7 @@ HOSTILE = {
     "a name with a zero": ({}, {"base": lambda base: {**base, "path": "a\0b"}}, "which is not there"),
     "an endless name": ({}, {"base": lambda base: {**base, "path": "a" * 9_999}}, "which is not there"),
     "itself": ({}, {"base": lambda base: {**base, "path": "hostile.safetensors"}}, "for another adapter"),
-    "no text": ({}, {"base": lambda base: {**base, "path": "t.txt"}}, "not a safetensors file"),
+    "no text": ({}, {"base": lambda base: {**base, "path": "t.txt"}}, "is a text and no checkpoint"),
     "a device": ({}, {"base": lambda base: {**base, "path": os.devnull}}, "not a regular file"),
     "no digest": ({}, {"base": lambda base: {"path": base["path"]}}, "does not say what it belongs to"),
     "a list": ({}, {"base": lambda base: [base]}, "does not say what it belongs to"),

@@ -80,7 +80,7 @@ WRONG = {
     "pickle only": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pickle .pytorch_model.bin., which can run"
     ),
-    "weights that are none": (lambda f: (f / "model.safetensors").write_bytes(b"no"), "not a safetensors file"),
+    "weights that are none": (lambda f: (f / "model.safetensors").write_bytes(b"no"), "is a text and no checkpoint"),
     "weights cut short": (
         lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-4]), "cut short"
     ),

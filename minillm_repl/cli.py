@@ -255,6 +255,8 @@ def _greet(shell: Shell) -> None:
         hint = _(":help commands · :verbose shows what the model thinks · Ctrl-D leaves")
     out.print(Text.assemble(("minillm-repl", TITLE), f"  {about}"))
     out.print(Text(hint, FIGURES))
+    if not shell.session.chosen:
+        out.print(Text(_("speaks Korean · :load story tells English tales · :load nalssi is smallest"), FIGURES))
 
 
 def _one_shot(shell: Shell, options: argparse.Namespace) -> None:

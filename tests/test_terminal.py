@@ -85,7 +85,7 @@ def visit(tmp_path, models, cache):
         environment = {name: value for name, value in (environment | dict(variables)).items() if value is not None}
         if ckpt == "chain":
             arguments = ("--temp", "0", "--max-tokens", "4", *arguments)
-        name = ckpt if ckpt in ("nalssi", "story", "new.safetensors") else models / f"{ckpt}.safetensors"
+        name = ckpt if ckpt in ("auto", "nalssi", "story", "new.safetensors") else models / f"{ckpt}.safetensors"
         arguments = ("--ckpt", str(name), *arguments)
         terminal = Terminal(arguments, environment=environment, folder=tmp_path, **terminal)
         opened.append(terminal)
@@ -855,3 +855,12 @@ def test_tables_are_aligned_in_korean(visit):
 @pytest.mark.parametrize("name, example", [("nalssi", "such as 날씨, or"), ("story", "such as Once upon a time, or")])
 def test_what_is_proposed_to_type_is_something_that_the_model_knows(visit, name, example):
     visit(ckpt=name).wait_for(f"type the beginning of a text, {example} :help")
+
+
+def test_who_names_no_model_is_told_what_the_open_one_speaks_and_which_others_there_are(visit):
+    hint = "speaks Korean · :load story tells English tales · :load nalssi is smallest"
+    unnamed, named = visit(ckpt="auto"), visit(ckpt="nalssi")
+    for terminal in (unnamed, named):
+        terminal.wait_for_prompt()
+    assert hint in unnamed.text
+    assert hint not in named.text

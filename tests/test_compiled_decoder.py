@@ -227,6 +227,7 @@ print('torch' in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_numba_serves_where_nothing_can_be_written():
     assert run(UNWRITABLE).endswith("False\n")
 

@@ -251,6 +251,7 @@ def test_a_folder_of_texts_and_talks_is_trained_on(folder):
     assert out.strip() == "맑다.", err
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_repl_comes_back_and_going_on_is_exact(folder):
     train(folder, "whole", steps=1000)
     words = ["--ckpt", "cut.safetensors", "--no-history"]
@@ -348,6 +349,7 @@ def test_a_text_of_a_gigabyte_needs_little_memory_and_is_tokenised_once(folder):
 # -- several processes
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one_and_only_one_speaks(folder):
     """Muon computes in bfloat16, where rounding grows: at three times this rate to some 2e-4 within 50 steps."""
     (events, _), (both, _) = (
@@ -382,6 +384,7 @@ def children(process):
     return list(map(int, found.stdout.split()))
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_run_and_the_last_save_goes_on(folder):
     words = ["--ckpt", "m.safetensors", "--train", "text.txt", "--json", "--steps", 2_000, "--save-steps", 20, *SIZES]
     process = start(folder, *words, command=TORCHRUN)

@@ -148,7 +148,7 @@ def _check_finite(array: Array, tensor: str, name: str) -> None:
     """Raise UserError for a number that is not finite.
 
     Of numbers of one sign, read as whole numbers, all finite ones come before infinity, and all NaN after it: two
-    maxima tell, which takes a fifteenth of the time that looking at each takes, and no memory.
+    maxima tell, which takes a seventh of the time that looking at each takes, and no memory.
     """
     bits = array.reshape(-1).view(f"u{array.itemsize}")
     above, below = np.array([np.inf, -np.inf], array.dtype).view(bits.dtype)
@@ -165,7 +165,7 @@ def _check_finite(array: Array, tensor: str, name: str) -> None:
 def packed(tensors: Tensors, metadata: Mapping[str, str]) -> Parts:
     """Return the parts of a safetensors file: its header, then the numbers of each tensor, as they lie in memory.
 
-    The library's own `save` copies all of them three times, and cannot be interrupted. Raises UserError if the text
+    The library's own `save` copies all of them twice, and cannot be interrupted. Raises UserError if the text
     is longer than a reader here takes.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}

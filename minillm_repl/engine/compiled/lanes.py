@@ -56,17 +56,33 @@ def _widened(builder: Any, value: Any, kind: Any) -> Any:
     return value
 
 
+def _fetched(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    """Return a register of the sixteen numbers from `array.flat[index]` on, widened to float32."""
+    number = context.get_data_type(kind.dtype)
+    width = 4 if isinstance(number, ir.FloatType) else number.width // 8
+    place = place_of(context, builder, kind, array, index)
+    pointer = builder.bitcast(place, ir.VectorType(number, LANES).as_pointer())
+    return _widened(builder, builder.load(pointer, align=width), kind.dtype)
+
+
+def _spread(builder: Any, number: Any) -> Any:
+    """Return a register of sixteen times the same number."""
+    first = builder.insert_element(_UNDEFINED, number, ir.Constant(_INT, 0))
+    return builder.shuffle_vector(first, _UNDEFINED, ir.Constant(ir.VectorType(_INT, LANES), [0] * LANES))
+
+
+def _stored(context: Any, builder: Any, kind: Any, array: Any, index: Any, register: Any) -> None:
+    """Put a register into `array.flat[index]` and the places after it."""
+    place = place_of(context, builder, kind, array, index)
+    builder.store(register, builder.bitcast(place, _REGISTER.as_pointer()), align=4)
+
+
 @intrinsic
 def load(_typing: Any, array: Any, _index: Any) -> Any:
     """Return sixteen numbers from `array.flat[index]` on, widened to float32."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = signature.args[0]
-        number = context.get_data_type(kind.dtype)
-        place = place_of(context, builder, kind, *arguments)
-        width = 4 if isinstance(number, ir.FloatType) else number.width // 8
-        pointer = builder.bitcast(place, ir.VectorType(number, LANES).as_pointer())
-        return _widened(builder, builder.load(pointer, align=width), kind.dtype)
+        return _fetched(context, builder, signature.args[0], *arguments)
 
     return Lanes(array, types.intp), code
 
@@ -76,8 +92,7 @@ def store(_typing: Any, array: Any, _index: Any, _lanes: Any) -> Any:
     """Put sixteen float32 into `array.flat[index]` and the places after it."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = place_of(context, builder, signature.args[0], *arguments[:2])
-        builder.store(arguments[2], builder.bitcast(place, _REGISTER.as_pointer()), align=4)
+        _stored(context, builder, signature.args[0], *arguments)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, Lanes), code
@@ -102,8 +117,7 @@ def all_of(_typing: Any, _number: Any) -> Any:
     """Return sixteen times the same number."""
 
     def code(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        first = builder.insert_element(_UNDEFINED, arguments[0], ir.Constant(_INT, 0))
-        return builder.shuffle_vector(first, _UNDEFINED, ir.Constant(ir.VectorType(_INT, LANES), [0] * LANES))
+        return _spread(builder, *arguments)
 
     return Lanes(types.float32), code
 
@@ -113,9 +127,7 @@ def spread(_typing: Any, array: Any, _index: Any) -> Any:
     """Return sixteen times the float32 `array.flat[index]`."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        number = builder.load(place_of(context, builder, signature.args[0], *arguments))
-        first = builder.insert_element(_UNDEFINED, number, ir.Constant(_INT, 0))
-        return builder.shuffle_vector(first, _UNDEFINED, ir.Constant(ir.VectorType(_INT, LANES), [0] * LANES))
+        return _spread(builder, builder.load(place_of(context, builder, signature.args[0], *arguments)))
 
     return Lanes(array, types.intp), code
 
@@ -128,16 +140,11 @@ def turn(_typing: Any, array: Any, _index: Any, _step: Any, _out: Any, _at: Any,
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind, out_kind = signature.args[0], signature.args[3]
         index, step, at, out_step = arguments[1], arguments[2], arguments[4], arguments[5]
-        number = context.get_data_type(kind.dtype)
-        width = 4 if isinstance(number, ir.FloatType) else number.width // 8
         rows = []
         for row in range(LANES):
             place = builder.add(index, builder.mul(step, step.type(row)))
-            pointer = place_of(context, builder, kind, arguments[0], place)
-            pointer = builder.bitcast(pointer, ir.VectorType(number, LANES).as_pointer())
-            rows.append(_widened(builder, builder.load(pointer, align=width), kind.dtype))
+            rows.append(_fetched(context, builder, signature.args[0], arguments[0], place))
         half = LANES // 2
         while half:
             for first in (row for row in range(LANES) if not row & half):
@@ -148,8 +155,7 @@ def turn(_typing: Any, array: Any, _index: Any, _step: Any, _out: Any, _at: Any,
             half //= 2
         for row in range(LANES):
             place = builder.add(at, builder.mul(out_step, out_step.type(row)))
-            pointer = place_of(context, builder, out_kind, arguments[3], place)
-            builder.store(rows[row], builder.bitcast(pointer, _REGISTER.as_pointer()), align=4)
+            _stored(context, builder, signature.args[3], arguments[3], place, rows[row])
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, _out, types.intp, types.intp), code

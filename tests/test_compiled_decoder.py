@@ -299,8 +299,8 @@ def test_code_that_has_changed_is_compiled_anew_and_what_has_not_is_fetched(tmp_
 
     _, first = run(as_it_was)
     assert run(as_it_was) == (1, first)
-    sharper = as_it_was.replace("np.float32(1 / np.sqrt(d))", "np.float32(2 / np.sqrt(d))")
-    assert sharper != as_it_was
+    sharper = as_it_was.replace("np.float32(1 / np.sqrt(d))", "np.float32(2.0 / np.sqrt(d))")
+    assert len(sharper) != len(as_it_was)  # or Python's own cache, which knows only seconds and bytes, may see no change
     hits, changed = run(sharper)
     assert hits == 0
     assert changed != pytest.approx(first, abs=1e-3)

@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from minillm_repl.checkpoint.load import load
+from minillm_repl.engine.compiled import decoder as compiled_decoder
 from minillm_repl.engine.compiled.decoder import CompiledDecoder
 from minillm_repl.engine.compiled.rotation import rotation
 from minillm_repl.engine.decoder import piece_of, read
@@ -42,7 +43,14 @@ def family(request, tmp_path_factory):
     return theirs, load(folder)
 
 
-def test_logits_and_greedy_text_are_those_of_transformers(family):
+@pytest.fixture(params=["turned over", "as they are"])
+def matrices(request, monkeypatch):
+    """Every model of these tests is small enough to be turned over; larger ones are read as they are."""
+    if request.param == "as they are":
+        monkeypatch.setattr(compiled_decoder, "_SMALL", 0)
+
+
+def test_logits_and_greedy_text_are_those_of_transformers(family, matrices):
     """Float32: logits within 1e-3 (1e-4 here) wherever the text is cut in two, and 256 tokens word for word."""
     theirs, checkpoint = family
     ours = CompiledDecoder(checkpoint)
@@ -76,7 +84,7 @@ def test_the_cache_never_changes_what_is_read(family):
         assert used.ids == fresh.ids
 
 
-def test_the_number_of_threads_changes_no_bit():
+def test_the_number_of_threads_changes_no_bit(matrices):
     config = LlamaConfig(97, 600, 64, 2, 4, kv_heads=2, head_size=16, hidden=100)
     rng = np.random.default_rng(0)
     tensors = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in config.shapes()}
@@ -95,7 +103,7 @@ def test_the_number_of_threads_changes_no_bit():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_weights_are_read_as_they_are(dtype, tmp_path):
+def test_half_precision_weights_are_read_as_they_are(dtype, tmp_path, monkeypatch):
     """They widen exactly: what differs from float32 arithmetic on them is that keys and values are bfloat16."""
     random_model(*FAMILIES["llama tied, biased"], dtype).save_pretrained(tmp_path)
     checkpoint = load(tmp_path)
@@ -103,6 +111,7 @@ def test_half_precision_weights_are_read_as_they_are(dtype, tmp_path):
     exact = load(tmp_path, dtype="float32")
     ids = random_ids(60)[0].tolist()
     expected = TorchDecoder(build(exact.config, exact.tensors)).prefill(ids)
+    monkeypatch.setattr(compiled_decoder, "_SMALL", 0)
     ours = CompiledDecoder(checkpoint)
     np.testing.assert_allclose(ours.prefill(ids), expected, rtol=0, atol=0.02)
     assert "compiled, weights in " + checkpoint.dtype in ours.why
@@ -258,7 +267,7 @@ except UserError as error:
     assert run(refused).startswith("--quant int8 needs the compiled decoder, and torch runs it (numba does not work")
 
 
-def test_every_size_of_head_and_width_is_read_to_its_end():
+def test_every_size_of_head_and_width_is_read_to_its_end(matrices):
     """Sizes that divide by nothing: the ends of rows, of blocks of keys and of registers."""
     rng = np.random.default_rng(0)
     for width, heads, kv_heads, size, hidden in ((7, 1, 1, 2, 3), (19, 6, 2, 10, 37), (33, 5, 5, 34, 50)):
@@ -300,7 +309,7 @@ def test_code_that_has_changed_is_compiled_anew_and_what_has_not_is_fetched(tmp_
     _, first = run(as_it_was)
     assert run(as_it_was) == (1, first)
     sharper = as_it_was.replace("np.float32(1 / np.sqrt(d))", "np.float32(2.0 / np.sqrt(d))")
-    assert len(sharper) != len(as_it_was)  # or Python's own cache, which knows only seconds and bytes, may see no change
+    assert len(sharper) != len(as_it_was)  # Python's own cache tells files apart by seconds and length
     hits, changed = run(sharper)
     assert hits == 0
     assert changed != pytest.approx(first, abs=1e-3)

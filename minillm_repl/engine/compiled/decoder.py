@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
-from minillm_repl.engine.compiled.attention import BLOCK, Pieces
+from minillm_repl.engine.compiled.attention import BLOCK, Pieces, scratch
 from minillm_repl.engine.compiled.forward import PHASES_IN_A_LAYER, PHASES_OUTSIDE, Room, Shape, forward
-from minillm_repl.engine.compiled.lanes import LANES
 from minillm_repl.engine.compiled.rotation import rotation
 from minillm_repl.engine.compiled.team import Team, default_size
+from minillm_repl.engine.compiled.tiles import WIDTH
 from minillm_repl.engine.compiled.weights import lay_out
 from minillm_repl.engine.decoder import piece_of
 from minillm_repl.language import _, _n
@@ -20,9 +20,10 @@ Floats = NDArray[np.float32]
 
 _PIECE = 132  # tokens read in one pass: a multiple of the twelve that products work on together
 _FIRST_ROOM = 128  # tokens
-_PART = 256  # positions of a long text that one thread goes through
-_MOST_PARTS = 16
-_ALONE = 2_000_000  # parameters: below, a token takes a thread less time than waking another
+_PART = 256  # positions of a long text are the least that are worth a task of their own
+_TASKS = 16  # of a long text, whatever the number of threads; in more, the first keys of each would take the time
+# Parameters: below, a token takes a thread less time than waking another, and weights turned over stay in its cache.
+_SMALL = 2_000_000
 
 
 class CompiledDecoder:
@@ -31,14 +32,16 @@ class CompiledDecoder:
     def __init__(self, checkpoint: Checkpoint, threads: int = 0, bits: int = 0) -> None:
         config = checkpoint.config
         self._config = config
-        self._weights = lay_out(config, checkpoint.tensors, bits)
+        small = config.parameters < _SMALL
+        self._weights = lay_out(config, checkpoint.tensors, bits, turned=small)
         self._shape = _shape_of(config)
         self._windows = np.array(getattr(config, "windows", ()) or [0] * config.layers, np.int64)
-        size = threads or (1 if config.parameters < _ALONE else default_size())
+        size = threads or (1 if small else default_size())
         self._team = Team(size, PHASES_OUTSIDE + PHASES_IN_A_LAYER * config.layers + 2)
-        self._padded = -(-self._shape.head_size // LANES) * LANES
+        self._padded = -(-self._shape.head_size // WIDTH) * WIDTH
         self._cache_kind = np.float32 if checkpoint.dtype == "float32" and not bits else np.uint16
-        self._room = _room(config, self._shape, self._padded)
+        self._most_parts = -(-_TASKS // config.kv_heads)
+        self._room = _room(config, self._shape, self._padded, size, max(_PIECE, self._most_parts))
         self._keys = self._values = np.empty((0, 0, 0), self._cache_kind)
         self._positions = 0
         self._turn = rotation(config, 0)
@@ -96,16 +99,11 @@ class CompiledDecoder:
         assert min(ids) >= 0 and max(ids) < self._config.vocab  # compiled code reads where they say
         if start + count > self._positions:
             self._grow(start + count)
-        room, parts = self._room, 1
-        if count == 1:
-            parts = min(_MOST_PARTS, -(-(start + 1) // _PART))
-        pieces = Pieces(*(array[: parts * count * self._shape.heads] for array in room.pieces))
-        rows = {name: array[:count] for name, array in room._asdict().items() if name not in ("pieces", "logits")}
-        used = Room(**rows, pieces=pieces, logits=room.logits)
+        parts = min(self._most_parts, -(-(start + 1) // _PART)) if count == 1 else 1
         self._team.run(
             forward, np.array(ids, np.int64), start, parts, self._shape, self._windows,
             self._weights.addresses, self._weights.like, self._weights.like_outside, self._keys, self._values,
-            *self._turn, used,
+            *self._turn, self._room,
         )  # fmt: skip
         self.ids.extend(ids)
 
@@ -134,10 +132,10 @@ def _shape_of(config: AnyConfig) -> Shape:
     )
 
 
-def _room(config: AnyConfig, shape: Shape, padded: int) -> Room:
+def _room(config: AnyConfig, shape: Shape, padded: int, threads: int, pieces: int) -> Room:
     gated = isinstance(config, LlamaConfig)
     hidden = config.hidden if isinstance(config, LlamaConfig) else config.ff_width
-    rows = max(_PIECE, _MOST_PARTS) * shape.heads
+    rows = pieces * shape.heads
 
     def floats(*sizes: int) -> Floats:
         return np.zeros(sizes, np.float32)
@@ -152,6 +150,7 @@ def _room(config: AnyConfig, shape: Shape, padded: int) -> Room:
         z=floats(_PIECE, shape.heads * shape.head_size),
         up=up,
         hidden=floats(_PIECE, hidden) if gated else up,
+        scratch=scratch(threads, shape.head_size, padded),
         pieces=Pieces(floats(rows, padded), floats(rows), floats(rows)),
         logits=floats(1, config.vocab),
     )

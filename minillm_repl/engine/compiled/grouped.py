@@ -24,6 +24,7 @@ from minillm_repl.engine.compiled.integers import (
 )
 from minillm_repl.engine.compiled.lanes import (
     LANES,
+    LINE,
     all_of,
     fetch,
     float_of_bits,
@@ -43,7 +44,6 @@ Floats = NDArray[np.float32]
 _TILES_AT_ONCE = 2  # of sixteen rows; they make one task
 _TOKENS = 6  # of one set of registers
 _AHEAD = 8_192  # bytes: so far before they are needed, weights are asked for
-_LINE = 64  # bytes that memory hands over at once
 
 
 class Rounded(NamedTuple):
@@ -123,8 +123,8 @@ def _by_one(w: Any, scales: Any, tile: int, groups: int, x: Rounded, t: int) -> 
     each = GROUP * LANES * bits_of(w) // 8
     for g in range(groups):
         place, group = t * groups + g, tile * groups + g
-        for line in range(0, each, _LINE):
-            fetch(w, group * each + _AHEAD + line)
+        for line in range(0, each, LINE):
+            fetch(w, group * each + _AHEAD + line, LINE)
         sums = all_sums(x.less[place])
         for four in range(0, GROUP // 2, FOUR):
             at, to = place * GROUP + four, group * each + four * LANES

@@ -6,6 +6,7 @@ whatever the processor makes of it (one register with AVX-512, two with AVX2, fo
 on their way in: float32 as they are, bfloat16 as uint16, float16 as int16.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,11 @@ from numba.extending import intrinsic
 from minillm_repl.engine.compiled.compiling import compiled
 
 LANES = 16
+LINE = 64  # bytes that memory hands over at once
 
-_FLOAT, _INT = ir.FloatType(), ir.IntType(32)
-_REGISTER = ir.VectorType(_FLOAT, LANES)
-_UNDEFINED = ir.Constant(_REGISTER, ir.Undefined)
+_FLOAT, INT = ir.FloatType(), ir.IntType(32)
+REGISTER = ir.VectorType(_FLOAT, LANES)
+_UNDEFINED = ir.Constant(REGISTER, ir.Undefined)
 
 
 class _LanesType(types.Type):  # type: ignore[misc]
@@ -35,7 +37,7 @@ Lanes = _LanesType()
 @register_default(_LanesType)
 class _LanesModel(PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _REGISTER)
+        super().__init__(manager, kind, REGISTER)
 
 
 def place_of(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
@@ -46,7 +48,7 @@ def place_of(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> A
 def _widened(builder: Any, value: Any, kind: Any) -> Any:
     """Return float32 for numbers of a weight's kind, one or a register of them."""
     many = isinstance(value.type, ir.VectorType)
-    floats, whole = (_REGISTER, ir.VectorType(_INT, LANES)) if many else (_FLOAT, _INT)
+    floats, whole = (REGISTER, ir.VectorType(INT, LANES)) if many else (_FLOAT, INT)
     if kind == types.uint16:  # bfloat16 is the upper half of a float32
         sixteen = ir.Constant(whole, [16] * LANES if many else 16)
         return builder.bitcast(builder.shl(builder.zext(value, whole), sixteen), floats)
@@ -56,7 +58,7 @@ def _widened(builder: Any, value: Any, kind: Any) -> Any:
     return value
 
 
-def _fetched(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+def fetched(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
     """Return a register of the sixteen numbers from `array.flat[index]` on, widened to float32."""
     number = context.get_data_type(kind.dtype)
     width = 4 if isinstance(number, ir.FloatType) else number.width // 8
@@ -65,16 +67,22 @@ def _fetched(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> A
     return _widened(builder, builder.load(pointer, align=width), kind.dtype)
 
 
-def _spread(builder: Any, number: Any) -> Any:
+def spread_out(builder: Any, number: Any) -> Any:
     """Return a register of sixteen times the same number."""
-    first = builder.insert_element(_UNDEFINED, number, ir.Constant(_INT, 0))
-    return builder.shuffle_vector(first, _UNDEFINED, ir.Constant(ir.VectorType(_INT, LANES), [0] * LANES))
+    first = builder.insert_element(_UNDEFINED, number, ir.Constant(INT, 0))
+    return builder.shuffle_vector(first, _UNDEFINED, ir.Constant(ir.VectorType(INT, LANES), [0] * LANES))
 
 
-def _stored(context: Any, builder: Any, kind: Any, array: Any, index: Any, register: Any) -> None:
+def stored(context: Any, builder: Any, kind: Any, array: Any, index: Any, register: Any) -> None:
     """Put a register into `array.flat[index]` and the places after it."""
     place = place_of(context, builder, kind, array, index)
-    builder.store(register, builder.bitcast(place, _REGISTER.as_pointer()), align=4)
+    builder.store(register, builder.bitcast(place, REGISTER.as_pointer()), align=4)
+
+
+def multiplied_added(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """Return a · b + c of registers."""
+    kind = ir.FunctionType(REGISTER, [REGISTER] * 3)
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32"), (a, b, c))
 
 
 @intrinsic
@@ -82,7 +90,7 @@ def load(_typing: Any, array: Any, _index: Any) -> Any:
     """Return sixteen numbers from `array.flat[index]` on, widened to float32."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _fetched(context, builder, signature.args[0], *arguments)
+        return fetched(context, builder, signature.args[0], *arguments)
 
     return Lanes(array, types.intp), code
 
@@ -92,7 +100,7 @@ def store(_typing: Any, array: Any, _index: Any, _lanes: Any) -> Any:
     """Put sixteen float32 into `array.flat[index]` and the places after it."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _stored(context, builder, signature.args[0], *arguments)
+        stored(context, builder, signature.args[0], *arguments)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, Lanes), code
@@ -109,7 +117,7 @@ def widen(_typing: Any, number: Any) -> Any:
 @intrinsic
 def zeros(_typing: Any) -> Any:
     """Return sixteen zeros."""
-    return Lanes(), lambda *_: ir.Constant(_REGISTER, [0.0] * LANES)
+    return Lanes(), lambda *_: ir.Constant(REGISTER, [0.0] * LANES)
 
 
 @intrinsic
@@ -117,19 +125,9 @@ def all_of(_typing: Any, _number: Any) -> Any:
     """Return sixteen times the same number."""
 
     def code(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return _spread(builder, *arguments)
+        return spread_out(builder, *arguments)
 
     return Lanes(types.float32), code
-
-
-@intrinsic
-def spread(_typing: Any, array: Any, _index: Any) -> Any:
-    """Return sixteen times the float32 `array.flat[index]`."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _spread(builder, builder.load(place_of(context, builder, signature.args[0], *arguments)))
-
-    return Lanes(array, types.intp), code
 
 
 @intrinsic
@@ -144,18 +142,18 @@ def turn(_typing: Any, array: Any, _index: Any, _step: Any, _out: Any, _at: Any,
         rows = []
         for row in range(LANES):
             place = builder.add(index, builder.mul(step, step.type(row)))
-            rows.append(_fetched(context, builder, signature.args[0], arguments[0], place))
+            rows.append(fetched(context, builder, signature.args[0], arguments[0], place))
         half = LANES // 2
         while half:
             for first in (row for row in range(LANES) if not row & half):
                 pair = rows[first], rows[first + half]
                 for row, shift in ((first, 0), (first + half, half)):
                     picked = [lane + shift if not lane & half else lane + shift + LANES - half for lane in range(LANES)]
-                    rows[row] = builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(_INT, LANES), picked))
+                    rows[row] = builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(INT, LANES), picked))
             half //= 2
         for row in range(LANES):
             place = builder.add(at, builder.mul(out_step, out_step.type(row)))
-            _stored(context, builder, signature.args[3], arguments[3], place, rows[row])
+            stored(context, builder, signature.args[3], arguments[3], place, rows[row])
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, _out, types.intp, types.intp), code
@@ -166,30 +164,50 @@ def multiply_add(_typing: Any, _a: Any, _b: Any, _c: Any) -> Any:
     """Return a · b + c, lane by lane."""
 
     def code(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        kind = ir.FunctionType(_REGISTER, [_REGISTER] * 3)
-        return builder.call(
-            cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32"), arguments
-        )
+        return multiplied_added(builder, *arguments)
 
     return Lanes(Lanes, Lanes, Lanes), code
 
 
+def _halved(builder: Any, register: Any, join: Callable[[Any, Any], Any]) -> Any:
+    """Return what is left of sixteen numbers when halves are joined until one is left."""
+    count = LANES
+    while count > 1:
+        count //= 2
+        halves = [
+            builder.shuffle_vector(register, register, ir.Constant(ir.VectorType(INT, count), list(range(first, last))))
+            for first, last in ((0, count), (count, 2 * count))
+        ]
+        register = join(*halves)
+    return builder.extract_element(register, ir.Constant(INT, 0))
+
+
 @intrinsic
 def total(_typing: Any, _lanes: Any) -> Any:
-    """Return the sum of sixteen numbers: halves are added until one is left."""
+    """Return the sum of sixteen numbers."""
+    return types.float32(Lanes), lambda _context, builder, _signature, arguments: _halved(
+        builder, arguments[0], builder.fadd
+    )
+
+
+@intrinsic
+def greatest(_typing: Any, _lanes: Any) -> Any:
+    """Return the largest of sixteen numbers."""
 
     def code(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        value, count = arguments[0], LANES
-        while count > 1:
-            count //= 2
-            halves = [
-                builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(_INT, count), list(range(first, last))))
-                for first, last in ((0, count), (count, 2 * count))
-            ]
-            value = builder.fadd(*halves)
-        return builder.extract_element(value, ir.Constant(_INT, 0))
+        return _halved(builder, arguments[0], lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
 
     return types.float32(Lanes), code
+
+
+@intrinsic
+def larger(_typing: Any, _a: Any, _b: Any) -> Any:
+    """Return the larger of two, lane by lane; the second where one is no number."""
+
+    def code(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", *arguments), *arguments)
+
+    return Lanes(Lanes, Lanes), code
 
 
 @intrinsic
@@ -202,34 +220,48 @@ def float_of_bits(_typing: Any, _bits: Any) -> Any:
 
 @intrinsic
 def keep(_typing: Any, array: Any, _index: Any, _number: Any) -> Any:
-    """Put a float32 into `array.flat[index]`, rounded to bfloat16 if the array is of uint16."""
+    """Put a float32 into `array.flat[index]`, rounded to bfloat16 if the array is of uint16.
+
+    Those lie in pairs: of 32, the first and the seventeenth side by side, so that two registers of them are widened
+    with one instruction each.
+    """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind, value = signature.args[0], arguments[2]
+        kind, (_, index, value) = signature.args[0], arguments
         if kind.dtype == types.uint16:  # to the nearest, and to the even one between two
-            bits, sixteen = builder.bitcast(value, _INT), ir.Constant(_INT, 16)
-            odd = builder.and_(builder.lshr(bits, sixteen), ir.Constant(_INT, 1))
-            rounded = builder.add(bits, builder.add(odd, ir.Constant(_INT, 0x7FFF)))
+            bits, sixteen = builder.bitcast(value, INT), ir.Constant(INT, 16)
+            odd = builder.and_(builder.lshr(bits, sixteen), ir.Constant(INT, 1))
+            rounded = builder.add(bits, builder.add(odd, ir.Constant(INT, 0x7FFF)))
             value = builder.trunc(builder.lshr(rounded, sixteen), ir.IntType(16))
-        builder.store(value, place_of(context, builder, kind, *arguments[:2]))
+            low, high = (builder.and_(index, index.type(bits)) for bits in (LANES - 1, LANES))
+            run = builder.and_(index, index.type(-2 * LANES))
+            index = builder.add(
+                run, builder.add(builder.shl(low, index.type(1)), builder.udiv(high, index.type(LANES)))
+            )
+        builder.store(value, place_of(context, builder, kind, arguments[0], index))
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.float32), code
 
 
-@intrinsic
-def fetch(_typing: Any, array: Any, _index: Any) -> Any:
-    """Ask for the 64 bytes around `array.flat[index]` to be brought near; it may lie past the end."""
+@intrinsic(prefer_literal=True)
+def fetch(_typing: Any, array: Any, _index: Any, count: Any) -> Any:
+    """Ask for the numbers from `array.flat[index]` on to be brought near; they may lie past the end.
+
+    `count`, how many, is to be written out.
+    """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = builder.bitcast(place_of(context, builder, signature.args[0], *arguments), ir.IntType(8).as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [place.type, _INT, _INT, _INT])
-        reading, soon, data = _INT(0), _INT(3), _INT(1)
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [place, reading, soon, data])
+        kind, eight = signature.args[0], ir.IntType(8).as_pointer()
+        place = builder.bitcast(place_of(context, builder, kind, *arguments[:2]), eight)
+        function_kind = ir.FunctionType(ir.VoidType(), [eight, INT, INT, INT])
+        function = cgutils.get_or_insert_function(builder.module, function_kind, "llvm.prefetch.p0")
+        reading, soon, data = INT(0), INT(3), INT(1)
+        for line in range(0, count.literal_value * kind.dtype.bitwidth // 8, LINE):
+            builder.call(function, [builder.gep(place, [INT(line)]), reading, soon, data])
         return context.get_dummy_value()
 
-    return types.void(array, types.intp), code
+    return types.void(array, types.intp, count), code
 
 
 @intrinsic
@@ -240,6 +272,28 @@ def pointer(_typing: Any, _address: Any, like: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
     return types.CPointer(like.dtype)(types.uintp, like), code
+
+
+@intrinsic
+def borrowed(_typing: Any, several: Any) -> Any:
+    """Return the arrays of a tuple, and of tuples in it, as arrays that nobody counts the users of.
+
+    Counting is a locked instruction for every slice and every call. They must be kept by somebody else meanwhile.
+    """
+
+    def uncounted(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+        if isinstance(kind, types.Array):
+            array = context.make_array(kind)(context, builder, value)
+            array.meminfo, array.parent = (cgutils.get_null_value(each.type) for each in (array.meminfo, array.parent))
+            return array._getvalue()
+        for place, each in enumerate(kind if isinstance(kind, types.BaseTuple) else ()):
+            part = uncounted(context, builder, each, builder.extract_value(value, place))
+            value = builder.insert_value(value, part, place)
+        return value
+
+    return several(several), lambda context, builder, signature, arguments: uncounted(
+        context, builder, signature.return_type, arguments[0]
+    )
 
 
 @compiled

@@ -8,8 +8,8 @@ from numba.extending import overload
 
 from minillm_repl.engine.compiled.compiling import compiled
 from minillm_repl.engine.compiled.grouped import grouped, widened
-from minillm_repl.engine.compiled.lanes import pointer, widen
-from minillm_repl.engine.compiled.products import plain
+from minillm_repl.engine.compiled.lanes import floats, pointer, widen
+from minillm_repl.engine.compiled.products import PANEL, plain, turned
 
 
 def product(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any) -> Any:
@@ -27,14 +27,22 @@ def row_of(at: Any, like: Any, row: Any, y: Any) -> None:
 
 @overload(product, strict=False)  # lambdas have no annotations
 def _product(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any) -> Any:  # noqa: ARG001
+    if _is_turned(like):
+        return lambda counters, size, phase, at, like, x, y, stream: turned(counters, size, phase, at, x, y, stream)  # noqa: ARG005
     chosen = grouped if _is_grouped(like) else plain
     return lambda counters, size, phase, at, like, x, y, stream: chosen(counters, size, phase, at, like, x, y, stream)  # noqa: PLW0108
 
 
 @overload(row_of, strict=False)
 def _row_of(at: Any, like: Any, row: Any, y: Any) -> Any:  # noqa: ARG001
+    if _is_turned(like):
+        return lambda at, like, row, y: _from_panel(at, row, y)  # noqa: ARG005
     chosen = widened if _is_grouped(like) else _as_it_is
     return lambda at, like, row, y: chosen(at, like, row, y)  # noqa: PLW0108
+
+
+def _is_turned(like: Any) -> bool:
+    return bool(like.ndim > 1)
 
 
 def _is_grouped(like: Any) -> bool:
@@ -46,3 +54,10 @@ def _as_it_is(at: Any, like: Any, row: Any, y: Any) -> None:
     numbers = carray(pointer(at[0] + np.uint64(row * len(y) * like.itemsize), like), (len(y),))
     for i in range(len(y)):
         y[i] = widen(numbers[i])
+
+
+@compiled
+def _from_panel(at: Any, row: Any, y: Any) -> None:
+    panel = floats(at[0], (row // PANEL + 1) * len(y) * PANEL)
+    for i in range(len(y)):
+        y[i] = panel[(row // PANEL * len(y) + i) * PANEL + row % PANEL]

@@ -18,23 +18,22 @@ from minillm_repl.engine.compiled.lanes import (
     load,
     multiply_add,
     pointer,
-    spread,
-    store,
     total,
     turn,
     widen,
     zeros,
 )  # fmt: skip
 from minillm_repl.engine.compiled.team import claim, meet
+from minillm_repl.engine.compiled.tiles import outer, plus, rows_to, tile
 
 Floats = NDArray[np.float32]
 
-_ROWS_AT_ONCE = 32  # rows of a matrix that make one task
+PANEL = 32  # rows of a matrix that make one task
 _ROWS = 4  # of them read side by side for one token
-_TOKENS = 12  # that 32 rows are multiplied with at once
+_ROWS_BY_LANES = _ROWS * LANES
+_TOKENS, _FEW = 12, 4  # that 32 rows are multiplied with at once, and the last of them
 _MANY = 3  # tokens: from here on turning rows over takes less time than it saves
 _AHEAD = 8_192  # bytes: so far before they are needed, weights are asked for; short rows fool the processor's own guess
-_LINE = 64  # bytes that memory hands over at once
 
 
 @compiled
@@ -50,20 +49,15 @@ def plain(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: A
     weight = carray(pointer(at[0], like), (rows * inputs,))
     bias = floats(at[2], rows)
     many = count >= _MANY
-    turned = np.empty(inputs * _ROWS_AT_ONCE if many else 0, np.float32)
-    tile = np.empty((_TOKENS if many else 0, _ROWS_AT_ONCE), np.float32)
+    panel = np.empty(inputs * PANEL if many else 0, np.float32)
     while True:
-        first = claim(counters, phase) * _ROWS_AT_ONCE
+        first = claim(counters, phase) * PANEL
         if first >= rows:
             break
-        last = min(first + _ROWS_AT_ONCE, rows)
+        last = min(first + PANEL, rows)
         if many:
-            _turn_rows(weight, first, last, inputs, turned)
-            for t in range(0, count, _TOKENS):
-                _twelve_by_32(turned, inputs, flat_x, t, count - 1, tile)
-                for each in range(min(_TOKENS, count - t)):
-                    for o in range(last - first):
-                        y[t + each, first + o] = tile[each, o]
+            _turn_rows(weight, first, last, inputs, panel)
+            by_panel(panel, 0, x, y, first, last)
         else:
             whole = first + (last - first) // _ROWS * _ROWS
             for t in range(count):
@@ -92,8 +86,7 @@ def _one_by_four(w: Any, w0: int, x: Floats, xt: int, n: int, y: Floats, yt: int
     side_by_side = n - n % LANES
     ahead = w0 + _AHEAD // w.itemsize
     for i in range(0, side_by_side, LANES):
-        for line in range(0, _ROWS * LANES, _LINE // w.itemsize):
-            fetch(w, ahead + _ROWS * i + line)
+        fetch(w, ahead + _ROWS * i, _ROWS_BY_LANES)
         v = load(x, xt + i)
         a = multiply_add(load(w, w0 + i), v, a)
         b = multiply_add(load(w, w1 + i), v, b)
@@ -108,74 +101,75 @@ def _one_by_four(w: Any, w0: int, x: Floats, xt: int, n: int, y: Floats, yt: int
 @compiled
 def _turn_rows(w: Any, first: int, last: int, n: int, turned: Floats) -> None:
     """Turn 32 rows over: `turned` (n, 32) has what belongs to one input side by side; rows past `last` are 0."""
-    for block in range(0, _ROWS_AT_ONCE, LANES):
+    for block in range(0, PANEL, LANES):
         row = first + block
         side_by_side = n - n % LANES if row + LANES <= last else 0
         for i in range(0, side_by_side, LANES):
-            turn(w, row * n + i, n, turned, i * _ROWS_AT_ONCE + block, _ROWS_AT_ONCE)
+            turn(w, row * n + i, n, turned, i * PANEL + block, PANEL)
         for i in range(side_by_side, n):
             for r in range(LANES):
                 number = widen(w[(row + r) * n + i]) if row + r < last else np.float32(0)
-                turned[i * _ROWS_AT_ONCE + block + r] = number
+                turned[i * PANEL + block + r] = number
 
 
 @compiled
-def _twelve_by_32(turned: Floats, n: int, x: Floats, t: int, last: int, tile: Floats) -> None:
-    """Multiply 32 rows, turned over, with twelve tokens from `t` on: 24 registers of sums. Past the last, it again."""
-    x0, x1, x2, x3 = min(t, last) * n, min(t + 1, last) * n, min(t + 2, last) * n, min(t + 3, last) * n
-    x4, x5, x6, x7 = min(t + 4, last) * n, min(t + 5, last) * n, min(t + 6, last) * n, min(t + 7, last) * n
-    x8, x9, x10, x11 = min(t + 8, last) * n, min(t + 9, last) * n, min(t + 10, last) * n, min(t + 11, last) * n
-    a0, a1, a2, a3 = zeros(), zeros(), zeros(), zeros()
-    a4, a5, a6, a7 = zeros(), zeros(), zeros(), zeros()
-    a8, a9, a10, a11 = zeros(), zeros(), zeros(), zeros()
-    b0, b1, b2, b3 = zeros(), zeros(), zeros(), zeros()
-    b4, b5, b6, b7 = zeros(), zeros(), zeros(), zeros()
-    b8, b9, b10, b11 = zeros(), zeros(), zeros(), zeros()
+def turned(counters: Any, size: Any, phase: Any, at: Any, x: Any, y: Any, stream: Any) -> Any:
+    """Do as `plain` does with a matrix that lies in panels, 32 rows turned over each: (panels, inputs, 32)."""
+    inputs, rows = x.shape[1], y.shape[1]
+    weight = floats(at[0], (rows + PANEL - 1) // PANEL * PANEL * inputs)
+    bias = floats(at[2], rows)
+    while True:
+        first = claim(counters, phase) * PANEL
+        if first >= rows:
+            break
+        last = min(first + PANEL, rows)
+        by_panel(weight, first * inputs, x, y, first, last)
+        finish(y, first, last, bias, stream)
+    return meet(counters, size, phase)
+
+
+@compiled
+def by_panel(panel: Floats, at: int, x: Any, y: Any, first: int, last: int) -> None:
+    """Multiply 32 rows, turned over from panel[at] on, with all tokens; their products are y's `first` to `last`.
+
+    The last tokens are worked on as if there were more: `x` and `y`, if of two tokens or more, have room for that.
+    """
+    (count, n), rows = x.shape, y.shape[1]
+    narrow, flat_x = last - first < PANEL, x.reshape(-1)
+    out, to, step = (np.empty((count + _FEW) * PANEL, np.float32), 0, PANEL) if narrow else (y.reshape(-1), first, rows)
+    many = count - count % _TOKENS
+    if count == 1:
+        rows_to(_one(panel, at, flat_x, n), out, to, step)
+    for t in range(0, many, _TOKENS):
+        rows_to(_some(tile(_TOKENS), panel, at, flat_x, t * n, n), out, t * step + to, step)
+    for t in range(many, count if count > 1 else 0, _FEW):
+        rows_to(_some(tile(_FEW), panel, at, flat_x, t * n, n), out, t * step + to, step)
+    if narrow:
+        for t in range(count):
+            for o in range(last - first):
+                y[t, first + o] = out[t * PANEL + o]
+
+
+@compiled
+def _some(sums: Any, panel: Floats, at: int, x: Floats, xt: int, n: int) -> Any:
+    """Return 32 rows times some tokens from x[xt] on, whose sums are given as zeros."""
     for i in range(n):
-        p, q = load(turned, i * _ROWS_AT_ONCE), load(turned, i * _ROWS_AT_ONCE + LANES)
-        v = spread(x, x0 + i)
-        a0, b0 = multiply_add(v, p, a0), multiply_add(v, q, b0)
-        v = spread(x, x1 + i)
-        a1, b1 = multiply_add(v, p, a1), multiply_add(v, q, b1)
-        v = spread(x, x2 + i)
-        a2, b2 = multiply_add(v, p, a2), multiply_add(v, q, b2)
-        v = spread(x, x3 + i)
-        a3, b3 = multiply_add(v, p, a3), multiply_add(v, q, b3)
-        v = spread(x, x4 + i)
-        a4, b4 = multiply_add(v, p, a4), multiply_add(v, q, b4)
-        v = spread(x, x5 + i)
-        a5, b5 = multiply_add(v, p, a5), multiply_add(v, q, b5)
-        v = spread(x, x6 + i)
-        a6, b6 = multiply_add(v, p, a6), multiply_add(v, q, b6)
-        v = spread(x, x7 + i)
-        a7, b7 = multiply_add(v, p, a7), multiply_add(v, q, b7)
-        v = spread(x, x8 + i)
-        a8, b8 = multiply_add(v, p, a8), multiply_add(v, q, b8)
-        v = spread(x, x9 + i)
-        a9, b9 = multiply_add(v, p, a9), multiply_add(v, q, b9)
-        v = spread(x, x10 + i)
-        a10, b10 = multiply_add(v, p, a10), multiply_add(v, q, b10)
-        v = spread(x, x11 + i)
-        a11, b11 = multiply_add(v, p, a11), multiply_add(v, q, b11)
-    out = tile.reshape(-1)
-    _put(out, 0, a0, b0)
-    _put(out, 1, a1, b1)
-    _put(out, 2, a2, b2)
-    _put(out, 3, a3, b3)
-    _put(out, 4, a4, b4)
-    _put(out, 5, a5, b5)
-    _put(out, 6, a6, b6)
-    _put(out, 7, a7, b7)
-    _put(out, 8, a8, b8)
-    _put(out, 9, a9, b9)
-    _put(out, 10, a10, b10)
-    _put(out, 11, a11, b11)
+        sums = outer(sums, x, xt + i, n, panel, at + i * PANEL)
+    return sums
 
 
 @compiled
-def _put(out: Floats, each: int, a: Any, b: Any) -> None:
-    store(out, each * _ROWS_AT_ONCE, a)
-    store(out, each * _ROWS_AT_ONCE + LANES, b)
+def _one(panel: Floats, at: int, x: Floats, n: int) -> Any:
+    """Return 32 rows times one token; four sums of each, so that none waits for itself."""
+    a, b, c, d = tile(1), tile(1), tile(1), tile(1)
+    for i in range(0, n - n % 4, 4):
+        a = outer(a, x, i, n, panel, at + i * PANEL)
+        b = outer(b, x, i + 1, n, panel, at + (i + 1) * PANEL)
+        c = outer(c, x, i + 2, n, panel, at + (i + 2) * PANEL)
+        d = outer(d, x, i + 3, n, panel, at + (i + 3) * PANEL)
+    for i in range(n - n % 4, n):
+        a = outer(a, x, i, n, panel, at + i * PANEL)
+    return plus(plus(a, b), plus(c, d))
 
 
 @compiled

@@ -40,14 +40,18 @@ class Team:
         self._others = ThreadPoolExecutor(max(1, size - 1), "decoding")
 
     def run(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Call `function(counters, size, *arguments)` in every thread at once, and return when all have."""
+        """Call `function(counters, size, me, *arguments)` in every thread at once, and return when all have.
+
+        `me` is the number of the thread, from 0.
+        """
         self._counters[:] = 0
         others = []
         try:
             others += [
-                self._others.submit(function, self._counters, self.size, *arguments) for _ in range(self.size - 1)
+                self._others.submit(function, self._counters, self.size, other, *arguments)
+                for other in range(1, self.size)
             ]
-            function(self._counters, self.size, *arguments)
+            function(self._counters, self.size, 0, *arguments)
         except BaseException:  # a second Ctrl-C before all have begun: nobody must wait for who never comes
             self._counters[:] = 1 << 40
             raise

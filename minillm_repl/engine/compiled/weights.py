@@ -1,7 +1,8 @@
 """Where the weights of a model lie, for compiled code that serves every model: a table of addresses.
 
-A matrix stays where the checkpoint has it, in the kind of numbers it has; only quantised ones are made anew. In 4 bits
-are those of the layers; the embedding and the output matrix, which lose more by it, are then in 8.
+A matrix stays where the checkpoint has it, in the kind of numbers it has. Made anew are those of a small model, as
+panels of 32 rows turned over, and quantised ones. In 4 bits are those of the layers; the embedding and the output
+matrix, which lose more by it, are then in 8.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minillm_repl.engine.compiled.products import PANEL
 from minillm_repl.engine.compiled.quantised import KINDS, lay_down
 from minillm_repl.model.config import AnyConfig
 
@@ -65,8 +67,11 @@ class Weights:
         return sum(array.nbytes for array in self.arrays)
 
 
-def lay_out(config: AnyConfig, tensors: Mapping[str, Array], bits: int = 0) -> Weights:
-    """Return the table for a model's tensors: matrices as they are, or in 8 or 4 bits; all the rest in float32."""
+def lay_out(config: AnyConfig, tensors: Mapping[str, Array], bits: int = 0, *, turned: bool = False) -> Weights:
+    """Return the table for a model's tensors: matrices as they are, turned over, or in 8 or 4 bits.
+
+    All the rest is in float32, as are matrices that are turned over.
+    """
     addresses = np.zeros((config.layers + 1, DOWN_BIAS + 1), np.uint64)
     arrays: list[Array] = []
 
@@ -85,6 +90,8 @@ def lay_out(config: AnyConfig, tensors: Mapping[str, Array], bits: int = 0) -> W
             elif bits:
                 for place, part in enumerate(lay_down(array, bits if prefix else _OUTSIDE_BITS)):
                     put(row, column + place, part)
+            elif turned:
+                put(row, column, _in_panels(array))
             else:
                 put(row, column, _as_compiled_code_sees_it(array))
 
@@ -97,7 +104,17 @@ def lay_out(config: AnyConfig, tensors: Mapping[str, Array], bits: int = 0) -> W
     like = like_outside = _as_compiled_code_sees_it(first[:0].reshape(0))
     if bits:
         like, like_outside = np.empty(0, KINDS[bits]), np.empty(0, KINDS[_OUTSIDE_BITS])
+    elif turned:
+        like = like_outside = np.empty((0, PANEL), np.float32)
     return Weights(addresses, like, like_outside, tuple(arrays))
+
+
+def _in_panels(array: Array) -> NDArray[np.float32]:
+    """Return a matrix (rows, inputs) as (panels, inputs, 32) float32, filled up with rows of zeros."""
+    rows, inputs = array.shape
+    panels = np.zeros((-(-rows // PANEL), PANEL, inputs), np.float32)
+    panels.reshape(-1, inputs)[:rows] = array
+    return panels.transpose(0, 2, 1)  # `put` makes it contiguous
 
 
 def _as_compiled_code_sees_it(array: Array) -> Array:

@@ -1,0 +1,133 @@
+"""Tiles: some rows of 32 sums each, held in registers while whatever is multiplied passes by.
+
+All products of many by many are made of one step: a number for each row, times 32 numbers that all rows share, added to
+the tile. Activations times weights are that (a row is a token), queries times keys, and weights of attention times
+values (a row is a query). How many rows a tile has is part of its kind, so each number of rows is compiled apart.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core.datamodel import PrimitiveModel, register_default
+from numba.extending import intrinsic
+
+from minillm_repl.engine.compiled.lanes import (
+    INT,
+    LANES,
+    REGISTER,
+    fetched,
+    multiplied_added,
+    place_of,
+    spread_out,
+    stored,
+)
+
+WIDTH = 2 * LANES  # sums in a row
+
+
+class _TileType(types.Type):  # type: ignore[misc]
+    def __init__(self, rows: int) -> None:
+        super().__init__(name=f"Tile({rows})")
+        self.rows = rows
+
+
+@register_default(_TileType)
+class _TileModel(PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, ir.ArrayType(REGISTER, 2 * kind.rows))
+
+
+@intrinsic(prefer_literal=True)
+def tile(_typing: Any, rows: Any) -> Any:
+    """Return a tile of so many rows of zeros; the number is to be written out."""
+    kind = _TileType(rows.literal_value)
+    return kind(rows), lambda context, *_: ir.Constant(context.get_value_type(kind), None)
+
+
+@intrinsic
+def rows_of(_typing: Any, some: Any) -> Any:
+    """Return how many rows a tile has."""
+    return types.intp(some), lambda *_: ir.Constant(ir.IntType(64), some.rows)
+
+
+@intrinsic
+def rows_from(_typing: Any, like: Any, _array: Any, _at: Any, _step: Any) -> Any:
+    """Return a tile like another, filled with the float32 from `array.flat[at]` on; its rows are `step` apart."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        filled, array, at, step = arguments
+        for row in range(like.rows):
+            place = builder.add(at, builder.mul(step, step.type(row)))
+            for half, register in enumerate(_pair(context, builder, signature.args[1], array, place)):
+                filled = builder.insert_value(filled, register, 2 * row + half)
+        return filled
+
+    return like(like, _array, types.intp, types.intp), code
+
+
+@intrinsic
+def rows_to(_typing: Any, full: Any, _array: Any, _at: Any, _step: Any) -> Any:
+    """Put a tile into `array.flat[at]` and the places after it; its rows are `step` apart."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        full_, array, at, step = arguments
+        for row in range(full.rows):
+            for half in range(2):
+                place = builder.add(at, builder.add(builder.mul(step, step.type(row)), at.type(half * LANES)))
+                register = builder.extract_value(full_, 2 * row + half)
+                stored(context, builder, signature.args[1], array, place, register)
+        return context.get_dummy_value()
+
+    return types.void(full, _array, types.intp, types.intp), code
+
+
+@intrinsic
+def plus(_typing: Any, one: Any, _other: Any) -> Any:
+    """Return the sum of two tiles."""
+
+    def code(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        result = arguments[0]
+        for place in range(2 * one.rows):
+            both = [builder.extract_value(each, place) for each in arguments]
+            result = builder.insert_value(result, builder.fadd(*both), place)
+        return result
+
+    return one(one, one), code
+
+
+@intrinsic
+def outer(_typing: Any, sums: Any, _numbers: Any, _at: Any, _step: Any, _shared: Any, _place: Any) -> Any:
+    """Return a tile to which, in each row, that row's number times the 32 from `shared.flat[place]` on is added.
+
+    The numbers of the rows are the float32 at `numbers.flat[at]`, `step` apart. Of uint16, which stand for bfloat16,
+    the 32 are taken as `lanes.keep` puts them.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        result, numbers, at, step, shared, place = arguments
+        pair = _pair(context, builder, signature.args[4], shared, place)
+        for row in range(sums.rows):
+            where = builder.add(at, builder.mul(step, step.type(row)))
+            number = builder.load(place_of(context, builder, signature.args[1], numbers, where))
+            spread = spread_out(builder, number)
+            for half, register in enumerate(pair):
+                before = builder.extract_value(result, 2 * row + half)
+                after = multiplied_added(builder, spread, register, before)
+                result = builder.insert_value(result, after, 2 * row + half)
+        return result
+
+    return sums(sums, _numbers, types.intp, types.intp, _shared, types.intp), code
+
+
+def _pair(context: Any, builder: Any, kind: Any, array: Any, place: Any) -> tuple[Any, Any]:
+    """Return two registers of the 32 numbers from `array.flat[place]` on."""
+    if kind.dtype != types.uint16:
+        second = builder.add(place, place.type(LANES))
+        return fetched(context, builder, kind, array, place), fetched(context, builder, kind, array, second)
+    whole = ir.VectorType(INT, LANES)
+    address = builder.bitcast(place_of(context, builder, kind, array, place), whole.as_pointer())
+    both = builder.load(address, align=2)
+    upper, sixteen = ir.Constant(whole, [0xFFFF0000] * LANES), ir.Constant(whole, [16] * LANES)
+    first, second = builder.shl(both, sixteen), builder.and_(both, upper)
+    return builder.bitcast(first, REGISTER), builder.bitcast(second, REGISTER)

@@ -122,6 +122,7 @@ def test_the_notes_own_kind_of_gpt_runs_too():
     ids = np.random.default_rng(0).integers(0, 50, 100).tolist()
     ours, definition = CompiledDecoder(checkpoint, 2), TorchDecoder(build(checkpoint.config, checkpoint.tensors))
     np.testing.assert_allclose(ours.prefill(ids), definition.prefill(ids), rtol=1e-4, atol=1e-4)
+    assert "turned over in float32" in ours.why
 
 
 def test_the_story_is_told_word_for_word_and_costs_no_perplexity(stories, record_property):  # noqa: F811

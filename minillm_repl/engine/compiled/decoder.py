@@ -47,7 +47,7 @@ class CompiledDecoder:
         self._turn = rotation(config, 0)
         self.ids: list[int] = []
         self.context, self.piece = config.context, piece_of(config.parameters)
-        self._bits, self._dtype = bits, checkpoint.dtype
+        self._bits, self._dtype, self._turned = bits, checkpoint.dtype, small
         self.prefill([0])  # compile, or fetch the compiled code, now and not at the first word
         self.rewind(0)
 
@@ -71,6 +71,8 @@ class CompiledDecoder:
                 " beside those of the file",
                 size=size,
             )
+        if self._turned:
+            return _("compiled, weights turned over in float32, {size:,.1f} MiB beside those of the file", size=size)
         return _("compiled, weights in {dtype}", dtype=self._dtype)
 
     @property

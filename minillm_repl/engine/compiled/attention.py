@@ -50,7 +50,7 @@ def scratch(threads: int, head_size: int, padded: int) -> Scratch:
     """Return room for so many threads, as arrays (threads, …)."""
     sizes = (_QUERIES, head_size), (_QUERIES, 2), (_QUERIES, _STRETCH), (_QUERIES, padded), (_QUERIES,), (_QUERIES,)
     kinds = (np.int64 if name == "seen" else np.float32 for name in Scratch._fields)
-    return Scratch(*(np.empty((threads, *size), kind) for size, kind in zip(sizes, kinds, strict=True)))
+    return Scratch(*(np.zeros((threads, *size), kind) for size, kind in zip(sizes, kinds, strict=True)))
 
 
 @compiled

@@ -23,6 +23,7 @@ LINE = 64  # bytes that memory hands over at once
 
 _FLOAT, INT = ir.FloatType(), ir.IntType(32)
 REGISTER = ir.VectorType(_FLOAT, LANES)
+_SOME_FLOATS = np.empty(0, np.float32)  # for their kind; made in compiled code, it would be allocated at each call
 _UNDEFINED = ir.Constant(REGISTER, ir.Undefined)
 
 
@@ -299,4 +300,4 @@ def borrowed(_typing: Any, several: Any) -> Any:
 @compiled
 def floats(address: Any, length: Any) -> Any:
     """Return the float32 numbers at an address; none where there is none."""
-    return carray(pointer(address, np.empty(0, np.float32)), (length if address else 0,))
+    return carray(pointer(address, _SOME_FLOATS), (length if address else 0,))

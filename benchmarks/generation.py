@@ -20,14 +20,14 @@ def rows(bench: Bench) -> list[Row]:
     """Measure the compiled decoder, torch's, and the whole command."""
     from minillm_repl.checkpoint.load import load
     from minillm_repl.checkpoint.names import find
-    from minillm_repl.engine.numba_decoder import NumbaDecoder
+    from minillm_repl.engine.compiled.decoder import CompiledDecoder
     from minillm_repl.engine.torch_decoder import TorchDecoder
     from minillm_repl.model.build import build
 
     checkpoint = load(find("nalssi"))
     ids = checkpoint.tokenizer.encode(PROMPT)
     decoders: dict[str, Decoder] = {
-        "numba": NumbaDecoder(checkpoint),
+        "compiled": CompiledDecoder(checkpoint),
         "torch": TorchDecoder(build(checkpoint.config, checkpoint.tensors)),
     }
 
@@ -38,8 +38,8 @@ def rows(bench: Bench) -> list[Row]:
         finished = json_finished(bench.folder, "-p", PROMPT, "-n", str(LONG), "--temp", "1")
         return float(finished["tokens"] / finished["seconds"])
 
-    long = {"numba": engine("numba", LONG), "command": whole_command, "torch": engine("torch", LONG)}
-    short = {"numba": engine("numba", SHORT), "torch": engine("torch", SHORT)}
+    long = {"compiled": engine("compiled", LONG), "command": whole_command, "torch": engine("torch", LONG)}
+    short = {"compiled": engine("compiled", SHORT), "torch": engine("torch", SHORT)}
     return [*_compared(bench, LONG, long), *_compared(bench, SHORT, short)]
 
 
@@ -65,7 +65,7 @@ def _compared(bench: Bench, tokens: int, measures: dict[str, Callable[[], float]
     peer = {"reference": lambda: reference.run(steps=1, tokens=tokens).tokens_per_second} if reference else {}
     took = alternate(bench.runs, {**measures, **peer})
     names = {
-        "numba": f"{tokens} tokens, compiled decoder, events",
+        "compiled": f"{tokens} tokens, compiled decoder, events",
         "torch": f"{tokens} tokens, torch decoder, events",
         "command": f"{tokens} tokens, -p {PROMPT} --json, events of 10 candidates",
     }
@@ -76,7 +76,7 @@ def _compared(bench: Bench, tokens: int, measures: dict[str, Callable[[], float]
             took[each],
             "reference script",
             took.get("reference", ()),
-            Target("≥", 10) if each == "numba" else None,
+            Target("≥", 10) if each == "compiled" else None,
         )
         for each in measures
     ]

@@ -227,19 +227,15 @@ print('torch' in sys.modules)"""
     assert run(code).endswith("False\n")
 
 
-UNWRITABLE = """
-import tempfile
-def refuse(*_arguments, **_more): raise PermissionError("read-only")
-tempfile.TemporaryFile = refuse  # what numba tries a folder with
+@pytest.mark.slow
+def test_the_compiled_decoder_serves_where_nothing_can_be_written(tmp_path):
+    """Neither beside the program nor in the user's cache folder: it is compiled for this visit alone."""
+    (tmp_path / "file").touch()
+    code = """
 import sys, minillm_repl.cli
 assert minillm_repl.cli.main(['-p', '날씨', '-n', '5', '--temp', '0']) == 0
-print('torch' in sys.modules)
-"""
-
-
-@pytest.mark.slow
-def test_numba_serves_where_nothing_can_be_written():
-    assert run(UNWRITABLE).endswith("False\n")
+print('numba' in sys.modules, 'torch' in sys.modules)"""
+    assert run(code, NUMBA_CACHE_DIR=str(tmp_path / "file" / "none")).endswith("True False\n")
 
 
 WITHOUT_NUMBA = """
@@ -253,11 +249,12 @@ print(decoder.name, '|', decoder.why)
 """
 
 
-def test_torch_serves_where_numba_does_not_and_says_why():
-    assert run(WITHOUT_NUMBA).startswith("torch on cpu | numba does not work here: ")
+def test_torch_serves_where_numba_does_not_and_says_why(tmp_path):
+    said = run(WITHOUT_NUMBA, NUMBA_CACHE_DIR=str(tmp_path))
+    assert said.startswith("torch on cpu | numba does not work here: ")
 
 
-def test_what_needs_the_compiled_decoder_is_refused_where_torch_runs():
+def test_what_needs_the_compiled_decoder_is_refused_where_torch_runs(tmp_path):
     asked = WITHOUT_NUMBA.replace("find('nalssi'))", "find('nalssi')), quant='int8'")
     refused = f"""
 from minillm_repl.errors import UserError
@@ -265,7 +262,8 @@ try:
     exec({asked!r})
 except UserError as error:
     print(error)"""
-    assert run(refused).startswith("--quant int8 needs the compiled decoder, and torch runs it (numba does not work")
+    said = run(refused, NUMBA_CACHE_DIR=str(tmp_path))
+    assert said.startswith("--quant int8 needs the compiled decoder, and torch runs it (numba does not work")
 
 
 def test_every_size_of_head_and_width_is_read_to_its_end(matrices):
@@ -283,34 +281,40 @@ def test_every_size_of_head_and_width_is_read_to_its_end(matrices):
         np.testing.assert_allclose(ours.decode(1), definition.decode(1), rtol=1e-4, atol=1e-4)
 
 
+CHATS = """
+import sys
+from pathlib import Path
+from minillm_repl.checkpoint.load import load
+from minillm_repl.engine.compiled.decoder import CompiledDecoder
+decoder = CompiledDecoder(load(Path(sys.argv[1])))
+print('numba' in sys.modules, decoder.prefill([1, 2, 3, 4]).sum().item())
+"""
+
+
 @pytest.mark.slow
-def test_code_that_has_changed_is_compiled_anew_and_what_has_not_is_fetched(tmp_path):
-    """numba looks only at the file of the function that Python calls; what that calls lies in the files beside it."""
+def test_code_that_has_changed_or_is_damaged_is_compiled_anew_and_what_has_not_is_fetched(tmp_path):
     shutil.copytree(ROOT / "minillm_repl", tmp_path / "minillm_repl", ignore=shutil.ignore_patterns("__pycache__"))
     random_model(transformers.LlamaConfig, LLAMA).save_pretrained(tmp_path / "model")
-    beside = tmp_path / "minillm_repl" / "engine" / "compiled" / "attention.py"
-    as_it_was = beside.read_text(encoding="utf-8")
-    script = """if True:
-        from pathlib import Path
-        from minillm_repl.checkpoint.load import load
-        from minillm_repl.engine.compiled.decoder import CompiledDecoder
-        from minillm_repl.engine.compiled.forward import forward
-        decoder = CompiledDecoder(load(Path("model")))
-        print(sum(forward.stats.cache_hits.values()), decoder.prefill([1, 2, 3, 4]).sum().item())
-    """
+    compiled = tmp_path / "minillm_repl" / "engine" / "compiled"
+    beside, as_it_was = compiled / "pointwise.py", (compiled / "pointwise.py").read_text(encoding="utf-8")
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {"PYTHONPATH": "."}
 
     def run(source):
         beside.write_text(source, encoding="utf-8")
-        command = [sys.executable, "-c", script]
+        command = [sys.executable, "-c", CHATS, "model"]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-        hits, total = done.stdout.split()
-        return int(hits), float(total)
+        compiling, total = done.stdout.split()
+        return compiling == "True", float(total)
 
-    _, first = run(as_it_was)
-    assert run(as_it_was) == (1, first)
-    sharper = as_it_was.replace("np.float32(1 / np.sqrt(d))", "np.float32(2.0 / np.sqrt(d))")
-    assert len(sharper) != len(as_it_was)  # Python's own cache tells files apart by seconds and length
-    hits, changed = run(sharper)
-    assert hits == 0
+    compiling, first = run(as_it_was)
+    assert compiling
+    assert run(as_it_was) == (False, first)
+    (kept,) = (compiled / "__pycache__").glob("*.code")
+    kept.write_bytes(kept.read_bytes()[:-100])  # LLVM would end the process
+    assert run(as_it_was) == (True, first)
+    assert run(as_it_was) == (False, first)
+    other = as_it_was.replace("y[i] = x[i] * scale * gain[i]", "y[i] = x[i] * scale * gain[i] * np.float32(2)")
+    assert len(other) != len(as_it_was)  # Python's own cache tells files apart by seconds and length
+    compiling, changed = run(other)
+    assert compiling
     assert changed != pytest.approx(first, abs=1e-3)

@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import save_file
 
 from minillm_repl.checkpoint.load import load, read_vocabulary
+from minillm_repl.engine.compiled.decoder import CompiledDecoder
 from minillm_repl.engine.decoder import make_decoder, read
-from minillm_repl.engine.numba_decoder import NumbaDecoder
 from minillm_repl.engine.torch_decoder import TorchDecoder
 from minillm_repl.model.build import build
 from minillm_repl.model.taps import recording
@@ -30,7 +30,7 @@ def bare(reference, tmp_path_factory):
     return model, load(path, read_vocabulary(MODELS / "nalssi.txt")), path
 
 
-@pytest.mark.parametrize("make", [NumbaDecoder, torch_decoder])
+@pytest.mark.parametrize("make", [CompiledDecoder, torch_decoder])
 def test_logits_are_the_reference_scripts(bare, make):
     model, checkpoint, _ = bare
     decoder = make(checkpoint)
@@ -52,7 +52,7 @@ def test_a_bare_checkpoint_without_a_vocabulary_shows_ids(bare):
 )
 def test_the_compiled_decoder_is_the_torch_model(sizes):
     checkpoint = random_checkpoint(**sizes)
-    ours, definition = NumbaDecoder(checkpoint), torch_decoder(checkpoint)
+    ours, definition = CompiledDecoder(checkpoint), torch_decoder(checkpoint)
     rng = np.random.default_rng(0)
     for length in range(1, checkpoint.config.context + 1):
         ids = rng.integers(0, checkpoint.config.vocab, length).tolist()
@@ -61,7 +61,7 @@ def test_the_compiled_decoder_is_the_torch_model(sizes):
         np.testing.assert_allclose(ours.prefill(ids), definition.prefill(ids), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("make", [NumbaDecoder, torch_decoder])
+@pytest.mark.parametrize("make", [CompiledDecoder, torch_decoder])
 def test_reading_in_pieces_equals_reading_at_once(make):
     checkpoint = random_checkpoint(context=12)
     decoder = make(checkpoint)
@@ -78,7 +78,7 @@ def test_reading_in_pieces_equals_reading_at_once(make):
         np.testing.assert_allclose(decoder.prefill(ids[first:]), whole, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [NumbaDecoder, torch_decoder])
+@pytest.mark.parametrize("make", [CompiledDecoder, torch_decoder])
 def test_the_cache_never_changes_what_is_read(make):
     """Any text after any other, past the context too: the logits are those of a model that has read nothing else."""
     checkpoint = random_checkpoint(context=6)

@@ -10,6 +10,7 @@ import pytest
 
 from minillm_repl.checkpoint.load import load
 from minillm_repl.engine.compiled.matrices import product, row_of
+from minillm_repl.engine.compiled.products import Rounded, Work
 from minillm_repl.engine.compiled.quantised import KINDS, lay_down, quantise
 from minillm_repl.engine.decoder import make_decoder
 from minillm_repl.engine.torch_decoder import TorchDecoder
@@ -22,13 +23,22 @@ SHAPES = [(1, 1), (16, 32), (50, 70), (97, 31), (33, 200)]
 
 
 @numba.njit
-def _multiply(at, like, x, y, stream):
-    product(np.zeros(64, np.int64), 1, 0, at, like, x, y, stream)
+def _multiply(counters, at, like, x, y, stream, work):
+    product(counters, 1, 0, at, like, x, y, stream, work)
 
 
 @numba.njit
 def _row(at, like, row, y):
     row_of(at, like, row, y)
+
+
+def multiply(at, like, x, y, stream):
+    """Let one thread multiply, with room for what it does meanwhile."""
+    count, inputs = x.shape
+    groups = -(-inputs // GROUP) * count
+    rounded = Rounded(np.empty(groups * GROUP, np.int8), np.empty(groups, np.float32), np.empty(groups, np.int32))
+    work = Work(np.empty(0, np.float32), np.empty(GROUP, np.float32), rounded)
+    _multiply(np.zeros(64, np.int64), at, like, x, y, stream, work)
 
 
 def table(matrix, bits, bias):
@@ -79,7 +89,7 @@ def test_a_product_is_off_by_what_rounding_activations_costs_at_most(bits, shape
         x[0, :40] = 0  # a group of nothing
         stream = rng.normal(size=(tokens, rows)).astype(np.float32)
         y, added = np.full((tokens, rows), np.nan, np.float32), stream.copy()
-        _multiply(at, like, x, y, added)
+        multiply(at, like, x, y, added)
         padded = np.zeros((tokens, -(-inputs // GROUP) * GROUP))
         padded[:, :inputs] = x
         groups = padded.reshape(tokens, -1, GROUP)

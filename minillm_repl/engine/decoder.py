@@ -90,10 +90,6 @@ def _decoder(checkpoint: Checkpoint, device: str, threads: int, quant: str) -> D
 
 
 def _compiled(checkpoint: Checkpoint, threads: int, quant: str) -> Decoder:
-    from minillm_repl.engine.numba_decoder import NumbaDecoder
-
-    if NumbaDecoder.runs(checkpoint.config) and quant == "off":
-        return NumbaDecoder(checkpoint)
     from minillm_repl.engine.compiled.decoder import CompiledDecoder
 
     return CompiledDecoder(checkpoint, threads, _BITS[quant])

@@ -13,16 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm_repl.engine.compiled.compiling import compiled
-from minillm_repl.engine.compiled.lanes import LANES, all_of, fetch, greatest, larger, load
+from minillm_repl.engine.compiled.lanes import all_of, fetch, greatest, larger, load
 from minillm_repl.engine.compiled.pointwise import exponential
-from minillm_repl.engine.compiled.team import claim, meet
-from minillm_repl.engine.compiled.tiles import WIDTH, outer, plus, rows_from, rows_of, rows_to, tile
+from minillm_repl.engine.compiled.room import BLOCK, LANES, QUERIES, STRETCH, WIDTH
+from minillm_repl.engine.compiled.tasks import claim, meet
+from minillm_repl.engine.compiled.tiles import outer, plus, rows_from, rows_of, rows_to, tile
 
 Floats = NDArray[np.float32]
-
-BLOCK = 32  # positions whose keys lie together
-_STRETCH = 256  # positions whose scores are kept at once
-_QUERIES = 4  # the most that are worked on together
 
 _NEVER = np.float32(-1e30)  # below any score: what a query does not see
 
@@ -46,43 +43,27 @@ class Scratch(NamedTuple):
     sums: Floats  # (4,)
 
 
-def scratch(threads: int, head_size: int, padded: int) -> Scratch:
-    """Return room for so many threads, as arrays (threads, …)."""
-    sizes = (_QUERIES, head_size), (_QUERIES, 2), (_QUERIES, _STRETCH), (_QUERIES, padded), (_QUERIES,), (_QUERIES,)
-    kinds = (np.int64 if name == "seen" else np.float32 for name in Scratch._fields)
-    return Scratch(*(np.zeros((threads, *size), kind) for size, kind in zip(sizes, kinds, strict=True)))
-
-
 @compiled
 def attention(
     counters: Any, size: Any, phase: Any, start: Any, parts: Any, window: Any, shape: Any, keys: Any, values: Any,
-    qkv: Any, pieces: Any, scratch: Any,
+    qkv: Any, pieces: Any, z: Any, scratch: Any,
 ) -> Any:  # fmt: skip
     """Let each query mix values of the positions up to its own. A task is four queries, and a part of the cache.
 
     keys (g, block · d · 32), values (g, position · padded d); qkv (t, (h + 2g) · d); with a window, a query sees only
-    the last `window` positions, its own included.
+    the last `window` positions, its own included. What is mixed goes to z (t, h · d), or, of a text in several parts,
+    to `pieces`.
     """
-    d, group = shape.head_size, shape.heads // shape.kv_heads
-    count, scale = len(qkv), np.float32(1 / np.sqrt(d))
+    count, group = len(qkv), shape.heads // shape.kv_heads
     rows = count * group
-    tiles = (rows + _QUERIES - 1) // _QUERIES
-    queries, seen, mixed, largest, sums = scratch.queries, scratch.seen, scratch.mixed, scratch.largest, scratch.sums
+    tiles = (rows + QUERIES - 1) // QUERIES
     while True:
         task = claim(counters, phase)
         if task >= shape.kv_heads * tiles * parts:
             break
-        part, first_row, kv_head = task % parts, task // parts % tiles * _QUERIES, task // (parts * tiles)
-        together = min(_QUERIES, rows - first_row)
-        low, high = start + count, 0
-        for r in range(together):
-            t, head = (first_row + r) // group, kv_head * group + (first_row + r) % group
-            queries[r] = qkv[t, head * d : (head + 1) * d] * scale
-            seen[r, 1] = start + t + 1
-            seen[r, 0] = max(0, seen[r, 1] - window) if window else 0
-            low, high = min(low, seen[r, 0]), max(high, seen[r, 1])
-            largest[r], sums[r] = _NEVER, 0
-        mixed[:] = 0
+        part, first_row, kv_head = task % parts, task // parts % tiles * QUERIES, task // (parts * tiles)
+        t, head, together = first_row // group, first_row % group, min(QUERIES, rows - first_row)
+        low, high = _ask(qkv, start, window, shape, group, kv_head, t, head, together, scratch)
         blocks = (high + BLOCK - 1) // BLOCK - low // BLOCK
         each = (blocks + parts - 1) // parts * BLOCK
         first = low // BLOCK * BLOCK + part * each
@@ -93,20 +74,61 @@ def attention(
             _go_through(tile(3), keys[kv_head], values[kv_head], first, last, scratch)
         else:
             _go_through(tile(1), keys[kv_head], values[kv_head], first, last, scratch)
-        for r in range(together):
-            row = first_row + r
-            place = (part * count + row // group) * shape.heads + kv_head * group + row % group
-            pieces.largest[place], pieces.sums[place] = largest[r], sums[r]
-            pieces.mixed[place] = mixed[r]
+        _answer(scratch, shape, group, kv_head, t, head, together, part, parts, count, z, pieces)
     return meet(counters, size, phase)
+
+
+@compiled
+def _ask(
+    qkv: Any, start: Any, window: Any, shape: Any, group: Any, kv_head: Any, t: Any, head: Any, together: Any,
+    scratch: Any,
+) -> Any:  # fmt: skip
+    """Make the queries of a tile ready, from head `head` of a group at token t on; return which positions they see."""
+    d, scale = shape.head_size, np.float32(1) / np.sqrt(np.float32(shape.head_size))
+    low, high = start + len(qkv), 0
+    for r in range(together):
+        query = (kv_head * group + head) * d
+        for i in range(d):
+            scratch.queries[r, i] = qkv[t, query + i] * scale
+        last = start + t + 1
+        first = max(0, last - window) if window else 0
+        scratch.seen[r, 0], scratch.seen[r, 1] = first, last
+        scratch.largest[r], scratch.sums[r] = _NEVER, 0
+        low, high = min(low, first), max(high, last)
+        t, head = (t, head + 1) if head + 1 < group else (t + 1, 0)
+    for r in range(QUERIES):
+        for i in range(shape.padded):
+            scratch.mixed[r, i] = 0
+    return low, high
+
+
+@compiled
+def _answer(
+    scratch: Any, shape: Any, group: Any, kv_head: Any, t: Any, head: Any, together: Any, part: Any, parts: Any,
+    count: Any, z: Any, pieces: Any,
+) -> None:  # fmt: skip
+    """Put what the queries of a tile have mixed where it belongs."""
+    d = shape.head_size
+    for r in range(together):
+        own = kv_head * group + head
+        if parts == 1:
+            whole = np.float32(1) / scratch.sums[r]
+            for i in range(d):
+                z[t, own * d + i] = scratch.mixed[r, i] * whole
+        else:
+            place = (part * count + t) * shape.heads + own
+            pieces.largest[place], pieces.sums[place] = scratch.largest[r], scratch.sums[r]
+            for i in range(d):
+                pieces.mixed[place, i] = scratch.mixed[r, i]
+        t, head = (t, head + 1) if head + 1 < group else (t + 1, 0)
 
 
 @compiled
 def _go_through(none: Any, keys: Any, values: Any, first: int, last: int, scratch: Any) -> None:
     """Mix the values of positions `first` to `last` for the queries of one tile, of which `none` is empty."""
     scores, seen, mixed = scratch.scores, scratch.seen, scratch.mixed
-    for begin in range(first, last, _STRETCH):
-        end = min(begin + _STRETCH, last)
+    for begin in range(first, last, STRETCH):
+        end = min(begin + STRETCH, last)
         _score(none, scratch.queries, keys, values, begin, end, scores)
         made = (end - begin + BLOCK - 1) // BLOCK * BLOCK  # of whole blocks
         for r in range(rows_of(none)):
@@ -126,7 +148,7 @@ def _score(none: Any, queries: Floats, keys: Any, values: Any, start: int, end: 
             fetch(values, at, BLOCK)
             products = outer(products, queries, d, size, keys, at)
             at += BLOCK
-        rows_to(products, scores, block * BLOCK - start, _STRETCH)
+        rows_to(products, scores, block * BLOCK - start, STRETCH)
 
 
 @compiled
@@ -141,12 +163,12 @@ def _weigh(scores: Floats, low: int, high: int, r: int, mixed: Floats, largest: 
     for s in range(max(0, high), count):
         scores[s] = _NEVER
     most = _largest(scores, largest[r])
-    if most > largest[r]:
+    if most > largest[r] and sums[r] > 0:
         shrink = exponential(largest[r] - most)
         sums[r] *= shrink
         for d in range(len(mixed)):
             mixed[d] *= shrink
-        largest[r] = most
+    largest[r] = most
     added = np.float32(0)
     for s in range(count):
         weight = exponential(scores[s] - most) if scores[s] > _NEVER else np.float32(0)
@@ -171,17 +193,19 @@ def _mix(none: Any, scores: Floats, values: Any, start: int, end: int, mixed: Fl
     for d in range(0, padded, WIDTH):
         so_far, more = rows_from(none, mixed, d, padded), none  # two sums of each, so that neither waits for itself
         for s in range(0, (end - start) // 2 * 2, 2):
-            so_far = outer(so_far, scores, s, _STRETCH, values, (start + s) * padded + d)
-            more = outer(more, scores, s + 1, _STRETCH, values, (start + s + 1) * padded + d)
+            so_far = outer(so_far, scores, s, STRETCH, values, (start + s) * padded + d)
+            more = outer(more, scores, s + 1, STRETCH, values, (start + s + 1) * padded + d)
         if (end - start) % 2:
-            so_far = outer(so_far, scores, end - start - 1, _STRETCH, values, (end - 1) * padded + d)
+            so_far = outer(so_far, scores, end - start - 1, STRETCH, values, (end - 1) * padded + d)
         rows_to(plus(so_far, more), mixed, d, padded)
 
 
 @compiled
 def merged(counters: Any, size: Any, phase: Any, parts: Any, shape: Any, pieces: Any, z: Any) -> Any:
-    """Put the parts of each query together: z (t, h · d). A task is a token's queries."""
+    """Put the parts of each query together, if there are several: z (t, h · d). A task is a token's queries."""
     count, heads, d = len(z), shape.heads, shape.head_size
+    if parts == 1:
+        return phase
     while True:
         t = claim(counters, phase)
         if t >= count:
@@ -191,7 +215,8 @@ def merged(counters: Any, size: Any, phase: Any, parts: Any, shape: Any, pieces:
             for part in range(parts):
                 most = max(most, pieces.largest[part * count * heads + row])
             out = z[t, head * d : (head + 1) * d]
-            out[:] = 0
+            for i in range(d):
+                out[i] = 0
             for part in range(parts):
                 place = part * count * heads + row
                 share, mixed = exponential(pieces.largest[place] - most), pieces.mixed[place]

@@ -6,19 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
-from minillm_repl.engine.compiled.attention import BLOCK, Pieces, scratch
-from minillm_repl.engine.compiled.forward import PHASES_IN_A_LAYER, PHASES_OUTSIDE, Room, Shape, forward
+from minillm_repl.engine.compiled.machine_code import machine_code
+from minillm_repl.engine.compiled.room import BLOCK, PIECE, Room
 from minillm_repl.engine.compiled.rotation import rotation
 from minillm_repl.engine.compiled.team import Team, default_size
-from minillm_repl.engine.compiled.tiles import WIDTH
 from minillm_repl.engine.compiled.weights import lay_out
 from minillm_repl.engine.decoder import piece_of
 from minillm_repl.language import _, _n
-from minillm_repl.model.config import ACTIVATIONS, AnyConfig, LlamaConfig
 
 Floats = NDArray[np.float32]
 
-_PIECE = 132  # tokens read in one pass: a multiple of the twelve that products work on together
+_PHASES_OUTSIDE, _PHASES_IN_A_LAYER = 3, 10  # of a pass (forward.py), at most
 _FIRST_ROOM = 128  # tokens
 _PART = 256  # positions of a long text are the least that are worth a task of their own
 _TASKS = 16  # of a long text, whatever the number of threads; in more, the first keys of each would take the time
@@ -34,22 +32,20 @@ class CompiledDecoder:
         self._config = config
         small = config.parameters < _SMALL
         self._weights = lay_out(config, checkpoint.tensors, bits, turned=small)
-        self._shape = _shape_of(config)
-        self._windows = np.array(getattr(config, "windows", ()) or [0] * config.layers, np.int64)
         size = threads or (1 if small else default_size())
-        self._team = Team(size, PHASES_OUTSIDE + PHASES_IN_A_LAYER * config.layers + 2)
-        self._padded = -(-self._shape.head_size // WIDTH) * WIDTH
-        self._cache_kind = np.float32 if checkpoint.dtype == "float32" and not bits else np.uint16
+        self._team = Team(size, _PHASES_OUTSIDE + _PHASES_IN_A_LAYER * config.layers)
         self._most_parts = -(-_TASKS // config.kv_heads)
-        self._room = _room(config, self._shape, self._padded, size, max(_PIECE, self._most_parts))
-        self._keys = self._values = np.empty((0, 0, 0), self._cache_kind)
+        self._room = Room(config, size, self._most_parts)
+        self._room.put("weights", self._weights.addresses)
+        exact = checkpoint.dtype == "float32" and not bits
+        self._cache_kind = np.float32 if exact else np.uint16
+        self._code = machine_code(self._weights.kind, self._weights.outside, "float32" if exact else "bfloat16")
+        self._new = np.zeros(PIECE, np.int64)
+        self._new_at, self._rooms_at = self._new.ctypes.data, self._room.rooms.ctypes.data
         self._positions = 0
-        self._turn = rotation(config, 0)
         self.ids: list[int] = []
         self.context, self.piece = config.context, piece_of(config.parameters)
         self._bits, self._dtype, self._turned = bits, checkpoint.dtype, small
-        self.prefill([0])  # compile, or fetch the compiled code, now and not at the first word
-        self.rewind(0)
 
     @property
     def name(self) -> str:
@@ -78,12 +74,12 @@ class CompiledDecoder:
     @property
     def cache_bytes(self) -> int:
         """Memory that keys and values take."""
-        return self._keys.nbytes + self._values.nbytes
+        return self._room["keys"].nbytes + self._room["values"].nbytes if self._positions else 0
 
     def prefill(self, ids: Sequence[int]) -> Floats:
         """Read tokens after those in the cache; return the logits after the last."""
-        for first in range(0, len(ids), _PIECE):
-            self._read(ids[first : first + _PIECE])
+        for first in range(0, len(ids), PIECE):
+            self._read(ids[first : first + PIECE])
         logits: Floats = self._room.logits[0]
         return logits
 
@@ -102,57 +98,22 @@ class CompiledDecoder:
         if start + count > self._positions:
             self._grow(start + count)
         parts = min(self._most_parts, -(-(start + 1) // _PART)) if count == 1 else 1
-        self._team.run(
-            forward, np.array(ids, np.int64), start, parts, self._shape, self._windows,
-            self._weights.addresses, self._weights.like, self._weights.like_outside, self._keys, self._values,
-            *self._turn, self._room,
-        )  # fmt: skip
+        self._new[:count] = ids
+        self._team.run(self._code, self._new_at, count, start, parts, self._rooms_at)
         self.ids.extend(ids)
 
     def _grow(self, needed: int) -> None:
         """Make room for more positions; it doubles, so that a long text is copied a few times in all."""
         positions = max(needed, min(self._config.context, max(_FIRST_ROOM, 2 * self._positions)))
         positions = -(-positions // BLOCK) * BLOCK
-        layers, heads, size = self._config.layers, self._shape.kv_heads, self._shape.head_size
-        keys = np.zeros((layers, heads, positions * size), self._cache_kind)
-        values = np.zeros((layers, heads, positions * self._padded), self._cache_kind)
-        if self._positions:
-            keys[:, :, : self._keys.shape[2]] = self._keys
-            values[:, :, : self._values.shape[2]] = self._values
-        self._keys, self._values, self._positions = keys, values, positions
-        self._turn = rotation(self._config, positions)
-
-
-def _shape_of(config: AnyConfig) -> Shape:
-    return Shape(
-        config.heads,
-        config.kv_heads,
-        config.head_size,
-        ACTIVATIONS.index(config.activation),
-        parallel=getattr(config, "parallel", False),
-        eps=np.float32(config.norm_eps),
-    )
-
-
-def _room(config: AnyConfig, shape: Shape, padded: int, threads: int, pieces: int) -> Room:
-    gated = isinstance(config, LlamaConfig)
-    hidden = config.hidden if isinstance(config, LlamaConfig) else config.ff_width
-    rows = pieces * shape.heads
-
-    def floats(*sizes: int) -> Floats:
-        return np.zeros(sizes, np.float32)
-
-    up = floats(_PIECE, 2 * hidden if gated else hidden)
-    return Room(
-        x=floats(_PIECE, config.width),
-        normed=floats(_PIECE, config.width),
-        normed2=floats(_PIECE, config.width),
-        added=floats(_PIECE, config.width),
-        qkv=floats(_PIECE, (shape.heads + 2 * shape.kv_heads) * shape.head_size),
-        z=floats(_PIECE, shape.heads * shape.head_size),
-        up=up,
-        hidden=floats(_PIECE, hidden) if gated else up,
-        scratch=scratch(threads, shape.head_size, padded),
-        pieces=Pieces(floats(rows, padded), floats(rows), floats(rows)),
-        logits=floats(1, config.vocab),
-    )
+        layers, heads = self._config.layers, self._config.kv_heads
+        for name, size in (("keys", self._config.head_size), ("values", self._room.padded)):
+            longer = np.zeros((layers, heads, positions * size), self._cache_kind)
+            if self._positions:
+                longer[:, :, : self._positions * size] = self._room[name]
+            self._room.put(name, longer)
+        self._positions = positions
+        cos, sin = rotation(self._config, positions)
+        self._room.put("cos", cos)
+        self._room.put("sin", sin)
+        self._room.tell(positions=positions, angles=cos.shape[1])

@@ -8,15 +8,19 @@ are done. Shapes in comments: t = new tokens, w = width, h = heads, g = heads wi
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import cfunc, types
 from numpy.typing import NDArray
 
-from minillm_repl.engine.compiled.attention import BLOCK, Pieces, Scratch, attention, merged
-from minillm_repl.engine.compiled.compiling import compiled, entry
-from minillm_repl.engine.compiled.lanes import borrowed, floats, keep
-from minillm_repl.engine.compiled.matrices import product, row_of
+from minillm_repl.engine.compiled.attention import Pieces, Scratch, attention, merged
+from minillm_repl.engine.compiled.compiling import OPTIONS, compiled
+from minillm_repl.engine.compiled.lanes import array_at, floats, keep
+from minillm_repl.engine.compiled.matrices import LIKE, product, row_of
 from minillm_repl.engine.compiled.pointwise import bend, normalise, norms, rotate
-from minillm_repl.engine.compiled.team import claim, meet
+from minillm_repl.engine.compiled.products import Rounded, Work
+from minillm_repl.engine.compiled.room import BLOCK, GROUP, PANEL, PIECE, QUERIES, ROOM, SPARE, STRETCH
+from minillm_repl.engine.compiled.tasks import claim, meet
 from minillm_repl.engine.compiled.weights import (
+    COLUMNS,
     DOWN,
     HEAD,
     K_NORM,
@@ -33,7 +37,9 @@ from minillm_repl.engine.compiled.weights import (
 
 Floats = NDArray[np.float32]
 
-PHASES_OUTSIDE, PHASES_IN_A_LAYER = 3, 10
+# For their kinds; made in compiled code, they would be allocated at each call.
+_WHOLE, _ADDRESSES, _ROOMS = np.empty(0, np.int64), np.empty(0, np.uint64), np.empty(0, ROOM)
+_BYTES, _INTS = np.empty(0, np.int8), np.empty(0, np.int32)
 
 
 class Shape(NamedTuple):
@@ -42,13 +48,12 @@ class Shape(NamedTuple):
     heads: int
     kv_heads: int
     head_size: int
-    activation: int  # its place in ACTIVATIONS
-    parallel: bool
+    padded: int
     eps: np.float32
 
 
-class Room(NamedTuple):
-    """Where the numbers of one pass lie; all float32."""
+class Stream(NamedTuple):
+    """The numbers of one pass; t = new tokens, w = width, h = heads, g = heads with keys, d = head_size."""
 
     x: Floats  # (t, w), the residual stream
     normed: Floats  # (t, w)
@@ -57,56 +62,124 @@ class Room(NamedTuple):
     qkv: Floats  # (t, (h + 2g) · d)
     z: Floats  # (t, h · d)
     up: Floats  # (t, hidden), or twice that with gates
-    hidden: Floats  # (t, hidden); the same as `up` without gates
-    pieces: Pieces
-    scratch: Scratch  # (threads, …)
-    logits: Floats  # (1, vocabulary)
+    bent: Floats  # (t, hidden); the same as `up` without gates
 
 
-@entry
-def forward(
-    counters: Any, size: Any, me: Any, ids: Any, start: Any, parts: Any, shape: Any, windows: Any,
-    addresses: Any, like: Any, like_outside: Any, keys: Any, values: Any, cos: Any, sin: Any, room: Any,
-) -> None:  # fmt: skip
-    """Read `ids` at positions from `start`, fill the cache, and leave the logits after the last in `room`.
+def compile_for(kind: str, outside: str, cache: str) -> Any:
+    """Return the compiled pass for matrices of some kind, others outside the layers, and a cache of a third.
 
-    keys (layer, g, blocks · d · 32) and values (layer, g, positions · padded d) are the cache; cos and sin (position,
-    angles); in `parts` parts the cache is gone through, more than one only for a single token; windows (layer,).
+    The kinds are those of matrices.py. It is called as Team.run says, with the address of the token ids, how many they
+    are, at which position they begin, in how many parts the cache is gone through (more than one only for a single
+    token), and the address of the threads' rooms.
     """
-    addresses, keys, values, cos, sin, room = borrowed((addresses, keys, values, cos, sin, room))
-    nothing, count, eps = room.x[:0], len(ids), shape.eps
-    all_scratch = room.scratch
-    scratch = Scratch(
-        all_scratch.queries[me], all_scratch.seen[me], all_scratch.scores[me], all_scratch.mixed[me],
-        all_scratch.largest[me], all_scratch.sums[me],
-    )  # fmt: skip
-    outside = addresses[len(addresses) - 1]
-    x, normed, normed2, added = room.x[:count], room.normed[:count], room.normed2[:count], room.added[:count]
-    qkv, z, up, hidden = room.qkv[:count], room.z[:count], room.up[:count], room.hidden[:count]
-    phase = _embed(counters, size, 0, ids, start, outside, like_outside, x)
-    for layer in range(len(keys)):
+    like, like_outside, like_cache = LIKE[kind], LIKE[outside], LIKE[cache]
+
+    def run(counters, size, me, ids, count, start, parts, rooms):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        _forward(
+            array_at(counters, _WHOLE, (1,)), size, array_at(ids, _WHOLE, (count,)), start, parts,
+            array_at(rooms, _ROOMS, (size,))[me], like, like_outside, like_cache,
+        )  # fmt: skip
+
+    return cfunc(types.void(*[types.int64] * 8), **OPTIONS)(run)
+
+
+@compiled
+def _forward(
+    counters: Any, size: Any, ids: Any, start: Any, parts: Any, room: Any, like: Any, like_outside: Any, like_cache: Any
+) -> None:
+    """Read `ids` at positions from `start`, fill the cache, and leave the logits after the last in the room."""
+    layers, d, count, nothing = room.layers, room.head_size, len(ids), floats(room.x_at, (0, 1))
+    shape = Shape(room.heads, room.kv_heads, d, room.padded, room.eps)
+    # Keys (layer, g, blocks · d · 32) and values (layer, g, positions · padded d) are the cache.
+    keys = array_at(room.keys_at, like_cache, (layers, room.kv_heads, room.positions * d))
+    values = array_at(room.values_at, like_cache, (layers, room.kv_heads, room.positions * room.padded))
+    cos, sin = floats(room.cos_at, (room.positions, room.angles)), floats(room.sin_at, (room.positions, room.angles))
+    windows = array_at(room.windows_at, _WHOLE, (layers,))
+    addresses = array_at(room.weights_at, _ADDRESSES, (layers + 1, COLUMNS))
+    stream, pieces, scratch, work = _stream(room, count), _pieces(room), _scratch(room), _work(room)
+    eps, outside = room.eps, addresses[layers]
+    phase = _embed(counters, size, 0, ids, start, outside, like_outside, stream.x)
+    for layer in range(layers):
         at, its_keys, its_values = addresses[layer], keys[layer], values[layer]
-        phase = norms(counters, size, phase, at[NORM1:], eps, x, normed)
-        if shape.parallel:
-            phase = norms(counters, size, phase, at[NORM2:], eps, x, normed2)
-        phase = product(counters, size, phase, at[QKV:], like, normed, qkv, nothing)
-        phase = _remember(counters, size, phase, at, start, shape, cos, sin, its_keys, its_values, qkv)
-        if layer == len(keys) - 1:  # only the last position's logits are asked for: the others have done their work
-            start, count = start + count - 1, 1
-            x, normed, normed2, added = x[-1:], normed[-1:], normed2[-1:], added[-1:]
-            qkv, z, up, hidden = qkv[-1:], z[-1:], up[-1:], hidden[-1:]
+        phase = norms(counters, size, phase, at[NORM1:], eps, stream.x, stream.normed)
+        if room.parallel:
+            phase = norms(counters, size, phase, at[NORM2:], eps, stream.x, stream.normed2)
+        phase = product(counters, size, phase, at[QKV:], like, stream.normed, stream.qkv, nothing, work)
+        phase = _remember(counters, size, phase, at, start, shape, cos, sin, its_keys, its_values, stream.qkv)
+        if layer == layers - 1:  # only the last position's logits are asked for: the others have done their work
+            start += count - 1
+            stream = _last(stream)
         phase = attention(
-            counters, size, phase, start, parts, windows[layer], shape, its_keys, its_values, qkv, room.pieces, scratch
-        )
-        phase = merged(counters, size, phase, parts, shape, room.pieces, z)
-        phase = product(counters, size, phase, at[PROJ:], like, z, added, x)
-        if not shape.parallel:
-            phase = norms(counters, size, phase, at[NORM2:], eps, x, normed2)
-        phase = product(counters, size, phase, at[UP:], like, normed2, up, nothing)
-        phase = bend(counters, size, phase, shape.activation, up, hidden)
-        phase = product(counters, size, phase, at[DOWN:], like, hidden, added, x)
-    phase = norms(counters, size, phase, outside[NORM_F:], eps, x, normed)
-    product(counters, size, phase, outside[HEAD:], like_outside, normed, room.logits, nothing)
+            counters, size, phase, start, parts, windows[layer], shape, its_keys, its_values, stream.qkv, pieces,
+            stream.z, scratch,
+        )  # fmt: skip
+        phase = merged(counters, size, phase, parts, shape, pieces, stream.z)
+        phase = product(counters, size, phase, at[PROJ:], like, stream.z, stream.added, stream.x, work)
+        if not room.parallel:
+            phase = norms(counters, size, phase, at[NORM2:], eps, stream.x, stream.normed2)
+        phase = product(counters, size, phase, at[UP:], like, stream.normed2, stream.up, nothing, work)
+        phase = bend(counters, size, phase, room.activation, stream.up, stream.bent)
+        phase = product(counters, size, phase, at[DOWN:], like, stream.bent, stream.added, stream.x, work)
+    phase = norms(counters, size, phase, outside[NORM_F:], eps, stream.x, stream.normed)
+    logits = floats(room.logits_at, (1, room.vocabulary))
+    product(counters, size, phase, outside[HEAD:], like_outside, stream.normed, logits, nothing, work)
+
+
+@compiled
+def _stream(room: Any, count: Any) -> Any:
+    width, heads, d = room.width, room.heads, room.head_size
+    return Stream(
+        floats(room.x_at, (count, width)),
+        floats(room.normed_at, (count, width)),
+        floats(room.normed2_at, (count, width)),
+        floats(room.added_at, (count, width)),
+        floats(room.qkv_at, (count, (heads + 2 * room.kv_heads) * d)),
+        floats(room.z_at, (count, heads * d)),
+        floats(room.up_at, (count, room.up_width)),
+        floats(room.bent_at, (count, room.hidden)),
+    )
+
+
+@compiled
+def _last(s: Any) -> Any:
+    """Return the last token's part of a stream."""
+    return Stream(
+        s.x[-1:], s.normed[-1:], s.normed2[-1:], s.added[-1:], s.qkv[-1:], s.z[-1:], s.up[-1:], s.bent[-1:]
+    )  # fmt: skip
+
+
+@compiled
+def _pieces(room: Any) -> Any:
+    rows = room.rows
+    return Pieces(
+        floats(room.part_mixed_at, (rows, room.padded)),
+        floats(room.part_largest_at, (rows,)),
+        floats(room.part_sums_at, (rows,)),
+    )
+
+
+@compiled
+def _scratch(room: Any) -> Any:
+    return Scratch(
+        floats(room.queries_at, (QUERIES, room.head_size)),
+        array_at(room.seen_at, _WHOLE, (QUERIES, 2)),
+        floats(room.scores_at, (QUERIES, STRETCH)),
+        floats(room.mixed_at, (QUERIES, room.padded)),
+        floats(room.largest_at, (QUERIES,)),
+        floats(room.sums_at, (QUERIES,)),
+    )
+
+
+@compiled
+def _work(room: Any) -> Any:
+    groups = PIECE * room.groups
+    small = array_at(room.small_at, _BYTES, (groups * GROUP,))
+    less = array_at(room.less_at, _INTS, (groups,))
+    return Work(
+        floats(room.panel_at, (room.groups * GROUP * PANEL,)),
+        floats(room.few_at, ((PIECE + SPARE) * PANEL,)),
+        Rounded(small, floats(room.scale_at, (groups,)), less),
+    )
 
 
 @compiled
@@ -119,7 +192,7 @@ def _embed(counters: Any, size: Any, phase: Any, ids: Any, start: Any, at: Any, 
             break
         row_of(at[TOKENS:], like, ids[t], x[t])
         if at[POSITIONS]:
-            place = floats(at[POSITIONS], (start + t + 1) * width)
+            place = floats(at[POSITIONS], ((start + t + 1) * width,))
             for i in range(width):
                 x[t, i] += place[(start + t) * width + i]
     return meet(counters, size, phase)
@@ -135,8 +208,7 @@ def _remember(
     A task is a head of the queries, the keys or the values.
     """
     heads, kv_heads, d = shape.heads, shape.kv_heads, shape.head_size
-    padded = values.shape[1] // (keys.shape[1] // d)
-    q_norm, k_norm, no_bias = floats(at[Q_NORM], d), floats(at[K_NORM], d), np.empty(0, np.float32)
+    q_norm, k_norm, no_bias = floats(at[Q_NORM], (d,)), floats(at[K_NORM], (d,)), floats(0, (0,))
     while True:
         head = claim(counters, phase)
         if head >= heads + 2 * kv_heads:
@@ -156,7 +228,7 @@ def _remember(
                 position = start + t
                 first, step = position // BLOCK * d * BLOCK + position % BLOCK, BLOCK
                 if is_value:
-                    first, step = position * padded, 1
+                    first, step = position * shape.padded, 1
                 for i in range(d):
                     keep(kept, first + i * step, qkv[t, head * d + i])
     return meet(counters, size, phase)

@@ -4,16 +4,13 @@ Sixteen rows are worked on side by side, each in its lane, so that no sum goes a
 rounded to 8 bits in groups of the same 32, by each thread for itself: that takes less time than meeting for it.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numba import carray
 from numpy.typing import NDArray
 
 from minillm_repl.engine.compiled.compiling import compiled
 from minillm_repl.engine.compiled.integers import (
-    FOUR,
-    GROUP,
     add_products,
     all_sums,
     bits_of,
@@ -23,21 +20,22 @@ from minillm_repl.engine.compiled.integers import (
     to_floats,
 )
 from minillm_repl.engine.compiled.lanes import (
-    LANES,
     LINE,
     all_of,
+    array_at,
+    bits_of_float,
     fetch,
     float_of_bits,
     floats,
     load,
     multiply_add,
-    pointer,
     store,
     widen,
     zeros,
 )
-from minillm_repl.engine.compiled.products import finish
-from minillm_repl.engine.compiled.team import claim, meet
+from minillm_repl.engine.compiled.products import Rounded, finish
+from minillm_repl.engine.compiled.room import FOUR, GROUP, LANES
+from minillm_repl.engine.compiled.tasks import claim, meet
 
 Floats = NDArray[np.float32]
 
@@ -46,16 +44,13 @@ _TOKENS = 6  # of one set of registers
 _AHEAD = 8_192  # bytes: so far before they are needed, weights are asked for
 
 
-class Rounded(NamedTuple):
-    """Activations in 8 bits, x ≈ small · scale group by group; the last group is filled with zeros."""
-
-    small: NDArray[np.int8]  # (t · groups · 32,)
-    scale: Floats  # (t · groups,)
-    less: NDArray[np.int32]  # (t · groups,), what the sums have too much, because all weights were made positive
+_SCALES = np.empty(0, np.uint16)  # for their kind
 
 
 @compiled
-def grouped(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any) -> Any:
+def grouped(
+    counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any, work: Any
+) -> Any:  # fmt: skip
     """Multiply by a matrix, with its bias; add the result to `stream`, if that has rows. A task is 32 of its rows.
 
     `at` begins with the addresses of the matrix (tiles, groups, bytes), its scales (tiles, groups, 16) and its bias;
@@ -63,12 +58,11 @@ def grouped(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y:
     """
     count, rows = y.shape
     tiles, groups = (rows + LANES - 1) // LANES, (x.shape[1] + GROUP - 1) // GROUP
-    weight = carray(pointer(at[0], like), (tiles * groups * GROUP * LANES * bits_of(like) // 8,))
-    scale = carray(pointer(at[1], np.empty(0, np.uint16)), (tiles * groups * LANES,))
-    bias = floats(at[2], rows)
+    weight = array_at(at[0], like, (tiles * groups * GROUP * LANES * bits_of(like) // 8,))
+    scale = array_at(at[1], _SCALES, (tiles * groups * LANES,))
+    bias = floats(at[2], (rows,))
     many = count - count % _TOKENS
-    few = rounded(x, np.int32(1 << (bits_of(like) - 1)))
-    flat_y, spare = y.reshape(-1), np.empty(LANES, np.float32)
+    few = rounded(x, np.int32(1 << (bits_of(like) - 1)), work.rounded)
     while True:
         first = claim(counters, phase) * _TILES_AT_ONCE
         if first >= tiles:
@@ -78,33 +72,30 @@ def grouped(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y:
             wide = min(LANES, rows - tile * LANES)
             for t in range(0, many, _TOKENS):
                 a, b, c, d, e, f = _by_six(weight, scale, tile, groups, few, t)
-                to = t * rows + tile * LANES
-                _put(flat_y, to, a, wide, spare)
-                _put(flat_y, to + rows, b, wide, spare)
-                _put(flat_y, to + 2 * rows, c, wide, spare)
-                _put(flat_y, to + 3 * rows, d, wide, spare)
-                _put(flat_y, to + 4 * rows, e, wide, spare)
-                _put(flat_y, to + 5 * rows, f, wide, spare)
+                _put(y[t], tile * LANES, a, wide, work.few)
+                _put(y[t + 1], tile * LANES, b, wide, work.few)
+                _put(y[t + 2], tile * LANES, c, wide, work.few)
+                _put(y[t + 3], tile * LANES, d, wide, work.few)
+                _put(y[t + 4], tile * LANES, e, wide, work.few)
+                _put(y[t + 5], tile * LANES, f, wide, work.few)
             for t in range(many, count):
-                _put(flat_y, t * rows + tile * LANES, _by_one(weight, scale, tile, groups, few, t), wide, spare)
+                _put(y[t], tile * LANES, _by_one(weight, scale, tile, groups, few, t), wide, work.few)
         finish(y, first * LANES, min(last * LANES, rows), bias, stream)
     return meet(counters, size, phase)
 
 
 @compiled
-def rounded(x: Floats, added: Any) -> Any:
+def rounded(x: Floats, added: Any, into: Any) -> Any:
     """Round x (t, inputs) to 8 bits in groups; `added` is what each weight was made larger by."""
-    count, inputs = x.shape
+    (count, inputs), (small, scale, less) = x.shape, into
     groups = (inputs + GROUP - 1) // GROUP
-    small = np.zeros(count * groups * GROUP, np.int8)
-    scale, less = np.empty(count * groups, np.float32), np.empty(count * groups, np.int32)
     for t in range(count):
-        row, bits = x[t], x[t].view(np.int32)
+        row = x[t]
         for group in range(groups):
             first, last = group * GROUP, min(group * GROUP + GROUP, inputs)
             most = np.int32(0)
             for i in range(first, last):  # without their signs, the bits of floats are in the order of the floats
-                most = max(most, np.int32(bits[i] & np.int32(0x7FFFFFFF)))
+                most = max(most, np.int32(bits_of_float(row[i]) & np.int32(0x7FFFFFFF)))
             largest = float_of_bits(most)
             step = np.float32(127) / largest if largest > 0 else np.float32(0)
             place, total = t * groups + group, np.int32(0)
@@ -112,6 +103,8 @@ def rounded(x: Floats, added: Any) -> Any:
                 number = np.int32(np.rint(row[i] * step))
                 small[place * GROUP + i - first] = number
                 total = np.int32(total + number)
+            for i in range(last, first + GROUP):
+                small[place * GROUP + i - first] = 0
             scale[place], less[place] = largest / np.float32(127), -added * total
     return Rounded(small, scale, less)
 
@@ -181,8 +174,8 @@ def widened(at: Any, like: Any, row: int, y: Floats) -> None:
     """Put one row of a matrix in 8 bits into y (inputs,)."""
     groups = (len(y) + GROUP - 1) // GROUP
     first = row // LANES * groups  # group of its tile
-    weight = carray(pointer(at[0], like), ((first + groups) * GROUP * LANES,))
-    scale = carray(pointer(at[1], np.empty(0, np.uint16)), ((first + groups) * LANES,))
+    weight = array_at(at[0], like, ((first + groups) * GROUP * LANES,))
+    scale = array_at(at[1], _SCALES, ((first + groups) * LANES,))
     for i in range(len(y)):
         group, four, place = first + i // GROUP, i % GROUP // FOUR, i % FOUR
         number = weight[group * GROUP * LANES + (four * LANES + row % LANES) * FOUR + place]

@@ -14,10 +14,8 @@ from numba.core import cgutils
 from numba.core.datamodel import PrimitiveModel, register_default
 from numba.extending import intrinsic
 
-from minillm_repl.engine.compiled.lanes import LANES, Lanes, place_of
-
-GROUP = 32  # weights of a row that share a scale
-FOUR = 4  # of them, for each of sixteen rows, are in a register
+from minillm_repl.engine.compiled.lanes import Lanes, place_of
+from minillm_repl.engine.compiled.room import FOUR, GROUP, LANES
 
 _COUNT = LANES * FOUR
 _BYTE, _INT = ir.IntType(8), ir.IntType(32)

@@ -9,21 +9,19 @@ on their way in: float32 as they are, bfloat16 as uint16, float16 as int16.
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
-from numba import carray, types
+from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import PrimitiveModel, register_default
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
-from minillm_repl.engine.compiled.compiling import compiled
+from minillm_repl.engine.compiled.room import LANES
 
-LANES = 16
 LINE = 64  # bytes that memory hands over at once
 
 _FLOAT, INT = ir.FloatType(), ir.IntType(32)
 REGISTER = ir.VectorType(_FLOAT, LANES)
-_SOME_FLOATS = np.empty(0, np.float32)  # for their kind; made in compiled code, it would be allocated at each call
 _UNDEFINED = ir.Constant(REGISTER, ir.Undefined)
 
 
@@ -170,6 +168,12 @@ def multiply_add(_typing: Any, _a: Any, _b: Any, _c: Any) -> Any:
     return Lanes(Lanes, Lanes, Lanes), code
 
 
+@intrinsic
+def add(_typing: Any, _a: Any, _b: Any) -> Any:
+    """Return a + b, lane by lane."""
+    return Lanes(Lanes, Lanes), lambda _context, builder, _signature, arguments: builder.fadd(*arguments)
+
+
 def _halved(builder: Any, register: Any, join: Callable[[Any, Any], Any]) -> Any:
     """Return what is left of sixteen numbers when halves are joined until one is left."""
     count = LANES
@@ -220,6 +224,14 @@ def float_of_bits(_typing: Any, _bits: Any) -> Any:
 
 
 @intrinsic
+def bits_of_float(_typing: Any, _number: Any) -> Any:
+    """Return the bits of a float32 as a whole number."""
+    return types.int32(types.float32), lambda _context, builder, _signature, arguments: builder.bitcast(
+        arguments[0], INT
+    )
+
+
+@intrinsic
 def keep(_typing: Any, array: Any, _index: Any, _number: Any) -> Any:
     """Put a float32 into `array.flat[index]`, rounded to bfloat16 if the array is of uint16.
 
@@ -265,39 +277,39 @@ def fetch(_typing: Any, array: Any, _index: Any, count: Any) -> Any:
     return types.void(array, types.intp, count), code
 
 
+def _array_at(context: Any, builder: Any, kind: Any, address: Any, shape: Any) -> Any:
+    """Return an array at an address, which is empty if that is 0."""
+    data, whole = context.get_data_type(kind.dtype), context.get_value_type(types.intp)
+    item = whole(context.get_abi_sizeof(data))
+    first, *others = cgutils.unpack_tuple(builder, shape, kind.ndim)
+    sizes = [builder.select(builder.icmp_unsigned("==", address, address.type(0)), whole(0), first), *others]
+    strides = [item]
+    for length in reversed(others):
+        strides.insert(0, builder.mul(strides[0], length))
+    array = context.make_array(kind)(context, builder)
+    populate_array(array, builder.inttoptr(address, data.as_pointer()), sizes, strides, item, meminfo=None)
+    return array._getvalue()
+
+
 @intrinsic
-def pointer(_typing: Any, _address: Any, like: Any) -> Any:
-    """Return an address as a pointer to numbers such as are in the array `like`."""
+def array_at(_typing: Any, _address: Any, like: Any, shape: Any) -> Any:
+    """Return the numbers at an address as an array of some shape, of the kind that are in `like`; none at address 0.
 
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(like.dtype)(types.uintp, like), code
-
-
-@intrinsic
-def borrowed(_typing: Any, several: Any) -> Any:
-    """Return the arrays of a tuple, and of tuples in it, as arrays that nobody counts the users of.
-
-    Counting is a locked instruction for every slice and every call. They must be kept by somebody else meanwhile.
+    It must be kept by somebody else meanwhile. numba's own `carray` makes one whose users are counted, which is a
+    locked instruction for every slice and every call.
     """
+    kind = types.Array(like.dtype, len(shape), "C")
 
-    def uncounted(context: Any, builder: Any, kind: Any, value: Any) -> Any:
-        if isinstance(kind, types.Array):
-            array = context.make_array(kind)(context, builder, value)
-            array.meminfo, array.parent = (cgutils.get_null_value(each.type) for each in (array.meminfo, array.parent))
-            return array._getvalue()
-        for place, each in enumerate(kind if isinstance(kind, types.BaseTuple) else ()):
-            part = uncounted(context, builder, each, builder.extract_value(value, place))
-            value = builder.insert_value(value, part, place)
-        return value
+    def code(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        address, _, lengths = arguments
+        return _array_at(context, builder, kind, address, lengths)
 
-    return several(several), lambda context, builder, signature, arguments: uncounted(
-        context, builder, signature.return_type, arguments[0]
-    )
+    return kind(types.uintp, like, types.UniTuple(types.intp, len(shape))), code
 
 
-@compiled
-def floats(address: Any, length: Any) -> Any:
-    """Return the float32 numbers at an address; none where there is none."""
-    return carray(pointer(address, _SOME_FLOATS), (length if address else 0,))
+@intrinsic
+def floats(_typing: Any, _address: Any, shape: Any) -> Any:
+    """Return the float32 numbers at an address as an array of some shape; none at address 0."""
+    kind = types.Array(types.float32, len(shape), "C")
+    signature = kind(types.uintp, types.UniTuple(types.intp, len(shape)))
+    return signature, lambda context, builder, _signature, arguments: _array_at(context, builder, kind, *arguments)

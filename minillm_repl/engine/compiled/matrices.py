@@ -3,19 +3,32 @@
 from typing import Any
 
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.extending import overload
 
 from minillm_repl.engine.compiled.compiling import compiled
 from minillm_repl.engine.compiled.grouped import grouped, widened
-from minillm_repl.engine.compiled.lanes import floats, pointer, widen
-from minillm_repl.engine.compiled.products import PANEL, plain, turned
+from minillm_repl.engine.compiled.lanes import array_at, floats, widen
+from minillm_repl.engine.compiled.products import plain, turned
+from minillm_repl.engine.compiled.quantised import KINDS
+from minillm_repl.engine.compiled.room import PANEL
+
+LIKE = {
+    "float32": np.empty(0, np.float32),
+    "bfloat16": np.empty(0, np.uint16),
+    "float16": np.empty(0, np.int16),
+    "turned": np.empty((0, PANEL), np.float32),
+    "int8": np.empty(0, KINDS[8]),
+    "int4": np.empty(0, KINDS[4]),
+}
+"""What compiled code tells kinds of matrices apart by: an array like them."""
 
 
-def product(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any) -> Any:
+def product(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any, work: Any) -> Any:
     """Multiply x (t, inputs) by a matrix into y (t, rows), with its bias; add that to `stream`, if it has rows.
 
-    `at` begins with the addresses of the matrix, its scales and its bias. Returns the next phase.
+    `at` begins with the addresses of the matrix, its scales and its bias; `work` is room that the thread has for
+    itself. Returns the next phase.
     """
     raise NotImplementedError  # compiled code finds what serves below
 
@@ -26,11 +39,15 @@ def row_of(at: Any, like: Any, row: Any, y: Any) -> None:
 
 
 @overload(product, strict=False)  # lambdas have no annotations
-def _product(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any) -> Any:  # noqa: ARG001
-    if _is_turned(like):
-        return lambda counters, size, phase, at, like, x, y, stream: turned(counters, size, phase, at, x, y, stream)  # noqa: ARG005
-    chosen = grouped if _is_grouped(like) else plain
-    return lambda counters, size, phase, at, like, x, y, stream: chosen(counters, size, phase, at, like, x, y, stream)  # noqa: PLW0108
+def _product(
+    counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any, work: Any  # noqa: ARG001
+) -> Any:  # fmt: skip
+    chosen = turned if _is_turned(like) else grouped if _is_grouped(like) else plain
+
+    def code(counters, size, phase, at, like, x, y, stream, work):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        return chosen(counters, size, phase, at, like, x, y, stream, work)
+
+    return code
 
 
 @overload(row_of, strict=False)
@@ -51,13 +68,13 @@ def _is_grouped(like: Any) -> bool:
 
 @compiled
 def _as_it_is(at: Any, like: Any, row: Any, y: Any) -> None:
-    numbers = carray(pointer(at[0] + np.uint64(row * len(y) * like.itemsize), like), (len(y),))
+    numbers = array_at(at[0] + np.uint64(row * len(y) * like.itemsize), like, (len(y),))
     for i in range(len(y)):
         y[i] = widen(numbers[i])
 
 
 @compiled
 def _from_panel(at: Any, row: Any, y: Any) -> None:
-    panel = floats(at[0], (row // PANEL + 1) * len(y) * PANEL)
+    panel = floats(at[0], ((row // PANEL + 1) * len(y) * PANEL,))
     for i in range(len(y)):
         y[i] = panel[(row // PANEL * len(y) + i) * PANEL + row % PANEL]

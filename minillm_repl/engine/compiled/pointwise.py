@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from minillm_repl.engine.compiled.compiling import compiled
 from minillm_repl.engine.compiled.lanes import float_of_bits, floats
-from minillm_repl.engine.compiled.team import claim, meet
+from minillm_repl.engine.compiled.tasks import claim, meet
 
 Floats = NDArray[np.float32]
 
@@ -105,7 +105,7 @@ def rotate(x: Floats, cos: Floats, sin: Floats) -> None:
 def norms(counters: Any, size: Any, phase: Any, at: Any, eps: Any, x: Any, y: Any) -> Any:
     """Normalise each row of x (t, w) into y; `at` begins with the addresses of the gain and the bias."""
     count, width = x.shape
-    gain, bias = floats(at[0], width), floats(at[1], width)
+    gain, bias = floats(at[0], (width,)), floats(at[1], (width,))
     while True:
         t = claim(counters, phase)
         if t >= count:

@@ -4,40 +4,58 @@ For one token, memory is what limits: four rows are read side by side. For many,
 turned over once, and stay in a near cache while all tokens pass by, twelve at a time, whose sums stay in registers.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import carray
 from numpy.typing import NDArray
 
 from minillm_repl.engine.compiled.compiling import compiled
 from minillm_repl.engine.compiled.lanes import (
-    LANES,
+    add,
+    array_at,
     fetch,
     floats,
     load,
     multiply_add,
-    pointer,
+    store,
     total,
     turn,
     widen,
     zeros,
 )  # fmt: skip
-from minillm_repl.engine.compiled.team import claim, meet
+from minillm_repl.engine.compiled.room import LANES, PANEL, SPARE
+from minillm_repl.engine.compiled.tasks import claim, meet
 from minillm_repl.engine.compiled.tiles import outer, plus, rows_to, tile
 
 Floats = NDArray[np.float32]
 
-PANEL = 32  # rows of a matrix that make one task
 _ROWS = 4  # of them read side by side for one token
 _ROWS_BY_LANES = _ROWS * LANES
-_TOKENS, _FEW = 12, 4  # that 32 rows are multiplied with at once, and the last of them
+_TOKENS, _FEW = 12, SPARE  # that 32 rows are multiplied with at once, and the last of them
 _MANY = 3  # tokens: from here on turning rows over takes less time than it saves
 _AHEAD = 8_192  # bytes: so far before they are needed, weights are asked for; short rows fool the processor's own guess
 
 
+class Rounded(NamedTuple):
+    """Activations in 8 bits, x ≈ small · scale group by group; the last group is filled with zeros."""
+
+    small: NDArray[np.int8]  # (t · groups · 32,)
+    scale: Floats  # (t · groups,)
+    less: NDArray[np.int32]  # (t · groups,), what the sums have too much, because all weights were made positive
+
+
+class Work(NamedTuple):
+    """What one thread multiplies with."""
+
+    panel: Floats  # (inputs · 32,), rows turned over
+    few: Floats  # ((t + 4) · 32,), what comes of fewer rows than 32
+    rounded: Rounded
+
+
 @compiled
-def plain(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any) -> Any:
+def plain(
+    counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any, work: Any
+) -> Any:  # fmt: skip
     """Multiply by a matrix, with its bias; add the result to `stream`, if that has rows. A task is 32 of its rows.
 
     `at` begins with the addresses of the matrix (rows, inputs), of nothing, and of its bias; x (t, inputs), y (t,
@@ -45,57 +63,54 @@ def plain(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: A
     """
     count, inputs = x.shape
     rows = y.shape[1]
-    flat_x, flat_y = x.reshape(-1), y.reshape(-1)
-    weight = carray(pointer(at[0], like), (rows * inputs,))
-    bias = floats(at[2], rows)
-    many = count >= _MANY
-    panel = np.empty(inputs * PANEL if many else 0, np.float32)
+    weight = array_at(at[0], like, (rows * inputs,))
+    bias = floats(at[2], (rows,))
     while True:
         first = claim(counters, phase) * PANEL
         if first >= rows:
             break
         last = min(first + PANEL, rows)
-        if many:
-            _turn_rows(weight, first, last, inputs, panel)
-            by_panel(panel, 0, x, y, first, last)
+        if count >= _MANY:
+            _turn_rows(weight, first, last, inputs, work.panel)
+            by_panel(work.panel, 0, x, y, first, last, work.few)
         else:
             whole = first + (last - first) // _ROWS * _ROWS
             for t in range(count):
                 for row in range(first, whole, _ROWS):
-                    _one_by_four(weight, row * inputs, flat_x, t * inputs, inputs, flat_y, t * rows + row)
+                    _one_by_four(weight, row * inputs, x[t], inputs, y[t], row)
                 for row in range(whole, last):
-                    flat_y[t * rows + row] = _dot(weight, row * inputs, flat_x, t * inputs, 0, inputs)
+                    y[t, row] = _dot(weight, row * inputs, x[t], 0, inputs)
         finish(y, first, last, bias, stream)
     return meet(counters, size, phase)
 
 
 @compiled
-def _dot(w: Any, at: int, x: Floats, xt: int, first: int, last: int) -> Any:
+def _dot(w: Any, at: int, x: Floats, first: int, last: int) -> Any:
     """Return the product of one row with one token, from input `first` on."""
     result = np.float32(0)
     for i in range(first, last):
-        result += widen(w[at + i]) * x[xt + i]
+        result += widen(w[at + i]) * x[i]
     return result
 
 
 @compiled
-def _one_by_four(w: Any, w0: int, x: Floats, xt: int, n: int, y: Floats, yt: int) -> None:
-    """Four rows from w[w0] on, times the token at x[xt], to four numbers at y[yt]."""
+def _one_by_four(w: Any, w0: int, x: Floats, n: int, y: Floats, row: int) -> None:
+    """Four rows from w[w0] on, times one token, to four numbers from y[row] on."""
     w1, w2, w3 = w0 + n, w0 + 2 * n, w0 + 3 * n
     a, b, c, d = zeros(), zeros(), zeros(), zeros()
     side_by_side = n - n % LANES
     ahead = w0 + _AHEAD // w.itemsize
     for i in range(0, side_by_side, LANES):
         fetch(w, ahead + _ROWS * i, _ROWS_BY_LANES)
-        v = load(x, xt + i)
+        v = load(x, i)
         a = multiply_add(load(w, w0 + i), v, a)
         b = multiply_add(load(w, w1 + i), v, b)
         c = multiply_add(load(w, w2 + i), v, c)
         d = multiply_add(load(w, w3 + i), v, d)
-    y[yt] = total(a) + _dot(w, w0, x, xt, side_by_side, n)
-    y[yt + 1] = total(b) + _dot(w, w1, x, xt, side_by_side, n)
-    y[yt + 2] = total(c) + _dot(w, w2, x, xt, side_by_side, n)
-    y[yt + 3] = total(d) + _dot(w, w3, x, xt, side_by_side, n)
+    y[row] = total(a) + _dot(w, w0, x, side_by_side, n)
+    y[row + 1] = total(b) + _dot(w, w1, x, side_by_side, n)
+    y[row + 2] = total(c) + _dot(w, w2, x, side_by_side, n)
+    y[row + 3] = total(d) + _dot(w, w3, x, side_by_side, n)
 
 
 @compiled
@@ -113,41 +128,50 @@ def _turn_rows(w: Any, first: int, last: int, n: int, turned: Floats) -> None:
 
 
 @compiled
-def turned(counters: Any, size: Any, phase: Any, at: Any, x: Any, y: Any, stream: Any) -> Any:
+def turned(
+    counters: Any, size: Any, phase: Any, at: Any, _like: Any, x: Any, y: Any, stream: Any, work: Any
+) -> Any:  # fmt: skip
     """Do as `plain` does with a matrix that lies in panels, 32 rows turned over each: (panels, inputs, 32)."""
     inputs, rows = x.shape[1], y.shape[1]
-    weight = floats(at[0], (rows + PANEL - 1) // PANEL * PANEL * inputs)
-    bias = floats(at[2], rows)
+    weight = floats(at[0], ((rows + PANEL - 1) // PANEL * PANEL * inputs,))
+    bias = floats(at[2], (rows,))
     while True:
         first = claim(counters, phase) * PANEL
         if first >= rows:
             break
         last = min(first + PANEL, rows)
-        by_panel(weight, first * inputs, x, y, first, last)
+        by_panel(weight, first * inputs, x, y, first, last, work.few)
         finish(y, first, last, bias, stream)
     return meet(counters, size, phase)
 
 
 @compiled
-def by_panel(panel: Floats, at: int, x: Any, y: Any, first: int, last: int) -> None:
+def by_panel(panel: Floats, at: int, x: Any, y: Any, first: int, last: int, few: Floats) -> None:
     """Multiply 32 rows, turned over from panel[at] on, with all tokens; their products are y's `first` to `last`.
 
     The last tokens are worked on as if there were more: `x` and `y`, if of two tokens or more, have room for that.
     """
-    (count, n), rows = x.shape, y.shape[1]
-    narrow, flat_x = last - first < PANEL, x.reshape(-1)
-    out, to, step = (np.empty((count + _FEW) * PANEL, np.float32), 0, PANEL) if narrow else (y.reshape(-1), first, rows)
-    many = count - count % _TOKENS
+    if last - first == PANEL:
+        _all_tokens(panel, at, x, y, first, y.shape[1])
+        return
+    _all_tokens(panel, at, x, few, 0, PANEL)
+    for t in range(len(x)):
+        for o in range(last - first):
+            y[t, first + o] = few[t * PANEL + o]
+
+
+@compiled
+def _all_tokens(panel: Floats, at: int, x: Any, out: Floats, to: int, step: int) -> None:
+    """Put 32 rows times each token into `out.flat[to]`, `step` further for each token."""
+    count, n = x.shape
     if count == 1:
-        rows_to(_one(panel, at, flat_x, n), out, to, step)
+        rows_to(_one(panel, at, x, n), out, to, step)
+        return
+    many = count - count % _TOKENS
     for t in range(0, many, _TOKENS):
-        rows_to(_some(tile(_TOKENS), panel, at, flat_x, t * n, n), out, t * step + to, step)
-    for t in range(many, count if count > 1 else 0, _FEW):
-        rows_to(_some(tile(_FEW), panel, at, flat_x, t * n, n), out, t * step + to, step)
-    if narrow:
-        for t in range(count):
-            for o in range(last - first):
-                y[t, first + o] = out[t * PANEL + o]
+        rows_to(_some(tile(_TOKENS), panel, at, x, t * n, n), out, t * step + to, step)
+    for t in range(many, count, _FEW):
+        rows_to(_some(tile(_FEW), panel, at, x, t * n, n), out, t * step + to, step)
 
 
 @compiled
@@ -175,11 +199,17 @@ def _one(panel: Floats, at: int, x: Floats, n: int) -> Any:
 @compiled
 def finish(y: Floats, first: int, last: int, bias: Floats, stream: Floats) -> None:
     """Add the bias to rows `first` to `last`, and them to the stream: each where there is one."""
+    side_by_side = last - (last - first) % LANES
+    rows = y.shape[1]
     for t in range(len(y)):
-        row = y[t]
+        at = t * rows
         if len(bias):
-            for o in range(first, last):
-                row[o] += bias[o]
+            for o in range(first, side_by_side, LANES):
+                store(y, at + o, add(load(y, at + o), load(bias, o)))
+            for o in range(side_by_side, last):
+                y[t, o] += bias[o]
         if len(stream):
-            for o in range(first, last):
-                stream[t, o] += row[o]
+            for o in range(first, side_by_side, LANES):
+                store(stream, at + o, add(load(stream, at + o), load(y, at + o)))
+            for o in range(side_by_side, last):
+                stream[t, o] += y[t, o]

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minillm_repl.engine.compiled.integers import FOUR, GROUP
-from minillm_repl.engine.compiled.lanes import LANES
+from minillm_repl.engine.compiled.room import FOUR, GROUP, LANES
 from minillm_repl.engine.compiled.team import default_size
 
 Array = NDArray[Any]

@@ -14,7 +14,6 @@ from numba.extending import intrinsic
 
 from minillm_repl.engine.compiled.lanes import (
     INT,
-    LANES,
     REGISTER,
     fetched,
     multiplied_added,
@@ -22,8 +21,7 @@ from minillm_repl.engine.compiled.lanes import (
     spread_out,
     stored,
 )
-
-WIDTH = 2 * LANES  # sums in a row
+from minillm_repl.engine.compiled.room import LANES
 
 
 class _TileType(types.Type):  # type: ignore[misc]

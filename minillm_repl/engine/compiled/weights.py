@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minillm_repl.engine.compiled.products import PANEL
-from minillm_repl.engine.compiled.quantised import KINDS, lay_down
+from minillm_repl.engine.compiled.quantised import lay_down
+from minillm_repl.engine.compiled.room import PANEL
 from minillm_repl.model.config import AnyConfig
 
 Array = NDArray[Any]
@@ -23,6 +23,7 @@ Array = NDArray[Any]
     NORM1, NORM1_BIAS, QKV, QKV_SCALE, QKV_BIAS, Q_NORM, K_NORM, PROJ, PROJ_SCALE, PROJ_BIAS,
     NORM2, NORM2_BIAS, UP, UP_SCALE, UP_BIAS, DOWN, DOWN_SCALE, DOWN_BIAS,
 ) = range(18)  # fmt: skip
+COLUMNS = 18
 TOKENS, TOKENS_SCALE, POSITIONS, NORM_F, NORM_F_BIAS, HEAD, HEAD_SCALE, HEAD_BIAS = range(8)
 
 _IN_A_LAYER = {
@@ -57,8 +58,8 @@ class Weights:
     """Addresses (layers + 1, columns), 0 for what a model has not; and the arrays that they point into."""
 
     addresses: NDArray[np.uint64]
-    like: Array  # empty; of the kind that the matrices of layers are of, as compiled code sees them
-    like_outside: Array  # the same for those outside the layers
+    kind: str  # of the matrices of layers: float32, bfloat16, float16, turned, int8 or int4
+    outside: str  # of those outside the layers
     arrays: tuple[Array, ...]
 
     @property
@@ -72,7 +73,7 @@ def lay_out(config: AnyConfig, tensors: Mapping[str, Array], bits: int = 0, *, t
 
     All the rest is in float32, as are matrices that are turned over.
     """
-    addresses = np.zeros((config.layers + 1, DOWN_BIAS + 1), np.uint64)
+    addresses = np.zeros((config.layers + 1, COLUMNS), np.uint64)
     arrays: list[Array] = []
 
     def put(row: int, column: int, array: Array) -> None:
@@ -93,20 +94,17 @@ def lay_out(config: AnyConfig, tensors: Mapping[str, Array], bits: int = 0, *, t
             elif turned:
                 put(row, column, _in_panels(array))
             else:
-                put(row, column, _as_compiled_code_sees_it(array))
+                put(row, column, array)
 
     for layer in range(config.layers):
         fill(layer, f"blocks.{layer}.", _IN_A_LAYER)
     fill(config.layers, "", _OUTSIDE)
     if config.tied:
         addresses[-1, HEAD : HEAD + 2] = addresses[-1, TOKENS : TOKENS + 2]
-    first = tensors["token_embedding.weight"]
-    like = like_outside = _as_compiled_code_sees_it(first[:0].reshape(0))
+    kind = outside = "turned" if turned else tensors["token_embedding.weight"].dtype.name
     if bits:
-        like, like_outside = np.empty(0, KINDS[bits]), np.empty(0, KINDS[_OUTSIDE_BITS])
-    elif turned:
-        like = like_outside = np.empty((0, PANEL), np.float32)
-    return Weights(addresses, like, like_outside, tuple(arrays))
+        kind, outside = f"int{bits}", f"int{_OUTSIDE_BITS}"
+    return Weights(addresses, kind, outside, tuple(arrays))
 
 
 def _in_panels(array: Array) -> NDArray[np.float32]:
@@ -115,8 +113,3 @@ def _in_panels(array: Array) -> NDArray[np.float32]:
     panels = np.zeros((-(-rows // PANEL), PANEL, inputs), np.float32)
     panels.reshape(-1, inputs)[:rows] = array
     return panels.transpose(0, 2, 1)  # `put` makes it contiguous
-
-
-def _as_compiled_code_sees_it(array: Array) -> Array:
-    """Return the same memory in a kind that numba knows: bfloat16 as uint16, float16 as int16."""
-    return array.view({"bfloat16": np.uint16, "float16": np.int16}.get(array.dtype.name, array.dtype))

@@ -233,4 +233,6 @@ def test_the_shared_start_of_a_conversation_is_not_read_again(model):
     assert read[0] < whole - 2
     fresh = random_checkpoint(context=20)
     again = Opening().ready(fresh).decoder
-    np.testing.assert_allclose(again.prefill(session.ids), model.decoder.prefill(session.ids[len(model.decoder.ids) :]))
+    np.testing.assert_allclose(
+        again.prefill(session.ids), model.decoder.prefill(session.ids[len(model.decoder.ids) :]), rtol=0, atol=1e-5
+    )

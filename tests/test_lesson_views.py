@@ -14,7 +14,7 @@ from wcwidth import wcswidth
 from minillm_repl.checkpoint.load import load
 from minillm_repl.checkpoint.weights import place_in_file
 from minillm_repl.engine.options import Sampling
-from minillm_repl.engine.sampling import log_softmax, process
+from minillm_repl.engine.sampling import process, softmax
 from minillm_repl.errors import UserError
 from minillm_repl.insight.ablation import silencing
 from minillm_repl.insight.descent import descent_view
@@ -43,7 +43,7 @@ def drawn(picture, width):
 
 def own(logits):
     """The probabilities of drawing when no sampler is on."""
-    return np.exp(log_softmax(logits))
+    return softmax(logits)[0]
 
 
 def test_shapes_and_numbers_are_those_of_transformers_own_tensors(both):  # noqa: F811
@@ -93,7 +93,7 @@ def test_what_can_be_drawn_follows_the_samplers():
     probabilities = subject.logits()[-1].double().div(0.5).softmax(-1)
 
     def draw(settings):
-        return shapes_view(subject, lambda logits: np.exp(log_softmax(process(logits, settings, subject.ids))))
+        return shapes_view(subject, lambda logits: softmax(process(logits, settings, subject.ids)))[0]
 
     view = draw(Sampling(temp=0.5, top_k=2))
     assert view.candidates == 2

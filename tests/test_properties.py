@@ -18,7 +18,7 @@ from minillm_repl.checkpoint.header import parse_json
 from minillm_repl.cli import make_parser
 from minillm_repl.configuration import Launch, read_configuration
 from minillm_repl.engine.options import Sampling
-from minillm_repl.engine.sampling import log_softmax, process
+from minillm_repl.engine.sampling import process, softmax
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import config_from_json
 from minillm_repl.repl.blocks import joined, open_block
@@ -175,7 +175,7 @@ SAMPLING = st.builds(
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=9), SAMPLING)
 def test_the_likeliest_is_never_cut_and_what_is_left_is_a_distribution(logits, sampling):
     scores = process(np.asarray(logits, np.float32), sampling, [])
-    probabilities = np.exp(log_softmax(scores))
+    probabilities = softmax(scores)[0]
     assert np.isfinite(probabilities).all()
     assert probabilities.sum() == pytest.approx(1)
     likeliest = np.asarray(logits, np.float32) == max(np.asarray(logits, np.float32))  # or several

@@ -17,14 +17,13 @@ def shapes(shell: Shell, argument: str) -> None:
     """
     asked = Asked.of(argument)
     looked, settings = subject(shell, asked.whole), shell.session.settings
-    import numpy as np
 
-    from minillm_repl.engine.sampling import Probabilities, Scores, log_softmax, process
+    from minillm_repl.engine.sampling import Probabilities, Scores, process, softmax
     from minillm_repl.insight.shapes import shapes_view
     from minillm_repl.render.shapes import shapes_picture
 
     def draw(logits: Scores) -> Probabilities:
-        return np.exp(log_softmax(process(logits, settings, looked.ids)))
+        return softmax(process(logits, settings, looked.ids))[0]
 
     view = shapes_view(looked, draw, ", ".join(samplers_on(settings)))
     show(shell, view, shapes_picture, asked.json)

@@ -9,7 +9,7 @@ import numpy as np
 from minillm_repl.engine.decoder import Decoder, read
 from minillm_repl.engine.events import Candidate, Finished, Reason, Step
 from minillm_repl.engine.options import Sampling
-from minillm_repl.engine.sampling import Probabilities, Scores, draw, entropy, likeliest, log_softmax, process, rank
+from minillm_repl.engine.sampling import Probabilities, Scores, draw, entropy, likeliest, process, rank, softmax
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Tokenizer
@@ -90,11 +90,9 @@ def _step(
     text: "StopText",
 ) -> Step:
     """Draw the next token and describe it."""
-    model_log = log_softmax(finite(logits, len(ids)))
-    model = np.exp(model_log)
+    model, model_log = softmax(finite(logits, len(ids)))
     scores = process(logits, sampling, ids)
-    final_log = model_log if scores is logits else log_softmax(scores)
-    final = model if scores is logits else np.exp(final_log)
+    final, final_log = (model, model_log) if scores is logits else softmax(scores)
     token = draw(final, rng)
     piece = tokenizer.token_bytes(token)
     return Step(

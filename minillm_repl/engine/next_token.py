@@ -16,10 +16,10 @@ from minillm_repl.engine.sampling import (
     Scores,
     entropy,
     likeliest,
-    log_softmax,
     numbers,
     process,
     rank,
+    softmax,
     stages,
 )
 from minillm_repl.engine.views import (
@@ -56,7 +56,7 @@ def sampler_view(logits: Scores, sampling: Sampling, ids: Sequence[int], tokeniz
         said = f"{name} {show(specs(sampling)[name], value_of(sampling, name))}"
         columns.append((said, sampler(columns[-1][1])))
     kept = [int(np.isfinite(scores).sum()) for _, scores in columns]
-    probabilities = [_drawn(scores) for _, scores in columns]
+    probabilities = [softmax(scores)[0] for _, scores in columns]
     return SamplerView(
         Token.of(tokenizer, ids[-1]),
         tuple(
@@ -79,7 +79,7 @@ def sweep_view(logits: Scores, sampling: Sampling, ids: Sequence[int], tokenizer
     """Return what would be drawn from after `ids` at several temperatures, the one that is set among them."""
     temps = tuple(sorted({*_TEMPS, sampling.temp}))
     columns = [process(logits, replace(sampling, temp=temp), ids) for temp in temps]
-    drawn = [_drawn(scores) for scores in columns]
+    drawn = [softmax(scores)[0] for scores in columns]
     candidates = tuple(
         Tempered(
             Token.of(tokenizer, each),
@@ -97,7 +97,7 @@ def prob_view(
     text, chances, total = list(ids), [], 0.0
     for token in more:
         logits = next_logits(decoder, text, interrupted)
-        log_probabilities = log_softmax(logits)
+        _, log_probabilities = softmax(logits)
         best = likeliest(logits, 1)[0]
         chances.append(
             Chance(
@@ -140,10 +140,6 @@ def branches_view(
         if reason == "interrupt":
             break
     return BranchesView(Token.of(tokenizer, ids[-1]), seed, tuple(branches))
-
-
-def _drawn(scores: Scores) -> Probabilities:
-    return np.exp(log_softmax(scores))
 
 
 def _chance(scores: Scores, drawn: Probabilities, token: int) -> float | None:

@@ -44,19 +44,24 @@ def process(logits: Scores, sampling: Sampling, seen: Sequence[int]) -> Scores:
     return logits
 
 
-def log_softmax(scores: NDArray[np.float32]) -> Probabilities:
-    """Return natural log-probabilities in float64; the only softmax over a vocabulary in this program."""
-    shifted = scores.astype(np.float64)
-    shifted -= shifted.max()
-    shifted -= np.log(np.exp(shifted).sum())
-    return shifted
+def softmax(scores: Scores) -> tuple[Probabilities, Probabilities]:
+    """Return probabilities and their natural logarithms, in float64; the only softmax over a vocabulary here."""
+    logs = scores.astype(np.float64)
+    logs -= logs.max()
+    probabilities = np.exp(logs)
+    total = probabilities.sum()
+    probabilities /= total
+    logs -= np.log(total)
+    return probabilities, logs
 
 
 def draw(probabilities: Probabilities, rng: np.random.Generator) -> int:
     """Draw a token id, using up exactly one number of `rng`."""
     cumulative = probabilities.cumsum()
     place = int(cumulative.searchsorted(rng.random() * cumulative[-1], side="right"))
-    return min(place, int(probabilities.nonzero()[0][-1]))  # a sum rounded up must not reach past the last candidate
+    if place == len(cumulative):  # a product rounded up must not reach past the last candidate
+        place = int(probabilities.nonzero()[0][-1])
+    return place
 
 
 def numbers(seed: int, place: int = 0) -> np.random.Generator:
@@ -110,7 +115,7 @@ def _top_k(scores: Scores, k: int) -> Scores:
 
 def _top_p(scores: Scores, p: float) -> Scores:
     order = scores.argsort(kind="stable")  # least likely first
-    cumulative = np.exp(log_softmax(scores))[order].astype(np.float32).cumsum()
+    cumulative = softmax(scores)[0][order].astype(np.float32).cumsum()
     cut = cumulative <= np.float32(1 - p)
     cut[-1] = False  # the likeliest always stays
     scores = scores.copy()
@@ -119,5 +124,5 @@ def _top_p(scores: Scores, p: float) -> Scores:
 
 
 def _min_p(scores: Scores, p: float) -> Scores:
-    probabilities = np.exp(log_softmax(scores)).astype(np.float32)
+    probabilities = softmax(scores)[0].astype(np.float32)
     return np.where(probabilities < np.float32(p) * probabilities.max(), np.float32(-np.inf), scores)

@@ -65,7 +65,7 @@ def attempt(shell: Shell, facts: Facts, block: Try) -> Steps:
 def guess(shell: Shell, block: Guess, text: str) -> Steps:
     """Play the guessing game: the learner bets half of all belief on one token, and the model has its probabilities."""
     from minillm_repl.engine.next_token import next_logits
-    from minillm_repl.engine.sampling import LN2, log_softmax
+    from minillm_repl.engine.sampling import LN2, softmax
 
     model, out = shell.model(), shell.screen.out
     tokenizer, vocabulary = model.checkpoint.tokenizer, model.checkpoint.config.vocab
@@ -83,7 +83,7 @@ def guess(shell: Shell, block: Guess, text: str) -> Steps:
     )
     out.print(bet)
     for place in range(start, min(start + block.rounds, len(ids))):
-        log_probabilities = log_softmax(next_logits(model.decoder, ids[:place], shell.interrupted))
+        log_probabilities = softmax(next_logits(model.decoder, ids[:place], shell.interrupted))[1]
         answer = Token.of(tokenizer, ids[place])
         out.print(Text.assemble((safe_line(decode(tokenizer, ids[:place])), MODEL), "▁"))
         line = yield Wait("answer", answer.text, hint=_("what comes next?"))

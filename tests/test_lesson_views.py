@@ -93,7 +93,7 @@ def test_what_can_be_drawn_follows_the_samplers():
     probabilities = subject.logits()[-1].double().div(0.5).softmax(-1)
 
     def draw(settings):
-        return shapes_view(subject, lambda logits: softmax(process(logits, settings, subject.ids)))[0]
+        return shapes_view(subject, lambda logits: softmax(process(logits, settings, subject.ids))[0])
 
     view = draw(Sampling(temp=0.5, top_k=2))
     assert view.candidates == 2

@@ -82,7 +82,8 @@ def likeliest(logits: Scores, top: int) -> list[int]:
 
 def rank(logits: Scores, token: int) -> int:
     """Return a token's place among all, 1 being the likeliest; ties by id."""
-    return int((logits > logits[token]).sum() + (logits[:token] == logits[token]).sum()) + 1
+    own = logits[token]
+    return int(np.count_nonzero(logits > own) + np.count_nonzero(logits[:token] == own)) + 1
 
 
 def entropy(probabilities: Probabilities, logs: Probabilities) -> float:

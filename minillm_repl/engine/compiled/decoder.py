@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.engine.compiled.machine_code import machine_code
-from minillm_repl.engine.compiled.room import BLOCK, PIECE, Room
+from minillm_repl.engine.compiled.room import BLOCK, PIECE, Room, aligned
 from minillm_repl.engine.compiled.rotation import rotation
 from minillm_repl.engine.compiled.team import Team, default_size
 from minillm_repl.engine.compiled.weights import lay_out
@@ -108,7 +108,7 @@ class CompiledDecoder:
         positions = -(-positions // BLOCK) * BLOCK
         layers, heads = self._config.layers, self._config.kv_heads
         for name, size in (("keys", self._config.head_size), ("values", self._room.padded)):
-            longer = np.zeros((layers, heads, positions * size), self._cache_kind)
+            longer = aligned((layers, heads, positions * size), self._cache_kind)
             if self._positions:
                 longer[:, :, : self._positions * size] = self._room[name]
             self._room.put(name, longer)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minillm_repl.engine.compiled.room import FOUR, GROUP, LANES
+from minillm_repl.engine.compiled.room import FOUR, GROUP, LANES, aligned
 from minillm_repl.engine.compiled.team import default_size
 
 Array = NDArray[Any]
@@ -40,8 +40,8 @@ def lay_down(matrix: Array, bits: int) -> tuple[Array, NDArray[np.uint16]]:
     """
     rows, inputs = matrix.shape
     tiles, groups = -(-rows // LANES), -(-inputs // GROUP)
-    numbers = np.empty((tiles, groups, GROUP * LANES * bits // 8), KINDS[bits])
-    scales = np.empty((tiles, groups, LANES), np.uint16)
+    numbers = aligned((tiles, groups, GROUP * LANES * bits // 8), KINDS[bits])
+    scales = aligned((tiles, groups, LANES), np.uint16)
     step = max(1, _AT_ONCE // (inputs * LANES))
 
     def fill(first: int) -> None:

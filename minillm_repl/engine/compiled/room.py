@@ -3,6 +3,7 @@
 It needs no numba, so that a process whose machine code is kept need not import it.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,14 @@ ROOM = np.dtype(
 """What compiled code knows of a model: its sizes, and the addresses of arrays (forward.py has their shapes)."""
 
 
+def aligned(shape: tuple[int, ...], kind: Any) -> Array:
+    """Return zeros that begin where a line of the cache does, so that no register is read from two."""
+    kind, line = np.dtype(kind), LANES * 4
+    data = np.zeros(math.prod(shape) * kind.itemsize + line, np.uint8)
+    first = -data.ctypes.data % line
+    return data[first : first + math.prod(shape) * kind.itemsize].view(kind).reshape(shape)
+
+
 class Room:
     """The arrays of one decoder, and a `ROOM` for each of its threads that says where they are.
 
@@ -69,7 +78,7 @@ class Room:
         self._floats("qkv", PIECE, (config.heads + 2 * config.kv_heads) * size)
         self._floats("z", PIECE, config.heads * size)
         up = self._floats("up", PIECE, 2 * hidden if gated else hidden)
-        self.put("bent", np.zeros((PIECE, hidden), np.float32) if gated else up)
+        self.put("bent", aligned((PIECE, hidden), np.float32) if gated else up)
         self.logits = self._floats("logits", 1, config.vocab)
         rows = max(PIECE, parts) * config.heads
         self._floats("part_mixed", rows, self.padded)
@@ -84,9 +93,9 @@ class Room:
             ("largest", (QUERIES,)), ("sums", (QUERIES,)), ("panel", (groups * GROUP * PANEL,)),
             ("few", ((PIECE + SPARE) * PANEL,)), ("scale", (PIECE * groups,)),
         ):  # fmt: skip
-            self.put(name, np.zeros((threads, *shape), np.float32), own=True)
+            self.put(name, aligned((threads, *shape), np.float32), own=True)
         self.put("seen", np.zeros((threads, QUERIES, 2), np.int64), own=True)
-        self.put("small", np.zeros((threads, PIECE * groups * GROUP), np.int8), own=True)
+        self.put("small", aligned((threads, PIECE * groups * GROUP), np.int8), own=True)
         self.put("less", np.zeros((threads, PIECE * groups), np.int32), own=True)
 
     def tell(self, **numbers: float) -> None:
@@ -105,5 +114,5 @@ class Room:
         return self._arrays[name]
 
     def _floats(self, name: str, *sizes: int) -> Array:
-        self.put(name, np.zeros(sizes, np.float32))
+        self.put(name, aligned(sizes, np.float32))
         return self._arrays[name]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm_repl.engine.compiled.quantised import lay_down
-from minillm_repl.engine.compiled.room import PANEL
+from minillm_repl.engine.compiled.room import PANEL, aligned
 from minillm_repl.model.config import AnyConfig
 
 Array = NDArray[Any]
@@ -78,6 +78,7 @@ def lay_out(config: AnyConfig, tensors: Mapping[str, Array], bits: int = 0, *, t
 
     def put(row: int, column: int, array: Array) -> None:
         arrays.append(np.ascontiguousarray(array))
+        assert arrays[-1].ndim < 3 or arrays[-1].ctypes.data % 64 == 0
         addresses[row, column] = arrays[-1].ctypes.data
 
     def fill(row: int, prefix: str, columns: Mapping[int, tuple[str, ...]]) -> None:
@@ -110,6 +111,8 @@ def lay_out(config: AnyConfig, tensors: Mapping[str, Array], bits: int = 0, *, t
 def _in_panels(array: Array) -> NDArray[np.float32]:
     """Return a matrix (rows, inputs) as (panels, inputs, 32) float32, filled up with rows of zeros."""
     rows, inputs = array.shape
-    panels = np.zeros((-(-rows // PANEL), PANEL, inputs), np.float32)
-    panels.reshape(-1, inputs)[:rows] = array
-    return panels.transpose(0, 2, 1)  # `put` makes it contiguous
+    panels = aligned((-(-rows // PANEL), inputs, PANEL), np.float32)
+    whole = rows // PANEL
+    panels[:whole] = array[: whole * PANEL].reshape(whole, PANEL, inputs).transpose(0, 2, 1)
+    panels[whole:, :, : rows % PANEL] = array[whole * PANEL :].T
+    return panels

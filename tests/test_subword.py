@@ -25,6 +25,7 @@ from minillm_repl.tokenizer.base import decode, label
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from minillm_repl.tokenizer.read import tokenizer_from_json
 from minillm_repl.tokenizer.subword import SubwordTokenizer
+from minillm_repl.untrusted import tried
 from tests.conftest import ROOT, random_checkpoint
 
 CHECKPOINTS = ROOT.parent / "shared" / "checkpoints"
@@ -476,6 +477,26 @@ def test_no_description_ends_the_process(small):
         [sys.executable, "-c", code], input=json.dumps(description), capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr[-300:]
+
+
+def test_a_description_is_tried_once_on_a_machine_and_what_is_refused_each_time(small, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = []
+    ask = tried.ask
+    monkeypatch.setattr(tried, "ask", lambda *what, **more: asked.append(what) or ask(*what, **more))
+    first, second = small["byte-level"], copy.deepcopy(small["byte-level"])
+    second["added_tokens"][0]["content"] += "!"
+    for description in (first, first, second, first, second):
+        SubwordTokenizer(description, {}, 1_000)
+    assert len(asked) == 2
+    (kept,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    kept.write_text("not a list")
+    SubwordTokenizer(first, {}, 1_000)
+    assert len(asked) == 3
+    for _ in range(2):
+        with pytest.raises(UserError):
+            SubwordTokenizer({"model": 1}, {}, 1_000)
+    assert len(asked) == 5
 
 
 @pytest.mark.parametrize("wrong", [5_000, 2**31])

@@ -226,8 +226,8 @@ def _check_extent(text: str, most: int) -> None:
     if strings > 2 * most or opened + bare.count(",") > most:
         raise ValueError(_("it has more than {most:,} parts", most=most))
     if opened > _DEEPEST:
-        depths = accumulate(1 if bracket[0] in "[{" else -1 for bracket in _BRACKET.finditer(bare))
-        if any(depth > _DEEPEST for depth in depths):
+        deeper = map({"[": 1, "{": 1, "]": -1, "}": -1}.__getitem__, _BRACKET.findall(bare))
+        if max(accumulate(deeper)) > _DEEPEST:
             raise ValueError(_("nested too deeply"))
 
 

@@ -14,7 +14,7 @@ from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.character import UNKNOWN
-from minillm_repl.untrusted.ask import ask
+from minillm_repl.untrusted.tried import largest_id
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "▁"  # how SentencePiece writes a space
@@ -30,7 +30,7 @@ class SubwordTokenizer(Tokenizer):
     def __init__(self, description: Mapping[str, Any], names: Mapping[str, str], size: int) -> None:
         self.names, self._size = dict(names), size
         self._json = json.dumps(description, ensure_ascii=False)  # a tenth of the memory of the parsed description
-        last = ask("tokenizer", _("its description"), description=self._json)
+        last = largest_id(self._json)
         with _library():
             self._whole = _make(self._json)
             lone = _without_lead(description)
@@ -248,9 +248,7 @@ def _reader(description: Mapping[str, Any], library: tokenizers.Tokenizer) -> Ca
     """Return what turns a token's id and written form into its bytes, by the kind of its decoder."""
     kinds = {part.get("type") for part in _parts(description.get("decoder"))}
     if "ByteLevel" in kinds:
-        table = _byte_letters()
-        # A name with a letter outside the table cannot come from bytes: it stands for itself.
-        return lambda _, name: b"".join(map(table.__getitem__, name)) if table.keys() >= set(name) else name.encode()
+        return lambda _, name: _from_letters(name)
     if kinds & {"ByteFallback", "Metaspace"} or _SPACE in json.dumps(description.get("decoder"), ensure_ascii=False):
         return lambda _, name: _from_sentencepiece(name)
     return lambda token, _: library.decode([token], skip_special_tokens=False).encode()
@@ -261,10 +259,22 @@ def _from_sentencepiece(name: str) -> bytes:
     return bytes([int(byte[1], 16)]) if byte else name.replace(_SPACE, " ").encode()
 
 
-def _byte_letters() -> dict[str, bytes]:
-    """Return the letters with which GPT-2 writes bytes: printable ones as themselves, the others from U+0100 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+def _from_letters(name: str) -> bytes:
+    """Return the bytes that letters stand for in GPT-2's way; a name with other letters stands for itself."""
+    try:
+        return name.translate(_BYTES).encode("latin-1")
+    except UnicodeEncodeError:
+        return name.encode()
+
+
+def _byte_letters() -> dict[int, int]:
+    """Return which byte each letter of GPT-2's stands for: printable ones for themselves, others from U+0100 on.
+
+    What would come out as a byte that it does not stand for becomes what no byte is.
+    """
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): bytes([byte]) for byte in printable} | {
-        chr(256 + place): bytes([byte]) for place, byte in enumerate(others)
-    }
+    return {256 + place: byte for place, byte in enumerate(others)} | dict.fromkeys(others, 0x10FFFF)
+
+
+_BYTES = _byte_letters()

@@ -10,7 +10,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import N_, _
 from minillm_repl.safetext import safe_line
 
-_PROCESS = Path(__file__).with_name("process.py")
+PROCESS = Path(__file__).with_name("process.py")
 _TOO_MUCH = N_("it used too much memory")  # what the process says then
 _SECONDS = 10  # for everything, the start of the process included; the work takes milliseconds
 
@@ -21,7 +21,7 @@ def ask(job: str, what: str, **request: Any) -> Any:
     Raises UserError naming `what` if that is refused, fails, or takes too much time or memory.
     """
     # -P: nothing is imported from the folder that the user happens to be in.
-    command = [sys.executable, "-P", str(_PROCESS), job]
+    command = [sys.executable, "-P", str(PROCESS), job]
     try:
         done = subprocess.run(  # noqa: S603 - our own file
             command, input=json.dumps(request).encode(), capture_output=True, timeout=_SECONDS, check=False

@@ -50,9 +50,11 @@ ROOM = np.dtype(
 def aligned(shape: tuple[int, ...], kind: Any) -> Array:
     """Return zeros that begin where a line of the cache does, so that no register is read from two."""
     kind, line = np.dtype(kind), LANES * 4
-    data = np.zeros(math.prod(shape) * kind.itemsize + line, np.uint8)
+    size = math.prod(shape) * kind.itemsize
+    data: Array = np.zeros(size + line, np.uint8)
     first = -data.ctypes.data % line
-    return data[first : first + math.prod(shape) * kind.itemsize].view(kind).reshape(shape)
+    data = data[first : first + size].view(kind)
+    return data.reshape(shape)
 
 
 class Room:

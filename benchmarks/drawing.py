@@ -2,7 +2,7 @@
 
 import re
 
-from benchmarks.generation import LONG, PROMPT
+from benchmarks.generation import LONG, asked
 from benchmarks.measure import Bench, Row, alternate
 from benchmarks.program import Terminal, json_finished
 
@@ -13,13 +13,13 @@ def rows(bench: Bench) -> list[Row]:
     """Measure by the program's own figures, whose clock runs on while it draws."""
 
     def stream() -> float:
-        return _drawn(bench, "-n", str(LONG))
+        return _drawn(bench, *asked(LONG))
 
     def verbose() -> float:
-        return _drawn(bench, "-n", str(_VERBOSE_STEPS), "--verbose")
+        return _drawn(bench, *asked(_VERBOSE_STEPS), "--verbose")
 
     def silent() -> float:
-        finished = json_finished(bench.folder, "-p", PROMPT, "-n", str(LONG), "--temp", "1")
+        finished = json_finished(bench.folder, *asked(LONG))
         return float(finished["tokens"] / finished["seconds"])
 
     took = alternate(bench.runs, {"stream": stream, "silent": silent, "verbose": verbose})
@@ -30,7 +30,7 @@ def rows(bench: Bench) -> list[Row]:
 
 
 def _drawn(bench: Bench, *arguments: str) -> float:
-    with Terminal(bench.folder, "-p", PROMPT, "--temp", "1", *arguments) as terminal:
+    with Terminal(bench.folder, *arguments) as terminal:
         screen = terminal.rest()
     figures = re.findall(r"([\d,]+) tokens/s", screen)
     if not figures:

@@ -34,6 +34,22 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
+# By way of a small process: what a process takes at most is counted from the size of the one that started it.
+_PEAK = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+"""
+
+
+def peak(folder: Path, *arguments: str) -> float:
+    """Run a command once more, and return the most memory that it took at once, MiB."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK, *arguments], check=True, cwd=ROOT, env=environment(folder), capture_output=True
+    )
+    return float(done.stdout)
+
+
 def json_finished(folder: Path, *arguments: str) -> dict[str, Any]:
     """Run the program with --json and return its last event.
 

@@ -21,10 +21,14 @@ class Reference:
 
     path: Path
 
+    def command(self, steps: int, tokens: int, save: Path | None = None) -> list[str]:
+        """Return the command line of a run."""
+        flags = ["--iters", str(steps), "--tokens", str(tokens), *(["--save", str(save)] if save else [])]
+        return [sys.executable, str(self.path.resolve()), *flags]
+
     def run(self, *, steps: int, tokens: int, save: Path | None = None) -> ReferenceRun:
         """Train for `steps` (1 or more), then write `tokens` after 날씨, in a process of its own."""
-        flags = ["--iters", str(steps), "--tokens", str(tokens), *(["--save", str(save)] if save else [])]
-        command = [sys.executable, str(self.path.resolve()), *flags]
+        command = self.command(steps, tokens, save)
         output = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout
         train = re.search(r"^train: ([\d.]+) s", output, re.MULTILINE)
         generate = re.search(r"^generate: ([\d.]+) tokens/s", output, re.MULTILINE)

@@ -11,7 +11,7 @@ from time import perf_counter
 
 from benchmarks.contender import THREADS
 from benchmarks.measure import Bench, Row, Target, alternate
-from benchmarks.program import ROOT, command, environment, json_finished
+from benchmarks.program import ROOT, command, environment, json_finished, peak
 
 NEAR, FAR, PROMPT = 100, 4_000, 512  # tokens
 _FTYPES = {"F32": 0, "BF16": 32, "Q8_0": 7, "Q4_0": 2}  # llama.cpp's own numbers
@@ -128,11 +128,16 @@ def _far(bench: Bench, contenders: dict[str, Contender]) -> list[Row]:
         alternate(bench.runs, {kind: partial(contenders[kind].ask, f"decode {place}") for kind in _OURS})
         for place in (FAR, NEAR)
     )
+    peers = {kind: f"llama.cpp {name}" for kind, name, _ in _AGAINST_LLAMA if f"llama.cpp {name}" in contenders}
+    theirs = alternate(bench.runs, {peer: partial(contenders[peer].ask, f"decode {FAR}") for peer in peers.values()})
     result = []
     for kind in _OURS:
         memory = contenders[kind].ask("memory")
         name = f"SmolLM2 decode at {FAR:,} tokens, {kind}"
         result.append(Row(name, "tokens/s", far[kind], f"at {NEAR}", near[kind], Target("≥", 0.7), (memory, memory)))
+        if kind in peers:
+            memories = memory, contenders[peers[kind]].ask("memory")
+            result.append(Row(name, "tokens/s", far[kind], peers[kind], theirs[peers[kind]], None, memories))
     return result
 
 
@@ -167,26 +172,32 @@ def _first_token(bench: Bench, files: dict[str, Path]) -> list[Row]:
         return perf_counter() - started
 
     once = ("-p", "The capital of France is", "-n", "1", "--temp", "0")
-    measures = {
-        "ours": lambda: seconds(*command("--ckpt", str(bench.smollm2), *once)),
-        "ours, int8": lambda: seconds(*command("--ckpt", str(bench.smollm2), "--quant", "int8", *once)),
-        "nalssi": lambda: seconds(*command("--ckpt", "nalssi", "-p", "날씨", "-n", "1")),
-        "import torch": lambda: seconds(sys.executable, "-c", "import torch"),
+    theirs = "llama.cpp BF16"
+    commands = {
+        "ours": command("--ckpt", str(bench.smollm2), *once),
+        "ours, int8": command("--ckpt", str(bench.smollm2), "--quant", "int8", *once),
+        "nalssi": command("--ckpt", "nalssi", "-p", "날씨", "-n", "1"),
+        "import torch": [sys.executable, "-c", "import torch"],
     }
     if files:
-        measures["llama.cpp BF16"] = lambda: seconds(sys.executable, "-c", _ONCE_THERE, str(files["BF16"]))
+        commands[theirs] = [sys.executable, "-c", _ONCE_THERE, str(files["BF16"])]
+    measures = {name: partial(seconds, *each) for name, each in commands.items()}
     alternate(1, measures)
     took = alternate(bench.runs, measures)
-    peer = took.get("llama.cpp BF16", ())
-    name = "SmolLM2, one-shot: the whole process"
+    peaks = {name: peak(bench.folder, *each) for name, each in commands.items()}
+
+    def row(what: str, name: str, peer: str, target: Target | None) -> Row:
+        return Row(what, "s", took[name], peer, took.get(peer, ()), target, (peaks[name], peaks.get(peer)))
+
+    assert bench.smollm2 is not None
+    weights = (bench.smollm2 / "model.safetensors").stat().st_size / 2**20
+    name, most = "SmolLM2, one-shot: ", weights * 1.25 + peaks["import torch"]
     return [
-        Row(name + ", bfloat16", "s", took["ours"], "llama.cpp BF16", peer, Target("≤", 1.5)),
-        Row(name + ", int8", "s", took["ours, int8"], "llama.cpp BF16", peer),
-        Row(
-            "nalssi, one-shot: the whole process", "s", took["nalssi"], "import torch", took["import torch"],
-            Target("≤", 0.5),
-        ),
-    ]  # fmt: skip
+        row(name + "the whole process, bfloat16", "ours", theirs, Target("≤", 1.5)),
+        row(name + "the whole process, int8", "ours, int8", theirs, None),
+        row("nalssi, one-shot: the whole process", "nalssi", "import torch", Target("≤", 0.5)),
+        Row(name + "peak memory", "MiB", (peaks["ours"],), "weights · 1.25 + import torch", (most,), Target("≤", 1.0)),
+    ]
 
 
 def _gguf() -> Path | None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from time import perf_counter
 
 from benchmarks.measure import Bench, Row, Target, alternate
-from benchmarks.program import CORPUS, ROOT, command, environment
+from benchmarks.program import CORPUS, ROOT, command, environment, peak
 from benchmarks.reference import Reference
 
 STEPS, REFERENCE_STEPS = 100, 1000
+_FILE = "nalssi.safetensors"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ def rows(bench: Bench) -> list[Row]:
     reference = bench.reference
     peer = {"reference": lambda: _train_reference(bench.folder, reference)} if reference else {}
     took = alternate(bench.runs, {"ours": lambda: _train(bench.folder), **peer})
+    (bench.folder / _FILE).unlink()
+    memory = (
+        peak(bench.folder, *_command(bench.folder)),
+        peak(bench.folder, *reference.command(steps=20, tokens=1)) if reference else None,
+    )
     ours, theirs = took["ours"], took.get("reference", ())
     peer_name = f"reference, {REFERENCE_STEPS:,} steps"
     return [
@@ -42,7 +48,7 @@ def rows(bench: Bench) -> list[Row]:
             tuple(each.command for each in ours),
             f"{peer_name}, its loop alone",
             tuple(each.seconds for each in theirs),
-            None,
+            memory=memory,
         ),
         Row(
             "train: loss over the whole text",
@@ -55,13 +61,17 @@ def rows(bench: Bench) -> list[Row]:
     ]
 
 
+def _command(folder: Path) -> list[str]:
+    flags = "--ckpt", str(folder / _FILE), "--train", str(CORPUS.relative_to(ROOT)), "--steps", str(STEPS), "--json"
+    return command(*flags)
+
+
 def _train(folder: Path) -> _Trained:
-    path = folder / "nalssi.safetensors"
+    path = folder / _FILE
     path.unlink(missing_ok=True)
-    arguments = command("--ckpt", str(path), "--train", str(CORPUS.relative_to(ROOT)), "--steps", str(STEPS), "--json")
     started = perf_counter()
     done = subprocess.run(
-        arguments, check=True, cwd=ROOT, env=environment(folder), stdin=subprocess.DEVNULL, capture_output=True
+        _command(folder), check=True, cwd=ROOT, env=environment(folder), stdin=subprocess.DEVNULL, capture_output=True
     )
     command_seconds = perf_counter() - started
     return _Trained(command_seconds, json.loads(done.stdout.splitlines()[-1])["seconds"], _loss(path))

@@ -10,8 +10,8 @@ import pytest
 
 from minillm_repl.checkpoint.load import load
 from minillm_repl.engine.compiled.matrices import product, row_of
-from minillm_repl.engine.compiled.products import Rounded, Work
 from minillm_repl.engine.compiled.quantised import KINDS, lay_down, quantise
+from minillm_repl.engine.compiled.room import ROOM
 from minillm_repl.engine.decoder import make_decoder
 from minillm_repl.engine.torch_decoder import TorchDecoder
 from minillm_repl.model.build import build
@@ -23,8 +23,8 @@ SHAPES = [(1, 1), (16, 32), (50, 70), (97, 31), (33, 200)]
 
 
 @numba.njit
-def _multiply(counters, at, like, x, y, stream, work):
-    product(counters, 1, 0, at, like, x, y, stream, work)
+def _multiply(counters, at, like, x, y, stream, rooms):
+    product(counters, 1, 0, at, like, x, y, stream, rooms[0])
 
 
 @numba.njit
@@ -36,9 +36,16 @@ def multiply(at, like, x, y, stream):
     """Let one thread multiply, with room for what it does meanwhile."""
     count, inputs = x.shape
     groups = -(-inputs // GROUP) * count
-    rounded = Rounded(np.empty(groups * GROUP, np.int8), np.empty(groups, np.float32), np.empty(groups, np.int32))
-    work = Work(np.empty(0, np.float32), np.empty(GROUP, np.float32), rounded)
-    _multiply(np.zeros(64, np.int64), at, like, x, y, stream, work)
+    arrays = {
+        "small": np.empty(groups * GROUP, np.int8),
+        "scale": np.empty(groups, np.float32),
+        "less": np.empty(groups, np.int32),
+        "few": np.empty(GROUP, np.float32),
+    }
+    rooms, counters = np.zeros(1, ROOM), np.zeros(64, np.int64)
+    for name, array in arrays.items():
+        rooms[f"{name}_at"] = array.ctypes.data
+    _multiply(counters.ctypes.data, at, like, x, y, stream, rooms)
 
 
 def table(matrix, bits, bias):

@@ -7,13 +7,13 @@ through in stretches, what was mixed so far being scaled when a larger score tur
 and in parts that different threads take, which are put together at the end.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minillm_repl.engine.compiled.compiling import compiled
-from minillm_repl.engine.compiled.lanes import all_of, fetch, greatest, larger, load
+from minillm_repl.engine.compiled.lanes import WHOLE, all_of, array_at, fetch, floats, greatest, larger, load
 from minillm_repl.engine.compiled.pointwise import exponential
 from minillm_repl.engine.compiled.room import BLOCK, LANES, QUERIES, STRETCH, WIDTH
 from minillm_repl.engine.compiled.tasks import claim, meet
@@ -24,123 +24,109 @@ Floats = NDArray[np.float32]
 _NEVER = np.float32(-1e30)  # below any score: what a query does not see
 
 
-class Pieces(NamedTuple):
-    """What each query has of each part of the cache; rows are part · t · h."""
-
-    mixed: Floats  # (rows, padded d), values by weights relative to the largest score, not yet divided by their sum
-    largest: Floats  # (rows,)
-    sums: Floats  # (rows,)
-
-
-class Scratch(NamedTuple):
-    """What one thread works with while it goes through one part of the cache for up to four queries."""
-
-    queries: Floats  # (4, d), scaled
-    seen: NDArray[np.int64]  # (4, 2), the first position that each query sees, and the one after the last
-    scores: Floats  # (4, 256)
-    mixed: Floats  # (4, padded d), as in `Pieces`
-    largest: Floats  # (4,)
-    sums: Floats  # (4,)
-
-
 @compiled
 def attention(
-    counters: Any, size: Any, phase: Any, start: Any, parts: Any, window: Any, shape: Any, keys: Any, values: Any,
-    qkv: Any, pieces: Any, z: Any, scratch: Any,
+    counters: Any, size: Any, phase: Any, start: Any, parts: Any, window: Any, keys: Any, values: Any, qkv: Any, z: Any,
+    room: Any,
 ) -> Any:  # fmt: skip
     """Let each query mix values of the positions up to its own. A task is four queries, and a part of the cache.
 
     keys (g, block · d · 32), values (g, position · padded d); qkv (t, (h + 2g) · d); with a window, a query sees only
     the last `window` positions, its own included. What is mixed goes to z (t, h · d), or, of a text in several parts,
-    to `pieces`.
+    to the room's parts.
     """
-    count, group = len(qkv), shape.heads // shape.kv_heads
+    count, kv_heads = len(qkv), room.kv_heads
+    group = room.heads // kv_heads
     rows = count * group
     tiles = (rows + QUERIES - 1) // QUERIES
     while True:
         task = claim(counters, phase)
-        if task >= shape.kv_heads * tiles * parts:
+        if task >= kv_heads * tiles * parts:
             break
         part, first_row, kv_head = task % parts, task // parts % tiles * QUERIES, task // (parts * tiles)
         t, head, together = first_row // group, first_row % group, min(QUERIES, rows - first_row)
-        low, high = _ask(qkv, start, window, shape, group, kv_head, t, head, together, scratch)
+        low, high = _ask(qkv, start, window, group, kv_head, t, head, together, room)
         blocks = (high + BLOCK - 1) // BLOCK - low // BLOCK
         each = (blocks + parts - 1) // parts * BLOCK
         first = low // BLOCK * BLOCK + part * each
         last = min(first + each, high)
         if together == 4:
-            _go_through(tile(4), keys[kv_head], values[kv_head], first, last, scratch)
+            _go_through(tile(4), keys[kv_head], values[kv_head], first, last, room)
         elif together > 1:  # two are worked on as three, the last for nobody: each kind takes a second to compile
-            _go_through(tile(3), keys[kv_head], values[kv_head], first, last, scratch)
+            _go_through(tile(3), keys[kv_head], values[kv_head], first, last, room)
         else:
-            _go_through(tile(1), keys[kv_head], values[kv_head], first, last, scratch)
-        _answer(scratch, shape, group, kv_head, t, head, together, part, parts, count, z, pieces)
+            _go_through(tile(1), keys[kv_head], values[kv_head], first, last, room)
+        _answer(group, kv_head, t, head, together, part, parts, count, z, room)
     return meet(counters, size, phase)
 
 
 @compiled
 def _ask(
-    qkv: Any, start: Any, window: Any, shape: Any, group: Any, kv_head: Any, t: Any, head: Any, together: Any,
-    scratch: Any,
+    qkv: Any, start: Any, window: Any, group: Any, kv_head: Any, t: Any, head: Any, together: Any, room: Any
 ) -> Any:  # fmt: skip
     """Make the queries of a tile ready, from head `head` of a group at token t on; return which positions they see."""
-    d, scale = shape.head_size, np.float32(1) / np.sqrt(np.float32(shape.head_size))
+    d, padded = room.head_size, room.padded
+    scale = np.float32(1) / np.sqrt(np.float32(d))
+    queries, seen = floats(room.queries_at, (QUERIES, d)), array_at(room.seen_at, WHOLE, (QUERIES, 2))
+    mixed = floats(room.mixed_at, (QUERIES, padded))
+    largest, sums = floats(room.largest_at, (QUERIES,)), floats(room.sums_at, (QUERIES,))
     low, high = start + len(qkv), 0
     for r in range(together):
         query = (kv_head * group + head) * d
         for i in range(d):
-            scratch.queries[r, i] = qkv[t, query + i] * scale
+            queries[r, i] = qkv[t, query + i] * scale
         last = start + t + 1
         first = max(0, last - window) if window else 0
-        scratch.seen[r, 0], scratch.seen[r, 1] = first, last
-        scratch.largest[r], scratch.sums[r] = _NEVER, 0
+        seen[r, 0], seen[r, 1] = first, last
+        largest[r], sums[r] = _NEVER, 0
         low, high = min(low, first), max(high, last)
         t, head = (t, head + 1) if head + 1 < group else (t + 1, 0)
     for r in range(QUERIES):
-        for i in range(shape.padded):
-            scratch.mixed[r, i] = 0
+        for i in range(padded):
+            mixed[r, i] = 0
     return low, high
 
 
 @compiled
 def _answer(
-    scratch: Any, shape: Any, group: Any, kv_head: Any, t: Any, head: Any, together: Any, part: Any, parts: Any,
-    count: Any, z: Any, pieces: Any,
+    group: Any, kv_head: Any, t: Any, head: Any, together: Any, part: Any, parts: Any, count: Any, z: Any, room: Any
 ) -> None:  # fmt: skip
     """Put what the queries of a tile have mixed where it belongs."""
-    d = shape.head_size
+    d, heads, padded = room.head_size, room.heads, room.padded
+    mixed = floats(room.mixed_at, (QUERIES, padded))
+    largest, sums = floats(room.largest_at, (QUERIES,)), floats(room.sums_at, (QUERIES,))
+    part_mixed = floats(room.part_mixed_at, (room.rows, padded))
+    part_largest, part_sums = floats(room.part_largest_at, (room.rows,)), floats(room.part_sums_at, (room.rows,))
     for r in range(together):
         own = kv_head * group + head
         if parts == 1:
-            whole = np.float32(1) / scratch.sums[r]
+            whole = np.float32(1) / sums[r]
             for i in range(d):
-                z[t, own * d + i] = scratch.mixed[r, i] * whole
+                z[t, own * d + i] = mixed[r, i] * whole
         else:
-            place = (part * count + t) * shape.heads + own
-            pieces.largest[place], pieces.sums[place] = scratch.largest[r], scratch.sums[r]
+            place = (part * count + t) * heads + own
+            part_largest[place], part_sums[place] = largest[r], sums[r]
             for i in range(d):
-                pieces.mixed[place, i] = scratch.mixed[r, i]
+                part_mixed[place, i] = mixed[r, i]
         t, head = (t, head + 1) if head + 1 < group else (t + 1, 0)
 
 
 @compiled
-def _go_through(none: Any, keys: Any, values: Any, first: int, last: int, scratch: Any) -> None:
+def _go_through(none: Any, keys: Any, values: Any, first: int, last: int, room: Any) -> None:
     """Mix the values of positions `first` to `last` for the queries of one tile, of which `none` is empty."""
-    scores, seen, mixed = scratch.scores, scratch.seen, scratch.mixed
     for begin in range(first, last, STRETCH):
         end = min(begin + STRETCH, last)
-        _score(none, scratch.queries, keys, values, begin, end, scores)
-        made = (end - begin + BLOCK - 1) // BLOCK * BLOCK  # of whole blocks
+        _score(none, keys, values, begin, end, room)
         for r in range(rows_of(none)):
-            low, high = seen[r, 0] - begin, seen[r, 1] - begin
-            _weigh(scores[r, :made], low, high, r, mixed[r], scratch.largest, scratch.sums)
-        _mix(none, scores, values, begin, end, mixed)
+            _weigh(r, begin, end, room)
+        _mix(none, values, begin, end, room)
 
 
 @compiled
-def _score(none: Any, queries: Floats, keys: Any, values: Any, start: int, end: int, scores: Floats) -> None:
+def _score(none: Any, keys: Any, values: Any, start: int, end: int, room: Any) -> None:
     """Multiply queries with the keys of each block; the next keys, and the values, are asked for meanwhile."""
-    size = queries.shape[1]
+    size = room.head_size
+    queries, scores = floats(room.queries_at, (QUERIES, size)), floats(room.scores_at, (QUERIES, STRETCH))
     for block in range(start // BLOCK, (end + BLOCK - 1) // BLOCK):
         products, at = none, block * size * BLOCK
         for d in range(size):
@@ -152,22 +138,23 @@ def _score(none: Any, queries: Floats, keys: Any, values: Any, start: int, end: 
 
 
 @compiled
-def _weigh(scores: Floats, low: int, high: int, r: int, mixed: Floats, largest: Floats, sums: Floats) -> None:
-    """Turn the scores of one query into weights relative to the largest so far, and scale what was mixed to it.
-
-    Of the scores, those from `low` to `high` are of positions that the query sees.
-    """
-    count = len(scores)
-    for s in range(min(low, count)):
+def _weigh(r: int, start: int, end: int, room: Any) -> None:
+    """Turn the scores of one query into weights relative to the largest so far, and scale what was mixed to it."""
+    scores = floats(room.scores_at, (QUERIES, STRETCH))[r]
+    seen = array_at(room.seen_at, WHOLE, (QUERIES, 2))
+    largest, sums = floats(room.largest_at, (QUERIES,)), floats(room.sums_at, (QUERIES,))
+    count = (end - start + BLOCK - 1) // BLOCK * BLOCK  # of whole blocks
+    for s in range(min(seen[r, 0] - start, count)):
         scores[s] = _NEVER
-    for s in range(max(0, high), count):
+    for s in range(max(0, seen[r, 1] - start), count):
         scores[s] = _NEVER
-    most = _largest(scores, largest[r])
-    if most > largest[r] and sums[r] > 0:
-        shrink = exponential(largest[r] - most)
+    before = largest[r]
+    most = _largest(scores, count, before)
+    if most > before and sums[r] > 0:
+        mixed, shrink = floats(room.mixed_at, (QUERIES, room.padded)), exponential(before - most)
         sums[r] *= shrink
-        for d in range(len(mixed)):
-            mixed[d] *= shrink
+        for d in range(room.padded):
+            mixed[r, d] *= shrink
     largest[r] = most
     added = np.float32(0)
     for s in range(count):
@@ -178,18 +165,19 @@ def _weigh(scores: Floats, low: int, high: int, r: int, mixed: Floats, largest: 
 
 
 @compiled
-def _largest(scores: Floats, least: Any) -> Any:
+def _largest(scores: Floats, count: int, least: Any) -> Any:
     """Return the largest of some scores, a multiple of 16, or `least` if that is larger."""
     most = all_of(least)
-    for s in range(0, len(scores), LANES):
+    for s in range(0, count, LANES):
         most = larger(load(scores, s), most)
     return greatest(most)
 
 
 @compiled
-def _mix(none: Any, scores: Floats, values: Any, start: int, end: int, mixed: Floats) -> None:
+def _mix(none: Any, values: Any, start: int, end: int, room: Any) -> None:
     """Add the weighted values to what the queries have mixed so far."""
-    padded = mixed.shape[1]
+    padded = room.padded
+    scores, mixed = floats(room.scores_at, (QUERIES, STRETCH)), floats(room.mixed_at, (QUERIES, padded))
     for d in range(0, padded, WIDTH):
         so_far, more = rows_from(none, mixed, d, padded), none  # two sums of each, so that neither waits for itself
         for s in range(0, (end - start) // 2 * 2, 2):
@@ -201,11 +189,13 @@ def _mix(none: Any, scores: Floats, values: Any, start: int, end: int, mixed: Fl
 
 
 @compiled
-def merged(counters: Any, size: Any, phase: Any, parts: Any, shape: Any, pieces: Any, z: Any) -> Any:
+def merged(counters: Any, size: Any, phase: Any, parts: Any, z: Any, room: Any) -> Any:
     """Put the parts of each query together, if there are several: z (t, h · d). A task is a token's queries."""
-    count, heads, d = len(z), shape.heads, shape.head_size
     if parts == 1:
         return phase
+    count, heads, d = len(z), room.heads, room.head_size
+    part_mixed = floats(room.part_mixed_at, (room.rows, room.padded))
+    part_largest, part_sums = floats(room.part_largest_at, (room.rows,)), floats(room.part_sums_at, (room.rows,))
     while True:
         t = claim(counters, phase)
         if t >= count:
@@ -213,14 +203,14 @@ def merged(counters: Any, size: Any, phase: Any, parts: Any, shape: Any, pieces:
         for head in range(heads):
             row, most, whole = t * heads + head, _NEVER, np.float32(0)
             for part in range(parts):
-                most = max(most, pieces.largest[part * count * heads + row])
+                most = max(most, part_largest[part * count * heads + row])
             out = z[t, head * d : (head + 1) * d]
             for i in range(d):
                 out[i] = 0
             for part in range(parts):
                 place = part * count * heads + row
-                share, mixed = exponential(pieces.largest[place] - most), pieces.mixed[place]
-                whole += share * pieces.sums[place]
+                share, mixed = exponential(part_largest[place] - most), part_mixed[place]
+                whole += share * part_sums[place]
                 for i in range(d):
                     out[i] += share * mixed[i]
             for i in range(d):

@@ -80,7 +80,7 @@ class CompiledDecoder:
         """Read tokens after those in the cache; return the logits after the last."""
         for first in range(0, len(ids), PIECE):
             self._read(ids[first : first + PIECE])
-        logits: Floats = self._room.logits[0]
+        logits: Floats = self._room["logits"][0]
         return logits
 
     def decode(self, token: int) -> Floats:

@@ -11,13 +11,12 @@ import numpy as np
 from numba import cfunc, types
 from numpy.typing import NDArray
 
-from minillm_repl.engine.compiled.attention import Pieces, Scratch, attention, merged
+from minillm_repl.engine.compiled.attention import attention, merged
 from minillm_repl.engine.compiled.compiling import OPTIONS, compiled
-from minillm_repl.engine.compiled.lanes import array_at, floats, keep
+from minillm_repl.engine.compiled.lanes import WHOLE, array_at, floats, keep
 from minillm_repl.engine.compiled.matrices import LIKE, product, row_of
 from minillm_repl.engine.compiled.pointwise import bend, normalise, norms, rotate
-from minillm_repl.engine.compiled.products import Rounded, Work
-from minillm_repl.engine.compiled.room import BLOCK, GROUP, PANEL, PIECE, QUERIES, ROOM, SPARE, STRETCH
+from minillm_repl.engine.compiled.room import BLOCK, ROOM
 from minillm_repl.engine.compiled.tasks import claim, meet
 from minillm_repl.engine.compiled.weights import (
     COLUMNS,
@@ -37,19 +36,7 @@ from minillm_repl.engine.compiled.weights import (
 
 Floats = NDArray[np.float32]
 
-# For their kinds; made in compiled code, they would be allocated at each call.
-_WHOLE, _ADDRESSES, _ROOMS = np.empty(0, np.int64), np.empty(0, np.uint64), np.empty(0, ROOM)
-_BYTES, _INTS = np.empty(0, np.int8), np.empty(0, np.int32)
-
-
-class Shape(NamedTuple):
-    """What compiled code needs to know of a config."""
-
-    heads: int
-    kv_heads: int
-    head_size: int
-    padded: int
-    eps: np.float32
+_ADDRESSES, _ROOMS = np.empty(0, np.uint64), np.empty(0, ROOM)  # for their kinds
 
 
 class Stream(NamedTuple):
@@ -76,8 +63,8 @@ def compile_for(kind: str, outside: str, cache: str) -> Any:
 
     def run(counters, size, me, ids, count, start, parts, rooms):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         _forward(
-            array_at(counters, _WHOLE, (1,)), size, array_at(ids, _WHOLE, (count,)), start, parts,
-            array_at(rooms, _ROOMS, (size,))[me], like, like_outside, like_cache,
+            counters, size, array_at(ids, WHOLE, (count,)), start, parts, array_at(rooms, _ROOMS, (size,))[me],
+            like, like_outside, like_cache,
         )  # fmt: skip
 
     return cfunc(types.void(*[types.int64] * 8), **OPTIONS)(run)
@@ -89,40 +76,37 @@ def _forward(
 ) -> None:
     """Read `ids` at positions from `start`, fill the cache, and leave the logits after the last in the room."""
     layers, d, count, nothing = room.layers, room.head_size, len(ids), floats(room.x_at, (0, 1))
-    shape = Shape(room.heads, room.kv_heads, d, room.padded, room.eps)
     # Keys (layer, g, blocks · d · 32) and values (layer, g, positions · padded d) are the cache.
     keys = array_at(room.keys_at, like_cache, (layers, room.kv_heads, room.positions * d))
     values = array_at(room.values_at, like_cache, (layers, room.kv_heads, room.positions * room.padded))
     cos, sin = floats(room.cos_at, (room.positions, room.angles)), floats(room.sin_at, (room.positions, room.angles))
-    windows = array_at(room.windows_at, _WHOLE, (layers,))
+    windows = array_at(room.windows_at, WHOLE, (layers,))
     addresses = array_at(room.weights_at, _ADDRESSES, (layers + 1, COLUMNS))
-    stream, pieces, scratch, work = _stream(room, count), _pieces(room), _scratch(room), _work(room)
-    eps, outside = room.eps, addresses[layers]
+    stream, eps, outside = _stream(room, count), room.eps, addresses[layers]
     phase = _embed(counters, size, 0, ids, start, outside, like_outside, stream.x)
     for layer in range(layers):
         at, its_keys, its_values = addresses[layer], keys[layer], values[layer]
         phase = norms(counters, size, phase, at[NORM1:], eps, stream.x, stream.normed)
         if room.parallel:
             phase = norms(counters, size, phase, at[NORM2:], eps, stream.x, stream.normed2)
-        phase = product(counters, size, phase, at[QKV:], like, stream.normed, stream.qkv, nothing, work)
-        phase = _remember(counters, size, phase, at, start, shape, cos, sin, its_keys, its_values, stream.qkv)
+        phase = product(counters, size, phase, at[QKV:], like, stream.normed, stream.qkv, nothing, room)
+        phase = _remember(counters, size, phase, at, start, cos, sin, its_keys, its_values, stream.qkv, room)
         if layer == layers - 1:  # only the last position's logits are asked for: the others have done their work
             start += count - 1
             stream = _last(stream)
         phase = attention(
-            counters, size, phase, start, parts, windows[layer], shape, its_keys, its_values, stream.qkv, pieces,
-            stream.z, scratch,
+            counters, size, phase, start, parts, windows[layer], its_keys, its_values, stream.qkv, stream.z, room
         )  # fmt: skip
-        phase = merged(counters, size, phase, parts, shape, pieces, stream.z)
-        phase = product(counters, size, phase, at[PROJ:], like, stream.z, stream.added, stream.x, work)
+        phase = merged(counters, size, phase, parts, stream.z, room)
+        phase = product(counters, size, phase, at[PROJ:], like, stream.z, stream.added, stream.x, room)
         if not room.parallel:
             phase = norms(counters, size, phase, at[NORM2:], eps, stream.x, stream.normed2)
-        phase = product(counters, size, phase, at[UP:], like, stream.normed2, stream.up, nothing, work)
+        phase = product(counters, size, phase, at[UP:], like, stream.normed2, stream.up, nothing, room)
         phase = bend(counters, size, phase, room.activation, stream.up, stream.bent)
-        phase = product(counters, size, phase, at[DOWN:], like, stream.bent, stream.added, stream.x, work)
+        phase = product(counters, size, phase, at[DOWN:], like, stream.bent, stream.added, stream.x, room)
     phase = norms(counters, size, phase, outside[NORM_F:], eps, stream.x, stream.normed)
     logits = floats(room.logits_at, (1, room.vocabulary))
-    product(counters, size, phase, outside[HEAD:], like_outside, stream.normed, logits, nothing, work)
+    product(counters, size, phase, outside[HEAD:], like_outside, stream.normed, logits, nothing, room)
 
 
 @compiled
@@ -149,40 +133,6 @@ def _last(s: Any) -> Any:
 
 
 @compiled
-def _pieces(room: Any) -> Any:
-    rows = room.rows
-    return Pieces(
-        floats(room.part_mixed_at, (rows, room.padded)),
-        floats(room.part_largest_at, (rows,)),
-        floats(room.part_sums_at, (rows,)),
-    )
-
-
-@compiled
-def _scratch(room: Any) -> Any:
-    return Scratch(
-        floats(room.queries_at, (QUERIES, room.head_size)),
-        array_at(room.seen_at, _WHOLE, (QUERIES, 2)),
-        floats(room.scores_at, (QUERIES, STRETCH)),
-        floats(room.mixed_at, (QUERIES, room.padded)),
-        floats(room.largest_at, (QUERIES,)),
-        floats(room.sums_at, (QUERIES,)),
-    )
-
-
-@compiled
-def _work(room: Any) -> Any:
-    groups = PIECE * room.groups
-    small = array_at(room.small_at, _BYTES, (groups * GROUP,))
-    less = array_at(room.less_at, _INTS, (groups,))
-    return Work(
-        floats(room.panel_at, (room.groups * GROUP * PANEL,)),
-        floats(room.few_at, ((PIECE + SPARE) * PANEL,)),
-        Rounded(small, floats(room.scale_at, (groups,)), less),
-    )
-
-
-@compiled
 def _embed(counters: Any, size: Any, phase: Any, ids: Any, start: Any, at: Any, like: Any, x: Any) -> Any:
     """Start the residual stream: each token's row, and where positions are learned, that of its position."""
     count, width = x.shape
@@ -200,14 +150,14 @@ def _embed(counters: Any, size: Any, phase: Any, ids: Any, start: Any, at: Any, 
 
 @compiled
 def _remember(
-    counters: Any, size: Any, phase: Any, at: Any, start: Any, shape: Any, cos: Any, sin: Any,
-    keys: Any, values: Any, qkv: Any,
+    counters: Any, size: Any, phase: Any, at: Any, start: Any, cos: Any, sin: Any, keys: Any, values: Any, qkv: Any,
+    room: Any,
 ) -> Any:  # fmt: skip
     """Normalise queries and keys, turn them to their position, and put keys and values into the cache.
 
     A task is a head of the queries, the keys or the values.
     """
-    heads, kv_heads, d = shape.heads, shape.kv_heads, shape.head_size
+    heads, kv_heads, d, padded, eps = room.heads, room.kv_heads, room.head_size, room.padded, room.eps
     q_norm, k_norm, no_bias = floats(at[Q_NORM], (d,)), floats(at[K_NORM], (d,)), floats(0, (0,))
     while True:
         head = claim(counters, phase)
@@ -219,7 +169,7 @@ def _remember(
             for t in range(len(qkv)):
                 row = qkv[t, head * d : (head + 1) * d]
                 if len(norm):
-                    normalise(row, norm, no_bias, shape.eps, row)
+                    normalise(row, norm, no_bias, eps, row)
                 if cos.shape[1]:
                     rotate(row, cos[start + t], sin[start + t])
         if head >= heads:
@@ -228,7 +178,7 @@ def _remember(
                 position = start + t
                 first, step = position // BLOCK * d * BLOCK + position % BLOCK, BLOCK
                 if is_value:
-                    first, step = position * shape.padded, 1
+                    first, step = position * padded, 1
                 for i in range(d):
                     keep(kept, first + i * step, qkv[t, head * d + i])
     return meet(counters, size, phase)

@@ -9,6 +9,7 @@ on their way in: float32 as they are, bfloat16 as uint16, float16 as int16.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -22,6 +23,7 @@ LINE = 64  # bytes that memory hands over at once
 
 _FLOAT, INT = ir.FloatType(), ir.IntType(32)
 REGISTER = ir.VectorType(_FLOAT, LANES)
+WHOLE = np.empty(0, np.int64)  # for their kind
 _UNDEFINED = ir.Constant(REGISTER, ir.Undefined)
 
 

@@ -24,11 +24,11 @@ LIKE = {
 """What compiled code tells kinds of matrices apart by: an array like them."""
 
 
-def product(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any, work: Any) -> Any:
+def product(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any, room: Any) -> Any:
     """Multiply x (t, inputs) by a matrix into y (t, rows), with its bias; add that to `stream`, if it has rows.
 
-    `at` begins with the addresses of the matrix, its scales and its bias; `work` is room that the thread has for
-    itself. Returns the next phase.
+    `at` begins with the addresses of the matrix, its scales and its bias; `room` is the
+    thread's. Returns the next phase.
     """
     raise NotImplementedError  # compiled code finds what serves below
 
@@ -40,12 +40,12 @@ def row_of(at: Any, like: Any, row: Any, y: Any) -> None:
 
 @overload(product, strict=False)  # lambdas have no annotations
 def _product(
-    counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any, work: Any  # noqa: ARG001
+    counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any, room: Any  # noqa: ARG001
 ) -> Any:  # fmt: skip
     chosen = turned if _is_turned(like) else grouped if _is_grouped(like) else plain
 
-    def code(counters, size, phase, at, like, x, y, stream, work):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        return chosen(counters, size, phase, at, like, x, y, stream, work)
+    def code(counters, size, phase, at, like, x, y, stream, room):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        return chosen(counters, size, phase, at, like, x, y, stream, room)
 
     return code
 

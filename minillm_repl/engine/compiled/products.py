@@ -4,7 +4,7 @@ For one token, memory is what limits: four rows are read side by side. For many,
 turned over once, and stay in a near cache while all tokens pass by, twelve at a time, whose sums stay in registers.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from minillm_repl.engine.compiled.lanes import (
     widen,
     zeros,
 )  # fmt: skip
-from minillm_repl.engine.compiled.room import LANES, PANEL, SPARE
+from minillm_repl.engine.compiled.room import LANES, PANEL, PIECE, SPARE
 from minillm_repl.engine.compiled.tasks import claim, meet
 from minillm_repl.engine.compiled.tiles import outer, plus, rows_to, tile
 
@@ -36,25 +36,9 @@ _MANY = 3  # tokens: from here on turning rows over takes less time than it save
 _AHEAD = 8_192  # bytes: so far before they are needed, weights are asked for; short rows fool the processor's own guess
 
 
-class Rounded(NamedTuple):
-    """Activations in 8 bits, x ≈ small · scale group by group; the last group is filled with zeros."""
-
-    small: NDArray[np.int8]  # (t · groups · 32,)
-    scale: Floats  # (t · groups,)
-    less: NDArray[np.int32]  # (t · groups,), what the sums have too much, because all weights were made positive
-
-
-class Work(NamedTuple):
-    """What one thread multiplies with."""
-
-    panel: Floats  # (inputs · 32,), rows turned over
-    few: Floats  # ((t + 4) · 32,), what comes of fewer rows than 32
-    rounded: Rounded
-
-
 @compiled
 def plain(
-    counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any, work: Any
+    counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any, room: Any
 ) -> Any:  # fmt: skip
     """Multiply by a matrix, with its bias; add the result to `stream`, if that has rows. A task is 32 of its rows.
 
@@ -65,14 +49,15 @@ def plain(
     rows = y.shape[1]
     weight = array_at(at[0], like, (rows * inputs,))
     bias = floats(at[2], (rows,))
+    panel = floats(room.panel_at, (inputs * PANEL,))
     while True:
         first = claim(counters, phase) * PANEL
         if first >= rows:
             break
         last = min(first + PANEL, rows)
         if count >= _MANY:
-            _turn_rows(weight, first, last, inputs, work.panel)
-            by_panel(work.panel, 0, x, y, first, last, work.few)
+            _turn_rows(weight, first, last, inputs, panel)
+            by_panel(panel, 0, x, y, first, last, room)
         else:
             whole = first + (last - first) // _ROWS * _ROWS
             for t in range(count):
@@ -129,7 +114,7 @@ def _turn_rows(w: Any, first: int, last: int, n: int, turned: Floats) -> None:
 
 @compiled
 def turned(
-    counters: Any, size: Any, phase: Any, at: Any, _like: Any, x: Any, y: Any, stream: Any, work: Any
+    counters: Any, size: Any, phase: Any, at: Any, _like: Any, x: Any, y: Any, stream: Any, room: Any
 ) -> Any:  # fmt: skip
     """Do as `plain` does with a matrix that lies in panels, 32 rows turned over each: (panels, inputs, 32)."""
     inputs, rows = x.shape[1], y.shape[1]
@@ -140,13 +125,13 @@ def turned(
         if first >= rows:
             break
         last = min(first + PANEL, rows)
-        by_panel(weight, first * inputs, x, y, first, last, work.few)
+        by_panel(weight, first * inputs, x, y, first, last, room)
         finish(y, first, last, bias, stream)
     return meet(counters, size, phase)
 
 
 @compiled
-def by_panel(panel: Floats, at: int, x: Any, y: Any, first: int, last: int, few: Floats) -> None:
+def by_panel(panel: Floats, at: int, x: Any, y: Any, first: int, last: int, room: Any) -> None:
     """Multiply 32 rows, turned over from panel[at] on, with all tokens; their products are y's `first` to `last`.
 
     The last tokens are worked on as if there were more: `x` and `y`, if of two tokens or more, have room for that.
@@ -154,6 +139,7 @@ def by_panel(panel: Floats, at: int, x: Any, y: Any, first: int, last: int, few:
     if last - first == PANEL:
         _all_tokens(panel, at, x, y, first, y.shape[1])
         return
+    few = floats(room.few_at, ((PIECE + SPARE) * PANEL,))
     _all_tokens(panel, at, x, few, 0, PANEL)
     for t in range(len(x)):
         for o in range(last - first):

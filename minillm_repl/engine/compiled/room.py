@@ -25,16 +25,46 @@ PIECE = 132  # tokens read in one pass: a multiple of the twelve that products w
 SPARE = 4  # more tokens than there are, which the last tile of some may be worked out for
 
 _NUMBERS = (
-    "layers", "width", "heads", "kv_heads", "head_size", "padded", "hidden", "up_width", "vocabulary",
-    "angles", "activation", "parallel", "positions", "rows", "groups",
+    "layers", "width", "heads", "kv_heads", "head_size", "hidden", "up_width", "vocabulary", "angles", "parallel",
+    "activation",  # its place in ACTIVATIONS
+    "padded",  # head_size, to whole tiles
+    "positions",  # that there is room for in the cache
+    "rows",  # that there is room for in the parts
 )  # fmt: skip
+# Below, t = new tokens, w = width, h = heads, g = heads with keys, d = head_size.
 _SHARED = (
-    "weights", "windows", "keys", "values", "cos", "sin", "x", "normed", "normed2", "added", "qkv", "z", "up",
-    "bent", "logits", "part_mixed", "part_largest", "part_sums",
-)  # fmt: skip
+    "weights",  # (layers + 1, columns), the table of weights.py
+    "windows",  # (layers,), how many positions a query sees, 0 for all
+    "keys",  # (layers, g, blocks · d · 32), the cache
+    "values",  # (layers, g, positions · padded)
+    "cos",  # (positions, angles)
+    "sin",
+    "x",  # (t, w), the residual stream
+    "normed",  # (t, w)
+    "normed2",
+    "added",  # (t, w), what is added to the stream
+    "qkv",  # (t, (h + 2g) · d)
+    "z",  # (t, h · d)
+    "up",  # (t, hidden), or twice that with gates
+    "bent",  # (t, hidden); the same as `up` without gates
+    "logits",  # (1, vocabulary)
+    "part_mixed",  # (part · t · h, padded), what each part of the cache has for a query, as `mixed` below
+    "part_largest",  # (part · t · h,)
+    "part_sums",
+)
 _OWN = (
-    "queries", "seen", "scores", "mixed", "largest", "sums", "panel", "few", "small", "scale", "less",
-)  # fmt: skip
+    "queries",  # (4, d), scaled
+    "seen",  # (4, 2), the first position that each sees, and the one after the last
+    "scores",  # (4, 256)
+    "mixed",  # (4, padded), values by weights relative to the largest score, not yet divided by their sum
+    "largest",  # (4,)
+    "sums",
+    "panel",  # (inputs · 32,), rows of a matrix turned over
+    "few",  # ((t + 4) · 32,), what comes of fewer rows than 32
+    "small",  # (t · groups · 32,), activations in 8 bits
+    "scale",  # (t · groups,)
+    "less",  # (t · groups,)
+)
 
 ROOM = np.dtype(
     [
@@ -44,7 +74,7 @@ ROOM = np.dtype(
     ],
     align=True,
 )
-"""What compiled code knows of a model: its sizes, and the addresses of arrays (forward.py has their shapes)."""
+"""What compiled code knows of a model: its sizes, and the addresses of arrays."""
 
 
 def aligned(shape: tuple[int, ...], kind: Any) -> Array:
@@ -73,32 +103,40 @@ class Room:
             layers=config.layers, width=config.width, heads=config.heads, kv_heads=config.kv_heads, head_size=size,
             padded=self.padded, hidden=hidden, up_width=2 * hidden if gated else hidden, vocabulary=config.vocab,
             activation=ACTIVATIONS.index(config.activation), parallel=getattr(config, "parallel", False),
-            eps=config.norm_eps,
+            eps=config.norm_eps, rows=parts * config.heads,
         )  # fmt: skip
-        for name in ("x", "normed", "normed2", "added"):
-            self._floats(name, PIECE, config.width)
-        self._floats("qkv", PIECE, (config.heads + 2 * config.kv_heads) * size)
-        self._floats("z", PIECE, config.heads * size)
-        up = self._floats("up", PIECE, 2 * hidden if gated else hidden)
-        self.put("bent", aligned((PIECE, hidden), np.float32) if gated else up)
-        self.logits = self._floats("logits", 1, config.vocab)
-        rows = max(PIECE, parts) * config.heads
-        self._floats("part_mixed", rows, self.padded)
-        self._floats("part_largest", rows)
-        self._floats("part_sums", rows)
+        rows, width = parts * config.heads, config.width
+        shared = {
+            **dict.fromkeys(("x", "normed", "normed2", "added"), (PIECE, width)),
+            "qkv": (PIECE, (config.heads + 2 * config.kv_heads) * size),
+            "z": (PIECE, config.heads * size),
+            "up": (PIECE, 2 * hidden if gated else hidden),
+            "logits": (1, config.vocab),
+            "part_mixed": (rows, self.padded),
+            "part_largest": (rows,),
+            "part_sums": (rows,),
+        }
+        for name, shape in shared.items():
+            self.put(name, aligned(shape, np.float32))
+        self.put("bent", aligned((PIECE, hidden), np.float32) if gated else self["up"])
         self.put("windows", np.array(getattr(config, "windows", ()) or [0] * config.layers, np.int64))
-        most = max(config.width, hidden, config.heads * size)  # inputs of a matrix
+        most = max(width, hidden, config.heads * size)  # inputs of a matrix
         groups = -(-most // GROUP)
-        self.tell(rows=rows, groups=groups)
-        for name, shape in (
-            ("queries", (QUERIES, size)), ("scores", (QUERIES, STRETCH)), ("mixed", (QUERIES, self.padded)),
-            ("largest", (QUERIES,)), ("sums", (QUERIES,)), ("panel", (groups * GROUP * PANEL,)),
-            ("few", ((PIECE + SPARE) * PANEL,)), ("scale", (PIECE * groups,)),
-        ):  # fmt: skip
-            self.put(name, aligned((threads, *shape), np.float32), own=True)
-        self.put("seen", np.zeros((threads, QUERIES, 2), np.int64), own=True)
-        self.put("small", aligned((threads, PIECE * groups * GROUP), np.int8), own=True)
-        self.put("less", np.zeros((threads, PIECE * groups), np.int32), own=True)
+        own: dict[str, tuple[tuple[int, ...], Any]] = {
+            "queries": ((QUERIES, size), np.float32),
+            "seen": ((QUERIES, 2), np.int64),
+            "scores": ((QUERIES, STRETCH), np.float32),
+            "mixed": ((QUERIES, self.padded), np.float32),
+            "largest": ((QUERIES,), np.float32),
+            "sums": ((QUERIES,), np.float32),
+            "panel": ((most * PANEL,), np.float32),
+            "few": (((PIECE + SPARE) * PANEL,), np.float32),
+            "small": ((PIECE * groups * GROUP,), np.int8),
+            "scale": ((PIECE * groups,), np.float32),
+            "less": ((PIECE * groups,), np.int32),
+        }
+        for name, (shape, kind) in own.items():
+            self.put(name, aligned((threads, *shape), kind), own=True)
 
     def tell(self, **numbers: float) -> None:
         """Note sizes, the same for all threads."""
@@ -113,8 +151,4 @@ class Room:
 
     def __getitem__(self, name: str) -> Array:
         """Return an array that is kept."""
-        return self._arrays[name]
-
-    def _floats(self, name: str, *sizes: int) -> Array:
-        self.put(name, aligned(sizes, np.float32))
         return self._arrays[name]

@@ -14,26 +14,30 @@ _PATIENCE = 4_000  # looks at the counter, some microseconds, before the core is
 _offer_core = types.ExternalFunction(OFFER, types.int32())
 
 
+def _counter(builder: Any, counters: Any, index: Any) -> Any:
+    """Return a pointer to one of the counters at an address."""
+    return builder.gep(builder.inttoptr(counters, ir.IntType(64).as_pointer()), [index])
+
+
 @intrinsic
-def _add(_typing: Any, counters: Any, _index: Any, _number: Any) -> Any:
+def _add(_typing: Any, _counters: Any, _index: Any, _number: Any) -> Any:
     """Add to a counter that others change too; return what it was."""
 
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.atomic_rmw("add", builder.gep(data, [arguments[1]]), arguments[2], "seq_cst")
+    def code(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        counters, index, number = arguments
+        return builder.atomic_rmw("add", _counter(builder, counters, index), number, "seq_cst")
 
-    return types.int64(counters, types.intp, types.int64), code
+    return types.int64(types.intp, types.intp, types.int64), code
 
 
 @intrinsic
-def _look(_typing: Any, counters: Any, _index: Any) -> Any:
+def _look(_typing: Any, _counters: Any, _index: Any) -> Any:
     """Return a counter that others change."""
 
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data: ir.Value = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.load_atomic(builder.gep(data, [arguments[1]]), "acquire", 8)
+    def code(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.load_atomic(_counter(builder, *arguments), "acquire", 8)
 
-    return types.int64(counters, types.intp), code
+    return types.int64(types.intp, types.intp), code
 
 
 @compiled

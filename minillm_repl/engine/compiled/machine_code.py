@@ -111,17 +111,17 @@ def _load(kept: bytes) -> Function:
     name, needs = itemgetter("name", "needs")(json.loads(head))
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    llvm.load_library_permanently("")  # what this process has itself
+    machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(jit=True)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)  # from here on it finds what this process has
     if llvm.address_of_symbol(OFFER) is None:
         raise ImportError(f"this system has no {OFFER}")
-    missing = [symbol for symbol in needs if llvm.address_of_symbol(symbol) is None]
-    for symbol in missing:
+    for symbol in needs:
+        if llvm.address_of_symbol(symbol) is not None:
+            continue
         if symbol.startswith(_NEVER_CALLED):
             llvm.add_symbol(symbol, llvm.address_of_symbol("abort"))
         else:  # of a library that numba knows where to find
             import_module("numba")
-    machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(jit=True)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _engines.append(engine)

@@ -12,7 +12,7 @@ from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.native import save
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.safetext import safe
-from minillm_repl.tokenizer.subword import SubwordTokenizer, byte_level_bpe
+from minillm_repl.tokenizer.subword import SubwordTokenizer, _from_letters, byte_level_bpe
 from tests.test_terminal import cache, chain, models, visit  # noqa: F401 - fixtures
 
 CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) != "\n"]
@@ -46,7 +46,7 @@ def writer(texts):
 
     It begins after `S`; each text comes once for every place where it can be split, in braces.
     """
-    letters = {byte: letter for letter, byte in _letters().items()}
+    letters = _letters()
     pieces = [b"S"]
     for number, text in enumerate(texts):
         data = text.encode() if isinstance(text, str) else text
@@ -67,9 +67,9 @@ def writer(texts):
 
 
 def _letters():
-    from minillm_repl.tokenizer.subword import _byte_letters
-
-    return _byte_letters()
+    """The letter that stands for each byte in a byte-level vocabulary; for those not printable, one from U+0100 on."""
+    letters = [chr(letter) for letter in range(0x144)]
+    return {_from_letters(letter): letter for letter in letters if len(_from_letters(letter)) == 1}
 
 
 def test_an_innocent_visit_sends_nothing_but_what_counts_as_ours(visit):  # noqa: F811

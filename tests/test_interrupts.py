@@ -59,6 +59,7 @@ def test_ctrl_c_in_one_write_with_the_enter_before_it_stops_what_the_enter_began
     terminal.do("가")  # now the model is open
     terminal.do(":max-tokens 1000000")
     for count, typed in enumerate(("가\r\x03", "가\r\x03나"), 1):
+        terminal.wait_for(lambda terminal: terminal.at_empty_prompt)  # before, the terminal itself takes Ctrl-C
         terminal.type(typed)
         terminal.wait_for(lambda terminal, count=count: terminal.text.count("stopped by Ctrl-C") == count)
     terminal.wait_for(lambda terminal: terminal.line.startswith(">>> 나"))  # what was typed after it is kept

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import drawing, generation, keys, machine, shakespeare, smollm2, start, taps, training
+from benchmarks import drawing, generation, gpu, keys, machine, shakespeare, smollm2, start, taps, training
 from benchmarks.measure import Bench, Row
 from benchmarks.reference import Reference
 from benchmarks.report import print_report, write_json
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Row]]] = {
     "drawing": drawing.rows,
     "smollm2": smollm2.rows,
     "generation": generation.rows,
+    "gpu": gpu.rows,
     "taps": taps.rows,
     "training": training.rows,
     "shakespeare": shakespeare.rows,
@@ -42,7 +43,7 @@ def main() -> int:
     facts, rows = machine.facts(), []
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options.runs, Path(folder), reference, options.shakespeare, options.smollm2)
-        missing += smollm2.missing(bench)
+        missing += smollm2.missing(bench) + gpu.missing()
         for name, measure in BENCHMARKS.items():
             if options.only in (None, name):
                 print(f"measuring {name} …", file=sys.stderr)

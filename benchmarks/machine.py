@@ -2,6 +2,9 @@
 
 import os
 import platform
+import subprocess
+import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -12,10 +15,18 @@ def facts() -> dict[str, str]:
         "processor": _processor(),
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "system": platform.system(),
+        "GPU": gpu() or "none",
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "numba", "numpy", "minillm-repl")},
         "load average": load(),
     }
+
+
+@cache
+def gpu() -> str:
+    """Return the name of the GPU that torch finds, if any, from another process: this one is to stay small."""
+    named = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+    return subprocess.run([sys.executable, "-c", named], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def load() -> str:

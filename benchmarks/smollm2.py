@@ -30,9 +30,9 @@ model("The capital of France is", max_tokens=1)
 class Contender:
     """A program in its own process, which waits until it is asked."""
 
-    def __init__(self, program: str, kind: str, path: Path) -> None:
+    def __init__(self, program: str, kind: str, path: Path, device: str = "cpu") -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.contender", program, kind, str(path)],
+            [sys.executable, "-m", "benchmarks.contender", program, kind, str(path), device],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         while (line := self._line()) != "ready\n":

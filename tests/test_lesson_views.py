@@ -260,7 +260,7 @@ def test_the_shapes_in_the_code_are_those_of_the_tensors(both):  # noqa: F811
     }
     expected = {
         "blocks.0.attention": {
-            "permute(2" if "permute(2" in codes["blocks.0.attention"] else "v.transpose(": found["attention.q"],
+            "permute(2" if "permute(2" in codes["blocks.0.attention"] else "q, k = rotate(": found["attention.q"],
             'name + "z"': found["attention.z"],
         },
         "blocks.0.ff": {"hidden = tap" if "self.up" in codes["blocks.0.ff"] else "gate, up = ": found["ff.hidden"]},

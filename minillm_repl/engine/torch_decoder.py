@@ -7,12 +7,13 @@ import torch
 from numpy.typing import NDArray
 
 from minillm_repl.engine.decoder import piece_of
+from minillm_repl.engine.recorded import RecordedStep
 from minillm_repl.language import N_, _
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.model.cache import KVCache
 from minillm_repl.model.taps import Tap, untapped
 
-_PIECE_ELSEWHERE = 512  # tokens: what a processor takes a second for, a GPU does in no time
+_PIECE_ELSEWHERE = 2_048  # tokens: what a processor takes seconds for, a GPU does in no time
 
 
 class TorchDecoder:
@@ -23,6 +24,8 @@ class TorchDecoder:
         self._device = first.device
         self.model, self._tap = model, tap
         self._cache = KVCache(model.config, self._device, first.dtype)
+        self._records = first.is_cuda and tap is untapped  # a tap is Python, which cannot be recorded
+        self._step: RecordedStep | None = None
         self.ids: list[int] = []
         self.context = model.config.context
         self.piece = piece_of(model.config.parameters) if first.device.type == "cpu" else _PIECE_ELSEWHERE
@@ -31,6 +34,8 @@ class TorchDecoder:
     @property
     def name(self) -> str:
         """What runs, and where."""
+        if self._records:
+            return _("torch on {device}, each token one CUDA graph", device=self._device.type)
         return _("torch on {device}", device=self._device.type)
 
     @property
@@ -50,9 +55,24 @@ class TorchDecoder:
         self.ids.extend(ids)
         return logits[0, -1].float().cpu().numpy()  # type: ignore[no-any-return]
 
+    @torch.inference_mode()
     def decode(self, token: int) -> NDArray[np.float32]:
         """Read one token; return the logits after it."""
-        return self.prefill([token])
+        if not self._records:
+            return self.prefill([token])
+        cache, place = self._cache, self._cache.length
+        cache.make_room(place + 1)
+        if self._step is None or self._step.room != cache.room:
+            self._step = None  # its memory is free for the next
+            try:
+                self._step = RecordedStep(self.model, cache)
+            except RuntimeError:  # nothing can be recorded here, or there is no memory for it
+                self._records, cache.length = False, place
+                return self.prefill([token])
+        logits = self._step(token, place)
+        cache.length = place + 1
+        self.ids.append(token)
+        return logits
 
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` tokens."""

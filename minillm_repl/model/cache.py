@@ -1,11 +1,14 @@
 """The keys and values of the tokens a model has already read."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from minillm_repl.model.config import AnyConfig
 
-_FIRST_ROOM = 128  # tokens
+_ROOM = 128  # tokens: there is room for a multiple of so many
 
 
 class KVCache:
@@ -18,21 +21,61 @@ class KVCache:
     def __init__(self, config: AnyConfig, device: torch.device, dtype: torch.dtype) -> None:
         self._shape = (config.layers, 2, 1, config.kv_heads, 0, config.head_size)
         self._most = config.context
+        self._windows = getattr(config, "windows", ()) or (0,)
         self._kv = torch.empty(self._shape, device=device, dtype=dtype)
+        self._place: Tensor | None = None
+        self._hidden: dict[int, Tensor] = {}
         self.length = 0
+
+    @property
+    def room(self) -> int:
+        """How many tokens it can hold without keys and values being moved."""
+        return self._kv.shape[-2]
+
+    def positions(self, new: int) -> Tensor:
+        """Return where the next tokens stand: (new,)."""
+        if self._place is not None:
+            return self._place
+        return torch.arange(self.length, self.length + new, device=self._kv.device)
+
+    def hidden(self, window: int) -> Tensor | None:
+        """Return which of the places that `extend` returns the next token does not see; None if all are its past."""
+        return self._hidden.get(window)
+
+    @contextmanager
+    def one_at(self, place: Tensor) -> Iterator[None]:
+        """Take the next token to stand at `place` (1,), a number on the device, whatever `length` says.
+
+        `extend` then returns all places, filled or not, so that each token is the same work on the same memory.
+        """
+        places = torch.arange(self.room, device=place.device)
+        for window in set(self._windows):
+            seen = (places <= place) & (places > place - (window or self.room))
+            self._hidden[window] = torch.where(seen, 0.0, -torch.inf).to(self._kv.dtype)
+        self._place = place
+        try:
+            yield
+        finally:
+            self._place, self._hidden = None, {}
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values, each (1, head, new, head_size); return all so far (1, head, all, head_size)."""
+        if self._place is not None:
+            self._kv[layer, 0].index_copy_(-2, self._place, key)
+            self._kv[layer, 1].index_copy_(-2, self._place, value)
+            return self._kv[layer, 0], self._kv[layer, 1]
         end = self.length + key.shape[-2]
-        if end > self._kv.shape[-2]:
-            self._grow(end)
+        self.make_room(end)
         self._kv[layer, 0, :, :, self.length : end] = key
         self._kv[layer, 1, :, :, self.length : end] = value
         return self._kv[layer, 0, :, :, :end], self._kv[layer, 1, :, :, :end]
 
-    def _grow(self, needed: int) -> None:
-        room = max(needed, min(self._most, max(_FIRST_ROOM, 2 * self._kv.shape[-2])))
-        larger = self._kv.new_empty((*self._shape[:4], room, self._shape[5]))
+    def make_room(self, needed: int) -> None:
+        """Have room for so many tokens in all."""
+        if needed <= self.room:
+            return
+        room = max(needed, min(self._most, max(2 * self.room, needed + -needed % _ROOM)))
+        larger = self._kv.new_zeros((*self._shape[:4], room, self._shape[5]))  # not empty: nothing times NaN is NaN
         larger[..., : self.length, :] = self._kv[..., : self.length, :]
         self._kv = larger
 

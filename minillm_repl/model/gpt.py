@@ -33,9 +33,11 @@ class Attention(nn.Module):
         if turn is not None:
             q, k = rotate(q, turn), rotate(k, turn)
         q, k, v = tap(name + "q", q), tap(name + "k", k), tap(name + "v", v)
+        hidden = None
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (b, h, past + t, d)
-        z = tap(name + "z", attend(q, k, v).transpose(1, 2))  # (b, t, h, d)
+            hidden = cache.hidden(0)
+        z = tap(name + "z", attend(q, k, v, hidden=hidden).transpose(1, 2))  # (b, t, h, d)
         return tap(name + "out", self.proj(z.flatten(2)))
 
 
@@ -92,8 +94,7 @@ class GPT(nn.Module):
 
         With a cache, `ids` follow the tokens already in it, and join them; positions + cache must fit the context.
         """
-        start = 0 if cache is None else cache.length
-        positions = torch.arange(start, start + ids.shape[1], device=ids.device)
+        positions = torch.arange(ids.shape[1], device=ids.device) if cache is None else cache.positions(ids.shape[1])
         x, turn = self.token_embedding(ids), None  # (b, t, w)
         if self.position_embedding is not None:
             x = x + self.position_embedding(positions)

@@ -21,7 +21,7 @@ from minillm_repl.model.taps import Tap, untapped
 class RMSNorm(nn.Module):
     """Divides by the root of the mean square, and scales: no mean is taken away, and nothing is added.
 
-    torch's own multiplies before it rounds to bfloat16; the models of this family were trained the other way round.
+    torch's own would scale before it rounds to bfloat16; the models of this family were trained the other way round.
     """
 
     def __init__(self, width: int, eps: float) -> None:
@@ -31,8 +31,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension, in float32 at least."""
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        return self.weight * (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        return self.weight * F.rms_norm(x, x.shape[-1:], eps=self.eps)
 
 
 class Attention(nn.Module):
@@ -50,16 +49,17 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, turn: Rotation, cache: KVCache | None, tap: Tap) -> Tensor:
         """Mix information between positions: (b, t, w) -> (b, t, w)."""
         name, config = f"blocks.{self.layer}.attention.", self.config
-        rows = self.qkv(x).split((config.query_rows, config.key_rows, config.key_rows), dim=-1)
-        q, k, v = (part.unflatten(-1, (-1, config.head_size)) for part in rows)  # (b, t, h, d), and g for h
+        heads = self.qkv(x).unflatten(-1, (-1, config.head_size)).transpose(1, 2)  # (b, h + g + g, t, d)
+        qk, v = heads.tensor_split((config.heads + config.kv_heads,), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (b, h, t, d)
-        q, k = rotate(q, turn), rotate(k, turn)
+            qk = torch.cat((self.q_norm(qk[:, : config.heads]), self.k_norm(qk[:, config.heads :])), dim=1)
+        q, k = rotate(qk, turn).tensor_split((config.heads,), dim=1)  # (b, h, t, d), and g for h
         q, k, v = tap(name + "q", q), tap(name + "k", k), tap(name + "v", v)
+        hidden = None
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (b, g, past + t, d)
-        z = tap(name + "z", attend(q, k, v, self.window).transpose(1, 2))  # (b, t, h, d)
+            hidden = cache.hidden(self.window)
+        z = tap(name + "z", attend(q, k, v, self.window, hidden).transpose(1, 2))  # (b, t, h, d)
         return tap(name + "out", self.proj(z.flatten(2)))
 
 
@@ -113,8 +113,7 @@ class Llama(nn.Module):
 
         With a cache, `ids` follow the tokens already in it, and join them; positions + cache must fit the context.
         """
-        start = 0 if cache is None else cache.length
-        positions = torch.arange(start, start + ids.shape[1], device=ids.device)
+        positions = torch.arange(ids.shape[1], device=ids.device) if cache is None else cache.positions(ids.shape[1])
         x = tap("embedding", self.token_embedding(ids))  # (b, t, w)
         turn = rotation(self.config.rope, self.config.head_size, positions, x.dtype)
         for block in self.blocks:

@@ -4,7 +4,6 @@ Computed in float32 in the order in which the `transformers` library does, so th
 """
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,20 +14,18 @@ Rotation = tuple[Tensor, Tensor]
 """Cosine and sine of each position's angles, each (time, numbers that turn)."""
 
 
-@lru_cache(maxsize=8)
 def _speeds(rope: Rope, head_size: int, device: torch.device) -> Tensor:
     """Return how far each pair turns per position, in radians: (numbers that turn / 2,)."""
     turning = int(head_size * rope.share)
-    with torch.inference_mode(False):  # it may be first asked for while chatting, and be used in training later
-        pairs = torch.arange(0, turning, 2, dtype=torch.int64, device=device).float() / turning
-        speeds = 1.0 / (rope.theta**pairs)
-        if rope.scaling == "linear":
-            return speeds / rope.factor
-        if rope.scaling == "llama3":
-            turns = rope.original / (2 * math.pi / speeds)  # within the context that it was first trained with
-            kept = ((turns - rope.low) / (rope.high - rope.low)).clamp(0, 1)  # 1: fast enough to stay as it is
-            return (1 - kept) * speeds / rope.factor + kept * speeds
-        return speeds
+    pairs = torch.arange(0, turning, 2, dtype=torch.int64, device=device).float() / turning
+    speeds = 1.0 / (rope.theta**pairs)
+    if rope.scaling == "linear":
+        return speeds / rope.factor
+    if rope.scaling == "llama3":
+        turns = rope.original / (2 * math.pi / speeds)  # within the context that it was first trained with
+        kept = ((turns - rope.low) / (rope.high - rope.low)).clamp(0, 1)  # 1: fast enough to stay as it is
+        return (1 - kept) * speeds / rope.factor + kept * speeds
+    return speeds
 
 
 def rotation(rope: Rope, head_size: int, positions: Tensor, dtype: torch.dtype) -> Rotation:
@@ -39,7 +36,7 @@ def rotation(rope: Rope, head_size: int, positions: Tensor, dtype: torch.dtype) 
 
 
 def rotate(x: Tensor, turn: Rotation) -> Tensor:
-    """Turn queries or keys (batch, head, time, head_size); what does not turn stays."""
+    """Turn queries and keys (..., time, head_size); what does not turn stays."""
     cos, sin = turn
     turning, still = x.tensor_split((cos.shape[-1],), dim=-1)
     first, second = turning.chunk(2, dim=-1)

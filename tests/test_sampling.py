@@ -8,7 +8,7 @@ import torch
 from transformers.generation import logits_process as theirs
 
 from minillm_repl.engine.options import Sampling
-from minillm_repl.engine.sampling import draw, process, softmax
+from minillm_repl.engine.sampling import arrays, draw, process, softmax
 
 EDGES = {
     "ties": [1.0, 3.0, 3.0, 2.0, 3.0, 1.0, 2.0, 2.0],
@@ -63,6 +63,28 @@ def test_each_combination_agrees_with_transformers_at_the_edges(name):
         agrees(np.array(EDGES[name]), sampling, [0, 3, 3])
 
 
+@pytest.mark.parametrize("spread", [0.5, 3.0])  # with the first, far more tokens stay than are looked at apart
+def test_of_a_large_vocabulary_samplers_keep_what_transformers_keeps(spread):
+    """But for tokens on the very boundary of top-p: the sums of both are rounded to float32 on the way there."""
+    logits = np.random.default_rng(0).normal(0, spread, 50_000).astype(np.float32)
+    logits[:100] = logits[7]
+    for sampling in SETTINGS:
+        ours, expected = process(logits, sampling, [0, 3]), by_transformers(logits, sampling, [0, 3]).numpy()
+        apart = np.isinf(ours) != np.isinf(expected)
+        assert softmax(logits)[0][apart].sum() < 1e-4
+        assert sampling.top_p not in (0.0, 1.0) or not apart.any()
+        np.testing.assert_array_equal(ours[~apart], expected[~apart])
+
+
+def test_softmax_says_the_same_in_arrays_that_have_been_used():
+    rng, room = np.random.default_rng(0), arrays(5_000)
+    for kept in (5_000, 3, 4_000, 1):
+        logits = rng.normal(0, 3, 5_000).astype(np.float32)
+        logits[rng.permutation(5_000)[kept:]] = -np.inf
+        for ours, expected in zip(softmax(logits, room), softmax(logits), strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=1e-12)
+
+
 def test_top_p_exactly_on_a_boundary_keeps_what_transformers_keeps():
     logits = np.log(np.array([0.5, 0.25, 0.25])).astype(np.float32)
     kept = np.isfinite(process(logits, Sampling(temp=1, top_p=0.5), []))
@@ -94,17 +116,32 @@ def test_softmax_is_torchs_in_float64():
     np.testing.assert_allclose(logs, exact.log_softmax(-1).numpy(), rtol=0, atol=1e-12)
 
 
-def test_draws_follow_the_distribution_and_never_reach_what_was_cut():
-    probabilities = np.array([0.0, 0.7, 0.0, 0.3, 0.0])
+@pytest.mark.parametrize("places", [(1, 3, 5), (300, 4_351, 5_000), (0, 255, 4_097), (256, 4_096, 4_097)])
+def test_draws_follow_the_distribution_and_never_reach_what_was_cut(places):
+    first, second, size = places
+    probabilities = np.zeros(size)
+    probabilities[[first, second]] = 0.7, 0.3
     rng = np.random.default_rng(0)
-    counts = np.bincount([draw(probabilities, rng) for _ in range(20_000)], minlength=5) / 20_000
-    assert counts[[0, 2, 4]].sum() == 0
-    assert abs(counts[1] - 0.7) < 4 * (0.21 / 20_000) ** 0.5  # four standard deviations
+    counts = np.bincount([draw(probabilities, rng) for _ in range(20_000)], minlength=size) / 20_000
+    assert counts[first] + counts[second] == 1
+    assert abs(counts[first] - 0.7) < 4 * (0.21 / 20_000) ** 0.5  # four standard deviations
 
 
-def test_a_draw_at_the_very_end_takes_the_last_candidate():
+def test_a_draw_is_where_the_sum_of_all_before_it_says():
+    rng = np.random.default_rng(0)
+    for size in (1, 44, 256, 257, 50_000):
+        probabilities = softmax(rng.normal(0, 3, size).astype(np.float32))[0]
+        for seed in range(200):
+            expected = probabilities.cumsum().searchsorted(np.random.default_rng(seed).random(), side="right")
+            assert draw(probabilities, np.random.default_rng(seed)) == expected
+
+
+@pytest.mark.parametrize("before", [0, 5_000])
+@pytest.mark.parametrize("after", [1, 300])
+def test_a_draw_at_the_very_end_takes_the_last_candidate(before, after):
     class Highest:
         def random(self):
             return np.nextafter(1.0, 0.0)
 
-    assert draw(np.array([0.1] * 3 + [0.7 - 1e-17, 0.0]), Highest()) == 3
+    probabilities = np.array([0.0] * before + [0.1] * 3 + [0.7 - 1e-17] + [0.0] * after)
+    assert draw(probabilities, Highest()) == before + 3

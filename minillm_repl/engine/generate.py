@@ -9,7 +9,18 @@ import numpy as np
 from minillm_repl.engine.decoder import Decoder, read
 from minillm_repl.engine.events import Candidate, Finished, Reason, Step
 from minillm_repl.engine.options import Sampling
-from minillm_repl.engine.sampling import Probabilities, Scores, draw, entropy, likeliest, process, rank, softmax
+from minillm_repl.engine.sampling import (
+    Arrays,
+    Probabilities,
+    Scores,
+    arrays,
+    draw,
+    entropy,
+    likeliest,
+    process,
+    rank,
+    softmax,
+)
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Tokenizer
@@ -46,6 +57,7 @@ def generate(
     ids = list(ids)
     prompt_tokens = len(ids)
     text = StopText(stop)
+    room: tuple[Arrays | None, Arrays | None] | None = None
     started = read_at = perf_counter()
     reason: Reason = "length"
     for index in range(max_tokens):
@@ -58,7 +70,8 @@ def generate(
         if logits is None:
             reason = "interrupt"
             break
-        step = _step(index, logits, sampling, ids, rng, tokenizer, end, top, text)
+        room = room or (arrays(len(logits)), arrays(len(logits)))
+        step = _step(index, logits, sampling, ids, rng, tokenizer, end, top, text, room)
         ids.append(step.id)
         yield step
         if text.stopped or step.id in end:
@@ -88,11 +101,12 @@ def _step(
     end: Collection[int],
     top: int,
     text: "StopText",
+    room: tuple[Arrays | None, Arrays | None],
 ) -> Step:
     """Draw the next token and describe it."""
-    model, model_log = softmax(finite(logits, len(ids)))
+    model, model_log = softmax(finite(logits, len(ids)), room[0])
     scores = process(logits, sampling, ids)
-    final, final_log = (model, model_log) if scores is logits else softmax(scores)
+    final, final_log = (model, model_log) if scores is logits else softmax(scores, room[1])
     token = draw(final, rng)
     piece = tokenizer.token_bytes(token)
     return Step(

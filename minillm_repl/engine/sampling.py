@@ -14,6 +14,10 @@ from minillm_repl.engine.options import Sampling
 LN2 = float(np.log(2))
 Scores = NDArray[np.float32]
 Probabilities = NDArray[np.float64]
+Arrays = tuple[Probabilities, Probabilities]
+
+_LARGE = 4_096  # tokens: of more than these, what is fresh or not needed costs more than avoiding it
+_BLOCK = 256
 
 
 def stages(sampling: Sampling, seen: Sequence[int]) -> list[tuple[str, Callable[[Scores], Scores]]]:
@@ -44,24 +48,52 @@ def process(logits: Scores, sampling: Sampling, seen: Sequence[int]) -> Scores:
     return logits
 
 
-def softmax(scores: Scores) -> tuple[Probabilities, Probabilities]:
-    """Return probabilities and their natural logarithms, in float64; the only softmax over a vocabulary here."""
-    logs = scores.astype(np.float64)
+def softmax(scores: Scores, into: Arrays | None = None) -> Arrays:
+    """Return probabilities and their natural logarithms, in float64; the only softmax over a vocabulary here.
+
+    `into` is what `arrays` gave, to be filled.
+    """
+    if into is None:
+        probabilities, logs = None, scores.astype(np.float64)
+    else:
+        probabilities, logs = into
+        kept = scores > -np.inf
+        if np.count_nonzero(kept) < len(scores) // 2:
+            probabilities.fill(0)
+            logs.fill(-np.inf)
+            probabilities[kept], logs[kept] = softmax(scores[kept])
+            return into
+        logs[:] = scores
     logs -= logs.max()
-    probabilities = np.exp(logs)
+    probabilities = np.exp(logs, out=probabilities)
     total = probabilities.sum()
     probabilities /= total
     logs -= np.log(total)
     return probabilities, logs
 
 
+def arrays(vocabulary: int) -> Arrays | None:
+    """Return room for one `softmax` after the other, where that is faster: where the vocabulary is large."""
+    return (np.empty(vocabulary), np.empty(vocabulary)) if vocabulary >= _LARGE else None
+
+
 def draw(probabilities: Probabilities, rng: np.random.Generator) -> int:
     """Draw a token id, using up exactly one number of `rng`."""
-    cumulative = probabilities.cumsum()
-    place = int(cumulative.searchsorted(rng.random() * cumulative[-1], side="right"))
-    if place == len(cumulative):  # a product rounded up must not reach past the last candidate
-        place = int(probabilities.nonzero()[0][-1])
-    return place
+    aim, start = rng.random(), 0
+    if len(probabilities) < _LARGE:
+        cumulative = probabilities.cumsum()
+        aim *= cumulative[-1]
+    else:  # sums of blocks say in which one it is
+        blocks = np.add.reduceat(probabilities, np.arange(0, len(probabilities), _BLOCK)).cumsum()
+        aim *= blocks[-1]
+        block = min(int(blocks.searchsorted(aim, side="right")), len(blocks) - 1)
+        aim -= blocks[block - 1] if block else 0.0
+        start = block * _BLOCK
+        cumulative = probabilities[start : start + _BLOCK].cumsum()
+    place = int(cumulative.searchsorted(aim, side="right"))
+    if place == len(cumulative):  # what was rounded up must not reach past the last candidate
+        return int(probabilities[: start + place].nonzero()[0][-1])
+    return start + place
 
 
 def numbers(seed: int, place: int = 0) -> np.random.Generator:
@@ -73,9 +105,7 @@ def numbers(seed: int, place: int = 0) -> np.random.Generator:
 
 def likeliest(logits: Scores, top: int) -> list[int]:
     """Return the ids of the `top` likeliest tokens, ties by id."""
-    top = min(top, len(logits))
-    threshold = np.partition(logits, -top)[-top]
-    above = np.flatnonzero(logits >= threshold)
+    above = np.flatnonzero(logits >= _least_of(logits, top))
     order: list[int] = above[(-logits[above]).argsort(kind="stable")][:top].tolist()
     return order
 
@@ -110,16 +140,29 @@ def _penalise(scores: Scores, seen: Sequence[int], penalty: float) -> Scores:
 def _top_k(scores: Scores, k: int) -> Scores:
     if k >= len(scores):
         return scores
-    threshold = np.partition(scores, -k)[-k]
-    return np.where(scores < threshold, np.float32(-np.inf), scores)  # ties with the k-th stay
+    return np.where(scores < _least_of(scores, k), np.float32(-np.inf), scores)  # ties with the k-th stay
+
+
+def _least_of(scores: Scores, top: int) -> np.float32:
+    """Return the least of the `top` highest scores."""
+    top = min(top, len(scores))
+    least: np.float32 = np.partition(scores, -top)[-top]
+    return least
 
 
 def _top_p(scores: Scores, p: float) -> Scores:
-    order = scores.argsort(kind="stable")  # least likely first
-    cumulative = softmax(scores)[0][order].astype(np.float32).cumsum()
-    cut = cumulative <= np.float32(1 - p)
+    probabilities, most = softmax(scores)[0], np.float32(1 - p)
+    low = scores < _least_of(scores, _LARGE)
+    cut_anyway = probabilities.sum(where=low)
+    if cut_anyway > most:  # then there is nothing for it but to sort them all
+        low[:], cut_anyway = False, 0.0
+    rest = np.flatnonzero(~low)
+    order = rest[scores[rest].argsort(kind="stable")]  # least likely first
+    shares = probabilities[order].astype(np.float32)
+    shares[0] += cut_anyway
+    cut = shares.cumsum() <= most
     cut[-1] = False  # the likeliest always stays
-    scores = scores.copy()
+    scores = np.where(low, np.float32(-np.inf), scores)
     scores[order[cut]] = -np.inf
     return scores
 

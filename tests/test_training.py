@@ -17,6 +17,7 @@ from minillm_repl.training import resume
 from minillm_repl.training.batches import IGNORED, Part
 from minillm_repl.training.corpus import open_corpus
 from minillm_repl.training.events import Evaluated, Finished, Saved, TrainStep
+from minillm_repl.training.muon import Muon, orthogonal
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.run import Surroundings, TrainingRun, find_corpus
 from minillm_repl.training.settle import settle_loop
@@ -405,3 +406,29 @@ def test_every_window_is_read_once_before_any_is_read_again_and_a_batch_is_sprea
         assert not np.array_equal(part.drawn(0, windows, seed=2), rounds[0])
         gaps = np.diff(np.sort(rounds[0][:16]), append=rounds[0][:16].min() + windows)
         assert gaps.min() > windows / 16 / 3
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
+def test_muon_is_torchs_in_bfloat16_and_nearer_to_what_is_meant_in_float32(shape):
+    """What is meant is U·Vᵀ of the singular value decomposition; five iterations bring the values near 1."""
+    torch.manual_seed(0)
+    start, gradients = torch.randn(shape), [torch.randn(shape) for _ in range(5)]
+
+    def moved(optimizer_of):
+        matrix = torch.nn.Parameter(start.clone())
+        optimizer = optimizer_of([matrix])
+        for gradient in gradients:
+            matrix.grad = gradient.clone()
+            optimizer.step()
+        return matrix.detach()
+
+    theirs = moved(lambda ps: torch.optim.Muon(ps, 0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"))
+    assert torch.equal(moved(lambda ps: Muon(ps, 0.01, 0.1, lambda: torch.bfloat16)), theirs)
+    exact = moved(lambda ps: Muon(ps, 0.01, 0.1, lambda: torch.float64))
+    ours = moved(lambda ps: Muon(ps, 0.01, 0.1, lambda: torch.float32))
+    assert (ours - exact).abs().max() < 1e-5 < (theirs - exact).abs().max()
+    values = torch.linalg.svdvals(orthogonal(gradients[0]))
+    assert 0.6 < values.min() <= values.max() < 1.3
+    u, _, v = torch.linalg.svd(gradients[0], full_matrices=False)
+    turned = u.T @ orthogonal(gradients[0]) @ v.T
+    torch.testing.assert_close(turned, turned.diag().diag(), rtol=0, atol=1e-4)

@@ -1,7 +1,6 @@
 """The training loop: Muon for the matrices inside the blocks, AdamW for the rest; it yields, and prints nothing.
 
-Muon (Jordan et al. 2024, torch's own) reaches the same loss as AdamW in a fraction of the steps at this size; with
-`match_rms_adamw` (Moonshot AI 2025) both take the same learning rate. docs/decisions.md has the comparison.
+Muon reaches the same loss as AdamW in a fraction of the steps at this size. docs/decisions.md has the comparison.
 """
 
 import math
@@ -23,6 +22,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.training.batches import IGNORED, Part
 from minillm_repl.training.events import Evaluated, Finished, Reason, Saved, TrainEvent, TrainStep
+from minillm_repl.training.muon import Muon
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.processes import Processes, whole
 from minillm_repl.training.stopping import STOPPED_EARLY, Interrupted, stopping
@@ -85,8 +85,11 @@ class Trainer:
         compiled: nn.Module = torch.compile(model) if plan.compile else model  # type: ignore[assignment]
         self._forward = self.processes.wrap(compiled, sharded=plan.shard)
         self.trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
-        self.optimizers = _optimizers(model, self.trained, plan)
+        self.optimizers = _optimizers(model, self.trained, plan, self._precise)
         self.best_weights = self._weights()
+
+    def _precise(self) -> torch.dtype:
+        return torch.bfloat16 if self.plan.precision == "bfloat16" else torch.float32
 
     # -- the loop
 
@@ -316,7 +319,7 @@ def schedule(step: int, plan: TrainPlan) -> float:
 
 
 def _optimizers(
-    model: LanguageModel, trained: dict[str, nn.Parameter], plan: TrainPlan
+    model: LanguageModel, trained: dict[str, nn.Parameter], plan: TrainPlan, dtype: Callable[[], torch.dtype]
 ) -> dict[str, torch.optim.Optimizer]:
     inside = [each for each in model.blocks.parameters() if each.ndim == 2 and each.requires_grad]
     known = set(map(id, inside))
@@ -329,9 +332,7 @@ def _optimizers(
             {"params": rest, "weight_decay": 0.0},
         ]
         return {"adamw": adamw([group for group in groups if group["params"]])}
-    optimizers: dict[str, torch.optim.Optimizer] = {
-        "muon": torch.optim.Muon(inside, plan.lr, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw")
-    }
+    optimizers: dict[str, torch.optim.Optimizer] = {"muon": Muon(inside, plan.lr, plan.weight_decay, dtype)}
     if rest:
         optimizers["adamw"] = adamw(rest, weight_decay=0.0)
     return optimizers

@@ -84,6 +84,40 @@ def test_the_cache_never_changes_what_is_read(family):
         assert used.ids == fresh.ids
 
 
+SHORT_REGISTERS = """
+from dataclasses import replace
+import ml_dtypes, numpy as np
+from minillm_repl.engine.compiled.decoder import CompiledDecoder
+from minillm_repl.engine.torch_decoder import TorchDecoder
+from minillm_repl.model.build import build
+from minillm_repl.model.config import LlamaConfig
+from tests.small import random_checkpoint
+import minillm_repl.engine.compiled.decoder as compiled_decoder
+compiled_decoder._SMALL = 0
+config, rng = LlamaConfig(97, 60, 84, 2, 4, kv_heads=2, head_size=22, hidden=100), np.random.default_rng(0)
+for kind, apart in ((np.float32, 1e-4), (ml_dtypes.bfloat16, 0.02), (np.float16, 0.02)):  # so is the cache
+    tensors = {name: rng.normal(0, 0.2, shape).astype(kind) for name, shape in config.shapes()}
+    exact = {name: array.astype(np.float32) for name, array in tensors.items()}
+    checkpoint = replace(random_checkpoint(vocab=97), config=config, tensors=tensors)
+    ours, definition = CompiledDecoder(checkpoint, 2), TorchDecoder(build(config, exact))
+    for decoder in (ours, definition):
+        decoder.prefill([5, 9, 13])
+    for token in (3, 4):
+        np.testing.assert_allclose(ours.decode(token), definition.decode(token), rtol=0, atol=apart)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", ["generic", "haswell"])
+def test_processors_with_shorter_registers_get_the_same(processor):
+    """They read matrices row by row, and not four rows side by side."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_REGISTERS], capture_output=True, text=True, check=False, cwd=ROOT, timeout=300,
+        env=os.environ | {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_number_of_threads_changes_no_bit(matrices):
     config = LlamaConfig(97, 600, 64, 2, 4, kv_heads=2, head_size=16, hidden=100)
     rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from numba.core import cgutils
 from numba.core.datamodel import PrimitiveModel, register_default
 from numba.extending import intrinsic
 
-from minillm_repl.engine.compiled.lanes import Lanes, place_of
+from minillm_repl.engine.compiled.lanes import Lanes, place_of, processor_has
 from minillm_repl.engine.compiled.room import FOUR, GROUP, LANES
 
 _COUNT = LANES * FOUR
@@ -119,8 +119,7 @@ def add_products(_typing: Any, _weights: Any, _activations: Any, _sums: Any) -> 
 
     def code(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         weights, activations, sums = arguments
-        _, _, features = context.codegen().magic_tuple()
-        if "+avx512vnni" not in features.split(","):
+        if not processor_has(context, "avx512vnni"):
             return builder.add(sums, _four_products(builder, weights, activations))
         kind = ir.FunctionType(_SUMS, [_SUMS, _REGISTER, _REGISTER])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpdpbusd.512")

@@ -46,16 +46,32 @@ def place_of(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> A
     return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
 
 
-def _widened(builder: Any, value: Any, kind: Any) -> Any:
+def processor_has(context: Any, feature: str) -> bool:
+    """Tell whether code is compiled for a processor that has, say, `avx512f`."""
+    return f"+{feature}" in context.codegen().magic_tuple()[2].split(",")
+
+
+def _widened(context: Any, builder: Any, value: Any, kind: Any) -> Any:
     """Return float32 for numbers of a weight's kind, one or a register of them."""
     many = isinstance(value.type, ir.VectorType)
     floats, whole = (REGISTER, ir.VectorType(INT, LANES)) if many else (_FLOAT, INT)
+
+    def number(of: ir.Type, number: float) -> ir.Constant:
+        return ir.Constant(of, [number] * LANES if many else number)
+
     if kind == types.uint16:  # bfloat16 is the upper half of a float32
-        sixteen = ir.Constant(whole, [16] * LANES if many else 16)
-        return builder.bitcast(builder.shl(builder.zext(value, whole), sixteen), floats)
-    if kind == types.int16:
+        return builder.bitcast(builder.shl(builder.zext(value, whole), number(whole, 16)), floats)
+    if kind == types.int16 and (
+        processor_has(context, "f16c") or not context.codegen().magic_tuple()[0].startswith("x86")
+    ):
         half = ir.VectorType(ir.HalfType(), LANES) if many else ir.HalfType()
         return builder.fpext(builder.bitcast(value, half), floats)
+    if kind == types.int16:  # put where float32 has its bits, it is 2 ** 112 times too small
+        bits = builder.zext(value, whole)
+        size = builder.shl(builder.and_(bits, number(whole, 0x7FFF)), number(whole, 13))
+        size = builder.fmul(builder.bitcast(size, floats), number(floats, 2.0**112))
+        sign = builder.shl(builder.and_(bits, number(whole, 0x8000)), number(whole, 16))
+        return builder.bitcast(builder.or_(builder.bitcast(size, whole), sign), floats)
     return value
 
 
@@ -65,7 +81,7 @@ def fetched(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> An
     width = 4 if isinstance(number, ir.FloatType) else number.width // 8
     place = place_of(context, builder, kind, array, index)
     pointer = builder.bitcast(place, ir.VectorType(number, LANES).as_pointer())
-    return _widened(builder, builder.load(pointer, align=width), kind.dtype)
+    return _widened(context, builder, builder.load(pointer, align=width), kind.dtype)
 
 
 def spread_out(builder: Any, number: Any) -> Any:
@@ -84,6 +100,12 @@ def multiplied_added(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """Return a · b + c of registers."""
     kind = ir.FunctionType(REGISTER, [REGISTER] * 3)
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32"), (a, b, c))
+
+
+@intrinsic
+def wide(_typing: Any) -> Any:
+    """Tell whether `Lanes` is one register, as with AVX-512; what is done otherwise is not even compiled."""
+    return types.boolean(), lambda context, *_: ir.Constant(ir.IntType(1), processor_has(context, "avx512f"))
 
 
 @intrinsic
@@ -110,8 +132,8 @@ def store(_typing: Any, array: Any, _index: Any, _lanes: Any) -> Any:
 @intrinsic
 def widen(_typing: Any, number: Any) -> Any:
     """Return one number of a weight's kind as float32."""
-    return types.float32(number), lambda _context, builder, signature, arguments: _widened(
-        builder, arguments[0], signature.args[0]
+    return types.float32(number), lambda context, builder, signature, arguments: _widened(
+        context, builder, arguments[0], signature.args[0]
     )
 
 

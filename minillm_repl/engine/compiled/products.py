@@ -1,7 +1,8 @@
 """Weights times activations: y[t, o] = Σ w[o, i] · x[t, i], rows o of a matrix as the checkpoint has it.
 
-For one token, memory is what limits: four rows are read side by side. For many, arithmetic is: 32 rows are widened and
-turned over once, and stay in a near cache while all tokens pass by, twelve at a time, whose sums stay in registers.
+For one token, memory is what limits: processors with AVX-512 read four rows side by side faster, and those without one
+row after the other (docs/decisions.md). For many, arithmetic is: 32 rows are widened and turned over once, and stay in
+a near cache while all tokens pass by, twelve at a time, whose sums stay in registers.
 """
 
 from typing import Any
@@ -20,6 +21,7 @@ from minillm_repl.engine.compiled.lanes import (
     store,
     total,
     turn,
+    wide,
     widen,
     zeros,
 )  # fmt: skip
@@ -59,12 +61,12 @@ def plain(
             _turn_rows(weight, first, last, inputs, panel)
             by_panel(panel, 0, x, y, first, last, room)
         else:
-            whole = first + (last - first) // _ROWS * _ROWS
+            whole = first + (last - first) // _ROWS * _ROWS if wide() else first
             for t in range(count):
                 for row in range(first, whole, _ROWS):
                     _one_by_four(weight, row * inputs, x[t], inputs, y[t], row)
                 for row in range(whole, last):
-                    y[t, row] = _dot(weight, row * inputs, x[t], 0, inputs)
+                    y[t, row] = _one_row(weight, row * inputs, x[t], inputs)
         finish(y, first, last, bias, stream)
     return meet(counters, size, phase)
 
@@ -96,6 +98,21 @@ def _one_by_four(w: Any, w0: int, x: Floats, n: int, y: Floats, row: int) -> Non
     y[row + 1] = total(b) + _dot(w, w1, x, side_by_side, n)
     y[row + 2] = total(c) + _dot(w, w2, x, side_by_side, n)
     y[row + 3] = total(d) + _dot(w, w3, x, side_by_side, n)
+
+
+@compiled
+def _one_row(w: Any, at: int, x: Floats, n: int) -> Any:
+    """Return one row, from w[at] on, times one token; four sums, so that none waits for itself."""
+    a, b, c, d = zeros(), zeros(), zeros(), zeros()
+    fours, side_by_side = n - n % _ROWS_BY_LANES, n - n % LANES
+    for i in range(0, fours, _ROWS_BY_LANES):
+        a = multiply_add(load(w, at + i), load(x, i), a)
+        b = multiply_add(load(w, at + i + LANES), load(x, i + LANES), b)
+        c = multiply_add(load(w, at + i + 2 * LANES), load(x, i + 2 * LANES), c)
+        d = multiply_add(load(w, at + i + 3 * LANES), load(x, i + 3 * LANES), d)
+    for i in range(fours, side_by_side, LANES):
+        a = multiply_add(load(w, at + i), load(x, i), a)
+    return total(add(add(a, b), add(c, d))) + _dot(w, at, x, side_by_side, n)
 
 
 @compiled

@@ -115,12 +115,13 @@ def all_sums(_typing: Any, _number: Any) -> Any:
 
 @intrinsic
 def add_products(_typing: Any, _weights: Any, _activations: Any, _sums: Any) -> Any:
-    """Add to each sum the products of its four weights, 0 to 255, with its four activations, −127 to 127."""
+    """Add to each sum the products of its four weights, 0 to 255, with four activations, −127 to 127, of all rows."""
 
     def code(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         weights, activations, sums = arguments
         if not processor_has(context, "avx512vnni"):
-            return builder.add(sums, _four_products(builder, weights, activations))
+            products = _by_pairs if processor_has(context, "avx2") else _one_by_one
+            return builder.add(sums, _neighbours(builder, products(builder, weights, activations)))
         kind = ir.FunctionType(_SUMS, [_SUMS, _REGISTER, _REGISTER])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpdpbusd.512")
         return builder.call(function, [sums, weights, activations])
@@ -128,14 +129,37 @@ def add_products(_typing: Any, _weights: Any, _activations: Any, _sums: Any) -> 
     return Sums(Bytes, Bytes, Sums), code
 
 
-def _four_products(builder: Any, weights: Any, activations: Any) -> Any:
-    """Return the sums of four products, where the processor has no instruction for it."""
+def _one_by_one(builder: Any, weights: Any, activations: Any) -> Any:
+    """Return the sums of two products each, on any processor."""
     wide = ir.VectorType(_INT, _COUNT)
-    products = builder.mul(builder.zext(weights, wide), builder.sext(activations, wide))
-    for count in (_COUNT // 2, LANES):
-        even, odd = (ir.Constant(ir.VectorType(_INT, count), list(range(first, 2 * count, 2))) for first in (0, 1))
-        products = builder.add(*(builder.shuffle_vector(products, products, places) for places in (even, odd)))
-    return products
+    return _neighbours(builder, builder.mul(builder.zext(weights, wide), builder.sext(activations, wide)))
+
+
+def _by_pairs(builder: Any, weights: Any, activations: Any) -> Any:
+    """Return the same where one instruction multiplies numbers of 16 bits and adds up two products (AVX2)."""
+    sixteen, eight = ir.VectorType(ir.IntType(16), LANES), ir.VectorType(_INT, LANES // 2)
+    pairs = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(eight, [sixteen, sixteen]), "llvm.x86.avx2.pmadd.wd"
+    )
+    four_times = builder.sext(_part(builder, activations, range(LANES)), sixteen)
+    parts = [
+        builder.call(pairs, [builder.zext(_part(builder, weights, range(at, at + LANES)), sixteen), four_times])
+        for at in range(0, _COUNT, LANES)
+    ]
+    halves = [_part(builder, parts[first], range(LANES), parts[first + 1]) for first in (0, 2)]
+    return _part(builder, halves[0], range(2 * LANES), halves[1])
+
+
+def _neighbours(builder: Any, numbers: Any) -> Any:
+    """Return the sums of each two neighbours of a register."""
+    even, odd = (_part(builder, numbers, range(first, numbers.type.count, 2)) for first in (0, 1))
+    return builder.add(even, odd)
+
+
+def _part(builder: Any, register: Any, places: range, further: Any = None) -> Any:
+    """Return the numbers at some places of a register, or of two that count as one."""
+    wanted = ir.Constant(ir.VectorType(_INT, len(places)), list(places))
+    return builder.shuffle_vector(register, register if further is None else further, wanted)
 
 
 @intrinsic

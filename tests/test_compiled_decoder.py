@@ -22,7 +22,7 @@ from minillm_repl.engine.torch_decoder import TorchDecoder
 from minillm_repl.model.build import build
 from minillm_repl.model.config import LlamaConfig, Rope
 from minillm_repl.model.rotary import rotation as torch_rotation
-from tests.conftest import ROOT, random_checkpoint
+from tests.conftest import ROOT, random_checkpoint, run_on
 from tests.test_huggingface import FAMILIES, LLAMA, logits_of, random_ids, random_model
 from tests.test_real_models import STORY, TEXT, stories  # noqa: F401 - a fixture
 
@@ -111,11 +111,7 @@ for kind, apart in ((np.float32, 1e-4), (ml_dtypes.bfloat16, 0.02), (np.float16,
 @pytest.mark.parametrize("processor", ["generic", "haswell"])
 def test_processors_with_shorter_registers_get_the_same(processor):
     """They read matrices row by row, and not four rows side by side."""
-    done = subprocess.run(
-        [sys.executable, "-c", SHORT_REGISTERS], capture_output=True, text=True, check=False, cwd=ROOT, timeout=300,
-        env=os.environ | {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": ""},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_on(processor, SHORT_REGISTERS)
 
 
 def test_the_number_of_threads_changes_no_bit(matrices):

@@ -1,9 +1,5 @@
 """Weights in 8 and 4 bits: what is lost by rounding, and that nothing else is; the oracle is numpy in float64."""
 
-import os
-import subprocess
-import sys
-
 import numba
 import numpy as np
 import pytest
@@ -15,7 +11,7 @@ from minillm_repl.engine.compiled.room import ROOM
 from minillm_repl.engine.decoder import make_decoder
 from minillm_repl.engine.torch_decoder import TorchDecoder
 from minillm_repl.model.build import build
-from tests.conftest import ROOT
+from tests.conftest import run_on
 from tests.test_huggingface import FAMILIES, random_ids, random_model
 
 GROUP = 32
@@ -150,8 +146,4 @@ for shape in SHAPES[2:4]:
 @pytest.mark.slow
 @pytest.mark.parametrize("processor", ["generic", "haswell"])
 def test_processors_without_the_instruction_for_it_get_the_same(processor):
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_VNNI], capture_output=True, text=True, check=False, cwd=ROOT, timeout=300,
-        env=os.environ | {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": ""},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_on(processor, WITHOUT_VNNI)

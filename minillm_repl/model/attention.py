@@ -8,20 +8,19 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, window: int = 0, hidden: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, window: int = 0, mask: Tensor | None = None) -> Tensor:
     """Let each query mix the values of the positions up to its own: (batch, head, new, head_size), same shape out.
 
     `k` and `v` are (batch, kv_head, seen, head_size), the queries being the last of the seen positions; each key
     serves head / kv_head queries. With a window, a position sees only the last `window`, itself included. With one
-    query, `hidden` (seen,) may say instead what it sees: 0, or −∞ for what it does not.
+    query, `mask` (seen,) may say instead what it sees: 0, or −∞ for what it does not.
     """
-    if hidden is not None:
-        return (_weights(q, k, hidden) @ v.flatten(0, 1)).view(q.shape)
+    if mask is not None:
+        return (_weights(q, k, mask) @ v.flatten(0, 1)).view(q.shape)
     new, seen = q.shape[-2], k.shape[-2]
     whole = not window or seen <= window
     causal = whole and new == seen
     grouped = q.shape[1] != k.shape[1]
-    mask: Tensor | None = None
     if whole and 1 < new < seen and q.is_cuda:
         mask = causal_lower_right(new, seen)  # flash attention knows this one, and needs no matrix for it
     elif not causal and not (whole and new == 1):
@@ -36,17 +35,17 @@ def attention_weights(q: Tensor, k: Tensor, window: int = 0) -> Tensor:
     """
     new, seen = q.shape[-2], k.shape[-2]
     visible = _visible(new, seen, window or seen, q.device)
-    hidden = torch.zeros(new, seen, dtype=q.dtype, device=q.device).masked_fill(~visible, -torch.inf)
-    return _weights(q, k, hidden.repeat(q.shape[1] // k.shape[1], 1)).view(*q.shape[:-1], seen)
+    mask = torch.zeros(new, seen, dtype=q.dtype, device=q.device).masked_fill(~visible, -torch.inf)
+    return _weights(q, k, mask.repeat(q.shape[1] // k.shape[1], 1)).view(*q.shape[:-1], seen)
 
 
-def _weights(q: Tensor, k: Tensor, hidden: Tensor) -> Tensor:
-    """Return softmax(q·k / √head_size + hidden), the queries that share a key one below the other.
+def _weights(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    """Return softmax(q·k / √head_size + mask), the queries that share a key one below the other.
 
-    (batch · kv_head, head / kv_head · new, seen); `hidden` may be any shape that fits that.
+    (batch · kv_head, head / kv_head · new, seen); `mask` may be any shape that fits that.
     """
     rows = q.reshape(k.shape[0] * k.shape[1], -1, q.shape[-1])
-    return torch.baddbmm(hidden, rows, k.flatten(0, 1).mT, alpha=q.shape[-1] ** -0.5).softmax(-1)
+    return torch.baddbmm(mask, rows, k.flatten(0, 1).mT, alpha=q.shape[-1] ** -0.5).softmax(-1)
 
 
 def _visible(new: int, seen: int, window: int, device: torch.device) -> Tensor:

@@ -24,7 +24,7 @@ class KVCache:
         self._windows = getattr(config, "windows", ()) or (0,)
         self._kv = torch.empty(self._shape, device=device, dtype=dtype)
         self._place: Tensor | None = None
-        self._hidden: dict[int, Tensor] = {}
+        self._masks: dict[int, Tensor] = {}
         self.length = 0
 
     @property
@@ -38,9 +38,9 @@ class KVCache:
             return self._place
         return torch.arange(self.length, self.length + new, device=self._kv.device)
 
-    def hidden(self, window: int) -> Tensor | None:
-        """Return which of the places that `extend` returns the next token does not see; None if all are its past."""
-        return self._hidden.get(window)
+    def mask(self, window: int) -> Tensor | None:
+        """Return 0 for places of `extend` that the next token sees, −∞ for others; None if all are its past."""
+        return self._masks.get(window)
 
     @contextmanager
     def one_at(self, place: Tensor) -> Iterator[None]:
@@ -51,12 +51,12 @@ class KVCache:
         places = torch.arange(self.room, device=place.device)
         for window in set(self._windows):
             seen = (places <= place) & (places > place - (window or self.room))
-            self._hidden[window] = torch.where(seen, 0.0, -torch.inf).to(self._kv.dtype)
+            self._masks[window] = torch.where(seen, 0.0, -torch.inf).to(self._kv.dtype)
         self._place = place
         try:
             yield
         finally:
-            self._place, self._hidden = None, {}
+            self._place, self._masks = None, {}
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values, each (1, head, new, head_size); return all so far (1, head, all, head_size)."""

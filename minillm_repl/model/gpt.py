@@ -33,11 +33,11 @@ class Attention(nn.Module):
         if turn is not None:
             q, k = rotate(q, turn), rotate(k, turn)
         q, k, v = tap(name + "q", q), tap(name + "k", k), tap(name + "v", v)
-        hidden = None
+        mask = None
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (b, h, past + t, d)
-            hidden = cache.hidden(0)
-        z = tap(name + "z", attend(q, k, v, hidden=hidden).transpose(1, 2))  # (b, t, h, d)
+            mask = cache.mask(0)
+        z = tap(name + "z", attend(q, k, v, mask=mask).transpose(1, 2))  # (b, t, h, d)
         return tap(name + "out", self.proj(z.flatten(2)))
 
 

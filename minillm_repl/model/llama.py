@@ -55,11 +55,11 @@ class Attention(nn.Module):
             qk = torch.cat((self.q_norm(qk[:, : config.heads]), self.k_norm(qk[:, config.heads :])), dim=1)
         q, k = rotate(qk, turn).tensor_split((config.heads,), dim=1)  # (b, h, t, d), and g for h
         q, k, v = tap(name + "q", q), tap(name + "k", k), tap(name + "v", v)
-        hidden = None
+        mask = None
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (b, g, past + t, d)
-            hidden = cache.hidden(self.window)
-        z = tap(name + "z", attend(q, k, v, self.window, hidden).transpose(1, 2))  # (b, t, h, d)
+            mask = cache.mask(self.window)
+        z = tap(name + "z", attend(q, k, v, self.window, mask).transpose(1, 2))  # (b, t, h, d)
         return tap(name + "out", self.proj(z.flatten(2)))
 
 

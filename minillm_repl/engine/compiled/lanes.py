@@ -56,11 +56,11 @@ def _widened(context: Any, builder: Any, value: Any, kind: Any) -> Any:
     many = isinstance(value.type, ir.VectorType)
     floats, whole = (REGISTER, ir.VectorType(INT, LANES)) if many else (_FLOAT, INT)
 
-    def number(of: ir.Type, number: float) -> ir.Constant:
+    def constant(of: ir.Type, number: float) -> ir.Constant:
         return ir.Constant(of, [number] * LANES if many else number)
 
     if kind == types.uint16:  # bfloat16 is the upper half of a float32
-        return builder.bitcast(builder.shl(builder.zext(value, whole), number(whole, 16)), floats)
+        return builder.bitcast(builder.shl(builder.zext(value, whole), constant(whole, 16)), floats)
     if kind == types.int16 and (
         processor_has(context, "f16c") or not context.codegen().magic_tuple()[0].startswith("x86")
     ):
@@ -68,9 +68,9 @@ def _widened(context: Any, builder: Any, value: Any, kind: Any) -> Any:
         return builder.fpext(builder.bitcast(value, half), floats)
     if kind == types.int16:  # put where float32 has its bits, it is 2 ** 112 times too small
         bits = builder.zext(value, whole)
-        size = builder.shl(builder.and_(bits, number(whole, 0x7FFF)), number(whole, 13))
-        size = builder.fmul(builder.bitcast(size, floats), number(floats, 2.0**112))
-        sign = builder.shl(builder.and_(bits, number(whole, 0x8000)), number(whole, 16))
+        size = builder.shl(builder.and_(bits, constant(whole, 0x7FFF)), constant(whole, 13))
+        size = builder.fmul(builder.bitcast(size, floats), constant(floats, 2.0**112))
+        sign = builder.shl(builder.and_(bits, constant(whole, 0x8000)), constant(whole, 16))
         return builder.bitcast(builder.or_(builder.bitcast(size, whole), sign), floats)
     return value
 

@@ -1,0 +1,176 @@
+"""Measure the source tree: `python tools/figures.py` prints each figure beside what the project aims at.
+
+The figures are counted with the standard library only, over the Python files of `minillm_repl` and `tests`. The last
+one runs the program itself with a shipped model, and needs it installed. Exit status 1: a figure misses its aim.
+"""
+
+import ast
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import tokenize
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "minillm_repl"
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+# Counts the package's files in which a line runs. sys.monitoring needs Python 3.12, so this is a profiler.
+_TRACED = """
+import sys, threading
+seen, package = set(), {package!r}
+def note(frame, event, _argument):
+    if event == "call" and frame.f_code.co_filename.startswith(package) and frame.f_code.co_name != "<module>":
+        seen.add(frame.f_code.co_filename)
+{run}
+print(len(seen), *sorted(name.removeprefix(package + "/") for name in seen), file=sys.__stderr__)
+"""
+# From a line that was read at the prompt to the printed token: the model is open, the prompt is the second one.
+_ONE_TOKEN = """
+import io
+from minillm_repl import cli
+def lines():
+    yield ":max-tokens 1"
+    yield "첫"
+    sys.setprofile(note)
+    yield "날씨"
+    sys.setprofile(None)
+cli.decoded_lines = lambda _stream: lines()
+sys.stdout = io.StringIO()
+cli.main(["--ckpt", "nalssi", "--history", "off"])
+sys.setprofile(None)
+"""
+
+
+def modules(folder: Path) -> dict[Path, ast.Module]:
+    """Return the parsed Python files below a folder, by path."""
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.py"))}
+
+
+def lines_of(paths: Iterable[Path]) -> list[int]:
+    """Return the number of lines of each file."""
+    return [len(path.read_text(encoding="utf-8").splitlines()) for path in paths]
+
+
+def function_lengths(trees: dict[Path, ast.Module]) -> list[tuple[int, str]]:
+    """Return (lines, `file:line name`) of each function, its signature and docstring included."""
+    found = []
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, Function):
+                where = f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+                found.append(((node.end_lineno or node.lineno) - node.lineno + 1, where))
+    return sorted(found)
+
+
+def comments_per_100(paths: Iterable[Path]) -> float:
+    """Return the comments per 100 lines of code; blank lines, comment lines and docstrings are no code."""
+    comments = code = 0
+    for path in paths:
+        documented = {
+            line
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+            for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        }
+        with path.open("rb") as file:
+            kinds = [(token.type, token.start[0]) for token in tokenize.tokenize(file.readline)]
+        comments += sum(kind == tokenize.COMMENT for kind, _ in kinds)
+        layout = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENCODING, tokenize.INDENT, tokenize.DEDENT)
+        code += len({line for kind, line in kinds if kind not in layout} - documented)
+    return 100 * comments / code
+
+
+def imported(path: Path, tree: ast.Module) -> Iterator[str]:
+    """Yield the package's modules that a module imports anywhere in it, what is for the type checker only left out."""
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped or not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def in_cycles(trees: dict[Path, ast.Module]) -> list[str]:
+    """Return the modules that import themselves by way of others; imports inside functions count."""
+    names = {_module(path): path for path in trees}
+    imports = {name: set(imported(path, trees[path])) & set(names) for name, path in names.items()}
+    return sorted(name for name in names if name in _reached(imports, name))
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _reached(imports: dict[str, set[str]], start: str) -> set[str]:
+    seen: set[str] = set()
+    waiting = list(imports[start])
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += imports[name]
+    return seen
+
+
+def files_that_run(run: str) -> list[str]:
+    """Return the package's files in which a function runs while a piece of Python does, in a process of its own."""
+    code = _TRACED.format(package=str(PACKAGE), run=run)
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL, env=os.environ | {"HOME": folder},
+        )  # fmt: skip
+    return done.stderr.splitlines()[-1].split()[1:]
+
+
+def figures() -> Iterator[tuple[str, str, str, bool]]:
+    """Yield each figure: what it counts, its value, the aim, and whether it meets it."""
+    trees = modules(PACKAGE)
+    sizes, functions = lines_of(trees), function_lengths(trees)
+    lengths = [length for length, _ in functions]
+    longest_file = max(zip(sizes, trees, strict=True))
+    median, tenth = statistics.median(lengths), statistics.quantiles(lengths, n=10)[-1]
+    comments = comments_per_100(trees)
+    wide = sum(len(line) > 100 for path in trees for line in path.read_text(encoding="utf-8").splitlines())
+    formatted = sum("# fmt: skip" in line for path in trees for line in path.read_text(encoding="utf-8").splitlines())
+    cycles = in_cycles(trees)
+    tests = sum(lines_of(modules(ROOT / "tests"))) / sum(sizes)
+    token = files_that_run(_ONE_TOKEN)
+    yield "files", f"{len(trees)}", "150 or fewer", len(trees) <= 150
+    longest = f"{longest_file[0]} ({longest_file[1].relative_to(ROOT)})"
+    yield "longest file, lines", longest, "300 or fewer", longest_file[0] <= 300
+    yield "median function, lines", f"{median:g}", "7 to 12", 7 <= median <= 12
+    yield "90th percentile", f"{tenth:g}", "30 or fewer", tenth <= 30
+    yield "longest function", f"{lengths[-1]} ({functions[-1][1]})", "60 or fewer", lengths[-1] <= 60
+    yield "modules in import cycles", f"{len(cycles)} {' '.join(cycles)}".strip(), "0", not cycles
+    yield "comments per 100 lines of code", f"{comments:.1f}", "8 to 15", 8 <= comments <= 15
+    yield "lines over 100 characters", f"{wide}", "0", not wide
+    yield "lines marked fmt: skip", f"{formatted}", "1 in 100 or fewer", formatted <= sum(sizes) / 100
+    yield "test lines per source line", f"{tests:.2f}", "0.7 or more", tests >= 0.7
+    yield "files that run from a line to its token", f"{len(token)}", "9 or fewer", len(token) <= 9
+
+
+def main() -> int:
+    """Print all figures; return 1 if one misses its aim."""
+    missed = False
+    for what, value, aim, met in figures():
+        print(f"{' ' if met else '!'} {what:<42}{value:<66}  {aim}")
+        missed |= not met
+    return int(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

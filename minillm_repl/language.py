@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from minillm_repl.korean import with_particles
+
 Language = Literal["en", "ko"]
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 _LOCALE = Path(__file__).parent / "locale"
@@ -42,12 +44,16 @@ def from_locale(environment: Mapping[str, str]) -> Language:
 def _(message: str, /, **values: Any) -> str:
     """Return a text in the language that is spoken; `{name}` in it stands for a value, as in `str.format`."""
     text = _Spoken.texts.gettext(message)
-    return text.format(**values) if values else text
+    return _filled(text, values) if values else text
 
 
 def _n(one: str, many: str, n: int, /, **values: Any) -> str:
     """Return `one` or `many`, as the grammar of the language wants it for the number `n`, which `{n}` stands for."""
-    return _Spoken.texts.ngettext(one, many, n).format(n=n, **values)
+    return _filled(_Spoken.texts.ngettext(one, many, n), {"n": n, **values})
+
+
+def _filled(text: str, values: Mapping[str, Any]) -> str:
+    return (with_particles(text, values) if _Spoken.language == "ko" else text).format(**values)
 
 
 def N_(message: str) -> str:  # noqa: N802 - gettext's own name for it

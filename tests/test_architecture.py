@@ -11,8 +11,9 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "minillm_repl"
 # Each may import what stands before it; those in one set never import one another.
 LAYERS = [
-    {"language"}, {"errors"}, {"safetext"}, {"untrusted"}, {"settings"}, {"model"}, {"tokenizer"}, {"checkpoint"},
-    {"engine", "training", "insight", "lessons"}, {"render"}, {"repl"}, {"commands"}, {"configuration"}, {"cli"},
+    {"korean"}, {"language"}, {"errors"}, {"safetext"}, {"untrusted"}, {"settings"}, {"model"}, {"tokenizer"},
+    {"checkpoint"}, {"engine", "training", "insight", "lessons"}, {"render"}, {"repl"}, {"commands"},
+    {"configuration"}, {"cli"},
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

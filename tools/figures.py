@@ -30,7 +30,7 @@ def note(frame, event, _argument):
 print(len(seen), *sorted(name.removeprefix(package + "/") for name in seen), file=sys.__stderr__)
 """
 # From a line that was read at the prompt to the printed token: the model is open, the prompt is the second one.
-_ONE_TOKEN = """
+_PROMPT = """
 import io
 from minillm_repl import cli
 def lines():
@@ -85,7 +85,7 @@ def comments_per_100(paths: Iterable[Path]) -> float:
     return 100 * comments / code
 
 
-def imported(path: Path, tree: ast.Module) -> Iterator[str]:
+def imported(tree: ast.Module) -> Iterator[str]:
     """Yield the package's modules that a module imports anywhere in it, what is for the type checker only left out."""
     skipped = {
         id(inner)
@@ -106,7 +106,7 @@ def imported(path: Path, tree: ast.Module) -> Iterator[str]:
 def in_cycles(trees: dict[Path, ast.Module]) -> list[str]:
     """Return the modules that import themselves by way of others; imports inside functions count."""
     names = {_module(path): path for path in trees}
-    imports = {name: set(imported(path, trees[path])) & set(names) for name, path in names.items()}
+    imports = {name: set(imported(trees[path])) & set(names) for name, path in names.items()}
     return sorted(name for name in names if name in _reached(imports, name))
 
 
@@ -148,7 +148,7 @@ def figures() -> Iterator[tuple[str, str, str, bool]]:
     formatted = sum("# fmt: skip" in line for path in trees for line in path.read_text(encoding="utf-8").splitlines())
     cycles = in_cycles(trees)
     tests = sum(lines_of(modules(ROOT / "tests"))) / sum(sizes)
-    token = files_that_run(_ONE_TOKEN)
+    token = files_that_run(_PROMPT)
     yield "files", f"{len(trees)}", "150 or fewer", len(trees) <= 150
     longest = f"{longest_file[0]} ({longest_file[1].relative_to(ROOT)})"
     yield "longest file, lines", longest, "300 or fewer", longest_file[0] <= 300

@@ -12,11 +12,11 @@ import re
 from collections.abc import Iterator
 
 from minillm_repl.errors import UserError
+from minillm_repl.korean import PARTICLES, particle
 from minillm_repl.language import _
 
 _SLOT = re.compile(r"\{(?:(\w+):)?(\w+)\}")
-_PARTICLES = ("은/는", "이/가", "을/를", "과/와", "으로/로", "이에요/예요", "이랑/랑", "이나/나", "이라/라", "이야/야")
-_PAIR = re.compile(rf"([가-힣])({'|'.join(_PARTICLES)})")
+_PAIR = re.compile(rf"([가-힣])({'|'.join(PARTICLES)})")
 _WEIGHT = re.compile(r"\s\*(\d+)$")
 _ATTEMPTS = 20  # to draw a text that has not been there before
 
@@ -40,7 +40,7 @@ class Grammar:
         """Yield up to `count` different texts, fewer where no new ones are found."""
         chance, seen = random.Random(seed), set[str]()  # noqa: S311 - nothing secret
         for _attempt in range(count * _ATTEMPTS):
-            text = _PAIR.sub(_particle, self._drawn(rule, chance, {})).replace("\\n", "\n")
+            text = _PAIR.sub(_fitting, self._drawn(rule, chance, {})).replace("\\n", "\n")
             if text not in seen:
                 seen.add(text)
                 yield text
@@ -64,10 +64,5 @@ def _weighted(alternative: str) -> tuple[str, int]:
     return (alternative[: weight.start()], int(weight[1])) if weight else (alternative, 1)
 
 
-def _particle(match: re.Match[str]) -> str:
-    """Return a letter and the particle after it: the first of a pair follows a consonant, the second a vowel."""
-    before, (closed, opened) = match[1], match[2].split("/")
-    final = (ord(before) - ord("가")) % 28
-    if closed == "으로":
-        return before + (closed if final not in (0, 8) else opened)  # ㄹ counts as a vowel here
-    return before + (closed if final else opened)
+def _fitting(pair: re.Match[str]) -> str:
+    return pair[1] + particle(pair[1], pair[2])

@@ -1,0 +1,45 @@
+"""Particles: the right one of each pair, checked by how the words are read aloud."""
+
+import pytest
+
+from minillm_repl.korean import particle, with_particles
+from minillm_repl.language import _, speak
+from tests.messages import read
+
+READ = {  # word: with 은/는, with 으로/로
+    "나무": "나무는 나무로", "집": "집은 집으로", "물": "물은 물로", "3": "3은 3으로", "7": "7은 7로",
+    "10": "10은 10으로",
+    "0.5": "0.5는 0.5로", "1,304": "1,304는 1,304로", "model.safetensors": "model.safetensors는 model.safetensors로",
+    "config.json": "config.json은 config.json으로", "nalssi": "nalssi는 nalssi로", "model": "model은 model로",
+    "map": "map은 map으로", "format": "format은 format으로", "text": "text는 text로", "file": "file은 file로",
+    "name": "name은 name으로", "training": "training은 training으로", "XML": "XML은 XML로", "GPT": "GPT는 GPT로",
+    "`lr`": "`lr`는 `lr`로", "'다'": "'다'는 '다'로", "날씨 (2)": "날씨 (2)는 날씨 (2)로",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("word", READ)
+def test_a_particle_follows_the_sound_before_it(word):
+    assert f"{word}{particle(word, '은/는')} {word}{particle(word, '으로/로')}" == READ[word]
+
+
+def test_a_value_without_a_sound_keeps_both():
+    assert particle("…", "을/를") == "을/를"
+
+
+def test_only_what_follows_a_value_is_chosen_and_a_value_is_left_alone():
+    template = with_particles("{name}을/를 {other}에 넣어요. 은/는", {"name": "책", "other": "{name}은/는"})
+    assert template.format(name="책", other="{name}은/는") == "책을 {name}은/는에 넣어요. 은/는"
+
+
+def test_messages_in_korean_have_no_pair_left():
+    speak("ko")
+    try:
+        assert _("{name} is missing", name="model.json") == "model.json이 없어요"
+        assert _("{name} is missing", name="사과") == "사과가 없어요"
+    finally:
+        speak("en")
+
+
+def test_no_translation_writes_a_particle_in_brackets():
+    written = [text for message in read() if message.id for text in (message.string, *message.string)]
+    assert not [text for text in written if any(pair in text for pair in ("은(는)", "이(가)", "을(를)", "(으)로"))]

@@ -66,7 +66,7 @@ WRONG = {
     "a tokenizer's own code": (
         lambda f: (f / "tokenizer_config.json").write_text('{"auto_map": {}}'), "asks to run code of its own"
     ),
-    "no width": (lambda f: edited(f, hidden_size=None), "hidden_size is missing"),
+    "no width": (lambda f: edited(f, hidden_size=None), "must have the shape .97, 4096., not .97, 32."),
     "width a string": (lambda f: edited(f, hidden_size="32"), "hidden_size must be a whole number"),
     "width true": (lambda f: edited(f, hidden_size=True), "hidden_size must be a whole number"),
     "less than nothing": (lambda f: edited(f, num_hidden_layers=-1), "layers must be from 1"),

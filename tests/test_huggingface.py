@@ -33,6 +33,9 @@ FAMILIES = {
     ),
     "gpt_neox": (t.GPTNeoXConfig, NEOX),
     "gpt_neox in turn, half rotary": (t.GPTNeoXConfig, NEOX | {"use_parallel_residual": False, "rotary_pct": 0.5}),
+    "gpt_neox, 3 of 8 numbers rotary": (t.GPTNeoXConfig, NEOX | {"rotary_pct": 0.4}),
+    "gpt_neox, 1 of 8, linear": (t.GPTNeoXConfig, NEOX | {"rotary_pct": 0.15, "rope_parameters": {
+        "rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}}),
     "llama": (t.LlamaConfig, LLAMA),
     "llama tied, biased": (
         t.LlamaConfig, LLAMA | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}
@@ -47,7 +50,11 @@ FAMILIES = {
     "qwen2, late windows": (
         t.Qwen2Config, LLAMA | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
     ),
+    "qwen2, windows by layer": (t.Qwen2Config, LLAMA | {"use_sliding_window": True, "sliding_window": 5,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
     "qwen3": (t.Qwen3Config, LLAMA | {"head_dim": 12}),
+    "qwen3, a window of two": (t.Qwen3Config, LLAMA | {"head_dim": 12, "use_sliding_window": True,
+        "sliding_window": 2, "max_window_layers": 2}),
     "qwen3 tied, biased": (
         t.Qwen3Config, LLAMA | {"head_dim": 16, "tie_word_embeddings": True, "attention_bias": True}
     ),

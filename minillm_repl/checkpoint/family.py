@@ -23,13 +23,16 @@ class Family:
     write: Callable[[Any], dict[str, Any]]
     names: Mapping[str, tuple[str, ...]]  # ours, less the ending -> theirs, one below the other
     prefix: str  # of all names but the head's; files of a bare model lack it
+    defaults: Mapping[str, Any]  # what a config.json that leaves a field out means
     arch: str = "gpt"  # which of our models runs it
+    renamed: Mapping[str, str] = field(default_factory=dict)  # other names of fields, which come before the usual ones
     layouts: Callable[[AnyConfig], Mapping[str, Layout]] = field(default=lambda _: {})
     ignored: str = r"(?!)"
 
     def config(self, data: Mapping[str, Any]) -> AnyConfig:
-        """Read a config.json. Raises UserError."""
-        return self.read(Fields(data))
+        """Read a config.json; what it leaves out is as in the `transformers` library. Raises UserError."""
+        other = {usual: data[name] for name, usual in self.renamed.items() if name in data}
+        return self.read(Fields({**data, **other}, self.defaults))
 
     def recipe(self, config: AnyConfig, *, bare: bool = False) -> Recipe:
         """Return how our tensors are made of theirs; `bare` names lack the prefix."""

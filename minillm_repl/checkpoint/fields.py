@@ -1,6 +1,7 @@
 """Typed, strict access to the config.json of a Hugging Face folder."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from minillm_repl.errors import UserError
@@ -8,11 +9,16 @@ from minillm_repl.language import _
 from minillm_repl.model.config import Rope
 from minillm_repl.safetext import safe_line
 
+FULL, SLIDING = "full_attention", "sliding_attention"  # what a layer sees: all that came before, or a window of it
+_LAYER_TYPES = {FULL: FULL, SLIDING: SLIDING, "attention": FULL}
 _ACTIVATIONS = {
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu-tanh",
     "gelu_fast": "gelu-tanh",
     "gelu_pytorch_tanh": "gelu-tanh",
+    "gelu_python_tanh": "gelu-tanh",
+    "gelu_accurate": "gelu-tanh",
     "silu": "silu",
     "swish": "silu",
     "relu": "relu",
@@ -22,25 +28,39 @@ _ACTIVATIONS = {
 class Fields:
     """Typed access to a config.json. Raises UserError naming the field."""
 
-    def __init__(self, data: Mapping[str, Any]) -> None:
-        self._data = data
+    def __init__(self, data: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self._data, self._defaults = {**defaults, **data}, defaults
 
     def whole(self, name: str, default: int | None = None) -> int:
         """Return a whole number; null counts as not there."""
         return int(self._get(name, (int,), _("a whole number"), default))
 
-    def number(self, name: str, default: float) -> float:
+    def number(self, name: str, default: float | None = None) -> float:
         """Return a number."""
         return float(self._get(name, (int, float), _("a number"), default))
 
-    def flag(self, name: str, default: bool) -> bool:
+    def flag(self, name: str) -> bool:
         """Return true or false."""
-        return bool(self._get(name, (bool,), _("true or false"), default))
+        return bool(self._get(name, (bool,), _("true or false"), None))
 
-    def kinds(self, name: str) -> list[Any] | None:
-        """Return a list, or None if there is none."""
-        value = self._data.get(name)
-        return list(value) if isinstance(value, list) else None
+    def layer_types(self, layers: int) -> list[str]:
+        """Return what each layer sees, FULL or SLIDING; empty if the file does not say."""
+        kinds = self._data.get("layer_types") or []
+        if not isinstance(kinds, list) or len(kinds) not in (0, layers):
+            wanted = _("a list of {count} names", count=layers)
+            raise UserError(
+                _("{name} must be {wanted}, not {value:.40}", name="layer_types", wanted=wanted, value=_safe(kinds))
+            )
+        unknown = [kind for kind in kinds if not isinstance(kind, str) or kind not in _LAYER_TYPES]
+        if unknown:
+            raise UserError(
+                _(
+                    "layer_types has {kind:.40}, which is not supported, only {names}",
+                    kind=_safe(unknown[0]),
+                    names=", ".join(_LAYER_TYPES),
+                )
+            )
+        return [_LAYER_TYPES[kind] for kind in kinds]
 
     def must(self, name: str, value: Any) -> None:
         """Raise UserError if the field is there and says something else than the one value that is supported."""
@@ -49,10 +69,10 @@ class Fields:
                 _("{name} = {value} is not supported, only {names}", name=name, value=self._shown(name), names=value)
             )
 
-    def activation(self, name: str, default: str) -> str:
+    def activation(self, name: str) -> str:
         """Return our name of an activation function."""
-        theirs = self._data.get(name, default)
-        if theirs not in _ACTIVATIONS:
+        theirs = self._data.get(name) or self._defaults.get(name)
+        if not isinstance(theirs, str) or theirs not in _ACTIVATIONS:
             raise UserError(
                 _(
                     "{name} = {value} is not supported, only {names}",
@@ -63,45 +83,72 @@ class Fields:
             )
         return _ACTIVATIONS[theirs]
 
-    def rope(self, theta: float = 10_000.0, share: float = 1.0) -> Rope:
-        """Return the rotary positions; newer files keep all about them in `rope_parameters`."""
-        described = self._data.get("rope_parameters") or self._data.get("rope_scaling") or {}
+    def rope(self, theta: str = "rope_theta", share: str = "") -> Rope:
+        """Return the rotary positions; newer files keep all about them in one field, by layer type or not.
+
+        `theta` and `share` are what older files call the two numbers. Raises UserError for what is not supported.
+        """
+        described = self._data.get("rope_scaling") or self._data.get("rope_parameters") or {}
         if not isinstance(described, dict):
-            raise UserError(_("rope_scaling must be an object, not {value:.40}", value=safe_line(str(described))))
+            raise UserError(_("rope_scaling must be an object, not {value:.40}", value=_safe(described)))
+        types = [key for key, inner in described.items() if isinstance(inner, dict) or key in _LAYER_TYPES]
+        if not types:
+            return self._rope(described, theta, share)
+        declared = self._data.get("layer_types")
+        used = {str(kind) for kind in declared} if declared and isinstance(declared, list) else set(types)
+        flat = {key: value for key, value in described.items() if key not in types}
+        inner = [described.get(kind) for kind in used]
+        ropes = {self._rope(flat | each, theta, share) for each in inner if isinstance(each, dict)}
+        if len(ropes) != 1 or not all(isinstance(each, dict) for each in inner):
+            raise UserError(
+                _(
+                    "rotary positions that differ by layer type ({types:.120}) are not supported",
+                    types=safe_line(", ".join(sorted(types))),
+                )
+            )
+        return ropes.pop()
+
+    def _rope(self, described: Mapping[str, Any], theta: str, share: str) -> Rope:
         inner = Fields(described)
-        kind = described.get("rope_type", described.get("type", "default"))
-        theta = inner.number("rope_theta", self.number("rope_theta", theta))
-        share = inner.number("partial_rotary_factor", self.number("partial_rotary_factor", share))
+        kind = described.get("rope_type") or described.get("type") or "default"
+        speed = inner.number("rope_theta", self.number(theta, 10_000.0))
+        # A Llama without scaling turns all of each head, whatever its file says.
+        part = 1.0 if not share and kind == "default" else inner.number("partial_rotary_factor", self._share(share))
         match kind:
             case "default":
-                return Rope(theta, share)
+                return Rope(speed, part)
             case "linear":
-                return Rope(theta, share, kind, inner.number("factor", 1.0))
+                return Rope(speed, part, kind, inner.number("factor"))
             case "llama3":
-                low, high = inner.number("low_freq_factor", 1.0), inner.number("high_freq_factor", 4.0)
+                low, high = inner.number("low_freq_factor"), inner.number("high_freq_factor")
                 original = inner.whole("original_max_position_embeddings", self.whole("max_position_embeddings"))
-                return Rope(theta, share, kind, inner.number("factor", 1.0), low, high, original)
+                return Rope(speed, part, kind, inner.number("factor"), low, high, original)
         raise UserError(
             _(
                 "rotary scaling {kind!r:.40} is not supported, only default, linear and llama3",
-                kind=safe_line(str(kind)),
+                kind=_safe(kind),
             )
         )
 
+    def _share(self, name: str) -> float:
+        return self.number(name) if name else self.number("partial_rotary_factor", 1.0)
+
     def _get(self, name: str, types: tuple[type, ...], wanted: str, default: Any) -> Any:
         value = self._data.get(name)
-        if value is None:
-            value = default
+        if value is None:  # null may mean something else than what is left out
+            value = self._defaults.get(name) if default is None else default
         if value is None:
             raise UserError(_("{name} is missing", name=name))
         if type(value) not in types:
-            raise UserError(
-                _("{name} must be {wanted}, not {value:.40}", name=name, wanted=wanted, value=safe_line(str(value)))
-            )
+            raise UserError(_("{name} must be {wanted}, not {value:.40}", name=name, wanted=wanted, value=_safe(value)))
         return value
 
     def _shown(self, name: str) -> str:
-        return f"{safe_line(str(self._data.get(name))):.40}"
+        return f"{_safe(self._data.get(name)):.40}"
+
+
+def _safe(value: Any) -> str:
+    return safe_line(str(value))
 
 
 def rope_scaling(rope: Rope) -> dict[str, Any] | None:

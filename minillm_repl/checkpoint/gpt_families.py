@@ -25,11 +25,11 @@ def _read_gpt2(fields: Fields) -> GPTConfig:
         fields.whole("n_layer"),
         fields.whole("n_head"),
         hidden=fields.whole("n_inner", 4 * width),
-        activation=fields.activation("activation_function", "gelu_new"),
-        norm_eps=fields.number("layer_norm_epsilon", 1e-5),
+        activation=fields.activation("activation_function"),
+        norm_eps=fields.number("layer_norm_epsilon"),
         qkv_bias=True,
         head_bias=False,
-        tied=fields.flag("tie_word_embeddings", True),
+        tied=fields.flag("tie_word_embeddings"),
     )
 
 
@@ -66,6 +66,22 @@ GPT2 = Family(
         "lm_head": ("lm_head",),
     },
     "transformer.",
+    {
+        "vocab_size": 50_257,
+        "n_positions": 1_024,
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+    },
+    renamed={
+        "max_position_embeddings": "n_positions",
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+    },
     # The first GPT-2 was written with matrices that are multiplied from the other side.
     layouts=lambda _: dict.fromkeys(("attention.qkv", "attention.proj", "ff.up", "ff.down"), TRANSPOSED),
     ignored=r"\.attn\.(masked_)?bias$",  # the causal mask, saved by mistake
@@ -80,18 +96,18 @@ def _read_gpt_neox(fields: Fields) -> GPTConfig:
     width = fields.whole("hidden_size")
     return GPTConfig(
         fields.whole("vocab_size"),
-        fields.whole("max_position_embeddings", 2048),
+        fields.whole("max_position_embeddings"),
         width,
         fields.whole("num_hidden_layers"),
         fields.whole("num_attention_heads"),
-        hidden=fields.whole("intermediate_size", 4 * width),
-        activation=fields.activation("hidden_act", "gelu"),
-        norm_eps=fields.number("layer_norm_eps", 1e-5),
+        hidden=fields.whole("intermediate_size"),
+        activation=fields.activation("hidden_act"),
+        norm_eps=fields.number("layer_norm_eps"),
         qkv_bias=True,
         head_bias=False,
-        tied=fields.flag("tie_word_embeddings", False),
-        rope=fields.rope(fields.number("rotary_emb_base", 10_000.0), fields.number("rotary_pct", 0.25)),
-        parallel=fields.flag("use_parallel_residual", True),
+        tied=fields.flag("tie_word_embeddings"),
+        rope=fields.rope("rotary_emb_base", "rotary_pct"),
+        parallel=fields.flag("use_parallel_residual"),
     )
 
 
@@ -141,6 +157,20 @@ GPT_NEOX = Family(
         "lm_head": ("embed_out",),
     },
     "gpt_neox.",
+    {
+        "vocab_size": 50_432,
+        "max_position_embeddings": 2_048,
+        "hidden_size": 6_144,
+        "num_hidden_layers": 44,
+        "num_attention_heads": 64,
+        "intermediate_size": 24_576,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "rotary_emb_base": 10_000.0,
+        "rotary_pct": 0.25,
+        "use_parallel_residual": True,
+    },
     layouts=lambda config: {"attention.qkv": _by_head(config)},
     ignored=r"\.attention\.(masked_bias|bias|rotary_emb\.inv_freq)$",
 )

@@ -3,18 +3,39 @@
 Names and defaults are those of the `transformers` library.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from minillm_repl.checkpoint.family import Family
-from minillm_repl.checkpoint.fields import Fields, activation_name, rope_scaling
+from minillm_repl.checkpoint.fields import FULL, SLIDING, Fields, activation_name, rope_scaling
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.model.config import LlamaConfig
 
 
 def _read_llama(fields: Fields) -> LlamaConfig:
+    bias = fields.flag("attention_bias")
+    return replace(_read_common(fields), qkv_bias=bias, out_bias=bias, ff_bias=fields.flag("mlp_bias"))
+
+
+def _read_mistral(fields: Fields) -> LlamaConfig:
+    config = _read_common(fields)
+    window = fields.whole("sliding_window", 0)  # null is no window; left out, it is a wide one
+    return replace(config, windows=(window,) * config.layers if window else ())
+
+
+def _read_qwen2(fields: Fields) -> LlamaConfig:
+    return replace(_read_common(fields), qkv_bias=True, windows=_windows(fields))
+
+
+def _read_qwen3(fields: Fields) -> LlamaConfig:
+    bias = fields.flag("attention_bias")
+    return replace(_read_common(fields), qkv_bias=bias, out_bias=bias, qk_norm=True, windows=_windows(fields))
+
+
+def _read_common(fields: Fields) -> LlamaConfig:
     width, heads = fields.whole("hidden_size"), fields.whole("num_attention_heads")
-    bias = fields.flag("attention_bias", False)
     return LlamaConfig(
         fields.whole("vocab_size"),
         fields.whole("max_position_embeddings"),
@@ -24,39 +45,23 @@ def _read_llama(fields: Fields) -> LlamaConfig:
         kv_heads=fields.whole("num_key_value_heads", heads),
         head_size=fields.whole("head_dim", width // max(1, heads)),
         hidden=fields.whole("intermediate_size"),
-        activation=fields.activation("hidden_act", "silu"),
-        norm_eps=fields.number("rms_norm_eps", 1e-6),
+        activation=fields.activation("hidden_act"),
+        norm_eps=fields.number("rms_norm_eps"),
         rope=fields.rope(),
-        tied=fields.flag("tie_word_embeddings", False),
-        qkv_bias=bias,
-        out_bias=bias,
-        ff_bias=fields.flag("mlp_bias", False),
+        tied=fields.flag("tie_word_embeddings"),
     )
 
 
-def _read_mistral(fields: Fields) -> LlamaConfig:
-    config = _read_llama(fields)
-    window = fields.whole("sliding_window", 0)
-    return replace(config, windows=(window,) * config.layers if window else ())
-
-
-def _read_qwen2(fields: Fields) -> LlamaConfig:
-    return replace(_read_llama(fields), qkv_bias=True, out_bias=False, windows=_windows(fields))
-
-
-def _read_qwen3(fields: Fields) -> LlamaConfig:
-    return replace(_read_llama(fields), qk_norm=True, windows=_windows(fields))
-
-
 def _windows(fields: Fields) -> tuple[int, ...]:
-    """Return how far each layer sees: the later ones less far, if the file says so."""
-    window = fields.whole("sliding_window", 0)
-    layers = fields.whole("num_hidden_layers")
-    if not fields.flag("use_sliding_window", False) or not window:
-        return ()
-    first = fields.whole("max_window_layers", 28)
-    kinds = fields.kinds("layer_types")
-    slides = [kind == "sliding_attention" for kind in kinds] if kinds else [layer >= first for layer in range(layers)]
+    """Return how far each layer sees: the later ones less far, if the file says so. Raises UserError."""
+    window = fields.whole("sliding_window", 0) if fields.flag("use_sliding_window") else 0
+    layers, first = fields.whole("num_hidden_layers"), fields.whole("max_window_layers")
+    derived = [SLIDING if window and layer >= first else FULL for layer in range(layers)]
+    slides = [kind == SLIDING for kind in fields.layer_types(layers) or derived]
+    if any(slides) and not window:
+        raise UserError(
+            _("layer_types has {kind}, but use_sliding_window and sliding_window name no window", kind=SLIDING)
+        )
     return tuple(window if sliding else 0 for sliding in slides) if any(slides) else ()
 
 
@@ -85,7 +90,7 @@ def _write_llama(config: LlamaConfig) -> dict[str, Any]:
 
 
 def _layer_types(config: LlamaConfig) -> list[str]:
-    return ["sliding_attention" if window else "full_attention" for window in config.windows]
+    return [SLIDING if window else FULL for window in config.windows]
 
 
 _LLAMA_NAMES = {
@@ -103,8 +108,40 @@ _LLAMA_NAMES = {
 }
 
 
-def _like_llama(model_type: str, title: str, architecture: str, read: Callable[[Fields], LlamaConfig]) -> Family:
-    ignored = r"\.rotary_emb\.inv_freq$"
+_LLAMA_DEFAULTS = {
+    "vocab_size": 32_000,
+    "max_position_embeddings": 2_048,
+    "hidden_size": 4_096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "intermediate_size": 11_008,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+_MISTRAL_DEFAULTS = _LLAMA_DEFAULTS | {
+    "max_position_embeddings": 131_072,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14_336,
+    "sliding_window": 4_096,
+}
+_QWEN2_DEFAULTS = _LLAMA_DEFAULTS | {
+    "vocab_size": 151_936,
+    "max_position_embeddings": 32_768,
+    "num_key_value_heads": 32,
+    "intermediate_size": 22_016,
+    "use_sliding_window": False,
+    "sliding_window": 4_096,
+    "max_window_layers": 28,
+}
+_QWEN3_DEFAULTS = _QWEN2_DEFAULTS | {"head_dim": 128}
+
+
+def _like_llama(
+    model_type: str, title: str, architecture: str, read: Callable[[Fields], LlamaConfig], defaults: Mapping[str, Any]
+) -> Family:
     return Family(
         model_type,
         title,
@@ -113,12 +150,13 @@ def _like_llama(model_type: str, title: str, architecture: str, read: Callable[[
         _write_llama,
         _LLAMA_NAMES,
         prefix="model.",
+        defaults=defaults,
         arch="llama",
-        ignored=ignored,
+        ignored=r"\.rotary_emb\.inv_freq$",
     )
 
 
-LLAMA = _like_llama("llama", "Llama", "LlamaForCausalLM", _read_llama)
-MISTRAL = _like_llama("mistral", "Mistral", "MistralForCausalLM", _read_mistral)
-QWEN2 = _like_llama("qwen2", "Qwen 2", "Qwen2ForCausalLM", _read_qwen2)
-QWEN3 = _like_llama("qwen3", "Qwen 3", "Qwen3ForCausalLM", _read_qwen3)
+LLAMA = _like_llama("llama", "Llama", "LlamaForCausalLM", _read_llama, _LLAMA_DEFAULTS)
+MISTRAL = _like_llama("mistral", "Mistral", "MistralForCausalLM", _read_mistral, _MISTRAL_DEFAULTS)
+QWEN2 = _like_llama("qwen2", "Qwen 2", "Qwen2ForCausalLM", _read_qwen2, _QWEN2_DEFAULTS)
+QWEN3 = _like_llama("qwen3", "Qwen 3", "Qwen3ForCausalLM", _read_qwen3, _QWEN3_DEFAULTS)

@@ -165,13 +165,12 @@ class GPTConfig(ModelConfig):
             raise UserError(
                 _("width {width} cannot be shared out evenly among {heads} heads", width=self.width, heads=self.heads)
             )
-        if self.rope is not None and (
-            int(self.head_size * self.rope.share) % 2 or self.head_size * self.rope.share < 2
-        ):
+        turning = int(self.head_size * self.rope.share) if self.rope is not None else 2
+        if turning < 1 or turning + turning % 2 > self.head_size:  # of an odd number, the last turns with one more
             raise UserError(
                 _(
-                    "rotary positions cannot turn {share:g} of {head_size} numbers in pairs",
-                    share=self.rope.share,
+                    "rotary positions cannot turn {turning} of {head_size} numbers in pairs",
+                    turning=turning,
                     head_size=self.head_size,
                 )
             )

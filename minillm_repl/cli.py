@@ -30,6 +30,7 @@ from minillm_repl.repl.registry import discover
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import VERBOSE_ROWS, Settings
 from minillm_repl.repl.shell import Shell
+from minillm_repl.repl.written import check_ours
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import Spec, change, show, specs, switch, value_of
 from minillm_repl.training.plan import TrainPlan
@@ -98,6 +99,8 @@ def make_parser() -> argparse.ArgumentParser:
     itself = _("let the lesson run by itself, as if a learner typed what is expected, and leave")
     teaching.add_argument("--auto", action="store_true", help=itself)
     teaching.add_argument("--export", metavar="FILE", help=_("after --auto, save the lesson as .html, .svg or .txt"))
+    replaces = _("let --export replace a file that no view has made")
+    teaching.add_argument("--overwrite", action="store_true", help=replaces)
     sampling = parser.add_argument_group(_("sampling (in the REPL: `:set`)"))
     for name, spec in specs(Settings).items():
         _flag(sampling, name, spec, getattr(Settings, name.replace("-", "_")))
@@ -172,6 +175,8 @@ def _main(arguments: Sequence[str] | None) -> int:
             raise UserError(_("--json needs a prompt, -p TEXT, or --train CORPUS"))
         if (options.auto and options.lesson is None) or (options.export and not options.auto):
             raise UserError(_("--auto needs --lesson N, and --export needs both"))
+        if options.overwrite and not options.export:
+            raise UserError(_("--overwrite goes with --export FILE"))
         if options.prompt is not None and training is not None:
             raise UserError(_("-p and --train do not go together; train first"))
     except UserError as error:
@@ -287,11 +292,13 @@ def _lesson_alone(shell: Shell, options: argparse.Namespace) -> None:
     """Go through a lesson, typing what is expected. Raises UserError, and KeyboardInterrupt after Ctrl-C."""
     from minillm_repl.repl.lesson import run_alone
 
+    if options.export:
+        check_ours(user_path(options.export), overwrite=options.overwrite)  # now, not after the lesson
     shell.session.start_loading()
     shell.progress.file = None  # nobody has learnt anything
     run_alone(learn.make_lesson(shell, options.lesson))
     if options.export:
-        shell.run(f":export {options.export} lesson")
+        shell.run(f":export {options.export} lesson" + (" --overwrite" if options.overwrite else ""))
 
 
 def _training_request(options: argparse.Namespace) -> train.Request | None:

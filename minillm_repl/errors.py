@@ -13,6 +13,10 @@ class UserError(Exception):
     """What the user can fix: one line that says what was wrong, the value, and what to do. Everything else is a bug."""
 
 
+class Misunderstood(UserError):  # noqa: N818 - what it is, as the user would say it
+    """A command was asked for in a way that it does not know: its usage is told as well."""
+
+
 def reason(error: OSError) -> str:
     """Return what the system says went wrong, in the language that is spoken if it is known there."""
     return _(error.strerror) if error.strerror in _OF_SYSTEMS else str(error.strerror)

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from minillm_repl.errors import UserError
+from minillm_repl.errors import Misunderstood
 from minillm_repl.language import _
 from minillm_repl.repl.looking import Asked, looking_at, show, text_ids
 from minillm_repl.repl.opening import Change
@@ -31,18 +31,20 @@ def ablate(shell: Shell, argument: str) -> None:
     """
     asked = Asked.of(argument)
     chosen, text = asked.selector(_WHAT)
-    if not asked.words:
+    if not asked.whole:
         shell.screen.note(_state(shell))
         return
     if chosen is None:
-        raise UserError(_(":ablate takes a layer or a head, such as 2 or 2.1, or scan, or off"))
-    if chosen[1] == "off":
+        raise Misunderstood(_(":ablate takes a layer or a head, such as 2 or 2.1, or scan, or off"))
+    if chosen[1] == "off" and asked.words == "off" and not asked.text:
         shell.screen.note(
             _("all heads and layers work again") if shell.session.think_unchanged("ablate") else _state(shell)
         )
         return
-    if chosen[1] != "scan" and asked.words != chosen[0]:
-        raise UserError(_("what comes after a head is zero or mean; a text needs quotes"))
+    if chosen[1] == "off":
+        raise Misunderstood(_("`:ablate off` brings everything back, and nothing comes after it"))
+    if asked.words != chosen[0]:
+        raise Misunderstood(_("what comes after a head or `scan` is zero or mean; a text needs quotes"))
     tell = partial(_without_head if chosen[3] else _without_layer, chosen[1])
     model, how = shell.model(), chosen[4] or "zero"
     model = model.changed(
@@ -56,11 +58,11 @@ def ablate(shell: Shell, argument: str) -> None:
     if chosen[1] == "scan":
         with shell.screen.waiting(_("silencing each head")) as update:
             view = scan_view(looked, how, lambda share: update(_("silencing each head  {share:.0%}", share=share)))
-        show(shell, view, scan_picture, asked.json)
+        show(shell, view, scan_picture, asked.output)
         return
     tap = silencing(looked, int(chosen[2]), int(chosen[3]) if chosen[3] else None, how)
     effect = effect_view(looked, tell(), tap)
-    show(shell, effect, effect_picture, asked.json, model)
+    show(shell, effect, effect_picture, asked.output, model)
     shell.session.change_thinking(Change("ablate", tell, tap))
     shell.screen.note(_("`:ablate off` brings it back"))
 

@@ -24,10 +24,10 @@ def attn(shell: Shell, argument: str) -> None:
     from minillm_repl.render.attention import focus_picture, head_picture, head_pins, layer_picture
 
     if chosen is None:
-        show(shell, focus_view(looked), focus_picture, asked.json)
+        show(shell, focus_view(looked), focus_picture, asked.output)
     elif chosen[2] is None:
-        show(shell, layer_view(looked, int(chosen[1])), layer_picture, asked.json)
+        show(shell, layer_view(looked, int(chosen[1])), layer_picture, asked.output)
     else:
         view = head_view(looked, int(chosen[1]), int(chosen[2]))
-        show(shell, view, head_picture, asked.json)
+        show(shell, view, head_picture, asked.output)
         shell.last_pins = head_pins(view)

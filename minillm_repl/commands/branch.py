@@ -3,11 +3,12 @@
 import re
 from dataclasses import dataclass
 
-from minillm_repl.errors import UserError
+from minillm_repl.errors import Misunderstood, UserError
 from minillm_repl.language import _
-from minillm_repl.repl.looking import Asked, show, text_ids, with_options
+from minillm_repl.repl.looking import Asked, show, text_ids
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
+from minillm_repl.repl.words import with_options
 from minillm_repl.settings import setting, whole
 
 _MOST = 100  # ways
@@ -36,7 +37,7 @@ def branch(shell: Shell, argument: str) -> None:
     asked = Asked.of(argument)
     said, how = with_options(asked.words, Branching())
     if said.strip() and not re.fullmatch(r"\d{1,9}", said.strip()):
-        raise UserError(_(":branch takes how many ways to go, such as 3, or `take` and the number of one"))
+        raise Misunderstood(_(":branch takes how many ways to go, such as 3, or `take` and the number of one"))
     ways = int(said) if said.strip() else 3
     if not 1 <= ways <= _MOST:
         raise UserError(_(":branch takes a number from 1 to {most}, not {ways}", most=_MOST, ways=ways))
@@ -51,8 +52,9 @@ def branch(shell: Shell, argument: str) -> None:
             model.decoder, model.checkpoint.tokenizer, ids, session.settings, session.fresh_seed(), ways,
             max_tokens=how.tokens, stop=session.settings.stop, end=model.checkpoint.end, interrupted=shell.interrupted,
         )  # fmt: skip
+    session.ways_given, session.ways_seed = len(ids), view.seed + len(view.branches) - 1
     session.ways = [[*ids, *(token.id for token in each.tokens)] for each in view.branches]
-    show(shell, view, branches_picture, asked.json)
+    show(shell, view, branches_picture, asked.output)
     if view.branches[-1].reason == "interrupt":
         shell.screen.note(_("stopped on the way: {n} of {ways}", n=len(view.branches), ways=ways))
     elif session.settings.temp == 0:
@@ -74,7 +76,8 @@ def _take(shell: Shell, number: int) -> None:
         session.go_on([], "")
         session.walk_to(way, model.checkpoint.tokenizer)
     else:
-        session.said.clear()
-        session.begin(way)
+        session.begin(way[: session.ways_given])
+        session.walk_to(way, model.checkpoint.tokenizer)
+    session.drawn_with(session.ways_seed)
     shell.show_text(model)
     shell.screen.note(_("`:continue` goes on from here"))

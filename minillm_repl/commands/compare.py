@@ -36,4 +36,4 @@ def compare(shell: Shell, argument: str) -> None:
 
     ours, theirs_name = safe_line(model.name), safe_line(other.name)
     names = (_("{model} (open)", model=ours) if ours == theirs_name else ours, theirs_name)
-    show(shell, compare_view(*subjects, names), compare_picture, asked.json)
+    show(shell, compare_view(*subjects, names), compare_picture, asked.output)

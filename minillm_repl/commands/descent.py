@@ -1,10 +1,11 @@
 """`:descent`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from minillm_repl.repl.looking import Asked, show, subject, with_options
+from minillm_repl.repl.looking import Asked, show, subject
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
+from minillm_repl.repl.words import check_no_place, with_options
 from minillm_repl.settings import number, setting
 
 
@@ -27,8 +28,9 @@ def descent(shell: Shell, argument: str) -> None:
     """
     asked = Asked.of(argument)
     said, how = with_options(asked.words, Descent())
-    looked = subject(shell, asked.text or said.strip())
+    check_no_place(said.strip())
+    looked = subject(shell, replace(asked, words=said.strip()).whole)
     from minillm_repl.insight.descent import descent_view
     from minillm_repl.render.by_hand import descent_picture
 
-    show(shell, descent_view(looked, how.rate, shell.model().checkpoint.recipe), descent_picture, asked.json)
+    show(shell, descent_view(looked, how.rate, shell.model().checkpoint.recipe), descent_picture, asked.output)

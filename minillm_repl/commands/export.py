@@ -4,21 +4,22 @@ import re
 
 from rich.console import Console
 
-from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.names import user_path
-from minillm_repl.errors import UserError
+from minillm_repl.errors import Misunderstood
 from minillm_repl.language import _
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
+from minillm_repl.repl.words import take_overwrite
+from minillm_repl.repl.written import write_view
 from minillm_repl.safetext import safe_line
 
 
 @command(
     "export",
-    ":export FILE.svg|.html|.txt [session|lesson]",
+    ":export FILE.svg|.html|.txt [session|lesson] [--overwrite]",
     aliases=("내보내기",),
     completion="file",
-    words=("session", "lesson"),
+    words=("session", "lesson", "--overwrite"),
 )
 def export(shell: Shell, argument: str) -> None:
     """Save the last view, or the whole session, as a picture.
@@ -26,14 +27,16 @@ def export(shell: Shell, argument: str) -> None:
     The end of the name says how: .svg and .html keep colours and open in any browser, .txt is plain text.
     With `session` it is all that this visit has shown; without a view so far, too.
     With `lesson` it is the lesson that is open, or was last, with its pictures as they were.
+    A file that no view has made is replaced only with --overwrite; so it is with --json FILE of all views.
     """
-    name, whole = re.fullmatch(r"(.*?)(?:\s+(session|lesson))?", argument.strip(), re.DOTALL).groups()  # type: ignore[union-attr]
+    said, overwrite = take_overwrite(argument)
+    name, whole = re.fullmatch(r"(.*?)(?:\s+(session|lesson))?", said.strip(), re.DOTALL).groups()  # type: ignore[union-attr]
     path, screen, view = user_path(name), shell.screen, shell.last_view
     from minillm_repl.render.export import FORMATS
 
     if not name or path.suffix.lower() not in FORMATS:
         endings = ", ".join(FORMATS)
-        raise UserError(
+        raise Misunderstood(
             _(
                 ":export needs a file whose name ends in {endings}, and after it nothing, `session` or `lesson`",
                 endings=endings,
@@ -50,7 +53,8 @@ def export(shell: Shell, argument: str) -> None:
 
     model = shell.session.model
     title = safe_line(f"minillm-repl · {model.name}" if model else "minillm-repl")
-    write_atomically(path, FORMATS[path.suffix.lower()](drawing, width, title).encode("utf-8", "replace"))
+    picture = FORMATS[path.suffix.lower()](drawing, width, title)
+    write_view(path, picture.encode("utf-8", "replace"), overwrite=overwrite)
     named = safe_line(str(path))
     screen.note(
         _("the lesson is in {path}", path=named)

@@ -20,4 +20,4 @@ def grad(shell: Shell, argument: str) -> None:
     from minillm_repl.insight.gradient import grad_view
     from minillm_repl.render.thinking import grad_picture
 
-    show(shell, grad_view(looked, *asked.tokens(looked)), grad_picture, asked.json)
+    show(shell, grad_view(looked, *asked.tokens(looked)), grad_picture, asked.output)

@@ -16,9 +16,9 @@ def lens(shell: Shell, argument: str) -> None:
     POSITION counts from 0, or from the end if negative; without one it is the last.
     """
     asked = Asked.of(argument)
-    chosen, text = asked.selector(r"-?\d{1,9}")
+    chosen, text = asked.selector(r"@?(-?\d{1,9})")
     looked = subject(shell, text)
     from minillm_repl.insight.lens import lens_view
     from minillm_repl.render.lens import lens_picture
 
-    show(shell, lens_view(looked, int(chosen[0]) if chosen else -1), lens_picture, asked.json)
+    show(shell, lens_view(looked, int(chosen[1]) if chosen else -1), lens_picture, asked.output)

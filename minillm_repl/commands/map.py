@@ -5,7 +5,7 @@ from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
-@command("map", aliases=("지도",), group="Look inside")
+@command("map", ":map [--json FILE]", aliases=("지도",), group="Look inside")
 def map_(shell: Shell, argument: str) -> None:
     """Draw the embedding as a map.
 
@@ -13,9 +13,10 @@ def map_(shell: Shell, argument: str) -> None:
     vectors differ most. What is near on the map need not be near in all the other directions; `:near` asks in all.
     """
     asked, model = Asked.of(argument), shell.model()
+    asked.nothing()
     get_ready(shell)
     from minillm_repl.insight.vocabulary import map_view
     from minillm_repl.render.texts import map_picture
 
     view = map_view(model.torch, model.checkpoint.tokenizer, shell.session.ids)
-    show(shell, view, map_picture, asked.json)
+    show(shell, view, map_picture, asked.output)

@@ -33,4 +33,4 @@ def near(shell: Shell, argument: str) -> None:
     from minillm_repl.insight.vocabulary import near_view
     from minillm_repl.render.texts import near_picture
 
-    show(shell, near_view(model.torch, tokenizer, terms), near_picture, asked.json)
+    show(shell, near_view(model.torch, tokenizer, terms), near_picture, asked.output)

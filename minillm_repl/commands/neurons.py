@@ -1,6 +1,6 @@
 """`:neurons`."""
 
-from minillm_repl.errors import UserError
+from minillm_repl.errors import Misunderstood
 from minillm_repl.language import _
 from minillm_repl.repl.looking import Asked, show, subject
 from minillm_repl.repl.registry import command
@@ -18,10 +18,10 @@ def neurons(shell: Shell, argument: str) -> None:
     asked = Asked.of(argument)
     chosen, text = asked.selector(r"(\d{1,9})(?:\.(\d{1,9}))?")
     if chosen is None:
-        raise UserError(_(":neurons takes a layer, such as 0, or a layer and a neuron, such as 0.17"))
+        raise Misunderstood(_(":neurons takes a layer, such as 0, or a layer and a neuron, such as 0.17"))
     looked = subject(shell, text)
     from minillm_repl.insight.neurons import neurons_view
     from minillm_repl.render.thinking import neuron_picture, neurons_picture
 
     view = neurons_view(looked, int(chosen[1]), int(chosen[2]) if chosen[2] else None)
-    show(shell, view, neuron_picture if chosen[2] else neurons_picture, asked.json)
+    show(shell, view, neuron_picture if chosen[2] else neurons_picture, asked.output)

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-from minillm_repl.errors import UserError
+from minillm_repl.errors import Misunderstood
 from minillm_repl.language import _
-from minillm_repl.repl.looking import Asked, show, subject, with_options
+from minillm_repl.repl.looking import Asked, show, subject
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
+from minillm_repl.repl.words import with_options
 from minillm_repl.settings import one_of, setting
 
 
@@ -38,11 +39,11 @@ def patch(shell: Shell, argument: str) -> None:
     said, how = with_options(asked.whole, Patching())
     a, arrow, b = (each.strip().strip('"') for each in said.replace("→", "->").partition("->"))
     if not (a and arrow and b):
-        raise UserError(_("two prompts are needed: `:patch A -> B`"))
+        raise Misunderstood(_("two prompts are needed: `:patch A -> B`"))
     first, second = subject(shell, a), subject(shell, b)
     from minillm_repl.insight.patching import patch_view
     from minillm_repl.render.intervention import patch_picture
 
     with shell.screen.waiting(_("patching")) as update:
         view = patch_view(first, second, how.what, lambda share: update(_("patching  {share:.0%}", share=share)))
-    show(shell, view, patch_picture, asked.json)
+    show(shell, view, patch_picture, asked.output)

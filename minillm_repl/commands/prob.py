@@ -31,4 +31,4 @@ def prob(shell: Shell, argument: str) -> None:
     ):  # a tokenizer of words: the space is a part of the first
         readings.append(spaced)
     views = [prob_view(model.decoder, tokenizer, ids, more, shell.interrupted) for more in readings]
-    show(shell, min(views, key=lambda view: view.bits), prob_picture, asked.json)
+    show(shell, min(views, key=lambda view: view.bits), prob_picture, asked.output)

@@ -17,7 +17,7 @@ def prompt(shell: Shell, _argument: str) -> None:
     ␣ is a space, ⏎ a newline, <EA B0> bytes that are only a part of a character.
     """
     if not shell.session.turns:
-        raise UserError(_("nothing has been given to the model yet"))
+        raise UserError(_("there is no prompt to show: type one first"))
     tokenizer, given = shell.model().checkpoint.tokenizer, list(shell.session.turns[-1].given)
     text = decode(tokenizer, given)
     shell.screen.out.print(tokens_flow(Token.of(tokenizer, each) for each in given), soft_wrap=False)

@@ -1,6 +1,6 @@
 """`:qkv`."""
 
-from minillm_repl.errors import UserError
+from minillm_repl.errors import Misunderstood
 from minillm_repl.language import _
 from minillm_repl.repl.looking import Asked, show, subject
 from minillm_repl.repl.registry import command
@@ -19,9 +19,9 @@ def qkv(shell: Shell, argument: str) -> None:
     from 0.
     """
     asked = Asked.of(argument)
-    chosen, text = asked.selector(r"(\d{1,9})\.(\d{1,9})(?:\s+(-?\d{1,9}))?(?:\s+key=(-?\d{1,9}))?")
+    chosen, text = asked.selector(r"(\d{1,9})\.(\d{1,9})(?:\s+@?(-?\d{1,9}))?(?:\s+key=@?(-?\d{1,9}))?")
     if chosen is None:
-        raise UserError(_(":qkv takes a layer and a head, such as 0.0"))
+        raise Misunderstood(_(":qkv takes a layer and a head, such as 0.0"))
     looked = subject(shell, text)
     from minillm_repl.insight.query import dot_view, qkv_view
     from minillm_repl.render.by_hand import dot_picture
@@ -29,6 +29,6 @@ def qkv(shell: Shell, argument: str) -> None:
 
     place = int(chosen[1]), int(chosen[2]), int(chosen[3] or -1)
     if chosen[4]:
-        show(shell, dot_view(looked, *place, int(chosen[4])), dot_picture, asked.json)
+        show(shell, dot_view(looked, *place, int(chosen[4])), dot_picture, asked.output)
     else:
-        show(shell, qkv_view(looked, *place), qkv_picture, asked.json)
+        show(shell, qkv_view(looked, *place), qkv_picture, asked.output)

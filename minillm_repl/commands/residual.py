@@ -3,6 +3,7 @@
 from minillm_repl.repl.looking import Asked, show, subject
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
+from minillm_repl.repl.words import check_no_place
 
 
 @command("residual", ":residual [TEXT]", aliases=("잔차",), group="Look inside")
@@ -14,8 +15,9 @@ def residual(shell: Shell, argument: str) -> None:
     direction: the cosine between what is added and the stream before it; +1 goes on the same way, −1 takes back.
     """
     asked = Asked.of(argument)
-    looked = subject(shell, asked.text or asked.words)
+    check_no_place(asked.words)
+    looked = subject(shell, asked.whole)
     from minillm_repl.insight.attribution import residual_view
     from minillm_repl.render.attribution import residual_picture
 
-    show(shell, residual_view(looked), residual_picture, asked.json)
+    show(shell, residual_view(looked), residual_picture, asked.output)

@@ -25,7 +25,7 @@ def sweep(shell: Shell, argument: str) -> None:
 
 def _show(shell: Shell, argument: str, *, sweep: bool) -> None:
     asked, model = Asked.of(argument), shell.model()
-    ids = text_ids(shell, model, asked.text or asked.words)
+    ids = text_ids(shell, model, asked.whole)
     from minillm_repl.engine.next_token import next_logits, sampler_view, sweep_view
     from minillm_repl.render.next_token import sampler_picture, sweep_picture
 
@@ -33,6 +33,6 @@ def _show(shell: Shell, argument: str, *, sweep: bool) -> None:
     logits = next_logits(model.decoder, ids, shell.interrupted)
     top = settings.verbose or VERBOSE_ROWS
     if sweep:
-        show(shell, sweep_view(logits, settings, ids, tokenizer, top), sweep_picture, asked.json)
+        show(shell, sweep_view(logits, settings, ids, tokenizer, top), sweep_picture, asked.output)
     else:
-        show(shell, sampler_view(logits, settings, ids, tokenizer, top), sampler_picture, asked.json)
+        show(shell, sampler_view(logits, settings, ids, tokenizer, top), sampler_picture, asked.output)

@@ -4,6 +4,7 @@ import re
 
 from rich.text import Text
 
+from minillm_repl.commands.setting import change
 from minillm_repl.render.tables import settings_table
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import Settings
@@ -22,6 +23,6 @@ def set_(shell: Shell, argument: str) -> None:
         return
     name, value = re.fullmatch(r"([^\s=]*)\s*=?\s*(.*)", argument, re.DOTALL).groups()  # type: ignore[union-attr]
     if value:
-        shell.session.set(name, value)
+        change(shell, name, value)
     known, spec = find(Settings, name)
     shell.screen.out.print(Text(f"{known} {show(spec, value_of(shell.session.settings, known))}"), soft_wrap=True)

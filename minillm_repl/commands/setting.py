@@ -4,6 +4,8 @@ from rich.text import Text
 
 from minillm_repl.commands.sampler import sweep
 from minillm_repl.engine.options import Sampling
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.repl.registry import Command, Group
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
@@ -18,7 +20,7 @@ def _command(name: str, spec: Spec) -> Command:
         if name == "verbose" and not (argument or shell.session.settings.verbose):
             argument = "on"  # nobody types :verbose to be told that it is off
         if argument:
-            shell.session.set(name, argument, f":{name}")
+            change(shell, name, argument, f":{name}")
         value = show(spec, value_of(shell.session.settings, name))
         chosen = (
             f" (last: {shell.session.seed})" if name == "seed" and value == "random" and shell.session.turns else ""
@@ -34,6 +36,29 @@ def _command(name: str, spec: Spec) -> Command:
     details = f"{spec.details}\n{usual}{sweeps}".strip()
     summary = spec.help[0].upper() + spec.help[1:] + "."
     return Command(name, f":{name} [{values}]", summary, run, details, spec.aliases, "words", words, group=_group(name))
+
+
+def change(shell: Shell, name: str, text: str, said: str | None = None) -> None:
+    """Change a setting, and say what becomes of the text so far. Raises UserError, leaving everything as it was."""
+    session, before, model = shell.session, shell.session.settings, shell.session.model
+    chatted = before.chat is not False and model is not None and model.checkpoint.chat is not None
+    session.set(name, text, said)
+    if model is None or session.settings.chat is before.chat:
+        return
+    try:
+        chats = session.chatting(model)
+    except UserError:
+        session.settings = before
+        raise
+    if chats and not chatted and session.ids and not session.said:
+        shell.screen.note(
+            _("the next prompt begins a conversation, without the text so far; `:continue` still goes on with that")
+        )
+    if chatted and not chats and session.said:
+        shell.screen.note(
+            _("the next prompt begins a text of its own; `:chat on` takes the conversation up again before that, and"
+              " `:undo` after it")
+        )  # fmt: skip
 
 
 def _group(name: str) -> Group:

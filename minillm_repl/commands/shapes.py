@@ -26,4 +26,4 @@ def shapes(shell: Shell, argument: str) -> None:
         return softmax(process(logits, settings, looked.ids))[0]
 
     view = shapes_view(looked, draw, ", ".join(samplers_on(settings)))
-    show(shell, view, shapes_picture, asked.json)
+    show(shell, view, shapes_picture, asked.output)

@@ -50,14 +50,14 @@ def source(shell: Shell, argument: str) -> None:
     parts = _parts(model.torch)
     if not asked.words:
         view = SourcesView(tuple(source_view(name, thing) for name, thing in parts.items()))
-        show(shell, view, sources_picture, asked.json)
+        show(shell, view, sources_picture, asked.output)
         return
     name = asked.words.lower()
     if name not in parts:
         there = ", ".join(parts)
         raise UserError(_("there is no part {name}: there are {parts}", name=safe_line(name[:40]), parts=there))
     sizes = sizes_on(subject(shell)) if name in _OF_MODEL and shell.session.ids else None
-    show(shell, source_view(name, parts[name], sizes), source_picture, asked.json)
+    show(shell, source_view(name, parts[name], sizes), source_picture, asked.output)
 
 
 def _parts(model: "LanguageModel") -> dict[str, Any]:

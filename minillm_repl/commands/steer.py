@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from functools import partial
 
-from minillm_repl.errors import UserError
+from minillm_repl.errors import Misunderstood
 from minillm_repl.language import _
-from minillm_repl.repl.looking import Asked, looking_at, show, text_ids, with_options
+from minillm_repl.repl.looking import Asked, looking_at, show, text_ids
 from minillm_repl.repl.opening import Change
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
+from minillm_repl.repl.words import with_options
 from minillm_repl.settings import number, setting, whole
 
 
@@ -46,9 +47,9 @@ def steer(shell: Shell, argument: str) -> None:
         return
     asked = Asked.of(argument)
     said, how = with_options(asked.whole, Steering())
-    to, _vs, away = (each.strip().strip('"') for each in said.partition(" vs "))
-    if not to or not (away or session.ids):
-        raise UserError(_("say where to and where from: `:steer TEXT vs TEXT`"))
+    to, vs, away = (each.strip().strip('"') for each in f" {said} ".partition(" vs "))
+    if not to or not (away or (session.ids and not vs)):
+        raise Misunderstood(_("say where to and where from: `:steer TEXT vs TEXT`"))
     layer = model.checkpoint.config.layers // 2 if how.layer < 0 else how.layer
     model = model.changed(tuple(change for change in model.changes if change.command != "steer"))  # measured without it
     towards, fleeing = (looking_at(shell, model, text_ids(shell, model, each)) for each in (to, away))
@@ -61,7 +62,7 @@ def steer(shell: Shell, argument: str) -> None:
     tap = steering(along, layer, how.strength)
     tell = partial(_steered, how.strength, layer)
     view = effect_view(probe, tell(), tap, steering(random_direction(along), layer, how.strength))
-    show(shell, view, effect_picture, asked.json, model)
+    show(shell, view, effect_picture, asked.output, model)
     session.think_unchanged("steer")
     session.change_thinking(Change("steer", tell, tap))
     length = stream_norm(probe, layer)

@@ -26,7 +26,6 @@ def step(shell: Shell, argument: str) -> None:
     elif session.chatting(model):
         session.ask(model, argument)
     else:
-        session.said.clear()
         session.begin(shell.encode(model, argument))
     from minillm_repl.engine.walk import Walk
     from minillm_repl.repl.stepper import Stepper

@@ -15,10 +15,10 @@ def surprise(shell: Shell, argument: str) -> None:
     :surprise alone is about what was just written; with TEXT about that text.
     """
     asked = Asked.of(argument)
-    text = asked.text or asked.words
+    text = asked.whole
     looked, turns = subject(shell, text), shell.session.turns
     from minillm_repl.insight.surprise import surprise_view
     from minillm_repl.render.texts import surprise_picture
 
     given = 0 if text or not turns or len(turns[-1].given) == len(shell.session.ids) else len(turns[-1].given)
-    show(shell, surprise_view(looked, given - looked.unseen), surprise_picture, asked.json)
+    show(shell, surprise_view(looked, given - looked.unseen), surprise_picture, asked.output)

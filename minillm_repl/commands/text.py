@@ -17,11 +17,16 @@ def continue_(shell: Shell, argument: str) -> None:
 
 @command("regen", aliases=("r", "retry", "다시"), group="Talk")
 def regen(shell: Shell, _argument: str) -> None:
-    """Write another completion of the last prompt."""
+    """Write another completion of the last prompt.
+
+    After `:continue` it is another continuation, after `:branch take N` another way. With a seed that is set, each try
+    takes the next one. `:undo` takes the try back, and with it the prompt.
+    """
     model = shell.model()
-    turn = shell.session.undo()
-    shell.session.begin(list(turn.given), asked=turn.asked, begun=turn.begun, another=True)
+    shell.session.begin_again()
     shell.respond(model)
+    if shell.session.settings.temp == 0:
+        shell.screen.note(_("at temp 0 another try is the same"))
 
 
 @command("undo", aliases=("u", "되돌리기"), group="Talk")

@@ -25,4 +25,4 @@ def tokens(shell: Shell, argument: str) -> None:
     checkpoint = model.checkpoint
     ids = shell.encode(model, asked.text)
     view = tokens_view(checkpoint.tokenizer, checkpoint.tensors["token_embedding.weight"], ids, asked.text)
-    show(shell, view, tokens_picture, asked.json)
+    show(shell, view, tokens_picture, asked.output)

@@ -2,7 +2,7 @@
 
 import re
 
-from minillm_repl.errors import UserError
+from minillm_repl.errors import Misunderstood, UserError
 from minillm_repl.language import _
 from minillm_repl.repl.looking import Asked, show
 from minillm_repl.repl.registry import command
@@ -20,13 +20,15 @@ def watch(shell: Shell, argument: str) -> None:
     :watch step=N shows the logit lens and the attention of the moment nearest to that step. :watch off ends it.
     """
     asked, session = Asked.of(argument), shell.session
-    text = asked.text or asked.words
+    text = asked.whole
     moment = re.fullmatch(r"step=(\d{1,9})", asked.words)
-    if text == "off":
+    if asked.words == "off":
         session.watch, session.watched = "", None
         shell.screen.note(_("no prompt is watched"))
-    elif re.match(r"step\b", asked.words) and not moment:
-        raise UserError(_("`:watch step=20` shows the moment nearest to step 20; a prompt that begins so needs quotes"))
+    elif re.match(r"step\b|[a-z]+=", asked.words) and not moment:
+        raise Misunderstood(
+            _("`:watch step=20` shows the moment nearest to step 20; a prompt that begins so needs quotes")
+        )
     elif text and not moment:
         session.watch = text
         if session.model:
@@ -42,8 +44,8 @@ def watch(shell: Shell, argument: str) -> None:
         from minillm_repl.render.watching import moment_picture
 
         nearest = min(session.watched.moments, key=lambda each: abs(each.step - int(moment[1])))
-        show(shell, nearest, moment_picture, asked.json)
+        show(shell, nearest, moment_picture, asked.output)
     else:
         from minillm_repl.render.watching import watch_picture
 
-        show(shell, session.watched, watch_picture, asked.json)
+        show(shell, session.watched, watch_picture, asked.output)

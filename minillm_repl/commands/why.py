@@ -21,4 +21,4 @@ def why(shell: Shell, argument: str) -> None:
     from minillm_repl.insight.attribution import why_view
     from minillm_repl.render.attribution import why_picture
 
-    show(shell, why_view(looked, *asked.tokens(looked)), why_picture, asked.json)
+    show(shell, why_view(looked, *asked.tokens(looked)), why_picture, asked.output)

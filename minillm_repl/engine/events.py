@@ -43,7 +43,9 @@ class Finished:
     text: str
     prompt_tokens: int
     tokens: int
-    prompt_seconds: float  # reading the prompt, up to the logits of the first token
+    prompt_seconds: (
+        float  # prefill: reading what of the prompt was not in the cache, and nothing else; 0 if none was read
+    )
     seconds: float  # all tokens after that
 
 

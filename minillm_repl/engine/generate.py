@@ -31,6 +31,10 @@ def never() -> bool:
     return False
 
 
+def unheard(_done: int, _of: int) -> None:
+    """Nobody hears how much of the prompt is read."""
+
+
 def generate(
     decoder: Decoder,
     tokenizer: Tokenizer,
@@ -44,13 +48,15 @@ def generate(
     slide: bool = True,
     top: int = 0,
     interrupted: Callable[[], bool] = never,
+    progress: Callable[[int, int], object] = unheard,
 ) -> Iterator[Step | Finished]:
     """Continue `ids` (one or more) by at most `max_tokens` tokens, one `rng` number each, and say why it ended.
 
     `top` is how many candidates each step lists. The text ends before the first of the `stop` strings; what could
     still become one is held back until it is known not to. It also ends with one of the `end` tokens, which are no part
-    of it. `interrupted` is asked between two tokens. Past the context the model sees the last tokens only, or, without
-    `slide`, the text ends. Closing the generator early is safe at any step.
+    of it. `interrupted` is asked between two tokens, and between two pieces of a long prompt; `progress` hears how many
+    of how many tokens are read. Past the context the model sees the last tokens only, or, without `slide`, the
+    text ends. Closing the generator early is safe at any step.
 
     Raises UserError if the model's logits are not finite.
     """
@@ -58,15 +64,17 @@ def generate(
     prompt_tokens = len(ids)
     text = StopText(stop)
     room: tuple[Arrays | None, Arrays | None] | None = None
-    started = read_at = perf_counter()
+    prompt_seconds, began = 0.0, perf_counter()
     reason: Reason = "length"
     for index in range(max_tokens):
         if not slide and len(ids) > decoder.context:
             reason = "context"
             break
-        logits = None if interrupted() else read(decoder, ids, interrupted)
         if index == 0:
-            read_at = perf_counter()
+            logits, prompt_seconds = _prefill(decoder, ids, interrupted, progress)
+            began = perf_counter()
+        else:
+            logits = None if interrupted() else read(decoder, ids, interrupted)
         if logits is None:
             reason = "interrupt"
             break
@@ -79,7 +87,26 @@ def generate(
             break
     rest = text.end()
     tokens = len(ids) - prompt_tokens
-    yield Finished(reason, rest, prompt_tokens, tokens, read_at - started, perf_counter() - read_at)
+    yield Finished(reason, rest, prompt_tokens, tokens, prompt_seconds, perf_counter() - began)
+
+
+def _prefill(
+    decoder: Decoder, ids: Sequence[int], interrupted: Callable[[], bool], progress: Callable[[int, int], object]
+) -> tuple[Scores | None, float]:
+    """Return the logits after the prompt, None if interrupted, and the seconds of reading it without `progress`."""
+    away = 0.0
+
+    def told(done: int, of: int) -> None:
+        nonlocal away
+        left = perf_counter()
+        progress(done, of)
+        away += perf_counter() - left
+
+    if interrupted():
+        return None, 0.0
+    began = perf_counter()
+    logits = read(decoder, ids, interrupted, told)
+    return logits, perf_counter() - began - away
 
 
 def finite(logits: Scores, tokens: int) -> Scores:

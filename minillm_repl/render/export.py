@@ -20,6 +20,7 @@ _TEXT = re.compile(r'(<text [^>]*?textLength=")([0-9.]+)("[^>]*)>([^<]*)(</text>
 _BEYOND_ASCII = re.compile("[^\x00-\x7f]")
 
 _SVG = """<svg class="terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
+<!-- made by minillm-repl -->
 <style>
 .{unique_id}-matrix {{ font-family: FONTS; font-size: {char_height}px; line-height: {line_height}px; }}
 .{unique_id}-title {{ font-family: FONTS; font-size: 18px; font-weight: bold; }}
@@ -44,6 +45,7 @@ _SVG = """<svg class="terminal" viewBox="0 0 {width} {height}" xmlns="http://www
 _HTML = """<!DOCTYPE html>
 <html>
 <head>
+<!-- made by minillm-repl -->
 <meta charset="UTF-8">
 <meta name="viewport" content="width=device-width">
 <title>TITLE</title>
@@ -79,9 +81,9 @@ def as_html(drawing: Drawing, width: int, title: str) -> str:
     return head + pre + _BEYOND_ASCII.sub(_as_wide_as_its_cells, code)
 
 
-def as_text(drawing: Drawing, width: int, _title: str) -> str:
-    """Return what is drawn as plain text."""
-    return _recorded(drawing, width).export_text()
+def as_text(drawing: Drawing, width: int, title: str) -> str:
+    """Return what is drawn as plain text, below a line with the title."""
+    return f"[{title}]\n\n{_recorded(drawing, width).export_text()}"
 
 
 FORMATS: dict[str, Callable[[Drawing, int, str], str]] = {".svg": as_svg, ".html": as_html, ".txt": as_text}

@@ -51,10 +51,12 @@ def scan_picture(view: ScanView, width: int) -> RenderableType:
     shown = sorted(view.heads, key=lambda head: -abs(head.change))[:_SHOWN]
     shown.sort(key=lambda head: -head.change)
     most = max(abs(head.change) for head in shown)
+    names = [f"{head.layer}.{head.head}" for head in shown]
+    widest = max(5, *map(len, names))
     lines = Text()
-    for head in shown:
-        lines.append(f"{head.layer}.{head.head:<3} ", TITLE).append_text(
-            signed_bar(head.change, most, max(16, min(60, width - 20)))
+    for head, name in zip(shown, names, strict=True):
+        lines.append(f"{name:<{widest}} ", TITLE).append_text(
+            signed_bar(head.change, most, max(16, min(60, width - 15 - widest)))
         )
         lines.append(f" {head.change:+.4f}\n")
     lines.rstrip()

@@ -100,7 +100,7 @@ def branches_picture(view: BranchesView, _width: int) -> RenderableType:
     """Return the branches as a tree; where several say the same, they share a stem."""
     tree = Tree(short(view.after), guide_style=FIGURES)
     ways = [_Way(number, each.tokens, each.probs, each.prob) for number, each in enumerate(view.branches, 1)]
-    _grow(tree, ways)
+    _grow(tree, ways, whole=True)
     return Group(
         title(
             _n("{n} way on", "{n} ways on", len(ways)),
@@ -119,8 +119,11 @@ def branches_picture(view: BranchesView, _width: int) -> RenderableType:
     )
 
 
-def _grow(tree: Tree, ways: Sequence[_Way]) -> None:
-    """Add the ways below a node: those that begin with the same token share a stem as long as they agree."""
+def _grow(tree: Tree, ways: Sequence[_Way], *, whole: bool) -> None:
+    """Add the ways below a node: those that begin with the same token share a stem as long as they agree.
+
+    `whole` says that they begin here: a piece that is all of a way has the way's probability.
+    """
     firsts = dict.fromkeys(way.tokens[0].id for way in ways if way.tokens)
     for first in firsts:
         same = [way for way in ways if way.tokens and way.tokens[0].id == first]
@@ -131,10 +134,10 @@ def _grow(tree: Tree, ways: Sequence[_Way]) -> None:
         label = Text.assemble((_text(same[0].tokens[:stem]), MODEL), (f"  {_exact(chance)}", FIGURES))
         for way in ended:
             label.append(f"  [{way.number}]", TITLE)
-            if way.prob != chance:
+            if not whole:
                 label.append(f"={_exact(way.prob)}")
         rest = [_Way(way.number, way.tokens[stem:], way.probs[stem:], way.prob) for way in same if way not in ended]
-        _grow(tree.add(label), rest)
+        _grow(tree.add(label), rest, whole=False)
     for way in ways:
         if not way.tokens:
             tree.add(Text(_("[{number}] says nothing more", number=way.number), FIGURES))

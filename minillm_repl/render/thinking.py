@@ -102,7 +102,7 @@ def neuron_picture(view: NeuronsView, width: int) -> RenderableType:
     names, bars = label_width(view.tokens), max(16, min(60, width - 40))
     lines = Text()
     for place in _strongest(neuron.activations)[:10]:
-        lines.append_text(_named(place, view.tokens[place], names))
+        lines.append_text(_named(place, view.tokens, names))
         lines.append_text(signed_bar(neuron.activations[place], most, bars))
         lines.append(f" {neuron.activations[place]:+.3f}\n")
     lines.rstrip()
@@ -123,7 +123,7 @@ def grad_picture(view: GradView, width: int) -> RenderableType:
     names, bars = label_width(view.tokens), max(16, min(60, width - 44))
     lines = Text()
     for place in _strongest(view.times)[:12]:
-        lines.append_text(_named(place, view.tokens[place], names))
+        lines.append_text(_named(place, view.tokens, names))
         lines.append_text(signed_bar(view.times[place], most, bars))
         lines.append(f" {view.times[place]:+8.3f} {view.norms[place]:8.3f}\n")
     lines.rstrip()
@@ -143,11 +143,11 @@ def grad_picture(view: GradView, width: int) -> RenderableType:
     )
 
 
-def _named(place: int, token: Token, width: int) -> Text:
-    """Return a position and its token, before a bar."""
-    name = short(token)
+def _named(place: int, tokens: Sequence[Token], width: int) -> Text:
+    """Return a position and its token, before a bar; as wide for each position of a text."""
+    name, digits = short(tokens[place]), max(4, len(str(len(tokens) - 1)))
     name.pad_right(width - name.cell_len + 2)
-    return Text.assemble((f"{place:>4}  ", FIGURES), name)
+    return Text.assemble((f"{place:>{digits}}  ", FIGURES), name)
 
 
 def _vector(numbers: Sequence[float], shown: int) -> Text:

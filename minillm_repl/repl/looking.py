@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.names import user_path
-from minillm_repl.errors import UserError
+from minillm_repl.errors import Misunderstood, UserError
 from minillm_repl.language import _
 from minillm_repl.render.console import WARNING
 from minillm_repl.repl.interrupt import patiently
 from minillm_repl.repl.opening import Model
 from minillm_repl.repl.shell import Shell
+from minillm_repl.repl.words import SCREEN, Output, check_no_place, quoted, take_output
+from minillm_repl.repl.written import check_ours, write_view
 from minillm_repl.safetext import safe_line
-from minillm_repl.settings import SettingsT, change, specs
 from minillm_repl.tokenizer.lookup import find_token
 
 if TYPE_CHECKING:
@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 Draw = Callable[[Any, int], RenderableType]
 """Draws a view into a width, in cells."""
 
-_JSON = re.compile(r"""(?:^|\s)--json(?:\s+("[^"]*"|'[^']*'|\S+))?(?=\s|$)""")
-_NUMBERED = re.compile(r"([lLhH]?[-.,:\d]+|head|layer|position)(\s|$)")  # at the start of what is no text, most likely
-_QUOTED = re.compile(r'(?:^|(?<=\s))"(.*)"\s*$', re.DOTALL)
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -41,67 +37,69 @@ class Asked:
 
     words: str
     text: str = ""  # the text to look at; none means what was said last
-    json: str = ""  # a file
+    output: Output = SCREEN
 
     @classmethod
     def of(cls, argument: str) -> "Asked":
-        """Read what follows a command: `2.1 "a text" --json FILE`. Raises UserError if --json names no file."""
-        json = _JSON.search(argument)
-        if json and not json[1]:
-            raise UserError(_("--json needs a file: `--json view.json`, or `--json -` for the screen"))
-        rest = _JSON.sub("", argument, count=1).strip(" ") if json else argument
-        quoted = _QUOTED.search(rest)
-        words = rest[: quoted.start()] if quoted else rest
-        return cls(words.strip(), quoted[1] if quoted else "", json[1] if json else "")
+        """Read what follows a command: `2.1 "a text" --json FILE`; options count only outside quotes.
+
+        Raises UserError for what is no option, and for a file that no view may replace.
+        """
+        rest, output = _output(argument)
+        start, end = (quoted(rest) or [(0, 0)])[-1]
+        if rest[start:end][:1] != '"' or end < len(rest) or end - start < 2 or rest[-1] != '"':
+            return cls(rest.strip(), "", output)
+        return cls(rest[:start].strip(), rest[start + 1 : end - 1], output)
 
     @classmethod
     def verbatim(cls, argument: str) -> "Asked":
         """Read what follows a command whose text is taken as it is: `--json FILE` counts only before it.
 
-        Raises UserError if --json names no file.
+        Raises UserError as `of` does.
         """
-        if not re.match(r"--json(\s|$)", argument):
+        options = re.match(r"--json(?=\s|$)(\s+(\"[^\"]*\"|'[^']*'|\S+))?(\s+--overwrite(?=\s|$))?", argument)
+        if not options:
             return cls("", argument)
-        option = _JSON.match(argument)
-        return cls("", argument[option.end() :].removeprefix(" ") if option else "", cls.of(argument).json)
+        return cls("", argument[options.end() :].removeprefix(" "), _output(options[0])[1])
 
     @property
     def whole(self) -> str:
         """All that was said, as a text: what stands before the quotes belongs to it."""
         return f'{self.words} "{self.text}"' if self.words and self.text else self.text or self.words
 
+    def nothing(self) -> None:
+        """Raise Misunderstood if there is anything but options."""
+        if self.whole:
+            raise Misunderstood(_("nothing comes after this, not {text!r}", text=safe_line(self.whole)))
+
     def selector(self, pattern: str) -> tuple[re.Match[str] | None, str]:
         """Split the words into what matches `pattern` at their start, and a text, which may also stand in quotes.
 
-        Raises UserError for a text without quotes that begins like a layer, a head or a position.
+        Raises Misunderstood for a text without quotes that begins like a layer, a head or a position.
         """
         found = re.match(rf"(?:{pattern})(?=\s|$)", self.words)
         rest = (self.words[found.end() :] if found else self.words).strip()
-        if _NUMBERED.match(rest):
-            first = safe_line(rest.split()[0][:20])
-            raise UserError(_("{word} is not understood here: a text that begins so needs quotes", word=first))
-        return found, self.text or rest
+        check_no_place(rest)
+        return found, replace(self, words=rest).whole
 
     def tokens(self, looked: "Subject") -> tuple[int | None, int | None]:
         """Read the words as `TOKEN vs TOKEN`, either of which may be missing. Raises UserError if one is no token."""
         from minillm_repl.insight.subject import likelier
 
-        word, _, other = (each.strip() for each in f" {self.words}".partition(" vs "))
+        word, vs, other = (each.strip() for each in f" {self.words} ".partition(" vs "))
+        if vs and not other:
+            raise Misunderstood(_("a token is missing after `vs`; the token vs itself is written as #ID"))
         token, versus = (
             likelier(looked, find_token(looked.tokenizer, each)) if each else None for each in (word, other)
         )
         return token, versus
 
 
-def with_options(text: str, options: SettingsT) -> tuple[str, SettingsT]:
-    """Take words such as `layer=2` out of a text where they name an option; return the rest, and the options.
-
-    Raises UserError for a value that cannot be.
-    """
-    for word, name, value in re.findall(r"((?:^|\s)([a-z]+)=(\S*))", text):
-        if name in specs(options):
-            text, options = text.replace(word, "", 1), change(options, name, value, said=name)
-    return text, options
+def _output(argument: str) -> tuple[str, Output]:
+    rest, output = take_output(argument)
+    if output.file and output.file != "-":
+        check_ours(user_path(output.file), overwrite=output.overwrite)  # now, not after the work
+    return rest, output
 
 
 def subject(shell: Shell, text: str = "") -> "Subject":
@@ -143,7 +141,7 @@ def get_ready(shell: Shell) -> None:
         patiently(partial(import_module, "minillm_repl.insight.subject"), shell.interrupted)
 
 
-def show(shell: Shell, view: Any, draw: Draw, json: str = "", of: Model | None = None) -> None:
+def show(shell: Shell, view: Any, draw: Draw, output: Output = SCREEN, of: Model | None = None) -> None:
     """Draw a view, or write its numbers to a file; it is what `:export` and `:scroll` mean from now on.
 
     `of` is the model that was looked at, if not the open one; what is changed in it is told above the view.
@@ -156,17 +154,17 @@ def show(shell: Shell, view: Any, draw: Draw, json: str = "", of: Model | None =
         return Group(*changed, draw(view, width)) if changed else draw(view, width)
 
     shell.last_view, shell.last_pins = drawn, (0, 0)
-    if not json:
+    if not output.file:
         shell.screen.out.print(drawn(shell.screen.out.width))
         return
     from minillm_repl.render.json_lines import view_json
 
     text = view_json(view)
-    if json == "-":
+    if output.file == "-":
         shell.screen.out.file.write(text)
         return
-    path = user_path(json)
-    write_atomically(path, text.encode())
+    path = user_path(output.file)
+    write_view(path, text.encode(), overwrite=output.overwrite)
     shell.screen.note(_("the numbers are in {path}", path=safe_line(str(path))))
 
 

@@ -12,6 +12,7 @@ from minillm_repl.language import _
 from minillm_repl.repl.opening import Change, Loading, Model, Opening
 from minillm_repl.repl.recent import Recent
 from minillm_repl.repl.settings import ANSWER, COMPLETION, Settings
+from minillm_repl.repl.turn import Turn
 from minillm_repl.settings import change
 
 if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, while the user types
@@ -22,17 +23,6 @@ if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, whil
     from minillm_repl.tokenizer.base import Tokenizer
 
 _MOST_TURNS = 1_000  # that can be taken back: a visit of weeks must not fill the memory
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One prompt, continuation or second try: what was there before it, and what the model was given."""
-
-    before: tuple[int, ...]
-    said_before: "tuple[Message, ...]"
-    given: tuple[int, ...]
-    asked: "tuple[Message, ...]" = ()  # the conversation that the model is to answer; () completes
-    begun: str = ""  # what it has answered already
 
 
 @dataclass
@@ -54,8 +44,9 @@ class Session:
     unsaved: bool = False  # the open model was trained and lies in no file
     resumable: bool = False  # it is that of a run that was stopped, which going on with the run keeps
     speed: float = 0.0  # tokens per second, last time
-    told_outgrown: bool = False
-    ways: list[list[int]] = field(default_factory=list)  # whole texts that `:branch` has found
+    ways: list[list[int]] = field(default_factory=list)  # whole texts that `:branch` has found,
+    ways_given: int = 0  # from that many tokens,
+    ways_seed: int = 0  # the last with this seed
     watch: str = ""  # a prompt that is looked at while a model is trained
     watched: "WatchView | None" = None  # what was seen of it
     _loading: "Loading | None" = None
@@ -119,7 +110,6 @@ class Session:
         elif model.checkpoint.path is None and (self.written or not self.own) and not self.practice:
             self.path, self.own, self.written = None, False, False  # a new model does not go where another one lies
         self.unsaved, self.resumable, self._warned = unsaved, False, ""
-        self.told_outgrown = False
         self.clear()
 
     def change_thinking(self, change: Change) -> None:
@@ -189,10 +179,14 @@ class Session:
         system = [Message("system", settings.system)] if settings.system else []
         earlier = [message for message in self.said if message.role != "system"]
         asked = [*system, *earlier, Message("user", text)]
-        room = context - min(settings.max_tokens or ANSWER, context // 2)
+        room = context - self.answer_room(context)
         ids, kept = fit(template, model.checkpoint.tokenizer, asked, room, settings.special)
         self.begin(ids, asked=tuple(kept))
         return (len(asked) - len(kept)) // 2
+
+    def answer_room(self, context: int) -> int:
+        """Return how many tokens of a context a conversation leaves free for the answer."""
+        return min(self.settings.max_tokens or ANSWER, context // 2)
 
     def go_on(self, more: list[int], text: str) -> None:
         """Start a turn in which the model goes on from where the text ended, or from `more` after it.
@@ -208,26 +202,46 @@ class Session:
             self.begin(ids)
 
     def begin(
-        self, given: list[int], *, asked: "tuple[Message, ...]" = (), begun: str = "", another: bool = False
+        self, given: list[int], *, asked: "tuple[Message, ...]" = (), begun: str = "", seed: int | None = None
     ) -> None:
-        """Start a turn: the model will continue `given`. With `another`, not as it did with a seed that is set."""
-        again = another and self.settings.seed is not None
-        self.seed = (self.seed + 1) % 2**63 if again else self.fresh_seed()
+        """Start a turn: the model will continue `given`, with a seed, or with that of the settings, or any."""
+        self.seed = self.fresh_seed() if seed is None else seed
         self._warned = ""
-        self.turns.append(Turn(tuple(self.ids), tuple(self.said), tuple(given), asked, begun))
+        before = tuple(self.ids), tuple(self.said)
+        self.turns.append(Turn(*before, tuple(given), asked, begun, self.seed, self.settings.seed))
         del self.turns[:-_MOST_TURNS]
         self.ids, self.said = list(given), list(asked)
 
     def undo(self) -> Turn:
         """Take the last turn back, and return it. Raises UserError if there is none."""
         if not self.turns:
-            raise UserError(_("there is nothing to take back: no prompt has been given yet"))
+            raise UserError(_("there is nothing to take back"))
         turn = self.turns.pop()
         self.ids, self.said = list(turn.before), list(turn.said_before)
         return turn
 
-    def generate(self, model: Model, interrupted: Callable[[], bool], top: int) -> "Iterator[Step | Finished]":
-        """Continue the text, keeping `ids` at what has been shown, however the generation ends."""
+    def begin_again(self) -> None:
+        """Start the last turn once more, not with a seed that it was drawn with. Raises UserError if there is none."""
+        if not self.turns:
+            raise UserError(_("there is nothing to write again: type a prompt first"))
+        turn = self.undo()
+        self.begin(list(turn.given), asked=turn.asked, begun=turn.begun, seed=turn.next_seed(self.settings.seed))
+
+    def drawn_with(self, seed: int) -> None:
+        """Note the last seed that was drawn for the present turn: another try takes the next one."""
+        self.turns[-1] = replace(self.turns[-1], seed=seed)
+
+    def generate(
+        self,
+        model: Model,
+        interrupted: Callable[[], bool],
+        top: int,
+        progress: Callable[[int, int], object] = lambda _done, _of: None,
+    ) -> "Iterator[Step | Finished]":
+        """Continue the text, keeping `ids` at what has been shown, however the generation ends.
+
+        `progress` hears how much of a long prompt is read.
+        """
         from minillm_repl.engine.events import Finished
         from minillm_repl.engine.generate import generate
         from minillm_repl.engine.sampling import numbers
@@ -247,6 +261,7 @@ class Session:
             slide=not self.turns[-1].asked,
             top=top,
             interrupted=interrupted,
+            progress=progress,
         ):
             if isinstance(event, Finished):
                 self.speed = event.tokens / event.seconds if event.seconds else 0.0

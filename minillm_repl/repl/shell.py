@@ -1,28 +1,29 @@
 """What a command works with, and the two things a line can be: a command, or a prompt."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from rich.console import RenderableType
 from rich.text import Text
 
-from minillm_repl.checkpoint.names import title
-from minillm_repl.errors import UserError
+from minillm_repl.checkpoint.names import there, title
+from minillm_repl.errors import Misunderstood, UserError
 from minillm_repl.language import _, _n
 from minillm_repl.lessons.progress import Progress
 from minillm_repl.render.console import MODEL, Screen
 from minillm_repl.repl.opening import Loading, Model
-from minillm_repl.repl.registry import Registry
+from minillm_repl.repl.registry import Command, Registry
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import samplers_text
 from minillm_repl.safetext import safe, safe_line
 from minillm_repl.tokenizer.base import decode
 
 if TYPE_CHECKING:
-    from minillm_repl.engine.events import Finished
+    from minillm_repl.engine.events import Finished, Step
 
 PROMPT = ">>> "
 
@@ -75,10 +76,18 @@ class Shell:
             name, _, argument = line[1:].lstrip().partition(" ")
             if self.screen.interactive:
                 self.echo(line, "\n")
-            command = self.registry.get(name.strip().lower())
-            command.run(self, argument if command.verbatim else argument.strip())
+            self._command(self.registry.get(name.strip().lower()), argument)
         else:
             self.prompt(line)
+
+    def _command(self, command: Command, argument: str) -> None:
+        """Run a command, and tell how it is used to who asked for it in another way."""
+        try:
+            if argument.strip() and command.usage == f":{command.name}":
+                raise Misunderstood(_("nothing comes after this, not {text!r}", text=safe_line(argument.strip())))
+            command.run(self, argument if command.verbatim else argument.strip())
+        except Misunderstood as error:
+            raise UserError(_("{error} · usage: {usage}", error=error, usage=command.usage)) from None
 
     def is_command(self, line: str) -> bool:
         """Tell whether a line is a command: `:word`, or `/word` if it is one of ours, as other chat tools have it."""
@@ -101,7 +110,7 @@ class Shell:
         if session.model is None:
             missing = (
                 _("{path} does not exist", path=safe_line(str(session.path)))
-                if session.own
+                if session.own and session.path and not there(session.path)
                 else _("there is no model yet")
             )
             raise UserError(
@@ -155,7 +164,6 @@ class Shell:
         try:
             model = self.model()
             if not session.chatting(model):
-                session.said.clear()
                 session.begin(self.encode(model, text))
                 lead = PROMPT
             else:
@@ -164,9 +172,13 @@ class Shell:
                 if gone:
                     self.screen.note(
                         _n(
-                            "the conversation has outgrown the context: the oldest {n} turn left it",
-                            "the conversation has outgrown the context: the oldest {n} turns left it",
+                            "the model no longer sees the oldest {n} turn: of {context} tokens {free} stay free for"
+                            " the answer",
+                            "the model no longer sees the oldest {n} turns: of {context} tokens {free} stay free for"
+                            " the answer",
                             gone,
+                            context=model.decoder.context,
+                            free=session.answer_room(model.decoder.context),
                         )
                     )
                 lead = ""
@@ -184,8 +196,11 @@ class Shell:
         verbose, turn = session.settings.verbose, session.turns[-1]
         tokenizer = model.checkpoint.tokenizer
         given = session.answer(tokenizer) if turn.asked else decode(tokenizer, session.ids)
-        self._read(model)
-        events = session.generate(model, self.interrupted, verbose)
+        try:
+            events = self._events(model, verbose)
+        except UserError:
+            self.echo(given if echo else "", "\n", lead)
+            raise
         if verbose:
             if screen.interactive and given:
                 self.echo(given, "\n", lead)
@@ -199,10 +214,10 @@ class Shell:
             finally:
                 screen.out.print()  # whatever happened, the next thing has a line of its own
         screen.note(figures(finished, session.seed))
-        tokens = len(turn.given) + finished.tokens
+        tokens = len(session.ids)
         unseen = window_start(tokens, model.decoder.context)
-        if unseen and not turn.asked and not session.told_outgrown:
-            session.told_outgrown = True
+        known = turn.given[: len(turn.before)] == turn.before and window_start(len(turn.before), model.decoder.context)
+        if unseen and not turn.asked and not known:
             screen.note(
                 _(
                     "the text has outgrown the context: of its {tokens} tokens the model sees the last {seen}",
@@ -212,20 +227,24 @@ class Shell:
             )
         return finished
 
-    def _read(self, model: Model) -> None:
-        """Let the model read a long text before anything is drawn, and tell how far it is."""
-        from minillm_repl.engine.decoder import read, unread
+    def _events(self, model: Model, top: int) -> "Iterator[Step | Finished]":
+        """Return the generation's events; a long prompt is read before anything is drawn, and how far it is is told.
 
-        decoder, ids = model.decoder, self.session.ids
-        window, shared = unread(decoder, ids)
-        if len(window) - shared > decoder.piece:
-            with self.screen.waiting(_("reading")) as update:
-                read(
-                    decoder,
-                    ids,
-                    self.interrupted,
-                    lambda done, of: update(_("reading: {done:,} of {of:,} tokens", done=done, of=of)),
-                )
+        Raises UserError if that fails.
+        """
+        from minillm_repl.engine.decoder import unread
+
+        window, shared = unread(model.decoder, self.session.ids)
+        if len(window) - shared <= model.decoder.piece:
+            return self.session.generate(model, self.interrupted, top)
+        with self.screen.waiting(_("reading")) as update:
+            events = self.session.generate(
+                model,
+                self.interrupted,
+                top,
+                lambda done, of: update(_("reading: {done:,} of {of:,} tokens", done=done, of=of)),
+            )
+            return chain([next(events)], events)
 
     def show_text(self, model: Model) -> None:
         """Draw the text so far; of a conversation, what was said last."""

@@ -1,0 +1,329 @@
+"""What is told is so: seconds, seeds, marks, notes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import minillm_repl.engine.generate as generation
+from minillm_repl.checkpoint.conversation import PLAIN, ROLES
+from minillm_repl.engine.events import Finished
+from minillm_repl.engine.generate import generate
+from minillm_repl.engine.options import Sampling
+from minillm_repl.engine.sampling import numbers
+from minillm_repl.engine.views import Branch, BranchesView
+from minillm_repl.errors import UserError
+from minillm_repl.insight.views.changes import HeadEffect, ScanView
+from minillm_repl.insight.views.thinking import Neuron, NeuronsView
+from minillm_repl.render.intervention import scan_picture
+from minillm_repl.render.next_token import branches_picture
+from minillm_repl.render.thinking import neuron_picture
+from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer.character import CharacterTokenizer
+from tests.small import random_checkpoint
+from tests.test_lessons import printed, shell_for, state  # noqa: F401 - the last is a fixture
+
+LETTERS = [*"abcdefghijklmnopqrstuvwxyz "]
+
+
+class Clock:
+    """A second goes by for each token that is read, and for nothing else that is not asked for."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(generation, "perf_counter", lambda: self.now)
+
+    def watches(self, decoder):
+        prefill, decode = decoder.prefill, decoder.decode
+
+        def slow_prefill(ids):
+            self.now += len(ids)
+            return prefill(ids)
+
+        def slow_decode(token):
+            self.now += 1
+            return decode(token)
+
+        decoder.prefill, decoder.decode = slow_prefill, slow_decode
+
+
+@pytest.fixture
+def shell():
+    made = shell_for(random_checkpoint(characters=LETTERS, context=200))
+    made.session.set("max-tokens", "3")
+    made.session.set("seed", "5")
+    return made
+
+
+@pytest.fixture
+def decoder(shell, monkeypatch):
+    decoder = shell.model().decoder
+    decoder.piece = 4
+    decoder.clock = Clock(monkeypatch)
+    decoder.clock.watches(decoder)
+    return decoder
+
+
+def last(decoder, ids, max_tokens=3, **more):
+    events = []
+    for event in generate(
+        decoder, CharacterTokenizer(LETTERS), ids, Sampling(), numbers(1), max_tokens=max_tokens, **more
+    ):
+        decoder.clock.now += 50  # whoever draws it takes its time
+        events.append(event)
+    return events[-1]
+
+
+def test_prompt_seconds_are_those_of_reading_what_the_cache_has_not(decoder):
+    ids = list(range(10))
+    assert last(decoder, ids).prompt_seconds == 10
+    assert last(decoder, [*ids, 3, 4]).prompt_seconds in (2, 3)  # what was written before may be the same token
+    decoder.rewind(0)
+    told = []
+
+    def progress(done, of):
+        told.append((done, of))
+        decoder.clock.now += 1000  # drawing it
+
+    assert last(decoder, ids, progress=progress).prompt_seconds == 10
+    assert told == [(4, 10), (8, 10)]
+
+
+def test_prompt_seconds_of_what_was_not_read_are_none(decoder):
+    finished = last(decoder, [1, 2, 3], max_tokens=0)
+    assert (finished.prompt_seconds, finished.tokens, finished.seconds) == (0, 0, 0)
+    assert last(decoder, [1, 2, 3], interrupted=lambda: True).prompt_seconds == 0
+    assert last(decoder, [1] * 201, slide=False).reason == "context"
+    assert last(decoder, [1] * 201, slide=False).prompt_seconds == 0
+
+
+def test_prompt_seconds_of_a_prompt_that_was_stopped_are_those_until_then(decoder):
+    presses = iter([False, False, True])
+    finished = last(decoder, list(range(20)), interrupted=lambda: next(presses, True))
+    assert (finished.reason, finished.prompt_seconds, finished.seconds) == ("interrupt", 8, 0)
+
+
+@pytest.mark.parametrize("text", ["abc", "a prompt of several pieces that is told as it is read"])
+def test_the_repl_measures_the_prompt_as_json_does(shell, decoder, text):
+    model, session = shell.model(), shell.session
+    session.begin(shell.encode(model, text))
+    assert shell.respond(model).prompt_seconds == len(text)
+    decoder.rewind(0)
+    session.undo()
+    session.begin(shell.encode(model, text))
+    *_steps, finished = session.generate(model, lambda: False, 0)
+    assert isinstance(finished, Finished)
+    assert finished.prompt_seconds == len(text)
+
+
+# -- another try
+
+
+def texts(shell, *lines):
+    """The text after each of these lines."""
+    found = []
+    for line in lines:
+        shell.run(line)
+        found.append(tuple(shell.session.ids))
+    return found
+
+
+def test_another_try_is_never_the_one_that_it_replaces(shell):
+    shell.session.set("max-tokens", "12")
+    first, second, _other, back, third = texts(shell, "abc", ":regen", "xyz", ":undo", ":regen")
+    assert back == second
+    assert len({first, second, third}) == 3
+    assert first[:3] == second[:3] == third[:3]
+
+
+def test_a_try_of_a_seed_is_the_completion_of_that_seed(shell):
+    shell.session.set("max-tokens", "12")
+    shell.run("abc")
+    for line, seed in ((":regen", 6), (":regen", 7), (":seed 40", 7), (":regen", 40), (":regen", 41)):
+        shell.run(line)
+        fresh = shell_for(random_checkpoint(characters=LETTERS, context=200))
+        fresh.session.set("max-tokens", "12")
+        fresh.session.set("seed", str(seed))
+        assert texts(fresh, "abc") == [tuple(shell.session.ids)]
+        assert shell.session.seed == seed
+
+
+def test_after_a_continuation_another_try_is_another_continuation(shell):
+    shell.session.set("max-tokens", "12")
+    text, more, again, undone = texts(shell, "abc", ":continue", ":regen", ":undo")
+    assert more[: len(text)] == again[: len(text)] == undone == text
+    assert more != again
+    given, other = texts(shell, ":continue xyz", ":regen")
+    assert given[: len(text) + 3] == other[: len(text) + 3]
+    assert given != other
+
+
+@pytest.mark.parametrize("given", [(), ("hello",)], ids=["text so far", "text in quotes"])
+def test_after_a_way_was_taken_another_try_is_none_of_those_shown(shell, given):
+    shell.run("abc")
+    shell.run(":branch 3 tokens=3" + "".join(f' "{each}"' for each in given))
+    ways = {tuple(way) for way in shell.session.ways}
+    assert len(ways) == 3
+    taken, again = texts(shell, ":branch take 2", ":regen")
+    assert taken in ways
+    assert again not in ways
+    assert again[: shell.session.ways_given] == taken[: shell.session.ways_given]
+
+
+def test_after_ctrl_c_another_try_is_whole(shell):
+    shell.session.set("max-tokens", "12")
+    presses = iter([False, False, False])
+    shell.interrupted = lambda: next(presses, True)
+    shell.run("abc")
+    stopped = tuple(shell.session.ids)
+    shell.interrupted = lambda: False
+    again, undone = texts(shell, ":regen", ":undo")
+    assert len(stopped) < len(again) == 15
+    assert again[:3] == stopped[:3]
+    assert undone == ()
+
+
+def test_what_cannot_be_done_again_is_told(shell):
+    with pytest.raises(UserError, match="nothing to write again: type a prompt first"):
+        shell.run(":regen")
+    texts(shell, "abc", ":undo")
+    with pytest.raises(UserError, match="nothing to take back"):
+        shell.run(":undo")
+    texts(shell, ":temp 0", "abc", ":regen")
+    assert "at temp 0 another try is the same" in printed(shell)
+
+
+# -- chat
+
+
+@pytest.fixture
+def talker():
+    letters = [*LETTERS, "\n"]
+    checkpoint = random_checkpoint(characters=[*letters, *"ABCD"], context=120)
+    tokenizer = CharacterTokenizer(letters, ROLES)
+    made = shell_for(replace(checkpoint, tokenizer=tokenizer, chat=PLAIN))
+    made.session.set("max-tokens", "5")
+    made.session.set("seed", "5")
+    return made
+
+
+def test_another_try_of_an_answer_is_another_answer_to_the_same_question(talker):
+    first, second, third = texts(talker, "hello", ":regen", ":regen")
+    given = talker.session.turns[-1].given
+    assert len({first, second, third}) == 3
+    assert {each[: len(given)] for each in (first, second, third)} == {given}
+    assert [message.role for message in talker.session.said] == ["user", "assistant"]
+    (more, again) = texts(talker, ":continue", ":regen")
+    assert more != again
+    assert len(talker.session.said) == 2
+    talker.run(":undo")
+    assert tuple(talker.session.ids) == third
+
+
+def test_the_chat_switch_says_what_becomes_of_the_text(talker):
+    texts(talker, ":chat off", "half a text")
+    half = tuple(talker.session.ids)
+    talker.run(":chat on")
+    assert "the next prompt begins a conversation, without the text so far" in " ".join(printed(talker).split())
+    talker.run(":continue")
+    assert tuple(talker.session.ids)[: len(half)] == half  # as was said
+    talker.run(":undo")
+    talker.run("hello")
+    assert talker.session.said[0].content == "hello"
+    conversation = tuple(talker.session.ids), list(talker.session.said)
+    talker.run(":chat off")
+    assert "the next prompt begins a text of its own" in " ".join(printed(talker).split())
+    talker.run("a text")
+    assert not talker.session.said
+    talker.run(":undo")
+    assert (tuple(talker.session.ids), list(talker.session.said)) == conversation
+    talker.run(":undo")
+    assert tuple(talker.session.ids) == half
+    shown = len(printed(talker))
+    texts(talker, ":clear", ":chat on")
+    assert "begins a conversation" not in printed(talker)[shown:]  # nothing is there to be lost
+
+
+def test_a_model_that_cannot_chat_says_so_at_once(shell):
+    with pytest.raises(UserError, match="has no chat template"):
+        shell.run(":chat on")
+    assert shell.session.settings.chat is None
+    with pytest.raises(UserError, match="has no chat template"):
+        shell.run(":set chat on")
+    shell.run(":chat off")
+
+
+def test_turns_that_leave_are_told_with_the_room_that_they_left_for(talker):
+    talker.session.set("max-tokens", "auto")
+    talker.interrupted = lambda: True  # the answers do not matter here
+    for _turn in range(3):
+        talker.run("a turn of some words here")
+    shown = " ".join(printed(talker).split())
+    # A turn is 29 tokens, a question 28: the third makes 86 of 60, and a quarter of the room is made free as well.
+    assert "the model no longer sees the oldest 2 turns: of 120 tokens 60 stay free for the answer" in shown
+    assert "outgrown" not in shown
+
+
+def test_a_text_that_outgrows_the_context_is_told_once_and_each_such_text_is():
+    made = shell_for(random_checkpoint(characters=LETTERS, context=20))
+    made.session.set("max-tokens", "12")
+    told = "the text has outgrown the context: of its {tokens} tokens the model sees the last {seen}"
+    for line, tokens, seen in (
+        ("abcdefghij", 22, 20), (":continue", 0, 0), (":undo", 0, 0), (":regen", 22, 20), ("xyz", 0, 0),
+        ("a text that is longer than the context at once", 58, 20),
+    ):  # fmt: skip
+        before = len(printed(made))
+        made.run(line)
+        shown = " ".join(printed(made)[before:].split())
+        assert ("outgrown" in shown) == bool(tokens)
+        assert not tokens or told.format(tokens=tokens, seen=seen) in shown
+
+
+# -- marks and bars
+
+
+def drawn(picture, width=80):
+    console = Console(width=width, file=None, record=True, force_terminal=False, color_system=None)
+    with console.capture() as captured:
+        console.print(picture)
+    return captured.get()
+
+
+def way(*probs, text="abcdef"):
+    tokens = tuple(Token(ord(letter), letter, (ord(letter),)) for letter in text)
+    return Branch(tokens, probs, float(np.prod(probs)), "length")
+
+
+def test_a_way_that_is_one_piece_has_no_second_probability_whatever_rounding_does():
+    probs = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+    rounded = tuple(each * (1 + 1e-9) for each in probs)
+    picture = drawn(branches_picture(BranchesView(Token(1, "x", (120,)), 3, (way(*probs), way(*rounded))), 80))
+    assert "[1]  [2]" in picture
+    assert "=" not in picture.split("percent:")[0].replace("=:", "")
+
+
+def test_a_way_with_a_stem_has_the_probability_of_all_of_it():
+    ways = (way(0.5, 0.5, text="ab"), way(0.5, 0.25, text="ac"))
+    picture = drawn(branches_picture(BranchesView(Token(1, "x", (120,)), 3, ways), 80))
+    assert "[1]=25.0%" in picture
+    assert "[2]=12.5%" in picture
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_bars_of_a_scan_stand_in_one_column_and_on_one_scale(width):
+    heads = tuple(HeadEffect(layer, head, (layer - 6) / 10) for layer in range(12) for head in range(11))
+    lines = drawn(scan_picture(ScanView((), 1.0, "zero", heads), width), width).splitlines()
+    rows = [line for line in lines if "│" in line]
+    assert len({line.index("│") for line in rows}) == 1
+    bars = {float(line.split()[-1]): line.count("█") for line in rows}
+    most = max(bars.values())
+    assert all(abs(count - most * abs(value) / 0.6) <= 1 for value, count in bars.items())
+
+
+def test_bars_along_a_text_of_ten_thousand_tokens_stand_in_one_column():
+    tokens = tuple(Token(1, "a", (97,)) for _ in range(12_000))
+    neuron = Neuron(3, tuple(1.0 if place in (5, 11_000) else 0.0 for place in range(12_000)))
+    lines = drawn(neuron_picture(NeuronsView(0, 9, tokens, (neuron,)), 80)).splitlines()
+    rows = [line for line in lines if "│" in line]
+    assert len({line.index("│") for line in rows}) == 1

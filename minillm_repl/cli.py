@@ -6,7 +6,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -21,15 +22,18 @@ from minillm_repl.configuration import Launch, configuration_file, configure, la
 from minillm_repl.errors import UserError
 from minillm_repl.language import N_, _, speak
 from minillm_repl.lessons.progress import Progress
-from minillm_repl.render.console import FIGURES, TITLE, make_screen
+from minillm_repl.render.console import FIGURES, TITLE, make_console, make_screen
 from minillm_repl.render.tables import headline
-from minillm_repl.repl.loop import attempt, decoded_lines, run_interactive, run_script
+from minillm_repl.repl.loop import attempt, run_beside, run_interactive, run_script
+from minillm_repl.repl.one_shot import one_shot
 from minillm_repl.repl.opening import Opening
+from minillm_repl.repl.plain import terminal_beside
 from minillm_repl.repl.recent import Recent
 from minillm_repl.repl.registry import discover
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import VERBOSE_ROWS, Settings
 from minillm_repl.repl.shell import Shell
+from minillm_repl.repl.streams import OutputLost, decoded_lines, discard_output, open_streams, written
 from minillm_repl.repl.written import check_ours
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import Spec, change, show, specs, switch, value_of
@@ -48,6 +52,20 @@ _EXAMPLES = N_("""examples:
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_args(self._tied(sys.argv[1:] if args is None else args), namespace)
+
+    def _tied(self, words: Sequence[str]) -> list[str]:
+        """Tie each value to its flag where it begins with a dash and is no flag itself: `-p -5도`."""
+        flags, tied = self._option_string_actions, list[str]()
+        for word in words:
+            flag = flags.get(tied[-1]) if tied else None
+            if flag and flag.nargs is None and word.startswith("-") and word.partition("=")[0] not in flags:
+                tied[-1] = f"{flag.option_strings[-1]}={word}"
+            else:
+                tied.append(word)
+        return tied
+
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, _("minillm-repl: {message}; --help lists the flags", message=message) + "\n")
 
@@ -137,16 +155,22 @@ def _flag(group: "argparse._ArgumentGroup", name: str, spec: Spec, default: obje
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
+    open_streams()
     try:
-        speak(language(_language_flag(arguments), os.environ, configuration_file()))
-        return _main(arguments)
+        with written():
+            speak(language(_language_flag(arguments), os.environ, configuration_file()))
+            return _main(arguments)
     except UserError as error:
+        make_screen().fail(str(error))
+        return FAILED
+    except OutputLost as error:
+        discard_output()
         make_screen().fail(str(error))
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has gone: nobody is left to be told
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return FAILED
 
 
@@ -187,8 +211,10 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _run(options: argparse.Namespace, launch: Launch, settings: Settings, training: train.Request | None) -> int:
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun has started several of us
-    once = options.prompt is not None or options.json or together
-    interactive = not once and sys.stdin.isatty() and sys.stdout.isatty()
+    one = options.prompt is not None or options.json or together
+    typed = not one and sys.stdin.isatty()
+    interactive = typed and sys.stdout.isatty()
+    beside = terminal_beside() if typed and not interactive else None
     screen = make_screen(launch.color, interactive)  # type: ignore[arg-type]
     if together and os.environ.get("RANK") != "0":
         screen = screen.silent()
@@ -213,39 +239,54 @@ def _run(options: argparse.Namespace, launch: Launch, settings: Settings, traini
     session.own = not there(session.path)
     shell = Shell(session, screen, discover(commands), progress=Progress.of(launch.progress_file))
     if options.prompt is not None or options.auto:
-        alone = _one_shot if options.prompt is not None else _lesson_alone
-        return OK if attempt(shell, partial(alone, shell, options)) else FAILED
+        once = partial(one_shot, shell, options.prompt, echo=options.echo, json=options.json)
+        alone = once if options.prompt is not None else partial(_lesson_alone, shell, options)
+        return OK if attempt(shell, alone) else FAILED
     if training is not None:
-        if is_shipped(session.path) and ckpt in shipped():
-            raise UserError(_("--train needs --ckpt FILE, to save to; the shipped checkpoints stay as they are"))
-        if in_folder(session.path):
-            raise UserError(
-                _(
-                    "--train writes to --ckpt, and {name} is a model's folder: open it, then :train and :save",
-                    name=safe_line(ckpt),
-                )
-            )
-        if not training.new and not training.resume:  # else what lies there is not wanted, and may be anything
-            session.start_loading()
-        session.own = True  # whoever names a file to train means it
-        if not attempt(shell, partial(train.run, shell, training, json=options.json)):
-            return INTERRUPTED if shell.interrupted() else FAILED
-        if not interactive:
-            return INTERRUPTED if shell.interrupted() else OK
-    elif interactive:
-        _greet(shell)
+        done = _train(shell, training, ckpt, json=options.json)
+        if done != OK or not interactive:
+            return done
+    elif interactive or beside:
+        _greet(shell, make_console(beside) if beside else screen.out)
     if options.lesson is not None:
         session.start_loading()
         attempt(shell, partial(shell.run, f":learn {options.lesson}"))
+    return _visit(shell, interactive, beside, launch.history_file)
+
+
+def _visit(shell: Shell, interactive: bool, beside: TextIO | None, history: Path | None) -> int:
+    """Do what is typed or piped in; return the exit code."""
     if interactive:
-        return run_interactive(shell, launch.history_file)
-    session.start_loading()
+        return run_interactive(shell, history)
+    if beside:
+        return run_beside(shell, beside)
+    shell.session.start_loading()
     return run_script(shell, decoded_lines(sys.stdin.buffer))
 
 
-def _greet(shell: Shell) -> None:
+def _train(shell: Shell, training: train.Request, ckpt: str, *, json: bool) -> int:
+    """Train as asked; return the exit code. Raises UserError if nothing can be saved at `ckpt`."""
+    session = shell.session
+    assert session.path is not None
+    if is_shipped(session.path) and ckpt in shipped():
+        raise UserError(_("--train needs --ckpt FILE, to save to; the shipped checkpoints stay as they are"))
+    if in_folder(session.path):
+        raise UserError(
+            _(
+                "--train writes to --ckpt, and {name} is a model's folder: open it, then :train and :save",
+                name=safe_line(ckpt),
+            )
+        )
+    if not training.new and not training.resume:  # else what lies there is not wanted, and may be anything
+        session.start_loading()
+    session.own = True  # whoever names a file to train means it
+    done = attempt(shell, partial(train.run, shell, training, json=json))
+    return INTERRUPTED if shell.interrupted() else OK if done else FAILED
+
+
+def _greet(shell: Shell, out: Console) -> None:
     """Say what is open and how to go on. Raises UserError if the file named is no checkpoint."""
-    path, out = shell.session.path, shell.screen.out
+    path = shell.session.path
     assert path is not None
     name = safe_line(str(path))
     if shell.session.own:
@@ -262,30 +303,6 @@ def _greet(shell: Shell) -> None:
     out.print(Text(hint, FIGURES))
     if not shell.session.chosen:
         out.print(Text(_("speaks Korean · :load story tells English tales · :load nalssi is smallest"), FIGURES))
-
-
-def _one_shot(shell: Shell, options: argparse.Namespace) -> None:
-    """Complete one prompt on stdout; figures go to stderr. Raises UserError, and KeyboardInterrupt after Ctrl-C."""
-    session = shell.session
-    text = "".join(decoded_lines(sys.stdin.buffer)).removesuffix("\n") if options.prompt == "-" else options.prompt
-    session.start_loading()
-    model = shell.model()
-    if session.chatting(model):
-        session.ask(model, text)
-    else:
-        ids = shell.encode(model, text)
-        if not ids:  # some models can begin from nothing: from their start token
-            raise UserError(_("the prompt is empty"))
-        session.begin(ids)
-    if options.json:
-        from minillm_repl.render.json_lines import print_json
-
-        top = session.settings.verbose or VERBOSE_ROWS
-        finished = print_json(session.generate(model, shell.interrupted, top), shell.screen.out.file)
-    else:
-        finished = shell.respond(model, echo=options.echo)
-    if finished.reason == "interrupt":
-        raise KeyboardInterrupt
 
 
 def _lesson_alone(shell: Shell, options: argparse.Namespace) -> None:

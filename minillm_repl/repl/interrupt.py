@@ -104,6 +104,13 @@ def leaving_when_told() -> Iterator[None]:
 
 
 @contextmanager
+def raised_at_once() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt, as it does where nobody has arranged anything else."""
+    with _handling(signal.default_int_handler):
+        yield
+
+
+@contextmanager
 def between() -> Iterator["Between"]:
     """Let a Ctrl-C between an answer and the next prompt line do nothing, and one after the line count for it."""
     presses = Between()

@@ -1,28 +1,51 @@
 """The loop: read a line, do what it says, until the user leaves. At a terminal, or from a pipe."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import Protocol, TextIO
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.repl.blocks import joined
 from minillm_repl.repl.interrupt import between, interruptible, leaving_when_told
+from minillm_repl.repl.plain import PlainLine
 from minillm_repl.repl.shell import Leave, Shell
+from minillm_repl.repl.streams import OutputLost
 from minillm_repl.repl.terminal import typing_ahead
+
+
+class Line(Protocol):
+    """What a person types their lines into."""
+
+    def read(self, once_drawn: Callable[[], None] | None = None) -> str:
+        """Return the next line. Raises EOFError and KeyboardInterrupt."""
+
+    def stopped(self) -> bool:
+        """Tell whether Ctrl-C was pressed right after it."""
 
 
 def run_interactive(shell: Shell, history: Path | None) -> int:
     """Talk to a person at a terminal; return the exit code."""
     from minillm_repl.repl.prompt import PromptLine, open_history
 
-    session, screen = shell.session, shell.screen
+    screen = shell.screen
     colors = not screen.out.no_color
     prompt = PromptLine(shell, open_history(history), colors, lambda: screen.note(_("Ctrl-D or :quit leaves")))
+    with leaving_when_told(), typing_ahead():
+        return _talk(shell, prompt, prompt.redraw)
+
+
+def run_beside(shell: Shell, terminal: TextIO) -> int:
+    """Talk to a person at a terminal whose stdout leads elsewhere; return the exit code."""
+    return _talk(shell, PlainLine(terminal), lambda: None)
+
+
+def _talk(shell: Shell, prompt: Line, redraw: Callable[[], None]) -> int:
+    session, screen = shell.session, shell.screen
     # The model is opened once the prompt can take keys: nobody waits for what they do not need yet.
-    begin: Callable[[], None] | None = partial(session.start_loading, prompt.redraw)
-    with leaving_when_told(), typing_ahead(), between() as presses:
+    begin: Callable[[], None] | None = partial(session.start_loading, redraw)
+    with between() as presses:
         while True:
             try:
                 presses.taken()
@@ -56,15 +79,6 @@ def run_script(shell: Shell, lines: Iterable[str]) -> int:
     return int(failed)
 
 
-def decoded_lines(stream: IO[bytes]) -> Iterator[str]:
-    """Yield the lines of a pipe as text. Raises UserError if it is not UTF-8."""
-    for line in stream:
-        try:
-            yield line.decode()
-        except UnicodeDecodeError:
-            raise UserError(_("what was piped in is not UTF-8 text")) from None
-
-
 def attempt(shell: Shell, action: Callable[[], object], *, stopped: bool = False) -> bool:
     """Do something, and tell whether it worked; with `stopped` Ctrl-C was pressed before it could begin.
 
@@ -81,7 +95,7 @@ def attempt(shell: Shell, action: Callable[[], object], *, stopped: bool = False
             raise
         shell.screen.warn(_("stopped"))
         return False
-    except (Leave, BrokenPipeError):
+    except (Leave, BrokenPipeError, OutputLost):
         raise
     except Exception as bug:  # noqa: BLE001 - the outermost boundary: what was trained or written must survive a bug
         shell.screen.fail(

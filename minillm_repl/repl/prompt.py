@@ -27,11 +27,9 @@ from minillm_repl.language import _
 from minillm_repl.repl.blocks import open_block, unwrap_block
 from minillm_repl.repl.registry import Command, Registry, composed
 from minillm_repl.repl.settings import samplers_on
-from minillm_repl.repl.shell import PROMPT, Shell
+from minillm_repl.repl.shell import CONTINUED, PROMPT, Shell
 from minillm_repl.safetext import safe, safe_line
 from minillm_repl.settings import show, specs
-
-CONTINUED = "... "
 
 _EXAMPLES = ("날씨", "Once upon a time")  # of what to type; the first that the model knows is shown
 _STYLE = Style.from_dict({"placeholder": "dim", "bottom-toolbar": "noreverse dim", "prompt": "bold"})

@@ -25,7 +25,7 @@ from minillm_repl.tokenizer.base import decode
 if TYPE_CHECKING:
     from minillm_repl.engine.events import Finished, Step
 
-PROMPT = ">>> "
+PROMPT, CONTINUED = ">>> ", "... "
 
 
 class Listener(Protocol):

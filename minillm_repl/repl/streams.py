@@ -1,0 +1,131 @@
+"""The three standard streams as a shell may leave them: closed, full, piped, not text."""
+
+import codecs
+import errno
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, Any, TextIO
+
+from minillm_repl.errors import UserError, reason
+from minillm_repl.language import _
+
+_OTHERS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",  # after UTF-32, which begins alike
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+class OutputLost(Exception):  # noqa: N818 - what happened, not whose error it is
+    """Stdout takes no more: a full disk, or it is closed."""
+
+
+class _Out(io.FileIO):
+    """Stdout that is no terminal. Raises OutputLost, and BrokenPipeError where the reader has gone."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputLost(_("stdout cannot be written: {error}", error=_said(error))) from None
+
+
+class _Err(io.FileIO):
+    """Stderr that is no terminal; what it does not take is lost, and nothing else."""
+
+    def write(self, data: Any) -> int:
+        with suppress(OSError):
+            super().write(data)
+        return len(data)
+
+
+def open_streams() -> None:
+    """Let the standard streams fail in words of ours, and those that are closed too.
+
+    Without the latter, the next file that is opened would get the number of a closed stream, and what others print.
+    """
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(os.open(os.devnull, os.O_WRONLY), encoding="utf-8")
+    sys.stdout = _output(sys.stdout, _Out, os.O_RDONLY)
+    sys.stderr = _output(sys.stderr, _Err, os.O_WRONLY)
+
+
+def _output(stream: TextIO | None, kind: type[io.FileIO], flags: int) -> TextIO:
+    """Return what is written to in place of a stream; in place of none, what leads nowhere."""
+    if stream is None:
+        return io.TextIOWrapper(io.BufferedWriter(kind(os.open(os.devnull, flags), "w")), encoding="utf-8")
+    if type(stream) is not io.TextIOWrapper or stream.isatty():  # a terminal has ways of its own on Windows
+        return stream
+    return io.TextIOWrapper(
+        io.BufferedWriter(kind(stream.fileno(), "w", closefd=False)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+@contextmanager
+def written() -> Iterator[None]:
+    """Make sure at the end that all output is written. Raises OutputLost, and BrokenPipeError."""
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+
+
+def discard_output() -> None:
+    """Let stdout, which cannot be written, lead nowhere: otherwise Python fails at its end."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def decoded_lines(stream: IO[bytes]) -> Iterator[str]:
+    """Yield the lines of a pipe as text, each with one newline, without a byte order mark.
+
+    Raises UserError if it cannot be read or is no UTF-8 text.
+    """
+    for number, line in enumerate(_lines(stream), 1):
+        if number == 1:
+            for mark, name in _OTHERS.items():
+                if line.startswith(mark):
+                    raise UserError(
+                        _("what was piped in is {name}, not UTF-8: `iconv -f {name} -t UTF-8` makes it so", name=name)
+                    )
+        text = _decoded(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, number)
+        yield text[:-2] + "\n" if text.endswith("\r\n") else text
+
+
+def _lines(stream: IO[bytes]) -> Iterator[bytes]:
+    try:
+        yield from stream
+    except OSError as error:
+        raise UserError(_("stdin cannot be read: {error}", error=_said(error))) from None
+
+
+def _decoded(line: bytes, number: int) -> str:
+    if b"\0" in line:
+        raise UserError(_("what was piped in is no text: line {n} has a NUL byte", n=number))
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        pass
+    with suppress(UnicodeDecodeError):
+        line.decode("cp949")
+        raise UserError(
+            _(
+                "what was piped in is not UTF-8 text (line {n}): `iconv -f CP949 -t UTF-8` helps if it is Korean",
+                n=number,
+            )
+        )
+    raise UserError(_("what was piped in is not UTF-8 text (line {n})", n=number))
+
+
+def _said(error: OSError) -> str:
+    return _("it is closed") if error.errno == errno.EBADF else reason(error)

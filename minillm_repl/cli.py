@@ -292,7 +292,7 @@ def _greet(shell: Shell, out: Console) -> None:
     if shell.session.own:
         about = _("{name} does not exist yet", name=name)
         hint = _(
-            "`:train CORPUS` makes it from a UTF-8 text · `:load NAME` opens {names} · :help",
+            "`:train CORPUS` makes it from a text · `:load NAME` opens {names} · :help",
             names=", ".join(shipped()),
         )
     else:

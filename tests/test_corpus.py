@@ -13,6 +13,7 @@ from minillm_repl.checkpoint.conversation import PLAIN, ROLES, Message, trained_
 from minillm_repl.errors import UserError
 from minillm_repl.tokenizer.base import decode
 from minillm_repl.training import corpus as corpora
+from minillm_repl.training import documents as pieces
 from minillm_repl.training import tokens as token_files
 from minillm_repl.training.corpus import open_corpus
 from minillm_repl.training.tokens import tokenise
@@ -91,7 +92,8 @@ def test_reading_in_small_pieces_gives_the_same_documents(written, monkeypatch, 
     path = written(text)
     whole = open_corpus(path, split)
     expected = texts(whole)
-    monkeypatch.setattr(corpora, "_PIECE", size)
+    monkeypatch.setattr(corpora, "PIECE", size)
+    monkeypatch.setattr(pieces, "PIECE", size)
     opened = open_corpus(path, split)
     assert texts(opened) == expected
     assert (opened.sha256, opened.count, opened.notes) == (whole.sha256, whole.count, whole.notes)
@@ -253,7 +255,8 @@ def test_byte_pairs_give_every_text_back(written):
 def test_token_files_hold_what_the_tokenizer_says(written, monkeypatch, kind, size):
     whole = open_corpus(written(PROSE), "whole")
     tokenizer = make_tokenizer(kind, whole)
-    monkeypatch.setattr(corpora, "_PIECE", size)
+    monkeypatch.setattr(corpora, "PIECE", size)
+    monkeypatch.setattr(pieces, "PIECE", size)
     found = tokenise(whole, tokenizer, separator=1)
     assert found.ids.tolist() == tokenizer.encode(PROSE, start=False)
     assert found.ids.dtype == np.uint16

@@ -129,7 +129,7 @@ def test_only_so_many_characters_are_taken_evenly(recipe, data):
 
 
 def test_a_text_that_is_missing_is_named(recipe, tmp_path):
-    with pytest.raises(UserError, match=r"the recipe mine needs the UTF-8 text .*lines\.txt"):
+    with pytest.raises(UserError, match=r"the recipe mine needs the text .*lines\.txt"):
         recipe.prepare(tmp_path, tmp_path / "corpus")
 
 
@@ -165,7 +165,7 @@ def test_recipe_and_data_go_together_and_without_a_corpus_of_ones_own(program):
         assert (done.returncode, done.stdout) == (2, "")
         assert "--recipe" in done.stderr
     done = program("--recipe", "hangul", "--data", ".")
-    assert (done.returncode, done.stderr.split("ko")[0]) == (1, "error: the recipe hangul needs the UTF-8 text ")
+    assert (done.returncode, done.stderr.split("ko")[0]) == (1, "error: the recipe hangul needs the text ")
 
 
 @pytest.mark.slow

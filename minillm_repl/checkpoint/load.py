@@ -6,8 +6,9 @@ from pathlib import Path
 
 from minillm_repl.checkpoint import adapter, bare, huggingface, native
 from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.checkpoint.encoding import read_text
 from minillm_repl.checkpoint.folder import folder_at
-from minillm_repl.checkpoint.header import FORMAT, is_native, open_regular, read_header
+from minillm_repl.checkpoint.header import FORMAT, is_native, read_header
 from minillm_repl.checkpoint.recipe import Progress, Reading
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
@@ -73,15 +74,3 @@ def _load(path: Path, vocabulary: Tokenizer | None, how: Reading) -> Checkpoint:
 def read_vocabulary(path: Path) -> CharacterTokenizer:
     """Make the vocabulary of a text file, for a checkpoint that came without one. Raises UserError."""
     return CharacterTokenizer.from_corpus(read_text(path))
-
-
-def read_text(path: Path) -> str:
-    """Return a UTF-8 text file, line ends as newlines, without a byte order mark. Raises UserError naming the file."""
-    with open_regular(path) as file:
-        data = file.read()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        wrong = _("byte {byte:#04x} at {at:,} of {size:,}", byte=data[error.start], at=error.start, size=len(data))
-        raise UserError(_("{path} is not UTF-8 text: {wrong}", path=safe_line(str(path)), wrong=wrong)) from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")

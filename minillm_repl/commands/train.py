@@ -59,9 +59,9 @@ def train(shell: Shell, argument: str) -> None:
 
     :train CORPUS [steps=N] [lr=X] [batch=N] ... trains the model that is open further.
     :train CORPUS new [preset=small] [arch=llama] [width=N] [tokenizer=bpe:2048] ... makes a new one.
-    :train resume goes on with the run that was stopped, exactly as if it had not been.
+    :train resume [CORPUS] goes on with the run that was stopped, exactly as if it had not been.
     :train alone goes on with the text that the model was trained on, if that is there.
-    CORPUS is a text file, JSON lines (text, or chat messages), or a folder of these.
+    CORPUS is a text file, JSON or a table (text, or chat messages), or a folder of these.
     :train settings lists everything that can be set. What is not set is chosen, and told.
     The loss is the mean surprisal in nats per token; a model that knows nothing has ln(vocabulary).
     """

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
+from minillm_repl.checkpoint.encoding import read_text
+from minillm_repl.checkpoint.names import there
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
@@ -79,12 +81,9 @@ class Recipe:
             grammar = Grammar((FOLDER / source.grammar).read_text(encoding="utf-8"))
             return list(grammar.texts(source.rule, source.count, self.plan.seed))
         path = data / source.file
-        try:
-            text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))
-        except (OSError, UnicodeDecodeError):
-            raise UserError(
-                _("the recipe {recipe} needs the UTF-8 text {path}", recipe=self.name, path=safe_line(str(path)))
-            ) from None
+        if not there(path):
+            raise UserError(_("the recipe {recipe} needs the text {path}", recipe=self.name, path=safe_line(str(path))))
+        text = unicodedata.normalize("NFC", read_text(path))
         if source.lines_go:
             text = "\n".join(line for line in text.split("\n") if not self.unwanted.search(line))
         parts = [part.strip() for part in re.split(source.between, text)]

@@ -52,7 +52,7 @@ def find_corpus(named: str, checkpoint: Checkpoint | None) -> str:
         return named
     record = checkpoint.training if checkpoint else None
     if checkpoint is None or record is None or not record.corpus:
-        raise UserError(_("which text? `:train CORPUS` takes a UTF-8 text file, such as `:train story.txt steps=500`"))
+        raise UserError(_("which text? `:train CORPUS` takes a text file, such as `:train story.txt steps=500`"))
     beside = [str(checkpoint.path.parent / Path(record.corpus).name)] if checkpoint.path else []
     for name in (record.corpus, *beside):
         if there(user_path(name)) and open_corpus(user_path(name)).sha256 == record.corpus_sha256:

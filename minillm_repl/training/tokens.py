@@ -27,9 +27,10 @@ from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.character import CharacterTokenizer
-from minillm_repl.training.corpus import Corpus, Document, pieces
+from minillm_repl.training.corpus import Corpus
+from minillm_repl.training.documents import Document, pieces
 
-_VERSION = 3  # of these files; another one makes all of them anew
+_VERSION = 4  # of these files; another one makes all of them anew
 _KEPT = 4 << 20  # characters: what is smaller is read again faster than it is found
 _FULL = 20 << 30  # bytes in the cache, above which those used longest ago go
 _AT_ONCE = 64  # documents or pieces that are tokenised together
@@ -224,7 +225,7 @@ def _groups(documents: Iterator[Document], size: int) -> Iterator[list[Document]
 
 def _key(corpus: Corpus, tokenizer: Tokenizer, separator: int | None, template: ChatTemplate | None) -> str:
     """Return what names the tokens of a corpus: all that they depend on."""
-    described = [_VERSION, corpus.sha256, corpus.split, tokenizer.to_json(), separator]
+    described = [_VERSION, corpus.sha256, corpus.shape, corpus.split, tokenizer.to_json(), separator]
     described.append(asdict(template) if template else None)
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=dict).encode()).hexdigest()
 

@@ -10,7 +10,8 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.character import CharacterTokenizer
-from minillm_repl.training.corpus import Corpus, pieces
+from minillm_repl.training.corpus import Corpus
+from minillm_repl.training.documents import pieces
 
 END, UNKNOWN, BPE_END = "<end>", "<unk>", "<|endoftext|>"
 _PIECE = 1 << 14  # characters; the library takes 256 texts at once, and needs many times their size

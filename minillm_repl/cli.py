@@ -34,6 +34,7 @@ from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import VERBOSE_ROWS, Settings
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.streams import OutputLost, decoded_lines, discard_output, open_streams, written
+from minillm_repl.repl.surroundings import be_somewhere, have_a_home
 from minillm_repl.repl.written import check_ours
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import Spec, change, show, specs, switch, value_of
@@ -156,6 +157,7 @@ def _flag(group: "argparse._ArgumentGroup", name: str, spec: Spec, default: obje
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     open_streams()
+    have_a_home()
     try:
         with written():
             speak(language(_language_flag(arguments), os.environ, configuration_file()))
@@ -218,6 +220,7 @@ def _run(options: argparse.Namespace, launch: Launch, settings: Settings, traini
     screen = make_screen(launch.color, interactive)  # type: ignore[arg-type]
     if together and os.environ.get("RANK") != "0":
         screen = screen.silent()
+    be_somewhere(screen)
     ckpt = (DEFAULT if options.lesson is None else FIRST) if launch.ckpt == "auto" else launch.ckpt
     session = Session(
         settings,

@@ -126,7 +126,7 @@ def read_configuration(path: Path) -> dict[str, str]:
     """Return the names and values of a TOML file, as they would be typed. Raises UserError naming the file."""
     name = safe_line(str(path))
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows's editors put a mark before it
     except (FileNotFoundError, NotADirectoryError):  # a home may be /dev/null
         return {}
     except (OSError, ValueError, RecursionError) as error:

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 
@@ -305,6 +306,36 @@ def test_names_are_found_as_people_write_them(program, tmp_path):
     assert program("-p", "날씨", "-n", "1", MINILLM_CKPT="").returncode == 0
     (tmp_path / "mine.safetensors").write_bytes((MODELS / "nalssi.safetensors").read_bytes())
     assert program("-p", "날씨", "-n", "1", "--ckpt", "mine").returncode == 0
+
+
+@pytest.mark.parametrize("typed", ["NFC", "NFD"])
+def test_a_name_in_letters_or_in_syllables_is_the_same_name(program, tmp_path, typed):
+    other = {"NFC": "NFD", "NFD": "NFC"}[typed]
+    folder = tmp_path / unicodedata.normalize(typed, "모델들")
+    folder.mkdir()
+    name, stem = unicodedata.normalize(other, "날씨é.safetensors"), unicodedata.normalize(typed, "모델들/날씨é")
+    (folder / name).write_bytes((MODELS / "nalssi.safetensors").read_bytes())
+    (folder / unicodedata.normalize(other, "글.txt")).write_text("날씨가 좋다. " * 20, encoding="utf-8")
+    assert program("-p", "날씨", "-n", "1", "--ckpt", stem).returncode == 0
+    text = unicodedata.normalize(typed, "모델들/글.txt")
+    script = f":load {stem}.safetensors\n:train {text} new steps=1 width=16 layers=1 context=8\n:save {stem}\n"
+    done = program(stdin=script)
+    assert done.returncode == 0, done.stderr
+    assert len(os.listdir(folder)) == 2, "no second file whose name looks the same"
+
+
+def test_a_block_may_follow_a_command(program):
+    block = (
+        ':system """You are\n\n  a "pirate"\n"""\n:set system\n/set system """one"""\n:tokens """가\n날"""\n""""""\n'
+    )
+    done = program(stdin=block)
+    assert done.stdout.decode().startswith('system You are\n\n  a "pirate"\n' * 2 + "system one\n│가│⏎│날│\n")
+
+
+def test_who_types_a_colon_for_its_own_sake_is_told_how(program):
+    done = program(stdin=":)\n::가\n")
+    assert "there is no command :); :help lists them, and `::` sends what begins with a colon" in done.stderr.decode()
+    assert "never seen :" in done.stderr.decode()
 
 
 @pytest.mark.parametrize("columns", [1, 8, 12, 16, 20, 40])

@@ -212,6 +212,26 @@ def test_a_folder_is_its_files_by_name(tmp_path):
     assert renamed.sha256 != opened.sha256
 
 
+def test_what_systems_and_editors_put_into_a_folder_is_not_learnt(tmp_path):
+    text = tmp_path / "texts" / "a.txt"
+    copies = (
+        ".ipynb_checkpoints/a-checkpoint.txt",
+        "__MACOSX/._a.txt",
+        "._a.txt",
+        ".git/a.md",
+        "b/.#a.txt",
+        ".a.jsonl",
+    )
+    for file in (text, *(text.parent / copy for copy in copies)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"\0\5\x16\7\xff" if "._" in file.name else b"once")
+    assert texts(open_corpus(text.parent)) == ["once"]
+    hidden = tmp_path / ".texts"
+    hidden.mkdir()
+    text.rename(hidden / "a.txt")
+    assert texts(open_corpus(hidden)) == ["once"], "who names a hidden folder means it"
+
+
 def test_a_character_vocabulary_is_the_characters_and_no_more_than_is_needed(written):
     one = make_tokenizer("char", open_corpus(written(TEXT)))
     assert one.characters == tuple(sorted(set(TEXT)))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -269,6 +270,32 @@ def test_models_in_the_cache_are_found_by_name(folder, tmp_path, monkeypatch):
     assert load(find("some-body/tiny.llama")).config.layers == 3
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
     assert cached() == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HF_HOME", "~/hf"),
+        ("HF_HOME", "$HOME/hf"),
+        ("HF_HUB_CACHE", "~/hf/hub"),
+        ("HUGGINGFACE_HUB_CACHE", "${HOME}/hf/hub"),
+        ("XDG_CACHE_HOME", "~/cache"),
+    ],
+)
+def test_the_cache_lies_where_hugging_faces_library_says(tmp_path, monkeypatch, name, value):
+    for each in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(name, value)
+    asked = "from huggingface_hub.constants import HF_HUB_CACHE as folder; print(folder)"
+    theirs = Path(
+        subprocess.run([sys.executable, "-c", asked], capture_output=True, check=True).stdout.decode().strip()
+    )
+    snapshot = theirs / "models--some-body--tiny" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    assert theirs.is_relative_to(tmp_path)
+    assert cached() == {"some-body/tiny": snapshot}
 
 
 MEASURE = """

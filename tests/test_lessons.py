@@ -312,6 +312,16 @@ def test_progress_is_the_learners_alone_and_survives_what_is_not(tmp_path):
         assert Progress.of(file).lessons == {}
 
 
+def test_two_visits_at_once_both_keep_what_was_learnt(tmp_path):
+    one, other = (Progress.of(tmp_path / "progress.json") for _ in range(2))
+    one.reach("ko 1", Reached(done=True))
+    other.reach("ko 2", Reached(4))
+    one.answer("ko 1.1", True)
+    other.answer("ko 1.1", False)
+    assert Progress.of(tmp_path / "progress.json").lessons == {"ko 1": Reached(done=True), "ko 2": Reached(4)}
+    assert other.questions == Progress.of(tmp_path / "progress.json").questions == {"ko 1.1": Answered(1, 1)}
+
+
 def test_a_lesson_becomes_one_html_file(tmp_path):
     speak("ko")
     shell = shell_for(a_model("nalssi"))

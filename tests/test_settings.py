@@ -52,6 +52,13 @@ def test_flags_win_over_variables_and_variables_over_the_file(tmp_path):
     assert configure(Launch(), {}, {"MINILLM_CKPT": "x"}, file).ckpt == "x"
 
 
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_a_configuration_may_begin_with_a_byte_order_mark(tmp_path, ends):
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + ends.join(["temp = 0", 'system = "하나"', ""]).encode())
+    assert read_configuration(path) == {"temp": "0", "system": "하나"}
+
+
 def test_a_wrong_configuration_is_named(tmp_path):
     path = tmp_path / "config.toml"
     for text, message in (("heat = 1", "sets 'heat'"), ("temp = ", "cannot read"), ("temp = '\x1b'", "cannot read")):

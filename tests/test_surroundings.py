@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +18,11 @@ from tests.test_terminal import cache, models, visit  # noqa: F401 - fixtures
 SCRIPT = ":temp 0\n:max-tokens 4\n날씨\n:model\n:models\n:help\n"
 
 
-def scripted(folder, script=SCRIPT, **variables):
-    """Run a script with these variables and no others of ours; None takes one away."""
+def scripted(folder, script=SCRIPT, command=(), **variables):
+    """Run a script with these variables and no others of ours; None takes one away. `command` runs the program."""
     usual = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8", "PYTHONPATH": str(ROOT)}
     environment = {name: value for name, value in (usual | variables).items() if value is not None}
-    command = [sys.executable, "-m", "minillm_repl", "--ckpt", "nalssi"]
+    command = [*command, sys.executable, "-m", "minillm_repl", "--ckpt", "nalssi"]
     return subprocess.run(command, input=script.encode(), capture_output=True, env=environment, cwd=folder, check=False)
 
 
@@ -41,11 +42,12 @@ ODD = {
     "a dumb terminal": {"TERM": "dumb"},
     "an unknown terminal": {"TERM": "no-such-terminal"},
     "20 columns": {"COLUMNS": "20"},
+    "0 columns": {"COLUMNS": "0", "LINES": "0"},
     "columns that are none": {"COLUMNS": "many", "LINES": "-1"},
 }
 
 
-QUICK = ("C", "ASCII", "no home", "a home that is a device", "a dumb terminal", "20 columns")
+QUICK = ("C", "ASCII", "no home", "a home that is a device", "a dumb terminal", "20 columns", "0 columns")
 PLACES = [where if where in QUICK else pytest.param(where, marks=pytest.mark.slow) for where in ODD]
 DRAWN = [where for where in ODD if where not in ("UTF-16", "Korean")]  # these say nothing at a terminal
 
@@ -59,6 +61,7 @@ def test_a_script_runs_in_odd_surroundings(where, tmp_path):
     encoding = ODD[where].get("PYTHONIOENCODING", "utf-8").partition(":")[0]
     text = done.stdout.decode(encoding)
     assert "207,020" in text
+    assert where in ("20 columns", "Korean") or "GPT" in text.partition("family")[2].partition("\n")[0]
     assert "날씨가 좋다" in text or "\\ub0a0\\uc528" in text
 
 
@@ -76,6 +79,34 @@ def test_a_terminal_works_in_odd_surroundings(where, visit):  # noqa: F811
     terminal.send(":quit")
     assert terminal.wait_for_end() == 0
     assert "Traceback" not in terminal.text
+
+
+def test_a_user_whom_the_system_does_not_know_needs_no_home(tmp_path):
+    """As containers start programs: under a number that is in no /etc/passwd, and without HOME."""
+    (tmp_path / "text.txt").write_text("날씨가 좋다. " * 20, encoding="utf-8")
+    command = ["unshare", "--user", "--map-user=54321"]
+    if shutil.which("unshare") is None or subprocess.run([*command, "true"], check=False).returncode:
+        pytest.skip("no other user can be had here")
+    script = ":temp 0\n:max-tokens 4\n날씨\n:lens 날씨\n:train text.txt new steps=2 width=16 layers=1 context=8\n"
+    done = scripted(tmp_path, script, command=command, HOME=None)
+    assert done.returncode == 0, done.stderr
+    assert "날씨가 좋다" in done.stdout.decode()
+    assert "logit lens" in done.stdout.decode()
+    assert b"not saved yet" in done.stderr
+    assert os.listdir(tmp_path) == ["text.txt"], "no folder called ~"
+
+
+def test_a_folder_that_is_deleted_meanwhile_ends_nothing(tmp_path):
+    """Libraries end the process where there is no present folder."""
+    gone, home = tmp_path / "gone", tmp_path / "home"
+    gone.mkdir()
+    home.mkdir()
+    script = ":temp 0\n:max-tokens 4\n날씨\n:lens 날씨\n:save kept\n"
+    done = scripted(gone, script, command=["sh", "-c", 'rmdir "$PWD"; exec "$@"', "sh"], HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    assert f"is gone: file names are now those in {home}" in " ".join(done.stderr.decode().split())
+    assert "logit lens" in done.stdout.decode()
+    assert (home / "kept.safetensors").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -411,7 +411,7 @@ def test_help_lists_every_command_and_explains_one(prompt):
 
 def test_an_unknown_command_names_the_nearest_and_never_reaches_the_model(prompt):
     assert "there is no command :tmep; did you mean :temp?" in prompt.do(":tmep 2")
-    assert "there is no command :가; :help lists them" in prompt.do(":가")
+    assert "there is no command :가; :help lists them, and `::` sends" in prompt.do(":가")
     assert "error:" in prompt.do(":")
     assert "error:" in prompt.do(":/")
     assert "nothing to take back" in prompt.do(":undo"), "the model was given an unknown command"
@@ -820,7 +820,7 @@ def test_a_visit_in_korean_and_back_to_english(visit):
     terminal.wait_for("글의 첫머리를 쓰거나 :도움말")
     terminal.wait_for(":도움말 명령 목록 · :자세히 모델의 생각 보기 · Ctrl-D 나가기")
     terminal.wait_for_toolbar("토큰 · ")
-    assert "없는 명령이에요: :없는명령. :도움말에서 모든 명령을 볼 수 있어요" in terminal.do(":없는명령")
+    assert "없는 명령이에요: :없는명령. :도움말에서 모든 명령을 볼 수 있고" in terminal.do(":없는명령")
     assert ":temp에 쓸 수 있는 값: 0에서 1e+08 사이의 수. 입력한 값: '뜨겁게'" in terminal.do(":온도 뜨겁게")
     assert terminal.do(":온도 0.5").endswith("temp 0.5")
     assert terminal.do("/온도 0").endswith("temp 0")
@@ -831,7 +831,7 @@ def test_a_visit_in_korean_and_back_to_english(visit):
     assert "가나다라마" in terminal.do("가")
     assert "English from now on" in terminal.do(":lang en")
     assert terminal.do(":temp").endswith("temp 0")
-    assert "there is no command :zzzz; :help lists them" in terminal.do(":zzzz")
+    assert "there is no command :zzzz; :help lists them, and `::` sends" in terminal.do(":zzzz")
     terminal.wait_for("type the beginning of a text or :help")
     assert "지금부터 한국어로 말할게요" in terminal.do(":언어 ko")
     terminal.keys("ctrl-d")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from pathlib import Path
 
 SUFFIX = ".safetensors"
@@ -23,9 +24,9 @@ def shipped() -> list[str]:
 
 def cached() -> dict[str, Path]:
     """Return the models in Hugging Face's cache folder that have a config: `owner/model` -> folder. Only looks."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or user_path("~/.cache"))
-    home = Path(os.environ.get("HF_HOME") or home / "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    home = _variable("XDG_CACHE_HOME") or user_path("~/.cache")
+    home = _variable("HF_HOME") or home / "huggingface"
+    hub = _variable("HF_HUB_CACHE") or _variable("HUGGINGFACE_HUB_CACHE") or home / "hub"
     found = {}
     for folder in sorted(hub.glob("models--*--*")) if there(hub) else []:
         name = _CACHED.fullmatch(folder.name)
@@ -41,7 +42,7 @@ def find(name: str) -> Path:
     If it means none of these, it is the path as given.
     """
     path = user_path(name)
-    for file in (path, path.with_name(path.name + SUFFIX) if path.name else path):
+    for file in (path, user_path(f"{path}{SUFFIX}") if path.name else path):
         if there(file) and (not file.is_dir() or there(file / "config.json")):
             return file
     if name in shipped():
@@ -62,7 +63,24 @@ def user_path(text: str) -> Path:
     """Return a path as the user wrote it: `~` means their home, and quotes around it are not part of it."""
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         text = text[1:-1]
-    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's own raises for an unknown user
+    return _as_spelt(Path(os.path.expanduser(text)))  # noqa: PTH111 - Path's own raises for an unknown user
+
+
+def _as_spelt(path: Path) -> Path:
+    """Return a path with each name as the disk spells it: a Mac writes letters in parts (NFD), a keyboard does not."""
+    if str(path).isascii():
+        return path
+    found = Path()
+    for part in path.parts:
+        spellings = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+        found /= next((each for each in spellings if there(found / each)), part)
+    return found
+
+
+def _variable(name: str) -> Path | None:
+    """Return the folder that a variable of Hugging Face's names, read as their library reads it."""
+    value = os.environ.get(name)
+    return Path(os.path.expandvars(os.path.expanduser(value))) if value else None  # noqa: PTH111 - as above
 
 
 def there(path: Path) -> bool:

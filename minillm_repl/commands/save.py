@@ -40,4 +40,4 @@ def save(shell: Shell, argument: str) -> None:
 def _named(argument: str) -> Path:
     """Return the path of a file to write; without an ending it gets the usual one."""
     path = user_path(argument)
-    return path if path.suffix or there(path) else path.with_name(path.name + SUFFIX)
+    return path if path.suffix or there(path) else user_path(f"{path}{SUFFIX}")

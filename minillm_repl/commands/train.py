@@ -314,4 +314,5 @@ def _keep(shell: Shell, trainee: "TrainingRun", finished: "Finished") -> None:
         session.saved(save(checkpoint, session.path))
         shell.screen.note(_("saved to {path}", path=safe_line(str(session.path))))
     if finished.reason != "interrupt":
-        resume_path(path).unlink(missing_ok=True)  # not before the weights are saved: until then it is what there is
+        with suppress(OSError):  # not before the weights are saved: until then it is what there is
+            resume_path(path).unlink()

@@ -53,15 +53,23 @@ class Progress:
 
     def reach(self, lesson: str, reached: Reached) -> None:
         """Note a place in a lesson; what was done once stays done."""
+        self._catch_up()
         done = reached.done or self.lessons.get(lesson, Reached()).done
         self.lessons[lesson] = replace(reached, done=done)
         self._write()
 
     def answer(self, question: str, right: bool) -> None:
         """Note an answer to a question."""
+        self._catch_up()
         before = self.questions.get(question, Answered())
         self.questions[question] = Answered(before.right + right, before.wrong + (not right), right)
         self._write()
+
+    def _catch_up(self) -> None:
+        """Take over what another visit has noted meanwhile."""
+        other = Progress.of(self.file)
+        self.lessons |= other.lessons
+        self.questions |= other.questions
 
     def _write(self) -> None:
         """Keep it; a folder that cannot be written must not keep anyone from learning."""

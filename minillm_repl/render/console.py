@@ -130,6 +130,9 @@ def make_console(stream: IO[str], color: ColorChoice = "auto") -> Transcript:
 
 def make_screen(color: ColorChoice = "auto", interactive: bool = False) -> Screen:
     """Return the screen of this process."""
+    for size in ("COLUMNS", "LINES"):
+        if os.environ.get(size) == "0":  # how a container, or a serial line, says that it does not know
+            del os.environ[size]
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure:

@@ -12,6 +12,7 @@ from minillm_repl.repl.interrupt import between, interruptible, leaving_when_tol
 from minillm_repl.repl.plain import PlainLine
 from minillm_repl.repl.shell import Leave, Shell
 from minillm_repl.repl.streams import OutputLost
+from minillm_repl.repl.surroundings import be_somewhere
 from minillm_repl.repl.terminal import typing_ahead
 
 
@@ -84,6 +85,7 @@ def attempt(shell: Shell, action: Callable[[], object], *, stopped: bool = False
 
     Raises Leave, SystemExit for a third Ctrl-C, and KeyboardInterrupt where nobody is typing.
     """
+    be_somewhere(shell.screen)
     try:
         with interruptible(already=stopped) as shell.interrupted:
             action()

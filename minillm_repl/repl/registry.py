@@ -100,7 +100,12 @@ class Registry:
         near = difflib.get_close_matches(name, self._by_name, 1, 0.5)
         if near:
             raise UserError(_("there is no command :{name}; did you mean :{near}?", name=safe_line(name), near=near[0]))
-        raise UserError(_("there is no command :{name}; :help lists them", name=safe_line(name)))
+        raise UserError(
+            _(
+                "there is no command :{name}; :help lists them, and `::` sends what begins with a colon",
+                name=safe_line(name),
+            )
+        )
 
 
 def composed(name: str) -> str:

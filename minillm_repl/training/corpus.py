@@ -129,7 +129,10 @@ def _files(folder: Path) -> Iterator[Path]:
     found = sorted(
         file
         for file in folder.rglob("*")
-        if file.suffix.lower() in endings and file.is_file() and file.resolve().is_relative_to(inside)
+        if file.suffix.lower() in endings
+        and not _beside(file.relative_to(folder))
+        and file.is_file()
+        and file.resolve().is_relative_to(inside)
     )
     name = safe_line(str(folder))
     if not found:
@@ -150,3 +153,8 @@ def _files(folder: Path) -> Iterator[Path]:
             )
         )
     yield from found
+
+
+def _beside(file: Path) -> bool:
+    """Tell whether a system or an editor has put a file there, or in a folder of theirs: second copies, and no text."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in file.parts)

@@ -149,6 +149,17 @@ def test_training_from_the_shell_makes_the_file_trains_it_further_and_makes_it_a
     assert (anew.config.width, anew.training.steps, anew.training.seed) == (16, 4, 9)
 
 
+def test_where_a_trained_model_goes_is_made_or_refused_before_the_work(program, tmp_path):
+    sizes = ["--train", str(MODELS / "nalssi.txt"), "--steps", "2", "--layers", "1", "--width", "16", "--context", "8"]
+    done = program("--ckpt", "new/deep/m.safetensors", *sizes)
+    assert (done.returncode, (tmp_path / "new/deep/m.safetensors").exists()) == (0, True), done.stderr
+    (tmp_path / "file").write_text("in the way")
+    refused = program("--ckpt", "file/m.safetensors", *sizes)
+    assert refused.returncode == 1
+    assert "could not save file/m.safetensors: Not a directory" in refused.stderr.decode()
+    assert "step" not in refused.stderr.decode() + refused.stdout.decode()
+
+
 def test_training_in_a_script_never_overwrites_what_was_only_opened(program, tmp_path):
     path = tmp_path / "mine.safetensors"
     path.write_bytes((MODELS / "nalssi.safetensors").read_bytes())

@@ -33,6 +33,7 @@ from minillm_repl.tokenizer.subword import SubwordTokenizer
 from minillm_repl.training import resume
 from minillm_repl.training.batches import IGNORED
 from minillm_repl.training.corpus import open_corpus
+from minillm_repl.training.places import resume_path
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.run import Surroundings, TrainingRun
 from minillm_repl.training.tokens import tokenise
@@ -798,7 +799,7 @@ def test_a_resume_file_may_name_any_model_as_that_of_an_adapter_and_the_run_goes
     asked = itertools.count()
     list(begin(start, tmp_path / "t.txt", path, lora=2, steps=6).events(lambda: next(asked) >= 2))
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    file = resume.resume_path(path)
+    file = resume_path(path)
     metadata = dict(read_header(file).metadata)
     run = json.loads(metadata["run"])
     run["base"]["path"] = str(tmp_path / name)

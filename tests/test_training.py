@@ -1,5 +1,8 @@
 import dataclasses
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +19,9 @@ from minillm_repl.model.config import GPTConfig, LlamaConfig
 from minillm_repl.training import resume
 from minillm_repl.training.batches import IGNORED, Part
 from minillm_repl.training.corpus import open_corpus
-from minillm_repl.training.events import Evaluated, Finished, Saved, TrainStep
+from minillm_repl.training.events import Evaluated, Finished, NotSaved, Saved, TrainStep
 from minillm_repl.training.muon import Muon, orthogonal
+from minillm_repl.training.places import resume_path
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.run import Surroundings, TrainingRun, find_corpus
 from minillm_repl.training.settle import settle_loop
@@ -345,6 +349,53 @@ def test_a_run_cut_twice_and_a_model_trained_further_go_on_exactly_too(long_corp
     assert again.training.curve == expected.training.curve
 
 
+def test_a_save_that_fails_ends_no_run_and_a_later_one_may_work(corpus, tmp_path):
+    folder = tmp_path / "folder"
+    folder.write_text("a file is in the way")
+    trainee = begin(corpus, dataclasses.replace(SMALL, save_steps=10), path=folder / "m.safetensors")
+    told = []
+    for event in trainee.events(lambda: False):
+        if isinstance(event, NotSaved | Saved | Finished):
+            told.append(event)
+        if isinstance(event, NotSaved) and event.step == 10:
+            folder.unlink()
+    assert [type(event) for event in told] == [NotSaved, Saved, Saved, Saved, Finished]
+    assert "could not save" in told[0].why
+    assert not trainee.not_saved
+    assert load(folder / "m.safetensors").training.steps == told[3].step == 40
+
+
+STAYS = """
+from minillm_repl.training.places import resume_path, unsaved_path
+print(unsaved_path(), flush=True)
+input()
+assert resume_path(unsaved_path()).write_bytes(b"") == 0
+"""
+
+
+def test_two_visits_at_once_keep_their_runs_apart_and_the_last_one_stopped_is_found_again(tmp_path):
+    def visit():
+        environment = os.environ | {"XDG_STATE_HOME": str(tmp_path)}
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment, "text": True}
+        return subprocess.Popen([sys.executable, "-c", STAYS], **streams)
+
+    one, other = visit(), visit()
+    places = [each.stdout.readline() for each in (one, other)]
+    assert len(set(places)) == 2
+    for each in (one, other):
+        assert each.communicate("\n") is not None
+        assert each.returncode == 0
+    os.utime(places_of(tmp_path)[0], (1, 1))
+    latest = max(places_of(tmp_path), key=lambda file: file.stat().st_mtime)
+    third = visit()
+    assert Path(third.stdout.readline().strip()).stem == latest.name.split(".")[0]
+    third.communicate("\n")
+
+
+def places_of(folder):
+    return sorted(folder.rglob("*.resume.safetensors"))
+
+
 def test_saves_come_when_they_are_due_and_when_the_consumer_leaves(corpus, tmp_path):
     path = tmp_path / "m.safetensors"
     trainee = begin(corpus, dataclasses.replace(SMALL, save_steps=15), path=path)
@@ -358,14 +409,14 @@ def test_saves_come_when_they_are_due_and_when_the_consumer_leaves(corpus, tmp_p
             break
     events.close()
     assert load(path).training.steps == 4
-    assert resume.read(resume.resume_path(path)).state.step == 4
+    assert resume.read(resume_path(path)).state.step == 4
 
 
 def test_a_resume_file_is_not_trusted(corpus, tmp_path):
     path = tmp_path / "m.safetensors"
     asked = iter([False] * 5 + [True] * 9)
     run(corpus, path=path, interrupted=lambda: next(asked))
-    file = resume.resume_path(path)
+    file = resume_path(path)
     from safetensors.numpy import load_file, save_file
 
     from minillm_repl.checkpoint.header import read_header

@@ -22,7 +22,7 @@ from minillm_repl.render.json_lines import print_training_json
 from minillm_repl.render.plot import loss_plot, smooth
 from minillm_repl.render.training import Curve, Pace, perplexity, summary
 from minillm_repl.repl.registry import discover
-from minillm_repl.training.events import Evaluated, Finished, Saved, TrainStep
+from minillm_repl.training.events import Evaluated, Finished, NotSaved, Saved, TrainStep
 from tests.conftest import ROOT, random_checkpoint
 from tests.terminal import Terminal
 
@@ -255,6 +255,7 @@ def test_json_lines_say_all_and_stay_json():
         Evaluated(0, 4.0, None, 6.0, True),
         TrainStep(1, math.nan, 0.003, math.inf, 768, 0.5),
         Saved(1),
+        NotSaved(2, "no space"),
         dataclasses.replace(DONE, curve=((1, math.inf), (2, 1.5))),
     ]
     assert print_training_json(events, stream) is events[-1]
@@ -263,12 +264,12 @@ def test_json_lines_say_all_and_stay_json():
         raise AssertionError(name)
 
     got = [json.loads(line, parse_constant=refuse) for line in stream.getvalue().splitlines()]
-    assert [each["event"] for each in got] == ["evaluated", "train_step", "saved", "finished"]
+    assert [each["event"] for each in got] == ["evaluated", "train_step", "saved", "not_saved", "finished"]
     assert got[0] == {
         "event": "evaluated", "step": 0, "train_loss": 4.0, "val_loss": None, "bits_per_character": 6.0, "best": True
     }  # fmt: skip
     assert got[1]["loss"] is got[1]["grad_norm"] is None
-    assert got[3]["curve"] == [[1, None], [2, 1.5]]
+    assert got[4]["curve"] == [[1, None], [2, 1.5]]
     for event, data in zip(events, got, strict=True):
         assert list(data) == ["event", *(field.name for field in dataclasses.fields(event))]
 
@@ -276,7 +277,7 @@ def test_json_lines_say_all_and_stay_json():
 def test_the_format_names_every_field_of_the_json():
     text = (ROOT / "docs/format.md").read_text(encoding="utf-8")
     section = text[text.index("## Events of training") :]
-    for kind in (TrainStep, Evaluated, Saved, Finished):
+    for kind in (TrainStep, Evaluated, Saved, NotSaved, Finished):
         for field in dataclasses.fields(kind):
             assert f"`{field.name}`" in section, field.name
 

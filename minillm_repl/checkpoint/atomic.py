@@ -51,6 +51,22 @@ def told(path: Path) -> Iterator[None]:
         raise UserError(_("could not save {path}: nothing can have this name", path=safe_line(str(path)))) from None
 
 
+def make_folder(path: Path) -> None:
+    """Make the folder that `path` will lie in, where it is not there. Raises UserError if the system refuses."""
+    with told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def check_can_save(path: Path) -> None:
+    """Raise UserError if nothing can be saved at `path`: told before long work, not after it. Nothing is left there."""
+    with told(path):
+        target = _real(path)
+        if target.exists():
+            _refuse_protected(target)
+        with unfinished(next(folder for folder in target.parents if folder.exists()), Path.touch):
+            pass
+
+
 def write_folder_atomically(
     path: Path, files: Mapping[str, Parts], interrupted: Callable[[], bool] = lambda: False
 ) -> None:
@@ -94,9 +110,8 @@ def _write(
         raise UserError(
             _("{target} is there and is not a regular file; save under another name", target=safe_line(str(target)))
         )
-    if replaced and not os.access(target, os.W_OK):  # the folder would let us, but somebody has protected the file
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     if replaced:
+        _refuse_protected(target)
         mode = stat.S_IMODE(replaced.st_mode)
     with unfinished(target.parent, lambda path: path.touch(mode, exist_ok=False)) as temporary:
         with temporary.open("wb") as file:
@@ -121,6 +136,11 @@ def _write(
             _sync_file(file)
         temporary.replace(target)
     _sync(target.parent)
+
+
+def _refuse_protected(target: Path) -> None:
+    if not os.access(target, os.W_OK):  # the folder would let us, but somebody has protected the file
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _sync_file(file: BinaryIO) -> None:

@@ -21,7 +21,7 @@ def unfinished(folder: Path, make: Callable[[Path], None]) -> Iterator[Path]:
         lock, temporary = None, folder / f".minillm-{secrets.token_hex(8)}.tmp"
         try:
             make(temporary)
-            lock = _locked(temporary, wait=True)
+            lock = locked(temporary, wait=True)
             if temporary.exists():  # else it was just made, and taken for an abandoned one
                 yield temporary
                 return
@@ -35,13 +35,13 @@ def clear_abandoned(folder: Path) -> None:
     with suppress(OSError):
         for path in folder.iterdir():
             if _NAME.fullmatch(path.name):
-                lock = _locked(path, wait=False)
+                lock = locked(path, wait=False)
                 if lock is not None:
                     _remove(path)
                     _unlock(lock)
 
 
-def _locked(path: Path, *, wait: bool) -> int | None:
+def locked(path: Path, *, wait: bool) -> int | None:
     """Lock a file or folder; return None where somebody else has, or there are no such locks."""
     try:
         import fcntl

@@ -8,9 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from platformdirs import user_state_path
-
-from minillm_repl.checkpoint.names import SUFFIX, there, user_path
+from minillm_repl.checkpoint.names import there, user_path
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.render.console import MODEL
@@ -20,6 +18,7 @@ from minillm_repl.repl.settings import samplers_text
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe, safe_line
 from minillm_repl.settings import change, default_of, specs, value_of
+from minillm_repl.training.places import resume_path, unsaved_path
 from minillm_repl.training.plan import NEW_MODEL, TrainPlan
 
 if TYPE_CHECKING:
@@ -186,11 +185,13 @@ def _begin(shell: Shell, request: Request, interrupted: Callable[[], bool], proc
     if model is None and not (request.resume and session.resumable):
         session.agree_to_discard("train")
     with screen.waiting(_("getting ready to train")) as update:
+        from minillm_repl.checkpoint.atomic import check_can_save
         from minillm_repl.checkpoint.native import check_replaceable
         from minillm_repl.training.run import Surroundings, TrainingRun, find_corpus
 
         if own is not None:
             check_replaceable(own)  # now, not after the work
+            check_can_save(own)
         around = Surroundings(
             own or unsaved_path(),
             session.opening.device,
@@ -219,18 +220,11 @@ def _by_recipe(request: Request, around: "Surroundings") -> "TrainingRun":
     return TrainingRun(None, str(train), dataclasses.replace(request.plan, val=str(held)), around, chat=recipe.chat)
 
 
-def unsaved_path() -> Path:
-    """Return where training is saved on its way while no file has been named for the model."""
-    return user_state_path("minillm-repl") / f"unsaved{SUFFIX}"
-
-
 def _to_resume(session: "Session") -> Path | None:
     """Return the checkpoint whose run can go on: the open one, or None for one that no file was named for.
 
     Raises UserError if there is no run that was stopped; that of another model is not meant by a file that was named.
     """
-    from minillm_repl.training.resume import resume_path
-
     if session.path is not None and there(resume_path(session.path)):
         return session.path
     if (session.resumable or not session.own) and there(resume_path(unsaved_path())):
@@ -298,19 +292,23 @@ def _sample(
 
 def _keep(shell: Shell, trainee: "TrainingRun", finished: "Finished") -> None:
     """Make the trained model the open one, and save it where a file was named for it."""
+    from minillm_repl.checkpoint.atomic import make_folder
     from minillm_repl.checkpoint.save import save
-    from minillm_repl.training.resume import resume_path
 
     session, own = shell.session, shell.session.own
     checkpoint = trainee.checkpoint(finished)
     path = session.path if own and session.path else unsaved_path()
     session.adopt(session.opening.ready(checkpoint), unsaved=True)
     if finished.reason == "interrupt":
-        session.resumable = True
-        shell.screen.note(_("`:train resume` goes on from here"))
+        session.resumable = not trainee.not_saved
+        if trainee.not_saved:
+            shell.screen.warn(_("`:train resume` cannot go on from here: {why}", why=trainee.not_saved))
+        else:
+            shell.screen.note(_("`:train resume` goes on from here"))
     if session.path is None or not session.own:
         shell.screen.warn(_("not saved yet: `:save PATH` keeps the trained weights"))
     else:
+        make_folder(session.path)
         session.saved(save(checkpoint, session.path))
         shell.screen.note(_("saved to {path}", path=safe_line(str(session.path))))
     if finished.reason != "interrupt":

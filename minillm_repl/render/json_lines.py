@@ -14,6 +14,7 @@ _TRAINING = {
     training.TrainStep: "train_step",
     training.Evaluated: "evaluated",
     training.Saved: "saved",
+    training.NotSaved: "not_saved",
     training.Finished: "finished",
 }
 

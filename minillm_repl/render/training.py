@@ -15,10 +15,10 @@ from rich.text import Text
 
 from minillm_repl.language import _, _n
 from minillm_repl.render.bars import bar
-from minillm_repl.render.console import FIGURES, GOOD, MODEL, Screen
+from minillm_repl.render.console import FIGURES, GOOD, MODEL, WARNING, Screen
 from minillm_repl.render.plot import loss_plot
 from minillm_repl.safetext import safe_line
-from minillm_repl.training.events import Evaluated, Finished, Saved, TrainEvent, TrainStep
+from minillm_repl.training.events import Evaluated, Finished, NotSaved, Saved, TrainEvent, TrainStep
 
 _FRAME = 0.5  # seconds from one drawing to the next, which takes 5 ms
 _PLOT_ROWS = 10
@@ -72,6 +72,9 @@ class TrainingView:
                 case Saved():
                     self._pace.pause()
                     self._saved = event.step
+                case NotSaved():
+                    self._pace.pause()
+                    self._not_saved(event)
                 case Finished():
                     return event
             self._refresh()
@@ -95,6 +98,11 @@ class TrainingView:
             out.print(text, no_wrap=True, overflow="ellipsis")
         if shown is not None and text is None:
             out.print(shown)
+
+    def _not_saved(self, event: NotSaved) -> None:
+        """Print why the run could not be saved."""
+        told = _("not saved at step {step:,}, training goes on: {why}", step=event.step, why=event.why)
+        self._console.print(Text.assemble(("! ", WARNING), safe_line(told)))
 
     def _refresh(self) -> None:
         """Draw what moves, if the last frame is old enough."""

@@ -1,4 +1,4 @@
-"""What training tells: `TrainStep` after each step, now and then `Evaluated` or `Saved`, at the end one `Finished`.
+"""What training tells: `TrainStep` after each step, now and then `Evaluated`, `Saved` or `NotSaved`, then `Finished`.
 
 Losses are in nats per token.
 """
@@ -40,6 +40,14 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True)
+class NotSaved:
+    """The run could not be saved after this step; it goes on, and what was saved before is still there."""
+
+    step: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """Training ended; the model holds the best weights that were measured, or the last where nothing was held out."""
 
@@ -57,4 +65,4 @@ class Finished:
     val_curve: tuple[tuple[int, float], ...]  # (step, validation loss)
 
 
-TrainEvent = TrainStep | Evaluated | Saved | Finished
+TrainEvent = TrainStep | Evaluated | Saved | NotSaved | Finished

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from minillm_repl.checkpoint.adapter import printable_path
-from minillm_repl.checkpoint.atomic import write_atomically
+from minillm_repl.checkpoint.atomic import make_folder, write_atomically
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.header import FORMAT, Header, field_of, read_header
-from minillm_repl.checkpoint.names import SUFFIX
 from minillm_repl.checkpoint.native import described, description
 from minillm_repl.checkpoint.recipe import Piece, Reading, Recipe
 from minillm_repl.checkpoint.weights import check, packed, read_weights
@@ -57,11 +56,6 @@ class Interrupted:
     header: Header
 
 
-def resume_path(path: Path) -> Path:
-    """Return where the resume file of a checkpoint lies: beside it."""
-    return path.with_name(path.name.removesuffix(SUFFIX) + ".resume" + SUFFIX)
-
-
 def write(path: Path, trainer: Trainer, start: Checkpoint, facts: Facts) -> None:
     """Write the run as it is now. Raises UserError, with what was there before as it was."""
     metadata = described(start)
@@ -79,6 +73,7 @@ def write(path: Path, trainer: Trainer, start: Checkpoint, facts: Facts) -> None
     metadata["random"] = json.dumps({name: state.numpy().tobytes().hex() for name, state in random.items()})
     tensors = _tensors(trainer)
     if trainer.processes.rank == 0:
+        make_folder(path)
         write_atomically(path, *packed(tensors, metadata))
 
 

@@ -26,6 +26,7 @@ from minillm_repl.training import resume
 from minillm_repl.training.batches import Part
 from minillm_repl.training.corpus import Corpus, open_corpus
 from minillm_repl.training.events import Finished, TrainEvent
+from minillm_repl.training.places import resume_path
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.processes import Processes, whole
 from minillm_repl.training.quickest import quickest, threads
@@ -97,6 +98,7 @@ class TrainingRun:
     ) -> None:
         self._around, self._further = around, resumed.facts.further if resumed else start is not None
         self.corpus, self.notes = corpus, list[str]()
+        self.not_saved = ""  # what kept the last save from being one, if anything did
         with around.processes.first_then_others():
             opened = open_corpus(user_path(corpus), plan.documents, around.interrupted)
             self._sha256 = opened.sha256
@@ -156,7 +158,7 @@ class TrainingRun:
     @classmethod
     def resumed(cls, path: Path, around: Surroundings) -> "TrainingRun":
         """Return the run of a checkpoint that its resume file holds, where it was. Raises UserError."""
-        interrupted = resume.read(resume.resume_path(path))
+        interrupted = resume.read(resume_path(path))
         return cls(interrupted.start, interrupted.facts.corpus, interrupted.plan, around, interrupted)
 
     @property
@@ -245,14 +247,18 @@ class TrainingRun:
         config = self.trainer.model.config
         return Checkpoint(config, self.tokenizer, {}, self._record, self._path, self._chat, self._end)
 
-    def _save(self) -> None:
-        path = self._around.path
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def _save(self) -> str:
+        """Write the run and its checkpoint to disk; return what kept them from it, if anything did."""
+        path, checkpoint = self._around.path, self.checkpoint()
         facts = resume.Facts(self.corpus, self._sha256, self._further, self.threads, self._base)
-        resume.write(resume.resume_path(path), self.trainer, self._described(), facts)
-        checkpoint = self.checkpoint()
-        if self._around.processes.rank == 0:
-            native.save(checkpoint, path)
+        self.not_saved = ""
+        try:
+            resume.write(resume_path(path), self.trainer, self._described(), facts)
+            if self._around.processes.rank == 0:
+                native.save(checkpoint, path)
+        except UserError as error:
+            self.not_saved = str(error)
+        return self.not_saved
 
     def _read(self, corpus: Corpus) -> Tokens:
         around = self._around

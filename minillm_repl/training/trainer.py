@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.training.batches import IGNORED, Part
-from minillm_repl.training.events import Evaluated, Finished, Reason, Saved, TrainEvent, TrainStep
+from minillm_repl.training.events import Evaluated, Finished, NotSaved, Reason, Saved, TrainEvent, TrainStep
 from minillm_repl.training.muon import Muon
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.processes import Processes, whole
@@ -93,11 +93,12 @@ class Trainer:
 
     # -- the loop
 
-    def events(self, interrupted: Callable[[], bool], save: Callable[[], object] | None = None) -> Iterator[TrainEvent]:
+    def events(self, interrupted: Callable[[], bool], save: Callable[[], str] | None = None) -> Iterator[TrainEvent]:
         """Train until the plan's last step, and yield what happens.
 
         Both functions are asked between two steps: whether to stop, and to write the run to disk when the plan says
-        so. When the consumer is closed half-way, or anything fails, the run is written as it was after its last step.
+        so, which returns what kept it from that, if anything did: the run goes on. When the consumer is closed
+        half-way, or anything fails, the run is written as it was after its last step.
         Raises UserError when stopped while the first measurement is made.
         """
         plan, state = self.plan, self.state
@@ -113,8 +114,8 @@ class Trainer:
                         reason = "patience"
                         break
                 if save and self._save_due():
-                    save()
-                    yield Saved(state.step)
+                    why = save()
+                    yield NotSaved(state.step, why) if why else Saved(state.step)
                 if state.step == plan.steps:
                     break
                 if self.processes.any(interrupted(), self.device):

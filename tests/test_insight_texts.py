@@ -69,9 +69,8 @@ def test_bits_per_byte_leave_special_tokens_out():
     logits = subject.logits().double().log_softmax(-1)
     bits = [-float(logits[place, token]) / math.log(2) for place, token in enumerate(subject.ids[1:])]
     assert subject.tokens[0].text == "<s>"
-    size = sum(len(token.bytes) for token in subject.tokens[1:])
-    assert size == len(STORY) + 1  # the space that this tokenizer puts before a text
-    assert view.bits_per_byte == pytest.approx(math.fsum(bits) / size, abs=1e-9)
+    assert sum(len(token.bytes) for token in subject.tokens[1:]) == len(STORY) + 1  # with a space before the text
+    assert view.bits_per_byte == pytest.approx(math.fsum(bits) / len(STORY), abs=1e-9)
     assert 1 < view.perplexity < 3  # it has learnt stories that begin like this one
 
 

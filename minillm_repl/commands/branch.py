@@ -10,6 +10,7 @@ from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.words import with_options
 from minillm_repl.settings import setting, whole
+from minillm_repl.tokenizer.window import seen_as
 
 _MOST = 100  # ways
 
@@ -54,7 +55,7 @@ def branch(shell: Shell, argument: str) -> None:
         )  # fmt: skip
     session.ways_given, session.ways_seed = len(ids), view.seed + len(view.branches) - 1
     session.ways = [[*ids, *(token.id for token in each.tokens)] for each in view.branches]
-    show(shell, view, branches_picture, asked.output)
+    show(shell, seen_as(view, model.seen(ids)), branches_picture, asked.output)
     if view.branches[-1].reason == "interrupt":
         shell.screen.note(_("stopped on the way: {n} of {ways}", n=len(view.branches), ways=ways))
     elif session.settings.temp == 0:

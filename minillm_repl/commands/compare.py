@@ -9,16 +9,16 @@ from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import decode
-from minillm_repl.tokenizer.lookup import same_vocabulary
+from minillm_repl.tokenizer.lookup import put_before, same_vocabulary
 
 
 @command("compare", ':compare PATH|NAME ["TEXT"]', aliases=("비교",), completion="checkpoint", group="What it expects")
 def compare(shell: Shell, argument: str) -> None:
     """Show how another checkpoint would have gone on.
 
-    Both read the text so far, or the one in quotes: their likeliest next tokens side by side; bits per byte of the
-    text; and if they share a vocabulary the KL divergence after each token, Σ p · ln(p / q) in nats, p being the open
-    model's probabilities and q the other's. The model that is open stays open.
+    Both read the text so far, or the one in quotes: their likeliest next tokens side by side; bits per byte over the
+    same bytes of the text, special tokens left out; and if they share a vocabulary the KL divergence after each token,
+    Σ p · ln(p / q) in nats, p being the open model's probabilities and q the other's. The open model stays open.
     """
     asked = Asked.of(argument)
     if not asked.words:
@@ -27,10 +27,13 @@ def compare(shell: Shell, argument: str) -> None:
     ids = text_ids(shell, model, asked.text)
     path = find(asked.words)
     other = shell.wait_for(Loading(shell.session.opening, path), path)
-    text = asked.text or decode(model.checkpoint.tokenizer, ids)
-    shared = same_vocabulary(model.checkpoint.tokenizer, other.checkpoint.tokenizer)
+    tokenizer = model.checkpoint.tokenizer
+    text = asked.text or decode(tokenizer, ids)
+    if not asked.text and not tokenizer.lead:  # what the tokenizer has put before it, and does not take off again
+        text = text[put_before(tokenizer, ids) :]
+    shared = same_vocabulary(tokenizer, other.checkpoint.tokenizer)
     theirs = ids if shared else shell.encode(other, text)
-    subjects = looking_at(shell, model, ids), looking_at(shell, other, theirs)
+    subjects = looking_at(shell, model, ids, text), looking_at(shell, other, theirs, text)
     from minillm_repl.insight.comparison import compare_view
     from minillm_repl.render.texts import compare_picture
 

@@ -5,6 +5,7 @@ from minillm_repl.language import _
 from minillm_repl.repl.looking import Asked, show
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
+from minillm_repl.tokenizer.window import seen_as
 
 
 @command("prob", ":prob TEXT", aliases=("확률",), verbatim=True, group="What it expects")
@@ -31,4 +32,6 @@ def prob(shell: Shell, argument: str) -> None:
     ):  # a tokenizer of words: the space is a part of the first
         readings.append(spaced)
     views = [prob_view(model.decoder, tokenizer, ids, more, shell.interrupted) for more in readings]
-    show(shell, min(views, key=lambda view: view.bits), prob_picture, asked.output)
+    view = min(views, key=lambda view: view.bits)
+    read = [*ids, *(each.token.id for each in view.chances[:-1])]  # what the last was expected after
+    show(shell, seen_as(view, model.seen(read)), prob_picture, asked.output)

@@ -3,6 +3,7 @@
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.render.tables import tokens_flow, tokens_line
+from minillm_repl.repl.looking import not_seen
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.tokenizer.base import Token, decode
@@ -14,11 +15,16 @@ def prompt(shell: Shell, _argument: str) -> None:
 
     Every token is there, with its id. In a chat that is the whole conversation as the model's chat template wrote it,
     special tokens included.
+    What stands between ⟦ and ⟧ the model no longer sees: the text has outgrown its context.
     ␣ is a space, ⏎ a newline, <EA B0> bytes that are only a part of a character.
     """
     if not shell.session.turns:
         raise UserError(_("there is no prompt to show: type one first"))
     tokenizer, given = shell.model().checkpoint.tokenizer, list(shell.session.turns[-1].given)
     text = decode(tokenizer, given)
-    shell.screen.out.print(tokens_flow(Token.of(tokenizer, each) for each in given), soft_wrap=False)
+    seen = shell.model().seen(shell.session.ids)
+    tokens = [Token.of(tokenizer, each) for each in given]
+    shell.screen.out.print(tokens_flow(tokens, seen.kept, seen.unseen), soft_wrap=False)
     shell.screen.out.print(tokens_line(len(given), len(text), len(text.encode("utf-8", "replace"))))
+    if seen.unseen:
+        shell.screen.note(not_seen(seen))

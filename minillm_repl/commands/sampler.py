@@ -4,6 +4,7 @@ from minillm_repl.repl.looking import Asked, show, text_ids
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import VERBOSE_ROWS
 from minillm_repl.repl.shell import Shell
+from minillm_repl.tokenizer.window import seen_as
 
 
 @command("sampler", ":sampler [TEXT]", aliases=("샘플러",), group="What it expects")
@@ -32,7 +33,8 @@ def _show(shell: Shell, argument: str, *, sweep: bool) -> None:
     settings, tokenizer = shell.session.settings, model.checkpoint.tokenizer
     logits = next_logits(model.decoder, ids, shell.interrupted)
     top = settings.verbose or VERBOSE_ROWS
+    seen = model.seen(ids)
     if sweep:
-        show(shell, sweep_view(logits, settings, ids, tokenizer, top), sweep_picture, asked.output)
+        show(shell, seen_as(sweep_view(logits, settings, ids, tokenizer, top), seen), sweep_picture, asked.output)
     else:
-        show(shell, sampler_view(logits, settings, ids, tokenizer, top), sampler_picture, asked.output)
+        show(shell, seen_as(sampler_view(logits, settings, ids, tokenizer, top), seen), sampler_picture, asked.output)

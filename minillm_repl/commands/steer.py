@@ -5,7 +5,7 @@ from functools import partial
 
 from minillm_repl.errors import Misunderstood
 from minillm_repl.language import _
-from minillm_repl.repl.looking import Asked, looking_at, show, text_ids
+from minillm_repl.repl.looking import Asked, looking_at, not_seen, show, text_ids
 from minillm_repl.repl.opening import Change
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
@@ -53,6 +53,9 @@ def steer(shell: Shell, argument: str) -> None:
     layer = model.checkpoint.config.layers // 2 if how.layer < 0 else how.layer
     model = model.changed(tuple(change for change in model.changes if change.command != "steer"))  # measured without it
     towards, fleeing = (looking_at(shell, model, text_ids(shell, model, each)) for each in (to, away))
+    for looked in (towards, fleeing):
+        if looked.gap:
+            shell.screen.warn(not_seen(looked.seen))
     probe = looking_at(shell, model, session.ids) if session.ids else fleeing
     from minillm_repl.insight.effect import effect_view
     from minillm_repl.insight.steering import direction, random_direction, steering, stream_norm

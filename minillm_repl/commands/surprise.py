@@ -21,4 +21,4 @@ def surprise(shell: Shell, argument: str) -> None:
     from minillm_repl.render.texts import surprise_picture
 
     given = 0 if text or not turns or len(turns[-1].given) == len(shell.session.ids) else len(turns[-1].given)
-    show(shell, surprise_view(looked, given - looked.unseen), surprise_picture, asked.output)
+    show(shell, surprise_view(looked, given), surprise_picture, asked.output)

@@ -1,6 +1,5 @@
 """What the engine needs of a model, and the choice of who does it."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -11,8 +10,8 @@ from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
+from minillm_repl.tokenizer.window import start_token, window
 
-_MOVES_BY_ONE = 64  # tokens: up to here, reading the window again takes no time to speak of
 _TOGETHER = 12  # tokens that compiled products work on together: a piece is a multiple of it,
 _LEAST, _MOST = 24, 132  # and so many tokens; with fewer, going through all weights for each piece takes too much time
 _WORK_AT_ONCE = 9_000_000_000  # multiplications: a tenth of a second of a processor, or two
@@ -23,6 +22,7 @@ class Decoder(Protocol):
     """A model with its cache. Logits are float32 arrays (vocabulary,), valid until the next call."""
 
     context: int  # how many tokens it can see at once
+    start: int | None  # the token that texts begin with, which it goes on seeing when they outgrow the context
     piece: int  # how many tokens of a long text it reads before anybody looks whether to stop
 
     @property
@@ -63,6 +63,7 @@ def make_decoder(
     """
     decoder = _decoder(checkpoint, device, threads, quant)
     decoder.context = min(context or decoder.context, decoder.context)
+    decoder.start = start_token(checkpoint.tokenizer)
     return decoder
 
 
@@ -95,31 +96,21 @@ def _compiled(checkpoint: Checkpoint, threads: int, quant: str) -> Decoder:
     return CompiledDecoder(checkpoint, threads, _BITS[quant])
 
 
-def window_start(length: int, context: int) -> int:
-    """Return how many of the first tokens of a text the model no longer sees.
-
-    A small window moves by one token, as in the study note. Every move makes the model read the whole window again,
-    so a large one moves by a quarter.
-    """
-    step = 1 if context <= _MOVES_BY_ONE else context // 4
-    return math.ceil(max(0, length - context) / step) * step
-
-
 def piece_of(parameters: int) -> int:
     """Return how many tokens a processor reads at once with a model of so many parameters."""
     return min(_MOST, max(_LEAST, _WORK_AT_ONCE // parameters // _TOGETHER * _TOGETHER))
 
 
 def unread(decoder: Decoder, ids: Sequence[int]) -> tuple[list[int], int]:
-    """Return the last tokens of `ids`, as many as fit, and how many of them the cache has.
+    """Return what the model sees of `ids`, and how many of these tokens the cache has.
 
     When the window moves, positions shift and nothing is shared. The last token is read anyway, for its logits.
     """
-    window, cached = list(ids[window_start(len(ids), decoder.context) :]), decoder.ids
-    most = min(len(window) - 1, len(cached))
-    if window[:most] == cached[:most]:
-        return window, most
-    return window, next(place for place in range(most) if window[place] != cached[place])
+    seen, cached = list(window(ids, decoder.context, decoder.start).ids), decoder.ids
+    most = min(len(seen) - 1, len(cached))
+    if seen[:most] == cached[:most]:
+        return seen, most
+    return seen, next(place for place in range(most) if seen[place] != cached[place])
 
 
 def read(
@@ -128,19 +119,19 @@ def read(
     interrupted: Callable[[], bool] = lambda: False,
     progress: Callable[[int, int], object] = lambda _done, _of: None,
 ) -> NDArray[np.float32] | None:
-    """Make the cache hold exactly the last tokens of `ids`, as many as fit; return the logits after them.
+    """Make the cache hold exactly what the model sees of `ids`; return the logits after it.
 
     What the cache already shares with them from the start is not computed again. A long text is read in pieces;
     between two, `progress` is told how many of the tokens are done, and None is returned if `interrupted`.
     """
-    window, shared = unread(decoder, ids)
-    if len(window) == shared + 1 == len(decoder.ids) + 1:
-        return decoder.decode(window[-1])
+    seen, shared = unread(decoder, ids)
+    if len(seen) == shared + 1 == len(decoder.ids) + 1:
+        return decoder.decode(seen[-1])
     decoder.rewind(shared)
-    for start in range(shared, len(window), decoder.piece):
+    for start in range(shared, len(seen), decoder.piece):
         if start > shared:
-            progress(start, len(window))
+            progress(start, len(seen))
             if interrupted():
                 return None
-        logits = decoder.prefill(window[start : start + decoder.piece])
+        logits = decoder.prefill(seen[start : start + decoder.piece])
     return logits

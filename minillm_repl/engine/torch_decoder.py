@@ -28,6 +28,7 @@ class TorchDecoder:
         self._step: RecordedStep | None = None
         self.ids: list[int] = []
         self.context = model.config.context
+        self.start: int | None = None
         self.piece = piece_of(model.config.parameters) if first.device.type == "cpu" else _PIECE_ELSEWHERE
         self._why = why
 

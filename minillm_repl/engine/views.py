@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from minillm_repl.engine.events import Reason
 from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer.window import OnText
 
 Row = tuple[float, ...]
 
@@ -29,7 +30,7 @@ class StagedCandidate:
 
 
 @dataclass(frozen=True)
-class SamplerView:
+class SamplerView(OnText):
     """From logits to what is drawn from, stage by stage."""
 
     after: Token  # the last of the text
@@ -46,7 +47,7 @@ class Tempered:
 
 
 @dataclass(frozen=True)
-class SweepView:
+class SweepView(OnText):
     """The same candidates at several temperatures, the other samplers being as they are set."""
 
     after: Token
@@ -68,7 +69,7 @@ class Chance:
 
 
 @dataclass(frozen=True)
-class ProbView:
+class ProbView(OnText):
     """How likely the model finds a continuation."""
 
     after: Token
@@ -88,7 +89,7 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class BranchesView:
+class BranchesView(OnText):
     """Several ways on from the same text; drawn with the seeds `seed`, `seed` + 1 ..."""
 
     after: Token

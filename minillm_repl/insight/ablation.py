@@ -54,7 +54,8 @@ def scan_view(subject: Subject, how: str = "zero", told: Callable[[float], None]
         changes = [each - loss for each in _each_silenced(subject, name, instead, logits[:-1].numel())]
         effects += [HeadEffect(layer, head, change) for head, change in enumerate(changes)]
         told((layer + 1) / subject.config.layers)
-    return ScanView(subject.tokens, loss, how, tuple(sorted(effects, key=lambda effect: -effect.change)))
+    effects.sort(key=lambda effect: -effect.change)
+    return ScanView(subject.tokens, loss, how, tuple(effects), **subject.where)
 
 
 def _each_silenced(subject: Subject, name: str, instead: Tensor, logits: int) -> list[float]:

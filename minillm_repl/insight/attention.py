@@ -21,7 +21,9 @@ def layer_view(subject: Subject, layer: int) -> LayerView:
     """Return all heads of a layer. Raises UserError if there is no such layer."""
     check_layer(subject.config, layer)
     of_layer = weights(subject, layer)[layer]
-    return LayerView(subject.tokens, tuple(_head(subject, layer, head, each) for head, each in enumerate(of_layer)))
+    return LayerView(
+        subject.tokens, tuple(_head(subject, layer, head, each) for head, each in enumerate(of_layer)), **subject.where
+    )
 
 
 def focus_view(subject: Subject) -> FocusView:
@@ -30,9 +32,9 @@ def focus_view(subject: Subject) -> FocusView:
     for layer, of_layer in weights(subject).items():
         for head, weight in enumerate(of_layer):
             most = weight[-1].argsort(descending=True, stable=True)[:_LOOKS].tolist()
-            looked = tuple((place, float(weight[-1, place])) for place in most)
+            looked = tuple((subject.position(place), float(weight[-1, place])) for place in most)
             heads.append(HeadFocus(layer, head, looked, patterns(weight, subject.ids)))
-    return FocusView(subject.tokens, tuple(heads))
+    return FocusView(subject.tokens, tuple(heads), **subject.where)
 
 
 def weights(subject: Subject, layer: int | None = None) -> dict[int, Tensor]:
@@ -78,4 +80,4 @@ def patterns(weight: Tensor, ids: tuple[int, ...]) -> tuple[tuple[str, float], .
 
 
 def _head(subject: Subject, layer: int, head: int, weight: Tensor) -> HeadView:
-    return HeadView(layer, head, subject.tokens, rows(weight), patterns(weight, subject.ids))
+    return HeadView(layer, head, subject.tokens, rows(weight), patterns(weight, subject.ids), **subject.where)

@@ -38,6 +38,7 @@ def why_view(subject: Subject, token: int | None = None, versus: int | None = No
         prob=float(final.softmax(-1)[token]),
         rank=rank(final, token),
         parts=tuple(Part(name, value) for name, value in parts),
+        **subject.where,
     )
 
 
@@ -55,7 +56,7 @@ def residual_view(subject: Subject) -> ResidualView:
         aligned = torch.nn.functional.cosine_similarity(vector.float(), stream.float(), dim=0)
         stream = found[after][-1] if name != "embedding" and after in found else stream + vector
         rows.append(StreamRow(_place(name), float(vector.float().norm()), float(stream.float().norm()), float(aligned)))
-    return ResidualView(len(subject.ids) - 1, subject.tokens, tuple(rows))
+    return ResidualView(subject.position(len(subject.ids) - 1), subject.tokens, tuple(rows), **subject.where)
 
 
 def written(subject: Subject, found: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from minillm_repl.insight.subject import Subject, likeliest
-from minillm_repl.insight.surprise import bits_per_byte, surprisals
+from minillm_repl.insight.surprise import bits_per_byte, byte_spans, surprisals
 from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.texts import CompareView, Difference
 from minillm_repl.language import N_
 from minillm_repl.tokenizer.base import Token
-from minillm_repl.tokenizer.lookup import same_vocabulary
+from minillm_repl.tokenizer.lookup import put_before, same_vocabulary
 
 _TOP, _MOST = 8, 8
 
@@ -21,19 +21,21 @@ def compare_view(ours: Subject, theirs: Subject, names: tuple[str, str]) -> Comp
     logits = tuple(each.logits() for each in both)
     why = _apart(ours, theirs, logits[0].shape[-1] == logits[1].shape[-1])
     differences = [] if why else [_difference(ours, place, logits) for place in range(len(ours.ids))]
-    same_text = _text(ours) == _text(theirs)
+    since = _shared_start(ours, theirs) if _text(ours) == _text(theirs) else None
     last = differences[-1] if differences else None
     count = max(len(differences), 1)
     return CompareView(
         names=names,
         tokens=(len(ours.ids), len(theirs.ids)),
         top=(_top(ours, logits[0][-1]), _top(theirs, logits[1][-1])),
-        bits_per_byte=(_bits(ours, logits[0]), _bits(theirs, logits[1])) if same_text else (None, None),
+        bits_per_byte=(_bits(ours, logits[0], since), _bits(theirs, logits[1], since)),
+        bytes=0 if since is None else len(_text(ours)) - since,
         why=why,
         kl=(last.kl, last.kl_back) if last else None,
         kl_mean=(sum(each.kl for each in differences) / count, sum(each.kl_back for each in differences) / count)
         if last
         else None,
+        **ours.where,
         differ=tuple(sorted(differences, key=lambda each: -each.kl)[:_MOST]),
     )
 
@@ -41,16 +43,27 @@ def compare_view(ours: Subject, theirs: Subject, names: tuple[str, str]) -> Comp
 def _apart(ours: Subject, theirs: Subject, as_many: bool) -> str:
     """Return why the two distributions cannot be compared token by token; nothing if they can."""
     if _text(ours) != _text(theirs):
-        return N_("they do not read the same text: one lacks characters of it, or sees less of it")
+        return N_("they do not read the same text: one lacks characters of it")
     if not as_many or not same_vocabulary(ours.tokenizer, theirs.tokenizer):
         return N_("the two have different vocabularies")
+    if ours.where != theirs.where:
+        return N_("one sees less of the text than the other")
     if ours.ids != theirs.ids:
         return N_("the two cut the text into different tokens")
     return ""
 
 
 def _text(subject: Subject) -> bytes:
-    return b"".join(bytes(token.bytes) for token in subject.tokens).strip()
+    """Return the bytes of the whole text, without a space that the tokenizer has put before it."""
+    tokens = subject.whole
+    lead = put_before(subject.tokenizer, tokens) if subject.lead is None else subject.lead
+    return b"".join(map(subject.tokenizer.token_bytes, tokens))[lead:]
+
+
+def _shared_start(ours: Subject, theirs: Subject) -> int | None:
+    """Return the first byte of the text from which on both models expect each token, and at which both begin one."""
+    begins = [{start for index, (start, _end) in byte_spans(each).items() if index} for each in (ours, theirs)]
+    return min(begins[0] & begins[1], default=None)
 
 
 def _difference(subject: Subject, place: int, logits: tuple[Tensor, ...]) -> Difference:
@@ -60,7 +73,7 @@ def _difference(subject: Subject, place: int, logits: tuple[Tensor, ...]) -> Dif
         for of, against in ((ours, theirs), (theirs, ours))
     )
     best = [_likely(subject, each, likeliest(each, 1)[0]) for each in (ours, theirs)]
-    return Difference(place, subject.tokens[place], kl, back, *best)
+    return Difference(subject.position(place), subject.tokens[place], kl, back, *best)
 
 
 def _top(subject: Subject, logits: Tensor) -> tuple[Likely, ...]:
@@ -72,5 +85,5 @@ def _likely(subject: Subject, log_probabilities: Tensor, token: int) -> Likely:
     return Likely(Token.of(subject.tokenizer, token), float(log_probabilities[token].exp()))
 
 
-def _bits(subject: Subject, logits: Tensor) -> float | None:
-    return bits_per_byte(subject, surprisals(subject, logits))
+def _bits(subject: Subject, logits: Tensor, since: int | None) -> float | None:
+    return None if since is None else bits_per_byte(subject, surprisals(subject, logits), since=since)

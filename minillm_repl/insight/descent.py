@@ -47,7 +47,7 @@ def descent_view(subject: Subject, rate: float, recipe: Recipe | None = None) ->
         subject.tokens,
         rate,
         tuple(
-            Target(position, math.exp(-old), math.exp(-new), old, new)
+            Target(subject.position(position), math.exp(-old), math.exp(-new), old, new)
             for position, (old, new) in enumerate(zip(before.tolist(), after.tolist(), strict=True))
         ),
         float(before.mean()),
@@ -57,6 +57,7 @@ def descent_view(subject: Subject, rate: float, recipe: Recipe | None = None) ->
         value,
         gradient,
         value - rate * gradient,
+        **subject.where,
     )
 
 

@@ -25,6 +25,7 @@ def effect_view(subject: Subject, told: str, tap: Tap, chance: Tap | None = None
         _likely(subject, after),
         kl=_divergence(after, before),
         kl_random=None if chance is None else _divergence(_final(subject.with_tap(chance)), before),
+        **subject.where,
     )
 
 

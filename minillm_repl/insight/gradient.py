@@ -36,4 +36,5 @@ def grad_view(subject: Subject, token: int | None = None, versus: int | None = N
         logit=float(logit.detach()),
         times=tuple((gradient * vectors).sum(-1).tolist()),
         norms=tuple(gradient.norm(dim=-1).tolist()),
+        **subject.where,
     )

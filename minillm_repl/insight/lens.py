@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from minillm_repl.insight.subject import Subject, check_position, likeliest, rank
+from minillm_repl.insight.subject import Subject, likeliest, rank
 from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.thinking import LensRow, LensView
 from minillm_repl.tokenizer.base import Token
@@ -17,15 +17,16 @@ def lens_view(subject: Subject, position: int = -1, top: int = _TOP) -> LensView
 
     The last row is the model's own output. Raises UserError if there is no such position.
     """
-    position = check_position(subject.ids, position)
-    subject = subject.upto(position)
+    index = subject.index(position)
+    position, subject = subject.position(index), subject.upto(index)
     logits, found = subject.record("embedding", "residual", "residual.mid", last=True)
     final = logits[0].double().log_softmax(-1)
     answer = likeliest(final, 1)[0]
     read = [(place_name(subject, name), subject.model.unembed(residual[-1])) for name, residual in found.items()]
     lens = tuple(_row(subject, place, logits.double().log_softmax(-1), final, answer, top) for place, logits in read)
     later = next((place for place in range(len(lens), 0, -1) if lens[place - 1].rank > 1), 0)
-    return LensView(position, subject.tokens, Token.of(subject.tokenizer, answer), lens[later].place, lens)
+    answered = Token.of(subject.tokenizer, answer)
+    return LensView(position, subject.tokens, answered, lens[later].place, lens, **subject.where)
 
 
 def place_name(subject: Subject, name: str) -> str:

@@ -22,4 +22,4 @@ def neurons_view(subject: Subject, layer: int, neuron: int | None = None) -> Neu
     strength = hidden.abs().amax(0)  # (hidden,)
     order = strength.argsort(descending=True, stable=True)[:_MOST].tolist() if neuron is None else [neuron]
     neurons = (Neuron(index, tuple(hidden[:, index].tolist())) for index in order)
-    return NeuronsView(layer, size, subject.tokens, tuple(neurons))
+    return NeuronsView(layer, size, subject.tokens, tuple(neurons), **subject.where)

@@ -27,8 +27,20 @@ def patch_view(
 
     The measure is the difference of two logits, A's answer less B's: 0 as it is after B, 1 as after A. The answers are
     the likeliest tokens; where that is one token, those that tell the two distributions apart most. `told` hears how
-    much is done, 0 to 1. Raises UserError if the prompts do not pair token by token, or are the same to the model.
+    much is done, 0 to 1. Raises UserError if the prompts do not pair token by token, or are the same to the model, or
+    if a part of one is not seen.
     """
+    for name, prompt in (("A", a), ("B", b)):
+        if prompt.gap:
+            raise UserError(
+                _(
+                    "prompt {name} is longer than the context: of its {all} tokens the model sees {seen}, and patching"
+                    " needs all",
+                    name=name,
+                    all=len(prompt.ids) + len(prompt.gap),
+                    seen=len(prompt.ids),
+                )
+            )
     if len(a.ids) != len(b.ids):
         raise UserError(
             _(

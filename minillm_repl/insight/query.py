@@ -6,7 +6,7 @@ In float32, as the attention itself computes them from numbers of 16 bits.
 import torch
 
 from minillm_repl.errors import UserError
-from minillm_repl.insight.subject import Subject, check_layer, check_position
+from minillm_repl.insight.subject import Subject, check_layer
 from minillm_repl.insight.views.thinking import DotView, Met, QKVView
 from minillm_repl.language import _
 from minillm_repl.model.attention import attention_weights
@@ -17,8 +17,8 @@ def qkv_view(subject: Subject, layer: int, head: int, position: int = -1) -> QKV
     """Return what a head computes at a position. Raises UserError if there is no such head or position."""
     config = subject.config
     check_layer(config, layer, head)
-    position = check_position(subject.ids, position)
-    subject = subject.upto(position)
+    index = subject.index(position)
+    subject = subject.upto(index)
     prefix = f"blocks.{layer}.attention."
     found = subject.record(*(prefix + each for each in ("q", "k", "v", "z")), last=True)[1]
     q, k, v = (found[prefix + each] for each in ("q", "k", "v"))  # (head, time, head_size), k and v with kv_heads
@@ -28,22 +28,24 @@ def qkv_view(subject: Subject, layer: int, head: int, position: int = -1) -> QKV
     query, keys, values = q[head, -1].float(), k[shared].float(), v[shared].float()
     dots = keys @ query  # (time,)
     return QKVView(
-        layer, head, position, subject.tokens, tuple(query.tolist()),
+        layer, head, subject.position(index), subject.tokens, tuple(query.tolist()),
         tuple(
             Met(
-                place, tuple(keys[place].tolist()), tuple(values[place].tolist()), float(dots[place]),
+                subject.position(place), tuple(keys[place].tolist()), tuple(values[place].tolist()), float(dots[place]),
                 float(dots[place]) / config.head_size**0.5, float(weights[place]),
             )
-            for place in range(max(0, position + 1 - window) if window else 0, position + 1)
+            for place in range(max(0, index + 1 - window) if window else 0, index + 1)
         ),
         tuple(found[prefix + "z"][-1, head].float().tolist()),
+        **subject.where,
     )  # fmt: skip
 
 
 def dot_view(subject: Subject, layer: int, head: int, position: int, key: int) -> DotView:
     """Return how the query of a position and the key of another meet. Raises UserError if there is no such thing."""
     view = qkv_view(subject, layer, head, position)
-    key = check_position(view.tokens, key)
+    upto = subject.upto(subject.index(position))
+    key = upto.position(upto.index(key))
     met = {each.position: each for each in view.met}
     if key not in met:
         first = view.met[0].position
@@ -54,4 +56,5 @@ def dot_view(subject: Subject, layer: int, head: int, position: int, key: int) -
         tuple(asks * answers for asks, answers in zip(view.query, chosen.key, strict=True)),
         chosen.dot, chosen.scaled, chosen.weight,
         tuple((each.position, each.scaled, each.weight) for each in view.met),
+        **upto.where,
     )  # fmt: skip

@@ -53,6 +53,7 @@ def shapes_view(subject: Subject, draw: Draw, sampling: str = "") -> ShapesView:
         sampling=sampling,
         candidates=int((probabilities > 0).sum()),
         drawn=tuple(Likely(Token.of(subject.tokenizer, each), float(probabilities[each])) for each in drawn),
+        **subject.where,
     )
 
 

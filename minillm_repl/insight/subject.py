@@ -13,19 +13,25 @@ from minillm_repl.model.build import LanguageModel
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.model.taps import Tap, in_turn, recording, untapped
 from minillm_repl.tokenizer.base import Token, Tokenizer
+from minillm_repl.tokenizer.window import Window
 
 Names = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and a text of at least one token that fits its context. `tap` changes what it thinks on the way."""
+    """A model and a text of at least one token that fits its context. `tap` changes what it thinks on the way.
+
+    Of a longer text it is what the model sees: the first `kept` tokens, and those after a `gap`.
+    """
 
     model: LanguageModel
     tokenizer: Tokenizer
     ids: tuple[int, ...]
     tap: Tap = untapped
-    unseen: int = 0  # tokens of the text before these, which no longer fit
+    gap: tuple[int, ...] = ()  # tokens of the text that no longer fit
+    kept: int = 0
+    lead: int | None = None  # bytes that the tokenizer has put before the text; None leaves it to what it usually does
 
     @property
     def config(self) -> AnyConfig:
@@ -37,9 +43,47 @@ class Subject:
         """The tokens of the text."""
         return tuple(Token.of(self.tokenizer, token) for token in self.ids)
 
-    def upto(self, position: int) -> "Subject":
-        """Return the text up to a position, that included: nothing later can matter to it."""
-        return replace(self, ids=self.ids[: position + 1])
+    @property
+    def seen(self) -> Window:
+        """What of the text is seen."""
+        return Window(ids=self.ids, gap=self.gap, unseen=len(self.gap), kept=self.kept)
+
+    @property
+    def where(self) -> dict[str, int]:
+        """What a view says of that: how many tokens are not seen, and how many before them are."""
+        return self.seen.where
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The ids of the whole text, those that are not seen included."""
+        return (*self.ids[: self.kept], *self.gap, *self.ids[self.kept :])
+
+    def position(self, index: int) -> int:
+        """Return where in the whole text one of `ids` stands."""
+        return self.seen.position_of(index)
+
+    def index(self, position: int) -> int:
+        """Return which of `ids` stands at a position of the whole text, from its end if negative. Raises UserError."""
+        total = len(self.ids) + len(self.gap)
+        place = position + total if position < 0 else position
+        if not 0 <= place < total:
+            raise UserError(
+                _(
+                    "there is no position {position}: they count from 0 to {last}, or -1 from the end",
+                    position=position,
+                    last=total - 1,
+                )
+            )
+        if 0 <= place - self.kept < len(self.gap):
+            first = self.position(self.kept)
+            raise UserError(
+                _("the model does not see position {place}: it sees from {first} on", place=place, first=first)
+            )
+        return self.seen.index_of(place)
+
+    def upto(self, index: int) -> "Subject":
+        """Return the text up to one of `ids`, that included: nothing later can matter to it."""
+        return replace(self, ids=self.ids[: index + 1], gap=self.gap if index >= self.kept else ())
 
     def with_tap(self, tap: Tap) -> "Subject":
         """Return the same with one more change on the way, after those there are."""
@@ -107,17 +151,3 @@ def check_layer(config: AnyConfig, layer: int, head: int | None = None) -> None:
         )
     if head is not None and not 0 <= head < config.heads:
         raise UserError(_("there is no head {head}: they count from 0 to {last}", head=head, last=config.heads - 1))
-
-
-def check_position(ids: Sequence[object], position: int) -> int:
-    """Return a position counted from 0; a negative one counts from the end. Raises UserError."""
-    place = position + len(ids) if position < 0 else position
-    if not 0 <= place < len(ids):
-        raise UserError(
-            _(
-                "there is no position {position}: they count from 0 to {last}, or -1 from the end",
-                position=position,
-                last=len(ids) - 1,
-            )
-        )
-    return place

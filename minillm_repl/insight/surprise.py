@@ -11,6 +11,7 @@ from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.texts import SurpriseView, Surprising
 from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer.lookup import put_before
 
 _TOP, _MOST = 3, 8  # alternatives to a token, tokens
 
@@ -25,13 +26,13 @@ def surprise_view(subject: Subject, first: int = 1) -> SurpriseView:
         raise UserError(_("a text of one token has no surprise: nothing comes before it; give a longer one"))
     logits = subject.logits()
     nats = surprisals(subject, logits)
-    first = min(max(first, 1), len(subject.ids) - 1)
+    first = min(max(first - len(subject.gap), 1), len(subject.ids) - 1)  # which of those that are seen
     of = nats[first - 1 :]
     mean = sum(of) / len(of)
     order = sorted(range(first, len(subject.ids)), key=lambda place: -nats[place - 1])
     return SurpriseView(
-        first=first,
-        unseen=subject.unseen,
+        **subject.where,
+        first=subject.position(first),
         tokens=subject.tokens,
         bits=(None, *(each / log(2) for each in nats)),
         mean=mean,
@@ -51,18 +52,35 @@ def surprisals(subject: Subject, logits: Tensor) -> list[float]:
     ]
 
 
-def bits_per_byte(subject: Subject, nats: list[float], first: int = 1) -> float | None:
-    """Return Σ surprisal ÷ Σ bytes of the tokens from position `first` on that are text, in bits; None without any."""
+def bits_per_byte(subject: Subject, nats: list[float], first: int = 1, since: int = 0) -> float | None:
+    """Return Σ surprisal ÷ Σ bytes of the tokens that are text, in bits; None without any.
+
+    Counted are those from the index `first` on that begin at the byte `since` of the whole text or later. The space
+    that a tokenizer puts before a text is none of its bytes.
+    """
     counted = [
-        (nats[place - 1], len(token.bytes))
-        for place, token in enumerate(subject.tokens)
-        if place >= first and token.bytes
+        (nats[index - 1], end - start)
+        for index, (start, end) in byte_spans(subject).items()
+        if index >= first and start >= since
     ]
     size = sum(length for _, length in counted)
     return sum(each for each, _ in counted) / log(2) / size if size else None
 
 
+def byte_spans(subject: Subject) -> dict[int, tuple[int, int]]:
+    """Return where in the bytes of the whole text each token lies that is seen and is text, by its index."""
+    tokens = subject.whole
+    lead = put_before(subject.tokenizer, tokens) if subject.lead is None else subject.lead
+    spans, at = {}, -lead
+    for position, token in enumerate(tokens):
+        size = len(subject.tokenizer.token_bytes(token))
+        if size and not 0 <= position - subject.kept < len(subject.gap):
+            spans[subject.seen.index_of(position)] = max(at, 0), max(at + size, 0)
+        at += size
+    return spans
+
+
 def _surprising(subject: Subject, place: int, logits: Tensor, nats: float) -> Surprising:
     here, token = logits.double().softmax(-1), subject.ids[place]
     expected = tuple(Likely(Token.of(subject.tokenizer, each), float(here[each])) for each in likeliest(here, _TOP))
-    return Surprising(place, subject.tokens[place], nats / log(2), rank(here, token), expected)
+    return Surprising(subject.position(place), subject.tokens[place], nats / log(2), rank(here, token), expected)

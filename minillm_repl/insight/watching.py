@@ -1,6 +1,7 @@
 """How a model learns what comes after a prompt: the same views of it, again and again while it is trained."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.changes import Moment, WatchView
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.tokenizer.base import Token, Tokenizer
+from minillm_repl.tokenizer.window import start_token, window
 
 _KEPT = 200  # moments, at most: beyond, every other one is forgotten
 _TOP = 5
@@ -27,10 +29,11 @@ class Watch:
     @torch.no_grad()
     def look(self, model: LanguageModel, step: int) -> Moment:
         """Return what the model makes of the prompt after so many steps, and remember it."""
-        subject = Subject(model, self._tokenizer, self._ids[-model.config.context :])
+        seen = window(self._ids, model.config.context, start_token(self._tokenizer))
+        subject = Subject(model, self._tokenizer, seen.ids, gap=seen.gap, kept=seen.kept)
         final = subject.logits(last=True)[0].double().softmax(-1).cpu()
         top = tuple(Likely(Token.of(self._tokenizer, each), float(final[each])) for each in likeliest(final, _TOP))
-        moment = Moment(step, top[0].prob, top, lens_view(subject), focus_view(subject))
+        moment = Moment(step, top[0].prob, top, lens_view(subject), focus_view(subject), **subject.where)
         self._moments.append((moment, final))
         if len(self._moments) > _KEPT:
             del self._moments[1::2]
@@ -41,8 +44,6 @@ class Watch:
         if not self._moments:
             return None
         answer = self._moments[-1][0].top[0].token
-        moments = (
-            Moment(each.step, float(final[answer.id]), each.top, each.lens, each.attention)
-            for each, final in self._moments
-        )
-        return WatchView(self._moments[-1][0].lens.tokens, answer, tuple(moments))
+        moments = (replace(each, prob=float(final[answer.id])) for each, final in self._moments)
+        last = self._moments[-1][0].lens
+        return WatchView(last.tokens, answer, tuple(moments), unseen=last.unseen, kept=last.kept)

@@ -24,7 +24,7 @@ _MAP = 16  # tokens to an edge of a small map, at most
 def head_picture(view: HeadView, width: int) -> RenderableType:
     """Return the matrix: rows ask, columns answer. Of a text too long for the width, the last tokens."""
     labels = label_width(view.tokens) if width > 40 else 5
-    numbers = len(str(len(view.tokens) - 1))
+    numbers = len(str(view.position_of(len(view.tokens) - 1)))
     lead = labels + numbers + 2
     room = max(1, (width - lead) // _CELL)
     first = max(0, len(view.tokens) - room)
@@ -34,7 +34,7 @@ def head_picture(view: HeadView, width: int) -> RenderableType:
         lines.append(" " * lead + part + "\n", MODEL)
     for place in shown:
         token, row = view.tokens[place], view.weights[place]
-        lines.append(f"{place:>{numbers}} ", FIGURES)
+        lines.append(f"{view.position_of(place):>{numbers}} ", FIGURES)
         lines.append(fitted(token.label, labels) + " ", token_style(token))
         lines.append("".join(shade(row[column]) * _CELL for column in shown[: place - first + 1]), MODEL)
         lines.append(f"{'·':>{_CELL}}" * (len(view.tokens) - place - 1) + "\n", FIGURES)
@@ -54,7 +54,7 @@ def head_picture(view: HeadView, width: int) -> RenderableType:
 def head_pins(view: HeadView) -> tuple[int, int]:
     """Return how many rows and columns of a matrix name its tokens: they are to stay when the rest is scrolled."""
     labels = _column_labels([token.label for token in view.tokens])
-    return 1 + len(labels), label_width(view.tokens) + len(str(len(view.tokens) - 1)) + 2
+    return 1 + len(labels), label_width(view.tokens) + len(str(view.position_of(len(view.tokens) - 1))) + 2
 
 
 def layer_picture(view: LayerView, width: int) -> RenderableType:
@@ -110,7 +110,7 @@ def focus_picture(view: FocusView, width: int) -> RenderableType:
     return Group(
         title(
             _("attention of the last token"),
-            _("{token}, position {position}", token=last.label, position=len(view.tokens) - 1),
+            _("{token}, position {position}", token=last.label, position=view.position_of(len(view.tokens) - 1)),
         ),
         table,
         Text(" · ".join(notes), FIGURES),
@@ -122,7 +122,7 @@ def _looking_back(view: FocusView) -> list[HeadFocus]:
     last = len(view.tokens) - 1
 
     def hardest(head: HeadFocus) -> float:
-        return max((weight for place, weight in head.looked if 0 < place < last), default=0.0)
+        return max((weight for place, weight in head.looked if 0 < view.index_of(place) < last), default=0.0)
 
     strongest = sorted(view.heads, key=hardest, reverse=True)[:_HEADS]
     return sorted(strongest, key=lambda head: (head.layer, head.head))
@@ -133,7 +133,7 @@ def _looks(view: FocusView, looked: Iterable[tuple[int, float]]) -> list[Text]:
     texts = []
     for place, weight in looked:
         if weight >= 0.005:
-            token = view.tokens[place]
+            token = view.tokens[view.index_of(place)]
             text = Text(fitted(token.label, min(_LOOKED, cell_len(token.label))), token_style(token))
             texts.append(text.append(f" @{place} ", FIGURES).append(f"{weight:.0%} {level(weight)}", ""))
     return texts

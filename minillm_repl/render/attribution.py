@@ -35,7 +35,7 @@ def why_picture(view: WhyView, width: int) -> RenderableType:
         if view.versus
         else _("why {token}", token=view.token.label)
     )
-    last = {"token": view.tokens[-1].label, "position": len(view.tokens) - 1}
+    last = {"token": view.tokens[-1].label, "position": view.position_of(len(view.tokens) - 1)}
     return Group(
         title(asked, f"{logit(view.logit, apart=view.versus is not None)} · {chance}"),
         Text(_("after {token}, position {position}; what each part adds by itself", **last), FIGURES),

@@ -43,8 +43,9 @@ def descent_picture(view: DescentView, _width: int) -> RenderableType:
         column.no_wrap = place not in (1, 2)
         column.justify = "right" if place in (0, 3, 4, 5) else "left"
     for each in view.targets:
+        index = view.index_of(each.position)
         table.add_row(
-            str(each.position), short(view.tokens[each.position]), short(view.tokens[each.position + 1]),
+            str(each.position), short(view.tokens[index]), short(view.tokens[index + 1]),
             f"{each.before:.4f}" if each.before >= 0.001 else f"{each.before:.1e}",
             f"{each.nats_before:.{places}f}", f"{each.nats_after:.{places}f}",
             _change(each.nats_before, each.nats_after, places),
@@ -97,7 +98,7 @@ def dot_picture(view: DotView, _width: int) -> RenderableType:
     table.add_section()
     table.add_row("", "", _("sum, q·k"), Text(f"{view.dot:+.{dot}f}", TITLE))
     table.add_row("", "", f"÷ √{size}", Text(f"{view.scaled:+.{scaled}f}", TITLE))
-    asks, answers = view.tokens[view.position].label, view.tokens[view.met].label
+    asks, answers = view.tokens[-1].label, view.tokens[view.index_of(view.met)].label
     return Group(
         title(
             _("layer {layer} head {head}", layer=view.layer, head=view.head),
@@ -117,7 +118,7 @@ def _shares(view: DotView, places: int) -> RenderableType:
     listed = sorted(largest if len(largest) <= _ROWS else largest[:_LARGEST])
     shares = [
         Text.assemble(
-            (f"{place} ", FIGURES), short(view.tokens[place]), f" {score:+.{places}f}",
+            (f"{place} ", FIGURES), short(view.tokens[view.index_of(place)]), f" {score:+.{places}f}",
             (f" {percent(weight)}", TITLE if place == view.met else ""),
         )
         for place, score, weight in listed

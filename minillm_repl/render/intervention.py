@@ -29,7 +29,7 @@ def effect_picture(view: EffectView, width: int) -> RenderableType:
         column.justify, column.no_wrap = "right" if place in (0, 2, 4) else "left", True
     for rank, (before, after) in enumerate(zip(view.before, view.after, strict=True), 1):
         table.add_row(str(rank), *_likely(before, label), *_likely(after, label))
-    last = {"token": view.tokens[-1].label, "position": len(view.tokens) - 1}
+    last = {"token": view.tokens[-1].label, "position": view.position_of(len(view.tokens) - 1)}
     return Group(
         title(view.change, _("what comes after {token}, position {position}", **last)),
         table,

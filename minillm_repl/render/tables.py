@@ -1,6 +1,6 @@
 """Draws what commands show: settings, help, a model's card, the tokens of a text."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -71,12 +71,17 @@ def card(rows: Mapping[str, str]) -> Table:
     return table
 
 
-def tokens_flow(tokens: Iterable[Token]) -> Text:
-    """Return all tokens one after the other, each with its id, as many in a line as fit."""
-    flow = Text()
-    for token in tokens:
-        flow.append(token.label, MODEL if token.bytes else SPECIAL)
-        flow.append(f" {token.id}", CUT)
+def tokens_flow(tokens: Sequence[Token], kept: int = 0, unseen: int = 0) -> Text:
+    """Return all tokens one after the other, each with its id, as many in a line as fit.
+
+    After `kept` tokens, the `unseen` ones stand in brackets.
+    """
+    flow, last = Text(), min(kept + unseen, len(tokens)) - 1
+    for place, token in enumerate(tokens):
+        gone = kept <= place <= last
+        flow.append("⟦" if gone and place == kept else "", CUT)
+        flow.append(token.label, CUT if gone else MODEL if token.bytes else SPECIAL)
+        flow.append(f" {token.id}" + ("⟧" if place == last and gone else ""), CUT)
         flow.append("  ")
     return flow
 

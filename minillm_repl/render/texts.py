@@ -50,8 +50,9 @@ def tokens_picture(view: TokensView, width: int) -> RenderableType:
 
 def surprise_picture(view: SurpriseView, width: int) -> RenderableType:
     """Return the text with a level for each token's surprisal, the figures, and the tokens that surprised most."""
+    first = view.index_of(view.first)
     shares = [
-        None if bits is None or place < view.first else bits / view.blind if view.blind else 0.0
+        None if bits is None or place < first else bits / view.blind if view.blind else 0.0
         for place, bits in enumerate(view.bits)
     ]
     figures = [
@@ -60,7 +61,7 @@ def surprise_picture(view: SurpriseView, width: int) -> RenderableType:
     ]
     if view.bits_per_byte is not None:
         figures.append(_("{rate:.3f} bits per byte", rate=view.bits_per_byte))
-    count = len(view.tokens) - view.first
+    count = len(view.tokens) - first
     table = plain_table("#", _("token"), _("bits"), _("rank"), _("expected"))
     for place, column in enumerate(table.columns):
         column.justify = "right" if place in (0, 2, 3) else "left"
@@ -71,8 +72,6 @@ def surprise_picture(view: SurpriseView, width: int) -> RenderableType:
         )
         table.add_row(str(each.position), short(each.token), f"{each.bits:.2f}", f"{each.rank:,}", expected)
     notes = [_("▁ expected · █ as unexpected as a blind guess, {bits:.2f} bits, or more", bits=view.blind)]
-    if view.unseen:
-        notes.append(_("{n} before these no longer fit the context", n=view.unseen))
     return Group(
         title(
             _("surprisal"),
@@ -164,7 +163,7 @@ def compare_picture(view: CompareView, width: int) -> RenderableType:
     )
     parts: list[RenderableType] = [title(_("what comes next"), _("by the models' own probabilities")), table]
     if bits:
-        parts.append(Text(_("bits per byte of the text: {bits}", bits=bits)))
+        parts.append(Text(_("bits per byte, over the same {n:,} bytes of the text: {bits}", n=view.bytes, bits=bits)))
     if view.why or view.kl is None or view.kl_mean is None:
         return Group(*parts, Text(_("no more can be compared: {why}", why=_(view.why)), FIGURES))
     here, mean = (_("{kl:.3f} nats ({back:.3f} back)", kl=there, back=back) for there, back in (view.kl, view.kl_mean))

@@ -12,7 +12,6 @@ from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.generation import percent
 from minillm_repl.render.picture import label_width, logit, short, signed_bar, strip, title
 from minillm_repl.render.tables import plain_table
-from minillm_repl.tokenizer.base import Token
 
 _NUMBER = 6  # cells of one number of a vector
 
@@ -31,7 +30,7 @@ def qkv_picture(view: QKVView, width: int) -> RenderableType:
     for each in view.met:
         style = TITLE if each.weight == most else ""
         table.add_row(
-            str(each.position), short(view.tokens[each.position]), _vector(each.key, numbers),
+            str(each.position), short(view.tokens[view.index_of(each.position)]), _vector(each.key, numbers),
             f"{each.dot:.2f}", f"{each.scaled:.2f}", Text(percent(each.weight), style),
             Text(bar(each.weight, bars), MODEL), _vector(each.value, numbers),
         )  # fmt: skip
@@ -71,7 +70,9 @@ def neurons_picture(view: NeuronsView, width: int) -> RenderableType:
         room, fires = width - 34, Text()
         for place in order:
             part = Text.assemble(
-                short(view.tokens[place], 8), (f" @{place}", FIGURES), f" {each.activations[place]:+.2f}  "
+                short(view.tokens[place], 8),
+                (f" @{view.position_of(place)}", FIGURES),
+                f" {each.activations[place]:+.2f}  ",
             )
             if fires.cell_len + part.cell_len > room:
                 break
@@ -102,7 +103,7 @@ def neuron_picture(view: NeuronsView, width: int) -> RenderableType:
     names, bars = label_width(view.tokens), max(16, min(60, width - 40))
     lines = Text()
     for place in _strongest(neuron.activations)[:10]:
-        lines.append_text(_named(place, view.tokens, names))
+        lines.append_text(_named(place, view, names))
         lines.append_text(signed_bar(neuron.activations[place], most, bars))
         lines.append(f" {neuron.activations[place]:+.3f}\n")
     lines.rstrip()
@@ -123,7 +124,7 @@ def grad_picture(view: GradView, width: int) -> RenderableType:
     names, bars = label_width(view.tokens), max(16, min(60, width - 44))
     lines = Text()
     for place in _strongest(view.times)[:12]:
-        lines.append_text(_named(place, view.tokens, names))
+        lines.append_text(_named(place, view, names))
         lines.append_text(signed_bar(view.times[place], most, bars))
         lines.append(f" {view.times[place]:+8.3f} {view.norms[place]:8.3f}\n")
     lines.rstrip()
@@ -143,11 +144,11 @@ def grad_picture(view: GradView, width: int) -> RenderableType:
     )
 
 
-def _named(place: int, tokens: Sequence[Token], width: int) -> Text:
-    """Return a position and its token, before a bar; as wide for each position of a text."""
-    name, digits = short(tokens[place]), max(4, len(str(len(tokens) - 1)))
+def _named(place: int, view: GradView | NeuronsView, width: int) -> Text:
+    """Return the position of a token, and the token, before a bar; as wide for each position of a text."""
+    name, digits = short(view.tokens[place]), max(4, len(str(view.position_of(len(view.tokens) - 1))))
     name.pad_right(width - name.cell_len + 2)
-    return Text.assemble((f"{place:>{digits}}  ", FIGURES), name)
+    return Text.assemble((f"{view.position_of(place):>{digits}}  ", FIGURES), name)
 
 
 def _vector(numbers: Sequence[float], shown: int) -> Text:

@@ -76,7 +76,7 @@ def moment_line(moment: Moment, prompt: str) -> Text:
 def _look(moment: Moment) -> Text:
     head = max(moment.attention.heads, key=lambda head: head.looked[0][1])
     place, weight = head.looked[0]
-    token = moment.attention.tokens[place]
+    token = moment.attention.tokens[moment.attention.index_of(place)]
     return Text.assemble(
         (f"{head.layer}.{head.head} ", TITLE), short(token, 8), (f" @{place}", FIGURES), f" {weight:.0%}"
     )

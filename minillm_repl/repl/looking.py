@@ -12,7 +12,7 @@ from rich.text import Text
 
 from minillm_repl.checkpoint.names import user_path
 from minillm_repl.errors import Misunderstood, UserError
-from minillm_repl.language import _
+from minillm_repl.language import _, _n
 from minillm_repl.render.console import WARNING
 from minillm_repl.repl.interrupt import patiently
 from minillm_repl.repl.opening import Model
@@ -20,7 +20,8 @@ from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.words import SCREEN, Output, check_no_place, quoted, take_output
 from minillm_repl.repl.written import check_ours, write_view
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer.lookup import find_token
+from minillm_repl.tokenizer.lookup import find_token, put_before
+from minillm_repl.tokenizer.window import OnText
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,7 +109,7 @@ def subject(shell: Shell, text: str = "") -> "Subject":
     Of a text longer than the context, what the model sees. Raises UserError if there is no text.
     """
     model = shell.model()
-    return looking_at(shell, model, text_ids(shell, model, text))
+    return looking_at(shell, model, text_ids(shell, model, text), text or None)
 
 
 def text_ids(shell: Shell, model: Model, text: str = "") -> list[int]:
@@ -122,17 +123,16 @@ def text_ids(shell: Shell, model: Model, text: str = "") -> list[int]:
     return ids
 
 
-def looking_at(shell: Shell, model: Model, ids: Sequence[int]) -> "Subject":
-    """Return a model and as many of the last tokens of `ids` as it sees."""
-    from minillm_repl.engine.decoder import window_start
-
-    unseen = window_start(len(ids), model.decoder.context)
+def looking_at(shell: Shell, model: Model, ids: Sequence[int], text: str | None = None) -> "Subject":
+    """Return a model and what it sees of `ids`, which `text` has become where that is known."""
+    seen = model.seen(ids)
     get_ready(shell)
     from minillm_repl.insight.subject import Subject
     from minillm_repl.model.taps import in_turn
 
-    tap = in_turn(model.tap, _stopping(shell))
-    return Subject(model.torch, model.checkpoint.tokenizer, tuple(ids[unseen:]), tap, unseen)
+    tap, tokenizer = in_turn(model.tap, _stopping(shell)), model.checkpoint.tokenizer
+    lead = put_before(tokenizer, ids, text)
+    return Subject(model.torch, tokenizer, seen.ids, tap, seen.gap, seen.kept, lead)
 
 
 def get_ready(shell: Shell) -> None:
@@ -144,14 +144,17 @@ def get_ready(shell: Shell) -> None:
 def show(shell: Shell, view: Any, draw: Draw, output: Output = SCREEN, of: Model | None = None) -> None:
     """Draw a view, or write its numbers to a file; it is what `:export` and `:scroll` mean from now on.
 
-    `of` is the model that was looked at, if not the open one; what is changed in it is told above the view.
+    `of` is the model that was looked at, if not the open one; what is changed in it is told above the view, and so is
+    what the model does not see of the text.
     """
     looked = of or shell.session.model
     told = [change.told for change in looked.changes] if looked else []
-    changed = [Text(_("the model is changed: {changes}", changes=" · ".join(told)), WARNING)] if told else []
+    first = [Text(_("the model is changed: {changes}", changes=" · ".join(told)), WARNING)] if told else []
+    if getattr(view, "unseen", 0):
+        first.append(Text(not_seen(view), WARNING))
 
     def drawn(width: int) -> RenderableType:
-        return Group(*changed, draw(view, width)) if changed else draw(view, width)
+        return Group(*first, draw(view, width)) if first else draw(view, width)
 
     shell.last_view, shell.last_pins = drawn, (0, 0)
     if not output.file:
@@ -166,6 +169,17 @@ def show(shell: Shell, view: Any, draw: Draw, output: Output = SCREEN, of: Model
     path = user_path(output.file)
     write_view(path, text.encode(), overwrite=output.overwrite)
     shell.screen.note(_("the numbers are in {path}", path=safe_line(str(path))))
+
+
+def not_seen(part: OnText) -> str:
+    """Return what to say of a text of which the model sees only a part."""
+    return _n(
+        "the text is longer than the context: the model does not see the token at position {first}",
+        "the text is longer than the context: the model does not see the {n} tokens at positions {first} to {last}",
+        part.unseen,
+        first=part.kept,
+        last=part.kept + part.unseen - 1,
+    )
 
 
 def _stopping(shell: Shell) -> Callable[[str, "Tensor"], "Tensor"]:

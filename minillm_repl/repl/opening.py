@@ -1,7 +1,7 @@
 """Opening a checkpoint, at once or while the user types."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, whil
     from minillm_repl.engine.decoder import Decoder
     from minillm_repl.model.build import LanguageModel
     from minillm_repl.model.taps import Tap
+    from minillm_repl.tokenizer.window import Window
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,12 @@ class Model:
 
         return in_turn(*(change.tap for change in self.changes))
 
+    def seen(self, ids: Sequence[int]) -> "Window":
+        """Return what it sees of a text."""
+        from minillm_repl.tokenizer.window import window
+
+        return window(ids, self.decoder.context, self.decoder.start)
+
     def changed(self, changes: tuple[Change, ...]) -> "Model":
         """Return the model with these changes, and no others, from now on."""
         plain = self.plain or self.decoder
@@ -77,7 +84,7 @@ class Model:
 
         model = Model(self.checkpoint, plain, changes, plain)
         decoder = TorchDecoder(self.torch, model.tap)
-        decoder.context = plain.context
+        decoder.context, decoder.start = plain.context, plain.start
         return replace(model, decoder=decoder)
 
 

@@ -189,7 +189,6 @@ class Shell:
 
     def respond(self, model: Model, lead: str = "", *, echo: bool = True) -> "Finished":
         """Let the model continue the session's text, and draw both: what it was given, and what it adds."""
-        from minillm_repl.engine.decoder import window_start
         from minillm_repl.render.generation import draw_steps, draw_text, figures
 
         session, screen = self.session, self.screen
@@ -214,15 +213,21 @@ class Shell:
             finally:
                 screen.out.print()  # whatever happened, the next thing has a line of its own
         screen.note(figures(finished, session.seed))
-        tokens = len(session.ids)
-        unseen = window_start(tokens, model.decoder.context)
-        known = turn.given[: len(turn.before)] == turn.before and window_start(len(turn.before), model.decoder.context)
-        if unseen and not turn.asked and not known:
+        seen = model.seen(session.ids)
+        known = turn.given[: len(turn.before)] == turn.before and model.seen(turn.before).unseen
+        if seen.unseen and not turn.asked and not known:
             screen.note(
                 _(
                     "the text has outgrown the context: of its {tokens} tokens the model sees the last {seen}",
-                    tokens=tokens,
-                    seen=tokens - unseen,
+                    tokens=len(session.ids),
+                    seen=len(seen.ids),
+                )
+                if not seen.kept
+                else _(
+                    "the text has outgrown the context: of its {tokens} tokens the model sees the start token and the"
+                    " last {seen}",
+                    tokens=len(session.ids),
+                    seen=len(seen.ids) - 1,
                 )
             )
         return finished

@@ -1,5 +1,7 @@
 """Which token somebody means who types one."""
 
+from collections.abc import Sequence
+
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import NEWLINE, SPACE, safe_line
@@ -41,6 +43,22 @@ def find_token(tokenizer: Tokenizer, word: str) -> list[int]:
 
 def _is(tokenizer: Tokenizer, ids: list[int], text: str) -> bool:
     return len(ids) == 1 and tokenizer.token_bytes(ids[0]) == text.encode()
+
+
+def put_before(tokenizer: Tokenizer, ids: Sequence[int], text: str | None = None) -> int:
+    """Return how many bytes (a space, or none) the tokenizer has put before the text that became `ids`.
+
+    Of a text that is not known, whether it puts one before others.
+    """
+    spaces = _leading_spaces(b"".join(map(tokenizer.token_bytes, ids)))
+    if text is None:
+        puts = _leading_spaces(b"".join(map(tokenizer.token_bytes, tokenizer.encode("a"))))
+        return min(spaces, puts)
+    return max(0, spaces - _leading_spaces(text.encode("utf-8", "replace")))
+
+
+def _leading_spaces(text: bytes) -> int:
+    return len(text) - len(text.lstrip(b" "))
 
 
 def same_vocabulary(ours: Tokenizer, theirs: Tokenizer) -> bool:

@@ -44,6 +44,7 @@ class CompiledDecoder:
         self._new_at, self._rooms_at = self._new.ctypes.data, self._room.rooms.ctypes.data
         self._positions = 0
         self.ids: list[int] = []
+        self.start: int | None = None
         self.context, self.piece = config.context, piece_of(config.parameters)
         self._bits, self._dtype, self._turned = bits, checkpoint.dtype, small
 

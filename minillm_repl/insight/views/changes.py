@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from minillm_repl.insight.views.base import Likely, Row
 from minillm_repl.insight.views.thinking import FocusView, LensView
 from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer.window import OnText
 
 
 @dataclass(frozen=True)
-class EffectView:
+class EffectView(OnText):
     """What a change of the model's thinking does to the next token."""
 
     tokens: tuple[Token, ...]
@@ -29,7 +30,7 @@ class HeadEffect:
 
 
 @dataclass(frozen=True)
-class ScanView:
+class ScanView(OnText):
     """All heads, by what the loss on a text is without each."""
 
     tokens: tuple[Token, ...]
@@ -55,7 +56,7 @@ class PatchView:
 
 
 @dataclass(frozen=True)
-class Moment:
+class Moment(OnText):
     """What a model made of a prompt after a step of its training."""
 
     step: int
@@ -66,7 +67,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class WatchView:
+class WatchView(OnText):
     """How a model learnt what comes after a prompt."""
 
     tokens: tuple[Token, ...]
@@ -86,7 +87,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class DescentView:
+class DescentView(OnText):
     """One step of gradient descent on one text: every weight less `rate` times its gradient."""
 
     tokens: tuple[Token, ...]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from minillm_repl.insight.views.base import Likely, Row
 from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer.window import OnText
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,10 @@ class Surprising:
 
 
 @dataclass(frozen=True)
-class SurpriseView:
+class SurpriseView(OnText):
     """How unexpected each token of a text was."""
 
     first: int  # the position of the first of them; the model saw those before too
-    unseen: int  # tokens before position 0, which the model cannot see
     tokens: tuple[Token, ...]
     bits: tuple[float | None, ...]  # the surprisal of each; position 0 has none
     mean: float  # nats
@@ -65,13 +65,14 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class CompareView:
+class CompareView(OnText):
     """Two models on the same text. Pairs are for the open one and the other."""
 
     names: tuple[str, str]
-    tokens: tuple[int, int]  # how many each reads
+    tokens: tuple[int, int]  # how many each reads; `unseen` and `kept` are of the open one
     top: tuple[tuple[Likely, ...], tuple[Likely, ...]]  # what could come next
     bits_per_byte: tuple[float | None, float | None]
+    bytes: int  # of the text that these are over: the same ones for both
     why: str  # why there is no more to compare; empty if there is
     kl: tuple[float, float] | None  # at the last position: there, and back
     kl_mean: tuple[float, float] | None  # over all positions

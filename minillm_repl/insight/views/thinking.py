@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from minillm_repl.insight.views.base import Likely, Row
 from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer.window import OnText
 
 
 @dataclass(frozen=True)
-class HeadView:
+class HeadView(OnText):
     """One attention head on a text."""
 
     layer: int
@@ -19,7 +20,7 @@ class HeadView:
 
 
 @dataclass(frozen=True)
-class LayerView:
+class LayerView(OnText):
     """All heads of a layer, or of all layers."""
 
     tokens: tuple[Token, ...]
@@ -37,7 +38,7 @@ class HeadFocus:
 
 
 @dataclass(frozen=True)
-class FocusView:
+class FocusView(OnText):
     """Where the last token looked, through every head."""
 
     tokens: tuple[Token, ...]
@@ -56,7 +57,7 @@ class LensRow:
 
 
 @dataclass(frozen=True)
-class LensView:
+class LensView(OnText):
     """The logit lens at one position."""
 
     position: int
@@ -75,7 +76,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class WhyView:
+class WhyView(OnText):
     """Direct logit attribution: the parts add up to the logit, or to the difference of two."""
 
     tokens: tuple[Token, ...]
@@ -98,7 +99,7 @@ class StreamRow:
 
 
 @dataclass(frozen=True)
-class ResidualView:
+class ResidualView(OnText):
     """The residual stream, layer by layer, at one position."""
 
     position: int
@@ -119,7 +120,7 @@ class Met:
 
 
 @dataclass(frozen=True)
-class QKVView:
+class QKVView(OnText):
     """One head at one position: what it asks, whom it meets, and what it takes along."""
 
     layer: int
@@ -132,7 +133,7 @@ class QKVView:
 
 
 @dataclass(frozen=True)
-class DotView:
+class DotView(OnText):
     """One query and one key: their dot product, number by number, and what softmax makes of it among the others."""
 
     layer: int
@@ -158,7 +159,7 @@ class Neuron:
 
 
 @dataclass(frozen=True)
-class NeuronsView:
+class NeuronsView(OnText):
     """The neurons of a feed-forward that were most active on a text."""
 
     layer: int
@@ -168,7 +169,7 @@ class NeuronsView:
 
 
 @dataclass(frozen=True)
-class GradView:
+class GradView(OnText):
     """Which input tokens a choice depends on: the gradient of a logit, or of the difference of two."""
 
     tokens: tuple[Token, ...]
@@ -190,7 +191,7 @@ class ShapeRow:
 
 
 @dataclass(frozen=True)
-class ShapesView:
+class ShapesView(OnText):
     """The whole way through the model, as the shapes of what is made on it."""
 
     text: str

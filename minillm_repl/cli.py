@@ -325,9 +325,11 @@ def _training_request(options: argparse.Namespace) -> train.Request | None:
     """Return what the training flags ask for, if anything. Raises UserError, also for a flag without a corpus."""
     given = {name: getattr(options, name) for name in _TRAINING_FLAGS if getattr(options, name) is not None}
     if options.resume:
-        if given or options.new or options.train is not None or options.recipe is not None:
-            raise UserError(_("--resume goes on with a run as it was: its text and settings are known"))
-        return train.Request(resume=True)
+        if given or options.new or options.recipe is not None:
+            raise UserError(
+                _("--resume goes on with a run as it was: its settings are known; --train may name its text")
+            )
+        return train.Request(resume=True, corpus=options.train or "")
     if (options.recipe is None) != (options.data is None):
         raise UserError(_("--recipe NAME and --data FOLDER go together"))
     if options.recipe is not None:

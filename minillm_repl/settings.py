@@ -17,6 +17,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 
+_LARGEST = 10**9  # whole number, where nothing else is the limit
 Parser = Callable[[str], Any]
 """Takes what the user typed, returns the value, raises ValueError with what is expected (`a number from 0 to 1`)."""
 
@@ -44,7 +45,7 @@ def setting(default: Any, parse: Parser, help: str, **more: Any) -> Any:  # noqa
     return field(default=default, metadata={"spec": Spec(parse, help, **more)})
 
 
-def whole(low: int, high: int = 10**9) -> Parser:
+def whole(low: int, high: int = _LARGEST) -> Parser:
     """Parse a whole number from `low` to `high`."""
 
     def parse(text: str) -> int:
@@ -53,7 +54,7 @@ def whole(low: int, high: int = 10**9) -> Parser:
         except ValueError:
             value = low - 1
         if not low <= value <= high:
-            if high < 10**9:
+            if high < _LARGEST or value > high:
                 raise ValueError(_("a whole number from {low} to {high:,}", low=low, high=high))
             raise ValueError(_("a whole number from {low} up", low=low))
         return value
@@ -61,16 +62,20 @@ def whole(low: int, high: int = 10**9) -> Parser:
     return parse
 
 
-def number(low: float, high: float) -> Parser:
-    """Parse a finite number from `low` to `high`."""
+def number(low: float, high: float, *, above: bool = False) -> Parser:
+    """Parse a finite number from `low` to `high`; with `above` it must be greater than `low`."""
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not low <= value <= high:
-            raise ValueError(_("a number from {low:g} to {high:g}", low=low, high=high))
+        if not low <= value <= high or (above and value == low):
+            raise ValueError(
+                _("a number above {low:g}, at most {high:g}", low=low, high=high)
+                if above
+                else _("a number from {low:g} to {high:g}", low=low, high=high)
+            )
         return value
 
     return parse

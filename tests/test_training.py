@@ -23,8 +23,9 @@ from minillm_repl.training.events import Evaluated, Finished, NotSaved, Saved, T
 from minillm_repl.training.muon import Muon, orthogonal
 from minillm_repl.training.places import resume_path
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.run import Surroundings, TrainingRun, find_corpus
+from minillm_repl.training.run import Surroundings, TrainingRun
 from minillm_repl.training.settle import settle_loop
+from minillm_repl.training.texts import find_corpus
 from minillm_repl.training.trainer import schedule
 from tests.conftest import MODELS
 

@@ -78,8 +78,10 @@ def parse(argument: str) -> Request:
     Raises UserError.
     """
     words, request = _words(argument), Request()
-    if words == ["resume"]:
-        return Request(resume=True)
+    if words[:1] == ["resume"]:
+        if any(word and _is_setting(word) for word in words[1:]):
+            raise UserError(_("`:train resume` goes on with a run as it was: its settings are known"))
+        return Request(resume=True, corpus=" ".join(words[1:]).strip())
     while words and _is_setting(words[-1]):
         request = _with(request, words.pop())
     while words and _is_setting(words[0]):
@@ -141,6 +143,8 @@ def _joined() -> "Callable[[str], AbstractContextManager[Processes]]":
 def _run(shell: Shell, request: Request, interrupted: Callable[[], bool], processes: "Processes", json: bool) -> None:
     screen = shell.screen
     trainee = _begin(shell, request, interrupted, processes)
+    for warning in trainee.warnings:
+        screen.warn(warning)
     for note in trainee.notes:
         screen.note(note)
     screen.note(safe_line(trainee.title))
@@ -187,7 +191,8 @@ def _begin(shell: Shell, request: Request, interrupted: Callable[[], bool], proc
     with screen.waiting(_("getting ready to train")) as update:
         from minillm_repl.checkpoint.atomic import check_can_save
         from minillm_repl.checkpoint.native import check_replaceable
-        from minillm_repl.training.run import Surroundings, TrainingRun, find_corpus
+        from minillm_repl.training.run import Surroundings, TrainingRun
+        from minillm_repl.training.texts import find_corpus
 
         if own is not None:
             check_replaceable(own)  # now, not after the work
@@ -202,7 +207,7 @@ def _begin(shell: Shell, request: Request, interrupted: Callable[[], bool], proc
         )
         if request.resume:
             session.path, session.own, session.written = own, own is not None, False  # it goes where it went before
-            return TrainingRun.resumed(around.path, around)
+            return TrainingRun.resumed(around.path, around, request.corpus)
         if request.recipe:
             return _by_recipe(request, around)
         start = model.checkpoint if model else None

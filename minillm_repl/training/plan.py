@@ -21,10 +21,10 @@ def _tokenizer(text: str) -> str:
 class TrainPlan:
     """How to train. What is left at auto is chosen for the model, the text and the machine, and told."""
 
-    steps: int = setting(0, whole(0), "how often the weights are adjusted", unit="steps", words=_AUTO)
+    steps: int = setting(0, whole(1), "how often the weights are adjusted", unit="steps", words=_AUTO)
     lr: float = setting(
         0.0,
-        number(0, 10),
+        number(0, 10, above=True),
         "learning rate: how far each step goes",
         metavar="X",
         aliases=("learning-rate",),
@@ -32,7 +32,7 @@ class TrainPlan:
     )
     batch: int = setting(
         0,
-        whole(0, 65_536),
+        whole(1, 65_536),
         "pieces of text read for each step, by all processes together",
         unit="pieces",
         aliases=("batch-size",),
@@ -44,7 +44,7 @@ class TrainPlan:
     seed: int = setting(0, whole(0, 2**63 - 1), "fixes fresh weights and the order of the text")
     context: int = setting(
         0,
-        whole(0, 1_000_000),
+        whole(1, 1_000_000),
         "tokens in a piece of text; a new model sees as many at once",
         unit="tokens",
         aliases=("block-size",),
@@ -84,13 +84,13 @@ class TrainPlan:
         "tokens of a new model: char (each character), char:N (the N most frequent), bpe:N (byte pairs)",
         metavar="KIND",
     )
-    width: int = setting(0, whole(0, 65_536), "numbers per token (new model)", aliases=("n-embed",), words=_AUTO)
+    width: int = setting(0, whole(1, 65_536), "numbers per token (new model)", aliases=("n-embed",), words=_AUTO)
     layers: int = setting(
-        0, whole(0, 1_000), "blocks on top of each other (new model)", aliases=("n-layer",), words=_AUTO
+        0, whole(1, 1_000), "blocks on top of each other (new model)", aliases=("n-layer",), words=_AUTO
     )
-    heads: int = setting(0, whole(0, 1_024), "points of view per block (new model)", aliases=("n-head",), words=_AUTO)
+    heads: int = setting(0, whole(1, 1_024), "points of view per block (new model)", aliases=("n-head",), words=_AUTO)
     kv_heads: int = setting(
-        0, whole(0, 1_024), "keys and values per block, each shared by several heads (new llama)", words=_AUTO
+        0, whole(1, 1_024), "keys and values per block, each shared by several heads (new llama)", words=_AUTO
     )
     lora: int = setting(
         0,
@@ -112,9 +112,9 @@ class TrainPlan:
         "how the learning rate ends: linear (level, then down over the second half), cosine, constant",
         metavar="HOW",
     )
-    warm_up: int = setting(-1, whole(-1), "steps until the learning rate is whole", unit="steps", words={"auto": -1})
+    warm_up: int = setting(-1, whole(0), "steps until the learning rate is whole", unit="steps", words={"auto": -1})
     weight_decay: float = setting(
-        -1.0, number(-1, 10), "how strongly the matrices are pulled to zero", metavar="X", words={"auto": -1.0}
+        -1.0, number(0, 10), "how strongly the matrices are pulled to zero", metavar="X", words={"auto": -1.0}
     )
     clip: float = setting(
         1.0, number(0, 1e6), "gradients longer than this are shortened to it", metavar="X", words={"off": 0.0}
@@ -144,7 +144,7 @@ class TrainPlan:
         unit="measurements",
         words={"off": 0},
     )
-    every: int = setting(0, whole(0), "steps from one measurement and sample to the next", unit="steps", words=_AUTO)
+    every: int = setting(0, whole(1), "steps from one measurement and sample to the next", unit="steps", words=_AUTO)
     save_steps: int = setting(0, whole(0), "save each time so many steps are done", unit="steps", words={"off": 0})
     save_minutes: float = setting(
         5.0, number(0, 1e6), "save each time so many minutes have passed", unit="minutes", words={"off": 0.0}

@@ -40,6 +40,8 @@ class Facts:
 
     corpus: str
     corpus_sha256: str
+    val_sha256: str  # of the text that is held out, where it is a file of its own
+    folder: str  # in which the names of both texts hold
     further: bool  # whether it trains an older model further
     threads: int
     base: tuple[Path, str] | None = None  # of an adapter: where its model lies, and the digest of that
@@ -98,7 +100,8 @@ def read(path: Path) -> Interrupted:
                 raise UserError(_("{name} asks for {threads} threads", name=name, threads=threads))
             state = _state(field_of(header, "state", name), name)
             there = (Path(base["path"]), base["sha256"]) if base else None
-            return Interrupted(start, plan, Facts(corpus, sha256, further, threads, there), state, header)
+            val, folder = (str(run.get(name, "")) for name in ("val_sha256", "folder"))  # older files have neither
+            return Interrupted(start, plan, Facts(corpus, sha256, val, folder, further, threads, there), state, header)
     raise UserError(_("{name} does not say which run it belongs to; see docs/format.md", name=name))
 
 

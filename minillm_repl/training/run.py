@@ -14,7 +14,7 @@ from minillm_repl.checkpoint import native
 from minillm_repl.checkpoint.adapter import digest
 from minillm_repl.checkpoint.checkpoint import Adapter, ChatTemplate, Checkpoint, TrainingRecord
 from minillm_repl.checkpoint.conversation import PLAIN
-from minillm_repl.checkpoint.names import there, user_path
+from minillm_repl.checkpoint.memory import check_room
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, _n
 from minillm_repl.model.build import as_arrays, build_new, trainable
@@ -24,14 +24,15 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.training import resume
 from minillm_repl.training.batches import Part
-from minillm_repl.training.corpus import Corpus, open_corpus
+from minillm_repl.training.corpus import Corpus
 from minillm_repl.training.events import Finished, TrainEvent
 from minillm_repl.training.places import resume_path
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.processes import Processes, whole
 from minillm_repl.training.quickest import quickest, threads
-from minillm_repl.training.settle import new_config, pick_preset, settle_further, settle_loop, settle_new
+from minillm_repl.training.settle import least_memory, new_config, pick_preset, settle_further, settle_loop, settle_new
 from minillm_repl.training.stopping import STOPPED_EARLY, Interrupted
+from minillm_repl.training.texts import open_again, open_texts
 from minillm_repl.training.tokens import Tokens, cache_folder, tokenise
 from minillm_repl.training.trainer import Trainer
 from minillm_repl.training.vocabulary import make_tokenizer
@@ -40,31 +41,6 @@ _HELD_OUT = 10  # one part in so many, the last, is only measured on
 _LEAST_HELD_OUT = 1_000  # tokens: fewer tell nothing
 _SAMPLE_START = 4  # tokens of the corpus from which the model's samples begin
 _SEPARATORS = ("<end>", "<|end|>", "<|endoftext|>")
-
-
-def find_corpus(named: str, checkpoint: Checkpoint | None) -> str:
-    """Return the corpus that was named, else the one the checkpoint was trained on, if it is there unchanged.
-
-    Raises UserError that says what to type.
-    """
-    if any("\ud800" <= letter < "\ue000" for letter in named):  # bytes that are no UTF-8, as which it is kept
-        raise UserError(_("the name {name} is not UTF-8; give the text another", name=safe_line(named)))
-    if named:
-        return named
-    record = checkpoint.training if checkpoint else None
-    if checkpoint is None or record is None or not record.corpus:
-        raise UserError(_("which text? `:train CORPUS` takes a text file, such as `:train story.txt steps=500`"))
-    beside = [str(checkpoint.path.parent / Path(record.corpus).name)] if checkpoint.path else []
-    for name in (record.corpus, *beside):
-        if there(user_path(name)) and open_corpus(user_path(name)).sha256 == record.corpus_sha256:
-            return name
-    raise UserError(
-        _(
-            "the text that this model was trained on ({corpus:.80}) is not here, or has changed; name one"
-            " with `:train CORPUS`",
-            corpus=safe_line(record.corpus),
-        )
-    )
 
 
 @dataclass(frozen=True)
@@ -97,27 +73,24 @@ class TrainingRun:
         chat: ChatTemplate | None = None,
     ) -> None:
         self._around, self._further = around, resumed.facts.further if resumed else start is not None
-        self.corpus, self.notes = corpus, list[str]()
+        self.notes, self.warnings = list[str](), list[str]()
+        self.not_saved = ""  # what kept the last save from being one, if anything did
         self.not_saved = ""  # what kept the last save from being one, if anything did
         with around.processes.first_then_others():
-            opened = open_corpus(user_path(corpus), plan.documents, around.interrupted)
-            self._sha256 = opened.sha256
-            if resumed and opened.sha256 != resumed.facts.corpus_sha256:
-                raise UserError(
-                    _(
-                        "{corpus} has changed: the run cannot go on exactly; `:train` begins anew",
-                        corpus=safe_line(corpus),
-                    )
-                )
+            self._texts = texts = (
+                open_again(resumed.facts, corpus, plan, around.path, around.interrupted)
+                if resumed
+                else open_texts(corpus, plan, around.interrupted)
+            )
+            self.corpus, opened, plan = texts.name, texts.learnt, replace(plan, val=texts.val)
+            self.notes += texts.notes
             self.tokenizer = start.tokenizer if start else make_tokenizer(plan.tokenizer, opened)
             self._chat = start.chat if start else chat or (PLAIN if opened.conversations else None)
             self._end = start.end if start else _separators(self.tokenizer)
+            if start and start.chat and not resumed and not opened.conversations:
+                self.warnings.append(_will_forget(opened))
             tokens = self._read(opened)
-            held = (
-                self._read(open_corpus(user_path(plan.val), plan.documents, around.interrupted))
-                if plan.val not in ("auto", "off")
-                else None
-            )
+            held = self._read(texts.held) if texts.held else None
         device = pick_device(around.device)
         torch.manual_seed(plan.seed)
         if start is None:
@@ -129,7 +102,9 @@ class TrainingRun:
             config = start.config
             plan = plan if resumed else settle_further(plan, config, len(tokens.ids))
         plan = settle_loop(plan)
-        train, val = _split(tokens, held, plan, safe_line(corpus))
+        if device.type == "cpu":
+            check_room(least_memory(plan, config), _("training at these sizes"))
+        train, val = _split(tokens, held, plan, safe_line(self.corpus))
         if plan.val == "auto" and val is None:
             self.notes.append(
                 _("the text is too short to hold a part of it out: the losses are those of what is learnt")
@@ -156,10 +131,13 @@ class TrainingRun:
         self.sample_start = self._sample_start(plan.sample, train)
 
     @classmethod
-    def resumed(cls, path: Path, around: Surroundings) -> "TrainingRun":
-        """Return the run of a checkpoint that its resume file holds, where it was. Raises UserError."""
+    def resumed(cls, path: Path, around: Surroundings, corpus: str = "") -> "TrainingRun":
+        """Return the run of a checkpoint that its resume file holds, where it was; its text may be named anew.
+
+        Raises UserError.
+        """
         interrupted = resume.read(resume_path(path))
-        return cls(interrupted.start, interrupted.facts.corpus, interrupted.plan, around, interrupted)
+        return cls(interrupted.start, corpus, interrupted.plan, around, interrupted)
 
     @property
     def plan(self) -> TrainPlan:
@@ -206,7 +184,7 @@ class TrainingRun:
             train_loss=round(finished.train_loss if finished else state.train_loss, 6),
             val_loss=last_val if finished is None else finished.val_loss and round(finished.val_loss, 6),
             corpus=self.corpus,
-            corpus_sha256=self._sha256,
+            corpus_sha256=self._texts.learnt.sha256,
             seed=self.plan.seed,
             versions={"minillm-repl": __version__, "torch": torch.__version__, "python": platform.python_version()},
             curve=(*(before.curve if before else ()), *((steps + step, loss) for step, loss in state.curve)),
@@ -249,8 +227,9 @@ class TrainingRun:
 
     def _save(self) -> str:
         """Write the run and its checkpoint to disk; return what kept them from it, if anything did."""
-        path, checkpoint = self._around.path, self.checkpoint()
-        facts = resume.Facts(self.corpus, self._sha256, self._further, self.threads, self._base)
+        path, checkpoint, texts = self._around.path, self.checkpoint(), self._texts
+        digests = texts.learnt.sha256, texts.held.sha256 if texts.held else ""
+        facts = resume.Facts(self.corpus, *digests, texts.folder, self._further, self.threads, self._base)
         self.not_saved = ""
         try:
             resume.write(resume_path(path), self.trainer, self._described(), facts)
@@ -327,6 +306,14 @@ class TrainingRun:
     def _sample_start(self, text: str, train: Part) -> list[int]:
         ids = self.tokenizer.encode(text) if text else []
         return ids or train.ids[: min(_SAMPLE_START, train.context)].tolist()
+
+
+def _will_forget(corpus: Corpus) -> str:
+    return _(
+        "this model chats, and {corpus} is plain text: what it learns from that makes its answers worse; conversations,"
+        " which teach it to answer, are JSON lines with `messages` (docs/training.md)",
+        corpus=safe_line(corpus.name),
+    )
 
 
 def _try_compiled(trainer: Trainer) -> None:

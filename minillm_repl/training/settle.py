@@ -80,6 +80,13 @@ def settle_loop(plan: TrainPlan) -> TrainPlan:
     )
 
 
+def least_memory(plan: TrainPlan, config: AnyConfig) -> int:
+    """Return how many bytes a settled plan needs for sure: weights, gradients and moments, and what a step computes."""
+    tokens = -(-plan.batch // plan.accumulate) * plan.context
+    weights = config.parameters * (2 if plan.lora else 5)  # with LoRA little more is trained
+    return 4 * (weights + tokens * (2 * config.vocab + 8 * config.layers * config.width))
+
+
 def new_config(plan: TrainPlan, vocab: int) -> AnyConfig:
     """Return the config of a new model of a settled plan. Raises UserError for sizes that do not go together."""
     if plan.arch == "gpt":

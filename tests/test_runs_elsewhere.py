@@ -1,0 +1,254 @@
+"""What a run is told before it begins: numbers that are none, texts that have moved or changed, models that chat."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+
+from minillm_repl.checkpoint.conversation import PLAIN, ROLES
+from minillm_repl.checkpoint.native import save
+from minillm_repl.cli import main
+from minillm_repl.commands.train import parse
+from minillm_repl.errors import UserError
+from minillm_repl.tokenizer.character import CharacterTokenizer
+from minillm_repl.training.places import resume_path
+from minillm_repl.training.plan import TrainPlan
+from minillm_repl.training.run import Surroundings, TrainingRun
+from tests.conftest import MODELS, random_checkpoint
+from tests.test_training_runs import SIZES, run
+
+TEXT = (MODELS / "nalssi.txt").read_text(encoding="utf-8") * 3
+SMALL = TrainPlan(
+    steps=9, context=8, batch=4, lr=0.006, arch="gpt", width=16, layers=1, heads=2, precision="float32", every=3
+)
+
+
+# -- numbers that are none
+
+NONE = [
+    *("steps=0", "batch=0", "context=0", "lr=0", "lr=0.0", "lr=1e-999", "layers=0", "width=0", "heads=0", "kv-heads=0"),
+    *("every=0", "accumulate=0", "steps=-1", "batch=-2", "lr=-0.1", "warm-up=-1", "weight-decay=-1", "patience=-1"),
+    *("steps=99999999999", "lr=11", "lr=nan", "lr=inf", "batch=1e9", "layers=1001", "dropout=1", "steps=1.5", "steps="),
+]
+
+
+@pytest.mark.parametrize("word", NONE)
+def test_a_number_that_is_none_is_refused_by_its_name(word):
+    name, _, value = word.partition("=")
+    with pytest.raises(UserError) as refused:
+        parse(f"t.txt new {word}")
+    said = str(refused.value)
+    assert said.startswith(f":train {name} needs a ")
+    assert said.endswith(f"not '{value}'")
+
+
+@pytest.mark.parametrize("word", ["--steps 0", "--batch 0", "--context 0", "--lr 0", "--layers 0", "--every 0"])
+def test_a_flag_that_is_no_number_is_refused_before_anything_is_done(tmp_path, monkeypatch, capsys, word):
+    monkeypatch.chdir(tmp_path)
+    Path("t.txt").write_text(TEXT, encoding="utf-8")
+    assert main(["--ckpt", "m.safetensors", "--train", "t.txt", *word.split()]) == 2
+    said = capsys.readouterr().err
+    assert f"{word.split()[0]} needs a " in said
+    assert len(said.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["t.txt"]
+
+
+def test_what_is_left_open_and_what_is_off_still_has_its_word():
+    plan = parse("t.txt steps=auto lr=auto every=AUTO warm-up=0 patience=0 clip=0 dropout=0 weight-decay=0").plan
+    assert plan == TrainPlan(warm_up=0, clip=0.0, weight_decay=0.0)
+    assert parse("t.txt save-steps=off lora=off").plan == TrainPlan()
+
+
+@pytest.mark.parametrize(
+    "absurd",
+    [{"width": 65_536, "layers": 1_000}, {"batch": 65_536, "context": 1_000_000}, {"heads": 16, "width": 16_384}],
+)
+def test_sizes_beyond_the_memory_are_refused_in_one_line(tmp_path, absurd, monkeypatch):
+    monkeypatch.setattr("minillm_repl.checkpoint.memory.available", lambda: 1 << 31)
+    path = tmp_path / "t.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    with pytest.raises(UserError, match=r"training at these sizes needs [\d,.]+ GiB of memory, and 2.0 GiB are free"):
+        begin(path, dataclasses.replace(SMALL, **absurd))
+
+
+# -- texts that have moved or changed
+
+
+def begin(corpus, plan=SMALL, start=None):
+    return TrainingRun(start, str(corpus), plan, Surroundings(Path(corpus).parent / "m.safetensors", "cpu", threads=1))
+
+
+def cut(trainee, steps=4):
+    for _event in trainee.events(lambda: trainee.trainer.state.step >= steps):
+        pass
+
+
+def again(path, corpus=""):
+    trainee = TrainingRun.resumed(path, Surroundings(path, "cpu", threads=1), corpus)
+    *_, finished = trainee.events(lambda: False)
+    return trainee, trainee.checkpoint(finished)
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    """A run that was stopped, on texts named from the folder `here`; and its weights had it gone on."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for name in ("t.txt", "held.txt"):
+        Path(name).write_text(TEXT, encoding="utf-8")
+    plan = dataclasses.replace(SMALL, val="held.txt")
+    whole = TrainingRun(None, "t.txt", plan, Surroundings(here / "whole.safetensors", "cpu", threads=1))
+    *_, finished = whole.events(lambda: False)
+    path = here / "deep" / "m.safetensors"
+    path.parent.mkdir()
+    cut(TrainingRun(None, "t.txt", plan, Surroundings(path, "cpu", threads=1)))
+    return path, whole.checkpoint(finished)
+
+
+def same(one, other):
+    assert all(one.tensors[name].tobytes() == other.tensors[name].tobytes() for name in one.tensors)
+
+
+def test_a_run_goes_on_from_any_folder(stopped, tmp_path, monkeypatch):
+    path, expected = stopped
+    monkeypatch.chdir(tmp_path)
+    trainee, found = again(path)
+    same(expected, found)
+    assert (trainee.corpus, found.training.corpus) == ("t.txt", "t.txt")
+    assert not any("moved" in note for note in trainee.notes)
+
+
+def test_from_another_folder_it_can_be_stopped_again_and_go_on_from_a_third(stopped, tmp_path, monkeypatch):
+    path, expected = stopped
+    monkeypatch.chdir(tmp_path)
+    cut(TrainingRun.resumed(path, Surroundings(path, "cpu", threads=1)), 6)
+    monkeypatch.chdir("/")
+    same(expected, again(path)[1])
+
+
+@pytest.mark.parametrize("where", ["beside the checkpoint", "named", "here"])
+def test_a_text_that_has_moved_is_taken_if_it_is_the_same(stopped, tmp_path, monkeypatch, where):
+    path, expected = stopped
+    there = {"beside the checkpoint": path.parent, "named": tmp_path / "new", "here": tmp_path / "now"}[where]
+    there.mkdir(exist_ok=True)
+    for name in ("t.txt", "held.txt"):
+        shutil.move(tmp_path / "here" / name, there / name)
+    if where == "here":
+        monkeypatch.chdir(there)
+    trainee, found = again(path, str(there / "t.txt") if where == "named" else "")
+    same(expected, found)
+    assert trainee.notes[0] == f"the text has moved: it is read from {'t.txt' if where == 'here' else there / 't.txt'}"
+
+
+def test_a_text_that_is_named_anew_need_not_have_its_old_name(stopped, tmp_path):
+    path, expected = stopped
+    (tmp_path / "here" / "t.txt").rename(tmp_path / "other.md")
+    same(expected, again(path, str(tmp_path / "other.md"))[1])
+
+
+def test_another_text_is_refused_wherever_it_lies(stopped, tmp_path):
+    path, expected = stopped
+    before, moved = path.read_bytes(), tmp_path / "moved.txt"
+    moved.write_text(TEXT + "!", encoding="utf-8")
+    with pytest.raises(UserError, match=r"moved\.txt has changed: the run cannot go on exactly"):
+        again(path, str(moved))
+    Path("held.txt").write_text(TEXT + "!", encoding="utf-8")
+    with pytest.raises(UserError, match=r"held\.txt has changed"):
+        again(path)
+    Path("t.txt").unlink()
+    with pytest.raises(UserError, match=r"the text t\.txt of this run is not there; `:train resume FILE`"):
+        again(path)
+    assert path.read_bytes() == before
+    for name in ("t.txt", "held.txt"):
+        Path(name).write_text(TEXT, encoding="utf-8")
+    same(expected, again(path)[1])
+
+
+def test_a_changed_text_is_passed_over_for_the_same_one_beside_the_checkpoint(stopped):
+    path, expected = stopped
+    shutil.copy("t.txt", path.parent / "t.txt")
+    Path("t.txt").write_text("another", encoding="utf-8")
+    same(expected, again(path)[1])
+
+
+def test_a_resume_file_that_is_older_goes_on_too(stopped, monkeypatch):
+    path, expected = stopped
+    import json
+
+    from safetensors.numpy import load_file, save_file
+
+    from minillm_repl.checkpoint.header import read_header
+
+    file = resume_path(path)
+    metadata = dict(read_header(file).metadata)
+    facts = json.loads(metadata["run"])
+    del facts["folder"], facts["val_sha256"]
+    save_file(load_file(file), file, {**metadata, "run": json.dumps(facts)})
+    same(expected, again(path)[1])
+
+
+def test_what_follows_resume_is_the_text_and_no_setting():
+    assert parse("resume") == parse("resume ")
+    request = parse("resume 'my text.txt'")
+    assert (request.resume, request.corpus) == (True, "my text.txt")
+    with pytest.raises(UserError, match="its settings are known"):
+        parse("resume steps=5")
+
+
+@pytest.mark.slow
+def test_the_program_goes_on_from_another_folder_with_a_text_that_is_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "t.txt").write_text(TEXT * 5, encoding="utf-8")
+    words = ["--ckpt", "m.safetensors", "--train", "t.txt", "--json", "--steps", 6, *SIZES]
+    run(tmp_path / "a", *words)
+    trainee = begin(tmp_path / "a" / "t.txt", SMALL)
+    cut(trainee)
+    (tmp_path / "a" / "t.txt").rename(tmp_path / "b.txt")
+    _, said = run(tmp_path, "--ckpt", "a/m.safetensors", "--resume", code=1)
+    assert "is not there" in said
+    _, said = run(tmp_path, "--ckpt", "a/m.safetensors", "--resume", "--train", "b.txt", "--json")
+    assert "the text has moved: it is read from b.txt" in said
+
+
+# -- models that chat
+
+
+def chatting(tmp_path, chat=PLAIN):
+    tokenizer = CharacterTokenizer(sorted(set(TEXT)), ROLES)
+    model = random_checkpoint(characters=[chr(0x4E00 + place) for place in range(tokenizer.size)])
+    return save(dataclasses.replace(model, tokenizer=tokenizer, chat=chat), tmp_path / "chat.safetensors")
+
+
+TALK = '{"messages": [{"role": "user", "content": "날씨"}, {"role": "assistant", "content": "좋다"}]}\n'
+
+
+@pytest.mark.parametrize(
+    ("chat", "name", "content", "warned"),
+    [
+        (PLAIN, "t.txt", TEXT, True),
+        (PLAIN, "t.jsonl", '{"text": "날씨가 좋다. 산책을 하자."}\n', True),
+        (PLAIN, "t.csv", "text\n날씨가 좋다. 산책을 하자.\n", True),
+        (PLAIN, "t.jsonl", TALK, False),
+        (PLAIN, "t.csv", "q,a\n날씨,좋다. 하늘이 맑다\n", False),
+        (None, "t.txt", TEXT, False),
+    ],
+)
+def test_a_model_that_chats_warns_before_plain_text_and_goes_on(tmp_path, chat, name, content, warned):
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    trainee = begin(path, dataclasses.replace(TrainPlan(steps=2, batch=1), context=2), chatting(tmp_path, chat))
+    assert len(trainee.warnings) == warned
+    assert all(f"{path} is plain text" in line and "`messages`" in line for line in trainee.warnings)
+    *_, finished = trainee.events(lambda: False)
+    assert finished.steps == 2
+
+
+def test_the_warning_is_on_stderr_and_blocks_no_script(tmp_path):
+    chatting(tmp_path)
+    (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
+    words = ["--ckpt", "chat.safetensors", "--train", "t.txt", "--json", "--steps", 2, "--batch", 2, "--context", 8]
+    events, said = run(tmp_path, *words)
+    assert "t.txt is plain text" in said
+    assert events[-1]["reason"] == "done"

@@ -10,11 +10,11 @@ from itertools import cycle
 
 # Controls, format characters (bidirectional overrides, invisible joiners), lone surrogates, line separators.
 _UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-# A newline is text. The joiners build emoji families and are part of several scripts; they move nothing.
-_HARMLESS = frozenset({"\n", "\u200c", "\u200d"})
+# A newline and a tab are text. The joiners build emoji families and are part of several scripts; they move nothing.
+_HARMLESS = frozenset({"\n", "\t", "\u200c", "\u200d"})
 _DELETE = 0x7F
 _HIDDEN = re.compile("[\U000e0000-\U000e0fff]")  # tags and selectors: invisible, and able to carry a message
-SPACE, NEWLINE = "␣", "⏎"
+SPACE, NEWLINE, TAB = "␣", "⏎", "␉"
 _STRAY_BYTES = re.compile("([\udc80-\udcff]+)")  # what surrogateescape makes of bytes that are not UTF-8
 
 
@@ -30,15 +30,15 @@ def _neutral(character: str) -> str:
 
 
 def safe(text: str) -> str:
-    """Return `text` with everything that could steer a terminal made visible; newlines stay."""
+    """Return `text` with everything that could steer a terminal made visible; newlines and tabs stay."""
     if text.isprintable() and not _HIDDEN.search(text):
         return text
     return "".join(map(_neutral, text))
 
 
 def safe_line(text: str) -> str:
-    """Return `text` on one line: as `safe`, with newlines shown as `⏎`."""
-    return safe(text).replace("\n", NEWLINE)
+    """Return `text` on one line: as `safe`, with newlines shown as `⏎` and tabs as `␉`."""
+    return safe(text).replace("\n", NEWLINE).replace("\t", TAB)
 
 
 def show_token(token: bytes) -> str:

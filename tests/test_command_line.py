@@ -335,6 +335,25 @@ def test_a_name_in_letters_or_in_syllables_is_the_same_name(program, tmp_path, t
     assert len(os.listdir(folder)) == 2, "no second file whose name looks the same"
 
 
+def test_a_name_that_is_not_utf_8_opens_and_is_remembered(program, tmp_path):
+    name = "날씨".encode("cp949") + b".safetensors"  # as a ZIP file from Korean Windows unpacks
+    (tmp_path / os.fsdecode(name)).write_bytes((MODELS / "nalssi.safetensors").read_bytes())
+    (tmp_path / "text.txt").write_text("날씨가 좋다. " * 20, encoding="utf-8")
+    script = "날씨\n:model\n:models\n:train text.txt steps=1\n:save\n:quit\n"
+    done = program("--ckpt", os.fsdecode(name), "-n", "4", "--temp", "0", stdin=script)
+    assert (done.returncode, b"bug" in done.stderr) == (0, False), done.stderr
+    assert "가 좋다" in done.stdout.decode()
+    kept = (tmp_path / "XDG_STATE_HOME" / "minillm-repl" / "recent").read_bytes()
+    assert kept == os.fsencode(tmp_path) + b"/" + name + b"\n"
+
+
+def test_tabs_come_through_a_pipe_as_they_are(program):
+    text = "all:\n\tcc a.c\t# once\n"
+    done = program("--ckpt", "story", "-p", "-", "--echo", "-n", "1", "--temp", "0", stdin=text + "\n")
+    assert done.stdout.decode().startswith(text)
+    assert "│␉│" in program("--ckpt", "story", stdin=":tokens a\tb\n").stdout.decode()
+
+
 def test_a_block_may_follow_a_command(program):
     block = (
         ':system """You are\n\n  a "pirate"\n"""\n:set system\n/set system """one"""\n:tokens """가\n날"""\n""""""\n'

@@ -94,7 +94,7 @@ def test_every_control_character_is_neutral_wherever_it_comes_from(visit, tmp_pa
     )
     terminal.wait_for_prompt()
     shown = terminal.do("가").replace("\n", "")  # the stream
-    assert all(safe(c) in shown for c in every)
+    assert all(safe(c) in shown for c in every if c != "\t")  # which is drawn as spaces
     terminal.do(":verbose 2")
     terminal.do("가")  # tables and their titles
     terminal.do(":verbose off")
@@ -113,7 +113,7 @@ def test_every_control_character_is_neutral_wherever_it_comes_from(visit, tmp_pa
     assert told(terminal.raw) == set()
     assert not terminal.screen.title
     kept = (tmp_path / "home" / "history").read_text("utf-8").split(":load", 1)[1]
-    assert not {c for c in kept if c != "\n"} & set(every)
+    assert not {c for c in kept if c not in "\n\t"} & set(every)
 
 
 @pytest.mark.parametrize(

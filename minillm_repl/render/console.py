@@ -12,6 +12,7 @@ from typing import IO, Any, Literal
 
 from rich.console import Console, NewLine
 from rich.control import Control
+from rich.segment import Segments
 from rich.text import Text
 
 from minillm_repl.language import _
@@ -49,13 +50,19 @@ class Transcript(Console):
             case _ if not any(isinstance(each, Control | NewLine) for each in objects):  # these are a spinner's
                 self._flowing = None
                 self._remember(objects, options)
-        super().print(*objects, **options)
+        super().print(*(self._exact(each, options) for each in objects), **options)
 
     def replay(self, console: Console, since: int = 0) -> None:
         """Print it again, elsewhere, from the moment on when `count` was `since`."""
         gone = self.count - len(self._printed)
         for objects, options in islice(self._printed, max(0, since - gone), None):
             console.print(*objects, **options)
+
+    def _exact(self, printed: Any, options: dict[str, Any]) -> Any:
+        """Return running text that goes into a file or a pipe with its tabs, which rich would turn into spaces."""
+        if isinstance(printed, Text) and "\t" in printed.plain and options.get("soft_wrap") and not self.file.isatty():
+            return Segments(printed.render(self, end=options.get("end", "\n")))
+        return printed
 
     def _remember(self, objects: tuple[Any, ...], options: dict[str, Any]) -> None:
         self._printed.append((objects, options))

@@ -21,8 +21,8 @@ class Recent:
         if self._file is None or not self._file.is_file():
             return []
         try:
-            lines = self._file.read_text(encoding="utf-8").splitlines()[:_KEPT]
-        except (OSError, ValueError):
+            lines = os.fsdecode(self._file.read_bytes()).split("\n")[:_KEPT]
+        except OSError:
             return []
         return [Path(line) for line in lines if line and there(Path(line))]
 
@@ -34,6 +34,6 @@ class Recent:
         lines = [str(each) for each in (path, *(other for other in self.paths() if other != path))][:_KEPT]
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._file, "".join(f"{line}\n" for line in lines).encode(), private=True)
+            write_atomically(self._file, os.fsencode("".join(f"{line}\n" for line in lines)), private=True)
         except (OSError, UserError):
             return

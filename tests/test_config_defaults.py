@@ -45,7 +45,8 @@ SAID = {
               {"head_dim": None, "num_key_value_heads": None}, {"head_dim": 12}],
     "mistral": [{}, {"sliding_window": 6}, {"sliding_window": None, "head_dim": None},
                 {"attention_bias": True, "mlp_bias": True, "head_dim": 12},
-                {"sliding_window": 6, "layer_types": ["full_attention", "sliding_attention", "full_attention"]}],
+                {"sliding_window": 6, "layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+                {"layer_types": ["full_attention"] * 3}, {"sliding_window": None, "layer_types": None}],
     "qwen2": [{}, WINDOWED, {"use_sliding_window": True, "max_window_layers": 1}, {"sliding_window": 4},
               {"use_sliding_window": True}, WINDOWED | {"sliding_window": None}, {"attention_bias": True},
               WINDOWED | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
@@ -57,7 +58,7 @@ SAID = {
 
 def _windows(theirs):
     """How far each layer sees. Raises UserError for what transformers refuses once the model is asked for something."""
-    if theirs.model_type == "mistral":
+    if isinstance(theirs, t.MistralConfig):
         return [theirs.sliding_window or 0] * theirs.num_hidden_layers
     slides = [kind == "sliding_attention" for kind in getattr(theirs, "layer_types", None) or []]
     if any(slides) and theirs.sliding_window is None:
@@ -103,10 +104,16 @@ def said_by(theirs):
     )  # fmt: skip
 
 
+def theirs_of(kind, fields):
+    """What the library's AutoConfig makes of a config.json."""
+    other = t.MinistralConfig if kind == "mistral" and "layer_types" in fields else THEIRS[kind]
+    return other.from_dict(json.loads(json.dumps(fields)))
+
+
 def assert_the_same(kind, fields, gone=None):
     """Compare what both understand; tell whether transformers takes it. What is no model is refused here too."""
     try:
-        config = THEIRS[kind].from_dict(json.loads(json.dumps(fields)))
+        config = theirs_of(kind, fields)
     except (KeyError, StrictDataclassError):
         return False
     try:
@@ -122,7 +129,7 @@ def assert_the_same(kind, fields, gone=None):
 @pytest.mark.parametrize(("kind", "more"), [(kind, more) for kind in SAID for more in SAID[kind]])
 def test_each_field_that_is_left_out_is_as_in_transformers(kind, more):
     fields = SMALL[kind] | more
-    saved = json.loads(json.dumps(THEIRS[kind].from_dict(dict(fields)).to_dict()))  # as it writes it today
+    saved = json.loads(json.dumps(theirs_of(kind, fields).to_dict())) | {"model_type": kind}  # as it writes it today
     for whole in (fields, saved):
         assert assert_the_same(kind, whole)
         taken = [
@@ -245,10 +252,10 @@ def test_rotary_positions_that_are_not_known_here_are_refused_by_name(kind, what
         (WINDOWED | {"layer_types": "full_attention"}, "layer_types must be a list of 3 names"),
         ({"layer_types": ["linear_attention"] * 3}, "layer_types has linear_attention, which is not supported"),
         ({"layer_types": [["full_attention"]] * 3}, "layer_types has ..full_attention.., which is not supported"),
-        ({"layer_types": ["sliding_attention"] * 3}, "name no window"),
+        ({"layer_types": ["sliding_attention"] * 3, "sliding_window": None}, "name no window"),
     ],
 )
-@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3"])
 def test_layer_types_that_are_not_known_here_are_refused_by_name(kind, fields, message):
     with pytest.raises(UserError, match=message):
         family_called(kind).config(LLAMA | fields)

@@ -95,7 +95,6 @@ WRONG = {
     "a missing tensor": (lambda f: reweighted(f, model__norm__weight=None), "lacks the tensor model.norm.weight"),
     "a wrong shape": (lambda f: reweighted(f, model__norm__weight=np.zeros(3, np.float32)), "must have the shape"),
     "a wrong type": (lambda f: reweighted(f, model__norm__weight=np.zeros(32, np.int8)), "must be one of F32"),
-    "a tensor too many": (lambda f: reweighted(f, **{"\x1b]0;x\x07": np.zeros(1, np.float32)}), "does not belong"),
     "a NaN": (lambda f: reweighted(f, model__norm__weight=np.full(32, np.nan, np.float32)), "not finite"),
     "only SentencePiece": (lambda f: (f / "tokenizer.model").touch(), "tokenizer.model is not read"),
     "a broken tokenizer": (lambda f: (f / "tokenizer.json").write_text('{"version": "1.0"}'), "the tokenizer of"),

@@ -60,6 +60,7 @@ class Checkpoint:
     end: tuple[int, ...] = ()  # tokens after which there is no more to say
     adapter: Adapter | None = None  # it is in the weights already
     recipe: Recipe | None = None  # how the tensors of its file make these; None where they are these
+    notes: tuple[str, ...] = ()  # what the user is told when it is opened: where its files do not say what is done
     on_disk: bool = False  # whether what lies at `path` has these very weights, to the last digit
 
     @property

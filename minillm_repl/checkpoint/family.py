@@ -1,8 +1,8 @@
 """What a family of Hugging Face models is: a name map, and the few lines in which it differs."""
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from minillm_repl.checkpoint.fields import Fields
@@ -10,6 +10,8 @@ from minillm_repl.checkpoint.recipe import AS_IS, TRANSPOSED, Layout, Piece, Rec
 from minillm_repl.model.config import AnyConfig, LlamaConfig
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.*)")
+_ANYTHING = re.compile("")
+_BUFFERS = r"(^|\.)(position_ids|rotary_emb\.\w+)$"  # numbers that are not learnt, saved by mistake
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Family:
     arch: str = "gpt"  # which of our models runs it
     renamed: Mapping[str, str] = field(default_factory=dict)  # other names of fields, which come before the usual ones
     layouts: Callable[[AnyConfig], Mapping[str, Layout]] = field(default=lambda _: {})
+    also: Mapping[str, str] = field(default_factory=dict)  # what some files call a tensor
     ignored: str = r"(?!)"
 
     def config(self, data: Mapping[str, Any]) -> AnyConfig:
@@ -34,25 +37,53 @@ class Family:
         other = {usual: data[name] for name, usual in self.renamed.items() if name in data}
         return self.read(Fields({**data, **other}, self.defaults))
 
-    def recipe(self, config: AnyConfig, *, bare: bool = False) -> Recipe:
-        """Return how our tensors are made of theirs; `bare` names lack the prefix."""
-        layouts = self.layouts(config)
+    def recipe(self, config: AnyConfig, names: Collection[str] = ()) -> Recipe:
+        """Return how our tensors are made of theirs, which in a file that has them are called some of `names`.
+
+        What else a file holds is ignored: `unused` tells what that is.
+        """
+        layouts, outer = self.layouts(config), self._outer(names)
         pieces: dict[str, tuple[Piece, ...]] = {}
         for name, shape in config.shapes():
             stem, _, ending = name.rpartition(".")
             block = _BLOCK.fullmatch(stem)
             key, layer = (block[2], block[1]) if block else (stem, "")
-            theirs = [f"{each.format(layer)}.{ending}" for each in self.names[key]]
-            if bare:
-                theirs = [each.removeprefix(self.prefix) for each in theirs]
+            theirs = [self._called(f"{each.format(layer)}.{ending}", outer, names) for each in self.names[key]]
             layout = layouts.get(key, AS_IS)
             shapes = _shared_out(config, key, shape)
             if layout is TRANSPOSED:
                 shapes = [shape[::-1] for shape in shapes]
             pieces[name] = tuple(Piece(each, shape, layout) for each, shape in zip(theirs, shapes, strict=True))
-        head = self.names["lm_head"][0]
-        unused = rf"^{re.escape(head)}\.weight$" if config.tied else r"(?!)"
-        return Recipe(pieces, re.compile(f"{self.ignored}|{unused}"))
+        embedding, head = self.ends(names)
+        if config.tied and embedding not in names and head in names:  # one of two names for the same numbers
+            pieces["token_embedding.weight"] = (replace(pieces["token_embedding.weight"][0], name=head),)
+        return Recipe(pieces, _ANYTHING)
+
+    def unused(self, recipe: Recipe, names: Collection[str]) -> list[str]:
+        """Return which of a file's tensors the model has no place for, less those that are known to mean nothing."""
+        used = {piece.name for pieces in recipe.pieces.values() for piece in pieces}
+        known = re.compile(f"{self.ignored}|{_BUFFERS}")
+        others = set(names) - used - set(self.ends(names))
+        return sorted(name for name in others if not known.search(name))
+
+    def ends(self, names: Collection[str]) -> tuple[str, str]:
+        """Return what a file with these names calls the matrices of the embedding and of the output head."""
+        outer = self._outer(names)
+        embedding, head = (f"{self.names[key][0]}.weight" for key in ("token_embedding", "lm_head"))
+        return self._called(embedding, outer, names), self._called(head, outer, names)
+
+    def _called(self, name: str, outer: str, names: Collection[str]) -> str:
+        """Return which of a file's names is `name`: a bare model's lack the prefix, a wrapped one's have one more."""
+        bare, other = name.removeprefix(self.prefix), self.also.get(name, name)
+        return next(
+            (each for each in (outer + name, outer + bare, name, bare, outer + other, other) if each in names), name
+        )
+
+    def _outer(self, names: Collection[str]) -> str:
+        """Return what stands before all names of a model that was saved from inside something else."""
+        last = self.names["norm_f" if "norm_f" in self.names else "ln_f"][0].removeprefix(self.prefix) + ".weight"
+        found = [name.removesuffix(last) for name in names if f".{name}".endswith(f".{last}")]
+        return min(found, key=len, default="").removesuffix(self.prefix)
 
 
 def _shared_out(config: AnyConfig, key: str, shape: tuple[int, ...]) -> list[tuple[int, ...]]:

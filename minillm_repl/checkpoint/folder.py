@@ -7,17 +7,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from minillm_repl.checkpoint import foreign
 from minillm_repl.checkpoint.families import family_called
 from minillm_repl.checkpoint.family import Family
+from minillm_repl.checkpoint.fields import SLIDING
 from minillm_repl.checkpoint.header import Header, open_regular, parse_json, read_header
-from minillm_repl.checkpoint.kinds import HEAD, kind_of
+from minillm_repl.checkpoint.kinds import HEAD, POINTER, kind_of
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "consolidated.00.pth")
 _LARGEST_JSON = 64 << 20  # bytes; the largest tokenizer.json of known models has 34 million
 
 
@@ -63,7 +64,9 @@ class Folder:
                 raise UserError(
                     _("{path} is larger than {size} MiB", path=safe_line(str(path)), size=_LARGEST_JSON >> 20)
                 )
-            return data.decode()
+            if data.startswith(POINTER):
+                raise UserError(_("{name} is {kind}", name=safe_line(str(path)), kind=kind_of(data[:HEAD])))
+            return data.decode("utf-8-sig")
         except UnicodeDecodeError:
             kind = kind_of(data[:HEAD])
             raise UserError(
@@ -76,27 +79,56 @@ class Folder:
     def config_fields(self) -> Mapping[str, Any]:
         """The parsed config.json. Raises UserError."""
         if not os.path.lexists(self.path / CONFIG):
+            kind = foreign.without_config(self.path)
             raise UserError(
-                _("{name} is a folder without a {config}: no model is in it", name=self.name, config=CONFIG)
+                _("{name} is {kind}", name=self.name, kind=kind)
+                if kind
+                else _("{name} is a folder without a {config}: no model is in it", name=self.name, config=CONFIG)
             )
         return self.fields(CONFIG)
 
     @cached_property
     def family(self) -> Family:
         """The model's family. Raises UserError with those that are supported."""
-        model_type = self.config_fields.get("model_type")
+        kind = foreign.purpose(self.config_fields)
         try:
-            return family_called(model_type)
+            return family_called(self.config_fields.get("model_type"))
         except UserError as error:
-            raise UserError(f"{self.name}: {error}") from None
+            raise UserError(
+                _("{name} is {kind}: {error}", name=self.name, kind=kind, error=error)
+                if kind
+                else f"{self.name}: {error}"
+            ) from None
 
     @cached_property
     def config(self) -> AnyConfig:
-        """The model's sizes. Raises UserError."""
+        """The model's sizes. Raises UserError, also for weights that are not numbers but quantised."""
+        family, how = self.family, foreign.quantised_by(self.config_fields)
+        if how:
+            raise foreign.refuse_quantised(self.name, how)
         try:
-            return self.family.config(self.config_fields)
+            return family.config(self.config_fields)
         except UserError as error:
             raise UserError(f"{safe_line(str(self.path / CONFIG))}: {error}") from None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user is told: where the folder says something that is not done."""
+        notes, config = [], self.config
+        kinds = self.config_fields.get("layer_types")
+        windows = getattr(config, "windows", ()) or (0,) * config.layers
+        if kinds and isinstance(kinds, list) and [kind == SLIDING for kind in kinds] != [each > 0 for each in windows]:
+            notes.append(
+                _(
+                    "layer_types in {config} is not used: all layers of a {family} see equally far",
+                    config=CONFIG,
+                    family=self.family.title,
+                )
+            )
+        if os.path.lexists(self.path / foreign.ADAPTER):
+            kind = foreign.adapter(self.path)
+            notes.append(_("beside the model lies {kind}; it is not applied", kind=kind))
+        return tuple(notes)
 
     def headers(self) -> list[Header]:
         """Read the headers of the weight files. Raises UserError if one is missing, or if there are none."""
@@ -124,17 +156,28 @@ class Folder:
                     )
             return [self.path / shard for shard in shards]
         if not os.path.lexists(self.path / WEIGHTS):
-            pickle = next((file for file in _PICKLES if os.path.lexists(self.path / file)), None)
-            if pickle:
-                raise UserError(
-                    _(
-                        "{name} holds its weights as pickle ({pickle}), which can run code: not opened",
-                        name=self.name,
-                        pickle=pickle,
-                    )
-                )
-            raise UserError(_("{name} has no {weights}", name=self.name, weights=WEIGHTS))
+            raise self._no_weights()
         return [self.path / WEIGHTS]
+
+    def _no_weights(self) -> UserError:
+        """Return the error for a folder that has a config.json, and no weights that open."""
+        others = sorted(path.name for path in self.path.glob("*.safetensors") if path.name != foreign.ADAPTER_WEIGHTS)
+        if others:
+            return UserError(
+                _(
+                    "{name} has no {weights}, and no index of its parts; it has {file:.80}: name that file to open it",
+                    name=self.name,
+                    weights=WEIGHTS,
+                    file=safe_line(others[0]),
+                )
+            )
+        adapted = os.path.lexists(self.path / foreign.ADAPTER)
+        kind = foreign.adapter(self.path) if adapted else foreign.other_weights(self.path)
+        return UserError(
+            _("{name} is {kind}", name=self.name, kind=kind)
+            if kind
+            else _("{name} has no {weights}: only a description of the model is there", name=self.name, weights=WEIGHTS)
+        )
 
     def _shards(self, index: Mapping[str, Any]) -> list[Any]:
         places = index.get("weight_map")
@@ -144,9 +187,12 @@ class Folder:
 
 
 def folder_at(path: Path) -> Folder | None:
-    """Return the Hugging Face folder that `path` is, or that the weight file `path` lies in; None if neither."""
+    """Return the Hugging Face folder that `path` is, or that the file `path` lies in; None if neither.
+
+    A JSON file in it, such as its config or its index, stands for the folder; a weight file is `chosen`.
+    """
     if os.path.isdir(path):  # noqa: PTH112 - Path's own raises for a name that is too long
         return Folder(path)
-    if os.path.lexists(path.parent / CONFIG):
-        return Folder(path.parent, path)
+    if path.name == foreign.ADAPTER or os.path.lexists(path.parent / CONFIG):
+        return Folder(path.parent, None if path.suffix == ".json" else path)
     return None

@@ -172,5 +172,6 @@ GPT_NEOX = Family(
         "use_parallel_residual": True,
     },
     layouts=lambda config: {"attention.qkv": _by_head(config)},
-    ignored=r"\.attention\.(masked_bias|bias|rotary_emb\.inv_freq)$",
+    also={"embed_out.weight": "lm_head.weight"},
+    ignored=r"\.attention\.(masked_)?bias$",
 )

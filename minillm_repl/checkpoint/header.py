@@ -27,11 +27,13 @@ _MOST_DIMENSIONS, _DEEPEST = 8, 64
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # never fails, or many would take for ever
 _BRACKET = re.compile(r"[\[\]{}]")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_BYTES = {
-    **dict.fromkeys(("F64", "I64", "U64"), 8),
-    **dict.fromkeys(("F32", "I32", "U32"), 4),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
-    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
+_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
 }
 
 
@@ -46,7 +48,7 @@ class Entry:
     @property
     def nbytes(self) -> int:
         """How many bytes it takes."""
-        return math.prod(self.shape) * _BYTES[self.dtype]
+        return -(-math.prod(self.shape) * _BITS[self.dtype] // 8)
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def header_in(file: BinaryIO, path: Path) -> Header:
 def _entry(tensor: str, described: Any, data: int, name: str) -> Entry:
     match described:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(stop)]} if (
-            dtype in _BYTES
+            dtype in _BITS
             and len(shape) <= _MOST_DIMENSIONS
             and len(described) == 3
             and all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, stop))

@@ -8,15 +8,27 @@ from typing import Any
 
 import numpy as np
 
+from minillm_repl.checkpoint import foreign
 from minillm_repl.checkpoint.atomic import write_atomically, write_folder_atomically
 from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
 from minillm_repl.checkpoint.families import family_of
 from minillm_repl.checkpoint.folder import CONFIG, WEIGHTS, Folder
 from minillm_repl.checkpoint.gpt_families import GPT2
+from minillm_repl.checkpoint.names import SUFFIX
 from minillm_repl.checkpoint.recipe import Reading
-from minillm_repl.checkpoint.weights import Array, Tensors, check, packed, read_weights, taken_apart
+from minillm_repl.checkpoint.weights import (
+    Array,
+    Place,
+    Tensors,
+    check,
+    equal,
+    packed,
+    places,
+    read_weights,
+    taken_apart,
+)
 from minillm_repl.errors import UserError
-from minillm_repl.language import _
+from minillm_repl.language import _, _n
 from minillm_repl.model.config import AnyConfig, GPTConfig
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Tokenizer
@@ -29,18 +41,64 @@ _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 
 def checkpoint(folder: Folder, how: Reading) -> Checkpoint:
     """Read a folder. Raises UserError naming what is missing, wrong, or not supported."""
-    family, config = folder.family, folder.config
-    headers = folder.headers()
-    names = {name for header in headers for name in header.tensors}
-    bare = not any(name.startswith(family.prefix) for name in names)
-    recipe = family.recipe(config, bare=bare)
-    found = check(recipe, headers, folder.name)
+    family, headers = folder.family, folder.headers()
+    found = places(headers, folder.name)
+    config, notes = _tied(folder, found)
+    recipe = family.recipe(config, found)
+    unused = family.unused(recipe, found)
+    method = foreign.leftovers_of(unused)
+    if method:
+        raise foreign.refuse_quantised(folder.name, method)
     settings = folder.fields("tokenizer_config.json")
     roles = _roles(folder, settings)
+    found = check(recipe, headers, folder.name)
     tokenizer = _tokenizer(folder, config, settings, roles)
     chat, end = _chat(folder, settings, roles), _end(folder, config, tokenizer, roles)
     tensors = read_weights(recipe, found, folder.name, how)
-    return Checkpoint(config, tokenizer, tensors, path=folder.path, chat=chat, end=end, recipe=recipe)
+    notes = (*folder.notes, *notes, *_left_out(folder, unused))
+    return Checkpoint(config, tokenizer, tensors, path=folder.path, chat=chat, end=end, recipe=recipe, notes=notes)
+
+
+def _tied(folder: Folder, found: Mapping[str, Place]) -> tuple[AnyConfig, tuple[str, ...]]:
+    """Return the config, not tied if the file has an output head that differs, and what the user is told of that.
+
+    Raises UserError for a model without a head.
+    """
+    config = folder.config
+    embedding, head = folder.family.ends(found)
+    if not config.tied and head not in found and embedding in found:
+        raise UserError(
+            _(
+                "{name} lacks the tensor {tensor}, its output head; a model whose head is its embedding says so in"
+                " {config}: tie_word_embeddings",
+                name=folder.name,
+                tensor=head,
+                config=CONFIG,
+            )
+        )
+    if not config.tied or not {embedding, head} <= set(found) or equal(found[embedding], found[head], folder.name):
+        return config, ()
+    note = _(
+        "{config} says that the output head is the embedding, but the file has another, {head}: it is used",
+        config=CONFIG,
+        head=head,
+    )
+    return replace(config, tied=False), (note,)
+
+
+def _left_out(folder: Folder, unused: list[str]) -> tuple[str, ...]:
+    """Return what the user is told of tensors that belong to no part of the model."""
+    if not unused:
+        return ()
+    return (
+        _n(
+            "{family} has no place for {n} tensor of the file: {tensors:.160}",
+            "{family} has no place for {n} tensors of the file: {tensors:.160}",
+            len(unused),
+            family=folder.family.title,
+            tensors=safe_line(", ".join(unused[:3])) + (" …" if len(unused) > 3 else ""),
+        ),
+    )
 
 
 def _roles(folder: Folder, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -123,6 +181,13 @@ def save(checkpoint: Checkpoint, path: Path, interrupted: Callable[[], bool] = l
     """
     config, tensors = checkpoint.config, checkpoint.tensors
     family = family_of(config)
+    if family is None and not isinstance(config, GPTConfig):
+        raise UserError(
+            _(
+                "no family of the transformers library is like this model: save a file, `:save NAME{suffix}`",
+                suffix=SUFFIX,
+            )
+        )
     if family is None:
         assert isinstance(config, GPTConfig)
         config, tensors = _as_gpt2(config, {name: array.astype(np.float32) for name, array in tensors.items()})

@@ -4,18 +4,21 @@ from minillm_repl.language import N_, _
 
 HEAD = 1024  # bytes: enough to tell
 
+POINTER = b"version https://git-lfs.github.com/spec/"
 _PICKLE = N_("a pickle, which can run code when it is opened: it is not; look for .safetensors")
+_GGML = N_("a GGML file, which is llama.cpp's; look for .safetensors")
 _BEGINNINGS = {
-    b"version https://git-lfs.github.com/spec/": N_("a Git LFS pointer: `git lfs pull` fetches the file it stands for"),
+    POINTER: N_("a Git LFS pointer: `git lfs pull` fetches the file it stands for"),
     b"GGUF": N_("a GGUF file, which is llama.cpp's; look for .safetensors"),
-    b"GGML": N_("a GGML file, which is llama.cpp's; look for .safetensors"),
+    **dict.fromkeys((b"GGML", b"lmgg", b"fmgg", b"tjgg"), _GGML),
+    **{bytes([8, version, 18]): N_("an ONNX file; look for .safetensors") for version in range(3, 16)},
     b"PK\x03\x04": N_("a ZIP archive, as PyTorch's own files are, which can run code: it is not opened"),
     b"\x1f\x8b": N_("compressed (gzip); unpack it first"),
     b"\x28\xb5\x2f\xfd": N_("compressed (Zstandard); unpack it first"),
     b"\xfd7zXZ\x00": N_("compressed (xz); unpack it first"),
     b"\x89HDF\r\n\x1a\n": N_("an HDF5 file; look for .safetensors"),
     b"\x93NUMPY": N_("a NumPy array; look for .safetensors"),
-    b"\x7fELF": N_("a program"),
+    **dict.fromkeys((b"\x7fELF", b"MZ"), N_("a program")),
     b"%PDF": N_("a PDF document"),
     b"#!": N_("a script"),
     **{bytes([0x80, protocol]): _PICKLE for protocol in range(2, 6)},

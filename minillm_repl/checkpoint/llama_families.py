@@ -20,18 +20,18 @@ def _read_llama(fields: Fields) -> LlamaConfig:
 
 
 def _read_mistral(fields: Fields) -> LlamaConfig:
-    config = _read_common(fields)
     window = fields.whole("sliding_window", 0)  # null is no window; left out, it is a wide one
-    return replace(config, windows=(window,) * config.layers if window else ())
+    config = _read_common(fields)
+    return replace(config, windows=_windows(fields, window, [window > 0] * config.layers))
 
 
 def _read_qwen2(fields: Fields) -> LlamaConfig:
-    return replace(_read_common(fields), qkv_bias=True, windows=_windows(fields))
+    return replace(_read_common(fields), qkv_bias=True, windows=_late_windows(fields))
 
 
 def _read_qwen3(fields: Fields) -> LlamaConfig:
     bias = fields.flag("attention_bias")
-    return replace(_read_common(fields), qkv_bias=bias, out_bias=bias, qk_norm=True, windows=_windows(fields))
+    return replace(_read_common(fields), qkv_bias=bias, out_bias=bias, qk_norm=True, windows=_late_windows(fields))
 
 
 def _read_common(fields: Fields) -> LlamaConfig:
@@ -52,12 +52,21 @@ def _read_common(fields: Fields) -> LlamaConfig:
     )
 
 
-def _windows(fields: Fields) -> tuple[int, ...]:
-    """Return how far each layer sees: the later ones less far, if the file says so. Raises UserError."""
+def _late_windows(fields: Fields) -> tuple[int, ...]:
+    """Return how far each layer of a Qwen sees: the later ones less far, if the file says so."""
     window = fields.whole("sliding_window", 0) if fields.flag("use_sliding_window") else 0
-    layers, first = fields.whole("num_hidden_layers"), fields.whole("max_window_layers")
-    derived = [SLIDING if window and layer >= first else FULL for layer in range(layers)]
-    slides = [kind == SLIDING for kind in fields.layer_types(layers) or derived]
+    first = fields.whole("max_window_layers")
+    return _windows(
+        fields, window, [window > 0 and layer >= first for layer in range(fields.whole("num_hidden_layers"))]
+    )
+
+
+def _windows(fields: Fields, window: int, usual: list[bool]) -> tuple[int, ...]:
+    """Return how far each layer sees: as `layer_types` says, else those that usually do only the window.
+
+    Raises UserError.
+    """
+    slides = [kind == SLIDING for kind in fields.layer_types(len(usual))] or usual
     if any(slides) and not window:
         raise UserError(
             _("layer_types has {kind}, but use_sliding_window and sliding_window name no window", kind=SLIDING)
@@ -152,7 +161,6 @@ def _like_llama(
         prefix="model.",
         defaults=defaults,
         arch="llama",
-        ignored=r"\.rotary_emb\.inv_freq$",
     )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from minillm_repl.checkpoint import adapter, bare, huggingface, native
+from minillm_repl.checkpoint import adapter, bare, foreign, huggingface, native
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.encoding import read_text
 from minillm_repl.checkpoint.folder import folder_at
@@ -38,7 +38,7 @@ def load(
 def _load(path: Path, vocabulary: Tokenizer | None, how: Reading) -> Checkpoint:
     name = safe_line(str(path))
     folder = folder_at(path)
-    if folder is not None and os.path.isdir(path):  # noqa: PTH112 - Path's own raises for a name that is too long
+    if folder is not None and folder.chosen is None:
         return huggingface.checkpoint(folder, how)
     header = read_header(path)
     if is_native(header):
@@ -58,6 +58,8 @@ def _load(path: Path, vocabulary: Tokenizer | None, how: Reading) -> Checkpoint:
         return bare.checkpoint(header, vocabulary, name, how)
     if folder is not None:
         return huggingface.checkpoint(folder, how)
+    if os.path.lexists(path.parent / foreign.ADAPTER):
+        raise UserError(_("{name} is {kind}", name=name, kind=foreign.adapter(path.parent)))
     raise UserError(
         _(
             "{name} holds neither a minillm checkpoint (metadata format = {format}) nor the study note's"

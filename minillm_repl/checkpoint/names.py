@@ -5,9 +5,13 @@ import re
 import unicodedata
 from pathlib import Path
 
+from minillm_repl.checkpoint.header import open_regular
+from minillm_repl.errors import UserError
+
 SUFFIX = ".safetensors"
 DEFAULT, FIRST = "hangul", "nalssi"  # the shipped model that opens when none is named, and that of the lessons
-_CACHED = re.compile(r"models--(?P<owner>[\w.-]+?)--(?P<model>[\w.-]+)", re.ASCII)
+_CACHED = re.compile(r"models--(?:(?P<owner>[\w.-]+?)--)?(?P<model>[\w.-]+)", re.ASCII)
+_COMMIT = re.compile(rb"\w[\w.-]{0,199}", re.ASCII)
 
 
 def shipped_folder() -> Path:
@@ -23,17 +27,34 @@ def shipped() -> list[str]:
 
 
 def cached() -> dict[str, Path]:
-    """Return the models in Hugging Face's cache folder that have a config: `owner/model` -> folder. Only looks."""
+    """Return the models in Hugging Face's cache that have a config: `owner/model`, or `model` -> folder. Only looks."""
     home = _variable("XDG_CACHE_HOME") or user_path("~/.cache")
     home = _variable("HF_HOME") or home / "huggingface"
     hub = _variable("HF_HUB_CACHE") or _variable("HUGGINGFACE_HUB_CACHE") or home / "hub"
     found = {}
-    for folder in sorted(hub.glob("models--*--*")) if there(hub) else []:
-        name = _CACHED.fullmatch(folder.name)
-        configs = sorted(folder.glob("snapshots/*/config.json"), key=lambda file: file.lstat().st_mtime)
-        if name and configs:
-            found[f"{name['owner']}/{name['model']}"] = configs[-1].parent
+    for folder in sorted(hub.glob("models--*")) if there(hub) else []:
+        name, snapshot = _name_in_cache(folder), _snapshot(folder)
+        if name and snapshot:
+            found[name] = snapshot
     return found
+
+
+def _snapshot(folder: Path) -> Path | None:
+    """Return the version of a model that its `main` branch names, else the newest that is there; None if none is."""
+    configs = sorted(folder.glob("snapshots/*/config.json"), key=lambda file: file.lstat().st_mtime)
+    try:
+        with open_regular(folder / "refs" / "main") as file:
+            commit = file.read(256).strip()
+    except UserError:
+        commit = b""
+    named = folder / "snapshots" / commit.decode() if _COMMIT.fullmatch(commit) else None
+    return named if named and there(named) else configs[-1].parent if configs else None
+
+
+def _name_in_cache(folder: Path) -> str:
+    """Return the name of the model that a folder of the cache is for; empty if it is none of these."""
+    match = _CACHED.fullmatch(folder.name)
+    return "/".join(part for part in match.groups() if part) if match else ""
 
 
 def find(name: str) -> Path:
@@ -42,21 +63,22 @@ def find(name: str) -> Path:
     If it means none of these, it is the path as given.
     """
     path = user_path(name)
-    for file in (path, user_path(f"{path}{SUFFIX}") if path.name else path):
+    snapshot = _snapshot(path) if _name_in_cache(path) else None
+    for file in (snapshot or path, user_path(f"{path}{SUFFIX}") if path.name else path):
         if there(file) and (not file.is_dir() or there(file / "config.json")):
             return file
     if name in shipped():
         return shipped_folder() / (name + SUFFIX)
-    return cached().get(name, path)
+    return cached().get(name.removesuffix("/"), snapshot or path)
 
 
 def title(path: Path) -> str:
     """Return what to call a checkpoint: the file's name less its ending, or the model's folder or name in the cache."""
-    folder = path.parent if path.suffix == SUFFIX and there(path.parent / "config.json") else path
-    name = _CACHED.fullmatch(folder.parent.parent.name) if folder.parent.name == "snapshots" else None
-    if name:
-        return f"{name['owner']}/{name['model']}"
-    return folder.stem if folder.suffix == SUFFIX else _real(folder).name
+    folder = path.parent if path.suffix in (SUFFIX, ".json") and there(path.parent / "config.json") else path
+    real = folder if folder.parent.name == "snapshots" else _real(folder)
+    if real.parent.name == "snapshots" and _name_in_cache(real.parent.parent):
+        return _name_in_cache(real.parent.parent)
+    return folder.stem if folder.suffix == SUFFIX else real.name
 
 
 def user_path(text: str) -> Path:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint, TrainingRecord
 from minillm_repl.checkpoint.header import FORMAT, VERSION, Header, config_of, field_of, header_in, open_regular
+from minillm_repl.checkpoint.names import SUFFIX
 from minillm_repl.checkpoint.recipe import Piece, Reading, Recipe
 from minillm_repl.checkpoint.weights import check, packed, read_weights
 from minillm_repl.errors import UserError
@@ -17,6 +19,12 @@ from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.read import tokenizer_from_json
+
+_OTHERS = re.compile(  # endings that say that a file is of another format
+    r"\.(gguf|ggml|bin|pth?|ckpt|pkl|pickle|onnx|h5|hdf5|keras|msgpack|np[zy]|tflite|mlmodel|zip|gz|xz|zst|tar|jsonl?"
+    r"|txt|md|csv|tsv|ya?ml|toml|html?|svg|pdf|py)",
+    re.IGNORECASE,
+)
 
 
 def save(checkpoint: Checkpoint, path: Path, interrupted: Callable[[], bool] = lambda: False) -> Checkpoint:
@@ -44,7 +52,7 @@ def described(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise UserError if something lies at `path` that is no safetensors file: a corpus, say."""
+    """Raise UserError for a name of another format, and for what lies at `path` if it is no safetensors file."""
     if os.path.isfile(path) and path.stat().st_size:  # noqa: PTH113 - Path's own raises for a name that is too long
         with open_regular(path) as file:
             try:
@@ -54,6 +62,17 @@ def check_replaceable(path: Path) -> None:
                 raise UserError(
                     _("{name} is there and is not a checkpoint; save under another name", name=named)
                 ) from None
+    if _OTHERS.fullmatch(path.suffix):
+        raise UserError(
+            _(
+                "{name}: what is saved is a safetensors file, not {ending}: name it {stem}{suffix}, or {stem}/ for a"
+                " folder that the transformers library opens",
+                name=safe_line(str(path)),
+                ending=safe_line(path.suffix),
+                stem=safe_line(path.stem),
+                suffix=SUFFIX,
+            )
+        )
 
 
 def checkpoint(header: Header, name: str, how: Reading) -> Checkpoint:

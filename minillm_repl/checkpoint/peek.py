@@ -16,7 +16,7 @@ def read_config(path: Path) -> AnyConfig | None:
     Raises UserError if it is no checkpoint.
     """
     folder = folder_at(path)
-    if folder is not None and os.path.isdir(path):  # noqa: PTH112 - Path's own raises for a name that is too long
+    if folder is not None and folder.chosen is None:
         return folder.config
     header = read_header(path)
     if is_native(header):
@@ -25,11 +25,12 @@ def read_config(path: Path) -> AnyConfig | None:
 
 
 def in_folder(path: Path) -> bool:
-    """Tell whether a path is a Hugging Face folder, or a weight file of one, which a native file must not replace."""
-    if os.path.isdir(path):  # noqa: PTH112 - as above
-        return True
-    if folder_at(path) is None or not os.path.lexists(path):
+    """Tell whether a path is a Hugging Face folder, or a file of one, which a native file must not replace."""
+    folder = folder_at(path)
+    if folder is None or not os.path.lexists(path):
         return False
+    if folder.chosen is None:
+        return True
     try:
         return not is_native(read_header(path))
     except UserError:

@@ -26,11 +26,18 @@ from minillm_repl.safetext import safe_line
 Array = NDArray[Any]
 Tensors = Mapping[str, Array]
 Index = tuple[int, ...]
+Place = tuple[Path, Entry]  # where a tensor lies
 DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+_READ = DTYPES | {  # what a file may hold, and what is read as float32
+    "F64": np.dtype(np.float64),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
+_AT_ONCE = 8 << 20  # bytes of two tensors that are compared
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _BY_NAME: dict[str, np.dtype[Any]] = {dtype.name: dtype for dtype in DTYPES.values()}
 
@@ -40,12 +47,7 @@ def check(recipe: Recipe, headers: Iterable[Header], name: str) -> dict[str, tup
 
     Raises UserError with the first difference.
     """
-    found: dict[str, tuple[Path, Entry]] = {}
-    for header in headers:
-        for tensor, entry in header.tensors.items():
-            if tensor in found:
-                raise UserError(_("{name} holds the tensor {tensor:.80} twice", name=name, tensor=safe_line(tensor)))
-            found[tensor] = header.path, entry
+    found = places(headers, name)
     needed = {piece.name: piece for pieces in recipe.pieces.values() for piece in pieces}
     for tensor, piece in needed.items():
         if tensor not in found:
@@ -61,13 +63,13 @@ def check(recipe: Recipe, headers: Iterable[Header], name: str) -> dict[str, tup
                     found=list(entry.shape),
                 )
             )
-        if entry.dtype not in DTYPES:
+        if entry.dtype not in _READ:
             raise UserError(
                 _(
                     "{tensor} in {name} must be one of {kinds}, not {found}",
                     tensor=tensor,
                     name=name,
-                    kinds=", ".join(DTYPES),
+                    kinds=", ".join(_READ),
                     found=entry.dtype,
                 )
             )
@@ -83,7 +85,34 @@ def check(recipe: Recipe, headers: Iterable[Header], name: str) -> dict[str, tup
     return {tensor: found[tensor] for tensor in needed}
 
 
-def read_weights(recipe: Recipe, found: Mapping[str, tuple[Path, Entry]], name: str, how: Reading) -> dict[str, Array]:
+def places(headers: Iterable[Header], name: str) -> dict[str, Place]:
+    """Return where each tensor of some files lies. Raises UserError if one lies at two places."""
+    found: dict[str, Place] = {}
+    for header in headers:
+        for tensor, entry in header.tensors.items():
+            if tensor in found:
+                raise UserError(_("{name} holds the tensor {tensor:.80} twice", name=name, tensor=safe_line(tensor)))
+            found[tensor] = header.path, entry
+    return found
+
+
+def equal(first: Place, second: Place, name: str) -> bool:
+    """Tell whether two tensors hold the same numbers; a part of each is in memory at a time. Raises UserError."""
+    (path, one), (other_path, other) = first, second
+    if one.shape != other.shape or not {one.dtype, other.dtype} <= set(_READ):
+        return False
+    kinds, total = (_READ[one.dtype], _READ[other.dtype]), math.prod(one.shape)
+    with open_regular(path) as file, open_regular(other_path) as other_file:
+        for at in range(0, total, _AT_ONCE // 8):
+            parts = [np.empty(min(_AT_ONCE // 8, total - at), kind) for kind in kinds]
+            for opened, entry, part in zip((file, other_file), (one, other), parts, strict=True):
+                _fill(opened, entry.start + at * part.itemsize, part, name)
+            if not np.array_equal(parts[0].astype(np.float64), parts[1].astype(np.float64), equal_nan=True):
+                return False
+    return True
+
+
+def read_weights(recipe: Recipe, found: Mapping[str, Place], name: str, how: Reading) -> dict[str, Array]:
     """Read all tensors of a recipe.
 
     What needs no rearranging is read in place, so that the weights are in memory once. Raises UserError if there is
@@ -102,15 +131,9 @@ def read_weights(recipe: Recipe, found: Mapping[str, tuple[Path, Entry]], name: 
             row = 0
             for piece in pieces:
                 path, entry = found[piece.name]
-                direct = whole is not None and DTYPES[entry.dtype] == wanted
-                part = whole[row : row + piece.shape[0]] if direct else np.empty(piece.shape, DTYPES[entry.dtype])  # type: ignore[index]
-                _fill(files[path], entry, part, name)
-                if not how.nonfinite:
-                    _check_finite(part, piece.name, name)
-                if whole is None:
-                    parts.append(piece.layout.here(part))
-                elif not direct:
-                    whole[row : row + piece.shape[0]] = part
+                rows = whole[row : row + piece.shape[0]] if whole is not None else None
+                part = _numbers(files[path], entry, wanted, rows, (piece.name, name, how.nonfinite))
+                parts.append(piece.layout.here(part))
                 row += piece.shape[0]
                 done += entry.nbytes
                 how.progress(done / total)
@@ -119,11 +142,39 @@ def read_weights(recipe: Recipe, found: Mapping[str, tuple[Path, Entry]], name: 
     return weights
 
 
+def _numbers(
+    file: BinaryIO, entry: Entry, wanted: np.dtype[Any], rows: Array | None, told: tuple[str, str, bool]
+) -> Array:
+    """Read a tensor as the numbers that are wanted, to `rows` if these are given. Raises UserError."""
+    tensor, name, nonfinite = told
+    kind = _READ[entry.dtype]
+    read = rows if rows is not None else np.empty(entry.shape, wanted)
+    part = read if kind == wanted else np.empty(entry.shape, kind)
+    _fill(file, entry.start, part, name)
+    if not nonfinite:
+        _check_finite(part, tensor, name)
+    if part is read:
+        return read
+    with np.errstate(over="ignore"):  # it is looked at
+        read[...] = part
+    if not nonfinite and wanted.itemsize < kind.itemsize and not _finite(read):
+        raise UserError(
+            _(
+                "{tensor:.80} in {name} holds numbers that are too large for {dtype}",
+                tensor=safe_line(tensor),
+                name=name,
+                dtype=wanted.name,
+            )
+        )
+    return read
+
+
 def as_dtype(wanted: str, found: set[str]) -> np.dtype[Any]:
     """Return the kind of numbers of that name; for `auto`, the one that holds all the kinds found in a file."""
     if wanted != "auto":
         return _BY_NAME[wanted]
-    return DTYPES[found.pop()] if len(found) == 1 else DTYPES["F32"]
+    only = found.pop() if len(found) == 1 else ""
+    return DTYPES.get(only, DTYPES["F32"])
 
 
 def _room(pieces: tuple[Piece, ...], dtype: np.dtype[Any]) -> Array | None:
@@ -133,8 +184,8 @@ def _room(pieces: tuple[Piece, ...], dtype: np.dtype[Any]) -> Array | None:
     return np.empty((sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:]), dtype)
 
 
-def _fill(file: BinaryIO, entry: Entry, array: Array, name: str) -> None:
-    file.seek(entry.start)
+def _fill(file: BinaryIO, start: int, array: Array, name: str) -> None:
+    file.seek(start)
     view = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
     filled = 0
     while filled < len(view):
@@ -145,14 +196,8 @@ def _fill(file: BinaryIO, entry: Entry, array: Array, name: str) -> None:
 
 
 def _check_finite(array: Array, tensor: str, name: str) -> None:
-    """Raise UserError for a number that is not finite.
-
-    Of numbers of one sign, read as whole numbers, all finite ones come before infinity, and all NaN after it: two
-    maxima tell, which takes a seventh of the time that looking at each takes, and no memory.
-    """
-    bits = array.reshape(-1).view(f"u{array.itemsize}")
-    above, below = np.array([np.inf, -np.inf], array.dtype).view(bits.dtype)
-    if bits.size and (bits.view(f"i{array.itemsize}").max() >= above or bits.max() >= below):
+    """Raise UserError for a number that is not finite."""
+    if not _finite(array):
         raise UserError(
             _(
                 "{name} is damaged: {tensor:.80} holds numbers that are not finite (--allow-nonfinite opens it anyway)",
@@ -160,6 +205,17 @@ def _check_finite(array: Array, tensor: str, name: str) -> None:
                 tensor=safe_line(tensor),
             )
         )
+
+
+def _finite(array: Array) -> bool:
+    """Tell whether all numbers are finite.
+
+    Of numbers of one sign, read as whole numbers, all finite ones come before infinity, and all NaN after it: two
+    maxima tell, which takes a seventh of the time that looking at each takes, and no memory.
+    """
+    bits = array.reshape(-1).view(f"u{array.itemsize}")
+    above, below = np.array([np.inf, -np.inf], array.dtype).view(bits.dtype)
+    return not bits.size or bool(bits.view(f"i{array.itemsize}").max() < above and bits.max() < below)
 
 
 def packed(tensors: Tensors, metadata: Mapping[str, str]) -> Parts:

@@ -25,3 +25,4 @@ def load(shell: Shell, argument: str) -> None:
     model = shell.wait_for(Loading(session.opening, path), path)
     session.adopt(model, unsaved=False)
     shell.screen.note(headline(model.name, model.family, model.checkpoint.config, model.decoder.name))
+    shell.remark(model)

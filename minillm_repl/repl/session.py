@@ -44,6 +44,7 @@ class Session:
     unsaved: bool = False  # the open model was trained and lies in no file
     resumable: bool = False  # it is that of a run that was stopped, which going on with the run keeps
     speed: float = 0.0  # tokens per second, last time
+    noted: tuple[str, ...] = ()  # what was told of the files of the open model
     ways: list[list[int]] = field(default_factory=list)  # whole texts that `:branch` has found,
     ways_given: int = 0  # from that many tokens,
     ways_seed: int = 0  # the last with this seed
@@ -105,7 +106,7 @@ class Session:
         """Make `model` the open one; the text so far belonged to the other."""
         self._model, self._loading, self.chosen = model, None, True
         if not unsaved:
-            self.path, self.own = model.checkpoint.path, False
+            self.path, self.own, self.noted = model.checkpoint.path, False, ()
             self.recent.add(self.path)
         elif model.checkpoint.path is None and (self.written or not self.own) and not self.practice:
             self.path, self.own, self.written = None, False, False  # a new model does not go where another one lies

@@ -119,7 +119,15 @@ class Shell:
                     missing=missing,
                 )
             )
+        self.remark(session.model)
         return session.model
+
+    def remark(self, model: Model) -> None:
+        """Tell, once, where a model's files do not say what is done."""
+        if model.checkpoint.notes != self.session.noted:
+            self.session.noted = model.checkpoint.notes
+            for note in model.checkpoint.notes:
+                self.screen.warn(note)
 
     def wait_for(self, loading: Loading, path: Path | None) -> Model:
         """Return what is being loaded. Raises UserError if that fails, or if Ctrl-C ends the waiting."""

@@ -1,0 +1,150 @@
+"""What a folder is that holds no model which opens here: told by its files' names and by what its JSON files say."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from minillm_repl.checkpoint.header import open_regular, parse_json
+from minillm_repl.errors import UserError
+from minillm_repl.language import N_, _
+from minillm_repl.safetext import safe_line
+
+ADAPTER, ADAPTER_WEIGHTS, PIPELINE = "adapter_config.json", "adapter_model.safetensors", "model_index.json"
+_MOST_FILES, _LARGEST = 10_000, 1 << 20  # names that are looked at; bytes of a JSON file that describes something
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_OTHERS = {  # endings of files of weights
+    ".gguf": N_("a GGUF file, which is llama.cpp's ({file})"),
+    ".onnx": N_("an ONNX file ({file})"),
+    ".h5": N_("an HDF5 file, which is TensorFlow's ({file})"),
+    ".msgpack": N_("a file of Flax ({file})"),
+    ".tflite": N_("a file of TensorFlow Lite ({file})"),
+    ".npz": N_("NumPy arrays ({file})"),
+}
+_METHODS = {"gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8", "mxfp4": "MXFP4", "hqq": "HQQ", "eetq": "EETQ", "aqlm": "AQLM"}
+_LEFTOVERS = {  # tensors that stand beside those of quantised layers
+    ("qweight", "qzeros", "g_idx"): "GPTQ/AWQ",
+    ("absmax", "quant_map", "nested_absmax", "SCB"): "bitsandbytes",
+    ("weight_packed", "weight_scale", "weight_scale_inv", "weight_scale_2", "input_scale"): "FP8/compressed-tensors",
+    ("scales", "biases"): "MLX",
+}
+_READERS = re.compile(r".*bert|.*roberta|deberta.*|electra|longformer|mpnet|xlnet")
+_PICTURES = re.compile(r"blip.*|clip.*|dino.*|siglip.*|vit.*|wav2vec2.*|hubert|whisper")
+
+
+def quantised_by(fields: Mapping[str, Any]) -> str:
+    """Return how weights are made smaller, as a config.json says it: `GPTQ, 4 bits`; empty if it does not."""
+    for name in ("quantization_config", "quantization", "compression_config"):
+        described = fields.get(name)
+        if isinstance(described, dict) and described:
+            method = str(described.get("quant_method") or described.get("quant_algo") or "")
+            small = {"load_in_4bit": 4, "load_in_8bit": 8}
+            bits = [
+                described.get("bits", described.get("w_bit")),
+                *(n for key, n in small.items() if described.get(key)),
+            ]
+            known = next((bit for bit in bits if type(bit) is int), None)
+            method = _METHODS.get(method, method) or ("MLX" if "group_size" in described else name)
+            return safe_line(method)[:40] + (_(", {bits} bits", bits=known) if known else "")
+    return ""
+
+
+def leftovers_of(names: Iterable[str]) -> str:
+    """Return whose quantisation tensors of these names belong to; empty if nobody's."""
+    last = {name.rpartition(".")[2] for name in names}
+    return next((method for endings, method in _LEFTOVERS.items() if last & set(endings)), "")
+
+
+def refuse_quantised(name: str, how: str) -> UserError:
+    """Return the error for quantised weights."""
+    return UserError(
+        _(
+            "{name} has quantised weights ({how}), which cannot be opened: take the model they were made from, in"
+            " float32, bfloat16 or float16; `--quant int8` or `int4` makes it smaller here",
+            name=name,
+            how=how,
+        )
+    )
+
+
+def purpose(fields: Mapping[str, Any]) -> str:
+    """Return what a model is that is no language model which goes on with a text; empty if that is not known."""
+    kind, part = safe_line(str(fields.get("model_type", "")))[:40], fields.get("_class_name")
+    if isinstance(part, str):
+        return _("{kind:.60}, a part of a diffusion pipeline", kind=safe_line(part))
+    if _PICTURES.fullmatch(kind):
+        return _("a model of pictures or sound ({kind})", kind=kind)
+    if fields.get("is_encoder_decoder") is True:
+        return _("an encoder with a decoder ({kind}), which makes another text of one", kind=kind)
+    if _READERS.fullmatch(kind):
+        return _("an encoder ({kind}), which reads a text and does not go on with it", kind=kind)
+    return ""
+
+
+def without_config(folder: Path) -> str:
+    """Return what a folder without a config.json is, as words after `NAME is`; empty if nothing is known of it."""
+    files = _files(folder)
+    if ADAPTER in files:
+        return adapter(folder)
+    if PIPELINE in files:
+        named = _described(folder / PIPELINE).get("_class_name", "")
+        return _("a diffusion pipeline ({kind:.60}) and no language model", kind=safe_line(str(named)))
+    inner = next((file for file in files if os.path.lexists(folder / file / "config.json")), "")
+    if inner:
+        return _("a folder without a config.json; {inner:.80} in it has one: open that", inner=safe_line(inner))
+    if "params.json" in files:
+        return _("weights as their makers run them (params.json): take those for transformers, with a config.json")
+    weights = [file for file in files if file.endswith(".safetensors")]
+    if weights:
+        return _("a folder without a config.json, which says the sizes of {file:.80}", file=safe_line(weights[0]))
+    return other_weights(folder)
+
+
+def adapter(folder: Path) -> str:
+    """Return what the PEFT adapter in a folder is, as words after `NAME is`."""
+    described = _described(folder / ADAPTER)
+    kind, base = (safe_line(str(described.get(key) or "?")) for key in ("peft_type", "base_model_name_or_path"))
+    return _(
+        "a PEFT adapter ({kind:.20}) for {base:.120}, and no model by itself: open that one, or merge the two with"
+        " `merge_and_unload()` of the peft library",
+        kind=kind,
+        base=base,
+    )
+
+
+def other_weights(folder: Path) -> str:
+    """Return which weights a folder holds that are not opened, as words after `NAME is`; empty for none."""
+    files = _files(folder)
+    for ending, kind in _OTHERS.items():
+        file = next((file for file in files if file.lower().endswith(ending)), "")
+        if file:
+            what = _(kind, file=safe_line(file)[:80])
+            return _("a folder whose weights are {what}: look for the version with .safetensors", what=what)
+    pickle = next((file for file in files if file.endswith(_PICKLES)), "")
+    if not pickle:
+        return ""
+    return _(
+        "a folder whose weights are a pickle ({pickle:.80}), which can run code: not opened; look for the version"
+        " with .safetensors",
+        pickle=safe_line(pickle),
+    )
+
+
+def _files(folder: Path) -> list[str]:
+    """Return the names in a folder, in order; of very many, some."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted(entry.name for entry, _place in zip(found, range(_MOST_FILES), strict=False))
+    except OSError:
+        return []
+
+
+def _described(path: Path) -> Mapping[str, Any]:
+    """Return what a small JSON file says; nothing if it is none."""
+    try:
+        with open_regular(path) as file:
+            data = parse_json(file.read(_LARGEST).removeprefix(b"\xef\xbb\xbf"), path.name)
+    except UserError:
+        return {}
+    return data if isinstance(data, dict) else {}

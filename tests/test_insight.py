@@ -150,13 +150,56 @@ def test_patterns_are_found_where_they_were_put():
     for place in range(5):
         previous[place, max(place - 1, 0)] = 1
         induction[place, {3: 1, 4: 2}.get(place, 0)] = 1
-    scores = dict(patterns(previous, ids))
-    expected = {"previous token": 1, "first token": 0.25, "itself": 0.2, "same token": 0, "induction": 0}
-    assert scores == pytest.approx(expected)
-    scores = dict(patterns(induction, ids))
-    assert scores["induction"] == 1
-    assert (scores["same token"], scores["first token"], scores["itself"]) == pytest.approx((0, 0.5, 0.2))
-    assert [name for name, _ in patterns(torch.ones(1, 1), (7,))] == ["itself"]
+    of_both = patterns(torch.stack((previous, induction)), ids)
+    looking_back, inducing = ({each.name: each.score for each in found} for found in of_both)
+    assert looking_back == pytest.approx({"previous token": 1, "first token": 0.25, "itself": 0})
+    assert inducing == pytest.approx({"previous token": 0, "first token": 0.5, "itself": 0})  # two places prove nothing
+    assert of_both[0][0].name == "previous token"
+    assert patterns(torch.ones(2, 1, 1), (7,)) == [(), ()]
+
+
+@pytest.mark.parametrize("window", [0, 3])
+@pytest.mark.parametrize(
+    ("ids", "by_content"),
+    [
+        ((7, 8, 9, 7, 8), {}),
+        ((7, 8, 9, 7, 8, 9), {"same token": 3, "induction on this text": 3}),
+        ((5, 5, 5, 5), {"same token": 3}),  # what follows the one before is the token itself: no place to look back to
+        ((1, 2, 1, 3, 1, 4, 1, 5), {"same token": 3, "induction on this text": 3}),
+    ],
+)
+def test_even_attention_scores_the_chance_level_of_each_pattern_over_the_rows_that_can_show_it(ids, by_content, window):
+    time = len(ids)
+    sees = [range(max(0, row + 1 - window) if window else 0, row + 1) for row in range(time)]
+    even = torch.tensor([[1 / len(seen) if each in seen else 0 for each in range(time)] for seen in sees])
+    places = {  # by their definitions, a row at a time
+        "itself": {row: {row} for row in range(1, time)},
+        "previous token": {row: {row - 1} for row in range(2, time)},
+        "first token": {row: {0} for row in range(1, time)},
+        "same token": {row: {each for each in range(row) if ids[each] == ids[row]} for row in range(time)},
+        "induction on this text": {
+            row: {each + 1 for each in range(row - 1) if ids[each] == ids[row]} for row in range(time)
+        },
+    }
+    found = {each.name: each for each in patterns(even[None], ids, window)[0]}
+    for name, rows in places.items():
+        there = {row: here for row, of in rows.items() if (here := of & set(sees[row]))}
+        if len(there) < (3 if name in ("same token", "induction on this text") else 1):
+            assert name not in found
+            continue
+        expected = sum(len(here) / len(sees[row]) for row, here in there.items()) / len(there)
+        assert found[name].places == len(there)
+        assert (found[name].score, found[name].chance) == pytest.approx((expected, expected))
+    if not window:
+        named = ("same token", "induction on this text")
+        assert {name: found[name].places for name in found if name in named} == by_content
+
+
+def test_a_head_that_looks_one_back_gets_no_credit_where_that_is_the_first_token():
+    sink = torch.zeros(6, 6)
+    sink[:, 0] = 1
+    found = {each.name: each.score for each in patterns(sink[None], (1, 2, 3, 4, 5, 6))[0]}
+    assert found == pytest.approx({"first token": 1, "previous token": 0, "itself": 0})
 
 
 def of_text(checkpoint, text):

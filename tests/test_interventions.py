@@ -1,7 +1,6 @@
 """Ablation, patching, steering: what is silenced, carried over or added, against the same done to `transformers`."""
 
-import math
-
+import numpy as np
 import pytest
 import torch
 
@@ -10,8 +9,19 @@ from minillm_repl.insight.ablation import scan_view, silencing
 from minillm_repl.insight.attribution import residual_view, why_view
 from minillm_repl.insight.effect import effect_view
 from minillm_repl.insight.patching import patch_view, patched_logits
-from minillm_repl.insight.steering import direction, random_direction, steering
+from minillm_repl.insight.steering import (
+    RANDOM,
+    direction,
+    lead,
+    pair,
+    random_steering,
+    steering,
+    stream_norm,
+    whole,
+    word_ids,
+)
 from minillm_repl.insight.subject import Subject
+from minillm_repl.tokenizer.subword import SubwordTokenizer, byte_level_bpe
 from tests.conftest import random_checkpoint
 from tests.test_huggingface import random_ids
 from tests.test_insight import both, of_text  # noqa: F401 - the fixture
@@ -161,7 +171,7 @@ def test_prompts_that_do_not_pair_are_told_by_their_lengths(both):  # noqa: F811
 
 def test_steering_adds_the_difference_of_two_means_to_the_stream_of_transformers(both, other):  # noqa: F811
     ours, theirs, _ = both
-    along = direction(other, ours, LAYER)
+    along = direction(*pair(other, ours), LAYER)
     with torch.no_grad():
         to, away = (
             theirs(each.input, output_hidden_states=True).hidden_states[LAYER + 1][0, 1:].mean(0)
@@ -179,22 +189,119 @@ def test_steering_adds_the_difference_of_two_means_to_the_stream_of_transformers
     hook.remove()
     torch.testing.assert_close(ours.with_tap(steering(along, LAYER, 3)).logits(), logits, rtol=0, atol=1e-4)
     with pytest.raises(UserError, match="no direction"):
-        direction(ours, ours, LAYER)
+        direction(*pair(ours, ours), LAYER)
+
+
+PAIRS = {  # ids of two texts, and the positions of each that are compared
+    "a word of one token and one of three": ((9, 8, 1), (9, 8, 2, 3, 4), [2], [4]),
+    "as many tokens of each": ((9, 1, 2), (9, 3, 4), [1, 2], [1, 2]),
+    "two tokens and four after what both begin with": ((9, 5, 6, 1, 2), (9, 5, 6, 3, 4, 1, 7), [3, 4], [5, 6]),
+    "one is how the other begins": ((9, 5, 6), (9, 5, 6, 7, 8), [2], [4]),
+    "nothing in common, and nothing before": ((1, 2, 3), (4, 5), [2], [1]),
+}
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_a_direction_compares_as_many_tokens_of_each_text_from_its_end_and_never_position_0(both, case):  # noqa: F811
+    ours, theirs, _ = both
+    *texts, at_to, at_away = PAIRS[case]
+    sides = pair(*(Subject(ours.model, ours.tokenizer, ids) for ids in texts))
+    told = [each.averaged() for each in sides]
+    assert [list(range(each.first, each.first + len(each.tokens))) for each in told] == [at_to, at_away]
+    assert [[*each.after, *each.tokens] for each in told] == [list(each.subject.tokens) for each in sides]
+    with torch.no_grad():
+        hidden = [theirs(torch.tensor([ids]), output_hidden_states=True).hidden_states[LAYER + 1][0] for ids in texts]
+    difference = hidden[0][at_to].mean(0) - hidden[1][at_away].mean(0)
+    torch.testing.assert_close(direction(*sides, LAYER), difference / difference.norm(), rtol=0, atol=1e-4)
+
+    def sink(name, x):  # as trained models have it: a large vector at position 0, whatever the token
+        return x + 1e4 * (torch.arange(x.shape[1]) == 0)[:, None] if name == f"blocks.{LAYER}.residual" else x
+
+    parked = (type(each)(each.subject.with_tap(sink), each.count) for each in sides)
+    torch.testing.assert_close(direction(*parked, LAYER), direction(*sides, LAYER), rtol=0, atol=1e-6)
+
+
+def test_a_text_that_has_only_position_0_is_refused_by_its_token():
+    subject = of_text(random_checkpoint(), "가")
+    for ask in (lambda: pair(subject, of_text(random_checkpoint(), "가각")), lambda: whole(subject)):
+        with pytest.raises(UserError, match="가 would be at position 0"):
+            ask()
+    assert whole(of_text(random_checkpoint(), "가각갂")).first == 1
+
+
+def test_words_are_read_after_the_start_token_and_a_line_break_where_a_vocabulary_has_them(nalssi):
+    assert lead(nalssi.tokenizer) == tuple(nalssi.tokenizer.encode("\n"))
+    assert lead(random_checkpoint().tokenizer) == ()
+    merges = ["Ġ h", "h a", "Ġh a", "ha p", "Ġha p"]
+    letters = [*"\n hapsd", "ha", "hap", "Ġh", "Ġha", "Ġhap", "<s>"]
+    vocabulary = {each.replace(" ", "Ġ").replace("\n", "Ċ"): place for place, each in enumerate(letters)}
+    described = byte_level_bpe(vocabulary, merges, ["<s>"])
+    tokenizer = SubwordTokenizer(described, {"bos_token": "<s>"}, len(vocabulary))
+    assert [tokenizer.special(each) or tokenizer.token_bytes(each) for each in lead(tokenizer)] == ["<s>", b"\n"]
+
+    def as_words(*texts):
+        return word_ids(tokenizer, texts, [tokenizer.encode(each, start=False) for each in texts])
+
+    assert as_words("hap", "ha") == [[vocabulary["Ġhap"]], [vocabulary["Ġha"]]]
+    assert as_words("d", "s") == [[vocabulary["d"]], [vocabulary["s"]]]  # here the space would be a token of its own
+
+
+@pytest.mark.parametrize("at_once", [2**22, 1])
+def test_what_a_direction_does_is_beside_what_32_random_ones_of_its_norm_do_to_transformers(
+    both,  # noqa: F811
+    other,
+    monkeypatch,
+    at_once,
+):
+    ours, theirs, _ = both
+    monkeypatch.setattr("minillm_repl.insight.steering._AT_ONCE", at_once)
+    taps = list(random_steering(ours, LAYER, 3))
+    assert len(taps) == (1 if at_once > 1 else RANDOM)
+    stream = torch.zeros(1, 1, ours.config.width)
+    vectors = torch.cat([tap(f"blocks.{LAYER}.residual", stream) for tap in taps])  # (32, 1, width)
+    torch.testing.assert_close(vectors.norm(dim=-1), torch.full((32, 1), 3.0))
+    assert float((vectors[:, 0] @ vectors[:, 0].mT / 9).triu(1).abs().max()) < 0.9  # 32 different ones
+    along = direction(*pair(other, ours), LAYER)
+    view = effect_view(ours, "steered", steering(along, LAYER, 3), taps)
+    kls = []
+    with torch.no_grad():
+        before = theirs(ours.input).logits[0, -1].double().log_softmax(-1)
+        for vector in (*vectors[:, 0], 3 * along):
+            hook = layers(theirs)[LAYER].register_forward_hook(
+                lambda _, given, out, v=vector: (out[0] + v, *out[1:]) if isinstance(out, tuple) else out + v
+            )
+            after = theirs(ours.input).logits[0, -1].double().log_softmax(-1)
+            hook.remove()
+            kls.append(float((after.exp() * (after - before)).sum()))
+    *kls, mine = kls
+    assert view.kl == pytest.approx(mine, abs=1e-5)
+    assert view.kl_random == pytest.approx(np.median(kls), abs=1e-5)
+    assert (view.random.low, view.random.high) == pytest.approx(tuple(np.percentile(kls, [5, 95])), abs=1e-5)
+    assert view.random.directions == 32
+    assert view.random.below == pytest.approx(100 * np.mean([each < mine for each in kls]), abs=100 / 32)
+    again = effect_view(ours, "steered", steering(along, LAYER, 3), random_steering(ours, LAYER, 3))
+    assert again.kl_random == pytest.approx(view.kl_random, abs=1e-5)
+
+
+def test_a_strength_of_0_changes_no_bit(both, other):  # noqa: F811
+    ours = both[0]
+    tap = steering(direction(*pair(other, ours), LAYER), LAYER, 0.0)
+    assert torch.equal(ours.with_tap(tap).logits(), ours.logits())
+    view = effect_view(ours, "steered", tap, random_steering(ours, LAYER, 0.0))
+    assert (view.kl, view.kl_random, view.random.low, view.random.high) == (0, 0, 0, 0)
+    assert stream_norm(ours, LAYER) == float(ours.record(f"blocks.{LAYER}.residual")[1].popitem()[1][-1].norm())
 
 
 def test_what_a_change_does_is_the_divergence_from_before_to_after(both, other):  # noqa: F811
     ours = both[0]
-    along = direction(other, ours, LAYER)
-    chance = random_direction(along)
-    assert float(chance.norm()) == pytest.approx(1)
-    view = effect_view(ours, "steered", steering(along, LAYER, 2), steering(chance, LAYER, 2))
+    along = direction(*pair(other, ours), LAYER)
+    view = effect_view(ours, "steered", steering(along, LAYER, 2))
     before = ours.logits(last=True)[0].double().log_softmax(-1)
     after = ours.with_tap(steering(along, LAYER, 2)).logits(last=True)[0].double().log_softmax(-1)
     assert view.kl == pytest.approx(float((after.exp() * (after - before)).sum()), abs=1e-9)
     assert [each.token.id for each in view.after] == after.topk(6).indices.tolist()
     assert [each.prob for each in view.before] == pytest.approx(before.exp().topk(6).values.tolist())
-    assert math.isfinite(view.kl_random)
-    assert view.kl_random > 0
+    assert (view.kl_random, view.random, view.between) == (None, None, None)
 
 
 @pytest.mark.parametrize("how", ["a head", "a layer", "steered", "all of it"])
@@ -206,7 +313,7 @@ def test_of_a_changed_model_the_parts_still_add_up_and_the_stream_is_what_it_is(
     if how in ("a layer", "all of it"):
         changed = changed.with_tap(silencing(ours, 0, how="mean"))
     if how in ("steered", "all of it"):
-        changed = changed.with_tap(steering(direction(other, ours, LAYER), LAYER, 30))
+        changed = changed.with_tap(steering(direction(*pair(other, ours), LAYER), LAYER, 30))
     view = why_view(changed)
     assert sum(part.value for part in view.parts) == pytest.approx(view.logit, abs=1e-3)
     names = [part.name for part in view.parts]
@@ -231,7 +338,9 @@ def test_a_silenced_head_is_told_in_the_toolbar_until_it_is_back(visit):  # noqa
     assert "brings it back" in terminal.do(":ablate 0")
     terminal.wait_for_toolbar("without layer 0")
     assert terminal.do("오늘").split("\n")[0] != before
-    terminal.do(":steer 하늘이 vs 기분이 layer=1")
+    shown = terminal.do(":steer 하늘이 vs 기분이 layer=1")
+    assert "towards the mean of 하늘이 @1–3   after ⏎" in shown
+    assert "32 random directions of the same norm" in shown
     terminal.wait_for_toolbar("without layer 0 · steered by 4 at layer 1")
     assert "work again" in terminal.do(":ablate off")
     assert "no longer steered" in terminal.do(":steer off")

@@ -2,15 +2,19 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from minillm_repl.errors import Misunderstood
 from minillm_repl.language import _
-from minillm_repl.repl.looking import Asked, looking_at, not_seen, show, text_ids
-from minillm_repl.repl.opening import Change
+from minillm_repl.repl.looking import Asked, get_ready, looking_at, not_seen, show
+from minillm_repl.repl.opening import Change, Model
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.words import with_options
 from minillm_repl.settings import number, setting, whole
+
+if TYPE_CHECKING:
+    from minillm_repl.insight.steering import Side
 
 
 @dataclass(frozen=True)
@@ -31,54 +35,83 @@ class Steering:
 def steer(shell: Shell, argument: str) -> None:
     """Push the model towards one text and away from another.
 
-    The direction is the difference of two means: of the residual stream after layer L over the positions of the one
-    text, and of the other (position 0 left out, if there are more), made to have length 1. From now on `strength` times
-    it is added there at every position, while one goes on writing. Without `vs` the other text is the one so far.
-    The table shows what that does to the next token, and how far a random direction as long would move it (KL, nats):
-    much more than that, and the direction means something. Without layer it is the middle one; they count from 0.
+    The direction is the difference of two means of the residual stream after layer L, made to have norm 1: over the
+    last tokens of the one text, and over as many of the other. What both texts begin with is left out, and a word of
+    several tokens against one of a single token is its last token, which has seen the whole word. Each text is read
+    after the model's start token, if it has one, and a line break: no token of it is at position 0, where models keep a
+    large vector whatever the token. Where words have their space in their token, it is put there.
+    The view says which tokens were averaged. Without `vs` it is TEXT against all of the text so far but position 0.
+    From now on `strength` times the direction is added there at every position, while one goes on writing; ablations
+    and steering work together, each at its own place, and what comes later sees what was changed before.
+    The table shows what that does to the next token. KL is KL(now ‖ before) = Σ now · ln(now / before), in nats. Beside
+    it stands the same for 32 random directions of the same norm (always the same 32): the median, what lies between
+    the 5th and the 95th percentile, and how many of them move the answer less. A direction that means something moves
+    it more than nearly all. Without layer it is the middle one; they count from 0.
     :steer off ends it. What is saved or trained is not changed.
     """
-    session, model = shell.session, shell.model()
     if argument in ("", "off"):
-        changed = session.think_unchanged("steer") if argument else False
-        states = [change.told for change in model.changes if change.command == "steer"]
-        idle = states[0] if states and not argument else _("nothing is steered: `:steer TEXT vs TEXT` does")
-        shell.screen.note(_("no longer steered") if changed else idle)
+        _tell_or_end(shell, argument)
         return
-    asked = Asked.of(argument)
+    asked, session, model = Asked.of(argument), shell.session, shell.model()
     said, how = with_options(asked.whole, Steering())
     to, vs, away = (each.strip().strip('"') for each in f" {said} ".partition(" vs "))
     if not to or not (away or (session.ids and not vs)):
         raise Misunderstood(_("say where to and where from: `:steer TEXT vs TEXT`"))
     layer = model.checkpoint.config.layers // 2 if how.layer < 0 else how.layer
     model = model.changed(tuple(change for change in model.changes if change.command != "steer"))  # measured without it
-    towards, fleeing = (looking_at(shell, model, text_ids(shell, model, each)) for each in (to, away))
-    for looked in (towards, fleeing):
-        if looked.gap:
-            shell.screen.warn(not_seen(looked.seen))
-    probe = looking_at(shell, model, session.ids) if session.ids else fleeing
+    sides = _sides(shell, model, to, away)
+    for side in sides:
+        if side.subject.gap:
+            shell.screen.warn(not_seen(side.subject.seen))
+    probe = looking_at(shell, model, session.ids) if session.ids else sides[1].subject
     from minillm_repl.insight.effect import effect_view
-    from minillm_repl.insight.steering import direction, random_direction, steering, stream_norm
+    from minillm_repl.insight.steering import direction, random_steering, steering, stream_norm
     from minillm_repl.render.intervention import effect_picture
 
-    along = direction(towards, fleeing, layer)
-    tap = steering(along, layer, how.strength)
+    tap = steering(direction(*sides, layer), layer, how.strength)
     tell = partial(_steered, how.strength, layer)
-    view = effect_view(probe, tell(), tap, steering(random_direction(along), layer, how.strength))
+    with shell.screen.waiting(_("steering in random directions")):
+        chance = random_steering(probe, layer, how.strength)
+        view = effect_view(probe, tell(), tap, chance, (sides[0].averaged(), sides[1].averaged()))
     show(shell, view, effect_picture, asked.output, model)
     session.think_unchanged("steer")
     session.change_thinking(Change("steer", tell, tap))
-    length = stream_norm(probe, layer)
+    norm = stream_norm(probe, layer)
     shell.screen.note(
         _(
-            "the stream there is {length:.1f} long, so that strength={strength:.0f} would be a fifth of it"
+            "the norm of the stream there is {norm:.1f}, so that strength={strength:.2g} would be a fifth of it"
             " · `:steer off` ends it",
-            length=length,
-            strength=length / 5,
+            norm=norm,
+            strength=norm / 5,
         )
-        if abs(how.strength) < length / 20
-        else _("the stream there is {length:.1f} long · `:steer off` ends it", length=length)
+        if abs(how.strength) < norm / 20
+        else _("the norm of the stream there is {norm:.1f} · `:steer off` ends it", norm=norm)
     )
+
+
+def _tell_or_end(shell: Shell, argument: str) -> None:
+    """Say what is steered, or end it."""
+    changed = shell.session.think_unchanged("steer") if argument else False
+    states = [change.told for change in shell.model().changes if change.command == "steer"]
+    idle = states[0] if states and not argument else _("nothing is steered: `:steer TEXT vs TEXT` does")
+    shell.screen.note(_("no longer steered") if changed else idle)
+
+
+def _sides(shell: Shell, model: Model, to: str, away: str) -> tuple["Side", "Side"]:
+    """Return the tokens that are compared. Without `away` it is the text so far."""
+    tokenizer, session = model.checkpoint.tokenizer, shell.session
+    get_ready(shell)
+    from minillm_repl.insight.steering import Side, lead, pair, whole, word_ids
+
+    texts = [each for each in (to, away) if each]
+    plain = [shell.encode(model, each, start=False) for each in texts]
+    before = lead(tokenizer)
+    read = [looking_at(shell, model, (*before, *ids)) for ids in word_ids(tokenizer, texts, plain)]
+    if away:
+        return pair(*read)
+    so_far = session.ids if len(session.ids) > 1 else [*before, *session.ids]
+    towards = Side(read[0], len(read[0].ids) - len(before)) if before else whole(read[0])
+    return towards, whole(looking_at(shell, model, so_far))
 
 
 def _steered(strength: float, layer: int) -> str:

@@ -4,25 +4,33 @@ import torch
 from torch import Tensor
 
 from minillm_repl.insight.subject import Subject, check_layer, rows
-from minillm_repl.insight.views.thinking import FocusView, HeadFocus, HeadView, LayerView
+from minillm_repl.insight.views.thinking import FocusView, HeadFocus, HeadView, LayerView, Pattern
 from minillm_repl.language import N_
 from minillm_repl.model.attention import attention_weights
 
 _LOOKS = 5  # positions that are listed for the last token
+_BY_CONTENT = N_("same token"), N_("induction on this text")
+_ENOUGH = 3  # positions, before these are told of a head
 
 
 def head_view(subject: Subject, layer: int, head: int) -> HeadView:
     """Return one head's attention on the text. Raises UserError if there is no such head."""
     check_layer(subject.config, layer, head)
-    return _head(subject, layer, head, weights(subject, layer)[layer][head])
+    return layer_view(subject, layer).heads[head]
 
 
 def layer_view(subject: Subject, layer: int) -> LayerView:
     """Return all heads of a layer. Raises UserError if there is no such layer."""
     check_layer(subject.config, layer)
     of_layer = weights(subject, layer)[layer]
+    found = patterns(of_layer, subject.ids, _window(subject, layer))
     return LayerView(
-        subject.tokens, tuple(_head(subject, layer, head, each) for head, each in enumerate(of_layer)), **subject.where
+        subject.tokens,
+        tuple(
+            HeadView(layer, head, subject.tokens, rows(each), of, **subject.where)
+            for head, (each, of) in enumerate(zip(of_layer, found, strict=True))
+        ),
+        **subject.where,
     )
 
 
@@ -30,54 +38,75 @@ def focus_view(subject: Subject) -> FocusView:
     """Return where the last token looked through every head of every layer."""
     heads = []
     for layer, of_layer in weights(subject).items():
+        found = patterns(of_layer, subject.ids, _window(subject, layer))
         for head, weight in enumerate(of_layer):
             most = weight[-1].argsort(descending=True, stable=True)[:_LOOKS].tolist()
             looked = tuple((subject.position(place), float(weight[-1, place])) for place in most)
-            heads.append(HeadFocus(layer, head, looked, patterns(weight, subject.ids)))
+            heads.append(HeadFocus(layer, head, looked, found[head]))
     return FocusView(subject.tokens, tuple(heads), **subject.where)
 
 
 def weights(subject: Subject, layer: int | None = None) -> dict[int, Tensor]:
     """Return the attention weights of one layer, or of all: each (head, time, time), as they were in one pass."""
     layers = range(subject.config.layers) if layer is None else [layer]
-    windows = getattr(subject.config, "windows", ())
     prefix = "" if layer is None else f"blocks.{layer}."
     _, found = subject.record(prefix + "attention.q", prefix + "attention.k", last=True)
     return {
         each: attention_weights(
             found[f"blocks.{each}.attention.q"][None],
             found[f"blocks.{each}.attention.k"][None],
-            windows[each] if windows else 0,
+            _window(subject, each),
         )[0].float()
         for each in layers
     }
 
 
-def patterns(weight: Tensor, ids: tuple[int, ...]) -> tuple[tuple[str, float], ...]:
-    """Return the patterns that one head's weights (time, time) could follow, most first, each with its score.
+def patterns(weight: Tensor, ids: tuple[int, ...], window: int = 0) -> list[tuple[Pattern, ...]]:
+    """Return for each head of a layer (head, time, time) the patterns that it could follow, the highest score first.
 
-    A score is the weight that goes where the pattern says, as a mean over the tokens for which there is such a place:
-    the token itself; the one before; the first of the text (not counting itself); an earlier one that is the same;
-    the one after an earlier one that is the same (induction). A pattern without any such place is left out.
+    A score is the weight that goes where the pattern says, as a mean over the positions that have such a place, beside
+    what even attention over the positions that they see would give. A pattern without any such place is left out, and
+    so are those by content (same token, induction) with fewer than three.
     """
-    time = len(ids)
-    token = torch.tensor(ids)
-    earlier = torch.ones(time, time, dtype=torch.bool).tril(-1)
-    same = (token[:, None] == token[None, :]) & earlier
-    places = {
-        N_("itself"): torch.eye(time, dtype=torch.bool),
-        N_("previous token"): torch.ones(time, time, dtype=torch.bool).tril(-1).triu(-1),
-        N_("first token"): earlier & (torch.arange(time) == 0),
-        N_("same token"): same,
-        N_("induction"): torch.nn.functional.pad(same, (1, 0))[:, :-1] & earlier,
-    }
-    scores = []
-    for name, place in places.items():
+    weight, visible = weight.float().cpu(), _visible(len(ids), window)
+    even = visible / visible.sum(-1, keepdim=True)  # (time, time)
+    scored = []
+    for name, place in _places(ids, visible).items():
         asked = place.any(-1)
-        if asked.any():
-            scores.append((name, float((weight.cpu() * place).sum(-1)[asked].mean())))
-    return tuple(sorted(scores, key=lambda each: -each[1]))
+        if (count := int(asked.sum())) >= (_ENOUGH if name in _BY_CONTENT else 1):
+            scores = (weight * place).sum(-1)[:, asked].mean(-1).tolist()  # one for each head
+            chance = float((even * place).sum(-1)[asked].mean())
+            scored.append([Pattern(name, score, chance, count) for score in scores])
+    of_heads = ([of_all[head] for of_all in scored] for head in range(len(weight)))
+    return [tuple(sorted(of_head, key=lambda each: -each.score)) for of_head in of_heads]
 
 
-def _head(subject: Subject, layer: int, head: int, weight: Tensor) -> HeadView:
-    return HeadView(layer, head, subject.tokens, rows(weight), patterns(weight, subject.ids), **subject.where)
+def _places(ids: tuple[int, ...], visible: Tensor) -> dict[str, Tensor]:
+    """Return where each pattern says that a position (row) attends: (time, time) each.
+
+    Rows that cannot show it are empty: position 0 sees only itself, and what is before position 1 is the first token.
+    """
+    time, token = len(ids), torch.tensor(ids)
+    earlier = visible.tril(-1)
+    same = (token[:, None] == token[None, :]) & earlier
+    after_same = torch.nn.functional.pad((token[:, None] == token[None, :]).tril(-1), (1, 0))[:, :-1] & earlier
+    later = torch.arange(time)[:, None]
+    return {
+        N_("itself"): torch.eye(time, dtype=torch.bool) & (later > 0),
+        N_("previous token"): earlier.triu(-1) & (later > 1),
+        N_("first token"): earlier & (torch.arange(time) == 0),
+        _BY_CONTENT[0]: same,
+        _BY_CONTENT[1]: after_same,
+    }
+
+
+def _visible(time: int, window: int) -> Tensor:
+    """Return which positions each position sees: (time, time)."""
+    every = torch.ones(time, time, dtype=torch.bool).tril()
+    return every.triu(1 - window) if window else every
+
+
+def _window(subject: Subject, layer: int) -> int:
+    """Return how many positions back a layer sees, itself included; 0 is all."""
+    windows = getattr(subject.config, "windows", ())
+    return windows[layer] if windows else 0

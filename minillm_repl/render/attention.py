@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from minillm_repl.insight.views.thinking import FocusView, HeadFocus, HeadView, LayerView
-from minillm_repl.language import _
+from minillm_repl.insight.views.thinking import FocusView, HeadFocus, HeadView, LayerView, Pattern
+from minillm_repl.language import N_, _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.picture import LONGEST_LABEL, fitted, label_width, level, shade, title, token_style
 from minillm_repl.render.tables import plain_table
@@ -19,6 +19,7 @@ _LOOKED = 8  # cells of a token that was looked at
 _HEADS = 32  # that are listed, unless there is room for all
 _ALL = 1_000  # cells: so wide is only the whole of a view
 _MAP = 16  # tokens to an edge of a small map, at most
+_EVEN = N_("in brackets: what even attention would give there")
 
 
 def head_picture(view: HeadView, width: int) -> RenderableType:
@@ -39,6 +40,7 @@ def head_picture(view: HeadView, width: int) -> RenderableType:
         lines.append("".join(shade(row[column]) * _CELL for column in shown[: place - first + 1]), MODEL)
         lines.append(f"{'·':>{_CELL}}" * (len(view.tokens) - place - 1) + "\n", FIGURES)
     notes = [_("rows ask, columns answer · each row adds up to 100 % · ░ 20 %  ▒ 40 %  ▓ 60 %  █ 80 % and more")]
+    notes += [_(_EVEN)] if view.patterns else []
     if first:
         notes.insert(0, _("the last {n} of {all} tokens; :scroll shows all", n=len(shown), all=len(view.tokens)))
     return Group(
@@ -74,7 +76,7 @@ def layer_picture(view: LayerView, width: int) -> RenderableType:
         title(_("layer {layer}", layer=layer), " · ".join(facts)),
         Text(),
         grid,
-        Text(_(":attn {layer}.0 shows one of them with its tokens", layer=layer), FIGURES),
+        Text(_(":attn {layer}.0 shows one of them with its tokens", layer=layer) + " · " + _(_EVEN), FIGURES),
     )
 
 
@@ -97,6 +99,7 @@ def focus_picture(view: FocusView, width: int) -> RenderableType:
     notes = [
         _("looked at: token @ position, weight"),
         _("pattern: where the head looks over the whole text, and how much of its attention goes there"),
+        _(_EVEN),
     ]
     if len(heads) < len(view.heads):
         notes.insert(
@@ -151,8 +154,8 @@ def _small(head: HeadView, size: int, cells: int) -> Text:
     return picture
 
 
-def _patterns(patterns: Iterable[tuple[str, float]]) -> str:
-    return " · ".join(f"{_(name)} {score:.0%}" for name, score in patterns)
+def _patterns(patterns: Iterable[Pattern]) -> str:
+    return " · ".join(f"{_(each.name)} {each.score:.0%} ({each.chance:.0%})" for each in patterns)
 
 
 def _column_labels(labels: Sequence[str]) -> list[str]:

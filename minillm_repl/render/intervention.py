@@ -5,14 +5,15 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from minillm_repl.insight.views.base import Likely
-from minillm_repl.insight.views.changes import EffectView, HeadEffect, PatchView, ScanView
+from minillm_repl.insight.views.changes import Averaged, EffectView, HeadEffect, PatchView, ScanView
 from minillm_repl.language import N_, _
 from minillm_repl.render.console import CONTRA, FIGURES, PRO, TITLE
 from minillm_repl.render.generation import percent
-from minillm_repl.render.picture import LONGEST_LABEL, fitted, label_width, shade, signed_bar, title, token_style
+from minillm_repl.render.picture import LONGEST_LABEL, fitted, label_width, shade, short, signed_bar, title, token_style
 from minillm_repl.render.tables import plain_table
 
 _SHOWN = 12  # heads that have a row of their own
+_TOKENS = 8  # of those that made a direction, at most
 _NUMBER = 5  # cells of a percentage in the map of a patch: ` -12%`
 _WHAT = {
     "residual": N_("patching the residual stream"),
@@ -33,17 +34,46 @@ def effect_picture(view: EffectView, width: int) -> RenderableType:
     return Group(
         title(view.change, _("what comes after {token}, position {position}", **last)),
         table,
-        Text(
-            _("KL {kl:.3f} nats from before to now", kl=view.kl)
-            if view.kl_random is None
-            else _(
-                "KL {kl:.3f} nats from before to now; a random direction as long moves it by {random:.3f}",
-                kl=view.kl,
-                random=view.kl_random,
-            ),
-            FIGURES,
-        ),
+        Text("\n".join([_("KL(now ‖ before) {kl:.3f} nats", kl=view.kl), *_beside_random(view)]), FIGURES),
+        *([_between(*view.between)] if view.between else []),
     )
+
+
+def _beside_random(view: EffectView) -> list[str]:
+    """Return what random directions do, for one that is to mean something."""
+    if view.random is None or view.kl_random is None:
+        return []
+    random = view.random
+    return [
+        _(
+            "{n} random directions of the same norm: median {median:.3f}, 5–95% {low:.3f}–{high:.3f}"
+            " · percentile of this one: {below:.0f}",
+            n=random.directions,
+            median=view.kl_random,
+            low=random.low,
+            high=random.high,
+            below=random.below,
+        )
+    ]
+
+
+def _between(to: Averaged, away: Averaged) -> Text:
+    """Return the tokens whose activations made a direction, and what they are read after."""
+    return Text.assemble(
+        (_("towards the mean of") + " ", FIGURES), *_averaged(to), ("\n", ""),
+        (_("away from that of") + " ", FIGURES), *_averaged(away),
+    )  # fmt: skip
+
+
+def _averaged(side: Averaged) -> list[Text | tuple[str, str]]:
+    """Return `␣happy @2   after ⏎`: the tokens, their positions, and the last of those before."""
+    last = side.first + len(side.tokens) - 1
+    places = f" @{side.first}" if last == side.first else f" @{side.first}–{last}"
+    tokens: list[Text | tuple[str, str]] = [short(each) for each in side.tokens]
+    if len(tokens) > _TOKENS:
+        tokens[_TOKENS // 2 : -_TOKENS // 2] = [("…", FIGURES)]
+    before = "".join(each.label for each in side.after[-_TOKENS // 2 :])
+    return [*tokens, (places, FIGURES), (("   " + _("after {tokens}", tokens=before)) if before else "", FIGURES)]
 
 
 def scan_picture(view: ScanView, width: int) -> RenderableType:

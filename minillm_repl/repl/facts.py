@@ -159,7 +159,8 @@ class Facts:
         from minillm_repl.render.generation import percent
 
         scored = [
-            (dict(each.patterns).get(_PATTERNS[base], 0.0), -each.layer, -each.head) for each in self._focus.heads
+            (sum(of.score for of in each.patterns if of.name == _PATTERNS[base]), -each.layer, -each.head)
+            for each in self._focus.heads
         ]
         share, layer, head = max(scored)
         match part:

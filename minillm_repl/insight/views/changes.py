@@ -9,6 +9,25 @@ from minillm_repl.tokenizer.window import OnText
 
 
 @dataclass(frozen=True)
+class Averaged:
+    """The tokens of a text whose activations were averaged."""
+
+    after: tuple[Token, ...]  # what stands before them
+    tokens: tuple[Token, ...]
+    first: int  # the position of the first of them
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What a change of the same size does in random directions; KL in nats."""
+
+    directions: int
+    low: float  # the 5th percentile of their KL
+    high: float  # and the 95th
+    below: float  # percent of them that have a smaller KL than the change
+
+
+@dataclass(frozen=True)
 class EffectView(OnText):
     """What a change of the model's thinking does to the next token."""
 
@@ -16,8 +35,10 @@ class EffectView(OnText):
     change: str  # what was done: `without head 2.1`
     before: tuple[Likely, ...]
     after: tuple[Likely, ...]
-    kl: float  # nats: Σ after · ln(after / before)
-    kl_random: float | None  # the same for a random direction as long, where the change is a direction
+    kl: float  # nats: KL(after ‖ before) = Σ after · ln(after / before)
+    kl_random: float | None  # the median of the same in random directions, where the change is a direction
+    random: Yardstick | None  # more of these
+    between: tuple[Averaged, Averaged] | None  # where the direction leads to, and away from
 
 
 @dataclass(frozen=True)

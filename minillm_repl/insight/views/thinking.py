@@ -9,6 +9,16 @@ from minillm_repl.tokenizer.window import OnText
 
 
 @dataclass(frozen=True)
+class Pattern:
+    """What a head could be doing on a text, and how much of its attention does it."""
+
+    name: str  # `previous token`
+    score: float  # share of the weight that goes there: the mean over the positions that have such a place
+    chance: float  # the same if each of these attended evenly to all positions that it sees
+    places: int  # how many positions that are
+
+
+@dataclass(frozen=True)
 class HeadView(OnText):
     """One attention head on a text."""
 
@@ -16,7 +26,7 @@ class HeadView(OnText):
     head: int
     tokens: tuple[Token, ...]
     weights: tuple[Row, ...]  # (time, time): how much the token of the row takes of that of the column; rows sum to 1
-    patterns: tuple[tuple[str, float], ...]  # what the head could be doing, and the share of its attention that does it
+    patterns: tuple[Pattern, ...]  # by their scores, the highest first
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class HeadFocus:
     layer: int
     head: int
     looked: tuple[tuple[int, float], ...]  # (position, weight), most first
-    patterns: tuple[tuple[str, float], ...]
+    patterns: tuple[Pattern, ...]
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,9 @@ def every_view(visit, tmp_path, columns, rows, colour, language):  # noqa: F811
         assert "error" not in shown[0], shown
         file = tmp_path / f"{number}.txt"
         terminal.do(f":export {file.name}")
-        kept = [each.rstrip() for each in file.read_text(encoding="utf-8").rstrip("\n").split("\n")]
+        kept = [each.rstrip() for each in file.read_text(encoding="utf-8").rstrip("\n").split("\n")][
+            2:
+        ]  # a title first
         drawn = [each for each in shown if not each.startswith(("`:ablate", "the norm of the stream", "!"))]
         assert [each.rstrip() for each in drawn] == kept, f"{line} looks otherwise on the terminal"
         assert max(map(wcswidth, kept)) <= columns

@@ -144,8 +144,10 @@ def test_the_oldest_turns_go_first_and_the_system_prompt_never(tokenizer):
     template = ChatTemplate(CHATML)
     conversation = turns(9)
     whole = encode(template, tokenizer, conversation, False)
-    assert fit(template, tokenizer, conversation, len(whole), False) == (whole, conversation)
-    ids, kept = fit(template, tokenizer, conversation, len(whole) - 1, False)
+    given, kept = fit(template, tokenizer, conversation, len(whole), False)
+    assert (given.ids, kept) == (whole, conversation)
+    given, kept = fit(template, tokenizer, conversation, len(whole) - 1, False)
+    ids = given.ids
     assert len(ids) <= (len(whole) - 1) * 3 // 4
     assert kept[0] == conversation[0]
     assert kept[1:] == conversation[-len(kept) + 1 :]

@@ -9,7 +9,8 @@ import unicodedata
 import numpy as np
 import pytest
 
-from minillm_repl.checkpoint.conversation import PLAIN, ROLES, Message, trained_ids
+from minillm_repl.checkpoint.answers import trained_ids
+from minillm_repl.checkpoint.conversation import PLAIN, ROLES, Message
 from minillm_repl.errors import UserError
 from minillm_repl.tokenizer.base import decode
 from minillm_repl.training import corpus as corpora

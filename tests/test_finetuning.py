@@ -16,8 +16,9 @@ import torch.nn.functional as F
 import transformers
 
 from minillm_repl.checkpoint import adapter
+from minillm_repl.checkpoint.answers import trained_ids
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
-from minillm_repl.checkpoint.conversation import PLAIN, ROLES, Message, encode, trained_ids
+from minillm_repl.checkpoint.conversation import PLAIN, ROLES, Message, encode
 from minillm_repl.checkpoint.header import read_header
 from minillm_repl.checkpoint.load import load
 from minillm_repl.checkpoint.save import save

@@ -12,7 +12,8 @@ from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.native import save
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.safetext import safe
-from minillm_repl.tokenizer.subword import SubwordTokenizer, _from_letters, byte_level_bpe
+from minillm_repl.tokenizer.descriptions import byte_level_bpe
+from minillm_repl.tokenizer.subword import SubwordTokenizer, _from_letters
 from tests.test_terminal import cache, chain, models, visit  # noqa: F401 - fixtures
 
 CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) != "\n"]
@@ -55,7 +56,7 @@ def writer(texts):
             pieces += [b"{" + mark + b":" + data[:place], data[place:] + b":" + mark + b"}"]
     vocabulary = {"".join(letters[bytes([byte])] for byte in piece): token for token, piece in enumerate(pieces)}
     assert len(vocabulary) == len(pieces)
-    tokenizer = SubwordTokenizer(byte_level_bpe(vocabulary, [], []), {}, len(pieces))
+    tokenizer = SubwordTokenizer(byte_level_bpe(vocabulary, ""), {}, len(pieces))
     size = len(pieces)
     config = GPTConfig(size, context=size + 8, width=size, layers=1, heads=1, hidden=1)
     tensors = {name: np.zeros(shape, np.float32) for name, shape in config.shapes()}

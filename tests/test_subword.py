@@ -333,11 +333,26 @@ def test_it_survives_json(kind, texts):
         assert again.encode(text) == kind.ours.encode(text)
 
 
-def test_a_model_with_fewer_ids_than_tokens_is_refused(kind):
-    enough = len(kind.theirs)
-    SubwordTokenizer(kind.ours.description, kind.ours.names, enough)
-    with pytest.raises(UserError, match=f"ids up to {enough - 1:,}, but the model has {enough - 1:,}"):
-        SubwordTokenizer(kind.ours.description, kind.ours.names, enough - 1)
+def test_a_model_with_fewer_ids_than_tokens_opens_and_what_it_has_no_row_for_cannot_be_used(kind, texts):
+    size = len(kind.theirs)
+    last = kind.ours.special_names[-1]
+    rows = max(token for token in range(size) if kind.ours.special(token) == last)
+    fewer = SubwordTokenizer(kind.ours.description, kind.ours.names, rows)
+    used = refused = 0
+    for text in texts[:300]:
+        ids = kind.ours.encode(text)
+        if max(ids, default=0) < rows:
+            assert fewer.encode(text) == ids
+            used += 1
+        else:
+            with pytest.raises(UserError, match=f"the model has only {rows:,} and no row for it"):
+                fewer.encode(text)
+            refused += 1
+    assert used
+    assert fewer.named(last) is None
+    for use in (lambda: fewer.encode(last, special=True), lambda: fewer.encode_rendered(last)):
+        with pytest.raises(UserError, match=rf"#{rows}\) is a token of the vocabulary"):
+            use()
 
 
 def test_what_becomes_the_unknown_token_is_named_once():
@@ -511,8 +526,11 @@ def test_special_tokens_alone_are_held_to_the_size_of_the_model_too(small):
     description = copy.deepcopy(small["byte-level"])
     description["model"] |= {"vocab": {}, "merges": []}
     description["added_tokens"][0]["id"] = 500
-    with pytest.raises(UserError):
-        SubwordTokenizer(description, {}, 1)
+    description["post_processor"] = None
+    tokenizer = SubwordTokenizer(description, {}, 1)
+    name = description["added_tokens"][1]["content"]
+    with pytest.raises(UserError, match="no row for it"):
+        tokenizer.encode(name, special=True)
 
 
 def test_a_character_vocabulary_reads_the_same_in_transformers(tmp_path):

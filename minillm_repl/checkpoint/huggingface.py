@@ -10,12 +10,13 @@ import numpy as np
 
 from minillm_repl.checkpoint import foreign
 from minillm_repl.checkpoint.atomic import write_atomically, write_folder_atomically
-from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
+from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.families import family_of
 from minillm_repl.checkpoint.folder import CONFIG, WEIGHTS, Folder
 from minillm_repl.checkpoint.gpt_families import GPT2
 from minillm_repl.checkpoint.names import SUFFIX
 from minillm_repl.checkpoint.recipe import Reading
+from minillm_repl.checkpoint.tokenizer_files import SETTINGS, TEMPLATE, TOKENIZER, read_chat, read_end, read_tokenizer
 from minillm_repl.checkpoint.weights import (
     Array,
     Place,
@@ -31,12 +32,9 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _, _n
 from minillm_repl.model.config import AnyConfig, GPTConfig
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer.base import Tokenizer
-from minillm_repl.tokenizer.character import CharacterTokenizer, IdTokenizer
-from minillm_repl.tokenizer.subword import SubwordTokenizer, byte_level_bpe, characters
-
-_TOKENIZER, _TEMPLATE = "tokenizer.json", "chat_template.jinja"
-_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+from minillm_repl.tokenizer.character import CharacterTokenizer
+from minillm_repl.tokenizer.descriptions import characters
+from minillm_repl.tokenizer.subword import SubwordTokenizer
 
 
 def checkpoint(folder: Folder, how: Reading) -> Checkpoint:
@@ -49,11 +47,9 @@ def checkpoint(folder: Folder, how: Reading) -> Checkpoint:
     method = foreign.leftovers_of(unused)
     if method:
         raise foreign.refuse_quantised(folder.name, method)
-    settings = folder.fields("tokenizer_config.json")
-    roles = _roles(folder, settings)
     found = check(recipe, headers, folder.name)
-    tokenizer = _tokenizer(folder, config, settings, roles)
-    chat, end = _chat(folder, settings, roles), _end(folder, config, tokenizer, roles)
+    tokenizer = read_tokenizer(folder, config)
+    chat, end = read_chat(folder), read_end(folder, config, tokenizer)
     tensors = read_weights(recipe, found, folder.name, how)
     notes = (*folder.notes, *notes, *_left_out(folder, unused))
     return Checkpoint(config, tokenizer, tensors, path=folder.path, chat=chat, end=end, recipe=recipe, notes=notes)
@@ -99,78 +95,6 @@ def _left_out(folder: Folder, unused: list[str]) -> tuple[str, ...]:
             tensors=safe_line(", ".join(unused[:3])) + (" …" if len(unused) > 3 else ""),
         ),
     )
-
-
-def _roles(folder: Folder, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the special tokens by their roles: `{"bos_token": "<s>", ...}`."""
-    said = {**folder.fields("special_tokens_map.json"), **settings}
-    contents = {role: said.get(role) for role in _ROLES}
-    contents = {role: each.get("content") if isinstance(each, dict) else each for role, each in contents.items()}
-    return {role: each for role, each in contents.items() if isinstance(each, str) and each}
-
-
-def _tokenizer(folder: Folder, config: AnyConfig, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Tokenizer:
-    try:
-        description = folder.json(_TOKENIZER)
-        if description is None:
-            description = _from_merges(folder, settings, roles)
-        if description is None:
-            return IdTokenizer(config.vocab)  # bare weights, as researchers save them: tokens are numbers
-        if not isinstance(description, dict):
-            raise UserError(_("it is not a JSON object"))
-        return SubwordTokenizer(description, roles, config.vocab)
-    except UserError as error:
-        raise UserError(_("the tokenizer of {name}: {error}", name=folder.name, error=error)) from None
-
-
-def _from_merges(folder: Folder, settings: Mapping[str, Any], roles: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return the description of a tokenizer that lies there as GPT-2's two files; None if there are none."""
-    vocabulary, merges = folder.json("vocab.json"), folder.text("merges.txt")
-    if vocabulary is None or merges is None:
-        if (folder.path / "tokenizer.model").exists():
-            raise UserError(_("tokenizer.model is not read; tokenizer.json is, or vocab.json with merges.txt"))
-        return None
-    kind = settings.get("tokenizer_class", "GPT2Tokenizer")
-    if kind not in ("GPT2Tokenizer", "GPT2TokenizerFast"):
-        raise UserError(
-            _(
-                "vocab.json and merges.txt of a {kind:.40} need a {tokenizer}",
-                kind=safe_line(str(kind)),
-                tokenizer=_TOKENIZER,
-            )
-        )
-    if not isinstance(vocabulary, dict) or not all(type(token) is int for token in vocabulary.values()):
-        raise UserError(_("vocab.json does not map tokens to ids"))
-    added = settings.get("added_tokens_decoder", {})
-    special = [each["content"] for each in added.values() if each.get("special")] if isinstance(added, dict) else []
-    bos = roles.get("bos_token", "<|endoftext|>") if settings.get("add_bos_token") else None
-    return byte_level_bpe(
-        vocabulary,
-        merges.split("\n"),
-        [*special, *roles.values(), "<|endoftext|>"],
-        start=bos,
-        add_prefix_space=settings.get("add_prefix_space") is True,
-    )
-
-
-def _chat(folder: Folder, settings: Mapping[str, Any], roles: Mapping[str, str]) -> ChatTemplate | None:
-    source: Any = folder.text(_TEMPLATE)
-    if source is None:
-        source = settings.get("chat_template")
-    if isinstance(source, list):  # several, each with a name
-        named = {each.get("name"): each.get("template") for each in source if isinstance(each, dict)}
-        source = named.get("default")
-    return ChatTemplate(source, roles) if isinstance(source, str) and source.strip() else None
-
-
-def _end(folder: Folder, config: AnyConfig, tokenizer: Tokenizer, roles: Mapping[str, str]) -> tuple[int, ...]:
-    """Return the tokens that end a text or a turn."""
-    said = folder.fields("generation_config.json").get("eos_token_id", folder.config_fields.get("eos_token_id"))
-    ends: list[Any] = said if isinstance(said, list) else [said]
-    if isinstance(tokenizer, SubwordTokenizer):
-        ends = [*ends, tokenizer.named(roles.get("eos_token", ""))]
-    known = (token for token in ends if type(token) is int and 0 <= token < config.vocab)
-    return tuple(dict.fromkeys(known))
 
 
 def save(checkpoint: Checkpoint, path: Path, interrupted: Callable[[], bool] = lambda: False) -> Checkpoint:
@@ -225,9 +149,9 @@ def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     else:
         return {}  # token ids need none
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **roles}
-    files = {_TOKENIZER: _json(description), "tokenizer_config.json": _json(settings)}
+    files = {TOKENIZER: _json(description), SETTINGS: _json(settings)}
     if checkpoint.chat is not None:
-        files[_TEMPLATE] = checkpoint.chat.source.encode()
+        files[TEMPLATE] = checkpoint.chat.source.encode()
     return files
 
 

@@ -51,10 +51,10 @@ def branch(shell: Shell, argument: str) -> None:
     with shell.screen.waiting(_("going several ways")):
         view = branches_view(
             model.decoder, model.checkpoint.tokenizer, ids, session.settings, session.fresh_seed(), ways,
-            max_tokens=how.tokens, stop=session.settings.stop, end=model.checkpoint.end, interrupted=shell.interrupted,
+            max_tokens=how.tokens, stop=session.settings.stop, end=session.ends(model), interrupted=shell.interrupted,
         )  # fmt: skip
     session.ways_given, session.ways_seed = len(ids), view.seed + len(view.branches) - 1
-    session.ways = [[*ids, *(token.id for token in each.tokens)] for each in view.branches]
+    session.ways = [[*ids, *(token.id for token in each.tokens[: each.said])] for each in view.branches]
     show(shell, seen_as(view, model.seen(ids)), branches_picture, asked.output)
     if view.branches[-1].reason == "interrupt":
         shell.screen.note(_("stopped on the way: {n} of {ways}", n=len(view.branches), ways=ways))

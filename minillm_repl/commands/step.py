@@ -24,16 +24,14 @@ def step(shell: Shell, argument: str) -> None:
     if not argument.strip():
         session.go_on([], "")
     elif session.chatting(model):
-        session.ask(model, argument)
+        shell.ask(model, argument)
     else:
         session.begin(shell.encode(model, argument))
     from minillm_repl.engine.walk import Walk
     from minillm_repl.repl.stepper import Stepper
 
     top = session.settings.verbose or VERBOSE_ROWS
-    walk = Walk(
-        model.decoder, tokenizer, session.ids, session.settings, session.seed, end=model.checkpoint.end, top=top
-    )
+    walk = Walk(model.decoder, tokenizer, session.ids, session.settings, session.seed, end=session.ends(model), top=top)
     try:
         with shell.screen.waiting(_("reading")):
             walk.look(shell.interrupted)  # a long text takes a while

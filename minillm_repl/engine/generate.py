@@ -1,7 +1,7 @@
 """The token loop: reads the prompt, then yields one `Step` per token and one `Finished`."""
 
 import codecs
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -62,7 +62,7 @@ def generate(
     """
     ids = list(ids)
     prompt_tokens = len(ids)
-    text = StopText(stop)
+    text = StopText(stop, tokenizer.special_names if stop else ())
     room: tuple[Arrays | None, Arrays | None] | None = None
     prompt_seconds, began = 0.0, perf_counter()
     reason: Reason = "length"
@@ -109,6 +109,24 @@ def _prefill(
     return logits, perf_counter() - began - away
 
 
+def kept(
+    tokenizer: Tokenizer, tokens: Sequence[int], finished: Finished, stop: Sequence[str] = ()
+) -> list[int]:  # fmt: skip
+    """Return those of the tokens made that the text is of: not the one that ended it, and none of a stop string."""
+    ids = list(tokens)
+    if finished.reason == "end":
+        ids.pop()
+    if finished.reason == "stop":
+        shown, made = len(finished.text.encode()), sum(len(tokenizer.token_bytes(token)) for token in ids)
+        while ids and (made > shown or _named(tokenizer.special(ids[-1]), stop)):
+            made -= len(tokenizer.token_bytes(ids.pop()))
+    return ids
+
+
+def _named(name: str, stop: Sequence[str]) -> bool:
+    return bool(name) and any(name in each for each in stop)
+
+
 def finite(logits: Scores, tokens: int) -> Scores:
     """Return the logits after so many tokens. Raises UserError if they are not numbers."""
     if not np.isfinite(logits).all():
@@ -139,7 +157,7 @@ def _step(
     return Step(
         index=index,
         id=token,
-        text=text.push(b"" if token in end else piece),
+        text=text.push(b"" if token in end else piece, tokenizer.special(token)),
         bytes=tuple(piece),
         prob=float(final[token]),
         logprob=float(final_log[token]),
@@ -176,19 +194,28 @@ class StopText:
     """Turns token bytes into text as it becomes whole and certain.
 
     Bytes of an unfinished character wait for the rest; text that may be the start of a stop string waits until it is
-    one, and is dropped, or is not, and comes out.
+    one, and is dropped, or is not, and comes out. A special token has no text: where a stop string names it, a
+    surrogate, which no bytes become, stands for it.
     """
 
-    def __init__(self, stop: Sequence[str] = ()) -> None:
+    def __init__(self, stop: Sequence[str] = (), special: Iterable[str] = ()) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stop = tuple(stop)
+        names = [name for name in special if _named(name, stop)]
+        self._stands = {name: chr(0xD800 + place) for place, name in enumerate(names[:0x800])}
+        self._hidden = dict.fromkeys(map(ord, self._stands.values()))
+        self._stop = (*stop, *(self._meant(each) for each in stop if self._meant(each) != each))
         self._held = ""
         self._whole: list[str] = []
         self.stopped = False
 
-    def push(self, piece: bytes, final: bool = False) -> str:
-        """Take the bytes of one more token, return the text that became certain."""
-        held = self._held + self._decoder.decode(piece, final)
+    def _meant(self, stop: str) -> str:
+        for name in sorted(self._stands, key=len, reverse=True):
+            stop = stop.replace(name, self._stands[name])
+        return stop
+
+    def push(self, piece: bytes, special: str = "", final: bool = False) -> str:
+        """Take the bytes of one more token, or the name of a special one; return the text that became certain."""
+        held = self._held + self._decoder.decode(piece, final) + self._stands.get(special, "")
         found = [place for place in (held.find(stop) for stop in self._stop) if place >= 0]
         if found:
             self.stopped = True
@@ -196,6 +223,7 @@ class StopText:
         else:
             keep = 0 if final else self._unsure(held)
             certain, self._held = held[: len(held) - keep], held[len(held) - keep :]
+        certain = certain.translate(self._hidden)
         self._whole.append(certain)
         return certain
 

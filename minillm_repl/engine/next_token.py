@@ -7,8 +7,8 @@ from math import exp, prod
 import numpy as np
 
 from minillm_repl.engine.decoder import Decoder, read
-from minillm_repl.engine.events import Reason, Step
-from minillm_repl.engine.generate import finite, generate, never
+from minillm_repl.engine.events import Finished, Step
+from minillm_repl.engine.generate import finite, generate, kept, never
 from minillm_repl.engine.options import Sampling
 from minillm_repl.engine.sampling import (
     LN2,
@@ -127,7 +127,7 @@ def branches_view(
     branches = []
     for way in range(ways):
         steps: list[Step] = []
-        reason: Reason = "length"
+        finished = Finished("length", "", len(ids), 0, 0.0, 0.0)
         for event in generate(
             decoder, tokenizer, ids, sampling, numbers(seed + way),
             max_tokens=max_tokens, stop=stop, end=end, interrupted=interrupted,
@@ -135,9 +135,9 @@ def branches_view(
             if isinstance(event, Step):
                 steps.append(event)
             else:
-                reason = event.reason
-        branches.append(_branch(tokenizer, steps, reason))
-        if reason == "interrupt":
+                finished = event
+        branches.append(_branch(tokenizer, steps, finished, stop))
+        if finished.reason == "interrupt":
             break
     return BranchesView(Token.of(tokenizer, ids[-1]), seed, tuple(branches))
 
@@ -151,6 +151,8 @@ def _entropy(probabilities: Probabilities) -> float:
     return entropy(some, np.log(some))
 
 
-def _branch(tokenizer: Tokenizer, steps: Sequence[Step], reason: Reason) -> Branch:
+def _branch(tokenizer: Tokenizer, steps: Sequence[Step], finished: Finished, stop: Sequence[str]) -> Branch:
     probs = tuple(step.model_prob for step in steps)
-    return Branch(tuple(Token.of(tokenizer, step.id) for step in steps), probs, prod(probs), reason)
+    said = len(kept(tokenizer, [step.id for step in steps], finished, stop))
+    tokens = tuple(Token.of(tokenizer, step.id) for step in steps)
+    return Branch(tokens, probs, prod(probs), finished.reason, said)

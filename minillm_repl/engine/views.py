@@ -86,6 +86,7 @@ class Branch:
     probs: Row  # of each token by the model's own softmax
     prob: float  # their product
     reason: Reason  # why it ended
+    said: int  # how many of the tokens its text is of: not one that ends it, nor those of a stop string
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def one_shot(shell: Shell, prompt: str, *, echo: bool, json: bool) -> None:
     if session.chatting(model):
         if not text.strip():
             raise UserError(_("the prompt is empty"))
-        session.ask(model, text)
+        shell.ask(model, text)
     else:
         ids = shell.encode(model, text)
         if not ids:  # some models can begin from nothing: from their start token

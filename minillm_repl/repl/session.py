@@ -45,6 +45,7 @@ class Session:
     resumable: bool = False  # it is that of a run that was stopped, which going on with the run keeps
     speed: float = 0.0  # tokens per second, last time
     noted: tuple[str, ...] = ()  # what was told of the files of the open model
+    turn_end: tuple[int, ...] = ()  # what the open model's chat template ends an answer with
     ways: list[list[int]] = field(default_factory=list)  # whole texts that `:branch` has found,
     ways_given: int = 0  # from that many tokens,
     ways_seed: int = 0  # the last with this seed
@@ -181,8 +182,9 @@ class Session:
         earlier = [message for message in self.said if message.role != "system"]
         asked = [*system, *earlier, Message("user", text)]
         room = context - self.answer_room(context)
-        ids, kept = fit(template, model.checkpoint.tokenizer, asked, room, settings.special)
-        self.begin(ids, asked=tuple(kept))
+        given, kept = fit(template, model.checkpoint.tokenizer, asked, room, settings.special)
+        self.turn_end = given.end
+        self.begin(given.ids, asked=tuple(kept))
         return (len(asked) - len(kept)) // 2
 
     def answer_room(self, context: int) -> int:
@@ -244,7 +246,7 @@ class Session:
         `progress` hears how much of a long prompt is read.
         """
         from minillm_repl.engine.events import Finished
-        from minillm_repl.engine.generate import generate
+        from minillm_repl.engine.generate import generate, kept
         from minillm_repl.engine.sampling import numbers
 
         tokenizer, settings = model.checkpoint.tokenizer, self.settings
@@ -258,7 +260,7 @@ class Session:
             numbers(self.seed, walked),
             max_tokens=max(0, self.most_tokens - walked),
             stop=settings.stop,
-            end=model.checkpoint.end,
+            end=self.ends(model),
             slide=not self.turns[-1].asked,
             top=top,
             interrupted=interrupted,
@@ -266,15 +268,15 @@ class Session:
         ):
             if isinstance(event, Finished):
                 self.speed = event.tokens / event.seconds if event.seconds else 0.0
-                shown = len(event.text.encode())
-                while event.reason == "stop" and len(self.ids) > start and self._bytes_since(start, tokenizer) > shown:
-                    self.ids.pop()  # what belonged to the stop string was not shown, and is not gone on from
-                if event.reason == "end":
-                    self.ids.pop()
+                self.ids[start:] = kept(tokenizer, self.ids[start:], event, settings.stop)
                 self._said(before + event.text)
             else:
                 self.ids.append(event.id)
             yield event
+
+    def ends(self, model: Model) -> tuple[int, ...]:
+        """Return the tokens that end what the model says: in a chat, what ends a turn too."""
+        return model.checkpoint.end + (self.turn_end if self.turns and self.turns[-1].asked else ())
 
     def answer(self, tokenizer: "Tokenizer") -> str:
         """Return what the present turn has added to the text so far."""
@@ -295,6 +297,3 @@ class Session:
 
         if self.turns[-1].asked:
             self.said = [*self.turns[-1].asked, Message("assistant", answer)]
-
-    def _bytes_since(self, start: int, tokenizer: "Tokenizer") -> int:
-        return sum(len(tokenizer.token_bytes(token)) for token in self.ids[start:])

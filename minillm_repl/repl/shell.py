@@ -164,6 +164,11 @@ class Shell:
             )
         return ids
 
+    def ask(self, model: Model, text: str) -> int:
+        """Start a turn as the session does, saying what the model has never seen in the text."""
+        self.encode(model, text, start=False)
+        return self.session.ask(model, text)
+
     def prompt(self, text: str) -> None:
         """Let the model answer, or complete a new text."""
         if not text.strip():
@@ -175,7 +180,7 @@ class Shell:
                 session.begin(self.encode(model, text))
                 lead = PROMPT
             else:
-                gone = session.ask(model, text)
+                gone = self.ask(model, text)
                 self.echo(text, "\n")
                 if gone:
                     self.screen.note(

@@ -1,9 +1,16 @@
 """What every tokenizer can do."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 from minillm_repl.safetext import safe_line, show_token
+
+Span = tuple[int, int]
+"""A part of a text: from which character, and up to which one."""
+Typed = Mapping[int, str]
+"""Which character (its code point) stands in a text for the first of a special token's name that somebody typed."""
 
 
 class Tokenizer(Protocol):
@@ -45,9 +52,28 @@ class Tokenizer(Protocol):
         del name
         return None
 
-    def encode_rendered(self, text: str) -> list[int]:
-        """Return the ids of what a chat template wrote: names of special tokens mean them, and no start is added."""
-        return self.encode(text, start=False, special=True)
+    @property
+    def added_names(self) -> list[str]:
+        """The names of all tokens that stand for themselves wherever a template writes them."""
+        return self.special_names
+
+    def encode_rendered(self, text: str, typed: Typed = {}) -> list[int]:  # noqa: B006 - it is only read
+        """Return the ids of what a chat template wrote: names of special tokens mean them, and no start is added.
+
+        Those that somebody typed are text: a character in `typed` stands for the first of each.
+        """
+        return self.encode(text.translate(typed), start=False, special=True)
+
+    def encode_marked(
+        self, text: str, spans: Sequence[Span], typed: Typed = {}  # noqa: B006 - it is only read
+    ) -> tuple[list[int], list[bool]]:  # fmt: skip
+        """Return the ids of what a chat template wrote, and of each whether a part of it lies in one of the spans."""
+        ids, marks = list[int](), list[bool]()
+        for number, (start, end) in enumerate(pairwise([0, *(place for span in spans for place in span), len(text)])):
+            part = self.encode_rendered(text[start:end], typed)
+            ids += part
+            marks += [number % 2 == 1] * len(part)
+        return ids, marks
 
     def encode_many(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of texts, none of which begins one."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.tokenizer.base import Tokenizer
+from minillm_repl.tokenizer.base import Tokenizer, Typed
 
 UNKNOWN = "<unk>"
 _NAME = re.compile(r"<[^<>\s\x00-\x1f\x7f-\x9f]{1,98}>")
@@ -48,11 +48,17 @@ class CharacterTokenizer(Tokenizer):
     def encode(self, text: str, *, start: bool = True, special: bool = False) -> list[int]:
         """Return one id per known character of the NFC form of `text`; unknown ones are skipped, or become `<unk>`."""
         del start
-        if not special or not self.specials:
-            known = (self._ids.get(character) for character in unicodedata.normalize("NFC", text))
-            return [token for each in known for token in ([each] if each is not None else self._lost)]
-        parts = self._special_pattern.split(text)
-        ids = [self.encode(part) if number % 2 == 0 else [self._special_ids[part]] for number, part in enumerate(parts)]
+        if special:
+            return self.encode_rendered(text)
+        known = (self._ids.get(character) for character in unicodedata.normalize("NFC", text))
+        return [token for each in known for token in ([each] if each is not None else self._lost)]
+
+    def encode_rendered(self, text: str, typed: Typed = {}) -> list[int]:  # noqa: B006 - it is only read
+        """Return the ids of what a chat template wrote; the names in it are special tokens, unless they were typed."""
+        parts = enumerate(self._special_pattern.split(text))
+        ids = (
+            [self._special_ids[part]] if number % 2 else self.encode(part.translate(typed)) for number, part in parts
+        )
         return [token for part in ids for token in part]
 
     def unknown(self, text: str) -> list[str]:

@@ -3,8 +3,10 @@
 import copy
 import json
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import tokenizers
@@ -12,8 +14,9 @@ import tokenizers
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer.base import Tokenizer
-from minillm_repl.tokenizer.character import UNKNOWN
+from minillm_repl.tokenizer.added import Apart, put_before
+from minillm_repl.tokenizer.base import Span, Tokenizer, Typed
+from minillm_repl.tokenizer.library import library_errors, make, whole_characters
 from minillm_repl.untrusted.tried import largest_id
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -30,24 +33,24 @@ class SubwordTokenizer(Tokenizer):
     def __init__(self, description: Mapping[str, Any], names: Mapping[str, str], size: int) -> None:
         self.names, self._size = dict(names), size
         self._json = json.dumps(description, ensure_ascii=False)  # a tenth of the memory of the parsed description
-        last = largest_id(self._json)
-        with _library():
-            self._whole = _make(self._json)
+        largest = largest_id(self._json)
+        with library_errors():
+            self._whole = make(self._json)
             lone = _without_lead(description)
             # for text that does not begin one
-            self._rest = self._whole if lone == description else _make(json.dumps(lone, ensure_ascii=False))
+            self._rest = self._whole if lone == description else make(json.dumps(lone, ensure_ascii=False))
             # The special tokens of other roles (`<|im_end|>`) are control too, and are never text.
-            added = self._whole.get_added_tokens_decoder()
-            self._special = {token: entry.content for token, entry in added.items() if entry.special}
-            plain = {token: entry.content.encode() for token, entry in added.items() if not entry.special}
+            self._added = self._whole.get_added_tokens_decoder()
+            self._special = {token: entry.content for token, entry in self._added.items() if entry.special}
+            plain = {token: entry.content.encode() for token, entry in self._added.items() if not entry.special}
             read = _reader(description, self._whole)
             vocabulary = self._whole.get_vocab(with_added_tokens=False)
             self._bytes = {token: read(token, name) for name, token in vocabulary.items()} | plain
             self.lead = " " if _strips_space(description) and self._rest is not self._whole else ""
             self.unknown_becomes = _unknown_token(description)
-        last = max((last, *self._bytes, *self._special))
-        if last >= size:
-            raise UserError(_("its tokens have ids up to {last:,}, but the model has {size:,}", last=last, size=size))
+            self._start = put_before(self._whole, ["a", "0", "가", *islice(vocabulary, 100)])
+        self._all_usable = max((largest, *self._bytes, *self._special)) < size
+        self._usable(self._start)
 
     @property
     def size(self) -> int:
@@ -55,29 +58,83 @@ class SubwordTokenizer(Tokenizer):
         return self._size
 
     def encode(self, text: str, *, start: bool = True, special: bool = False) -> list[int]:
-        """Return the ids; with `start`, with the start token that the tokenizer's own configuration asks for."""
-        return self._encode(text, start, special).ids
+        """Return the ids; with `start`, after the start token that the tokenizer's own configuration asks for.
+
+        What that puts after a text is left out: nothing that is encoded here is over. Raises UserError for a token
+        that the model has no row for.
+        """
+        ids = self._encode(text, start, special).ids
+        return self._usable([*self._start, *ids] if start else ids)
 
     def _encode(self, text: str, start: bool, special: bool) -> tokenizers.Encoding:
         library = self._whole if start else self._rest
         library.encode_special_tokens = not special
-        with _library():
-            return library.encode(_whole_characters(text), add_special_tokens=start)
+        with library_errors():
+            return library.encode(whole_characters(text), add_special_tokens=False)
 
-    def encode_rendered(self, text: str) -> list[int]:
+    def encode_rendered(self, text: str, typed: Typed = {}) -> list[int]:  # noqa: B006 - it is only read
         """Return the ids of what a chat template wrote: names of special tokens mean them, and no start is added."""
-        self._whole.encode_special_tokens = False
-        with _library():
-            return self._whole.encode(_whole_characters(text), add_special_tokens=False).ids
+        return self._rendered(text, typed)[0]
+
+    def encode_marked(
+        self, text: str, spans: Sequence[Span], typed: Typed = {}  # noqa: B006 - it is only read
+    ) -> tuple[list[int], list[bool]]:  # fmt: skip
+        """Return the ids of what a chat template wrote, and of each whether a part of it lies in one of the spans."""
+        ids, encoding, places = self._rendered(text, typed, [place for span in spans for place in span])
+        starts, ends = ([offsets[which] for offsets in encoding.offsets] for which in (0, 1))
+        marks = [False] * len(ids)
+        for first, last in zip(places[::2], places[1::2], strict=True):
+            begin, end = bisect_right(ends, first), bisect_left(starts, last)
+            marks[begin:end] = [True] * (end - begin)
+        return ids, marks
+
+    def _rendered(
+        self, text: str, typed: Typed, places: Sequence[int] = ()
+    ) -> tuple[list[int], tokenizers.Encoding, Sequence[int]]:
+        with library_errors():
+            if typed:
+                ids, encoding, places = self._apart.encode(text, typed, places)
+            else:
+                self._whole.encode_special_tokens = False
+                encoding = self._whole.encode(whole_characters(text), add_special_tokens=False)
+                ids = encoding.ids
+        return self._usable(ids), encoding, places
+
+    @cached_property
+    def _apart(self) -> Apart:
+        return Apart(self._json, self._added)
+
+    def _usable(self, ids: list[int]) -> list[int]:
+        """Return the ids. Raises UserError if the model has no row for one, as folders have it for their `<pad>`."""
+        beyond = None if self._all_usable else next((token for token in ids if token >= self._size), None)
+        if beyond is None:
+            return ids
+        raise UserError(
+            _(
+                "{token} (#{id}) is a token of the vocabulary, but the model has only {size:,} and no row for it",
+                token=safe_line(self._whole.id_to_token(beyond) or ""),
+                id=beyond,
+                size=self._size,
+            )
+        )
 
     def unknown(self, text: str) -> list[str]:
-        """Return the pieces of `text` that become the unknown token, each once, in order."""
+        """Return the pieces of `text` that become the unknown token, or are skipped, each once, in order."""
         if not self.unknown_becomes:
-            return []
+            return self._skipped(text)
         encoding = self._encode(text, False, False)
         lost = self._whole.token_to_id(self.unknown_becomes)
         offsets = zip(encoding.ids, encoding.offsets, strict=True)
         return list(dict.fromkeys(text[first:last] for token, (first, last) in offsets if token == lost))
+
+    def _skipped(self, text: str) -> list[str]:
+        """Return the characters, but for blanks, of which no token is made, as they are when normalised."""
+        with library_errors():
+            normalizer = self._rest.normalizer
+            normal = normalizer.normalize_str(whole_characters(text)) if normalizer else text
+        read = {place for offsets in self._encode(normal, False, False).offsets for place in range(*offsets)}
+        left = (each for place, each in enumerate(normal) if place not in read)
+        return [each for each in dict.fromkeys(left) if not each.isspace()]
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes of one token; none for a special token, or an id that stands for nothing."""
@@ -90,20 +147,26 @@ class SubwordTokenizer(Tokenizer):
         return "" if token in self._bytes else f"<unused {token}>"
 
     def named(self, name: str) -> int | None:
-        """Return the id of the token with exactly this name, if there is one."""
-        return self._whole.token_to_id(name)
+        """Return the id of the token with exactly this name, if there is one that the model has a row for."""
+        token = self._whole.token_to_id(name)
+        return token if token is not None and token < self._size else None
 
     def encode_many(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of texts, none of which begins one; the library uses all processors."""
         self._rest.encode_special_tokens = True
-        with _library():
+        with library_errors():
             found = self._rest.encode_batch_fast(texts, add_special_tokens=False)
-            return [encoding.ids for encoding in found]
+        return [self._usable(encoding.ids) for encoding in found]
 
     @property
     def special_names(self) -> list[str]:
         """The names of all special tokens."""
         return list(self._special.values())
+
+    @property
+    def added_names(self) -> list[str]:
+        """The names of special tokens, and of others that stand for themselves wherever they are written."""
+        return [entry.content for entry in self._added.values() if entry.content.strip()]
 
     @property
     def description(self) -> dict[str, Any]:
@@ -114,92 +177,6 @@ class SubwordTokenizer(Tokenizer):
     def to_json(self) -> dict[str, Any]:
         """Return `{"type": "subword", ...}` with the whole description."""
         return {"type": "subword", "size": self._size, "names": self.names, "description": self.description}
-
-
-def byte_level_bpe(
-    vocabulary: Mapping[str, int],
-    merges: Sequence[str],
-    special: Sequence[str],
-    *,
-    start: str | None = None,
-    add_prefix_space: bool = False,
-) -> dict[str, Any]:
-    """Return the description of GPT-2's tokenizer from its `vocab.json` and the lines of its `merges.txt`.
-
-    `special` are its special tokens, where the vocabulary has them; `start` is the one put before every text.
-    Raises UserError if they do not go together.
-    """
-    pairs = [line.partition(" ")[::2] for line in merges if line and not line.startswith("#version")]
-    with _library():
-        library = tokenizers.Tokenizer(tokenizers.models.BPE(dict(vocabulary), pairs))
-    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
-    library.decoder = tokenizers.decoders.ByteLevel()
-    library.add_special_tokens([name for name in special if name in vocabulary])
-    if start is not None and start in vocabulary:
-        library.post_processor = tokenizers.processors.TemplateProcessing(
-            single=f"{start} $A", pair=f"{start} $A $B", special_tokens=[(start, vocabulary[start])]
-        )
-    return _described(library)
-
-
-def trained_bpe(texts: Iterator[str], size: int, special: Sequence[str]) -> dict[str, Any]:
-    """Return the description of a byte-level BPE of `size` tokens in all, learnt from texts.
-
-    All 256 bytes and the special tokens are among them, so nothing is unknown to it.
-    """
-    library = tokenizers.Tokenizer(tokenizers.models.BPE())
-    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=list(special),
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    with _library():
-        library.train_from_iterator(texts, trainer)
-    return _described(library)
-
-
-def characters(known: Sequence[str], specials: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the description of a tokenizer of one token per character, for programs that know only this library."""
-    unknown = UNKNOWN if UNKNOWN in specials else None
-    every = {character: i for i, character in enumerate((*known, *specials))}
-    library = tokenizers.Tokenizer(tokenizers.models.BPE(every, [], unk_token=unknown))
-    library.normalizer = tokenizers.normalizers.NFC()
-    library.decoder = tokenizers.decoders.Fuse()
-    library.add_special_tokens(list(specials))
-    return _described(library)
-
-
-def _described(library: tokenizers.Tokenizer) -> dict[str, Any]:
-    description: dict[str, Any] = json.loads(library.to_str())
-    return description
-
-
-@contextmanager
-def _library() -> Iterator[None]:
-    """Turn what the library raises into a UserError: plain Exceptions, and panics, which are not even that."""
-    try:
-        yield
-    except UserError:
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise UserError(_("the tokenizers library fails: {error:.200}", error=safe_line(str(error)))) from None
-
-
-def _make(description: str) -> tokenizers.Tokenizer:
-    library = tokenizers.Tokenizer.from_str(description)
-    library.no_truncation()  # what is typed is read whole,
-    library.no_padding()  # and nothing else
-    return library
-
-
-def _whole_characters(text: str) -> str:
-    """Return the text with `?` for bytes that were no UTF-8 where they were typed, which the library cannot take."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _parts(part: Any) -> Iterator[dict[str, Any]]:

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
+from minillm_repl.checkpoint.answers import trained_ids
 from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
-from minillm_repl.checkpoint.conversation import trained_ids
 from minillm_repl.errors import UserError, reason
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line

@@ -27,7 +27,8 @@ def make_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
     name, _colon, number = kind.partition(":")
     specials = [*ROLES] if corpus.conversations else [END] if corpus.count > 1 else []
     if name == "bpe":
-        from minillm_repl.tokenizer.subword import SubwordTokenizer, trained_bpe
+        from minillm_repl.tokenizer.descriptions import trained_bpe
+        from minillm_repl.tokenizer.subword import SubwordTokenizer
 
         least = 256 + 1 + len(ROLES)
         if int(number) < least:

@@ -22,28 +22,74 @@ _MOST_TOKENS = 4_096  # of one of them
 
 
 def render(
-    template: str, variables: dict[str, str], conversations: list[tuple[list[dict[str, str]], bool]]
-) -> list[str]:
+    template: str,
+    variables: dict[str, str],
+    conversations: list[tuple[list[dict[str, str]], bool]],
+    tried: list[list[dict[str, str]]],
+) -> tuple[list[tuple[str, list[tuple[int, int]]]], list[str]]:
     """Return what a chat template makes of conversations, each with or without the start of an answer.
 
-    It sees what the `transformers` library shows to one.
+    Beside each text are the parts that the template marks as an answer. Then come the texts of conversations that are
+    only tried: of one that is refused, an empty one. It sees what the `transformers` library shows to a template.
     """
-    from jinja2 import TemplateError, nodes
+    pieces: list[str] = []  # of the text that is being made
+    answers: list[tuple[int, int]] = []  # its parts that are marked
+    environment = template_environment(pieces, answers)
+    limit(_TEMPLATE_MEMORY)
+    made, length = environment.from_string(template), 0
+
+    def text_of(messages: list[dict[str, str]], prompt: bool) -> tuple[str, list[tuple[int, int]]]:
+        nonlocal length
+        pieces.clear()
+        answers.clear()
+        known = {**variables, "messages": messages, "tools": None, "documents": None, "add_generation_prompt": prompt}
+        for piece in made.generate(**known):
+            pieces.append(piece)
+            length += len(piece)
+            if length > _LONGEST:
+                refuse(f"its text is longer than {_LONGEST:,} characters")
+        return "".join(pieces), answers.copy()
+
+    def try_text(messages: list[dict[str, str]]) -> str:
+        try:
+            return text_of(messages, False)[0]
+        except Exception:  # noqa: BLE001 - a stranger's work may raise anything
+            return ""
+
+    return [text_of(messages, prompt) for messages, prompt in conversations], [try_text(each) for each in tried]
+
+
+def refuse(message: str) -> NoReturn:
+    """Raise what a template may raise itself."""
+    from jinja2 import TemplateError
+
+    raise TemplateError(message)
+
+
+def template_environment(pieces: list[str], answers: list[tuple[int, int]]) -> Any:
+    """Return Jinja's immutable sandbox, with what the `transformers` library adds to it.
+
+    `pieces` are those of the text that is being made; where an answer is marked in it goes to `answers`.
+    """
+    from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks what the assistant said, for training; here it is just shown."""
+        """`{% generation %}` marks what the assistant said, for training."""
 
         tags = {"generation"}  # noqa: RUF012 - Jinja's way
 
         def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
 
-    def refuse(message: str) -> NoReturn:
-        raise TemplateError(message)
+        def _mark(self, caller: Callable[[], str]) -> str:
+            text, start = caller(), sum(map(len, pieces))
+            answers.append((start, start + len(text)))
+            return text
 
     def tojson(value: Any, ensure_ascii: bool = False, **more: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, **more)
@@ -57,18 +103,7 @@ def render(
     environment.globals["dict"] = lambda *pairs, **named: dict(*pairs, **named)  # noqa: PLW0108 - not the type itself
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    limit(_TEMPLATE_MEMORY)
-    texts, length = [], 0
-    made = environment.from_string(template)
-    for messages, prompt in conversations:
-        pieces = []
-        for piece in made.generate(**variables, messages=messages, add_generation_prompt=prompt):
-            pieces.append(piece)
-            length += len(piece)
-            if length > _LONGEST:
-                refuse(f"its text is longer than {_LONGEST:,} characters")
-        texts.append("".join(pieces))
-    return texts
+    return environment
 
 
 def try_tokenizer(description: str) -> int:

@@ -1,0 +1,131 @@
+"""Added tokens: those that files beside the tokenizer.json name, and those that somebody only typed."""
+
+import json
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import tokenizers
+
+from minillm_repl.tokenizer.base import Typed
+from minillm_repl.tokenizer.library import make, whole_characters
+
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def added_token(content: str, said: Mapping[str, Any] = {}, *, special: bool = False) -> dict[str, Any]:
+    """Return an added token as a tokenizer.json holds it, with the flags that are said of it."""
+    flags = {flag: said.get(flag) is True for flag in _FLAGS}
+    special = flags["special"] or special
+    normalized = said.get("normalized", not special) is True
+    return {"content": content, **flags, "normalized": normalized, "special": special}
+
+
+def with_added(description: Mapping[str, Any], tokens: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return a description of which these tokens are a part, in this order; those that it has get their flags.
+
+    The library gives a token that the vocabulary lacks the next free id, whatever a file says; so does this.
+    """
+    read = _read(description)
+    if read is None:
+        return description
+    ids, size, entries = read
+    known: dict[str, Mapping[str, Any]] = {each["content"]: each for each in entries}
+    free = max([size, *(each["id"] + 1 for each in entries)])
+    for token in tokens:
+        content = token["content"]
+        before = known.get(content, {})
+        token_id = before.get("id", ids.get(content, free))
+        free += token_id == free
+        known[content] = {**before, "id": token_id, **token}
+    return {**description, "added_tokens": list(known.values())}
+
+
+def with_start(description: Mapping[str, Any], start: str) -> Mapping[str, Any]:
+    """Return a description that puts one token before every text, if it has that."""
+    read = _read(description)
+    ids = {**read[0], **{each["content"]: each["id"] for each in read[2]}} if read else {}
+    if start not in ids:
+        return description
+    before = {"SpecialToken": {"id": start, "type_id": 0}}
+    text, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    processor = {
+        "type": "TemplateProcessing",
+        "single": [before, text],
+        "pair": [before, text, second],
+        "special_tokens": {start: {"id": start, "ids": [ids[start]], "tokens": [start]}},
+    }
+    return {**description, "post_processor": processor}
+
+
+def _read(description: Mapping[str, Any]) -> tuple[dict[str, int], int, list[dict[str, Any]]] | None:
+    """Return the ids of a vocabulary, its size, and its added tokens; None if the library will refuse it anyway."""
+    model, entries = description.get("model"), description.get("added_tokens") or []
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocabulary, dict | list) or not isinstance(entries, list):
+        return None
+    if not all(isinstance(each, dict) and isinstance(each.get("content"), str) for each in entries):
+        return None
+    if not all(type(each.get("id")) is int for each in entries):
+        return None
+    return vocabulary if isinstance(vocabulary, dict) else {}, len(vocabulary), entries
+
+
+def put_before(library: tokenizers.Tokenizer, texts: Sequence[str]) -> list[int]:
+    """Return the ids that a tokenizer puts before every text, seen on the first of `texts` that it can read.
+
+    What it puts after one (`</s>`) closes the text, and would be read as if there were no more to say.
+    """
+    for text in texts:
+        whole, bare = library.encode(text), library.encode(text, add_special_tokens=False)
+        if bare.ids:
+            mask = [*whole.special_tokens_mask, 0]
+            return whole.ids[: mask.index(0)]
+    return []
+
+
+def names_pattern(tokens: Iterable[tokenizers.AddedToken]) -> re.Pattern[str]:
+    """Return what finds the names of added tokens in a text as the library does, the longest first."""
+    ordered = sorted((each for each in tokens if each.content), key=lambda each: len(each.content), reverse=True)
+    edges = {False: "{}", True: r"(?<!\w){}(?!\w)"}
+    return re.compile("|".join(edges[each.single_word].format(re.escape(each.content)) for each in ordered) or "(?!)")
+
+
+class Apart:
+    """Reads a text in which some names of special tokens mean them, and others are text.
+
+    The library has one switch for a whole text, and a text cut at the names would be read otherwise at each cut (a
+    space comes before it, or is lost). So the names are told apart: in a second tokenizer the special tokens have
+    names that nobody can type, and those that mean one are written so.
+    """
+
+    def __init__(self, description: str, added: Mapping[int, tokenizers.AddedToken]) -> None:
+        self._added, nonce = added, secrets.token_hex(8)
+        special = {token: each for token, each in added.items() if each.special}
+        self._secret = {
+            each.content: f"{each.content[0]}{nonce}{token:x}{each.content[-1]}" for token, each in special.items()
+        }
+        self._pattern = names_pattern(special.values())
+        described = json.loads(description)
+        for entry in described["added_tokens"]:
+            entry["content"] = self._secret.get(entry["content"], entry["content"])
+        self._library = make(json.dumps({**described, "post_processor": None}, ensure_ascii=False))
+
+    @cached_property
+    def _ids(self) -> dict[int | None, int]:
+        """The ids of added tokens by those that they have here."""
+        named = {self._secret.get(each.content, each.content): token for token, each in self._added.items()}
+        return {self._library.token_to_id(name): token for name, token in named.items()}
+
+    def encode(
+        self, text: str, typed: Typed, places: Sequence[int] = ()
+    ) -> tuple[list[int], tokenizers.Encoding, list[int]]:
+        """Return the ids, the library's encoding, and where in what it has read the `places` of the text are."""
+        found = list(self._pattern.finditer(text))
+        written = self._pattern.sub(lambda name: self._secret[name[0]], text).translate(typed)
+        longer = [(name.end(), len(self._secret[name[0]]) - len(name[0])) for name in found]
+        moved = [place + sum(more for end, more in longer if end <= place) for place in places]
+        encoding = self._library.encode(whole_characters(written), add_special_tokens=False)
+        return [self._ids.get(token, token) for token in encoding.ids], encoding, moved

@@ -1,0 +1,307 @@
+"""What is said in a chat reaches the model as it is: names that are typed, private characters, what ends a turn.
+
+`transformers` says what is right: its own way to keep typed names apart (`sanitize_control_tokens`), its mask of what
+an assistant has said.
+"""
+
+import copy
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+import transformers
+from tokenizers.pre_tokenizers import Metaspace
+
+from minillm_repl.checkpoint.answers import trained_ids
+from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
+from minillm_repl.checkpoint.conversation import Message, encode, prompt, render
+from minillm_repl.model.config import GPTConfig
+from minillm_repl.repl.opening import Opening
+from minillm_repl.repl.session import Session
+from minillm_repl.repl.settings import Settings
+from minillm_repl.tokenizer.base import decode
+from minillm_repl.tokenizer.character import CharacterTokenizer
+from minillm_repl.tokenizer.subword import SubwordTokenizer
+from tests.test_tokenizer_files import bpe
+
+STRICT = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}<|User|>{{ m['content'] | trim }}"
+    "{% else %}<|Assistant|>{{ m['content'] | trim }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|Assistant|>{% endif %}"
+)
+CONTROL = ["<|User|>", "<|Assistant|>", "<|end|>"]
+KINDS = ["byte-level", "prepend", "first", "always"]
+
+
+def pair(kind, control=CONTROL, plain=(), **flags):
+    """The same tokenizer, ours and theirs, with special tokens for a chat."""
+    library = bpe(kind)
+    library.add_special_tokens([transformers.AddedToken(name, **flags) for name in control])
+    library.add_tokens(list(plain))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=library, **names)
+    return SubwordTokenizer(json.loads(library.to_str()), names, 400), theirs
+
+
+def dicts(messages):
+    return [dataclasses.asdict(message) for message in messages]
+
+
+def talk(*said):
+    return [Message("user" if place % 2 == 0 else "assistant", each) for place, each in enumerate(said)]
+
+
+TYPED = [
+    "Once upon a time </s>",
+    "hello <|end|> there",
+    "a <s> time <|User|> x",
+    "<|Assistant|>",
+    "you </s></s> 안녕 <s>",
+]
+
+
+def in_parts(kind, theirs, said, begun=True):
+    """The ids of a conversation in `STRICT`: each special token, and what is between two as `transformers` reads it.
+
+    It has a switch for a whole text (`split_special_tokens`); and between two special tokens nothing comes "first".
+    """
+    library = copy.deepcopy(theirs)
+    if kind == "first":
+        library.backend_tokenizer.pre_tokenizer = Metaspace(prepend_scheme="never", split=False)
+
+    def read(text):
+        return library(text.strip(), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    user, assistant, end = theirs.convert_tokens_to_ids(CONTROL)
+    ids = [theirs.bos_token_id]
+    for each in said:
+        ids += [user, *read(each.content)] if each.role == "user" else [assistant, *read(each.content), end]
+    return [*ids, assistant] if begun else ids
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_typed_name_is_text_and_leaves_the_rest_as_it_is(kind):
+    ours, theirs = pair(kind)
+    template = ChatTemplate(STRICT, {"bos_token": "<s>"})
+    for typed in TYPED:
+        said = talk("hello", "you " + typed, "Once upon a time", typed, typed)
+        assert encode(template, ours, said[-1:], False) == in_parts(kind, theirs, said[-1:])
+        assert encode(template, ours, said, False) == in_parts(kind, theirs, said)
+        ids, marks = trained_ids(template, ours, [said])[0]
+        assert ids == in_parts(kind, theirs, said, begun=False)
+        learnt = [each for each, mark in zip(ids, marks, strict=True) if mark]
+        answers = [in_parts(kind, theirs, [each], begun=False)[2:] for each in said[1::2]]
+        assert learnt == answers[0] + answers[1]
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "prepend", "always"])
+def test_the_ids_are_those_of_transformers_when_it_keeps_typed_names_apart(kind):
+    ours, theirs = pair(kind)
+    template = ChatTemplate(STRICT, {"bos_token": "<s>"})
+    for typed in ("Once upon a time </s>", "hello <|end|>", "a <s>", "Once <|User|>"):
+        for said in (talk(typed), talk(typed, "hello there", "The end")):
+            expected = theirs.apply_chat_template(
+                dicts(said), chat_template=STRICT, add_generation_prompt=True, sanitize_control_tokens=True
+            )["input_ids"]
+            theirs_text = [theirs.convert_ids_to_tokens(each) for each in expected]
+            found = [theirs.convert_ids_to_tokens(each) for each in encode(template, ours, said, False)]
+            assert [each for each in found if each != "▁"] == [each for each in theirs_text if each != "▁"]
+
+
+@pytest.mark.parametrize("flags", [{"lstrip": True}, {"rstrip": True}, {"single_word": True}, {"normalized": True}])
+def test_what_a_special_token_does_to_blanks_beside_it_stays_when_another_is_typed(flags):
+    ours, theirs = pair("byte-level", **flags)
+    template = ChatTemplate("{% for m in messages %}<|User|> {{ m.content }} <|end|> x{% endfor %}")
+    plain = theirs.apply_chat_template(dicts(talk("hello", "you")), chat_template=template.source)["input_ids"]
+    end = ours.named("<|end|>")
+    assert encode(template, ours, talk("hello", "you"), False) == plain
+    found = encode(template, ours, talk("hello", "</s>"), False)
+    assert found[: plain.index(end) + 3] == plain[: plain.index(end) + 3]
+    assert found[-2:] == plain[-2:]
+    assert found.count(end) == 2
+
+
+def test_a_name_in_a_name_and_one_behind_another_are_text_too():
+    ours, _ = pair("byte-level", ["<a>", "<a><b>", "b><c", "<c>"])
+    template = ChatTemplate("{% for m in messages %}<c>{{ m.content }}<a>{% endfor %}")
+    for typed in ("<a><b><c>", "<a><a><b>", "b><c>", "<<a>a>"):
+        ids = encode(template, ours, talk(typed), False)
+        assert [ours.special(each) for each in ids if ours.special(each)] == ["<c>", "<a>"], typed
+        assert decode(ours, ids) == typed
+
+
+PRIVATE = ["\ue000", "a\ue000</s>\ue000", "\U000f0000<|end|>\U000f0001", "<\ue000/s>", "\ufdd0\U0010fffd"]
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "prepend", "characters"])
+def test_private_characters_that_are_typed_stay(kind):
+    if kind == "characters":
+        known = sorted(set("".join(PRIVATE) + "</s>a|endUserAssistant"))
+        ours = CharacterTokenizer(known, ["<|User|>", "<|Assistant|>", "<|end|>", "</s>"])
+    else:
+        ours, _ = pair(kind)
+    template = ChatTemplate(STRICT.replace("{{ bos_token }}", ""))
+    for typed in PRIVATE:
+        for said in (talk(typed), talk("a", typed, "</s>")):
+            ids = encode(template, ours, said, False)
+            assert typed in decode(ours, ids)
+            assert not {"</s>"} & {ours.special(each) for each in ids}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for m in messages %}{{ m.content | length }} {{ m.content[:6] | length }}|{% endfor %}",
+        "{% for m in messages %}{% for c in m.content %}{{ loop.index }}.{% endfor %}{% endfor %}",
+        "{% for m in messages %}{{ m.content | truncate(12, true, '') }}{{ m.content.split() | length }}{% endfor %}",
+        "{{ messages[0].content.ljust(30, '.') }}{{ messages[0].content | wordcount }}{{ messages[0].content | last }}",
+        "{{ tools is none }}{{ documents is none }}{{ tools is defined }}{% if tools %}x{% endif %}",
+        "{% if tools is not none and tools | length > 0 %}tools{% endif %}{{ documents }}",
+    ],
+)
+def test_a_template_sees_what_was_said_and_neither_tools_nor_documents(source):
+    ours, theirs = pair("byte-level")
+    for said in (talk("Once </s> upon <|end|>"), talk("<s>", "</s><|User|> x"), talk("plain")):
+        expected = theirs.apply_chat_template(dicts(said), chat_template=source, tokenize=False)
+        assert render(ChatTemplate(source), [(said, False)]) == [expected]
+        ids = encode(ChatTemplate(source), ours, said, False)
+        assert decode(ours, ids) == expected
+
+
+# -- thoughts
+
+THINKING = {
+    "as R1's distillations": (
+        "{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}{% else %}<|Assistant|>"
+        "{% set c = m.content.split('</think>')[-1] %}{% generation %}{{ c }}<|end|>{% endgeneration %}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}"
+    ),
+    "as QwQ": (
+        "{% for m in messages %}<|User|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.content.split('</think>')[-1].lstrip('\n') }}<|end|>{% endgeneration %}{% else %}"
+        "{{ m.content }}<|end|>{% endif %}{{ '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|User|>assistant\n<think>\n{% endif %}"
+    ),
+    "an empty thought opened and closed": (
+        "{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}{% else %}<|Assistant|>"
+        "{% generation %}{{ m.content | trim }}<|end|>{% endgeneration %}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|Assistant|><think>\n\n</think>\n\n{% endif %}"
+    ),
+    "the thought opened is written too": (
+        "{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}{% else %}<|Assistant|><think>\n"
+        "{% generation %}{{ m.content }}<|end|>{% endgeneration %}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}"
+    ),
+}
+THOUGHTS = [
+    talk("what is 1+1", "2"), talk("what", "<b>bold</b>"), talk("a", "let me see</think>\n\nb"),
+    talk("one", "", "two", "x"), talk("what", "<think>\nlong\n</think>\n\nanswer", "and", "안녕 <think>", "hello", "2"),
+    talk("t", "<think>"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("kind", ["byte-level", "prepend", "first"])
+@pytest.mark.parametrize("name", THINKING)
+def test_templates_that_open_a_thought_are_learnt_as_transformers_masks_them(name, kind, marked):
+    ours, theirs = pair(kind, plain=["<think>", "</think>"])
+    source = THINKING[name]
+    bare = re.sub(r"\{% (end)?generation %\}", "", source)
+    found = trained_ids(ChatTemplate(source if marked else bare), ours, THOUGHTS)
+    assert len(found) == len(THOUGHTS)
+    for (ids, marks), said in zip(found, THOUGHTS, strict=True):
+        expected = theirs.apply_chat_template(
+            dicts(said), chat_template=source, return_dict=True, return_assistant_tokens_mask=True
+        )
+        assert ids == list(expected["input_ids"]), said
+        assert marks == list(map(bool, expected["assistant_masks"])), said
+
+
+def test_where_thoughts_are_special_tokens_a_template_takes_them_apart_all_the_same():
+    ours, theirs = pair("byte-level", [*CONTROL, "<think>", "</think>"])
+    source = THINKING["as R1's distillations"]
+    said = talk("what <|end|>", "let me see</think>b", "c </think>", "2")
+    ids, marks = trained_ids(ChatTemplate(source), ours, [said])[0]
+    assert decode(ours, ids) == "what <|end|>bc </think>2"
+    assert sum(each == ours.named("<|end|>") for each in ids) == 2
+    assert ours.named("</think>") not in ids
+    assert decode(ours, [each for each, mark in zip(ids, marks, strict=True) if mark]) == "b2"
+    plain = talk("what", "let me see</think>b")
+    expected = theirs.apply_chat_template(dicts(plain), chat_template=source, return_dict=True)
+    assert trained_ids(ChatTemplate(source), ours, [plain])[0][0] == list(expected["input_ids"])
+
+
+# -- what ends a turn
+
+
+def writer(tokens, library=None, **more):
+    """A model that writes certain tokens one after the other, from whatever it is given; `<|Assistant|>` begins it."""
+    ours, _ = pair("byte-level")
+    ids = [ours.named("<|Assistant|>"), *(each for part in tokens for each in _ids(ours, part))]
+    assert len(set(ids)) == len(ids)
+    config = GPTConfig(400, context=128, width=400, layers=1, heads=1, hidden=1)
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in config.shapes()}
+    tensors["token_embedding.weight"] = np.eye(400, dtype=np.float32)
+    for norm in ("blocks.0.ln1", "blocks.0.ln2", "ln_f"):
+        tensors[norm + ".weight"] += 1
+    for before, after in zip(ids, [*ids[1:], ids[-1]], strict=True):
+        tensors["lm_head.weight"][after, before] = 10
+    template = ChatTemplate(STRICT, {"bos_token": "<s>"})
+    return Opening().ready(Checkpoint(config, ours, tensors, **{"chat": template, "end": (2,), **more}))
+
+
+def _ids(ours, part):
+    named = ours.named(part)
+    return [named] if named is not None and ours.special(named) else ours.encode(part, start=False)
+
+
+def answer(session, model, text="hello"):
+    session.ask(model, text)
+    return list(session.generate(model, lambda: False, 0))[-1]
+
+
+def test_the_end_of_a_turn_is_what_the_template_writes_whatever_eos_says():
+    model = writer(["yo", "<|end|>", "x", "</s>"])
+    session = Session(Settings(temp=0, max_tokens=9))
+    finished = answer(session, model)
+    assert (finished.reason, finished.text) == ("end", "yo")
+    assert session.said[-1] == Message("assistant", "yo")
+    assert model.checkpoint.tokenizer.named("<|end|>") not in session.ids[len(session.turns[-1].given) :]
+    session.clear()
+    session.begin(list(model.checkpoint.tokenizer.encode("<|Assistant|>", special=True)))  # no chat: a text goes on
+    assert list(session.generate(model, lambda: False, 0))[-1].text == "yox"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (STRICT, "<|end|>"),
+        ("{% for m in messages %}{{ m.content }}{{ eos_token }}\n{% endfor %}", "</s>"),
+        ("{% for m in messages %}Today: answer <s>{{ m.content }} <|end|>\n{% endfor %}", "<|end|>"),
+        ("{% for m in messages %}{{ m.content }}\n<|User|>{% endfor %}", "<|User|>"),
+        ("{% for m in messages %}{{ m.content }}\n{% endfor %}", None),
+        ("{% if messages[1] %}{{ raise_exception('one at a time') }}{% endif %}{{ messages[0].content }}", None),
+    ],
+)
+def test_a_templates_end_of_turn_is_found(source, expected):
+    ours, _ = pair("byte-level")
+    found = prompt(ChatTemplate(source, {"eos_token": "</s>"}), ours, talk("hello"), False).end
+    assert found == (() if expected is None else (ours.named(expected),))
+
+
+@pytest.mark.parametrize("stop", ["<|end|>", "<|end|>x", "o<|end|>", "yo<|end|>x", "</s>"])
+def test_a_stop_string_may_be_or_hold_a_special_token(stop):
+    model = writer(["he", "yo", "<|end|>", "x", "</s>"], chat=None, end=())
+    tokenizer = model.checkpoint.tokenizer
+    session = Session(Settings(temp=0, max_tokens=20, stop=(stop,)))
+    session.begin(tokenizer.encode("<|Assistant|>", special=True))
+    events = list(session.generate(model, lambda: False, 0))
+    said = {"<|end|>": "heyo", "<|end|>x": "heyo", "o<|end|>": "hey", "yo<|end|>x": "he", "</s>": "heyox"}[stop]
+    assert (events[-1].reason, events[-1].text) == ("stop", said)
+    assert "".join(event.text for event in events[:-1]) in (said, said[: len(said) - len(stop)])
+    left = session.ids[1:]
+    assert decode(tokenizer, left) == said[: len(decode(tokenizer, left))]
+    assert not any(tokenizer.special(each) and tokenizer.special(each) in stop for each in left)
+    assert len(decode(tokenizer, left)) <= len(said)

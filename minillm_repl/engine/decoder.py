@@ -1,7 +1,7 @@
 """What the engine needs of a model, and the choice of who does it."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,9 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.window import start_token, window
+
+if TYPE_CHECKING:  # torch is imported for who looks inside
+    from minillm_repl.model.build import LanguageModel
 
 _TOGETHER = 12  # tokens that compiled products work on together: a piece is a multiple of it,
 _LEAST, _MOST = 24, 132  # and so many tokens; with fewer, going through all weights for each piece takes too much time
@@ -24,6 +27,10 @@ class Decoder(Protocol):
     context: int  # how many tokens it can see at once
     start: int | None  # the token that texts begin with, which it goes on seeing when they outgrow the context
     piece: int  # how many tokens of a long text it reads before anybody looks whether to stop
+
+    @property
+    def model(self) -> "LanguageModel":
+        """The model in torch, with the same weights, to look inside."""
 
     @property
     def name(self) -> str:

@@ -40,7 +40,7 @@ class RecordedStep:
     def _step(self, model: LanguageModel, cache: KVCache) -> torch.Tensor:
         with cache.one_at(self._input[1:]):
             logits: torch.Tensor = model(self._input[None, :1], cache, last=True)
-            return logits[0, -1].float()
+            return logits[0, -1]
 
     def __call__(self, token: int, place: int) -> NDArray[np.float32]:
         """Return the logits after a token at a place of the cache: (vocabulary,), valid until the next call."""

@@ -17,13 +17,13 @@ _PIECE_ELSEWHERE = 2_048  # tokens: what a processor takes seconds for, a GPU do
 
 
 class TorchDecoder:
-    """Runs a model on the device it is on, as the numbers it is made of; a tap may change what it thinks."""
+    """Runs a model on the device it is on; a tap may change what it thinks."""
 
     def __init__(self, model: LanguageModel, tap: Tap = untapped, why: str = N_("what it thinks is changed")) -> None:
         first = next(model.parameters())
         self._device = first.device
         self.model, self._tap = model, tap
-        self._cache = KVCache(model.config, self._device, first.dtype)
+        self._cache = KVCache(model.config, self._device)
         self._records = first.is_cuda and tap is untapped  # a tap is Python, which cannot be recorded
         self._step: RecordedStep | None = None
         self.ids: list[int] = []
@@ -54,7 +54,7 @@ class TorchDecoder:
         """Read tokens after those in the cache; return the logits after the last."""
         logits = self.model(torch.tensor([list(ids)], device=self._device), self._cache, self._tap, last=True)
         self.ids.extend(ids)
-        return logits[0, -1].float().cpu().numpy()  # type: ignore[no-any-return]
+        return logits[0, -1].cpu().numpy()  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def decode(self, token: int) -> NDArray[np.float32]:

@@ -10,17 +10,35 @@ from torch import Tensor
 
 from minillm_repl.model.config import AnyConfig, GPTConfig
 from minillm_repl.model.gpt import GPT
+from minillm_repl.model.layers import QuantisedWeight
 from minillm_repl.model.llama import Llama
+from minillm_repl.model.quantised import Quantised
 
 LanguageModel = GPT | Llama
 
 
-def build(config: AnyConfig, tensors: Mapping[str, NDArray[Any]]) -> LanguageModel:
-    """Return the model around the named arrays, whose memory it shares; names and shapes are those of the config."""
-    with torch.device("meta"):  # no time spent on weights that are replaced at once
-        model: LanguageModel = GPT(config) if isinstance(config, GPTConfig) else Llama(config)
-    model.load_state_dict({name: as_torch(array) for name, array in tensors.items()}, assign=True)
+def build(config: AnyConfig, tensors: Mapping[str, NDArray[Any] | Quantised]) -> LanguageModel:
+    """Return the model around the named arrays; names and shapes are those of the config.
+
+    It computes in float32 from the numbers as they are. It shares the memory of matrices; norms and biases, which are
+    small, it has in float32.
+    """
+    model, state = without_weights(config), {}
+    for name, array in tensors.items():
+        if isinstance(array, Quantised):
+            layer: Any = model.get_submodule(name.removesuffix(".weight"))
+            del layer.weight
+            layer.weight = QuantisedWeight(array)
+        else:
+            state[name] = as_torch(array if array.ndim > 1 else array.astype(np.float32, copy=False))
+    model.load_state_dict(state, assign=True)
     return model.requires_grad_(False)
+
+
+def without_weights(config: AnyConfig) -> LanguageModel:
+    """Return a model that has the shapes of its weights only."""
+    with torch.device("meta"):
+        return GPT(config) if isinstance(config, GPTConfig) else Llama(config)
 
 
 def as_torch(array: NDArray[Any]) -> Tensor:

@@ -12,17 +12,17 @@ _ROOM = 128  # tokens: there is room for a multiple of so many
 
 
 class KVCache:
-    """Keys and values of every layer for one sequence.
+    """Keys and values of every layer for one sequence, in float32.
 
     `length` tokens are in it; to forget the later ones, lower `length`. Room doubles when it runs out, so that a long
     text is copied a few times in all, and a short one takes little memory.
     """
 
-    def __init__(self, config: AnyConfig, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, config: AnyConfig, device: torch.device) -> None:
         self._shape = (config.layers, 2, 1, config.kv_heads, 0, config.head_size)
         self._most = config.context
         self._windows = getattr(config, "windows", ()) or (0,)
-        self._kv = torch.empty(self._shape, device=device, dtype=dtype)
+        self._kv = torch.empty(self._shape, device=device)
         self._place: Tensor | None = None
         self._masks: dict[int, Tensor] = {}
         self.length = 0

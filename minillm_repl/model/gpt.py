@@ -6,12 +6,12 @@ Shapes at the ends of lines use b = batch, t = time (positions), w = width, h = 
 """
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from torch import Tensor, nn
 
 from minillm_repl.model.attention import ACTIVATION, attend
 from minillm_repl.model.cache import KVCache
 from minillm_repl.model.config import GPTConfig
+from minillm_repl.model.layers import Embedding, Linear, multiply
 from minillm_repl.model.rotary import Rotation, rotate, rotation
 from minillm_repl.model.taps import Tap, untapped
 
@@ -22,8 +22,8 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.qkv_bias)
-        self.proj = nn.Linear(config.width, config.width)
+        self.qkv = Linear(config.width, 3 * config.width, bias=config.qkv_bias)
+        self.proj = Linear(config.width, config.width)
 
     def forward(self, x: Tensor, turn: Rotation | None, cache: KVCache | None, tap: Tap) -> Tensor:
         """Mix information between positions: (b, t, w) -> (b, t, w)."""
@@ -47,9 +47,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.up = nn.Linear(config.width, config.ff_width)
+        self.up = Linear(config.width, config.ff_width)
         self.activation = ACTIVATION[config.activation]
-        self.down = nn.Linear(config.ff_width, config.width)
+        self.down = Linear(config.ff_width, config.width)
 
     def forward(self, x: Tensor, tap: Tap) -> Tensor:
         """Map each position on its own: (b, t, w) -> (b, t, w)."""
@@ -83,11 +83,11 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab, config.width)
-        self.position_embedding = nn.Embedding(config.context, config.width) if config.rope is None else None
+        self.token_embedding = Embedding(config.vocab, config.width)
+        self.position_embedding = Embedding(config.context, config.width) if config.rope is None else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.ln_f = nn.LayerNorm(config.width, config.norm_eps)
-        self.lm_head = None if config.tied else nn.Linear(config.width, config.vocab, bias=config.head_bias)
+        self.lm_head = None if config.tied else Linear(config.width, config.vocab, bias=config.head_bias)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None, tap: Tap = untapped, *, last: bool = False) -> Tensor:
         """Return logits (b, t, v) for token ids (b, t); with `last`, for the last position only (b, 1, v).
@@ -112,7 +112,7 @@ class GPT(nn.Module):
     def unembed(self, residual: Tensor, tap: Tap = untapped) -> Tensor:
         """Return the logits that a residual stream amounts to, the last norm included: (..., w) -> (..., v)."""
         x = tap("final", self.norm_f(residual))
-        return F.linear(x, self.token_embedding.weight) if self.lm_head is None else self.lm_head(x)
+        return multiply(x, self.token_embedding.weight) if self.lm_head is None else self.lm_head(x)
 
     @property
     def norm_f(self) -> nn.LayerNorm:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from minillm_repl.model.attention import ACTIVATION, attend
 from minillm_repl.model.cache import KVCache
 from minillm_repl.model.config import LlamaConfig
+from minillm_repl.model.layers import Embedding, Linear, multiply
 from minillm_repl.model.rotary import Rotation, rotate, rotation
 from minillm_repl.model.taps import Tap, untapped
 
@@ -41,10 +42,10 @@ class Attention(nn.Module):
         super().__init__()
         self.config, self.layer = config, layer
         self.window = config.windows[layer] if config.windows else 0
-        self.qkv = nn.Linear(config.width, config.query_rows + 2 * config.key_rows, bias=config.qkv_bias)
+        self.qkv = Linear(config.width, config.query_rows + 2 * config.key_rows, bias=config.qkv_bias)
         self.q_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
-        self.proj = nn.Linear(config.query_rows, config.width, bias=config.out_bias)
+        self.proj = Linear(config.query_rows, config.width, bias=config.out_bias)
 
     def forward(self, x: Tensor, turn: Rotation, cache: KVCache | None, tap: Tap) -> Tensor:
         """Mix information between positions: (b, t, w) -> (b, t, w)."""
@@ -69,9 +70,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.gate_up = nn.Linear(config.width, 2 * config.hidden, bias=config.ff_bias)
+        self.gate_up = Linear(config.width, 2 * config.hidden, bias=config.ff_bias)
         self.activation = ACTIVATION[config.activation]
-        self.down = nn.Linear(config.hidden, config.width, bias=config.ff_bias)
+        self.down = Linear(config.hidden, config.width, bias=config.ff_bias)
 
     def forward(self, x: Tensor, tap: Tap) -> Tensor:
         """Map each position on its own: (b, t, w) -> (b, t, w)."""
@@ -103,10 +104,10 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab, config.width)
+        self.token_embedding = Embedding(config.vocab, config.width)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm_f = RMSNorm(config.width, config.norm_eps)
-        self.lm_head = None if config.tied else nn.Linear(config.width, config.vocab, bias=False)
+        self.lm_head = None if config.tied else Linear(config.width, config.vocab, bias=False)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None, tap: Tap = untapped, *, last: bool = False) -> Tensor:
         """Return logits (b, t, v) for token ids (b, t); with `last`, for the last position only (b, 1, v).
@@ -127,7 +128,7 @@ class Llama(nn.Module):
     def unembed(self, residual: Tensor, tap: Tap = untapped) -> Tensor:
         """Return the logits that a residual stream amounts to, the last norm included: (..., w) -> (..., v)."""
         x = tap("final", self.norm_f(residual))
-        return F.linear(x, self.token_embedding.weight) if self.lm_head is None else self.lm_head(x)
+        return multiply(x, self.token_embedding.weight) if self.lm_head is None else self.lm_head(x)
 
     @torch.no_grad()
     def initialise(self) -> "Llama":

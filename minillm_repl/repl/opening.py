@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,13 +53,10 @@ class Model:
         """What it is of."""
         return family_title(self.checkpoint.config, native=self.checkpoint.recipe is None)
 
-    @cached_property
+    @property
     def torch(self) -> "LanguageModel":
-        """The model in torch, which looks and changes inside; its weights share the checkpoint's memory."""
-        from minillm_repl.model.build import build
-
-        running: LanguageModel | None = getattr(self.decoder, "model", None)
-        return build(self.checkpoint.config, self.checkpoint.tensors) if running is None else running
+        """The model in torch, which looks and changes inside: the weights are those that answer."""
+        return self.decoder.model
 
     @property
     def tap(self) -> "Tap":

@@ -1,6 +1,8 @@
 """The compiled decoder of all families: prepares what compiled code reads, and keeps the cache."""
 
 from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +12,12 @@ from minillm_repl.engine.compiled.machine_code import machine_code
 from minillm_repl.engine.compiled.room import BLOCK, PIECE, Room, aligned
 from minillm_repl.engine.compiled.rotation import rotation
 from minillm_repl.engine.compiled.team import Team, default_size
-from minillm_repl.engine.compiled.weights import lay_out
+from minillm_repl.engine.compiled.weights import lay_out, quantised
 from minillm_repl.engine.decoder import piece_of
 from minillm_repl.language import _, _n
+
+if TYPE_CHECKING:  # torch is imported for who looks inside
+    from minillm_repl.model.build import LanguageModel
 
 Floats = NDArray[np.float32]
 
@@ -31,15 +36,14 @@ class CompiledDecoder:
         config = checkpoint.config
         self._config = config
         small = config.parameters < _SMALL
-        self._weights = lay_out(config, checkpoint.tensors, bits, turned=small)
+        self.tensors = quantised(checkpoint.tensors, bits) if bits else checkpoint.tensors  # what it computes with
+        self._weights = lay_out(config, self.tensors, bits, turned=small)
         size = threads or (1 if small else default_size())
         self._team = Team(size, _PHASES_OUTSIDE + _PHASES_IN_A_LAYER * config.layers)
         self._most_parts = -(-_TASKS // config.kv_heads)
         self._room = Room(config, size, self._most_parts)
         self._room.put("weights", self._weights.addresses)
-        exact = checkpoint.dtype == "float32" and not bits
-        self._cache_kind = np.float32 if exact else np.uint16
-        self._code = machine_code(self._weights.kind, self._weights.outside, "float32" if exact else "bfloat16")
+        self._code = machine_code(self._weights.kind, self._weights.outside)
         self._new = np.zeros(PIECE, np.int64)
         self._new_at, self._rooms_at = self._new.ctypes.data, self._room.rooms.ctypes.data
         self._positions = 0
@@ -47,6 +51,13 @@ class CompiledDecoder:
         self.start: int | None = None
         self.context, self.piece = config.context, piece_of(config.parameters)
         self._bits, self._dtype, self._turned = bits, checkpoint.dtype, small
+
+    @cached_property
+    def model(self) -> "LanguageModel":
+        """The model in torch, around the same weights."""
+        from minillm_repl.model.build import build
+
+        return build(self._config, self.tensors)
 
     @property
     def name(self) -> str:
@@ -109,7 +120,7 @@ class CompiledDecoder:
         positions = -(-positions // BLOCK) * BLOCK
         layers, heads = self._config.layers, self._config.kv_heads
         for name, size in (("keys", self._config.head_size), ("values", self._room.padded)):
-            longer = aligned((layers, heads, positions * size), self._cache_kind)
+            longer = aligned((layers, heads, positions * size), np.float32)
             if self._positions:
                 longer[:, :, : self._positions * size] = self._room[name]
             self._room.put(name, longer)

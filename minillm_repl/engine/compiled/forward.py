@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from minillm_repl.engine.compiled.attention import attention, merged
 from minillm_repl.engine.compiled.compiling import OPTIONS, compiled
-from minillm_repl.engine.compiled.lanes import WHOLE, array_at, floats, keep
+from minillm_repl.engine.compiled.lanes import WHOLE, array_at, floats
 from minillm_repl.engine.compiled.matrices import LIKE, product, row_of
 from minillm_repl.engine.compiled.pointwise import bend, normalise, norms, rotate
 from minillm_repl.engine.compiled.room import BLOCK, ROOM
@@ -52,19 +52,19 @@ class Stream(NamedTuple):
     bent: Floats  # (t, hidden); the same as `up` without gates
 
 
-def compile_for(kind: str, outside: str, cache: str) -> Any:
-    """Return the compiled pass for matrices of some kind, others outside the layers, and a cache of a third.
+def compile_for(kind: str, outside: str) -> Any:
+    """Return the compiled pass for matrices of some kind, and others outside the layers.
 
     The kinds are those of matrices.py. It is called as Team.run says, with the address of the token ids, how many they
     are, at which position they begin, in how many parts the cache is gone through (more than one only for a single
     token), and the address of the threads' rooms.
     """
-    like, like_outside, like_cache = LIKE[kind], LIKE[outside], LIKE[cache]
+    like, like_outside = LIKE[kind], LIKE[outside]
 
     def run(counters, size, me, ids, count, start, parts, rooms):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         _forward(
             counters, size, array_at(ids, WHOLE, (count,)), start, parts, array_at(rooms, _ROOMS, (size,))[me],
-            like, like_outside, like_cache,
+            like, like_outside,
         )  # fmt: skip
 
     return cfunc(types.void(*[types.int64] * 8), **OPTIONS)(run)
@@ -72,13 +72,13 @@ def compile_for(kind: str, outside: str, cache: str) -> Any:
 
 @compiled
 def _forward(
-    counters: Any, size: Any, ids: Any, start: Any, parts: Any, room: Any, like: Any, like_outside: Any, like_cache: Any
+    counters: Any, size: Any, ids: Any, start: Any, parts: Any, room: Any, like: Any, like_outside: Any
 ) -> None:
     """Read `ids` at positions from `start`, fill the cache, and leave the logits after the last in the room."""
     layers, d, count, nothing = room.layers, room.head_size, len(ids), floats(room.x_at, (0, 1))
     # Keys (layer, g, blocks · d · 32) and values (layer, g, positions · padded d) are the cache.
-    keys = array_at(room.keys_at, like_cache, (layers, room.kv_heads, room.positions * d))
-    values = array_at(room.values_at, like_cache, (layers, room.kv_heads, room.positions * room.padded))
+    keys = floats(room.keys_at, (layers, room.kv_heads, room.positions * d))
+    values = floats(room.values_at, (layers, room.kv_heads, room.positions * room.padded))
     cos, sin = floats(room.cos_at, (room.positions, room.angles)), floats(room.sin_at, (room.positions, room.angles))
     windows = array_at(room.windows_at, WHOLE, (layers,))
     addresses = array_at(room.weights_at, _ADDRESSES, (layers + 1, COLUMNS))
@@ -180,5 +180,5 @@ def _remember(
                 if is_value:
                     first, step = position * padded, 1
                 for i in range(d):
-                    keep(kept, first + i * step, qkv[t, head * d + i])
+                    kept[first + i * step] = qkv[t, head * d + i]
     return meet(counters, size, phase)

@@ -3,7 +3,7 @@
 numba leaves it to LLVM to find what can be done side by side, which it does poorly for products of many rows and
 weights of other kinds than float32. So these few functions say it outright: `Lanes` is a register of sixteen float32,
 whatever the processor makes of it (one register with AVX-512, two with AVX2, four with NEON). Weights widen to float32
-on their way in: float32 as they are, bfloat16 as uint16, float16 as int16.
+on their way in: float32 as they are, bfloat16 as uint16, float16 as int16, whole numbers as int8.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from minillm_repl.engine.compiled.room import LANES
 
 LINE = 64  # bytes that memory hands over at once
 
-_FLOAT, INT = ir.FloatType(), ir.IntType(32)
+_FLOAT, INT, BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(8)
 REGISTER = ir.VectorType(_FLOAT, LANES)
 WHOLE = np.empty(0, np.int64)  # for their kind
 _UNDEFINED = ir.Constant(REGISTER, ir.Undefined)
@@ -61,6 +61,8 @@ def _widened(context: Any, builder: Any, value: Any, kind: Any) -> Any:
 
     if kind == types.uint16:  # bfloat16 is the upper half of a float32
         return builder.bitcast(builder.shl(builder.zext(value, whole), constant(whole, 16)), floats)
+    if kind == types.int8:
+        return builder.sitofp(builder.sext(value, whole), floats)
     if kind == types.int16 and (
         processor_has(context, "f16c") or not context.codegen().magic_tuple()[0].startswith("x86")
     ):
@@ -245,40 +247,6 @@ def float_of_bits(_typing: Any, _bits: Any) -> Any:
     return types.float32(types.int32), lambda _context, builder, _signature, arguments: builder.bitcast(
         arguments[0], _FLOAT
     )
-
-
-@intrinsic
-def bits_of_float(_typing: Any, _number: Any) -> Any:
-    """Return the bits of a float32 as a whole number."""
-    return types.int32(types.float32), lambda _context, builder, _signature, arguments: builder.bitcast(
-        arguments[0], INT
-    )
-
-
-@intrinsic
-def keep(_typing: Any, array: Any, _index: Any, _number: Any) -> Any:
-    """Put a float32 into `array.flat[index]`, rounded to bfloat16 if the array is of uint16.
-
-    Those lie in pairs: of 32, the first and the seventeenth side by side, so that two registers of them are widened
-    with one instruction each.
-    """
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind, (_, index, value) = signature.args[0], arguments
-        if kind.dtype == types.uint16:  # to the nearest, and to the even one between two
-            bits, sixteen = builder.bitcast(value, INT), ir.Constant(INT, 16)
-            odd = builder.and_(builder.lshr(bits, sixteen), ir.Constant(INT, 1))
-            rounded = builder.add(bits, builder.add(odd, ir.Constant(INT, 0x7FFF)))
-            value = builder.trunc(builder.lshr(rounded, sixteen), ir.IntType(16))
-            low, high = (builder.and_(index, index.type(bits)) for bits in (LANES - 1, LANES))
-            run = builder.and_(index, index.type(-2 * LANES))
-            index = builder.add(
-                run, builder.add(builder.shl(low, index.type(1)), builder.udiv(high, index.type(LANES)))
-            )
-        builder.store(value, place_of(context, builder, kind, arguments[0], index))
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.float32), code
 
 
 @intrinsic(prefer_literal=True)

@@ -10,16 +10,15 @@ from minillm_repl.engine.compiled.compiling import compiled
 from minillm_repl.engine.compiled.grouped import grouped, widened
 from minillm_repl.engine.compiled.lanes import array_at, floats, widen
 from minillm_repl.engine.compiled.products import plain, turned
-from minillm_repl.engine.compiled.quantised import KINDS
-from minillm_repl.engine.compiled.room import PANEL
+from minillm_repl.model.quantised import PANEL
 
 LIKE = {
     "float32": np.empty(0, np.float32),
     "bfloat16": np.empty(0, np.uint16),
     "float16": np.empty(0, np.int16),
     "turned": np.empty((0, PANEL), np.float32),
-    "int8": np.empty(0, KINDS[8]),
-    "int4": np.empty(0, KINDS[4]),
+    "int8": np.empty(0, np.int8),
+    "int4": np.empty(0, np.uint8),
 }
 """What compiled code tells kinds of matrices apart by: an array like them."""
 

@@ -25,16 +25,17 @@ from minillm_repl.engine.compiled.lanes import (
     widen,
     zeros,
 )  # fmt: skip
-from minillm_repl.engine.compiled.room import LANES, PANEL, PIECE, SPARE
+from minillm_repl.engine.compiled.room import LANES, PIECE, SPARE
 from minillm_repl.engine.compiled.tasks import claim, meet
 from minillm_repl.engine.compiled.tiles import outer, plus, rows_to, tile
+from minillm_repl.model.quantised import PANEL
 
 Floats = NDArray[np.float32]
 
 _ROWS = 4  # of them read side by side for one token
 _ROWS_BY_LANES = _ROWS * LANES
 _TOKENS, _FEW = 12, SPARE  # that 32 rows are multiplied with at once, and the last of them
-_MANY = 3  # tokens: from here on turning rows over takes less time than it saves
+MANY = 3  # tokens: from here on turning rows over takes less time than it saves
 _AHEAD = 8_192  # bytes: so far before they are needed, weights are asked for; short rows fool the processor's own guess
 
 
@@ -57,7 +58,7 @@ def plain(
         if first >= rows:
             break
         last = min(first + PANEL, rows)
-        if count >= _MANY:
+        if count >= MANY:
             _turn_rows(weight, first, last, inputs, panel)
             by_panel(panel, 0, x, y, first, last, room)
         else:

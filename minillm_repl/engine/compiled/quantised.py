@@ -1,4 +1,4 @@
-"""Weights in 8 or 4 bits: groups of 32 along the inputs, each with a scale in bfloat16; and how they lie in memory."""
+"""The rounding of weights to 8 or 4 bits, when a model is opened."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minillm_repl.engine.compiled.room import FOUR, GROUP, LANES, aligned
+from minillm_repl.engine.compiled.room import aligned
 from minillm_repl.engine.compiled.team import default_size
+from minillm_repl.model.quantised import GROUP, PANEL, Quantised
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
 
-KINDS = {8: np.uint8, 4: np.int8}  # what arrays of them are to compiled code, which tells them apart by it
 _AT_ONCE = 1 << 18  # numbers that a thread quantises at once, so that it takes no memory to speak of
 
 
-def quantise(matrix: Array, bits: int) -> tuple[NDArray[np.int8], Floats]:
+def rounded(matrix: Array, bits: int) -> tuple[NDArray[np.int8], Floats]:
     """Return whole numbers (rows, inputs) and scales (rows, groups): matrix ≈ numbers · scale, group by group.
 
     The largest of a group becomes −2^(bits − 1), of which there is one more than of positive numbers.
@@ -33,32 +33,29 @@ def quantise(matrix: Array, bits: int) -> tuple[NDArray[np.int8], Floats]:
     return padded[:, :inputs].astype(np.int8), scale
 
 
-def lay_down(matrix: Array, bits: int) -> tuple[Array, NDArray[np.uint16]]:
-    """Return the bytes of a quantised matrix (tiles, groups, bytes) and its scales (tiles, groups, 16).
-
-    They lie as integers.py says; rows that the last tile lacks are of zeros.
-    """
+def quantise(matrix: Array, bits: int) -> Quantised:
+    """Return a matrix in 8 or 4 bits; rows that the last panel lacks are of zeros."""
     rows, inputs = matrix.shape
-    tiles, groups = -(-rows // LANES), -(-inputs // GROUP)
-    numbers = aligned((tiles, groups, GROUP * LANES * bits // 8), KINDS[bits])
-    scales = aligned((tiles, groups, LANES), np.uint16)
-    step = max(1, _AT_ONCE // (inputs * LANES))
+    panels, groups = -(-rows // PANEL), -(-inputs // GROUP)
+    numbers = aligned((panels, groups, GROUP, PANEL * bits // 8), np.int8)
+    scales = aligned((panels, groups, PANEL), np.uint16)
+    step = max(1, _AT_ONCE // (inputs * PANEL))
 
     def fill(first: int) -> None:
-        last = min(first + step, tiles)
-        small, scale = quantise(matrix[first * LANES : last * LANES], bits)
-        whole = np.full(((last - first) * LANES, groups * GROUP), 1 << (bits - 1), np.uint8)
-        whole[: len(small), :inputs] += small.view(np.uint8)
-        apart = whole.reshape(-1, LANES, groups, 2, GROUP // 2 // FOUR, FOUR).transpose(3, 0, 2, 4, 1, 5)
-        both = apart[0] | apart[1] << 4 if bits == 4 else np.ascontiguousarray(apart.transpose(1, 2, 0, 3, 4, 5))
-        numbers[first:last] = both.reshape(last - first, groups, -1).view(numbers.dtype)
-        filled = np.zeros(((last - first) * LANES, groups), np.float32)
+        last = min(first + step, panels)
+        small, scale = rounded(matrix[first * PANEL : last * PANEL], bits)
+        whole = np.zeros(((last - first) * PANEL, groups * GROUP), np.int8)
+        whole[: len(small), :inputs] = small
+        apart = whole.reshape(-1, PANEL, groups, GROUP).transpose(0, 2, 3, 1)  # (panels, groups, 32 inputs, 32 rows)
+        half = PANEL // 2
+        numbers[first:last] = apart if bits == 8 else apart[..., :half] & 15 | apart[..., half:] << 4
+        filled = np.zeros(((last - first) * PANEL, groups), np.float32)
         filled[: len(scale)] = scale
-        scales[first:last] = (filled.view(np.uint32) >> 16).reshape(-1, LANES, groups).transpose(0, 2, 1)
+        scales[first:last] = (filled.view(np.uint32) >> 16).reshape(-1, PANEL, groups).transpose(0, 2, 1)
 
     with ThreadPoolExecutor(default_size(), "rounding") as pool:
-        list(pool.map(fill, range(0, tiles, step)))
-    return numbers, scales
+        list(pool.map(fill, range(0, panels, step)))
+    return Quantised((rows, inputs), numbers, scales)
 
 
 def _bfloat16(numbers: Floats) -> Floats:

@@ -10,17 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm_repl.model.config import ACTIVATIONS, AnyConfig, LlamaConfig
+from minillm_repl.model.quantised import PANEL
 
 Array = NDArray[Any]
 
 LANES = 16  # numbers that are worked on side by side
 WIDTH = 2 * LANES  # sums in a row of a tile
-PANEL = 32  # rows of a matrix that make one task
 BLOCK = 32  # positions whose keys lie together
 STRETCH = 256  # positions whose scores are kept at once
 QUERIES = 4  # the most that are worked on together
-GROUP = 32  # weights of a row that share a scale
-FOUR = 4  # of them, for each of sixteen rows, are in a register
 PIECE = 132  # tokens read in one pass: a multiple of the twelve that products work on together
 SPARE = 4  # more tokens than there are, which the last tile of some may be worked out for
 
@@ -61,9 +59,6 @@ _OWN = (
     "sums",
     "panel",  # (inputs · 32,), rows of a matrix turned over
     "few",  # ((t + 4) · 32,), what comes of fewer rows than 32
-    "small",  # (t · groups · 32,), activations in 8 bits
-    "scale",  # (t · groups,)
-    "less",  # (t · groups,)
 )
 
 ROOM = np.dtype(
@@ -121,7 +116,6 @@ class Room:
         self.put("bent", aligned((PIECE, hidden), np.float32) if gated else self["up"])
         self.put("windows", np.array(getattr(config, "windows", ()) or [0] * config.layers, np.int64))
         most = max(width, hidden, config.heads * size)  # inputs of a matrix
-        groups = -(-most // GROUP)
         own: dict[str, tuple[tuple[int, ...], Any]] = {
             "queries": ((QUERIES, size), np.float32),
             "seen": ((QUERIES, 2), np.int64),
@@ -131,9 +125,6 @@ class Room:
             "sums": ((QUERIES,), np.float32),
             "panel": ((most * PANEL,), np.float32),
             "few": (((PIECE + SPARE) * PANEL,), np.float32),
-            "small": ((PIECE * groups * GROUP,), np.int8),
-            "scale": ((PIECE * groups,), np.float32),
-            "less": ((PIECE * groups,), np.int32),
         }
         for name, (shape, kind) in own.items():
             self.put(name, aligned((threads, *shape), kind), own=True)

@@ -13,6 +13,7 @@ from numba.core.datamodel import PrimitiveModel, register_default
 from numba.extending import intrinsic
 
 from minillm_repl.engine.compiled.lanes import (
+    BYTE,
     INT,
     REGISTER,
     fetched,
@@ -21,7 +22,7 @@ from minillm_repl.engine.compiled.lanes import (
     spread_out,
     stored,
 )
-from minillm_repl.engine.compiled.room import LANES
+from minillm_repl.engine.compiled.room import LANES, WIDTH
 
 
 class _TileType(types.Type):  # type: ignore[misc]
@@ -98,8 +99,8 @@ def plus(_typing: Any, one: Any, _other: Any) -> Any:
 def outer(_typing: Any, sums: Any, _numbers: Any, _at: Any, _step: Any, _shared: Any, _place: Any) -> Any:
     """Return a tile to which, in each row, that row's number times the 32 from `shared.flat[place]` on is added.
 
-    The numbers of the rows are the float32 at `numbers.flat[at]`, `step` apart. Of uint16, which stand for bfloat16,
-    the 32 are taken as `lanes.keep` puts them.
+    The numbers of the rows are the float32 at `numbers.flat[at]`, `step` apart; the 32 may be whole numbers in 8 bits
+    (int8), or in 4 (uint8, of which sixteen hold 32).
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -118,14 +119,36 @@ def outer(_typing: Any, sums: Any, _numbers: Any, _at: Any, _step: Any, _shared:
     return sums(sums, _numbers, types.intp, types.intp, _shared, types.intp), code
 
 
+@intrinsic
+def scaled(_typing: Any, some: Any, _array: Any, _at: Any) -> Any:
+    """Return a tile, each of whose rows is multiplied by the 32 from `array.flat[at]` on."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        result, array, at = arguments
+        pair = _pair(context, builder, signature.args[1], array, at)
+        for place in range(2 * some.rows):
+            register = builder.fmul(builder.extract_value(result, place), pair[place % 2])
+            result = builder.insert_value(result, register, place)
+        return result
+
+    return some(some, _array, types.intp), code
+
+
+@intrinsic
+def span(_typing: Any, array: Any) -> Any:
+    """Return how many items of an array hold 32 numbers."""
+    items = WIDTH // 2 if array.dtype == types.uint8 else WIDTH
+    return types.intp(array), lambda context, *_: context.get_constant(types.intp, items)
+
+
 def _pair(context: Any, builder: Any, kind: Any, array: Any, place: Any) -> tuple[Any, Any]:
-    """Return two registers of the 32 numbers from `array.flat[place]` on."""
-    if kind.dtype != types.uint16:
+    """Return two registers of the 32 numbers from `array.flat[place]` on, in float32."""
+    if kind.dtype != types.uint8:
         second = builder.add(place, place.type(LANES))
         return fetched(context, builder, kind, array, place), fetched(context, builder, kind, array, second)
     whole = ir.VectorType(INT, LANES)
-    address = builder.bitcast(place_of(context, builder, kind, array, place), whole.as_pointer())
-    both = builder.load(address, align=2)
-    upper, sixteen = ir.Constant(whole, [0xFFFF0000] * LANES), ir.Constant(whole, [16] * LANES)
-    first, second = builder.shl(both, sixteen), builder.and_(both, upper)
-    return builder.bitcast(first, REGISTER), builder.bitcast(second, REGISTER)
+    address = builder.bitcast(place_of(context, builder, kind, array, place), ir.VectorType(BYTE, LANES).as_pointer())
+    both = builder.sext(builder.load(address, align=1), whole)
+    four, above = ir.Constant(whole, [4] * LANES), ir.Constant(whole, [28] * LANES)
+    lower, upper = builder.ashr(builder.shl(both, above), above), builder.ashr(both, four)
+    return builder.sitofp(lower, REGISTER), builder.sitofp(upper, REGISTER)

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minillm_repl.engine.compiled.quantised import lay_down
-from minillm_repl.engine.compiled.room import PANEL, aligned
+from minillm_repl.engine.compiled.quantised import quantise
+from minillm_repl.engine.compiled.room import aligned
 from minillm_repl.model.config import AnyConfig
+from minillm_repl.model.quantised import PANEL, Quantised
 
 Array = NDArray[Any]
 
@@ -50,6 +51,7 @@ _OUTSIDE = {
     HEAD: ("lm_head.weight",),
     HEAD_BIAS: ("lm_head.bias",),
 }
+_LEARNED = "position_embedding.weight"  # of which only rows are read
 _OUTSIDE_BITS = 8  # of quantised matrices outside the layers
 
 
@@ -68,8 +70,20 @@ class Weights:
         return sum(array.nbytes for array in self.arrays)
 
 
-def lay_out(config: AnyConfig, tensors: Mapping[str, Array], bits: int = 0, *, turned: bool = False) -> Weights:
-    """Return the table for a model's tensors: matrices as they are, turned over, or in 8 or 4 bits.
+def quantised(tensors: Mapping[str, Array], bits: int) -> dict[str, Array | Quantised]:
+    """Return a model's tensors with the matrices in 8 or 4 bits."""
+    return {
+        name: array
+        if array.ndim == 1 or name == _LEARNED
+        else quantise(array, bits if name.startswith("blocks.") else _OUTSIDE_BITS)
+        for name, array in tensors.items()
+    }
+
+
+def lay_out(
+    config: AnyConfig, tensors: Mapping[str, Array | Quantised], bits: int = 0, *, turned: bool = False
+) -> Weights:
+    """Return the table for a model's tensors: matrices as they are, or turned over; `bits` are those of quantised ones.
 
     All the rest is in float32, as are matrices that are turned over.
     """
@@ -87,11 +101,11 @@ def lay_out(config: AnyConfig, tensors: Mapping[str, Array], bits: int = 0, *, t
             if name is None:
                 continue
             array = tensors[name]
-            if array.ndim == 1 or (column == POSITIONS and not prefix):
+            if isinstance(array, Quantised):
+                put(row, column, array.numbers)
+                put(row, column + 1, array.scales)
+            elif array.ndim == 1 or name == _LEARNED:
                 put(row, column, array.astype(np.float32, copy=False))
-            elif bits:
-                for place, part in enumerate(lay_down(array, bits if prefix else _OUTSIDE_BITS)):
-                    put(row, column + place, part)
             elif turned:
                 put(row, column, _in_panels(array))
             else:
@@ -102,9 +116,11 @@ def lay_out(config: AnyConfig, tensors: Mapping[str, Array], bits: int = 0, *, t
     fill(config.layers, "", _OUTSIDE)
     if config.tied:
         addresses[-1, HEAD : HEAD + 2] = addresses[-1, TOKENS : TOKENS + 2]
-    kind = outside = "turned" if turned else tensors["token_embedding.weight"].dtype.name
-    if bits:
+    embedding = tensors["token_embedding.weight"]
+    if isinstance(embedding, Quantised):
         kind, outside = f"int{bits}", f"int{_OUTSIDE_BITS}"
+    else:
+        kind = outside = "turned" if turned else embedding.dtype.name
     return Weights(addresses, kind, outside, tuple(arrays))
 
 

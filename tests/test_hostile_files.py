@@ -93,4 +93,4 @@ def test_numbers_that_are_not_finite_open_when_asked_for_and_are_named_when_used
     assert "--allow-nonfinite" in refused.stderr
     opened = subprocess.run([*command, "--allow-nonfinite"], capture_output=True, text=True, check=False)
     assert opened.returncode == 1
-    assert "the model's logits at token 1 are not finite numbers" in opened.stderr
+    assert "the logits at token 1 are not finite numbers" in opened.stderr

@@ -96,7 +96,7 @@ DATA = {  # no texts, though they look like some; and those that commands are ma
         "repeat-penalty", "temp", "top-k", "top-p", "min-p",
     },
     # the names that JSON has; render translates them
-    "insight": {"rounding", "added after layer □", "attention bias □", "position_embedding"},
+    "insight": {"added after layer □", "attention bias □", "position_embedding"},
     "render": {
         "bold red", "id", "KL", "a generation ends with Finished", "training ends with Finished", _FONTS, "not dim □",
         "−ln p",

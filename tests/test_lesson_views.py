@@ -4,6 +4,7 @@ import io
 import math
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -24,7 +25,7 @@ from minillm_repl.insight.source import source_view
 from minillm_repl.insight.steering import steering
 from minillm_repl.insight.subject import Subject
 from minillm_repl.insight.views.thinking import sizes
-from minillm_repl.model.build import build
+from minillm_repl.model.build import as_arrays, build
 from minillm_repl.render.by_hand import descent_picture, dot_picture
 from minillm_repl.render.shapes import shapes_picture
 from minillm_repl.render.source import source_picture
@@ -185,11 +186,17 @@ def test_the_gradient_is_the_slope_of_the_loss_as_the_weight_grows(both):  # noq
     assert view.gradient == pytest.approx((means[0] - means[1]) / (2 * step), rel=1e-5)
 
 
+def in_bfloat16(subject):
+    """The same with weights in bfloat16."""
+    arrays = {name: array.astype(ml_dtypes.bfloat16) for name, array in as_arrays(subject.model.state_dict()).items()}
+    return Subject(build(subject.config, arrays), subject.tokenizer, subject.ids)
+
+
 def test_a_step_of_descent_leaves_the_model_as_it_was_and_knows_no_half_numbers():
     subject = of_text(random_checkpoint(), "가각갂각")
-    half = Subject(of_text(random_checkpoint(), "가").model.bfloat16(), subject.tokenizer, subject.ids)
+    half = in_bfloat16(subject)
     kept = {name: each.clone() for name, each in half.model.named_parameters()}
-    same = Subject(of_text(random_checkpoint(), "가").model.bfloat16().float(), subject.tokenizer, subject.ids)
+    same = Subject(build(half.config, as_arrays(half.model.state_dict())), subject.tokenizer, subject.ids)
     assert descent_view(half, 0.1) == descent_view(same, 0.1)
     for name, each in half.model.named_parameters():
         assert torch.equal(each, kept[name])
@@ -305,7 +312,7 @@ def rounded(value, like):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_dot_product_as_it_is_shown_adds_up_to_the_last_digit(seed, head_size, half):
     subject = of_text(random_checkpoint(seed=seed, width=3 * head_size), "가각갂갃간")
-    subject = Subject(subject.model.bfloat16() if half else subject.model, subject.tokenizer, subject.ids)
+    subject = in_bfloat16(subject) if half else subject
     view = dot_view(subject, 1, 2, -1, 2)
     lines = drawn(dot_picture(view, 80), 80)
     rows = [numbers(line) for line in lines if len(numbers(line)) == 3 and "%" not in line]

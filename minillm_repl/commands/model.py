@@ -17,8 +17,7 @@ def model(shell: Shell, _argument: str) -> None:
     opened = shell.model()
     checkpoint, config, decoder = opened.checkpoint, opened.checkpoint.config, opened.decoder
     weights = sum(array.nbytes for array in checkpoint.tensors.values())
-    number = next(iter(checkpoint.tensors.values())).itemsize
-    cache = 2 * number * config.layers * config.kv_heads * config.head_size  # per token
+    cache = 2 * 4 * config.layers * config.kv_heads * config.head_size  # bytes for a token: keys and values in float32
     rows = {
         _("name"): _("{model} (not saved)", model=opened.name) if shell.session.unsaved else opened.name,
         _("family"): opened.family,

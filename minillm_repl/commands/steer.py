@@ -75,6 +75,9 @@ def steer(shell: Shell, argument: str) -> None:
         view = effect_view(probe, tell(), tap, chance, (sides[0].averaged(), sides[1].averaged()))
     show(shell, view, effect_picture, asked.output, model)
     session.think_unchanged("steer")
+    if not how.strength:  # nothing is added, so what answers is what answers without it, to the last bit
+        shell.screen.note(_("strength=0 adds nothing: the model is not steered"))
+        return
     session.change_thinking(Change("steer", tell, tap))
     norm = stream_norm(probe, layer)
     shell.screen.note(

@@ -22,7 +22,6 @@ def tokens(shell: Shell, argument: str) -> None:
     from minillm_repl.insight.tokens import tokens_view
     from minillm_repl.render.texts import tokens_picture
 
-    checkpoint = model.checkpoint
     ids = shell.encode(model, asked.text)
-    view = tokens_view(checkpoint.tokenizer, checkpoint.tensors["token_embedding.weight"], ids, asked.text)
+    view = tokens_view(model.checkpoint.tokenizer, model.embedding, ids, asked.text)
     show(shell, view, tokens_picture, asked.output)

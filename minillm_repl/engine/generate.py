@@ -131,7 +131,11 @@ def finite(logits: Scores, tokens: int) -> Scores:
     """Return the logits after so many tokens. Raises UserError if they are not numbers."""
     if not np.isfinite(logits).all():
         raise UserError(
-            _("the model's logits at token {tokens} are not finite numbers: its weights are damaged", tokens=tokens)
+            _(
+                "the logits at token {tokens} are not finite numbers: a weight is not one, or a result is too large"
+                " for float32",
+                tokens=tokens,
+            )
         )
     return logits
 

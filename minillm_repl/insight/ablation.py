@@ -80,7 +80,7 @@ def _each_silenced(subject: Subject, name: str, instead: Tensor, logits: int) ->
 def _losses(subject: Subject, logits: Tensor) -> list[float]:
     """Return the mean loss of the text after its first token, in nats, for each row of logits (row, time, vocab)."""
     targets = subject.input[0, 1:]
-    return [float(F.cross_entropy(row[:-1].float(), targets)) for row in logits]
+    return [float(F.cross_entropy(row[:-1].double(), targets)) for row in logits]
 
 
 def _with_head(z: Tensor, head: int, instead: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def weights(subject: Subject, layer: int | None = None) -> dict[int, Tensor]:
             found[f"blocks.{each}.attention.q"][None],
             found[f"blocks.{each}.attention.k"][None],
             _window(subject, each),
-        )[0].float()
+        )[0]
         for each in layers
     }
 

@@ -13,21 +13,19 @@ from minillm_repl.errors import UserError
 from minillm_repl.insight.subject import Subject
 from minillm_repl.insight.views.changes import DescentView, Target
 from minillm_repl.language import _
+from minillm_repl.model.build import in_float32, without_weights
 
 
 def descent_view(subject: Subject, rate: float, recipe: Recipe | None = None) -> DescentView:
     """Return what one step makes of the loss of a text; the model stays as it is.
 
-    Computed in float32 at least. With the recipe of the model's file, the weight is named as it is there. Raises
-    UserError for a text of one token, for want of memory, and for a rate that leads to no number.
+    Computed in float32, of weights in 8 or 4 bits too. With the recipe of the model's file, the weight is named as it
+    is there. Raises UserError for a text of one token, for want of memory, and for a rate that leads to no number.
     """
     if len(subject.ids) < 2:
         raise UserError(_("a text of one token has no next token to learn: give a longer one in quotes"))
-    check_room(8 * subject.config.parameters, _("a step of descent"))  # a gradient and a new value for each weight
-    weights = {
-        name: weight.detach().to(torch.promote_types(weight.dtype, torch.float32)).requires_grad_()
-        for name, weight in subject.model.named_parameters()
-    }
+    check_room(12 * subject.config.parameters, _("a step of descent"))  # each weight, its gradient and its new value
+    weights = {name: weight.requires_grad_() for name, weight in in_float32(subject.model).items()}
     with torch.enable_grad():
         before = _losses(subject, weights)
         found = torch.autograd.grad(before.mean(), list(weights.values()), allow_unused=True, materialize_grads=True)
@@ -64,5 +62,6 @@ def descent_view(subject: Subject, rate: float, recipe: Recipe | None = None) ->
 def _losses(subject: Subject, weights: dict[str, Tensor]) -> Tensor:
     """Return −ln p of each token but the first (time − 1,), by the model with these weights."""
     ids = subject.input
-    logits = torch.func.functional_call(subject.model, weights, (ids[:, :-1],), {"tap": subject.tap})[0]
+    model = without_weights(subject.config)
+    logits = torch.func.functional_call(model, weights, (ids[:, :-1],), {"tap": subject.tap})[0]
     return F.cross_entropy(logits.double(), ids[0, 1:], reduction="none")

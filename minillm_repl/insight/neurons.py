@@ -15,7 +15,7 @@ def neurons_view(subject: Subject, layer: int, neuron: int | None = None) -> Neu
     """Return the neurons with the largest |activation| on the text, or one. Raises UserError if it is not there."""
     check_layer(subject.config, layer)
     name = f"blocks.{layer}.ff.hidden"
-    hidden = subject.record(name, last=True)[1][name].float()  # (time, hidden)
+    hidden = subject.record(name, last=True)[1][name]  # (time, hidden)
     size = hidden.shape[-1]
     if neuron is not None and not neuron < size:
         raise UserError(_("there is no neuron {neuron}: they count from 0 to {last}", neuron=neuron, last=size - 1))

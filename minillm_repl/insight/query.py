@@ -1,7 +1,4 @@
-"""One head at one position, with all its numbers: the query, the keys that it meets, the values that it takes along.
-
-In float32, as the attention itself computes them from numbers of 16 bits.
-"""
+"""One head at one position, with all its numbers: its query, the keys that it meets, the values that it takes."""
 
 import torch
 
@@ -23,9 +20,9 @@ def qkv_view(subject: Subject, layer: int, head: int, position: int = -1) -> QKV
     found = subject.record(*(prefix + each for each in ("q", "k", "v", "z")), last=True)[1]
     q, k, v = (found[prefix + each] for each in ("q", "k", "v"))  # (head, time, head_size), k and v with kv_heads
     window = getattr(config, "windows", ())[layer] if getattr(config, "windows", ()) else 0
-    weights = attention_weights(q[None].float(), k[None].float(), window)[0, head, -1]  # (time,)
+    weights = attention_weights(q[None], k[None], window)[0, head, -1]  # (time,)
     shared = head * config.kv_heads // config.heads
-    query, keys, values = q[head, -1].float(), k[shared].float(), v[shared].float()
+    query, keys, values = q[head, -1], k[shared], v[shared]
     dots = keys @ query  # (time,)
     return QKVView(
         layer, head, subject.position(index), subject.tokens, tuple(query.tolist()),
@@ -36,7 +33,7 @@ def qkv_view(subject: Subject, layer: int, head: int, position: int = -1) -> QKV
             )
             for place in range(max(0, index + 1 - window) if window else 0, index + 1)
         ),
-        tuple(found[prefix + "z"][-1, head].float().tolist()),
+        tuple(found[prefix + "z"][-1, head].tolist()),
         **subject.where,
     )  # fmt: skip
 

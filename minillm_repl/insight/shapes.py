@@ -44,7 +44,7 @@ _DIMS = {  # in the order of the computation; t tokens, w width, h heads, d head
 def shapes_view(subject: Subject, draw: Draw, sampling: str = "") -> ShapesView:
     """Return what is made on the way from the ids to the probabilities; `sampling` names the samplers in `draw`."""
     made = _made(subject)
-    probabilities = torch.from_numpy(draw(made["logits"][-1].float().cpu().numpy()))
+    probabilities = torch.from_numpy(draw(made["logits"][-1].cpu().numpy()))
     drawn = [token for token in likeliest(probabilities, _TOP) if probabilities[token] > 0]
     return ShapesView(
         text=decode(subject.tokenizer, list(subject.ids)),
@@ -91,7 +91,7 @@ def _made(subject: Subject) -> dict[str, Tensor]:
             hook.remove()
     q, k = found["blocks.0.attention.q"], found["blocks.0.attention.k"]
     window = (getattr(subject.config, "windows", ()) or (0,))[0]
-    weights = attention_weights(q[None].float(), k[None].float(), window)[0]
+    weights = attention_weights(q[None], k[None], window)[0]
     probabilities = logits[-1].double().softmax(-1)
     return {
         **made, **found, "blocks.0.attention.weights": weights, "logits": logits, "probabilities": probabilities,

@@ -114,7 +114,9 @@ class Subject:
 def checked(logits: Tensor) -> Tensor:
     """Return logits that are numbers. Raises UserError if they are not."""
     if not logits.isfinite().all():
-        raise UserError(_("the model's logits are not finite numbers: its weights are damaged"))
+        raise UserError(
+            _("the logits are not finite numbers: a weight is not one, or a result is too large for float32")
+        )
     return logits
 
 

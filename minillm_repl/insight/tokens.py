@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm_repl.insight.views.texts import Piece, TokensView
+from minillm_repl.model.quantised import Quantised
 from minillm_repl.tokenizer.base import Token, Tokenizer
 
 
-def tokens_view(tokenizer: Tokenizer, embedding: NDArray[Any], ids: Sequence[int], text: str) -> TokensView:
+def tokens_view(tokenizer: Tokenizer, embedding: NDArray[Any] | Quantised, ids: Sequence[int], text: str) -> TokensView:
     """Return the tokens of a text, each with its row of the embedding (vocab, width)."""
     tokens = [Token.of(tokenizer, token) for token in ids]
     vectors = embedding[list(ids)].astype(np.float32)  # (time, width)

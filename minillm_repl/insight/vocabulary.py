@@ -9,6 +9,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.insight.views.texts import MapView, NearView, Neighbour, Point
 from minillm_repl.language import _
 from minillm_repl.model.build import LanguageModel
+from minillm_repl.model.layers import Weight
 from minillm_repl.tokenizer.base import Token, Tokenizer
 
 _NEAREST = 10
@@ -51,14 +52,15 @@ def map_view(model: LanguageModel, tokenizer: Tokenizer, text: Sequence[int] = (
     return MapView((float(variances[-1]) / total, float(variances[-2]) / total), size, tuple(points))
 
 
-def _table(weight: Tensor) -> Tensor:
-    if not weight.isfinite().all():
+def _table(weight: Weight) -> Tensor:
+    table = weight[:].float()
+    if not table.isfinite().all():
         raise UserError(_("the vectors of this vocabulary are not all finite numbers: its weights are damaged"))
-    return weight.float()
+    return table
 
 
 def _nearest(
-    tokenizer: Tokenizer, weight: Tensor, terms: Sequence[tuple[int, int]], count: int
+    tokenizer: Tokenizer, weight: Weight, terms: Sequence[tuple[int, int]], count: int
 ) -> tuple[Neighbour, ...]:
     unit = torch.nn.functional.normalize(_table(weight)[: tokenizer.size], dim=-1)  # (vocab, width)
     aim = sum((sign * unit[token] for sign, token in terms), torch.zeros_like(unit[0]))

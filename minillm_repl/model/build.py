@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minillm_repl.model.config import AnyConfig, GPTConfig
 from minillm_repl.model.gpt import GPT
-from minillm_repl.model.layers import QuantisedWeight
+from minillm_repl.model.layers import QuantisedWeight, Weight
 from minillm_repl.model.llama import Llama
 from minillm_repl.model.quantised import Quantised
 
@@ -39,6 +39,17 @@ def without_weights(config: AnyConfig) -> LanguageModel:
     """Return a model that has the shapes of its weights only."""
     with torch.device("meta"):
         return GPT(config) if isinstance(config, GPTConfig) else Llama(config)
+
+
+def in_float32(model: LanguageModel) -> dict[str, Tensor]:
+    """Return all weights of a model in float32 at least, by name: copies where they have fewer bits."""
+    found = {}
+    for name, _shape in model.config.shapes():
+        layer, _, last = name.rpartition(".")
+        weight: Weight = getattr(model.get_submodule(layer), last)
+        whole = weight[:].detach()
+        found[name] = whole if whole.itemsize >= 4 else whole.float()
+    return found
 
 
 def as_torch(array: NDArray[Any]) -> Tensor:

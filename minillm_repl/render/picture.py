@@ -16,7 +16,7 @@ LEVELS = "▁▂▃▄▅▆▇█"
 _HEAT = ("", "cyan", "yellow", "bold red")  # colder to hotter; the level says the same
 LONGEST_LABEL = 16  # cells of a token in a picture
 _PARTS = {  # of a model, as views name them
-    N_("embedding"), N_("bias"), N_("rounding"), N_("others"), N_("head {n}"), N_("attention {n}"),
+    N_("embedding"), N_("bias"), N_("others"), N_("head {n}"), N_("attention {n}"),
     N_("attention bias {n}"), N_("feed-forward {n}"), N_("added after layer {n}"), N_("{n} attention"),
     N_("{n} feed-forward"), N_("{n} block"),
 }  # fmt: skip

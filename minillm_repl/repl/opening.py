@@ -5,17 +5,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minillm_repl.checkpoint.families import family_title
 from minillm_repl.checkpoint.names import title
 from minillm_repl.language import _
 
 if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, while the user types
+    from numpy.typing import NDArray
+
     from minillm_repl.checkpoint.checkpoint import Checkpoint
     from minillm_repl.checkpoint.recipe import Progress
     from minillm_repl.engine.decoder import Decoder
     from minillm_repl.model.build import LanguageModel
+    from minillm_repl.model.quantised import Quantised
     from minillm_repl.model.taps import Tap
     from minillm_repl.tokenizer.window import Window
 
@@ -57,6 +60,13 @@ class Model:
     def torch(self) -> "LanguageModel":
         """The model in torch, which looks and changes inside: the weights are those that answer."""
         return self.decoder.model
+
+    @property
+    def embedding(self) -> "NDArray[Any] | Quantised":
+        """The table of the tokens' vectors that answers: (vocabulary, width)."""
+        found: NDArray[Any] | Quantised
+        found = getattr(self.plain or self.decoder, "tensors", self.checkpoint.tensors)["token_embedding.weight"]
+        return found
 
     @property
     def tap(self) -> "Tap":

@@ -1,0 +1,168 @@
+"""A number is the same wherever it is shown: in float32, from the weights as they are stored, quantised ones too.
+
+What is sampled from, `:verbose`, `:sampler`, `:prob`, `:surprise`, `:lens`, `:why` and `:compare` are held to each
+other, to a text written under a change of strength 0, and to `transformers` in float32 where it knows the model.
+"""
+
+from dataclasses import replace
+from math import log
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.names import find
+from minillm_repl.engine.decoder import make_decoder
+from minillm_repl.engine.generate import generate
+from minillm_repl.engine.next_token import next_logits, prob_view, sampler_view
+from minillm_repl.engine.options import Sampling
+from minillm_repl.engine.torch_decoder import TorchDecoder
+from minillm_repl.errors import UserError
+from minillm_repl.insight.ablation import scan_view
+from minillm_repl.insight.attribution import why_view
+from minillm_repl.insight.comparison import compare_view
+from minillm_repl.insight.gradient import grad_view
+from minillm_repl.insight.lens import lens_view
+from minillm_repl.insight.steering import direction, steering
+from minillm_repl.insight.subject import Subject
+from minillm_repl.insight.surprise import surprise_view
+from minillm_repl.model.build import build
+from tests.test_huggingface import FAMILIES, random_model
+
+NEAR = 1e-4
+IDS = (5, 17, 90, 3, 3, 41, 17, 8, 60)
+SAVED = [  # a family and how it is stored: each family, each kind, tied and untied heads
+    ("gpt2", torch.float32), ("gpt2", torch.float16), ("gpt2 untied, relu, wide", torch.bfloat16),
+    ("gpt_neox", torch.bfloat16), ("gpt_neox in turn, half rotary", torch.float16),
+    ("llama", torch.float32), ("llama tied, biased", torch.float16), ("llama, rope llama3", torch.bfloat16),
+    ("mistral", torch.bfloat16), ("qwen2", torch.float16), ("qwen3", torch.bfloat16),
+    ("qwen3 tied, biased", torch.float32),
+]  # fmt: skip
+SHIPPED = ["nalssi", "hangul", "story"]
+TEXTS = {"nalssi": "날씨가 좋", "hangul": "오늘은 날씨가", "story": "The king said to"}
+
+
+def large_activations():
+    """A Llama in float16 whose feed-forwards reach beyond what float16 holds, and whose answers are ordinary."""
+    model = random_model(*FAMILIES["llama"], torch.float32)
+    for layer in model.model.layers:
+        layer.mlp.up_proj.weight.data *= 400
+        layer.mlp.gate_proj.weight.data *= 40
+    return model.to(torch.float16)
+
+
+@pytest.fixture(scope="module", params=[*(f"{name}, {str(dtype)[6:]}" for name, dtype in SAVED), *SHIPPED, "large"])
+def case(request, tmp_path_factory):
+    """A checkpoint, a text, and what the logits after it are in transformers, in float32."""
+    if request.param in SHIPPED:
+        checkpoint = load(find(request.param))
+        return checkpoint, tuple(checkpoint.tokenizer.encode(TEXTS[request.param])), None
+    folder = tmp_path_factory.mktemp("one")
+    name, _, dtype = request.param.rpartition(", ")
+    model = random_model(*FAMILIES[name], getattr(torch, dtype)) if name else large_activations()
+    model.save_pretrained(folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return load(folder), IDS, theirs(torch.tensor([IDS])).logits[0].double().numpy()
+
+
+def logs(logits):
+    logits = np.asarray(logits, np.float64)
+    return logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+
+
+def sampled(decoder, tokenizer, ids, seed=3):
+    """What one token was drawn with, and the ten candidates that `:verbose` shows."""
+    events = generate(decoder, tokenizer, ids, Sampling(temp=1), np.random.default_rng(seed), max_tokens=1, top=10)
+    step = next(events)
+    return {step.id: step.logprob, **{each.id: log(each.model_prob) for each in step.top}}
+
+
+def shown(checkpoint, ids, quant):
+    """Every way in which the program tells log-probabilities after a text: {where: {token: log-probability}}."""
+    decoder, tokenizer = make_decoder(checkpoint, quant=quant), checkpoint.tokenizer
+    subject = Subject(decoder.model, tokenizer, tuple(ids))
+    found = {"sampled, :verbose": sampled(decoder, tokenizer, ids)}
+    view = sampler_view(next_logits(decoder, ids), Sampling(temp=1), ids, tokenizer, 10)
+    found[":sampler"] = {each.token.id: log(each.probs[0]) for each in view.candidates}
+    asked = view.candidates[1].token.id
+    found[":prob"] = {asked: log(prob_view(decoder, tokenizer, ids, [asked], lambda: False).prob)}
+    longer = Subject(decoder.model, tokenizer, (*ids, asked))
+    found[":surprise"] = {asked: -surprise_view(longer, len(ids)).mean}
+    found[":lens"] = {each.token.id: log(each.prob) for each in lens_view(subject).rows[-1].top}
+    why = why_view(subject, asked)
+    found[":why"] = {asked: log(why.prob)}
+    assert sum(part.value for part in why.parts) == pytest.approx(why.logit, abs=NEAR)
+    assert not [part for part in why.parts if part.name == "rounding"]
+    both = compare_view(subject, Subject(make_decoder(checkpoint, quant=quant).model, tokenizer, tuple(ids)), ("", ""))
+    assert both.kl == (0, 0)
+    found[":compare"] = {each.token.id: log(each.prob) for each in both.top[1]}
+    along = direction(subject, subject.upto(0), 0)
+    for change, tap in (("steered by 0", steering(along, 0, 0.0)), ("by 1e-4", steering(along, 0, 1e-4))):
+        found[change] = sampled(TorchDecoder(decoder.model, tap), tokenizer, ids)
+    return found, decoder.model
+
+
+@pytest.mark.parametrize("quant", ["off", "int8", "int4"])
+def test_a_logit_is_one_number_everywhere(case, quant):
+    checkpoint, ids, expected = case
+    found, model = shown(checkpoint, ids, quant)
+    with torch.no_grad():
+        logits = model(torch.tensor([ids]))[0, -1].double().numpy()
+    if quant == "off" and expected is not None:
+        np.testing.assert_allclose(logits, expected[-1], rtol=0, atol=NEAR)
+    exact = logs(logits)
+    for where, told in found.items():
+        for token, log_probability in told.items():
+            apart = abs(log_probability - exact[token])
+            assert apart < (3e-4 if where == "by 1e-4" else NEAR), f"{where}: {apart:.2g} off at token {token}"
+
+
+def test_weights_are_looked_at_in_float32_and_not_copied(case):
+    """All that a pass makes is float32; the matrices are the checkpoint's own memory."""
+    checkpoint, ids, _ = case
+    model = make_decoder(checkpoint).model
+    _, found = Subject(model, checkpoint.tokenizer, ids).record("")
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    for name, array in checkpoint.tensors.items():
+        if array.ndim > 1:
+            assert model.get_parameter(name).data_ptr() == array.ctypes.data, name
+
+
+def test_every_view_of_half_precision_is_that_of_the_same_weights_widened(case):
+    """The signs of `:ablate scan`, gradients, perplexity: as in float64."""
+    checkpoint, ids, _ = case
+    wide = {name: array.astype(np.float64) for name, array in checkpoint.tensors.items()}
+    ours = Subject(make_decoder(checkpoint).model, checkpoint.tokenizer, ids)
+    exact = Subject(build(checkpoint.config, wide).double(), checkpoint.tokenizer, ids)
+    scan, expected = scan_view(ours), scan_view(exact)
+    there = {(each.layer, each.head): each.change for each in expected.heads}
+    for each in scan.heads:
+        assert each.change == pytest.approx(there[each.layer, each.head], abs=1e-5)
+    np.testing.assert_allclose(grad_view(ours, 3).times, grad_view(exact, 3).times, rtol=1e-3, atol=1e-4)
+    assert surprise_view(ours).perplexity == pytest.approx(surprise_view(exact).perplexity, rel=1e-5)
+
+
+def test_what_overflows_float16_does_not_here(tmp_path):
+    """In half precision transformers answers NaN, and so did every view here."""
+    model = large_activations()
+    with torch.no_grad():
+        assert not model(torch.tensor([IDS])).logits.isfinite().all()
+    model.save_pretrained(tmp_path)
+    checkpoint = load(tmp_path)
+    subject = Subject(make_decoder(checkpoint).model, checkpoint.tokenizer, IDS)
+    logits, found = subject.record("ff.hidden")
+    assert max(float(each.abs().max()) for each in found.values()) > float(np.finfo(np.float16).max)
+    assert logits.isfinite().all()
+
+
+def test_logits_that_are_no_numbers_are_told_as_what_is_known_of_them(nalssi):
+    broken = dict(nalssi.tensors)
+    broken["ln_f.weight"] = np.full_like(broken["ln_f.weight"], np.nan)
+    decoder = make_decoder(replace(nalssi, tensors=broken))
+    with pytest.raises(UserError, match="not finite numbers: a weight is not one, or .* too large for float32"):
+        Subject(decoder.model, nalssi.tokenizer, (1, 2)).logits()
+    with pytest.raises(UserError, match="at token 2 are not finite numbers: a weight is not one, or"):
+        next_logits(decoder, [1, 2])

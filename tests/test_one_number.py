@@ -25,7 +25,7 @@ from minillm_repl.insight.attribution import why_view
 from minillm_repl.insight.comparison import compare_view
 from minillm_repl.insight.gradient import grad_view
 from minillm_repl.insight.lens import lens_view
-from minillm_repl.insight.steering import direction, steering
+from minillm_repl.insight.steering import steering
 from minillm_repl.insight.subject import Subject
 from minillm_repl.insight.surprise import surprise_view
 from minillm_repl.model.build import build
@@ -99,7 +99,7 @@ def shown(checkpoint, ids, quant):
     both = compare_view(subject, Subject(make_decoder(checkpoint, quant=quant).model, tokenizer, tuple(ids)), ("", ""))
     assert both.kl == (0, 0)
     found[":compare"] = {each.token.id: log(each.prob) for each in both.top[1]}
-    along = direction(subject, subject.upto(0), 0)
+    along = torch.nn.functional.normalize(torch.randn(checkpoint.config.width), dim=0)
     for change, tap in (("steered by 0", steering(along, 0, 0.0)), ("by 1e-4", steering(along, 0, 1e-4))):
         found[change] = sampled(TorchDecoder(decoder.model, tap), tokenizer, ids)
     return found, decoder.model

@@ -284,6 +284,37 @@ def test_torch_serves_where_numba_does_not_and_says_why(tmp_path):
     assert said.startswith("torch on cpu | numba does not work here: ")
 
 
+BROKEN_NUMBA = """
+import sys
+class Finder:
+    def find_spec(self, name, *rest):
+        if name.partition('.')[0] == 'numba':
+            raise error
+sys.meta_path.insert(0, Finder())
+from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.names import find
+from minillm_repl.engine.decoder import make_decoder
+errors = [AttributeError("_ARRAY_API not found"), SystemError("initialization failed\\nof a module"), KeyError("x86"),
+          AssertionError(), TypeError("\\x1b[31mwrong"), OSError("no libllvmlite.so"), RuntimeError("LLVM ERROR")]
+for error in errors:
+    decoder = make_decoder(load(find('nalssi')))
+    print(decoder.name, '|', decoder.why, len(decoder.prefill([1, 2])))
+error = MemoryError()
+try:
+    make_decoder(load(find('nalssi')))
+except MemoryError:
+    print('no memory')
+"""
+
+
+def test_torch_serves_whatever_it_is_that_fails_in_compiling_and_the_reason_is_told(tmp_path):
+    """As numba fails beside another numpy, on an unknown processor, or where a library of it is missing."""
+    reasons = ["_ARRAY_API not found", "initialization failed", "'x86'", "AssertionError", "␛[31mwrong",
+               "no libllvmlite.so", "LLVM ERROR"]  # fmt: skip
+    said = run(BROKEN_NUMBA, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
+    assert said == [*(f"torch on cpu | numba does not work here: {why} 44" for why in reasons), "no memory"]
+
+
 def test_what_needs_the_compiled_decoder_is_refused_where_torch_runs(tmp_path):
     asked = WITHOUT_NUMBA.replace("find('nalssi'))", "find('nalssi')), quant='int8'")
     refused = f"""

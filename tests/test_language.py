@@ -265,3 +265,97 @@ def test_the_frame_of_a_curve_stays_straight_in_korean(korean):
     lines = loss_plot(curve, curve[::10], 80, 10, colours=False).plain.splitlines()
     assert {cell_len(line) for line in lines} == {80}
     assert "검증" in lines[0]
+
+
+# -- what keeps a text that is marked from being translated
+
+SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+def bound(scope):
+    """The names that a scope binds itself."""
+    waiting = list(ast.iter_child_nodes(scope))
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        if not isinstance(node, (*SCOPES, ast.ClassDef)):
+            waiting += ast.iter_child_nodes(node)
+
+
+def shadowed(tree):
+    """The lines on which a text is to be translated by something else that is called `_` there."""
+    for scope in ast.walk(tree):
+        if isinstance(scope, SCOPES):
+            for name in {"_", "_n", "N_"} & set(bound(scope)):
+                calls = (each for each in ast.walk(scope) if isinstance(each, ast.Call))
+                yield from (each.lineno for each in calls if isinstance(each.func, ast.Name) and each.func.id == name)
+
+
+def shown_as_they_are(tree, marked):
+    """The lines on which a text that was only marked is shown, and not translated."""
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and getattr(call.func, "id", getattr(call.func, "attr", "")) in SHOWS:
+            for given in (*call.args, *(keyword.value for keyword in call.keywords)):
+                if isinstance(given, ast.Name) and given.id in marked:
+                    yield call.lineno
+
+
+def only_marked():
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            called = getattr(node, "value", None) if isinstance(node, ast.Assign) else None
+            if isinstance(called, ast.Call) and getattr(called.func, "id", "") == "N_":
+                yield from (target.id for target in node.targets)
+
+
+def test_no_throwaway_takes_the_name_of_what_translates():
+    for file in PACKAGE.rglob("*.py"):
+        assert not list(shadowed(ast.parse(file.read_text(encoding="utf-8")))), file
+
+
+def test_a_text_that_is_made_before_the_language_is_known_is_translated_where_it_is_shown():
+    marked = set(only_marked())
+    assert "STOPPED_EARLY" in marked
+    for file in PACKAGE.rglob("*.py"):
+        assert not list(shown_as_they_are(ast.parse(file.read_text(encoding="utf-8")), marked)), file
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def f(rows):\n    for _ in rows:\n        pass\n    return _('text')",
+        "def f(text):\n    head, _, tail = text.partition(':')\n    raise UserError(_('{head}', head=head))",
+        "keys.add(lambda _: show(_('text')))",
+        "texts = [_('text') for _ in range(3)]",
+        "def f(_):\n    def g():\n        return _('text')\n    return g",
+        "def f(counts):\n    with counts as _n:\n        return _n('one', 'many', 2)",
+    ],
+)
+def test_a_throwaway_in_the_way_is_found(code):
+    assert list(shadowed(ast.parse(code)))
+
+
+def test_a_text_shown_as_it_is_marked_is_found():
+    assert list(shown_as_they_are(ast.parse("raise UserError(EARLY) from None"), {"EARLY"}))
+    assert not list(shown_as_they_are(ast.parse("raise UserError(_(EARLY))"), {"EARLY"}))
+
+
+def test_stopping_before_the_first_measurement_is_told_in_the_language_of_the_user(tmp_path, monkeypatch):
+    from minillm_repl.errors import UserError
+    from minillm_repl.training.plan import TrainPlan
+    from minillm_repl.training.run import Surroundings, TrainingRun
+
+    path = tmp_path / "t.txt"
+    path.write_text("가나다라 " * 4_000, encoding="utf-8")
+    monkeypatch.setattr("minillm_repl.training.trainer._AT_ONCE", 64)  # so that the measurement asks on its way
+    plan = TrainPlan(steps=2, width=16, layers=1, context=16, preset="note", precision="float32")
+    trainee = TrainingRun(None, str(path), plan, Surroundings(tmp_path / "m", "cpu", threads=1))
+    speak("ko")
+    try:
+        with pytest.raises(UserError, match="[가-힣]"):
+            list(trainee.events(lambda: True))
+    finally:
+        speak("en")

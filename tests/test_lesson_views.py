@@ -203,6 +203,15 @@ def test_a_step_of_descent_leaves_the_model_as_it_was_and_knows_no_half_numbers(
         assert each.grad is None
 
 
+@pytest.mark.parametrize(("rate", "worse"), [(0.0, False), (0.01, False), (30.0, True), (900.0, True)])
+def test_a_step_that_goes_too_far_says_so(rate, worse):
+    view = descent_view(of_text(random_checkpoint(), "가각갂가각"), rate)
+    assert (view.loss_after > view.loss_before) == worse
+    said = "\n".join(drawn(descent_picture(view, 200), 200))
+    assert (f"! the loss went up: the gradient points down only nearby, and a rate of {rate:g} goes" in said) == worse
+    assert ("The model itself is as it was" in said) == worse
+
+
 def test_a_step_of_descent_is_one_of_the_model_as_it_is_changed():
     subject = of_text(random_checkpoint(), "가각갂각")
     silenced = subject.with_tap(silencing(subject, 0))

@@ -18,9 +18,10 @@ from wcwidth import wcswidth
 from minillm_repl import commands
 from minillm_repl.checkpoint.checkpoint import Checkpoint, TrainingRecord
 from minillm_repl.checkpoint.native import save
+from minillm_repl.render.console import make_screen
 from minillm_repl.render.json_lines import print_training_json
 from minillm_repl.render.plot import loss_plot, smooth
-from minillm_repl.render.training import Curve, Pace, perplexity, summary
+from minillm_repl.render.training import Curve, Pace, TrainingView, perplexity, summary
 from minillm_repl.repl.registry import discover
 from minillm_repl.training.events import Evaluated, Finished, NotSaved, Saved, TrainStep
 from tests.conftest import ROOT, random_checkpoint
@@ -63,7 +64,7 @@ def events():
 screen = make_screen(interactive="side" not in sys.argv)
 told = iter(samples)
 print("BEGIN", file=screen.side.file, flush=True)
-with TrainingView(screen, 60) as view:
+with TrainingView(screen, 60, 20) as view:
     finished = view.draw(events(), lambda: next(told))
 screen.side.print(summary(finished))
 print("END", file=screen.side.file, flush=True)
@@ -385,16 +386,44 @@ def test_a_resumed_run_does_not_count_the_time_before_as_one_step():
     assert pace.speed == pytest.approx(200)
 
 
-def test_measurements_are_in_the_time_left_evenly_and_not_in_the_pace():
-    pace, at, left = Pace(), 0.0, []
+def test_measurements_are_in_the_time_left_and_not_in_the_pace():
+    pace, at = Pace(), 0.0
+    for turn in range(20):
+        pace.pause(measuring=True)
+        at = steps_of(pace, 10, 0.1, turn * 10, at + 2.0)
+        assert pace.seconds(100, 10) == pytest.approx(10 + 10 * 2.0, rel=0.01), turn  # from the second step on
+    assert pace.speed == pytest.approx(1000)
+    assert pace.seconds(0, 1) == pytest.approx(2.0, rel=0.01)
+
+
+def test_saves_are_in_the_time_left_evenly_and_not_in_that_of_measurements():
+    pace, at = Pace(), 0.0
     for turn in range(20):
         at = steps_of(pace, 10, 0.1, turn * 10, at)
-        left += [pace.seconds(100)]
         pace.pause()
-        at += 2.0
+        at += 1.0
     assert pace.speed == pytest.approx(1000)
-    assert left[-1] == pytest.approx(10 + 10 * 2.0, rel=0.1)
-    assert max(left[10:]) / min(left[10:]) < 1.1
+    assert pace.seconds(100) == pace.seconds(100, 5) == pytest.approx(10 + 10 * 1.0, rel=0.1)
+
+
+def test_a_run_that_goes_on_knows_its_measurements_once_it_has_made_one():
+    pace = Pace()
+    at = steps_of(pace, 10, 0.5, start=1000, at=9999.0)
+    assert pace.seconds(10, 3) == pytest.approx(5)
+    pace.pause(measuring=True)
+    steps_of(pace, 5, 0.5, 1010, at + 4.0)
+    assert pace.seconds(10, 3) == pytest.approx(5 + 3 * 4)
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "done", "evaluated", "left"),
+    [(60, 20, 0, -1, 4), (60, 20, 0, 0, 3), (60, 20, 19, 0, 3), (60, 20, 20, 0, 3), (60, 20, 20, 20, 2),
+     (60, 20, 60, 60, 0), (50, 20, 41, 40, 1), (50, 20, 50, 50, 0), (5, 500, 1, 0, 1), (60, 20, 33, -1, 2)],
+)  # fmt: skip
+def test_measurements_to_come_are_counted(steps, every, done, evaluated, left):
+    view = TrainingView(make_screen(interactive=False), steps, every, last=16.0)
+    view._evaluated = evaluated
+    assert view._measurements_left(done) == left + 16
 
 
 def test_a_measurement_after_every_step_still_has_a_pace():

@@ -16,7 +16,7 @@ import numpy as np
 from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.checkpoint import Adapter, Checkpoint
 from minillm_repl.checkpoint.header import Header, field_of
-from minillm_repl.checkpoint.native import check_replaceable
+from minillm_repl.checkpoint.native import check_replaceable, training_of
 from minillm_repl.checkpoint.recipe import Piece, Reading, Recipe
 from minillm_repl.checkpoint.weights import as_dtype, check, packed, read_weights
 from minillm_repl.errors import UserError
@@ -56,6 +56,8 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         raise UserError(_("there is no adapter to save: `:train … lora=8` on a model that lies in a file makes one"))
     base = {"path": printable_path(adapter.base), "sha256": adapter.sha256}
     metadata = {"format": FORMAT, "version": _VERSION, "base": json.dumps(base, ensure_ascii=False)}
+    if adapter.training is not None:
+        metadata["training"] = json.dumps(dataclasses.asdict(adapter.training), ensure_ascii=False)
     check_replaceable(path)
     write_atomically(path, *packed(adapter.tensors, metadata))
 
@@ -129,7 +131,9 @@ def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> C
                 _("{name} is damaged: with it {layer}.weight holds numbers that are not finite", name=name, layer=layer)
             )
     assert base.path is not None
-    adapter = Adapter(arrays, base.path, sha256)
+    record = training_of(header, name)
+    adapter = Adapter(arrays, base.path, sha256, record)
     wanted = as_dtype(dtype, {"F32"})
     tensors = {tensor: array.astype(wanted, copy=False) for tensor, array in merged.items()}
-    return dataclasses.replace(base, tensors=tensors, path=header.path, adapter=adapter)
+    training = record.after(base.training) if record else base.training
+    return dataclasses.replace(base, tensors=tensors, path=header.path, adapter=adapter, training=training)

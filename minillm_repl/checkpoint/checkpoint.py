@@ -29,6 +29,21 @@ class TrainingRecord:
     curve: tuple[tuple[int, float], ...] = ()  # (step, training loss), thinned
     val_curve: tuple[tuple[int, float], ...] = ()  # (step, validation loss)
 
+    def after(self, before: "TrainingRecord | None") -> "TrainingRecord":
+        """Return the record of the training of `before` and this one: steps, tokens and curves go on."""
+        if before is None:
+            return self
+        later, val_later = (
+            tuple((before.steps + step, loss) for step, loss in curve) for curve in (self.curve, self.val_curve)
+        )
+        return dataclasses.replace(
+            self,
+            steps=before.steps + self.steps,
+            tokens=before.tokens + self.tokens,
+            curve=before.curve + later,
+            val_curve=before.val_curve + val_later,
+        )
+
 
 @dataclass(frozen=True)
 class ChatTemplate:
@@ -45,6 +60,7 @@ class Adapter:
     tensors: "Tensors"  # `LAYER.down` (rank, inputs) and `LAYER.up` (outputs, rank), float32
     base: Path  # where the model lies
     sha256: str  # of its weights
+    training: TrainingRecord | None = None  # of the adapter alone
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,11 @@ class Checkpoint:
     recipe: Recipe | None = None  # how the tensors of its file make these; None where they are these
     notes: tuple[str, ...] = ()  # what the user is told when it is opened: where its files do not say what is done
     on_disk: bool = False  # whether what lies at `path` has these very weights, to the last digit
+
+    @property
+    def record(self) -> TrainingRecord | None:
+        """How it was trained; of an adapter, how that was, not the model beside it."""
+        return self.adapter.training if self.adapter else self.training
 
     @property
     def dtype(self) -> str:

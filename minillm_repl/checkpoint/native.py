@@ -102,7 +102,7 @@ def description(header: Header, name: str) -> Checkpoint:
                 vocab=config.vocab,
             )
         )
-    training = _training(header, name) if "training" in header.metadata else None
+    training = training_of(header, name)
     chat = _chat(header, name) if "chat" in header.metadata else None
     end = _end(header, name, config) if "end" in header.metadata else ()
     return Checkpoint(config, tokenizer, {}, training, header.path, chat, end)
@@ -122,7 +122,10 @@ def _end(header: Header, name: str, config: AnyConfig) -> tuple[int, ...]:
     return tuple(end)
 
 
-def _training(header: Header, name: str) -> TrainingRecord:
+def training_of(header: Header, name: str) -> TrainingRecord | None:
+    """Return the training record of a file, if it has one. Raises UserError."""
+    if "training" not in header.metadata:
+        return None
     match {"val_curve": [], **_record(header, name)}:
         case {
             "steps": steps,

@@ -1,6 +1,6 @@
 """`:model`."""
 
-from minillm_repl.checkpoint.checkpoint import Checkpoint, TrainingRecord
+from minillm_repl.checkpoint.checkpoint import Adapter, Checkpoint, TrainingRecord
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.render.tables import card
@@ -37,8 +37,10 @@ def model(shell: Shell, _argument: str) -> None:
         rows[_("chat")] = _("has a chat template; `:prompt` shows what becomes of a conversation")
     if checkpoint.end:
         rows[_("ends with")] = _(" or ").join(label(checkpoint.tokenizer, token) for token in checkpoint.end)
-    if checkpoint.training is not None:
-        rows |= _training(checkpoint.training)
+    if checkpoint.adapter is not None:
+        rows[_("adapter")] = _adapter(checkpoint.adapter)
+    if checkpoint.record is not None:
+        rows |= _training(checkpoint.record)
     shell.screen.out.print(card(rows))
 
 
@@ -55,6 +57,15 @@ def _sizes(config: AnyConfig, context: int) -> str:
             if context == config.context
             else _("context {n:,} tokens (of {most:,})", n=context, most=config.context),
         ]
+    )
+
+
+def _adapter(adapter: Adapter) -> str:
+    return _(
+        "{n:,} parameters of rank {rank}, learnt beside {model}",
+        n=sum(array.size for array in adapter.tensors.values()),
+        rank=max(min(array.shape) for array in adapter.tensors.values()),
+        model=adapter.base,
     )
 
 

@@ -14,7 +14,7 @@ def plot(shell: Shell, _argument: str) -> None:
 
     The line is the loss of the batches, smoothed; dots are the loss on text that was held out.
     """
-    record = shell.model().checkpoint.training
+    record = shell.model().checkpoint.record
     if record is None or not (record.curve or record.val_curve):
         raise UserError(_("this model has no record of its training; `:train` makes one"))
     from minillm_repl.render.plot import loss_plot

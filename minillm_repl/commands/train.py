@@ -157,7 +157,8 @@ def _run(shell: Shell, request: Request, interrupted: Callable[[], bool], proces
         from minillm_repl.render.training import TrainingView, summary
 
         watch = _watch(shell, trainee)
-        with TrainingView(screen, trainee.plan.steps) as view:
+        plan, (reading, last) = trainee.plan, trainee.trainer.readings()
+        with TrainingView(screen, plan.steps, plan.every, last / reading) as view:
             finished = view.draw(events, lambda: _sample(shell, trainee, watch, interrupted))
         if watch:
             shell.session.watched = watch.view()

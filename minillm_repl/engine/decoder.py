@@ -79,8 +79,11 @@ def _decoder(checkpoint: Checkpoint, device: str, threads: int, quant: str) -> D
     if device in ("auto", "cpu"):
         try:
             return _compiled(checkpoint, threads, quant)
-        except (ImportError, OSError, RuntimeError) as error:  # no numba here, or no room for what it makes
-            why = _("numba does not work here: {error:.100}", error=safe_line(str(error)))
+        except (UserError, MemoryError):
+            raise  # which torch would need as well
+        except Exception as error:  # noqa: BLE001 - whatever keeps numba from compiling here, torch can do the work
+            said = safe_line(str(error).strip().partition("\n")[0])
+            why = _("numba does not work here: {error:.100}", error=said or type(error).__name__)
         device = "cpu"
     if quant != "off":
         raise UserError(

@@ -10,7 +10,7 @@ from rich.text import Text
 from minillm_repl.insight.views.changes import DescentView
 from minillm_repl.insight.views.thinking import DotView
 from minillm_repl.language import _
-from minillm_repl.render.console import CONTRA, FIGURES, PRO, TITLE
+from minillm_repl.render.console import CONTRA, FIGURES, PRO, TITLE, WARNING
 from minillm_repl.render.generation import percent
 from minillm_repl.render.picture import short, title
 from minillm_repl.render.tables import plain_table
@@ -60,11 +60,24 @@ def descent_picture(view: DescentView, _width: int) -> RenderableType:
         title(_("one step down"), _("each weight less {rate} × its gradient", rate=f"{view.rate:g}")),
         table,
         Text(_("x: what it has read last · y: what does come next · mean of −ln p: the loss"), FIGURES),
+        *_too_far(view),
         Text(),
         Text(_("the weight with the steepest gradient: {name}", name=name)),
         Text(_step(view), TITLE),
         Text(_("value − rate × gradient = new value, on a copy"), FIGURES),
     )
+
+
+def _too_far(view: DescentView) -> list[Text]:
+    """Return the warning that a step makes things worse, if it does."""
+    if view.loss_after <= view.loss_before:
+        return []
+    worse = _(
+        "the loss went up: the gradient points down only nearby, and a rate of {rate} goes past that; take less. The"
+        " model itself is as it was",
+        rate=f"{view.rate:g}",
+    )
+    return [Text.assemble(("! ", WARNING), worse)]
 
 
 def dot_picture(view: DotView, _width: int) -> RenderableType:

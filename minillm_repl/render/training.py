@@ -30,10 +30,15 @@ _BEST = "★"
 
 
 class TrainingView:
-    """Draws the events of one training run; used as a context, so that what moves is gone afterwards in every case."""
+    """Draws the events of one training run; used as a context, so that what moves is gone afterwards in every case.
 
-    def __init__(self, screen: Screen, steps: int) -> None:
-        self._steps = steps
+    Losses are measured each time `every` steps are done; `last` is how much longer the measurement of the weights that
+    are kept takes than one on the way.
+    """
+
+    def __init__(self, screen: Screen, steps: int, every: int, last: float = 1.0) -> None:
+        self._steps, self._every, self._at_last = steps, every, last
+        self._evaluated = -1
         self._console = screen.side
         self._moving = screen.animated and not screen.side.is_dumb_terminal
         self._live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
@@ -65,7 +70,8 @@ class TrainingView:
                     self._train.add(event.step, event.loss)
                     self._last = event
                 case Evaluated():
-                    self._pace.pause()
+                    self._pace.pause(measuring=True)
+                    self._evaluated = event.step
                     if event.val_loss is not None:
                         self._val.add(event.step, event.val_loss)
                     self._measured(event, sample)
@@ -124,7 +130,8 @@ class TrainingView:
         done = last.step if last else 0
         facts = [_("step {done:,} of {steps:,}", done=done, steps=self._steps)]
         if pace.known:
-            facts.append(_("{time} left", time=_clock(pace.seconds(self._steps - done))))
+            left = pace.seconds(self._steps - done, self._measurements_left(done))
+            facts.append(_("{time} left", time=_clock(left)))
         if self._saved is not None:
             facts.append(_("saved at {step:,}", step=self._saved))
         text = _fitting(facts, " · ", width - 6)
@@ -144,6 +151,12 @@ class TrainingView:
             line.no_wrap, line.overflow = True, "crop"
         return [first, second]
 
+    def _measurements_left(self, done: int) -> float:
+        """Return how many measurements are still to come, the longer one at the end as what it is of these."""
+        after = max(self._evaluated, done - 1)
+        on_the_way = self._steps // self._every - after // self._every
+        return on_the_way + (self._steps % self._every > 0 and after < self._steps) + self._at_last
+
 
 class Pace:
     """How long the last steps took; what is done between them, measuring and saving, counts apart."""
@@ -151,8 +164,10 @@ class Pace:
     def __init__(self) -> None:
         self._steps = self._tokens = self._seconds = 0.0  # of late: what is long ago weighs less
         self._taken = 0
-        self._between = 0.0
-        self._paused = False
+        self._between = 0.0  # seconds of saving,
+        self._measuring, self._measured = 0.0, 0  # and of measuring, so many times
+        self._before = 0.0  # seconds until the first step was done, of which most was measuring
+        self._paused = self._measures = False
         self._last: TrainStep | None = None
 
     @property
@@ -165,29 +180,41 @@ class Pace:
         """Tokens per second."""
         return self._tokens / self._seconds if self.known else 0.0
 
-    def seconds(self, steps: int) -> float:
-        """Return how long so many steps will take, with what is done between them."""
-        return steps * (self._seconds / self._steps + self._between / self._taken)
+    def seconds(self, steps: int, measurements: float = 0.0) -> float:
+        """Return how long so many steps and measurements will take, with what is done between them."""
+        each = self._measuring / self._measured if self._measured else 0.0
+        return steps * (self._seconds / self._steps + self._between / self._taken) + measurements * each
 
-    def pause(self) -> None:
+    def pause(self, *, measuring: bool = False) -> None:
         """Take note that something else is done before the next step."""
-        self._paused = True
+        self._paused, self._measures = True, self._measures or measuring
 
     def step(self, event: TrainStep) -> None:
         """Take note of a step."""
         last, self._last = self._last, event
-        paused, self._paused = self._paused, False
+        paused, measures = self._paused, self._measures
+        self._paused = self._measures = False
         if last is None:
+            self._before = event.seconds if event.step == 1 and measures else 0.0
             return
         seconds = event.seconds - last.seconds
         self._taken += 1
         if paused and self.known:
-            self._between += max(0.0, seconds - self._seconds / self._steps)
+            self._pause_took(max(0.0, seconds - self._seconds / self._steps), measures)
             return
         kept = exp(-min(seconds / _MEMORY, 1 / _LEAST_STEPS))
         self._steps = self._steps * kept + 1
         self._tokens = self._tokens * kept + event.tokens - last.tokens
         self._seconds = self._seconds * kept + seconds
+        if self._before:
+            self._pause_took(max(0.0, self._before - seconds), measures=True)
+            self._before = 0.0
+
+    def _pause_took(self, seconds: float, measures: bool) -> None:
+        if measures:
+            self._measuring, self._measured = self._measuring + seconds, self._measured + 1
+        else:
+            self._between += seconds
 
 
 class Curve:

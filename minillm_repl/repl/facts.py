@@ -113,7 +113,7 @@ class Facts:
             "practice": f'"{practice_file(spoken())}"',
             "text": self._text,
             "ids": " ".join(map(str, self._ids)),
-            "trained": f"{checkpoint.training.steps:,}" if checkpoint.training else _NONE,
+            "trained": f"{checkpoint.record.steps:,}" if checkpoint.record else _NONE,
         }
         return words.get(name)
 

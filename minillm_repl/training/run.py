@@ -16,13 +16,13 @@ from minillm_repl.checkpoint.checkpoint import Adapter, ChatTemplate, Checkpoint
 from minillm_repl.checkpoint.conversation import PLAIN
 from minillm_repl.checkpoint.memory import check_room
 from minillm_repl.errors import UserError
-from minillm_repl.language import _, _n
+from minillm_repl.language import _
 from minillm_repl.model.build import as_arrays, build_new, trainable
 from minillm_repl.model.device import pick_device
 from minillm_repl.model.lora import adapt, adapters, merged
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Tokenizer
-from minillm_repl.training import resume
+from minillm_repl.training import resume, told
 from minillm_repl.training.batches import Part
 from minillm_repl.training.corpus import Corpus
 from minillm_repl.training.events import Finished, TrainEvent
@@ -75,7 +75,6 @@ class TrainingRun:
         self._around, self._further = around, resumed.facts.further if resumed else start is not None
         self.notes, self.warnings = list[str](), list[str]()
         self.not_saved = ""  # what kept the last save from being one, if anything did
-        self.not_saved = ""  # what kept the last save from being one, if anything did
         with around.processes.first_then_others():
             self._texts = texts = (
                 open_again(resumed.facts, corpus, plan, around.path, around.interrupted)
@@ -88,9 +87,10 @@ class TrainingRun:
             self._chat = start.chat if start else chat or (PLAIN if opened.conversations else None)
             self._end = start.end if start else _separators(self.tokenizer)
             if start and start.chat and not resumed and not opened.conversations:
-                self.warnings.append(_will_forget(opened))
+                self.warnings.append(told.will_forget(opened))
             tokens = self._read(opened)
             held = self._read(texts.held) if texts.held else None
+            self._different = tokens.different
         device = pick_device(around.device)
         torch.manual_seed(plan.seed)
         if start is None:
@@ -127,7 +127,7 @@ class TrainingRun:
             )
         else:
             self.threads, seconds = self._choose_speed()
-            self.notes.append(self._how(seconds))
+            self.notes.append(told.how(self.trainer, self.threads, seconds))
         self.sample_start = self._sample_start(plan.sample, train)
 
     @classmethod
@@ -147,23 +147,7 @@ class TrainingRun:
     @property
     def title(self) -> str:
         """What is about to happen, in one line."""
-        config, train, val = self.trainer.model.config, self.trainer.train, self.trainer.val
-        text = {"corpus": self.corpus, "tokens": len(train.ids), "different": config.vocab}
-        return " · ".join(
-            [
-                _("training further: {parameters:,} parameters", parameters=config.parameters)
-                if self._further
-                else _("a new {arch} model: {parameters:,} parameters", arch=config.arch, parameters=config.parameters),
-                _(
-                    "{corpus}: {tokens:,} tokens and {held:,} held out, {different:,} different",
-                    held=len(val.ids),
-                    **text,
-                )
-                if val
-                else _("{corpus}: {tokens:,} tokens, {different:,} different", **text),
-                _("{steps:,} steps", steps=self.plan.steps),
-            ]
-        )
+        return told.title(self.trainer, self.corpus, self._different, further=self._further)
 
     def events(self, interrupted: Callable[[], bool], *, save: bool = True) -> Iterator[TrainEvent]:
         """Train, and yield what happens; with `save`, write the run to disk as its plan says."""
@@ -172,31 +156,28 @@ class TrainingRun:
 
     def checkpoint(self, finished: Finished | None = None) -> Checkpoint:
         """Return the model as it is worth keeping now; steps, tokens and curve go on from those it started from."""
-        trainer, state, before = self.trainer, self.trainer.state, self._record
+        trainer, state = self.trainer, self.trainer.state
         weights = dict(trainer.model.state_dict())
         if finished is None and trainer.val is not None:
             weights |= trainer.best_weights
-        steps, tokens = (before.steps, before.tokens) if before else (0, 0)
         last_val = state.val_curve[-1][1] if state.val_curve else None
         record = TrainingRecord(
-            steps=steps + state.step,
-            tokens=tokens + state.tokens,
+            steps=state.step,
+            tokens=state.tokens,
             train_loss=round(finished.train_loss if finished else state.train_loss, 6),
             val_loss=last_val if finished is None else finished.val_loss and round(finished.val_loss, 6),
             corpus=self.corpus,
             corpus_sha256=self._texts.learnt.sha256,
             seed=self.plan.seed,
             versions={"minillm-repl": __version__, "torch": torch.__version__, "python": platform.python_version()},
-            curve=(*(before.curve if before else ()), *((steps + step, loss) for step, loss in state.curve)),
-            val_curve=(
-                *(before.val_curve if before else ()),
-                *((steps + step, loss) for step, loss in state.val_curve),
-            ),
+            curve=tuple(state.curve),
+            val_curve=tuple(state.val_curve),
         )
         gathered = {name: whole(tensor) for name, tensor in weights.items()}
         learnt = None
         if self._base:
-            learnt = Adapter(as_arrays(adapters(gathered)), *self._base)
+            learnt = Adapter(as_arrays(adapters(gathered)), *self._base, record)
+        record = record.after(self._record)
         return replace(self._described(), tensors=as_arrays(merged(gathered)), training=record, adapter=learnt)
 
     def _choose_speed(self) -> tuple[int, float]:
@@ -254,19 +235,8 @@ class TrainingRun:
             interrupted=around.interrupted,
         )
         if tokens.unknown:
-            share = tokens.unknown / max(1, int(corpus.characters.sum()))
-            lacking = {"count": tokens.unknown, "share": share, "characters": self._lacking(corpus)}
-            self.notes.append(
-                _(
-                    "{count:,} characters ({share:.2%}) are not in the vocabulary, and become {token}: {characters}",
-                    token=safe_line(become),
-                    **lacking,
-                )
-                if (become := self.tokenizer.unknown_becomes)
-                else _(
-                    "{count:,} characters ({share:.2%}) are not in the vocabulary, and skipped: {characters}", **lacking
-                )
-            )
+            become = self.tokenizer.unknown_becomes or ""
+            self.notes.append(told.unknown(tokens, corpus, become, self._lacking(corpus)))
         return tokens
 
     def _lacking(self, corpus: Corpus) -> str:
@@ -275,45 +245,9 @@ class TrainingRun:
         text = "".join(chr(point) for point in points if corpus.characters[point])
         return safe_line(", ".join(self.tokenizer.unknown(text)[:20]))
 
-    def _how(self, seconds: float) -> str:
-        plan = self.plan
-        size = self._around.processes.size
-        where = (
-            _n("{n} process", "{n} processes", size)
-            if size > 1
-            else _n("{n} thread", "{n} threads", self.threads)
-            if self.threads
-            else _("threads as they are")
-        )
-        facts = [
-            _("batch {batch} × {context} tokens", batch=plan.batch, context=plan.context),
-            _("Muon and AdamW, rate {lr:g}", lr=plan.lr)
-            if plan.optimizer == "muon"
-            else _("AdamW, rate {lr:g}", lr=plan.lr),
-            f"{plan.precision}, {where}",
-        ]
-        if size == 1:
-            left = seconds * plan.steps * 1.2
-            facts.append(
-                _("about {time:.0f} s", time=left)
-                if left < 90
-                else _("about {time:.0f} min", time=left / 60)
-                if left < 5400
-                else _("about {time:.1f} h", time=left / 3600)
-            )
-        return " · ".join(facts)
-
     def _sample_start(self, text: str, train: Part) -> list[int]:
         ids = self.tokenizer.encode(text) if text else []
         return ids or train.ids[: min(_SAMPLE_START, train.context)].tolist()
-
-
-def _will_forget(corpus: Corpus) -> str:
-    return _(
-        "this model chats, and {corpus} is plain text: what it learns from that makes its answers worse; conversations,"
-        " which teach it to answer, are JSON lines with `messages` (docs/training.md)",
-        corpus=safe_line(corpus.name),
-    )
 
 
 def _try_compiled(trainer: Trainer) -> None:

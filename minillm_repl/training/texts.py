@@ -37,7 +37,7 @@ def find_corpus(named: str, checkpoint: Checkpoint | None) -> str:
         raise UserError(_("the name {name} is not UTF-8; give the text another", name=safe_line(named)))
     if named:
         return named
-    record = checkpoint.training if checkpoint else None
+    record = checkpoint.record if checkpoint else None
     if checkpoint is None or record is None or not record.corpus:
         raise UserError(_("which text? `:train CORPUS` takes a text file, such as `:train story.txt steps=500`"))
     beside = [str(checkpoint.path.parent / Path(record.corpus).name)] if checkpoint.path else []

@@ -30,7 +30,7 @@ from minillm_repl.tokenizer.character import CharacterTokenizer
 from minillm_repl.training.corpus import Corpus
 from minillm_repl.training.documents import Document, pieces
 
-_VERSION = 4  # of these files; another one makes all of them anew
+_VERSION = 5  # of these files; another one makes all of them anew
 _KEPT = 4 << 20  # characters: what is smaller is read again faster than it is found
 _FULL = 20 << 30  # bytes in the cache, above which those used longest ago go
 _AT_ONCE = 64  # documents or pieces that are tokenised together
@@ -46,6 +46,7 @@ class Tokens:
     ids: NDArray[np.unsignedinteger]  # (count,), mapped
     learned: NDArray[np.bool_] | None  # (count,), whether the loss counts this token; None: it counts all
     unknown: int = 0  # characters that the tokenizer does not know
+    different: int = 0  # ids that occur
 
 
 def cache_folder() -> Path:
@@ -77,51 +78,51 @@ def tokenise(
             return _open(cache, key, dtype)
     separator = separator if corpus.count > 1 else None
 
-    def read(piece_of: float) -> None:
-        progress(piece_of)
+    def read(characters: int) -> None:
+        progress(characters / total)
         if interrupted():
             raise UserError(_("stopped while reading {name}", name=safe_line(corpus.name)))
 
-    why = ""
     for folder in (cache, None) if cache is not None and total >= _KEPT else (None,):
         try:
-            return _written(_tokenised(corpus, tokenizer, separator, template), dtype, total, folder, key, read)
+            return _written(
+                _tokenised(corpus, tokenizer, separator, template), dtype, tokenizer.size, folder, key, read
+            )
         except OSError as error:  # the cache's disk is full; another one may not be
             why = reason(error)
-    raise UserError(
-        _(
-            "could not write the tokens of {name} to a temporary file: {reason}",
-            name=safe_line(corpus.name),
-            reason=why,
-        )
-    )
+    name = safe_line(corpus.name)
+    raise UserError(_("could not write the tokens of {name} to a temporary file: {reason}", name=name, reason=why))
 
 
 def _written(
     pieces: Iterator["_Piece"],
     dtype: np.dtype[Any],
-    total: int,
+    size: int,
     folder: Path | None,
     key: str,
-    progress: Callable[[float], None],
+    progress: Callable[[int], None],
 ) -> Tokens:
     """Write tokens to files, which are kept if there is a folder for them. Raises OSError."""
     with ExitStack() as stack:
         ids, learned = _files(stack, folder)
         unknown, read, marked = 0, 0, False
+        occurs = np.zeros(size, dtype=np.bool_)
         for piece in pieces:
-            ids.write(np.asarray(piece.ids, dtype=dtype).tobytes())
+            found = np.asarray(piece.ids, dtype=dtype)
+            occurs[found] = True
+            ids.write(found.tobytes())
             learned.write(np.asarray(piece.learned, dtype=np.bool_).tobytes())
             marked |= len(piece.learned) > 0
             unknown += piece.unknown
             read += piece.characters
-            progress(read / total)
-        found = Tokens(_mapped(ids, dtype), _mapped(learned, np.dtype(np.bool_)) if marked else None, unknown)
+            progress(read)
+        mask = _mapped(learned, np.dtype(np.bool_)) if marked else None
+        tokens = Tokens(_mapped(ids, dtype), mask, unknown, int(occurs.sum()))
         if isinstance(ids.name, str):  # it is in the cache's folder
             assert folder is not None
             with suppress(OSError, UserError):  # without a cache it is only slower the next time
-                _keep(folder, key, found, ids, learned)
-    return found
+                _keep(folder, key, tokens, ids, learned)
+    return tokens
 
 
 @dataclass(frozen=True)
@@ -261,7 +262,7 @@ def _keep(cache: Path, key: str, tokens: Tokens, ids: IO[bytes], learned: IO[byt
     for part, file in parts.items():
         os.fsync(file.fileno())
         Path(file.name).replace(cache / f"{key}.{part}")
-    facts = {"count": len(tokens.ids), "unknown": tokens.unknown, "parts": sorted(parts)}
+    facts = {"count": len(tokens.ids), "unknown": tokens.unknown, "different": tokens.different, "parts": [*parts]}
     write_atomically(cache / f"{key}.json", json.dumps(facts).encode(), private=True)
     _make_room(cache, key)
 
@@ -277,7 +278,7 @@ def _open(cache: Path, key: str, dtype: np.dtype[Any]) -> Tokens:
             raise ValueError
         opened[part] = np.memmap(path, kind, mode="r")
     os.utime(cache / f"{key}.json")
-    return Tokens(opened["ids"], opened.get("learned"), int(facts["unknown"]))
+    return Tokens(opened["ids"], opened.get("learned"), int(facts["unknown"]), int(facts["different"]))
 
 
 def _make_room(cache: Path, key: str) -> None:

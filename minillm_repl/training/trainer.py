@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.training.batches import IGNORED, Part
 from minillm_repl.training.events import Evaluated, Finished, NotSaved, Reason, Saved, TrainEvent, TrainStep
@@ -34,6 +35,8 @@ _LEAST_MEASURED = 8_192  # tokens: a measurement on the way shows no less, where
 _LEAST_AT_LAST = 1 << 17  # tokens: of the weights that are kept
 _MEASURING = 0.15  # of the work of training, at most, above that
 _POINTS = 200  # on a recorded loss curve
+Starts = NDArray[np.int64]
+_NOTHING: Starts = np.empty(0, np.int64)
 
 
 @dataclass
@@ -126,7 +129,7 @@ class Trainer:
         except Interrupted:  # nothing has been changed since the last step
             self._whole = True
             if state.measured < 0:
-                raise UserError(STOPPED_EARLY) from None
+                raise UserError(_(STOPPED_EARLY)) from None
             reason = "interrupt"
         except BaseException:
             if save and self._whole and state.step > self._saved_step:
@@ -215,13 +218,30 @@ class Trainer:
 
     # -- measuring
 
+    def readings(self) -> tuple[int, int]:
+        """Return how many tokens a measurement on the way reads, and how many the one at the end of the plan."""
+        plan = self.plan
+        at_last = self._read_at_last(plan.steps * plan.batch * plan.context, _LEAST_MEASURED, _LEAST_AT_LAST)
+        each, last = (sum(map(len, starts)) * plan.context for starts in (self._read_on_the_way(), at_last))
+        return each, last
+
+    def _read_on_the_way(self) -> tuple[Starts, Starts]:
+        """Return what a measurement on the way reads of both parts."""
+        step_tokens = self.plan.every * self.plan.batch * self.plan.context
+        most = max(_LEAST_MEASURED, int(step_tokens * 3 * _MEASURING))  # training costs three times as much as reading
+        return self.train.even(most // 2 if self.val else most), self.val.apart(most) if self.val else _NOTHING
+
+    def _read_at_last(self, trained: int, least: int, most: int) -> tuple[Starts, Starts]:
+        """Return what the last measurement reads of both parts, after training on so many tokens."""
+        most = most if most == least else max(most, int(trained * 3 * _MEASURING))
+        return self.train.even(least if self.val else most), self.val.apart(most) if self.val else _NOTHING
+
     def _measure(self, interrupted: Callable[[], bool]) -> Evaluated:
         """Measure both losses. Raises NotANumber, and Interrupted with nothing noted."""
         state = self.state
-        step_tokens = self.plan.every * self.plan.batch * self.plan.context
-        most = max(_LEAST_MEASURED, int(step_tokens * 3 * _MEASURING))  # training costs three times as much as reading
-        train = self.mean_loss(self.train, self.train.even(most // 2 if self.val else most), interrupted)
-        val = self.mean_loss(self.val, self.val.apart(most), interrupted) if self.val else None
+        first, second = self._read_on_the_way()
+        train = self.mean_loss(self.train, first, interrupted)
+        val = self.mean_loss(self.val, second, interrupted) if self.val else None
         loss = train if val is None else val
         if not math.isfinite(loss + train):
             raise NotANumber
@@ -276,9 +296,9 @@ class Trainer:
         kept = state.step if keep else state.best_step
         if not keep:
             self.load(self.best_weights)
-        most = least if reason == "interrupt" else max(_LEAST_AT_LAST, int(state.tokens * 3 * _MEASURING))
-        train = self.mean_loss(self.train, self.train.even(most if self.val is None else least))
-        val = self.mean_loss(self.val, self.val.apart(most)) if self.val else None
+        first, second = self._read_at_last(state.tokens, least, least if reason == "interrupt" else _LEAST_AT_LAST)
+        train = self.mean_loss(self.train, first)
+        val = self.mean_loss(self.val, second) if self.val else None
         loss = train if val is None else val
         return Finished(
             reason,

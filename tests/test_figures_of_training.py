@@ -1,0 +1,213 @@
+"""Figures that training tells: each is of what it says it is."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minillm_repl.checkpoint import adapter
+from minillm_repl.checkpoint.checkpoint import TrainingRecord
+from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.native import save
+from minillm_repl.cli import main
+from minillm_repl.errors import UserError
+from minillm_repl.training import tokens as token_files
+from minillm_repl.training.batches import Part
+from minillm_repl.training.corpus import open_corpus
+from minillm_repl.training.plan import TrainPlan
+from minillm_repl.training.run import Surroundings, TrainingRun
+from minillm_repl.training.texts import find_corpus
+from minillm_repl.training.tokens import tokenise
+from minillm_repl.training.told import duration
+from minillm_repl.training.vocabulary import make_tokenizer
+from tests.conftest import random_checkpoint
+
+PLAN = TrainPlan(steps=4, context=8, batch=2, lr=0.01, precision="float32", every=2)
+
+
+def begin(start, corpus, **settings):
+    plan = dataclasses.replace(PLAN, **settings)
+    return TrainingRun(start, str(corpus), plan, Surroundings(Path(corpus).parent / "m", "cpu", threads=1))
+
+
+def put(tmp_path, text, name="t.txt"):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# -- different tokens
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "different"),
+    [
+        ("char", "가나가나 다" * 9, 4),
+        ("char", "ab\n<|endoftext|>\nba\n" * 12, 4),  # a, b, a newline, and what ends a document
+        ("char:2", "aaaa bbb cc d" * 9, 3),  # two, and the one that stands for the rest
+        ("bpe:300", "the cat sat on the mat. " * 40, None),
+    ],
+)
+def test_different_tokens_are_those_that_occur(tmp_path, kind, text, different):
+    run = begin(None, put(tmp_path, text), tokenizer=kind, width=16, layers=1)
+    occurs = set(run.trainer.train.ids.tolist()) | set(run.trainer.val.ids.tolist() if run.trainer.val else ())
+    assert len(occurs) == (different or len(occurs)) <= run.tokenizer.size
+    assert (len(occurs) < run.tokenizer.size) == (kind == "bpe:300")  # byte pairs include all bytes
+    assert f"{len(occurs)} different" in run.title
+
+
+def test_a_model_that_is_trained_further_counts_the_text_and_not_its_vocabulary(tmp_path, nalssi):
+    assert "5 different" in begin(nalssi, put(tmp_path, "날씨가 좋" * 20)).title
+
+
+def test_conversations_and_a_part_held_out_count_too(tmp_path):
+    talk = json.dumps({"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ba"}]})
+    run = begin(None, put(tmp_path, (talk + "\n") * 1_800, "t.jsonl"), width=16, layers=1)
+    assert run.trainer.val is not None
+    assert "5 different" in run.title  # a, b, two roles and the end of a turn
+
+
+def test_tokens_that_are_found_again_are_counted_as_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(token_files, "_KEPT", 0)
+    opened = open_corpus(put(tmp_path, "가나다 가나다 라"))
+    tokenizer = make_tokenizer("char", opened)
+    first, again = (tokenise(opened, tokenizer, cache=tmp_path / "cache") for _ in range(2))
+    assert first.different == again.different == 5
+
+
+# -- LoRA
+
+
+@pytest.fixture
+def base(tmp_path):
+    model = random_checkpoint(characters=list("0123456789 "), context=32, width=24)
+    record = TrainingRecord(150, 9_600, 0.5, corpus="of-the-base.txt", corpus_sha256="0" * 64, curve=((1, 3.0),))
+    save(dataclasses.replace(model, training=record), tmp_path / "base.safetensors")
+    return load(tmp_path / "base.safetensors")
+
+
+@pytest.fixture
+def numbers(tmp_path):
+    return put(tmp_path, " ".join(str(place * 7 % 97) for place in range(300)))
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_lora_says_how_many_parameters_are_trained(base, numbers, rank):
+    run = begin(base, numbers, lora=rank)
+    matrices = [array for name, array in base.tensors.items() if name.startswith("blocks.") and array.ndim == 2]
+    expected = sum(rank * sum(array.shape) for array in matrices)
+    assert run.title.startswith(f"training {expected:,} parameters beside {base.config.parameters:,} that stay")
+    assert begin(base, numbers).title.startswith(f"training further: {base.config.parameters:,} parameters")
+
+
+def learnt(base, numbers, **settings):
+    run = begin(base, numbers, **settings)
+    *_, finished = run.events(lambda: False, save=False)
+    return run.checkpoint(finished)
+
+
+def card(capsys, path):
+    assert main(["--ckpt", str(path), "--no-history"]) == 0
+    return capsys.readouterr().out
+
+
+def script(monkeypatch, text):
+    import io
+    import sys
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+
+def test_an_adapter_has_its_own_record_and_not_that_of_its_base(base, numbers, tmp_path, capsys, monkeypatch):
+    after = learnt(base, numbers, lora=2)
+    file = tmp_path / "adapter.safetensors"
+    adapter.save(after, file)
+    opened = load(file)
+    assert (opened.record.steps, opened.record.tokens, opened.record.corpus) == (4, 64, str(numbers))
+    assert opened.record == after.record
+    assert find_corpus("", opened) == str(numbers)
+    script(monkeypatch, ":model\n")
+    shown = card(capsys, file)
+    assert "4 steps, 64 tokens" in shown
+    assert "of-the-base" not in shown
+    assert "parameters of rank 2, learnt beside" in shown
+    assert opened.training.steps == after.training.steps == 154  # of the two merged
+    assert opened.training.curve == after.training.curve == ((1, 3.0), *((150 + s, v) for s, v in opened.record.curve))
+    save(opened, tmp_path / "merged.safetensors")
+    assert load(tmp_path / "merged.safetensors").record.steps == 154
+
+
+def test_an_adapter_that_says_nothing_of_its_training_shows_none(base, numbers, tmp_path, capsys, monkeypatch):
+    after = learnt(base, numbers, lora=2)
+    old = dataclasses.replace(after, adapter=dataclasses.replace(after.adapter, training=None))
+    adapter.save(old, tmp_path / "old.safetensors")
+    opened = load(tmp_path / "old.safetensors")
+    assert opened.record is None
+    script(monkeypatch, ":model\n")
+    shown = card(capsys, tmp_path / "old.safetensors")
+    assert "steps" not in shown
+    assert "0.5000 nats" not in shown
+    with pytest.raises(UserError, match="which text"):
+        find_corpus("", opened)
+
+
+def test_a_wrong_record_of_an_adapter_is_refused(base, numbers, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    from minillm_repl.checkpoint.header import read_header
+
+    file = tmp_path / "adapter.safetensors"
+    adapter.save(learnt(base, numbers, lora=1), file)
+    metadata = dict(read_header(file).metadata)
+    for wrong in ("[]", "{}", metadata["training"].replace('"steps": 4', '"steps": -4'), "\x1b[31m"):
+        save_file(load_file(file), file, {**metadata, "training": wrong})
+        with pytest.raises(UserError) as refused:
+            load(file)
+        assert str(refused.value).isprintable()
+
+
+def test_an_adapter_of_an_adapter_run_and_a_whole_run_go_on_counting(base, numbers):
+    whole = learnt(base, numbers)
+    assert whole.record.steps == whole.training.steps == 154
+    assert whole.record.tokens == 9_600 + 64
+
+
+# -- time
+
+
+def test_the_time_of_a_run_has_its_measurements_in_it():
+    plan = dataclasses.replace(PLAN, steps=100, batch=10, context=10)  # 100 tokens a step
+    seldom, often = dataclasses.replace(plan, every=100), dataclasses.replace(plan, every=1)
+    assert duration(seldom, 3.0, 0, 0) == pytest.approx(100 * 3 * 1.2)
+    # Reading alone takes a third of a step: 2 measurements of 300 tokens, and one of 900, are 15 steps' tokens.
+    assert duration(seldom, 3.0, 300, 900) - duration(seldom, 3.0, 0, 0) == pytest.approx(15.0)
+    assert duration(often, 3.0, 300, 900) - duration(often, 3.0, 0, 0) == pytest.approx(101 * 3 + 9)
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_readings_are_what_the_measurements_read(tmp_path, monkeypatch, held_out):
+    path = put(tmp_path, "가나다라마 " * (4_000 if held_out else 40))
+    run = begin(None, path, width=16, layers=1, val="auto" if held_out else "off")
+    read = []
+
+    def mean_loss(part, starts, interrupted=None):
+        read.append(len(starts) * part.context)
+        return 1.0 + len(read)
+
+    monkeypatch.setattr(run.trainer, "mean_loss", mean_loss)
+    reading, last = run.trainer.readings()
+    list(run.events(lambda: False, save=False))
+    each = 2 if held_out else 1  # parts that are measured
+    assert sum(read[:each]) == reading
+    assert sum(read[-each:]) == last
+
+
+# -- what else is told
+
+
+def test_parts_without_a_text_held_out_read_nothing_of_it():
+    assert Part(np.zeros(100, np.uint16), None, 8).even(8_192).size == 92
+    assert math.isfinite(duration(dataclasses.replace(PLAN, steps=1, every=500), 0.0, 0, 0))

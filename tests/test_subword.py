@@ -372,6 +372,23 @@ def test_nothing_is_unknown_where_bytes_can_be_written(make):
     assert tokenizer.unknown("☃ \x00 𒀀 <unk>") == []
 
 
+@pytest.mark.parametrize("normalizer", [normalizers.NFC(), normalizers.Prepend("▁"), normalizers.Lowercase(), None])
+def test_what_is_skipped_for_want_of_an_unknown_token_is_named_and_nothing_else(normalizer):
+    library = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "é": 2, "▁": 3, "ab": 4}, [("a", "b")]))
+    library.normalizer = normalizer
+    library.decoder = decoders.Fuse()
+    tokenizer = SubwordTokenizer(json.loads(library.to_str()), {}, 5)
+    assert tokenizer.unknown("ab☃ a☃é 뷁\n") == ["☃", "뷁"]
+    assert tokenizer.unknown("abé") == []
+    assert tokenizer.encode("ab☃a", start=False) == tokenizer.encode("aba", start=False) == [4, 0]
+
+
+def test_nothing_is_named_of_a_text_that_is_read_whole(kind, texts):
+    for text in texts[:500]:
+        if not kind.ours.unknown_becomes:
+            assert kind.ours.unknown(text) == [], text
+
+
 def test_added_tokens_that_are_not_special_are_text():
     description = byte_level()
     library = tokenizers.Tokenizer.from_str(json.dumps(description))

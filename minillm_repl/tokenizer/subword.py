@@ -132,9 +132,8 @@ class SubwordTokenizer(Tokenizer):
         with library_errors():
             normalizer = self._rest.normalizer
             normal = normalizer.normalize_str(whole_characters(text)) if normalizer else text
-        read = {place for offsets in self._encode(normal, False, False).offsets for place in range(*offsets)}
-        left = (each for place, each in enumerate(normal) if place not in read)
-        return [each for each in dict.fromkeys(left) if not each.isspace()]
+        known = (each for each in dict.fromkeys(normal) if not each.isspace())
+        return [each for each in known if not self._encode(each, False, False).ids]
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes of one token; none for a special token, or an id that stands for nothing."""

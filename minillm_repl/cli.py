@@ -35,6 +35,7 @@ from minillm_repl.repl.settings import VERBOSE_ROWS, Settings
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.streams import OutputLost, decoded_lines, discard_output, open_streams, written
 from minillm_repl.repl.surroundings import be_somewhere, have_a_home
+from minillm_repl.repl.terminal import suspendable
 from minillm_repl.repl.written import check_ours
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import Spec, change, show, specs, switch, value_of
@@ -208,7 +209,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     except UserError as error:
         print(f"minillm-repl: {error}", file=sys.stderr)  # noqa: T201 - before there is a screen
         return USAGE
-    return _run(options, launch, settings, training)
+    with suspendable():
+        return _run(options, launch, settings, training)
 
 
 def _run(options: argparse.Namespace, launch: Launch, settings: Settings, training: train.Request | None) -> int:

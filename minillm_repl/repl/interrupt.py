@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
+from minillm_repl.repl.terminal import in_front
 
 ResultT = TypeVar("ResultT")
 
@@ -90,6 +91,9 @@ def leaving_when_told() -> Iterator[None]:
     def leave(number: int, _frame: FrameType | None) -> None:
         nonlocal came
         came = number
+        if not in_front():  # the terminal is the shell's: to put back its settings would stop us
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         raise SystemExit(128 + number)
 
     try:

@@ -28,21 +28,22 @@ class Line(Protocol):
 
 def run_interactive(shell: Shell, history: Path | None) -> int:
     """Talk to a person at a terminal; return the exit code."""
+    from minillm_repl.repl.keyboard import keyboard
     from minillm_repl.repl.prompt import PromptLine, open_history
 
     screen = shell.screen
     colors = not screen.out.no_color
-    prompt = PromptLine(shell, open_history(history), colors, lambda: screen.note(_("Ctrl-D or :quit leaves")))
-    with leaving_when_told(), typing_ahead():
-        return _talk(shell, prompt, prompt.redraw)
+    with leaving_when_told(), keyboard() as pasting, typing_ahead(pasting.stop, pasting.again) as at_work:
+        prompt = PromptLine(shell, open_history(history), colors, lambda: screen.note(_("Ctrl-D or :quit leaves")))
+        return _talk(shell, prompt, prompt.redraw, at_work)
 
 
 def run_beside(shell: Shell, terminal: TextIO) -> int:
     """Talk to a person at a terminal whose stdout leads elsewhere; return the exit code."""
-    return _talk(shell, PlainLine(terminal), lambda: None)
+    return _talk(shell, PlainLine(terminal), lambda: None, lambda: None)
 
 
-def _talk(shell: Shell, prompt: Line, redraw: Callable[[], None]) -> int:
+def _talk(shell: Shell, prompt: Line, redraw: Callable[[], None], at_work: Callable[[], None]) -> int:
     session, screen = shell.session, shell.screen
     # The model is opened once the prompt can take keys: nobody waits for what they do not need yet.
     begin: Callable[[], None] | None = partial(session.start_loading, redraw)
@@ -51,6 +52,7 @@ def _talk(shell: Shell, prompt: Line, redraw: Callable[[], None]) -> int:
             try:
                 presses.taken()
                 line = prompt.read(begin)
+                at_work()
                 stopped = prompt.stopped() or presses.taken()
                 if begin:
                     begin()  # a dumb terminal never tells that it has drawn

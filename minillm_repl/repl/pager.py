@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 
 from minillm_repl.language import _
 from minillm_repl.repl.formatted import color_depth, formatted
+from minillm_repl.repl.keyboard import suspend
 
 
 class Pager:
@@ -63,6 +64,7 @@ class Pager:
         keys.add("end")(lambda _: self._move(0, self._columns))
         for name in ("q", "c-c", "c-d", "escape", "enter"):
             keys.add(name)(_leave)
+        keys.add("c-z")(suspend)
         return keys
 
     @property

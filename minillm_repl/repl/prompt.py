@@ -25,6 +25,7 @@ from prompt_toolkit.utils import get_cwidth
 from minillm_repl.checkpoint.names import SUFFIX, title
 from minillm_repl.language import _
 from minillm_repl.repl.blocks import open_block, unwrap_block
+from minillm_repl.repl.keyboard import suspend
 from minillm_repl.repl.registry import Command, Registry, composed
 from minillm_repl.repl.settings import samplers_on
 from minillm_repl.repl.shell import CONTINUED, PROMPT, Shell
@@ -128,6 +129,8 @@ def key_bindings(say_how_to_leave: Callable[[], None]) -> KeyBindings:
     @keys.add("c-j")
     def _newline(event: KeyPressEvent) -> None:
         event.current_buffer.newline(copy_margin=False)
+
+    keys.add("c-z")(suspend)
 
     @keys.add("c-c", filter=is_searching)
     @keys.add(Keys.SIGINT, filter=is_searching)

@@ -20,6 +20,7 @@ from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE, WARNING
 from minillm_repl.render.generation import step_table, step_title
 from minillm_repl.repl.formatted import color_depth, formatted
+from minillm_repl.repl.keyboard import suspend
 from minillm_repl.repl.settings import Settings, samplers_text
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Tokenizer, decode, label
@@ -103,6 +104,7 @@ class Stepper:
         bind(Keys.BracketedPaste, act=lambda event: self._type(event.data))
         for row, digit in enumerate("1234567890"):
             bind(digit, act=lambda _, row=row: self._take_row(row), when=~typing)  # type: ignore[misc]
+        bind("c-z", act=suspend)
         bind("f", act=lambda _: self._app.exit(result=True), when=~typing)
         bind("q", "c-c", "c-d", "escape", act=lambda _: self._app.exit(result=False), when=~typing)
         bind("c-c", "escape", act=lambda _: self._stop_typing(), when=typing)

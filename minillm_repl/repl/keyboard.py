@@ -1,0 +1,141 @@
+"""What terminals send for keys, beyond what prompt_toolkit knows; and pastes that stay whole at any time."""
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from prompt_toolkit.application import create_app_session, get_app_or_none, run_in_terminal
+from prompt_toolkit.input import create_input
+from prompt_toolkit.input.ansi_escape_sequences import ANSI_SEQUENCES
+from prompt_toolkit.input.vt100_parser import Vt100Parser
+from prompt_toolkit.key_binding import KeyPressEvent
+from prompt_toolkit.output import Output, create_output
+
+from minillm_repl.repl.terminal import write_through
+
+_PASTE = "\x1b[200~"
+# What a terminal sends that is no text: Linux's F1 to F5, keys and reports, the keypad, answers to questions.
+_SEQUENCE = re.compile(r"\x1b\[\[[A-E]|\x1b\[([0-?]*)[ -/]*([@-Z\\-~])|\x1bO[@-~]|\x1b[]P_][^\x07\x1b]*(?:\x07|\x1b\\)")
+_BEGUN = re.compile(r"\x1b(?:\[\[?[0-?]*[ -/]*|O|[]P_][^\x07\x1b]*\x1b?)?\Z")
+_KEYPAD = {"\x1bOM": "\r", **{f"\x1bO{chr(64 + ord(key))}": key for key in "*+,-./0123456789="}}
+_SHIFT, _ALT, _CTRL = 1, 2, 4
+_LET_GO = 3
+# Enter, Tab, Escape and Backspace: what they mean with others, if not what they mean alone.
+_EDITING = {13: {_SHIFT: "\n", _ALT: "\n", _SHIFT | _ALT: "\n"}, 9: {_SHIFT: "\x1b[Z"}, 27: {}, 127: {}}
+_KEYPAD_KEYS = dict(zip(range(57399, 57416), "0123456789./*-+\r=", strict=True))  # kitty's numbers for them
+
+
+class Keyboard(Vt100Parser):
+    """Turns what a terminal sends into keys; sequences that mean none are dropped, and never typed into the line."""
+
+    _held = ""  # the beginning of a sequence, whose rest has not come
+
+    def feed(self, data: str) -> None:
+        """Take what was read. What is being pasted is left as it is."""
+        if self._in_bracketed_paste:
+            super().feed(data)
+            return
+        keys, paste, pasted = (self._held + data).partition(_PASTE)
+        begun = None if paste else _BEGUN.search(keys)
+        self._held = begun[0] if begun else ""
+        super().feed(_SEQUENCE.sub(_legacy, keys[: len(keys) - len(self._held)]) + paste + pasted)
+
+    def flush(self) -> None:
+        """Take what was held back as it is: nothing more comes, so it was Escape."""
+        held, self._held = self._held, ""
+        super().feed(held)
+        super().flush()
+
+
+def _legacy(sequence: re.Match[str]) -> str:
+    """Return what an old terminal would have sent for a key, or nothing."""
+    whole, values, final = sequence[0], sequence[1] or "", sequence[2]
+    known = whole in ANSI_SEQUENCES and not whole.startswith("\x1b[27;")
+    if known or final == "R" or (final == "M" and not values):  # where the cursor is; a click, whose place follows
+        return whole
+    if not final or not re.fullmatch(r"[\d;:]*", values):
+        return _KEYPAD.get(whole, "")
+    numbers = [[int(each or 0) for each in part.split(":")] for part in values.split(";")]
+    modifiers = numbers[1] if len(numbers) > 1 else [1]
+    pressed = max(modifiers[0] - 1, 0) & 7  # not whether Caps Lock or Num Lock is on
+    if modifiers[1:2] == [_LET_GO]:
+        return ""
+    if final == "u":
+        return _character(numbers[0], pressed, numbers[2] if len(numbers) > 2 else [])
+    if final == "~" and numbers[0] == [27] and len(numbers) == 3:
+        return _character(numbers[2], pressed, [])
+    return _plain(numbers[0][0], pressed, final)
+
+
+def _plain(number: int, pressed: int, final: str) -> str:
+    """Return an arrow or the like as prompt_toolkit knows it: some terminals tell more of it."""
+    some = [f"\x1b[{number};{pressed + 1}{final}"] if pressed else [f"\x1b[{number}{final}", f"\x1b[{final}"]
+    return next((each for each in some if each in ANSI_SEQUENCES), "")
+
+
+def _character(codes: list[int], pressed: int, text: list[int]) -> str:
+    """Return a key that is told by its number: CSI u, and xterm's modifyOtherKeys."""
+    code, alt = codes[0], "\x1b" if pressed & _ALT else ""
+    code = ord(_KEYPAD_KEYS.get(code, "\0")) or code
+    if code in _EDITING:
+        return _EDITING[code].get(pressed, alt + chr(code))
+    if any(text) or not 32 <= code < 57344:  # its text, if any; else Shift alone, a media key ...
+        return "".join(chr(each) for each in text if 32 <= each <= 0x10FFFF)
+    shifted = chr(codes[1] if len(codes) > 1 and codes[1] else code).upper()
+    character = shifted if pressed & _SHIFT else chr(code)
+    if pressed & _CTRL:
+        character = chr(code & 31) if 64 <= code < 128 else "\0" if code == 32 else character
+    return alt + character
+
+
+class Pasting:
+    """Whether the terminal tells what is pasted from what is typed: from the first prompt line to the end."""
+
+    def __init__(self, output: Output) -> None:
+        self._on = False
+        self._enable = output.enable_bracketed_paste
+        output.enable_bracketed_paste = self._begin  # type: ignore[method-assign]
+        output.disable_bracketed_paste = lambda: None  # type: ignore[method-assign]
+
+    def _begin(self) -> None:
+        self._on = True
+        self._enable()
+
+    def stop(self) -> None:
+        """Leave the terminal to somebody who may not know of it."""
+        if self._on:
+            write_through("\x1b[?2004l")
+
+    def again(self) -> None:
+        """Take the terminal back: draw the prompt line again, if one is being typed."""
+        app = get_app_or_none()
+        if app is not None and app.is_running and app.loop is not None:
+            if app._running_in_terminal:  # it was suspended by a key of its own, and sees to it all
+                return
+            app.input.raw_mode().__enter__()
+            app.loop.call_soon_threadsafe(app._on_resize)  # draws it all again; not now, for it may be drawing
+        elif self._on:
+            write_through("\x1b[?2004h")
+
+
+@contextmanager
+def keyboard() -> Iterator[Pasting]:
+    """Let all that reads keys read them this way."""
+    keys, output = create_input(), create_output()
+    if hasattr(keys, "vt100_parser"):  # not on Windows
+        keys.vt100_parser = Keyboard(keys.vt100_parser.feed_key_callback)
+    pasting = Pasting(output)
+    with create_app_session(keys, output):
+        try:
+            yield pasting
+        finally:
+            pasting.stop()
+
+
+def suspend(_event: KeyPressEvent) -> None:
+    """Do what Ctrl-Z does elsewhere: while keys are read, the terminal sends it as a key."""
+    if hasattr(signal, "SIGTSTP") and signal.getsignal(signal.SIGTSTP) != signal.SIG_IGN:
+        run_in_terminal(partial(os.kill, 0, signal.SIGTSTP))  # all of a pipeline stops

@@ -142,7 +142,10 @@ def test_two_models_are_as_far_apart_as_torch_says(both):  # noqa: F811
     assert first.theirs.prob == pytest.approx(float(q.probs[first.position].max()))
     assert [each.token.id for each in view.top[1]] == q.probs[-1].topk(8).indices.tolist()
     assert view.bits_per_byte[0] == surprise_view(ours).bits_per_byte
-    assert compare_view(ours, ours, ("a", "a")).kl_mean == (0, 0)
+    tops = [each.logits().argmax(-1) for each in (ours, other)]
+    assert view.same_top == int((tops[0] == tops[1]).sum()) < len(ours.ids)
+    same = compare_view(ours, ours, ("a", "a"))
+    assert (same.kl, same.kl_mean, same.same_top) == ((0, 0), (0, 0), len(ours.ids))
 
 
 def test_models_of_different_vocabularies_are_compared_as_far_as_they_can_be():
@@ -150,7 +153,7 @@ def test_models_of_different_vocabularies_are_compared_as_far_as_they_can_be():
     other = of_text(random_checkpoint(characters=[*"힣각갂가"], seed=1), "가각갂")
     view = compare_view(one, other, ("a", "b"))
     assert "different vocabularies" in view.why
-    assert view.kl is None
+    assert view.kl is view.same_top is None
     assert view.differ == ()
     assert view.bits_per_byte == pytest.approx([surprise_view(each).bits_per_byte for each in (one, other)])
     lacks = of_text(random_checkpoint(characters=["가", "각"]), "가각갂")

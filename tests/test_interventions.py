@@ -91,6 +91,40 @@ def test_a_layer_that_is_silenced_hands_on_what_it_got(both):  # noqa: F811
     torch.testing.assert_close(ours.with_tap(silencing(ours, LAYER)).logits(), expected, rtol=0, atol=1e-4)
 
 
+def test_changes_add_up_as_hooks_in_transformers_do_together(both, other):  # noqa: F811
+    ours, theirs, _ = both
+    size = ours.config.head_size
+    along = direction(*pair(other, ours), 1)
+    changed = ours.with_tap(silencing(ours, 0, 1)).with_tap(steering(along, 1, 3))
+    changed = changed.with_tap(silencing(changed, 2, HEAD, "mean"))  # the mean as the changed model has it
+
+    def silenced(_module, given):
+        z = given[0].clone()
+        z[..., size : 2 * size] = 0
+        return (z,)
+
+    def averaged(_module, given):
+        z, columns = given[0].clone(), slice(HEAD * size, (HEAD + 1) * size)
+        z[..., columns] = z[..., columns].mean(1, keepdim=True)
+        return (z,)
+
+    hooks = [
+        projection(theirs, 0).register_forward_pre_hook(silenced),
+        layers(theirs)[1].register_forward_hook(
+            lambda _, given, out: (out[0] + 3 * along, *out[1:]) if isinstance(out, tuple) else out + 3 * along
+        ),
+        projection(theirs, 2).register_forward_pre_hook(averaged),
+    ]
+    with torch.no_grad():
+        expected = theirs(ours.input).logits[0]
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(changed.logits(), expected, rtol=0, atol=1e-4)
+    assert not torch.allclose(changed.logits(), ours.logits(), atol=1e-2)
+    view = why_view(changed)
+    assert sum(part.value for part in view.parts) == pytest.approx(view.logit, abs=1e-3)
+
+
 @pytest.mark.parametrize("how", ["zero", "mean"])
 def test_the_scan_ranks_every_head_by_the_loss_without_it(both, how, monkeypatch):  # noqa: F811
     ours, _, theirs = both
@@ -117,8 +151,29 @@ def test_patching_a_prompt_with_itself_changes_nothing(both):  # noqa: F811
     for name, activation in found.items():
         patched = patched_logits(ours, name, activation)
         torch.testing.assert_close(patched, ours.logits(last=True).expand_as(patched), rtol=0, atol=1e-5)
-    with pytest.raises(UserError, match="the same after both"):
+    with pytest.raises(UserError, match="prompts are the same"):
         patch_view(ours, ours)
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-6, 1e-4, 1.0])
+def test_shares_of_a_difference_that_is_rounding_are_refused_with_the_difference(both, other, share):  # noqa: F811
+    """Prompts of which the model reads but one vector, which differs between them by a share of what it did."""
+    ours, last = both[0], f"blocks.{both[0].config.layers - 1}.residual"
+    mine, theirs = (each.record(last)[1][last][-1] for each in (ours, other))
+
+    def hands_on(vector):
+        return lambda name, x: vector.expand_as(x) if name == last else x
+
+    a, b = other.with_tap(hands_on(mine + share * (theirs - mine))), ours.with_tap(hands_on(mine))
+    apart = (a.logits(last=True) - b.logits(last=True))[0]
+    if share == 1:
+        view = patch_view(a, b)
+        assert view.clean - view.corrupt == pytest.approx(
+            float(apart[view.answer_a.id] - apart[view.answer_b.id]), abs=1e-4
+        )
+    elif float(apart.max() - apart.min()) < 1e-3:
+        with pytest.raises(UserError, match=r"the same after both prompts \(the logits of .* differ by"):
+            patch_view(a, b)
 
 
 def test_the_whole_residual_stream_of_the_other_prompt_brings_its_logits(both, other):  # noqa: F811
@@ -358,7 +413,7 @@ def test_what_a_change_does_is_measured_without_it_and_without_no_other(visit): 
     assert (
         terminal.do(':ablate 0 mean "날씨가 좋"').split("\n")[1:] == fresh
     )  # not the mean of what is silenced already
-    assert "the model is changed: without layer 0" in terminal.do(":lens")
+    assert "the model is changed: layer 0 at its mean" in terminal.do(":lens")  # in place of the layer set to zero
     terminal.do(":steer 날씨 vs 공원")
     assert "the same to the model" in terminal.do(":steer 하늘 vs 하늘")
     assert "steered by 4 at layer 2" in terminal.do(":steer")  # what failed has not ended what was on

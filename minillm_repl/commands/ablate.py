@@ -24,9 +24,12 @@ def ablate(shell: Shell, argument: str) -> None:
 
     :ablate 2.1 silences head 1 of layer 2: what it mixed is replaced, before the output projection, from now on, while
     one goes on writing. :ablate 2 silences all that layer 2 adds to the residual stream.
-    With zero there is nothing instead, with mean the mean over the positions of the text so far, or of one in quotes.
-    :ablate off brings everything back. The table shows what it does to the next token; KL is Σ now · ln(now / before).
-    :ablate scan silences each head in turn and ranks them by the change of the text's mean loss, in nats per token.
+    With zero there is nothing instead; with mean there is its own mean over all positions of the text so far, or of one
+    in quotes, as the model with all earlier changes makes it. Other texts have other means. Changes add up: each works
+    at its place, and what comes later in the model sees what was changed before. :ablate off brings everything back.
+    The table shows what it does to the next token; KL is KL(now ‖ before) = Σ now · ln(now / before), in nats.
+    :ablate scan silences each head in turn, alone, by zero or with `scan mean` by its mean over this text, and ranks
+    them by loss without − loss with, the mean over the text's tokens in nats: above 0 the head is of use to this text.
     Layers and heads count from 0. What is saved or trained is not changed.
     """
     asked = Asked.of(argument)
@@ -45,11 +48,9 @@ def ablate(shell: Shell, argument: str) -> None:
         raise Misunderstood(_("`:ablate off` brings everything back, and nothing comes after it"))
     if asked.words != chosen[0]:
         raise Misunderstood(_("what comes after a head or `scan` is zero or mean; a text needs quotes"))
-    tell = partial(_without_head if chosen[3] else _without_layer, chosen[1])
-    model, how = shell.model(), chosen[4] or "zero"
-    model = model.changed(
-        tuple(change for change in model.changes if change.told != tell())
-    )  # measured is what it adds
+    part, how = chosen[1], chosen[4] or "zero"
+    tell = partial(_told, part, how, head=bool(chosen[3]))
+    model = shell.model().without("ablate", part)  # measured is what it adds
     looked = looking_at(shell, model, text_ids(shell, model, text))
     from minillm_repl.insight.ablation import scan_view, silencing
     from minillm_repl.insight.effect import effect_view
@@ -63,16 +64,14 @@ def ablate(shell: Shell, argument: str) -> None:
     tap = silencing(looked, int(chosen[2]), int(chosen[3]) if chosen[3] else None, how)
     effect = effect_view(looked, tell(), tap)
     show(shell, effect, effect_picture, asked.output, model)
-    shell.session.change_thinking(Change("ablate", tell, tap))
+    shell.session.change_thinking(Change("ablate", tell, tap, part))
     shell.screen.note(_("`:ablate off` brings it back"))
 
 
-def _without_head(place: str) -> str:
-    return _("without head {place}", place=place)
-
-
-def _without_layer(place: str) -> str:
-    return _("without layer {place}", place=place)
+def _told(place: str, how: str, *, head: bool) -> str:
+    if how == "mean":
+        return _("head {place} at its mean", place=place) if head else _("layer {place} at its mean", place=place)
+    return _("without head {place}", place=place) if head else _("without layer {place}", place=place)
 
 
 def _state(shell: Shell) -> str:

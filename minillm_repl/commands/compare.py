@@ -17,8 +17,10 @@ def compare(shell: Shell, argument: str) -> None:
     """Show how another checkpoint would have gone on.
 
     Both read the text so far, or the one in quotes: their likeliest next tokens side by side; bits per byte over the
-    same bytes of the text, special tokens left out; and if they share a vocabulary the KL divergence after each token,
-    Σ p · ln(p / q) in nats, p being the open model's probabilities and q the other's. The open model stays open.
+    same bytes of the text, special tokens left out, which compares any two models. If they share a vocabulary and cut
+    the text alike, after each token too: KL(open ‖ other) = Σ p · ln(p / q) in nats, p being the open model's
+    probabilities and q the other's, back the other way round; and at how many positions both find the same token the
+    likeliest. Identical models have a KL of 0, and agree everywhere. The open model stays open.
     """
     asked = Asked.of(argument)
     if not asked.words:

@@ -11,8 +11,8 @@ def lens(shell: Shell, argument: str) -> None:
 
     This is the logit lens: the last norm, with its own statistics, and the output head on the residual stream at each
     place; the last row is the model's real output.
-    p and rank are those of the token that is the likeliest at the end. KL is how far the distribution here is from the
-    final one: Σ final · ln(final / here), in nats.
+    p and rank are those of the token that is the likeliest at the end. KL is KL(final ‖ here) = Σ final · ln(final /
+    here), in nats: what one who believes the distribution here would lose to the final one.
     POSITION counts from 0, or from the end if negative; without one it is the last.
     """
     asked = Asked.of(argument)

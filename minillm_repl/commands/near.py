@@ -16,7 +16,8 @@ _TERM = re.compile(r"\s+([-+−])\s+")
 def near(shell: Shell, argument: str) -> None:
     """Show which tokens have vectors like a token's.
 
-    Cosines in the embedding, which is what the model reads, and in the output head, which is what it answers with.
+    Cosines between rows of the embedding, which is what the model reads, and of the output head, which is what it
+    answers with: the rows as they are stored, neither centred nor scaled by the last norm.
     `:near king - man + woman` adds and takes away unit vectors before it looks; the terms themselves are left out.
     A token is written as it is shown (␣ is a space), or as #ID; a word is the token with a space before it, if there is
     one.

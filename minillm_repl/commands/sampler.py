@@ -13,7 +13,8 @@ def sampler(shell: Shell, argument: str) -> None:
 
     From left to right: the logit, the model's own probabilities (its softmax), and those after each sampler that is on,
     in the order in which they are applied: repetition penalty, temperature, top-k, top-p, min-p. The last is what is
-    drawn from; `cut` is what can no longer be drawn. entropy: −Σ p·log2 p, in bits: how open the choice is.
+    drawn from; `cut` is what can no longer be drawn. entropy: −Σ p·log2 p of a
+    column's probabilities, in bits: how open the choice is.
     `:temp sweep` shows the same candidates at several temperatures.
     """
     _show(shell, argument, sweep=False)

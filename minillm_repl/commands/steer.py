@@ -58,7 +58,7 @@ def steer(shell: Shell, argument: str) -> None:
     if not to or not (away or (session.ids and not vs)):
         raise Misunderstood(_("say where to and where from: `:steer TEXT vs TEXT`"))
     layer = model.checkpoint.config.layers // 2 if how.layer < 0 else how.layer
-    model = model.changed(tuple(change for change in model.changes if change.command != "steer"))  # measured without it
+    model = model.without("steer")  # measured is what it adds
     sides = _sides(shell, model, to, away)
     for side in sides:
         if side.subject.gap:
@@ -74,8 +74,8 @@ def steer(shell: Shell, argument: str) -> None:
         chance = random_steering(probe, layer, how.strength)
         view = effect_view(probe, tell(), tap, chance, (sides[0].averaged(), sides[1].averaged()))
     show(shell, view, effect_picture, asked.output, model)
-    session.think_unchanged("steer")
     if not how.strength:  # nothing is added, so what answers is what answers without it, to the last bit
+        session.think_unchanged("steer")
         shell.screen.note(_("strength=0 adds nothing: the model is not steered"))
         return
     session.change_thinking(Change("steer", tell, tap))

@@ -36,6 +36,7 @@ def compare_view(ours: Subject, theirs: Subject, names: tuple[str, str]) -> Comp
         if last
         else None,
         **ours.where,
+        same_top=sum(each.ours.token == each.theirs.token for each in differences) if last else None,
         differ=tuple(sorted(differences, key=lambda each: -each.kl)[:_MOST]),
     )
 

@@ -15,6 +15,7 @@ from minillm_repl.tokenizer.base import Token
 
 _NAMES = {"residual": ("embedding", ".residual"), "attention": ("attention.out",), "feed-forward": ("ff.out",)}
 _AT_ONCE = 2**22  # numbers of one activation that exist at once
+_LEAST = 1e-3  # logits that the answers after A and B must lie apart; float32 rounds to some 1e-5
 
 
 @torch.no_grad()
@@ -27,8 +28,8 @@ def patch_view(
 
     The measure is the difference of two logits, A's answer less B's: 0 as it is after B, 1 as after A. The answers are
     the likeliest tokens; where that is one token, those that tell the two distributions apart most. `told` hears how
-    much is done, 0 to 1. Raises UserError if the prompts do not pair token by token, or are the same to the model, or
-    if a part of one is not seen.
+    much is done, 0 to 1. Raises UserError if the prompts do not pair token by token, if a part of one is not seen, or
+    if the model says (nearly) the same after both.
     """
     for name, prompt in (("A", a), ("B", b)):
         if prompt.gap:
@@ -50,12 +51,23 @@ def patch_view(
                 b=len(b.ids),
             )
         )
+    if a.ids == b.ids:
+        raise UserError(_("both prompts are the same to the model: there is nothing to carry over"))
     logits_a, found = a.record(*_NAMES[what], last=True)
     logits_b = b.logits(last=True)
     answers = _answers(logits_a[0], logits_b[0])
     clean, corrupt = _apart(logits_a, answers)[0], _apart(logits_b, answers)[0]
-    if clean == corrupt:
-        raise UserError(_("the model says the same after both prompts: there is nothing to carry over"))
+    if abs(clean - corrupt) < _LEAST:
+        raise UserError(
+            _(
+                "the model says the same after both prompts (the logits of {a} and {b} differ by {clean:.4f} after A"
+                " and by {corrupt:.4f} after B): a share of so little would be rounding",
+                a=Token.of(a.tokenizer, answers[0]).label,
+                b=Token.of(a.tokenizer, answers[1]).label,
+                clean=clean,
+                corrupt=corrupt,
+            )
+        )
     effects = []
     for name, activation in found.items():
         patched = _apart(patched_logits(b, name, activation), answers)

@@ -91,9 +91,9 @@ def scan_picture(view: ScanView, width: int) -> RenderableType:
         lines.append(f" {head.change:+.4f}\n")
     lines.rstrip()
     note = (
-        _("change of the loss with it set to zero")
+        _("loss with the head set to zero − loss, nats per token")
         if view.how == "zero"
-        else _("change of the loss with it at its mean")
+        else _("loss with the head at its mean over this text − loss, nats per token")
     )
     if len(view.heads) > _SHOWN:
         most_of = {"n": _SHOWN, "all": len(view.heads)}

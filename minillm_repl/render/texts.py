@@ -165,9 +165,12 @@ def compare_picture(view: CompareView, width: int) -> RenderableType:
     if bits:
         parts.append(Text(_("bits per byte, over the same {n:,} bytes of the text: {bits}", n=view.bytes, bits=bits)))
     if view.why or view.kl is None or view.kl_mean is None:
-        return Group(*parts, Text(_("no more can be compared: {why}", why=_(view.why)), FIGURES))
+        why = _(view.why)
+        only = _("only bits per byte compare: {why}", why=why) if bits else _("nothing compares: {why}", why=why)
+        return Group(*parts, Text(only, FIGURES))
     here, mean = (_("{kl:.3f} nats ({back:.3f} back)", kl=there, back=back) for there, back in (view.kl, view.kl_mean))
     parts.append(Text(_("KL here {here} · mean {mean}", here=here, mean=mean)))
+    parts.append(_agreement(view))
     note = _(
         "KL: Σ p · ln(p / q), p by {ours} and q by {theirs}, after each token; back: the other way",
         ours=names[0],
@@ -175,6 +178,10 @@ def compare_picture(view: CompareView, width: int) -> RenderableType:
     )
     heading = Text(_("where they differ most"), TITLE)
     return Group(*parts, Text(), heading, _differences(view, names), Text(note, FIGURES))
+
+
+def _agreement(view: CompareView) -> Text:
+    return Text(_("the same top token at {same:,} of {all:,} positions", same=view.same_top or 0, all=view.tokens[0]))
 
 
 def _differences(view: CompareView, names: list[str]) -> Table:

@@ -30,6 +30,7 @@ class Change:
     command: str  # that turns it off: `ablate`
     tell: Callable[[], str]  # what the user is told of it, in the language of the moment: `without head 2.1`
     tap: "Tap"
+    part: str = ""  # of the model that it is done to: a later change of the same takes its place
 
     @property
     def told(self) -> str:
@@ -80,6 +81,12 @@ class Model:
         from minillm_repl.tokenizer.window import window
 
         return window(ids, self.decoder.context, self.decoder.start)
+
+    def without(self, command: str, part: str | None = None) -> "Model":
+        """Return the model without the changes of a command, or those of one part alone."""
+        return self.changed(
+            tuple(each for each in self.changes if each.command != command or part not in (None, each.part))
+        )
 
     def changed(self, changes: tuple[Change, ...]) -> "Model":
         """Return the model with these changes, and no others, from now on."""

@@ -115,10 +115,9 @@ class Session:
         self.clear()
 
     def change_thinking(self, change: Change) -> None:
-        """Let the open model think with one more change; one that is told alike makes place for it."""
+        """Let the open model think with one more change, in place of one by the same command to the same part."""
         assert self._model is not None
-        others = tuple(each for each in self._model.changes if each.told != change.told)
-        self._model = self._model.changed((*others, change))
+        self._model = self._model.changed((*self._model.without(change.command, change.part).changes, change))
 
     def think_unchanged(self, command: str) -> bool:
         """Take back all changes of one command; tell whether there were any."""

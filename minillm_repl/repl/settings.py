@@ -12,8 +12,8 @@ COMPLETION, ANSWER = 100, 500  # tokens, when nobody says how many
 _VERBOSE = """model: the probability that the model itself gives the token (softmax of its logits)
 after ...: the probability of being drawn, once the samplers have had their say; `cut` is 0
 ▶ the token that was drawn; # its rank by the model, 1 = likeliest
-entropy: how unsure the model was, −Σ p·log2 p over all tokens, by its own probabilities
-surprisal: how unexpected the drawn token was, −log2 of its probability by the model
+entropy: how unsure the model was, −Σ p·log2 p over all tokens in bits, by its own probabilities
+surprisal: how unexpected the drawn token was, −log2 of its probability by the model, in bits
 ␣ is a space, ⏎ a newline, <EA B0> bytes that are only a part of a character"""
 
 

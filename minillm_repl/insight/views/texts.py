@@ -58,8 +58,8 @@ class Difference:
 
     position: int
     token: Token
-    kl: float  # nats: Σ ours · ln(ours / theirs)
-    kl_back: float  # nats: Σ theirs · ln(theirs / ours)
+    kl: float  # nats: KL(ours ‖ theirs) = Σ ours · ln(ours / theirs)
+    kl_back: float  # nats: KL(theirs ‖ ours) = Σ theirs · ln(theirs / ours)
     ours: Likely
     theirs: Likely
 
@@ -76,6 +76,7 @@ class CompareView(OnText):
     why: str  # why there is no more to compare; empty if there is
     kl: tuple[float, float] | None  # at the last position: there, and back
     kl_mean: tuple[float, float] | None  # over all positions
+    same_top: int | None  # positions at which both find the same token the likeliest
     differ: tuple[Difference, ...]  # the positions at which they differ most, by the KL there
 
 

@@ -21,7 +21,8 @@ from minillm_repl.insight.steering import (
     word_ids,
 )
 from minillm_repl.insight.subject import Subject
-from minillm_repl.tokenizer.subword import SubwordTokenizer, byte_level_bpe
+from minillm_repl.tokenizer.descriptions import byte_level_bpe
+from minillm_repl.tokenizer.subword import SubwordTokenizer
 from tests.conftest import random_checkpoint
 from tests.test_huggingface import random_ids
 from tests.test_insight import both, of_text  # noqa: F401 - the fixture
@@ -288,11 +289,14 @@ def test_words_are_read_after_the_start_token_and_a_line_break_where_a_vocabular
     assert lead(nalssi.tokenizer) == tuple(nalssi.tokenizer.encode("\n"))
     assert lead(random_checkpoint().tokenizer) == ()
     merges = ["Ġ h", "h a", "Ġh a", "ha p", "Ġha p"]
-    letters = [*"\n hapsd", "ha", "hap", "Ġh", "Ġha", "Ġhap", "<s>"]
+    letters = [*"\n hapsd", "ha", "hap", "Ġh", "Ġha", "Ġhap", "<|endoftext|>"]
     vocabulary = {each.replace(" ", "Ġ").replace("\n", "Ċ"): place for place, each in enumerate(letters)}
-    described = byte_level_bpe(vocabulary, merges, ["<s>"])
-    tokenizer = SubwordTokenizer(described, {"bos_token": "<s>"}, len(vocabulary))
-    assert [tokenizer.special(each) or tokenizer.token_bytes(each) for each in lead(tokenizer)] == ["<s>", b"\n"]
+    described = byte_level_bpe(vocabulary, "\n".join(merges))
+    tokenizer = SubwordTokenizer(described, {"bos_token": "<|endoftext|>"}, len(vocabulary))
+    assert [tokenizer.special(each) or tokenizer.token_bytes(each) for each in lead(tokenizer)] == [
+        "<|endoftext|>",
+        b"\n",
+    ]
 
     def as_words(*texts):
         return word_ids(tokenizer, texts, [tokenizer.encode(each, start=False) for each in texts])

@@ -302,7 +302,11 @@ def _greet(shell: Shell, out: Console) -> None:
         )
     else:
         config = read_config(path)
-        about = headline(title(path), family_title(config, native=not in_folder(path)), config) if config else name
+        family, context = (
+            family_title(config, native=not in_folder(path)) if config else "",
+            shell.session.opening.context,
+        )
+        about = headline(title(path), family, config, context=context) if config else name
         hint = _(":help commands · :verbose shows what the model thinks · Ctrl-D leaves")
     out.print(Text.assemble(("minillm-repl", TITLE), f"  {about}"))
     out.print(Text(hint, FIGURES))

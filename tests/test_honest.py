@@ -194,6 +194,57 @@ def test_what_cannot_be_done_again_is_told(shell):
     assert "at temp 0 another try is the same" in printed(shell)
 
 
+# -- notes
+
+
+def test_a_step_that_goes_too_far_says_so_and_one_that_does_not_does_not(shell):
+    shell.run(':descent rate=0.01 "a text of words"')
+    assert "the loss went up" not in printed(shell)
+    shell.run(':descent rate=900 "a text of words"')
+    assert "the loss went up: the step is too long; take a smaller rate" in printed(shell)
+
+
+def test_a_model_whose_context_is_limited_is_announced_with_what_it_sees(tmp_path):
+    from minillm_repl.checkpoint.native import save
+    from minillm_repl.repl.opening import Opening
+
+    save(random_checkpoint(characters=LETTERS, context=40), tmp_path / "m.safetensors")
+    for limit, context in ((16, 16), (0, 40), (400, 40)):
+        made = shell_for(random_checkpoint(characters=LETTERS, context=12))
+        made.session.opening = Opening(threads=1, context=limit)
+        made.run(f":load {tmp_path / 'm.safetensors'}")
+        assert f"context {context} " in printed(made)
+
+
+def test_prompts_that_differ_by_rounding_alone_are_not_patched(shell):
+    from minillm_repl.insight.patching import patch_view
+    from minillm_repl.repl.looking import subject
+
+    one = subject(shell, "abcd")
+    other = one.with_tap(lambda _name, tensor: tensor * (1 + 1e-7))
+    with pytest.raises(UserError, match="the model says the same after both prompts"):
+        patch_view(one, other)
+
+
+def test_several_ways_are_the_same_at_temp_0_and_one_is_not_told_so(shell):
+    texts(shell, ":temp 0", "abc", ":branch 1 tokens=2")
+    assert "all ways are the same" not in printed(shell)
+    texts(shell, ":branch 2 tokens=2")
+    assert "at temp 0 all ways are the same" in printed(shell)
+
+
+def test_a_file_that_could_not_be_opened_is_not_said_to_be_missing(tmp_path):
+    file = tmp_path / "broken.safetensors"
+    file.write_bytes(b"no model")
+    made = shell_for(random_checkpoint(characters=LETTERS))
+    made.session._model, made.session.path, made.session.own = None, file, True
+    with pytest.raises(UserError, match="there is no model yet"):
+        made.run("abc")
+    file.unlink()
+    with pytest.raises(UserError, match="broken.safetensors does not exist"):
+        made.run("abc")
+
+
 # -- chat
 
 

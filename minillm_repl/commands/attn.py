@@ -32,5 +32,4 @@ def attn(shell: Shell, argument: str) -> None:
         show(shell, layer_view(looked, int(chosen[1])), layer_picture, asked.output)
     else:
         view = head_view(looked, int(chosen[1]), int(chosen[2]))
-        show(shell, view, head_picture, asked.output)
-        shell.last_pins = head_pins(view)
+        show(shell, view, head_picture, asked.output, pins=head_pins(view))

@@ -58,7 +58,7 @@ def branch(shell: Shell, argument: str) -> None:
     show(shell, seen_as(view, model.seen(ids)), branches_picture, asked.output)
     if view.branches[-1].reason == "interrupt":
         shell.screen.note(_("stopped on the way: {n} of {ways}", n=len(view.branches), ways=ways))
-    elif session.settings.temp == 0:
+    elif session.settings.temp == 0 and ways > 1:
         shell.screen.note(_("at temp 0 all ways are the same"))
 
 

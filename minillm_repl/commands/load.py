@@ -24,5 +24,6 @@ def load(shell: Shell, argument: str) -> None:
     session.agree_to_discard("load")
     model = shell.wait_for(Loading(session.opening, path), path)
     session.adopt(model, unsaved=False)
-    shell.screen.note(headline(model.name, model.family, model.checkpoint.config, model.decoder.name))
+    decoder = model.decoder
+    shell.screen.note(headline(model.name, model.family, model.checkpoint.config, decoder.name, decoder.context))
     shell.remark(model)

@@ -1,5 +1,7 @@
 """`:plot`."""
 
+from rich.text import Text
+
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.repl.registry import command
@@ -20,7 +22,11 @@ def plot(shell: Shell, _argument: str) -> None:
     from minillm_repl.render.plot import loss_plot
 
     out = shell.screen.out
-    columns = min(max(out.width, _COLUMNS[0]), _COLUMNS[1])
     rows = min(max(out.height - 4, _ROWS[0]), _ROWS[1])
-    curve = loss_plot(record.curve, record.val_curve, columns, rows, not out.no_color)
-    out.print(curve, no_wrap=True, overflow="crop")
+
+    def drawn(width: int) -> Text:
+        columns = min(max(width, _COLUMNS[0]), _COLUMNS[1])
+        return loss_plot(record.curve, record.val_curve, columns, rows, not out.no_color)
+
+    shell.last_view, shell.last_pins = drawn, (0, 0)
+    out.print(drawn(out.width), no_wrap=True, overflow="crop")

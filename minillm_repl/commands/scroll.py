@@ -2,10 +2,9 @@
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
+from minillm_repl.render.picture import WHOLE
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
-
-_WIDE = 2_000  # cells: as much of a view as there can be of a text that fits a context
 
 
 @command("scroll", aliases=("스크롤",))
@@ -17,10 +16,10 @@ def scroll(shell: Shell, _argument: str) -> None:
     """
     if shell.last_view is None:
         raise UserError(_("there is no view to scroll yet: `:attn 0.0` would be one"))
-    view = shell.last_view(_WIDE)
+    view = shell.last_view(WHOLE)
     if not shell.screen.animated:
-        shell.screen.out.print(view, soft_wrap=True, width=_WIDE)
+        shell.screen.out.print(view, soft_wrap=True, width=WHOLE)
         return
     from minillm_repl.repl.pager import Pager
 
-    Pager(view, _WIDE, shell.screen.out, shell.last_pins).run()
+    Pager(view, WHOLE, shell.screen.out, shell.last_pins).run()

@@ -11,13 +11,21 @@ from rich.text import Text
 from minillm_repl.insight.views.thinking import FocusView, HeadFocus, HeadView, LayerView, Pattern
 from minillm_repl.language import N_, _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
-from minillm_repl.render.picture import LONGEST_LABEL, fitted, label_width, level, shade, title, token_style
+from minillm_repl.render.picture import (
+    LONGEST_LABEL,
+    WHOLE,
+    fitted,
+    label_width,
+    level,
+    shade,
+    title,
+    token_style,
+)
 from minillm_repl.render.tables import plain_table
 
 _CELL = 2  # columns of one weight: as wide as a Hangul syllable
 _LOOKED = 8  # cells of a token that was looked at
 _HEADS = 32  # that are listed, unless there is room for all
-_ALL = 1_000  # cells: so wide is only the whole of a view
 _MAP = 16  # tokens to an edge of a small map, at most
 _EVEN = N_("in brackets: what even attention would give there")
 
@@ -30,7 +38,7 @@ def head_picture(view: HeadView, width: int) -> RenderableType:
     room = max(1, (width - lead) // _CELL)
     first = max(0, len(view.tokens) - room)
     shown = range(first, len(view.tokens))
-    lines = Text()
+    lines = Text(no_wrap=True)
     for part in _column_labels([view.tokens[place].label for place in shown]):
         lines.append(" " * lead + part + "\n", MODEL)
     for place in shown:
@@ -82,7 +90,7 @@ def layer_picture(view: LayerView, width: int) -> RenderableType:
 
 def focus_picture(view: FocusView, width: int) -> RenderableType:
     """Return, for every head, where the last token looked most; of very many, those that looked back the hardest."""
-    heads = view.heads if len(view.heads) <= _HEADS or width >= _ALL else _looking_back(view)
+    heads = view.heads if len(view.heads) <= _HEADS or width >= WHOLE else _looking_back(view)
     patterns = 1 if width < 100 else 2
     room = width - 10 - max(cell_len(_patterns(head.patterns[:patterns])) for head in heads)
     looks = [_looks(view, head.looked) for head in heads]

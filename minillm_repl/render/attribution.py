@@ -23,7 +23,7 @@ def why_picture(view: WhyView, width: int) -> RenderableType:
     names = max(map(cell_len, (*called, together)))
     most = max(abs(part.value) for part in shown)
     bars = min(60, max(16, width - names - 14))
-    lines = Text()
+    lines = Text(no_wrap=True)
     for part, name in zip(shown, called, strict=True):
         lines.append(f"{fitted(name, names)}  ").append_text(signed_bar(part.value, most, bars))
         lines.append(f" {part.value:+9.3f}\n")

@@ -35,7 +35,7 @@ class Transcript(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._printed: deque[tuple[tuple[Any, ...], dict[str, Any]]] = deque(maxlen=_REMEMBERED)
+        self._printed: deque[tuple[tuple[Any, ...], dict[str, Any], int]] = deque(maxlen=_REMEMBERED)
         self.count = 0  # times that something was printed
         self._flowing: Text | None = None  # what was printed last, if the line is still open
 
@@ -54,8 +54,7 @@ class Transcript(Console):
 
     def replay(self, console: Console, since: int = 0) -> None:
         """Print it again, elsewhere, from the moment on when `count` was `since`."""
-        gone = self.count - len(self._printed)
-        for objects, options in islice(self._printed, max(0, since - gone), None):
+        for objects, options, _width in self._since(since):
             console.print(*objects, **options)
 
     def _exact(self, printed: Any, options: dict[str, Any]) -> Any:
@@ -64,8 +63,20 @@ class Transcript(Console):
             return Segments(printed.render(self, end=options.get("end", "\n")))
         return printed
 
+    def widest(self, since: int = 0) -> int:
+        """Return how wide the console was at most while it printed what `replay` prints."""
+        return max((width for _objects, _options, width in self._since(since)), default=self.width)
+
+    def gone(self, since: int = 0) -> int:
+        """Return how many of the first things that were printed are no longer remembered."""
+        return max(0, self.count - len(self._printed) - since)
+
+    def _since(self, since: int) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], int]]:
+        gone = self.count - len(self._printed)
+        return islice(self._printed, max(0, since - gone), None)
+
     def _remember(self, objects: tuple[Any, ...], options: dict[str, Any]) -> None:
-        self._printed.append((objects, options))
+        self._printed.append((objects, options, self.width))
         self.count += 1
 
 

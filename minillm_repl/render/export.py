@@ -6,10 +6,15 @@ from html import escape, unescape
 from io import StringIO
 
 from rich.cells import cell_len, chop_cells
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.columns import Columns
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.segment import Segment
 from rich.terminal_theme import SVG_EXPORT_THEME
 from rich.text import Text
+from rich.tree import Tree
+
+from minillm_repl.render.picture import PROSE, WHOLE
 
 # What has every block character one cell wide comes first, then what has Hangul.
 _FONTS = (
@@ -87,6 +92,17 @@ def as_text(drawing: Drawing, width: int, title: str) -> str:
 
 
 FORMATS: dict[str, Callable[[Drawing, int, str], str]] = {".svg": as_svg, ".html": as_html, ".txt": as_text}
+
+
+def whole_width(view: RenderableType) -> int:
+    """Return how many cells a view needs that was drawn as wide as `WHOLE`: words are wrapped, pictures are not."""
+    if isinstance(view, Group):
+        return max(map(whole_width, view.renderables), default=1)
+    if isinstance(view, Columns | Tree):
+        return PROSE  # they are wrapped as words are
+    console = _console(WHOLE)
+    needed = Measurement.get(console, console.options, view).maximum
+    return min(needed, PROSE) if isinstance(view, Text) and not view.no_wrap else needed
 
 
 def _recorded(drawing: Drawing, width: int) -> Console:

@@ -83,7 +83,7 @@ def scan_picture(view: ScanView, width: int) -> RenderableType:
     most = max(abs(head.change) for head in shown)
     names = [f"{head.layer}.{head.head}" for head in shown]
     widest = max(5, *map(len, names))
-    lines = Text()
+    lines = Text(no_wrap=True)
     for head, name in zip(shown, names, strict=True):
         lines.append(f"{name:<{widest}} ", TITLE).append_text(
             signed_bar(head.change, most, max(16, min(60, width - 15 - widest)))
@@ -116,7 +116,7 @@ def patch_picture(view: PatchView, width: int) -> RenderableType:
     places = range(max(0, len(view.places) - room // cell), len(view.places))
     names = [_column(view.places[place]) if cell > 2 or place % 5 == 0 else "" for place in places]
     heading = " " * (numbers + lead + 2) + "".join(fitted(name, cell, right=True) for name in names) + "\n"
-    lines = Text.assemble((heading, FIGURES))
+    lines = Text.assemble((heading, FIGURES), no_wrap=True)
     for position, label in enumerate(labels):
         changed = view.a[position] != view.b[position]
         lines.append(f"{position:>{numbers}} ", FIGURES)
@@ -166,7 +166,7 @@ def _map(heads: tuple[HeadEffect, ...], most: float) -> Text:
     """Return layers as rows and heads as columns, as dark as each matters."""
     by = {(head.layer, head.head): head.change for head in heads}
     layers, columns = (1 + max(place) for place in zip(*by, strict=True))
-    lines = Text.assemble((_("layer  head 0 →") + "\n", FIGURES))
+    lines = Text.assemble((_("layer  head 0 →") + "\n", FIGURES), no_wrap=True)
     for layer in range(layers):
         lines.append(f"{layer:>5}  ", FIGURES)
         for head in range(columns):

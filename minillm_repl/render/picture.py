@@ -14,6 +14,8 @@ from minillm_repl.tokenizer.base import Token
 SHADES = " ░▒▓█"
 LEVELS = "▁▂▃▄▅▆▇█"
 _HEAT = ("", "cyan", "yellow", "bold red")  # colder to hotter; the level says the same
+WHOLE = 20_000  # cells: a view that is drawn so wide leaves nothing out
+PROSE = 100  # cells: longer lines of words are hard to read
 LONGEST_LABEL = 16  # cells of a token in a picture
 _PARTS = {  # of a model, as views name them
     N_("embedding"), N_("bias"), N_("others"), N_("head {n}"), N_("attention {n}"),
@@ -93,6 +95,7 @@ def strip(tokens: Sequence[Token], shares: Sequence[float | None], width: int) -
 
     None is for a token that has no share.
     """
+    width = min(width, PROSE) if width >= WHOLE else width
     picture, above, below, used = Text(), Text(), Text(), 0
     for token, share in zip(tokens, shares, strict=True):
         label = token.label if cell_len(token.label) <= width - 1 else fitted(token.label, width - 1)

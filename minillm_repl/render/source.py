@@ -7,16 +7,17 @@ from rich.text import Text
 from minillm_repl.insight.views.source import SourcesView, SourceView
 from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
-from minillm_repl.render.picture import title
+from minillm_repl.render.picture import WHOLE, title
 from minillm_repl.render.tables import plain_table
 
 _SHAPE = r"(?<=  # ).*\(\d+, .*"
 
 
-def source_picture(view: SourceView, _width: int) -> RenderableType:
+def source_picture(view: SourceView, width: int) -> RenderableType:
     """Return the code in colours, the shapes in its comments in one that stands out."""
     code = Syntax("", "python", theme="ansi_dark", background_color="default", word_wrap=True).highlight(view.code)
     code.rstrip()
+    code.no_wrap = width >= WHOLE
     if view.sized:
         code.highlight_regex(_SHAPE, f"not dim {MODEL}")
     note = [Text(_("# (…) are the shapes for the text so far"), FIGURES)] if view.sized else []

@@ -48,14 +48,14 @@ def commands_table(rows: Iterable[tuple[str, str]], width: int | None = None) ->
     return table
 
 
-def headline(name: str, family: str, config: AnyConfig, runs_on: str = "") -> str:
-    """Return a model in one line."""
+def headline(name: str, family: str, config: AnyConfig, runs_on: str = "", context: int = 0) -> str:
+    """Return a model in one line; `context` is how many tokens it sees if that was limited."""
     facts = (
         name,
         family,
         _("{n:,} parameters", n=config.parameters),
         _("{n:,} tokens", n=config.vocab),
-        _("context {n:,}", n=config.context),
+        _("context {n:,}", n=min(context or config.context, config.context)),
         runs_on,
     )
     return safe_line(" · ".join(fact for fact in facts if fact))

@@ -17,6 +17,7 @@ from minillm_repl.render.picture import LONGEST_LABEL, fitted, short, strip, tit
 from minillm_repl.render.tables import plain_table, tokens_line
 
 _LN2 = log(2)
+_NUMBERS = 64  # of a vector, at most: `--json` has all
 _SURPRISING = 0.05  # bits: below, nobody is surprised
 
 
@@ -30,7 +31,7 @@ def tokens_picture(view: TokensView, width: int) -> RenderableType:
     for place, column in enumerate(table.columns):
         column.justify = "right" if place in (0, 2, 4) else "left"
     longest = max((3 * len(token.bytes) for token in tokens), default=0)
-    numbers = max(1, (width - 40 - min(longest, 24)) // 7)
+    numbers = min(_NUMBERS, max(1, (width - 40 - min(longest, 24)) // 7))
     for place, piece in enumerate(view.pieces):
         token = piece.token
         vector = "".join(f"{number:+7.2f}" for number in piece.vector[:numbers])

@@ -14,6 +14,7 @@ from minillm_repl.render.picture import label_width, logit, short, signed_bar, s
 from minillm_repl.render.tables import plain_table
 
 _NUMBER = 6  # cells of one number of a vector
+_FIRES = 12  # tokens that a neuron fired on, at most
 
 
 def qkv_picture(view: QKVView, width: int) -> RenderableType:
@@ -68,7 +69,7 @@ def neurons_picture(view: NeuronsView, width: int) -> RenderableType:
     for each in view.neurons:
         order = _strongest(each.activations)
         room, fires = width - 34, Text()
-        for place in order:
+        for place in order[:_FIRES]:
             part = Text.assemble(
                 short(view.tokens[place], 8),
                 (f" @{view.position_of(place)}", FIGURES),
@@ -101,7 +102,7 @@ def neuron_picture(view: NeuronsView, width: int) -> RenderableType:
     neuron = view.neurons[0]
     most = max(map(abs, neuron.activations)) or 1.0
     names, bars = label_width(view.tokens), max(16, min(60, width - 40))
-    lines = Text()
+    lines = Text(no_wrap=True)
     for place in _strongest(neuron.activations)[:10]:
         lines.append_text(_named(place, view, names))
         lines.append_text(signed_bar(neuron.activations[place], most, bars))
@@ -122,7 +123,7 @@ def grad_picture(view: GradView, width: int) -> RenderableType:
     """Return the text with a level for each gradient's norm, and a bar for each gradient · vector."""
     most_norm, most = max(view.norms) or 1.0, max(map(abs, view.times)) or 1.0
     names, bars = label_width(view.tokens), max(16, min(60, width - 44))
-    lines = Text()
+    lines = Text(no_wrap=True)
     for place in _strongest(view.times)[:12]:
         lines.append_text(_named(place, view, names))
         lines.append_text(signed_bar(view.times[place], most, bars))

@@ -141,11 +141,18 @@ def get_ready(shell: Shell) -> None:
         patiently(partial(import_module, "minillm_repl.insight.subject"), shell.interrupted)
 
 
-def show(shell: Shell, view: Any, draw: Draw, output: Output = SCREEN, of: Model | None = None) -> None:
+def show(
+    shell: Shell,
+    view: Any,
+    draw: Draw,
+    output: Output = SCREEN,
+    of: Model | None = None,
+    pins: tuple[int, int] = (0, 0),
+) -> None:
     """Draw a view, or write its numbers to a file; it is what `:export` and `:scroll` mean from now on.
 
     `of` is the model that was looked at, if not the open one; what is changed in it is told above the view, and so is
-    what the model does not see of the text.
+    what the model does not see of the text. `pins` are the rows and columns of it that stay when it is scrolled.
     """
     looked = of or shell.session.model
     told = [change.told for change in looked.changes] if looked else []
@@ -156,7 +163,7 @@ def show(shell: Shell, view: Any, draw: Draw, output: Output = SCREEN, of: Model
     def drawn(width: int) -> RenderableType:
         return Group(*first, draw(view, width)) if first else draw(view, width)
 
-    shell.last_view, shell.last_pins = drawn, (0, 0)
+    shell.last_view, shell.last_pins = drawn, (pins[0] + len(first), pins[1]) if any(pins) else pins
     if not output.file:
         shell.screen.out.print(drawn(shell.screen.out.width))
         return

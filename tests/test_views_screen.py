@@ -221,7 +221,7 @@ def test_a_long_view_is_scrolled_to_its_end_and_left_again(visit):  # noqa: F811
     assert terminal.screen.row(first - 1) == names  # which tokens the columns are stays
     terminal.type("\x1b[F")
     terminal.wait_for(lambda terminal: terminal.screen.row(first - 1) != names)
-    terminal.wait_for(lambda terminal: any(re.match(r"64 \S ", terminal.screen.row(y)) for y in range(20)))  # as well
+    terminal.wait_for(lambda terminal: any(re.match(r"64 \S", terminal.screen.row(y)) for y in range(20)))  # as well
     terminal.type("q")
     terminal.wait_for_prompt(before)
     assert "there is no view to scroll" not in terminal.text

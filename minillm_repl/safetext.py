@@ -6,6 +6,7 @@ character never reaches the terminal, and what follows is ordinary text.
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from itertools import cycle
 
 # Controls, format characters (bidirectional overrides, invisible joiners), lone surrogates, line separators.
@@ -14,6 +15,10 @@ _UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _HARMLESS = frozenset({"\n", "\t", "\u200c", "\u200d"})
 _DELETE = 0x7F
 _HIDDEN = re.compile("[\U000e0000-\U000e0fff]")  # tags and selectors: invisible, and able to carry a message
+# Joiners, selectors of a picture or a text, skin tones after something.
+_JOINER = re.compile("[\u200c\u200d\ufe0e\ufe0f]|(?!^)[\U0001f3fb-\U0001f3ff]")
+_REGIONS = {0x1F1E6 + n: chr(ord("Ａ") + n) for n in range(26)}  # the letters of flags
+_PLAIN = re.compile("[\0-\u02ff가-힣]*")  # no character of these joins another
 SPACE, NEWLINE, TAB = "␣", "⏎", "␉"
 _STRAY_BYTES = re.compile("([\udc80-\udcff]+)")  # what surrogateescape makes of bytes that are not UTF-8
 
@@ -41,6 +46,27 @@ def safe_line(text: str) -> str:
     return safe(text).replace("\n", NEWLINE).replace("\t", TAB)
 
 
+def apart(text: str, *, told: bool = False) -> str:
+    """Return a text that takes as many cells on every terminal: what joins characters is left out, or `told`.
+
+    Terminals do not agree how wide a family, a flag or a skin tone is, nor whether it is one.
+    """
+    if _PLAIN.fullmatch(text):
+        return text
+    letters = unicodedata.normalize("NFC", text).translate(_REGIONS)
+    return _JOINER.sub(lambda found: f"<U+{ord(found[0]):04X}>" if told else "", letters)
+
+
+def graphemes(text: str) -> Iterator[str]:
+    """Yield what a reader takes for one character each: a letter with its marks, a flag, a family."""
+    if _PLAIN.fullmatch(text):
+        yield from text
+        return
+    from wcwidth import iter_graphemes
+
+    yield from iter_graphemes(text)
+
+
 def show_token(token: bytes) -> str:
     r"""Return a token made visible for a table cell: spaces and newlines drawn, bytes of a part of a character as hex.
 
@@ -51,6 +77,6 @@ def show_token(token: bytes) -> str:
     return "".join(
         f"<{piece.encode('utf-8', 'surrogateescape').hex(' ').upper()}>"
         if stray
-        else safe_line(piece).replace(" ", SPACE)
+        else apart(safe_line(piece), told=True).replace(" ", SPACE)
         for stray, piece in zip(cycle((False, True)), pieces, strict=False)
     )

@@ -14,9 +14,8 @@ from prompt_toolkit.filters import Condition, completion_is_selected, is_searchi
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent, merge_key_bindings
 from prompt_toolkit.keys import Keys
-from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
 from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.search import stop_search
 from prompt_toolkit.styles import Style
@@ -25,11 +24,12 @@ from prompt_toolkit.utils import get_cwidth
 from minillm_repl.checkpoint.names import SUFFIX, title
 from minillm_repl.language import _
 from minillm_repl.repl.blocks import open_block, unwrap_block
+from minillm_repl.repl.clusters import Harmless, cluster_keys
 from minillm_repl.repl.keyboard import suspend
 from minillm_repl.repl.registry import Command, Registry, composed
 from minillm_repl.repl.settings import samplers_on
 from minillm_repl.repl.shell import CONTINUED, PROMPT, Shell
-from minillm_repl.safetext import safe, safe_line
+from minillm_repl.safetext import apart, safe, safe_line
 from minillm_repl.settings import show, specs
 
 _EXAMPLES = ("날씨", "Once upon a time")  # of what to type; the first that the model knows is shown
@@ -107,7 +107,7 @@ class LineCompleter(Completer):
         for completion in self._paths.get_completions(document, event):
             name = completion.display_text
             if not checkpoints or name.endswith(("/", SUFFIX)):
-                yield Completion(completion.text, completion.start_position, display=safe_line(name))
+                yield Completion(completion.text, completion.start_position, display=apart(safe_line(name)))
 
 
 def key_bindings(say_how_to_leave: Callable[[], None]) -> KeyBindings:
@@ -148,20 +148,6 @@ def key_bindings(say_how_to_leave: Callable[[], None]) -> KeyBindings:
     return keys
 
 
-class Harmless(Processor):
-    """Shows what could steer the terminal, and prompt_toolkit lets through, as `�`: file names can hold anything."""
-
-    def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
-        """Replace each such character by one other, so that the cursor stays where it is."""
-        return Transformation(
-            [(style, "".join(map(_shown, text)), *rest) for style, text, *rest in transformation_input.fragments]  # type: ignore[misc]
-        )
-
-
-def _shown(character: str) -> str:
-    return character if character < "\u00a0" or safe(character) == character else "\ufffd"
-
-
 class PromptLine:
     """Reads lines from a person at a terminal."""
 
@@ -174,7 +160,7 @@ class PromptLine:
             history=history,
             complete_while_typing=Condition(lambda: get_app().current_buffer.text.startswith(":")),
             completer=LineCompleter(shell.registry, lambda: [name for name, _ in shell.session.models()]),
-            key_bindings=key_bindings(say_how_to_leave),
+            key_bindings=merge_key_bindings([cluster_keys(), key_bindings(say_how_to_leave)]),
             bottom_toolbar=self._toolbar,
             placeholder=self._placeholder,
             input_processors=[Harmless()],
@@ -256,9 +242,9 @@ class PromptLine:
         if session.speed:
             facts.append(_("{speed:,.0f} tokens/s", speed=session.speed))
         width = get_app().output.get_size().columns - 1
-        while get_cwidth(safe_line(" · ".join(facts))) > width and len(facts) > 1:
+        while get_cwidth(apart(safe_line(" · ".join(facts)))) > width and len(facts) > 1:
             facts.pop()
-        return FormattedText([("", safe_line(" · ".join(facts)))])
+        return FormattedText([("", apart(safe_line(" · ".join(facts))))])
 
     def _model_name(self) -> str:
         session, model = self._shell.session, self._shell.session.model

@@ -22,7 +22,7 @@ from minillm_repl.render.generation import step_table, step_title
 from minillm_repl.repl.formatted import color_depth, formatted
 from minillm_repl.repl.keyboard import suspend
 from minillm_repl.repl.settings import Settings, samplers_text
-from minillm_repl.safetext import safe_line
+from minillm_repl.safetext import apart, graphemes, safe_line
 from minillm_repl.tokenizer.base import Tokenizer, decode, label
 
 _AROUND = 7  # rows beside the candidates: two of title, two of heading, two below, and one that stays free
@@ -86,7 +86,7 @@ class Stepper:
             keys = _("Enter takes ▶ · ↑ ↓ 1-9 others · type your own · ⌫ back · f finish · q leave")
             return Text(keys, FIGURES)
         what, keys = _("your own: "), _("Enter adds it, Esc does not")
-        return Text.assemble((what, TITLE), (safe_line(self._own), MODEL), "▏ ", (keys, FIGURES))
+        return Text.assemble((what, TITLE), (apart(safe_line(self._own)), MODEL), "▏ ", (keys, FIGURES))
 
     def _text(self, ids: list[int]) -> str:
         return b"".join(map(self._tokenizer.token_bytes, ids)).decode("utf-8", "replace")
@@ -151,7 +151,7 @@ class Stepper:
         self._own = (self._own or "") + "".join(each for each in text if each.isprintable() or each == "\n")
 
     def _erase(self) -> None:
-        self._own = self._own[:-1] if self._own else None
+        self._own = "".join([*graphemes(self._own)][:-1]) if self._own else None
 
     def _stop_typing(self) -> None:
         self._own = None

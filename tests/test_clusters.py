@@ -1,0 +1,167 @@
+"""Characters made of several (families, flags, skin tones, keycaps, jamo, marks) on terminals that disagree."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from wcwidth import wcswidth, wcwidth
+
+pytest.importorskip("termios")
+
+from minillm_repl.safetext import apart, graphemes, show_token
+from tests.conftest import ROOT
+from tests.test_terminal import cache, models, prompt, visit  # noqa: F401 - fixtures
+
+PROMPT = ">>> "
+SHOWN = {
+    "👨‍👩‍👧": "👨👩👧",
+    "🇰🇷": "ＫＲ",
+    "👍🏽": "👍",
+    "1️⃣": "1⃣",
+    "❤️": "❤",
+    "👨‍": "👨",
+    "\u1112\u1161\u11ab": "한",
+    "e\u0301": "é",
+    "🏳️‍🌈": "🏳🌈",
+    "👩🏽‍💻": "👩💻",
+    "\u1100\u1161": "가",
+}
+
+
+def cells(text):
+    """How many cells a text takes where each character counts for itself."""
+    return sum(map(wcwidth, text))
+
+
+@pytest.mark.parametrize("cluster", SHOWN)
+def test_a_cluster_is_one_character_and_is_shown_in_parts_that_all_terminals_count_alike(cluster):
+    assert [*graphemes(f"가{cluster}나")] == ["가", cluster, "나"]
+    assert apart(cluster) == SHOWN[cluster]
+    assert cells(apart(cluster)) == wcswidth(apart(cluster))
+
+
+PARTS = ["👨", "\u200d", "👩", "🏽", "🇰", "🇷", "\ufe0f", "\u20e3", "1", "❤", "e", "\u0301", "ᄒ", "ᅡ", "ᆫ", "가", " "]
+
+
+@given(st.lists(st.sampled_from(PARTS)).map("".join))
+def test_whatever_is_joined_all_terminals_count_alike(text):
+    assert cells(apart(text)) == wcswidth(apart(text))
+    assert "".join(graphemes(text)) == text
+    shown = show_token(text.encode())
+    assert cells(shown) == wcswidth(shown)
+    assert apart(text, told=True).count("<U+200D>") == text.count("\u200d"), "a table hides what a token holds"
+
+
+def test_clusters_leave_the_prompt_line_whole(prompt):  # noqa: F811
+    for cluster, shown in SHOWN.items():
+        place = len(PROMPT) + cells(shown)
+        prompt.type(cluster)
+        prompt.wait_for(at(shown, place))
+        prompt.keys("left")
+        prompt.wait_for(at(shown, len(PROMPT)))
+        prompt.type("\x1b[C나")
+        prompt.wait_for(at(shown + "나", place + 2))
+        prompt.keys("left", "backspace")  # takes the whole cluster
+        prompt.wait_for(at("나", len(PROMPT)))
+        prompt.type(f"{cluster}\x1b[D\x1b[3~")
+        prompt.wait_for(at("나", len(PROMPT)))
+        prompt.type(f"{cluster}\x05\x15")  # Ctrl-E, Ctrl-U
+        prompt.wait_for(lambda terminal: terminal.at_empty_prompt)
+
+
+def at(shown, place):
+    shown = shown.replace("\u20e3", "")  # which pyte leaves out
+
+    def looks(terminal):
+        row = unicodedata.normalize("NFC", terminal.line)
+        return row == PROMPT + unicodedata.normalize("NFC", shown) and terminal.screen.cursor.x == place
+
+    looks.__qualname__ = f"at({shown!r}, {place})"
+    return looks
+
+
+class Tmux:
+    """A terminal that somebody else wrote."""
+
+    def __init__(self, folder, command, columns, rows):
+        self._server = ["tmux", "-S", str(folder / "socket"), "-f", "/dev/null"]
+        self.run("new-session", "-d", "-x", str(columns), "-y", str(rows), command)
+
+    def run(self, *words):
+        done = subprocess.run([*self._server, *words], capture_output=True, text=True, check=False)
+        return done.stdout
+
+    def type(self, text):
+        self.run("send-keys", "-l", text)
+
+    @property
+    def line(self):
+        row, place = map(int, self.run("display", "-p", "#{cursor_y} #{cursor_x}").split())
+        return self.run("capture-pane", "-p").splitlines()[row].rstrip(), place
+
+    def wait_for(self, wanted):
+        until = time.monotonic() + 30
+        while not wanted(self.line):
+            assert time.monotonic() < until, self.run("capture-pane", "-p")
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def tmux(tmp_path, models):  # noqa: F811
+    """Opens the program in tmux, before the chain model."""
+    if not shutil.which("tmux"):
+        pytest.skip("tmux is not installed")
+    opened = []
+
+    def open_(columns, rows, *arguments):
+        program = [sys.executable, "-m", "minillm_repl", "--ckpt", str(models / "chain.safetensors"), "--no-history"]
+        program += ["--temp", "0", *arguments]
+        here = {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
+        variables = [f"{name}={value}" for name, value in here.items()]
+        opened.append(Tmux(tmp_path, shlex.join(["env", *variables, *program]), columns, rows))
+        opened[-1].wait_for(empty)
+        return opened[-1]
+
+    yield open_
+    for each in opened:
+        each.run("kill-server")
+
+
+def empty(line):
+    return line[0].startswith(f"{PROMPT}type the") and line[1] == len(PROMPT)
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), pytest.param(200, 50, marks=pytest.mark.slow)])
+def test_clusters_leave_the_prompt_line_whole_in_tmux(tmux, columns, rows):
+    terminal = tmux(columns, rows)
+    for cluster, shown in SHOWN.items():
+        whole = (PROMPT + unicodedata.normalize("NFC", shown), len(PROMPT) + cells(shown))
+        terminal.type(cluster)
+        terminal.wait_for(lambda line, whole=whole: line == whole)
+        terminal.type("x\x7f\x1b[D\x1b[C")
+        terminal.wait_for(lambda line, whole=whole: line == whole)
+        terminal.type("\x15")
+        terminal.wait_for(empty)
+    terminal.type("가" * (columns // 2 - 3) + "👨‍👩‍👧")  # into the next row
+    terminal.wait_for(lambda line: "👩" in line[0] and line[1] in (4, 6))
+    terminal.type("\x15")
+    terminal.wait_for(empty)
+
+
+@pytest.mark.slow
+def test_a_paste_in_tmux_while_it_writes_is_one_prompt_afterwards(tmux):
+    terminal = tmux(80, 24, "--max-tokens", "30000")
+    terminal.type("가\r")
+    terminal.wait_for(lambda line: re.match("[가-힣:]{30}", line[0]))
+    terminal.run("set-buffer", "가\n나\n다")
+    terminal.run("paste-buffer", "-p")
+    terminal.wait_for(lambda line: line[0] == "... 다")
+    shown = terminal.run("capture-pane", "-p")
+    assert re.search(r"^>>> 가\n\.\.\. 나\n\.\.\. 다$", shown, re.MULTILINE)

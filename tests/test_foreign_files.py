@@ -63,6 +63,10 @@ def small(kind, *shape):
     return np.zeros(shape or (4, 4), kind)
 
 
+def renamed(folder, name, other):
+    with_tensors(folder, {each.replace(name, other): array for each, array in tensors_of(folder).items()})
+
+
 def only(folder, name, data=b"x" * 100):
     """Leave the description of a model, and other weights."""
     (folder / "model.safetensors").unlink()
@@ -159,6 +163,14 @@ FOREIGN = {
         lambda f: edited(f, model_type="t5", is_encoder_decoder=True), r"an encoder with a decoder \(t5\)"
     ),
     "a model of pictures": (lambda f: edited(f, model_type="clip"), r"a model of pictures or sound \(clip\)"),
+    "a classifier": (
+        lambda f: (edited(f, architectures=["LlamaForSequenceClassification"]), renamed(f, "lm_head", "score")),
+        r"without an output head, .*\(LlamaForSequenceClassification\), and lacks the tensor lm_head.weight",
+    ),
+    "one that embeds texts": (
+        lambda f: (edited(f, architectures=["MistralModel"], model_type="mistral"), renamed(f, "lm_head", "linear")),
+        r"without an output head, .*\(MistralModel\), and lacks",
+    ),
     "a pointer": (
         lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
         r"model.safetensors is a Git LFS pointer: `git lfs pull`",
@@ -223,6 +235,16 @@ def test_an_adapter_is_named_whichever_of_its_files_is(folder):
             load(file)
 
 
+def test_an_adapter_that_lies_alone_or_in_a_models_folder_is_named(folder, tmp_path):
+    adapter(folder)
+    with pytest.raises(UserError, match="is a PEFT adapter"):
+        load(folder / "adapter_model.safetensors")
+    for name in ("base_model.model.x.lora_A.weight", "lora_unet_x.lora_down.weight"):
+        safetensors.numpy.save_file({name: small("f4")}, tmp_path / "alone.safetensors")
+        with pytest.raises(UserError, match=f"is a LoRA adapter, and no model by itself: it holds {name}"):
+            load(tmp_path / "alone.safetensors")
+
+
 def test_an_adapter_beside_its_model_is_told_and_not_applied(folder, original):
     adapter(folder)
     [note] = load(folder).notes
@@ -263,6 +285,20 @@ def test_any_file_of_a_folder_stands_for_the_model(folder, original):
         checkpoint = load(found)
         assert checkpoint.path == folder
         assert all(np.array_equal(checkpoint.tensors[each], array) for each, array in expected.items())
+
+
+def test_parts_whose_index_is_lost_are_found_by_their_names(folder, theirs):
+    theirs.save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    parts = sorted(folder.glob("*-of-*.safetensors"))
+    assert len(parts) > 2
+    ids = random_ids(9)
+    for path in (folder, parts[1]):
+        torch.testing.assert_close(logits_of(opened(path)[1], ids), logits_of(theirs, ids), rtol=0, atol=1e-4)
+    parts[-1].unlink()
+    with pytest.raises(UserError, match=f"lacks {parts[-1].name}, one of its parts"):
+        load(folder)
 
 
 def test_paths_may_end_in_a_slash_begin_at_home_be_links_or_look_like_files(folder, tmp_path, monkeypatch):

@@ -14,6 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minillm_repl.checkpoint import foreign
+from minillm_repl.checkpoint.families import FAMILIES
+from minillm_repl.checkpoint.folder import Folder
 from minillm_repl.checkpoint.header import parse_json
 from minillm_repl.cli import make_parser
 from minillm_repl.configuration import Launch, read_configuration
@@ -86,6 +89,26 @@ def test_any_json_as_a_config(data):
         config_from_json(data | {"arch": "gpt"})
     with one_clean_line():
         config_from_json({"vocab": 5, "context": 8, "width": 8, "layers": 1, "heads": 2} | data)
+
+
+FIELDS = sorted(
+    {name for family in FAMILIES for name in (*family.defaults, *family.renamed)}
+    | {"head_dim", "n_inner", "layer_types", "rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor"}
+    | {"architectures", "is_encoder_decoder", "_class_name", "quantization_config", "quantization"}
+)
+LAYERS = ["full_attention", "sliding_attention", "attention", "x"]
+VALUES = JSON | st.dictionaries(st.sampled_from(["rope_type", "type", "factor", *LAYERS]), JSON)
+VALUES |= st.lists(st.sampled_from(LAYERS), max_size=3) | st.just("gelu")
+
+
+@given(st.sampled_from(FAMILIES), st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=4))
+def test_any_json_as_the_config_of_a_folder(family, data):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
+    with tempfile.TemporaryDirectory() as folder, one_clean_line():
+        (Path(folder) / "config.json").write_text(json.dumps({"model_type": family.model_type} | sizes | data))
+        assert Folder(Path(folder)).config.layers == 3 or "num_hidden_layers" in data or "n_layer" in data
+        assert all(note.isprintable() for note in Folder(Path(folder)).notes)
+        foreign.purpose(data), foreign.headless(data)
 
 
 @given(st.sampled_from(["character", "ids", "magic"]), st.dictionaries(TEXT, JSON, max_size=3), JSON)

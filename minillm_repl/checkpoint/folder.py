@@ -1,6 +1,7 @@
 """A Hugging Face folder: which files are in it, and what its config says. Needs no numpy, so that a prompt can wait."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors", re.ASCII)
 _LARGEST_JSON = 64 << 20  # bytes; the largest tokenizer.json of known models has 34 million
 
 
@@ -125,7 +127,7 @@ class Folder:
                     family=self.family.title,
                 )
             )
-        if os.path.lexists(self.path / foreign.ADAPTER):
+        if self._adapted:
             kind = foreign.adapter(self.path)
             notes.append(_("beside the model lies {kind}; it is not applied", kind=kind))
         return tuple(notes)
@@ -136,7 +138,9 @@ class Folder:
 
     def _weight_files(self) -> list[Path]:
         index = self.fields(INDEX)
-        shards = sorted({str(shard) for shard in self._shards(index)}) if index else []
+        shards = sorted({str(shard) for shard in self._shards(index)}) if index else self._numbered()
+        if self.chosen is not None and self.chosen.name == foreign.ADAPTER_WEIGHTS and self._adapted:
+            raise UserError(_("{name} is {kind}", name=self.name, kind=foreign.adapter(self.path)))
         if self.chosen is not None and self.chosen.name not in shards:
             return [self.chosen]
         if shards and not (self.path / WEIGHTS).exists():
@@ -152,12 +156,26 @@ class Folder:
                     )
                 if not os.path.lexists(self.path / shard):
                     raise UserError(
-                        _("{name} lacks {shard:.80}, which its index names", name=self.name, shard=safe_line(shard))
+                        _("{name} lacks {shard:.80}, one of its parts", name=self.name, shard=safe_line(shard))
                     )
             return [self.path / shard for shard in shards]
         if not os.path.lexists(self.path / WEIGHTS):
             raise self._no_weights()
         return [self.path / WEIGHTS]
+
+    def _numbered(self) -> list[str]:
+        """Return the parts of a model that lacks an index: their names tell how many there are."""
+        names = [self.chosen.name] if self.chosen else sorted(path.name for path in self.path.glob("*.safetensors"))
+        match = next(filter(None, map(_PART.fullmatch, names)), None)
+        if match is None:
+            return []
+        stem, count = match["stem"], match["count"]
+        return [f"{stem}-{number:05}-of-{count}.safetensors" for number in range(1, int(count) + 1)]
+
+    @property
+    def _adapted(self) -> bool:
+        """Whether an adapter of PEFT lies in the folder."""
+        return os.path.lexists(self.path / foreign.ADAPTER)
 
     def _no_weights(self) -> UserError:
         """Return the error for a folder that has a config.json, and no weights that open."""
@@ -165,14 +183,13 @@ class Folder:
         if others:
             return UserError(
                 _(
-                    "{name} has no {weights}, and no index of its parts; it has {file:.80}: name that file to open it",
+                    "{name} has no {weights}; it has {file:.80}: name that file to open it",
                     name=self.name,
                     weights=WEIGHTS,
                     file=safe_line(others[0]),
                 )
             )
-        adapted = os.path.lexists(self.path / foreign.ADAPTER)
-        kind = foreign.adapter(self.path) if adapted else foreign.other_weights(self.path)
+        kind = foreign.adapter(self.path) if self._adapted else foreign.other_weights(self.path)
         return UserError(
             _("{name} is {kind}", name=self.name, kind=kind)
             if kind

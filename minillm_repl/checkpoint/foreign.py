@@ -82,6 +82,15 @@ def purpose(fields: Mapping[str, Any]) -> str:
     return ""
 
 
+def headless(fields: Mapping[str, Any]) -> str:
+    """Return what a model without an output head is by its config.json, as words after `NAME is`; empty if unknown."""
+    named = fields.get("architectures")
+    kind = safe_line(str(named[0])) if named and isinstance(named, list) else ""
+    if not kind or kind.endswith(("ForCausalLM", "LMHeadModel")):
+        return ""
+    return _("a model without an output head, which does not go on with a text ({kind:.60}),", kind=kind)
+
+
 def without_config(folder: Path) -> str:
     """Return what a folder without a config.json is, as words after `NAME is`; empty if nothing is known of it."""
     files = _files(folder)
@@ -99,6 +108,11 @@ def without_config(folder: Path) -> str:
     if weights:
         return _("a folder without a config.json, which says the sizes of {file:.80}", file=safe_line(weights[0]))
     return other_weights(folder)
+
+
+def lora_in(names: Iterable[str]) -> str:
+    """Return a tensor that is half of a LoRA adapter of another program; empty if there is none."""
+    return next((name for name in names if re.search(r"lora_(A|B|down|up)\b", name)), "")
 
 
 def adapter(folder: Path) -> str:

@@ -63,8 +63,11 @@ def _tied(folder: Folder, found: Mapping[str, Place]) -> tuple[AnyConfig, tuple[
     config = folder.config
     embedding, head = folder.family.ends(found)
     if not config.tied and head not in found and embedding in found:
+        kind = foreign.headless(folder.config_fields)
         raise UserError(
-            _(
+            _("{name} is {kind} and lacks the tensor {tensor}", name=folder.name, kind=kind, tensor=head)
+            if kind
+            else _(
                 "{name} lacks the tensor {tensor}, its output head; a model whose head is its embedding says so in"
                 " {config}: tie_word_embeddings",
                 name=folder.name,

@@ -60,6 +60,15 @@ def _load(path: Path, vocabulary: Tokenizer | None, how: Reading) -> Checkpoint:
         return huggingface.checkpoint(folder, how)
     if os.path.lexists(path.parent / foreign.ADAPTER):
         raise UserError(_("{name} is {kind}", name=name, kind=foreign.adapter(path.parent)))
+    half = foreign.lora_in(header.tensors)
+    if half:
+        raise UserError(
+            _(
+                "{name} is a LoRA adapter, and no model by itself: it holds {tensor:.80}",
+                name=name,
+                tensor=safe_line(half),
+            )
+        )
     raise UserError(
         _(
             "{name} holds neither a minillm checkpoint (metadata format = {format}) nor the study note's"

@@ -190,7 +190,7 @@ def test_weights_become_the_numbers_that_were_asked_for(stored, wanted, tmp_path
     checkpoint = load(tmp_path, dtype=wanted)
     dtype = stored if wanted == "auto" else getattr(torch, wanted)
     ours = build(checkpoint.config, checkpoint.tensors)
-    assert {weight.dtype for weight in ours.parameters()} == {dtype}
+    assert {weight.dtype for weight in ours.parameters() if weight.ndim > 1} == {dtype}  # norms are in float32
     expected = model.model.layers[1].self_attn.o_proj.weight.to(dtype)
     assert torch.equal(ours.blocks[1].attention.proj.weight, expected)
 

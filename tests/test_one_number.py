@@ -4,6 +4,9 @@ What is sampled from, `:verbose`, `:sampler`, `:prob`, `:surprise`, `:lens`, `:w
 other, to a text written under a change of strength 0, and to `transformers` in float32 where it knows the model.
 """
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from math import log
 
@@ -29,6 +32,7 @@ from minillm_repl.insight.steering import steering
 from minillm_repl.insight.subject import Subject
 from minillm_repl.insight.surprise import surprise_view
 from minillm_repl.model.build import build
+from tests.conftest import ROOT
 from tests.test_huggingface import FAMILIES, random_model
 
 NEAR = 1e-4
@@ -166,3 +170,28 @@ def test_logits_that_are_no_numbers_are_told_as_what_is_known_of_them(nalssi):
         Subject(decoder.model, nalssi.tokenizer, (1, 2)).logits()
     with pytest.raises(UserError, match="at token 2 are not finite numbers: a weight is not one, or"):
         next_logits(decoder, [1, 2])
+
+
+@pytest.mark.slow
+def test_a_change_of_strength_0_and_one_that_is_switched_off_leave_every_bit(tmp_path):
+    """What the program writes after them is what it writes without, and its numbers are."""
+    random_model(*FAMILIES["llama"], torch.bfloat16).save_pretrained(tmp_path / "m")
+    between = {
+        "none": [],
+        "strength 0": [":steer 41 5 vs 8 60 strength=0"],
+        "switched off": [":steer 41 5 vs 8 60", ":ablate 0.1", ":ablate 1 mean", ":ablate off", ":steer off"],
+    }
+    found = set()
+    for name, lines in between.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        asked = [":max-tokens 12", ":seed 4", ":temp 1", "5 17 90 3", *lines, "8 8 60", ":sampler --json s.json"]
+        done = subprocess.run(
+            [sys.executable, "-m", "minillm_repl", "--no-history", "--ckpt", str(tmp_path / "m")], cwd=folder,
+            input="\n".join(asked), capture_output=True, text=True, check=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        texts = [line for line in done.stdout.splitlines() if line.startswith("8 8 60 ")]
+        assert len(texts) == 1, done.stdout
+        found.add((*texts, (folder / "s.json").read_text()))
+    assert len(found) == 1

@@ -13,7 +13,9 @@ _KEYS = N_("""Enter sends · Alt-Enter or Ctrl-J breaks the line · \"\"\" begin
 ↑ ↓ history · Ctrl-R searches it · Tab completes · Ctrl-X Ctrl-E opens an editor
 Ctrl-C clears the line, or stops the model and keeps its text · Ctrl-D leaves
 What has no colon is a prompt; :: at its start sends one colon.
-`:help NAME` says what a command takes, and what its numbers mean.""")
+`:help NAME` says what a command takes, and what its numbers mean.
+All numbers are float32, from the weights as they are stored; `transformers` in
+bfloat16 rounds each step, and shows others: 76.9 % for 79.1 %, or 13.19 for 13.36.""")
 
 
 @command("help", ":help [COMMAND]", aliases=("h", "?", "도움말"), completion="command")

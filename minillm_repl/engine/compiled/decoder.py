@@ -75,8 +75,8 @@ class CompiledDecoder:
             )
         if self._bits:
             return _(
-                "compiled, weights of the layers in 4 bits, embedding and output in 8 (--quant int4), {size:,.1f} MiB"
-                " beside those of the file",
+                "compiled, weights of the layers in 4 bits, which loses much, embedding and output in 8 (--quant int4),"
+                " {size:,.1f} MiB beside those of the file",
                 size=size,
             )
         if self._turned:

@@ -9,6 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.datamodel import PrimitiveModel, register_default
 from numba.extending import intrinsic
 
@@ -19,6 +20,7 @@ from minillm_repl.engine.compiled.lanes import (
     fetched,
     multiplied_added,
     place_of,
+    processor_has,
     spread_out,
     stored,
 )
@@ -150,5 +152,11 @@ def _pair(context: Any, builder: Any, kind: Any, array: Any, place: Any) -> tupl
     address = builder.bitcast(place_of(context, builder, kind, array, place), ir.VectorType(BYTE, LANES).as_pointer())
     both = builder.sext(builder.load(address, align=1), whole)
     four, above = ir.Constant(whole, [4] * LANES), ir.Constant(whole, [28] * LANES)
-    lower, upper = builder.ashr(builder.shl(both, above), above), builder.ashr(both, four)
+    upper = builder.ashr(both, four)
+    if processor_has(context, "avx512f"):  # sixteen numbers are a register, in which the lowest four bits look one up
+        table = ir.Constant(REGISTER, [float(number - 16 * (number > 7)) for number in range(16)])
+        kind = ir.FunctionType(REGISTER, [REGISTER, whole])
+        found = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.permvar.sf.512")
+        return builder.call(found, [table, both]), builder.call(found, [table, upper])
+    lower = builder.ashr(builder.shl(both, above), above)
     return builder.sitofp(lower, REGISTER), builder.sitofp(upper, REGISTER)

@@ -1,11 +1,17 @@
 """The compiled decoder is held to the torch model, and the torch model to the study note's own program."""
 
+import io
+import re
+import sys
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from minillm_repl.checkpoint.load import load, read_vocabulary
+from minillm_repl.checkpoint.native import save
+from minillm_repl.cli import main
 from minillm_repl.engine.compiled.decoder import CompiledDecoder
 from minillm_repl.engine.decoder import make_decoder, read
 from minillm_repl.engine.torch_decoder import TorchDecoder
@@ -139,3 +145,39 @@ def test_attention_is_causal():
         a, b = model(torch.tensor([[1, 2, 3, 4]])), model(torch.tensor([[1, 2, 3, 9]]))
     torch.testing.assert_close(a[:, :3], b[:, :3])
     assert not torch.allclose(a[:, 3], b[:, 3])
+
+
+LONG = {"context": 300, "heads": 2}
+LIMITS = [({"context": 8}, 0), (LONG, 0), (LONG, 200), ({"context": 1}, 0)]
+
+
+@pytest.mark.parametrize("make", [CompiledDecoder, torch_decoder])
+@pytest.mark.parametrize(("sizes", "limit"), LIMITS)
+def test_the_cache_takes_as_much_as_is_said_once_the_context_is_full(make, sizes, limit):
+    checkpoint = random_checkpoint(**sizes)
+    config, decoder = checkpoint.config, make(checkpoint)
+    decoder.context = limit or decoder.context
+    exact = 2 * 4 * config.layers * config.heads * config.head_size * decoder.context  # keys and values, float32
+    assert exact <= decoder.full_cache_bytes
+    ids = np.random.default_rng(0).integers(0, config.vocab, decoder.context).tolist()
+    found = []
+    for token in ids:
+        decoder.decode(token)
+        found.append(decoder.cache_bytes)
+    assert found == sorted(found)
+    assert found[-1] == decoder.full_cache_bytes  # and so never more than that
+    if make is torch_decoder:
+        assert found[-1] == exact
+
+
+def test_the_card_of_a_model_says_of_the_cache_what_its_decoder_says(tmp_path, capsys, monkeypatch):
+    save(random_checkpoint(context=300, heads=2), tmp_path / "m.safetensors")
+    lines = [":model", ":set max-tokens=400", "가각", ":model", ":ablate 0.0", "가각", ":model"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(lines).encode())))
+    main(["--ckpt", str(tmp_path / "m.safetensors"), "--context", "200", "--color", "never"])
+    shown = capsys.readouterr().out
+    figures = re.findall(r"\+ ([\d.]+) MiB KV\s+cache;\s+([\d.]+) MiB\s+when", shown)
+    assert len(figures) == 3
+    assert figures[0][0] == "0.00"
+    for now, full in figures[1:]:
+        assert now == full != "0.00"

@@ -17,7 +17,6 @@ def model(shell: Shell, _argument: str) -> None:
     opened = shell.model()
     checkpoint, config, decoder = opened.checkpoint, opened.checkpoint.config, opened.decoder
     weights = sum(array.nbytes for array in checkpoint.tensors.values())
-    cache = 2 * 4 * config.layers * config.kv_heads * config.head_size  # bytes for a token: keys and values in float32
     rows = {
         _("name"): _("{model} (not saved)", model=opened.name) if shell.session.unsaved else opened.name,
         _("family"): opened.family,
@@ -27,7 +26,7 @@ def model(shell: Shell, _argument: str) -> None:
             "{weights:,.1f} MiB of weights ({kind}) + {cache:,.2f} MiB KV cache;"
             " {full:,.2f} MiB when the context is full",
             weights=weights / 2**20, kind=checkpoint.dtype, cache=decoder.cache_bytes / 2**20,
-            full=cache * decoder.context / 2**20,
+            full=decoder.full_cache_bytes / 2**20,
         ),
         _("vocabulary"): _vocabulary(checkpoint),
         _("runs on"): f"{decoder.name}: {decoder.why}",

@@ -48,6 +48,10 @@ class Decoder(Protocol):
     def cache_bytes(self) -> int:
         """Memory that keys and values take."""
 
+    @property
+    def full_cache_bytes(self) -> int:
+        """Memory that they take when the context is full."""
+
     def prefill(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Read one or more tokens after those in the cache; return the logits after the last."""
 

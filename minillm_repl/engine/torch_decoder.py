@@ -27,7 +27,6 @@ class TorchDecoder:
         self._records = first.is_cuda and tap is untapped  # a tap is Python, which cannot be recorded
         self._step: RecordedStep | None = None
         self.ids: list[int] = []
-        self.context = model.config.context
         self.start: int | None = None
         self.piece = piece_of(model.config.parameters) if first.device.type == "cpu" else _PIECE_ELSEWHERE
         self._why = why
@@ -48,6 +47,20 @@ class TorchDecoder:
     def cache_bytes(self) -> int:
         """Memory that keys and values take."""
         return self._cache.nbytes
+
+    @property
+    def full_cache_bytes(self) -> int:
+        """Memory that keys and values take when the context is full."""
+        return self._cache.full_nbytes
+
+    @property
+    def context(self) -> int:
+        """How many tokens it can see at once."""
+        return self._cache.most
+
+    @context.setter
+    def context(self, tokens: int) -> None:
+        self._cache.most = tokens
 
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int]) -> NDArray[np.float32]:

@@ -1,5 +1,6 @@
 """The keys and values of the tokens a model has already read."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,7 +21,7 @@ class KVCache:
 
     def __init__(self, config: AnyConfig, device: torch.device) -> None:
         self._shape = (config.layers, 2, 1, config.kv_heads, 0, config.head_size)
-        self._most = config.context
+        self.most = config.context  # tokens: there is never room for more, unless more are put in
         self._windows = getattr(config, "windows", ()) or (0,)
         self._kv = torch.empty(self._shape, device=device)
         self._place: Tensor | None = None
@@ -74,7 +75,7 @@ class KVCache:
         """Have room for so many tokens in all."""
         if needed <= self.room:
             return
-        room = max(needed, min(self._most, max(2 * self.room, needed + -needed % _ROOM)))
+        room = max(needed, min(self.most, max(2 * self.room, needed + -needed % _ROOM)))
         larger = self._kv.new_zeros((*self._shape[:4], room, self._shape[5]))  # not empty: nothing times NaN is NaN
         larger[..., : self.length, :] = self._kv[..., : self.length, :]
         self._kv = larger
@@ -83,3 +84,8 @@ class KVCache:
     def nbytes(self) -> int:
         """Memory that it takes."""
         return self._kv.nbytes
+
+    @property
+    def full_nbytes(self) -> int:
+        """Memory that it takes with all the tokens that there can be room for."""
+        return self._kv.element_size() * self.most * math.prod(self._shape[:4]) * self._shape[5]

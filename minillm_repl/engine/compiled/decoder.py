@@ -1,5 +1,6 @@
 """The compiled decoder of all families: prepares what compiled code reads, and keeps the cache."""
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -86,7 +87,18 @@ class CompiledDecoder:
     @property
     def cache_bytes(self) -> int:
         """Memory that keys and values take."""
-        return self._room["keys"].nbytes + self._room["values"].nbytes if self._positions else 0
+        return sum(self._room[name].nbytes for name in self._cache(0)) if self._positions else 0
+
+    @property
+    def full_cache_bytes(self) -> int:
+        """Memory that keys and values take when the context is full."""
+        return sum(4 * math.prod(shape) for shape in self._cache(_in_blocks(self.context)).values())
+
+    def _cache(self, positions: int) -> dict[str, tuple[int, int, int]]:
+        """Return the shapes of the arrays that keep keys and values of so many positions."""
+        layers, heads = self._config.layers, self._config.kv_heads
+        sizes = {"keys": self._config.head_size, "values": self._room.padded}
+        return {name: (layers, heads, positions * size) for name, size in sizes.items()}
 
     def prefill(self, ids: Sequence[int]) -> Floats:
         """Read tokens after those in the cache; return the logits after the last."""
@@ -116,16 +128,19 @@ class CompiledDecoder:
 
     def _grow(self, needed: int) -> None:
         """Make room for more positions; it doubles, so that a long text is copied a few times in all."""
-        positions = max(needed, min(self._config.context, max(_FIRST_ROOM, 2 * self._positions)))
-        positions = -(-positions // BLOCK) * BLOCK
-        layers, heads = self._config.layers, self._config.kv_heads
-        for name, size in (("keys", self._config.head_size), ("values", self._room.padded)):
-            longer = aligned((layers, heads, positions * size), np.float32)
+        positions = _in_blocks(max(needed, min(self.context, max(_FIRST_ROOM, 2 * self._positions))))
+        for name, shape in self._cache(positions).items():
+            longer = aligned(shape, np.float32)
             if self._positions:
-                longer[:, :, : self._positions * size] = self._room[name]
+                before = self._room[name]
+                longer[:, :, : before.shape[2]] = before
             self._room.put(name, longer)
         self._positions = positions
         cos, sin = rotation(self._config, positions)
         self._room.put("cos", cos)
         self._room.put("sin", sin)
         self._room.tell(positions=positions, angles=cos.shape[1])
+
+
+def _in_blocks(positions: int) -> int:
+    return -(-positions // BLOCK) * BLOCK

@@ -6,6 +6,7 @@ an assistant has said.
 
 import copy
 import dataclasses
+import io
 import json
 import re
 
@@ -14,13 +15,18 @@ import pytest
 import transformers
 from tokenizers.pre_tokenizers import Metaspace
 
+from minillm_repl import commands
 from minillm_repl.checkpoint.answers import trained_ids
 from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
-from minillm_repl.checkpoint.conversation import Message, encode, prompt, render
+from minillm_repl.checkpoint.conversation import Message, encode, prompt
+from minillm_repl.errors import UserError
 from minillm_repl.model.config import GPTConfig
+from minillm_repl.render.console import Screen, Transcript
 from minillm_repl.repl.opening import Opening
+from minillm_repl.repl.registry import discover
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
+from minillm_repl.repl.shell import Shell
 from minillm_repl.tokenizer.base import decode
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from minillm_repl.tokenizer.subword import SubwordTokenizer
@@ -85,29 +91,26 @@ def in_parts(kind, theirs, said, begun=True):
 def test_a_typed_name_is_text_and_leaves_the_rest_as_it_is(kind):
     ours, theirs = pair(kind)
     template = ChatTemplate(STRICT, {"bos_token": "<s>"})
-    for typed in TYPED:
-        said = talk("hello", "you " + typed, "Once upon a time", typed, typed)
-        assert encode(template, ours, said[-1:], False) == in_parts(kind, theirs, said[-1:])
-        assert encode(template, ours, said, False) == in_parts(kind, theirs, said)
-        ids, marks = trained_ids(template, ours, [said])[0]
-        assert ids == in_parts(kind, theirs, said, begun=False)
-        learnt = [each for each, mark in zip(ids, marks, strict=True) if mark]
-        answers = [in_parts(kind, theirs, [each], begun=False)[2:] for each in said[1::2]]
-        assert learnt == answers[0] + answers[1]
+    said = talk(*(text for typed in TYPED for text in (typed, "you " + typed, "Once upon a time", "the")), TYPED[0])
+    assert encode(template, ours, said[:1], False) == in_parts(kind, theirs, said[:1])
+    assert encode(template, ours, said, False) == in_parts(kind, theirs, said)
+    ids, marks = trained_ids(template, ours, [said])[0]
+    assert ids == in_parts(kind, theirs, said, begun=False)
+    learnt = [each for each, mark in zip(ids, marks, strict=True) if mark]
+    assert learnt == [token for each in said[1::2] for token in in_parts(kind, theirs, [each], begun=False)[2:]]
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "prepend", "always"])
 def test_the_ids_are_those_of_transformers_when_it_keeps_typed_names_apart(kind):
     ours, theirs = pair(kind)
     template = ChatTemplate(STRICT, {"bos_token": "<s>"})
-    for typed in ("Once upon a time </s>", "hello <|end|>", "a <s>", "Once <|User|>"):
-        for said in (talk(typed), talk(typed, "hello there", "The end")):
-            expected = theirs.apply_chat_template(
-                dicts(said), chat_template=STRICT, add_generation_prompt=True, sanitize_control_tokens=True
-            )["input_ids"]
-            theirs_text = [theirs.convert_ids_to_tokens(each) for each in expected]
-            found = [theirs.convert_ids_to_tokens(each) for each in encode(template, ours, said, False)]
-            assert [each for each in found if each != "▁"] == [each for each in theirs_text if each != "▁"]
+    said = talk("Once upon a time </s>", "hello there", "hello <|end|>", "a", "a <s>", "The end", "Once <|User|>")
+    expected = theirs.apply_chat_template(
+        dicts(said), chat_template=STRICT, add_generation_prompt=True, sanitize_control_tokens=True
+    )["input_ids"]
+    blank = theirs.convert_tokens_to_ids("▁")  # it puts one before some parts: each is read after a newline
+    found = encode(template, ours, said, False)
+    assert [each for each in found if each != blank] == [each for each in expected if each != blank]
 
 
 @pytest.mark.parametrize("flags", [{"lstrip": True}, {"rstrip": True}, {"single_word": True}, {"normalized": True}])
@@ -143,11 +146,10 @@ def test_private_characters_that_are_typed_stay(kind):
     else:
         ours, _ = pair(kind)
     template = ChatTemplate(STRICT.replace("{{ bos_token }}", ""))
-    for typed in PRIVATE:
-        for said in (talk(typed), talk("a", typed, "</s>")):
-            ids = encode(template, ours, said, False)
-            assert typed in decode(ours, ids)
-            assert not {"</s>"} & {ours.special(each) for each in ids}
+    said = talk(*PRIVATE, *PRIVATE, "</s>")
+    ids = encode(template, ours, said, False)
+    assert decode(ours, ids).replace(" ", "") == "".join(each.content for each in said)
+    assert "</s>" not in {ours.special(each) for each in ids}
 
 
 @pytest.mark.parametrize(
@@ -163,11 +165,9 @@ def test_private_characters_that_are_typed_stay(kind):
 )
 def test_a_template_sees_what_was_said_and_neither_tools_nor_documents(source):
     ours, theirs = pair("byte-level")
-    for said in (talk("Once </s> upon <|end|>"), talk("<s>", "</s><|User|> x"), talk("plain")):
+    for said in (talk("Once </s> upon <|end|>", "</s><|User|> x", "plain"), talk("plain")):
         expected = theirs.apply_chat_template(dicts(said), chat_template=source, tokenize=False)
-        assert render(ChatTemplate(source), [(said, False)]) == [expected]
-        ids = encode(ChatTemplate(source), ours, said, False)
-        assert decode(ours, ids) == expected
+        assert decode(ours, encode(ChatTemplate(source), ours, said, False)) == expected
 
 
 # -- thoughts
@@ -305,3 +305,66 @@ def test_a_stop_string_may_be_or_hold_a_special_token(stop):
     assert decode(tokenizer, left) == said[: len(decode(tokenizer, left))]
     assert not any(tokenizer.special(each) and tokenizer.special(each) in stop for each in left)
     assert len(decode(tokenizer, left)) <= len(said)
+
+
+# -- told on the screen
+
+
+def shell(model):
+    """A shell with a model open, and where it writes."""
+    out = Transcript(file=io.StringIO(), width=200, markup=False, highlight=False, emoji=False)
+    made = Shell(Session(Settings(temp=0, max_tokens=9)), Screen(out, out), discover(commands))
+    made.session.adopt(model, unsaved=False)
+    return made, out.file
+
+
+def test_a_way_that_is_taken_leaves_a_chat_as_if_the_model_had_written_it():
+    model = writer(["yo", "<|end|>", "\n", "x", "</s>"])
+    written, _ = shell(model)
+    taken, shown = shell(model)
+    for each in (written, taken):
+        each.run("hello")
+    before = list(taken.session.ids), list(taken.session.said)
+    taken.run(":branch 2 tokens=9")
+    assert "<|end|>" in shown.getvalue()
+    taken.run(":branch take 2")
+    assert (taken.session.ids, taken.session.said) == before
+    for each in (written, taken):
+        each.run(":continue")
+        each.run("you there")
+    assert taken.session.turns[-1].given == written.session.turns[-1].given
+    assert taken.session.said == written.session.said
+    taken.session.settings = Settings(temp=0, max_tokens=9, stop=("yo<|end|>",))
+    for command in (":branch 2 tokens=9", ":branch take 1"):
+        taken.run(command)
+    assert taken.session.said[-1] == Message("assistant", "")
+    assert taken.session.ids == list(taken.session.turns[-1].given)
+
+
+@pytest.mark.parametrize("unknown", ["", "<unk>"])
+def test_letters_that_are_unknown_are_told_in_a_chat_as_in_a_completion(unknown):
+    names = [*CONTROL, "<s>", *([unknown] if unknown else [])]
+    tokenizer = CharacterTokenizer(sorted("helo yu"), names)
+    size = tokenizer.size
+    config = GPTConfig(size, context=64, width=8, layers=1, heads=1, hidden=1)
+    tensors = {name: np.ones(shape, np.float32) for name, shape in config.shapes()}
+    checkpoint = Checkpoint(config, tokenizer, tensors, chat=ChatTemplate(STRICT, {"bos_token": "<s>"}))
+    made, shown = shell(Opening().ready(checkpoint))
+    told = []
+    for command in (":chat on", ":chat off"):
+        made.run(command)
+        shown.truncate(0)
+        made.run("hello 뷁뷁 yo♞u")
+        told.append(re.search(r"! .*never seen.*", shown.getvalue())[0])
+        assert len(made.session.turns)
+    assert told[0] == told[1]
+    assert "뷁, ♞: " + (f"read as {unknown}" if unknown else "skipped") in told[0]
+    made.run(":chat on")
+    shown.truncate(0)
+    made.run("hello you")
+    assert "never seen" not in shown.getvalue()
+    if not unknown:
+        turns = len(made.session.turns)
+        with pytest.raises(UserError, match="never seen 뷁, and nothing else was typed"):
+            made.prompt("뷁")
+        assert len(made.session.turns) == turns

@@ -12,8 +12,10 @@ import re
 
 import numpy as np
 import pytest
+import tokenizers
 import transformers
-from tokenizers.pre_tokenizers import Metaspace
+from tokenizers import decoders, models
+from tokenizers.pre_tokenizers import Metaspace, Split
 
 from minillm_repl import commands
 from minillm_repl.checkpoint.answers import trained_ids
@@ -168,6 +170,37 @@ def test_a_template_sees_what_was_said_and_neither_tools_nor_documents(source):
     for said in (talk("Once </s> upon <|end|>", "</s><|User|> x", "plain"), talk("plain")):
         expected = theirs.apply_chat_template(dicts(said), chat_template=source, tokenize=False)
         assert decode(ours, encode(ChatTemplate(source), ours, said, False)) == expected
+
+
+MODELS = {
+    "Unigram": models.Unigram(
+        [("<unk>", 0.0), ("<s>", 0.0), ("<|end|>", 0.0), *((each, -4.0) for each in "▁ab<s>|end/"), ("ab", -5.0)],
+        unk_id=0,
+    ),
+    "WordLevel": models.WordLevel(
+        {each: place for place, each in enumerate(["<unk>", "<s>", "<|end|>", *"▁ab<s>|end/", "ab"])}, unk_token="<unk>"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_that_finds_names_by_itself_does_not_take_those_that_are_typed(name):
+    library = tokenizers.Tokenizer(MODELS[name])
+    library.pre_tokenizer = Metaspace() if name == "Unigram" else Split(" ", "removed")
+    library.decoder = decoders.Metaspace() if name == "Unigram" else decoders.Fuse()
+    library.add_special_tokens(["<unk>", "<s>", "<|end|>", "<new>"])
+    ours = SubwordTokenizer(json.loads(library.to_str()), {}, 40)
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=library)
+    meant = [1, 2]
+    for typed in ("<s>", "a <s> b", "ab <|end|>", "<new> a"):
+        for ids in (ours.encode(typed), ours.encode(typed, start=False), *ours.encode_many([typed])):
+            assert not {*meant, ours.named("<new>")} & set(ids)
+        assert ours.encode(typed, special=True) == theirs(typed)["input_ids"]
+    for plain in ("ab a", "b", "a b ab"):
+        assert ours.encode(plain) == theirs(plain)["input_ids"]
+    ids = encode(ChatTemplate("<s>{{ messages[0].content }}<|end|>"), ours, talk("ab <s> <|end|> ab"), False)
+    assert [each for each in ids if each in meant] == meant
+    assert (ids[0], ids[-1]) == (1, 2)
 
 
 # -- thoughts

@@ -93,6 +93,33 @@ def names_pattern(tokens: Iterable[tokenizers.AddedToken]) -> re.Pattern[str]:
     return re.compile("|".join(edges[each.single_word].format(re.escape(each.content)) for each in ordered) or "(?!)")
 
 
+def secret_names(added: Mapping[int, tokenizers.AddedToken]) -> dict[str, str]:
+    """Return for the name of each special token one that nobody can know, with the same ends."""
+    nonce = secrets.token_hex(8)
+    names = {token: each.content for token, each in added.items() if each.special}
+    return {name: f"{name[0]}{nonce}{token:x}{name[-1]}" for token, name in names.items()}
+
+
+def finds_names(description: Mapping[str, Any]) -> bool:
+    """Tell whether a model finds the names of its special tokens in a text by itself, as one word of the vocabulary."""
+    model = description.get("model")
+    return isinstance(model, dict) and (isinstance(model.get("vocab"), list) or model.get("type") == "WordLevel")
+
+
+def renamed(description: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return a description in which tokens have other names."""
+    model, added = description["model"], description["added_tokens"]
+    entries = [{**entry, "content": names.get(entry["content"], entry["content"])} for entry in added]
+    kept = model.get("unk_token") if model.get("type") == "WordLevel" else None
+    names = {name: other for name, other in names.items() if name != kept}
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, list):
+        vocabulary = [[names.get(name, name), *rest] for name, *rest in vocabulary]
+    elif finds_names(description):
+        vocabulary = {names.get(name, name): token for name, token in vocabulary.items()}
+    return {**description, "added_tokens": entries, "model": {**model, "vocab": vocabulary}}
+
+
 class Apart:
     """Reads a text in which some names of special tokens mean them, and others are text.
 
@@ -102,15 +129,9 @@ class Apart:
     """
 
     def __init__(self, description: str, added: Mapping[int, tokenizers.AddedToken]) -> None:
-        self._added, nonce = added, secrets.token_hex(8)
-        special = {token: each for token, each in added.items() if each.special}
-        self._secret = {
-            each.content: f"{each.content[0]}{nonce}{token:x}{each.content[-1]}" for token, each in special.items()
-        }
-        self._pattern = names_pattern(special.values())
-        described = json.loads(description)
-        for entry in described["added_tokens"]:
-            entry["content"] = self._secret.get(entry["content"], entry["content"])
+        self._added, self._secret = added, secret_names(added)
+        self._pattern = names_pattern(each for each in added.values() if each.special)
+        described = renamed(json.loads(description), self._secret)
         self._library = make(json.dumps({**described, "post_processor": None}, ensure_ascii=False))
 
     @cached_property

@@ -14,7 +14,7 @@ import tokenizers
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer.added import Apart, put_before
+from minillm_repl.tokenizer.added import Apart, finds_names, put_before, renamed, secret_names
 from minillm_repl.tokenizer.base import Span, Tokenizer, Typed
 from minillm_repl.tokenizer.library import library_errors, make, whole_characters
 from minillm_repl.untrusted.tried import largest_id
@@ -48,9 +48,20 @@ class SubwordTokenizer(Tokenizer):
             self._bytes = {token: read(token, name) for name, token in vocabulary.items()} | plain
             self.lead = " " if _strips_space(description) and self._rest is not self._whole else ""
             self.unknown_becomes = _unknown_token(description)
+            single = {piece for piece in self._bytes.values() if len(piece) == 1}
+            self._skips = not self.unknown_becomes and len(single) < 256  # with all bytes it can write everything
+            self._text, self._text_rest = self._without_names(description)
             self._start = put_before(self._whole, ["a", "0", "가", *islice(vocabulary, 100)])
         self._all_usable = max((largest, *self._bytes, *self._special)) < size
         self._usable(self._start)
+
+    def _without_names(self, description: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
+        """Return what reads text in which no special token is meant, and what reads such text that begins none."""
+        if not finds_names(description) or not self._special:
+            return self._whole, self._rest
+        hidden = renamed(description, secret_names(self._added))
+        whole, rest = (json.dumps(each, ensure_ascii=False) for each in (hidden, _without_lead(hidden)))
+        return make(whole), make(rest)
 
     @property
     def size(self) -> int:
@@ -67,7 +78,8 @@ class SubwordTokenizer(Tokenizer):
         return self._usable([*self._start, *ids] if start else ids)
 
     def _encode(self, text: str, start: bool, special: bool) -> tokenizers.Encoding:
-        library = self._whole if start else self._rest
+        libraries = (self._whole, self._rest) if special else (self._text, self._text_rest)
+        library = libraries[0 if start else 1]
         library.encode_special_tokens = not special
         with library_errors():
             return library.encode(whole_characters(text), add_special_tokens=False)
@@ -121,7 +133,7 @@ class SubwordTokenizer(Tokenizer):
     def unknown(self, text: str) -> list[str]:
         """Return the pieces of `text` that become the unknown token, or are skipped, each once, in order."""
         if not self.unknown_becomes:
-            return self._skipped(text)
+            return self._skipped(text) if self._skips else []
         encoding = self._encode(text, False, False)
         lost = self._whole.token_to_id(self.unknown_becomes)
         offsets = zip(encoding.ids, encoding.offsets, strict=True)
@@ -152,9 +164,9 @@ class SubwordTokenizer(Tokenizer):
 
     def encode_many(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of texts, none of which begins one; the library uses all processors."""
-        self._rest.encode_special_tokens = True
+        self._text_rest.encode_special_tokens = True
         with library_errors():
-            found = self._rest.encode_batch_fast(texts, add_special_tokens=False)
+            found = self._text_rest.encode_batch_fast(texts, add_special_tokens=False)
         return [self._usable(encoding.ids) for encoding in found]
 
     @property

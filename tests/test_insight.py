@@ -134,6 +134,28 @@ def test_the_stream_is_as_long_as_the_hidden_states_of_transformers(both):
         assert rows[f"{layer} feed-forward"].stream == pytest.approx(stream, rel=1e-5)
 
 
+def test_each_direction_is_the_cosine_with_the_stream_that_the_part_has_read(both):
+    ours, model, theirs = both
+    names = "attn.c_proj", "attention.dense", "self_attn.o_proj"
+    blocks = getattr(model.base_model, "layers", None) or model.base_model.h
+    made = []
+    for block in blocks:
+        attention = next(module for name, module in block.named_modules() if name in names)
+        for module in (attention, block.mlp):
+            module.register_forward_hook(lambda module, _, out: made.append(out[0, -1]))
+    with torch.no_grad():
+        model(ours.input)
+    rows = {row.place: row for row in residual_view(ours).rows}
+    parallel = getattr(ours.config, "parallel", False)
+    for layer, (attention, forward) in enumerate(zip(made[::2], made[1::2], strict=True)):
+        entered = theirs.hidden_states[layer][0, -1]
+        read = entered if parallel else entered + attention
+        for place, added, before in (("attention", attention, entered), ("feed-forward", forward, read)):
+            cosine = float(torch.nn.functional.cosine_similarity(added, before, dim=0))
+            assert rows[f"{layer} {place}"].aligned == pytest.approx(cosine, abs=1e-4)
+            assert rows[f"{layer} {place}"].added == pytest.approx(float(added.norm()), abs=1e-4)
+
+
 def test_all_taps_on_change_no_bit_of_the_logits(both):
     ours = both[0]
     everything = {}

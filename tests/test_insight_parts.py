@@ -14,7 +14,7 @@ from minillm_repl.insight.watching import Watch
 from minillm_repl.model.build import build, trainable
 from tests.conftest import random_checkpoint
 from tests.test_insight import both, exact, of_text  # noqa: F401 - the fixture
-from tests.test_interventions import layers
+from tests.test_interventions import feed_forward_input
 
 LAYER, HEAD = 1, 2
 
@@ -40,18 +40,6 @@ def test_a_query_meets_keys_and_mixes_values_as_the_models_own_attention_does(bo
     np.testing.assert_allclose(view.mixed, mixed, atol=1e-5)
     _, found = ours.upto(place).record(f"blocks.{LAYER}.attention.z")
     np.testing.assert_allclose(view.mixed, found[f"blocks.{LAYER}.attention.z"][-1, HEAD], atol=1e-6)
-
-
-def feed_forward_input(model, ids):
-    """What enters the second matrix of transformers' feed-forward, whatever the family calls it."""
-    names = "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.down_proj"
-    down = next(module for name, module in layers(model)[LAYER].named_modules() if name in names)
-    seen = []
-    hook = down.register_forward_pre_hook(lambda _, given: seen.append(given[0][0]))
-    with torch.no_grad():
-        model(ids)
-    hook.remove()
-    return seen[0]
 
 
 def test_neurons_are_what_enters_the_second_matrix_of_transformers_feed_forward(both):  # noqa: F811

@@ -6,8 +6,12 @@ import torch
 
 from minillm_repl.errors import UserError
 from minillm_repl.insight.ablation import scan_view, silencing
+from minillm_repl.insight.attention import head_view
 from minillm_repl.insight.attribution import residual_view, why_view
 from minillm_repl.insight.effect import effect_view
+from minillm_repl.insight.gradient import grad_view
+from minillm_repl.insight.lens import lens_view
+from minillm_repl.insight.neurons import neurons_view
 from minillm_repl.insight.patching import patch_view, patched_logits
 from minillm_repl.insight.steering import (
     RANDOM,
@@ -25,7 +29,7 @@ from minillm_repl.tokenizer.descriptions import byte_level_bpe
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from tests.conftest import random_checkpoint
 from tests.test_huggingface import random_ids
-from tests.test_insight import both, of_text  # noqa: F401 - the fixture
+from tests.test_insight import agrees, both, of_text  # noqa: F401 - the fixture
 from tests.test_terminal import cache, models, visit  # noqa: F401 - the fixtures
 
 LAYER, HEAD = 1, 2
@@ -40,6 +44,18 @@ def projection(model, layer=LAYER):
 def layers(model):
     base = model.base_model
     return getattr(base, "layers", None) or base.h
+
+
+def feed_forward_input(model, ids):
+    """What enters the second matrix of transformers' feed-forward, whatever the family calls it."""
+    names = "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.down_proj"
+    down = next(module for name, module in layers(model)[LAYER].named_modules() if name in names)
+    seen = []
+    hook = down.register_forward_pre_hook(lambda _, given: seen.append(given[0][0]))
+    with torch.no_grad():
+        model(ids)
+    hook.remove()
+    return seen[0]
 
 
 @pytest.fixture
@@ -106,22 +122,32 @@ def test_changes_add_up_as_hooks_in_transformers_do_together(both, other):  # no
 
     def averaged(_module, given):
         z, columns = given[0].clone(), slice(HEAD * size, (HEAD + 1) * size)
-        z[..., columns] = z[..., columns].mean(1, keepdim=True)
+        z[..., columns] = z[..., columns].mean(1, keepdim=True).detach()  # a fixed reference
         return (z,)
+
+    def steered(_module, _given, out):
+        return (out[0] + 3 * along, *out[1:]) if isinstance(out, tuple) else out + 3 * along
 
     hooks = [
         projection(theirs, 0).register_forward_pre_hook(silenced),
-        layers(theirs)[1].register_forward_hook(
-            lambda _, given, out: (out[0] + 3 * along, *out[1:]) if isinstance(out, tuple) else out + 3 * along
-        ),
+        layers(theirs)[1].register_forward_hook(steered),
         projection(theirs, 2).register_forward_pre_hook(averaged),
     ]
-    with torch.no_grad():
-        expected = theirs(ours.input).logits[0]
+    embeds = theirs.get_input_embeddings()(ours.input).detach().requires_grad_()
+    found = theirs(inputs_embeds=embeds, output_attentions=True)
+    expected = found.logits[0].detach()
+    (gradient,) = torch.autograd.grad(found.logits[0, -1].max(), embeds)
+    hidden = feed_forward_input(theirs, ours.input)
     for hook in hooks:
         hook.remove()
     torch.testing.assert_close(changed.logits(), expected, rtol=0, atol=1e-4)
     assert not torch.allclose(changed.logits(), ours.logits(), atol=1e-2)
+    np.testing.assert_allclose(head_view(changed, 2, 0).weights, found.attentions[2][0, 0].detach(), atol=1e-5)
+    np.testing.assert_allclose(grad_view(changed).norms, gradient[0].norm(dim=-1), rtol=1e-3, atol=1e-4)
+    busiest = neurons_view(changed, LAYER).neurons[0]
+    np.testing.assert_allclose(busiest.activations, hidden[:, busiest.index], atol=1e-4)
+    final = expected[-1].double().log_softmax(-1)
+    agrees(lens_view(changed, top=5).rows[-1], final, final)
     view = why_view(changed)
     assert sum(part.value for part in view.parts) == pytest.approx(view.logit, abs=1e-3)
 
@@ -314,7 +340,9 @@ def test_what_a_direction_does_is_beside_what_32_random_ones_of_its_norm_do_to_t
 ):
     ours, theirs, _ = both
     monkeypatch.setattr("minillm_repl.insight.steering._AT_ONCE", at_once)
-    taps = list(random_steering(ours, LAYER, 3))
+    shares = []
+    taps = list(random_steering(ours, LAYER, 3, shares.append))
+    assert shares == [each / len(taps) for each in range(len(taps))]
     assert len(taps) == (1 if at_once > 1 else RANDOM)
     stream = torch.zeros(1, 1, ours.config.width)
     vectors = torch.cat([tap(f"blocks.{LAYER}.residual", stream) for tap in taps])  # (32, 1, width)
@@ -379,10 +407,14 @@ def test_of_a_changed_model_the_parts_still_add_up_and_the_stream_is_what_it_is(
     assert (f"added after layer {LAYER}" in names) == (how in ("steered", "all of it"))
     assert ("attention 0" in names) == (how in ("a layer", "all of it"))
     _, found = changed.record(".residual")
-    streams = {row.place: row.stream for row in residual_view(changed).rows}
+    rows = {row.place: row for row in residual_view(changed).rows}
     for layer in range(ours.config.layers):
         expected = float(found[f"blocks.{layer}.residual"][-1].norm())
-        assert streams[f"{layer} feed-forward"] == pytest.approx(expected, rel=1e-5)
+        last = rows.get(f"added after layer {layer}", rows[f"{layer} feed-forward"])
+        assert last.stream == pytest.approx(expected, rel=1e-5)
+    if how in ("steered", "all of it"):
+        assert rows[f"added after layer {LAYER}"].added == pytest.approx(30, rel=1e-3)
+    assert sum("added" in place for place in rows) == (how in ("steered", "all of it"))
 
 
 def test_a_text_of_one_token_has_no_scan():

@@ -45,8 +45,10 @@ def steer(shell: Shell, argument: str) -> None:
     and steering work together, each at its own place, and what comes later sees what was changed before.
     The table shows what that does to the next token. KL is KL(now ‖ before) = Σ now · ln(now / before), in nats. Beside
     it stands the same for 32 random directions of the same norm (always the same 32): the median, what lies between
-    the 5th and the 95th percentile, and how many of them move the answer less. A direction that means something moves
-    it more than nearly all. Without layer it is the middle one; they count from 0.
+    the 5th and the 95th percentile, and the percent of them that move the answer less. A high percentile says that this
+    token hangs on the direction; a low one does not say that it means nothing: what a model never meets disturbs it
+    more than what it knows. Write on, and steer the other way (`strength=-4`), to see what a direction means.
+    Without layer it is the middle one; they count from 0.
     :steer off ends it. What is saved or trained is not changed.
     """
     if argument in ("", "off"):
@@ -70,8 +72,13 @@ def steer(shell: Shell, argument: str) -> None:
 
     tap = steering(direction(*sides, layer), layer, how.strength)
     tell = partial(_steered, how.strength, layer)
-    with shell.screen.waiting(_("steering in random directions")):
-        chance = random_steering(probe, layer, how.strength)
+    with shell.screen.waiting(_("steering in random directions")) as update:
+        chance = random_steering(
+            probe,
+            layer,
+            how.strength,
+            lambda share: update(_("steering in random directions  {share:.0%}", share=share)),
+        )
         view = effect_view(probe, tell(), tap, chance, (sides[0].averaged(), sides[1].averaged()))
     show(shell, view, effect_picture, asked.output, model)
     if not how.strength:  # nothing is added, so what answers is what answers without it, to the last bit

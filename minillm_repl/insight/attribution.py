@@ -44,17 +44,28 @@ def why_view(subject: Subject, token: int | None = None, versus: int | None = No
 def residual_view(subject: Subject) -> ResidualView:
     """Return the norms of the residual stream at the last position, and of what each block adds to it."""
     _, found = subject.record("embedding", "attention.out", "residual.mid", "ff.out", "residual", last=True)
-    stream = torch.zeros_like(found["embedding"][-1])
+    parallel = getattr(subject.config, "parallel", False)
+    read = stream = torch.zeros_like(found["embedding"][-1])
     rows = []
     for name, added in found.items():
         if ".residual" in name:
             continue
         vector = added[-1]
+        if not (parallel and name.endswith("ff.out")):  # there it reads what attention has read
+            read = stream
+        total = stream + vector
         after = name.replace("attention.out", "residual.mid").replace("ff.out", "residual")
-        aligned = torch.nn.functional.cosine_similarity(vector, stream, dim=0)
-        stream = found[after][-1] if name != "embedding" and after in found else stream + vector
-        rows.append(StreamRow(_place(name), float(vector.norm()), float(stream.norm()), float(aligned)))
+        stream = found[after][-1] if name != "embedding" and after in found else total
+        outside = _differs(stream, total)
+        rows.append(_row(_place(name), vector, total if outside else stream, read))
+        if outside:
+            rows.append(_row(f"added after layer {name.split('.')[1]}", stream - total, stream, total))
     return ResidualView(subject.position(len(subject.ids) - 1), subject.tokens, tuple(rows), **subject.where)
+
+
+def _row(place: str, added: Tensor, stream: Tensor, read: Tensor) -> StreamRow:
+    aligned = torch.nn.functional.cosine_similarity(added, read, dim=0)
+    return StreamRow(place, float(added.norm()), float(stream.norm()), float(aligned))
 
 
 def written(subject: Subject, found: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Steering: a direction in the residual stream from one text to another (Turner et al., 2023)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from minillm_repl.model.taps import Tap
 from minillm_repl.tokenizer.base import Tokenizer
 
 RANDOM = 32  # directions that a direction is compared with
-_AT_ONCE = 2**22  # numbers of one activation that exist at once
+_AT_ONCE = 2**23  # numbers of one activation that exist at once
 
 
 @dataclass(frozen=True)
@@ -107,15 +107,18 @@ def steering(along: Tensor, layer: int, strength: float) -> Tap:
     return tap
 
 
-def random_steering(subject: Subject, layer: int, strength: float, seed: int = 0) -> Iterator[Tap]:
+def random_steering(
+    subject: Subject, layer: int, strength: float, told: Callable[[float], None] = lambda _: None, seed: int = 0
+) -> Iterator[Tap]:
     """Yield taps that steer in `RANDOM` random directions altogether, evenly spread: what any direction would do.
 
-    As many at once as memory allows for this text.
+    As many at once as memory allows for this text; `told` hears how much is done, 0 to 1.
     """
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.nn.functional.normalize(torch.randn(RANDOM, 1, subject.config.width, generator=generator), dim=-1)
     size = max(1, _AT_ONCE // (len(subject.ids) * subject.config.width))
     for start in range(0, RANDOM, size):
+        told(start / RANDOM)
         yield steering(vectors[start : start + size], layer, strength)
 
 

@@ -105,7 +105,7 @@ class StreamRow:
     place: str
     added: float  # the norm of what was added here; of the embedding itself in the first row
     stream: float  # the norm of the stream after that
-    aligned: float  # cosine between what was added and the stream before it; 0 in the first row
+    aligned: float  # cosine between what was added and the stream that the part has read; 0 in the first row
 
 
 @dataclass(frozen=True)

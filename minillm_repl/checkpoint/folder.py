@@ -138,30 +138,33 @@ class Folder:
 
     def _weight_files(self) -> list[Path]:
         index = self.fields(INDEX)
-        shards = sorted({str(shard) for shard in self._shards(index)}) if index else self._numbered()
-        if self.chosen is not None and self.chosen.name == foreign.ADAPTER_WEIGHTS and self._adapted:
-            raise UserError(_("{name} is {kind}", name=self.name, kind=foreign.adapter(self.path)))
-        if self.chosen is not None and self.chosen.name not in shards:
+        parts = sorted({str(part) for part in self._indexed(index)}) if index else self._numbered()
+        if self.chosen is not None and self.chosen.name not in parts:
+            if self.chosen.name == foreign.ADAPTER_WEIGHTS and self._adapted:
+                raise UserError(_("{name} is {kind}", name=self.name, kind=foreign.adapter(self.path)))
             return [self.chosen]
-        if shards and not (self.path / WEIGHTS).exists():
-            for shard in shards:
-                if Path(shard).name != shard or shard in (".", "..") or "\\" in shard:
-                    raise UserError(
-                        _(
-                            "{index} in {name} points outside the folder: {shard:.80}",
-                            index=INDEX,
-                            name=self.name,
-                            shard=safe_line(shard),
-                        )
-                    )
-                if not os.path.lexists(self.path / shard):
-                    raise UserError(
-                        _("{name} lacks {shard:.80}, one of its parts", name=self.name, shard=safe_line(shard))
-                    )
-            return [self.path / shard for shard in shards]
-        if not os.path.lexists(self.path / WEIGHTS):
+        whole = self.path / WEIGHTS
+        if whole.exists() or (not parts and os.path.lexists(whole)):
+            return [whole]
+        if not parts:
             raise self._no_weights()
-        return [self.path / WEIGHTS]
+        for part in parts:
+            self._check_part(part)
+        return [self.path / part for part in parts]
+
+    def _check_part(self, part: str) -> None:
+        """Raise UserError unless a part of the weights is a name, and lies in the folder."""
+        if Path(part).name != part or part in (".", "..") or "\\" in part:
+            raise UserError(
+                _(
+                    "{index} in {name} points outside the folder: {shard:.80}",
+                    index=INDEX,
+                    name=self.name,
+                    shard=safe_line(part),
+                )
+            )
+        if not os.path.lexists(self.path / part):
+            raise UserError(_("{name} lacks {shard:.80}, one of its parts", name=self.name, shard=safe_line(part)))
 
     def _numbered(self) -> list[str]:
         """Return the parts of a model that lacks an index: their names tell how many there are."""
@@ -196,7 +199,7 @@ class Folder:
             else _("{name} has no {weights}: only a description of the model is there", name=self.name, weights=WEIGHTS)
         )
 
-    def _shards(self, index: Mapping[str, Any]) -> list[Any]:
+    def _indexed(self, index: Mapping[str, Any]) -> list[Any]:
         places = index.get("weight_map")
         if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
             raise UserError(_("{index} in {name} has no weight_map of file names", index=INDEX, name=self.name))

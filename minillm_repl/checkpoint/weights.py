@@ -107,9 +107,16 @@ def equal(first: Place, second: Place, name: str) -> bool:
             parts = [np.empty(min(_AT_ONCE // 8, total - at), kind) for kind in kinds]
             for opened, entry, part in zip((file, other_file), (one, other), parts, strict=True):
                 _fill(opened, entry.start + at * part.itemsize, part, name)
-            if not np.array_equal(parts[0].astype(np.float64), parts[1].astype(np.float64), equal_nan=True):
+            if not _same(*parts):
                 return False
     return True
+
+
+def _same(one: Array, other: Array) -> bool:
+    """Tell whether two arrays hold the same numbers, be it as different kinds; most often it is the same bytes."""
+    if one.dtype == other.dtype and np.array_equal(one.view(np.uint8), other.view(np.uint8)):
+        return True
+    return np.array_equal(one.astype(np.float64), other.astype(np.float64), equal_nan=True)
 
 
 def read_weights(recipe: Recipe, found: Mapping[str, Place], name: str, how: Reading) -> dict[str, Array]:

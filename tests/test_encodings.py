@@ -5,8 +5,12 @@ import codecs
 import pytest
 
 from minillm_repl.checkpoint.encoding import Written, read_text, text_pieces
+from minillm_repl.checkpoint.load import read_vocabulary
+from minillm_repl.checkpoint.native import save
 from minillm_repl.errors import UserError
+from minillm_repl.repl.opening import Opening
 from minillm_repl.training.corpus import open_corpus
+from tests.conftest import random_checkpoint
 from tests.test_training_runs import SIZES, run
 
 KOREAN = "날씨가 좋다. 하늘이 맑고 바람이 시원하다.\n오늘은 산책을 하자! API를 쓴다 10번.\n" * 20
@@ -128,3 +132,21 @@ def test_training_refuses_what_it_cannot_read_in_one_line(tmp_path):
     _, said = run(tmp_path, "--ckpt", "n.safetensors", "--train", "latin.txt", code=1)
     assert said.startswith("error: latin.txt is not UTF-8 text: byte 0xc9 at 0 of")
     assert len(said.splitlines()) == 1
+
+
+def test_the_vocabulary_of_a_checkpoint_that_has_none_may_be_in_any_of_these(tmp_path):
+    opened = []
+    for name, encoding in (("a.txt", "utf-8"), ("b.txt", "cp949"), ("c.txt", "utf-16")):
+        text = written(tmp_path, KOREAN.encode(encoding), name)
+        how = Written()
+        opened.append(read_vocabulary(text, how).characters)
+        assert how.notes(text) == (() if name == "a.txt" else (f"{text}: read as {encoding.upper()}",))
+    assert opened == [tuple(sorted(set(KOREAN)))] * 3
+
+
+def test_a_vocabulary_that_was_read_in_another_encoding_is_told_when_the_model_opens(tmp_path):
+    save(random_checkpoint(), tmp_path / "m.safetensors")
+    text = written(tmp_path, KOREAN.encode("cp949"))
+    model = Opening(vocabulary=text).open(tmp_path / "m.safetensors")
+    assert model.checkpoint.notes == (f"{text}: read as CP949",)
+    assert Opening().open(tmp_path / "m.safetensors").checkpoint.notes == ()

@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 
 from minillm_repl.checkpoint.conversation import Message, render
+from minillm_repl.checkpoint.encoding import read_text
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
 from minillm_repl.training.grammar import Grammar
@@ -126,6 +127,16 @@ def test_only_so_many_characters_are_taken_evenly(recipe, data):
     assert 600 < sum(map(len, texts)) <= 700
     numbers = sorted(int(text.split()[1]) for text in texts if text.startswith("line"))
     assert max(after - before for before, after in pairwise(numbers)) <= 4
+
+
+def test_a_text_in_another_encoding_gives_the_same_corpus_and_is_told(recipe, data):
+    first = [path.read_bytes() for path in recipe.prepare(data, data / "a")]
+    for encoding, name in (("utf-16", "UTF-16"), ("cp949", "CP949")):
+        told = []
+        text = data / "pairs.txt"
+        text.write_bytes(read_text(text).encode(encoding))
+        assert first == [path.read_bytes() for path in recipe.prepare(data, data / "b", told.append)]
+        assert told == [f"{text}: read as {name}"]
 
 
 def test_a_text_that_is_missing_is_named(recipe, tmp_path):

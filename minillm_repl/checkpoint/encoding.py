@@ -50,6 +50,11 @@ class Written:
         """What the encoding is called; empty for UTF-8, which is nothing to be told."""
         return "" if self.encoding == UTF8 else self.encoding.removesuffix("-LE").removesuffix("-BE")
 
+    def notes(self, path: Path) -> tuple[str, ...]:
+        """Return what the user is told of the file at `path`, a line each."""
+        read_as = _("read as {encoding}", encoding=self.told)
+        return (f"{safe_line(str(path))}: {read_as}",) if self.told else ()
+
 
 def read_text(path: Path, written: Written | None = None) -> str:
     """Return a text file, line ends as newlines, without a byte order mark. Raises UserError naming the file."""

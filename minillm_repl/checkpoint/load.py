@@ -6,7 +6,7 @@ from pathlib import Path
 
 from minillm_repl.checkpoint import adapter, bare, foreign, huggingface, native
 from minillm_repl.checkpoint.checkpoint import Checkpoint
-from minillm_repl.checkpoint.encoding import read_text
+from minillm_repl.checkpoint.encoding import Written, read_text
 from minillm_repl.checkpoint.folder import folder_at
 from minillm_repl.checkpoint.header import FORMAT, is_native, read_header
 from minillm_repl.checkpoint.recipe import Progress, Reading
@@ -82,6 +82,6 @@ def _load(path: Path, vocabulary: Tokenizer | None, how: Reading) -> Checkpoint:
     )
 
 
-def read_vocabulary(path: Path) -> CharacterTokenizer:
+def read_vocabulary(path: Path, written: Written | None = None) -> CharacterTokenizer:
     """Make the vocabulary of a text file, for a checkpoint that came without one. Raises UserError."""
-    return CharacterTokenizer.from_corpus(read_text(path))
+    return CharacterTokenizer.from_corpus(read_text(path, written))

@@ -210,19 +210,19 @@ def _begin(shell: Shell, request: Request, interrupted: Callable[[], bool], proc
             session.path, session.own, session.written = own, own is not None, False  # it goes where it went before
             return TrainingRun.resumed(around.path, around, request.corpus)
         if request.recipe:
-            return _by_recipe(request, around)
+            return _by_recipe(request, around, screen.note)
         start = model.checkpoint if model else None
         return TrainingRun(start, find_corpus(request.corpus, start), request.plan, around)
 
 
-def _by_recipe(request: Request, around: "Surroundings") -> "TrainingRun":
+def _by_recipe(request: Request, around: "Surroundings", tell: Callable[[str], None]) -> "TrainingRun":
     """Make the corpus of a recipe beside the checkpoint, and return the run that trains on it. Raises UserError."""
     from minillm_repl.training.recipe import read_recipe
     from minillm_repl.training.run import TrainingRun
 
     recipe = read_recipe(request.recipe)
     with around.processes.first_then_others():
-        train, held = recipe.prepare(user_path(request.data), around.path.with_suffix(".corpus"))
+        train, held = recipe.prepare(user_path(request.data), around.path.with_suffix(".corpus"), tell)
     return TrainingRun(None, str(train), dataclasses.replace(request.plan, val=str(held)), around, chat=recipe.chat)
 
 

@@ -115,10 +115,14 @@ class Opening:
 
     def open(self, path: Path, progress: "Progress" = lambda _: None) -> Model:
         """Load a checkpoint and make it ready to run. Raises UserError."""
+        from minillm_repl.checkpoint.encoding import Written
         from minillm_repl.checkpoint.load import load, read_vocabulary
 
-        vocabulary = read_vocabulary(self.vocabulary) if self.vocabulary else None
-        return self.ready(load(path, vocabulary, self.dtype, progress, nonfinite=self.nonfinite))
+        written = Written()
+        vocabulary = read_vocabulary(self.vocabulary, written) if self.vocabulary else None
+        checkpoint = load(path, vocabulary, self.dtype, progress, nonfinite=self.nonfinite)
+        notes = written.notes(self.vocabulary) if self.vocabulary else ()
+        return self.ready(replace(checkpoint, notes=(*checkpoint.notes, *notes)))
 
     def ready(self, checkpoint: "Checkpoint") -> Model:
         """Make a checkpoint ready to run. Raises UserError if the device is not there."""

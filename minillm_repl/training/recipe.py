@@ -9,13 +9,13 @@ import random
 import re
 import tomllib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
-from minillm_repl.checkpoint.encoding import read_text
+from minillm_repl.checkpoint.encoding import Written, read_text
 from minillm_repl.checkpoint.names import there
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
@@ -56,14 +56,17 @@ class Recipe:
     chat: ChatTemplate | None
     unwanted: re.Pattern[str]  # documents in which this is found are left out
 
-    def prepare(self, data: Path, folder: Path) -> tuple[Path, Path]:
+    def prepare(
+        self, data: Path, folder: Path, tell: Callable[[str], object] = lambda _note: None
+    ) -> tuple[Path, Path]:
         """Write the corpus into `folder`; return the file to train on, and the one that is held out.
 
-        The same texts and recipe give the same files. Raises UserError for a text that is missing.
+        The same texts and recipe give the same files; `tell` is told of a text that is not UTF-8. Raises UserError for
+        a text that is missing.
         """
         train, held = list[str](), list[tuple[str, str]]()
         for source in self.sources:
-            documents = self._documents(source, data)
+            documents = self._documents(source, data, tell)
             blocks = [place // source.block % _HELD_OUT == _HELD_OUT // 2 for place in range(len(documents))]
             learnt = [text for text, out in zip(documents, blocks, strict=True) if not out]
             apart = set(documents).difference(learnt)
@@ -76,14 +79,17 @@ class Recipe:
         write_atomically(paths[1], _lines({"source": name, "text": text} for name, text in held))
         return paths
 
-    def _documents(self, source: Source, data: Path) -> list[str]:
+    def _documents(self, source: Source, data: Path, tell: Callable[[str], object]) -> list[str]:
         if source.grammar:
             grammar = Grammar((FOLDER / source.grammar).read_text(encoding="utf-8"))
             return list(grammar.texts(source.rule, source.count, self.plan.seed))
         path = data / source.file
         if not there(path):
             raise UserError(_("the recipe {recipe} needs the text {path}", recipe=self.name, path=safe_line(str(path))))
-        text = unicodedata.normalize("NFC", read_text(path))
+        written = Written()
+        text = unicodedata.normalize("NFC", read_text(path, written))
+        for note in written.notes(path):
+            tell(note)
         if source.lines_go:
             text = "\n".join(line for line in text.split("\n") if not self.unwanted.search(line))
         parts = [part.strip() for part in re.split(source.between, text)]

@@ -350,6 +350,40 @@ def test_a_run_cut_twice_and_a_model_trained_further_go_on_exactly_too(long_corp
     assert again.training.curve == expected.training.curve
 
 
+def test_ctrl_c_in_the_last_measurement_makes_it_short_and_keeps_what_was_learnt(tmp_path):
+    (tmp_path / "t.txt").write_text(TEXT * 800, encoding="utf-8")
+    trainee = begin(str(tmp_path / "t.txt"), dataclasses.replace(SMALL, steps=10, val="off"))
+    trainer, asked = trainee.trainer, []
+
+    def interrupted():
+        asked.append(trainer.state.measured == 10)
+        return asked[-1]
+
+    *_, finished = trainee.events(interrupted)
+    assert any(asked)
+    assert (finished.reason, finished.steps, finished.kept) == ("done", 10, 10)
+    assert finished.last_loss == trainer.mean_loss(trainer.train, trainer.train.even(8_192))
+    assert finished.last_loss != trainer.mean_loss(trainer.train, trainer.train.even(1 << 17))
+
+
+def test_a_second_ctrl_c_in_the_last_measurement_leaves_a_run_to_go_on_with(corpus):
+    Path(corpus).write_text(TEXT * 800, encoding="utf-8")
+    trainee = begin(corpus, dataclasses.replace(SMALL, val="off"))
+
+    def pressed():
+        if trainee.trainer.state.measured == 40:
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        list(trainee.events(pressed))
+    assert trainee.saved
+    file = Path(corpus).parent / "m.safetensors"
+    assert load(file).training.steps == resume.read(resume_path(file)).state.step == 40
+    *_, finished = TrainingRun.resumed(file, Surroundings(file, "cpu")).events(lambda: False)
+    assert (finished.reason, finished.steps) == ("done", 40)
+
+
 def test_a_save_that_fails_ends_no_run_and_a_later_one_may_work(corpus, tmp_path):
     folder = tmp_path / "folder"
     folder.write_text("a file is in the way")

@@ -148,27 +148,37 @@ def _run(shell: Shell, request: Request, interrupted: Callable[[], bool], proces
     for note in trainee.notes:
         screen.note(note)
     screen.note(safe_line(trainee.title))
-    events = trainee.events(interrupted)
-    if json:
-        from minillm_repl.render.json_lines import print_training_json
-
-        finished = print_training_json(events, screen.out.file)
-    else:
-        from minillm_repl.render.training import TrainingView, summary
-
-        watch = _watch(shell, trainee)
-        plan, (reading, last) = trainee.plan, trainee.trainer.readings()
-        with TrainingView(screen, plan.steps, plan.every, last / reading) as view:
-            finished = view.draw(events, lambda: _sample(shell, trainee, watch, interrupted))
-        if watch:
-            shell.session.watched = watch.view()
-        if finished.steps:
-            screen.side.print(summary(finished))
+    try:
+        finished = _drawn(shell, trainee, interrupted, json)
+    except KeyboardInterrupt:  # a second Ctrl-C: what there was by then is kept for another time
+        if trainee.saved:
+            screen.note(_("`:train resume` goes on from here"))
+        raise
     if not finished.steps:
         raise UserError(_("stopped before the first step: nothing was changed"))
     if finished.last_loss > finished.first_loss:
         screen.warn(_("the loss went up; a smaller lr may help"))
     _keep(shell, trainee, finished)
+
+
+def _drawn(shell: Shell, trainee: "TrainingRun", interrupted: Callable[[], bool], json: bool) -> "Finished":
+    """Train, and draw what happens or print it as JSON; return how it ended."""
+    screen, events = shell.screen, trainee.events(interrupted)
+    if json:
+        from minillm_repl.render.json_lines import print_training_json
+
+        return print_training_json(events, screen.out.file)
+    from minillm_repl.render.training import TrainingView, summary
+
+    watch = _watch(shell, trainee)
+    plan, (reading, last) = trainee.plan, trainee.trainer.readings()
+    with TrainingView(screen, plan.steps, plan.every, last / reading) as view:
+        finished = view.draw(events, lambda: _sample(shell, trainee, watch, interrupted))
+    if watch:
+        shell.session.watched = watch.view()
+    if finished.steps:
+        screen.side.print(summary(finished))
+    return finished
 
 
 def _begin(shell: Shell, request: Request, interrupted: Callable[[], bool], processes: "Processes") -> "TrainingRun":

@@ -74,7 +74,7 @@ class TrainingRun:
     ) -> None:
         self._around, self._further = around, resumed.facts.further if resumed else start is not None
         self.notes, self.warnings = list[str](), list[str]()
-        self.not_saved = ""  # what kept the last save from being one, if anything did
+        self.saved, self.not_saved = False, ""  # whether it lies on disk, and what kept the last save from being one
         with around.processes.first_then_others():
             self._texts = texts = (
                 open_again(resumed.facts, corpus, plan, around.path, around.interrupted)
@@ -216,6 +216,7 @@ class TrainingRun:
             resume.write(resume_path(path), self.trainer, self._described(), facts)
             if self._around.processes.rank == 0:
                 native.save(checkpoint, path)
+            self.saved = True
         except UserError as error:
             self.not_saved = str(error)
         return self.not_saved

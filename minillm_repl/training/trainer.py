@@ -107,7 +107,7 @@ class Trainer:
         plan, state = self.plan, self.state
         self._clock = perf_counter() - state.seconds
         self._saved_step, self._saved_at = state.step, perf_counter()
-        self._whole = True
+        self._on_disk, self._whole = state.step, True
         reason: Reason = "done"
         try:
             while True:
@@ -117,7 +117,7 @@ class Trainer:
                         reason = "patience"
                         break
                 if save and self._save_due():
-                    why = save()
+                    why = self._written(save)
                     yield NotSaved(state.step, why) if why else Saved(state.step)
                 if state.step == plan.steps:
                     break
@@ -132,12 +132,27 @@ class Trainer:
                 raise UserError(_(STOPPED_EARLY)) from None
             reason = "interrupt"
         except BaseException:
-            if save and self._whole and state.step > self._saved_step:
-                save()
+            self._rescue(save)
             raise
-        if save and reason == "interrupt" and state.step:
-            save()
-        yield self._finish(reason)
+        if reason == "interrupt" and state.step:
+            self._rescue(save)
+        try:
+            finished = self._finish(reason, interrupted)
+        except BaseException:
+            self._rescue(save)
+            raise
+        yield finished
+
+    def _rescue(self, save: Callable[[], str] | None) -> None:
+        """Write the run as it was after its last step, unless it lies on disk like that."""
+        if save and self._whole and self.state.step > self._on_disk:
+            self._written(save)
+
+    def _written(self, save: Callable[[], str]) -> str:
+        why = save()
+        if not why:
+            self._on_disk = self.state.step
+        return why
 
     def step(self, interrupted: Callable[[], bool] = lambda: False) -> TrainStep:
         """Take one step of the optimisers. Raises NotANumber or Interrupted, with everything as it was."""
@@ -239,9 +254,7 @@ class Trainer:
     def _measure(self, interrupted: Callable[[], bool]) -> Evaluated:
         """Measure both losses. Raises NotANumber, and Interrupted with nothing noted."""
         state = self.state
-        first, second = self._read_on_the_way()
-        train = self.mean_loss(self.train, first, interrupted)
-        val = self.mean_loss(self.val, second, interrupted) if self.val else None
+        train, val = self._losses(self._read_on_the_way(), interrupted)
         loss = train if val is None else val
         if not math.isfinite(loss + train):
             raise NotANumber
@@ -282,12 +295,14 @@ class Trainer:
         total, count = self.processes.sum(totals.to(self.device) if self.processes.size > 1 else totals).tolist()
         return float(total / max(1.0, count))
 
-    def _finish(self, reason: Reason) -> Finished:
-        """Leave the model with the weights to keep, and measure these: over the whole text, or an even part of it."""
+    def _finish(self, reason: Reason, interrupted: Callable[[], bool]) -> Finished:
+        """Leave the model with the weights to keep, and measure these: over the whole text, or an even part of it.
+
+        Of less of it once somebody waits.
+        """
         state = self.state
-        least = _LEAST_MEASURED
-        if reason == "interrupt":  # somebody waits
-            least = min(least, max(self.plan.context, _WORK_AT_ONCE // self.model.config.parameters))
+        quick = min(_LEAST_MEASURED, max(self.plan.context, _WORK_AT_ONCE // self.model.config.parameters))
+        least = quick if reason == "interrupt" else _LEAST_MEASURED
         if reason != "diverged" and (self.val is None or state.measured != state.step):
             # What came after the last measurement counts too: it is kept unless it is known to be worse.
             keep = self.val is None or self.mean_loss(self.val, self.val.apart(least)) < state.best
@@ -296,9 +311,12 @@ class Trainer:
         kept = state.step if keep else state.best_step
         if not keep:
             self.load(self.best_weights)
-        first, second = self._read_at_last(state.tokens, least, least if reason == "interrupt" else _LEAST_AT_LAST)
-        train = self.mean_loss(self.train, first)
-        val = self.mean_loss(self.val, second) if self.val else None
+        hurried = reason == "interrupt"
+        at_last = self._read_at_last(state.tokens, least, least if hurried else _LEAST_AT_LAST)
+        try:
+            train, val = self._losses(at_last, (lambda: False) if hurried else interrupted)
+        except Interrupted:
+            train, val = self._losses(self._read_at_last(state.tokens, quick, quick))
         loss = train if val is None else val
         return Finished(
             reason,
@@ -314,6 +332,14 @@ class Trainer:
             tuple(state.curve),
             tuple(state.val_curve),
         )
+
+    def _losses(
+        self, starts: tuple[Starts, Starts], interrupted: Callable[[], bool] = lambda: False
+    ) -> tuple[float, float | None]:
+        """Return the losses of both parts over the windows that begin there. Raises Interrupted."""
+        first, second = starts
+        train = self.mean_loss(self.train, first, interrupted)
+        return train, self.mean_loss(self.val, second, interrupted) if self.val else None
 
     # -- weights
 

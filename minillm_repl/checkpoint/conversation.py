@@ -103,7 +103,8 @@ def _rendered(
     what was said, and its own names are known from those. A template that takes apart what the assistant said (at a
     `</think>` that is a special token) is shown that as it is.
     """
-    guards = [Guard.of(template, () if special else tokenizer.special_names, said) for said, _ in conversations]
+    begins = re.compile(rf"(?={any_of(() if special else tokenizer.special_names)})(.)", re.DOTALL)
+    guards = [Guard.of(template, begins, said) for said, _ in conversations]
     hidden = [place for place, guard in enumerate(guards) if guard.typed]
     asked = [(guard.hide(said), begun) for guard, (said, begun) in zip(guards, conversations, strict=True)]
     made, extra = _ask(template, [*asked, *(conversations[place] for place in hidden)], tried)
@@ -125,9 +126,11 @@ class Guard:
     pattern: re.Pattern[str] = _NONE
 
     @classmethod
-    def of(cls, template: ChatTemplate, names: Iterable[str], said: Sequence[Message]) -> "Guard":
-        """Return what hides these names in a conversation, by characters that neither it nor the template has."""
-        pattern = re.compile(rf"(?={any_of(names)})(.)", re.DOTALL)
+    def of(cls, template: ChatTemplate, pattern: re.Pattern[str], said: Sequence[Message]) -> "Guard":
+        """Return what hides names in a conversation, by characters that neither it nor the template has.
+
+        `pattern` finds the first character of each name.
+        """
         first = sorted({name[1] for message in said for name in pattern.finditer(message.content)})
         if not first:
             return cls()

@@ -201,7 +201,7 @@ def test_a_step_that_goes_too_far_says_so_and_one_that_does_not_does_not(shell):
     shell.run(':descent rate=0.01 "a text of words"')
     assert "the loss went up" not in printed(shell)
     shell.run(':descent rate=900 "a text of words"')
-    assert "the loss went up: the step is too long; take a smaller rate" in printed(shell)
+    assert printed(shell).count("! the loss went up") == 1
 
 
 def test_a_model_whose_context_is_limited_is_announced_with_what_it_sees(tmp_path):
@@ -214,16 +214,6 @@ def test_a_model_whose_context_is_limited_is_announced_with_what_it_sees(tmp_pat
         made.session.opening = Opening(threads=1, context=limit)
         made.run(f":load {tmp_path / 'm.safetensors'}")
         assert f"context {context} " in printed(made)
-
-
-def test_prompts_that_differ_by_rounding_alone_are_not_patched(shell):
-    from minillm_repl.insight.patching import patch_view
-    from minillm_repl.repl.looking import subject
-
-    one = subject(shell, "abcd")
-    other = one.with_tap(lambda _name, tensor: tensor * (1 + 1e-7))
-    with pytest.raises(UserError, match="the model says the same after both prompts"):
-        patch_view(one, other)
 
 
 def test_several_ways_are_the_same_at_temp_0_and_one_is_not_told_so(shell):

@@ -120,7 +120,8 @@ def unread(decoder: Decoder, ids: Sequence[int]) -> tuple[list[int], int]:
 
     When the window moves, positions shift and nothing is shared. The last token is read anyway, for its logits.
     """
-    seen, cached = list(window(ids, decoder.context, decoder.start).ids), decoder.ids
+    fits = len(ids) <= decoder.context
+    seen, cached = list(ids if fits else window(ids, decoder.context, decoder.start).ids), decoder.ids
     most = min(len(seen) - 1, len(cached))
     if seen[:most] == cached[:most]:
         return seen, most

@@ -55,13 +55,10 @@ def descent_picture(view: DescentView, _width: int) -> RenderableType:
         "", "", "", _("mean"), Text(f"{view.loss_before:.3f}", TITLE), Text(f"{view.loss_after:.3f}", TITLE),
         _change(view.loss_before, view.loss_after, 3),
     )  # fmt: skip
-    worse = view.loss_after > view.loss_before
-    warning = [Text(_("! the loss went up: the step is too long; take a smaller rate"), WARNING)] if worse else []
     name = f"{view.weight}[{', '.join(map(str, view.index))}]"
     return Group(
         title(_("one step down"), _("each weight less {rate} × its gradient", rate=f"{view.rate:g}")),
         table,
-        *warning,
         Text(_("x: what it has read last · y: what does come next · mean of −ln p: the loss"), FIGURES),
         *_too_far(view),
         Text(),

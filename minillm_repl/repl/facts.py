@@ -178,7 +178,7 @@ class Facts:
             "entropy": lambda: f"{self._entropy:.2f}",
             "choices": lambda: f"{2**self._entropy:,.1f}",
             "head": lambda: self._head("previous", "head"),
-            "met": lambda: self._subject.tokens[self._met.position].label,
+            "met": lambda: self._subject.tokens[self._subject.index(self._met.position)].label,
             "dot": lambda: f"{self._met.dot:.2f}",
             "scaled": lambda: f"{self._met.scaled:.2f}",
             "weight": lambda: percent(self._met.weight),

@@ -35,6 +35,7 @@ def one_shot(shell: Shell, prompt: str, *, echo: bool, json: bool) -> None:
 
         top = session.settings.verbose or VERBOSE_ROWS
         finished = print_json(session.generate(model, shell.interrupted, top), shell.screen.out.file)
+        shell.tell_unseen(model)
     else:
         finished = shell.respond(model, echo=echo)
     if finished.reason == "interrupt":

@@ -226,10 +226,16 @@ class Shell:
             finally:
                 screen.out.print()  # whatever happened, the next thing has a line of its own
         screen.note(figures(finished, session.seed))
+        self.tell_unseen(model)
+        return finished
+
+    def tell_unseen(self, model: Model) -> None:
+        """Say that the text has outgrown the context, if it has just done so."""
+        session, turn = self.session, self.session.turns[-1]
         seen = model.seen(session.ids)
         known = turn.given[: len(turn.before)] == turn.before and model.seen(turn.before).unseen
         if seen.unseen and not turn.asked and not known:
-            screen.note(
+            self.screen.note(
                 _(
                     "the text has outgrown the context: of its {tokens} tokens the model sees the last {seen}",
                     tokens=len(session.ids),
@@ -243,7 +249,6 @@ class Shell:
                     seen=len(seen.ids) - 1,
                 )
             )
-        return finished
 
     def _events(self, model: Model, top: int) -> "Iterator[Step | Finished]":
         """Return the generation's events; a long prompt is read before anything is drawn, and how far it is is told.

@@ -66,7 +66,7 @@ class Window(OnText):
 def window(ids: Sequence[int], context: int, start: int | None = None) -> Window:
     """Return what a model sees of a text: the last tokens, and before them its start token if it begins with it.
 
-    A start token is where attention goes that has nothing to do; models write badly without theirs.
+    A model that begins each text with a start token has seen no text without one.
     """
     kept = int(len(ids) > context > 1 and ids[0] == start)
     unseen = window_start(len(ids) - kept, context - kept)

@@ -389,6 +389,15 @@ def test_a_snapshot_without_weights_says_so(original, tmp_path, monkeypatch):
         load(find("gpt2"))
 
 
+def test_what_is_in_the_cache_and_does_not_open_is_named_but_not_listed(original, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    snapshot = in_cache(original, tmp_path, "models--some-body--tiny-GGUF", "d" * 40, model=False)
+    (snapshot / "config.json").rename(snapshot / "tiny-Q4_K_M.gguf")
+    assert cached() == {}
+    with pytest.raises(UserError, match=r"weights are a GGUF file, which is llama.cpp's \(tiny-Q4_K_M.gguf\)"):
+        load(find("some-body/tiny-GGUF"))
+
+
 # -- Names to save under
 
 
@@ -430,12 +439,11 @@ def test_what_is_done_otherwise_than_the_files_say_is_told_once(folder):
     one = run("--ckpt", folder, "-p", "1 2 3", "-n", "2")
     assert one.returncode == 0
     assert "tensor" not in one.stdout
-    script = f"1 2\n3 4\n:load {folder}\n1 2\n"
+    script = f"1 2\n3 4\n:load {folder}\n1 2\n:model\n"
     more = run("--ckpt", folder, "-n", "1", script=script)
     note = (
-        "! config.json says that the output head is the embedding, but the file has another, lm_head.weight: it is used"
+        "config.json says that the output head is the embedding, but the file has another, lm_head.weight: it is used"
     )
-    assert [" ".join(text.split()).count(note) for text in (one.stderr, more.stderr)] == [
-        1,
-        2,
-    ]  # and again when it is opened again
+    told = [" ".join(text.split()).count(f"! {note}") for text in (one.stderr, more.stderr)]
+    assert told == [1, 2]  # and again when it is opened again
+    assert note in " ".join(more.stdout.split())

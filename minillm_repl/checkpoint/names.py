@@ -28,6 +28,10 @@ def shipped() -> list[str]:
 
 def cached() -> dict[str, Path]:
     """Return the models in Hugging Face's cache that have a config: `owner/model`, or `model` -> folder. Only looks."""
+    return {name: folder for name, folder in _in_cache().items() if there(folder / "config.json")}
+
+
+def _in_cache() -> dict[str, Path]:
     home = _variable("XDG_CACHE_HOME") or user_path("~/.cache")
     home = _variable("HF_HOME") or home / "huggingface"
     hub = _variable("HF_HUB_CACHE") or _variable("HUGGINGFACE_HUB_CACHE") or home / "hub"
@@ -69,7 +73,7 @@ def find(name: str) -> Path:
             return file
     if name in shipped():
         return shipped_folder() / (name + SUFFIX)
-    return cached().get(name.removesuffix("/"), snapshot or path)
+    return _in_cache().get(name.removesuffix("/"), snapshot or path)
 
 
 def title(path: Path) -> str:

@@ -36,6 +36,8 @@ def model(shell: Shell, _argument: str) -> None:
         rows[_("chat")] = _("has a chat template; `:prompt` shows what becomes of a conversation")
     if checkpoint.end:
         rows[_("ends with")] = _(" or ").join(label(checkpoint.tokenizer, token) for token in checkpoint.end)
+    if checkpoint.notes:
+        rows[_("note")] = " · ".join(checkpoint.notes)
     if checkpoint.adapter is not None:
         rows[_("adapter")] = _adapter(checkpoint.adapter)
     if checkpoint.record is not None:

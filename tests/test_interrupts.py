@@ -4,6 +4,8 @@ import argparse
 import os
 import re
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 pytest.importorskip("termios")
 
 from minillm_repl.checkpoint.huggingface import save as save_folder
+from minillm_repl.checkpoint.load import load
 from minillm_repl.checkpoint.native import save
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import trainable
@@ -22,7 +25,7 @@ from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.stopping import Interrupted
 from tests import reliability
 from tests.small import random_checkpoint
-from tests.test_terminal import cache, models, visit  # noqa: F401 - fixtures
+from tests.test_terminal import CORPUS, cache, models, visit  # noqa: F401 - fixtures
 
 
 def press():
@@ -43,6 +46,59 @@ def test_the_first_asks_the_second_is_stronger_the_third_leaves():
         assert interrupted()
         with pytest.raises(KeyboardInterrupt):
             press()
+
+
+def test_no_press_leaves_what_is_unsaved_nor_breaks_in_on_what_was_learnt():
+    learning = False
+    with interruptible(unsaved=lambda: True, learning=lambda: learning) as interrupted:
+        press()
+        for _ in range(4):
+            with pytest.raises(KeyboardInterrupt):
+                press()
+        assert interrupted.to_leave
+        learning = True
+        press()
+        learning = False
+        with pytest.raises(KeyboardInterrupt):
+            press()
+
+
+@pytest.mark.parametrize(
+    "presses", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.slow)]
+)
+def test_ctrl_c_however_often_keeps_what_was_learnt_and_never_leaves_it(visit, presses):  # noqa: F811
+    terminal = visit()
+    terminal.wait_for_prompt()
+    terminal.send(f":train {CORPUS} new steps=1000000 width=8 layers=1 heads=1")
+    terminal.wait_for(" left", timeout=60)
+    before = terminal.prompts
+    terminal.type("\x03" * presses)
+    terminal.wait_for_prompt(before)
+    terminal.wait_for_toolbar("new model (not saved)")
+    assert "not saved yet: `:save PATH` keeps the trained weights" in terminal.text
+    terminal.do(":max-tokens 1000000")
+    before = terminal.prompts
+    terminal.send("날씨")
+    terminal.wait_for(lambda terminal: len(terminal.screen.gone) > 60)
+    for _ in range(presses):
+        terminal.interrupt()
+    terminal.wait_for_prompt(before)
+    terminal.wait_for_toolbar("new model (not saved)")
+    assert re.search(r"[1-9][\d,]* steps, [\d,]+ tokens", terminal.do(":model"))
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_training_from_the_shell_with_what_was_learnt_in_its_file(tmp_path):
+    command = [sys.executable, "-m", "minillm_repl", "--ckpt", "m.safetensors", "--train", str(CORPUS), "--width", "8"]
+    command += ["--layers", "1", "--heads", "1", "--steps", "1000000", "--every", "3"]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=tmp_path)
+    while not re.match(rb"step +3 ", started.stderr.readline()):
+        assert started.poll() is None
+    for _ in range(3):
+        started.send_signal(signal.SIGINT)
+    started.communicate(timeout=60)
+    assert started.returncode == 130
+    assert load(tmp_path / "m.safetensors").training.steps >= 3
 
 
 def test_what_cannot_be_interrupted_is_not_waited_for():

@@ -24,6 +24,7 @@ from minillm_repl.training.plan import NEW_MODEL, TrainPlan
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from minillm_repl.checkpoint.checkpoint import Checkpoint
     from minillm_repl.insight.watching import Watch
     from minillm_repl.repl.session import Session
     from minillm_repl.training.events import Finished
@@ -141,24 +142,30 @@ def _joined() -> "Callable[[str], AbstractContextManager[Processes]]":
 
 
 def _run(shell: Shell, request: Request, interrupted: Callable[[], bool], processes: "Processes", json: bool) -> None:
-    screen = shell.screen
+    session, screen = shell.session, shell.screen
     trainee = _begin(shell, request, interrupted, processes)
     for warning in trainee.warnings:
         screen.warn(warning)
     for note in trainee.notes:
         screen.note(note)
     screen.note(safe_line(trainee.title))
+    begun = trainee.trainer.state.step
+    session.learning = True
     try:
         finished = _drawn(shell, trainee, interrupted, json)
-    except KeyboardInterrupt:  # a second Ctrl-C: what there was by then is kept for another time
+        if not finished.steps:
+            raise UserError(_("stopped before the first step: nothing was changed"))
+        if finished.last_loss > finished.first_loss:
+            screen.warn(_("the loss went up; a smaller lr may help"))
+        _keep(shell, trainee, finished)
+    except KeyboardInterrupt:  # a second Ctrl-C, in the middle of anything
+        if session.learning and trainee.trainer.state.step > begun and processes.size == 1:
+            _open_trained(shell, trainee.checkpoint(), resumable=trainee.saved)
         if trainee.saved:
             screen.note(_("`:train resume` goes on from here"))
         raise
-    if not finished.steps:
-        raise UserError(_("stopped before the first step: nothing was changed"))
-    if finished.last_loss > finished.first_loss:
-        screen.warn(_("the loss went up; a smaller lr may help"))
-    _keep(shell, trainee, finished)
+    finally:
+        session.learning = False
 
 
 def _drawn(shell: Shell, trainee: "TrainingRun", interrupted: Callable[[], bool], json: bool) -> "Finished":
@@ -308,25 +315,30 @@ def _sample(
 
 def _keep(shell: Shell, trainee: "TrainingRun", finished: "Finished") -> None:
     """Make the trained model the open one, and save it where a file was named for it."""
+    session, own = shell.session, shell.session.own
+    path = session.path if own and session.path else unsaved_path()
+    resumable = finished.reason == "interrupt" and not trainee.not_saved
+    if resumable:
+        shell.screen.note(_("`:train resume` goes on from here"))
+    elif finished.reason == "interrupt":
+        shell.screen.warn(_("`:train resume` cannot go on from here: {why}", why=trainee.not_saved))
+    _open_trained(shell, trainee.checkpoint(finished), resumable=resumable)
+    if finished.reason != "interrupt":
+        with suppress(OSError):  # not before the weights are saved: until then it is what there is
+            resume_path(path).unlink()
+
+
+def _open_trained(shell: Shell, checkpoint: "Checkpoint", *, resumable: bool = False) -> None:
+    """Make a trained model the open one, and save it where a file was named for it. Raises UserError."""
     from minillm_repl.checkpoint.atomic import make_folder
     from minillm_repl.checkpoint.save import save
 
-    session, own = shell.session, shell.session.own
-    checkpoint = trainee.checkpoint(finished)
-    path = session.path if own and session.path else unsaved_path()
+    session = shell.session
     session.adopt(session.opening.ready(checkpoint), unsaved=True)
-    if finished.reason == "interrupt":
-        session.resumable = not trainee.not_saved
-        if trainee.not_saved:
-            shell.screen.warn(_("`:train resume` cannot go on from here: {why}", why=trainee.not_saved))
-        else:
-            shell.screen.note(_("`:train resume` goes on from here"))
+    session.resumable, session.learning = resumable, False
     if session.path is None or not session.own:
         shell.screen.warn(_("not saved yet: `:save PATH` keeps the trained weights"))
     else:
         make_folder(session.path)
         session.saved(save(checkpoint, session.path))
         shell.screen.note(_("saved to {path}", path=safe_line(str(session.path))))
-    if finished.reason != "interrupt":
-        with suppress(OSError):  # not before the weights are saved: until then it is what there is
-            resume_path(path).unlink()

@@ -19,27 +19,47 @@ _GLANCE = 0.05  # seconds between two looks at whether Ctrl-C was pressed
 _LEAVING = 3  # so many times Ctrl-C, while one thing is going on, mean the program itself
 
 
+class Presses:
+    """How often Ctrl-C was pressed while one thing is going on; called, whether it was."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __call__(self) -> bool:
+        """Tell whether it was pressed."""
+        return self.count > 0
+
+    @property
+    def to_leave(self) -> bool:
+        """Whether it was pressed so often that the program itself is meant."""
+        return self.count >= _LEAVING
+
+
 @contextmanager
-def interruptible(*, already: bool = False) -> Iterator[Callable[[], bool]]:
+def interruptible(
+    *, already: bool = False, unsaved: Callable[[], bool] = bool, learning: Callable[[], bool] = bool
+) -> Iterator[Presses]:
     """Give a function that tells whether Ctrl-C was pressed since, or `already`.
 
-    A second Ctrl-C raises KeyboardInterrupt at once, and any after that SystemExit, for whatever is still in the way.
+    A second Ctrl-C raises KeyboardInterrupt at once, and a third SystemExit, for whatever is still in the way, but for
+    what is `unsaved`: then it is as the second. After the second, while a model is `learning`, what it has learnt is
+    being brought in, and none raises anything.
     """
-    presses = int(already)
+    presses = Presses(int(already))
 
     def press(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal presses
-        presses += 1
-        if presses == _LEAVING:
+        presses.count += 1
+        if presses.count == 1 or (presses.to_leave and learning()):
+            return
+        if presses.count == _LEAVING and not unsaved():
             raise SystemExit(128 + signal.SIGINT)
-        if presses > 1:
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # signals reach only the main thread
+        yield presses  # signals reach only the main thread
         return
     with _handling(press):
-        yield lambda: presses > 0
+        yield presses
 
 
 def patiently(action: Callable[[], ResultT], interrupted: Callable[[], bool]) -> ResultT:

@@ -88,8 +88,11 @@ def attempt(shell: Shell, action: Callable[[], object], *, stopped: bool = False
     Raises Leave, SystemExit for a third Ctrl-C, and KeyboardInterrupt where nobody is typing.
     """
     be_somewhere(shell.screen)
+    session = shell.session
     try:
-        with interruptible(already=stopped) as shell.interrupted:
+        with interruptible(
+            already=stopped, unsaved=lambda: session.unsaved, learning=lambda: session.learning
+        ) as shell.interrupted:
             action()
     except UserError as error:
         shell.screen.fail(str(error))
@@ -97,7 +100,11 @@ def attempt(shell: Shell, action: Callable[[], object], *, stopped: bool = False
     except KeyboardInterrupt:  # the second Ctrl-C: out of whatever it was
         if not shell.screen.interactive:
             raise
-        shell.screen.warn(_("stopped"))
+        shell.screen.warn(
+            _("stopped, but not left: the trained weights are not saved: `:save FILE` keeps them, Ctrl-D leaves")
+            if shell.interrupted.to_leave and session.unsaved
+            else _("stopped")
+        )
         return False
     except (Leave, BrokenPipeError, OutputLost):
         raise

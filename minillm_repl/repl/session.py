@@ -42,6 +42,7 @@ class Session:
     written: bool = False  # this visit has saved a model at `path`
     practice: bool = False  # any model that is trained here goes to `path`: a lesson's
     unsaved: bool = False  # the open model was trained and lies in no file
+    learning: bool = False  # a model is being trained that nothing else holds yet
     resumable: bool = False  # it is that of a run that was stopped, which going on with the run keeps
     speed: float = 0.0  # tokens per second, last time
     noted: tuple[str, ...] = ()  # what was told of the files of the open model

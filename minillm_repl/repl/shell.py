@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -15,6 +16,7 @@ from minillm_repl.errors import Misunderstood, UserError
 from minillm_repl.language import _, _n
 from minillm_repl.lessons.progress import Progress
 from minillm_repl.render.console import MODEL, Screen
+from minillm_repl.repl.interrupt import Presses
 from minillm_repl.repl.opening import Loading, Model
 from minillm_repl.repl.registry import Command, Registry
 from minillm_repl.repl.session import Session
@@ -54,7 +56,7 @@ class Shell:
     session: Session
     screen: Screen
     registry: Registry
-    interrupted: Callable[[], bool] = field(default=lambda: False)
+    interrupted: Presses = field(default_factory=partial(Presses, 0))
     progress: Progress = field(default_factory=Progress)  # of the learner
     listener: Listener | None = None
     lesson_began: int = 0  # how much had been printed then

@@ -145,7 +145,7 @@ def test_two_models_are_as_far_apart_as_torch_says(both):  # noqa: F811
     tops = [each.logits().argmax(-1) for each in (ours, other)]
     assert view.same_top == int((tops[0] == tops[1]).sum()) < len(ours.ids)
     same = compare_view(ours, ours, ("a", "a"))
-    assert (same.kl, same.kl_mean, same.same_top) == ((0, 0), (0, 0), len(ours.ids))
+    assert (same.kl, same.kl_mean, same.same_top, same.differ) == ((0, 0), (0, 0), len(ours.ids), ())
 
 
 def test_models_of_different_vocabularies_are_compared_as_far_as_they_can_be():

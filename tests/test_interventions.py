@@ -25,6 +25,7 @@ from minillm_repl.insight.steering import (
     word_ids,
 )
 from minillm_repl.insight.subject import Subject
+from minillm_repl.render.picture import nats
 from minillm_repl.tokenizer.descriptions import byte_level_bpe
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from tests.conftest import random_checkpoint
@@ -368,6 +369,12 @@ def test_what_a_direction_does_is_beside_what_32_random_ones_of_its_norm_do_to_t
     assert view.random.below == pytest.approx(100 * np.mean([each < mine for each in kls]), abs=100 / 32)
     again = effect_view(ours, "steered", steering(along, LAYER, 3), random_steering(ours, LAYER, 3))
     assert again.kl_random == pytest.approx(view.kl_random, abs=1e-5)
+
+
+def test_a_divergence_too_small_for_three_places_is_not_told_as_none():
+    assert [nats(each) for each in (0.0, 4.2e-6, 4.9e-4, 5e-4, 0.0123, 2.5)] == [
+        "0", "4e-06", "5e-04", "0.001", "0.012", "2.500"
+    ]  # fmt: skip
 
 
 def test_a_strength_of_0_changes_no_bit(both, other):  # noqa: F811

@@ -15,6 +15,9 @@ from minillm_repl.settings import number, setting, whole
 
 if TYPE_CHECKING:
     from minillm_repl.insight.steering import Side
+    from minillm_repl.insight.subject import Subject
+    from minillm_repl.insight.views.changes import EffectView
+    from minillm_repl.model.taps import Tap
 
 
 @dataclass(frozen=True)
@@ -66,27 +69,16 @@ def steer(shell: Shell, argument: str) -> None:
         if side.subject.gap:
             shell.screen.warn(not_seen(side.subject.seen))
     probe = looking_at(shell, model, session.ids) if session.ids else sides[1].subject
-    from minillm_repl.insight.effect import effect_view
-    from minillm_repl.insight.steering import direction, random_steering, steering, stream_norm
     from minillm_repl.render.intervention import effect_picture
 
-    tap = steering(direction(*sides, layer), layer, how.strength)
     tell = partial(_steered, how.strength, layer)
-    with shell.screen.waiting(_("steering in random directions")) as update:
-        chance = random_steering(
-            probe,
-            layer,
-            how.strength,
-            lambda share: update(_("steering in random directions  {share:.0%}", share=share)),
-        )
-        view = effect_view(probe, tell(), tap, chance, (sides[0].averaged(), sides[1].averaged()))
+    tap, view, norm = _measured(shell, sides, probe, layer, how.strength, tell())
     show(shell, view, effect_picture, asked.output, model)
     if not how.strength:  # nothing is added, so what answers is what answers without it, to the last bit
         session.think_unchanged("steer")
         shell.screen.note(_("strength=0 adds nothing: the model is not steered"))
         return
     session.change_thinking(Change("steer", tell, tap))
-    norm = stream_norm(probe, layer)
     shell.screen.note(
         _(
             "the norm of the stream there is {norm:.1f}, so that strength={strength:.2g} would be a fifth of it"
@@ -97,6 +89,25 @@ def steer(shell: Shell, argument: str) -> None:
         if abs(how.strength) < norm / 20
         else _("the norm of the stream there is {norm:.1f} · `:steer off` ends it", norm=norm)
     )
+
+
+def _measured(
+    shell: Shell, sides: tuple["Side", "Side"], probe: "Subject", layer: int, strength: float, told: str
+) -> tuple["Tap", "EffectView", float]:
+    """Return how to steer, what that does beside random directions, and the norm of the stream that it is added to."""
+    from minillm_repl.insight.effect import effect_view
+    from minillm_repl.insight.steering import direction, random_steering, steering, stream_norm
+
+    with shell.screen.waiting(_("steering in random directions")) as update:
+        tap = steering(direction(*sides, layer), layer, strength)
+        norm = stream_norm(probe, layer)
+        chance = random_steering(
+            probe,
+            layer,
+            strength,
+            lambda share: update(_("steering in random directions  {share:.0%}", share=share)),
+        )
+        return tap, effect_view(probe, told, tap, chance, (sides[0].averaged(), sides[1].averaged())), norm
 
 
 def _tell_or_end(shell: Shell, argument: str) -> None:

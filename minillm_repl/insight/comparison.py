@@ -37,7 +37,7 @@ def compare_view(ours: Subject, theirs: Subject, names: tuple[str, str]) -> Comp
         else None,
         **ours.where,
         same_top=sum(each.ours.token == each.theirs.token for each in differences) if last else None,
-        differ=tuple(sorted(differences, key=lambda each: -each.kl)[:_MOST]),
+        differ=tuple(sorted((each for each in differences if each.kl), key=lambda each: -each.kl)[:_MOST]),
     )
 
 

@@ -9,7 +9,17 @@ from minillm_repl.insight.views.changes import Averaged, EffectView, HeadEffect,
 from minillm_repl.language import N_, _
 from minillm_repl.render.console import CONTRA, FIGURES, PRO, TITLE
 from minillm_repl.render.generation import percent
-from minillm_repl.render.picture import LONGEST_LABEL, fitted, label_width, shade, short, signed_bar, title, token_style
+from minillm_repl.render.picture import (
+    LONGEST_LABEL,
+    fitted,
+    label_width,
+    nats,
+    shade,
+    short,
+    signed_bar,
+    title,
+    token_style,
+)
 from minillm_repl.render.tables import plain_table
 
 _SHOWN = 12  # heads that have a row of their own
@@ -34,7 +44,7 @@ def effect_picture(view: EffectView, width: int) -> RenderableType:
     return Group(
         title(view.change, _("what comes after {token}, position {position}", **last)),
         table,
-        Text("\n".join([_("KL(now ‖ before) {kl:.3f} nats", kl=view.kl), *_beside_random(view)]), FIGURES),
+        Text("\n".join([_("KL(now ‖ before) {kl} nats", kl=nats(view.kl)), *_beside_random(view)]), FIGURES),
         *([_between(*view.between)] if view.between else []),
     )
 
@@ -46,12 +56,12 @@ def _beside_random(view: EffectView) -> list[str]:
     random = view.random
     return [
         _(
-            "{n} random directions of the same norm: median {median:.3f}, 5–95% {low:.3f}–{high:.3f}"
+            "{n} random directions of the same norm: median {median}, 5–95% {low}–{high}"
             " · percentile of this one: {below:.0f}",
             n=random.directions,
-            median=view.kl_random,
-            low=random.low,
-            high=random.high,
+            median=nats(view.kl_random),
+            low=nats(random.low),
+            high=nats(random.high),
             below=random.below,
         )
     ]

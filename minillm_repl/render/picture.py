@@ -80,6 +80,11 @@ def logit(value: float, *, apart: bool) -> str:
     return _("logits apart {value:+.3f}", value=value) if apart else _("logit {value:+.3f}", value=value)
 
 
+def nats(value: float) -> str:
+    """Return a divergence: three places, `0` for none at all, `4e-06` for what would be no more than zeros."""
+    return "0" if not value else f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}"
+
+
 def signed_bar(value: float, most: float, width: int) -> Text:
     """Return a bar from the middle of `width` cells: to the right for what is positive, to the left for the rest."""
     half = width // 2

@@ -13,7 +13,7 @@ from minillm_repl.language import _, _n
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import CONTRA, FIGURES, MODEL, PRO, SPECIAL, TITLE
 from minillm_repl.render.generation import percent
-from minillm_repl.render.picture import LONGEST_LABEL, fitted, short, strip, title, token_style
+from minillm_repl.render.picture import LONGEST_LABEL, fitted, nats, short, strip, title, token_style
 from minillm_repl.render.tables import plain_table, tokens_line
 
 _LN2 = log(2)
@@ -169,9 +169,13 @@ def compare_picture(view: CompareView, width: int) -> RenderableType:
         why = _(view.why)
         only = _("only bits per byte compare: {why}", why=why) if bits else _("nothing compares: {why}", why=why)
         return Group(*parts, Text(only, FIGURES))
-    here, mean = (_("{kl:.3f} nats ({back:.3f} back)", kl=there, back=back) for there, back in (view.kl, view.kl_mean))
+    here, mean = (
+        _("{kl} nats ({back} back)", kl=nats(there), back=nats(back)) for there, back in (view.kl, view.kl_mean)
+    )
     parts.append(Text(_("KL here {here} · mean {mean}", here=here, mean=mean)))
     parts.append(_agreement(view))
+    if not view.differ:
+        return Group(*parts, Text(_("they say the same after every token"), FIGURES))
     note = _(
         "KL: Σ p · ln(p / q), p by {ours} and q by {theirs}, after each token; back: the other way",
         ours=names[0],
@@ -191,7 +195,7 @@ def _differences(view: CompareView, names: list[str]) -> Table:
         table.columns[place].justify = "right"
     for each in view.differ:
         table.add_row(
-            str(each.position), short(each.token), f"{each.kl:.3f}", f"{each.kl_back:.3f}",
+            str(each.position), short(each.token), nats(each.kl), nats(each.kl_back),
             Text.assemble(short(each.ours.token), f" {percent(each.ours.prob)}"),
             Text.assemble(short(each.theirs.token), f" {percent(each.theirs.prob)}"),
         )  # fmt: skip

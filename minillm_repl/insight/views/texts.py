@@ -77,7 +77,7 @@ class CompareView(OnText):
     kl: tuple[float, float] | None  # at the last position: there, and back
     kl_mean: tuple[float, float] | None  # over all positions
     same_top: int | None  # positions at which both find the same token the likeliest
-    differ: tuple[Difference, ...]  # the positions at which they differ most, by the KL there
+    differ: tuple[Difference, ...]  # the positions at which they differ most, by the KL there, which is above 0
 
 
 @dataclass(frozen=True)

@@ -142,8 +142,11 @@ def test_two_models_are_as_far_apart_as_torch_says(both):  # noqa: F811
     assert first.theirs.prob == pytest.approx(float(q.probs[first.position].max()))
     assert [each.token.id for each in view.top[1]] == q.probs[-1].topk(8).indices.tolist()
     assert view.bits_per_byte[0] == surprise_view(ours).bits_per_byte
-    tops = [each.logits().argmax(-1) for each in (ours, other)]
-    assert view.same_top == int((tops[0] == tops[1]).sum()) < len(ours.ids)
+    opposite = Subject(ours.model, ours.tokenizer, ours.ids, lambda name, x: -x if name == "final" else x)
+    for theirs, seen in ((other, view), (opposite, compare_view(ours, opposite, ("a", "b")))):
+        tops = [each.logits().argmax(-1) for each in (ours, theirs)]
+        assert seen.same_top == int((tops[0] == tops[1]).sum())
+    assert seen.same_top < len(ours.ids)
     same = compare_view(ours, ours, ("a", "a"))
     assert (same.kl, same.kl_mean, same.same_top, same.differ) == ((0, 0), (0, 0), len(ours.ids), ())
 

@@ -34,6 +34,7 @@ from minillm_repl.insight.surprise import surprise_view
 from minillm_repl.model.build import build
 from tests.conftest import ROOT
 from tests.test_huggingface import FAMILIES, random_model
+from tests.test_real_models import smollm2  # noqa: F401 - a fixture
 
 NEAR = 1e-4
 IDS = (5, 17, 90, 3, 3, 41, 17, 8, 60)
@@ -122,6 +123,17 @@ def test_a_logit_is_one_number_everywhere(case, quant):
         for token, log_probability in told.items():
             apart = abs(log_probability - exact[token])
             assert apart < (3e-4 if where == "by 1e-4" else NEAR), f"{where}: {apart:.2g} off at token {token}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quant", ["off", "int8", "int4"])
+def test_a_logit_of_smollm2_is_one_number_everywhere(smollm2, quant):  # noqa: F811
+    checkpoint = load(smollm2)
+    ids = checkpoint.tokenizer.encode("The largest city in the world is")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = theirs(torch.tensor([ids])).logits[0].double().numpy()
+    test_a_logit_is_one_number_everywhere((checkpoint, tuple(ids), expected), quant)
 
 
 def test_weights_are_looked_at_in_float32_and_not_copied(case):

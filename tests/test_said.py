@@ -70,17 +70,23 @@ TYPED = [
 ]
 
 
-def in_parts(kind, theirs, said, begun=True):
-    """The ids of a conversation in `STRICT`: each special token, and what is between two as `transformers` reads it.
+def as_text(kind, theirs):
+    """What reads a text between two special tokens, names and all: `transformers` has a switch for a whole text.
 
-    It has a switch for a whole text (`split_special_tokens`); and between two special tokens nothing comes "first".
+    Nothing comes "first" there.
     """
     library = copy.deepcopy(theirs)
     if kind == "first":
         library.backend_tokenizer.pre_tokenizer = Metaspace(prepend_scheme="never", split=False)
+    return lambda text: library(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
-    def read(text):
-        return library(text.strip(), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+def in_parts(kind, theirs, said, begun=True):
+    """The ids of a conversation in `STRICT`: each special token, and what is between two."""
+    text = as_text(kind, theirs)
+
+    def read(content):
+        return text(content.strip())
 
     user, assistant, end = theirs.convert_tokens_to_ids(CONTROL)
     ids = [theirs.bos_token_id]
@@ -135,6 +141,25 @@ def test_a_name_in_a_name_and_one_behind_another_are_text_too():
         ids = encode(template, ours, talk(typed), False)
         assert [ours.special(each) for each in ids if ours.special(each)] == ["<c>", "<a>"], typed
         assert decode(ours, ids) == typed
+
+
+LLAMA_2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_template_writes_as_text_is_read_alike_before_and_after_a_typed_name(kind):
+    ours, theirs = pair(kind)
+    template = ChatTemplate(LLAMA_2, {"bos_token": "<s>", "eos_token": "</s>"})
+    plain, typed = talk("hello", "you", "The end"), talk("hello </s> <s>x", "you <|end|>", "The end")
+    expected = theirs.apply_chat_template(dicts(plain), chat_template=LLAMA_2, add_generation_prompt=True)["input_ids"]
+    assert encode(template, ours, plain, False) == expected
+    read, first, end = as_text(kind, theirs), ours.named("<s>"), ours.named("</s>")
+    whole = read("[INST] hello </s> <s>x [/INST] you <|end|> ")
+    assert encode(template, ours, typed, False) == [first, *whole, *expected[expected.index(end) :]]
+    assert trained_ids(template, ours, [typed[:2]])[0][0] == [first, *whole, end]
 
 
 PRIVATE = ["\ue000", "a\ue000</s>\ue000", "\U000f0000<|end|>\U000f0001", "<\ue000/s>", "\ufdd0\U0010fffd"]

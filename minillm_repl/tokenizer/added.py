@@ -96,7 +96,7 @@ def names_pattern(tokens: Iterable[tokenizers.AddedToken]) -> re.Pattern[str]:
 def secret_names(added: Mapping[int, tokenizers.AddedToken]) -> dict[str, str]:
     """Return for the name of each special token one that nobody can know, with the same ends."""
     nonce = secrets.token_hex(8)
-    names = {token: each.content for token, each in added.items() if each.special}
+    names = {token: each.content for token, each in added.items() if each.special and each.content}
     return {name: f"{name[0]}{nonce}{token:x}{name[-1]}" for token, name in names.items()}
 
 

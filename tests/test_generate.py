@@ -24,7 +24,7 @@ class Uncached:
     def __init__(self, checkpoint):
         self.model = build(checkpoint.config, checkpoint.tensors)
         self.context, self.piece = checkpoint.config.context, 100
-        self.ids, self.name = [], "uncached"
+        self.ids, self.name, self.start = [], "uncached", None
 
     @torch.no_grad()
     def prefill(self, ids):

@@ -2,8 +2,11 @@
 
 import os
 import re
+import shlex
 import unicodedata
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import unquote
 
 from minillm_repl.checkpoint.header import open_regular
 from minillm_repl.errors import UserError
@@ -86,10 +89,28 @@ def title(path: Path) -> str:
 
 
 def user_path(text: str) -> Path:
-    """Return a path as the user wrote it: `~` means their home, and quotes around it are not part of it."""
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        text = text[1:-1]
+    r"""Return a path as the user wrote it, or a terminal pasted it.
+
+    `~` means their home; quotes, `\ ` for a space, and `file://` are no part of it unless a file has that name.
+    """
+    if not there(Path(text)):
+        text = _pasted(text.strip())
     return _as_spelt(Path(os.path.expanduser(text)))  # noqa: PTH111 - Path's own raises for an unknown user
+
+
+def _pasted(text: str) -> str:
+    """Return a path without what a shell would take from it."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        with suppress(ValueError):
+            words = shlex.split(text)  # a quote in it is written '\\''
+            text = words[0] if len(words) == 1 else text[1:-1]
+    elif "\\" in text and os.sep == "/" and not there(Path(os.path.expanduser(text))):  # noqa: PTH111 - as above
+        text = re.sub(r"\\(.)", r"\1", text)
+    url = re.fullmatch(r"file://(?:localhost)?(/.*)", text, re.DOTALL)
+    if url is None:
+        return text
+    path = unquote(url[1])
+    return path[1:] if re.match(r"/[A-Za-z]:", path) and os.sep != "/" else path
 
 
 def _as_spelt(path: Path) -> Path:

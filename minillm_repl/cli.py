@@ -15,7 +15,17 @@ from rich.text import Text
 
 from minillm_repl import __version__, commands
 from minillm_repl.checkpoint.families import family_title
-from minillm_repl.checkpoint.names import DEFAULT, FIRST, find, is_shipped, shipped, there, title, user_path
+from minillm_repl.checkpoint.names import (
+    DEFAULT,
+    FIRST,
+    find,
+    is_shipped,
+    of_another_format,
+    shipped,
+    there,
+    title,
+    user_path,
+)
 from minillm_repl.checkpoint.peek import in_folder, read_config
 from minillm_repl.commands import learn, train
 from minillm_repl.configuration import Launch, configuration_file, configure, language, read_configuration
@@ -242,6 +252,8 @@ def _run(options: argparse.Namespace, launch: Launch, settings: Settings, traini
     )
     assert session.path is not None
     session.own = not there(session.path)
+    if session.own and training is None and of_another_format(session.path):
+        raise UserError(_("{path} does not exist", path=safe_line(ckpt)))
     shell = Shell(session, screen, discover(commands), progress=Progress.of(launch.progress_file))
     if options.prompt is not None or options.auto:
         once = partial(one_shot, shell, options.prompt, echo=options.echo, json=options.json)

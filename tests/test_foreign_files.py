@@ -426,6 +426,8 @@ def test_the_program_says_so_before_any_work(tmp_path):
     done = run("--ckpt", tmp_path / "new.gguf", "--train", tmp_path / "text.txt", "--steps", "1")
     assert (done.returncode, done.stdout) == (1, "")
     assert "not .gguf: name it new.safetensors" in done.stderr
+    for more in (("-p", "x"), ()):
+        assert run("--ckpt", tmp_path / "new.gguf", *more).stderr.endswith("new.gguf does not exist\n")
     done = run(
         "--ckpt", "nalssi", script=f":save {tmp_path}/x.bin\n:save {tmp_path}/x.bin adapter\n:save {tmp_path}/x\n"
     )

@@ -15,6 +15,11 @@ SUFFIX = ".safetensors"
 DEFAULT, FIRST = "hangul", "nalssi"  # the shipped model that opens when none is named, and that of the lessons
 _CACHED = re.compile(r"models--(?:(?P<owner>[\w.-]+?)--)?(?P<model>[\w.-]+)", re.ASCII)
 _COMMIT = re.compile(rb"\w[\w.-]{0,199}", re.ASCII)
+_OTHERS = re.compile(  # endings that say that a file is of another format
+    r"\.(gguf|ggml|bin|pth?|ckpt|pkl|pickle|onnx|h5|hdf5|keras|msgpack|np[zy]|tflite|mlmodel|zip|gz|xz|zst|tar|jsonl?"
+    r"|txt|md|csv|tsv|ya?ml|toml|html?|svg|pdf|py)",
+    re.IGNORECASE,
+)
 
 
 def shipped_folder() -> Path:
@@ -128,6 +133,11 @@ def _variable(name: str) -> Path | None:
     """Return the folder that a variable of Hugging Face's names, read as their library reads it."""
     value = os.environ.get(name)
     return Path(os.path.expandvars(os.path.expanduser(value))) if value else None  # noqa: PTH111 - as above
+
+
+def of_another_format(path: Path) -> bool:
+    """Tell whether a name says that a file is of a format that is not written here."""
+    return _OTHERS.fullmatch(path.suffix) is not None
 
 
 def there(path: Path) -> bool:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint, TrainingRecord
 from minillm_repl.checkpoint.header import FORMAT, VERSION, Header, config_of, field_of, header_in, open_regular
-from minillm_repl.checkpoint.names import SUFFIX
+from minillm_repl.checkpoint.names import SUFFIX, of_another_format
 from minillm_repl.checkpoint.recipe import Piece, Reading, Recipe
 from minillm_repl.checkpoint.weights import check, packed, read_weights
 from minillm_repl.errors import UserError
@@ -19,12 +18,6 @@ from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.read import tokenizer_from_json
-
-_OTHERS = re.compile(  # endings that say that a file is of another format
-    r"\.(gguf|ggml|bin|pth?|ckpt|pkl|pickle|onnx|h5|hdf5|keras|msgpack|np[zy]|tflite|mlmodel|zip|gz|xz|zst|tar|jsonl?"
-    r"|txt|md|csv|tsv|ya?ml|toml|html?|svg|pdf|py)",
-    re.IGNORECASE,
-)
 
 
 def save(checkpoint: Checkpoint, path: Path, interrupted: Callable[[], bool] = lambda: False) -> Checkpoint:
@@ -62,7 +55,7 @@ def check_replaceable(path: Path) -> None:
                 raise UserError(
                     _("{name} is there and is not a checkpoint; save under another name", name=named)
                 ) from None
-    if _OTHERS.fullmatch(path.suffix):
+    if of_another_format(path):
         raise UserError(
             _(
                 "{name}: what is saved is a safetensors file, not {ending}: name it {stem}{suffix}, or {stem}/ for a"

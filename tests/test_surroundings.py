@@ -81,6 +81,7 @@ def test_a_terminal_works_in_odd_surroundings(where, visit):  # noqa: F811
     assert "Traceback" not in terminal.text
 
 
+@pytest.mark.slow
 def test_a_user_whom_the_system_does_not_know_needs_no_home(tmp_path):
     """As containers start programs: under a number that is in no /etc/passwd, and without HOME."""
     (tmp_path / "text.txt").write_text("날씨가 좋다. " * 20, encoding="utf-8")
@@ -96,6 +97,7 @@ def test_a_user_whom_the_system_does_not_know_needs_no_home(tmp_path):
     assert os.listdir(tmp_path) == ["text.txt"], "no folder called ~"
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_deleted_meanwhile_ends_nothing(tmp_path):
     """Libraries end the process where there is no present folder."""
     gone, home = tmp_path / "gone", tmp_path / "home"

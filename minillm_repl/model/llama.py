@@ -22,7 +22,8 @@ from minillm_repl.model.taps import Tap, untapped
 class RMSNorm(nn.Module):
     """Divides by the root of the mean square, and scales: no mean is taken away, and nothing is added.
 
-    torch's own would scale before it rounds to bfloat16; the models of this family were trained the other way round.
+    Where training computes in bfloat16, torch's own would scale before it rounds; models of this family were trained
+    the other way round.
     """
 
     def __init__(self, width: int, eps: float) -> None:

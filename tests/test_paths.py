@@ -63,6 +63,7 @@ def test_no_path_however_odd_is_a_crash(text):
     assert isinstance(user_path(text), os.PathLike)
 
 
+@pytest.mark.slow
 def test_commands_take_paths_as_terminals_paste_them(program, tmp_path):  # noqa: F811
     (tmp_path / "my story.txt").write_text("날씨가 좋다. " * 30, encoding="utf-8")
     url = "file://" + quote(str(tmp_path / "my story.txt"))

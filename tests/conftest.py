@@ -11,6 +11,7 @@ import torch
 
 from minillm_repl.checkpoint.load import load
 from minillm_repl.checkpoint.names import find
+from tests.outside import outside
 from tests.small import random_checkpoint  # noqa: F401 - tests that have torch anyway take it from here
 
 ROOT = Path(__file__).parent.parent
@@ -37,10 +38,7 @@ def nalssi():
 @pytest.fixture(scope="session")
 def reference():
     """The study note's program as a module; it is not part of this repository."""
-    beside = ROOT.parent / "shared" / "seed" / "reference_minillm.py"
-    path = Path(os.environ.get("MINILLM_REFERENCE", beside))
-    if not path.exists():
-        pytest.skip("the study note's program is not here; MINILLM_REFERENCE names it")
+    path = outside("seed/reference_minillm.py")
     spec = importlib.util.spec_from_file_location("reference_minillm", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -39,10 +39,9 @@ from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.run import Surroundings, TrainingRun
 from minillm_repl.training.tokens import tokenise
 from minillm_repl.training.vocabulary import make_tokenizer
-from tests.conftest import ROOT, random_checkpoint
+from tests.conftest import random_checkpoint
+from tests.outside import outside
 from tests.test_huggingface import FAMILIES, logits_of, random_model
-
-SHARED = ROOT.parent / "shared"
 
 
 def begin(start, corpus, path, **settings):
@@ -616,19 +615,13 @@ def test_an_adapter_of_a_model_with_a_strange_name_is_saved(tmp_path):
 
 @pytest.fixture(scope="module")
 def stories():
-    folder = SHARED / "checkpoints" / "stories260K-hf"
-    if not folder.exists():
-        pytest.skip("stories260K-hf is not in the shared folder beside this repository")
-    return folder
+    return outside("checkpoints/stories260K-hf")
 
 
 @pytest.fixture(scope="module")
 def grimm(tmp_path_factory):
     """Two parts of the brothers' tales: to learn from, and held out."""
-    file = SHARED / "data" / "en" / "grimm.txt"
-    if not file.exists():
-        pytest.skip("grimm.txt is not in the shared folder beside this repository")
-    text, folder = file.read_text(encoding="utf-8"), tmp_path_factory.mktemp("grimm")
+    text, folder = outside("data/en/grimm.txt").read_text(encoding="utf-8"), tmp_path_factory.mktemp("grimm")
     (folder / "train.txt").write_text(text[20_000:140_000], encoding="utf-8")
     (folder / "held.txt").write_text(text[300_000:315_000], encoding="utf-8")
     return folder / "train.txt", folder / "held.txt"

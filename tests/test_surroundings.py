@@ -160,7 +160,8 @@ def test_where_memory_runs_out_that_is_told_and_the_visit_goes_on(tmp_path):
     import resource
 
     (tmp_path / "text.txt").write_text("날씨가 좋다. " * 500, encoding="utf-8")
-    script = ":temp 0\n:max-tokens 4\n:train text.txt new layers=2 width=32768 heads=4 steps=2\n날씨\n"
+    sizes = "layers=1 width=128 heads=1 batch=8192 context=256"
+    script = f":temp 0\n:max-tokens 4\n:train text.txt new {sizes} steps=2\n날씨\n"
     command = [sys.executable, "-m", "minillm_repl", "--ckpt", "nalssi"]
     done = subprocess.run(
         command,

@@ -805,7 +805,7 @@ def test_a_model_with_a_chat_template_talks_in_turns(visit, tmp_path):
     terminal.do("파")
     assert re.search(r"가 \d+  타 \d+  파 \d+  하 \d+  파 \d+", terminal.do(":prompt"))
     assert "the context is full" in terminal.do("가")
-    assert "outgrown the context: the oldest 3 turns left it" in " ".join(terminal.do("하").split())
+    assert "the model no longer sees the oldest 3 turns" in " ".join(terminal.do("하").split())
     assert re.search(r"\n가 \d+  하 \d+\n", terminal.do(":prompt")), "the system prompt has left with the oldest turns"
     terminal.do(":chat off")
     terminal.wait_for("type the beginning")

@@ -39,9 +39,9 @@ class PlainLine:
         return False
 
     def _line(self, lead: str) -> str:
-        print(lead, end="", file=self._terminal, flush=True)
         try:
-            with raised_at_once():
+            with raised_at_once():  # from before the prompt is seen: whoever sees it may press Ctrl-C
+                print(lead, end="", file=self._terminal, flush=True)
                 line = sys.stdin.readline()
         except KeyboardInterrupt:
             print(file=self._terminal, flush=True)

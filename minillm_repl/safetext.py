@@ -6,8 +6,8 @@ character never reaches the terminal, and what follows is ordinary text.
 
 import re
 import unicodedata
-from collections.abc import Iterator
-from itertools import cycle
+from collections.abc import Iterable, Iterator
+from itertools import chain, cycle
 
 # Controls, format characters (bidirectional overrides, invisible joiners), lone surrogates, line separators.
 _UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -65,6 +65,13 @@ def graphemes(text: str) -> Iterator[str]:
     from wcwidth import iter_graphemes
 
     yield from iter_graphemes(text)
+
+
+def as_read(pieces: Iterable[str], text: str) -> list[str]:
+    """Return pieces of a text as a reader sees them: in place of a part of a character, the whole of it."""
+    clusters = dict.fromkeys(graphemes(unicodedata.normalize("NFC", text)))
+    wholes = ([each for each in clusters if piece in each] or [piece] for piece in pieces)
+    return [*dict.fromkeys(chain.from_iterable(wholes))]
 
 
 def show_token(token: bytes) -> str:

@@ -15,7 +15,7 @@ from wcwidth import wcswidth, wcwidth
 
 pytest.importorskip("termios")
 
-from minillm_repl.safetext import apart, graphemes, show_token
+from minillm_repl.safetext import apart, as_read, graphemes, show_token
 from tests.conftest import ROOT
 from tests.test_terminal import cache, models, prompt, visit  # noqa: F401 - fixtures
 
@@ -45,6 +45,13 @@ def test_a_cluster_is_one_character_and_is_shown_in_parts_that_all_terminals_cou
     assert [*graphemes(f"가{cluster}나")] == ["가", cluster, "나"]
     assert apart(cluster) == SHOWN[cluster]
     assert cells(apart(cluster)) == wcswidth(apart(cluster))
+
+
+def test_what_is_unknown_is_named_as_it_is_read():
+    text = "e\u0301와 👨‍👩‍👧, 👨 12 2"
+    assert as_read(["👨", "\u200d", "👩", "👧"], text) == ["👨‍👩‍👧", "👨"]
+    assert as_read(["\u00e9", "와", "12", "뷁뷁"], text) == ["\u00e9", "와", "12", "뷁뷁"]
+    assert as_read([], text) == []
 
 
 PARTS = ["👨", "\u200d", "👩", "🏽", "🇰", "🇷", "\ufe0f", "\u20e3", "1", "❤", "e", "\u0301", "ᄒ", "ᅡ", "ᆫ", "가", " "]

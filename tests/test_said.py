@@ -415,6 +415,8 @@ def test_letters_that_are_unknown_are_told_in_a_chat_as_in_a_completion(unknown)
         made.run("hello 뷁뷁 yo♞u")
         told.append(re.search(r"! .*never seen.*", shown.getvalue())[0])
         assert len(made.session.turns)
+        said = shown.getvalue()
+        assert command == ":chat off" or said.index("hello 뷁뷁") < said.index("! "), "what was said comes first"
     assert told[0] == told[1]
     assert "뷁, ♞: " + (f"read as {unknown}" if unknown else "skipped") in told[0]
     made.run(":chat on")

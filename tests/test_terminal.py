@@ -479,6 +479,8 @@ def test_characters_that_the_model_never_saw_are_named(prompt):
     answer = prompt.do("가z나🙂")
     assert "the model has never seen z, 🙂: skipped" in answer
     assert ">>> 가나다라마바" in answer
+    family = prompt.do("가👩‍👩‍👧나")
+    assert "never seen 👩👩👧: skipped" in family, "parts of a character are named"  # the joiners take no cells
     only = prompt.do("xyz")
     assert ">>> xyz" in only
     assert "never seen x, y, z" in only

@@ -6,6 +6,7 @@ from minillm_repl.model.config import AnyConfig
 from minillm_repl.render.tables import card
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
+from minillm_repl.safetext import SPACE
 from minillm_repl.tokenizer.base import label
 
 _CHARACTERS, _WORDS = 120, 30  # of the vocabulary, that are shown
@@ -89,7 +90,7 @@ def _vocabulary(checkpoint: Checkpoint) -> str:
     size, tokenizer = checkpoint.config.vocab, checkpoint.tokenizer
     characters = [tokenizer.token_bytes(token).decode("utf-8", "replace") for token in range(min(size, _CHARACTERS))]
     if all(len(character) == 1 for character in characters):
-        shown, sample = _CHARACTERS, "".join(characters)
+        shown, sample = _CHARACTERS, "".join(characters).replace(" ", SPACE)
     else:
         shown, sample = _WORDS, " ".join(label(tokenizer, token) for token in range(min(size, _WORDS)))
     return _("{size:,} tokens: {sample}", size=size, sample=sample + (" …" if size > shown else ""))

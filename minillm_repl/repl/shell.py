@@ -21,7 +21,7 @@ from minillm_repl.repl.opening import Loading, Model
 from minillm_repl.repl.registry import Command, Registry
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import samplers_text
-from minillm_repl.safetext import safe, safe_line
+from minillm_repl.safetext import SPACE, as_read, safe, safe_line
 from minillm_repl.tokenizer.base import decode
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Shell:
         unknown = tokenizer.unknown(text)
         ids = tokenizer.encode(text, start=start, special=self.session.settings.special)
         if unknown:
-            shown = ", ".join(safe_line(character) for character in unknown[:20]) + (" …" if len(unknown) > 20 else "")
+            shown = safe_line(", ".join(as_read(unknown[:20], text))) + (" …" if len(unknown) > 20 else "")
             if not ids:
                 known = "".join(
                     tokenizer.token_bytes(token).decode("utf-8", "replace") for token in range(tokenizer.size)
@@ -156,7 +156,7 @@ class Shell:
                     _(
                         "the model has never seen {shown}, and nothing else was typed; it knows {known}",
                         shown=shown,
-                        known=safe_line(known[:60]),
+                        known=safe_line(known[:60]).replace(" ", SPACE),
                     )
                 )
             self.screen.warn(
@@ -178,29 +178,29 @@ class Shell:
         session = self.session
         try:
             model = self.model()
-            if not session.chatting(model):
+            chatting = session.chatting(model)
+            if not chatting:
                 session.begin(self.encode(model, text))
-                lead = PROMPT
-            else:
-                gone = self.ask(model, text)
-                self.echo(text, "\n")
-                if gone:
-                    self.screen.note(
-                        _n(
-                            "the model no longer sees the oldest {n} turn: of {context} tokens {free} stay free for"
-                            " the answer",
-                            "the model no longer sees the oldest {n} turns: of {context} tokens {free} stay free for"
-                            " the answer",
-                            gone,
-                            context=model.decoder.context,
-                            free=session.answer_room(model.decoder.context),
-                        )
-                    )
-                lead = ""
         except UserError:
             self.echo(text, "\n")
             raise
-        self.respond(model, lead)
+        if chatting:
+            self.echo(text, "\n")
+            self._tell_gone(model, self.ask(model, text))
+        self.respond(model, "" if chatting else PROMPT)
+
+    def _tell_gone(self, model: Model, turns: int) -> None:
+        if turns:
+            self.screen.note(
+                _n(
+                    "the model no longer sees the oldest {n} turn: of {context} tokens {free} stay free for the answer",
+                    "the model no longer sees the oldest {n} turns: of {context} tokens {free} stay free for"
+                    " the answer",
+                    turns,
+                    context=model.decoder.context,
+                    free=self.session.answer_room(model.decoder.context),
+                )
+            )
 
     def respond(self, model: Model, lead: str = "", *, echo: bool = True) -> "Finished":
         """Let the model continue the session's text, and draw both: what it was given, and what it adds."""

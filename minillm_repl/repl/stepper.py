@@ -22,7 +22,7 @@ from minillm_repl.render.generation import step_table, step_title
 from minillm_repl.repl.formatted import color_depth, formatted
 from minillm_repl.repl.keyboard import suspend
 from minillm_repl.repl.settings import Settings, samplers_text
-from minillm_repl.safetext import apart, graphemes, safe_line
+from minillm_repl.safetext import apart, as_read, graphemes, safe_line
 from minillm_repl.tokenizer.base import Tokenizer, decode, label
 
 _AROUND = 7  # rows beside the candidates: two of title, two of heading, two below, and one that stays free
@@ -160,7 +160,9 @@ class Stepper:
         own, self._own = self._own or "", None
         unknown = self._tokenizer.unknown(own)
         if unknown:
-            self._warning = _("the model has never seen {shown}", shown=safe_line(", ".join(unknown[:20])))
+            self._warning = _(
+                "the model has never seen {shown}", shown=safe_line(", ".join(as_read(unknown[:20], own)))
+            )
         ids = self._tokenizer.encode(own, start=False, special=self._settings.special)
         if ids and self._walk.take(*ids):
             self._look()

@@ -20,7 +20,7 @@ from minillm_repl.language import _
 from minillm_repl.model.build import as_arrays, build_new, trainable
 from minillm_repl.model.device import pick_device
 from minillm_repl.model.lora import adapt, adapters, merged
-from minillm_repl.safetext import safe_line
+from minillm_repl.safetext import apart, safe_line
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.training import resume, told
 from minillm_repl.training.batches import Part
@@ -244,7 +244,7 @@ class TrainingRun:
         """Return the most frequent characters of a corpus that the vocabulary lacks."""
         points = np.argsort(-corpus.characters, kind="stable")[:20_000]
         text = "".join(chr(point) for point in points if corpus.characters[point])
-        return safe_line(", ".join(self.tokenizer.unknown(text)[:20]))
+        return safe_line(", ".join(apart(each, told=True) for each in self.tokenizer.unknown(text)[:20]))
 
     def _sample_start(self, text: str, train: Part) -> list[int]:
         ids = self.tokenizer.encode(text) if text else []

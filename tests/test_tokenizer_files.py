@@ -139,6 +139,12 @@ FOLDERS = {
         "settings": {"extra_special_tokens": [], "pad_token": {"__type": "AddedToken", **token("<pad>", lstrip=True)}}
     },
     "roles of its own": {"settings": {"extra_special_tokens": {"image_token": "<x>", "boi_token": "<w>"}}},
+    "roles of its own, as newer files have them": {
+        "settings": {"model_specific_special_tokens": {"image_token": "<x>", "boi_token": "<w>"}}
+    },
+    "special in tokenizer.json alone": {
+        "settings": {"added_tokens_decoder": {"2": token("</s>", special=False, rstrip=True), "340": token("<x>")}}
+    },
     "in the wrong order": {
         "settings": {"added_tokens_decoder": {"342": token("<x>"), "340": token("<pad>"), "341": token("<w>")}}
     },

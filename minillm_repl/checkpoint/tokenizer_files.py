@@ -17,6 +17,7 @@ from minillm_repl.tokenizer.subword import SubwordTokenizer
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_OWN_ROLES = ("model_specific_special_tokens", "extra_special_tokens")  # a model may have some; an older name
 _END = "<|endoftext|>"  # GPT-2's start and end, where nothing is said of them
 
 
@@ -71,10 +72,12 @@ def _said(folder: Folder) -> dict[str, Any]:
 
 def _role_values(said: Mapping[str, Any]) -> dict[str, Any]:
     """Return the special tokens by their roles, as text or as tokens with flags; a model may have roles of its own."""
-    extra = said.get("extra_special_tokens")
-    named = {**said, **(extra if isinstance(extra, dict) else {})}
+    extra = dict[str, Any]()
+    for key in _OWN_ROLES:
+        extra |= said[key] if isinstance(said.get(key), dict) else {}
+    named = {**said, **extra}
     own = [role for role in named if role.endswith("_token") and role not in _ROLES]
-    own += [role for role in (extra if isinstance(extra, dict) else ()) if role not in (*_ROLES, *own)]
+    own += [role for role in extra if role not in (*_ROLES, *own)]
     return {role: named[role] for role in (*_ROLES, *own) if _content(named.get(role))}
 
 

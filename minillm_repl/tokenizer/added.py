@@ -26,7 +26,8 @@ def added_token(content: str, said: Mapping[str, Any] = {}, *, special: bool = F
 def with_added(description: Mapping[str, Any], tokens: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Return a description of which these tokens are a part, in this order; those that it has get their flags.
 
-    The library gives a token that the vocabulary lacks the next free id, whatever a file says; so does this.
+    The library gives a token that the vocabulary lacks the next free id, whatever a file says, and what is special in
+    one file stays so; so does this.
     """
     read = _read(description)
     if read is None:
@@ -39,7 +40,8 @@ def with_added(description: Mapping[str, Any], tokens: Iterable[Mapping[str, Any
         before = known.get(content, {})
         token_id = before.get("id", ids.get(content, free))
         free += token_id == free
-        known[content] = {**before, "id": token_id, **token}
+        special = before.get("special") is True or token["special"]
+        known[content] = {**before, "id": token_id, **token, "special": special}
     return {**description, "added_tokens": list(known.values())}
 
 

@@ -32,6 +32,29 @@ def press():
     os.kill(os.getpid(), signal.SIGINT)
 
 
+PRESSED_WHILE_IT_ASKS = """
+import os, signal, threading
+from minillm_repl.untrusted.ask import ask
+signal.signal(signal.SIGINT, lambda *_: None)
+done = threading.Event()
+def press():
+    while not done.wait(0.01):
+        os.killpg(0, signal.SIGINT)  # as a terminal does
+threading.Thread(target=press).start()
+try:
+    said = [([{"role": "user", "content": "hello"}], True)]
+    print(ask("template", "it", template="{{ messages[0].content }}", variables={}, conversations=said, tried=[]))
+finally:
+    done.set()
+"""
+
+
+def test_ctrl_c_does_not_end_the_process_that_reads_a_template_or_a_tokenizer():
+    command = [sys.executable, "-c", PRESSED_WHILE_IT_ASKS]
+    done = subprocess.run(command, capture_output=True, text=True, start_new_session=True, timeout=60, check=False)
+    assert "hello" in done.stdout, done.stderr
+
+
 def test_the_first_asks_the_second_is_stronger_the_third_leaves():
     with interruptible() as interrupted:
         assert not interrupted()

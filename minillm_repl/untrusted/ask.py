@@ -20,12 +20,13 @@ def ask(job: str, what: str, **request: Any) -> Any:
 
     Raises UserError naming `what` if that is refused, fails, or takes too much time or memory.
     """
-    # -P: nothing is imported from the folder that the user happens to be in.
+    # -P: nothing is imported from the folder that the user happens to be in. A group of its own: Ctrl-C is not for it.
     command = [sys.executable, "-P", str(PROCESS), job]
     try:
         done = subprocess.run(  # noqa: S603 - our own file
-            command, input=json.dumps(request).encode(), capture_output=True, timeout=_SECONDS, check=False
-        )
+            command,
+            input=json.dumps(request).encode(), capture_output=True, timeout=_SECONDS, check=False, process_group=0,
+        )  # fmt: skip
         answer = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
         raise UserError(_("{what} took more than {seconds} seconds", what=what, seconds=_SECONDS)) from None

@@ -70,12 +70,20 @@ def renamed(folder, name, other):
 def only(folder, name, data=b"x" * 100):
     """Leave the description of a model, and other weights."""
     (folder / "model.safetensors").unlink()
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(data)
+
+
+def alone(folder, name, tensor):
+    """Leave nothing but one file of weights."""
+    without_config(folder)
+    safetensors.numpy.save_file({tensor: small("f4")}, folder / name)
 
 
 def adapter(folder, **fields):
     described = {"peft_type": "LORA", "base_model_name_or_path": "some-body/tiny\x1b[31m", "r": 4}
-    (folder / "adapter_config.json").write_text(json.dumps(described | fields))
+    described = {key: value for key, value in (described | fields).items() if value is not None}
+    (folder / "adapter_config.json").write_text(json.dumps(described))
     safetensors.numpy.save_file({"base_model.model.x.lora_A.weight": small("f4")}, folder / "adapter_model.safetensors")
 
 
@@ -111,6 +119,11 @@ LEFT = {
         left_of(weight=("i1", 32, 32), SCB=("f4", 32)), left_of(weight=("u1", 512, 1), weight__absmax=("f4", 16))
     ],
     "MLX": [left_of(weight=("u4", 32, 4), scales=("f2",), biases=("f2",))],
+    "EXL2": [left_of(q_weight=("i4",), q_scale=("i4",), q_groups=("i2",), q_invperm=("i2",))],
+    "EXL3": [left_of(trellis=("i2",), suh=("f2",), svh=("f2",))],
+    "HQQ": [left_of(W_q=("u1",), meta=("f2",))],
+    "quanto": [left_of(weight___data=("i1",), weight___scale=("f2",))],
+    "AQLM/VPTQ": [left_of(codes=("i2",), codebooks=("f2",)), left_of(indices=("i4",), centroids=("f2",))],
 }  # fmt: skip
 FOREIGN = {
     "MLX": (lambda f: edited(f, quantization={"group_size": 64, "bits": 4}), r"quantised weights \(MLX, 4 bits\)"),
@@ -124,7 +137,7 @@ FOREIGN = {
     "FP8": (method("fp8", weight_block_size=[128, 128]), r"quantised weights \(FP8\)"),
     "compressed tensors": (method("compressed-tensors", format="float-quantized"), r"\(compressed-tensors\)"),
     "bitsandbytes": (method("bitsandbytes", load_in_4bit=True), r"\(bitsandbytes, 4 bits\)"),
-    "EXL2": (method("exl2", bits=4.25), r"\(exl2\)"),
+    "EXL2": (method("exl2", bits=4.25), r"\(EXL2, 4.25 bits\)"),
     "a method with a code in its name": (method("\x1b[31mevil"), r"quantised weights \(.*evil\)"),
     "PEFT": (lambda f: (without_config(f), adapter(f)), r"is a PEFT adapter \(LORA\) for some-body/tiny.*merge_and"),
     "PEFT with a copy of the config": (
@@ -138,6 +151,34 @@ FOREIGN = {
     ),
     "GGUF beside a config": (lambda f: only(f, "a-Q4.gguf"), r"weights are a GGUF file.*\(a-Q4.gguf\)"),
     "GGUF alone": (lambda f: without_config(f, "README.md", "A.GGUF"), r"weights are a GGUF file.*\(A.GGUF\)"),
+    "an adapter of MLX": (
+        lambda f: (without_config(f), adapter(f, peft_type=None, fine_tune_type="lora", model="some/tiny")),
+        r"is an adapter of MLX for some/tiny, and no model by itself: .* `mlx_lm.fuse`$",
+    ),
+    "an adapter of MLX that says nothing": (
+        lambda f: alone(f, "adapters.safetensors", "model.layers.0.self_attn.q_proj.lora_a"),
+        r"is a LoRA adapter, and no model by itself: adapters.safetensors holds model.layers.0.*lora_a$",
+    ),
+    "an adapter of LyCORIS": (
+        lambda f: alone(f, "style.safetensors", "lycoris_x.lokr_w1"), r"is a LoRA adapter, .*style.safetensors holds"
+    ),
+    "the folder of a run that made adapters": (
+        lambda f: (without_config(f, "checkpoint-9/x"), adapter(f / "checkpoint-9")),
+        r"is a folder without a model; checkpoint-9 in it is a PEFT adapter \(LORA\) for some-body",
+    ),
+    "OpenVINO": (lambda f: only(f, "openvino_model.bin"), r"weights are a model of OpenVINO \(openvino_model.bin\)"),
+    "TensorRT": (lambda f: only(f, "rank0.engine"), r"weights are an engine of TensorRT \(rank0.engine\)"),
+    "Core ML": (lambda f: only(f, "model.mlpackage"), r"weights are a model of Core ML"),
+    "ONNX in a folder of its own": (lambda f: only(f, "onnx/model_q4.onnx"), r"an ONNX file \(model_q4.onnx\)"),
+    "a run on several machines": (
+        lambda f: only(f, "pytorch_model_fsdp_0/__0_0.distcp"), r"the parts of a training run.*\(__0_0.distcp\)"
+    ),
+    "a run of DeepSpeed": (
+        lambda f: only(f, "global_step9/mp_rank_00_model_states.pt"), r"a pickle \(mp_rank_00_.*can run code"
+    ),
+    "a config of another library": (
+        lambda f: edited(f, model_type=None), r"a config.json without a model_type cannot .*these types can: gpt2"
+    ),
     "ONNX": (lambda f: only(f, "model.onnx"), r"weights are an ONNX file \(model.onnx\)"),
     "Flax": (lambda f: only(f, "flax_model.msgpack"), r"weights are a file of Flax"),
     "TensorFlow": (lambda f: only(f, "tf_model.h5"), r"weights are an HDF5 file"),

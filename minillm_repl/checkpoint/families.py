@@ -18,11 +18,14 @@ def family_called(model_type: Any) -> Family:
     for family in FAMILIES:
         if family.model_type == model_type:
             return family
+    types = ", ".join(family.model_type for family in FAMILIES)
+    if model_type is None:
+        raise UserError(_("a config.json without a model_type cannot be opened; these types can: {types}", types=types))
     raise UserError(
         _(
             "models of type {type!r:.40} cannot be opened; these can: {types}",
             type=safe_line(str(model_type)),
-            types=", ".join(family.model_type for family in FAMILIES),
+            types=types,
         )
     )
 

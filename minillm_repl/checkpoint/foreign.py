@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from minillm_repl.checkpoint.header import open_regular, parse_json
+from minillm_repl.checkpoint.header import open_regular, parse_json, read_header
 from minillm_repl.errors import UserError
 from minillm_repl.language import N_, _
 from minillm_repl.safetext import safe_line
 
 ADAPTER, ADAPTER_WEIGHTS, PIPELINE = "adapter_config.json", "adapter_model.safetensors", "model_index.json"
-_MOST_FILES, _LARGEST = 10_000, 1 << 20  # names that are looked at; bytes of a JSON file that describes something
+_MOST_FILES, _MOST_INNER = 10_000, 100  # names that are looked at, and folders in a folder
+_LARGEST = 1 << 20  # bytes of a JSON file that describes something
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _OTHERS = {  # endings of files of weights
     ".gguf": N_("a GGUF file, which is llama.cpp's ({file})"),
@@ -21,14 +22,27 @@ _OTHERS = {  # endings of files of weights
     ".msgpack": N_("a file of Flax ({file})"),
     ".tflite": N_("a file of TensorFlow Lite ({file})"),
     ".npz": N_("NumPy arrays ({file})"),
+    "openvino_model.bin": N_("a model of OpenVINO ({file})"),
+    ".engine": N_("an engine of TensorRT ({file})"),
+    ".mlpackage": N_("a model of Core ML ({file})"),
+    ".mlmodelc": N_("a model of Core ML ({file})"),
+    ".pte": N_("a program of ExecuTorch ({file})"),
+    ".distcp": N_("the parts of a training run, as PyTorch keeps them for several machines ({file})"),
 }
-_METHODS = {"gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8", "mxfp4": "MXFP4", "hqq": "HQQ", "eetq": "EETQ", "aqlm": "AQLM"}
+_SHORT = ("gptq", "awq", "fp8", "mxfp4", "hqq", "eetq", "aqlm", "exl2", "exl3", "vptq")
+_METHODS = {method: method.upper() for method in _SHORT}
 _LEFTOVERS = {  # tensors that stand beside those of quantised layers
     ("qweight", "qzeros", "g_idx"): "GPTQ/AWQ",
     ("absmax", "quant_map", "nested_absmax", "SCB"): "bitsandbytes",
     ("weight_packed", "weight_scale", "weight_scale_inv", "weight_scale_2", "input_scale"): "FP8/compressed-tensors",
+    ("q_weight", "q_groups", "q_invperm"): "EXL2",
+    ("trellis", "suh", "svh"): "EXL3",
+    ("W_q",): "HQQ",
+    ("_data", "_scale"): "quanto",
+    ("codes", "codebooks", "centroids"): "AQLM/VPTQ",
     ("scales", "biases"): "MLX",
 }
+_HALF = re.compile(r"\b(lora_(A|B|down|up|a|b|magnitude_vector)|lo[kh][ra]_w\d|hada_w\d)")  # of an adapter
 _READERS = re.compile(r".*bert|.*roberta|deberta.*|electra|longformer|mpnet|xlnet")
 _PICTURES = re.compile(r"blip.*|clip.*|dino.*|siglip.*|vit.*|wav2vec2.*|hubert|whisper")
 
@@ -44,7 +58,7 @@ def quantised_by(fields: Mapping[str, Any]) -> str:
                 described.get("bits", described.get("w_bit")),
                 *(n for key, n in small.items() if described.get(key)),
             ]
-            known = next((bit for bit in bits if type(bit) is int), None)
+            known = next((bit for bit in bits if type(bit) in (int, float)), None)
             method = _METHODS.get(method, method) or ("MLX" if "group_size" in described else name)
             return safe_line(method)[:40] + (_(", {bits} bits", bits=known) if known else "")
     return ""
@@ -106,18 +120,51 @@ def without_config(folder: Path) -> str:
         return _("weights as their makers run them (params.json): take those for transformers, with a config.json")
     weights = [file for file in files if file.endswith(".safetensors")]
     if weights:
-        return _("a folder without a config.json, which says the sizes of {file:.80}", file=safe_line(weights[0]))
-    return other_weights(folder)
+        return _lora(folder / weights[0]) or _(
+            "a folder without a config.json, which says the sizes of {file:.80}", file=safe_line(weights[0])
+        )
+    return _adapter_within(folder, files) or other_weights(folder)
+
+
+def _adapter_within(folder: Path, files: Iterable[str]) -> str:
+    """Return which adapter lies in a folder of a folder, as words after `NAME is`; empty if none does."""
+    inner = next((file for file in files if os.path.lexists(folder / file / ADAPTER)), "")
+    if not inner:
+        return ""
+    kind = adapter(folder / inner)
+    return _("a folder without a model; {inner:.80} in it is {kind}", inner=safe_line(inner), kind=kind)
 
 
 def lora_in(names: Iterable[str]) -> str:
     """Return a tensor that is half of a LoRA adapter of another program; empty if there is none."""
-    return next((name for name in names if re.search(r"lora_(A|B|down|up)\b", name)), "")
+    return next((name for name in names if _HALF.search(name)), "")
+
+
+def _lora(path: Path) -> str:
+    """Return what a folder is whose only weights are a LoRA adapter, as words after `NAME is`; empty if it is none."""
+    try:
+        half = lora_in(read_header(path).tensors)
+    except UserError:
+        return ""
+    if not half:
+        return ""
+    file = safe_line(path.name)
+    return _(
+        "a LoRA adapter, and no model by itself: {file:.80} holds {tensor:.80}",
+        file=file,
+        tensor=safe_line(half),
+    )
 
 
 def adapter(folder: Path) -> str:
-    """Return what the PEFT adapter in a folder is, as words after `NAME is`."""
+    """Return what the adapter of another program in a folder is, as words after `NAME is`."""
     described = _described(folder / ADAPTER)
+    if "peft_type" not in described and {"fine_tune_type", "lora_parameters"} & set(described):
+        return _(
+            "an adapter of MLX for {base:.120}, and no model by itself: open that one, or merge the two with"
+            " `mlx_lm.fuse`",
+            base=safe_line(str(described.get("model") or "?")),
+        )
     kind, base = (safe_line(str(described.get(key) or "?")) for key in ("peft_type", "base_model_name_or_path"))
     return _(
         "a PEFT adapter ({kind:.20}) for {base:.120}, and no model by itself: open that one, or merge the two with"
@@ -130,6 +177,7 @@ def adapter(folder: Path) -> str:
 def other_weights(folder: Path) -> str:
     """Return which weights a folder holds that are not opened, as words after `NAME is`; empty for none."""
     files = _files(folder)
+    files += [inner for file in files[:_MOST_INNER] for inner in _files(folder / file)]
     for ending, kind in _OTHERS.items():
         file = next((file for file in files if file.lower().endswith(ending)), "")
         if file:

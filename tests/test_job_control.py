@@ -181,6 +181,11 @@ def test_ctrl_z_suspends_in_the_views_that_take_keys_in_a_lesson_and_while_it_tr
         stopped(terminal)
         assert not pasting(terminal)
         back(terminal, " left")
+    stopped(terminal)
+    terminal.type("clear; echo the shell''s; fg\n")
+    terminal.wait_for(lambda terminal: " left" in "\n".join(terminal.screen.display))
+    for_a_while(terminal, 1)
+    assert "the shells" in "\n".join(terminal.screen.display), "what the shell has shown is drawn over"
     before = terminal.prompts
     terminal.paste(PASTED[0])
     for_a_while(terminal, 1)

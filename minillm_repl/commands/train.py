@@ -16,6 +16,7 @@ from minillm_repl.repl.interrupt import patiently, told_to_end
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import samplers_text
 from minillm_repl.repl.shell import Shell
+from minillm_repl.repl.terminal import woken
 from minillm_repl.safetext import safe, safe_line
 from minillm_repl.settings import change, default_of, specs, value_of
 from minillm_repl.training.places import resume_path, unsaved_path
@@ -179,7 +180,7 @@ def _drawn(shell: Shell, trainee: "TrainingRun", interrupted: Callable[[], bool]
 
     watch = _watch(shell, trainee)
     plan, (reading, last) = trainee.plan, trainee.trainer.readings()
-    with TrainingView(screen, plan.steps, plan.every, last / reading) as view:
+    with TrainingView(screen, plan.steps, plan.every, last / reading) as view, woken(view.leave):
         finished = view.draw(events, lambda: _sample(shell, trainee, watch, interrupted))
     if watch:
         shell.session.watched = watch.view()

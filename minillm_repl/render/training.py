@@ -57,6 +57,10 @@ class TrainingView:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stack.close()
 
+    def leave(self) -> None:
+        """Leave what moves where it is, and draw the next below: others have written to the terminal since."""
+        self._live._live_render._shape = None  # there is no public way; its lines are no longer those above the cursor
+
     def draw(self, events: Iterable[TrainEvent], sample: Callable[[], object]) -> Finished:
         """Draw the events until the last, and return it.
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -96,6 +97,27 @@ def suspendable(leave: Callable[[], None] = lambda: None, again: Callable[[], No
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def woken(again: Callable[[], None]) -> Iterator[None]:
+    """Have `again` called as soon as the program goes on, before the terminal's settings come back."""
+    if not hasattr(signal, "SIGCONT") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCONT)
+
+    def go_on(number: int, frame: FrameType | None) -> None:
+        again()
+        if callable(before):
+            before(number, frame)
+
+    signal.signal(signal.SIGCONT, go_on)
+    signal.siginterrupt(signal.SIGCONT, False)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCONT, before)
 
 
 def in_front() -> bool:

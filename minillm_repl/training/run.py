@@ -244,7 +244,8 @@ class TrainingRun:
         """Return the most frequent characters of a corpus that the vocabulary lacks."""
         points = np.argsort(-corpus.characters, kind="stable")[:20_000]
         text = "".join(chr(point) for point in points if corpus.characters[point])
-        return safe_line(", ".join(apart(each, told=True) for each in self.tokenizer.unknown(text)[:20]))
+        lacking = self.tokenizer.unknown(text)[:20]
+        return safe_line(", ".join(each if apart(each) else apart(each, told=True) for each in lacking))
 
     def _sample_start(self, text: str, train: Part) -> list[int]:
         ids = self.tokenizer.encode(text) if text else []

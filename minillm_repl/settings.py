@@ -92,6 +92,17 @@ def one_of(*choices: str) -> Parser:
     return parse
 
 
+def not_empty(*words: str) -> Parser:
+    """Parse the name of a file, or one of a few words."""
+
+    def parse(text: str) -> str:
+        if not text.strip():
+            raise ValueError(_("a file, or {words}", words=", ".join(words)))
+        return text
+
+    return parse
+
+
 def switch(_text: str) -> Any:
     """Refuse everything: a switch is what its words say, and nothing else."""
     raise ValueError

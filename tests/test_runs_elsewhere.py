@@ -72,6 +72,39 @@ def test_sizes_beyond_the_memory_are_refused_in_one_line(tmp_path, absurd, monke
         begin(path, dataclasses.replace(SMALL, **absurd))
 
 
+@pytest.mark.parametrize("word", ["val=", "val=''", 'val=" "'])
+def test_an_empty_name_is_no_file_to_hold_out(word):
+    with pytest.raises(UserError, match="val needs a file, or off, auto, not "):
+        parse(f"t.txt {word}")
+
+
+def test_a_setting_that_is_given_twice_is_refused():
+    for line in ("t.txt steps=1 lr=0.1 steps=2", "steps=1 t.txt steps=1"):
+        with pytest.raises(UserError, match="steps is set twice"):
+            parse(line)
+
+
+def test_a_setting_within_the_name_of_a_text_is_told_unless_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for line in ("t.txt new steps= 5 width=8", "t.txt width=8 steps", "t.txt new nwe steps=1"):
+        with pytest.raises(UserError, match="does not exist; settings such as .* stand before or after the text"):
+            parse(line)
+    Path("a new day.txt").touch()
+    assert parse("a new day.txt new").corpus == "a new day.txt"
+
+
+def test_a_text_that_is_learnt_and_held_out_too_is_told(tmp_path):
+    for name in ("t.txt", "copy.txt"):
+        (tmp_path / name).write_text(TEXT, encoding="utf-8")
+    (tmp_path / "other.txt").write_text(TEXT + "하늘", encoding="utf-8")
+    told = [
+        any("what is held out is the text that is learnt" in note for note in begin(tmp_path / "t.txt", plan).notes)
+        for name in ("t.txt", "copy.txt", "other.txt")
+        for plan in [dataclasses.replace(SMALL, val=str(tmp_path / name))]
+    ]
+    assert told == [True, True, False]
+
+
 # -- texts that have moved or changed
 
 

@@ -174,12 +174,16 @@ def test_a_folder_takes_what_is_clear_and_tells_what_it_leaves_out(tmp_path):
         put(tmp_path, name, TEXT_FILES[name])
     put(tmp_path, "prose.md", "하늘이 맑다.")
     put(tmp_path, "prices.csv", "day,price\n1,2\n")
+    put(tmp_path, "settings.json", '{"width": 64}')
+    put(tmp_path, "talks.json", '[{"day": 1}]')
     opened = open_corpus(tmp_path)
     assert [document.text for document in opened.documents()] == [*TEXTS, *TEXTS, *TEXTS, "하늘이 맑다."]
-    assert len(opened.notes) == 2
-    assert "not read" in opened.notes[0]
+    assert len(opened.notes) == 4
+    assert all("not read" in note for note in opened.notes[:3])
+    assert "settings.json" in opened.notes[1]
+    assert "record 1 of " in opened.notes[2]
     assert "prices.csv is a table with the columns day, price" in opened.notes[0]
-    assert opened.notes[1] == "lines.txt: holds JSON lines, and is read as that"
+    assert opened.notes[3] == "lines.txt: holds JSON lines, and is read as that"
 
 
 def test_a_record_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):

@@ -150,6 +150,22 @@ def test_a_prompt_may_be_of_spaces_but_not_empty_and_longer_than_any_context(lin
     assert (code, len(out)) == (0, 5)
 
 
+@pytest.mark.parametrize("how", ["yes | $M -p 날씨", "$M < /dev/zero", "$M -p - < /dev/zero"])
+def test_a_pipe_without_end_is_refused_before_it_fills_the_memory(line, how):
+    code, out, told = line(f"ulimit -v 4000000; {how}")
+    assert (code, out) == (1, "")
+    assert told == "error: what was piped in is longer than 16 MiB: no model reads that\n"
+
+
+@pytest.mark.parametrize("ignored", ["", "trap '' INT; "])
+def test_ctrl_c_while_modules_are_imported_ends_the_program_without_a_word(line, tmp_path, ignored):
+    (tmp_path / "rich").mkdir()
+    press = "import os, signal, sys; os.kill(os.getpid(), signal.SIGINT); sys.exit('it goes on')"
+    (tmp_path / "rich" / "__init__.py").write_text(press)
+    code, out, told = line(f"{ignored}exec $M --version", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert (code, out, told) == ((1, "", "it goes on\n") if ignored else (-2, "", ""))
+
+
 # -- stdout that leads elsewhere while somebody types
 
 

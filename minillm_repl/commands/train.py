@@ -84,11 +84,34 @@ def parse(argument: str) -> Request:
         if any(word and _is_setting(word) for word in words[1:]):
             raise UserError(_("`:train resume` goes on with a run as it was: its settings are known"))
         return Request(resume=True, corpus=" ".join(words[1:]).strip())
+    settings = list[str]()
     while words and _is_setting(words[-1]):
-        request = _with(request, words.pop())
+        settings.insert(0, words.pop())
     while words and _is_setting(words[0]):
-        request = _with(request, words.pop(0))
-    return dataclasses.replace(request, corpus=" ".join(words).strip())
+        settings.append(words.pop(0))
+    corpus = " ".join(words).strip()
+    _check_corpus(corpus, words)
+    for word in settings:
+        request = _with(request, word)
+    names = [word.partition("=")[0] for word in settings if "=" in word]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(_("{name} is set twice: once is enough", name=twice[0]))
+    return dataclasses.replace(request, corpus=corpus)
+
+
+def _check_corpus(corpus: str, words: list[str]) -> None:
+    """Raise UserError where a word within the name of a text that is not there was meant as a setting."""
+    meant = [word for word in words[1:] if word and _is_setting(word)]
+    if meant and not there(user_path(corpus)):
+        raise UserError(
+            _(
+                "{corpus:.80} does not exist; settings such as {word:.40} stand before or after the text, each as"
+                " NAME=VALUE without spaces",
+                corpus=safe_line(corpus),
+                word=safe_line(meant[0]),
+            )
+        )
 
 
 def _words(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.repl.settings import VERBOSE_ROWS
 from minillm_repl.repl.shell import Shell
-from minillm_repl.repl.streams import decoded_lines
+from minillm_repl.repl.streams import whole_text
 
 STDIN = "-"  # in place of a prompt
 _PATIENCE = 2.0  # seconds without a word from a pipe, after which the user is told what is waited for
@@ -60,7 +60,7 @@ def _piped(shell: Shell) -> str:
         shell.screen.note(_("type the prompt; Ctrl-D on an empty line ends it"))
     elif os.name == "posix" and _readable() and not select.select([sys.stdin], [], [], _PATIENCE)[0]:
         shell.screen.note(_("waiting for the end of stdin, which is part of the prompt; `</dev/null` leaves it out"))
-    return "".join(decoded_lines(sys.stdin.buffer)).removesuffix("\n")
+    return whole_text(sys.stdin.buffer).removesuffix("\n")
 
 
 def _readable() -> bool:

@@ -12,6 +12,7 @@ from typing import IO, Any, TextIO
 from minillm_repl.errors import UserError, reason
 from minillm_repl.language import _
 
+_MOST = 16 << 20  # bytes of a prompt, or of a line of a script: more than any context holds
 _OTHERS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -102,9 +103,26 @@ def decoded_lines(stream: IO[bytes]) -> Iterator[str]:
         yield text[:-2] + "\n" if text.endswith("\r\n") else text
 
 
+def whole_text(stream: IO[bytes]) -> str:
+    """Return all of a pipe as text. Raises UserError as `decoded_lines` does, and for a pipe that does not end."""
+    text, length = io.StringIO(newline=""), 0
+    for line in decoded_lines(stream):
+        length += text.write(line)
+        if length > _MOST:
+            raise _too_long()
+    return text.getvalue()
+
+
+def _too_long() -> UserError:
+    return UserError(_("what was piped in is longer than {size} MiB: no model reads that", size=_MOST >> 20))
+
+
 def _lines(stream: IO[bytes]) -> Iterator[bytes]:
     try:
-        yield from stream
+        while line := stream.readline(_MOST + 1):
+            if len(line) > _MOST:
+                raise _too_long()
+            yield line
     except OSError as error:
         raise UserError(_("stdin cannot be read: {error}", error=_said(error))) from None
 

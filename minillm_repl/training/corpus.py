@@ -117,7 +117,10 @@ def _in_folder(folder: Path, split: str, skipped: list[str]) -> Iterator[tuple[P
     """Yield the files of a folder that can be read, and what they hold; tell of those whose meaning is not clear."""
     for file in _files(folder):
         try:
-            yield file, shape_of(file, split)
+            shape = shape_of(file, split)
+            if file.suffix.lower() in OTHER and shape.kind != "table":  # a table was told by its columns
+                next(read(file, shape, split, Mended(), text_pieces(file, Written(), PIECE)), None)
+            yield file, shape
         except UserError as error:
             if file.suffix.lower() not in OTHER:
                 raise

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from minillm_repl.language import _
-from minillm_repl.settings import number, one_of, setting, switch, whole
+from minillm_repl.settings import not_empty, number, one_of, setting, switch, whole
 
 _AUTO = {"auto": 0}
 _SWITCH = {"on": True, "off": False}
@@ -54,7 +54,7 @@ class TrainPlan:
     # the text
     val: str = setting(
         "auto",
-        str,
+        not_empty("off", "auto"),
         "text held out to measure on: a FILE, off, or auto for the last tenth where the text is long enough",
         metavar="FILE",
     )

@@ -57,7 +57,9 @@ def open_texts(corpus: str, plan: TrainPlan, interrupted: Callable[[], bool]) ->
     """Open the texts of a new run. Raises UserError."""
     learnt = open_corpus(user_path(corpus), plan.documents, interrupted)
     held = open_corpus(user_path(plan.val), plan.documents, interrupted) if holds_out_a_file(plan) else None
-    return Texts(corpus, learnt, plan.val, held)
+    same = held is not None and held.sha256 == learnt.sha256
+    notes = (_("what is held out is the text that is learnt: its loss says nothing about other texts"),) * same
+    return Texts(corpus, learnt, plan.val, held, notes=notes)
 
 
 def holds_out_a_file(plan: TrainPlan) -> bool:

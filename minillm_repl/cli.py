@@ -5,53 +5,25 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from minillm_repl import __version__, commands
-from minillm_repl.checkpoint.families import family_title
-from minillm_repl.checkpoint.names import (
-    DEFAULT,
-    FIRST,
-    find,
-    is_shipped,
-    of_another_format,
-    shipped,
-    there,
-    title,
-    user_path,
-)
-from minillm_repl.checkpoint.peek import in_folder, read_config
-from minillm_repl.commands import learn, train
+from minillm_repl import __version__
+from minillm_repl.app import ExitStatus, run
+from minillm_repl.commands import train
 from minillm_repl.configuration import Launch, configuration_file, configure, language, read_configuration
 from minillm_repl.errors import UserError
 from minillm_repl.language import N_, _, speak
-from minillm_repl.lessons.progress import Progress
-from minillm_repl.render.console import FIGURES, TITLE, make_console, make_screen
-from minillm_repl.render.tables import headline
-from minillm_repl.repl.loop import attempt, run_beside, run_interactive, run_script
-from minillm_repl.repl.one_shot import one_shot
-from minillm_repl.repl.opening import Opening
-from minillm_repl.repl.plain import terminal_beside
-from minillm_repl.repl.recent import Recent
-from minillm_repl.repl.registry import discover
-from minillm_repl.repl.session import Session
+from minillm_repl.render.console import make_screen
 from minillm_repl.repl.settings import VERBOSE_ROWS, Settings
-from minillm_repl.repl.shell import Shell
-from minillm_repl.repl.streams import OutputLost, decoded_lines, discard_output, open_streams, written
-from minillm_repl.repl.surroundings import be_somewhere, have_a_home
+from minillm_repl.repl.streams import OutputLost, discard_output, open_streams, written
+from minillm_repl.repl.surroundings import have_a_home
 from minillm_repl.repl.terminal import suspendable
-from minillm_repl.repl.written import check_ours
-from minillm_repl.safetext import safe_line
 from minillm_repl.settings import Spec, change, show, specs, switch, value_of
 from minillm_repl.training.plan import TrainPlan
-
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 _SHARED_FLAGS = ("seed", "context")  # mean something for training too
 _TRAINING_FLAGS = tuple(name for name in specs(TrainPlan) if name not in _SHARED_FLAGS)
@@ -79,7 +51,7 @@ class _Parser(argparse.ArgumentParser):
         return tied
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, _("minillm-repl: {message}; --help lists the flags", message=message) + "\n")
+        self.exit(ExitStatus.USAGE, _("minillm-repl: {message}; --help lists the flags", message=message) + "\n")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -175,16 +147,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _main(arguments)
     except UserError as error:
         make_screen().fail(str(error))
-        return FAILED
+        return ExitStatus.FAILED
     except OutputLost as error:
         discard_output()
         make_screen().fail(str(error))
-        return FAILED
+        return ExitStatus.FAILED
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return ExitStatus.INTERRUPTED
     except BrokenPipeError:  # whoever read our output has gone: nobody is left to be told
         discard_output()
-        return FAILED
+        return ExitStatus.FAILED
 
 
 def _language_flag(arguments: Sequence[str] | None) -> str | None:
@@ -218,125 +190,9 @@ def _main(arguments: Sequence[str] | None) -> int:
             raise UserError(_("-p and --train do not go together; train first"))
     except UserError as error:
         print(f"minillm-repl: {error}", file=sys.stderr)  # noqa: T201 - before there is a screen
-        return USAGE
+        return ExitStatus.USAGE
     with suspendable():
-        return _run(options, launch, settings, training)
-
-
-def _run(options: argparse.Namespace, launch: Launch, settings: Settings, training: train.Request | None) -> int:
-    together = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun has started several of us
-    one = options.prompt is not None or options.json or together
-    typed = not one and sys.stdin.isatty()
-    interactive = typed and sys.stdout.isatty()
-    beside = terminal_beside() if typed and not interactive else None
-    screen = make_screen(launch.color, interactive)  # type: ignore[arg-type]
-    if together and os.environ.get("RANK") != "0":
-        screen = screen.silent()
-    be_somewhere(screen)
-    ckpt = (DEFAULT if options.lesson is None else FIRST) if launch.ckpt == "auto" else launch.ckpt
-    session = Session(
-        settings,
-        Opening(
-            launch.device,
-            launch.dtype,
-            launch.context,
-            user_path(launch.vocab) if launch.vocab else None,
-            launch.allow_nonfinite,
-            launch.threads,
-            launch.quant,
-        ),
-        Recent(launch.recent_file),
-        threads=launch.threads,
-        path=find(ckpt),
-        chosen=launch.ckpt != "auto" or options.lesson is not None,
-    )
-    assert session.path is not None
-    session.own = not there(session.path)
-    if session.own and training is None and of_another_format(session.path):
-        raise UserError(_("{path} does not exist", path=safe_line(ckpt)))
-    shell = Shell(session, screen, discover(commands), progress=Progress.of(launch.progress_file))
-    if options.prompt is not None or options.auto:
-        once = partial(one_shot, shell, options.prompt, echo=options.echo, json=options.json)
-        alone = once if options.prompt is not None else partial(_lesson_alone, shell, options)
-        return OK if attempt(shell, alone) else FAILED
-    if training is not None:
-        done = _train(shell, training, ckpt, json=options.json)
-        if done != OK or not interactive:
-            return done
-    elif interactive or beside:
-        _greet(shell, make_console(beside) if beside else screen.out)
-    if options.lesson is not None:
-        session.start_loading()
-        attempt(shell, partial(shell.run, f":learn {options.lesson}"))
-    return _visit(shell, interactive, beside, launch.history_file)
-
-
-def _visit(shell: Shell, interactive: bool, beside: TextIO | None, history: Path | None) -> int:
-    """Do what is typed or piped in; return the exit code."""
-    if interactive:
-        return run_interactive(shell, history)
-    if beside:
-        return run_beside(shell, beside)
-    shell.session.start_loading()
-    return run_script(shell, decoded_lines(sys.stdin.buffer))
-
-
-def _train(shell: Shell, training: train.Request, ckpt: str, *, json: bool) -> int:
-    """Train as asked; return the exit code. Raises UserError if nothing can be saved at `ckpt`."""
-    session = shell.session
-    assert session.path is not None
-    if is_shipped(session.path) and ckpt in shipped():
-        raise UserError(_("--train needs --ckpt FILE, to save to; the shipped checkpoints stay as they are"))
-    if in_folder(session.path):
-        raise UserError(
-            _(
-                "--train writes to --ckpt, and {name} is a model's folder: open it, then :train and :save",
-                name=safe_line(ckpt),
-            )
-        )
-    if not training.new and not training.resume:  # else what lies there is not wanted, and may be anything
-        session.start_loading()
-    session.own = True  # whoever names a file to train means it
-    done = attempt(shell, partial(train.run, shell, training, json=json))
-    return INTERRUPTED if shell.interrupted() else OK if done else FAILED
-
-
-def _greet(shell: Shell, out: Console) -> None:
-    """Say what is open and how to go on. Raises UserError if the file named is no checkpoint."""
-    path = shell.session.path
-    assert path is not None
-    name = safe_line(str(path))
-    if shell.session.own:
-        about = _("{name} does not exist yet", name=name)
-        hint = _(
-            "`:train CORPUS` makes it from a text · `:load NAME` opens {names} · :help",
-            names=", ".join(shipped()),
-        )
-    else:
-        config = read_config(path)
-        family, context = (
-            family_title(config, native=not in_folder(path)) if config else "",
-            shell.session.opening.context,
-        )
-        about = headline(title(path), family, config, context=context) if config else name
-        hint = _(":help commands · :verbose shows what the model thinks · Ctrl-D leaves")
-    out.print(Text.assemble(("minillm-repl", TITLE), f"  {about}"))
-    out.print(Text(hint, FIGURES))
-    if not shell.session.chosen:
-        out.print(Text(_("speaks Korean · :load story tells English tales · :load nalssi is smallest"), FIGURES))
-
-
-def _lesson_alone(shell: Shell, options: argparse.Namespace) -> None:
-    """Go through a lesson, typing what is expected. Raises UserError, and KeyboardInterrupt after Ctrl-C."""
-    from minillm_repl.repl.lesson import run_alone
-
-    if options.export:
-        check_ours(user_path(options.export), overwrite=options.overwrite)  # now, not after the lesson
-    shell.session.start_loading()
-    shell.progress.file = None  # nobody has learnt anything
-    run_alone(learn.make_lesson(shell, options.lesson))
-    if options.export:
-        shell.run(f":export {options.export} lesson" + (" --overwrite" if options.overwrite else ""))
+        return run(options, launch, settings, training)
 
 
 def _training_request(options: argparse.Namespace) -> train.Request | None:

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "minillm_repl"
 LAYERS = [
     {"korean"}, {"language"}, {"errors"}, {"safetext"}, {"untrusted"}, {"settings"}, {"model"}, {"tokenizer"},
     {"checkpoint"}, {"engine", "training", "insight", "lessons"}, {"render"}, {"repl"}, {"commands"},
-    {"configuration"}, {"cli"},
+    {"configuration"}, {"app"}, {"cli"},
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

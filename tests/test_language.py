@@ -26,8 +26,8 @@ from minillm_repl.settings import change, specs
 from tests.messages import PACKAGE, PO, extracted, read
 
 TRANSLATED = {  # the parts whose every text goes through `_`
-    "cli", "configuration", "settings", "repl", "commands", "model", "tokenizer", "checkpoint", "engine", "training",
-    "insight", "render", "untrusted",
+    "app", "cli", "configuration", "settings", "repl", "commands", "model", "tokenizer", "checkpoint", "engine",
+    "training", "insight", "render", "untrusted",
 }  # fmt: skip
 
 
@@ -79,6 +79,7 @@ SHOWS = {
 }  # fmt: skip
 MARKS = {"_", "_n", "N_", "setting", "command"}  # the tool finds what these are given
 DATA = {  # no texts, though they look like some; and those that commands are made of, which the tool finds in them
+    "app": {"minillm-repl"},
     "cli": {"minillm-repl: □", "minillm-repl"},
     "repl": {
         *GROUPS, specs(Settings)["verbose"].details, "noreverse dim", "bold", "first token", "previous token",

@@ -96,7 +96,7 @@ WRONG = {
     "a wrong shape": (lambda f: reweighted(f, model__norm__weight=np.zeros(3, np.float32)), "must have the shape"),
     "a wrong type": (lambda f: reweighted(f, model__norm__weight=np.zeros(32, np.int8)), "must be one of F32"),
     "a NaN": (lambda f: reweighted(f, model__norm__weight=np.full(32, np.nan, np.float32)), "not finite"),
-    "only SentencePiece": (lambda f: (f / "tokenizer.model").touch(), "tokenizer.model is not read"),
+    "only SentencePiece": (lambda f: (f / "tokenizer.model").touch(), "tokenizer.model alone is not read"),
     "a broken tokenizer": (lambda f: (f / "tokenizer.json").write_text('{"version": "1.0"}'), "the tokenizer of"),
     "a tokenizer of lists": (lambda f: (f / "tokenizer.json").write_text("[]"), "not a JSON object"),
 }  # fmt: skip

@@ -281,6 +281,19 @@ def test_a_chat_and_a_prompt_are_given_open(folder):
     assert model.checkpoint.tokenizer.named("</s>") not in session.turns[-1].given
 
 
+@pytest.mark.parametrize(
+    "file",
+    ["vocab.txt", "vocab.json", "merges.txt", "vocab.bpe", "encoder.json", "tekken.json", "qwen.tiktoken",
+     "spiece.model", "sentencepiece.bpe.model", "tokenizer.model.v3"],
+)  # fmt: skip
+def test_a_vocabulary_that_is_not_read_is_named_and_its_tokens_do_not_become_numbers(folder, file):
+    path = folder(None)
+    assert load(path).tokenizer.encode("5") == [5]  # as researchers save a model, without any
+    (path / file).write_text('{"a": 0}')
+    with pytest.raises(UserError, match=f"{file} alone is not read; tokenizer.json is, or vocab.json with merges.txt"):
+        load(path)
+
+
 # -- more tokens than rows
 
 

@@ -43,6 +43,10 @@ _LEFTOVERS = {  # tensors that stand beside those of quantised layers
     ("scales", "biases"): "MLX",
 }
 _HALF = re.compile(r"\b(lora_(A|B|down|up|a|b|magnitude_vector)|lo[kh][ra]_w\d|hada_w\d)")  # of an adapter
+_VOCABULARIES = re.compile(
+    r"tokenizer\.model.*|tekken\.json|.*\.tiktoken|tiktoken\.model|spiece\.model|spm\.model|sentencepiece.*\.model"
+    r"|vocab\.(txt|bpe|json)|merges\.txt|encoder\.json|rwkv_vocab.*",
+)
 _READERS = re.compile(r".*bert|.*roberta|deberta.*|electra|longformer|mpnet|xlnet")
 _PICTURES = re.compile(r"blip.*|clip.*|dino.*|siglip.*|vit.*|wav2vec2.*|hubert|whisper")
 
@@ -191,6 +195,11 @@ def other_weights(folder: Path) -> str:
         " with .safetensors",
         pickle=safe_line(pickle),
     )
+
+
+def vocabulary(folder: Path) -> str:
+    """Return the file in a folder that holds a vocabulary, whichever program reads it; empty if there is none."""
+    return next(filter(_VOCABULARIES.fullmatch, _files(folder)), "")
 
 
 def _files(folder: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from minillm_repl.checkpoint import foreign
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
 from minillm_repl.checkpoint.folder import Folder
 from minillm_repl.errors import UserError
@@ -128,8 +129,11 @@ def _from_merges(folder: Folder, said: Mapping[str, Any]) -> dict[str, Any] | No
     """Return the description of a tokenizer that lies there as GPT-2's two files; None if there are none."""
     vocabulary, merges = folder.json("vocab.json"), folder.text("merges.txt")
     if vocabulary is None or merges is None:
-        if (folder.path / "tokenizer.model").exists():
-            raise UserError(_("tokenizer.model is not read; tokenizer.json is, or vocab.json with merges.txt"))
+        other = safe_line(foreign.vocabulary(folder.path))
+        if other:  # without it the model's tokens would be numbers
+            raise UserError(
+                _("{file:.80} alone is not read; tokenizer.json is, or vocab.json with merges.txt", file=other)
+            )
         return None
     usual = "Qwen2Tokenizer" if str(folder.config_fields.get("model_type")).startswith("qwen") else BYTE_LEVEL[0]
     kind = str(said.get("tokenizer_class") or usual)

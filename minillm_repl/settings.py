@@ -72,9 +72,9 @@ def number(low: float, high: float, *, above: bool = False) -> Parser:
             value = math.nan
         if not low <= value <= high or (above and value == low):
             raise ValueError(
-                _("a number above {low:g}, at most {high:g}", low=low, high=high)
+                _("a number above {low:,.10g}, at most {high:,.10g}", low=low, high=high)
                 if above
-                else _("a number from {low:g} to {high:g}", low=low, high=high)
+                else _("a number from {low:,.10g} to {high:,.10g}", low=low, high=high)
             )
         return value
 

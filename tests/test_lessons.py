@@ -241,6 +241,16 @@ def test_training_in_a_lesson_leaves_the_learners_model_as_it_was(state):
     assert (state / "minillm-repl" / "practice.safetensors").exists()
 
 
+def test_the_quiz_is_left_by_its_own_name_too(state):
+    shell = shell_for(a_model("nalssi"))
+    with pytest.raises(UserError, match="no lesson is open"):
+        shell.execute(":quiz off")
+    shell.execute(":quiz")
+    assert shell.listener is not None
+    shell.execute(":quiz off")
+    assert shell.listener is None
+
+
 def test_a_lesson_goes_on_where_it_was_left_with_the_model_it_had_trained(state):
     speak("ko")
     shell = shell_for(a_model("nalssi"))

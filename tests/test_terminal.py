@@ -823,7 +823,7 @@ def test_a_visit_in_korean_and_back_to_english(visit):
     terminal.wait_for(":도움말 명령 목록 · :자세히 모델의 생각 보기 · Ctrl-D 나가기")
     terminal.wait_for_toolbar("토큰 · ")
     assert "없는 명령이에요: :없는명령. :도움말에서 모든 명령을 볼 수 있고" in terminal.do(":없는명령")
-    assert ":temp에 쓸 수 있는 값: 0에서 1e+08 사이의 수. 입력한 값: '뜨겁게'" in terminal.do(":온도 뜨겁게")
+    assert ":temp에 쓸 수 있는 값: 0에서 100,000,000 사이의 수. 입력한 값: '뜨겁게'" in terminal.do(":온도 뜨겁게")
     assert terminal.do(":온도 0.5").endswith("temp 0.5")
     assert terminal.do("/온도 0").endswith("temp 0")
     terminal.type(":도")

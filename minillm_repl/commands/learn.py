@@ -72,14 +72,17 @@ def learn(shell: Shell, argument: str) -> None:
             )
 
 
-@command("quiz", ":quiz [LESSON]", aliases=("퀴즈",), group="Learn")
+@command("quiz", ":quiz [LESSON|off]", aliases=("퀴즈",), words=("off",), group="Learn")
 def quiz(shell: Shell, argument: str) -> None:
     """Ask questions whose answers the model confirms.
 
     :quiz N asks all about lesson N, :quiz alone ten: what was wrong last time, then what was never asked. An empty
-    Enter shows the answer. Every answer is explained; `:progress` shows the score.
+    Enter shows the answer. Every answer is explained; `:progress` shows the score. :quiz off leaves.
     """
-    make_quiz(shell, argument).begin()
+    if argument.lower() == "off":
+        learn.run(shell, "off")
+    else:
+        make_quiz(shell, argument).begin()
 
 
 @command("progress", aliases=("진도",), group="Learn")

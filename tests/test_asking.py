@@ -43,6 +43,14 @@ def test_options_count_only_outside_quotes(typed, words, text, file):
     assert len(masked(typed)) == len(typed)
 
 
+@pytest.mark.parametrize("line", [':surprise ""', ':lens -1 ""', ':attn 0.0 "" --json f.json', ':compare nalssi ""'])
+def test_quotes_with_nothing_in_them_are_not_the_text_so_far(shell, tmp_path, line):
+    with pytest.raises(UserError, match="there is no text between the quotes"):
+        shell.run(line)
+    assert shell.last_view is None
+    assert not list(tmp_path.glob("*.json"))
+
+
 @pytest.mark.parametrize("line", [
     ':surprise "we used --json data.csv as input here"', ":prob we used --json data.csv", ":tokens a --json data.csv",
     ':lens "x --json data.csv y"', ':shapes "x --json data.csv"', ':sampler "x --json data.csv"',

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -12,6 +13,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from minillm_repl.insight.comparison import compare_view
 from minillm_repl.insight.subject import Subject
 from minillm_repl.insight.surprise import surprise_view
+from minillm_repl.insight.tokens import tokens_view
 from minillm_repl.model.build import build
 from minillm_repl.tokenizer.lookup import put_before
 from minillm_repl.tokenizer.subword import SubwordTokenizer
@@ -69,6 +71,16 @@ def test_the_bytes_are_those_of_the_text(kind):
     assert subject.tokens[0].text == "<s>"
     expected = bits_of(subject, 1) / len(TEXT.encode())
     assert surprise_view(subject).bits_per_byte == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", [TEXT, " " + TEXT, "b"])
+def test_tokens_have_no_more_bytes_than_the_text(kind, text):
+    tokenizer = made(kind)
+    ids = tokenizer.encode(text)
+    view = tokens_view(tokenizer, np.zeros((tokenizer.size, 4), np.float32), ids, text)
+    assert view.bytes == len(text.encode())
+    assert view.bytes_per_token == pytest.approx(view.bytes / (len(ids) - 1))  # the first is <s>
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from minillm_repl.engine.decoder import make_decoder
+from minillm_repl.engine.decoder import make_decoder, read
 from minillm_repl.engine.events import Finished, Step, as_json
 from minillm_repl.engine.generate import StopText, generate
+from minillm_repl.engine.next_token import sampler_view
 from minillm_repl.engine.options import Sampling
 from minillm_repl.engine.torch_decoder import TorchDecoder
 from minillm_repl.errors import UserError
@@ -104,6 +105,19 @@ def test_every_number_of_a_step_is_what_torch_computes():
             assert candidate.kept == (final[candidate.id].item() > 0)
             assert candidate.chosen == (candidate.id == step.id)
         text.append(step.id)
+
+
+def test_only_what_a_sampler_has_cut_is_told_as_cut_however_unlikely_the_rest():
+    checkpoint, prompt = random_checkpoint(), "가각"
+    for sampling, left in [(Sampling(temp=1e-9), 9), (Sampling(temp=1e-9, top_k=4), 4)]:
+        step = run(checkpoint, prompt, sampling, max_tokens=1, top=9)[0]
+        ids = checkpoint.tokenizer.encode(prompt)
+        logits = read(make_decoder(checkpoint), ids)
+        view = sampler_view(logits, sampling, ids, checkpoint.tokenizer, 9)
+        assert sum(candidate.kept for candidate in step.top) == left
+        assert [(each.id, each.kept, each.prob) for each in step.top] == [
+            (each.token.id, each.probs[-1] is not None, each.probs[-1] or 0.0) for each in view.candidates
+        ]
 
 
 def test_all_candidates_together_have_probability_1():

@@ -1,8 +1,11 @@
 """One head, one neuron, one gradient, one prompt during training: hooks into `transformers` and finite differences."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from minillm_repl.errors import UserError
 from minillm_repl.insight.gradient import grad_view
@@ -12,6 +15,7 @@ from minillm_repl.insight.query import qkv_view
 from minillm_repl.insight.subject import Subject
 from minillm_repl.insight.watching import Watch
 from minillm_repl.model.build import build, trainable
+from minillm_repl.render.thinking import grad_picture
 from tests.conftest import random_checkpoint
 from tests.test_insight import both, exact, of_text  # noqa: F401 - the fixture
 from tests.test_interventions import feed_forward_input
@@ -68,6 +72,14 @@ def test_gradients_are_those_of_transformers(both, versus):  # noqa: F811
     np.testing.assert_allclose(view.norms, gradient[0].norm(dim=-1), atol=1e-4, rtol=1e-4)
     entered = ours.record("embedding")[1]["embedding"]
     np.testing.assert_allclose(view.times, (gradient[0] * entered).sum(-1), atol=1e-4, rtol=1e-3)
+
+
+def test_where_nothing_depends_on_anything_the_largest_gradient_is_0(both):  # noqa: F811
+    view = grad_view(both[0], 5, 5)
+    assert set(view.norms) == {0}
+    out = Console(file=io.StringIO(), width=100)
+    out.print(grad_picture(view, 100))
+    assert "at most 0.000" in out.file.getvalue()
 
 
 def test_gradient_times_vector_is_the_slope_of_the_logit_as_the_vector_grows(both):  # noqa: F811

@@ -225,6 +225,10 @@ def test_a_step_needs_something_to_predict_and_a_rate_that_leads_to_numbers():
         descent_view(of_text(random_checkpoint(), "가"), 0.1)
     with pytest.raises(UserError, match=r"rate=1e\+30 goes so far"):
         descent_view(of_text(random_checkpoint(), "가각갂"), 1e30)
+    damaged = random_checkpoint()
+    damaged.tensors["lm_head.weight"][0] = np.nan
+    with pytest.raises(UserError, match="the logits are not finite numbers"):
+        descent_view(of_text(damaged, "가각갂"), 0.1)
 
 
 @pytest.mark.parametrize("seed", range(6))

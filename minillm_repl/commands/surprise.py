@@ -11,7 +11,8 @@ def surprise(shell: Shell, argument: str) -> None:
 
     The surprisal of a token is −log2 of the probability that the model gave it after all that is before it, in bits.
     mean: over the tokens; perplexity: e to the mean in nats; bits per byte: all bits over all bytes of these tokens,
-    special ones left out, which can be compared between models. The first token has nothing before it, and counts not.
+    special ones left out, and a space that the tokenizer has put before the text; it can be compared between models.
+    The first token has nothing before it, and counts not.
     :surprise alone is about what was just written; with TEXT about that text.
     """
     asked = Asked.of(argument)

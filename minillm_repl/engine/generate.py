@@ -168,12 +168,18 @@ def _step(
         model_prob=float(model[token]),
         rank=rank(logits, token),
         entropy=entropy(model, model_log),
-        top=_candidates(logits, model, final, token, top, tokenizer) if top else (),
+        top=_candidates(logits, scores, model, final, token, top, tokenizer) if top else (),
     )
 
 
 def _candidates(
-    logits: Scores, model: Probabilities, final: Probabilities, token: int, top: int, tokenizer: Tokenizer
+    logits: Scores,
+    scores: Scores,
+    model: Probabilities,
+    final: Probabilities,
+    token: int,
+    top: int,
+    tokenizer: Tokenizer,
 ) -> tuple[Candidate, ...]:
     """Return the `top` likeliest by the model, in the order of `Step.rank`; the chosen one last if it is below them."""
     shown = likeliest(logits, top)
@@ -187,7 +193,7 @@ def _candidates(
             bytes=tuple(piece),
             model_prob=float(model[candidate]),
             prob=float(final[candidate]),
-            kept=bool(final[candidate] > 0),
+            kept=bool(np.isfinite(scores[candidate])),
             chosen=candidate == token,
         )
         for candidate, piece in zip(shown, pieces, strict=True)

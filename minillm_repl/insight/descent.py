@@ -10,7 +10,7 @@ from minillm_repl.checkpoint.memory import check_room
 from minillm_repl.checkpoint.recipe import Recipe
 from minillm_repl.checkpoint.weights import place_in_file
 from minillm_repl.errors import UserError
-from minillm_repl.insight.subject import Subject
+from minillm_repl.insight.subject import Subject, checked
 from minillm_repl.insight.views.changes import DescentView, Target
 from minillm_repl.language import _
 from minillm_repl.model.build import in_float32, without_weights
@@ -20,14 +20,15 @@ def descent_view(subject: Subject, rate: float, recipe: Recipe | None = None) ->
     """Return what one step makes of the loss of a text; the model stays as it is.
 
     Computed in float32, of weights in 8 or 4 bits too. With the recipe of the model's file, the weight is named as it
-    is there. Raises UserError for a text of one token, for want of memory, and for a rate that leads to no number.
+    is there. Raises UserError for a text of one token, for want of memory, for weights that are no
+    numbers, and for a rate that leads to none.
     """
     if len(subject.ids) < 2:
         raise UserError(_("a text of one token has no next token to learn: give a longer one in quotes"))
     check_room(12 * subject.config.parameters, _("a step of descent"))  # each weight, its gradient and its new value
     weights = {name: weight.requires_grad_() for name, weight in in_float32(subject.model).items()}
     with torch.enable_grad():
-        before = _losses(subject, weights)
+        before = checked(_losses(subject, weights))
         found = torch.autograd.grad(before.mean(), list(weights.values()), allow_unused=True, materialize_grads=True)
     gradients = dict(zip(weights, found, strict=True))
     with torch.no_grad():

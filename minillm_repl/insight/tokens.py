@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from minillm_repl.insight.views.texts import Piece, TokensView
 from minillm_repl.model.quantised import Quantised
 from minillm_repl.tokenizer.base import Token, Tokenizer
+from minillm_repl.tokenizer.lookup import put_before
 
 
 def tokens_view(tokenizer: Tokenizer, embedding: NDArray[Any] | Quantised, ids: Sequence[int], text: str) -> TokensView:
@@ -17,11 +18,12 @@ def tokens_view(tokenizer: Tokenizer, embedding: NDArray[Any] | Quantised, ids: 
     vectors = embedding[list(ids)].astype(np.float32)  # (time, width)
     norms = np.linalg.norm(vectors, axis=-1)
     sizes = [len(token.bytes) for token in tokens if token.bytes]
+    own = sum(sizes) - put_before(tokenizer, ids, text)  # bytes of these that are of the text
     return TokensView(
         characters=len(text),
         bytes=len(text.encode("utf-8", "replace")),
         tokens_per_character=len(sizes) / len(text) if text else None,
-        bytes_per_token=sum(sizes) / len(sizes) if sizes else None,
+        bytes_per_token=own / len(sizes) if sizes else None,
         pieces=tuple(
             Piece(token, float(norm), tuple(vector.tolist()))
             for token, norm, vector in zip(tokens, norms, vectors, strict=True)

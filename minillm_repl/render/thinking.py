@@ -121,7 +121,7 @@ def neuron_picture(view: NeuronsView, width: int) -> RenderableType:
 
 def grad_picture(view: GradView, width: int) -> RenderableType:
     """Return the text with a level for each gradient's norm, and a bar for each gradient · vector."""
-    most_norm, most = max(view.norms) or 1.0, max(map(abs, view.times)) or 1.0
+    most_norm, most = max(view.norms), max(map(abs, view.times)) or 1.0
     names, bars = label_width(view.tokens), max(16, min(60, width - 44))
     lines = Text(no_wrap=True)
     for place in _strongest(view.times)[:12]:
@@ -137,7 +137,7 @@ def grad_picture(view: GradView, width: int) -> RenderableType:
     answer = logit(view.logit, apart=view.versus is not None)
     return Group(
         title(asked, _("{logit}, after {token}", logit=answer, token=view.tokens[-1].label)),
-        strip(view.tokens, [norm / most_norm for norm in view.norms], width),
+        strip(view.tokens, [norm / (most_norm or 1.0) for norm in view.norms], width),
         Text(_("levels: the norm of the gradient, at most {most:.3f}", most=most_norm), FIGURES),
         Text(),
         lines,

@@ -44,12 +44,14 @@ class Asked:
     def of(cls, argument: str) -> "Asked":
         """Read what follows a command: `2.1 "a text" --json FILE`; options count only outside quotes.
 
-        Raises UserError for what is no option, and for a file that no view may replace.
+        Raises UserError for what is no option, for quotes with nothing in them, for a file that no view may replace.
         """
         rest, output = _output(argument)
         start, end = (quoted(rest) or [(0, 0)])[-1]
         if rest[start:end][:1] != '"' or end < len(rest) or end - start < 2 or rest[-1] != '"':
             return cls(rest.strip(), "", output)
+        if end - start == 2:
+            raise Misunderstood(_("there is no text between the quotes"))
         return cls(rest[:start].strip(), rest[start + 1 : end - 1], output)
 
     @classmethod

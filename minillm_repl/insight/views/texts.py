@@ -23,7 +23,7 @@ class TokensView:
     characters: int  # of the text as it was given
     bytes: int
     tokens_per_character: float | None  # of the tokens that are text
-    bytes_per_token: float | None
+    bytes_per_token: float | None  # without a space that the tokenizer has put before the text
     pieces: tuple[Piece, ...]
 
 

@@ -235,6 +235,22 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("inside", [{}, {"original_max_position_embeddings": 32}])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3", "gpt_neox"])
+def test_where_scaled_positions_come_from_may_be_said_beside_them(kind, inside, tmp_path):
+    model = random_model(THEIRS[kind], SMALL[kind])
+    model.save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    fields["rope_parameters"] |= {key: value for key, value in LLAMA3.items() if key[0] != "o"} | inside
+    fields |= {"original_max_position_embeddings": 8}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    theirs = t.AutoModelForCausalLM.from_pretrained(tmp_path).eval()  # the config alone does not show it yet
+    checkpoint, ids = load(tmp_path), random_ids(50)
+    assert checkpoint.config.rope.original == 8
+    ours = build(checkpoint.config, checkpoint.tensors)
+    torch.testing.assert_close(logits_of(ours, ids), logits_of(theirs, ids), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("what", REFUSED)
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
 def test_rotary_positions_that_are_not_known_here_are_refused_by_name(kind, what):

@@ -11,6 +11,7 @@ from minillm_repl.safetext import safe_line
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # what a layer sees: all that came before, or a window of it
 _LAYER_TYPES = {FULL: FULL, SLIDING: SLIDING, "attention": FULL}
+_ORIGINAL = "original_max_position_embeddings"
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -93,7 +94,8 @@ class Fields:
             raise UserError(_("rope_scaling must be an object, not {value:.40}", value=_safe(described)))
         types = [key for key, inner in described.items() if isinstance(inner, dict) or key in _LAYER_TYPES]
         if not types:
-            return self._rope(described, theta, share)
+            before = self._data.get(_ORIGINAL)  # what is said beside the object counts for more than what is in it
+            return self._rope(described if before is None else {**described, _ORIGINAL: before}, theta, share)
         declared = self._data.get("layer_types")
         used = {str(kind) for kind in declared} if declared and isinstance(declared, list) else set(types)
         flat = {key: value for key, value in described.items() if key not in types}
@@ -121,7 +123,7 @@ class Fields:
                 return Rope(speed, part, kind, inner.number("factor"))
             case "llama3":
                 low, high = inner.number("low_freq_factor"), inner.number("high_freq_factor")
-                original = inner.whole("original_max_position_embeddings", self.whole("max_position_embeddings"))
+                original = inner.whole(_ORIGINAL, self.whole("max_position_embeddings"))
                 return Rope(speed, part, kind, inner.number("factor"), low, high, original)
         raise UserError(
             _(

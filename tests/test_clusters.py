@@ -162,6 +162,23 @@ def test_clusters_leave_the_prompt_line_whole_in_tmux(tmux, columns, rows):
     terminal.wait_for(empty)
 
 
+@pytest.mark.parametrize(
+    ("columns", "rows", "text"),
+    [
+        (31, 8, "가나다 라마바사 " * 60 + "끝"),  # higher than the screen
+        pytest.param(80, 24, "날씨가 좋다 " * 300 + "끝", marks=pytest.mark.slow),
+        pytest.param(31, 24, "가" * 42 + "끝", marks=pytest.mark.slow),  # one row more than its cells need
+        pytest.param(3, 9, "가" * 5, marks=pytest.mark.slow),
+    ],
+)
+def test_the_end_of_a_long_line_of_wide_letters_is_seen_in_tmux(tmux, columns, rows, text):
+    terminal = tmux(columns, rows)
+    terminal.type(text)
+    terminal.wait_for(lambda line: line[0].endswith(text[-1]) and line[1] == cells(line[0]))
+    terminal.type("\x7f하")
+    terminal.wait_for(lambda line: line[0].endswith("하") and line[1] == cells(line[0]))
+
+
 @pytest.mark.slow
 def test_a_paste_in_tmux_while_it_writes_is_one_prompt_afterwards(tmux):
     terminal = tmux(80, 24, "--max-tokens", "30000")

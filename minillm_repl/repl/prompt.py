@@ -27,6 +27,7 @@ from minillm_repl.repl.blocks import open_block, unwrap_block
 from minillm_repl.repl.clusters import Harmless, cluster_keys
 from minillm_repl.repl.keyboard import suspend
 from minillm_repl.repl.registry import Command, Registry, composed
+from minillm_repl.repl.rows import count_drawn_rows
 from minillm_repl.repl.settings import samplers_on
 from minillm_repl.repl.shell import CONTINUED, PROMPT, Shell
 from minillm_repl.safetext import apart, safe, safe_line
@@ -170,6 +171,7 @@ class PromptLine:
             erase_when_done=True,  # the loop writes the line again, with the completion running on from it
             reserve_space_for_menu=6,
         )
+        count_drawn_rows(self._prompt.layout)
 
     def read(self, once_drawn: Callable[[], None] | None = None) -> str:
         """Return the next line. Raises EOFError for Ctrl-D. `once_drawn` is called when the prompt can take keys."""

@@ -1,5 +1,6 @@
 """What is told is so: seconds, seeds, marks, notes."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from minillm_repl.engine.views import Branch, BranchesView
 from minillm_repl.errors import UserError
 from minillm_repl.insight.views.changes import HeadEffect, ScanView
 from minillm_repl.insight.views.thinking import Neuron, NeuronsView
+from minillm_repl.language import speak
 from minillm_repl.render.intervention import scan_picture
 from minillm_repl.render.next_token import branches_picture
 from minillm_repl.render.thinking import neuron_picture
@@ -368,3 +370,20 @@ def test_bars_along_a_text_of_ten_thousand_tokens_stand_in_one_column():
     lines = drawn(neuron_picture(NeuronsView(0, 9, tokens, (neuron,)), 80)).splitlines()
     rows = [line for line in lines if "│" in line]
     assert len({line.index("│") for line in rows}) == 1
+
+
+@pytest.mark.parametrize("language", ["ko", "en"])
+def test_a_narrow_terminal_cuts_no_number_of_a_table(state, language):  # noqa: F811
+    speak(language)
+    checkpoint = random_checkpoint(characters=LETTERS)
+    for command in (":lens", ":prob abc"):
+        told = []
+        for width in (120, 60, 42):
+            made = shell_for(checkpoint, width=width)
+            made.session.set("seed", "5")
+            made.run("the cat")
+            before = len(printed(made))
+            made.run(command)
+            told.append(re.findall(r"(?<!\S)\d+\.\d+(?:%|(?=\s))", printed(made)[before:]))
+        assert told[0] == told[1] == told[2], command
+        assert len(told[0]) > 3, command

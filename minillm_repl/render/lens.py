@@ -10,18 +10,18 @@ from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.generation import percent
 from minillm_repl.render.picture import LONGEST_LABEL, fitted, part_name, title, token_style
-from minillm_repl.render.tables import plain_table
+from minillm_repl.render.tables import NARROW, WIDE, plain_table
 
 
 def lens_picture(view: LensView, width: int) -> RenderableType:
     """Return a row for each place of the residual stream: what it would say, and how far it is from the end."""
     answer = fitted(view.answer.label, min(cell_len(view.answer.label), LONGEST_LABEL))
-    bars = 16 if width >= 100 else 8
+    bars = 16 if width >= WIDE else 8 if width >= NARROW else 0
     names = max(cell_len(part_name(row.place)) for row in view.rows)
     room = width - names - cell_len(answer) - bars - 28
     table = plain_table(_("after"), _("likeliest tokens"), f"p({answer})", "", _("rank"), _("KL, nats"))
     for place, column in enumerate(table.columns):
-        column.justify, column.no_wrap = "right" if place in (2, 4, 5) else "left", True
+        column.justify, column.no_wrap = "right" if place in (2, 4, 5) else "left", place > 1 or width >= NARROW
     for row in view.rows:
         top = Text()
         for likely in row.top:

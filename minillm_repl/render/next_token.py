@@ -16,7 +16,7 @@ from minillm_repl.render.bars import bar
 from minillm_repl.render.console import CHOSEN, CUT, FIGURES, MODEL, TITLE
 from minillm_repl.render.generation import percent
 from minillm_repl.render.picture import short, title
-from minillm_repl.render.tables import plain_table
+from minillm_repl.render.tables import NARROW, WIDE, plain_table
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Token
 
@@ -67,10 +67,11 @@ def sweep_picture(view: SweepView, _width: int) -> RenderableType:
 
 def prob_picture(view: ProbView, width: int) -> RenderableType:
     """Return the tokens of the continuation, each with its probability, its rank, and what was likelier."""
-    bars = 24 if width >= 100 else 10
+    bars = 24 if width >= WIDE else 10 if width >= NARROW else 0
     table = plain_table(_("token"), _("probability"), "", _("rank"), _("likeliest"), "")
     for place, column in enumerate(table.columns):
-        column.justify, column.no_wrap = "right" if place in (1, 3, 5) else "left", True
+        column.justify = "right" if place in (1, 3, 5) else "left"
+        column.no_wrap = place not in (0, 4) or width >= NARROW
     for each in view.chances:
         table.add_row(
             short(each.token), _exact(each.prob), Text(bar(each.prob, bars), MODEL), f"{each.rank:,}",

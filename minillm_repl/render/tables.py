@@ -14,6 +14,10 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.settings import default_of, show, specs, value_of
 from minillm_repl.tokenizer.base import Token
 
+WIDE, NARROW = 100, 72
+"""Columns of a terminal: from the first on bars are long; below the second there are none and words are folded, so that
+no number is cut."""
+
 
 def plain_table(*columns: str) -> Table:
     """Return an empty table in the house style."""

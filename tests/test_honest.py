@@ -387,3 +387,22 @@ def test_a_narrow_terminal_cuts_no_number_of_a_table(state, language):  # noqa: 
             told.append(re.findall(r"(?<!\S)\d+\.\d+(?:%|(?=\s))", printed(made)[before:]))
         assert told[0] == told[1] == told[2], command
         assert len(told[0]) > 3, command
+
+
+def test_temperatures_that_do_not_fit_are_left_out_and_the_one_that_is_set_stays(state):  # noqa: F811
+    rows = []
+    for width in (80, 42):
+        made = shell_for(random_checkpoint(characters=LETTERS), width=width)
+        made.session.set("temp", "0.7")
+        made.session.set("seed", "5")
+        made.run("the cat")
+        before = len(printed(made))
+        made.run(":temp sweep")
+        head, *lines = [
+            line.split() for line in printed(made)[before:].splitlines() if re.search("%|▶$|▶ +[0-9]", line)
+        ]
+        rows.append([{"token": line[0], **dict(zip(head[1:], line[1:], strict=True))} for line in [head, *lines]])
+    wide, narrow = rows
+    assert len(wide) == len(narrow) == 11
+    assert [*narrow[0]] == ["token", "0.6", "0.7▶", "1"]
+    assert all(few.items() <= all_.items() for few, all_ in zip(narrow, wide, strict=True))

@@ -20,7 +20,7 @@ from minillm_repl.render.tables import NARROW, WIDE, plain_table
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Token
 
-_CANDIDATE = 10  # cells of a candidate
+_CANDIDATE, _TEMPERATURE = 10, 9  # cells of a candidate, and of a column of probabilities
 
 
 def sampler_picture(view: SamplerView, _width: int) -> RenderableType:
@@ -49,15 +49,18 @@ def sampler_picture(view: SamplerView, _width: int) -> RenderableType:
     )
 
 
-def sweep_picture(view: SweepView, _width: int) -> RenderableType:
-    """Return the candidates as rows and the temperatures as columns."""
-    table = _candidates(*(f"{temp:g}{'▶' if temp == view.now else ''}" for temp in view.temps))
-    for column, temp in zip(table.columns[1:], view.temps, strict=True):
-        column.style = CHOSEN if temp == view.now else ""
+def sweep_picture(view: SweepView, width: int) -> RenderableType:
+    """Return the candidates as rows and as many temperatures as fit as columns, those around the one that is set."""
+    now, fit = view.temps.index(view.now), max(1, (width - _CANDIDATE) // _TEMPERATURE)
+    around = sorted(range(len(view.temps)), key=lambda place: abs(place - now))
+    places = sorted(around[:fit])
+    table = _candidates(*(f"{view.temps[place]:g}{'▶' if place == now else ''}" for place in places))
+    for column, place in zip(table.columns[1:], places, strict=True):
+        column.style = CHOSEN if place == now else ""
     for each in view.candidates:
-        table.add_row(short(each.token, _CANDIDATE), *map(_share, each.probs))
+        table.add_row(short(each.token, _CANDIDATE), *(_share(each.probs[place]) for place in places))
     table.add_section()
-    table.add_row(Text(_("entropy"), FIGURES), *(f"{entropy:.2f}" for entropy in view.entropies))
+    table.add_row(Text(_("entropy"), FIGURES), *(f"{view.entropies[place]:.2f}" for place in places))
     return Group(
         title(_("the same candidates at several temperatures"), _("after {token}", token=view.after.label)),
         table,

@@ -165,10 +165,8 @@ def test_clusters_leave_the_prompt_line_whole_in_tmux(tmux, columns, rows):
 @pytest.mark.parametrize(
     ("columns", "rows", "text"),
     [
-        (31, 8, "가나다 라마바사 " * 60 + "끝"),  # higher than the screen
-        pytest.param(80, 24, "날씨가 좋다 " * 300 + "끝", marks=pytest.mark.slow),
-        pytest.param(31, 24, "가" * 42 + "끝", marks=pytest.mark.slow),  # one row more than its cells need
-        pytest.param(3, 9, "가" * 5, marks=pytest.mark.slow),
+        (31, 8, "가" * 1_000 + "끝"),  # 67 rows, of which its cells would fill 65
+        pytest.param(21, 24, "날씨가 좋다 " * 200 + "끝", marks=pytest.mark.slow),
     ],
 )
 def test_the_end_of_a_long_line_of_wide_letters_is_seen_in_tmux(tmux, columns, rows, text):

@@ -6,7 +6,7 @@ import pytest
 
 from minillm_repl.errors import UserError
 from minillm_repl.repl.looking import Asked
-from minillm_repl.repl.words import masked
+from minillm_repl.repl.words import masked, parted
 from tests.small import random_checkpoint
 from tests.test_lessons import printed, shell_for, state  # noqa: F401 - the last is a fixture
 
@@ -41,6 +41,21 @@ def test_options_count_only_outside_quotes(typed, words, text, file):
     asked = Asked.of(typed)
     assert (asked.words, asked.text, asked.output.file) == (words, text, file)
     assert len(masked(typed)) == len(typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "mark", "before", "after"),
+    [
+        ('"a vs b" vs "c"', " vs ", '"a vs b"', '"c"'),
+        ('"a -> b" -> "c -> d"', "->", '"a -> b" ', ' "c -> d"'),
+        ("a vs b", " vs ", "a", "b"),
+        ("a", " vs ", "a", ""),
+    ],
+)
+def test_what_parts_two_texts_counts_only_outside_quotes(typed, mark, before, after):
+    assert parted(typed, mark) == (before, mark in masked(typed), after)
+    with pytest.raises(UserError, match="is there twice"):
+        parted(f"{mark}{typed}{mark}", mark)
 
 
 @pytest.mark.parametrize("line", [':surprise ""', ':lens -1 ""', ':attn 0.0 "" --json f.json', ':compare nalssi ""'])
@@ -106,7 +121,8 @@ MEANT = [  # as a place or an option, and none
     ":attn L9H9", ":attn l0.h1", ":attn 0.1.2", ":attn 0,1", ":attn layer=1", ":attn 헤드 1", ":attn 2층",
     ":qkv 1.2.3", ":qkv 0", ":qkv 0.0 key=x", ":qkv 0.0 kye=1", ":qkv 0.0 1 2", ":neurons x", ":neurons 0.x",
     ":residual 3", ":descent 0.5", ":descent reat=1", ":ablate 0.x", ":ablate scna", ":ablate scan mena",
-    ":ablate off 1", ":steer a vs", ":steer vs a", ":steer a vs b stregth=4", ":steer a vs b strength 4",
+    ":ablate off 1", ":steer a vs", ":steer vs a", ":steer a vs b vs c", ":patch a -> b -> c",
+    ":steer a vs b stregth=4", ":steer a vs b strength 4",
     ":patch a ->", ":patch a -> b wat=residual", ":branch x", ":branch 2 toknes=3", ":branch take", ":branch take x",
     ":undo 2", ":regen 3", ":clear all", ":map x", ":plot x", ":surprise abc --jsn f", ":lens --json", ":watch stp=3",
     ":lens --overwrite", ":export a.svg sesion", ":export a.png",

@@ -344,7 +344,7 @@ def test_what_a_direction_does_is_beside_what_32_random_ones_of_its_norm_do_to_t
     shares = []
     taps = list(random_steering(ours, LAYER, 3, shares.append))
     assert shares == [each / len(taps) for each in range(len(taps))]
-    assert len(taps) == (1 if at_once > 1 else RANDOM)
+    assert len(taps) == (4 if at_once > 1 else RANDOM)  # a quarter at most, so that progress is seen
     stream = torch.zeros(1, 1, ours.config.width)
     vectors = torch.cat([tap(f"blocks.{LAYER}.residual", stream) for tap in taps])  # (32, 1, width)
     torch.testing.assert_close(vectors.norm(dim=-1), torch.full((32, 1), 3.0))

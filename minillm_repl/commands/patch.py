@@ -7,7 +7,7 @@ from minillm_repl.language import _
 from minillm_repl.repl.looking import Asked, show, subject
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
-from minillm_repl.repl.words import with_options
+from minillm_repl.repl.words import masked, parted, with_options
 from minillm_repl.settings import one_of, setting
 
 
@@ -38,8 +38,9 @@ def patch(shell: Shell, argument: str) -> None:
     """
     asked = Asked.of(argument)
     said, how = with_options(asked.whole, Patching())
-    a, arrow, b = (each.strip().strip('"') for each in said.replace("→", "->").partition("->"))
-    if not (a and arrow and b):
+    a, _arrow, b = parted(said, "→" if "→" in masked(said) else "->")
+    a, b = (each.strip().strip('"') for each in (a, b))
+    if not (a and b):
         raise Misunderstood(_("two prompts are needed: `:patch A -> B`"))
     first, second = subject(shell, a), subject(shell, b)
     from minillm_repl.insight.patching import patch_view

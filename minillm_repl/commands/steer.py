@@ -10,7 +10,7 @@ from minillm_repl.repl.looking import Asked, get_ready, looking_at, not_seen, sh
 from minillm_repl.repl.opening import Change, Model
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
-from minillm_repl.repl.words import with_options
+from minillm_repl.repl.words import parted, with_options
 from minillm_repl.settings import number, setting, whole
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def steer(shell: Shell, argument: str) -> None:
         return
     asked, session, model = Asked.of(argument), shell.session, shell.model()
     said, how = with_options(asked.whole, Steering())
-    to, vs, away = (each.strip().strip('"') for each in f" {said} ".partition(" vs "))
+    to, vs, away = parted(f" {said} ", " vs ")
+    to, away = (each.strip().strip('"') for each in (to, away))
     if not to or not (away or (session.ids and not vs)):
         raise Misunderstood(_("say where to and where from: `:steer TEXT vs TEXT`"))
     layer = model.checkpoint.config.layers // 2 if how.layer < 0 else how.layer

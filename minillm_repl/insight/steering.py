@@ -14,7 +14,8 @@ from minillm_repl.model.taps import Tap
 from minillm_repl.tokenizer.base import Tokenizer
 
 RANDOM = 32  # directions that a direction is compared with
-_AT_ONCE = 2**21  # numbers of one activation at once: progress after each two seconds or so, for any text
+_AT_ONCE = 2**21  # numbers of one activation at once
+_MOST_AT_ONCE = RANDOM // 4  # directions: so progress is seen on a short text too
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def random_steering(
     """
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.nn.functional.normalize(torch.randn(RANDOM, 1, subject.config.width, generator=generator), dim=-1)
-    size = max(1, _AT_ONCE // (len(subject.ids) * subject.config.width))
+    size = max(1, min(_MOST_AT_ONCE, _AT_ONCE // (len(subject.ids) * subject.config.width)))
     for start in range(0, RANDOM, size):
         told(start / RANDOM)
         yield steering(vectors[start : start + size], layer, strength)

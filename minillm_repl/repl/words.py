@@ -59,6 +59,18 @@ def masked(text: str) -> str:
     return text
 
 
+def parted(text: str, mark: str) -> tuple[str, bool, str]:
+    """Split a text at the only `mark` outside quotes: what is before it, whether it is there, what is after it.
+
+    Raises Misunderstood if it is there twice.
+    """
+    before, found, after = masked(text).partition(mark)
+    if mark in after:
+        raise Misunderstood(_("{mark} is there twice: a text that has it needs quotes", mark=mark.strip()))
+    start = len(text) - len(after) if found else len(text)
+    return text[: len(before)], bool(found), text[start:]
+
+
 @dataclass(frozen=True)
 class Output:
     """Where the numbers of a view go, and whether they may replace what lies there."""

@@ -304,7 +304,7 @@ def test_turns_that_leave_are_told_with_the_room_that_they_left_for(talker):
         talker.run("a turn of some words here")
     shown = " ".join(printed(talker).split())
     # A turn is 29 tokens, a question 28: the third makes 86 of 60, and a quarter of the room is made free as well.
-    assert "the model no longer sees the oldest 2 turns: of 120 tokens 60 stay free for the answer" in shown
+    assert "the model no longer sees the oldest 2 turns: 60 of its 120 tokens are kept for the answer" in shown
     assert "outgrown" not in shown
 
 

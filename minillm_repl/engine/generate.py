@@ -32,7 +32,7 @@ def never() -> bool:
 
 
 def unheard(_done: int, _of: int) -> None:
-    """Nobody hears how much of the prompt is read."""
+    """Ignore how much of the prompt is read."""
 
 
 def generate(
@@ -109,10 +109,8 @@ def _prefill(
     return logits, perf_counter() - began - away
 
 
-def kept(
-    tokenizer: Tokenizer, tokens: Sequence[int], finished: Finished, stop: Sequence[str] = ()
-) -> list[int]:  # fmt: skip
-    """Return those of the tokens made that the text is of: not the one that ended it, and none of a stop string."""
+def kept(tokenizer: Tokenizer, tokens: Sequence[int], finished: Finished, stop: Sequence[str] = ()) -> list[int]:
+    """Return the generated tokens that are part of the text: without the end token, and without a stop string's."""
     ids = list(tokens)
     if finished.reason == "end":
         ids.pop()

@@ -193,9 +193,10 @@ class Shell:
         if turns:
             self.screen.note(
                 _n(
-                    "the model no longer sees the oldest {n} turn: of {context} tokens {free} stay free for the answer",
-                    "the model no longer sees the oldest {n} turns: of {context} tokens {free} stay free for"
-                    " the answer",
+                    "the model no longer sees the oldest {n} turn: {free} of its {context} tokens are kept for the"
+                    " answer",
+                    "the model no longer sees the oldest {n} turns: {free} of its {context} tokens are kept for the"
+                    " answer",
                     turns,
                     context=model.decoder.context,
                     free=self.session.answer_room(model.decoder.context),

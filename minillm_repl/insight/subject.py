@@ -75,9 +75,14 @@ class Subject:
                 )
             )
         if 0 <= place - self.kept < len(self.gap):
-            first = self.position(self.kept)
+            last = self.kept + len(self.gap) - 1
             raise UserError(
-                _("the model does not see position {place}: it sees from {first} on", place=place, first=first)
+                _(
+                    "the model does not see position {place}: positions {first} to {last} are outside its context",
+                    place=place,
+                    first=self.kept,
+                    last=last,
+                )
             )
         return self.seen.index_of(place)
 

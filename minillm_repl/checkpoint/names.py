@@ -100,7 +100,12 @@ def user_path(text: str) -> Path:
     """
     if not there(Path(text)):
         text = _pasted(text.strip())
-    return _as_spelt(Path(os.path.expanduser(text)))  # noqa: PTH111 - Path's own raises for an unknown user
+    return _as_spelt(Path(_expanded(text)))
+
+
+def _expanded(text: str) -> str:
+    """Return a path with `~` and `~name` expanded where such a user can be looked up; a NUL byte is in nobody's name."""
+    return text if "\0" in text else os.path.expanduser(text)  # noqa: PTH111 - Path's own raises for an unknown user
 
 
 def _pasted(text: str) -> str:
@@ -109,7 +114,7 @@ def _pasted(text: str) -> str:
         with suppress(ValueError):
             words = shlex.split(text)  # a quote in it is written '\\''
             text = words[0] if len(words) == 1 else text[1:-1]
-    elif "\\" in text and os.sep == "/" and not there(Path(os.path.expanduser(text))):  # noqa: PTH111 - as above
+    elif "\\" in text and os.sep == "/" and not there(Path(_expanded(text))):
         text = re.sub(r"\\(.)", r"\1", text)
     url = re.fullmatch(r"file://(?:localhost)?(/.*)", text, re.DOTALL)
     if url is None:
@@ -132,7 +137,7 @@ def _as_spelt(path: Path) -> Path:
 def _variable(name: str) -> Path | None:
     """Return the folder that a variable of Hugging Face's names, read as their library reads it."""
     value = os.environ.get(name)
-    return Path(os.path.expandvars(os.path.expanduser(value))) if value else None  # noqa: PTH111 - as above
+    return Path(os.path.expandvars(_expanded(value))) if value else None
 
 
 def of_another_format(path: Path) -> bool:

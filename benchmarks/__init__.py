@@ -1,1 +1,3 @@
-"""How fast the program is, beside what people would use instead: `python -m benchmarks --reference PATH`."""
+"""How fast the program is, beside what people would use instead: `python -m benchmarks
+--reference PATH`.
+"""

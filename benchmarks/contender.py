@@ -1,10 +1,12 @@
-"""One program that generates, in a process of its own: it is asked for one figure after the other, and answers.
+"""One program that generates, in a process of its own: it is asked for one figure after the other,
+and answers.
 
 python -m benchmarks.contender ours|operations|transformers|llama.cpp KIND PATH DEVICE
 
-`operations` is ours on a GPU without a recorded step. KIND is float32, bfloat16, int8 or int4; llama.cpp's is in its
-file. DEVICE is cpu or cuda. Each line of stdin is `decode N` (tokens/s after N tokens), `prefill N` (tokens/s of
-reading N tokens) or `memory` (the peak, MiB, of the process, or of what torch took of the GPU); each answer is a line.
+`operations` is ours on a GPU without a recorded step. KIND is float32, bfloat16, int8 or int4;
+llama.cpp's is in its file. DEVICE is cpu or cuda. Each line of stdin is `decode N` (tokens/s after
+N tokens), `prefill N` (tokens/s of reading N tokens) or `memory` (the peak, MiB, of the process, or
+of what torch took of the GPU); each answer is a line.
 """
 
 import resource
@@ -23,7 +25,9 @@ Reader = Callable[[list[int]], Any]
 """Reads more tokens, and has the logits after them."""
 
 
-def ours(kind: str, path: str, device: str, *, recorded: bool = True) -> tuple[Reader, Callable[[int], Any]]:
+def ours(
+    kind: str, path: str, device: str, *, recorded: bool = True
+) -> tuple[Reader, Callable[[int], Any]]:
     """Return how our decoder reads tokens, and forgets all but the first few."""
     from minillm_repl.checkpoint.load import load
     from minillm_repl.engine.decoder import make_decoder
@@ -50,7 +54,12 @@ def transformers(kind: str, path: str, device: str) -> tuple[Reader, Callable[[i
 
     @torch.inference_mode()
     def read(ids: list[int]) -> None:
-        model(torch.tensor([ids], device=device), past_key_values=cache, use_cache=True, logits_to_keep=1).logits.cpu()
+        model(
+            torch.tensor([ids], device=device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits.cpu()
 
     def forget(length: int) -> None:
         surplus = int(cache.get_seq_length()) - length

@@ -1,4 +1,6 @@
-"""What drawing costs: the running text and the tables of candidates, on a pseudo-terminal of 80 columns."""
+"""What drawing costs: the running text and the tables of candidates, on a pseudo-terminal of 80
+columns.
+"""
 
 import re
 
@@ -24,7 +26,13 @@ def rows(bench: Bench) -> list[Row]:
 
     took = alternate(bench.runs, {"stream": stream, "silent": silent, "verbose": verbose})
     return [
-        Row(f"draw: {LONG} tokens as running text", "tokens/s", took["stream"], "--json > file", took["silent"]),
+        Row(
+            f"draw: {LONG} tokens as running text",
+            "tokens/s",
+            took["stream"],
+            "--json > file",
+            took["silent"],
+        ),
         Row(f"draw: {_VERBOSE_STEPS} verbose tables", "steps/s", took["verbose"]),
     ]
 

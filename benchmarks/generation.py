@@ -42,7 +42,11 @@ def rows(bench: Bench) -> list[Row]:
     def bare() -> float:
         return bare_tokens_per_second(decoders["compiled"], ids)
 
-    long = {"compiled": engine("compiled", LONG), "command": whole_command, "torch": engine("torch", LONG)}
+    long = {
+        "compiled": engine("compiled", LONG),
+        "command": whole_command,
+        "torch": engine("torch", LONG),
+    }
     short = {"compiled": engine("compiled", SHORT), "bare": bare, "torch": engine("torch", SHORT)}
     return [*_compared(bench, LONG, long), *_compared(bench, SHORT, short)]
 
@@ -52,8 +56,12 @@ def asked(tokens: int) -> tuple[str, ...]:
     return "--ckpt", MODEL, "-p", PROMPT, "-n", str(tokens), "--temp", "1"
 
 
-def tokens_per_second(decoder: "Decoder", tokenizer: "Tokenizer", ids: list[int], tokens: int) -> float:
-    """Generate at temperature 1, events and all, from an empty cache, again and again until it can be timed."""
+def tokens_per_second(
+    decoder: "Decoder", tokenizer: "Tokenizer", ids: list[int], tokens: int
+) -> float:
+    """Generate at temperature 1, events and all, from an empty cache, again and again until it
+    can be timed.
+    """
     import numpy as np
 
     from minillm_repl.engine.generate import generate
@@ -69,7 +77,9 @@ def tokens_per_second(decoder: "Decoder", tokenizer: "Tokenizer", ids: list[int]
 
 
 def bare_tokens_per_second(decoder: "Decoder", ids: list[int]) -> float:
-    """Draw from the model at temperature 1 and tell nobody, as the reference does, from an empty cache each time."""
+    """Draw from the model at temperature 1 and tell nobody, as the reference does, from an empty
+    cache each time.
+    """
     import numpy as np
 
     from minillm_repl.engine.sampling import draw, softmax
@@ -85,9 +95,15 @@ def bare_tokens_per_second(decoder: "Decoder", ids: list[int]) -> float:
 
 
 def _compared(bench: Bench, tokens: int, measures: dict[str, Callable[[], float]]) -> list[Row]:
-    """Measure ours and the reference in turn; only the compiled decoder, which is what chats, has a target."""
+    """Measure ours and the reference in turn; only the compiled decoder, which is what chats,
+    has a target.
+    """
     reference = bench.reference
-    peer = {"reference": lambda: reference.run(steps=1, tokens=tokens).tokens_per_second} if reference else {}
+    peer = (
+        {"reference": lambda: reference.run(steps=1, tokens=tokens).tokens_per_second}
+        if reference
+        else {}
+    )
     took = alternate(bench.runs, {**measures, **peer})
     memory = (
         peak(bench.folder, *command(*asked(tokens), "--json")),

@@ -1,4 +1,6 @@
-"""SmolLM2-135M on a GPU, where there is one: beside `transformers`, and beside what its memory allows."""
+"""SmolLM2-135M on a GPU, where there is one: beside `transformers`, and beside what its memory
+allows.
+"""
 
 from contextlib import ExitStack
 from functools import partial
@@ -30,14 +32,20 @@ def rows(bench: Bench) -> list[Row]:
     bandwidth = _bandwidth()
     with ExitStack() as stack:
         for kind in _KINDS:
-            contenders = {program: Contender(program, kind, bench.smollm2, "cuda") for program in ("ours", *_PEERS)}
+            contenders = {
+                program: Contender(program, kind, bench.smollm2, "cuda")
+                for program in ("ours", *_PEERS)
+            }
             for contender in contenders.values():
                 stack.callback(contender.close)
             decoded, near = {}, f"decode {NEAR}"
             for question in (f"prefill {PROMPT}", f"prefill {FAR}", f"decode {FAR}", near):
                 for each in contenders.values():
                     each.ask(question)  # libraries get ready, and steps are recorded
-                took = alternate(bench.runs, {name: partial(each.ask, question) for name, each in contenders.items()})
+                took = alternate(
+                    bench.runs,
+                    {name: partial(each.ask, question) for name, each in contenders.items()},
+                )
                 memory = {name: each.ask("memory") for name, each in contenders.items()}
                 decoded[question] = took["ours"]
                 result += [
@@ -53,7 +61,9 @@ def rows(bench: Bench) -> list[Row]:
                 ]
             bound = bandwidth / (weights * (1 if kind == "bfloat16" else 2))
             name = f"SmolLM2 on the GPU, decode {{}} tokens, {kind}"
-            result.append(Row(name.format(NEAR), "tokens/s", decoded[near], "all weights read once", (bound,)))
+            result.append(
+                Row(name.format(NEAR), "tokens/s", decoded[near], "all weights read once", (bound,))
+            )
             far = decoded[f"decode {FAR}"]
             result.append(Row(name.format(FAR), "tokens/s", far, f"at {NEAR}", decoded[near]))
     return [*result, _whole_program(bench)]
@@ -75,7 +85,9 @@ def _whole_program(bench: Bench) -> Row:
 
 
 def _bandwidth() -> float:
-    """Return how fast the GPU reads its memory, bytes/s: the median of several sums of more than a cache holds."""
+    """Return how fast the GPU reads its memory, bytes/s: the median of several sums of more than
+    a cache holds.
+    """
     import torch
 
     numbers = torch.rand(_READ // 4, device="cuda")

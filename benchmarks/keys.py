@@ -15,13 +15,23 @@ def rows(bench: Bench) -> list[Row]:
     """Type from the moment the prompt appears."""
     took = alternate(bench.runs, {"keys": lambda: _latencies(bench)})["keys"]
     return [
-        Row("key to echo while the model loads, median", "ms", tuple(1000 * median(each) for each in took)),
-        Row("key to echo while the model loads, longest", "ms", tuple(1000 * max(each) for each in took)),
+        Row(
+            "key to echo while the model loads, median",
+            "ms",
+            tuple(1000 * median(each) for each in took),
+        ),
+        Row(
+            "key to echo while the model loads, longest",
+            "ms",
+            tuple(1000 * max(each) for each in took),
+        ),
     ]
 
 
 def _latencies(bench: Bench) -> list[float]:
-    """Return the seconds from each key to its echo; a key is typed on time, or once the one before has shown."""
+    """Return the seconds from each key to its echo; a key is typed on time, or once the one
+    before has shown.
+    """
     latencies: list[float] = []
     with Terminal(bench.folder) as terminal:
         terminal.wait_for(">>> ")

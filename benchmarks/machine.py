@@ -13,7 +13,9 @@ def facts() -> dict[str, str]:
     """Return processor, cores, versions and how busy the machine is."""
     return {
         "processor": _processor(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cores": str(
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        ),
         "system": platform.system(),
         "GPU": gpu() or "none",
         "python": platform.python_version(),
@@ -24,9 +26,13 @@ def facts() -> dict[str, str]:
 
 @cache
 def gpu() -> str:
-    """Return the name of the GPU that torch finds, if any, from another process: this one is to stay small."""
+    """Return the name of the GPU that torch finds, if any, from another process: this one is to
+    stay small.
+    """
     named = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
-    return subprocess.run([sys.executable, "-c", named], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", named], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def load() -> str:
@@ -39,7 +45,10 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        "unknown",
+    )
 
 
 def _version(package: str) -> str:

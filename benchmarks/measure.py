@@ -19,7 +19,8 @@ class Bench:
     folder: Path  # for what has to be written; removed at the end
     reference: Reference | None  # None when no path to it was given
     shakespeare: Path | None = None  # the text; None when no path to it was given
-    smollm2: Path | None = None  # the folder of SmolLM2-135M-Instruct; None when no path to it was given
+    # the folder of SmolLM2-135M-Instruct; None when no path to it was given
+    smollm2: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,11 @@ class Row:
         }
 
 
-def alternate(runs: int, measures: Mapping[str, Callable[[], ResultT]]) -> dict[str, tuple[ResultT, ...]]:
-    """Measure each thing `runs` times, in turn, so that what else the machine does meets all of them alike."""
+def alternate(
+    runs: int, measures: Mapping[str, Callable[[], ResultT]]
+) -> dict[str, tuple[ResultT, ...]]:
+    """Measure each thing `runs` times, in turn, so that what else the machine does meets all of
+    them alike.
+    """
     rounds = [{name: measure() for name, measure in measures.items()} for _ in range(runs)]
     return {name: tuple(results[name] for results in rounds) for name in measures}

@@ -1,7 +1,9 @@
-"""Character models without a network, to beat: unigram, and n-gram with interpolated Kneser-Ney smoothing.
+"""Character models without a network, to beat: unigram, and n-gram with interpolated Kneser-Ney
+smoothing.
 
-Chen and Goodman 1998, section 3.3: one discount for each order, n1 / (n1 + 2 n2), and continuation counts below the
-highest order. Every document begins after (n - 1) start marks and ends with an end mark, which is predicted too.
+Chen and Goodman 1998, section 3.3: one discount for each order, n1 / (n1 + 2 n2), and continuation
+counts below the highest order. Every document begins after (n - 1) start marks and ends with an end
+mark, which is predicted too.
 """
 
 import math
@@ -12,7 +14,9 @@ START, END = "\x02", "\x03"
 
 
 class KneserNey:
-    """An n-gram model of the characters of documents; `vocabulary` counts all that can be predicted."""
+    """An n-gram model of the characters of documents; `vocabulary` counts all that can be
+    predicted.
+    """
 
     def __init__(self, documents: Iterable[str], n: int, vocabulary: int) -> None:
         self.n, self._uniform = n, 1 / vocabulary
@@ -23,7 +27,8 @@ class KneserNey:
         )
         self._orders = [_Order(counts)]
         for _ in range(n - 1):
-            counts = Counter(gram[1:] for gram in counts)  # in how many different places each occurs
+            # in how many different places each occurs
+            counts = Counter(gram[1:] for gram in counts)
             self._orders.append(_Order(counts))
 
     def bits(self, document: str) -> float:
@@ -52,7 +57,9 @@ class _Order:
             self._kinds[gram[:-1]] += 1
 
     def probability(self, gram: str, shorter: float) -> float:
-        """Return the probability of the last character after the others, given that of the next shorter order."""
+        """Return the probability of the last character after the others, given that of the next
+        shorter order.
+        """
         total = self._totals[gram[:-1]]
         if not total:
             return shorter
@@ -61,7 +68,12 @@ class _Order:
 
 
 def unigram_bits(train: Sequence[str], documents: Iterable[str], vocabulary: int) -> list[float]:
-    """Return the surprisal of each document and its end by how often each character occurs, one added, in bits."""
+    """Return the surprisal of each document and its end by how often each character occurs, one
+    added, in bits.
+    """
     counts = Counter(character for text in train for character in text + END)
     total = counts.total() + vocabulary
-    return [sum(-math.log2((counts[character] + 1) / total) for character in document + END) for document in documents]
+    return [
+        sum(-math.log2((counts[character] + 1) / total) for character in document + END)
+        for document in documents
+    ]

@@ -22,7 +22,9 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Return an environment in which no setting, configuration file or history of the user counts."""
+    """Return an environment in which no setting, configuration file or history of the user
+    counts.
+    """
     personal = ("MINILLM_", "NO_COLOR", "COLUMNS", "LINES", "PROMPT_TOOLKIT_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(personal)}
     return {
@@ -34,7 +36,8 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-# By way of a small process: what a process takes at most is counted from the size of the one that started it.
+# By way of a small process: what a process takes at most is counted from the size of the one that
+# started it.
 _PEAK = """
 import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -45,7 +48,11 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
 def peak(folder: Path, *arguments: str) -> float:
     """Run a command once more, and return the most memory that it took at once, MiB."""
     done = subprocess.run(
-        [sys.executable, "-c", _PEAK, *arguments], check=True, cwd=ROOT, env=environment(folder), capture_output=True
+        [sys.executable, "-c", _PEAK, *arguments],
+        check=True,
+        cwd=ROOT,
+        env=environment(folder),
+        capture_output=True,
     )
     return float(done.stdout)
 
@@ -53,17 +60,26 @@ def peak(folder: Path, *arguments: str) -> float:
 def json_finished(folder: Path, *arguments: str) -> dict[str, Any]:
     """Run the program with --json and return its last event.
 
-    The events go to a file and not to /dev/null, for the last one is wanted; it lies in memory until long after.
+    The events go to a file and not to /dev/null, for the last one is wanted; it lies in memory
+    until long after.
     """
     path = folder / "events.json"
     with path.open("wb") as output:
-        subprocess.run(command(*arguments, "--json"), check=True, cwd=ROOT, env=environment(folder), stdout=output)
+        subprocess.run(
+            command(*arguments, "--json"),
+            check=True,
+            cwd=ROOT,
+            env=environment(folder),
+            stdout=output,
+        )
     finished: dict[str, Any] = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
     return finished
 
 
 class Terminal:
-    """The program on a pseudo-terminal of 24 × 80, which tells where its cursor is as a real one does."""
+    """The program on a pseudo-terminal of 24 × 80, which tells where its cursor is as a real one
+    does.
+    """
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         start, *rest = command(*arguments)
@@ -78,7 +94,10 @@ class Terminal:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._child.close(force=True)
 
@@ -87,7 +106,10 @@ class Terminal:
         self._child.send(keys)
 
     def wait_for(self, text: str) -> None:
-        """Read until `text` has been written. Raises pexpect.TIMEOUT after two minutes, pexpect.EOF at the end."""
+        """Read until `text` has been written.
+
+        Raises pexpect.TIMEOUT after two minutes, pexpect.EOF at the end.
+        """
         wanted = text.encode()
         while wanted not in self._unread:
             self._read()

@@ -1,9 +1,11 @@
-"""Bits per character of models made by a recipe, source by source, beside n-grams; and what the models write.
+"""Bits per character of models made by a recipe, source by source, beside n-grams; and what the
+models write.
 
 python -m benchmarks.recipe MODEL.safetensors [MODEL ...] --corpus FOLDER [--samples N]
 
-The folder is the one that the recipe has made beside its model, `NAME.corpus`. Every model sees the end of another
-document before each document, and is measured on all of its characters and on its end.
+The folder is the one that the recipe has made beside its model, `NAME.corpus`. Every model sees the
+end of another document before each document, and is measured on all of its characters and on its
+end.
 """
 
 import argparse
@@ -24,7 +26,13 @@ from minillm_repl.engine.sampling import numbers
 from minillm_repl.training.recipe import read_recipe
 
 PROMPTS = {
-    "hangul": ["오늘 날씨가 정말 ", "아침에 일어나 보니 ", "친구와 함께 ", "옛날 옛적에 ", "비가 오는 날에는 "],
+    "hangul": [
+        "오늘 날씨가 정말 ",
+        "아침에 일어나 보니 ",
+        "친구와 함께 ",
+        "옛날 옛적에 ",
+        "비가 오는 날에는 ",
+    ],
     "story": ["Once upon a time", "One day,", "The king", "ROMEO:\n", "The little girl"],
 }
 QUESTIONS = ["안녕?", "오늘 뭐 먹을까?", "심심해", "너무 피곤해", "감기에 걸렸어"]
@@ -35,14 +43,30 @@ _AT_ONCE = 32  # windows
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.recipe", description="Measure models of a recipe.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.recipe", description="Measure models of a recipe."
+    )
     parser.add_argument("models", type=Path, nargs="+", metavar="MODEL")
-    parser.add_argument("--corpus", type=Path, required=True, metavar="FOLDER", help="made by the recipe: NAME.corpus")
-    parser.add_argument("--samples", type=int, default=0, metavar="N", help="look for unwanted words in so many texts")
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="made by the recipe: NAME.corpus",
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=0,
+        metavar="N",
+        help="look for unwanted words in so many texts",
+    )
     parser.add_argument("--recipe", default="hangul", metavar="NAME")
     options = parser.parse_args()
     checkpoints = [load(path) for path in options.models]
-    train = list(dict.fromkeys(record["text"] for record in _records(options.corpus / "train.jsonl")))
+    train = list(
+        dict.fromkeys(record["text"] for record in _records(options.corpus / "train.jsonl"))
+    )
     held = defaultdict[str, list[str]](list)
     for record in _records(options.corpus / "held-out.jsonl"):
         held[record["source"]].append(record["text"])
@@ -60,12 +84,18 @@ def _records(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _print_bits(
-    checkpoints: Sequence[Checkpoint], names: Sequence[str], train: Sequence[str], held: dict[str, list[str]]
+    checkpoints: Sequence[Checkpoint],
+    names: Sequence[str],
+    train: Sequence[str],
+    held: dict[str, list[str]],
 ) -> None:
     tokenizer = checkpoints[0].tokenizer
     everything = "".join((*train, *(text for documents in held.values() for text in documents)))
     known = str.maketrans(dict.fromkeys(tokenizer.unknown(everything), "\ufffd"))
-    seen, kinds = [text.translate(known) for text in train], len(set(everything.translate(known))) + 1
+    seen, kinds = (
+        [text.translate(known) for text in train],
+        len(set(everything.translate(known))) + 1,
+    )
     ngrams = KneserNey(seen, 5, kinds)
     print(f"| bits per character | characters | unigram | 5-gram | {' | '.join(names)} |")
     print("|---|--:|--:|--:|" + "--:|" * len(names))
@@ -79,14 +109,21 @@ def _print_bits(
 
 
 def _bits(checkpoint: Checkpoint, documents: Sequence[str]) -> Iterator[float]:
-    """Yield the surprisal of windows of documents, in bits: together, of each token and each end once."""
+    """Yield the surprisal of windows of documents, in bits: together, of each token and each end
+    once.
+    """
     import torch
     import torch.nn.functional as F  # noqa: N812
 
     from minillm_repl.model.build import build
 
-    model, context, end = build(checkpoint.config, checkpoint.tensors), checkpoint.config.context, checkpoint.end[0]
-    stride, windows = context // _STRIDE, list[tuple[list[int], int]]()  # ids, and how many of the last are targets
+    model, context, end = (
+        build(checkpoint.config, checkpoint.tensors),
+        checkpoint.config.context,
+        checkpoint.end[0],
+    )
+    # ids, and how many of the last are targets
+    stride, windows = context // _STRIDE, list[tuple[list[int], int]]()
     for document in documents:
         ids = [end, *checkpoint.tokenizer.encode(document), end]
         done = 1
@@ -104,31 +141,54 @@ def _bits(checkpoint: Checkpoint, documents: Sequence[str]) -> Iterator[float]:
             targets[row, : len(ids) - 1 - new] = targets[row, len(ids) - 1 :] = -100
         with torch.no_grad():
             logits = model(batch[:, :-1]).float().flatten(0, 1)
-        yield F.cross_entropy(logits, targets.flatten(), reduction="sum", ignore_index=-100).item() / math.log(2)
+        yield F.cross_entropy(
+            logits, targets.flatten(), reduction="sum", ignore_index=-100
+        ).item() / math.log(2)
 
 
 def _print_texts(checkpoint: Checkpoint, train: Sequence[str], prompts: list[str]) -> None:
     decoder, everything = make_decoder(checkpoint, threads=1), "\n".join(train)
     tokenizer = checkpoint.tokenizer
     first = next(
-        iter(generate(decoder, tokenizer, tokenizer.encode(prompts[0]), Sampling(), numbers(0), max_tokens=1, top=10))
+        iter(
+            generate(
+                decoder,
+                tokenizer,
+                tokenizer.encode(prompts[0]),
+                Sampling(),
+                numbers(0),
+                max_tokens=1,
+                top=10,
+            )
+        )
     )
-    print(f"{prompts[0]!r}", ", ".join(f"{each.text!r} {each.model_prob:.1%}" for each in first.top), "\n")  # type: ignore[union-attr]
+    print(
+        f"{prompts[0]!r}",
+        ", ".join(f"{each.text!r} {each.model_prob:.1%}" for each in first.top),  # type: ignore[union-attr]
+        "\n",
+    )
     for temperature, times in ((0.0, 1), (0.5, 1), (0.8, 4), (1.0, 1)):
         for seed, prompt in enumerate(prompts * times):
             text = prompt + write(checkpoint, decoder, tokenizer.encode(prompt), temperature, seed)
             copied = longest_copy(text, everything)
-            print(f"- {temperature:g} · {text!r} · {len(copied)} characters stand in the text it learnt from")
+            print(
+                f"- {temperature:g} · {text!r} · {len(copied)} characters stand in the text it "
+                "learnt from"
+            )
     if template := checkpoint.chat:
         for question in QUESTIONS:
             ids = encode(template, tokenizer, [Message("user", question)], special=False)
             print(f"- {question} → {write(checkpoint, decoder, ids, 0.0, 0)}")
 
 
-def write(checkpoint: Checkpoint, decoder: Decoder, ids: list[int], temperature: float, seed: int) -> str:
+def write(
+    checkpoint: Checkpoint, decoder: Decoder, ids: list[int], temperature: float, seed: int
+) -> str:
     """Return what the model writes after `ids`, up to the end of its document."""
     sampling, tokenizer = Sampling(temp=temperature), checkpoint.tokenizer
-    *_, finished = generate(decoder, tokenizer, ids, sampling, numbers(seed), max_tokens=120, end=checkpoint.end)
+    *_, finished = generate(
+        decoder, tokenizer, ids, sampling, numbers(seed), max_tokens=120, end=checkpoint.end
+    )
     return finished.text
 
 

@@ -12,7 +12,9 @@ from rich.text import Text
 from benchmarks.measure import Row
 
 
-def print_report(rows: Sequence[Row], machine: Mapping[str, str], missing: Sequence[str], runs: int) -> None:
+def print_report(
+    rows: Sequence[Row], machine: Mapping[str, str], missing: Sequence[str], runs: int
+) -> None:
     """Print the machine, the table, and what could not be measured."""
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
@@ -29,11 +31,17 @@ def table(rows: Sequence[Row], runs: int) -> Table:
     for column in ("what", "ours", "peer", "ours ÷ peer", "target", "peak MiB"):
         grid.add_column(column, justify="left" if column in ("what", "peer") else "right")
     for row in rows:
-        peer = f"{figure(median(row.peer))} {row.peer_name}" if row.peer else f"– {row.peer_name}".rstrip(" –")
+        peer = (
+            f"{figure(median(row.peer))} {row.peer_name}"
+            if row.peer
+            else f"– {row.peer_name}".rstrip(" –")
+        )
         ratio = "" if row.ratio is None else figure(row.ratio)
         ours = f"{figure(median(row.ours))} {row.unit}"
         memory = (
-            "" if row.memory is None else " / ".join("–" if each is None else f"{each:,.0f}" for each in row.memory)
+            ""
+            if row.memory is None
+            else " / ".join("–" if each is None else f"{each:,.0f}" for each in row.memory)
         )
         grid.add_row(row.name, ours, peer, ratio, verdict(row), memory)
     return grid
@@ -43,7 +51,11 @@ def verdict(row: Row) -> Text:
     """Return the target and whether it is reached, in words as well as in colour."""
     if row.target is None:
         return Text("")
-    words = {True: ("reached", "green"), False: ("MISSED", "bold red"), None: ("not measured", "yellow")}[row.met]
+    words = {
+        True: ("reached", "green"),
+        False: ("MISSED", "bold red"),
+        None: ("not measured", "yellow"),
+    }[row.met]
     return Text.assemble(f"{row.target} ", words)
 
 
@@ -54,7 +66,14 @@ def figure(number: float) -> str:
     return f"{number:.1f}" if number >= 10 else f"{number:.3g}"
 
 
-def write_json(path: Path, rows: Sequence[Row], machine: Mapping[str, str], missing: Sequence[str], runs: int) -> None:
+def write_json(
+    path: Path, rows: Sequence[Row], machine: Mapping[str, str], missing: Sequence[str], runs: int
+) -> None:
     """Write everything that was measured, single runs included."""
-    data = {"machine": machine, "runs": runs, "rows": [row.as_json() for row in rows], "not_measured": missing}
+    data = {
+        "machine": machine,
+        "runs": runs,
+        "rows": [row.as_json() for row in rows],
+        "not_measured": missing,
+    }
     path.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

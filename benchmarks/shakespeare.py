@@ -1,7 +1,8 @@
-"""nanoGPT's CPU run on tinyshakespeare, by characters: a plain loop of its settings beside `--train` at the same size.
+"""nanoGPT's CPU run on tinyshakespeare, by characters: a plain loop of its settings beside
+`--train` at the same size.
 
-4 layers and 4 heads of width 128, context 64, batch 12, the last tenth held out. Losses are over the whole of that
-tenth, cut into windows of 64, by the same code for both.
+4 layers and 4 heads of width 128, context 64, batch 12, the last tenth held out. Losses are over
+the whole of that tenth, cut into windows of 64, by the same code for both.
 """
 
 import json
@@ -20,19 +21,29 @@ if TYPE_CHECKING:
 
 WIDTH, LAYERS, HEADS, CONTEXT, BATCH = 128, 4, 4, 64, 12
 PLAIN_STEPS = 2_000
-GOAL, LATER_GOAL = 1.88, 1.70  # nats: where nanoGPT's published run ends; wanted here after 1,000 steps
+# nats: where nanoGPT's published run ends; wanted here after 1,000 steps
+GOAL, LATER_GOAL = 1.88, 1.70
 _RUNS = 1  # of each: the plain loop takes minutes
-_SIZES = ("width", WIDTH), ("layers", LAYERS), ("heads", HEADS), ("context", CONTEXT), ("batch", BATCH)
+_SIZES = (
+    ("width", WIDTH),
+    ("layers", LAYERS),
+    ("heads", HEADS),
+    ("context", CONTEXT),
+    ("batch", BATCH),
+)
 
 
 @dataclass(frozen=True)
 class _Trained:
-    seconds: float  # ours: the whole command; the plain loop: its steps alone, until the goal or the end
+    # ours: the whole command; the plain loop: its steps alone, until the goal or the end
+    seconds: float
     loss: float
 
 
 def rows(bench: Bench) -> list[Row]:
-    """Train 300, 500 and 1,000 steps by the command, and the plain loop until it is there or has done its 2,000."""
+    """Train 300, 500 and 1,000 steps by the command, and the plain loop until it is there or has
+    done its 2,000.
+    """
     text = bench.shakespeare
     if text is None:
         return []
@@ -50,7 +61,10 @@ def rows(bench: Bench) -> list[Row]:
     rows = []
     for steps, runs in took.items():
         seconds, losses = tuple(each.seconds for each in runs), tuple(each.loss for each in runs)
-        theirs, goal = tuple(each.seconds for each in plain), LATER_GOAL if steps == "1,000" else GOAL
+        theirs, goal = (
+            tuple(each.seconds for each in plain),
+            LATER_GOAL if steps == "1,000" else GOAL,
+        )
         rows += [
             Row(
                 f"tinyshakespeare: {steps} steps, the whole command",
@@ -76,16 +90,25 @@ def _train(folder: Path, text: Path, steps: int) -> _Trained:
     path = folder / "shakespeare.safetensors"
     path.unlink(missing_ok=True)
     sizes = [word for name, size in _SIZES for word in (f"--{name}", str(size))]
-    arguments = command("--ckpt", str(path), "--train", str(text.resolve()), "--steps", str(steps), *sizes, "--json")
+    arguments = command(
+        "--ckpt", str(path), "--train", str(text.resolve()), "--steps", str(steps), *sizes, "--json"
+    )
     started = perf_counter()
     done = subprocess.run(
-        arguments, check=True, cwd=ROOT, env=environment(folder), stdin=subprocess.DEVNULL, capture_output=True
+        arguments,
+        check=True,
+        cwd=ROOT,
+        env=environment(folder),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
     )
     seconds = perf_counter() - started
     said = json.loads(done.stdout.splitlines()[-1])["val_loss"]
     loss = _loss(path, text)
     if abs(said - loss) > 1e-3:
-        raise SystemExit(f"the program says {said}, but its checkpoint has a validation loss of {loss}")
+        raise SystemExit(
+            f"the program says {said}, but its checkpoint has a validation loss of {loss}"
+        )
     return _Trained(seconds, loss)
 
 
@@ -99,7 +122,9 @@ def _loss(path: Path, text: Path) -> float:
 
 
 def _halves(text: Path) -> "tuple[Tensor, Tensor]":
-    """Return the ids of what is trained on and of what is held out; ids are places in the sorted characters."""
+    """Return the ids of what is trained on and of what is held out; ids are places in the sorted
+    characters.
+    """
     import torch
 
     characters = text.read_text(encoding="utf-8")
@@ -114,7 +139,9 @@ def _validation_loss(model: "nn.Module", ids: "Tensor") -> float:
     import torch.nn.functional as F  # noqa: N812
 
     count = (len(ids) - 1) // CONTEXT
-    inputs, targets = (ids[place : place + count * CONTEXT].view(count, CONTEXT) for place in (0, 1))
+    inputs, targets = (
+        ids[place : place + count * CONTEXT].view(count, CONTEXT) for place in (0, 1)
+    )
     with torch.no_grad():
         total = sum(
             F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum").item()
@@ -124,7 +151,9 @@ def _validation_loss(model: "nn.Module", ids: "Tensor") -> float:
 
 
 def _train_plain(text: Path) -> _Trained:
-    """Train a GPT-2 of this size as nanoGPT does on a CPU: float32, AdamW, warm-up and cosine decay, nothing else."""
+    """Train a GPT-2 of this size as nanoGPT does on a CPU: float32, AdamW, warm-up and cosine
+    decay, nothing else.
+    """
     import torch
     import torch.nn.functional as F  # noqa: N812
 
@@ -144,12 +173,17 @@ def _train_plain(text: Path) -> _Trained:
     matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
     rest = [parameter for parameter in model.parameters() if parameter.ndim != 2]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=1e-3, betas=(0.9, 0.99)
+        [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
+        lr=1e-3,
+        betas=(0.9, 0.99),
     )
     windows, seconds, loss = train.unfold(0, CONTEXT + 1, 1), 0.0, math.inf
     for step in range(1, PLAIN_STEPS + 1):
         started = perf_counter()
-        share = min(step / 100, 0.1 + 0.45 * (1 + math.cos(math.pi * max(0, step - 100) / (PLAIN_STEPS - 100))))
+        share = min(
+            step / 100,
+            0.1 + 0.45 * (1 + math.cos(math.pi * max(0, step - 100) / (PLAIN_STEPS - 100))),
+        )
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * share
         batch = windows[torch.randint(len(windows), (BATCH,))]

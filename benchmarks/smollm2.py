@@ -1,4 +1,6 @@
-"""SmolLM2-135M, beside what people would use instead: decoding, reading a prompt, the first token, memory."""
+"""SmolLM2-135M, beside what people would use instead: decoding, reading a prompt, the first
+token, memory.
+"""
 
 import ctypes
 import importlib.util
@@ -17,7 +19,12 @@ NEAR, FAR, PROMPT = 100, 4_000, 512  # tokens
 _FTYPES = {"F32": 0, "BF16": 32, "Q8_0": 7, "Q4_0": 2}  # llama.cpp's own numbers
 _OURS = ("float32", "bfloat16", "int8", "int4")
 # ours, theirs, and what ours ÷ theirs must come to when decoding and when reading
-_AGAINST_LLAMA = (("float32", "F32", 1.0), ("bfloat16", "BF16", 1.2), ("int8", "Q8_0", 1.3), ("int4", "Q4_0", 1.0))
+_AGAINST_LLAMA = (
+    ("float32", "F32", 1.0),
+    ("bfloat16", "BF16", 1.2),
+    ("int8", "Q8_0", 1.3),
+    ("int4", "Q4_0", 1.0),
+)
 _AT_LEAST_OF_LLAMAS_PREFILL = 1 / 1.5
 _ONCE_THERE = """
 import sys
@@ -98,9 +105,13 @@ def rows(bench: Bench) -> list[Row]:
         ]
 
 
-def _compared(bench: Bench, contenders: dict[str, Contender], question: str, what: str) -> list[Row]:
+def _compared(
+    bench: Bench, contenders: dict[str, Contender], question: str, what: str
+) -> list[Row]:
     """Ask all of them the same question, and set ours beside each."""
-    took = alternate(bench.runs, {name: partial(each.ask, question) for name, each in contenders.items()})
+    took = alternate(
+        bench.runs, {name: partial(each.ask, question) for name, each in contenders.items()}
+    )
     memory = {name: each.ask("memory") for name, each in contenders.items()}
     decoding = question.startswith("decode")
     pairs = [(kind, f"transformers {kind}", 3.0 if decoding else 1.0) for kind in _OURS[:2]]
@@ -123,26 +134,51 @@ def _compared(bench: Bench, contenders: dict[str, Contender], question: str, wha
 
 
 def _far(bench: Bench, contenders: dict[str, Contender]) -> list[Row]:
-    """Set decoding far into a text beside decoding near its start: first far, for that is read once."""
+    """Set decoding far into a text beside decoding near its start: first far, for that is read
+    once.
+    """
     far, near = (
-        alternate(bench.runs, {kind: partial(contenders[kind].ask, f"decode {place}") for kind in _OURS})
+        alternate(
+            bench.runs, {kind: partial(contenders[kind].ask, f"decode {place}") for kind in _OURS}
+        )
         for place in (FAR, NEAR)
     )
-    peers = {kind: f"llama.cpp {name}" for kind, name, _ in _AGAINST_LLAMA if f"llama.cpp {name}" in contenders}
-    theirs = alternate(bench.runs, {peer: partial(contenders[peer].ask, f"decode {FAR}") for peer in peers.values()})
+    peers = {
+        kind: f"llama.cpp {name}"
+        for kind, name, _ in _AGAINST_LLAMA
+        if f"llama.cpp {name}" in contenders
+    }
+    theirs = alternate(
+        bench.runs,
+        {peer: partial(contenders[peer].ask, f"decode {FAR}") for peer in peers.values()},
+    )
     result = []
     for kind in _OURS:
         memory = contenders[kind].ask("memory")
         name = f"SmolLM2 decode at {FAR:,} tokens, {kind}"
-        result.append(Row(name, "tokens/s", far[kind], f"at {NEAR}", near[kind], Target("≥", 0.7), (memory, memory)))
+        result.append(
+            Row(
+                name,
+                "tokens/s",
+                far[kind],
+                f"at {NEAR}",
+                near[kind],
+                Target("≥", 0.7),
+                (memory, memory),
+            )
+        )
         if kind in peers:
             memories = memory, contenders[peers[kind]].ask("memory")
-            result.append(Row(name, "tokens/s", far[kind], peers[kind], theirs[peers[kind]], None, memories))
+            result.append(
+                Row(name, "tokens/s", far[kind], peers[kind], theirs[peers[kind]], None, memories)
+            )
     return result
 
 
 def _said(bench: Bench, contenders: dict[str, Contender]) -> list[Row]:
-    """Set what the program itself writes, samplers, events and JSON included, beside llama.cpp's bare decoding."""
+    """Set what the program itself writes, samplers, events and JSON included, beside llama.cpp's
+    bare decoding.
+    """
     how = {"bfloat16": (), "int8": ("--quant", "int8"), "int4": ("--quant", "int4")}
 
     def said(kind: str) -> float:
@@ -154,11 +190,22 @@ def _said(bench: Bench, contenders: dict[str, Contender]) -> list[Row]:
 
     peers = {kind: f"llama.cpp {name}" for kind, name, _ in _AGAINST_LLAMA if kind in how}
     measures = {kind: partial(said, kind) for kind in how}
-    measures |= {peer: partial(contenders[peer].ask, f"decode {NEAR}") for peer in peers.values() if peer in contenders}
+    measures |= {
+        peer: partial(contenders[peer].ask, f"decode {NEAR}")
+        for peer in peers.values()
+        if peer in contenders
+    }
     took = alternate(bench.runs, measures)
     name = "SmolLM2, the whole program with --json, {} tokens, {}"
     return [
-        Row(name.format(NEAR, kind), "tokens/s", took[kind], peer, took.get(peer, ()), Target("≥", 1.0))
+        Row(
+            name.format(NEAR, kind),
+            "tokens/s",
+            took[kind],
+            peer,
+            took.get(peer, ()),
+            Target("≥", 1.0),
+        )
         for kind, peer in peers.items()
     ]
 
@@ -168,7 +215,9 @@ def _first_token(bench: Bench, files: dict[str, Path]) -> list[Row]:
 
     def seconds(*arguments: str) -> float:
         started = perf_counter()
-        subprocess.run(arguments, check=True, cwd=ROOT, env=environment(bench.folder), capture_output=True)
+        subprocess.run(
+            arguments, check=True, cwd=ROOT, env=environment(bench.folder), capture_output=True
+        )
         return perf_counter() - started
 
     once = ("-p", "The capital of France is", "-n", "1", "--temp", "0")
@@ -187,7 +236,9 @@ def _first_token(bench: Bench, files: dict[str, Path]) -> list[Row]:
     peaks = {name: peak(bench.folder, *each) for name, each in commands.items()}
 
     def row(what: str, name: str, peer: str, target: Target | None) -> Row:
-        return Row(what, "s", took[name], peer, took.get(peer, ()), target, (peaks[name], peaks.get(peer)))
+        return Row(
+            what, "s", took[name], peer, took.get(peer, ()), target, (peaks[name], peaks.get(peer))
+        )
 
     assert bench.smollm2 is not None
     weights = (bench.smollm2 / "model.safetensors").stat().st_size / 2**20
@@ -196,7 +247,14 @@ def _first_token(bench: Bench, files: dict[str, Path]) -> list[Row]:
         row(name + "the whole process, bfloat16", "ours", theirs, Target("≤", 1.5)),
         row(name + "the whole process, int8", "ours, int8", theirs, None),
         row("nalssi, one-shot: the whole process", "nalssi", "import torch", Target("≤", 0.5)),
-        Row(name + "peak memory", "MiB", (peaks["ours"],), "weights · 1.25 + import torch", (most,), Target("≤", 1.0)),
+        Row(
+            name + "peak memory",
+            "MiB",
+            (peaks["ours"],),
+            "weights · 1.25 + import torch",
+            (most,),
+            Target("≤", 1.0),
+        ),
     ]
 
 
@@ -216,7 +274,9 @@ def _quantised(folder: Path) -> dict[str, Path]:
         settings = llama_cpp.llama_model_quantize_default_params()
         settings.ftype, settings.allow_requantize, settings.nthread = ftype, True, THREADS
         files[name] = folder / f"{name}.gguf"
-        failed = llama_cpp.llama_model_quantize(str(source).encode(), str(files[name]).encode(), ctypes.byref(settings))
+        failed = llama_cpp.llama_model_quantize(
+            str(source).encode(), str(files[name]).encode(), ctypes.byref(settings)
+        )
         if failed:
             raise SystemExit(f"llama.cpp could not write its model as {name}")
     return files

@@ -26,7 +26,8 @@ def rows(bench: Bench) -> list[Row]:
         subprocess.run([sys.executable, "-c", "import torch"], check=True)
         return perf_counter() - started
 
-    alternate(1, {"warm up": prompt, "torch": torch})  # files into memory, the compiled decoder onto the disk
+    # files into memory, the compiled decoder onto the disk
+    alternate(1, {"warm up": prompt, "torch": torch})
     took = alternate(bench.runs, {"prompt": prompt, "torch": torch})
     name = "start: until the prompt shows a typed key"
     return [Row(name, "s", took["prompt"], "import torch", took["torch"], Target("≤", 0.2))]

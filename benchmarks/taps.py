@@ -1,4 +1,6 @@
-"""What the places to look in cost when nobody looks: the model as it is beside the same source without its taps."""
+"""What the places to look in cost when nobody looks: the model as it is beside the same source
+without its taps.
+"""
 
 import ast
 import inspect
@@ -37,7 +39,16 @@ def rows(bench: Bench) -> list[Row]:
     torch.set_num_threads(1)  # a model this small only waits for a second one
     took = alternate(4 * bench.runs, {"with": generating(model), "without": generating(bare)})
     name = f"taps: {SHORT} tokens, torch decoder, no tap on"
-    return [Row(name, "tokens/s", took["with"], "the same source without taps", took["without"], Target("≥", 0.97))]
+    return [
+        Row(
+            name,
+            "tokens/s",
+            took["with"],
+            "the same source without taps",
+            took["without"],
+            Target("≥", 0.97),
+        )
+    ]
 
 
 def _without_taps(module: ModuleType) -> ModuleType:

@@ -1,4 +1,6 @@
-"""Training on the note's sentences from nothing by `--train`, beside the reference script's own 1,000 steps."""
+"""Training on the note's sentences from nothing by `--train`, beside the reference script's own
+1,000 steps.
+"""
 
 import json
 import subprocess
@@ -62,7 +64,15 @@ def rows(bench: Bench) -> list[Row]:
 
 
 def _command(folder: Path) -> list[str]:
-    flags = "--ckpt", str(folder / _FILE), "--train", str(CORPUS.relative_to(ROOT)), "--steps", str(STEPS), "--json"
+    flags = (
+        "--ckpt",
+        str(folder / _FILE),
+        "--train",
+        str(CORPUS.relative_to(ROOT)),
+        "--steps",
+        str(STEPS),
+        "--json",
+    )
     return command(*flags)
 
 
@@ -71,10 +81,17 @@ def _train(folder: Path) -> _Trained:
     path.unlink(missing_ok=True)
     started = perf_counter()
     done = subprocess.run(
-        _command(folder), check=True, cwd=ROOT, env=environment(folder), stdin=subprocess.DEVNULL, capture_output=True
+        _command(folder),
+        check=True,
+        cwd=ROOT,
+        env=environment(folder),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
     )
     command_seconds = perf_counter() - started
-    return _Trained(command_seconds, json.loads(done.stdout.splitlines()[-1])["seconds"], _loss(path))
+    return _Trained(
+        command_seconds, json.loads(done.stdout.splitlines()[-1])["seconds"], _loss(path)
+    )
 
 
 def _train_reference(folder: Path, reference: Reference) -> _Trained:
@@ -84,7 +101,9 @@ def _train_reference(folder: Path, reference: Reference) -> _Trained:
 
 
 def _loss(path: Path) -> float:
-    """Return the loss of a checkpoint, ours or the reference's bare one, over all windows of the text."""
+    """Return the loss of a checkpoint, ours or the reference's bare one, over all windows of the
+    text.
+    """
     import torch
     import torch.nn.functional as F  # noqa: N812
 
@@ -96,4 +115,6 @@ def _loss(path: Path) -> float:
     ids = torch.tensor(checkpoint.tokenizer.encode(CORPUS.read_text(encoding="utf-8")))
     windows = ids.unfold(0, checkpoint.config.context + 1, 1)
     with torch.no_grad():
-        return F.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten()).item()
+        return F.cross_entropy(
+            model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten()
+        ).item()

@@ -7,7 +7,8 @@ import sys
 def main() -> int:
     """Run the program; Ctrl-C while its modules are imported ends it without a word."""
     before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # else it is ignored, as `nohup` and `&` in a script ask for
+    # else it is ignored, as `nohup` and `&` in a script ask for
+    if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from minillm_repl.cli import main as run
 

@@ -56,7 +56,9 @@ class ExitStatus(IntEnum):
     INTERRUPTED = 130
 
 
-def run(options: argparse.Namespace, launch: Launch, settings: Settings, training: train.Request | None) -> ExitStatus:
+def run(
+    options: argparse.Namespace, launch: Launch, settings: Settings, training: train.Request | None
+) -> ExitStatus:
     """Do what the flags ask for. Raises UserError, and KeyboardInterrupt after Ctrl-C."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun has started several of us
     typed = options.prompt is None and not options.json and not several and sys.stdin.isatty()
@@ -76,7 +78,11 @@ def run(options: argparse.Namespace, launch: Launch, settings: Settings, trainin
         once = partial(one_shot, shell, options.prompt, echo=options.echo, json=options.json)
         return ExitStatus.OK if attempt(shell, once) else ExitStatus.FAILED
     if options.auto:
-        return ExitStatus.OK if attempt(shell, partial(_lesson_alone, shell, options)) else ExitStatus.FAILED
+        return (
+            ExitStatus.OK
+            if attempt(shell, partial(_lesson_alone, shell, options))
+            else ExitStatus.FAILED
+        )
     if training is not None:
         done = _train(shell, training, ckpt, json=options.json)
         if done != ExitStatus.OK or not interactive:
@@ -99,7 +105,9 @@ def _make_shell(screen: Screen, launch: Launch, settings: Settings, ckpt: str) -
         launch.threads,
         launch.quant,
     )
-    session = Session(settings, opening, Recent(launch.recent_file), threads=launch.threads, path=find(ckpt))
+    session = Session(
+        settings, opening, Recent(launch.recent_file), threads=launch.threads, path=find(ckpt)
+    )
     assert session.path is not None
     session.own = not there(session.path)
     return Shell(session, screen, discover(commands), progress=Progress.of(launch.progress_file))
@@ -120,15 +128,19 @@ def _train(shell: Shell, training: train.Request, ckpt: str, *, json: bool) -> E
     session = shell.session
     assert session.path is not None
     if is_shipped(session.path) and ckpt in shipped():
-        raise UserError(_("--train needs --ckpt FILE, to save to; the shipped checkpoints stay as they are"))
+        raise UserError(
+            _("--train needs --ckpt FILE, to save to; the shipped checkpoints stay as they are")
+        )
     if in_folder(session.path):
         raise UserError(
             _(
-                "--train writes to --ckpt, and {name} is a model's folder: open it, then :train and :save",
+                "--train writes to --ckpt, and {name} is a model's folder: open it, then "
+                ":train and :save",
                 name=safe_line(ckpt),
             )
         )
-    if not training.new and not training.resume:  # else what lies there is not wanted, and may be anything
+    # else what lies there is not wanted, and may be anything
+    if not training.new and not training.resume:
         session.start_loading()
     session.own = True  # whoever names a file to train means it
     done = attempt(shell, partial(train.run, shell, training, json=json))
@@ -159,17 +171,28 @@ def _greet(shell: Shell, out: Console) -> None:
     out.print(Text.assemble(("minillm-repl", TITLE), f"  {about}"))
     out.print(Text(hint, FIGURES))
     if not shell.session.chosen:
-        out.print(Text(_("speaks Korean · :load story tells English tales · :load nalssi is smallest"), FIGURES))
+        out.print(
+            Text(
+                _("speaks Korean · :load story tells English tales · :load nalssi is smallest"),
+                FIGURES,
+            )
+        )
 
 
 def _lesson_alone(shell: Shell, options: argparse.Namespace) -> None:
-    """Go through a lesson, typing what is expected. Raises UserError, and KeyboardInterrupt after Ctrl-C."""
+    """Go through a lesson, typing what is expected.
+
+    Raises UserError, and KeyboardInterrupt after Ctrl-C.
+    """
     from minillm_repl.repl.lesson import run_alone
 
     if options.export:
-        check_ours(user_path(options.export), overwrite=options.overwrite)  # now, not after the lesson
+        # now, not after the lesson
+        check_ours(user_path(options.export), overwrite=options.overwrite)
     shell.session.start_loading()
     shell.progress.file = None  # nobody has learnt anything
     run_alone(learn.make_lesson(shell, options.lesson))
     if options.export:
-        shell.run(f":export {options.export} lesson" + (" --overwrite" if options.overwrite else ""))
+        shell.run(
+            f":export {options.export} lesson" + (" --overwrite" if options.overwrite else "")
+        )

@@ -1,4 +1,7 @@
-"""Flags in, a visit or a one-shot run out. This module and the first prompt need no numpy and no torch."""
+"""Flags in, a visit or a one-shot run out.
+
+This module and the first prompt need no numpy and no torch.
+"""
 
 import argparse
 import os
@@ -14,7 +17,13 @@ from rich.text import Text
 from minillm_repl import __version__
 from minillm_repl.app import ExitStatus, run
 from minillm_repl.commands import train
-from minillm_repl.configuration import Launch, configuration_file, configure, language, read_configuration
+from minillm_repl.configuration import (
+    Launch,
+    configuration_file,
+    configure,
+    language,
+    read_configuration,
+)
 from minillm_repl.errors import UserError
 from minillm_repl.language import N_, _, speak
 from minillm_repl.render.console import make_screen
@@ -37,27 +46,41 @@ _EXAMPLES = N_("""examples:
 
 class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        return super().parse_known_args(self._tied(sys.argv[1:] if args is None else args), namespace)
+        return super().parse_known_args(
+            self._tied(sys.argv[1:] if args is None else args), namespace
+        )
 
     def _tied(self, words: Sequence[str]) -> list[str]:
-        """Tie each value to its flag where it begins with a dash and is no flag itself: `-p -5도`."""
+        """Tie each value to its flag where it begins with a dash and is no flag itself: `-p
+        -5도`.
+        """
         flags, tied = self._option_string_actions, list[str]()
         for word in words:
             flag = flags.get(tied[-1]) if tied else None
-            if flag and flag.nargs is None and word.startswith("-") and word.partition("=")[0] not in flags:
+            if (
+                flag
+                and flag.nargs is None
+                and word.startswith("-")
+                and word.partition("=")[0] not in flags
+            ):
                 tied[-1] = f"{flag.option_strings[-1]}={word}"
             else:
                 tied.append(word)
         return tied
 
     def error(self, message: str) -> NoReturn:
-        self.exit(ExitStatus.USAGE, _("minillm-repl: {message}; --help lists the flags", message=message) + "\n")
+        self.exit(
+            ExitStatus.USAGE,
+            _("minillm-repl: {message}; --help lists the flags", message=message) + "\n",
+        )
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """argparse's help, in our language, some of whose letters are two cells wide."""
 
-    def add_usage(self, usage: str | None, actions: Any, groups: Any, prefix: str | None = None) -> None:
+    def add_usage(
+        self, usage: str | None, actions: Any, groups: Any, prefix: str | None = None
+    ) -> None:
         super().add_usage(usage, actions, groups, prefix or _("usage: "))
 
     def _split_lines(self, text: str, width: int) -> list[str]:
@@ -70,7 +93,9 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line; values stay text, for one place to check them all."""
     parser = _Parser(
         prog="minillm-repl",
-        description=_("Talk to a small language model, train it, and watch every number it thinks with."),
+        description=_(
+            "Talk to a small language model, train it, and watch every number it thinks with."
+        ),
         epilog=_(_EXAMPLES),
         formatter_class=_Formatter,
         allow_abbrev=False,
@@ -82,7 +107,9 @@ def make_parser() -> argparse.ArgumentParser:
     for name, spec in specs(Launch).items():
         _flag(start, name, spec, value_of(Launch, name))
     no_lines = _("keep no typed lines")
-    start.add_argument("--no-history", dest="history", action="store_const", const="off", help=no_lines)
+    start.add_argument(
+        "--no-history", dest="history", action="store_const", const="off", help=no_lines
+    )
     start.add_argument(
         "--version",
         action="version",
@@ -91,16 +118,23 @@ def make_parser() -> argparse.ArgumentParser:
     )
     once = parser.add_argument_group(_("one shot"))
     once.add_argument(
-        "-p", "--prompt", metavar="TEXT", help=_("complete TEXT (- reads it from stdin), print it, and leave")
+        "-p",
+        "--prompt",
+        metavar="TEXT",
+        help=_("complete TEXT (- reads it from stdin), print it, and leave"),
     )
-    once.add_argument("--echo", action="store_true", help=_("print the prompt before its completion"))
+    once.add_argument(
+        "--echo", action="store_true", help=_("print the prompt before its completion")
+    )
     every = _("print every step as a line of JSON instead (docs/format.md)")
     once.add_argument("--json", action="store_true", help=every)
     teaching = parser.add_argument_group(_("lessons (in the REPL: `:learn`)"))
     teaching.add_argument("--lesson", metavar="N", type=int, help=_("open lesson N at once"))
     itself = _("let the lesson run by itself, as if a learner typed what is expected, and leave")
     teaching.add_argument("--auto", action="store_true", help=itself)
-    teaching.add_argument("--export", metavar="FILE", help=_("after --auto, save the lesson as .html, .svg or .txt"))
+    teaching.add_argument(
+        "--export", metavar="FILE", help=_("after --auto, save the lesson as .html, .svg or .txt")
+    )
     replaces = _("let --export replace a file that no view has made")
     teaching.add_argument("--overwrite", action="store_true", help=replaces)
     sampling = parser.add_argument_group(_("sampling (in the REPL: `:set`)"))
@@ -112,8 +146,12 @@ def make_parser() -> argparse.ArgumentParser:
     made = _("make a new model as the recipe NAME says, from --data")
     training.add_argument("--recipe", metavar="NAME", help=made)
     training.add_argument("--data", metavar="FOLDER", help=_("where the texts of --recipe are"))
-    training.add_argument("--new", action="store_true", help=_("start from nothing even if --ckpt exists"))
-    training.add_argument("--resume", action="store_true", help=_("go on with the run of --ckpt that was stopped"))
+    training.add_argument(
+        "--new", action="store_true", help=_("start from nothing even if --ckpt exists")
+    )
+    training.add_argument(
+        "--resume", action="store_true", help=_("go on with the run of --ckpt that was stopped")
+    )
     for name in _TRAINING_FLAGS:
         _flag(training, name, specs(TrainPlan)[name], value_of(TrainPlan, name))
     return parser
@@ -126,12 +164,20 @@ def _flag(group: "argparse._ArgumentGroup", name: str, spec: Spec, default: obje
     text = _("{help} (default: {value})", help=_(spec.help), value=usual).replace("%", "%%")
     match name:
         case "verbose":
-            group.add_argument(*names, dest=name, metavar="K", nargs="?", const=str(VERBOSE_ROWS), help=text)
+            group.add_argument(
+                *names, dest=name, metavar="K", nargs="?", const=str(VERBOSE_ROWS), help=text
+            )
         case _ if spec.parse is switch and spec.words == {"on": True, "off": False}:
-            group.add_argument(*names, dest=name, metavar="on|off", nargs="?", const="on", help=text)
+            group.add_argument(
+                *names, dest=name, metavar="on|off", nargs="?", const="on", help=text
+            )
         case "stop":
             group.add_argument(
-                *names, dest=name, metavar="TEXT", action="append", help=_("{help}; may be repeated", help=text)
+                *names,
+                dest=name,
+                metavar="TEXT",
+                action="append",
+                help=_("{help}; may be repeated", help=text),
             )
         case _:
             group.add_argument(*names, dest=name, metavar=spec.metavar, help=text)
@@ -160,7 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _language_flag(arguments: Sequence[str] | None) -> str | None:
-    """Return what `--lang` says: it must be known before the parser is made, whose help is in that language."""
+    """Return what `--lang` says: it must be known before the parser is made, whose help is in
+    that language.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--lang", nargs="?")
     flag: str | None = parser.parse_known_args(arguments)[0].lang
@@ -196,12 +244,22 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def _training_request(options: argparse.Namespace) -> train.Request | None:
-    """Return what the training flags ask for, if anything. Raises UserError, also for a flag without a corpus."""
-    given = {name: getattr(options, name) for name in _TRAINING_FLAGS if getattr(options, name) is not None}
+    """Return what the training flags ask for, if anything.
+
+    Raises UserError, also for a flag without a corpus.
+    """
+    given = {
+        name: getattr(options, name)
+        for name in _TRAINING_FLAGS
+        if getattr(options, name) is not None
+    }
     if options.resume:
         if given or options.new or options.recipe is not None:
             raise UserError(
-                _("--resume goes on with a run as it was: its settings are known; --train may name its text")
+                _(
+                    "--resume goes on with a run as it was: its settings are known; --train may "
+                    "name its text"
+                )
             )
         return train.Request(resume=True, corpus=options.train or "")
     if (options.recipe is None) != (options.data is None):
@@ -212,10 +270,17 @@ def _training_request(options: argparse.Namespace) -> train.Request | None:
         if options.train is not None:
             raise UserError(_("--recipe makes its own corpus: leave --train out"))
         plan = read_recipe(options.recipe).plan
-        return train.Request(_changed(plan, options), new=True, recipe=options.recipe, data=options.data)
+        return train.Request(
+            _changed(plan, options), new=True, recipe=options.recipe, data=options.data
+        )
     if options.train is None:
         if given or options.new:
-            raise UserError(_("--{name} is for training, which needs --train CORPUS", name=next(iter(given), "new")))
+            raise UserError(
+                _(
+                    "--{name} is for training, which needs --train CORPUS",
+                    name=next(iter(given), "new"),
+                )
+            )
         return None
     return train.Request(_changed(TrainPlan(), options), options.train, options.new)
 

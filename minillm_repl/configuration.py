@@ -1,4 +1,6 @@
-"""What the program is started with: flags over `MINILLM_*` variables over the configuration file over defaults."""
+"""What the program is started with: flags over `MINILLM_*` variables over the configuration file
+over defaults.
+"""
 
 import shlex
 import tomllib
@@ -32,17 +34,24 @@ class Launch:
         "auto is hangul, and nalssi for a lesson",
         metavar="PATH",
     )
-    vocab: str = setting("", str, "a text with the vocabulary of a checkpoint that has none of its own", metavar="FILE")
+    vocab: str = setting(
+        "",
+        str,
+        "a text with the vocabulary of a checkpoint that has none of its own",
+        metavar="FILE",
+    )
     device: str = setting(
         "auto",
         one_of("auto", "cpu", "cuda", "mps"),
-        "where to compute: auto, cpu, cuda or mps; auto chats on the CPU and trains on a GPU if there is one",
+        "where to compute: auto, cpu, cuda or mps; auto chats on the CPU and trains on a GPU "
+        "if there is one",
         metavar="WHERE",
     )
     dtype: str = setting(
         "auto",
         one_of("auto", "float32", "bfloat16", "float16"),
-        "the kind of numbers of the weights: float32, bfloat16, float16, or auto for what is in the file",
+        "the kind of numbers of the weights: float32, bfloat16, float16, or auto for what is "
+        "in the file",
         metavar="KIND",
     )
     allow_nonfinite: bool = setting(
@@ -64,9 +73,12 @@ class Launch:
         one_of("off", "int8", "int4"),
         "weights in fewer bits: off, int8, or int4, which loses much (32 of a row share a scale)",
         details=(
-            "int8 reads half of what bfloat16 reads for each token, and hardly changes answers. int4 reads a third and"
-            " is the fastest, but loses much: SmolLM2-135M finds another token the likeliest at 3 places of 10, and"
-            " its perplexity rises by a fifth. It keeps embedding and output in 8 bits. Views and changes of what it"
+            "int8 reads half of what bfloat16 reads for each token, and hardly changes "
+            "answers. int4 reads a third and"
+            " is the fastest, but loses much: SmolLM2-135M finds another token the likeliest "
+            "at 3 places of 10, and"
+            " its perplexity rises by a fifth. It keeps embedding and output in 8 bits. "
+            "Views and changes of what it"
             " thinks use the weights that answer; training uses those of the file."
         ),
         metavar="KIND",
@@ -85,7 +97,10 @@ class Launch:
         metavar="LANG",
     )
     history: str = setting(
-        "on", str, "where typed lines are kept: a FILE, `on` for the usual place, `off` for nowhere", metavar="FILE"
+        "on",
+        str,
+        "where typed lines are kept: a FILE, `on` for the usual place, `off` for nowhere",
+        metavar="FILE",
     )
 
     @property
@@ -93,11 +108,15 @@ class Launch:
         """The file of typed lines, or None to keep none."""
         if self.history in ("", "off"):
             return None
-        return user_state_path(_APP) / "history" if self.history == "on" else user_path(self.history)
+        return (
+            user_state_path(_APP) / "history" if self.history == "on" else user_path(self.history)
+        )
 
     @property
     def recent_file(self) -> Path | None:
-        """The file of the checkpoints opened last, or None to keep none: who wants no history wants none of this."""
+        """The file of the checkpoints opened last, or None to keep none: who wants no history
+        wants none of this.
+        """
         return None if self.history in ("", "off") else user_state_path(_APP) / "recent"
 
     @property
@@ -115,23 +134,33 @@ def configuration_file() -> Path:
 
 
 def language(flag: str | None, environment: Mapping[str, str], path: Path) -> Language:
-    """Return the language to start with; what is wrong with a flag, a variable or the file is told later, in it."""
+    """Return the language to start with; what is wrong with a flag, a variable or the file is
+    told later, in it.
+    """
     file: Mapping[str, str] = {}
     with suppress(UserError):
         file = read_configuration(path)
-    said = next((each for each in (flag, environment.get("MINILLM_LANG"), file.get("lang")) if each), "auto")
+    said = next(
+        (each for each in (flag, environment.get("MINILLM_LANG"), file.get("lang")) if each), "auto"
+    )
     return next((each for each in LANGUAGES if each == said), from_locale(environment))
 
 
 def read_configuration(path: Path) -> dict[str, str]:
-    """Return the names and values of a TOML file, as they would be typed. Raises UserError naming the file."""
+    """Return the names and values of a TOML file, as they would be typed.
+
+    Raises UserError naming the file.
+    """
     name = safe_line(str(path))
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows's editors put a mark before it
+        # Windows's editors put a mark before it
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):  # a home may be /dev/null
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(_("cannot read {name}: {error}", name=name, error=safe_line(str(error)))) from None
+        raise UserError(
+            _("cannot read {name}: {error}", name=name, error=safe_line(str(error)))
+        ) from None
     known = {**specs(Launch), **specs(Settings)}
     unknown = [key for key in data if key.replace("_", "-") not in known]
     if unknown:
@@ -153,9 +182,15 @@ def _typed(key: str, value: Any) -> str:
 
 
 def configure(
-    settings: ConfiguredT, flags: Mapping[str, str], environment: Mapping[str, str], file: Mapping[str, str]
+    settings: ConfiguredT,
+    flags: Mapping[str, str],
+    environment: Mapping[str, str],
+    file: Mapping[str, str],
 ) -> ConfiguredT:
-    """Return `settings` with what the file, the variables and the flags say. Raises UserError naming the culprit."""
+    """Return `settings` with what the file, the variables and the flags say.
+
+    Raises UserError naming the culprit.
+    """
     for name, text, said in _said(settings, flags, environment, file):
         settings = change(settings, name, text, said=said)
     return settings

@@ -10,7 +10,10 @@ _OF_SYSTEMS = {  # what Unix says most
 
 
 class UserError(Exception):
-    """What the user can fix: one line that says what was wrong, the value, and what to do. Everything else is a bug."""
+    """What the user can fix: one line that says what was wrong, the value, and what to do.
+
+    Everything else is a bug.
+    """
 
 
 class Misunderstood(UserError):  # noqa: N818 - what it is, as the user would say it
@@ -18,5 +21,7 @@ class Misunderstood(UserError):  # noqa: N818 - what it is, as the user would sa
 
 
 def reason(error: OSError) -> str:
-    """Return what the system says went wrong, in the language that is spoken if it is known there."""
+    """Return what the system says went wrong, in the language that is spoken if it is known
+    there.
+    """
     return _(error.strerror) if error.strerror in _OF_SYSTEMS else str(error.strerror)

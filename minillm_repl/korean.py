@@ -4,21 +4,45 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-PARTICLES = ("은/는", "이/가", "을/를", "과/와", "으로/로", "이에요/예요", "이랑/랑", "이나/나", "이라/라", "이야/야")
+PARTICLES = (
+    "은/는",
+    "이/가",
+    "을/를",
+    "과/와",
+    "으로/로",
+    "이에요/예요",
+    "이랑/랑",
+    "이나/나",
+    "이라/라",
+    "이야/야",
+)
 """Pairs: the first follows a consonant, the second a vowel."""
 
 _AFTER_A_VALUE = re.compile(rf"(\{{[^{{}}]+\}}[^\s{{}}가-힣]*)({'|'.join(PARTICLES)})")
 _SOUNDED = re.compile(r"[가-힣]|[0-9]|[A-Za-z]+")
-_DIGITS = {"0": "ㅇ", "1": "ㄹ", "2": "", "3": "ㅁ", "4": "", "5": "", "6": "ㄱ", "7": "ㄹ", "8": "ㄹ", "9": ""}
+_DIGITS = {
+    "0": "ㅇ",
+    "1": "ㄹ",
+    "2": "",
+    "3": "ㅁ",
+    "4": "",
+    "5": "",
+    "6": "ㄱ",
+    "7": "ㄹ",
+    "8": "ㄹ",
+    "9": "",
+}
 _SILENT_E = re.compile(r"(?<=[aeiouy][klmnpt])e$|(?<=[bdgkpt]l)e$")  # name, file, type; table
 _ENDS_CLOSED = re.compile(r"[lmn]$|ng$|[aeiouy][bckpt]$")  # json, model; map, format
 _LETTERS_CLOSED = "LMNR"  # an abbreviation is read letter by letter: 엘, 엠, 엔, 알
 
 
 def particle(word: str, pair: str) -> str:
-    """Return the particle of a pair of PARTICLES that follows a word; the pair where nobody can say.
+    """Return the particle of a pair of PARTICLES that follows a word; the pair where nobody can
+    say.
 
-    The last letter or digit that is spoken decides. Latin words follow how they are usually read in Korean.
+    The last letter or digit that is spoken decides. Latin words follow how they are usually read in
+    Korean.
     """
     closed, opened = pair.split("/")
     final = _final(word)
@@ -30,12 +54,18 @@ def particle(word: str, pair: str) -> str:
 
 
 def with_particles(template: str, values: Mapping[str, Any]) -> str:
-    """Return a format string in which each pair right after a value, `{name}을/를`, is the one that fits the value."""
-    return _AFTER_A_VALUE.sub(lambda found: found[1] + particle(found[1].format(**values), found[2]), template)
+    """Return a format string in which each pair right after a value, `{name}을/를`, is the one
+    that fits the value.
+    """
+    return _AFTER_A_VALUE.sub(
+        lambda found: found[1] + particle(found[1].format(**values), found[2]), template
+    )
 
 
 def _final(word: str) -> str | None:
-    """Return the final consonant of a word: ㄹ, any other letter, or empty; None for a word without a sound."""
+    """Return the final consonant of a word: ㄹ, any other letter, or empty; None for a word
+    without a sound.
+    """
     sounded = _SOUNDED.findall(word)
     if not sounded:
         return None

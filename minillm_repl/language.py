@@ -1,8 +1,9 @@
 """The language of the interface: GNU gettext, whose key is the English text.
 
-`_("{name} is not there", name=name)` is the text in the language that is spoken, with the values put in, so that a
-translation can place them where its grammar wants them. `python -m tests.messages` collects the texts of the source
-into `locale/ko/LC_MESSAGES/minillm.po`, where they are translated, and compiles it.
+`_("{name} is not there", name=name)` is the text in the language that is spoken, with the values
+put in, so that a translation can place them where its grammar wants them. `python -m
+tests.messages` collects the texts of the source into `locale/ko/LC_MESSAGES/minillm.po`, where they
+are translated, and compiles it.
 """
 
 import gettext
@@ -26,7 +27,9 @@ def speak(language: Language) -> None:
     """Let every text that is made from now on be in `language`."""
     _Spoken.language = language
     _Spoken.texts = (
-        gettext.NullTranslations() if language == "en" else gettext.translation("minillm", _LOCALE, [language])
+        gettext.NullTranslations()
+        if language == "en"
+        else gettext.translation("minillm", _LOCALE, [language])
     )
 
 
@@ -36,19 +39,28 @@ def spoken() -> Language:
 
 
 def from_locale(environment: Mapping[str, str]) -> Language:
-    """Return the language that the variables of a locale ask for, in the order in which POSIX reads them."""
-    asked = next((environment[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if environment.get(name)), "")
+    """Return the language that the variables of a locale ask for, in the order in which POSIX
+    reads them.
+    """
+    asked = next(
+        (environment[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if environment.get(name)),
+        "",
+    )
     return "ko" if asked.lower().startswith("ko") else "en"
 
 
 def _(message: str, /, **values: Any) -> str:
-    """Return a text in the language that is spoken; `{name}` in it stands for a value, as in `str.format`."""
+    """Return a text in the language that is spoken; `{name}` in it stands for a value, as in
+    `str.format`.
+    """
     text = _Spoken.texts.gettext(message)
     return _filled(text, values) if values else text
 
 
 def _n(one: str, many: str, n: int, /, **values: Any) -> str:
-    """Return `one` or `many`, as the grammar of the language wants it for the number `n`, which `{n}` stands for."""
+    """Return `one` or `many`, as the grammar of the language wants it for the number `n`, which
+    `{n}` stands for.
+    """
     return _filled(_Spoken.texts.ngettext(one, many, n), {"n": n, **values})
 
 
@@ -57,5 +69,7 @@ def _filled(text: str, values: Mapping[str, Any]) -> str:
 
 
 def N_(message: str) -> str:  # noqa: N802 - gettext's own name for it
-    """Mark a text that is made before the language is known; whoever shows it translates it with `_`."""
+    """Mark a text that is made before the language is known; whoever shows it translates it with
+    `_`.
+    """
     return message

@@ -1,7 +1,8 @@
-"""Makes untrusted text harmless on a terminal: model output, tensor names, file names, error details.
+"""Makes untrusted text harmless on a terminal: model output, tensor names, file names, error
+details.
 
-Each character is judged by itself, so nothing is gained by splitting an escape sequence over two tokens: its first
-character never reaches the terminal, and what follows is ordinary text.
+Each character is judged by itself, so nothing is gained by splitting an escape sequence over two
+tokens: its first character never reaches the terminal, and what follows is ordinary text.
 """
 
 import re
@@ -9,22 +10,28 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import chain, cycle
 
-# Controls, format characters (bidirectional overrides, invisible joiners), lone surrogates, line separators.
+# Controls, format characters (bidirectional overrides, invisible joiners), lone surrogates, line
+# separators.
 _UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-# A newline and a tab are text. The joiners build emoji families and are part of several scripts; they move nothing.
+# A newline and a tab are text. The joiners build emoji families and are part of several scripts;
+# they move nothing.
 _HARMLESS = frozenset({"\n", "\t", "\u200c", "\u200d"})
 _DELETE = 0x7F
-_HIDDEN = re.compile("[\U000e0000-\U000e0fff]")  # tags and selectors: invisible, and able to carry a message
+# tags and selectors: invisible, and able to carry a message
+_HIDDEN = re.compile("[\U000e0000-\U000e0fff]")
 # Joiners, selectors of a picture or a text, skin tones after something.
 _JOINER = re.compile("[\u200c\u200d\ufe0e\ufe0f]|(?!^)[\U0001f3fb-\U0001f3ff]")
 _REGIONS = {0x1F1E6 + n: chr(ord("Ａ") + n) for n in range(26)}  # the letters of flags
 _PLAIN = re.compile("[\0-\u02ff가-힣]*")  # no character of these joins another
 SPACE, NEWLINE, TAB = "␣", "⏎", "␉"
-_STRAY_BYTES = re.compile("([\udc80-\udcff]+)")  # what surrogateescape makes of bytes that are not UTF-8
+# what surrogateescape makes of bytes that are not UTF-8
+_STRAY_BYTES = re.compile("([\udc80-\udcff]+)")
 
 
 def _neutral(character: str) -> str:
-    """One character as itself if it is harmless, else as a picture (`␛`) or its number (`<U+202E>`)."""
+    """One character as itself if it is harmless, else as a picture (`␛`) or its number
+    (`<U+202E>`).
+    """
     code = ord(character)
     unsafe = unicodedata.category(character) in _UNSAFE_CATEGORIES or _HIDDEN.match(character)
     if character in _HARMLESS or not unsafe:
@@ -35,7 +42,9 @@ def _neutral(character: str) -> str:
 
 
 def safe(text: str) -> str:
-    """Return `text` with everything that could steer a terminal made visible; newlines and tabs stay."""
+    """Return `text` with everything that could steer a terminal made visible; newlines and tabs
+    stay.
+    """
     if text.isprintable() and not _HIDDEN.search(text):
         return text
     return "".join(map(_neutral, text))
@@ -47,7 +56,8 @@ def safe_line(text: str) -> str:
 
 
 def apart(text: str, *, told: bool = False) -> str:
-    """Return a text that takes as many cells on every terminal: what joins characters is left out, or `told`.
+    """Return a text that takes as many cells on every terminal: what joins characters is left out,
+    or `told`.
 
     Terminals do not agree how wide a family, a flag or a skin tone is, nor whether it is one.
     """
@@ -58,7 +68,9 @@ def apart(text: str, *, told: bool = False) -> str:
 
 
 def graphemes(text: str) -> Iterator[str]:
-    """Yield what a reader takes for one character each: a letter with its marks, a flag, a family."""
+    """Yield what a reader takes for one character each: a letter with its marks, a flag, a
+    family.
+    """
     if _PLAIN.fullmatch(text):
         yield from text
         return
@@ -68,14 +80,17 @@ def graphemes(text: str) -> Iterator[str]:
 
 
 def as_read(pieces: Iterable[str], text: str) -> list[str]:
-    """Return pieces of a text as a reader sees them: in place of a part of a character, the whole of it."""
+    """Return pieces of a text as a reader sees them: in place of a part of a character, the
+    whole of it.
+    """
     clusters = dict.fromkeys(graphemes(unicodedata.normalize("NFC", text)))
     wholes = ([each for each in clusters if piece in each] or [piece] for piece in pieces)
     return [*dict.fromkeys(chain.from_iterable(wholes))]
 
 
 def show_token(token: bytes) -> str:
-    r"""Return a token made visible for a table cell: spaces and newlines drawn, bytes of a part of a character as hex.
+    r"""Return a token made visible for a table cell: spaces and newlines drawn, bytes of a part of
+    a character as hex.
 
     >>> show_token(b" \xea\xb0")
     '␣<EA B0>'

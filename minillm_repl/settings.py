@@ -1,7 +1,8 @@
-"""Settings as frozen dataclasses: each field knows how it is parsed, what it may be, and how it is explained.
+"""Settings as frozen dataclasses: each field knows how it is parsed, what it may be, and how it is
+explained.
 
-One description serves the `:set` table, a colon-command, a command-line flag, a `MINILLM_*` variable, a line of the
-configuration file and `:train`'s `name=value`.
+One description serves the `:set` table, a colon-command, a command-line flag, a `MINILLM_*`
+variable, a line of the configuration file and `:train`'s `name=value`.
 """
 
 import dataclasses
@@ -32,7 +33,8 @@ class Spec:
     metavar: str = "N"
     unit: str = ""
     aliases: tuple[str, ...] = ()
-    words: Mapping[str, Any] = field(default_factory=dict)  # words that stand for a value: {"off": 0}
+    # words that stand for a value: {"off": 0}
+    words: Mapping[str, Any] = field(default_factory=dict)
 
 
 _TO_QUOTE = re.compile(r"""[\s'"]""")
@@ -120,17 +122,28 @@ def strings(text: str) -> tuple[str, ...]:
 
 
 def specs(settings: Any) -> dict[str, Spec]:
-    """Return every setting of a dataclass or an instance of it, by the name users type (`top-k`)."""
+    """Return every setting of a dataclass or an instance of it, by the name users type
+    (`top-k`).
+    """
     return {_public(entry.name): entry.metadata["spec"] for entry in dataclasses.fields(settings)}
 
 
 def find(settings: Any, name: str) -> tuple[str, Spec]:
-    """Return the full name and the description of the setting that the user calls `name`. Raises UserError."""
+    """Return the full name and the description of the setting that the user calls `name`.
+
+    Raises UserError.
+    """
     known = specs(settings)
     for full, spec in known.items():
         if unicodedata.normalize("NFC", name).replace("_", "-") in (full, *spec.aliases):
             return full, spec
-    raise UserError(_("there is no setting {name!r}; there are {names}", name=safe_line(name), names=", ".join(known)))
+    raise UserError(
+        _(
+            "there is no setting {name!r}; there are {names}",
+            name=safe_line(name),
+            names=", ".join(known),
+        )
+    )
 
 
 def value_of(settings: Any, name: str) -> Any:
@@ -140,13 +153,16 @@ def value_of(settings: Any, name: str) -> Any:
 
 def default_of(settings: Any, name: str) -> Any:
     """Return the value that the setting has when nobody sets it."""
-    return next(entry.default for entry in dataclasses.fields(settings) if entry.name == _private(name))
+    return next(
+        entry.default for entry in dataclasses.fields(settings) if entry.name == _private(name)
+    )
 
 
 def change(settings: SettingsT, name: str, text: str, *, said: str | None = None) -> SettingsT:
     """Return `settings` with the setting `name` set to what `text` says.
 
-    `said` is how the user named it (`--top-k`), for the message. Raises UserError, leaving everything as it was.
+    `said` is how the user named it (`--top-k`), for the message. Raises UserError, leaving
+    everything as it was.
     """
     full, spec = find(settings, name)
     text = text.strip()
@@ -156,7 +172,12 @@ def change(settings: SettingsT, name: str, text: str, *, said: str | None = None
         words = [str(error)] if spec.parse is not switch else []
         wanted = (_(", or ") if words else _(" or ")).join([*words, *spec.words])
         raise UserError(
-            _("{name} needs {wanted}, not {value!r}", name=said or full, wanted=wanted, value=safe_line(text))
+            _(
+                "{name} needs {wanted}, not {value!r}",
+                name=said or full,
+                wanted=wanted,
+                value=safe_line(text),
+            )
         ) from None
     return dataclasses.replace(settings, **{_private(full): value})  # type: ignore[type-var]
 
@@ -168,7 +189,9 @@ def show(spec: Spec, value: Any) -> str:
             return word
     if isinstance(value, tuple):
         words = (word.replace("\n", "\\n").replace("\t", "\\t") for word in value)
-        return safe_line(" ".join(shlex.quote(word) if _TO_QUOTE.search(word) else word for word in words))
+        return safe_line(
+            " ".join(shlex.quote(word) if _TO_QUOTE.search(word) else word for word in words)
+        )
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

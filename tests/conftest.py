@@ -1,4 +1,6 @@
-"""What the tests share: the shipped model, tiny random ones, and the study note's own program as an oracle."""
+"""What the tests share: the shipped model, tiny random ones, and the study note's own program as
+an oracle.
+"""
 
 import importlib.util
 import os
@@ -17,12 +19,15 @@ from tests.small import random_checkpoint  # noqa: F401 - tests that have torch 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "models"
 
-os.environ |= {"LC_ALL": "C.UTF-8", "MINILLM_LANG": "en"}  # the tests read English, whatever whoever runs them speaks
+# the tests read English, whatever whoever runs them speaks
+os.environ |= {"LC_ALL": "C.UTF-8", "MINILLM_LANG": "en"}
 torch.set_num_threads(1)  # models this small only wait for a second thread
 
 
 def run_on(processor, code):
-    """Run Python in a process of its own, whose compiled code is for a kind of processor that this one includes."""
+    """Run Python in a process of its own, whose compiled code is for a kind of processor that
+    this one includes.
+    """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, timeout=300,
         env=os.environ | {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": ""},

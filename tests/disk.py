@@ -1,4 +1,6 @@
-"""A disk that may lose what was not synced: which states a crash can leave, given the system calls until then."""
+"""A disk that may lose what was not synced: which states a crash can leave, given the system
+calls until then.
+"""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +13,9 @@ TORN = "torn"
 
 
 class Node:
-    """A file, whose data lasts once it is synced; or a folder, each change of which may last or not until it is."""
+    """A file, whose data lasts once it is synced; or a folder, each change of which may last or
+    not until it is.
+    """
 
     def __init__(self, folder: bool = False, data: str = "") -> None:
         self.folder, self.data, self.synced = folder, data, not folder
@@ -46,7 +50,9 @@ class Node:
 
 
 class Disk:
-    """A folder at `path` with files in it, changed by the calls that strace (-y) has written down."""
+    """A folder at `path` with files in it, changed by the calls that strace (-y) has written
+    down.
+    """
 
     def __init__(self, path: str, files: tuple[str, ...]) -> None:
         self._path, self.root = path, Node(folder=True)
@@ -55,7 +61,9 @@ class Disk:
         self.root.sync()
 
     def _at(self, path: str) -> tuple[Node, str] | None:
-        """Return the folder that a path lies in, and its name there; None for what lies elsewhere."""
+        """Return the folder that a path lies in, and its name there; None for what lies
+        elsewhere.
+        """
         if not path.startswith(self._path + "/"):
             return None
         *folders, name = path.removeprefix(self._path + "/").split("/")

@@ -1,6 +1,7 @@
 """A save that is killed, or refused by the system, at each of its calls in turn.
 
-Run as a program, it answers with a line of JSON: it forks at each point, which a process with torch in it should not.
+Run as a program, it answers with a line of JSON: it forks at each point, which a process with torch
+in it should not.
 """
 
 import json
@@ -27,12 +28,15 @@ SYSTEM = {"posix", "fcntl", "io", "_io"}  # where Python's calls of the system a
 def _of_system(function: object) -> bool:
     owner = type(getattr(function, "__self__", None)).__module__
     known = getattr(function, "__module__", None) in SYSTEM or owner == "_io"
-    return known and function.__name__ not in ("fspath", "getpid", "WIFSIGNALED")  # which only compute
+    # which only compute
+    return known and function.__name__ not in ("fspath", "getpid", "WIFSIGNALED")
 
 
 @contextmanager
 def at_call(number: int, strike: Callable[[], None]) -> Iterator[list[str]]:
-    """Strike before the call of that number of the system, from 0; give the names of those made so far."""
+    """Strike before the call of that number of the system, from 0; give the names of those made
+    so far.
+    """
     made: list[str] = []
 
     def watch(_frame: object, event: str, function: object) -> None:
@@ -49,7 +53,9 @@ def at_call(number: int, strike: Callable[[], None]) -> Iterator[list[str]]:
 
 
 class Scene:
-    """A folder in which something is saved: what is there before, where the save goes, and what may be there after."""
+    """A folder in which something is saved: what is there before, where the save goes, and what
+    may be there after.
+    """
 
     def __init__(self, kind: str, old: Checkpoint, new: Checkpoint) -> None:
         self.folder = Path(tempfile.mkdtemp())
@@ -80,7 +86,9 @@ class Scene:
         save(self._new, self.folder / ("model" if folder else "model.safetensors"), folder=folder)
 
     def seen(self) -> dict[str, bytes]:
-        """Every file in the folder but unfinished ones, with its content; a link's is where it leads."""
+        """Every file in the folder but unfinished ones, with its content; a link's is where it
+        leads.
+        """
         found = {}
         for path in sorted(self.folder.rglob("*")):
             name = str(path.relative_to(self.folder))
@@ -96,13 +104,17 @@ class Scene:
 
 
 def content(path: Path) -> bytes:
-    """Return the bytes of a file; those of weights by their names, for the library's order is another each time."""
+    """Return the bytes of a file; those of weights by their names, for the library's order is
+    another each time.
+    """
     data = path.read_bytes()
     if path.suffix != ".safetensors":
         return data
     arrays = safetensors.numpy.load(data)
     text = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    return json.dumps(text, sort_keys=True).encode() + b"".join(arrays[name].tobytes() for name in sorted(arrays))
+    return json.dumps(text, sort_keys=True).encode() + b"".join(
+        arrays[name].tobytes() for name in sorted(arrays)
+    )
 
 
 def count(scene: Scene) -> int:
@@ -137,7 +149,9 @@ def kill_at_each_call(scene: Scene) -> dict:
 
 
 def kill_at_each_size(scene: Scene, points: int = 40) -> dict:
-    """Kill it in the middle of a write: the system does so where a file grows beyond the limit that was set."""
+    """Kill it in the middle of a write: the system does so where a file grows beyond the limit
+    that was set.
+    """
     lost, killed = [], 0
     largest = max(len(data) for data in scene.after.values())
     for point in range(points):
@@ -164,7 +178,9 @@ def _checked(scene: Scene, where: str) -> list[str]:
 
 
 def fail_at_each_call(scene: Scene, error: int) -> dict:
-    """Refuse each call in turn: the old is whole, there is one line and no litter, or else the new is there."""
+    """Refuse each call in turn: the old is whole, there is one line and no litter, or else the
+    new is there.
+    """
     wrong, refused, calls = [], 0, count(scene)
     for number in range(calls):
 
@@ -177,7 +193,8 @@ def fail_at_each_call(scene: Scene, error: int) -> dict:
                 right = scene.seen() == scene.after
             except UserError as told:
                 refused += 1
-                why = os.strerror(error) in str(told) or made[number] in ("stat", "lstat")  # "not there" is as good
+                # "not there" is as good
+                why = os.strerror(error) in str(told) or made[number] in ("stat", "lstat")
                 right = scene.seen() == scene.before and str(told).isprintable() and why
         if not right or scene.litter():
             wrong.append(f"{number} ({made[number]}): {sorted(scene.seen())} {scene.litter()}")
@@ -186,8 +203,11 @@ def fail_at_each_call(scene: Scene, error: int) -> dict:
 
 
 def serve(scene: Scene) -> None:
-    """For each line on stdin, start a save that waits for SIGUSR1, say its number, and then how it ended."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # it may come before it is waited for
+    """For each line on stdin, start a save that waits for SIGUSR1, say its number, and then how
+    it ended.
+    """
+    # it may come before it is waited for
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     print(json.dumps({"folder": str(scene.folder)}), flush=True)
     for _ in sys.stdin:
         child = os.fork()

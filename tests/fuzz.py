@@ -1,7 +1,9 @@
-"""Fuzzing the reader of headers and the parser of commands: `python -m tests.fuzz header|command [--runs N]`.
+"""Fuzzing the reader of headers and the parser of commands: `python -m tests.fuzz header|command
+[--runs N]`.
 
-With atheris (the `fuzz` extra) coverage leads the way; without it, seeds are changed at random. Either way whatever is
-fed in must be taken, or refused with a UserError of one clean line; anything else ends the run with the input.
+With atheris (the `fuzz` extra) coverage leads the way; without it, seeds are changed at random.
+Either way whatever is fed in must be taken, or refused with a UserError of one clean line; anything
+else ends the run with the input.
 """
 
 import argparse
@@ -33,10 +35,14 @@ with atheris.instrument_imports(include=["minillm_repl"]) if atheris else io.Byt
 
 ENTRY = b'{"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"__metadata__":{"format":"minillm","version":"1"}}'
 CONFIG = (
-    b'{"__metadata__":{"format":"minillm","version":"1","config":"{\\"arch\\": \\"gpt\\", \\"vocab\\": 5,'
+    b'{"__metadata__":{"format":"minillm","version":"1","config":"{\\"arch\\": \\"gpt\\", '
+    b'\\"vocab\\": 5,'
     b' \\"context\\": 8, \\"width\\": 8, \\"layers\\": 1, \\"heads\\": 2}"}}'
 )
-HEADERS = [struct.pack("<Q", len(text)) + text + bytes(size) for text, size in ((ENTRY, 24), (CONFIG, 0), (b"{}", 0))]
+HEADERS = [
+    struct.pack("<Q", len(text)) + text + bytes(size)
+    for text, size in ((ENTRY, 24), (CONFIG, 0), (b"{}", 0))
+]
 LINES = [
     ":temp 0.5", ":set top-p 0.9", ":seed random", ":stop 'a b' \"c\"", ":verbose off", ":max-tokens auto",
     ":train a.txt steps=3 lr=0.1 new", ":train 'a b.txt' val=off", ":load x", ":save y/", "/help", "::a",
@@ -75,7 +81,8 @@ def commander() -> Callable[[bytes], None]:
     def command(data: bytes) -> None:
         line = data.decode("utf-8", "surrogateescape")
         if line.lstrip(":/ ").startswith(("load", "train")) and line.split()[1:2]:
-            line = line.replace(line.split()[1], "no such file")  # there may be one that takes its time
+            # there may be one that takes its time
+            line = line.replace(line.split()[1], "no such file")
         shell = Shell(Session(path=Path("none"), own=True), Screen(console, console), registry)
         try:
             shell.execute(line)
@@ -110,7 +117,9 @@ def changed(seed: bytes, choose: random.Random, others: list[bytes]) -> bytes:
             case 4 if data:
                 data[place % len(data)] ^= 1 << choose.randrange(8)
             case _:
-                data[place:place] = choose.choice((b"9" * 30, b"[" * 80, b"\\u0000", b"\x1b[", b'"', b"-1", b"1e999"))
+                data[place:place] = choose.choice(
+                    (b"9" * 30, b"[" * 80, b"\\u0000", b"\x1b[", b'"', b"-1", b"1e999")
+                )
     return bytes(data)
 
 
@@ -120,10 +129,16 @@ def main() -> int:
     parser.add_argument("what", choices=("header", "command"))
     parser.add_argument("--runs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--random", action="store_true", help="without atheris, even if it is there")
+    parser.add_argument(
+        "--random", action="store_true", help="without atheris, even if it is there"
+    )
     options = parser.parse_args()
     target = header if options.what == "header" else commander()
-    seeds = HEADERS if options.what == "header" else [line.encode("utf-8", "surrogatepass") for line in LINES]
+    seeds = (
+        HEADERS
+        if options.what == "header"
+        else [line.encode("utf-8", "surrogatepass") for line in LINES]
+    )
     if atheris and not options.random:
         flags = [
             f"-runs={options.runs}",
@@ -146,7 +161,10 @@ def main() -> int:
         except BaseException:
             print(f"escaped with {data!r}", file=sys.stderr)
             raise
-    print(f"{options.what}: {options.runs:,} inputs in {time.perf_counter() - started:.0f} s, none escaped")
+    print(
+        f"{options.what}: {options.runs:,} inputs in {time.perf_counter() - started:.0f} s, "
+        "none escaped"
+    )
     return 0
 
 

@@ -1,4 +1,7 @@
-"""Checkpoint files that nobody should be able to open, made by code, family by family. None of them is right."""
+"""Checkpoint files that nobody should be able to open, made by code, family by family.
+
+None of them is right.
+"""
 
 import copy
 import gzip
@@ -34,7 +37,10 @@ RIGHT = safetensors.numpy.save(dict(_CHECKPOINT.tensors), _FIELDS)
 _LENGTH = struct.unpack("<Q", RIGHT[:8])[0]
 _HEADER, _DATA = json.loads(RIGHT[8 : 8 + _LENGTH]), RIGHT[8 + _LENGTH :]
 _TENSOR = "blocks.1.ff.up.bias"
-_LAST = max((name for name in _HEADER if name != "__metadata__"), key=lambda name: _HEADER[name]["data_offsets"])
+_LAST = max(
+    (name for name in _HEADER if name != "__metadata__"),
+    key=lambda name: _HEADER[name]["data_offsets"],
+)
 ESCAPES = "\x1b]0;owned\x07\x9b2J\u202e"
 ODD = (None, True, -1, 0, 1.5, 2**40, 2**63, 10**100, "x", ESCAPES, [], [1], {}, {"a": 1})
 
@@ -53,7 +59,19 @@ def changed(change: Change) -> bytes:
 
 def lengths() -> Named:
     header = json.dumps(_HEADER)
-    for length in (0, 1, 2, _LENGTH - 1, _LENGTH // 2, len(RIGHT), len(RIGHT) - 7, 2**24 + 1, 2**31, 2**32, 2**63):
+    for length in (
+        0,
+        1,
+        2,
+        _LENGTH - 1,
+        _LENGTH // 2,
+        len(RIGHT),
+        len(RIGHT) - 7,
+        2**24 + 1,
+        2**31,
+        2**32,
+        2**63,
+    ):
         yield f"a header of {length} bytes", packed(header, length=length)
     yield "the longest length", packed(header, length=2**64 - 1)
     for size in (*range(1, 10), 16, 100):
@@ -101,19 +119,41 @@ def texts() -> Named:
     }.items():
         yield f"a header that is {name}", packed(wrong)
     for place in (0, 1, 10, 1000, len(text) - 1):
-        yield f"no UTF-8 at {place}", packed(text.encode()[:place] + b"\xff\xfe" + text.encode()[place:])
+        yield (
+            f"no UTF-8 at {place}",
+            packed(text.encode()[:place] + b"\xff\xfe" + text.encode()[place:]),
+        )
     yield "UTF-16", packed(text.encode("utf-16"))
     yield "a byte order mark", packed(b"\xef\xbb\xbf" + text.encode())
     twice = text.replace('"shape": ', '"shape": [1], "shape": ', 1)
     yield "a shape twice", packed(twice)
-    yield "a tensor twice", packed(text[:-1] + f', "{_TENSOR}": {json.dumps(_HEADER[_TENSOR])}' + "}")
+    yield (
+        "a tensor twice",
+        packed(text[:-1] + f', "{_TENSOR}": {json.dumps(_HEADER[_TENSOR])}' + "}"),
+    )
 
 
 def entries() -> Named:
     """One tensor described wrongly."""
     for key in ("dtype", "shape", "data_offsets"):
-        for odd in (*ODD, "f32", "F32 ", "F4", "I128", [-1], [1.5], ["1"], [True], [[1]], [2**63, 2**63], [0] * 1000):
-            yield f"{key} {odd!r:.30}", changed(lambda h, key=key, odd=odd: h[_TENSOR].update({key: odd}))
+        for odd in (
+            *ODD,
+            "f32",
+            "F32 ",
+            "F4",
+            "I128",
+            [-1],
+            [1.5],
+            ["1"],
+            [True],
+            [[1]],
+            [2**63, 2**63],
+            [0] * 1000,
+        ):
+            yield (
+                f"{key} {odd!r:.30}",
+                changed(lambda h, key=key, odd=odd: h[_TENSOR].update({key: odd})),
+            )
         yield f"no {key}", changed(lambda h, key=key: h[_TENSOR].pop(key))
     start, stop = _HEADER[_TENSOR]["data_offsets"]
     for name, offsets in {
@@ -127,10 +167,19 @@ def entries() -> Named:
         "one": [start],
         "of text": [str(start), stop],
     }.items():
-        yield f"offsets {name}", changed(lambda h, offsets=offsets: h[_TENSOR].update(data_offsets=offsets))
+        yield (
+            f"offsets {name}",
+            changed(lambda h, offsets=offsets: h[_TENSOR].update(data_offsets=offsets)),
+        )
     yield "a product beyond 64 bits", changed(lambda h: h[_TENSOR].update(shape=[2**62, 2**62]))
-    yield "a product that wraps to the right size", changed(lambda h: h[_TENSOR].update(shape=[2**32, 2**32, 48]))
-    yield "nothing of everything", changed(lambda h: h[_TENSOR].update(shape=[2**62, 0], data_offsets=[start, start]))
+    yield (
+        "a product that wraps to the right size",
+        changed(lambda h: h[_TENSOR].update(shape=[2**32, 2**32, 48])),
+    )
+    yield (
+        "nothing of everything",
+        changed(lambda h: h[_TENSOR].update(shape=[2**62, 0], data_offsets=[start, start])),
+    )
     yield "an entry that is a list", changed(lambda h: h.update({_TENSOR: []}))
     yield "an entry with a fourth field", changed(lambda h: h[_TENSOR].update(more=1))
     yield "a name that steers", changed(lambda h: h.update({ESCAPES: h.pop(_TENSOR)}))
@@ -142,8 +191,14 @@ def tensors() -> Named:
     for name, array in arrays.items():
         left = {other: each for other, each in arrays.items() if other != name}
         yield f"without {name}", safetensors.numpy.save(left, _FIELDS)
-        yield f"with a longer {name}", safetensors.numpy.save({**left, name: np.resize(array, array.size + 1)}, _FIELDS)
-        yield f"with {name} as int64", safetensors.numpy.save({**left, name: array.astype(np.int64)}, _FIELDS)
+        yield (
+            f"with a longer {name}",
+            safetensors.numpy.save({**left, name: np.resize(array, array.size + 1)}, _FIELDS),
+        )
+        yield (
+            f"with {name} as int64",
+            safetensors.numpy.save({**left, name: array.astype(np.int64)}, _FIELDS),
+        )
         for bad in (np.nan, np.inf, -np.inf):
             spoilt = array.copy()
             spoilt.flat[-1] = bad
@@ -151,13 +206,21 @@ def tensors() -> Named:
         half = {**arrays, name: arrays[name].astype(np.float16)}
         half[name].flat[0] = np.nan
         yield f"NaN in {name} of halves", safetensors.numpy.save(half, _FIELDS)
-    yield "a tensor too many", safetensors.numpy.save({**arrays, "more": np.zeros(3, np.float32)}, _FIELDS)
+    yield (
+        "a tensor too many",
+        safetensors.numpy.save({**arrays, "more": np.zeros(3, np.float32)}, _FIELDS),
+    )
     many = {"__metadata__": _FIELDS} | {
         f"t{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(25_000)
     }
     yield "more tensors than anyone has", packed(json.dumps(many), b"")
     claim = "blocks.999.attention.heads.1023.query.weight"
-    names = ("blocks.0.attention.heads.0.query.weight", claim, "token_embedding.weight", "position_embedding.weight")
+    names = (
+        "blocks.0.attention.heads.0.query.weight",
+        claim,
+        "token_embedding.weight",
+        "position_embedding.weight",
+    )
     note = {name: {"dtype": "F32", "shape": [0, 65_536], "data_offsets": [0, 0]} for name in names}
     yield "the note's model of a million heads", packed(json.dumps(note), b"")
 
@@ -167,26 +230,56 @@ def metadata() -> Named:
     for odd in ODD[:-2]:
         yield f"__metadata__ = {odd!r:.30}", changed(lambda h, odd=odd: h.update(__metadata__=odd))
     for field in ("format", "version", "config", "tokenizer", "training"):
-        for odd in (None, 1, [], "", "{", "[]", "\x1b[31m", '{"a": 1, "a": 1}', "[" * 10_000, '"' * 1_000):
+        for odd in (
+            None,
+            1,
+            [],
+            "",
+            "{",
+            "[]",
+            "\x1b[31m",
+            '{"a": 1, "a": 1}',
+            "[" * 10_000,
+            '"' * 1_000,
+        ):
             if (field, odd) != ("training", None):
-                yield f"{field} {odd!r:.30}", changed(lambda h, f=field, odd=odd: h["__metadata__"].update({f: odd}))
+                yield (
+                    f"{field} {odd!r:.30}",
+                    changed(lambda h, f=field, odd=odd: h["__metadata__"].update({f: odd})),
+                )
     for field in ("config", "tokenizer", "training"):
         right = json.loads(_FIELDS[field])
         for key in right:
             if key not in ("val_curve", "normalization"):
-                yield f"{field} without {key}", _field(field, {k: v for k, v in right.items() if k != key})
+                yield (
+                    f"{field} without {key}",
+                    _field(field, {k: v for k, v in right.items() if k != key}),
+                )
             for odd in ODD:
                 if odd != right[key] and not _may_be(key, odd):
                     yield f"{field}.{key} = {odd!r:.30}", _field(field, right | {key: odd})
-    for size, most in {"layers": 10**6, "vocab": 2**40, "width": 2**30, "context": 2**40, "heads": 2**20}.items():
+    for size, most in {
+        "layers": 10**6,
+        "vocab": 2**40,
+        "width": 2**30,
+        "context": 2**40,
+        "heads": 2**20,
+    }.items():
         yield f"{size} of {most}", _field("config", json.loads(_FIELDS["config"]) | {size: most})
     for deep in (70, 900, 9_000):
-        yield f"a config {deep} deep", changed(lambda h, d=deep: h["__metadata__"].update(config="[" * d + "]" * d))
+        yield (
+            f"a config {deep} deep",
+            changed(lambda h, d=deep: h["__metadata__"].update(config="[" * d + "]" * d)),
+        )
 
 
 def _may_be(key: str, odd: object) -> bool:
     """Tell whether an odd value is a possible one of the record."""
-    counts, losses, words = ("steps", "tokens", "seed"), ("train_loss", "val_loss"), ("corpus", "corpus_sha256")
+    counts, losses, words = (
+        ("steps", "tokens", "seed"),
+        ("train_loss", "val_loss"),
+        ("corpus", "corpus_sha256"),
+    )
     number = type(odd) in (int, float) and 0 <= odd < 1e9
     return (
         (key in counts and type(odd) is int and 0 <= odd < 2**63)
@@ -206,8 +299,17 @@ def other_kinds() -> Named:
     zipped = io.BytesIO()
     with zipfile.ZipFile(zipped, "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({}))
-    yield "a pointer of Git LFS", b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9\n"
-    for start in ("<!DOCTYPE html>", "<html>", "\n  <HTML lang=ko>", "<?xml version='1.0'?>", "\ufeff<!doctype html>"):
+    yield (
+        "a pointer of Git LFS",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9\n",
+    )
+    for start in (
+        "<!DOCTYPE html>",
+        "<html>",
+        "\n  <HTML lang=ko>",
+        "<?xml version='1.0'?>",
+        "\ufeff<!doctype html>",
+    ):
         yield f"a page: {start!r}", (start + "<body>404</body>").encode()
     for protocol in range(6):
         yield f"a pickle of protocol {protocol}", pickle.dumps({"a": list(range(99))}, protocol)
@@ -259,7 +361,9 @@ def no_files(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def sparse(path: Path, vocab: int, width: int, layers: int) -> Path:
-    """A file whose header is right in everything, of a model that no memory can hold; its weights are one hole."""
+    """A file whose header is right in everything, of a model that no memory can hold; its
+    weights are one hole.
+    """
     from minillm_repl.model.config import GPTConfig
 
     config = GPTConfig(vocab, context=8, width=width, layers=layers, heads=4)

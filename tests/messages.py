@@ -1,4 +1,5 @@
-"""The texts of the interface, out of the source into the Korean catalog: `python -m tests.messages`.
+"""The texts of the interface, out of the source into the Korean catalog: `python -m
+tests.messages`.
 
 Translations that are there stay, texts that are gone go, and what is not translated yet is printed.
 """
@@ -23,13 +24,16 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "minillm_repl"
 PO = PACKAGE / "locale" / "ko" / "LC_MESSAGES" / "minillm.po"
 KEYWORDS = {"_": (1,), "_n": (1, 2), "N_": (1,)}
-HEADERS = ("Language:", "Plural-Forms:", "MIME-Version:", "Content-")  # the others change with each run
+# the others change with each run
+HEADERS = ("Language:", "Plural-Forms:", "MIME-Version:", "Content-")
 
 
 def extracted():
     """All texts: those marked in the source, and those that commands and settings are made of."""
     catalog = Catalog()
-    for _file, _line, message, _comments, context in extract_from_dir(PACKAGE, [("**.py", "python")], {}, KEYWORDS):
+    for _file, _line, message, _comments, context in extract_from_dir(
+        PACKAGE, [("**.py", "python")], {}, KEYWORDS
+    ):
         catalog.add(message, context=context)
     for text in {*GROUPS, *_of_commands(), *_of_settings()} - {""}:
         catalog.add(text)
@@ -58,13 +62,18 @@ def written(catalog):
     buffer = io.BytesIO()
     write_po(buffer, catalog, width=None, no_location=True, sort_output=True, ignore_obsolete=True)
     header, blank, texts = buffer.getvalue().decode().partition("\n\n")
-    kept = [line for line in header.splitlines() if not line.startswith('"') or line[1:].startswith(HEADERS)]
+    kept = [
+        line
+        for line in header.splitlines()
+        if not line.startswith('"') or line[1:].startswith(HEADERS)
+    ]
     return ("\n".join(kept) + blank + texts).encode()
 
 
 def compiled(catalog):
     """The .mo file, which the program reads."""
-    catalog.creation_date = catalog.revision_date = datetime.fromtimestamp(0, UTC)  # the same texts, the same file
+    # the same texts, the same file
+    catalog.creation_date = catalog.revision_date = datetime.fromtimestamp(0, UTC)
     buffer = io.BytesIO()
     write_mo(buffer, catalog)
     return buffer.getvalue()
@@ -78,7 +87,9 @@ def main():
     PO.write_bytes(written(catalog))
     PO.with_suffix(".mo").write_bytes(compiled(catalog))
     missing = [message.id for message in catalog if message.id and not message.string]
-    print(*map(repr, missing), f"{len(catalog)} texts, {len(missing)} without a translation", sep="\n")
+    print(
+        *map(repr, missing), f"{len(catalog)} texts, {len(missing)} without a translation", sep="\n"
+    )
     return bool(missing)
 
 

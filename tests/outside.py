@@ -1,6 +1,7 @@
 """Models and texts that are not part of this repository, for tests that want real ones.
 
-The variable MINILLM_TEST_MODELS names a folder that holds some of them; a test whose file is not there is skipped.
+The variable MINILLM_TEST_MODELS names a folder that holds some of them; a test whose file is not
+there is skipped.
 """
 
 import os
@@ -25,5 +26,7 @@ def outside(name):
         pytest.skip(f"needs {WHAT[name]}: MINILLM_TEST_MODELS names no folder with {name}")
     path = Path(folder) / name
     if not path.exists():
-        pytest.skip(f"needs {WHAT[name]}: there is no {name} in the folder that MINILLM_TEST_MODELS names")
+        pytest.skip(
+            f"needs {WHAT[name]}: there is no {name} in the folder that MINILLM_TEST_MODELS names"
+        )
     return path

@@ -1,4 +1,6 @@
-"""The figures of docs/reliability.md: `python -m tests.reliability files|interrupts|resumes|saves|soak`."""
+"""The figures of docs/reliability.md: `python -m tests.reliability
+files|interrupts|resumes|saves|soak`.
+"""
 
 import argparse
 import json
@@ -43,7 +45,9 @@ print(json.dumps([told, time.perf_counter() - started, (peak() - before) / 1024]
 
 
 def files(_: argparse.Namespace, folder: Path) -> None:
-    """Open every hostile file in a process of its own, so that its time, memory and end are its own."""
+    """Open every hostile file in a process of its own, so that its time, memory and end are its
+    own.
+    """
     os.chdir(folder)
     (folder / "files").mkdir()
     every, answers = list(hostile.all_of(folder / "files")), []
@@ -54,13 +58,19 @@ def files(_: argparse.Namespace, folder: Path) -> None:
                 command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
                 timeout=20, check=False,
             )  # fmt: skip
-            told, seconds, mebibytes = json.loads(done.stdout) if not done.returncode else ("crashed", 0, 0)
+            told, seconds, mebibytes = (
+                json.loads(done.stdout) if not done.returncode else ("crashed", 0, 0)
+            )
         except subprocess.TimeoutExpired:
             told, seconds, mebibytes = "hung", 20, 0
         answers.append((told, seconds, mebibytes, name))
     for kind in sorted({answer[0] for answer in answers}):
         print(f"{kind}: {sum(answer[0] == kind for answer in answers)} of {len(answers)}")
-    print(f"families: {', '.join(sorted({name.partition(':')[0] for name, _ in every if ':' in name}))}, no_files")
+    print(
+        "families: "
+        f"{', '.join(sorted({name.partition(':')[0] for name, _ in every if ':' in name}))}, "
+        "no_files"
+    )
     seconds = sorted(answers, key=lambda answer: -answer[1])
     usual = 1000 * median(answer[1] for answer in answers)
     print(f"median {usual:.1f} ms, slowest {seconds[0][1]:.2f} s ({seconds[0][3]})")
@@ -70,10 +80,21 @@ def files(_: argparse.Namespace, folder: Path) -> None:
 
 def saves(_: argparse.Namespace, __: Path) -> None:
     """Kill and refuse saves at every call of the system that Python makes."""
-    for how, words in {"call": "killed at a call", "size": "killed in a write", "error": "refused (ENOSPC)"}.items():
+    for how, words in {
+        "call": "killed at a call",
+        "size": "killed in a write",
+        "error": "refused (ENOSPC)",
+    }.items():
         points = lost = 0
         for kind in faults.KINDS:
-            command = [sys.executable, "-m", "tests.faults", how, kind, *(["28"] if how == "error" else [])]
+            command = [
+                sys.executable,
+                "-m",
+                "tests.faults",
+                how,
+                kind,
+                *(["28"] if how == "error" else []),
+            ]
             done = subprocess.run(
                 command, cwd=ROOT, capture_output=True, text=True, check=True,
                 env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
@@ -85,7 +106,9 @@ def saves(_: argparse.Namespace, __: Path) -> None:
 
 @dataclass(frozen=True)
 class Moment:
-    """Something to interrupt: how it is begun, and how many seconds after that Ctrl-C comes, at most."""
+    """Something to interrupt: how it is begun, and how many seconds after that Ctrl-C comes, at
+    most.
+    """
 
     name: str
     begin: Callable[[Terminal], None]
@@ -117,7 +140,11 @@ def moments(folder: Path) -> list[Moment]:
         Moment("lens", line(f":lens {text}"), 2.0),
         Moment("attribution", line(":why"), 2.0),
         Moment("saving", line(f":save {folder / 'copy.safetensors'}"), 0.8),
-        Moment("training, large", line(f":train {folder / 'text.txt'} steps=1000 context=64 batch=2"), 6.0),
+        Moment(
+            "training, large",
+            line(f":train {folder / 'text.txt'} steps=1000 context=64 batch=2"),
+            6.0,
+        ),
         Moment("opening the small one", line(":load nalssi"), -1),
     ]
 
@@ -127,19 +154,25 @@ def large_model(path: Path) -> None:
     characters = sorted(set("가나다라마바사아자차카타파하"))
     config = LlamaConfig(len(characters), 1024, 512, 16, 8, kv_heads=8, head_size=64, hidden=1408)
     rng = np.random.default_rng(0)
-    tensors = {name: rng.normal(0, 0.05, shape).astype(np.float32) for name, shape in config.shapes()}
+    tensors = {
+        name: rng.normal(0, 0.05, shape).astype(np.float32) for name, shape in config.shapes()
+    }
     save(Checkpoint(config, CharacterTokenizer(characters), tensors), path)
 
 
 def interrupts(options: argparse.Namespace, folder: Path) -> None:
-    """Press Ctrl-C at random moments of everything that goes on, and take the time until the next prompt line."""
+    """Press Ctrl-C at random moments of everything that goes on, and take the time until the
+    next prompt line.
+    """
     large_model(folder / "large.safetensors")
     (folder / "text.txt").write_text("가나다라마바사아자차카타파하" * 3_000, encoding="utf-8")
     environment = {name: os.environ[name] for name in ("PATH",)} | {
         "HOME": str(folder), "LANG": "C.UTF-8", "TERM": "xterm-256color", "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     choose, took = random.Random(options.seed), {}
-    with Terminal(("--ckpt", "nalssi", "--max-tokens", "1000000"), environment=environment, folder=folder) as terminal:
+    with Terminal(
+        ("--ckpt", "nalssi", "--max-tokens", "1000000"), environment=environment, folder=folder
+    ) as terminal:
         terminal.wait_for_prompt()
         for _ in range(options.rounds):
             for moment in moments(folder):
@@ -150,15 +183,21 @@ def interrupts(options: argparse.Namespace, folder: Path) -> None:
     del took["opening again"], took["opening the small one"], took["drawing no more tables"]
     for name, each in took.items():
         print(
-            f"{name:24} {len(each):3} moments, median {1000 * median(each):5.0f} ms, longest {1000 * max(each):5.0f} ms"
+            f"{name:24} {len(each):3} moments, median {1000 * median(each):5.0f} ms, longest "
+            f"{1000 * max(each):5.0f} ms"
         )
     every = [seconds for each in took.values() for seconds in each]
     assert len(every) == options.rounds * (len(moments(folder)) - 3)
-    print(f"{len(every)} moments, all back at the prompt; 95th percentile {1000 * quantiles(every, n=20)[-1]:.0f} ms")
+    print(
+        f"{len(every)} moments, all back at the prompt; 95th percentile "
+        f"{1000 * quantiles(every, n=20)[-1]:.0f} ms"
+    )
 
 
 def one(terminal: Terminal, moment: Moment, choose: random.Random) -> float:
-    """Begin something, interrupt it, wait for an empty prompt line; return the seconds that took."""
+    """Begin something, interrupt it, wait for an empty prompt line; return the seconds that
+    took.
+    """
     before = terminal.prompts
     moment.begin(terminal)
     until = time.monotonic() + choose.uniform(0, max(0, moment.latest))
@@ -179,7 +218,9 @@ def one(terminal: Terminal, moment: Moment, choose: random.Random) -> float:
 
 
 def resumes(options: argparse.Namespace, folder: Path) -> None:
-    """Kill runs of training at random moments, go on, and compare what comes of it with runs left alone."""
+    """Kill runs of training at random moments, go on, and compare what comes of it with runs
+    left alone.
+    """
     resumed = 0
     for seed in range(options.rounds):
         (folder / str(seed)).mkdir()
@@ -188,7 +229,9 @@ def resumes(options: argparse.Namespace, folder: Path) -> None:
 
 
 def soak(options: argparse.Namespace, folder: Path) -> float:
-    """Take thousands of turns in one visit; return by how many MiB it grew after the first tenth of them."""
+    """Take thousands of turns in one visit; return by how many MiB it grew after the first tenth
+    of them.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "minillm_repl", "--ckpt", "nalssi", "--no-history", "-n", "20"],
         cwd=ROOT, env=os.environ | {"HOME": str(folder)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -206,7 +249,10 @@ def soak(options: argparse.Namespace, folder: Path) -> float:
             status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
             sizes.append(int(status.partition("VmRSS:")[2].split()[0]) / 1024)
     process.communicate("")
-    print(f"{options.turns} turns; resident MiB after each tenth: {', '.join(f'{size:.1f}' for size in sizes)}")
+    print(
+        f"{options.turns} turns; resident MiB after each tenth: "
+        f"{', '.join(f'{size:.1f}' for size in sizes)}"
+    )
     print(f"growth from the first tenth to the last: {sizes[-1] - sizes[0]:+.1f} MiB")
     return sizes[-1] - sizes[0]
 
@@ -217,7 +263,10 @@ def main() -> None:
     whats = {each.__name__: each for each in (files, interrupts, resumes, saves, soak)}
     parser.add_argument("what", choices=whats)
     parser.add_argument(
-        "--rounds", type=int, default=8, help="of the moments to interrupt, of runs to kill (default: 8)"
+        "--rounds",
+        type=int,
+        default=8,
+        help="of the moments to interrupt, of runs to kill (default: 8)",
     )
     parser.add_argument("--turns", type=int, default=10_000, help="of the soak (default: 10,000)")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments (default: 0)")

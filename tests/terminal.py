@@ -1,4 +1,6 @@
-"""A terminal for the tests: the program runs in a real pseudo-terminal, and pyte reads the screen it draws."""
+"""A terminal for the tests: the program runs in a real pseudo-terminal, and pyte reads the
+screen it draws.
+"""
 
 import os
 import re
@@ -15,7 +17,8 @@ import pyte
 from wcwidth import wcwidth
 
 PROMPT, PLACEHOLDERS = ">>> ", ("type the", "say some", "글의 첫머리")
-_PROMPT_BEGINS = b"\x1b[?2004h"  # prompt_toolkit asks for bracketed paste each time that it begins to read a line
+# prompt_toolkit asks for bracketed paste each time that it begins to read a line
+_PROMPT_BEGINS = b"\x1b[?2004h"
 KEYS = {
     "enter": "\r",
     "alt-enter": "\x1b\r",
@@ -30,7 +33,9 @@ Wanted = str | re.Pattern[str] | Callable[["Terminal"], object]
 
 
 class Screen(pyte.Screen):
-    """pyte's screen, with a memory of what scrolled off it, and wide characters wrapped as terminals wrap them."""
+    """pyte's screen, with a memory of what scrolled off it, and wide characters wrapped as
+    terminals wrap them.
+    """
 
     def __init__(self, columns: int, lines: int, answer: Callable[[str], None]) -> None:
         self.gone: list[str] = []
@@ -49,7 +54,8 @@ class Screen(pyte.Screen):
         if data.isascii():
             super().draw(data)
             return
-        for character in data:  # one at a time: pyte drops the rest of a text after a character without width
+        # one at a time: pyte drops the rest of a text after a character without width
+        for character in data:
             if wcwidth(character) == 2 and self.cursor.x == self.columns - 1:
                 self.carriage_return()
                 self.linefeed()
@@ -64,7 +70,10 @@ class Screen(pyte.Screen):
 
 
 class Terminal:
-    """A program in a pseudo-terminal, by default minillm-repl. Every wait ends, and if in vain shows the screen."""
+    """A program in a pseudo-terminal, by default minillm-repl.
+
+    Every wait ends, and if in vain shows the screen.
+    """
 
     def __init__(
         self,
@@ -175,7 +184,9 @@ class Terminal:
 
     @property
     def at_empty_prompt(self) -> bool:
-        return self.line[len(PROMPT) :].startswith(PLACEHOLDERS) and self.screen.cursor.x == len(PROMPT)
+        return self.line[len(PROMPT) :].startswith(PLACEHOLDERS) and self.screen.cursor.x == len(
+            PROMPT
+        )
 
     def wait_for(self, wanted: Wanted, timeout: float = 30) -> None:
         """Wait until a text or a pattern is on the screen or above it, or a predicate holds."""
@@ -196,25 +207,33 @@ class Terminal:
 
     def wait_for_toolbar(self, text: str) -> None:
         """Wait for a text in the toolbar, which is drawn a moment after the prompt."""
-        self.wait_for(lambda terminal: not terminal.toolbar.startswith(PROMPT) and text in terminal.toolbar)
+        self.wait_for(
+            lambda terminal: not terminal.toolbar.startswith(PROMPT) and text in terminal.toolbar
+        )
 
     def wait_for_prompt(self, before: int = 0, timeout: float = 30) -> None:
         """Wait for an empty prompt line, later than the first `before`."""
-        self.wait_for(lambda terminal: terminal.prompts > before and terminal.at_empty_prompt, timeout)
+        self.wait_for(
+            lambda terminal: terminal.prompts > before and terminal.at_empty_prompt, timeout
+        )
 
     def send(self, line: str) -> None:
         self.type(line)
         self.keys("enter")
 
     def do(self, line: str, timeout: float = 30) -> str:
-        """Send a line from an empty prompt, wait for the next one, return what stands there from the first on."""
+        """Send a line from an empty prompt, wait for the next one, return what stands there from
+        the first on.
+        """
         before, first = self.prompts, self.row_of_cursor
         self.send(line)
         self.wait_for_prompt(before, timeout)
         return "\n".join(self.lines[first : self.row_of_cursor])
 
     def wait_for_end(self, timeout: float = 20) -> int:
-        """Wait until the program has ended; return its exit code, or minus the signal that ended it."""
+        """Wait until the program has ended; return its exit code, or minus the signal that ended
+        it.
+        """
         self.wait_for(lambda terminal: terminal.ended, timeout)
         return self.exit_code(timeout)
 
@@ -223,11 +242,14 @@ class Terminal:
         while self.child.isalive():
             assert time.monotonic() < until, f"the program did not end within {timeout:g} s\n{self}"
             time.sleep(0.02)
-        return self.child.exitstatus if self.child.signalstatus is None else -self.child.signalstatus
+        return (
+            self.child.exitstatus if self.child.signalstatus is None else -self.child.signalstatus
+        )
 
     def vanish(self) -> None:
         """Go away as a closed window does."""
-        self.child.ptyproc.fileobj.close()  # not os.close: when collected it would close the next terminal's number
+        # not os.close: when collected it would close the next terminal's number
+        self.child.ptyproc.fileobj.close()
         self.child.child_fd = self.child.ptyproc.fd = -1
         self.child.closed = self.child.ptyproc.closed = True
         self.ended = True

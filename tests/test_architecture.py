@@ -55,7 +55,10 @@ def test_render_sees_only_events_and_views():
 
 def loaded_by(code):
     done = subprocess.run(
-        [sys.executable, "-c", code + "\nimport sys; print(*sys.modules)"], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code + "\nimport sys; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
@@ -66,12 +69,18 @@ HEAVY = {"torch", "numba", "numpy", "safetensors", "babel"}
 
 def test_help_and_the_first_prompt_need_neither_numpy_nor_torch():
     start = "import minillm_repl.cli, minillm_repl.repl.prompt"
-    parse = "import contextlib\nwith contextlib.suppress(SystemExit): minillm_repl.cli.main(['--version'])"
+    parse = (
+        "import contextlib\nwith contextlib.suppress(SystemExit): "
+        "minillm_repl.cli.main(['--version'])"
+    )
     assert not loaded_by(f"{start}\n{parse}") & HEAVY
 
 
 def test_a_whole_prompt_from_flag_to_text_needs_no_torch_and_the_second_no_compiler():
-    visit = "import minillm_repl.cli\nassert minillm_repl.cli.main(['-p', '날씨', '-n', '3', '--verbose']) == 0"
+    visit = (
+        "import minillm_repl.cli\nassert minillm_repl.cli.main(['-p', '날씨', '-n', '3', "
+        "'--verbose']) == 0"
+    )
     loaded_by(visit)
     loaded = loaded_by(visit)
     assert "numpy" in loaded
@@ -104,11 +113,17 @@ def test_the_linter_keeps_out_what_runs_what_a_file_says(code):
         "minillm_repl/new.py",
         "-",
     ]
-    done = subprocess.run(command, input=code + "\n", capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(
+        command, input=code + "\n", capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert done.returncode == 1
     assert BANNED[code] in done.stdout
 
 
 def test_the_only_templates_run_in_the_sandbox_of_the_other_process():
-    using = {path.name for path in FILES if any(module.split(".")[0] == "jinja2" for module in imports(path))}
+    using = {
+        path.name
+        for path in FILES
+        if any(module.split(".")[0] == "jinja2" for module in imports(path))
+    }
     assert using == {"process.py"}

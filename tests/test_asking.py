@@ -14,7 +14,9 @@ from tests.test_lessons import printed, shell_for, state  # noqa: F401 - the las
 @pytest.fixture
 def shell(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    made = shell_for(random_checkpoint(characters=[*"abcdefghijklmnopqrstuvwxyz \"'-.="], context=80))
+    made = shell_for(
+        random_checkpoint(characters=[*"abcdefghijklmnopqrstuvwxyz \"'-.="], context=80)
+    )
     made.session.set("max-tokens", "3")
     made.session.set("seed", "1")
     made.run("some text")
@@ -26,7 +28,12 @@ def shell(tmp_path, monkeypatch):
     [
         ('2.1 "a text" --json f.json', "2.1", "a text", "f.json"),
         ('--json "my file.json" 2.1 "a text"', "2.1", "a text", '"my file.json"'),
-        ('"we used --json data.csv as input here"', "", "we used --json data.csv as input here", ""),
+        (
+            '"we used --json data.csv as input here"',
+            "",
+            "we used --json data.csv as input here",
+            "",
+        ),
         ('"a --json b" --json c', "", "a --json b", "c"),
         ('"he said "hi" aloud" --json c', "", 'he said "hi" aloud', "c"),
         ("'x --json f'", "'x --json f'", "", ""),
@@ -58,7 +65,9 @@ def test_what_parts_two_texts_counts_only_outside_quotes(typed, mark, before, af
         parted(f"{mark}{typed}{mark}", mark)
 
 
-@pytest.mark.parametrize("line", [':surprise ""', ':lens -1 ""', ':attn 0.0 "" --json f.json', ':compare nalssi ""'])
+@pytest.mark.parametrize(
+    "line", [':surprise ""', ':lens -1 ""', ':attn 0.0 "" --json f.json', ':compare nalssi ""']
+)
 def test_quotes_with_nothing_in_them_are_not_the_text_so_far(shell, tmp_path, line):
     with pytest.raises(UserError, match="there is no text between the quotes"):
         shell.run(line)
@@ -80,7 +89,11 @@ def test_a_quoted_text_is_looked_at_whole_and_writes_no_file(shell, tmp_path, li
 
 
 def test_a_text_that_is_only_partly_in_quotes_is_looked_at_whole(shell):
-    for line in (':surprise the "cat" --json -', ':residual the "cat" --json -', ':lens the "cat" --json -'):
+    for line in (
+        ':surprise the "cat" --json -',
+        ':residual the "cat" --json -',
+        ':lens the "cat" --json -',
+    ):
         shell.run(line)
         view = json.loads(printed(shell).splitlines()[-1])
         assert "".join(token["text"] for token in view["tokens"]) == 'the "cat"'
@@ -90,7 +103,9 @@ def test_a_text_that_is_only_partly_in_quotes_is_looked_at_whole(shell):
     ":surprise abc --json {file}", ":prob --json {file} abc", ":map --json {file}", ":ablate 0.1 --json {file}",
     ":export {file}", ":export {file} session", ":why --json '{file}'",
 ])  # fmt: skip
-@pytest.mark.parametrize("content", ["a,b\n1,2\n", "minillm-repl notes of mine", '{"viewer": 1}', "<svg></svg>"])
+@pytest.mark.parametrize(
+    "content", ["a,b\n1,2\n", "minillm-repl notes of mine", '{"viewer": 1}', "<svg></svg>"]
+)
 def test_no_view_replaces_what_no_view_has_made_unless_told(shell, tmp_path, line, content):
     file = tmp_path / "my.txt"
     file.write_text(content)
@@ -99,7 +114,9 @@ def test_no_view_replaces_what_no_view_has_made_unless_told(shell, tmp_path, lin
     assert file.read_text() == content
     assert not shell.session.model.changes  # nothing was done
     told = line.format(file=file.name)
-    shell.run(told.replace(" abc", " --overwrite abc") if ":prob" in told else told + " --overwrite")
+    shell.run(
+        told.replace(" abc", " --overwrite abc") if ":prob" in told else told + " --overwrite"
+    )
     assert file.read_text() != content
     shell.run(line.format(file=file.name))  # now a view has made it
 

@@ -24,26 +24,36 @@ TEXT = "cab bade faced"
 
 
 def made(kind, start=True, merges=(("a", "b"), ("c", "a"), ("d", "e"))):
-    """A tokenizer of letters and pairs, which puts a space before a text in one of the ways that there are."""
+    """A tokenizer of letters and pairs, which puts a space before a text in one of the ways that
+    there are.
+    """
     letters = [chr(byte) for byte in range(ord("a"), ord("g"))]
     space = {"byte level": "Ġ", "byte level, prefix": "Ġ"}.get(kind, "▁")
     names = ["<s>", "</s>", space, *letters, *("".join(pair) for pair in merges), space + "b"]
     vocabulary = {name: place for place, name in enumerate(names)}
     library = tokenizers.Tokenizer(models.BPE(vocabulary, [*merges, (space, "b")]))
     if kind == "normalizer":
-        library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        library.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
     elif kind.startswith("metaspace"):
-        library.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=kind.removeprefix("metaspace "))
+        library.pre_tokenizer = pre_tokenizers.Metaspace(
+            "▁", prepend_scheme=kind.removeprefix("metaspace ")
+        )
     else:
         library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space="prefix" in kind)
     library.decoder = (
         decoders.ByteLevel()
         if "byte" in kind
-        else decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+        else decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
     )
     library.add_special_tokens(["<s>", "</s>"])
     if start:
-        library.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+        library.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
     return SubwordTokenizer(json.loads(library.to_str()), {"bos_token": "<s>"}, len(vocabulary))
 
 
@@ -61,7 +71,14 @@ def bits_of(subject, since):
     return float(losses[since - 1 :].sum()) / math.log(2)
 
 
-KINDS = ["normalizer", "metaspace always", "metaspace first", "metaspace never", "byte level", "byte level, prefix"]
+KINDS = [
+    "normalizer",
+    "metaspace always",
+    "metaspace first",
+    "metaspace never",
+    "byte level",
+    "byte level, prefix",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -91,7 +108,9 @@ def test_a_space_that_was_typed_is_a_byte_of_the_text(kind, text):
     whole = b"".join(map(tokenizer.token_bytes, subject.ids))
     alone = whole[len(whole) - len(text.encode()) :]
     assert alone == text.encode()
-    assert surprise_view(subject).bits_per_byte == pytest.approx(bits_of(subject, 1) / len(text.encode()), abs=1e-9)
+    assert surprise_view(subject).bits_per_byte == pytest.approx(
+        bits_of(subject, 1) / len(text.encode()), abs=1e-9
+    )
 
 
 def test_without_a_start_token_the_first_token_is_not_counted():
@@ -128,7 +147,9 @@ def test_two_models_are_compared_over_the_same_bytes(one, other, text):
     view = compare_view(*subjects, ("a", "b"))
     assert view.bytes == len(text) - since
     for found, subject, starts in zip(view.bits_per_byte, subjects, begins, strict=True):
-        assert found == pytest.approx(bits_of(subject, starts[since]) / (len(text) - since), abs=1e-9)
+        assert found == pytest.approx(
+            bits_of(subject, starts[since]) / (len(text) - since), abs=1e-9
+        )
 
 
 def test_special_tokens_within_a_text_are_left_out_of_the_comparison():

@@ -23,23 +23,28 @@ from tests.conftest import random_checkpoint
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are kind.<|im_end|>\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n"
+    "'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 TEMPLATES = {
     "ChatML": CHATML,
     "Llama 2": (
-        "{% if messages[0]['role'] == 'system' %}{% set said = messages[1:] %}{% set system = messages[0]['content'] %}"
+        "{% if messages[0]['role'] == 'system' %}{% set said = messages[1:] %}{% set system "
+        "= messages[0]['content'] %}"
         "{% else %}{% set said = messages %}{% set system = false %}{% endif %}{% for m in said %}"
-        "{% if loop.index0 == 0 and system %}{% set text = '<<SYS>>\n' + system + '\n<</SYS>>\n\n' + m['content'] %}"
+        "{% if loop.index0 == 0 and system %}{% set text = '<<SYS>>\n' + system + '\n"
+        "<</SYS>>\n\n' + m['content'] %}"
         "{% else %}{% set text = m['content'] %}{% endif %}{% if m['role'] == 'user' %}"
-        "{{ bos_token + '[INST] ' + text.strip() + ' [/INST]' }}{% else %}{{ ' ' + text.strip() + ' ' + eos_token }}"
+        "{{ bos_token + '[INST] ' + text.strip() + ' [/INST]' }}{% else %}{{ ' ' + "
+        "text.strip() + ' ' + eos_token }}"
         "{% endif %}{% endfor %}"
     ),
     "Llama 3": (
         "{{- bos_token }}\n{%- for m in messages %}\n"
         "    {{- '<|start|>' + m['role'] + '<|end|>\n\n'+ m['content'] | trim }}"
-        "\n{%- endfor %}\n{%- if add_generation_prompt %}{{- '<|start|>assistant<|end|>\n\n' }}{%- endif %}"
+        "\n{%- endfor %}\n{%- if add_generation_prompt %}{{- '<|start|>assistant<|end|>\n\n' "
+        "}}{%- endif %}"
     ),
     "namespace, reversed": (
         "{% set ns = namespace(last=0) %}{% for m in messages[::-1] %}{% if m.role == 'user' %}"
@@ -48,7 +53,8 @@ TEMPLATES = {
         "{{ m.content | tojson }}{% endfor %}"
     ),
     "generation": (
-        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content "
+        "}}{% endgeneration %}"
         "{% else %}\n  {% if true %}\n{{ m.content }}\n  {% endif %}\n{% endif %}{% endfor %}"
     ),
 }
@@ -80,9 +86,13 @@ def plain(messages):
 
 def theirs(source, description=None):
     library = (
-        tokenizers.Tokenizer.from_str(description) if description else tokenizers.Tokenizer(tokenizers.models.BPE())
+        tokenizers.Tokenizer.from_str(description)
+        if description
+        else tokenizers.Tokenizer(tokenizers.models.BPE())
     )
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=library, chat_template=source, **NAMES)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=library, chat_template=source, **NAMES
+    )
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -97,7 +107,9 @@ def test_a_conversation_becomes_the_text_that_transformers_makes_of_it(name):
 def test_and_the_same_tokens(tokenizer):
     for conversation in CONVERSATIONS:
         ids = encode(ChatTemplate(CHATML), tokenizer, conversation, False)
-        expected = theirs(CHATML, tokenizer._json).apply_chat_template(plain(conversation), add_generation_prompt=True)
+        expected = theirs(CHATML, tokenizer._json).apply_chat_template(
+            plain(conversation), add_generation_prompt=True
+        )
         assert ids == expected["input_ids"]
 
 
@@ -136,7 +148,10 @@ def test_a_hostile_template_ends_in_one_clean_line(source):
 
 
 def turns(count):
-    talk = [Message("user" if place % 2 == 0 else "assistant", f"hello {place}") for place in range(2 * count + 1)]
+    talk = [
+        Message("user" if place % 2 == 0 else "assistant", f"hello {place}")
+        for place in range(2 * count + 1)
+    ]
     return [Message("system", "be kind"), *talk]
 
 
@@ -155,13 +170,17 @@ def test_the_oldest_turns_go_first_and_the_system_prompt_never(tokenizer):
     assert ids == encode(template, tokenizer, kept, False)
     least = len(encode(template, tokenizer, [conversation[0], conversation[-1]], False))
     assert len(fit(template, tokenizer, conversation, least, False)[1]) == 2
-    with pytest.raises(UserError, match=f"too long: {least} tokens, and the model has room for {least - 1}"):
+    with pytest.raises(
+        UserError, match=f"too long: {least} tokens, and the model has room for {least - 1}"
+    ):
         fit(template, tokenizer, conversation, least - 1, False)
 
 
 @pytest.fixture
 def model():
-    """A model of random weights that talks in turns, with a tiny context; its first character ends a turn."""
+    """A model of random weights that talks in turns, with a tiny context; its first character
+    ends a turn.
+    """
     source = "{% for message in messages %}{{ message.content }}{% endfor %}"
     checkpoint = random_checkpoint(context=20)
     return Opening().ready(dataclasses.replace(checkpoint, chat=ChatTemplate(source), end=(0,)))
@@ -236,5 +255,8 @@ def test_the_shared_start_of_a_conversation_is_not_read_again(model):
     fresh = random_checkpoint(context=20)
     again = Opening().ready(fresh).decoder
     np.testing.assert_allclose(
-        again.prefill(session.ids), model.decoder.prefill(session.ids[len(model.decoder.ids) :]), rtol=0, atol=1e-5
+        again.prefill(session.ids),
+        model.decoder.prefill(session.ids[len(model.decoder.ids) :]),
+        rtol=0,
+        atol=1e-5,
     )

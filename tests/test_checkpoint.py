@@ -32,8 +32,12 @@ def saved(tmp_path):
 
 
 def test_what_is_saved_is_loaded(tmp_path):
-    record = TrainingRecord(3, 99, 1.5, None, "글.txt", "ab" * 32, 7, {"torch": "2"}, ((1, 2.5), (3, 1.5)))
-    before = save(dataclasses.replace(random_checkpoint(), training=record), tmp_path / "모델.safetensors")
+    record = TrainingRecord(
+        3, 99, 1.5, None, "글.txt", "ab" * 32, 7, {"torch": "2"}, ((1, 2.5), (3, 1.5))
+    )
+    before = save(
+        dataclasses.replace(random_checkpoint(), training=record), tmp_path / "모델.safetensors"
+    )
     after = load(tmp_path / "모델.safetensors")
     assert after.config == before.config
     assert after.training == before.training
@@ -47,13 +51,24 @@ def test_the_file_is_what_the_format_says(saved):
         metadata = file.metadata()
         assert (metadata["format"], metadata["version"]) == ("minillm", "1")
         assert json.loads(metadata["config"])["arch"] == "gpt"
-        assert {"token_embedding.weight", "blocks.0.attention.qkv.weight", "blocks.1.ff.up.weight"} <= set(file.keys())
+        assert {
+            "token_embedding.weight",
+            "blocks.0.attention.qkv.weight",
+            "blocks.1.ff.up.weight",
+        } <= set(file.keys())
 
 
 @pytest.mark.parametrize("kind", DTYPES.values(), ids=str)
 def test_what_is_written_are_the_bytes_that_the_library_writes(kind):
     rng = np.random.default_rng(0)
-    shapes = {"b": (3, 5), "a.weight": (7,), "a": (2, 3, 4), "one": (1, 1), "none": (0, 4), "층": (2, 2)}
+    shapes = {
+        "b": (3, 5),
+        "a.weight": (7,),
+        "a": (2, 3, 4),
+        "one": (1, 1),
+        "none": (0, 4),
+        "층": (2, 2),
+    }
     tensors = {name: rng.normal(size=shape).astype(kind) for name, shape in shapes.items()}
     metadata = {"format": 'an "accent", a line\nand 한글'}
     assert b"".join(packed(tensors, metadata)) == safetensors.numpy.save(tensors, metadata)
@@ -61,9 +76,14 @@ def test_what_is_written_are_the_bytes_that_the_library_writes(kind):
 
 def test_numbers_of_all_kinds_are_written_aligned_and_read_by_the_library():
     tensors = {kind.__name__: np.arange(3, dtype=kind) for kind in (np.float16, np.float32)}
-    data = b"".join(packed({**tensors, "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T}, {}))
+    data = b"".join(
+        packed({**tensors, "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T}, {})
+    )
     read = safetensors.numpy.load(data)
-    assert all(read[name].dtype == array.dtype and (read[name] == array).all() for name, array in tensors.items())
+    assert all(
+        read[name].dtype == array.dtype and (read[name] == array).all()
+        for name, array in tensors.items()
+    )
     assert read["turned"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
@@ -73,15 +93,21 @@ def test_every_number_that_is_not_finite_is_found_and_no_other(kind):
     random = np.random.default_rng(0).integers(0, 2**32, 4_000, np.uint32)
     bits = np.arange(2**16, dtype=whole) if whole.itemsize == 2 else random
     edges = np.array([np.inf, -np.inf, np.nan, -np.nan, 0.0, -0.0], kind).view(whole)
-    for number in np.concatenate([bits, edges, edges + whole.type(1), edges - whole.type(1)]).view(kind):
+    for number in np.concatenate([bits, edges, edges + whole.type(1), edges - whole.type(1)]).view(
+        kind
+    ):
         numbers = np.array([1, number, -1], kind)
-        with nullcontext() if math.isfinite(number) else pytest.raises(UserError, match="not finite"):
+        with (
+            nullcontext() if math.isfinite(number) else pytest.raises(UserError, match="not finite")
+        ):
             _check_finite(numbers, "a", "b")
     _check_finite(np.empty((0, 3), kind), "a", "b")
 
 
 def test_two_saves_of_one_model_are_the_same_bytes(tmp_path):
-    first, second = (save(random_checkpoint(), tmp_path / name).path.read_bytes() for name in ("1.st", "2.st"))
+    first, second = (
+        save(random_checkpoint(), tmp_path / name).path.read_bytes() for name in ("1.st", "2.st")
+    )
     assert first == second
 
 
@@ -113,19 +139,55 @@ WRONG = {
     "another arch": ({"config": json.dumps(CONFIG | {"arch": "\x1b[31mrwkv"})}, {}, "arch = gpt"),
     "a size too many": ({"config": json.dumps(CONFIG | {"depth": 1})}, {}, "arch = gpt"),
     "no layers": ({"config": json.dumps(CONFIG | {"layers": 0})}, {}, "layers must be from 1"),
-    "a million layers": ({"config": json.dumps(CONFIG | {"layers": 10**6})}, {}, "layers must be from 1"),
-    "a giant vocabulary": ({"config": json.dumps(CONFIG | {"vocab": 2**40})}, {}, "vocab must be from 1"),
-    "a size that is true": ({"config": json.dumps(CONFIG | {"heads": True})}, {}, "heads must be from 1"),
-    "heads that do not fit": ({"config": json.dumps(CONFIG | {"heads": 5})}, {}, "evenly among 5 heads"),
+    "a million layers": (
+        {"config": json.dumps(CONFIG | {"layers": 10**6})},
+        {},
+        "layers must be from 1",
+    ),
+    "a giant vocabulary": (
+        {"config": json.dumps(CONFIG | {"vocab": 2**40})},
+        {},
+        "vocab must be from 1",
+    ),
+    "a size that is true": (
+        {"config": json.dumps(CONFIG | {"heads": True})},
+        {},
+        "heads must be from 1",
+    ),
+    "heads that do not fit": (
+        {"config": json.dumps(CONFIG | {"heads": 5})},
+        {},
+        "evenly among 5 heads",
+    ),
     "another width": ({"config": json.dumps(CONFIG | {"width": 15})}, {}, "must have the shape"),
-    "another vocabulary": ({"config": json.dumps(CONFIG | {"vocab": 12})}, {}, "vocabulary of 11 tokens"),
+    "another vocabulary": (
+        {"config": json.dumps(CONFIG | {"vocab": 12})},
+        {},
+        "vocabulary of 11 tokens",
+    ),
     "no tokenizer": ({"tokenizer": None}, {}, "no 'tokenizer'"),
     "an unknown tokenizer": ({"tokenizer": '{"type": "magic"}'}, {}, "newer minillm-repl"),
     "a broken record": ({"training": '{"steps": "many"}'}, {}, "training record"),
-    "a record beyond float": ({"training": json.dumps(RECORD | {"train_loss": 10**400})}, {}, "training record"),
-    "a record of truth": ({"training": json.dumps(RECORD | {"steps": True})}, {}, "training record"),
-    "a record of less than nothing": ({"training": json.dumps(RECORD | {"tokens": -1})}, {}, "training record"),
-    "a curve of strings": ({"training": json.dumps(RECORD | {"curve": [[1, "x"]]})}, {}, "training record"),
+    "a record beyond float": (
+        {"training": json.dumps(RECORD | {"train_loss": 10**400})},
+        {},
+        "training record",
+    ),
+    "a record of truth": (
+        {"training": json.dumps(RECORD | {"steps": True})},
+        {},
+        "training record",
+    ),
+    "a record of less than nothing": (
+        {"training": json.dumps(RECORD | {"tokens": -1})},
+        {},
+        "training record",
+    ),
+    "a curve of strings": (
+        {"training": json.dumps(RECORD | {"curve": [[1, "x"]]})},
+        {},
+        "training record",
+    ),
     "a missing tensor": ({}, {"ln_f.bias": None}, "lacks the tensor ln_f.bias"),
     "a tensor too many": ({}, {"\x1b]0;x\x07": np.zeros(1, np.float32)}, "does not belong"),
     "a wrong shape": ({}, {"ln_f.bias": np.zeros(13, np.float32)}, r"shape \[12\], not \[13\]"),
@@ -134,7 +196,11 @@ WRONG = {
         {"ln_f.bias": np.zeros(12, np.int32)},
         "must be one of F32, F16, BF16, .*, not I32",
     ),
-    "a NaN": ({}, {"ln_f.bias": np.full(12, np.nan, np.float32)}, "ln_f.bias holds numbers that are not finite"),
+    "a NaN": (
+        {},
+        {"ln_f.bias": np.full(12, np.nan, np.float32)},
+        "ln_f.bias holds numbers that are not finite",
+    ),
     "no format": ({"format": None}, {}, "neither a minillm checkpoint"),
 }
 
@@ -178,7 +244,10 @@ def test_every_truncation_and_many_flipped_bytes_are_refused_or_load(saved, tmp_
         (b"\x00" * 8, "is not a safetensors file"),
         (b"\xff" * 100, "is not a safetensors file"),
         ((2**40).to_bytes(8, "little"), "is not a safetensors file"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a Git LFS pointer: `git lfs pull`"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            "is a Git LFS pointer: `git lfs pull`",
+        ),
         (b"\n<!DOCTYPE html><html>404</html>", "is a web page"),
         (pickle.dumps({"a": 1}), "is a pickle, which can run code"),
         (b"PK\x03\x04" + bytes(99), "is a ZIP archive, as PyTorch's own files are"),
@@ -201,7 +270,10 @@ def test_a_file_of_another_kind_is_named_for_what_it_is(data, what, name, saved,
 @pytest.mark.parametrize("text", ["Once upon a time", "# 제목\r\n\t글", "가" * 1_000, '{"a": 1}'])
 def test_a_text_is_called_one(text, tmp_path):
     (tmp_path / "글.txt").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=r"글\.txt is a text and no checkpoint; `:train FILE new` makes a model of it"):
+    with pytest.raises(
+        UserError,
+        match=r"글\.txt is a text and no checkpoint; `:train FILE new` makes a model of it",
+    ):
         load(tmp_path / "글.txt")
 
 
@@ -246,7 +318,9 @@ def test_a_new_file_gets_the_users_usual_permissions(tmp_path):
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_save_that_fails_leaves_the_old_file_whole_and_no_litter(call, saved, tmp_path, monkeypatch):
+def test_a_save_that_fails_leaves_the_old_file_whole_and_no_litter(
+    call, saved, tmp_path, monkeypatch
+):
     old = saved.path.read_bytes()
 
     def full(*_):
@@ -280,10 +354,13 @@ def test_a_name_of_255_bytes_can_be_saved_to(tmp_path):
 
 def test_a_foreign_file_is_refused_from_its_header_alone(tmp_path):
     path = tmp_path / "foreign.safetensors"
-    header = json.dumps({"model.embed": {"dtype": "F32", "shape": [2**20, 2**18], "data_offsets": [0, 2**40]}}).encode()
+    header = json.dumps(
+        {"model.embed": {"dtype": "F32", "shape": [2**20, 2**18], "data_offsets": [0, 2**40]}}
+    ).encode()
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + 2**40)  # a terabyte that takes no room on disk: nobody could read it
+        # a terabyte that takes no room on disk: nobody could read it
+        file.truncate(8 + len(header) + 2**40)
     with pytest.raises(UserError, match="neither a minillm checkpoint"):
         load(path)
 

@@ -1,4 +1,6 @@
-"""Characters made of several (families, flags, skin tones, keycaps, jamo, marks) on terminals that disagree."""
+"""Characters made of several (families, flags, skin tones, keycaps, jamo, marks) on terminals
+that disagree.
+"""
 
 import re
 import shlex
@@ -54,7 +56,25 @@ def test_what_is_unknown_is_named_as_it_is_read():
     assert as_read([], text) == []
 
 
-PARTS = ["👨", "\u200d", "👩", "🏽", "🇰", "🇷", "\ufe0f", "\u20e3", "1", "❤", "e", "\u0301", "ᄒ", "ᅡ", "ᆫ", "가", " "]
+PARTS = [
+    "👨",
+    "\u200d",
+    "👩",
+    "🏽",
+    "🇰",
+    "🇷",
+    "\ufe0f",
+    "\u20e3",
+    "1",
+    "❤",
+    "e",
+    "\u0301",
+    "ᄒ",
+    "ᅡ",
+    "ᆫ",
+    "가",
+    " ",
+]
 
 
 @given(st.lists(st.sampled_from(PARTS)).map("".join))
@@ -63,10 +83,12 @@ def test_whatever_is_joined_all_terminals_count_alike(text):
     assert "".join(graphemes(text)) == text
     shown = show_token(text.encode())
     assert cells(shown) == wcswidth(shown)
-    assert apart(text, told=True).count("<U+200D>") == text.count("\u200d"), "a table hides what a token holds"
+    assert apart(text, told=True).count("<U+200D>") == text.count("\u200d"), (
+        "a table hides what a token holds"
+    )
 
 
-def test_clusters_leave_the_prompt_line_whole(prompt):  # noqa: F811
+def test_clusters_leave_the_prompt_line_whole(prompt):
     for cluster, shown in SHOWN.items():
         place = len(PROMPT) + cells(shown)
         prompt.type(cluster)
@@ -88,7 +110,10 @@ def at(shown, place):
 
     def looks(terminal):
         row = unicodedata.normalize("NFC", terminal.line)
-        return row == PROMPT + unicodedata.normalize("NFC", shown) and terminal.screen.cursor.x == place
+        return (
+            row == PROMPT + unicodedata.normalize("NFC", shown)
+            and terminal.screen.cursor.x == place
+        )
 
     looks.__qualname__ = f"at({shown!r}, {place})"
     return looks
@@ -121,16 +146,28 @@ class Tmux:
 
 
 @pytest.fixture
-def tmux(tmp_path, models):  # noqa: F811
+def tmux(tmp_path, models):
     """Opens the program in tmux, before the chain model."""
     if not shutil.which("tmux"):
         pytest.skip("tmux is not installed")
     opened = []
 
     def open_(columns, rows, *arguments):
-        program = [sys.executable, "-m", "minillm_repl", "--ckpt", str(models / "chain.safetensors"), "--no-history"]
+        program = [
+            sys.executable,
+            "-m",
+            "minillm_repl",
+            "--ckpt",
+            str(models / "chain.safetensors"),
+            "--no-history",
+        ]
         program += ["--temp", "0", *arguments]
-        here = {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
+        here = {
+            "PYTHONPATH": str(ROOT),
+            "HOME": str(tmp_path),
+            "LANG": "C.UTF-8",
+            "LC_ALL": "C.UTF-8",
+        }
         variables = [f"{name}={value}" for name, value in here.items()]
         opened.append(Tmux(tmp_path, shlex.join(["env", *variables, *program]), columns, rows))
         opened[-1].wait_for(empty)
@@ -145,7 +182,9 @@ def empty(line):
     return line[0].startswith(f"{PROMPT}type the") and line[1] == len(PROMPT)
 
 
-@pytest.mark.parametrize(("columns", "rows"), [(80, 24), pytest.param(200, 50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("columns", "rows"), [(80, 24), pytest.param(200, 50, marks=pytest.mark.slow)]
+)
 def test_clusters_leave_the_prompt_line_whole_in_tmux(tmux, columns, rows):
     terminal = tmux(columns, rows)
     for cluster, shown in SHOWN.items():

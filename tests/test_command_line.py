@@ -51,7 +51,11 @@ def test_json_prints_events_and_nothing_else_and_the_same_text(program):
     assert [len(step["top"]) in (10, 11) for step in steps] == [True] * 20
     assert "".join(step["text"] for step in steps) == finished["text"]
     assert program(*settings).stdout.decode() == finished["text"] + "\n"
-    assert program(stdin=":seed 5\n:temp 1.5\n:max-tokens 20\n날씨\n").stdout.decode().endswith(finished["text"] + "\n")
+    assert (
+        program(stdin=":seed 5\n:temp 1.5\n:max-tokens 20\n날씨\n")
+        .stdout.decode()
+        .endswith(finished["text"] + "\n")
+    )
     three = program(*settings, "--json", "--verbose", "3").stdout.decode().splitlines()
     assert {len(json.loads(line)["top"]) for line in three[:-1]} <= {3, 4}
 
@@ -60,13 +64,18 @@ def test_a_language_changes_words_and_no_number(program):
     settings = ("-p", "날씨", "--seed", "5", "--temp", "1.5", "-n", "5")
     english, korean = program(*settings, "--json"), program(*settings, "--json", "--lang", "ko")
     steps = [line for line in korean.stdout.decode().splitlines() if '"step"' in line]
-    assert steps == [line for line in english.stdout.decode().splitlines() if '"step"' in line] != []
+    assert (
+        steps == [line for line in english.stdout.decode().splitlines() if '"step"' in line] != []
+    )
     assert program(*settings, LC_ALL="ko_KR.UTF-8").stdout == program(*settings).stdout
     assert "시작:\n" in program("--help", LC_ALL="ko_KR.UTF-8").stdout.decode()
     assert "\nstart:\n" in program("--help", "--lang", "en", LC_ALL="ko_KR.UTF-8").stdout.decode()
     wrong = program("--lang", "klingon", LC_ALL="ko_KR.UTF-8")
     assert wrong.returncode == 2
-    assert wrong.stderr.decode() == "minillm-repl: --lang에 쓸 수 있는 값: auto, en, ko 중 하나. 입력한 값: 'klingon'\n"
+    assert (
+        wrong.stderr.decode()
+        == "minillm-repl: --lang에 쓸 수 있는 값: auto, en, ko 중 하나. 입력한 값: 'klingon'\n"
+    )
     assert "모르는 인자: --klingon" in program("--klingon", MINILLM_LANG="ko").stderr.decode()
 
 
@@ -81,13 +90,23 @@ def test_verbose_prints_tables_without_escapes(program):
 @pytest.mark.parametrize("color", ["always", "never"])
 def test_colours_can_be_forced_and_forbidden(program, color):
     done = program(
-        "-p", "날씨", "-n", "2", "--color", color, NO_COLOR="1" if color == "always" else "", FORCE_COLOR="1"
+        "-p",
+        "날씨",
+        "-n",
+        "2",
+        "--color",
+        color,
+        NO_COLOR="1" if color == "always" else "",
+        FORCE_COLOR="1",
     )
     assert (b"\x1b[" in done.stdout) == (color == "always")
 
 
 def test_a_script_runs_prompts_and_commands_alike(program):
-    script = ':temp 0\n:max-tokens 4\n날씨\n:continue\n"""\n하늘이\n맑고\n"""\n:undo\n:undo\n:clear\n::날씨\n\n'
+    script = (
+        ':temp 0\n:max-tokens 4\n날씨\n:continue\n"""\n하늘이\n맑고\n"""\n:undo\n:undo\n:clear\n::날씨\n'
+        "\n"
+    )
     done = program(stdin=script)
     assert done.returncode == 0
     lines = done.stdout.decode().splitlines()
@@ -133,13 +152,31 @@ def test_a_pipe_that_is_not_utf_8_is_refused(program):
 
 
 @pytest.mark.slow
-def test_training_from_the_shell_makes_the_file_trains_it_further_and_makes_it_anew(program, tmp_path):
-    settings = ("--ckpt", "new.safetensors", "--train", str(MODELS / "nalssi.txt"), "--steps", "4", "--batch", "2")
-    done = program(*settings, "--width", "8", "--layers", "1", "--heads", "2", "--context", "5", "--lr", "0.01")
+def test_training_from_the_shell_makes_the_file_trains_it_further_and_makes_it_anew(
+    program, tmp_path
+):
+    settings = (
+        "--ckpt",
+        "new.safetensors",
+        "--train",
+        str(MODELS / "nalssi.txt"),
+        "--steps",
+        "4",
+        "--batch",
+        "2",
+    )
+    done = program(
+        *settings, "--width", "8", "--layers", "1", "--heads", "2", "--context", "5", "--lr", "0.01"
+    )
     assert done.returncode == 0, done.stderr.decode()
     assert "saved to new.safetensors" in done.stderr.decode()
     made = load(tmp_path / "new.safetensors")
-    assert (made.config.width, made.config.context, made.training.steps, made.training.tokens) == (8, 5, 4, 40)
+    assert (made.config.width, made.config.context, made.training.steps, made.training.tokens) == (
+        8,
+        5,
+        4,
+        40,
+    )
     assert program(*settings).returncode == 0
     assert load(tmp_path / "new.safetensors").training.steps == 8
     refused = program(*settings, "--width", "16")
@@ -151,9 +188,22 @@ def test_training_from_the_shell_makes_the_file_trains_it_further_and_makes_it_a
 
 @pytest.mark.slow
 def test_where_a_trained_model_goes_is_made_or_refused_before_the_work(program, tmp_path):
-    sizes = ["--train", str(MODELS / "nalssi.txt"), "--steps", "2", "--layers", "1", "--width", "16", "--context", "8"]
+    sizes = [
+        "--train",
+        str(MODELS / "nalssi.txt"),
+        "--steps",
+        "2",
+        "--layers",
+        "1",
+        "--width",
+        "16",
+        "--context",
+        "8",
+    ]
     done = program("--ckpt", "new/deep/m.safetensors", *sizes)
-    assert (done.returncode, (tmp_path / "new/deep/m.safetensors").exists()) == (0, True), done.stderr
+    assert (done.returncode, (tmp_path / "new/deep/m.safetensors").exists()) == (0, True), (
+        done.stderr
+    )
     (tmp_path / "file").write_text("in the way")
     refused = program("--ckpt", "file/m.safetensors", *sizes)
     assert refused.returncode == 1
@@ -165,7 +215,9 @@ def test_training_in_a_script_never_overwrites_what_was_only_opened(program, tmp
     path = tmp_path / "mine.safetensors"
     path.write_bytes((MODELS / "nalssi.safetensors").read_bytes())
     before = path.read_bytes()
-    done = program("--ckpt", "mine.safetensors", stdin=f":train '{MODELS / 'nalssi.txt'}' steps=1 batch=1\n")
+    done = program(
+        "--ckpt", "mine.safetensors", stdin=f":train '{MODELS / 'nalssi.txt'}' steps=1 batch=1\n"
+    )
     assert (done.returncode, path.read_bytes()) == (0, before)
     assert "not saved yet" in done.stderr.decode()
 
@@ -178,7 +230,9 @@ def test_a_corpus_that_does_not_fit_touches_nothing(program, tmp_path):
 
 
 def test_what_a_checkpoint_says_never_steers_the_terminal(program, tmp_path):
-    characters = sorted(["가", "\x1b", "]", "0", ";", "\x07", "\x9b", "\u202e", "[", "/", "\r", "\x08"])
+    characters = sorted(
+        ["가", "\x1b", "]", "0", ";", "\x07", "\x9b", "\u202e", "[", "/", "\r", "\x08"]
+    )
     save(random_checkpoint(characters=characters), tmp_path / "hostile.safetensors")
     script = ":verbose 12\n:max-tokens 40\n가\n:verbose off\n가\n:model\n:tokens 가[/]\n:regen\n"
     done = program("--ckpt", "hostile.safetensors", "--color", "never", stdin=script)
@@ -191,7 +245,9 @@ def test_what_a_checkpoint_says_never_steers_the_terminal(program, tmp_path):
 
 def test_a_reader_that_goes_away_is_no_reason_to_complain(tmp_path):
     command = f"{sys.executable} -m minillm_repl --ckpt nalssi -p 날씨 -n 5000 --json | head -n 1"
-    done = subprocess.run(command, shell=True, capture_output=True, timeout=60, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        command, shell=True, capture_output=True, timeout=60, cwd=tmp_path, check=False
+    )
     assert json.loads(done.stdout)["event"] == "step"
     assert done.stderr == b""
 
@@ -252,13 +308,24 @@ def test_an_interrupt_ends_a_whole_script(tmp_path):
         pass
     started.send_signal(signal.SIGINT)
     out, err = started.communicate(timeout=60)
-    assert (started.returncode, b"parameters" in out, "stopped by Ctrl-C" in err.decode()) == (130, False, True)
+    assert (started.returncode, b"parameters" in out, "stopped by Ctrl-C" in err.decode()) == (
+        130,
+        False,
+        True,
+    )
 
 
 def test_the_seed_on_the_line_of_figures_gives_that_completion_again(program):
-    script = ":temp 3\n:max-tokens 12\n:stop '\\n'\n날씨\n날씨\n:regen\n:seed 7\n날씨\n날씨\n:regen\n:regen\n"
+    script = (
+        ":temp 3\n:max-tokens 12\n:stop '\\n'\n날씨\n날씨\n:regen\n:seed 7\n날씨\n날씨\n:regen\n"
+        ":regen\n"
+    )
     visit = program(stdin=script)
-    texts = [line.removeprefix("날씨") for line in visit.stdout.decode().splitlines() if line.startswith("날씨")]
+    texts = [
+        line.removeprefix("날씨")
+        for line in visit.stdout.decode().splitlines()
+        if line.startswith("날씨")
+    ]
     seeds = re.findall(r"seed (\d+)", visit.stderr.decode())
     assert len(texts) == len(seeds) == 7
     assert seeds[3:] == ["7", "7", "8", "9"]
@@ -293,13 +360,15 @@ def test_a_saved_model_is_not_overwritten_by_a_new_one_nor_a_text_by_a_model(pro
 def test_spaces_belong_to_the_text_of_continue_and_tokens(program):
     done = program(stdin=":temp 0\n:max-tokens 1\n날씨가 좋다.\n:continue  하\n:tokens  하\n")
     lines = done.stdout.decode().splitlines()
-    assert re.fullmatch(r"날씨가 좋다\.. 하늘", lines[3])  # the completion's one token, then the space as typed
+    # the completion's one token, then the space as typed
+    assert re.fullmatch(r"날씨가 좋다\.. 하늘", lines[3])
     assert "2 tokens · 2 characters" in lines[-2]
 
 
 def test_settings_can_be_asked_for_and_set_in_every_spelling(program):
     done = program(
-        stdin=":set stop a=b\n:set top_k=3\n:set top-k\n:set temperature 2\n:verbose\n:verbose\n:verbose off\n"
+        stdin=":set stop a=b\n:set top_k=3\n:set top-k\n:set temperature 2\n:verbose\n:verbose\n"
+        ":verbose off\n"
     )
     shown = ["stop a=b", "top-k 3", "top-k 3", "temp 2", "verbose on", "verbose on", "verbose off"]
     assert done.stdout.decode().splitlines() == shown
@@ -308,7 +377,15 @@ def test_settings_can_be_asked_for_and_set_in_every_spelling(program):
 @pytest.mark.slow
 def test_forced_colours_bring_no_moving_parts_into_a_log(program, tmp_path):
     done = program("-p", "날씨", "-n", "1", "--color", "always")
-    trained = program("--ckpt", "m.safetensors", "--train", str(MODELS / "nalssi.txt"), "--steps", "2", FORCE_COLOR="1")
+    trained = program(
+        "--ckpt",
+        "m.safetensors",
+        "--train",
+        str(MODELS / "nalssi.txt"),
+        "--steps",
+        "2",
+        FORCE_COLOR="1",
+    )
     for output in (done.stderr, trained.stderr):
         assert re.findall(rb"\x1b\[[^m]*[A-Za-ln-z]", output) == []
 
@@ -325,12 +402,20 @@ def test_a_name_in_letters_or_in_syllables_is_the_same_name(program, tmp_path, t
     other = {"NFC": "NFD", "NFD": "NFC"}[typed]
     folder = tmp_path / unicodedata.normalize(typed, "모델들")
     folder.mkdir()
-    name, stem = unicodedata.normalize(other, "날씨é.safetensors"), unicodedata.normalize(typed, "모델들/날씨é")
+    name, stem = (
+        unicodedata.normalize(other, "날씨é.safetensors"),
+        unicodedata.normalize(typed, "모델들/날씨é"),
+    )
     (folder / name).write_bytes((MODELS / "nalssi.safetensors").read_bytes())
-    (folder / unicodedata.normalize(other, "글.txt")).write_text("날씨가 좋다. " * 20, encoding="utf-8")
+    (folder / unicodedata.normalize(other, "글.txt")).write_text(
+        "날씨가 좋다. " * 20, encoding="utf-8"
+    )
     assert program("-p", "날씨", "-n", "1", "--ckpt", stem).returncode == 0
     text = unicodedata.normalize(typed, "모델들/글.txt")
-    script = f":load {stem}.safetensors\n:train {text} new steps=1 width=16 layers=1 context=8\n:save {stem}\n"
+    script = (
+        f":load {stem}.safetensors\n:train {text} new steps=1 width=16 layers=1 context=8\n"
+        f":save {stem}\n"
+    )
     done = program(stdin=script)
     assert done.returncode == 0, done.stderr
     assert len(os.listdir(folder)) == 2, "no second file whose name looks the same"
@@ -349,22 +434,30 @@ def test_a_name_that_is_not_utf_8_opens_and_is_remembered(program, tmp_path):
 
 def test_tabs_come_through_a_pipe_as_they_are(program):
     text = "all:\n\tcc a.c\t# once\n"
-    done = program("--ckpt", "story", "-p", "-", "--echo", "-n", "1", "--temp", "0", stdin=text + "\n")
+    done = program(
+        "--ckpt", "story", "-p", "-", "--echo", "-n", "1", "--temp", "0", stdin=text + "\n"
+    )
     assert done.stdout.decode().startswith(text)
     assert "│␉│" in program("--ckpt", "story", stdin=":tokens a\tb\n").stdout.decode()
 
 
 def test_a_block_may_follow_a_command(program):
     block = (
-        ':system """You are\n\n  a "pirate"\n"""\n:set system\n/set system """one"""\n:tokens """가\n날"""\n""""""\n'
+        ':system """You are\n\n  a "pirate"\n"""\n:set system\n/set system """one"""\n'
+        ':tokens """가\n날"""\n""""""\n'
     )
     done = program(stdin=block)
-    assert done.stdout.decode().startswith('system You are\n\n  a "pirate"\n' * 2 + "system one\n│가│⏎│날│\n")
+    assert done.stdout.decode().startswith(
+        'system You are\n\n  a "pirate"\n' * 2 + "system one\n│가│⏎│날│\n"
+    )
 
 
 def test_who_types_a_colon_for_its_own_sake_is_told_how(program):
     done = program(stdin=":)\n::가\n")
-    assert "there is no command :); :help lists them, and `::` sends what begins with a colon" in done.stderr.decode()
+    assert (
+        "there is no command :); :help lists them, and `::` sends what begins with a colon"
+        in done.stderr.decode()
+    )
     assert "never seen :" in done.stderr.decode()
 
 
@@ -376,7 +469,8 @@ def test_verbose_ends_on_the_narrowest_terminal(program, columns):
 
 
 def test_a_compared_models_name_and_endless_numbers_reach_the_terminal_harmless(program, tmp_path):
-    name, endless = "ev\x1b[31mil.safetensors", "9" * 5_000  # more digits than Python turns into a number
+    # more digits than Python turns into a number
+    name, endless = "ev\x1b[31mil.safetensors", "9" * 5_000
     (tmp_path / name).write_bytes((MODELS / "nalssi.safetensors").read_bytes())
     lines = [
         ":max-tokens 4",

@@ -1,4 +1,6 @@
-"""The compiled decoder is held to `transformers` and to the torch model, for every family and every kind of weights."""
+"""The compiled decoder is held to `transformers` and to the torch model, for every family and
+every kind of weights.
+"""
 
 import os
 import shutil
@@ -45,13 +47,17 @@ def family(request, tmp_path_factory):
 
 @pytest.fixture(params=["turned over", "as they are"])
 def matrices(request, monkeypatch):
-    """Every model of these tests is small enough to be turned over; larger ones are read as they are."""
+    """Every model of these tests is small enough to be turned over; larger ones are read as they
+    are.
+    """
     if request.param == "as they are":
         monkeypatch.setattr(compiled_decoder, "_SMALL", 0)
 
 
 def test_logits_and_greedy_text_are_those_of_transformers(family, matrices):
-    """Float32: logits within 1e-3 (1e-4 here) wherever the text is cut in two, and 256 tokens word for word."""
+    """Float32: logits within 1e-3 (1e-4 here) wherever the text is cut in two, and 256 tokens
+    word for word.
+    """
     theirs, checkpoint = family
     ours = CompiledDecoder(checkpoint)
     ids = random_ids(300)
@@ -59,26 +65,41 @@ def test_logits_and_greedy_text_are_those_of_transformers(family, matrices):
     for first, length in ((1, 2), (5, 12), (31, 32), (32, 33), (100, 227), (127, 300)):
         ours.rewind(0)
         ours.prefill(ids[0, :first].tolist())
-        np.testing.assert_allclose(ours.prefill(ids[0, first:length].tolist()), expected[length - 1], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            ours.prefill(ids[0, first:length].tolist()), expected[length - 1], rtol=0, atol=1e-4
+        )
     text = theirs.generate(
         ids[:, :9], attention_mask=torch.ones(1, 9, dtype=int), max_new_tokens=256, do_sample=False, eos_token_id=None,
         pad_token_id=0,
     )  # fmt: skip
     steps = generate(
-        ours, checkpoint.tokenizer, ids[0, :9].tolist(), Sampling(temp=0), np.random.default_rng(0), max_tokens=256
+        ours,
+        checkpoint.tokenizer,
+        ids[0, :9].tolist(),
+        Sampling(temp=0),
+        np.random.default_rng(0),
+        max_tokens=256,
     )
     assert [step.id for step in list(steps)[:-1]] == text[0, 9:].tolist()
 
 
 def test_the_cache_never_changes_what_is_read(family):
-    """Any text after any other, past the context too: the logits are those of a model that has read nothing else."""
+    """Any text after any other, past the context too: the logits are those of a model that has
+    read nothing else.
+    """
     _, checkpoint = family
-    used, fresh = CompiledDecoder(checkpoint), TorchDecoder(build(checkpoint.config, checkpoint.tensors))
+    used, fresh = (
+        CompiledDecoder(checkpoint),
+        TorchDecoder(build(checkpoint.config, checkpoint.tensors)),
+    )
     used.context = fresh.context = 40
     rng = np.random.default_rng(2)
     text = []
     for _ in range(25):
-        text = text[: rng.integers(0, len(text) + 1)] + rng.integers(0, 97, rng.integers(1, 30)).tolist()
+        text = (
+            text[: rng.integers(0, len(text) + 1)]
+            + rng.integers(0, 97, rng.integers(1, 30)).tolist()
+        )
         fresh.rewind(0)
         np.testing.assert_allclose(read(used, text), read(fresh, text), rtol=0, atol=1e-4)
         assert used.ids == fresh.ids
@@ -117,7 +138,9 @@ def test_processors_with_shorter_registers_get_the_same(processor):
 def test_the_number_of_threads_changes_no_bit(matrices):
     config = LlamaConfig(97, 600, 64, 2, 4, kv_heads=2, head_size=16, hidden=100)
     rng = np.random.default_rng(0)
-    tensors = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in config.shapes()}
+    tensors = {
+        name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in config.shapes()
+    }
     checkpoint = replace(random_checkpoint(vocab=97), config=config, tensors=tensors)
     ids = rng.integers(0, 97, 560).tolist()
 
@@ -150,18 +173,26 @@ def test_half_precision_weights_are_read_as_they_are(dtype, tmp_path, monkeypatc
 def test_the_notes_own_kind_of_gpt_runs_too():
     checkpoint = random_checkpoint(vocab=50, context=100, width=36, heads=3)
     ids = np.random.default_rng(0).integers(0, 50, 100).tolist()
-    ours, definition = CompiledDecoder(checkpoint, 2), TorchDecoder(build(checkpoint.config, checkpoint.tensors))
+    ours, definition = (
+        CompiledDecoder(checkpoint, 2),
+        TorchDecoder(build(checkpoint.config, checkpoint.tensors)),
+    )
     np.testing.assert_allclose(ours.prefill(ids), definition.prefill(ids), rtol=1e-4, atol=1e-4)
     assert "turned over in float32" in ours.why
 
 
-def test_the_story_is_told_word_for_word_and_costs_no_perplexity(stories, record_property):  # noqa: F811
+def test_the_story_is_told_word_for_word_and_costs_no_perplexity(stories, record_property):
     exact = load(stories, dtype="float32")
     ids = exact.tokenizer.encode(STORY + " " + TEXT)[:512]
 
     def perplexity(decoder):
-        logits = [decoder.prefill(ids[:1]).copy(), *(decoder.decode(token).copy() for token in ids[1:-1])]
-        chosen = torch.tensor(np.stack(logits)).double().log_softmax(-1)[range(len(ids) - 1), ids[1:]]
+        logits = [
+            decoder.prefill(ids[:1]).copy(),
+            *(decoder.decode(token).copy() for token in ids[1:-1]),
+        ]
+        chosen = (
+            torch.tensor(np.stack(logits)).double().log_softmax(-1)[range(len(ids) - 1), ids[1:]]
+        )
         return float((-chosen.mean()).exp())
 
     numbers = {
@@ -178,13 +209,18 @@ def test_the_story_is_told_word_for_word_and_costs_no_perplexity(stories, record
     assert numbers["int4"] == pytest.approx(numbers["torch float32"], rel=0.08)
 
 
-def test_stories_greedy_text_is_torchs(stories):  # noqa: F811
+def test_stories_greedy_text_is_torchs(stories):
     checkpoint = load(stories, dtype="float32")
     start = checkpoint.tokenizer.encode("")
 
     def greedy(decoder):
         steps = generate(
-            decoder, checkpoint.tokenizer, start, Sampling(temp=0), np.random.default_rng(0), max_tokens=256
+            decoder,
+            checkpoint.tokenizer,
+            start,
+            Sampling(temp=0),
+            np.random.default_rng(0),
+            max_tokens=256,
         )
         return [step.id for step in list(steps)[:-1]]
 
@@ -215,7 +251,9 @@ def test_rotary_positions_are_those_of_the_torch_model(rope):
 
 
 def test_an_interrupted_read_leaves_what_was_read(tmp_path):
-    random_model(transformers.LlamaConfig, LLAMA | {"max_position_embeddings": 1000}).save_pretrained(tmp_path)
+    random_model(
+        transformers.LlamaConfig, LLAMA | {"max_position_embeddings": 1000}
+    ).save_pretrained(tmp_path)
     checkpoint = load(tmp_path)
     decoder = CompiledDecoder(checkpoint, 2)
     ids = random_ids(900)[0].tolist()
@@ -225,7 +263,9 @@ def test_an_interrupted_read_leaves_what_was_read(tmp_path):
     assert 0 < asked[0] < asked[1] < asked[2] < 900
     assert told == [(done, 900) for done in asked]
     assert decoder.ids == ids[: asked[2]]
-    np.testing.assert_allclose(read(decoder, ids), CompiledDecoder(checkpoint, 1).prefill(ids), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        read(decoder, ids), CompiledDecoder(checkpoint, 1).prefill(ids), rtol=0, atol=1e-5
+    )
 
 
 def test_a_large_model_reads_fewer_tokens_before_it_looks_up(tmp_path):
@@ -249,7 +289,7 @@ def run(code, **environment):
     return done.stdout
 
 
-def test_a_real_model_answers_without_torch(stories):  # noqa: F811
+def test_a_real_model_answers_without_torch(stories):
     code = f"""
 import sys, minillm_repl.cli
 assert minillm_repl.cli.main(['--ckpt', {str(stories)!r}, '-p', 'Once', '-n', '5', '--temp', '0']) == 0
@@ -259,7 +299,9 @@ print('torch' in sys.modules)"""
 
 @pytest.mark.slow
 def test_the_compiled_decoder_serves_where_nothing_can_be_written(tmp_path):
-    """Neither beside the program nor in the user's cache folder: it is compiled for this visit alone."""
+    """Neither beside the program nor in the user's cache folder: it is compiled for this visit
+    alone.
+    """
     (tmp_path / "file").touch()
     code = """
 import sys, minillm_repl.cli
@@ -308,11 +350,16 @@ except MemoryError:
 
 
 def test_torch_serves_whatever_it_is_that_fails_in_compiling_and_the_reason_is_told(tmp_path):
-    """As numba fails beside another numpy, on an unknown processor, or where a library of it is missing."""
+    """As numba fails beside another numpy, on an unknown processor, or where a library of it is
+    missing.
+    """
     reasons = ["_ARRAY_API not found", "initialization failed", "'x86'", "AssertionError", "␛[31mwrong",
                "no libllvmlite.so", "LLVM ERROR"]  # fmt: skip
     said = run(BROKEN_NUMBA, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
-    assert said == [*(f"torch on cpu | numba does not work here: {why} 44" for why in reasons), "no memory"]
+    assert said == [
+        *(f"torch on cpu | numba does not work here: {why} 44" for why in reasons),
+        "no memory",
+    ]
 
 
 def test_what_needs_the_compiled_decoder_is_refused_where_torch_runs(tmp_path):
@@ -324,15 +371,33 @@ try:
 except UserError as error:
     print(error)"""
     said = run(refused, NUMBA_CACHE_DIR=str(tmp_path))
-    assert said.startswith("--quant int8 needs the compiled decoder, and torch runs it (numba does not work")
+    assert said.startswith(
+        "--quant int8 needs the compiled decoder, and torch runs it (numba does not work"
+    )
 
 
 def test_every_size_of_head_and_width_is_read_to_its_end(matrices):
     """Sizes that divide by nothing: the ends of rows, of blocks of keys and of registers."""
     rng = np.random.default_rng(0)
-    for width, heads, kv_heads, size, hidden in ((7, 1, 1, 2, 3), (19, 6, 2, 10, 37), (33, 5, 5, 34, 50)):
-        config = LlamaConfig(23, 80, width, 2, heads, kv_heads=kv_heads, head_size=size, hidden=hidden, windows=(0, 37))
-        tensors = {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in config.shapes()}
+    for width, heads, kv_heads, size, hidden in (
+        (7, 1, 1, 2, 3),
+        (19, 6, 2, 10, 37),
+        (33, 5, 5, 34, 50),
+    ):
+        config = LlamaConfig(
+            23,
+            80,
+            width,
+            2,
+            heads,
+            kv_heads=kv_heads,
+            head_size=size,
+            hidden=hidden,
+            windows=(0, 37),
+        )
+        tensors = {
+            name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in config.shapes()
+        }
         checkpoint = replace(random_checkpoint(vocab=23), config=config, tensors=tensors)
         ours, definition = CompiledDecoder(checkpoint, 2), TorchDecoder(build(config, tensors))
         ids = rng.integers(0, 23, 80).tolist()
@@ -354,16 +419,27 @@ print('numba' in sys.modules, decoder.prefill([1, 2, 3, 4]).sum().item())
 
 @pytest.mark.slow
 def test_code_that_has_changed_or_is_damaged_is_compiled_anew_and_what_has_not_is_fetched(tmp_path):
-    shutil.copytree(ROOT / "minillm_repl", tmp_path / "minillm_repl", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "minillm_repl",
+        tmp_path / "minillm_repl",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     random_model(transformers.LlamaConfig, LLAMA).save_pretrained(tmp_path / "model")
     compiled = tmp_path / "minillm_repl" / "engine" / "compiled"
-    beside, as_it_was = compiled / "pointwise.py", (compiled / "pointwise.py").read_text(encoding="utf-8")
-    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {"PYTHONPATH": "."}
+    beside, as_it_was = (
+        compiled / "pointwise.py",
+        (compiled / "pointwise.py").read_text(encoding="utf-8"),
+    )
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
+        "PYTHONPATH": "."
+    }
 
     def run(source):
         beside.write_text(source, encoding="utf-8")
         command = [sys.executable, "-c", CHATS, "model"]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
         compiling, total = done.stdout.split()
         return compiling == "True", float(total)
 
@@ -374,8 +450,11 @@ def test_code_that_has_changed_or_is_damaged_is_compiled_anew_and_what_has_not_i
     kept.write_bytes(kept.read_bytes()[:-100])  # LLVM would end the process
     assert run(as_it_was) == (True, first)
     assert run(as_it_was) == (False, first)
-    other = as_it_was.replace("y[i] = x[i] * scale * gain[i]", "y[i] = x[i] * scale * gain[i] * np.float32(2)")
-    assert len(other) != len(as_it_was)  # Python's own cache tells files apart by seconds and length
+    other = as_it_was.replace(
+        "y[i] = x[i] * scale * gain[i]", "y[i] = x[i] * scale * gain[i] * np.float32(2)"
+    )
+    # Python's own cache tells files apart by seconds and length
+    assert len(other) != len(as_it_was)
     compiling, changed = run(other)
     assert compiling
     assert changed != pytest.approx(first, abs=1e-3)

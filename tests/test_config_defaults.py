@@ -1,4 +1,6 @@
-"""What a config.json leaves out, or says in an older way, means what it means to the `transformers` library."""
+"""What a config.json leaves out, or says in an older way, means what it means to the
+`transformers` library.
+"""
 
 import dataclasses
 import json
@@ -57,7 +59,10 @@ SAID = {
 
 
 def _windows(theirs):
-    """How far each layer sees. Raises UserError for what transformers refuses once the model is asked for something."""
+    """How far each layer sees.
+
+    Raises UserError for what transformers refuses once the model is asked for something.
+    """
     if isinstance(theirs, t.MistralConfig):
         return [theirs.sliding_window or 0] * theirs.num_hidden_layers
     slides = [kind == "sliding_attention" for kind in getattr(theirs, "layer_types", None) or []]
@@ -96,7 +101,9 @@ def said_by(theirs):
     # What the code of each model asks its config for: biases, norms of queries and keys, windows.
     bias = getattr(theirs, "attention_bias", False) if what in ("llama", "qwen3") else False
     windows = _windows(theirs)
-    head_size = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
+    head_size = (
+        getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
+    )
     return LlamaConfig(
         **common, kv_heads=theirs.num_key_value_heads, head_size=head_size, norm_eps=theirs.rms_norm_eps,
         rope=Rope(**rope), qkv_bias=bias or what == "qwen2", out_bias=bias, qk_norm=what == "qwen3",
@@ -111,7 +118,10 @@ def theirs_of(kind, fields):
 
 
 def assert_the_same(kind, fields, gone=None):
-    """Compare what both understand; tell whether transformers takes it. What is no model is refused here too."""
+    """Compare what both understand; tell whether transformers takes it.
+
+    What is no model is refused here too.
+    """
     try:
         config = theirs_of(kind, fields)
     except (KeyError, StrictDataclassError):
@@ -129,11 +139,14 @@ def assert_the_same(kind, fields, gone=None):
 @pytest.mark.parametrize(("kind", "more"), [(kind, more) for kind in SAID for more in SAID[kind]])
 def test_each_field_that_is_left_out_is_as_in_transformers(kind, more):
     fields = SMALL[kind] | more
-    saved = json.loads(json.dumps(theirs_of(kind, fields).to_dict())) | {"model_type": kind}  # as it writes it today
+    # as it writes it today
+    saved = json.loads(json.dumps(theirs_of(kind, fields).to_dict())) | {"model_type": kind}
     for whole in (fields, saved):
         assert assert_the_same(kind, whole)
         taken = [
-            assert_the_same(kind, {name: value for name, value in whole.items() if name != gone}, gone)
+            assert_the_same(
+                kind, {name: value for name, value in whole.items() if name != gone}, gone
+            )
             for gone in whole
         ]
         assert sum(taken) >= len(whole) - 3
@@ -241,10 +254,13 @@ def test_where_scaled_positions_come_from_may_be_said_beside_them(kind, inside, 
     model = random_model(THEIRS[kind], SMALL[kind])
     model.save_pretrained(tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())
-    fields["rope_parameters"] |= {key: value for key, value in LLAMA3.items() if key[0] != "o"} | inside
+    fields["rope_parameters"] |= {
+        key: value for key, value in LLAMA3.items() if key[0] != "o"
+    } | inside
     fields |= {"original_max_position_embeddings": 8}
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    theirs = t.AutoModelForCausalLM.from_pretrained(tmp_path).eval()  # the config alone does not show it yet
+    # the config alone does not show it yet
+    theirs = t.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     checkpoint, ids = load(tmp_path), random_ids(50)
     assert checkpoint.config.rope.original == 8
     ours = build(checkpoint.config, checkpoint.tensors)
@@ -264,10 +280,19 @@ def test_rotary_positions_that_are_not_known_here_are_refused_by_name(kind, what
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (WINDOWED | {"layer_types": ["sliding_attention"]}, "layer_types must be a list of 3 names"),
+        (
+            WINDOWED | {"layer_types": ["sliding_attention"]},
+            "layer_types must be a list of 3 names",
+        ),
         (WINDOWED | {"layer_types": "full_attention"}, "layer_types must be a list of 3 names"),
-        ({"layer_types": ["linear_attention"] * 3}, "layer_types has linear_attention, which is not supported"),
-        ({"layer_types": [["full_attention"]] * 3}, "layer_types has ..full_attention.., which is not supported"),
+        (
+            {"layer_types": ["linear_attention"] * 3},
+            "layer_types has linear_attention, which is not supported",
+        ),
+        (
+            {"layer_types": [["full_attention"]] * 3},
+            "layer_types has ..full_attention.., which is not supported",
+        ),
         ({"layer_types": ["sliding_attention"] * 3, "sliding_window": None}, "name no window"),
     ],
 )

@@ -23,9 +23,17 @@ from tests.conftest import MODELS
 
 TEXT = (MODELS / "nalssi.txt").read_text(encoding="utf-8")
 MARK = "<|endoftext|>"
-PROSE = "".join(f"The {n}th day was  fine; 날씨가 좋은 날 {n}.\n" + "\n" * (n % 3) for n in range(150))
+PROSE = "".join(
+    f"The {n}th day was  fine; 날씨가 좋은 날 {n}.\n" + "\n" * (n % 3) for n in range(150)
+)
 CHAT = [
-    [("system", "Be kind."), ("user", "hello"), ("assistant", "hi there"), ("user", "그래"), ("assistant", "네")],
+    [
+        ("system", "Be kind."),
+        ("user", "hello"),
+        ("assistant", "hi there"),
+        ("user", "그래"),
+        ("assistant", "네"),
+    ],
     [("user", "1 + 1 <|end|>"), ("assistant", "2")],
 ]
 
@@ -45,7 +53,9 @@ def rows(*records):
 
 
 def chat_rows():
-    return rows(*({"messages": [{"role": role, "content": said} for role, said in one]} for one in CHAT))
+    return rows(
+        *({"messages": [{"role": role, "content": said} for role, said in one]} for one in CHAT)
+    )
 
 
 def texts(corpus):
@@ -89,7 +99,9 @@ def test_documents_end_where_the_way_of_splitting_says(written, split, text, doc
 @pytest.mark.parametrize("split", ["auto", "blank-lines", "whole"])
 @pytest.mark.parametrize("size", [7, 64, 1000])
 def test_reading_in_small_pieces_gives_the_same_documents(written, monkeypatch, split, size):
-    text = PROSE + f"\n \n\t\n{MARK}\n\n\n" + unicodedata.normalize("NFD", PROSE).replace("\n", "\r\n")
+    text = (
+        PROSE + f"\n \n\t\n{MARK}\n\n\n" + unicodedata.normalize("NFD", PROSE).replace("\n", "\r\n")
+    )
     path = written(text)
     whole = open_corpus(path, split)
     expected = texts(whole)
@@ -157,7 +169,9 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path):
 
 
 def test_json_lines_are_documents(written):
-    opened = open_corpus(written(rows({"text": "a\n\n\n\nb", "id": 1}, {"text": "c"}) + "\n", "t.JSONL"))
+    opened = open_corpus(
+        written(rows({"text": "a\n\n\n\nb", "id": 1}, {"text": "c"}) + "\n", "t.JSONL")
+    )
     assert texts(opened) == ["a\n\n\n\nb", "c"]
     assert (opened.count, opened.conversations) == (2, False)
     said = open_corpus(written(chat_rows(), "chat.ndjson"))
@@ -197,7 +211,12 @@ def test_a_folder_is_its_files_by_name(tmp_path):
     folder, outside = tmp_path / "texts", tmp_path / "outside.txt"
     (folder / "b").mkdir(parents=True)
     outside.write_text("secret")
-    for name, text in {"z.txt": "last", "b/a.md": "middle", "a.txt": "first", "b/no.py": "code"}.items():
+    for name, text in {
+        "z.txt": "last",
+        "b/a.md": "middle",
+        "a.txt": "first",
+        "b/no.py": "code",
+    }.items():
         (folder / name).write_text(text)
     (folder / "c.jsonl").write_text(rows({"text": "one"}, {"text": "two"}))
     (folder / "leaves.txt").symlink_to(outside)
@@ -283,7 +302,9 @@ def test_token_files_hold_what_the_tokenizer_says(written, monkeypatch, kind, si
     assert found.ids.dtype == np.uint16
     assert found.learned is None
     several = open_corpus(written(PROSE), "blank-lines")
-    expected = [token for text in texts(several) for token in (*tokenizer.encode(text, start=False), 1)]
+    expected = [
+        token for text in texts(several) for token in (*tokenizer.encode(text, start=False), 1)
+    ]
     assert tokenise(several, tokenizer, separator=1).ids.tolist() == expected
 
 
@@ -299,9 +320,13 @@ def test_conversations_are_learnt_where_the_assistant_speaks(written, kind):
     opened = open_corpus(written(chat_rows(), "chat.jsonl"))
     tokenizer = make_tokenizer(kind, opened)
     found = tokenise(opened, tokenizer, separator=tokenizer.named("<|end|>"), template=PLAIN)
-    learnt = [token for token, counts in zip(found.ids.tolist(), found.learned, strict=True) if counts]
+    learnt = [
+        token for token, counts in zip(found.ids.tolist(), found.learned, strict=True) if counts
+    ]
     assert decode(tokenizer, learnt) == "hi there네2"
-    one_by_one = [trained_ids(PLAIN, tokenizer, [[Message(*said) for said in one]])[0][0] for one in CHAT]
+    one_by_one = [
+        trained_ids(PLAIN, tokenizer, [[Message(*said) for said in one]])[0][0] for one in CHAT
+    ]
     assert found.ids.tolist() == [token for one in one_by_one for token in one]
 
 
@@ -314,7 +339,11 @@ def cached(written, tmp_path, monkeypatch):
     def read(text=PROSE, separator=None, cache=tmp_path / "new" / "cache"):
         told = []
         found = tokenise(
-            open_corpus(written(text), "whole"), tokenizer, separator=separator, cache=cache, progress=told.append
+            open_corpus(written(text), "whole"),
+            tokenizer,
+            separator=separator,
+            cache=cache,
+            progress=told.append,
         )
         assert found.ids.tolist() == tokenizer.encode(text)
         return len(told)
@@ -338,7 +367,8 @@ def test_a_second_start_finds_its_tokens(cached, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "content"), [(".ids", b""), (".ids", b"ab"), (".json", b""), (".json", b"[]"), (".json", b"{}")]
+    ("suffix", "content"),
+    [(".ids", b""), (".ids", b"ab"), (".json", b""), (".json", b"[]"), (".json", b"{}")],
 )
 def test_a_damaged_token_file_is_made_again(cached, tmp_path, suffix, content):
     assert cached() > 0
@@ -378,10 +408,14 @@ def test_the_token_files_used_longest_ago_go_when_there_are_too_many(cached, tmp
     cache = tmp_path / "new" / "cache"
     for text in ("날씨", "좋은 날"):
         assert cached(text) > 0
-    for age, file in enumerate(sorted(cache.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)):
+    for age, file in enumerate(
+        sorted(cache.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+    ):
         os.utime(file, (1_000 + age, 1_000 + age))
     assert cached("날씨") == 0  # used: now the other is the oldest
-    monkeypatch.setattr(token_files, "_FULL", sum(file.stat().st_size for file in cache.iterdir()) + 40)
+    monkeypatch.setattr(
+        token_files, "_FULL", sum(file.stat().st_size for file in cache.iterdir()) + 40
+    )
     assert cached("fine day") > 0
     assert cached("날씨") == 0
     assert cached("좋은 날") > 0

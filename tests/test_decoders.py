@@ -1,4 +1,6 @@
-"""The compiled decoder is held to the torch model, and the torch model to the study note's own program."""
+"""The compiled decoder is held to the torch model, and the torch model to the study note's own
+program.
+"""
 
 import io
 import re
@@ -26,7 +28,9 @@ def torch_decoder(checkpoint):
 
 @pytest.fixture(scope="module")
 def bare(reference, tmp_path_factory):
-    """The note's model with random weights, saved as a reader of the note would, and loaded here."""
+    """The note's model with random weights, saved as a reader of the note would, and loaded
+    here.
+    """
     torch.manual_seed(7)
     model = reference.MiniLLM()
     for parameter in model.parameters():  # fresh weights are small: larger ones show a wrong scale
@@ -86,13 +90,18 @@ def test_reading_in_pieces_equals_reading_at_once(make):
 
 @pytest.mark.parametrize("make", [CompiledDecoder, torch_decoder])
 def test_the_cache_never_changes_what_is_read(make):
-    """Any text after any other, past the context too: the logits are those of a model that has read nothing else."""
+    """Any text after any other, past the context too: the logits are those of a model that has
+    read nothing else.
+    """
     checkpoint = random_checkpoint(context=6)
     used, fresh = make(checkpoint), make(checkpoint)
     rng = np.random.default_rng(2)
     text = []
     for _ in range(60):
-        text = text[: rng.integers(0, len(text) + 1)] + rng.integers(0, 11, rng.integers(1, 4)).tolist()
+        text = (
+            text[: rng.integers(0, len(text) + 1)]
+            + rng.integers(0, 11, rng.integers(1, 4)).tolist()
+        )
         fresh.rewind(0)
         expected = fresh.prefill(text[-6:]).copy()
         np.testing.assert_allclose(read(used, text), expected, rtol=1e-5, atol=1e-5)
@@ -105,7 +114,9 @@ def test_past_the_context_the_model_sees_what_the_notes_does(bare):
     for length in (32, 33, 49, 50):
         with torch.no_grad():
             expected = model(ids[:, :length][:, -32:])[0][0, -1].numpy()
-        np.testing.assert_allclose(read(decoder, ids[0, :length].tolist()), expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            read(decoder, ids[0, :length].tolist()), expected, rtol=0, atol=1e-5
+        )
 
 
 def test_taps_read_without_changing_and_override():
@@ -123,7 +134,9 @@ def test_taps_read_without_changing_and_override():
         torch.testing.assert_close(model.lm_head(seen["final"]), plain)
         z = seen["blocks.1.attention.z"]
         assert z.shape == (1, 4, 3, 4)  # batch, time, head, head_size
-        torch.testing.assert_close(model.blocks[1].attention.proj(z.flatten(2)), seen["blocks.1.attention.out"])
+        torch.testing.assert_close(
+            model.blocks[1].attention.proj(z.flatten(2)), seen["blocks.1.attention.out"]
+        )
 
         def without_head_0(name, tensor):
             if name == "blocks.1.attention.z":
@@ -157,7 +170,8 @@ def test_the_cache_takes_as_much_as_is_said_once_the_context_is_full(make, sizes
     checkpoint = random_checkpoint(**sizes)
     config, decoder = checkpoint.config, make(checkpoint)
     decoder.context = limit or decoder.context
-    exact = 2 * 4 * config.layers * config.heads * config.head_size * decoder.context  # keys and values, float32
+    # keys and values, float32
+    exact = 2 * 4 * config.layers * config.heads * config.head_size * decoder.context
     assert exact <= decoder.full_cache_bytes
     ids = np.random.default_rng(0).integers(0, config.vocab, decoder.context).tolist()
     found = []

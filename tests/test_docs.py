@@ -17,11 +17,14 @@ FLAGS = {flag for action in make_parser()._actions for flag in action.option_str
 
 def test_the_readme_lists_every_command_as_help_does():
     listed = {}
-    for heading, table in re.findall(r"^\| ([A-Z][^|]+) \| \|\n\|---\|---\|\n((?:\|.+\n)+)", README, re.MULTILINE):
+    for heading, table in re.findall(
+        r"^\| ([A-Z][^|]+) \| \|\n\|---\|---\|\n((?:\|.+\n)+)", README, re.MULTILINE
+    ):
         listed[heading] = re.findall(r"^\| `(:[^`]+)` \| (.+) \|$", table, re.MULTILINE)
     registry = discover(commands)
     assert listed == {
-        group: [(each.usage.replace("|", "\\|"), each.summary) for each in registry.group(group)] for group in GROUPS
+        group: [(each.usage.replace("|", "\\|"), each.summary) for each in registry.group(group)]
+        for group in GROUPS
     }
 
 
@@ -35,9 +38,17 @@ def test_every_flag_in_the_documents_exists():
 
 
 def test_the_flags_that_users_bring_from_elsewhere_are_there():
-    sampling = "--temp --temperature --top-k --top-p --min-p --repeat-penalty --seed --max-tokens -n --stop"
-    training = "--train --steps --batch --lr --context --width --layers --heads --resume --val --lora"
-    start = "--ckpt --vocab --device --threads --color --no-history --version -p --prompt --echo --verbose --json"
+    sampling = (
+        "--temp --temperature --top-k --top-p --min-p --repeat-penalty --seed --max-tokens -n "
+        "--stop"
+    )
+    training = (
+        "--train --steps --batch --lr --context --width --layers --heads --resume --val --lora"
+    )
+    start = (
+        "--ckpt --vocab --device --threads --color --no-history --version -p --prompt --echo "
+        "--verbose --json"
+    )
     expected = f"{sampling} {training} {start}".split()
     assert set(expected) <= FLAGS
 

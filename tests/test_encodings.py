@@ -1,4 +1,6 @@
-"""How text files are written in bytes: what is recognised is read and told, the rest is refused with its place."""
+"""How text files are written in bytes: what is recognised is read and told, the rest is refused
+with its place.
+"""
 
 import codecs
 
@@ -14,7 +16,9 @@ from tests.conftest import random_checkpoint
 from tests.test_training_runs import SIZES, run
 
 KOREAN = "날씨가 좋다. 하늘이 맑고 바람이 시원하다.\n오늘은 산책을 하자! API를 쓴다 10번.\n" * 20
-RARE = "똠방각하와 펲시콜라를 찦차에, 뷁!\n이것은 한글로 쓴 글이다.\n" * 9  # CP949 has syllables that EUC-KR lacks
+RARE = (
+    "똠방각하와 펲시콜라를 찦차에, 뷁!\n이것은 한글로 쓴 글이다.\n" * 9
+)  # CP949 has syllables that EUC-KR lacks
 ENGLISH = "It was a fine day, and nobody stayed at home.\n" * 50
 
 
@@ -33,7 +37,11 @@ READ = {
     "one word": ("5만원".encode("cp949"), "5만원", "CP949"),
     "after much ASCII": ((ENGLISH * 200 + KOREAN).encode("cp949"), ENGLISH * 200 + KOREAN, "CP949"),
     "UTF-16": (KOREAN.encode("utf-16"), KOREAN, "UTF-16"),
-    "UTF-16, the larger half first": (codecs.BOM_UTF16_BE + KOREAN.encode("utf-16-be"), KOREAN, "UTF-16"),
+    "UTF-16, the larger half first": (
+        codecs.BOM_UTF16_BE + KOREAN.encode("utf-16-be"),
+        KOREAN,
+        "UTF-16",
+    ),
     "UTF-16 without a mark": (KOREAN.encode("utf-16-le"), KOREAN, "UTF-16"),
     "UTF-16-BE without a mark": (KOREAN.encode("utf-16-be"), KOREAN, "UTF-16"),
     "English UTF-16 without a mark": (ENGLISH.encode("utf-16-be"), ENGLISH, "UTF-16"),
@@ -68,14 +76,20 @@ REFUSED = {
     "KOI8-R": ("привет мир как дела".encode("koi8-r"), "0xd0 at 0 of 19"),
     "Windows-1251": ("привет мир ЭТО ТЕСТ".encode("cp1251"), "0xef at 0 of 19"),
     "Thai": ("สวัสดีชาวโลก".encode("cp874"), "0xca at 0 of 12"),
-    "UTF-8, then CP949": (KOREAN.encode() + KOREAN.encode("cp949"), f"0xb3 at {len(KOREAN.encode()):,} of"),
+    "UTF-8, then CP949": (
+        KOREAN.encode() + KOREAN.encode("cp949"),
+        f"0xb3 at {len(KOREAN.encode()):,} of",
+    ),
     "CP949, then UTF-8": (KOREAN.encode("cp949") + KOREAN.encode(), "0xb3 at 0 of"),
     "cut in a letter": (KOREAN.encode()[:-2] + b"\xea\xb0", "0xea at"),
     "a NUL": (b"abc\0def", "0x00 at 3 of 7"),
     "numbers": (bytes(range(256)) * 9, "of 2,304"),
     "UTF-16 of odd length": (ENGLISH.encode("utf-16")[:-1], "is not UTF-16-LE text"),
     "a surrogate alone": ("가나".encode("utf-16") + b"\x00\xd8a\x00", "is not UTF-16-LE text"),
-    "CP949 long after its beginning": (KOREAN.encode("cp949") * 200 + b"\xff", "is not CP949 text: byte 0xff at"),
+    "CP949 long after its beginning": (
+        KOREAN.encode("cp949") * 200 + b"\xff",
+        "is not CP949 text: byte 0xff at",
+    ),
 }
 
 
@@ -99,7 +113,9 @@ def test_a_file_of_another_kind_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "around"), [("t.txt", "{}"), ("t.jsonl", '{{"text": "{}"}}\n'), ("t.csv", "text\n{}")]
 )
-def test_a_corpus_has_the_same_documents_and_digest_however_it_is_written(tmp_path, kind, name, around):
+def test_a_corpus_has_the_same_documents_and_digest_however_it_is_written(
+    tmp_path, kind, name, around
+):
     text = around.format("하늘이 맑다 그리고 바람이 시원하다")
     plain = open_corpus(written(tmp_path, text.encode(), name))
     encoding = {"CP949": "cp949", "UTF-32": "utf-32", "UTF-16": "utf-16"}.get(kind, "utf-16-le")
@@ -114,7 +130,10 @@ def test_in_a_folder_the_files_that_are_written_otherwise_are_named(tmp_path):
         written(tmp_path, KOREAN.encode("cp949"), f"{number}.txt")
     written(tmp_path, KOREAN.encode("utf-16"), "x.md")
     written(tmp_path, KOREAN.encode(), "y.md")
-    assert open_corpus(tmp_path).notes == ("0.txt and 2 more: read as CP949", "x.md: read as UTF-16")
+    assert open_corpus(tmp_path).notes == (
+        "0.txt and 2 more: read as CP949",
+        "x.md: read as UTF-16",
+    )
 
 
 def test_training_tells_how_a_text_was_read(tmp_path):
@@ -140,7 +159,9 @@ def test_the_vocabulary_of_a_checkpoint_that_has_none_may_be_in_any_of_these(tmp
         text = written(tmp_path, KOREAN.encode(encoding), name)
         how = Written()
         opened.append(read_vocabulary(text, how).characters)
-        assert how.notes(text) == (() if name == "a.txt" else (f"{text}: read as {encoding.upper()}",))
+        assert how.notes(text) == (
+            () if name == "a.txt" else (f"{text}: read as {encoding.upper()}",)
+        )
     assert opened == [tuple(sorted(set(KOREAN)))] * 3
 
 

@@ -46,7 +46,8 @@ def test_a_picture_does_not_depend_on_the_terminal(checkpoint, tmp_path, line):
         pictures.add(file.read_text(encoding="utf-8"))
     assert len(pictures) == 1
     lines = pictures.pop().splitlines()
-    assert not any(set(row.rstrip()) <= set("█▏▎▍▌▋▊▉░▒▓") and row.strip() for row in lines)  # the end of a cut row
+    # the end of a cut row
+    assert not any(set(row.rstrip()) <= set("█▏▎▍▌▋▊▉░▒▓") and row.strip() for row in lines)
 
 
 def of_txt(text):
@@ -91,7 +92,9 @@ def test_a_session_is_as_wide_as_its_widest_part(checkpoint, tmp_path):
     shell.run(":lens")
     shell.run(f":export {tmp_path / 'all.txt'} session")
     kept = (tmp_path / "all.txt").read_text(encoding="utf-8")
-    matrix = [row.rstrip() for row in wide.splitlines() if re.match(r"\s*\d+ \S", row) and "·" in row]
+    matrix = [
+        row.rstrip() for row in wide.splitlines() if re.match(r"\s*\d+ \S", row) and "·" in row
+    ]
     assert len(matrix) > 50
     assert all(row in kept for row in matrix)
 

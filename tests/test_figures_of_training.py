@@ -30,7 +30,9 @@ PLAN = TrainPlan(steps=4, context=8, batch=2, lr=0.01, precision="float32", ever
 
 def begin(start, corpus, **settings):
     plan = dataclasses.replace(PLAN, **settings)
-    return TrainingRun(start, str(corpus), plan, Surroundings(Path(corpus).parent / "m", "cpu", threads=1))
+    return TrainingRun(
+        start, str(corpus), plan, Surroundings(Path(corpus).parent / "m", "cpu", threads=1)
+    )
 
 
 def put(tmp_path, text, name="t.txt"):
@@ -53,7 +55,9 @@ def put(tmp_path, text, name="t.txt"):
 )
 def test_different_tokens_are_those_that_occur(tmp_path, kind, text, different):
     run = begin(None, put(tmp_path, text), tokenizer=kind, width=16, layers=1)
-    occurs = set(run.trainer.train.ids.tolist()) | set(run.trainer.val.ids.tolist() if run.trainer.val else ())
+    occurs = set(run.trainer.train.ids.tolist()) | set(
+        run.trainer.val.ids.tolist() if run.trainer.val else ()
+    )
     assert len(occurs) == (different or len(occurs)) <= run.tokenizer.size
     assert (len(occurs) < run.tokenizer.size) == (kind == "bpe:300")  # byte pairs include all bytes
     assert f"{len(occurs)} different" in run.title
@@ -64,7 +68,9 @@ def test_a_model_that_is_trained_further_counts_the_text_and_not_its_vocabulary(
 
 
 def test_conversations_and_a_part_held_out_count_too(tmp_path):
-    talk = json.dumps({"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ba"}]})
+    talk = json.dumps(
+        {"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ba"}]}
+    )
     run = begin(None, put(tmp_path, (talk + "\n") * 1_800, "t.jsonl"), width=16, layers=1)
     assert run.trainer.val is not None
     assert "5 different" in run.title  # a, b, two roles and the end of a turn
@@ -84,7 +90,9 @@ def test_tokens_that_are_found_again_are_counted_as_before(tmp_path, monkeypatch
 @pytest.fixture
 def base(tmp_path):
     model = random_checkpoint(characters=list("0123456789 "), context=32, width=24)
-    record = TrainingRecord(150, 9_600, 0.5, corpus="of-the-base.txt", corpus_sha256="0" * 64, curve=((1, 3.0),))
+    record = TrainingRecord(
+        150, 9_600, 0.5, corpus="of-the-base.txt", corpus_sha256="0" * 64, curve=((1, 3.0),)
+    )
     save(dataclasses.replace(model, training=record), tmp_path / "base.safetensors")
     return load(tmp_path / "base.safetensors")
 
@@ -97,10 +105,18 @@ def numbers(tmp_path):
 @pytest.mark.parametrize("rank", [1, 3])
 def test_lora_says_how_many_parameters_are_trained(base, numbers, rank):
     run = begin(base, numbers, lora=rank)
-    matrices = [array for name, array in base.tensors.items() if name.startswith("blocks.") and array.ndim == 2]
+    matrices = [
+        array
+        for name, array in base.tensors.items()
+        if name.startswith("blocks.") and array.ndim == 2
+    ]
     expected = sum(rank * sum(array.shape) for array in matrices)
-    assert run.title.startswith(f"training {expected:,} parameters beside {base.config.parameters:,} that stay")
-    assert begin(base, numbers).title.startswith(f"training further: {base.config.parameters:,} parameters")
+    assert run.title.startswith(
+        f"training {expected:,} parameters beside {base.config.parameters:,} that stay"
+    )
+    assert begin(base, numbers).title.startswith(
+        f"training further: {base.config.parameters:,} parameters"
+    )
 
 
 def learnt(base, numbers, **settings):
@@ -121,12 +137,18 @@ def script(monkeypatch, text):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
 
 
-def test_an_adapter_has_its_own_record_and_not_that_of_its_base(base, numbers, tmp_path, capsys, monkeypatch):
+def test_an_adapter_has_its_own_record_and_not_that_of_its_base(
+    base, numbers, tmp_path, capsys, monkeypatch
+):
     after = learnt(base, numbers, lora=2)
     file = tmp_path / "adapter.safetensors"
     adapter.save(after, file)
     opened = load(file)
-    assert (opened.record.steps, opened.record.tokens, opened.record.corpus) == (4, 64, str(numbers))
+    assert (opened.record.steps, opened.record.tokens, opened.record.corpus) == (
+        4,
+        64,
+        str(numbers),
+    )
     assert opened.record == after.record
     assert find_corpus("", opened) == str(numbers)
     script(monkeypatch, ":model\n")
@@ -135,12 +157,18 @@ def test_an_adapter_has_its_own_record_and_not_that_of_its_base(base, numbers, t
     assert "of-the-base" not in shown
     assert "parameters of rank 2, learnt beside" in shown
     assert opened.training.steps == after.training.steps == 154  # of the two merged
-    assert opened.training.curve == after.training.curve == ((1, 3.0), *((150 + s, v) for s, v in opened.record.curve))
+    assert (
+        opened.training.curve
+        == after.training.curve
+        == ((1, 3.0), *((150 + s, v) for s, v in opened.record.curve))
+    )
     save(opened, tmp_path / "merged.safetensors")
     assert load(tmp_path / "merged.safetensors").record.steps == 154
 
 
-def test_an_adapter_that_says_nothing_of_its_training_shows_none(base, numbers, tmp_path, capsys, monkeypatch):
+def test_an_adapter_that_says_nothing_of_its_training_shows_none(
+    base, numbers, tmp_path, capsys, monkeypatch
+):
     after = learnt(base, numbers, lora=2)
     old = dataclasses.replace(after, adapter=dataclasses.replace(after.adapter, training=None))
     adapter.save(old, tmp_path / "old.safetensors")
@@ -162,7 +190,12 @@ def test_a_wrong_record_of_an_adapter_is_refused(base, numbers, tmp_path):
     file = tmp_path / "adapter.safetensors"
     adapter.save(learnt(base, numbers, lora=1), file)
     metadata = dict(read_header(file).metadata)
-    for wrong in ("[]", "{}", metadata["training"].replace('"steps": 4', '"steps": -4'), "\x1b[31m"):
+    for wrong in (
+        "[]",
+        "{}",
+        metadata["training"].replace('"steps": 4', '"steps": -4'),
+        "\x1b[31m",
+    ):
         save_file(load_file(file), file, {**metadata, "training": wrong})
         with pytest.raises(UserError) as refused:
             load(file)
@@ -182,7 +215,8 @@ def test_the_time_of_a_run_has_its_measurements_in_it():
     plan = dataclasses.replace(PLAN, steps=100, batch=10, context=10)  # 100 tokens a step
     seldom, often = dataclasses.replace(plan, every=100), dataclasses.replace(plan, every=1)
     assert duration(seldom, 3.0, 0, 0) == pytest.approx(100 * 3 * 1.2)
-    # Reading alone takes a third of a step: 2 measurements of 300 tokens, and one of 900, are 15 steps' tokens.
+    # Reading alone takes a third of a step: 2 measurements of 300 tokens, and one of 900, are 15
+    # steps' tokens.
     assert duration(seldom, 3.0, 300, 900) - duration(seldom, 3.0, 0, 0) == pytest.approx(15.0)
     assert duration(often, 3.0, 300, 900) - duration(often, 3.0, 0, 0) == pytest.approx(101 * 3 + 9)
 

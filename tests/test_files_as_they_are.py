@@ -1,4 +1,6 @@
-"""Files as others leave them: what `transformers` opens opens with the same logits, and what is not done is told."""
+"""Files as others leave them: what `transformers` opens opens with the same logits, and what is
+not done is told.
+"""
 
 import json
 
@@ -47,13 +49,17 @@ def written(model, folder, change=lambda tensors: tensors, **fields):
     model.save_pretrained(folder)
     path = folder / "model.safetensors"
     tensors = change(dict(safetensors.torch.load_file(path)))
-    safetensors.torch.save_file({name: each.contiguous() for name, each in tensors.items()}, path, {"format": "pt"})
+    safetensors.torch.save_file(
+        {name: each.contiguous() for name, each in tensors.items()}, path, {"format": "pt"}
+    )
     edited(folder, **fields)
     return folder
 
 
 def assert_alike(folder, path=None):
-    """Open a folder, and compare its logits with those of transformers, in float32, by both decoders."""
+    """Open a folder, and compare its logits with those of transformers, in float32, by both
+    decoders.
+    """
     checkpoint = load(path or folder)
     theirs = t.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = random_ids(30)
@@ -72,14 +78,18 @@ def heads(kind):
     return EMBEDDING.get(kind, "model.embed_tokens.weight"), HEAD.get(kind, "lm_head.weight")
 
 
-def test_a_head_that_differs_is_used_although_the_flag_says_that_it_is_the_embedding(kind, untied, tmp_path):
+def test_a_head_that_differs_is_used_although_the_flag_says_that_it_is_the_embedding(
+    kind, untied, tmp_path
+):
     folder = written(untied, tmp_path / "m", tie_word_embeddings=True)
     checkpoint = assert_alike(folder)
     assert not checkpoint.config.tied
     assert len(checkpoint.notes) == 1
     assert heads(kind)[1] in checkpoint.notes[0]
     save(checkpoint, tmp_path / "again", folder=True)  # and what is saved says so
-    assert json.loads((tmp_path / "again" / "config.json").read_text())["tie_word_embeddings"] is False
+    assert (
+        json.loads((tmp_path / "again" / "config.json").read_text())["tie_word_embeddings"] is False
+    )
     assert assert_alike(tmp_path / "again").notes == ()
 
 
@@ -119,7 +129,9 @@ def test_a_model_that_is_not_tied_needs_both(kind, untied, lost, tmp_path):
 
 def test_a_head_of_another_shape_is_refused(llama, tmp_path):
     smaller = lambda tensors: tensors | {"lm_head.weight": tensors["lm_head.weight"][:90]}  # noqa: E731
-    with pytest.raises(UserError, match=r"lm_head.weight in .* must have the shape \[97, 32\], not \[90, 32\]"):
+    with pytest.raises(
+        UserError, match=r"lm_head.weight in .* must have the shape \[97, 32\], not \[90, 32\]"
+    ):
         load(written(llama, tmp_path, smaller, tie_word_embeddings=True))
 
 
@@ -151,7 +163,9 @@ def test_names_may_tell_of_a_wrapper_that_the_model_was_saved_from(kind, untied,
     rename = lambda tensors: {wrapper + name: each for name, each in tensors.items()}  # noqa: E731
     wrapped = load(written(untied, tmp_path / "wrapped", rename))
     assert wrapped.config == plain.config
-    assert all(np.array_equal(wrapped.tensors[name], array) for name, array in plain.tensors.items())
+    assert all(
+        np.array_equal(wrapped.tensors[name], array) for name, array in plain.tensors.items()
+    )
 
 
 def test_buffers_that_older_files_hold_are_left_out_without_a_word(kind, untied, tmp_path):
@@ -178,10 +192,16 @@ def test_tensors_that_the_model_has_no_place_for_are_named(llama, tmp_path):
 STORED = {
     "float64": lambda name, each: each.double(),
     "some in float16": lambda name, each: each.half() if "mlp" in name else each,
-    "some in bfloat16, some in float16": lambda name, each: each.half() if "mlp" in name else each.bfloat16(),
+    "some in bfloat16, some in float16": lambda name, each: (
+        each.half() if "mlp" in name else each.bfloat16()
+    ),
     "some in 8 bits": lambda name, each: each.to(torch.float8_e4m3fn) if "mlp" in name else each,
-    "some in 8 bits, with a wide range": lambda name, each: each.to(torch.float8_e5m2) if "proj" in name else each,
-    "bfloat16 but for norms in float64": lambda name, each: each.double() if "norm" in name else each.bfloat16(),
+    "some in 8 bits, with a wide range": lambda name, each: (
+        each.to(torch.float8_e5m2) if "proj" in name else each
+    ),
+    "bfloat16 but for norms in float64": lambda name, each: (
+        each.double() if "norm" in name else each.bfloat16()
+    ),
 }
 
 
@@ -195,9 +215,15 @@ def test_other_kinds_of_numbers_are_read_as_float32(llama, how, tmp_path):
 def test_numbers_that_the_kind_that_is_wanted_cannot_hold_are_an_error(llama, tmp_path):
     large = {"model.norm.weight": torch.full((32,), 1e300, dtype=torch.float64)}
     folder = written(llama, tmp_path, lambda tensors: tensors | large)
-    with pytest.raises(UserError, match=r"model.norm.weight in .* holds numbers that are too large for float32"):
+    with pytest.raises(
+        UserError, match=r"model.norm.weight in .* holds numbers that are too large for float32"
+    ):
         load(folder)
-    edited(written(llama, tmp_path, lambda tensors: tensors | {"model.norm.weight": torch.full((32,), 1e5)}))
+    edited(
+        written(
+            llama, tmp_path, lambda tensors: tensors | {"model.norm.weight": torch.full((32,), 1e5)}
+        )
+    )
     with pytest.raises(UserError, match="too large for float16"):
         load(folder, dtype="float16")
     assert load(folder).dtype == "float32"
@@ -228,4 +254,6 @@ def test_layer_types_that_a_llama_does_not_read_are_told(llama, tmp_path):
     torch.testing.assert_close(
         logits_of(build(checkpoint.config, checkpoint.tensors), ids), expected, rtol=0, atol=1e-4
     )
-    assert checkpoint.notes == ("layer_types in config.json is not used: all layers of a Llama see equally far",)
+    assert checkpoint.notes == (
+        "layer_types in config.json is not used: all layers of a Llama see equally far",
+    )

@@ -1,4 +1,6 @@
-"""Training further: on conversations, by LoRA, and a real model on a text; `transformers` says what is right."""
+"""Training further: on conversations, by LoRA, and a real model on a text; `transformers` says
+what is right.
+"""
 
 import dataclasses
 import itertools
@@ -60,8 +62,10 @@ def trained(start, corpus, path, **settings):
 TEMPLATES = {  # each marks what is learnt for transformers; here that is found without the marks
     "ChatML": (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
-        "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{% else %}{{ m.content + '<|im_end|>' }}"
-        "{% endif %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{% else %}{{ "
+        "m.content + '<|im_end|>' }}"
+        "{% endif %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ "
+        "'<|im_start|>assistant\n' }}{% endif %}"
     ),
     "trimmed": (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n\n{% if m.role == 'assistant' %}"
@@ -88,7 +92,9 @@ SAID = [
 
 
 def talks(count, seed=0):
-    """Conversations in English and Korean: of one turn and of many, with a system prompt and without."""
+    """Conversations in English and Korean: of one turn and of many, with a system prompt and
+    without.
+    """
     rng = np.random.default_rng(seed)
     said = lambda: str(rng.choice(SAID))  # noqa: E731
     for number in range(count):
@@ -107,26 +113,41 @@ def byte_level():
     library.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=500, special_tokens=["<|im_start|>", "<|im_end|>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=500,
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     library.train_from_iterator([*TEMPLATES.values(), *SAID] * 9, trainer)
     return library
 
 
 def sentencepiece():
-    """Like the older Llamas' tokenizers: a space is put before each text, bytes stand for what is unknown."""
+    """Like the older Llamas' tokenizers: a space is put before each text, bytes stand for what
+    is unknown.
+    """
     library = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", byte_fallback=True))
     library.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="always")
     library.decoder = tokenizers.decoders.Sequence(
-        [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+        [
+            tokenizers.decoders.Replace("▁", " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+        ]
     )
     bytes_of_all = [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=600, special_tokens=["<unk>", "<|im_start|>", "<|im_end|>", *bytes_of_all], show_progress=False
+        vocab_size=600,
+        special_tokens=["<unk>", "<|im_start|>", "<|im_end|>", *bytes_of_all],
+        show_progress=False,
     )
-    library.train_from_iterator([text.replace("\n", " ") for text in (*TEMPLATES.values(), *SAID)] * 9, trainer)
+    library.train_from_iterator(
+        [text.replace("\n", " ") for text in (*TEMPLATES.values(), *SAID)] * 9, trainer
+    )
     description = json.loads(library.to_str())  # the bytes are tokens like others
-    description["added_tokens"] = [each for each in description["added_tokens"] if each["content"][1:3] != "0x"]
+    description["added_tokens"] = [
+        each for each in description["added_tokens"] if each["content"][1:3] != "0x"
+    ]
     return tokenizers.Tokenizer.from_str(json.dumps(description))
 
 
@@ -145,7 +166,10 @@ def as_dicts(conversation):
 def masked(theirs, source, conversation):
     """The ids and the mask of the assistant's words, by transformers."""
     found = theirs.apply_chat_template(
-        as_dicts(conversation), chat_template=source, return_dict=True, return_assistant_tokens_mask=True
+        as_dicts(conversation),
+        chat_template=source,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
     )
     return list(found["input_ids"]), list(map(bool, found["assistant_masks"]))
 
@@ -168,7 +192,10 @@ def test_a_trained_conversation_begins_as_the_prompt_that_its_answer_will_have(p
         asked = conversation[:place]
         prompt = encode(template, ours, asked, False)
         expected = theirs.apply_chat_template(
-            as_dicts(asked), chat_template=template.source, add_generation_prompt=True, return_dict=True
+            as_dicts(asked),
+            chat_template=template.source,
+            add_generation_prompt=True,
+            return_dict=True,
         )
         assert prompt == list(expected["input_ids"])
         ids, marks = trained_ids(template, ours, [conversation])[0]
@@ -181,30 +208,42 @@ REWRITING = {
     ),
     "the system prompt in the last question, as Mistral": (
         "{% for m in messages %}{% if m.role == 'assistant' %}"
-        "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{% elif m.role == 'user' %}[INST]"
-        "{% if messages[0].role == 'system' and m == (messages | selectattr('role', 'equalto', 'user') | list)[-1] %}"
+        "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{% elif m.role == "
+        "'user' %}[INST]"
+        "{% if messages[0].role == 'system' and m == (messages | selectattr('role', "
+        "'equalto', 'user') | list)[-1] %}"
         "{{ messages[0].content + '\n' }}{% endif %}{{ m.content }}[/INST]{% endif %}{% endfor %}"
     ),
 }
 
 
 @pytest.mark.parametrize("name", REWRITING)
-def test_where_earlier_turns_are_written_otherwise_each_answer_is_learnt_after_what_was_given(pair, name):
+def test_where_earlier_turns_are_written_otherwise_each_answer_is_learnt_after_what_was_given(
+    pair, name
+):
     ours, theirs = pair
     template = ChatTemplate(REWRITING[name])
     short = [Message("user", "hello"), Message("assistant", "네")]
-    long = [Message("system", "is"), *short, Message("user", "city"), Message("assistant", "hello there")]
+    long = [
+        Message("system", "is"),
+        *short,
+        Message("user", "city"),
+        Message("assistant", "hello there"),
+    ]
     found = trained_ids(template, ours, [short, long])
     assert len(found) == 3
     for (ids, marks), given in zip(found, (short, long[:3], long), strict=True):
         assert ids == masked(theirs, template.source, given)[0]
-        learnt = decode(ours, [token for token, mark in zip(ids, marks, strict=True) if mark]).strip()
+        learnt = decode(
+            ours, [token for token, mark in zip(ids, marks, strict=True) if mark]
+        ).strip()
         assert learnt.removeprefix("<think></think>") == given[-1].content
 
 
 def test_a_template_that_writes_the_last_turn_first_is_refused(pair):
     template = ChatTemplate(
-        "{% for m in messages[::-1] %}{{ m.content }}{% if m.role == 'assistant' %}<|im_end|>{% endif %}{% endfor %}"
+        "{% for m in messages[::-1] %}{{ m.content }}{% if m.role == 'assistant' "
+        "%}<|im_end|>{% endif %}{% endfor %}"
     )
     talk = [Message("user", "hello"), Message("assistant", "네")]
     with pytest.raises(UserError, match="conversation 42 one turn after the other"):
@@ -217,19 +256,27 @@ def test_a_template_that_changes_or_refuses_what_is_said(pair):
     changed = TEMPLATES["ChatML"].replace("m.content +", "m.content | upper +")
     ids, marks = trained_ids(ChatTemplate(changed), ours, [conversation])[0]
     learnt = [token for token, mark in zip(ids, marks, strict=True) if mark]
-    assert decode(ours, learnt).strip() == "YES <B>"  # not to be found again: all that the turn added
+    # not to be found again: all that the turn added
+    assert decode(ours, learnt).strip() == "YES <B>"
     assert ours.named("<|im_end|>") in learnt
     with pytest.raises(UserError, match="roles must alternate"):
-        trained_ids(ChatTemplate("{{ raise_exception('roles must alternate') }}"), ours, [conversation])
+        trained_ids(
+            ChatTemplate("{{ raise_exception('roles must alternate') }}"), ours, [conversation]
+        )
     with pytest.raises(UserError, match="conversation 7 has no turn of the assistant"):
-        trained_ids(ChatTemplate(TEMPLATES["ChatML"]), ours, [conversation, conversation[:1]], first=6)
+        trained_ids(
+            ChatTemplate(TEMPLATES["ChatML"]), ours, [conversation, conversation[:1]], first=6
+        )
 
 
 @pytest.mark.parametrize(("count", "turns"), [(12, 25), (1, 90)])
 def test_long_conversations_are_not_taken_for_an_attack(count, turns):
     """A template's process may write so much and no more; what is written is asked for in parts."""
     tokenizer = CharacterTokenizer("\n abcdefghijklmnopqrstuvwxyz", ROLES)
-    pairs = [(Message("user", f"{'question ' * 40}"), Message("assistant", f"{'answer ' * 40}x")) for _ in range(turns)]
+    pairs = [
+        (Message("user", f"{'question ' * 40}"), Message("assistant", f"{'answer ' * 40}x"))
+        for _ in range(turns)
+    ]
     conversation = [message for two in pairs for message in two]
     found = trained_ids(PLAIN, tokenizer, [conversation] * count)
     assert len(found) == count
@@ -240,7 +287,9 @@ def test_long_conversations_are_not_taken_for_an_attack(count, turns):
 
 
 def rows(*conversations):
-    return "".join(json.dumps({"messages": each}, ensure_ascii=False) + "\n" for each in conversations)
+    return "".join(
+        json.dumps({"messages": each}, ensure_ascii=False) + "\n" for each in conversations
+    )
 
 
 def exchange(question, answer):
@@ -249,7 +298,9 @@ def exchange(question, answer):
 
 def test_a_wrong_conversation_is_named_by_its_number_in_the_file(tmp_path):
     path = tmp_path / "c.jsonl"
-    path.write_text(rows(*[exchange("a", "b")] * 229, exchange("a", "b")[:1], *[exchange("a", "b")] * 9))
+    path.write_text(
+        rows(*[exchange("a", "b")] * 229, exchange("a", "b")[:1], *[exchange("a", "b")] * 9)
+    )
     opened = open_corpus(path)
     with pytest.raises(UserError, match="conversation 230 has no turn"):
         tokenise(opened, make_tokenizer("char", opened), template=PLAIN)
@@ -260,13 +311,17 @@ def test_characters_of_conversations_that_a_model_does_not_know_are_counted(tmp_
     path = tmp_path / "c.jsonl"
     path.write_text(rows(exchange("ab뷁", "ba"), exchange("뷁a", "b걁b뷁")), encoding="utf-8")
     if kind == "subword":
-        library = tokenizers.Tokenizer(tokenizers.models.BPE({"?": 0, "a": 1, "b": 2}, [], unk_token="?"))
+        library = tokenizers.Tokenizer(
+            tokenizers.models.BPE({"?": 0, "a": 1, "b": 2}, [], unk_token="?")
+        )
         tokenizer = SubwordTokenizer(json.loads(library.to_str()), {}, 3)
     else:
         tokenizer = CharacterTokenizer("ab", [*ROLES, *([kind] if kind == UNKNOWN else [])])
     assert (
         tokenise(
-            open_corpus(path), tokenizer, template=ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
+            open_corpus(path),
+            tokenizer,
+            template=ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}"),
         ).unknown
         == 4
     )
@@ -279,7 +334,9 @@ ALPHABET = sorted(set("".join(SAID) + "가각 한글<|>/unkendsr끝\n"))
 
 
 def characters(specials=SPECIALS):
-    return CharacterTokenizer([c for c in ALPHABET if unicodedata.is_normalized("NFC", c)], specials)
+    return CharacterTokenizer(
+        [c for c in ALPHABET if unicodedata.is_normalized("NFC", c)], specials
+    )
 
 
 def strings(count=400):
@@ -301,7 +358,9 @@ def strings(count=400):
 
 def written(tokenizer, ids):
     """The text of all tokens, special ones by their names."""
-    return "".join(tokenizer.special(token) or tokenizer.token_bytes(token).decode() for token in ids)
+    return "".join(
+        tokenizer.special(token) or tokenizer.token_bytes(token).decode() for token in ids
+    )
 
 
 def test_what_is_typed_never_becomes_a_special_token_and_comes_back_in_nfc():
@@ -323,27 +382,43 @@ def test_transformers_reads_characters_and_special_tokens_the_same(tmp_path):
     ours = characters()
     model = random_checkpoint(characters=[chr(0x4E00 + place) for place in range(ours.size)])
     end = (ours.named("<|end|>"),)
-    save(dataclasses.replace(model, tokenizer=ours, chat=PLAIN, end=end), tmp_path / "hf", folder=True)
-    theirs, again = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf"), load(tmp_path / "hf")
+    save(
+        dataclasses.replace(model, tokenizer=ours, chat=PLAIN, end=end),
+        tmp_path / "hf",
+        folder=True,
+    )
+    theirs, again = (
+        transformers.AutoTokenizer.from_pretrained(tmp_path / "hf"),
+        load(tmp_path / "hf"),
+    )
     assert again.end == end
     assert again.tokenizer.special_names == SPECIALS
     for text in strings():
         ids = ours.encode(text, special=True)
         assert ids == theirs(text)["input_ids"] == again.tokenizer.encode(text, special=True), text
         assert ours.encode(text) == again.tokenizer.encode(text), text
-        assert theirs.decode(ids, skip_special_tokens=False) == written(ours, ids) == written(again.tokenizer, ids)
+        assert (
+            theirs.decode(ids, skip_special_tokens=False)
+            == written(ours, ids)
+            == written(again.tokenizer, ids)
+        )
         assert theirs.decode(ids, skip_special_tokens=True) == decode(ours, ids)
     marked = (
-        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|end|>"
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{% generation "
+        "%}{{ m.content }}<|end|>"
         "{% endgeneration %}{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}"
     )
     for tokenizer in (ours, again.tokenizer):
         found = trained_ids(PLAIN, tokenizer, CONVERSATIONS)
         assert found == [masked(theirs, marked, conversation) for conversation in CONVERSATIONS]
     for conversation in CONVERSATIONS[::10]:
-        expected = theirs.apply_chat_template(as_dicts(conversation), add_generation_prompt=True, return_dict=True)
+        expected = theirs.apply_chat_template(
+            as_dicts(conversation), add_generation_prompt=True, return_dict=True
+        )
         assert encode(PLAIN, ours, conversation, False) == list(expected["input_ids"])
-        assert encode(again.chat, again.tokenizer, conversation, False) == list(expected["input_ids"])
+        assert encode(again.chat, again.tokenizer, conversation, False) == list(
+            expected["input_ids"]
+        )
 
 
 def test_special_tokens_that_are_said_are_text_in_a_conversation():
@@ -359,14 +434,23 @@ def test_special_tokens_that_are_said_are_text_in_a_conversation():
 def test_special_tokens_are_kept_in_a_native_file(tmp_path):
     tokenizer = characters()
     model = random_checkpoint(characters=[chr(0x4E00 + place) for place in range(tokenizer.size)])
-    save(dataclasses.replace(model, tokenizer=tokenizer, chat=PLAIN, end=(tokenizer.size - 1,)), tmp_path / "m")
+    save(
+        dataclasses.replace(model, tokenizer=tokenizer, chat=PLAIN, end=(tokenizer.size - 1,)),
+        tmp_path / "m",
+    )
     again = load(tmp_path / "m")
-    assert (again.tokenizer.to_json(), again.chat, again.end) == (tokenizer.to_json(), PLAIN, (tokenizer.size - 1,))
+    assert (again.tokenizer.to_json(), again.chat, again.end) == (
+        tokenizer.to_json(),
+        PLAIN,
+        (tokenizer.size - 1,),
+    )
     for text in strings(50):
         assert again.tokenizer.encode_rendered(text) == tokenizer.encode_rendered(text)
 
 
-@pytest.mark.parametrize("names", [["end"], ["<>"], ["< end>"], ["<a>", "<a>"], ["<a\x1b>"], ["<" + "a" * 99 + ">"]])
+@pytest.mark.parametrize(
+    "names", [["end"], ["<>"], ["< end>"], ["<a>", "<a>"], ["<a\x1b>"], ["<" + "a" * 99 + ">"]]
+)
 def test_special_names_of_the_wrong_kind_are_refused(names):
     with pytest.raises(UserError, match="special tokens"):
         CharacterTokenizer("ab", names)
@@ -380,9 +464,14 @@ RANK = 3
 
 @pytest.fixture(params=MODELS)
 def base(request, tmp_path):
-    """A model of random weights that lies somewhere, and reads text made of numbers or of Hangul."""
+    """A model of random weights that lies somewhere, and reads text made of numbers or of
+    Hangul.
+    """
     if request.param == "note":
-        save(random_checkpoint(characters=list("0123456789 "), context=32, width=24), tmp_path / "base.safetensors")
+        save(
+            random_checkpoint(characters=list("0123456789 "), context=32, width=24),
+            tmp_path / "base.safetensors",
+        )
         return load(tmp_path / "base.safetensors")
     random_model(*FAMILIES[request.param]).save_pretrained(tmp_path / "base")
     return load(tmp_path / "base")
@@ -396,7 +485,9 @@ def numbers(tmp_path):
 
 
 def adapted(base, numbers):
-    return trained(base, numbers, numbers.with_name("m"), lora=RANK, steps=6, batch=4, context=16, lr=0.02)
+    return trained(
+        base, numbers, numbers.with_name("m"), lora=RANK, steps=6, batch=4, context=16, lr=0.02
+    )
 
 
 def ids_of(checkpoint):
@@ -413,7 +504,11 @@ def test_a_fresh_adapter_changes_nothing_and_alone_can_learn(base):
     adapt(model, RANK)
     assert torch.equal(logits_of(model, ids), expected)
     names = {name for name, each in model.named_parameters() if each.requires_grad}
-    matrices = [name for name, array in base.tensors.items() if name.startswith("blocks.") and array.ndim == 2]
+    matrices = [
+        name
+        for name, array in base.tensors.items()
+        if name.startswith("blocks.") and array.ndim == 2
+    ]
     assert names == {name.replace("weight", side) for name in matrices for side in ("up", "down")}
     for name, weight in merged(model.state_dict()).items():
         assert weight.numpy().tobytes() == base.tensors[name].tobytes(), name
@@ -446,19 +541,27 @@ def test_an_adapter_opens_with_its_model_and_says_the_same(base, numbers, tmp_pa
     stored = safetensors.numpy.load_file(file)
     assert all(min(array.shape) == RANK for array in stored.values())
     opened = load(file)
-    torch.testing.assert_close(logits(opened, ids), logits_of(run.trainer.model, ids), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        logits(opened, ids), logits_of(run.trainer.model, ids), rtol=1e-5, atol=1e-5
+    )
     for name, array in opened.tensors.items():
         expected, stem = base.tensors[name].astype(np.float64), name.removesuffix(".weight")
         if f"{stem}.up" in stored:
-            expected = expected + stored[f"{stem}.up"].astype(np.float64) @ stored[f"{stem}.down"].astype(np.float64)
+            expected = expected + stored[f"{stem}.up"].astype(np.float64) @ stored[
+                f"{stem}.down"
+            ].astype(np.float64)
         np.testing.assert_allclose(array, expected, rtol=0, atol=1e-6)
     adapter.save(opened, tmp_path / "again.safetensors")
     again = safetensors.numpy.load_file(tmp_path / "again.safetensors")
-    assert {name: array.tobytes() for name, array in again.items()} == {n: a.tobytes() for n, a in stored.items()}
+    assert {name: array.tobytes() for name, array in again.items()} == {
+        n: a.tobytes() for n, a in stored.items()
+    }
     assert read_header(tmp_path / "again.safetensors").metadata == read_header(file).metadata
     if base.path.is_dir():  # merged, it is a model that transformers opens
         save(after, tmp_path / "merged", folder=True)
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", attn_implementation="eager")
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path / "merged", attn_implementation="eager"
+        )
         torch.testing.assert_close(logits_of(theirs, ids), logits(opened, ids), rtol=0, atol=1e-4)
 
 
@@ -466,9 +569,14 @@ def test_an_adapter_opens_with_its_model_and_says_the_same(base, numbers, tmp_pa
 def saved_adapter(tmp_path_factory):
     """An adapter's tensors and metadata, and the folder with its model in it."""
     folder = tmp_path_factory.mktemp("lora")
-    save(random_checkpoint(characters=list("0123456789 "), context=32, width=24), folder / "base.safetensors")
+    save(
+        random_checkpoint(characters=list("0123456789 "), context=32, width=24),
+        folder / "base.safetensors",
+    )
     (folder / "t.txt").write_text("0123456789 " * 40)
-    run = trained(load(folder / "base.safetensors"), folder / "t.txt", folder / "m", lora=2, steps=2, batch=2)
+    run = trained(
+        load(folder / "base.safetensors"), folder / "t.txt", folder / "m", lora=2, steps=2, batch=2
+    )
     adapter.save(run[2], folder / "adapter.safetensors")
     header = read_header(folder / "adapter.safetensors")
     return folder, safetensors.numpy.load_file(header.path), dict(header.metadata)
@@ -477,26 +585,70 @@ def saved_adapter(tmp_path_factory):
 QKV, UP = "blocks.0.attention.qkv", "blocks.0.ff.up"
 HUGE = np.float32(3e38)
 HOSTILE = {
-    "another model": ({}, {"base": lambda base: {**base, "sha256": "0" * 64}}, "adapter for other weights"),
-    "no model": ({}, {"base": lambda base: {**base, "path": "/no\x1b[31m/model"}}, "which is not there"),
-    "no model in a folder": ({}, {"base": lambda base: {**base, "path": ""}}, "without a config.json"),
-    "a name with a zero": ({}, {"base": lambda base: {**base, "path": "a\0b"}}, "which is not there"),
-    "an endless name": ({}, {"base": lambda base: {**base, "path": "a" * 9_999}}, "which is not there"),
-    "itself": ({}, {"base": lambda base: {**base, "path": "hostile.safetensors"}}, "for another adapter"),
-    "no text": ({}, {"base": lambda base: {**base, "path": "t.txt"}}, "is a text and no checkpoint"),
+    "another model": (
+        {},
+        {"base": lambda base: {**base, "sha256": "0" * 64}},
+        "adapter for other weights",
+    ),
+    "no model": (
+        {},
+        {"base": lambda base: {**base, "path": "/no\x1b[31m/model"}},
+        "which is not there",
+    ),
+    "no model in a folder": (
+        {},
+        {"base": lambda base: {**base, "path": ""}},
+        "without a config.json",
+    ),
+    "a name with a zero": (
+        {},
+        {"base": lambda base: {**base, "path": "a\0b"}},
+        "which is not there",
+    ),
+    "an endless name": (
+        {},
+        {"base": lambda base: {**base, "path": "a" * 9_999}},
+        "which is not there",
+    ),
+    "itself": (
+        {},
+        {"base": lambda base: {**base, "path": "hostile.safetensors"}},
+        "for another adapter",
+    ),
+    "no text": (
+        {},
+        {"base": lambda base: {**base, "path": "t.txt"}},
+        "is a text and no checkpoint",
+    ),
     "a device": ({}, {"base": lambda base: {**base, "path": os.devnull}}, "not a regular file"),
-    "no digest": ({}, {"base": lambda base: {"path": base["path"]}}, "does not say what it belongs to"),
+    "no digest": (
+        {},
+        {"base": lambda base: {"path": base["path"]}},
+        "does not say what it belongs to",
+    ),
     "a list": ({}, {"base": lambda base: [base]}, "does not say what it belongs to"),
-    "numbers": ({}, {"base": lambda base: {"path": 3, "sha256": None}}, "does not say what it belongs to"),
+    "numbers": (
+        {},
+        {"base": lambda base: {"path": 3, "sha256": None}},
+        "does not say what it belongs to",
+    ),
     "no base": ({}, {"base": None}, "no 'base' in its metadata"),
     "a newer version": ({}, {"version": "2"}, "version not known here"),
     "no version": ({}, {"version": None}, "version not known here"),
     "half of it": ({f"{QKV}.up": None}, {}, "lacks half of the adapter of blocks.0.attention.qkv"),
-    "the other half": ({f"{QKV}.down": None}, {}, "lacks half of the adapter of blocks.0.attention.qkv"),
+    "the other half": (
+        {f"{QKV}.down": None},
+        {},
+        "lacks half of the adapter of blocks.0.attention.qkv",
+    ),
     "nothing in it": (None, {}, "an adapter without tensors"),
     "one more": ({"extra": np.ones((2, 2))}, {}, "belongs to no matrix of its model: extra"),
     "of no layer": ({"blocks.9.ff.up.up": np.ones((2, 2))}, {}, "belongs to no matrix"),
-    "of a norm": ({"ln_f.up": np.ones((24, 2)), "ln_f.down": np.ones((2, 24))}, {}, "belongs to no matrix"),
+    "of a norm": (
+        {"ln_f.up": np.ones((24, 2)), "ln_f.down": np.ones((2, 24))},
+        {},
+        "belongs to no matrix",
+    ),
     "of a bias": ({f"{UP}.bias.up": np.ones((2, 2))}, {}, "belongs to no matrix"),
     "a whole matrix": ({f"{QKV}.weight": np.ones((72, 24))}, {}, "belongs to no matrix"),
     "hostile name": ({"a\x1b[31m": np.ones((2, 2))}, {}, "belongs to no matrix"),
@@ -505,13 +657,25 @@ HOSTILE = {
     "too flat": ({f"{QKV}.down": np.ones(24)}, {}, "must have the shape"),
     "too deep": ({f"{QKV}.up": np.ones((72, 2, 2))}, {}, "must have the shape"),
     "a number": ({f"{QKV}.up": np.ones(())}, {}, "must have the shape"),
-    "of rank 0": ({f"{QKV}.up": np.ones((72, 0)), f"{QKV}.down": np.ones((0, 24))}, {}, "must have the shape"),
-    "all of rank 0": (lambda array: array[:0] if len(array) == 2 else array[:, :0], {}, "must have the shape"),
+    "of rank 0": (
+        {f"{QKV}.up": np.ones((72, 0)), f"{QKV}.down": np.ones((0, 24))},
+        {},
+        "must have the shape",
+    ),
+    "all of rank 0": (
+        lambda array: array[:0] if len(array) == 2 else array[:, :0],
+        {},
+        "must have the shape",
+    ),
     "of two ranks": ({f"{QKV}.up": np.ones((72, 3))}, {}, "differ in rank"),
     "of a huge and a small one": ({f"{QKV}.up": np.ones((72, 99_999))}, {}, "differ in rank"),
     "no number": ({f"{QKV}.up": np.full((72, 2), np.nan)}, {}, "not finite"),
     "too much": ({f"{QKV}.down": np.full((2, 24), np.inf)}, {}, "not finite"),
-    "too much together": ({f"{QKV}.up": np.full((72, 2), HUGE), f"{QKV}.down": np.full((2, 24), HUGE)}, {}, "finite"),
+    "too much together": (
+        {f"{QKV}.up": np.full((72, 2), HUGE), f"{QKV}.down": np.full((2, 24), HUGE)},
+        {},
+        "finite",
+    ),
     "whole numbers": ({f"{QKV}.up": np.ones((72, 2), np.int64)}, {}, "must be one of F32"),
 }
 
@@ -545,7 +709,9 @@ def test_a_hostile_adapter_is_refused_in_one_clean_line(saved_adapter, what):
 
 def test_a_rank_above_the_width_is_only_large(saved_adapter):
     folder, tensors, metadata = saved_adapter
-    wide = {name: np.repeat(array, 500, int(name.endswith("up"))) for name, array in tensors.items()}
+    wide = {
+        name: np.repeat(array, 500, int(name.endswith("up"))) for name, array in tensors.items()
+    }
     path = folder / "wide.safetensors"
     path.write_bytes(safetensors.numpy.save(wide, metadata))
     base, opened = load(folder / "base.safetensors"), load(path)
@@ -598,7 +764,9 @@ def test_an_adapter_finds_its_model_beside_it_and_no_changed_one(saved_adapter, 
     refused(tmp_path / "adapter.safetensors", "not there, and not beside it")
 
 
-@pytest.mark.skipif(os.name == "nt" or os.uname().sysname == "Darwin", reason="file names are text there")
+@pytest.mark.skipif(
+    os.name == "nt" or os.uname().sysname == "Darwin", reason="file names are text there"
+)
 def test_an_adapter_of_a_model_with_a_strange_name_is_saved(tmp_path):
     folder = tmp_path / os.fsdecode(b"\xff\xfe")
     folder.mkdir()
@@ -621,7 +789,10 @@ def stories():
 @pytest.fixture(scope="module")
 def grimm(tmp_path_factory):
     """Two parts of the brothers' tales: to learn from, and held out."""
-    text, folder = outside("data/en/grimm.txt").read_text(encoding="utf-8"), tmp_path_factory.mktemp("grimm")
+    text, folder = (
+        outside("data/en/grimm.txt").read_text(encoding="utf-8"),
+        tmp_path_factory.mktemp("grimm"),
+    )
     (folder / "train.txt").write_text(text[20_000:140_000], encoding="utf-8")
     (folder / "held.txt").write_text(text[300_000:315_000], encoding="utf-8")
     return folder / "train.txt", folder / "held.txt"
@@ -639,14 +810,26 @@ def their_loss(folder, ids):
 def test_a_real_model_learns_to_tell_other_tales(stories, grimm, tmp_path, kind, settings):
     start, (train, held) = load(stories), grimm
     run, finished, after = trained(
-        start, train, tmp_path / "m", val=str(held), steps=30, context=128, batch=8, every=15, **settings
+        start,
+        train,
+        tmp_path / "m",
+        val=str(held),
+        steps=30,
+        context=128,
+        batch=8,
+        every=15,
+        **settings,
     )
-    assert not [note for note in run.notes if "not in the vocabulary" in note]  # its bytes stand for all characters
+    # its bytes stand for all characters
+    assert not [note for note in run.notes if "not in the vocabulary" in note]
     assert after.tokenizer is start.tokenizer
     save(after, tmp_path / "after", folder=True)
     known = transformers.PreTrainedTokenizerFast.from_pretrained(stories)
-    ids = known(held.read_text(encoding="utf-8"), add_special_tokens=False, verbose=False)["input_ids"]
-    ids = ids[1:]  # less the space that it puts before a text: that one stands in the middle of a text
+    ids = known(held.read_text(encoding="utf-8"), add_special_tokens=False, verbose=False)[
+        "input_ids"
+    ]
+    # less the space that it puts before a text: that one stands in the middle of a text
+    ids = ids[1:]
     assert run.trainer.val.ids.tolist() == ids
     before, now = their_loss(stories, ids), their_loss(tmp_path / "after", ids)
     print(f"{kind}: {before:.3f} before, {now:.3f} after {finished.steps} steps")
@@ -655,7 +838,10 @@ def test_a_real_model_learns_to_tell_other_tales(stories, grimm, tmp_path, kind,
     assert now < before - 0.25
     again = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "after")
     assert again.get_vocab() == known.get_vocab()
-    assert load(tmp_path / "after").tokenizer.to_json()["description"] == start.tokenizer.to_json()["description"]
+    assert (
+        load(tmp_path / "after").tokenizer.to_json()["description"]
+        == start.tokenizer.to_json()["description"]
+    )
 
 
 def test_what_a_model_does_not_know_is_named_for_conversations_too(tmp_path):
@@ -689,8 +875,18 @@ def chat(request, tmp_path_factory):
     system = [{"role": "system", "content": "Be brief. 짧게."}]
     talk = [system * (place % 2) + exchange(*each) for place, each in enumerate(TAUGHT.items())]
     path.write_text(rows(*talk * 4), encoding="utf-8")
-    sizes = {"arch": "llama", "width": 48, "layers": 2, "heads": 3, "kv_heads": 3, "context": 48, "batch": 12}
-    return begin(None, path, folder / "m", steps=160, tokenizer=request.param, every=80, lr=0.01, **sizes), talk * 4
+    sizes = {
+        "arch": "llama",
+        "width": 48,
+        "layers": 2,
+        "heads": 3,
+        "kv_heads": 3,
+        "context": 48,
+        "batch": 12,
+    }
+    return begin(
+        None, path, folder / "m", steps=160, tokenizer=request.param, every=80, lr=0.01, **sizes
+    ), talk * 4
 
 
 def test_only_the_assistants_words_have_targets(chat, tmp_path):
@@ -700,10 +896,13 @@ def test_only_the_assistants_words_have_targets(chat, tmp_path):
     save(dataclasses.replace(sized, tokenizer=tokenizer), tmp_path / "hf", folder=True)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     source = (
-        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|end|>"
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{% generation "
+        "%}{{ m.content }}<|end|>"
         "{% endgeneration %}{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}"
     )
-    expected = [masked(theirs, source, [Message(**each) for each in conversation]) for conversation in talk]
+    expected = [
+        masked(theirs, source, [Message(**each) for each in conversation]) for conversation in talk
+    ]
     part = run.trainer.train
     assert part.ids.tolist() == [token for ids, _ in expected for token in ids]
     assert part.targets == sum(sum(marks) for _, marks in expected)
@@ -741,7 +940,8 @@ def test_a_model_trained_on_a_chat_answers_with_what_it_was_taught(chat, tmp_pat
         session.ask(model, question)
         *_, ended = session.generate(model, lambda: False, 0)
         assert ended.text.strip() == answer.strip(), question
-        assert ended.reason == "end", question  # it has learnt to end its turn, whatever blanks come before
+        # it has learnt to end its turn, whatever blanks come before
+        assert ended.reason == "end", question
 
 
 def test_an_adapter_of_a_model_that_lies_in_no_file_as_it_is_can_only_be_merged(tmp_path):
@@ -761,7 +961,9 @@ def test_an_adapter_opens_in_any_kind_of_numbers_beside_its_model(tmp_path):
     (tmp_path / "t.txt").write_text("".join(start.tokenizer.characters) * 9, encoding="utf-8")
     after = trained(start, tmp_path / "t.txt", tmp_path / "m", lora=1, steps=1)[2]
     adapter.save(after, tmp_path / "adapter.safetensors")
-    assert {array.dtype.name for array in load(tmp_path / "adapter.safetensors").tensors.values()} == {"float32"}
+    assert {
+        array.dtype.name for array in load(tmp_path / "adapter.safetensors").tensors.values()
+    } == {"float32"}
     halved = load(tmp_path / "adapter.safetensors", dtype="bfloat16")
     assert {array.dtype.name for array in halved.tensors.values()} == {"bfloat16"}
 
@@ -775,7 +977,9 @@ def test_an_adapter_that_was_resumed_is_saved_and_opens(tmp_path):
     steps = itertools.count()
     list(cut.events(lambda: next(steps) >= 3))
     assert cut.trainer.state.step == 3
-    run = TrainingRun.resumed(tmp_path / "m.safetensors", Surroundings(tmp_path / "m.safetensors", "cpu"))
+    run = TrainingRun.resumed(
+        tmp_path / "m.safetensors", Surroundings(tmp_path / "m.safetensors", "cpu")
+    )
     *_, finished = run.events(lambda: False)
     after = run.checkpoint(finished)
     adapter.save(after, tmp_path / "adapter.safetensors")
@@ -797,9 +1001,13 @@ def test_a_resume_file_may_name_any_model_as_that_of_an_adapter_and_the_run_goes
     metadata = dict(read_header(file).metadata)
     run = json.loads(metadata["run"])
     run["base"]["path"] = str(tmp_path / name)
-    safetensors.numpy.save_file(safetensors.numpy.load_file(file), file, {**metadata, "run": json.dumps(run)})
+    safetensors.numpy.save_file(
+        safetensors.numpy.load_file(file), file, {**metadata, "run": json.dumps(run)}
+    )
     asked = itertools.count()
-    *_, finished = TrainingRun.resumed(path, Surroundings(path, "cpu")).events(lambda: next(asked) >= 2)
+    *_, finished = TrainingRun.resumed(path, Surroundings(path, "cpu")).events(
+        lambda: next(asked) >= 2
+    )
     assert finished.reason == "interrupt"
     again = resume.read(file).facts.base
     assert again is not None
@@ -812,7 +1020,15 @@ def test_a_held_out_part_without_a_word_of_the_assistant_is_not_measured_on(tmp_
     lines = [json.dumps({"messages": messages}) for messages in [exchange] * 1_500 + [last]]
     (tmp_path / "t.jsonl").write_text("\n".join(lines), encoding="utf-8")
     run = begin(
-        None, tmp_path / "t.jsonl", tmp_path / "m", val="auto", steps=3, context=16, width=16, layers=1, batch=4
+        None,
+        tmp_path / "t.jsonl",
+        tmp_path / "m",
+        val="auto",
+        steps=3,
+        context=16,
+        width=16,
+        layers=1,
+        batch=4,
     )
     assert run.trainer.val is None
     assert any("too short" in note for note in run.notes)

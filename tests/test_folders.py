@@ -1,4 +1,6 @@
-"""Folders that are not what they should be: each is refused in one clean line, and nothing in them is run."""
+"""Folders that are not what they should be: each is refused in one clean line, and nothing in
+them is run.
+"""
 
 import json
 import subprocess
@@ -44,7 +46,9 @@ def reweighted(folder, **changes):
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
     for name, array in changes.items():
         tensors[name.replace("__", ".")] = array
-    safetensors.numpy.save_file({n: a for n, a in tensors.items() if a is not None}, folder / "model.safetensors")
+    safetensors.numpy.save_file(
+        {n: a for n, a in tensors.items() if a is not None}, folder / "model.safetensors"
+    )
 
 
 def sharded(folder, shard="a.safetensors", places=None):
@@ -126,13 +130,20 @@ def bomb(pre_tokenizer=None, normalizer=None):
 
 
 def split(expression):
-    return {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+    return {
+        "type": "Split",
+        "pattern": {"Regex": expression},
+        "behavior": "Isolated",
+        "invert": False,
+    }
 
 
 BOMBS = {
     "nested repeats": bomb(split("(a+)+$")),
     "overlapping choices": bomb(split("(a|aa)+$")),
-    "a text that grows": bomb(normalizer={"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1_000}),
+    "a text that grows": bomb(
+        normalizer={"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1_000}
+    ),
     "a text that fills the memory": bomb(
         normalizer={"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 5_000_000}
     ),
@@ -142,7 +153,9 @@ BOMBS = {
 @pytest.mark.parametrize("what", BOMBS)
 def test_a_tokenizer_that_would_hang_or_swell_is_refused_before_it_is_used(what, folder, capfd):
     (folder / "tokenizer.json").write_text(json.dumps(BOMBS[what]))
-    with pytest.raises(UserError, match="the tokenizer of .* (is refused|broke the library|took more than)"):
+    with pytest.raises(
+        UserError, match="the tokenizer of .* (is refused|broke the library|took more than)"
+    ):
         load(folder)
     assert capfd.readouterr().err == ""
 
@@ -173,9 +186,13 @@ def test_a_bare_gpt2_without_prefix_and_head_opens(tmp_path):
     whole.transformer.save_pretrained(tmp_path / "bare")
     tensors = safetensors.numpy.load_file(tmp_path / "bare" / "model.safetensors")
     assert "wte.weight" in tensors
-    tensors |= {"h.0.attn.bias": np.tril(np.ones((1, 1, 96, 96), np.float32)), "h.0.attn.masked_bias": np.float32(-1e4)}
+    tensors |= {
+        "h.0.attn.bias": np.tril(np.ones((1, 1, 96, 96), np.float32)),
+        "h.0.attn.masked_bias": np.float32(-1e4),
+    }
     safetensors.numpy.save_file(
-        {name: np.asarray(array) for name, array in tensors.items()}, tmp_path / "bare" / "model.safetensors"
+        {name: np.asarray(array) for name, array in tensors.items()},
+        tmp_path / "bare" / "model.safetensors",
     )
     _, ours = opened(tmp_path / "bare")
     ids = random_ids(20)
@@ -190,7 +207,8 @@ def test_weights_become_the_numbers_that_were_asked_for(stored, wanted, tmp_path
     checkpoint = load(tmp_path, dtype=wanted)
     dtype = stored if wanted == "auto" else getattr(torch, wanted)
     ours = build(checkpoint.config, checkpoint.tensors)
-    assert {weight.dtype for weight in ours.parameters() if weight.ndim > 1} == {dtype}  # norms are in float32
+    # norms are in float32
+    assert {weight.dtype for weight in ours.parameters() if weight.ndim > 1} == {dtype}
     expected = model.model.layers[1].self_attn.o_proj.weight.to(dtype)
     assert torch.equal(ours.blocks[1].attention.proj.weight, expected)
 
@@ -204,7 +222,8 @@ def test_a_file_cut_short_after_loading_does_no_harm(folder, theirs):
 
 @pytest.mark.parametrize("wide", [False, True])
 def test_models_trained_here_open_in_transformers(wide, nalssi, tmp_path):
-    checkpoint = random_checkpoint(vocab=40, width=12) if wide else nalssi  # a vocabulary wider than the stream, or not
+    # a vocabulary wider than the stream, or not
+    checkpoint = random_checkpoint(vocab=40, width=12) if wide else nalssi
     save(checkpoint, tmp_path / "ours", folder=True)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
     ids = torch.arange(checkpoint.config.context)[None] % checkpoint.config.vocab
@@ -240,17 +259,23 @@ def test_a_native_file_keeps_the_template_and_the_end(nalssi, tmp_path):
 def test_training_never_writes_over_a_folders_weights(folder, tmp_path):
     weights = folder / "model.safetensors"
     before = weights.read_bytes()
-    numbers = " ".join(str(place % 97) for place in range(400))  # there is no tokenizer: tokens are numbers
+    # there is no tokenizer: tokens are numbers
+    numbers = " ".join(str(place % 97) for place in range(400))
     (tmp_path / "t.txt").write_text(numbers)
     command = [sys.executable, "-m", "minillm_repl", "--ckpt"]
     for path in (folder, weights):
         done = subprocess.run(
-            [*command, path, "--train", tmp_path / "t.txt"], capture_output=True, text=True, check=False
+            [*command, path, "--train", tmp_path / "t.txt"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 1
         assert "is a model's folder" in done.stderr
         script = f":train {tmp_path / 't.txt'} steps=1\n:save\n:save {tmp_path / 'new'}/\n"
-        done = subprocess.run([*command, path], input=script, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, path], input=script, capture_output=True, text=True, check=False
+        )
         assert "holds another model" in done.stderr
         assert weights.read_bytes() == before
         assert load(tmp_path / "new").config == load(folder).config
@@ -288,7 +313,9 @@ def test_the_cache_lies_where_hugging_faces_library_says(tmp_path, monkeypatch, 
     monkeypatch.setenv(name, value)
     asked = "from huggingface_hub.constants import HF_HUB_CACHE as folder; print(folder)"
     theirs = Path(
-        subprocess.run([sys.executable, "-c", asked], capture_output=True, check=True).stdout.decode().strip()
+        subprocess.run([sys.executable, "-c", asked], capture_output=True, check=True)
+        .stdout.decode()
+        .strip()
     )
     snapshot = theirs / "models--some-body--tiny" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
@@ -313,10 +340,20 @@ print((peak() - before) / sum(array.nbytes for array in checkpoint.tensors.value
 
 @pytest.mark.slow
 def test_weights_are_in_memory_once(folder, tmp_path):
-    config = LLAMA | {"vocab_size": 8000, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 6}
-    transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**config)).save_pretrained(tmp_path / "big")
+    config = LLAMA | {
+        "vocab_size": 8000,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 6,
+    }
+    transformers.AutoModelForCausalLM.from_config(
+        transformers.LlamaConfig(**config)
+    ).save_pretrained(tmp_path / "big")
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path / "big")], capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEASURE, str(tmp_path / "big")],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     print(f"peak memory of loading: {float(done.stdout):.2f} times the weights")
     assert float(done.stdout) <= 1.2

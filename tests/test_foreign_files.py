@@ -1,4 +1,6 @@
-"""Folders that hold no model which opens here, each named for what it is; and the ways to name one that does."""
+"""Folders that hold no model which opens here, each named for what it is; and the ways to name
+one that does.
+"""
 
 import json
 import os
@@ -64,7 +66,9 @@ def small(kind, *shape):
 
 
 def renamed(folder, name, other):
-    with_tensors(folder, {each.replace(name, other): array for each, array in tensors_of(folder).items()})
+    with_tensors(
+        folder, {each.replace(name, other): array for each, array in tensors_of(folder).items()}
+    )
 
 
 def only(folder, name, data=b"x" * 100):
@@ -84,7 +88,9 @@ def adapter(folder, **fields):
     described = {"peft_type": "LORA", "base_model_name_or_path": "some-body/tiny\x1b[31m", "r": 4}
     described = {key: value for key, value in (described | fields).items() if value is not None}
     (folder / "adapter_config.json").write_text(json.dumps(described))
-    safetensors.numpy.save_file({"base_model.model.x.lora_A.weight": small("f4")}, folder / "adapter_model.safetensors")
+    safetensors.numpy.save_file(
+        {"base_model.model.x.lora_A.weight": small("f4")}, folder / "adapter_model.safetensors"
+    )
 
 
 def without_config(folder, *files):
@@ -105,8 +111,12 @@ def method(name, **more):
 
 
 def left_of(**parts):
-    """What a quantisation leaves of a layer: tensors by their last names, each a kind and a shape."""
-    return lambda layer: {f"{layer}.{name.replace('__', '.')}": small(*part) for name, part in parts.items()}
+    """What a quantisation leaves of a layer: tensors by their last names, each a kind and a
+    shape.
+    """
+    return lambda layer: {
+        f"{layer}.{name.replace('__', '.')}": small(*part) for name, part in parts.items()
+    }
 
 
 LEFT = {
@@ -157,7 +167,8 @@ FOREIGN = {
     ),
     "an adapter of MLX that says nothing": (
         lambda f: alone(f, "adapters.safetensors", "model.layers.0.self_attn.q_proj.lora_a"),
-        r"is a LoRA adapter, and no model by itself: adapters.safetensors holds model.layers.0.*lora_a$",
+        r"is a LoRA adapter, and no model by itself: adapters.safetensors holds "
+            r"model.layers.0.*lora_a$",
     ),
     "an adapter of LyCORIS": (
         lambda f: alone(f, "style.safetensors", "lycoris_x.lokr_w1"), r"is a LoRA adapter, .*style.safetensors holds"
@@ -206,7 +217,8 @@ FOREIGN = {
     "a model of pictures": (lambda f: edited(f, model_type="clip"), r"a model of pictures or sound \(clip\)"),
     "a classifier": (
         lambda f: (edited(f, architectures=["LlamaForSequenceClassification"]), renamed(f, "lm_head", "score")),
-        r"without an output head, .*\(LlamaForSequenceClassification\), and lacks the tensor lm_head.weight",
+        r"without an output head, .*\(LlamaForSequenceClassification\), and lacks the tensor "
+            r"lm_head.weight",
     ),
     "one that embeds texts": (
         lambda f: (edited(f, architectures=["MistralModel"], model_type="mistral"), renamed(f, "lm_head", "linear")),
@@ -230,10 +242,14 @@ FOREIGN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("how", "left"), [(how, each) for how, several in LEFT.items() for each in several])
+@pytest.mark.parametrize(
+    ("how", "left"), [(how, each) for how, several in LEFT.items() for each in several]
+)
 def test_quantised_weights_are_known_by_their_tensors_too(how, left, folder):
     packed(folder, left)
-    with pytest.raises(UserError, match=rf"has quantised weights \({how}\), which cannot be opened: take the model"):
+    with pytest.raises(
+        UserError, match=rf"has quantised weights \({how}\), which cannot be opened: take the model"
+    ):
         load(folder)
 
 
@@ -282,7 +298,9 @@ def test_an_adapter_that_lies_alone_or_in_a_models_folder_is_named(folder, tmp_p
         load(folder / "adapter_model.safetensors")
     for name in ("base_model.model.x.lora_A.weight", "lora_unet_x.lora_down.weight"):
         safetensors.numpy.save_file({name: small("f4")}, tmp_path / "alone.safetensors")
-        with pytest.raises(UserError, match=f"is a LoRA adapter, and no model by itself: it holds {name}"):
+        with pytest.raises(
+            UserError, match=f"is a LoRA adapter, and no model by itself: it holds {name}"
+        ):
             load(tmp_path / "alone.safetensors")
 
 
@@ -298,9 +316,13 @@ def test_an_adapter_beside_its_model_is_told_and_not_applied(folder, original):
 
 @pytest.mark.parametrize("before", [b"", BUFFER, b"\r\n \t"])
 @pytest.mark.parametrize("after", [b"", b"\r\n\r\n", b"  \n\t\n"])
-def test_a_text_may_have_a_byte_order_mark_other_line_ends_and_blank_ends(before, after, folder, theirs):
+def test_a_text_may_have_a_byte_order_mark_other_line_ends_and_blank_ends(
+    before, after, folder, theirs
+):
     sharded(folder)
-    (folder / "tokenizer_config.json").write_text('{\n "bos_token": "<s>",\n "chat_template": "{{ messages }}"\n}')
+    (folder / "tokenizer_config.json").write_text(
+        '{\n "bos_token": "<s>",\n "chat_template": "{{ messages }}"\n}'
+    )
     for file in folder.glob("*.json"):
         file.write_bytes(before + file.read_bytes().replace(b"\n", b"\r\n") + after)
     checkpoint, ours = opened(folder)
@@ -320,12 +342,20 @@ def test_any_file_of_a_folder_stands_for_the_model(folder, original):
         (folder / name).write_text("{}")
     (folder / "tokenizer.json").unlink()
     expected = load(original).tensors
-    for name in ("config.json", "model.safetensors.index.json", "a.safetensors", "tokenizer_config.json", ""):
+    for name in (
+        "config.json",
+        "model.safetensors.index.json",
+        "a.safetensors",
+        "tokenizer_config.json",
+        "",
+    ):
         found = find(str(folder / name))
         assert title(found) == "model"
         checkpoint = load(found)
         assert checkpoint.path == folder
-        assert all(np.array_equal(checkpoint.tensors[each], array) for each, array in expected.items())
+        assert all(
+            np.array_equal(checkpoint.tensors[each], array) for each, array in expected.items()
+        )
 
 
 def test_parts_whose_index_is_lost_are_found_by_their_names(folder, theirs):
@@ -336,13 +366,17 @@ def test_parts_whose_index_is_lost_are_found_by_their_names(folder, theirs):
     assert len(parts) > 2
     ids = random_ids(9)
     for path in (folder, parts[1]):
-        torch.testing.assert_close(logits_of(opened(path)[1], ids), logits_of(theirs, ids), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            logits_of(opened(path)[1], ids), logits_of(theirs, ids), rtol=0, atol=1e-4
+        )
     parts[-1].unlink()
     with pytest.raises(UserError, match=f"lacks {parts[-1].name}, one of its parts"):
         load(folder)
 
 
-def test_paths_may_end_in_a_slash_begin_at_home_be_links_or_look_like_files(folder, tmp_path, monkeypatch):
+def test_paths_may_end_in_a_slash_begin_at_home_be_links_or_look_like_files(
+    folder, tmp_path, monkeypatch
+):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to("model")
@@ -363,7 +397,9 @@ VARIABLES = {
 
 
 def in_cache(original, hub, name, commit, model=True):
-    """Put a model where huggingface_hub does: files by their content, links to them by their names."""
+    """Put a model where huggingface_hub does: files by their content, links to them by their
+    names.
+    """
     folder = hub / name
     snapshot = folder / "snapshots" / commit
     snapshot.mkdir(parents=True)
@@ -378,7 +414,9 @@ def in_cache(original, hub, name, commit, model=True):
 
 
 @pytest.mark.parametrize("how", VARIABLES)
-def test_the_cache_lies_where_the_library_of_hugging_face_has_it(how, original, tmp_path, monkeypatch):
+def test_the_cache_lies_where_the_library_of_hugging_face_has_it(
+    how, original, tmp_path, monkeypatch
+):
     variable, before, below = VARIABLES[how]
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
@@ -409,7 +447,13 @@ def test_the_snapshot_that_main_names_is_the_model(original, tmp_path, monkeypat
     assert cached() == {"some-body/tiny-1.0": main}
     (tmp_path / "my").symlink_to(main)
     (tmp_path / "all").symlink_to(tmp_path / "hub" / name)
-    for asked in ("some-body/tiny-1.0", "some-body/tiny-1.0/", f"hub/{name}", "my", "my/config.json"):
+    for asked in (
+        "some-body/tiny-1.0",
+        "some-body/tiny-1.0/",
+        f"hub/{name}",
+        "my",
+        "my/config.json",
+    ):
         assert load(find(asked)).config.layers == 3
         assert title(find(asked)) == "some-body/tiny-1.0"
     for wrong in ("gone", "../..", "", "x" * 300, "\x00"):  # then the newest is as good as any
@@ -423,19 +467,28 @@ def test_the_snapshot_that_main_names_is_the_model(original, tmp_path, monkeypat
 def test_a_snapshot_without_weights_says_so(original, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     snapshot = in_cache(original, tmp_path, "models--gpt2", "c" * 40, model=False)
-    with pytest.raises(UserError, match="has no model.safetensors: only a description of the model is there"):
+    with pytest.raises(
+        UserError, match="has no model.safetensors: only a description of the model is there"
+    ):
         load(find("gpt2"))
     (snapshot / "model.safetensors").symlink_to("../../blobs/never-fetched")
-    with pytest.raises(UserError, match="model.safetensors is a link to ../../blobs/never-fetched, which is not there"):
+    with pytest.raises(
+        UserError,
+        match="model.safetensors is a link to ../../blobs/never-fetched, which is not there",
+    ):
         load(find("gpt2"))
 
 
-def test_what_is_in_the_cache_and_does_not_open_is_named_but_not_listed(original, tmp_path, monkeypatch):
+def test_what_is_in_the_cache_and_does_not_open_is_named_but_not_listed(
+    original, tmp_path, monkeypatch
+):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     snapshot = in_cache(original, tmp_path, "models--some-body--tiny-GGUF", "d" * 40, model=False)
     (snapshot / "config.json").rename(snapshot / "tiny-Q4_K_M.gguf")
     assert cached() == {}
-    with pytest.raises(UserError, match=r"weights are a GGUF file, which is llama.cpp's \(tiny-Q4_K_M.gguf\)"):
+    with pytest.raises(
+        UserError, match=r"weights are a GGUF file, which is llama.cpp's \(tiny-Q4_K_M.gguf\)"
+    ):
         load(find("some-body/tiny-GGUF"))
 
 
@@ -443,10 +496,14 @@ def test_what_is_in_the_cache_and_does_not_open_is_named_but_not_listed(original
 
 
 @pytest.mark.parametrize(
-    "ending", ["gguf", "GGUF", "bin", "pt", "pth", "ckpt", "onnx", "h5", "npz", "json", "zip", "txt"]
+    "ending",
+    ["gguf", "GGUF", "bin", "pt", "pth", "ckpt", "onnx", "h5", "npz", "json", "zip", "txt"],
 )
 def test_nothing_is_saved_under_a_name_of_another_format(ending, nalssi, tmp_path):
-    with pytest.raises(UserError, match=rf"safetensors file, not .{ending}: name it my.v1.safetensors, or my.v1/ for"):
+    with pytest.raises(
+        UserError,
+        match=rf"safetensors file, not .{ending}: name it my.v1.safetensors, or my.v1/ for",
+    ):
         save(nalssi, tmp_path / f"my.v1.{ending}")
     assert list(tmp_path.iterdir()) == []
     for name in ("my.safetensors", "my.v2", "my"):
@@ -468,9 +525,13 @@ def test_the_program_says_so_before_any_work(tmp_path):
     assert (done.returncode, done.stdout) == (1, "")
     assert "not .gguf: name it new.safetensors" in done.stderr
     for more in (("-p", "x"), ()):
-        assert run("--ckpt", tmp_path / "new.gguf", *more).stderr.endswith("new.gguf does not exist\n")
+        assert run("--ckpt", tmp_path / "new.gguf", *more).stderr.endswith(
+            "new.gguf does not exist\n"
+        )
     done = run(
-        "--ckpt", "nalssi", script=f":save {tmp_path}/x.bin\n:save {tmp_path}/x.bin adapter\n:save {tmp_path}/x\n"
+        "--ckpt",
+        "nalssi",
+        script=f":save {tmp_path}/x.bin\n:save {tmp_path}/x.bin adapter\n:save {tmp_path}/x\n",
     )
     assert "not .bin: name it x.safetensors" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt", "x.safetensors"]
@@ -485,7 +546,8 @@ def test_what_is_done_otherwise_than_the_files_say_is_told_once(folder):
     script = f"1 2\n3 4\n:load {folder}\n1 2\n:model\n"
     more = run("--ckpt", folder, "-n", "1", script=script)
     note = (
-        "config.json says that the output head is the embedding, but the file has another, lm_head.weight: it is used"
+        "config.json says that the output head is the embedding, but the file has another, "
+        "lm_head.weight: it is used"
     )
     told = [" ".join(text.split()).count(f"! {note}") for text in (one.stderr, more.stderr)]
     assert told == [1, 2]  # and again when it is opened again

@@ -44,7 +44,9 @@ def run(checkpoint, prompt="날씨", sampling=None, decoder=None, seed=0, **more
     ids = checkpoint.tokenizer.encode(prompt)
     more = {"max_tokens": 40, **more}
     rng = np.random.default_rng(seed)
-    return list(generate(decoder, checkpoint.tokenizer, ids, sampling or Sampling(temp=1), rng, **more))
+    return list(
+        generate(decoder, checkpoint.tokenizer, ids, sampling or Sampling(temp=1), rng, **more)
+    )
 
 
 def ids_of(events):
@@ -63,12 +65,17 @@ def test_cached_and_uncached_generation_give_identical_tokens(nalssi, temp):
     sampling = Sampling(temp=temp)
     expected = ids_of(run(nalssi, sampling=sampling, decoder=Uncached(nalssi), max_tokens=80))
     module = build(nalssi.config, nalssi.tensors)
-    assert ids_of(run(nalssi, sampling=sampling, decoder=TorchDecoder(module), max_tokens=80)) == expected
+    assert (
+        ids_of(run(nalssi, sampling=sampling, decoder=TorchDecoder(module), max_tokens=80))
+        == expected
+    )
     assert ids_of(run(nalssi, sampling=sampling, max_tokens=80)) == expected
 
 
 def test_temperature_0_equals_top_k_1(nalssi):
-    assert ids_of(run(nalssi, sampling=Sampling(temp=0))) == ids_of(run(nalssi, sampling=Sampling(temp=2, top_k=1)))
+    assert ids_of(run(nalssi, sampling=Sampling(temp=0))) == ids_of(
+        run(nalssi, sampling=Sampling(temp=2, top_k=1))
+    )
 
 
 def test_the_same_seed_gives_the_same_text_and_another_seed_another():
@@ -116,7 +123,8 @@ def test_only_what_a_sampler_has_cut_is_told_as_cut_however_unlikely_the_rest():
         view = sampler_view(logits, sampling, ids, checkpoint.tokenizer, 9)
         assert sum(candidate.kept for candidate in step.top) == left
         assert [(each.id, each.kept, each.prob) for each in step.top] == [
-            (each.token.id, each.probs[-1] is not None, each.probs[-1] or 0.0) for each in view.candidates
+            (each.token.id, each.probs[-1] is not None, each.probs[-1] or 0.0)
+            for each in view.candidates
         ]
 
 
@@ -173,7 +181,9 @@ def test_closing_the_generator_leaves_the_decoder_usable(nalssi):
     ids = nalssi.tokenizer.encode("날씨")
     expected = ids_of(run(nalssi, sampling=Sampling(temp=0)))
     for stop_after in range(1, 40, 7):
-        events = generate(decoder, nalssi.tokenizer, ids, Sampling(temp=0), np.random.default_rng(), max_tokens=40)
+        events = generate(
+            decoder, nalssi.tokenizer, ids, Sampling(temp=0), np.random.default_rng(), max_tokens=40
+        )
         for _ in range(stop_after):
             next(events)
         events.close()
@@ -189,7 +199,9 @@ def test_logits_that_are_not_numbers_are_named_not_sampled():
 
 def test_a_vocabulary_of_one_goes_on_for_ever():
     checkpoint = random_checkpoint(characters=["가"])
-    finished = run(checkpoint, "가", Sampling(temp=0.5, top_k=3, top_p=0.1, min_p=1, repeat_penalty=9), top=10)[-1]
+    finished = run(
+        checkpoint, "가", Sampling(temp=0.5, top_k=3, top_p=0.1, min_p=1, repeat_penalty=9), top=10
+    )[-1]
     assert finished.text == "가" * 40
 
 
@@ -209,7 +221,15 @@ def test_events_are_the_documented_json(nalssi):
         "top",
     ]
     assert list(step["top"][0]) == ["id", "text", "bytes", "model_prob", "prob", "kept", "chosen"]
-    assert list(finished) == ["event", "reason", "text", "prompt_tokens", "tokens", "prompt_seconds", "seconds"]
+    assert list(finished) == [
+        "event",
+        "reason",
+        "text",
+        "prompt_tokens",
+        "tokens",
+        "prompt_seconds",
+        "seconds",
+    ]
     assert isinstance(run(nalssi)[-1], Finished)
 
 
@@ -234,12 +254,19 @@ print(len(steps), len(stats), sum(worked()) - sum(before))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not tell what each thread has done")
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists(),
+    reason="the system does not tell what each thread has done",
+)
 def test_no_thread_of_a_library_works_while_tokens_are_drawn():
-    """numpy's products over a large vocabulary leave threads behind that look for work on the decoder's own cores."""
+    """numpy's products over a large vocabulary leave threads behind that look for work on the
+    decoder's own cores.
+    """
     command = [sys.executable, "-c", BESIDE]
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "2"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True
+    )
     steps, threads, ticks = map(int, done.stdout.split())
     assert steps == 51
     assert threads >= 1  # there is one that could

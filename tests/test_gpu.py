@@ -1,4 +1,5 @@
-"""A GPU, where there is one: the step recorded for it says what the model says elsewhere, and all else works.
+"""A GPU, where there is one: the step recorded for it says what the model says elsewhere, and all
+else works.
 
 How the step looks that is recorded is checked without a GPU too: it is the same Python.
 """
@@ -32,7 +33,7 @@ VIEWS = [
 
 
 @torch.inference_mode()
-def test_a_token_may_stand_where_a_number_on_the_device_says(family):  # noqa: F811
+def test_a_token_may_stand_where_a_number_on_the_device_says(family):
     theirs, checkpoint = family
     ids = random_ids(300)
     expected = logits_of(theirs, ids)[0]
@@ -48,7 +49,7 @@ def test_a_token_may_stand_where_a_number_on_the_device_says(family):  # noqa: F
     torch.testing.assert_close(model(ids[:, 143:150], kv)[0], expected[143:150], rtol=0, atol=1e-4)
 
 
-def test_where_a_step_cannot_be_recorded_its_operations_are_launched(family):  # noqa: F811
+def test_where_a_step_cannot_be_recorded_its_operations_are_launched(family):
     _, checkpoint = family
     ours, expected = (TorchDecoder(build(checkpoint.config, checkpoint.tensors)) for _ in range(2))
     ours._records = True  # as on a GPU, and this is none
@@ -61,7 +62,7 @@ def test_where_a_step_cannot_be_recorded_its_operations_are_launched(family):  #
 
 
 @gpu
-def test_logits_of_every_family_are_those_of_transformers(family):  # noqa: F811
+def test_logits_of_every_family_are_those_of_transformers(family):
     """Read at once, in parts, and token by token, while the cache grows three times."""
     theirs, checkpoint = family
     ids = random_ids(300)
@@ -69,21 +70,33 @@ def test_logits_of_every_family_are_those_of_transformers(family):  # noqa: F811
     ours = make_decoder(checkpoint, "cuda")
     for first in (1, 100, 200):
         ours.rewind(0)
-        np.testing.assert_allclose(ours.prefill(ids[0, :first].tolist()), expected[first - 1], rtol=0, atol=1e-3)
+        np.testing.assert_allclose(
+            ours.prefill(ids[0, :first].tolist()), expected[first - 1], rtol=0, atol=1e-3
+        )
         middle = first + 30
-        np.testing.assert_allclose(ours.prefill(ids[0, first:middle].tolist()), expected[middle - 1], rtol=0, atol=1e-3)
+        np.testing.assert_allclose(
+            ours.prefill(ids[0, first:middle].tolist()), expected[middle - 1], rtol=0, atol=1e-3
+        )
         for place in range(middle, 300):
-            np.testing.assert_allclose(ours.decode(int(ids[0, place])), expected[place], rtol=0, atol=1e-3)
+            np.testing.assert_allclose(
+                ours.decode(int(ids[0, place])), expected[place], rtol=0, atol=1e-3
+            )
 
 
 @gpu
-def test_the_cache_never_changes_what_is_read(family):  # noqa: F811
+def test_the_cache_never_changes_what_is_read(family):
     _, checkpoint = family
-    used, fresh = make_decoder(checkpoint, "cuda"), TorchDecoder(build(checkpoint.config, checkpoint.tensors))
+    used, fresh = (
+        make_decoder(checkpoint, "cuda"),
+        TorchDecoder(build(checkpoint.config, checkpoint.tensors)),
+    )
     used.context = fresh.context = 40
     rng, text = np.random.default_rng(2), []
     for _ in range(25):
-        text = text[: rng.integers(0, len(text) + 1)] + rng.integers(0, 97, rng.integers(1, 4)).tolist()
+        text = (
+            text[: rng.integers(0, len(text) + 1)]
+            + rng.integers(0, 97, rng.integers(1, 4)).tolist()
+        )
         fresh.rewind(0)
         np.testing.assert_allclose(read(used, text), read(fresh, text), rtol=0, atol=1e-3)
         assert used.ids == fresh.ids
@@ -91,18 +104,24 @@ def test_the_cache_never_changes_what_is_read(family):  # noqa: F811
 
 @gpu
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
-def test_weights_of_16_bits_are_computed_with_in_float32(family, kind):  # noqa: F811
+def test_weights_of_16_bits_are_computed_with_in_float32(family, kind):
     """Prompts, and the step that is recorded: both widen a matrix where they use it."""
     _, checkpoint = family
     tensors = {name: array.astype(kind) for name, array in checkpoint.tensors.items()}
-    exact = build(checkpoint.config, {name: array.astype(np.float32) for name, array in tensors.items()})
+    exact = build(
+        checkpoint.config, {name: array.astype(np.float32) for name, array in tensors.items()}
+    )
     ids = random_ids(300)
     expected = logits_of(exact.double(), ids)[0].numpy()
     ours = TorchDecoder(build(checkpoint.config, tensors).cuda())
     for first, last in ((0, 100), (100, 200)):
-        np.testing.assert_allclose(ours.prefill(ids[0, first:last].tolist()), expected[last - 1], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            ours.prefill(ids[0, first:last].tolist()), expected[last - 1], rtol=0, atol=1e-4
+        )
     for place in range(200, 300):
-        np.testing.assert_allclose(ours.decode(int(ids[0, place])), expected[place], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            ours.decode(int(ids[0, place])), expected[place], rtol=0, atol=1e-4
+        )
 
 
 @gpu
@@ -164,15 +183,26 @@ def test_every_view_shows_what_it_shows_elsewhere(tmp_path):
 
 @gpu
 def test_what_is_changed_changes_the_text_and_is_not_recorded(tmp_path):
-    lines = [":temp 0", ":max-tokens 8", ":model", "날씨가", ":ablate 0", ":clear", ":model", "날씨가", ":ablate off"]
+    lines = [
+        ":temp 0",
+        ":max-tokens 8",
+        ":model",
+        "날씨가",
+        ":ablate 0",
+        ":clear",
+        ":model",
+        "날씨가",
+        ":ablate off",
+    ]
     here, there = (said(tmp_path, device, lines).splitlines() for device in ("cpu", "cuda"))
     texts = [[line for line in output if line.startswith("날씨가")] for output in (here, there)]
     assert texts[0] == texts[1]
-    assert sum("each token one CUDA graph" in line for line in there) == 1  # not while it is changed
+    # not while it is changed
+    assert sum("each token one CUDA graph" in line for line in there) == 1
 
 
 @gpu
-def test_ctrl_c_comes_back_with_what_was_written(visit):  # noqa: F811
+def test_ctrl_c_comes_back_with_what_was_written(visit):
     terminal = visit("--device", "cuda")
     terminal.wait_for_prompt()
     terminal.do("가", timeout=60)
@@ -195,7 +225,11 @@ def test_a_run_that_is_told_to_end_goes_on_where_it_was(tmp_path, precision):
     until(process, "train_step", 20)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    rest = losses(run(folder, "--ckpt", "cut.safetensors", "--resume", "--json", "--device", "cuda")[0])
+    rest = losses(
+        run(folder, "--ckpt", "cut.safetensors", "--resume", "--json", "--device", "cuda")[0]
+    )
     assert 0 < len(rest) < len(whole)
-    np.testing.assert_allclose(rest, whole[-len(rest) :], rtol=2e-2 if precision == "bfloat16" else 1e-3)
+    np.testing.assert_allclose(
+        rest, whole[-len(rest) :], rtol=2e-2 if precision == "bfloat16" else 1e-3
+    )
     assert whole[-1] < whole[0]

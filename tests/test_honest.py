@@ -70,7 +70,13 @@ def decoder(shell, monkeypatch):
 def last(decoder, ids, max_tokens=3, **more):
     events = []
     for event in generate(
-        decoder, CharacterTokenizer(LETTERS), ids, Sampling(), numbers(1), max_tokens=max_tokens, **more
+        decoder,
+        CharacterTokenizer(LETTERS),
+        ids,
+        Sampling(),
+        numbers(1),
+        max_tokens=max_tokens,
+        **more,
     ):
         decoder.clock.now += 50  # whoever draws it takes its time
         events.append(event)
@@ -80,7 +86,8 @@ def last(decoder, ids, max_tokens=3, **more):
 def test_prompt_seconds_are_those_of_reading_what_the_cache_has_not(decoder):
     ids = list(range(10))
     assert last(decoder, ids).prompt_seconds == 10
-    assert last(decoder, [*ids, 3, 4]).prompt_seconds in (2, 3)  # what was written before may be the same token
+    # what was written before may be the same token
+    assert last(decoder, [*ids, 3, 4]).prompt_seconds in (2, 3)
     decoder.rewind(0)
     told = []
 
@@ -142,7 +149,13 @@ def test_another_try_is_never_the_one_that_it_replaces(shell):
 def test_a_try_of_a_seed_is_the_completion_of_that_seed(shell):
     shell.session.set("max-tokens", "12")
     shell.run("abc")
-    for line, seed in ((":regen", 6), (":regen", 7), (":seed 40", 7), (":regen", 40), (":regen", 41)):
+    for line, seed in (
+        (":regen", 6),
+        (":regen", 7),
+        (":seed 40", 7),
+        (":regen", 40),
+        (":regen", 41),
+    ):
         shell.run(line)
         fresh = shell_for(random_checkpoint(characters=LETTERS, context=200))
         fresh.session.set("max-tokens", "12")
@@ -268,7 +281,9 @@ def test_the_chat_switch_says_what_becomes_of_the_text(talker):
     texts(talker, ":chat off", "half a text")
     half = tuple(talker.session.ids)
     talker.run(":chat on")
-    assert "the next prompt begins a conversation, without the text so far" in " ".join(printed(talker).split())
+    assert "the next prompt begins a conversation, without the text so far" in " ".join(
+        printed(talker).split()
+    )
     talker.run(":continue")
     assert tuple(talker.session.ids)[: len(half)] == half  # as was said
     talker.run(":undo")
@@ -303,15 +318,20 @@ def test_turns_that_leave_are_told_with_the_room_that_they_left_for(talker):
     for _turn in range(3):
         talker.run("a turn of some words here")
     shown = " ".join(printed(talker).split())
-    # A turn is 29 tokens, a question 28: the third makes 86 of 60, and a quarter of the room is made free as well.
-    assert "the model no longer sees the oldest 2 turns: 60 of its 120 tokens are kept for the answer" in shown
+    # A turn is 29 tokens, a question 28: the third makes 86 of 60, and a quarter of the room is
+    # made free as well.
+    assert (
+        "the model no longer sees the oldest 2 turns: 60 of its 120 tokens are kept for the answer"
+    ) in shown
     assert "outgrown" not in shown
 
 
 def test_a_text_that_outgrows_the_context_is_told_once_and_each_such_text_is():
     made = shell_for(random_checkpoint(characters=LETTERS, context=20))
     made.session.set("max-tokens", "12")
-    told = "the text has outgrown the context: of its {tokens} tokens the model sees the last {seen}"
+    told = (
+        "the text has outgrown the context: of its {tokens} tokens the model sees the last {seen}"
+    )
     for line, tokens, seen in (
         ("abcdefghij", 22, 20), (":continue", 0, 0), (":undo", 0, 0), (":regen", 22, 20), ("xyz", 0, 0),
         ("a text that is longer than the context at once", 58, 20),
@@ -341,7 +361,9 @@ def way(*probs, text="abcdef"):
 def test_a_way_that_is_one_piece_has_no_second_probability_whatever_rounding_does():
     probs = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
     rounded = tuple(each * (1 + 1e-9) for each in probs)
-    picture = drawn(branches_picture(BranchesView(Token(1, "x", (120,)), 3, (way(*probs), way(*rounded))), 80))
+    picture = drawn(
+        branches_picture(BranchesView(Token(1, "x", (120,)), 3, (way(*probs), way(*rounded))), 80)
+    )
     assert "[1]  [2]" in picture
     assert "=" not in picture.split("percent:")[0].replace("=:", "")
 
@@ -355,7 +377,9 @@ def test_a_way_with_a_stem_has_the_probability_of_all_of_it():
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_bars_of_a_scan_stand_in_one_column_and_on_one_scale(width):
-    heads = tuple(HeadEffect(layer, head, (layer - 6) / 10) for layer in range(12) for head in range(11))
+    heads = tuple(
+        HeadEffect(layer, head, (layer - 6) / 10) for layer in range(12) for head in range(11)
+    )
     lines = drawn(scan_picture(ScanView((), 1.0, "zero", heads), width), width).splitlines()
     rows = [line for line in lines if "│" in line]
     assert len({line.index("│") for line in rows}) == 1
@@ -373,7 +397,7 @@ def test_bars_along_a_text_of_ten_thousand_tokens_stand_in_one_column():
 
 
 @pytest.mark.parametrize("language", ["ko", "en"])
-def test_a_narrow_terminal_cuts_no_number_of_a_table(state, language):  # noqa: F811
+def test_a_narrow_terminal_cuts_no_number_of_a_table(state, language):
     speak(language)
     checkpoint = random_checkpoint(characters=LETTERS)
     for command in (":lens", ":prob abc"):
@@ -389,7 +413,7 @@ def test_a_narrow_terminal_cuts_no_number_of_a_table(state, language):  # noqa: 
         assert len(told[0]) > 3, command
 
 
-def test_temperatures_that_do_not_fit_are_left_out_and_the_one_that_is_set_stays(state):  # noqa: F811
+def test_temperatures_that_do_not_fit_are_left_out_and_the_one_that_is_set_stays(state):
     rows = []
     for width in (80, 42):
         made = shell_for(random_checkpoint(characters=LETTERS), width=width)
@@ -399,9 +423,16 @@ def test_temperatures_that_do_not_fit_are_left_out_and_the_one_that_is_set_stays
         before = len(printed(made))
         made.run(":temp sweep")
         head, *lines = [
-            line.split() for line in printed(made)[before:].splitlines() if re.search("%|▶$|▶ +[0-9]", line)
+            line.split()
+            for line in printed(made)[before:].splitlines()
+            if re.search("%|▶$|▶ +[0-9]", line)
         ]
-        rows.append([{"token": line[0], **dict(zip(head[1:], line[1:], strict=True))} for line in [head, *lines]])
+        rows.append(
+            [
+                {"token": line[0], **dict(zip(head[1:], line[1:], strict=True))}
+                for line in [head, *lines]
+            ]
+        )
     wide, narrow = rows
     assert len(wide) == len(narrow) == 11
     assert [*narrow[0]] == ["token", "0.6", "0.7▶", "1"]

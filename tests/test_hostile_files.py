@@ -1,4 +1,6 @@
-"""Hundreds of files that nobody should be able to open: each is refused in one clean line, and nothing else happens."""
+"""Hundreds of files that nobody should be able to open: each is refused in one clean line, and
+nothing else happens.
+"""
 
 import os
 import subprocess
@@ -64,7 +66,9 @@ def test_a_visit_survives_all_hostile_files_with_its_model_unchanged(tmp_path):
 
 
 def test_weights_that_no_memory_holds_are_refused_before_any_is_taken(tmp_path):
-    with pytest.raises(UserError, match=r"needs [\d.,]+ GiB of memory, and .* are free; nothing was done"):
+    with pytest.raises(
+        UserError, match=r"needs [\d.,]+ GiB of memory, and .* are free; nothing was done"
+    ):
         load(sparse(tmp_path / "huge.safetensors", 2_000_000, 2**16, 1))
 
 
@@ -80,17 +84,33 @@ def test_as_much_memory_as_there_is_may_be_used():
 def damaged(tmp_path):
     checkpoint = random_checkpoint()
     tensors = {**checkpoint.tensors, "ln_f.bias": np.full(12, np.nan, np.float32)}
-    save(type(checkpoint)(checkpoint.config, checkpoint.tokenizer, tensors), tmp_path / "damaged.safetensors")
+    save(
+        type(checkpoint)(checkpoint.config, checkpoint.tokenizer, tensors),
+        tmp_path / "damaged.safetensors",
+    )
     return tmp_path / "damaged.safetensors"
 
 
 def test_numbers_that_are_not_finite_open_when_asked_for_and_are_named_when_used(damaged):
-    with pytest.raises(UserError, match=r"ln_f.bias holds numbers that are not finite \(--allow-nonfinite opens it"):
+    with pytest.raises(
+        UserError, match=r"ln_f.bias holds numbers that are not finite \(--allow-nonfinite opens it"
+    ):
         load(damaged)
     assert np.isnan(load(damaged, nonfinite=True).tensors["ln_f.bias"]).all()
-    command = [sys.executable, "-m", "minillm_repl", "--no-history", "--ckpt", str(damaged), "-p", "가"]
+    command = [
+        sys.executable,
+        "-m",
+        "minillm_repl",
+        "--no-history",
+        "--ckpt",
+        str(damaged),
+        "-p",
+        "가",
+    ]
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "--allow-nonfinite" in refused.stderr
-    opened = subprocess.run([*command, "--allow-nonfinite"], capture_output=True, text=True, check=False)
+    opened = subprocess.run(
+        [*command, "--allow-nonfinite"], capture_output=True, text=True, check=False
+    )
     assert opened.returncode == 1
     assert "the logits at token 1 are not finite numbers" in opened.stderr

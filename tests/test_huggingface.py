@@ -1,4 +1,6 @@
-"""Hugging Face folders: the `transformers` library makes them, saves them, and says what the logits are."""
+"""Hugging Face folders: the `transformers` library makes them, saves them, and says what the
+logits are.
+"""
 
 import numpy as np
 import pytest
@@ -111,9 +113,13 @@ def test_token_by_token_with_the_cache_too(theirs, saved):
     expected = logits_of(theirs, ids)[0].numpy()
     np.testing.assert_allclose(decoder.prefill(ids[0, :5].tolist()), expected[4], rtol=0, atol=1e-4)
     for place in range(5, 40):
-        np.testing.assert_allclose(decoder.decode(int(ids[0, place])), expected[place], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            decoder.decode(int(ids[0, place])), expected[place], rtol=0, atol=1e-4
+        )
     decoder.rewind(11)  # and from the middle, many at once
-    np.testing.assert_allclose(decoder.prefill(ids[0, 11:].tolist()), expected[39], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        decoder.prefill(ids[0, 11:].tolist()), expected[39], rtol=0, atol=1e-4
+    )
 
 
 def test_greedy_text_is_the_same(theirs, saved):
@@ -139,7 +145,9 @@ def test_greedy_text_is_the_same(theirs, saved):
 def test_what_is_saved_as_a_folder_is_opened_by_transformers(theirs, saved, tmp_path):
     checkpoint, _ = opened(saved)
     save(checkpoint, tmp_path / "ours", folder=True)
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ours", attn_implementation="eager"
+    ).eval()
     # A Mistral without a window is a Llama.
     assert again.config.model_type in {theirs.config.model_type, "llama"}
     ids = random_ids(50)
@@ -157,9 +165,13 @@ def test_what_is_saved_as_a_file_is_the_same_model(theirs, saved, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_read_as_it_is_and_computed_in_float32(theirs, tmp_path, dtype):
-    """Theirs loads what they saved, widened: what our arithmetic does with the numbers as they are stored."""
+    """Theirs loads what they saved, widened: what our arithmetic does with the numbers as they
+    are stored.
+    """
     theirs.to(dtype).save_pretrained(tmp_path / "half")
-    exact = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype=torch.float32).eval()
+    exact = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "half", dtype=torch.float32
+    ).eval()
     checkpoint, ours = opened(tmp_path / "half")
     assert checkpoint.dtype == str(dtype).removeprefix("torch.")
     ids = random_ids(64)

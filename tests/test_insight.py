@@ -1,4 +1,6 @@
-"""Attention, the logit lens, direct attribution: the `transformers` library and float64 say what the numbers are."""
+"""Attention, the logit lens, direct attribution: the `transformers` library and float64 say what
+the numbers are.
+"""
 
 import json
 import math
@@ -32,14 +34,18 @@ def both(request, tmp_path):
     """A model of transformers', and ours with the same weights, on the same text."""
     if request.param == "stories260K":
         stories = outside("checkpoints/stories260K-hf")
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(stories, attn_implementation="eager").eval()
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(
+            stories, attn_implementation="eager"
+        ).eval()
         checkpoint = load(stories)
         ids = torch.tensor([checkpoint.tokenizer.encode(STORY * 2)[:21]])
     else:
         theirs = random_model(*FAMILIES[request.param])
         theirs.save_pretrained(tmp_path)
         checkpoint, ids = load(tmp_path), random_ids(21)
-    ours = Subject(build(checkpoint.config, checkpoint.tensors), checkpoint.tokenizer, tuple(ids[0].tolist()))
+    ours = Subject(
+        build(checkpoint.config, checkpoint.tensors), checkpoint.tokenizer, tuple(ids[0].tolist())
+    )
     with torch.no_grad():
         return ours, theirs, theirs(ids, output_attentions=True, output_hidden_states=True)
 
@@ -55,7 +61,9 @@ def test_attention_is_that_of_transformers_on_every_head(both):
     view = head_view(ours, 2, 3)
     np.testing.assert_allclose(view.weights, theirs.attentions[2][0, 3], rtol=0, atol=1e-5)
     assert [head.weights for head in layer_view(ours, 2).heads][3] == view.weights
-    looked = dict(next(head for head in focus_view(ours).heads if (head.layer, head.head) == (2, 3)).looked)
+    looked = dict(
+        next(head for head in focus_view(ours).heads if (head.layer, head.head) == (2, 3)).looked
+    )
     most = theirs.attentions[2][0, 3, -1].topk(5)
     assert list(looked) == most.indices.tolist()
     np.testing.assert_allclose(list(looked.values()), most.values, rtol=0, atol=1e-5)
@@ -64,15 +72,22 @@ def test_attention_is_that_of_transformers_on_every_head(both):
 def test_each_row_of_the_lens_is_the_last_norm_on_what_transformers_has_there(both):
     ours, model, theirs = both
     view = lens_view(ours, top=97)
-    norm = getattr(model.base_model, "ln_f", None) or getattr(model.base_model, "final_layer_norm", None)
+    norm = getattr(model.base_model, "ln_f", None) or getattr(
+        model.base_model, "final_layer_norm", None
+    )
     norm = norm or model.base_model.norm
     rows = {row.place: row for row in view.rows}
     final = theirs.logits[0, -1].double().log_softmax(-1)
     last = model.config.num_hidden_layers - 1
-    for layer in range(-1, last):  # the last hidden state of transformers has been through the norm already
+    # the last hidden state of transformers has been through the norm already
+    for layer in range(-1, last):
         with torch.no_grad():
             logits = model.get_output_embeddings()(norm(theirs.hidden_states[layer + 1][0, -1]))
-        place = next(name for name in (f"{layer} feed-forward", f"{layer} block", "embedding") if name in rows)
+        place = next(
+            name
+            for name in (f"{layer} feed-forward", f"{layer} block", "embedding")
+            if name in rows
+        )
         agrees(rows[place], logits.double().log_softmax(-1), final)
     agrees(view.rows[-1], final, final)
 
@@ -106,7 +121,9 @@ def test_the_parts_add_up_to_the_logit(both, versus):
     ours, _, theirs = both
     for token in (None, 0, 96):
         view = why_view(ours, token, versus)
-        chosen = theirs.logits[0, -1, view.token.id] - (theirs.logits[0, -1, versus] if versus is not None else 0)
+        chosen = theirs.logits[0, -1, view.token.id] - (
+            theirs.logits[0, -1, versus] if versus is not None else 0
+        )
         assert view.logit == pytest.approx(float(chosen), abs=1e-4)
         assert sum(part.value for part in view.parts) == pytest.approx(view.logit, abs=1e-4)
     view = why_view(exact(ours), 3, versus)
@@ -120,15 +137,21 @@ def test_the_heads_and_the_bias_add_up_to_what_attention_writes(both):
     parts = written(ours, {name: tensor[-1] for name, tensor in found.items()})
     for layer in range(3):
         added = sum(
-            vector for name, vector in parts.items() if name.startswith((f"head {layer}.", f"attention bias {layer}"))
+            vector
+            for name, vector in parts.items()
+            if name.startswith((f"head {layer}.", f"attention bias {layer}"))
         )
-        torch.testing.assert_close(added, found[f"blocks.{layer}.attention.out"][-1], rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            added, found[f"blocks.{layer}.attention.out"][-1], rtol=0, atol=1e-12
+        )
 
 
 def test_the_stream_is_as_long_as_the_hidden_states_of_transformers(both):
     ours, _, theirs = both
     rows = {row.place: row for row in residual_view(ours).rows}
-    assert rows["embedding"].stream == pytest.approx(float(theirs.hidden_states[0][0, -1].norm()), abs=1e-4)
+    assert rows["embedding"].stream == pytest.approx(
+        float(theirs.hidden_states[0][0, -1].norm()), abs=1e-4
+    )
     for layer in range(2):
         stream = float(theirs.hidden_states[layer + 1][0, -1].norm())
         assert rows[f"{layer} feed-forward"].stream == pytest.approx(stream, rel=1e-5)
@@ -150,7 +173,10 @@ def test_each_direction_is_the_cosine_with_the_stream_that_the_part_has_read(bot
     for layer, (attention, forward) in enumerate(zip(made[::2], made[1::2], strict=True)):
         entered = theirs.hidden_states[layer][0, -1]
         read = entered if parallel else entered + attention
-        for place, added, before in (("attention", attention, entered), ("feed-forward", forward, read)):
+        for place, added, before in (
+            ("attention", attention, entered),
+            ("feed-forward", forward, read),
+        ):
             cosine = float(torch.nn.functional.cosine_similarity(added, before, dim=0))
             assert rows[f"{layer} {place}"].aligned == pytest.approx(cosine, abs=1e-4)
             assert rows[f"{layer} {place}"].added == pytest.approx(float(added.norm()), abs=1e-4)
@@ -175,7 +201,8 @@ def test_patterns_are_found_where_they_were_put():
     of_both = patterns(torch.stack((previous, induction)), ids)
     looking_back, inducing = ({each.name: each.score for each in found} for found in of_both)
     assert looking_back == pytest.approx({"previous token": 1, "first token": 0.25, "itself": 0})
-    assert inducing == pytest.approx({"previous token": 0, "first token": 0.5, "itself": 0})  # two places prove nothing
+    # two places prove nothing
+    assert inducing == pytest.approx({"previous token": 0, "first token": 0.5, "itself": 0})
     assert of_both[0][0].name == "previous token"
     assert patterns(torch.ones(2, 1, 1), (7,)) == [(), ()]
 
@@ -186,21 +213,29 @@ def test_patterns_are_found_where_they_were_put():
     [
         ((7, 8, 9, 7, 8), {}),
         ((7, 8, 9, 7, 8, 9), {"same token": 3, "induction on this text": 3}),
-        ((5, 5, 5, 5), {"same token": 3}),  # what follows the one before is the token itself: no place to look back to
+        # what follows the one before is the token itself: no place to look back to
+        ((5, 5, 5, 5), {"same token": 3}),
         ((1, 2, 1, 3, 1, 4, 1, 5), {"same token": 3, "induction on this text": 3}),
     ],
 )
-def test_even_attention_scores_the_chance_level_of_each_pattern_over_the_rows_that_can_show_it(ids, by_content, window):
+def test_even_attention_scores_the_chance_level_of_each_pattern_over_the_rows_that_can_show_it(
+    ids, by_content, window
+):
     time = len(ids)
     sees = [range(max(0, row + 1 - window) if window else 0, row + 1) for row in range(time)]
-    even = torch.tensor([[1 / len(seen) if each in seen else 0 for each in range(time)] for seen in sees])
+    even = torch.tensor(
+        [[1 / len(seen) if each in seen else 0 for each in range(time)] for seen in sees]
+    )
     places = {  # by their definitions, a row at a time
         "itself": {row: {row} for row in range(1, time)},
         "previous token": {row: {row - 1} for row in range(2, time)},
         "first token": {row: {0} for row in range(1, time)},
-        "same token": {row: {each for each in range(row) if ids[each] == ids[row]} for row in range(time)},
+        "same token": {
+            row: {each for each in range(row) if ids[each] == ids[row]} for row in range(time)
+        },
         "induction on this text": {
-            row: {each + 1 for each in range(row - 1) if ids[each] == ids[row]} for row in range(time)
+            row: {each + 1 for each in range(row - 1) if ids[each] == ids[row]}
+            for row in range(time)
         },
     }
     found = {each.name: each for each in patterns(even[None], ids, window)[0]}
@@ -226,7 +261,9 @@ def test_a_head_that_looks_one_back_gets_no_credit_where_that_is_the_first_token
 
 def of_text(checkpoint, text):
     return Subject(
-        build(checkpoint.config, checkpoint.tensors), checkpoint.tokenizer, tuple(checkpoint.tokenizer.encode(text))
+        build(checkpoint.config, checkpoint.tensors),
+        checkpoint.tokenizer,
+        tuple(checkpoint.tokenizer.encode(text)),
     )
 
 

@@ -1,4 +1,6 @@
-"""One head, one neuron, one gradient, one prompt during training: hooks into `transformers` and finite differences."""
+"""One head, one neuron, one gradient, one prompt during training: hooks into `transformers` and
+finite differences.
+"""
 
 import io
 
@@ -24,7 +26,7 @@ LAYER, HEAD = 1, 2
 
 
 @pytest.mark.parametrize("position", [0, 5, -1])
-def test_a_query_meets_keys_and_mixes_values_as_the_models_own_attention_does(both, position):  # noqa: F811
+def test_a_query_meets_keys_and_mixes_values_as_the_models_own_attention_does(both, position):
     ours, _, theirs = both
     view = qkv_view(ours, LAYER, HEAD, position)
     place = position % 21
@@ -43,10 +45,12 @@ def test_a_query_meets_keys_and_mixes_values_as_the_models_own_attention_does(bo
     mixed = sum(each.weight * np.array(each.value) for each in view.met)
     np.testing.assert_allclose(view.mixed, mixed, atol=1e-5)
     _, found = ours.upto(place).record(f"blocks.{LAYER}.attention.z")
-    np.testing.assert_allclose(view.mixed, found[f"blocks.{LAYER}.attention.z"][-1, HEAD], atol=1e-6)
+    np.testing.assert_allclose(
+        view.mixed, found[f"blocks.{LAYER}.attention.z"][-1, HEAD], atol=1e-6
+    )
 
 
-def test_neurons_are_what_enters_the_second_matrix_of_transformers_feed_forward(both):  # noqa: F811
+def test_neurons_are_what_enters_the_second_matrix_of_transformers_feed_forward(both):
     ours, model, _ = both
     hidden = feed_forward_input(model, ours.input)  # (time, hidden)
     view = neurons_view(ours, LAYER)
@@ -60,7 +64,7 @@ def test_neurons_are_what_enters_the_second_matrix_of_transformers_feed_forward(
 
 
 @pytest.mark.parametrize("versus", [None, 7])
-def test_gradients_are_those_of_transformers(both, versus):  # noqa: F811
+def test_gradients_are_those_of_transformers(both, versus):
     ours, model, theirs = both
     view = grad_view(ours, versus=versus)
     assert view.token.id == int(theirs.logits[0, -1].argmax())
@@ -74,7 +78,7 @@ def test_gradients_are_those_of_transformers(both, versus):  # noqa: F811
     np.testing.assert_allclose(view.times, (gradient[0] * entered).sum(-1), atol=1e-4, rtol=1e-3)
 
 
-def test_where_nothing_depends_on_anything_the_largest_gradient_is_0(both):  # noqa: F811
+def test_where_nothing_depends_on_anything_the_largest_gradient_is_0(both):
     view = grad_view(both[0], 5, 5)
     assert set(view.norms) == {0}
     out = Console(file=io.StringIO(), width=100)
@@ -82,7 +86,7 @@ def test_where_nothing_depends_on_anything_the_largest_gradient_is_0(both):  # n
     assert "at most 0.000" in out.file.getvalue()
 
 
-def test_gradient_times_vector_is_the_slope_of_the_logit_as_the_vector_grows(both):  # noqa: F811
+def test_gradient_times_vector_is_the_slope_of_the_logit_as_the_vector_grows(both):
     subject, step = exact(both[0]), 1e-6
     view = grad_view(subject, token=5)
 
@@ -125,7 +129,9 @@ def test_a_watched_prompt_is_what_the_lens_says_at_each_moment():
     view = watch.view()
     assert [moment.step for moment in view.moments] == [0, 10, 20]
     assert view.answer.id == int(finals[-1].argmax())
-    assert [each.prob for each in view.moments] == pytest.approx([float(each[view.answer.id]) for each in finals])
+    assert [each.prob for each in view.moments] == pytest.approx(
+        [float(each[view.answer.id]) for each in finals]
+    )
 
 
 def test_a_long_watch_forgets_moments_between_the_first_and_the_last():

@@ -1,4 +1,6 @@
-"""Tokens, surprisal, neighbours, the map, two models on one text: `transformers`, numpy and float64 say the numbers."""
+"""Tokens, surprisal, neighbours, the map, two models on one text: `transformers`, numpy and
+float64 say the numbers.
+"""
 
 import math
 
@@ -30,10 +32,12 @@ def test_tokens_are_told_with_their_bytes_and_their_rows_of_the_embedding(nalssi
     for piece in view.pieces:
         row = embedding[nalssi.tokenizer.encode(piece.token.text)[0]]
         assert piece.vector == tuple(row.tolist())
-        assert piece.norm == pytest.approx(math.sqrt(math.fsum(float(each) ** 2 for each in row)), rel=1e-6)
+        assert piece.norm == pytest.approx(
+            math.sqrt(math.fsum(float(each) ** 2 for each in row)), rel=1e-6
+        )
 
 
-def test_surprisal_is_the_cross_entropy_of_transformers(both):  # noqa: F811
+def test_surprisal_is_the_cross_entropy_of_transformers(both):
     ours, model, theirs = both
     view = surprise_view(ours)
     targets = ours.input[0, 1:]
@@ -52,7 +56,7 @@ def test_surprisal_is_the_cross_entropy_of_transformers(both):  # noqa: F811
     assert [each.token.id for each in worst.expected] == before.topk(3).indices.tolist()
 
 
-def test_of_what_was_just_written_only_that_is_measured(both):  # noqa: F811
+def test_of_what_was_just_written_only_that_is_measured(both):
     ours = both[0]
     whole, part = surprise_view(ours), surprise_view(ours, first=15)
     assert part.bits == whole.bits
@@ -66,9 +70,12 @@ def test_bits_per_byte_leave_special_tokens_out():
     subject = of_text(checkpoint, STORY)
     view = surprise_view(subject)
     logits = subject.logits().double().log_softmax(-1)
-    bits = [-float(logits[place, token]) / math.log(2) for place, token in enumerate(subject.ids[1:])]
+    bits = [
+        -float(logits[place, token]) / math.log(2) for place, token in enumerate(subject.ids[1:])
+    ]
     assert subject.tokens[0].text == "<s>"
-    assert sum(len(token.bytes) for token in subject.tokens[1:]) == len(STORY) + 1  # with a space before the text
+    # with a space before the text
+    assert sum(len(token.bytes) for token in subject.tokens[1:]) == len(STORY) + 1
     assert view.bits_per_byte == pytest.approx(math.fsum(bits) / len(STORY), abs=1e-9)
     assert 1 < view.perplexity < 3  # it has learnt stories that begin like this one
 
@@ -82,7 +89,11 @@ def neighbours_by_numpy(table, terms):
     unit = table / np.linalg.norm(table, axis=1, keepdims=True)
     aim = sum(sign * unit[token] for sign, token in terms)
     cosines = unit @ (aim / np.linalg.norm(aim))
-    order = [token for token in np.argsort(-cosines, kind="stable") if token not in {token for _, token in terms}]
+    order = [
+        token
+        for token in np.argsort(-cosines, kind="stable")
+        if token not in {token for _, token in terms}
+    ]
     return order[:10], cosines[order[:10]]
 
 
@@ -91,7 +102,9 @@ def test_neighbours_are_those_of_numpy_in_both_tables(nalssi, terms):
     model = build(nalssi.config, nalssi.tensors)
     view = near_view(model, nalssi.tokenizer, terms)
     for name, found in (("token_embedding", view.input), ("lm_head", view.output)):
-        order, cosines = neighbours_by_numpy(nalssi.tensors[f"{name}.weight"].astype(np.float64), terms)
+        order, cosines = neighbours_by_numpy(
+            nalssi.tensors[f"{name}.weight"].astype(np.float64), terms
+        )
         assert [each.token.id for each in found] == order
         np.testing.assert_allclose([each.cosine for each in found], cosines, atol=1e-6)
     with pytest.raises(UserError, match="cancel"):
@@ -125,9 +138,11 @@ def test_damaged_vectors_are_told_not_drawn():
             ask()
 
 
-def test_two_models_are_as_far_apart_as_torch_says(both):  # noqa: F811
+def test_two_models_are_as_far_apart_as_torch_says(both):
     ours = both[0]
-    other = Subject(ours.model, ours.tokenizer, ours.ids, lambda name, x: x * 1.3 if name == "embedding" else x)
+    other = Subject(
+        ours.model, ours.tokenizer, ours.ids, lambda name, x: x * 1.3 if name == "embedding" else x
+    )
     view = compare_view(ours, other, ("a", "b"))
     categorical = torch.distributions.Categorical
     p, q = (categorical(logits=each.logits().double()) for each in (ours, other))
@@ -141,13 +156,20 @@ def test_two_models_are_as_far_apart_as_torch_says(both):  # noqa: F811
     assert first.theirs.prob == pytest.approx(float(q.probs[first.position].max()))
     assert [each.token.id for each in view.top[1]] == q.probs[-1].topk(8).indices.tolist()
     assert view.bits_per_byte[0] == surprise_view(ours).bits_per_byte
-    opposite = Subject(ours.model, ours.tokenizer, ours.ids, lambda name, x: -x if name == "final" else x)
+    opposite = Subject(
+        ours.model, ours.tokenizer, ours.ids, lambda name, x: -x if name == "final" else x
+    )
     for theirs, seen in ((other, view), (opposite, compare_view(ours, opposite, ("a", "b")))):
         tops = [each.logits().argmax(-1) for each in (ours, theirs)]
         assert seen.same_top == int((tops[0] == tops[1]).sum())
     assert seen.same_top < len(ours.ids)
     same = compare_view(ours, ours, ("a", "a"))
-    assert (same.kl, same.kl_mean, same.same_top, same.differ) == ((0, 0), (0, 0), len(ours.ids), ())
+    assert (same.kl, same.kl_mean, same.same_top, same.differ) == (
+        (0, 0),
+        (0, 0),
+        len(ours.ids),
+        (),
+    )
 
 
 def test_models_of_different_vocabularies_are_compared_as_far_as_they_can_be():
@@ -157,7 +179,9 @@ def test_models_of_different_vocabularies_are_compared_as_far_as_they_can_be():
     assert "different vocabularies" in view.why
     assert view.kl is view.same_top is None
     assert view.differ == ()
-    assert view.bits_per_byte == pytest.approx([surprise_view(each).bits_per_byte for each in (one, other)])
+    assert view.bits_per_byte == pytest.approx(
+        [surprise_view(each).bits_per_byte for each in (one, other)]
+    )
     lacks = of_text(random_checkpoint(characters=["가", "각"]), "가각갂")
     assert compare_view(one, lacks, ("a", "b")).bits_per_byte == (None, None)
     fewer = Subject(one.model, one.tokenizer, one.ids[1:])
@@ -168,7 +192,9 @@ def test_random_texts_have_the_surprisal_of_a_blind_guess():
     checkpoint = random_checkpoint()
     for tensor in checkpoint.tensors.values():
         tensor[:] = 0
-    subject = Subject(build(checkpoint.config, checkpoint.tensors), checkpoint.tokenizer, (1, 5, 3, 3))
+    subject = Subject(
+        build(checkpoint.config, checkpoint.tensors), checkpoint.tokenizer, (1, 5, 3, 3)
+    )
     view = surprise_view(subject)
     assert view.bits[1:] == pytest.approx([math.log2(11)] * 3)
     assert view.perplexity == pytest.approx(11)

@@ -1,4 +1,6 @@
-"""Ctrl-C at any moment: back to the prompt, with what was made; a second one is stronger, a third leaves."""
+"""Ctrl-C at any moment: back to the prompt, with what was made; a second one is stronger, a
+third leaves.
+"""
 
 import argparse
 import os
@@ -51,7 +53,9 @@ finally:
 
 def test_ctrl_c_does_not_end_the_process_that_reads_a_template_or_a_tokenizer():
     command = [sys.executable, "-c", PRESSED_WHILE_IT_ASKS]
-    done = subprocess.run(command, capture_output=True, text=True, start_new_session=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, start_new_session=True, timeout=60, check=False
+    )
     assert "hello" in done.stdout, done.stderr
 
 
@@ -89,7 +93,7 @@ def test_no_press_leaves_what_is_unsaved_nor_breaks_in_on_what_was_learnt():
 @pytest.mark.parametrize(
     "presses", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.slow)]
 )
-def test_ctrl_c_however_often_keeps_what_was_learnt_and_never_leaves_it(visit, presses):  # noqa: F811
+def test_ctrl_c_however_often_keeps_what_was_learnt_and_never_leaves_it(visit, presses):
     terminal = visit()
     terminal.wait_for_prompt()
     terminal.send(f":train {CORPUS} new steps=1000000 width=8 layers=1 heads=1")
@@ -112,7 +116,17 @@ def test_ctrl_c_however_often_keeps_what_was_learnt_and_never_leaves_it(visit, p
 
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_training_from_the_shell_with_what_was_learnt_in_its_file(tmp_path):
-    command = [sys.executable, "-m", "minillm_repl", "--ckpt", "m.safetensors", "--train", str(CORPUS), "--width", "8"]
+    command = [
+        sys.executable,
+        "-m",
+        "minillm_repl",
+        "--ckpt",
+        "m.safetensors",
+        "--train",
+        str(CORPUS),
+        "--width",
+        "8",
+    ]
     command += ["--layers", "1", "--heads", "1", "--steps", "1000000", "--every", "3"]
     started = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=tmp_path)
     while not re.match(rb"step +3 ", started.stderr.readline()):
@@ -132,16 +146,20 @@ def test_what_cannot_be_interrupted_is_not_waited_for():
         patiently(signal.pause, lambda: True)
 
 
-def test_ctrl_c_in_one_write_with_the_enter_before_it_stops_what_the_enter_began(visit):  # noqa: F811
+def test_ctrl_c_in_one_write_with_the_enter_before_it_stops_what_the_enter_began(visit):
     terminal = visit()
     terminal.wait_for_prompt()
     terminal.do("가")  # now the model is open
     terminal.do(":max-tokens 1000000")
     for count, typed in enumerate(("가\r\x03", "가\r\x03나"), 1):
-        terminal.wait_for(lambda terminal: terminal.at_empty_prompt)  # before, the terminal itself takes Ctrl-C
+        # before, the terminal itself takes Ctrl-C
+        terminal.wait_for(lambda terminal: terminal.at_empty_prompt)
         terminal.type(typed)
-        terminal.wait_for(lambda terminal, count=count: terminal.text.count("stopped by Ctrl-C") == count)
-    terminal.wait_for(lambda terminal: terminal.line.startswith(">>> 나"))  # what was typed after it is kept
+        terminal.wait_for(
+            lambda terminal, count=count: terminal.text.count("stopped by Ctrl-C") == count
+        )
+    # what was typed after it is kept
+    terminal.wait_for(lambda terminal: terminal.line.startswith(">>> 나"))
     terminal.keys("ctrl-c")
     terminal.do(":max-tokens 4")
     assert ">>> 가나다라마" in terminal.do("가")
@@ -151,7 +169,9 @@ def test_a_save_that_is_stopped_changes_nothing(tmp_path):
     path = tmp_path / "m.safetensors"
     save(random_checkpoint(), path)
     old = path.read_bytes()
-    with pytest.raises(UserError, match=r"stopped: .* was not saved, and nothing was changed there"):
+    with pytest.raises(
+        UserError, match=r"stopped: .* was not saved, and nothing was changed there"
+    ):
         save(random_checkpoint(seed=1), path, lambda: True)
     assert path.read_bytes() == old
     assert os.listdir(tmp_path) == [path.name]
@@ -169,20 +189,25 @@ def trainers(monkeypatch):
     """Makes trainers of one and the same run, whose model counts as large."""
     monkeypatch.setattr(training, "_WORK_AT_ONCE", 0)
     monkeypatch.setattr(training, "_WORTH_ASKING", 0)
-    plan = TrainPlan(steps=9, batch=4, context=8, lr=0.01, precision="float32", optimizer="adamw", dropout=0.1)
+    plan = TrainPlan(
+        steps=9, batch=4, context=8, lr=0.01, precision="float32", optimizer="adamw", dropout=0.1
+    )
     ids = np.random.default_rng(0).integers(0, 11, 400).astype(np.uint16)
 
     def make():
         torch.manual_seed(0)
         checkpoint, part = random_checkpoint(vocab=11, context=8), Part(ids, None, 8)
-        trainer = training.Trainer(trainable(checkpoint.config, checkpoint.tensors), part, part, plan)
+        trainer = training.Trainer(
+            trainable(checkpoint.config, checkpoint.tensors), part, part, plan
+        )
         trainer._clock = 0.0
         return trainer
 
     return make
 
 
-@pytest.mark.parametrize("asked", [1, 2, 3, 4])  # after each of two blocks, and again on the way back
+# after each of two blocks, and again on the way back
+@pytest.mark.parametrize("asked", [1, 2, 3, 4])
 def test_a_step_of_a_large_model_that_is_stopped_half_way_leaves_no_trace(asked, trainers):
     runs = []
     for stopped in (False, True):
@@ -204,13 +229,15 @@ def test_a_step_of_a_large_model_that_is_stopped_half_way_leaves_no_trace(asked,
 def test_a_measurement_is_stopped_between_two_groups_of_windows(trainers):
     trainer, asked = trainers(), []
     with pytest.raises(Interrupted):
-        trainer.mean_loss(trainer.train, trainer.train.even(400), lambda: len(asked) > 3 or asked.append(1))
+        trainer.mean_loss(
+            trainer.train, trainer.train.even(400), lambda: len(asked) > 3 or asked.append(1)
+        )
     assert len(asked) == 4
     assert np.isfinite(trainer.mean_loss(trainer.train, trainer.train.even(400)))
 
 
 @pytest.mark.slow
-def test_a_large_model_tells_how_far_it_has_read_and_ctrl_c_ends_that(visit, tmp_path):  # noqa: F811
+def test_a_large_model_tells_how_far_it_has_read_and_ctrl_c_ends_that(visit, tmp_path):
     reliability.large_model(tmp_path / "large.safetensors")
     terminal = visit("--ckpt", str(tmp_path / "large.safetensors"), "--max-tokens", "4")
     terminal.wait_for_prompt()

@@ -1,4 +1,6 @@
-"""Ablation, patching, steering: what is silenced, carried over or added, against the same done to `transformers`."""
+"""Ablation, patching, steering: what is silenced, carried over or added, against the same done
+to `transformers`.
+"""
 
 import numpy as np
 import pytest
@@ -39,7 +41,11 @@ LAYER, HEAD = 1, 2
 def projection(model, layer=LAYER):
     """The output projection of transformers' attention, whatever its family calls it."""
     ending = f".{layer}.", ("attn.c_proj", "attention.dense", "self_attn.o_proj")
-    return next(module for name, module in model.named_modules() if ending[0] in name and name.endswith(ending[1]))
+    return next(
+        module
+        for name, module in model.named_modules()
+        if ending[0] in name and name.endswith(ending[1])
+    )
 
 
 def layers(model):
@@ -60,12 +66,12 @@ def feed_forward_input(model, ids):
 
 
 @pytest.fixture
-def other(both):  # noqa: F811
+def other(both):
     ours = both[0]
     return Subject(ours.model, ours.tokenizer, tuple(random_ids(21, seed=8)[0].tolist()))
 
 
-def test_a_head_set_to_zero_is_its_columns_of_the_projection_set_to_zero(both):  # noqa: F811
+def test_a_head_set_to_zero_is_its_columns_of_the_projection_set_to_zero(both):
     ours, theirs, _ = both
     dense, size = projection(theirs), ours.config.head_size
     columns = slice(HEAD * size, (HEAD + 1) * size)
@@ -80,7 +86,7 @@ def test_a_head_set_to_zero_is_its_columns_of_the_projection_set_to_zero(both): 
     assert not torch.allclose(silenced, ours.logits(), atol=1e-3)
 
 
-def test_a_head_at_its_mean_is_what_enters_the_projection_averaged_over_the_text(both):  # noqa: F811
+def test_a_head_at_its_mean_is_what_enters_the_projection_averaged_over_the_text(both):
     ours, theirs, _ = both
     size = ours.config.head_size
     columns = slice(HEAD * size, (HEAD + 1) * size)
@@ -98,7 +104,7 @@ def test_a_head_at_its_mean_is_what_enters_the_projection_averaged_over_the_text
     torch.testing.assert_close(silenced, expected, rtol=0, atol=1e-4)
 
 
-def test_a_layer_that_is_silenced_hands_on_what_it_got(both):  # noqa: F811
+def test_a_layer_that_is_silenced_hands_on_what_it_got(both):
     ours, theirs, _ = both
     with torch.no_grad():
         hook = layers(theirs)[LAYER].register_forward_hook(
@@ -106,15 +112,18 @@ def test_a_layer_that_is_silenced_hands_on_what_it_got(both):  # noqa: F811
         )
         expected = theirs(ours.input).logits[0]
         hook.remove()
-    torch.testing.assert_close(ours.with_tap(silencing(ours, LAYER)).logits(), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        ours.with_tap(silencing(ours, LAYER)).logits(), expected, rtol=0, atol=1e-4
+    )
 
 
-def test_changes_add_up_as_hooks_in_transformers_do_together(both, other):  # noqa: F811
+def test_changes_add_up_as_hooks_in_transformers_do_together(both, other):
     ours, theirs, _ = both
     size = ours.config.head_size
     along = direction(*pair(other, ours), 1)
     changed = ours.with_tap(silencing(ours, 0, 1)).with_tap(steering(along, 1, 3))
-    changed = changed.with_tap(silencing(changed, 2, HEAD, "mean"))  # the mean as the changed model has it
+    # the mean as the changed model has it
+    changed = changed.with_tap(silencing(changed, 2, HEAD, "mean"))
 
     def silenced(_module, given):
         z = given[0].clone()
@@ -143,8 +152,12 @@ def test_changes_add_up_as_hooks_in_transformers_do_together(both, other):  # no
         hook.remove()
     torch.testing.assert_close(changed.logits(), expected, rtol=0, atol=1e-4)
     assert not torch.allclose(changed.logits(), ours.logits(), atol=1e-2)
-    np.testing.assert_allclose(head_view(changed, 2, 0).weights, found.attentions[2][0, 0].detach(), atol=1e-5)
-    np.testing.assert_allclose(grad_view(changed).norms, gradient[0].norm(dim=-1), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        head_view(changed, 2, 0).weights, found.attentions[2][0, 0].detach(), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        grad_view(changed).norms, gradient[0].norm(dim=-1), rtol=1e-3, atol=1e-4
+    )
     busiest = neurons_view(changed, LAYER).neurons[0]
     np.testing.assert_allclose(busiest.activations, hidden[:, busiest.index], atol=1e-4)
     final = expected[-1].double().log_softmax(-1)
@@ -154,38 +167,50 @@ def test_changes_add_up_as_hooks_in_transformers_do_together(both, other):  # no
 
 
 @pytest.mark.parametrize("how", ["zero", "mean"])
-def test_the_scan_ranks_every_head_by_the_loss_without_it(both, how, monkeypatch):  # noqa: F811
+def test_the_scan_ranks_every_head_by_the_loss_without_it(both, how, monkeypatch):
     ours, _, theirs = both
     view = scan_view(ours, how)
     targets = ours.input[0, 1:]
     assert view.loss == pytest.approx(
         float(torch.nn.functional.cross_entropy(theirs.logits[0, :-1], targets)), abs=1e-5
     )
-    assert [head.change for head in view.heads] == sorted((head.change for head in view.heads), reverse=True)
-    assert len({(head.layer, head.head) for head in view.heads}) == ours.config.layers * ours.config.heads
+    assert [head.change for head in view.heads] == sorted(
+        (head.change for head in view.heads), reverse=True
+    )
+    assert (
+        len({(head.layer, head.head) for head in view.heads})
+        == ours.config.layers * ours.config.heads
+    )
     for head in view.heads[::5]:
         logits = ours.with_tap(silencing(ours, head.layer, head.head, how)).logits()
         loss = float(torch.nn.functional.cross_entropy(logits[:-1], targets))
         assert head.change == pytest.approx(loss - view.loss, abs=1e-5)
     monkeypatch.setattr("minillm_repl.insight.ablation._AT_ONCE", 1)  # one at a time
-    assert {(head.layer, head.head): pytest.approx(head.change, abs=1e-6) for head in scan_view(ours, how).heads} == {
-        (head.layer, head.head): head.change for head in view.heads
-    }
+    assert {
+        (head.layer, head.head): pytest.approx(head.change, abs=1e-6)
+        for head in scan_view(ours, how).heads
+    } == {(head.layer, head.head): head.change for head in view.heads}
 
 
-def test_patching_a_prompt_with_itself_changes_nothing(both):  # noqa: F811
+def test_patching_a_prompt_with_itself_changes_nothing(both):
     ours = both[0]
     _, found = ours.record("embedding", "residual", "attention.out", "ff.out")
     for name, activation in found.items():
         patched = patched_logits(ours, name, activation)
-        torch.testing.assert_close(patched, ours.logits(last=True).expand_as(patched), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            patched, ours.logits(last=True).expand_as(patched), rtol=0, atol=1e-5
+        )
     with pytest.raises(UserError, match="prompts are the same"):
         patch_view(ours, ours)
 
 
 @pytest.mark.parametrize("share", [0.0, 1e-6, 1e-4, 1.0])
-def test_shares_of_a_difference_that_is_rounding_are_refused_with_the_difference(both, other, share):  # noqa: F811
-    """Prompts of which the model reads but one vector, which differs between them by a share of what it did."""
+def test_shares_of_a_difference_that_is_rounding_are_refused_with_the_difference(
+    both, other, share
+):
+    """Prompts of which the model reads but one vector, which differs between them by a share of
+    what it did.
+    """
     ours, last = both[0], f"blocks.{both[0].config.layers - 1}.residual"
     mine, theirs = (each.record(last)[1][last][-1] for each in (ours, other))
 
@@ -200,20 +225,27 @@ def test_shares_of_a_difference_that_is_rounding_are_refused_with_the_difference
             float(apart[view.answer_a.id] - apart[view.answer_b.id]), abs=1e-4
         )
     elif float(apart.max() - apart.min()) < 1e-3:
-        with pytest.raises(UserError, match=r"the same after both prompts \(the logits of .* differ by"):
+        with pytest.raises(
+            UserError, match=r"the same after both prompts \(the logits of .* differ by"
+        ):
             patch_view(a, b)
 
 
-def test_the_whole_residual_stream_of_the_other_prompt_brings_its_logits(both, other):  # noqa: F811
+def test_the_whole_residual_stream_of_the_other_prompt_brings_its_logits(both, other):
     ours = both[0]
     _, found = other.record("embedding", ".residual")
-    assert list(found) == ["embedding", *(f"blocks.{layer}.residual" for layer in range(ours.config.layers))]
+    assert list(found) == [
+        "embedding",
+        *(f"blocks.{layer}.residual" for layer in range(ours.config.layers)),
+    ]
     for name, activation in found.items():
-        all_of_it = ours.with_tap(lambda at, x, name=name, whole=activation: whole[None] if at == name else x)
+        all_of_it = ours.with_tap(
+            lambda at, x, name=name, whole=activation: whole[None] if at == name else x
+        )
         torch.testing.assert_close(all_of_it.logits(), other.logits(), rtol=0, atol=1e-5)
 
 
-def test_each_cell_is_a_pass_of_transformers_with_that_one_vector_exchanged(both, other):  # noqa: F811
+def test_each_cell_is_a_pass_of_transformers_with_that_one_vector_exchanged(both, other):
     ours, theirs, _ = both
     view = patch_view(other, ours)
     a, b = view.answer_a.id, view.answer_b.id
@@ -222,7 +254,10 @@ def test_each_cell_is_a_pass_of_transformers_with_that_one_vector_exchanged(both
     apart = lambda logits: float(logits[0, -1, a] - logits[0, -1, b])  # noqa: E731
     with torch.no_grad():
         clean, corrupt = apart(theirs(other.input).logits), apart(theirs(ours.input).logits)
-    assert (view.clean, view.corrupt) == (pytest.approx(clean, abs=1e-4), pytest.approx(corrupt, abs=1e-4))
+    assert (view.clean, view.corrupt) == (
+        pytest.approx(clean, abs=1e-4),
+        pytest.approx(corrupt, abs=1e-4),
+    )
     for position in (3, 20):
 
         def exchanged(_module, _given, out, position=position):
@@ -235,24 +270,25 @@ def test_each_cell_is_a_pass_of_transformers_with_that_one_vector_exchanged(both
             expected = (apart(theirs(ours.input).logits) - corrupt) / (clean - corrupt)
         hook.remove()
         assert view.effects[LAYER + 1][position] == pytest.approx(expected, abs=1e-3)
-    assert view.effects[-1][-1] == pytest.approx(1, abs=1e-5)  # the last place is all that the answer is read from
+    # the last place is all that the answer is read from
+    assert view.effects[-1][-1] == pytest.approx(1, abs=1e-5)
     assert max(map(abs, view.effects[-1][:-1])) < 1e-5
 
 
 @pytest.mark.parametrize("what", ["attention", "feed-forward"])
-def test_only_the_last_position_of_the_last_layers_parts_reaches_the_answer(both, other, what):  # noqa: F811
+def test_only_the_last_position_of_the_last_layers_parts_reaches_the_answer(both, other, what):
     view = patch_view(other, both[0], what)
     assert view.places == tuple(map(str, range(both[0].config.layers)))
     assert all(abs(effect) < 1e-5 for effect in view.effects[-1][:-1])
     assert abs(view.effects[-1][-1]) > 1e-3
 
 
-def test_prompts_that_do_not_pair_are_told_by_their_lengths(both):  # noqa: F811
+def test_prompts_that_do_not_pair_are_told_by_their_lengths(both):
     with pytest.raises(UserError, match="as many tokens as each other, and these have 4 and 21"):
         patch_view(both[0].upto(3), both[0])
 
 
-def test_steering_adds_the_difference_of_two_means_to_the_stream_of_transformers(both, other):  # noqa: F811
+def test_steering_adds_the_difference_of_two_means_to_the_stream_of_transformers(both, other):
     ours, theirs, _ = both
     along = direction(*pair(other, ours), LAYER)
     with torch.no_grad():
@@ -270,7 +306,9 @@ def test_steering_adds_the_difference_of_two_means_to_the_stream_of_transformers
     with torch.no_grad():
         logits = theirs(ours.input).logits[0]
     hook.remove()
-    torch.testing.assert_close(ours.with_tap(steering(along, LAYER, 3)).logits(), logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        ours.with_tap(steering(along, LAYER, 3)).logits(), logits, rtol=0, atol=1e-4
+    )
     with pytest.raises(UserError, match="no direction"):
         direction(*pair(ours, ours), LAYER)
 
@@ -278,36 +316,62 @@ def test_steering_adds_the_difference_of_two_means_to_the_stream_of_transformers
 PAIRS = {  # ids of two texts, and the positions of each that are compared
     "a word of one token and one of three": ((9, 8, 1), (9, 8, 2, 3, 4), [2], [4]),
     "as many tokens of each": ((9, 1, 2), (9, 3, 4), [1, 2], [1, 2]),
-    "two tokens and four after what both begin with": ((9, 5, 6, 1, 2), (9, 5, 6, 3, 4, 1, 7), [3, 4], [5, 6]),
+    "two tokens and four after what both begin with": (
+        (9, 5, 6, 1, 2),
+        (9, 5, 6, 3, 4, 1, 7),
+        [3, 4],
+        [5, 6],
+    ),
     "one is how the other begins": ((9, 5, 6), (9, 5, 6, 7, 8), [2], [4]),
     "nothing in common, and nothing before": ((1, 2, 3), (4, 5), [2], [1]),
 }
 
 
 @pytest.mark.parametrize("case", PAIRS)
-def test_a_direction_compares_as_many_tokens_of_each_text_from_its_end_and_never_position_0(both, case):  # noqa: F811
+def test_a_direction_compares_as_many_tokens_of_each_text_from_its_end_and_never_position_0(
+    both, case
+):
     ours, theirs, _ = both
     *texts, at_to, at_away = PAIRS[case]
     sides = pair(*(Subject(ours.model, ours.tokenizer, ids) for ids in texts))
     told = [each.averaged() for each in sides]
-    assert [list(range(each.first, each.first + len(each.tokens))) for each in told] == [at_to, at_away]
-    assert [[*each.after, *each.tokens] for each in told] == [list(each.subject.tokens) for each in sides]
+    assert [list(range(each.first, each.first + len(each.tokens))) for each in told] == [
+        at_to,
+        at_away,
+    ]
+    assert [[*each.after, *each.tokens] for each in told] == [
+        list(each.subject.tokens) for each in sides
+    ]
     with torch.no_grad():
-        hidden = [theirs(torch.tensor([ids]), output_hidden_states=True).hidden_states[LAYER + 1][0] for ids in texts]
+        hidden = [
+            theirs(torch.tensor([ids]), output_hidden_states=True).hidden_states[LAYER + 1][0]
+            for ids in texts
+        ]
     difference = hidden[0][at_to].mean(0) - hidden[1][at_away].mean(0)
-    found = direction(*sides, LAYER) * difference.norm()  # a difference may be small beside what rounding leaves
+    # a difference may be small beside what rounding leaves
+    found = direction(*sides, LAYER) * difference.norm()
     torch.testing.assert_close(found, difference, rtol=0, atol=1e-5)
 
-    def sink(name, x):  # as trained models have it: a large vector at position 0, whatever the token
-        return x + 1e4 * (torch.arange(x.shape[1]) == 0)[:, None] if name == f"blocks.{LAYER}.residual" else x
+    # as trained models have it: a large vector at position 0, whatever the token
+    def sink(name, x):
+        return (
+            x + 1e4 * (torch.arange(x.shape[1]) == 0)[:, None]
+            if name == f"blocks.{LAYER}.residual"
+            else x
+        )
 
     parked = (type(each)(each.subject.with_tap(sink), each.count) for each in sides)
-    torch.testing.assert_close(direction(*parked, LAYER), direction(*sides, LAYER), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        direction(*parked, LAYER), direction(*sides, LAYER), rtol=0, atol=1e-6
+    )
 
 
 def test_a_text_that_has_only_position_0_is_refused_by_its_token():
     subject = of_text(random_checkpoint(), "가")
-    for ask in (lambda: pair(subject, of_text(random_checkpoint(), "가각")), lambda: whole(subject)):
+    for ask in (
+        lambda: pair(subject, of_text(random_checkpoint(), "가각")),
+        lambda: whole(subject),
+    ):
         with pytest.raises(UserError, match="가 would be at position 0"):
             ask()
     assert whole(of_text(random_checkpoint(), "가각갂")).first == 1
@@ -318,7 +382,9 @@ def test_words_are_read_after_the_start_token_and_a_line_break_where_a_vocabular
     assert lead(random_checkpoint().tokenizer) == ()
     merges = ["Ġ h", "h a", "Ġh a", "ha p", "Ġha p"]
     letters = [*"\n hapsd", "ha", "hap", "Ġh", "Ġha", "Ġhap", "<|endoftext|>"]
-    vocabulary = {each.replace(" ", "Ġ").replace("\n", "Ċ"): place for place, each in enumerate(letters)}
+    vocabulary = {
+        each.replace(" ", "Ġ").replace("\n", "Ċ"): place for place, each in enumerate(letters)
+    }
     described = byte_level_bpe(vocabulary, "\n".join(merges))
     tokenizer = SubwordTokenizer(described, {"bos_token": "<|endoftext|>"}, len(vocabulary))
     assert [tokenizer.special(each) or tokenizer.token_bytes(each) for each in lead(tokenizer)] == [
@@ -330,12 +396,13 @@ def test_words_are_read_after_the_start_token_and_a_line_break_where_a_vocabular
         return word_ids(tokenizer, texts, [tokenizer.encode(each, start=False) for each in texts])
 
     assert as_words("hap", "ha") == [[vocabulary["Ġhap"]], [vocabulary["Ġha"]]]
-    assert as_words("d", "s") == [[vocabulary["d"]], [vocabulary["s"]]]  # here the space would be a token of its own
+    # here the space would be a token of its own
+    assert as_words("d", "s") == [[vocabulary["d"]], [vocabulary["s"]]]
 
 
 @pytest.mark.parametrize("at_once", [2**22, 1])
 def test_what_a_direction_does_is_beside_what_32_random_ones_of_its_norm_do_to_transformers(
-    both,  # noqa: F811
+    both,
     other,
     monkeypatch,
     at_once,
@@ -345,11 +412,13 @@ def test_what_a_direction_does_is_beside_what_32_random_ones_of_its_norm_do_to_t
     shares = []
     taps = list(random_steering(ours, LAYER, 3, shares.append))
     assert shares == [each / len(taps) for each in range(len(taps))]
-    assert len(taps) == (4 if at_once > 1 else RANDOM)  # a quarter at most, so that progress is seen
+    # a quarter at most, so that progress is seen
+    assert len(taps) == (4 if at_once > 1 else RANDOM)
     stream = torch.zeros(1, 1, ours.config.width)
     vectors = torch.cat([tap(f"blocks.{LAYER}.residual", stream) for tap in taps])  # (32, 1, width)
     torch.testing.assert_close(vectors.norm(dim=-1), torch.full((32, 1), 3.0))
-    assert float((vectors[:, 0] @ vectors[:, 0].mT / 9).triu(1).abs().max()) < 0.9  # 32 different ones
+    # 32 different ones
+    assert float((vectors[:, 0] @ vectors[:, 0].mT / 9).triu(1).abs().max()) < 0.9
     along = direction(*pair(other, ours), LAYER)
     view = effect_view(ours, "steered", steering(along, LAYER, 3), taps)
     kls = []
@@ -357,7 +426,9 @@ def test_what_a_direction_does_is_beside_what_32_random_ones_of_its_norm_do_to_t
         before = theirs(ours.input).logits[0, -1].double().log_softmax(-1)
         for vector in (*vectors[:, 0], 3 * along):
             hook = layers(theirs)[LAYER].register_forward_hook(
-                lambda _, given, out, v=vector: (out[0] + v, *out[1:]) if isinstance(out, tuple) else out + v
+                lambda _, given, out, v=vector: (
+                    (out[0] + v, *out[1:]) if isinstance(out, tuple) else out + v
+                )
             )
             after = theirs(ours.input).logits[0, -1].double().log_softmax(-1)
             hook.remove()
@@ -365,9 +436,13 @@ def test_what_a_direction_does_is_beside_what_32_random_ones_of_its_norm_do_to_t
     *kls, mine = kls
     assert view.kl == pytest.approx(mine, abs=1e-5)
     assert view.kl_random == pytest.approx(np.median(kls), abs=1e-5)
-    assert (view.random.low, view.random.high) == pytest.approx(tuple(np.percentile(kls, [5, 95])), abs=1e-5)
+    assert (view.random.low, view.random.high) == pytest.approx(
+        tuple(np.percentile(kls, [5, 95])), abs=1e-5
+    )
     assert view.random.directions == 32
-    assert view.random.below == pytest.approx(100 * np.mean([each < mine for each in kls]), abs=100 / 32)
+    assert view.random.below == pytest.approx(
+        100 * np.mean([each < mine for each in kls]), abs=100 / 32
+    )
     again = effect_view(ours, "steered", steering(along, LAYER, 3), random_steering(ours, LAYER, 3))
     assert again.kl_random == pytest.approx(view.kl_random, abs=1e-5)
 
@@ -378,16 +453,18 @@ def test_a_divergence_too_small_for_three_places_is_not_told_as_none():
     ]  # fmt: skip
 
 
-def test_a_strength_of_0_changes_no_bit(both, other):  # noqa: F811
+def test_a_strength_of_0_changes_no_bit(both, other):
     ours = both[0]
     tap = steering(direction(*pair(other, ours), LAYER), LAYER, 0.0)
     assert torch.equal(ours.with_tap(tap).logits(), ours.logits())
     view = effect_view(ours, "steered", tap, random_steering(ours, LAYER, 0.0))
     assert (view.kl, view.kl_random, view.random.low, view.random.high) == (0, 0, 0, 0)
-    assert stream_norm(ours, LAYER) == float(ours.record(f"blocks.{LAYER}.residual")[1].popitem()[1][-1].norm())
+    assert stream_norm(ours, LAYER) == float(
+        ours.record(f"blocks.{LAYER}.residual")[1].popitem()[1][-1].norm()
+    )
 
 
-def test_what_a_change_does_is_the_divergence_from_before_to_after(both, other):  # noqa: F811
+def test_what_a_change_does_is_the_divergence_from_before_to_after(both, other):
     ours = both[0]
     along = direction(*pair(other, ours), LAYER)
     view = effect_view(ours, "steered", steering(along, LAYER, 2))
@@ -395,12 +472,14 @@ def test_what_a_change_does_is_the_divergence_from_before_to_after(both, other):
     after = ours.with_tap(steering(along, LAYER, 2)).logits(last=True)[0].double().log_softmax(-1)
     assert view.kl == pytest.approx(float((after.exp() * (after - before)).sum()), abs=1e-9)
     assert [each.token.id for each in view.after] == after.topk(6).indices.tolist()
-    assert [each.prob for each in view.before] == pytest.approx(before.exp().topk(6).values.tolist())
+    assert [each.prob for each in view.before] == pytest.approx(
+        before.exp().topk(6).values.tolist()
+    )
     assert (view.kl_random, view.random, view.between) == (None, None, None)
 
 
 @pytest.mark.parametrize("how", ["a head", "a layer", "steered", "all of it"])
-def test_of_a_changed_model_the_parts_still_add_up_and_the_stream_is_what_it_is(both, other, how):  # noqa: F811
+def test_of_a_changed_model_the_parts_still_add_up_and_the_stream_is_what_it_is(both, other, how):
     ours = both[0]
     changed = ours
     if how in ("a head", "all of it"):
@@ -430,7 +509,7 @@ def test_a_text_of_one_token_has_no_scan():
         scan_view(of_text(random_checkpoint(), "가"))
 
 
-def test_a_silenced_head_is_told_in_the_toolbar_until_it_is_back(visit):  # noqa: F811
+def test_a_silenced_head_is_told_in_the_toolbar_until_it_is_back(visit):
     terminal = visit("--temp", "0", "-n", "8", ckpt="nalssi")
     terminal.wait_for_prompt()
     before = terminal.do("오늘").split("\n")[0]
@@ -447,7 +526,7 @@ def test_a_silenced_head_is_told_in_the_toolbar_until_it_is_back(visit):  # noqa
     assert terminal.do("오늘").split("\n")[0] == before
 
 
-def test_what_a_change_does_is_measured_without_it_and_without_no_other(visit):  # noqa: F811
+def test_what_a_change_does_is_measured_without_it_and_without_no_other(visit):
     terminal = visit("--temp", "0", "-n", "6", ckpt="nalssi")
     terminal.wait_for_prompt()
     terminal.do("날씨가 좋")
@@ -457,19 +536,23 @@ def test_what_a_change_does_is_measured_without_it_and_without_no_other(visit): 
     assert (
         terminal.do(':ablate 0 mean "날씨가 좋"').split("\n")[1:] == fresh
     )  # not the mean of what is silenced already
-    assert "the model is changed: layer 0 at its mean" in terminal.do(":lens")  # in place of the layer set to zero
+    # in place of the layer set to zero
+    assert "the model is changed: layer 0 at its mean" in terminal.do(":lens")
     terminal.do(":steer 날씨 vs 공원")
     assert "the same to the model" in terminal.do(":steer 하늘 vs 하늘")
-    assert "steered by 4 at layer 2" in terminal.do(":steer")  # what failed has not ended what was on
+    # what failed has not ended what was on
+    assert "steered by 4 at layer 2" in terminal.do(":steer")
     assert "a text needs quotes" in terminal.do(":ablate 0.1 mena")
     assert "without head 0.1" not in terminal.do(":lens")
 
 
-def test_a_patched_prompt_is_a_map_with_its_columns_in_line(visit):  # noqa: F811
+def test_a_patched_prompt_is_a_map_with_its_columns_in_line(visit):
     terminal = visit(ckpt="nalssi", variables={"NO_COLOR": "1"})
     terminal.wait_for_prompt()
     terminal.do(":patch 날씨가 맑다 -> 날씨가 좋다")
-    ends = [[end for end, cell in enumerate(terminal.screen.cells(y)) if cell == "%"] for y in range(24)]
+    ends = [
+        [end for end, cell in enumerate(terminal.screen.cells(y)) if cell == "%"] for y in range(24)
+    ]
     table = [each for each in ends if len(each) == 5]
     assert len(table) == 6
     assert all(each == table[0] for each in table)

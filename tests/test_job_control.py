@@ -10,12 +10,13 @@ pytest.importorskip("termios")
 
 from tests.test_terminal import CORPUS, cache, line_is, models, visit  # noqa: F401 - fixtures
 
-BASH, PLAIN_BASH, DASH = "bash --norc -i", "bash --norc --noediting -i", "dash -i"  # dash leaves a terminal as it is
+# dash leaves a terminal as it is
+BASH, PLAIN_BASH, DASH = "bash --norc -i", "bash --norc --noediting -i", "dash -i"
 PASTED = ("가\n나\n다", line_is(">>> 가", "... 나", "... 다"))
 
 
 @pytest.fixture
-def job(visit):  # noqa: F811
+def job(visit):
     """Opens a terminal on a shell in which `$M` is the program, and starts that."""
 
     def open_(shell, *arguments, start="$M"):
@@ -33,14 +34,20 @@ def stopped(terminal):
     """Press Ctrl-Z, wait for the shell, and check that the terminal is one for a shell."""
     times = terminal.raw.count(b"Stopped")
     terminal.type("\x1a")
-    terminal.wait_for(lambda terminal: terminal.raw.count(b"Stopped") > times and terminal.line.endswith("sh>"))
+    terminal.wait_for(
+        lambda terminal: terminal.raw.count(b"Stopped") > times and terminal.line.endswith("sh>")
+    )
     said = len(terminal.raw)
     terminal.type("stty -a; echo don''e\n")
-    terminal.wait_for(lambda terminal: b"done" in terminal.raw[said:] and terminal.line.endswith("sh>"))
+    terminal.wait_for(
+        lambda terminal: b"done" in terminal.raw[said:] and terminal.line.endswith("sh>")
+    )
     assert b"stty -a" in terminal.raw[said:], "what is typed is not echoed"
     modes = terminal.raw[said:].decode().split()
     assert {"icanon", "echo", "icrnl", "isig"} <= {mode.strip(";") for mode in modes}
-    assert terminal.raw.rfind(b"\x1b[?25h") >= terminal.raw.rfind(b"\x1b[?25l"), "the cursor stays hidden"
+    assert terminal.raw.rfind(b"\x1b[?25h") >= terminal.raw.rfind(b"\x1b[?25l"), (
+        "the cursor stays hidden"
+    )
     return terminal
 
 
@@ -78,7 +85,9 @@ def writing(terminal, text="가"):
     terminal.wait_for(lambda terminal: len(terminal.screen.gone) > gone + 45)
 
 
-@pytest.mark.parametrize("shell", [DASH, *(pytest.param(each, marks=pytest.mark.slow) for each in (PLAIN_BASH, BASH))])
+@pytest.mark.parametrize(
+    "shell", [DASH, *(pytest.param(each, marks=pytest.mark.slow) for each in (PLAIN_BASH, BASH))]
+)
 def test_ctrl_z_suspends_at_the_prompt_and_while_it_writes_and_fg_goes_on(job, shell):
     terminal = job(shell, "--max-tokens", "1000000")
     terminal.wait_for_prompt()
@@ -87,7 +96,8 @@ def test_ctrl_z_suspends_at_the_prompt_and_while_it_writes_and_fg_goes_on(job, s
     for _ in range(2):
         stopped(terminal)
         assert "가나" not in terminal.line
-        assert pasting(terminal) == (shell == BASH)  # bash itself asks for it, where it edits its lines
+        # bash itself asks for it, where it edits its lines
+        assert pasting(terminal) == (shell == BASH)
         terminal.type("fg\n")
         terminal.wait_for(line_is(">>> 가나"))  # as if nothing had been
     terminal.keys("ctrl-c")
@@ -103,7 +113,8 @@ def test_ctrl_z_suspends_at_the_prompt_and_while_it_writes_and_fg_goes_on(job, s
     before = terminal.prompts
     terminal.interrupt()
     terminal.wait_for_prompt(before)
-    # Typed while it writes: Enter is still Enter, a paste one paste, and nothing is echoed into the text.
+    # Typed while it writes: Enter is still Enter, a paste one paste, and nothing is echoed into the
+    # text.
     terminal.do(":max-tokens 20000")
     writing(terminal)
     seen = len(terminal.raw)
@@ -185,7 +196,9 @@ def test_ctrl_z_suspends_in_the_views_that_take_keys_in_a_lesson_and_while_it_tr
     terminal.type("clear; echo the shell''s; fg\n")
     terminal.wait_for(lambda terminal: " left" in "\n".join(terminal.screen.display))
     for_a_while(terminal, 1)
-    assert "the shells" in "\n".join(terminal.screen.display), "what the shell has shown is drawn over"
+    assert "the shells" in "\n".join(terminal.screen.display), (
+        "what the shell has shown is drawn over"
+    )
     before = terminal.prompts
     terminal.paste(PASTED[0])
     for_a_while(terminal, 1)
@@ -209,7 +222,7 @@ def test_ctrl_z_suspends_one_shot_and_the_cursor_is_there(job):
     terminal.wait_for(re.compile("^left with 130", re.MULTILINE))
 
 
-def test_without_a_shell_that_could_wake_it_ctrl_z_changes_nothing(visit):  # noqa: F811
+def test_without_a_shell_that_could_wake_it_ctrl_z_changes_nothing(visit):
     terminal = visit()
     terminal.wait_for_prompt()
     terminal.type("가나")

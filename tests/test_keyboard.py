@@ -70,7 +70,7 @@ def test_escape_alone_is_escape_and_where_the_cursor_is_is_told():
     assert keys("\x1b[24;80R") == [Keys.CPRResponse]
 
 
-def test_shift_enter_breaks_the_line_and_a_focus_report_types_nothing(prompt):  # noqa: F811
+def test_shift_enter_breaks_the_line_and_a_focus_report_types_nothing(prompt):
     prompt.type("가\x1b[13;2u\x1b[I나\x1b[27;2;13~\x1b[O다\x1b[?62c")
     prompt.wait_for(line_is(">>> 가", "... 나", "... 다"))
     prompt.type("\x1b[99;5u")
@@ -79,12 +79,18 @@ def test_shift_enter_breaks_the_line_and_a_focus_report_types_nothing(prompt):  
     prompt.wait_for(">>> 가나다라마\n4 tokens")
 
 
-PASTES = {"three lines": "가\n나\n다", "ESC": "가\n\x1b[31m나\x1b[0m\n다", "long": "가\r\n" * 3_000 + "다"}
+PASTES = {
+    "three lines": "가\n나\n다",
+    "ESC": "가\n\x1b[31m나\x1b[0m\n다",
+    "long": "가\r\n" * 3_000 + "다",
+}
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", [pytest.param(each, marks=() if each == "ESC" else SLOW) for each in PASTES])
-def test_a_paste_while_it_writes_is_one_prompt_afterwards(visit, name):  # noqa: F811
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=() if each == "ESC" else SLOW) for each in PASTES]
+)
+def test_a_paste_while_it_writes_is_one_prompt_afterwards(visit, name):
     text, terminal = PASTES[name], visit("--max-tokens", "20000")
     terminal.wait_for_prompt()
     before = long_generation(terminal, "가")
@@ -92,14 +98,16 @@ def test_a_paste_while_it_writes_is_one_prompt_afterwards(visit, name):  # noqa:
     terminal.type("\x1b[200~" + text[:half].replace("\n", "\r"))
     terminal.pump(0.3)
     terminal.type(text[half:].replace("\n", "\r") + "\x1b[201~")
-    terminal.wait_for(lambda terminal: terminal.prompts > before and terminal.line.endswith("다"), timeout=60)
+    terminal.wait_for(
+        lambda terminal: terminal.prompts > before and terminal.line.endswith("다"), timeout=60
+    )
     assert terminal.prompts == before + 1, "a pasted newline sent a line"
     if len(text) < 100:
         shown = text.replace("\x1b", "^[").split("\n")
         terminal.wait_for(line_is(f">>> {shown[0]}", *(f"... {row}" for row in shown[1:])))
 
 
-def test_lines_typed_while_it_writes_are_lines_afterwards_and_ctrl_c_still_stops(visit):  # noqa: F811
+def test_lines_typed_while_it_writes_are_lines_afterwards_and_ctrl_c_still_stops(visit):
     terminal = visit("--max-tokens", "10000")
     terminal.wait_for_prompt()
     before = long_generation(terminal, "가")

@@ -27,7 +27,9 @@ def test_a_value_without_a_sound_keeps_both():
 
 
 def test_only_what_follows_a_value_is_chosen_and_a_value_is_left_alone():
-    template = with_particles("{name}을/를 {other}에 넣어요. 은/는", {"name": "책", "other": "{name}은/는"})
+    template = with_particles(
+        "{name}을/를 {other}에 넣어요. 은/는", {"name": "책", "other": "{name}은/는"}
+    )
     assert template.format(name="책", other="{name}은/는") == "책을 {name}은/는에 넣어요. 은/는"
 
 
@@ -41,5 +43,11 @@ def test_messages_in_korean_have_no_pair_left():
 
 
 def test_no_translation_writes_a_particle_in_brackets():
-    written = [text for message in read() if message.id for text in (message.string, *message.string)]
-    assert not [text for text in written if any(pair in text for pair in ("은(는)", "이(가)", "을(를)", "(으)로"))]
+    written = [
+        text for message in read() if message.id for text in (message.string, *message.string)
+    ]
+    assert not [
+        text
+        for text in written
+        if any(pair in text for pair in ("은(는)", "이(가)", "을(를)", "(으)로"))
+    ]

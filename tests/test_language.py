@@ -1,4 +1,6 @@
-"""The interface's language: nothing that is seen is left out of the catalog, and the catalog says the same."""
+"""The interface's language: nothing that is seen is left out of the catalog, and the catalog
+says the same.
+"""
 
 import ast
 import re
@@ -46,19 +48,27 @@ def placeholders(text):
 
 
 def test_the_catalog_has_what_the_source_has():
-    there, wanted = ({message.id for message in catalog if message.id} for catalog in (read(), extracted()))
+    there, wanted = (
+        {message.id for message in catalog if message.id} for catalog in (read(), extracted())
+    )
     assert there == wanted, "python -m tests.messages puts it right"
 
 
 def test_every_text_is_translated():
-    assert not [message.id for message in read() if message.id and (not all(forms(message.string)) or message.fuzzy)]
+    assert not [
+        message.id
+        for message in read()
+        if message.id and (not all(forms(message.string)) or message.fuzzy)
+    ]
 
 
 def test_a_translation_shows_the_values_that_the_text_shows():
     for message in read():
         if message.id and all(forms(message.string)):
             english = placeholders(forms(message.id)[-1])
-            assert all(placeholders(korean) == english for korean in forms(message.string)), message.id
+            assert all(placeholders(korean) == english for korean in forms(message.string)), (
+                message.id
+            )
 
 
 def test_the_compiled_catalog_is_the_one_that_is_written():
@@ -78,7 +88,9 @@ SHOWS = {
     "plain_table", "add_column", "add_row", "title", "card", "exit", "add_argument_group", "_Parser",
 }  # fmt: skip
 MARKS = {"_", "_n", "N_", "setting", "command"}  # the tool finds what these are given
-DATA = {  # no texts, though they look like some; and those that commands are made of, which the tool finds in them
+# no texts, though they look like some; and those that commands are made of, which the tool finds in
+# them
+DATA = {
     "app": {"minillm-repl"},
     "cli": {"minillm-repl: □", "minillm-repl"},
     "repl": {
@@ -93,7 +105,8 @@ DATA = {  # no texts, though they look like some; and those that commands are ma
     },
     "checkpoint": {PLAIN.source},
     "engine": {
-        "this system has no □", "□ is not the study note's kind of GPT",  # somebody else catches these
+        # somebody else catches these
+        "this system has no □", "□ is not the study note's kind of GPT",
         "repeat-penalty", "temp", "top-k", "top-p", "min-p",
     },
     # the names that JSON has; render translates them
@@ -103,7 +116,8 @@ DATA = {  # no texts, though they look like some; and those that commands are ma
         "−ln p",
     },
     "training": {"utf-8", "surrogateescape"},
-    "untrusted": {  # the process beside imports nothing: what it says is a detail, like a library's error
+    # the process beside imports nothing: what it says is a detail, like a library's error
+    "untrusted": {
         "Hello, world 12\n\t ", "its text is longer than □ characters", "it makes □ tokens of □ characters",
         "it used too much memory",
     },
@@ -124,7 +138,9 @@ def said(node):
 
 
 def unmarked(node, shown=False):
-    """Yield the literals with a word in them where they are shown, and those with two in a row anywhere."""
+    """Yield the literals with a word in them where they are shown, and those with two in a row
+    anywhere.
+    """
     match node:
         case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)):
             if name in MARKS:
@@ -148,8 +164,14 @@ def unmarked(node, shown=False):
 
 @pytest.mark.parametrize("part", sorted(TRANSLATED))
 def test_every_text_that_is_seen_is_marked(part):
-    files = [PACKAGE / f"{part}.py"] if (PACKAGE / f"{part}.py").exists() else sorted((PACKAGE / part).rglob("*.py"))
-    found = {text for file in files for text in unmarked(ast.parse(file.read_text(encoding="utf-8")))}
+    files = (
+        [PACKAGE / f"{part}.py"]
+        if (PACKAGE / f"{part}.py").exists()
+        else sorted((PACKAGE / part).rglob("*.py"))
+    )
+    found = {
+        text for file in files for text in unmarked(ast.parse(file.read_text(encoding="utf-8")))
+    }
     assert not {text for text in found - DATA.get(part, set()) if not text.startswith(MARKUP)}
 
 
@@ -172,8 +194,13 @@ def test_no_text_is_marked_inside_an_f_string():  # the tool does not look there
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 inside = (each for each in ast.walk(node) if isinstance(each, ast.Call))
-                marked = [each for each in inside if getattr(each.func, "id", "") in ("_", "_n", "N_")]
-                assert not [each for each in marked if isinstance(each.args[0], ast.Constant)], (file, node.lineno)
+                marked = [
+                    each for each in inside if getattr(each.func, "id", "") in ("_", "_n", "N_")
+                ]
+                assert not [each for each in marked if isinstance(each.args[0], ast.Constant)], (
+                    file,
+                    node.lineno,
+                )
 
 
 # -- which language
@@ -198,7 +225,9 @@ def test_the_locale_chooses_unless_something_else_does(tmp_path, environment, sp
     assert language("ko", environment, file) == "ko"
     assert language("en", environment, file) == "en"
     file.write_text('lang = "ko"')
-    assert language(None, environment, file) == ("en" if environment.get("MINILLM_LANG") == "en" else "ko")
+    assert language(None, environment, file) == (
+        "en" if environment.get("MINILLM_LANG") == "en" else "ko"
+    )
     file.write_text("lang = [")
     assert language(None, environment, file) == spoken
 
@@ -227,7 +256,9 @@ def test_a_korean_name_works_however_its_syllables_are_encoded(form):
 
 
 def test_korean_names_are_completed_only_where_hangul_is_typed():
-    assert all(each.isascii() for each in completions(":") + completions(":t") + completions(":help "))
+    assert all(
+        each.isascii() for each in completions(":") + completions(":t") + completions(":help ")
+    )
 
 
 # -- Hangul is two cells wide
@@ -258,7 +289,9 @@ def test_the_columns_of_a_step_stay_below_their_headings_in_korean(korean):
     heading, _rule, *rows = step_table(step, "뽑을 확률", 80).plain.splitlines()
     start = cell_len(heading[: heading.index("모델")])
     assert {cell_len(row[: row.index("%") + 1]) for row in rows} == {start + 6}
-    assert cell_len(rows[2][: rows[2].index("제외") + 2]) == cell_len(rows[0][: rows[0].rindex("%") + 1])
+    assert cell_len(rows[2][: rows[2].index("제외") + 2]) == cell_len(
+        rows[0][: rows[0].rindex("%") + 1]
+    )
 
 
 def test_the_frame_of_a_curve_stays_straight_in_korean(korean):
@@ -270,7 +303,15 @@ def test_the_frame_of_a_curve_stays_straight_in_korean(korean):
 
 # -- what keeps a text that is marked from being translated
 
-SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+SCOPES = (
+    ast.FunctionDef,
+    ast.AsyncFunctionDef,
+    ast.Lambda,
+    ast.ListComp,
+    ast.SetComp,
+    ast.DictComp,
+    ast.GeneratorExp,
+)
 
 
 def bound(scope):
@@ -292,13 +333,20 @@ def shadowed(tree):
         if isinstance(scope, SCOPES):
             for name in {"_", "_n", "N_"} & set(bound(scope)):
                 calls = (each for each in ast.walk(scope) if isinstance(each, ast.Call))
-                yield from (each.lineno for each in calls if isinstance(each.func, ast.Name) and each.func.id == name)
+                yield from (
+                    each.lineno
+                    for each in calls
+                    if isinstance(each.func, ast.Name) and each.func.id == name
+                )
 
 
 def shown_as_they_are(tree, marked):
     """The lines on which a text that was only marked is shown, and not translated."""
     for call in ast.walk(tree):
-        if isinstance(call, ast.Call) and getattr(call.func, "id", getattr(call.func, "attr", "")) in SHOWS:
+        if (
+            isinstance(call, ast.Call)
+            and getattr(call.func, "id", getattr(call.func, "attr", "")) in SHOWS
+        ):
             for given in (*call.args, *(keyword.value for keyword in call.keywords)):
                 if isinstance(given, ast.Name) and given.id in marked:
                     yield call.lineno
@@ -321,14 +369,17 @@ def test_a_text_that_is_made_before_the_language_is_known_is_translated_where_it
     marked = set(only_marked())
     assert "STOPPED_EARLY" in marked
     for file in PACKAGE.rglob("*.py"):
-        assert not list(shown_as_they_are(ast.parse(file.read_text(encoding="utf-8")), marked)), file
+        assert not list(shown_as_they_are(ast.parse(file.read_text(encoding="utf-8")), marked)), (
+            file
+        )
 
 
 @pytest.mark.parametrize(
     "code",
     [
         "def f(rows):\n    for _ in rows:\n        pass\n    return _('text')",
-        "def f(text):\n    head, _, tail = text.partition(':')\n    raise UserError(_('{head}', head=head))",
+        "def f(text):\n    head, _, tail = text.partition(':')\n    raise "
+        "UserError(_('{head}', head=head))",
         "keys.add(lambda _: show(_('text')))",
         "texts = [_('text') for _ in range(3)]",
         "def f(_):\n    def g():\n        return _('text')\n    return g",
@@ -344,14 +395,17 @@ def test_a_text_shown_as_it_is_marked_is_found():
     assert not list(shown_as_they_are(ast.parse("raise UserError(_(EARLY))"), {"EARLY"}))
 
 
-def test_stopping_before_the_first_measurement_is_told_in_the_language_of_the_user(tmp_path, monkeypatch):
+def test_stopping_before_the_first_measurement_is_told_in_the_language_of_the_user(
+    tmp_path, monkeypatch
+):
     from minillm_repl.errors import UserError
     from minillm_repl.training.plan import TrainPlan
     from minillm_repl.training.run import Surroundings, TrainingRun
 
     path = tmp_path / "t.txt"
     path.write_text("가나다라 " * 4_000, encoding="utf-8")
-    monkeypatch.setattr("minillm_repl.training.trainer._AT_ONCE", 64)  # so that the measurement asks on its way
+    # so that the measurement asks on its way
+    monkeypatch.setattr("minillm_repl.training.trainer._AT_ONCE", 64)
     plan = TrainPlan(steps=2, width=16, layers=1, context=16, preset="note", precision="float32")
     trainee = TrainingRun(None, str(path), plan, Surroundings(tmp_path / "m", "cpu", threads=1))
     speak("ko")

@@ -1,4 +1,6 @@
-"""Views that lessons show: shapes, a step of descent, one dot product, the code; `transformers` is the oracle."""
+"""Views that lessons show: shapes, a step of descent, one dot product, the code; `transformers`
+is the oracle.
+"""
 
 import io
 import math
@@ -47,18 +49,24 @@ def own(logits):
     return softmax(logits)[0]
 
 
-def test_shapes_and_numbers_are_those_of_transformers_own_tensors(both):  # noqa: F811
+def test_shapes_and_numbers_are_those_of_transformers_own_tensors(both):
     ours, model, theirs = both
     block, entered = layers(model)[0], {}
-    attention = next(each for name, each in block.named_children() if "attn" in name or name == "attention")
+    attention = next(
+        each for name, each in block.named_children() if "attn" in name or name == "attention"
+    )
     hooks = [
         each.register_forward_pre_hook(
-            lambda _, given, more, name=name: entered.update({name: given[0] if given else more["hidden_states"]}),
+            lambda _, given, more, name=name: entered.update(
+                {name: given[0] if given else more["hidden_states"]}
+            ),
             with_kwargs=True,
         )
         for name, each in (("attention.input", attention), ("ff.input", block.mlp))
     ]
-    hooks.append(block.mlp.register_forward_hook(lambda _, given, made: entered.update({"ff.out": made})))
+    hooks.append(
+        block.mlp.register_forward_hook(lambda _, given, made: entered.update({"ff.out": made}))
+    )
     with torch.no_grad():
         cached = model(ours.input, use_cache=True).past_key_values.layers[0]
     for hook in hooks:
@@ -80,10 +88,12 @@ def test_shapes_and_numbers_are_those_of_transformers_own_tensors(both):  # noqa
     for name, keys in (("k", cached.keys), ("v", cached.values)):
         if keys.shape[2] == len(ours.ids):  # a sliding window keeps fewer
             assert rows[f"blocks.0.attention.{name}"].shape == tuple(keys[0].shape)
-            np.testing.assert_allclose(rows[f"blocks.0.attention.{name}"].numbers, keys[0, 0, -1, :12], atol=1e-4)
+            np.testing.assert_allclose(
+                rows[f"blocks.0.attention.{name}"].numbers, keys[0, 0, -1, :12], atol=1e-4
+            )
 
 
-def test_a_letter_stands_for_one_size_on_the_whole_way(both):  # noqa: F811
+def test_a_letter_stands_for_one_size_on_the_whole_way(both):
     rows = shapes_view(both[0], own).rows
     for row in rows:
         assert [sizes(rows)[dim] for dim in row.dims] == list(row.shape), row.name
@@ -94,24 +104,34 @@ def test_what_can_be_drawn_follows_the_samplers():
     probabilities = subject.logits()[-1].double().div(0.5).softmax(-1)
 
     def draw(settings):
-        return shapes_view(subject, lambda logits: softmax(process(logits, settings, subject.ids))[0])
+        return shapes_view(
+            subject, lambda logits: softmax(process(logits, settings, subject.ids))[0]
+        )
 
     view = draw(Sampling(temp=0.5, top_k=2))
     assert view.candidates == 2
     best = probabilities.topk(2)
     assert [each.token.id for each in view.drawn] == best.indices.tolist()
-    np.testing.assert_allclose([each.prob for each in view.drawn], best.values / best.values.sum(), atol=1e-6)
+    np.testing.assert_allclose(
+        [each.prob for each in view.drawn], best.values / best.values.sum(), atol=1e-6
+    )
     assert [each.prob for each in draw(Sampling(temp=0)).drawn] == [1.0]
 
 
 def test_the_way_through_a_changed_model_shows_the_change():
     subject = of_text(random_checkpoint(), "가각갂")
     along = torch.eye(12)[0]
-    before, after = (shapes_view(each, own).rows for each in (subject, subject.with_tap(steering(along, 1, 5.0))))
-    different = [old.name for old, new in zip(before, after, strict=True) if old.numbers != new.numbers]
+    before, after = (
+        shapes_view(each, own).rows for each in (subject, subject.with_tap(steering(along, 1, 5.0)))
+    )
+    different = [
+        old.name for old, new in zip(before, after, strict=True) if old.numbers != new.numbers
+    ]
     assert different == ["blocks.1.residual", "final", "logits", "probabilities"]
     last = {row.name: row for row in after}["blocks.1.residual"].numbers[0]
-    assert last == pytest.approx({row.name: row for row in before}["blocks.1.residual"].numbers[0] + 5, abs=1e-5)
+    assert last == pytest.approx(
+        {row.name: row for row in before}["blocks.1.residual"].numbers[0] + 5, abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
@@ -130,26 +150,34 @@ def test_the_picture_of_the_way_fits_and_names_the_blocks_that_are_left_out(widt
 
 def losses(model, ids):
     """−ln p of each token but the first, by transformers' own model."""
-    return torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="none")
+    return torch.nn.functional.cross_entropy(
+        model(ids).logits[0, :-1], ids[0, 1:], reduction="none"
+    )
 
 
-def test_a_step_of_descent_is_that_of_torchs_sgd_on_transformers_own_model(both):  # noqa: F811
+def test_a_step_of_descent_is_that_of_torchs_sgd_on_transformers_own_model(both):
     ours, model, _ = both
     view = descent_view(ours, 0.05)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     before = losses(model, ours.input)
     before.mean().backward()
-    steepest = max(float(each.grad.abs().max()) for each in model.parameters() if each.grad is not None)
+    steepest = max(
+        float(each.grad.abs().max()) for each in model.parameters() if each.grad is not None
+    )
     optimizer.step()
     with torch.no_grad():
         after = losses(model, ours.input)
-    np.testing.assert_allclose([each.nats_before for each in view.targets], before.detach(), atol=1e-4)
+    np.testing.assert_allclose(
+        [each.nats_before for each in view.targets], before.detach(), atol=1e-4
+    )
     np.testing.assert_allclose([each.nats_after for each in view.targets], after, atol=2e-3)
     assert view.loss_before == pytest.approx(float(before.detach().mean()), abs=1e-5)
     assert view.loss_after == pytest.approx(float(after.mean()), abs=1e-3)
     assert abs(view.gradient) == pytest.approx(steepest, rel=1e-3)
     assert view.new_value == view.value - 0.05 * view.gradient
-    np.testing.assert_allclose(np.exp([-each.nats_after for each in view.targets]), [e.after for e in view.targets])
+    np.testing.assert_allclose(
+        np.exp([-each.nats_after for each in view.targets]), [e.after for e in view.targets]
+    )
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "qwen2"])
@@ -168,12 +196,16 @@ def test_every_number_has_its_place_in_the_file(family, tmp_path):
     random_model(*FAMILIES[family]).save_pretrained(tmp_path)
     checkpoint, file = load(tmp_path), load_file(tmp_path / "model.safetensors")
     for name, tensor in checkpoint.tensors.items():
-        for index in ((0,) * tensor.ndim, tuple(size // 2 for size in tensor.shape), tuple(np.array(tensor.shape) - 1)):
+        for index in (
+            (0,) * tensor.ndim,
+            tuple(size // 2 for size in tensor.shape),
+            tuple(np.array(tensor.shape) - 1),
+        ):
             theirs, place = place_in_file(checkpoint.recipe, name, tensor.shape, index)
             assert float(file[theirs][place]) == tensor[index], name
 
 
-def test_the_gradient_is_the_slope_of_the_loss_as_the_weight_grows(both):  # noqa: F811
+def test_the_gradient_is_the_slope_of_the_loss_as_the_weight_grows(both):
     subject, step = exact(both[0]), 1e-5
     view = descent_view(subject, 0.1)
     weight = subject.model.get_parameter(view.weight)
@@ -188,7 +220,10 @@ def test_the_gradient_is_the_slope_of_the_loss_as_the_weight_grows(both):  # noq
 
 def in_bfloat16(subject):
     """The same with weights in bfloat16."""
-    arrays = {name: array.astype(ml_dtypes.bfloat16) for name, array in as_arrays(subject.model.state_dict()).items()}
+    arrays = {
+        name: array.astype(ml_dtypes.bfloat16)
+        for name, array in as_arrays(subject.model.state_dict()).items()
+    }
     return Subject(build(subject.config, arrays), subject.tokenizer, subject.ids)
 
 
@@ -196,19 +231,26 @@ def test_a_step_of_descent_leaves_the_model_as_it_was_and_knows_no_half_numbers(
     subject = of_text(random_checkpoint(), "가각갂각")
     half = in_bfloat16(subject)
     kept = {name: each.clone() for name, each in half.model.named_parameters()}
-    same = Subject(build(half.config, as_arrays(half.model.state_dict())), subject.tokenizer, subject.ids)
+    same = Subject(
+        build(half.config, as_arrays(half.model.state_dict())), subject.tokenizer, subject.ids
+    )
     assert descent_view(half, 0.1) == descent_view(same, 0.1)
     for name, each in half.model.named_parameters():
         assert torch.equal(each, kept[name])
         assert each.grad is None
 
 
-@pytest.mark.parametrize(("rate", "worse"), [(0.0, False), (0.01, False), (30.0, True), (900.0, True)])
+@pytest.mark.parametrize(
+    ("rate", "worse"), [(0.0, False), (0.01, False), (30.0, True), (900.0, True)]
+)
 def test_a_step_that_goes_too_far_says_so(rate, worse):
     view = descent_view(of_text(random_checkpoint(), "가각갂가각"), rate)
     assert (view.loss_after > view.loss_before) == worse
     said = "\n".join(drawn(descent_picture(view, 200), 200))
-    assert (f"! the loss went up: the gradient points down only nearby, and a rate of {rate:g} goes" in said) == worse
+    assert (
+        f"! the loss went up: the gradient points down only nearby, and a rate of {rate:g} goes"
+        in said
+    ) == worse
     assert ("The model itself is as it was" in said) == worse
 
 
@@ -234,7 +276,9 @@ def test_a_step_needs_something_to_predict_and_a_rate_that_leads_to_numbers():
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("width", [40, 80])
 def test_what_is_shown_of_a_step_can_be_computed_again(seed, width):
-    view = descent_view(of_text(random_checkpoint(seed=seed), "가각갂가각"), (0.1, 0.5, 3.0)[seed % 3])
+    view = descent_view(
+        of_text(random_checkpoint(seed=seed), "가각갂가각"), (0.1, 0.5, 3.0)[seed % 3]
+    )
     lines = drawn(descent_picture(view, width), width)
     assert max(map(wcswidth, lines)) <= width
     rows = [re.fullmatch(r"\d+ .* ([\d.]+) +([\d.]+) +[↓↑=]", line.rstrip()) for line in lines]
@@ -244,7 +288,9 @@ def test_what_is_shown_of_a_step_can_be_computed_again(seed, width):
     for shown, column in zip(mean[-3:-1], zip(*rows, strict=True), strict=True):
         assert f"{sum(column) / 4:.3f}" == shown
     number = r"\(?(-?[\d.]+)\)?"
-    equation = re.search(f"{number} − {number} × {number} = {number}", " ".join(" ".join(lines).split()))
+    equation = re.search(
+        f"{number} − {number} × {number} = {number}", " ".join(" ".join(lines).split())
+    )
     value, rate, gradient, new = map(float, equation.groups())
     assert value - rate * gradient == pytest.approx(new, abs=0.6e-6)
 
@@ -254,10 +300,14 @@ def part(subject, path):
 
 
 @pytest.mark.parametrize("path", ["", "blocks.0", "blocks.0.attention", "blocks.0.ff"])
-def test_the_code_shown_is_that_in_the_file_but_for_the_letters_of_shapes(both, path):  # noqa: F811
+def test_the_code_shown_is_that_in_the_file_but_for_the_letters_of_shapes(both, path):
     thing = part(both[0], path)
     plain, sized = source_view("a part", thing), source_view("a part", thing, sizes_on(both[0]))
-    file = (ROOT / "minillm_repl" / plain.file).read_text(encoding="utf-8").split("\n")[plain.line - 1 :]
+    file = (
+        (ROOT / "minillm_repl" / plain.file)
+        .read_text(encoding="utf-8")
+        .split("\n")[plain.line - 1 :]
+    )
     lines = plain.code.split("\n")
     assert file[: len(lines)] == lines
     assert lines[0] == f"class {thing.__name__}(nn.Module):"
@@ -266,7 +316,7 @@ def test_the_code_shown_is_that_in_the_file_but_for_the_letters_of_shapes(both, 
         assert re.sub(r"\w+", "", old) == re.sub(r"\w+", "", new)
 
 
-def test_the_shapes_in_the_code_are_those_of_the_tensors(both):  # noqa: F811
+def test_the_shapes_in_the_code_are_those_of_the_tensors(both):
     subject, found = both[0], {}
 
     def keep(name, tensor):
@@ -280,15 +330,23 @@ def test_the_shapes_in_the_code_are_those_of_the_tensors(both):  # noqa: F811
     }
     expected = {
         "blocks.0.attention": {
-            "permute(2" if "permute(2" in codes["blocks.0.attention"] else "q, k = rotate(": found["attention.q"],
+            "permute(2" if "permute(2" in codes["blocks.0.attention"] else "q, k = rotate(": found[
+                "attention.q"
+            ],
             'name + "z"': found["attention.z"],
         },
-        "blocks.0.ff": {"hidden = tap" if "self.up" in codes["blocks.0.ff"] else "gate, up = ": found["ff.hidden"]},
+        "blocks.0.ff": {
+            "hidden = tap" if "self.up" in codes["blocks.0.ff"] else "gate, up = ": found[
+                "ff.hidden"
+            ]
+        },
         "": {"self.token_embedding(ids)": found["embedding"]},
     }
     for path, lines in expected.items():
         for start, shape in lines.items():
-            line = next(line for line in codes[path].split("\n") if start in line and "  # " in line)
+            line = next(
+                line for line in codes[path].split("\n") if start in line and "  # " in line
+            )
             assert shape in line.partition("  # ")[2], line
     assert sizes_on(subject)["v"] == logits.shape[-1]
 
@@ -301,7 +359,7 @@ def test_code_is_drawn_whole(width):
     assert "".join("".join(lines).split()).endswith("".join(view.code.split()))
 
 
-def test_one_key_gets_the_share_that_transformers_gives_it(both):  # noqa: F811
+def test_one_key_gets_the_share_that_transformers_gives_it(both):
     ours, _, theirs = both
     view = dot_view(ours, 1, 2, 20, 18)
     assert math.fsum(view.products) == pytest.approx(view.dot, abs=1e-4)
@@ -353,7 +411,7 @@ def test_a_key_that_is_not_seen_is_refused():
     assert dot_view(subject, 0, 0, 2, -3).met == 0
 
 
-def test_a_key_before_the_window_is_out_of_sight(both):  # noqa: F811
+def test_a_key_before_the_window_is_out_of_sight(both):
     ours = both[0]
     window = getattr(ours.config, "windows", ())
     if window and window[0]:
@@ -364,9 +422,11 @@ def test_a_key_before_the_window_is_out_of_sight(both):  # noqa: F811
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
-def test_a_dot_product_fits(both, width):  # noqa: F811
+def test_a_dot_product_fits(both, width):
     view = dot_view(both[0], 1, 0, -1, 18)
     lines = drawn(dot_picture(view, width), width)
     assert max(map(wcswidth, lines)) <= width
-    below = " ".join(lines[lines.index(next(line for line in lines if line.startswith("softmax"))) :])
+    below = " ".join(
+        lines[lines.index(next(line for line in lines if line.startswith("softmax"))) :]
+    )
     assert ("more" in below) == (len(view.all_scaled) > 16)

@@ -1,4 +1,6 @@
-"""Lessons and quiz: every one of them runs, on models of every kind, and says only what the views say."""
+"""Lessons and quiz: every one of them runs, on models of every kind, and says only what the
+views say.
+"""
 
 import io
 import json
@@ -51,7 +53,11 @@ def shell_for(checkpoint, width=80):
     out = Transcript(file=io.StringIO(), width=width, markup=False, highlight=False, emoji=False)
     shell = Shell(Session(), Screen(out, out), discover(commands))
     opening = Opening(threads=1)
-    model = opening.ready(checkpoint) if not hasattr(checkpoint, "joinpath") else opening.open(checkpoint)
+    model = (
+        opening.ready(checkpoint)
+        if not hasattr(checkpoint, "joinpath")
+        else opening.open(checkpoint)
+    )
     shell.session.adopt(model, unsaved=False)
     return shell
 
@@ -64,13 +70,25 @@ def a_model(name):
     if name in ("nalssi", "hangul"):
         return MODELS / f"{name}.safetensors"
     if name == "fresh":  # of one layer and one head, and with letters of its own
-        return random_checkpoint(characters=[*"abcdefghijklmnopqrstuvwxyz\n"], layers=1, heads=1, width=16, context=24)
+        return random_checkpoint(
+            characters=[*"abcdefghijklmnopqrstuvwxyz\n"], layers=1, heads=1, width=16, context=24
+        )
     if name == "llama":
         letters = [*"abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ,.\n"]
-        sizes = {"context": 64, "width": 24, "layers": 6, "heads": 4, "kv_heads": 2, "head_size": 6, "hidden": 40}
+        sizes = {
+            "context": 64,
+            "width": 24,
+            "layers": 6,
+            "heads": 4,
+            "kv_heads": 2,
+            "head_size": 6,
+            "hidden": 40,
+        }
         config = LlamaConfig(vocab=len(letters), **sizes)
         rng = np.random.default_rng(0)
-        tensors = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in config.shapes()}
+        tensors = {
+            name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in config.shapes()
+        }
         return Checkpoint(config, CharacterTokenizer(letters), tensors)
     return outside(f"checkpoints/{name}")
 
@@ -83,7 +101,12 @@ QUICK = [
     ("stories260K-hf", "en", 2),
     ("fresh", "en", 5),
 ]
-ALL = [(model, language, number) for model in MODELS_OF_ALL_KINDS for language in LANGUAGES for number in NUMBERS]
+ALL = [
+    (model, language, number)
+    for model in MODELS_OF_ALL_KINDS
+    for language in LANGUAGES
+    for number in NUMBERS
+]
 
 
 @pytest.mark.parametrize(
@@ -99,12 +122,18 @@ def test_a_lesson_runs_to_its_end(model, language, number):
     assert (shell.session, shell.session.model, shell.session.settings) == before
     assert shell.progress.lessons[f"{language} {number}"].done
     source = re.compile(r"f\"[^\"\n]*\"")  # the program's own code, which lesson 12 shows
-    assert not re.search(r"\{[a-z_]+(\.-?\w+)?\}", source.sub("", printed(shell))), "a placeholder was left"
+    assert not re.search(r"\{[a-z_]+(\.-?\w+)?\}", source.sub("", printed(shell))), (
+        "a placeholder was left"
+    )
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize(
-    "model", [pytest.param(each, marks=() if each == "nalssi" else pytest.mark.slow) for each in MODELS_OF_ALL_KINDS]
+    "model",
+    [
+        pytest.param(each, marks=() if each == "nalssi" else pytest.mark.slow)
+        for each in MODELS_OF_ALL_KINDS
+    ],
 )
 def test_every_question_of_the_quiz_runs_and_its_expected_answer_is_right(model, language):
     speak(language)
@@ -161,7 +190,9 @@ def test_the_figures_are_those_of_the_model():
     order = logits[-1].argsort(descending=True)
     for place in (1, 2, 9):
         token = int(order[place - 1])
-        assert facts.value(f"next.{place}") == tokenizer.token_bytes(token).decode().replace(" ", "␣")
+        assert facts.value(f"next.{place}") == tokenizer.token_bytes(token).decode().replace(
+            " ", "␣"
+        )
         for name, temperature in (("prob", 1.0), ("hot", 2.0), ("cold", 0.5)):
             exact = float((logits[-1] / temperature).softmax(-1)[token])
             shown = facts.value(f"{name}.{place}")
@@ -174,10 +205,14 @@ def test_the_figures_are_those_of_the_model():
     assert float(facts.value("loss")) == pytest.approx(float(surprisal), abs=6e-4)
     assert float(facts.value("bits")) == pytest.approx(float(surprisal) / math.log(2), abs=6e-3)
     assert facts.value("tokens") == "6"
-    assert facts.value("parameters") == f"{sum(each.size for each in model.checkpoint.tensors.values()):,}"
+    assert (
+        facts.value("parameters")
+        == f"{sum(each.size for each in model.checkpoint.tensors.values()):,}"
+    )
     entropy = -(logits[-1].softmax(-1) * logits[-1].log_softmax(-1)).sum() / math.log(2)
     assert float(facts.value("entropy")) == pytest.approx(float(entropy), abs=6e-3)
-    assert float(facts.value("scaled")) == pytest.approx(float(facts.value("dot")) / 4, abs=6e-3)  # √16
+    # √16
+    assert float(facts.value("scaled")) == pytest.approx(float(facts.value("dot")) / 4, abs=6e-3)
     assert facts.value("token.-1") == "가"
     with pytest.raises(UserError, match="which there is not"):
         facts.value("nonsense")
@@ -188,9 +223,14 @@ def test_what_a_lesson_says_is_what_the_view_beside_it_shows():
     shell.session.begin(shell.model().checkpoint.tokenizer.encode("날씨가 좋"))
     facts = Facts(shell)
     shell.run(":sampler")
-    assert re.search(rf"{facts.value('next.1')}\s+{facts.value('logit.1')}\s.*{facts.value('prob.1')}", printed(shell))
+    assert re.search(
+        rf"{facts.value('next.1')}\s+{facts.value('logit.1')}\s.*{facts.value('prob.1')}",
+        printed(shell),
+    )
     shell.run(f":qkv {facts.value('previous.head')}")
-    assert re.search(rf"{facts.value('dot')}\s+{facts.value('scaled')}\s+{facts.value('weight')}", printed(shell))
+    assert re.search(
+        rf"{facts.value('dot')}\s+{facts.value('scaled')}\s+{facts.value('weight')}", printed(shell)
+    )
     shell.run(":residual")
     assert facts.value("road.stream") in printed(shell)
     shell.run(":surprise")
@@ -237,7 +277,9 @@ def test_training_in_a_lesson_leaves_the_learners_model_as_it_was(state):
     run_alone(make_lesson(shell, 7))
     assert shell.session.ids == ids
     assert not shell.session.unsaved
-    assert all((shell.model().checkpoint.tensors[name] == each).all() for name, each in weights.items())
+    assert all(
+        (shell.model().checkpoint.tensors[name] == each).all() for name, each in weights.items()
+    )
     assert (state / "minillm-repl" / "practice.safetensors").exists()
 
 
@@ -288,7 +330,8 @@ def test_what_a_model_says_is_never_run_as_a_command(tmp_path):
     shell = shell_for(random_checkpoint(characters=words, context=16))
     lesson = tmp_path / "01-hostile.md"
     lesson.write_text(
-        "# Hostile\n\nA lesson.\n\n```lesson\ntext: :quit | :q\n```\n\n---\n\n```show\n{text}\n```\n\n"
+        "# Hostile\n\nA lesson.\n\n```lesson\ntext: :quit | :q\n```\n\n---\n\n```show\n"
+        "{text}\n```\n\n"
         "```try\ntask: do\ndo: {text}\n```\n\n```ask\nquestion: which?\nanswer: {text}\n```\n"
     )
     run_alone(lesson_course(shell, read_lesson(lesson), shell.progress))
@@ -325,8 +368,15 @@ def test_two_visits_at_once_both_keep_what_was_learnt(tmp_path):
     other.reach("ko 2", Reached(4))
     one.answer("ko 1.1", True)
     other.answer("ko 1.1", False)
-    assert Progress.of(tmp_path / "progress.json").lessons == {"ko 1": Reached(done=True), "ko 2": Reached(4)}
-    assert other.questions == Progress.of(tmp_path / "progress.json").questions == {"ko 1.1": Answered(1, 1)}
+    assert Progress.of(tmp_path / "progress.json").lessons == {
+        "ko 1": Reached(done=True),
+        "ko 2": Reached(4),
+    }
+    assert (
+        other.questions
+        == Progress.of(tmp_path / "progress.json").questions
+        == {"ko 1.1": Answered(1, 1)}
+    )
 
 
 def test_a_lesson_becomes_one_html_file(tmp_path):
@@ -346,7 +396,7 @@ def test_a_lesson_becomes_one_html_file(tmp_path):
 # -- at a terminal
 
 
-def test_a_learner_reads_answers_leaves_and_comes_back(visit):  # noqa: F811
+def test_a_learner_reads_answers_leaves_and_comes_back(visit):
     with visit("--lang", "ko") as terminal:
         terminal.wait_for_prompt()
         terminal.send(":learn 4")
@@ -365,10 +415,14 @@ def test_a_learner_reads_answers_leaves_and_comes_back(visit):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_ctrl_c_while_a_lesson_trains_keeps_what_was_learnt_and_stays_in_the_lesson(visit, tmp_path):  # noqa: F811
+def test_ctrl_c_while_a_lesson_trains_keeps_what_was_learnt_and_stays_in_the_lesson(
+    visit, tmp_path
+):
     progress = Progress.of(tmp_path / "home/state/minillm-repl/progress.json")
     thousand = next(
-        place for place, screen in enumerate(read_lesson(lesson_files("en")[7]).screens) if "steps=1000" in str(screen)
+        place
+        for place, screen in enumerate(read_lesson(lesson_files("en")[7]).screens)
+        if "steps=1000" in str(screen)
     )
     progress.reach("en 7", Reached(thousand))
     with visit(ckpt="nalssi", rows=40) as terminal:
@@ -397,11 +451,24 @@ def test_a_lesson_can_be_opened_from_the_command_line_and_runs_by_itself(tmp_pat
 
     page = tmp_path / "lesson.txt"
     environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "minillm_repl", "--lesson", "4", "--lang", "en", "--auto", "--export", str(page)]
+    command = [
+        sys.executable,
+        "-m",
+        "minillm_repl",
+        "--lesson",
+        "4",
+        "--lang",
+        "en",
+        "--auto",
+        "--export",
+        str(page),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert read_lesson(lesson_files("en")[4]).title in page.read_text(encoding="utf-8")
     assert not (tmp_path / "minillm-repl" / "progress.json").exists()
-    wrong = subprocess.run([*command[:4], "99", "--auto"], capture_output=True, text=True, env=environment, check=False)
+    wrong = subprocess.run(
+        [*command[:4], "99", "--auto"], capture_output=True, text=True, env=environment, check=False
+    )
     assert wrong.returncode == 1
     assert "from 1 to 12" in wrong.stderr

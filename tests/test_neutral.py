@@ -1,4 +1,6 @@
-"""Whatever a model, a file or a name holds, the terminal is never told anything by it: looked at in its raw bytes."""
+"""Whatever a model, a file or a name holds, the terminal is never told anything by it: looked at
+in its raw bytes.
+"""
 
 import re
 import unicodedata
@@ -18,13 +20,21 @@ from tests.test_terminal import cache, chain, models, visit  # noqa: F401 - fixt
 
 CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) != "\n"]
 BIDIRECTIONAL = [*"\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"]
-INVISIBLE = [*"\u00ad\u180e\u200b\u2060\u2061\u2062\u2063\u2064\ufeff\ufff9\U000e0001\U000e0041\U000e007f\U000e0100"]
+INVISIBLE = [
+    *"\u00ad\u180e\u200b\u2060\u2061\u2062\u2063\u2064\ufeff\ufff9\U000e0001\U000e0041\U000e007f\U000e0100"
+]
 SEPARATORS = [*"\u2028\u2029"]
 # What terminals obey, each with a number in it that nothing of ours has: 7777.
-INTRODUCERS = {"]": "\x9d", "P": "\x90", "_": "\x9f", "^": "\x9e", "X": "\x98"}  # OSC, DCS, APC, PM, SOS
+# OSC, DCS, APC, PM, SOS
+INTRODUCERS = {"]": "\x9d", "P": "\x90", "_": "\x9f", "^": "\x9e", "X": "\x98"}
 ENDS = ("\x07", "\x1b\\", "\x9c", "")  # BEL, ST in both forms, and none at all
 BODY = "7777"
-STRINGS = [start + BODY + end for each, c1 in INTRODUCERS.items() for start in ("\x1b" + each, c1) for end in ENDS]
+STRINGS = [
+    start + BODY + end
+    for each, c1 in INTRODUCERS.items()
+    for start in ("\x1b" + each, c1)
+    for end in ENDS
+]
 SEQUENCES = [start + "31;7777" + end for start in ("\x1b[", "\x9b") for end in ("m", "H", "J", "")]
 ATTACKS = [*STRINGS, *SEQUENCES, "\x1bc7777", "\x1b(07777", "\x1b]52;c;Nzc3Nw==\x07"]
 JOINED = "\u200d"  # what joins the parts of an emoji, or of a word in some scripts
@@ -37,13 +47,19 @@ PLAIN = re.compile(rb"\x1b\[[0-9;]*m")
 
 
 def told(raw):
-    """What in raw bytes may steer a terminal, but for our own sequences, and what moves the cursor as text does."""
-    text = OURS.sub(b"", raw).decode("utf-8")  # strictly: a byte that is no UTF-8 may be an 8-bit control
-    return {c for c in text if c in {*CONTROLS, *BIDIRECTIONAL, *INVISIBLE, *SEPARATORS} - {"\r", "\b"}}
+    """What in raw bytes may steer a terminal, but for our own sequences, and what moves the
+    cursor as text does.
+    """
+    # strictly: a byte that is no UTF-8 may be an 8-bit control
+    text = OURS.sub(b"", raw).decode("utf-8")
+    return {
+        c for c in text if c in {*CONTROLS, *BIDIRECTIONAL, *INVISIBLE, *SEPARATORS} - {"\r", "\b"}
+    }
 
 
 def writer(texts):
-    """A model that at temperature 0 writes texts one after the other, each of them split between two tokens at a byte.
+    """A model that at temperature 0 writes texts one after the other, each of them split between
+    two tokens at a byte.
 
     It begins after `S`; each text comes once for every place where it can be split, in braces.
     """
@@ -54,7 +70,10 @@ def writer(texts):
         for place in range(1, len(data)):
             mark = f"{number}.{place}".encode()
             pieces += [b"{" + mark + b":" + data[:place], data[place:] + b":" + mark + b"}"]
-    vocabulary = {"".join(letters[bytes([byte])] for byte in piece): token for token, piece in enumerate(pieces)}
+    vocabulary = {
+        "".join(letters[bytes([byte])] for byte in piece): token
+        for token, piece in enumerate(pieces)
+    }
     assert len(vocabulary) == len(pieces)
     tokenizer = SubwordTokenizer(byte_level_bpe(vocabulary, ""), {}, len(pieces))
     size = len(pieces)
@@ -68,12 +87,14 @@ def writer(texts):
 
 
 def _letters():
-    """The letter that stands for each byte in a byte-level vocabulary; for those not printable, one from U+0100 on."""
+    """The letter that stands for each byte in a byte-level vocabulary; for those not printable,
+    one from U+0100 on.
+    """
     letters = [chr(letter) for letter in range(0x144)]
     return {_from_letters(letter): letter for letter in letters if len(_from_letters(letter)) == 1}
 
 
-def test_an_innocent_visit_sends_nothing_but_what_counts_as_ours(visit):  # noqa: F811
+def test_an_innocent_visit_sends_nothing_but_what_counts_as_ours(visit):
     terminal = visit(ckpt="nalssi")
     terminal.wait_for_prompt()
     for typed in (":verbose 3", "날씨", ":model", ":help", ":nothing", ":tokens 가", ":set"):
@@ -81,7 +102,7 @@ def test_an_innocent_visit_sends_nothing_but_what_counts_as_ours(visit):  # noqa
     assert told(terminal.raw) == set()
 
 
-def test_every_control_character_is_neutral_wherever_it_comes_from(visit, tmp_path):  # noqa: F811
+def test_every_control_character_is_neutral_wherever_it_comes_from(visit, tmp_path):
     every = [*CONTROLS, *BIDIRECTIONAL, *INVISIBLE, *SEPARATORS]
     assert len(CONTROLS) == 64
     name = "".join(c for c in every if c != "\0")
@@ -91,7 +112,13 @@ def test_every_control_character_is_neutral_wherever_it_comes_from(visit, tmp_pa
         "".join(f"\n# now\n+up {c} down\n" for c in every if c not in "\r"), "utf-8"
     )
     terminal = visit(
-        "--temp", "0", "--max-tokens", str(len(every) + 3), ckpt=named.with_suffix(""), columns=200, rows=50
+        "--temp",
+        "0",
+        "--max-tokens",
+        str(len(every) + 3),
+        ckpt=named.with_suffix(""),
+        columns=200,
+        rows=50,
     )
     terminal.wait_for_prompt()
     shown = terminal.do("가").replace("\n", "")  # the stream
@@ -99,7 +126,8 @@ def test_every_control_character_is_neutral_wherever_it_comes_from(visit, tmp_pa
     terminal.do(":verbose 2")
     terminal.do("가")  # tables and their titles
     terminal.do(":verbose off")
-    for typed in (":model", ":models", ":prompt", "zz", ":regen", ":undo"):  # cards, toolbar, errors
+    # cards, toolbar, errors
+    for typed in (":model", ":models", ":prompt", "zz", ":regen", ":undo"):
         terminal.do(typed)
     for character in every:
         if character not in "\x03\x04\r\x1a\x1c":  # keys, not text
@@ -119,10 +147,17 @@ def test_every_control_character_is_neutral_wherever_it_comes_from(visit, tmp_pa
 
 @pytest.mark.parametrize(
     ("verbose", "every"),
-    [("off", 4), pytest.param("off", 1, marks=pytest.mark.slow), pytest.param("3", 8, marks=pytest.mark.slow)],
+    [
+        ("off", 4),
+        pytest.param("off", 1, marks=pytest.mark.slow),
+        pytest.param("3", 8, marks=pytest.mark.slow),
+    ],
 )
-def test_sequences_that_terminals_obey_are_text_wherever_they_are_split(verbose, every, visit, tmp_path):  # noqa: F811
-    attacks = [*ATTACKS, *(each.encode("latin-1") for each in ATTACKS if not each.isascii())]  # 8-bit ones as bytes too
+def test_sequences_that_terminals_obey_are_text_wherever_they_are_split(
+    verbose, every, visit, tmp_path
+):
+    # 8-bit ones as bytes too
+    attacks = [*ATTACKS, *(each.encode("latin-1") for each in ATTACKS if not each.isascii())]
     terminal = visit("--verbose", verbose, "--temp", "0", columns=160, variables={"NO_COLOR": "1"})
     terminal.wait_for_prompt()
     for first in range(0, len(attacks), 5 * every):
@@ -138,7 +173,7 @@ def test_sequences_that_terminals_obey_are_text_wherever_they_are_split(verbose,
     assert not terminal.screen.title
 
 
-def test_what_is_harmless_stays_as_it_is_wherever_it_is_split(visit, tmp_path):  # noqa: F811
+def test_what_is_harmless_stays_as_it_is_wherever_it_is_split(visit, tmp_path):
     model = writer(HARMLESS)
     save(model, tmp_path / "harmless.safetensors")
     count = str(model.config.vocab - 1)

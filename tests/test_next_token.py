@@ -1,4 +1,6 @@
-"""What could come next, in stages, by temperature, of a continuation, on several ways, and by hand."""
+"""What could come next, in stages, by temperature, of a continuation, on several ways, and by
+hand.
+"""
 
 import math
 import random
@@ -10,7 +12,13 @@ import torch
 from minillm_repl.engine.decoder import make_decoder
 from minillm_repl.engine.events import Step
 from minillm_repl.engine.generate import generate, never
-from minillm_repl.engine.next_token import branches_view, next_logits, prob_view, sampler_view, sweep_view
+from minillm_repl.engine.next_token import (
+    branches_view,
+    next_logits,
+    prob_view,
+    sampler_view,
+    sweep_view,
+)
 from minillm_repl.engine.options import Sampling
 from minillm_repl.engine.sampling import numbers
 from minillm_repl.engine.torch_decoder import TorchDecoder
@@ -27,7 +35,11 @@ ALL = Sampling(temp=0.7, top_k=9, top_p=0.9, min_p=0.02, repeat_penalty=1.3)
 
 @pytest.fixture(params=["numba", "torch"])
 def decoder(request, nalssi):
-    return make_decoder(nalssi) if request.param == "numba" else TorchDecoder(build(nalssi.config, nalssi.tensors))
+    return (
+        make_decoder(nalssi)
+        if request.param == "numba"
+        else TorchDecoder(build(nalssi.config, nalssi.tensors))
+    )
 
 
 def test_the_last_stage_is_what_transformers_would_draw_from(nalssi):
@@ -38,7 +50,13 @@ def test_the_last_stage_is_what_transformers_would_draw_from(nalssi):
         "model", "repeat-penalty 1.3", "temp 0.7", "top-k 9", "top-p 0.9", "min-p 0.02",
     ]  # fmt: skip
     for count in range(len(view.stages)):
-        on = dict(zip(("repeat_penalty", "temp", "top_k", "top_p", "min_p"), (1.3, 0.7, 9, 0.9, 0.02), strict=True))
+        on = dict(
+            zip(
+                ("repeat_penalty", "temp", "top_k", "top_p", "min_p"),
+                (1.3, 0.7, 9, 0.9, 0.02),
+                strict=True,
+            )
+        )
         sampling = Sampling(**({"temp": 1.0} | dict(list(on.items())[:count])))
         scores = by_transformers(logits, sampling, seen)
         expected = torch.distributions.Categorical(logits=scores.double())
@@ -49,7 +67,9 @@ def test_the_last_stage_is_what_transformers_would_draw_from(nalssi):
         assert stage.entropy == pytest.approx(float(-(some * some.log2()).sum()), abs=1e-5)
         for each in view.candidates:
             if scores[each.token.id].isfinite():
-                assert each.probs[count] == pytest.approx(float(expected.probs[each.token.id]), rel=1e-5)
+                assert each.probs[count] == pytest.approx(
+                    float(expected.probs[each.token.id]), rel=1e-5
+                )
             else:
                 assert each.probs[count] is None
     order = torch.tensor(logits).argsort(descending=True, stable=True).tolist()
@@ -66,7 +86,9 @@ def test_the_sweep_has_the_temperature_that_is_set_and_draws_as_each_would(nalss
     for place, temp in enumerate(view.temps[1:], 1):
         expected = by_transformers(logits, Sampling(temp=temp, top_k=5), [1]).double().softmax(-1)
         for each in view.candidates:
-            assert (each.probs[place] or 0) == pytest.approx(float(expected[each.token.id]), rel=1e-5)
+            assert (each.probs[place] or 0) == pytest.approx(
+                float(expected[each.token.id]), rel=1e-5
+            )
     assert [each.probs[0] for each in view.candidates] == [1] + [None] * 9
     assert view.entropies[0] == 0
 
@@ -75,7 +97,9 @@ def test_the_probability_of_a_continuation_is_e_to_minus_its_cross_entropy(nalss
     text, more = nalssi.tokenizer.encode("날씨가"), nalssi.tokenizer.encode(" 하늘")
     view = prob_view(decoder, nalssi.tokenizer, text, more, never)
     with torch.no_grad():
-        logits = build(nalssi.config, nalssi.tensors)(torch.tensor([text + more]))[0, len(text) - 1 : -1].double()
+        logits = build(nalssi.config, nalssi.tensors)(torch.tensor([text + more]))[
+            0, len(text) - 1 : -1
+        ].double()
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor(more), reduction="none")
     assert [each.prob for each in view.chances] == pytest.approx((-loss).exp().tolist(), rel=1e-4)
     assert [each.rank for each in view.chances] == [
@@ -92,12 +116,19 @@ def test_each_way_is_the_completion_of_its_seed(nalssi, decoder):
     assert len(view.branches) == 4
     for way, branch in enumerate(view.branches):
         events = generate(
-            make_decoder(nalssi), nalssi.tokenizer, ids, sampling, np.random.default_rng(7 + way), max_tokens=12
+            make_decoder(nalssi),
+            nalssi.tokenizer,
+            ids,
+            sampling,
+            np.random.default_rng(7 + way),
+            max_tokens=12,
         )
         steps = [event for event in events if isinstance(event, Step)]
         assert [token.id for token in branch.tokens] == [step.id for step in steps]
         assert branch.probs == pytest.approx([step.model_prob for step in steps], rel=1e-3)
-        assert branch.prob == pytest.approx(math.exp(sum(math.log(step.model_prob) for step in steps)), rel=1e-3)
+        assert branch.prob == pytest.approx(
+            math.exp(sum(math.log(step.model_prob) for step in steps)), rel=1e-3
+        )
 
 
 def walk_of(decoder, nalssi, ids, seed=3, **more):
@@ -112,7 +143,12 @@ def test_taking_what_is_drawn_again_and_again_writes_what_a_generation_would(nal
         assert step.index == place
         walk.take(step.id)
     events = generate(
-        make_decoder(nalssi), nalssi.tokenizer, ids, Sampling(temp=1.6), np.random.default_rng(3), max_tokens=50
+        make_decoder(nalssi),
+        nalssi.tokenizer,
+        ids,
+        Sampling(temp=1.6),
+        np.random.default_rng(3),
+        max_tokens=50,
     )
     assert walk.added == [event.id for event in events if isinstance(event, Step)]
 

@@ -25,7 +25,8 @@ def test_a_bigram_is_what_the_formula_says():
     """`ab` twice, `b` at the end once: by hand, with the one discount of each order."""
     model = KneserNey(["ab", "ab", "b"], 2, 3)
     # Bigrams: ^a 2, ab 2, b$ 3, ^b 1; one of count 1, two of count 2: discount 1 / (1 + 2·2) = 1/5.
-    # Unigrams by their places: a 1, b 2, $ 1; two of count 1, one of count 2: discount 2 / (2 + 2·1) = 1/2.
+    # Unigrams by their places: a 1, b 2, $ 1; two of count 1, one of count 2: discount 2 / (2 +
+    # 2·1) = 1/2.
     b = (2 - 1 / 2 + 3 / 2 * 1 / 3) / 4
     after_start = (1 - 1 / 5 + 1 / 5 * 2 * b) / 3
     end = (1 - 1 / 2 + 3 / 2 * 1 / 3) / 4

@@ -1,7 +1,9 @@
-"""A number is the same wherever it is shown: in float32, from the weights as they are stored, quantised ones too.
+"""A number is the same wherever it is shown: in float32, from the weights as they are stored,
+quantised ones too.
 
-What is sampled from, `:verbose`, `:sampler`, `:prob`, `:surprise`, `:lens`, `:why` and `:compare` are held to each
-other, to a text written under a change of strength 0, and to `transformers` in float32 where it knows the model.
+What is sampled from, `:verbose`, `:sampler`, `:prob`, `:surprise`, `:lens`, `:why` and `:compare`
+are held to each other, to a text written under a change of strength 0, and to `transformers` in
+float32 where it knows the model.
 """
 
 import os
@@ -50,7 +52,9 @@ TEXTS = {"nalssi": "날씨가 좋", "hangul": "오늘은 날씨가", "story": "T
 
 
 def large_activations():
-    """A Llama in float16 whose feed-forwards reach beyond what float16 holds, and whose answers are ordinary."""
+    """A Llama in float16 whose feed-forwards reach beyond what float16 holds, and whose answers
+    are ordinary.
+    """
     model = random_model(*FAMILIES["llama"], torch.float32)
     for layer in model.model.layers:
         layer.mlp.up_proj.weight.data *= 400
@@ -58,7 +62,10 @@ def large_activations():
     return model.to(torch.float16)
 
 
-@pytest.fixture(scope="module", params=[*(f"{name}, {str(dtype)[6:]}" for name, dtype in SAVED), *SHIPPED, "large"])
+@pytest.fixture(
+    scope="module",
+    params=[*(f"{name}, {str(dtype)[6:]}" for name, dtype in SAVED), *SHIPPED, "large"],
+)
 def case(request, tmp_path_factory):
     """A checkpoint, a text, and what the logits after it are in transformers, in float32."""
     if request.param in SHIPPED:
@@ -80,13 +87,17 @@ def logs(logits):
 
 def sampled(decoder, tokenizer, ids, seed=3):
     """What one token was drawn with, and the ten candidates that `:verbose` shows."""
-    events = generate(decoder, tokenizer, ids, Sampling(temp=1), np.random.default_rng(seed), max_tokens=1, top=10)
+    events = generate(
+        decoder, tokenizer, ids, Sampling(temp=1), np.random.default_rng(seed), max_tokens=1, top=10
+    )
     step = next(events)
     return {step.id: step.logprob, **{each.id: log(each.model_prob) for each in step.top}}
 
 
 def shown(checkpoint, ids, quant):
-    """Every way in which the program tells log-probabilities after a text: {where: {token: log-probability}}."""
+    """Every way in which the program tells log-probabilities after a text: {where: {token:
+    log-probability}}.
+    """
     decoder, tokenizer = make_decoder(checkpoint, quant=quant), checkpoint.tokenizer
     subject = Subject(decoder.model, tokenizer, tuple(ids))
     found = {"sampled, :verbose": sampled(decoder, tokenizer, ids)}
@@ -101,11 +112,18 @@ def shown(checkpoint, ids, quant):
     found[":why"] = {asked: log(why.prob)}
     assert sum(part.value for part in why.parts) == pytest.approx(why.logit, abs=NEAR)
     assert not [part for part in why.parts if part.name == "rounding"]
-    both = compare_view(subject, Subject(make_decoder(checkpoint, quant=quant).model, tokenizer, tuple(ids)), ("", ""))
+    both = compare_view(
+        subject,
+        Subject(make_decoder(checkpoint, quant=quant).model, tokenizer, tuple(ids)),
+        ("", ""),
+    )
     assert both.kl == (0, 0)
     found[":compare"] = {each.token.id: log(each.prob) for each in both.top[1]}
     along = torch.nn.functional.normalize(torch.randn(checkpoint.config.width), dim=0)
-    for change, tap in (("steered by 0", steering(along, 0, 0.0)), ("by 1e-4", steering(along, 0, 1e-4))):
+    for change, tap in (
+        ("steered by 0", steering(along, 0, 0.0)),
+        ("by 1e-4", steering(along, 0, 1e-4)),
+    ):
         found[change] = sampled(TorchDecoder(decoder.model, tap), tokenizer, ids)
     return found, decoder.model
 
@@ -122,12 +140,14 @@ def test_a_logit_is_one_number_everywhere(case, quant):
     for where, told in found.items():
         for token, log_probability in told.items():
             apart = abs(log_probability - exact[token])
-            assert apart < (3e-4 if where == "by 1e-4" else NEAR), f"{where}: {apart:.2g} off at token {token}"
+            assert apart < (3e-4 if where == "by 1e-4" else NEAR), (
+                f"{where}: {apart:.2g} off at token {token}"
+            )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quant", ["off", "int8", "int4"])
-def test_a_logit_of_smollm2_is_one_number_everywhere(smollm2, quant):  # noqa: F811
+def test_a_logit_of_smollm2_is_one_number_everywhere(smollm2, quant):
     checkpoint = load(smollm2)
     ids = checkpoint.tokenizer.encode("The largest city in the world is")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
@@ -157,8 +177,12 @@ def test_every_view_of_half_precision_is_that_of_the_same_weights_widened(case):
     there = {(each.layer, each.head): each.change for each in expected.heads}
     for each in scan.heads:
         assert each.change == pytest.approx(there[each.layer, each.head], abs=1e-5)
-    np.testing.assert_allclose(grad_view(ours, 3).times, grad_view(exact, 3).times, rtol=1e-3, atol=1e-4)
-    assert surprise_view(ours).perplexity == pytest.approx(surprise_view(exact).perplexity, rel=1e-5)
+    np.testing.assert_allclose(
+        grad_view(ours, 3).times, grad_view(exact, 3).times, rtol=1e-3, atol=1e-4
+    )
+    assert surprise_view(ours).perplexity == pytest.approx(
+        surprise_view(exact).perplexity, rel=1e-5
+    )
 
 
 def test_what_overflows_float16_does_not_here(tmp_path):
@@ -178,9 +202,13 @@ def test_logits_that_are_no_numbers_are_told_as_what_is_known_of_them(nalssi):
     broken = dict(nalssi.tensors)
     broken["ln_f.weight"] = np.full_like(broken["ln_f.weight"], np.nan)
     decoder = make_decoder(replace(nalssi, tensors=broken))
-    with pytest.raises(UserError, match="not finite numbers: a weight is not one, or .* too large for float32"):
+    with pytest.raises(
+        UserError, match="not finite numbers: a weight is not one, or .* too large for float32"
+    ):
         Subject(decoder.model, nalssi.tokenizer, (1, 2)).logits()
-    with pytest.raises(UserError, match="at token 2 are not finite numbers: a weight is not one, or"):
+    with pytest.raises(
+        UserError, match="at token 2 are not finite numbers: a weight is not one, or"
+    ):
         next_logits(decoder, [1, 2])
 
 
@@ -191,13 +219,27 @@ def test_a_change_of_strength_0_and_one_that_is_switched_off_leave_every_bit(tmp
     between = {
         "none": [],
         "strength 0": [":steer 41 5 vs 8 60 strength=0"],
-        "switched off": [":steer 41 5 vs 8 60", ":ablate 0.1", ":ablate 1 mean", ":ablate off", ":steer off"],
+        "switched off": [
+            ":steer 41 5 vs 8 60",
+            ":ablate 0.1",
+            ":ablate 1 mean",
+            ":ablate off",
+            ":steer off",
+        ],
     }
     found = set()
     for name, lines in between.items():
         folder = tmp_path / name
         folder.mkdir()
-        asked = [":max-tokens 12", ":seed 4", ":temp 1", "5 17 90 3", *lines, "8 8 60", ":sampler --json s.json"]
+        asked = [
+            ":max-tokens 12",
+            ":seed 4",
+            ":temp 1",
+            "5 17 90 3",
+            *lines,
+            "8 8 60",
+            ":sampler --json s.json",
+        ]
         done = subprocess.run(
             [sys.executable, "-m", "minillm_repl", "--no-history", "--ckpt", str(tmp_path / "m")], cwd=folder,
             input="\n".join(asked), capture_output=True, text=True, check=True,

@@ -64,7 +64,7 @@ def test_no_path_however_odd_is_a_crash(text):
 
 
 @pytest.mark.slow
-def test_commands_take_paths_as_terminals_paste_them(program, tmp_path):  # noqa: F811
+def test_commands_take_paths_as_terminals_paste_them(program, tmp_path):
     (tmp_path / "my story.txt").write_text("날씨가 좋다. " * 30, encoding="utf-8")
     url = "file://" + quote(str(tmp_path / "my story.txt"))
     script = f""":train my\\ story.txt new steps=1 width=8 layers=1 heads=1
@@ -80,5 +80,7 @@ def test_commands_take_paths_as_terminals_paste_them(program, tmp_path):  # noqa
     assert done.returncode == 0, done.stderr.decode()
     there = {path.name for path in tmp_path.iterdir()}
     assert {"my model.safetensors", "url model.safetensors", "my view.txt"} <= there
-    again = program("--ckpt", f"file://{quote(str(tmp_path))}/my%20model.safetensors", "-p", "날씨", "-n", "1")
+    again = program(
+        "--ckpt", f"file://{quote(str(tmp_path))}/my%20model.safetensors", "-p", "날씨", "-n", "1"
+    )
     assert again.returncode == 0, again.stderr.decode()

@@ -1,4 +1,6 @@
-"""Whatever is fed to a parser: it is taken, or refused in one line in which nothing can steer a terminal."""
+"""Whatever is fed to a parser: it is taken, or refused in one line in which nothing can steer a
+terminal.
+"""
 
 import contextlib
 import io
@@ -73,7 +75,9 @@ def test_strict_json_is_the_json_of_the_standard_library(data):
         assert parse_json(text, "it") == json.loads(text)
     except UserError as error:
         fuzz.clean(error)
-        lone = any("\ud800" <= character < "\ue000" for character in text.encode().decode("unicode_escape"))
+        lone = any(
+            "\ud800" <= character < "\ue000" for character in text.encode().decode("unicode_escape")
+        )
         assert "NaN" in text or "Infinity" in text or lone
 
 
@@ -83,7 +87,11 @@ def test_what_is_no_json_is_none_for_both(text):
         assert parse_json(text, "it") == json.loads(text)
 
 
-@given(st.dictionaries(st.sampled_from(["arch", "vocab", "context", "width", "layers", "heads", "rope", "x"]), JSON))
+@given(
+    st.dictionaries(
+        st.sampled_from(["arch", "vocab", "context", "width", "layers", "heads", "rope", "x"]), JSON
+    )
+)
 def test_any_json_as_a_config(data):
     with one_clean_line():
         config_from_json(data | {"arch": "gpt"})
@@ -93,7 +101,15 @@ def test_any_json_as_a_config(data):
 
 FIELDS = sorted(
     {name for family in FAMILIES for name in (*family.defaults, *family.renamed)}
-    | {"head_dim", "n_inner", "layer_types", "rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor"}
+    | {
+        "head_dim",
+        "n_inner",
+        "layer_types",
+        "rope_scaling",
+        "rope_parameters",
+        "rope_theta",
+        "partial_rotary_factor",
+    }
     | {"architectures", "is_encoder_decoder", "_class_name", "quantization_config", "quantization"}
 )
 LAYERS = ["full_attention", "sliding_attention", "attention", "x"]
@@ -103,15 +119,28 @@ VALUES |= st.lists(st.sampled_from(LAYERS), max_size=3) | st.just("gelu")
 
 @given(st.sampled_from(FAMILIES), st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=4))
 def test_any_json_as_the_config_of_a_folder(family, data):
-    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+    }
     with tempfile.TemporaryDirectory() as folder, one_clean_line():
-        (Path(folder) / "config.json").write_text(json.dumps({"model_type": family.model_type} | sizes | data))
-        assert Folder(Path(folder)).config.layers == 3 or "num_hidden_layers" in data or "n_layer" in data
+        (Path(folder) / "config.json").write_text(
+            json.dumps({"model_type": family.model_type} | sizes | data)
+        )
+        assert (
+            Folder(Path(folder)).config.layers == 3
+            or "num_hidden_layers" in data
+            or "n_layer" in data
+        )
         assert all(note.isprintable() for note in Folder(Path(folder)).notes)
         foreign.purpose(data), foreign.headless(data)
 
 
-@given(st.sampled_from(["character", "ids", "magic"]), st.dictionaries(TEXT, JSON, max_size=3), JSON)
+@given(
+    st.sampled_from(["character", "ids", "magic"]), st.dictionaries(TEXT, JSON, max_size=3), JSON
+)
 def test_any_json_as_a_tokenizer(kind, data, value):
     for more in ({"characters": value}, {"size": value}, {"characters": "ab", "specials": value}):
         with one_clean_line():
@@ -131,14 +160,21 @@ def test_any_text_as_a_setting_and_what_is_shown_can_be_typed_again(owner, data)
 COMMAND = fuzz.commander()
 
 
-@given(st.sampled_from(["", ":", "/", ":set ", ":temp ", ":train ", ":help ", ":stop ", ":save ", ":attn "]), TEXT)
+@given(
+    st.sampled_from(
+        ["", ":", "/", ":set ", ":temp ", ":train ", ":help ", ":stop ", ":save ", ":attn "]
+    ),
+    TEXT,
+)
 def test_any_line_typed(start, text):
     COMMAND((start + text).encode("utf-8", "surrogatepass"))
 
 
 @given(
     st.lists(
-        st.sampled_from(["-p", "--temp", "--ckpt", "--train", "--json", "-n", "--stop", "--new"]) | TEXT, max_size=5
+        st.sampled_from(["-p", "--temp", "--ckpt", "--train", "--json", "-n", "--stop", "--new"])
+        | TEXT,
+        max_size=5,
     )
 )
 def test_any_flags(words):

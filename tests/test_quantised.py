@@ -1,4 +1,6 @@
-"""Weights in 8 and 4 bits: what is lost by rounding, and that nothing else is; the oracle is numpy in float64."""
+"""Weights in 8 and 4 bits: what is lost by rounding, and that nothing else is; the oracle is
+numpy in float64.
+"""
 
 import numba
 import numpy as np
@@ -42,7 +44,9 @@ def multiply(at, like, x, y, stream):
 
 
 def table(matrix, bits, bias):
-    """What compiled code reads of a matrix: the addresses, an array like it, and what keeps both alive."""
+    """What compiled code reads of a matrix: the addresses, an array like it, and what keeps both
+    alive.
+    """
     small = quantise(matrix, bits)
     arrays = small.numbers, small.scales, bias
     at = np.array([array.ctypes.data if len(array) else 0 for array in arrays], np.uint64)
@@ -73,13 +77,16 @@ def test_a_weight_is_off_by_half_a_step_and_by_one_only_at_the_upper_end(bits):
     off = np.abs(widened(matrix, bits) - matrix)
     ends = (small == small.max()) | (small == small.min())
     assert (off[~ends] <= 0.5001 * step[~ends]).all()
-    assert (off <= 1.6 * step if bits == 8 else off <= 1.05 * step).all()  # a scale is off by 1/512 of itself
+    # a scale is off by 1/512 of itself
+    assert (off <= 1.6 * step if bits == 8 else off <= 1.05 * step).all()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_product_is_that_of_the_rounded_weights_in_float32(bits, shape):
-    """For one token, a few and many; rows and inputs that fill no register; with a bias and a stream."""
+    """For one token, a few and many; rows and inputs that fill no register; with a bias and a
+    stream.
+    """
     rng = np.random.default_rng(bits)
     rows, inputs = shape
     matrix, bias = random_matrix(shape, rng), rng.normal(size=rows).astype(np.float32)
@@ -112,7 +119,9 @@ def test_a_row_is_found_in_its_tile(shape):
     assert alive
     for bits in (8, 4):
         small = quantise(matrix, bits)
-        np.testing.assert_array_equal(small[range(shape[0])], widened(matrix, bits).astype(np.float32))
+        np.testing.assert_array_equal(
+            small[range(shape[0])], widened(matrix, bits).astype(np.float32)
+        )
         np.testing.assert_array_equal(small[[[shape[0] - 1], [0]]][0, 0], small[shape[0] - 1])
         weight = QuantisedWeight(small)
         for rows in (slice(None), slice(shape[0] // 2, shape[0])):
@@ -125,7 +134,9 @@ def test_a_model_gives_what_torch_gives_on_its_rounded_weights(bits, tmp_path):
     random_model(*FAMILIES["qwen3 tied, biased"]).save_pretrained(tmp_path)
     checkpoint = load(tmp_path)
     left = {
-        name: widened(array, bits if name.startswith("blocks.") else 8).astype(np.float32) if array.ndim == 2 else array
+        name: widened(array, bits if name.startswith("blocks.") else 8).astype(np.float32)
+        if array.ndim == 2
+        else array
         for name, array in checkpoint.tensors.items()
     }
     ids = random_ids(60)[0].tolist()

@@ -1,4 +1,6 @@
-"""Trained checkpoints: what they say, word for word, is what they say in the `transformers` library."""
+"""Trained checkpoints: what they say, word for word, is what they say in the `transformers`
+library.
+"""
 
 import numpy as np
 import pytest
@@ -19,10 +21,26 @@ from tests.outside import outside
 STORY = "Once upon a time, there was a little girl named Lily."
 CONVERSATIONS = {
     "geography": ("What is the capital of France?", "And of Italy?", "Which of the two is larger?"),
-    "arithmetic": ("What is 7 times 8?", "Add 10 to it.", "Now write a short poem about that number."),
-    "code": ("Write a Python function that reverses a string.", "Explain it in one line.", "Make it shorter."),
-    "Korean": ("안녕하세요? 오늘 날씨가 어때요?", "한국의 수도는 어디예요?", "고마워요. 잘 있어요!"),
-    "both": ("Translate 'thank you' into Korean.", "'감사합니다'는 무슨 뜻이에요?", "Say <b>goodbye</b> 👋 politely."),
+    "arithmetic": (
+        "What is 7 times 8?",
+        "Add 10 to it.",
+        "Now write a short poem about that number.",
+    ),
+    "code": (
+        "Write a Python function that reverses a string.",
+        "Explain it in one line.",
+        "Make it shorter.",
+    ),
+    "Korean": (
+        "안녕하세요? 오늘 날씨가 어때요?",
+        "한국의 수도는 어디예요?",
+        "고마워요. 잘 있어요!",
+    ),
+    "both": (
+        "Translate 'thank you' into Korean.",
+        "'감사합니다'는 무슨 뜻이에요?",
+        "Say <b>goodbye</b> 👋 politely.",
+    ),
 }
 TEXT = """\
 The lighthouse stood at the end of a narrow spit of land, where the river met the sea. For more than a hundred years
@@ -63,12 +81,24 @@ def test_the_story_is_the_one_that_transformers_tells(stories):
     start = tokenizer.encode("")
     assert start == [tokenizer.named("<s>")]
     events = list(
-        generate(make_decoder(checkpoint), tokenizer, start, Sampling(temp=0), np.random.default_rng(0), max_tokens=128)
+        generate(
+            make_decoder(checkpoint),
+            tokenizer,
+            start,
+            Sampling(temp=0),
+            np.random.default_rng(0),
+            max_tokens=128,
+        )
     )
     theirs = transformers.AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32).eval()
     given = torch.tensor([start])
     expected = theirs.generate(
-        given, attention_mask=torch.ones_like(given), max_length=129, do_sample=False, eos_token_id=None, pad_token_id=0
+        given,
+        attention_mask=torch.ones_like(given),
+        max_length=129,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
     )
     ids = [event.id for event in events[:-1]]
     assert ids == expected[0, 1:].tolist()
@@ -99,7 +129,9 @@ def answer(model, session, text, monkeypatch):
     read = []
     with monkeypatch.context() as patch:
         original = model.decoder.prefill
-        patch.setattr(model.decoder, "prefill", lambda ids: (read.append(len(ids)), original(ids))[1])
+        patch.setattr(
+            model.decoder, "prefill", lambda ids: (read.append(len(ids)), original(ids))[1]
+        )
         events = session.generate(model, never, 0)
         first = next(events)
         before = sum(read)
@@ -109,7 +141,9 @@ def answer(model, session, text, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("topic", CONVERSATIONS)
-def test_a_chat_is_word_for_word_that_of_transformers(opened, theirs, their_tokenizer, topic, monkeypatch):
+def test_a_chat_is_word_for_word_that_of_transformers(
+    opened, theirs, their_tokenizer, topic, monkeypatch
+):
     session, said = Session(settings=Settings(temp=0, max_tokens=40)), []
     for turn, question in enumerate(CONVERSATIONS[topic]):
         ids, read = answer(opened, session, question, monkeypatch)
@@ -119,9 +153,13 @@ def test_a_chat_is_word_for_word_that_of_transformers(opened, theirs, their_toke
         )
         given = list(session.turns[-1].given)
         assert given == prompt["input_ids"][0].tolist()
-        expected = theirs.generate(**prompt, max_new_tokens=40, do_sample=False)[0, len(given) :].tolist()
+        expected = theirs.generate(**prompt, max_new_tokens=40, do_sample=False)[
+            0, len(given) :
+        ].tolist()
         assert ids == expected
-        text = their_tokenizer.decode(expected, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = their_tokenizer.decode(
+            expected, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         assert session.said[-1].content == text
         said.append({"role": "assistant", "content": text})
         print(f"turn {turn + 1}: {len(given)} tokens given, {read} read; {text!r}")
@@ -130,14 +168,20 @@ def test_a_chat_is_word_for_word_that_of_transformers(opened, theirs, their_toke
 
 
 @pytest.mark.slow
-def test_logits_and_perplexity_are_those_of_transformers_in_float32(smollm2, theirs, their_tokenizer, record_property):
-    """Of the bfloat16 weights as they are stored; what transformers makes of them in bfloat16 is told beside it."""
+def test_logits_and_perplexity_are_those_of_transformers_in_float32(
+    smollm2, theirs, their_tokenizer, record_property
+):
+    """Of the bfloat16 weights as they are stored; what transformers makes of them in bfloat16 is
+    told beside it.
+    """
     ids = torch.tensor([load(smollm2).tokenizer.encode(TEXT)])
     assert ids.tolist() == [their_tokenizer(TEXT)["input_ids"]]
     assert 200 <= ids.shape[1] <= 400
     checkpoint = load(smollm2)
     assert checkpoint.dtype == "bfloat16"
-    half_model = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.bfloat16).eval()
+    half_model = transformers.AutoModelForCausalLM.from_pretrained(
+        smollm2, dtype=torch.bfloat16
+    ).eval()
     with torch.no_grad():
         expected, half_expected = theirs(ids).logits, half_model(ids).logits
         ours = build(checkpoint.config, checkpoint.tensors)(ids)
@@ -147,7 +191,9 @@ def test_logits_and_perplexity_are_those_of_transformers_in_float32(smollm2, the
         "transformers, float32": perplexity(expected, ids),
         "transformers, bfloat16": perplexity(half_expected, ids),
         "largest logit difference": float((ours - expected).abs().max()),
-        "transformers' bfloat16 to its float32": float((half_expected.float() - expected).abs().max()),
+        "transformers' bfloat16 to its float32": float(
+            (half_expected.float() - expected).abs().max()
+        ),
     }
     for name, number in numbers.items():
         record_property(name, number)
@@ -158,7 +204,9 @@ def test_logits_and_perplexity_are_those_of_transformers_in_float32(smollm2, the
 
 @pytest.mark.slow
 def test_the_compiled_decoder_is_as_good_as_its_weights(smollm2, theirs, record_property):
-    """Float32 has the logits and text of transformers, bfloat16 too; int8, int4 its perplexity within 1, 20 %."""
+    """Float32 has the logits and text of transformers, bfloat16 too; int8, int4 its perplexity
+    within 1, 20 %.
+    """
     exact = load(smollm2, dtype="float32")
     ids = exact.tokenizer.encode(TEXT)
 
@@ -171,8 +219,17 @@ def test_the_compiled_decoder_is_as_good_as_its_weights(smollm2, theirs, record_
     decoder = make_decoder(exact)
     ours = logits(decoder)
     assert float((ours - expected).abs().max()) < 1e-3
-    text = theirs.generate(given[:, :40], max_new_tokens=256, do_sample=False, eos_token_id=None, pad_token_id=0)
-    steps = generate(decoder, exact.tokenizer, ids[:40], Sampling(temp=0), np.random.default_rng(0), max_tokens=256)
+    text = theirs.generate(
+        given[:, :40], max_new_tokens=256, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    steps = generate(
+        decoder,
+        exact.tokenizer,
+        ids[:40],
+        Sampling(temp=0),
+        np.random.default_rng(0),
+        max_tokens=256,
+    )
     assert [step.id for step in list(steps)[:-1]] == text[0, 40:].tolist()
     numbers = {
         "float32": perplexity(ours, given),

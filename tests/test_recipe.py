@@ -29,7 +29,10 @@ def test_a_name_before_a_rule_is_one_choice_and_a_rule_alone_is_drawn_anew():
 
 def test_alternatives_come_as_often_as_they_weigh():
     digits = "|".join("0123456789")
-    grammar = Grammar(f"document = {{what}}{'{digit}' * 4}\n# no rule\nwhat = rare\n  | often *9\ndigit = {digits}")
+    grammar = Grammar(
+        f"document = {{what}}{'{digit}' * 4}\n# no rule\nwhat = rare\n  | often *9\ndigit = "
+        f"{digits}"
+    )
     counts = Counter(text[:-4] for text in grammar.texts("document", 2_000, 1))
     assert counts.total() == 2_000
     assert 0.85 < counts["often"] / 2_000 < 0.95
@@ -89,7 +92,9 @@ def recipe():
 def data(tmp_path):
     lines = [f"line {number}" for number in range(200)] + ["no number", "unwanted 1", "line 3"]
     (tmp_path / "lines.txt").write_text("\n".join(lines), encoding="utf-8")
-    pairs = [f"질문: {number}\n답변: {number % 7}" for number in range(200)] + ["질문: 1\n답변: unwanted"]
+    pairs = [f"질문: {number}\n답변: {number % 7}" for number in range(200)] + [
+        "질문: 1\n답변: unwanted"
+    ]
     (tmp_path / "pairs.txt").write_text("\n\n".join(pairs) + "\n", encoding="utf-8")
     stories = [f"story {number}\nan unwanted line\nend" for number in range(40)]
     (tmp_path / "stories.txt").write_text("\n\n".join(stories), encoding="utf-8")
@@ -104,8 +109,20 @@ def test_the_corpus_holds_documents_of_every_source_out_and_keeps_them_apart(rec
     train, held = recipe.prepare(data, data / "corpus")
     learnt, out = [each["text"] for each in read(train)], read(held)
     assert not {each["text"] for each in out} & set(learnt)
-    assert Counter(each["source"] for each in out) == {"lines": 10, "pairs": 10, "stories": 2, "made": 5}
-    assert [each["text"][4:6] for each in out if each["source"] == "pairs"][:6] == ["50", "51", "52", "53", "54", "15"]
+    assert Counter(each["source"] for each in out) == {
+        "lines": 10,
+        "pairs": 10,
+        "stories": 2,
+        "made": 5,
+    }
+    assert [each["text"][4:6] for each in out if each["source"] == "pairs"][:6] == [
+        "50",
+        "51",
+        "52",
+        "53",
+        "54",
+        "15",
+    ]
     assert "no number" not in learnt
     assert not any("unwanted" in text for text in learnt)
     assert "story 1\nend" in learnt
@@ -135,7 +152,9 @@ def test_a_text_in_another_encoding_gives_the_same_corpus_and_is_told(recipe, da
         told = []
         text = data / "pairs.txt"
         text.write_bytes(read_text(text).encode(encoding))
-        assert first == [path.read_bytes() for path in recipe.prepare(data, data / "b", told.append)]
+        assert first == [
+            path.read_bytes() for path in recipe.prepare(data, data / "b", told.append)
+        ]
         assert told == [f"{text}: read as {name}"]
 
 
@@ -165,18 +184,27 @@ def test_a_conversation_of_hangul_looks_like_its_corpus():
 def program(tmp_path):
     def run(*arguments):
         command = [sys.executable, "-m", "minillm_repl", "--ckpt", "m.safetensors", *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+        return subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        )
 
     return run
 
 
 def test_recipe_and_data_go_together_and_without_a_corpus_of_ones_own(program):
-    for wrong in (["--recipe", "hangul"], ["--data", "."], ["--recipe", "hangul", "--data", ".", "--train", "a.txt"]):
+    for wrong in (
+        ["--recipe", "hangul"],
+        ["--data", "."],
+        ["--recipe", "hangul", "--data", ".", "--train", "a.txt"],
+    ):
         done = program(*wrong)
         assert (done.returncode, done.stdout) == (2, "")
         assert "--recipe" in done.stderr
     done = program("--recipe", "hangul", "--data", ".")
-    assert (done.returncode, done.stderr.split("ko")[0]) == (1, "error: the recipe hangul needs the text ")
+    assert (done.returncode, done.stderr.split("ko")[0]) == (
+        1,
+        "error: the recipe hangul needs the text ",
+    )
 
 
 @pytest.mark.slow
@@ -201,5 +229,7 @@ def test_a_recipe_trains_a_model_that_answers(program, tmp_path):
     assert [checkpoint.tokenizer.special(token) for token in checkpoint.end] == ["<end>"]
     assert checkpoint.training.corpus == "m.corpus/train.jsonl"
     assert checkpoint.training.val_loss < finished["first_loss"] - 1
-    answered = json.loads(program("-p", "안녕?", "--max-tokens", "5", "--json").stdout.splitlines()[-1])
+    answered = json.loads(
+        program("-p", "안녕?", "--max-tokens", "5", "--json").stdout.splitlines()[-1]
+    )
     assert answered["prompt_tokens"] == len("질문: 안녕?\n답변: ")

@@ -1,4 +1,6 @@
-"""What a run is told before it begins: numbers that are none, texts that have moved or changed, models that chat."""
+"""What a run is told before it begins: numbers that are none, texts that have moved or changed,
+models that chat.
+"""
 
 import dataclasses
 import shutil
@@ -20,16 +22,55 @@ from tests.test_training_runs import SIZES, run
 
 TEXT = (MODELS / "nalssi.txt").read_text(encoding="utf-8") * 3
 SMALL = TrainPlan(
-    steps=9, context=8, batch=4, lr=0.006, arch="gpt", width=16, layers=1, heads=2, precision="float32", every=3
+    steps=9,
+    context=8,
+    batch=4,
+    lr=0.006,
+    arch="gpt",
+    width=16,
+    layers=1,
+    heads=2,
+    precision="float32",
+    every=3,
 )
 
 
 # -- numbers that are none
 
 NONE = [
-    *("steps=0", "batch=0", "context=0", "lr=0", "lr=0.0", "lr=1e-999", "layers=0", "width=0", "heads=0", "kv-heads=0"),
-    *("every=0", "accumulate=0", "steps=-1", "batch=-2", "lr=-0.1", "warm-up=-1", "weight-decay=-1", "patience=-1"),
-    *("steps=99999999999", "lr=11", "lr=nan", "lr=inf", "batch=1e9", "layers=1001", "dropout=1", "steps=1.5", "steps="),
+    *(
+        "steps=0",
+        "batch=0",
+        "context=0",
+        "lr=0",
+        "lr=0.0",
+        "lr=1e-999",
+        "layers=0",
+        "width=0",
+        "heads=0",
+        "kv-heads=0",
+    ),
+    *(
+        "every=0",
+        "accumulate=0",
+        "steps=-1",
+        "batch=-2",
+        "lr=-0.1",
+        "warm-up=-1",
+        "weight-decay=-1",
+        "patience=-1",
+    ),
+    *(
+        "steps=99999999999",
+        "lr=11",
+        "lr=nan",
+        "lr=inf",
+        "batch=1e9",
+        "layers=1001",
+        "dropout=1",
+        "steps=1.5",
+        "steps=",
+    ),
 ]
 
 
@@ -43,8 +84,12 @@ def test_a_number_that_is_none_is_refused_by_its_name(word):
     assert said.endswith(f"not '{value}'")
 
 
-@pytest.mark.parametrize("word", ["--steps 0", "--batch 0", "--context 0", "--lr 0", "--layers 0", "--every 0"])
-def test_a_flag_that_is_no_number_is_refused_before_anything_is_done(tmp_path, monkeypatch, capsys, word):
+@pytest.mark.parametrize(
+    "word", ["--steps 0", "--batch 0", "--context 0", "--lr 0", "--layers 0", "--every 0"]
+)
+def test_a_flag_that_is_no_number_is_refused_before_anything_is_done(
+    tmp_path, monkeypatch, capsys, word
+):
     monkeypatch.chdir(tmp_path)
     Path("t.txt").write_text(TEXT, encoding="utf-8")
     assert main(["--ckpt", "m.safetensors", "--train", "t.txt", *word.split()]) == 2
@@ -55,20 +100,29 @@ def test_a_flag_that_is_no_number_is_refused_before_anything_is_done(tmp_path, m
 
 
 def test_what_is_left_open_and_what_is_off_still_has_its_word():
-    plan = parse("t.txt steps=auto lr=auto every=AUTO warm-up=0 patience=0 clip=0 dropout=0 weight-decay=0").plan
+    plan = parse(
+        "t.txt steps=auto lr=auto every=AUTO warm-up=0 patience=0 clip=0 dropout=0 weight-decay=0"
+    ).plan
     assert plan == TrainPlan(warm_up=0, clip=0.0, weight_decay=0.0)
     assert parse("t.txt save-steps=off lora=off").plan == TrainPlan()
 
 
 @pytest.mark.parametrize(
     "absurd",
-    [{"width": 65_536, "layers": 1_000}, {"batch": 65_536, "context": 1_000_000}, {"heads": 16, "width": 16_384}],
+    [
+        {"width": 65_536, "layers": 1_000},
+        {"batch": 65_536, "context": 1_000_000},
+        {"heads": 16, "width": 16_384},
+    ],
 )
 def test_sizes_beyond_the_memory_are_refused_in_one_line(tmp_path, absurd, monkeypatch):
     monkeypatch.setattr("minillm_repl.checkpoint.memory.available", lambda: 1 << 31)
     path = tmp_path / "t.txt"
     path.write_text(TEXT, encoding="utf-8")
-    with pytest.raises(UserError, match=r"training at these sizes needs [\d,.]+ GiB of memory, and 2.0 GiB are free"):
+    with pytest.raises(
+        UserError,
+        match=r"training at these sizes needs [\d,.]+ GiB of memory, and 2.0 GiB are free",
+    ):
         begin(path, dataclasses.replace(SMALL, **absurd))
 
 
@@ -87,7 +141,9 @@ def test_a_setting_that_is_given_twice_is_refused():
 def test_a_setting_within_the_name_of_a_text_is_told_unless_that_is_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for line in ("t.txt new steps= 5 width=8", "t.txt width=8 steps", "t.txt new nwe steps=1"):
-        with pytest.raises(UserError, match="does not exist; settings such as .* stand before or after the text"):
+        with pytest.raises(
+            UserError, match="does not exist; settings such as .* stand before or after the text"
+        ):
             parse(line)
     Path("a new day.txt").touch()
     assert parse("a new day.txt new").corpus == "a new day.txt"
@@ -98,7 +154,10 @@ def test_a_text_that_is_learnt_and_held_out_too_is_told(tmp_path):
         (tmp_path / name).write_text(TEXT, encoding="utf-8")
     (tmp_path / "other.txt").write_text(TEXT + "하늘", encoding="utf-8")
     told = [
-        any("what is held out is the text that is learnt" in note for note in begin(tmp_path / "t.txt", plan).notes)
+        any(
+            "what is held out is the text that is learnt" in note
+            for note in begin(tmp_path / "t.txt", plan).notes
+        )
         for name in ("t.txt", "copy.txt", "other.txt")
         for plan in [dataclasses.replace(SMALL, val=str(tmp_path / name))]
     ]
@@ -109,7 +168,12 @@ def test_a_text_that_is_learnt_and_held_out_too_is_told(tmp_path):
 
 
 def begin(corpus, plan=SMALL, start=None):
-    return TrainingRun(start, str(corpus), plan, Surroundings(Path(corpus).parent / "m.safetensors", "cpu", threads=1))
+    return TrainingRun(
+        start,
+        str(corpus),
+        plan,
+        Surroundings(Path(corpus).parent / "m.safetensors", "cpu", threads=1),
+    )
 
 
 def cut(trainee, steps=4):
@@ -125,14 +189,18 @@ def again(path, corpus=""):
 
 @pytest.fixture
 def stopped(tmp_path, monkeypatch):
-    """A run that was stopped, on texts named from the folder `here`; and its weights had it gone on."""
+    """A run that was stopped, on texts named from the folder `here`; and its weights had it gone
+    on.
+    """
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
     for name in ("t.txt", "held.txt"):
         Path(name).write_text(TEXT, encoding="utf-8")
     plan = dataclasses.replace(SMALL, val="held.txt")
-    whole = TrainingRun(None, "t.txt", plan, Surroundings(here / "whole.safetensors", "cpu", threads=1))
+    whole = TrainingRun(
+        None, "t.txt", plan, Surroundings(here / "whole.safetensors", "cpu", threads=1)
+    )
     *_, finished = whole.events(lambda: False)
     path = here / "deep" / "m.safetensors"
     path.parent.mkdir()
@@ -153,7 +221,9 @@ def test_a_run_goes_on_from_any_folder(stopped, tmp_path, monkeypatch):
     assert not any("moved" in note for note in trainee.notes)
 
 
-def test_from_another_folder_it_can_be_stopped_again_and_go_on_from_a_third(stopped, tmp_path, monkeypatch):
+def test_from_another_folder_it_can_be_stopped_again_and_go_on_from_a_third(
+    stopped, tmp_path, monkeypatch
+):
     path, expected = stopped
     monkeypatch.chdir(tmp_path)
     cut(TrainingRun.resumed(path, Surroundings(path, "cpu", threads=1)), 6)
@@ -164,7 +234,11 @@ def test_from_another_folder_it_can_be_stopped_again_and_go_on_from_a_third(stop
 @pytest.mark.parametrize("where", ["beside the checkpoint", "named", "here"])
 def test_a_text_that_has_moved_is_taken_if_it_is_the_same(stopped, tmp_path, monkeypatch, where):
     path, expected = stopped
-    there = {"beside the checkpoint": path.parent, "named": tmp_path / "new", "here": tmp_path / "now"}[where]
+    there = {
+        "beside the checkpoint": path.parent,
+        "named": tmp_path / "new",
+        "here": tmp_path / "now",
+    }[where]
     there.mkdir(exist_ok=True)
     for name in ("t.txt", "held.txt"):
         shutil.move(tmp_path / "here" / name, there / name)
@@ -172,7 +246,10 @@ def test_a_text_that_has_moved_is_taken_if_it_is_the_same(stopped, tmp_path, mon
         monkeypatch.chdir(there)
     trainee, found = again(path, str(there / "t.txt") if where == "named" else "")
     same(expected, found)
-    assert trainee.notes[0] == f"the text has moved: it is read from {'t.txt' if where == 'here' else there / 't.txt'}"
+    assert (
+        trainee.notes[0]
+        == f"the text has moved: it is read from {'t.txt' if where == 'here' else there / 't.txt'}"
+    )
 
 
 def test_a_text_that_is_named_anew_need_not_have_its_old_name(stopped, tmp_path):
@@ -191,7 +268,9 @@ def test_another_text_is_refused_wherever_it_lies(stopped, tmp_path):
     with pytest.raises(UserError, match=r"held\.txt has changed"):
         again(path)
     Path("t.txt").unlink()
-    with pytest.raises(UserError, match=r"the text t\.txt of this run is not there; `:train resume FILE`"):
+    with pytest.raises(
+        UserError, match=r"the text t\.txt of this run is not there; `:train resume FILE`"
+    ):
         again(path)
     assert path.read_bytes() == before
     for name in ("t.txt", "held.txt"):
@@ -251,7 +330,9 @@ def test_the_program_goes_on_from_another_folder_with_a_text_that_is_named(tmp_p
 def chatting(tmp_path, chat=PLAIN):
     tokenizer = CharacterTokenizer(sorted(set(TEXT)), ROLES)
     model = random_checkpoint(characters=[chr(0x4E00 + place) for place in range(tokenizer.size)])
-    return save(dataclasses.replace(model, tokenizer=tokenizer, chat=chat), tmp_path / "chat.safetensors")
+    return save(
+        dataclasses.replace(model, tokenizer=tokenizer, chat=chat), tmp_path / "chat.safetensors"
+    )
 
 
 TALK = '{"messages": [{"role": "user", "content": "날씨"}, {"role": "assistant", "content": "좋다"}]}\n'
@@ -268,12 +349,18 @@ TALK = '{"messages": [{"role": "user", "content": "날씨"}, {"role": "assistant
         (None, "t.txt", TEXT, False),
     ],
 )
-def test_a_model_that_chats_warns_before_plain_text_and_goes_on(tmp_path, chat, name, content, warned):
+def test_a_model_that_chats_warns_before_plain_text_and_goes_on(
+    tmp_path, chat, name, content, warned
+):
     path = tmp_path / name
     path.write_text(content, encoding="utf-8")
-    trainee = begin(path, dataclasses.replace(TrainPlan(steps=2, batch=1), context=2), chatting(tmp_path, chat))
+    trainee = begin(
+        path, dataclasses.replace(TrainPlan(steps=2, batch=1), context=2), chatting(tmp_path, chat)
+    )
     assert len(trainee.warnings) == warned
-    assert all(f"{path} is plain text" in line and "`messages`" in line for line in trainee.warnings)
+    assert all(
+        f"{path} is plain text" in line and "`messages`" in line for line in trainee.warnings
+    )
     *_, finished = trainee.events(lambda: False)
     assert finished.steps == 2
 
@@ -281,7 +368,19 @@ def test_a_model_that_chats_warns_before_plain_text_and_goes_on(tmp_path, chat, 
 def test_the_warning_is_on_stderr_and_blocks_no_script(tmp_path):
     chatting(tmp_path)
     (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
-    words = ["--ckpt", "chat.safetensors", "--train", "t.txt", "--json", "--steps", 2, "--batch", 2, "--context", 8]
+    words = [
+        "--ckpt",
+        "chat.safetensors",
+        "--train",
+        "t.txt",
+        "--json",
+        "--steps",
+        2,
+        "--batch",
+        2,
+        "--context",
+        8,
+    ]
     events, said = run(tmp_path, *words)
     assert "t.txt is plain text" in said
     assert events[-1]["reason"] == "done"

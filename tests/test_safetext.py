@@ -9,7 +9,8 @@ BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2
 
 
 @pytest.mark.parametrize(
-    "character", [*CONTROLS, *BIDIRECTIONAL, "\u2028", "\u2029", "\ufeff", "\ud800", "\U000e0041", "\U000e0148"]
+    "character",
+    [*CONTROLS, *BIDIRECTIONAL, "\u2028", "\u2029", "\ufeff", "\ud800", "\U000e0041", "\U000e0148"],
 )
 def test_nothing_that_steers_a_terminal_survives(character):
     made_safe = safe(f"a{character}b")
@@ -22,7 +23,9 @@ def test_nothing_that_steers_a_terminal_survives(character):
 
 def test_no_format_or_control_character_of_unicode_survives_but_newline_tab_and_joiners():
     everything = "".join(map(chr, range(0x110000)))
-    left = {c for c in safe(everything) if unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"}}
+    left = {
+        c for c in safe(everything) if unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    }
     assert left == {"\n", "\t", "\u200c", "\u200d"}
 
 

@@ -1,7 +1,8 @@
-"""What is said in a chat reaches the model as it is: names that are typed, private characters, what ends a turn.
+"""What is said in a chat reaches the model as it is: names that are typed, private characters, what
+ends a turn.
 
-`transformers` says what is right: its own way to keep typed names apart (`sanitize_control_tokens`), its mask of what
-an assistant has said.
+`transformers` says what is right: its own way to keep typed names apart
+(`sanitize_control_tokens`), its mask of what an assistant has said.
 """
 
 import copy
@@ -35,7 +36,8 @@ from minillm_repl.tokenizer.subword import SubwordTokenizer
 from tests.test_tokenizer_files import bpe
 
 STRICT = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}<|User|>{{ m['content'] | trim }}"
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}<|User|>{{ "
+    "m['content'] | trim }}"
     "{% else %}<|Assistant|>{{ m['content'] | trim }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|Assistant|>{% endif %}"
 )
@@ -58,7 +60,9 @@ def dicts(messages):
 
 
 def talk(*said):
-    return [Message("user" if place % 2 == 0 else "assistant", each) for place, each in enumerate(said)]
+    return [
+        Message("user" if place % 2 == 0 else "assistant", each) for place, each in enumerate(said)
+    ]
 
 
 TYPED = [
@@ -71,14 +75,17 @@ TYPED = [
 
 
 def as_text(kind, theirs):
-    """What reads a text between two special tokens, names and all: `transformers` has a switch for a whole text.
+    """What reads a text between two special tokens, names and all: `transformers` has a switch for
+    a whole text.
 
     Nothing comes "first" there.
     """
     library = copy.deepcopy(theirs)
     if kind == "first":
         library.backend_tokenizer.pre_tokenizer = Metaspace(prepend_scheme="never", split=False)
-    return lambda text: library(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return lambda text: library(text, add_special_tokens=False, split_special_tokens=True)[
+        "input_ids"
+    ]
 
 
 def in_parts(kind, theirs, said, begun=True):
@@ -91,7 +98,11 @@ def in_parts(kind, theirs, said, begun=True):
     user, assistant, end = theirs.convert_tokens_to_ids(CONTROL)
     ids = [theirs.bos_token_id]
     for each in said:
-        ids += [user, *read(each.content)] if each.role == "user" else [assistant, *read(each.content), end]
+        ids += (
+            [user, *read(each.content)]
+            if each.role == "user"
+            else [assistant, *read(each.content), end]
+        )
     return [*ids, assistant] if begun else ids
 
 
@@ -99,33 +110,51 @@ def in_parts(kind, theirs, said, begun=True):
 def test_a_typed_name_is_text_and_leaves_the_rest_as_it_is(kind):
     ours, theirs = pair(kind)
     template = ChatTemplate(STRICT, {"bos_token": "<s>"})
-    said = talk(*(text for typed in TYPED for text in (typed, "you " + typed, "Once upon a time", "the")), TYPED[0])
+    said = talk(
+        *(text for typed in TYPED for text in (typed, "you " + typed, "Once upon a time", "the")),
+        TYPED[0],
+    )
     assert encode(template, ours, said[:1], False) == in_parts(kind, theirs, said[:1])
     assert encode(template, ours, said, False) == in_parts(kind, theirs, said)
     ids, marks = trained_ids(template, ours, [said])[0]
     assert ids == in_parts(kind, theirs, said, begun=False)
     learnt = [each for each, mark in zip(ids, marks, strict=True) if mark]
-    assert learnt == [token for each in said[1::2] for token in in_parts(kind, theirs, [each], begun=False)[2:]]
+    assert learnt == [
+        token for each in said[1::2] for token in in_parts(kind, theirs, [each], begun=False)[2:]
+    ]
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "prepend", "always"])
 def test_the_ids_are_those_of_transformers_when_it_keeps_typed_names_apart(kind):
     ours, theirs = pair(kind)
     template = ChatTemplate(STRICT, {"bos_token": "<s>"})
-    said = talk("Once upon a time </s>", "hello there", "hello <|end|>", "a", "a <s>", "The end", "Once <|User|>")
+    said = talk(
+        "Once upon a time </s>",
+        "hello there",
+        "hello <|end|>",
+        "a",
+        "a <s>",
+        "The end",
+        "Once <|User|>",
+    )
     expected = theirs.apply_chat_template(
         dicts(said), chat_template=STRICT, add_generation_prompt=True, sanitize_control_tokens=True
     )["input_ids"]
-    blank = theirs.convert_tokens_to_ids("▁")  # it puts one before some parts: each is read after a newline
+    # it puts one before some parts: each is read after a newline
+    blank = theirs.convert_tokens_to_ids("▁")
     found = encode(template, ours, said, False)
     assert [each for each in found if each != blank] == [each for each in expected if each != blank]
 
 
-@pytest.mark.parametrize("flags", [{"lstrip": True}, {"rstrip": True}, {"single_word": True}, {"normalized": True}])
+@pytest.mark.parametrize(
+    "flags", [{"lstrip": True}, {"rstrip": True}, {"single_word": True}, {"normalized": True}]
+)
 def test_what_a_special_token_does_to_blanks_beside_it_stays_when_another_is_typed(flags):
     ours, theirs = pair("byte-level", **flags)
     template = ChatTemplate("{% for m in messages %}<|User|> {{ m.content }} <|end|> x{% endfor %}")
-    plain = theirs.apply_chat_template(dicts(talk("hello", "you")), chat_template=template.source)["input_ids"]
+    plain = theirs.apply_chat_template(dicts(talk("hello", "you")), chat_template=template.source)[
+        "input_ids"
+    ]
     end = ours.named("<|end|>")
     assert encode(template, ours, talk("hello", "you"), False) == plain
     found = encode(template, ours, talk("hello", "</s>"), False)
@@ -144,7 +173,8 @@ def test_a_name_in_a_name_and_one_behind_another_are_text_too():
 
 
 LLAMA_2 = (
-    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}"
+    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content "
+    "+ ' [/INST]' }}"
     "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
 
@@ -153,8 +183,13 @@ LLAMA_2 = (
 def test_what_a_template_writes_as_text_is_read_alike_before_and_after_a_typed_name(kind):
     ours, theirs = pair(kind)
     template = ChatTemplate(LLAMA_2, {"bos_token": "<s>", "eos_token": "</s>"})
-    plain, typed = talk("hello", "you", "The end"), talk("hello </s> <s>x", "you <|end|>", "The end")
-    expected = theirs.apply_chat_template(dicts(plain), chat_template=LLAMA_2, add_generation_prompt=True)["input_ids"]
+    plain, typed = (
+        talk("hello", "you", "The end"),
+        talk("hello </s> <s>x", "you <|end|>", "The end"),
+    )
+    expected = theirs.apply_chat_template(
+        dicts(plain), chat_template=LLAMA_2, add_generation_prompt=True
+    )["input_ids"]
     assert encode(template, ours, plain, False) == expected
     read, first, end = as_text(kind, theirs), ours.named("<s>"), ours.named("</s>")
     whole = read("[INST] hello </s> <s>x [/INST] you <|end|> ")
@@ -162,7 +197,13 @@ def test_what_a_template_writes_as_text_is_read_alike_before_and_after_a_typed_n
     assert trained_ids(template, ours, [typed[:2]])[0][0] == [first, *whole, end]
 
 
-PRIVATE = ["\ue000", "a\ue000</s>\ue000", "\U000f0000<|end|>\U000f0001", "<\ue000/s>", "\ufdd0\U0010fffd"]
+PRIVATE = [
+    "\ue000",
+    "a\ue000</s>\ue000",
+    "\U000f0000<|end|>\U000f0001",
+    "<\ue000/s>",
+    "\ufdd0\U0010fffd",
+]
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "prepend", "characters"])
@@ -184,9 +225,12 @@ def test_private_characters_that_are_typed_stay(kind):
     [
         "{% for m in messages %}{{ m.content | length }} {{ m.content[:6] | length }}|{% endfor %}",
         "{% for m in messages %}{% for c in m.content %}{{ loop.index }}.{% endfor %}{% endfor %}",
-        "{% for m in messages %}{{ m.content | truncate(12, true, '') }}{{ m.content.split() | length }}{% endfor %}",
-        "{{ messages[0].content.ljust(30, '.') }}{{ messages[0].content | wordcount }}{{ messages[0].content | last }}",
-        "{{ tools is none }}{{ documents is none }}{{ tools is defined }}{% if tools %}x{% endif %}",
+        "{% for m in messages %}{{ m.content | truncate(12, true, '') }}{{ m.content.split() "
+        "| length }}{% endfor %}",
+        "{{ messages[0].content.ljust(30, '.') }}{{ messages[0].content | wordcount }}{{ "
+        "messages[0].content | last }}",
+        "{{ tools is none }}{{ documents is none }}{{ tools is defined }}{% if tools %}x{% "
+        "endif %}",
         "{% if tools is not none and tools | length > 0 %}tools{% endif %}{{ documents }}",
     ],
 )
@@ -199,11 +243,21 @@ def test_a_template_sees_what_was_said_and_neither_tools_nor_documents(source):
 
 MODELS = {
     "Unigram": models.Unigram(
-        [("<unk>", 0.0), ("<s>", 0.0), ("<|end|>", 0.0), *((each, -4.0) for each in "▁ab<s>|end/"), ("ab", -5.0)],
+        [
+            ("<unk>", 0.0),
+            ("<s>", 0.0),
+            ("<|end|>", 0.0),
+            *((each, -4.0) for each in "▁ab<s>|end/"),
+            ("ab", -5.0),
+        ],
         unk_id=0,
     ),
     "WordLevel": models.WordLevel(
-        {each: place for place, each in enumerate(["<unk>", "<s>", "<|end|>", *"▁ab<s>|end/", "ab"])}, unk_token="<unk>"
+        {
+            each: place
+            for place, each in enumerate(["<unk>", "<s>", "<|end|>", *"▁ab<s>|end/", "ab"])
+        },
+        unk_token="<unk>",
     ),
 }
 
@@ -218,12 +272,18 @@ def test_a_model_that_finds_names_by_itself_does_not_take_those_that_are_typed(n
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=library)
     meant = [1, 2]
     for typed in ("<s>", "a <s> b", "ab <|end|>", "<new> a"):
-        for ids in (ours.encode(typed), ours.encode(typed, start=False), *ours.encode_many([typed])):
+        for ids in (
+            ours.encode(typed),
+            ours.encode(typed, start=False),
+            *ours.encode_many([typed]),
+        ):
             assert not {*meant, ours.named("<new>")} & set(ids)
         assert ours.encode(typed, special=True) == theirs(typed)["input_ids"]
     for plain in ("ab a", "b", "a b ab"):
         assert ours.encode(plain) == theirs(plain)["input_ids"]
-    ids = encode(ChatTemplate("<s>{{ messages[0].content }}<|end|>"), ours, talk("ab <s> <|end|> ab"), False)
+    ids = encode(
+        ChatTemplate("<s>{{ messages[0].content }}<|end|>"), ours, talk("ab <s> <|end|> ab"), False
+    )
     assert [each for each in ids if each in meant] == meant
     assert (ids[0], ids[-1]) == (1, 2)
 
@@ -232,23 +292,28 @@ def test_a_model_that_finds_names_by_itself_does_not_take_those_that_are_typed(n
 
 THINKING = {
     "as R1's distillations": (
-        "{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}{% else %}<|Assistant|>"
-        "{% set c = m.content.split('</think>')[-1] %}{% generation %}{{ c }}<|end|>{% endgeneration %}"
+        "{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}{% else "
+        "%}<|Assistant|>"
+        "{% set c = m.content.split('</think>')[-1] %}{% generation %}{{ c }}<|end|>{% "
+        "endgeneration %}"
         "{% endif %}{% endfor %}{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}"
     ),
     "as QwQ": (
-        "{% for m in messages %}<|User|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}"
+        "{% for m in messages %}<|User|>{{ m.role }}\n{% if m.role == 'assistant' %}{% "
+        "generation %}"
         "{{ m.content.split('</think>')[-1].lstrip('\n') }}<|end|>{% endgeneration %}{% else %}"
         "{{ m.content }}<|end|>{% endif %}{{ '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}<|User|>assistant\n<think>\n{% endif %}"
     ),
     "an empty thought opened and closed": (
-        "{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}{% else %}<|Assistant|>"
+        "{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}{% else "
+        "%}<|Assistant|>"
         "{% generation %}{{ m.content | trim }}<|end|>{% endgeneration %}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|Assistant|><think>\n\n</think>\n\n{% endif %}"
     ),
     "the thought opened is written too": (
-        "{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}{% else %}<|Assistant|><think>\n"
+        "{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}{% else "
+        "%}<|Assistant|><think>\n"
         "{% generation %}{{ m.content }}<|end|>{% endgeneration %}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}"
     ),
@@ -295,7 +360,9 @@ def test_where_thoughts_are_special_tokens_a_template_takes_them_apart_all_the_s
 
 
 def writer(tokens, library=None, **more):
-    """A model that writes certain tokens one after the other, from whatever it is given; `<|Assistant|>` begins it."""
+    """A model that writes certain tokens one after the other, from whatever it is given;
+    `<|Assistant|>` begins it.
+    """
     ours, _ = pair("byte-level")
     ids = [ours.named("<|Assistant|>"), *(each for part in tokens for each in _ids(ours, part))]
     assert len(set(ids)) == len(ids)
@@ -307,7 +374,9 @@ def writer(tokens, library=None, **more):
     for before, after in zip(ids, [*ids[1:], ids[-1]], strict=True):
         tensors["lm_head.weight"][after, before] = 10
     template = ChatTemplate(STRICT, {"bos_token": "<s>"})
-    return Opening().ready(Checkpoint(config, ours, tensors, **{"chat": template, "end": (2,), **more}))
+    return Opening().ready(
+        Checkpoint(config, ours, tensors, **{"chat": template, "end": (2,), **more})
+    )
 
 
 def _ids(ours, part):
@@ -326,9 +395,13 @@ def test_the_end_of_a_turn_is_what_the_template_writes_whatever_eos_says():
     finished = answer(session, model)
     assert (finished.reason, finished.text) == ("end", "yo")
     assert session.said[-1] == Message("assistant", "yo")
-    assert model.checkpoint.tokenizer.named("<|end|>") not in session.ids[len(session.turns[-1].given) :]
+    assert (
+        model.checkpoint.tokenizer.named("<|end|>")
+        not in session.ids[len(session.turns[-1].given) :]
+    )
     session.clear()
-    session.begin(list(model.checkpoint.tokenizer.encode("<|Assistant|>", special=True)))  # no chat: a text goes on
+    # no chat: a text goes on
+    session.begin(list(model.checkpoint.tokenizer.encode("<|Assistant|>", special=True)))
     assert list(session.generate(model, lambda: False, 0))[-1].text == "yox"
 
 
@@ -337,10 +410,17 @@ def test_the_end_of_a_turn_is_what_the_template_writes_whatever_eos_says():
     [
         (STRICT, "<|end|>"),
         ("{% for m in messages %}{{ m.content }}{{ eos_token }}\n{% endfor %}", "</s>"),
-        ("{% for m in messages %}Today: answer <s>{{ m.content }} <|end|>\n{% endfor %}", "<|end|>"),
+        (
+            "{% for m in messages %}Today: answer <s>{{ m.content }} <|end|>\n{% endfor %}",
+            "<|end|>",
+        ),
         ("{% for m in messages %}{{ m.content }}\n<|User|>{% endfor %}", "<|User|>"),
         ("{% for m in messages %}{{ m.content }}\n{% endfor %}", None),
-        ("{% if messages[1] %}{{ raise_exception('one at a time') }}{% endif %}{{ messages[0].content }}", None),
+        (
+            "{% if messages[1] %}{{ raise_exception('one at a time') }}{% endif %}{{ "
+            "messages[0].content }}",
+            None,
+        ),
     ],
 )
 def test_a_templates_end_of_turn_is_found(source, expected):
@@ -356,7 +436,13 @@ def test_a_stop_string_may_be_or_hold_a_special_token(stop):
     session = Session(Settings(temp=0, max_tokens=20, stop=(stop,)))
     session.begin(tokenizer.encode("<|Assistant|>", special=True))
     events = list(session.generate(model, lambda: False, 0))
-    said = {"<|end|>": "heyo", "<|end|>x": "heyo", "o<|end|>": "hey", "yo<|end|>x": "he", "</s>": "heyox"}[stop]
+    said = {
+        "<|end|>": "heyo",
+        "<|end|>x": "heyo",
+        "o<|end|>": "hey",
+        "yo<|end|>x": "he",
+        "</s>": "heyox",
+    }[stop]
     assert (events[-1].reason, events[-1].text) == ("stop", said)
     assert "".join(event.text for event in events[:-1]) in (said, said[: len(said) - len(stop)])
     left = session.ids[1:]
@@ -406,7 +492,9 @@ def test_letters_that_are_unknown_are_told_in_a_chat_as_in_a_completion(unknown)
     size = tokenizer.size
     config = GPTConfig(size, context=64, width=8, layers=1, heads=1, hidden=1)
     tensors = {name: np.ones(shape, np.float32) for name, shape in config.shapes()}
-    checkpoint = Checkpoint(config, tokenizer, tensors, chat=ChatTemplate(STRICT, {"bos_token": "<s>"}))
+    checkpoint = Checkpoint(
+        config, tokenizer, tensors, chat=ChatTemplate(STRICT, {"bos_token": "<s>"})
+    )
     made, shown = shell(Opening().ready(checkpoint))
     told = []
     for command in (":chat on", ":chat off"):
@@ -416,7 +504,9 @@ def test_letters_that_are_unknown_are_told_in_a_chat_as_in_a_completion(unknown)
         told.append(re.search(r"! .*never seen.*", shown.getvalue())[0])
         assert len(made.session.turns)
         said = shown.getvalue()
-        assert command == ":chat off" or said.index("hello 뷁뷁") < said.index("! "), "what was said comes first"
+        assert command == ":chat off" or said.index("hello 뷁뷁") < said.index("! "), (
+            "what was said comes first"
+        )
     assert told[0] == told[1]
     assert "뷁, ♞: " + (f"read as {unknown}" if unknown else "skipped") in told[0]
     made.run(":chat on")

@@ -1,4 +1,6 @@
-"""Every sampler against the processors of the transformers library, alone, together, and at the edges."""
+"""Every sampler against the processors of the transformers library, alone, together, and at the
+edges.
+"""
 
 import itertools
 
@@ -14,13 +16,19 @@ EDGES = {
     "ties": [1.0, 3.0, 3.0, 2.0, 3.0, 1.0, 2.0, 2.0],
     "all equal": [0.5] * 8,
     "one far above": [50.0, 0, 0, 0, 0, 0, 0, 0],
-    "exact halves": list(np.log2([0.5, 0.25, 0.125, 0.125, 2**-30, 2**-30, 2**-30, 2**-30]) * np.log(2)),
+    "exact halves": list(
+        np.log2([0.5, 0.25, 0.125, 0.125, 2**-30, 2**-30, 2**-30, 2**-30]) * np.log(2)
+    ),
     "negative": [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0, -8.0],
     "large": [1e4, 9e3, -1e4, 0, 1, 2, 3, 4],
 }
 SETTINGS = [
-    Sampling(**dict(zip(("temp", "top_k", "top_p", "min_p", "repeat_penalty"), values, strict=True)))
-    for values in itertools.product((1.0, 0.3, 2.5), (0, 1, 3, 100), (1.0, 0.5, 0.9, 0.0), (0.0, 0.1, 1.0), (1.0, 1.3))
+    Sampling(
+        **dict(zip(("temp", "top_k", "top_p", "min_p", "repeat_penalty"), values, strict=True))
+    )
+    for values in itertools.product(
+        (1.0, 0.3, 2.5), (0, 1, 3, 100), (1.0, 0.5, 0.9, 0.0), (0.0, 0.1, 1.0), (1.0, 1.3)
+    )
 ]
 
 
@@ -63,13 +71,19 @@ def test_each_combination_agrees_with_transformers_at_the_edges(name):
         agrees(np.array(EDGES[name]), sampling, [0, 3, 3])
 
 
-@pytest.mark.parametrize("spread", [0.5, 3.0])  # with the first, far more tokens stay than are looked at apart
+# with the first, far more tokens stay than are looked at apart
+@pytest.mark.parametrize("spread", [0.5, 3.0])
 def test_of_a_large_vocabulary_samplers_keep_what_transformers_keeps(spread):
-    """But for tokens on the very boundary of top-p: the sums of both are rounded to float32 on the way there."""
+    """But for tokens on the very boundary of top-p: the sums of both are rounded to float32 on
+    the way there.
+    """
     logits = np.random.default_rng(0).normal(0, spread, 50_000).astype(np.float32)
     logits[:100] = logits[7]
     for sampling in SETTINGS:
-        ours, expected = process(logits, sampling, [0, 3]), by_transformers(logits, sampling, [0, 3]).numpy()
+        ours, expected = (
+            process(logits, sampling, [0, 3]),
+            by_transformers(logits, sampling, [0, 3]).numpy(),
+        )
         apart = np.isinf(ours) != np.isinf(expected)
         assert softmax(logits)[0][apart].sum() < 1e-4
         assert sampling.top_p not in (0.0, 1.0) or not apart.any()
@@ -97,7 +111,11 @@ def test_temperature_0_equals_top_k_1():
         logits = rng.normal(0, 3, 50).astype(np.float32)
         greedy = process(logits, Sampling(temp=0), [])
         top1 = process(logits, Sampling(temp=0.7, top_k=1), [])
-        assert np.flatnonzero(np.isfinite(greedy)) == np.flatnonzero(np.isfinite(top1)) == logits.argmax()
+        assert (
+            np.flatnonzero(np.isfinite(greedy))
+            == np.flatnonzero(np.isfinite(top1))
+            == logits.argmax()
+        )
 
 
 @pytest.mark.parametrize("temp", [1e-8, 1e-30, 5e-324, 1e8])
@@ -116,7 +134,9 @@ def test_softmax_is_torchs_in_float64():
     np.testing.assert_allclose(logs, exact.log_softmax(-1).numpy(), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("places", [(1, 3, 5), (300, 4_351, 5_000), (0, 255, 4_097), (256, 4_096, 4_097)])
+@pytest.mark.parametrize(
+    "places", [(1, 3, 5), (300, 4_351, 5_000), (0, 255, 4_097), (256, 4_096, 4_097)]
+)
 def test_draws_follow_the_distribution_and_never_reach_what_was_cut(places):
     first, second, size = places
     probabilities = np.zeros(size)
@@ -132,7 +152,9 @@ def test_a_draw_is_where_the_sum_of_all_before_it_says():
     for size in (1, 44, 256, 257, 50_000):
         probabilities = softmax(rng.normal(0, 3, size).astype(np.float32))[0]
         for seed in range(200):
-            expected = probabilities.cumsum().searchsorted(np.random.default_rng(seed).random(), side="right")
+            expected = probabilities.cumsum().searchsorted(
+                np.random.default_rng(seed).random(), side="right"
+            )
             assert draw(probabilities, np.random.default_rng(seed)) == expected
 
 

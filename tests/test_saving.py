@@ -1,4 +1,6 @@
-"""A save that is killed or refused, at each call of the system in turn: the old file or the new one is there, whole."""
+"""A save that is killed or refused, at each call of the system in turn: the old file or the new
+one is there, whole.
+"""
 
 import errno
 import json
@@ -70,8 +72,13 @@ def test_what_a_living_process_writes_is_no_leftover(tmp_path):
     others = [".minillm-notes.tmp", "model.tmp"]
     for name in others:
         (tmp_path / name).touch()
-    with unfinished(tmp_path, lambda path: path.touch()) as file, unfinished(tmp_path, type(tmp_path).mkdir) as folder:
-        clear = f"from {clear_abandoned.__module__} import *; clear_abandoned(Path({str(tmp_path)!r}))"
+    with (
+        unfinished(tmp_path, lambda path: path.touch()) as file,
+        unfinished(tmp_path, type(tmp_path).mkdir) as folder,
+    ):
+        clear = (
+            f"from {clear_abandoned.__module__} import *; clear_abandoned(Path({str(tmp_path)!r}))"
+        )
         subprocess.run([sys.executable, "-c", clear], cwd=ROOT, check=True)
         assert sorted(os.listdir(tmp_path)) == sorted([*others, file.name, folder.name])
     assert sorted(os.listdir(tmp_path)) == sorted(others)
@@ -91,7 +98,9 @@ save(random_checkpoint(), Path({str(folder)!r}) / "first")  # what it needs is i
 os.remove(Path({str(folder)!r}) / "first")
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY}); os.chdir({str(folder)!r})
 """
-    done = subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", start + code], capture_output=True, text=True, check=False
+    )
     return done.stderr.strip().splitlines()[-1:]
 
 
@@ -121,7 +130,9 @@ def test_where_somebody_may_not_write_nothing_is_changed(open_folder):
     open_folder.chmod(0o700)
     code = code.replace("'model", f"'{open_folder}/model")
     (refused,) = as_nobody(code, "/")
-    assert refused.startswith("minillm_repl.errors.UserError: "), "a folder that cannot be looked into"
+    assert refused.startswith("minillm_repl.errors.UserError: "), (
+        "a folder that cannot be looked into"
+    )
     assert path.read_bytes() == old
     assert os.listdir(open_folder) == ["model.safetensors"]
 
@@ -149,7 +160,8 @@ def test_a_folder_that_vanishes_and_links_in_a_circle_are_told(tmp_path, monkeyp
         save(random_checkpoint(), tmp_path / "loop.safetensors")
     assert os.listdir(tmp_path) == ["loop.safetensors"]
     (tmp_path / "to.safetensors").symlink_to("new.safetensors")
-    save(random_checkpoint(), tmp_path / "to.safetensors")  # to what is not there yet: there it goes
+    # to what is not there yet: there it goes
+    save(random_checkpoint(), tmp_path / "to.safetensors")
     assert (tmp_path / "to.safetensors").is_symlink()
     assert load(tmp_path / "new.safetensors").config.vocab == 11
 

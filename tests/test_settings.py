@@ -44,9 +44,14 @@ def test_words_stand_for_values():
 
 def test_flags_win_over_variables_and_variables_over_the_file(tmp_path):
     path = tmp_path / "config.toml"
-    path.write_text('temp = 0.1\ntop_k = 1\nmin-p = 0.1\nstop = ["a b", "c"]\nverbose = true\n', encoding="utf-8")
+    path.write_text(
+        'temp = 0.1\ntop_k = 1\nmin-p = 0.1\nstop = ["a b", "c"]\nverbose = true\n',
+        encoding="utf-8",
+    )
     file = read_configuration(path)
-    settings = configure(Settings(), {"temp": "0.3"}, {"MINILLM_TEMP": "0.2", "MINILLM_TOP_K": "2"}, file)
+    settings = configure(
+        Settings(), {"temp": "0.3"}, {"MINILLM_TEMP": "0.2", "MINILLM_TOP_K": "2"}, file
+    )
     assert (settings.temp, settings.top_k, settings.min_p) == (0.3, 2, 0.1)
     assert (settings.stop, settings.verbose) == (("a b", "c"), 10)
     assert configure(Launch(), {}, {"MINILLM_CKPT": "x"}, file).ckpt == "x"
@@ -61,7 +66,11 @@ def test_a_configuration_may_begin_with_a_byte_order_mark(tmp_path, ends):
 
 def test_a_wrong_configuration_is_named(tmp_path):
     path = tmp_path / "config.toml"
-    for text, message in (("heat = 1", "sets 'heat'"), ("temp = ", "cannot read"), ("temp = '\x1b'", "cannot read")):
+    for text, message in (
+        ("heat = 1", "sets 'heat'"),
+        ("temp = ", "cannot read"),
+        ("temp = '\x1b'", "cannot read"),
+    ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=message) as raised:
             read_configuration(path)

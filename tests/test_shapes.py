@@ -60,12 +60,16 @@ TALK_FILES = {
     "talks.json": json.dumps([record(talk) for talk in TALKS]),
     "talks.jsonl": lines(map(record, TALKS)),
     "pairs.jsonl": lines({"prompt": asked, "completion": answered} for asked, answered in pairs()),
-    "pairs.json": json.dumps([{"question": asked, "answer": answered, "id": 3} for asked, answered in pairs()]),
+    "pairs.json": json.dumps(
+        [{"question": asked, "answer": answered, "id": 3} for asked, answered in pairs()]
+    ),
     "pairs.csv": rows(["prompt", "completion"], pairs()),
     "ChatbotData.csv": rows(["Q", "A", "label"], ((*pair, 0) for pair in pairs())),
     "alpaca.tsv": rows(["instruction", "input", "output"], ((a, "", b) for a, b in pairs()), "\t"),
     "korean.txt": rows(["질문", "답변"], pairs()),
-    "messages.csv": rows(["id", "messages"], ((1, json.dumps(record(talk)["messages"])) for talk in TALKS)),
+    "messages.csv": rows(
+        ["id", "messages"], ((1, json.dumps(record(talk)["messages"])) for talk in TALKS)
+    ),
     "turns.csv": rows(
         ["conversation_id", "role", "content"],
         ((number, *turn) for number, talk in enumerate(TALKS) for turn in talk),
@@ -94,7 +98,9 @@ def test_every_shape_gives_the_documents_of_its_json_lines(tmp_path, monkeypatch
 @pytest.mark.parametrize("name", TALK_FILES)
 def test_every_shape_gives_the_conversations_of_its_messages(tmp_path, name):
     opened = open_corpus(put(tmp_path, name, TALK_FILES[name]))
-    found = [[(each.role, each.content) for each in document.messages] for document in opened.documents()]
+    found = [
+        [(each.role, each.content) for each in document.messages] for document in opened.documents()
+    ]
     assert found == TALKS
     assert opened.conversations
 
@@ -109,31 +115,60 @@ def test_what_stands_beside_a_question_is_part_of_the_conversation(tmp_path):
 def test_one_record_alone_is_a_document(tmp_path):
     for name in ("one.json", "one.txt"):
         opened = open_corpus(put(tmp_path, name, json.dumps(record(TALKS[0]), indent=2)))
-        assert [[(each.role, each.content) for each in one.messages] for one in opened.documents()] == TALKS[:1]
+        assert [
+            [(each.role, each.content) for each in one.messages] for one in opened.documents()
+        ] == TALKS[:1]
 
 
 REFUSED = {
-    "prose.json": ("Once upon a time", "is no JSON: it begins with Once upon a time; documents=whole"),
+    "prose.json": (
+        "Once upon a time",
+        "is no JSON: it begins with Once upon a time; documents=whole",
+    ),
     "cut.json": (json.dumps(TEXTS)[:-9], "is not whole"),
     "two.json": (json.dumps(TEXTS) * 2, "goes on after its JSON array"),
     "nested.json": (json.dumps({"data": TEXTS}), 'must be a string, or an object with "text"'),
     "numbers.json": ("[1, 2]", "record 1 of .* must be a string"),
     "second.json": ('["a", {"txt": "b"}]', 'record 2 of .* not {"txt": "b"}'),
     "comma.json": ('["a",,"b"]', "record 2 of .* is empty"),
-    "deep.json": ('[{"text": ' + "[" * 9_999 + "]" * 9_999 + "}]", "record 1 of .* is not valid JSON"),
+    "deep.json": (
+        '[{"text": ' + "[" * 9_999 + "]" * 9_999 + "}]",
+        "record 1 of .* is not valid JSON",
+    ),
     "third.json": (lines(as_texts("text")[:2]) + "oops\n", "line 3 of .* is not valid JSON"),
-    "numbers.csv": (rows(["x", "y"], [(1, 2)]), "is a table with the columns x, y: .*documents=whole"),
-    "headless.csv": (rows(TEXTS[:2], [TEXTS[2:4]]), "is a table with the columns .*documents=whole"),
-    "prose.csv": ("Once upon a time, there was\n", "is a table with the columns once upon a time, there was"),
-    "turns.csv": (rows(["role", "content"], [("user", "a")]), "is a table with the columns role, content"),
-    "ragged.csv": (rows(["id", "text"], [(1, "a"), (2, "b", "c")]), "line 3 of .* has 3 columns, and the first line 2"),
+    "numbers.csv": (
+        rows(["x", "y"], [(1, 2)]),
+        "is a table with the columns x, y: .*documents=whole",
+    ),
+    "headless.csv": (
+        rows(TEXTS[:2], [TEXTS[2:4]]),
+        "is a table with the columns .*documents=whole",
+    ),
+    "prose.csv": (
+        "Once upon a time, there was\n",
+        "is a table with the columns once upon a time, there was",
+    ),
+    "turns.csv": (
+        rows(["role", "content"], [("user", "a")]),
+        "is a table with the columns role, content",
+    ),
+    "ragged.csv": (
+        rows(["id", "text"], [(1, "a"), (2, "b", "c")]),
+        "line 3 of .* has 3 columns, and the first line 2",
+    ),
     "quote.csv": ('text\n"a\nb\n', "line 3 of .* has a quote that does not end"),
     "stray.tsv": ('id\ttext\n1\t"a" b\n', "line 2 of .* has a quote"),
     "messages.csv": (rows(["messages"], [["[1"]]), "line 2 of .* is not valid JSON"),
     "fields.txt": (lines({"id": number} for number in range(9)), 'line 1 of .* not {"id": 0}'),
     "null.jsonl": ('{"prompt": "a", "completion": null}\n', "line 1 of .* must be a string, or"),
-    "input.jsonl": ('{"instruction": "a", "input": [1], "output": "b"}\n', "line 1 of .* must be a string, or"),
-    "robot.csv": (rows(["id", "role", "content"], [(1, "robot", "a")]), "line 2 of .* must have a .role."),
+    "input.jsonl": (
+        '{"instruction": "a", "input": [1], "output": "b"}\n',
+        "line 1 of .* must be a string, or",
+    ),
+    "robot.csv": (
+        rows(["id", "role", "content"], [(1, "robot", "a")]),
+        "line 2 of .* must have a .role.",
+    ),
 }
 
 
@@ -149,13 +184,23 @@ def test_what_is_not_clear_is_refused_in_one_line_that_helps(tmp_path, name):
 @pytest.mark.parametrize("name", ["array.json", "lines.txt", "commas.csv", "ratings.txt"])
 def test_documents_whole_learns_a_file_as_the_text_that_it_is(tmp_path, name):
     opened = open_corpus(put(tmp_path, name, TEXT_FILES[name].replace("\r\n", "\n")), "whole")
-    assert [document.text for document in opened.documents()] == [TEXT_FILES[name].replace("\r\n", "\n")]
-    assert opened.notes == (("holds text, and is read as that",) if not name.endswith("txt") else ())
+    assert [document.text for document in opened.documents()] == [
+        TEXT_FILES[name].replace("\r\n", "\n")
+    ]
+    assert opened.notes == (
+        ("holds text, and is read as that",) if not name.endswith("txt") else ()
+    )
 
 
 @pytest.mark.parametrize(
     "text",
-    ["[Verse 1]\nLa la\n", "{a} and {b}\n{c}\n", '"Yes," she said.\n"No."\n', "text\nmore\n", "a, b, c\nd, e, f\n"],
+    [
+        "[Verse 1]\nLa la\n",
+        "{a} and {b}\n{c}\n",
+        '"Yes," she said.\n"No."\n',
+        "text\nmore\n",
+        "a, b, c\nd, e, f\n",
+    ],
 )
 def test_prose_stays_prose(tmp_path, text):
     opened = open_corpus(put(tmp_path, "t.txt", text))
@@ -177,7 +222,12 @@ def test_a_folder_takes_what_is_clear_and_tells_what_it_leaves_out(tmp_path):
     put(tmp_path, "settings.json", '{"width": 64}')
     put(tmp_path, "talks.json", '[{"day": 1}]')
     opened = open_corpus(tmp_path)
-    assert [document.text for document in opened.documents()] == [*TEXTS, *TEXTS, *TEXTS, "하늘이 맑다."]
+    assert [document.text for document in opened.documents()] == [
+        *TEXTS,
+        *TEXTS,
+        *TEXTS,
+        "하늘이 맑다.",
+    ]
     assert len(opened.notes) == 4
     assert all("not read" in note for note in opened.notes[:3])
     assert "settings.json" in opened.notes[1]

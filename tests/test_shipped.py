@@ -44,7 +44,13 @@ def table(name, heading):
 def says(checkpoint, ids, most=120):
     decoder = make_decoder(checkpoint, threads=1)
     *_, finished = generate(
-        decoder, checkpoint.tokenizer, ids, Sampling(temp=0), numbers(0), max_tokens=most, end=checkpoint.end
+        decoder,
+        checkpoint.tokenizer,
+        ids,
+        Sampling(temp=0),
+        numbers(0),
+        max_tokens=most,
+        end=checkpoint.end,
     )
     return finished
 
@@ -73,7 +79,10 @@ def test_hangul_answers_as_its_card_says_and_ends_its_turn_by_itself(hangul):
 
 
 def test_the_notes_own_question_has_more_than_one_answer(hangul):
-    """The study note imagines 좋 30 %, 춥 25 %, 덥 20 %. torch in float32 is asked, not the compiled decoder."""
+    """The study note imagines 좋 30 %, 춥 25 %, 덥 20 %.
+
+    torch in float32 is asked, not the compiled decoder.
+    """
     ids = hangul.tokenizer.encode("오늘 날씨가 정말 ")
     model = build(hangul.config, hangul.tensors).float()
     with torch.no_grad():
@@ -110,10 +119,26 @@ def test_story_in_float32_is_the_torch_model():
 
 def test_hangul_opens_when_none_is_named_and_a_lesson_then_looks_at_nalssi(tmp_path):
     script = ":model\n:learn 4\n:model\n:learn off\n:model\n:load hangul\n:learn 4\n:model\n"
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8"}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+        "LANG": "C.UTF-8",
+    }
     command = [sys.executable, "-m", "minillm_repl"]
     done = subprocess.run(
-        command, input=script, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+        command,
+        input=script,
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert re.findall(r"^name +(\w+)", done.stdout, re.MULTILINE) == ["hangul", "nalssi", "hangul", "hangul"]
+    assert re.findall(r"^name +(\w+)", done.stdout, re.MULTILINE) == [
+        "hangul",
+        "nalssi",
+        "hangul",
+        "hangul",
+    ]

@@ -1,4 +1,6 @@
-"""Standard streams as shells leave them: closed, full, piped away, not text; and what a prompt may be."""
+"""Standard streams as shells leave them: closed, full, piped away, not text; and what a prompt
+may be.
+"""
 
 import codecs
 import json
@@ -23,9 +25,16 @@ def line(tmp_path):
     """Runs a line of bash in which `$M` is the program; returns exit status, stdout and stderr."""
 
     def run(text, given=b"", **variables):
-        environment = os.environ | {"M": PROGRAM, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)} | variables
+        environment = (
+            os.environ | {"M": PROGRAM, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)} | variables
+        )
         done = subprocess.run(
-            ["bash", "-c", text], input=given, capture_output=True, cwd=tmp_path, env=environment, check=False
+            ["bash", "-c", text],
+            input=given,
+            capture_output=True,
+            cwd=tmp_path,
+            env=environment,
+            check=False,
         )
         assert b"Traceback" not in done.stderr + done.stdout
         assert b"bug" not in done.stderr
@@ -69,14 +78,19 @@ def test_a_stream_that_is_not_needed_may_be_closed_or_full(line, tmp_path):
 @pytest.mark.parametrize("streams", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full"])
 def test_training_needs_no_stream(line, tmp_path, streams):
     corpus = MODELS / "nalssi.txt"
-    train = f"$M --ckpt new.safetensors --train {corpus} --steps 1 --batch 2 --width 8 --layers 1 --heads 1 --context 8"
+    train = (
+        f"$M --ckpt new.safetensors --train {corpus} --steps 1 --batch 2 --width 8 --layers 1 "
+        "--heads 1 --context 8"
+    )
     assert line(f"{train} {streams}")[0] == 0
     assert (tmp_path / "new.safetensors").stat().st_size < 100_000
     assert line("$M --ckpt new.safetensors -p 날씨")[0] == 0
 
 
 @SLOW
-@pytest.mark.parametrize("how", ["-p 날씨 -n 4000", "--help", "-p 날씨 -n 900 --verbose", "<<< $':help\n:help'"])
+@pytest.mark.parametrize(
+    "how", ["-p 날씨 -n 4000", "--help", "-p 날씨 -n 900 --verbose", "<<< $':help\n:help'"]
+)
 def test_a_reader_that_has_enough_ends_the_program_without_a_word(line, how):
     code, out, told = line(f"$M {how} | head -c 8 | wc -c; exit ${{PIPESTATUS[1]}}")
     assert (code, out.strip(), told) == (0, "8", "")
@@ -90,14 +104,21 @@ def script(text, encoding="utf-8", mark=b""):
 
 
 def test_a_script_may_have_a_byte_order_mark_and_windows_line_ends(line):
-    windows = script(':temp 0\r\n:max-tokens 4\r\n"""\r\n하늘\r\n날씨\r\n"""\r\n날씨', mark=codecs.BOM_UTF8)
+    windows = script(
+        ':temp 0\r\n:max-tokens 4\r\n"""\r\n하늘\r\n날씨\r\n"""\r\n날씨', mark=codecs.BOM_UTF8
+    )
     unix = script(':temp 0\n:max-tokens 4\n"""\n하늘\n날씨\n"""\n날씨')
     assert line("$M", windows)[:2] == line("$M", unix)[:2]
-    assert line("$M -p - --echo", script("하늘\r\n날씨\r\n", mark=codecs.BOM_UTF8))[1] == f"하늘\n날씨{SAID}\n"
+    assert (
+        line("$M -p - --echo", script("하늘\r\n날씨\r\n", mark=codecs.BOM_UTF8))[1]
+        == f"하늘\n날씨{SAID}\n"
+    )
 
 
 NOT_TEXT = {
-    "UTF-16, not UTF-8: `iconv -f UTF-16 -t UTF-8`": script("날씨\n", "utf-16-le", codecs.BOM_UTF16_LE),
+    "UTF-16, not UTF-8: `iconv -f UTF-16 -t UTF-8`": script(
+        "날씨\n", "utf-16-le", codecs.BOM_UTF16_LE
+    ),
     "UTF-16, not UTF-8": script("날씨\n", "utf-16-be", codecs.BOM_UTF16_BE),
     "UTF-32, not UTF-8": script("날씨\n", "utf-32-le", codecs.BOM_UTF32_LE),
     "line 2 has a NUL byte": "하늘\n날\0씨\n".encode(),
@@ -106,7 +127,9 @@ NOT_TEXT = {
 }
 
 
-@pytest.mark.parametrize("told", [pytest.param(told, marks=SLOW if "32" in told else ()) for told in NOT_TEXT])
+@pytest.mark.parametrize(
+    "told", [pytest.param(told, marks=SLOW if "32" in told else ()) for told in NOT_TEXT]
+)
 def test_what_is_piped_in_and_is_no_text_is_named_for_what_it_is(line, told):
     for how in ("-p 날씨", ""):
         code, _out, error = line(f"$M {how}", NOT_TEXT[told])
@@ -120,7 +143,9 @@ def test_what_is_piped_in_stands_before_the_prompt_on_a_line_of_its_own(line):
     assert line("$M -p 날씨 --echo", "하늘\n\n".encode())[1].startswith("하늘\n\n날씨가")
     for nothing in ("</dev/null", "<&-", "<<< ''"):
         assert line(f"$M -p 날씨 --echo {nothing}")[1] == f"날씨{SAID}\n"
-    steps = [json.loads(each) for each in line("$M -p 날씨 --json", "하늘\n".encode())[1].splitlines()]
+    steps = [
+        json.loads(each) for each in line("$M -p 날씨 --json", "하늘\n".encode())[1].splitlines()
+    ]
     assert steps[-1]["text"] == SAID
 
 
@@ -162,7 +187,9 @@ def test_ctrl_c_while_modules_are_imported_ends_the_program_without_a_word(line,
     (tmp_path / "rich").mkdir()
     press = "import os, signal, sys; os.kill(os.getpid(), signal.SIGINT); sys.exit('it goes on')"
     (tmp_path / "rich" / "__init__.py").write_text(press)
-    code, out, told = line(f"{ignored}exec $M --version", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    code, out, told = line(
+        f"{ignored}exec $M --version", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}"
+    )
     assert (code, out, told) == ((1, "", "it goes on\n") if ignored else (-2, "", ""))
 
 
@@ -174,9 +201,13 @@ def asked(times):
     return lambda terminal: terminal.text.count(">>>") == times and terminal.line == ">>>"
 
 
-@pytest.mark.parametrize("where", ["| tee -i log > /dev/null", pytest.param("> log", marks=SLOW), "2>/dev/null > log"])
-def test_whoever_pipes_the_output_away_sees_where_to_type(visit, tmp_path, where):  # noqa: F811
-    terminal = visit(command=("bash", "-c", f'"$@" {where}; echo "left with $?"', "bash", *PROGRAM.split()))
+@pytest.mark.parametrize(
+    "where", ["| tee -i log > /dev/null", pytest.param("> log", marks=SLOW), "2>/dev/null > log"]
+)
+def test_whoever_pipes_the_output_away_sees_where_to_type(visit, tmp_path, where):
+    terminal = visit(
+        command=("bash", "-c", f'"$@" {where}; echo "left with $?"', "bash", *PROGRAM.split())
+    )
     terminal.wait_for(":help commands")
     terminal.wait_for(asked(1))
     terminal.send("가")

@@ -1,4 +1,6 @@
-"""Subword tokenizers: the `transformers` library says what the ids and the text are, on 2,000 strings for each kind."""
+"""Subword tokenizers: the `transformers` library says what the ids and the text are, on 2,000
+strings for each kind.
+"""
 
 import copy
 import json
@@ -40,7 +42,12 @@ WHO = (
     "날씨가 좋은 날에 아이들은",
     "a tall robot",
 )
-DID = ("시장에서 사과를 샀다.", "바다를 오래 바라보았다.", "wrote down the number 1,234.", "couldn't find the red box;")
+DID = (
+    "시장에서 사과를 샀다.",
+    "바다를 오래 바라보았다.",
+    "wrote down the number 1,234.",
+    "couldn't find the red box;",
+)
 THEN = (
     "그래서 집으로 돌아갔다!",
     "and then went home?",
@@ -83,19 +90,35 @@ MIXED = [
     "Â",
     "<0x41>",
 ]
-CONTROL = ["\x00", "\x07", "\x1b[31m", "\x7f", "\x85", "\u2028", "\ufeff", "\ue000", "\ufffd", "\U000f0000"]
+CONTROL = [
+    "\x00",
+    "\x07",
+    "\x1b[31m",
+    "\x7f",
+    "\x85",
+    "\u2028",
+    "\ufeff",
+    "\ue000",
+    "\ufffd",
+    "\U000f0000",
+]
 PIECES = [KOREAN, ENGLISH, EMOJI, CODE, BLANK, NUMBERS, MIXED, CONTROL]
 
 
 def strings(names=(), count=2_000):
-    """The same strings each time: of one script, of all, decomposed, of random characters; a tenth with `names`."""
+    """The same strings each time: of one script, of all, decomposed, of random characters; a
+    tenth with `names`.
+    """
     rng = random.Random(0)
 
     def one(place):
         match place % 10:
             case 0:
                 points = [
-                    rng.choice((rng.randrange(0x80), rng.randrange(0x3000), rng.randrange(0x110000))) for _ in "x" * 9
+                    rng.choice(
+                        (rng.randrange(0x80), rng.randrange(0x3000), rng.randrange(0x110000))
+                    )
+                    for _ in "x" * 9
                 ]
                 return "".join(chr(point) for point in points if not 0xD800 <= point < 0xE000)
             case 1 | 2 | 3:
@@ -104,12 +127,17 @@ def strings(names=(), count=2_000):
             case 4:
                 return unicodedata.normalize("NFD", " ".join(rng.choices(KOREAN + ENGLISH, k=4)))
             case 5:
-                return "".join(rng.choices([*(names or SPECIAL), " ", "a", "안녕", "<", "|>"], k=rng.randrange(1, 6)))
+                return "".join(
+                    rng.choices(
+                        [*(names or SPECIAL), " ", "a", "안녕", "<", "|>"], k=rng.randrange(1, 6)
+                    )
+                )
             case 6:
                 return rng.choice(CORPUS)[rng.randrange(9) :]
             case _:
                 return "".join(
-                    rng.choice(rng.choice(PIECES)) + rng.choice(("", " ", " ")) for _ in range(rng.randrange(12))
+                    rng.choice(rng.choice(PIECES)) + rng.choice(("", " ", " "))
+                    for _ in range(rng.randrange(12))
                 )
 
     found = dict.fromkeys(map(one, range(2 * count)))
@@ -119,7 +147,9 @@ def strings(names=(), count=2_000):
 
 @dataclass(frozen=True)
 class Kind:
-    """A tokenizer of ours, the same one of theirs, and what it makes of a text that it can write whole."""
+    """A tokenizer of ours, the same one of theirs, and what it makes of a text that it can write
+    whole.
+    """
 
     ours: SubwordTokenizer
     theirs: Any
@@ -135,22 +165,31 @@ class Kind:
 
 
 def trained(model, **parts):
-    alphabet = pre_tokenizers.ByteLevel.alphabet() if "ByteLevel" in repr(parts.get("decoder")) else []
+    alphabet = (
+        pre_tokenizers.ByteLevel.alphabet() if "ByteLevel" in repr(parts.get("decoder")) else []
+    )
     library = tokenizers.Tokenizer(model)
     for name, part in parts.items():
         setattr(library, name, part)
     fallback = [f"<0x{byte:02X}>" for byte in range(256)] if model.byte_fallback else []
     trainer = trainers.BpeTrainer(
-        vocab_size=900, special_tokens=[*SPECIAL, *fallback], initial_alphabet=sorted(alphabet), show_progress=False
+        vocab_size=900,
+        special_tokens=[*SPECIAL, *fallback],
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
     )
     library.train_from_iterator(CORPUS, trainer)
     description = json.loads(library.to_str())
-    description["added_tokens"] = [each for each in description["added_tokens"] if each["content"] in SPECIAL]
+    description["added_tokens"] = [
+        each for each in description["added_tokens"] if each["content"] in SPECIAL
+    ]
     return description
 
 
 def bos():
-    return processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    return processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    )
 
 
 def sentencepiece(scheme):
@@ -158,7 +197,12 @@ def sentencepiece(scheme):
         models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True),
         pre_tokenizer=pre_tokenizers.Metaspace(prepend_scheme=scheme, split=scheme == "always"),
         decoder=decoders.Sequence(
-            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+            [
+                decoders.Replace("▁", " "),
+                decoders.ByteFallback(),
+                decoders.Fuse(),
+                decoders.Strip(" ", 1, 0),
+            ]
         ),
         post_processor=bos(),
     )
@@ -175,7 +219,8 @@ def byte_level():
 
 def llama3():
     pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| "
+        r"?[^\s\p{L}\p{N}]+[\r\n]*"
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
     return trained(
@@ -204,7 +249,10 @@ TRAINED = {
     "byte-level": (byte_level, {}),
     "Llama 3": (llama3, {}),
     "SentencePiece, first": (lambda: sentencepiece("first"), {"blank": "▁", "first_space": False}),
-    "SentencePiece, always": (lambda: sentencepiece("always"), {"blank": "▁", "first_space": False}),
+    "SentencePiece, always": (
+        lambda: sentencepiece("always"),
+        {"blank": "▁", "first_space": False},
+    ),
     "unknown": (with_unknown, {"blank": "▁", "whole": False}),
 }
 
@@ -298,7 +346,9 @@ def test_what_goes_on_from_a_text_adds_nothing_of_its_own(kind, texts):
             before = kind.ours.encode(text)
             ids = before + kind.ours.encode(more, start=False)
             expected = (
-                plain(kind, text) + unicodedata.normalize("NFC", more) if not kind.whole else plain(kind, text) + more
+                plain(kind, text) + unicodedata.normalize("NFC", more)
+                if not kind.whole
+                else plain(kind, text) + more
             )
             assert decode(kind.ours, ids) == expected.replace(kind.blank, " "), (text, more)
 
@@ -318,8 +368,12 @@ def test_special_tokens_have_names_and_no_bytes(kind):
 def test_it_survives_json(kind, texts):
     again = tokenizer_from_json(json.loads(json.dumps(kind.ours.to_json())))
     every = range(kind.ours.size)
-    assert [again.token_bytes(token) for token in every] == [kind.ours.token_bytes(token) for token in every]
-    assert [again.special(token) for token in every] == [kind.ours.special(token) for token in every]
+    assert [again.token_bytes(token) for token in every] == [
+        kind.ours.token_bytes(token) for token in every
+    ]
+    assert [again.special(token) for token in every] == [
+        kind.ours.special(token) for token in every
+    ]
     assert (again.size, again.lead, again.unknown_becomes) == (
         kind.ours.size, kind.ours.lead, kind.ours.unknown_becomes
     )  # fmt: skip
@@ -327,7 +381,9 @@ def test_it_survives_json(kind, texts):
         assert again.encode(text) == kind.ours.encode(text)
 
 
-def test_a_model_with_fewer_ids_than_tokens_opens_and_what_it_has_no_row_for_cannot_be_used(kind, texts):
+def test_a_model_with_fewer_ids_than_tokens_opens_and_what_it_has_no_row_for_cannot_be_used(
+    kind, texts
+):
     size = len(kind.theirs)
     last = kind.ours.special_names[-1]
     rows = max(token for token in range(size) if kind.ours.special(token) == last)
@@ -366,9 +422,13 @@ def test_nothing_is_unknown_where_bytes_can_be_written(make):
     assert tokenizer.unknown("☃ \x00 𒀀 <unk>") == []
 
 
-@pytest.mark.parametrize("normalizer", [normalizers.NFC(), normalizers.Prepend("▁"), normalizers.Lowercase(), None])
+@pytest.mark.parametrize(
+    "normalizer", [normalizers.NFC(), normalizers.Prepend("▁"), normalizers.Lowercase(), None]
+)
 def test_what_is_skipped_for_want_of_an_unknown_token_is_named_and_nothing_else(normalizer):
-    library = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "é": 2, "▁": 3, "ab": 4}, [("a", "b")]))
+    library = tokenizers.Tokenizer(
+        models.BPE({"a": 0, "b": 1, "é": 2, "▁": 3, "ab": 4}, [("a", "b")])
+    )
     library.normalizer = normalizer
     library.decoder = decoders.Fuse()
     tokenizer = SubwordTokenizer(json.loads(library.to_str()), {}, 5)
@@ -404,7 +464,9 @@ def small():
         for name, part in parts.items():
             setattr(library, name, part)
         if trainer:
-            more = trainers.BpeTrainer(vocab_size=60, show_progress=False, special_tokens=["<unk>", "<s>"])
+            more = trainers.BpeTrainer(
+                vocab_size=60, show_progress=False, special_tokens=["<unk>", "<s>"]
+            )
             library.train_from_iterator(text, more)
         return json.loads(library.to_str())
 
@@ -437,14 +499,22 @@ WRONG = [
 def places(data, path=()):
     if path:
         yield path
-    inner = list(data.items()) if isinstance(data, dict) else list(enumerate(data)) if isinstance(data, list) else []
+    inner = (
+        list(data.items())
+        if isinstance(data, dict)
+        else list(enumerate(data))
+        if isinstance(data, list)
+        else []
+    )
     for key, value in inner[:4] if path[-1:] == ("vocab",) else inner:
         if not isinstance(key, int) or key < 3:
             yield from places(value, (*path, key))
 
 
 def broken(description):
-    """Yield the description with each of its parts once replaced by each wrong value, taken out, or added to."""
+    """Yield the description with each of its parts once replaced by each wrong value, taken out,
+    or added to.
+    """
     for path in places(description):
         for wrong in [*WRONG, "taken out"]:
             copied = copy.deepcopy(description)
@@ -461,7 +531,9 @@ def broken(description):
 
 
 def use(description):
-    tokenizer = tokenizer_from_json({"type": "subword", "size": 100, "names": {}, "description": description})
+    tokenizer = tokenizer_from_json(
+        {"type": "subword", "size": 100, "names": {}, "description": description}
+    )
     for text in ("", "hello <s>", " 안녕 ☃\n"):
         for start in (True, False):
             for special in (True, False):
@@ -497,19 +569,28 @@ def test_no_description_ends_the_process(small):
     code = (
         "import json, sys\nfrom minillm_repl.errors import UserError\n"
         "from minillm_repl.tokenizer.subword import SubwordTokenizer\n"
-        "try: SubwordTokenizer(json.load(sys.stdin), {}, 100).encode('hello')\nexcept UserError: print('refused')"
+        "try: SubwordTokenizer(json.load(sys.stdin), {}, 100).encode('hello')\nexcept "
+        "UserError: print('refused')"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps(description), capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        input=json.dumps(description),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr[-300:]
 
 
-def test_a_description_is_tried_once_on_a_machine_and_what_is_refused_each_time(small, monkeypatch, tmp_path):
+def test_a_description_is_tried_once_on_a_machine_and_what_is_refused_each_time(
+    small, monkeypatch, tmp_path
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     asked = []
     ask = tried.ask
-    monkeypatch.setattr(tried, "ask", lambda *what, **more: asked.append(what) or ask(*what, **more))
+    monkeypatch.setattr(
+        tried, "ask", lambda *what, **more: asked.append(what) or ask(*what, **more)
+    )
     first, second = small["byte-level"], copy.deepcopy(small["byte-level"])
     second["added_tokens"][0]["content"] += "!"
     for description in (first, first, second, first, second):
@@ -555,4 +636,8 @@ def test_a_character_vocabulary_reads_the_same_in_transformers(tmp_path):
     for text, expected in zip(texts, theirs(texts)["input_ids"], strict=True):
         ids = ours.encode(text)
         assert ids == expected == reopened.encode(text), text
-        assert decode(ours, ids) == decode(reopened, ids) == theirs.decode(ids, clean_up_tokenization_spaces=False)
+        assert (
+            decode(ours, ids)
+            == decode(reopened, ids)
+            == theirs.decode(ids, clean_up_tokenization_spaces=False)
+        )

@@ -19,11 +19,26 @@ SCRIPT = ":temp 0\n:max-tokens 4\n날씨\n:model\n:models\n:help\n"
 
 
 def scripted(folder, script=SCRIPT, command=(), **variables):
-    """Run a script with these variables and no others of ours; None takes one away. `command` runs the program."""
-    usual = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8", "PYTHONPATH": str(ROOT)}
+    """Run a script with these variables and no others of ours; None takes one away.
+
+    `command` runs the program.
+    """
+    usual = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "LANG": "C.UTF-8",
+        "PYTHONPATH": str(ROOT),
+    }
     environment = {name: value for name, value in (usual | variables).items() if value is not None}
     command = [*command, sys.executable, "-m", "minillm_repl", "--ckpt", "nalssi"]
-    return subprocess.run(command, input=script.encode(), capture_output=True, env=environment, cwd=folder, check=False)
+    return subprocess.run(
+        command,
+        input=script.encode(),
+        capture_output=True,
+        env=environment,
+        cwd=folder,
+        check=False,
+    )
 
 
 ODD = {
@@ -47,9 +62,18 @@ ODD = {
 }
 
 
-QUICK = ("C", "ASCII", "no home", "a home that is a device", "a dumb terminal", "20 columns", "0 columns")
+QUICK = (
+    "C",
+    "ASCII",
+    "no home",
+    "a home that is a device",
+    "a dumb terminal",
+    "20 columns",
+    "0 columns",
+)
 PLACES = [where if where in QUICK else pytest.param(where, marks=pytest.mark.slow) for where in ODD]
-DRAWN = [where for where in ODD if where not in ("UTF-16", "Korean")]  # these say nothing at a terminal
+# these say nothing at a terminal
+DRAWN = [where for where in ODD if where not in ("UTF-16", "Korean")]
 
 
 @pytest.mark.parametrize("where", PLACES)
@@ -61,16 +85,20 @@ def test_a_script_runs_in_odd_surroundings(where, tmp_path):
     encoding = ODD[where].get("PYTHONIOENCODING", "utf-8").partition(":")[0]
     text = done.stdout.decode(encoding)
     assert "207,020" in text
-    assert where in ("20 columns", "Korean") or "GPT" in text.partition("family")[2].partition("\n")[0]
+    assert (
+        where in ("20 columns", "Korean") or "GPT" in text.partition("family")[2].partition("\n")[0]
+    )
     assert "날씨가 좋다" in text or "\\ub0a0\\uc528" in text
 
 
 @pytest.mark.parametrize(
     "where", [pytest.param(each, marks=() if each in QUICK else pytest.mark.slow) for each in DRAWN]
 )
-def test_a_terminal_works_in_odd_surroundings(where, visit):  # noqa: F811
+def test_a_terminal_works_in_odd_surroundings(where, visit):
     columns = 20 if where == "20 columns" else 80
-    terminal = visit(ckpt="nalssi", variables={"MINILLM_HISTORY": None, **ODD[where]}, columns=columns)
+    terminal = visit(
+        ckpt="nalssi", variables={"MINILLM_HISTORY": None, **ODD[where]}, columns=columns
+    )
     terminal.wait_for(">>>")
     terminal.send(":max-tokens 3")
     terminal.wait_for("max-tokens 3")
@@ -86,9 +114,15 @@ def test_a_user_whom_the_system_does_not_know_needs_no_home(tmp_path):
     """As containers start programs: under a number that is in no /etc/passwd, and without HOME."""
     (tmp_path / "text.txt").write_text("날씨가 좋다. " * 20, encoding="utf-8")
     command = ["unshare", "--user", "--map-user=54321"]
-    if shutil.which("unshare") is None or subprocess.run([*command, "true"], check=False).returncode:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*command, "true"], check=False).returncode
+    ):
         pytest.skip("no other user can be had here")
-    script = ":temp 0\n:max-tokens 4\n날씨\n:lens 날씨\n:train text.txt new steps=2 width=16 layers=1 context=8\n"
+    script = (
+        ":temp 0\n:max-tokens 4\n날씨\n:lens 날씨\n:train text.txt new steps=2 width=16 layers=1 "
+        "context=8\n"
+    )
     done = scripted(tmp_path, script, command=command, HOME=None)
     assert done.returncode == 0, done.stderr
     assert "날씨가 좋다" in done.stdout.decode()
@@ -104,7 +138,9 @@ def test_a_folder_that_is_deleted_meanwhile_ends_nothing(tmp_path):
     gone.mkdir()
     home.mkdir()
     script = ":temp 0\n:max-tokens 4\n날씨\n:lens 날씨\n:save kept\n"
-    done = scripted(gone, script, command=["sh", "-c", 'rmdir "$PWD"; exec "$@"', "sh"], HOME=str(home))
+    done = scripted(
+        gone, script, command=["sh", "-c", 'rmdir "$PWD"; exec "$@"', "sh"], HOME=str(home)
+    )
     assert done.returncode == 0, done.stderr
     assert f"is gone: file names are now those in {home}" in " ".join(done.stderr.decode().split())
     assert "logit lens" in done.stdout.decode()
@@ -113,7 +149,7 @@ def test_a_folder_that_is_deleted_meanwhile_ends_nothing(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("doing", ["typing", "writing"])
-def test_a_signal_to_end_leaves_the_terminal_as_it_was(number, doing, visit):  # noqa: F811
+def test_a_signal_to_end_leaves_the_terminal_as_it_was(number, doing, visit):
     shell = 'stty -g; "$@"; echo "left with $?"; stty -g'
     command = ("/bin/sh", "-c", shell, "sh", sys.executable, "-m", "minillm_repl")
     terminal = visit("--max-tokens", "1000000", columns=200, command=command)
@@ -132,11 +168,15 @@ def test_a_signal_to_end_leaves_the_terminal_as_it_was(number, doing, visit):  #
     settings = [line for line in terminal.lines if re.fullmatch("[0-9a-f]+(:[0-9a-f]+)+", line)]
     assert len(settings) == 2
     assert settings[0] == settings[1]
-    assert terminal.raw.rfind(b"\x1b[?25h") >= terminal.raw.rfind(b"\x1b[?25l"), "the cursor stays hidden"
-    assert terminal.raw.rfind(b"\x1b[?2004l") > terminal.raw.rfind(b"\x1b[?2004h"), "bracketed paste stays on"
+    assert terminal.raw.rfind(b"\x1b[?25h") >= terminal.raw.rfind(b"\x1b[?25l"), (
+        "the cursor stays hidden"
+    )
+    assert terminal.raw.rfind(b"\x1b[?2004l") > terminal.raw.rfind(b"\x1b[?2004h"), (
+        "bracketed paste stays on"
+    )
 
 
-def test_two_visits_keep_one_history(visit, tmp_path):  # noqa: F811
+def test_two_visits_keep_one_history(visit, tmp_path):
     one, other = visit(), visit()
     for terminal in (one, other):
         terminal.wait_for_prompt()
@@ -146,7 +186,11 @@ def test_two_visits_keep_one_history(visit, tmp_path):  # noqa: F811
     for terminal in (one, other):
         terminal.keys("ctrl-d")
         assert terminal.wait_for_end() == 0
-    kept = [line for line in (tmp_path / "home" / "history").read_text("utf-8").splitlines() if line.startswith("+")]
+    kept = [
+        line
+        for line in (tmp_path / "home" / "history").read_text("utf-8").splitlines()
+        if line.startswith("+")
+    ]
     for turn in range(6):
         assert f"+:tokens 가{turn}" in kept
         assert turn == 3 or f"+:tokens 나{turn}" in kept
@@ -168,7 +212,12 @@ def test_where_memory_runs_out_that_is_told_and_the_visit_goes_on(tmp_path):
         input=script.encode(),
         capture_output=True,
         cwd=tmp_path,
-        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8"},
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "PYTHONPATH": str(ROOT),
+            "LANG": "C.UTF-8",
+        },
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30)),
         check=False,
     )
@@ -184,7 +233,8 @@ def test_where_memory_runs_out_that_is_told_and_the_visit_goes_on(tmp_path):
 def test_a_text_of_one_character_is_learnt_and_goes_on_for_ever(tmp_path):
     (tmp_path / "one.txt").write_text("가" * 500, encoding="utf-8")
     script = (
-        ":train one.txt new steps=3\n:temp 1e-8\n:max-tokens 5\n가\n:temp 1e8\n:min-p 1\n:top-p 0.0001\n:top-k 1\n가\n"
+        ":train one.txt new steps=3\n:temp 1e-8\n:max-tokens 5\n가\n:temp 1e8\n:min-p 1\n"
+        ":top-p 0.0001\n:top-k 1\n가\n"
     )
     done = scripted(tmp_path, script)
     assert done.returncode == 0, done.stderr

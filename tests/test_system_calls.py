@@ -15,9 +15,13 @@ from tests.conftest import ROOT
 from tests.disk import Disk
 from tests.faults import KINDS
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),
+]
 
-MEMORY = {"mmap", "munmap", "mremap", "brk", "mprotect", "madvise"}  # not refused here: that is another error
+# not refused here: that is another error
+MEMORY = {"mmap", "munmap", "mremap", "brk", "mprotect", "madvise"}
 
 
 class Saves:
@@ -44,7 +48,18 @@ class Saves:
         self._process.stdin.flush()
         child = self._answer()["child"]
         strace = subprocess.Popen(
-            ["strace", "-y", "-s0", "-o", self._log, "-p", str(child), "-e", "trace=%file,%desc", *inject],
+            [
+                "strace",
+                "-y",
+                "-s0",
+                "-o",
+                self._log,
+                "-p",
+                str(child),
+                "-e",
+                "trace=%file,%desc",
+                *inject,
+            ],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -54,7 +69,9 @@ class Saves:
         os.kill(child, signal.SIGUSR1)
         answer = self._answer()
         strace.communicate()
-        self.calls = [line for line in self._log.read_text().splitlines() if re.match(r"\w+\(", line)]
+        self.calls = [
+            line for line in self._log.read_text().splitlines() if re.match(r"\w+\(", line)
+        ]
         return answer
 
     def points(self):
@@ -117,7 +134,9 @@ def test_a_crash_that_loses_what_was_not_synced_loses_nothing(saves, request):
             states += 1
             there = state.get(name, "nothing" if kind.startswith("new") else "lost")
             if kind == "new folder":
-                assert there == "nothing" or (len(there) == 5 and set(there.values()) == {"new"}), call
+                assert there == "nothing" or (len(there) == 5 and set(there.values()) == {"new"}), (
+                    call
+                )
             else:
                 assert there in ("nothing", "old", "new"), call
     print(f"{len(saves.calls)} system calls, {states} states that a crash can leave")

@@ -1,4 +1,6 @@
-"""The program as a person meets it: keys into a real pseudo-terminal, and the screen that comes out."""
+"""The program as a person meets it: keys into a real pseudo-terminal, and the screen that comes
+out.
+"""
 
 import os
 import re
@@ -28,7 +30,8 @@ HOSTILE = "가[bold]\x1bc\x9d0;pwn\x07\x9b31m\u202e\b\r\x7f\u2028\ufeff\u200b\U0
 
 
 def chain(cycle, extras="\n "):
-    """A model that at temperature 0 writes `cycle` in its order, again and again; after an extra it begins anew.
+    """A model that at temperature 0 writes `cycle` in its order, again and again; after an extra it
+    begins anew.
 
     The stream holds which token this is, no block adds to it, and the head answers with the next.
     """
@@ -58,19 +61,25 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """Where numba keeps what it compiled if it cannot keep it beside the package: one place for all visits."""
+    """Where numba keeps what it compiled if it cannot keep it beside the package: one place for
+    all visits.
+    """
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
 def visit(tmp_path, models, cache):
-    """Opens terminals on the program; each test has a home of its own, and no variable of ours but those named here."""
+    """Opens terminals on the program; each test has a home of its own, and no variable of ours
+    but those named here.
+    """
     opened = []
     home = tmp_path / "home"
     home.mkdir()
 
     def open_(*arguments, ckpt="chain", variables=(), **terminal):
-        environment = {name: os.environ[name] for name in ("PATH", "NUMBA_CACHE_DIR") if name in os.environ}
+        environment = {
+            name: os.environ[name] for name in ("PATH", "NUMBA_CACHE_DIR") if name in os.environ
+        }
         environment |= {
             "HOME": str(home),
             "PYTHONPATH": str(ROOT),
@@ -82,10 +91,18 @@ def visit(tmp_path, models, cache):
             "TERM": "xterm-256color",
             "MINILLM_HISTORY": str(home / "history"),
         }
-        environment = {name: value for name, value in (environment | dict(variables)).items() if value is not None}
+        environment = {
+            name: value
+            for name, value in (environment | dict(variables)).items()
+            if value is not None
+        }
         if ckpt == "chain":
             arguments = ("--temp", "0", "--max-tokens", "4", *arguments)
-        name = ckpt if ckpt in ("auto", "nalssi", "story", "new.safetensors") else models / f"{ckpt}.safetensors"
+        name = (
+            ckpt
+            if ckpt in ("auto", "nalssi", "story", "new.safetensors")
+            else models / f"{ckpt}.safetensors"
+        )
         arguments = ("--ckpt", str(name), *arguments)
         terminal = Terminal(arguments, environment=environment, folder=tmp_path, **terminal)
         opened.append(terminal)
@@ -116,7 +133,9 @@ def line_is(*rows):
 
 
 def wrapped(first, rest):
-    """Match a prompt line that goes on in the next row; that row must not look like a line of its own."""
+    """Match a prompt line that goes on in the next row; that row must not look like a line of
+    its own.
+    """
     return re.compile(rf"^>>> {first}\n *{rest}$", re.MULTILINE)
 
 
@@ -127,7 +146,10 @@ def stop_generating(terminal, before):
 
 
 def long_generation(terminal, text, rows=30):
-    """Send a prompt whose completion does not end by itself; wait until there is some of it. Return `prompts`."""
+    """Send a prompt whose completion does not end by itself; wait until there is some of it.
+
+    Return `prompts`.
+    """
     before, lines = terminal.prompts, len(terminal.screen.gone)
     terminal.send(text)
     terminal.wait_for(lambda terminal: len(terminal.screen.gone) > lines + rows)
@@ -135,7 +157,9 @@ def long_generation(terminal, text, rows=30):
 
 
 def in_order(text, cycle=LETTERS):
-    """Tell whether each letter of a text is the one that the chain writes after the letter before."""
+    """Tell whether each letter of a text is the one that the chain writes after the letter
+    before.
+    """
     return all(cycle[(cycle.index(a) + 1) % len(cycle)] == b for a, b in pairwise(text))
 
 
@@ -158,7 +182,9 @@ def test_backspace_removes_a_whole_hangul_syllable(prompt):
 
 
 def test_an_input_method_may_replace_a_syllable_as_it_grows_and_split_its_bytes(prompt):
-    prompt.type("ㄱ\x7f가\x7f각\x7f가")  # as some input methods do: each stage takes the last one back
+    prompt.type(
+        "ㄱ\x7f가\x7f각\x7f가"
+    )  # as some input methods do: each stage takes the last one back
     prompt.wait_for(line_is(">>> 가"))
     first, *rest = "나".encode()
     os.write(prompt.child.child_fd, bytes([first]))
@@ -295,7 +321,9 @@ def test_ctrl_c_leaves_the_search_of_the_history(prompt):
     prompt.keys("ctrl-r")
     prompt.wait_for("I-search")
     prompt.keys("ctrl-c")
-    prompt.wait_for(lambda terminal: terminal.at_empty_prompt and "I-search" not in terminal.text, timeout=10)
+    prompt.wait_for(
+        lambda terminal: terminal.at_empty_prompt and "I-search" not in terminal.text, timeout=10
+    )
 
 
 def test_history_lies_in_the_state_folder_and_no_history_writes_none(visit, tmp_path):
@@ -389,7 +417,17 @@ def test_every_setting_is_shown_and_changed_by_its_command(prompt):
         assert "error:" in answer, answer
         assert complaint in answer, answer
     table = prompt.do(":set")
-    names = ("temp", "top-k", "top-p", "min-p", "repeat-penalty", "seed", "max-tokens", "stop", "verbose")
+    names = (
+        "temp",
+        "top-k",
+        "top-p",
+        "min-p",
+        "repeat-penalty",
+        "seed",
+        "max-tokens",
+        "stop",
+        "verbose",
+    )
     assert [row.split()[0] for row in table.splitlines() if row.startswith(names)] == list(names)
     assert "seed random" in prompt.do(":seed random")
     prompt.wait_for_toolbar("temp 0")
@@ -397,7 +435,10 @@ def test_every_setting_is_shown_and_changed_by_its_command(prompt):
 
 def test_help_lists_every_command_and_explains_one(prompt):
     everything = prompt.do(":help")
-    names = "help quit temp top-k top-p min-p repeat-penalty seed max-tokens stop set verbose train load save model"
+    names = (
+        "help quit temp top-k top-p min-p repeat-penalty seed max-tokens stop set verbose "
+        "train load save model"
+    )
     for name in f"{names} tokens continue regen undo clear".split():
         assert re.search(rf"^:{name}\b", everything, re.MULTILINE), f"no :{name} in\n{everything}"
     assert prompt.do(":h").splitlines()[1:] == everything.splitlines()[1:]
@@ -463,7 +504,10 @@ def test_a_saved_model_is_opened_again_and_a_bad_file_leaves_the_open_one(prompt
     prompt.do(":load nalssi")
     prompt.wait_for_toolbar("nalssi ·")
     prompt.do(":max-tokens 12")
-    assert any(line in prompt.do("날씨") for line in CORPUS.read_text(encoding="utf-8").replace("\n", " ").split(". "))
+    assert any(
+        line in prompt.do("날씨")
+        for line in CORPUS.read_text(encoding="utf-8").replace("\n", " ").split(". ")
+    )
 
 
 @pytest.mark.parametrize("leave", [":q", ":exit", ":bye", ":quit"])
@@ -480,7 +524,8 @@ def test_characters_that_the_model_never_saw_are_named(prompt):
     assert "the model has never seen z, 🙂: skipped" in answer
     assert ">>> 가나다라마바" in answer
     family = prompt.do("가👩‍👩‍👧나")
-    assert "never seen 👩👩👧: skipped" in family, "parts of a character are named"  # the joiners take no cells
+    # the joiners take no cells
+    assert "never seen 👩👩👧: skipped" in family, "parts of a character are named"
     only = prompt.do("xyz")
     assert ">>> xyz" in only
     assert "never seen x, y, z" in only
@@ -501,7 +546,8 @@ def test_prompt_and_completion_run_together_and_differ_in_colour(prompt):
     assert colors[:2] == ["default"] * 2
     assert colors[2:] == [colors[2]] * 4
     assert colors[2] != "default"
-    prompt.do(":max-tokens 70")  # more than fits in a row: the terminal wraps it, and nothing is lost
+    # more than fits in a row: the terminal wraps it, and nothing is lost
+    prompt.do(":max-tokens 70")
     lines = prompt.do("가").splitlines()
     assert in_order((lines[0] + lines[1]).removeprefix(PROMPT))
     assert len((lines[0] + lines[1]).removeprefix(PROMPT)) == 71
@@ -509,7 +555,9 @@ def test_prompt_and_completion_run_together_and_differ_in_colour(prompt):
 
 
 def tables(terminal, top, answer):
-    """Return each table of candidates in an answer as the cells of its rows, after checking that nothing wrapped."""
+    """Return each table of candidates in an answer as the cells of its rows, after checking that
+    nothing wrapped.
+    """
     lines = answer.splitlines()
     titles = [place for place, line in enumerate(lines) if re.match(r"step \d+  \+'", line)]
     assert titles, answer
@@ -517,7 +565,9 @@ def tables(terminal, top, answer):
     found = []
     for title in titles:
         entropy, head, rule, *rows = lines[title + 1 : title + 4 + top]
-        assert re.match(r"entropy \d+\.\d\d bits · chose rank \d+ · surprisal \d+\.\d\d bits$", entropy), answer
+        assert re.match(
+            r"entropy \d+\.\d\d bits · chose rank \d+ · surprisal \d+\.\d\d bits$", entropy
+        ), answer
         assert re.match(r"\s+#  token\s+id\s+model\s", head), answer
         assert re.fullmatch("─+", rule), answer
         assert [row[0] for row in rows].count("▶") <= 1
@@ -529,7 +579,9 @@ def tables(terminal, top, answer):
 
 @pytest.mark.parametrize("columns", [80, 200])
 def test_the_columns_of_the_verbose_table_are_aligned_whatever_the_tokens(visit, columns):
-    terminal = visit("--verbose", "8", "--max-tokens", "4", "--seed", "1", ckpt="mixed", columns=columns, rows=70)
+    terminal = visit(
+        "--verbose", "8", "--max-tokens", "4", "--seed", "1", ckpt="mixed", columns=columns, rows=70
+    )
     terminal.wait_for_prompt()
     answer = terminal.do("가힣")
     found = tables(terminal, 8, answer)
@@ -550,7 +602,17 @@ def test_the_columns_of_the_verbose_table_are_aligned_whatever_the_tokens(visit,
 
 @pytest.mark.parametrize("columns", [80, 200])
 def test_the_walk_of_a_verbose_completion_can_be_read_off_and_no_row_wraps(visit, columns):
-    terminal = visit("--verbose", "3", "--max-tokens", "60", "--temp", "0", ckpt="nalssi", columns=columns, rows=12)
+    terminal = visit(
+        "--verbose",
+        "3",
+        "--max-tokens",
+        "60",
+        "--temp",
+        "0",
+        ckpt="nalssi",
+        columns=columns,
+        rows=12,
+    )
     terminal.wait_for_prompt()
     answer = terminal.do("날씨")
     titles = re.findall(r"^step (\d+)  \+'(.+?)' → (.*)$", answer, re.MULTILINE)
@@ -568,7 +630,9 @@ def test_the_walk_of_a_verbose_completion_can_be_read_off_and_no_row_wraps(visit
 
 
 def test_without_colours_the_chosen_row_is_still_marked_and_no_colour_is_sent(visit):
-    terminal = visit("--verbose", "3", "--max-tokens", "2", ckpt="nalssi", variables={"NO_COLOR": "1"})
+    terminal = visit(
+        "--verbose", "3", "--max-tokens", "2", ckpt="nalssi", variables={"NO_COLOR": "1"}
+    )
     terminal.wait_for_prompt()
     assert "▶" in terminal.do("날씨")
     terminal.do(":verbose off")
@@ -582,7 +646,18 @@ def test_without_colours_the_chosen_row_is_still_marked_and_no_colour_is_sent(vi
 
 
 def test_the_chosen_row_is_shown_when_it_lies_below_the_top(visit):
-    terminal = visit("--verbose", "1", "--max-tokens", "12", "--temp", "50", "--seed", "3", ckpt="mixed", rows=100)
+    terminal = visit(
+        "--verbose",
+        "1",
+        "--max-tokens",
+        "12",
+        "--temp",
+        "50",
+        "--seed",
+        "3",
+        ckpt="mixed",
+        rows=100,
+    )
     terminal.wait_for_prompt()
     answer = terminal.do("가")
     below = re.findall(r"chose rank (\d+).*\n.*#.*\n─+\n +1 .*\n▶ *(\d+) ", answer)
@@ -598,7 +673,9 @@ def test_keys_work_while_the_model_loads_and_ctrl_c_ends_only_the_waiting(visit,
     terminal = visit(ckpt="nalssi", variables={"NUMBA_CACHE_DIR": str(tmp_path / "cold")})
     terminal.wait_for_prompt()
     terminal.type("날씨가\x7f")
-    terminal.wait_for(lambda terminal: terminal.line == ">>> 날씨" and "loading nalssi" in terminal.toolbar)
+    terminal.wait_for(
+        lambda terminal: terminal.line == ">>> 날씨" and "loading nalssi" in terminal.toolbar
+    )
     before = terminal.prompts
     terminal.keys("enter")
     terminal.wait_for(re.compile("[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏] loading nalssi"))
@@ -639,7 +716,9 @@ def test_keys_typed_while_the_model_writes_wait_for_the_next_prompt_line(visit):
     terminal.wait_for(">>> :max-tokens 3\nmax-tokens 3", timeout=60)
     terminal.wait_for(lambda terminal: terminal.line == ">>> 하가")
     assert terminal.prompts == before + 2
-    assert "max-tokens 3" not in re.split("20000 tokens|20,000 tokens", terminal.text)[0], "keys were echoed"
+    assert "max-tokens 3" not in re.split("20000 tokens|20,000 tokens", terminal.text)[0], (
+        "keys were echoed"
+    )
     terminal.keys("enter")
     terminal.wait_for(">>> 하가나다라\n3 tokens")
 
@@ -652,7 +731,9 @@ def test_ctrl_c_while_training_keeps_the_model_and_leaving_asks_once(visit):
     terminal.wait_for(re.compile(r"[1-9][\d,]* of 1,000,000"), timeout=60)
     terminal.interrupt()
     terminal.wait_for_prompt(before)
-    assert re.search(r"stopped by Ctrl-C · [\d,]+ steps · .* loss [\d.]+ → [\d.]+", terminal.text), str(terminal)
+    assert re.search(
+        r"stopped by Ctrl-C · [\d,]+ steps · .* loss [\d.]+ → [\d.]+", terminal.text
+    ), str(terminal)
     assert "not saved yet: `:save PATH`" in terminal.text
     terminal.wait_for_toolbar("(not saved)")
     assert "of 1,000,000" not in "\n".join(terminal.lines[-10:]), "the progress bar stayed"
@@ -690,7 +771,9 @@ def test_a_checkpoint_that_does_not_exist_explains_train_and_train_makes_it(visi
 
 def test_ctrl_d_leaves_with_0_and_the_terminal_as_it_was(visit):
     shell = 'stty -g; "$@"; echo "left with $?"; stty -g'
-    terminal = visit(columns=200, command=("/bin/sh", "-c", shell, "sh", sys.executable, "-m", "minillm_repl"))
+    terminal = visit(
+        columns=200, command=("/bin/sh", "-c", shell, "sh", sys.executable, "-m", "minillm_repl")
+    )
     terminal.wait_for_prompt()
     terminal.do("가")
     terminal.type("나")
@@ -701,8 +784,12 @@ def test_ctrl_d_leaves_with_0_and_the_terminal_as_it_was(visit):
     first, *_, last = terminal.text.splitlines()
     assert re.fullmatch("[0-9a-f:]+", first)
     assert last == first
-    assert terminal.raw.rfind(b"\x1b[?25h") > terminal.raw.rfind(b"\x1b[?25l"), "the cursor stays hidden"
-    assert terminal.raw.rfind(b"\x1b[?2004l") > terminal.raw.rfind(b"\x1b[?2004h"), "bracketed paste stays on"
+    assert terminal.raw.rfind(b"\x1b[?25h") > terminal.raw.rfind(b"\x1b[?25l"), (
+        "the cursor stays hidden"
+    )
+    assert terminal.raw.rfind(b"\x1b[?2004l") > terminal.raw.rfind(b"\x1b[?2004h"), (
+        "bracketed paste stays on"
+    )
 
 
 # -- a terminal that changes, or goes away
@@ -713,8 +800,14 @@ def test_a_resize_while_the_model_writes_changes_the_tables_and_nothing_else(vis
     terminal.wait_for_prompt()
     before = long_generation(terminal, "가")
     terminal.resize(60, 20)
-    terminal.wait_for(lambda terminal: any(len(line) == 100 for line in terminal.lines if set(line) == {"─"}))
-    terminal.wait_for(lambda terminal: any(set(line) == {"─"} and len(line) <= 60 for line in terminal.lines[-20:]))
+    terminal.wait_for(
+        lambda terminal: any(len(line) == 100 for line in terminal.lines if set(line) == {"─"})
+    )
+    terminal.wait_for(
+        lambda terminal: any(
+            set(line) == {"─"} and len(line) <= 60 for line in terminal.lines[-20:]
+        )
+    )
     stop_generating(terminal, before)
     assert len(terminal.toolbar) < 60
     terminal.resize(80, 24)
@@ -728,8 +821,12 @@ def test_a_resize_while_the_model_writes_changes_the_tables_and_nothing_else(vis
 @pytest.mark.parametrize("hangup", ["felt", "ignored"])  # under nohup and the like nobody is told
 def test_the_program_ends_when_its_terminal_goes_away(visit, doing, hangup):
     program = (sys.executable, "-m", "minillm_repl")
-    command = program if hangup == "felt" else ("/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh", *program)
-    terminal = visit("--max-tokens", "1000000", "--verbose", "3" if "tables" in doing else "off", command=command)
+    command = (
+        program if hangup == "felt" else ("/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh", *program)
+    )
+    terminal = visit(
+        "--max-tokens", "1000000", "--verbose", "3" if "tables" in doing else "off", command=command
+    )
     terminal.wait_for_prompt()
     if doing == "typing":
         terminal.type("가나")
@@ -745,8 +842,14 @@ def test_the_program_ends_when_its_terminal_goes_away(visit, doing, hangup):
 
 
 def dangerous(terminal):
-    """Return which of the hostile characters, or sequences of them, reached the terminal as they are."""
-    pieces = ["\x1bc", "\x1b]", *(each for each in HOSTILE if not each.isprintable() and each not in "\x1b\b\r")]
+    """Return which of the hostile characters, or sequences of them, reached the terminal as they
+    are.
+    """
+    pieces = [
+        "\x1bc",
+        "\x1b]",
+        *(each for each in HOSTILE if not each.isprintable() and each not in "\x1b\b\r"),
+    ]
     return [each for each in pieces if each.encode() in terminal.raw]
 
 
@@ -796,7 +899,8 @@ def test_a_model_with_a_chat_template_talks_in_turns(visit, tmp_path):
     terminal.wait_for("say something")
     terminal.wait_for_toolbar("talker (chat) ·")
     answered = terminal.do("타")
-    assert answered.startswith(">>> 타\n파하\n3 tokens"), answered  # on its own line, its end token not shown
+    # on its own line, its end token not shown
+    assert answered.startswith(">>> 타\n파하\n3 tokens"), answered
     assert "ended by itself" in answered
     terminal.do("차")
     shown = terminal.do(":prompt")
@@ -808,7 +912,9 @@ def test_a_model_with_a_chat_template_talks_in_turns(visit, tmp_path):
     assert re.search(r"가 \d+  타 \d+  파 \d+  하 \d+  파 \d+", terminal.do(":prompt"))
     assert "the context is full" in terminal.do("가")
     assert "the model no longer sees the oldest 3 turns" in " ".join(terminal.do("하").split())
-    assert re.search(r"\n가 \d+  하 \d+\n", terminal.do(":prompt")), "the system prompt has left with the oldest turns"
+    assert re.search(r"\n가 \d+  하 \d+\n", terminal.do(":prompt")), (
+        "the system prompt has left with the oldest turns"
+    )
     terminal.do(":chat off")
     terminal.wait_for("type the beginning")
     assert ">>> 타파하" in terminal.do("타")
@@ -822,8 +928,12 @@ def test_a_visit_in_korean_and_back_to_english(visit):
     terminal.wait_for("글의 첫머리를 쓰거나 :도움말")
     terminal.wait_for(":도움말 명령 목록 · :자세히 모델의 생각 보기 · Ctrl-D 나가기")
     terminal.wait_for_toolbar("토큰 · ")
-    assert "없는 명령이에요: :없는명령. :도움말에서 모든 명령을 볼 수 있고" in terminal.do(":없는명령")
-    assert ":temp에 쓸 수 있는 값: 0에서 100,000,000 사이의 수. 입력한 값: '뜨겁게'" in terminal.do(":온도 뜨겁게")
+    assert "없는 명령이에요: :없는명령. :도움말에서 모든 명령을 볼 수 있고" in terminal.do(
+        ":없는명령"
+    )
+    assert ":temp에 쓸 수 있는 값: 0에서 100,000,000 사이의 수. 입력한 값: '뜨겁게'" in terminal.do(
+        ":온도 뜨겁게"
+    )
     assert terminal.do(":온도 0.5").endswith("temp 0.5")
     assert terminal.do("/온도 0").endswith("temp 0")
     terminal.type(":도")
@@ -850,11 +960,17 @@ def test_tables_are_aligned_in_korean(visit):
     assert all(cell_len(names + summary) <= 80 for names, summary in rows)
     settings = terminal.do(":설정").splitlines()
     assert all(cell_len(row) <= 80 for row in settings)
-    values = {cell_len(row[: re.match(r"\S+ +", row).end()]) for row in settings[1:] if re.match("[a-z]", row)}
+    values = {
+        cell_len(row[: re.match(r"\S+ +", row).end()])
+        for row in settings[1:]
+        if re.match("[a-z]", row)
+    }
     assert len(values) == 1, settings
 
 
-@pytest.mark.parametrize("name, example", [("nalssi", "such as 날씨, or"), ("story", "such as Once upon a time, or")])
+@pytest.mark.parametrize(
+    "name, example", [("nalssi", "such as 날씨, or"), ("story", "such as Once upon a time, or")]
+)
 def test_what_is_proposed_to_type_is_something_that_the_model_knows(visit, name, example):
     visit(ckpt=name).wait_for(f"type the beginning of a text, {example} :help")
 

@@ -12,7 +12,9 @@ from tests.conftest import MODELS
 def test_the_vocabulary_is_the_notes(reference):
     text = (MODELS / "nalssi.txt").read_text(encoding="utf-8")
     assert CharacterTokenizer.from_corpus(text).characters == tuple(reference.chars)
-    assert CharacterTokenizer.from_corpus(text).encode("날씨가 좋다.") == reference.encode("날씨가 좋다.")
+    assert CharacterTokenizer.from_corpus(text).encode("날씨가 좋다.") == reference.encode(
+        "날씨가 좋다."
+    )
 
 
 def test_decomposed_hangul_is_the_same_text():

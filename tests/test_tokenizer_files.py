@@ -1,4 +1,6 @@
-"""What the files of a Hugging Face folder say of tokens, taken together; `transformers` says what is right."""
+"""What the files of a Hugging Face folder say of tokens, taken together; `transformers` says
+what is right.
+"""
 
 import json
 
@@ -31,22 +33,38 @@ def bpe(kind="byte-level", **parts):
         library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         library.decoder = decoders.ByteLevel()
     else:
-        library = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+        library = tokenizers.Tokenizer(
+            models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+        )
         library.decoder = decoders.Sequence(
-            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+            [
+                decoders.Replace("▁", " "),
+                decoders.ByteFallback(),
+                decoders.Fuse(),
+                decoders.Strip(" ", 1, 0),
+            ]
         )
         alphabet = []
         if kind == "prepend":
-            library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+            library.normalizer = normalizers.Sequence(
+                [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+            )
         else:
             library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind, split=False)
     pieces = [] if kind == "byte-level" else [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=340, special_tokens=[*SPECIAL, *pieces], initial_alphabet=alphabet, show_progress=False
+        vocab_size=340,
+        special_tokens=[*SPECIAL, *pieces],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
-    library.train_from_iterator(["Once upon a time there was a word", "hello you there middle time"] * 9, trainer)
+    library.train_from_iterator(
+        ["Once upon a time there was a word", "hello you there middle time"] * 9, trainer
+    )
     description = json.loads(library.to_str())
-    description["added_tokens"] = [each for each in description["added_tokens"] if each["content"] in SPECIAL]
+    description["added_tokens"] = [
+        each for each in description["added_tokens"] if each["content"] in SPECIAL
+    ]
     library = tokenizers.Tokenizer.from_str(json.dumps(description))
     for name, part in parts.items():
         setattr(library, name, part)
@@ -67,7 +85,9 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def folder(weights, tmp_path):
-    """Make a folder of those weights, a tokenizer, and more files: those whose name is no JSON are text."""
+    """Make a folder of those weights, a tokenizer, and more files: those whose name is no JSON
+    are text.
+    """
 
     def made(library=None, *, settings=None, rows=400, **files):
         path = tmp_path / f"model{len(list(tmp_path.iterdir()))}"
@@ -101,9 +121,13 @@ def token(content, special=True, **flags):
 
 
 def same(path, texts=TEXTS):
-    """Hold our tokenizer of a folder to theirs: the added tokens, and the ids of texts, but for what closes a text."""
+    """Hold our tokenizer of a folder to theirs: the added tokens, and the ids of texts, but for
+    what closes a text.
+    """
     ours, theirs = load(path).tokenizer, transformers.AutoTokenizer.from_pretrained(path)
-    added = {number: str(each) for number, each in theirs.added_tokens_decoder.items() if each.special}
+    added = {
+        number: str(each) for number, each in theirs.added_tokens_decoder.items() if each.special
+    }
     assert {number: ours.special(number) for number in added if number < ours.size} == {
         number: name for number, name in added.items() if number < ours.size
     }
@@ -166,7 +190,10 @@ FOLDERS = {
 @pytest.mark.parametrize("name", FOLDERS)
 def test_tokens_that_other_files_know_are_those_of_transformers(folder, name, kind):
     if name == "added_tokens.json" and kind == "prepend":
-        pytest.skip("the library finds a token that is not special only where its normaliser would put a space")
+        pytest.skip(
+            "the library finds a token that is not special only where its normaliser would put a "
+            "space"
+        )
     ours, theirs = same(folder(bpe(kind), **FOLDERS[name]))
     assert len(theirs) > len(SPECIAL)
     for role, each in theirs.special_tokens_map.items():
@@ -175,7 +202,9 @@ def test_tokens_that_other_files_know_are_those_of_transformers(folder, name, ki
 
 def test_names_of_added_tokens_json_are_one_token_each_wherever_a_template_writes_them(folder):
     path = folder(
-        bpe("prepend"), added_tokens_json={"<|im_start|>": 340, "<|im_end|>": 341}, settings={"eos_token": "<|im_end|>"}
+        bpe("prepend"),
+        added_tokens_json={"<|im_start|>": 340, "<|im_end|>": 341},
+        settings={"eos_token": "<|im_end|>"},
     )
     tokenizer = load(path).tokenizer
     ids = tokenizer.encode_rendered("<|im_start|>hello<|im_end|><|im_start|>there<|im_start|>")
@@ -186,10 +215,15 @@ def test_names_of_added_tokens_json_are_one_token_each_wherever_a_template_write
 def gpt2_files(library):
     model = json.loads(library.to_str())["model"]
     merges = "\n".join(" ".join(pair) for pair in model["merges"])
-    return {"vocab_json": json.dumps(model["vocab"], ensure_ascii=False), "merges_txt": f"#version: 0.2\n{merges}\n"}
+    return {
+        "vocab_json": json.dumps(model["vocab"], ensure_ascii=False),
+        "merges_txt": f"#version: 0.2\n{merges}\n",
+    }
 
 
-@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "Qwen2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer"])
+@pytest.mark.parametrize(
+    "kind", ["GPT2Tokenizer", "Qwen2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer"]
+)
 @pytest.mark.parametrize("lines", ["\n", "\r\n", "\n\n"])
 def test_files_like_gpt_2s_are_read_with_what_is_added_however_their_lines_end(folder, kind, lines):
     files = gpt2_files(bpe())
@@ -211,17 +245,27 @@ def test_files_like_gpt_2s_are_read_with_what_is_added_however_their_lines_end(f
 def test_every_file_of_a_tokenizer_may_begin_with_a_mark_and_end_its_lines_otherwise(folder):
     template = "{% for m in messages %}\r\n<|im_start|>{{ m.content }}<|im_end|>\r\n{% endfor %}"
     path = folder(bpe(), settings={"added_tokens_decoder": IM}, chat_template_jinja=template)
-    expected = transformers.AutoTokenizer.from_pretrained(path).apply_chat_template([{"role": "user", "content": "a"}])
-    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+    expected = transformers.AutoTokenizer.from_pretrained(path).apply_chat_template(
+        [{"role": "user", "content": "a"}]
+    )
+    for file in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "generation_config.json",
+    ):
         text = (path / file).read_bytes().decode()
-        (path / file).write_bytes(("\ufeff" + text.replace("\r\n", "\n").replace("\n", "\r\n") + "\r\n").encode())
+        (path / file).write_bytes(
+            ("\ufeff" + text.replace("\r\n", "\n").replace("\n", "\r\n") + "\r\n").encode()
+        )
     checkpoint = load(path)
     from minillm_repl.checkpoint.conversation import Message, encode
 
     found = encode(checkpoint.chat, checkpoint.tokenizer, [Message("user", "a")], False)
     newline = checkpoint.tokenizer.encode("\n", start=False)
     assert found == [*expected["input_ids"], *newline][: len(found)]
-    assert len(found) - len(expected["input_ids"]) in (0, 1)  # the blank line at its end, as Jinja takes it
+    # the blank line at its end, as Jinja takes it
+    assert len(found) - len(expected["input_ids"]) in (0, 1)
 
 
 ENDINGS = {
@@ -260,9 +304,13 @@ def test_a_text_is_begun_as_transformers_begins_it_and_never_closed(folder, name
     assert again.encode("a time") == ours.encode("a time")
 
 
-@pytest.mark.parametrize("said", [{}, {"add_bos_token": True}, {"add_bos_token": False}, {"add_eos_token": True}])
+@pytest.mark.parametrize(
+    "said", [{}, {"add_bos_token": True}, {"add_bos_token": False}, {"add_eos_token": True}]
+)
 @pytest.mark.parametrize("json_file", [True, False])
-def test_whether_there_is_a_start_token_is_said_by_the_tokenizer_json_or_else_by_the_settings(folder, said, json_file):
+def test_whether_there_is_a_start_token_is_said_by_the_tokenizer_json_or_else_by_the_settings(
+    folder, said, json_file
+):
     library = bpe(post_processor=ENDINGS["a template with an end"])
     files = {} if json_file else gpt2_files(library)
     settings = {**said, "unk_token": "<unk>", "tokenizer_class": "GPT2Tokenizer"}
@@ -275,7 +323,9 @@ def test_whether_there_is_a_start_token_is_said_by_the_tokenizer_json_or_else_by
 
 def test_a_chat_and_a_prompt_are_given_open(folder):
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    path = folder(bpe(post_processor=ENDINGS["a template with an end"]), chat_template_jinja=template)
+    path = folder(
+        bpe(post_processor=ENDINGS["a template with an end"]), chat_template_jinja=template
+    )
     session, model = Session(), Opening().open(path)
     session.ask(model, "hello there")
     assert model.checkpoint.tokenizer.named("</s>") not in session.turns[-1].given
@@ -290,7 +340,10 @@ def test_a_vocabulary_that_is_not_read_is_named_and_its_tokens_do_not_become_num
     path = folder(None)
     assert load(path).tokenizer.encode("5") == [5]  # as researchers save a model, without any
     (path / file).write_text('{"a": 0}')
-    with pytest.raises(UserError, match=f"{file} alone is not read; tokenizer.json is, or vocab.json with merges.txt"):
+    with pytest.raises(
+        UserError,
+        match=f"{file} alone is not read; tokenizer.json is, or vocab.json with merges.txt",
+    ):
         load(path)
 
 
@@ -326,7 +379,9 @@ def test_a_pad_token_without_a_row_opens_and_using_it_is_an_error(folder, where,
         lambda: session.ask(model, "hello"),
         *([] if special else [lambda: ours.encode_many(["a", "b<pad>"])]),
     ):
-        with pytest.raises(UserError, match=rf"<pad> \(#{rows}\) is a token .* only {rows} and no row"):
+        with pytest.raises(
+            UserError, match=rf"<pad> \(#{rows}\) is a token .* only {rows} and no row"
+        ):
             use()
     assert not session.turns
     assert ours.named("<pad>") is None
@@ -349,7 +404,10 @@ def test_a_vocabulary_may_be_larger_or_smaller_than_the_embedding(folder, rows):
 def test_such_a_model_is_saved_and_opens_here_and_there(folder, tmp_path):
     library = bpe("prepend")
     rows = library.get_vocab_size()
-    settings = {"added_tokens_decoder": {str(rows): token("<pad>"), "700": token("<x>")}, "pad_token": "<pad>"}
+    settings = {
+        "added_tokens_decoder": {str(rows): token("<pad>"), "700": token("<x>")},
+        "pad_token": "<pad>",
+    }
     checkpoint = load(folder(library, settings=settings, rows=rows))
     for path, as_folder in ((tmp_path / "m.safetensors", False), (tmp_path / "hf", True)):
         save(checkpoint, path, folder=as_folder)
@@ -365,9 +423,25 @@ def test_such_a_model_is_saved_and_opens_here_and_there(folder, tmp_path):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"added_tokens_decoder": {"x": 1, "5": [], "-1": {}, "7": {"content": 3}, "9" * 30: token("<x>")}},
-        {"added_tokens_decoder": [1], "extra_special_tokens": 7, "bos_token": [1], "eos_token": {"content": {}}},
-        {"additional_special_tokens": [1, None, {}, {"content": "<x>", "lstrip": 5}], "add_bos_token": "yes"},
+        {
+            "added_tokens_decoder": {
+                "x": 1,
+                "5": [],
+                "-1": {},
+                "7": {"content": 3},
+                "9" * 30: token("<x>"),
+            }
+        },
+        {
+            "added_tokens_decoder": [1],
+            "extra_special_tokens": 7,
+            "bos_token": [1],
+            "eos_token": {"content": {}},
+        },
+        {
+            "additional_special_tokens": [1, None, {}, {"content": "<x>", "lstrip": 5}],
+            "add_bos_token": "yes",
+        },
         {"extra_special_tokens": {"image_token": 5, "x": None}, "pad_token": ""},
     ],
 )

@@ -31,7 +31,16 @@ from tests.conftest import MODELS
 
 TEXT = (MODELS / "nalssi.txt").read_text(encoding="utf-8")
 SMALL = TrainPlan(
-    steps=40, context=8, batch=16, lr=0.006, arch="gpt", width=16, layers=2, heads=2, precision="float32", every=10
+    steps=40,
+    context=8,
+    batch=16,
+    lr=0.006,
+    arch="gpt",
+    width=16,
+    layers=2,
+    heads=2,
+    precision="float32",
+    every=10,
 )
 LLAMA = dataclasses.replace(SMALL, arch="llama", kv_heads=1, lr=0.02)
 
@@ -45,7 +54,9 @@ def corpus(tmp_path):
 
 @pytest.fixture
 def long_corpus(tmp_path):
-    """Long enough to have a part held out: 30,000 characters in which each word follows from the two before it."""
+    """Long enough to have a part held out: 30,000 characters in which each word follows from the
+    two before it.
+    """
     rng, words = np.random.default_rng(0), ["봄", "여름", "가을", "겨울", "비", "눈", "바람", "해"]
     places = [0, 1]
     for _ in range(12_000):
@@ -81,7 +92,9 @@ def test_a_fresh_model_knows_nothing_and_learns(corpus, plan):
 
 
 def test_the_same_seed_trains_the_same_weights(corpus):
-    first, second, other = (run(corpus, dataclasses.replace(LLAMA, seed=seed))[2] for seed in (5, 5, 6))
+    first, second, other = (
+        run(corpus, dataclasses.replace(LLAMA, seed=seed))[2] for seed in (5, 5, 6)
+    )
     name = "blocks.0.attention.qkv.weight"
     assert (first.tensors[name] == second.tensors[name]).all()
     assert (first.tensors[name] != other.tensors[name]).any()
@@ -92,7 +105,9 @@ def test_the_recorded_loss_is_cross_entropy_over_every_window(corpus):
     model = build(checkpoint.config, checkpoint.tensors).double()
     every = torch.tensor(checkpoint.tokenizer.encode(TEXT)).unfold(0, 9, 1)
     with torch.no_grad():
-        expected = F.cross_entropy(model(every[:, :-1]).flatten(0, 1), every[:, 1:].flatten()).item()
+        expected = F.cross_entropy(
+            model(every[:, :-1]).flatten(0, 1), every[:, 1:].flatten()
+        ).item()
     assert finished.last_loss == pytest.approx(expected, abs=1e-5)
     assert checkpoint.training.train_loss == pytest.approx(expected, abs=1e-5)
     bits = expected / math.log(2) * len(checkpoint.tokenizer.encode(TEXT)) / len(TEXT)
@@ -122,7 +137,8 @@ def test_held_out_text_is_never_trained_on(corpus, tmp_path):
     assert trainee.trainer.train.ids.tolist() == trainee.tokenizer.encode(TEXT)
     assert trainee.trainer.val.ids.tolist() == trainee.tokenizer.encode(TEXT[::-1])
     *_, finished = trainee.events(lambda: False)
-    assert finished.val_curve[-1][1] > finished.curve[-1][1] + 1  # learnt by heart, and of no use there
+    # learnt by heart, and of no use there
+    assert finished.val_curve[-1][1] > finished.curve[-1][1] + 1
 
 
 def test_the_best_weights_are_kept_and_patience_ends_the_run(corpus, tmp_path):
@@ -163,7 +179,10 @@ def test_training_further_keeps_the_vocabulary_and_leaves_the_start_as_it_was(na
     path.write_text(TEXT + "새글자", encoding="utf-8")
     before = {name: tensor.copy() for name, tensor in nalssi.tensors.items()}
     trainee = begin(str(path), TrainPlan(steps=3), nalssi)
-    assert any("3 characters" in note and "글, 새, 자" in note and "skipped" in note for note in trainee.notes)
+    assert any(
+        "3 characters" in note and "글, 새, 자" in note and "skipped" in note
+        for note in trainee.notes
+    )
     *_, finished = trainee.events(lambda: False)
     after = trainee.checkpoint(finished)
     assert after.tokenizer is nalssi.tokenizer
@@ -183,7 +202,10 @@ def test_targets_are_the_inputs_shifted_by_one():
 
 
 def test_accumulating_parts_gives_the_gradient_of_the_whole_batch(long_corpus):
-    whole, parts = (begin(long_corpus, dataclasses.replace(LLAMA, accumulate=number)).trainer for number in (1, 4))
+    whole, parts = (
+        begin(long_corpus, dataclasses.replace(LLAMA, accumulate=number)).trainer
+        for number in (1, 4)
+    )
     for trainer in (whole, parts):
         list(zip(trainer.events(lambda: False), range(4), strict=False))
     assert whole.state.step == parts.state.step > 1
@@ -240,7 +262,9 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_weights(corpus, 
             if poisoned == "head":
                 trainee.trainer.model.lm_head.bias.data[0] = float("nan")
             else:
-                trainee.trainer.trained["blocks.0.attention.qkv.weight"].register_hook(lambda grad: grad * math.inf)
+                trainee.trainer.trained["blocks.0.attention.qkv.weight"].register_hook(
+                    lambda grad: grad * math.inf
+                )
     finished = event
     assert (finished.reason, finished.steps, finished.kept) == ("diverged", 14, 10)
     assert math.isfinite(finished.last_loss)
@@ -250,7 +274,9 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_weights(corpus, 
 
 def test_threads_are_given_back(corpus):
     before = torch.get_num_threads()
-    trainee = TrainingRun(None, corpus, SMALL, Surroundings(Path(corpus).parent / "m", "cpu", before + 1))
+    trainee = TrainingRun(
+        None, corpus, SMALL, Surroundings(Path(corpus).parent / "m", "cpu", before + 1)
+    )
     seen = {torch.get_num_threads() for _ in trainee.events(lambda: False)}
     assert seen == {before + 1}
     assert torch.get_num_threads() == before
@@ -263,7 +289,9 @@ def test_the_learning_rate_rises_holds_and_falls_to_nearly_nothing():
     assert shares[19:51] == [1.0] * 32
     assert shares[-1] == 1 / 50
     assert shares[50:] == sorted(shares[50:], reverse=True)
-    cosine = [schedule(step, dataclasses.replace(plan, schedule="cosine")) for step in range(1, 101)]
+    cosine = [
+        schedule(step, dataclasses.replace(plan, schedule="cosine")) for step in range(1, 101)
+    ]
     assert cosine[50] == pytest.approx(0.5)
     assert cosine[-1] == pytest.approx((1 + math.cos(math.pi * 0.99)) / 2)
     assert schedule(100, dataclasses.replace(plan, schedule="constant")) == 1.0
@@ -289,8 +317,12 @@ def test_the_corpus_of_a_checkpoint_is_found_beside_it_if_unchanged(tmp_path, mo
     corpus.parent.mkdir()
     corpus.write_text(TEXT, encoding="utf-8")
     _, _, trained = run(str(corpus), TrainPlan(steps=1))
-    record = TrainingRecord(1, 1, 1.0, corpus="elsewhere/t.txt", corpus_sha256=open_corpus(corpus).sha256)
-    checkpoint = save(dataclasses.replace(trained, training=record), tmp_path / "deep" / "m.safetensors")
+    record = TrainingRecord(
+        1, 1, 1.0, corpus="elsewhere/t.txt", corpus_sha256=open_corpus(corpus).sha256
+    )
+    checkpoint = save(
+        dataclasses.replace(trained, training=record), tmp_path / "deep" / "m.safetensors"
+    )
     assert find_corpus("", load(checkpoint.path)) == str(corpus)
     corpus.write_text(TEXT + "!", encoding="utf-8")
     with pytest.raises(UserError, match="not here, or has changed"):
@@ -321,12 +353,18 @@ def test_a_run_that_was_cut_ends_with_the_same_bits(long_corpus, tmp_path, kind)
         if cut >= whole.steps:
             continue
         asked = iter([False] * cut + [True] * 100)
-        _, stopped, _ = run(long_corpus, plan, path=path, interrupted=lambda asked=asked: next(asked))
+        _, stopped, _ = run(
+            long_corpus, plan, path=path, interrupted=lambda asked=asked: next(asked)
+        )
         assert stopped.steps == cut
         trainee = TrainingRun.resumed(path, Surroundings(path, "cpu"))
         *_, finished = trainee.events(lambda: False)
         again = trainee.checkpoint(finished)
-        assert (finished.reason, finished.steps, finished.kept) == (whole.reason, whole.steps, whole.kept)
+        assert (finished.reason, finished.steps, finished.kept) == (
+            whole.reason,
+            whole.steps,
+            whole.kept,
+        )
         for name, weight in expected.tensors.items():
             assert weight.tobytes() == again.tensors[name].tobytes(), (kind, cut, name)
         assert finished.curve == whole.curve
@@ -334,7 +372,9 @@ def test_a_run_that_was_cut_ends_with_the_same_bits(long_corpus, tmp_path, kind)
         assert again.training.steps == expected.training.steps
 
 
-def test_a_run_cut_twice_and_a_model_trained_further_go_on_exactly_too(long_corpus, tmp_path, nalssi):
+def test_a_run_cut_twice_and_a_model_trained_further_go_on_exactly_too(
+    long_corpus, tmp_path, nalssi
+):
     path = tmp_path / "m.safetensors"
     plan = TrainPlan(steps=12, batch=4, every=4, precision="float32")
     _, _, expected = run(long_corpus, plan, nalssi)
@@ -345,7 +385,10 @@ def test_a_run_cut_twice_and_a_model_trained_further_go_on_exactly_too(long_corp
         if cut < 99:
             trainee = TrainingRun.resumed(path, Surroundings(path, "cpu"))
     again = trainee.checkpoint(finished)
-    assert all(expected.tensors[name].tobytes() == again.tensors[name].tobytes() for name in expected.tensors)
+    assert all(
+        expected.tensors[name].tobytes() == again.tensors[name].tobytes()
+        for name in expected.tensors
+    )
     assert again.training.steps == nalssi.training.steps + 12
     assert again.training.curve == expected.training.curve
 
@@ -387,7 +430,9 @@ def test_a_second_ctrl_c_in_the_last_measurement_leaves_a_run_to_go_on_with(corp
 def test_a_save_that_fails_ends_no_run_and_a_later_one_may_work(corpus, tmp_path):
     folder = tmp_path / "folder"
     folder.write_text("a file is in the way")
-    trainee = begin(corpus, dataclasses.replace(SMALL, save_steps=10), path=folder / "m.safetensors")
+    trainee = begin(
+        corpus, dataclasses.replace(SMALL, save_steps=10), path=folder / "m.safetensors"
+    )
     told = []
     for event in trainee.events(lambda: False):
         if isinstance(event, NotSaved | Saved | Finished):
@@ -411,7 +456,12 @@ assert resume_path(unsaved_path()).write_bytes(b"") == 0
 def test_two_visits_at_once_keep_their_runs_apart_and_the_last_one_stopped_is_found_again(tmp_path):
     def visit():
         environment = os.environ | {"XDG_STATE_HOME": str(tmp_path)}
-        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment, "text": True}
+        streams = {
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "env": environment,
+            "text": True,
+        }
         return subprocess.Popen([sys.executable, "-c", STAYS], **streams)
 
     one, other = visit(), visit()
@@ -465,13 +515,18 @@ def test_a_resume_file_is_not_trusted(corpus, tmp_path):
             TrainingRun.resumed(path, around)
 
     refused("not the resume file", format="minillm")
-    refused("steps in .* needs a whole number", plan=metadata["plan"].replace('"steps": "40"', '"steps": "-1"'))
+    refused(
+        "steps in .* needs a whole number",
+        plan=metadata["plan"].replace('"steps": "40"', '"steps": "-1"'),
+    )
     refused("does not say where", state="{}")
     refused("does not say where", state=metadata["state"].replace('"step": 5', '"step": [5]'))
     refused("does not say which run", run="[]")
     refused("random numbers .* damaged", random='{"torch": "zz"}')
     refused("random numbers .* damaged", random="[]")
-    refused("lacks the tensor", {name: each for name, each in tensors.items() if "muon" not in name})
+    refused(
+        "lacks the tensor", {name: each for name, each in tensors.items() if "muon" not in name}
+    )
     refused("does not belong", {**tensors, "extra": np.zeros(1, np.float32)})
     refused("not finite", {**tensors, "model.lm_head.bias": np.full(44, np.nan, np.float32)})
     refused("has changed", run=metadata["run"].replace('sha256": "', 'sha256": "0'))
@@ -485,8 +540,11 @@ def test_every_window_is_read_once_before_any_is_read_again_and_a_batch_is_sprea
     rounds = [part.drawn(first * windows, windows, seed=1) for first in range(2)]
     for starts in rounds:
         assert sorted(starts) == list(range(windows))
-    cut = np.concatenate([part.drawn(first, min(7, 2 * windows - first), 1) for first in range(0, 2 * windows, 7)])
-    assert cut.tolist() == np.concatenate(rounds).tolist()  # as it goes on across batches, and after a resume
+    cut = np.concatenate(
+        [part.drawn(first, min(7, 2 * windows - first), 1) for first in range(0, 2 * windows, 7)]
+    )
+    # as it goes on across batches, and after a resume
+    assert cut.tolist() == np.concatenate(rounds).tolist()
     if windows > 100:
         assert not np.array_equal(*rounds)
         assert not np.array_equal(part.drawn(0, windows, seed=2), rounds[0])
@@ -496,7 +554,9 @@ def test_every_window_is_read_once_before_any_is_read_again_and_a_batch_is_sprea
 
 @pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
 def test_muon_is_torchs_in_bfloat16_and_nearer_to_what_is_meant_in_float32(shape):
-    """What is meant is U·Vᵀ of the singular value decomposition; five iterations bring the values near 1."""
+    """What is meant is U·Vᵀ of the singular value decomposition; five iterations bring the
+    values near 1.
+    """
     torch.manual_seed(0)
     start, gradients = torch.randn(shape), [torch.randn(shape) for _ in range(5)]
 
@@ -508,7 +568,9 @@ def test_muon_is_torchs_in_bfloat16_and_nearer_to_what_is_meant_in_float32(shape
             optimizer.step()
         return matrix.detach()
 
-    theirs = moved(lambda ps: torch.optim.Muon(ps, 0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"))
+    theirs = moved(
+        lambda ps: torch.optim.Muon(ps, 0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    )
     assert torch.equal(moved(lambda ps: Muon(ps, 0.01, 0.1, lambda: torch.bfloat16)), theirs)
     exact = moved(lambda ps: Muon(ps, 0.01, 0.1, lambda: torch.float64))
     ours = moved(lambda ps: Muon(ps, 0.01, 0.1, lambda: torch.float32))

@@ -1,4 +1,6 @@
-"""Runs of training as what they are, processes: killed, told to end, resumed, and several that train one model."""
+"""Runs of training as what they are, processes: killed, told to end, resumed, and several that
+train one model.
+"""
 
 import json
 import os
@@ -20,9 +22,29 @@ from tests.conftest import ROOT
 from tests.terminal import Terminal
 
 PROGRAM = [sys.executable, "-m", "minillm_repl"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "minillm_repl"]
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--nproc-per-node=2",
+    "-m",
+    "minillm_repl",
+]
 SIZES = [
-    *("--arch", "llama", "--width", "16", "--layers", "1", "--heads", "2", "--context", "16", "--batch", "4"),
+    *(
+        "--arch",
+        "llama",
+        "--width",
+        "16",
+        "--layers",
+        "1",
+        "--heads",
+        "2",
+        "--context",
+        "16",
+        "--batch",
+        "4",
+    ),
     *("--precision", "float32", "--threads", "1"),
 ]
 WORDS = [
@@ -58,8 +80,17 @@ def folder(tmp_path):
 
 def environment(folder):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MINILLM_")}
-    homes = {f"XDG_{kind}_HOME": str(folder / "home" / kind.lower()) for kind in ("CONFIG", "STATE", "CACHE", "DATA")}
-    return {**kept, **homes, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    homes = {
+        f"XDG_{kind}_HOME": str(folder / "home" / kind.lower())
+        for kind in ("CONFIG", "STATE", "CACHE", "DATA")
+    }
+    return {
+        **kept,
+        **homes,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def start(folder, *words, command=PROGRAM):
@@ -95,7 +126,16 @@ def run(folder, *words, command=PROGRAM, code=0):
 
 
 def train(folder, name="m", *words, steps=60, **more):
-    given = ["--ckpt", f"{name}.safetensors", "--train", "text.txt", "--json", "--steps", steps, *SIZES]
+    given = [
+        "--ckpt",
+        f"{name}.safetensors",
+        "--train",
+        "text.txt",
+        "--json",
+        "--steps",
+        steps,
+        *SIZES,
+    ]
     return run(folder, *given, *words, **more)
 
 
@@ -135,7 +175,9 @@ def killed_again_and_again(folder, kills, seed):
     path, file, resumed = folder / "cut.safetensors", folder / "cut.resume.safetensors", 0
     for _ in range(kills):
         resumed += file.exists()
-        process = start(folder, *(["--ckpt", path.name, "--resume", "--json"] if file.exists() else anew))
+        process = start(
+            folder, *(["--ckpt", path.name, "--resume", "--json"] if file.exists() else anew)
+        )
         until(process, "train_step", choose.randint(1, 60))
         time.sleep(choose.random() / 50)
         process.kill()
@@ -145,7 +187,8 @@ def killed_again_and_again(folder, kills, seed):
     run(folder, *(["--ckpt", path.name, "--resume", "--json"] if file.exists() else anew))
     same_bits(folder / "whole.safetensors", path)
     assert load(path).training.steps == steps
-    left = [name for name in files(folder) if not name.startswith(".minillm-")]  # a kill in the middle of a write
+    # a kill in the middle of a write
+    left = [name for name in files(folder) if not name.startswith(".minillm-")]
     assert left == ["cut.safetensors", "text.txt", "whole.safetensors"]
     return resumed
 
@@ -174,7 +217,10 @@ SLOW = pytest.mark.slow
 )
 def test_a_run_told_to_end_saves_first_and_goes_on_exactly(folder, number, code):
     if signal.getsignal(number) is signal.SIG_IGN:
-        pytest.skip("these tests run where this signal is ignored, under nohup perhaps, and so it is by the run")
+        pytest.skip(
+            "these tests run where this signal is ignored, under nohup perhaps, and so it is by "
+            "the run"
+        )
     train(folder, "whole", steps=200)
     words = ["--ckpt", "cut.safetensors", "--train", "text.txt", "--json", "--steps", 200, *SIZES]
     process = start(folder, *words)
@@ -198,9 +244,21 @@ def test_going_on_with_nothing_or_with_another_text_is_refused_in_one_line(folde
         return err
 
     assert "no run to go on with" in refused("--ckpt", "none.safetensors", "--resume")
-    assert "settings are known" in refused("--ckpt", "m.safetensors", "--resume", "--steps", "9", code=2)
+    assert "settings are known" in refused(
+        "--ckpt", "m.safetensors", "--resume", "--steps", "9", code=2
+    )
     process = start(
-        folder, "--ckpt", "m.safetensors", "--train", "text.txt", "--json", "--save-steps", 5, "--steps", 400, *SIZES
+        folder,
+        "--ckpt",
+        "m.safetensors",
+        "--train",
+        "text.txt",
+        "--json",
+        "--save-steps",
+        5,
+        "--steps",
+        400,
+        *SIZES,
     )
     until(process, "saved", 1)
     process.kill()
@@ -212,10 +270,24 @@ def test_going_on_with_nothing_or_with_another_text_is_refused_in_one_line(folde
 
 
 def test_a_run_whose_loss_is_no_number_says_so_and_keeps_good_weights(folder):
-    events, _ = train(folder, "m", "--lr", "10", "--clip", "off", "--schedule", "constant", "--warm-up", "0", steps=300)
+    events, _ = train(
+        folder,
+        "m",
+        "--lr",
+        "10",
+        "--clip",
+        "off",
+        "--schedule",
+        "constant",
+        "--warm-up",
+        "0",
+        steps=300,
+    )
     if events[-1]["reason"] == "diverged":
         assert events[-1]["steps"] < 300
-    assert all(np.isfinite(array).all() for array in load(folder / "m.safetensors").tensors.values())
+    assert all(
+        np.isfinite(array).all() for array in load(folder / "m.safetensors").tensors.values()
+    )
 
 
 NEW = {
@@ -232,9 +304,13 @@ def test_a_new_model_is_trained_saved_opened_and_completes(folder, kind):
     if "characters" in kind:
         assert "become <unk>" in said
     checkpoint = load(folder / "m.safetensors")
-    assert checkpoint.tokenizer.size == {"byte pairs": 300, "few characters": 21}.get(kind, checkpoint.tokenizer.size)
+    assert checkpoint.tokenizer.size == {"byte pairs": 300, "few characters": 21}.get(
+        kind, checkpoint.tokenizer.size
+    )
     assert checkpoint.training.val_loss > 0
-    events, _ = run(folder, "--ckpt", "m.safetensors", "-p", "바람이", "--json", "--max-tokens", "5")
+    events, _ = run(
+        folder, "--ckpt", "m.safetensors", "-p", "바람이", "--json", "--max-tokens", "5"
+    )
     assert events[-1]["tokens"] == 5
 
 
@@ -244,7 +320,9 @@ def test_a_folder_of_texts_and_talks_is_trained_on(folder):
     talks.mkdir()
     talk = [{"role": "user", "content": "날씨?"}, {"role": "assistant", "content": "맑다."}]
     for name in "ab":
-        (talks / f"{name}.jsonl").write_text((json.dumps({"messages": talk}) + "\n") * 40, encoding="utf-8")
+        (talks / f"{name}.jsonl").write_text(
+            (json.dumps({"messages": talk}) + "\n") * 40, encoding="utf-8"
+        )
     run(folder, "--ckpt", "talk.safetensors", "--train", "talks", "--json", "--steps", "80", *SIZES)
     process = start(folder, "--ckpt", "talk.safetensors", "-p", "날씨?", "--temp", "0")
     out, err = process.communicate(timeout=60)
@@ -255,9 +333,13 @@ def test_a_folder_of_texts_and_talks_is_trained_on(folder):
 def test_ctrl_c_in_the_repl_comes_back_and_going_on_is_exact(folder):
     train(folder, "whole", steps=1000)
     words = ["--ckpt", "cut.safetensors", "--no-history"]
-    settings = " ".join(f"{name[2:]}={value}" for name, value in zip(SIZES[::2], SIZES[1::2], strict=True))
+    settings = " ".join(
+        f"{name[2:]}={value}" for name, value in zip(SIZES[::2], SIZES[1::2], strict=True)
+    )
     settings = settings.replace(" threads=1", "")
-    with Terminal(words, environment={**environment(folder), "TERM": "xterm-256color"}, folder=folder) as terminal:
+    with Terminal(
+        words, environment={**environment(folder), "TERM": "xterm-256color"}, folder=folder
+    ) as terminal:
         terminal.wait_for_prompt()
         before = terminal.prompts
         terminal.send(f":train text.txt steps=1000 {settings}")
@@ -278,7 +360,17 @@ EVENTS = {
     "evaluated": {"step", "train_loss", "val_loss", "bits_per_character", "best"},
     "saved": {"step"},
     "finished": {
-        *("reason", "steps", "tokens", "seconds", "kept", "first_loss", "last_loss", "train_loss", "val_loss"),
+        *(
+            "reason",
+            "steps",
+            "tokens",
+            "seconds",
+            "kept",
+            "first_loss",
+            "last_loss",
+            "train_loss",
+            "val_loss",
+        ),
         *("bits_per_character", "curve", "val_curve"),
     },
 }
@@ -288,8 +380,12 @@ def test_events_have_the_fields_of_the_format(folder):
     events, said = train(folder, "m", "--every", 5, "--save-steps", 20)
     for event in events:
         assert event.keys() - {"event"} == EVENTS[event["event"]]
-    assert [event["step"] for event in events if event["event"] == "train_step"] == list(range(1, 61))
-    assert [event["step"] for event in events if event["event"] == "evaluated"] == list(range(0, 61, 5))
+    assert [event["step"] for event in events if event["event"] == "train_step"] == list(
+        range(1, 61)
+    )
+    assert [event["step"] for event in events if event["event"] == "evaluated"] == list(
+        range(0, 61, 5)
+    )
     assert [event["step"] for event in events if event["event"] == "saved"] == [20, 40, 60]
     assert [event["event"] for event in events].index("finished") == len(events) - 1
     assert (events[-1]["reason"], events[-1]["steps"]) == ("done", 60)
@@ -328,10 +424,13 @@ def test_a_text_of_a_gigabyte_needs_little_memory_and_is_tokenised_once(folder):
         found = []
         for name in ("first", "second"):
             process = start(folder, "--ckpt", f"{name}.safetensors", *words)
-            peak = 0.0  # MiB; what the system tells at the end counts the memory of pytest, which forked
+            # MiB; what the system tells at the end counts the memory of pytest, which forked
+            peak = 0.0
             while process.poll() is None:
                 status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
-                peak = max([peak, *(int(kib) / 1024 for kib in re.findall(r"VmHWM:\s+(\d+)", status))])
+                peak = max(
+                    [peak, *(int(kib) / 1024 for kib in re.findall(r"VmHWM:\s+(\d+)", status))]
+                )
                 time.sleep(0.02)
             _, err = process.communicate()
             assert process.returncode == 0, err
@@ -360,7 +459,9 @@ def test_two_processes_have_the_losses_of_one_and_only_one_speaks(folder):
     assert len(one) == len(two) == 50
     np.testing.assert_allclose(one, two, rtol=0, atol=1e-4)
     for name, array in load(folder / "one.safetensors").tensors.items():
-        np.testing.assert_allclose(load(folder / "two.safetensors").tensors[name], array, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(
+            load(folder / "two.safetensors").tensors[name], array, rtol=0, atol=1e-3
+        )
     assert abs(events[-1]["val_loss"] - both[-1]["val_loss"]) < 1e-4
 
 
@@ -369,10 +470,26 @@ def test_two_processes_have_the_losses_of_one_on_conversations_in_parts(folder):
     choose = random.Random(1)
     with (folder / "text.txt").with_suffix(".jsonl").open("w", encoding="utf-8") as file:
         for _ in range(300):
-            question, answer = (" ".join(choose.choices(WORDS, k=choose.randint(1, 9))) for _ in range(2))
-            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            question, answer = (
+                " ".join(choose.choices(WORDS, k=choose.randint(1, 9))) for _ in range(2)
+            )
+            messages = [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer},
+            ]
             file.write(json.dumps({"messages": messages}) + "\n")
-    words = ["--train", "text.jsonl", "--json", "--steps", 50, "--accumulate", 2, "--optimizer", "adamw", *SIZES]
+    words = [
+        "--train",
+        "text.jsonl",
+        "--json",
+        "--steps",
+        50,
+        "--accumulate",
+        2,
+        "--optimizer",
+        "adamw",
+        *SIZES,
+    ]
     one, _ = run(folder, "--ckpt", "one.safetensors", *words)
     two, _ = run(folder, "--ckpt", "two.safetensors", *words, command=TORCHRUN)
     np.testing.assert_allclose(losses(one), losses(two), rtol=0, atol=1e-5)
@@ -380,13 +497,26 @@ def test_two_processes_have_the_losses_of_one_on_conversations_in_parts(folder):
 
 def children(process):
     """The ids of the processes that torchrun has started."""
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
+    )
     return list(map(int, found.stdout.split()))
 
 
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_run_and_the_last_save_goes_on(folder):
-    words = ["--ckpt", "m.safetensors", "--train", "text.txt", "--json", "--steps", 2_000, "--save-steps", 20, *SIZES]
+    words = [
+        "--ckpt",
+        "m.safetensors",
+        "--train",
+        "text.txt",
+        "--json",
+        "--steps",
+        2_000,
+        "--save-steps",
+        20,
+        *SIZES,
+    ]
     process = start(folder, *words, command=TORCHRUN)
     until(process, "saved", 2)
     os.kill(children(process)[-1], signal.SIGKILL)
@@ -422,10 +552,14 @@ def test_a_signal_ends_all_processes_together_after_a_save_and_they_go_on_exactl
 @pytest.mark.slow
 def test_weights_in_shares_have_the_losses_of_one_process_and_are_saved_whole(folder):
     one, _ = train(folder, "one", "--lr", "0.003", steps=50)
-    two, _ = train(folder, "two", "--lr", "0.003", "--shard", "--save-steps", "20", steps=50, command=TORCHRUN)
+    two, _ = train(
+        folder, "two", "--lr", "0.003", "--shard", "--save-steps", "20", steps=50, command=TORCHRUN
+    )
     np.testing.assert_allclose(losses(one), losses(two), rtol=0, atol=1e-4)
     assert load(folder / "one.safetensors").config == load(folder / "two.safetensors").config
-    events, _ = run(folder, "--ckpt", "two.safetensors", "-p", "바람이", "--json", "--max-tokens", "5")
+    events, _ = run(
+        folder, "--ckpt", "two.safetensors", "-p", "바람이", "--json", "--max-tokens", "5"
+    )
     assert events[-1]["tokens"] == 5
 
 
@@ -435,7 +569,19 @@ def test_an_adapter_is_trained_by_two_processes_as_by_one(folder):
     found = []
     for name, command in (("one", PROGRAM), ("two", TORCHRUN)):
         (folder / f"{name}.safetensors").write_bytes((folder / "base.safetensors").read_bytes())
-        words = ["--train", "text.txt", "--json", "--steps", 50, "--lora", 4, "--batch", 4, "--optimizer", "adamw"]
+        words = [
+            "--train",
+            "text.txt",
+            "--json",
+            "--steps",
+            50,
+            "--lora",
+            4,
+            "--batch",
+            4,
+            "--optimizer",
+            "adamw",
+        ]
         events, _ = run(folder, "--ckpt", f"{name}.safetensors", *words, command=command)
         found.append(losses(events))
     np.testing.assert_allclose(*found, rtol=0, atol=1e-4)
@@ -443,7 +589,9 @@ def test_an_adapter_is_trained_by_two_processes_as_by_one(folder):
 
 @pytest.mark.slow
 def test_a_compiled_model_has_the_same_losses(folder):
-    if subprocess.run(["sh", "-c", "command -v cc c++ g++"], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["sh", "-c", "command -v cc c++ g++"], capture_output=True, check=False
+    ).returncode:
         pytest.skip("no compiler here")
     one, _ = train(folder, "one", "--lr", "0.003", steps=50)
     two, _ = train(folder, "two", "--lr", "0.003", "--compile", steps=50)
@@ -452,7 +600,11 @@ def test_a_compiled_model_has_the_same_losses(folder):
 
 @pytest.mark.slow
 def test_where_there_is_no_compiler_that_is_said_in_one_line(folder):
-    nothing = {"PATH": str(folder), "CXX": "none", "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")}
+    nothing = {
+        "PATH": str(folder),
+        "CXX": "none",
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"),
+    }
     words = ["--ckpt", "m.safetensors", "--train", "text.txt", "--compile", *SIZES]
     done = subprocess.run(
         [*PROGRAM, *words],

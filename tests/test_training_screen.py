@@ -29,9 +29,23 @@ from tests.terminal import Terminal
 
 CURVE = [(step, 4.2 * (step + 5) ** -0.15 + 0.1 * math.sin(step * 7)) for step in range(1, 201)]
 VAL = [(step, 4.3 * (step + 5) ** -0.14) for step in range(0, 201, 20)]
-DONE = Finished("done", 60, 60, 46_080, 12.0, 4.1744, 1.8843, 1.7012, 1.8843, 2.7184, ((1, 4.2),), ((0, 4.1744),))
+DONE = Finished(
+    "done",
+    60,
+    60,
+    46_080,
+    12.0,
+    4.1744,
+    1.8843,
+    1.7012,
+    1.8843,
+    2.7184,
+    ((1, 4.2),),
+    ((0, 4.1744),),
+)
 
-# Draws a recorded run, slowly enough for several frames; says where it is, so that the tests need not guess.
+# Draws a recorded run, slowly enough for several frames; says where it is, so that the tests need
+# not guess.
 SCRIPT = """
 import sys, time
 from rich.text import Text
@@ -74,7 +88,11 @@ print("END", file=screen.side.file, flush=True)
 def environment(**variables):
     names = ("PATH", "HOME", "PYTHONPATH")
     kept = {name: os.environ[name] for name in names if name in os.environ}
-    return kept | {"LANG": "C.UTF-8", "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"} | variables
+    return (
+        kept
+        | {"LANG": "C.UTF-8", "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"}
+        | variables
+    )
 
 
 def run_in(columns, rows, *arguments, **variables):
@@ -109,7 +127,9 @@ def ended():
 
 @pytest.fixture
 def stopped():
-    """The recorded run in a terminal, waiting with a frame on the screen; Enter lets it go on to a second one."""
+    """The recorded run in a terminal, waiting with a frame on the screen; Enter lets it go on to
+    a second one.
+    """
     opened = []
 
     def run(columns=80, rows=24):
@@ -140,7 +160,10 @@ def test_a_run_leaves_its_measurements_and_nothing_that_moved(ended, columns, ro
     end = lines.index(next(line for line in lines if line.startswith("done · 60 steps")))
     steps = [line for line in lines[:end] if line.startswith("step ")]
     assert [int(line.split()[1]) for line in steps] == [0, 20, 40, 60], str(terminal)
-    words = [[(word.group(), word.start()) for word in re.finditer("[a-z/]{2,}", line)] for line in steps[:3]]
+    words = [
+        [(word.group(), word.start()) for word in re.finditer("[a-z/]{2,}", line)]
+        for line in steps[:3]
+    ]
     assert words[0] == words[1] == words[2]  # the columns are where they were
     assert [word for word, _ in words[0]][:3] == ["step", "train", "val"]
     assert len({line.index("★") for line in steps[:3]}) == 1
@@ -149,7 +172,9 @@ def test_a_run_leaves_its_measurements_and_nothing_that_moved(ended, columns, ro
     assert lines[first + 1].startswith("날씨가 좋다.⏎그래서")
     assert lines[first + 1].endswith("…")
     assert lines[first + 2] == steps[1]
-    assert lines[first + 3].startswith("␛[2J␛]0;taken over␇<U+009B>31mred␍over [bold]x[/]"[: columns - 2])
+    assert lines[first + 3].startswith(
+        "␛[2J␛]0;taken over␇<U+009B>31mred␍over [bold]x[/]"[: columns - 2]
+    )
     assert lines[first + 4] == steps[2]
     assert lines[first + 5 : first + 7] == ["a table of its own", steps[3]]
     assert end == first + 7
@@ -189,7 +214,11 @@ def test_a_small_terminal_has_no_room_for_the_curve_but_for_the_rest(stopped, co
 def test_colours_are_the_sixteen_and_none_is_a_background(ended):
     terminal = ended(NO_COLOR="")
     lines_of(terminal)
-    codes = {code for codes in re.findall(rb"\x1b\[([\d;]*)m", terminal.raw) for code in codes.decode().split(";")}
+    codes = {
+        code
+        for codes in re.findall(rb"\x1b\[([\d;]*)m", terminal.raw)
+        for code in codes.decode().split(";")
+    }
     assert {"36", "32", "2"} <= codes  # cyan, green, dim
     assert codes <= {"", "0", "1", "2", *map(str, range(30, 38)), *map(str, range(90, 98))}
 
@@ -197,7 +226,11 @@ def test_colours_are_the_sixteen_and_none_is_a_background(ended):
 def test_without_colours_there_are_none(ended):
     terminal = ended(NO_COLOR="1")
     lines_of(terminal)
-    codes = {code for codes in re.findall(rb"\x1b\[([\d;]*)m", terminal.raw) for code in codes.decode().split(";")}
+    codes = {
+        code
+        for codes in re.findall(rb"\x1b\[([\d;]*)m", terminal.raw)
+        for code in codes.decode().split(";")
+    }
     assert codes <= {"", "0", "1", "2"}
 
 
@@ -207,7 +240,8 @@ def test_what_moves_is_gone_after_an_error_too(stopped):
     terminal.wait_for("EOFError")
     assert "┌" not in terminal.text
     assert "saved at" not in terminal.text
-    assert terminal.raw.count(b"\x1b[?25l") == terminal.raw.count(b"\x1b[?25h") == 1  # the cursor is back
+    # the cursor is back
+    assert terminal.raw.count(b"\x1b[?25l") == terminal.raw.count(b"\x1b[?25h") == 1
 
 
 def test_hostile_text_is_only_text(ended):
@@ -224,7 +258,8 @@ def test_hostile_text_is_only_text(ended):
 def plain(lines):
     facts = [re.split("  +", line) for line in lines if line.startswith("step")]
     assert len(facts) == 4
-    assert len(lines) == 8  # each with its sample at its end, but for the one that is drawn, and three of summary
+    # each with its sample at its end, but for the one that is drawn, and three of summary
+    assert len(lines) == 8
     assert facts[0][-1].startswith("날씨가 좋다.⏎그래서")
     assert lines[0].rstrip().count("산책을") == 8
     assert "7,680 tokens/s" in lines[1]
@@ -236,7 +271,9 @@ def plain(lines):
 
 
 def test_a_pipe_gets_one_line_for_each_measurement():
-    done = subprocess.run([sys.executable, "-c", SCRIPT, "side"], env=environment(), capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "side"], env=environment(), capture_output=True, check=True
+    )
     assert done.stdout == b""
     assert b"\x1b" not in done.stderr
     assert b"\r" not in done.stderr
@@ -265,7 +302,13 @@ def test_json_lines_say_all_and_stay_json():
         raise AssertionError(name)
 
     got = [json.loads(line, parse_constant=refuse) for line in stream.getvalue().splitlines()]
-    assert [each["event"] for each in got] == ["evaluated", "train_step", "saved", "not_saved", "finished"]
+    assert [each["event"] for each in got] == [
+        "evaluated",
+        "train_step",
+        "saved",
+        "not_saved",
+        "finished",
+    ]
     assert got[0] == {
         "event": "evaluated", "step": 0, "train_loss": 4.0, "val_loss": None, "bits_per_character": 6.0, "best": True
     }  # fmt: skip
@@ -322,7 +365,9 @@ def test_a_plot_tells_the_two_losses_apart_without_colours():
 
 
 def test_a_plot_draws_values_where_its_axes_say():
-    lines = loss_plot([], [(0, 1.0), (40, 2.0), (100, 3.0)], 80, 23, colours=False).plain.split("\n")
+    lines = loss_plot([], [(0, 1.0), (40, 2.0), (100, 3.0)], 80, 23, colours=False).plain.split(
+        "\n"
+    )
     where = {
         value: next(y for y, line in enumerate(lines) if line.startswith(f"{value}┤"))
         for value in ("1.0", "2.0", "3.0")
@@ -391,7 +436,8 @@ def test_measurements_are_in_the_time_left_and_not_in_the_pace():
     for turn in range(20):
         pace.pause(measuring=True)
         at = steps_of(pace, 10, 0.1, turn * 10, at + 2.0)
-        assert pace.seconds(100, 10) == pytest.approx(10 + 10 * 2.0, rel=0.01), turn  # from the second step on
+        # from the second step on
+        assert pace.seconds(100, 10) == pytest.approx(10 + 10 * 2.0, rel=0.01), turn
     assert pace.speed == pytest.approx(1000)
     assert pace.seconds(0, 1) == pytest.approx(2.0, rel=0.01)
 
@@ -443,10 +489,17 @@ def test_a_measurement_after_every_step_still_has_a_pace():
         ({}, "done · 60 steps · 12.0 s · loss 4.1744 → 1.8843 nats per token\n"),
         ({"reason": "interrupt"}, "stopped by Ctrl-C · 60 steps · "),
         (
-            {"reason": "patience", "kept": 40, "val_curve": ((20, 3.0), (40, 1.9), (50, 2.0), (60, 2.0))},
+            {
+                "reason": "patience",
+                "kept": 40,
+                "val_curve": ((20, 3.0), (40, 1.9), (50, 2.0), (60, 2.0)),
+            },
             "stopped: no improvement for 2 measurements\n60 steps",
         ),
-        ({"reason": "diverged", "kept": 40}, "stopped: the loss was no longer a number after step 60\n60 steps"),
+        (
+            {"reason": "diverged", "kept": 40},
+            "stopped: the loss was no longer a number after step 60\n60 steps",
+        ),
     ],
 )
 def test_the_closing_lines_say_why_it_ended(changes, expected):
@@ -459,7 +512,9 @@ def test_the_closing_lines_say_why_it_ended(changes, expected):
 
 def test_the_closing_lines_have_the_figures_of_the_weights_that_are_kept():
     text = summary(DONE).plain
-    assert "validation 1.8843 · training 1.7012 · perplexity 6.58 · 2.718 bits per character" in text
+    assert (
+        "validation 1.8843 · training 1.7012 · perplexity 6.58 · 2.718 bits per character" in text
+    )
     assert "validation" not in summary(dataclasses.replace(DONE, val_loss=None)).plain
 
 
@@ -492,7 +547,11 @@ def plot(tmp_path):
         save_with(path, **record)
         variables = {"HOME": str(tmp_path), "MINILLM_HISTORY": str(tmp_path / "history")}
         terminal = Terminal(
-            ("--ckpt", str(path)), environment=environment(**variables), folder=tmp_path, columns=columns, rows=rows
+            ("--ckpt", str(path)),
+            environment=environment(**variables),
+            folder=tmp_path,
+            columns=columns,
+            rows=rows,
         )
         opened.append(terminal)
         terminal.wait_for_prompt()
@@ -505,12 +564,14 @@ def plot(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("columns", "rows", "size"), [(80, 24, (80, 20)), (120, 50, (100, 20)), (60, 16, (60, 12)), (22, 9, (40, 6))]
+    ("columns", "rows", "size"),
+    [(80, 24, (80, 20)), (120, 50, (100, 20)), (60, 16, (60, 12)), (22, 9, (40, 6))],
 )
 def test_plot_shows_the_curve_that_the_file_keeps(plot, columns, rows, size):
     lines = plot(columns, rows, curve=tuple(CURVE), val_curve=tuple(VAL))
     assert [line.rstrip() for line in lines] == [
-        line[:columns].rstrip() for line in loss_plot(CURVE, VAL, *size, colours=False).plain.split("\n")
+        line[:columns].rstrip()
+        for line in loss_plot(CURVE, VAL, *size, colours=False).plain.split("\n")
     ]
 
 

@@ -1,4 +1,6 @@
-"""A second oracle, where it is installed: TransformerLens reads the same numbers out of the same models."""
+"""A second oracle, where it is installed: TransformerLens reads the same numbers out of the same
+models.
+"""
 
 import pytest
 import torch
@@ -12,18 +14,24 @@ from tests.test_insight import agrees, both  # noqa: F401 - the fixture
 from tests.test_interventions import HEAD, LAYER, other  # noqa: F401 - the fixture
 
 sources = pytest.importorskip(
-    "transformer_lens.model_bridge.sources", reason="TransformerLens, version 4 or newer, is not installed"
+    "transformer_lens.model_bridge.sources",
+    reason="TransformerLens, version 4 or newer, is not installed",
 )
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 
 
 @pytest.fixture
-def pair(both):  # noqa: F811
-    """Our model and text, and the model of transformers' taken apart by TransformerLens, its weights as they are."""
+def pair(both):
+    """Our model and text, and the model of transformers' taken apart by TransformerLens, its
+    weights as they are.
+    """
     ours, model, _ = both
     with torch.no_grad():
-        yield ours, sources.build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
+        yield (
+            ours,
+            sources.build_bridge_from_module(model, type(model).__name__, hf_config=model.config),
+        )
 
 
 def test_the_logits_are_those_of_transformer_lens(pair):
@@ -46,7 +54,11 @@ def test_each_row_of_the_lens_is_the_accumulated_stream_unembedded(pair):
     mid = not getattr(ours.config, "parallel", False)
     stack = cache.accumulated_resid(incl_mid=mid, apply_ln=True, pos_slice=-1)[:, 0]
     for row, stream in zip(lens_view(ours, top=97).rows, stack, strict=True):
-        agrees(row, theirs.unembed(stream).double().log_softmax(-1), logits[0, -1].double().log_softmax(-1))
+        agrees(
+            row,
+            theirs.unembed(stream).double().log_softmax(-1),
+            logits[0, -1].double().log_softmax(-1),
+        )
 
 
 @pytest.mark.parametrize("versus", [None, 5])
@@ -60,14 +72,19 @@ def test_each_part_adds_to_the_logit_what_its_attribution_says(pair, versus):
         values = {}
         for decompose in (cache.decompose_resid, cache.stack_head_results):
             stack, labels = decompose(return_labels=True, pos_slice=-1)
-            attributed = cache.logit_attrs(stack, token, incorrect_tokens=versus, pos_slice=-1)[:, 0]
+            attributed = cache.logit_attrs(stack, token, incorrect_tokens=versus, pos_slice=-1)[
+                :, 0
+            ]
             values |= dict(zip(labels, attributed.tolist(), strict=True))
         expected = {
             "embedding": values["embed"] + values.get("pos_embed", 0),
             "bias": float(theirs.b_U[token] - (theirs.b_U[versus] if versus is not None else 0)),
         }
         for layer in range(ours.config.layers):
-            heads = {f"head {layer}.{head}": values[f"L{layer}H{head}"] for head in range(ours.config.heads)}
+            heads = {
+                f"head {layer}.{head}": values[f"L{layer}H{head}"]
+                for head in range(ours.config.heads)
+            }
             expected |= heads
             expected[f"attention bias {layer}"] = values[f"{layer}_attn_out"] - sum(heads.values())
             expected[f"feed-forward {layer}"] = values[f"{layer}_mlp_out"]
@@ -83,12 +100,16 @@ def test_a_silenced_head_is_one_whose_z_a_hook_sets_to_zero(pair):
         z[:, :, HEAD] = 0
         return z
 
-    expected = theirs.run_with_hooks(ours.input, fwd_hooks=[(f"blocks.{LAYER}.attn.hook_z", zero)])[0]
-    torch.testing.assert_close(ours.with_tap(silencing(ours, LAYER, HEAD)).logits(), expected, **CLOSE)
+    expected = theirs.run_with_hooks(ours.input, fwd_hooks=[(f"blocks.{LAYER}.attn.hook_z", zero)])[
+        0
+    ]
+    torch.testing.assert_close(
+        ours.with_tap(silencing(ours, LAYER, HEAD)).logits(), expected, **CLOSE
+    )
     assert not torch.allclose(expected, ours.logits(), atol=1e-2)
 
 
-def test_a_cell_of_the_patches_is_a_pass_with_that_resid_post_exchanged(pair, other):  # noqa: F811
+def test_a_cell_of_the_patches_is_a_pass_with_that_resid_post_exchanged(pair, other):
     ours, theirs = pair
     view = patch_view(other, ours)
     apart = lambda logits: float(logits[0, -1, view.answer_a.id] - logits[0, -1, view.answer_b.id])  # noqa: E731
@@ -101,6 +122,8 @@ def test_a_cell_of_the_patches_is_a_pass_with_that_resid_post_exchanged(pair, ot
             stream[:, position] = cache["resid_post", LAYER][:, position]
             return stream
 
-        patched = theirs.run_with_hooks(ours.input, fwd_hooks=[(f"blocks.{LAYER}.hook_resid_post", exchange)])
+        patched = theirs.run_with_hooks(
+            ours.input, fwd_hooks=[(f"blocks.{LAYER}.hook_resid_post", exchange)]
+        )
         expected = (apart(patched) - corrupt) / (clean - corrupt)
         assert view.effects[LAYER + 1][position] == pytest.approx(expected, abs=1e-4)

@@ -1,4 +1,6 @@
-"""A text that is longer than the context: what is seen of it is told, and positions count over the whole text."""
+"""A text that is longer than the context: what is seen of it is told, and positions count over
+the whole text.
+"""
 
 import json
 from dataclasses import replace
@@ -43,8 +45,12 @@ def shell(request):
 
 def asked(shell, line):
     """The view that a line writes as JSON, and what it says on the screen."""
-    shell.run(line + " --json -" if ":prob" not in line else line.replace(":prob", ":prob --json -"))
-    view = json.loads([each for each in printed(shell).splitlines() if each.startswith('{"view')][-1])
+    shell.run(
+        line + " --json -" if ":prob" not in line else line.replace(":prob", ":prob --json -")
+    )
+    view = json.loads(
+        [each for each in printed(shell).splitlines() if each.startswith('{"view')][-1]
+    )
     before = len(printed(shell))
     shell.screen.out.print(shell.last_view(200))
     return view, printed(shell)[before:]
@@ -123,7 +129,9 @@ def test_a_position_that_is_not_seen_is_an_error(shell):
     kept, unseen = what_is_seen(shell, TEXT)
     for position in (kept, kept + unseen - 1, -last_position(shell) - 1 + kept):
         place = position if position >= 0 else kept
-        outside = f"position {place}: positions {kept} to {kept + unseen - 1} are outside its context"
+        outside = (
+            f"position {place}: positions {kept} to {kept + unseen - 1} are outside its context"
+        )
         with pytest.raises(UserError, match=outside):
             shell.run(f':lens {position} "{TEXT}"')
     with pytest.raises(UserError, match=f"they count from 0 to {last_position(shell)}"):
@@ -134,7 +142,9 @@ def test_a_position_that_is_not_seen_is_an_error(shell):
 
 
 def test_views_look_at_what_writes(shell):
-    """The numbers are those of the text that the decoder has read, in an independent pass by numpy's indices."""
+    """The numbers are those of the text that the decoder has read, in an independent pass by
+    numpy's indices.
+    """
     model = shell.model()
     ids = shell.encode(model, TEXT)
     logits = read(model.decoder, ids).astype(np.float64)
@@ -145,7 +155,10 @@ def test_views_look_at_what_writes(shell):
     view, _ = asked(shell, f':lens "{TEXT}"')
     best = int(expected.argmax())
     probability = np.exp(expected - expected.max())[best] / np.exp(expected - expected.max()).sum()
-    assert (view["answer"]["id"], view["rows"][-1]["prob"]) == (best, pytest.approx(probability, abs=1e-5))
+    assert (view["answer"]["id"], view["rows"][-1]["prob"]) == (
+        best,
+        pytest.approx(probability, abs=1e-5),
+    )
     view, _ = asked(shell, f":sampler {TEXT}")
     assert view["candidates"][0]["probs"][0] == pytest.approx(probability, abs=1e-5)
     nats = asked(shell, f':surprise "{TEXT}"')[0]["mean"]
@@ -157,7 +170,9 @@ def test_views_look_at_what_writes(shell):
 def test_prompts_of_which_a_part_is_not_seen_are_not_patched(shell):
     short, all_ = TEXT[: CONTEXT - shell.kept], len(TEXT) + shell.kept
     for line, name in ((f":patch {TEXT} -> {short}", "A"), (f":patch {short} -> {TEXT}", "B")):
-        with pytest.raises(UserError, match=f"prompt {name} is longer than the context: of its {all_}"):
+        with pytest.raises(
+            UserError, match=f"prompt {name} is longer than the context: of its {all_}"
+        ):
             shell.run(line)
     shell.run(f":patch {short} -> {short[::-1]}")
 
@@ -165,7 +180,9 @@ def test_prompts_of_which_a_part_is_not_seen_are_not_patched(shell):
 def test_steering_says_which_texts_are_cut(shell):
     shell.run(f':steer "{TEXT}" vs "ab" layer=0')
     kept, unseen = what_is_seen(shell, TEXT)
-    assert f"does not see the {unseen} tokens at positions {kept} to" in " ".join(printed(shell).split())
+    assert f"does not see the {unseen} tokens at positions {kept} to" in " ".join(
+        printed(shell).split()
+    )
 
 
 def test_the_prompt_marks_what_is_no_longer_seen(shell):
@@ -207,7 +224,9 @@ def test_a_window_is_the_start_token_and_as_many_of_the_last_as_fit(context, sta
         assert context * 3 // 4 - 1 <= len(seen.ids) <= context or length <= context
         assert seen.kept == (start is not None and length > context)
         assert [ids[seen.position_of(index)] for index in range(len(seen.ids))] == list(seen.ids)
-        assert [seen.index_of(seen.position_of(index)) for index in range(len(seen.ids))] == [*range(len(seen.ids))]
+        assert [seen.index_of(seen.position_of(index)) for index in range(len(seen.ids))] == [
+            *range(len(seen.ids))
+        ]
         assert start is not None or seen.unseen == window_start(length, context)
 
 

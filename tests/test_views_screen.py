@@ -1,4 +1,6 @@
-"""Every view on real terminals: small and large, with and without colours, Korean and English; and what it saves."""
+"""Every view on real terminals: small and large, with and without colours, Korean and English;
+and what it saves.
+"""
 
 import json
 import re
@@ -62,11 +64,17 @@ OTHERS = [
 
 def cells(line):
     """One string for each cell; the second of a wide character is empty."""
-    return [part for each in line for part in ([each, ""] if wcwidth(each) == 2 else [each] if wcwidth(each) else [])]
+    return [
+        part
+        for each in line
+        for part in ([each, ""] if wcwidth(each) == 2 else [each] if wcwidth(each) else [])
+    ]
 
 
 def tables(lines):
-    """Yield heading and rows of each table: a rule is between them, and an empty or shorter row ends it."""
+    """Yield heading and rows of each table: a rule is between them, and an empty or shorter row
+    ends it.
+    """
     for place, line in enumerate(lines):
         if re.fullmatch("─{8,}", line.rstrip()):
             width = wcswidth(line.rstrip())
@@ -86,41 +94,71 @@ def columns_stand(heading, rows, width):
     blank = [all(row[x] == " " for row in grid) for x in range(width)]
     top = [*cells(heading), *[" "] * width]
     gaps = [
-        found.start() for found in re.finditer(r"(?<=\S) {2,}(?=\S)", "".join(each or "\0" for each in top[:width]))
+        found.start()
+        for found in re.finditer(
+            r"(?<=\S) {2,}(?=\S)", "".join(each or "\0" for each in top[:width])
+        )
     ]
     return all(any(blank[gap : gap + 40]) for gap in gaps)
 
 
 def dots_make_a_triangle(lines):
-    """Tell whether the unseen cells of an attention matrix lie in columns: each row has one less, from the left."""
-    rows = [[x for x, each in enumerate(cells(line)) if each == "·"] for line in lines if re.match(r" *\d+ ", line)]
+    """Tell whether the unseen cells of an attention matrix lie in columns: each row has one
+    less, from the left.
+    """
+    rows = [
+        [x for x, each in enumerate(cells(line)) if each == "·"]
+        for line in lines
+        if re.match(r" *\d+ ", line)
+    ]
     rows = rows[: len(rows[0]) + 1]
     return len(rows) > 2 and all(below == above[1:] for above, below in pairwise(rows))
 
 
 @pytest.mark.parametrize(("columns", "rows", "colour", "language"), SCREENS)
-def test_every_view_fits_its_terminal_and_its_columns_stand(visit, tmp_path, columns, rows, colour, language):  # noqa: F811
+def test_every_view_fits_its_terminal_and_its_columns_stand(
+    visit, tmp_path, columns, rows, colour, language
+):
     every_view(visit, tmp_path, columns, rows, colour, language)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("columns", "rows", "colour", "language"), OTHERS)
-def test_every_view_in_every_other_combination(visit, tmp_path, columns, rows, colour, language):  # noqa: F811
+def test_every_view_in_every_other_combination(visit, tmp_path, columns, rows, colour, language):
     every_view(visit, tmp_path, columns, rows, colour, language)
 
 
-def every_view(visit, tmp_path, columns, rows, colour, language):  # noqa: F811
+def every_view(visit, tmp_path, columns, rows, colour, language):
     letters = [*"abcdefghijklmnopqrstuvwxyz .\n"]
-    save(random_checkpoint(characters=letters, width=12, context=32), tmp_path / "random.safetensors")
-    save(random_checkpoint(characters=letters, width=12, context=32, seed=1), tmp_path / "other.safetensors")
+    save(
+        random_checkpoint(characters=letters, width=12, context=32), tmp_path / "random.safetensors"
+    )
+    save(
+        random_checkpoint(characters=letters, width=12, context=32, seed=1),
+        tmp_path / "other.safetensors",
+    )
     words = (
-        {"text": "날씨가 맑", "same": "날씨가 좋", "next": "하", "other": "늘", "other_model": "nalssi"}
+        {
+            "text": "날씨가 맑",
+            "same": "날씨가 좋",
+            "next": "하",
+            "other": "늘",
+            "other_model": "nalssi",
+        }
         if language == "ko"
-        else {"text": ENGLISH, "same": "the dog ran on", "next": "t", "other": "s", "other_model": "other.safetensors"}
+        else {
+            "text": ENGLISH,
+            "same": "the dog ran on",
+            "next": "t",
+            "other": "s",
+            "other_model": "other.safetensors",
+        }
     )
     name = "nalssi" if language == "ko" else "new.safetensors"
     variables = {} if colour else {"NO_COLOR": "1"}
-    terminal = visit("--seed", "4", "-n", "8", ckpt=name, columns=columns, rows=rows, variables=variables)
+    terminal = visit(
+        "--seed", "4", "-n", "8", ckpt=name, columns=columns, rows=rows, variables=variables
+    )
     terminal.wait_for_prompt()
     if language == "en":
         terminal.do(":load random.safetensors")
@@ -131,7 +169,9 @@ def every_view(visit, tmp_path, columns, rows, colour, language):  # noqa: F811
         assert "error" not in shown[0], shown
         file = tmp_path / f"{number}.txt"
         terminal.do(f":export {file.name} session")
-        session = [each.rstrip() for each in file.read_text(encoding="utf-8").rstrip("\n").split("\n")]
+        session = [
+            each.rstrip() for each in file.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        ]
         kept = [each.rstrip() for each in shown]
         assert session[-len(kept) - 1 : -1] == kept, f"{line} looks otherwise on the terminal"
         assert max(map(wcswidth, kept)) <= columns
@@ -139,12 +179,16 @@ def every_view(visit, tmp_path, columns, rows, colour, language):  # noqa: F811
             assert columns_stand(heading, body, width), "\n".join([line, heading, *body])
         if re.match(r":attn \d\.\d", line):
             assert dots_make_a_triangle(kept), "\n".join(kept)
-        axes = [cells(each).index("│") for each in kept if "│" in each and re.search(r"[+-]\d+\.\d+", each)]
+        axes = [
+            cells(each).index("│")
+            for each in kept
+            if "│" in each and re.search(r"[+-]\d+\.\d+", each)
+        ]
         assert len(set(axes)) <= 1, "\n".join(kept)
     assert bool(COLOR.search(terminal.raw)) == colour
 
 
-def test_the_numbers_of_a_view_are_saved_as_json(visit, tmp_path):  # noqa: F811
+def test_the_numbers_of_a_view_are_saved_as_json(visit, tmp_path):
     terminal = visit("--temp", "0", "-n", "8", ckpt="nalssi")
     terminal.wait_for_prompt()
     terminal.do("날씨가")
@@ -163,7 +207,9 @@ def test_the_numbers_of_a_view_are_saved_as_json(visit, tmp_path):  # noqa: F811
         assert json.loads(file.read_text(encoding="utf-8"))["view"] == name
 
 
-def test_a_picture_has_each_character_in_its_cells_and_asks_for_nothing_from_elsewhere(visit, tmp_path):  # noqa: F811
+def test_a_picture_has_each_character_in_its_cells_and_asks_for_nothing_from_elsewhere(
+    visit, tmp_path
+):
     terminal = visit("--temp", "0", "-n", "8", ckpt="nalssi", columns=120)
     terminal.wait_for_prompt()
     terminal.do("날씨가")
@@ -178,20 +224,28 @@ def test_a_picture_has_each_character_in_its_cells_and_asks_for_nothing_from_els
     cell = min(float(each.get("textLength")) / len(each.text) for each in pieces)
     lines = {}
     for piece in pieces:
-        assert float(piece.get("textLength")) == pytest.approx(cell * wcswidth(piece.text), rel=1e-3)
+        assert float(piece.get("textLength")) == pytest.approx(
+            cell * wcswidth(piece.text), rel=1e-3
+        )
         line = lines.setdefault(float(piece.get("y")), {})
         line[round(float(piece.get("x")) / cell)] = piece.text.replace("\xa0", " ")
-    for (_, line), expected in zip(sorted(lines.items()), [each for each in shown if each.strip()], strict=True):
+    for (_, line), expected in zip(
+        sorted(lines.items()), [each for each in shown if each.strip()], strict=True
+    ):
         for start, text in line.items():
-            assert "".join(cells(expected)[start : start + wcswidth(text)]).rstrip() == text.rstrip()
+            assert (
+                "".join(cells(expected)[start : start + wcswidth(text)]).rstrip() == text.rstrip()
+            )
     text = "".join(
-        ElementTree.fromstring(re.sub(r"<(meta|!DOCTYPE)[^>]*>", "", page).replace(" class=wide", "")).itertext()
+        ElementTree.fromstring(
+            re.sub(r"<(meta|!DOCTYPE)[^>]*>", "", page).replace(" class=wide", "")
+        ).itertext()
     )
     for line in shown:
         assert line.rstrip() in text
 
 
-def test_a_whole_session_is_saved_as_it_was(visit, tmp_path):  # noqa: F811
+def test_a_whole_session_is_saved_as_it_was(visit, tmp_path):
     terminal = visit("--temp", "0", "-n", "8", ckpt="nalssi")
     terminal.wait_for_prompt()
     terminal.do("날씨가")
@@ -200,11 +254,12 @@ def test_a_whole_session_is_saved_as_it_was(visit, tmp_path):  # noqa: F811
     terminal.do(":export all.txt session")
     kept = (tmp_path / "all.txt").read_text(encoding="utf-8").split("\n")
     assert kept[0] == "[minillm-repl · nalssi]"
-    assert [line.rstrip() for line in kept[1:] if line.strip()][: len(before) - 1] == before[:-1]  # less the toolbar
+    # less the toolbar
+    assert [line.rstrip() for line in kept[1:] if line.strip()][: len(before) - 1] == before[:-1]
     assert "needs a file whose name ends in .svg, .html, .txt" in terminal.do(":export all.png")
 
 
-def test_a_long_view_is_scrolled_to_its_end_and_left_again(visit):  # noqa: F811
+def test_a_long_view_is_scrolled_to_its_end_and_left_again(visit):
     terminal = visit("--temp", "0", "-n", "60", ckpt="nalssi", columns=60, rows=20)
     terminal.wait_for_prompt()
     terminal.do("날씨가 좋다")
@@ -214,20 +269,26 @@ def test_a_long_view_is_scrolled_to_its_end_and_left_again(visit):  # noqa: F811
     terminal.wait_for("q leaves")
     first = next(y for y in range(20) if re.match(r"\d+ \S ", terminal.screen.row(y)))
     names = terminal.screen.row(first - 1)
-    assert "is longer than the context" in terminal.screen.row(0)  # the text has outgrown the context
-    assert names.strip()[0] in terminal.screen.row(first)  # the first token names the first column and the first row
+    # the text has outgrown the context
+    assert "is longer than the context" in terminal.screen.row(0)
+    # the first token names the first column and the first row
+    assert names.strip()[0] in terminal.screen.row(first)
     terminal.type("\x1b[6~" * 4)
-    terminal.wait_for(lambda terminal: any(terminal.screen.row(y).startswith("rows ask") for y in range(20)))
+    terminal.wait_for(
+        lambda terminal: any(terminal.screen.row(y).startswith("rows ask") for y in range(20))
+    )
     assert terminal.screen.row(first - 1) == names  # which tokens the columns are stays
     terminal.type("\x1b[F")
     terminal.wait_for(lambda terminal: terminal.screen.row(first - 1) != names)
-    terminal.wait_for(lambda terminal: any(re.match(r"64 \S", terminal.screen.row(y)) for y in range(20)))  # as well
+    terminal.wait_for(
+        lambda terminal: any(re.match(r"64 \S", terminal.screen.row(y)) for y in range(20))
+    )  # as well
     terminal.type("q")
     terminal.wait_for_prompt(before)
     assert "there is no view to scroll" not in terminal.text
 
 
-def test_step_lets_one_choose_type_go_back_and_finish(visit):  # noqa: F811
+def test_step_lets_one_choose_type_go_back_and_finish(visit):
     terminal = visit("--seed", "4", "--temp", "1.7", "-n", "12", ckpt="nalssi")
     terminal.wait_for_prompt()
     drawn = terminal.do("날씨가 좋").split("\n")[0]
@@ -252,11 +313,12 @@ def test_step_lets_one_choose_type_go_back_and_finish(visit):  # noqa: F811
     terminal.wait_for("step 2  +")
     terminal.type("f")
     terminal.wait_for_prompt(before)
-    assert terminal.text.count(drawn.removeprefix(">>> ")) >= 2  # from there on as if it had never been left
+    # from there on as if it had never been left
+    assert terminal.text.count(drawn.removeprefix(">>> ")) >= 2
 
 
 @pytest.mark.parametrize("leave", ["q", "\x03", "\x1b"])
-def test_leaving_step_keeps_the_text_so_far(visit, leave):  # noqa: F811
+def test_leaving_step_keeps_the_text_so_far(visit, leave):
     terminal = visit()
     terminal.wait_for_prompt()
     terminal.send(":step 가")
@@ -273,7 +335,7 @@ def test_leaving_step_keeps_the_text_so_far(visit, leave):  # noqa: F811
     assert "(no text)" in terminal.do(":undo")
 
 
-def test_a_branch_is_taken_gone_on_from_and_taken_back(visit):  # noqa: F811
+def test_a_branch_is_taken_gone_on_from_and_taken_back(visit):
     terminal = visit()
     terminal.wait_for_prompt()
     terminal.do("가")
@@ -284,11 +346,13 @@ def test_a_branch_is_taken_gone_on_from_and_taken_back(visit):  # noqa: F811
     assert "가나다라마바사아자차카타" in terminal.do(":continue")
     terminal.do(":undo")
     assert terminal.do(":undo").split("\n")[1] == "가나다라마"
-    assert re.search(r"─ +하:  100.0%  \[1\]$", terminal.do(':branch 1 tokens=2 "파"'), re.MULTILINE)
+    assert re.search(
+        r"─ +하:  100.0%  \[1\]$", terminal.do(':branch 1 tokens=2 "파"'), re.MULTILINE
+    )
     assert terminal.do(":branch take 1").split("\n")[1] == "파하:"
 
 
-def test_a_prompt_is_watched_while_the_model_learns(visit, tmp_path):  # noqa: F811
+def test_a_prompt_is_watched_while_the_model_learns(visit, tmp_path):
     (tmp_path / "corpus.txt").write_text("하늘이 맑다. 바람이 분다.\n" * 4, encoding="utf-8")
     terminal = visit(ckpt="nalssi", columns=100, rows=40)
     terminal.wait_for_prompt()
@@ -297,12 +361,15 @@ def test_a_prompt_is_watched_while_the_model_learns(visit, tmp_path):  # noqa: F
     terminal.do(":train corpus.txt new steps=20 every=5 layers=2 width=16 heads=2", timeout=120)
     assert terminal.text.count("watch 하늘 → ") == 5
     shown = terminal.do(":watch").split("\n")
-    steps = [int(found[1]) for found in (re.match(r" *(\d+) +[<\d]", line) for line in shown) if found]
+    steps = [
+        int(found[1]) for found in (re.match(r" *(\d+) +[<\d]", line) for line in shown) if found
+    ]
     assert steps == [0, 5, 10, 15, 20]
     terminal.do(":watch --json watch.json")
     told = json.loads((tmp_path / "watch.json").read_text(encoding="utf-8"))
     assert told["answer"]["text"] == "이"
-    assert told["moments"][0]["prob"] == pytest.approx(1 / 11, abs=0.001)  # eleven characters, and nothing learnt yet
+    # eleven characters, and nothing learnt yet
+    assert told["moments"][0]["prob"] == pytest.approx(1 / 11, abs=0.001)
     moment = terminal.do(":watch step=9")
     assert "after step 10" in moment
     assert "logit lens" in moment

@@ -1,7 +1,9 @@
-"""Measure the source tree: `python tools/figures.py` prints each figure beside what the project aims at.
+"""Measure the source tree: `python tools/figures.py` prints each figure beside what the project
+aims at.
 
-The figures are counted with the standard library only, over the Python files of `minillm_repl` and `tests`. The last
-one runs the program itself with a shipped model, and needs it installed. Exit status 1: a figure misses its aim.
+The figures are counted with the standard library only, over the Python files of `minillm_repl` and
+`tests`. The last one runs the program itself with a shipped model, and needs it installed. Exit
+status 1: a figure misses its aim.
 """
 
 import ast
@@ -19,7 +21,8 @@ PACKAGE = ROOT / "minillm_repl"
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-# Counts the package's files in which a line runs. sys.monitoring needs Python 3.12, so this is a profiler.
+# Counts the package's files in which a line runs. sys.monitoring needs Python 3.12, so this is a
+# profiler.
 _TRACED = """
 import sys, threading
 seen, package = set(), {package!r}
@@ -29,7 +32,8 @@ def note(frame, event, _argument):
 {run}
 print(len(seen), *sorted(name.removeprefix(package + "/") for name in seen), file=sys.__stderr__)
 """
-# From a line that was read at the prompt to the printed token: the model is open, the prompt is the second one.
+# From a line that was read at the prompt to the printed token: the model is open, the prompt is the
+# second one.
 _PROMPT = """
 import io
 from minillm_repl import cli
@@ -48,7 +52,9 @@ sys.setprofile(None)
 
 def modules(folder: Path) -> dict[Path, ast.Module]:
     """Return the parsed Python files below a folder, by path."""
-    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.py"))}
+    return {
+        path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.py"))
+    }
 
 
 def lines_of(paths: Iterable[Path]) -> list[int]:
@@ -68,29 +74,44 @@ def function_lengths(trees: dict[Path, ast.Module]) -> list[tuple[int, str]]:
 
 
 def comments_per_100(paths: Iterable[Path]) -> float:
-    """Return the comments per 100 lines of code; blank lines, comment lines and docstrings are no code."""
+    """Return the comments per 100 lines of code; blank lines, comment lines and docstrings are
+    no code.
+    """
     comments = code = 0
     for path in paths:
         documented = {
             line
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+            if isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
             for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
         }
         with path.open("rb") as file:
             kinds = [(token.type, token.start[0]) for token in tokenize.tokenize(file.readline)]
         comments += sum(kind == tokenize.COMMENT for kind, _ in kinds)
-        layout = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENCODING, tokenize.INDENT, tokenize.DEDENT)
+        layout = (
+            tokenize.COMMENT,
+            tokenize.NL,
+            tokenize.NEWLINE,
+            tokenize.ENCODING,
+            tokenize.INDENT,
+            tokenize.DEDENT,
+        )
         code += len({line for kind, line in kinds if kind not in layout} - documented)
     return 100 * comments / code
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
-    """Yield the package's modules that a module imports anywhere in it, what is for the type checker only left out."""
+    """Yield the package's modules that a module imports anywhere in it, what is for the type
+    checker only left out.
+    """
     skipped = {
         id(inner)
         for node in ast.walk(tree)
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        if isinstance(node, ast.If)
+        and isinstance(node.test, ast.Name)
+        and node.test.id == "TYPE_CHECKING"
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
@@ -104,7 +125,9 @@ def imported(tree: ast.Module) -> Iterator[str]:
 
 
 def in_cycles(trees: dict[Path, ast.Module]) -> list[str]:
-    """Return the modules that import themselves by way of others; imports inside functions count."""
+    """Return the modules that import themselves by way of others; imports inside functions
+    count.
+    """
     names = {_module(path): path for path in trees}
     imports = {name: set(imported(trees[path])) & set(names) for name, path in names.items()}
     return sorted(name for name in names if name in _reached(imports, name))
@@ -126,7 +149,9 @@ def _reached(imports: dict[str, set[str]], start: str) -> set[str]:
 
 
 def files_that_run(run: str) -> list[str]:
-    """Return the package's files in which a function runs while a piece of Python does, in a process of its own."""
+    """Return the package's files in which a function runs while a piece of Python does, in a
+    process of its own.
+    """
     code = _TRACED.format(package=str(PACKAGE), run=run)
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
@@ -144,8 +169,14 @@ def figures() -> Iterator[tuple[str, str, str, bool]]:
     longest_file = max(zip(sizes, trees, strict=True))
     median, tenth = statistics.median(lengths), statistics.quantiles(lengths, n=10)[-1]
     comments = comments_per_100(trees)
-    wide = sum(len(line) > 100 for path in trees for line in path.read_text(encoding="utf-8").splitlines())
-    formatted = sum("# fmt: skip" in line for path in trees for line in path.read_text(encoding="utf-8").splitlines())
+    wide = sum(
+        len(line) > 100 for path in trees for line in path.read_text(encoding="utf-8").splitlines()
+    )
+    formatted = sum(
+        "# fmt: skip" in line
+        for path in trees
+        for line in path.read_text(encoding="utf-8").splitlines()
+    )
     cycles = in_cycles(trees)
     tests = sum(lines_of(modules(ROOT / "tests"))) / sum(sizes)
     token = files_that_run(_PROMPT)
@@ -154,11 +185,21 @@ def figures() -> Iterator[tuple[str, str, str, bool]]:
     yield "longest file, lines", longest, "300 or fewer", longest_file[0] <= 300
     yield "median function, lines", f"{median:g}", "7 to 12", 7 <= median <= 12
     yield "90th percentile", f"{tenth:g}", "30 or fewer", tenth <= 30
-    yield "longest function", f"{lengths[-1]} ({functions[-1][1]})", "60 or fewer", lengths[-1] <= 60
+    yield (
+        "longest function",
+        f"{lengths[-1]} ({functions[-1][1]})",
+        "60 or fewer",
+        lengths[-1] <= 60,
+    )
     yield "modules in import cycles", f"{len(cycles)} {' '.join(cycles)}".strip(), "0", not cycles
     yield "comments per 100 lines of code", f"{comments:.1f}", "8 to 15", 8 <= comments <= 15
     yield "lines over 100 characters", f"{wide}", "0", not wide
-    yield "lines marked fmt: skip", f"{formatted}", "1 in 100 or fewer", formatted <= sum(sizes) / 100
+    yield (
+        "lines marked fmt: skip",
+        f"{formatted}",
+        "1 in 100 or fewer",
+        formatted <= sum(sizes) / 100,
+    )
     yield "test lines per source line", f"{tests:.2f}", "0.7 or more", tests >= 0.7
     yield "files that run from a line to its token", f"{len(token)}", "9 or fewer", len(token) <= 9
 

@@ -1,4 +1,5 @@
-"""A LoRA adapter apart from its model: beside each of some matrices two thin ones, `up` · `down`, in one small file.
+"""A LoRA adapter apart from its model: beside each of some matrices two thin ones, `up` · `down`,
+in one small file.
 
 The file names the model it belongs to by its path and by a digest of its weights (docs/format.md).
 """
@@ -40,7 +41,10 @@ def digest(tensors: "Tensors") -> str:
 
 
 def printable_path(path: Path) -> str:
-    """Return the absolute path as text: a name need not be UTF-8, but JSON must. The disk is not looked at."""
+    """Return the absolute path as text: a name need not be UTF-8, but JSON must.
+
+    The disk is not looked at.
+    """
     return os.fsencode(os.path.abspath(path)).decode("utf-8", "replace")  # noqa: PTH100 - no file need have this name
 
 
@@ -53,7 +57,13 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     """Write the adapter of a checkpoint to `path`, atomically. Raises UserError if it has none."""
     adapter = checkpoint.adapter
     if adapter is None:
-        raise UserError(_("there is no adapter to save: `:train … lora=8` on a model that lies in a file makes one"))
+        raise UserError(
+            _(
+                "there is no adapter to save: `:train … lora=8` on a model that lies in a "
+                "file makes "
+                "one"
+            )
+        )
     base = {"path": printable_path(adapter.base), "sha256": adapter.sha256}
     metadata = {"format": FORMAT, "version": _VERSION, "base": json.dumps(base, ensure_ascii=False)}
     if adapter.training is not None:
@@ -63,13 +73,18 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def base_of(header: Header, name: str) -> Path:
-    """Return where the model lies that an adapter belongs to: at the path it names, or beside the adapter.
+    """Return where the model lies that an adapter belongs to: at the path it names, or beside the
+    adapter.
 
     Raises UserError.
     """
     if header.metadata.get("version") != _VERSION:
         raise UserError(
-            _("{name} is an adapter of a version not known here; a newer minillm-repl may know it", name=name)
+            _(
+                "{name} is an adapter of a version not known here; a newer minillm-repl may know "
+                "it",
+                name=name,
+            )
         )
     match field_of(header, "base", name):
         case {"path": str(path), "sha256": str(_)}:
@@ -83,18 +98,28 @@ def base_of(header: Header, name: str) -> Path:
                     path=safe_line(path),
                 )
             )
-    raise UserError(_("{name} is an adapter that does not say what it belongs to; see docs/format.md", name=name))
+    raise UserError(
+        _(
+            "{name} is an adapter that does not say what it belongs to; see docs/format.md",
+            name=name,
+        )
+    )
 
 
 def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> Checkpoint:
-    """Return a checkpoint with the adapter of a file added to its weights: float32 if `dtype` is auto.
+    """Return a checkpoint with the adapter of a file added to its weights: float32 if `dtype` is
+    auto.
 
     `base` has the weights as they are in its file. Raises UserError.
     """
     sha256 = digest(base.tensors)
     if field_of(header, "base", name)["sha256"] != sha256:
         raise UserError(
-            _("{name} is an adapter for other weights than those in {path}", name=name, path=safe_line(str(base.path)))
+            _(
+                "{name} is an adapter for other weights than those in {path}",
+                name=name,
+                path=safe_line(str(base.path)),
+            )
         )
     pieces, layers = {}, set()
     for tensor, entry in header.tensors.items():
@@ -110,7 +135,9 @@ def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> C
             )
         rows, columns = weight.shape
         rank = max(1, entry.shape[0 if match["side"] == "down" else -1]) if entry.shape else 1
-        pieces[tensor] = (Piece(tensor, (rank, columns) if match["side"] == "down" else (rows, rank)),)
+        pieces[tensor] = (
+            Piece(tensor, (rank, columns) if match["side"] == "down" else (rows, rank)),
+        )
         layers.add(match["layer"])
     if not layers:
         raise UserError(_("{name} is an adapter without tensors", name=name))
@@ -124,11 +151,19 @@ def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> C
                 weight += arrays[f"{layer}.up"] @ arrays[f"{layer}.down"]
         except (KeyError, ValueError):
             raise UserError(
-                _("{name} lacks half of the adapter of {layer}, or its halves differ in rank", name=name, layer=layer)
+                _(
+                    "{name} lacks half of the adapter of {layer}, or its halves differ in rank",
+                    name=name,
+                    layer=layer,
+                )
             ) from None
         if not np.isfinite(weight).all():
             raise UserError(
-                _("{name} is damaged: with it {layer}.weight holds numbers that are not finite", name=name, layer=layer)
+                _(
+                    "{name} is damaged: with it {layer}.weight holds numbers that are not finite",
+                    name=name,
+                    layer=layer,
+                )
             )
     assert base.path is not None
     record = training_of(header, name)
@@ -136,4 +171,6 @@ def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> C
     wanted = as_dtype(dtype, {"F32"})
     tensors = {tensor: array.astype(wanted, copy=False) for tensor, array in merged.items()}
     training = record.after(base.training) if record else base.training
-    return dataclasses.replace(base, tensors=tensors, path=header.path, adapter=adapter, training=training)
+    return dataclasses.replace(
+        base, tensors=tensors, path=header.path, adapter=adapter, training=training
+    )

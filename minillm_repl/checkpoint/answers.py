@@ -24,15 +24,19 @@ class _Turn:
 
 
 def trained_ids(
-    template: ChatTemplate, tokenizer: Tokenizer, conversations: Sequence[Sequence[Message]], first: int = 1
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    conversations: Sequence[Sequence[Message]],
+    first: int = 1,
 ) -> list[tuple[list[int], list[bool]]]:
     """Return the token ids of whole conversations, and of each whether it is to be learnt.
 
-    Learnt is what the template marks as an answer (`{% generation %}`), or else what the assistant says, and the token
-    that the template writes after it; not what is said to it, nor what announces its turn. Where a template writes
-    earlier turns otherwise once there are later ones (it may drop their thoughts), a conversation becomes several, one
-    for each turn of the assistant as the model would have given it. Raises UserError as `encode` does, and for a
-    template in which an answer does not follow what it answers; it names a conversation by its number, of which that
+    Learnt is what the template marks as an answer (`{% generation %}`), or else what the assistant
+    says, and the token that the template writes after it; not what is said to it, nor what
+    announces its turn. Where a template writes earlier turns otherwise once there are later ones
+    (it may drop their thoughts), a conversation becomes several, one for each turn of the assistant
+    as the model would have given it. Raises UserError as `encode` does, and for a template in which
+    an answer does not follow what it answers; it names a conversation by its number, of which that
     of the first is `first`.
     """
     numbered = list(enumerate(conversations, first))
@@ -45,11 +49,18 @@ def trained_ids(
             said = conversation[place].content
             turns.append(_Turn(number, conversation[:place], said, next(texts), next(texts)))
     closing = re.compile(any_of(tokenizer.added_names))
-    learnt = [(turn, _spans(turn, start, closing)) for turn, start in zip(turns, _starts(template, turns), strict=True)]
+    learnt = [
+        (turn, _spans(turn, start, closing))
+        for turn, start in zip(turns, _starts(template, turns), strict=True)
+    ]
     found = list[tuple[list[int], list[bool]]]()
-    for whole, (_number, group) in zip(wholes, groupby(learnt, lambda each: each[0].number), strict=True):
+    for whole, (_number, group) in zip(
+        wholes, groupby(learnt, lambda each: each[0].number), strict=True
+    ):
         its = [(turn.after, spans) for turn, spans in group]
-        parts = [(whole, [span for _, spans in its for span in spans])] if _follow(whole, its) else its
+        parts = (
+            [(whole, [span for _, spans in its for span in spans])] if _follow(whole, its) else its
+        )
         found += [tokenizer.encode_marked(each.text, spans, each.typed) for each, spans in parts]
     return found
 
@@ -63,7 +74,11 @@ def _wanted(conversation: Sequence[Message], number: int) -> list[tuple[Sequence
     places = _places(conversation)
     if not places:
         raise UserError(
-            _("conversation {number:,} has no turn of the assistant: there is nothing to learn from it", number=number)
+            _(
+                "conversation {number:,} has no turn of the assistant: there is nothing to learn "
+                "from it",
+                number=number,
+            )
         )
     parts = [((conversation[:place], True), (conversation[: place + 1], False)) for place in places]
     return [(conversation, False), *(each for pair in parts for each in pair)]
@@ -72,20 +87,27 @@ def _wanted(conversation: Sequence[Message], number: int) -> list[tuple[Sequence
 def _starts(template: ChatTemplate, turns: Sequence[_Turn]) -> list[int]:
     """Return where in its text the answer of each turn begins.
 
-    That is where what the model is given ends. Some templates open an answer in a way (`<think>`) in which they do not
-    write it afterwards; there it is where two answers that have nothing in common begin to differ.
+    That is where what the model is given ends. Some templates open an answer in a way (`<think>`)
+    in which they do not write it afterwards; there it is where two answers that have nothing in
+    common begin to differ.
     """
-    starts = [len(turn.before.text) if turn.after.true.startswith(turn.before.true) else -1 for turn in turns]
+    starts = [
+        len(turn.before.text) if turn.after.true.startswith(turn.before.true) else -1
+        for turn in turns
+    ]
     opened = [place for place, start in enumerate(starts) if start < 0]
     answers = [[Message("assistant", said)] for said in "0a"]
     wanted = [([*turns[place].asked, *more], False) for place in opened for more in ([], *answers)]
     texts = iter(render(template, wanted) if wanted else [])
     for place in opened:
         turn, given, one, other = turns[place], next(texts), next(texts), next(texts)
-        if not all(text.startswith(given) for text in (turn.before.true, turn.after.true, one, other)):
+        if not all(
+            text.startswith(given) for text in (turn.before.true, turn.after.true, one, other)
+        ):
             raise UserError(
                 _(
-                    "the chat template does not write conversation {number:,} one turn after the other",
+                    "the chat template does not write conversation {number:,} one turn after "
+                    "the other",
                     number=turn.number,
                 )
             )
@@ -101,7 +123,9 @@ def _common(texts: tuple[str, str]) -> int:
 
 
 def _spans(turn: _Turn, start: int, closing: re.Pattern[str]) -> list[Span]:
-    """Return what is learnt of a turn: what the template marks, or else from its start to the token that closes it."""
+    """Return what is learnt of a turn: what the template marks, or else from its start to the
+    token that closes it.
+    """
     if turn.after.answers:
         return [span for span in turn.after.answers if span[1] > start]
     return [(start, _end(turn, start, closing))]

@@ -13,20 +13,26 @@ from minillm_repl.errors import UserError, reason
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 
-_AT_ONCE = 8 << 20  # bytes that are written and synced between two looks at whether the user wants to stop
+# bytes that are written and synced between two looks at whether the user wants to stop
+_AT_ONCE = 8 << 20
 
 Parts = Sequence[bytes | memoryview]  # of a file, one after the other
 
 
 def write_atomically(
-    path: Path, *data: bytes | memoryview, private: bool = False, interrupted: Callable[[], bool] = lambda: False
+    path: Path,
+    *data: bytes | memoryview,
+    private: bool = False,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Put `data`, part after part, at `path`: temporary file in the same folder, fsync, rename, fsync of the folder.
+    """Put `data`, part after part, at `path`: temporary file in the same folder, fsync, rename,
+    fsync of the folder.
 
-    A link is followed and stays a link; permissions of a replaced file are kept. A new file has the user's usual
-    permissions, or is for the user alone if `private`. What a save that was killed has left in the folder is removed.
-    Raises UserError, with nothing changed and nothing left behind, if the target is not a regular file, or is one that
-    is protected from writing, if the system refuses, or when interrupted.
+    A link is followed and stays a link; permissions of a replaced file are kept. A new file has the
+    user's usual permissions, or is for the user alone if `private`. What a save that was killed has
+    left in the folder is removed. Raises UserError, with nothing changed and nothing left behind,
+    if the target is not a regular file, or is one that is protected from writing, if the system
+    refuses, or when interrupted.
     """
     with told(path):
         target = _real(path)
@@ -48,17 +54,25 @@ def told(path: Path) -> Iterator[None]:
             )
         ) from None
     except ValueError:
-        raise UserError(_("could not save {path}: nothing can have this name", path=safe_line(str(path)))) from None
+        raise UserError(
+            _("could not save {path}: nothing can have this name", path=safe_line(str(path)))
+        ) from None
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder that `path` will lie in, where it is not there. Raises UserError if the system refuses."""
+    """Make the folder that `path` will lie in, where it is not there.
+
+    Raises UserError if the system refuses.
+    """
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def check_can_save(path: Path) -> None:
-    """Raise UserError if nothing can be saved at `path`: told before long work, not after it. Nothing is left there."""
+    """Raise UserError if nothing can be saved at `path`: told before long work, not after it.
+
+    Nothing is left there.
+    """
     with told(path):
         target = _real(path)
         if target.exists():
@@ -72,14 +86,17 @@ def write_folder_atomically(
 ) -> None:
     """Make a folder at `path` with these files in it: it is there whole, or not at all.
 
-    Raises UserError, with nothing changed, if something other than an empty folder is there, if the system refuses, or
-    when interrupted.
+    Raises UserError, with nothing changed, if something other than an empty folder is there, if the
+    system refuses, or when interrupted.
     """
     with told(path):
         target = _real(path)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(
-                _("{path} is there and is not an empty folder; save under another name", path=safe_line(str(path)))
+                _(
+                    "{path} is there and is not an empty folder; save under another name",
+                    path=safe_line(str(path)),
+                )
             )
         clear_abandoned(target.parent)
         with unfinished(target.parent, Path.mkdir) as temporary:
@@ -90,7 +107,10 @@ def write_folder_atomically(
 
 
 def _real(path: Path) -> Path:
-    """Return where a path leads, all links followed; the last may lead to what is not there yet. Raises OSError."""
+    """Return where a path leads, all links followed; the last may lead to what is not there yet.
+
+    Raises OSError.
+    """
     try:
         return path.resolve(strict=True)
     except RuntimeError:  # how pathlib says that links lead in a circle
@@ -108,7 +128,10 @@ def _write(
     replaced = target.stat() if target.exists() else None
     if replaced and not stat.S_ISREG(replaced.st_mode):
         raise UserError(
-            _("{target} is there and is not a regular file; save under another name", target=safe_line(str(target)))
+            _(
+                "{target} is there and is not a regular file; save under another name",
+                target=safe_line(str(target)),
+            )
         )
     if replaced:
         _refuse_protected(target)
@@ -121,7 +144,9 @@ def _write(
                         os.chown(temporary, replaced.st_uid, replaced.st_gid)
                 temporary.chmod(mode)  # the umask may have taken some away
             waiting = 0  # bytes that are not on the disk yet
-            for piece in (part[at : at + _AT_ONCE] for part in data for at in range(0, len(part), _AT_ONCE)):
+            for piece in (
+                part[at : at + _AT_ONCE] for part in data for at in range(0, len(part), _AT_ONCE)
+            ):
                 if interrupted():
                     raise UserError(
                         _(
@@ -139,7 +164,8 @@ def _write(
 
 
 def _refuse_protected(target: Path) -> None:
-    if not os.access(target, os.W_OK):  # the folder would let us, but somebody has protected the file
+    # the folder would let us, but somebody has protected the file
+    if not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
@@ -150,7 +176,10 @@ def _sync_file(file: BinaryIO) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Make what was renamed in a folder last. It is in its place by now: what cannot be synced is no failure."""
+    """Make what was renamed in a folder last.
+
+    It is in its place by now: what cannot be synced is no failure.
+    """
     if hasattr(os, "O_DIRECTORY"):  # Windows has no way to sync a folder
         with suppress(OSError):  # nor have some network file systems
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

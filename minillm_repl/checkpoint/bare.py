@@ -1,4 +1,6 @@
-"""The bare state dict that a reader of the study note saves: tensors only, one small matrix per head."""
+"""The bare state dict that a reader of the study note saves: tensors only, one small matrix per
+head.
+"""
 
 import re
 from collections.abc import Iterator
@@ -25,15 +27,18 @@ def recognises(header: Header) -> bool:
 
 
 def checkpoint(header: Header, vocabulary: Tokenizer | None, name: str, how: Reading) -> Checkpoint:
-    """Make a checkpoint of it: sizes from the shapes, heads fused, the note's attention scale folded into the queries.
+    """Make a checkpoint of it: sizes from the shapes, heads fused, the note's attention scale
+    folded into the queries.
 
-    Without a vocabulary, tokens are shown as numbers. Raises UserError if the tensors are not the note's.
+    Without a vocabulary, tokens are shown as numbers. Raises UserError if the tensors are not the
+    note's.
     """
     config = _sizes(header, name)
     if vocabulary is not None and vocabulary.size != config.vocab:
         raise UserError(
             _(
-                "{name} was trained on {vocab} different characters, but the vocabulary text has {size}",
+                "{name} was trained on {vocab} different characters, but the vocabulary text "
+                "has {size}",
                 name=name,
                 vocab=config.vocab,
                 size=vocabulary.size,
@@ -50,7 +55,11 @@ def _sizes(header: Header, name: str) -> GPTConfig:
     shapes = [entry.shape if entry else () for entry in tables]
     if any(len(shape) != 2 for shape in shapes):
         raise UserError(
-            _("{name} lacks a token_embedding.weight and a position_embedding.weight with two dimensions", name=name)
+            _(
+                "{name} lacks a token_embedding.weight and a position_embedding.weight with two "
+                "dimensions",
+                name=name,
+            )
         )
     (vocab, width), (context, _width) = shapes
     layers, heads = (1 + max(int(match[group]) for match in places) for group in (1, 2))
@@ -78,7 +87,8 @@ def _theirs(tensor: str) -> str:
 
 
 def _pieces(config: GPTConfig) -> Iterator[tuple[str, tuple[Piece, ...]]]:
-    # The note divides the dot products by √width, where the standard, and our model, divides by √head_size.
+    # The note divides the dot products by √width, where the standard, and our model, divides by
+    # √head_size.
     scale = np.float32((config.head_size / config.width) ** 0.5)
     scaled = Layout(lambda array: array * scale)
     one_head = config.head_size, config.width
@@ -90,7 +100,11 @@ def _pieces(config: GPTConfig) -> Iterator[tuple[str, tuple[Piece, ...]]]:
         yield (
             tensor,
             tuple(
-                Piece(f"{attention}heads.{head}.{part}.weight", one_head, scaled if part == "query" else AS_IS)
+                Piece(
+                    f"{attention}heads.{head}.{part}.weight",
+                    one_head,
+                    scaled if part == "query" else AS_IS,
+                )
                 for part in ("query", "key", "value")
                 for head in range(config.heads)
             ),

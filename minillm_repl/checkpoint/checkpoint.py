@@ -30,11 +30,14 @@ class TrainingRecord:
     val_curve: tuple[tuple[int, float], ...] = ()  # (step, validation loss)
 
     def after(self, before: "TrainingRecord | None") -> "TrainingRecord":
-        """Return the record of the training of `before` and this one: steps, tokens and curves go on."""
+        """Return the record of the training of `before` and this one: steps, tokens and curves
+        go on.
+        """
         if before is None:
             return self
         later, val_later = (
-            tuple((before.steps + step, loss) for step, loss in curve) for curve in (self.curve, self.val_curve)
+            tuple((before.steps + step, loss) for step, loss in curve)
+            for curve in (self.curve, self.val_curve)
         )
         return dataclasses.replace(
             self,
@@ -47,15 +50,20 @@ class TrainingRecord:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """How a conversation becomes one text: a Jinja template, and the special tokens that it may name."""
+    """How a conversation becomes one text: a Jinja template, and the special tokens that it may
+    name.
+    """
 
     source: str
-    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)  # bos_token, eos_token ...
+    # bos_token, eos_token ...
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What LoRA has learnt, apart from the model it was learnt beside; both make the weights of a checkpoint."""
+    """What LoRA has learnt, apart from the model it was learnt beside; both make the weights of
+    a checkpoint.
+    """
 
     tensors: "Tensors"  # `LAYER.down` (rank, inputs) and `LAYER.up` (outputs, rank), float32
     base: Path  # where the model lies
@@ -75,8 +83,10 @@ class Checkpoint:
     chat: ChatTemplate | None = None
     end: tuple[int, ...] = ()  # tokens after which there is no more to say
     adapter: Adapter | None = None  # it is in the weights already
-    recipe: Recipe | None = None  # how the tensors of its file make these; None where they are these
-    notes: tuple[str, ...] = ()  # what the user is told when it is opened: where its files do not say what is done
+    # how the tensors of its file make these; None where they are these
+    recipe: Recipe | None = None
+    # what the user is told when it is opened: where its files do not say what is done
+    notes: tuple[str, ...] = ()
     on_disk: bool = False  # whether what lies at `path` has these very weights, to the last digit
 
     @property

@@ -1,4 +1,6 @@
-"""A conversation as the text that the model was trained to see, which its chat template writes, and as token ids."""
+"""A conversation as the text that the model was trained to see, which its chat template writes,
+and as token ids.
+"""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +12,8 @@ from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Span, Tokenizer, Typed
 from minillm_repl.untrusted.ask import ask
 
-_AT_ONCE, _WRITTEN_AROUND = 1 << 20, 100  # characters: rendered together, and beside what is said in a turn, about
+# characters: rendered together, and beside what is said in a turn, about
+_AT_ONCE, _WRITTEN_AROUND = 1 << 20, 100
 _PRIVATE = range(0xF0000, 0x110000)  # code points; one that nobody wrote can stand for a character
 _NONE = re.compile("(?!)")
 ROLES = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
@@ -59,34 +62,49 @@ class Rendered:
 _TRIED = (Message("user", "question"), Message("assistant", "answer"))
 
 
-def prompt(template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Message], special: bool) -> Prompt:
-    """Return the token ids of a conversation, up to where the assistant's answer begins, and what ends that.
+def prompt(
+    template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Message], special: bool
+) -> Prompt:
+    """Return the token ids of a conversation, up to where the assistant's answer begins, and what
+    ends that.
 
-    Special tokens come from the template alone: their names in what somebody said are text, unless `special`.
-    Raises UserError if the template refuses the conversation, or breaks a limit, or if the model has no row for a
-    token.
+    Special tokens come from the template alone: their names in what somebody said are text, unless
+    `special`. Raises UserError if the template refuses the conversation, or breaks a limit, or if
+    the model has no row for a token.
     """
     made, tried = _rendered(template, tokenizer, [(messages, True)], special, [_TRIED])
-    *_, closing = [None, *re.finditer(rf"{_TRIED[-1].content}\s*({any_of(tokenizer.added_names)})", tried[0])]
+    *_, closing = [
+        None,
+        *re.finditer(rf"{_TRIED[-1].content}\s*({any_of(tokenizer.added_names)})", tried[0]),
+    ]
     end = tokenizer.named(closing[1]) if closing else None
-    return Prompt(tokenizer.encode_rendered(made[0].text, made[0].typed), () if end is None else (end,))
+    return Prompt(
+        tokenizer.encode_rendered(made[0].text, made[0].typed), () if end is None else (end,)
+    )
 
 
-def encode(template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Message], special: bool) -> list[int]:
+def encode(
+    template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Message], special: bool
+) -> list[int]:
     """Return the token ids of `prompt` alone."""
     return prompt(template, tokenizer, messages, special).ids
 
 
 def render(template: ChatTemplate, conversations: Sequence[Asked]) -> list[str]:
-    """Return the texts that conversations become; with True, up to where the assistant's answer begins.
+    """Return the texts that conversations become; with True, up to where the assistant's answer
+    begins.
 
     Raises UserError if the template refuses a conversation, or breaks a limit.
     """
     return [each.text for each in _ask(template, conversations)[0]]
 
 
-def rendered(template: ChatTemplate, tokenizer: Tokenizer, conversations: Sequence[Asked]) -> list[Rendered]:
-    """Return what `render` does, with what is needed to make tokens of it: special names that were said are text."""
+def rendered(
+    template: ChatTemplate, tokenizer: Tokenizer, conversations: Sequence[Asked]
+) -> list[Rendered]:
+    """Return what `render` does, with what is needed to make tokens of it: special names that
+    were said are text.
+    """
     return _rendered(template, tokenizer, conversations)[0]
 
 
@@ -97,21 +115,29 @@ def _rendered(
     special: bool = False,
     tried: Sequence[Sequence[Message]] = (),
 ) -> tuple[list[Rendered], list[str]]:
-    """Return what a template makes of conversations, and of those that are only tried: it may refuse them.
+    """Return what a template makes of conversations, and of those that are only tried: it may
+    refuse them.
 
-    Where the name of a special token was said, another character stands for its first one: so the template measures
-    what was said, and its own names are known from those. A template that takes apart what the assistant said (at a
+    Where the name of a special token was said, another character stands for its first one: so the
+    template measures what was said, and its own names are known from those. A template that takes
+    apart what the assistant said (at a
     `</think>` that is a special token) is shown that as it is.
     """
     begins = re.compile(rf"(?={any_of(() if special else tokenizer.special_names)})(.)", re.DOTALL)
     guards = [Guard.of(template, begins, said) for said, _ in conversations]
     hidden = [place for place, guard in enumerate(guards) if guard.typed]
-    asked = [(guard.hide(said), begun) for guard, (said, begun) in zip(guards, conversations, strict=True)]
+    asked = [
+        (guard.hide(said), begun)
+        for guard, (said, begun) in zip(guards, conversations, strict=True)
+    ]
     made, extra = _ask(template, [*asked, *(conversations[place] for place in hidden)], tried)
     found = [replace(each, typed=guard.typed) for each, guard in zip(made, guards, strict=False)]
     true = dict(zip(hidden, made[len(found) :], strict=True))
     other = [place for place in hidden if found[place].true != true[place].text]
-    again = [(guards[place].hide(conversations[place][0], but="assistant"), conversations[place][1]) for place in other]
+    again = [
+        (guards[place].hide(conversations[place][0], but="assistant"), conversations[place][1])
+        for place in other
+    ]
     for place, each in zip(other, _ask(template, again)[0] if again else [], strict=True):
         shown = replace(each, typed=guards[place].typed)
         found[place] = shown if shown.true == true[place].text else found[place]
@@ -126,15 +152,22 @@ class Guard:
     pattern: re.Pattern[str] = _NONE
 
     @classmethod
-    def of(cls, template: ChatTemplate, pattern: re.Pattern[str], said: Sequence[Message]) -> "Guard":
-        """Return what hides names in a conversation, by characters that neither it nor the template has.
+    def of(
+        cls, template: ChatTemplate, pattern: re.Pattern[str], said: Sequence[Message]
+    ) -> "Guard":
+        """Return what hides names in a conversation, by characters that neither it nor the template
+        has.
 
         `pattern` finds the first character of each name.
         """
         first = sorted({name[1] for message in said for name in pattern.finditer(message.content)})
         if not first:
             return cls()
-        written = set("".join([template.source, *template.variables.values(), *(each.content for each in said)]))
+        written = set(
+            "".join(
+                [template.source, *template.variables.values(), *(each.content for each in said)]
+            )
+        )
         free = (point for point in _PRIVATE if chr(point) not in written)
         return cls(dict(zip(free, first, strict=False)), pattern)
 
@@ -145,7 +178,9 @@ class Guard:
         def hidden(text: str) -> str:
             return self.pattern.sub(lambda name: stands.get(name[1], name[1]), text)
 
-        return [each if each.role == but else Message(each.role, hidden(each.content)) for each in said]
+        return [
+            each if each.role == but else Message(each.role, hidden(each.content)) for each in said
+        ]
 
 
 def any_of(names: Iterable[str]) -> str:
@@ -159,8 +194,8 @@ def _ask(
 ) -> tuple[list[Rendered], list[str]]:
     """Have conversations rendered, and try others.
 
-    The template comes with the model and is not trusted: it runs in Jinja's immutable sandbox, in a process of its own
-    with limits on time, memory and output.
+    The template comes with the model and is not trusted: it runs in Jinja's immutable sandbox, in a
+    process of its own with limits on time, memory and output.
     """
     made, extra, variables = list[Rendered](), list[str](), dict(template.variables)
     more = [[asdict(message) for message in messages] for messages in tried]

@@ -1,4 +1,6 @@
-"""Text files in the encodings that people's programs write, told apart by their bytes; the rest is refused."""
+"""Text files in the encodings that people's programs write, told apart by their bytes; the rest
+is refused.
+"""
 
 import codecs
 import io
@@ -29,7 +31,9 @@ _ODD = 0.01  # of the characters of a text may be of no known kind
 _RUNS = re.compile("[가-힣]+")
 _BEFORE_LATIN = re.compile("[가-힣]+(?=[A-Za-z])")
 _KOREAN = 0.8  # of the letters beyond ASCII are Hangul that CP949 shares with EUC-KR,
-_COMMON = 0.2  # and at least so many of these are among the 150 syllables that make up three quarters of Korean text
+# and at least so many of these are among the 150 syllables that make up three quarters of Korean
+# text
+_COMMON = 0.2
 _SYLLABLES = frozenset(
     "이다는지가고하에화영을아어의한도요은나니기서만게보리로인있들그를시사라해마면오스었정좋으내수무미말대일재자것주습감음연"
     "데우과진전생상적장여와같거까문없늘질작네야드구부소운했더금세답았동모않비안제간너변할람히각잘조중봤려랑공날되분러던눈신"
@@ -48,7 +52,9 @@ class Written:
     @property
     def told(self) -> str:
         """What the encoding is called; empty for UTF-8, which is nothing to be told."""
-        return "" if self.encoding == UTF8 else self.encoding.removesuffix("-LE").removesuffix("-BE")
+        return (
+            "" if self.encoding == UTF8 else self.encoding.removesuffix("-LE").removesuffix("-BE")
+        )
 
     def notes(self, path: Path) -> tuple[str, ...]:
         """Return what the user is told of the file at `path`, a line each."""
@@ -57,15 +63,19 @@ class Written:
 
 
 def read_text(path: Path, written: Written | None = None) -> str:
-    """Return a text file, line ends as newlines, without a byte order mark. Raises UserError naming the file."""
+    """Return a text file, line ends as newlines, without a byte order mark.
+
+    Raises UserError naming the file.
+    """
     return "".join(text_pieces(path, written or Written()))
 
 
 def text_pieces(path: Path, written: Written, size: int = _SAMPLE) -> Iterator[str]:
-    """Yield a text file in pieces of about `size` bytes, line ends as newlines, and note how it is written.
+    """Yield a text file in pieces of about `size` bytes, line ends as newlines, and note how it is
+    written.
 
-    UTF-8, UTF-16, UTF-32 and CP949 (which EUC-KR is a part of) are read. Raises UserError that names the file, the
-    first byte that does not fit, and what helps.
+    UTF-8, UTF-16, UTF-32 and CP949 (which EUC-KR is a part of) are read. Raises UserError that
+    names the file, the first byte that does not fit, and what helps.
     """
     name = safe_line(str(path))
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
@@ -96,8 +106,13 @@ def _decoder(encoding: str) -> codecs.IncrementalDecoder:
     return codecs.getincrementaldecoder(encoding)("strict")
 
 
-def _decoded(data: bytes, decoder: codecs.IncrementalDecoder | None, file: tuple[str, str, int, int, bytes]) -> str:
-    """Return the text of bytes of a file: its name, encoding, the place in it, its size, its head. Raises UserError."""
+def _decoded(
+    data: bytes, decoder: codecs.IncrementalDecoder | None, file: tuple[str, str, int, int, bytes]
+) -> str:
+    """Return the text of bytes of a file: its name, encoding, the place in it, its size, its head.
+
+    Raises UserError.
+    """
     if decoder is None:
         return data.decode("ascii")
     name, encoding, place, of, head = file
@@ -117,7 +132,8 @@ def _decoded(data: bytes, decoder: codecs.IncrementalDecoder | None, file: tuple
     wrong = _("byte {byte:#04x} at {at:,} of {size:,}", byte=byte, at=at, size=of)
     raise UserError(
         _(
-            "{file} is not {encoding} text: {wrong}; if it is text, `iconv -f ENCODING -t UTF-8 FILE > NEW`"
+            "{file} is not {encoding} text: {wrong}; if it is text, `iconv -f ENCODING -t "
+            "UTF-8 FILE > NEW`"
             " writes it anew",
             file=name,
             encoding=encoding,
@@ -127,7 +143,9 @@ def _decoded(data: bytes, decoder: codecs.IncrementalDecoder | None, file: tuple
 
 
 def _guess(sample: bytes, *, first: bool) -> str:
-    """Return how a file is written, by its first bytes that are not all ASCII; UTF-8 where nothing else is likely."""
+    """Return how a file is written, by its first bytes that are not all ASCII; UTF-8 where
+    nothing else is likely.
+    """
     if b"\0" in sample:
         return (first and _wide(sample)) or UTF8
     if _begins(sample, UTF8) is not None:
@@ -137,7 +155,9 @@ def _guess(sample: bytes, *, first: bool) -> str:
 
 
 def _begins(sample: bytes, encoding: str) -> str | None:
-    """Return the text of bytes of which the last may belong to a character that goes on, or None if they are none."""
+    """Return the text of bytes of which the last may belong to a character that goes on, or None
+    if they are none.
+    """
     try:
         return _decoder(encoding).decode(sample)
     except UnicodeDecodeError:
@@ -145,7 +165,9 @@ def _begins(sample: bytes, encoding: str) -> str | None:
 
 
 def _is_korean(text: str) -> bool:
-    """Tell whether a text that was read as CP949 is Korean: bytes of other encodings become rare letters there."""
+    """Tell whether a text that was read as CP949 is Korean: bytes of other encodings become rare
+    letters there.
+    """
     letters = [letter for letter in text if letter > "\x7f" and letter.isalpha()]
     usual = [letter for letter in letters if "가" <= letter <= "힣" and _in_euc_kr(letter)]
     runs, before_latin = len(_RUNS.findall(text)), len(_BEFORE_LATIN.findall(text))
@@ -162,7 +184,9 @@ def _in_euc_kr(letter: str) -> bool:
 
 
 def _wide(sample: bytes) -> str:
-    """Return which encoding of two or four bytes for each character a text is in; empty if it is none."""
+    """Return which encoding of two or four bytes for each character a text is in; empty if it is
+    none.
+    """
     for encoding in ("UTF-32-LE", "UTF-32-BE"):
         if _is_text(_begins(sample, encoding)):
             return encoding
@@ -178,5 +202,8 @@ def _is_text(text: str | None) -> bool:
     if not text or "\0" in text:
         return False
     looked_at = text[:_LOOKED_AT]
-    odd = sum(unicodedata.category(letter) in ("Cc", "Cn", "Co") and letter not in "\t\n\f\r" for letter in looked_at)
+    odd = sum(
+        unicodedata.category(letter) in ("Cc", "Cn", "Co") and letter not in "\t\n\f\r"
+        for letter in looked_at
+    )
     return odd <= _ODD * len(looked_at)

@@ -14,13 +14,21 @@ FAMILIES = (GPT2, GPT_NEOX, LLAMA, MISTRAL, QWEN2, QWEN3)
 
 
 def family_called(model_type: Any) -> Family:
-    """Return the family of a config.json's `model_type`. Raises UserError with those that are supported."""
+    """Return the family of a config.json's `model_type`.
+
+    Raises UserError with those that are supported.
+    """
     for family in FAMILIES:
         if family.model_type == model_type:
             return family
     types = ", ".join(family.model_type for family in FAMILIES)
     if model_type is None:
-        raise UserError(_("a config.json without a model_type cannot be opened; these types can: {types}", types=types))
+        raise UserError(
+            _(
+                "a config.json without a model_type cannot be opened; these types can: {types}",
+                types=types,
+            )
+        )
     raise UserError(
         _(
             "models of type {type!r:.40} cannot be opened; these can: {types}",
@@ -44,9 +52,11 @@ def family_of(config: AnyConfig) -> Family | None:
 
 
 def family_title(config: AnyConfig, *, native: bool) -> str:
-    """Return what to call a model of this config: `GPT-2`, `Llama`, or `GPT` for the study note's kind.
+    """Return what to call a model of this config: `GPT-2`, `Llama`, or `GPT` for the study note's
+    kind.
 
-    A native checkpoint of Llama's family is a Llama, even if its details are those of somebody else's models.
+    A native checkpoint of Llama's family is a Llama, even if its details are those of somebody
+    else's models.
     """
     family = None if native and config.arch == "llama" else family_of(config)
     return family.title if family else {"gpt": "GPT", "llama": "Llama"}[config.arch]

@@ -9,7 +9,8 @@ from minillm_repl.language import _
 from minillm_repl.model.config import Rope
 from minillm_repl.safetext import safe_line
 
-FULL, SLIDING = "full_attention", "sliding_attention"  # what a layer sees: all that came before, or a window of it
+# what a layer sees: all that came before, or a window of it
+FULL, SLIDING = "full_attention", "sliding_attention"
 _LAYER_TYPES = {FULL: FULL, SLIDING: SLIDING, "attention": FULL}
 _ORIGINAL = "original_max_position_embeddings"
 _ACTIVATIONS = {
@@ -29,7 +30,9 @@ _ACTIVATIONS = {
 class Fields:
     """Typed access to a config.json. Raises UserError naming the field."""
 
-    def __init__(self, data: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def __init__(
+        self, data: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         self._data, self._defaults = {**defaults, **data}, defaults
 
     def whole(self, name: str, default: int | None = None) -> int:
@@ -50,7 +53,12 @@ class Fields:
         if not isinstance(kinds, list) or len(kinds) not in (0, layers):
             wanted = _("a list of {count} names", count=layers)
             raise UserError(
-                _("{name} must be {wanted}, not {value:.40}", name="layer_types", wanted=wanted, value=_safe(kinds))
+                _(
+                    "{name} must be {wanted}, not {value:.40}",
+                    name="layer_types",
+                    wanted=wanted,
+                    value=_safe(kinds),
+                )
             )
         unknown = [kind for kind in kinds if not isinstance(kind, str) or kind not in _LAYER_TYPES]
         if unknown:
@@ -64,10 +72,17 @@ class Fields:
         return [_LAYER_TYPES[kind] for kind in kinds]
 
     def must(self, name: str, value: Any) -> None:
-        """Raise UserError if the field is there and says something else than the one value that is supported."""
+        """Raise UserError if the field is there and says something else than the one value that
+        is supported.
+        """
         if self._data.get(name, value) != value:
             raise UserError(
-                _("{name} = {value} is not supported, only {names}", name=name, value=self._shown(name), names=value)
+                _(
+                    "{name} = {value} is not supported, only {names}",
+                    name=name,
+                    value=self._shown(name),
+                    names=value,
+                )
             )
 
     def activation(self, name: str) -> str:
@@ -85,19 +100,34 @@ class Fields:
         return _ACTIVATIONS[theirs]
 
     def rope(self, theta: str = "rope_theta", share: str = "") -> Rope:
-        """Return the rotary positions; newer files keep all about them in one field, by layer type or not.
+        """Return the rotary positions; newer files keep all about them in one field, by layer type
+        or not.
 
-        `theta` and `share` are what older files call the two numbers. Raises UserError for what is not supported.
+        `theta` and `share` are what older files call the two numbers. Raises UserError for what is
+        not supported.
         """
         described = self._data.get("rope_scaling") or self._data.get("rope_parameters") or {}
         if not isinstance(described, dict):
-            raise UserError(_("rope_scaling must be an object, not {value:.40}", value=_safe(described)))
-        types = [key for key, inner in described.items() if isinstance(inner, dict) or key in _LAYER_TYPES]
+            raise UserError(
+                _("rope_scaling must be an object, not {value:.40}", value=_safe(described))
+            )
+        types = [
+            key
+            for key, inner in described.items()
+            if isinstance(inner, dict) or key in _LAYER_TYPES
+        ]
         if not types:
-            before = self._data.get(_ORIGINAL)  # what is said beside the object counts for more than what is in it
-            return self._rope(described if before is None else {**described, _ORIGINAL: before}, theta, share)
+            # what is said beside the object counts for more than what is in it
+            before = self._data.get(_ORIGINAL)
+            return self._rope(
+                described if before is None else {**described, _ORIGINAL: before}, theta, share
+            )
         declared = self._data.get("layer_types")
-        used = {str(kind) for kind in declared} if declared and isinstance(declared, list) else set(types)
+        used = (
+            {str(kind) for kind in declared}
+            if declared and isinstance(declared, list)
+            else set(types)
+        )
         flat = {key: value for key, value in described.items() if key not in types}
         inner = [described.get(kind) for kind in used]
         ropes = {self._rope(flat | each, theta, share) for each in inner if isinstance(each, dict)}
@@ -115,7 +145,11 @@ class Fields:
         kind = described.get("rope_type") or described.get("type") or "default"
         speed = inner.number("rope_theta", self.number(theta, 10_000.0))
         # A Llama without scaling turns all of each head, whatever its file says.
-        part = 1.0 if not share and kind == "default" else inner.number("partial_rotary_factor", self._share(share))
+        part = (
+            1.0
+            if not share and kind == "default"
+            else inner.number("partial_rotary_factor", self._share(share))
+        )
         match kind:
             case "default":
                 return Rope(speed, part)
@@ -142,7 +176,14 @@ class Fields:
         if value is None:
             raise UserError(_("{name} is missing", name=name))
         if type(value) not in types:
-            raise UserError(_("{name} must be {wanted}, not {value:.40}", name=name, wanted=wanted, value=_safe(value)))
+            raise UserError(
+                _(
+                    "{name} must be {wanted}, not {value:.40}",
+                    name=name,
+                    wanted=wanted,
+                    value=_safe(value),
+                )
+            )
         return value
 
     def _shown(self, name: str) -> str:

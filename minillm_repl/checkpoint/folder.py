@@ -1,4 +1,7 @@
-"""A Hugging Face folder: which files are in it, and what its config says. Needs no numpy, so that a prompt can wait."""
+"""A Hugging Face folder: which files are in it, and what its config says.
+
+Needs no numpy, so that a prompt can wait.
+"""
 
 import os
 import re
@@ -37,12 +40,18 @@ class Folder:
         return safe_line(str(self.path))
 
     def json(self, file: str) -> Any:
-        """Return the parsed content of a JSON file of the folder, None if there is none. Raises UserError."""
+        """Return the parsed content of a JSON file of the folder, None if there is none.
+
+        Raises UserError.
+        """
         text = self.text(file)
         return None if text is None else parse_json(text, safe_line(str(self.path / file)))
 
     def fields(self, file: str) -> dict[str, Any]:
-        """Return a JSON file of the folder that must be an object; empty if there is none. Raises UserError."""
+        """Return a JSON file of the folder that must be an object; empty if there is none.
+
+        Raises UserError.
+        """
         data = self.json(file)
         if data is None:
             return {}
@@ -50,7 +59,10 @@ class Folder:
             raise UserError(_("{path} is not a JSON object", path=safe_line(str(self.path / file))))
         if "auto_map" in data:
             raise UserError(
-                _("{path} asks to run code of its own (auto_map); it is not run", path=safe_line(str(self.path / file)))
+                _(
+                    "{path} asks to run code of its own (auto_map); it is not run",
+                    path=safe_line(str(self.path / file)),
+                )
             )
         return data
 
@@ -64,10 +76,16 @@ class Folder:
         try:
             if len(data) > _LARGEST_JSON:
                 raise UserError(
-                    _("{path} is larger than {size} MiB", path=safe_line(str(path)), size=_LARGEST_JSON >> 20)
+                    _(
+                        "{path} is larger than {size} MiB",
+                        path=safe_line(str(path)),
+                        size=_LARGEST_JSON >> 20,
+                    )
                 )
             if data.startswith(POINTER):
-                raise UserError(_("{name} is {kind}", name=safe_line(str(path)), kind=kind_of(data[:HEAD])))
+                raise UserError(
+                    _("{name} is {kind}", name=safe_line(str(path)), kind=kind_of(data[:HEAD]))
+                )
             return data.decode("utf-8-sig")
         except UnicodeDecodeError:
             kind = kind_of(data[:HEAD])
@@ -85,7 +103,11 @@ class Folder:
             raise UserError(
                 _("{name} is {kind}", name=self.name, kind=kind)
                 if kind
-                else _("{name} is a folder without a {config}: no model is in it", name=self.name, config=CONFIG)
+                else _(
+                    "{name} is a folder without a {config}: no model is in it",
+                    name=self.name,
+                    config=CONFIG,
+                )
             )
         return self.fields(CONFIG)
 
@@ -104,7 +126,10 @@ class Folder:
 
     @cached_property
     def config(self) -> AnyConfig:
-        """The model's sizes. Raises UserError, also for weights that are not numbers but quantised."""
+        """The model's sizes.
+
+        Raises UserError, also for weights that are not numbers but quantised.
+        """
         family, how = self.family, foreign.quantised_by(self.config_fields)
         if how:
             raise foreign.refuse_quantised(self.name, how)
@@ -119,7 +144,11 @@ class Folder:
         notes, config = [], self.config
         kinds = self.config_fields.get("layer_types")
         windows = getattr(config, "windows", ()) or (0,) * config.layers
-        if kinds and isinstance(kinds, list) and [kind == SLIDING for kind in kinds] != [each > 0 for each in windows]:
+        if (
+            kinds
+            and isinstance(kinds, list)
+            and [kind == SLIDING for kind in kinds] != [each > 0 for each in windows]
+        ):
             notes.append(
                 _(
                     "layer_types in {config} is not used: all layers of a {family} see equally far",
@@ -133,7 +162,10 @@ class Folder:
         return tuple(notes)
 
     def headers(self) -> list[Header]:
-        """Read the headers of the weight files. Raises UserError if one is missing, or if there are none."""
+        """Read the headers of the weight files.
+
+        Raises UserError if one is missing, or if there are none.
+        """
         return [read_header(path) for path in self._weight_files()]
 
     def _weight_files(self) -> list[Path]:
@@ -141,7 +173,9 @@ class Folder:
         parts = sorted({str(part) for part in self._indexed(index)}) if index else self._numbered()
         if self.chosen is not None and self.chosen.name not in parts:
             if self.chosen.name == foreign.ADAPTER_WEIGHTS and self._adapted:
-                raise UserError(_("{name} is {kind}", name=self.name, kind=foreign.adapter(self.path)))
+                raise UserError(
+                    _("{name} is {kind}", name=self.name, kind=foreign.adapter(self.path))
+                )
             return [self.chosen]
         whole = self.path / WEIGHTS
         if whole.exists() or (not parts and os.path.lexists(whole)):
@@ -164,11 +198,21 @@ class Folder:
                 )
             )
         if not os.path.lexists(self.path / part):
-            raise UserError(_("{name} lacks {shard:.80}, one of its parts", name=self.name, shard=safe_line(part)))
+            raise UserError(
+                _(
+                    "{name} lacks {shard:.80}, one of its parts",
+                    name=self.name,
+                    shard=safe_line(part),
+                )
+            )
 
     def _numbered(self) -> list[str]:
         """Return the parts of a model that lacks an index: their names tell how many there are."""
-        names = [self.chosen.name] if self.chosen else sorted(path.name for path in self.path.glob("*.safetensors"))
+        names = (
+            [self.chosen.name]
+            if self.chosen
+            else sorted(path.name for path in self.path.glob("*.safetensors"))
+        )
         match = next(filter(None, map(_PART.fullmatch, names)), None)
         if match is None:
             return []
@@ -182,7 +226,11 @@ class Folder:
 
     def _no_weights(self) -> UserError:
         """Return the error for a folder that has a config.json, and no weights that open."""
-        others = sorted(path.name for path in self.path.glob("*.safetensors") if path.name != foreign.ADAPTER_WEIGHTS)
+        others = sorted(
+            path.name
+            for path in self.path.glob("*.safetensors")
+            if path.name != foreign.ADAPTER_WEIGHTS
+        )
         if others:
             return UserError(
                 _(
@@ -196,20 +244,32 @@ class Folder:
         return UserError(
             _("{name} is {kind}", name=self.name, kind=kind)
             if kind
-            else _("{name} has no {weights}: only a description of the model is there", name=self.name, weights=WEIGHTS)
+            else _(
+                "{name} has no {weights}: only a description of the model is there",
+                name=self.name,
+                weights=WEIGHTS,
+            )
         )
 
     def _indexed(self, index: Mapping[str, Any]) -> list[Any]:
         places = index.get("weight_map")
-        if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
-            raise UserError(_("{index} in {name} has no weight_map of file names", index=INDEX, name=self.name))
+        if (
+            not isinstance(places, dict)
+            or not places
+            or not all(isinstance(file, str) for file in places.values())
+        ):
+            raise UserError(
+                _("{index} in {name} has no weight_map of file names", index=INDEX, name=self.name)
+            )
         return list(places.values())
 
 
 def folder_at(path: Path) -> Folder | None:
-    """Return the Hugging Face folder that `path` is, or that the file `path` lies in; None if neither.
+    """Return the Hugging Face folder that `path` is, or that the file `path` lies in; None if
+    neither.
 
-    A JSON file in it, such as its config or its index, stands for the folder; a weight file is `chosen`.
+    A JSON file in it, such as its config or its index, stands for the folder; a weight file is
+    `chosen`.
     """
     if os.path.isdir(path):  # noqa: PTH112 - Path's own raises for a name that is too long
         return Folder(path)

@@ -83,7 +83,9 @@ GPT2 = Family(
         "num_attention_heads": "n_head",
     },
     # The first GPT-2 was written with matrices that are multiplied from the other side.
-    layouts=lambda _: dict.fromkeys(("attention.qkv", "attention.proj", "ff.up", "ff.down"), TRANSPOSED),
+    layouts=lambda _: dict.fromkeys(
+        ("attention.qkv", "attention.proj", "ff.up", "ff.down"), TRANSPOSED
+    ),
     ignored=r"\.attn\.(masked_)?bias$",  # the causal mask, saved by mistake
 )
 
@@ -131,7 +133,9 @@ def _write_gpt_neox(config: GPTConfig) -> dict[str, Any]:
 
 
 def _by_head(config: AnyConfig) -> Layout:
-    """GPT-NeoX keeps query, key and value of each head together; here are all queries, all keys, all values."""
+    """GPT-NeoX keeps query, key and value of each head together; here are all queries, all keys,
+    all values.
+    """
     heads, size = config.heads, config.head_size
     return Layout(
         lambda array: array.reshape(heads, 3, size, -1).swapaxes(0, 1).reshape(array.shape),

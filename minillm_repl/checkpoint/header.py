@@ -19,19 +19,23 @@ from minillm_repl.safetext import safe_line
 
 FORMAT, VERSION = "minillm", 1
 
-LONGEST_HEADER = 16 << 20  # bytes; a checkpoint with 10,000 tensors and a vocabulary of 100,000 needs a tenth of it
+# bytes; a checkpoint with 10,000 tensors and a vocabulary of 100,000 needs a tenth of it
+LONGEST_HEADER = 16 << 20
 _MOST_PARTS = 5_000_000  # of a JSON text; tokenizer.json of the largest vocabularies has 2 million
 _MOST_HEADER_PARTS = 100_000  # 12,000 tensors
 _MOST_DIMENSIONS, _DEEPEST = 8, 64
 
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # never fails, or many would take for ever
+# never fails, or many would take for ever
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _BRACKET = re.compile(r"[\[\]{}]")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
-    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(
+        ("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8
+    ),
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
     "F4": 4,
 }
@@ -39,7 +43,9 @@ _BITS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor in a file: what it is, and where its bytes begin, counted from the start of the file."""
+    """One tensor in a file: what it is, and where its bytes begin, counted from the start of the
+    file.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -67,11 +73,15 @@ def read_header(path: Path) -> Header:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading; a directory, FIFO or device is refused without being waited for."""
+    """Open a regular file for reading; a directory, FIFO or device is refused without being
+    waited for.
+    """
     name = safe_line(str(path))
     try:
         # Not blocking, or a FIFO without a writer would hang us before we can see that it is one.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        descriptor = os.open(
+            path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        )
     except OSError as error:
         if isinstance(error, FileNotFoundError) and path.is_symlink():
             raise UserError(
@@ -93,7 +103,12 @@ def open_regular(path: Path) -> BinaryIO:
 
 def _kind(mode: int) -> str:
     device = _("a device")
-    kinds = {stat.S_IFDIR: _("a folder"), stat.S_IFIFO: _("a FIFO"), stat.S_IFCHR: device, stat.S_IFBLK: device}
+    kinds = {
+        stat.S_IFDIR: _("a folder"),
+        stat.S_IFIFO: _("a FIFO"),
+        stat.S_IFCHR: device,
+        stat.S_IFBLK: device,
+    }
     return kinds.get(stat.S_IFMT(mode), _("a special file"))
 
 
@@ -103,7 +118,10 @@ def is_native(header: Header) -> bool:
 
 
 def config_of(header: Header, name: str) -> AnyConfig:
-    """Return the sizes that a native checkpoint says it has. Raises UserError, also for another format version."""
+    """Return the sizes that a native checkpoint says it has.
+
+    Raises UserError, also for another format version.
+    """
     version = header.metadata.get("version", "")
     if version != str(VERSION):
         raise UserError(
@@ -124,7 +142,9 @@ def field_of(header: Header, field: str, name: str) -> Any:
     """Return a JSON field of the metadata. Raises UserError if it is missing or not JSON."""
     if field not in header.metadata:
         raise UserError(_("{name} has no {field!r} in its metadata", name=name, field=field))
-    return parse_json(header.metadata[field], _("{field!r} in the metadata of {name}", field=field, name=name))
+    return parse_json(
+        header.metadata[field], _("{field!r} in the metadata of {name}", field=field, name=name)
+    )
 
 
 def header_in(file: BinaryIO, path: Path) -> Header:
@@ -136,13 +156,16 @@ def header_in(file: BinaryIO, path: Path) -> Header:
     length = int.from_bytes(head[:8], "little")
     if length > min(size - 8, LONGEST_HEADER) or head[8:9] != b"{":
         kind = kind_of(head) or (
-            _("a text and no checkpoint; `:train FILE new` makes a model of it") if is_text(head) else ""
+            _("a text and no checkpoint; `:train FILE new` makes a model of it")
+            if is_text(head)
+            else ""
         )
         raise UserError(
             _("{name} is {kind}", name=name, kind=kind)
             if kind
             else _(
-                "{name} is not a safetensors file: a header of {length:,} bytes in a file of {size:,}",
+                "{name} is not a safetensors file: a header of {length:,} bytes in a file of "
+                "{size:,}",
                 name=name,
                 length=length,
                 size=size,
@@ -153,16 +176,24 @@ def header_in(file: BinaryIO, path: Path) -> Header:
     if not isinstance(data, dict):
         raise UserError(_("the header of {name} is not a JSON object", name=name))
     metadata = data.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+    if not isinstance(metadata, dict) or not all(
+        isinstance(text, str) for text in metadata.values()
+    ):
         raise UserError(_("__metadata__ of {name} must map names to strings", name=name))
-    tensors = {tensor: _entry(tensor, described, 8 + length, name) for tensor, described in data.items()}
+    tensors = {
+        tensor: _entry(tensor, described, 8 + length, name) for tensor, described in data.items()
+    }
     _check_places(list(tensors.values()), 8 + length, size, name)
     return Header(path, metadata, tensors)
 
 
 def _entry(tensor: str, described: Any, data: int, name: str) -> Entry:
     match described:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(stop)]} if (
+        case {
+            "dtype": str(dtype),
+            "shape": list(shape),
+            "data_offsets": [int(start), int(stop)],
+        } if (
             dtype in _BITS
             and len(shape) <= _MOST_DIMENSIONS
             and len(described) == 3
@@ -189,7 +220,8 @@ def _check_places(entries: list[Entry], start: int, size: int, name: str) -> Non
     if start != size:
         raise UserError(
             _(
-                "{name} has {size:,} bytes, but its tensors need {start:,}: it was cut short, or more follows",
+                "{name} has {size:,} bytes, but its tensors need {start:,}: it was cut "
+                "short, or more follows",
                 name=name,
                 size=size,
                 start=start,
@@ -198,7 +230,8 @@ def _check_places(entries: list[Entry], start: int, size: int, name: str) -> Non
 
 
 def parse_json(data: bytes | str, what: str, most: int = _MOST_PARTS) -> Any:
-    """Parse JSON strictly: no duplicate keys, no NaN, no lone surrogates, no bottomless nesting, at most so many parts.
+    """Parse JSON strictly: no duplicate keys, no NaN, no lone surrogates, no bottomless nesting, at
+    most so many parts.
 
     Raises UserError naming `what`.
     """
@@ -222,8 +255,11 @@ def parse_json(data: bytes | str, what: str, most: int = _MOST_PARTS) -> Any:
 
 
 def _check_extent(text: str, most: int) -> None:
-    """Raise ValueError if a JSON text has too many parts, or too deep ones: each takes far more memory than text."""
-    bare, strings = _STRING.subn("", text, count=2 * most + 1)  # a part is at most a key and its text
+    """Raise ValueError if a JSON text has too many parts, or too deep ones: each takes far more
+    memory than text.
+    """
+    # a part is at most a key and its text
+    bare, strings = _STRING.subn("", text, count=2 * most + 1)
     opened = bare.count("[") + bare.count("{")
     if strings > 2 * most or opened + bare.count(",") > most:
         raise ValueError(_("it has more than {most:,} parts", most=most))

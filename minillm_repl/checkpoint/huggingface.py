@@ -1,4 +1,6 @@
-"""Hugging Face folders: opened without the `transformers` library, and written so that it opens them."""
+"""Hugging Face folders: opened without the `transformers` library, and written so that it opens
+them.
+"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,7 +18,14 @@ from minillm_repl.checkpoint.folder import CONFIG, WEIGHTS, Folder
 from minillm_repl.checkpoint.gpt_families import GPT2
 from minillm_repl.checkpoint.names import SUFFIX
 from minillm_repl.checkpoint.recipe import Reading
-from minillm_repl.checkpoint.tokenizer_files import SETTINGS, TEMPLATE, TOKENIZER, read_chat, read_end, read_tokenizer
+from minillm_repl.checkpoint.tokenizer_files import (
+    SETTINGS,
+    TEMPLATE,
+    TOKENIZER,
+    read_chat,
+    read_end,
+    read_tokenizer,
+)
 from minillm_repl.checkpoint.weights import (
     Array,
     Place,
@@ -52,11 +61,14 @@ def checkpoint(folder: Folder, how: Reading) -> Checkpoint:
     chat, end = read_chat(folder), read_end(folder, config, tokenizer)
     tensors = read_weights(recipe, found, folder.name, how)
     notes = (*folder.notes, *notes, *_left_out(folder, unused))
-    return Checkpoint(config, tokenizer, tensors, path=folder.path, chat=chat, end=end, recipe=recipe, notes=notes)
+    return Checkpoint(
+        config, tokenizer, tensors, path=folder.path, chat=chat, end=end, recipe=recipe, notes=notes
+    )
 
 
 def _tied(folder: Folder, found: Mapping[str, Place]) -> tuple[AnyConfig, tuple[str, ...]]:
-    """Return the config, not tied if the file has an output head that differs, and what the user is told of that.
+    """Return the config, not tied if the file has an output head that differs, and what the user is
+    told of that.
 
     Raises UserError for a model without a head.
     """
@@ -65,20 +77,31 @@ def _tied(folder: Folder, found: Mapping[str, Place]) -> tuple[AnyConfig, tuple[
     if not config.tied and head not in found and embedding in found:
         kind = foreign.headless(folder.config_fields)
         raise UserError(
-            _("{name} is {kind} and lacks the tensor {tensor}", name=folder.name, kind=kind, tensor=head)
+            _(
+                "{name} is {kind} and lacks the tensor {tensor}",
+                name=folder.name,
+                kind=kind,
+                tensor=head,
+            )
             if kind
             else _(
-                "{name} lacks the tensor {tensor}, its output head; a model whose head is its embedding says so in"
+                "{name} lacks the tensor {tensor}, its output head; a model whose head is "
+                "its embedding says so in"
                 " {config}: tie_word_embeddings",
                 name=folder.name,
                 tensor=head,
                 config=CONFIG,
             )
         )
-    if not config.tied or not {embedding, head} <= set(found) or equal(found[embedding], found[head], folder.name):
+    if (
+        not config.tied
+        or not {embedding, head} <= set(found)
+        or equal(found[embedding], found[head], folder.name)
+    ):
         return config, ()
     note = _(
-        "{config} says that the output head is the embedding, but the file has another, {head}: it is used",
+        "{config} says that the output head is the embedding, but the file has another, "
+        "{head}: it is used",
         config=CONFIG,
         head=head,
     )
@@ -100,24 +123,30 @@ def _left_out(folder: Folder, unused: list[str]) -> tuple[str, ...]:
     )
 
 
-def save(checkpoint: Checkpoint, path: Path, interrupted: Callable[[], bool] = lambda: False) -> Checkpoint:
-    """Write a folder that the `transformers` library opens with equal logits, and return what lies there.
+def save(
+    checkpoint: Checkpoint, path: Path, interrupted: Callable[[], bool] = lambda: False
+) -> Checkpoint:
+    """Write a folder that the `transformers` library opens with equal logits, and return what lies
+    there.
 
-    It is whole or not there; a folder that is there already is written to only if it holds a model of the very same
-    kind and sizes. Raises UserError, also when interrupted.
+    It is whole or not there; a folder that is there already is written to only if it holds a model
+    of the very same kind and sizes. Raises UserError, also when interrupted.
     """
     config, tensors = checkpoint.config, checkpoint.tensors
     family = family_of(config)
     if family is None and not isinstance(config, GPTConfig):
         raise UserError(
             _(
-                "no family of the transformers library is like this model: save a file, `:save NAME{suffix}`",
+                "no family of the transformers library is like this model: save a file, "
+                "`:save NAME{suffix}`",
                 suffix=SUFFIX,
             )
         )
     if family is None:
         assert isinstance(config, GPTConfig)
-        config, tensors = _as_gpt2(config, {name: array.astype(np.float32) for name, array in tensors.items()})
+        config, tensors = _as_gpt2(
+            config, {name: array.astype(np.float32) for name, array in tensors.items()}
+        )
         family = GPT2
     described = {
         "model_type": family.model_type,
@@ -135,7 +164,9 @@ def save(checkpoint: Checkpoint, path: Path, interrupted: Callable[[], bool] = l
     weights = packed(taken_apart(family.recipe(config), tensors), {"format": "pt"})
     if (path / CONFIG).exists():
         if Folder(path).text(CONFIG) != files[CONFIG].decode():
-            raise UserError(_("{path} holds another model; save under another name", path=safe_line(str(path))))
+            raise UserError(
+                _("{path} holds another model; save under another name", path=safe_line(str(path)))
+            )
         write_atomically(path / WEIGHTS, *weights, interrupted=interrupted)
     else:
         parts = {name: [data] for name, data in files.items()}
@@ -151,7 +182,11 @@ def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
         description, roles = tokenizer.description, tokenizer.names
     else:
         return {}  # token ids need none
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **roles}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        **roles,
+    }
     files = {TOKENIZER: _json(description), SETTINGS: _json(settings)}
     if checkpoint.chat is not None:
         files[TEMPLATE] = checkpoint.chat.source.encode()
@@ -163,11 +198,12 @@ def _json(data: Any) -> bytes:
 
 
 def _as_gpt2(config: GPTConfig, tensors: Tensors) -> tuple[GPTConfig, dict[str, Array]]:
-    """Return the same function in the shape of GPT-2, which has biases on its queries but none on its head.
+    """Return the same function in the shape of GPT-2, which has biases on its queries but none on
+    its head.
 
-    To carry the head's bias, the stream is doubled: its second half is a copy, so that the norms divide by what they
-    divided by before. Nothing reads the copy but the last norm, which makes one number of it 1: the head's bias is the
-    weight of that number.
+    To carry the head's bias, the stream is doubled: its second half is a copy, so that the norms
+    divide by what they divided by before. Nothing reads the copy but the last norm, which makes one
+    number of it 1: the head's bias is the weight of that number.
     """
     width = config.width
     zeros = np.zeros(3 * width, np.float32)
@@ -180,12 +216,18 @@ def _as_gpt2(config: GPTConfig, tensors: Tensors) -> tuple[GPTConfig, dict[str, 
 
     def heads(array: Array) -> Array:  # as many heads again, which find nothing
         parts = array.reshape(3, width, -1)
-        return np.concatenate([parts, np.zeros_like(parts)], axis=1).reshape(6 * width, *array.shape[1:])
+        return np.concatenate([parts, np.zeros_like(parts)], axis=1).reshape(
+            6 * width, *array.shape[1:]
+        )
 
     doubled: dict[str, Array] = {}
     for name, shape in replace(config, qkv_bias=True).shapes():
         array = tensors[name] if name in tensors else zeros[: shape[0]]
-        stem = name.split(".", 2)[-1].rpartition(".")[0] if name.startswith("blocks.") else name.rpartition(".")[0]
+        stem = (
+            name.split(".", 2)[-1].rpartition(".")[0]
+            if name.startswith("blocks.")
+            else name.rpartition(".")[0]
+        )
         match stem:
             case "token_embedding" | "position_embedding":
                 array = twice(array.T).T
@@ -207,6 +249,12 @@ def _as_gpt2(config: GPTConfig, tensors: Tensors) -> tuple[GPTConfig, dict[str, 
         doubled["lm_head.weight"][:, width] = tensors["lm_head.bias"]
     hidden = config.ff_width
     wide = replace(
-        config, width=2 * width, heads=2 * config.heads, hidden=hidden, qkv_bias=True, head_bias=False, tied=False
+        config,
+        width=2 * width,
+        heads=2 * config.heads,
+        hidden=hidden,
+        qkv_bias=True,
+        head_bias=False,
+        tied=False,
     )
     return wide, doubled

@@ -11,8 +11,13 @@ _BEGINNINGS = {
     POINTER: N_("a Git LFS pointer: `git lfs pull` fetches the file it stands for"),
     b"GGUF": N_("a GGUF file, which is llama.cpp's; look for .safetensors"),
     **dict.fromkeys((b"GGML", b"lmgg", b"fmgg", b"tjgg"), _GGML),
-    **{bytes([8, version, 18]): N_("an ONNX file; look for .safetensors") for version in range(3, 16)},
-    b"PK\x03\x04": N_("a ZIP archive, as PyTorch's own files are, which can run code: it is not opened"),
+    **{
+        bytes([8, version, 18]): N_("an ONNX file; look for .safetensors")
+        for version in range(3, 16)
+    },
+    b"PK\x03\x04": N_(
+        "a ZIP archive, as PyTorch's own files are, which can run code: it is not opened"
+    ),
     b"\x1f\x8b": N_("compressed (gzip); unpack it first"),
     b"\x28\xb5\x2f\xfd": N_("compressed (Zstandard); unpack it first"),
     b"\xfd7zXZ\x00": N_("compressed (xz); unpack it first"),
@@ -27,18 +32,30 @@ _PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")
 
 
 def kind_of(head: bytes) -> str:
-    """Return what a file is that begins with `head`, as words after `NAME is`; empty if it is nothing known."""
+    """Return what a file is that begins with `head`, as words after `NAME is`; empty if it is
+    nothing known.
+    """
     if not head:
         return _("empty")
     for beginning, kind in _BEGINNINGS.items():
         if head.startswith(beginning):
             return _(kind)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return _("a web page: what was downloaded is not the file itself") if text.startswith(_PAGES) else ""
+    return (
+        _("a web page: what was downloaded is not the file itself")
+        if text.startswith(_PAGES)
+        else ""
+    )
 
 
 def is_text(head: bytes) -> bool:
-    """Tell whether a file that begins with `head` is written in UTF-8; a character may be cut off at its end."""
+    """Tell whether a file that begins with `head` is written in UTF-8; a character may be cut
+    off at its end.
+    """
     text = head.decode("utf-8", "ignore")
     whole = len(head) - len(text.encode()) < 4
-    return whole and bool(text) and all(letter.isprintable() or letter in "\t\n\f\r" for letter in text)
+    return (
+        whole
+        and bool(text)
+        and all(letter.isprintable() or letter in "\t\n\f\r" for letter in text)
+    )

@@ -16,7 +16,9 @@ from minillm_repl.model.config import LlamaConfig
 
 def _read_llama(fields: Fields) -> LlamaConfig:
     bias = fields.flag("attention_bias")
-    return replace(_read_common(fields), qkv_bias=bias, out_bias=bias, ff_bias=fields.flag("mlp_bias"))
+    return replace(
+        _read_common(fields), qkv_bias=bias, out_bias=bias, ff_bias=fields.flag("mlp_bias")
+    )
 
 
 def _read_mistral(fields: Fields) -> LlamaConfig:
@@ -31,7 +33,13 @@ def _read_qwen2(fields: Fields) -> LlamaConfig:
 
 def _read_qwen3(fields: Fields) -> LlamaConfig:
     bias = fields.flag("attention_bias")
-    return replace(_read_common(fields), qkv_bias=bias, out_bias=bias, qk_norm=True, windows=_late_windows(fields))
+    return replace(
+        _read_common(fields),
+        qkv_bias=bias,
+        out_bias=bias,
+        qk_norm=True,
+        windows=_late_windows(fields),
+    )
 
 
 def _read_common(fields: Fields) -> LlamaConfig:
@@ -57,19 +65,25 @@ def _late_windows(fields: Fields) -> tuple[int, ...]:
     window = fields.whole("sliding_window", 0) if fields.flag("use_sliding_window") else 0
     first = fields.whole("max_window_layers")
     return _windows(
-        fields, window, [window > 0 and layer >= first for layer in range(fields.whole("num_hidden_layers"))]
+        fields,
+        window,
+        [window > 0 and layer >= first for layer in range(fields.whole("num_hidden_layers"))],
     )
 
 
 def _windows(fields: Fields, window: int, usual: list[bool]) -> tuple[int, ...]:
-    """Return how far each layer sees: as `layer_types` says, else those that usually do only the window.
+    """Return how far each layer sees: as `layer_types` says, else those that usually do only the
+    window.
 
     Raises UserError.
     """
     slides = [kind == SLIDING for kind in fields.layer_types(len(usual))] or usual
     if any(slides) and not window:
         raise UserError(
-            _("layer_types has {kind}, but use_sliding_window and sliding_window name no window", kind=SLIDING)
+            _(
+                "layer_types has {kind}, but use_sliding_window and sliding_window name no window",
+                kind=SLIDING,
+            )
         )
     return tuple(window if sliding else 0 for sliding in slides) if any(slides) else ()
 
@@ -149,7 +163,11 @@ _QWEN3_DEFAULTS = _QWEN2_DEFAULTS | {"head_dim": 128}
 
 
 def _like_llama(
-    model_type: str, title: str, architecture: str, read: Callable[[Fields], LlamaConfig], defaults: Mapping[str, Any]
+    model_type: str,
+    title: str,
+    architecture: str,
+    read: Callable[[Fields], LlamaConfig],
+    defaults: Mapping[str, Any],
 ) -> Family:
     return Family(
         model_type,

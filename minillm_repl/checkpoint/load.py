@@ -25,11 +25,13 @@ def load(
     *,
     nonfinite: bool = False,
 ) -> Checkpoint:
-    """Read a native checkpoint, a Hugging Face folder or a file in one, or the bare state dict of the note's program.
+    """Read a native checkpoint, a Hugging Face folder or a file in one, or the bare state dict of
+    the note's program.
 
-    `vocabulary` serves a file that has none of its own; `dtype` is float32, bfloat16, float16, or auto for what is in
-    the file; `nonfinite` takes weights that are infinite or no numbers too. Raises UserError that names the file, what
-    was expected and what was found; nothing in it is trusted, and nothing in it is run.
+    `vocabulary` serves a file that has none of its own; `dtype` is float32, bfloat16, float16, or
+    auto for what is in the file; `nonfinite` takes weights that are infinite or no numbers too.
+    Raises UserError that names the file, what was expected and what was found; nothing in it is
+    trusted, and nothing in it is run.
     """
     checkpoint = _load(path, vocabulary, Reading(dtype, nonfinite, progress))
     return dataclasses.replace(checkpoint, on_disk=dtype in ("auto", "float32"))
@@ -71,8 +73,10 @@ def _load(path: Path, vocabulary: Tokenizer | None, how: Reading) -> Checkpoint:
         )
     raise UserError(
         _(
-            "{name} holds neither a minillm checkpoint (metadata format = {format}) nor the study note's"
-            " state dict (tensors blocks.0.attention.heads.0.…), and no config.json lies beside it; its"
+            "{name} holds neither a minillm checkpoint (metadata format = {format}) nor the "
+            "study note's"
+            " state dict (tensors blocks.0.attention.heads.0.…), and no config.json lies "
+            "beside it; its"
             " first tensors of {count}: {tensors:.120}",
             name=name,
             format=FORMAT,
@@ -83,5 +87,8 @@ def _load(path: Path, vocabulary: Tokenizer | None, how: Reading) -> Checkpoint:
 
 
 def read_vocabulary(path: Path, written: Written | None = None) -> CharacterTokenizer:
-    """Make the vocabulary of a text file, for a checkpoint that came without one. Raises UserError."""
+    """Make the vocabulary of a text file, for a checkpoint that came without one.
+
+    Raises UserError.
+    """
     return CharacterTokenizer.from_corpus(read_text(path, written))

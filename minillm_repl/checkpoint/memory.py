@@ -6,7 +6,8 @@ from pathlib import Path
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 
-_GROUP = Path("/sys/fs/cgroup")  # inside a container, its own limits lie here: version 2, then version 1
+# inside a container, its own limits lie here: version 2, then version 1
+_GROUP = Path("/sys/fs/cgroup")
 _LIMITS = (
     (_GROUP / "memory.max", _GROUP / "memory.current", _GROUP / "memory.stat"),
     *((group / "memory.limit_in_bytes", group / "memory.usage_in_bytes", group / "memory.stat")
@@ -15,13 +16,16 @@ _LIMITS = (
 
 
 def available() -> int | None:
-    """Return how many bytes a program may take before the system must take some from others; None if unknown."""
+    """Return how many bytes a program may take before the system must take some from others;
+    None if unknown.
+    """
     known = []
     with suppress(OSError, ValueError, KeyError):
         known.append(_fields("/proc/meminfo")["MemAvailable:"] * 1024)
     for limit, usage, statistics in _LIMITS:
         with suppress(OSError, ValueError, KeyError):  # `max` is no number, and no limit
-            cached = _fields(statistics).get("inactive_file", 0)  # what has been read from disks is given up at once
+            # what has been read from disks is given up at once
+            cached = _fields(statistics).get("inactive_file", 0)
             known.append(max(0, int(limit.read_text()) - int(usage.read_text()) + cached))
     return min(known, default=None)
 

@@ -1,4 +1,6 @@
-"""Where a checkpoint named by the user lies: at a path, with the program, or in Hugging Face's cache."""
+"""Where a checkpoint named by the user lies: at a path, with the program, or in Hugging Face's
+cache.
+"""
 
 import os
 import re
@@ -12,7 +14,8 @@ from minillm_repl.checkpoint.header import open_regular
 from minillm_repl.errors import UserError
 
 SUFFIX = ".safetensors"
-DEFAULT, FIRST = "hangul", "nalssi"  # the shipped model that opens when none is named, and that of the lessons
+# the shipped model that opens when none is named, and that of the lessons
+DEFAULT, FIRST = "hangul", "nalssi"
 _CACHED = re.compile(r"models--(?:(?P<owner>[\w.-]+?)--)?(?P<model>[\w.-]+)", re.ASCII)
 _COMMIT = re.compile(rb"\w[\w.-]{0,199}", re.ASCII)
 _OTHERS = re.compile(  # endings that say that a file is of another format
@@ -23,7 +26,9 @@ _OTHERS = re.compile(  # endings that say that a file is of another format
 
 
 def shipped_folder() -> Path:
-    """Return the folder of the shipped checkpoints: inside the package when installed, beside it in a source tree."""
+    """Return the folder of the shipped checkpoints: inside the package when installed, beside it
+    in a source tree.
+    """
     package = Path(__file__).resolve().parent.parent
     inside = package / "models"
     return inside if inside.is_dir() else package.parent / "models"
@@ -35,7 +40,9 @@ def shipped() -> list[str]:
 
 
 def cached() -> dict[str, Path]:
-    """Return the models in Hugging Face's cache that have a config: `owner/model`, or `model` -> folder. Only looks."""
+    """Return the models in Hugging Face's cache that have a config: `owner/model`, or `model` ->
+    folder. Only looks.
+    """
     return {name: folder for name, folder in _in_cache().items() if there(folder / "config.json")}
 
 
@@ -52,7 +59,9 @@ def _in_cache() -> dict[str, Path]:
 
 
 def _snapshot(folder: Path) -> Path | None:
-    """Return the version of a model that its `main` branch names, else the newest that is there; None if none is."""
+    """Return the version of a model that its `main` branch names, else the newest that is there;
+    None if none is.
+    """
     configs = sorted(folder.glob("snapshots/*/config.json"), key=lambda file: file.lstat().st_mtime)
     try:
         with open_regular(folder / "refs" / "main") as file:
@@ -64,13 +73,16 @@ def _snapshot(folder: Path) -> Path | None:
 
 
 def _name_in_cache(folder: Path) -> str:
-    """Return the name of the model that a folder of the cache is for; empty if it is none of these."""
+    """Return the name of the model that a folder of the cache is for; empty if it is none of
+    these.
+    """
     match = _CACHED.fullmatch(folder.name)
     return "/".join(part for part in match.groups() if part) if match else ""
 
 
 def find(name: str) -> Path:
-    """Return what `name` means: a file, one less its ending, a model's folder, a shipped or cached model.
+    """Return what `name` means: a file, one less its ending, a model's folder, a shipped or cached
+    model.
 
     If it means none of these, it is the path as given.
     """
@@ -85,8 +97,14 @@ def find(name: str) -> Path:
 
 
 def title(path: Path) -> str:
-    """Return what to call a checkpoint: the file's name less its ending, or the model's folder or name in the cache."""
-    folder = path.parent if path.suffix in (SUFFIX, ".json") and there(path.parent / "config.json") else path
+    """Return what to call a checkpoint: the file's name less its ending, or the model's folder
+    or name in the cache.
+    """
+    folder = (
+        path.parent
+        if path.suffix in (SUFFIX, ".json") and there(path.parent / "config.json")
+        else path
+    )
     real = folder if folder.parent.name == "snapshots" else _real(folder)
     if real.parent.name == "snapshots" and _name_in_cache(real.parent.parent):
         return _name_in_cache(real.parent.parent)
@@ -96,7 +114,8 @@ def title(path: Path) -> str:
 def user_path(text: str) -> Path:
     r"""Return a path as the user wrote it, or a terminal pasted it.
 
-    `~` means their home; quotes, `\ ` for a space, and `file://` are no part of it unless a file has that name.
+    `~` means their home; quotes, `\ ` for a space, and `file://` are no part of it unless a file
+    has that name.
     """
     if not there(Path(text)):
         text = _pasted(text.strip())
@@ -104,7 +123,9 @@ def user_path(text: str) -> Path:
 
 
 def _expanded(text: str) -> str:
-    """Return a path with `~` and `~name` expanded where such a user can be looked up; a NUL byte is in nobody's name."""
+    """Return a path with `~` and `~name` expanded where such a user can be looked up; a NUL byte
+    is in nobody's name.
+    """
     return text if "\0" in text else os.path.expanduser(text)  # noqa: PTH111 - Path's own raises for an unknown user
 
 
@@ -124,7 +145,9 @@ def _pasted(text: str) -> str:
 
 
 def _as_spelt(path: Path) -> Path:
-    """Return a path with each name as the disk spells it: a Mac writes letters in parts (NFD), a keyboard does not."""
+    """Return a path with each name as the disk spells it: a Mac writes letters in parts (NFD), a
+    keyboard does not.
+    """
     if str(path).isascii():
         return path
     found = Path()
@@ -151,7 +174,9 @@ def there(path: Path) -> bool:
 
 
 def is_shipped(path: Path | None) -> bool:
-    """Tell whether a path lies in the folder of the shipped checkpoints, which is not the user's to overwrite."""
+    """Tell whether a path lies in the folder of the shipped checkpoints, which is not the user's
+    to overwrite.
+    """
     return path is not None and _real(path).parent == shipped_folder()
 
 

@@ -1,4 +1,6 @@
-"""The native checkpoint: weights, sizes, vocabulary and training record in one safetensors file (docs/format.md)."""
+"""The native checkpoint: weights, sizes, vocabulary and training record in one safetensors file
+(docs/format.md).
+"""
 
 import dataclasses
 import json
@@ -9,7 +11,15 @@ from typing import Any
 
 from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint, TrainingRecord
-from minillm_repl.checkpoint.header import FORMAT, VERSION, Header, config_of, field_of, header_in, open_regular
+from minillm_repl.checkpoint.header import (
+    FORMAT,
+    VERSION,
+    Header,
+    config_of,
+    field_of,
+    header_in,
+    open_regular,
+)
 from minillm_repl.checkpoint.names import SUFFIX, of_another_format
 from minillm_repl.checkpoint.recipe import Piece, Reading, Recipe
 from minillm_repl.checkpoint.weights import check, packed, read_weights
@@ -20,10 +30,17 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.read import tokenizer_from_json
 
 
-def save(checkpoint: Checkpoint, path: Path, interrupted: Callable[[], bool] = lambda: False) -> Checkpoint:
-    """Write the checkpoint to `path`, atomically, and return it as the one that lies there. Raises UserError."""
+def save(
+    checkpoint: Checkpoint, path: Path, interrupted: Callable[[], bool] = lambda: False
+) -> Checkpoint:
+    """Write the checkpoint to `path`, atomically, and return it as the one that lies there.
+
+    Raises UserError.
+    """
     check_replaceable(path)
-    write_atomically(path, *packed(checkpoint.tensors, described(checkpoint)), interrupted=interrupted)
+    write_atomically(
+        path, *packed(checkpoint.tensors, described(checkpoint)), interrupted=interrupted
+    )
     return dataclasses.replace(checkpoint, path=path, recipe=None, on_disk=True)
 
 
@@ -36,7 +53,9 @@ def described(checkpoint: Checkpoint) -> dict[str, str]:
         "tokenizer": json.dumps(checkpoint.tokenizer.to_json(), ensure_ascii=False),
     }
     if checkpoint.training is not None:
-        metadata["training"] = json.dumps(dataclasses.asdict(checkpoint.training), ensure_ascii=False)
+        metadata["training"] = json.dumps(
+            dataclasses.asdict(checkpoint.training), ensure_ascii=False
+        )
     if checkpoint.chat is not None:
         metadata["chat"] = json.dumps(dataclasses.asdict(checkpoint.chat), ensure_ascii=False)
     if checkpoint.end:
@@ -45,7 +64,9 @@ def described(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise UserError for a name of another format, and for what lies at `path` if it is no safetensors file."""
+    """Raise UserError for a name of another format, and for what lies at `path` if it is no
+    safetensors file.
+    """
     if os.path.isfile(path) and path.stat().st_size:  # noqa: PTH113 - Path's own raises for a name that is too long
         with open_regular(path) as file:
             try:
@@ -53,12 +74,16 @@ def check_replaceable(path: Path) -> None:
             except UserError:
                 named = safe_line(str(path))
                 raise UserError(
-                    _("{name} is there and is not a checkpoint; save under another name", name=named)
+                    _(
+                        "{name} is there and is not a checkpoint; save under another name",
+                        name=named,
+                    )
                 ) from None
     if of_another_format(path):
         raise UserError(
             _(
-                "{name}: what is saved is a safetensors file, not {ending}: name it {stem}{suffix}, or {stem}/ for a"
+                "{name}: what is saved is a safetensors file, not {ending}: name it "
+                "{stem}{suffix}, or {stem}/ for a"
                 " folder that the transformers library opens",
                 name=safe_line(str(path)),
                 ending=safe_line(path.suffix),
@@ -74,13 +99,18 @@ def checkpoint(header: Header, name: str, how: Reading) -> Checkpoint:
     Raises UserError that says what was expected and what was found.
     """
     described = description(header, name)
-    recipe = Recipe({tensor: (Piece(tensor, shape),) for tensor, shape in described.config.shapes()})
+    recipe = Recipe(
+        {tensor: (Piece(tensor, shape),) for tensor, shape in described.config.shapes()}
+    )
     found = check(recipe, [header], name)
     return dataclasses.replace(described, tensors=read_weights(recipe, found, name, how))
 
 
 def description(header: Header, name: str) -> Checkpoint:
-    """Return what the metadata of a file says of a checkpoint, without its weights. Raises UserError."""
+    """Return what the metadata of a file says of a checkpoint, without its weights.
+
+    Raises UserError.
+    """
     config = config_of(header, name)
     try:
         tokenizer = tokenizer_from_json(field_of(header, "tokenizer", name))
@@ -103,14 +133,18 @@ def description(header: Header, name: str) -> Checkpoint:
 
 def _chat(header: Header, name: str) -> ChatTemplate:
     match field_of(header, "chat", name):
-        case {"source": str(source), "variables": dict(variables)} if all(map(_is_text, variables.values())):
+        case {"source": str(source), "variables": dict(variables)} if all(
+            map(_is_text, variables.values())
+        ):
             return ChatTemplate(source, variables)
     raise UserError(_("the chat template of {name} is not one; see docs/format.md", name=name))
 
 
 def _end(header: Header, name: str, config: AnyConfig) -> tuple[int, ...]:
     end = field_of(header, "end", name)
-    if not isinstance(end, list) or not all(type(token) is int and 0 <= token < config.vocab for token in end):
+    if not isinstance(end, list) or not all(
+        type(token) is int and 0 <= token < config.vocab for token in end
+    ):
         raise UserError(_("the end tokens of {name} are not a list of token ids", name=name))
     return tuple(end)
 
@@ -137,12 +171,27 @@ def training_of(header: Header, name: str) -> TrainingRecord | None:
             and all(map(_is_text, versions.values()))
             and all(map(_is_point, (*curve, *val_curve)))
         ):
-            points, measured = (tuple((step, loss) for step, loss in each) for each in (curve, val_curve))
+            points, measured = (
+                tuple((step, loss) for step, loss in each) for each in (curve, val_curve)
+            )
             return TrainingRecord(
-                steps, tokens, train_loss, val_loss, corpus, corpus_sha256, seed, versions, points, measured
+                steps,
+                tokens,
+                train_loss,
+                val_loss,
+                corpus,
+                corpus_sha256,
+                seed,
+                versions,
+                points,
+                measured,
             )
     raise UserError(
-        _("the training record of {name} lacks a field or has one of the wrong kind; see docs/format.md", name=name)
+        _(
+            "the training record of {name} lacks a field or has one of the wrong kind; see "
+            "docs/format.md",
+            name=name,
+        )
     )
 
 
@@ -152,7 +201,9 @@ def _record(header: Header, name: str) -> dict[str, Any]:
 
 
 def _is_point(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and _is_count(value[0]) and _is_loss(value[1])
+    return (
+        isinstance(value, list) and len(value) == 2 and _is_count(value[0]) and _is_loss(value[1])
+    )
 
 
 def _is_count(value: Any) -> bool:

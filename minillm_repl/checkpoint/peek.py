@@ -1,4 +1,6 @@
-"""What a checkpoint says of its sizes, without reading it; needs no numpy, so that the first prompt need not wait."""
+"""What a checkpoint says of its sizes, without reading it; needs no numpy, so that the first
+prompt need not wait.
+"""
 
 import os
 from pathlib import Path
@@ -11,7 +13,8 @@ from minillm_repl.safetext import safe_line
 
 
 def read_config(path: Path) -> AnyConfig | None:
-    """Return the config of a native checkpoint or a Hugging Face folder; None for a file that keeps it to itself.
+    """Return the config of a native checkpoint or a Hugging Face folder; None for a file that keeps
+    it to itself.
 
     Raises UserError if it is no checkpoint.
     """
@@ -25,7 +28,9 @@ def read_config(path: Path) -> AnyConfig | None:
 
 
 def in_folder(path: Path) -> bool:
-    """Tell whether a path is a Hugging Face folder, or a file of one, which a native file must not replace."""
+    """Tell whether a path is a Hugging Face folder, or a file of one, which a native file must
+    not replace.
+    """
     folder = folder_at(path)
     if folder is None or not os.path.lexists(path):
         return False

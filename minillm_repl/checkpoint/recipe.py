@@ -1,4 +1,6 @@
-"""How the tensors of a file become those of a model, as a description; what carries it out is weights.py."""
+"""How the tensors of a file become those of a model, as a description; what carries it out is
+weights.py.
+"""
 
 import re
 from collections.abc import Callable, Mapping
@@ -11,7 +13,9 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Reading:
-    """How weights are wanted: as which numbers, whether any that are not finite are taken, and who is told."""
+    """How weights are wanted: as which numbers, whether any that are not finite are taken, and
+    who is told.
+    """
 
     dtype: str = "auto"  # float32, bfloat16, float16, or that of the file
     nonfinite: bool = False

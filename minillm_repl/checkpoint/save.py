@@ -9,9 +9,14 @@ from minillm_repl.checkpoint.checkpoint import Checkpoint
 
 
 def save(
-    checkpoint: Checkpoint, path: Path, *, folder: bool = False, interrupted: Callable[[], bool] = lambda: False
+    checkpoint: Checkpoint,
+    path: Path,
+    *,
+    folder: bool = False,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Checkpoint:
-    """Write a native file, or with `folder`, or where one is, a Hugging Face folder; return what lies there.
+    """Write a native file, or with `folder`, or where one is, a Hugging Face folder; return what
+    lies there.
 
     Raises UserError, with what was there before as it was, also when interrupted.
     """

@@ -1,4 +1,6 @@
-"""Unfinished files of a save, `.minillm-….tmp`: whoever writes one holds a lock on it that ends with the process."""
+"""Unfinished files of a save, `.minillm-….tmp`: whoever writes one holds a lock on it that ends
+with the process.
+"""
 
 import os
 import re
@@ -13,7 +15,8 @@ _NAME = re.compile(r"\.minillm-[0-9a-f]{16}\.tmp")
 
 @contextmanager
 def unfinished(folder: Path, make: Callable[[Path], None]) -> Iterator[Path]:
-    """Have an unfinished file or folder made in `folder`, and give its path; what is still there at the end is removed.
+    """Have an unfinished file or folder made in `folder`, and give its path; what is still there at
+    the end is removed.
 
     Raises OSError.
     """
@@ -31,7 +34,9 @@ def unfinished(folder: Path, make: Callable[[Path], None]) -> Iterator[Path]:
 
 
 def clear_abandoned(folder: Path) -> None:
-    """Remove what saves that were killed have left in a folder; what a living process writes stays."""
+    """Remove what saves that were killed have left in a folder; what a living process writes
+    stays.
+    """
     with suppress(OSError):
         for path in folder.iterdir():
             if _NAME.fullmatch(path.name):

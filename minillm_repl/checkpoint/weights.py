@@ -1,7 +1,9 @@
-"""Weights on their way from safetensors files to the model, and back: read straight to where they are wanted.
+"""Weights on their way from safetensors files to the model, and back: read straight to where they
+are wanted.
 
-The library's own reader keeps the file mapped, and a mapped file that is cut short later kills the process. Here the
-strictly read header (header.py) says where each tensor lies, and its bytes are read there and nowhere else.
+The library's own reader keeps the file mapped, and a mapped file that is cut short later kills the
+process. Here the strictly read header (header.py) says where each tensor lies, and its bytes are
+read there and nowhere else.
 """
 
 import json
@@ -43,7 +45,8 @@ _BY_NAME: dict[str, np.dtype[Any]] = {dtype.name: dtype for dtype in DTYPES.valu
 
 
 def check(recipe: Recipe, headers: Iterable[Header], name: str) -> dict[str, tuple[Path, Entry]]:
-    """Compare what the files say they hold with what the recipe needs; return where each tensor lies.
+    """Compare what the files say they hold with what the recipe needs; return where each tensor
+    lies.
 
     Raises UserError with the first difference.
     """
@@ -73,7 +76,9 @@ def check(recipe: Recipe, headers: Iterable[Header], name: str) -> dict[str, tup
                     found=entry.dtype,
                 )
             )
-    extra = sorted(tensor for tensor in set(found) - set(needed) if not recipe.ignored.search(tensor))
+    extra = sorted(
+        tensor for tensor in set(found) - set(needed) if not recipe.ignored.search(tensor)
+    )
     if extra:
         raise UserError(
             _(
@@ -91,13 +96,22 @@ def places(headers: Iterable[Header], name: str) -> dict[str, Place]:
     for header in headers:
         for tensor, entry in header.tensors.items():
             if tensor in found:
-                raise UserError(_("{name} holds the tensor {tensor:.80} twice", name=name, tensor=safe_line(tensor)))
+                raise UserError(
+                    _(
+                        "{name} holds the tensor {tensor:.80} twice",
+                        name=name,
+                        tensor=safe_line(tensor),
+                    )
+                )
             found[tensor] = header.path, entry
     return found
 
 
 def equal(first: Place, second: Place, name: str) -> bool:
-    """Tell whether two tensors hold the same numbers; a part of each is in memory at a time. Raises UserError."""
+    """Tell whether two tensors hold the same numbers; a part of each is in memory at a time.
+
+    Raises UserError.
+    """
     (path, one), (other_path, other) = first, second
     if one.shape != other.shape or not {one.dtype, other.dtype} <= set(_READ):
         return False
@@ -113,25 +127,32 @@ def equal(first: Place, second: Place, name: str) -> bool:
 
 
 def _same(one: Array, other: Array) -> bool:
-    """Tell whether two arrays hold the same numbers, be it as different kinds; most often it is the same bytes."""
+    """Tell whether two arrays hold the same numbers, be it as different kinds; most often it is
+    the same bytes.
+    """
     if one.dtype == other.dtype and np.array_equal(one.view(np.uint8), other.view(np.uint8)):
         return True
     return np.array_equal(one.astype(np.float64), other.astype(np.float64), equal_nan=True)
 
 
-def read_weights(recipe: Recipe, found: Mapping[str, Place], name: str, how: Reading) -> dict[str, Array]:
+def read_weights(
+    recipe: Recipe, found: Mapping[str, Place], name: str, how: Reading
+) -> dict[str, Array]:
     """Read all tensors of a recipe.
 
-    What needs no rearranging is read in place, so that the weights are in memory once. Raises UserError if there is
-    not enough memory for them, before any is taken, if the file is not what its header said, or, unless they are
-    wanted, for numbers that are not finite.
+    What needs no rearranging is read in place, so that the weights are in memory once. Raises
+    UserError if there is not enough memory for them, before any is taken, if the file is not what
+    its header said, or, unless they are wanted, for numbers that are not finite.
     """
     wanted = as_dtype(how.dtype, {entry.dtype for _, entry in found.values()})
     total, done = sum(entry.nbytes for _, entry in found.values()), 0
     check_room(sum(math.prod(entry.shape) for _, entry in found.values()) * wanted.itemsize, name)
     weights: dict[str, Array] = {}
     with ExitStack() as stack:
-        files = {path: stack.enter_context(open_regular(path)) for path in {path for path, _ in found.values()}}
+        files = {
+            path: stack.enter_context(open_regular(path))
+            for path in {path for path, _ in found.values()}
+        }
         for tensor, pieces in recipe.pieces.items():
             parts: list[Array] = []
             whole = _room(pieces, wanted)
@@ -144,15 +165,28 @@ def read_weights(recipe: Recipe, found: Mapping[str, Place], name: str, how: Rea
                 row += piece.shape[0]
                 done += entry.nbytes
                 how.progress(done / total)
-            joined = whole if whole is not None else np.concatenate(parts) if len(parts) > 1 else parts[0]
+            joined = (
+                whole
+                if whole is not None
+                else np.concatenate(parts)
+                if len(parts) > 1
+                else parts[0]
+            )
             weights[tensor] = np.ascontiguousarray(joined, dtype=wanted)
     return weights
 
 
 def _numbers(
-    file: BinaryIO, entry: Entry, wanted: np.dtype[Any], rows: Array | None, told: tuple[str, str, bool]
+    file: BinaryIO,
+    entry: Entry,
+    wanted: np.dtype[Any],
+    rows: Array | None,
+    told: tuple[str, str, bool],
 ) -> Array:
-    """Read a tensor as the numbers that are wanted, to `rows` if these are given. Raises UserError."""
+    """Read a tensor as the numbers that are wanted, to `rows` if these are given.
+
+    Raises UserError.
+    """
     tensor, name, nonfinite = told
     kind = _READ[entry.dtype]
     read = rows if rows is not None else np.empty(entry.shape, wanted)
@@ -177,7 +211,9 @@ def _numbers(
 
 
 def as_dtype(wanted: str, found: set[str]) -> np.dtype[Any]:
-    """Return the kind of numbers of that name; for `auto`, the one that holds all the kinds found in a file."""
+    """Return the kind of numbers of that name; for `auto`, the one that holds all the kinds
+    found in a file.
+    """
     if wanted != "auto":
         return _BY_NAME[wanted]
     only = found.pop() if len(found) == 1 else ""
@@ -185,7 +221,9 @@ def as_dtype(wanted: str, found: set[str]) -> np.dtype[Any]:
 
 
 def _room(pieces: tuple[Piece, ...], dtype: np.dtype[Any]) -> Array | None:
-    """Return memory for pieces that only have to be put one below the other; None where more is to be done."""
+    """Return memory for pieces that only have to be put one below the other; None where more is
+    to be done.
+    """
     if any(piece.layout is not AS_IS for piece in pieces):
         return None
     return np.empty((sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:]), dtype)
@@ -207,7 +245,8 @@ def _check_finite(array: Array, tensor: str, name: str) -> None:
     if not _finite(array):
         raise UserError(
             _(
-                "{name} is damaged: {tensor:.80} holds numbers that are not finite (--allow-nonfinite opens it anyway)",
+                "{name} is damaged: {tensor:.80} holds numbers that are not finite "
+                "(--allow-nonfinite opens it anyway)",
                 name=name,
                 tensor=safe_line(tensor),
             )
@@ -217,31 +256,45 @@ def _check_finite(array: Array, tensor: str, name: str) -> None:
 def _finite(array: Array) -> bool:
     """Tell whether all numbers are finite.
 
-    Of numbers of one sign, read as whole numbers, all finite ones come before infinity, and all NaN after it: two
-    maxima tell, which takes a seventh of the time that looking at each takes, and no memory.
+    Of numbers of one sign, read as whole numbers, all finite ones come before infinity, and all NaN
+    after it: two maxima tell, which takes a seventh of the time that looking at each takes, and no
+    memory.
     """
     bits = array.reshape(-1).view(f"u{array.itemsize}")
     above, below = np.array([np.inf, -np.inf], array.dtype).view(bits.dtype)
-    return not bits.size or bool(bits.view(f"i{array.itemsize}").max() < above and bits.max() < below)
+    return not bits.size or bool(
+        bits.view(f"i{array.itemsize}").max() < above and bits.max() < below
+    )
 
 
 def packed(tensors: Tensors, metadata: Mapping[str, str]) -> Parts:
-    """Return the parts of a safetensors file: its header, then the numbers of each tensor, as they lie in memory.
+    """Return the parts of a safetensors file: its header, then the numbers of each tensor, as they
+    lie in memory.
 
-    The library's own `save` copies all of them twice, and cannot be interrupted. Raises UserError if the text
-    is longer than a reader here takes.
+    The library's own `save` copies all of them twice, and cannot be interrupted. Raises UserError
+    if the text is longer than a reader here takes.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     parts, end = list[memoryview](), 0
-    for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):  # so that each is aligned
+    # so that each is aligned
+    for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):
         array = np.ascontiguousarray(tensors[name])
         parts.append(memoryview(array.reshape(-1).view(np.uint8)))  # type: ignore[arg-type]
         start, end = end, end + array.nbytes
-        header[name] = {"dtype": _NAMES[array.dtype], "shape": array.shape, "data_offsets": (start, end)}
+        header[name] = {
+            "dtype": _NAMES[array.dtype],
+            "shape": array.shape,
+            "data_offsets": (start, end),
+        }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > LONGEST_HEADER:
-        raise UserError(_("the vocabulary is too large for one file with the weights: save a folder, `:save NAME/`"))
+        raise UserError(
+            _(
+                "the vocabulary is too large for one file with the weights: save a folder, `:save "
+                "NAME/`"
+            )
+        )
     return [len(text).to_bytes(8, "little") + text, *parts]
 
 
@@ -251,14 +304,18 @@ def taken_apart(recipe: Recipe, tensors: Tensors) -> dict[str, Array]:
     for tensor, pieces in recipe.pieces.items():
         row = 0
         for piece in pieces:
-            rows = tensors[tensor][row : row + piece.shape[0]] if len(pieces) > 1 else tensors[tensor]
+            rows = (
+                tensors[tensor][row : row + piece.shape[0]] if len(pieces) > 1 else tensors[tensor]
+            )
             theirs[piece.name] = np.ascontiguousarray(piece.layout.there(rows))
             row += piece.shape[0]
     return theirs
 
 
 def place_in_file(recipe: Recipe, tensor: str, shape: Index, index: Index) -> tuple[str, Index]:
-    """Return which tensor of a file that follows the recipe holds a number of one of ours, and where in it."""
+    """Return which tensor of a file that follows the recipe holds a number of one of ours, and
+    where in it.
+    """
     marked = np.zeros(shape, np.bool_)
     marked[index] = True
     parts = taken_apart(Recipe({tensor: recipe.pieces[tensor]}), {tensor: marked})

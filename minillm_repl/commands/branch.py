@@ -22,13 +22,20 @@ class Branching:
     tokens: int = setting(20, whole(1, 10_000), "how long each way is at most", unit="tokens")
 
 
-@command("branch", ':branch N [tokens=20] ["TEXT"]|take N', aliases=("갈래",), words=("take", "tokens="), group="Talk")
+@command(
+    "branch",
+    ':branch N [tokens=20] ["TEXT"]|take N',
+    aliases=("갈래",),
+    words=("take", "tokens="),
+    group="Talk",
+)
 def branch(shell: Shell, argument: str) -> None:
     """Continue the text in several ways, and show them as a tree.
 
-    Each way is drawn as a completion would be, with a seed of its own; where they say the same, they share a stem.
-    The percentage of a piece is the product of its tokens' probabilities by the model's own softmax, after what is
-    before it; that after `=` is of a whole way. In a chat they are other answers to the last question.
+    Each way is drawn as a completion would be, with a seed of its own; where they say the same,
+    they share a stem. The percentage of a piece is the product of its tokens' probabilities by the
+    model's own softmax, after what is before it; that after `=` is of a whole way. In a chat they
+    are other answers to the last question.
     :branch take 2 goes on from the second way; `:undo` takes it back.
     """
     taken = re.fullmatch(r"take\s+(\d{1,9})", argument)
@@ -38,10 +45,14 @@ def branch(shell: Shell, argument: str) -> None:
     asked = Asked.of(argument)
     said, how = with_options(asked.words, Branching())
     if said.strip() and not re.fullmatch(r"\d{1,9}", said.strip()):
-        raise Misunderstood(_(":branch takes how many ways to go, such as 3, or `take` and the number of one"))
+        raise Misunderstood(
+            _(":branch takes how many ways to go, such as 3, or `take` and the number of one")
+        )
     ways = int(said) if said.strip() else 3
     if not 1 <= ways <= _MOST:
-        raise UserError(_(":branch takes a number from 1 to {most}, not {ways}", most=_MOST, ways=ways))
+        raise UserError(
+            _(":branch takes a number from 1 to {most}, not {ways}", most=_MOST, ways=ways)
+        )
     session, model = shell.session, shell.model()
     answered = bool(session.turns) and bool(session.turns[-1].asked) and not asked.text
     ids = list(session.turns[-1].given) if answered else text_ids(shell, model, asked.text)
@@ -54,7 +65,9 @@ def branch(shell: Shell, argument: str) -> None:
             max_tokens=how.tokens, stop=session.settings.stop, end=session.ends(model), interrupted=shell.interrupted,
         )  # fmt: skip
     session.ways_given, session.ways_seed = len(ids), view.seed + len(view.branches) - 1
-    session.ways = [[*ids, *(token.id for token in each.tokens[: each.said])] for each in view.branches]
+    session.ways = [
+        [*ids, *(token.id for token in each.tokens[: each.said])] for each in view.branches
+    ]
     show(shell, seen_as(view, model.seen(ids)), branches_picture, asked.output)
     if view.branches[-1].reason == "interrupt":
         shell.screen.note(_("stopped on the way: {n} of {ways}", n=len(view.branches), ways=ways))
@@ -66,9 +79,13 @@ def _take(shell: Shell, number: int) -> None:
     session, model = shell.session, shell.model()
     if not 1 <= number <= len(session.ways):
         if not session.ways:
-            raise UserError(_("there is no way {number}: `:branch 3` looks for some", number=number))
+            raise UserError(
+                _("there is no way {number}: `:branch 3` looks for some", number=number)
+            )
         count = len(session.ways)
-        raise UserError(_("there is no way {number}: they count from 1 to {count}", number=number, count=count))
+        raise UserError(
+            _("there is no way {number}: they count from 1 to {count}", number=number, count=count)
+        )
     way = list(session.ways[number - 1])
     given = list(session.turns[-1].given) if session.turns and session.turns[-1].asked else None
     if given and way[: len(given)] == given:

@@ -20,11 +20,13 @@ class Descent:
 def descent(shell: Shell, argument: str) -> None:
     """Take one step of gradient descent on a copy, by hand.
 
-    After each token of the text the model gives the one that does come next a probability p; −ln p is its loss there,
-    and the mean of these is what training makes smaller. The gradient of a weight is how much that mean grows per unit
-    that the weight does; the step takes rate × gradient off every weight, and all is measured again: `after`.
-    Below, the weight with the largest |gradient|, its tensor named as in the model's file; indices count from 0.
-    `:train` does this many times, with better steps. What is open, and what is changed in it, stays as it is.
+    After each token of the text the model gives the one that does come next a probability p; −ln p
+    is its loss there, and the mean of these is what training makes smaller. The gradient of a
+    weight is how much that mean grows per unit that the weight does; the step takes rate × gradient
+    off every weight, and all is measured again: `after`. Below, the weight with the largest
+    |gradient|, its tensor named as in the model's file; indices count from 0.
+    `:train` does this many times, with better steps. What is open, and what is changed in it, stays
+    as it is.
     """
     asked = Asked.of(argument)
     said, how = with_options(asked.words, Descent())
@@ -33,4 +35,9 @@ def descent(shell: Shell, argument: str) -> None:
     from minillm_repl.insight.descent import descent_view
     from minillm_repl.render.by_hand import descent_picture
 
-    show(shell, descent_view(looked, how.rate, shell.model().checkpoint.recipe), descent_picture, asked.output)
+    show(
+        shell,
+        descent_view(looked, how.rate, shell.model().checkpoint.recipe),
+        descent_picture,
+        asked.output,
+    )

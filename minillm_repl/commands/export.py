@@ -26,11 +26,11 @@ from minillm_repl.safetext import safe_line
 def export(shell: Shell, argument: str) -> None:
     """Save the last view, or the whole session, as a picture.
 
-    The end of the name says how: .svg and .html keep colours and open in any browser, .txt is plain text. The view is
-    there whole, however small the terminal is.
-    With `session` it is all that this visit has shown; without a view so far, too.
-    With `lesson` it is the lesson that is open, or was last, with its pictures as they were.
-    A file that no view has made is replaced only with --overwrite; so it is with --json FILE of all views.
+    The end of the name says how: .svg and .html keep colours and open in any browser, .txt is plain
+    text. The view is there whole, however small the terminal is. With `session` it is all that this
+    visit has shown; without a view so far, too. With `lesson` it is the lesson that is open, or was
+    last, with its pictures as they were. A file that no view has made is replaced only with
+    --overwrite; so it is with --json FILE of all views.
     """
     said, overwrite = take_overwrite(argument)
     name, whole = re.fullmatch(r"(.*?)(?:\s+(session|lesson))?", said.strip(), re.DOTALL).groups()  # type: ignore[union-attr]
@@ -41,7 +41,8 @@ def export(shell: Shell, argument: str) -> None:
         endings = ", ".join(FORMATS)
         raise Misunderstood(
             _(
-                ":export needs a file whose name ends in {endings}, and after it nothing, `session` or `lesson`",
+                ":export needs a file whose name ends in {endings}, and after it nothing, "
+                "`session` or `lesson`",
                 endings=endings,
             )
         )
@@ -66,7 +67,9 @@ def export(shell: Shell, argument: str) -> None:
     )
     gone = screen.out.gone(since) if whole or view is None else 0
     if gone:
-        screen.warn(_("{n:,} things that were shown before are no longer kept, and not in it", n=gone))
+        screen.warn(
+            _("{n:,} things that were shown before are no longer kept, and not in it", n=gone)
+        )
 
 
 def _print(picture: RenderableType, console: Console) -> None:

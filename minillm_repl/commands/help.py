@@ -31,7 +31,10 @@ def help_(shell: Shell, argument: str) -> None:
         if others:
             out.print(Text(_("also: {names}", names=", ".join(f":{name}" for name in others))))
         return
-    listed = {group: [(_names(each), _(each.summary)) for each in shell.registry.group(group)] for group in GROUPS}
+    listed = {
+        group: [(_names(each), _(each.summary)) for each in shell.registry.group(group)]
+        for group in GROUPS
+    }
     width = max(cell_len(names) for rows in listed.values() for names, _summary in rows)
     for group, rows in listed.items():
         out.print(Text(_(group), FIGURES))
@@ -41,4 +44,6 @@ def help_(shell: Shell, argument: str) -> None:
 
 def _names(command: Command) -> str:
     """Return how a command is called: `:temp`, and to who speaks Korean also `:온도`."""
-    return ", ".join(f":{name}" for name in (command.name, *(command.korean if spoken() == "ko" else ())))
+    return ", ".join(
+        f":{name}" for name in (command.name, *(command.korean if spoken() == "ko" else ()))
+    )

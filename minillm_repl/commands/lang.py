@@ -13,7 +13,8 @@ from minillm_repl.safetext import safe_line
 def lang(shell: Shell, argument: str) -> None:
     """Speak Korean or English from now on.
 
-    Only the program's own words change. `--lang`, MINILLM_LANG or the configuration file choose for every visit.
+    Only the program's own words change. `--lang`, MINILLM_LANG or the configuration file choose for
+    every visit.
     """
     chosen = next((each for each in LANGUAGES if each == argument.lower()), None)
     if argument and chosen is None:

@@ -30,11 +30,12 @@ _ROUND = 10  # questions, when nobody says which
 def learn(shell: Shell, argument: str) -> None:
     """List the lessons, or open one, on your own model.
 
-    :learn N opens lesson N where you left it, :learn next the first that you have not finished. In a lesson an empty
-    Enter goes on; what you type otherwise works as always. :learn back shows the screen before, :learn again starts
-    the lesson afresh, :learn off leaves. It looks at the model that you have opened, at nalssi if you have named none,
-    and works on a copy: your text and settings stay, and your model is back at the end. `--lesson N` opens one at the
-    start; `--auto` runs it by itself.
+    :learn N opens lesson N where you left it, :learn next the first that you have not finished. In
+    a lesson an empty Enter goes on; what you type otherwise works as always. :learn back shows the
+    screen before, :learn again starts the lesson afresh, :learn off leaves. It looks at the model
+    that you have opened, at nalssi if you have named none, and works on a copy: your text and
+    settings stay, and your model is back at the end. `--lesson N` opens one at the start; `--auto`
+    runs it by itself.
     """
     from minillm_repl.repl.lesson import Course
 
@@ -44,16 +45,27 @@ def learn(shell: Shell, argument: str) -> None:
         case "":
             from minillm_repl.render.lesson import lessons_table
 
-            reached = [(each, shell.progress.lessons.get(f"{spoken()} {number}")) for number, each in lessons.items()]
+            reached = [
+                (each, shell.progress.lessons.get(f"{spoken()} {number}"))
+                for number, each in lessons.items()
+            ]
             shell.screen.out.print(lessons_table(reached, shell.screen.out.width))
-            shell.screen.note(_("`:learn next` begins · `:learn N` opens one · `:quiz` asks · `:progress` keeps score"))
+            shell.screen.note(
+                _(
+                    "`:learn next` begins · `:learn N` opens one · `:quiz` asks · "
+                    "`:progress` keeps "
+                    "score"
+                )
+            )
         case "off" | "back" | "again" if course is None:
             raise UserError(_("no lesson is open: `:learn next` opens one"))
         case "off" if course:
             course.leave()
             number = course.name.split()[-1]
             left = (
-                _("left the quiz") if number == "quiz" else _("left; `:learn {n}` comes back to this place", n=number)
+                _("left the quiz")
+                if number == "quiz"
+                else _("left; `:learn {n}` comes back to this place", n=number)
             )
             shell.screen.note(left)
         case "back" if course:
@@ -62,13 +74,19 @@ def learn(shell: Shell, argument: str) -> None:
             course.go_to(0)
         case "next":
             after = int(course.name.split()[-1]) if course and course.name != "quiz" else 0
-            unread = [number for number in lessons if number > after and not _reached(shell, number).done]
+            unread = [
+                number for number in lessons if number > after and not _reached(shell, number).done
+            ]
             _open(shell, lessons[unread[0] if unread else min(lessons)])
         case _ if re.fullmatch(r"\d{1,3}", argument) and int(argument) in lessons:
             _open(shell, lessons[int(argument)])
         case _:
             raise UserError(
-                _("there is no such lesson: they go from {first} to {last}", first=min(lessons), last=max(lessons))
+                _(
+                    "there is no such lesson: they go from {first} to {last}",
+                    first=min(lessons),
+                    last=max(lessons),
+                )
             )
 
 
@@ -76,8 +94,9 @@ def learn(shell: Shell, argument: str) -> None:
 def quiz(shell: Shell, argument: str) -> None:
     """Ask questions whose answers the model confirms.
 
-    :quiz N asks all about lesson N, :quiz alone ten: what was wrong last time, then what was never asked. An empty
-    Enter shows the answer. Every answer is explained; `:progress` shows the score. :quiz off leaves.
+    :quiz N asks all about lesson N, :quiz alone ten: what was wrong last time, then what was never
+    asked. An empty Enter shows the answer. Every answer is explained; `:progress` shows the score.
+    :quiz off leaves.
     """
     if argument.lower() == "off":
         learn.run(shell, "off")
@@ -94,7 +113,11 @@ def progress(shell: Shell, _argument: str) -> None:
     kept, questions = shell.progress, read_quiz(spoken())
     table = plain_table("", _("lesson"), _("read"), _("quiz"), _("look at again"))
     for number, lesson in read_lessons().items():
-        of = {each.name: kept.questions.get(f"{spoken()} {each.name}") for each in questions if each.lesson == number}
+        of = {
+            each.name: kept.questions.get(f"{spoken()} {each.name}")
+            for each in questions
+            if each.lesson == number
+        }
         right = sum(each is not None and each.last for each in of.values())
         again = [name for name, each in of.items() if each is not None and not each.last]
         table.add_row(
@@ -121,7 +144,11 @@ def make_lesson(shell: Shell, number: int) -> "Course":
     lessons = read_lessons()
     if number not in lessons:
         raise UserError(
-            _("there is no such lesson: they go from {first} to {last}", first=min(lessons), last=max(lessons))
+            _(
+                "there is no such lesson: they go from {first} to {last}",
+                first=min(lessons),
+                last=max(lessons),
+            )
         )
     return lesson_course(shell, lessons[number], shell.progress)
 
@@ -142,7 +169,8 @@ def make_quiz(shell: Shell, argument: str) -> "Course":
     if not asked:
         raise UserError(
             _(
-                "there are no questions about that: `:quiz` or `:quiz N`, with N from {first} to {last}",
+                "there are no questions about that: `:quiz` or `:quiz N`, with N from "
+                "{first} to {last}",
                 first=min(lessons),
                 last=max(lessons),
             )
@@ -164,5 +192,7 @@ def _reached(shell: Shell, number: int) -> Reached:
 
 
 def _turn(answered: Answered | None) -> int:
-    """Return when a question's turn is: those that were wrong, those never asked, those that were right."""
+    """Return when a question's turn is: those that were wrong, those never asked, those that
+    were right.
+    """
     return 1 if answered is None else 2 if answered.last else 0

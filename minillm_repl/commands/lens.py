@@ -9,11 +9,11 @@ from minillm_repl.repl.shell import Shell
 def lens(shell: Shell, argument: str) -> None:
     """Show what the model would say if it stopped at each layer.
 
-    This is the logit lens: the last norm, with its own statistics, and the output head on the residual stream at each
-    place; the last row is the model's real output.
-    p and rank are those of the token that is the likeliest at the end. KL is KL(final ‖ here) = Σ final · ln(final /
-    here), in nats: what one who believes the distribution here would lose to the final one.
-    POSITION counts from 0, or from the end if negative; without one it is the last.
+    This is the logit lens: the last norm, with its own statistics, and the output head on the
+    residual stream at each place; the last row is the model's real output. p and rank are those of
+    the token that is the likeliest at the end. KL is KL(final ‖ here) = Σ final · ln(final / here),
+    in nats: what one who believes the distribution here would lose to the final one. POSITION
+    counts from 0, or from the end if negative; without one it is the last.
     """
     asked = Asked.of(argument)
     chosen, text = asked.selector(r"@?(-?\d{1,9})")

@@ -13,17 +13,22 @@ from minillm_repl.repl.shell import Shell
 def load(shell: Shell, argument: str) -> None:
     """Open another checkpoint.
 
-    PATH is a .safetensors file, or a Hugging Face folder; NAME is one that `:models` lists.
-    The model that is open stays open until the other is ready, and if it is not.
+    PATH is a .safetensors file, or a Hugging Face folder; NAME is one that `:models` lists. The
+    model that is open stays open until the other is ready, and if it is not.
     """
     if not argument:
         raise UserError(
-            _(":load needs a file, a folder, or a name: {names}; :models lists more", names=", ".join(shipped()))
+            _(
+                ":load needs a file, a folder, or a name: {names}; :models lists more",
+                names=", ".join(shipped()),
+            )
         )
     session, path = shell.session, find(argument)
     session.agree_to_discard("load")
     model = shell.wait_for(Loading(session.opening, path), path)
     session.adopt(model, unsaved=False)
     decoder = model.decoder
-    shell.screen.note(headline(model.name, model.family, model.checkpoint.config, decoder.name, decoder.context))
+    shell.screen.note(
+        headline(model.name, model.family, model.checkpoint.config, decoder.name, decoder.context)
+    )
     shell.remark(model)

@@ -9,8 +9,9 @@ from minillm_repl.repl.shell import Shell
 def map_(shell: Shell, argument: str) -> None:
     """Draw the embedding as a map.
 
-    Each token lies where the first two principal components of the embedding put it: the directions along which its
-    vectors differ most. What is near on the map need not be near in all the other directions; `:near` asks in all.
+    Each token lies where the first two principal components of the embedding put it: the directions
+    along which its vectors differ most. What is near on the map need not be near in all the other
+    directions; `:near` asks in all.
     """
     asked, model = Asked.of(argument), shell.model()
     asked.nothing()

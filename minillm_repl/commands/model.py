@@ -36,7 +36,9 @@ def model(shell: Shell, _argument: str) -> None:
     if checkpoint.chat is not None:
         rows[_("chat")] = _("has a chat template; `:prompt` shows what becomes of a conversation")
     if checkpoint.end:
-        rows[_("ends with")] = _(" or ").join(label(checkpoint.tokenizer, token) for token in checkpoint.end)
+        rows[_("ends with")] = _(" or ").join(
+            label(checkpoint.tokenizer, token) for token in checkpoint.end
+        )
     if checkpoint.notes:
         rows[_("note")] = " · ".join(checkpoint.notes)
     if checkpoint.adapter is not None:
@@ -88,9 +90,15 @@ def _training(record: TrainingRecord) -> dict[str, str]:
 def _vocabulary(checkpoint: Checkpoint) -> str:
     """Return the first tokens: characters side by side, longer ones apart."""
     size, tokenizer = checkpoint.config.vocab, checkpoint.tokenizer
-    characters = [tokenizer.token_bytes(token).decode("utf-8", "replace") for token in range(min(size, _CHARACTERS))]
+    characters = [
+        tokenizer.token_bytes(token).decode("utf-8", "replace")
+        for token in range(min(size, _CHARACTERS))
+    ]
     if all(len(character) == 1 for character in characters):
         shown, sample = _CHARACTERS, "".join(characters).replace(" ", SPACE)
     else:
-        shown, sample = _WORDS, " ".join(label(tokenizer, token) for token in range(min(size, _WORDS)))
+        shown, sample = (
+            _WORDS,
+            " ".join(label(tokenizer, token) for token in range(min(size, _WORDS))),
+        )
     return _("{size:,} tokens: {sample}", size=size, sample=sample + (" …" if size > shown else ""))

@@ -16,18 +16,25 @@ _TERM = re.compile(r"\s+([-+−])\s+")
 def near(shell: Shell, argument: str) -> None:
     """Show which tokens have vectors like a token's.
 
-    Cosines between rows of the embedding, which is what the model reads, and of the output head, which is what it
-    answers with: the rows as they are stored, neither centred nor scaled by the last norm.
-    `:near king - man + woman` adds and takes away unit vectors before it looks; the terms themselves are left out.
-    A token is written as it is shown (␣ is a space), or as #ID; a word is the token with a space before it, if there is
-    one.
+    Cosines between rows of the embedding, which is what the model reads, and of the output head,
+    which is what it answers with: the rows as they are stored, neither centred nor scaled by the
+    last norm.
+    `:near king - man + woman` adds and takes away unit vectors before it looks; the terms
+    themselves are left out. A token is written as it is shown (␣ is a space), or as #ID; a word is
+    the token with a space before it, if there is one.
     """
     asked = Asked.of(argument)
     first, *rest = _TERM.split(asked.words)
     if not first:
         raise UserError(_(":near needs a token, such as one that `:tokens TEXT` shows"))
     model = shell.model()
-    signed = [(1, first), *((1 if sign == "+" else -1, word) for sign, word in zip(rest[::2], rest[1::2], strict=True))]
+    signed = [
+        (1, first),
+        *(
+            (1 if sign == "+" else -1, word)
+            for sign, word in zip(rest[::2], rest[1::2], strict=True)
+        ),
+    ]
     tokenizer = model.checkpoint.tokenizer
     terms = [(sign, find_token(tokenizer, word)[-1]) for sign, word in signed]
     get_ready(shell)

@@ -13,10 +13,10 @@ from minillm_repl.tokenizer.base import Token, decode
 def prompt(shell: Shell, _argument: str) -> None:
     """Show exactly what the model was given last.
 
-    Every token is there, with its id. In a chat that is the whole conversation as the model's chat template wrote it,
-    special tokens included.
-    What stands between ⟦ and ⟧ the model no longer sees: the text has outgrown its context.
-    ␣ is a space, ⏎ a newline, <EA B0> bytes that are only a part of a character.
+    Every token is there, with its id. In a chat that is the whole conversation as the model's chat
+    template wrote it, special tokens included. What stands between ⟦ and ⟧ the model no longer
+    sees: the text has outgrown its context. ␣ is a space, ⏎ a newline, <EA B0> bytes that are only
+    a part of a character.
     """
     if not shell.session.turns:
         raise UserError(_("there is no prompt to show: type one first"))

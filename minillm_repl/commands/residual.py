@@ -10,10 +10,11 @@ from minillm_repl.repl.words import check_no_place
 def residual(shell: Shell, argument: str) -> None:
     """Show how the residual stream grows, layer by layer.
 
-    The stream is the vector that runs through all layers at the last token; each attention and feed-forward adds to it.
-    adds: the length (L2 norm) of what is added. stream: the length of the sum so far. None is centred or normalised.
-    direction: the cosine between what is added and the stream before it; +1 goes on the same way, −1 takes back. Where
-    attention and feed-forward work side by side (GPT-NeoX), that is the stream that both of them read.
+    The stream is the vector that runs through all layers at the last token; each attention and
+    feed-forward adds to it. adds: the length (L2 norm) of what is added. stream: the length of the
+    sum so far. None is centred or normalised. direction: the cosine between what is added and the
+    stream before it; +1 goes on the same way, −1 takes back. Where attention and feed-forward work
+    side by side (GPT-NeoX), that is the stream that both of them read.
     """
     asked = Asked.of(argument)
     check_no_place(asked.words)

@@ -11,10 +11,10 @@ from minillm_repl.tokenizer.window import seen_as
 def sampler(shell: Shell, argument: str) -> None:
     """Show what each sampler makes of what could come next.
 
-    From left to right: the logit, the model's own probabilities (its softmax), and those after each sampler that is on,
-    in the order in which they are applied: repetition penalty, temperature, top-k, top-p, min-p. The last is what is
-    drawn from; `cut` is what can no longer be drawn. entropy: −Σ p·log2 p of a
-    column's probabilities, in bits: how open the choice is.
+    From left to right: the logit, the model's own probabilities (its softmax), and those after each
+    sampler that is on, in the order in which they are applied: repetition penalty, temperature,
+    top-k, top-p, min-p. The last is what is drawn from; `cut` is what can no longer be drawn.
+    entropy: −Σ p·log2 p of a column's probabilities, in bits: how open the choice is.
     `:temp sweep` shows the same candidates at several temperatures.
     """
     _show(shell, argument, sweep=False)
@@ -36,6 +36,16 @@ def _show(shell: Shell, argument: str, *, sweep: bool) -> None:
     top = settings.verbose or VERBOSE_ROWS
     seen = model.seen(ids)
     if sweep:
-        show(shell, seen_as(sweep_view(logits, settings, ids, tokenizer, top), seen), sweep_picture, asked.output)
+        show(
+            shell,
+            seen_as(sweep_view(logits, settings, ids, tokenizer, top), seen),
+            sweep_picture,
+            asked.output,
+        )
     else:
-        show(shell, seen_as(sampler_view(logits, settings, ids, tokenizer, top), seen), sampler_picture, asked.output)
+        show(
+            shell,
+            seen_as(sampler_view(logits, settings, ids, tokenizer, top), seen),
+            sampler_picture,
+            asked.output,
+        )

@@ -10,13 +10,20 @@ from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
 
 
-@command("save", ":save [FILE|FOLDER/] [adapter]", aliases=("저장",), completion="file", words=("adapter",))
+@command(
+    "save",
+    ":save [FILE|FOLDER/] [adapter]",
+    aliases=("저장",),
+    completion="file",
+    words=("adapter",),
+)
 def save(shell: Shell, argument: str) -> None:
     """Write the model to a file, or as a Hugging Face folder.
 
-    Whole or not at all. Without a path it goes to the file it came from, unless that one ships with the program.
-    A path that ends in / becomes a folder that the transformers library opens.
-    With the word `adapter` only what LoRA has learnt is written; `:load` opens it together with its model.
+    Whole or not at all. Without a path it goes to the file it came from, unless that one ships with
+    the program. A path that ends in / becomes a folder that the transformers library opens. With
+    the word `adapter` only what LoRA has learnt is written; `:load` opens it together with its
+    model.
     """
     from minillm_repl.checkpoint.save import save as save_checkpoint
 

@@ -11,8 +11,8 @@ from minillm_repl.repl.shell import Shell
 def scroll(shell: Shell, _argument: str) -> None:
     """Look at all of the last view, however large it is.
 
-    Arrows, Page Up and Page Down, Home and End (the ends of a row) move; q leaves.
-    Without a terminal it is printed as wide as it is.
+    Arrows, Page Up and Page Down, Home and End (the ends of a row) move; q leaves. Without a
+    terminal it is printed as wide as it is.
     """
     if shell.last_view is None:
         raise UserError(_("there is no view to scroll yet: `:attn 0.0` would be one"))

@@ -12,7 +12,13 @@ from minillm_repl.repl.shell import Shell
 from minillm_repl.settings import find, show, specs, value_of
 
 
-@command("set", ":set [NAME [VALUE]]", aliases=("설정",), completion="words", words=tuple(specs(Settings)))
+@command(
+    "set",
+    ":set [NAME [VALUE]]",
+    aliases=("설정",),
+    completion="words",
+    words=tuple(specs(Settings)),
+)
 def set_(shell: Shell, argument: str) -> None:
     """Show all settings, or one, or change it.
 
@@ -25,4 +31,6 @@ def set_(shell: Shell, argument: str) -> None:
     if value:
         change(shell, name, value)
     known, spec = find(Settings, name)
-    shell.screen.out.print(Text(f"{known} {show(spec, value_of(shell.session.settings, known))}"), soft_wrap=True)
+    shell.screen.out.print(
+        Text(f"{known} {show(spec, value_of(shell.session.settings, known))}"), soft_wrap=True
+    )

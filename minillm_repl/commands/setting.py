@@ -1,4 +1,6 @@
-"""`:temp`, `:top-k` and the other settings, each a command of its own, made from the settings' descriptions."""
+"""`:temp`, `:top-k` and the other settings, each a command of its own, made from the settings'
+descriptions.
+"""
 
 from rich.text import Text
 
@@ -23,7 +25,9 @@ def _command(name: str, spec: Spec) -> Command:
             change(shell, name, argument, f":{name}")
         value = show(spec, value_of(shell.session.settings, name))
         chosen = (
-            f" (last: {shell.session.seed})" if name == "seed" and value == "random" and shell.session.turns else ""
+            f" (last: {shell.session.seed})"
+            if name == "seed" and value == "random" and shell.session.turns
+            else ""
         )
         shell.screen.out.print(Text(f"{name} {value}{chosen}"), soft_wrap=True)
 
@@ -32,14 +36,31 @@ def _command(name: str, spec: Spec) -> Command:
     default = show(spec, default_of(Settings, name))
     bare = "turns it on" if name == "verbose" else "shows the present one"
     usual = f"Without a value it {bare}. Default: {default}."
-    sweeps = "\n:temp sweep shows the likeliest next tokens at several temperatures." if name == "temp" else ""
+    sweeps = (
+        "\n:temp sweep shows the likeliest next tokens at several temperatures."
+        if name == "temp"
+        else ""
+    )
     details = f"{spec.details}\n{usual}{sweeps}".strip()
     summary = spec.help[0].upper() + spec.help[1:] + "."
-    return Command(name, f":{name} [{values}]", summary, run, details, spec.aliases, "words", words, group=_group(name))
+    return Command(
+        name,
+        f":{name} [{values}]",
+        summary,
+        run,
+        details,
+        spec.aliases,
+        "words",
+        words,
+        group=_group(name),
+    )
 
 
 def change(shell: Shell, name: str, text: str, said: str | None = None) -> None:
-    """Change a setting, and say what becomes of the text so far. Raises UserError, leaving everything as it was."""
+    """Change a setting, and say what becomes of the text so far.
+
+    Raises UserError, leaving everything as it was.
+    """
     session, before, model = shell.session, shell.session.settings, shell.session.model
     chatted = before.chat is not False and model is not None and model.checkpoint.chat is not None
     session.set(name, text, said)
@@ -52,11 +73,15 @@ def change(shell: Shell, name: str, text: str, said: str | None = None) -> None:
         raise
     if chats and not chatted and session.ids and not session.said:
         shell.screen.note(
-            _("the next prompt begins a conversation, without the text so far; `:continue` still goes on with that")
+            _(
+                "the next prompt begins a conversation, without the text so far; `:continue` "
+                "still goes on with that"
+            )
         )
     if chatted and not chats and session.said:
         shell.screen.note(
-            _("the next prompt begins a text of its own; `:chat on` takes the conversation up again before that, and"
+            _("the next prompt begins a text of its own; `:chat on` takes the conversation up "
+                "again before that, and"
               " `:undo` after it")
         )  # fmt: skip
 

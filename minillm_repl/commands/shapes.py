@@ -10,10 +10,11 @@ from minillm_repl.repl.shell import Shell
 def shapes(shell: Shell, argument: str) -> None:
     """Show the whole way from text to next token, as shapes.
 
-    Each row is something that the model makes on its way, with the shape that it really has for this text, and the
-    first numbers of the last token's row: text, tokens, ids, a vector for each, what block 0 makes of them, what the
-    last block leaves, logits, probabilities, and what the samplers that are on let be drawn.
-    Queries and keys are as they enter the dot product: normalised and turned where the family does that.
+    Each row is something that the model makes on its way, with the shape that it really has for
+    this text, and the first numbers of the last token's row: text, tokens, ids, a vector for each,
+    what block 0 makes of them, what the last block leaves, logits, probabilities, and what the
+    samplers that are on let be drawn. Queries and keys are as they enter the dot product:
+    normalised and turned where the family does that.
     """
     asked = Asked.of(argument)
     looked, settings = subject(shell, asked.whole), shell.session.settings

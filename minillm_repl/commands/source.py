@@ -34,10 +34,11 @@ _ELSEWHERE = {
 def source(shell: Shell, argument: str) -> None:
     """Show the program's own code for a part of the model.
 
-    It is the code that runs when the open model is looked into or trained. What answers in a chat may be a compiled
-    decoder, which computes the same faster; `:model` says which. Without PART, the parts that there are.
-    The comments at the ends of lines are shapes. If there is a text, its sizes stand for the letters:
-    b batch, t time (tokens), w width, h heads, g heads with a key, d head size, v vocabulary.
+    It is the code that runs when the open model is looked into or trained. What answers in a chat
+    may be a compiled decoder, which computes the same faster; `:model` says which. Without PART,
+    the parts that there are. The comments at the ends of lines are shapes. If there is a text, its
+    sizes stand for the letters: b batch, t time (tokens), w width, h heads, g heads with a key, d
+    head size, v vocabulary.
     """
     asked = Asked.of(argument)
     model = shell.model()
@@ -55,14 +56,18 @@ def source(shell: Shell, argument: str) -> None:
     name = asked.words.lower()
     if name not in parts:
         there = ", ".join(parts)
-        raise UserError(_("there is no part {name}: there are {parts}", name=safe_line(name[:40]), parts=there))
+        raise UserError(
+            _("there is no part {name}: there are {parts}", name=safe_line(name[:40]), parts=there)
+        )
     sizes = sizes_on(subject(shell)) if name in _OF_MODEL and shell.session.ids else None
     show(shell, source_view(name, parts[name], sizes), source_picture, asked.output)
 
 
 def _parts(model: "LanguageModel") -> dict[str, Any]:
     """Return the parts of this program that the open model uses, by name."""
-    parts: dict[str, Any] = {name: type(model.get_submodule(path)) for name, path in _OF_MODEL.items()}
+    parts: dict[str, Any] = {
+        name: type(model.get_submodule(path)) for name, path in _OF_MODEL.items()
+    }
     parts |= {name: resolve_name(path) for name, path in _ELSEWHERE.items()}
     if not parts["norm"].__module__.startswith("minillm_repl."):  # torch's own
         del parts["norm"]

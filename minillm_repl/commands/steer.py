@@ -38,20 +38,22 @@ class Steering:
 def steer(shell: Shell, argument: str) -> None:
     """Push the model towards one text and away from another.
 
-    The direction is the difference of two means of the residual stream after layer L, made to have norm 1: over the
-    last tokens of the one text, and over as many of the other. What both texts begin with is left out, and a word of
-    several tokens against one of a single token is its last token, which has seen the whole word. Each text is read
-    after the model's start token, if it has one, and a line break: no token of it is at position 0, where models keep a
-    large vector whatever the token. Where words have their space in their token, it is put there.
-    The view says which tokens were averaged. Without `vs` it is TEXT against all of the text so far but position 0.
-    From now on `strength` times the direction is added there at every position, while one goes on writing; ablations
-    and steering work together, each at its own place, and what comes later sees what was changed before.
-    The table shows what that does to the next token. KL is KL(now ‖ before) = Σ now · ln(now / before), in nats. Beside
-    it stands the same for 32 random directions of the same norm (always the same 32): the median, what lies between
-    the 5th and the 95th percentile, and the percent of them that move the answer less. A high percentile says that this
-    token hangs on the direction; a low one does not say that it means nothing: what a model never meets disturbs it
-    more than what it knows. Write on, and steer the other way (`strength=-4`), to see what a direction means.
-    Without layer it is the middle one; they count from 0.
+    The direction is the difference of two means of the residual stream after layer L, made to have
+    norm 1: over the last tokens of the one text, and over as many of the other. What both texts
+    begin with is left out, and a word of several tokens against one of a single token is its last
+    token, which has seen the whole word. Each text is read after the model's start token, if it has
+    one, and a line break: no token of it is at position 0, where models keep a large vector
+    whatever the token. Where words have their space in their token, it is put there. The view says
+    which tokens were averaged. Without `vs` it is TEXT against all of the text so far but position
+    0. From now on `strength` times the direction is added there at every position, while one goes
+    on writing; ablations and steering work together, each at its own place, and what comes later
+    sees what was changed before. The table shows what that does to the next token. KL is KL(now ‖
+    before) = Σ now · ln(now / before), in nats. Beside it stands the same for 32 random directions
+    of the same norm (always the same 32): the median, what lies between the 5th and the 95th
+    percentile, and the percent of them that move the answer less. A high percentile says that this
+    token hangs on the direction; a low one does not say that it means nothing: what a model never
+    meets disturbs it more than what it knows. Write on, and steer the other way (`strength=-4`), to
+    see what a direction means. Without layer it is the middle one; they count from 0.
     :steer off ends it. What is saved or trained is not changed.
     """
     if argument in ("", "off"):
@@ -75,14 +77,16 @@ def steer(shell: Shell, argument: str) -> None:
     tell = partial(_steered, how.strength, layer)
     tap, view, norm = _measured(shell, sides, probe, layer, how.strength, tell())
     show(shell, view, effect_picture, asked.output, model)
-    if not how.strength:  # nothing is added, so what answers is what answers without it, to the last bit
+    # nothing is added, so what answers is what answers without it, to the last bit
+    if not how.strength:
         session.think_unchanged("steer")
         shell.screen.note(_("strength=0 adds nothing: the model is not steered"))
         return
     session.change_thinking(Change("steer", tell, tap))
     shell.screen.note(
         _(
-            "the norm of the stream there is {norm:.1f}, so that strength={strength:.2g} would be a fifth of it"
+            "the norm of the stream there is {norm:.1f}, so that strength={strength:.2g} "
+            "would be a fifth of it"
             " · `:steer off` ends it",
             norm=norm,
             strength=norm / 5,
@@ -93,9 +97,16 @@ def steer(shell: Shell, argument: str) -> None:
 
 
 def _measured(
-    shell: Shell, sides: tuple["Side", "Side"], probe: "Subject", layer: int, strength: float, told: str
+    shell: Shell,
+    sides: tuple["Side", "Side"],
+    probe: "Subject",
+    layer: int,
+    strength: float,
+    told: str,
 ) -> tuple["Tap", "EffectView", float]:
-    """Return how to steer, what that does beside random directions, and the norm of the stream that it is added to."""
+    """Return how to steer, what that does beside random directions, and the norm of the stream
+    that it is added to.
+    """
     from minillm_repl.insight.effect import effect_view
     from minillm_repl.insight.steering import direction, random_steering, steering, stream_norm
 
@@ -108,14 +119,22 @@ def _measured(
             strength,
             lambda share: update(_("steering in random directions  {share:.0%}", share=share)),
         )
-        return tap, effect_view(probe, told, tap, chance, (sides[0].averaged(), sides[1].averaged())), norm
+        return (
+            tap,
+            effect_view(probe, told, tap, chance, (sides[0].averaged(), sides[1].averaged())),
+            norm,
+        )
 
 
 def _tell_or_end(shell: Shell, argument: str) -> None:
     """Say what is steered, or end it."""
     changed = shell.session.think_unchanged("steer") if argument else False
     states = [change.told for change in shell.model().changes if change.command == "steer"]
-    idle = states[0] if states and not argument else _("nothing is steered: `:steer TEXT vs TEXT` does")
+    idle = (
+        states[0]
+        if states and not argument
+        else _("nothing is steered: `:steer TEXT vs TEXT` does")
+    )
     shell.screen.note(_("no longer steered") if changed else idle)
 
 

@@ -19,8 +19,8 @@ def continue_(shell: Shell, argument: str) -> None:
 def regen(shell: Shell, _argument: str) -> None:
     """Write another completion of the last prompt.
 
-    After `:continue` it is another continuation, after `:branch take N` another way. With a seed that is set, each try
-    takes the next one. `:undo` takes the try back, and with it the prompt.
+    After `:continue` it is another continuation, after `:branch take N` another way. With a seed
+    that is set, each try takes the next one. `:undo` takes the try back, and with it the prompt.
     """
     model = shell.model()
     shell.session.begin_again()

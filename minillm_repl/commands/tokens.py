@@ -11,9 +11,9 @@ from minillm_repl.repl.shell import Shell
 def tokens(shell: Shell, argument: str) -> None:
     """Show the tokens of a text, with ids and bytes.
 
-    TEXT is taken as it is, quotes and spaces included. What the model's tokenizer puts before every text, a start
-    token, is shown too.
-    length, vector: what the embedding makes of each token, the L2 norm of its vector and the first numbers of it.
+    TEXT is taken as it is, quotes and spaces included. What the model's tokenizer puts before every
+    text, a start token, is shown too. length, vector: what the embedding makes of each token, the
+    L2 norm of its vector and the first numbers of it.
     """
     asked = Asked.verbatim(argument)
     if not asked.text:

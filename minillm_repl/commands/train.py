@@ -37,7 +37,9 @@ _SAMPLE = 40  # tokens of the model's own text, shown as it learns
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What was asked for: a plan, a corpus if one was named, and whether the model is to be a new one."""
+    """What was asked for: a plan, a corpus if one was named, and whether the model is to be a
+    new one.
+    """
 
     plan: TrainPlan = dataclasses.field(default_factory=TrainPlan)
     corpus: str = ""
@@ -59,12 +61,13 @@ def train(shell: Shell, argument: str) -> None:
     """Train on a text; Ctrl-C stops and keeps what was learnt.
 
     :train CORPUS [steps=N] [lr=X] [batch=N] ... trains the model that is open further.
-    :train CORPUS new [preset=small] [arch=llama] [width=N] [tokenizer=bpe:2048] ... makes a new one.
+    :train CORPUS new [preset=small] [arch=llama] [width=N] [tokenizer=bpe:2048] ... makes a new
+    one.
     :train resume [CORPUS] goes on with the run that was stopped, exactly as if it had not been.
-    :train alone goes on with the text that the model was trained on, if that is there.
-    CORPUS is a text file, JSON or a table (text, or chat messages), or a folder of these.
-    :train settings lists everything that can be set. What is not set is chosen, and told.
-    The loss is the mean surprisal in nats per token; a model that knows nothing has ln(vocabulary).
+    :train alone goes on with the text that the model was trained on, if that is there. CORPUS is a
+    text file, JSON or a table (text, or chat messages), or a folder of these.
+    :train settings lists everything that can be set. What is not set is chosen, and told. The loss
+    is the mean surprisal in nats per token; a model that knows nothing has ln(vocabulary).
     """
     if argument == "settings":
         from minillm_repl.render.tables import settings_table
@@ -75,14 +78,17 @@ def train(shell: Shell, argument: str) -> None:
 
 
 def parse(argument: str) -> Request:
-    """Read the words after `:train`: settings before or after the corpus, whose name may hold spaces.
+    """Read the words after `:train`: settings before or after the corpus, whose name may hold
+    spaces.
 
     Raises UserError.
     """
     words, request = _words(argument), Request()
     if words[:1] == ["resume"]:
         if any(word and _is_setting(word) for word in words[1:]):
-            raise UserError(_("`:train resume` goes on with a run as it was: its settings are known"))
+            raise UserError(
+                _("`:train resume` goes on with a run as it was: its settings are known")
+            )
         return Request(resume=True, corpus=" ".join(words[1:]).strip())
     settings = list[str]()
     while words and _is_setting(words[-1]):
@@ -101,12 +107,15 @@ def parse(argument: str) -> Request:
 
 
 def _check_corpus(corpus: str, words: list[str]) -> None:
-    """Raise UserError where a word within the name of a text that is not there was meant as a setting."""
+    """Raise UserError where a word within the name of a text that is not there was meant as a
+    setting.
+    """
     meant = [word for word in words[1:] if word and _is_setting(word)]
     if meant and not there(user_path(corpus)):
         raise UserError(
             _(
-                "{corpus:.80} does not exist; settings such as {word:.40} stand before or after the text, each as"
+                "{corpus:.80} does not exist; settings such as {word:.40} stand before or "
+                "after the text, each as"
                 " NAME=VALUE without spaces",
                 corpus=safe_line(corpus),
                 word=safe_line(meant[0]),
@@ -115,7 +124,9 @@ def _check_corpus(corpus: str, words: list[str]) -> None:
 
 
 def _words(text: str) -> list[str]:
-    """Split at spaces, but for those in quotes; a quote without its second is a letter like any other."""
+    """Split at spaces, but for those in quotes; a quote without its second is a letter like any
+    other.
+    """
     lexer = shlex.shlex(text, posix=True)
     lexer.whitespace, lexer.whitespace_split, lexer.escape, lexer.commenters = " ", True, "", ""
     try:
@@ -126,14 +137,18 @@ def _words(text: str) -> list[str]:
 
 def _is_setting(word: str) -> bool:
     name, equals, _ = word.partition("=")
-    return word in ("", "new") or (bool(equals) and name.replace("-", "").replace("_", "").isalpha())
+    return word in ("", "new") or (
+        bool(equals) and name.replace("-", "").replace("_", "").isalpha()
+    )
 
 
 def _with(request: Request, word: str) -> Request:
     name, _, value = word.partition("=")
     if word in ("", "new"):
         return dataclasses.replace(request, new=request.new or word == "new")
-    return dataclasses.replace(request, plan=change(request.plan, name, value, said=f":train {name}"))
+    return dataclasses.replace(
+        request, plan=change(request.plan, name, value, said=f":train {name}")
+    )
 
 
 def run(shell: Shell, request: Request, *, json: bool = False) -> None:
@@ -143,10 +158,17 @@ def run(shell: Shell, request: Request, *, json: bool = False) -> None:
     """
     with told_to_end() as signalled:
         try:
-            with shell.screen.waiting(_("getting ready to train")):  # importing torch takes a second or two
+            # importing torch takes a second or two
+            with shell.screen.waiting(_("getting ready to train")):
                 joined = patiently(_joined, lambda: shell.interrupted() or bool(signalled()))
             with joined(shell.session.opening.device) as processes:
-                _run(shell, request, lambda: shell.interrupted() or bool(signalled()), processes, json)
+                _run(
+                    shell,
+                    request,
+                    lambda: shell.interrupted() or bool(signalled()),
+                    processes,
+                    json,
+                )
         except (UserError, OSError) as error:
             if not signalled():
                 raise
@@ -159,13 +181,20 @@ def run(shell: Shell, request: Request, *, json: bool = False) -> None:
 def _joined() -> "Callable[[str], AbstractContextManager[Processes]]":
     """Import all that training needs; return what joins its processes."""
     for module in ("minillm_repl.training.run", "minillm_repl.render.training", "torch._dynamo"):
-        import_module(module)  # the last one torch's first optimiser would import, which takes a second
+        # the last one torch's first optimiser would import, which takes a second
+        import_module(module)
     from minillm_repl.training.processes import joined
 
     return joined
 
 
-def _run(shell: Shell, request: Request, interrupted: Callable[[], bool], processes: "Processes", json: bool) -> None:
+def _run(
+    shell: Shell,
+    request: Request,
+    interrupted: Callable[[], bool],
+    processes: "Processes",
+    json: bool,
+) -> None:
     session, screen = shell.session, shell.screen
     trainee = _begin(shell, request, interrupted, processes)
     for warning in trainee.warnings:
@@ -192,7 +221,9 @@ def _run(shell: Shell, request: Request, interrupted: Callable[[], bool], proces
         session.learning = False
 
 
-def _drawn(shell: Shell, trainee: "TrainingRun", interrupted: Callable[[], bool], json: bool) -> "Finished":
+def _drawn(
+    shell: Shell, trainee: "TrainingRun", interrupted: Callable[[], bool], json: bool
+) -> "Finished":
     """Train, and draw what happens or print it as JSON; return how it ended."""
     screen, events = shell.screen, trainee.events(interrupted)
     if json:
@@ -212,7 +243,9 @@ def _drawn(shell: Shell, trainee: "TrainingRun", interrupted: Callable[[], bool]
     return finished
 
 
-def _begin(shell: Shell, request: Request, interrupted: Callable[[], bool], processes: "Processes") -> "TrainingRun":
+def _begin(
+    shell: Shell, request: Request, interrupted: Callable[[], bool], processes: "Processes"
+) -> "TrainingRun":
     """Return the run that was asked for, ready to go. Raises UserError."""
     session, screen = shell.session, shell.screen
     if request.resume:
@@ -221,13 +254,21 @@ def _begin(shell: Shell, request: Request, interrupted: Callable[[], bool], proc
     else:
         own = session.path if session.own else None
     model = None if request.new or request.resume or session.nothing_to_open else shell.model()
-    sizes = [size for size in NEW_MODEL if value_of(request.plan, size) != default_of(TrainPlan, size)]
+    sizes = [
+        size for size in NEW_MODEL if value_of(request.plan, size) != default_of(TrainPlan, size)
+    ]
     if model is not None and sizes:
         raise UserError(
-            _("{name} is for a new model, and this one has its own; the word `new` makes a new one", name=sizes[0])
+            _(
+                "{name} is for a new model, and this one has its own; the word `new` makes a new "
+                "one",
+                name=sizes[0],
+            )
         )
     if model is None and request.plan.lora:
-        raise UserError(_("lora is for a model that is open already: it trains beside what is there"))
+        raise UserError(
+            _("lora is for a model that is open already: it trains beside what is there")
+        )
     if model is None and not (request.resume and session.resumable):
         session.agree_to_discard("train")
     with screen.waiting(_("getting ready to train")) as update:
@@ -248,7 +289,8 @@ def _begin(shell: Shell, request: Request, interrupted: Callable[[], bool], proc
             interrupted,
         )
         if request.resume:
-            session.path, session.own, session.written = own, own is not None, False  # it goes where it went before
+            # it goes where it went before
+            session.path, session.own, session.written = own, own is not None, False
             return TrainingRun.resumed(around.path, around, request.corpus)
         if request.recipe:
             return _by_recipe(request, around, screen.note)
@@ -256,21 +298,32 @@ def _begin(shell: Shell, request: Request, interrupted: Callable[[], bool], proc
         return TrainingRun(start, find_corpus(request.corpus, start), request.plan, around)
 
 
-def _by_recipe(request: Request, around: "Surroundings", tell: Callable[[str], None]) -> "TrainingRun":
-    """Make the corpus of a recipe beside the checkpoint, and return the run that trains on it. Raises UserError."""
+def _by_recipe(
+    request: Request, around: "Surroundings", tell: Callable[[str], None]
+) -> "TrainingRun":
+    """Make the corpus of a recipe beside the checkpoint, and return the run that trains on it.
+
+    Raises UserError.
+    """
     from minillm_repl.training.recipe import read_recipe
     from minillm_repl.training.run import TrainingRun
 
     recipe = read_recipe(request.recipe)
     with around.processes.first_then_others():
-        train, held = recipe.prepare(user_path(request.data), around.path.with_suffix(".corpus"), tell)
-    return TrainingRun(None, str(train), dataclasses.replace(request.plan, val=str(held)), around, chat=recipe.chat)
+        train, held = recipe.prepare(
+            user_path(request.data), around.path.with_suffix(".corpus"), tell
+        )
+    return TrainingRun(
+        None, str(train), dataclasses.replace(request.plan, val=str(held)), around, chat=recipe.chat
+    )
 
 
 def _to_resume(session: "Session") -> Path | None:
-    """Return the checkpoint whose run can go on: the open one, or None for one that no file was named for.
+    """Return the checkpoint whose run can go on: the open one, or None for one that no file was
+    named for.
 
-    Raises UserError if there is no run that was stopped; that of another model is not meant by a file that was named.
+    Raises UserError if there is no run that was stopped; that of another model is not meant by a
+    file that was named.
     """
     if session.path is not None and there(resume_path(session.path)):
         return session.path
@@ -285,7 +338,9 @@ def _watch(shell: Shell, trainee: "TrainingRun") -> "Watch | None":
         return None
     ids = trainee.tokenizer.encode(shell.session.watch)
     if not ids:
-        shell.screen.warn(_("nothing is watched: the model has never seen any character of that prompt"))
+        shell.screen.warn(
+            _("nothing is watched: the model has never seen any character of that prompt")
+        )
         return None
     from minillm_repl.insight.watching import Watch
 
@@ -295,7 +350,8 @@ def _watch(shell: Shell, trainee: "TrainingRun") -> "Watch | None":
 def _sample(
     shell: Shell, trainee: "TrainingRun", watch: "Watch | None", interrupted: Callable[[], bool]
 ) -> "RenderableType | None":
-    """Return what the model says by now; with `:verbose`, also what it thinks comes next after the sample's start.
+    """Return what the model says by now; with `:verbose`, also what it thinks comes next after the
+    sample's start.
 
     And after the prompt that is watched. None once interrupted.
     """
@@ -327,13 +383,19 @@ def _sample(
         from minillm_repl.render.watching import moment_line
 
         trainer = trainee.trainer
-        parts.append(moment_line(watch.look(trainer.model, trainer.state.step), shell.session.watch))
+        parts.append(
+            moment_line(watch.look(trainer.model, trainer.state.step), shell.session.watch)
+        )
     if verbose:
         parts.append(Text(_("after {text!r}", text=safe(decode(trainee.tokenizer, start)))))
         parts.append(step_table(steps[0], samplers_text(sampling), shell.screen.side.width))
     if not parts:
         return text
-    whole = Text(safe(text)) if verbose else Text(safe_line(text), MODEL, no_wrap=True, overflow="ellipsis")
+    whole = (
+        Text(safe(text))
+        if verbose
+        else Text(safe_line(text), MODEL, no_wrap=True, overflow="ellipsis")
+    )
     return Group(*parts, whole)
 
 
@@ -353,7 +415,10 @@ def _keep(shell: Shell, trainee: "TrainingRun", finished: "Finished") -> None:
 
 
 def _open_trained(shell: Shell, checkpoint: "Checkpoint", *, resumable: bool = False) -> None:
-    """Make a trained model the open one, and save it where a file was named for it. Raises UserError."""
+    """Make a trained model the open one, and save it where a file was named for it.
+
+    Raises UserError.
+    """
     from minillm_repl.checkpoint.atomic import make_folder
     from minillm_repl.checkpoint.save import save
 

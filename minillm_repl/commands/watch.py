@@ -10,14 +10,22 @@ from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
 
 
-@command("watch", ":watch [PROMPT|off|step=N]", aliases=("지켜보기",), words=("off", "step="), group="Train")
+@command(
+    "watch",
+    ":watch [PROMPT|off|step=N]",
+    aliases=("지켜보기",),
+    words=("off", "step="),
+    group="Train",
+)
 def watch(shell: Shell, argument: str) -> None:
     """Watch a prompt while the model learns what comes after it.
 
-    :watch PROMPT, then :train: each time that the losses are measured, the first and the last time too, the likeliest
-    next tokens are shown. Afterwards :watch shows all moments: the probability of what was the answer in the end, since
-    which layer the logit lens says it, and where the last token looked most.
-    :watch step=N shows the logit lens and the attention of the moment nearest to that step. :watch off ends it.
+    :watch PROMPT, then :train: each time that the losses are measured, the first and the last time
+    too, the likeliest next tokens are shown. Afterwards :watch shows all moments: the probability
+    of what was the answer in the end, since which layer the logit lens says it, and where the last
+    token looked most.
+    :watch step=N shows the logit lens and the attention of the moment nearest to that step. :watch
+    off ends it.
     """
     asked, session = Asked.of(argument), shell.session
     text = asked.whole
@@ -27,16 +35,24 @@ def watch(shell: Shell, argument: str) -> None:
         shell.screen.note(_("no prompt is watched"))
     elif re.match(r"step\b|[a-z]+=", asked.words) and not moment:
         raise Misunderstood(
-            _("`:watch step=20` shows the moment nearest to step 20; a prompt that begins so needs quotes")
+            _(
+                "`:watch step=20` shows the moment nearest to step 20; a prompt that begins so "
+                "needs quotes"
+            )
         )
     elif text and not moment:
         session.watch = text
         if session.model:
             shell.encode(session.model, text)  # says what it has never seen
-        shell.screen.note(_("{text} will be watched: `:train`, then `:watch`", text=safe_line(text)))
+        shell.screen.note(
+            _("{text} will be watched: `:train`, then `:watch`", text=safe_line(text))
+        )
     elif session.watched is None:
         raise UserError(
-            _("nothing has been watched yet: {text} will be watched: `:train`", text=safe_line(session.watch))
+            _(
+                "nothing has been watched yet: {text} will be watched: `:train`",
+                text=safe_line(session.watch),
+            )
             if session.watch
             else _("nothing has been watched yet: `:watch PROMPT`, then `:train`")
         )

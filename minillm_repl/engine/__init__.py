@@ -1,1 +1,3 @@
-"""From a prompt to tokens: decoders, samplers, and the generator of events that everything else consumes."""
+"""From a prompt to tokens: decoders, samplers, and the generator of events that everything else
+consumes.
+"""

@@ -10,13 +10,18 @@ from minillm_repl.tokenizer.base import Tokenizer
 
 
 def fit(
-    template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Message], room: int, special: bool
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    room: int,
+    special: bool,
 ) -> tuple[Prompt, list[Message]]:
-    """Return what the model is given of a conversation that fits into `room` tokens, and what of it is left.
+    """Return what the model is given of a conversation that fits into `room` tokens, and what of it
+    is left.
 
-    The oldest turns go first, the system prompt never. When any must go, a quarter of the room is made free with them,
-    so that the next few turns find the start of the conversation as it is in the cache. Raises UserError if not even
-    the last question fits.
+    The oldest turns go first, the system prompt never. When any must go, a quarter of the room is
+    made free with them, so that the next few turns find the start of the conversation as it is in
+    the cache. Raises UserError if not even the last question fits.
     """
     kept = list(messages)
     given = prompt(template, tokenizer, kept, special)
@@ -27,7 +32,8 @@ def fit(
                 break
             raise UserError(
                 _(
-                    "this is too long: {count} tokens, and the model has room for {room} before its answer",
+                    "this is too long: {count} tokens, and the model has room for {room} "
+                    "before its answer",
                     count=len(given.ids),
                     room=room,
                 )

@@ -16,16 +16,21 @@ if TYPE_CHECKING:  # torch is imported for who looks inside
     from minillm_repl.model.build import LanguageModel
 
 _TOGETHER = 12  # tokens that compiled products work on together: a piece is a multiple of it,
-_LEAST, _MOST = 24, 132  # and so many tokens; with fewer, going through all weights for each piece takes too much time
+# and so many tokens; with fewer, going through all weights for each piece takes too much time
+_LEAST, _MOST = 24, 132
 _WORK_AT_ONCE = 9_000_000_000  # multiplications: a tenth of a second of a processor, or two
 _BITS = {"off": 0, "int8": 8, "int4": 4}
 
 
 class Decoder(Protocol):
-    """A model with its cache. Logits are float32 arrays (vocabulary,), valid until the next call."""
+    """A model with its cache.
+
+    Logits are float32 arrays (vocabulary,), valid until the next call.
+    """
 
     context: int  # how many tokens it can see at once
-    start: int | None  # the token that texts begin with, which it goes on seeing when they outgrow the context
+    # the token that texts begin with, which it goes on seeing when they outgrow the context
+    start: int | None
     piece: int  # how many tokens of a long text it reads before anybody looks whether to stop
 
     @property
@@ -63,14 +68,20 @@ class Decoder(Protocol):
 
 
 def make_decoder(
-    checkpoint: Checkpoint, device: str = "auto", context: int = 0, *, threads: int = 0, quant: str = "off"
+    checkpoint: Checkpoint,
+    device: str = "auto",
+    context: int = 0,
+    *,
+    threads: int = 0,
+    quant: str = "off",
 ) -> Decoder:
-    """Return the decoder for a device: compiled by numba on the CPU where numba works, else torch's.
+    """Return the decoder for a device: compiled by numba on the CPU where numba works, else
+    torch's.
 
-    `device` is auto, cpu, cuda or mps; auto is the CPU, where models of this size answer fastest. `context` limits how
-    many tokens the model sees at once; 0 is all it allows. `threads` 0 chooses. `quant` int8 keeps all matrices in 8
-    bits, int4 those of the layers in 4. Raises UserError if the device is not there, or if what was asked for needs
-    numba and it fails.
+    `device` is auto, cpu, cuda or mps; auto is the CPU, where models of this size answer fastest.
+    `context` limits how many tokens the model sees at once; 0 is all it allows. `threads` 0
+    chooses. `quant` int8 keeps all matrices in 8 bits, int4 those of the layers in 4. Raises
+    UserError if the device is not there, or if what was asked for needs numba and it fails.
     """
     decoder = _decoder(checkpoint, device, threads, quant)
     decoder.context = min(context or decoder.context, decoder.context)
@@ -92,7 +103,8 @@ def _decoder(checkpoint: Checkpoint, device: str, threads: int, quant: str) -> D
     if quant != "off":
         raise UserError(
             _(
-                "--quant {quant} needs the compiled decoder, and torch runs it ({why}): use --quant off",
+                "--quant {quant} needs the compiled decoder, and torch runs it ({why}): use "
+                "--quant off",
                 quant=quant,
                 why=why,
             )
@@ -101,7 +113,9 @@ def _decoder(checkpoint: Checkpoint, device: str, threads: int, quant: str) -> D
     from minillm_repl.model.build import build
     from minillm_repl.model.device import pick_device
 
-    return TorchDecoder(build(checkpoint.config, checkpoint.tensors).to(pick_device(device)), why=why)
+    return TorchDecoder(
+        build(checkpoint.config, checkpoint.tensors).to(pick_device(device)), why=why
+    )
 
 
 def _compiled(checkpoint: Checkpoint, threads: int, quant: str) -> Decoder:
@@ -118,10 +132,14 @@ def piece_of(parameters: int) -> int:
 def unread(decoder: Decoder, ids: Sequence[int]) -> tuple[list[int], int]:
     """Return what the model sees of `ids`, and how many of these tokens the cache has.
 
-    When the window moves, positions shift and nothing is shared. The last token is read anyway, for its logits.
+    When the window moves, positions shift and nothing is shared. The last token is read anyway, for
+    its logits.
     """
     fits = len(ids) <= decoder.context
-    seen, cached = list(ids if fits else window(ids, decoder.context, decoder.start).ids), decoder.ids
+    seen, cached = (
+        list(ids if fits else window(ids, decoder.context, decoder.start).ids),
+        decoder.ids,
+    )
     most = min(len(seen) - 1, len(cached))
     if seen[:most] == cached[:most]:
         return seen, most
@@ -136,8 +154,9 @@ def read(
 ) -> NDArray[np.float32] | None:
     """Make the cache hold exactly what the model sees of `ids`; return the logits after it.
 
-    What the cache already shares with them from the start is not computed again. A long text is read in pieces;
-    between two, `progress` is told how many of the tokens are done, and None is returned if `interrupted`.
+    What the cache already shares with them from the start is not computed again. A long text is
+    read in pieces; between two, `progress` is told how many of the tokens are done, and None is
+    returned if `interrupted`.
     """
     seen, shared = unread(decoder, ids)
     if len(seen) == shared + 1 == len(decoder.ids) + 1:

@@ -1,4 +1,7 @@
-"""What generation tells: one `Step` per token, then one `Finished`. The names are those of the `--json` output."""
+"""What generation tells: one `Step` per token, then one `Finished`.
+
+The names are those of the `--json` output.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -44,7 +47,9 @@ class Finished:
     prompt_tokens: int
     tokens: int
     prompt_seconds: (
-        float  # prefill: reading what of the prompt was not in the cache, and nothing else; 0 if none was read
+        # prefill: reading what of the prompt was not in the cache, and nothing else; 0 if none was
+        # read
+        float
     )
     seconds: float  # all tokens after that
 
@@ -58,5 +63,6 @@ def as_json(event: Step | Finished) -> dict[str, Any]:
 
 
 def _shallow(event: Step | Finished | Candidate) -> dict[str, Any]:
-    # dataclasses.asdict copies every number of every candidate: as slow as all the rest of a step together
+    # dataclasses.asdict copies every number of every candidate: as slow as all the rest of a step
+    # together
     return {name: getattr(event, name) for name in event.__slots__}

@@ -50,13 +50,15 @@ def generate(
     interrupted: Callable[[], bool] = never,
     progress: Callable[[int, int], object] = unheard,
 ) -> Iterator[Step | Finished]:
-    """Continue `ids` (one or more) by at most `max_tokens` tokens, one `rng` number each, and say why it ended.
+    """Continue `ids` (one or more) by at most `max_tokens` tokens, one `rng` number each, and say
+    why it ended.
 
-    `top` is how many candidates each step lists. The text ends before the first of the `stop` strings; what could
-    still become one is held back until it is known not to. It also ends with one of the `end` tokens, which are no part
-    of it. `interrupted` is asked between two tokens, and between two pieces of a long prompt; `progress` hears how many
-    of how many tokens are read. Past the context the model sees the last tokens only, or, without `slide`, the
-    text ends. Closing the generator early is safe at any step.
+    `top` is how many candidates each step lists. The text ends before the first of the `stop`
+    strings; what could still become one is held back until it is known not to. It also ends with
+    one of the `end` tokens, which are no part of it. `interrupted` is asked between two tokens, and
+    between two pieces of a long prompt; `progress` hears how many of how many tokens are read. Past
+    the context the model sees the last tokens only, or, without `slide`, the text ends. Closing the
+    generator early is safe at any step.
 
     Raises UserError if the model's logits are not finite.
     """
@@ -91,9 +93,14 @@ def generate(
 
 
 def _prefill(
-    decoder: Decoder, ids: Sequence[int], interrupted: Callable[[], bool], progress: Callable[[int, int], object]
+    decoder: Decoder,
+    ids: Sequence[int],
+    interrupted: Callable[[], bool],
+    progress: Callable[[int, int], object],
 ) -> tuple[Scores | None, float]:
-    """Return the logits after the prompt, None if interrupted, and the seconds of reading it without `progress`."""
+    """Return the logits after the prompt, None if interrupted, and the seconds of reading it
+    without `progress`.
+    """
     away = 0.0
 
     def told(done: int, of: int) -> None:
@@ -109,13 +116,20 @@ def _prefill(
     return logits, perf_counter() - began - away
 
 
-def kept(tokenizer: Tokenizer, tokens: Sequence[int], finished: Finished, stop: Sequence[str] = ()) -> list[int]:
-    """Return the generated tokens that are part of the text: without the end token, and without a stop string's."""
+def kept(
+    tokenizer: Tokenizer, tokens: Sequence[int], finished: Finished, stop: Sequence[str] = ()
+) -> list[int]:
+    """Return the generated tokens that are part of the text: without the end token, and without
+    a stop string's.
+    """
     ids = list(tokens)
     if finished.reason == "end":
         ids.pop()
     if finished.reason == "stop":
-        shown, made = len(finished.text.encode()), sum(len(tokenizer.token_bytes(token)) for token in ids)
+        shown, made = (
+            len(finished.text.encode()),
+            sum(len(tokenizer.token_bytes(token)) for token in ids),
+        )
         while ids and (made > shown or _named(tokenizer.special(ids[-1]), stop)):
             made -= len(tokenizer.token_bytes(ids.pop()))
     return ids
@@ -130,7 +144,8 @@ def finite(logits: Scores, tokens: int) -> Scores:
     if not np.isfinite(logits).all():
         raise UserError(
             _(
-                "the logits at token {tokens} are not finite numbers: a weight is not one, or a result is too large"
+                "the logits at token {tokens} are not finite numbers: a weight is not one, "
+                "or a result is too large"
                 " for float32",
                 tokens=tokens,
             )
@@ -179,7 +194,9 @@ def _candidates(
     top: int,
     tokenizer: Tokenizer,
 ) -> tuple[Candidate, ...]:
-    """Return the `top` likeliest by the model, in the order of `Step.rank`; the chosen one last if it is below them."""
+    """Return the `top` likeliest by the model, in the order of `Step.rank`; the chosen one last
+    if it is below them.
+    """
     shown = likeliest(logits, top)
     if token not in shown:
         shown.append(token)
@@ -201,9 +218,9 @@ def _candidates(
 class StopText:
     """Turns token bytes into text as it becomes whole and certain.
 
-    Bytes of an unfinished character wait for the rest; text that may be the start of a stop string waits until it is
-    one, and is dropped, or is not, and comes out. A special token has no text: where a stop string names it, a
-    surrogate, which no bytes become, stands for it.
+    Bytes of an unfinished character wait for the rest; text that may be the start of a stop string
+    waits until it is one, and is dropped, or is not, and comes out. A special token has no text:
+    where a stop string names it, a surrogate, which no bytes become, stands for it.
     """
 
     def __init__(self, stop: Sequence[str] = (), special: Iterable[str] = ()) -> None:
@@ -222,7 +239,9 @@ class StopText:
         return stop
 
     def push(self, piece: bytes, special: str = "", final: bool = False) -> str:
-        """Take the bytes of one more token, or the name of a special one; return the text that became certain."""
+        """Take the bytes of one more token, or the name of a special one; return the text that
+        became certain.
+        """
         held = self._held + self._decoder.decode(piece, final) + self._stands.get(special, "")
         found = [place for place in (held.find(stop) for stop in self._stop) if place >= 0]
         if found:

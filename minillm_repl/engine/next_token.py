@@ -1,4 +1,6 @@
-"""What could come next, asked in several ways: stage by stage, by temperature, of one continuation, of several."""
+"""What could come next, asked in several ways: stage by stage, by temperature, of one
+continuation, of several.
+"""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -41,15 +43,22 @@ from minillm_repl.tokenizer.base import Token, Tokenizer
 _TEMPS = (0.0, 0.3, 0.6, 1.0, 1.5, 2.0)
 
 
-def next_logits(decoder: Decoder, ids: Sequence[int], interrupted: Callable[[], bool] = never) -> Scores:
-    """Return the logits after a text of one token or more. Raises UserError if stopped, or if they are not numbers."""
+def next_logits(
+    decoder: Decoder, ids: Sequence[int], interrupted: Callable[[], bool] = never
+) -> Scores:
+    """Return the logits after a text of one token or more.
+
+    Raises UserError if stopped, or if they are not numbers.
+    """
     logits = read(decoder, ids, interrupted)
     if logits is None:
         raise UserError(_("stopped"))
     return finite(logits, len(ids))
 
 
-def sampler_view(logits: Scores, sampling: Sampling, ids: Sequence[int], tokenizer: Tokenizer, top: int) -> SamplerView:
+def sampler_view(
+    logits: Scores, sampling: Sampling, ids: Sequence[int], tokenizer: Tokenizer, top: int
+) -> SamplerView:
     """Return what each sampler that is on makes of the distribution after `ids`."""
     columns = [("model", logits)]
     for name, sampler in stages(sampling, ids):
@@ -61,37 +70,55 @@ def sampler_view(logits: Scores, sampling: Sampling, ids: Sequence[int], tokeniz
         Token.of(tokenizer, ids[-1]),
         tuple(
             Stage(name, left, before - left, _entropy(drawn))
-            for (name, _), left, before, drawn in zip(columns, kept, [len(logits), *kept], probabilities, strict=False)
+            for (name, _), left, before, drawn in zip(
+                columns, kept, [len(logits), *kept], probabilities, strict=False
+            )
         ),
         tuple(
             StagedCandidate(
                 Token.of(tokenizer, each),
                 float(logits[each]),
                 each in ids,
-                tuple(_chance(scores, drawn, each) for (_, scores), drawn in zip(columns, probabilities, strict=True)),
+                tuple(
+                    _chance(scores, drawn, each)
+                    for (_, scores), drawn in zip(columns, probabilities, strict=True)
+                ),
             )
             for each in likeliest(logits, top)
         ),
     )
 
 
-def sweep_view(logits: Scores, sampling: Sampling, ids: Sequence[int], tokenizer: Tokenizer, top: int) -> SweepView:
-    """Return what would be drawn from after `ids` at several temperatures, the one that is set among them."""
+def sweep_view(
+    logits: Scores, sampling: Sampling, ids: Sequence[int], tokenizer: Tokenizer, top: int
+) -> SweepView:
+    """Return what would be drawn from after `ids` at several temperatures, the one that is set
+    among them.
+    """
     temps = tuple(sorted({*_TEMPS, sampling.temp}))
     columns = [process(logits, replace(sampling, temp=temp), ids) for temp in temps]
     drawn = [softmax(scores)[0] for scores in columns]
     candidates = tuple(
         Tempered(
             Token.of(tokenizer, each),
-            tuple(_chance(scores, probabilities, each) for scores, probabilities in zip(columns, drawn, strict=True)),
+            tuple(
+                _chance(scores, probabilities, each)
+                for scores, probabilities in zip(columns, drawn, strict=True)
+            ),
         )
         for each in likeliest(logits, top)
     )
-    return SweepView(Token.of(tokenizer, ids[-1]), temps, sampling.temp, tuple(map(_entropy, drawn)), candidates)
+    return SweepView(
+        Token.of(tokenizer, ids[-1]), temps, sampling.temp, tuple(map(_entropy, drawn)), candidates
+    )
 
 
 def prob_view(
-    decoder: Decoder, tokenizer: Tokenizer, ids: Sequence[int], more: Sequence[int], interrupted: Callable[[], bool]
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    more: Sequence[int],
+    interrupted: Callable[[], bool],
 ) -> ProbView:
     """Return how likely `more` is after `ids`, token by token. Raises UserError if stopped."""
     text, chances, total = list(ids), [], 0.0
@@ -123,7 +150,10 @@ def branches_view(
     end: Collection[int] = (),
     interrupted: Callable[[], bool] = never,
 ) -> BranchesView:
-    """Return `ways` continuations of `ids` by at most `max_tokens` tokens each. Stopped, it has those made so far."""
+    """Return `ways` continuations of `ids` by at most `max_tokens` tokens each.
+
+    Stopped, it has those made so far.
+    """
     branches = []
     for way in range(ways):
         steps: list[Step] = []
@@ -151,7 +181,9 @@ def _entropy(probabilities: Probabilities) -> float:
     return entropy(some, np.log(some))
 
 
-def _branch(tokenizer: Tokenizer, steps: Sequence[Step], finished: Finished, stop: Sequence[str]) -> Branch:
+def _branch(
+    tokenizer: Tokenizer, steps: Sequence[Step], finished: Finished, stop: Sequence[str]
+) -> Branch:
     probs = tuple(step.model_prob for step in steps)
     said = len(kept(tokenizer, [step.id for step in steps], finished, stop))
     tokens = tuple(Token.of(tokenizer, step.id) for step in steps)

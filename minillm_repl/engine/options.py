@@ -1,4 +1,6 @@
-"""What a user can say about sampling; apart from the arithmetic, so that the prompt line needs no numpy."""
+"""What a user can say about sampling; apart from the arithmetic, so that the prompt line needs
+no numpy.
+"""
 
 from dataclasses import dataclass
 
@@ -30,7 +32,8 @@ class Sampling:
         1.0,
         number(0, 1),
         "draw only from the likeliest that add up to X",
-        details="The smallest set of likeliest tokens whose probabilities add up to X or more; at least one.",
+        details="The smallest set of likeliest tokens whose probabilities add up to X or more; at "
+        "least one.",
         metavar="X",
         words={"off": 1.0},
     )
@@ -45,7 +48,8 @@ class Sampling:
         1.0,
         number(0.01, 100),
         "above 1, tokens already in the text are less likely",
-        details="The logit of a token that is in the text is divided by it if positive, else multiplied.",
+        details="The logit of a token that is in the text is divided by it if positive, else "
+        "multiplied.",
         metavar="X",
         aliases=("repetition-penalty",),
         words={"off": 1.0},

@@ -1,7 +1,8 @@
-"""One token on a GPU: what is done for it, recorded as a CUDA graph, and played again for each token.
+"""One token on a GPU: what is done for it, recorded as a CUDA graph, and played again for each
+token.
 
-A step of a small model is hundreds of operations of a few microseconds each. Launched one by one from Python they take
-ten times as long as the GPU needs for them.
+A step of a small model is hundreds of operations of a few microseconds each. Launched one by one
+from Python they take ten times as long as the GPU needs for them.
 """
 
 import numpy as np
@@ -33,7 +34,8 @@ class RecordedStep:
                 self._logits = self._step(model, cache)
         torch.cuda.current_stream(device).wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # another thread may load a model
+        # another thread may load a model
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._logits = self._step(model, cache)
         self._answer = torch.empty(self._logits.shape).pin_memory()
 
@@ -43,7 +45,9 @@ class RecordedStep:
             return logits[0, -1]
 
     def __call__(self, token: int, place: int) -> NDArray[np.float32]:
-        """Return the logits after a token at a place of the cache: (vocabulary,), valid until the next call."""
+        """Return the logits after a token at a place of the cache: (vocabulary,), valid until
+        the next call.
+        """
         self._given[0], self._given[1] = token, place
         self._input.copy_(self._given, non_blocking=True)
         self._graph.replay()

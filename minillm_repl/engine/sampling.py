@@ -1,7 +1,7 @@
 """From logits to the distribution that is drawn from, in the order of the `transformers` library.
 
-Repetition penalty → temperature → top-k → top-p → min-p → softmax → draw. Scores are float32 arrays (vocabulary,), as
-there, so that its processors can be the oracle; what a sampler cuts becomes −inf.
+Repetition penalty → temperature → top-k → top-p → min-p → softmax → draw. Scores are float32 arrays
+(vocabulary,), as there, so that its processors can be the oracle; what a sampler cuts becomes −inf.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,8 @@ Scores = NDArray[np.float32]
 Probabilities = NDArray[np.float64]
 Arrays = tuple[Probabilities, Probabilities]
 
-_LARGE = 4_096  # tokens: of more than these, what is fresh or not needed costs more than avoiding it
+# tokens: of more than these, what is fresh or not needed costs more than avoiding it
+_LARGE = 4_096
 _BLOCK = 256
 
 
@@ -27,7 +28,9 @@ def stages(sampling: Sampling, seen: Sequence[int]) -> list[tuple[str, Callable[
     """
     applied: list[tuple[str, Callable[[Scores], Scores]]] = []
     if sampling.repeat_penalty != 1:
-        applied.append(("repeat-penalty", lambda scores: _penalise(scores, seen, sampling.repeat_penalty)))
+        applied.append(
+            ("repeat-penalty", lambda scores: _penalise(scores, seen, sampling.repeat_penalty))
+        )
     if sampling.temp == 0:
         return [*applied, ("temp", _likeliest)]  # one token is left: nothing more to cut
     if sampling.temp != 1:
@@ -49,7 +52,8 @@ def process(logits: Scores, sampling: Sampling, seen: Sequence[int]) -> Scores:
 
 
 def softmax(scores: Scores, into: Arrays | None = None) -> Arrays:
-    """Return probabilities and their natural logarithms, in float64; the only softmax over a vocabulary here.
+    """Return probabilities and their natural logarithms, in float64; the only softmax over a
+    vocabulary here.
 
     `into` is what `arrays` gave, to be filled.
     """
@@ -73,7 +77,9 @@ def softmax(scores: Scores, into: Arrays | None = None) -> Arrays:
 
 
 def arrays(vocabulary: int) -> Arrays | None:
-    """Return room for one `softmax` after the other, where that is faster: where the vocabulary is large."""
+    """Return room for one `softmax` after the other, where that is faster: where the vocabulary
+    is large.
+    """
     return (np.empty(vocabulary), np.empty(vocabulary)) if vocabulary >= _LARGE else None
 
 
@@ -97,7 +103,9 @@ def draw(probabilities: Probabilities, rng: np.random.Generator) -> int:
 
 
 def numbers(seed: int, place: int = 0) -> np.random.Generator:
-    """Return the random numbers of a seed, from the one on that draws a completion's token number `place`."""
+    """Return the random numbers of a seed, from the one on that draws a completion's token
+    number `place`.
+    """
     bits = np.random.PCG64(seed)
     bits.advance(place)
     return np.random.Generator(bits)
@@ -118,7 +126,8 @@ def rank(logits: Scores, token: int) -> int:
 
 def entropy(probabilities: Probabilities, logs: Probabilities) -> float:
     """Return −Σ p·log2 p, in bits, of probabilities above 0 and their natural logarithms."""
-    # Not `@`: numpy gives that to a library whose threads go on looking for work while the decoder needs every core.
+    # Not `@`: numpy gives that to a library whose threads go on looking for work while the decoder
+    # needs every core.
     return abs(float(np.einsum("i,i", probabilities, logs))) / LN2
 
 
@@ -140,7 +149,8 @@ def _penalise(scores: Scores, seen: Sequence[int], penalty: float) -> Scores:
 def _top_k(scores: Scores, k: int) -> Scores:
     if k >= len(scores):
         return scores
-    return np.where(scores < _least_of(scores, k), np.float32(-np.inf), scores)  # ties with the k-th stay
+    # ties with the k-th stay
+    return np.where(scores < _least_of(scores, k), np.float32(-np.inf), scores)
 
 
 def _least_of(scores: Scores, top: int) -> np.float32:
@@ -169,4 +179,6 @@ def _top_p(scores: Scores, p: float) -> Scores:
 
 def _min_p(scores: Scores, p: float) -> Scores:
     probabilities = softmax(scores)[0].astype(np.float32)
-    return np.where(probabilities < np.float32(p) * probabilities.max(), np.float32(-np.inf), scores)
+    return np.where(
+        probabilities < np.float32(p) * probabilities.max(), np.float32(-np.inf), scores
+    )

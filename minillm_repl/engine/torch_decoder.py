@@ -1,4 +1,6 @@
-"""The readable decoder, and the definition of the other: the torch model itself, with its KV cache."""
+"""The readable decoder, and the definition of the other: the torch model itself, with its KV
+cache.
+"""
 
 from collections.abc import Sequence
 
@@ -19,16 +21,21 @@ _PIECE_ELSEWHERE = 2_048  # tokens: what a processor takes seconds for, a GPU do
 class TorchDecoder:
     """Runs a model on the device it is on; a tap may change what it thinks."""
 
-    def __init__(self, model: LanguageModel, tap: Tap = untapped, why: str = N_("what it thinks is changed")) -> None:
+    def __init__(
+        self, model: LanguageModel, tap: Tap = untapped, why: str = N_("what it thinks is changed")
+    ) -> None:
         first = next(model.parameters())
         self._device = first.device
         self.model, self._tap = model, tap
         self._cache = KVCache(model.config, self._device)
-        self._records = first.is_cuda and tap is untapped  # a tap is Python, which cannot be recorded
+        # a tap is Python, which cannot be recorded
+        self._records = first.is_cuda and tap is untapped
         self._step: RecordedStep | None = None
         self.ids: list[int] = []
         self.start: int | None = None
-        self.piece = piece_of(model.config.parameters) if first.device.type == "cpu" else _PIECE_ELSEWHERE
+        self.piece = (
+            piece_of(model.config.parameters) if first.device.type == "cpu" else _PIECE_ELSEWHERE
+        )
         self._why = why
 
     @property
@@ -65,7 +72,9 @@ class TorchDecoder:
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Read tokens after those in the cache; return the logits after the last."""
-        logits = self.model(torch.tensor([list(ids)], device=self._device), self._cache, self._tap, last=True)
+        logits = self.model(
+            torch.tensor([list(ids)], device=self._device), self._cache, self._tap, last=True
+        )
         self.ids.extend(ids)
         return logits[0, -1].cpu().numpy()  # type: ignore[no-any-return]
 

@@ -1,4 +1,6 @@
-"""What can be told of the next token without a look inside: frozen views of plain numbers and labels."""
+"""What can be told of the next token without a look inside: frozen views of plain numbers and
+labels.
+"""
 
 from dataclasses import dataclass
 
@@ -13,7 +15,8 @@ Row = tuple[float, ...]
 class Stage:
     """The distribution after one sampler."""
 
-    name: str  # `model` before all of them, then `temp 0.8`, `top-k 40` ... in the order of their application
+    # `model` before all of them, then `temp 0.8`, `top-k 40` ... in the order of their application
+    name: str
     kept: int  # tokens that can still be drawn
     cut: int  # tokens that this sampler took away
     entropy: float  # bits
@@ -86,7 +89,8 @@ class Branch:
     probs: Row  # of each token by the model's own softmax
     prob: float  # their product
     reason: Reason  # why it ended
-    said: int  # how many of the tokens its text is of: not one that ends it, nor those of a stop string
+    # how many of the tokens its text is of: not one that ends it, nor those of a stop string
+    said: int
 
 
 @dataclass(frozen=True)

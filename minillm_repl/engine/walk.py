@@ -1,4 +1,6 @@
-"""Generation one token at a time, with every way open: another token, a text of one's own, a step back."""
+"""Generation one token at a time, with every way open: another token, a text of one's own, a
+step back.
+"""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -16,8 +18,9 @@ from minillm_repl.tokenizer.base import Tokenizer
 class Walk:
     """A text that grows and shrinks by hand.
 
-    Where it stands depends on its tokens alone, not on how it came there: the token at a place is drawn with that
-    place's number of the seed, so that a walk which always takes what is drawn writes what a generation would.
+    Where it stands depends on its tokens alone, not on how it came there: the token at a place is
+    drawn with that place's number of the seed, so that a walk which always takes what is drawn
+    writes what a generation would.
     """
 
     def __init__(
@@ -42,7 +45,10 @@ class Walk:
         return self.ids[self._start :]
 
     def look(self, interrupted: Callable[[], bool] = never) -> Step:
-        """Return the step that a generation would take here; nothing is taken. Raises UserError, also if stopped."""
+        """Return the step that a generation would take here; nothing is taken.
+
+        Raises UserError, also if stopped.
+        """
         place = len(self.ids) - self._start
         events = generate(
             self._decoder, self._tokenizer, self.ids, self._sampling, numbers(self._seed, place),
@@ -54,7 +60,9 @@ class Walk:
         return replace(step, index=place)
 
     def take(self, *tokens: int) -> bool:
-        """Go on with these tokens; tell whether the text goes on, which it does not after one that ends it."""
+        """Go on with these tokens; tell whether the text goes on, which it does not after one
+        that ends it.
+        """
         if self._end and tokens[-1] in self._end:
             return False
         self.ids += tokens

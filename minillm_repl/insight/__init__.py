@@ -1,1 +1,3 @@
-"""Looks inside a model: pure functions of a model and a text, each of which returns a frozen view."""
+"""Looks inside a model: pure functions of a model and a text, each of which returns a frozen
+view.
+"""

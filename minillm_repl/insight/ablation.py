@@ -16,16 +16,18 @@ _AT_ONCE = 2**24  # logits that are made at once: 64 MiB
 
 
 def silencing(subject: Subject, layer: int, head: int | None = None, how: str = "zero") -> Tap:
-    """Return a tap that silences a head before the output projection, or all that a block adds to the stream.
+    """Return a tap that silences a head before the output projection, or all that a block adds to
+    the stream.
 
-    `how` is what stands there instead: `zero`, or the `mean` over the positions of the subject's text.
-    Raises UserError if there is no such layer or head.
+    `how` is what stands there instead: `zero`, or the `mean` over the positions of the subject's
+    text. Raises UserError if there is no such layer or head.
     """
     check_layer(subject.config, layer, head)
     block = f"blocks.{layer}."
     names = [block + "attention.out", block + "ff.out"] if head is None else [block + "attention.z"]
     found = subject.record(*names, last=True)[1] if how == "mean" else {}
-    instead = {name: found[name].mean(0) if found else None for name in names}  # (width,) or (head, head_size)
+    # (width,) or (head, head_size)
+    instead = {name: found[name].mean(0) if found else None for name in names}
 
     def tap(name: str, tensor: Tensor) -> Tensor:
         if name not in instead:
@@ -38,10 +40,14 @@ def silencing(subject: Subject, layer: int, head: int | None = None, how: str = 
 
 
 @torch.no_grad()
-def scan_view(subject: Subject, how: str = "zero", told: Callable[[float], None] = lambda _: None) -> ScanView:
-    """Return what each head is worth to the text: the change of its mean loss when that head alone is silenced.
+def scan_view(
+    subject: Subject, how: str = "zero", told: Callable[[float], None] = lambda _: None
+) -> ScanView:
+    """Return what each head is worth to the text: the change of its mean loss when that head alone
+    is silenced.
 
-    `how` is as in `silencing`; `told` hears how much is done, 0 to 1. Raises UserError for a text of one token.
+    `how` is as in `silencing`; `told` hears how much is done, 0 to 1. Raises UserError for a text
+    of one token.
     """
     if len(subject.ids) < 2:
         raise UserError(_("a text of one token has no loss: give a longer one in quotes"))
@@ -50,8 +56,11 @@ def scan_view(subject: Subject, how: str = "zero", told: Callable[[float], None]
     effects = []
     for layer in range(subject.config.layers):
         name = f"blocks.{layer}.attention.z"
-        instead = found[name].mean(0) if how == "mean" else torch.zeros_like(found[name][0])  # (head, head_size)
-        changes = [each - loss for each in _each_silenced(subject, name, instead, logits[:-1].numel())]
+        # (head, head_size)
+        instead = found[name].mean(0) if how == "mean" else torch.zeros_like(found[name][0])
+        changes = [
+            each - loss for each in _each_silenced(subject, name, instead, logits[:-1].numel())
+        ]
         effects += [HeadEffect(layer, head, change) for head, change in enumerate(changes)]
         told((layer + 1) / subject.config.layers)
     effects.sort(key=lambda effect: -effect.change)
@@ -59,7 +68,9 @@ def scan_view(subject: Subject, how: str = "zero", told: Callable[[float], None]
 
 
 def _each_silenced(subject: Subject, name: str, instead: Tensor, logits: int) -> list[float]:
-    """Return the losses with each head of a layer replaced, as many at once as memory allows: one to a row."""
+    """Return the losses with each head of a layer replaced, as many at once as memory allows:
+    one to a row.
+    """
     losses: list[float] = []
     size = max(1, _AT_ONCE // logits)
     for start in range(0, len(instead), size):
@@ -78,7 +89,9 @@ def _each_silenced(subject: Subject, name: str, instead: Tensor, logits: int) ->
 
 
 def _losses(subject: Subject, logits: Tensor) -> list[float]:
-    """Return the mean loss of the text after its first token, in nats, for each row of logits (row, time, vocab)."""
+    """Return the mean loss of the text after its first token, in nats, for each row of logits
+    (row, time, vocab).
+    """
     targets = subject.input[0, 1:]
     return [float(F.cross_entropy(row[:-1].double(), targets)) for row in logits]
 

@@ -47,7 +47,9 @@ def focus_view(subject: Subject) -> FocusView:
 
 
 def weights(subject: Subject, layer: int | None = None) -> dict[int, Tensor]:
-    """Return the attention weights of one layer, or of all: each (head, time, time), as they were in one pass."""
+    """Return the attention weights of one layer, or of all: each (head, time, time), as they
+    were in one pass.
+    """
     layers = range(subject.config.layers) if layer is None else [layer]
     prefix = "" if layer is None else f"blocks.{layer}."
     _, found = subject.record(prefix + "attention.q", prefix + "attention.k", last=True)
@@ -62,11 +64,13 @@ def weights(subject: Subject, layer: int | None = None) -> dict[int, Tensor]:
 
 
 def patterns(weight: Tensor, ids: tuple[int, ...], window: int = 0) -> list[tuple[Pattern, ...]]:
-    """Return for each head of a layer (head, time, time) the patterns that it could follow, the highest score first.
+    """Return for each head of a layer (head, time, time) the patterns that it could follow, the
+    highest score first.
 
-    A score is the weight that goes where the pattern says, as a mean over the positions that have such a place, beside
-    what even attention over the positions that they see would give. A pattern without any such place is left out, and
-    so are those by content (same token, induction) with fewer than three.
+    A score is the weight that goes where the pattern says, as a mean over the positions that have
+    such a place, beside what even attention over the positions that they see would give. A pattern
+    without any such place is left out, and so are those by content (same token, induction) with
+    fewer than three.
     """
     weight, visible = weight.float().cpu(), _visible(len(ids), window)
     even = visible / visible.sum(-1, keepdim=True)  # (time, time)
@@ -84,12 +88,16 @@ def patterns(weight: Tensor, ids: tuple[int, ...], window: int = 0) -> list[tupl
 def _places(ids: tuple[int, ...], visible: Tensor) -> dict[str, Tensor]:
     """Return where each pattern says that a position (row) attends: (time, time) each.
 
-    Rows that cannot show it are empty: position 0 sees only itself, and what is before position 1 is the first token.
+    Rows that cannot show it are empty: position 0 sees only itself, and what is before position 1
+    is the first token.
     """
     time, token = len(ids), torch.tensor(ids)
     earlier = visible.tril(-1)
     same = (token[:, None] == token[None, :]) & earlier
-    after_same = torch.nn.functional.pad((token[:, None] == token[None, :]).tril(-1), (1, 0))[:, :-1] & earlier
+    after_same = (
+        torch.nn.functional.pad((token[:, None] == token[None, :]).tril(-1), (1, 0))[:, :-1]
+        & earlier
+    )
     later = torch.arange(time)[:, None]
     return {
         N_("itself"): torch.eye(time, dtype=torch.bool) & (later > 0),

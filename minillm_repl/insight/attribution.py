@@ -11,10 +11,12 @@ from minillm_repl.tokenizer.base import Token
 
 @torch.no_grad()
 def why_view(subject: Subject, token: int | None = None, versus: int | None = None) -> WhyView:
-    """Return what each part adds to the next token's logit, or to the difference of two; by default the likeliest's.
+    """Return what each part adds to the next token's logit, or to the difference of two; by default
+    the likeliest's.
 
-    Every part writes into the residual stream, and the logit is a dot product with what the stream ends as: so with
-    the last norm's scale held at its value, the parts add up to the logit. They are worked out in float64.
+    Every part writes into the residual stream, and the logit is a dot product with what the stream
+    ends as: so with the last norm's scale held at its value, the parts add up to the logit. They
+    are worked out in float64.
     """
     names = "embedding", "attention.z", "attention.out", "ff.out", "residual"
     logits, found = subject.record(*names, last=True)
@@ -25,7 +27,11 @@ def why_view(subject: Subject, token: int | None = None, versus: int | None = No
     logit = float(final[token])
     if versus is not None:
         other, other_constant = reading(subject.model, found[_last(subject)], versus)
-        direction, constant, logit = direction - other, constant - other_constant, logit - float(final[versus])
+        direction, constant, logit = (
+            direction - other,
+            constant - other_constant,
+            logit - float(final[versus]),
+        )
     values = [(name, float(vector @ direction)) for name, vector in written(subject, found).items()]
     parts = [*values, ("bias", constant)]
     return WhyView(
@@ -42,8 +48,12 @@ def why_view(subject: Subject, token: int | None = None, versus: int | None = No
 
 @torch.no_grad()
 def residual_view(subject: Subject) -> ResidualView:
-    """Return the norms of the residual stream at the last position, and of what each block adds to it."""
-    _, found = subject.record("embedding", "attention.out", "residual.mid", "ff.out", "residual", last=True)
+    """Return the norms of the residual stream at the last position, and of what each block adds
+    to it.
+    """
+    _, found = subject.record(
+        "embedding", "attention.out", "residual.mid", "ff.out", "residual", last=True
+    )
     parallel = getattr(subject.config, "parallel", False)
     read = stream = torch.zeros_like(found["embedding"][-1])
     rows = []
@@ -59,8 +69,12 @@ def residual_view(subject: Subject) -> ResidualView:
         outside = _differs(stream, total)
         rows.append(_row(_place(name), vector, total if outside else stream, read))
         if outside:
-            rows.append(_row(f"added after layer {name.split('.')[1]}", stream - total, stream, total))
-    return ResidualView(subject.position(len(subject.ids) - 1), subject.tokens, tuple(rows), **subject.where)
+            rows.append(
+                _row(f"added after layer {name.split('.')[1]}", stream - total, stream, total)
+            )
+    return ResidualView(
+        subject.position(len(subject.ids) - 1), subject.tokens, tuple(rows), **subject.where
+    )
 
 
 def _row(place: str, added: Tensor, stream: Tensor, read: Tensor) -> StreamRow:
@@ -69,12 +83,14 @@ def _row(place: str, added: Tensor, stream: Tensor, read: Tensor) -> StreamRow:
 
 
 def written(subject: Subject, found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return what each part writes into the stream at one position: (width,) each, in the model's order.
+    """Return what each part writes into the stream at one position: (width,) each, in the model's
+    order.
 
     `found` are the activations there, in float64.
 
-    The heads of a layer and the bias of its output projection add up to what its attention writes. Where that has been
-    changed it is one part, and so is what has been added to the stream from outside.
+    The heads of a layer and the bias of its output projection add up to what its attention writes.
+    Where that has been changed it is one part, and so is what has been added to the stream from
+    outside.
     """
     parts = {"embedding": found["embedding"]}
     stream = parts["embedding"]
@@ -92,7 +108,9 @@ def written(subject: Subject, found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _heads(subject: Subject, layer: int, z: Tensor) -> dict[str, Tensor]:
-    """Return what each head of a layer writes, z (head, head_size) through its columns of the projection; its bias."""
+    """Return what each head of a layer writes, z (head, head_size) through its columns of the
+    projection; its bias.
+    """
     projection = subject.model.get_submodule(f"blocks.{layer}.attention.proj")
     assert isinstance(projection, torch.nn.Linear)
     columns = projection.weight[:].double().view(-1, *z.shape)  # (width, head, head_size)
@@ -108,7 +126,8 @@ def _differs(there: Tensor, expected: Tensor) -> bool:
 
 
 def reading(model: LanguageModel, stream: Tensor, token: int) -> tuple[Tensor, float]:
-    """Return how a token's logit is read off the stream (width,): the logit is stream · direction + constant.
+    """Return how a token's logit is read off the stream (width,): the logit is stream · direction +
+    constant.
 
     The last norm's scale is held at what it is for this stream. In float64.
     """

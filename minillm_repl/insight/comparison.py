@@ -16,11 +16,15 @@ _TOP, _MOST = 8, 8
 
 @torch.no_grad()
 def compare_view(ours: Subject, theirs: Subject, names: tuple[str, str]) -> CompareView:
-    """Return what two models make of a text; where they do not share a vocabulary, only what can be compared."""
+    """Return what two models make of a text; where they do not share a vocabulary, only what can
+    be compared.
+    """
     both = ours, theirs
     logits = tuple(each.logits() for each in both)
     why = _apart(ours, theirs, logits[0].shape[-1] == logits[1].shape[-1])
-    differences = [] if why else [_difference(ours, place, logits) for place in range(len(ours.ids))]
+    differences = (
+        [] if why else [_difference(ours, place, logits) for place in range(len(ours.ids))]
+    )
     since = _shared_start(ours, theirs) if _text(ours) == _text(theirs) else None
     last = differences[-1] if differences else None
     count = max(len(differences), 1)
@@ -32,12 +36,19 @@ def compare_view(ours: Subject, theirs: Subject, names: tuple[str, str]) -> Comp
         bytes=0 if since is None else len(_text(ours)) - since,
         why=why,
         kl=(last.kl, last.kl_back) if last else None,
-        kl_mean=(sum(each.kl for each in differences) / count, sum(each.kl_back for each in differences) / count)
+        kl_mean=(
+            sum(each.kl for each in differences) / count,
+            sum(each.kl_back for each in differences) / count,
+        )
         if last
         else None,
         **ours.where,
-        same_top=sum(each.ours.token == each.theirs.token for each in differences) if last else None,
-        differ=tuple(sorted((each for each in differences if each.kl), key=lambda each: -each.kl)[:_MOST]),
+        same_top=sum(each.ours.token == each.theirs.token for each in differences)
+        if last
+        else None,
+        differ=tuple(
+            sorted((each for each in differences if each.kl), key=lambda each: -each.kl)[:_MOST]
+        ),
     )
 
 
@@ -62,8 +73,13 @@ def _text(subject: Subject) -> bytes:
 
 
 def _shared_start(ours: Subject, theirs: Subject) -> int | None:
-    """Return the first byte of the text from which on both models expect each token, and at which both begin one."""
-    begins = [{start for index, (start, _end) in byte_spans(each).items() if index} for each in (ours, theirs)]
+    """Return the first byte of the text from which on both models expect each token, and at
+    which both begin one.
+    """
+    begins = [
+        {start for index, (start, _end) in byte_spans(each).items() if index}
+        for each in (ours, theirs)
+    ]
     return min(begins[0] & begins[1], default=None)
 
 
@@ -87,4 +103,6 @@ def _likely(subject: Subject, log_probabilities: Tensor, token: int) -> Likely:
 
 
 def _bits(subject: Subject, logits: Tensor, since: int | None) -> float | None:
-    return None if since is None else bits_per_byte(subject, surprisals(subject, logits), since=since)
+    return (
+        None if since is None else bits_per_byte(subject, surprisals(subject, logits), since=since)
+    )

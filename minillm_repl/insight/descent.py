@@ -1,4 +1,6 @@
-"""One step of plain gradient descent, on a copy of the weights: what training does, once and without any refinement."""
+"""One step of plain gradient descent, on a copy of the weights: what training does, once and
+without any refinement.
+"""
 
 import math
 
@@ -19,26 +21,38 @@ from minillm_repl.model.build import in_float32, without_weights
 def descent_view(subject: Subject, rate: float, recipe: Recipe | None = None) -> DescentView:
     """Return what one step makes of the loss of a text; the model stays as it is.
 
-    Computed in float32, of weights in 8 or 4 bits too. With the recipe of the model's file, the weight is named as it
-    is there. Raises UserError for a text of one token, for want of memory, for weights that are no
-    numbers, and for a rate that leads to none.
+    Computed in float32, of weights in 8 or 4 bits too. With the recipe of the model's file, the
+    weight is named as it is there. Raises UserError for a text of one token, for want of memory,
+    for weights that are no numbers, and for a rate that leads to none.
     """
     if len(subject.ids) < 2:
-        raise UserError(_("a text of one token has no next token to learn: give a longer one in quotes"))
-    check_room(12 * subject.config.parameters, _("a step of descent"))  # each weight, its gradient and its new value
+        raise UserError(
+            _("a text of one token has no next token to learn: give a longer one in quotes")
+        )
+    # each weight, its gradient and its new value
+    check_room(12 * subject.config.parameters, _("a step of descent"))
     weights = {name: weight.requires_grad_() for name, weight in in_float32(subject.model).items()}
     with torch.enable_grad():
         before = checked(_losses(subject, weights))
-        found = torch.autograd.grad(before.mean(), list(weights.values()), allow_unused=True, materialize_grads=True)
+        found = torch.autograd.grad(
+            before.mean(), list(weights.values()), allow_unused=True, materialize_grads=True
+        )
     gradients = dict(zip(weights, found, strict=True))
     with torch.no_grad():
         after = _losses(subject, {name: weights[name] - rate * gradients[name] for name in weights})
     before, after = before.detach().abs(), after.abs()  # no −0
     if not after.isfinite().all():
-        raise UserError(_("rate={rate} goes so far that the loss is no number any more: take less", rate=f"{rate:g}"))
+        raise UserError(
+            _(
+                "rate={rate} goes so far that the loss is no number any more: take less",
+                rate=f"{rate:g}",
+            )
+        )
     most = max(gradients, key=lambda name: float(gradients[name].abs().max()))
     place = int(gradients[most].abs().argmax())
-    value, gradient = (float(each.detach().flatten()[place]) for each in (weights[most], gradients[most]))
+    value, gradient = (
+        float(each.detach().flatten()[place]) for each in (weights[most], gradients[most])
+    )
     shape = tuple(gradients[most].shape)
     index = tuple(int(each) for each in torch.unravel_index(torch.tensor(place), shape))
     name, index = place_in_file(recipe, most, shape, index) if recipe else (most, index)

@@ -22,14 +22,16 @@ def effect_view(
     chance: Iterable[Tap] = (),
     between: tuple[Averaged, Averaged] | None = None,
 ) -> EffectView:
-    """Return what a change does to the next token: the likeliest before and after it, and how far the one is from the
-    other. `chance` are changes of the same size in random directions, each tap one or a batch of them, for comparison;
+    """Return what a change does to the next token: the likeliest before and after it, and how far
+    the one is from the other. `chance` are changes of the same size in random directions, each tap
+    one or a batch of them, for comparison;
     `between` is what the direction was made of. Raises UserError.
     """
     before, after = (_final(each)[0] for each in (subject, subject.with_tap(tap)))
     kl = divergence(after, before)
     at_random = torch.tensor(
-        [divergence(row, before) for each in chance for row in _final(subject.with_tap(each))], dtype=torch.float64
+        [divergence(row, before) for each in chance for row in _final(subject.with_tap(each))],
+        dtype=torch.float64,
     )
     return EffectView(
         subject.tokens,
@@ -45,8 +47,12 @@ def effect_view(
 
 
 def divergence(of: Tensor, against: Tensor) -> float:
-    """Return the KL divergence KL(of ‖ against) = Σ of · ln(of / against), in nats, of two log-probability vectors."""
-    return max(float(torch.nn.functional.kl_div(against, of, reduction="sum", log_target=True)), 0.0)
+    """Return the KL divergence KL(of ‖ against) = Σ of · ln(of / against), in nats, of two
+    log-probability vectors.
+    """
+    return max(
+        float(torch.nn.functional.kl_div(against, of, reduction="sum", log_target=True)), 0.0
+    )
 
 
 def _yardstick(kl: float, at_random: Tensor) -> Yardstick:
@@ -55,10 +61,15 @@ def _yardstick(kl: float, at_random: Tensor) -> Yardstick:
 
 
 def _final(subject: Subject) -> Tensor:
-    """Return the log-probabilities after the last token (row, vocab), for each row that a tap has made of it."""
+    """Return the log-probabilities after the last token (row, vocab), for each row that a tap
+    has made of it.
+    """
     logits = subject.model(subject.input, tap=subject.tap, last=True)[:, -1]
     return checked(logits).double().log_softmax(-1)
 
 
 def _likely(subject: Subject, final: Tensor) -> tuple[Likely, ...]:
-    return tuple(Likely(Token.of(subject.tokenizer, each), float(final[each].exp())) for each in likeliest(final, _TOP))
+    return tuple(
+        Likely(Token.of(subject.tokenizer, each), float(final[each].exp()))
+        for each in likeliest(final, _TOP)
+    )

@@ -1,4 +1,6 @@
-"""Which input tokens a prediction depends on: gradients with respect to the vectors that enter the first layer."""
+"""Which input tokens a prediction depends on: gradients with respect to the vectors that enter
+the first layer.
+"""
 
 import torch
 from torch import Tensor
@@ -10,10 +12,11 @@ from minillm_repl.tokenizer.base import Token
 
 
 def grad_view(subject: Subject, token: int | None = None, versus: int | None = None) -> GradView:
-    """Return the gradient of the next token's logit, or of the difference of two, by each input vector.
+    """Return the gradient of the next token's logit, or of the difference of two, by each input
+    vector.
 
-    By default it is the likeliest token's. An input vector is what enters the first layer: the token's embedding, and
-    its position's where that is learned.
+    By default it is the likeliest token's. An input vector is what enters the first layer: the
+    token's embedding, and its position's where that is learned.
     """
     entered: list[Tensor] = []
 
@@ -24,7 +27,9 @@ def grad_view(subject: Subject, token: int | None = None, versus: int | None = N
         return entered[0]
 
     with torch.enable_grad():
-        logits = checked(subject.model(subject.input, tap=in_turn(subject.tap, tap), last=True)[0, -1])
+        logits = checked(
+            subject.model(subject.input, tap=in_turn(subject.tap, tap), last=True)[0, -1]
+        )
         token = likeliest(logits.detach(), 1)[0] if token is None else token
         logit = logits[token] if versus is None else logits[token] - logits[versus]
         (gradient,) = torch.autograd.grad(logit, entered)

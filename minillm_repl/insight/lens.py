@@ -13,7 +13,8 @@ _TOP = 5
 
 @torch.no_grad()
 def lens_view(subject: Subject, position: int = -1, top: int = _TOP) -> LensView:
-    """Return the lens at a position: the last norm, computed afresh, and the head on the residual stream of each place.
+    """Return the lens at a position: the last norm, computed afresh, and the head on the residual
+    stream of each place.
 
     The last row is the model's own output. Raises UserError if there is no such position.
     """
@@ -22,15 +23,23 @@ def lens_view(subject: Subject, position: int = -1, top: int = _TOP) -> LensView
     logits, found = subject.record("embedding", "residual", "residual.mid", last=True)
     final = logits[0].double().log_softmax(-1)
     answer = likeliest(final, 1)[0]
-    read = [(place_name(subject, name), subject.model.unembed(residual[-1])) for name, residual in found.items()]
-    lens = tuple(_row(subject, place, logits.double().log_softmax(-1), final, answer, top) for place, logits in read)
+    read = [
+        (place_name(subject, name), subject.model.unembed(residual[-1]))
+        for name, residual in found.items()
+    ]
+    lens = tuple(
+        _row(subject, place, logits.double().log_softmax(-1), final, answer, top)
+        for place, logits in read
+    )
     later = next((place for place in range(len(lens), 0, -1) if lens[place - 1].rank > 1), 0)
     answered = Token.of(subject.tokenizer, answer)
     return LensView(position, subject.tokens, answered, lens[later].place, lens, **subject.where)
 
 
 def place_name(subject: Subject, name: str) -> str:
-    """Return what to call a place of the residual stream: `blocks.0.residual.mid` is `0 attention`."""
+    """Return what to call a place of the residual stream: `blocks.0.residual.mid` is `0
+    attention`.
+    """
     if name == "embedding":
         return name
     layer, mid = name.split(".")[1], name.endswith(".mid")
@@ -38,7 +47,12 @@ def place_name(subject: Subject, name: str) -> str:
     return f"{layer} {'attention' if mid else 'block' if parallel else 'feed-forward'}"
 
 
-def _row(subject: Subject, place: str, here: Tensor, final: Tensor, answer: int, top: int) -> LensRow:
-    likely = tuple(Likely(Token.of(subject.tokenizer, each), float(here[each].exp())) for each in likeliest(here, top))
+def _row(
+    subject: Subject, place: str, here: Tensor, final: Tensor, answer: int, top: int
+) -> LensRow:
+    likely = tuple(
+        Likely(Token.of(subject.tokenizer, each), float(here[each].exp()))
+        for each in likeliest(here, top)
+    )
     kl = float((final.exp() * (final - here)).sum())
     return LensRow(place, likely, float(here[answer].exp()), rank(here, answer), max(kl, 0.0))

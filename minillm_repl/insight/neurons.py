@@ -12,14 +12,27 @@ _MOST = 12
 
 @torch.no_grad()
 def neurons_view(subject: Subject, layer: int, neuron: int | None = None) -> NeuronsView:
-    """Return the neurons with the largest |activation| on the text, or one. Raises UserError if it is not there."""
+    """Return the neurons with the largest |activation| on the text, or one.
+
+    Raises UserError if it is not there.
+    """
     check_layer(subject.config, layer)
     name = f"blocks.{layer}.ff.hidden"
     hidden = subject.record(name, last=True)[1][name]  # (time, hidden)
     size = hidden.shape[-1]
     if neuron is not None and not neuron < size:
-        raise UserError(_("there is no neuron {neuron}: they count from 0 to {last}", neuron=neuron, last=size - 1))
+        raise UserError(
+            _(
+                "there is no neuron {neuron}: they count from 0 to {last}",
+                neuron=neuron,
+                last=size - 1,
+            )
+        )
     strength = hidden.abs().amax(0)  # (hidden,)
-    order = strength.argsort(descending=True, stable=True)[:_MOST].tolist() if neuron is None else [neuron]
+    order = (
+        strength.argsort(descending=True, stable=True)[:_MOST].tolist()
+        if neuron is None
+        else [neuron]
+    )
     neurons = (Neuron(index, tuple(hidden[:, index].tolist())) for index in order)
     return NeuronsView(layer, size, subject.tokens, tuple(neurons), **subject.where)

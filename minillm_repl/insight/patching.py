@@ -1,4 +1,6 @@
-"""Activation patching: where the answer to one prompt can be carried over to another (Meng et al., 2022)."""
+"""Activation patching: where the answer to one prompt can be carried over to another (Meng et
+al., 2022).
+"""
 
 from collections.abc import Callable
 
@@ -13,7 +15,11 @@ from minillm_repl.language import _
 from minillm_repl.model.taps import in_turn
 from minillm_repl.tokenizer.base import Token
 
-_NAMES = {"residual": ("embedding", ".residual"), "attention": ("attention.out",), "feed-forward": ("ff.out",)}
+_NAMES = {
+    "residual": ("embedding", ".residual"),
+    "attention": ("attention.out",),
+    "feed-forward": ("ff.out",),
+}
 _AT_ONCE = 2**22  # numbers of one activation that exist at once
 _LEAST = 1e-3  # logits that the answers after A and B must lie apart; float32 rounds to some 1e-5
 
@@ -22,20 +28,23 @@ _LEAST = 1e-3  # logits that the answers after A and B must lie apart; float32 r
 def patch_view(
     a: Subject, b: Subject, what: str = "residual", told: Callable[[float], None] = lambda _: None
 ) -> PatchView:
-    """Return how much of A's answer each single activation of A, put into the pass over B, carries over.
+    """Return how much of A's answer each single activation of A, put into the pass over B, carries
+    over.
 
     `what` is the residual stream, or what `attention` or the `feed-forward` adds to it.
 
-    The measure is the difference of two logits, A's answer less B's: 0 as it is after B, 1 as after A. The answers are
-    the likeliest tokens; where that is one token, those that tell the two distributions apart most. `told` hears how
-    much is done, 0 to 1. Raises UserError if the prompts do not pair token by token, if a part of one is not seen, or
-    if the model says (nearly) the same after both.
+    The measure is the difference of two logits, A's answer less B's: 0 as it is after B, 1 as after
+    A. The answers are the likeliest tokens; where that is one token, those that tell the two
+    distributions apart most. `told` hears how much is done, 0 to 1. Raises UserError if the prompts
+    do not pair token by token, if a part of one is not seen, or if the model says (nearly) the same
+    after both.
     """
     for name, prompt in (("A", a), ("B", b)):
         if prompt.gap:
             raise UserError(
                 _(
-                    "prompt {name} is longer than the context: of its {all} tokens the model sees {seen}, and patching"
+                    "prompt {name} is longer than the context: of its {all} tokens the model "
+                    "sees {seen}, and patching"
                     " needs all",
                     name=name,
                     all=len(prompt.ids) + len(prompt.gap),
@@ -45,7 +54,8 @@ def patch_view(
     if len(a.ids) != len(b.ids):
         raise UserError(
             _(
-                "the prompts must have as many tokens as each other, and these have {a} and {b}: `:tokens TEXT`"
+                "the prompts must have as many tokens as each other, and these have {a} and "
+                "{b}: `:tokens TEXT`"
                 " shows them",
                 a=len(a.ids),
                 b=len(b.ids),
@@ -60,7 +70,8 @@ def patch_view(
     if abs(clean - corrupt) < _LEAST:
         raise UserError(
             _(
-                "the model says the same after both prompts (the logits of {a} and {b} differ by {clean:.4f} after A"
+                "the model says the same after both prompts (the logits of {a} and {b} "
+                "differ by {clean:.4f} after A"
                 " and by {corrupt:.4f} after B): a share of so little would be rounding",
                 a=Token.of(a.tokenizer, answers[0]).label,
                 b=Token.of(a.tokenizer, answers[1]).label,
@@ -77,13 +88,23 @@ def patch_view(
     places = tuple(_place(b, name) for name in found)
     likeliest_both = answers == (likeliest(logits_a[0], 1)[0], likeliest(logits_b[0], 1)[0])
     return PatchView(
-        what, a.tokens, b.tokens, answer_a, answer_b, likeliest_both, clean, corrupt, places, tuple(effects)
+        what,
+        a.tokens,
+        b.tokens,
+        answer_a,
+        answer_b,
+        likeliest_both,
+        clean,
+        corrupt,
+        places,
+        tuple(effects),
     )
 
 
 @torch.no_grad()
 def patched_logits(subject: Subject, name: str, activation: Tensor) -> Tensor:
-    """Return the last position's logits (time, vocab): row t is of a pass whose activation `name` was replaced at t.
+    """Return the last position's logits (time, vocab): row t is of a pass whose activation `name`
+    was replaced at t.
 
     `activation` (time, width) is of another text of the same length.
     """
@@ -105,7 +126,9 @@ def patched_logits(subject: Subject, name: str, activation: Tensor) -> Tensor:
 
 
 def _answers(a: Tensor, b: Tensor) -> tuple[int, int]:
-    """Return the likeliest tokens after A and after B, or those that most make the distributions differ."""
+    """Return the likeliest tokens after A and after B, or those that most make the distributions
+    differ.
+    """
     first, second = likeliest(a, 1)[0], likeliest(b, 1)[0]
     if first != second:
         return first, second
@@ -115,10 +138,16 @@ def _answers(a: Tensor, b: Tensor) -> tuple[int, int]:
 
 
 def _apart(logits: Tensor, answers: tuple[int, int]) -> list[float]:
-    """Return how far the first answer's logit is above the second's, for each row of logits (row, vocab)."""
+    """Return how far the first answer's logit is above the second's, for each row of logits
+    (row, vocab).
+    """
     apart: list[float] = (logits[:, answers[0]].double() - logits[:, answers[1]].double()).tolist()
     return apart
 
 
 def _place(subject: Subject, name: str) -> str:
-    return place_name(subject, name) if name == "embedding" or name.endswith("residual") else name.split(".")[1]
+    return (
+        place_name(subject, name)
+        if name == "embedding" or name.endswith("residual")
+        else name.split(".")[1]
+    )

@@ -1,4 +1,6 @@
-"""One head at one position, with all its numbers: its query, the keys that it meets, the values that it takes."""
+"""One head at one position, with all its numbers: its query, the keys that it meets, the values
+that it takes.
+"""
 
 import torch
 
@@ -11,14 +13,18 @@ from minillm_repl.model.attention import attention_weights
 
 @torch.no_grad()
 def qkv_view(subject: Subject, layer: int, head: int, position: int = -1) -> QKVView:
-    """Return what a head computes at a position. Raises UserError if there is no such head or position."""
+    """Return what a head computes at a position.
+
+    Raises UserError if there is no such head or position.
+    """
     config = subject.config
     check_layer(config, layer, head)
     index = subject.index(position)
     subject = subject.upto(index)
     prefix = f"blocks.{layer}.attention."
     found = subject.record(*(prefix + each for each in ("q", "k", "v", "z")), last=True)[1]
-    q, k, v = (found[prefix + each] for each in ("q", "k", "v"))  # (head, time, head_size), k and v with kv_heads
+    # (head, time, head_size), k and v with kv_heads
+    q, k, v = (found[prefix + each] for each in ("q", "k", "v"))
     window = getattr(config, "windows", ())[layer] if getattr(config, "windows", ()) else 0
     weights = attention_weights(q[None], k[None], window)[0, head, -1]  # (time,)
     shared = head * config.kv_heads // config.heads
@@ -39,14 +45,19 @@ def qkv_view(subject: Subject, layer: int, head: int, position: int = -1) -> QKV
 
 
 def dot_view(subject: Subject, layer: int, head: int, position: int, key: int) -> DotView:
-    """Return how the query of a position and the key of another meet. Raises UserError if there is no such thing."""
+    """Return how the query of a position and the key of another meet.
+
+    Raises UserError if there is no such thing.
+    """
     view = qkv_view(subject, layer, head, position)
     upto = subject.upto(subject.index(position))
     key = upto.position(upto.index(key))
     met = {each.position: each for each in view.met}
     if key not in met:
         first = view.met[0].position
-        raise UserError(_("position {key} is out of its sight: it sees from {first} on", key=key, first=first))
+        raise UserError(
+            _("position {key} is out of its sight: it sees from {first} on", key=key, first=first)
+        )
     chosen = met[key]
     return DotView(
         layer, head, view.position, key, view.tokens, view.query, chosen.key,

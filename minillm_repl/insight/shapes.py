@@ -1,4 +1,6 @@
-"""The whole way from ids to probabilities, as the shapes of the tensors that are really made on it."""
+"""The whole way from ids to probabilities, as the shapes of the tensors that are really made on
+it.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +20,9 @@ Draw = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 """Turns logits (vocab,) into the probabilities of being drawn."""
 
 _FIRST, _TOP = 12, 3  # numbers of a row, tokens
-_DIMS = {  # in the order of the computation; t tokens, w width, h heads, d head size, f feed-forward, v vocabulary
+# in the order of the computation; t tokens, w width, h heads, d head size, f feed-forward, v
+# vocabulary
+_DIMS = {
     "token_embedding": "tw",
     "position_embedding": "tw",
     "embedding": "tw",
@@ -42,7 +46,9 @@ _DIMS = {  # in the order of the computation; t tokens, w width, h heads, d head
 
 @torch.no_grad()
 def shapes_view(subject: Subject, draw: Draw, sampling: str = "") -> ShapesView:
-    """Return what is made on the way from the ids to the probabilities; `sampling` names the samplers in `draw`."""
+    """Return what is made on the way from the ids to the probabilities; `sampling` names the
+    samplers in `draw`.
+    """
     made = _made(subject)
     probabilities = torch.from_numpy(draw(made["logits"][-1].cpu().numpy()))
     drawn = [token for token in likeliest(probabilities, _TOP) if probabilities[token] > 0]
@@ -52,7 +58,9 @@ def shapes_view(subject: Subject, draw: Draw, sampling: str = "") -> ShapesView:
         rows=_rows(made),
         sampling=sampling,
         candidates=int((probabilities > 0).sum()),
-        drawn=tuple(Likely(Token.of(subject.tokenizer, each), float(probabilities[each])) for each in drawn),
+        drawn=tuple(
+            Likely(Token.of(subject.tokenizer, each), float(probabilities[each])) for each in drawn
+        ),
         **subject.where,
     )
 
@@ -71,21 +79,28 @@ def _made(subject: Subject) -> dict[str, Tensor]:
     def keep(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, *tensors: Any) -> None:
             tensor = tensors[-1] if isinstance(tensors[-1], Tensor) else tensors[-1][0]
-            made[name] = tensor[0] if tensor.ndim > 2 else tensor  # positions have no batch dimension
+            # positions have no batch dimension
+            made[name] = tensor[0] if tensor.ndim > 2 else tensor
 
         return hook
 
     hooks = [
         model.token_embedding.register_forward_hook(keep("token_embedding")),
-        block.get_submodule("attention").register_forward_pre_hook(keep("blocks.0.attention.input")),
+        block.get_submodule("attention").register_forward_pre_hook(
+            keep("blocks.0.attention.input")
+        ),
         block.get_submodule("ff").register_forward_pre_hook(keep("blocks.0.ff.input")),
     ]
     positions = getattr(model, "position_embedding", None)
     if positions is not None:
         hooks.append(positions.register_forward_hook(keep("position_embedding")))
-    first = [f"blocks.0.{name}" for name in _DIMS if name.startswith(("attention", "residual", "ff"))]
+    first = [
+        f"blocks.0.{name}" for name in _DIMS if name.startswith(("attention", "residual", "ff"))
+    ]
     try:
-        logits, found = subject.record("embedding", *first, f"blocks.{len(model.blocks) - 1}.residual", "final")
+        logits, found = subject.record(
+            "embedding", *first, f"blocks.{len(model.blocks) - 1}.residual", "final"
+        )
     finally:
         for hook in hooks:
             hook.remove()
@@ -99,9 +114,12 @@ def _made(subject: Subject) -> dict[str, Tensor]:
 
 
 def _rows(made: dict[str, Tensor]) -> tuple[ShapeRow, ...]:
-    order = [name if "." not in name and name != "residual" else f"blocks.0.{name}" for name in _DIMS]
+    order = [
+        name if "." not in name and name != "residual" else f"blocks.0.{name}" for name in _DIMS
+    ]
     end = order.index("final")
-    order[end:end] = [name for name in made if name.endswith(".residual") and name not in order]  # of the last block
+    # of the last block
+    order[end:end] = [name for name in made if name.endswith(".residual") and name not in order]
     grouped = made["blocks.0.attention.k"].shape != made["blocks.0.attention.q"].shape
     return tuple(_row(name, made[name], grouped=grouped) for name in order if name in made)
 

@@ -13,14 +13,15 @@ from minillm_repl.insight.views.source import SourceView
 from minillm_repl.language import _
 
 _ROOT = Path(minillm_repl.__file__).parent
-_SHAPE = re.compile(r"  # .*\(b, .*")  # a comment at the end of a line that names a shape, b being its first dimension
+# a comment at the end of a line that names a shape, b being its first dimension
+_SHAPE = re.compile(r"  # .*\(b, .*")
 
 
 def source_view(part: str, thing: Any, sizes: Mapping[str, int] | None = None) -> SourceView:
     """Return the code of a class, a function or a module.
 
-    With `sizes` (as insight/shapes.py names them), these stand in its comments for the letters. Raises UserError if the
-    code is not there.
+    With `sizes` (as insight/shapes.py names them), these stand in its comments for the letters.
+    Raises UserError if the code is not there.
     """
     try:
         lines, line = inspect.getsourcelines(thing)
@@ -34,7 +35,14 @@ def source_view(part: str, thing: Any, sizes: Mapping[str, int] | None = None) -
 
 
 def _sized(comment: str, sizes: Mapping[str, int]) -> str:
-    named = {"b": 1, "past": 0, "g": sizes["h"], "ff_width": sizes["f"], "hidden": sizes["f"], **sizes}
+    named = {
+        "b": 1,
+        "past": 0,
+        "g": sizes["h"],
+        "ff_width": sizes["f"],
+        "hidden": sizes["f"],
+        **sizes,
+    }
     return re.sub(r"\w+", lambda word: str(named.get(word[0], word[0])), comment)
 
 

@@ -20,7 +20,9 @@ _MOST_AT_ONCE = RANDOM // 4  # directions: so progress is seen on a short text t
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two texts of a direction, and how many of its last tokens stand for what it means."""
+    """One of the two texts of a direction, and how many of its last tokens stand for what it
+    means.
+    """
 
     subject: Subject
     count: int
@@ -38,15 +40,17 @@ class Side:
     def mean(self, layer: int) -> Tensor:
         """Return the mean of the residual stream after a layer over these tokens: (width,)."""
         name = f"blocks.{layer}.residual"
-        stream: Tensor = self.subject.record(name, last=True)[1][name][self.first :].float()  # (count, width)
+        # (count, width)
+        stream: Tensor = self.subject.record(name, last=True)[1][name][self.first :].float()
         return stream.mean(0)
 
 
 def lead(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return what a text is read after, so that none of its own tokens is the first: a start token, and a line break.
+    """Return what a text is read after, so that none of its own tokens is the first: a start token,
+    and a line break.
 
-    The first position is where attention goes that has nothing to do: models keep one large vector there, whatever the
-    token. Empty where a vocabulary has neither.
+    The first position is where attention goes that has nothing to do: models keep one large vector
+    there, whatever the token. Empty where a vocabulary has neither.
     """
     names: dict[str, str] = getattr(tokenizer, "names", {})
     start = tokenizer.named(names.get("bos_token", ""))
@@ -55,13 +59,16 @@ def lead(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def pair(to: Subject, away: Subject) -> tuple[Side, Side]:
-    """Return which tokens of two texts are compared: those after what both begin with, as many of each, from the end.
+    """Return which tokens of two texts are compared: those after what both begin with, as many of
+    each, from the end.
 
-    The last token of a word of several is the one that has seen the whole word. Position 0 is left out. Raises
-    UserError for a text that has no other.
+    The last token of a word of several is the one that has seen the whole word. Position 0 is left
+    out. Raises UserError for a text that has no other.
     """
     shortest = min(len(to.ids), len(away.ids))
-    shared = next((place for place in range(shortest) if to.ids[place] != away.ids[place]), shortest)
+    shared = next(
+        (place for place in range(shortest) if to.ids[place] != away.ids[place]), shortest
+    )
     count = max(shortest - max(shared, 1), 1)
     return _side(to, count), _side(away, count)
 
@@ -75,7 +82,8 @@ def _side(subject: Subject, count: int) -> Side:
     if len(subject.ids) < 2:
         raise UserError(
             _(
-                "{token} would be at position 0, where a model keeps the same large vector for any token, and this"
+                "{token} would be at position 0, where a model keeps the same large vector "
+                "for any token, and this"
                 " vocabulary has nothing to put before it: give texts of two tokens or more",
                 token=subject.tokens[0].label,
             )
@@ -84,21 +92,29 @@ def _side(subject: Subject, count: int) -> Side:
 
 
 def direction(to: Side, away: Side, layer: int) -> Tensor:
-    """Return the unit vector (width,) from one text to another: the difference of their means after a layer.
+    """Return the unit vector (width,) from one text to another: the difference of their means after
+    a layer.
 
     Raises UserError if there is no such layer, or no difference.
     """
     check_layer(to.subject.config, layer)
     difference = to.mean(layer) - away.mean(layer)
     if not difference.any():
-        raise UserError(_("the two texts are the same to the model: there is no direction from one to the other"))
+        raise UserError(
+            _(
+                "the two texts are the same to the model: there is no direction from one to "
+                "the other"
+            )
+        )
     return torch.nn.functional.normalize(difference, dim=0)
 
 
 def steering(along: Tensor, layer: int, strength: float) -> Tap:
-    """Return a tap that adds `strength` times a unit vector to the residual stream after a layer, at every position.
+    """Return a tap that adds `strength` times a unit vector to the residual stream after a layer,
+    at every position.
 
-    With several vectors (n, 1, width) the pass goes on as a batch of so many from there. Strength 0 changes no bit.
+    With several vectors (n, 1, width) the pass goes on as a batch of so many from there. Strength 0
+    changes no bit.
     """
     place = f"blocks.{layer}.residual"
 
@@ -109,14 +125,21 @@ def steering(along: Tensor, layer: int, strength: float) -> Tap:
 
 
 def random_steering(
-    subject: Subject, layer: int, strength: float, told: Callable[[float], None] = lambda _: None, seed: int = 0
+    subject: Subject,
+    layer: int,
+    strength: float,
+    told: Callable[[float], None] = lambda _: None,
+    seed: int = 0,
 ) -> Iterator[Tap]:
-    """Yield taps that steer in `RANDOM` random directions altogether, evenly spread: what any direction would do.
+    """Yield taps that steer in `RANDOM` random directions altogether, evenly spread: what any
+    direction would do.
 
     As many at once as memory allows for this text; `told` hears how much is done, 0 to 1.
     """
     generator = torch.Generator().manual_seed(seed)
-    vectors = torch.nn.functional.normalize(torch.randn(RANDOM, 1, subject.config.width, generator=generator), dim=-1)
+    vectors = torch.nn.functional.normalize(
+        torch.randn(RANDOM, 1, subject.config.width, generator=generator), dim=-1
+    )
     size = max(1, min(_MOST_AT_ONCE, _AT_ONCE // (len(subject.ids) * subject.config.width)))
     for start in range(0, RANDOM, size):
         told(start / RANDOM)
@@ -125,14 +148,18 @@ def random_steering(
 
 def stream_norm(subject: Subject, layer: int) -> float:
     """Return the norm of the residual stream after a layer at the last position (L2)."""
-    return float(subject.record(f"blocks.{layer}.residual", last=True)[1][f"blocks.{layer}.residual"][-1].norm())
+    return float(
+        subject.record(f"blocks.{layer}.residual", last=True)[1][f"blocks.{layer}.residual"][
+            -1
+        ].norm()
+    )
 
 
 def word_ids(tokenizer: Tokenizer, texts: Sequence[str], plain: list[list[int]]) -> list[list[int]]:
     """Return the tokens of texts as words in a text, given those that they are as they stand.
 
-    A tokenizer of words has the space before a word in the word's own token: so where all of them take no more tokens
-    with a space, it is put there.
+    A tokenizer of words has the space before a word in the word's own token: so where all of them
+    take no more tokens with a space, it is put there.
     """
     spaced = [tokenizer.encode(" " + text, start=False) for text in texts]
     return spaced if sum(map(len, spaced)) <= sum(map(len, plain)) else plain

@@ -20,7 +20,8 @@ Names = Callable[[str], bool]
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and a text of at least one token that fits its context. `tap` changes what it thinks on the way.
+    """A model and a text of at least one token that fits its context. `tap` changes what it thinks
+    on the way.
 
     Of a longer text it is what the model sees: the first `kept` tokens, and those after a `gap`.
     """
@@ -31,7 +32,8 @@ class Subject:
     tap: Tap = untapped
     gap: tuple[int, ...] = ()  # tokens of the text that no longer fit
     kept: int = 0
-    lead: int | None = None  # bytes that the tokenizer has put before the text; None leaves it to what it usually does
+    # bytes that the tokenizer has put before the text; None leaves it to what it usually does
+    lead: int | None = None
 
     @property
     def config(self) -> AnyConfig:
@@ -63,13 +65,17 @@ class Subject:
         return self.seen.position_of(index)
 
     def index(self, position: int) -> int:
-        """Return which of `ids` stands at a position of the whole text, from its end if negative. Raises UserError."""
+        """Return which of `ids` stands at a position of the whole text, from its end if negative.
+
+        Raises UserError.
+        """
         total = len(self.ids) + len(self.gap)
         place = position + total if position < 0 else position
         if not 0 <= place < total:
             raise UserError(
                 _(
-                    "there is no position {position}: they count from 0 to {last}, or -1 from the end",
+                    "there is no position {position}: they count from 0 to {last}, or -1 "
+                    "from the end",
                     position=position,
                     last=total - 1,
                 )
@@ -78,7 +84,8 @@ class Subject:
             last = self.kept + len(self.gap) - 1
             raise UserError(
                 _(
-                    "the model does not see position {place}: positions {first} to {last} are outside its context",
+                    "the model does not see position {place}: positions {first} to {last} "
+                    "are outside its context",
                     place=place,
                     first=self.kept,
                     last=last,
@@ -101,12 +108,16 @@ class Subject:
 
     @torch.no_grad()
     def logits(self, *, last: bool = False) -> Tensor:
-        """Return the logits after every token (time, vocab), or after the last (1, vocab). Raises UserError."""
+        """Return the logits after every token (time, vocab), or after the last (1, vocab).
+
+        Raises UserError.
+        """
         return checked(self.model(self.input, tap=self.tap, last=last)[0])
 
     @torch.no_grad()
     def record(self, *names: str, last: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the logits, as `logits` does, and the activations whose names end so, without their batch dimension.
+        """Return the logits, as `logits` does, and the activations whose names end so, without
+        their batch dimension.
 
         Raises UserError if the logits are not finite.
         """
@@ -120,7 +131,10 @@ def checked(logits: Tensor) -> Tensor:
     """Return logits that are numbers. Raises UserError if they are not."""
     if not logits.isfinite().all():
         raise UserError(
-            _("the logits are not finite numbers: a weight is not one, or a result is too large for float32")
+            _(
+                "the logits are not finite numbers: a weight is not one, or a result is too "
+                "large for float32"
+            )
         )
     return logits
 
@@ -132,7 +146,9 @@ def likeliest(log_probabilities: Tensor, count: int) -> list[int]:
 
 
 def likelier(subject: Subject, tokens: Sequence[int]) -> int:
-    """Return which of some tokens is the likeliest to come next; with one there is nothing to ask."""
+    """Return which of some tokens is the likeliest to come next; with one there is nothing to
+    ask.
+    """
     if len(tokens) == 1:
         return tokens[0]
     logits = subject.logits(last=True)[0]
@@ -154,7 +170,17 @@ def check_layer(config: AnyConfig, layer: int, head: int | None = None) -> None:
     """Raise UserError if the model has no such layer, or the layer no such head."""
     if not 0 <= layer < config.layers:
         raise UserError(
-            _("there is no layer {layer}: they count from 0 to {last}", layer=layer, last=config.layers - 1)
+            _(
+                "there is no layer {layer}: they count from 0 to {last}",
+                layer=layer,
+                last=config.layers - 1,
+            )
         )
     if head is not None and not 0 <= head < config.heads:
-        raise UserError(_("there is no head {head}: they count from 0 to {last}", head=head, last=config.heads - 1))
+        raise UserError(
+            _(
+                "there is no head {head}: they count from 0 to {last}",
+                head=head,
+                last=config.heads - 1,
+            )
+        )

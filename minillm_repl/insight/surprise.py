@@ -18,15 +18,19 @@ _TOP, _MOST = 3, 8  # alternatives to a token, tokens
 
 @torch.no_grad()
 def surprise_view(subject: Subject, first: int = 1) -> SurpriseView:
-    """Return how unexpected the tokens from position `first` on were; position 0 has nothing before it to expect it.
+    """Return how unexpected the tokens from position `first` on were; position 0 has nothing before
+    it to expect it.
 
     Raises UserError for a text of one token.
     """
     if len(subject.ids) < 2:
-        raise UserError(_("a text of one token has no surprise: nothing comes before it; give a longer one"))
+        raise UserError(
+            _("a text of one token has no surprise: nothing comes before it; give a longer one")
+        )
     logits = subject.logits()
     nats = surprisals(subject, logits)
-    first = min(max(first - len(subject.gap), 1), len(subject.ids) - 1)  # which of those that are seen
+    # which of those that are seen
+    first = min(max(first - len(subject.gap), 1), len(subject.ids) - 1)
     of = nats[first - 1 :]
     mean = sum(of) / len(of)
     order = sorted(range(first, len(subject.ids)), key=lambda place: -nats[place - 1])
@@ -39,12 +43,17 @@ def surprise_view(subject: Subject, first: int = 1) -> SurpriseView:
         perplexity=exp(min(mean, 700.0)),
         bits_per_byte=bits_per_byte(subject, nats, first),
         blind=log2(logits.shape[-1]),
-        most=tuple(_surprising(subject, place, logits[place - 1], nats[place - 1]) for place in order[:_MOST]),
+        most=tuple(
+            _surprising(subject, place, logits[place - 1], nats[place - 1])
+            for place in order[:_MOST]
+        ),
     )
 
 
 def surprisals(subject: Subject, logits: Tensor) -> list[float]:
-    """Return the surprisal of each token but the first, −ln p(token | before), in nats; `logits` are (time, vocab)."""
+    """Return the surprisal of each token but the first, −ln p(token | before), in nats; `logits`
+    are (time, vocab).
+    """
     targets = subject.input[0, 1:]
     return [
         float(torch.nn.functional.cross_entropy(row.double(), target))
@@ -52,11 +61,13 @@ def surprisals(subject: Subject, logits: Tensor) -> list[float]:
     ]
 
 
-def bits_per_byte(subject: Subject, nats: list[float], first: int = 1, since: int = 0) -> float | None:
+def bits_per_byte(
+    subject: Subject, nats: list[float], first: int = 1, since: int = 0
+) -> float | None:
     """Return Σ surprisal ÷ Σ bytes of the tokens that are text, in bits; None without any.
 
-    Counted are those from the index `first` on that begin at the byte `since` of the whole text or later. The space
-    that a tokenizer puts before a text is none of its bytes.
+    Counted are those from the index `first` on that begin at the byte `since` of the whole text or
+    later. The space that a tokenizer puts before a text is none of its bytes.
     """
     counted = [
         (nats[index - 1], end - start)
@@ -68,7 +79,9 @@ def bits_per_byte(subject: Subject, nats: list[float], first: int = 1, since: in
 
 
 def byte_spans(subject: Subject) -> dict[int, tuple[int, int]]:
-    """Return where in the bytes of the whole text each token lies that is seen and is text, by its index."""
+    """Return where in the bytes of the whole text each token lies that is seen and is text, by
+    its index.
+    """
     tokens = subject.whole
     lead = put_before(subject.tokenizer, tokens) if subject.lead is None else subject.lead
     spans, at = {}, -lead
@@ -82,5 +95,10 @@ def byte_spans(subject: Subject) -> dict[int, tuple[int, int]]:
 
 def _surprising(subject: Subject, place: int, logits: Tensor, nats: float) -> Surprising:
     here, token = logits.double().softmax(-1), subject.ids[place]
-    expected = tuple(Likely(Token.of(subject.tokenizer, each), float(here[each])) for each in likeliest(here, _TOP))
-    return Surprising(subject.position(place), subject.tokens[place], nats / log(2), rank(here, token), expected)
+    expected = tuple(
+        Likely(Token.of(subject.tokenizer, each), float(here[each]))
+        for each in likeliest(here, _TOP)
+    )
+    return Surprising(
+        subject.position(place), subject.tokens[place], nats / log(2), rank(here, token), expected
+    )

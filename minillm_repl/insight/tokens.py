@@ -12,7 +12,9 @@ from minillm_repl.tokenizer.base import Token, Tokenizer
 from minillm_repl.tokenizer.lookup import put_before
 
 
-def tokens_view(tokenizer: Tokenizer, embedding: NDArray[Any] | Quantised, ids: Sequence[int], text: str) -> TokensView:
+def tokens_view(
+    tokenizer: Tokenizer, embedding: NDArray[Any] | Quantised, ids: Sequence[int], text: str
+) -> TokensView:
     """Return the tokens of a text, each with its row of the embedding (vocab, width)."""
     tokens = [Token.of(tokenizer, token) for token in ids]
     vectors = embedding[list(ids)].astype(np.float32)  # (time, width)

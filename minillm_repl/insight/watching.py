@@ -1,4 +1,6 @@
-"""How a model learns what comes after a prompt: the same views of it, again and again while it is trained."""
+"""How a model learns what comes after a prompt: the same views of it, again and again while it
+is trained.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,15 +34,22 @@ class Watch:
         seen = window(self._ids, model.config.context, start_token(self._tokenizer))
         subject = Subject(model, self._tokenizer, seen.ids, gap=seen.gap, kept=seen.kept)
         final = subject.logits(last=True)[0].double().softmax(-1).cpu()
-        top = tuple(Likely(Token.of(self._tokenizer, each), float(final[each])) for each in likeliest(final, _TOP))
-        moment = Moment(step, top[0].prob, top, lens_view(subject), focus_view(subject), **subject.where)
+        top = tuple(
+            Likely(Token.of(self._tokenizer, each), float(final[each]))
+            for each in likeliest(final, _TOP)
+        )
+        moment = Moment(
+            step, top[0].prob, top, lens_view(subject), focus_view(subject), **subject.where
+        )
         self._moments.append((moment, final))
         if len(self._moments) > _KEPT:
             del self._moments[1::2]
         return moment
 
     def view(self) -> WatchView | None:
-        """Return all of it, each moment with the probability of what is the answer in the end; None if it saw none."""
+        """Return all of it, each moment with the probability of what is the answer in the end;
+        None if it saw none.
+        """
         if not self._moments:
             return None
         answer = self._moments[-1][0].top[0].token

@@ -1,4 +1,7 @@
-"""What a lesson is made of. Texts are Markdown with `{placeholders}`; docs/lessons.md says what each block does."""
+"""What a lesson is made of.
+
+Texts are Markdown with `{placeholders}`; docs/lessons.md says what each block does.
+"""
 
 from dataclasses import dataclass
 

@@ -39,7 +39,9 @@ class Progress:
 
     @classmethod
     def of(cls, file: Path | None) -> "Progress":
-        """Read a learner's file; one that cannot be read, or that somebody else has changed, counts as none."""
+        """Read a learner's file; one that cannot be read, or that somebody else has changed,
+        counts as none.
+        """
         progress = cls(file)
         try:
             if file is None or not file.is_file() or file.stat().st_size > _LONGEST:
@@ -87,9 +89,15 @@ class Progress:
 
 
 def _entries(data: Any, kind: Any) -> dict[str, Any]:
-    """Return entries of a kind, each field of the type that it has there. Raises TypeError and the like."""
+    """Return entries of a kind, each field of the type that it has there.
+
+    Raises TypeError and the like.
+    """
     entries = {str(name): kind(**each) for name, each in data.items()}
     for each in entries.values():
-        if any(type(value) is not type(getattr(kind(), name)) or value < 0 for name, value in asdict(each).items()):
+        if any(
+            type(value) is not type(getattr(kind(), name)) or value < 0
+            for name, value in asdict(each).items()
+        ):
             raise TypeError(f"{each} is no {kind.__name__}")
     return entries

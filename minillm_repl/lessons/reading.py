@@ -1,4 +1,7 @@
-"""Reads the files of lessons and of the quiz: Markdown, with fenced blocks that become live. See docs/lessons.md."""
+"""Reads the files of lessons and of the quiz: Markdown, with fenced blocks that become live.
+
+See docs/lessons.md.
+"""
 
 import re
 from collections.abc import Iterator
@@ -28,7 +31,14 @@ from minillm_repl.lessons.blocks import (
     When,
 )
 
-_FIELDED = {"try": Try, "ask": Ask, "choose": Choose, "order": Order, "explain": Explain, "guess": Guess}
+_FIELDED = {
+    "try": Try,
+    "ask": Ask,
+    "choose": Choose,
+    "order": Order,
+    "explain": Explain,
+    "guess": Guess,
+}
 _WORDS = {"lesson", "show", "when", *_FIELDED}
 _FIELD = re.compile(r"([a-z]+):(?:\s+(.*)|$)")
 _OPTION = re.compile(r"- \[(x| |if [a-z_ ]+)\] (.+)")
@@ -39,7 +49,9 @@ _MARKDOWN = MarkdownIt("commonmark").enable("table").disable("lheading")
 
 
 def lesson_files(language: Language) -> dict[int, Path]:
-    """Return the files of the lessons of a language, by number: `04-query-key-value.md` is the fourth."""
+    """Return the files of the lessons of a language, by number: `04-query-key-value.md` is the
+    fourth.
+    """
     found = sorted((Path(__file__).parent / language).glob("[0-9][0-9]-*.md"))
     return {int(path.name[:2]): path for path in found}
 
@@ -111,7 +123,9 @@ class _Reader:
         return UserError(f"{self.path.name}: {what}")
 
     def parts(self, text: str | None = None) -> Iterator[tuple[str, str, str]]:
-        """Yield a word, what stands behind it, and a text: of headings, rules, live fences, and all prose between."""
+        """Yield a word, what stands behind it, and a text: of headings, rules, live fences, and
+        all prose between.
+        """
         text = self.text if text is None else text
         lines, prose = text.splitlines(), list[str]()
         for token in _MARKDOWN.parse(text):
@@ -127,7 +141,9 @@ class _Reader:
             if prose:
                 yield "prose", "", "\n\n".join(prose)
                 prose = []
-            yield (word, rest, token.content) if live else (token.tag, "", part.lstrip("# ").strip())
+            yield (
+                (word, rest, token.content) if live else (token.tag, "", part.lstrip("# ").strip())
+            )
         if prose:
             yield "prose", "", "\n\n".join(prose)
 
@@ -158,16 +174,22 @@ class _Reader:
         if options := _options(text):
             given["options"] = options
         if word == "order":
-            given["steps"] = tuple(step[1] for line in text.splitlines() if (step := _STEP.fullmatch(line)))
+            given["steps"] = tuple(
+                step[1] for line in text.splitlines() if (step := _STEP.fullmatch(line))
+            )
         if "rounds" in given:
             given["rounds"] = int(given["rounds"])
         unknown = sorted(set(given) - known)
         if unknown:
-            raise self.error(f"`{word}` has no field `{unknown[0]}`; it has {', '.join(sorted(known))}")
+            raise self.error(
+                f"`{word}` has no field `{unknown[0]}`; it has {', '.join(sorted(known))}"
+            )
         try:
             return kind(**given)  # type: ignore[no-any-return]
         except TypeError:
-            raise self.error(f"`{word}` lacks one of its fields: {', '.join(sorted(known))}") from None
+            raise self.error(
+                f"`{word}` lacks one of its fields: {', '.join(sorted(known))}"
+            ) from None
 
 
 def _fields(text: str) -> dict[str, str]:
@@ -187,7 +209,9 @@ def _fields(text: str) -> dict[str, str]:
 
 
 def _options(text: str) -> tuple[Option, ...]:
-    """Return the answers of a task list: `- [x] an answer: why`; what is indented goes on with the line before."""
+    """Return the answers of a task list: `- [x] an answer: why`; what is indented goes on with
+    the line before.
+    """
     lines: list[str] = []
     for line in text.splitlines():
         if lines and line.startswith("  "):

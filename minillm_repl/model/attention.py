@@ -9,11 +9,13 @@ from torch.nn.attention.bias import causal_lower_right
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, window: int = 0, mask: Tensor | None = None) -> Tensor:
-    """Let each query mix the values of the positions up to its own: (batch, head, new, head_size), same shape out.
+    """Let each query mix the values of the positions up to its own: (batch, head, new, head_size),
+    same shape out.
 
-    `k` and `v` are (batch, kv_head, seen, head_size), the queries being the last of the seen positions; each key
-    serves head / kv_head queries. With a window, a position sees only the last `window`, itself included. With one
-    query, `mask` (seen,) may say instead what it sees: 0, or −∞ for what it does not.
+    `k` and `v` are (batch, kv_head, seen, head_size), the queries being the last of the seen
+    positions; each key serves head / kv_head queries. With a window, a position sees only the last
+    `window`, itself included. With one query, `mask` (seen,) may say instead what it sees: 0, or −∞
+    for what it does not.
     """
     if mask is not None:
         return (_weights(q, k, mask) @ v.flatten(0, 1)).view(q.shape)
@@ -22,14 +24,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int = 0, mask: Tensor | None
     causal = whole and new == seen
     grouped = q.shape[1] != k.shape[1]
     if whole and 1 < new < seen and q.is_cuda:
-        mask = causal_lower_right(new, seen)  # flash attention knows this one, and needs no matrix for it
+        # flash attention knows this one, and needs no matrix for it
+        mask = causal_lower_right(new, seen)
     elif not causal and not (whole and new == 1):
         mask = _visible(new, seen, window or seen, q.device)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped
+    )
 
 
 def attention_weights(q: Tensor, k: Tensor, window: int = 0) -> Tensor:
-    """Return how much each query takes of each position when `attend` mixes them: (batch, head, new, seen).
+    """Return how much each query takes of each position when `attend` mixes them: (batch, head,
+    new, seen).
 
     softmax(q·k / √head_size), over the positions that the query sees; a row sums to 1.
     """

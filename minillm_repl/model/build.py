@@ -20,8 +20,8 @@ LanguageModel = GPT | Llama
 def build(config: AnyConfig, tensors: Mapping[str, NDArray[Any] | Quantised]) -> LanguageModel:
     """Return the model around the named arrays; names and shapes are those of the config.
 
-    It computes in float32 from the numbers as they are. It shares the memory of matrices; norms and biases, which are
-    small, it has in float32.
+    It computes in float32 from the numbers as they are. It shares the memory of matrices; norms and
+    biases, which are small, it has in float32.
     """
     model, state = without_weights(config), {}
     for name, array in tensors.items():
@@ -30,7 +30,9 @@ def build(config: AnyConfig, tensors: Mapping[str, NDArray[Any] | Quantised]) ->
             del layer.weight
             layer.weight = QuantisedWeight(array)
         else:
-            state[name] = as_torch(array if array.ndim > 1 else array.astype(np.float32, copy=False))
+            state[name] = as_torch(
+                array if array.ndim > 1 else array.astype(np.float32, copy=False)
+            )
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False)
 
@@ -42,7 +44,9 @@ def without_weights(config: AnyConfig) -> LanguageModel:
 
 
 def in_float32(model: LanguageModel) -> dict[str, Tensor]:
-    """Return all weights of a model in float32 at least, by name: copies where they have fewer bits."""
+    """Return all weights of a model in float32 at least, by name: copies where they have fewer
+    bits.
+    """
     found = {}
     for name, _shape in model.config.shapes():
         layer, _, last = name.rpartition(".")
@@ -53,7 +57,9 @@ def in_float32(model: LanguageModel) -> dict[str, Tensor]:
 
 
 def as_torch(array: NDArray[Any]) -> Tensor:
-    """Return a tensor that shares the array's memory; numpy's bfloat16 is an extension that torch does not know."""
+    """Return a tensor that shares the array's memory; numpy's bfloat16 is an extension that
+    torch does not know.
+    """
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(array)
@@ -66,7 +72,9 @@ def build_new(config: AnyConfig) -> LanguageModel:
 
 def trainable(config: AnyConfig, tensors: Mapping[str, NDArray[Any]]) -> LanguageModel:
     """Return the model around a float32 copy of the named arrays, with gradients."""
-    return build(config, {name: array.astype(np.float32) for name, array in tensors.items()}).requires_grad_()
+    return build(
+        config, {name: array.astype(np.float32) for name, array in tensors.items()}
+    ).requires_grad_()
 
 
 def as_arrays(weights: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:

@@ -15,8 +15,8 @@ _ROOM = 128  # tokens: there is room for a multiple of so many
 class KVCache:
     """Keys and values of every layer for one sequence, in float32.
 
-    `length` tokens are in it; to forget the later ones, lower `length`. Room doubles when it runs out, so that a long
-    text is copied a few times in all, and a short one takes little memory.
+    `length` tokens are in it; to forget the later ones, lower `length`. Room doubles when it runs
+    out, so that a long text is copied a few times in all, and a short one takes little memory.
     """
 
     def __init__(self, config: AnyConfig, device: torch.device) -> None:
@@ -40,14 +40,18 @@ class KVCache:
         return torch.arange(self.length, self.length + new, device=self._kv.device)
 
     def mask(self, window: int) -> Tensor | None:
-        """Return 0 for places of `extend` that the next token sees, −∞ for others; None if all are its past."""
+        """Return 0 for places of `extend` that the next token sees, −∞ for others; None if all
+        are its past.
+        """
         return self._masks.get(window)
 
     @contextmanager
     def one_at(self, place: Tensor) -> Iterator[None]:
-        """Take the next token to stand at `place` (1,), a number on the device, whatever `length` says.
+        """Take the next token to stand at `place` (1,), a number on the device, whatever `length`
+        says.
 
-        `extend` then returns all places, filled or not, so that each token is the same work on the same memory.
+        `extend` then returns all places, filled or not, so that each token is the same work on the
+        same memory.
         """
         places = torch.arange(self.room, device=place.device)
         for window in set(self._windows):
@@ -60,7 +64,9 @@ class KVCache:
             self._place, self._masks = None, {}
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values, each (1, head, new, head_size); return all so far (1, head, all, head_size)."""
+        """Store new keys and values, each (1, head, new, head_size); return all so far (1, head,
+        all, head_size).
+        """
         if self._place is not None:
             self._kv[layer, 0].index_copy_(-2, self._place, key)
             self._kv[layer, 1].index_copy_(-2, self._place, value)
@@ -76,7 +82,8 @@ class KVCache:
         if needed <= self.room:
             return
         room = max(needed, min(self.most, max(2 * self.room, needed + -needed % _ROOM)))
-        larger = self._kv.new_zeros((*self._shape[:4], room, self._shape[5]))  # not empty: nothing times NaN is NaN
+        # not empty: nothing times NaN is NaN
+        larger = self._kv.new_zeros((*self._shape[:4], room, self._shape[5]))
         larger[..., : self.length, :] = self._kv[..., : self.length, :]
         self._kv = larger
 

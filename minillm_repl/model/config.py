@@ -12,7 +12,8 @@ from minillm_repl.safetext import safe_line
 ACTIVATIONS = ("gelu", "gelu-tanh", "silu", "relu")
 SCALINGS = ("none", "linear", "llama3")
 
-# Far above what this program is for, and low enough that a hostile file cannot make us build a giant.
+# Far above what this program is for, and low enough that a hostile file cannot make us build a
+# giant.
 _LARGEST = {
     "vocab": 2_000_000,
     "layers": 1_000,
@@ -26,7 +27,9 @@ _MAY_BE_ZERO = {"hidden"}
 
 
 def _check(owner: object) -> None:
-    """Raise UserError if a number, switch or choice of a frozen dataclass is not one, or makes no sense."""
+    """Raise UserError if a number, switch or choice of a frozen dataclass is not one, or makes
+    no sense.
+    """
     for entry in fields(owner):  # type: ignore[arg-type]
         name, value = entry.name, getattr(owner, entry.name)
         choices = {"activation": ACTIVATIONS, "scaling": SCALINGS}.get(name)
@@ -36,29 +39,41 @@ def _check(owner: object) -> None:
             right, wanted = value in choices, _("one of {words}", words=", ".join(choices))
         elif entry.type is int:
             low, high = 0 if name in _MAY_BE_ZERO else 1, _LARGEST.get(name, _LARGEST_OTHER)
-            right, wanted = type(value) is int and low <= value <= high, _("from {low} to {high:,}", low=low, high=high)
+            right, wanted = (
+                type(value) is int and low <= value <= high,
+                _("from {low} to {high:,}", low=low, high=high),
+            )
         elif entry.type is float:
             right, wanted = type(value) in (int, float) and 0 < value < 1e12, _("a number above 0")
         else:
             continue
         if not right:
             raise UserError(
-                _("{name} must be {wanted}, not {value:.40}", name=name, wanted=wanted, value=safe_line(repr(value)))
+                _(
+                    "{name} must be {wanted}, not {value:.40}",
+                    name=name,
+                    wanted=wanted,
+                    value=safe_line(repr(value)),
+                )
             )
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions (Su et al. 2021): pairs of a head's numbers turn with the position, each at its own speed.
+    """Rotary positions (Su et al. 2021): pairs of a head's numbers turn with the position, each at
+    its own speed.
 
-    Pair i of n turns by theta^(−i/n) radians per position. Raises UserError for values that make no sense.
+    Pair i of n turns by theta^(−i/n) radians per position. Raises UserError for values that make no
+    sense.
     """
 
     theta: float = 10_000.0
     share: float = 1.0  # of each head's numbers that turn, the first ones
-    scaling: str = "none"  # linear: all slower by `factor`; llama3: only the slow ones, as in Llama 3.1
+    # linear: all slower by `factor`; llama3: only the slow ones, as in Llama 3.1
+    scaling: str = "none"
     factor: float = 1.0
-    low: float = 1.0  # llama3: pairs that turn less than this often within the `original` context are slowed,
+    # llama3: pairs that turn less than this often within the `original` context are slowed,
+    low: float = 1.0
     high: float = 4.0  # those that turn more often than this are not, and those between partly
     original: int = 8_192  # the context that the model was first trained with
 
@@ -92,10 +107,17 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
-        """Read `{"arch": "gpt", "vocab": 44, ...}`; what has a default may be left out. Raises UserError."""
+        """Read `{"arch": "gpt", "vocab": 44, ...}`; what has a default may be left out.
+
+        Raises UserError.
+        """
         known = {entry.name: entry for entry in fields(cls)}
         sizes = {entry.name for entry in fields(ModelConfig)}
-        if not isinstance(data, dict) or data.get("arch") != cls.arch or not {"arch", *sizes} <= set(data):
+        if (
+            not isinstance(data, dict)
+            or data.get("arch") != cls.arch
+            or not {"arch", *sizes} <= set(data)
+        ):
             raise UserError(
                 _(
                     "it must be arch = {arch} with {sizes}, not {value}",
@@ -106,10 +128,16 @@ class ModelConfig:
             )
         given = {name: value for name, value in data.items() if name != "arch"}
         extra = sorted(set(given) - set(known))
-        missing = [name for name, entry in known.items() if entry.default is MISSING and name not in given]
+        missing = [
+            name for name, entry in known.items() if entry.default is MISSING and name not in given
+        ]
         if extra or missing:
             raise UserError(
-                _("arch = {arch} which is unknown: {name:.40}", arch=cls.arch, name=safe_line(extra[0]))
+                _(
+                    "arch = {arch} which is unknown: {name:.40}",
+                    arch=cls.arch,
+                    name=safe_line(extra[0]),
+                )
                 if extra
                 else _("arch = {arch} without {name}", arch=cls.arch, name=missing[0])
             )
@@ -117,7 +145,9 @@ class ModelConfig:
             try:
                 given["rope"] = Rope(**given["rope"])
             except TypeError:
-                raise UserError(_("unknown rotary positions: {value}", value=_shown(given["rope"]))) from None
+                raise UserError(
+                    _("unknown rotary positions: {value}", value=_shown(given["rope"]))
+                ) from None
         if isinstance(given.get("windows"), list):
             given["windows"] = tuple(given["windows"])
         return cls(**given)
@@ -144,7 +174,10 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class GPTConfig(ModelConfig):
-    """A GPT: LayerNorm, a plain feed-forward. By default the study note's own; GPT-2 and GPT-NeoX differ in details."""
+    """A GPT: LayerNorm, a plain feed-forward.
+
+    By default the study note's own; GPT-2 and GPT-NeoX differ in details.
+    """
 
     arch: ClassVar[str] = "gpt"
 
@@ -155,7 +188,8 @@ class GPTConfig(ModelConfig):
     head_bias: bool = True
     tied: bool = False  # the output head is the token embedding
     rope: Rope | None = None  # instead of one learned vector per position
-    parallel: bool = False  # attention and feed-forward read the same stream (GPT-NeoX), not one after the other
+    # attention and feed-forward read the same stream (GPT-NeoX), not one after the other
+    parallel: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,10 +197,15 @@ class GPTConfig(ModelConfig):
             raise UserError(_("unknown rotary positions: {value}", value=_shown(self.rope)))
         if self.width % self.heads:
             raise UserError(
-                _("width {width} cannot be shared out evenly among {heads} heads", width=self.width, heads=self.heads)
+                _(
+                    "width {width} cannot be shared out evenly among {heads} heads",
+                    width=self.width,
+                    heads=self.heads,
+                )
             )
         turning = int(self.head_size * self.rope.share) if self.rope is not None else 2
-        if turning < 1 or turning + turning % 2 > self.head_size:  # of an odd number, the last turns with one more
+        # of an odd number, the last turns with one more
+        if turning < 1 or turning + turning % 2 > self.head_size:
             raise UserError(
                 _(
                     "rotary positions cannot turn {turning} of {head_size} numbers in pairs",
@@ -213,7 +252,8 @@ class GPTConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig(ModelConfig):
-    """A Llama: RMSNorm, rotary positions, a gated feed-forward, and fewer keys and values than queries.
+    """A Llama: RMSNorm, rotary positions, a gated feed-forward, and fewer keys and values than
+    queries.
 
     Mistral, Qwen 2 and Qwen 3 differ in details.
     """
@@ -231,16 +271,23 @@ class LlamaConfig(ModelConfig):
     out_bias: bool = False
     ff_bias: bool = False
     qk_norm: bool = False  # each query and key is normalised, as in Qwen 3
-    windows: tuple[int, ...] = ()  # how many tokens back each layer sees, itself included; 0 sees all, () is all 0
+    # how many tokens back each layer sees, itself included; 0 sees all, () is all 0
+    windows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.rope, Rope):
             raise UserError(_("unknown rotary positions: {value}", value=_shown(self.rope)))
-        if self.hidden < 1 or self.heads % self.kv_heads or self.head_size % 2 or self.rope.share != 1:
+        if (
+            self.hidden < 1
+            or self.heads % self.kv_heads
+            or self.head_size % 2
+            or self.rope.share != 1
+        ):
             raise UserError(
                 _(
-                    "{heads} heads of {head_size} numbers with {kv_heads} keys and values, and {hidden} numbers in"
+                    "{heads} heads of {head_size} numbers with {kv_heads} keys and values, "
+                    "and {hidden} numbers in"
                     " the feed-forward, do not go together",
                     heads=self.heads,
                     head_size=self.head_size,
@@ -248,10 +295,16 @@ class LlamaConfig(ModelConfig):
                     hidden=self.hidden,
                 )
             )
-        right = isinstance(self.windows, tuple) and all(type(window) is int and window >= 0 for window in self.windows)
+        right = isinstance(self.windows, tuple) and all(
+            type(window) is int and window >= 0 for window in self.windows
+        )
         if not right or len(self.windows) not in (0, self.layers):
             raise UserError(
-                _("windows must be {layers} whole numbers, not {value}", layers=self.layers, value=_shown(self.windows))
+                _(
+                    "windows must be {layers} whole numbers, not {value}",
+                    layers=self.layers,
+                    value=_shown(self.windows),
+                )
             )
 
     @property
@@ -276,7 +329,9 @@ class LlamaConfig(ModelConfig):
             if self.qk_norm:
                 yield block + "attention.q_norm.weight", (self.head_size,)
                 yield block + "attention.k_norm.weight", (self.head_size,)
-            yield from _with_bias(block + "attention.proj", width, self.query_rows, bias=self.out_bias)
+            yield from _with_bias(
+                block + "attention.proj", width, self.query_rows, bias=self.out_bias
+            )
             yield block + "norm2.weight", (width,)
             yield from _with_bias(block + "ff.gate_up", 2 * self.hidden, width, bias=self.ff_bias)
             yield from _with_bias(block + "ff.down", width, self.hidden, bias=self.ff_bias)

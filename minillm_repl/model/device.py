@@ -7,8 +7,15 @@ from minillm_repl.language import _
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the torch device that auto, cpu, cuda or mps means here. Raises UserError if there is none such."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """Return the torch device that auto, cpu, cuda or mps means here.
+
+    Raises UserError if there is none such.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if name == "auto":
         name = next(device for device, available in there.items() if available)
     if not there[name]:

@@ -1,8 +1,10 @@
 """GPT, top to bottom: embeddings, blocks of attention and feed-forward, an output head.
 
-The study note's MiniLLM, GPT-2 and GPT-NeoX are all of this family; the config says in what they differ.
+The study note's MiniLLM, GPT-2 and GPT-NeoX are all of this family; the config says in what they
+differ.
 
-Shapes at the ends of lines use b = batch, t = time (positions), w = width, h = head, d = head_size, v = vocabulary.
+Shapes at the ends of lines use b = batch, t = time (positions), w = width, h = head, d = head_size,
+v = vocabulary.
 """
 
 import torch
@@ -17,7 +19,9 @@ from minillm_repl.model.taps import Tap, untapped
 
 
 class Attention(nn.Module):
-    """Every position asks (query), every earlier one answers (key) and hands over what it knows (value)."""
+    """Every position asks (query), every earlier one answers (key) and hands over what it knows
+    (value).
+    """
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -28,7 +32,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, turn: Rotation | None, cache: KVCache | None, tap: Tap) -> Tensor:
         """Mix information between positions: (b, t, w) -> (b, t, w)."""
         name = f"blocks.{self.layer}.attention."
-        heads = self.qkv(x).unflatten(-1, (3, self.config.heads, self.config.head_size))  # (b, t, 3, h, d)
+        # (b, t, 3, h, d)
+        heads = self.qkv(x).unflatten(-1, (3, self.config.heads, self.config.head_size))
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (b, h, t, d)
         if turn is not None:
             q, k = rotate(q, turn), rotate(k, turn)
@@ -53,12 +58,15 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, tap: Tap) -> Tensor:
         """Map each position on its own: (b, t, w) -> (b, t, w)."""
-        hidden = tap(f"blocks.{self.layer}.ff.hidden", self.activation(self.up(x)))  # (b, t, ff_width)
+        # (b, t, ff_width)
+        hidden = tap(f"blocks.{self.layer}.ff.hidden", self.activation(self.up(x)))
         return tap(f"blocks.{self.layer}.ff.out", self.down(hidden))
 
 
 class Block(nn.Module):
-    """One storey: attention, then feed-forward, each reading a normalised copy and adding to the residual stream."""
+    """One storey: attention, then feed-forward, each reading a normalised copy and adding to the
+    residual stream.
+    """
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -84,17 +92,29 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.token_embedding = Embedding(config.vocab, config.width)
-        self.position_embedding = Embedding(config.context, config.width) if config.rope is None else None
+        self.position_embedding = (
+            Embedding(config.context, config.width) if config.rope is None else None
+        )
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.ln_f = nn.LayerNorm(config.width, config.norm_eps)
-        self.lm_head = None if config.tied else Linear(config.width, config.vocab, bias=config.head_bias)
+        self.lm_head = (
+            None if config.tied else Linear(config.width, config.vocab, bias=config.head_bias)
+        )
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None, tap: Tap = untapped, *, last: bool = False) -> Tensor:
-        """Return logits (b, t, v) for token ids (b, t); with `last`, for the last position only (b, 1, v).
+    def forward(
+        self, ids: Tensor, cache: KVCache | None = None, tap: Tap = untapped, *, last: bool = False
+    ) -> Tensor:
+        """Return logits (b, t, v) for token ids (b, t); with `last`, for the last position only (b,
+        1, v).
 
-        With a cache, `ids` follow the tokens already in it, and join them; positions + cache must fit the context.
+        With a cache, `ids` follow the tokens already in it, and join them; positions + cache must
+        fit the context.
         """
-        positions = torch.arange(ids.shape[1], device=ids.device) if cache is None else cache.positions(ids.shape[1])
+        positions = (
+            torch.arange(ids.shape[1], device=ids.device)
+            if cache is None
+            else cache.positions(ids.shape[1])
+        )
         x, turn = self.token_embedding(ids), None  # (b, t, w)
         if self.position_embedding is not None:
             x = x + self.position_embedding(positions)
@@ -110,7 +130,9 @@ class GPT(nn.Module):
         return self.unembed(x, tap)
 
     def unembed(self, residual: Tensor, tap: Tap = untapped) -> Tensor:
-        """Return the logits that a residual stream amounts to, the last norm included: (..., w) -> (..., v)."""
+        """Return the logits that a residual stream amounts to, the last norm included: (..., w)
+        -> (..., v).
+        """
         x = tap("final", self.norm_f(residual))
         return multiply(x, self.token_embedding.weight) if self.lm_head is None else self.lm_head(x)
 
@@ -123,8 +145,9 @@ class GPT(nn.Module):
     def initialise(self) -> "GPT":
         """Set fresh weights from torch's global random state, and return the model.
 
-        Whatever adds to the residual stream starts at zero, so every block begins as "pass it on" and the gradient
-        reaches all of them; the head starts at zero, so the first loss is exactly ln(vocabulary).
+        Whatever adds to the residual stream starts at zero, so every block begins as "pass it on"
+        and the gradient reaches all of them; the head starts at zero, so the first loss is exactly
+        ln(vocabulary).
         """
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         if self.position_embedding is not None:

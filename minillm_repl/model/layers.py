@@ -1,7 +1,8 @@
-"""The layers that hold a matrix. Arithmetic with it is in float32, whatever kind of number it is stored in.
+"""The layers that hold a matrix. Arithmetic with it is in float32, whatever kind of number it is
+stored in.
 
-A matrix in fewer than 32 bits is widened one block of rows at a time, where it is used: a block stays in a near
-cache, and no second copy of the weights is made.
+A matrix in fewer than 32 bits is widened one block of rows at a time, where it is used: a block
+stays in a near cache, and no second copy of the weights is made.
 """
 
 from collections.abc import Iterator
@@ -38,7 +39,9 @@ class Embedding(nn.Embedding):
 
 
 class QuantisedWeight:
-    """A matrix in 8 or 4 bits where a layer has its weight: the rows that are asked for are made float32."""
+    """A matrix in 8 or 4 bits where a layer has its weight: the rows that are asked for are made
+    float32.
+    """
 
     itemsize = 1
 
@@ -55,7 +58,9 @@ class QuantisedWeight:
             return torch.from_numpy(self._matrix[rows])
         start, stop, _step = rows.indices(len(self))
         first, last = start // PANEL, -(-stop // PANEL)
-        whole: Tensor = widened(self._numbers[first:last], self._scales[first:last].float(), self._halves)
+        whole: Tensor = widened(
+            self._numbers[first:last], self._scales[first:last].float(), self._halves
+        )
         return whole[: self.shape[1], start - first * PANEL : stop - first * PANEL].T
 
 
@@ -88,7 +93,9 @@ class _Blockwise(torch.autograd.Function):
 
 
 def _blocks(weight: Weight) -> Iterator[tuple[int, Tensor]]:
-    """Yield the rows of a matrix as float32, some at a time, each with the number of its first row."""
+    """Yield the rows of a matrix as float32, some at a time, each with the number of its first
+    row.
+    """
     most = _BLOCK_ON_A_GPU if isinstance(weight, Tensor) and weight.is_cuda else _BLOCK
     rows = max(PANEL, most // weight.shape[1] // PANEL * PANEL)
     for first in range(0, len(weight), rows):

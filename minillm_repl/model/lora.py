@@ -1,4 +1,7 @@
-"""Low-rank adaptation (Hu et al. 2021): a matrix stays as it is, and two thin ones beside it learn the difference."""
+"""Low-rank adaptation (Hu et al.
+
+2021): a matrix stays as it is, and two thin ones beside it learn the difference.
+"""
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own usual name
@@ -8,14 +11,20 @@ from minillm_repl.model.build import LanguageModel
 
 
 class LoRALinear(nn.Module):
-    """A linear layer that is kept, plus `up` · `down`: (outputs, rank) · (rank, inputs), which is zero at first."""
+    """A linear layer that is kept, plus `up` · `down`: (outputs, rank) · (rank, inputs), which
+    is zero at first.
+    """
 
     def __init__(self, base: nn.Linear, rank: int) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
         like = base.weight
-        self.down = nn.Parameter(torch.empty(rank, base.in_features, dtype=like.dtype, device=like.device))
-        self.up = nn.Parameter(torch.zeros(base.out_features, rank, dtype=like.dtype, device=like.device))
+        self.down = nn.Parameter(
+            torch.empty(rank, base.in_features, dtype=like.dtype, device=like.device)
+        )
+        self.up = nn.Parameter(
+            torch.zeros(base.out_features, rank, dtype=like.dtype, device=like.device)
+        )
         nn.init.normal_(self.down, std=base.in_features**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -25,7 +34,9 @@ class LoRALinear(nn.Module):
 
 
 def adapt(model: LanguageModel, rank: int) -> LanguageModel:
-    """Put an adapter of this rank beside every matrix in the blocks; from now on nothing else is trained."""
+    """Put an adapter of this rank beside every matrix in the blocks; from now on nothing else is
+    trained.
+    """
     model.requires_grad_(False)
     for module in list(model.blocks.modules()):
         if not isinstance(module, LoRALinear):
@@ -36,7 +47,9 @@ def adapt(model: LanguageModel, rank: int) -> LanguageModel:
 
 
 def merged(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a model (its state by name) with its adapters, if it has any, added to their matrices."""
+    """Return the weights of a model (its state by name) with its adapters, if it has any, added
+    to their matrices.
+    """
     plain = {}
     for name, tensor in state.items():
         layer, _, last = name.rpartition(".")
@@ -51,4 +64,8 @@ def merged(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def adapters(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the adapters' own tensors of a model's state."""
-    return {name: tensor for name, tensor in state.items() if f"{name.rpartition('.')[0]}.base.weight" in state}
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if f"{name.rpartition('.')[0]}.base.weight" in state
+    }

@@ -1,7 +1,9 @@
-"""Matrices in 8 or 4 bits: how their numbers lie in memory, and what they are in float32. Needs no torch.
+"""Matrices in 8 or 4 bits: how their numbers lie in memory, and what they are in float32. Needs no
+torch.
 
-Numbers lie in panels of 32 rows, each panel turned over, and along the inputs in groups of 32. Each row of a group has
-a scale, in bfloat16. In 4 bits, a byte holds a number of row r (its lower half) and one of row r + 16.
+Numbers lie in panels of 32 rows, each panel turned over, and along the inputs in groups of 32. Each
+row of a group has a scale, in bfloat16. In 4 bits, a byte holds a number of row r (its lower half)
+and one of row r + 16.
 """
 
 from dataclasses import dataclass
@@ -23,7 +25,8 @@ class Quantised:
     """A matrix (rows, inputs): whole numbers times the scale of their group."""
 
     shape: tuple[int, int]
-    numbers: NDArray[np.int8]  # (panels, groups, 32 inputs, 32 rows), or 16 bytes for the 32 rows in 4 bits
+    # (panels, groups, 32 inputs, 32 rows), or 16 bytes for the 32 rows in 4 bits
+    numbers: NDArray[np.int8]
     scales: NDArray[np.uint16]  # (panels, groups, 32 rows), the bits of bfloat16
 
     @property
@@ -42,7 +45,8 @@ class Quantised:
 
 
 def widened(numbers: Any, scales: Any, halves: Any) -> Any:
-    """Return some panels in float32, turned over: (inputs, rows), both filled up to whole panels and groups.
+    """Return some panels in float32, turned over: (inputs, rows), both filled up to whole panels
+    and groups.
 
     Of numpy's arrays or torch's tensors, `halves` being `HALVES` as one of these.
     """

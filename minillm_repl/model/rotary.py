@@ -1,6 +1,8 @@
-"""Rotary positions: queries and keys turn with their place, so that their product depends on the distance alone.
+"""Rotary positions: queries and keys turn with their place, so that their product depends on the
+distance alone.
 
-Computed in float32 in the order in which the `transformers` library does, so that far positions agree with it too.
+Computed in float32 in the order in which the `transformers` library does, so that far positions
+agree with it too.
 """
 
 import math
@@ -22,16 +24,20 @@ def _speeds(rope: Rope, head_size: int, device: torch.device) -> Tensor:
     if rope.scaling == "linear":
         return speeds / rope.factor
     if rope.scaling == "llama3":
-        turns = rope.original / (2 * math.pi / speeds)  # within the context that it was first trained with
-        kept = ((turns - rope.low) / (rope.high - rope.low)).clamp(0, 1)  # 1: fast enough to stay as it is
+        # within the context that it was first trained with
+        turns = rope.original / (2 * math.pi / speeds)
+        # 1: fast enough to stay as it is
+        kept = ((turns - rope.low) / (rope.high - rope.low)).clamp(0, 1)
         return (1 - kept) * speeds / rope.factor + kept * speeds
     return speeds
 
 
 def rotation(rope: Rope, head_size: int, positions: Tensor, dtype: torch.dtype) -> Rotation:
     """Return the rotation of each of the positions (time,)."""
-    angles = positions.float()[:, None] * _speeds(rope, head_size, positions.device)  # (time, pairs)
-    angles = torch.cat((angles, angles), dim=-1)  # the two numbers of a pair stand half the turning part apart
+    # (time, pairs)
+    angles = positions.float()[:, None] * _speeds(rope, head_size, positions.device)
+    # the two numbers of a pair stand half the turning part apart
+    angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 

@@ -31,7 +31,10 @@ _EVEN = N_("in brackets: what even attention would give there")
 
 
 def head_picture(view: HeadView, width: int) -> RenderableType:
-    """Return the matrix: rows ask, columns answer. Of a text too long for the width, the last tokens."""
+    """Return the matrix: rows ask, columns answer.
+
+    Of a text too long for the width, the last tokens.
+    """
     labels = label_width(view.tokens) if width > 40 else 5
     numbers = len(str(view.position_of(len(view.tokens) - 1)))
     lead = labels + numbers + 2
@@ -45,12 +48,26 @@ def head_picture(view: HeadView, width: int) -> RenderableType:
         token, row = view.tokens[place], view.weights[place]
         lines.append(f"{view.position_of(place):>{numbers}} ", FIGURES)
         lines.append(fitted(token.label, labels) + " ", token_style(token))
-        lines.append("".join(shade(row[column]) * _CELL for column in shown[: place - first + 1]), MODEL)
+        lines.append(
+            "".join(shade(row[column]) * _CELL for column in shown[: place - first + 1]), MODEL
+        )
         lines.append(f"{'·':>{_CELL}}" * (len(view.tokens) - place - 1) + "\n", FIGURES)
-    notes = [_("rows ask, columns answer · each row adds up to 100 % · ░ 20 %  ▒ 40 %  ▓ 60 %  █ 80 % and more")]
+    notes = [
+        _(
+            "rows ask, columns answer · each row adds up to 100 % · ░ 20 %  ▒ 40 %  ▓ 60 %  █ 80 % "
+            "and more"
+        )
+    ]
     notes += [_(_EVEN)] if view.patterns else []
     if first:
-        notes.insert(0, _("the last {n} of {all} tokens; :scroll shows all", n=len(shown), all=len(view.tokens)))
+        notes.insert(
+            0,
+            _(
+                "the last {n} of {all} tokens; :scroll shows all",
+                n=len(shown),
+                all=len(view.tokens),
+            ),
+        )
     return Group(
         title(
             _("layer {layer} head {head}", layer=view.layer, head=view.head),
@@ -62,9 +79,13 @@ def head_picture(view: HeadView, width: int) -> RenderableType:
 
 
 def head_pins(view: HeadView) -> tuple[int, int]:
-    """Return how many rows and columns of a matrix name its tokens: they are to stay when the rest is scrolled."""
+    """Return how many rows and columns of a matrix name its tokens: they are to stay when the
+    rest is scrolled.
+    """
     labels = _column_labels([token.label for token in view.tokens])
-    return 1 + len(labels), label_width(view.tokens) + len(str(view.position_of(len(view.tokens) - 1))) + 2
+    return 1 + len(labels), label_width(view.tokens) + len(
+        str(view.position_of(len(view.tokens) - 1))
+    ) + 2
 
 
 def layer_picture(view: LayerView, width: int) -> RenderableType:
@@ -84,17 +105,24 @@ def layer_picture(view: LayerView, width: int) -> RenderableType:
         title(_("layer {layer}", layer=layer), " · ".join(facts)),
         Text(),
         grid,
-        Text(_(":attn {layer}.0 shows one of them with its tokens", layer=layer) + " · " + _(_EVEN), FIGURES),
+        Text(
+            _(":attn {layer}.0 shows one of them with its tokens", layer=layer) + " · " + _(_EVEN),
+            FIGURES,
+        ),
     )
 
 
 def focus_picture(view: FocusView, width: int) -> RenderableType:
-    """Return, for every head, where the last token looked most; of very many, those that looked back the hardest."""
+    """Return, for every head, where the last token looked most; of very many, those that looked
+    back the hardest.
+    """
     heads = view.heads if len(view.heads) <= _HEADS or width >= WHOLE else _looking_back(view)
     patterns = 1 if width < 100 else 2
     room = width - 10 - max(cell_len(_patterns(head.patterns[:patterns])) for head in heads)
     looks = [_looks(view, head.looked) for head in heads]
-    cells = [max((each.cell_len for each in rank if each), default=0) + 2 for rank in zip_longest(*looks)]
+    cells = [
+        max((each.cell_len for each in rank if each), default=0) + 2 for rank in zip_longest(*looks)
+    ]
     columns = max(1, sum(total <= room for total in accumulate(cells)))
     table = plain_table(_("head"), _("looked at"), _("pattern"))
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
@@ -102,18 +130,26 @@ def focus_picture(view: FocusView, width: int) -> RenderableType:
         for look, size in zip(looked, cells, strict=False):
             look.pad_right(size - look.cell_len)
         name = Text(f"{head.layer}.{head.head}", TITLE)
-        table.add_row(name, Text.assemble(*looked[:columns]), Text(_patterns(head.patterns[:patterns]), FIGURES))
+        table.add_row(
+            name,
+            Text.assemble(*looked[:columns]),
+            Text(_patterns(head.patterns[:patterns]), FIGURES),
+        )
     last = view.tokens[-1]
     notes = [
         _("looked at: token @ position, weight"),
-        _("pattern: where the head looks over the whole text, and how much of its attention goes there"),
+        _(
+            "pattern: where the head looks over the whole text, and how much of its attention "
+            "goes there"
+        ),
         _(_EVEN),
     ]
     if len(heads) < len(view.heads):
         notes.insert(
             0,
             _(
-                "the {n} of {all} heads that look back the hardest, but not at the first token; :scroll shows all",
+                "the {n} of {all} heads that look back the hardest, but not at the first "
+                "token; :scroll shows all",
                 n=len(heads),
                 all=len(view.heads),
             ),
@@ -121,7 +157,11 @@ def focus_picture(view: FocusView, width: int) -> RenderableType:
     return Group(
         title(
             _("attention of the last token"),
-            _("{token}, position {position}", token=last.label, position=view.position_of(len(view.tokens) - 1)),
+            _(
+                "{token}, position {position}",
+                token=last.label,
+                position=view.position_of(len(view.tokens) - 1),
+            ),
         ),
         table,
         Text(" · ".join(notes), FIGURES),
@@ -129,11 +169,16 @@ def focus_picture(view: FocusView, width: int) -> RenderableType:
 
 
 def _looking_back(view: FocusView) -> list[HeadFocus]:
-    """Return the heads that give one earlier token the most; the first is where a head looks that has nothing to do."""
+    """Return the heads that give one earlier token the most; the first is where a head looks
+    that has nothing to do.
+    """
     last = len(view.tokens) - 1
 
     def hardest(head: HeadFocus) -> float:
-        return max((weight for place, weight in head.looked if 0 < view.index_of(place) < last), default=0.0)
+        return max(
+            (weight for place, weight in head.looked if 0 < view.index_of(place) < last),
+            default=0.0,
+        )
 
     strongest = sorted(view.heads, key=hardest, reverse=True)[:_HEADS]
     return sorted(strongest, key=lambda head: (head.layer, head.head))
@@ -145,8 +190,12 @@ def _looks(view: FocusView, looked: Iterable[tuple[int, float]]) -> list[Text]:
     for place, weight in looked:
         if weight >= 0.005:
             token = view.tokens[view.index_of(place)]
-            text = Text(fitted(token.label, min(_LOOKED, cell_len(token.label))), token_style(token))
-            texts.append(text.append(f" @{place} ", FIGURES).append(f"{weight:.0%} {level(weight)}", ""))
+            text = Text(
+                fitted(token.label, min(_LOOKED, cell_len(token.label))), token_style(token)
+            )
+            texts.append(
+                text.append(f" @{place} ", FIGURES).append(f"{weight:.0%} {level(weight)}", "")
+            )
     return texts
 
 
@@ -156,7 +205,10 @@ def _small(head: HeadView, size: int, cells: int) -> Text:
     name = f"{head.layer}.{head.head}  {_patterns(head.patterns[:1])}"
     picture = Text.assemble((fitted(name, cells).rstrip() + "\n", TITLE))
     for place in range(first, len(head.tokens)):
-        picture.append("".join(shade(weight) * _CELL for weight in head.weights[place][first : place + 1]), MODEL)
+        picture.append(
+            "".join(shade(weight) * _CELL for weight in head.weights[place][first : place + 1]),
+            MODEL,
+        )
         picture.append("·".rjust(_CELL) * (len(head.tokens) - place - 1) + "\n", FIGURES)
     picture.rstrip()
     return picture

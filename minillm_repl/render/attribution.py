@@ -16,7 +16,9 @@ _SHOWN = 14  # parts that have a row of their own; the others share one
 
 
 def why_picture(view: WhyView, width: int) -> RenderableType:
-    """Return the strongest parts as bars, strongest first, and the sum of the others: together they are the logit."""
+    """Return the strongest parts as bars, strongest first, and the sum of the others: together
+    they are the logit.
+    """
     shown, others = _strongest(view.parts)
     called = [part_name(part.name) for part in shown]
     together = _("together")
@@ -38,9 +40,15 @@ def why_picture(view: WhyView, width: int) -> RenderableType:
     last = {"token": view.tokens[-1].label, "position": view.position_of(len(view.tokens) - 1)}
     return Group(
         title(asked, f"{logit(view.logit, apart=view.versus is not None)} · {chance}"),
-        Text(_("after {token}, position {position}; what each part adds by itself", **last), FIGURES),
+        Text(
+            _("after {token}, position {position}; what each part adds by itself", **last), FIGURES
+        ),
         lines,
-        *([Text(_("others: {n} parts, each weaker than those above", n=others), FIGURES)] if others else []),
+        *(
+            [Text(_("others: {n} parts, each weaker than those above", n=others), FIGURES)]
+            if others
+            else []
+        ),
     )
 
 
@@ -63,12 +71,17 @@ def residual_picture(view: ResidualView, width: int) -> RenderableType:
     return Group(
         title(
             _("residual stream"),
-            _("at {token}, position {position}", token=view.tokens[-1].label, position=view.position),
+            _(
+                "at {token}, position {position}",
+                token=view.tokens[-1].label,
+                position=view.position,
+            ),
         ),
         table,
         Text(
             _(
-                "lengths (L2 norms) · direction: cosine between what is added and the stream before it;"
+                "lengths (L2 norms) · direction: cosine between what is added and the stream "
+                "before it;"
                 " +1 goes on, −1 takes back, 0 is new"
             ),
             FIGURES,

@@ -1,4 +1,6 @@
-"""Draws what can be computed again by hand: with as many digits as it takes for what is shown to agree."""
+"""Draws what can be computed again by hand: with as many digits as it takes for what is shown to
+agree.
+"""
 
 from collections.abc import Callable
 from math import exp, sqrt
@@ -20,12 +22,16 @@ _ROWS, _LARGEST = 16, 12  # products: all, up to so many; of more, the largest
 
 
 def digits(least: int, agree: Callable[[int], bool]) -> int:
-    """Return the fewest digits after the point, from `least` on, with which what is shown agrees."""
+    """Return the fewest digits after the point, from `least` on, with which what is shown
+    agrees.
+    """
     return next((count for count in range(least, _MOST_DIGITS) if agree(count)), _MOST_DIGITS)
 
 
 def descent_picture(view: DescentView, _width: int) -> RenderableType:
-    """Return a row for each token that was to be predicted, the mean, and one weight's step in full."""
+    """Return a row for each token that was to be predicted, the mean, and one weight's step in
+    full.
+    """
     count = len(view.targets)
 
     def means_agree(places: int) -> bool:
@@ -57,9 +63,14 @@ def descent_picture(view: DescentView, _width: int) -> RenderableType:
     )  # fmt: skip
     name = f"{view.weight}[{', '.join(map(str, view.index))}]"
     return Group(
-        title(_("one step down"), _("each weight less {rate} × its gradient", rate=f"{view.rate:g}")),
+        title(
+            _("one step down"), _("each weight less {rate} × its gradient", rate=f"{view.rate:g}")
+        ),
         table,
-        Text(_("x: what it has read last · y: what does come next · mean of −ln p: the loss"), FIGURES),
+        Text(
+            _("x: what it has read last · y: what does come next · mean of −ln p: the loss"),
+            FIGURES,
+        ),
         *_too_far(view),
         Text(),
         Text(_("the weight with the steepest gradient: {name}", name=name)),
@@ -73,7 +84,8 @@ def _too_far(view: DescentView) -> list[Text]:
     if view.loss_after <= view.loss_before:
         return []
     worse = _(
-        "the loss went up: the gradient points down only nearby, and a rate of {rate} goes past that; take less. The"
+        "the loss went up: the gradient points down only nearby, and a rate of {rate} goes "
+        "past that; take less. The"
         " model itself is as it was",
         rate=f"{view.rate:g}",
     )
@@ -81,20 +93,32 @@ def _too_far(view: DescentView) -> list[Text]:
 
 
 def dot_picture(view: DotView, _width: int) -> RenderableType:
-    """Return a row for each product of two numbers, their sum, that divided by √d, and its share among the others."""
+    """Return a row for each product of two numbers, their sum, that divided by √d, and its share
+    among the others.
+    """
     size = len(view.query)
-    most = sorted(range(size), key=lambda place: -abs(view.products[place]))[: size if size <= _ROWS else _LARGEST]
+    most = sorted(range(size), key=lambda place: -abs(view.products[place]))[
+        : size if size <= _ROWS else _LARGEST
+    ]
     listed = sorted(most)
     rest = [view.products[place] for place in range(size) if place not in most]
     parts = [*(view.products[place] for place in listed), sum(rest)]
     # Each line is computed from what is shown in those above it.
     scaled = digits(2, lambda places: _softmax_agrees(view, places))
-    dot = digits(scaled, lambda places: _same(round(view.dot, places) / sqrt(size), view.scaled, scaled))
-    product = digits(dot, lambda places: _same(sum(round(each, places) for each in parts), view.dot, dot))
+    dot = digits(
+        scaled, lambda places: _same(round(view.dot, places) / sqrt(size), view.scaled, scaled)
+    )
+    product = digits(
+        dot, lambda places: _same(sum(round(each, places) for each in parts), view.dot, dot)
+    )
     factor = digits(
         product,
         lambda places: all(
-            _same(round(view.query[each], places) * round(view.key[each], places), view.products[each], product)
+            _same(
+                round(view.query[each], places) * round(view.key[each], places),
+                view.products[each],
+                product,
+            )
             for each in listed
         ),
     )
@@ -126,7 +150,9 @@ def dot_picture(view: DotView, _width: int) -> RenderableType:
 
 
 def _shares(view: DotView, places: int) -> RenderableType:
-    """Return the scaled score and the share of each key; of many, the largest, and the one that was asked for."""
+    """Return the scaled score and the share of each key; of many, the largest, and the one that
+    was asked for.
+    """
     largest = sorted(view.all_scaled, key=lambda each: (each[0] != view.met, -each[2]))
     listed = sorted(largest if len(largest) <= _ROWS else largest[:_LARGEST])
     shares = [
@@ -169,6 +195,7 @@ def _step(view: DescentView) -> str:
     places = digits(6, agrees)
     gradient = f"{view.gradient:.{places}f}"
     return (
-        f"{view.value:.{places}f} − {view.rate:g} × {f'({gradient})' if view.gradient < 0 else gradient}"
+        f"{view.value:.{places}f} − {view.rate:g} × "
+        f"{f'({gradient})' if view.gradient < 0 else gradient}"
         f" = {view.new_value:.6f}"
     )

@@ -18,9 +18,18 @@ from rich.text import Text
 from minillm_repl.language import _
 from minillm_repl.safetext import safe
 
-# One palette. The model speaks in MODEL; numbers are plain; what matters less is dim; a sign always says the same as a
-# colour. Only the sixteen named colours, which every terminal theme keeps readable on its own background.
-MODEL, CHOSEN, CUT, FIGURES, GOOD, WARNING, ERROR = "cyan", "bold", "dim", "dim", "green", "yellow", "bold red"
+# One palette. The model speaks in MODEL; numbers are plain; what matters less is dim; a sign always
+# says the same as a colour. Only the sixteen named colours, which every terminal theme keeps
+# readable on its own background.
+MODEL, CHOSEN, CUT, FIGURES, GOOD, WARNING, ERROR = (
+    "cyan",
+    "bold",
+    "dim",
+    "dim",
+    "green",
+    "yellow",
+    "bold red",
+)
 TITLE, SPECIAL = "bold", "magenta"
 # For and against: blue-green and yellow, which everyone can tell apart.
 PRO, CONTRA = "cyan", "yellow"
@@ -35,7 +44,9 @@ class Transcript(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._printed: deque[tuple[tuple[Any, ...], dict[str, Any], int]] = deque(maxlen=_REMEMBERED)
+        self._printed: deque[tuple[tuple[Any, ...], dict[str, Any], int]] = deque(
+            maxlen=_REMEMBERED
+        )
         self.count = 0  # times that something was printed
         self._flowing: Text | None = None  # what was printed last, if the line is still open
 
@@ -47,7 +58,8 @@ class Transcript(Console):
             case (Text() as text,) if options.get("end") == "":
                 self._flowing = text.copy()
                 self._remember((self._flowing,), options)
-            case _ if not any(isinstance(each, Control | NewLine) for each in objects):  # these are a spinner's
+            case _ if not any(isinstance(each, Control | NewLine) for each in objects):
+                # these are a spinner's
                 self._flowing = None
                 self._remember(objects, options)
         super().print(*(self._exact(each, options) for each in objects), **options)
@@ -58,8 +70,15 @@ class Transcript(Console):
             console.print(*objects, **options)
 
     def _exact(self, printed: Any, options: dict[str, Any]) -> Any:
-        """Return running text that goes into a file or a pipe with its tabs, which rich would turn into spaces."""
-        if isinstance(printed, Text) and "\t" in printed.plain and options.get("soft_wrap") and not self.file.isatty():
+        """Return running text that goes into a file or a pipe with its tabs, which rich would
+        turn into spaces.
+        """
+        if (
+            isinstance(printed, Text)
+            and "\t" in printed.plain
+            and options.get("soft_wrap")
+            and not self.file.isatty()
+        ):
             return Segments(printed.render(self, end=options.get("end", "\n")))
         return printed
 
@@ -82,7 +101,9 @@ class Transcript(Console):
 
 @dataclass(frozen=True)
 class Screen:
-    """The two streams: what was asked for goes to `out`; figures, notes and errors to `err`, unless both are one."""
+    """The two streams: what was asked for goes to `out`; figures, notes and errors to `err`,
+    unless both are one.
+    """
 
     out: Transcript
     err: Console
@@ -109,7 +130,9 @@ class Screen:
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[Callable[[str], None]]:
-        """Show, on a terminal, that something is going on while the context lasts; what is yielded changes the text."""
+        """Show, on a terminal, that something is going on while the context lasts; what is
+        yielded changes the text.
+        """
         if not self.animated:
             yield lambda _: None
             return
@@ -124,11 +147,13 @@ class Screen:
     def fail(self, text: str) -> None:
         """Print an error, as one line."""
         line = Text.assemble((_("error: "), ERROR), safe(text))
-        (self.errors or self.side).print(line, soft_wrap=not self.animated)  # elsewhere it stays one line
+        # elsewhere it stays one line
+        (self.errors or self.side).print(line, soft_wrap=not self.animated)
 
 
 def make_console(stream: IO[str], color: ColorChoice = "auto") -> Transcript:
-    """Return a console for a stream: colours to a terminal unless NO_COLOR is set; always and never are obeyed.
+    """Return a console for a stream: colours to a terminal unless NO_COLOR is set; always and never
+    are obeyed.
 
     No markup, no highlighting, no emoji codes: text from a model means only itself.
     """
@@ -149,10 +174,12 @@ def make_console(stream: IO[str], color: ColorChoice = "auto") -> Transcript:
 def make_screen(color: ColorChoice = "auto", interactive: bool = False) -> Screen:
     """Return the screen of this process."""
     for size in ("COLUMNS", "LINES"):
-        if os.environ.get(size) == "0":  # how a container, or a serial line, says that it does not know
+        # how a container, or a serial line, says that it does not know
+        if os.environ.get(size) == "0":
             del os.environ[size]
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure:
-            reconfigure(errors="backslashreplace")  # a terminal that cannot show Hangul must not crash us
+            # a terminal that cannot show Hangul must not crash us
+            reconfigure(errors="backslashreplace")
     return Screen(make_console(sys.stdout, color), make_console(sys.stderr, color), interactive)

@@ -18,7 +18,8 @@ from minillm_repl.render.picture import PROSE, WHOLE
 
 # What has every block character one cell wide comes first, then what has Hangul.
 _FONTS = (
-    "'DejaVu Sans Mono', Menlo, 'Cascadia Mono', Consolas, 'Noto Sans Mono CJK KR', 'Noto Sans CJK KR',"
+    "'DejaVu Sans Mono', Menlo, 'Cascadia Mono', Consolas, 'Noto Sans Mono CJK KR', 'Noto "
+    "Sans CJK KR',"
     " 'Apple SD Gothic Neo', 'Malgun Gothic', monospace"
 )
 _TEXT = re.compile(r'(<text [^>]*?textLength=")([0-9.]+)("[^>]*)>([^<]*)(</text>)')
@@ -74,15 +75,23 @@ Drawing = Callable[[Console], object]
 
 
 def as_svg(drawing: Drawing, width: int, title: str) -> str:
-    """Return what is drawn as one SVG picture, `width` cells wide; it asks for nothing from elsewhere."""
-    picture = _recorded(drawing, width).export_svg(title=title, theme=SVG_EXPORT_THEME, code_format=_SVG)
+    """Return what is drawn as one SVG picture, `width` cells wide; it asks for nothing from
+    elsewhere.
+    """
+    picture = _recorded(drawing, width).export_svg(
+        title=title, theme=SVG_EXPORT_THEME, code_format=_SVG
+    )
     return _TEXT.sub(_as_long_as_its_cells, picture)
 
 
 def as_html(drawing: Drawing, width: int, title: str) -> str:
     """Return what is drawn as one page; it asks for nothing from elsewhere."""
     page = _HTML.replace("TITLE", escape(title).replace("{", "{{").replace("}", "}}"))
-    head, pre, code = _recorded(drawing, width).export_html(theme=SVG_EXPORT_THEME, code_format=page).partition("<pre>")
+    head, pre, code = (
+        _recorded(drawing, width)
+        .export_html(theme=SVG_EXPORT_THEME, code_format=page)
+        .partition("<pre>")
+    )
     return head + pre + _BEYOND_ASCII.sub(_as_wide_as_its_cells, code)
 
 
@@ -91,11 +100,17 @@ def as_text(drawing: Drawing, width: int, title: str) -> str:
     return f"[{title}]\n\n{_recorded(drawing, width).export_text()}"
 
 
-FORMATS: dict[str, Callable[[Drawing, int, str], str]] = {".svg": as_svg, ".html": as_html, ".txt": as_text}
+FORMATS: dict[str, Callable[[Drawing, int, str], str]] = {
+    ".svg": as_svg,
+    ".html": as_html,
+    ".txt": as_text,
+}
 
 
 def whole_width(view: RenderableType) -> int:
-    """Return how many cells a view needs that was drawn as wide as `WHOLE`: words are wrapped, pictures are not."""
+    """Return how many cells a view needs that was drawn as wide as `WHOLE`: words are wrapped,
+    pictures are not.
+    """
     if isinstance(view, Group):
         return max(map(whole_width, view.renderables), default=1)
     if isinstance(view, Columns | Tree):
@@ -106,7 +121,9 @@ def whole_width(view: RenderableType) -> int:
 
 
 def _recorded(drawing: Drawing, width: int) -> Console:
-    """Return a console that holds what a terminal of this width would show, wide and narrow characters apart."""
+    """Return a console that holds what a terminal of this width would show, wide and narrow
+    characters apart.
+    """
     terminal = _console(width)
     drawing(terminal)
     assert isinstance(terminal.file, StringIO)
@@ -125,7 +142,9 @@ def _console(width: int) -> Console:
 
 
 class _InRuns:
-    """A line as a terminal shows it: cut where it is full, and in pieces of characters that are equally wide."""
+    """A line as a terminal shows it: cut where it is full, and in pieces of characters that are
+    equally wide.
+    """
 
     def __init__(self, line: Text, width: int) -> None:
         self._line, self._width = line, width
@@ -134,7 +153,9 @@ class _InRuns:
         used = 0
         for segment in self._line.render(console):
             for text in _runs(segment.text):
-                for piece in chop_cells(text, self._width) if used + cell_len(text) > self._width else [text]:
+                for piece in (
+                    chop_cells(text, self._width) if used + cell_len(text) > self._width else [text]
+                ):
                     if used + cell_len(piece) > self._width:
                         yield Segment.line()
                         used = 0
@@ -144,7 +165,8 @@ class _InRuns:
 
 
 def _runs(text: str) -> Iterator[str]:
-    """Yield pieces of a text whose characters come from one font, most likely, and are equally wide.
+    """Yield pieces of a text whose characters come from one font, most likely, and are equally
+    wide.
 
     Those without a width, which change the one before them, stay with it.
     """
@@ -162,7 +184,9 @@ def _runs(text: str) -> Iterator[str]:
 
 
 def _as_long_as_its_cells(found: re.Match[str]) -> str:
-    """Return a piece of rich's SVG, which sets lengths by characters, as long as its cells, whatever the font."""
+    """Return a piece of rich's SVG, which sets lengths by characters, as long as its cells,
+    whatever the font.
+    """
     before, length, between, text, after = found.groups()
     plain = unescape(text)
     cells = float(length) / max(len(plain), 1) * cell_len(plain)
@@ -170,6 +194,8 @@ def _as_long_as_its_cells(found: re.Match[str]) -> str:
 
 
 def _as_wide_as_its_cells(found: re.Match[str]) -> str:
-    """Return a character of the page in a box as wide as its cells; one without a width as it is."""
+    """Return a character of the page in a box as wide as its cells; one without a width as it
+    is.
+    """
     wide = cell_len(found[0])
     return f"<i{' class=wide' if wide == 2 else ''}>{found[0]}</i>" if wide else found[0]

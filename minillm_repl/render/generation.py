@@ -1,4 +1,6 @@
-"""Draws a generation: the text as it comes, or a table of candidates for each step; then one line of figures."""
+"""Draws a generation: the text as it comes, or a table of candidates for each step; then one
+line of figures.
+"""
 
 from collections.abc import Iterable
 from math import log2
@@ -65,8 +67,13 @@ def draw_text(events: Iterable[Step | Finished], screen: Screen) -> Finished:
     raise AssertionError("a generation ends with Finished")
 
 
-def draw_steps(events: Iterable[Step | Finished], screen: Screen, prompt: str, samplers: str) -> Finished:
-    """Draw a table of candidates for each step, and the text so far. `samplers` names those that are on."""
+def draw_steps(
+    events: Iterable[Step | Finished], screen: Screen, prompt: str, samplers: str
+) -> Finished:
+    """Draw a table of candidates for each step, and the text so far.
+
+    `samplers` names those that are on.
+    """
     text = ""
     for event in events:
         if isinstance(event, Finished):
@@ -80,7 +87,9 @@ def draw_steps(events: Iterable[Step | Finished], screen: Screen, prompt: str, s
 
 
 def step_title(step: Step, prompt: str, text: str, width: int) -> Text:
-    """Return `step 3  +'좋' → 날씨가 좋` and, below, how unsure the model was and how surprising its choice."""
+    """Return `step 3  +'좋' → 날씨가 좋` and, below, how unsure the model was and how surprising its
+    choice.
+    """
     start = _("step {number}", number=step.index + 1) + "  "
     token = next(_shown(candidate) for candidate in step.top if candidate.chosen)
     whole = safe_line(prompt) + safe_line(text)
@@ -111,11 +120,13 @@ def step_title(step: Step, prompt: str, text: str, width: int) -> Text:
 
 
 def step_table(step: Step, samplers: str, width: int, marked: int | None = None) -> Text:
-    """Return the candidates: rank, token, id, the model's probability, and the one that was drawn from.
+    """Return the candidates: rank, token, id, the model's probability, and the one that was drawn
+    from.
 
     ▶ is before the row `marked`, counted from 0, or else before what was drawn.
 
-    One Text of fixed columns: rich's Table measures every cell of every step, which costs ten times as long.
+    One Text of fixed columns: rich's Table measures every cell of every step, which costs ten times
+    as long.
     """
     ranks = [*range(1, len(step.top)), step.rank if step.top[-1].chosen else len(step.top)]
     tokens = [_shown(candidate) for candidate in step.top]

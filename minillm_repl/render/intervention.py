@@ -1,4 +1,6 @@
-"""Draws what changes when a part of the model is silenced, steered, or put there from another prompt."""
+"""Draws what changes when a part of the model is silenced, steered, or put there from another
+prompt.
+"""
 
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
@@ -44,7 +46,10 @@ def effect_picture(view: EffectView, width: int) -> RenderableType:
     return Group(
         title(view.change, _("what comes after {token}, position {position}", **last)),
         table,
-        Text("\n".join([_("KL(now ‖ before) {kl} nats", kl=nats(view.kl)), *_beside_random(view)]), FIGURES),
+        Text(
+            "\n".join([_("KL(now ‖ before) {kl} nats", kl=nats(view.kl)), *_beside_random(view)]),
+            FIGURES,
+        ),
         *([_between(*view.between)] if view.between else []),
     )
 
@@ -83,7 +88,11 @@ def _averaged(side: Averaged) -> list[Text | tuple[str, str]]:
     if len(tokens) > _TOKENS:
         tokens[_TOKENS // 2 : -_TOKENS // 2] = [("…", FIGURES)]
     before = "".join(each.label for each in side.after[-_TOKENS // 2 :])
-    return [*tokens, (places, FIGURES), (("   " + _("after {tokens}", tokens=before)) if before else "", FIGURES)]
+    return [
+        *tokens,
+        (places, FIGURES),
+        (("   " + _("after {tokens}", tokens=before)) if before else "", FIGURES),
+    ]
 
 
 def scan_picture(view: ScanView, width: int) -> RenderableType:
@@ -109,7 +118,10 @@ def scan_picture(view: ScanView, width: int) -> RenderableType:
         most_of = {"n": _SHOWN, "all": len(view.heads)}
         note = _("the {n} of {all} heads that matter most; {change}", change=note, **most_of)
     return Group(
-        title(_("what each head is worth"), _("loss {loss:.4f} nats per token with all of them", loss=view.loss)),
+        title(
+            _("what each head is worth"),
+            _("loss {loss:.4f} nats per token with all of them", loss=view.loss),
+        ),
         Text(note, FIGURES),
         lines,
         _map(view.heads, most),
@@ -117,15 +129,23 @@ def scan_picture(view: ScanView, width: int) -> RenderableType:
 
 
 def patch_picture(view: PatchView, width: int) -> RenderableType:
-    """Return how much of A's answer each activation carries over: a row for each position, a column for each layer."""
-    labels = [a.label if a == b else f"{a.label}→{b.label}" for a, b in zip(view.a, view.b, strict=True)]
+    """Return how much of A's answer each activation carries over: a row for each position, a
+    column for each layer.
+    """
+    labels = [
+        a.label if a == b else f"{a.label}→{b.label}" for a, b in zip(view.a, view.b, strict=True)
+    ]
     lead = min(max(label_width(view.b), *map(cell_len, labels)), 24, max(8, width // 3))
     numbers = len(str(len(view.b) - 1))
     room = width - lead - numbers - 2
     cell, drawn = (_NUMBER, _percentage) if len(view.places) * _NUMBER <= room else (2, _shaded)
     places = range(max(0, len(view.places) - room // cell), len(view.places))
     names = [_column(view.places[place]) if cell > 2 or place % 5 == 0 else "" for place in places]
-    heading = " " * (numbers + lead + 2) + "".join(fitted(name, cell, right=True) for name in names) + "\n"
+    heading = (
+        " " * (numbers + lead + 2)
+        + "".join(fitted(name, cell, right=True) for name in names)
+        + "\n"
+    )
     lines = Text.assemble((heading, FIGURES), no_wrap=True)
     for position, label in enumerate(labels):
         changed = view.a[position] != view.b[position]
@@ -133,7 +153,9 @@ def patch_picture(view: PatchView, width: int) -> RenderableType:
         lines.append(fitted(label, lead) + " ", TITLE if changed else token_style(view.b[position]))
         for place in places:
             share = view.effects[place][position]
-            lines.append(drawn(share), FIGURES if abs(share) < 0.005 else PRO if share > 0 else CONTRA)
+            lines.append(
+                drawn(share), FIGURES if abs(share) < 0.005 else PRO if share > 0 else CONTRA
+            )
         lines.append("\n")
     lines.rstrip()
     notes = [
@@ -151,7 +173,12 @@ def patch_picture(view: PatchView, width: int) -> RenderableType:
     return Group(
         title(_(_WHAT[view.what]), _("how much of {a} against {b} comes over", **answers)),
         Text(
-            _("logits apart: {a:+.3f} after A (100 %), {b:+.3f} after B (0 %)", a=view.clean, b=view.corrupt), FIGURES
+            _(
+                "logits apart: {a:+.3f} after A (100 %), {b:+.3f} after B (0 %)",
+                a=view.clean,
+                b=view.corrupt,
+            ),
+            FIGURES,
         ),
         lines,
         Text(" · ".join(notes), FIGURES),
@@ -183,8 +210,12 @@ def _map(heads: tuple[HeadEffect, ...], most: float) -> Text:
             share = by[layer, head] / most if most else 0.0
             lines.append(_shaded(share), PRO if share > 0 else CONTRA)
         lines.append("\n")
-    return lines.append(_("darker: more of {most:.4f} · -: the loss is lower without it", most=most), FIGURES)
+    return lines.append(
+        _("darker: more of {most:.4f} · -: the loss is lower without it", most=most), FIGURES
+    )
 
 
 def _likely(likely: Likely, cells: int) -> tuple[Text, str]:
-    return Text(fitted(likely.token.label, cells).rstrip(), token_style(likely.token)), percent(likely.prob)
+    return Text(fitted(likely.token.label, cells).rstrip(), token_style(likely.token)), percent(
+        likely.prob
+    )

@@ -28,7 +28,9 @@ def print_json(events: Iterable[Step | Finished], stream: IO[str]) -> Finished:
     raise AssertionError("a generation ends with Finished")
 
 
-def print_training_json(events: Iterable[training.TrainEvent], stream: IO[str]) -> training.Finished:
+def print_training_json(
+    events: Iterable[training.TrainEvent], stream: IO[str]
+) -> training.Finished:
     """Print one line per event, each at once; return the last. The schema is in docs/format.md."""
     for event in events:
         values = {field.name: _finite(getattr(event, field.name)) for field in fields(event)}
@@ -48,7 +50,9 @@ def _print(data: dict[str, Any], stream: IO[str]) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """Return a value as JSON has it: there is no infinity in it, and nothing that is not a number."""
+    """Return a value as JSON has it: there is no infinity in it, and nothing that is not a
+    number.
+    """
     if isinstance(value, tuple):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not isfinite(value) else value

@@ -14,14 +14,21 @@ from minillm_repl.render.tables import NARROW, WIDE, plain_table
 
 
 def lens_picture(view: LensView, width: int) -> RenderableType:
-    """Return a row for each place of the residual stream: what it would say, and how far it is from the end."""
+    """Return a row for each place of the residual stream: what it would say, and how far it is
+    from the end.
+    """
     answer = fitted(view.answer.label, min(cell_len(view.answer.label), LONGEST_LABEL))
     bars = 16 if width >= WIDE else 8 if width >= NARROW else 0
     names = max(cell_len(part_name(row.place)) for row in view.rows)
     room = width - names - cell_len(answer) - bars - 28
-    table = plain_table(_("after"), _("likeliest tokens"), f"p({answer})", "", _("rank"), _("KL, nats"))
+    table = plain_table(
+        _("after"), _("likeliest tokens"), f"p({answer})", "", _("rank"), _("KL, nats")
+    )
     for place, column in enumerate(table.columns):
-        column.justify, column.no_wrap = "right" if place in (2, 4, 5) else "left", place > 1 or width >= NARROW
+        column.justify, column.no_wrap = (
+            "right" if place in (2, 4, 5) else "left",
+            place > 1 or width >= NARROW,
+        )
     for row in view.rows:
         top = Text()
         for likely in row.top:
@@ -44,5 +51,12 @@ def lens_picture(view: LensView, width: int) -> RenderableType:
             ),
         ),
         table,
-        Text(_("{token} is the likeliest from {place} on", token=answer, place=part_name(view.first)), FIGURES),
+        Text(
+            _(
+                "{token} is the likeliest from {place} on",
+                token=answer,
+                place=part_name(view.first),
+            ),
+            FIGURES,
+        ),
     )

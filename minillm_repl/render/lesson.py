@@ -46,7 +46,9 @@ class _Markdown(Markdown):
 
 
 class Prose:
-    """Markdown, in which placeholders became values after it was parsed: no value can be taken for markup."""
+    """Markdown, in which placeholders became values after it was parsed: no value can be taken
+    for markup.
+    """
 
     def __init__(self, markdown: str, value: Value) -> None:
         self._markdown = _Markdown(markdown, hyperlinks=False, code_theme="ansi_dark")
@@ -55,7 +57,9 @@ class Prose:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         with console.use_theme(_THEME):
-            yield from console.render(self._markdown, options.update(width=min(options.max_width, _WIDEST)))
+            yield from console.render(
+                self._markdown, options.update(width=min(options.max_width, _WIDEST))
+            )
 
 
 class Led:
@@ -66,7 +70,9 @@ class Led:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         indent = cell_len(self._lead)
-        lines = console.render_lines(self._prose, options.update(width=options.max_width - indent), pad=False)
+        lines = console.render_lines(
+            self._prose, options.update(width=options.max_width - indent), pad=False
+        )
         for place, line in enumerate(lines):
             yield Segment(self._lead if place == 0 else " " * indent, Style(bold=True))
             yield from line
@@ -97,7 +103,9 @@ def verdict(right: bool | None) -> Text:
 
 
 def lessons_table(lessons: Iterable[tuple[Lesson, Reached | None]], width: int) -> Table:
-    """Return the lessons, and how far each has been read; what they are about where there is room."""
+    """Return the lessons, and how far each has been read; what they are about where there is
+    room.
+    """
     table = plain_table("", _("lesson"), "", _("time"), *([""] if width >= _ROOMY else []))
     for lesson, reached in lessons:
         table.add_row(

@@ -1,4 +1,6 @@
-"""Draws what could come next: stage by stage, at several temperatures, of one continuation, on several ways."""
+"""Draws what could come next: stage by stage, at several temperatures, of one continuation, on
+several ways.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +26,9 @@ _CANDIDATE, _TEMPERATURE = 10, 9  # cells of a candidate, and of a column of pro
 
 
 def sampler_picture(view: SamplerView, _width: int) -> RenderableType:
-    """Return the candidates as rows and the stages as columns; below, what each stage left and cut."""
+    """Return the candidates as rows and the stages as columns; below, what each stage left and
+    cut.
+    """
     table = _candidates(_("logit"), *(_(stage.name).replace(" ", "\n") for stage in view.stages))
     penalised = any(stage.name.startswith("repeat") for stage in view.stages)
     for each in view.candidates:
@@ -41,7 +45,11 @@ def sampler_picture(view: SamplerView, _width: int) -> RenderableType:
         table.add_row(Text(name, FIGURES), "", *values)
     notes = [_("the last column is what is drawn from · left, cut: tokens · entropy in bits")]
     notes += [_("* in the text already, so penalised")] if penalised else []
-    notes += [_("no sampler is on: the model's own distribution is drawn from")] if len(view.stages) == 1 else []
+    notes += (
+        [_("no sampler is on: the model's own distribution is drawn from")]
+        if len(view.stages) == 1
+        else []
+    )
     return Group(
         title(_("from logits to what is drawn from"), _("after {token}", token=view.after.label)),
         table,
@@ -50,26 +58,46 @@ def sampler_picture(view: SamplerView, _width: int) -> RenderableType:
 
 
 def sweep_picture(view: SweepView, width: int) -> RenderableType:
-    """Return the candidates as rows and as many temperatures as fit as columns, those around the one that is set."""
+    """Return the candidates as rows and as many temperatures as fit as columns, those around the
+    one that is set.
+    """
     now, fit = view.temps.index(view.now), max(1, (width - _CANDIDATE) // _TEMPERATURE)
     around = sorted(range(len(view.temps)), key=lambda place: abs(place - now))
     places = sorted(around[:fit])
-    table = _candidates(*(f"{view.temps[place]:g}{'▶' if place == now else ''}" for place in places))
+    table = _candidates(
+        *(f"{view.temps[place]:g}{'▶' if place == now else ''}" for place in places)
+    )
     for column, place in zip(table.columns[1:], places, strict=True):
         column.style = CHOSEN if place == now else ""
     for each in view.candidates:
-        table.add_row(short(each.token, _CANDIDATE), *(_share(each.probs[place]) for place in places))
+        table.add_row(
+            short(each.token, _CANDIDATE), *(_share(each.probs[place]) for place in places)
+        )
     table.add_section()
-    table.add_row(Text(_("entropy"), FIGURES), *(f"{view.entropies[place]:.2f}" for place in places))
+    table.add_row(
+        Text(_("entropy"), FIGURES), *(f"{view.entropies[place]:.2f}" for place in places)
+    )
     return Group(
-        title(_("the same candidates at several temperatures"), _("after {token}", token=view.after.label)),
+        title(
+            _("the same candidates at several temperatures"),
+            _("after {token}", token=view.after.label),
+        ),
         table,
-        Text(_("▶ the temperature that is set · the other samplers are as they are set · entropy in bits"), FIGURES),
+        Text(
+            _(
+                "▶ the temperature that is set · the other samplers are as they are set · "
+                "entropy in "
+                "bits"
+            ),
+            FIGURES,
+        ),
     )
 
 
 def prob_picture(view: ProbView, width: int) -> RenderableType:
-    """Return the tokens of the continuation, each with its probability, its rank, and what was likelier."""
+    """Return the tokens of the continuation, each with its probability, its rank, and what was
+    likelier.
+    """
     bars = 24 if width >= WIDE else 10 if width >= NARROW else 0
     table = plain_table(_("token"), _("probability"), "", _("rank"), _("likeliest"), "")
     for place, column in enumerate(table.columns):
@@ -103,7 +131,10 @@ class _Way:
 def branches_picture(view: BranchesView, _width: int) -> RenderableType:
     """Return the branches as a tree; where several say the same, they share a stem."""
     tree = Tree(short(view.after), guide_style=FIGURES)
-    ways = [_Way(number, each.tokens, each.probs, each.prob) for number, each in enumerate(view.branches, 1)]
+    ways = [
+        _Way(number, each.tokens, each.probs, each.prob)
+        for number, each in enumerate(view.branches, 1)
+    ]
     _grow(tree, ways, whole=True)
     return Group(
         title(
@@ -115,7 +146,8 @@ def branches_picture(view: BranchesView, _width: int) -> RenderableType:
         tree,
         Text(
             _(
-                "percent: how likely the model finds a piece after what is before it; =: all of a way"
+                "percent: how likely the model finds a piece after what is before it; =: all "
+                "of a way"
                 " · `:branch take N` goes on from one"
             ),
             FIGURES,
@@ -124,7 +156,8 @@ def branches_picture(view: BranchesView, _width: int) -> RenderableType:
 
 
 def _grow(tree: Tree, ways: Sequence[_Way], *, whole: bool) -> None:
-    """Add the ways below a node: those that begin with the same token share a stem as long as they agree.
+    """Add the ways below a node: those that begin with the same token share a stem as long as they
+    agree.
 
     `whole` says that they begin here: a piece that is all of a way has the way's probability.
     """
@@ -135,12 +168,18 @@ def _grow(tree: Tree, ways: Sequence[_Way], *, whole: bool) -> None:
         stem = len(list(takewhile(lambda ids: len(set(ids)) == 1, places)))
         chance = prod(same[0].probs[:stem])
         ended = [way for way in same if len(way.tokens) == stem]
-        label = Text.assemble((_text(same[0].tokens[:stem]), MODEL), (f"  {_exact(chance)}", FIGURES))
+        label = Text.assemble(
+            (_text(same[0].tokens[:stem]), MODEL), (f"  {_exact(chance)}", FIGURES)
+        )
         for way in ended:
             label.append(f"  [{way.number}]", TITLE)
             if not whole:
                 label.append(f"={_exact(way.prob)}")
-        rest = [_Way(way.number, way.tokens[stem:], way.probs[stem:], way.prob) for way in same if way not in ended]
+        rest = [
+            _Way(way.number, way.tokens[stem:], way.probs[stem:], way.prob)
+            for way in same
+            if way not in ended
+        ]
         _grow(tree.add(label), rest, whole=False)
     for way in ways:
         if not way.tokens:

@@ -48,7 +48,11 @@ def token_style(token: Token) -> str:
 def fitted(text: str, width: int, *, right: bool = False) -> str:
     """Return text as exactly so many cells; what is too long ends in `…`."""
     if cell_len(text) > width:
-        return set_cell_size(set_cell_size(text, width - 1).rstrip() + "…", width) if width > 1 else "…"[:width]
+        return (
+            set_cell_size(set_cell_size(text, width - 1).rstrip() + "…", width)
+            if width > 1
+            else "…"[:width]
+        )
     gap = " " * (width - cell_len(text))
     return gap + text if right else text + gap
 
@@ -64,7 +68,9 @@ def label_width(tokens: Iterable[Token], least: int = 5) -> int:
 
 
 def part_name(name: str) -> str:
-    """Return the name that a view has for a part of the model, `head 2.1`, in the language that is spoken."""
+    """Return the name that a view has for a part of the model, `head 2.1`, in the language that
+    is spoken.
+    """
     which, kind = _WHICH.search(name), _WHICH.sub("{n}", name)
     assert kind in _PARTS, name
     return _(kind, n=which[0]) if which else _(kind)
@@ -77,16 +83,24 @@ def title(text: str, more: str = "") -> Text:
 
 def logit(value: float, *, apart: bool) -> str:
     """Return a logit, or how far two are apart, as words and a number."""
-    return _("logits apart {value:+.3f}", value=value) if apart else _("logit {value:+.3f}", value=value)
+    return (
+        _("logits apart {value:+.3f}", value=value)
+        if apart
+        else _("logit {value:+.3f}", value=value)
+    )
 
 
 def nats(value: float) -> str:
-    """Return a divergence: three places, `0` for none at all, `4e-06` for what would be no more than zeros."""
+    """Return a divergence: three places, `0` for none at all, `4e-06` for what would be no more
+    than zeros.
+    """
     return "0" if not value else f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}"
 
 
 def signed_bar(value: float, most: float, width: int) -> Text:
-    """Return a bar from the middle of `width` cells: to the right for what is positive, to the left for the rest."""
+    """Return a bar from the middle of `width` cells: to the right for what is positive, to the
+    left for the rest.
+    """
     half = width // 2
     cells = bar(abs(value) / most if most else 0.0, half)
     if value >= 0:
@@ -96,19 +110,25 @@ def signed_bar(value: float, most: float, width: int) -> Text:
 
 
 def strip(tokens: Sequence[Token], shares: Sequence[float | None], width: int) -> Text:
-    """Return tokens one after the other, each coloured by its share (0 to 1) and with its level below it.
+    """Return tokens one after the other, each coloured by its share (0 to 1) and with its level
+    below it.
 
     None is for a token that has no share.
     """
     width = min(width, PROSE) if width >= WHOLE else width
     picture, above, below, used = Text(), Text(), Text(), 0
     for token, share in zip(tokens, shares, strict=True):
-        label = token.label if cell_len(token.label) <= width - 1 else fitted(token.label, width - 1)
+        label = (
+            token.label if cell_len(token.label) <= width - 1 else fitted(token.label, width - 1)
+        )
         cells = cell_len(label)
         if used and used + cells > width:
             picture.append_text(above).append("\n").append_text(below).append("\n")
             above, below, used = Text(), Text(), 0
         above.append(label, FIGURES if share is None else heat(share))
-        below.append(" " * cells if share is None else level(share) * cells, FIGURES if share is None else heat(share))
+        below.append(
+            " " * cells if share is None else level(share) * cells,
+            FIGURES if share is None else heat(share),
+        )
         used += cells
     return picture.append_text(above).append("\n").append_text(below)

@@ -14,12 +14,14 @@ from minillm_repl.render.console import FIGURES, GOOD, MODEL
 Points = Sequence[tuple[int, float]]
 
 _FILLER = "\ue000"  # of private use: no text has it
-_SMOOTH = 30  # a point of the training loss is the mean of its neighbours on both sides, this part of all each
+# a point of the training loss is the mean of its neighbours on both sides, this part of all each
+_SMOOTH = 30
 _HUGE = 1e100  # what is above, or no number, is left out
 
 
 def loss_plot(train: Points, val: Points, columns: int, rows: int, colours: bool) -> Text:
-    """Return the curve of (step, loss) while training, smoothed, and dots for the losses on held-out text.
+    """Return the curve of (step, loss) while training, smoothed, and dots for the losses on
+    held-out text.
 
     It fills `columns` x `rows` cells, from 40 x 6 on. Losses are in nats per token.
     """
@@ -44,7 +46,8 @@ def loss_plot(train: Points, val: Points, columns: int, rows: int, colours: bool
     plotext.clear_figure()
     of_train, of_val = "⠒⠒ " + _("train"), "• " + _("validation")
     legend = _spread(f" {of_train} {f'  {of_val} ' if val else ''}")
-    at = columns - len(legend) - 2  # in the frame's upper edge, where it covers nothing; each character is one cell
+    # in the frame's upper edge, where it covers nothing; each character is one cell
+    at = columns - len(legend) - 2
     drawn = built[:at] + legend + built[at + len(legend) :]
     text = Text(drawn.replace(_FILLER, ""), no_wrap=True, overflow="crop")
     if colours:
@@ -55,15 +58,22 @@ def loss_plot(train: Points, val: Points, columns: int, rows: int, colours: bool
 
 
 def _spread(text: str) -> str:
-    """Return a text with a filler after each wide character: plotext takes every character to be one cell wide."""
+    """Return a text with a filler after each wide character: plotext takes every character to be
+    one cell wide.
+    """
     return "".join(character + _FILLER * (cell_len(character) - 1) for character in text)
 
 
 def smooth(points: Points) -> Points:
-    """Return the running mean; it reaches as far back as forward at most, so that the first points stay as steep."""
+    """Return the running mean; it reaches as far back as forward at most, so that the first
+    points stay as steep.
+    """
     losses = [loss for _, loss in points]
     reach = len(points) // _SMOOTH
-    means = (fmean(losses[max(0, place - reach) : place + min(place, reach) + 1]) for place in range(len(points)))
+    means = (
+        fmean(losses[max(0, place - reach) : place + min(place, reach) + 1])
+        for place in range(len(points))
+    )
     return [(step, mean) for (step, _), mean in zip(points, means, strict=True)]
 
 
@@ -72,14 +82,18 @@ def _drawable(points: Iterable[tuple[int, float]]) -> Points:
 
 
 def _limits(values: Sequence[float], least: float) -> tuple[float, float]:
-    """Return where an axis begins and ends: at least so far apart, around the values, none of which is below 0."""
+    """Return where an axis begins and ends: at least so far apart, around the values, none of
+    which is below 0.
+    """
     low, high = min(values, default=0.0), max(values, default=1.0)
     low = max(0.0, low - max(0.0, least - (high - low)) / 2)
     return low, max(high, low + least)
 
 
 def _ticks(low: float, high: float, most: int, least: float = 0.0) -> tuple[list[float], list[str]]:
-    """Return about `most` round numbers from low to high, at least so far apart, and what to call them."""
+    """Return about `most` round numbers from low to high, at least so far apart, and what to
+    call them.
+    """
     rough = max((high - low) / max(most, 1), least)
     power = 10.0 ** floor(log10(rough))
     apart = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)

@@ -67,10 +67,19 @@ def shapes_picture(view: ShapesView, width: int) -> RenderableType:
             continue  # nothing was added to what the embedding gave
         if row.name == "blocks.0.attention.input":
             add(_("block {number}", number=0), "", "", Text())
-        add(_named(row), " × ".join(row.dims), " × ".join(f"{size:,}" for size in row.shape), _numbers(row, rooms))
-    drawn = Text("  ").join(Text.assemble(short(each.token), f" {percent(each.prob)}") for each in view.drawn)
+        add(
+            _named(row),
+            " × ".join(row.dims),
+            " × ".join(f"{size:,}" for size in row.shape),
+            _numbers(row, rooms),
+        )
+    drawn = Text("  ").join(
+        Text.assemble(short(each.token), f" {percent(each.prob)}") for each in view.drawn
+    )
     add(_("can be drawn"), "", f"{view.candidates:,}", drawn)
-    letters = " · ".join(f"{dim} {_(_DIMS[dim])} {size:,}" for dim, size in sizes(view.rows).items())
+    letters = " · ".join(
+        f"{dim} {_(_DIMS[dim])} {size:,}" for dim, size in sizes(view.rows).items()
+    )
     notes = [
         _("Numbers: the first of the last token's, {token}; of head 0 where there are several.",
           token=view.tokens[-1].label),

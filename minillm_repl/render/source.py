@@ -15,7 +15,9 @@ _SHAPE = r"(?<=  # ).*\(\d+, .*"
 
 def source_picture(view: SourceView, width: int) -> RenderableType:
     """Return the code in colours, the shapes in its comments in one that stands out."""
-    code = Syntax("", "python", theme="ansi_dark", background_color="default", word_wrap=True).highlight(view.code)
+    code = Syntax(
+        "", "python", theme="ansi_dark", background_color="default", word_wrap=True
+    ).highlight(view.code)
     code.rstrip()
     code.no_wrap = width >= WHOLE
     if view.sized:

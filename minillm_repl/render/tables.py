@@ -21,14 +21,22 @@ no number is cut."""
 
 def plain_table(*columns: str) -> Table:
     """Return an empty table in the house style."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), header_style=FIGURES, show_edge=False)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        header_style=FIGURES,
+        show_edge=False,
+    )
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
 
 
 def settings_table(settings: Any) -> Table:
-    """Return all settings: name, value, default, unit, meaning; what differs from its default is bold."""
+    """Return all settings: name, value, default, unit, meaning; what differs from its default is
+    bold.
+    """
     table = plain_table(_("setting"), _("value"), _("default"), _("unit"), _("meaning"))
     for name, spec in specs(settings).items():
         value, default = value_of(settings, name), default_of(settings, name)
@@ -101,6 +109,11 @@ def models_table(models: Iterable[tuple[str, str]]) -> Table:
 def tokens_line(tokens: int, characters: int, size: int) -> Text:
     """Return `3 tokens · 3 characters · 9 bytes`."""
     return Text(
-        _("{tokens} tokens · {characters} characters · {size} bytes", tokens=tokens, characters=characters, size=size),
+        _(
+            "{tokens} tokens · {characters} characters · {size} bytes",
+            tokens=tokens,
+            characters=characters,
+            size=size,
+        ),
         FIGURES,
     )

@@ -1,4 +1,6 @@
-"""Draws texts and the vocabulary: tokens, surprisal, neighbours, the map of the embedding, two models on one text."""
+"""Draws texts and the vocabulary: tokens, surprisal, neighbours, the map of the embedding, two
+models on one text.
+"""
 
 from math import log
 
@@ -8,12 +10,27 @@ from rich.table import Table
 from rich.text import Text
 
 from minillm_repl.insight.views.base import Likely
-from minillm_repl.insight.views.texts import CompareView, MapView, NearView, Neighbour, SurpriseView, TokensView
+from minillm_repl.insight.views.texts import (
+    CompareView,
+    MapView,
+    NearView,
+    Neighbour,
+    SurpriseView,
+    TokensView,
+)
 from minillm_repl.language import _, _n
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import CONTRA, FIGURES, MODEL, PRO, SPECIAL, TITLE
 from minillm_repl.render.generation import percent
-from minillm_repl.render.picture import LONGEST_LABEL, fitted, nats, short, strip, title, token_style
+from minillm_repl.render.picture import (
+    LONGEST_LABEL,
+    fitted,
+    nats,
+    short,
+    strip,
+    title,
+    token_style,
+)
 from minillm_repl.render.tables import plain_table, tokens_line
 
 _LN2 = log(2)
@@ -26,7 +43,9 @@ def tokens_picture(view: TokensView, width: int) -> RenderableType:
     tokens = [piece.token for piece in view.pieces]
     pieces = Text.assemble(("│", FIGURES))
     for place, token in enumerate(tokens):
-        pieces.append(token.label, (PRO, CONTRA)[place % 2] if token.bytes else SPECIAL).append("│", FIGURES)
+        pieces.append(token.label, (PRO, CONTRA)[place % 2] if token.bytes else SPECIAL).append(
+            "│", FIGURES
+        )
     table = plain_table("#", _("token"), "id", _("bytes"), _("length"), _("vector"))
     for place, column in enumerate(table.columns):
         column.justify = "right" if place in (0, 2, 4) else "left"
@@ -46,11 +65,15 @@ def tokens_picture(view: TokensView, width: int) -> RenderableType:
     if view.bytes_per_token is not None:
         rates.append(_("{rate:.2f} bytes per token", rate=view.bytes_per_token))
     counts = tokens_line(len(tokens), view.characters, view.bytes)
-    return Group(pieces, Text(), table, counts, *([Text(" · ".join(rates), FIGURES)] if rates else []))
+    return Group(
+        pieces, Text(), table, counts, *([Text(" · ".join(rates), FIGURES)] if rates else [])
+    )
 
 
 def surprise_picture(view: SurpriseView, width: int) -> RenderableType:
-    """Return the text with a level for each token's surprisal, the figures, and the tokens that surprised most."""
+    """Return the text with a level for each token's surprisal, the figures, and the tokens that
+    surprised most.
+    """
     first = view.index_of(view.first)
     shares = [
         None if bits is None or place < first else bits / view.blind if view.blind else 0.0
@@ -69,10 +92,18 @@ def surprise_picture(view: SurpriseView, width: int) -> RenderableType:
     listed = [each for each in view.most if each.bits >= _SURPRISING] or view.most[:1]
     for each in listed:
         expected = Text("  ").join(
-            Text.assemble(short(likely.token), f" {percent(likely.prob)}") for likely in each.expected
+            Text.assemble(short(likely.token), f" {percent(likely.prob)}")
+            for likely in each.expected
         )
-        table.add_row(str(each.position), short(each.token), f"{each.bits:.2f}", f"{each.rank:,}", expected)
-    notes = [_("▁ expected · █ as unexpected as a blind guess, {bits:.2f} bits, or more", bits=view.blind)]
+        table.add_row(
+            str(each.position), short(each.token), f"{each.bits:.2f}", f"{each.rank:,}", expected
+        )
+    notes = [
+        _(
+            "▁ expected · █ as unexpected as a blind guess, {bits:.2f} bits, or more",
+            bits=view.blind,
+        )
+    ]
     return Group(
         title(
             _("surprisal"),
@@ -97,7 +128,10 @@ def surprise_picture(view: SurpriseView, width: int) -> RenderableType:
 
 def near_picture(view: NearView, width: int) -> RenderableType:
     """Return the neighbours in the embedding, and beside them those in the output head."""
-    sides = [(_("embedding"), view.input), *([(_("output head"), view.output)] if view.output else [])]
+    sides = [
+        (_("embedding"), view.input),
+        *([(_("output head"), view.output)] if view.output else []),
+    ]
     table = plain_table("", *(part for name, _side in sides for part in (name, _("cosine"), "")))
     for place in range(len(sides)):
         table.columns[3 * place + 2].justify = "right"
@@ -106,15 +140,21 @@ def near_picture(view: NearView, width: int) -> RenderableType:
         table.add_row(str(place), *(cell for each in row for cell in _neighbour(each, bars)))
     asked = Text()
     for sign, token in view.terms:
-        asked.append("" if not asked and sign > 0 else " + " if sign > 0 else " − ").append_text(short(token))
+        asked.append("" if not asked and sign > 0 else " + " if sign > 0 else " − ").append_text(
+            short(token)
+        )
     notes = [_("cosine between vectors: 1 the same direction, 0 none in common, −1 opposite")]
     if not view.output:
         notes.append(_("the output head is the embedding"))
-    return Group(Text.assemble((_("near") + " ", TITLE), asked), table, Text(" · ".join(notes), FIGURES))
+    return Group(
+        Text.assemble((_("near") + " ", TITLE), asked), table, Text(" · ".join(notes), FIGURES)
+    )
 
 
 def map_picture(view: MapView, width: int, height: int = 18) -> RenderableType:
-    """Return the map: a token's name where its vector lies, a dot where there is no room for the name."""
+    """Return the map: a token's name where its vector lies, a dot where there is no room for the
+    name.
+    """
     width = min(width, 100)
     xs, ys = [point.x for point in view.points], [point.y for point in view.points]
     cells: dict[tuple[int, int], tuple[str, str]] = {}
@@ -123,7 +163,9 @@ def map_picture(view: MapView, width: int, height: int = 18) -> RenderableType:
         name = fitted(point.token.label, min(cell_len(point.token.label), 8))
         size = cell_len(name)
         row = round((max(ys) - point.y) / ((max(ys) - min(ys)) or 1) * (height - 1))
-        column = min(round((point.x - min(xs)) / ((max(xs) - min(xs)) or 1) * (width - 1)), width - size)
+        column = min(
+            round((point.x - min(xs)) / ((max(xs) - min(xs)) or 1) * (width - 1)), width - size
+        )
         style = TITLE if point.in_text else token_style(point.token)
         if all((row, each) not in cells for each in range(column - 1, column + size + 1)):
             cells |= {(row, column + each): ("", "") for each in range(size)}
@@ -160,17 +202,35 @@ def compare_picture(view: CompareView, width: int) -> RenderableType:
     for place, (ours, theirs) in enumerate(zip(*view.top, strict=False), 1):
         table.add_row(str(place), *_bar(ours, bars), *_bar(theirs, bars))
     bits = " · ".join(
-        f"{name} {each:.3f}" for name, each in zip(names, view.bits_per_byte, strict=True) if each is not None
+        f"{name} {each:.3f}"
+        for name, each in zip(names, view.bits_per_byte, strict=True)
+        if each is not None
     )
-    parts: list[RenderableType] = [title(_("what comes next"), _("by the models' own probabilities")), table]
+    parts: list[RenderableType] = [
+        title(_("what comes next"), _("by the models' own probabilities")),
+        table,
+    ]
     if bits:
-        parts.append(Text(_("bits per byte, over the same {n:,} bytes of the text: {bits}", n=view.bytes, bits=bits)))
+        parts.append(
+            Text(
+                _(
+                    "bits per byte, over the same {n:,} bytes of the text: {bits}",
+                    n=view.bytes,
+                    bits=bits,
+                )
+            )
+        )
     if view.why or view.kl is None or view.kl_mean is None:
         why = _(view.why)
-        only = _("only bits per byte compare: {why}", why=why) if bits else _("nothing compares: {why}", why=why)
+        only = (
+            _("only bits per byte compare: {why}", why=why)
+            if bits
+            else _("nothing compares: {why}", why=why)
+        )
         return Group(*parts, Text(only, FIGURES))
     here, mean = (
-        _("{kl} nats ({back} back)", kl=nats(there), back=nats(back)) for there, back in (view.kl, view.kl_mean)
+        _("{kl} nats ({back} back)", kl=nats(there), back=nats(back))
+        for there, back in (view.kl, view.kl_mean)
     )
     parts.append(Text(_("KL here {here} · mean {mean}", here=here, mean=mean)))
     parts.append(_agreement(view))
@@ -186,7 +246,13 @@ def compare_picture(view: CompareView, width: int) -> RenderableType:
 
 
 def _agreement(view: CompareView) -> Text:
-    return Text(_("the same top token at {same:,} of {all:,} positions", same=view.same_top or 0, all=view.tokens[0]))
+    return Text(
+        _(
+            "the same top token at {same:,} of {all:,} positions",
+            same=view.same_top or 0,
+            all=view.tokens[0],
+        )
+    )
 
 
 def _differences(view: CompareView, names: list[str]) -> Table:
@@ -203,7 +269,11 @@ def _differences(view: CompareView, names: list[str]) -> Table:
 
 
 def _neighbour(neighbour: Neighbour, bars: int) -> tuple[Text, str, Text]:
-    return short(neighbour.token), f"{neighbour.cosine:+.3f}", Text(bar(neighbour.cosine, bars), MODEL)
+    return (
+        short(neighbour.token),
+        f"{neighbour.cosine:+.3f}",
+        Text(bar(neighbour.cosine, bars), MODEL),
+    )
 
 
 def _bar(likely: Likely, bars: int) -> tuple[Text, str, Text]:

@@ -45,14 +45,23 @@ def qkv_picture(view: QKVView, width: int) -> RenderableType:
     return Group(
         title(
             _("layer {layer} head {head}", layer=view.layer, head=view.head),
-            _("{token}, position {position}, asks; d = {size}", token=asks.label, position=view.position, size=size),
+            _(
+                "{token}, position {position}, asks; d = {size}",
+                token=asks.label,
+                position=view.position,
+                size=size,
+            ),
         ),
-        Text.assemble((_("query") + " ", FIGURES), _vector(view.query, numbers), ("   " + sought, FIGURES)),
+        Text.assemble(
+            (_("query") + " ", FIGURES), _vector(view.query, numbers), ("   " + sought, FIGURES)
+        ),
         table,
         Text(
             _(
-                "as in a library: the query is what one asks for, a key what stands on a book's spine, the value what"
-                " is in it. How well a spine fits (q·k ÷ √d, then softmax) is how much of that book is taken along;"
+                "as in a library: the query is what one asks for, a key what stands on a "
+                "book's spine, the value what"
+                " is in it. How well a spine fits (q·k ÷ √d, then softmax) is how much of "
+                "that book is taken along;"
                 " the last line is what comes out: each value times its share, added up."
             ),
             FIGURES,
@@ -79,7 +88,12 @@ def neurons_picture(view: NeuronsView, width: int) -> RenderableType:
                 break
             fires.append_text(part)
         peak = each.activations[order[0]]
-        table.add_row(f"{view.layer}.{each.index}", f"{peak:+.2f}", Text(bar(abs(peak) / most, 8), MODEL), fires)
+        table.add_row(
+            f"{view.layer}.{each.index}",
+            f"{peak:+.2f}",
+            Text(bar(abs(peak) / most, 8), MODEL),
+            fires,
+        )
     return Group(
         title(
             _("neurons of layer {layer}", layer=view.layer),
@@ -98,7 +112,9 @@ def neurons_picture(view: NeuronsView, width: int) -> RenderableType:
 
 
 def neuron_picture(view: NeuronsView, width: int) -> RenderableType:
-    """Return the whole text with one neuron's activation at each token, and the tokens that it fired on most."""
+    """Return the whole text with one neuron's activation at each token, and the tokens that it
+    fired on most.
+    """
     neuron = view.neurons[0]
     most = max(map(abs, neuron.activations)) or 1.0
     names, bars = label_width(view.tokens), max(16, min(60, width - 40))
@@ -120,7 +136,9 @@ def neuron_picture(view: NeuronsView, width: int) -> RenderableType:
 
 
 def grad_picture(view: GradView, width: int) -> RenderableType:
-    """Return the text with a level for each gradient's norm, and a bar for each gradient · vector."""
+    """Return the text with a level for each gradient's norm, and a bar for each gradient ·
+    vector.
+    """
     most_norm, most = max(view.norms), max(map(abs, view.times)) or 1.0
     names, bars = label_width(view.tokens), max(16, min(60, width - 44))
     lines = Text(no_wrap=True)
@@ -130,7 +148,11 @@ def grad_picture(view: GradView, width: int) -> RenderableType:
         lines.append(f" {view.times[place]:+8.3f} {view.norms[place]:8.3f}\n")
     lines.rstrip()
     asked = (
-        _("what {token} and not {versus} depends on", token=view.token.label, versus=view.versus.label)
+        _(
+            "what {token} and not {versus} depends on",
+            token=view.token.label,
+            versus=view.versus.label,
+        )
         if view.versus
         else _("what {token} depends on", token=view.token.label)
     )
@@ -141,19 +163,31 @@ def grad_picture(view: GradView, width: int) -> RenderableType:
         Text(_("levels: the norm of the gradient, at most {most:.3f}", most=most_norm), FIGURES),
         Text(),
         lines,
-        Text(_("bars: gradient · vector; right speaks for it, left against · last column: the norm"), FIGURES),
+        Text(
+            _("bars: gradient · vector; right speaks for it, left against · last column: the norm"),
+            FIGURES,
+        ),
     )
 
 
 def _named(place: int, view: GradView | NeuronsView, width: int) -> Text:
-    """Return the position of a token, and the token, before a bar; as wide for each position of a text."""
-    name, digits = short(view.tokens[place]), max(4, len(str(view.position_of(len(view.tokens) - 1))))
+    """Return the position of a token, and the token, before a bar; as wide for each position of
+    a text.
+    """
+    name, digits = (
+        short(view.tokens[place]),
+        max(4, len(str(view.position_of(len(view.tokens) - 1)))),
+    )
     name.pad_right(width - name.cell_len + 2)
     return Text.assemble((f"{view.position_of(place):>{digits}}  ", FIGURES), name)
 
 
 def _vector(numbers: Sequence[float], shown: int) -> Text:
-    return Text("".join(f"{number:+{_NUMBER}.{1 if abs(number) < 100 else 0}f}" for number in numbers[:shown]))
+    return Text(
+        "".join(
+            f"{number:+{_NUMBER}.{1 if abs(number) < 100 else 0}f}" for number in numbers[:shown]
+        )
+    )
 
 
 def _strongest(values: Sequence[float]) -> list[int]:

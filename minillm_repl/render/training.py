@@ -1,4 +1,6 @@
-"""Draws training: on a terminal a curve and a bar that move, above them a line per measurement; elsewhere the lines."""
+"""Draws training: on a terminal a curve and a bar that move, above them a line per measurement;
+elsewhere the lines.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -24,16 +26,18 @@ _FRAME = 0.5  # seconds from one drawing to the next, which takes 5 ms
 _PLOT_ROWS = 10
 _ROOM_COLUMNS, _ROOM_ROWS = 50, 16  # on a terminal with less there is no curve
 _POINTS = 200  # of a curve are remembered at least, and twice as many at most
-_MEMORY, _LEAST_STEPS = 10.0, 8  # the pace is that of the last seconds, and of so many steps even if they took longer
+# the pace is that of the last seconds, and of so many steps even if they took longer
+_MEMORY, _LEAST_STEPS = 10.0, 8
 _LONGEST = 1e8  # seconds: what would take longer is not told more exactly
 _BEST = "★"
 
 
 class TrainingView:
-    """Draws the events of one training run; used as a context, so that what moves is gone afterwards in every case.
+    """Draws the events of one training run; used as a context, so that what moves is gone
+    afterwards in every case.
 
-    Losses are measured each time `every` steps are done; `last` is how much longer the measurement of the weights that
-    are kept takes than one on the way.
+    Losses are measured each time `every` steps are done; `last` is how much longer the measurement
+    of the weights that are kept takes than one on the way.
     """
 
     def __init__(self, screen: Screen, steps: int, every: int, last: float = 1.0) -> None:
@@ -41,7 +45,9 @@ class TrainingView:
         self._evaluated = -1
         self._console = screen.side
         self._moving = screen.animated and not screen.side.is_dumb_terminal
-        self._live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
+        self._live = Live(
+            console=self._console, auto_refresh=False, transient=True, redirect_stdout=False
+        )
         self._stack = ExitStack()
         self._drawn = -inf
         self._pace = Pace()
@@ -54,18 +60,26 @@ class TrainingView:
             self._stack.enter_context(self._live)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._stack.close()
 
     def leave(self) -> None:
-        """Leave what moves where it is, and draw the next below: others have written to the terminal since."""
-        self._live._live_render._shape = None  # there is no public way; its lines are no longer those above the cursor
+        """Leave what moves where it is, and draw the next below: others have written to the
+        terminal since.
+        """
+        # there is no public way; its lines are no longer those above the cursor
+        self._live._live_render._shape = None
 
     def draw(self, events: Iterable[TrainEvent], sample: Callable[[], object]) -> Finished:
         """Draw the events until the last, and return it.
 
-        `sample` is called after each measurement and returns what is to be shown below it: the model's own text, which
-        is made safe here, something drawn, or None.
+        `sample` is called after each measurement and returns what is to be shown below it: the
+        model's own text, which is made safe here, something drawn, or None.
         """
         for event in events:
             match event:
@@ -91,12 +105,17 @@ class TrainingView:
         raise AssertionError("training ends with Finished")
 
     def _measured(self, event: Evaluated, sample: Callable[[], object]) -> None:
-        """Print the line of a measurement, and the sample: below it on a terminal, elsewhere after it if it is text."""
+        """Print the line of a measurement, and the sample: below it on a terminal, elsewhere
+        after it if it is text.
+        """
         facts, out = _facts(event, self._steps), self._console
         if self._moving:
             facts = [_fitting(facts, "  ", out.width - 2)]
         elif self._last:
-            facts += [_("{speed:>7,.0f} tokens/s", speed=self._pace.speed), _("lr {lr:<7.2g}", lr=self._last.lr)]
+            facts += [
+                _("{speed:>7,.0f} tokens/s", speed=self._pace.speed),
+                _("lr {lr:<7.2g}", lr=self._last.lr),
+            ]
         line = Text("  ".join(facts)).append(f" {_BEST if event.best else ' '}", GOOD)
         if self._moving:  # at once: a sample takes a while
             out.print(line, no_wrap=True)
@@ -111,7 +130,9 @@ class TrainingView:
 
     def _not_saved(self, event: NotSaved) -> None:
         """Print why the run could not be saved."""
-        told = _("not saved at step {step:,}, training goes on: {why}", step=event.step, why=event.why)
+        told = _(
+            "not saved at step {step:,}, training goes on: {why}", step=event.step, why=event.why
+        )
         self._console.print(Text.assemble(("! ", WARNING), safe_line(told)))
 
     def _refresh(self) -> None:
@@ -124,7 +145,9 @@ class TrainingView:
         width, height = self._console.size
         lines = self._progress(width)
         if width >= _ROOM_COLUMNS and height >= _ROOM_ROWS:
-            curve = loss_plot(self._train.points, self._val.points, width, _PLOT_ROWS, not self._console.no_color)
+            curve = loss_plot(
+                self._train.points, self._val.points, width, _PLOT_ROWS, not self._console.no_color
+            )
             lines.insert(0, curve)
         return Group(*lines)
 
@@ -156,14 +179,18 @@ class TrainingView:
         return [first, second]
 
     def _measurements_left(self, done: int) -> float:
-        """Return how many measurements are still to come, the longer one at the end as what it is of these."""
+        """Return how many measurements are still to come, the longer one at the end as what it
+        is of these.
+        """
         after = max(self._evaluated, done - 1)
         on_the_way = self._steps // self._every - after // self._every
         return on_the_way + (self._steps % self._every > 0 and after < self._steps) + self._at_last
 
 
 class Pace:
-    """How long the last steps took; what is done between them, measuring and saving, counts apart."""
+    """How long the last steps took; what is done between them, measuring and saving, counts
+    apart.
+    """
 
     def __init__(self) -> None:
         self._steps = self._tokens = self._seconds = 0.0  # of late: what is long ago weighs less
@@ -185,9 +212,14 @@ class Pace:
         return self._tokens / self._seconds if self.known else 0.0
 
     def seconds(self, steps: int, measurements: float = 0.0) -> float:
-        """Return how long so many steps and measurements will take, with what is done between them."""
+        """Return how long so many steps and measurements will take, with what is done between
+        them.
+        """
         each = self._measuring / self._measured if self._measured else 0.0
-        return steps * (self._seconds / self._steps + self._between / self._taken) + measurements * each
+        return (
+            steps * (self._seconds / self._steps + self._between / self._taken)
+            + measurements * each
+        )
 
     def pause(self, *, measuring: bool = False) -> None:
         """Take note that something else is done before the next step."""
@@ -250,10 +282,13 @@ def summary(finished: Finished) -> Text:
         "done": _("done") + " · ",
         "interrupt": _("stopped by Ctrl-C") + " · ",
         "patience": _n(
-            "stopped: no improvement for {n} measurement", "stopped: no improvement for {n} measurements", waited
+            "stopped: no improvement for {n} measurement",
+            "stopped: no improvement for {n} measurements",
+            waited,
         )
         + "\n",
-        "diverged": _("stopped: the loss was no longer a number after step {step:,}", step=steps) + "\n",
+        "diverged": _("stopped: the loss was no longer a number after step {step:,}", step=steps)
+        + "\n",
     }[finished.reason]
     val, loss = finished.val_loss, finished.last_loss
     run = _(
@@ -268,7 +303,10 @@ def summary(finished: Finished) -> Text:
         _("{rate:.3f} bits per character", rate=finished.bits_per_character),
     ]
     if val is not None:
-        both = [_("validation {loss:.4f}", loss=val), _("training {loss:.4f}", loss=finished.train_loss)]
+        both = [
+            _("validation {loss:.4f}", loss=val),
+            _("training {loss:.4f}", loss=finished.train_loss),
+        ]
         quality = [*both, *quality]
     work = [_("{n:,} tokens", n=finished.tokens)]
     if finished.tokens and finished.seconds:
@@ -279,12 +317,16 @@ def summary(finished: Finished) -> Text:
 
 
 def perplexity(loss: float) -> float:
-    """Return what a loss in nats per token amounts to: among how many tokens, all as likely, the model would guess."""
+    """Return what a loss in nats per token amounts to: among how many tokens, all as likely, the
+    model would guess.
+    """
     return exp(loss) if loss < 700 else inf  # larger ones are too large for a float
 
 
 def _facts(event: Evaluated, steps: int) -> list[str]:
-    """Return what was measured, in columns as wide as those of every other measurement of the run."""
+    """Return what was measured, in columns as wide as those of every other measurement of the
+    run.
+    """
     train, val = event.train_loss, event.val_loss
     return [
         _("step {number}", number=f"{event.step:>{len(f'{steps:,}')},}"),

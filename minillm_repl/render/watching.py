@@ -19,18 +19,27 @@ _ROWS = 20
 
 
 def watch_picture(view: WatchView, width: int) -> RenderableType:
-    """Return a row for each moment, or for so many of them: what was likely, and since which layer."""
+    """Return a row for each moment, or for so many of them: what was likely, and since which
+    layer.
+    """
     last = len(view.moments) - 1
     rows = sorted({round(place * last / (_ROWS - 1)) for place in range(_ROWS)})
     bars = 20 if width >= 100 else 8
     answer = view.answer.label
     table = plain_table(
-        _("step"), f"p({answer})", "", _("likeliest"), _("{token} from", token=answer), _("looked most")
+        _("step"),
+        f"p({answer})",
+        "",
+        _("likeliest"),
+        _("{token} from", token=answer),
+        _("looked most"),
     )
     for place, column in enumerate(table.columns):
         column.justify, column.no_wrap = "right" if place in (0, 1) else "left", place != 3
     for moment in (view.moments[row] for row in rows):
-        likeliest = Text(" ").join(short(likely.token, 8) for likely in moment.top[: 3 if width < 100 else 5])
+        likeliest = Text(" ").join(
+            short(likely.token, 8) for likely in moment.top[: 3 if width < 100 else 5]
+        )
         first = part_name(moment.lens.first) if moment.top[0].token == view.answer else "–"
         table.add_row(
             f"{moment.step:,}",
@@ -66,7 +75,11 @@ def moment_picture(moment: Moment, width: int) -> RenderableType:
 def moment_line(moment: Moment, prompt: str) -> Text:
     """Return what is likely after the prompt right now, in one line."""
     line = Text.assemble(
-        (_("watch") + " ", FIGURES), safe_line(prompt), (" → ", FIGURES), no_wrap=True, overflow="ellipsis"
+        (_("watch") + " ", FIGURES),
+        safe_line(prompt),
+        (" → ", FIGURES),
+        no_wrap=True,
+        overflow="ellipsis",
     )
     for likely in moment.top:
         line.append_text(short(likely.token, 8)).append(f" {percent(likely.prob)}  ")
@@ -78,7 +91,10 @@ def _look(moment: Moment) -> Text:
     place, weight = head.looked[0]
     token = moment.attention.tokens[moment.attention.index_of(place)]
     return Text.assemble(
-        (f"{head.layer}.{head.head} ", TITLE), short(token, 8), (f" @{place}", FIGURES), f" {weight:.0%}"
+        (f"{head.layer}.{head.head} ", TITLE),
+        short(token, 8),
+        (f" @{place}", FIGURES),
+        f" {weight:.0%}",
     )
 
 

@@ -1,4 +1,6 @@
-"""What a reader takes for one character, in the line that is typed: how it is shown, and the keys that move by it."""
+"""What a reader takes for one character, in the line that is typed: how it is shown, and the
+keys that move by it.
+"""
 
 from bisect import bisect_left
 from collections.abc import Callable
@@ -12,9 +14,11 @@ from minillm_repl.safetext import apart, graphemes, safe
 
 
 class Harmless(Processor):
-    """Shows what could steer the terminal, and prompt_toolkit lets through, as `�`: file names can hold anything.
+    """Shows what could steer the terminal, and prompt_toolkit lets through, as `�`: file names can
+    hold anything.
 
-    Clusters are shown in their parts, whose cells prompt_toolkit counts: a terminal may draw a family as one, or three.
+    Clusters are shown in their parts, whose cells prompt_toolkit counts: a terminal may draw a
+    family as one, or three.
     """
 
     def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
@@ -55,7 +59,9 @@ def cluster_keys() -> KeyBindings:
         keys.add(name)(lambda event: event.current_buffer.cursor_left(event.arg * before(event)))
     for name in ("right", "c-f"):
         keys.add(name)(lambda event: event.current_buffer.cursor_right(event.arg * after(event)))
-    keys.add("backspace")(lambda event: _take(event, before(event), event.current_buffer.delete_before_cursor))
+    keys.add("backspace")(
+        lambda event: _take(event, before(event), event.current_buffer.delete_before_cursor)
+    )
     keys.add("delete")(lambda event: _take(event, after(event), event.current_buffer.delete))
     return keys
 

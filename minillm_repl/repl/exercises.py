@@ -1,7 +1,7 @@
 """What a learner does in a lesson or a quiz.
 
-Each exercise is a generator: it yields what it waits for, is sent a line, and returns whether the answer was right:
-None where there is no right and wrong, or no answer was given.
+Each exercise is a generator: it yields what it waits for, is sent a line, and returns whether the
+answer was right: None where there is no right and wrong, or no answer was given.
 """
 
 import random
@@ -23,12 +23,15 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Token, decode
 
 _NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?|[-+−]?\.\d+")
-_BARE = re.compile(rf"(?:{_NUMBER.pattern})\s*%?")  # what `3 피드포워드` is not: another name with a 3 is another one
+# what `3 피드포워드` is not: another name with a 3 is another one
+_BARE = re.compile(rf"(?:{_NUMBER.pattern})\s*%?")
 
 
 @dataclass(frozen=True)
 class Wait:
-    """What a lesson waits for: Enter, an answer, or a line that is run before the lesson is told of it."""
+    """What a lesson waits for: Enter, an answer, or a line that is run before the lesson is told
+    of it.
+    """
 
     kind: Literal["enter", "answer", "try"]
     expected: str = ""  # what `--auto` types; for `try` what an empty Enter does, too
@@ -58,12 +61,18 @@ def attempt(shell: Shell, facts: Facts, block: Try) -> Steps:
     do = filled(block.do, facts.value)
     hint = _("type it, or Enter: {line}", line=safe_line(do))
     line = yield Wait("try", do, not block.do.startswith(":"), hint)
-    done = not line.strip() or _same_kind(shell, line, do) or bool(block.match and re.search(block.match, line))
+    done = (
+        not line.strip()
+        or _same_kind(shell, line, do)
+        or bool(block.match and re.search(block.match, line))
+    )
     return done
 
 
 def guess(shell: Shell, block: Guess, text: str) -> Steps:
-    """Play the guessing game: the learner bets half of all belief on one token, and the model has its probabilities."""
+    """Play the guessing game: the learner bets half of all belief on one token, and the model
+    has its probabilities.
+    """
     from minillm_repl.engine.next_token import next_logits
     from minillm_repl.engine.sampling import LN2, softmax
 
@@ -75,8 +84,10 @@ def guess(shell: Shell, block: Guess, text: str) -> Steps:
     played = 0
     bet = Prose(
         _(
-            "You bet half of your belief on what you type; the other half is spread over all the others. A hit costs"
-            " **1 bit**, a miss **{miss} bits**. The model pays −log2 of the probability that it gave.",
+            "You bet half of your belief on what you type; the other half is spread over all "
+            "the others. A hit costs"
+            " **1 bit**, a miss **{miss} bits**. The model pays −log2 of the probability "
+            "that it gave.",
             miss=f"{1 + log2(max(vocabulary - 1, 1)):.2f}",
         ),
         lambda name: name,
@@ -102,7 +113,8 @@ def guess(shell: Shell, block: Guess, text: str) -> Steps:
         out.print(
             Text(
                 _(
-                    "together: you {mine:.1f} bits, the model {models:.1f} bits; a blind guess costs {blind:.1f}",
+                    "together: you {mine:.1f} bits, the model {models:.1f} bits; a blind "
+                    "guess costs {blind:.1f}",
                     mine=mine,
                     models=models,
                     blind=played * log2(vocabulary),
@@ -133,7 +145,9 @@ def _choose(shell: Shell, facts: Facts, block: Choose) -> Steps:
         for number, option in enumerate(block.options, 1)
         if option.right == "x" or (option.right.startswith("if ") and facts.holds(option.right[3:]))
     ]
-    line = yield Wait("answer", str(right_ones[0] if right_ones else 1), hint=_("the number of your answer"))
+    line = yield Wait(
+        "answer", str(right_ones[0] if right_ones else 1), hint=_("the number of your answer")
+    )
     right = line.strip() in map(str, right_ones) if line.strip() else None
     out.print(verdict(right))
     reasons = [
@@ -164,14 +178,20 @@ def _explain(shell: Shell, facts: Facts, block: Explain) -> Steps:
     out = shell.screen.out
     out.print(Prose(block.question, facts.value))
     line = yield Wait(
-        "answer", filled(block.answer, facts.value).replace("\n", " "), hint=_("say it in a sentence of your own")
+        "answer",
+        filled(block.answer, facts.value).replace("\n", " "),
+        hint=_("say it in a sentence of your own"),
     )
     out.print(Text(_("One way to say it:"), FIGURES))
     out.print(Prose(block.answer, facts.value))
     if not line.strip():
         return None
     said = yield Wait("answer", "y", hint=_("does yours say the same? y or n"))
-    return None if not said.strip() else said.strip().lower()[:1] in ("y", "예", "네", "응", "ㅇ", "ㅛ")
+    return (
+        None
+        if not said.strip()
+        else said.strip().lower()[:1] in ("y", "예", "네", "응", "ㅇ", "ㅛ")
+    )
 
 
 def _same_kind(shell: Shell, line: str, do: str) -> bool:
@@ -186,11 +206,14 @@ def _same_kind(shell: Shell, line: str, do: str) -> bool:
 
 
 def _equal(line: str, answer: str, within: str) -> bool:
-    """Tell whether an answer is the right one: numbers as far as they are shown, or as near as `within` says."""
+    """Tell whether an answer is the right one: numbers as far as they are shown, or as near as
+    `within` says.
+    """
     said, wanted = _number(line), _number(answer)
     if said is None or wanted is None or not _BARE.fullmatch(answer.strip()):
         return _plain(line) == _plain(answer)
-    near = 0.501 * 10.0 ** -len(answer.split(maxsplit=1)[0].partition(".")[2].rstrip("%"))  # what is shown of it
+    # what is shown of it
+    near = 0.501 * 10.0 ** -len(answer.split(maxsplit=1)[0].partition(".")[2].rstrip("%"))
     if within:
         near = max(near, abs(wanted) * float(within.rstrip("% ")) / 100)
     return abs(said - wanted) <= near

@@ -1,6 +1,8 @@
-"""What a lesson can say of the open model and the text that is looked at: values for its `{placeholders}`.
+"""What a lesson can say of the open model and the text that is looked at: values for its
+`{placeholders}`.
 
-Every figure is that of the view which shows it, written as the view writes it. docs/lessons.md lists the names.
+Every figure is that of the view which shows it, written as the view writes it. docs/lessons.md
+lists the names.
 """
 
 import re
@@ -39,10 +41,16 @@ class Facts:
         self._shell, self._model = shell, shell.model()
         self._ids, self._practising = tuple(shell.session.ids), practising
         self._named = text  # what `{text}` is, if not all that has been written by now
-        self._config, self._tokenizer = self._model.checkpoint.config, self._model.checkpoint.tokenizer
+        self._config, self._tokenizer = (
+            self._model.checkpoint.config,
+            self._model.checkpoint.tokenizer,
+        )
 
     def value(self, name: str) -> str:
-        """Return what a placeholder stands for, safe to be shown. Raises UserError if there is no such thing."""
+        """Return what a placeholder stands for, safe to be shown.
+
+        Raises UserError if there is no such thing.
+        """
         base, _dot, part = name.partition(".")
         number = int(part) if re.fullmatch(r"-?\d+", part) else None
         found = self._sizes(name) or self._learnt(name)
@@ -59,7 +67,10 @@ class Facts:
         return safe_line(found)
 
     def holds(self, condition: str) -> bool:
-        """Tell whether a condition holds; `not` before it turns it round. Raises UserError if there is no such one."""
+        """Tell whether a condition holds; `not` before it turns it round.
+
+        Raises UserError if there is no such one.
+        """
         negated, name = condition.startswith("not "), condition.removeprefix("not ").strip()
         config = self._config
         gated = not isinstance(config, GPTConfig)
@@ -159,7 +170,11 @@ class Facts:
         from minillm_repl.render.generation import percent
 
         scored = [
-            (sum(of.score for of in each.patterns if of.name == _PATTERNS[base]), -each.layer, -each.head)
+            (
+                sum(of.score for of in each.patterns if of.name == _PATTERNS[base]),
+                -each.layer,
+                -each.head,
+            )
             for each in self._focus.heads
         ]
         share, layer, head = max(scored)

@@ -37,13 +37,16 @@ class Presses:
 
 @contextmanager
 def interruptible(
-    *, already: bool = False, unsaved: Callable[[], bool] = bool, learning: Callable[[], bool] = bool
+    *,
+    already: bool = False,
+    unsaved: Callable[[], bool] = bool,
+    learning: Callable[[], bool] = bool,
 ) -> Iterator[Presses]:
     """Give a function that tells whether Ctrl-C was pressed since, or `already`.
 
-    A second Ctrl-C raises KeyboardInterrupt at once, and a third SystemExit, for whatever is still in the way, but for
-    what is `unsaved`: then it is as the second. After the second, while a model is `learning`, what it has learnt is
-    being brought in, and none raises anything.
+    A second Ctrl-C raises KeyboardInterrupt at once, and a third SystemExit, for whatever is still
+    in the way, but for what is `unsaved`: then it is as the second. After the second, while a model
+    is `learning`, what it has learnt is being brought in, and none raises anything.
     """
     presses = Presses(int(already))
 
@@ -63,7 +66,8 @@ def interruptible(
 
 
 def patiently(action: Callable[[], ResultT], interrupted: Callable[[], bool]) -> ResultT:
-    """Return what `action` returns, done in a thread: what cannot be interrupted, such as an import, goes on there.
+    """Return what `action` returns, done in a thread: what cannot be interrupted, such as an
+    import, goes on there.
 
     Raises what it raises, and UserError when interrupted.
     """
@@ -84,7 +88,8 @@ def patiently(action: Callable[[], ResultT], interrupted: Callable[[], bool]) ->
 
 @contextmanager
 def told_to_end() -> Iterator[Callable[[], int]]:
-    """Give a function that tells which signal to end has come since: SIGTERM, SIGHUP, or 0 for none.
+    """Give a function that tells which signal to end has come since: SIGTERM, SIGHUP, or 0 for
+    none.
 
     Meanwhile none of them ends the process at once.
     """
@@ -136,7 +141,9 @@ def raised_at_once() -> Iterator[None]:
 
 @contextmanager
 def between() -> Iterator["Between"]:
-    """Let a Ctrl-C between an answer and the next prompt line do nothing, and one after the line count for it."""
+    """Let a Ctrl-C between an answer and the next prompt line do nothing, and one after the line
+    count for it.
+    """
     presses = Between()
     with _handling(presses.press):
         yield presses
@@ -160,12 +167,15 @@ class Between:
 
 def _ends() -> list[int]:
     """Return the signals that mean the end here: under nohup and the like, SIGHUP does not."""
-    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # not on Windows
+    # not on Windows
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     return [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None], number: int = signal.SIGINT) -> Iterator[None]:
+def _handling(
+    handler: Callable[[int, FrameType | None], None], number: int = signal.SIGINT
+) -> Iterator[None]:
     before = signal.signal(number, handler)
     try:
         yield

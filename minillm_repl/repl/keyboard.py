@@ -1,4 +1,6 @@
-"""What terminals send for keys, beyond what prompt_toolkit knows; and pastes that stay whole at any time."""
+"""What terminals send for keys, beyond what prompt_toolkit knows; and pastes that stay whole at
+any time.
+"""
 
 import os
 import re
@@ -17,19 +19,31 @@ from prompt_toolkit.output import Output, create_output
 from minillm_repl.repl.terminal import write_through
 
 _PASTE = "\x1b[200~"
-# What a terminal sends that is no text: Linux's F1 to F5, keys and reports, the keypad, answers to questions.
-_SEQUENCE = re.compile(r"\x1b\[\[[A-E]|\x1b\[([0-?]*)[ -/]*([@-Z\\-~])|\x1bO[@-~]|\x1b[]P_][^\x07\x1b]*(?:\x07|\x1b\\)")
+# What a terminal sends that is no text: Linux's F1 to F5, keys and reports, the keypad, answers to
+# questions.
+_SEQUENCE = re.compile(
+    r"\x1b\[\[[A-E]|\x1b\[([0-?]*)[ "
+    r"-/]*([@-Z\\-~])|\x1bO[@-~]|\x1b[]P_][^\x07\x1b]*(?:\x07|\x1b\\)"
+)
 _BEGUN = re.compile(r"\x1b(?:\[\[?[0-?]*[ -/]*|O|[]P_][^\x07\x1b]*\x1b?)?\Z")
 _KEYPAD = {"\x1bOM": "\r", **{f"\x1bO{chr(64 + ord(key))}": key for key in "*+,-./0123456789="}}
 _SHIFT, _ALT, _CTRL = 1, 2, 4
 _LET_GO = 3
 # Enter, Tab, Escape and Backspace: what they mean with others, if not what they mean alone.
-_EDITING = {13: {_SHIFT: "\n", _ALT: "\n", _SHIFT | _ALT: "\n"}, 9: {_SHIFT: "\x1b[Z"}, 27: {}, 127: {}}
-_KEYPAD_KEYS = dict(zip(range(57399, 57416), "0123456789./*-+\r=", strict=True))  # kitty's numbers for them
+_EDITING = {
+    13: {_SHIFT: "\n", _ALT: "\n", _SHIFT | _ALT: "\n"},
+    9: {_SHIFT: "\x1b[Z"},
+    27: {},
+    127: {},
+}
+# kitty's numbers for them
+_KEYPAD_KEYS = dict(zip(range(57399, 57416), "0123456789./*-+\r=", strict=True))
 
 
 class Keyboard(Vt100Parser):
-    """Turns what a terminal sends into keys; sequences that mean none are dropped, and never typed into the line."""
+    """Turns what a terminal sends into keys; sequences that mean none are dropped, and never
+    typed into the line.
+    """
 
     _held = ""  # the beginning of a sequence, whose rest has not come
 
@@ -54,7 +68,8 @@ def _legacy(sequence: re.Match[str]) -> str:
     """Return what an old terminal would have sent for a key, or nothing."""
     whole, values, final = sequence[0], sequence[1] or "", sequence[2]
     known = whole in ANSI_SEQUENCES and not whole.startswith("\x1b[27;")
-    if known or final == "R" or (final == "M" and not values):  # where the cursor is; a click, whose place follows
+    # where the cursor is; a click, whose place follows
+    if known or final == "R" or (final == "M" and not values):
         return whole
     if not final or not re.fullmatch(r"[\d;:]*", values):
         return _KEYPAD.get(whole, "")
@@ -72,7 +87,11 @@ def _legacy(sequence: re.Match[str]) -> str:
 
 def _plain(number: int, pressed: int, final: str) -> str:
     """Return an arrow or the like as prompt_toolkit knows it: some terminals tell more of it."""
-    some = [f"\x1b[{number};{pressed + 1}{final}"] if pressed else [f"\x1b[{number}{final}", f"\x1b[{final}"]
+    some = (
+        [f"\x1b[{number};{pressed + 1}{final}"]
+        if pressed
+        else [f"\x1b[{number}{final}", f"\x1b[{final}"]
+    )
     return next((each for each in some if each in ANSI_SEQUENCES), "")
 
 
@@ -92,7 +111,9 @@ def _character(codes: list[int], pressed: int, text: list[int]) -> str:
 
 
 class Pasting:
-    """Whether the terminal tells what is pasted from what is typed: from the first prompt line to the end."""
+    """Whether the terminal tells what is pasted from what is typed: from the first prompt line
+    to the end.
+    """
 
     def __init__(self, output: Output) -> None:
         self._on = False
@@ -116,7 +137,8 @@ class Pasting:
             if app._running_in_terminal:  # it was suspended by a key of its own, and sees to it all
                 return
             app.input.raw_mode().__enter__()
-            app.loop.call_soon_threadsafe(app._on_resize)  # draws it all again; not now, for it may be drawing
+            # draws it all again; not now, for it may be drawing
+            app.loop.call_soon_threadsafe(app._on_resize)
         elif self._on:
             write_through("\x1b[?2004h")
 

@@ -1,7 +1,7 @@
 """A lesson or a round of the quiz while it goes on: it gets each line that is typed first.
 
-Beside the learner's own session it has one of its own, so that nothing that is tried in it changes their model, text or
-settings.
+Beside the learner's own session it has one of its own, so that nothing that is tried in it changes
+their model, text or settings.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,17 @@ from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.names import FIRST, find
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, spoken
-from minillm_repl.lessons.blocks import Exercise, Guess, Lesson, Prose, Question, Screen, Show, Try, When
+from minillm_repl.lessons.blocks import (
+    Exercise,
+    Guess,
+    Lesson,
+    Prose,
+    Question,
+    Screen,
+    Show,
+    Try,
+    When,
+)
 from minillm_repl.lessons.progress import Progress, Reached
 from minillm_repl.lessons.reading import practice_file
 from minillm_repl.render import lesson as drawing
@@ -31,7 +41,8 @@ from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Tokenizer, decode
 
-_OWN_WORDS = 12  # tokens that a model says of its own accord, where no text of ours can be read to it
+# tokens that a model says of its own accord, where no text of ours can be read to it
+_OWN_WORDS = 12
 
 
 def practice_model() -> Path:
@@ -41,7 +52,10 @@ def practice_model() -> Path:
 
 @dataclass
 class Course:
-    """What goes on, screen by screen. Its `shell` is the learner's, with a session of its own while it lasts."""
+    """What goes on, screen by screen.
+
+    Its `shell` is the learner's, with a session of its own while it lasts.
+    """
 
     shell: Shell
     name: str  # `ko 4`; `quiz`
@@ -51,9 +65,11 @@ class Course:
     texts: tuple[str, ...] = ()
     place: int = 0
     strict: bool = False  # nobody is there: an error ends it
-    arrived: Callable[["Course", int | None], None] = lambda _course, _place: None  # at a screen, or past the last
+    # at a screen, or past the last
+    arrived: Callable[["Course", int | None], None] = lambda _course, _place: None
     outside: Session = field(init=False)  # the learner's own
-    _read: tuple[Checkpoint, list[int]] | None = field(init=False, default=None)  # the text, as a model reads it
+    # the text, as a model reads it
+    _read: tuple[Checkpoint, list[int]] | None = field(init=False, default=None)
     _steps: Steps | None = field(init=False, default=None)
     _waiting: Wait = field(init=False, default=Wait("enter"))
 
@@ -69,7 +85,10 @@ class Course:
             path = find(FIRST)
             model = shell.wait_for(Loading(self.outside.opening, path), path)
             shell.screen.note(
-                _("on {name}, small enough to look at whole; `:load NAME` first chooses another", name=FIRST)
+                _(
+                    "on {name}, small enough to look at whole; `:load NAME` first chooses another",
+                    name=FIRST,
+                )
             )
         own = practice_model()
         own.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +171,9 @@ class Course:
         self._go()
 
     def facts(self) -> Facts:
-        """Return what can be said of the model and the text, putting the lesson's text there if there is none."""
+        """Return what can be said of the model and the text, putting the lesson's text there if
+        there is none.
+        """
         shell, model = self.shell, self.shell.model()
         if self._read is None or self._read[0] is not model.checkpoint:
             self._read = model.checkpoint, readable(shell, self.texts)
@@ -191,7 +212,10 @@ class Course:
 
 
 def run_alone(course: Course, **options: bool) -> None:
-    """Go through all of it, typing what is expected. Raises UserError at the first thing that fails."""
+    """Go through all of it, typing what is expected.
+
+    Raises UserError at the first thing that fails.
+    """
     course.strict = True
     course.begin(**options)
     while course.shell.listener is course:
@@ -212,7 +236,10 @@ def lesson_course(shell: Shell, lesson: Lesson, progress: Progress, place: int =
         progress.reach(name, reached)
         if place is None:
             shell.screen.note(
-                _("the end of lesson {n} · `:quiz {n}` asks about it · `:learn next` goes on", n=lesson.number)
+                _(
+                    "the end of lesson {n} · `:quiz {n}` asks about it · `:learn next` goes on",
+                    n=lesson.number,
+                )
             )
 
     def screen(course: Course, place: int) -> Steps:
@@ -222,7 +249,16 @@ def lesson_course(shell: Shell, lesson: Lesson, progress: Progress, place: int =
         yield Wait("enter", hint=_("Enter ends the lesson") if last else "")
         return None
 
-    return Course(shell, name, lesson_title(lesson), len(lesson.screens), screen, lesson.texts, place, arrived=arrived)
+    return Course(
+        shell,
+        name,
+        lesson_title(lesson),
+        len(lesson.screens),
+        screen,
+        lesson.texts,
+        place,
+        arrived=arrived,
+    )
 
 
 def quiz_course(
@@ -233,7 +269,9 @@ def quiz_course(
 
     def arrived(_course: Course, place: int | None) -> None:
         if place is None:
-            shell.screen.note(_("{right} of {answered} right · `:progress` shows what to look at again", **score))
+            shell.screen.note(
+                _("{right} of {answered} right · `:progress` shows what to look at again", **score)
+            )
 
     def screen(course: Course, place: int) -> Steps:
         question = questions[place]
@@ -250,7 +288,9 @@ def quiz_course(
 
 
 def readable(shell: Shell, texts: tuple[str, ...]) -> list[int]:
-    """Return the tokens of the first text that the open model can read whole; else of one of its own words."""
+    """Return the tokens of the first text that the open model can read whole; else of one of its
+    own words.
+    """
     model = shell.model()
     tokenizer = model.checkpoint.tokenizer
     for text in texts:
@@ -260,9 +300,16 @@ def readable(shell: Shell, texts: tuple[str, ...]) -> list[int]:
     from minillm_repl.engine.generate import generate
     from minillm_repl.engine.sampling import numbers
 
-    first = next((token for token in range(tokenizer.size) if tokenizer.token_bytes(token).strip()), 0)
+    first = next(
+        (token for token in range(tokenizer.size) if tokenizer.token_bytes(token).strip()), 0
+    )
     events = generate(
-        model.decoder, tokenizer, [first], Settings(), numbers(0), max_tokens=min(_OWN_WORDS, model.decoder.context - 1)
+        model.decoder,
+        tokenizer,
+        [first],
+        Settings(),
+        numbers(0),
+        max_tokens=min(_OWN_WORDS, model.decoder.context - 1),
     )
     return [first, *(event.id for event in events if isinstance(event, Step))]
 
@@ -295,7 +342,8 @@ def _show(course: Course, block: Show) -> Steps:
     for each in block.lines:
         line = filled(each, course.facts().value)
         try:
-            (shell.run if each.startswith(":") else shell.prompt)(line)  # a model's text is never a command
+            # a model's text is never a command
+            (shell.run if each.startswith(":") else shell.prompt)(line)
         except UserError as error:
             if course.strict:
                 raise UserError(f"{course.where}: {line}: {error}") from None
@@ -318,7 +366,9 @@ def _to_guess(course: Course, block: Guess) -> str:
     shell = course.shell
     tokenizer = shell.model().checkpoint.tokenizer
     lines = [
-        line for line in practice_file(spoken()).read_text(encoding="utf-8").splitlines() if len(line) > block.rounds
+        line
+        for line in practice_file(spoken()).read_text(encoding="utf-8").splitlines()
+        if len(line) > block.rounds
     ]
     for text in [*(each.strip() for each in block.text.split(" | ")), *lines[:1]]:
         if _reads(tokenizer, text):
@@ -328,5 +378,7 @@ def _to_guess(course: Course, block: Guess) -> str:
 
 
 def _reads(tokenizer: Tokenizer, text: str) -> bool:
-    """Tell whether a tokenizer reads all of a text: some leave out what they do not know, and do not say so."""
+    """Tell whether a tokenizer reads all of a text: some leave out what they do not know, and do
+    not say so.
+    """
     return bool(text) and decode(tokenizer, tokenizer.encode(text)) == text

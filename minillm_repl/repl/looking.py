@@ -34,7 +34,9 @@ Draw = Callable[[Any, int], RenderableType]
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked for after the name of a view: words, perhaps a text in quotes, and where the numbers go."""
+    """What was asked for after the name of a view: words, perhaps a text in quotes, and where
+    the numbers go.
+    """
 
     words: str
     text: str = ""  # the text to look at; none means what was said last
@@ -42,9 +44,11 @@ class Asked:
 
     @classmethod
     def of(cls, argument: str) -> "Asked":
-        """Read what follows a command: `2.1 "a text" --json FILE`; options count only outside quotes.
+        """Read what follows a command: `2.1 "a text" --json FILE`; options count only outside
+        quotes.
 
-        Raises UserError for what is no option, for quotes with nothing in them, for a file that no view may replace.
+        Raises UserError for what is no option, for quotes with nothing in them, for a file that no
+        view may replace.
         """
         rest, output = _output(argument)
         start, end = (quoted(rest) or [(0, 0)])[-1]
@@ -56,11 +60,14 @@ class Asked:
 
     @classmethod
     def verbatim(cls, argument: str) -> "Asked":
-        """Read what follows a command whose text is taken as it is: `--json FILE` counts only before it.
+        """Read what follows a command whose text is taken as it is: `--json FILE` counts only
+        before it.
 
         Raises UserError as `of` does.
         """
-        options = re.match(r"--json(?=\s|$)(\s+(\"[^\"]*\"|'[^']*'|\S+))?(\s+--overwrite(?=\s|$))?", argument)
+        options = re.match(
+            r"--json(?=\s|$)(\s+(\"[^\"]*\"|'[^']*'|\S+))?(\s+--overwrite(?=\s|$))?", argument
+        )
         if not options:
             return cls("", argument)
         return cls("", argument[options.end() :].removeprefix(" "), _output(options[0])[1])
@@ -68,17 +75,23 @@ class Asked:
     @property
     def whole(self) -> str:
         """All that was said, as a text: what stands before the quotes belongs to it."""
-        return f'{self.words} "{self.text}"' if self.words and self.text else self.text or self.words
+        return (
+            f'{self.words} "{self.text}"' if self.words and self.text else self.text or self.words
+        )
 
     def nothing(self) -> None:
         """Raise Misunderstood if there is anything but options."""
         if self.whole:
-            raise Misunderstood(_("nothing comes after this, not {text!r}", text=safe_line(self.whole)))
+            raise Misunderstood(
+                _("nothing comes after this, not {text!r}", text=safe_line(self.whole))
+            )
 
     def selector(self, pattern: str) -> tuple[re.Match[str] | None, str]:
-        """Split the words into what matches `pattern` at their start, and a text, which may also stand in quotes.
+        """Split the words into what matches `pattern` at their start, and a text, which may also
+        stand in quotes.
 
-        Raises Misunderstood for a text without quotes that begins like a layer, a head or a position.
+        Raises Misunderstood for a text without quotes that begins like a layer, a head or a
+        position.
         """
         found = re.match(rf"(?:{pattern})(?=\s|$)", self.words)
         rest = (self.words[found.end() :] if found else self.words).strip()
@@ -86,14 +99,20 @@ class Asked:
         return found, replace(self, words=rest).whole
 
     def tokens(self, looked: "Subject") -> tuple[int | None, int | None]:
-        """Read the words as `TOKEN vs TOKEN`, either of which may be missing. Raises UserError if one is no token."""
+        """Read the words as `TOKEN vs TOKEN`, either of which may be missing.
+
+        Raises UserError if one is no token.
+        """
         from minillm_repl.insight.subject import likelier
 
         word, vs, other = (each.strip() for each in f" {self.words} ".partition(" vs "))
         if vs and not other:
-            raise Misunderstood(_("a token is missing after `vs`; the token vs itself is written as #ID"))
+            raise Misunderstood(
+                _("a token is missing after `vs`; the token vs itself is written as #ID")
+            )
         token, versus = (
-            likelier(looked, find_token(looked.tokenizer, each)) if each else None for each in (word, other)
+            likelier(looked, find_token(looked.tokenizer, each)) if each else None
+            for each in (word, other)
         )
         return token, versus
 
@@ -121,11 +140,15 @@ def text_ids(shell: Shell, model: Model, text: str = "") -> list[int]:
     """
     ids = shell.encode(model, text) if text else shell.session.ids
     if not ids:
-        raise UserError(_("there is no text to look at: type a prompt first, or give one in quotes"))
+        raise UserError(
+            _("there is no text to look at: type a prompt first, or give one in quotes")
+        )
     return ids
 
 
-def looking_at(shell: Shell, model: Model, ids: Sequence[int], text: str | None = None) -> "Subject":
+def looking_at(
+    shell: Shell, model: Model, ids: Sequence[int], text: str | None = None
+) -> "Subject":
     """Return a model and what it sees of `ids`, which `text` has become where that is known."""
     seen = model.seen(ids)
     get_ready(shell)
@@ -138,7 +161,9 @@ def looking_at(shell: Shell, model: Model, ids: Sequence[int], text: str | None 
 
 
 def get_ready(shell: Shell) -> None:
-    """Import torch, which takes a second or two, unless Ctrl-C is pressed: then UserError is raised."""
+    """Import torch, which takes a second or two, unless Ctrl-C is pressed: then UserError is
+    raised.
+    """
     with shell.screen.waiting(_("getting ready to look inside")):
         patiently(partial(import_module, "minillm_repl.insight.subject"), shell.interrupted)
 
@@ -151,14 +176,20 @@ def show(
     of: Model | None = None,
     pins: tuple[int, int] = (0, 0),
 ) -> None:
-    """Draw a view, or write its numbers to a file; it is what `:export` and `:scroll` mean from now on.
+    """Draw a view, or write its numbers to a file; it is what `:export` and `:scroll` mean from now
+    on.
 
-    `of` is the model that was looked at, if not the open one; what is changed in it is told above the view, and so is
-    what the model does not see of the text. `pins` are the rows and columns of it that stay when it is scrolled.
+    `of` is the model that was looked at, if not the open one; what is changed in it is told above
+    the view, and so is what the model does not see of the text. `pins` are the rows and columns of
+    it that stay when it is scrolled.
     """
     looked = of or shell.session.model
     told = [change.told for change in looked.changes] if looked else []
-    first = [Text(_("the model is changed: {changes}", changes=" · ".join(told)), WARNING)] if told else []
+    first = (
+        [Text(_("the model is changed: {changes}", changes=" · ".join(told)), WARNING)]
+        if told
+        else []
+    )
     if getattr(view, "unseen", 0):
         first.append(Text(not_seen(view), WARNING))
 
@@ -184,7 +215,8 @@ def not_seen(part: OnText) -> str:
     """Return what to say of a text of which the model sees only a part."""
     return _n(
         "the text is longer than the context: the model does not see the token at position {first}",
-        "the text is longer than the context: the model does not see the {n} tokens at positions {first} to {last}",
+        "the text is longer than the context: the model does not see the {n} tokens at "
+        "positions {first} to {last}",
         part.unseen,
         first=part.kept,
         last=part.kept + part.unseen - 1,

@@ -33,8 +33,14 @@ def run_interactive(shell: Shell, history: Path | None) -> int:
 
     screen = shell.screen
     colors = not screen.out.no_color
-    with leaving_when_told(), keyboard() as pasting, typing_ahead(pasting.stop, pasting.again) as at_work:
-        prompt = PromptLine(shell, open_history(history), colors, lambda: screen.note(_("Ctrl-D or :quit leaves")))
+    with (
+        leaving_when_told(),
+        keyboard() as pasting,
+        typing_ahead(pasting.stop, pasting.again) as at_work,
+    ):
+        prompt = PromptLine(
+            shell, open_history(history), colors, lambda: screen.note(_("Ctrl-D or :quit leaves"))
+        )
         return _talk(shell, prompt, prompt.redraw, at_work)
 
 
@@ -43,7 +49,9 @@ def run_beside(shell: Shell, terminal: TextIO) -> int:
     return _talk(shell, PlainLine(terminal), lambda: None, lambda: None)
 
 
-def _talk(shell: Shell, prompt: Line, redraw: Callable[[], None], at_work: Callable[[], None]) -> int:
+def _talk(
+    shell: Shell, prompt: Line, redraw: Callable[[], None], at_work: Callable[[], None]
+) -> int:
     session, screen = shell.session, shell.screen
     # The model is opened once the prompt can take keys: nobody waits for what they do not need yet.
     begin: Callable[[], None] | None = partial(session.start_loading, redraw)
@@ -70,7 +78,10 @@ def _talk(shell: Shell, prompt: Line, redraw: Callable[[], None], at_work: Calla
 
 
 def run_script(shell: Shell, lines: Iterable[str]) -> int:
-    """Run lines as if they had been typed; return 1 if any of them failed. Raises KeyboardInterrupt."""
+    """Run lines as if they had been typed; return 1 if any of them failed.
+
+    Raises KeyboardInterrupt.
+    """
     failed = False
     try:
         for line in joined(lines):
@@ -83,7 +94,8 @@ def run_script(shell: Shell, lines: Iterable[str]) -> int:
 
 
 def attempt(shell: Shell, action: Callable[[], object], *, stopped: bool = False) -> bool:
-    """Do something, and tell whether it worked; with `stopped` Ctrl-C was pressed before it could begin.
+    """Do something, and tell whether it worked; with `stopped` Ctrl-C was pressed before it could
+    begin.
 
     Raises Leave, SystemExit for a third Ctrl-C, and KeyboardInterrupt where nobody is typing.
     """
@@ -101,7 +113,10 @@ def attempt(shell: Shell, action: Callable[[], object], *, stopped: bool = False
         if not shell.screen.interactive:
             raise
         shell.screen.warn(
-            _("stopped, but not left: the trained weights are not saved: `:save FILE` keeps them, Ctrl-D leaves")
+            _(
+                "stopped, but not left: the trained weights are not saved: `:save FILE` keeps "
+                "them, Ctrl-D leaves"
+            )
             if shell.interrupted.to_leave and session.unsaved
             else _("stopped")
         )
@@ -112,13 +127,20 @@ def attempt(shell: Shell, action: Callable[[], object], *, stopped: bool = False
         shell.screen.fail(
             _("there is not enough memory for this: a smaller model, batch or context needs less")
             if _no_memory(bug)
-            else _("this is a bug in minillm-repl, not your doing: {bug}", bug=f"{type(bug).__name__}: {bug}")
+            else _(
+                "this is a bug in minillm-repl, not your doing: {bug}",
+                bug=f"{type(bug).__name__}: {bug}",
+            )
         )
         return False
     return True
 
 
 def _no_memory(error: Exception) -> bool:
-    """Tell whether memory ran out: torch says so in errors of its own, on the CPU only by their text."""
+    """Tell whether memory ran out: torch says so in errors of its own, on the CPU only by their
+    text.
+    """
     said = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
+    return (
+        isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
+    )

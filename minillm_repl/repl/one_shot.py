@@ -12,11 +12,15 @@ from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.streams import whole_text
 
 STDIN = "-"  # in place of a prompt
-_PATIENCE = 2.0  # seconds without a word from a pipe, after which the user is told what is waited for
+# seconds without a word from a pipe, after which the user is told what is waited for
+_PATIENCE = 2.0
 
 
 def one_shot(shell: Shell, prompt: str, *, echo: bool, json: bool) -> None:
-    """Complete a prompt on stdout; figures go to stderr. Raises UserError, and KeyboardInterrupt after Ctrl-C."""
+    """Complete a prompt on stdout; figures go to stderr.
+
+    Raises UserError, and KeyboardInterrupt after Ctrl-C.
+    """
     session = shell.session
     session.start_loading()
     text = prompt_text(shell, prompt)
@@ -34,7 +38,9 @@ def one_shot(shell: Shell, prompt: str, *, echo: bool, json: bool) -> None:
         from minillm_repl.render.json_lines import print_json
 
         top = session.settings.verbose or VERBOSE_ROWS
-        finished = print_json(session.generate(model, shell.interrupted, top), shell.screen.out.file)
+        finished = print_json(
+            session.generate(model, shell.interrupted, top), shell.screen.out.file
+        )
         shell.tell_unseen(model)
     else:
         finished = shell.respond(model, echo=echo)
@@ -43,7 +49,8 @@ def one_shot(shell: Shell, prompt: str, *, echo: bool, json: bool) -> None:
 
 
 def prompt_text(shell: Shell, prompt: str) -> str:
-    """Return the text to complete: what is piped in, and after it, on a line of its own, what `-p` says.
+    """Return the text to complete: what is piped in, and after it, on a line of its own, what `-p`
+    says.
 
     Raises UserError if what is piped in is no text.
     """
@@ -58,8 +65,15 @@ def prompt_text(shell: Shell, prompt: str) -> str:
 def _piped(shell: Shell) -> str:
     if sys.stdin.isatty():
         shell.screen.note(_("type the prompt; Ctrl-D on an empty line ends it"))
-    elif os.name == "posix" and _readable() and not select.select([sys.stdin], [], [], _PATIENCE)[0]:
-        shell.screen.note(_("waiting for the end of stdin, which is part of the prompt; `</dev/null` leaves it out"))
+    elif (
+        os.name == "posix" and _readable() and not select.select([sys.stdin], [], [], _PATIENCE)[0]
+    ):
+        shell.screen.note(
+            _(
+                "waiting for the end of stdin, which is part of the prompt; `</dev/null` leaves it "
+                "out"
+            )
+        )
     return whole_text(sys.stdin.buffer).removesuffix("\n")
 
 

@@ -25,10 +25,13 @@ if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, whil
 
 @dataclass(frozen=True)
 class Change:
-    """Something that is done to what a model thinks, from when it is asked for until it is turned off."""
+    """Something that is done to what a model thinks, from when it is asked for until it is
+    turned off.
+    """
 
     command: str  # that turns it off: `ablate`
-    tell: Callable[[], str]  # what the user is told of it, in the language of the moment: `without head 2.1`
+    # what the user is told of it, in the language of the moment: `without head 2.1`
+    tell: Callable[[], str]
     tap: "Tap"
     part: str = ""  # of the model that it is done to: a later change of the same takes its place
 
@@ -66,7 +69,9 @@ class Model:
     def embedding(self) -> "NDArray[Any] | Quantised":
         """The table of the tokens' vectors that answers: (vocabulary, width)."""
         found: NDArray[Any] | Quantised
-        found = getattr(self.plain or self.decoder, "tensors", self.checkpoint.tensors)["token_embedding.weight"]
+        found = getattr(self.plain or self.decoder, "tensors", self.checkpoint.tensors)[
+            "token_embedding.weight"
+        ]
         return found
 
     @property
@@ -85,7 +90,11 @@ class Model:
     def without(self, command: str, part: str | None = None) -> "Model":
         """Return the model without the changes of a command, or those of one part alone."""
         return self.changed(
-            tuple(each for each in self.changes if each.command != command or part not in (None, each.part))
+            tuple(
+                each
+                for each in self.changes
+                if each.command != command or part not in (None, each.part)
+            )
         )
 
     def changed(self, changes: tuple[Change, ...]) -> "Model":
@@ -128,23 +137,29 @@ class Opening:
         """Make a checkpoint ready to run. Raises UserError if the device is not there."""
         from minillm_repl.engine.decoder import make_decoder
 
-        decoder = make_decoder(checkpoint, self.device, self.context, threads=self.threads, quant=self.quant)
+        decoder = make_decoder(
+            checkpoint, self.device, self.context, threads=self.threads, quant=self.quant
+        )
         return Model(checkpoint, decoder)
 
 
 class Loading(Future[Model]):
     """A checkpoint being opened in a thread that does not keep the program from leaving.
 
-    `share` is how much of its weights has been read; `changed` is called, from that thread, when it has grown by a
-    hundredth, and at the end.
+    `share` is how much of its weights has been read; `changed` is called, from that thread, when it
+    has grown by a hundredth, and at the end.
     """
 
-    def __init__(self, opening: Opening, path: Path, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, opening: Opening, path: Path, changed: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__()
         self.share = 0.0
         self._changed = changed
         self.add_done_callback(lambda _: changed())
-        threading.Thread(target=self._work, args=(opening, path), daemon=True, name="loading").start()
+        threading.Thread(
+            target=self._work, args=(opening, path), daemon=True, name="loading"
+        ).start()
 
     def _work(self, opening: Opening, path: Path) -> None:
         try:

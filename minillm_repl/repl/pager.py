@@ -1,7 +1,12 @@
 """The whole of a view on a terminal that is too small for it."""
 
 from prompt_toolkit.application import Application
-from prompt_toolkit.formatted_text import StyleAndTextTuples, fragment_list_width, split_lines, to_formatted_text
+from prompt_toolkit.formatted_text import (
+    StyleAndTextTuples,
+    fragment_list_width,
+    split_lines,
+    to_formatted_text,
+)
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.layout import HSplit, Layout, Window
 from prompt_toolkit.layout.controls import FormattedTextControl
@@ -15,9 +20,13 @@ from minillm_repl.repl.keyboard import suspend
 
 
 class Pager:
-    """A view and the place in it that is seen; the first `pins` rows and columns of it always are."""
+    """A view and the place in it that is seen; the first `pins` rows and columns of it always
+    are.
+    """
 
-    def __init__(self, view: RenderableType, width: int, console: Console, pins: tuple[int, int] = (0, 0)) -> None:
+    def __init__(
+        self, view: RenderableType, width: int, console: Console, pins: tuple[int, int] = (0, 0)
+    ) -> None:
         self._pinned_rows, self._pinned_columns = pins
         self._lines = [*split_lines(to_formatted_text(formatted([view], width, console)))]
         self._columns = max(map(fragment_list_width, self._lines))
@@ -37,7 +46,9 @@ class Pager:
         self._app.run()
 
     def _seen(self) -> StyleAndTextTuples:
-        """Return the part of the view that the terminal has room for; half a wide character is a space."""
+        """Return the part of the view that the terminal has room for; half a wide character is a
+        space.
+        """
         size, first = self._app.output.get_size(), self._pinned_rows
         begin = self._pinned_columns + self._column
         below = self._lines[first + self._row : self._row + max(first, size.rows - 1)]
@@ -46,7 +57,9 @@ class Pager:
             end = 0
             for style, character, *_rest in explode_text_fragments(line):
                 start, end = end, end + get_cwidth(character)
-                if end <= self._pinned_columns or (begin <= start and end <= self._column + size.columns):
+                if end <= self._pinned_columns or (
+                    begin <= start and end <= self._column + size.columns
+                ):
                     seen.append((style, character))
                 elif start < begin < end:
                     seen.append(("", " "))

@@ -1,4 +1,6 @@
-"""Prompt lines for a person whose stdout leads elsewhere: they are typed on the terminal as it is."""
+"""Prompt lines for a person whose stdout leads elsewhere: they are typed on the terminal as it
+is.
+"""
 
 import sys
 from collections.abc import Callable
@@ -11,7 +13,9 @@ from minillm_repl.repl.shell import CONTINUED, PROMPT
 
 
 def terminal_beside() -> TextIO | None:
-    """Return where a person sees what is not stdout: stderr, else the terminal itself; None if there is none."""
+    """Return where a person sees what is not stdout: stderr, else the terminal itself; None if
+    there is none.
+    """
     if sys.stderr.isatty():
         return sys.stderr
     with suppress(OSError):
@@ -40,7 +44,8 @@ class PlainLine:
 
     def _line(self, lead: str) -> str:
         try:
-            with raised_at_once():  # from before the prompt is seen: whoever sees it may press Ctrl-C
+            # from before the prompt is seen: whoever sees it may press Ctrl-C
+            with raised_at_once():
                 print(lead, end="", file=self._terminal, flush=True)
                 line = sys.stdin.readline()
         except KeyboardInterrupt:

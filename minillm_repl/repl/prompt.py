@@ -8,7 +8,13 @@ from pathlib import Path
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app, run_in_terminal
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter, WordCompleter
+from prompt_toolkit.completion import (
+    CompleteEvent,
+    Completer,
+    Completion,
+    PathCompleter,
+    WordCompleter,
+)
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition, completion_is_selected, is_searching
 from prompt_toolkit.formatted_text import FormattedText
@@ -34,16 +40,22 @@ from minillm_repl.safetext import apart, safe, safe_line
 from minillm_repl.settings import show, specs
 
 _EXAMPLES = ("날씨", "Once upon a time")  # of what to type; the first that the model knows is shown
-_STYLE = Style.from_dict({"placeholder": "dim", "bottom-toolbar": "noreverse dim", "prompt": "bold"})
+_STYLE = Style.from_dict(
+    {"placeholder": "dim", "bottom-toolbar": "noreverse dim", "prompt": "bold"}
+)
 
 
 def open_history(path: Path | None) -> History:
-    """Return the history kept in a file that only its owner may read, or one in memory if there is none to be had."""
+    """Return the history kept in a file that only its owner may read, or one in memory if there
+    is none to be had.
+    """
     if path is None:
         return InMemoryHistory()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0), 0o600)
+        descriptor = os.open(
+            path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0), 0o600
+        )
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -61,7 +73,9 @@ class KeptHistory(FileHistory):
     """History in a file that can be looked at without harm, and whose disk may fill up."""
 
     def store_string(self, string: str) -> None:
-        """Append a line, as it may be shown; what cannot be written is remembered until the end of the visit."""
+        """Append a line, as it may be shown; what cannot be written is remembered until the end
+        of the visit.
+        """
         with suppress(OSError):
             super().store_string(safe(string))
 
@@ -73,7 +87,9 @@ class LineCompleter(Completer):
         self._registry, self._models = registry, models
         self._paths = PathCompleter(expanduser=True)
 
-    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+    def get_completions(
+        self, document: Document, complete_event: CompleteEvent
+    ) -> Iterable[Completion]:
         """Yield completions for the text before the cursor; none for a prompt."""
         text = document.text_before_cursor
         if not text.startswith(":") or "\n" in text:
@@ -82,17 +98,25 @@ class LineCompleter(Completer):
         if not space:
             for spelling, each in self._names(name):
                 if spelling.startswith(composed(name)):
-                    yield Completion(spelling, -len(name), display=":" + spelling, display_meta=_(each.summary))
+                    yield Completion(
+                        spelling, -len(name), display=":" + spelling, display_meta=_(each.summary)
+                    )
             return
         if self._registry.known(name):
             yield from self._arguments(self._registry.get(name), argument, complete_event)
 
     def _names(self, typed: str) -> Iterator[tuple[str, Command]]:
-        """Yield how commands can be called: their Korean names too, once something is typed that may begin one."""
+        """Yield how commands can be called: their Korean names too, once something is typed that
+        may begin one.
+        """
         for each in self._registry:
-            yield from ((spelling, each) for spelling in (each.name, *(each.korean if typed else ())))
+            yield from (
+                (spelling, each) for spelling in (each.name, *(each.korean if typed else ()))
+            )
 
-    def _arguments(self, command: Command, argument: str, event: CompleteEvent) -> Iterable[Completion]:
+    def _arguments(
+        self, command: Command, argument: str, event: CompleteEvent
+    ) -> Iterable[Completion]:
         words: Iterable[str] = command.words
         match command.completion:
             case "command":
@@ -104,15 +128,21 @@ class LineCompleter(Completer):
         if command.completion in ("file", "checkpoint"):
             yield from self._files(Document(argument), event, command.completion == "checkpoint")
 
-    def _files(self, document: Document, event: CompleteEvent, checkpoints: bool) -> Iterable[Completion]:
+    def _files(
+        self, document: Document, event: CompleteEvent, checkpoints: bool
+    ) -> Iterable[Completion]:
         for completion in self._paths.get_completions(document, event):
             name = completion.display_text
             if not checkpoints or name.endswith(("/", SUFFIX)):
-                yield Completion(completion.text, completion.start_position, display=apart(safe_line(name)))
+                yield Completion(
+                    completion.text, completion.start_position, display=apart(safe_line(name))
+                )
 
 
 def key_bindings(say_how_to_leave: Callable[[], None]) -> KeyBindings:
-    """Return the keys that differ from prompt_toolkit's own: Enter sends, Alt-Enter and Ctrl-J break the line."""
+    """Return the keys that differ from prompt_toolkit's own: Enter sends, Alt-Enter and Ctrl-J
+    break the line.
+    """
     keys = KeyBindings()
 
     @keys.add("enter", filter=~completion_is_selected & ~is_searching)
@@ -152,7 +182,9 @@ def key_bindings(say_how_to_leave: Callable[[], None]) -> KeyBindings:
 class PromptLine:
     """Reads lines from a person at a terminal."""
 
-    def __init__(self, shell: Shell, history: History, color: bool, say_how_to_leave: Callable[[], None]) -> None:
+    def __init__(
+        self, shell: Shell, history: History, color: bool, say_how_to_leave: Callable[[], None]
+    ) -> None:
         self._shell = shell
         self._prompt: PromptSession[str] = PromptSession(
             [("class:prompt", PROMPT)],
@@ -160,7 +192,9 @@ class PromptLine:
             prompt_continuation=lambda _width, _line, wraps: "" if wraps else CONTINUED,
             history=history,
             complete_while_typing=Condition(lambda: get_app().current_buffer.text.startswith(":")),
-            completer=LineCompleter(shell.registry, lambda: [name for name, _ in shell.session.models()]),
+            completer=LineCompleter(
+                shell.registry, lambda: [name for name, _ in shell.session.models()]
+            ),
             key_bindings=merge_key_bindings([cluster_keys(), key_bindings(say_how_to_leave)]),
             bottom_toolbar=self._toolbar,
             placeholder=self._placeholder,
@@ -168,13 +202,17 @@ class PromptLine:
             style=_STYLE,
             color_depth=None if color else ColorDepth.DEPTH_1_BIT,
             enable_open_in_editor=True,
-            erase_when_done=True,  # the loop writes the line again, with the completion running on from it
+            # the loop writes the line again, with the completion running on from it
+            erase_when_done=True,
             reserve_space_for_menu=6,
         )
         count_drawn_rows(self._prompt.layout)
 
     def read(self, once_drawn: Callable[[], None] | None = None) -> str:
-        """Return the next line. Raises EOFError for Ctrl-D. `once_drawn` is called when the prompt can take keys."""
+        """Return the next line. Raises EOFError for Ctrl-D.
+
+        `once_drawn` is called when the prompt can take keys.
+        """
         app = self._prompt.app
 
         def drawn(_app: object) -> None:
@@ -186,9 +224,11 @@ class PromptLine:
         return unwrap_block(self._prompt.prompt())
 
     def stopped(self) -> bool:
-        """Tell whether Ctrl-C was pressed right after the line that was read; other keys wait for the next.
+        """Tell whether Ctrl-C was pressed right after the line that was read; other keys wait for
+        the next.
 
-        While a line is read the terminal sends Ctrl-C as a key, so one right after Enter is no signal.
+        While a line is read the terminal sends Ctrl-C as a key, so one right after Enter is no
+        signal.
         """
         keyboard = self._prompt.app.input
         keys = [*get_typeahead(keyboard), *keyboard.read_keys()]
@@ -214,7 +254,9 @@ class PromptLine:
         return FormattedText([("class:placeholder", hint)])
 
     def _knows(self, text: str) -> bool:
-        """Tell whether the model has tokens for a text, and not only for the bytes of its characters."""
+        """Tell whether the model has tokens for a text, and not only for the bytes of its
+        characters.
+        """
         model = self._shell.session.model
         tokenizer = model.checkpoint.tokenizer if model else None
         return (
@@ -226,20 +268,36 @@ class PromptLine:
     def _chatting(self) -> bool:
         model = self._shell.session.model
         return (
-            model is not None and model.checkpoint.chat is not None and self._shell.session.settings.chat is not False
+            model is not None
+            and model.checkpoint.chat is not None
+            and self._shell.session.settings.chat is not False
         )
 
     def _toolbar(self) -> FormattedText:
-        """Return as many facts as fit: model, what is changed in it, samplers, verbose, context, speed."""
+        """Return as many facts as fit: model, what is changed in it, samplers, verbose, context,
+        speed.
+        """
         session, model = self._shell.session, self._shell.session.model
         verbose = show(specs(session.settings)["verbose"], session.settings.verbose)
-        name = _("{model} (chat)", model=self._model_name()) if self._chatting() else self._model_name()
+        name = (
+            _("{model} (chat)", model=self._model_name())
+            if self._chatting()
+            else self._model_name()
+        )
         changes = [change.told for change in model.changes] if model else []
         where = [self._shell.listener.where] if self._shell.listener else []
-        facts = [*where, name, *changes, " ".join(samplers_on(session.settings)), f"verbose {verbose}"]
+        facts = [
+            *where,
+            name,
+            *changes,
+            " ".join(samplers_on(session.settings)),
+            f"verbose {verbose}",
+        ]
         if model:
             context = model.decoder.context
-            facts.append(_("{used:,}/{all:,} tokens", used=min(len(session.ids), context), all=context))
+            facts.append(
+                _("{used:,}/{all:,} tokens", used=min(len(session.ids), context), all=context)
+            )
             facts.append(_("{size:,.1f} MiB cache", size=model.decoder.cache_bytes / 2**20))
         if session.speed:
             facts.append(_("{speed:,.0f} tokens/s", speed=session.speed))

@@ -27,13 +27,20 @@ class Recent:
         return [Path(line) for line in lines if line and there(Path(line))]
 
     def add(self, path: Path | None) -> None:
-        """Put a path first. A folder that cannot be written must not keep anyone from opening a model."""
+        """Put a path first.
+
+        A folder that cannot be written must not keep anyone from opening a model.
+        """
         if self._file is None or path is None or is_shipped(path) or "\n" in str(path):
             return
         path = Path(os.path.abspath(path))  # noqa: PTH100 - links stay as the user knows them
-        lines = [str(each) for each in (path, *(other for other in self.paths() if other != path))][:_KEPT]
+        lines = [str(each) for each in (path, *(other for other in self.paths() if other != path))][
+            :_KEPT
+        ]
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._file, os.fsencode("".join(f"{line}\n" for line in lines)), private=True)
+            write_atomically(
+                self._file, os.fsencode("".join(f"{line}\n" for line in lines)), private=True
+            )
         except (OSError, UserError):
             return

@@ -66,9 +66,17 @@ def command(
 
     def declare(run: Run) -> Command:
         summary, _, details = (run.__doc__ or "").partition("\n")
-        text = "\n".join(line.strip() for line in details.strip().splitlines())
         return Command(
-            name, usage or f":{name}", summary.strip(), run, text, aliases, completion, words, verbatim, group
+            name,
+            usage or f":{name}",
+            summary.strip(),
+            run,
+            paragraphs(details),
+            aliases,
+            completion,
+            words,
+            verbatim,
+            group,
         )
 
     return declare
@@ -79,7 +87,9 @@ class Registry:
 
     def __init__(self, commands: Iterable[Command]) -> None:
         self.commands = tuple(sorted(commands, key=lambda each: each.name))
-        self._by_name = {name: each for each in self.commands for name in (each.name, *each.aliases)}
+        self._by_name = {
+            name: each for each in self.commands for name in (each.name, *each.aliases)
+        }
 
     def __iter__(self) -> Iterator[Command]:
         return iter(self.commands)
@@ -99,18 +109,43 @@ class Registry:
             return self._by_name[name]
         near = difflib.get_close_matches(name, self._by_name, 1, 0.5)
         if near:
-            raise UserError(_("there is no command :{name}; did you mean :{near}?", name=safe_line(name), near=near[0]))
+            raise UserError(
+                _(
+                    "there is no command :{name}; did you mean :{near}?",
+                    name=safe_line(name),
+                    near=near[0],
+                )
+            )
         raise UserError(
             _(
-                "there is no command :{name}; :help lists them, and `::` sends what begins with a colon",
+                "there is no command :{name}; :help lists them, and `::` sends what begins "
+                "with a colon",
                 name=safe_line(name),
             )
         )
 
 
 def composed(name: str) -> str:
-    """Return a typed name with whole syllables: some keyboards and files give Hangul letter by letter."""
+    """Return a typed name with whole syllables: some keyboards and files give Hangul letter by
+    letter.
+    """
     return unicodedata.normalize("NFC", name)
+
+
+def paragraphs(text: str) -> str:
+    """Return a docstring with one line per paragraph, so that a screen wraps it to its own width.
+
+    An empty line separates two paragraphs. A line that begins with a command after the end of a
+    sentence begins one too.
+    """
+    lines: list[str] = []
+    for line in (each.strip() for each in text.strip().splitlines()):
+        example = line.startswith((":", "`:"))
+        if not lines or not line or not lines[-1] or (example and lines[-1].endswith(".")):
+            lines.append(line)
+        else:
+            lines[-1] += " " + line
+    return "\n".join(lines)
 
 
 def discover(package: ModuleType) -> Registry:
@@ -118,5 +153,9 @@ def discover(package: ModuleType) -> Registry:
     found: list[Command] = []
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
         for value in vars(importlib.import_module(module.name)).values():
-            found += [each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, Command)]
+            found += [
+                each
+                for each in (value if isinstance(value, tuple) else (value,))
+                if isinstance(each, Command)
+            ]
     return Registry(found)

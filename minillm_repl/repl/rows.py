@@ -1,4 +1,6 @@
-"""How many rows a line that is typed takes: as many as are drawn, also where its letters are wide."""
+"""How many rows a line that is typed takes: as many as are drawn, also where its letters are
+wide.
+"""
 
 from prompt_toolkit.formatted_text import fragment_list_to_text, to_formatted_text
 from prompt_toolkit.layout import BufferControl, Layout, UIContent
@@ -9,14 +11,21 @@ from prompt_toolkit.utils import get_cwidth
 class DrawnRows(UIContent):
     """Content whose lines are as high as they are drawn.
 
-    prompt_toolkit divides the cells of a line by the width, but draws a wide letter that does not fit in the next row:
-    so the end of a long Korean line, where the cursor is, was below what is shown.
+    prompt_toolkit divides the cells of a line by the width, but draws a wide letter that does not
+    fit in the next row: so the end of a long Korean line, where the cursor is, was below what is
+    shown.
     """
 
     def get_height_for_line(
-        self, lineno: int, width: int, get_line_prefix: GetLinePrefixCallable | None, slice_stop: int | None = None
+        self,
+        lineno: int,
+        width: int,
+        get_line_prefix: GetLinePrefixCallable | None,
+        slice_stop: int | None = None,
     ) -> int:
-        """Return the number of rows of a line, or of as much of it as stands before `slice_stop`."""
+        """Return the number of rows of a line, or of as much of it as stands before
+        `slice_stop`.
+        """
         line = fragment_list_to_text(self.get_line(lineno))[:slice_stop]
         cells = get_cwidth(line)
         if cells == len(line) or width < 2:  # no wide letters, or no room for any
@@ -46,6 +55,12 @@ def _count_drawn_rows(control: BufferControl) -> None:
 
     def create_content(width: int, height: int, preview_search: bool = False) -> UIContent:
         made = create(width, height, preview_search)
-        return DrawnRows(made.get_line, made.line_count, made.cursor_position, made.menu_position, made.show_cursor)
+        return DrawnRows(
+            made.get_line,
+            made.line_count,
+            made.cursor_position,
+            made.menu_position,
+            made.show_cursor,
+        )
 
     control.create_content = create_content  # type: ignore[method-assign]

@@ -35,15 +35,18 @@ class Session:
     threads: int = 0  # for torch; 0 chooses by the model's size
     path: Path | None = None  # what was asked for; may not exist yet
     ids: list[int] = field(default_factory=list)
-    said: "list[Message]" = field(default_factory=list)  # the conversation, where the model talks in turns
+    # the conversation, where the model talks in turns
+    said: "list[Message]" = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     chosen: bool = True  # somebody has named the model, or made it
-    own: bool = False  # the file at `path` is this visit's to write: it was named to be made, or saved to
+    # the file at `path` is this visit's to write: it was named to be made, or saved to
+    own: bool = False
     written: bool = False  # this visit has saved a model at `path`
     practice: bool = False  # any model that is trained here goes to `path`: a lesson's
     unsaved: bool = False  # the open model was trained and lies in no file
     learning: bool = False  # a model is being trained that nothing else holds yet
-    resumable: bool = False  # it is that of a run that was stopped, which going on with the run keeps
+    # it is that of a run that was stopped, which going on with the run keeps
+    resumable: bool = False
     speed: float = 0.0  # tokens per second, last time
     noted: tuple[str, ...] = ()  # what was told of the files of the open model
     turn_end: tuple[int, ...] = ()  # what the open model's chat template ends an answer with
@@ -66,7 +69,9 @@ class Session:
     # -- the model
 
     def start_loading(self, changed: Callable[[], None] = lambda: None) -> None:
-        """Begin to open `path` in the background, once, if it is there; `changed` is called from that thread."""
+        """Begin to open `path` in the background, once, if it is there; `changed` is called from
+        that thread.
+        """
         if self.path is not None and not self.own and self.nothing_to_open:
             self._loading = Loading(self.opening, self.path, changed)
 
@@ -77,15 +82,20 @@ class Session:
 
     @property
     def loading_future(self) -> "Loading | None":
-        """The model that is being opened, or could not be; None when there is nothing to wait for."""
+        """The model that is being opened, or could not be; None when there is nothing to wait
+        for.
+        """
         return self._loading
 
     @property
     def model(self) -> Model | None:
-        """The open model, if any; one that has finished loading in the background becomes the open one here."""
+        """The open model, if any; one that has finished loading in the background becomes the
+        open one here.
+        """
         if self._loading is not None and self._loading.done() and self._loading.exception() is None:
             self._model, self._loading = self._loading.result(), None
-            self.path = self._model.checkpoint.path  # of a file in a Hugging Face folder, the folder
+            # of a file in a Hugging Face folder, the folder
+            self.path = self._model.checkpoint.path
             self.recent.add(self.path)
         return self._model
 
@@ -111,14 +121,19 @@ class Session:
             self.path, self.own, self.noted = model.checkpoint.path, False, ()
             self.recent.add(self.path)
         elif model.checkpoint.path is None and (self.written or not self.own) and not self.practice:
-            self.path, self.own, self.written = None, False, False  # a new model does not go where another one lies
+            # a new model does not go where another one lies
+            self.path, self.own, self.written = None, False, False
         self.unsaved, self.resumable, self._warned = unsaved, False, ""
         self.clear()
 
     def change_thinking(self, change: Change) -> None:
-        """Let the open model think with one more change, in place of one by the same command to the same part."""
+        """Let the open model think with one more change, in place of one by the same command to
+        the same part.
+        """
         assert self._model is not None
-        self._model = self._model.changed((*self._model.without(change.command, change.part).changes, change))
+        self._model = self._model.changed(
+            (*self._model.without(change.command, change.part).changes, change)
+        )
 
     def think_unchanged(self, command: str) -> bool:
         """Take back all changes of one command; tell whether there were any."""
@@ -141,11 +156,16 @@ class Session:
         self.unsaved, self._warned = False, ""
 
     def agree_to_discard(self, wish: str) -> None:
-        """Raise UserError the first time in a row that a wish would drop trained weights that lie in no file."""
+        """Raise UserError the first time in a row that a wish would drop trained weights that
+        lie in no file.
+        """
         if self.unsaved and self._warned != wish:
             self._warned = wish
             raise UserError(
-                _("the trained weights are not saved: `:save FILE` keeps them; once more goes on without them")
+                _(
+                    "the trained weights are not saved: `:save FILE` keeps them; once more goes "
+                    "on without them"
+                )
             )
 
     # -- the text
@@ -155,21 +175,30 @@ class Session:
         self.ids, self.said, self.turns, self.ways = [], [], [], []
 
     def chatting(self, model: Model) -> bool:
-        """Whether what is typed is said to the model, not to be completed. Raises UserError if it cannot chat."""
+        """Whether what is typed is said to the model, not to be completed.
+
+        Raises UserError if it cannot chat.
+        """
         chat = self.settings.chat
         if chat and model.checkpoint.chat is None:
             raise UserError(
-                _("{model} has no chat template: `:chat off` lets it complete what you type", model=model.name)
+                _(
+                    "{model} has no chat template: `:chat off` lets it complete what you type",
+                    model=model.name,
+                )
             )
         return model.checkpoint.chat is not None and chat is not False
 
     @property
     def most_tokens(self) -> int:
         """How many tokens the model may add in the turn that has begun."""
-        return self.settings.max_tokens or (ANSWER if self.turns and self.turns[-1].asked else COMPLETION)
+        return self.settings.max_tokens or (
+            ANSWER if self.turns and self.turns[-1].asked else COMPLETION
+        )
 
     def ask(self, model: Model, text: str) -> int:
-        """Start a turn in which the model answers; return how many of the oldest turns it no longer sees.
+        """Start a turn in which the model answers; return how many of the oldest turns it no longer
+        sees.
 
         Raises UserError if the chat template refuses, or the text is too long.
         """
@@ -192,7 +221,8 @@ class Session:
         return min(self.settings.max_tokens or ANSWER, context // 2)
 
     def go_on(self, more: list[int], text: str) -> None:
-        """Start a turn in which the model goes on from where the text ended, or from `more` after it.
+        """Start a turn in which the model goes on from where the text ended, or from `more` after
+        it.
 
         Raises UserError if there is no text.
         """
@@ -205,9 +235,16 @@ class Session:
             self.begin(ids)
 
     def begin(
-        self, given: list[int], *, asked: "tuple[Message, ...]" = (), begun: str = "", seed: int | None = None
+        self,
+        given: list[int],
+        *,
+        asked: "tuple[Message, ...]" = (),
+        begun: str = "",
+        seed: int | None = None,
     ) -> None:
-        """Start a turn: the model will continue `given`, with a seed, or with that of the settings, or any."""
+        """Start a turn: the model will continue `given`, with a seed, or with that of the
+        settings, or any.
+        """
         self.seed = self.fresh_seed() if seed is None else seed
         self._warned = ""
         before = tuple(self.ids), tuple(self.said)
@@ -224,14 +261,24 @@ class Session:
         return turn
 
     def begin_again(self) -> None:
-        """Start the last turn once more, not with a seed that it was drawn with. Raises UserError if there is none."""
+        """Start the last turn once more, not with a seed that it was drawn with.
+
+        Raises UserError if there is none.
+        """
         if not self.turns:
             raise UserError(_("there is nothing to write again: type a prompt first"))
         turn = self.undo()
-        self.begin(list(turn.given), asked=turn.asked, begun=turn.begun, seed=turn.next_seed(self.settings.seed))
+        self.begin(
+            list(turn.given),
+            asked=turn.asked,
+            begun=turn.begun,
+            seed=turn.next_seed(self.settings.seed),
+        )
 
     def drawn_with(self, seed: int) -> None:
-        """Note the last seed that was drawn for the present turn: another try takes the next one."""
+        """Note the last seed that was drawn for the present turn: another try takes the next
+        one.
+        """
         self.turns[-1] = replace(self.turns[-1], seed=seed)
 
     def generate(
@@ -281,7 +328,9 @@ class Session:
     def answer(self, tokenizer: "Tokenizer") -> str:
         """Return what the present turn has added to the text so far."""
         tokens = self.ids[len(self.turns[-1].given) :]
-        return self.turns[-1].begun + b"".join(map(tokenizer.token_bytes, tokens)).decode("utf-8", "replace")
+        return self.turns[-1].begun + b"".join(map(tokenizer.token_bytes, tokens)).decode(
+            "utf-8", "replace"
+        )
 
     def fresh_seed(self) -> int:
         """Return the seed that is set, or any."""

@@ -32,24 +32,32 @@ class Settings(Sampling):
         None,
         whole(1),
         "how many tokens a completion has at most",
-        details=f"auto is {COMPLETION}, or {ANSWER} in a chat, where the model itself says when it has done.",
+        details=f"auto is {COMPLETION}, or {ANSWER} in a chat, where the model itself says when it "
+        "has done.",
         unit="tokens",
         aliases=("n",),
         words={"auto": None},
     )
     stop: tuple[str, ...] = setting(
-        (), strings, "a completion ends before any of these texts", metavar="TEXT", words={"off": ()}
+        (),
+        strings,
+        "a completion ends before any of these texts",
+        metavar="TEXT",
+        words={"off": ()},
     )
     chat: bool | None = setting(
         None,
         switch,
         "talk in turns, through the model's chat template",
         aliases=("대화",),
-        details="auto talks with a model that has a chat template, and lets any other complete what is typed.",
+        details="auto talks with a model that has a chat template, and lets any other complete what "
+        "is typed.",
         metavar="",
         words={"on": True, "off": False, "auto": None},
     )
-    system: str = setting("", str, "what a chat model is told before all turns", metavar="TEXT", words={"off": ""})
+    system: str = setting(
+        "", str, "what a chat model is told before all turns", metavar="TEXT", words={"off": ""}
+    )
     special: bool = setting(
         False,
         switch,

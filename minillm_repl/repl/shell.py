@@ -71,7 +71,10 @@ class Shell:
             self.run(line)
 
     def run(self, line: str) -> None:
-        """Do what a line says: a command after `:`, a literal colon after `::`, else a prompt. Raises UserError."""
+        """Do what a line says: a command after `:`, a literal colon after `::`, else a prompt.
+
+        Raises UserError.
+        """
         if line.startswith("::"):
             self.prompt(line[1:])
         elif self.is_command(line):
@@ -86,15 +89,23 @@ class Shell:
         """Run a command, and tell how it is used to who asked for it in another way."""
         try:
             if argument.strip() and command.usage == f":{command.name}":
-                raise Misunderstood(_("nothing comes after this, not {text!r}", text=safe_line(argument.strip())))
+                raise Misunderstood(
+                    _("nothing comes after this, not {text!r}", text=safe_line(argument.strip()))
+                )
             command.run(self, argument if command.verbatim else argument.strip())
         except Misunderstood as error:
-            raise UserError(_("{error} · usage: {usage}", error=error, usage=command.usage)) from None
+            raise UserError(
+                _("{error} · usage: {usage}", error=error, usage=command.usage)
+            ) from None
 
     def is_command(self, line: str) -> bool:
-        """Tell whether a line is a command: `:word`, or `/word` if it is one of ours, as other chat tools have it."""
+        """Tell whether a line is a command: `:word`, or `/word` if it is one of ours, as other
+        chat tools have it.
+        """
         word = line[1:].split(maxsplit=1)[:1]
-        return line.startswith(":") or (line.startswith("/") and bool(word) and self.registry.known(word[0]))
+        return line.startswith(":") or (
+            line.startswith("/") and bool(word) and self.registry.known(word[0])
+        )
 
     def model(self) -> Model:
         """Return the open model, waiting for it if it is still loading.
@@ -117,7 +128,8 @@ class Shell:
             )
             raise UserError(
                 _(
-                    "{missing}: `:train CORPUS` makes one, `:load hangul` opens one that is shipped",
+                    "{missing}: `:train CORPUS` makes one, `:load hangul` opens one that is "
+                    "shipped",
                     missing=missing,
                 )
             )
@@ -132,7 +144,10 @@ class Shell:
                 self.screen.warn(note)
 
     def wait_for(self, loading: Loading, path: Path | None) -> Model:
-        """Return what is being loaded. Raises UserError if that fails, or if Ctrl-C ends the waiting."""
+        """Return what is being loaded.
+
+        Raises UserError if that fails, or if Ctrl-C ends the waiting.
+        """
         what = _("loading {name}", name=safe_line(title(path)) if path else "")
         with self.screen.waiting(what) as update:
             while not wait([loading], 0.05).done:
@@ -142,25 +157,36 @@ class Shell:
         return loading.result()
 
     def encode(self, model: Model, text: str, *, start: bool = True) -> list[int]:
-        """Return the ids of a text, saying what the model has never seen. Raises UserError if nothing else is in it."""
+        """Return the ids of a text, saying what the model has never seen.
+
+        Raises UserError if nothing else is in it.
+        """
         tokenizer = model.checkpoint.tokenizer
         unknown = tokenizer.unknown(text)
         ids = tokenizer.encode(text, start=start, special=self.session.settings.special)
         if unknown:
-            shown = safe_line(", ".join(as_read(unknown[:20], text))) + (" …" if len(unknown) > 20 else "")
+            shown = safe_line(", ".join(as_read(unknown[:20], text))) + (
+                " …" if len(unknown) > 20 else ""
+            )
             if not ids:
                 known = "".join(
-                    tokenizer.token_bytes(token).decode("utf-8", "replace") for token in range(tokenizer.size)
+                    tokenizer.token_bytes(token).decode("utf-8", "replace")
+                    for token in range(tokenizer.size)
                 )
                 raise UserError(
                     _(
-                        "the model has never seen {shown}, and nothing else was typed; it knows {known}",
+                        "the model has never seen {shown}, and nothing else was typed; it "
+                        "knows {known}",
                         shown=shown,
                         known=safe_line(known[:60]).replace(" ", SPACE),
                     )
                 )
             self.screen.warn(
-                _("the model has never seen {shown}: read as {token}", shown=shown, token=safe_line(becomes))
+                _(
+                    "the model has never seen {shown}: read as {token}",
+                    shown=shown,
+                    token=safe_line(becomes),
+                )
                 if (becomes := tokenizer.unknown_becomes)
                 else _("the model has never seen {shown}: skipped", shown=shown)
             )
@@ -193,9 +219,11 @@ class Shell:
         if turns:
             self.screen.note(
                 _n(
-                    "the model no longer sees the oldest {n} turn: {free} of its {context} tokens are kept for the"
+                    "the model no longer sees the oldest {n} turn: {free} of its {context} "
+                    "tokens are kept for the"
                     " answer",
-                    "the model no longer sees the oldest {n} turns: {free} of its {context} tokens are kept for the"
+                    "the model no longer sees the oldest {n} turns: {free} of its {context} "
+                    "tokens are kept for the"
                     " answer",
                     turns,
                     context=model.decoder.context,
@@ -204,7 +232,9 @@ class Shell:
             )
 
     def respond(self, model: Model, lead: str = "", *, echo: bool = True) -> "Finished":
-        """Let the model continue the session's text, and draw both: what it was given, and what it adds."""
+        """Let the model continue the session's text, and draw both: what it was given, and what
+        it adds.
+        """
         from minillm_repl.render.generation import draw_steps, draw_text, figures
 
         session, screen = self.session, self.screen
@@ -220,7 +250,9 @@ class Shell:
             if screen.interactive and given:
                 self.echo(given, "\n", lead)
             finished = draw_steps(events, screen, given, samplers_text(session.settings))
-            screen.out.print(Text.assemble(safe(given), (safe(finished.text), MODEL)), soft_wrap=True)
+            screen.out.print(
+                Text.assemble(safe(given), (safe(finished.text), MODEL)), soft_wrap=True
+            )
         else:
             if echo:
                 self.echo(given, "", lead)
@@ -240,13 +272,15 @@ class Shell:
         if seen.unseen and not turn.asked and not known:
             self.screen.note(
                 _(
-                    "the text has outgrown the context: of its {tokens} tokens the model sees the last {seen}",
+                    "the text has outgrown the context: of its {tokens} tokens the model "
+                    "sees the last {seen}",
                     tokens=len(session.ids),
                     seen=len(seen.ids),
                 )
                 if not seen.kept
                 else _(
-                    "the text has outgrown the context: of its {tokens} tokens the model sees the start token and the"
+                    "the text has outgrown the context: of its {tokens} tokens the model "
+                    "sees the start token and the"
                     " last {seen}",
                     tokens=len(session.ids),
                     seen=len(seen.ids) - 1,
@@ -254,7 +288,8 @@ class Shell:
             )
 
     def _events(self, model: Model, top: int) -> "Iterator[Step | Finished]":
-        """Return the generation's events; a long prompt is read before anything is drawn, and how far it is is told.
+        """Return the generation's events; a long prompt is read before anything is drawn, and how
+        far it is is told.
 
         Raises UserError if that fails.
         """

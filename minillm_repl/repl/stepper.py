@@ -25,14 +25,25 @@ from minillm_repl.repl.settings import Settings, samplers_text
 from minillm_repl.safetext import apart, as_read, graphemes, safe_line
 from minillm_repl.tokenizer.base import Tokenizer, decode, label
 
-_AROUND = 7  # rows beside the candidates: two of title, two of heading, two below, and one that stays free
+# rows beside the candidates: two of title, two of heading, two below, and one that stays free
+_AROUND = 7
 
 
 class Stepper:
-    """One walk on a terminal. Raises UserError, also while it runs, if the logits are not numbers."""
+    """One walk on a terminal.
 
-    def __init__(self, walk: Walk, tokenizer: Tokenizer, settings: Settings, console: Console) -> None:
-        self._walk, self._tokenizer, self._settings, self._console = walk, tokenizer, settings, console
+    Raises UserError, also while it runs, if the logits are not numbers.
+    """
+
+    def __init__(
+        self, walk: Walk, tokenizer: Tokenizer, settings: Settings, console: Console
+    ) -> None:
+        self._walk, self._tokenizer, self._settings, self._console = (
+            walk,
+            tokenizer,
+            settings,
+            console,
+        )
         self._given = decode(tokenizer, walk.ids)
         self._own: str | None = None  # what is being typed
         self._warning = ""
@@ -45,7 +56,9 @@ class Stepper:
         )
 
     def run(self) -> bool:
-        """Let the user choose until they leave; tell whether the model is to write on to the end."""
+        """Let the user choose until they leave; tell whether the model is to write on to the
+        end.
+        """
         return self._app.run()
 
     def _look(self) -> None:
@@ -55,29 +68,46 @@ class Stepper:
     # -- what is shown
 
     def _picture(self) -> ANSI:
-        """Return the text so far, the candidates, and the keys, for the size that the terminal has now."""
+        """Return the text so far, the candidates, and the keys, for the size that the terminal
+        has now.
+        """
         size = self._app.output.get_size()
         step = self._taken()
-        heading, rule, *rows = step_table(self._step, samplers_text(self._settings), size.columns, self._at).split("\n")
+        heading, rule, *rows = step_table(
+            self._step, samplers_text(self._settings), size.columns, self._at
+        ).split("\n")
         room = max(1, size.rows - _AROUND)
         first = max(0, self._at - room + 1)
         text = self._text([*self._walk.added, step.id])
-        shown = [step_title(step, self._given, text, size.columns), heading, rule, *rows[first : first + room]]
+        shown = [
+            step_title(step, self._given, text, size.columns),
+            heading,
+            rule,
+            *rows[first : first + room],
+        ]
         return formatted([*shown, self._remark(), self._line()], size.columns, self._console)
 
     def _taken(self) -> Step:
-        """Return the step as it is if Enter is pressed: the token that it takes need not be the one that was drawn."""
+        """Return the step as it is if Enter is pressed: the token that it takes need not be the
+        one that was drawn.
+        """
         if self._at == self._drawn:
             return self._step
         taken = self._step.top[self._at]
         top = tuple(replace(each, chosen=each is taken) for each in self._step.top)
-        return replace(self._step, id=taken.id, model_prob=taken.model_prob, rank=self._at + 1, top=top)
+        return replace(
+            self._step, id=taken.id, model_prob=taken.model_prob, rank=self._at + 1, top=top
+        )
 
     def _remark(self) -> Text:
         if self._warning or self._at == self._drawn:
             return Text(self._warning, WARNING)
         return Text(
-            _("drawn was {token}, rank {rank}", token=label(self._tokenizer, self._step.id), rank=self._step.rank),
+            _(
+                "drawn was {token}, rank {rank}",
+                token=label(self._tokenizer, self._step.id),
+                rank=self._step.rank,
+            ),
             FIGURES,
         )
 
@@ -86,7 +116,9 @@ class Stepper:
             keys = _("Enter takes ▶ · ↑ ↓ 1-9 others · type your own · ⌫ back · f finish · q leave")
             return Text(keys, FIGURES)
         what, keys = _("your own: "), _("Enter adds it, Esc does not")
-        return Text.assemble((what, TITLE), (apart(safe_line(self._own)), MODEL), "▏ ", (keys, FIGURES))
+        return Text.assemble(
+            (what, TITLE), (apart(safe_line(self._own)), MODEL), "▏ ", (keys, FIGURES)
+        )
 
     def _text(self, ids: list[int]) -> str:
         return b"".join(map(self._tokenizer.token_bytes, ids)).decode("utf-8", "replace")
@@ -96,7 +128,9 @@ class Stepper:
     def _keys(self) -> KeyBindings:
         keys, typing = KeyBindings(), Condition(lambda: self._own is not None)
 
-        def bind(*names: str, act: Callable[[KeyPressEvent], None], when: Filter | bool = True) -> None:
+        def bind(
+            *names: str, act: Callable[[KeyPressEvent], None], when: Filter | bool = True
+        ) -> None:
             for name in names:
                 keys.add(name, filter=when)(self._guarded(act))
 
@@ -148,7 +182,9 @@ class Stepper:
 
     def _type(self, text: str) -> None:
         text = text.replace("\r\n", "\n").replace("\r", "\n")  # as terminals paste
-        self._own = (self._own or "") + "".join(each for each in text if each.isprintable() or each == "\n")
+        self._own = (self._own or "") + "".join(
+            each for each in text if each.isprintable() or each == "\n"
+        )
 
     def _erase(self) -> None:
         self._own = "".join([*graphemes(self._own)][:-1]) if self._own else None
@@ -161,7 +197,8 @@ class Stepper:
         unknown = self._tokenizer.unknown(own)
         if unknown:
             self._warning = _(
-                "the model has never seen {shown}", shown=safe_line(", ".join(as_read(unknown[:20], own)))
+                "the model has never seen {shown}",
+                shown=safe_line(", ".join(as_read(unknown[:20], own))),
             )
         ids = self._tokenizer.encode(own, start=False, special=self._settings.special)
         if ids and self._walk.take(*ids):

@@ -26,7 +26,10 @@ class OutputLost(Exception):  # noqa: N818 - what happened, not whose error it i
 
 
 class _Out(io.FileIO):
-    """Stdout that is no terminal. Raises OutputLost, and BrokenPipeError where the reader has gone."""
+    """Stdout that is no terminal.
+
+    Raises OutputLost, and BrokenPipeError where the reader has gone.
+    """
 
     def write(self, data: Any) -> int:
         try:
@@ -49,7 +52,8 @@ class _Err(io.FileIO):
 def open_streams() -> None:
     """Let the standard streams fail in words of ours, and those that are closed too.
 
-    Without the latter, the next file that is opened would get the number of a closed stream, and what others print.
+    Without the latter, the next file that is opened would get the number of a closed stream, and
+    what others print.
     """
     if sys.stdin is None:
         sys.stdin = os.fdopen(os.open(os.devnull, os.O_WRONLY), encoding="utf-8")
@@ -60,8 +64,11 @@ def open_streams() -> None:
 def _output(stream: TextIO | None, kind: type[io.FileIO], flags: int) -> TextIO:
     """Return what is written to in place of a stream; in place of none, what leads nowhere."""
     if stream is None:
-        return io.TextIOWrapper(io.BufferedWriter(kind(os.open(os.devnull, flags), "w")), encoding="utf-8")
-    if type(stream) is not io.TextIOWrapper or stream.isatty():  # a terminal has ways of its own on Windows
+        return io.TextIOWrapper(
+            io.BufferedWriter(kind(os.open(os.devnull, flags), "w")), encoding="utf-8"
+        )
+    # a terminal has ways of its own on Windows
+    if type(stream) is not io.TextIOWrapper or stream.isatty():
         return stream
     return io.TextIOWrapper(
         io.BufferedWriter(kind(stream.fileno(), "w", closefd=False)),
@@ -97,14 +104,21 @@ def decoded_lines(stream: IO[bytes]) -> Iterator[str]:
             for mark, name in _OTHERS.items():
                 if line.startswith(mark):
                     raise UserError(
-                        _("what was piped in is {name}, not UTF-8: `iconv -f {name} -t UTF-8` makes it so", name=name)
+                        _(
+                            "what was piped in is {name}, not UTF-8: `iconv -f {name} -t UTF-8` "
+                            "makes it so",
+                            name=name,
+                        )
                     )
         text = _decoded(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, number)
         yield text[:-2] + "\n" if text.endswith("\r\n") else text
 
 
 def whole_text(stream: IO[bytes]) -> str:
-    """Return all of a pipe as text. Raises UserError as `decoded_lines` does, and for a pipe that does not end."""
+    """Return all of a pipe as text.
+
+    Raises UserError as `decoded_lines` does, and for a pipe that does not end.
+    """
     text, length = io.StringIO(newline=""), 0
     for line in decoded_lines(stream):
         length += text.write(line)
@@ -114,7 +128,9 @@ def whole_text(stream: IO[bytes]) -> str:
 
 
 def _too_long() -> UserError:
-    return UserError(_("what was piped in is longer than {size} MiB: no model reads that", size=_MOST >> 20))
+    return UserError(
+        _("what was piped in is longer than {size} MiB: no model reads that", size=_MOST >> 20)
+    )
 
 
 def _lines(stream: IO[bytes]) -> Iterator[bytes]:
@@ -138,7 +154,8 @@ def _decoded(line: bytes, number: int) -> str:
         line.decode("cp949")
         raise UserError(
             _(
-                "what was piped in is not UTF-8 text (line {n}): `iconv -f CP949 -t UTF-8` helps if it is Korean",
+                "what was piped in is not UTF-8 text (line {n}): `iconv -f CP949 -t UTF-8` "
+                "helps if it is Korean",
                 n=number,
             )
         )

@@ -1,4 +1,6 @@
-"""A home and a folder to be in, which libraries take for granted: not every user has one, and a folder can go away."""
+"""A home and a folder to be in, which libraries take for granted: not every user has one, and a
+folder can go away.
+"""
 
 import os
 from contextlib import suppress
@@ -9,13 +11,17 @@ from minillm_repl.safetext import safe_line
 
 
 def have_a_home() -> None:
-    """Give a user whom the system does not know, as containers run programs, a home in which nothing can be kept."""
+    """Give a user whom the system does not know, as containers run programs, a home in which
+    nothing can be kept.
+    """
     if os.path.expanduser("~") == "~":  # noqa: PTH111 - Path's own raises then
         os.environ["HOME"] = os.devnull
 
 
 def be_somewhere(screen: Screen) -> None:
-    """Go home, and say so, if the present folder has been deleted: libraries end the process there."""
+    """Go home, and say so, if the present folder has been deleted: libraries end the process
+    there.
+    """
     try:
         os.getcwd()  # noqa: PTH109 - all that is asked is whether it raises
     except FileNotFoundError:
@@ -23,4 +29,9 @@ def be_somewhere(screen: Screen) -> None:
         with suppress(OSError):
             os.chdir(os.path.expanduser("~"))  # noqa: PTH111 - as above
         here = safe_line(os.getcwd())  # noqa: PTH109 - as above
-        screen.warn(_("the folder that this was started in is gone: file names are now those in {folder}", folder=here))
+        screen.warn(
+            _(
+                "the folder that this was started in is gone: file names are now those in {folder}",
+                folder=here,
+            )
+        )

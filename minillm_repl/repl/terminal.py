@@ -1,4 +1,6 @@
-"""The terminal's own settings: while the program works, while it is suspended, and once it goes on."""
+"""The terminal's own settings: while the program works, while it is suspended, and once it goes
+on.
+"""
 
 import os
 import signal
@@ -10,18 +12,22 @@ from types import FrameType
 from typing import Any
 
 _Handler = Callable[[int, FrameType | None], None]
-_GLANCE = 0.2  # seconds between two looks at whether a program that goes on in the background is in front again
+# seconds between two looks at whether a program that goes on in the background is in front again
+_GLANCE = 0.2
 _SHOW_CURSOR = "\x1b[?25h\x1b[0m"
 
 
 @contextmanager
-def typing_ahead(leave: Callable[[], None], again: Callable[[], None]) -> Iterator[Callable[[], None]]:
+def typing_ahead(
+    leave: Callable[[], None], again: Callable[[], None]
+) -> Iterator[Callable[[], None]]:
     """Keep keys that are typed while the model writes for the next prompt line, and off the screen.
 
-    prompt_toolkit sets its own mode for each prompt line, and comes back to this one in between. Left alone, the
-    terminal would echo them into the text and turn Enter into Ctrl-J. Ctrl-C still interrupts, and Ctrl-Z suspends:
-    then the terminal is as it was found, after `leave`, and at `fg` as it was, before `again`. What is yielded sets
-    the mode once more, whatever a shell has done meanwhile.
+    prompt_toolkit sets its own mode for each prompt line, and comes back to this one in between.
+    Left alone, the terminal would echo them into the text and turn Enter into Ctrl-J. Ctrl-C still
+    interrupts, and Ctrl-Z suspends: then the terminal is as it was found, after `leave`, and at
+    `fg` as it was, before `again`. What is yielded sets the mode once more, whatever a shell has
+    done meanwhile.
     """
     try:
         import termios
@@ -57,9 +63,14 @@ def typing_ahead(leave: Callable[[], None], again: Callable[[], None]) -> Iterat
 
 
 @contextmanager
-def suspendable(leave: Callable[[], None] = lambda: None, again: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Let Ctrl-Z suspend the program after `leave`; `again` is called as soon as it goes on in the foreground."""
-    if not hasattr(signal, "SIGTSTP") or signal.getsignal(signal.SIGTSTP) == signal.SIG_IGN:  # Windows; a wish
+def suspendable(
+    leave: Callable[[], None] = lambda: None, again: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Let Ctrl-Z suspend the program after `leave`; `again` is called as soon as it goes on in
+    the foreground.
+    """
+    # Windows; a wish
+    if not hasattr(signal, "SIGTSTP") or signal.getsignal(signal.SIGTSTP) == signal.SIG_IGN:
         yield
         return
 
@@ -71,7 +82,8 @@ def suspendable(leave: Callable[[], None] = lambda: None, again: Callable[[], No
         leave()
         write_through(_SHOW_CURSOR)
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGTSTP)  # here it stands still, and the signal that wakes it calls `go_on`
+        # here it stands still, and the signal that wakes it calls `go_on`
+        signal.raise_signal(signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, suspend)
         if away:  # it did not stand still: no shell could have woken it
             go_on()
@@ -101,7 +113,9 @@ def suspendable(leave: Callable[[], None] = lambda: None, again: Callable[[], No
 
 @contextmanager
 def woken(again: Callable[[], None]) -> Iterator[None]:
-    """Have `again` called as soon as the program goes on, before the terminal's settings come back."""
+    """Have `again` called as soon as the program goes on, before the terminal's settings come
+    back.
+    """
     if not hasattr(signal, "SIGCONT") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -121,7 +135,9 @@ def woken(again: Callable[[], None]) -> Iterator[None]:
 
 
 def in_front() -> bool:
-    """Tell whether the terminal is ours to set: a program that was put into the background has it no longer."""
+    """Tell whether the terminal is ours to set: a program that was put into the background has
+    it no longer.
+    """
     if not hasattr(os, "tcgetpgrp"):
         return True
     with suppress(OSError, ValueError):
@@ -130,7 +146,9 @@ def in_front() -> bool:
 
 
 def write_through(sequence: str) -> None:
-    """Write to the terminal, if there is one, past all buffers: a signal may have come in the middle of a write."""
+    """Write to the terminal, if there is one, past all buffers: a signal may have come in the
+    middle of a write.
+    """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             if stream.isatty():

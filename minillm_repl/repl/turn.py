@@ -9,7 +9,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Turn:
-    """One prompt, continuation or second try: what was there before it, and what the model was given."""
+    """One prompt, continuation or second try: what was there before it, and what the model was
+    given.
+    """
 
     before: tuple[int, ...]
     said_before: "tuple[Message, ...]"
@@ -20,9 +22,11 @@ class Turn:
     seed_set: int | None = None  # the setting then
 
     def next_seed(self, setting: int | None) -> int | None:
-        """Return the seed of another try, with the seed that is set now; None is any that nobody has set.
+        """Return the seed of another try, with the seed that is set now; None is any that nobody
+        has set.
 
-        A seed that was set after the turn was drawn is taken as it is, unless the turn was drawn with it.
+        A seed that was set after the turn was drawn is taken as it is, unless the turn was drawn
+        with it.
         """
         if setting is None:
             return None

@@ -1,4 +1,7 @@
-"""Files that views write. A view never replaces a file that no view has made, unless it is told to."""
+"""Files that views write.
+
+A view never replaces a file that no view has made, unless it is told to.
+"""
 
 import re
 from pathlib import Path
@@ -21,7 +24,9 @@ _HEAD = 1000  # bytes: enough for each of these
 
 
 def check_ours(path: Path, *, overwrite: bool) -> None:
-    """Raise UserError if a file lies at `path` that no view has made; with `overwrite` any file may be replaced."""
+    """Raise UserError if a file lies at `path` that no view has made; with `overwrite` any file
+    may be replaced.
+    """
     if overwrite or not path.is_file() or not path.stat().st_size:
         return
     with open_regular(path) as file:
@@ -30,7 +35,8 @@ def check_ours(path: Path, *, overwrite: bool) -> None:
         return
     raise UserError(
         _(
-            "{path} is there already, and no view has made it: `--overwrite` replaces it, or take another name",
+            "{path} is there already, and no view has made it: `--overwrite` replaces it, or "
+            "take another name",
             path=safe_line(str(path)),
         )
     )

@@ -1,4 +1,6 @@
-"""Added tokens: those that files beside the tokenizer.json name, and those that somebody only typed."""
+"""Added tokens: those that files beside the tokenizer.json name, and those that somebody only
+typed.
+"""
 
 import json
 import re
@@ -15,7 +17,9 @@ from minillm_repl.tokenizer.library import make, whole_characters
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
-def added_token(content: str, said: Mapping[str, Any] = {}, *, special: bool = False) -> dict[str, Any]:
+def added_token(
+    content: str, said: Mapping[str, Any] = {}, *, special: bool = False
+) -> dict[str, Any]:
     """Return an added token as a tokenizer.json holds it, with the flags that are said of it."""
     flags = {flag: said.get(flag) is True for flag in _FLAGS}
     special = flags["special"] or special
@@ -23,11 +27,14 @@ def added_token(content: str, said: Mapping[str, Any] = {}, *, special: bool = F
     return {"content": content, **flags, "normalized": normalized, "special": special}
 
 
-def with_added(description: Mapping[str, Any], tokens: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return a description of which these tokens are a part, in this order; those that it has get their flags.
+def with_added(
+    description: Mapping[str, Any], tokens: Iterable[Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """Return a description of which these tokens are a part, in this order; those that it has get
+    their flags.
 
-    The library gives a token that the vocabulary lacks the next free id, whatever a file says, and what is special in
-    one file stays so; so does this.
+    The library gives a token that the vocabulary lacks the next free id, whatever a file says, and
+    what is special in one file stays so; so does this.
     """
     read = _read(description)
     if read is None:
@@ -62,8 +69,12 @@ def with_start(description: Mapping[str, Any], start: str) -> Mapping[str, Any]:
     return {**description, "post_processor": processor}
 
 
-def _read(description: Mapping[str, Any]) -> tuple[dict[str, int], int, list[dict[str, Any]]] | None:
-    """Return the ids of a vocabulary, its size, and its added tokens; None if the library will refuse it anyway."""
+def _read(
+    description: Mapping[str, Any],
+) -> tuple[dict[str, int], int, list[dict[str, Any]]] | None:
+    """Return the ids of a vocabulary, its size, and its added tokens; None if the library will
+    refuse it anyway.
+    """
     model, entries = description.get("model"), description.get("added_tokens") or []
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocabulary, dict | list) or not isinstance(entries, list):
@@ -76,9 +87,11 @@ def _read(description: Mapping[str, Any]) -> tuple[dict[str, int], int, list[dic
 
 
 def put_before(library: tokenizers.Tokenizer, texts: Sequence[str]) -> list[int]:
-    """Return the ids that a tokenizer puts before every text, seen on the first of `texts` that it can read.
+    """Return the ids that a tokenizer puts before every text, seen on the first of `texts` that it
+    can read.
 
-    What it puts after one (`</s>`) closes the text, and would be read as if there were no more to say.
+    What it puts after one (`</s>`) closes the text, and would be read as if there were no more to
+    say.
     """
     for text in texts:
         whole, bare = library.encode(text), library.encode(text, add_special_tokens=False)
@@ -89,10 +102,17 @@ def put_before(library: tokenizers.Tokenizer, texts: Sequence[str]) -> list[int]
 
 
 def names_pattern(tokens: Iterable[tokenizers.AddedToken]) -> re.Pattern[str]:
-    """Return what finds the names of added tokens in a text as the library does, the longest first."""
-    ordered = sorted((each for each in tokens if each.content), key=lambda each: len(each.content), reverse=True)
+    """Return what finds the names of added tokens in a text as the library does, the longest
+    first.
+    """
+    ordered = sorted(
+        (each for each in tokens if each.content), key=lambda each: len(each.content), reverse=True
+    )
     edges = {False: "{}", True: r"(?<!\w){}(?!\w)"}
-    return re.compile("|".join(edges[each.single_word].format(re.escape(each.content)) for each in ordered) or "(?!)")
+    return re.compile(
+        "|".join(edges[each.single_word].format(re.escape(each.content)) for each in ordered)
+        or "(?!)"
+    )
 
 
 def secret_names(added: Mapping[int, tokenizers.AddedToken]) -> dict[str, str]:
@@ -103,15 +123,21 @@ def secret_names(added: Mapping[int, tokenizers.AddedToken]) -> dict[str, str]:
 
 
 def finds_names(description: Mapping[str, Any]) -> bool:
-    """Tell whether a model finds the names of its special tokens in a text by itself, as one word of the vocabulary."""
+    """Tell whether a model finds the names of its special tokens in a text by itself, as one
+    word of the vocabulary.
+    """
     model = description.get("model")
-    return isinstance(model, dict) and (isinstance(model.get("vocab"), list) or model.get("type") == "WordLevel")
+    return isinstance(model, dict) and (
+        isinstance(model.get("vocab"), list) or model.get("type") == "WordLevel"
+    )
 
 
 def renamed(description: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """Return a description in which tokens have other names."""
     model, added = description["model"], description["added_tokens"]
-    entries = [{**entry, "content": names.get(entry["content"], entry["content"])} for entry in added]
+    entries = [
+        {**entry, "content": names.get(entry["content"], entry["content"])} for entry in added
+    ]
     kept = model.get("unk_token") if model.get("type") == "WordLevel" else None
     names = {name: other for name, other in names.items() if name != kept}
     vocabulary = model.get("vocab")
@@ -125,9 +151,10 @@ def renamed(description: Mapping[str, Any], names: Mapping[str, str]) -> dict[st
 class Apart:
     """Reads a text in which some names of special tokens mean them, and others are text.
 
-    The library has one switch for a whole text, and a text cut at the names would be read otherwise at each cut (a
-    space comes before it, or is lost). So the names are told apart: in a second tokenizer the special tokens have
-    names that nobody can type, and those that mean one are written so.
+    The library has one switch for a whole text, and a text cut at the names would be read otherwise
+    at each cut (a space comes before it, or is lost). So the names are told apart: in a second
+    tokenizer the special tokens have names that nobody can type, and those that mean one are
+    written so.
     """
 
     def __init__(self, description: str, added: Mapping[int, tokenizers.AddedToken]) -> None:
@@ -139,13 +166,18 @@ class Apart:
     @cached_property
     def _ids(self) -> dict[int | None, int]:
         """The ids of added tokens by those that they have here."""
-        named = {self._secret.get(each.content, each.content): token for token, each in self._added.items()}
+        named = {
+            self._secret.get(each.content, each.content): token
+            for token, each in self._added.items()
+        }
         return {self._library.token_to_id(name): token for name, token in named.items()}
 
     def encode(
         self, text: str, typed: Typed, places: Sequence[int] = ()
     ) -> tuple[list[int], tokenizers.Encoding, list[int]]:
-        """Return the ids, the library's encoding, and where in what it has read the `places` of the text are."""
+        """Return the ids, the library's encoding, and where in what it has read the `places` of
+        the text are.
+        """
         found = list(self._pattern.finditer(text))
         written = self._pattern.sub(lambda name: self._secret[name[0]], text).translate(typed)
         longer = [(name.end(), len(self._secret[name[0]]) - len(name[0])) for name in found]

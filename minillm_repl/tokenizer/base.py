@@ -17,7 +17,8 @@ class Tokenizer(Protocol):
     """Turns text into token ids, and each id into the bytes it stands for."""
 
     lead: str = ""  # what is put before every text, and taken off again where a whole text is shown
-    unknown_becomes: str = ""  # the token that stands for what the vocabulary lacks; without one it is skipped
+    # the token that stands for what the vocabulary lacks; without one it is skipped
+    unknown_becomes: str = ""
 
     @property
     def size(self) -> int:
@@ -26,16 +27,18 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, start: bool = True, special: bool = False) -> list[int]:
         """Return the ids of `text`.
 
-        With `start` it begins a text, and what this tokenizer puts before one (a start token, a space) is added. The
-        names of special tokens in it are text like any other, unless `special`. What the vocabulary lacks is skipped,
-        or becomes `unknown_becomes`.
+        With `start` it begins a text, and what this tokenizer puts before one (a start token, a
+        space) is added. The names of special tokens in it are text like any other, unless
+        `special`. What the vocabulary lacks is skipped, or becomes `unknown_becomes`.
         """
 
     def unknown(self, text: str) -> list[str]:
         """Return the characters of `text` that the vocabulary lacks, each once, in order."""
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the bytes of one token: possibly only a part of a character; none for a special token."""
+        """Return the bytes of one token: possibly only a part of a character; none for a special
+        token.
+        """
 
     def special(self, token: int) -> str:
         """Return the name of a token that is not text (`<|im_end|>`); empty for one that is."""
@@ -58,7 +61,8 @@ class Tokenizer(Protocol):
         return self.special_names
 
     def encode_rendered(self, text: str, typed: Typed = {}) -> list[int]:  # noqa: B006 - it is only read
-        """Return the ids of what a chat template wrote: names of special tokens mean them, and no start is added.
+        """Return the ids of what a chat template wrote: names of special tokens mean them, and no
+        start is added.
 
         Those that somebody typed are text: a character in `typed` stands for the first of each.
         """
@@ -67,9 +71,13 @@ class Tokenizer(Protocol):
     def encode_marked(
         self, text: str, spans: Sequence[Span], typed: Typed = {}  # noqa: B006 - it is only read
     ) -> tuple[list[int], list[bool]]:  # fmt: skip
-        """Return the ids of what a chat template wrote, and of each whether a part of it lies in one of the spans."""
+        """Return the ids of what a chat template wrote, and of each whether a part of it lies in
+        one of the spans.
+        """
         ids, marks = list[int](), list[bool]()
-        for number, (start, end) in enumerate(pairwise([0, *(place for span in spans for place in span), len(text)])):
+        for number, (start, end) in enumerate(
+            pairwise([0, *(place for span in spans for place in span), len(text)])
+        ):
             part = self.encode_rendered(text[start:end], typed)
             ids += part
             marks += [number % 2 == 1] * len(part)
@@ -80,7 +88,9 @@ class Tokenizer(Protocol):
         return [self.encode(text, start=False) for text in texts]
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a checkpoint has to hold for `tokenizer_from_json` to make this tokenizer again."""
+        """Return what a checkpoint has to hold for `tokenizer_from_json` to make this tokenizer
+        again.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +105,9 @@ class Token:
     def of(cls, tokenizer: Tokenizer, token: int) -> "Token":
         """Return what is known of a token."""
         piece = tokenizer.token_bytes(token)
-        return cls(token, piece.decode("utf-8", "replace") or tokenizer.special(token), tuple(piece))
+        return cls(
+            token, piece.decode("utf-8", "replace") or tokenizer.special(token), tuple(piece)
+        )
 
     @property
     def label(self) -> str:
@@ -110,4 +122,8 @@ def label(tokenizer: Tokenizer, token: int) -> str:
 
 def decode(tokenizer: Tokenizer, ids: list[int]) -> str:
     """Return the text of all tokens from the first; bytes that are no UTF-8 become `�`."""
-    return b"".join(map(tokenizer.token_bytes, ids)).decode("utf-8", "replace").removeprefix(tokenizer.lead)
+    return (
+        b"".join(map(tokenizer.token_bytes, ids))
+        .decode("utf-8", "replace")
+        .removeprefix(tokenizer.lead)
+    )

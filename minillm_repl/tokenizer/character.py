@@ -1,4 +1,6 @@
-"""One token per character, as in the study note: the vocabulary is the sorted set of the corpus's characters."""
+"""One token per character, as in the study note: the vocabulary is the sorted set of the
+corpus's characters.
+"""
 
 import re
 import unicodedata
@@ -14,25 +16,43 @@ _NAME = re.compile(r"<[^<>\s\x00-\x1f\x7f-\x9f]{1,98}>")
 
 
 class CharacterTokenizer(Tokenizer):
-    """Ids are places in the sorted vocabulary; text is normalised to NFC, in which a Hangul syllable is one character.
+    """Ids are places in the sorted vocabulary; text is normalised to NFC, in which a Hangul
+    syllable is one character.
 
-    The ids of special tokens (`<end>`, `<|user|>`) follow. With one called `<unk>`, unknown characters become it.
-    Raises UserError for characters that are not single, not distinct or not text, and for special names of the kind.
+    The ids of special tokens (`<end>`, `<|user|>`) follow. With one called `<unk>`, unknown
+    characters become it. Raises UserError for characters that are not single, not distinct or not
+    text, and for special names of the kind.
     """
 
     def __init__(self, characters: Iterable[str], specials: Iterable[str] = ()) -> None:
         self.characters, self.specials = tuple(characters), tuple(specials)
         self._ids = {character: place for place, character in enumerate(self.characters)}
-        self._special_ids = {name: len(self.characters) + place for place, name in enumerate(self.specials)}
+        self._special_ids = {
+            name: len(self.characters) + place for place, name in enumerate(self.specials)
+        }
         self.unknown_becomes = UNKNOWN if UNKNOWN in self._special_ids else ""
         self._lost = [self._special_ids[UNKNOWN]] if self.unknown_becomes else []
         names = sorted(self.specials, key=len, reverse=True)
-        self._special_pattern = re.compile(f"({'|'.join(map(re.escape, names))})" if names else "(?!)")
-        if len(self._special_ids) != len(self.specials) or not all(map(_NAME.fullmatch, self.specials)):
-            raise UserError(_("the special tokens must have different names such as <end>, of at most 100 characters"))
+        self._special_pattern = re.compile(
+            f"({'|'.join(map(re.escape, names))})" if names else "(?!)"
+        )
+        if len(self._special_ids) != len(self.specials) or not all(
+            map(_NAME.fullmatch, self.specials)
+        ):
+            raise UserError(
+                _(
+                    "the special tokens must have different names such as <end>, of at most 100 "
+                    "characters"
+                )
+            )
         if len(self._ids) != len(self.characters) or not self.characters:
-            raise UserError(_("the vocabulary must list at least one character, and each only once"))
-        if any(len(character) != 1 or "\ud800" <= character <= "\udfff" for character in self.characters):
+            raise UserError(
+                _("the vocabulary must list at least one character, and each only once")
+            )
+        if any(
+            len(character) != 1 or "\ud800" <= character <= "\udfff"
+            for character in self.characters
+        ):
             raise UserError(_("the vocabulary must be made of single characters"))
 
     @classmethod
@@ -46,7 +66,9 @@ class CharacterTokenizer(Tokenizer):
         return len(self.characters) + len(self.specials)
 
     def encode(self, text: str, *, start: bool = True, special: bool = False) -> list[int]:
-        """Return one id per known character of the NFC form of `text`; unknown ones are skipped, or become `<unk>`."""
+        """Return one id per known character of the NFC form of `text`; unknown ones are skipped,
+        or become `<unk>`.
+        """
         del start
         if special:
             return self.encode_rendered(text)
@@ -54,10 +76,13 @@ class CharacterTokenizer(Tokenizer):
         return [token for each in known for token in ([each] if each is not None else self._lost)]
 
     def encode_rendered(self, text: str, typed: Typed = {}) -> list[int]:  # noqa: B006 - it is only read
-        """Return the ids of what a chat template wrote; the names in it are special tokens, unless they were typed."""
+        """Return the ids of what a chat template wrote; the names in it are special tokens,
+        unless they were typed.
+        """
         parts = enumerate(self._special_pattern.split(text))
         ids = (
-            [self._special_ids[part]] if number % 2 else self.encode(part.translate(typed)) for number, part in parts
+            [self._special_ids[part]] if number % 2 else self.encode(part.translate(typed))
+            for number, part in parts
         )
         return [token for part in ids for token in part]
 
@@ -89,7 +114,9 @@ class CharacterTokenizer(Tokenizer):
 
 
 class IdTokenizer(Tokenizer):
-    """For weights that came without a vocabulary: tokens are written as their numbers, `12 7 30 `."""
+    """For weights that came without a vocabulary: tokens are written as their numbers, `12 7 30
+    `.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size

@@ -1,4 +1,6 @@
-"""Descriptions (tokenizer.json) of tokenizers that are made here: of GPT-2's files, of texts, of characters."""
+"""Descriptions (tokenizer.json) of tokenizers that are made here: of GPT-2's files, of texts, of
+characters.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,15 +20,24 @@ _QWEN2 = (
 
 
 def byte_level_bpe(
-    vocabulary: Mapping[str, int], merges: str, *, kind: str = BYTE_LEVEL[0], add_prefix_space: bool = False
+    vocabulary: Mapping[str, int],
+    merges: str,
+    *,
+    kind: str = BYTE_LEVEL[0],
+    add_prefix_space: bool = False,
 ) -> dict[str, Any]:
-    """Return the description of a tokenizer like GPT-2's from its `vocab.json` and its `merges.txt`.
+    """Return the description of a tokenizer like GPT-2's from its `vocab.json` and its
+    `merges.txt`.
 
-    Its `<|endoftext|>` is a special token, where the vocabulary has one. `kind` is one of `BYTE_LEVEL`. Raises
-    UserError if they do not go together.
+    Its `<|endoftext|>` is a special token, where the vocabulary has one. `kind` is one of
+    `BYTE_LEVEL`. Raises UserError if they do not go together.
     """
     lines = (line.rstrip("\r") for line in merges.split("\n"))
-    pairs = [line.partition(" ")[::2] for line in lines if line.strip() and not line.startswith("#version")]
+    pairs = [
+        line.partition(" ")[::2]
+        for line in lines
+        if line.strip() and not line.startswith("#version")
+    ]
     parts = tokenizers.pre_tokenizers
     split = [parts.Split(tokenizers.Regex(_QWEN2), "isolated")] if kind == "Qwen2Tokenizer" else []
     with library_errors():
@@ -60,7 +71,9 @@ def trained_bpe(texts: Iterator[str], size: int, special: Sequence[str]) -> dict
 
 
 def characters(known: Sequence[str], specials: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the description of a tokenizer of one token per character, for programs that know only this library."""
+    """Return the description of a tokenizer of one token per character, for programs that know
+    only this library.
+    """
     unknown = UNKNOWN if UNKNOWN in specials else None
     every = {character: i for i, character in enumerate((*known, *specials))}
     library = tokenizers.Tokenizer(tokenizers.models.BPE(every, [], unk_token=unknown))

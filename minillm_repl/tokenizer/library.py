@@ -12,7 +12,9 @@ from minillm_repl.safetext import safe_line
 
 @contextmanager
 def library_errors() -> Iterator[None]:
-    """Turn what the library raises into a UserError: plain Exceptions, and panics, which are not even that."""
+    """Turn what the library raises into a UserError: plain Exceptions, and panics, which are not
+    even that.
+    """
     try:
         yield
     except UserError:
@@ -20,7 +22,9 @@ def library_errors() -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise UserError(_("the tokenizers library fails: {error:.200}", error=safe_line(str(error)))) from None
+        raise UserError(
+            _("the tokenizers library fails: {error:.200}", error=safe_line(str(error)))
+        ) from None
 
 
 def make(description: str) -> tokenizers.Tokenizer:
@@ -32,5 +36,7 @@ def make(description: str) -> tokenizers.Tokenizer:
 
 
 def whole_characters(text: str) -> str:
-    """Return the text with `?` for bytes that were no UTF-8 where they were typed, which the library cannot take."""
+    """Return the text with `?` for bytes that were no UTF-8 where they were typed, which the
+    library cannot take.
+    """
     return text.encode("utf-8", "replace").decode()

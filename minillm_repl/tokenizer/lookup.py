@@ -11,8 +11,9 @@ from minillm_repl.tokenizer.base import Token, Tokenizer
 def find_token(tokenizer: Tokenizer, word: str) -> list[int]:
     """Return the ids that a word could mean, the likeliest reading first.
 
-    `#123` is an id, the name of a special token is that token, ␣ and ⏎ are a space and a newline. Else the word as it
-    is, and with a space before it, where one token is exactly that. Raises UserError if none is.
+    `#123` is an id, the name of a special token is that token, ␣ and ⏎ are a space and a newline.
+    Else the word as it is, and with a space before it, where one token is exactly that. Raises
+    UserError if none is.
     """
     if word.startswith("#") and word[1:].isdecimal():
         if len(word) > 10 or int(word[1:]) >= tokenizer.size:
@@ -29,15 +30,27 @@ def find_token(tokenizer: Tokenizer, word: str) -> list[int]:
         return [special]
     text = word.replace(SPACE, " ").replace(NEWLINE, "\n")
     split = [tokenizer.encode(each, start=False) for each in (text, " " + text)]
-    exact = [ids[0] for ids, each in zip(split, (text, " " + text), strict=True) if _is(tokenizer, ids, each)]
+    exact = [
+        ids[0]
+        for ids, each in zip(split, (text, " " + text), strict=True)
+        if _is(tokenizer, ids, each)
+    ]
     if not exact:
-        pieces = " ".join(f"{Token.of(tokenizer, token).label} (#{token})" for token in split[0][:8])
+        pieces = " ".join(
+            f"{Token.of(tokenizer, token).label} (#{token})" for token in split[0][:8]
+        )
         remedy = (
             _("it would be {pieces}: ask for one of these", pieces=pieces)
             if pieces
             else _("its characters are not in the vocabulary")
         )
-        raise UserError(_("{word} is not one token of this model; {remedy}", word=safe_line(word), remedy=remedy))
+        raise UserError(
+            _(
+                "{word} is not one token of this model; {remedy}",
+                word=safe_line(word),
+                remedy=remedy,
+            )
+        )
     return exact
 
 
@@ -46,7 +59,8 @@ def _is(tokenizer: Tokenizer, ids: list[int], text: str) -> bool:
 
 
 def put_before(tokenizer: Tokenizer, ids: Sequence[int], text: str | None = None) -> int:
-    """Return how many bytes (a space, or none) the tokenizer has put before the text that became `ids`.
+    """Return how many bytes (a space, or none) the tokenizer has put before the text that became
+    `ids`.
 
     Of a text that is not known, whether it puts one before others.
     """

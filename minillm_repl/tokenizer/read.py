@@ -9,7 +9,10 @@ from minillm_repl.tokenizer.character import CharacterTokenizer, IdTokenizer
 
 
 def tokenizer_from_json(data: Any) -> Tokenizer:
-    """Make the tokenizer that a checkpoint describes. Raises UserError if it describes none that is known here."""
+    """Make the tokenizer that a checkpoint describes.
+
+    Raises UserError if it describes none that is known here.
+    """
     match data:
         case {"type": "character", "normalization": "NFC", "characters": str(characters)}:
             specials = data.get("specials", [])
@@ -21,10 +24,18 @@ def tokenizer_from_json(data: Any) -> Tokenizer:
                 return CharacterTokenizer(characters, specials)
         case {"type": "ids", "size": int(size)} if 0 < size <= 2_000_000:
             return IdTokenizer(size)
-        case {"type": "subword", "size": int(size), "names": dict(names), "description": dict(description)} if (
-            0 < size <= 2_000_000 and all(isinstance(name, str) for name in names.values())
-        ):
+        case {
+            "type": "subword",
+            "size": int(size),
+            "names": dict(names),
+            "description": dict(description),
+        } if 0 < size <= 2_000_000 and all(isinstance(name, str) for name in names.values()):
             from minillm_repl.tokenizer.subword import SubwordTokenizer
 
             return SubwordTokenizer(description, names, size)
-    raise UserError(_("the tokenizer described in it is of no kind known here; a newer minillm-repl may know it"))
+    raise UserError(
+        _(
+            "the tokenizer described in it is of no kind known here; a newer minillm-repl may know "
+            "it"
+        )
+    )

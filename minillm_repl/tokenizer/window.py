@@ -1,4 +1,6 @@
-"""Which tokens of a text a model sees when the text is longer than its context; positions count over the whole text."""
+"""Which tokens of a text a model sees when the text is longer than its context; positions count
+over the whole text.
+"""
 
 import math
 from collections.abc import Sequence
@@ -13,8 +15,8 @@ _MOVES_BY_ONE = 64  # tokens: up to here, reading the window again takes no time
 def window_start(length: int, context: int) -> int:
     """Return how many of the first tokens of a text the model no longer sees.
 
-    A small window moves by one token, as in the study note. Every move makes the model read the whole window again,
-    so a large one moves by a quarter.
+    A small window moves by one token, as in the study note. Every move makes the model read the
+    whole window again, so a large one moves by a quarter.
     """
     step = 1 if context <= _MOVES_BY_ONE else context // 4
     return math.ceil(max(0, length - context) / step) * step
@@ -28,10 +30,13 @@ def start_token(tokenizer: Tokenizer) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class OnText:
-    """What is told of a text of which the model may see only a part: the first `kept` tokens, and the last."""
+    """What is told of a text of which the model may see only a part: the first `kept` tokens,
+    and the last.
+    """
 
     unseen: int = 0  # tokens that the model does not see: the text is longer than its context
-    kept: int = 0  # tokens before these, which it does see: 1 where the text begins with a start token
+    # tokens before these, which it does see: 1 where the text begins with a start token
+    kept: int = 0
 
     def position_of(self, index: int) -> int:
         """Return where in the whole text one of the tokens stands that are seen."""
@@ -64,7 +69,8 @@ class Window(OnText):
 
 
 def window(ids: Sequence[int], context: int, start: int | None = None) -> Window:
-    """Return what a model sees of a text: the last tokens, and before them its start token if it begins with it.
+    """Return what a model sees of a text: the last tokens, and before them its start token if it
+    begins with it.
 
     A model that begins each text with a start token has seen no text without one.
     """

@@ -28,10 +28,12 @@ class Corpus:
     name: str  # as the user gave it
     files: tuple[tuple[Path, Shape], ...]
     split: str
-    sha256: str  # of a file: of its text with newlines as line ends and no byte order mark, as UTF-8
+    # of a file: of its text with newlines as line ends and no byte order mark, as UTF-8
+    sha256: str
     count: int  # of documents
     conversations: bool
-    characters: NDArray[np.int64] = field(repr=False)  # (0x110000,), how often each code point occurs
+    # (0x110000,), how often each code point occurs
+    characters: NDArray[np.int64] = field(repr=False)
     notes: tuple[str, ...] = ()  # what was found and mended, a line each
 
     def documents(self) -> Iterator[Document]:
@@ -45,16 +47,23 @@ class Corpus:
         return " ".join(f"{shape.kind}{shape.delimiter}" for _file, shape in self.files[:1])
 
 
-def open_corpus(path: Path, split: str = "auto", interrupted: Callable[[], bool] = lambda: False) -> Corpus:
+def open_corpus(
+    path: Path, split: str = "auto", interrupted: Callable[[], bool] = lambda: False
+) -> Corpus:
     """Look through a corpus once: its documents, its characters, its digest.
 
-    `split` says where a text file's documents end: `auto` (at a line `<|endoftext|>`, and at two or more blank lines
-    where that is more than an accident), `blank-lines` (one is enough) or `whole` (nowhere). Each record of JSON or of
-    a table and each file of a folder is a document in any case. Raises UserError naming the file, if it cannot be read,
-    is not what its ending says, or is empty; or when it is interrupted.
+    `split` says where a text file's documents end: `auto` (at a line `<|endoftext|>`, and at two or
+    more blank lines where that is more than an accident), `blank-lines` (one is enough) or `whole`
+    (nowhere). Each record of JSON or of a table and each file of a folder is a document in any
+    case. Raises UserError naming the file, if it cannot be read, is not what its ending says, or is
+    empty; or when it is interrupted.
     """
     corpus = _look_through(path, split, interrupted)
-    if split == "auto" and 1 < corpus.count < _FEW and [file for file, _shape in corpus.files] == [path]:
+    if (
+        split == "auto"
+        and 1 < corpus.count < _FEW
+        and [file for file, _shape in corpus.files] == [path]
+    ):
         return _look_through(path, "marks", interrupted)
     return corpus
 
@@ -71,7 +80,9 @@ def _look_through(path: Path, split: str, interrupted: Callable[[], bool]) -> Co
         if folder:
             found.update(str(file.relative_to(path)).encode("utf-8", "surrogateescape") + b"\0")
         written = Written()
-        for document in read(file, shape, split, mended, _digested(text_pieces(file, written, PIECE), found)):
+        for document in read(
+            file, shape, split, mended, _digested(text_pieces(file, written, PIECE), found)
+        ):
             conversations |= bool(document.messages)
             texts |= bool(document.text)
             count += document.ends
@@ -86,11 +97,15 @@ def _look_through(path: Path, split: str, interrupted: Callable[[], bool]) -> Co
     characters += _counts(waiting)
     name = safe_line(str(path))
     if conversations and texts:
-        raise UserError(_("{name} holds both texts and conversations; keep them in two corpora", name=name))
+        raise UserError(
+            _("{name} holds both texts and conversations; keep them in two corpora", name=name)
+        )
     if not characters[33:].any():
         raise UserError(_("{name} is empty: there is nothing to learn from", name=name))
     notes = (*skipped, *_read_as(files, folder), *mended.notes(folder))
-    return Corpus(str(path), files, split, found.hexdigest(), count, conversations, characters, notes)
+    return Corpus(
+        str(path), files, split, found.hexdigest(), count, conversations, characters, notes
+    )
 
 
 def _digested(pieces: Iterator[str], digest: "hashlib._Hash") -> Iterator[str]:
@@ -100,7 +115,9 @@ def _digested(pieces: Iterator[str], digest: "hashlib._Hash") -> Iterator[str]:
 
 
 def _read_as(files: tuple[tuple[Path, Shape], ...], folder: bool) -> Iterator[str]:
-    """Yield what is to be told of files that hold something else than their names say, a line for each kind."""
+    """Yield what is to be told of files that hold something else than their names say, a line
+    for each kind.
+    """
     told = [(file.name, shape.title) for file, shape in files if shape.told]
     for title in dict.fromkeys(title for _file, title in told):
         names = [file for file, what in told if what == title]
@@ -114,11 +131,14 @@ def _counts(texts: list[str]) -> NDArray[np.int64]:
 
 
 def _in_folder(folder: Path, split: str, skipped: list[str]) -> Iterator[tuple[Path, Shape]]:
-    """Yield the files of a folder that can be read, and what they hold; tell of those whose meaning is not clear."""
+    """Yield the files of a folder that can be read, and what they hold; tell of those whose
+    meaning is not clear.
+    """
     for file in _files(folder):
         try:
             shape = shape_of(file, split)
-            if file.suffix.lower() in OTHER and shape.kind != "table":  # a table was told by its columns
+            # a table was told by its columns
+            if file.suffix.lower() in OTHER and shape.kind != "table":
                 next(read(file, shape, split, Mended(), text_pieces(file, Written(), PIECE)), None)
             yield file, shape
         except UserError as error:
@@ -159,5 +179,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _beside(file: Path) -> bool:
-    """Tell whether a system or an editor has put a file there, or in a folder of theirs: second copies, and no text."""
+    """Tell whether a system or an editor has put a file there, or in a folder of theirs: second
+    copies, and no text.
+    """
     return any(part.startswith(".") or part == "__MACOSX" for part in file.parts)

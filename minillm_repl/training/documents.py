@@ -11,8 +11,10 @@ from minillm_repl.checkpoint.encoding import Written
 from minillm_repl.language import _, _n
 from minillm_repl.safetext import safe_line
 
-PIECE = 1 << 20  # characters in a piece of a long document, and bytes of a file that are read at once
-_HELD = 2_048  # characters at the end of what was read, where a boundary may have begun and is not whole yet
+# characters in a piece of a long document, and bytes of a file that are read at once
+PIECE = 1 << 20
+# characters at the end of what was read, where a boundary may have begun and is not whole yet
+_HELD = 2_048
 # A line of more spaces is not blank: what has to be held is bounded.
 _BLANK, _MARK = r"[^\S\n]{0,1000}+\n", r"<\|endoftext\|>\n"
 _BOUNDARY = {  # each begins with the line end of the document before it
@@ -49,7 +51,9 @@ class Mended:
     files: dict[str, list[str]] = field(default_factory=dict)  # by the encoding that is not UTF-8
 
     def read(self, name: str, written: Written, *, lines: bool) -> None:
-        """Take note of how a file of that name was written; with `lines`, the ends of its lines are part of it."""
+        """Take note of how a file of that name was written; with `lines`, the ends of its lines
+        are part of it.
+        """
         self.ends |= lines and written.ends
         self.mark |= written.mark and not written.told
         if written.told:
@@ -70,7 +74,9 @@ class Mended:
 
 
 def named(note: str, files: list[str]) -> str:
-    """Return a note after the name of the first file that it is about, and how many more there are."""
+    """Return a note after the name of the first file that it is about, and how many more there
+    are.
+    """
     if not files:
         return note
     first, more = safe_line(files[0]), len(files) - 1
@@ -97,10 +103,14 @@ def _whole_letters(stretches: Iterator[str], mended: Mended) -> Iterator[str]:
 
 
 def _last_cut(text: str) -> int:
-    """Return where a text can be cut with nothing composed across: before its last space or newline."""
+    """Return where a text can be cut with nothing composed across: before its last space or
+    newline.
+    """
     cut = max(text.rfind(" "), text.rfind("\n"))
     if cut <= 0 and len(text) > 4 * PIECE:
-        cut = next((place for place in range(len(text) - 1, 0, -1) if text[place] < "\u0300"), len(text))
+        cut = next(
+            (place for place in range(len(text) - 1, 0, -1) if text[place] < "\u0300"), len(text)
+        )
     return max(cut, 0)
 
 
@@ -114,13 +124,15 @@ def composed(text: str, mended: Mended) -> str:
 
 def _cut_at(stretches: Iterator[str], boundary: re.Pattern[str]) -> Iterator[Document]:
     """Cut a text into documents, and those that are long into pieces."""
-    text, place = "\n", 1  # what is not given out yet begins at `place`; a text begins as after a line
+    # what is not given out yet begins at `place`; a text begins as after a line
+    text, place = "\n", 1
     for more in chain(stretches, (None,)):
         last = more is None
         text, place = text[place - 1 :] + (more or ""), 1
         added = last and not text.endswith("\n")
         text += "\n" * added
-        sure = len(text) - _HELD * (not last)  # a boundary that begins before here can be seen whole
+        # a boundary that begins before here can be seen whole
+        sure = len(text) - _HELD * (not last)
         for match in boundary.finditer(text):
             if match.start() >= sure:
                 break
@@ -149,7 +161,9 @@ def pieces(text: str, size: int) -> Iterator[str]:
 
 
 def _cut(text: str, start: int, stop: int) -> int:
-    """Return the last good place to cut that is at most `stop`, and after `start`: before a space, after a word."""
+    """Return the last good place to cut that is at most `stop`, and after `start`: before a
+    space, after a word.
+    """
     window = max(start, stop - _HELD)
     found = (pattern.match(text, window, stop + 1) for pattern in _CUTS)
     return next((match.end() for match in found if match), stop)

@@ -1,4 +1,5 @@
-"""What training tells: `TrainStep` after each step, now and then `Evaluated`, `Saved` or `NotSaved`, then `Finished`.
+"""What training tells: `TrainStep` after each step, now and then `Evaluated`, `Saved` or
+`NotSaved`, then `Finished`.
 
 Losses are in nats per token.
 """
@@ -23,12 +24,15 @@ class TrainStep:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """The losses were measured, each over an even sample of its text, or all of it where that is short."""
+    """The losses were measured, each over an even sample of its text, or all of it where that is
+    short.
+    """
 
     step: int
     train_loss: float
     val_loss: float | None  # None without a validation part
-    bits_per_character: float  # of the validation part if there is one, else of the text that is trained on
+    # of the validation part if there is one, else of the text that is trained on
+    bits_per_character: float
     best: bool  # no measurement before this one was as good
 
 
@@ -41,7 +45,9 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class NotSaved:
-    """The run could not be saved after this step; it goes on, and what was saved before is still there."""
+    """The run could not be saved after this step; it goes on, and what was saved before is still
+    there.
+    """
 
     step: int
     why: str
@@ -49,7 +55,9 @@ class NotSaved:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Training ended; the model holds the best weights that were measured, or the last where nothing was held out."""
+    """Training ended; the model holds the best weights that were measured, or the last where
+    nothing was held out.
+    """
 
     reason: Reason
     steps: int  # that were taken

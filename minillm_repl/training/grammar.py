@@ -1,10 +1,11 @@
 r"""Text made from a grammar: rules of alternatives, from which one is drawn each time.
 
-A line `name = this | that {other} | ...` is a rule, and lines that begin with spaces go on with its alternatives.
-`{other}` becomes an alternative of that rule, drawn anew each time; `{it:other}` is drawn once in a text, and the same
-wherever `it` stands. `*3` at the end of an alternative makes it three times as likely, and `\n` is a line break. A line
-that begins with `#` is a comment. Korean particles are written as pairs (`을/를`), of which the one that fits the
-letter before is taken.
+A line `name = this | that {other} | ...` is a rule, and lines that begin with spaces go on with its
+alternatives.
+`{other}` becomes an alternative of that rule, drawn anew each time; `{it:other}` is drawn once in a
+text, and the same wherever `it` stands. `*3` at the end of an alternative makes it three times as
+likely, and `\n` is a line break. A line that begins with `#` is a comment. Korean particles are
+written as pairs (`을/를`), of which the one that fits the letter before is taken.
 """
 
 import random
@@ -22,7 +23,10 @@ _ATTEMPTS = 20  # to draw a text that has not been there before
 
 
 class Grammar:
-    """Rules by name, read from a text. Raises UserError for a rule that names one that is not there."""
+    """Rules by name, read from a text.
+
+    Raises UserError for a rule that names one that is not there.
+    """
 
     def __init__(self, text: str) -> None:
         self._rules: dict[str, tuple[list[str], list[int]]] = {}
@@ -30,11 +34,16 @@ class Grammar:
         for line in filter(str.strip, text.splitlines()):
             name, _equals, alternatives = line.partition("=")
             found = [_weighted(each.strip()) for each in alternatives.strip(" |").split("|")]
-            self._rules[name.strip()] = [each for each, _weight in found], [weight for _each, weight in found]
+            self._rules[name.strip()] = (
+                [each for each, _weight in found],
+                [weight for _each, weight in found],
+            )
         for name, (written, _weights) in self._rules.items():
             for _chosen, rule in _SLOT.findall(" ".join(written)):
                 if rule not in self._rules:
-                    raise UserError(_("the rule {name} names {rule}, which is not there", name=name, rule=rule))
+                    raise UserError(
+                        _("the rule {name} names {rule}, which is not there", name=name, rule=rule)
+                    )
 
     def texts(self, rule: str, count: int, seed: int) -> Iterator[str]:
         """Yield up to `count` different texts, fewer where no new ones are found."""

@@ -1,8 +1,10 @@
-"""Muon, an optimiser for matrices: the momentum of the gradient, with all its directions made equally long.
+"""Muon, an optimiser for matrices: the momentum of the gradient, with all its directions made
+equally long.
 
-Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/); the size of a step is that of Liu et al. 2025
-(https://arxiv.org/abs/2502.16982), with which AdamW's learning rates fit. torch's own is the same, but always computes
-in bfloat16, which takes a processor without instructions for it ten to twenty times as long as float32.
+Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/); the size of a step is that of Liu
+et al. 2025 (https://arxiv.org/abs/2502.16982), with which AdamW's learning rates fit. torch's own
+is the same, but always computes in bfloat16, which takes a processor without instructions for it
+ten to twenty times as long as float32.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,7 +19,9 @@ _LEAST = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """Moves matrices by orthogonalised momentum; `dtype` is asked at each step what to compute that in."""
+    """Moves matrices by orthogonalised momentum; `dtype` is asked at each step what to compute
+    that in.
+    """
 
     def __init__(
         self,
@@ -48,7 +52,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Return the matrix (rows, columns) with all singular values brought near 1, by Newton and Schulz's iteration."""
+    """Return the matrix (rows, columns) with all singular values brought near 1, by Newton and
+    Schulz's iteration.
+    """
     a, b, c = _QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix

@@ -1,4 +1,6 @@
-"""Where a run is kept on its way: beside its checkpoint, or, while no file is named, at a place of this visit's own."""
+"""Where a run is kept on its way: beside its checkpoint, or, while no file is named, at a place
+of this visit's own.
+"""
 
 import os
 from functools import cache
@@ -34,7 +36,9 @@ def _own(folder: Path) -> Path:
 
 
 def _stopped(path: Path) -> float:
-    """Return when the run at a place was stopped, or 0 for none; places without a run stay in their order."""
+    """Return when the run at a place was stopped, or 0 for none; places without a run stay in
+    their order.
+    """
     try:
         return resume_path(path).stat().st_mtime
     except OSError:

@@ -28,7 +28,9 @@ class Processes:
     size: int = 1
 
     def shard(self, model: LanguageModel) -> None:
-        """Let each process hold only its share of every weight (FSDP2), for a model too large for one."""
+        """Let each process hold only its share of every weight (FSDP2), for a model too large
+        for one.
+        """
         if self.size > 1:
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
@@ -48,7 +50,9 @@ class Processes:
 
     @contextmanager
     def gradients_apart(self, forward: nn.Module) -> Iterator[None]:
-        """Let gradients gather in this process, to be averaged with those of a later part of the batch."""
+        """Let gradients gather in this process, to be averaged with those of a later part of the
+        batch.
+        """
         apart = getattr(forward, "no_sync", None)  # DistributedDataParallel's
         with apart() if apart else nullcontext():
             share = getattr(forward, "set_requires_gradient_sync", None)  # of a model in shares
@@ -65,12 +69,18 @@ class Processes:
         return value
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Tell whether a flag is set in any of the processes, so that all of them go the same way."""
-        return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=device)) > 0)
+        """Tell whether a flag is set in any of the processes, so that all of them go the same
+        way.
+        """
+        return (
+            flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=device)) > 0)
+        )
 
     @contextmanager
     def first_then_others(self) -> Iterator[None]:
-        """Let the first process do something, and the others after it: find in the cache what the first put there."""
+        """Let the first process do something, and the others after it: find in the cache what
+        the first put there.
+        """
         if self.rank > 0:
             dist.barrier()
         yield

@@ -11,7 +11,8 @@ import torch
 from minillm_repl.training.stopping import Interrupted
 from minillm_repl.training.trainer import Trainer
 
-# Multiplications a step, below which a second thread is no faster on a quiet machine, and far slower on a busy one.
+# Multiplications a step, below which a second thread is no faster on a quiet machine, and far
+# slower on a busy one.
 _ONE_THREAD = 2e8
 _WORTH_IT = 0.9  # of the time: what changes the numbers must gain something
 _TRIALS = 3
@@ -28,20 +29,33 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def quickest(trainer: Trainer, given_threads: int, interrupted: Callable[[], bool]) -> tuple[int, str, float]:
-    """Return the number of threads and the precision that are fastest, and the seconds of a step with them.
+def quickest(
+    trainer: Trainer, given_threads: int, interrupted: Callable[[], bool]
+) -> tuple[int, str, float]:
+    """Return the number of threads and the precision that are fastest, and the seconds of a step
+    with them.
 
-    What the user gave, and what makes no difference for so small a model, is not tried. The model is left as it was.
-    Raises Interrupted.
+    What the user gave, and what makes no difference for so small a model, is not tried. The model
+    is left as it was. Raises Interrupted.
     """
     plan = trainer.plan
     small = trainer.model.config.parameters * plan.batch * plan.context < _ONE_THREAD
-    counts = [given_threads] if given_threads else [1] if small else sorted({1, torch.get_num_threads()})
-    kinds = [plan.precision] if plan.precision != "auto" else ["float32"] if small else ["float32", "bfloat16"]
+    counts = (
+        [given_threads] if given_threads else [1] if small else sorted({1, torch.get_num_threads()})
+    )
+    kinds = (
+        [plan.precision]
+        if plan.precision != "auto"
+        else ["float32"]
+        if small
+        else ["float32", "bfloat16"]
+    )
     if trainer.device.type != "cpu":
         counts = counts[:1]
     with torch.random.fork_rng(enabled=trainer.device.type == "cpu"):
-        times = {(count, kinds[0]): _seconds(trainer, count, kinds[0], interrupted) for count in counts}
+        times = {
+            (count, kinds[0]): _seconds(trainer, count, kinds[0], interrupted) for count in counts
+        }
         count = min(counts, key=lambda each: times[each, kinds[0]])
         best = count, kinds[0], times[count, kinds[0]]
         for kind in kinds[1:]:
@@ -51,7 +65,9 @@ def quickest(trainer: Trainer, given_threads: int, interrupted: Callable[[], boo
     return best
 
 
-def _seconds(trainer: Trainer, count: int, precision: str, interrupted: Callable[[], bool]) -> float:
+def _seconds(
+    trainer: Trainer, count: int, precision: str, interrupted: Callable[[], bool]
+) -> float:
     """Return the time of forward and backward for one step, the shortest of a few."""
     plan = trainer.plan
     rows = max(1, plan.batch // plan.accumulate)

@@ -1,7 +1,8 @@
 """Recipes: how a model of a certain kind comes out of a folder of texts, as a file in `recipes/`.
 
-A recipe names its sources, how much of each is taken, and the settings of the training. What it makes of them is a
-corpus of two files: what is trained on, shuffled, and what is held out of every source.
+A recipe names its sources, how much of each is taken, and the settings of the training. What it
+makes of them is a corpus of two files: what is trained on, shuffled, and what is held out of every
+source.
 """
 
 import json
@@ -59,15 +60,19 @@ class Recipe:
     def prepare(
         self, data: Path, folder: Path, tell: Callable[[str], object] = lambda _note: None
     ) -> tuple[Path, Path]:
-        """Write the corpus into `folder`; return the file to train on, and the one that is held out.
+        """Write the corpus into `folder`; return the file to train on, and the one that is held
+        out.
 
-        The same texts and recipe give the same files; `tell` is told of a text that is not UTF-8. Raises UserError for
-        a text that is missing.
+        The same texts and recipe give the same files; `tell` is told of a text that is not UTF-8.
+        Raises UserError for a text that is missing.
         """
         train, held = list[str](), list[tuple[str, str]]()
         for source in self.sources:
             documents = self._documents(source, data, tell)
-            blocks = [place // source.block % _HELD_OUT == _HELD_OUT // 2 for place in range(len(documents))]
+            blocks = [
+                place // source.block % _HELD_OUT == _HELD_OUT // 2
+                for place in range(len(documents))
+            ]
             learnt = [text for text, out in zip(documents, blocks, strict=True) if not out]
             apart = set(documents).difference(learnt)
             held += [(source.name, text) for text in documents if text in apart]
@@ -85,7 +90,13 @@ class Recipe:
             return list(grammar.texts(source.rule, source.count, self.plan.seed))
         path = data / source.file
         if not there(path):
-            raise UserError(_("the recipe {recipe} needs the text {path}", recipe=self.name, path=safe_line(str(path))))
+            raise UserError(
+                _(
+                    "the recipe {recipe} needs the text {path}",
+                    recipe=self.name,
+                    path=safe_line(str(path)),
+                )
+            )
         written = Written()
         text = unicodedata.normalize("NFC", read_text(path, written))
         for note in written.notes(path):
@@ -96,9 +107,15 @@ class Recipe:
         if source.wrapped:
             parts = [re.sub(r"(?<!\n)\n(?!\n)", " ", part) for part in parts]
         wanted = re.compile(source.match or r"(?s:.+)")
-        fitting = [part for part in parts if wanted.fullmatch(part) and not self.unwanted.search(part)]
+        fitting = [
+            part for part in parts if wanted.fullmatch(part) and not self.unwanted.search(part)
+        ]
         share = min(1.0, source.characters / max(1, sum(map(len, fitting))))
-        return [part for place, part in enumerate(fitting) if int((place + 1) * share) > int(place * share)]
+        return [
+            part
+            for place, part in enumerate(fitting)
+            if int((place + 1) * share) > int(place * share)
+        ]
 
 
 def read_recipe(name: str) -> Recipe:
@@ -106,7 +123,11 @@ def read_recipe(name: str) -> Recipe:
     path = FOLDER / f"{name}.toml"
     if name not in recipes():
         raise UserError(
-            _("there is no recipe {name!r}; there are {recipes}", name=safe_line(name), recipes=", ".join(recipes()))
+            _(
+                "there is no recipe {name!r}; there are {recipes}",
+                name=safe_line(name),
+                recipes=", ".join(recipes()),
+            )
         )
     read = tomllib.loads(path.read_text(encoding="utf-8"))
     plan = TrainPlan()

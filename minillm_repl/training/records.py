@@ -17,7 +17,8 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.training.documents import Document, Mended, composed
 
 _LONGEST = 64 << 20  # characters of one record
-_PART = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{},"]', re.DOTALL)  # a quote alone begins a string that is not whole yet
+# a quote alone begins a string that is not whole yet
+_PART = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{},"]', re.DOTALL)
 _TEXT = ("text", "document", "sentence", "본문", "텍스트", "문장")
 _ASKED = ("prompt", "question", "instruction", "user", "q", "질문")
 _ANSWERED = ("completion", "answer", "response", "output", "assistant", "a", "답변", "대답")
@@ -25,7 +26,9 @@ _TALK = ("conversation", "conversation_id", "dialogue_id", "chat_id", "id", "대
 
 
 def meaning(names: list[str]) -> str:
-    """Return what a record with fields of these names is: `messages`, `text`, `pair`, `turn`; empty if unclear."""
+    """Return what a record with fields of these names is: `messages`, `text`, `pair`, `turn`;
+    empty if unclear.
+    """
     known = [name.strip().casefold() for name in names]
     if "messages" in known:
         return "messages"
@@ -49,7 +52,8 @@ def record(value: Any, what: str, mended: Mended) -> Document:
     shown = safe_line(json.dumps(value, ensure_ascii=False))
     raise UserError(
         _(
-            '{what} must be a string, or an object with "text" (a string), "messages" (a list), or "prompt" and'
+            '{what} must be a string, or an object with "text" (a string), "messages" (a '
+            'list), or "prompt" and'
             ' "completion" (strings), not {shown:.60}',
             what=what,
             shown=shown,
@@ -76,13 +80,19 @@ def _messages(fields: dict[str, Any], what: str, mended: Mended) -> Document | N
 
 
 def _pair(fields: dict[str, Any], what: str, mended: Mended) -> Document | None:
-    asked, more, answered = _first(fields, _ASKED), fields.get("input") or "", _first(fields, _ANSWERED)
+    asked, more, answered = (
+        _first(fields, _ASKED),
+        fields.get("input") or "",
+        _first(fields, _ANSWERED),
+    )
     if not all(isinstance(each, str) for each in (asked, more, answered)):
         return None
     said = [("user", f"{asked}\n\n{more}" if more else asked), ("assistant", answered)]
     if fields.get("system"):
         said.insert(0, ("system", fields["system"]))
-    return _messages({"messages": [{"role": role, "content": text} for role, text in said]}, what, mended)
+    return _messages(
+        {"messages": [{"role": role, "content": text} for role, text in said]}, what, mended
+    )
 
 
 _DOCUMENTS: dict[str, Callable[[dict[str, Any], str, Mended], Document | None]] = {
@@ -120,7 +130,10 @@ def _message(message: Any, what: str, mended: Mended) -> Message:
 
 
 def json_lines(pieces: Iterator[str], name: str, mended: Mended) -> Iterator[Document]:
-    """Yield a document for each line of JSON that is not blank. Raises UserError naming the line."""
+    """Yield a document for each line of JSON that is not blank.
+
+    Raises UserError naming the line.
+    """
     for number, line in enumerate(lines(pieces, name), 1):
         if line.strip():
             what = _("line {number:,} of {file}", number=number, file=name)
@@ -136,7 +149,9 @@ def lines(pieces: Iterator[str], name: str) -> Iterator[str]:
             length += len(part)
             if length >= _LONGEST:
                 what = _("line {number:,} of {file}", number=number, file=name)
-                raise UserError(_("{what} is longer than {size} MiB", what=what, size=_LONGEST >> 20))
+                raise UserError(
+                    _("{what} is longer than {size} MiB", what=what, size=_LONGEST >> 20)
+                )
             if part.endswith("\n"):
                 yield "".join(begun)
                 begun, length, number = [], 0, number + 1
@@ -145,7 +160,10 @@ def lines(pieces: Iterator[str], name: str) -> Iterator[str]:
 
 
 def json_array(pieces: Iterator[str], name: str, mended: Mended) -> Iterator[Document]:
-    """Yield a document for each value of an array, or for the one value of a file. Raises UserError naming it."""
+    """Yield a document for each value of an array, or for the one value of a file.
+
+    Raises UserError naming it.
+    """
     values = _values(pieces, name)
     if next(values) != "[":
         yield record(parse_json("".join(values), name), name, mended)
@@ -156,7 +174,9 @@ def json_array(pieces: Iterator[str], name: str, mended: Mended) -> Iterator[Doc
 
 
 def _values(pieces: Iterator[str], name: str) -> Iterator[str]:
-    """Yield `[`, and then the values of an array as text; or what else the file begins with, and then all of it."""
+    """Yield `[`, and then the values of an array as text; or what else the file begins with, and
+    then all of it.
+    """
     text = next(pieces, "")
     if not text.lstrip().startswith("["):
         yield ""
@@ -192,19 +212,25 @@ def _values(pieces: Iterator[str], name: str) -> Iterator[str]:
 
 def _check_length(length: int, name: str) -> None:
     if length > _LONGEST:
-        raise UserError(_("a record of {file} is longer than {size} MiB", file=name, size=_LONGEST >> 20))
+        raise UserError(
+            _("a record of {file} is longer than {size} MiB", file=name, size=_LONGEST >> 20)
+        )
 
 
 def _nothing_more(rest: str, pieces: Iterator[str], name: str) -> None:
     if rest.strip() or any(piece.strip() for piece in pieces):
-        raise UserError(_("{file} goes on after its JSON array: is it two files in one?", file=name))
+        raise UserError(
+            _("{file} goes on after its JSON array: is it two files in one?", file=name)
+        )
 
 
 # -- tables
 
 
 def first_rows(head: str, delimiter: str) -> Iterator[list[str]]:
-    """Yield the rows that a text begins with, as the names of columns are compared, for as long as it is a table."""
+    """Yield the rows that a text begins with, as the names of columns are compared, for as long
+    as it is a table.
+    """
     with suppress(csv.Error):
         for row in csv.reader(io.StringIO(head), delimiter=delimiter, strict=True):
             if row:
@@ -216,7 +242,10 @@ def _names(row: list[str]) -> list[str]:
 
 
 def table(pieces: Iterator[str], name: str, mended: Mended, delimiter: str) -> Iterator[Document]:
-    """Yield a document for each row of a table whose first line names its columns. Raises UserError naming the line."""
+    """Yield a document for each row of a table whose first line names its columns.
+
+    Raises UserError naming the line.
+    """
     csv.field_size_limit(_LONGEST)
     reader = csv.reader(lines(pieces, name), delimiter=delimiter, strict=True)
     rows = _rows(reader, name)
@@ -232,7 +261,10 @@ def table(pieces: Iterator[str], name: str, mended: Mended, delimiter: str) -> I
 
 
 def _rows(reader: Any, name: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield the rows that are not empty, each with what to call it. Raises UserError for one that does not fit."""
+    """Yield the rows that are not empty, each with what to call it.
+
+    Raises UserError for one that does not fit.
+    """
     width = 0
     try:
         for row in reader:
@@ -240,7 +272,12 @@ def _rows(reader: Any, name: str) -> Iterator[tuple[str, list[str]]]:
             width = width or len(row)
             if row and len(row) != width:
                 raise UserError(
-                    _("{what} has {found} columns, and the first line {names}", what=what, found=len(row), names=width)
+                    _(
+                        "{what} has {found} columns, and the first line {names}",
+                        what=what,
+                        found=len(row),
+                        names=width,
+                    )
                 )
             if any(row):
                 yield what, row
@@ -255,8 +292,12 @@ def _rows(reader: Any, name: str) -> Iterator[tuple[str, list[str]]]:
         ) from None
 
 
-def _talks(rows: Iterator[tuple[str, list[str]]], names: list[str], mended: Mended) -> Iterator[Document]:
-    """Yield a conversation for the rows, one after the other, that have the same name or number of one."""
+def _talks(
+    rows: Iterator[tuple[str, list[str]]], names: list[str], mended: Mended
+) -> Iterator[Document]:
+    """Yield a conversation for the rows, one after the other, that have the same name or number
+    of one.
+    """
     number = next(names.index(name) for name in _TALK if name in names)
     for _one, talk in groupby(rows, key=lambda row: row[1][number]):
         said = [(what, dict(zip(names, row, strict=True))) for what, row in talk]

@@ -1,7 +1,9 @@
-"""The resume file: a run as it is between two steps, so that it goes on as if it had never stopped (docs/format.md).
+"""The resume file: a run as it is between two steps, so that it goes on as if it had never stopped
+(docs/format.md).
 
-It holds everything a run needs, the weights too, so that it never has to agree with a second file. Like a checkpoint
-it is safetensors with JSON in its metadata, is written atomically, and nothing in it is trusted when it is read.
+It holds everything a run needs, the weights too, so that it never has to agree with a second file.
+Like a checkpoint it is safetensors with JSON in its metadata, is written atomically, and nothing in
+it is trusted when it is read.
 """
 
 import dataclasses
@@ -44,14 +46,16 @@ class Facts:
     folder: str  # in which the names of both texts hold
     further: bool  # whether it trains an older model further
     threads: int
-    base: tuple[Path, str] | None = None  # of an adapter: where its model lies, and the digest of that
+    # of an adapter: where its model lies, and the digest of that
+    base: tuple[Path, str] | None = None
 
 
 @dataclass(frozen=True)
 class Interrupted:
     """What a resume file says of a run; its tensors are still on disk."""
 
-    start: Checkpoint  # what the run started from, without weights; its training record is the one from before
+    # what the run started from, without weights; its training record is the one from before
+    start: Checkpoint
     plan: TrainPlan  # settled
     facts: Facts
     state: State
@@ -63,7 +67,10 @@ def write(path: Path, trainer: Trainer, start: Checkpoint, facts: Facts) -> None
     metadata = described(start)
     metadata["format"] = RESUME_FORMAT
     metadata["plan"] = json.dumps(
-        {name: show(spec, value_of(trainer.plan, name)) for name, spec in specs(trainer.plan).items()},
+        {
+            name: show(spec, value_of(trainer.plan, name))
+            for name, spec in specs(trainer.plan).items()
+        },
         ensure_ascii=False,
     )
     base = facts.base and {"path": printable_path(facts.base[0]), "sha256": facts.base[1]}
@@ -72,7 +79,9 @@ def write(path: Path, trainer: Trainer, start: Checkpoint, facts: Facts) -> None
     random = {"torch": torch.get_rng_state()}
     if trainer.device.type == "cuda":
         random["cuda"] = torch.cuda.get_rng_state(trainer.device)
-    metadata["random"] = json.dumps({name: state.numpy().tobytes().hex() for name, state in random.items()})
+    metadata["random"] = json.dumps(
+        {name: state.numpy().tobytes().hex() for name, state in random.items()}
+    )
     tensors = _tensors(trainer)
     if trainer.processes.rank == 0:
         make_folder(path)
@@ -85,48 +94,80 @@ def read(path: Path) -> Interrupted:
     header = read_header(path)
     if header.metadata.get("format") != RESUME_FORMAT:
         raise UserError(_("{name} is not the resume file of a training run", name=name))
-    start = description(dataclasses.replace(header, metadata={**header.metadata, "format": FORMAT}), name)
-    start = dataclasses.replace(start, path=None)  # the weights that the run began with lie in no file of its own
+    start = description(
+        dataclasses.replace(header, metadata={**header.metadata, "format": FORMAT}), name
+    )
+    # the weights that the run began with lie in no file of its own
+    start = dataclasses.replace(start, path=None)
     plan, run = TrainPlan(), field_of(header, "run", name)
     match field_of(header, "plan", name), run, run.get("base") if isinstance(run, dict) else None:
         case (
             dict(settings),
-            {"corpus": str(corpus), "corpus_sha256": str(sha256), "further": bool(further), "threads": int(threads)},
+            {
+                "corpus": str(corpus),
+                "corpus_sha256": str(sha256),
+                "further": bool(further),
+                "threads": int(threads),
+            },
             None | {"path": str(), "sha256": str()} as base,
-        ) if set(settings) == set(specs(TrainPlan)) and all(isinstance(text, str) for text in settings.values()):
+        ) if set(settings) == set(specs(TrainPlan)) and all(
+            isinstance(text, str) for text in settings.values()
+        ):
             for setting, text in settings.items():
-                plan = change(plan, setting, text, said=_("{setting} in {name}", setting=setting, name=name))
+                plan = change(
+                    plan, setting, text, said=_("{setting} in {name}", setting=setting, name=name)
+                )
             if not 0 <= threads <= 1024:
                 raise UserError(_("{name} asks for {threads} threads", name=name, threads=threads))
             state = _state(field_of(header, "state", name), name)
             there = (Path(base["path"]), base["sha256"]) if base else None
-            val, folder = (str(run.get(name, "")) for name in ("val_sha256", "folder"))  # older files have neither
-            return Interrupted(start, plan, Facts(corpus, sha256, val, folder, further, threads, there), state, header)
+            # older files have neither
+            val, folder = (str(run.get(name, "")) for name in ("val_sha256", "folder"))
+            return Interrupted(
+                start,
+                plan,
+                Facts(corpus, sha256, val, folder, further, threads, there),
+                state,
+                header,
+            )
     raise UserError(_("{name} does not say which run it belongs to; see docs/format.md", name=name))
 
 
 def restore(interrupted: Interrupted, trainer: Trainer) -> None:
-    """Put a new trainer of the same plan where the run was. Raises UserError if the file does not fit."""
+    """Put a new trainer of the same plan where the run was.
+
+    Raises UserError if the file does not fit.
+    """
     name = safe_line(str(interrupted.header.path))
     like = _tensors(trainer, fresh=True)
     recipe = Recipe({tensor: (Piece(tensor, array.shape),) for tensor, array in like.items()})
-    arrays = read_weights(recipe, check(recipe, [interrupted.header], name), name, Reading("float32"))
+    arrays = read_weights(
+        recipe, check(recipe, [interrupted.header], name), name, Reading("float32")
+    )
     found = {tensor: torch.from_numpy(array).to(trainer.device) for tensor, array in arrays.items()}
     with torch.no_grad():
         for key, tensor in trainer.model.state_dict().items():
             tensor.copy_(shared_as(found[f"model.{key}"], tensor))
-    trainer.best_weights = {key: shared_as(found[f"best.{key}"], each) for key, each in trainer.trained.items()}
+    trainer.best_weights = {
+        key: shared_as(found[f"best.{key}"], each) for key, each in trainer.trained.items()
+    }
     trainer.state = interrupted.state
     for kind, optimizer in trainer.optimizers.items():
         for key, parameter in _of(optimizer, trainer):
             optimizer.state[parameter] = {
-                moment: shared_as(found[f"{kind}.{key}.{moment}"], parameter) for moment in _MOMENTS[kind]
+                moment: shared_as(found[f"{kind}.{key}.{moment}"], parameter)
+                for moment in _MOMENTS[kind]
             }
             if kind == "adamw":
-                optimizer.state[parameter]["step"] = torch.tensor(float(trainer.state.step), device=trainer.device)
+                optimizer.state[parameter]["step"] = torch.tensor(
+                    float(trainer.state.step), device=trainer.device
+                )
     random = field_of(interrupted.header, "random", name)
     try:
-        states = {key: torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8) for key, text in random.items()}
+        states = {
+            key: torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+            for key, text in random.items()
+        }
         torch.set_rng_state(states["torch"])
         if "cuda" in states and trainer.device.type == "cuda":
             torch.cuda.set_rng_state(states["cuda"], trainer.device)
@@ -137,14 +178,23 @@ def restore(interrupted: Interrupted, trainer: Trainer) -> None:
 
 
 def _tensors(trainer: Trainer, *, fresh: bool = False) -> dict[str, NDArray[np.float32]]:
-    """Return every tensor of the run by name; of a `fresh` trainer, with the optimisers' moments as they will be."""
-    tensors: dict[str, Tensor] = {f"model.{name}": each for name, each in trainer.model.state_dict().items()}
+    """Return every tensor of the run by name; of a `fresh` trainer, with the optimisers' moments
+    as they will be.
+    """
+    tensors: dict[str, Tensor] = {
+        f"model.{name}": each for name, each in trainer.model.state_dict().items()
+    }
     tensors |= {f"best.{name}": each for name, each in trainer.best_weights.items()}
     for kind, optimizer in trainer.optimizers.items():
         for name, parameter in _of(optimizer, trainer):
             for moment in _MOMENTS[kind]:
-                tensors[f"{kind}.{name}.{moment}"] = parameter if fresh else optimizer.state[parameter][moment]
-    return {name: whole(each.detach()).float().cpu().contiguous().numpy() for name, each in tensors.items()}
+                tensors[f"{kind}.{name}.{moment}"] = (
+                    parameter if fresh else optimizer.state[parameter][moment]
+                )
+    return {
+        name: whole(each.detach()).float().cpu().contiguous().numpy()
+        for name, each in tensors.items()
+    }
 
 
 def _of(optimizer: torch.optim.Optimizer, trainer: Trainer) -> list[tuple[str, nn.Parameter]]:
@@ -158,14 +208,18 @@ def _state(data: Any, name: str) -> State:
         raise UserError(_("{name} does not say where its run is; see docs/format.md", name=name))
     try:
         given: dict[str, Any] = {
-            key: [_entry(entry) for entry in data[key]] if isinstance(usual, list) else type(usual)(data[key])
+            key: [_entry(entry) for entry in data[key]]
+            if isinstance(usual, list)
+            else type(usual)(data[key])
             for key, usual in wanted.items()
         }
         state = State(**given)
         if state.step < 1 or any(type(value) not in (int, float, list) for value in data.values()):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        raise UserError(_("{name} does not say where its run is; see docs/format.md", name=name)) from None
+        raise UserError(
+            _("{name} does not say where its run is; see docs/format.md", name=name)
+        ) from None
     return state
 
 

@@ -30,7 +30,14 @@ from minillm_repl.training.places import resume_path
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.processes import Processes, whole
 from minillm_repl.training.quickest import quickest, threads
-from minillm_repl.training.settle import least_memory, new_config, pick_preset, settle_further, settle_loop, settle_new
+from minillm_repl.training.settle import (
+    least_memory,
+    new_config,
+    pick_preset,
+    settle_further,
+    settle_loop,
+    settle_new,
+)
 from minillm_repl.training.stopping import STOPPED_EARLY, Interrupted
 from minillm_repl.training.texts import open_again, open_texts
 from minillm_repl.training.tokens import Tokens, cache_folder, tokenise
@@ -56,11 +63,12 @@ class Surroundings:
 
 
 class TrainingRun:
-    """A model, the corpus as its tokens, and the plan; nothing of the checkpoint it starts from is changed.
+    """A model, the corpus as its tokens, and the plan; nothing of the checkpoint it starts from is
+    changed.
 
-    With a checkpoint it is trained further and keeps its vocabulary; without one a new model starts from the plan's
-    seed, and gets the chat template `chat`. `notes` are what the user should know, one line each. Raises UserError
-    before anything is touched if the corpus does not fit.
+    With a checkpoint it is trained further and keeps its vocabulary; without one a new model starts
+    from the plan's seed, and gets the chat template `chat`. `notes` are what the user should know,
+    one line each. Raises UserError before anything is touched if the corpus does not fit.
     """
 
     def __init__(
@@ -72,9 +80,13 @@ class TrainingRun:
         resumed: resume.Interrupted | None = None,
         chat: ChatTemplate | None = None,
     ) -> None:
-        self._around, self._further = around, resumed.facts.further if resumed else start is not None
+        self._around, self._further = (
+            around,
+            resumed.facts.further if resumed else start is not None,
+        )
         self.notes, self.warnings = list[str](), list[str]()
-        self.saved, self.not_saved = False, ""  # whether it lies on disk, and what kept the last save from being one
+        # whether it lies on disk, and what kept the last save from being one
+        self.saved, self.not_saved = False, ""
         with around.processes.first_then_others():
             self._texts = texts = (
                 open_again(resumed.facts, corpus, plan, around.path, around.interrupted)
@@ -107,7 +119,10 @@ class TrainingRun:
         train, val = _split(tokens, held, plan, safe_line(self.corpus))
         if plan.val == "auto" and val is None:
             self.notes.append(
-                _("the text is too short to hold a part of it out: the losses are those of what is learnt")
+                _(
+                    "the text is too short to hold a part of it out: the losses are those of "
+                    "what is learnt"
+                )
             )
         model = trainable(config, start.tensors) if start and start.tensors else build_new(config)
         if plan.lora:
@@ -118,12 +133,18 @@ class TrainingRun:
         if plan.compile:
             _try_compiled(self.trainer)
         self._record, self._path = (start.training, start.path) if start else (None, None)
-        self._base = resumed.facts.base if resumed else self._base_of(start) if plan.lora and start else None
+        self._base = (
+            resumed.facts.base if resumed else self._base_of(start) if plan.lora and start else None
+        )
         if resumed:
             resume.restore(resumed, self.trainer)
             self.threads = resumed.facts.threads
             self.notes.append(
-                _("goes on after step {step:,} of {steps:,}", step=self.trainer.state.step, steps=plan.steps)
+                _(
+                    "goes on after step {step:,} of {steps:,}",
+                    step=self.trainer.state.step,
+                    steps=plan.steps,
+                )
             )
         else:
             self.threads, seconds = self._choose_speed()
@@ -132,7 +153,8 @@ class TrainingRun:
 
     @classmethod
     def resumed(cls, path: Path, around: Surroundings, corpus: str = "") -> "TrainingRun":
-        """Return the run of a checkpoint that its resume file holds, where it was; its text may be named anew.
+        """Return the run of a checkpoint that its resume file holds, where it was; its text may be
+        named anew.
 
         Raises UserError.
         """
@@ -155,7 +177,9 @@ class TrainingRun:
             yield from self.trainer.events(interrupted, self._save if save else None)
 
     def checkpoint(self, finished: Finished | None = None) -> Checkpoint:
-        """Return the model as it is worth keeping now; steps, tokens and curve go on from those it started from."""
+        """Return the model as it is worth keeping now; steps, tokens and curve go on from those
+        it started from.
+        """
         trainer, state = self.trainer, self.trainer.state
         weights = dict(trainer.model.state_dict())
         if finished is None and trainer.val is not None:
@@ -165,11 +189,17 @@ class TrainingRun:
             steps=state.step,
             tokens=state.tokens,
             train_loss=round(finished.train_loss if finished else state.train_loss, 6),
-            val_loss=last_val if finished is None else finished.val_loss and round(finished.val_loss, 6),
+            val_loss=last_val
+            if finished is None
+            else finished.val_loss and round(finished.val_loss, 6),
             corpus=self.corpus,
             corpus_sha256=self._texts.learnt.sha256,
             seed=self.plan.seed,
-            versions={"minillm-repl": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            versions={
+                "minillm-repl": __version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
             curve=tuple(state.curve),
             val_curve=tuple(state.val_curve),
         )
@@ -178,10 +208,14 @@ class TrainingRun:
         if self._base:
             learnt = Adapter(as_arrays(adapters(gathered)), *self._base, record)
         record = record.after(self._record)
-        return replace(self._described(), tensors=as_arrays(merged(gathered)), training=record, adapter=learnt)
+        return replace(
+            self._described(), tensors=as_arrays(merged(gathered)), training=record, adapter=learnt
+        )
 
     def _choose_speed(self) -> tuple[int, float]:
-        """Settle the precision; return the number of threads, and the seconds of a step if that was measured."""
+        """Settle the precision; return the number of threads, and the seconds of a step if that
+        was measured.
+        """
         trainer, around = self.trainer, self._around
         if around.processes.size == 1:
             try:
@@ -199,18 +233,29 @@ class TrainingRun:
         """Return where the model lies that an adapter belongs to, and its digest."""
         if start.path and start.on_disk and start.adapter is None:
             return start.path, digest(start.tensors)
-        self.notes.append(_("the open model lies in no file as it is: the adapter can be saved merged into it only"))
+        self.notes.append(
+            _(
+                "the open model lies in no file as it is: the adapter can be saved merged into it "
+                "only"
+            )
+        )
         return None
 
     def _described(self) -> Checkpoint:
         config = self.trainer.model.config
-        return Checkpoint(config, self.tokenizer, {}, self._record, self._path, self._chat, self._end)
+        return Checkpoint(
+            config, self.tokenizer, {}, self._record, self._path, self._chat, self._end
+        )
 
     def _save(self) -> str:
-        """Write the run and its checkpoint to disk; return what kept them from it, if anything did."""
+        """Write the run and its checkpoint to disk; return what kept them from it, if anything
+        did.
+        """
         path, checkpoint, texts = self._around.path, self.checkpoint(), self._texts
         digests = texts.learnt.sha256, texts.held.sha256 if texts.held else ""
-        facts = resume.Facts(self.corpus, *digests, texts.folder, self._further, self.threads, self._base)
+        facts = resume.Facts(
+            self.corpus, *digests, texts.folder, self._further, self.threads, self._base
+        )
         self.not_saved = ""
         try:
             resume.write(resume_path(path), self.trainer, self._described(), facts)
@@ -225,7 +270,12 @@ class TrainingRun:
         around = self._around
         self.notes += [f"{safe_line(corpus.name)}: {note}" for note in corpus.notes]
         if corpus.conversations and self._chat is None:
-            raise UserError(_("the corpus holds conversations, but this model has no chat template to write them with"))
+            raise UserError(
+                _(
+                    "the corpus holds conversations, but this model has no chat template to write "
+                    "them with"
+                )
+            )
         tokens = tokenise(
             corpus,
             self.tokenizer,
@@ -245,7 +295,9 @@ class TrainingRun:
         points = np.argsort(-corpus.characters, kind="stable")[:20_000]
         text = "".join(chr(point) for point in points if corpus.characters[point])
         lacking = self.tokenizer.unknown(text)[:20]
-        return safe_line(", ".join(each if apart(each) else apart(each, told=True) for each in lacking))
+        return safe_line(
+            ", ".join(each if apart(each) else apart(each, told=True) for each in lacking)
+        )
 
     def _sample_start(self, text: str, train: Part) -> list[int]:
         ids = self.tokenizer.encode(text) if text else []
@@ -253,13 +305,19 @@ class TrainingRun:
 
 
 def _try_compiled(trainer: Trainer) -> None:
-    """Read a little with a model that torch compiles as it is first used. Raises UserError where it cannot."""
+    """Read a little with a model that torch compiles as it is first used.
+
+    Raises UserError where it cannot.
+    """
     try:
         trainer.mean_loss(trainer.train, trainer.train.even(trainer.train.context)[:1])
     except RuntimeError as error:
         why = safe_line(str(error).partition("\n")[0])
         raise UserError(
-            _("the model cannot be compiled here ({why:.150}); it trains without compile=on too", why=why)
+            _(
+                "the model cannot be compiled here ({why:.150}); it trains without compile=on too",
+                why=why,
+            )
         ) from None
 
 
@@ -268,8 +326,13 @@ def _separators(tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(token for token in found if token is not None)[:1]
 
 
-def _split(tokens: Tokens, held: Tokens | None, plan: TrainPlan, name: str) -> tuple[Part, Part | None]:
-    """Return what is trained on and what is measured on. Raises UserError if either has not even one window."""
+def _split(
+    tokens: Tokens, held: Tokens | None, plan: TrainPlan, name: str
+) -> tuple[Part, Part | None]:
+    """Return what is trained on and what is measured on.
+
+    Raises UserError if either has not even one window.
+    """
     count, context = len(tokens.ids), plan.context
     parts = [Part(tokens.ids, tokens.learned, context)]
     if held is not None:
@@ -285,11 +348,14 @@ def _split(tokens: Tokens, held: Tokens | None, plan: TrainPlan, name: str) -> t
             parts = halves
     for part in parts:
         if not part.targets:
-            raise UserError(_("in {name} there is nothing to learn: no words of the assistant's", name=name))
+            raise UserError(
+                _("in {name} there is nothing to learn: no words of the assistant's", name=name)
+            )
         if not part.windows:
             raise UserError(
                 _(
-                    "{name} has {count:,} tokens that the model knows; a context of {context} needs at least"
+                    "{name} has {count:,} tokens that the model knows; a context of "
+                    "{context} needs at least"
                     " {least:,}: take a longer text, or a smaller `context=N`",
                     name=name,
                     count=len(part.ids),

@@ -36,7 +36,9 @@ def pick_preset(plan: TrainPlan, tokens: int, accelerated: bool) -> tuple[str, s
         return plan.preset, _("preset {name} as asked", name=plan.preset)
     fits = [name for name, preset in PRESETS.items() if tokens >= preset.tokens]
     if fits[-1] == "medium" and not accelerated:
-        return "small", _("preset {name} for {tokens:,} tokens, on a processor", name="small", tokens=tokens)
+        return "small", _(
+            "preset {name} for {tokens:,} tokens, on a processor", name="small", tokens=tokens
+        )
     return fits[-1], _("preset {name} for {tokens:,} tokens", name=fits[-1], tokens=tokens)
 
 
@@ -62,8 +64,11 @@ def settle_new(plan: TrainPlan, preset: str) -> TrainPlan:
 
 
 def settle_further(plan: TrainPlan, config: AnyConfig, tokens: int) -> TrainPlan:
-    """Return a plan for training a model further in which every size is given: by default about one pass."""
-    context = min(config.context, plan.context or _FURTHER_CONTEXT)  # a longer one costs memory and time at each step
+    """Return a plan for training a model further in which every size is given: by default about
+    one pass.
+    """
+    # a longer one costs memory and time at each step
+    context = min(config.context, plan.context or _FURTHER_CONTEXT)
     batch = plan.batch or max(1, _FURTHER_TOKENS // context)
     steps = plan.steps or min(1_000, max(100, tokens // (batch * context)))
     lr = (0.02 if plan.lora else 0.003) * min(1.0, 64 / config.width) ** 0.5
@@ -81,14 +86,19 @@ def settle_loop(plan: TrainPlan) -> TrainPlan:
 
 
 def least_memory(plan: TrainPlan, config: AnyConfig) -> int:
-    """Return how many bytes a settled plan needs for sure: weights, gradients and moments, and what a step computes."""
+    """Return how many bytes a settled plan needs for sure: weights, gradients and moments, and
+    what a step computes.
+    """
     tokens = -(-plan.batch // plan.accumulate) * plan.context
     weights = config.parameters * (2 if plan.lora else 5)  # with LoRA little more is trained
     return 4 * (weights + tokens * (2 * config.vocab + 8 * config.layers * config.width))
 
 
 def new_config(plan: TrainPlan, vocab: int) -> AnyConfig:
-    """Return the config of a new model of a settled plan. Raises UserError for sizes that do not go together."""
+    """Return the config of a new model of a settled plan.
+
+    Raises UserError for sizes that do not go together.
+    """
     if plan.arch == "gpt":
         return GPTConfig(vocab, plan.context, plan.width, plan.layers, plan.heads)
     return LlamaConfig(
@@ -99,7 +109,8 @@ def new_config(plan: TrainPlan, vocab: int) -> AnyConfig:
         plan.heads,
         kv_heads=plan.kv_heads,
         head_size=max(2, plan.width // plan.heads),
-        hidden=-(-plan.width // 3) * 8,  # a third less than four times the width: the gate is a third matrix
+        # a third less than four times the width: the gate is a third matrix
+        hidden=-(-plan.width // 3) * 8,
         qk_norm=True,
     )
 

@@ -12,7 +12,14 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import N_, _
 from minillm_repl.safetext import safe_line
 from minillm_repl.training.documents import Document, Mended, text_documents
-from minillm_repl.training.records import first_rows, groups_turns, json_array, json_lines, meaning, table
+from minillm_repl.training.records import (
+    first_rows,
+    groups_turns,
+    json_array,
+    json_lines,
+    meaning,
+    table,
+)
 
 JSON_LINES, TEXT, OTHER = (".jsonl", ".ndjson"), (".txt", ".md"), (".json", ".csv", ".tsv", ".tab")
 _TABLES = {".csv": ",;\t|", ".tsv": "\t,;|", ".tab": "\t,;|"}  # the likeliest delimiter first
@@ -24,7 +31,9 @@ _AS_TEXT = ("blank-lines", "whole")  # ways of splitting that are asked for: the
 
 @dataclass(frozen=True)
 class Shape:
-    """How a file is read: as `text`, as JSON `lines`, as a JSON `array` (or one value), or as a `table`."""
+    """How a file is read: as `text`, as JSON `lines`, as a JSON `array` (or one value), or as a
+    `table`.
+    """
 
     kind: str = "text"
     delimiter: str = ""
@@ -37,7 +46,10 @@ class Shape:
 
 
 def shape_of(file: Path, split: str) -> Shape:
-    """Look at how a file begins. Raises UserError for a table whose columns have no clear meaning."""
+    """Look at how a file begins.
+
+    Raises UserError for a table whose columns have no clear meaning.
+    """
     suffix = file.suffix.lower()
     head = next(text_pieces(file, Written(), _HEAD), "")
     if suffix in JSON_LINES:
@@ -54,14 +66,17 @@ def shape_of(file: Path, split: str) -> Shape:
         return Shape(_json(head))
     raise UserError(
         _(
-            "{name} is no JSON: it begins with {head:.40}; documents=whole learns it as the text that it is",
+            "{name} is no JSON: it begins with {head:.40}; documents=whole learns it as the "
+            "text that it is",
             name=safe_line(str(file)),
             head=safe_line(head.strip()),
         )
     )
 
 
-def read(file: Path, shape: Shape, split: str, mended: Mended, pieces: Iterator[str]) -> Iterator[Document]:
+def read(
+    file: Path, shape: Shape, split: str, mended: Mended, pieces: Iterator[str]
+) -> Iterator[Document]:
     """Yield the documents of a file, whose text comes in pieces. Raises UserError."""
     name = safe_line(str(file))
     match shape.kind:
@@ -96,7 +111,8 @@ def _table(head: str, delimiters: str, name: str) -> Shape:
         names = max(names, found, key=len)
     raise UserError(
         _(
-            "{name} is a table with the columns {columns:.100}: its first line must name `text`, or `prompt` and"
+            "{name} is a table with the columns {columns:.100}: its first line must name "
+            "`text`, or `prompt` and"
             " `completion`, or `messages`; documents=whole learns it as the text that it is",
             name=name,
             columns=safe_line(", ".join(names)),
@@ -105,7 +121,9 @@ def _table(head: str, delimiters: str, name: str) -> Shape:
 
 
 def _table_by_chance(head: str) -> Shape:
-    """Return the shape of a file whose name says that it is a text: a table if its first two rows are those of one."""
+    """Return the shape of a file whose name says that it is a text: a table if its first two
+    rows are those of one.
+    """
     for delimiter in "\t,;":
         names, row = [*islice(first_rows(head, delimiter), 2), [], []][:2]
         if len(row) == len(names) > 1 and "" not in names and meaning(names):

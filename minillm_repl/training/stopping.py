@@ -18,10 +18,13 @@ class Interrupted(Exception):  # noqa: N818 - told in the Finished event
 
 
 @contextmanager
-def stopping(model: LanguageModel, interrupted: Callable[[], bool], *, random: bool) -> Iterator[None]:
+def stopping(
+    model: LanguageModel, interrupted: Callable[[], bool], *, random: bool
+) -> Iterator[None]:
     """Ask after each block, on the way back too, whether to stop.
 
-    Raises Interrupted, with gradients at zero; with `random`, with torch's random numbers where they were.
+    Raises Interrupted, with gradients at zero; with `random`, with torch's random numbers where
+    they were.
     """
     before = torch.get_rng_state() if random else None
 

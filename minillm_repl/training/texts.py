@@ -1,4 +1,6 @@
-"""The texts of a run: those that are named, those of a model's record, and those of a run that goes on elsewhere."""
+"""The texts of a run: those that are named, those of a model's record, and those of a run that
+goes on elsewhere.
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -24,29 +26,37 @@ class Texts:
     learnt: Corpus
     val: str  # as in the plan
     held: Corpus | None
-    folder: str = field(default_factory=lambda: printable_path(Path()))  # in which relative names hold
+    # in which relative names hold
+    folder: str = field(default_factory=lambda: printable_path(Path()))
     notes: tuple[str, ...] = ()
 
 
 def find_corpus(named: str, checkpoint: Checkpoint | None) -> str:
-    """Return the corpus that was named, else the one the checkpoint was trained on, if it is there unchanged.
+    """Return the corpus that was named, else the one the checkpoint was trained on, if it is there
+    unchanged.
 
     Raises UserError that says what to type.
     """
-    if any("\ud800" <= letter < "\ue000" for letter in named):  # bytes that are no UTF-8, as which it is kept
-        raise UserError(_("the name {name} is not UTF-8; give the text another", name=safe_line(named)))
+    # bytes that are no UTF-8, as which it is kept
+    if any("\ud800" <= letter < "\ue000" for letter in named):
+        raise UserError(
+            _("the name {name} is not UTF-8; give the text another", name=safe_line(named))
+        )
     if named:
         return named
     record = checkpoint.record if checkpoint else None
     if checkpoint is None or record is None or not record.corpus:
-        raise UserError(_("which text? `:train CORPUS` takes a text file, such as `:train story.txt steps=500`"))
+        raise UserError(
+            _("which text? `:train CORPUS` takes a text file, such as `:train story.txt steps=500`")
+        )
     beside = [str(checkpoint.path.parent / Path(record.corpus).name)] if checkpoint.path else []
     for name in (record.corpus, *beside):
         if there(user_path(name)) and open_corpus(user_path(name)).sha256 == record.corpus_sha256:
             return name
     raise UserError(
         _(
-            "the text that this model was trained on ({corpus:.80}) is not here, or has changed; name one"
+            "the text that this model was trained on ({corpus:.80}) is not here, or has "
+            "changed; name one"
             " with `:train CORPUS`",
             corpus=safe_line(record.corpus),
         )
@@ -56,9 +66,15 @@ def find_corpus(named: str, checkpoint: Checkpoint | None) -> str:
 def open_texts(corpus: str, plan: TrainPlan, interrupted: Callable[[], bool]) -> Texts:
     """Open the texts of a new run. Raises UserError."""
     learnt = open_corpus(user_path(corpus), plan.documents, interrupted)
-    held = open_corpus(user_path(plan.val), plan.documents, interrupted) if holds_out_a_file(plan) else None
+    held = (
+        open_corpus(user_path(plan.val), plan.documents, interrupted)
+        if holds_out_a_file(plan)
+        else None
+    )
     same = held is not None and held.sha256 == learnt.sha256
-    notes = (_("what is held out is the text that is learnt: its loss says nothing about other texts"),) * same
+    notes = (
+        _("what is held out is the text that is learnt: its loss says nothing about other texts"),
+    ) * same
     return Texts(corpus, learnt, plan.val, held, notes=notes)
 
 
@@ -67,8 +83,11 @@ def holds_out_a_file(plan: TrainPlan) -> bool:
     return plan.val not in ("auto", "off")
 
 
-def open_again(facts: Facts, named: str, plan: TrainPlan, checkpoint: Path, interrupted: Callable[[], bool]) -> Texts:
-    """Open the texts of a run that goes on: as `named` anew, else where they were, here, or beside the checkpoint.
+def open_again(
+    facts: Facts, named: str, plan: TrainPlan, checkpoint: Path, interrupted: Callable[[], bool]
+) -> Texts:
+    """Open the texts of a run that goes on: as `named` anew, else where they were, here, or beside
+    the checkpoint.
 
     Raises UserError where a text is nowhere, or is another one by now.
     """
@@ -85,7 +104,9 @@ def open_again(facts: Facts, named: str, plan: TrainPlan, checkpoint: Path, inte
     if where == Path(facts.folder) / old and Path(val) == Path(facts.folder) / user_path(plan.val):
         return Texts(facts.corpus, learnt, plan.val, held, facts.folder or printable_path(Path()))
     note = _("the text has moved: it is read from {path}", path=safe_line(str(where)))
-    return Texts(str(where), learnt, val, held, notes=(note,) if where != Path(facts.folder) / old else ())
+    return Texts(
+        str(where), learnt, val, held, notes=(note,) if where != Path(facts.folder) / old else ()
+    )
 
 
 def _places(path: Path, *folders: str | Path) -> Iterator[Path]:
@@ -99,18 +120,28 @@ def _places(path: Path, *folders: str | Path) -> Iterator[Path]:
 def _same(
     path: Path, places: list[Path], sha256: str, split: str, interrupted: Callable[[], bool]
 ) -> tuple[Path, Corpus]:
-    """Return the first of the places at which a text of that digest lies, and the text. Raises UserError."""
+    """Return the first of the places at which a text of that digest lies, and the text.
+
+    Raises UserError.
+    """
     found = [place for place in dict.fromkeys(places) if there(place)]
     for place in found:
         opened = open_corpus(place, split, interrupted)
-        if opened.sha256 == sha256 or not sha256:  # older files do not say that of a text that is held out
+        # older files do not say that of a text that is held out
+        if opened.sha256 == sha256 or not sha256:
             return place, opened
     name = safe_line(os.fspath(found[0] if found else path))
     if found:
-        raise UserError(_("{corpus} has changed: the run cannot go on exactly; `:train` begins anew", corpus=name))
+        raise UserError(
+            _(
+                "{corpus} has changed: the run cannot go on exactly; `:train` begins anew",
+                corpus=name,
+            )
+        )
     raise UserError(
         _(
-            "the text {corpus} of this run is not there; `:train resume FILE`, or `--resume --train FILE`, says"
+            "the text {corpus} of this run is not there; `:train resume FILE`, or `--resume "
+            "--train FILE`, says"
             " where it is now",
             corpus=name,
         )

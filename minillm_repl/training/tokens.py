@@ -44,7 +44,8 @@ class Tokens:
     """A corpus as ids, one after the other; after each document its separator, if it has one."""
 
     ids: NDArray[np.unsignedinteger]  # (count,), mapped
-    learned: NDArray[np.bool_] | None  # (count,), whether the loss counts this token; None: it counts all
+    # (count,), whether the loss counts this token; None: it counts all
+    learned: NDArray[np.bool_] | None
     unknown: int = 0  # characters that the tokenizer does not know
     different: int = 0  # ids that occur
 
@@ -66,9 +67,10 @@ def tokenise(
 ) -> Tokens:
     """Return the tokens of a corpus; `template` writes the conversations of one that has them.
 
-    A separator comes after each document, if there is more than one. What a large corpus gives is kept in the folder
-    `cache`, and found there the next time. Raises UserError for a conversation that the template refuses, and when
-    interrupted.
+    A separator comes after each document, if there is more than one. What a large corpus gives is
+    kept in the folder
+    `cache`, and found there the next time. Raises UserError for a conversation that the template
+    refuses, and when interrupted.
     """
     total = int(corpus.characters.sum())
     key = _key(corpus, tokenizer, separator, template)
@@ -86,12 +88,23 @@ def tokenise(
     for folder in (cache, None) if cache is not None and total >= _KEPT else (None,):
         try:
             return _written(
-                _tokenised(corpus, tokenizer, separator, template), dtype, tokenizer.size, folder, key, read
+                _tokenised(corpus, tokenizer, separator, template),
+                dtype,
+                tokenizer.size,
+                folder,
+                key,
+                read,
             )
         except OSError as error:  # the cache's disk is full; another one may not be
             why = reason(error)
     name = safe_line(corpus.name)
-    raise UserError(_("could not write the tokens of {name} to a temporary file: {reason}", name=name, reason=why))
+    raise UserError(
+        _(
+            "could not write the tokens of {name} to a temporary file: {reason}",
+            name=name,
+            reason=why,
+        )
+    )
 
 
 def _written(
@@ -150,7 +163,9 @@ def _characters(
     """Look all characters up at once; the processors share the work."""
     nothing = np.iinfo(np.uint32).max
     table = np.full(0x110000, nothing, dtype=np.uint32)
-    table[[ord(character) for character in tokenizer.characters]] = np.arange(len(tokenizer.characters))
+    table[[ord(character) for character in tokenizer.characters]] = np.arange(
+        len(tokenizer.characters)
+    )
     lost = tokenizer.named(tokenizer.unknown_becomes) if tokenizer.unknown_becomes else None
 
     def work(group: list[Document]) -> _Piece:
@@ -175,12 +190,16 @@ def _characters(
             yield work_left.result()
 
 
-def _subwords(documents: Iterator[Document], tokenizer: Tokenizer, separator: int | None) -> Iterator[_Piece]:
+def _subwords(
+    documents: Iterator[Document], tokenizer: Tokenizer, separator: int | None
+) -> Iterator[_Piece]:
     """Tokenise piece by piece; the library uses all processors for a group of them."""
     lost = tokenizer.named(tokenizer.unknown_becomes) if tokenizer.unknown_becomes else None
     for group in _groups(_in_pieces(documents), _AT_ONCE):
         ids: list[int] = []
-        for document, encoded in zip(group, tokenizer.encode_many([each.text for each in group]), strict=True):
+        for document, encoded in zip(
+            group, tokenizer.encode_many([each.text for each in group]), strict=True
+        ):
             ids += encoded
             if separator is not None and document.ends:
                 ids.append(separator)
@@ -189,19 +208,25 @@ def _subwords(documents: Iterator[Document], tokenizer: Tokenizer, separator: in
 
 
 def _in_pieces(documents: Iterator[Document]) -> Iterator[Document]:
-    """Cut long texts: the library takes a text as one piece of work, and needs a hundred times its size for it."""
+    """Cut long texts: the library takes a text as one piece of work, and needs a hundred times
+    its size for it.
+    """
     for document in documents:
         *parts, last = pieces(document.text, _SUBWORD_PIECE)
         yield from (Document(part, ends=False) for part in parts)
         yield Document(last, ends=document.ends)
 
 
-def _conversations(documents: Iterator[Document], tokenizer: Tokenizer, template: ChatTemplate) -> Iterator[_Piece]:
+def _conversations(
+    documents: Iterator[Document], tokenizer: Tokenizer, template: ChatTemplate
+) -> Iterator[_Piece]:
     done = 0
     for group in _groups(documents, _CONVERSATIONS):
         ids: list[int] = []
         learned: list[bool] = []
-        for tokens, counts in trained_ids(template, tokenizer, [document.messages for document in group], done + 1):
+        for tokens, counts in trained_ids(
+            template, tokenizer, [document.messages for document in group], done + 1
+        ):
             ids += tokens
             learned += counts
         said = [text for document in group for text in document.texts]
@@ -224,15 +249,26 @@ def _groups(documents: Iterator[Document], size: int) -> Iterator[list[Document]
         yield group
 
 
-def _key(corpus: Corpus, tokenizer: Tokenizer, separator: int | None, template: ChatTemplate | None) -> str:
+def _key(
+    corpus: Corpus, tokenizer: Tokenizer, separator: int | None, template: ChatTemplate | None
+) -> str:
     """Return what names the tokens of a corpus: all that they depend on."""
-    described = [_VERSION, corpus.sha256, corpus.shape, corpus.split, tokenizer.to_json(), separator]
+    described = [
+        _VERSION,
+        corpus.sha256,
+        corpus.shape,
+        corpus.split,
+        tokenizer.to_json(),
+        separator,
+    ]
     described.append(asdict(template) if template else None)
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=dict).encode()).hexdigest()
 
 
 def _files(stack: ExitStack, cache: Path | None) -> tuple[IO[bytes], IO[bytes]]:
-    """Return two files to write to that nobody else sees; in the cache's folder if that can be written to."""
+    """Return two files to write to that nobody else sees; in the cache's folder if that can be
+    written to.
+    """
     if cache is not None:
         with suppress(OSError):
             cache.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -245,7 +281,8 @@ def _temporary(stack: ExitStack, folder: Path | None) -> IO[bytes]:
         return stack.enter_context(tempfile.TemporaryFile())
     # Readable by the user alone; the caller's stack closes it.
     file = stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False))  # noqa: SIM115
-    stack.callback(lambda: Path(file.name).unlink(missing_ok=True))  # unless it has got another name by then
+    # unless it has got another name by then
+    stack.callback(lambda: Path(file.name).unlink(missing_ok=True))
     return file
 
 
@@ -262,13 +299,21 @@ def _keep(cache: Path, key: str, tokens: Tokens, ids: IO[bytes], learned: IO[byt
     for part, file in parts.items():
         os.fsync(file.fileno())
         Path(file.name).replace(cache / f"{key}.{part}")
-    facts = {"count": len(tokens.ids), "unknown": tokens.unknown, "different": tokens.different, "parts": [*parts]}
+    facts = {
+        "count": len(tokens.ids),
+        "unknown": tokens.unknown,
+        "different": tokens.different,
+        "parts": [*parts],
+    }
     write_atomically(cache / f"{key}.json", json.dumps(facts).encode(), private=True)
     _make_room(cache, key)
 
 
 def _open(cache: Path, key: str, dtype: np.dtype[Any]) -> Tokens:
-    """Open what was kept. Raises OSError, ValueError, KeyError or TypeError if it is not there, or not whole."""
+    """Open what was kept.
+
+    Raises OSError, ValueError, KeyError or TypeError if it is not there, or not whole.
+    """
     facts = json.loads((cache / f"{key}.json").read_text(encoding="utf-8"))
     opened = {}
     for part in facts["parts"]:
@@ -278,16 +323,23 @@ def _open(cache: Path, key: str, dtype: np.dtype[Any]) -> Tokens:
             raise ValueError
         opened[part] = np.memmap(path, kind, mode="r")
     os.utime(cache / f"{key}.json")
-    return Tokens(opened["ids"], opened.get("learned"), int(facts["unknown"]), int(facts["different"]))
+    return Tokens(
+        opened["ids"], opened.get("learned"), int(facts["unknown"]), int(facts["different"])
+    )
 
 
 def _make_room(cache: Path, key: str) -> None:
-    """Remove those used longest ago, but not this one, until the rest is no more than may be kept."""
+    """Remove those used longest ago, but not this one, until the rest is no more than may be
+    kept.
+    """
     for file in cache.glob(".*"):
         if file.stat().st_mtime < time.time() - _ABANDONED:
             file.unlink(missing_ok=True)
     groups = sorted((file for file in cache.glob("*.json")), key=lambda file: file.stat().st_mtime)
-    sizes = {file.stem: sum(each.stat().st_size for each in cache.glob(f"{file.stem}.*")) for file in groups}
+    sizes = {
+        file.stem: sum(each.stat().st_size for each in cache.glob(f"{file.stem}.*"))
+        for file in groups
+    }
     for file in groups:
         if sum(sizes.values()) <= _FULL:
             return

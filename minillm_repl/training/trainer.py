@@ -1,6 +1,8 @@
-"""The training loop: Muon for the matrices inside the blocks, AdamW for the rest; it yields, and prints nothing.
+"""The training loop: Muon for the matrices inside the blocks, AdamW for the rest; it yields, and
+prints nothing.
 
-Muon reaches the same loss as AdamW in a fraction of the steps at this size. docs/decisions.md has the comparison.
+Muon reaches the same loss as AdamW in a fraction of the steps at this size. docs/decisions.md has
+the comparison.
 """
 
 import math
@@ -22,15 +24,25 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.training.batches import IGNORED, Part
-from minillm_repl.training.events import Evaluated, Finished, NotSaved, Reason, Saved, TrainEvent, TrainStep
+from minillm_repl.training.events import (
+    Evaluated,
+    Finished,
+    NotSaved,
+    Reason,
+    Saved,
+    TrainEvent,
+    TrainStep,
+)
 from minillm_repl.training.muon import Muon
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.processes import Processes, whole
 from minillm_repl.training.stopping import STOPPED_EARLY, Interrupted, stopping
 
 _AT_ONCE = 16_384  # tokens of a measurement that are read together,
-_WORK_AT_ONCE = 20_000_000_000  # and fewer of a large model: so many multiplications, a fraction of a second
-_WORTH_ASKING = 2_000_000_000  # multiplications a step, from which on each of its blocks asks whether to stop
+# and fewer of a large model: so many multiplications, a fraction of a second
+_WORK_AT_ONCE = 20_000_000_000
+# multiplications a step, from which on each of its blocks asks whether to stop
+_WORTH_ASKING = 2_000_000_000
 _LEAST_MEASURED = 8_192  # tokens: a measurement on the way shows no less, where there are so many
 _LEAST_AT_LAST = 1 << 17  # tokens: of the weights that are kept
 _MEASURING = 0.15  # of the work of training, at most, above that
@@ -49,7 +61,8 @@ class State:
     seconds: float = 0.0
     first_loss: float = 0.0
     train_loss: float = 0.0  # when last measured
-    best: float = sys.float_info.max  # the lowest measured loss that counts, and the step it was measured after
+    # the lowest measured loss that counts, and the step it was measured after
+    best: float = sys.float_info.max
     best_step: int = 0
     waited: int = 0  # measurements since
     stretch: list[float] = field(default_factory=list)  # losses since the last point of the curve
@@ -64,7 +77,8 @@ class NotANumber(Exception):  # noqa: N818 - told in the Finished event
 class Trainer:
     """One run of a settled plan: a model, trained in place on the device it is on.
 
-    `per_token` turns the mean loss into bits per character: it is tokens / characters / ln 2 of the measured text.
+    `per_token` turns the mean loss into bits per character: it is tokens / characters / ln 2 of the
+    measured text.
     """
 
     def __init__(
@@ -96,13 +110,15 @@ class Trainer:
 
     # -- the loop
 
-    def events(self, interrupted: Callable[[], bool], save: Callable[[], str] | None = None) -> Iterator[TrainEvent]:
+    def events(
+        self, interrupted: Callable[[], bool], save: Callable[[], str] | None = None
+    ) -> Iterator[TrainEvent]:
         """Train until the plan's last step, and yield what happens.
 
-        Both functions are asked between two steps: whether to stop, and to write the run to disk when the plan says
-        so, which returns what kept it from that, if anything did: the run goes on. When the consumer is closed
-        half-way, or anything fails, the run is written as it was after its last step.
-        Raises UserError when stopped while the first measurement is made.
+        Both functions are asked between two steps: whether to stop, and to write the run to disk
+        when the plan says so, which returns what kept it from that, if anything did: the run goes
+        on. When the consumer is closed half-way, or anything fails, the run is written as it was
+        after its last step. Raises UserError when stopped while the first measurement is made.
         """
         plan, state = self.plan, self.state
         self._clock = perf_counter() - state.seconds
@@ -111,7 +127,9 @@ class Trainer:
         reason: Reason = "done"
         try:
             while True:
-                if state.measured != state.step and (state.step % plan.every == 0 or state.step == plan.steps):
+                if state.measured != state.step and (
+                    state.step % plan.every == 0 or state.step == plan.steps
+                ):
                     yield self._measure(interrupted)
                     if plan.patience and state.waited >= plan.patience:
                         reason = "patience"
@@ -155,7 +173,10 @@ class Trainer:
         return why
 
     def step(self, interrupted: Callable[[], bool] = lambda: False) -> TrainStep:
-        """Take one step of the optimisers. Raises NotANumber or Interrupted, with everything as it was."""
+        """Take one step of the optimisers.
+
+        Raises NotANumber or Interrupted, with everything as it was.
+        """
         plan, state, world = self.plan, self.state, self.processes.size
         self._whole = False
         lr = plan.lr * schedule(state.step + 1, plan)
@@ -173,7 +194,9 @@ class Trainer:
                     (loss * world).backward()  # type: ignore[no-untyped-call] # the processes' gradients are averaged
                 total += loss.detach()
         loss_value = self.processes.sum(total).item()
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.trained.values(), plan.clip or math.inf)).item()
+        norm = whole(
+            torch.nn.utils.clip_grad_norm_(self.trained.values(), plan.clip or math.inf)
+        ).item()
         if not math.isfinite(loss_value + norm):
             for optimizer in self.optimizers.values():
                 optimizer.zero_grad()
@@ -191,7 +214,9 @@ class Trainer:
         return TrainStep(state.step, loss_value, lr, norm, state.tokens, state.seconds)
 
     def stopping(self, interrupted: Callable[[], bool]) -> AbstractContextManager[None]:
-        """Let what computes a step be stopped half-way, if it takes long; Interrupted leaves no trace of it."""
+        """Let what computes a step be stopped half-way, if it takes long; Interrupted leaves no
+        trace of it.
+        """
         plan, work = self.plan, self.model.config.parameters * self.plan.batch * self.plan.context
         if work < _WORTH_ASKING or self.processes.size > 1 or plan.compile:
             return nullcontext()
@@ -202,16 +227,24 @@ class Trainer:
 
     def loss(self, starts: NDArray[np.int64], smoothing: float = 0.0) -> Tensor:
         """Return the sum of the losses over the windows that begin at `starts`, in nats."""
-        inputs, targets = (each.to(self.device, non_blocking=True) for each in self.train.at(starts))
+        inputs, targets = (
+            each.to(self.device, non_blocking=True) for each in self.train.at(starts)
+        )
         return self.summed_loss(inputs, targets, smoothing)
 
     def summed_loss(self, inputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         """Return the sum of the losses of (b, t) targets given (b, t) inputs, in nats."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.precision == "bfloat16"):
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.plan.precision == "bfloat16"
+        ):
             logits = self._forward(inputs)  # (b, t, v)
         flat = logits.float().flatten(0, 1)
         return F.cross_entropy(
-            flat, targets.flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
+            flat,
+            targets.flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=smoothing,
         )
 
     def _note(self, loss: float) -> None:
@@ -234,22 +267,35 @@ class Trainer:
     # -- measuring
 
     def readings(self) -> tuple[int, int]:
-        """Return how many tokens a measurement on the way reads, and how many the one at the end of the plan."""
+        """Return how many tokens a measurement on the way reads, and how many the one at the end
+        of the plan.
+        """
         plan = self.plan
-        at_last = self._read_at_last(plan.steps * plan.batch * plan.context, _LEAST_MEASURED, _LEAST_AT_LAST)
-        each, last = (sum(map(len, starts)) * plan.context for starts in (self._read_on_the_way(), at_last))
+        at_last = self._read_at_last(
+            plan.steps * plan.batch * plan.context, _LEAST_MEASURED, _LEAST_AT_LAST
+        )
+        each, last = (
+            sum(map(len, starts)) * plan.context for starts in (self._read_on_the_way(), at_last)
+        )
         return each, last
 
     def _read_on_the_way(self) -> tuple[Starts, Starts]:
         """Return what a measurement on the way reads of both parts."""
         step_tokens = self.plan.every * self.plan.batch * self.plan.context
-        most = max(_LEAST_MEASURED, int(step_tokens * 3 * _MEASURING))  # training costs three times as much as reading
-        return self.train.even(most // 2 if self.val else most), self.val.apart(most) if self.val else _NOTHING
+        # training costs three times as much as reading
+        most = max(_LEAST_MEASURED, int(step_tokens * 3 * _MEASURING))
+        return self.train.even(most // 2 if self.val else most), self.val.apart(
+            most
+        ) if self.val else _NOTHING
 
     def _read_at_last(self, trained: int, least: int, most: int) -> tuple[Starts, Starts]:
-        """Return what the last measurement reads of both parts, after training on so many tokens."""
+        """Return what the last measurement reads of both parts, after training on so many
+        tokens.
+        """
         most = most if most == least else max(most, int(trained * 3 * _MEASURING))
-        return self.train.even(least if self.val else most), self.val.apart(most) if self.val else _NOTHING
+        return self.train.even(least if self.val else most), self.val.apart(
+            most
+        ) if self.val else _NOTHING
 
     def _measure(self, interrupted: Callable[[], bool]) -> Evaluated:
         """Measure both losses. Raises NotANumber, and Interrupted with nothing noted."""
@@ -277,7 +323,8 @@ class Trainer:
     def mean_loss(
         self, part: Part, starts: NDArray[np.int64], interrupted: Callable[[], bool] = lambda: False
     ) -> float:
-        """Return the mean loss over the windows that begin at `starts`, in nats per token that counts.
+        """Return the mean loss over the windows that begin at `starts`, in nats per token that
+        counts.
 
         Raises Interrupted between two groups of windows, where one process reads them all.
         """
@@ -291,20 +338,28 @@ class Trainer:
                 raise Interrupted
             inputs, targets = part.at(mine[first : first + at_once])
             summed = self.summed_loss(inputs.to(self.device), targets.to(self.device))
-            totals += torch.tensor([summed.item(), float((targets != IGNORED).sum())], dtype=torch.float64)
-        total, count = self.processes.sum(totals.to(self.device) if self.processes.size > 1 else totals).tolist()
+            totals += torch.tensor(
+                [summed.item(), float((targets != IGNORED).sum())], dtype=torch.float64
+            )
+        total, count = self.processes.sum(
+            totals.to(self.device) if self.processes.size > 1 else totals
+        ).tolist()
         return float(total / max(1.0, count))
 
     def _finish(self, reason: Reason, interrupted: Callable[[], bool]) -> Finished:
-        """Leave the model with the weights to keep, and measure these: over the whole text, or an even part of it.
+        """Leave the model with the weights to keep, and measure these: over the whole text, or an
+        even part of it.
 
         Of less of it once somebody waits.
         """
         state = self.state
-        quick = min(_LEAST_MEASURED, max(self.plan.context, _WORK_AT_ONCE // self.model.config.parameters))
+        quick = min(
+            _LEAST_MEASURED, max(self.plan.context, _WORK_AT_ONCE // self.model.config.parameters)
+        )
         least = quick if reason == "interrupt" else _LEAST_MEASURED
         if reason != "diverged" and (self.val is None or state.measured != state.step):
-            # What came after the last measurement counts too: it is kept unless it is known to be worse.
+            # What came after the last measurement counts too: it is kept unless it is known to be
+            # worse.
             keep = self.val is None or self.mean_loss(self.val, self.val.apart(least)) < state.best
         else:
             keep = False
@@ -354,7 +409,9 @@ class Trainer:
 
 
 def schedule(step: int, plan: TrainPlan) -> float:
-    """Return the share of the learning rate at `step` (from 1): up over the first few, then as the plan says."""
+    """Return the share of the learning rate at `step` (from 1): up over the first few, then as
+    the plan says.
+    """
     warm = step / max(1, plan.warm_up)
     left = (plan.steps - step + 1) / plan.steps
     match plan.schedule:
@@ -366,12 +423,16 @@ def schedule(step: int, plan: TrainPlan) -> float:
 
 
 def _optimizers(
-    model: LanguageModel, trained: dict[str, nn.Parameter], plan: TrainPlan, dtype: Callable[[], torch.dtype]
+    model: LanguageModel,
+    trained: dict[str, nn.Parameter],
+    plan: TrainPlan,
+    dtype: Callable[[], torch.dtype],
 ) -> dict[str, torch.optim.Optimizer]:
     inside = [each for each in model.blocks.parameters() if each.ndim == 2 and each.requires_grad]
     known = set(map(id, inside))
     rest = [each for each in trained.values() if id(each) not in known]
-    # betas as in GPT-3. Only the matrices decay; what is left are embeddings, norms, biases and the head.
+    # betas as in GPT-3. Only the matrices decay; what is left are embeddings, norms, biases and the
+    # head.
     adamw = partial(torch.optim.AdamW, lr=plan.lr, betas=(0.9, 0.95), fused=True)
     if plan.optimizer == "adamw":
         groups: list[dict[str, Any]] = [
@@ -379,14 +440,18 @@ def _optimizers(
             {"params": rest, "weight_decay": 0.0},
         ]
         return {"adamw": adamw([group for group in groups if group["params"]])}
-    optimizers: dict[str, torch.optim.Optimizer] = {"muon": Muon(inside, plan.lr, plan.weight_decay, dtype)}
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "muon": Muon(inside, plan.lr, plan.weight_decay, dtype)
+    }
     if rest:
         optimizers["adamw"] = adamw(rest, weight_decay=0.0)
     return optimizers
 
 
 def _drop_out(model: LanguageModel, share: float) -> None:
-    """Leave out a share of the embedding's numbers, and of what each block adds to the residual stream."""
+    """Leave out a share of the embedding's numbers, and of what each block adds to the residual
+    stream.
+    """
 
     def drop(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         return F.dropout(output, share, module.training)

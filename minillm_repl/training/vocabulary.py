@@ -19,10 +19,11 @@ _ENOUGH = 1 << 24  # characters, evenly from a longer corpus, that byte pairs ar
 
 
 def make_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
-    """Make a tokenizer for a corpus: `char` (every character), `char:N` (the N most frequent) or `bpe:N`.
+    """Make a tokenizer for a corpus: `char` (every character), `char:N` (the N most frequent) or
+    `bpe:N`.
 
-    A token that ends a document is in it if there is more than one document, and those of the roles if these are
-    conversations. Raises UserError for a vocabulary too small to be one.
+    A token that ends a document is in it if there is more than one document, and those of the roles
+    if these are conversations. Raises UserError for a vocabulary too small to be one.
     """
     name, _colon, number = kind.partition(":")
     specials = [*ROLES] if corpus.conversations else [END] if corpus.count > 1 else []
@@ -34,14 +35,17 @@ def make_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
         if int(number) < least:
             raise UserError(
                 _(
-                    "tokenizer=bpe:{number} is too small: bytes and special tokens alone are {least}",
+                    "tokenizer=bpe:{number} is too small: bytes and special tokens alone are "
+                    "{least}",
                     number=number,
                     least=least,
                 )
             )
         special = [BPE_END, *(ROLES if corpus.conversations else ())]
         description = trained_bpe(_sample(corpus), int(number), special)
-        return SubwordTokenizer(description, {"eos_token": BPE_END}, len(description["model"]["vocab"]))
+        return SubwordTokenizer(
+            description, {"eos_token": BPE_END}, len(description["model"]["vocab"])
+        )
     points = np.flatnonzero(corpus.characters)
     if number and int(number) < len(points):
         if int(number) < 1:
@@ -49,7 +53,9 @@ def make_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
         order = np.argsort(-corpus.characters[points], kind="stable")
         points = np.sort(points[order[: int(number)]])
         specials.append(UNKNOWN)
-    return CharacterTokenizer([chr(point) for point in points if not 0xD800 <= point < 0xE000], specials)
+    return CharacterTokenizer(
+        [chr(point) for point in points if not 0xD800 <= point < 0xE000], specials
+    )
 
 
 def _sample(corpus: Corpus) -> Iterator[str]:

@@ -16,11 +16,13 @@ _SECONDS = 10  # for everything, the start of the process included; the work tak
 
 
 def ask(job: str, what: str, **request: Any) -> Any:
-    """Have a job done: `template` renders a chat template, `tokenizer` tries a tokenizer's description.
+    """Have a job done: `template` renders a chat template, `tokenizer` tries a tokenizer's
+    description.
 
     Raises UserError naming `what` if that is refused, fails, or takes too much time or memory.
     """
-    # -P: nothing is imported from the folder that the user happens to be in. A group of its own: Ctrl-C is not for it.
+    # -P: nothing is imported from the folder that the user happens to be in. A group of its own:
+    # Ctrl-C is not for it.
     command = [sys.executable, "-P", str(PROCESS), job]
     try:
         done = subprocess.run(  # noqa: S603 - our own file
@@ -29,7 +31,9 @@ def ask(job: str, what: str, **request: Any) -> Any:
         )  # fmt: skip
         answer = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
-        raise UserError(_("{what} took more than {seconds} seconds", what=what, seconds=_SECONDS)) from None
+        raise UserError(
+            _("{what} took more than {seconds} seconds", what=what, seconds=_SECONDS)
+        ) from None
     except ValueError:  # it was ended, and has not answered
         raise UserError(
             _("{what} broke the library that reads it, or used too much memory or time", what=what)

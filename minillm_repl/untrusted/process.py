@@ -1,7 +1,7 @@
 """The other process: one job as JSON on stdin, its answer or an error on stdout.
 
-It is started by its path and imports nothing of this package: what runs here is a stranger's, and has nothing else to
-hold on to.
+It is started by its path and imports nothing of this package: what runs here is a stranger's, and
+has nothing else to hold on to.
 """
 
 import json
@@ -15,7 +15,8 @@ _CPU_SECONDS, _MEMORY, _LONGEST = 5, 4 << 30, 4_000_000
 _TEMPLATE_MEMORY = 1 << 30
 _TRIALS = (
     *("", "Hello, world 12\n\t ", "안녕하세요 👋🏽", "<s>\x00\ufffd"),
-    # Long runs of one character are what expressions that take for ever, and texts that grow without end, need.
+    # Long runs of one character are what expressions that take for ever, and texts that grow
+    # without end, need.
     *(character * 64 + "!" for character in "aA0 \n._가"),
 )
 _MOST_TOKENS = 4_096  # of one of them
@@ -27,10 +28,12 @@ def render(
     conversations: list[tuple[list[dict[str, str]], bool]],
     tried: list[list[dict[str, str]]],
 ) -> tuple[list[tuple[str, list[tuple[int, int]]]], list[str]]:
-    """Return what a chat template makes of conversations, each with or without the start of an answer.
+    """Return what a chat template makes of conversations, each with or without the start of an
+    answer.
 
-    Beside each text are the parts that the template marks as an answer. Then come the texts of conversations that are
-    only tried: of one that is refused, an empty one. It sees what the `transformers` library shows to a template.
+    Beside each text are the parts that the template marks as an answer. Then come the texts of
+    conversations that are only tried: of one that is refused, an empty one. It sees what the
+    `transformers` library shows to a template.
     """
     pieces: list[str] = []  # of the text that is being made
     answers: list[tuple[int, int]] = []  # its parts that are marked
@@ -42,7 +45,13 @@ def render(
         nonlocal length
         pieces.clear()
         answers.clear()
-        known = {**variables, "messages": messages, "tools": None, "documents": None, "add_generation_prompt": prompt}
+        known = {
+            **variables,
+            "messages": messages,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": prompt,
+        }
         for piece in made.generate(**known):
             pieces.append(piece)
             length += len(piece)
@@ -56,7 +65,9 @@ def render(
         except Exception:  # noqa: BLE001 - a stranger's work may raise anything
             return ""
 
-    return [text_of(messages, prompt) for messages, prompt in conversations], [try_text(each) for each in tried]
+    return [text_of(messages, prompt) for messages, prompt in conversations], [
+        try_text(each) for each in tried
+    ]
 
 
 def refuse(message: str) -> NoReturn:
@@ -69,7 +80,8 @@ def refuse(message: str) -> NoReturn:
 def template_environment(pieces: list[str], answers: list[tuple[int, int]]) -> Any:
     """Return Jinja's immutable sandbox, with what the `transformers` library adds to it.
 
-    `pieces` are those of the text that is being made; where an answer is marked in it goes to `answers`.
+    `pieces` are those of the text that is being made; where an answer is marked in it goes to
+    `answers`.
     """
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
@@ -125,7 +137,10 @@ def try_tokenizer(description: str) -> int:
 
 
 def limit(memory: int = _MEMORY) -> None:
-    """Limit what the rest of this process can use up. Elsewhere than on Unix only the parent's clock does."""
+    """Limit what the rest of this process can use up.
+
+    Elsewhere than on Unix only the parent's clock does.
+    """
     with suppress(ImportError, ValueError, OSError):
         import resource
 

@@ -1,4 +1,6 @@
-"""Tokenizers' descriptions that have been tried on this machine: a second trial would find the same."""
+"""Tokenizers' descriptions that have been tried on this machine: a second trial would find the
+same.
+"""
 
 import hashlib
 import os
@@ -15,10 +17,12 @@ _MOST = 100  # that are remembered
 
 
 def largest_id(description: str) -> int:
-    """Return the largest id that a tokenizer gives in a trial of its description (JSON) in a process of its own.
+    """Return the largest id that a tokenizer gives in a trial of its description (JSON) in a
+    process of its own.
 
-    That it went well, and the id, are remembered in the user's cache folder, by a digest of the description, the
-    library's version and the trial. Raises UserError if it is refused, fails, or takes too much time or memory.
+    That it went well, and the id, are remembered in the user's cache folder, by a digest of the
+    description, the library's version and the trial. Raises UserError if it is refused, fails, or
+    takes too much time or memory.
     """
     parts = description.encode(), tokenizers.__version__.encode(), PROCESS.read_bytes()
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()
@@ -42,5 +46,7 @@ def _read(path: Path) -> dict[str, int]:
 def _write(path: Path, tried: dict[str, int]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_text("".join(f"{digest} {largest}\n" for digest, largest in tried.items()), encoding="ascii")
+    unfinished.write_text(
+        "".join(f"{digest} {largest}\n" for digest, largest in tried.items()), encoding="ascii"
+    )
     unfinished.replace(path)

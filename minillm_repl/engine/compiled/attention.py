@@ -1,10 +1,11 @@
 """Attention over the cache: each query takes of the values what its products with the keys say.
 
-Keys lie in blocks of 32 positions, each block turned over (head_size, 32), so that the products of a query with 32
-keys are made side by side; values lie position by position. Up to four queries that share a key are worked on
-together: the heads of a group, and, when many tokens are read at once, the tokens after them. A long text is gone
-through in stretches, what was mixed so far being scaled when a larger score turns up (Milakov and Gimelshein 2018),
-and in parts that different threads take, which are put together at the end.
+Keys lie in blocks of 32 positions, each block turned over (head_size, 32), so that the products of
+a query with 32 keys are made side by side; values lie position by position. Up to four queries that
+share a key are worked on together: the heads of a group, and, when many tokens are read at once,
+the tokens after them. A long text is gone through in stretches, what was mixed so far being scaled
+when a larger score turns up (Milakov and Gimelshein 2018), and in parts that different threads
+take, which are put together at the end.
 """
 
 from typing import Any
@@ -13,7 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm_repl.engine.compiled.compiling import compiled
-from minillm_repl.engine.compiled.lanes import WHOLE, all_of, array_at, fetch, floats, greatest, larger, load
+from minillm_repl.engine.compiled.lanes import (
+    WHOLE,
+    all_of,
+    array_at,
+    fetch,
+    floats,
+    greatest,
+    larger,
+    load,
+)
 from minillm_repl.engine.compiled.pointwise import exponential
 from minillm_repl.engine.compiled.room import BLOCK, LANES, QUERIES, STRETCH, WIDTH
 from minillm_repl.engine.compiled.tasks import claim, meet
@@ -29,11 +39,12 @@ def attention(
     counters: Any, size: Any, phase: Any, start: Any, parts: Any, window: Any, keys: Any, values: Any, qkv: Any, z: Any,
     room: Any,
 ) -> Any:  # fmt: skip
-    """Let each query mix values of the positions up to its own. A task is four queries, and a part of the cache.
+    """Let each query mix values of the positions up to its own. A task is four queries, and a part
+    of the cache.
 
-    keys (g, block · d · 32), values (g, position · padded d); qkv (t, (h + 2g) · d); with a window, a query sees only
-    the last `window` positions, its own included. What is mixed goes to z (t, h · d), or, of a text in several parts,
-    to the room's parts.
+    keys (g, block · d · 32), values (g, position · padded d); qkv (t, (h + 2g) · d); with a window,
+    a query sees only the last `window` positions, its own included. What is mixed goes to z (t, h ·
+    d), or, of a text in several parts, to the room's parts.
     """
     count, kv_heads = len(qkv), room.kv_heads
     group = room.heads // kv_heads
@@ -43,7 +54,11 @@ def attention(
         task = claim(counters, phase)
         if task >= kv_heads * tiles * parts:
             break
-        part, first_row, kv_head = task % parts, task // parts % tiles * QUERIES, task // (parts * tiles)
+        part, first_row, kv_head = (
+            task % parts,
+            task // parts % tiles * QUERIES,
+            task // (parts * tiles),
+        )
         t, head, together = first_row // group, first_row % group, min(QUERIES, rows - first_row)
         low, high = _ask(qkv, start, window, group, kv_head, t, head, together, room)
         blocks = (high + BLOCK - 1) // BLOCK - low // BLOCK
@@ -52,7 +67,8 @@ def attention(
         last = min(first + each, high)
         if together == 4:
             _go_through(tile(4), keys[kv_head], values[kv_head], first, last, room)
-        elif together > 1:  # two are worked on as three, the last for nobody: each kind takes a second to compile
+        elif together > 1:
+            # two are worked on as three, the last for nobody: each kind takes a second to compile
             _go_through(tile(3), keys[kv_head], values[kv_head], first, last, room)
         else:
             _go_through(tile(1), keys[kv_head], values[kv_head], first, last, room)
@@ -64,10 +80,15 @@ def attention(
 def _ask(
     qkv: Any, start: Any, window: Any, group: Any, kv_head: Any, t: Any, head: Any, together: Any, room: Any
 ) -> Any:  # fmt: skip
-    """Make the queries of a tile ready, from head `head` of a group at token t on; return which positions they see."""
+    """Make the queries of a tile ready, from head `head` of a group at token t on; return which
+    positions they see.
+    """
     d, padded = room.head_size, room.padded
     scale = np.float32(1) / np.sqrt(np.float32(d))
-    queries, seen = floats(room.queries_at, (QUERIES, d)), array_at(room.seen_at, WHOLE, (QUERIES, 2))
+    queries, seen = (
+        floats(room.queries_at, (QUERIES, d)),
+        array_at(room.seen_at, WHOLE, (QUERIES, 2)),
+    )
     mixed = floats(room.mixed_at, (QUERIES, padded))
     largest, sums = floats(room.largest_at, (QUERIES,)), floats(room.sums_at, (QUERIES,))
     low, high = start + len(qkv), 0
@@ -96,7 +117,10 @@ def _answer(
     mixed = floats(room.mixed_at, (QUERIES, padded))
     largest, sums = floats(room.largest_at, (QUERIES,)), floats(room.sums_at, (QUERIES,))
     part_mixed = floats(room.part_mixed_at, (room.rows, padded))
-    part_largest, part_sums = floats(room.part_largest_at, (room.rows,)), floats(room.part_sums_at, (room.rows,))
+    part_largest, part_sums = (
+        floats(room.part_largest_at, (room.rows,)),
+        floats(room.part_sums_at, (room.rows,)),
+    )
     for r in range(together):
         own = kv_head * group + head
         if parts == 1:
@@ -113,7 +137,9 @@ def _answer(
 
 @compiled
 def _go_through(none: Any, keys: Any, values: Any, first: int, last: int, room: Any) -> None:
-    """Mix the values of positions `first` to `last` for the queries of one tile, of which `none` is empty."""
+    """Mix the values of positions `first` to `last` for the queries of one tile, of which `none`
+    is empty.
+    """
     for begin in range(first, last, STRETCH):
         end = min(begin + STRETCH, last)
         _score(none, keys, values, begin, end, room)
@@ -124,9 +150,14 @@ def _go_through(none: Any, keys: Any, values: Any, first: int, last: int, room: 
 
 @compiled
 def _score(none: Any, keys: Any, values: Any, start: int, end: int, room: Any) -> None:
-    """Multiply queries with the keys of each block; the next keys, and the values, are asked for meanwhile."""
+    """Multiply queries with the keys of each block; the next keys, and the values, are asked for
+    meanwhile.
+    """
     size = room.head_size
-    queries, scores = floats(room.queries_at, (QUERIES, size)), floats(room.scores_at, (QUERIES, STRETCH))
+    queries, scores = (
+        floats(room.queries_at, (QUERIES, size)),
+        floats(room.scores_at, (QUERIES, STRETCH)),
+    )
     for block in range(start // BLOCK, (end + BLOCK - 1) // BLOCK):
         products, at = none, block * size * BLOCK
         for d in range(size):
@@ -139,7 +170,9 @@ def _score(none: Any, keys: Any, values: Any, start: int, end: int, room: Any) -
 
 @compiled
 def _weigh(r: int, start: int, end: int, room: Any) -> None:
-    """Turn the scores of one query into weights relative to the largest so far, and scale what was mixed to it."""
+    """Turn the scores of one query into weights relative to the largest so far, and scale what
+    was mixed to it.
+    """
     scores = floats(room.scores_at, (QUERIES, STRETCH))[r]
     seen = array_at(room.seen_at, WHOLE, (QUERIES, 2))
     largest, sums = floats(room.largest_at, (QUERIES,)), floats(room.sums_at, (QUERIES,))
@@ -177,9 +210,13 @@ def _largest(scores: Floats, count: int, least: Any) -> Any:
 def _mix(none: Any, values: Any, start: int, end: int, room: Any) -> None:
     """Add the weighted values to what the queries have mixed so far."""
     padded = room.padded
-    scores, mixed = floats(room.scores_at, (QUERIES, STRETCH)), floats(room.mixed_at, (QUERIES, padded))
+    scores, mixed = (
+        floats(room.scores_at, (QUERIES, STRETCH)),
+        floats(room.mixed_at, (QUERIES, padded)),
+    )
     for d in range(0, padded, WIDTH):
-        so_far, more = rows_from(none, mixed, d, padded), none  # two sums of each, so that neither waits for itself
+        # two sums of each, so that neither waits for itself
+        so_far, more = rows_from(none, mixed, d, padded), none
         for s in range(0, (end - start) // 2 * 2, 2):
             so_far = outer(so_far, scores, s, STRETCH, values, (start + s) * padded + d)
             more = outer(more, scores, s + 1, STRETCH, values, (start + s + 1) * padded + d)
@@ -190,12 +227,18 @@ def _mix(none: Any, values: Any, start: int, end: int, room: Any) -> None:
 
 @compiled
 def merged(counters: Any, size: Any, phase: Any, parts: Any, z: Any, room: Any) -> Any:
-    """Put the parts of each query together, if there are several: z (t, h · d). A task is a token's queries."""
+    """Put the parts of each query together, if there are several: z (t, h · d).
+
+    A task is a token's queries.
+    """
     if parts == 1:
         return phase
     count, heads, d = len(z), room.heads, room.head_size
     part_mixed = floats(room.part_mixed_at, (room.rows, room.padded))
-    part_largest, part_sums = floats(room.part_largest_at, (room.rows,)), floats(room.part_sums_at, (room.rows,))
+    part_largest, part_sums = (
+        floats(room.part_largest_at, (room.rows,)),
+        floats(room.part_sums_at, (room.rows,)),
+    )
     while True:
         t = claim(counters, phase)
         if t >= count:

@@ -5,8 +5,13 @@ from typing import Any
 
 from numba import njit
 
-# Sums may be reordered (that is what lets them be vectorised), but NaN and infinity keep their meaning.
-OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "nsz", "contract", "arcp"}, "error_model": "numpy", "_nrt": False}
+# Sums may be reordered (that is what lets them be vectorised), but NaN and infinity keep their
+# meaning.
+OPTIONS: dict[str, Any] = {
+    "fastmath": {"reassoc", "nsz", "contract", "arcp"},
+    "error_model": "numpy",
+    "_nrt": False,
+}
 
 
 def compiled(function: Callable[..., Any]) -> Any:

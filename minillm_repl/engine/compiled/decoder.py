@@ -25,19 +25,26 @@ Floats = NDArray[np.float32]
 _PHASES_OUTSIDE, _PHASES_IN_A_LAYER = 3, 10  # of a pass (forward.py), at most
 _FIRST_ROOM = 128  # tokens
 _PART = 256  # positions of a long text are the least that are worth a task of their own
-_TASKS = 16  # of a long text, whatever the number of threads; in more, the first keys of each would take the time
-# Parameters: below, a token takes a thread less time than waking another, and weights turned over stay in its cache.
+# of a long text, whatever the number of threads; in more, the first keys of each would take the
+# time
+_TASKS = 16
+# Parameters: below, a token takes a thread less time than waking another, and weights turned over
+# stay in its cache.
 _SMALL = 2_000_000
 
 
 class CompiledDecoder:
-    """Runs a model of any family on the CPU. The first use on a machine compiles for some seconds."""
+    """Runs a model of any family on the CPU.
+
+    The first use on a machine compiles for some seconds.
+    """
 
     def __init__(self, checkpoint: Checkpoint, threads: int = 0, bits: int = 0) -> None:
         config = checkpoint.config
         self._config = config
         small = config.parameters < _SMALL
-        self.tensors = quantised(checkpoint.tensors, bits) if bits else checkpoint.tensors  # what it computes with
+        # what it computes with
+        self.tensors = quantised(checkpoint.tensors, bits) if bits else checkpoint.tensors
         self._weights = lay_out(config, self.tensors, bits, turned=small)
         size = threads or (1 if small else default_size())
         self._team = Team(size, _PHASES_OUTSIDE + _PHASES_IN_A_LAYER * config.layers)
@@ -71,17 +78,23 @@ class CompiledDecoder:
         size = self._weights.nbytes / 2**20
         if self._bits == 8:
             return _(
-                "compiled, weights in 8 bits (--quant int8), {size:,.1f} MiB beside those of the file",
+                "compiled, weights in 8 bits (--quant int8), {size:,.1f} MiB beside those of "
+                "the file",
                 size=size,
             )
         if self._bits:
             return _(
-                "compiled, weights of the layers in 4 bits, which loses much, embedding and output in 8 (--quant int4),"
+                "compiled, weights of the layers in 4 bits, which loses much, embedding and "
+                "output in 8 (--quant int4),"
                 " {size:,.1f} MiB beside those of the file",
                 size=size,
             )
         if self._turned:
-            return _("compiled, weights turned over in float32, {size:,.1f} MiB beside those of the file", size=size)
+            return _(
+                "compiled, weights turned over in float32, {size:,.1f} MiB beside those of the "
+                "file",
+                size=size,
+            )
         return _("compiled, weights in {dtype}", dtype=self._dtype)
 
     @property
@@ -127,8 +140,12 @@ class CompiledDecoder:
         self.ids.extend(ids)
 
     def _grow(self, needed: int) -> None:
-        """Make room for more positions; it doubles, so that a long text is copied a few times in all."""
-        positions = _in_blocks(max(needed, min(self.context, max(_FIRST_ROOM, 2 * self._positions))))
+        """Make room for more positions; it doubles, so that a long text is copied a few times in
+        all.
+        """
+        positions = _in_blocks(
+            max(needed, min(self.context, max(_FIRST_ROOM, 2 * self._positions)))
+        )
         for name, shape in self._cache(positions).items():
             longer = aligned(shape, np.float32)
             if self._positions:

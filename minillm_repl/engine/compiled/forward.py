@@ -1,8 +1,9 @@
 """One pass through any of the models, top to bottom, by all threads of a team at once.
 
-The arithmetic is that of model/llama.py and model/gpt.py; what a model has not (a bias, a gate, a norm) has no address
-in the table of weights. Each step is a phase: its tasks are claimed by whoever is free, and the next begins when all
-are done. Shapes in comments: t = new tokens, w = width, h = heads, g = heads with keys, d = head_size.
+The arithmetic is that of model/llama.py and model/gpt.py; what a model has not (a bias, a gate, a
+norm) has no address in the table of weights. Each step is a phase: its tasks are claimed by whoever
+is free, and the next begins when all are done. Shapes in comments: t = new tokens, w = width, h =
+heads, g = heads with keys, d = head_size.
 """
 
 from typing import Any, NamedTuple
@@ -40,7 +41,9 @@ _ADDRESSES, _ROOMS = np.empty(0, np.uint64), np.empty(0, ROOM)  # for their kind
 
 
 class Stream(NamedTuple):
-    """The numbers of one pass; t = new tokens, w = width, h = heads, g = heads with keys, d = head_size."""
+    """The numbers of one pass; t = new tokens, w = width, h = heads, g = heads with keys, d =
+    head_size.
+    """
 
     x: Floats  # (t, w), the residual stream
     normed: Floats  # (t, w)
@@ -55,9 +58,9 @@ class Stream(NamedTuple):
 def compile_for(kind: str, outside: str) -> Any:
     """Return the compiled pass for matrices of some kind, and others outside the layers.
 
-    The kinds are those of matrices.py. It is called as Team.run says, with the address of the token ids, how many they
-    are, at which position they begin, in how many parts the cache is gone through (more than one only for a single
-    token), and the address of the threads' rooms.
+    The kinds are those of matrices.py. It is called as Team.run says, with the address of the token
+    ids, how many they are, at which position they begin, in how many parts the cache is gone
+    through (more than one only for a single token), and the address of the threads' rooms.
     """
     like, like_outside = LIKE[kind], LIKE[outside]
 
@@ -72,14 +75,26 @@ def compile_for(kind: str, outside: str) -> Any:
 
 @compiled
 def _forward(
-    counters: Any, size: Any, ids: Any, start: Any, parts: Any, room: Any, like: Any, like_outside: Any
+    counters: Any,
+    size: Any,
+    ids: Any,
+    start: Any,
+    parts: Any,
+    room: Any,
+    like: Any,
+    like_outside: Any,
 ) -> None:
-    """Read `ids` at positions from `start`, fill the cache, and leave the logits after the last in the room."""
+    """Read `ids` at positions from `start`, fill the cache, and leave the logits after the last
+    in the room.
+    """
     layers, d, count, nothing = room.layers, room.head_size, len(ids), floats(room.x_at, (0, 1))
     # Keys (layer, g, blocks · d · 32) and values (layer, g, positions · padded d) are the cache.
     keys = floats(room.keys_at, (layers, room.kv_heads, room.positions * d))
     values = floats(room.values_at, (layers, room.kv_heads, room.positions * room.padded))
-    cos, sin = floats(room.cos_at, (room.positions, room.angles)), floats(room.sin_at, (room.positions, room.angles))
+    cos, sin = (
+        floats(room.cos_at, (room.positions, room.angles)),
+        floats(room.sin_at, (room.positions, room.angles)),
+    )
     windows = array_at(room.windows_at, WHOLE, (layers,))
     addresses = array_at(room.weights_at, _ADDRESSES, (layers + 1, COLUMNS))
     stream, eps, outside = _stream(room, count), room.eps, addresses[layers]
@@ -89,24 +104,37 @@ def _forward(
         phase = norms(counters, size, phase, at[NORM1:], eps, stream.x, stream.normed)
         if room.parallel:
             phase = norms(counters, size, phase, at[NORM2:], eps, stream.x, stream.normed2)
-        phase = product(counters, size, phase, at[QKV:], like, stream.normed, stream.qkv, nothing, room)
-        phase = _remember(counters, size, phase, at, start, cos, sin, its_keys, its_values, stream.qkv, room)
-        if layer == layers - 1:  # only the last position's logits are asked for: the others have done their work
+        phase = product(
+            counters, size, phase, at[QKV:], like, stream.normed, stream.qkv, nothing, room
+        )
+        phase = _remember(
+            counters, size, phase, at, start, cos, sin, its_keys, its_values, stream.qkv, room
+        )
+        # only the last position's logits are asked for: the others have done their work
+        if layer == layers - 1:
             start += count - 1
             stream = _last(stream)
         phase = attention(
             counters, size, phase, start, parts, windows[layer], its_keys, its_values, stream.qkv, stream.z, room
         )  # fmt: skip
         phase = merged(counters, size, phase, parts, stream.z, room)
-        phase = product(counters, size, phase, at[PROJ:], like, stream.z, stream.added, stream.x, room)
+        phase = product(
+            counters, size, phase, at[PROJ:], like, stream.z, stream.added, stream.x, room
+        )
         if not room.parallel:
             phase = norms(counters, size, phase, at[NORM2:], eps, stream.x, stream.normed2)
-        phase = product(counters, size, phase, at[UP:], like, stream.normed2, stream.up, nothing, room)
+        phase = product(
+            counters, size, phase, at[UP:], like, stream.normed2, stream.up, nothing, room
+        )
         phase = bend(counters, size, phase, room.activation, stream.up, stream.bent)
-        phase = product(counters, size, phase, at[DOWN:], like, stream.bent, stream.added, stream.x, room)
+        phase = product(
+            counters, size, phase, at[DOWN:], like, stream.bent, stream.added, stream.x, room
+        )
     phase = norms(counters, size, phase, outside[NORM_F:], eps, stream.x, stream.normed)
     logits = floats(room.logits_at, (1, room.vocabulary))
-    product(counters, size, phase, outside[HEAD:], like_outside, stream.normed, logits, nothing, room)
+    product(
+        counters, size, phase, outside[HEAD:], like_outside, stream.normed, logits, nothing, room
+    )
 
 
 @compiled
@@ -133,8 +161,12 @@ def _last(s: Any) -> Any:
 
 
 @compiled
-def _embed(counters: Any, size: Any, phase: Any, ids: Any, start: Any, at: Any, like: Any, x: Any) -> Any:
-    """Start the residual stream: each token's row, and where positions are learned, that of its position."""
+def _embed(
+    counters: Any, size: Any, phase: Any, ids: Any, start: Any, at: Any, like: Any, x: Any
+) -> Any:
+    """Start the residual stream: each token's row, and where positions are learned, that of its
+    position.
+    """
     count, width = x.shape
     while True:
         t = claim(counters, phase)
@@ -153,11 +185,18 @@ def _remember(
     counters: Any, size: Any, phase: Any, at: Any, start: Any, cos: Any, sin: Any, keys: Any, values: Any, qkv: Any,
     room: Any,
 ) -> Any:  # fmt: skip
-    """Normalise queries and keys, turn them to their position, and put keys and values into the cache.
+    """Normalise queries and keys, turn them to their position, and put keys and values into the
+    cache.
 
     A task is a head of the queries, the keys or the values.
     """
-    heads, kv_heads, d, padded, eps = room.heads, room.kv_heads, room.head_size, room.padded, room.eps
+    heads, kv_heads, d, padded, eps = (
+        room.heads,
+        room.kv_heads,
+        room.head_size,
+        room.padded,
+        room.eps,
+    )
     q_norm, k_norm, no_bias = floats(at[Q_NORM], (d,)), floats(at[K_NORM], (d,)), floats(0, (0,))
     while True:
         head = claim(counters, phase)

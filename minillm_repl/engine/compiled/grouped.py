@@ -1,7 +1,8 @@
-"""Weights in 8 or 4 bits times activations in float32: what a group's numbers give, times its scale.
+"""Weights in 8 or 4 bits times activations in float32: what a group's numbers give, times its
+scale.
 
-For one token, 32 rows are worked on side by side, each in its lane, so that no sum goes across a register. For many,
-they are widened once, and then multiplied as any others (products.py).
+For one token, 32 rows are worked on side by side, each in its lane, so that no sum goes across a
+register. For many, they are widened once, and then multiplied as any others (products.py).
 """
 
 from typing import Any
@@ -26,10 +27,11 @@ _SCALES = np.empty(0, np.uint16)  # for their kind
 def grouped(
     counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any, room: Any
 ) -> Any:  # fmt: skip
-    """Multiply by a matrix, with its bias; add the result to `stream`, if that has rows. A task is 32 of its rows.
+    """Multiply by a matrix, with its bias; add the result to `stream`, if that has rows. A task is
+    32 of its rows.
 
-    `at` begins with the addresses of the numbers (panels, groups, 32, bytes), the scales (panels, groups, 32) and the
-    bias; x (t, inputs), y (t, rows).
+    `at` begins with the addresses of the numbers (panels, groups, 32, bytes), the scales (panels,
+    groups, 32) and the bias; x (t, inputs), y (t, rows).
     """
     count, inputs = x.shape
     rows = y.shape[1]
@@ -67,7 +69,9 @@ def _one(w: Any, scales: Any, group: int, x: Floats) -> Any:
 
 @compiled
 def _group(w: Any, at: int, x: Floats, first: int, last: int) -> Any:
-    """Return what the whole numbers of a group of 32 rows give; four sums of each, so that none waits for itself."""
+    """Return what the whole numbers of a group of 32 rows give; four sums of each, so that none
+    waits for itself.
+    """
     a, b, c, d = tile(1), tile(1), tile(1), tile(1)
     step, fours = span(w), last - (last - first) % 4
     for i in range(first, fours, 4):

@@ -1,9 +1,10 @@
 """Sixteen numbers at a time inside compiled code, and weights found by their address.
 
-numba leaves it to LLVM to find what can be done side by side, which it does poorly for products of many rows and
-weights of other kinds than float32. So these few functions say it outright: `Lanes` is a register of sixteen float32,
-whatever the processor makes of it (one register with AVX-512, two with AVX2, four with NEON). Weights widen to float32
-on their way in: float32 as they are, bfloat16 as uint16, float16 as int16, whole numbers as int8.
+numba leaves it to LLVM to find what can be done side by side, which it does poorly for products of
+many rows and weights of other kinds than float32. So these few functions say it outright: `Lanes`
+is a register of sixteen float32, whatever the processor makes of it (one register with AVX-512, two
+with AVX2, four with NEON). Weights widen to float32 on their way in: float32 as they are, bfloat16
+as uint16, float16 as int16, whole numbers as int8.
 """
 
 from collections.abc import Callable
@@ -89,7 +90,9 @@ def fetched(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> An
 def spread_out(builder: Any, number: Any) -> Any:
     """Return a register of sixteen times the same number."""
     first = builder.insert_element(_UNDEFINED, number, ir.Constant(INT, 0))
-    return builder.shuffle_vector(first, _UNDEFINED, ir.Constant(ir.VectorType(INT, LANES), [0] * LANES))
+    return builder.shuffle_vector(
+        first, _UNDEFINED, ir.Constant(ir.VectorType(INT, LANES), [0] * LANES)
+    )
 
 
 def stored(context: Any, builder: Any, kind: Any, array: Any, index: Any, register: Any) -> None:
@@ -101,13 +104,19 @@ def stored(context: Any, builder: Any, kind: Any, array: Any, index: Any, regist
 def multiplied_added(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """Return a · b + c of registers."""
     kind = ir.FunctionType(REGISTER, [REGISTER] * 3)
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32"), (a, b, c))
+    return builder.call(
+        cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32"), (a, b, c)
+    )
 
 
 @intrinsic
 def wide(_typing: Any) -> Any:
-    """Tell whether `Lanes` is one register, as with AVX-512; what is done otherwise is not even compiled."""
-    return types.boolean(), lambda context, *_: ir.Constant(ir.IntType(1), processor_has(context, "avx512f"))
+    """Tell whether `Lanes` is one register, as with AVX-512; what is done otherwise is not even
+    compiled.
+    """
+    return types.boolean(), lambda context, *_: ir.Constant(
+        ir.IntType(1), processor_has(context, "avx512f")
+    )
 
 
 @intrinsic
@@ -156,10 +165,14 @@ def all_of(_typing: Any, _number: Any) -> Any:
 
 
 @intrinsic
-def turn(_typing: Any, array: Any, _index: Any, _step: Any, _out: Any, _at: Any, _out_step: Any) -> Any:
-    """Turn over 16 × 16 numbers: rows from `array.flat[index]` on, `step` apart, become columns in `out.flat[at]`.
+def turn(
+    _typing: Any, array: Any, _index: Any, _step: Any, _out: Any, _at: Any, _out_step: Any
+) -> Any:
+    """Turn over 16 × 16 numbers: rows from `array.flat[index]` on, `step` apart, become columns in
+    `out.flat[at]`.
 
-    The rows of `out`, float32, are `out_step` apart. Halves, quarters, eighths and sixteenths are exchanged in turn.
+    The rows of `out`, float32, are `out_step` apart. Halves, quarters, eighths and sixteenths are
+    exchanged in turn.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -173,8 +186,13 @@ def turn(_typing: Any, array: Any, _index: Any, _step: Any, _out: Any, _at: Any,
             for first in (row for row in range(LANES) if not row & half):
                 pair = rows[first], rows[first + half]
                 for row, shift in ((first, 0), (first + half, half)):
-                    picked = [lane + shift if not lane & half else lane + shift + LANES - half for lane in range(LANES)]
-                    rows[row] = builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(INT, LANES), picked))
+                    picked = [
+                        lane + shift if not lane & half else lane + shift + LANES - half
+                        for lane in range(LANES)
+                    ]
+                    rows[row] = builder.shuffle_vector(
+                        *pair, ir.Constant(ir.VectorType(INT, LANES), picked)
+                    )
             half //= 2
         for row in range(LANES):
             place = builder.add(at, builder.mul(out_step, out_step.type(row)))
@@ -197,7 +215,9 @@ def multiply_add(_typing: Any, _a: Any, _b: Any, _c: Any) -> Any:
 @intrinsic
 def add(_typing: Any, _a: Any, _b: Any) -> Any:
     """Return a + b, lane by lane."""
-    return Lanes(Lanes, Lanes), lambda _context, builder, _signature, arguments: builder.fadd(*arguments)
+    return Lanes(Lanes, Lanes), lambda _context, builder, _signature, arguments: builder.fadd(
+        *arguments
+    )
 
 
 def _halved(builder: Any, register: Any, join: Callable[[Any, Any], Any]) -> Any:
@@ -206,7 +226,9 @@ def _halved(builder: Any, register: Any, join: Callable[[Any, Any], Any]) -> Any
     while count > 1:
         count //= 2
         halves = [
-            builder.shuffle_vector(register, register, ir.Constant(ir.VectorType(INT, count), list(range(first, last))))
+            builder.shuffle_vector(
+                register, register, ir.Constant(ir.VectorType(INT, count), list(range(first, last)))
+            )
             for first, last in ((0, count), (count, 2 * count))
         ]
         register = join(*halves)
@@ -226,7 +248,11 @@ def greatest(_typing: Any, _lanes: Any) -> Any:
     """Return the largest of sixteen numbers."""
 
     def code(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return _halved(builder, arguments[0], lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+        return _halved(
+            builder,
+            arguments[0],
+            lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b),
+        )
 
     return types.float32(Lanes), code
 
@@ -244,14 +270,15 @@ def larger(_typing: Any, _a: Any, _b: Any) -> Any:
 @intrinsic
 def float_of_bits(_typing: Any, _bits: Any) -> Any:
     """Return the float32 whose bits a whole number has."""
-    return types.float32(types.int32), lambda _context, builder, _signature, arguments: builder.bitcast(
-        arguments[0], _FLOAT
-    )
+    return types.float32(
+        types.int32
+    ), lambda _context, builder, _signature, arguments: builder.bitcast(arguments[0], _FLOAT)
 
 
 @intrinsic(prefer_literal=True)
 def fetch(_typing: Any, array: Any, _index: Any, count: Any) -> Any:
-    """Ask for the numbers from `array.flat[index]` on to be brought near; they may lie past the end.
+    """Ask for the numbers from `array.flat[index]` on to be brought near; they may lie past the
+    end.
 
     `count`, how many, is to be written out.
     """
@@ -274,21 +301,27 @@ def _array_at(context: Any, builder: Any, kind: Any, address: Any, shape: Any) -
     data, whole = context.get_data_type(kind.dtype), context.get_value_type(types.intp)
     item = whole(context.get_abi_sizeof(data))
     first, *others = cgutils.unpack_tuple(builder, shape, kind.ndim)
-    sizes = [builder.select(builder.icmp_unsigned("==", address, address.type(0)), whole(0), first), *others]
+    sizes = [
+        builder.select(builder.icmp_unsigned("==", address, address.type(0)), whole(0), first),
+        *others,
+    ]
     strides = [item]
     for length in reversed(others):
         strides.insert(0, builder.mul(strides[0], length))
     array = context.make_array(kind)(context, builder)
-    populate_array(array, builder.inttoptr(address, data.as_pointer()), sizes, strides, item, meminfo=None)
+    populate_array(
+        array, builder.inttoptr(address, data.as_pointer()), sizes, strides, item, meminfo=None
+    )
     return array._getvalue()
 
 
 @intrinsic
 def array_at(_typing: Any, _address: Any, like: Any, shape: Any) -> Any:
-    """Return the numbers at an address as an array of some shape, of the kind that are in `like`; none at address 0.
+    """Return the numbers at an address as an array of some shape, of the kind that are in `like`;
+    none at address 0.
 
-    It must be kept by somebody else meanwhile. numba's own `carray` makes one whose users are counted, which is a
-    locked instruction for every slice and every call.
+    It must be kept by somebody else meanwhile. numba's own `carray` makes one whose users are
+    counted, which is a locked instruction for every slice and every call.
     """
     kind = types.Array(like.dtype, len(shape), "C")
 
@@ -304,4 +337,6 @@ def floats(_typing: Any, _address: Any, shape: Any) -> Any:
     """Return the float32 numbers at an address as an array of some shape; none at address 0."""
     kind = types.Array(types.float32, len(shape), "C")
     signature = kind(types.uintp, types.UniTuple(types.intp, len(shape)))
-    return signature, lambda context, builder, _signature, arguments: _array_at(context, builder, kind, *arguments)
+    return signature, lambda context, builder, _signature, arguments: _array_at(
+        context, builder, kind, *arguments
+    )

@@ -1,7 +1,9 @@
-"""The machine code of a pass through a model: made by numba once, then kept, and fetched without numba.
+"""The machine code of a pass through a model: made by numba once, then kept, and fetched without
+numba.
 
-Importing numba and unpacking what it keeps itself takes longer than answering. So what it compiles is kept here as the
-object file that it is, and put into the process by LLVM alone. It calls nothing of Python's or numba's.
+Importing numba and unpacking what it keeps itself takes longer than answering. So what it compiles
+is kept here as the object file that it is, and put into the process by LLVM alone. It calls nothing
+of Python's or numba's.
 """
 
 import ctypes
@@ -31,7 +33,8 @@ Function = Callable[..., None]
 _KEPT = 16  # files; the least recently used of more are removed
 _DIGEST = hashlib.sha256().digest_size
 _NEEDED = re.compile(r'^declare [^@]*@"?(?!llvm\.)([^"(]+)', re.MULTILINE)
-_NEVER_CALLED = ("numba_", "NRT_")  # so begins what numba's functions call to fail or to free, and none here does
+# so begins what numba's functions call to fail or to free, and none here does
+_NEVER_CALLED = ("numba_", "NRT_")
 
 _engines: list[Any] = []  # code is there as long as they are
 
@@ -40,8 +43,8 @@ _engines: list[Any] = []  # code is there as long as they are
 def machine_code(*kinds: str) -> Function:
     """Return the function that `forward.compile_for` makes for some kinds of numbers.
 
-    The first time on a machine, and after a change of this program, it is compiled, which takes some seconds. Raises
-    ImportError where numba is needed and not there.
+    The first time on a machine, and after a change of this program, it is compiled, which takes
+    some seconds. Raises ImportError where numba is needed and not there.
     """
     name = "-".join(kinds)
     key = _key(name)
@@ -55,7 +58,9 @@ def machine_code(*kinds: str) -> Function:
 
 
 def _folders() -> list[Path]:
-    """Return where machine code may be: as numba says, beside this program, or in the user's cache folder."""
+    """Return where machine code may be: as numba says, beside this program, or in the user's
+    cache folder.
+    """
     named = os.environ.get("NUMBA_CACHE_DIR")
     own = Path(__file__).parent / "__pycache__"
     return [Path(named)] if named else [own, user_cache_path("minillm-repl") / "compiled"]
@@ -63,7 +68,9 @@ def _folders() -> list[Path]:
 
 def _key(name: str) -> str:
     """Return what changes with anything that the machine code is made of or for."""
-    numba = sorted(f"{key}={value}" for key, value in os.environ.items() if key.startswith("NUMBA_CPU"))
+    numba = sorted(
+        f"{key}={value}" for key, value in os.environ.items() if key.startswith("NUMBA_CPU")
+    )
     parts = [
         name, version("numba"), llvmlite.__version__, llvm.get_process_triple(), llvm.get_host_cpu_name(),
         llvm.get_host_cpu_features().flatten(), *numba,
@@ -82,7 +89,9 @@ def _compile(*kinds: str) -> bytes:
 
 
 def _read(path: Path) -> bytes | None:
-    """Return what a file holds, None if there is none, or if it is damaged: LLVM would end the process."""
+    """Return what a file holds, None if there is none, or if it is damaged: LLVM would end the
+    process.
+    """
     try:
         data = path.read_bytes()
     except OSError:
@@ -112,7 +121,8 @@ def _load(kept: bytes) -> Function:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(jit=True)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)  # from here on it finds what this process has
+    # from here on it finds what this process has
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     if llvm.address_of_symbol(OFFER) is None:
         raise ImportError(f"this system has no {OFFER}")
     for symbol in needs:

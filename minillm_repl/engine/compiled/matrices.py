@@ -1,4 +1,6 @@
-"""What is done with a matrix, whatever it is kept in: numba chooses by the kind of the array that is like it."""
+"""What is done with a matrix, whatever it is kept in: numba chooses by the kind of the array
+that is like it.
+"""
 
 from typing import Any
 
@@ -23,8 +25,11 @@ LIKE = {
 """What compiled code tells kinds of matrices apart by: an array like them."""
 
 
-def product(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any, room: Any) -> Any:
-    """Multiply x (t, inputs) by a matrix into y (t, rows), with its bias; add that to `stream`, if it has rows.
+def product(
+    counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any, room: Any
+) -> Any:
+    """Multiply x (t, inputs) by a matrix into y (t, rows), with its bias; add that to `stream`, if
+    it has rows.
 
     `at` begins with the addresses of the matrix, its scales and its bias; `room` is the
     thread's. Returns the next phase.
@@ -33,7 +38,9 @@ def product(counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y:
 
 
 def row_of(at: Any, like: Any, row: Any, y: Any) -> None:
-    """Put one row of a matrix into y (inputs,); `at` begins with the addresses of the matrix and its scales."""
+    """Put one row of a matrix into y (inputs,); `at` begins with the addresses of the matrix and
+    its scales.
+    """
     raise NotImplementedError  # compiled code finds what serves below
 
 

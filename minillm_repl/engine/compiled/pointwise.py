@@ -1,4 +1,6 @@
-"""What is done to each position by itself, without a matrix: norms, activations, rotary positions."""
+"""What is done to each position by itself, without a matrix: norms, activations, rotary
+positions.
+"""
 
 from typing import Any
 
@@ -18,9 +20,11 @@ GELU, GELU_TANH, SILU, RELU = range(4)  # the order of model/config.py's ACTIVAT
 
 @compiled
 def exponential(x: Any) -> Any:
-    """Return e^x in float32 within 2 units in the last place; the library's own cannot be done side by side.
+    """Return e^x in float32 within 2 units in the last place; the library's own cannot be done side
+    by side.
 
-    x = n·ln 2 + r; e^r by a polynomial (Cephes' expf), 2^n by its bits. Below −87 it is 0 to all that reads it.
+    x = n·ln 2 + r; e^r by a polynomial (Cephes' expf), 2^n by its bits. Below −87 it is 0 to all
+    that reads it.
     """
     x = min(max(x, np.float32(-87.3)), np.float32(88.3))
     n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
@@ -30,7 +34,9 @@ def exponential(x: Any) -> Any:
     p = p * r + np.float32(4.1665795894e-2)
     p = p * r + np.float32(1.6666665459e-1)
     p = p * r + np.float32(5.0000001201e-1)
-    return (p * r * r + r + np.float32(1)) * float_of_bits((np.int32(n) + np.int32(127)) << np.int32(23))
+    return (p * r * r + r + np.float32(1)) * float_of_bits(
+        (np.int32(n) + np.int32(127)) << np.int32(23)
+    )
 
 
 @compiled
@@ -93,7 +99,9 @@ def normalise(x: Floats, gain: Floats, bias: Floats, eps: Any, y: Floats) -> Non
 
 @compiled
 def rotate(x: Floats, cos: Floats, sin: Floats) -> None:
-    """Turn one query or key in place: number i with number i + n, for the n angles given; what is left stays."""
+    """Turn one query or key in place: number i with number i + n, for the n angles given; what
+    is left stays.
+    """
     half = len(cos)
     for i in range(half):
         first, second = x[i], x[half + i]
@@ -103,7 +111,9 @@ def rotate(x: Floats, cos: Floats, sin: Floats) -> None:
 
 @compiled
 def norms(counters: Any, size: Any, phase: Any, at: Any, eps: Any, x: Any, y: Any) -> Any:
-    """Normalise each row of x (t, w) into y; `at` begins with the addresses of the gain and the bias."""
+    """Normalise each row of x (t, w) into y; `at` begins with the addresses of the gain and the
+    bias.
+    """
     count, width = x.shape
     gain, bias = floats(at[0], (width,)), floats(at[1], (width,))
     while True:
@@ -116,7 +126,9 @@ def norms(counters: Any, size: Any, phase: Any, at: Any, eps: Any, x: Any, y: An
 
 @compiled
 def bend(counters: Any, size: Any, phase: Any, activation: Any, up: Any, hidden: Any) -> Any:
-    """Apply the activation; if `up` is twice as wide as `hidden`, its second half passes the gates of the first."""
+    """Apply the activation; if `up` is twice as wide as `hidden`, its second half passes the
+    gates of the first.
+    """
     count, width = hidden.shape
     gated = up.shape[1] > width
     pieces = (width + _BENT_AT_ONCE - 1) // _BENT_AT_ONCE

@@ -1,8 +1,10 @@
-"""Weights times activations: y[t, o] = Σ w[o, i] · x[t, i], rows o of a matrix as the checkpoint has it.
+"""Weights times activations: y[t, o] = Σ w[o, i] · x[t, i], rows o of a matrix as the checkpoint
+has it.
 
-For one token, memory is what limits: processors with AVX-512 read four rows side by side faster, and those without one
-row after the other (docs/decisions.md). For many, arithmetic is: 32 rows are widened and turned over once, and stay in
-a near cache while all tokens pass by, twelve at a time, whose sums stay in registers.
+For one token, memory is what limits: processors with AVX-512 read four rows side by side faster,
+and those without one row after the other (docs/decisions.md). For many, arithmetic is: 32 rows are
+widened and turned over once, and stay in a near cache while all tokens pass by, twelve at a time,
+whose sums stay in registers.
 """
 
 from typing import Any
@@ -36,17 +38,20 @@ _ROWS = 4  # of them read side by side for one token
 _ROWS_BY_LANES = _ROWS * LANES
 _TOKENS, _FEW = 12, SPARE  # that 32 rows are multiplied with at once, and the last of them
 MANY = 3  # tokens: from here on turning rows over takes less time than it saves
-_AHEAD = 8_192  # bytes: so far before they are needed, weights are asked for; short rows fool the processor's own guess
+# bytes: so far before they are needed, weights are asked for; short rows fool the processor's own
+# guess
+_AHEAD = 8_192
 
 
 @compiled
 def plain(
     counters: Any, size: Any, phase: Any, at: Any, like: Any, x: Any, y: Any, stream: Any, room: Any
 ) -> Any:  # fmt: skip
-    """Multiply by a matrix, with its bias; add the result to `stream`, if that has rows. A task is 32 of its rows.
+    """Multiply by a matrix, with its bias; add the result to `stream`, if that has rows. A task is
+    32 of its rows.
 
-    `at` begins with the addresses of the matrix (rows, inputs), of nothing, and of its bias; x (t, inputs), y (t,
-    rows).
+    `at` begins with the addresses of the matrix (rows, inputs), of nothing, and of its bias; x (t,
+    inputs), y (t, rows).
     """
     count, inputs = x.shape
     rows = y.shape[1]
@@ -118,7 +123,9 @@ def _one_row(w: Any, at: int, x: Floats, n: int) -> Any:
 
 @compiled
 def _turn_rows(w: Any, first: int, last: int, n: int, turned: Floats) -> None:
-    """Turn 32 rows over: `turned` (n, 32) has what belongs to one input side by side; rows past `last` are 0."""
+    """Turn 32 rows over: `turned` (n, 32) has what belongs to one input side by side; rows past
+    `last` are 0.
+    """
     for block in range(0, PANEL, LANES):
         row = first + block
         side_by_side = n - n % LANES if row + LANES <= last else 0
@@ -134,7 +141,9 @@ def _turn_rows(w: Any, first: int, last: int, n: int, turned: Floats) -> None:
 def turned(
     counters: Any, size: Any, phase: Any, at: Any, _like: Any, x: Any, y: Any, stream: Any, room: Any
 ) -> Any:  # fmt: skip
-    """Do as `plain` does with a matrix that lies in panels, 32 rows turned over each: (panels, inputs, 32)."""
+    """Do as `plain` does with a matrix that lies in panels, 32 rows turned over each: (panels,
+    inputs, 32).
+    """
     inputs, rows = x.shape[1], y.shape[1]
     weight = floats(at[0], ((rows + PANEL - 1) // PANEL * PANEL * inputs,))
     bias = floats(at[2], (rows,))
@@ -150,9 +159,11 @@ def turned(
 
 @compiled
 def by_panel(panel: Floats, at: int, x: Any, y: Any, first: int, last: int, room: Any) -> None:
-    """Multiply 32 rows, turned over from panel[at] on, with all tokens; their products are y's `first` to `last`.
+    """Multiply 32 rows, turned over from panel[at] on, with all tokens; their products are y's
+    `first` to `last`.
 
-    The last tokens are worked on as if there were more: `x` and `y`, if of two tokens or more, have room for that.
+    The last tokens are worked on as if there were more: `x` and `y`, if of two tokens or more, have
+    room for that.
     """
     if last - first == PANEL:
         _all_tokens(panel, at, x, y, first, y.shape[1])

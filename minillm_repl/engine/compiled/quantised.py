@@ -13,13 +13,16 @@ from minillm_repl.model.quantised import GROUP, PANEL, Quantised
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
 
-_AT_ONCE = 1 << 18  # numbers that a thread quantises at once, so that it takes no memory to speak of
+# numbers that a thread quantises at once, so that it takes no memory to speak of
+_AT_ONCE = 1 << 18
 
 
 def rounded(matrix: Array, bits: int) -> tuple[NDArray[np.int8], Floats]:
-    """Return whole numbers (rows, inputs) and scales (rows, groups): matrix ≈ numbers · scale, group by group.
+    """Return whole numbers (rows, inputs) and scales (rows, groups): matrix ≈ numbers · scale,
+    group by group.
 
-    The largest of a group becomes −2^(bits − 1), of which there is one more than of positive numbers.
+    The largest of a group becomes −2^(bits − 1), of which there is one more than of positive
+    numbers.
     """
     rows, inputs = matrix.shape
     padded = np.zeros((rows, -(-inputs // GROUP) * GROUP), np.float32)
@@ -46,12 +49,17 @@ def quantise(matrix: Array, bits: int) -> Quantised:
         small, scale = rounded(matrix[first * PANEL : last * PANEL], bits)
         whole = np.zeros(((last - first) * PANEL, groups * GROUP), np.int8)
         whole[: len(small), :inputs] = small
-        apart = whole.reshape(-1, PANEL, groups, GROUP).transpose(0, 2, 3, 1)  # (panels, groups, 32 inputs, 32 rows)
+        # (panels, groups, 32 inputs, 32 rows)
+        apart = whole.reshape(-1, PANEL, groups, GROUP).transpose(0, 2, 3, 1)
         half = PANEL // 2
-        numbers[first:last] = apart if bits == 8 else apart[..., :half] & 15 | apart[..., half:] << 4
+        numbers[first:last] = (
+            apart if bits == 8 else apart[..., :half] & 15 | apart[..., half:] << 4
+        )
         filled = np.zeros(((last - first) * PANEL, groups), np.float32)
         filled[: len(scale)] = scale
-        scales[first:last] = (filled.view(np.uint32) >> 16).reshape(-1, PANEL, groups).transpose(0, 2, 1)
+        scales[first:last] = (
+            (filled.view(np.uint32) >> 16).reshape(-1, PANEL, groups).transpose(0, 2, 1)
+        )
 
     with ThreadPoolExecutor(default_size(), "rounding") as pool:
         list(pool.map(fill, range(0, panels, step)))

@@ -1,4 +1,5 @@
-"""Where everything lies that a pass works with: one structure for each thread, filled in here, read by compiled code.
+"""Where everything lies that a pass works with: one structure for each thread, filled in here, read
+by compiled code.
 
 It needs no numba, so that a process whose machine code is kept need not import it.
 """
@@ -46,7 +47,8 @@ _SHARED = (
     "up",  # (t, hidden), or twice that with gates
     "bent",  # (t, hidden); the same as `up` without gates
     "logits",  # (1, vocabulary)
-    "part_mixed",  # (part · t · h, padded), what each part of the cache has for a query, as `mixed` below
+    # (part · t · h, padded), what each part of the cache has for a query, as `mixed` below
+    "part_mixed",
     "part_largest",  # (part · t · h,)
     "part_sums",
 )
@@ -54,7 +56,8 @@ _OWN = (
     "queries",  # (4, d), scaled
     "seen",  # (4, 2), the first position that each sees, and the one after the last
     "scores",  # (4, 256)
-    "mixed",  # (4, padded), values by weights relative to the largest score, not yet divided by their sum
+    # (4, padded), values by weights relative to the largest score, not yet divided by their sum
+    "mixed",
     "largest",  # (4,)
     "sums",
     "panel",  # (inputs · 32,), rows of a matrix turned over
@@ -73,7 +76,9 @@ ROOM = np.dtype(
 
 
 def aligned(shape: tuple[int, ...], kind: Any) -> Array:
-    """Return zeros that begin where a line of the cache does, so that no register is read from two."""
+    """Return zeros that begin where a line of the cache does, so that no register is read from
+    two.
+    """
     kind, line = np.dtype(kind), LANES * 4
     size = math.prod(shape) * kind.itemsize
     data: Array = np.zeros(size + line, np.uint8)
@@ -114,7 +119,9 @@ class Room:
         for name, shape in shared.items():
             self.put(name, aligned(shape, np.float32))
         self.put("bent", aligned((PIECE, hidden), np.float32) if gated else self["up"])
-        self.put("windows", np.array(getattr(config, "windows", ()) or [0] * config.layers, np.int64))
+        self.put(
+            "windows", np.array(getattr(config, "windows", ()) or [0] * config.layers, np.int64)
+        )
         most = max(width, hidden, config.heads * size)  # inputs of a matrix
         own: dict[str, tuple[tuple[int, ...], Any]] = {
             "queries": ((QUERIES, size), np.float32),
@@ -135,10 +142,14 @@ class Room:
             self.rooms[name] = number
 
     def put(self, name: str, array: Array, *, own: bool = False) -> None:
-        """Keep an array, and note its address; of `own` ones, each thread has a part (threads, …)."""
+        """Keep an array, and note its address; of `own` ones, each thread has a part (threads,
+        …).
+        """
         self._arrays[name] = array
         step = array.strides[0] if own and len(array) else 0
-        self.rooms[f"{name}_at"] = array.ctypes.data + step * np.arange(len(self.rooms), dtype=np.uint64)
+        self.rooms[f"{name}_at"] = array.ctypes.data + step * np.arange(
+            len(self.rooms), dtype=np.uint64
+        )
 
     def __getitem__(self, name: str) -> Array:
         """Return an array that is kept."""

@@ -1,4 +1,6 @@
-"""Rotary positions without torch: the same numbers as model/rotary.py, which a test holds them to."""
+"""Rotary positions without torch: the same numbers as model/rotary.py, which a test holds them
+to.
+"""
 
 import math
 
@@ -11,13 +13,16 @@ Floats = NDArray[np.float32]
 
 
 def rotation(config: AnyConfig, positions: int) -> tuple[Floats, Floats]:
-    """Return cosine and sine of the angle of each pair at each of the first positions, each (positions, pairs).
+    """Return cosine and sine of the angle of each pair at each of the first positions, each
+    (positions, pairs).
 
     A model whose positions are learned has no pairs.
     """
     if config.rope is None:
         return np.empty((positions, 0), np.float32), np.empty((positions, 0), np.float32)
-    angles = np.arange(positions, dtype=np.float32)[:, None] * _speeds(config.rope, config.head_size)
+    angles = np.arange(positions, dtype=np.float32)[:, None] * _speeds(
+        config.rope, config.head_size
+    )
     return np.cos(angles), np.sin(angles)
 
 

@@ -1,4 +1,6 @@
-"""How the threads of a team (team.py), inside compiled code, share out tasks and wait for each other."""
+"""How the threads of a team (team.py), inside compiled code, share out tasks and wait for each
+other.
+"""
 
 from typing import Any
 

@@ -1,9 +1,9 @@
 """Threads that work through one list of tasks together, and meet after each kind of task.
 
-numba's own parallel loops start and end one team per loop, which costs more than a small product, and one of its three
-schedulers ends the process when two Python threads meet in it. Here one compiled function runs in every thread of the
-team at once; whoever is free claims the next task, and nobody goes on to the next phase before all tasks of this one
-are done (tasks.py).
+numba's own parallel loops start and end one team per loop, which costs more than a small product,
+and one of its three schedulers ends the process when two Python threads meet in it. Here one
+compiled function runs in every thread of the team at once; whoever is free claims the next task,
+and nobody goes on to the next phase before all tasks of this one are done (tasks.py).
 """
 
 import os
@@ -17,7 +17,10 @@ OFFER = "SwitchToThread" if os.name == "nt" else "sched_yield"  # how a core is 
 
 
 class Team:
-    """Some threads, this one included. One function at a time; `phases` is the most that it goes through."""
+    """Some threads, this one included.
+
+    One function at a time; `phases` is the most that it goes through.
+    """
 
     def __init__(self, size: int, phases: int) -> None:
         self.size = size
@@ -26,7 +29,8 @@ class Team:
         self._others = ThreadPoolExecutor(max(1, size - 1), "decoding")
 
     def run(self, function: Callable[..., None], *arguments: int) -> None:
-        """Call `function(counters, size, me, *arguments)` in every thread at once, and return when all have.
+        """Call `function(counters, size, me, *arguments)` in every thread at once, and return when
+        all have.
 
         `counters` is the address of what they count in, `me` the number of the thread, from 0.
         """
@@ -34,10 +38,12 @@ class Team:
         others = []
         try:
             others += [
-                self._others.submit(function, self._at, self.size, other, *arguments) for other in range(1, self.size)
+                self._others.submit(function, self._at, self.size, other, *arguments)
+                for other in range(1, self.size)
             ]
             function(self._at, self.size, 0, *arguments)
-        except BaseException:  # a second Ctrl-C before all have begun: nobody must wait for who never comes
+        except BaseException:
+            # a second Ctrl-C before all have begun: nobody must wait for who never comes
             self._counters[:] = 1 << 40
             raise
         finally:
@@ -46,6 +52,11 @@ class Team:
 
 
 def default_size() -> int:
-    """Return how many threads to decode with: what limits is memory, which two to four cores use up."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if cores <= 4 else min(8, cores // 2)  # above, half are often the same cores seen twice
+    """Return how many threads to decode with: what limits is memory, which two to four cores use
+    up.
+    """
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    # above, half are often the same cores seen twice
+    return cores if cores <= 4 else min(8, cores // 2)

@@ -1,8 +1,9 @@
 """Tiles: some rows of 32 sums each, held in registers while whatever is multiplied passes by.
 
-All products of many by many are made of one step: a number for each row, times 32 numbers that all rows share, added to
-the tile. Activations times weights are that (a row is a token), queries times keys, and weights of attention times
-values (a row is a query). How many rows a tile has is part of its kind, so each number of rows is compiled apart.
+All products of many by many are made of one step: a number for each row, times 32 numbers that all
+rows share, added to the tile. Activations times weights are that (a row is a token), queries times
+keys, and weights of attention times values (a row is a query). How many rows a tile has is part of
+its kind, so each number of rows is compiled apart.
 """
 
 from typing import Any
@@ -54,13 +55,17 @@ def rows_of(_typing: Any, some: Any) -> Any:
 
 @intrinsic
 def rows_from(_typing: Any, like: Any, _array: Any, _at: Any, _step: Any) -> Any:
-    """Return a tile like another, filled with the float32 from `array.flat[at]` on; its rows are `step` apart."""
+    """Return a tile like another, filled with the float32 from `array.flat[at]` on; its rows are
+    `step` apart.
+    """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         filled, array, at, step = arguments
         for row in range(like.rows):
             place = builder.add(at, builder.mul(step, step.type(row)))
-            for half, register in enumerate(_pair(context, builder, signature.args[1], array, place)):
+            for half, register in enumerate(
+                _pair(context, builder, signature.args[1], array, place)
+            ):
                 filled = builder.insert_value(filled, register, 2 * row + half)
         return filled
 
@@ -75,7 +80,9 @@ def rows_to(_typing: Any, full: Any, _array: Any, _at: Any, _step: Any) -> Any:
         full_, array, at, step = arguments
         for row in range(full.rows):
             for half in range(2):
-                place = builder.add(at, builder.add(builder.mul(step, step.type(row)), at.type(half * LANES)))
+                place = builder.add(
+                    at, builder.add(builder.mul(step, step.type(row)), at.type(half * LANES))
+                )
                 register = builder.extract_value(full_, 2 * row + half)
                 stored(context, builder, signature.args[1], array, place, register)
         return context.get_dummy_value()
@@ -98,11 +105,14 @@ def plus(_typing: Any, one: Any, _other: Any) -> Any:
 
 
 @intrinsic
-def outer(_typing: Any, sums: Any, _numbers: Any, _at: Any, _step: Any, _shared: Any, _place: Any) -> Any:
-    """Return a tile to which, in each row, that row's number times the 32 from `shared.flat[place]` on is added.
+def outer(
+    _typing: Any, sums: Any, _numbers: Any, _at: Any, _step: Any, _shared: Any, _place: Any
+) -> Any:
+    """Return a tile to which, in each row, that row's number times the 32 from `shared.flat[place]`
+    on is added.
 
-    The numbers of the rows are the float32 at `numbers.flat[at]`, `step` apart; the 32 may be whole numbers in 8 bits
-    (int8), or in 4 (uint8, of which sixteen hold 32).
+    The numbers of the rows are the float32 at `numbers.flat[at]`, `step` apart; the 32 may be whole
+    numbers in 8 bits (int8), or in 4 (uint8, of which sixteen hold 32).
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -147,16 +157,23 @@ def _pair(context: Any, builder: Any, kind: Any, array: Any, place: Any) -> tupl
     """Return two registers of the 32 numbers from `array.flat[place]` on, in float32."""
     if kind.dtype != types.uint8:
         second = builder.add(place, place.type(LANES))
-        return fetched(context, builder, kind, array, place), fetched(context, builder, kind, array, second)
+        return fetched(context, builder, kind, array, place), fetched(
+            context, builder, kind, array, second
+        )
     whole = ir.VectorType(INT, LANES)
-    address = builder.bitcast(place_of(context, builder, kind, array, place), ir.VectorType(BYTE, LANES).as_pointer())
+    address = builder.bitcast(
+        place_of(context, builder, kind, array, place), ir.VectorType(BYTE, LANES).as_pointer()
+    )
     both = builder.sext(builder.load(address, align=1), whole)
     four, above = ir.Constant(whole, [4] * LANES), ir.Constant(whole, [28] * LANES)
     upper = builder.ashr(both, four)
-    if processor_has(context, "avx512f"):  # sixteen numbers are a register, in which the lowest four bits look one up
+    # sixteen numbers are a register, in which the lowest four bits look one up
+    if processor_has(context, "avx512f"):
         table = ir.Constant(REGISTER, [float(number - 16 * (number > 7)) for number in range(16)])
         kind = ir.FunctionType(REGISTER, [REGISTER, whole])
-        found = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.permvar.sf.512")
+        found = cgutils.get_or_insert_function(
+            builder.module, kind, "llvm.x86.avx512.permvar.sf.512"
+        )
         return builder.call(found, [table, both]), builder.call(found, [table, upper])
     lower = builder.ashr(builder.shl(both, above), above)
     return builder.sitofp(lower, REGISTER), builder.sitofp(upper, REGISTER)

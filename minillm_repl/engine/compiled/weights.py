@@ -1,8 +1,9 @@
-"""Where the weights of a model lie, for compiled code that serves every model: a table of addresses.
+"""Where the weights of a model lie, for compiled code that serves every model: a table of
+addresses.
 
-A matrix stays where the checkpoint has it, in the kind of numbers it has. Made anew are those of a small model, as
-panels of 32 rows turned over, and quantised ones. In 4 bits are those of the layers; the embedding and the output
-matrix, which lose more by it, are then in 8.
+A matrix stays where the checkpoint has it, in the kind of numbers it has. Made anew are those of a
+small model, as panels of 32 rows turned over, and quantised ones. In 4 bits are those of the
+layers; the embedding and the output matrix, which lose more by it, are then in 8.
 """
 
 from collections.abc import Mapping
@@ -57,7 +58,9 @@ _OUTSIDE_BITS = 8  # of quantised matrices outside the layers
 
 @dataclass(frozen=True)
 class Weights:
-    """Addresses (layers + 1, columns), 0 for what a model has not; and the arrays that they point into."""
+    """Addresses (layers + 1, columns), 0 for what a model has not; and the arrays that they
+    point into.
+    """
 
     addresses: NDArray[np.uint64]
     kind: str  # of the matrices of layers: float32, bfloat16, float16, turned, int8 or int4
@@ -81,9 +84,14 @@ def quantised(tensors: Mapping[str, Array], bits: int) -> dict[str, Array | Quan
 
 
 def lay_out(
-    config: AnyConfig, tensors: Mapping[str, Array | Quantised], bits: int = 0, *, turned: bool = False
+    config: AnyConfig,
+    tensors: Mapping[str, Array | Quantised],
+    bits: int = 0,
+    *,
+    turned: bool = False,
 ) -> Weights:
-    """Return the table for a model's tensors: matrices as they are, or turned over; `bits` are those of quantised ones.
+    """Return the table for a model's tensors: matrices as they are, or turned over; `bits` are
+    those of quantised ones.
 
     All the rest is in float32, as are matrices that are turned over.
     """
@@ -125,7 +133,9 @@ def lay_out(
 
 
 def _in_panels(array: Array) -> NDArray[np.float32]:
-    """Return a matrix (rows, inputs) as (panels, inputs, 32) float32, filled up with rows of zeros."""
+    """Return a matrix (rows, inputs) as (panels, inputs, 32) float32, filled up with rows of
+    zeros.
+    """
     rows, inputs = array.shape
     panels = aligned((-(-rows // PANEL), inputs, PANEL), np.float32)
     whole = rows // PANEL

@@ -1,1 +1,3 @@
-"""What insight tells: frozen views of plain numbers and labels; drawn, or written as JSON by these names."""
+"""What insight tells: frozen views of plain numbers and labels; drawn, or written as JSON by
+these names.
+"""

@@ -19,8 +19,14 @@ class Likely:
 
 
 def as_json(view: Any) -> dict[str, Any]:
-    """Return a view as JSON-ready data, with its name: `LensView` is `lens`. What is no number becomes null."""
-    return {"view": type(view).__name__.removesuffix("View").lower(), **_finite(dataclasses.asdict(view))}
+    """Return a view as JSON-ready data, with its name: `LensView` is `lens`.
+
+    What is no number becomes null.
+    """
+    return {
+        "view": type(view).__name__.removesuffix("View").lower(),
+        **_finite(dataclasses.asdict(view)),
+    }
 
 
 def _finite(value: Any) -> Any:

@@ -1,4 +1,7 @@
-"""What changes when the model does: silenced, steered, patched, trained. Layers, heads and positions count from 0."""
+"""What changes when the model does: silenced, steered, patched, trained.
+
+Layers, heads and positions count from 0.
+"""
 
 from dataclasses import dataclass
 
@@ -36,7 +39,8 @@ class EffectView(OnText):
     before: tuple[Likely, ...]
     after: tuple[Likely, ...]
     kl: float  # nats: KL(after ‖ before) = Σ after · ln(after / before)
-    kl_random: float | None  # the median of the same in random directions, where the change is a direction
+    # the median of the same in random directions, where the change is a direction
+    kl_random: float | None
     random: Yardstick | None  # more of these
     between: tuple[Averaged, Averaged] | None  # where the direction leads to, and away from
 
@@ -62,14 +66,18 @@ class ScanView(OnText):
 
 @dataclass(frozen=True)
 class PatchView:
-    """Prompt B with one activation of prompt A at a time: how much of A's answer each carries over."""
+    """Prompt B with one activation of prompt A at a time: how much of A's answer each carries
+    over.
+    """
 
     what: str  # residual, attention or feed-forward
     a: tuple[Token, ...]
     b: tuple[Token, ...]
     answer_a: Token
     answer_b: Token
-    likeliest: bool  # whether these are the likeliest after A and B, or, where that is one, what most tells them apart
+    # whether these are the likeliest after A and B, or, where that is one, what most tells them
+    # apart
+    likeliest: bool
     clean: float  # logit of A's answer less that of B's, after A
     corrupt: float  # the same after B
     places: tuple[str, ...]  # from the bottom up

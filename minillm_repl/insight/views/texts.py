@@ -1,4 +1,7 @@
-"""Texts and the vocabulary: tokens, surprisal, embeddings, two models on one text. Positions count from 0."""
+"""Texts and the vocabulary: tokens, surprisal, embeddings, two models on one text.
+
+Positions count from 0.
+"""
 
 from dataclasses import dataclass
 
@@ -77,7 +80,8 @@ class CompareView(OnText):
     kl: tuple[float, float] | None  # at the last position: there, and back
     kl_mean: tuple[float, float] | None  # over all positions
     same_top: int | None  # positions at which both find the same token the likeliest
-    differ: tuple[Difference, ...]  # the positions at which they differ most, by the KL there, which is above 0
+    # the positions at which they differ most, by the KL there, which is above 0
+    differ: tuple[Difference, ...]
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,14 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class NearView:
-    """Nearest neighbours of a token, or of a sum of several, in the two tables that a model has of its vocabulary."""
+    """Nearest neighbours of a token, or of a sum of several, in the two tables that a model has
+    of its vocabulary.
+    """
 
-    terms: tuple[tuple[int, Token], ...]  # 1 or −1, and the token whose unit vector is added or taken away
-    input: tuple[Neighbour, ...]  # in the embedding, nearest first; the terms themselves are left out
+    # 1 or −1, and the token whose unit vector is added or taken away
+    terms: tuple[tuple[int, Token], ...]
+    # in the embedding, nearest first; the terms themselves are left out
+    input: tuple[Neighbour, ...]
     output: tuple[Neighbour, ...] | None  # in the output head; None where that is the embedding
 
 

@@ -1,4 +1,7 @@
-"""One pass over a text: attention, residual stream, what parts add. Layers, heads and positions count from 0."""
+"""One pass over a text: attention, residual stream, what parts add.
+
+Layers, heads and positions count from 0.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +16,8 @@ class Pattern:
     """What a head could be doing on a text, and how much of its attention does it."""
 
     name: str  # `previous token`
-    score: float  # share of the weight that goes there: the mean over the positions that have such a place
+    # share of the weight that goes there: the mean over the positions that have such a place
+    score: float
     chance: float  # the same if each of these attended evenly to all positions that it sees
     places: int  # how many positions that are
 
@@ -25,7 +29,8 @@ class HeadView(OnText):
     layer: int
     head: int
     tokens: tuple[Token, ...]
-    weights: tuple[Row, ...]  # (time, time): how much the token of the row takes of that of the column; rows sum to 1
+    # (time, time): how much the token of the row takes of that of the column; rows sum to 1
+    weights: tuple[Row, ...]
     patterns: tuple[Pattern, ...]  # by their scores, the highest first
 
 
@@ -59,7 +64,8 @@ class FocusView(OnText):
 class LensRow:
     """What the model would say if it stopped at one place of the residual stream."""
 
-    place: str  # `embedding`, `0 attention`, `0 feed-forward`; `0 block` where the two work side by side
+    # `embedding`, `0 attention`, `0 feed-forward`; `0 block` where the two work side by side
+    place: str
     top: tuple[Likely, ...]
     prob: float  # of the answer
     rank: int  # of the answer, 1 = likeliest
@@ -105,7 +111,8 @@ class StreamRow:
     place: str
     added: float  # the norm of what was added here; of the embedding itself in the first row
     stream: float  # the norm of the stream after that
-    aligned: float  # cosine between what was added and the stream that the part has read; 0 in the first row
+    # cosine between what was added and the stream that the part has read; 0 in the first row
+    aligned: float
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,9 @@ class QKVView(OnText):
 
 @dataclass(frozen=True)
 class DotView(OnText):
-    """One query and one key: their dot product, number by number, and what softmax makes of it among the others."""
+    """One query and one key: their dot product, number by number, and what softmax makes of it
+    among the others.
+    """
 
     layer: int
     head: int
@@ -180,7 +189,9 @@ class NeuronsView(OnText):
 
 @dataclass(frozen=True)
 class GradView(OnText):
-    """Which input tokens a choice depends on: the gradient of a logit, or of the difference of two."""
+    """Which input tokens a choice depends on: the gradient of a logit, or of the difference of
+    two.
+    """
 
     tokens: tuple[Token, ...]
     token: Token
@@ -195,7 +206,8 @@ class ShapeRow:
     """One tensor on the way from ids to probabilities."""
 
     name: str  # as in model/taps.py; or the module that made it, or `input` of the one it enters
-    dims: tuple[str, ...]  # t tokens, w width, h heads, g heads with a key, d head size, f feed-forward, v vocabulary
+    # t tokens, w width, h heads, g heads with a key, d head size, f feed-forward, v vocabulary
+    dims: tuple[str, ...]
     shape: tuple[int, ...]
     numbers: Row  # the first of the last token's; where there are several heads, of head 0
 

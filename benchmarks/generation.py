@@ -8,7 +8,7 @@ from benchmarks.measure import Bench, Row, Target, alternate
 from benchmarks.program import command, json_finished, peak
 
 if TYPE_CHECKING:
-    from minillm_repl.engine.decoder import Decoder
+    from minillm_repl.generate.decoder import Decoder
     from minillm_repl.tokenizer.base import Tokenizer
 
 MODEL, PROMPT = "nalssi", "날씨"
@@ -20,10 +20,10 @@ _AT_LEAST = 0.2  # seconds of our own work per figure: 30 tokens are over in mil
 def rows(bench: Bench) -> list[Row]:
     """Measure the compiled decoder, torch's, and the whole command."""
     from minillm_repl.checkpoint.load import load
-    from minillm_repl.checkpoint.names import find
-    from minillm_repl.engine.compiled.decoder import CompiledDecoder
-    from minillm_repl.engine.torch_decoder import TorchDecoder
+    from minillm_repl.generate.backends.compiled.decoder import CompiledDecoder
+    from minillm_repl.generate.backends.torch import TorchDecoder
     from minillm_repl.model.build import build
+    from minillm_repl.storage.paths import find
 
     checkpoint = load(find(MODEL))
     ids = checkpoint.tokenizer.encode(PROMPT)
@@ -64,8 +64,8 @@ def tokens_per_second(
     """
     import numpy as np
 
-    from minillm_repl.engine.generate import generate
-    from minillm_repl.engine.options import Sampling
+    from minillm_repl.generate.generate import generate
+    from minillm_repl.generate.options import Sampling
 
     rng, made, started = np.random.default_rng(0), 0, perf_counter()
     while perf_counter() - started < _AT_LEAST:
@@ -82,7 +82,7 @@ def bare_tokens_per_second(decoder: "Decoder", ids: list[int]) -> float:
     """
     import numpy as np
 
-    from minillm_repl.engine.sampling import draw, softmax
+    from minillm_repl.generate.sampling import draw, softmax
 
     rng, made, started = np.random.default_rng(0), 0, perf_counter()
     while perf_counter() - started < _AT_LEAST:

@@ -16,13 +16,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.ngrams import KneserNey, unigram_bits
+from minillm_repl.chat.template import Message, encode
 from minillm_repl.checkpoint.checkpoint import Checkpoint
-from minillm_repl.checkpoint.conversation import Message, encode
 from minillm_repl.checkpoint.load import load
-from minillm_repl.engine.decoder import Decoder, make_decoder
-from minillm_repl.engine.generate import generate
-from minillm_repl.engine.options import Sampling
-from minillm_repl.engine.sampling import numbers
+from minillm_repl.generate.decoder import Decoder, make_decoder
+from minillm_repl.generate.generate import generate
+from minillm_repl.generate.options import Sampling
+from minillm_repl.generate.sampling import numbers
 from minillm_repl.training.recipe import read_recipe
 
 PROMPTS = {

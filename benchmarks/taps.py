@@ -20,10 +20,10 @@ def rows(bench: Bench) -> list[Row]:
     import torch
 
     from minillm_repl.checkpoint.load import load
-    from minillm_repl.checkpoint.names import find
-    from minillm_repl.engine.torch_decoder import TorchDecoder
+    from minillm_repl.generate.backends.torch import TorchDecoder
     from minillm_repl.model import gpt
     from minillm_repl.model.build import build
+    from minillm_repl.storage.paths import find
 
     checkpoint = load(find("nalssi"))
     ids = checkpoint.tokenizer.encode(PROMPT)

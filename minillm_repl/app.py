@@ -12,8 +12,29 @@ from rich.console import Console
 from rich.text import Text
 
 from minillm_repl import commands
-from minillm_repl.checkpoint.families import family_title
-from minillm_repl.checkpoint.names import (
+from minillm_repl.checkpoint.families.find import family_title
+from minillm_repl.checkpoint.peek import in_folder, read_config
+from minillm_repl.commands import learn, train
+from minillm_repl.configuration import Launch
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
+from minillm_repl.render.console import FIGURES, TITLE, Screen, make_console, make_screen
+from minillm_repl.render.tables import headline
+from minillm_repl.repl.environment import be_somewhere
+from minillm_repl.repl.loop import attempt, run_beside, run_interactive, run_script
+from minillm_repl.repl.model_loading import Opening
+from minillm_repl.repl.one_shot import one_shot
+from minillm_repl.repl.plain_prompt import terminal_beside
+from minillm_repl.repl.progress import Progress
+from minillm_repl.repl.recent_models import Recent
+from minillm_repl.repl.registry import discover
+from minillm_repl.repl.session import Session
+from minillm_repl.repl.settings import Settings
+from minillm_repl.repl.shell import Shell
+from minillm_repl.repl.standard_streams import decoded_lines
+from minillm_repl.repl.view_files import check_ours
+from minillm_repl.safetext import safe_line
+from minillm_repl.storage.paths import (
     DEFAULT,
     FIRST,
     find,
@@ -24,27 +45,6 @@ from minillm_repl.checkpoint.names import (
     title,
     user_path,
 )
-from minillm_repl.checkpoint.peek import in_folder, read_config
-from minillm_repl.commands import learn, train
-from minillm_repl.configuration import Launch
-from minillm_repl.errors import UserError
-from minillm_repl.language import _
-from minillm_repl.lessons.progress import Progress
-from minillm_repl.render.console import FIGURES, TITLE, Screen, make_console, make_screen
-from minillm_repl.render.tables import headline
-from minillm_repl.repl.loop import attempt, run_beside, run_interactive, run_script
-from minillm_repl.repl.one_shot import one_shot
-from minillm_repl.repl.opening import Opening
-from minillm_repl.repl.plain import terminal_beside
-from minillm_repl.repl.recent import Recent
-from minillm_repl.repl.registry import discover
-from minillm_repl.repl.session import Session
-from minillm_repl.repl.settings import Settings
-from minillm_repl.repl.shell import Shell
-from minillm_repl.repl.streams import decoded_lines
-from minillm_repl.repl.surroundings import be_somewhere
-from minillm_repl.repl.written import check_ours
-from minillm_repl.safetext import safe_line
 
 
 class ExitStatus(IntEnum):
@@ -184,7 +184,7 @@ def _lesson_alone(shell: Shell, options: argparse.Namespace) -> None:
 
     Raises UserError, and KeyboardInterrupt after Ctrl-C.
     """
-    from minillm_repl.repl.lesson import run_alone
+    from minillm_repl.lessons.run import run_alone
 
     if options.export:
         # now, not after the lesson

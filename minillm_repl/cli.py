@@ -27,10 +27,10 @@ from minillm_repl.configuration import (
 from minillm_repl.errors import UserError
 from minillm_repl.language import N_, _, speak
 from minillm_repl.render.console import make_screen
+from minillm_repl.repl.environment import have_a_home
+from minillm_repl.repl.job_control import suspendable
 from minillm_repl.repl.settings import VERBOSE_ROWS, Settings
-from minillm_repl.repl.streams import OutputLost, discard_output, open_streams, written
-from minillm_repl.repl.surroundings import have_a_home
-from minillm_repl.repl.terminal import suspendable
+from minillm_repl.repl.standard_streams import OutputLost, discard_output, open_streams, written
 from minillm_repl.settings import Spec, change, show, specs, switch, value_of
 from minillm_repl.training.plan import TrainPlan
 

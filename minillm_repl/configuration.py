@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 from platformdirs import user_config_path, user_state_path
 
-from minillm_repl.checkpoint.names import user_path
 from minillm_repl.errors import UserError
 from minillm_repl.language import LANGUAGES, Language, _, from_locale
 from minillm_repl.repl.settings import Settings
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import change, one_of, setting, specs, switch, whole
+from minillm_repl.storage.paths import user_path
 
 _APP = "minillm-repl"
 _PREFIX = "MINILLM_"

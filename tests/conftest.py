@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from minillm_repl.checkpoint.load import load
-from minillm_repl.checkpoint.names import find
+from minillm_repl.storage.paths import find
 from tests.outside import outside
 from tests.small import random_checkpoint  # noqa: F401 - tests that have torch anyway take it from here
 

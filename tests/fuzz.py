@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["minillm_repl"]) if atheris else io.Byt
     from rich.console import Console
 
     from minillm_repl import commands
-    from minillm_repl.checkpoint.header import config_of, header_in, is_native
+    from minillm_repl.checkpoint.formats.header import config_of, header_in, is_native
     from minillm_repl.commands import train
     from minillm_repl.errors import UserError
     from minillm_repl.render.console import Screen

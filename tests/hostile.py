@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from minillm_repl.checkpoint.native import described
+from minillm_repl.checkpoint.formats.native import described
 from tests.small import random_checkpoint
 
 Named = Iterator[tuple[str, bytes]]

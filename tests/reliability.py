@@ -18,7 +18,7 @@ from statistics import median, quantiles
 import numpy as np
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
-from minillm_repl.checkpoint.native import save
+from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.model.config import LlamaConfig
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from tests import faults, hostile

@@ -11,9 +11,9 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "minillm_repl"
 # Each may import what stands before it; those in one set never import one another.
 LAYERS = [
-    {"korean"}, {"language"}, {"errors"}, {"safetext"}, {"untrusted"}, {"settings"}, {"model"}, {"tokenizer"},
-    {"checkpoint"}, {"engine", "training", "insight", "lessons"}, {"render"}, {"repl"}, {"commands"},
-    {"configuration"}, {"app"}, {"cli"},
+    {"korean"}, {"language"}, {"errors"}, {"safetext"}, {"settings"}, {"sandbox"}, {"storage"},
+    {"model"}, {"tokenizer"}, {"checkpoint"}, {"chat"}, {"generate", "training"}, {"insight"},
+    {"render"}, {"repl"}, {"lessons"}, {"commands"}, {"configuration"}, {"app"}, {"cli"},
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -29,7 +29,7 @@ def imports(path):
 
 
 def part(module):
-    """minillm_repl.engine.events -> engine"""
+    """minillm_repl.generate.events -> generate"""
     return module.split(".")[1] if module.startswith("minillm_repl.") else None
 
 
@@ -49,7 +49,7 @@ def test_imports_point_down(path):
 def test_render_sees_only_events_and_views():
     for path in (PACKAGE / "render").glob("*.py"):
         for module in imports(path):
-            if part(module) in ("engine", "training", "insight"):
+            if part(module) in ("generate", "training", "insight"):
                 assert module.split(".")[2] in ("events", "views"), f"{path.name} imports {module}"
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from minillm_repl.errors import UserError
-from minillm_repl.repl.looking import Asked
-from minillm_repl.repl.words import masked, parted
+from minillm_repl.repl.argument_parsing import masked, parted
+from minillm_repl.repl.inspecting import Asked
 from tests.small import random_checkpoint
 from tests.test_lessons import printed, shell_for, state  # noqa: F401 - the last is a fixture
 

@@ -11,7 +11,7 @@ import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from minillm_repl.insight.comparison import compare_view
-from minillm_repl.insight.subject import Subject
+from minillm_repl.insight.inspected_text import Subject
 from minillm_repl.insight.surprise import surprise_view
 from minillm_repl.insight.tokens import tokens_view
 from minillm_repl.model.build import build
@@ -176,7 +176,7 @@ def test_a_model_that_sees_less_is_compared_over_what_both_see():
 
 @pytest.mark.parametrize("typed", ["", f' "{TEXT}"'])
 def test_the_command_compares_what_was_typed(typed, tmp_path):
-    from minillm_repl.checkpoint.native import save
+    from minillm_repl.checkpoint.formats.native import save
 
     checkpoints = [
         replace(random_checkpoint(vocab=tokenizer.size, context=64, seed=seed), tokenizer=tokenizer)

@@ -9,11 +9,11 @@ import pytest
 import tokenizers
 import transformers
 
+from minillm_repl.chat.history import fit
+from minillm_repl.chat.template import Message, encode, render
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
-from minillm_repl.checkpoint.conversation import Message, encode, render
-from minillm_repl.engine.chat import fit
 from minillm_repl.errors import UserError
-from minillm_repl.repl.opening import Opening
+from minillm_repl.repl.model_loading import Opening
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
 from minillm_repl.tokenizer.base import decode

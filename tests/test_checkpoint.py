@@ -15,14 +15,14 @@ import pytest
 import safetensors.numpy
 from safetensors import safe_open
 
-from minillm_repl.checkpoint import atomic
 from minillm_repl.checkpoint.checkpoint import TrainingRecord
+from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.checkpoint.load import load, read_text
-from minillm_repl.checkpoint.names import find, is_shipped, shipped
-from minillm_repl.checkpoint.native import save
 from minillm_repl.checkpoint.save import save as save_any
 from minillm_repl.checkpoint.weights import DTYPES, _check_finite, packed
 from minillm_repl.errors import UserError
+from minillm_repl.storage import atomic
+from minillm_repl.storage.paths import find, is_shipped, shipped
 from tests.small import random_checkpoint
 
 

@@ -14,16 +14,16 @@ import torch
 import transformers
 
 from minillm_repl.checkpoint.load import load
-from minillm_repl.engine.compiled import decoder as compiled_decoder
-from minillm_repl.engine.compiled.decoder import CompiledDecoder
-from minillm_repl.engine.compiled.rotation import rotation
-from minillm_repl.engine.decoder import piece_of, read
-from minillm_repl.engine.generate import generate
-from minillm_repl.engine.options import Sampling
-from minillm_repl.engine.torch_decoder import TorchDecoder
+from minillm_repl.generate.backends.compiled import decoder as compiled_decoder
+from minillm_repl.generate.backends.compiled.decoder import CompiledDecoder
+from minillm_repl.generate.backends.compiled.rotation import rotation
+from minillm_repl.generate.backends.torch import TorchDecoder
+from minillm_repl.generate.decoder import piece_of, read
+from minillm_repl.generate.generate import generate
+from minillm_repl.generate.options import Sampling
 from minillm_repl.model.build import build
 from minillm_repl.model.config import LlamaConfig, Rope
-from minillm_repl.model.rotary import rotation as torch_rotation
+from minillm_repl.model.rope import rotation as torch_rotation
 from tests.conftest import ROOT, random_checkpoint, run_on
 from tests.test_huggingface import FAMILIES, LLAMA, logits_of, random_ids, random_model
 from tests.test_real_models import STORY, TEXT, stories  # noqa: F401 - a fixture
@@ -108,12 +108,12 @@ def test_the_cache_never_changes_what_is_read(family):
 SHORT_REGISTERS = """
 from dataclasses import replace
 import ml_dtypes, numpy as np
-from minillm_repl.engine.compiled.decoder import CompiledDecoder
-from minillm_repl.engine.torch_decoder import TorchDecoder
+from minillm_repl.generate.backends.compiled.decoder import CompiledDecoder
+from minillm_repl.generate.backends.torch import TorchDecoder
 from minillm_repl.model.build import build
 from minillm_repl.model.config import LlamaConfig
 from tests.small import random_checkpoint
-import minillm_repl.engine.compiled.decoder as compiled_decoder
+import minillm_repl.generate.backends.compiled.decoder as compiled_decoder
 compiled_decoder._SMALL = 0
 config, rng = LlamaConfig(97, 60, 84, 2, 4, kv_heads=2, head_size=22, hidden=100), np.random.default_rng(0)
 for kind in (np.float32, ml_dtypes.bfloat16, np.float16):
@@ -314,8 +314,8 @@ WITHOUT_NUMBA = """
 import sys
 sys.modules['numba'] = None  # as if it were not installed
 from minillm_repl.checkpoint.load import load
-from minillm_repl.checkpoint.names import find
-from minillm_repl.engine.decoder import make_decoder
+from minillm_repl.storage.paths import find
+from minillm_repl.generate.decoder import make_decoder
 decoder = make_decoder(load(find('nalssi')))
 print(decoder.name, '|', decoder.why)
 """
@@ -334,8 +334,8 @@ class Finder:
             raise error
 sys.meta_path.insert(0, Finder())
 from minillm_repl.checkpoint.load import load
-from minillm_repl.checkpoint.names import find
-from minillm_repl.engine.decoder import make_decoder
+from minillm_repl.storage.paths import find
+from minillm_repl.generate.decoder import make_decoder
 errors = [AttributeError("_ARRAY_API not found"), SystemError("initialization failed\\nof a module"), KeyError("x86"),
           AssertionError(), TypeError("\\x1b[31mwrong"), OSError("no libllvmlite.so"), RuntimeError("LLVM ERROR")]
 for error in errors:
@@ -411,7 +411,7 @@ CHATS = """
 import sys
 from pathlib import Path
 from minillm_repl.checkpoint.load import load
-from minillm_repl.engine.compiled.decoder import CompiledDecoder
+from minillm_repl.generate.backends.compiled.decoder import CompiledDecoder
 decoder = CompiledDecoder(load(Path(sys.argv[1])))
 print('numba' in sys.modules, decoder.prefill([1, 2, 3, 4]).sum().item())
 """
@@ -425,7 +425,7 @@ def test_code_that_has_changed_or_is_damaged_is_compiled_anew_and_what_has_not_i
         ignore=shutil.ignore_patterns("__pycache__"),
     )
     random_model(transformers.LlamaConfig, LLAMA).save_pretrained(tmp_path / "model")
-    compiled = tmp_path / "minillm_repl" / "engine" / "compiled"
+    compiled = tmp_path / "minillm_repl" / "generate" / "backends" / "compiled"
     beside, as_it_was = (
         compiled / "pointwise.py",
         (compiled / "pointwise.py").read_text(encoding="utf-8"),

@@ -11,11 +11,11 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 
-from minillm_repl.checkpoint.families import family_called
+from minillm_repl.checkpoint.families.find import family_called
 from minillm_repl.checkpoint.load import load
-from minillm_repl.engine.decoder import make_decoder
-from minillm_repl.engine.torch_decoder import TorchDecoder
 from minillm_repl.errors import UserError
+from minillm_repl.generate.backends.torch import TorchDecoder
+from minillm_repl.generate.decoder import make_decoder
 from minillm_repl.model.build import build
 from minillm_repl.model.config import GPTConfig, LlamaConfig, Rope
 from tests.test_huggingface import GPT2, LLAMA, LLAMA3, NEOX, logits_of, random_ids, random_model

@@ -9,15 +9,15 @@ import unicodedata
 import numpy as np
 import pytest
 
-from minillm_repl.checkpoint.answers import trained_ids
-from minillm_repl.checkpoint.conversation import PLAIN, ROLES, Message
+from minillm_repl.chat.loss_mask import trained_ids
+from minillm_repl.chat.template import PLAIN, ROLES, Message
 from minillm_repl.errors import UserError
 from minillm_repl.tokenizer.base import decode
 from minillm_repl.training import corpus as corpora
 from minillm_repl.training import documents as pieces
-from minillm_repl.training import tokens as token_files
+from minillm_repl.training import tokenize as token_files
 from minillm_repl.training.corpus import open_corpus
-from minillm_repl.training.tokens import tokenise
+from minillm_repl.training.tokenize import tokenise
 from minillm_repl.training.vocabulary import make_tokenizer
 from tests.conftest import MODELS
 

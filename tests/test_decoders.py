@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.checkpoint.load import load, read_vocabulary
-from minillm_repl.checkpoint.native import save
 from minillm_repl.cli import main
-from minillm_repl.engine.compiled.decoder import CompiledDecoder
-from minillm_repl.engine.decoder import make_decoder, read
-from minillm_repl.engine.torch_decoder import TorchDecoder
+from minillm_repl.generate.backends.compiled.decoder import CompiledDecoder
+from minillm_repl.generate.backends.torch import TorchDecoder
+from minillm_repl.generate.decoder import make_decoder, read
 from minillm_repl.model.build import build
-from minillm_repl.model.taps import recording
+from minillm_repl.model.hooks import recording
 from tests.conftest import MODELS, random_checkpoint
 
 

@@ -6,11 +6,11 @@ import codecs
 
 import pytest
 
-from minillm_repl.checkpoint.encoding import Written, read_text, text_pieces
+from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.checkpoint.load import read_vocabulary
-from minillm_repl.checkpoint.native import save
 from minillm_repl.errors import UserError
-from minillm_repl.repl.opening import Opening
+from minillm_repl.repl.model_loading import Opening
+from minillm_repl.storage.encoding import Written, read_text, text_pieces
 from minillm_repl.training.corpus import open_corpus
 from tests.conftest import random_checkpoint
 from tests.test_training_runs import SIZES, run

@@ -108,7 +108,7 @@ def test_a_session_that_was_too_long_to_keep_says_so(checkpoint, tmp_path):
 
 
 def test_the_curve_is_a_view_too(tmp_path):
-    from minillm_repl.checkpoint.names import find
+    from minillm_repl.storage.paths import find
 
     shell = shell_for(find("nalssi"))
     shell.run("날씨")

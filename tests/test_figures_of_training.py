@@ -8,21 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minillm_repl.checkpoint import adapter
 from minillm_repl.checkpoint.checkpoint import TrainingRecord
+from minillm_repl.checkpoint.formats import adapter
+from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.checkpoint.load import load
-from minillm_repl.checkpoint.native import save
 from minillm_repl.cli import main
 from minillm_repl.errors import UserError
-from minillm_repl.training import tokens as token_files
-from minillm_repl.training.batches import Part
+from minillm_repl.training import tokenize as token_files
 from minillm_repl.training.corpus import open_corpus
+from minillm_repl.training.description import duration
+from minillm_repl.training.open_corpora import find_corpus
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.run import Surroundings, TrainingRun
-from minillm_repl.training.texts import find_corpus
-from minillm_repl.training.tokens import tokenise
-from minillm_repl.training.told import duration
+from minillm_repl.training.tokenize import tokenise
 from minillm_repl.training.vocabulary import make_tokenizer
+from minillm_repl.training.windows import Part
 from tests.conftest import random_checkpoint
 
 PLAN = TrainPlan(steps=4, context=8, batch=2, lr=0.01, precision="float32", every=2)
@@ -185,7 +185,7 @@ def test_an_adapter_that_says_nothing_of_its_training_shows_none(
 def test_a_wrong_record_of_an_adapter_is_refused(base, numbers, tmp_path):
     from safetensors.numpy import load_file, save_file
 
-    from minillm_repl.checkpoint.header import read_header
+    from minillm_repl.checkpoint.formats.header import read_header
 
     file = tmp_path / "adapter.safetensors"
     adapter.save(learnt(base, numbers, lora=1), file)

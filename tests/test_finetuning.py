@@ -17,30 +17,30 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from minillm_repl.checkpoint import adapter
-from minillm_repl.checkpoint.answers import trained_ids
+from minillm_repl.chat.loss_mask import trained_ids
+from minillm_repl.chat.template import PLAIN, ROLES, Message, encode
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
-from minillm_repl.checkpoint.conversation import PLAIN, ROLES, Message, encode
-from minillm_repl.checkpoint.header import read_header
+from minillm_repl.checkpoint.formats import adapter
+from minillm_repl.checkpoint.formats.header import read_header
 from minillm_repl.checkpoint.load import load
 from minillm_repl.checkpoint.save import save
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
 from minillm_repl.model.lora import adapt, merged
-from minillm_repl.repl.opening import Opening
+from minillm_repl.repl.model_loading import Opening
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
 from minillm_repl.tokenizer.base import decode
 from minillm_repl.tokenizer.character import UNKNOWN, CharacterTokenizer
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from minillm_repl.training import resume
-from minillm_repl.training.batches import IGNORED
 from minillm_repl.training.corpus import open_corpus
-from minillm_repl.training.places import resume_path
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.run import Surroundings, TrainingRun
-from minillm_repl.training.tokens import tokenise
+from minillm_repl.training.run_paths import resume_path
+from minillm_repl.training.tokenize import tokenise
 from minillm_repl.training.vocabulary import make_tokenizer
+from minillm_repl.training.windows import IGNORED
 from tests.conftest import random_checkpoint
 from tests.outside import outside
 from tests.test_huggingface import FAMILIES, logits_of, random_model

@@ -15,10 +15,10 @@ import transformers
 
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
 from minillm_repl.checkpoint.load import load
-from minillm_repl.checkpoint.names import cached, find, title
 from minillm_repl.checkpoint.save import save
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
+from minillm_repl.storage.paths import cached, find, title
 from tests.conftest import random_checkpoint
 from tests.test_huggingface import GPT2, LLAMA, logits_of, opened, random_ids, random_model
 
@@ -328,7 +328,7 @@ MEASURE = """
 import resource, sys, numpy
 from pathlib import Path
 from minillm_repl.checkpoint import load as loading
-from minillm_repl.engine import torch_decoder
+from minillm_repl.generate.backends import torch as torch_decoder
 from minillm_repl.model import build
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()

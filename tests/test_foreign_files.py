@@ -14,9 +14,9 @@ import torch
 import transformers
 
 from minillm_repl.checkpoint.load import load
-from minillm_repl.checkpoint.names import cached, find, title
 from minillm_repl.checkpoint.save import save
 from minillm_repl.errors import UserError
+from minillm_repl.storage.paths import cached, find, title
 from tests.test_folders import edited, sharded
 from tests.test_huggingface import LLAMA, logits_of, opened, random_ids, random_model
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from minillm_repl.engine.decoder import make_decoder, read
-from minillm_repl.engine.events import Finished, Step, as_json
-from minillm_repl.engine.generate import StopText, generate
-from minillm_repl.engine.next_token import sampler_view
-from minillm_repl.engine.options import Sampling
-from minillm_repl.engine.torch_decoder import TorchDecoder
 from minillm_repl.errors import UserError
+from minillm_repl.generate.backends.torch import TorchDecoder
+from minillm_repl.generate.decoder import make_decoder, read
+from minillm_repl.generate.events import Finished, Step, as_json
+from minillm_repl.generate.generate import StopText, generate
+from minillm_repl.generate.next_token import sampler_view
+from minillm_repl.generate.options import Sampling
 from minillm_repl.model.build import build
 from tests.conftest import MODELS, ROOT, random_checkpoint
 
@@ -236,10 +236,10 @@ def test_events_are_the_documented_json(nalssi):
 BESIDE = """
 import threading
 from pathlib import Path
-from minillm_repl.engine.decoder import make_decoder
-from minillm_repl.engine.generate import generate
-from minillm_repl.engine.options import Sampling
-from minillm_repl.engine.sampling import numbers
+from minillm_repl.generate.decoder import make_decoder
+from minillm_repl.generate.generate import generate
+from minillm_repl.generate.options import Sampling
+from minillm_repl.generate.sampling import numbers
 from tests.small import random_checkpoint
 
 checkpoint = random_checkpoint(width=12, context=64, characters=[chr(0x10000 + place) for place in range(50_000)])

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from minillm_repl.engine.decoder import make_decoder, read
-from minillm_repl.engine.torch_decoder import TorchDecoder
+from minillm_repl.generate.backends.torch import TorchDecoder
+from minillm_repl.generate.decoder import make_decoder, read
 from minillm_repl.model.build import build
-from minillm_repl.model.cache import KVCache
+from minillm_repl.model.kv_cache import KVCache
 from tests.conftest import ROOT
 from tests.test_compiled_decoder import family  # noqa: F401 - a fixture
 from tests.test_huggingface import logits_of, random_ids

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import minillm_repl.engine.generate as generation
-from minillm_repl.checkpoint.conversation import PLAIN, ROLES
-from minillm_repl.engine.events import Finished
-from minillm_repl.engine.generate import generate
-from minillm_repl.engine.options import Sampling
-from minillm_repl.engine.sampling import numbers
-from minillm_repl.engine.views import Branch, BranchesView
+import minillm_repl.generate.generate as generation
+from minillm_repl.chat.template import PLAIN, ROLES
 from minillm_repl.errors import UserError
+from minillm_repl.generate.events import Finished
+from minillm_repl.generate.generate import generate
+from minillm_repl.generate.options import Sampling
+from minillm_repl.generate.sampling import numbers
+from minillm_repl.generate.views import Branch, BranchesView
 from minillm_repl.insight.views.changes import HeadEffect, ScanView
 from minillm_repl.insight.views.thinking import Neuron, NeuronsView
 from minillm_repl.language import speak
@@ -220,8 +220,8 @@ def test_a_step_that_goes_too_far_says_so_and_one_that_does_not_does_not(shell):
 
 
 def test_a_model_whose_context_is_limited_is_announced_with_what_it_sees(tmp_path):
-    from minillm_repl.checkpoint.native import save
-    from minillm_repl.repl.opening import Opening
+    from minillm_repl.checkpoint.formats.native import save
+    from minillm_repl.repl.model_loading import Opening
 
     save(random_checkpoint(characters=LETTERS, context=40), tmp_path / "m.safetensors")
     for limit, context in ((16, 16), (0, 40), (400, 40)):

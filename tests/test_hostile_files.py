@@ -11,10 +11,10 @@ import pytest
 
 pytest.importorskip("resource")  # Unix: FIFOs, sockets and devices are among them
 
+from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.checkpoint.load import load
-from minillm_repl.checkpoint.memory import available, check_room
-from minillm_repl.checkpoint.native import save
 from minillm_repl.errors import UserError
+from minillm_repl.storage.memory import available, check_room
 from tests.hostile import RIGHT, all_of, sparse
 from tests.small import random_checkpoint
 

@@ -9,9 +9,9 @@ import transformers
 
 from minillm_repl.checkpoint.load import load
 from minillm_repl.checkpoint.save import save
-from minillm_repl.engine.decoder import make_decoder
-from minillm_repl.engine.generate import generate
-from minillm_repl.engine.options import Sampling
+from minillm_repl.generate.decoder import make_decoder
+from minillm_repl.generate.generate import generate
+from minillm_repl.generate.options import Sampling
 from minillm_repl.model.build import build
 
 LLAMA = {

@@ -14,11 +14,11 @@ from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
 from minillm_repl.insight.attention import focus_view, head_view, layer_view, patterns, weights
 from minillm_repl.insight.attribution import residual_view, why_view, written
+from minillm_repl.insight.inspected_text import Subject
 from minillm_repl.insight.lens import lens_view
-from minillm_repl.insight.subject import Subject
 from minillm_repl.insight.views.base import as_json
 from minillm_repl.model.build import build
-from minillm_repl.model.taps import recording
+from minillm_repl.model.hooks import recording
 from minillm_repl.tokenizer.lookup import find_token
 from tests.conftest import random_checkpoint
 from tests.outside import outside

@@ -11,10 +11,10 @@ from rich.console import Console
 
 from minillm_repl.errors import UserError
 from minillm_repl.insight.gradient import grad_view
+from minillm_repl.insight.inspected_text import Subject
 from minillm_repl.insight.lens import lens_view
 from minillm_repl.insight.neurons import neurons_view
 from minillm_repl.insight.query import qkv_view
-from minillm_repl.insight.subject import Subject
 from minillm_repl.insight.watching import Watch
 from minillm_repl.model.build import build, trainable
 from minillm_repl.render.thinking import grad_picture

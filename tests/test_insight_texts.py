@@ -11,10 +11,10 @@ import torch
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
 from minillm_repl.insight.comparison import compare_view
-from minillm_repl.insight.subject import Subject
+from minillm_repl.insight.embeddings import map_view, near_view
+from minillm_repl.insight.inspected_text import Subject
 from minillm_repl.insight.surprise import surprise_view
 from minillm_repl.insight.tokens import tokens_view
-from minillm_repl.insight.vocabulary import map_view, near_view
 from minillm_repl.model.build import build
 from tests.conftest import random_checkpoint
 from tests.outside import outside

@@ -15,16 +15,16 @@ import torch
 
 pytest.importorskip("termios")
 
-from minillm_repl.checkpoint.huggingface import save as save_folder
+from minillm_repl.checkpoint.formats.huggingface import save as save_folder
+from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.checkpoint.load import load
-from minillm_repl.checkpoint.native import save
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import trainable
-from minillm_repl.repl.interrupt import interruptible, patiently
+from minillm_repl.repl.signals import interruptible, patiently
 from minillm_repl.training import trainer as training
-from minillm_repl.training.batches import Part
+from minillm_repl.training.cancellation import Interrupted
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.stopping import Interrupted
+from minillm_repl.training.windows import Part
 from tests import reliability
 from tests.small import random_checkpoint
 from tests.test_terminal import CORPUS, cache, models, visit  # noqa: F401 - fixtures
@@ -36,7 +36,7 @@ def press():
 
 PRESSED_WHILE_IT_ASKS = """
 import os, signal, threading
-from minillm_repl.untrusted.ask import ask
+from minillm_repl.sandbox.ask import ask
 signal.signal(signal.SIGINT, lambda *_: None)
 done = threading.Event()
 def press():

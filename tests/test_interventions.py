@@ -10,8 +10,9 @@ from minillm_repl.errors import UserError
 from minillm_repl.insight.ablation import scan_view, silencing
 from minillm_repl.insight.attention import head_view
 from minillm_repl.insight.attribution import residual_view, why_view
-from minillm_repl.insight.effect import effect_view
 from minillm_repl.insight.gradient import grad_view
+from minillm_repl.insight.inspected_text import Subject
+from minillm_repl.insight.intervention_effect import effect_view
 from minillm_repl.insight.lens import lens_view
 from minillm_repl.insight.neurons import neurons_view
 from minillm_repl.insight.patching import patch_view, patched_logits
@@ -26,8 +27,7 @@ from minillm_repl.insight.steering import (
     whole,
     word_ids,
 )
-from minillm_repl.insight.subject import Subject
-from minillm_repl.render.picture import nats
+from minillm_repl.render.drawing import nats
 from minillm_repl.tokenizer.descriptions import byte_level_bpe
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from tests.conftest import random_checkpoint

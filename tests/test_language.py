@@ -14,9 +14,9 @@ from prompt_toolkit.document import Document
 from rich.cells import cell_len
 
 from minillm_repl import commands
-from minillm_repl.checkpoint.conversation import PLAIN
+from minillm_repl.chat.template import PLAIN
 from minillm_repl.configuration import language
-from minillm_repl.engine.events import Candidate, Step
+from minillm_repl.generate.events import Candidate, Step
 from minillm_repl.language import _, speak
 from minillm_repl.render.export import _FONTS
 from minillm_repl.render.generation import step_table
@@ -28,8 +28,8 @@ from minillm_repl.settings import change, specs
 from tests.messages import PACKAGE, PO, extracted, read
 
 TRANSLATED = {  # the parts whose every text goes through `_`
-    "app", "cli", "configuration", "settings", "repl", "commands", "model", "tokenizer", "checkpoint", "engine",
-    "training", "insight", "render", "untrusted",
+    "app", "cli", "configuration", "settings", "repl", "commands", "model", "tokenizer", "checkpoint", "generate", "chat", "storage", "lessons",
+    "training", "insight", "render", "sandbox",
 }  # fmt: skip
 
 
@@ -94,7 +94,8 @@ DATA = {
     "app": {"minillm-repl"},
     "cli": {"minillm-repl: □", "minillm-repl"},
     "repl": {
-        *GROUPS, specs(Settings)["verbose"].details, "noreverse dim", "bold", "first token", "previous token",
+        *GROUPS, specs(Settings)["verbose"].details, "noreverse dim", "bold",
+        "□ is no □",  # a damaged file of progress, which nobody is told
         "Once upon a time",  # what to type, to a model that is English
     },
     "commands": {
@@ -103,8 +104,13 @@ DATA = {
         "\n:temp sweep shows the likeliest next tokens at several temperatures.",
         "ablate", "lang □", "utf-8", "replace",
     },
-    "checkpoint": {PLAIN.source},
-    "engine": {
+    "chat": {PLAIN.source},
+    # errors of whoever writes a lesson
+    "lessons": {
+        "`□` lacks one of its fields: □", "`□` has no field `□`; it has □", "`□` has no place there",
+        "a lesson needs a title, a paragraph about it, and a screen", "first token", "previous token", "bold",
+    },
+    "generate": {
         # somebody else catches these
         "this system has no □", "□ is not the study note's kind of GPT",
         "repeat-penalty", "temp", "top-k", "top-p", "min-p",
@@ -117,7 +123,7 @@ DATA = {
     },
     "training": {"utf-8", "surrogateescape"},
     # the process beside imports nothing: what it says is a detail, like a library's error
-    "untrusted": {
+    "sandbox": {
         "Hello, world 12\n\t ", "its text is longer than □ characters", "it makes □ tokens of □ characters",
         "it used too much memory",
     },

@@ -16,16 +16,16 @@ from wcwidth import wcswidth
 
 from minillm_repl.checkpoint.load import load
 from minillm_repl.checkpoint.weights import place_in_file
-from minillm_repl.engine.options import Sampling
-from minillm_repl.engine.sampling import process, softmax
 from minillm_repl.errors import UserError
+from minillm_repl.generate.options import Sampling
+from minillm_repl.generate.sampling import process, softmax
 from minillm_repl.insight.ablation import silencing
 from minillm_repl.insight.descent import descent_view
+from minillm_repl.insight.inspected_text import Subject
 from minillm_repl.insight.query import dot_view
 from minillm_repl.insight.shapes import shapes_view, sizes_on
 from minillm_repl.insight.source import source_view
 from minillm_repl.insight.steering import steering
-from minillm_repl.insight.subject import Subject
 from minillm_repl.insight.views.thinking import sizes
 from minillm_repl.model.build import as_arrays, build
 from minillm_repl.render.by_hand import descent_picture, dot_picture

@@ -20,15 +20,15 @@ from minillm_repl.commands.learn import make_lesson, make_quiz, read_lessons
 from minillm_repl.errors import UserError
 from minillm_repl.language import LANGUAGES, speak
 from minillm_repl.lessons.blocks import Ask, Choose, Exercise, Explain, Guess, Order, Try, When
-from minillm_repl.lessons.progress import Answered, Progress, Reached
-from minillm_repl.lessons.reading import lesson_files, practice_file, read_lesson, read_quiz
+from minillm_repl.lessons.draw import Prose
+from minillm_repl.lessons.exercises import _equal
+from minillm_repl.lessons.parse import lesson_files, practice_file, read_lesson, read_quiz
+from minillm_repl.lessons.run import lesson_course, run_alone
+from minillm_repl.lessons.values import Facts
 from minillm_repl.model.config import LlamaConfig
 from minillm_repl.render.console import Screen, Transcript
-from minillm_repl.render.lesson import Prose
-from minillm_repl.repl.exercises import _equal
-from minillm_repl.repl.facts import Facts
-from minillm_repl.repl.lesson import lesson_course, run_alone
-from minillm_repl.repl.opening import Opening
+from minillm_repl.repl.model_loading import Opening
+from minillm_repl.repl.progress import Answered, Progress, Reached
 from minillm_repl.repl.registry import discover
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.shell import Shell

@@ -9,23 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from minillm_repl.engine.decoder import make_decoder
-from minillm_repl.engine.events import Step
-from minillm_repl.engine.generate import generate, never
-from minillm_repl.engine.next_token import (
+from minillm_repl.errors import UserError
+from minillm_repl.generate.backends.torch import TorchDecoder
+from minillm_repl.generate.decoder import make_decoder
+from minillm_repl.generate.events import Step
+from minillm_repl.generate.generate import generate, never
+from minillm_repl.generate.interactive import Walk
+from minillm_repl.generate.next_token import (
     branches_view,
     next_logits,
     prob_view,
     sampler_view,
     sweep_view,
 )
-from minillm_repl.engine.options import Sampling
-from minillm_repl.engine.sampling import numbers
-from minillm_repl.engine.torch_decoder import TorchDecoder
-from minillm_repl.engine.walk import Walk
-from minillm_repl.errors import UserError
+from minillm_repl.generate.options import Sampling
+from minillm_repl.generate.sampling import numbers
 from minillm_repl.model.build import build
-from minillm_repl.repl.opening import Model
+from minillm_repl.repl.model_loading import Model
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
 from tests.test_sampling import by_transformers

@@ -18,22 +18,22 @@ import torch
 import transformers
 
 from minillm_repl.checkpoint.load import load
-from minillm_repl.checkpoint.names import find
-from minillm_repl.engine.decoder import make_decoder
-from minillm_repl.engine.generate import generate
-from minillm_repl.engine.next_token import next_logits, prob_view, sampler_view
-from minillm_repl.engine.options import Sampling
-from minillm_repl.engine.torch_decoder import TorchDecoder
 from minillm_repl.errors import UserError
+from minillm_repl.generate.backends.torch import TorchDecoder
+from minillm_repl.generate.decoder import make_decoder
+from minillm_repl.generate.generate import generate
+from minillm_repl.generate.next_token import next_logits, prob_view, sampler_view
+from minillm_repl.generate.options import Sampling
 from minillm_repl.insight.ablation import scan_view
 from minillm_repl.insight.attribution import why_view
 from minillm_repl.insight.comparison import compare_view
 from minillm_repl.insight.gradient import grad_view
+from minillm_repl.insight.inspected_text import Subject
 from minillm_repl.insight.lens import lens_view
 from minillm_repl.insight.steering import steering
-from minillm_repl.insight.subject import Subject
 from minillm_repl.insight.surprise import surprise_view
 from minillm_repl.model.build import build
+from minillm_repl.storage.paths import find
 from tests.conftest import ROOT
 from tests.test_huggingface import FAMILIES, random_model
 from tests.test_real_models import smollm2  # noqa: F401 - a fixture

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minillm_repl.checkpoint.names import user_path
+from minillm_repl.storage.paths import user_path
 from tests.test_command_line import program  # noqa: F401 - a fixture
 
 pytest.importorskip("termios")  # on Windows a backslash is no escape

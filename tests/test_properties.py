@@ -16,18 +16,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillm_repl.checkpoint import foreign
-from minillm_repl.checkpoint.families import FAMILIES
-from minillm_repl.checkpoint.folder import Folder
-from minillm_repl.checkpoint.header import parse_json
+from minillm_repl.checkpoint.families.find import FAMILIES
+from minillm_repl.checkpoint.formats import foreign
+from minillm_repl.checkpoint.formats.folder import Folder
+from minillm_repl.checkpoint.formats.header import parse_json
 from minillm_repl.cli import make_parser
 from minillm_repl.configuration import Launch, read_configuration
-from minillm_repl.engine.options import Sampling
-from minillm_repl.engine.sampling import process, softmax
 from minillm_repl.errors import UserError
+from minillm_repl.generate.options import Sampling
+from minillm_repl.generate.sampling import process, softmax
 from minillm_repl.model.config import config_from_json
-from minillm_repl.repl.blocks import joined, open_block
-from minillm_repl.repl.recent import Recent
+from minillm_repl.repl.line_blocks import joined, open_block
+from minillm_repl.repl.recent_models import Recent
 from minillm_repl.repl.settings import Settings
 from minillm_repl.safetext import safe, safe_line, show_token
 from minillm_repl.settings import change, show, specs, value_of

@@ -8,11 +8,11 @@ import torch
 import transformers
 
 from minillm_repl.checkpoint.load import load
-from minillm_repl.engine.decoder import make_decoder
-from minillm_repl.engine.generate import generate, never
-from minillm_repl.engine.options import Sampling
+from minillm_repl.generate.decoder import make_decoder
+from minillm_repl.generate.generate import generate, never
+from minillm_repl.generate.options import Sampling
 from minillm_repl.model.build import build
-from minillm_repl.repl.opening import Opening
+from minillm_repl.repl.model_loading import Opening
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
 from minillm_repl.tokenizer.base import decode

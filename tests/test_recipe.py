@@ -10,10 +10,10 @@ from itertools import pairwise
 
 import pytest
 
-from minillm_repl.checkpoint.conversation import Message, render
-from minillm_repl.checkpoint.encoding import read_text
+from minillm_repl.chat.template import Message, render
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
+from minillm_repl.storage.encoding import read_text
 from minillm_repl.training.grammar import Grammar
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.recipe import FOLDER, Recipe, Source, read_recipe, recipes

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from minillm_repl.checkpoint.conversation import PLAIN, ROLES
-from minillm_repl.checkpoint.native import save
+from minillm_repl.chat.template import PLAIN, ROLES
+from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.cli import main
 from minillm_repl.commands.train import parse
 from minillm_repl.errors import UserError
 from minillm_repl.tokenizer.character import CharacterTokenizer
-from minillm_repl.training.places import resume_path
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.run import Surroundings, TrainingRun
+from minillm_repl.training.run_paths import resume_path
 from tests.conftest import MODELS, random_checkpoint
 from tests.test_training_runs import SIZES, run
 
@@ -116,7 +116,7 @@ def test_what_is_left_open_and_what_is_off_still_has_its_word():
     ],
 )
 def test_sizes_beyond_the_memory_are_refused_in_one_line(tmp_path, absurd, monkeypatch):
-    monkeypatch.setattr("minillm_repl.checkpoint.memory.available", lambda: 1 << 31)
+    monkeypatch.setattr("minillm_repl.storage.memory.available", lambda: 1 << 31)
     path = tmp_path / "t.txt"
     path.write_text(TEXT, encoding="utf-8")
     with pytest.raises(
@@ -291,7 +291,7 @@ def test_a_resume_file_that_is_older_goes_on_too(stopped, monkeypatch):
 
     from safetensors.numpy import load_file, save_file
 
-    from minillm_repl.checkpoint.header import read_header
+    from minillm_repl.checkpoint.formats.header import read_header
 
     file = resume_path(path)
     metadata = dict(read_header(file).metadata)

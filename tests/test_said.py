@@ -19,13 +19,13 @@ from tokenizers import decoders, models
 from tokenizers.pre_tokenizers import Metaspace, Split
 
 from minillm_repl import commands
-from minillm_repl.checkpoint.answers import trained_ids
+from minillm_repl.chat.loss_mask import trained_ids
+from minillm_repl.chat.template import Message, encode, prompt
 from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
-from minillm_repl.checkpoint.conversation import Message, encode, prompt
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.render.console import Screen, Transcript
-from minillm_repl.repl.opening import Opening
+from minillm_repl.repl.model_loading import Opening
 from minillm_repl.repl.registry import discover
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings

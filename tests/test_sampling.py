@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers.generation import logits_process as theirs
 
-from minillm_repl.engine.options import Sampling
-from minillm_repl.engine.sampling import arrays, draw, process, softmax
+from minillm_repl.generate.options import Sampling
+from minillm_repl.generate.sampling import arrays, draw, process, softmax
 
 EDGES = {
     "ties": [1.0, 3.0, 3.0, 2.0, 3.0, 1.0, 2.0, 2.0],

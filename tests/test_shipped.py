@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from minillm_repl.checkpoint.conversation import Message, encode
+from minillm_repl.chat.template import Message, encode
 from minillm_repl.checkpoint.load import load
-from minillm_repl.engine.decoder import make_decoder
-from minillm_repl.engine.generate import generate
-from minillm_repl.engine.options import Sampling
-from minillm_repl.engine.sampling import numbers
+from minillm_repl.generate.decoder import make_decoder
+from minillm_repl.generate.generate import generate
+from minillm_repl.generate.options import Sampling
+from minillm_repl.generate.sampling import numbers
 from minillm_repl.model.build import build
 from tests.conftest import MODELS, ROOT
 

@@ -18,16 +18,16 @@ import tokenizers
 import transformers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from minillm_repl.checkpoint import huggingface
 from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.checkpoint.formats import huggingface
 from minillm_repl.checkpoint.load import load
-from minillm_repl.engine.generate import StopText
 from minillm_repl.errors import UserError
+from minillm_repl.generate.generate import StopText
+from minillm_repl.sandbox import tried
 from minillm_repl.tokenizer.base import decode, label
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from minillm_repl.tokenizer.read import tokenizer_from_json
 from minillm_repl.tokenizer.subword import SubwordTokenizer
-from minillm_repl.untrusted import tried
 from tests.conftest import random_checkpoint
 from tests.outside import outside
 

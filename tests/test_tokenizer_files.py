@@ -10,11 +10,11 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from minillm_repl.checkpoint.header import parse_json
+from minillm_repl.checkpoint.formats.header import parse_json
 from minillm_repl.checkpoint.load import load
 from minillm_repl.checkpoint.save import save
 from minillm_repl.errors import UserError
-from minillm_repl.repl.opening import Opening
+from minillm_repl.repl.model_loading import Opening
 from minillm_repl.repl.session import Session
 from minillm_repl.tokenizer.base import decode
 
@@ -259,7 +259,7 @@ def test_every_file_of_a_tokenizer_may_begin_with_a_mark_and_end_its_lines_other
             ("\ufeff" + text.replace("\r\n", "\n").replace("\n", "\r\n") + "\r\n").encode()
         )
     checkpoint = load(path)
-    from minillm_repl.checkpoint.conversation import Message, encode
+    from minillm_repl.chat.template import Message, encode
 
     found = encode(checkpoint.chat, checkpoint.tokenizer, [Message("user", "a")], False)
     newline = checkpoint.tokenizer.encode("\n", start=False)

@@ -11,22 +11,22 @@ import torch
 import torch.nn.functional as F
 
 from minillm_repl.checkpoint.checkpoint import TrainingRecord
+from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.checkpoint.load import load
-from minillm_repl.checkpoint.native import save
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
 from minillm_repl.model.config import GPTConfig, LlamaConfig
 from minillm_repl.training import resume
-from minillm_repl.training.batches import IGNORED, Part
 from minillm_repl.training.corpus import open_corpus
+from minillm_repl.training.defaults import settle_loop
 from minillm_repl.training.events import Evaluated, Finished, NotSaved, Saved, TrainStep
 from minillm_repl.training.muon import Muon, orthogonal
-from minillm_repl.training.places import resume_path
+from minillm_repl.training.open_corpora import find_corpus
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.run import Surroundings, TrainingRun
-from minillm_repl.training.settle import settle_loop
-from minillm_repl.training.texts import find_corpus
+from minillm_repl.training.run_paths import resume_path
 from minillm_repl.training.trainer import schedule
+from minillm_repl.training.windows import IGNORED, Part
 from tests.conftest import MODELS
 
 TEXT = (MODELS / "nalssi.txt").read_text(encoding="utf-8")
@@ -446,7 +446,7 @@ def test_a_save_that_fails_ends_no_run_and_a_later_one_may_work(corpus, tmp_path
 
 
 STAYS = """
-from minillm_repl.training.places import resume_path, unsaved_path
+from minillm_repl.training.run_paths import resume_path, unsaved_path
 print(unsaved_path(), flush=True)
 input()
 assert resume_path(unsaved_path()).write_bytes(b"") == 0
@@ -504,7 +504,7 @@ def test_a_resume_file_is_not_trusted(corpus, tmp_path):
     file = resume_path(path)
     from safetensors.numpy import load_file, save_file
 
-    from minillm_repl.checkpoint.header import read_header
+    from minillm_repl.checkpoint.formats.header import read_header
 
     tensors, metadata = load_file(file), dict(read_header(file).metadata)
     around = Surroundings(path, "cpu")

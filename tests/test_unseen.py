@@ -10,8 +10,8 @@ import pytest
 import tokenizers
 import torch
 
-from minillm_repl.engine.decoder import make_decoder, read
 from minillm_repl.errors import UserError
+from minillm_repl.generate.decoder import make_decoder, read
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from minillm_repl.tokenizer.window import window, window_start
 from tests.small import random_checkpoint

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minillm_repl.checkpoint.recipe import Recipe
+from minillm_repl.checkpoint.weight_map import Recipe
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.tokenizer.base import Tokenizer
 

@@ -4,15 +4,15 @@ import dataclasses
 import os
 from pathlib import Path
 
-from minillm_repl.checkpoint import adapter, bare, foreign, huggingface, native
 from minillm_repl.checkpoint.checkpoint import Checkpoint
-from minillm_repl.checkpoint.encoding import Written, read_text
-from minillm_repl.checkpoint.folder import folder_at
-from minillm_repl.checkpoint.header import FORMAT, is_native, read_header
-from minillm_repl.checkpoint.recipe import Progress, Reading
+from minillm_repl.checkpoint.formats import adapter, bare, foreign, huggingface, native
+from minillm_repl.checkpoint.formats.folder import folder_at
+from minillm_repl.checkpoint.formats.header import FORMAT, is_native, read_header
+from minillm_repl.checkpoint.weight_map import Progress, Reading
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
+from minillm_repl.storage.encoding import Written, read_text
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.character import CharacterTokenizer
 

@@ -5,8 +5,8 @@ prompt need not wait.
 import os
 from pathlib import Path
 
-from minillm_repl.checkpoint.folder import folder_at
-from minillm_repl.checkpoint.header import config_of, is_native, read_header
+from minillm_repl.checkpoint.formats.folder import folder_at
+from minillm_repl.checkpoint.formats.header import config_of, is_native, read_header
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line

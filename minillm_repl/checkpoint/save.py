@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from minillm_repl.checkpoint import huggingface, native
-from minillm_repl.checkpoint.atomic import told
 from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.checkpoint.formats import huggingface, native
+from minillm_repl.storage.atomic import told
 
 
 def save(

@@ -17,13 +17,14 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from minillm_repl.checkpoint.atomic import Parts
-from minillm_repl.checkpoint.header import LONGEST_HEADER, Entry, Header, open_regular
-from minillm_repl.checkpoint.memory import check_room
-from minillm_repl.checkpoint.recipe import AS_IS, Piece, Reading, Recipe
+from minillm_repl.checkpoint.formats.header import LONGEST_HEADER, Entry, Header
+from minillm_repl.checkpoint.weight_map import AS_IS, Piece, Reading, Recipe
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
+from minillm_repl.storage.atomic import Parts
+from minillm_repl.storage.files import open_regular
+from minillm_repl.storage.memory import check_room
 
 Array = NDArray[Any]
 Tensors = Mapping[str, Array]

@@ -4,8 +4,8 @@ from functools import partial
 
 from minillm_repl.errors import Misunderstood
 from minillm_repl.language import _
-from minillm_repl.repl.looking import Asked, looking_at, show, text_ids
-from minillm_repl.repl.opening import Change
+from minillm_repl.repl.inspecting import Asked, looking_at, show, text_ids
+from minillm_repl.repl.model_loading import Change
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
@@ -59,7 +59,7 @@ def ablate(shell: Shell, argument: str) -> None:
     model = shell.model().without("ablate", part)  # measured is what it adds
     looked = looking_at(shell, model, text_ids(shell, model, text))
     from minillm_repl.insight.ablation import scan_view, silencing
-    from minillm_repl.insight.effect import effect_view
+    from minillm_repl.insight.intervention_effect import effect_view
     from minillm_repl.render.intervention import effect_picture, scan_picture
 
     if chosen[1] == "scan":

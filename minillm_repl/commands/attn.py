@@ -1,6 +1,6 @@
 """`:attn`."""
 
-from minillm_repl.repl.looking import Asked, show, subject
+from minillm_repl.repl.inspecting import Asked, show, subject
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from minillm_repl.errors import Misunderstood, UserError
 from minillm_repl.language import _
-from minillm_repl.repl.looking import Asked, show, text_ids
+from minillm_repl.repl.argument_parsing import with_options
+from minillm_repl.repl.inspecting import Asked, show, text_ids
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
-from minillm_repl.repl.words import with_options
 from minillm_repl.settings import setting, whole
 from minillm_repl.tokenizer.window import seen_as
 
@@ -56,7 +56,7 @@ def branch(shell: Shell, argument: str) -> None:
     session, model = shell.session, shell.model()
     answered = bool(session.turns) and bool(session.turns[-1].asked) and not asked.text
     ids = list(session.turns[-1].given) if answered else text_ids(shell, model, asked.text)
-    from minillm_repl.engine.next_token import branches_view
+    from minillm_repl.generate.next_token import branches_view
     from minillm_repl.render.next_token import branches_picture
 
     with shell.screen.waiting(_("going several ways")):

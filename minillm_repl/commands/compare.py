@@ -1,13 +1,13 @@
 """`:compare`."""
 
-from minillm_repl.checkpoint.names import find
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.repl.looking import Asked, looking_at, show, text_ids
-from minillm_repl.repl.opening import Loading
+from minillm_repl.repl.inspecting import Asked, looking_at, show, text_ids
+from minillm_repl.repl.model_loading import Loading
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
+from minillm_repl.storage.paths import find
 from minillm_repl.tokenizer.base import decode
 from minillm_repl.tokenizer.lookup import put_before, same_vocabulary
 

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, replace
 
-from minillm_repl.repl.looking import Asked, show, subject
+from minillm_repl.repl.argument_parsing import check_no_place, with_options
+from minillm_repl.repl.inspecting import Asked, show, subject
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
-from minillm_repl.repl.words import check_no_place, with_options
 from minillm_repl.settings import number, setting
 
 

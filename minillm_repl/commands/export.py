@@ -5,15 +5,15 @@ from functools import partial
 
 from rich.console import Console, RenderableType
 
-from minillm_repl.checkpoint.names import user_path
 from minillm_repl.errors import Misunderstood
 from minillm_repl.language import _
-from minillm_repl.render.picture import WHOLE
+from minillm_repl.render.drawing import WHOLE
+from minillm_repl.repl.argument_parsing import take_overwrite
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
-from minillm_repl.repl.words import take_overwrite
-from minillm_repl.repl.written import write_view
+from minillm_repl.repl.view_files import write_view
 from minillm_repl.safetext import safe_line
+from minillm_repl.storage.paths import user_path
 
 
 @command(

@@ -8,14 +8,14 @@ from rich.text import Text
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, spoken
 from minillm_repl.lessons.blocks import Lesson
-from minillm_repl.lessons.progress import Answered, Reached
 from minillm_repl.render.console import FIGURES, GOOD, TITLE, WARNING
 from minillm_repl.render.tables import plain_table
+from minillm_repl.repl.progress import Answered, Reached
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 if TYPE_CHECKING:
-    from minillm_repl.repl.lesson import Course
+    from minillm_repl.lessons.run import Course
 
 _ROUND = 10  # questions, when nobody says which
 
@@ -37,13 +37,13 @@ def learn(shell: Shell, argument: str) -> None:
     settings stay, and your model is back at the end. `--lesson N` opens one at the start; `--auto`
     runs it by itself.
     """
-    from minillm_repl.repl.lesson import Course
+    from minillm_repl.lessons.run import Course
 
     course = shell.listener if isinstance(shell.listener, Course) else None
     lessons = read_lessons()
     match argument.lower():
         case "":
-            from minillm_repl.render.lesson import lessons_table
+            from minillm_repl.lessons.draw import lessons_table
 
             reached = [
                 (each, shell.progress.lessons.get(f"{spoken()} {number}"))
@@ -107,8 +107,8 @@ def quiz(shell: Shell, argument: str) -> None:
 @command("progress", aliases=("진도",), group="Learn")
 def progress(shell: Shell, _argument: str) -> None:
     """Show what you have read, and what to look at again."""
-    from minillm_repl.lessons.reading import read_quiz
-    from minillm_repl.render.lesson import progress_text
+    from minillm_repl.lessons.draw import progress_text
+    from minillm_repl.lessons.parse import read_quiz
 
     kept, questions = shell.progress, read_quiz(spoken())
     table = plain_table("", _("lesson"), _("read"), _("quiz"), _("look at again"))
@@ -132,14 +132,14 @@ def progress(shell: Shell, _argument: str) -> None:
 
 def read_lessons() -> dict[int, Lesson]:
     """Return all lessons in the language that is spoken."""
-    from minillm_repl.lessons.reading import lesson_files, read_lesson
+    from minillm_repl.lessons.parse import lesson_files, read_lesson
 
     return {number: read_lesson(path) for number, path in lesson_files(spoken()).items()}
 
 
 def make_lesson(shell: Shell, number: int) -> "Course":
     """Return a lesson from its beginning. Raises UserError if there is none of this number."""
-    from minillm_repl.repl.lesson import lesson_course
+    from minillm_repl.lessons.run import lesson_course
 
     lessons = read_lessons()
     if number not in lessons:
@@ -155,8 +155,8 @@ def make_lesson(shell: Shell, number: int) -> "Course":
 
 def make_quiz(shell: Shell, argument: str) -> "Course":
     """Return a round of the quiz. Raises UserError if there is nothing to ask."""
-    from minillm_repl.lessons.reading import read_quiz
-    from minillm_repl.repl.lesson import quiz_course
+    from minillm_repl.lessons.parse import read_quiz
+    from minillm_repl.lessons.run import quiz_course
 
     questions, lessons = read_quiz(spoken()), read_lessons()
     if argument:
@@ -180,7 +180,7 @@ def make_quiz(shell: Shell, argument: str) -> "Course":
 
 
 def _open(shell: Shell, lesson: Lesson) -> None:
-    from minillm_repl.repl.lesson import lesson_course
+    from minillm_repl.lessons.run import lesson_course
 
     reached = _reached(shell, lesson.number)
     place = reached.screen if reached.screen < len(lesson.screens) else 0

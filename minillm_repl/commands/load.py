@@ -1,12 +1,12 @@
 """`:load`."""
 
-from minillm_repl.checkpoint.names import find, shipped
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.render.tables import headline
-from minillm_repl.repl.opening import Loading
+from minillm_repl.repl.model_loading import Loading
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
+from minillm_repl.storage.paths import find, shipped
 
 
 @command("load", ":load PATH|NAME", aliases=("열기",), completion="checkpoint")

@@ -1,6 +1,6 @@
 """`:map`."""
 
-from minillm_repl.repl.looking import Asked, get_ready, show
+from minillm_repl.repl.inspecting import Asked, get_ready, show
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
@@ -16,7 +16,7 @@ def map_(shell: Shell, argument: str) -> None:
     asked, model = Asked.of(argument), shell.model()
     asked.nothing()
     get_ready(shell)
-    from minillm_repl.insight.vocabulary import map_view
+    from minillm_repl.insight.embeddings import map_view
     from minillm_repl.render.texts import map_picture
 
     view = map_view(model.torch, model.checkpoint.tokenizer, shell.session.ids)

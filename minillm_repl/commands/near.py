@@ -4,7 +4,7 @@ import re
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.repl.looking import Asked, get_ready, show
+from minillm_repl.repl.inspecting import Asked, get_ready, show
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.tokenizer.lookup import find_token
@@ -38,7 +38,7 @@ def near(shell: Shell, argument: str) -> None:
     tokenizer = model.checkpoint.tokenizer
     terms = [(sign, find_token(tokenizer, word)[-1]) for sign, word in signed]
     get_ready(shell)
-    from minillm_repl.insight.vocabulary import near_view
+    from minillm_repl.insight.embeddings import near_view
     from minillm_repl.render.texts import near_picture
 
     show(shell, near_view(model.torch, tokenizer, terms), near_picture, asked.output)

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from minillm_repl.errors import Misunderstood
 from minillm_repl.language import _
-from minillm_repl.repl.looking import Asked, show, subject
+from minillm_repl.repl.argument_parsing import masked, parted, with_options
+from minillm_repl.repl.inspecting import Asked, show, subject
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
-from minillm_repl.repl.words import masked, parted, with_options
 from minillm_repl.settings import one_of, setting
 
 

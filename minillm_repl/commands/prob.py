@@ -2,7 +2,7 @@
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.repl.looking import Asked, show
+from minillm_repl.repl.inspecting import Asked, show
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.tokenizer.window import seen_as
@@ -23,7 +23,7 @@ def prob(shell: Shell, argument: str) -> None:
     ids = shell.session.ids
     if not ids:
         raise UserError(_("there is no text that this could continue: type a prompt first"))
-    from minillm_repl.engine.next_token import prob_view
+    from minillm_repl.generate.next_token import prob_view
     from minillm_repl.render.next_token import prob_picture
 
     tokenizer = model.checkpoint.tokenizer

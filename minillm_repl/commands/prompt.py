@@ -3,7 +3,7 @@
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.render.tables import tokens_flow, tokens_line
-from minillm_repl.repl.looking import not_seen
+from minillm_repl.repl.inspecting import not_seen
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.tokenizer.base import Token, decode

@@ -1,9 +1,9 @@
 """`:residual`."""
 
-from minillm_repl.repl.looking import Asked, show, subject
+from minillm_repl.repl.argument_parsing import check_no_place
+from minillm_repl.repl.inspecting import Asked, show, subject
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
-from minillm_repl.repl.words import check_no_place
 
 
 @command("residual", ":residual [TEXT]", aliases=("잔차",), group="Look inside")

@@ -1,6 +1,6 @@
 """`:sampler`."""
 
-from minillm_repl.repl.looking import Asked, show, text_ids
+from minillm_repl.repl.inspecting import Asked, show, text_ids
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import VERBOSE_ROWS
 from minillm_repl.repl.shell import Shell
@@ -28,7 +28,7 @@ def sweep(shell: Shell, argument: str) -> None:
 def _show(shell: Shell, argument: str, *, sweep: bool) -> None:
     asked, model = Asked.of(argument), shell.model()
     ids = text_ids(shell, model, asked.whole)
-    from minillm_repl.engine.next_token import next_logits, sampler_view, sweep_view
+    from minillm_repl.generate.next_token import next_logits, sampler_view, sweep_view
     from minillm_repl.render.next_token import sampler_picture, sweep_picture
 
     settings, tokenizer = shell.session.settings, model.checkpoint.tokenizer

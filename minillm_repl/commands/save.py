@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from minillm_repl.checkpoint.names import SUFFIX, is_shipped, there, user_path
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
+from minillm_repl.storage.paths import SUFFIX, is_shipped, there, user_path
 
 
 @command(
@@ -29,7 +29,7 @@ def save(shell: Shell, argument: str) -> None:
 
     model = shell.model()
     if argument.endswith(" adapter"):
-        from minillm_repl.checkpoint.adapter import save as save_adapter
+        from minillm_repl.checkpoint.formats.adapter import save as save_adapter
 
         file = _named(argument.removesuffix(" adapter").strip())
         save_adapter(model.checkpoint, file)

@@ -2,7 +2,7 @@
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.render.picture import WHOLE
+from minillm_repl.render.drawing import WHOLE
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 

@@ -5,8 +5,8 @@ descriptions.
 from rich.text import Text
 
 from minillm_repl.commands.sampler import sweep
-from minillm_repl.engine.options import Sampling
 from minillm_repl.errors import UserError
+from minillm_repl.generate.options import Sampling
 from minillm_repl.language import _
 from minillm_repl.repl.registry import Command, Group
 from minillm_repl.repl.settings import Settings

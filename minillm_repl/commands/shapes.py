@@ -1,6 +1,6 @@
 """`:shapes`."""
 
-from minillm_repl.repl.looking import Asked, show, subject
+from minillm_repl.repl.inspecting import Asked, show, subject
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import samplers_on
 from minillm_repl.repl.shell import Shell
@@ -19,7 +19,7 @@ def shapes(shell: Shell, argument: str) -> None:
     asked = Asked.of(argument)
     looked, settings = subject(shell, asked.whole), shell.session.settings
 
-    from minillm_repl.engine.sampling import Probabilities, Scores, process, softmax
+    from minillm_repl.generate.sampling import Probabilities, Scores, process, softmax
     from minillm_repl.insight.shapes import shapes_view
     from minillm_repl.render.shapes import shapes_picture
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.repl.looking import Asked, get_ready, show, subject
+from minillm_repl.repl.inspecting import Asked, get_ready, show, subject
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
@@ -22,9 +22,9 @@ _OF_MODEL = {  # where it is in every model
 }
 _ELSEWHERE = {
     "attend": "minillm_repl.model.attention:attend",
-    "rotary": "minillm_repl.model.rotary",
-    "sampling": "minillm_repl.engine.sampling",
-    "generate": "minillm_repl.engine.generate:generate",
+    "rotary": "minillm_repl.model.rope",
+    "sampling": "minillm_repl.generate.sampling",
+    "generate": "minillm_repl.generate.generate:generate",
     "loss": "minillm_repl.training.trainer:Trainer.summed_loss",
     "train": "minillm_repl.training.trainer:Trainer.step",
 }

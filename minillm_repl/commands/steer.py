@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 from minillm_repl.errors import Misunderstood
 from minillm_repl.language import _
-from minillm_repl.repl.looking import Asked, get_ready, looking_at, not_seen, show
-from minillm_repl.repl.opening import Change, Model
+from minillm_repl.repl.argument_parsing import parted, with_options
+from minillm_repl.repl.inspecting import Asked, get_ready, looking_at, not_seen, show
+from minillm_repl.repl.model_loading import Change, Model
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
-from minillm_repl.repl.words import parted, with_options
 from minillm_repl.settings import number, setting, whole
 
 if TYPE_CHECKING:
+    from minillm_repl.insight.inspected_text import Subject
     from minillm_repl.insight.steering import Side
-    from minillm_repl.insight.subject import Subject
     from minillm_repl.insight.views.changes import EffectView
-    from minillm_repl.model.taps import Tap
+    from minillm_repl.model.hooks import Tap
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _measured(
     """Return how to steer, what that does beside random directions, and the norm of the stream
     that it is added to.
     """
-    from minillm_repl.insight.effect import effect_view
+    from minillm_repl.insight.intervention_effect import effect_view
     from minillm_repl.insight.steering import direction, random_steering, steering, stream_norm
 
     with shell.screen.waiting(_("steering in random directions")) as update:

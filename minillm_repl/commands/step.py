@@ -30,7 +30,7 @@ def step(shell: Shell, argument: str) -> None:
         shell.ask(model, argument)
     else:
         session.begin(shell.encode(model, argument))
-    from minillm_repl.engine.walk import Walk
+    from minillm_repl.generate.interactive import Walk
     from minillm_repl.repl.stepper import Stepper
 
     top = session.settings.verbose or VERBOSE_ROWS

@@ -8,19 +8,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minillm_repl.checkpoint.names import there, user_path
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.render.console import MODEL
-from minillm_repl.repl.interrupt import patiently, told_to_end
+from minillm_repl.repl.job_control import woken
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import samplers_text
 from minillm_repl.repl.shell import Shell
-from minillm_repl.repl.terminal import woken
+from minillm_repl.repl.signals import patiently, told_to_end
 from minillm_repl.safetext import safe, safe_line
 from minillm_repl.settings import change, default_of, specs, value_of
-from minillm_repl.training.places import resume_path, unsaved_path
+from minillm_repl.storage.paths import there, user_path
 from minillm_repl.training.plan import NEW_MODEL, TrainPlan
+from minillm_repl.training.run_paths import resume_path, unsaved_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from minillm_repl.checkpoint.checkpoint import Checkpoint
     from minillm_repl.insight.watching import Watch
     from minillm_repl.repl.session import Session
+    from minillm_repl.training.distributed import Processes
     from minillm_repl.training.events import Finished
-    from minillm_repl.training.processes import Processes
     from minillm_repl.training.run import Surroundings, TrainingRun
 
 _SAMPLE = 40  # tokens of the model's own text, shown as it learns
@@ -183,7 +183,7 @@ def _joined() -> "Callable[[str], AbstractContextManager[Processes]]":
     for module in ("minillm_repl.training.run", "minillm_repl.render.training", "torch._dynamo"):
         # the last one torch's first optimiser would import, which takes a second
         import_module(module)
-    from minillm_repl.training.processes import joined
+    from minillm_repl.training.distributed import joined
 
     return joined
 
@@ -272,10 +272,10 @@ def _begin(
     if model is None and not (request.resume and session.resumable):
         session.agree_to_discard("train")
     with screen.waiting(_("getting ready to train")) as update:
-        from minillm_repl.checkpoint.atomic import check_can_save
-        from minillm_repl.checkpoint.native import check_replaceable
+        from minillm_repl.checkpoint.formats.native import check_replaceable
+        from minillm_repl.storage.atomic import check_can_save
+        from minillm_repl.training.open_corpora import find_corpus
         from minillm_repl.training.run import Surroundings, TrainingRun
-        from minillm_repl.training.texts import find_corpus
 
         if own is not None:
             check_replaceable(own)  # now, not after the work
@@ -359,10 +359,10 @@ def _sample(
     from rich.console import Group
     from rich.text import Text
 
-    from minillm_repl.engine.events import Step
-    from minillm_repl.engine.generate import generate
-    from minillm_repl.engine.options import Sampling
-    from minillm_repl.engine.torch_decoder import TorchDecoder
+    from minillm_repl.generate.backends.torch import TorchDecoder
+    from minillm_repl.generate.events import Step
+    from minillm_repl.generate.generate import generate
+    from minillm_repl.generate.options import Sampling
     from minillm_repl.render.generation import step_table
     from minillm_repl.tokenizer.base import decode
 
@@ -419,8 +419,8 @@ def _open_trained(shell: Shell, checkpoint: "Checkpoint", *, resumable: bool = F
 
     Raises UserError.
     """
-    from minillm_repl.checkpoint.atomic import make_folder
     from minillm_repl.checkpoint.save import save
+    from minillm_repl.storage.atomic import make_folder
 
     session = shell.session
     session.adopt(session.opening.ready(checkpoint), unsaved=True)

@@ -4,7 +4,7 @@ import re
 
 from minillm_repl.errors import Misunderstood, UserError
 from minillm_repl.language import _
-from minillm_repl.repl.looking import Asked, show
+from minillm_repl.repl.inspecting import Asked, show
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line

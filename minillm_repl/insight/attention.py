@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from minillm_repl.insight.subject import Subject, check_layer, rows
+from minillm_repl.insight.inspected_text import Subject, check_layer, rows
 from minillm_repl.insight.views.thinking import FocusView, HeadFocus, HeadView, LayerView, Pattern
 from minillm_repl.language import N_
 from minillm_repl.model.attention import attention_weights

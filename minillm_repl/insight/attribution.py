@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from minillm_repl.insight.subject import Subject, likeliest, rank
+from minillm_repl.insight.inspected_text import Subject, likeliest, rank
 from minillm_repl.insight.views.thinking import Part, ResidualView, StreamRow, WhyView
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.tokenizer.base import Token

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from minillm_repl.insight.subject import Subject, likeliest
+from minillm_repl.insight.inspected_text import Subject, likeliest
 from minillm_repl.insight.surprise import bits_per_byte, byte_spans, surprisals
 from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.texts import CompareView, Difference

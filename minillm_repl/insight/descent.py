@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from torch import Tensor
 
-from minillm_repl.checkpoint.memory import check_room
-from minillm_repl.checkpoint.recipe import Recipe
+from minillm_repl.checkpoint.weight_map import Recipe
 from minillm_repl.checkpoint.weights import place_in_file
 from minillm_repl.errors import UserError
-from minillm_repl.insight.subject import Subject, checked
+from minillm_repl.insight.inspected_text import Subject, checked
 from minillm_repl.insight.views.changes import DescentView, Target
 from minillm_repl.language import _
 from minillm_repl.model.build import in_float32, without_weights
+from minillm_repl.storage.memory import check_room
 
 
 def descent_view(subject: Subject, rate: float, recipe: Recipe | None = None) -> DescentView:

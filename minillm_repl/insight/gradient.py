@@ -5,9 +5,9 @@ the first layer.
 import torch
 from torch import Tensor
 
-from minillm_repl.insight.subject import Subject, checked, likeliest
+from minillm_repl.insight.inspected_text import Subject, checked, likeliest
 from minillm_repl.insight.views.thinking import GradView
-from minillm_repl.model.taps import in_turn
+from minillm_repl.model.hooks import in_turn
 from minillm_repl.tokenizer.base import Token
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from minillm_repl.insight.subject import Subject, likeliest, rank
+from minillm_repl.insight.inspected_text import Subject, likeliest, rank
 from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.thinking import LensRow, LensView
 from minillm_repl.tokenizer.base import Token

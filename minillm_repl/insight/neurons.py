@@ -3,7 +3,7 @@
 import torch
 
 from minillm_repl.errors import UserError
-from minillm_repl.insight.subject import Subject, check_layer
+from minillm_repl.insight.inspected_text import Subject, check_layer
 from minillm_repl.insight.views.thinking import Neuron, NeuronsView
 from minillm_repl.language import _
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from minillm_repl.errors import UserError
+from minillm_repl.insight.inspected_text import Subject, checked, likeliest
 from minillm_repl.insight.lens import place_name
-from minillm_repl.insight.subject import Subject, checked, likeliest
 from minillm_repl.insight.views.changes import PatchView
 from minillm_repl.language import _
-from minillm_repl.model.taps import in_turn
+from minillm_repl.model.hooks import in_turn
 from minillm_repl.tokenizer.base import Token
 
 _NAMES = {

@@ -5,7 +5,7 @@ that it takes.
 import torch
 
 from minillm_repl.errors import UserError
-from minillm_repl.insight.subject import Subject, check_layer
+from minillm_repl.insight.inspected_text import Subject, check_layer
 from minillm_repl.insight.views.thinking import DotView, Met, QKVView
 from minillm_repl.language import _
 from minillm_repl.model.attention import attention_weights

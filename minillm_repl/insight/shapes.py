@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from minillm_repl.insight.subject import Subject, likeliest
+from minillm_repl.insight.inspected_text import Subject, likeliest
 from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.thinking import ShapeRow, ShapesView, sizes
 from minillm_repl.model.attention import attention_weights

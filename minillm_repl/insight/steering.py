@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from minillm_repl.errors import UserError
-from minillm_repl.insight.subject import Subject, check_layer
+from minillm_repl.insight.inspected_text import Subject, check_layer
 from minillm_repl.insight.views.changes import Averaged
 from minillm_repl.language import _
-from minillm_repl.model.taps import Tap
+from minillm_repl.model.hooks import Tap
 from minillm_repl.tokenizer.base import Tokenizer
 
 RANDOM = 32  # directions that a direction is compared with

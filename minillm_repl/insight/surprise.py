@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from minillm_repl.errors import UserError
-from minillm_repl.insight.subject import Subject, likeliest, rank
+from minillm_repl.insight.inspected_text import Subject, likeliest, rank
 from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.texts import SurpriseView, Surprising
 from minillm_repl.language import _

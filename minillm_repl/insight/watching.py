@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from minillm_repl.insight.attention import focus_view
+from minillm_repl.insight.inspected_text import Subject, likeliest
 from minillm_repl.insight.lens import lens_view
-from minillm_repl.insight.subject import Subject, likeliest
 from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.changes import Moment, WatchView
 from minillm_repl.model.build import LanguageModel

@@ -12,11 +12,11 @@ import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from torch import Tensor, nn
 
 from minillm_repl.model.attention import ACTIVATION, attend
-from minillm_repl.model.cache import KVCache
 from minillm_repl.model.config import LlamaConfig
+from minillm_repl.model.hooks import Tap, untapped
+from minillm_repl.model.kv_cache import KVCache
 from minillm_repl.model.layers import Embedding, Linear, multiply
-from minillm_repl.model.rotary import Rotation, rotate, rotation
-from minillm_repl.model.taps import Tap, untapped
+from minillm_repl.model.rope import Rotation, rotate, rotation
 
 
 class RMSNorm(nn.Module):

@@ -11,7 +11,7 @@ from rich.text import Text
 from minillm_repl.insight.views.thinking import FocusView, HeadFocus, HeadView, LayerView, Pattern
 from minillm_repl.language import N_, _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
-from minillm_repl.render.picture import (
+from minillm_repl.render.drawing import (
     LONGEST_LABEL,
     WHOLE,
     fitted,

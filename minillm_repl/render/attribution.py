@@ -8,8 +8,8 @@ from minillm_repl.insight.views.thinking import Part, ResidualView, WhyView
 from minillm_repl.language import _
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
+from minillm_repl.render.drawing import fitted, logit, part_name, signed_bar, title
 from minillm_repl.render.generation import percent
-from minillm_repl.render.picture import fitted, logit, part_name, signed_bar, title
 from minillm_repl.render.tables import plain_table
 
 _SHOWN = 14  # parts that have a row of their own; the others share one

@@ -13,8 +13,8 @@ from minillm_repl.insight.views.changes import DescentView
 from minillm_repl.insight.views.thinking import DotView
 from minillm_repl.language import _
 from minillm_repl.render.console import CONTRA, FIGURES, PRO, TITLE, WARNING
+from minillm_repl.render.drawing import short, title
 from minillm_repl.render.generation import percent
-from minillm_repl.render.picture import short, title
 from minillm_repl.render.tables import plain_table
 
 _MOST_DIGITS = 12

@@ -14,7 +14,7 @@ from rich.terminal_theme import SVG_EXPORT_THEME
 from rich.text import Text
 from rich.tree import Tree
 
-from minillm_repl.render.picture import PROSE, WHOLE
+from minillm_repl.render.drawing import PROSE, WHOLE
 
 # What has every block character one cell wide comes first, then what has Hangul.
 _FONTS = (

@@ -9,11 +9,11 @@ from time import monotonic
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from minillm_repl.engine.events import Candidate, Finished, Step
+from minillm_repl.generate.events import Candidate, Finished, Step
 from minillm_repl.language import N_, _, _n
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import CHOSEN, CUT, FIGURES, GOOD, MODEL, TITLE, Screen
-from minillm_repl.render.picture import fitted
+from minillm_repl.render.drawing import fitted
 from minillm_repl.safetext import safe, safe_line, show_token
 
 _FRAME = 1 / 60  # seconds: nobody sees more, and drawing must not hold a fast model back

@@ -10,8 +10,7 @@ from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.changes import Averaged, EffectView, HeadEffect, PatchView, ScanView
 from minillm_repl.language import N_, _
 from minillm_repl.render.console import CONTRA, FIGURES, PRO, TITLE
-from minillm_repl.render.generation import percent
-from minillm_repl.render.picture import (
+from minillm_repl.render.drawing import (
     LONGEST_LABEL,
     fitted,
     label_width,
@@ -22,6 +21,7 @@ from minillm_repl.render.picture import (
     title,
     token_style,
 )
+from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import plain_table
 
 _SHOWN = 12  # heads that have a row of their own

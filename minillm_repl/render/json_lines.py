@@ -7,7 +7,7 @@ from math import isfinite
 from typing import IO, Any
 
 import minillm_repl.training.events as training
-from minillm_repl.engine.events import Finished, Step, as_json
+from minillm_repl.generate.events import Finished, Step, as_json
 from minillm_repl.insight.views.base import as_json as view_as_json
 
 _TRAINING = {

@@ -8,8 +8,8 @@ from minillm_repl.insight.views.thinking import LensView
 from minillm_repl.language import _
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
+from minillm_repl.render.drawing import LONGEST_LABEL, fitted, part_name, title, token_style
 from minillm_repl.render.generation import percent
-from minillm_repl.render.picture import LONGEST_LABEL, fitted, part_name, title, token_style
 from minillm_repl.render.tables import NARROW, WIDE, plain_table
 
 

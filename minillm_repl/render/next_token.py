@@ -12,12 +12,12 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from minillm_repl.engine.views import BranchesView, ProbView, SamplerView, SweepView
+from minillm_repl.generate.views import BranchesView, ProbView, SamplerView, SweepView
 from minillm_repl.language import _, _n
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import CHOSEN, CUT, FIGURES, MODEL, TITLE
+from minillm_repl.render.drawing import short, title
 from minillm_repl.render.generation import percent
-from minillm_repl.render.picture import short, title
 from minillm_repl.render.tables import NARROW, WIDE, plain_table
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Token

@@ -6,8 +6,8 @@ from rich.text import Text
 from minillm_repl.insight.views.thinking import ShapeRow, ShapesView, sizes
 from minillm_repl.language import N_, _
 from minillm_repl.render.console import FIGURES, TITLE
+from minillm_repl.render.drawing import short, title
 from minillm_repl.render.generation import percent
-from minillm_repl.render.picture import short, title
 from minillm_repl.render.tables import plain_table
 from minillm_repl.safetext import safe_line
 

@@ -7,7 +7,7 @@ from rich.text import Text
 from minillm_repl.insight.views.source import SourcesView, SourceView
 from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
-from minillm_repl.render.picture import WHOLE, title
+from minillm_repl.render.drawing import WHOLE, title
 from minillm_repl.render.tables import plain_table
 
 _SHAPE = r"(?<=  # ).*\(\d+, .*"

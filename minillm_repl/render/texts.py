@@ -21,8 +21,7 @@ from minillm_repl.insight.views.texts import (
 from minillm_repl.language import _, _n
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import CONTRA, FIGURES, MODEL, PRO, SPECIAL, TITLE
-from minillm_repl.render.generation import percent
-from minillm_repl.render.picture import (
+from minillm_repl.render.drawing import (
     LONGEST_LABEL,
     fitted,
     nats,
@@ -31,6 +30,7 @@ from minillm_repl.render.picture import (
     title,
     token_style,
 )
+from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import plain_table, tokens_line
 
 _LN2 = log(2)

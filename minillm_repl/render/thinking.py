@@ -9,8 +9,8 @@ from minillm_repl.insight.views.thinking import GradView, NeuronsView, QKVView
 from minillm_repl.language import _
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
+from minillm_repl.render.drawing import label_width, logit, short, signed_bar, strip, title
 from minillm_repl.render.generation import percent
-from minillm_repl.render.picture import label_width, logit, short, signed_bar, strip, title
 from minillm_repl.render.tables import plain_table
 
 _NUMBER = 6  # cells of one number of a vector

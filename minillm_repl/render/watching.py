@@ -8,9 +8,9 @@ from minillm_repl.language import _
 from minillm_repl.render.attention import focus_picture
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
+from minillm_repl.render.drawing import part_name, short, title
 from minillm_repl.render.generation import percent
 from minillm_repl.render.lens import lens_picture
-from minillm_repl.render.picture import part_name, short, title
 from minillm_repl.render.tables import plain_table
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Token

@@ -16,7 +16,7 @@ from prompt_toolkit.input.vt100_parser import Vt100Parser
 from prompt_toolkit.key_binding import KeyPressEvent
 from prompt_toolkit.output import Output, create_output
 
-from minillm_repl.repl.terminal import write_through
+from minillm_repl.repl.job_control import write_through
 
 _PASTE = "\x1b[200~"
 # What a terminal sends that is no text: Linux's F1 to F5, keys and reports, the keypad, answers to

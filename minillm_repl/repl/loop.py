@@ -7,13 +7,13 @@ from typing import Protocol, TextIO
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.repl.blocks import joined
-from minillm_repl.repl.interrupt import between, interruptible, leaving_when_told
-from minillm_repl.repl.plain import PlainLine
+from minillm_repl.repl.environment import be_somewhere
+from minillm_repl.repl.job_control import typing_ahead
+from minillm_repl.repl.line_blocks import joined
+from minillm_repl.repl.plain_prompt import PlainLine
 from minillm_repl.repl.shell import Leave, Shell
-from minillm_repl.repl.streams import OutputLost
-from minillm_repl.repl.surroundings import be_somewhere
-from minillm_repl.repl.terminal import typing_ahead
+from minillm_repl.repl.signals import between, interruptible, leaving_when_told
+from minillm_repl.repl.standard_streams import OutputLost
 
 
 class Line(Protocol):

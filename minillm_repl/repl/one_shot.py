@@ -9,7 +9,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.repl.settings import VERBOSE_ROWS
 from minillm_repl.repl.shell import Shell
-from minillm_repl.repl.streams import whole_text
+from minillm_repl.repl.standard_streams import whole_text
 
 STDIN = "-"  # in place of a prompt
 # seconds without a word from a pipe, after which the user is told what is waited for

@@ -15,7 +15,7 @@ from prompt_toolkit.utils import get_cwidth
 from rich.console import Console, RenderableType
 
 from minillm_repl.language import _
-from minillm_repl.repl.formatted import color_depth, formatted
+from minillm_repl.repl.ansi import color_depth, formatted
 from minillm_repl.repl.keyboard import suspend
 
 

@@ -27,17 +27,17 @@ from prompt_toolkit.search import stop_search
 from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import get_cwidth
 
-from minillm_repl.checkpoint.names import SUFFIX, title
 from minillm_repl.language import _
-from minillm_repl.repl.blocks import open_block, unwrap_block
-from minillm_repl.repl.clusters import Harmless, cluster_keys
 from minillm_repl.repl.keyboard import suspend
+from minillm_repl.repl.line_blocks import open_block, unwrap_block
+from minillm_repl.repl.prompt_clusters import Harmless, cluster_keys
+from minillm_repl.repl.prompt_rows import count_drawn_rows
 from minillm_repl.repl.registry import Command, Registry, composed
-from minillm_repl.repl.rows import count_drawn_rows
 from minillm_repl.repl.settings import samplers_on
 from minillm_repl.repl.shell import CONTINUED, PROMPT, Shell
 from minillm_repl.safetext import apart, safe, safe_line
 from minillm_repl.settings import show, specs
+from minillm_repl.storage.paths import SUFFIX, title
 
 _EXAMPLES = ("날씨", "Once upon a time")  # of what to type; the first that the model knows is shown
 _STYLE = Style.from_dict(

@@ -6,19 +6,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minillm_repl.checkpoint.names import cached, shipped
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.repl.opening import Change, Loading, Model, Opening
-from minillm_repl.repl.recent import Recent
+from minillm_repl.repl.model_loading import Change, Loading, Model, Opening
+from minillm_repl.repl.recent_models import Recent
 from minillm_repl.repl.settings import ANSWER, COMPLETION, Settings
 from minillm_repl.repl.turn import Turn
 from minillm_repl.settings import change
+from minillm_repl.storage.paths import cached, shipped
 
 if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, while the user types
+    from minillm_repl.chat.template import Message
     from minillm_repl.checkpoint.checkpoint import Checkpoint
-    from minillm_repl.checkpoint.conversation import Message
-    from minillm_repl.engine.events import Finished, Step
+    from minillm_repl.generate.events import Finished, Step
     from minillm_repl.insight.views.changes import WatchView
     from minillm_repl.tokenizer.base import Tokenizer
 
@@ -202,8 +202,8 @@ class Session:
 
         Raises UserError if the chat template refuses, or the text is too long.
         """
-        from minillm_repl.checkpoint.conversation import Message
-        from minillm_repl.engine.chat import fit
+        from minillm_repl.chat.history import fit
+        from minillm_repl.chat.template import Message
 
         settings, context, template = self.settings, model.decoder.context, model.checkpoint.chat
         assert template is not None
@@ -292,9 +292,9 @@ class Session:
 
         `progress` hears how much of a long prompt is read.
         """
-        from minillm_repl.engine.events import Finished
-        from minillm_repl.engine.generate import generate, kept
-        from minillm_repl.engine.sampling import numbers
+        from minillm_repl.generate.events import Finished
+        from minillm_repl.generate.generate import generate, kept
+        from minillm_repl.generate.sampling import numbers
 
         tokenizer, settings = model.checkpoint.tokenizer, self.settings
         start, before = len(self.ids), self.answer(tokenizer)
@@ -342,7 +342,7 @@ class Session:
         self._said(self.answer(tokenizer))
 
     def _said(self, answer: str) -> None:
-        from minillm_repl.checkpoint.conversation import Message
+        from minillm_repl.chat.template import Message
 
         if self.turns[-1].asked:
             self.said = [*self.turns[-1].asked, Message("assistant", answer)]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from minillm_repl.engine.options import Sampling
+from minillm_repl.generate.options import Sampling
 from minillm_repl.language import _
 from minillm_repl.settings import setting, show, specs, strings, switch, value_of, whole
 

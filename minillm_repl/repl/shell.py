@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Protocol
 from rich.console import RenderableType
 from rich.text import Text
 
-from minillm_repl.checkpoint.names import there, title
 from minillm_repl.errors import Misunderstood, UserError
 from minillm_repl.language import _, _n
-from minillm_repl.lessons.progress import Progress
 from minillm_repl.render.console import MODEL, Screen
-from minillm_repl.repl.interrupt import Presses
-from minillm_repl.repl.opening import Loading, Model
+from minillm_repl.repl.model_loading import Loading, Model
+from minillm_repl.repl.progress import Progress
 from minillm_repl.repl.registry import Command, Registry
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import samplers_text
+from minillm_repl.repl.signals import Presses
 from minillm_repl.safetext import SPACE, as_read, safe, safe_line
+from minillm_repl.storage.paths import there, title
 from minillm_repl.tokenizer.base import decode
 
 if TYPE_CHECKING:
-    from minillm_repl.engine.events import Finished, Step
+    from minillm_repl.generate.events import Finished, Step
 
 PROMPT, CONTINUED = ">>> ", "... "
 
@@ -293,7 +293,7 @@ class Shell:
 
         Raises UserError if that fails.
         """
-        from minillm_repl.engine.decoder import unread
+        from minillm_repl.generate.decoder import unread
 
         window, shared = unread(model.decoder, self.session.ids)
         if len(window) - shared <= model.decoder.piece:

@@ -13,13 +13,13 @@ from prompt_toolkit.layout.controls import FormattedTextControl
 from rich.console import Console
 from rich.text import Text
 
-from minillm_repl.engine.events import Step
-from minillm_repl.engine.walk import Walk
 from minillm_repl.errors import UserError
+from minillm_repl.generate.events import Step
+from minillm_repl.generate.interactive import Walk
 from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE, WARNING
 from minillm_repl.render.generation import step_table, step_title
-from minillm_repl.repl.formatted import color_depth, formatted
+from minillm_repl.repl.ansi import color_depth, formatted
 from minillm_repl.repl.keyboard import suspend
 from minillm_repl.repl.settings import Settings, samplers_text
 from minillm_repl.safetext import apart, as_read, graphemes, safe_line

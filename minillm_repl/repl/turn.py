@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from minillm_repl.checkpoint.conversation import Message
+    from minillm_repl.chat.template import Message
 
 
 @dataclass(frozen=True)

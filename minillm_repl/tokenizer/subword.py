@@ -16,10 +16,10 @@ import tokenizers
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
+from minillm_repl.sandbox.tried import largest_id
 from minillm_repl.tokenizer.added import Apart, finds_names, put_before, renamed, secret_names
 from minillm_repl.tokenizer.base import Span, Tokenizer, Typed
 from minillm_repl.tokenizer.library import library_errors, make, whole_characters
-from minillm_repl.untrusted.tried import largest_id
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "▁"  # how SentencePiece writes a space

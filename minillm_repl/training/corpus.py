@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from minillm_repl.checkpoint.encoding import Written, text_pieces
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
+from minillm_repl.storage.encoding import Written, text_pieces
 from minillm_repl.training.documents import PIECE, Document, Mended, named
-from minillm_repl.training.shapes import JSON_LINES, OTHER, TEXT, Shape, read, shape_of
+from minillm_repl.training.file_format import JSON_LINES, OTHER, TEXT, Shape, read, shape_of
 
 _MOST_FILES = 100_000
 _POINTS = 0x110000  # Unicode has so many code points

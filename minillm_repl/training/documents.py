@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
-from minillm_repl.checkpoint.conversation import Message
-from minillm_repl.checkpoint.encoding import Written
+from minillm_repl.chat.template import Message
 from minillm_repl.language import _, _n
 from minillm_repl.safetext import safe_line
+from minillm_repl.storage.encoding import Written
 
 # characters in a piece of a long document, and bytes of a file that are read at once
 PIECE = 1 << 20

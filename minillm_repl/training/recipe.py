@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from minillm_repl.checkpoint.atomic import write_atomically
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
-from minillm_repl.checkpoint.encoding import Written, read_text
-from minillm_repl.checkpoint.names import there
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import change
+from minillm_repl.storage.atomic import write_atomically
+from minillm_repl.storage.encoding import Written, read_text
+from minillm_repl.storage.paths import there
 from minillm_repl.training.grammar import Grammar
 from minillm_repl.training.plan import TrainPlan
 

@@ -9,8 +9,8 @@ from contextlib import suppress
 from itertools import chain, groupby
 from typing import Any
 
-from minillm_repl.checkpoint.conversation import Message
-from minillm_repl.checkpoint.header import parse_json
+from minillm_repl.chat.template import Message
+from minillm_repl.checkpoint.formats.header import parse_json
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line

@@ -17,19 +17,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from minillm_repl.checkpoint.adapter import printable_path
-from minillm_repl.checkpoint.atomic import make_folder, write_atomically
 from minillm_repl.checkpoint.checkpoint import Checkpoint
-from minillm_repl.checkpoint.header import FORMAT, Header, field_of, read_header
-from minillm_repl.checkpoint.native import described, description
-from minillm_repl.checkpoint.recipe import Piece, Reading, Recipe
+from minillm_repl.checkpoint.formats.adapter import printable_path
+from minillm_repl.checkpoint.formats.header import FORMAT, Header, field_of, read_header
+from minillm_repl.checkpoint.formats.native import described, description
+from minillm_repl.checkpoint.weight_map import Piece, Reading, Recipe
 from minillm_repl.checkpoint.weights import check, packed, read_weights
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import change, show, specs, value_of
+from minillm_repl.storage.atomic import make_folder, write_atomically
+from minillm_repl.training.distributed import shared_as, whole
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.processes import shared_as, whole
 from minillm_repl.training.trainer import State, Trainer
 
 RESUME_FORMAT = "minillm-resume"

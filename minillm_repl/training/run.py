@@ -10,27 +10,24 @@ import numpy as np
 import torch
 
 from minillm_repl import __version__
-from minillm_repl.checkpoint import native
-from minillm_repl.checkpoint.adapter import digest
+from minillm_repl.chat.template import PLAIN
 from minillm_repl.checkpoint.checkpoint import Adapter, ChatTemplate, Checkpoint, TrainingRecord
-from minillm_repl.checkpoint.conversation import PLAIN
-from minillm_repl.checkpoint.memory import check_room
+from minillm_repl.checkpoint.formats import native
+from minillm_repl.checkpoint.formats.adapter import digest
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.build import as_arrays, build_new, trainable
 from minillm_repl.model.device import pick_device
 from minillm_repl.model.lora import adapt, adapters, merged
 from minillm_repl.safetext import apart, safe_line
+from minillm_repl.storage.memory import check_room
 from minillm_repl.tokenizer.base import Tokenizer
-from minillm_repl.training import resume, told
-from minillm_repl.training.batches import Part
+from minillm_repl.training import description as told
+from minillm_repl.training import resume
+from minillm_repl.training.autotune import quickest, threads
+from minillm_repl.training.cancellation import STOPPED_EARLY, Interrupted
 from minillm_repl.training.corpus import Corpus
-from minillm_repl.training.events import Finished, TrainEvent
-from minillm_repl.training.places import resume_path
-from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.processes import Processes, whole
-from minillm_repl.training.quickest import quickest, threads
-from minillm_repl.training.settle import (
+from minillm_repl.training.defaults import (
     least_memory,
     new_config,
     pick_preset,
@@ -38,11 +35,15 @@ from minillm_repl.training.settle import (
     settle_loop,
     settle_new,
 )
-from minillm_repl.training.stopping import STOPPED_EARLY, Interrupted
-from minillm_repl.training.texts import open_again, open_texts
-from minillm_repl.training.tokens import Tokens, cache_folder, tokenise
+from minillm_repl.training.distributed import Processes, whole
+from minillm_repl.training.events import Finished, TrainEvent
+from minillm_repl.training.open_corpora import open_again, open_texts
+from minillm_repl.training.plan import TrainPlan
+from minillm_repl.training.run_paths import resume_path
+from minillm_repl.training.tokenize import Tokens, cache_folder, tokenise
 from minillm_repl.training.trainer import Trainer
 from minillm_repl.training.vocabulary import make_tokenizer
+from minillm_repl.training.windows import Part
 
 _HELD_OUT = 10  # one part in so many, the last, is only measured on
 _LEAST_HELD_OUT = 1_000  # tokens: fewer tell nothing

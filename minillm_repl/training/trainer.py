@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.build import LanguageModel
-from minillm_repl.training.batches import IGNORED, Part
+from minillm_repl.training.cancellation import STOPPED_EARLY, Interrupted, stopping
+from minillm_repl.training.distributed import Processes, whole
 from minillm_repl.training.events import (
     Evaluated,
     Finished,
@@ -35,8 +36,7 @@ from minillm_repl.training.events import (
 )
 from minillm_repl.training.muon import Muon
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.processes import Processes, whole
-from minillm_repl.training.stopping import STOPPED_EARLY, Interrupted, stopping
+from minillm_repl.training.windows import IGNORED, Part
 
 _AT_ONCE = 16_384  # tokens of a measurement that are read together,
 # and fewer of a large model: so many multiplications, a fraction of a second

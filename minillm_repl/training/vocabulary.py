@@ -5,7 +5,7 @@ from itertools import islice
 
 import numpy as np
 
-from minillm_repl.checkpoint.conversation import ROLES
+from minillm_repl.chat.template import ROLES
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Tokenizer

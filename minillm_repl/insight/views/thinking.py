@@ -205,7 +205,7 @@ class GradView(OnText):
 class ShapeRow:
     """One tensor on the way from ids to probabilities."""
 
-    name: str  # as in model/taps.py; or the module that made it, or `input` of the one it enters
+    name: str  # as in model/hooks.py; or the module that made it, or `input` of the one it enters
     # t tokens, w width, h heads, g heads with a key, d head size, f feed-forward, v vocabulary
     dims: tuple[str, ...]
     shape: tuple[int, ...]

@@ -1,0 +1,1 @@
+"""Conversations: templates, which tokens are answers, and what fits the context."""

@@ -1,0 +1,1 @@
+"""Model families of Hugging Face: their configs, and the names of their tensors."""

@@ -1,0 +1,126 @@
+"""What a family of Hugging Face models is: a name map, and the few lines in which it differs."""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from minillm_repl.checkpoint.families.fields import Fields
+from minillm_repl.checkpoint.weight_map import AS_IS, TRANSPOSED, Layout, Piece, Recipe
+from minillm_repl.model.config import AnyConfig, LlamaConfig
+
+_BLOCK = re.compile(r"blocks\.(\d+)\.(.*)")
+_ANYTHING = re.compile("")
+_BUFFERS = r"(^|\.)(position_ids|rotary_emb\.\w+)$"  # numbers that are not learnt, saved by mistake
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family: how its config.json is read and written, and what it calls our tensors."""
+
+    model_type: str
+    title: str
+    architecture: str
+    read: Callable[[Fields], AnyConfig]
+    write: Callable[[Any], dict[str, Any]]
+    names: Mapping[str, tuple[str, ...]]  # ours, less the ending -> theirs, one below the other
+    prefix: str  # of all names but the head's; files of a bare model lack it
+    defaults: Mapping[str, Any]  # what a config.json that leaves a field out means
+    arch: str = "gpt"  # which of our models runs it
+    # other names of fields, which come before the usual ones
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    layouts: Callable[[AnyConfig], Mapping[str, Layout]] = field(default=lambda _: {})
+    also: Mapping[str, str] = field(default_factory=dict)  # what some files call a tensor
+    ignored: str = r"(?!)"
+
+    def config(self, data: Mapping[str, Any]) -> AnyConfig:
+        """Read a config.json; what it leaves out is as in the `transformers` library.
+
+        Raises UserError.
+        """
+        other = {usual: data[name] for name, usual in self.renamed.items() if name in data}
+        return self.read(Fields({**data, **other}, self.defaults))
+
+    def recipe(self, config: AnyConfig, names: Collection[str] = ()) -> Recipe:
+        """Return how our tensors are made of theirs, which in a file that has them are called some
+        of `names`.
+
+        What else a file holds is ignored: `unused` tells what that is.
+        """
+        layouts, outer = self.layouts(config), self._outer(names)
+        pieces: dict[str, tuple[Piece, ...]] = {}
+        for name, shape in config.shapes():
+            stem, _, ending = name.rpartition(".")
+            block = _BLOCK.fullmatch(stem)
+            key, layer = (block[2], block[1]) if block else (stem, "")
+            theirs = [
+                self._called(f"{each.format(layer)}.{ending}", outer, names)
+                for each in self.names[key]
+            ]
+            layout = layouts.get(key, AS_IS)
+            shapes = _shared_out(config, key, shape)
+            if layout is TRANSPOSED:
+                shapes = [shape[::-1] for shape in shapes]
+            pieces[name] = tuple(
+                Piece(each, shape, layout) for each, shape in zip(theirs, shapes, strict=True)
+            )
+        embedding, head = self.ends(names)
+        # one of two names for the same numbers
+        if config.tied and embedding not in names and head in names:
+            pieces["token_embedding.weight"] = (
+                replace(pieces["token_embedding.weight"][0], name=head),
+            )
+        return Recipe(pieces, _ANYTHING)
+
+    def unused(self, recipe: Recipe, names: Collection[str]) -> list[str]:
+        """Return which of a file's tensors the model has no place for, less those that are known
+        to mean nothing.
+        """
+        used = {piece.name for pieces in recipe.pieces.values() for piece in pieces}
+        known = re.compile(f"{self.ignored}|{_BUFFERS}")
+        others = set(names) - used - set(self.ends(names))
+        return sorted(name for name in others if not known.search(name))
+
+    def ends(self, names: Collection[str]) -> tuple[str, str]:
+        """Return what a file with these names calls the matrices of the embedding and of the
+        output head.
+        """
+        outer = self._outer(names)
+        embedding, head = (f"{self.names[key][0]}.weight" for key in ("token_embedding", "lm_head"))
+        return self._called(embedding, outer, names), self._called(head, outer, names)
+
+    def _called(self, name: str, outer: str, names: Collection[str]) -> str:
+        """Return which of a file's names is `name`: a bare model's lack the prefix, a wrapped
+        one's have one more.
+        """
+        bare, other = name.removeprefix(self.prefix), self.also.get(name, name)
+        return next(
+            (
+                each
+                for each in (outer + name, outer + bare, name, bare, outer + other, other)
+                if each in names
+            ),
+            name,
+        )
+
+    def _outer(self, names: Collection[str]) -> str:
+        """Return what stands before all names of a model that was saved from inside something
+        else.
+        """
+        last = (
+            self.names["norm_f" if "norm_f" in self.names else "ln_f"][0].removeprefix(self.prefix)
+            + ".weight"
+        )
+        found = [name.removesuffix(last) for name in names if f".{name}".endswith(f".{last}")]
+        return min(found, key=len, default="").removesuffix(self.prefix)
+
+
+def _shared_out(config: AnyConfig, key: str, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return the shapes of the pieces of a fused tensor; a GPT's are fused in its files too."""
+    if isinstance(config, LlamaConfig) and key == "attention.qkv":
+        return [
+            (rows, *shape[1:]) for rows in (config.query_rows, config.key_rows, config.key_rows)
+        ]
+    if key == "ff.gate_up":
+        return [(shape[0] // 2, *shape[1:])] * 2
+    return [shape]

@@ -1,0 +1,62 @@
+"""All families of Hugging Face models that can be opened, and which one a model is of."""
+
+from typing import Any
+
+from minillm_repl.checkpoint.families.family import Family
+from minillm_repl.checkpoint.families.gpt import GPT2, GPT_NEOX
+from minillm_repl.checkpoint.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
+from minillm_repl.model.config import AnyConfig
+from minillm_repl.safetext import safe_line
+
+FAMILIES = (GPT2, GPT_NEOX, LLAMA, MISTRAL, QWEN2, QWEN3)
+
+
+def family_called(model_type: Any) -> Family:
+    """Return the family of a config.json's `model_type`.
+
+    Raises UserError with those that are supported.
+    """
+    for family in FAMILIES:
+        if family.model_type == model_type:
+            return family
+    types = ", ".join(family.model_type for family in FAMILIES)
+    if model_type is None:
+        raise UserError(
+            _(
+                "a config.json without a model_type cannot be opened; these types can: {types}",
+                types=types,
+            )
+        )
+    raise UserError(
+        _(
+            "models of type {type!r:.40} cannot be opened; these can: {types}",
+            type=safe_line(str(model_type)),
+            types=types,
+        )
+    )
+
+
+def family_of(config: AnyConfig) -> Family | None:
+    """Return the first family whose config.json says all that `config` says."""
+    for family in FAMILIES:
+        if family.arch != config.arch:
+            continue
+        try:
+            if family.config(family.write(config)) == config:
+                return family
+        except UserError:
+            continue
+    return None
+
+
+def family_title(config: AnyConfig, *, native: bool) -> str:
+    """Return what to call a model of this config: `GPT-2`, `Llama`, or `GPT` for the study note's
+    kind.
+
+    A native checkpoint of Llama's family is a Llama, even if its details are those of somebody
+    else's models.
+    """
+    family = None if native and config.arch == "llama" else family_of(config)
+    return family.title if family else {"gpt": "GPT", "llama": "Llama"}[config.arch]

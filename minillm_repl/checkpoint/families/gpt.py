@@ -1,0 +1,181 @@
+"""The families that model/gpt.py runs: GPT-2, and GPT-NeoX with its Pythia models.
+
+Names and defaults are those of the `transformers` library.
+"""
+
+from typing import Any
+
+from minillm_repl.checkpoint.families.family import Family
+from minillm_repl.checkpoint.families.fields import Fields, activation_name, rope_scaling
+from minillm_repl.checkpoint.weight_map import TRANSPOSED, Layout
+from minillm_repl.model.config import AnyConfig, GPTConfig, Rope
+
+# -- GPT-2
+
+
+def _read_gpt2(fields: Fields) -> GPTConfig:
+    fields.must("scale_attn_weights", True)
+    fields.must("scale_attn_by_inverse_layer_idx", False)
+    fields.must("add_cross_attention", False)
+    width = fields.whole("n_embd")
+    return GPTConfig(
+        fields.whole("vocab_size"),
+        fields.whole("n_positions"),
+        width,
+        fields.whole("n_layer"),
+        fields.whole("n_head"),
+        hidden=fields.whole("n_inner", 4 * width),
+        activation=fields.activation("activation_function"),
+        norm_eps=fields.number("layer_norm_epsilon"),
+        qkv_bias=True,
+        head_bias=False,
+        tied=fields.flag("tie_word_embeddings"),
+    )
+
+
+def _write_gpt2(config: GPTConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": config.vocab,
+        "n_positions": config.context,
+        "n_embd": config.width,
+        "n_layer": config.layers,
+        "n_head": config.heads,
+        "n_inner": config.ff_width,
+        "activation_function": activation_name(config.activation),
+        "layer_norm_epsilon": config.norm_eps,
+        "tie_word_embeddings": config.tied,
+    }
+
+
+GPT2 = Family(
+    "gpt2",
+    "GPT-2",
+    "GPT2LMHeadModel",
+    _read_gpt2,
+    _write_gpt2,
+    {
+        "token_embedding": ("transformer.wte",),
+        "position_embedding": ("transformer.wpe",),
+        "ln1": ("transformer.h.{}.ln_1",),
+        "attention.qkv": ("transformer.h.{}.attn.c_attn",),
+        "attention.proj": ("transformer.h.{}.attn.c_proj",),
+        "ln2": ("transformer.h.{}.ln_2",),
+        "ff.up": ("transformer.h.{}.mlp.c_fc",),
+        "ff.down": ("transformer.h.{}.mlp.c_proj",),
+        "ln_f": ("transformer.ln_f",),
+        "lm_head": ("lm_head",),
+    },
+    "transformer.",
+    {
+        "vocab_size": 50_257,
+        "n_positions": 1_024,
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+    },
+    renamed={
+        "max_position_embeddings": "n_positions",
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+    },
+    # The first GPT-2 was written with matrices that are multiplied from the other side.
+    layouts=lambda _: dict.fromkeys(
+        ("attention.qkv", "attention.proj", "ff.up", "ff.down"), TRANSPOSED
+    ),
+    ignored=r"\.attn\.(masked_)?bias$",  # the causal mask, saved by mistake
+)
+
+
+# -- GPT-NeoX, Pythia
+
+
+def _read_gpt_neox(fields: Fields) -> GPTConfig:
+    fields.must("attention_bias", True)
+    width = fields.whole("hidden_size")
+    return GPTConfig(
+        fields.whole("vocab_size"),
+        fields.whole("max_position_embeddings"),
+        width,
+        fields.whole("num_hidden_layers"),
+        fields.whole("num_attention_heads"),
+        hidden=fields.whole("intermediate_size"),
+        activation=fields.activation("hidden_act"),
+        norm_eps=fields.number("layer_norm_eps"),
+        qkv_bias=True,
+        head_bias=False,
+        tied=fields.flag("tie_word_embeddings"),
+        rope=fields.rope("rotary_emb_base", "rotary_pct"),
+        parallel=fields.flag("use_parallel_residual"),
+    )
+
+
+def _write_gpt_neox(config: GPTConfig) -> dict[str, Any]:
+    rope = config.rope or Rope()
+    return {
+        "vocab_size": config.vocab,
+        "max_position_embeddings": config.context,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.ff_width,
+        "hidden_act": activation_name(config.activation),
+        "layer_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied,
+        "rotary_emb_base": rope.theta,
+        "rotary_pct": rope.share,
+        "rope_scaling": rope_scaling(rope),
+        "use_parallel_residual": config.parallel,
+    }
+
+
+def _by_head(config: AnyConfig) -> Layout:
+    """GPT-NeoX keeps query, key and value of each head together; here are all queries, all keys,
+    all values.
+    """
+    heads, size = config.heads, config.head_size
+    return Layout(
+        lambda array: array.reshape(heads, 3, size, -1).swapaxes(0, 1).reshape(array.shape),
+        lambda array: array.reshape(3, heads, size, -1).swapaxes(0, 1).reshape(array.shape),
+    )
+
+
+GPT_NEOX = Family(
+    "gpt_neox",
+    "GPT-NeoX",
+    "GPTNeoXForCausalLM",
+    _read_gpt_neox,
+    _write_gpt_neox,
+    {
+        "token_embedding": ("gpt_neox.embed_in",),
+        "ln1": ("gpt_neox.layers.{}.input_layernorm",),
+        "attention.qkv": ("gpt_neox.layers.{}.attention.query_key_value",),
+        "attention.proj": ("gpt_neox.layers.{}.attention.dense",),
+        "ln2": ("gpt_neox.layers.{}.post_attention_layernorm",),
+        "ff.up": ("gpt_neox.layers.{}.mlp.dense_h_to_4h",),
+        "ff.down": ("gpt_neox.layers.{}.mlp.dense_4h_to_h",),
+        "ln_f": ("gpt_neox.final_layer_norm",),
+        "lm_head": ("embed_out",),
+    },
+    "gpt_neox.",
+    {
+        "vocab_size": 50_432,
+        "max_position_embeddings": 2_048,
+        "hidden_size": 6_144,
+        "num_hidden_layers": 44,
+        "num_attention_heads": 64,
+        "intermediate_size": 24_576,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "rotary_emb_base": 10_000.0,
+        "rotary_pct": 0.25,
+        "use_parallel_residual": True,
+    },
+    layouts=lambda config: {"attention.qkv": _by_head(config)},
+    also={"embed_out.weight": "lm_head.weight"},
+    ignored=r"\.attention\.(masked_)?bias$",
+)

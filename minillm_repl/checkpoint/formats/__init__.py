@@ -1,0 +1,1 @@
+"""File formats of checkpoints: our own, Hugging Face folders, adapters and bare state dicts."""

@@ -1,0 +1,278 @@
+"""A Hugging Face folder: which files are in it, and what its config says.
+
+Needs no numpy, so that a prompt can wait.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from minillm_repl.checkpoint.families.family import Family
+from minillm_repl.checkpoint.families.fields import SLIDING
+from minillm_repl.checkpoint.families.find import family_called
+from minillm_repl.checkpoint.formats import foreign
+from minillm_repl.checkpoint.formats.header import Header, parse_json, read_header
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
+from minillm_repl.model.config import AnyConfig
+from minillm_repl.safetext import safe_line
+from minillm_repl.storage.files import HEAD, POINTER, kind_of, open_regular
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors", re.ASCII)
+_LARGEST_JSON = 64 << 20  # bytes; the largest tokenizer.json of known models has 34 million
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder with a config.json; `chosen` is the weight file the user named in it, if any."""
+
+    path: Path
+    chosen: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The folder's path, fit for a message."""
+        return safe_line(str(self.path))
+
+    def json(self, file: str) -> Any:
+        """Return the parsed content of a JSON file of the folder, None if there is none.
+
+        Raises UserError.
+        """
+        text = self.text(file)
+        return None if text is None else parse_json(text, safe_line(str(self.path / file)))
+
+    def fields(self, file: str) -> dict[str, Any]:
+        """Return a JSON file of the folder that must be an object; empty if there is none.
+
+        Raises UserError.
+        """
+        data = self.json(file)
+        if data is None:
+            return {}
+        if not isinstance(data, dict):
+            raise UserError(_("{path} is not a JSON object", path=safe_line(str(self.path / file))))
+        if "auto_map" in data:
+            raise UserError(
+                _(
+                    "{path} asks to run code of its own (auto_map); it is not run",
+                    path=safe_line(str(self.path / file)),
+                )
+            )
+        return data
+
+    def text(self, file: str) -> str | None:
+        """Return a text file of the folder, None if there is none. Raises UserError."""
+        path = self.path / file
+        if not os.path.lexists(path):
+            return None
+        with open_regular(path) as opened:
+            data = opened.read(_LARGEST_JSON + 1)
+        try:
+            if len(data) > _LARGEST_JSON:
+                raise UserError(
+                    _(
+                        "{path} is larger than {size} MiB",
+                        path=safe_line(str(path)),
+                        size=_LARGEST_JSON >> 20,
+                    )
+                )
+            if data.startswith(POINTER):
+                raise UserError(
+                    _("{name} is {kind}", name=safe_line(str(path)), kind=kind_of(data[:HEAD]))
+                )
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            kind = kind_of(data[:HEAD])
+            raise UserError(
+                _("{name} is {kind}", name=safe_line(str(path)), kind=kind)
+                if kind
+                else _("{path} is not UTF-8 text", path=safe_line(str(path)))
+            ) from None
+
+    @cached_property
+    def config_fields(self) -> Mapping[str, Any]:
+        """The parsed config.json. Raises UserError."""
+        if not os.path.lexists(self.path / CONFIG):
+            kind = foreign.without_config(self.path)
+            raise UserError(
+                _("{name} is {kind}", name=self.name, kind=kind)
+                if kind
+                else _(
+                    "{name} is a folder without a {config}: no model is in it",
+                    name=self.name,
+                    config=CONFIG,
+                )
+            )
+        return self.fields(CONFIG)
+
+    @cached_property
+    def family(self) -> Family:
+        """The model's family. Raises UserError with those that are supported."""
+        kind = foreign.purpose(self.config_fields)
+        try:
+            return family_called(self.config_fields.get("model_type"))
+        except UserError as error:
+            raise UserError(
+                _("{name} is {kind}: {error}", name=self.name, kind=kind, error=error)
+                if kind
+                else f"{self.name}: {error}"
+            ) from None
+
+    @cached_property
+    def config(self) -> AnyConfig:
+        """The model's sizes.
+
+        Raises UserError, also for weights that are not numbers but quantised.
+        """
+        family, how = self.family, foreign.quantised_by(self.config_fields)
+        if how:
+            raise foreign.refuse_quantised(self.name, how)
+        try:
+            return family.config(self.config_fields)
+        except UserError as error:
+            raise UserError(f"{safe_line(str(self.path / CONFIG))}: {error}") from None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user is told: where the folder says something that is not done."""
+        notes, config = [], self.config
+        kinds = self.config_fields.get("layer_types")
+        windows = getattr(config, "windows", ()) or (0,) * config.layers
+        if (
+            kinds
+            and isinstance(kinds, list)
+            and [kind == SLIDING for kind in kinds] != [each > 0 for each in windows]
+        ):
+            notes.append(
+                _(
+                    "layer_types in {config} is not used: all layers of a {family} see equally far",
+                    config=CONFIG,
+                    family=self.family.title,
+                )
+            )
+        if self._adapted:
+            kind = foreign.adapter(self.path)
+            notes.append(_("beside the model lies {kind}; it is not applied", kind=kind))
+        return tuple(notes)
+
+    def headers(self) -> list[Header]:
+        """Read the headers of the weight files.
+
+        Raises UserError if one is missing, or if there are none.
+        """
+        return [read_header(path) for path in self._weight_files()]
+
+    def _weight_files(self) -> list[Path]:
+        index = self.fields(INDEX)
+        parts = sorted({str(part) for part in self._indexed(index)}) if index else self._numbered()
+        if self.chosen is not None and self.chosen.name not in parts:
+            if self.chosen.name == foreign.ADAPTER_WEIGHTS and self._adapted:
+                raise UserError(
+                    _("{name} is {kind}", name=self.name, kind=foreign.adapter(self.path))
+                )
+            return [self.chosen]
+        whole = self.path / WEIGHTS
+        if whole.exists() or (not parts and os.path.lexists(whole)):
+            return [whole]
+        if not parts:
+            raise self._no_weights()
+        for part in parts:
+            self._check_part(part)
+        return [self.path / part for part in parts]
+
+    def _check_part(self, part: str) -> None:
+        """Raise UserError unless a part of the weights is a name, and lies in the folder."""
+        if Path(part).name != part or part in (".", "..") or "\\" in part:
+            raise UserError(
+                _(
+                    "{index} in {name} points outside the folder: {shard:.80}",
+                    index=INDEX,
+                    name=self.name,
+                    shard=safe_line(part),
+                )
+            )
+        if not os.path.lexists(self.path / part):
+            raise UserError(
+                _(
+                    "{name} lacks {shard:.80}, one of its parts",
+                    name=self.name,
+                    shard=safe_line(part),
+                )
+            )
+
+    def _numbered(self) -> list[str]:
+        """Return the parts of a model that lacks an index: their names tell how many there are."""
+        names = (
+            [self.chosen.name]
+            if self.chosen
+            else sorted(path.name for path in self.path.glob("*.safetensors"))
+        )
+        match = next(filter(None, map(_PART.fullmatch, names)), None)
+        if match is None:
+            return []
+        stem, count = match["stem"], match["count"]
+        return [f"{stem}-{number:05}-of-{count}.safetensors" for number in range(1, int(count) + 1)]
+
+    @property
+    def _adapted(self) -> bool:
+        """Whether an adapter of PEFT lies in the folder."""
+        return os.path.lexists(self.path / foreign.ADAPTER)
+
+    def _no_weights(self) -> UserError:
+        """Return the error for a folder that has a config.json, and no weights that open."""
+        others = sorted(
+            path.name
+            for path in self.path.glob("*.safetensors")
+            if path.name != foreign.ADAPTER_WEIGHTS
+        )
+        if others:
+            return UserError(
+                _(
+                    "{name} has no {weights}; it has {file:.80}: name that file to open it",
+                    name=self.name,
+                    weights=WEIGHTS,
+                    file=safe_line(others[0]),
+                )
+            )
+        kind = foreign.adapter(self.path) if self._adapted else foreign.other_weights(self.path)
+        return UserError(
+            _("{name} is {kind}", name=self.name, kind=kind)
+            if kind
+            else _(
+                "{name} has no {weights}: only a description of the model is there",
+                name=self.name,
+                weights=WEIGHTS,
+            )
+        )
+
+    def _indexed(self, index: Mapping[str, Any]) -> list[Any]:
+        places = index.get("weight_map")
+        if (
+            not isinstance(places, dict)
+            or not places
+            or not all(isinstance(file, str) for file in places.values())
+        ):
+            raise UserError(
+                _("{index} in {name} has no weight_map of file names", index=INDEX, name=self.name)
+            )
+        return list(places.values())
+
+
+def folder_at(path: Path) -> Folder | None:
+    """Return the Hugging Face folder that `path` is, or that the file `path` lies in; None if
+    neither.
+
+    A JSON file in it, such as its config or its index, stands for the folder; a weight file is
+    `chosen`.
+    """
+    if os.path.isdir(path):  # noqa: PTH112 - Path's own raises for a name that is too long
+        return Folder(path)
+    if path.name == foreign.ADAPTER or os.path.lexists(path.parent / CONFIG):
+        return Folder(path.parent, None if path.suffix == ".json" else path)
+    return None

@@ -1,0 +1,238 @@
+"""The header of a safetensors file, read as the untrusted text that it is."""
+
+import io
+import json
+import math
+import re
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
+from minillm_repl.model.config import AnyConfig, config_from_json
+from minillm_repl.safetext import safe_line
+from minillm_repl.storage.files import HEAD, is_text, kind_of, open_regular
+
+FORMAT, VERSION = "minillm", 1
+
+# bytes; a checkpoint with 10,000 tensors and a vocabulary of 100,000 needs a tenth of it
+LONGEST_HEADER = 16 << 20
+_MOST_PARTS = 5_000_000  # of a JSON text; tokenizer.json of the largest vocabularies has 2 million
+_MOST_HEADER_PARTS = 100_000  # 12,000 tensors
+_MOST_DIMENSIONS, _DEEPEST = 8, 64
+
+# never fails, or many would take for ever
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_BRACKET = re.compile(r"[\[\]{}]")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(
+        ("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8
+    ),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor in a file: what it is, and where its bytes begin, counted from the start of the
+    file.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        return -(-math.prod(self.shape) * _BITS[self.dtype] // 8)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself: text fields, and its tensors."""
+
+    path: Path
+    metadata: dict[str, str]
+    tensors: dict[str, Entry]
+
+
+def read_header(path: Path) -> Header:
+    """Read only the header of a safetensors file. Raises UserError naming the file."""
+    with open_regular(path) as file:
+        return header_in(file, path)
+
+
+def is_native(header: Header) -> bool:
+    """Tell whether the file says that it is a native checkpoint."""
+    return header.metadata.get("format") == FORMAT
+
+
+def config_of(header: Header, name: str) -> AnyConfig:
+    """Return the sizes that a native checkpoint says it has.
+
+    Raises UserError, also for another format version.
+    """
+    version = header.metadata.get("version", "")
+    if version != str(VERSION):
+        raise UserError(
+            _(
+                "{name} is of format version {version!r:.20}; this program reads version {known}",
+                name=name,
+                version=safe_line(version),
+                known=VERSION,
+            )
+        )
+    try:
+        return config_from_json(field_of(header, "config", name))
+    except UserError as error:
+        raise UserError(_("the config of {name}: {error}", name=name, error=error)) from None
+
+
+def field_of(header: Header, field: str, name: str) -> Any:
+    """Return a JSON field of the metadata. Raises UserError if it is missing or not JSON."""
+    if field not in header.metadata:
+        raise UserError(_("{name} has no {field!r} in its metadata", name=name, field=field))
+    return parse_json(
+        header.metadata[field], _("{field!r} in the metadata of {name}", field=field, name=name)
+    )
+
+
+def header_in(file: BinaryIO, path: Path) -> Header:
+    """Read the header of an open file, which `path` only names. Raises UserError."""
+    name = safe_line(str(path))
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    head = file.read(HEAD)
+    length = int.from_bytes(head[:8], "little")
+    if length > min(size - 8, LONGEST_HEADER) or head[8:9] != b"{":
+        kind = kind_of(head) or (
+            _("a text and no checkpoint; `:train FILE new` makes a model of it")
+            if is_text(head)
+            else ""
+        )
+        raise UserError(
+            _("{name} is {kind}", name=name, kind=kind)
+            if kind
+            else _(
+                "{name} is not a safetensors file: a header of {length:,} bytes in a file of "
+                "{size:,}",
+                name=name,
+                length=length,
+                size=size,
+            )
+        )
+    file.seek(8)
+    data = parse_json(file.read(length), _("the header of {name}", name=name), _MOST_HEADER_PARTS)
+    if not isinstance(data, dict):
+        raise UserError(_("the header of {name} is not a JSON object", name=name))
+    metadata = data.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(
+        isinstance(text, str) for text in metadata.values()
+    ):
+        raise UserError(_("__metadata__ of {name} must map names to strings", name=name))
+    tensors = {
+        tensor: _entry(tensor, described, 8 + length, name) for tensor, described in data.items()
+    }
+    _check_places(list(tensors.values()), 8 + length, size, name)
+    return Header(path, metadata, tensors)
+
+
+def _entry(tensor: str, described: Any, data: int, name: str) -> Entry:
+    match described:
+        case {
+            "dtype": str(dtype),
+            "shape": list(shape),
+            "data_offsets": [int(start), int(stop)],
+        } if (
+            dtype in _BITS
+            and len(shape) <= _MOST_DIMENSIONS
+            and len(described) == 3
+            and all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, stop))
+        ):
+            entry = Entry(dtype, tuple(shape), data + start)
+            if entry.nbytes == stop - start:
+                return entry
+    raise UserError(
+        _(
+            "the header of {name} has no right dtype, shape and place for tensor {tensor:.80}",
+            name=name,
+            tensor=safe_line(tensor),
+        )
+    )
+
+
+def _check_places(entries: list[Entry], start: int, size: int, name: str) -> None:
+    """Raise UserError unless the tensors fill the file from `start`, without holes or overlaps."""
+    for entry in sorted(entries, key=lambda entry: (entry.start, entry.nbytes)):
+        if entry.start != start:
+            raise UserError(_("the tensors of {name} do not lie one after the other", name=name))
+        start += entry.nbytes
+    if start != size:
+        raise UserError(
+            _(
+                "{name} has {size:,} bytes, but its tensors need {start:,}: it was cut "
+                "short, or more follows",
+                name=name,
+                size=size,
+                start=start,
+            )
+        )
+
+
+def parse_json(data: bytes | str, what: str, most: int = _MOST_PARTS) -> Any:
+    """Parse JSON strictly: no duplicate keys, no NaN, no lone surrogates, no bottomless nesting, at
+    most so many parts.
+
+    Raises UserError naming `what`.
+    """
+    try:
+        text = data.decode() if isinstance(data, bytes) else data
+    except UnicodeDecodeError:
+        raise UserError(_("{what} is not valid JSON: it is not UTF-8", what=what)) from None
+    try:
+        _check_extent(text, most)
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        if _SURROGATE.search(text):  # as a pair it is a character; alone it cannot be encoded
+            json.dumps(value, ensure_ascii=False).encode()
+    except ValueError as error:
+        kind = kind_of(text[:HEAD].encode("utf-8", "replace"))
+        raise UserError(
+            _("{name} is {kind}", name=what, kind=kind)
+            if kind
+            else _("{what} is not valid JSON: {error:.120}", what=what, error=safe_line(str(error)))
+        ) from None
+    return value
+
+
+def _check_extent(text: str, most: int) -> None:
+    """Raise ValueError if a JSON text has too many parts, or too deep ones: each takes far more
+    memory than text.
+    """
+    # a part is at most a key and its text
+    bare, strings = _STRING.subn("", text, count=2 * most + 1)
+    opened = bare.count("[") + bare.count("{")
+    if strings > 2 * most or opened + bare.count(",") > most:
+        raise ValueError(_("it has more than {most:,} parts", most=most))
+    if opened > _DEEPEST:
+        deeper = map({"[": 1, "{": 1, "]": -1, "}": -1}.__getitem__, _BRACKET.findall(bare))
+        if max(accumulate(deeper)) > _DEEPEST:
+            raise ValueError(_("nested too deeply"))
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError(_("a key appears twice"))
+    return value
+
+
+def _no_constants(constant: str) -> Any:
+    raise ValueError(_("{constant} is not a JSON number", constant=constant))

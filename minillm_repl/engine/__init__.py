@@ -1,3 +1,0 @@
-"""From a prompt to tokens: decoders, samplers, and the generator of events that everything else
-consumes.
-"""

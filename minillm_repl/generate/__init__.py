@@ -1,0 +1,1 @@
+"""From a prompt to tokens: decoders, samplers, and the generator of events."""

@@ -1,0 +1,1 @@
+"""The decoders behind one protocol: torch, CUDA graphs, compiled kernels."""

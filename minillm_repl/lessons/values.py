@@ -1,0 +1,266 @@
+"""What a lesson can say of the open model and the text that is looked at: values for its
+`{placeholders}`.
+
+Every figure is that of the view which shows it, written as the view writes it. docs/lessons.md
+lists the names.
+"""
+
+import re
+from collections.abc import Callable
+from functools import cached_property
+from math import log, log2
+from typing import TYPE_CHECKING, Any
+
+from minillm_repl.errors import UserError
+from minillm_repl.language import _, spoken
+from minillm_repl.lessons.parse import practice_file
+from minillm_repl.model.config import GPTConfig
+from minillm_repl.repl.inspecting import looking_at
+from minillm_repl.repl.shell import Shell
+from minillm_repl.safetext import safe_line
+from minillm_repl.tokenizer.base import Token, decode
+from minillm_repl.tokenizer.character import CharacterTokenizer
+
+if TYPE_CHECKING:
+    from minillm_repl.generate.views import SweepView
+    from minillm_repl.insight.inspected_text import Subject
+    from minillm_repl.insight.views.texts import SurpriseView
+    from minillm_repl.insight.views.thinking import FocusView, LensView, Met, ResidualView
+
+_DEEP = 6  # layers
+_LISTED = 9  # next tokens that can be asked for
+_HANGUL = re.compile("[가-힣]")
+_PATTERNS = {"previous": "previous token", "first": "first token", "self": "itself"}
+_NONE = "–"
+
+
+class Facts:
+    """The model and the text of a session at one moment, with at least one token."""
+
+    def __init__(self, shell: Shell, text: str = "", *, practising: bool = False) -> None:
+        self._shell, self._model = shell, shell.model()
+        self._ids, self._practising = tuple(shell.session.ids), practising
+        self._named = text  # what `{text}` is, if not all that has been written by now
+        self._config, self._tokenizer = (
+            self._model.checkpoint.config,
+            self._model.checkpoint.tokenizer,
+        )
+
+    def value(self, name: str) -> str:
+        """Return what a placeholder stands for, safe to be shown.
+
+        Raises UserError if there is no such thing.
+        """
+        base, _dot, part = name.partition(".")
+        number = int(part) if re.fullmatch(r"-?\d+", part) else None
+        found = self._sizes(name) or self._learnt(name)
+        if found is None:
+            match base:
+                case "token" | "id" if number is not None:
+                    found = self._token(base, number)
+                case "next" | "prob" | "logit" | "hot" | "cold" if number is not None:
+                    found = self._candidate(base, number)
+                case "previous" | "first" | "self":
+                    found = self._head(base, part)
+                case _:
+                    found = self._figure(name)
+        return safe_line(found)
+
+    def holds(self, condition: str) -> bool:
+        """Tell whether a condition holds; `not` before it turns it round.
+
+        Raises UserError if there is no such one.
+        """
+        negated, name = condition.startswith("not "), condition.removeprefix("not ").strip()
+        config = self._config
+        gated = not isinstance(config, GPTConfig)
+        learned = isinstance(config, GPTConfig) and config.rope is None
+        conditions = {
+            "learned_positions": learned,
+            "rotary": not learned,
+            "characters": self._characters,
+            "several_layers": config.layers > 1,
+            "deep": config.layers >= _DEEP,
+            "several_heads": config.heads > 1,
+            "chat": self._model.checkpoint.chat is not None,
+            "practising": self._practising,
+            "gated": gated,
+            "layer_norm": not gated,
+            "tied": config.tied,
+            "hangul": bool(_HANGUL.search(self._text)),
+        }
+        if name not in conditions:
+            raise _unknown(name)
+        return conditions[name] != negated
+
+    @cached_property
+    def _text(self) -> str:
+        return self._named or decode(self._tokenizer, list(self._ids))
+
+    @property
+    def _characters(self) -> bool:
+        return isinstance(self._tokenizer, CharacterTokenizer)
+
+    def _sizes(self, name: str) -> str | None:
+        """Return a fact about the model that needs no pass, or None."""
+        config, checkpoint = self._config, self._model.checkpoint
+        sizes = {
+            "layers": config.layers, "last_layer": config.layers - 1, "heads": config.heads,
+            "last_head": config.heads - 1, "all_heads": config.layers * config.heads, "width": config.width,
+            "head_size": config.head_size,
+            "ff_width": config.ff_width if isinstance(config, GPTConfig) else config.hidden,
+            "context": self._model.decoder.context, "vocabulary": config.vocab, "parameters": config.parameters,
+            "tokens": len(self._ids), "numbers": len(self._ids) * config.width,
+        }  # fmt: skip
+        if name in sizes:
+            return f"{sizes[name]:,}"
+        words = {
+            "model": self._model.name,
+            "family": self._model.family,
+            "unit": _("character") if self._characters else _("piece"),
+            "units": _("characters") if self._characters else _("pieces"),
+            "bits_of_ignorance": f"{log2(config.vocab):.2f}",
+            "ignorance": f"{log(config.vocab):.3f}",
+            "practice": f'"{practice_file(spoken())}"',
+            "text": self._text,
+            "ids": " ".join(map(str, self._ids)),
+            "trained": f"{checkpoint.record.steps:,}" if checkpoint.record else _NONE,
+        }
+        return words.get(name)
+
+    def _learnt(self, name: str) -> str | None:
+        """Return how unexpected the text was, or None if it is something else that is asked for."""
+        if name not in ("loss", "bits", "perplexity", "hardest", "hardest.prob", "hardest.bits"):
+            return None
+        from minillm_repl.render.generation import percent
+
+        view = self._surprise
+        if view is None:
+            return _NONE  # a text of one token has nothing that could surprise
+        hardest = view.most[0]
+        return {
+            "loss": f"{view.mean:.3f}",
+            "bits": f"{view.mean / log(2):.2f}",
+            "perplexity": f"{view.perplexity:,.2f}",
+            "hardest": hardest.token.label,
+            "hardest.prob": percent(2**-hardest.bits),
+            "hardest.bits": f"{hardest.bits:.2f}",
+        }[name]
+
+    def _token(self, base: str, number: int) -> str:
+        if not -len(self._ids) <= number < len(self._ids):
+            return _NONE
+        token = Token.of(self._tokenizer, self._ids[number])
+        return token.label if base == "token" else str(token.id)
+
+    def _candidate(self, base: str, number: int) -> str:
+        from minillm_repl.render.generation import percent
+
+        if not 1 <= number <= len(self._sweep.candidates):
+            return _NONE
+        candidate = self._sweep.candidates[number - 1]
+        if base == "next":
+            return candidate.token.label
+        if base == "logit":
+            return f"{self._logits[candidate.token.id]:.2f}"
+        temp = {"prob": 1.0, "hot": 2.0, "cold": 0.5}[base]
+        return percent(candidate.probs[self._sweep.temps.index(temp)] or 0.0)
+
+    def _head(self, base: str, part: str) -> str:
+        from minillm_repl.render.generation import percent
+
+        scored = [
+            (
+                sum(of.score for of in each.patterns if of.name == _PATTERNS[base]),
+                -each.layer,
+                -each.head,
+            )
+            for each in self._focus.heads
+        ]
+        share, layer, head = max(scored)
+        match part:
+            case "head":
+                return f"{-layer}.{-head}"
+            case "share":
+                return percent(share)
+        raise _unknown(f"{base}.{part}")
+
+    def _figure(self, name: str) -> str:
+        from minillm_repl.render.drawing import part_name
+        from minillm_repl.render.generation import percent
+
+        figures: dict[str, Callable[[], str]] = {
+            "entropy": lambda: f"{self._entropy:.2f}",
+            "choices": lambda: f"{2**self._entropy:,.1f}",
+            "head": lambda: self._head("previous", "head"),
+            "met": lambda: self._subject.tokens[self._subject.index(self._met.position)].label,
+            "dot": lambda: f"{self._met.dot:.2f}",
+            "scaled": lambda: f"{self._met.scaled:.2f}",
+            "weight": lambda: percent(self._met.weight),
+            "lens.place": lambda: part_name(self._lens.first),
+            "lens.first": lambda: self._lens.rows[0].top[0].token.label,
+            "road.added": lambda: f"{self._residual.rows[-2:][0].added:.2f}",
+            "road.stream": lambda: f"{self._residual.rows[-1].stream:.2f}",
+        }
+        if name not in figures:
+            raise _unknown(name)
+        return figures[name]()
+
+    # -- views, each computed once when first asked for
+
+    @cached_property
+    def _subject(self) -> "Subject":
+        return looking_at(self._shell, self._model, self._ids)
+
+    @cached_property
+    def _logits(self) -> Any:
+        from minillm_repl.generate.next_token import next_logits
+
+        return next_logits(self._model.decoder, self._ids, self._shell.interrupted).copy()
+
+    @cached_property
+    def _sweep(self) -> "SweepView":
+        from minillm_repl.generate.next_token import sweep_view
+        from minillm_repl.generate.options import Sampling
+
+        return sweep_view(self._logits, Sampling(temp=0.5), self._ids, self._tokenizer, _LISTED)
+
+    @property
+    def _entropy(self) -> float:
+        """Bits, of the model's own distribution."""
+        return self._sweep.entropies[self._sweep.temps.index(1.0)]
+
+    @cached_property
+    def _surprise(self) -> "SurpriseView | None":
+        from minillm_repl.insight.surprise import surprise_view
+
+        return surprise_view(self._subject) if len(self._subject.ids) > 1 else None
+
+    @cached_property
+    def _focus(self) -> "FocusView":
+        from minillm_repl.insight.attention import focus_view
+
+        return focus_view(self._subject)
+
+    @cached_property
+    def _met(self) -> "Met":
+        from minillm_repl.insight.query import qkv_view
+
+        layer, head = map(int, self._head("previous", "head").split("."))
+        return max(qkv_view(self._subject, layer, head).met, key=lambda each: each.weight)
+
+    @cached_property
+    def _lens(self) -> "LensView":
+        from minillm_repl.insight.lens import lens_view
+
+        return lens_view(self._subject)
+
+    @cached_property
+    def _residual(self) -> "ResidualView":
+        from minillm_repl.insight.attribution import residual_view
+
+        return residual_view(self._subject)
+
+
+def _unknown(name: str) -> UserError:
+    return UserError(_("a lesson asks for {name}, which there is not", name=safe_line(name)))

@@ -1,0 +1,48 @@
+"""Files that views write.
+
+A view never replaces a file that no view has made, unless it is told to.
+"""
+
+import re
+from pathlib import Path
+
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
+from minillm_repl.safetext import safe_line
+from minillm_repl.storage.atomic import write_atomically
+from minillm_repl.storage.files import open_regular
+
+_OURS = re.compile(
+    rb'\{"view": "'
+    rb'|<svg class="terminal"[^>]*>\s*<!-- made by minillm-repl -->'
+    rb"|<!DOCTYPE html>\s*<html>\s*<head>\s*<!-- made by minillm-repl -->"
+    rb"|\[minillm-repl( \xc2\xb7 [^\n]*)?\]\r?\n"
+)
+"""How the files begin that views and `:export` write (render/export.py, render/json_lines.py)."""
+
+_HEAD = 1000  # bytes: enough for each of these
+
+
+def check_ours(path: Path, *, overwrite: bool) -> None:
+    """Raise UserError if a file lies at `path` that no view has made; with `overwrite` any file
+    may be replaced.
+    """
+    if overwrite or not path.is_file() or not path.stat().st_size:
+        return
+    with open_regular(path) as file:
+        head = file.read(_HEAD)
+    if _OURS.match(head):
+        return
+    raise UserError(
+        _(
+            "{path} is there already, and no view has made it: `--overwrite` replaces it, or "
+            "take another name",
+            path=safe_line(str(path)),
+        )
+    )
+
+
+def write_view(path: Path, data: bytes, *, overwrite: bool) -> None:
+    """Put what a view tells at `path`. Raises UserError, also where `check_ours` does."""
+    check_ours(path, overwrite=overwrite)
+    write_atomically(path, data)

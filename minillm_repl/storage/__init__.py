@@ -1,0 +1,1 @@
+"""Files: read as regular files, written atomically, found where users keep them."""

@@ -39,7 +39,7 @@ def ours(
     def read(ids: list[int]) -> object:
         return decoder.decode(ids[0]) if len(ids) == 1 and recorded else decoder.prefill(ids)
 
-    return read, decoder.rewind
+    return read, decoder.trim
 
 
 def transformers(kind: str, path: str, device: str) -> tuple[Reader, Callable[[int], Any]]:

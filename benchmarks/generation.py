@@ -23,9 +23,9 @@ def rows(bench: Bench) -> list[Row]:
     from minillm_repl.generate.backends.compiled.decoder import CompiledDecoder
     from minillm_repl.generate.backends.torch import TorchDecoder
     from minillm_repl.model.build import build
-    from minillm_repl.storage.paths import find
+    from minillm_repl.storage.paths import find_checkpoint
 
-    checkpoint = load(find(MODEL))
+    checkpoint = load(find_checkpoint(MODEL))
     ids = checkpoint.tokenizer.encode(PROMPT)
     decoders: dict[str, Decoder] = {
         "compiled": CompiledDecoder(checkpoint),
@@ -69,7 +69,7 @@ def tokens_per_second(
 
     rng, made, started = np.random.default_rng(0), 0, perf_counter()
     while perf_counter() - started < _AT_LEAST:
-        decoder.rewind(0)
+        decoder.trim(0)
         for _event in generate(decoder, tokenizer, ids, Sampling(temp=1.0), rng, max_tokens=tokens):
             pass
         made += tokens
@@ -82,14 +82,14 @@ def bare_tokens_per_second(decoder: "Decoder", ids: list[int]) -> float:
     """
     import numpy as np
 
-    from minillm_repl.generate.sampling import draw, softmax
+    from minillm_repl.generate.sampling import sample_token, softmax
 
     rng, made, started = np.random.default_rng(0), 0, perf_counter()
     while perf_counter() - started < _AT_LEAST:
-        decoder.rewind(0)
+        decoder.trim(0)
         logits = decoder.prefill(ids)
         for _ in range(SHORT):
-            logits = decoder.decode(draw(softmax(logits)[0], rng))
+            logits = decoder.decode(sample_token(softmax(logits)[0], rng))
         made += SHORT
     return made / (perf_counter() - started)
 

@@ -16,13 +16,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.ngrams import KneserNey, unigram_bits
-from minillm_repl.chat.template import Message, encode
+from minillm_repl.chat.template import Message, apply_chat_template
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.load import load
 from minillm_repl.generate.decoder import Decoder, make_decoder
 from minillm_repl.generate.generate import generate
 from minillm_repl.generate.options import Sampling
-from minillm_repl.generate.sampling import numbers
+from minillm_repl.generate.sampling import make_rng
 from minillm_repl.training.recipe import read_recipe
 
 PROMPTS = {
@@ -91,7 +91,7 @@ def _print_bits(
 ) -> None:
     tokenizer = checkpoints[0].tokenizer
     everything = "".join((*train, *(text for documents in held.values() for text in documents)))
-    known = str.maketrans(dict.fromkeys(tokenizer.unknown(everything), "\ufffd"))
+    known = str.maketrans(dict.fromkeys(tokenizer.find_unknown(everything), "\ufffd"))
     seen, kinds = (
         [text.translate(known) for text in train],
         len(set(everything.translate(known))) + 1,
@@ -119,8 +119,8 @@ def _bits(checkpoint: Checkpoint, documents: Sequence[str]) -> Iterator[float]:
 
     model, context, end = (
         build(checkpoint.config, checkpoint.tensors),
-        checkpoint.config.context,
-        checkpoint.end[0],
+        checkpoint.config.context_length,
+        checkpoint.eos_token_ids[0],
     )
     # ids, and how many of the last are targets
     stride, windows = context // _STRIDE, list[tuple[list[int], int]]()
@@ -156,9 +156,9 @@ def _print_texts(checkpoint: Checkpoint, train: Sequence[str], prompts: list[str
                 tokenizer,
                 tokenizer.encode(prompts[0]),
                 Sampling(),
-                numbers(0),
+                make_rng(0),
                 max_tokens=1,
-                top=10,
+                n_candidates=10,
             )
         )
     )
@@ -175,9 +175,11 @@ def _print_texts(checkpoint: Checkpoint, train: Sequence[str], prompts: list[str
                 f"- {temperature:g} · {text!r} · {len(copied)} characters stand in the text it "
                 "learnt from"
             )
-    if template := checkpoint.chat:
+    if template := checkpoint.chat_template:
         for question in QUESTIONS:
-            ids = encode(template, tokenizer, [Message("user", question)], special=False)
+            ids = apply_chat_template(
+                template, tokenizer, [Message("user", question)], parse_special=False
+            )
             print(f"- {question} → {write(checkpoint, decoder, ids, 0.0, 0)}")
 
 
@@ -187,7 +189,13 @@ def write(
     """Return what the model writes after `ids`, up to the end of its document."""
     sampling, tokenizer = Sampling(temp=temperature), checkpoint.tokenizer
     *_, finished = generate(
-        decoder, tokenizer, ids, sampling, numbers(seed), max_tokens=120, end=checkpoint.end
+        decoder,
+        tokenizer,
+        ids,
+        sampling,
+        make_rng(seed),
+        max_tokens=120,
+        eos_token_ids=checkpoint.eos_token_ids,
     )
     return finished.text
 
@@ -206,7 +214,7 @@ def longest_copy(text: str, learnt: str) -> str:
 def _print_unwanted(checkpoint: Checkpoint, samples: int, recipe: str) -> None:
     """Print all of many texts in which there is one of the recipe's unwanted words."""
     prompts = [*PROMPTS[recipe], "질문: "]
-    unwanted, decoder = read_recipe(recipe).unwanted, make_decoder(checkpoint, threads=1)
+    unwanted, decoder = read_recipe(recipe).excluded, make_decoder(checkpoint, threads=1)
     found = 0
     for seed in range(samples):
         prompt = prompts[seed % len(prompts)]

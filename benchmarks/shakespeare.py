@@ -163,7 +163,11 @@ def _train_plain(text: Path) -> _Trained:
     torch.manual_seed(1337)
     train, held = _halves(text)
     vocab = int(max(train.max(), held.max())) + 1
-    model = GPT(GPTConfig(vocab, CONTEXT, WIDTH, LAYERS, HEADS, tied=True, head_bias=False))
+    model = GPT(
+        GPTConfig(
+            vocab, CONTEXT, WIDTH, LAYERS, HEADS, tie_word_embeddings=True, lm_head_bias=False
+        )
+    )
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.zeros_(parameter)

@@ -23,9 +23,9 @@ def rows(bench: Bench) -> list[Row]:
     from minillm_repl.generate.backends.torch import TorchDecoder
     from minillm_repl.model import gpt
     from minillm_repl.model.build import build
-    from minillm_repl.storage.paths import find
+    from minillm_repl.storage.paths import find_checkpoint
 
-    checkpoint = load(find("nalssi"))
+    checkpoint = load(find_checkpoint("nalssi"))
     ids = checkpoint.tokenizer.encode(PROMPT)
     model = build(checkpoint.config, checkpoint.tensors)
     bare: LanguageModel = _without_taps(gpt).GPT(checkpoint.config)

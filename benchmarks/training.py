@@ -113,7 +113,7 @@ def _loss(path: Path) -> float:
     checkpoint = load(path, read_vocabulary(CORPUS))
     model = build(checkpoint.config, checkpoint.tensors)
     ids = torch.tensor(checkpoint.tokenizer.encode(CORPUS.read_text(encoding="utf-8")))
-    windows = ids.unfold(0, checkpoint.config.context + 1, 1)
+    windows = ids.unfold(0, checkpoint.config.context_length + 1, 1)
     with torch.no_grad():
         return F.cross_entropy(
             model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten()

@@ -21,52 +21,59 @@ from minillm_repl.configuration import (
     Launch,
     configuration_file,
     configure,
-    language,
+    initial_language,
     read_configuration,
 )
 from minillm_repl.errors import UserError
-from minillm_repl.language import N_, _, speak
+from minillm_repl.language import N_, _, set_language
 from minillm_repl.render.console import make_screen
-from minillm_repl.repl.environment import have_a_home
+from minillm_repl.repl.environment import ensure_home
 from minillm_repl.repl.job_control import suspendable
-from minillm_repl.repl.settings import VERBOSE_ROWS, Settings
-from minillm_repl.repl.standard_streams import OutputLost, discard_output, open_streams, written
-from minillm_repl.settings import Spec, change, show, specs, switch, value_of
+from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS, Settings
+from minillm_repl.repl.standard_streams import (
+    OutputLost,
+    discard_output,
+    flush_output,
+    open_streams,
+)
+from minillm_repl.settings import Spec, change, format_value, specs, switch, value_of
 from minillm_repl.training.plan import TrainPlan
 
-_SHARED_FLAGS = ("seed", "context")  # mean something for training too
+_SHARED_FLAGS = ("seed", "context-length")  # mean something for training too
 _TRAINING_FLAGS = tuple(name for name in specs(TrainPlan) if name not in _SHARED_FLAGS)
-_EXAMPLES = N_("""examples:
-  minillm-repl                                          talk to the model that ships with the program
-  minillm-repl --ckpt nalssi -p 날씨 --verbose          what it considers at each step
-  minillm-repl --ckpt new.safetensors --train story.txt --steps 500
-  echo 날씨 | minillm-repl -p - --json                  every number, as JSON lines
-""")
+_EXAMPLES = N_(
+    "examples:\n"
+    "  minillm-repl                                          chat with the model that ships "
+    "with the program\n"
+    "  minillm-repl --ckpt nalssi -p 날씨 --verbose          show the candidates at each step\n"
+    "  minillm-repl --ckpt new.safetensors --train story.txt --steps 500\n"
+    "  echo 날씨 | minillm-repl -p - --json                  print every number as JSON lines\n"
+)
 
 
 class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         return super().parse_known_args(
-            self._tied(sys.argv[1:] if args is None else args), namespace
+            self._join_dashed_values(sys.argv[1:] if args is None else args), namespace
         )
 
-    def _tied(self, words: Sequence[str]) -> list[str]:
+    def _join_dashed_values(self, words: Sequence[str]) -> list[str]:
         """Tie each value to its flag where it begins with a dash and is no flag itself: `-p
         -5도`.
         """
-        flags, tied = self._option_string_actions, list[str]()
+        flags, joined = self._option_string_actions, list[str]()
         for word in words:
-            flag = flags.get(tied[-1]) if tied else None
+            flag = flags.get(joined[-1]) if joined else None
             if (
                 flag
                 and flag.nargs is None
                 and word.startswith("-")
                 and word.partition("=")[0] not in flags
             ):
-                tied[-1] = f"{flag.option_strings[-1]}={word}"
+                joined[-1] = f"{flag.option_strings[-1]}={word}"
             else:
-                tied.append(word)
-        return tied
+                joined.append(word)
+        return joined
 
     def error(self, message: str) -> NoReturn:
         self.exit(
@@ -94,7 +101,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="minillm-repl",
         description=_(
-            "Talk to a small language model, train it, and watch every number it thinks with."
+            "Chat with a small language model, train it, and inspect every number that it computes."
         ),
         epilog=_(_EXAMPLES),
         formatter_class=_Formatter,
@@ -106,7 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
     start = parser.add_argument_group(_("start"))
     for name, spec in specs(Launch).items():
         _flag(start, name, spec, value_of(Launch, name))
-    no_lines = _("keep no typed lines")
+    no_lines = _("do not keep a history of typed lines")
     start.add_argument(
         "--no-history", dest="history", action="store_const", const="off", help=no_lines
     )
@@ -121,36 +128,36 @@ def make_parser() -> argparse.ArgumentParser:
         "-p",
         "--prompt",
         metavar="TEXT",
-        help=_("complete TEXT (- reads it from stdin), print it, and leave"),
+        help=_("complete TEXT (- reads it from stdin), print it and exit"),
     )
     once.add_argument(
-        "--echo", action="store_true", help=_("print the prompt before its completion")
+        "--echo", action="store_true", help=_("print the prompt before the completion")
     )
-    every = _("print every step as a line of JSON instead (docs/format.md)")
+    every = _("print each step as a JSON line (docs/format.md)")
     once.add_argument("--json", action="store_true", help=every)
     teaching = parser.add_argument_group(_("lessons (in the REPL: `:learn`)"))
-    teaching.add_argument("--lesson", metavar="N", type=int, help=_("open lesson N at once"))
-    itself = _("let the lesson run by itself, as if a learner typed what is expected, and leave")
+    teaching.add_argument("--lesson", metavar="N", type=int, help=_("start with lesson N"))
+    itself = _("run the lesson without input, as if a learner typed the expected answers, and exit")
     teaching.add_argument("--auto", action="store_true", help=itself)
     teaching.add_argument(
         "--export", metavar="FILE", help=_("after --auto, save the lesson as .html, .svg or .txt")
     )
-    replaces = _("let --export replace a file that no view has made")
+    replaces = _("let --export overwrite a file that no view wrote")
     teaching.add_argument("--overwrite", action="store_true", help=replaces)
     sampling = parser.add_argument_group(_("sampling (in the REPL: `:set`)"))
     for name, spec in specs(Settings).items():
         _flag(sampling, name, spec, getattr(Settings, name.replace("-", "_")))
     training = parser.add_argument_group(_("training (in the REPL: `:help train`)"))
-    what = _("train --ckpt on a text, save it, then open it; a --ckpt that does not exist is made")
+    what = _("train --ckpt on a text, save it, then open it; creates --ckpt if it does not exist")
     training.add_argument("--train", metavar="CORPUS", help=what)
-    made = _("make a new model as the recipe NAME says, from --data")
+    made = _("train a new model with the recipe NAME, on --data")
     training.add_argument("--recipe", metavar="NAME", help=made)
-    training.add_argument("--data", metavar="FOLDER", help=_("where the texts of --recipe are"))
+    training.add_argument("--data", metavar="FOLDER", help=_("folder with the texts for --recipe"))
     training.add_argument(
-        "--new", action="store_true", help=_("start from nothing even if --ckpt exists")
+        "--new", action="store_true", help=_("train from scratch even if --ckpt exists")
     )
     training.add_argument(
-        "--resume", action="store_true", help=_("go on with the run of --ckpt that was stopped")
+        "--resume", action="store_true", help=_("continue the stopped run of --ckpt")
     )
     for name in _TRAINING_FLAGS:
         _flag(training, name, specs(TrainPlan)[name], value_of(TrainPlan, name))
@@ -160,14 +167,19 @@ def make_parser() -> argparse.ArgumentParser:
 def _flag(group: "argparse._ArgumentGroup", name: str, spec: Spec, default: object) -> None:
     spellings = [name, *filter(str.isascii, spec.aliases)]  # a flag has no Hangul in it
     names = [f"--{each}" if len(each) > 1 else f"-{each}" for each in spellings]
-    usual = show(spec, default) or _("none")
+    usual = format_value(spec, default) or _("none")
     text = _("{help} (default: {value})", help=_(spec.help), value=usual).replace("%", "%%")
     match name:
         case "verbose":
             group.add_argument(
-                *names, dest=name, metavar="K", nargs="?", const=str(VERBOSE_ROWS), help=text
+                *names,
+                dest=name,
+                metavar="K",
+                nargs="?",
+                const=str(DEFAULT_VERBOSE_ROWS),
+                help=text,
             )
-        case _ if spec.parse is switch and spec.words == {"on": True, "off": False}:
+        case _ if spec.parse is switch and spec.special_values == {"on": True, "off": False}:
             group.add_argument(
                 *names, dest=name, metavar="on|off", nargs="?", const="on", help=text
             )
@@ -177,7 +189,7 @@ def _flag(group: "argparse._ArgumentGroup", name: str, spec: Spec, default: obje
                 dest=name,
                 metavar="TEXT",
                 action="append",
-                help=_("{help}; may be repeated", help=text),
+                help=_("{help}; repeatable", help=text),
             )
         case _:
             group.add_argument(*names, dest=name, metavar=spec.metavar, help=text)
@@ -186,10 +198,12 @@ def _flag(group: "argparse._ArgumentGroup", name: str, spec: Spec, default: obje
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     open_streams()
-    have_a_home()
+    ensure_home()
     try:
-        with written():
-            speak(language(_language_flag(arguments), os.environ, configuration_file()))
+        with flush_output():
+            set_language(
+                initial_language(_language_flag(arguments), os.environ, configuration_file())
+            )
             return _main(arguments)
     except UserError as error:
         make_screen().fail(str(error))
@@ -219,7 +233,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser = make_parser()
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        parser.error(_("unrecognized arguments: {names}", names=" ".join(unknown)))
+        parser.error(_("unknown arguments: {names}", names=" ".join(unknown)))
     flags = {name: value for name, value in vars(options).items() if isinstance(value, str)}
     if options.stop is not None:
         flags["stop"] = shlex.join(options.stop)
@@ -229,13 +243,13 @@ def _main(arguments: Sequence[str] | None) -> int:
         settings = configure(Settings(), flags, os.environ, file)
         training = _training_request(options)
         if options.json and options.prompt is None and training is None:
-            raise UserError(_("--json needs a prompt, -p TEXT, or --train CORPUS"))
+            raise UserError(_("--json needs a prompt (-p TEXT) or --train CORPUS"))
         if (options.auto and options.lesson is None) or (options.export and not options.auto):
             raise UserError(_("--auto needs --lesson N, and --export needs both"))
         if options.overwrite and not options.export:
-            raise UserError(_("--overwrite goes with --export FILE"))
+            raise UserError(_("--overwrite needs --export FILE"))
         if options.prompt is not None and training is not None:
-            raise UserError(_("-p and --train do not go together; train first"))
+            raise UserError(_("-p and --train cannot be used together; train first"))
     except UserError as error:
         print(f"minillm-repl: {error}", file=sys.stderr)  # noqa: T201 - before there is a screen
         return ExitStatus.USAGE
@@ -243,51 +257,51 @@ def _main(arguments: Sequence[str] | None) -> int:
         return run(options, launch, settings, training)
 
 
-def _training_request(options: argparse.Namespace) -> train.Request | None:
+def _training_request(options: argparse.Namespace) -> train.TrainRequest | None:
     """Return what the training flags ask for, if anything.
 
     Raises UserError, also for a flag without a corpus.
     """
-    given = {
+    training_flags = {
         name: getattr(options, name)
         for name in _TRAINING_FLAGS
         if getattr(options, name) is not None
     }
     if options.resume:
-        if given or options.new or options.recipe is not None:
+        if training_flags or options.new or options.recipe is not None:
             raise UserError(
                 _(
-                    "--resume goes on with a run as it was: its settings are known; --train may "
-                    "name its text"
+                    "--resume continues a run with the settings of that run; only --train "
+                    "may be given, for a text file that has moved"
                 )
             )
-        return train.Request(resume=True, corpus=options.train or "")
+        return train.TrainRequest(is_resume=True, corpus=options.train or "")
     if (options.recipe is None) != (options.data is None):
-        raise UserError(_("--recipe NAME and --data FOLDER go together"))
+        raise UserError(_("use --recipe NAME and --data FOLDER together"))
     if options.recipe is not None:
         from minillm_repl.training.recipe import read_recipe
 
         if options.train is not None:
-            raise UserError(_("--recipe makes its own corpus: leave --train out"))
+            raise UserError(_("--recipe builds its own corpus: leave out --train"))
         plan = read_recipe(options.recipe).plan
-        return train.Request(
-            _changed(plan, options), new=True, recipe=options.recipe, data=options.data
+        return train.TrainRequest(
+            _apply_flags(plan, options), is_new=True, recipe=options.recipe, data=options.data
         )
     if options.train is None:
-        if given or options.new:
+        if training_flags or options.new:
             raise UserError(
                 _(
-                    "--{name} is for training, which needs --train CORPUS",
-                    name=next(iter(given), "new"),
+                    "--{name} is a training setting and needs --train CORPUS",
+                    name=next(iter(training_flags), "new"),
                 )
             )
         return None
-    return train.Request(_changed(TrainPlan(), options), options.train, options.new)
+    return train.TrainRequest(_apply_flags(TrainPlan(), options), options.train, options.new)
 
 
-def _changed(plan: TrainPlan, options: argparse.Namespace) -> TrainPlan:
+def _apply_flags(plan: TrainPlan, options: argparse.Namespace) -> TrainPlan:
     """Return the plan with what the flags say. Raises UserError."""
     for name in (*_TRAINING_FLAGS, *_SHARED_FLAGS):
         if getattr(options, name) is not None:
-            plan = change(plan, name, getattr(options, name), said=f"--{name}")
+            plan = change(plan, name, getattr(options, name), display_name=f"--{name}")
     return plan

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 from platformdirs import user_config_path, user_state_path
 
 from minillm_repl.errors import UserError
-from minillm_repl.language import LANGUAGES, Language, _, from_locale
+from minillm_repl.language import LANGUAGES, Language, _, language_from_locale
 from minillm_repl.repl.settings import Settings
 from minillm_repl.safetext import safe_line
-from minillm_repl.settings import change, one_of, setting, specs, switch, whole
+from minillm_repl.settings import change, integer, one_of, setting, specs, switch
 from minillm_repl.storage.paths import user_path
 
 _APP = "minillm-repl"
@@ -30,48 +30,49 @@ class Launch:
     ckpt: str = setting(
         "auto",
         str,
-        "the checkpoint to open: a file, a Hugging Face folder, or a name that :models lists; "
-        "auto is hangul, and nalssi for a lesson",
+        "checkpoint to open: a file, a Hugging Face folder, or a name that :models lists; "
+        "auto: hangul, or nalssi for a lesson",
         metavar="PATH",
     )
-    vocab: str = setting(
+    vocab_file: str = setting(
         "",
         str,
-        "a text with the vocabulary of a checkpoint that has none of its own",
+        "text file with the vocabulary, for a checkpoint that has none",
         metavar="FILE",
+        aliases=("vocab",),
     )
     device: str = setting(
         "auto",
         one_of("auto", "cpu", "cuda", "mps"),
-        "where to compute: auto, cpu, cuda or mps; auto chats on the CPU and trains on a GPU "
+        "compute device: auto, cpu, cuda or mps; auto chats on the CPU and trains on a GPU "
         "if there is one",
         metavar="WHERE",
     )
     dtype: str = setting(
         "auto",
         one_of("auto", "float32", "bfloat16", "float16"),
-        "the kind of numbers of the weights: float32, bfloat16, float16, or auto for what is "
-        "in the file",
+        "weight dtype: float32, bfloat16, float16, or auto (as stored)",
         metavar="KIND",
     )
     allow_nonfinite: bool = setting(
         False,
         switch,
-        "open weights that hold NaN or infinite numbers, which are otherwise refused",
+        "open weights that contain NaN or infinity (refused by default)",
         metavar="on|off",
-        words={"on": True, "off": False},
+        special_values={"on": True, "off": False},
     )
-    context: int = setting(
+    context_length: int = setting(
         0,
-        whole(0, 100_000_000),
-        "how many tokens the model sees at once; auto is all that it allows",
+        integer(0, 100_000_000),
+        "context length in tokens; auto is the maximum of the model",
         unit="tokens",
-        words={"auto": 0},
+        special_values={"auto": 0},
+        aliases=("context",),
     )
     quant: str = setting(
         "off",
         one_of("off", "int8", "int4"),
-        "weights in fewer bits: off, int8, or int4, which loses much (32 of a row share a scale)",
+        "quantize weights for generation: off, int8, or int4 (less accurate); group size 32",
         details=(
             "int8 reads half of what bfloat16 reads for each token, and hardly changes "
             "answers. int4 reads a third and"
@@ -83,23 +84,23 @@ class Launch:
         ),
         metavar="KIND",
     )
-    threads: int = setting(0, whole(0, 1024), "processor threads; 0 chooses")
+    threads: int = setting(0, integer(0, 1024), "CPU threads; 0: chosen automatically")
     color: str = setting(
         "auto",
         one_of("auto", "always", "never"),
-        "colours: auto, always or never; auto asks the terminal and NO_COLOR",
+        "colours: auto, always or never; auto follows the terminal and NO_COLOR",
         metavar="WHEN",
     )
     lang: str = setting(
         "auto",
         one_of("auto", *LANGUAGES),
-        "the language of the program: en, ko, or auto for that of the terminal's locale",
+        "display language: en, ko, or auto (from the terminal's locale)",
         metavar="LANG",
     )
     history: str = setting(
         "on",
         str,
-        "where typed lines are kept: a FILE, `on` for the usual place, `off` for nowhere",
+        "file for the input history: a FILE, `on` for the default path, `off` for none",
         metavar="FILE",
     )
 
@@ -133,17 +134,19 @@ def configuration_file() -> Path:
     return user_config_path(_APP) / "config.toml"
 
 
-def language(flag: str | None, environment: Mapping[str, str], path: Path) -> Language:
+def initial_language(flag: str | None, environment: Mapping[str, str], path: Path) -> Language:
     """Return the language to start with; what is wrong with a flag, a variable or the file is
     told later, in it.
     """
     file: Mapping[str, str] = {}
     with suppress(UserError):
         file = read_configuration(path)
-    said = next(
+    requested = next(
         (each for each in (flag, environment.get("MINILLM_LANG"), file.get("lang")) if each), "auto"
     )
-    return next((each for each in LANGUAGES if each == said), from_locale(environment))
+    return next(
+        (each for each in LANGUAGES if each == requested), language_from_locale(environment)
+    )
 
 
 def read_configuration(path: Path) -> dict[str, str]:
@@ -162,18 +165,19 @@ def read_configuration(path: Path) -> dict[str, str]:
             _("cannot read {name}: {error}", name=name, error=safe_line(str(error)))
         ) from None
     known = {**specs(Launch), **specs(Settings)}
-    unknown = [key for key in data if key.replace("_", "-") not in known]
+    full_names = {alias: name for name, spec in known.items() for alias in (name, *spec.aliases)}
+    unknown = [key for key in data if key.replace("_", "-") not in full_names]
     if unknown:
         raise UserError(
             _(
-                "{name} sets {unknown!r}, which there is not; there are {names}",
+                "{name} sets {unknown!r}, which is not a setting; available: {names}",
                 name=name, unknown=safe_line(unknown[0]), names=", ".join(known),
             )
         )  # fmt: skip
-    return {key.replace("_", "-"): _typed(key, value) for key, value in data.items()}
+    return {full_names[key.replace("_", "-")]: _as_typed(key, value) for key, value in data.items()}
 
 
-def _typed(key: str, value: Any) -> str:
+def _as_typed(key: str, value: Any) -> str:
     if key == "stop" and isinstance(value, str):
         value = [value]  # one text, whatever is in it
     if isinstance(value, bool):
@@ -191,20 +195,21 @@ def configure(
 
     Raises UserError naming the culprit.
     """
-    for name, text, said in _said(settings, flags, environment, file):
-        settings = change(settings, name, text, said=said)
+    for name, text, said in _setting_sources(settings, flags, environment, file):
+        settings = change(settings, name, text, display_name=said)
     return settings
 
 
-def _said(
+def _setting_sources(
     settings: Any, flags: Mapping[str, str], environment: Mapping[str, str], file: Mapping[str, str]
 ) -> Iterator[tuple[str, str, str]]:
     """Yield name, value and how it was named, the weakest word first."""
-    for name in specs(settings):
-        variable = _PREFIX + name.upper().replace("-", "_")
+    for name, spec in specs(settings).items():
         if name in file:
             yield name, file[name], _("{name} in the configuration file", name=name)
-        if environment.get(variable):
-            yield name, environment[variable], variable
+        for spelling in (*filter(str.isascii, spec.aliases), name):
+            variable = _PREFIX + spelling.upper().replace("-", "_")
+            if environment.get(variable):
+                yield name, environment[variable], variable
         if name in flags:
             yield name, flags[name], f"--{name}"

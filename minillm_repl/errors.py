@@ -2,7 +2,7 @@
 
 from minillm_repl.language import N_, _
 
-_OF_SYSTEMS = {  # what Unix says most
+_TRANSLATED_OS_ERRORS = {  # what Unix says most
     N_("File name too long"), N_("Is a directory"), N_("No space left on device"), N_("No such file or directory"),
     N_("Not a directory"), N_("Operation not permitted"), N_("Permission denied"), N_("Read-only file system"),
     N_("Too many levels of symbolic links"),
@@ -16,12 +16,12 @@ class UserError(Exception):
     """
 
 
-class Misunderstood(UserError):  # noqa: N818 - what it is, as the user would say it
+class UsageError(UserError):
     """A command was asked for in a way that it does not know: its usage is told as well."""
 
 
-def reason(error: OSError) -> str:
+def os_error_text(error: OSError) -> str:
     """Return what the system says went wrong, in the language that is spoken if it is known
     there.
     """
-    return _(error.strerror) if error.strerror in _OF_SYSTEMS else str(error.strerror)
+    return _(error.strerror) if error.strerror in _TRANSLATED_OS_ERRORS else str(error.strerror)

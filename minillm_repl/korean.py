@@ -19,8 +19,8 @@ PARTICLES = (
 """Pairs: the first follows a consonant, the second a vowel."""
 
 _AFTER_A_VALUE = re.compile(rf"(\{{[^{{}}]+\}}[^\s{{}}가-힣]*)({'|'.join(PARTICLES)})")
-_SOUNDED = re.compile(r"[가-힣]|[0-9]|[A-Za-z]+")
-_DIGITS = {
+_SPOKEN = re.compile(r"[가-힣]|[0-9]|[A-Za-z]+")
+_DIGIT_FINALS = {
     "0": "ㅇ",
     "1": "ㄹ",
     "2": "",
@@ -37,48 +37,48 @@ _ENDS_CLOSED = re.compile(r"[lmn]$|ng$|[aeiouy][bckpt]$")  # json, model; map, f
 _LETTERS_CLOSED = "LMNR"  # an abbreviation is read letter by letter: 엘, 엠, 엔, 알
 
 
-def particle(word: str, pair: str) -> str:
+def choose_particle(word: str, pair: str) -> str:
     """Return the particle of a pair of PARTICLES that follows a word; the pair where nobody can
     say.
 
     The last letter or digit that is spoken decides. Latin words follow how they are usually read in
     Korean.
     """
-    closed, opened = pair.split("/")
-    final = _final(word)
+    after_consonant, after_vowel = pair.split("/")
+    final = _final_consonant(word)
     if final is None:
         return pair
-    if closed == "으로" and final == "ㄹ":
-        return opened
-    return closed if final else opened
+    if after_consonant == "으로" and final == "ㄹ":
+        return after_vowel
+    return after_consonant if final else after_vowel
 
 
-def with_particles(template: str, values: Mapping[str, Any]) -> str:
+def fill_particles(template: str, values: Mapping[str, Any]) -> str:
     """Return a format string in which each pair right after a value, `{name}을/를`, is the one
     that fits the value.
     """
     return _AFTER_A_VALUE.sub(
-        lambda found: found[1] + particle(found[1].format(**values), found[2]), template
+        lambda found: found[1] + choose_particle(found[1].format(**values), found[2]), template
     )
 
 
-def _final(word: str) -> str | None:
+def _final_consonant(word: str) -> str | None:
     """Return the final consonant of a word: ㄹ, any other letter, or empty; None for a word
     without a sound.
     """
-    sounded = _SOUNDED.findall(word)
-    if not sounded:
+    spoken = _SPOKEN.findall(word)
+    if not spoken:
         return None
-    last = sounded[-1]
-    if last in _DIGITS:
-        return _DIGITS[last]
+    last = spoken[-1]
+    if last in _DIGIT_FINALS:
+        return _DIGIT_FINALS[last]
     if last[0].isascii():
-        return _final_of_latin(last)
-    place = (ord(last) - ord("가")) % 28
-    return "ㄹ" if place == 8 else "ㄴ" if place else ""
+        return _latin_final_consonant(last)
+    jongseong = (ord(last) - ord("가")) % 28
+    return "ㄹ" if jongseong == 8 else "ㄴ" if jongseong else ""
 
 
-def _final_of_latin(word: str) -> str:
+def _latin_final_consonant(word: str) -> str:
     if word.isupper():
         return ("ㄹ" if word[-1] in "LR" else "ㄴ") if word[-1] in _LETTERS_CLOSED else ""
     word = _SILENT_E.sub("", word.lower())

@@ -11,61 +11,61 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from minillm_repl.korean import with_particles
+from minillm_repl.korean import fill_particles
 
 Language = Literal["en", "ko"]
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 _LOCALE = Path(__file__).parent / "locale"
 
 
-class _Spoken:
+class _State:
     language: Language = "en"
-    texts: gettext.NullTranslations = gettext.NullTranslations()
+    translations: gettext.NullTranslations = gettext.NullTranslations()
 
 
-def speak(language: Language) -> None:
+def set_language(language: Language) -> None:
     """Let every text that is made from now on be in `language`."""
-    _Spoken.language = language
-    _Spoken.texts = (
+    _State.language = language
+    _State.translations = (
         gettext.NullTranslations()
         if language == "en"
         else gettext.translation("minillm", _LOCALE, [language])
     )
 
 
-def spoken() -> Language:
+def current_language() -> Language:
     """Return the language that is spoken now."""
-    return _Spoken.language
+    return _State.language
 
 
-def from_locale(environment: Mapping[str, str]) -> Language:
+def language_from_locale(environment: Mapping[str, str]) -> Language:
     """Return the language that the variables of a locale ask for, in the order in which POSIX
     reads them.
     """
-    asked = next(
+    locale_name = next(
         (environment[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if environment.get(name)),
         "",
     )
-    return "ko" if asked.lower().startswith("ko") else "en"
+    return "ko" if locale_name.lower().startswith("ko") else "en"
 
 
 def _(message: str, /, **values: Any) -> str:
     """Return a text in the language that is spoken; `{name}` in it stands for a value, as in
     `str.format`.
     """
-    text = _Spoken.texts.gettext(message)
-    return _filled(text, values) if values else text
+    text = _State.translations.gettext(message)
+    return _format(text, values) if values else text
 
 
-def _n(one: str, many: str, n: int, /, **values: Any) -> str:
+def _n(singular: str, plural: str, n: int, /, **values: Any) -> str:
     """Return `one` or `many`, as the grammar of the language wants it for the number `n`, which
     `{n}` stands for.
     """
-    return _filled(_Spoken.texts.ngettext(one, many, n), {"n": n, **values})
+    return _format(_State.translations.ngettext(singular, plural, n), {"n": n, **values})
 
 
-def _filled(text: str, values: Mapping[str, Any]) -> str:
-    return (with_particles(text, values) if _Spoken.language == "ko" else text).format(**values)
+def _format(text: str, values: Mapping[str, Any]) -> str:
+    return (fill_particles(text, values) if _State.language == "ko" else text).format(**values)
 
 
 def N_(message: str) -> str:  # noqa: N802 - gettext's own name for it

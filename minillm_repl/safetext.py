@@ -18,22 +18,22 @@ _UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _HARMLESS = frozenset({"\n", "\t", "\u200c", "\u200d"})
 _DELETE = 0x7F
 # tags and selectors: invisible, and able to carry a message
-_HIDDEN = re.compile("[\U000e0000-\U000e0fff]")
+_INVISIBLE = re.compile("[\U000e0000-\U000e0fff]")
 # Joiners, selectors of a picture or a text, skin tones after something.
 _JOINER = re.compile("[\u200c\u200d\ufe0e\ufe0f]|(?!^)[\U0001f3fb-\U0001f3ff]")
-_REGIONS = {0x1F1E6 + n: chr(ord("Ａ") + n) for n in range(26)}  # the letters of flags
-_PLAIN = re.compile("[\0-\u02ff가-힣]*")  # no character of these joins another
+_REGIONAL_INDICATORS = {0x1F1E6 + n: chr(ord("Ａ") + n) for n in range(26)}  # the letters of flags
+_NEVER_JOINED = re.compile("[\0-\u02ff가-힣]*")  # no character of these joins another
 SPACE, NEWLINE, TAB = "␣", "⏎", "␉"
 # what surrogateescape makes of bytes that are not UTF-8
 _STRAY_BYTES = re.compile("([\udc80-\udcff]+)")
 
 
-def _neutral(character: str) -> str:
+def _escape_character(character: str) -> str:
     """One character as itself if it is harmless, else as a picture (`␛`) or its number
     (`<U+202E>`).
     """
     code = ord(character)
-    unsafe = unicodedata.category(character) in _UNSAFE_CATEGORIES or _HIDDEN.match(character)
+    unsafe = unicodedata.category(character) in _UNSAFE_CATEGORIES or _INVISIBLE.match(character)
     if character in _HARMLESS or not unsafe:
         return character
     if code < 0x20:
@@ -45,9 +45,9 @@ def safe(text: str) -> str:
     """Return `text` with everything that could steer a terminal made visible; newlines and tabs
     stay.
     """
-    if text.isprintable() and not _HIDDEN.search(text):
+    if text.isprintable() and not _INVISIBLE.search(text):
         return text
-    return "".join(map(_neutral, text))
+    return "".join(map(_escape_character, text))
 
 
 def safe_line(text: str) -> str:
@@ -55,23 +55,23 @@ def safe_line(text: str) -> str:
     return safe(text).replace("\n", NEWLINE).replace("\t", TAB)
 
 
-def apart(text: str, *, told: bool = False) -> str:
+def strip_joiners(text: str, *, visible: bool = False) -> str:
     """Return a text that takes as many cells on every terminal: what joins characters is left out,
     or `told`.
 
     Terminals do not agree how wide a family, a flag or a skin tone is, nor whether it is one.
     """
-    if _PLAIN.fullmatch(text):
+    if _NEVER_JOINED.fullmatch(text):
         return text
-    letters = unicodedata.normalize("NFC", text).translate(_REGIONS)
-    return _JOINER.sub(lambda found: f"<U+{ord(found[0]):04X}>" if told else "", letters)
+    normalised = unicodedata.normalize("NFC", text).translate(_REGIONAL_INDICATORS)
+    return _JOINER.sub(lambda found: f"<U+{ord(found[0]):04X}>" if visible else "", normalised)
 
 
 def graphemes(text: str) -> Iterator[str]:
     """Yield what a reader takes for one character each: a letter with its marks, a flag, a
     family.
     """
-    if _PLAIN.fullmatch(text):
+    if _NEVER_JOINED.fullmatch(text):
         yield from text
         return
     from wcwidth import iter_graphemes
@@ -79,7 +79,7 @@ def graphemes(text: str) -> Iterator[str]:
     yield from iter_graphemes(text)
 
 
-def as_read(pieces: Iterable[str], text: str) -> list[str]:
+def expand_to_graphemes(pieces: Iterable[str], text: str) -> list[str]:
     """Return pieces of a text as a reader sees them: in place of a part of a character, the
     whole of it.
     """
@@ -99,6 +99,6 @@ def show_token(token: bytes) -> str:
     return "".join(
         f"<{piece.encode('utf-8', 'surrogateescape').hex(' ').upper()}>"
         if stray
-        else apart(safe_line(piece), told=True).replace(" ", SPACE)
+        else strip_joiners(safe_line(piece), visible=True).replace(" ", SPACE)
         for stray, piece in zip(cycle((False, True)), pieces, strict=False)
     )

@@ -34,7 +34,7 @@ class Spec:
     unit: str = ""
     aliases: tuple[str, ...] = ()
     # words that stand for a value: {"off": 0}
-    words: Mapping[str, Any] = field(default_factory=dict)
+    special_values: Mapping[str, Any] = field(default_factory=dict)
 
 
 _TO_QUOTE = re.compile(r"""[\s'"]""")
@@ -47,7 +47,7 @@ def setting(default: Any, parse: Parser, help: str, **more: Any) -> Any:  # noqa
     return field(default=default, metadata={"spec": Spec(parse, help, **more)})
 
 
-def whole(low: int, high: int = _LARGEST) -> Parser:
+def integer(low: int, high: int = _LARGEST) -> Parser:
     """Parse a whole number from `low` to `high`."""
 
     def parse(text: str) -> int:
@@ -58,7 +58,7 @@ def whole(low: int, high: int = _LARGEST) -> Parser:
         if not low <= value <= high:
             if high < _LARGEST or value > high:
                 raise ValueError(_("a whole number from {low} to {high:,}", low=low, high=high))
-            raise ValueError(_("a whole number from {low} up", low=low))
+            raise ValueError(_("a whole number, at least {low}", low=low))
         return value
 
     return parse
@@ -94,7 +94,7 @@ def one_of(*choices: str) -> Parser:
     return parse
 
 
-def not_empty(*words: str) -> Parser:
+def file_or(*words: str) -> Parser:
     """Parse the name of a file, or one of a few words."""
 
     def parse(text: str) -> str:
@@ -117,7 +117,7 @@ def strings(text: str) -> tuple[str, ...]:
     try:
         words = [word.replace("\\n", "\n").replace("\\t", "\t") for word in lexer]
     except ValueError:
-        raise ValueError(_("words, with quotes in pairs")) from None
+        raise ValueError(_("words with balanced quotes")) from None
     return tuple(word for word in words if word)
 
 
@@ -139,7 +139,7 @@ def find(settings: Any, name: str) -> tuple[str, Spec]:
             return full, spec
     raise UserError(
         _(
-            "there is no setting {name!r}; there are {names}",
+            "no setting {name!r}; available: {names}",
             name=safe_line(name),
             names=", ".join(known),
         )
@@ -158,7 +158,9 @@ def default_of(settings: Any, name: str) -> Any:
     )
 
 
-def change(settings: SettingsT, name: str, text: str, *, said: str | None = None) -> SettingsT:
+def change(
+    settings: SettingsT, name: str, text: str, *, display_name: str | None = None
+) -> SettingsT:
     """Return `settings` with the setting `name` set to what `text` says.
 
     `said` is how the user named it (`--top-k`), for the message. Raises UserError, leaving
@@ -167,24 +169,28 @@ def change(settings: SettingsT, name: str, text: str, *, said: str | None = None
     full, spec = find(settings, name)
     text = text.strip()
     try:
-        value = spec.words[text.lower()] if text.lower() in spec.words else spec.parse(text)
+        value = (
+            spec.special_values[text.lower()]
+            if text.lower() in spec.special_values
+            else spec.parse(text)
+        )
     except ValueError as error:
         words = [str(error)] if spec.parse is not switch else []
-        wanted = (_(", or ") if words else _(" or ")).join([*words, *spec.words])
+        expected = (_(", or ") if words else _(" or ")).join([*words, *spec.special_values])
         raise UserError(
             _(
                 "{name} needs {wanted}, not {value!r}",
-                name=said or full,
-                wanted=wanted,
+                name=display_name or full,
+                wanted=expected,
                 value=safe_line(text),
             )
         ) from None
     return dataclasses.replace(settings, **{_private(full): value})  # type: ignore[type-var]
 
 
-def show(spec: Spec, value: Any) -> str:
+def format_value(spec: Spec, value: Any) -> str:
     """Return a value as the user would type it."""
-    for word, meaning in spec.words.items():
+    for word, meaning in spec.special_values.items():
         if value == meaning and type(value) is type(meaning):
             return word
     if isinstance(value, tuple):

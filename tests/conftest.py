@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from minillm_repl.checkpoint.load import load
-from minillm_repl.storage.paths import find
+from minillm_repl.storage.paths import find_checkpoint
 from tests.outside import outside
 from tests.small import random_checkpoint  # noqa: F401 - tests that have torch anyway take it from here
 
@@ -37,7 +37,7 @@ def run_on(processor, code):
 
 @pytest.fixture(scope="session")
 def nalssi():
-    return load(find("nalssi"))
+    return load(find_checkpoint("nalssi"))
 
 
 @pytest.fixture(scope="session")

@@ -24,13 +24,13 @@ with atheris.instrument_imports(include=["minillm_repl"]) if atheris else io.Byt
     from rich.console import Console
 
     from minillm_repl import commands
-    from minillm_repl.checkpoint.formats.header import config_of, header_in, is_native
+    from minillm_repl.checkpoint.formats.header import is_native, parse_config, parse_header
     from minillm_repl.commands import train
     from minillm_repl.errors import UserError
     from minillm_repl.render.console import Screen
     from minillm_repl.repl.registry import discover
     from minillm_repl.repl.session import Session
-    from minillm_repl.repl.shell import Leave, Shell
+    from minillm_repl.repl.shell import ExitRequested, Shell
     from minillm_repl.safetext import safe_line
 
 ENTRY = b'{"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"__metadata__":{"format":"minillm","version":"1"}}'
@@ -61,9 +61,9 @@ def clean(error: UserError) -> None:
 def header(data: bytes) -> None:
     """Read the header of a file that holds these bytes."""
     try:
-        found = header_in(io.BytesIO(data), Path("fuzzed"))
+        found = parse_header(io.BytesIO(data), Path("fuzzed"))
         if is_native(found):
-            config_of(found, "fuzzed")
+            parse_config(found, "fuzzed")
     except UserError as error:
         clean(error)
 
@@ -83,15 +83,15 @@ def commander() -> Callable[[bytes], None]:
         if line.lstrip(":/ ").startswith(("load", "train")) and line.split()[1:2]:
             # there may be one that takes its time
             line = line.replace(line.split()[1], "no such file")
-        shell = Shell(Session(path=Path("none"), own=True), Screen(console, console), registry)
+        shell = Shell(Session(path=Path("none"), writable=True), Screen(console, console), registry)
         try:
             shell.execute(line)
         except UserError as error:
             clean(error)
-        except Leave:
+        except ExitRequested:
             pass
         try:
-            train.parse(line)
+            train.parse_request(line)
         except UserError as error:
             clean(error)
 

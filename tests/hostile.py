@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from minillm_repl.checkpoint.formats.native import described
+from minillm_repl.checkpoint.formats.native import to_metadata
 from tests.small import random_checkpoint
 
 Named = Iterator[tuple[str, bytes]]
@@ -27,7 +27,7 @@ Change = Callable[[dict], None]
 
 _CHECKPOINT = random_checkpoint()
 _FIELDS = {
-    **described(_CHECKPOINT),
+    **to_metadata(_CHECKPOINT),
     "training": json.dumps(
         {"steps": 1, "tokens": 1, "train_loss": 1.0, "val_loss": None, "corpus": "", "corpus_sha256": "", "seed": 0,
          "versions": {}, "curve": [[1, 1.0]], "val_curve": []}
@@ -36,7 +36,7 @@ _FIELDS = {
 RIGHT = safetensors.numpy.save(dict(_CHECKPOINT.tensors), _FIELDS)
 _LENGTH = struct.unpack("<Q", RIGHT[:8])[0]
 _HEADER, _DATA = json.loads(RIGHT[8 : 8 + _LENGTH]), RIGHT[8 + _LENGTH :]
-_TENSOR = "blocks.1.ff.up.bias"
+_TENSOR = "blocks.1.mlp.up.bias"
 _LAST = max(
     (name for name in _HEADER if name != "__metadata__"),
     key=lambda name: _HEADER[name]["data_offsets"],
@@ -366,7 +366,7 @@ def sparse(path: Path, vocab: int, width: int, layers: int) -> Path:
     """
     from minillm_repl.model.config import GPTConfig
 
-    config = GPTConfig(vocab, context=8, width=width, layers=layers, heads=4)
+    config = GPTConfig(vocab, context_length=8, d_model=width, n_layers=layers, n_heads=4)
     header, place = {"__metadata__": _FIELDS | {"config": json.dumps(config.to_json())}}, 0
     if vocab > 11:
         header["__metadata__"]["tokenizer"] = json.dumps({"type": "ids", "size": vocab})

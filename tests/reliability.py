@@ -152,7 +152,7 @@ def moments(folder: Path) -> list[Moment]:
 def large_model(path: Path) -> None:
     """Save a model of 50 million numbers: with it each step takes long enough to come between."""
     characters = sorted(set("가나다라마바사아자차카타파하"))
-    config = LlamaConfig(len(characters), 1024, 512, 16, 8, kv_heads=8, head_size=64, hidden=1408)
+    config = LlamaConfig(len(characters), 1024, 512, 16, 8, n_kv_heads=8, head_dim=64, d_mlp=1408)
     rng = np.random.default_rng(0)
     tensors = {
         name: rng.normal(0, 0.05, shape).astype(np.float32) for name, shape in config.shapes()
@@ -213,7 +213,7 @@ def one(terminal: Terminal, moment: Moment, choose: random.Random) -> float:
     took = time.monotonic() - pressed
     for _ in range(3):  # whatever else it still has to draw
         terminal.pump(0.05)
-    terminal.wait_for(lambda terminal: terminal.at_empty_prompt)
+    terminal.wait_for_model(lambda terminal: terminal.at_empty_prompt)
     return took
 
 

@@ -38,7 +38,7 @@ class Screen(pyte.Screen):
     """
 
     def __init__(self, columns: int, lines: int, answer: Callable[[str], None]) -> None:
-        self.gone: list[str] = []
+        self.forgotten_count: list[str] = []
         self._answer = answer
         super().__init__(columns, lines)
 
@@ -47,7 +47,7 @@ class Screen(pyte.Screen):
 
     def index(self) -> None:
         if self.cursor.y == self.lines - 1 and self.margins is None:
-            self.gone.append(self.row(0))
+            self.forgotten_count.append(self.row(0))
         super().index()
 
     def draw(self, data: str) -> None:
@@ -156,7 +156,10 @@ class Terminal:
     @property
     def lines(self) -> list[str]:
         """All lines, those that scrolled off included."""
-        return [*self.screen.gone, *(self.screen.row(y) for y in range(self.screen.lines))]
+        return [
+            *self.screen.forgotten_count,
+            *(self.screen.row(y) for y in range(self.screen.lines)),
+        ]
 
     @property
     def text(self) -> str:
@@ -170,7 +173,7 @@ class Terminal:
     @property
     def row_of_cursor(self) -> int:
         """The cursor's row, counted from the first line that ever was."""
-        return len(self.screen.gone) + self.screen.cursor.y
+        return len(self.screen.forgotten_count) + self.screen.cursor.y
 
     @property
     def toolbar(self) -> str:
@@ -207,13 +210,13 @@ class Terminal:
 
     def wait_for_toolbar(self, text: str) -> None:
         """Wait for a text in the toolbar, which is drawn a moment after the prompt."""
-        self.wait_for(
+        self.wait_for_model(
             lambda terminal: not terminal.toolbar.startswith(PROMPT) and text in terminal.toolbar
         )
 
     def wait_for_prompt(self, before: int = 0, timeout: float = 30) -> None:
         """Wait for an empty prompt line, later than the first `before`."""
-        self.wait_for(
+        self.wait_for_model(
             lambda terminal: terminal.prompts > before and terminal.at_empty_prompt, timeout
         )
 
@@ -234,7 +237,7 @@ class Terminal:
         """Wait until the program has ended; return its exit code, or minus the signal that ended
         it.
         """
-        self.wait_for(lambda terminal: terminal.ended, timeout)
+        self.wait_for_model(lambda terminal: terminal.ended, timeout)
         return self.exit_code(timeout)
 
     def exit_code(self, timeout: float = 20) -> int:
@@ -265,6 +268,6 @@ class Terminal:
     def __repr__(self) -> str:
         rows = [f"|{self.screen.row(y)}" for y in range(self.screen.lines)]
         edge = "-" * self.screen.columns
-        above = "\n".join(self.screen.gone[-20:])
+        above = "\n".join(self.screen.forgotten_count[-20:])
         cursor = f"cursor at row {self.screen.cursor.y}, cell {self.screen.cursor.x}"
         return "\n".join([above, edge, *rows, edge, cursor, f"last bytes: {self.raw[-200:]!r}"])

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from minillm_repl.errors import UserError
-from minillm_repl.repl.argument_parsing import masked, parted
-from minillm_repl.repl.inspecting import Asked
+from minillm_repl.repl.argument_parsing import mask_quoted, split_outside_quotes
+from minillm_repl.repl.inspecting import Arguments
 from tests.small import random_checkpoint
 from tests.test_lessons import printed, shell_for, state  # noqa: F401 - the last is a fixture
 
@@ -19,7 +19,7 @@ def shell(tmp_path, monkeypatch):
     )
     made.session.set("max-tokens", "3")
     made.session.set("seed", "1")
-    made.run("some text")
+    made.run_line("some text")
     return made
 
 
@@ -45,9 +45,9 @@ def shell(tmp_path, monkeypatch):
     ],
 )
 def test_options_count_only_outside_quotes(typed, words, text, file):
-    asked = Asked.of(typed)
+    asked = Arguments.parse(typed)
     assert (asked.words, asked.text, asked.output.file) == (words, text, file)
-    assert len(masked(typed)) == len(typed)
+    assert len(mask_quoted(typed)) == len(typed)
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,9 @@ def test_options_count_only_outside_quotes(typed, words, text, file):
     ],
 )
 def test_what_parts_two_texts_counts_only_outside_quotes(typed, mark, before, after):
-    assert parted(typed, mark) == (before, mark in masked(typed), after)
+    assert split_outside_quotes(typed, mark) == (before, mark in mask_quoted(typed), after)
     with pytest.raises(UserError, match="is there twice"):
-        parted(f"{mark}{typed}{mark}", mark)
+        split_outside_quotes(f"{mark}{typed}{mark}", mark)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_what_parts_two_texts_counts_only_outside_quotes(typed, mark, before, af
 )
 def test_quotes_with_nothing_in_them_are_not_the_text_so_far(shell, tmp_path, line):
     with pytest.raises(UserError, match="there is no text between the quotes"):
-        shell.run(line)
+        shell.run_line(line)
     assert shell.last_view is None
     assert not list(tmp_path.glob("*.json"))
 
@@ -83,7 +83,7 @@ def test_quotes_with_nothing_in_them_are_not_the_text_so_far(shell, tmp_path, li
 ])  # fmt: skip
 def test_a_quoted_text_is_looked_at_whole_and_writes_no_file(shell, tmp_path, line):
     (tmp_path / "data.csv").write_text("mine")
-    shell.run(line)
+    shell.run_line(line)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["data.csv"]
     assert (tmp_path / "data.csv").read_text() == "mine"
 
@@ -94,7 +94,7 @@ def test_a_text_that_is_only_partly_in_quotes_is_looked_at_whole(shell):
         ':residual the "cat" --json -',
         ':lens the "cat" --json -',
     ):
-        shell.run(line)
+        shell.run_line(line)
         view = json.loads(printed(shell).splitlines()[-1])
         assert "".join(token["text"] for token in view["tokens"]) == 'the "cat"'
 
@@ -110,26 +110,26 @@ def test_no_view_replaces_what_no_view_has_made_unless_told(shell, tmp_path, lin
     file = tmp_path / "my.txt"
     file.write_text(content)
     with pytest.raises(UserError, match="is there already, and no view has made it"):
-        shell.run(line.format(file=file.name))
+        shell.run_line(line.format(file=file.name))
     assert file.read_text() == content
-    assert not shell.session.model.changes  # nothing was done
+    assert not shell.session.model.interventions  # nothing was done
     told = line.format(file=file.name)
-    shell.run(
+    shell.run_line(
         told.replace(" abc", " --overwrite abc") if ":prob" in told else told + " --overwrite"
     )
     assert file.read_text() != content
-    shell.run(line.format(file=file.name))  # now a view has made it
+    shell.run_line(line.format(file=file.name))  # now a view has made it
 
 
 @pytest.mark.parametrize("ending", ["svg", "html", "txt", "json"])
 def test_what_a_view_has_made_it_replaces_in_a_later_session_too(shell, tmp_path, ending):
     file = tmp_path / f"a.{ending}"
     line = f":lens --json {file.name}" if ending == "json" else f":export {file.name}"
-    shell.run(":lens")
-    shell.run(line)
+    shell.run_line(":lens")
+    shell.run_line(line)
     later = shell_for(random_checkpoint(characters=[*"abcdefghij "], context=80))
-    later.run("abc")
-    later.run(line)
+    later.run_line("abc")
+    later.run_line(line)
     assert file.read_text()
 
 
@@ -151,7 +151,7 @@ def test_what_is_meant_as_a_place_or_an_option_is_never_a_text(shell, line):
     before, shown = (list(shell.session.ids), len(shell.session.turns)), len(printed(shell))
     name = shell.registry.get(line[1:].split()[0])
     with pytest.raises(UserError) as error:
-        shell.run(line)
+        shell.run_line(line)
     assert name.usage in str(error.value)
     assert (list(shell.session.ids), len(shell.session.turns)) == before
     assert len(printed(shell)) == shown
@@ -159,16 +159,16 @@ def test_what_is_meant_as_a_place_or_an_option_is_never_a_text(shell, line):
 
 def test_a_position_is_also_written_as_views_show_it(shell):
     for line in (":lens @2 --json -", ":lens 2 --json -"):
-        shell.run(line)
+        shell.run_line(line)
         assert json.loads(printed(shell).splitlines()[-1])["position"] == 2
 
 
 def test_ways_that_are_not_there_are_told(shell):
     with pytest.raises(UserError, match=r"there is no way 1: `:branch 3` looks for some"):
-        shell.run(":branch take 1")
-    shell.run(":branch 2 tokens=2")
+        shell.run_line(":branch take 1")
+    shell.run_line(":branch 2 tokens=2")
     for number in (0, 3, 999_999_999):
         with pytest.raises(UserError, match=f"there is no way {number}: they count from 1 to 2"):
-            shell.run(f":branch take {number}")
+            shell.run_line(f":branch take {number}")
     with pytest.raises(UserError, match="a number from 1 to 100, not 101"):
-        shell.run(":branch 101")
+        shell.run_line(":branch 101")

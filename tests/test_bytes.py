@@ -11,11 +11,11 @@ import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from minillm_repl.insight.comparison import compare_view
-from minillm_repl.insight.inspected_text import Subject
+from minillm_repl.insight.inspected_text import InspectedText
 from minillm_repl.insight.surprise import surprise_view
 from minillm_repl.insight.tokens import tokens_view
 from minillm_repl.model.build import build
-from minillm_repl.tokenizer.lookup import put_before
+from minillm_repl.tokenizer.lookup import count_prefix_spaces
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from tests.small import random_checkpoint
 from tests.test_lessons import printed, shell_for, state  # noqa: F401 - the last is a fixture
@@ -58,15 +58,17 @@ def made(kind, start=True, merges=(("a", "b"), ("c", "a"), ("d", "e"))):
 
 
 def of(tokenizer, text, seed=0, known=False):
-    checkpoint = random_checkpoint(vocab=tokenizer.size, context=64, seed=seed)
+    checkpoint = random_checkpoint(vocab=tokenizer.vocab_size, context=64, seed=seed)
     ids = tuple(tokenizer.encode(text))
-    lead = put_before(tokenizer, ids, text) if known else None
-    return Subject(build(checkpoint.config, checkpoint.tensors), tokenizer, ids, lead=lead)
+    lead = count_prefix_spaces(tokenizer, ids, text) if known else None
+    return InspectedText(
+        build(checkpoint.config, checkpoint.tensors), tokenizer, ids, prepended_bytes=lead
+    )
 
 
 def bits_of(subject, since):
     """The bits of the tokens from an index on, by torch's own loss."""
-    logits, ids = subject.model(subject.input)[0, :-1].double(), subject.input[0, 1:]
+    logits, ids = subject.model(subject.input_ids)[0, :-1].double(), subject.input_ids[0, 1:]
     losses = torch.nn.functional.cross_entropy(logits, ids, reduction="none")
     return float(losses[since - 1 :].sum()) / math.log(2)
 
@@ -95,7 +97,7 @@ def test_the_bytes_are_those_of_the_text(kind):
 def test_tokens_have_no_more_bytes_than_the_text(kind, text):
     tokenizer = made(kind)
     ids = tokenizer.encode(text)
-    view = tokens_view(tokenizer, np.zeros((tokenizer.size, 4), np.float32), ids, text)
+    view = tokens_view(tokenizer, np.zeros((tokenizer.vocab_size, 4), np.float32), ids, text)
     assert view.bytes == len(text.encode())
     assert view.bytes_per_token == pytest.approx(view.bytes / (len(ids) - 1))  # the first is <s>
 
@@ -155,7 +157,7 @@ def test_two_models_are_compared_over_the_same_bytes(one, other, text):
 def test_special_tokens_within_a_text_are_left_out_of_the_comparison():
     tokenizer, letters = made("byte level"), made("metaspace always")
     plain = of(tokenizer, "cab")
-    closed = replace(plain, ids=(*plain.ids, tokenizer.named("</s>")))
+    closed = replace(plain, ids=(*plain.ids, tokenizer.token_to_id("</s>")))
     other = of(letters, "cab", seed=1)
     both = compare_view(closed, other, ("a", "b")), compare_view(plain, other, ("a", "b"))
     assert both[0].bytes == both[1].bytes == 3
@@ -164,13 +166,15 @@ def test_special_tokens_within_a_text_are_left_out_of_the_comparison():
 
 def test_a_model_that_sees_less_is_compared_over_what_both_see():
     long, short = of(made("byte level"), TEXT), of(made("byte level", start=False), TEXT, seed=1)
-    cut = replace(short, ids=short.ids[4:], gap=short.ids[:4])
+    cut = replace(short, ids=short.ids[4:], dropped_ids=short.ids[:4])
     view = compare_view(long, cut, ("a", "b"))
     since = len(b"".join(map(short.tokenizer.token_bytes, short.ids[:5])))
     assert view.bytes == len(TEXT) - since
     assert view.bits_per_byte[1] == pytest.approx(bits_of(cut, 1) / view.bytes, abs=1e-9)
     assert view.bits_per_byte[0] == pytest.approx(bits_of(long, 6) / view.bytes, abs=1e-9)
-    same = compare_view(replace(short, ids=short.ids[4:], gap=short.ids[:4]), short, ("a", "b"))
+    same = compare_view(
+        replace(short, ids=short.ids[4:], dropped_ids=short.ids[:4]), short, ("a", "b")
+    )
     assert same.why == "one sees less of the text than the other"
 
 
@@ -179,12 +183,15 @@ def test_the_command_compares_what_was_typed(typed, tmp_path):
     from minillm_repl.checkpoint.formats.native import save
 
     checkpoints = [
-        replace(random_checkpoint(vocab=tokenizer.size, context=64, seed=seed), tokenizer=tokenizer)
+        replace(
+            random_checkpoint(vocab=tokenizer.vocab_size, context=64, seed=seed),
+            tokenizer=tokenizer,
+        )
         for seed, tokenizer in enumerate((made("byte level, prefix"), made("metaspace always")))
     ]
     save(checkpoints[1], tmp_path / "other.safetensors")
     shell = shell_for(checkpoints[0])
-    shell.session.begin(shell.encode(shell.model(), TEXT))
-    shell.run(f":compare {tmp_path / 'other.safetensors'}{typed} --json -")
+    shell.session.start_turn(shell.encode(shell.require_model(), TEXT))
+    shell.run_line(f":compare {tmp_path / 'other.safetensors'}{typed} --json -")
     view = json.loads(printed(shell).splitlines()[-1])
     assert view["bytes"] == len(TEXT)

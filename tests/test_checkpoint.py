@@ -19,10 +19,10 @@ from minillm_repl.checkpoint.checkpoint import TrainingRecord
 from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.checkpoint.load import load, read_text
 from minillm_repl.checkpoint.save import save as save_any
-from minillm_repl.checkpoint.weights import DTYPES, _check_finite, packed
+from minillm_repl.checkpoint.weights import DTYPES, _check_finite, serialise
 from minillm_repl.errors import UserError
 from minillm_repl.storage import atomic
-from minillm_repl.storage.paths import find, is_shipped, shipped
+from minillm_repl.storage.paths import find_checkpoint, is_shipped, shipped_names
 from tests.small import random_checkpoint
 
 
@@ -54,7 +54,7 @@ def test_the_file_is_what_the_format_says(saved):
         assert {
             "token_embedding.weight",
             "blocks.0.attention.qkv.weight",
-            "blocks.1.ff.up.weight",
+            "blocks.1.mlp.up.weight",
         } <= set(file.keys())
 
 
@@ -71,13 +71,13 @@ def test_what_is_written_are_the_bytes_that_the_library_writes(kind):
     }
     tensors = {name: rng.normal(size=shape).astype(kind) for name, shape in shapes.items()}
     metadata = {"format": 'an "accent", a line\nand 한글'}
-    assert b"".join(packed(tensors, metadata)) == safetensors.numpy.save(tensors, metadata)
+    assert b"".join(serialise(tensors, metadata)) == safetensors.numpy.save(tensors, metadata)
 
 
 def test_numbers_of_all_kinds_are_written_aligned_and_read_by_the_library():
     tensors = {kind.__name__: np.arange(3, dtype=kind) for kind in (np.float16, np.float32)}
     data = b"".join(
-        packed({**tensors, "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T}, {})
+        serialise({**tensors, "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T}, {})
     )
     read = safetensors.numpy.load(data)
     assert all(
@@ -349,7 +349,7 @@ def test_what_is_no_regular_file_is_never_replaced(tmp_path):
 def test_a_name_of_255_bytes_can_be_saved_to(tmp_path):
     path = tmp_path / ("x" * 255)
     save(random_checkpoint(), path)
-    assert load(path).config.vocab == 11
+    assert load(path).config.vocab_size == 11
 
 
 def test_a_foreign_file_is_refused_from_its_header_alone(tmp_path):
@@ -366,13 +366,13 @@ def test_a_foreign_file_is_refused_from_its_header_alone(tmp_path):
 
 
 def test_shipped_checkpoints_are_found_by_name(tmp_path, monkeypatch):
-    assert "nalssi" in shipped()
-    assert is_shipped(find("nalssi"))
+    assert "nalssi" in shipped_names()
+    assert is_shipped(find_checkpoint("nalssi"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nalssi").touch()
-    assert not is_shipped(find("nalssi"))  # a file of the user's own comes first
-    assert find("x" * 300).name == "x" * 300
-    assert find("a\0b").name == "a\0b"
+    assert not is_shipped(find_checkpoint("nalssi"))  # a file of the user's own comes first
+    assert find_checkpoint("x" * 300).name == "x" * 300
+    assert find_checkpoint("a\0b").name == "a\0b"
 
 
 def test_text_is_read_as_utf_8_with_any_line_ends(tmp_path):

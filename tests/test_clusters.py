@@ -17,7 +17,7 @@ from wcwidth import wcswidth, wcwidth
 
 pytest.importorskip("termios")
 
-from minillm_repl.safetext import apart, as_read, graphemes, show_token
+from minillm_repl.safetext import expand_to_graphemes, graphemes, show_token, strip_joiners
 from tests.conftest import ROOT
 from tests.test_terminal import cache, models, prompt, visit  # noqa: F401 - fixtures
 
@@ -45,15 +45,20 @@ def cells(text):
 @pytest.mark.parametrize("cluster", SHOWN)
 def test_a_cluster_is_one_character_and_is_shown_in_parts_that_all_terminals_count_alike(cluster):
     assert [*graphemes(f"가{cluster}나")] == ["가", cluster, "나"]
-    assert apart(cluster) == SHOWN[cluster]
-    assert cells(apart(cluster)) == wcswidth(apart(cluster))
+    assert strip_joiners(cluster) == SHOWN[cluster]
+    assert cells(strip_joiners(cluster)) == wcswidth(strip_joiners(cluster))
 
 
 def test_what_is_unknown_is_named_as_it_is_read():
     text = "e\u0301와 👨‍👩‍👧, 👨 12 2"
-    assert as_read(["👨", "\u200d", "👩", "👧"], text) == ["👨‍👩‍👧", "👨"]
-    assert as_read(["\u00e9", "와", "12", "뷁뷁"], text) == ["\u00e9", "와", "12", "뷁뷁"]
-    assert as_read([], text) == []
+    assert expand_to_graphemes(["👨", "\u200d", "👩", "👧"], text) == ["👨‍👩‍👧", "👨"]
+    assert expand_to_graphemes(["\u00e9", "와", "12", "뷁뷁"], text) == [
+        "\u00e9",
+        "와",
+        "12",
+        "뷁뷁",
+    ]
+    assert expand_to_graphemes([], text) == []
 
 
 PARTS = [
@@ -79,11 +84,11 @@ PARTS = [
 
 @given(st.lists(st.sampled_from(PARTS)).map("".join))
 def test_whatever_is_joined_all_terminals_count_alike(text):
-    assert cells(apart(text)) == wcswidth(apart(text))
+    assert cells(strip_joiners(text)) == wcswidth(strip_joiners(text))
     assert "".join(graphemes(text)) == text
     shown = show_token(text.encode())
     assert cells(shown) == wcswidth(shown)
-    assert apart(text, told=True).count("<U+200D>") == text.count("\u200d"), (
+    assert strip_joiners(text, visible=True).count("<U+200D>") == text.count("\u200d"), (
         "a table hides what a token holds"
     )
 
@@ -92,17 +97,17 @@ def test_clusters_leave_the_prompt_line_whole(prompt):
     for cluster, shown in SHOWN.items():
         place = len(PROMPT) + cells(shown)
         prompt.type(cluster)
-        prompt.wait_for(at(shown, place))
+        prompt.wait_for_model(at(shown, place))
         prompt.keys("left")
-        prompt.wait_for(at(shown, len(PROMPT)))
+        prompt.wait_for_model(at(shown, len(PROMPT)))
         prompt.type("\x1b[C나")
-        prompt.wait_for(at(shown + "나", place + 2))
+        prompt.wait_for_model(at(shown + "나", place + 2))
         prompt.keys("left", "backspace")  # takes the whole cluster
-        prompt.wait_for(at("나", len(PROMPT)))
+        prompt.wait_for_model(at("나", len(PROMPT)))
         prompt.type(f"{cluster}\x1b[D\x1b[3~")
-        prompt.wait_for(at("나", len(PROMPT)))
+        prompt.wait_for_model(at("나", len(PROMPT)))
         prompt.type(f"{cluster}\x05\x15")  # Ctrl-E, Ctrl-U
-        prompt.wait_for(lambda terminal: terminal.at_empty_prompt)
+        prompt.wait_for_model(lambda terminal: terminal.at_empty_prompt)
 
 
 def at(shown, place):
@@ -170,7 +175,7 @@ def tmux(tmp_path, models):
         }
         variables = [f"{name}={value}" for name, value in here.items()]
         opened.append(Tmux(tmp_path, shlex.join(["env", *variables, *program]), columns, rows))
-        opened[-1].wait_for(empty)
+        opened[-1].wait_for_model(empty)
         return opened[-1]
 
     yield open_
@@ -190,15 +195,15 @@ def test_clusters_leave_the_prompt_line_whole_in_tmux(tmux, columns, rows):
     for cluster, shown in SHOWN.items():
         whole = (PROMPT + unicodedata.normalize("NFC", shown), len(PROMPT) + cells(shown))
         terminal.type(cluster)
-        terminal.wait_for(lambda line, whole=whole: line == whole)
+        terminal.wait_for_model(lambda line, whole=whole: line == whole)
         terminal.type("x\x7f\x1b[D\x1b[C")
-        terminal.wait_for(lambda line, whole=whole: line == whole)
+        terminal.wait_for_model(lambda line, whole=whole: line == whole)
         terminal.type("\x15")
-        terminal.wait_for(empty)
+        terminal.wait_for_model(empty)
     terminal.type("가" * (columns // 2 - 3) + "👨‍👩‍👧")  # into the next row
-    terminal.wait_for(lambda line: "👩" in line[0] and line[1] in (4, 6))
+    terminal.wait_for_model(lambda line: "👩" in line[0] and line[1] in (4, 6))
     terminal.type("\x15")
-    terminal.wait_for(empty)
+    terminal.wait_for_model(empty)
 
 
 @pytest.mark.parametrize(
@@ -211,18 +216,18 @@ def test_clusters_leave_the_prompt_line_whole_in_tmux(tmux, columns, rows):
 def test_the_end_of_a_long_line_of_wide_letters_is_seen_in_tmux(tmux, columns, rows, text):
     terminal = tmux(columns, rows)
     terminal.type(text)
-    terminal.wait_for(lambda line: line[0].endswith(text[-1]) and line[1] == cells(line[0]))
+    terminal.wait_for_model(lambda line: line[0].endswith(text[-1]) and line[1] == cells(line[0]))
     terminal.type("\x7f하")
-    terminal.wait_for(lambda line: line[0].endswith("하") and line[1] == cells(line[0]))
+    terminal.wait_for_model(lambda line: line[0].endswith("하") and line[1] == cells(line[0]))
 
 
 @pytest.mark.slow
 def test_a_paste_in_tmux_while_it_writes_is_one_prompt_afterwards(tmux):
     terminal = tmux(80, 24, "--max-tokens", "30000")
     terminal.type("가\r")
-    terminal.wait_for(lambda line: re.match("[가-힣:]{30}", line[0]))
+    terminal.wait_for_model(lambda line: re.match("[가-힣:]{30}", line[0]))
     terminal.run("set-buffer", "가\n나\n다")
     terminal.run("paste-buffer", "-p")
-    terminal.wait_for(lambda line: line[0] == "... 다")
+    terminal.wait_for_model(lambda line: line[0] == "... 다")
     shown = terminal.run("capture-pane", "-p")
     assert re.search(r"^>>> 가\n\.\.\. 나\n\.\.\. 다$", shown, re.MULTILINE)

@@ -171,7 +171,12 @@ def test_training_from_the_shell_makes_the_file_trains_it_further_and_makes_it_a
     assert done.returncode == 0, done.stderr.decode()
     assert "saved to new.safetensors" in done.stderr.decode()
     made = load(tmp_path / "new.safetensors")
-    assert (made.config.width, made.config.context, made.training.steps, made.training.tokens) == (
+    assert (
+        made.config.d_model,
+        made.config.context_length,
+        made.training.steps,
+        made.training.tokens,
+    ) == (
         8,
         5,
         4,
@@ -183,7 +188,7 @@ def test_training_from_the_shell_makes_the_file_trains_it_further_and_makes_it_a
     assert (refused.returncode, "width is for a new model" in refused.stderr.decode()) == (1, True)
     assert program(*settings, "--width", "16", "--new", "--seed", "9").returncode == 0
     anew = load(tmp_path / "new.safetensors")
-    assert (anew.config.width, anew.training.steps, anew.training.seed) == (16, 4, 9)
+    assert (anew.config.d_model, anew.training.steps, anew.training.seed) == (16, 4, 9)
 
 
 @pytest.mark.slow
@@ -347,7 +352,7 @@ def test_a_saved_model_is_not_overwritten_by_a_new_one_nor_a_text_by_a_model(pro
 """
     done = program(stdin=script)
     errors = done.stderr.decode()
-    assert load(tmp_path / "mine.safetensors").config.width == 8
+    assert load(tmp_path / "mine.safetensors").config.d_model == 8
     assert errors.count("saved to mine.safetensors") == 1
     assert "my story.txt is there and is not a checkpoint" in errors
     assert "not saved: `:save FILE` keeps them" in errors

@@ -18,12 +18,12 @@ from minillm_repl.generate.backends.compiled import decoder as compiled_decoder
 from minillm_repl.generate.backends.compiled.decoder import CompiledDecoder
 from minillm_repl.generate.backends.compiled.rotation import rotation
 from minillm_repl.generate.backends.torch import TorchDecoder
-from minillm_repl.generate.decoder import piece_of, read
+from minillm_repl.generate.decoder import choose_prefill_chunk, prefill
 from minillm_repl.generate.generate import generate
 from minillm_repl.generate.options import Sampling
 from minillm_repl.model.build import build
 from minillm_repl.model.config import LlamaConfig, Rope
-from minillm_repl.model.rope import rotation as torch_rotation
+from minillm_repl.model.rope import compute_cos_sin as torch_rotation
 from tests.conftest import ROOT, random_checkpoint, run_on
 from tests.test_huggingface import FAMILIES, LLAMA, logits_of, random_ids, random_model
 from tests.test_real_models import STORY, TEXT, stories  # noqa: F401 - a fixture
@@ -63,7 +63,7 @@ def test_logits_and_greedy_text_are_those_of_transformers(family, matrices):
     ids = random_ids(300)
     expected = logits_of(theirs, ids)[0].numpy()
     for first, length in ((1, 2), (5, 12), (31, 32), (32, 33), (100, 227), (127, 300)):
-        ours.rewind(0)
+        ours.trim(0)
         ours.prefill(ids[0, :first].tolist())
         np.testing.assert_allclose(
             ours.prefill(ids[0, first:length].tolist()), expected[length - 1], rtol=0, atol=1e-4
@@ -92,7 +92,7 @@ def test_the_cache_never_changes_what_is_read(family):
         CompiledDecoder(checkpoint),
         TorchDecoder(build(checkpoint.config, checkpoint.tensors)),
     )
-    used.context = fresh.context = 40
+    used.context_length = fresh.context_length = 40
     rng = np.random.default_rng(2)
     text = []
     for _ in range(25):
@@ -100,8 +100,8 @@ def test_the_cache_never_changes_what_is_read(family):
             text[: rng.integers(0, len(text) + 1)]
             + rng.integers(0, 97, rng.integers(1, 30)).tolist()
         )
-        fresh.rewind(0)
-        np.testing.assert_allclose(read(used, text), read(fresh, text), rtol=0, atol=1e-4)
+        fresh.trim(0)
+        np.testing.assert_allclose(prefill(used, text), prefill(fresh, text), rtol=0, atol=1e-4)
         assert used.ids == fresh.ids
 
 
@@ -136,7 +136,7 @@ def test_processors_with_shorter_registers_get_the_same(processor):
 
 
 def test_the_number_of_threads_changes_no_bit(matrices):
-    config = LlamaConfig(97, 600, 64, 2, 4, kv_heads=2, head_size=16, hidden=100)
+    config = LlamaConfig(97, 600, 64, 2, 4, n_kv_heads=2, head_dim=16, d_mlp=100)
     rng = np.random.default_rng(0)
     tensors = {
         name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in config.shapes()
@@ -167,7 +167,7 @@ def test_half_precision_weights_are_read_as_they_are(dtype, tmp_path, monkeypatc
     monkeypatch.setattr(compiled_decoder, "_SMALL", 0)
     ours = CompiledDecoder(checkpoint)
     np.testing.assert_allclose(ours.prefill(ids), expected, rtol=0, atol=1e-5)
-    assert "compiled, weights in " + checkpoint.dtype in ours.why
+    assert "compiled, weights in " + checkpoint.dtype in ours.backend_details
 
 
 def test_the_notes_own_kind_of_gpt_runs_too():
@@ -178,7 +178,7 @@ def test_the_notes_own_kind_of_gpt_runs_too():
         TorchDecoder(build(checkpoint.config, checkpoint.tensors)),
     )
     np.testing.assert_allclose(ours.prefill(ids), definition.prefill(ids), rtol=1e-4, atol=1e-4)
-    assert "turned over in float32" in ours.why
+    assert "turned over in float32" in ours.backend_details
 
 
 def test_the_story_is_told_word_for_word_and_costs_no_perplexity(stories, record_property):
@@ -234,7 +234,7 @@ def test_stories_greedy_text_is_torchs(stories):
         Rope(),
         Rope(theta=1e6, scaling="linear", factor=3.0),
         Rope(scaling="llama3", factor=8.0, theta=5e5),
-        Rope(share=0.5),
+        Rope(rotary_pct=0.5),
     ],
 )
 def test_rotary_positions_are_those_of_the_torch_model(rope):
@@ -259,25 +259,25 @@ def test_an_interrupted_read_leaves_what_was_read(tmp_path):
     ids = random_ids(900)[0].tolist()
     asked, told = [], []
     stop = lambda: bool(asked.append(len(decoder.ids)) or len(asked) == 3)  # noqa: E731
-    assert read(decoder, ids, stop, lambda done, of: told.append((done, of))) is None
+    assert prefill(decoder, ids, stop, lambda done, of: told.append((done, of))) is None
     assert 0 < asked[0] < asked[1] < asked[2] < 900
     assert told == [(done, 900) for done in asked]
     assert decoder.ids == ids[: asked[2]]
     np.testing.assert_allclose(
-        read(decoder, ids), CompiledDecoder(checkpoint, 1).prefill(ids), rtol=0, atol=1e-5
+        prefill(decoder, ids), CompiledDecoder(checkpoint, 1).prefill(ids), rtol=0, atol=1e-5
     )
 
 
 def test_a_large_model_reads_fewer_tokens_before_it_looks_up(tmp_path):
     random_model(transformers.LlamaConfig, LLAMA).save_pretrained(tmp_path)
     decoder, ids = CompiledDecoder(load(tmp_path)), random_ids(60)[0].tolist()
-    expected = np.array(read(decoder, ids))
-    assert decoder.piece == 132
+    expected = np.array(prefill(decoder, ids))
+    assert decoder.prefill_chunk == 132
     for parameters, size in ((135_000_000, 60), (10**12, 24)):
-        decoder.piece = piece_of(parameters)
-        assert decoder.piece == size
-        decoder.rewind(0)
-        np.testing.assert_allclose(read(decoder, ids), expected, rtol=0, atol=1e-5)
+        decoder.prefill_chunk = choose_prefill_chunk(parameters)
+        assert decoder.prefill_chunk == size
+        decoder.trim(0)
+        np.testing.assert_allclose(prefill(decoder, ids), expected, rtol=0, atol=1e-5)
 
 
 def run(code, **environment):
@@ -317,7 +317,7 @@ from minillm_repl.checkpoint.load import load
 from minillm_repl.storage.paths import find
 from minillm_repl.generate.decoder import make_decoder
 decoder = make_decoder(load(find('nalssi')))
-print(decoder.name, '|', decoder.why)
+print(decoder.name, '|', decoder.backend_details)
 """
 
 
@@ -340,7 +340,7 @@ errors = [AttributeError("_ARRAY_API not found"), SystemError("initialization fa
           AssertionError(), TypeError("\\x1b[31mwrong"), OSError("no libllvmlite.so"), RuntimeError("LLVM ERROR")]
 for error in errors:
     decoder = make_decoder(load(find('nalssi')))
-    print(decoder.name, '|', decoder.why, len(decoder.prefill([1, 2])))
+    print(decoder.name, '|', decoder.backend_details, len(decoder.prefill([1, 2])))
 error = MemoryError()
 try:
     make_decoder(load(find('nalssi')))
@@ -390,10 +390,10 @@ def test_every_size_of_head_and_width_is_read_to_its_end(matrices):
             width,
             2,
             heads,
-            kv_heads=kv_heads,
-            head_size=size,
-            hidden=hidden,
-            windows=(0, 37),
+            n_kv_heads=kv_heads,
+            head_dim=size,
+            d_mlp=hidden,
+            sliding_windows=(0, 37),
         )
         tensors = {
             name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in config.shapes()
@@ -402,8 +402,8 @@ def test_every_size_of_head_and_width_is_read_to_its_end(matrices):
         ours, definition = CompiledDecoder(checkpoint, 2), TorchDecoder(build(config, tensors))
         ids = rng.integers(0, 23, 80).tolist()
         np.testing.assert_allclose(ours.prefill(ids), definition.prefill(ids), rtol=1e-4, atol=1e-4)
-        ours.rewind(50)
-        definition.rewind(50)
+        ours.trim(50)
+        definition.trim(50)
         np.testing.assert_allclose(ours.decode(1), definition.decode(1), rtol=1e-4, atol=1e-4)
 
 

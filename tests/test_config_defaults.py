@@ -11,7 +11,7 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 
-from minillm_repl.checkpoint.families.find import family_called
+from minillm_repl.checkpoint.families.find import find_family
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
 from minillm_repl.generate.backends.torch import TorchDecoder
@@ -77,9 +77,9 @@ def said_by(theirs):
     if what == "gpt2":
         return GPTConfig(
             theirs.vocab_size, theirs.n_positions, theirs.n_embd, theirs.n_layer, theirs.n_head,
-            hidden=theirs.n_inner if theirs.n_inner is not None else 4 * theirs.n_embd,
+            d_mlp=theirs.n_inner if theirs.n_inner is not None else 4 * theirs.n_embd,
             activation=ACTIVATIONS[theirs.activation_function], norm_eps=theirs.layer_norm_epsilon, qkv_bias=True,
-            head_bias=False, tied=theirs.tie_word_embeddings,
+            lm_head_bias=False, tie_word_embeddings=theirs.tie_word_embeddings,
         )  # fmt: skip
     turns = theirs.rope_parameters
     common = {
@@ -95,8 +95,8 @@ def said_by(theirs):
         rope |= {"original": turns["original_max_position_embeddings"]}
     if what == "gpt_neox":
         return GPTConfig(
-            **common, norm_eps=theirs.layer_norm_eps, qkv_bias=True, head_bias=False,
-            rope=Rope(**rope, share=turns["partial_rotary_factor"]), parallel=theirs.use_parallel_residual,
+            **common, norm_eps=theirs.layer_norm_eps, qkv_bias=True, lm_head_bias=False,
+            rope=Rope(**rope, rotary_pct=turns["partial_rotary_factor"]), parallel_residual=theirs.use_parallel_residual,
         )  # fmt: skip
     # What the code of each model asks its config for: biases, norms of queries and keys, windows.
     bias = getattr(theirs, "attention_bias", False) if what in ("llama", "qwen3") else False
@@ -105,9 +105,9 @@ def said_by(theirs):
         getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
     )
     return LlamaConfig(
-        **common, kv_heads=theirs.num_key_value_heads, head_size=head_size, norm_eps=theirs.rms_norm_eps,
+        **common, n_kv_heads=theirs.num_key_value_heads, head_dim=head_size, norm_eps=theirs.rms_norm_eps,
         rope=Rope(**rope), qkv_bias=bias or what == "qwen2", out_bias=bias, qk_norm=what == "qwen3",
-        ff_bias=theirs.mlp_bias if what == "llama" else False, windows=tuple(windows) if any(windows) else (),
+        mlp_bias=theirs.mlp_bias if what == "llama" else False, sliding_windows=tuple(windows) if any(windows) else (),
     )  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def theirs_of(kind, fields):
     return other.from_dict(json.loads(json.dumps(fields)))
 
 
-def assert_the_same(kind, fields, gone=None):
+def assert_the_same(kind, fields, forgotten_count=None):
     """Compare what both understand; tell whether transformers takes it.
 
     What is no model is refused here too.
@@ -130,9 +130,9 @@ def assert_the_same(kind, fields, gone=None):
         expected = said_by(config)
     except UserError:
         with pytest.raises(UserError):
-            family_called(kind).config(fields)
+            find_family(kind).parse_config(fields)
     else:
-        assert family_called(kind).config(fields) == expected, gone
+        assert find_family(kind).parse_config(fields) == expected, gone
     return True
 
 
@@ -194,7 +194,7 @@ def test_a_window_that_the_file_leaves_to_the_library_is_seen_past_its_end(kind,
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **sizes}))
     theirs = t.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
     checkpoint = load(tmp_path)
-    assert checkpoint.config.windows == (4096,)
+    assert checkpoint.config.sliding_windows == (4096,)
     ids = random_ids(4110)
     expected = logits_of(theirs, ids)
     ours = build(checkpoint.config, checkpoint.tensors)
@@ -205,7 +205,7 @@ def test_a_window_that_the_file_leaves_to_the_library_is_seen_past_its_end(kind,
         for place in range(4100, 4110):
             mine = torch.from_numpy(decoder.decode(int(ids[0, place])))
             torch.testing.assert_close(mine, expected[0, place], rtol=0, atol=1e-4)
-    whole = dataclasses.replace(checkpoint.config, windows=())
+    whole = dataclasses.replace(checkpoint.config, sliding_windows=())
     unlike = logits_of(build(whole, checkpoint.tensors), ids)[0, 4105] - expected[0, 4105]
     assert unlike.abs().max() > 1e-4  # else this shows nothing
 
@@ -219,7 +219,7 @@ ALIKE = {"full_attention": LLAMA3, "sliding_attention": LLAMA3}
     ("fields", "rope"),
     [
         ({"rope_parameters": NESTED}, Rope(5e5)),
-        ({"rope_parameters": ALIKE}, Rope(5e3, scaling="llama3", factor=4.0, original=32)),
+        ({"rope_parameters": ALIKE}, Rope(5e3, scaling="llama3", factor=4.0, original_max_position_embeddings=32)),
         ({"rope_scaling": NESTED, "rope_parameters": OTHER}, Rope(5e5)),
         ({"rope_parameters": NESTED | {"sliding_attention": OTHER}, "layer_types": ["full_attention"] * 3}, Rope(5e5)),
         ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}, "rope_theta": 7.0},
@@ -228,7 +228,7 @@ ALIKE = {"full_attention": LLAMA3, "sliding_attention": LLAMA3}
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
 def test_rotary_positions_by_layer_type_are_read_where_all_layers_turn_alike(kind, fields, rope):
-    assert family_called(kind).config(LLAMA | fields).rope == rope
+    assert find_family(kind).parse_config(LLAMA | fields).rope == rope
 
 
 REFUSED = {
@@ -262,7 +262,7 @@ def test_where_scaled_positions_come_from_may_be_said_beside_them(kind, inside, 
     # the config alone does not show it yet
     theirs = t.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     checkpoint, ids = load(tmp_path), random_ids(50)
-    assert checkpoint.config.rope.original == 8
+    assert checkpoint.config.rope.original_max_position_embeddings == 8
     ours = build(checkpoint.config, checkpoint.tensors)
     torch.testing.assert_close(logits_of(ours, ids), logits_of(theirs, ids), rtol=0, atol=1e-4)
 
@@ -272,7 +272,7 @@ def test_where_scaled_positions_come_from_may_be_said_beside_them(kind, inside, 
 def test_rotary_positions_that_are_not_known_here_are_refused_by_name(kind, what):
     fields, message = REFUSED[what]
     with pytest.raises(UserError) as raised:
-        family_called(kind).config(LLAMA | fields)
+        find_family(kind).parse_config(LLAMA | fields)
     assert re.search(message.replace("\x1b[31m", ".*31m"), str(raised.value))
     assert str(raised.value).isprintable()
 
@@ -299,4 +299,4 @@ def test_rotary_positions_that_are_not_known_here_are_refused_by_name(kind, what
 @pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3"])
 def test_layer_types_that_are_not_known_here_are_refused_by_name(kind, fields, message):
     with pytest.raises(UserError, match=message):
-        family_called(kind).config(LLAMA | fields)
+        find_family(kind).parse_config(LLAMA | fields)

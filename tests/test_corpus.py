@@ -9,8 +9,8 @@ import unicodedata
 import numpy as np
 import pytest
 
-from minillm_repl.chat.loss_mask import trained_ids
-from minillm_repl.chat.template import PLAIN, ROLES, Message
+from minillm_repl.chat.loss_mask import encode_with_loss_mask
+from minillm_repl.chat.template import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS, Message
 from minillm_repl.errors import UserError
 from minillm_repl.tokenizer.base import decode
 from minillm_repl.training import corpus as corpora
@@ -110,7 +110,7 @@ def test_reading_in_small_pieces_gives_the_same_documents(written, monkeypatch, 
     opened = open_corpus(path, split)
     assert texts(opened) == expected
     assert (opened.sha256, opened.count, opened.notes) == (whole.sha256, whole.count, whole.notes)
-    assert (opened.characters == whole.characters).all()
+    assert (opened.character_counts == whole.character_counts).all()
     if split == "whole":
         assert expected == [unicodedata.normalize("NFC", text.replace("\r\n", "\n"))]
 
@@ -120,7 +120,7 @@ def test_long_documents_come_in_pieces(written):
     found = list(open_corpus(written(text)).documents())
     assert "".join(document.text for document in found) == text
     assert max(len(document.text) for document in found) < 2_000_000
-    assert [document.ends for document in found] == [False] * (len(found) - 1) + [True]
+    assert [document.is_complete for document in found] == [False] * (len(found) - 1) + [True]
 
 
 def test_blank_lines_without_end_are_read_in_a_straight_line(written):
@@ -173,10 +173,10 @@ def test_json_lines_are_documents(written):
         written(rows({"text": "a\n\n\n\nb", "id": 1}, {"text": "c"}) + "\n", "t.JSONL")
     )
     assert texts(opened) == ["a\n\n\n\nb", "c"]
-    assert (opened.count, opened.conversations) == (2, False)
+    assert (opened.count, opened.is_conversational) == (2, False)
     said = open_corpus(written(chat_rows(), "chat.ndjson"))
     assert [[(m.role, m.content) for m in one.messages] for one in said.documents()] == CHAT
-    assert said.conversations
+    assert said.is_conversational
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_a_character_vocabulary_is_the_characters_and_no_more_than_is_needed(wri
     several = make_tokenizer("char", open_corpus(written(f"ba\n{MARK}\nc")))
     assert several.special_names == ["<end>"]
     chat = make_tokenizer("char", open_corpus(written(chat_rows(), "c.jsonl")))
-    assert set(ROLES) <= set(chat.special_names)
+    assert set(ROLE_TOKENS) <= set(chat.special_names)
     assert set(chat.characters) == {c for one in CHAT for _, said in one for c in said}
 
 
@@ -268,9 +268,9 @@ def test_the_most_frequent_characters_are_kept_and_the_rest_is_counted(written):
     tokenizer = make_tokenizer("char:3", opened)
     assert tokenizer.characters == ("a", "b", "d")
     found = tokenise(opened, tokenizer)
-    assert found.unknown == 4
+    assert found.unknown_characters == 4
     assert found.ids.tolist() == tokenizer.encode("aaaabbbc dddd 가")
-    assert found.ids.tolist().count(tokenizer.named("<unk>")) == 4
+    assert found.ids.tolist().count(tokenizer.token_to_id("<unk>")) == 4
     assert make_tokenizer("char:99", opened).special_names == []
     with pytest.raises(UserError):
         make_tokenizer("char:0", opened)
@@ -279,12 +279,12 @@ def test_the_most_frequent_characters_are_kept_and_the_rest_is_counted(written):
 def test_byte_pairs_give_every_text_back(written):
     opened = open_corpus(written(PROSE))
     tokenizer = make_tokenizer("bpe:400", opened)
-    assert tokenizer.size == 400
-    assert tokenizer.special(tokenizer.named(MARK)) == MARK
+    assert tokenizer.vocab_size == 400
+    assert tokenizer.special_name(tokenizer.token_to_id(MARK)) == MARK
     for text in (PROSE, "unseen ĀĠ 뷁 😀 \x00\t", MARK, "훈민정음"):
         ids = tokenizer.encode(text)
         assert decode(tokenizer, ids) == text
-        assert tokenizer.named(MARK) not in ids
+        assert tokenizer.token_to_id(MARK) not in ids
     assert make_tokenizer("bpe:400", opened).to_json() == tokenizer.to_json()
     with pytest.raises(UserError, match="bpe:256"):
         make_tokenizer("bpe:256", opened)
@@ -298,12 +298,14 @@ def test_token_files_hold_what_the_tokenizer_says(written, monkeypatch, kind, si
     monkeypatch.setattr(corpora, "PIECE", size)
     monkeypatch.setattr(pieces, "PIECE", size)
     found = tokenise(whole, tokenizer, separator=1)
-    assert found.ids.tolist() == tokenizer.encode(PROSE, start=False)
+    assert found.ids.tolist() == tokenizer.encode(PROSE, add_special=False)
     assert found.ids.dtype == np.uint16
-    assert found.learned is None
+    assert found.loss_mask is None
     several = open_corpus(written(PROSE), "blank-lines")
     expected = [
-        token for text in texts(several) for token in (*tokenizer.encode(text, start=False), 1)
+        token
+        for text in texts(several)
+        for token in (*tokenizer.encode(text, add_special=False), 1)
     ]
     assert tokenise(several, tokenizer, separator=1).ids.tolist() == expected
 
@@ -312,20 +314,28 @@ def test_unknown_characters_are_skipped_where_nothing_stands_for_them(written):
     tokenizer = make_tokenizer("char", open_corpus(written("abc")))
     found = tokenise(open_corpus(written("a하b!c")), tokenizer)
     assert found.ids.tolist() == [0, 1, 2]
-    assert found.unknown == 2
+    assert found.unknown_characters == 2
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe:400"])
 def test_conversations_are_learnt_where_the_assistant_speaks(written, kind):
     opened = open_corpus(written(chat_rows(), "chat.jsonl"))
     tokenizer = make_tokenizer(kind, opened)
-    found = tokenise(opened, tokenizer, separator=tokenizer.named("<|end|>"), template=PLAIN)
+    found = tokenise(
+        opened,
+        tokenizer,
+        separator=tokenizer.token_to_id("<|end|>"),
+        template=DEFAULT_CHAT_TEMPLATE,
+    )
     learnt = [
-        token for token, counts in zip(found.ids.tolist(), found.learned, strict=True) if counts
+        token for token, counts in zip(found.ids.tolist(), found.loss_mask, strict=True) if counts
     ]
     assert decode(tokenizer, learnt) == "hi there네2"
     one_by_one = [
-        trained_ids(PLAIN, tokenizer, [[Message(*said) for said in one]])[0][0] for one in CHAT
+        encode_with_loss_mask(DEFAULT_CHAT_TEMPLATE, tokenizer, [[Message(*said) for said in one]])[
+            0
+        ][0]
+        for one in CHAT
     ]
     assert found.ids.tolist() == [token for one in one_by_one for token in one]
 

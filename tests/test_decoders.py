@@ -16,9 +16,9 @@ from minillm_repl.checkpoint.load import load, read_vocabulary
 from minillm_repl.cli import main
 from minillm_repl.generate.backends.compiled.decoder import CompiledDecoder
 from minillm_repl.generate.backends.torch import TorchDecoder
-from minillm_repl.generate.decoder import make_decoder, read
+from minillm_repl.generate.decoder import make_decoder, prefill
 from minillm_repl.model.build import build
-from minillm_repl.model.hooks import recording
+from minillm_repl.model.hooks import caching
 from tests.conftest import MODELS, random_checkpoint
 
 
@@ -45,10 +45,10 @@ def test_logits_are_the_reference_scripts(bare, make):
     model, checkpoint, _ = bare
     decoder = make(checkpoint)
     for length in range(1, 33):
-        ids = torch.randint(checkpoint.config.vocab, (1, length))
+        ids = torch.randint(checkpoint.config.vocab_size, (1, length))
         with torch.no_grad():
             expected = model(ids)[0][0, -1].numpy()
-        decoder.rewind(0)
+        decoder.trim(0)
         np.testing.assert_allclose(decoder.prefill(ids[0].tolist()), expected, rtol=0, atol=1e-5)
 
 
@@ -64,10 +64,10 @@ def test_the_compiled_decoder_is_the_torch_model(sizes):
     checkpoint = random_checkpoint(**sizes)
     ours, definition = CompiledDecoder(checkpoint), torch_decoder(checkpoint)
     rng = np.random.default_rng(0)
-    for length in range(1, checkpoint.config.context + 1):
-        ids = rng.integers(0, checkpoint.config.vocab, length).tolist()
+    for length in range(1, checkpoint.config.context_length + 1):
+        ids = rng.integers(0, checkpoint.config.vocab_size, length).tolist()
         for decoder in (ours, definition):
-            decoder.rewind(0)
+            decoder.trim(0)
         np.testing.assert_allclose(ours.prefill(ids), definition.prefill(ids), rtol=1e-4, atol=1e-4)
 
 
@@ -78,12 +78,12 @@ def test_reading_in_pieces_equals_reading_at_once(make):
     ids = np.random.default_rng(1).integers(0, 11, 12).tolist()
     whole = decoder.prefill(ids).copy()
     for first in range(1, 12):
-        decoder.rewind(0)
+        decoder.trim(0)
         decoder.prefill(ids[:first])
         for token in ids[first:-1]:
             decoder.decode(token)
         np.testing.assert_allclose(decoder.decode(ids[-1]), whole, rtol=1e-5, atol=1e-5)
-        decoder.rewind(first)
+        decoder.trim(first)
         assert decoder.ids == ids[:first]
         np.testing.assert_allclose(decoder.prefill(ids[first:]), whole, rtol=1e-5, atol=1e-5)
 
@@ -102,9 +102,9 @@ def test_the_cache_never_changes_what_is_read(make):
             text[: rng.integers(0, len(text) + 1)]
             + rng.integers(0, 11, rng.integers(1, 4)).tolist()
         )
-        fresh.rewind(0)
+        fresh.trim(0)
         expected = fresh.prefill(text[-6:]).copy()
-        np.testing.assert_allclose(read(used, text), expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(prefill(used, text), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_past_the_context_the_model_sees_what_the_notes_does(bare):
@@ -115,7 +115,7 @@ def test_past_the_context_the_model_sees_what_the_notes_does(bare):
         with torch.no_grad():
             expected = model(ids[:, :length][:, -32:])[0][0, -1].numpy()
         np.testing.assert_allclose(
-            read(decoder, ids[0, :length].tolist()), expected, rtol=0, atol=1e-5
+            prefill(decoder, ids[0, :length].tolist()), expected, rtol=0, atol=1e-5
         )
 
 
@@ -125,12 +125,12 @@ def test_taps_read_without_changing_and_override():
     ids = torch.tensor([[1, 2, 3, 4]])
     seen = {}
     with torch.no_grad():
-        plain, tapped = model(ids), model(ids, tap=recording(seen))
+        plain, tapped = model(ids), model(ids, hook=caching(seen))
         assert torch.equal(plain, tapped)
         attention = seen["blocks.0.attention.out"]
         mid = seen["blocks.0.residual.mid"]
         torch.testing.assert_close(seen["embedding"] + attention, mid)
-        torch.testing.assert_close(mid + seen["blocks.0.ff.out"], seen["blocks.0.residual"])
+        torch.testing.assert_close(mid + seen["blocks.0.mlp.out"], seen["blocks.0.residual"])
         torch.testing.assert_close(model.lm_head(seen["final"]), plain)
         z = seen["blocks.1.attention.z"]
         assert z.shape == (1, 4, 3, 4)  # batch, time, head, head_size
@@ -144,7 +144,7 @@ def test_taps_read_without_changing_and_override():
                 tensor[:, :, 0] = 0
             return tensor
 
-        silenced = model(ids, tap=without_head_0)
+        silenced = model(ids, hook=without_head_0)
         columns = model.blocks[1].attention.proj.weight
         columns.data[:, :4] = 0  # the same head, silenced in the weights
         torch.testing.assert_close(silenced, model(ids))
@@ -169,17 +169,17 @@ LIMITS = [({"context": 8}, 0), (LONG, 0), (LONG, 200), ({"context": 1}, 0)]
 def test_the_cache_takes_as_much_as_is_said_once_the_context_is_full(make, sizes, limit):
     checkpoint = random_checkpoint(**sizes)
     config, decoder = checkpoint.config, make(checkpoint)
-    decoder.context = limit or decoder.context
+    decoder.context_length = limit or decoder.context_length
     # keys and values, float32
-    exact = 2 * 4 * config.layers * config.heads * config.head_size * decoder.context
-    assert exact <= decoder.full_cache_bytes
-    ids = np.random.default_rng(0).integers(0, config.vocab, decoder.context).tolist()
+    exact = 2 * 4 * config.n_layers * config.n_heads * config.head_dim * decoder.context_length
+    assert exact <= decoder.max_cache_bytes
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, decoder.context_length).tolist()
     found = []
     for token in ids:
         decoder.decode(token)
         found.append(decoder.cache_bytes)
     assert found == sorted(found)
-    assert found[-1] == decoder.full_cache_bytes  # and so never more than that
+    assert found[-1] == decoder.max_cache_bytes  # and so never more than that
     if make is torch_decoder:
         assert found[-1] == exact
 

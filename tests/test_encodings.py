@@ -9,8 +9,8 @@ import pytest
 from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.checkpoint.load import read_vocabulary
 from minillm_repl.errors import UserError
-from minillm_repl.repl.model_loading import Opening
-from minillm_repl.storage.encoding import Written, read_text, text_pieces
+from minillm_repl.repl.model_loading import ModelLoader
+from minillm_repl.storage.encoding import DetectedEncoding, read_text, read_text_chunks
 from minillm_repl.training.corpus import open_corpus
 from tests.conftest import random_checkpoint
 from tests.test_training_runs import SIZES, run
@@ -59,10 +59,10 @@ def test_what_is_recognised_is_read_whole_and_told(tmp_path, kind, size):
     content, text, told = READ[kind]
     if size == 1 and len(content) > 20_000:
         pytest.skip("so many pieces show nothing that fewer do not")
-    how = Written()
-    assert "".join(text_pieces(written(tmp_path, content), how, size)) == text
-    assert how.told == told
-    assert how.ends == ("Windows" in kind)
+    how = DetectedEncoding()
+    assert "".join(read_text_chunks(written(tmp_path, content), how, size)) == text
+    assert how.display_name == told
+    assert how.has_foreign_newlines == ("Windows" in kind)
 
 
 REFUSED = {
@@ -157,7 +157,7 @@ def test_the_vocabulary_of_a_checkpoint_that_has_none_may_be_in_any_of_these(tmp
     opened = []
     for name, encoding in (("a.txt", "utf-8"), ("b.txt", "cp949"), ("c.txt", "utf-16")):
         text = written(tmp_path, KOREAN.encode(encoding), name)
-        how = Written()
+        how = DetectedEncoding()
         opened.append(read_vocabulary(text, how).characters)
         assert how.notes(text) == (
             () if name == "a.txt" else (f"{text}: read as {encoding.upper()}",)
@@ -168,6 +168,6 @@ def test_the_vocabulary_of_a_checkpoint_that_has_none_may_be_in_any_of_these(tmp
 def test_a_vocabulary_that_was_read_in_another_encoding_is_told_when_the_model_opens(tmp_path):
     save(random_checkpoint(), tmp_path / "m.safetensors")
     text = written(tmp_path, KOREAN.encode("cp949"))
-    model = Opening(vocabulary=text).open(tmp_path / "m.safetensors")
+    model = ModelLoader(vocabulary=text).load(tmp_path / "m.safetensors")
     assert model.checkpoint.notes == (f"{text}: read as CP949",)
-    assert Opening().open(tmp_path / "m.safetensors").checkpoint.notes == ()
+    assert ModelLoader().load(tmp_path / "m.safetensors").checkpoint.notes == ()

@@ -23,7 +23,7 @@ def shell_of(checkpoint, width):
     made = shell_for(checkpoint, width=width)
     made.session.set("max-tokens", "1")
     made.session.set("seed", "3")
-    made.run(TEXT)
+    made.run_line(TEXT)
     return made
 
 
@@ -41,8 +41,8 @@ def test_a_picture_does_not_depend_on_the_terminal(checkpoint, tmp_path, line):
     pictures = set()
     for width in WIDTHS:
         shell, file = shell_of(checkpoint, width), tmp_path / f"{width}.txt"
-        shell.run(line)
-        shell.run(f":export {file}")
+        shell.run_line(line)
+        shell.run_line(f":export {file}")
         pictures.add(file.read_text(encoding="utf-8"))
     assert len(pictures) == 1
     lines = pictures.pop().splitlines()
@@ -70,10 +70,10 @@ def of_html(text):
 @pytest.mark.parametrize(("ending", "read"), [("txt", of_txt), ("svg", of_svg), ("html", of_html)])
 def test_all_of_a_matrix_is_in_each_kind_of_picture(checkpoint, tmp_path, ending, read):
     shell = shell_of(checkpoint, 60)
-    shell.run(":attn 0.1")
+    shell.run_line(":attn 0.1")
     assert "the last" in printed(shell)  # there was no room for all
     file = tmp_path / f"a.{ending}"
-    shell.run(f":export {file}")
+    shell.run_line(f":export {file}")
     shown = read(file.read_text(encoding="utf-8"))
     rows = [row for row in shown.splitlines() if re.match(r"\s*\d+ ", row)]
     count = len(shell.session.ids)
@@ -86,11 +86,11 @@ def test_all_of_a_matrix_is_in_each_kind_of_picture(checkpoint, tmp_path, ending
 
 def test_a_session_is_as_wide_as_its_widest_part(checkpoint, tmp_path):
     shell = shell_of(checkpoint, 200)
-    shell.run(":attn 0.1")
+    shell.run_line(":attn 0.1")
     wide = printed(shell)
     shell.screen.out.width = 40
-    shell.run(":lens")
-    shell.run(f":export {tmp_path / 'all.txt'} session")
+    shell.run_line(":lens")
+    shell.run_line(f":export {tmp_path / 'all.txt'} session")
     kept = (tmp_path / "all.txt").read_text(encoding="utf-8")
     matrix = [
         row.rstrip() for row in wide.splitlines() if re.match(r"\s*\d+ \S", row) and "·" in row
@@ -103,16 +103,16 @@ def test_a_session_that_was_too_long_to_keep_says_so(checkpoint, tmp_path):
     shell = shell_of(checkpoint, 80)
     for _line in range(2_010):
         shell.screen.out.print("x")
-    shell.run(f":export {tmp_path / 'all.txt'} session")
+    shell.run_line(f":export {tmp_path / 'all.txt'} session")
     assert "things that were shown before are no longer kept" in printed(shell)
 
 
 def test_the_curve_is_a_view_too(tmp_path):
-    from minillm_repl.storage.paths import find
+    from minillm_repl.storage.paths import find_checkpoint
 
-    shell = shell_for(find("nalssi"))
-    shell.run("날씨")
-    shell.run(":lens")
-    shell.run(":plot")
-    shell.run(f":export {tmp_path / 'curve.txt'}")
+    shell = shell_for(find_checkpoint("nalssi"))
+    shell.run_line("날씨")
+    shell.run_line(":lens")
+    shell.run_line(":plot")
+    shell.run_line(f":export {tmp_path / 'curve.txt'}")
     assert "nats per token" in (tmp_path / "curve.txt").read_text(encoding="utf-8")

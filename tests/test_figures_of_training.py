@@ -16,22 +16,24 @@ from minillm_repl.cli import main
 from minillm_repl.errors import UserError
 from minillm_repl.training import tokenize as token_files
 from minillm_repl.training.corpus import open_corpus
-from minillm_repl.training.description import duration
+from minillm_repl.training.description import estimate_seconds
 from minillm_repl.training.open_corpora import find_corpus
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.run import Surroundings, TrainingRun
+from minillm_repl.training.run import RunContext, TrainingRun
 from minillm_repl.training.tokenize import tokenise
 from minillm_repl.training.vocabulary import make_tokenizer
-from minillm_repl.training.windows import Part
+from minillm_repl.training.windows import Split
 from tests.conftest import random_checkpoint
 
-PLAN = TrainPlan(steps=4, context=8, batch=2, lr=0.01, precision="float32", every=2)
+PLAN = TrainPlan(
+    steps=4, context_length=8, batch_size=2, lr=0.01, precision="float32", eval_interval=2
+)
 
 
 def begin(start, corpus, **settings):
     plan = dataclasses.replace(PLAN, **settings)
     return TrainingRun(
-        start, str(corpus), plan, Surroundings(Path(corpus).parent / "m", "cpu", threads=1)
+        start, str(corpus), plan, RunContext(Path(corpus).parent / "m", "cpu", threads=1)
     )
 
 
@@ -58,8 +60,10 @@ def test_different_tokens_are_those_that_occur(tmp_path, kind, text, different):
     occurs = set(run.trainer.train.ids.tolist()) | set(
         run.trainer.val.ids.tolist() if run.trainer.val else ()
     )
-    assert len(occurs) == (different or len(occurs)) <= run.tokenizer.size
-    assert (len(occurs) < run.tokenizer.size) == (kind == "bpe:300")  # byte pairs include all bytes
+    assert len(occurs) == (different or len(occurs)) <= run.tokenizer.vocab_size
+    assert (len(occurs) < run.tokenizer.vocab_size) == (
+        kind == "bpe:300"
+    )  # byte pairs include all bytes
     assert f"{len(occurs)} different" in run.title
 
 
@@ -81,7 +85,7 @@ def test_tokens_that_are_found_again_are_counted_as_before(tmp_path, monkeypatch
     opened = open_corpus(put(tmp_path, "가나다 가나다 라"))
     tokenizer = make_tokenizer("char", opened)
     first, again = (tokenise(opened, tokenizer, cache=tmp_path / "cache") for _ in range(2))
-    assert first.different == again.different == 5
+    assert first.unique_tokens == again.unique_tokens == 5
 
 
 # -- LoRA
@@ -112,10 +116,10 @@ def test_lora_says_how_many_parameters_are_trained(base, numbers, rank):
     ]
     expected = sum(rank * sum(array.shape) for array in matrices)
     assert run.title.startswith(
-        f"training {expected:,} parameters beside {base.config.parameters:,} that stay"
+        f"training {expected:,} parameters beside {base.config.n_params:,} that stay"
     )
     assert begin(base, numbers).title.startswith(
-        f"training further: {base.config.parameters:,} parameters"
+        f"training further: {base.config.n_params:,} parameters"
     )
 
 
@@ -212,13 +216,22 @@ def test_an_adapter_of_an_adapter_run_and_a_whole_run_go_on_counting(base, numbe
 
 
 def test_the_time_of_a_run_has_its_measurements_in_it():
-    plan = dataclasses.replace(PLAN, steps=100, batch=10, context=10)  # 100 tokens a step
-    seldom, often = dataclasses.replace(plan, every=100), dataclasses.replace(plan, every=1)
-    assert duration(seldom, 3.0, 0, 0) == pytest.approx(100 * 3 * 1.2)
+    plan = dataclasses.replace(
+        PLAN, steps=100, batch_size=10, context_length=10
+    )  # 100 tokens a step
+    seldom, often = (
+        dataclasses.replace(plan, eval_interval=100),
+        dataclasses.replace(plan, eval_interval=1),
+    )
+    assert estimate_seconds(seldom, 3.0, 0, 0) == pytest.approx(100 * 3 * 1.2)
     # Reading alone takes a third of a step: 2 measurements of 300 tokens, and one of 900, are 15
     # steps' tokens.
-    assert duration(seldom, 3.0, 300, 900) - duration(seldom, 3.0, 0, 0) == pytest.approx(15.0)
-    assert duration(often, 3.0, 300, 900) - duration(often, 3.0, 0, 0) == pytest.approx(101 * 3 + 9)
+    assert estimate_seconds(seldom, 3.0, 300, 900) - estimate_seconds(
+        seldom, 3.0, 0, 0
+    ) == pytest.approx(15.0)
+    assert estimate_seconds(often, 3.0, 300, 900) - estimate_seconds(
+        often, 3.0, 0, 0
+    ) == pytest.approx(101 * 3 + 9)
 
 
 @pytest.mark.parametrize("held_out", [True, False])
@@ -228,11 +241,11 @@ def test_readings_are_what_the_measurements_read(tmp_path, monkeypatch, held_out
     read = []
 
     def mean_loss(part, starts, interrupted=None):
-        read.append(len(starts) * part.context)
+        read.append(len(starts) * part.context_length)
         return 1.0 + len(read)
 
     monkeypatch.setattr(run.trainer, "mean_loss", mean_loss)
-    reading, last = run.trainer.readings()
+    reading, last = run.trainer.eval_token_counts()
     list(run.events(lambda: False, save=False))
     each = 2 if held_out else 1  # parts that are measured
     assert sum(read[:each]) == reading
@@ -243,5 +256,7 @@ def test_readings_are_what_the_measurements_read(tmp_path, monkeypatch, held_out
 
 
 def test_parts_without_a_text_held_out_read_nothing_of_it():
-    assert Part(np.zeros(100, np.uint16), None, 8).even(8_192).size == 92
-    assert math.isfinite(duration(dataclasses.replace(PLAN, steps=1, every=500), 0.0, 0, 0))
+    assert Split(np.zeros(100, np.uint16), None, 8).evenly_spaced_starts(8_192).size == 92
+    assert math.isfinite(
+        estimate_seconds(dataclasses.replace(PLAN, steps=1, eval_interval=500), 0.0, 0, 0)
+    )

@@ -83,7 +83,7 @@ def test_a_head_that_differs_is_used_although_the_flag_says_that_it_is_the_embed
 ):
     folder = written(untied, tmp_path / "m", tie_word_embeddings=True)
     checkpoint = assert_alike(folder)
-    assert not checkpoint.config.tied
+    assert not checkpoint.config.tie_word_embeddings
     assert len(checkpoint.notes) == 1
     assert heads(kind)[1] in checkpoint.notes[0]
     save(checkpoint, tmp_path / "again", folder=True)  # and what is saved says so
@@ -105,7 +105,7 @@ def test_a_head_that_is_equal_to_the_embedding_is_the_embedding(kind, untied, st
     embedding, head = heads(kind)
     same = lambda tensors: tensors | {head: tensors[embedding].to(stored).clone()}  # noqa: E731
     checkpoint = assert_alike(written(untied, tmp_path, same, tie_word_embeddings=True))
-    assert checkpoint.config.tied
+    assert checkpoint.config.tie_word_embeddings
     assert checkpoint.notes == ()
 
 
@@ -114,7 +114,7 @@ def test_of_two_tied_names_one_is_enough(kind, untied, lost, tmp_path):
     gone = heads(kind)[lost]
     drop = lambda tensors: {name: each for name, each in tensors.items() if name != gone}  # noqa: E731
     checkpoint = assert_alike(written(untied, tmp_path, drop, tie_word_embeddings=True))
-    assert checkpoint.config.tied
+    assert checkpoint.config.tie_word_embeddings
     assert checkpoint.notes == ()
 
 
@@ -238,7 +238,7 @@ def test_a_mistral_slides_where_its_layer_types_say_so(layer_types, windows, tmp
     folder = written(random_model(t.MistralConfig, LLAMA | {"sliding_window": 7}), tmp_path / "m")
     edited(folder, **({"layer_types": layer_types} if layer_types else {}))
     checkpoint = assert_alike(folder)
-    assert (checkpoint.config.windows, checkpoint.notes) == (windows, ())
+    assert (checkpoint.config.sliding_windows, checkpoint.notes) == (windows, ())
     save(checkpoint, tmp_path / "again", folder=True)
     assert assert_alike(tmp_path / "again").config == checkpoint.config
 

@@ -17,8 +17,13 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from minillm_repl.chat.loss_mask import trained_ids
-from minillm_repl.chat.template import PLAIN, ROLES, Message, encode
+from minillm_repl.chat.loss_mask import encode_with_loss_mask
+from minillm_repl.chat.template import (
+    DEFAULT_CHAT_TEMPLATE,
+    ROLE_TOKENS,
+    Message,
+    apply_chat_template,
+)
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
 from minillm_repl.checkpoint.formats import adapter
 from minillm_repl.checkpoint.formats.header import read_header
@@ -26,21 +31,21 @@ from minillm_repl.checkpoint.load import load
 from minillm_repl.checkpoint.save import save
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
-from minillm_repl.model.lora import adapt, merged
-from minillm_repl.repl.model_loading import Opening
+from minillm_repl.model.lora import add_adapters, merge_adapters
+from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
 from minillm_repl.tokenizer.base import decode
-from minillm_repl.tokenizer.character import UNKNOWN, CharacterTokenizer
+from minillm_repl.tokenizer.character import UNK_TOKEN, CharacterTokenizer
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from minillm_repl.training import resume
 from minillm_repl.training.corpus import open_corpus
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.run import Surroundings, TrainingRun
+from minillm_repl.training.run import RunContext, TrainingRun
 from minillm_repl.training.run_paths import resume_path
 from minillm_repl.training.tokenize import tokenise
 from minillm_repl.training.vocabulary import make_tokenizer
-from minillm_repl.training.windows import IGNORED
+from minillm_repl.training.windows import IGNORE_INDEX
 from tests.conftest import random_checkpoint
 from tests.outside import outside
 from tests.test_huggingface import FAMILIES, logits_of, random_model
@@ -48,7 +53,7 @@ from tests.test_huggingface import FAMILIES, logits_of, random_model
 
 def begin(start, corpus, path, **settings):
     plan = TrainPlan(**{"precision": "float32", "val": "off", **settings})
-    return TrainingRun(start, str(corpus), plan, Surroundings(Path(path), "cpu", threads=1))
+    return TrainingRun(start, str(corpus), plan, RunContext(Path(path), "cpu", threads=1))
 
 
 def trained(start, corpus, path, **settings):
@@ -177,7 +182,7 @@ def masked(theirs, source, conversation):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_what_is_learnt_is_what_transformers_masks(pair, name):
     ours, theirs = pair
-    found = trained_ids(ChatTemplate(TEMPLATES[name]), ours, CONVERSATIONS)
+    found = encode_with_loss_mask(ChatTemplate(TEMPLATES[name]), ours, CONVERSATIONS)
     assert sum(sum(marks) for _, marks in found) > 1_000
     for (ids, marks), conversation in zip(found, CONVERSATIONS, strict=True):
         assert (ids, marks) == masked(theirs, TEMPLATES[name], conversation), conversation
@@ -190,7 +195,7 @@ def test_a_trained_conversation_begins_as_the_prompt_that_its_answer_will_have(p
     for conversation in CONVERSATIONS[:5]:
         place = [message.role for message in conversation].index("assistant")
         asked = conversation[:place]
-        prompt = encode(template, ours, asked, False)
+        prompt = apply_chat_template(template, ours, asked, False)
         expected = theirs.apply_chat_template(
             as_dicts(asked),
             chat_template=template.source,
@@ -198,7 +203,7 @@ def test_a_trained_conversation_begins_as_the_prompt_that_its_answer_will_have(p
             return_dict=True,
         )
         assert prompt == list(expected["input_ids"])
-        ids, marks = trained_ids(template, ours, [conversation])[0]
+        ids, marks = encode_with_loss_mask(template, ours, [conversation])[0]
         assert ids[: marks.index(True)] == prompt
 
 
@@ -230,7 +235,7 @@ def test_where_earlier_turns_are_written_otherwise_each_answer_is_learnt_after_w
         Message("user", "city"),
         Message("assistant", "hello there"),
     ]
-    found = trained_ids(template, ours, [short, long])
+    found = encode_with_loss_mask(template, ours, [short, long])
     assert len(found) == 3
     for (ids, marks), given in zip(found, (short, long[:3], long), strict=True):
         assert ids == masked(theirs, template.source, given)[0]
@@ -247,24 +252,24 @@ def test_a_template_that_writes_the_last_turn_first_is_refused(pair):
     )
     talk = [Message("user", "hello"), Message("assistant", "네")]
     with pytest.raises(UserError, match="conversation 42 one turn after the other"):
-        trained_ids(template, pair[0], [talk[1:], talk], first=41)
+        encode_with_loss_mask(template, pair[0], [talk[1:], talk], first=41)
 
 
 def test_a_template_that_changes_or_refuses_what_is_said(pair):
     ours, _ = pair
     conversation = [Message("user", "hello"), Message("assistant", "yes <b>")]
     changed = TEMPLATES["ChatML"].replace("m.content +", "m.content | upper +")
-    ids, marks = trained_ids(ChatTemplate(changed), ours, [conversation])[0]
+    ids, marks = encode_with_loss_mask(ChatTemplate(changed), ours, [conversation])[0]
     learnt = [token for token, mark in zip(ids, marks, strict=True) if mark]
     # not to be found again: all that the turn added
     assert decode(ours, learnt).strip() == "YES <B>"
-    assert ours.named("<|im_end|>") in learnt
+    assert ours.token_to_id("<|im_end|>") in learnt
     with pytest.raises(UserError, match="roles must alternate"):
-        trained_ids(
+        encode_with_loss_mask(
             ChatTemplate("{{ raise_exception('roles must alternate') }}"), ours, [conversation]
         )
     with pytest.raises(UserError, match="conversation 7 has no turn of the assistant"):
-        trained_ids(
+        encode_with_loss_mask(
             ChatTemplate(TEMPLATES["ChatML"]), ours, [conversation, conversation[:1]], first=6
         )
 
@@ -272,15 +277,15 @@ def test_a_template_that_changes_or_refuses_what_is_said(pair):
 @pytest.mark.parametrize(("count", "turns"), [(12, 25), (1, 90)])
 def test_long_conversations_are_not_taken_for_an_attack(count, turns):
     """A template's process may write so much and no more; what is written is asked for in parts."""
-    tokenizer = CharacterTokenizer("\n abcdefghijklmnopqrstuvwxyz", ROLES)
+    tokenizer = CharacterTokenizer("\n abcdefghijklmnopqrstuvwxyz", ROLE_TOKENS)
     pairs = [
         (Message("user", f"{'question ' * 40}"), Message("assistant", f"{'answer ' * 40}x"))
         for _ in range(turns)
     ]
     conversation = [message for two in pairs for message in two]
-    found = trained_ids(PLAIN, tokenizer, [conversation] * count)
+    found = encode_with_loss_mask(DEFAULT_CHAT_TEMPLATE, tokenizer, [conversation] * count)
     assert len(found) == count
-    end = tokenizer.named("<|end|>")
+    end = tokenizer.token_to_id("<|end|>")
     for ids, marks in found:
         learnt = [token for token, mark in zip(ids, marks, strict=True) if mark]
         assert learnt == [*tokenizer.encode(pairs[0][1].content), end] * turns
@@ -303,7 +308,7 @@ def test_a_wrong_conversation_is_named_by_its_number_in_the_file(tmp_path):
     )
     opened = open_corpus(path)
     with pytest.raises(UserError, match="conversation 230 has no turn"):
-        tokenise(opened, make_tokenizer("char", opened), template=PLAIN)
+        tokenise(opened, make_tokenizer("char", opened), template=DEFAULT_CHAT_TEMPLATE)
 
 
 @pytest.mark.parametrize("kind", ["skipped", "<unk>", "subword"])
@@ -316,20 +321,20 @@ def test_characters_of_conversations_that_a_model_does_not_know_are_counted(tmp_
         )
         tokenizer = SubwordTokenizer(json.loads(library.to_str()), {}, 3)
     else:
-        tokenizer = CharacterTokenizer("ab", [*ROLES, *([kind] if kind == UNKNOWN else [])])
+        tokenizer = CharacterTokenizer("ab", [*ROLE_TOKENS, *([kind] if kind == UNK_TOKEN else [])])
     assert (
         tokenise(
             open_corpus(path),
             tokenizer,
             template=ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}"),
-        ).unknown
+        ).unknown_characters
         == 4
     )
 
 
 # -- characters and special tokens
 
-SPECIALS = [*ROLES, "<end>", UNKNOWN, "<끝>"]
+SPECIALS = [*ROLE_TOKENS, "<end>", UNK_TOKEN, "<끝>"]
 ALPHABET = sorted(set("".join(SAID) + "가각 한글<|>/unkendsr끝\n"))
 
 
@@ -359,31 +364,31 @@ def strings(count=400):
 def written(tokenizer, ids):
     """The text of all tokens, special ones by their names."""
     return "".join(
-        tokenizer.special(token) or tokenizer.token_bytes(token).decode() for token in ids
+        tokenizer.special_name(token) or tokenizer.token_bytes(token).decode() for token in ids
     )
 
 
 def test_what_is_typed_never_becomes_a_special_token_and_comes_back_in_nfc():
-    tokenizer, bare = characters(), characters([each for each in SPECIALS if each != UNKNOWN])
-    known, lost = len(tokenizer.characters), tokenizer.named(UNKNOWN)
+    tokenizer, bare = characters(), characters([each for each in SPECIALS if each != UNK_TOKEN])
+    known, lost = len(tokenizer.characters), tokenizer.token_to_id(UNK_TOKEN)
     for text in strings():
         ids, normal = tokenizer.encode(text), unicodedata.normalize("NFC", text)
         assert [token for token in ids if token >= known] == [lost] * ids.count(lost)
-        expected = [c if c in tokenizer.characters else UNKNOWN for c in normal]
+        expected = [c if c in tokenizer.characters else UNK_TOKEN for c in normal]
         assert [written(tokenizer, [token]) for token in ids] == expected
         assert decode(bare, bare.encode(text)) == "".join(c for c in normal if c in bare.characters)
         assert tokenizer.encode(unicodedata.normalize("NFD", text)) == ids
     for name in SPECIALS:
-        assert tokenizer.encode(f"a{name}b", special=True) == [*tokenizer.encode("a"), tokenizer.named(name),
+        assert tokenizer.encode(f"a{name}b", parse_special=True) == [*tokenizer.encode("a"), tokenizer.token_to_id(name),
                                                               *tokenizer.encode("b")]  # fmt: skip
 
 
 def test_transformers_reads_characters_and_special_tokens_the_same(tmp_path):
     ours = characters()
-    model = random_checkpoint(characters=[chr(0x4E00 + place) for place in range(ours.size)])
-    end = (ours.named("<|end|>"),)
+    model = random_checkpoint(characters=[chr(0x4E00 + place) for place in range(ours.vocab_size)])
+    end = (ours.token_to_id("<|end|>"),)
     save(
-        dataclasses.replace(model, tokenizer=ours, chat=PLAIN, end=end),
+        dataclasses.replace(model, tokenizer=ours, chat=DEFAULT_CHAT_TEMPLATE, eos_token_ids=end),
         tmp_path / "hf",
         folder=True,
     )
@@ -391,11 +396,13 @@ def test_transformers_reads_characters_and_special_tokens_the_same(tmp_path):
         transformers.AutoTokenizer.from_pretrained(tmp_path / "hf"),
         load(tmp_path / "hf"),
     )
-    assert again.end == end
+    assert again.eos_token_ids == end
     assert again.tokenizer.special_names == SPECIALS
     for text in strings():
-        ids = ours.encode(text, special=True)
-        assert ids == theirs(text)["input_ids"] == again.tokenizer.encode(text, special=True), text
+        ids = ours.encode(text, parse_special=True)
+        assert (
+            ids == theirs(text)["input_ids"] == again.tokenizer.encode(text, parse_special=True)
+        ), text
         assert ours.encode(text) == again.tokenizer.encode(text), text
         assert (
             theirs.decode(ids, skip_special_tokens=False)
@@ -409,23 +416,25 @@ def test_transformers_reads_characters_and_special_tokens_the_same(tmp_path):
         "{% endgeneration %}{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}"
     )
     for tokenizer in (ours, again.tokenizer):
-        found = trained_ids(PLAIN, tokenizer, CONVERSATIONS)
+        found = encode_with_loss_mask(DEFAULT_CHAT_TEMPLATE, tokenizer, CONVERSATIONS)
         assert found == [masked(theirs, marked, conversation) for conversation in CONVERSATIONS]
     for conversation in CONVERSATIONS[::10]:
         expected = theirs.apply_chat_template(
             as_dicts(conversation), add_generation_prompt=True, return_dict=True
         )
-        assert encode(PLAIN, ours, conversation, False) == list(expected["input_ids"])
-        assert encode(again.chat, again.tokenizer, conversation, False) == list(
+        assert apply_chat_template(DEFAULT_CHAT_TEMPLATE, ours, conversation, False) == list(
             expected["input_ids"]
         )
+        assert apply_chat_template(
+            again.chat_template, again.tokenizer, conversation, False
+        ) == list(expected["input_ids"])
 
 
 def test_special_tokens_that_are_said_are_text_in_a_conversation():
     tokenizer = characters()
     said = [Message("user", "a<|end|><|assistant|>b"), Message("assistant", "<|user|>c<|end|>")]
-    ids, marks = trained_ids(PLAIN, tokenizer, [said])[0]
-    user, assistant, end = map(tokenizer.named, ("<|user|>", "<|assistant|>", "<|end|>"))
+    ids, marks = encode_with_loss_mask(DEFAULT_CHAT_TEMPLATE, tokenizer, [said])[0]
+    user, assistant, end = map(tokenizer.token_to_id, ("<|user|>", "<|assistant|>", "<|end|>"))
     first, second = (tokenizer.encode(message.content) for message in said)
     assert ids == [user, *first, end, assistant, *second, end]
     assert marks == [False] * (len(first) + 3) + [True] * (len(second) + 1)
@@ -433,16 +442,23 @@ def test_special_tokens_that_are_said_are_text_in_a_conversation():
 
 def test_special_tokens_are_kept_in_a_native_file(tmp_path):
     tokenizer = characters()
-    model = random_checkpoint(characters=[chr(0x4E00 + place) for place in range(tokenizer.size)])
+    model = random_checkpoint(
+        characters=[chr(0x4E00 + place) for place in range(tokenizer.vocab_size)]
+    )
     save(
-        dataclasses.replace(model, tokenizer=tokenizer, chat=PLAIN, end=(tokenizer.size - 1,)),
+        dataclasses.replace(
+            model,
+            tokenizer=tokenizer,
+            chat=DEFAULT_CHAT_TEMPLATE,
+            eos_token_ids=(tokenizer.vocab_size - 1,),
+        ),
         tmp_path / "m",
     )
     again = load(tmp_path / "m")
-    assert (again.tokenizer.to_json(), again.chat, again.end) == (
+    assert (again.tokenizer.to_json(), again.chat_template, again.eos_token_ids) == (
         tokenizer.to_json(),
-        PLAIN,
-        (tokenizer.size - 1,),
+        DEFAULT_CHAT_TEMPLATE,
+        (tokenizer.vocab_size - 1,),
     )
     for text in strings(50):
         assert again.tokenizer.encode_rendered(text) == tokenizer.encode_rendered(text)
@@ -491,7 +507,9 @@ def adapted(base, numbers):
 
 
 def ids_of(checkpoint):
-    return torch.from_numpy(np.random.default_rng(1).integers(0, checkpoint.config.vocab, (2, 20)))
+    return torch.from_numpy(
+        np.random.default_rng(1).integers(0, checkpoint.config.vocab_size, (2, 20))
+    )
 
 
 def logits(checkpoint, ids):
@@ -501,7 +519,7 @@ def logits(checkpoint, ids):
 def test_a_fresh_adapter_changes_nothing_and_alone_can_learn(base):
     model, ids = build(base.config, base.tensors), ids_of(base)
     expected = logits_of(model, ids)
-    adapt(model, RANK)
+    add_adapters(model, RANK)
     assert torch.equal(logits_of(model, ids), expected)
     names = {name for name, each in model.named_parameters() if each.requires_grad}
     matrices = [
@@ -510,7 +528,7 @@ def test_a_fresh_adapter_changes_nothing_and_alone_can_learn(base):
         if name.startswith("blocks.") and array.ndim == 2
     ]
     assert names == {name.replace("weight", side) for name in matrices for side in ("up", "down")}
-    for name, weight in merged(model.state_dict()).items():
+    for name, weight in merge_adapters(model.state_dict()).items():
         assert weight.numpy().tobytes() == base.tensors[name].tobytes(), name
 
 
@@ -582,7 +600,7 @@ def saved_adapter(tmp_path_factory):
     return folder, safetensors.numpy.load_file(header.path), dict(header.metadata)
 
 
-QKV, UP = "blocks.0.attention.qkv", "blocks.0.ff.up"
+QKV, UP = "blocks.0.attention.qkv", "blocks.0.mlp.up"
 HUGE = np.float32(3e38)
 HOSTILE = {
     "another model": (
@@ -643,7 +661,7 @@ HOSTILE = {
     ),
     "nothing in it": (None, {}, "an adapter without tensors"),
     "one more": ({"extra": np.ones((2, 2))}, {}, "belongs to no matrix of its model: extra"),
-    "of no layer": ({"blocks.9.ff.up.up": np.ones((2, 2))}, {}, "belongs to no matrix"),
+    "of no layer": ({"blocks.9.mlp.up.up": np.ones((2, 2))}, {}, "belongs to no matrix"),
     "of a norm": (
         {"ln_f.up": np.ones((24, 2)), "ln_f.down": np.ones((2, 24))},
         {},
@@ -817,7 +835,7 @@ def test_a_real_model_learns_to_tell_other_tales(stories, grimm, tmp_path, kind,
         steps=30,
         context=128,
         batch=8,
-        every=15,
+        eval_interval=15,
         **settings,
     )
     # its bytes stand for all characters
@@ -845,9 +863,11 @@ def test_a_real_model_learns_to_tell_other_tales(stories, grimm, tmp_path, kind,
 
 
 def test_what_a_model_does_not_know_is_named_for_conversations_too(tmp_path):
-    tokenizer = CharacterTokenizer("\n abcd", ROLES)
-    model = random_checkpoint(characters=[chr(0x4E00 + place) for place in range(tokenizer.size)])
-    start = dataclasses.replace(model, tokenizer=tokenizer, chat=PLAIN)
+    tokenizer = CharacterTokenizer("\n abcd", ROLE_TOKENS)
+    model = random_checkpoint(
+        characters=[chr(0x4E00 + place) for place in range(tokenizer.vocab_size)]
+    )
+    start = dataclasses.replace(model, tokenizer=tokenizer, chat=DEFAULT_CHAT_TEMPLATE)
     path = tmp_path / "c.jsonl"
     path.write_text(rows(exchange("ab 훈", "dd ZZ"), exchange("훈", "a")), encoding="utf-8")
     run = begin(start, path, tmp_path / "m", steps=1)
@@ -885,14 +905,23 @@ def chat(request, tmp_path_factory):
         "batch": 12,
     }
     return begin(
-        None, path, folder / "m", steps=160, tokenizer=request.param, every=80, lr=0.01, **sizes
+        None,
+        path,
+        folder / "m",
+        steps=160,
+        tokenizer=request.param,
+        eval_interval=80,
+        lr=0.01,
+        **sizes,
     ), talk * 4
 
 
 def test_only_the_assistants_words_have_targets(chat, tmp_path):
     run, talk = chat
     tokenizer = run.tokenizer
-    sized = random_checkpoint(characters=[chr(0x4E00 + place) for place in range(tokenizer.size)])
+    sized = random_checkpoint(
+        characters=[chr(0x4E00 + place) for place in range(tokenizer.vocab_size)]
+    )
     save(dataclasses.replace(sized, tokenizer=tokenizer), tmp_path / "hf", folder=True)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     source = (
@@ -906,7 +935,7 @@ def test_only_the_assistants_words_have_targets(chat, tmp_path):
     part = run.trainer.train
     assert part.ids.tolist() == [token for ids, _ in expected for token in ids]
     assert part.targets == sum(sum(marks) for _, marks in expected)
-    assert part.learned.tolist() == [mark for _, marks in expected for mark in marks]
+    assert part.loss_mask.tolist() == [mark for _, marks in expected for mark in marks]
 
 
 def test_what_is_said_to_the_assistant_gives_no_gradient(chat):
@@ -917,27 +946,27 @@ def test_what_is_said_to_the_assistant_gives_no_gradient(chat):
         output.retain_grad()
         seen.append(output)
 
-    starts = trainer.train.even(1_000)
-    targets = trainer.train.at(starts)[1]
+    starts = trainer.train.evenly_spaced_starts(1_000)
+    targets = trainer.train.batch(starts)[1]
     for smoothing in (0.0, 0.1):
         hook = trainer.model.register_forward_hook(keep)
         trainer.loss(starts, smoothing).backward()
         hook.remove()
         trainer.model.zero_grad()
         moved = seen.pop().grad.abs().amax(-1)
-        assert (moved[targets == IGNORED] == 0).all()
-        assert (moved[targets != IGNORED] > 0).all()
-    assert 0.2 < (targets == IGNORED).float().mean() < 0.9
+        assert (moved[targets == IGNORE_INDEX] == 0).all()
+        assert (moved[targets != IGNORE_INDEX] > 0).all()
+    assert 0.2 < (targets == IGNORE_INDEX).float().mean() < 0.9
 
 
 def test_a_model_trained_on_a_chat_answers_with_what_it_was_taught(chat, tmp_path):
     run, _ = chat
     *_, finished = run.events(lambda: False, save=False)
     save(run.checkpoint(finished), tmp_path / "chat.safetensors")
-    model = Opening().ready(load(tmp_path / "chat.safetensors"))
+    model = ModelLoader().prepare(load(tmp_path / "chat.safetensors"))
     for question, answer in TAUGHT.items():
         session = Session(Settings(temp=0, max_tokens=40))
-        session.ask(model, question)
+        session.start_chat_turn(model, question)
         *_, ended = session.generate(model, lambda: False, 0)
         assert ended.text.strip() == answer.strip(), question
         # it has learnt to end its turn, whatever blanks come before
@@ -977,8 +1006,8 @@ def test_an_adapter_that_was_resumed_is_saved_and_opens(tmp_path):
     steps = itertools.count()
     list(cut.events(lambda: next(steps) >= 3))
     assert cut.trainer.state.step == 3
-    run = TrainingRun.resumed(
-        tmp_path / "m.safetensors", Surroundings(tmp_path / "m.safetensors", "cpu")
+    run = TrainingRun.from_resume_file(
+        tmp_path / "m.safetensors", RunContext(tmp_path / "m.safetensors", "cpu")
     )
     *_, finished = run.events(lambda: False)
     after = run.checkpoint(finished)
@@ -1005,11 +1034,11 @@ def test_a_resume_file_may_name_any_model_as_that_of_an_adapter_and_the_run_goes
         safetensors.numpy.load_file(file), file, {**metadata, "run": json.dumps(run)}
     )
     asked = itertools.count()
-    *_, finished = TrainingRun.resumed(path, Surroundings(path, "cpu")).events(
+    *_, finished = TrainingRun.from_resume_file(path, RunContext(path, "cpu")).events(
         lambda: next(asked) >= 2
     )
     assert finished.reason == "interrupt"
-    again = resume.read(file).facts.base
+    again = resume.load_run(file).metadata.base_model
     assert again is not None
     assert str(again[0]) == str(tmp_path / name)
 

@@ -18,7 +18,7 @@ from minillm_repl.checkpoint.load import load
 from minillm_repl.checkpoint.save import save
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
-from minillm_repl.storage.paths import cached, find, title
+from minillm_repl.storage.paths import cached_models, checkpoint_title, find_checkpoint
 from tests.conftest import random_checkpoint
 from tests.test_huggingface import GPT2, LLAMA, logits_of, opened, random_ids, random_model
 
@@ -226,7 +226,7 @@ def test_models_trained_here_open_in_transformers(wide, nalssi, tmp_path):
     checkpoint = random_checkpoint(vocab=40, width=12) if wide else nalssi
     save(checkpoint, tmp_path / "ours", folder=True)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
-    ids = torch.arange(checkpoint.config.context)[None] % checkpoint.config.vocab
+    ids = torch.arange(checkpoint.config.context_length)[None] % checkpoint.config.vocab_size
     ours = build(checkpoint.config, checkpoint.tensors)
     torch.testing.assert_close(logits_of(again, ids), logits_of(ours, ids), rtol=0, atol=1e-4)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
@@ -250,9 +250,11 @@ def test_a_native_file_keeps_the_template_and_the_end(nalssi, tmp_path):
     import dataclasses
 
     template = ChatTemplate("{{ messages }}", {"bos_token": "<s>"})
-    save(dataclasses.replace(nalssi, chat=template, end=(3, 5)), tmp_path / "m.safetensors")
+    save(
+        dataclasses.replace(nalssi, chat=template, eos_token_ids=(3, 5)), tmp_path / "m.safetensors"
+    )
     again = load(tmp_path / "m.safetensors")
-    assert (again.chat, again.end) == (template, (3, 5))
+    assert (again.chat_template, again.eos_token_ids) == (template, (3, 5))
 
 
 @pytest.mark.slow
@@ -288,12 +290,12 @@ def test_models_in_the_cache_are_found_by_name(folder, tmp_path, monkeypatch):
     for file in folder.iterdir():
         (snapshot / file.name).symlink_to(file)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert cached() == {"some-body/tiny.llama": snapshot}
-    assert find("some-body/tiny.llama") == snapshot
-    assert title(snapshot) == "some-body/tiny.llama"
-    assert load(find("some-body/tiny.llama")).config.layers == 3
+    assert cached_models() == {"some-body/tiny.llama": snapshot}
+    assert find_checkpoint("some-body/tiny.llama") == snapshot
+    assert checkpoint_title(snapshot) == "some-body/tiny.llama"
+    assert load(find_checkpoint("some-body/tiny.llama")).config.n_layers == 3
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
-    assert cached() == {}
+    assert cached_models() == {}
 
 
 @pytest.mark.parametrize(
@@ -321,7 +323,7 @@ def test_the_cache_lies_where_hugging_faces_library_says(tmp_path, monkeypatch, 
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
     assert theirs.is_relative_to(tmp_path)
-    assert cached() == {"some-body/tiny": snapshot}
+    assert cached_models() == {"some-body/tiny": snapshot}
 
 
 MEASURE = """

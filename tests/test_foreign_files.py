@@ -16,7 +16,7 @@ import transformers
 from minillm_repl.checkpoint.load import load
 from minillm_repl.checkpoint.save import save
 from minillm_repl.errors import UserError
-from minillm_repl.storage.paths import cached, find, title
+from minillm_repl.storage.paths import cached_models, checkpoint_title, find_checkpoint
 from tests.test_folders import edited, sharded
 from tests.test_huggingface import LLAMA, logits_of, opened, random_ids, random_model
 
@@ -328,9 +328,9 @@ def test_a_text_may_have_a_byte_order_mark_other_line_ends_and_blank_ends(
     checkpoint, ours = opened(folder)
     ids = random_ids(9)
     torch.testing.assert_close(logits_of(ours, ids), logits_of(theirs, ids), rtol=0, atol=1e-4)
-    assert checkpoint.chat.source == "{{ messages }}"
+    assert checkpoint.chat_template.source == "{{ messages }}"
     (folder / "chat_template.jinja").write_bytes(BUFFER + b"hi{{ messages }}")
-    assert load(folder).chat.source == "hi{{ messages }}"
+    assert load(folder).chat_template.source == "hi{{ messages }}"
 
 
 # -- Ways to name a model
@@ -349,8 +349,8 @@ def test_any_file_of_a_folder_stands_for_the_model(folder, original):
         "tokenizer_config.json",
         "",
     ):
-        found = find(str(folder / name))
-        assert title(found) == "model"
+        found = find_checkpoint(str(folder / name))
+        assert checkpoint_title(found) == "model"
         checkpoint = load(found)
         assert checkpoint.path == folder
         assert all(
@@ -384,8 +384,8 @@ def test_paths_may_end_in_a_slash_begin_at_home_be_links_or_look_like_files(
     (tmp_path / "model").symlink_to("a.safetensors")
     for name in ("a.safetensors", "a.safetensors/", "a", "~/a.safetensors/", "~/link", "link/", "./model", "'~/link/'",
                  "a.safetensors/config.json", "link/model.safetensors"):  # fmt: skip
-        assert load(find(name)).config.layers == 3
-    assert title(find("a")) == "a"
+        assert load(find_checkpoint(name)).config.n_layers == 3
+    assert checkpoint_title(find_checkpoint("a")) == "a"
 
 
 VARIABLES = {
@@ -431,9 +431,9 @@ def test_the_cache_lies_where_the_library_of_hugging_face_has_it(
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert asked.stdout.strip() == str(hub)
-    assert cached() == {"gpt2": snapshot}
-    assert find("gpt2") == snapshot
-    assert title(snapshot) == "gpt2"
+    assert cached_models() == {"gpt2": snapshot}
+    assert find_checkpoint("gpt2") == snapshot
+    assert checkpoint_title(snapshot) == "gpt2"
 
 
 def test_the_snapshot_that_main_names_is_the_model(original, tmp_path, monkeypatch):
@@ -442,9 +442,9 @@ def test_the_snapshot_that_main_names_is_the_model(original, tmp_path, monkeypat
     name = "models--some-body--tiny-1.0"
     main = in_cache(original, tmp_path / "hub", name, "b" * 40)
     newer = in_cache(original, tmp_path / "hub", name, "a" * 40)
-    assert cached() == {"some-body/tiny-1.0": newer}
+    assert cached_models() == {"some-body/tiny-1.0": newer}
     (tmp_path / "hub" / name / "refs" / "main").write_text("b" * 40 + "\n")
-    assert cached() == {"some-body/tiny-1.0": main}
+    assert cached_models() == {"some-body/tiny-1.0": main}
     (tmp_path / "my").symlink_to(main)
     (tmp_path / "all").symlink_to(tmp_path / "hub" / name)
     for asked in (
@@ -454,14 +454,14 @@ def test_the_snapshot_that_main_names_is_the_model(original, tmp_path, monkeypat
         "my",
         "my/config.json",
     ):
-        assert load(find(asked)).config.layers == 3
-        assert title(find(asked)) == "some-body/tiny-1.0"
+        assert load(find_checkpoint(asked)).config.n_layers == 3
+        assert checkpoint_title(find_checkpoint(asked)) == "some-body/tiny-1.0"
     for wrong in ("gone", "../..", "", "x" * 300, "\x00"):  # then the newest is as good as any
         (tmp_path / "hub" / name / "refs" / "main").write_text(wrong)
-        assert find("some-body/tiny-1.0") == newer
+        assert find_checkpoint("some-body/tiny-1.0") == newer
     (tmp_path / "hub" / name / "refs" / "main").unlink()
     os.mkfifo(tmp_path / "hub" / name / "refs" / "main")
-    assert find("some-body/tiny-1.0") == newer
+    assert find_checkpoint("some-body/tiny-1.0") == newer
 
 
 def test_a_snapshot_without_weights_says_so(original, tmp_path, monkeypatch):
@@ -470,13 +470,13 @@ def test_a_snapshot_without_weights_says_so(original, tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match="has no model.safetensors: only a description of the model is there"
     ):
-        load(find("gpt2"))
+        load(find_checkpoint("gpt2"))
     (snapshot / "model.safetensors").symlink_to("../../blobs/never-fetched")
     with pytest.raises(
         UserError,
         match="model.safetensors is a link to ../../blobs/never-fetched, which is not there",
     ):
-        load(find("gpt2"))
+        load(find_checkpoint("gpt2"))
 
 
 def test_what_is_in_the_cache_and_does_not_open_is_named_but_not_listed(
@@ -485,11 +485,11 @@ def test_what_is_in_the_cache_and_does_not_open_is_named_but_not_listed(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     snapshot = in_cache(original, tmp_path, "models--some-body--tiny-GGUF", "d" * 40, model=False)
     (snapshot / "config.json").rename(snapshot / "tiny-Q4_K_M.gguf")
-    assert cached() == {}
+    assert cached_models() == {}
     with pytest.raises(
         UserError, match=r"weights are a GGUF file, which is llama.cpp's \(tiny-Q4_K_M.gguf\)"
     ):
-        load(find("some-body/tiny-GGUF"))
+        load(find_checkpoint("some-body/tiny-GGUF"))
 
 
 # -- Names to save under
@@ -510,7 +510,7 @@ def test_nothing_is_saved_under_a_name_of_another_format(ending, nalssi, tmp_pat
         save(nalssi, tmp_path / name)
         assert load(tmp_path / name).config == nalssi.config
     save(nalssi, tmp_path / f"folder.{ending}", folder=True)
-    assert load(tmp_path / f"folder.{ending}").config.vocab == nalssi.config.vocab
+    assert load(tmp_path / f"folder.{ending}").config.vocab_size == nalssi.config.vocab_size
 
 
 def run(*arguments, script=""):

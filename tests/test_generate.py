@@ -10,9 +10,9 @@ import torch
 
 from minillm_repl.errors import UserError
 from minillm_repl.generate.backends.torch import TorchDecoder
-from minillm_repl.generate.decoder import make_decoder, read
+from minillm_repl.generate.decoder import make_decoder, prefill
 from minillm_repl.generate.events import Finished, Step, as_json
-from minillm_repl.generate.generate import StopText, generate
+from minillm_repl.generate.generate import Detokenizer, generate
 from minillm_repl.generate.next_token import sampler_view
 from minillm_repl.generate.options import Sampling
 from minillm_repl.model.build import build
@@ -24,7 +24,7 @@ class Uncached:
 
     def __init__(self, checkpoint):
         self.model = build(checkpoint.config, checkpoint.tensors)
-        self.context, self.piece = checkpoint.config.context, 100
+        self.context_length, self.prefill_chunk = checkpoint.config.context_length, 100
         self.ids, self.name, self.start = [], "uncached", None
 
     @torch.no_grad()
@@ -39,7 +39,7 @@ class Uncached:
         del self.ids[length:]
 
 
-def run(checkpoint, prompt="날씨", sampling=None, decoder=None, seed=0, **more):
+def run(checkpoint, reader="날씨", sampling=None, decoder=None, seed=0, **more):
     decoder = decoder or make_decoder(checkpoint)
     ids = checkpoint.tokenizer.encode(prompt)
     more = {"max_tokens": 40, **more}
@@ -119,7 +119,7 @@ def test_only_what_a_sampler_has_cut_is_told_as_cut_however_unlikely_the_rest():
     for sampling, left in [(Sampling(temp=1e-9), 9), (Sampling(temp=1e-9, top_k=4), 4)]:
         step = run(checkpoint, prompt, sampling, max_tokens=1, top=9)[0]
         ids = checkpoint.tokenizer.encode(prompt)
-        logits = read(make_decoder(checkpoint), ids)
+        logits = prefill(make_decoder(checkpoint), ids)
         view = sampler_view(logits, sampling, ids, checkpoint.tokenizer, 9)
         assert sum(candidate.kept for candidate in step.top) == left
         assert [(each.id, each.kept, each.prob) for each in step.top] == [
@@ -131,7 +131,7 @@ def test_only_what_a_sampler_has_cut_is_told_as_cut_however_unlikely_the_rest():
 def test_all_candidates_together_have_probability_1():
     checkpoint = random_checkpoint()
     for step in run(checkpoint, "가", Sampling(temp=1.5, top_p=0.8), top=1000)[:-1]:
-        assert len(step.top) == checkpoint.config.vocab
+        assert len(step.top) == checkpoint.config.vocab_size
         assert sum(candidate.model_prob for candidate in step.top) == pytest.approx(1)
         assert sum(candidate.prob for candidate in step.top) == pytest.approx(1)
 
@@ -150,23 +150,23 @@ def test_text_held_back_for_a_stop_string_comes_out_at_the_end(nalssi):
 
 
 def test_a_syllable_split_over_tokens_appears_whole():
-    text = StopText()
+    text = Detokenizer()
     assert [text.push(bytes([byte])) for byte in "좋a".encode()] == ["", "", "좋", "a"]
     text.push(b"\xea")
-    assert text.end() == "좋a\ufffd"
+    assert text.finish() == "좋a\ufffd"
 
 
 def test_the_earliest_stop_string_wins_whatever_the_pieces():
     whole = "하나 둘 셋 넷"
     for size in range(1, 8):
-        text = StopText(("셋", "둘 "))
+        text = Detokenizer(("셋", "둘 "))
         data = whole.encode()
         shown = ""
         for start in range(0, len(data), size):
             shown += text.push(data[start : start + size])
             if text.stopped:
                 break
-        assert shown == text.end() == "하나 "
+        assert shown == text.finish() == "하나 "
 
 
 def test_an_interrupt_between_two_tokens_keeps_what_was_made(nalssi):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from minillm_repl.generate.backends.torch import TorchDecoder
-from minillm_repl.generate.decoder import make_decoder, read
+from minillm_repl.generate.decoder import make_decoder, prefill
 from minillm_repl.model.build import build
 from minillm_repl.model.kv_cache import KVCache
 from tests.conftest import ROOT
@@ -40,9 +40,9 @@ def test_a_token_may_stand_where_a_number_on_the_device_says(family):
     model = build(checkpoint.config, checkpoint.tensors)
     kv = KVCache(model.config, torch.device("cpu"))
     model(ids[:, :140], kv)
-    assert kv.room == 256
+    assert kv.capacity == 256
     for place in (140, 141, 142):
-        with kv.one_at(torch.tensor([place])):
+        with kv.static(torch.tensor([place])):
             logits = model(ids[:, place : place + 1], kv)
         torch.testing.assert_close(logits[0, 0], expected[place], rtol=0, atol=1e-4)
     kv.length = 143
@@ -52,7 +52,7 @@ def test_a_token_may_stand_where_a_number_on_the_device_says(family):
 def test_where_a_step_cannot_be_recorded_its_operations_are_launched(family):
     _, checkpoint = family
     ours, expected = (TorchDecoder(build(checkpoint.config, checkpoint.tensors)) for _ in range(2))
-    ours._records = True  # as on a GPU, and this is none
+    ours._uses_cuda_graph = True  # as on a GPU, and this is none
     for decoder in (ours, expected):
         decoder.prefill([1, 2, 3])
     for token in (4, 5):
@@ -69,7 +69,7 @@ def test_logits_of_every_family_are_those_of_transformers(family):
     expected = logits_of(theirs, ids)[0].numpy()
     ours = make_decoder(checkpoint, "cuda")
     for first in (1, 100, 200):
-        ours.rewind(0)
+        ours.trim(0)
         np.testing.assert_allclose(
             ours.prefill(ids[0, :first].tolist()), expected[first - 1], rtol=0, atol=1e-3
         )
@@ -90,15 +90,15 @@ def test_the_cache_never_changes_what_is_read(family):
         make_decoder(checkpoint, "cuda"),
         TorchDecoder(build(checkpoint.config, checkpoint.tensors)),
     )
-    used.context = fresh.context = 40
+    used.context_length = fresh.context_length = 40
     rng, text = np.random.default_rng(2), []
     for _ in range(25):
         text = (
             text[: rng.integers(0, len(text) + 1)]
             + rng.integers(0, 97, rng.integers(1, 4)).tolist()
         )
-        fresh.rewind(0)
-        np.testing.assert_allclose(read(used, text), read(fresh, text), rtol=0, atol=1e-3)
+        fresh.trim(0)
+        np.testing.assert_allclose(prefill(used, text), prefill(fresh, text), rtol=0, atol=1e-3)
         assert used.ids == fresh.ids
 
 
@@ -208,10 +208,10 @@ def test_ctrl_c_comes_back_with_what_was_written(visit):
     terminal.do("가", timeout=60)
     terminal.do(":max-tokens 1000000")
     terminal.send("가")
-    terminal.wait_for("파하:가나다라마바사아자차카타파하:가나다라")
+    terminal.wait_for_model("파하:가나다라마바사아자차카타파하:가나다라")
     terminal.keys("ctrl-c")
-    terminal.wait_for("stopped by Ctrl-C")
-    terminal.wait_for(lambda terminal: terminal.at_empty_prompt)
+    terminal.wait_for_model("stopped by Ctrl-C")
+    terminal.wait_for_model(lambda terminal: terminal.at_empty_prompt)
 
 
 @gpu

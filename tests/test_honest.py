@@ -8,16 +8,16 @@ import pytest
 from rich.console import Console
 
 import minillm_repl.generate.generate as generation
-from minillm_repl.chat.template import PLAIN, ROLES
+from minillm_repl.chat.template import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS
 from minillm_repl.errors import UserError
 from minillm_repl.generate.events import Finished
 from minillm_repl.generate.generate import generate
 from minillm_repl.generate.options import Sampling
-from minillm_repl.generate.sampling import numbers
+from minillm_repl.generate.sampling import make_rng
 from minillm_repl.generate.views import Branch, BranchesView
 from minillm_repl.insight.views.changes import HeadEffect, ScanView
 from minillm_repl.insight.views.thinking import Neuron, NeuronsView
-from minillm_repl.language import speak
+from minillm_repl.language import set_language
 from minillm_repl.render.intervention import scan_picture
 from minillm_repl.render.next_token import branches_picture
 from minillm_repl.render.thinking import neuron_picture
@@ -61,7 +61,7 @@ def shell():
 @pytest.fixture
 def decoder(shell, monkeypatch):
     decoder = shell.model().decoder
-    decoder.piece = 4
+    decoder.prefill_chunk = 4
     decoder.clock = Clock(monkeypatch)
     decoder.clock.watches(decoder)
     return decoder
@@ -74,7 +74,7 @@ def last(decoder, ids, max_tokens=3, **more):
         CharacterTokenizer(LETTERS),
         ids,
         Sampling(),
-        numbers(1),
+        make_rng(1),
         max_tokens=max_tokens,
         **more,
     ):
@@ -88,7 +88,7 @@ def test_prompt_seconds_are_those_of_reading_what_the_cache_has_not(decoder):
     assert last(decoder, ids).prompt_seconds == 10
     # what was written before may be the same token
     assert last(decoder, [*ids, 3, 4]).prompt_seconds in (2, 3)
-    decoder.rewind(0)
+    decoder.trim(0)
     told = []
 
     def progress(done, of):
@@ -103,8 +103,8 @@ def test_prompt_seconds_of_what_was_not_read_are_none(decoder):
     finished = last(decoder, [1, 2, 3], max_tokens=0)
     assert (finished.prompt_seconds, finished.tokens, finished.seconds) == (0, 0, 0)
     assert last(decoder, [1, 2, 3], interrupted=lambda: True).prompt_seconds == 0
-    assert last(decoder, [1] * 201, slide=False).reason == "context"
-    assert last(decoder, [1] * 201, slide=False).prompt_seconds == 0
+    assert last(decoder, [1] * 201, context_shift=False).reason == "context"
+    assert last(decoder, [1] * 201, context_shift=False).prompt_seconds == 0
 
 
 def test_prompt_seconds_of_a_prompt_that_was_stopped_are_those_until_then(decoder):
@@ -118,7 +118,7 @@ def test_the_repl_measures_the_prompt_as_json_does(shell, decoder, text):
     model, session = shell.model(), shell.session
     session.begin(shell.encode(model, text))
     assert shell.respond(model).prompt_seconds == len(text)
-    decoder.rewind(0)
+    decoder.trim(0)
     session.undo()
     session.begin(shell.encode(model, text))
     *_steps, finished = session.generate(model, lambda: False, 0)
@@ -133,7 +133,7 @@ def texts(shell, *lines):
     """The text after each of these lines."""
     found = []
     for line in lines:
-        shell.run(line)
+        shell.run_line(line)
         found.append(tuple(shell.session.ids))
     return found
 
@@ -148,7 +148,7 @@ def test_another_try_is_never_the_one_that_it_replaces(shell):
 
 def test_a_try_of_a_seed_is_the_completion_of_that_seed(shell):
     shell.session.set("max-tokens", "12")
-    shell.run("abc")
+    shell.run_line("abc")
     for line, seed in (
         (":regen", 6),
         (":regen", 7),
@@ -156,7 +156,7 @@ def test_a_try_of_a_seed_is_the_completion_of_that_seed(shell):
         (":regen", 40),
         (":regen", 41),
     ):
-        shell.run(line)
+        shell.run_line(line)
         fresh = shell_for(random_checkpoint(characters=LETTERS, context=200))
         fresh.session.set("max-tokens", "12")
         fresh.session.set("seed", str(seed))
@@ -176,21 +176,23 @@ def test_after_a_continuation_another_try_is_another_continuation(shell):
 
 @pytest.mark.parametrize("given", [(), ("hello",)], ids=["text so far", "text in quotes"])
 def test_after_a_way_was_taken_another_try_is_none_of_those_shown(shell, given):
-    shell.run("abc")
-    shell.run(":branch 3 tokens=3" + "".join(f' "{each}"' for each in given))
-    ways = {tuple(way) for way in shell.session.ways}
+    shell.run_line("abc")
+    shell.run_line(":branch 3 tokens=3" + "".join(f' "{each}"' for each in given))
+    ways = {tuple(way) for way in shell.session.branches}
     assert len(ways) == 3
     taken, again = texts(shell, ":branch take 2", ":regen")
     assert taken in ways
     assert again not in ways
-    assert again[: shell.session.ways_given] == taken[: shell.session.ways_given]
+    assert (
+        again[: shell.session.branch_prompt_length] == taken[: shell.session.branch_prompt_length]
+    )
 
 
 def test_after_ctrl_c_another_try_is_whole(shell):
     shell.session.set("max-tokens", "12")
     presses = iter([False, False, False])
     shell.interrupted = lambda: next(presses, True)
-    shell.run("abc")
+    shell.run_line("abc")
     stopped = tuple(shell.session.ids)
     shell.interrupted = lambda: False
     again, undone = texts(shell, ":regen", ":undo")
@@ -201,10 +203,10 @@ def test_after_ctrl_c_another_try_is_whole(shell):
 
 def test_what_cannot_be_done_again_is_told(shell):
     with pytest.raises(UserError, match="nothing to write again: type a prompt first"):
-        shell.run(":regen")
+        shell.run_line(":regen")
     texts(shell, "abc", ":undo")
     with pytest.raises(UserError, match="nothing to take back"):
-        shell.run(":undo")
+        shell.run_line(":undo")
     texts(shell, ":temp 0", "abc", ":regen")
     assert "at temp 0 another try is the same" in printed(shell)
 
@@ -213,21 +215,21 @@ def test_what_cannot_be_done_again_is_told(shell):
 
 
 def test_a_step_that_goes_too_far_says_so_and_one_that_does_not_does_not(shell):
-    shell.run(':descent rate=0.01 "a text of words"')
+    shell.run_line(':descent rate=0.01 "a text of words"')
     assert "the loss went up" not in printed(shell)
-    shell.run(':descent rate=900 "a text of words"')
+    shell.run_line(':descent rate=900 "a text of words"')
     assert printed(shell).count("! the loss went up") == 1
 
 
 def test_a_model_whose_context_is_limited_is_announced_with_what_it_sees(tmp_path):
     from minillm_repl.checkpoint.formats.native import save
-    from minillm_repl.repl.model_loading import Opening
+    from minillm_repl.repl.model_loading import ModelLoader
 
     save(random_checkpoint(characters=LETTERS, context=40), tmp_path / "m.safetensors")
     for limit, context in ((16, 16), (0, 40), (400, 40)):
         made = shell_for(random_checkpoint(characters=LETTERS, context=12))
-        made.session.opening = Opening(threads=1, context=limit)
-        made.run(f":load {tmp_path / 'm.safetensors'}")
+        made.session.loader = ModelLoader(threads=1, context_length=limit)
+        made.run_line(f":load {tmp_path / 'm.safetensors'}")
         assert f"context {context} " in printed(made)
 
 
@@ -242,12 +244,12 @@ def test_a_file_that_could_not_be_opened_is_not_said_to_be_missing(tmp_path):
     file = tmp_path / "broken.safetensors"
     file.write_bytes(b"no model")
     made = shell_for(random_checkpoint(characters=LETTERS))
-    made.session._model, made.session.path, made.session.own = None, file, True
+    made.session._model, made.session.path, made.session.writable = None, file, True
     with pytest.raises(UserError, match="there is no model yet"):
-        made.run("abc")
+        made.run_line("abc")
     file.unlink()
     with pytest.raises(UserError, match="broken.safetensors does not exist"):
-        made.run("abc")
+        made.run_line("abc")
 
 
 # -- chat
@@ -257,8 +259,8 @@ def test_a_file_that_could_not_be_opened_is_not_said_to_be_missing(tmp_path):
 def talker():
     letters = [*LETTERS, "\n"]
     checkpoint = random_checkpoint(characters=[*letters, *"ABCD"], context=120)
-    tokenizer = CharacterTokenizer(letters, ROLES)
-    made = shell_for(replace(checkpoint, tokenizer=tokenizer, chat=PLAIN))
+    tokenizer = CharacterTokenizer(letters, ROLE_TOKENS)
+    made = shell_for(replace(checkpoint, tokenizer=tokenizer, chat=DEFAULT_CHAT_TEMPLATE))
     made.session.set("max-tokens", "5")
     made.session.set("seed", "5")
     return made
@@ -266,13 +268,13 @@ def talker():
 
 def test_another_try_of_an_answer_is_another_answer_to_the_same_question(talker):
     first, second, third = texts(talker, "hello", ":regen", ":regen")
-    given = talker.session.turns[-1].given
+    given = talker.session.turns[-1].prompt_ids
     assert len({first, second, third}) == 3
     assert {each[: len(given)] for each in (first, second, third)} == {given}
-    assert [message.role for message in talker.session.said] == ["user", "assistant"]
+    assert [message.role for message in talker.session.messages] == ["user", "assistant"]
     (more, again) = texts(talker, ":continue", ":regen")
     assert more != again
-    assert len(talker.session.said) == 2
+    assert len(talker.session.messages) == 2
     talker.run(":undo")
     assert tuple(talker.session.ids) == third
 
@@ -288,14 +290,14 @@ def test_the_chat_switch_says_what_becomes_of_the_text(talker):
     assert tuple(talker.session.ids)[: len(half)] == half  # as was said
     talker.run(":undo")
     talker.run("hello")
-    assert talker.session.said[0].content == "hello"
-    conversation = tuple(talker.session.ids), list(talker.session.said)
+    assert talker.session.messages[0].content == "hello"
+    conversation = tuple(talker.session.ids), list(talker.session.messages)
     talker.run(":chat off")
     assert "the next prompt begins a text of its own" in " ".join(printed(talker).split())
     talker.run("a text")
-    assert not talker.session.said
+    assert not talker.session.messages
     talker.run(":undo")
-    assert (tuple(talker.session.ids), list(talker.session.said)) == conversation
+    assert (tuple(talker.session.ids), list(talker.session.messages)) == conversation
     talker.run(":undo")
     assert tuple(talker.session.ids) == half
     shown = len(printed(talker))
@@ -305,11 +307,11 @@ def test_the_chat_switch_says_what_becomes_of_the_text(talker):
 
 def test_a_model_that_cannot_chat_says_so_at_once(shell):
     with pytest.raises(UserError, match="has no chat template"):
-        shell.run(":chat on")
+        shell.run_line(":chat on")
     assert shell.session.settings.chat is None
     with pytest.raises(UserError, match="has no chat template"):
-        shell.run(":set chat on")
-    shell.run(":chat off")
+        shell.run_line(":set chat on")
+    shell.run_line(":chat off")
 
 
 def test_turns_that_leave_are_told_with_the_room_that_they_left_for(talker):
@@ -337,7 +339,7 @@ def test_a_text_that_outgrows_the_context_is_told_once_and_each_such_text_is():
         ("a text that is longer than the context at once", 58, 20),
     ):  # fmt: skip
         before = len(printed(made))
-        made.run(line)
+        made.run_line(line)
         shown = " ".join(printed(made)[before:].split())
         assert ("outgrown" in shown) == bool(tokens)
         assert not tokens or told.format(tokens=tokens, seen=seen) in shown
@@ -398,16 +400,16 @@ def test_bars_along_a_text_of_ten_thousand_tokens_stand_in_one_column():
 
 @pytest.mark.parametrize("language", ["ko", "en"])
 def test_a_narrow_terminal_cuts_no_number_of_a_table(state, language):
-    speak(language)
+    set_language(language)
     checkpoint = random_checkpoint(characters=LETTERS)
     for command in (":lens", ":prob abc"):
         told = []
         for width in (120, 60, 42):
             made = shell_for(checkpoint, width=width)
             made.session.set("seed", "5")
-            made.run("the cat")
+            made.run_line("the cat")
             before = len(printed(made))
-            made.run(command)
+            made.run_line(command)
             told.append(re.findall(r"(?<!\S)\d+\.\d+(?:%|(?=\s))", printed(made)[before:]))
         assert told[0] == told[1] == told[2], command
         assert len(told[0]) > 3, command
@@ -419,9 +421,9 @@ def test_temperatures_that_do_not_fit_are_left_out_and_the_one_that_is_set_stays
         made = shell_for(random_checkpoint(characters=LETTERS), width=width)
         made.session.set("temp", "0.7")
         made.session.set("seed", "5")
-        made.run("the cat")
+        made.run_line("the cat")
         before = len(printed(made))
-        made.run(":temp sweep")
+        made.run_line(":temp sweep")
         head, *lines = [
             line.split()
             for line in printed(made)[before:].splitlines()

@@ -14,14 +14,14 @@ pytest.importorskip("resource")  # Unix: FIFOs, sockets and devices are among th
 from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
-from minillm_repl.storage.memory import available, check_room
+from minillm_repl.storage.memory import available_bytes, check_memory
 from tests.hostile import RIGHT, all_of, sparse
 from tests.small import random_checkpoint
 
 
 def test_the_file_that_the_hostile_ones_are_made_from_opens(tmp_path):
     (tmp_path / "right.safetensors").write_bytes(RIGHT)
-    assert load(tmp_path / "right.safetensors").config.vocab == 11
+    assert load(tmp_path / "right.safetensors").config.vocab_size == 11
 
 
 def test_every_hostile_file_is_refused_in_one_clean_line(tmp_path, monkeypatch):
@@ -73,11 +73,11 @@ def test_weights_that_no_memory_holds_are_refused_before_any_is_taken(tmp_path):
 
 
 def test_as_much_memory_as_there_is_may_be_used():
-    there = available()
+    there = available_bytes()
     assert there
-    check_room(there // 2, "half of it")
+    check_memory(there // 2, "half of it")
     with pytest.raises(UserError, match="twice as much needs"):
-        check_room(2 * there, "twice as much")
+        check_memory(2 * there, "twice as much")
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_numbers_that_are_not_finite_open_when_asked_for_and_are_named_when_used
         UserError, match=r"ln_f.bias holds numbers that are not finite \(--allow-nonfinite opens it"
     ):
         load(damaged)
-    assert np.isnan(load(damaged, nonfinite=True).tensors["ln_f.bias"]).all()
+    assert np.isnan(load(damaged, allow_nonfinite=True).tensors["ln_f.bias"]).all()
     command = [
         sys.executable,
         "-m",

@@ -116,7 +116,7 @@ def test_token_by_token_with_the_cache_too(theirs, saved):
         np.testing.assert_allclose(
             decoder.decode(int(ids[0, place])), expected[place], rtol=0, atol=1e-4
         )
-    decoder.rewind(11)  # and from the middle, many at once
+    decoder.trim(11)  # and from the middle, many at once
     np.testing.assert_allclose(
         decoder.prefill(ids[0, 11:].tolist()), expected[39], rtol=0, atol=1e-4
     )

@@ -14,12 +14,12 @@ from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
 from minillm_repl.insight.attention import focus_view, head_view, layer_view, patterns, weights
 from minillm_repl.insight.attribution import residual_view, why_view, written
-from minillm_repl.insight.inspected_text import Subject
+from minillm_repl.insight.inspected_text import InspectedText
 from minillm_repl.insight.lens import lens_view
 from minillm_repl.insight.views.base import as_json
 from minillm_repl.model.build import build
-from minillm_repl.model.hooks import recording
-from minillm_repl.tokenizer.lookup import find_token
+from minillm_repl.model.hooks import caching
+from minillm_repl.tokenizer.lookup import find_token_ids
 from tests.conftest import random_checkpoint
 from tests.outside import outside
 from tests.test_huggingface import FAMILIES, random_ids, random_model
@@ -43,7 +43,7 @@ def both(request, tmp_path):
         theirs = random_model(*FAMILIES[request.param])
         theirs.save_pretrained(tmp_path)
         checkpoint, ids = load(tmp_path), random_ids(21)
-    ours = Subject(
+    ours = InspectedText(
         build(checkpoint.config, checkpoint.tensors), checkpoint.tokenizer, tuple(ids[0].tolist())
     )
     with torch.no_grad():
@@ -51,7 +51,7 @@ def both(request, tmp_path):
 
 
 def exact(subject):
-    return Subject(subject.model.double(), subject.tokenizer, subject.ids)
+    return InspectedText(subject.model.double(), subject.tokenizer, subject.ids)
 
 
 def test_attention_is_that_of_transformers_on_every_head(both):
@@ -133,7 +133,9 @@ def test_the_parts_add_up_to_the_logit(both, versus):
 
 def test_the_heads_and_the_bias_add_up_to_what_attention_writes(both):
     ours = exact(both[0])
-    _, found = ours.record("embedding", "attention.z", "attention.out", "ff.out", "residual")
+    _, found = ours.run_with_cache(
+        "embedding", "attention.z", "attention.out", "mlp.out", "residual"
+    )
     parts = written(ours, {name: tensor[-1] for name, tensor in found.items()})
     for layer in range(3):
         added = sum(
@@ -167,9 +169,9 @@ def test_each_direction_is_the_cosine_with_the_stream_that_the_part_has_read(bot
         for module in (attention, block.mlp):
             module.register_forward_hook(lambda module, _, out: made.append(out[0, -1]))
     with torch.no_grad():
-        model(ours.input)
+        model(ours.input_ids)
     rows = {row.place: row for row in residual_view(ours).rows}
-    parallel = getattr(ours.config, "parallel", False)
+    parallel = ours.config.parallel_residual
     for layer, (attention, forward) in enumerate(zip(made[::2], made[1::2], strict=True)):
         entered = theirs.hidden_states[layer][0, -1]
         read = entered if parallel else entered + attention
@@ -186,10 +188,10 @@ def test_all_taps_on_change_no_bit_of_the_logits(both):
     ours = both[0]
     everything = {}
     with torch.no_grad():
-        tapped = ours.model(ours.input, tap=recording(everything))[0]
+        tapped = ours.model(ours.input_ids, hook=caching(everything))[0]
     assert len(everything) > 20
     assert torch.equal(tapped, ours.logits())
-    assert torch.equal(ours.record("")[0], ours.logits())
+    assert torch.equal(ours.run_with_cache("")[0], ours.logits())
 
 
 def test_patterns_are_found_where_they_were_put():
@@ -260,7 +262,7 @@ def test_a_head_that_looks_one_back_gets_no_credit_where_that_is_the_first_token
 
 
 def of_text(checkpoint, text):
-    return Subject(
+    return InspectedText(
         build(checkpoint.config, checkpoint.tensors),
         checkpoint.tokenizer,
         tuple(checkpoint.tokenizer.encode(text)),
@@ -277,7 +279,7 @@ def test_what_is_not_there_is_refused_by_number():
 
 def test_damaged_weights_are_told_not_drawn():
     checkpoint = random_checkpoint()
-    checkpoint.tensors["blocks.1.ff.down.weight"][:] = np.inf
+    checkpoint.tensors["blocks.1.mlp.down.weight"][:] = np.inf
     for ask in (focus_view, lens_view, why_view, residual_view):
         with pytest.raises(UserError, match="not finite numbers: a weight is not one"):
             ask(of_text(checkpoint, "가각"))
@@ -293,18 +295,18 @@ def test_a_view_is_json_that_any_reader_takes():
 
 def test_a_token_is_found_by_what_one_types(nalssi):
     tokenizer = nalssi.tokenizer
-    assert find_token(tokenizer, "좋") == tokenizer.encode("좋")
-    assert find_token(tokenizer, "␣") == tokenizer.encode(" ")
-    assert find_token(tokenizer, "⏎") == tokenizer.encode("\n")
-    assert find_token(tokenizer, "#7") == [7]
+    assert find_token_ids(tokenizer, "좋") == tokenizer.encode("좋")
+    assert find_token_ids(tokenizer, "␣") == tokenizer.encode(" ")
+    assert find_token_ids(tokenizer, "⏎") == tokenizer.encode("\n")
+    assert find_token_ids(tokenizer, "#7") == [7]
     for wrong in ("#44", "날씨", "xyz"):
         with pytest.raises(UserError):
-            find_token(tokenizer, wrong)
+            find_token_ids(tokenizer, wrong)
 
 
 def test_a_word_is_the_token_with_a_space_or_without_it_whichever_is_likelier():
     tokenizer = load(outside("checkpoints/stories260K-hf")).tokenizer
-    with_space = tokenizer.encode(" there", start=False)
+    with_space = tokenizer.encode(" there", add_special=False)
     assert len(with_space) == 1
-    assert with_space[0] in find_token(tokenizer, "there")
-    assert find_token(tokenizer, "<s>") == [tokenizer.named("<s>")]
+    assert with_space[0] in find_token_ids(tokenizer, "there")
+    assert find_token_ids(tokenizer, "<s>") == [tokenizer.token_to_id("<s>")]

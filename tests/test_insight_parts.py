@@ -11,12 +11,12 @@ from rich.console import Console
 
 from minillm_repl.errors import UserError
 from minillm_repl.insight.gradient import grad_view
-from minillm_repl.insight.inspected_text import Subject
+from minillm_repl.insight.inspected_text import InspectedText
 from minillm_repl.insight.lens import lens_view
 from minillm_repl.insight.neurons import neurons_view
 from minillm_repl.insight.query import qkv_view
 from minillm_repl.insight.watching import Watch
-from minillm_repl.model.build import build, trainable
+from minillm_repl.model.build import build, build_trainable
 from minillm_repl.render.thinking import grad_picture
 from tests.conftest import random_checkpoint
 from tests.test_insight import both, exact, of_text  # noqa: F401 - the fixture
@@ -35,7 +35,7 @@ def test_a_query_meets_keys_and_mixes_values_as_the_models_own_attention_does(bo
     met = {each.position: each for each in view.met}
     for other, weight in enumerate(expected.tolist()):
         assert (met[other].weight if other in met else 0) == pytest.approx(weight, abs=1e-5)
-    query, size = np.array(view.query), ours.config.head_size
+    query, size = np.array(view.query), ours.config.head_dim
     for each in view.met:
         assert each.dot == pytest.approx(float(query @ np.array(each.key)), abs=1e-4)
         assert each.scaled == pytest.approx(each.dot / size**0.5, abs=1e-5)
@@ -44,7 +44,7 @@ def test_a_query_meets_keys_and_mixes_values_as_the_models_own_attention_does(bo
     np.testing.assert_allclose([each.weight for each in view.met], softmax, atol=1e-5)
     mixed = sum(each.weight * np.array(each.value) for each in view.met)
     np.testing.assert_allclose(view.mixed, mixed, atol=1e-5)
-    _, found = ours.upto(place).record(f"blocks.{LAYER}.attention.z")
+    _, found = ours.up_to(place).record(f"blocks.{LAYER}.attention.z")
     np.testing.assert_allclose(
         view.mixed, found[f"blocks.{LAYER}.attention.z"][-1, HEAD], atol=1e-6
     )
@@ -52,7 +52,7 @@ def test_a_query_meets_keys_and_mixes_values_as_the_models_own_attention_does(bo
 
 def test_neurons_are_what_enters_the_second_matrix_of_transformers_feed_forward(both):
     ours, model, _ = both
-    hidden = feed_forward_input(model, ours.input)  # (time, hidden)
+    hidden = feed_forward_input(model, ours.input_ids)  # (time, hidden)
     view = neurons_view(ours, LAYER)
     assert view.size == hidden.shape[-1]
     assert [each.index for each in view.neurons] == hidden.abs().amax(0).topk(12).indices.tolist()
@@ -68,13 +68,13 @@ def test_gradients_are_those_of_transformers(both, versus):
     ours, model, theirs = both
     view = grad_view(ours, versus=versus)
     assert view.token.id == int(theirs.logits[0, -1].argmax())
-    embeds = model.get_input_embeddings()(ours.input).detach().requires_grad_()
+    embeds = model.get_input_embeddings()(ours.input_ids).detach().requires_grad_()
     logits = model(inputs_embeds=embeds).logits[0, -1]
     logit = logits[view.token.id] - (0 if versus is None else logits[versus])
     (gradient,) = torch.autograd.grad(logit, embeds)
     assert view.logit == pytest.approx(float(logit.detach()), abs=1e-4)
     np.testing.assert_allclose(view.norms, gradient[0].norm(dim=-1), atol=1e-4, rtol=1e-4)
-    entered = ours.record("embedding")[1]["embedding"]
+    entered = ours.run_with_cache("embedding")[1]["embedding"]
     np.testing.assert_allclose(view.times, (gradient[0] * entered).sum(-1), atol=1e-4, rtol=1e-3)
 
 
@@ -98,7 +98,7 @@ def test_gradient_times_vector_is_the_slope_of_the_logit_as_the_vector_grows(bot
             x[0, position] *= factor
             return x
 
-        return float(subject.with_tap(grown).logits(last=True)[0, 5])
+        return float(subject.with_hook(grown).logits(last_only=True)[0, 5])
 
     for position in (0, 11, 20):
         slope = (logit(position, 1 + step) - logit(position, 1 - step)) / (2 * step)
@@ -107,22 +107,22 @@ def test_gradient_times_vector_is_the_slope_of_the_logit_as_the_vector_grows(bot
 
 def test_gradients_leave_no_trace_in_the_model():
     checkpoint = random_checkpoint()
-    model = trainable(checkpoint.config, checkpoint.tensors)
-    grad_view(Subject(model, checkpoint.tokenizer, (1, 2, 3)))
+    model = build_trainable(checkpoint.config, checkpoint.tensors)
+    grad_view(InspectedText(model, checkpoint.tokenizer, (1, 2, 3)))
     assert all(each.grad is None for each in model.parameters())
 
 
 def test_a_watched_prompt_is_what_the_lens_says_at_each_moment():
     checkpoint = random_checkpoint()
-    model = trainable(checkpoint.config, checkpoint.tensors)
+    model = build_trainable(checkpoint.config, checkpoint.tensors)
     watch = Watch(checkpoint.tokenizer, [3, 1, 4])
     assert watch.view() is None
     finals = []
     for step in range(3):
         moment = watch.look(model, 10 * step)
-        subject = Subject(model, checkpoint.tokenizer, (3, 1, 4))
+        subject = InspectedText(model, checkpoint.tokenizer, (3, 1, 4))
         assert moment.lens == lens_view(subject)
-        finals.append(subject.logits(last=True)[0].detach().softmax(-1))
+        finals.append(subject.logits(last_only=True)[0].detach().softmax(-1))
         with torch.no_grad():
             for weight in model.parameters():
                 weight.mul_(0.8)

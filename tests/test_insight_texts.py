@@ -12,7 +12,7 @@ from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
 from minillm_repl.insight.comparison import compare_view
 from minillm_repl.insight.embeddings import map_view, near_view
-from minillm_repl.insight.inspected_text import Subject
+from minillm_repl.insight.inspected_text import InspectedText
 from minillm_repl.insight.surprise import surprise_view
 from minillm_repl.insight.tokens import tokens_view
 from minillm_repl.model.build import build
@@ -40,12 +40,12 @@ def test_tokens_are_told_with_their_bytes_and_their_rows_of_the_embedding(nalssi
 def test_surprisal_is_the_cross_entropy_of_transformers(both):
     ours, model, theirs = both
     view = surprise_view(ours)
-    targets = ours.input[0, 1:]
+    targets = ours.input_ids[0, 1:]
     nats = torch.nn.functional.cross_entropy(theirs.logits[0, :-1], targets, reduction="none")
     assert view.bits[0] is None
     np.testing.assert_allclose(view.bits[1:], nats / math.log(2), atol=1e-4)
     with torch.no_grad():
-        loss = float(model(ours.input, labels=ours.input).loss)
+        loss = float(model(ours.input_ids, labels=ours.input_ids).loss)
     assert view.mean == pytest.approx(loss, abs=1e-5)
     assert view.perplexity == pytest.approx(math.exp(loss), rel=1e-4)
     assert view.blind == pytest.approx(math.log2(model.config.vocab_size))
@@ -140,7 +140,7 @@ def test_damaged_vectors_are_told_not_drawn():
 
 def test_two_models_are_as_far_apart_as_torch_says(both):
     ours = both[0]
-    other = Subject(
+    other = InspectedText(
         ours.model, ours.tokenizer, ours.ids, lambda name, x: x * 1.3 if name == "embedding" else x
     )
     view = compare_view(ours, other, ("a", "b"))
@@ -156,7 +156,7 @@ def test_two_models_are_as_far_apart_as_torch_says(both):
     assert first.theirs.prob == pytest.approx(float(q.probs[first.position].max()))
     assert [each.token.id for each in view.top[1]] == q.probs[-1].topk(8).indices.tolist()
     assert view.bits_per_byte[0] == surprise_view(ours).bits_per_byte
-    opposite = Subject(
+    opposite = InspectedText(
         ours.model, ours.tokenizer, ours.ids, lambda name, x: -x if name == "final" else x
     )
     for theirs, seen in ((other, view), (opposite, compare_view(ours, opposite, ("a", "b")))):
@@ -184,7 +184,7 @@ def test_models_of_different_vocabularies_are_compared_as_far_as_they_can_be():
     )
     lacks = of_text(random_checkpoint(characters=["가", "각"]), "가각갂")
     assert compare_view(one, lacks, ("a", "b")).bits_per_byte == (None, None)
-    fewer = Subject(one.model, one.tokenizer, one.ids[1:])
+    fewer = InspectedText(one.model, one.tokenizer, one.ids[1:])
     assert "same text" in compare_view(one, fewer, ("a", "b")).why
 
 
@@ -192,7 +192,7 @@ def test_random_texts_have_the_surprisal_of_a_blind_guess():
     checkpoint = random_checkpoint()
     for tensor in checkpoint.tensors.values():
         tensor[:] = 0
-    subject = Subject(
+    subject = InspectedText(
         build(checkpoint.config, checkpoint.tensors), checkpoint.tokenizer, (1, 5, 3, 3)
     )
     view = surprise_view(subject)

@@ -19,12 +19,12 @@ from minillm_repl.checkpoint.formats.huggingface import save as save_folder
 from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
-from minillm_repl.model.build import trainable
-from minillm_repl.repl.signals import interruptible, patiently
+from minillm_repl.model.build import build_trainable
+from minillm_repl.repl.signals import interruptible, run_interruptibly
 from minillm_repl.training import trainer as training
-from minillm_repl.training.cancellation import Interrupted
+from minillm_repl.training.cancellation import Cancelled
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.windows import Part
+from minillm_repl.training.windows import Split
 from tests import reliability
 from tests.small import random_checkpoint
 from tests.test_terminal import CORPUS, cache, models, visit  # noqa: F401 - fixtures
@@ -69,7 +69,7 @@ def test_the_first_asks_the_second_is_stronger_the_third_leaves():
         with pytest.raises(SystemExit) as leaving:
             press()
         assert leaving.value.code == 130
-    with interruptible(already=True) as interrupted:
+    with interruptible(is_interrupted=True) as interrupted:
         assert interrupted()
         with pytest.raises(KeyboardInterrupt):
             press()
@@ -77,12 +77,12 @@ def test_the_first_asks_the_second_is_stronger_the_third_leaves():
 
 def test_no_press_leaves_what_is_unsaved_nor_breaks_in_on_what_was_learnt():
     learning = False
-    with interruptible(unsaved=lambda: True, learning=lambda: learning) as interrupted:
+    with interruptible(has_unsaved=lambda: True, is_training=lambda: learning) as interrupted:
         press()
         for _ in range(4):
             with pytest.raises(KeyboardInterrupt):
                 press()
-        assert interrupted.to_leave
+        assert interrupted.wants_exit
         learning = True
         press()
         learning = False
@@ -97,7 +97,7 @@ def test_ctrl_c_however_often_keeps_what_was_learnt_and_never_leaves_it(visit, p
     terminal = visit()
     terminal.wait_for_prompt()
     terminal.send(f":train {CORPUS} new steps=1000000 width=8 layers=1 heads=1")
-    terminal.wait_for(" left", timeout=60)
+    terminal.wait_for_model(" left", timeout=60)
     before = terminal.prompts
     terminal.type("\x03" * presses)
     terminal.wait_for_prompt(before)
@@ -106,7 +106,7 @@ def test_ctrl_c_however_often_keeps_what_was_learnt_and_never_leaves_it(visit, p
     terminal.do(":max-tokens 1000000")
     before = terminal.prompts
     terminal.send("날씨")
-    terminal.wait_for(lambda terminal: len(terminal.screen.gone) > 60)
+    terminal.wait_for_model(lambda terminal: len(terminal.screen.forgotten_count) > 60)
     for _ in range(presses):
         terminal.interrupt()
     terminal.wait_for_prompt(before)
@@ -139,11 +139,11 @@ def test_a_second_ctrl_c_ends_training_from_the_shell_with_what_was_learnt_in_it
 
 
 def test_what_cannot_be_interrupted_is_not_waited_for():
-    assert patiently(lambda: 3, lambda: False) == 3
+    assert run_interruptibly(lambda: 3, lambda: False) == 3
     with pytest.raises(ZeroDivisionError):
-        patiently(lambda: 1 / 0, lambda: False)
+        run_interruptibly(lambda: 1 / 0, lambda: False)
     with pytest.raises(UserError, match="stopped"):
-        patiently(signal.pause, lambda: True)
+        run_interruptibly(signal.pause, lambda: True)
 
 
 def test_ctrl_c_in_one_write_with_the_enter_before_it_stops_what_the_enter_began(visit):
@@ -153,13 +153,13 @@ def test_ctrl_c_in_one_write_with_the_enter_before_it_stops_what_the_enter_began
     terminal.do(":max-tokens 1000000")
     for count, typed in enumerate(("가\r\x03", "가\r\x03나"), 1):
         # before, the terminal itself takes Ctrl-C
-        terminal.wait_for(lambda terminal: terminal.at_empty_prompt)
+        terminal.wait_for_model(lambda terminal: terminal.at_empty_prompt)
         terminal.type(typed)
-        terminal.wait_for(
+        terminal.wait_for_model(
             lambda terminal, count=count: terminal.text.count("stopped by Ctrl-C") == count
         )
     # what was typed after it is kept
-    terminal.wait_for(lambda terminal: terminal.line.startswith(">>> 나"))
+    terminal.wait_for_model(lambda terminal: terminal.line.startswith(">>> 나"))
     terminal.keys("ctrl-c")
     terminal.do(":max-tokens 4")
     assert ">>> 가나다라마" in terminal.do("가")
@@ -190,17 +190,23 @@ def trainers(monkeypatch):
     monkeypatch.setattr(training, "_WORK_AT_ONCE", 0)
     monkeypatch.setattr(training, "_WORTH_ASKING", 0)
     plan = TrainPlan(
-        steps=9, batch=4, context=8, lr=0.01, precision="float32", optimizer="adamw", dropout=0.1
+        steps=9,
+        batch_size=4,
+        context_length=8,
+        lr=0.01,
+        precision="float32",
+        optimizer="adamw",
+        dropout=0.1,
     )
     ids = np.random.default_rng(0).integers(0, 11, 400).astype(np.uint16)
 
     def make():
         torch.manual_seed(0)
-        checkpoint, part = random_checkpoint(vocab=11, context=8), Part(ids, None, 8)
+        checkpoint, part = random_checkpoint(vocab=11, context=8), Split(ids, None, 8)
         trainer = training.Trainer(
-            trainable(checkpoint.config, checkpoint.tensors), part, part, plan
+            build_trainable(checkpoint.config, checkpoint.tensors), part, part, plan
         )
-        trainer._clock = 0.0
+        trainer._started = 0.0
         return trainer
 
     return make
@@ -215,12 +221,12 @@ def test_a_step_of_a_large_model_that_is_stopped_half_way_leaves_no_trace(asked,
         trainer.step()
         if stopped:
             answers = iter([False] * (asked - 1) + [True])
-            with pytest.raises(Interrupted):
+            with pytest.raises(Cancelled):
                 trainer.step(lambda answers=answers: next(answers))
             assert trainer.state.step == 1
             assert not any(block._forward_hooks for block in trainer.model.blocks)
         trainer.step()
-        runs.append((trainer.trained, torch.get_rng_state()))
+        runs.append((trainer.trainable_parameters, torch.get_rng_state()))
     (one, random), (other, random_too) = runs
     assert torch.equal(random, random_too)
     assert all(torch.equal(one[name], each) for name, each in other.items())
@@ -228,12 +234,14 @@ def test_a_step_of_a_large_model_that_is_stopped_half_way_leaves_no_trace(asked,
 
 def test_a_measurement_is_stopped_between_two_groups_of_windows(trainers):
     trainer, asked = trainers(), []
-    with pytest.raises(Interrupted):
+    with pytest.raises(Cancelled):
         trainer.mean_loss(
-            trainer.train, trainer.train.even(400), lambda: len(asked) > 3 or asked.append(1)
+            trainer.train,
+            trainer.train.evenly_spaced_starts(400),
+            lambda: len(asked) > 3 or asked.append(1),
         )
     assert len(asked) == 4
-    assert np.isfinite(trainer.mean_loss(trainer.train, trainer.train.even(400)))
+    assert np.isfinite(trainer.mean_loss(trainer.train, trainer.train.evenly_spaced_starts(400)))
 
 
 @pytest.mark.slow
@@ -243,9 +251,11 @@ def test_a_large_model_tells_how_far_it_has_read_and_ctrl_c_ends_that(visit, tmp
     terminal.wait_for_prompt()
     terminal.do("가")  # now the model is open
     terminal.send("가나다라마바사아자차카타파하" * 60)
-    terminal.wait_for(lambda terminal: re.search(r"reading: [1-9]\d* of 840 tokens", terminal.text))
+    terminal.wait_for_model(
+        lambda terminal: re.search(r"reading: [1-9]\d* of 840 tokens", terminal.text)
+    )
     terminal.interrupt()
-    terminal.wait_for(lambda terminal: "stopped by Ctrl-C" in terminal.text)
+    terminal.wait_for_model(lambda terminal: "stopped by Ctrl-C" in terminal.text)
     assert "reading:" not in terminal.text
     terminal.do(":undo")
     assert "4 tokens" in terminal.do("가나다")

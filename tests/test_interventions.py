@@ -11,7 +11,7 @@ from minillm_repl.insight.ablation import scan_view, silencing
 from minillm_repl.insight.attention import head_view
 from minillm_repl.insight.attribution import residual_view, why_view
 from minillm_repl.insight.gradient import grad_view
-from minillm_repl.insight.inspected_text import Subject
+from minillm_repl.insight.inspected_text import InspectedText
 from minillm_repl.insight.intervention_effect import effect_view
 from minillm_repl.insight.lens import lens_view
 from minillm_repl.insight.neurons import neurons_view
@@ -68,27 +68,27 @@ def feed_forward_input(model, ids):
 @pytest.fixture
 def other(both):
     ours = both[0]
-    return Subject(ours.model, ours.tokenizer, tuple(random_ids(21, seed=8)[0].tolist()))
+    return InspectedText(ours.model, ours.tokenizer, tuple(random_ids(21, seed=8)[0].tolist()))
 
 
 def test_a_head_set_to_zero_is_its_columns_of_the_projection_set_to_zero(both):
     ours, theirs, _ = both
-    dense, size = projection(theirs), ours.config.head_size
+    dense, size = projection(theirs), ours.config.head_dim
     columns = slice(HEAD * size, (HEAD + 1) * size)
     with torch.no_grad():
         if type(dense).__name__ == "Conv1D":  # GPT-2 keeps its weights the other way round
             dense.weight[columns] = 0
         else:
             dense.weight[:, columns] = 0
-        expected = theirs(ours.input).logits[0]
-    silenced = ours.with_tap(silencing(ours, LAYER, HEAD)).logits()
+        expected = theirs(ours.input_ids).logits[0]
+    silenced = ours.with_hook(silencing(ours, LAYER, HEAD)).logits()
     torch.testing.assert_close(silenced, expected, rtol=0, atol=1e-4)
     assert not torch.allclose(silenced, ours.logits(), atol=1e-3)
 
 
 def test_a_head_at_its_mean_is_what_enters_the_projection_averaged_over_the_text(both):
     ours, theirs, _ = both
-    size = ours.config.head_size
+    size = ours.config.head_dim
     columns = slice(HEAD * size, (HEAD + 1) * size)
 
     def averaged(_module, arguments):
@@ -98,9 +98,9 @@ def test_a_head_at_its_mean_is_what_enters_the_projection_averaged_over_the_text
 
     hook = projection(theirs).register_forward_pre_hook(averaged)
     with torch.no_grad():
-        expected = theirs(ours.input).logits[0]
+        expected = theirs(ours.input_ids).logits[0]
     hook.remove()
-    silenced = ours.with_tap(silencing(ours, LAYER, HEAD, "mean")).logits()
+    silenced = ours.with_hook(silencing(ours, LAYER, HEAD, "mean")).logits()
     torch.testing.assert_close(silenced, expected, rtol=0, atol=1e-4)
 
 
@@ -110,20 +110,20 @@ def test_a_layer_that_is_silenced_hands_on_what_it_got(both):
         hook = layers(theirs)[LAYER].register_forward_hook(
             lambda _, given, out: (given[0], *out[1:]) if isinstance(out, tuple) else given[0]
         )
-        expected = theirs(ours.input).logits[0]
+        expected = theirs(ours.input_ids).logits[0]
         hook.remove()
     torch.testing.assert_close(
-        ours.with_tap(silencing(ours, LAYER)).logits(), expected, rtol=0, atol=1e-4
+        ours.with_hook(silencing(ours, LAYER)).logits(), expected, rtol=0, atol=1e-4
     )
 
 
 def test_changes_add_up_as_hooks_in_transformers_do_together(both, other):
     ours, theirs, _ = both
-    size = ours.config.head_size
+    size = ours.config.head_dim
     along = direction(*pair(other, ours), 1)
-    changed = ours.with_tap(silencing(ours, 0, 1)).with_tap(steering(along, 1, 3))
+    changed = ours.with_hook(silencing(ours, 0, 1)).with_hook(steering(along, 1, 3))
     # the mean as the changed model has it
-    changed = changed.with_tap(silencing(changed, 2, HEAD, "mean"))
+    changed = changed.with_hook(silencing(changed, 2, HEAD, "mean"))
 
     def silenced(_module, given):
         z = given[0].clone()
@@ -143,11 +143,11 @@ def test_changes_add_up_as_hooks_in_transformers_do_together(both, other):
         layers(theirs)[1].register_forward_hook(steered),
         projection(theirs, 2).register_forward_pre_hook(averaged),
     ]
-    embeds = theirs.get_input_embeddings()(ours.input).detach().requires_grad_()
+    embeds = theirs.get_input_embeddings()(ours.input_ids).detach().requires_grad_()
     found = theirs(inputs_embeds=embeds, output_attentions=True)
     expected = found.logits[0].detach()
     (gradient,) = torch.autograd.grad(found.logits[0, -1].max(), embeds)
-    hidden = feed_forward_input(theirs, ours.input)
+    hidden = feed_forward_input(theirs, ours.input_ids)
     for hook in hooks:
         hook.remove()
     torch.testing.assert_close(changed.logits(), expected, rtol=0, atol=1e-4)
@@ -170,7 +170,7 @@ def test_changes_add_up_as_hooks_in_transformers_do_together(both, other):
 def test_the_scan_ranks_every_head_by_the_loss_without_it(both, how, monkeypatch):
     ours, _, theirs = both
     view = scan_view(ours, how)
-    targets = ours.input[0, 1:]
+    targets = ours.input_ids[0, 1:]
     assert view.loss == pytest.approx(
         float(torch.nn.functional.cross_entropy(theirs.logits[0, :-1], targets)), abs=1e-5
     )
@@ -179,10 +179,10 @@ def test_the_scan_ranks_every_head_by_the_loss_without_it(both, how, monkeypatch
     )
     assert (
         len({(head.layer, head.head) for head in view.heads})
-        == ours.config.layers * ours.config.heads
+        == ours.config.n_layers * ours.config.n_heads
     )
     for head in view.heads[::5]:
-        logits = ours.with_tap(silencing(ours, head.layer, head.head, how)).logits()
+        logits = ours.with_hook(silencing(ours, head.layer, head.head, how)).logits()
         loss = float(torch.nn.functional.cross_entropy(logits[:-1], targets))
         assert head.change == pytest.approx(loss - view.loss, abs=1e-5)
     monkeypatch.setattr("minillm_repl.insight.ablation._AT_ONCE", 1)  # one at a time
@@ -194,11 +194,11 @@ def test_the_scan_ranks_every_head_by_the_loss_without_it(both, how, monkeypatch
 
 def test_patching_a_prompt_with_itself_changes_nothing(both):
     ours = both[0]
-    _, found = ours.record("embedding", "residual", "attention.out", "ff.out")
+    _, found = ours.run_with_cache("embedding", "residual", "attention.out", "mlp.out")
     for name, activation in found.items():
         patched = patched_logits(ours, name, activation)
         torch.testing.assert_close(
-            patched, ours.logits(last=True).expand_as(patched), rtol=0, atol=1e-5
+            patched, ours.logits(last_only=True).expand_as(patched), rtol=0, atol=1e-5
         )
     with pytest.raises(UserError, match="prompts are the same"):
         patch_view(ours, ours)
@@ -211,14 +211,14 @@ def test_shares_of_a_difference_that_is_rounding_are_refused_with_the_difference
     """Prompts of which the model reads but one vector, which differs between them by a share of
     what it did.
     """
-    ours, last = both[0], f"blocks.{both[0].config.layers - 1}.residual"
+    ours, last = both[0], f"blocks.{both[0].config.n_layers - 1}.residual"
     mine, theirs = (each.record(last)[1][last][-1] for each in (ours, other))
 
     def hands_on(vector):
         return lambda name, x: vector.expand_as(x) if name == last else x
 
-    a, b = other.with_tap(hands_on(mine + share * (theirs - mine))), ours.with_tap(hands_on(mine))
-    apart = (a.logits(last=True) - b.logits(last=True))[0]
+    a, b = other.with_hook(hands_on(mine + share * (theirs - mine))), ours.with_hook(hands_on(mine))
+    apart = (a.logits(last_only=True) - b.logits(last_only=True))[0]
     if share == 1:
         view = patch_view(a, b)
         assert view.clean - view.corrupt == pytest.approx(
@@ -236,10 +236,10 @@ def test_the_whole_residual_stream_of_the_other_prompt_brings_its_logits(both, o
     _, found = other.record("embedding", ".residual")
     assert list(found) == [
         "embedding",
-        *(f"blocks.{layer}.residual" for layer in range(ours.config.layers)),
+        *(f"blocks.{layer}.residual" for layer in range(ours.config.n_layers)),
     ]
     for name, activation in found.items():
-        all_of_it = ours.with_tap(
+        all_of_it = ours.with_hook(
             lambda at, x, name=name, whole=activation: whole[None] if at == name else x
         )
         torch.testing.assert_close(all_of_it.logits(), other.logits(), rtol=0, atol=1e-5)
@@ -253,7 +253,7 @@ def test_each_cell_is_a_pass_of_transformers_with_that_one_vector_exchanged(both
         hidden = theirs(other.input, output_hidden_states=True).hidden_states
     apart = lambda logits: float(logits[0, -1, a] - logits[0, -1, b])  # noqa: E731
     with torch.no_grad():
-        clean, corrupt = apart(theirs(other.input).logits), apart(theirs(ours.input).logits)
+        clean, corrupt = apart(theirs(other.input).logits), apart(theirs(ours.input_ids).logits)
     assert (view.clean, view.corrupt) == (
         pytest.approx(clean, abs=1e-4),
         pytest.approx(corrupt, abs=1e-4),
@@ -267,7 +267,7 @@ def test_each_cell_is_a_pass_of_transformers_with_that_one_vector_exchanged(both
 
         hook = layers(theirs)[LAYER].register_forward_hook(exchanged)
         with torch.no_grad():
-            expected = (apart(theirs(ours.input).logits) - corrupt) / (clean - corrupt)
+            expected = (apart(theirs(ours.input_ids).logits) - corrupt) / (clean - corrupt)
         hook.remove()
         assert view.effects[LAYER + 1][position] == pytest.approx(expected, abs=1e-3)
     # the last place is all that the answer is read from
@@ -278,14 +278,14 @@ def test_each_cell_is_a_pass_of_transformers_with_that_one_vector_exchanged(both
 @pytest.mark.parametrize("what", ["attention", "feed-forward"])
 def test_only_the_last_position_of_the_last_layers_parts_reaches_the_answer(both, other, what):
     view = patch_view(other, both[0], what)
-    assert view.places == tuple(map(str, range(both[0].config.layers)))
+    assert view.places == tuple(map(str, range(both[0].config.n_layers)))
     assert all(abs(effect) < 1e-5 for effect in view.effects[-1][:-1])
     assert abs(view.effects[-1][-1]) > 1e-3
 
 
 def test_prompts_that_do_not_pair_are_told_by_their_lengths(both):
     with pytest.raises(UserError, match="as many tokens as each other, and these have 4 and 21"):
-        patch_view(both[0].upto(3), both[0])
+        patch_view(both[0].up_to(3), both[0])
 
 
 def test_steering_adds_the_difference_of_two_means_to_the_stream_of_transformers(both, other):
@@ -304,10 +304,10 @@ def test_steering_adds_the_difference_of_two_means_to_the_stream_of_transformers
 
     hook = layers(theirs)[LAYER].register_forward_hook(steered)
     with torch.no_grad():
-        logits = theirs(ours.input).logits[0]
+        logits = theirs(ours.input_ids).logits[0]
     hook.remove()
     torch.testing.assert_close(
-        ours.with_tap(steering(along, LAYER, 3)).logits(), logits, rtol=0, atol=1e-4
+        ours.with_hook(steering(along, LAYER, 3)).logits(), logits, rtol=0, atol=1e-4
     )
     with pytest.raises(UserError, match="no direction"):
         direction(*pair(ours, ours), LAYER)
@@ -333,7 +333,7 @@ def test_a_direction_compares_as_many_tokens_of_each_text_from_its_end_and_never
 ):
     ours, theirs, _ = both
     *texts, at_to, at_away = PAIRS[case]
-    sides = pair(*(Subject(ours.model, ours.tokenizer, ids) for ids in texts))
+    sides = pair(*(InspectedText(ours.model, ours.tokenizer, ids) for ids in texts))
     told = [each.averaged() for each in sides]
     assert [list(range(each.first, each.first + len(each.tokens))) for each in told] == [
         at_to,
@@ -360,7 +360,7 @@ def test_a_direction_compares_as_many_tokens_of_each_text_from_its_end_and_never
             else x
         )
 
-    parked = (type(each)(each.subject.with_tap(sink), each.count) for each in sides)
+    parked = (type(each)(each.subject.with_hook(sink), each.count) for each in sides)
     torch.testing.assert_close(
         direction(*parked, LAYER), direction(*sides, LAYER), rtol=0, atol=1e-6
     )
@@ -387,13 +387,17 @@ def test_words_are_read_after_the_start_token_and_a_line_break_where_a_vocabular
     }
     described = byte_level_bpe(vocabulary, "\n".join(merges))
     tokenizer = SubwordTokenizer(described, {"bos_token": "<|endoftext|>"}, len(vocabulary))
-    assert [tokenizer.special(each) or tokenizer.token_bytes(each) for each in lead(tokenizer)] == [
+    assert [
+        tokenizer.special_name(each) or tokenizer.token_bytes(each) for each in lead(tokenizer)
+    ] == [
         "<|endoftext|>",
         b"\n",
     ]
 
     def as_words(*texts):
-        return word_ids(tokenizer, texts, [tokenizer.encode(each, start=False) for each in texts])
+        return word_ids(
+            tokenizer, texts, [tokenizer.encode(each, add_special=False) for each in texts]
+        )
 
     assert as_words("hap", "ha") == [[vocabulary["Ġhap"]], [vocabulary["Ġha"]]]
     # here the space would be a token of its own
@@ -414,7 +418,7 @@ def test_what_a_direction_does_is_beside_what_32_random_ones_of_its_norm_do_to_t
     assert shares == [each / len(taps) for each in range(len(taps))]
     # a quarter at most, so that progress is seen
     assert len(taps) == (4 if at_once > 1 else RANDOM)
-    stream = torch.zeros(1, 1, ours.config.width)
+    stream = torch.zeros(1, 1, ours.config.d_model)
     vectors = torch.cat([tap(f"blocks.{LAYER}.residual", stream) for tap in taps])  # (32, 1, width)
     torch.testing.assert_close(vectors.norm(dim=-1), torch.full((32, 1), 3.0))
     # 32 different ones
@@ -423,14 +427,14 @@ def test_what_a_direction_does_is_beside_what_32_random_ones_of_its_norm_do_to_t
     view = effect_view(ours, "steered", steering(along, LAYER, 3), taps)
     kls = []
     with torch.no_grad():
-        before = theirs(ours.input).logits[0, -1].double().log_softmax(-1)
+        before = theirs(ours.input_ids).logits[0, -1].double().log_softmax(-1)
         for vector in (*vectors[:, 0], 3 * along):
             hook = layers(theirs)[LAYER].register_forward_hook(
                 lambda _, given, out, v=vector: (
                     (out[0] + v, *out[1:]) if isinstance(out, tuple) else out + v
                 )
             )
-            after = theirs(ours.input).logits[0, -1].double().log_softmax(-1)
+            after = theirs(ours.input_ids).logits[0, -1].double().log_softmax(-1)
             hook.remove()
             kls.append(float((after.exp() * (after - before)).sum()))
     *kls, mine = kls
@@ -456,11 +460,11 @@ def test_a_divergence_too_small_for_three_places_is_not_told_as_none():
 def test_a_strength_of_0_changes_no_bit(both, other):
     ours = both[0]
     tap = steering(direction(*pair(other, ours), LAYER), LAYER, 0.0)
-    assert torch.equal(ours.with_tap(tap).logits(), ours.logits())
+    assert torch.equal(ours.with_hook(tap).logits(), ours.logits())
     view = effect_view(ours, "steered", tap, random_steering(ours, LAYER, 0.0))
     assert (view.kl, view.kl_random, view.random.low, view.random.high) == (0, 0, 0, 0)
     assert stream_norm(ours, LAYER) == float(
-        ours.record(f"blocks.{LAYER}.residual")[1].popitem()[1][-1].norm()
+        ours.run_with_cache(f"blocks.{LAYER}.residual")[1].popitem()[1][-1].norm()
     )
 
 
@@ -468,8 +472,10 @@ def test_what_a_change_does_is_the_divergence_from_before_to_after(both, other):
     ours = both[0]
     along = direction(*pair(other, ours), LAYER)
     view = effect_view(ours, "steered", steering(along, LAYER, 2))
-    before = ours.logits(last=True)[0].double().log_softmax(-1)
-    after = ours.with_tap(steering(along, LAYER, 2)).logits(last=True)[0].double().log_softmax(-1)
+    before = ours.logits(last_only=True)[0].double().log_softmax(-1)
+    after = (
+        ours.with_hook(steering(along, LAYER, 2)).logits(last_only=True)[0].double().log_softmax(-1)
+    )
     assert view.kl == pytest.approx(float((after.exp() * (after - before)).sum()), abs=1e-9)
     assert [each.token.id for each in view.after] == after.topk(6).indices.tolist()
     assert [each.prob for each in view.before] == pytest.approx(
@@ -483,11 +489,11 @@ def test_of_a_changed_model_the_parts_still_add_up_and_the_stream_is_what_it_is(
     ours = both[0]
     changed = ours
     if how in ("a head", "all of it"):
-        changed = changed.with_tap(silencing(ours, LAYER, HEAD))
+        changed = changed.with_hook(silencing(ours, LAYER, HEAD))
     if how in ("a layer", "all of it"):
-        changed = changed.with_tap(silencing(ours, 0, how="mean"))
+        changed = changed.with_hook(silencing(ours, 0, how="mean"))
     if how in ("steered", "all of it"):
-        changed = changed.with_tap(steering(direction(*pair(other, ours), LAYER), LAYER, 30))
+        changed = changed.with_hook(steering(direction(*pair(other, ours), LAYER), LAYER, 30))
     view = why_view(changed)
     assert sum(part.value for part in view.parts) == pytest.approx(view.logit, abs=1e-3)
     names = [part.name for part in view.parts]
@@ -495,7 +501,7 @@ def test_of_a_changed_model_the_parts_still_add_up_and_the_stream_is_what_it_is(
     assert ("attention 0" in names) == (how in ("a layer", "all of it"))
     _, found = changed.record(".residual")
     rows = {row.place: row for row in residual_view(changed).rows}
-    for layer in range(ours.config.layers):
+    for layer in range(ours.config.n_layers):
         expected = float(found[f"blocks.{layer}.residual"][-1].norm())
         last = rows.get(f"added after layer {layer}", rows[f"{layer} feed-forward"])
         assert last.stream == pytest.approx(expected, rel=1e-5)

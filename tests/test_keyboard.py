@@ -8,14 +8,14 @@ pytest.importorskip("termios")
 
 from prompt_toolkit.keys import Keys
 
-from minillm_repl.repl.keyboard import Keyboard
+from minillm_repl.repl.keyboard import KeyParser
 from tests.test_terminal import cache, line_is, long_generation, models, prompt, visit  # noqa: F401 - fixtures
 
 
 def keys(*reads):
     """What the parser makes of what is read, at the end of which nothing more comes."""
     pressed = []
-    keyboard = Keyboard(pressed.append)
+    keyboard = KeyParser(pressed.append)
     for data in reads:
         keyboard.feed(data)
     keyboard.flush()
@@ -72,11 +72,11 @@ def test_escape_alone_is_escape_and_where_the_cursor_is_is_told():
 
 def test_shift_enter_breaks_the_line_and_a_focus_report_types_nothing(prompt):
     prompt.type("가\x1b[13;2u\x1b[I나\x1b[27;2;13~\x1b[O다\x1b[?62c")
-    prompt.wait_for(line_is(">>> 가", "... 나", "... 다"))
+    prompt.wait_for_model(line_is(">>> 가", "... 나", "... 다"))
     prompt.type("\x1b[99;5u")
-    prompt.wait_for(lambda terminal: terminal.at_empty_prompt)
+    prompt.wait_for_model(lambda terminal: terminal.at_empty_prompt)
     prompt.type("가\x1b[13u")
-    prompt.wait_for(">>> 가나다라마\n4 tokens")
+    prompt.wait_for_model(">>> 가나다라마\n4 tokens")
 
 
 PASTES = {
@@ -98,13 +98,13 @@ def test_a_paste_while_it_writes_is_one_prompt_afterwards(visit, name):
     terminal.type("\x1b[200~" + text[:half].replace("\n", "\r"))
     terminal.pump(0.3)
     terminal.type(text[half:].replace("\n", "\r") + "\x1b[201~")
-    terminal.wait_for(
+    terminal.wait_for_model(
         lambda terminal: terminal.prompts > before and terminal.line.endswith("다"), timeout=60
     )
     assert terminal.prompts == before + 1, "a pasted newline sent a line"
     if len(text) < 100:
         shown = text.replace("\x1b", "^[").split("\n")
-        terminal.wait_for(line_is(f">>> {shown[0]}", *(f"... {row}" for row in shown[1:])))
+        terminal.wait_for_model(line_is(f">>> {shown[0]}", *(f"... {row}" for row in shown[1:])))
 
 
 def test_lines_typed_while_it_writes_are_lines_afterwards_and_ctrl_c_still_stops(visit):
@@ -118,5 +118,5 @@ def test_lines_typed_while_it_writes_are_lines_afterwards_and_ctrl_c_still_stops
     before = long_generation(terminal, "가")
     terminal.type("나나나나")
     terminal.interrupt()
-    terminal.wait_for("stopped by Ctrl-C")
+    terminal.wait_for_model("stopped by Ctrl-C")
     terminal.wait_for_prompt(before)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from minillm_repl.korean import particle, with_particles
-from minillm_repl.language import _, speak
+from minillm_repl.korean import choose_particle, fill_particles
+from minillm_repl.language import _, set_language
 from tests.messages import read
 
 READ = {  # word: with 은/는, with 으로/로
@@ -19,27 +19,30 @@ READ = {  # word: with 은/는, with 으로/로
 
 @pytest.mark.parametrize("word", READ)
 def test_a_particle_follows_the_sound_before_it(word):
-    assert f"{word}{particle(word, '은/는')} {word}{particle(word, '으로/로')}" == READ[word]
+    assert (
+        f"{word}{choose_particle(word, '은/는')} {word}{choose_particle(word, '으로/로')}"
+        == READ[word]
+    )
 
 
 def test_a_value_without_a_sound_keeps_both():
-    assert particle("…", "을/를") == "을/를"
+    assert choose_particle("…", "을/를") == "을/를"
 
 
 def test_only_what_follows_a_value_is_chosen_and_a_value_is_left_alone():
-    template = with_particles(
+    template = fill_particles(
         "{name}을/를 {other}에 넣어요. 은/는", {"name": "책", "other": "{name}은/는"}
     )
     assert template.format(name="책", other="{name}은/는") == "책을 {name}은/는에 넣어요. 은/는"
 
 
 def test_messages_in_korean_have_no_pair_left():
-    speak("ko")
+    set_language("ko")
     try:
         assert _("{name} is missing", name="model.json") == "model.json이 없어요"
         assert _("{name} is missing", name="사과") == "사과가 없어요"
     finally:
-        speak("en")
+        set_language("en")
 
 
 def test_no_translation_writes_a_particle_in_brackets():

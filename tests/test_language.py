@@ -14,10 +14,10 @@ from prompt_toolkit.document import Document
 from rich.cells import cell_len
 
 from minillm_repl import commands
-from minillm_repl.chat.template import PLAIN
-from minillm_repl.configuration import language
+from minillm_repl.chat.template import DEFAULT_CHAT_TEMPLATE
+from minillm_repl.configuration import initial_language
 from minillm_repl.generate.events import Candidate, Step
-from minillm_repl.language import _, speak
+from minillm_repl.language import _, set_language
 from minillm_repl.render.export import _FONTS
 from minillm_repl.render.generation import step_table
 from minillm_repl.render.plot import loss_plot
@@ -104,7 +104,7 @@ DATA = {
         "\n:temp sweep shows the likeliest next tokens at several temperatures.",
         "ablate", "lang □", "utf-8", "replace",
     },
-    "chat": {PLAIN.source},
+    "chat": {DEFAULT_CHAT_TEMPLATE.source},
     # errors of whoever writes a lesson
     "lessons": {
         "`□` lacks one of its fields: □", "`□` has no field `□`; it has □", "`□` has no place there",
@@ -227,15 +227,15 @@ def test_no_text_is_marked_inside_an_f_string():  # the tool does not look there
 )
 def test_the_locale_chooses_unless_something_else_does(tmp_path, environment, spoken):
     file = tmp_path / "config.toml"
-    assert language(None, environment, file) == spoken
-    assert language("ko", environment, file) == "ko"
-    assert language("en", environment, file) == "en"
+    assert initial_language(None, environment, file) == spoken
+    assert initial_language("ko", environment, file) == "ko"
+    assert initial_language("en", environment, file) == "en"
     file.write_text('lang = "ko"')
-    assert language(None, environment, file) == (
+    assert initial_language(None, environment, file) == (
         "en" if environment.get("MINILLM_LANG") == "en" else "ko"
     )
     file.write_text("lang = [")
-    assert language(None, environment, file) == spoken
+    assert initial_language(None, environment, file) == spoken
 
 
 # -- Korean names of commands
@@ -272,14 +272,14 @@ def test_korean_names_are_completed_only_where_hangul_is_typed():
 
 @pytest.fixture
 def korean():
-    speak("ko")
+    set_language("ko")
     yield
-    speak("en")
+    set_language("en")
 
 
 def test_the_lists_of_commands_fit_into_80_columns_in_korean(korean):
     for each in discover(commands):
-        names = ", ".join(f":{name}" for name in (each.name, *each.korean))
+        names = ", ".join(f":{name}" for name in (each.name, *each.korean_names))
         assert cell_len(names) <= 18
         assert cell_len(_(each.summary)) <= 60
         assert _(each.summary).endswith(".")
@@ -406,17 +406,19 @@ def test_stopping_before_the_first_measurement_is_told_in_the_language_of_the_us
 ):
     from minillm_repl.errors import UserError
     from minillm_repl.training.plan import TrainPlan
-    from minillm_repl.training.run import Surroundings, TrainingRun
+    from minillm_repl.training.run import RunContext, TrainingRun
 
     path = tmp_path / "t.txt"
     path.write_text("가나다라 " * 4_000, encoding="utf-8")
     # so that the measurement asks on its way
     monkeypatch.setattr("minillm_repl.training.trainer._AT_ONCE", 64)
-    plan = TrainPlan(steps=2, width=16, layers=1, context=16, preset="note", precision="float32")
-    trainee = TrainingRun(None, str(path), plan, Surroundings(tmp_path / "m", "cpu", threads=1))
-    speak("ko")
+    plan = TrainPlan(
+        steps=2, d_model=16, n_layers=1, context_length=16, preset="note", precision="float32"
+    )
+    trainee = TrainingRun(None, str(path), plan, RunContext(tmp_path / "m", "cpu", threads=1))
+    set_language("ko")
     try:
         with pytest.raises(UserError, match="[가-힣]"):
             list(trainee.events(lambda: True))
     finally:
-        speak("en")
+        set_language("en")

@@ -15,19 +15,19 @@ from safetensors.torch import load_file
 from wcwidth import wcswidth
 
 from minillm_repl.checkpoint.load import load
-from minillm_repl.checkpoint.weights import place_in_file
+from minillm_repl.checkpoint.weights import locate_in_file
 from minillm_repl.errors import UserError
 from minillm_repl.generate.options import Sampling
-from minillm_repl.generate.sampling import process, softmax
+from minillm_repl.generate.sampling import process_logits, softmax
 from minillm_repl.insight.ablation import silencing
 from minillm_repl.insight.descent import descent_view
-from minillm_repl.insight.inspected_text import Subject
+from minillm_repl.insight.inspected_text import InspectedText
 from minillm_repl.insight.query import dot_view
 from minillm_repl.insight.shapes import shapes_view, sizes_on
 from minillm_repl.insight.source import source_view
 from minillm_repl.insight.steering import steering
 from minillm_repl.insight.views.thinking import sizes
-from minillm_repl.model.build import as_arrays, build
+from minillm_repl.model.build import build, to_arrays
 from minillm_repl.render.by_hand import descent_picture, dot_picture
 from minillm_repl.render.shapes import shapes_picture
 from minillm_repl.render.source import source_picture
@@ -62,13 +62,13 @@ def test_shapes_and_numbers_are_those_of_transformers_own_tensors(both):
             ),
             with_kwargs=True,
         )
-        for name, each in (("attention.input", attention), ("ff.input", block.mlp))
+        for name, each in (("attention.input", attention), ("mlp.input", block.mlp))
     ]
     hooks.append(
-        block.mlp.register_forward_hook(lambda _, given, made: entered.update({"ff.out": made}))
+        block.mlp.register_forward_hook(lambda _, given, made: entered.update({"mlp.out": made}))
     )
     with torch.no_grad():
-        cached = model(ours.input, use_cache=True).past_key_values.layers[0]
+        cached = model(ours.input_ids, use_cache=True).past_key_values.layers[0]
     for hook in hooks:
         hook.remove()
     rows = {row.name: row for row in shapes_view(ours, own).rows}
@@ -105,7 +105,7 @@ def test_what_can_be_drawn_follows_the_samplers():
 
     def draw(settings):
         return shapes_view(
-            subject, lambda logits: softmax(process(logits, settings, subject.ids))[0]
+            subject, lambda logits: softmax(process_logits(logits, settings, subject.ids))[0]
         )
 
     view = draw(Sampling(temp=0.5, top_k=2))
@@ -122,7 +122,8 @@ def test_the_way_through_a_changed_model_shows_the_change():
     subject = of_text(random_checkpoint(), "가각갂")
     along = torch.eye(12)[0]
     before, after = (
-        shapes_view(each, own).rows for each in (subject, subject.with_tap(steering(along, 1, 5.0)))
+        shapes_view(each, own).rows
+        for each in (subject, subject.with_hook(steering(along, 1, 5.0)))
     )
     different = [
         old.name for old, new in zip(before, after, strict=True) if old.numbers != new.numbers
@@ -138,7 +139,9 @@ def test_the_way_through_a_changed_model_shows_the_change():
 @pytest.mark.parametrize("layers", [1, 2, 5])
 def test_the_picture_of_the_way_fits_and_names_the_blocks_that_are_left_out(width, layers):
     checkpoint = random_checkpoint(layers=layers)
-    subject = Subject(build(checkpoint.config, checkpoint.tensors), checkpoint.tokenizer, (3,))
+    subject = InspectedText(
+        build(checkpoint.config, checkpoint.tensors), checkpoint.tokenizer, (3,)
+    )
     lines = drawn(shapes_picture(shapes_view(subject, own, "temp 1"), width), width)
     assert max(map(wcswidth, lines)) <= width
     assert any("3 × 1 × 4" in line for line in lines)
@@ -159,14 +162,14 @@ def test_a_step_of_descent_is_that_of_torchs_sgd_on_transformers_own_model(both)
     ours, model, _ = both
     view = descent_view(ours, 0.05)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    before = losses(model, ours.input)
+    before = losses(model, ours.input_ids)
     before.mean().backward()
     steepest = max(
         float(each.grad.abs().max()) for each in model.parameters() if each.grad is not None
     )
     optimizer.step()
     with torch.no_grad():
-        after = losses(model, ours.input)
+        after = losses(model, ours.input_ids)
     np.testing.assert_allclose(
         [each.nats_before for each in view.targets], before.detach(), atol=1e-4
     )
@@ -186,8 +189,8 @@ def test_the_steepest_weight_is_named_as_in_the_models_file(family, seed, tmp_pa
     random_model(*FAMILIES[family]).save_pretrained(tmp_path)
     checkpoint = load(tmp_path)
     ids = tuple(random_ids(9, seed)[0].tolist())
-    subject = Subject(build(checkpoint.config, checkpoint.tensors), checkpoint.tokenizer, ids)
-    view = descent_view(subject, 0.1, checkpoint.recipe)
+    subject = InspectedText(build(checkpoint.config, checkpoint.tensors), checkpoint.tokenizer, ids)
+    view = descent_view(subject, 0.1, checkpoint.weight_map)
     assert float(load_file(tmp_path / "model.safetensors")[view.weight][view.index]) == view.value
 
 
@@ -201,7 +204,7 @@ def test_every_number_has_its_place_in_the_file(family, tmp_path):
             tuple(size // 2 for size in tensor.shape),
             tuple(np.array(tensor.shape) - 1),
         ):
-            theirs, place = place_in_file(checkpoint.recipe, name, tensor.shape, index)
+            theirs, place = locate_in_file(checkpoint.weight_map, name, tensor.shape, index)
             assert float(file[theirs][place]) == tensor[index], name
 
 
@@ -214,7 +217,7 @@ def test_the_gradient_is_the_slope_of_the_loss_as_the_weight_grows(both):
     for moved in (step, -2 * step):
         weight[view.index] += moved
         logits = subject.logits()[:-1]
-        means.append(float(torch.nn.functional.cross_entropy(logits, subject.input[0, 1:])))
+        means.append(float(torch.nn.functional.cross_entropy(logits, subject.input_ids[0, 1:])))
     assert view.gradient == pytest.approx((means[0] - means[1]) / (2 * step), rel=1e-5)
 
 
@@ -222,17 +225,17 @@ def in_bfloat16(subject):
     """The same with weights in bfloat16."""
     arrays = {
         name: array.astype(ml_dtypes.bfloat16)
-        for name, array in as_arrays(subject.model.state_dict()).items()
+        for name, array in to_arrays(subject.model.state_dict()).items()
     }
-    return Subject(build(subject.config, arrays), subject.tokenizer, subject.ids)
+    return InspectedText(build(subject.config, arrays), subject.tokenizer, subject.ids)
 
 
 def test_a_step_of_descent_leaves_the_model_as_it_was_and_knows_no_half_numbers():
     subject = of_text(random_checkpoint(), "가각갂각")
     half = in_bfloat16(subject)
     kept = {name: each.clone() for name, each in half.model.named_parameters()}
-    same = Subject(
-        build(half.config, as_arrays(half.model.state_dict())), subject.tokenizer, subject.ids
+    same = InspectedText(
+        build(half.config, to_arrays(half.model.state_dict())), subject.tokenizer, subject.ids
     )
     assert descent_view(half, 0.1) == descent_view(same, 0.1)
     for name, each in half.model.named_parameters():
@@ -256,8 +259,8 @@ def test_a_step_that_goes_too_far_says_so(rate, worse):
 
 def test_a_step_of_descent_is_one_of_the_model_as_it_is_changed():
     subject = of_text(random_checkpoint(), "가각갂각")
-    silenced = subject.with_tap(silencing(subject, 0))
-    expected = torch.nn.functional.cross_entropy(silenced.logits()[:-1], subject.input[0, 1:])
+    silenced = subject.with_hook(silencing(subject, 0))
+    expected = torch.nn.functional.cross_entropy(silenced.logits()[:-1], subject.input_ids[0, 1:])
     assert descent_view(silenced, 0.1).loss_before == pytest.approx(float(expected), abs=1e-5)
     assert descent_view(silenced, 0.1).loss_before != descent_view(subject, 0.1).loss_before
 
@@ -299,7 +302,7 @@ def part(subject, path):
     return type(subject.model.get_submodule(path))
 
 
-@pytest.mark.parametrize("path", ["", "blocks.0", "blocks.0.attention", "blocks.0.ff"])
+@pytest.mark.parametrize("path", ["", "blocks.0", "blocks.0.attention", "blocks.0.mlp"])
 def test_the_code_shown_is_that_in_the_file_but_for_the_letters_of_shapes(both, path):
     thing = part(both[0], path)
     plain, sized = source_view("a part", thing), source_view("a part", thing, sizes_on(both[0]))
@@ -323,10 +326,10 @@ def test_the_shapes_in_the_code_are_those_of_the_tensors(both):
         found[name.removeprefix("blocks.0.")] = str(tuple(tensor.shape))
         return tensor
 
-    logits = subject.with_tap(keep).logits()
+    logits = subject.with_hook(keep).logits()
     codes = {
         path: source_view("a part", part(subject, path), sizes_on(subject)).code
-        for path in ("", "blocks.0.attention", "blocks.0.ff")
+        for path in ("", "blocks.0.attention", "blocks.0.mlp")
     }
     expected = {
         "blocks.0.attention": {
@@ -335,9 +338,9 @@ def test_the_shapes_in_the_code_are_those_of_the_tensors(both):
             ],
             'name + "z"': found["attention.z"],
         },
-        "blocks.0.ff": {
-            "hidden = tap" if "self.up" in codes["blocks.0.ff"] else "gate, up = ": found[
-                "ff.hidden"
+        "blocks.0.mlp": {
+            "hidden = tap" if "self.up" in codes["blocks.0.mlp"] else "gate, up = ": found[
+                "mlp.hidden"
             ]
         },
         "": {"self.token_embedding(ids)": found["embedding"]},

@@ -16,19 +16,19 @@ from rich.console import Console
 
 from minillm_repl import commands
 from minillm_repl.checkpoint.checkpoint import Checkpoint
-from minillm_repl.commands.learn import make_lesson, make_quiz, read_lessons
+from minillm_repl.commands.learn import make_lesson_runner, make_quiz_runner, read_lessons
 from minillm_repl.errors import UserError
-from minillm_repl.language import LANGUAGES, speak
+from minillm_repl.language import LANGUAGES, set_language
 from minillm_repl.lessons.blocks import Ask, Choose, Exercise, Explain, Guess, Order, Try, When
-from minillm_repl.lessons.draw import Prose
-from minillm_repl.lessons.exercises import _equal
+from minillm_repl.lessons.draw import LessonMarkdown
+from minillm_repl.lessons.exercises import _is_correct
 from minillm_repl.lessons.parse import lesson_files, practice_file, read_lesson, read_quiz
-from minillm_repl.lessons.run import lesson_course, run_alone
-from minillm_repl.lessons.values import Facts
+from minillm_repl.lessons.run import make_lesson_runner, run_unattended
+from minillm_repl.lessons.values import LessonValues
 from minillm_repl.model.config import LlamaConfig
 from minillm_repl.render.console import Screen, Transcript
-from minillm_repl.repl.model_loading import Opening
-from minillm_repl.repl.progress import Answered, Progress, Reached
+from minillm_repl.repl.model_loading import ModelLoader
+from minillm_repl.repl.progress import LessonProgress, Progress, QuestionProgress
 from minillm_repl.repl.registry import discover
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.shell import Shell
@@ -45,18 +45,18 @@ NUMBERS = range(1, 13)
 def state(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     yield tmp_path
-    speak("en")
+    set_language("en")
 
 
 def shell_for(checkpoint, width=80):
     """A shell without a terminal, with a model open; what it prints is `shell.screen.out.file`."""
     out = Transcript(file=io.StringIO(), width=width, markup=False, highlight=False, emoji=False)
     shell = Shell(Session(), Screen(out, out), discover(commands))
-    opening = Opening(threads=1)
+    opening = ModelLoader(threads=1)
     model = (
-        opening.ready(checkpoint)
+        opening.prepare(checkpoint)
         if not hasattr(checkpoint, "joinpath")
-        else opening.open(checkpoint)
+        else opening.load(checkpoint)
     )
     shell.session.adopt(model, unsaved=False)
     return shell
@@ -84,7 +84,7 @@ def a_model(name):
             "head_size": 6,
             "hidden": 40,
         }
-        config = LlamaConfig(vocab=len(letters), **sizes)
+        config = LlamaConfig(vocab_size=len(letters), **sizes)
         rng = np.random.default_rng(0)
         tensors = {
             name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in config.shapes()
@@ -114,11 +114,11 @@ ALL = [
     [pytest.param(*each, marks=() if each in QUICK else pytest.mark.slow) for each in ALL],
 )
 def test_a_lesson_runs_to_its_end(model, language, number):
-    speak(language)
+    set_language(language)
     shell = shell_for(a_model(model))
     before = (shell.session, shell.session.model, shell.session.settings)
-    run_alone(make_lesson(shell, number))
-    assert shell.listener is None
+    run_unattended(make_lesson_runner(shell, number))
+    assert shell.line_handler is None
     assert (shell.session, shell.session.model, shell.session.settings) == before
     assert shell.progress.lessons[f"{language} {number}"].done
     source = re.compile(r"f\"[^\"\n]*\"")  # the program's own code, which lesson 12 shows
@@ -136,10 +136,10 @@ def test_a_lesson_runs_to_its_end(model, language, number):
     ],
 )
 def test_every_question_of_the_quiz_runs_and_its_expected_answer_is_right(model, language):
-    speak(language)
+    set_language(language)
     shell = shell_for(a_model(model))
     for number in NUMBERS:
-        run_alone(make_quiz(shell, str(number)))
+        run_unattended(make_quiz_runner(shell, str(number)))
     answered = shell.progress.questions
     assert len(answered) == len(read_quiz(language)) >= 40
     assert [name for name, each in answered.items() if not each.last] == []
@@ -181,12 +181,12 @@ def test_both_languages_have_their_own_practice_text():
 
 def test_the_figures_are_those_of_the_model():
     shell = shell_for(a_model("nalssi"))
-    model = shell.model()
+    model = shell.require_model()
     tokenizer, text = model.checkpoint.tokenizer, "오늘 날씨가"
-    shell.session.begin(tokenizer.encode(text))
-    facts = Facts(shell)
+    shell.session.start_turn(tokenizer.encode(text))
+    facts = LessonValues(shell)
     with torch.no_grad():
-        logits = model.torch(torch.tensor([shell.session.ids]))[0].double()
+        logits = model.language_model(torch.tensor([shell.session.ids]))[0].double()
     order = logits[-1].argsort(descending=True)
     for place in (1, 2, 9):
         token = int(order[place - 1])
@@ -220,20 +220,20 @@ def test_the_figures_are_those_of_the_model():
 
 def test_what_a_lesson_says_is_what_the_view_beside_it_shows():
     shell = shell_for(a_model("nalssi"), width=120)
-    shell.session.begin(shell.model().checkpoint.tokenizer.encode("날씨가 좋"))
-    facts = Facts(shell)
-    shell.run(":sampler")
+    shell.session.start_turn(shell.require_model().checkpoint.tokenizer.encode("날씨가 좋"))
+    facts = LessonValues(shell)
+    shell.run_line(":sampler")
     assert re.search(
         rf"{facts.value('next.1')}\s+{facts.value('logit.1')}\s.*{facts.value('prob.1')}",
         printed(shell),
     )
-    shell.run(f":qkv {facts.value('previous.head')}")
+    shell.run_line(f":qkv {facts.value('previous.head')}")
     assert re.search(
         rf"{facts.value('dot')}\s+{facts.value('scaled')}\s+{facts.value('weight')}", printed(shell)
     )
-    shell.run(":residual")
+    shell.run_line(":residual")
     assert facts.value("road.stream") in printed(shell)
-    shell.run(":surprise")
+    shell.run_line(":surprise")
     assert facts.value("perplexity") in printed(shell)
 
 
@@ -242,7 +242,7 @@ def test_a_token_that_looks_like_markup_is_shown_as_it_is():
     out = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     from minillm_repl.safetext import safe_line
 
-    out.print(Prose("So: {text} and **{next}**", lambda name: safe_line(hostile[name])))
+    out.print(LessonMarkdown("So: {text} and **{next}**", lambda name: safe_line(hostile[name])))
     assert "**b** [x](http://y.z) `c` ␛[31m <b> and" in out.file.getvalue()
     assert "\x1b]8" not in out.file.getvalue()
 
@@ -261,7 +261,7 @@ def test_a_token_that_looks_like_markup_is_shown_as_it_is():
     ],
 )  # fmt: skip
 def test_an_answer_counts_as_far_as_it_is_shown(line, answer, within, right):
-    assert _equal(line, answer, within) is right
+    assert _is_correct(line, answer, within) is right
 
 
 # -- the learner's own things
@@ -271,14 +271,15 @@ def test_an_answer_counts_as_far_as_it_is_shown(line, answer, within, right):
 def test_training_in_a_lesson_leaves_the_learners_model_as_it_was(state):
     shell = shell_for(a_model("nalssi"))
     shell.session.settings = shell.session.settings
-    shell.session.begin(shell.model().checkpoint.tokenizer.encode("날씨"))
-    weights = {name: each.copy() for name, each in shell.model().checkpoint.tensors.items()}
+    shell.session.start_turn(shell.require_model().checkpoint.tokenizer.encode("날씨"))
+    weights = {name: each.copy() for name, each in shell.require_model().checkpoint.tensors.items()}
     ids = list(shell.session.ids)
-    run_alone(make_lesson(shell, 7))
+    run_unattended(make_lesson_runner(shell, 7))
     assert shell.session.ids == ids
     assert not shell.session.unsaved
     assert all(
-        (shell.model().checkpoint.tensors[name] == each).all() for name, each in weights.items()
+        (shell.require_model().checkpoint.tensors[name] == each).all()
+        for name, each in weights.items()
     )
     assert (state / "minillm-repl" / "practice.safetensors").exists()
 
@@ -288,41 +289,41 @@ def test_the_quiz_is_left_by_its_own_name_too(state):
     with pytest.raises(UserError, match="no lesson is open"):
         shell.execute(":quiz off")
     shell.execute(":quiz")
-    assert shell.listener is not None
+    assert shell.line_handler is not None
     shell.execute(":quiz off")
-    assert shell.listener is None
+    assert shell.line_handler is None
 
 
 def test_a_lesson_goes_on_where_it_was_left_with_the_model_it_had_trained(state):
-    speak("ko")
+    set_language("ko")
     shell = shell_for(a_model("nalssi"))
     lesson = read_lessons()[7]
-    course = lesson_course(shell, lesson, shell.progress)
-    course.begin()
+    course = make_lesson_runner(shell, lesson, shell.progress)
+    course.start()
     shell.execute(f':train "{practice_file("ko")}" new steps=2 width=16')
     shell.execute("")
     trained = shell.session.model.checkpoint.tensors
-    place = course.place
+    place = course.screen_index
     shell.execute(":learn off")
-    assert shell.listener is None
-    assert shell.progress.lessons["ko 7"] == Reached(place, practised=True)
+    assert shell.line_handler is None
+    assert shell.progress.lessons["ko 7"] == LessonProgress(place, has_trained=True)
     shell.execute(":learn 7")
-    assert shell.listener.place == place
+    assert shell.line_handler.place == place
     again = shell.session.model.checkpoint.tensors
     assert all((again[name] == each).all() for name, each in trained.items())
     shell.execute(":learn back")
-    assert shell.listener.place == max(0, place - 1)
+    assert shell.line_handler.place == max(0, place - 1)
 
 
 def test_what_fails_in_a_lesson_is_told_and_the_lesson_goes_on():
     shell = shell_for(a_model("nalssi"))
-    course = make_lesson(shell, 4)
-    course.begin()
+    course = make_lesson_runner(shell, 4)
+    course.start()
     with pytest.raises(UserError, match="no layer"):
         shell.execute(":attn 99")
-    assert shell.listener is course
+    assert shell.line_handler is course
     shell.execute("")
-    assert course.place == 1
+    assert course.screen_index == 1
 
 
 def test_what_a_model_says_is_never_run_as_a_command(tmp_path):
@@ -334,23 +335,23 @@ def test_what_a_model_says_is_never_run_as_a_command(tmp_path):
         "{text}\n```\n\n"
         "```try\ntask: do\ndo: {text}\n```\n\n```ask\nquestion: which?\nanswer: {text}\n```\n"
     )
-    run_alone(lesson_course(shell, read_lesson(lesson), shell.progress))
+    run_unattended(make_lesson_runner(shell, read_lesson(lesson), shell.progress))
     assert printed(shell).count("tokens/s") == 2  # it was completed both times, and nobody has left
 
 
 def test_progress_is_the_learners_alone_and_survives_what_is_not(tmp_path):
     file = tmp_path / "folder" / "progress.json"
-    progress = Progress.of(file)
-    progress.reach("ko 4", Reached(3))
-    progress.answer("ko 4.2", False)
-    progress.answer("ko 4.2", True)
+    progress = Progress.load(file)
+    progress.record_lesson("ko 4", LessonProgress(3))
+    progress.record_answer("ko 4.2", False)
+    progress.record_answer("ko 4.2", True)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    again = Progress.of(file)
-    assert again.lessons == {"ko 4": Reached(3)}
-    assert again.questions == {"ko 4.2": Answered(1, 1, True)}
-    again.reach("ko 4", Reached(done=True))
-    again.reach("ko 4", Reached(1))
-    assert Progress.of(file).lessons["ko 4"] == Reached(1, done=True)
+    again = Progress.load(file)
+    assert again.lessons == {"ko 4": LessonProgress(3)}
+    assert again.questions == {"ko 4.2": QuestionProgress(1, 1, True)}
+    again.record_lesson("ko 4", LessonProgress(done=True))
+    again.record_lesson("ko 4", LessonProgress(1))
+    assert Progress.load(file).lessons["ko 4"] == LessonProgress(1, done=True)
     good = json.loads(file.read_text())
     for hostile in (
         "", "[]", "{", "null", "[" * 100_000,
@@ -359,32 +360,32 @@ def test_progress_is_the_learners_alone_and_survives_what_is_not(tmp_path):
         json.dumps(good | {"lessons": {"a": {"evil": 1}}}), "\udcff",
     ):  # fmt: skip
         file.write_bytes(hostile.encode("utf-8", "surrogateescape"))
-        assert Progress.of(file).lessons == {}
+        assert Progress.load(file).lessons == {}
 
 
 def test_two_visits_at_once_both_keep_what_was_learnt(tmp_path):
-    one, other = (Progress.of(tmp_path / "progress.json") for _ in range(2))
-    one.reach("ko 1", Reached(done=True))
-    other.reach("ko 2", Reached(4))
-    one.answer("ko 1.1", True)
-    other.answer("ko 1.1", False)
-    assert Progress.of(tmp_path / "progress.json").lessons == {
-        "ko 1": Reached(done=True),
-        "ko 2": Reached(4),
+    one, other = (Progress.load(tmp_path / "progress.json") for _ in range(2))
+    one.record_lesson("ko 1", LessonProgress(done=True))
+    other.record_lesson("ko 2", LessonProgress(4))
+    one.record_answer("ko 1.1", True)
+    other.record_answer("ko 1.1", False)
+    assert Progress.load(tmp_path / "progress.json").lessons == {
+        "ko 1": LessonProgress(done=True),
+        "ko 2": LessonProgress(4),
     }
     assert (
         other.questions
-        == Progress.of(tmp_path / "progress.json").questions
-        == {"ko 1.1": Answered(1, 1)}
+        == Progress.load(tmp_path / "progress.json").questions
+        == {"ko 1.1": QuestionProgress(1, 1)}
     )
 
 
 def test_a_lesson_becomes_one_html_file(tmp_path):
-    speak("ko")
+    set_language("ko")
     shell = shell_for(a_model("nalssi"))
-    shell.run(":tokens 하늘이")
-    run_alone(make_lesson(shell, 4))
-    shell.run(f":export {tmp_path / 'lesson.html'} lesson")
+    shell.run_line(":tokens 하늘이")
+    run_unattended(make_lesson_runner(shell, 4))
+    shell.run_line(f":export {tmp_path / 'lesson.html'} lesson")
     page = (tmp_path / "lesson.html").read_text(encoding="utf-8")
     assert "<script" not in page
     page = re.sub("<[^>]+>", "", page)
@@ -400,7 +401,7 @@ def test_a_learner_reads_answers_leaves_and_comes_back(visit):
     with visit("--lang", "ko") as terminal:
         terminal.wait_for_prompt()
         terminal.send(":learn 4")
-        terminal.wait_for(read_lesson(lesson_files("ko")[4]).title)
+        terminal.wait_for_model(read_lesson(lesson_files("ko")[4]).title)
         terminal.wait_for_toolbar("1/")
         terminal.send("")
         terminal.wait_for_toolbar("2/")
@@ -418,26 +419,26 @@ def test_a_learner_reads_answers_leaves_and_comes_back(visit):
 def test_ctrl_c_while_a_lesson_trains_keeps_what_was_learnt_and_stays_in_the_lesson(
     visit, tmp_path
 ):
-    progress = Progress.of(tmp_path / "home/state/minillm-repl/progress.json")
+    progress = Progress.load(tmp_path / "home/state/minillm-repl/progress.json")
     thousand = next(
         place
         for place, screen in enumerate(read_lesson(lesson_files("en")[7]).screens)
         if "steps=1000" in str(screen)
     )
-    progress.reach("en 7", Reached(thousand))
+    progress.record_lesson("en 7", LessonProgress(thousand))
     with visit(ckpt="nalssi", rows=40) as terminal:
         terminal.wait_for_prompt()
         terminal.send(":learn 7")
-        terminal.wait_for("And now a thousand")
+        terminal.wait_for_model("And now a thousand")
         terminal.wait_for_toolbar(f"{thousand + 1}/")
         terminal.send("")
-        terminal.wait_for(re.compile(r"step +[1-9]"), 60)
+        terminal.wait_for_model(re.compile(r"step +[1-9]"), 60)
         terminal.interrupt()
-        terminal.wait_for("stopped by Ctrl-C")
-        terminal.wait_for("Look at how the samples change")
+        terminal.wait_for_model("stopped by Ctrl-C")
+        terminal.wait_for_model("Look at how the samples change")
         terminal.wait_for_toolbar(f"{thousand + 1}/")
         terminal.send("")
-        terminal.wait_for("What happened inside")
+        terminal.wait_for_model("What happened inside")
         assert (tmp_path / "home/state/minillm-repl/practice.safetensors").exists()
         terminal.send(":learn off")
         terminal.wait_for_prompt()

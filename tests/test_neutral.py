@@ -15,7 +15,7 @@ from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.safetext import safe
 from minillm_repl.tokenizer.descriptions import byte_level_bpe
-from minillm_repl.tokenizer.subword import SubwordTokenizer, _from_letters
+from minillm_repl.tokenizer.subword import SubwordTokenizer, _decode_byte_level
 from tests.test_terminal import cache, chain, models, visit  # noqa: F401 - fixtures
 
 CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) != "\n"]
@@ -77,7 +77,7 @@ def writer(texts):
     assert len(vocabulary) == len(pieces)
     tokenizer = SubwordTokenizer(byte_level_bpe(vocabulary, ""), {}, len(pieces))
     size = len(pieces)
-    config = GPTConfig(size, context=size + 8, width=size, layers=1, heads=1, hidden=1)
+    config = GPTConfig(size, context_length=size + 8, d_model=size, n_layers=1, n_heads=1, d_mlp=1)
     tensors = {name: np.zeros(shape, np.float32) for name, shape in config.shapes()}
     tensors["token_embedding.weight"] = np.eye(size, dtype=np.float32)
     for norm in ("blocks.0.ln1", "blocks.0.ln2", "ln_f"):
@@ -91,7 +91,11 @@ def _letters():
     one from U+0100 on.
     """
     letters = [chr(letter) for letter in range(0x144)]
-    return {_from_letters(letter): letter for letter in letters if len(_from_letters(letter)) == 1}
+    return {
+        _decode_byte_level(letter): letter
+        for letter in letters
+        if len(_decode_byte_level(letter)) == 1
+    }
 
 
 def test_an_innocent_visit_sends_nothing_but_what_counts_as_ours(visit):
@@ -134,11 +138,11 @@ def test_every_control_character_is_neutral_wherever_it_comes_from(visit, tmp_pa
             terminal.paste(f":load {character}x")  # prompts, errors, completions of files
             before = terminal.prompts
             terminal.keys("enter")
-            terminal.wait_for(lambda terminal, before=before: terminal.prompts > before)
+            terminal.wait_for_model(lambda terminal, earlier=before: terminal.prompts > before)
     for _ in range(2 * len(every)):  # all of the history, what was kept before included
         terminal.keys("up")
         terminal.pump(0.01)
-    terminal.wait_for(lambda terminal: "up" in terminal.line)
+    terminal.wait_for_model(lambda terminal: "up" in terminal.line)
     assert told(terminal.raw) == set()
     assert not terminal.screen.title
     kept = (tmp_path / "home" / "history").read_text("utf-8").split(":load", 1)[1]
@@ -165,9 +169,9 @@ def test_sequences_that_terminals_obey_are_text_wherever_they_are_split(
         model = writer(some)
         save(model, tmp_path / "attacks.safetensors")
         terminal.do(f":load {tmp_path / 'attacks'}")
-        terminal.do(f":max-tokens {model.config.vocab - 1}")
+        terminal.do(f":max-tokens {model.config.vocab_size - 1}")
         shown, seen = terminal.do("S", timeout=120), terminal.raw.count(b"7777")
-        assert f"{model.config.vocab - 1} tokens" in shown
+        assert f"{model.config.vocab_size - 1} tokens" in shown
         assert seen > len(some)
     assert told(terminal.raw) == set()
     assert not terminal.screen.title
@@ -176,7 +180,7 @@ def test_sequences_that_terminals_obey_are_text_wherever_they_are_split(
 def test_what_is_harmless_stays_as_it_is_wherever_it_is_split(visit, tmp_path):
     model = writer(HARMLESS)
     save(model, tmp_path / "harmless.safetensors")
-    count = str(model.config.vocab - 1)
+    count = str(model.config.vocab_size - 1)
     terminal = visit("--max-tokens", count, ckpt=tmp_path / "harmless", columns=160)
     terminal.wait_for_prompt()
     terminal.do("S", timeout=60)

@@ -13,8 +13,8 @@ from minillm_repl.errors import UserError
 from minillm_repl.generate.backends.torch import TorchDecoder
 from minillm_repl.generate.decoder import make_decoder
 from minillm_repl.generate.events import Step
-from minillm_repl.generate.generate import generate, never
-from minillm_repl.generate.interactive import Walk
+from minillm_repl.generate.generate import generate, never_interrupted
+from minillm_repl.generate.interactive import InteractiveDecoder
 from minillm_repl.generate.next_token import (
     branches_view,
     next_logits,
@@ -23,9 +23,9 @@ from minillm_repl.generate.next_token import (
     sweep_view,
 )
 from minillm_repl.generate.options import Sampling
-from minillm_repl.generate.sampling import numbers
+from minillm_repl.generate.sampling import make_rng
 from minillm_repl.model.build import build
-from minillm_repl.repl.model_loading import Model
+from minillm_repl.repl.model_loading import LoadedModel
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
 from tests.test_sampling import by_transformers
@@ -95,7 +95,7 @@ def test_the_sweep_has_the_temperature_that_is_set_and_draws_as_each_would(nalss
 
 def test_the_probability_of_a_continuation_is_e_to_minus_its_cross_entropy(nalssi, decoder):
     text, more = nalssi.tokenizer.encode("날씨가"), nalssi.tokenizer.encode(" 하늘")
-    view = prob_view(decoder, nalssi.tokenizer, text, more, never)
+    view = prob_view(decoder, nalssi.tokenizer, text, more, never_interrupted)
     with torch.no_grad():
         logits = build(nalssi.config, nalssi.tensors)(torch.tensor([text + more]))[
             0, len(text) - 1 : -1
@@ -132,16 +132,16 @@ def test_each_way_is_the_completion_of_its_seed(nalssi, decoder):
 
 
 def walk_of(decoder, nalssi, ids, seed=3, **more):
-    return Walk(decoder, nalssi.tokenizer, ids, Sampling(temp=1.6), seed, **more)
+    return InteractiveDecoder(decoder, nalssi.tokenizer, ids, Sampling(temp=1.6), seed, **more)
 
 
 def test_taking_what_is_drawn_again_and_again_writes_what_a_generation_would(nalssi, decoder):
     ids = nalssi.tokenizer.encode("날씨가")
     walk = walk_of(decoder, nalssi, ids)
     for place in range(50):  # past the context, too
-        step = walk.look()
+        step = walk.next_step()
         assert step.index == place
-        walk.take(step.id)
+        walk.append(step.id)
     events = generate(
         make_decoder(nalssi),
         nalssi.tokenizer,
@@ -150,7 +150,7 @@ def test_taking_what_is_drawn_again_and_again_writes_what_a_generation_would(nal
         np.random.default_rng(3),
         max_tokens=50,
     )
-    assert walk.added == [event.id for event in events if isinstance(event, Step)]
+    assert walk.new_ids == [event.id for event in events if isinstance(event, Step)]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -159,21 +159,21 @@ def test_where_a_walk_stands_does_not_depend_on_how_it_came_there(nalssi, decode
     rng, ids = random.Random(seed), nalssi.tokenizer.encode("날씨가 ")
     walk = walk_of(decoder, nalssi, ids)
     for _ in range(40):
-        step = walk.look()
+        step = walk.next_step()
         match rng.randrange(4):
             case 0:
-                walk.take(step.id)
+                walk.append(step.id)
             case 1:
-                walk.take(rng.choice(step.top).id)
+                walk.append(rng.choice(step.top).id)
             case 2:
-                walk.take(*nalssi.tokenizer.encode("하늘이"))
+                walk.append(*nalssi.tokenizer.encode("하늘이"))
             case 3:
                 could = len(walk.ids) > len(ids)
-                assert walk.back() == could
+                assert walk.undo() == could
     straight = walk_of(make_decoder(nalssi), nalssi, ids)
-    if walk.added:
-        straight.take(*walk.added)
-    here, there = walk.look(), straight.look()
+    if walk.new_ids:
+        straight.append(*walk.new_ids)
+    here, there = walk.next_step(), straight.next_step()
     assert walk._decoder.ids == straight._decoder.ids  # what is in the cache
     assert (here.id, here.rank, here.index) == (there.id, there.rank, there.index)
     assert here.prob == pytest.approx(there.prob, rel=1e-4)
@@ -184,33 +184,41 @@ def test_where_a_walk_stands_does_not_depend_on_how_it_came_there(nalssi, decode
 
 def test_a_walk_ends_where_the_text_does_and_begins_where_it_began(nalssi):
     walk = walk_of(make_decoder(nalssi), nalssi, [3], end=[13])
-    assert not walk.back()
-    assert not walk.take(13)
+    assert not walk.undo()
+    assert not walk.append(13)
     assert walk.ids == [3]
-    assert walk.take(5)
-    assert walk.back()
+    assert walk.append(5)
+    assert walk.undo()
     assert walk.ids == [3]
 
 
 def test_writing_on_after_a_walk_goes_on_with_the_numbers_of_its_seed(nalssi):
     session = Session(Settings(temp=1.6, seed=11, max_tokens=30))
-    model = Model(nalssi, make_decoder(nalssi))
-    session.begin(nalssi.tokenizer.encode("날씨가"))
-    whole = [event.id for event in session.generate(model, never, 0) if isinstance(event, Step)]
-    session.begin(nalssi.tokenizer.encode("날씨가"))
-    session.walk_to(session.ids + whole[:12], nalssi.tokenizer)
-    rest = [event.id for event in session.generate(model, never, 0) if isinstance(event, Step)]
+    model = LoadedModel(nalssi, make_decoder(nalssi))
+    session.start_turn(nalssi.tokenizer.encode("날씨가"))
+    whole = [
+        event.id
+        for event in session.generate(model, never_interrupted, 0)
+        if isinstance(event, Step)
+    ]
+    session.start_turn(nalssi.tokenizer.encode("날씨가"))
+    session.set_text(session.ids + whole[:12], nalssi.tokenizer)
+    rest = [
+        event.id
+        for event in session.generate(model, never_interrupted, 0)
+        if isinstance(event, Step)
+    ]
     assert whole[12:] == rest
     assert session.ids == nalssi.tokenizer.encode("날씨가") + whole
 
 
 def test_random_numbers_can_begin_at_any_place():
-    every = numbers(5)
+    every = make_rng(5)
     drawn = [every.random() for _ in range(20)]
     assert drawn == np.random.default_rng(5).random(20).tolist()
-    assert [numbers(5, place).random() for place in range(20)] == drawn
+    assert [make_rng(5, place).random() for place in range(20)] == drawn
 
 
 def test_a_stopped_look_is_an_error_in_one_line(nalssi):
     with pytest.raises(UserError, match="stopped"):
-        walk_of(make_decoder(nalssi), nalssi, [3]).look(lambda: True)
+        walk_of(make_decoder(nalssi), nalssi, [3]).next_step(lambda: True)

@@ -28,12 +28,12 @@ from minillm_repl.insight.ablation import scan_view
 from minillm_repl.insight.attribution import why_view
 from minillm_repl.insight.comparison import compare_view
 from minillm_repl.insight.gradient import grad_view
-from minillm_repl.insight.inspected_text import Subject
+from minillm_repl.insight.inspected_text import InspectedText
 from minillm_repl.insight.lens import lens_view
 from minillm_repl.insight.steering import steering
 from minillm_repl.insight.surprise import surprise_view
 from minillm_repl.model.build import build
-from minillm_repl.storage.paths import find
+from minillm_repl.storage.paths import find_checkpoint
 from tests.conftest import ROOT
 from tests.test_huggingface import FAMILIES, random_model
 from tests.test_real_models import smollm2  # noqa: F401 - a fixture
@@ -69,7 +69,7 @@ def large_activations():
 def case(request, tmp_path_factory):
     """A checkpoint, a text, and what the logits after it are in transformers, in float32."""
     if request.param in SHIPPED:
-        checkpoint = load(find(request.param))
+        checkpoint = load(find_checkpoint(request.param))
         return checkpoint, tuple(checkpoint.tokenizer.encode(TEXTS[request.param])), None
     folder = tmp_path_factory.mktemp("one")
     name, _, dtype = request.param.rpartition(", ")
@@ -88,7 +88,13 @@ def logs(logits):
 def sampled(decoder, tokenizer, ids, seed=3):
     """What one token was drawn with, and the ten candidates that `:verbose` shows."""
     events = generate(
-        decoder, tokenizer, ids, Sampling(temp=1), np.random.default_rng(seed), max_tokens=1, top=10
+        decoder,
+        tokenizer,
+        ids,
+        Sampling(temp=1),
+        np.random.default_rng(seed),
+        max_tokens=1,
+        n_candidates=10,
     )
     step = next(events)
     return {step.id: step.logprob, **{each.id: log(each.model_prob) for each in step.top}}
@@ -99,13 +105,13 @@ def shown(checkpoint, ids, quant):
     log-probability}}.
     """
     decoder, tokenizer = make_decoder(checkpoint, quant=quant), checkpoint.tokenizer
-    subject = Subject(decoder.model, tokenizer, tuple(ids))
+    subject = InspectedText(decoder.model, tokenizer, tuple(ids))
     found = {"sampled, :verbose": sampled(decoder, tokenizer, ids)}
     view = sampler_view(next_logits(decoder, ids), Sampling(temp=1), ids, tokenizer, 10)
     found[":sampler"] = {each.token.id: log(each.probs[0]) for each in view.candidates}
     asked = view.candidates[1].token.id
     found[":prob"] = {asked: log(prob_view(decoder, tokenizer, ids, [asked], lambda: False).prob)}
-    longer = Subject(decoder.model, tokenizer, (*ids, asked))
+    longer = InspectedText(decoder.model, tokenizer, (*ids, asked))
     found[":surprise"] = {asked: -surprise_view(longer, len(ids)).mean}
     found[":lens"] = {each.token.id: log(each.prob) for each in lens_view(subject).rows[-1].top}
     why = why_view(subject, asked)
@@ -114,12 +120,12 @@ def shown(checkpoint, ids, quant):
     assert not [part for part in why.parts if part.name == "rounding"]
     both = compare_view(
         subject,
-        Subject(make_decoder(checkpoint, quant=quant).model, tokenizer, tuple(ids)),
+        InspectedText(make_decoder(checkpoint, quant=quant).model, tokenizer, tuple(ids)),
         ("", ""),
     )
     assert both.kl == (0, 0)
     found[":compare"] = {each.token.id: log(each.prob) for each in both.top[1]}
-    along = torch.nn.functional.normalize(torch.randn(checkpoint.config.width), dim=0)
+    along = torch.nn.functional.normalize(torch.randn(checkpoint.config.d_model), dim=0)
     for change, tap in (
         ("steered by 0", steering(along, 0, 0.0)),
         ("by 1e-4", steering(along, 0, 1e-4)),
@@ -160,7 +166,7 @@ def test_weights_are_looked_at_in_float32_and_not_copied(case):
     """All that a pass makes is float32; the matrices are the checkpoint's own memory."""
     checkpoint, ids, _ = case
     model = make_decoder(checkpoint).model
-    _, found = Subject(model, checkpoint.tokenizer, ids).record("")
+    _, found = InspectedText(model, checkpoint.tokenizer, ids).run_with_cache("")
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
     for name, array in checkpoint.tensors.items():
         if array.ndim > 1:
@@ -171,8 +177,8 @@ def test_every_view_of_half_precision_is_that_of_the_same_weights_widened(case):
     """The signs of `:ablate scan`, gradients, perplexity: as in float64."""
     checkpoint, ids, _ = case
     wide = {name: array.astype(np.float64) for name, array in checkpoint.tensors.items()}
-    ours = Subject(make_decoder(checkpoint).model, checkpoint.tokenizer, ids)
-    exact = Subject(build(checkpoint.config, wide).double(), checkpoint.tokenizer, ids)
+    ours = InspectedText(make_decoder(checkpoint).model, checkpoint.tokenizer, ids)
+    exact = InspectedText(build(checkpoint.config, wide).double(), checkpoint.tokenizer, ids)
     scan, expected = scan_view(ours), scan_view(exact)
     there = {(each.layer, each.head): each.change for each in expected.heads}
     for each in scan.heads:
@@ -192,8 +198,8 @@ def test_what_overflows_float16_does_not_here(tmp_path):
         assert not model(torch.tensor([IDS])).logits.isfinite().all()
     model.save_pretrained(tmp_path)
     checkpoint = load(tmp_path)
-    subject = Subject(make_decoder(checkpoint).model, checkpoint.tokenizer, IDS)
-    logits, found = subject.record("ff.hidden")
+    subject = InspectedText(make_decoder(checkpoint).model, checkpoint.tokenizer, IDS)
+    logits, found = subject.run_with_cache("mlp.hidden")
     assert max(float(each.abs().max()) for each in found.values()) > float(np.finfo(np.float16).max)
     assert logits.isfinite().all()
 
@@ -205,7 +211,7 @@ def test_logits_that_are_no_numbers_are_told_as_what_is_known_of_them(nalssi):
     with pytest.raises(
         UserError, match="not finite numbers: a weight is not one, or .* too large for float32"
     ):
-        Subject(decoder.model, nalssi.tokenizer, (1, 2)).logits()
+        InspectedText(decoder.model, nalssi.tokenizer, (1, 2)).logits()
     with pytest.raises(
         UserError, match="at token 2 are not finite numbers: a weight is not one, or"
     ):

@@ -24,13 +24,13 @@ from minillm_repl.cli import make_parser
 from minillm_repl.configuration import Launch, read_configuration
 from minillm_repl.errors import UserError
 from minillm_repl.generate.options import Sampling
-from minillm_repl.generate.sampling import process, softmax
+from minillm_repl.generate.sampling import process_logits, softmax
 from minillm_repl.model.config import config_from_json
-from minillm_repl.repl.line_blocks import joined, open_block
-from minillm_repl.repl.recent_models import Recent
+from minillm_repl.repl.line_blocks import is_multiline_open, join_multiline
+from minillm_repl.repl.recent_models import RecentModels
 from minillm_repl.repl.settings import Settings
 from minillm_repl.safetext import safe, safe_line, show_token
-from minillm_repl.settings import change, show, specs, value_of
+from minillm_repl.settings import change, format_value, specs, value_of
 from minillm_repl.tokenizer.read import tokenizer_from_json
 from minillm_repl.training.corpus import open_corpus
 from minillm_repl.training.plan import TrainPlan
@@ -100,10 +100,10 @@ def test_any_json_as_a_config(data):
 
 
 FIELDS = sorted(
-    {name for family in FAMILIES for name in (*family.defaults, *family.renamed)}
+    {name for family in FAMILIES for name in (*family.defaults, *family.field_aliases)}
     | {
         "head_dim",
-        "n_inner",
+        "d_mlp",
         "layer_types",
         "rope_scaling",
         "rope_parameters",
@@ -130,12 +130,12 @@ def test_any_json_as_the_config_of_a_folder(family, data):
             json.dumps({"model_type": family.model_type} | sizes | data)
         )
         assert (
-            Folder(Path(folder)).config.layers == 3
+            Folder(Path(folder)).config.n_layers == 3
             or "num_hidden_layers" in data
             or "n_layer" in data
         )
         assert all(note.isprintable() for note in Folder(Path(folder)).notes)
-        foreign.purpose(data), foreign.headless(data)
+        foreign.describe_architecture(data), foreign.describe_headless(data)
 
 
 @given(
@@ -152,8 +152,8 @@ def test_any_text_as_a_setting_and_what_is_shown_can_be_typed_again(owner, data)
     name = data.draw(st.sampled_from(sorted(specs(owner))))
     with one_clean_line():
         changed = change(owner, name, data.draw(TEXT))
-        again = change(owner, name, show(specs(owner)[name], value_of(changed, name)))
-        shown = show(specs(owner)[name], value_of(again, name))
+        again = change(owner, name, format_value(specs(owner)[name], value_of(changed, name)))
+        shown = format_value(specs(owner)[name], value_of(again, name))
         assert safe_line(shown) == shown or isinstance(value_of(changed, name), str)
 
 
@@ -203,14 +203,14 @@ def test_any_bytes_as_a_corpus_and_as_the_list_of_recent_files(data):
             with one_clean_line():
                 list(open_corpus(Path(folder) / name).documents())
         (Path(folder) / "recent").write_bytes(data)
-        assert isinstance(Recent(Path(folder) / "recent").paths(), list)
+        assert isinstance(RecentModels(Path(folder) / "recent").paths(), list)
 
 
 @given(st.lists(TEXT))
 def test_blocks_lose_no_line(lines):
     whole = [line.replace('"', "") + "\n" for line in lines]
-    assert [line.rstrip("\r\n") for line in whole] == list(joined(whole))
-    assert not any(open_block(line) for line in whole)
+    assert [line.rstrip("\r\n") for line in whole] == list(join_multiline(whole))
+    assert not any(is_multiline_open(line) for line in whole)
 
 
 @given(st.text(), st.text())
@@ -233,7 +233,7 @@ SAMPLING = st.builds(
 
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=9), SAMPLING)
 def test_the_likeliest_is_never_cut_and_what_is_left_is_a_distribution(logits, sampling):
-    scores = process(np.asarray(logits, np.float32), sampling, [])
+    scores = process_logits(np.asarray(logits, np.float32), sampling, [])
     probabilities = softmax(scores)[0]
     assert np.isfinite(probabilities).all()
     assert probabilities.sum() == pytest.approx(1)

@@ -14,7 +14,7 @@ from minillm_repl.generate.backends.torch import TorchDecoder
 from minillm_repl.generate.decoder import make_decoder
 from minillm_repl.model.build import build
 from minillm_repl.model.layers import QuantisedWeight
-from minillm_repl.model.quantised import GROUP, PANEL
+from minillm_repl.model.quantised import GROUP_SIZE, PANEL_ROWS
 from tests.conftest import run_on
 from tests.test_huggingface import FAMILIES, random_ids, random_model
 
@@ -34,8 +34,8 @@ def _row(at, like, row, y):
 def multiply(at, like, x, y, stream):
     """Let one thread multiply, with room for what it does meanwhile."""
     arrays = {
-        "panel": np.empty(x.shape[1] * PANEL, np.float32),
-        "few": np.empty((PIECE + SPARE) * PANEL, np.float32),
+        "panel": np.empty(x.shape[1] * PANEL_ROWS, np.float32),
+        "few": np.empty((PIECE + SPARE) * PANEL_ROWS, np.float32),
     }
     rooms, counters = np.zeros(1, ROOM), np.zeros(64, np.int64)
     for name, array in arrays.items():
@@ -48,7 +48,7 @@ def table(matrix, bits, bias):
     alive.
     """
     small = quantise(matrix, bits)
-    arrays = small.numbers, small.scales, bias
+    arrays = small.packed_weights, small.scales, bias
     at = np.array([array.ctypes.data if len(array) else 0 for array in arrays], np.uint64)
     return at, LIKE[f"int{bits}"], arrays
 
@@ -56,7 +56,7 @@ def table(matrix, bits, bias):
 def widened(matrix, bits):
     """The matrix that is left after rounding, in float64."""
     small, scale = rounded(matrix, bits)
-    return small * np.repeat(scale.astype(float), GROUP, axis=1)[:, : matrix.shape[1]]
+    return small * np.repeat(scale.astype(float), GROUP_SIZE, axis=1)[:, : matrix.shape[1]]
 
 
 def random_matrix(shape, rng):
@@ -73,7 +73,7 @@ def test_a_weight_is_off_by_half_a_step_and_by_one_only_at_the_upper_end(bits):
     assert small.min() == -(1 << bits - 1)
     assert small.max() == (1 << bits - 1) - 1
     assert (scale.view(np.uint32) & 0xFFFF == 0).all(), "a scale has 16 bits"
-    step = np.abs(np.repeat(scale, GROUP, axis=1)[:, :70])
+    step = np.abs(np.repeat(scale, GROUP_SIZE, axis=1)[:, :70])
     off = np.abs(widened(matrix, bits) - matrix)
     ends = (small == small.max()) | (small == small.min())
     assert (off[~ends] <= 0.5001 * step[~ends]).all()
@@ -144,7 +144,7 @@ def test_a_model_gives_what_torch_gives_on_its_rounded_weights(bits, tmp_path):
     ours = make_decoder(checkpoint, threads=2, quant=f"int{bits}")
     given = ours.prefill(ids)
     np.testing.assert_allclose(given, expected, rtol=0, atol=2e-5)
-    assert f"{bits} bits" in ours.why
+    assert f"{bits} bits" in ours.backend_details
 
 
 ELSEWHERE = """

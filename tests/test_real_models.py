@@ -9,10 +9,10 @@ import transformers
 
 from minillm_repl.checkpoint.load import load
 from minillm_repl.generate.decoder import make_decoder
-from minillm_repl.generate.generate import generate, never
+from minillm_repl.generate.generate import generate, never_interrupted
 from minillm_repl.generate.options import Sampling
 from minillm_repl.model.build import build
-from minillm_repl.repl.model_loading import Opening
+from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
 from minillm_repl.tokenizer.base import decode
@@ -79,7 +79,7 @@ def test_the_story_is_the_one_that_transformers_tells(stories):
     checkpoint = load(stories)
     tokenizer = checkpoint.tokenizer
     start = tokenizer.encode("")
-    assert start == [tokenizer.named("<s>")]
+    assert start == [tokenizer.token_to_id("<s>")]
     events = list(
         generate(
             make_decoder(checkpoint),
@@ -110,7 +110,7 @@ def test_the_story_is_the_one_that_transformers_tells(stories):
 
 @pytest.fixture(scope="module")
 def opened(smollm2):
-    return Opening(dtype="float32").open(smollm2)
+    return ModelLoader(dtype="float32").load(smollm2)
 
 
 @pytest.fixture(scope="module")
@@ -125,14 +125,14 @@ def their_tokenizer(smollm2):
 
 def answer(model, session, text, monkeypatch):
     """Ask; return the ids of the answer, and how many tokens had to be read before its first."""
-    session.ask(model, text)
+    session.start_chat_turn(model, text)
     read = []
-    with monkeypatch.context() as patch:
+    with monkeypatch.context_length() as patch:
         original = model.decoder.prefill
         patch.setattr(
             model.decoder, "prefill", lambda ids: (read.append(len(ids)), original(ids))[1]
         )
-        events = session.generate(model, never, 0)
+        events = session.generate(model, never_interrupted, 0)
         first = next(events)
         before = sum(read)
         steps = [first, *events][:-1]
@@ -151,7 +151,7 @@ def test_a_chat_is_word_for_word_that_of_transformers(
         prompt = their_tokenizer.apply_chat_template(
             said, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-        given = list(session.turns[-1].given)
+        given = list(session.turns[-1].prompt_ids)
         assert given == prompt["input_ids"][0].tolist()
         expected = theirs.generate(**prompt, max_new_tokens=40, do_sample=False)[
             0, len(given) :
@@ -160,7 +160,7 @@ def test_a_chat_is_word_for_word_that_of_transformers(
         text = their_tokenizer.decode(
             expected, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        assert session.said[-1].content == text
+        assert session.messages[-1].content == text
         said.append({"role": "assistant", "content": text})
         print(f"turn {turn + 1}: {len(given)} tokens given, {read} read; {text!r}")
         if turn:

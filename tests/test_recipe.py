@@ -10,15 +10,15 @@ from itertools import pairwise
 
 import pytest
 
-from minillm_repl.chat.template import Message, render
+from minillm_repl.chat.template import Message, render_texts
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
 from minillm_repl.storage.encoding import read_text
 from minillm_repl.training.grammar import Grammar
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.recipe import FOLDER, Recipe, Source, read_recipe, recipes
+from minillm_repl.training.recipe import RECIPES_FOLDER, Recipe, Source, read_recipe, recipes
 
-EVERYDAY = Grammar((FOLDER / "everyday.txt").read_text(encoding="utf-8"))
+EVERYDAY = Grammar((RECIPES_FOLDER / "everyday.txt").read_text(encoding="utf-8"))
 
 
 def test_a_name_before_a_rule_is_one_choice_and_a_rule_alone_is_drawn_anew():
@@ -81,8 +81,8 @@ def test_everyday_weather_is_good_hot_and_cold():
 def recipe():
     sources = (
         Source("lines", "lines.txt", copies=2, match=r".*\d"),
-        Source("pairs", "pairs.txt", between=r"\n\n", block=5),
-        Source("stories", "stories.txt", between=r"\n\n", lines_go=True),
+        Source("pairs", "pairs.txt", separator=r"\n\n", block=5),
+        Source("stories", "stories.txt", separator=r"\n\n", drops_lines=True),
         Source("made", grammar="everyday.txt", rule="talk", count=100),
     )
     return Recipe("mine", sources, TrainPlan(), None, re.compile("unwanted"))
@@ -172,12 +172,12 @@ def test_there_is_a_recipe_for_hangul_and_no_other_is_made_up():
 def test_a_conversation_of_hangul_looks_like_its_corpus():
     chat = read_recipe("hangul").chat
     said = [Message("user", "안녕?"), Message("assistant", "반가워요."), Message("user", "잘 자")]
-    assert render(chat, [(said, True), (said[:2], False)]) == [
+    assert render_texts(chat, [(said, True), (said[:2], False)]) == [
         "질문: 안녕?\n답변: 반가워요.<end>질문: 잘 자\n답변: ",
         "질문: 안녕?\n답변: 반가워요.<end>",
     ]
     system = [Message("system", "친절하게 말해 줘."), said[0]]
-    assert render(chat, [(system, True)]) == ["친절하게 말해 줘.\n질문: 안녕?\n답변: "]
+    assert render_texts(chat, [(system, True)]) == ["친절하게 말해 줘.\n질문: 안녕?\n답변: "]
 
 
 @pytest.fixture
@@ -225,8 +225,10 @@ def test_a_recipe_trains_a_model_that_answers(program, tmp_path):
     finished = json.loads(done.stdout.splitlines()[-1])
     assert finished["event"] == "finished", done.stderr
     checkpoint = load(tmp_path / "m.safetensors")
-    assert checkpoint.chat == read_recipe("hangul").chat
-    assert [checkpoint.tokenizer.special(token) for token in checkpoint.end] == ["<end>"]
+    assert checkpoint.chat_template == read_recipe("hangul").chat
+    assert [checkpoint.tokenizer.special_name(token) for token in checkpoint.eos_token_ids] == [
+        "<end>"
+    ]
     assert checkpoint.training.corpus == "m.corpus/train.jsonl"
     assert checkpoint.training.val_loss < finished["first_loss"] - 1
     answered = json.loads(

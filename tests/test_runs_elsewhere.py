@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from minillm_repl.chat.template import PLAIN, ROLES
+from minillm_repl.chat.template import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS
 from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.cli import main
-from minillm_repl.commands.train import parse
+from minillm_repl.commands.train import parse_request
 from minillm_repl.errors import UserError
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.run import Surroundings, TrainingRun
+from minillm_repl.training.run import RunContext, TrainingRun
 from minillm_repl.training.run_paths import resume_path
 from tests.conftest import MODELS, random_checkpoint
 from tests.test_training_runs import SIZES, run
@@ -23,15 +23,15 @@ from tests.test_training_runs import SIZES, run
 TEXT = (MODELS / "nalssi.txt").read_text(encoding="utf-8") * 3
 SMALL = TrainPlan(
     steps=9,
-    context=8,
-    batch=4,
+    context_length=8,
+    batch_size=4,
     lr=0.006,
     arch="gpt",
-    width=16,
-    layers=1,
-    heads=2,
+    d_model=16,
+    n_layers=1,
+    n_heads=2,
     precision="float32",
-    every=3,
+    eval_interval=3,
 )
 
 
@@ -78,7 +78,7 @@ NONE = [
 def test_a_number_that_is_none_is_refused_by_its_name(word):
     name, _, value = word.partition("=")
     with pytest.raises(UserError) as refused:
-        parse(f"t.txt new {word}")
+        parse_request(f"t.txt new {word}")
     said = str(refused.value)
     assert said.startswith(f":train {name} needs a ")
     assert said.endswith(f"not '{value}'")
@@ -100,11 +100,11 @@ def test_a_flag_that_is_no_number_is_refused_before_anything_is_done(
 
 
 def test_what_is_left_open_and_what_is_off_still_has_its_word():
-    plan = parse(
-        "t.txt steps=auto lr=auto every=AUTO warm-up=0 patience=0 clip=0 dropout=0 weight-decay=0"
+    plan = parse_request(
+        "t.txt steps=auto lr=auto eval_interval=AUTO warm-up=0 patience=0 clip=0 dropout=0 weight-decay=0"
     ).plan
-    assert plan == TrainPlan(warm_up=0, clip=0.0, weight_decay=0.0)
-    assert parse("t.txt save-steps=off lora=off").plan == TrainPlan()
+    assert plan == TrainPlan(warmup_steps=0, grad_clip=0.0, weight_decay=0.0)
+    assert parse_request("t.txt save-steps=off lora=off").plan == TrainPlan()
 
 
 @pytest.mark.parametrize(
@@ -129,13 +129,13 @@ def test_sizes_beyond_the_memory_are_refused_in_one_line(tmp_path, absurd, monke
 @pytest.mark.parametrize("word", ["val=", "val=''", 'val=" "'])
 def test_an_empty_name_is_no_file_to_hold_out(word):
     with pytest.raises(UserError, match="val needs a file, or off, auto, not "):
-        parse(f"t.txt {word}")
+        parse_request(f"t.txt {word}")
 
 
 def test_a_setting_that_is_given_twice_is_refused():
     for line in ("t.txt steps=1 lr=0.1 steps=2", "steps=1 t.txt steps=1"):
         with pytest.raises(UserError, match="steps is set twice"):
-            parse(line)
+            parse_request(line)
 
 
 def test_a_setting_within_the_name_of_a_text_is_told_unless_that_is_there(tmp_path, monkeypatch):
@@ -144,9 +144,9 @@ def test_a_setting_within_the_name_of_a_text_is_told_unless_that_is_there(tmp_pa
         with pytest.raises(
             UserError, match="does not exist; settings such as .* stand before or after the text"
         ):
-            parse(line)
+            parse_request(line)
     Path("a new day.txt").touch()
-    assert parse("a new day.txt new").corpus == "a new day.txt"
+    assert parse_request("a new day.txt new").corpus == "a new day.txt"
 
 
 def test_a_text_that_is_learnt_and_held_out_too_is_told(tmp_path):
@@ -172,7 +172,7 @@ def begin(corpus, plan=SMALL, start=None):
         start,
         str(corpus),
         plan,
-        Surroundings(Path(corpus).parent / "m.safetensors", "cpu", threads=1),
+        RunContext(Path(corpus).parent / "m.safetensors", "cpu", threads=1),
     )
 
 
@@ -182,7 +182,7 @@ def cut(trainee, steps=4):
 
 
 def again(path, corpus=""):
-    trainee = TrainingRun.resumed(path, Surroundings(path, "cpu", threads=1), corpus)
+    trainee = TrainingRun.from_resume_file(path, RunContext(path, "cpu", threads=1), corpus)
     *_, finished = trainee.events(lambda: False)
     return trainee, trainee.checkpoint(finished)
 
@@ -199,12 +199,12 @@ def stopped(tmp_path, monkeypatch):
         Path(name).write_text(TEXT, encoding="utf-8")
     plan = dataclasses.replace(SMALL, val="held.txt")
     whole = TrainingRun(
-        None, "t.txt", plan, Surroundings(here / "whole.safetensors", "cpu", threads=1)
+        None, "t.txt", plan, RunContext(here / "whole.safetensors", "cpu", threads=1)
     )
     *_, finished = whole.events(lambda: False)
     path = here / "deep" / "m.safetensors"
     path.parent.mkdir()
-    cut(TrainingRun(None, "t.txt", plan, Surroundings(path, "cpu", threads=1)))
+    cut(TrainingRun(None, "t.txt", plan, RunContext(path, "cpu", threads=1)))
     return path, whole.checkpoint(finished)
 
 
@@ -226,7 +226,7 @@ def test_from_another_folder_it_can_be_stopped_again_and_go_on_from_a_third(
 ):
     path, expected = stopped
     monkeypatch.chdir(tmp_path)
-    cut(TrainingRun.resumed(path, Surroundings(path, "cpu", threads=1)), 6)
+    cut(TrainingRun.from_resume_file(path, RunContext(path, "cpu", threads=1)), 6)
     monkeypatch.chdir("/")
     same(expected, again(path)[1])
 
@@ -302,11 +302,11 @@ def test_a_resume_file_that_is_older_goes_on_too(stopped, monkeypatch):
 
 
 def test_what_follows_resume_is_the_text_and_no_setting():
-    assert parse("resume") == parse("resume ")
-    request = parse("resume 'my text.txt'")
-    assert (request.resume, request.corpus) == (True, "my text.txt")
+    assert parse_request("resume") == parse_request("resume ")
+    request = parse_request("resume 'my text.txt'")
+    assert (request.is_resume, request.corpus) == (True, "my text.txt")
     with pytest.raises(UserError, match="its settings are known"):
-        parse("resume steps=5")
+        parse_request("resume steps=5")
 
 
 @pytest.mark.slow
@@ -327,9 +327,11 @@ def test_the_program_goes_on_from_another_folder_with_a_text_that_is_named(tmp_p
 # -- models that chat
 
 
-def chatting(tmp_path, chat=PLAIN):
-    tokenizer = CharacterTokenizer(sorted(set(TEXT)), ROLES)
-    model = random_checkpoint(characters=[chr(0x4E00 + place) for place in range(tokenizer.size)])
+def chatting(tmp_path, chat=DEFAULT_CHAT_TEMPLATE):
+    tokenizer = CharacterTokenizer(sorted(set(TEXT)), ROLE_TOKENS)
+    model = random_checkpoint(
+        characters=[chr(0x4E00 + place) for place in range(tokenizer.vocab_size)]
+    )
     return save(
         dataclasses.replace(model, tokenizer=tokenizer, chat=chat), tmp_path / "chat.safetensors"
     )
@@ -341,11 +343,11 @@ TALK = '{"messages": [{"role": "user", "content": "날씨"}, {"role": "assistant
 @pytest.mark.parametrize(
     ("chat", "name", "content", "warned"),
     [
-        (PLAIN, "t.txt", TEXT, True),
-        (PLAIN, "t.jsonl", '{"text": "날씨가 좋다. 산책을 하자."}\n', True),
-        (PLAIN, "t.csv", "text\n날씨가 좋다. 산책을 하자.\n", True),
-        (PLAIN, "t.jsonl", TALK, False),
-        (PLAIN, "t.csv", "q,a\n날씨,좋다. 하늘이 맑다\n", False),
+        (DEFAULT_CHAT_TEMPLATE, "t.txt", TEXT, True),
+        (DEFAULT_CHAT_TEMPLATE, "t.jsonl", '{"text": "날씨가 좋다. 산책을 하자."}\n', True),
+        (DEFAULT_CHAT_TEMPLATE, "t.csv", "text\n날씨가 좋다. 산책을 하자.\n", True),
+        (DEFAULT_CHAT_TEMPLATE, "t.jsonl", TALK, False),
+        (DEFAULT_CHAT_TEMPLATE, "t.csv", "q,a\n날씨,좋다. 하늘이 맑다\n", False),
         (None, "t.txt", TEXT, False),
     ],
 )
@@ -355,7 +357,9 @@ def test_a_model_that_chats_warns_before_plain_text_and_goes_on(
     path = tmp_path / name
     path.write_text(content, encoding="utf-8")
     trainee = begin(
-        path, dataclasses.replace(TrainPlan(steps=2, batch=1), context=2), chatting(tmp_path, chat)
+        path,
+        dataclasses.replace(TrainPlan(steps=2, batch_size=1), context_length=2),
+        chatting(tmp_path, chat),
     )
     assert len(trainee.warnings) == warned
     assert all(

@@ -19,13 +19,13 @@ from tokenizers import decoders, models
 from tokenizers.pre_tokenizers import Metaspace, Split
 
 from minillm_repl import commands
-from minillm_repl.chat.loss_mask import trained_ids
-from minillm_repl.chat.template import Message, encode, prompt
+from minillm_repl.chat.loss_mask import encode_with_loss_mask
+from minillm_repl.chat.template import Message, apply_chat_template, make_prompt
 from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.render.console import Screen, Transcript
-from minillm_repl.repl.model_loading import Opening
+from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.registry import discover
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
@@ -88,7 +88,7 @@ def as_text(kind, theirs):
     ]
 
 
-def in_parts(kind, theirs, said, begun=True):
+def in_parts(kind, theirs, said, assistant_prefix=True):
     """The ids of a conversation in `STRICT`: each special token, and what is between two."""
     text = as_text(kind, theirs)
 
@@ -114,13 +114,15 @@ def test_a_typed_name_is_text_and_leaves_the_rest_as_it_is(kind):
         *(text for typed in TYPED for text in (typed, "you " + typed, "Once upon a time", "the")),
         TYPED[0],
     )
-    assert encode(template, ours, said[:1], False) == in_parts(kind, theirs, said[:1])
-    assert encode(template, ours, said, False) == in_parts(kind, theirs, said)
-    ids, marks = trained_ids(template, ours, [said])[0]
-    assert ids == in_parts(kind, theirs, said, begun=False)
+    assert apply_chat_template(template, ours, said[:1], False) == in_parts(kind, theirs, said[:1])
+    assert apply_chat_template(template, ours, said, False) == in_parts(kind, theirs, said)
+    ids, marks = encode_with_loss_mask(template, ours, [said])[0]
+    assert ids == in_parts(kind, theirs, said, assistant_prefix=False)
     learnt = [each for each, mark in zip(ids, marks, strict=True) if mark]
     assert learnt == [
-        token for each in said[1::2] for token in in_parts(kind, theirs, [each], begun=False)[2:]
+        token
+        for each in said[1::2]
+        for token in in_parts(kind, theirs, [each], assistant_prefix=False)[2:]
     ]
 
 
@@ -142,7 +144,7 @@ def test_the_ids_are_those_of_transformers_when_it_keeps_typed_names_apart(kind)
     )["input_ids"]
     # it puts one before some parts: each is read after a newline
     blank = theirs.convert_tokens_to_ids("▁")
-    found = encode(template, ours, said, False)
+    found = apply_chat_template(template, ours, said, False)
     assert [each for each in found if each != blank] == [each for each in expected if each != blank]
 
 
@@ -155,9 +157,9 @@ def test_what_a_special_token_does_to_blanks_beside_it_stays_when_another_is_typ
     plain = theirs.apply_chat_template(dicts(talk("hello", "you")), chat_template=template.source)[
         "input_ids"
     ]
-    end = ours.named("<|end|>")
-    assert encode(template, ours, talk("hello", "you"), False) == plain
-    found = encode(template, ours, talk("hello", "</s>"), False)
+    end = ours.token_to_id("<|end|>")
+    assert apply_chat_template(template, ours, talk("hello", "you"), False) == plain
+    found = apply_chat_template(template, ours, talk("hello", "</s>"), False)
     assert found[: plain.index(end) + 3] == plain[: plain.index(end) + 3]
     assert found[-2:] == plain[-2:]
     assert found.count(end) == 2
@@ -167,8 +169,11 @@ def test_a_name_in_a_name_and_one_behind_another_are_text_too():
     ours, _ = pair("byte-level", ["<a>", "<a><b>", "b><c", "<c>"])
     template = ChatTemplate("{% for m in messages %}<c>{{ m.content }}<a>{% endfor %}")
     for typed in ("<a><b><c>", "<a><a><b>", "b><c>", "<<a>a>"):
-        ids = encode(template, ours, talk(typed), False)
-        assert [ours.special(each) for each in ids if ours.special(each)] == ["<c>", "<a>"], typed
+        ids = apply_chat_template(template, ours, talk(typed), False)
+        assert [ours.special_name(each) for each in ids if ours.special_name(each)] == [
+            "<c>",
+            "<a>",
+        ], typed
         assert decode(ours, ids) == typed
 
 
@@ -190,11 +195,15 @@ def test_what_a_template_writes_as_text_is_read_alike_before_and_after_a_typed_n
     expected = theirs.apply_chat_template(
         dicts(plain), chat_template=LLAMA_2, add_generation_prompt=True
     )["input_ids"]
-    assert encode(template, ours, plain, False) == expected
-    read, first, end = as_text(kind, theirs), ours.named("<s>"), ours.named("</s>")
+    assert apply_chat_template(template, ours, plain, False) == expected
+    read, first, end = as_text(kind, theirs), ours.token_to_id("<s>"), ours.token_to_id("</s>")
     whole = read("[INST] hello </s> <s>x [/INST] you <|end|> ")
-    assert encode(template, ours, typed, False) == [first, *whole, *expected[expected.index(end) :]]
-    assert trained_ids(template, ours, [typed[:2]])[0][0] == [first, *whole, end]
+    assert apply_chat_template(template, ours, typed, False) == [
+        first,
+        *whole,
+        *expected[expected.index(end) :],
+    ]
+    assert encode_with_loss_mask(template, ours, [typed[:2]])[0][0] == [first, *whole, end]
 
 
 PRIVATE = [
@@ -215,9 +224,9 @@ def test_private_characters_that_are_typed_stay(kind):
         ours, _ = pair(kind)
     template = ChatTemplate(STRICT.replace("{{ bos_token }}", ""))
     said = talk(*PRIVATE, *PRIVATE, "</s>")
-    ids = encode(template, ours, said, False)
+    ids = apply_chat_template(template, ours, said, False)
     assert decode(ours, ids).replace(" ", "") == "".join(each.content for each in said)
-    assert "</s>" not in {ours.special(each) for each in ids}
+    assert "</s>" not in {ours.special_name(each) for each in ids}
 
 
 @pytest.mark.parametrize(
@@ -238,7 +247,9 @@ def test_a_template_sees_what_was_said_and_neither_tools_nor_documents(source):
     ours, theirs = pair("byte-level")
     for said in (talk("Once </s> upon <|end|>", "</s><|User|> x", "plain"), talk("plain")):
         expected = theirs.apply_chat_template(dicts(said), chat_template=source, tokenize=False)
-        assert decode(ours, encode(ChatTemplate(source), ours, said, False)) == expected
+        assert (
+            decode(ours, apply_chat_template(ChatTemplate(source), ours, said, False)) == expected
+        )
 
 
 MODELS = {
@@ -274,14 +285,14 @@ def test_a_model_that_finds_names_by_itself_does_not_take_those_that_are_typed(n
     for typed in ("<s>", "a <s> b", "ab <|end|>", "<new> a"):
         for ids in (
             ours.encode(typed),
-            ours.encode(typed, start=False),
-            *ours.encode_many([typed]),
+            ours.encode(typed, add_special=False),
+            *ours.encode_batch([typed]),
         ):
-            assert not {*meant, ours.named("<new>")} & set(ids)
-        assert ours.encode(typed, special=True) == theirs(typed)["input_ids"]
+            assert not {*meant, ours.token_to_id("<new>")} & set(ids)
+        assert ours.encode(typed, parse_special=True) == theirs(typed)["input_ids"]
     for plain in ("ab a", "b", "a b ab"):
         assert ours.encode(plain) == theirs(plain)["input_ids"]
-    ids = encode(
+    ids = apply_chat_template(
         ChatTemplate("<s>{{ messages[0].content }}<|end|>"), ours, talk("ab <s> <|end|> ab"), False
     )
     assert [each for each in ids if each in meant] == meant
@@ -332,7 +343,7 @@ def test_templates_that_open_a_thought_are_learnt_as_transformers_masks_them(nam
     ours, theirs = pair(kind, plain=["<think>", "</think>"])
     source = THINKING[name]
     bare = re.sub(r"\{% (end)?generation %\}", "", source)
-    found = trained_ids(ChatTemplate(source if marked else bare), ours, THOUGHTS)
+    found = encode_with_loss_mask(ChatTemplate(source if marked else bare), ours, THOUGHTS)
     assert len(found) == len(THOUGHTS)
     for (ids, marks), said in zip(found, THOUGHTS, strict=True):
         expected = theirs.apply_chat_template(
@@ -346,14 +357,16 @@ def test_where_thoughts_are_special_tokens_a_template_takes_them_apart_all_the_s
     ours, theirs = pair("byte-level", [*CONTROL, "<think>", "</think>"])
     source = THINKING["as R1's distillations"]
     said = talk("what <|end|>", "let me see</think>b", "c </think>", "2")
-    ids, marks = trained_ids(ChatTemplate(source), ours, [said])[0]
+    ids, marks = encode_with_loss_mask(ChatTemplate(source), ours, [said])[0]
     assert decode(ours, ids) == "what <|end|>bc </think>2"
-    assert sum(each == ours.named("<|end|>") for each in ids) == 2
-    assert ours.named("</think>") not in ids
+    assert sum(each == ours.token_to_id("<|end|>") for each in ids) == 2
+    assert ours.token_to_id("</think>") not in ids
     assert decode(ours, [each for each, mark in zip(ids, marks, strict=True) if mark]) == "b2"
     plain = talk("what", "let me see</think>b")
     expected = theirs.apply_chat_template(dicts(plain), chat_template=source, return_dict=True)
-    assert trained_ids(ChatTemplate(source), ours, [plain])[0][0] == list(expected["input_ids"])
+    assert encode_with_loss_mask(ChatTemplate(source), ours, [plain])[0][0] == list(
+        expected["input_ids"]
+    )
 
 
 # -- what ends a turn
@@ -364,9 +377,12 @@ def writer(tokens, library=None, **more):
     `<|Assistant|>` begins it.
     """
     ours, _ = pair("byte-level")
-    ids = [ours.named("<|Assistant|>"), *(each for part in tokens for each in _ids(ours, part))]
+    ids = [
+        ours.token_to_id("<|Assistant|>"),
+        *(each for part in tokens for each in _ids(ours, part)),
+    ]
     assert len(set(ids)) == len(ids)
-    config = GPTConfig(400, context=128, width=400, layers=1, heads=1, hidden=1)
+    config = GPTConfig(400, context_length=128, d_model=400, n_layers=1, n_heads=1, d_mlp=1)
     tensors = {name: np.zeros(shape, np.float32) for name, shape in config.shapes()}
     tensors["token_embedding.weight"] = np.eye(400, dtype=np.float32)
     for norm in ("blocks.0.ln1", "blocks.0.ln2", "ln_f"):
@@ -374,18 +390,18 @@ def writer(tokens, library=None, **more):
     for before, after in zip(ids, [*ids[1:], ids[-1]], strict=True):
         tensors["lm_head.weight"][after, before] = 10
     template = ChatTemplate(STRICT, {"bos_token": "<s>"})
-    return Opening().ready(
+    return ModelLoader().prepare(
         Checkpoint(config, ours, tensors, **{"chat": template, "end": (2,), **more})
     )
 
 
 def _ids(ours, part):
-    named = ours.named(part)
+    named = ours.token_to_id(part)
     return [named] if named is not None and ours.special(named) else ours.encode(part, start=False)
 
 
 def answer(session, model, text="hello"):
-    session.ask(model, text)
+    session.start_chat_turn(model, text)
     return list(session.generate(model, lambda: False, 0))[-1]
 
 
@@ -394,14 +410,14 @@ def test_the_end_of_a_turn_is_what_the_template_writes_whatever_eos_says():
     session = Session(Settings(temp=0, max_tokens=9))
     finished = answer(session, model)
     assert (finished.reason, finished.text) == ("end", "yo")
-    assert session.said[-1] == Message("assistant", "yo")
+    assert session.messages[-1] == Message("assistant", "yo")
     assert (
-        model.checkpoint.tokenizer.named("<|end|>")
-        not in session.ids[len(session.turns[-1].given) :]
+        model.checkpoint.tokenizer.token_to_id("<|end|>")
+        not in session.ids[len(session.turns[-1].prompt_ids) :]
     )
     session.clear()
     # no chat: a text goes on
-    session.begin(list(model.checkpoint.tokenizer.encode("<|Assistant|>", special=True)))
+    session.start_turn(list(model.checkpoint.tokenizer.encode("<|Assistant|>", parse_special=True)))
     assert list(session.generate(model, lambda: False, 0))[-1].text == "yox"
 
 
@@ -425,8 +441,10 @@ def test_the_end_of_a_turn_is_what_the_template_writes_whatever_eos_says():
 )
 def test_a_templates_end_of_turn_is_found(source, expected):
     ours, _ = pair("byte-level")
-    found = prompt(ChatTemplate(source, {"eos_token": "</s>"}), ours, talk("hello"), False).end
-    assert found == (() if expected is None else (ours.named(expected),))
+    found = make_prompt(
+        ChatTemplate(source, {"eos_token": "</s>"}), ours, talk("hello"), False
+    ).eos_token_ids
+    assert found == (() if expected is None else (ours.token_to_id(expected),))
 
 
 @pytest.mark.parametrize("stop", ["<|end|>", "<|end|>x", "o<|end|>", "yo<|end|>x", "</s>"])
@@ -434,7 +452,7 @@ def test_a_stop_string_may_be_or_hold_a_special_token(stop):
     model = writer(["he", "yo", "<|end|>", "x", "</s>"], chat=None, end=())
     tokenizer = model.checkpoint.tokenizer
     session = Session(Settings(temp=0, max_tokens=20, stop=(stop,)))
-    session.begin(tokenizer.encode("<|Assistant|>", special=True))
+    session.start_turn(tokenizer.encode("<|Assistant|>", parse_special=True))
     events = list(session.generate(model, lambda: False, 0))
     said = {
         "<|end|>": "heyo",
@@ -447,7 +465,9 @@ def test_a_stop_string_may_be_or_hold_a_special_token(stop):
     assert "".join(event.text for event in events[:-1]) in (said, said[: len(said) - len(stop)])
     left = session.ids[1:]
     assert decode(tokenizer, left) == said[: len(decode(tokenizer, left))]
-    assert not any(tokenizer.special(each) and tokenizer.special(each) in stop for each in left)
+    assert not any(
+        tokenizer.special_name(each) and tokenizer.special_name(each) in stop for each in left
+    )
     assert len(decode(tokenizer, left)) <= len(said)
 
 
@@ -467,40 +487,40 @@ def test_a_way_that_is_taken_leaves_a_chat_as_if_the_model_had_written_it():
     written, _ = shell(model)
     taken, shown = shell(model)
     for each in (written, taken):
-        each.run("hello")
-    before = list(taken.session.ids), list(taken.session.said)
-    taken.run(":branch 2 tokens=9")
+        each.run_line("hello")
+    before = list(taken.session.ids), list(taken.session.messages)
+    taken.run_line(":branch 2 tokens=9")
     assert "<|end|>" in shown.getvalue()
-    taken.run(":branch take 2")
-    assert (taken.session.ids, taken.session.said) == before
+    taken.run_line(":branch take 2")
+    assert (taken.session.ids, taken.session.messages) == before
     for each in (written, taken):
-        each.run(":continue")
-        each.run("you there")
-    assert taken.session.turns[-1].given == written.session.turns[-1].given
-    assert taken.session.said == written.session.said
+        each.run_line(":continue")
+        each.run_line("you there")
+    assert taken.session.turns[-1].prompt_ids == written.session.turns[-1].prompt_ids
+    assert taken.session.messages == written.session.messages
     taken.session.settings = Settings(temp=0, max_tokens=9, stop=("yo<|end|>",))
     for command in (":branch 2 tokens=9", ":branch take 1"):
-        taken.run(command)
-    assert taken.session.said[-1] == Message("assistant", "")
-    assert taken.session.ids == list(taken.session.turns[-1].given)
+        taken.run_line(command)
+    assert taken.session.messages[-1] == Message("assistant", "")
+    assert taken.session.ids == list(taken.session.turns[-1].prompt_ids)
 
 
 @pytest.mark.parametrize("unknown", ["", "<unk>"])
 def test_letters_that_are_unknown_are_told_in_a_chat_as_in_a_completion(unknown):
     names = [*CONTROL, "<s>", *([unknown] if unknown else [])]
     tokenizer = CharacterTokenizer(sorted("helo yu"), names)
-    size = tokenizer.size
-    config = GPTConfig(size, context=64, width=8, layers=1, heads=1, hidden=1)
+    size = tokenizer.vocab_size
+    config = GPTConfig(size, context_length=64, d_model=8, n_layers=1, n_heads=1, d_mlp=1)
     tensors = {name: np.ones(shape, np.float32) for name, shape in config.shapes()}
     checkpoint = Checkpoint(
-        config, tokenizer, tensors, chat=ChatTemplate(STRICT, {"bos_token": "<s>"})
+        config, tokenizer, tensors, chat_template=ChatTemplate(STRICT, {"bos_token": "<s>"})
     )
-    made, shown = shell(Opening().ready(checkpoint))
+    made, shown = shell(ModelLoader().prepare(checkpoint))
     told = []
     for command in (":chat on", ":chat off"):
-        made.run(command)
+        made.run_line(command)
         shown.truncate(0)
-        made.run("hello 뷁뷁 yo♞u")
+        made.run_line("hello 뷁뷁 yo♞u")
         told.append(re.search(r"! .*never seen.*", shown.getvalue())[0])
         assert len(made.session.turns)
         said = shown.getvalue()
@@ -509,12 +529,12 @@ def test_letters_that_are_unknown_are_told_in_a_chat_as_in_a_completion(unknown)
         )
     assert told[0] == told[1]
     assert "뷁, ♞: " + (f"read as {unknown}" if unknown else "skipped") in told[0]
-    made.run(":chat on")
+    made.run_line(":chat on")
     shown.truncate(0)
-    made.run("hello you")
+    made.run_line("hello you")
     assert "never seen" not in shown.getvalue()
     if not unknown:
         turns = len(made.session.turns)
         with pytest.raises(UserError, match="never seen 뷁, and nothing else was typed"):
-            made.prompt("뷁")
+            made.run_prompt("뷁")
         assert len(made.session.turns) == turns

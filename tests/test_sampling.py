@@ -10,7 +10,7 @@ import torch
 from transformers.generation import logits_process as theirs
 
 from minillm_repl.generate.options import Sampling
-from minillm_repl.generate.sampling import arrays, draw, process, softmax
+from minillm_repl.generate.sampling import make_scratch, process_logits, sample_token, softmax
 
 EDGES = {
     "ties": [1.0, 3.0, 3.0, 2.0, 3.0, 1.0, 2.0, 2.0],
@@ -51,7 +51,7 @@ def by_transformers(logits, sampling, seen):
 
 
 def agrees(logits, sampling, seen):
-    ours = process(logits.astype(np.float32), sampling, seen)
+    ours = process_logits(logits.astype(np.float32), sampling, seen)
     expected = by_transformers(logits.astype(np.float32), sampling, seen)
     assert (np.isinf(ours) == torch.isinf(expected).numpy()).all(), (sampling, ours, expected)
     probabilities = torch.softmax(expected.double(), -1).numpy()
@@ -81,7 +81,7 @@ def test_of_a_large_vocabulary_samplers_keep_what_transformers_keeps(spread):
     logits[:100] = logits[7]
     for sampling in SETTINGS:
         ours, expected = (
-            process(logits, sampling, [0, 3]),
+            process_logits(logits, sampling, [0, 3]),
             by_transformers(logits, sampling, [0, 3]).numpy(),
         )
         apart = np.isinf(ours) != np.isinf(expected)
@@ -91,7 +91,7 @@ def test_of_a_large_vocabulary_samplers_keep_what_transformers_keeps(spread):
 
 
 def test_softmax_says_the_same_in_arrays_that_have_been_used():
-    rng, room = np.random.default_rng(0), arrays(5_000)
+    rng, room = np.random.default_rng(0), make_scratch(5_000)
     for kept in (5_000, 3, 4_000, 1):
         logits = rng.normal(0, 3, 5_000).astype(np.float32)
         logits[rng.permutation(5_000)[kept:]] = -np.inf
@@ -101,7 +101,7 @@ def test_softmax_says_the_same_in_arrays_that_have_been_used():
 
 def test_top_p_exactly_on_a_boundary_keeps_what_transformers_keeps():
     logits = np.log(np.array([0.5, 0.25, 0.25])).astype(np.float32)
-    kept = np.isfinite(process(logits, Sampling(temp=1, top_p=0.5), []))
+    kept = np.isfinite(process_logits(logits, Sampling(temp=1, top_p=0.5), []))
     assert kept.tolist() == [True, False, False]
 
 
@@ -109,8 +109,8 @@ def test_temperature_0_equals_top_k_1():
     rng = np.random.default_rng(0)
     for _ in range(100):
         logits = rng.normal(0, 3, 50).astype(np.float32)
-        greedy = process(logits, Sampling(temp=0), [])
-        top1 = process(logits, Sampling(temp=0.7, top_k=1), [])
+        greedy = process_logits(logits, Sampling(temp=0), [])
+        top1 = process_logits(logits, Sampling(temp=0.7, top_k=1), [])
         assert (
             np.flatnonzero(np.isfinite(greedy))
             == np.flatnonzero(np.isfinite(top1))
@@ -121,7 +121,7 @@ def test_temperature_0_equals_top_k_1():
 @pytest.mark.parametrize("temp", [1e-8, 1e-30, 5e-324, 1e8])
 def test_extreme_temperatures_stay_finite(temp):
     logits = np.array([3.0, 2.0, -1e4], np.float32)
-    probabilities = softmax(process(logits, Sampling(temp=temp), []))[0]
+    probabilities = softmax(process_logits(logits, Sampling(temp=temp), []))[0]
     assert np.isfinite(probabilities).all()
     assert probabilities.sum() == pytest.approx(1)
 
@@ -142,7 +142,10 @@ def test_draws_follow_the_distribution_and_never_reach_what_was_cut(places):
     probabilities = np.zeros(size)
     probabilities[[first, second]] = 0.7, 0.3
     rng = np.random.default_rng(0)
-    counts = np.bincount([draw(probabilities, rng) for _ in range(20_000)], minlength=size) / 20_000
+    counts = (
+        np.bincount([sample_token(probabilities, rng) for _ in range(20_000)], minlength=size)
+        / 20_000
+    )
     assert counts[first] + counts[second] == 1
     assert abs(counts[first] - 0.7) < 4 * (0.21 / 20_000) ** 0.5  # four standard deviations
 
@@ -155,7 +158,7 @@ def test_a_draw_is_where_the_sum_of_all_before_it_says():
             expected = probabilities.cumsum().searchsorted(
                 np.random.default_rng(seed).random(), side="right"
             )
-            assert draw(probabilities, np.random.default_rng(seed)) == expected
+            assert sample_token(probabilities, np.random.default_rng(seed)) == expected
 
 
 @pytest.mark.parametrize("before", [0, 5_000])
@@ -166,4 +169,4 @@ def test_a_draw_at_the_very_end_takes_the_last_candidate(before, after):
             return np.nextafter(1.0, 0.0)
 
     probabilities = np.array([0.0] * before + [0.1] * 3 + [0.7 - 1e-17] + [0.0] * after)
-    assert draw(probabilities, Highest()) == before + 3
+    assert sample_token(probabilities, Highest()) == before + 3

@@ -18,7 +18,7 @@ pytest.importorskip("fcntl")  # Windows has neither these locks nor fork
 from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
-from minillm_repl.storage.unfinished import clear_abandoned, unfinished
+from minillm_repl.storage.unfinished import clear_abandoned, temporary_path
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from tests.conftest import ROOT
 from tests.faults import KINDS
@@ -73,8 +73,8 @@ def test_what_a_living_process_writes_is_no_leftover(tmp_path):
     for name in others:
         (tmp_path / name).touch()
     with (
-        unfinished(tmp_path, lambda path: path.touch()) as file,
-        unfinished(tmp_path, type(tmp_path).mkdir) as folder,
+        temporary_path(tmp_path, lambda path: path.touch()) as file,
+        temporary_path(tmp_path, type(tmp_path).mkdir) as folder,
     ):
         clear = (
             f"from {clear_abandoned.__module__} import *; clear_abandoned(Path({str(tmp_path)!r}))"
@@ -163,7 +163,7 @@ def test_a_folder_that_vanishes_and_links_in_a_circle_are_told(tmp_path, monkeyp
     # to what is not there yet: there it goes
     save(random_checkpoint(), tmp_path / "to.safetensors")
     assert (tmp_path / "to.safetensors").is_symlink()
-    assert load(tmp_path / "new.safetensors").config.vocab == 11
+    assert load(tmp_path / "new.safetensors").config.vocab_size == 11
 
 
 def test_a_vocabulary_that_could_not_be_read_again_is_not_written(tmp_path):

@@ -3,7 +3,7 @@ import pytest
 from minillm_repl.configuration import Launch, configure, read_configuration
 from minillm_repl.errors import UserError
 from minillm_repl.repl.settings import Settings
-from minillm_repl.settings import change, show, specs, value_of
+from minillm_repl.settings import change, format_value, specs, value_of
 
 
 def test_a_value_is_parsed_by_its_own_setting():
@@ -20,7 +20,7 @@ def test_a_value_is_parsed_by_its_own_setting():
 )  # fmt: skip
 def test_a_wrong_value_is_refused_with_its_name_and_the_remedy(name, text):
     with pytest.raises(UserError, match=rf"^--{name} needs .* not ") as raised:
-        change(Settings(), name, text, said=f"--{name}")
+        change(Settings(), name, text, display_name=f"--{name}")
     assert "\n" not in str(raised.value)
 
 
@@ -32,7 +32,10 @@ def test_an_unknown_setting_is_refused_with_the_known_ones():
 @pytest.mark.parametrize("name", specs(Settings))
 def test_what_is_shown_can_be_typed_again(name):
     value = value_of(Settings(), name)
-    assert value_of(change(Settings(), name, show(specs(Settings)[name], value)), name) == value
+    assert (
+        value_of(change(Settings(), name, format_value(specs(Settings)[name], value)), name)
+        == value
+    )
 
 
 def test_words_stand_for_values():

@@ -90,7 +90,7 @@ def test_every_shape_gives_the_documents_of_its_json_lines(tmp_path, monkeypatch
         monkeypatch.setattr(module, "PIECE", size)
     opened = open_corpus(put(tmp_path, name, TEXT_FILES[name]))
     assert [document.text for document in opened.documents()] == TEXTS
-    assert (opened.count, opened.conversations) == (30, False)
+    assert (opened.count, opened.is_conversational) == (30, False)
     told = [note for note in opened.notes if "read as that" in note]
     assert bool(told) == (not name.endswith((".json", ".jsonl", ".csv", ".tsv")))
 
@@ -102,7 +102,7 @@ def test_every_shape_gives_the_conversations_of_its_messages(tmp_path, name):
         [(each.role, each.content) for each in document.messages] for document in opened.documents()
     ]
     assert found == TALKS
-    assert opened.conversations
+    assert opened.is_conversational
 
 
 def test_what_stands_beside_a_question_is_part_of_the_conversation(tmp_path):
@@ -256,7 +256,7 @@ def test_tokens_of_one_shape_are_not_taken_for_those_of_another(tmp_path):
     one = open_corpus(put(tmp_path, "a.csv", "text\n가\n나\n"))
     other = open_corpus(put(tmp_path, "a.txt", "text\n가\n나\n"))
     assert one.sha256 == other.sha256
-    assert one.shape != other.shape
+    assert one.format_key != other.format_key
 
 
 @pytest.mark.slow

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from minillm_repl.chat.template import Message, encode
+from minillm_repl.chat.template import Message, apply_chat_template
 from minillm_repl.checkpoint.load import load
 from minillm_repl.generate.decoder import make_decoder
 from minillm_repl.generate.generate import generate
 from minillm_repl.generate.options import Sampling
-from minillm_repl.generate.sampling import numbers
+from minillm_repl.generate.sampling import make_rng
 from minillm_repl.model.build import build
 from tests.conftest import MODELS, ROOT
 
@@ -48,9 +48,9 @@ def says(checkpoint, ids, most=120):
         checkpoint.tokenizer,
         ids,
         Sampling(temp=0),
-        numbers(0),
+        make_rng(0),
         max_tokens=most,
-        end=checkpoint.end,
+        eos_token_ids=checkpoint.eos_token_ids,
     )
     return finished
 
@@ -59,9 +59,9 @@ def says(checkpoint, ids, most=120):
 def test_each_has_a_card_with_its_sizes(name):
     checkpoint = load(MODELS / f"{name}.safetensors")
     size = checkpoint.path.stat().st_size / 1e6
-    for fact in (f"{checkpoint.config.parameters:,} parameters, {checkpoint.dtype}, {size:.1f} MB",
-                 f"{checkpoint.config.layers} layers, width {checkpoint.config.width}",
-                 f"context {checkpoint.config.context}"):  # fmt: skip
+    for fact in (f"{checkpoint.config.n_params:,} parameters, {checkpoint.dtype}, {size:.1f} MB",
+                 f"{checkpoint.config.n_layers} layers, width {checkpoint.config.d_model}",
+                 f"context {checkpoint.config.context_length}"):  # fmt: skip
         assert fact in card(name)
 
 
@@ -73,7 +73,9 @@ def test_hangul_answers_as_its_card_says_and_ends_its_turn_by_itself(hangul):
     rows = table("hangul", "| said | answered |")
     assert len(rows) >= 10
     for said, answered in rows:
-        ids = encode(hangul.chat, hangul.tokenizer, [Message("user", said)], special=False)
+        ids = apply_chat_template(
+            hangul.chat, hangul.tokenizer, [Message("user", said)], parse_special=False
+        )
         finished = says(hangul, ids)
         assert (finished.text, finished.reason) == (answered, "end"), said
 
@@ -109,7 +111,7 @@ def test_story_in_float32_is_the_torch_model():
     decoder, model = make_decoder(story, threads=1), build(story.config, story.tensors)
     ids = story.tokenizer.encode("Once upon a time")
     for _ in range(64):
-        decoder.rewind(0)
+        decoder.trim(0)
         with torch.no_grad():
             theirs = model(torch.tensor([ids]))[0, -1].numpy()
         ours = decoder.prefill(ids)

@@ -24,7 +24,7 @@ SLOW = pytest.mark.slow
 def line(tmp_path):
     """Runs a line of bash in which `$M` is the program; returns exit status, stdout and stderr."""
 
-    def run(text, given=b"", **variables):
+    def run(text, prompt_ids=b"", **variables):
         environment = (
             os.environ | {"M": PROGRAM, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)} | variables
         )
@@ -208,21 +208,21 @@ def test_whoever_pipes_the_output_away_sees_where_to_type(visit, tmp_path, where
     terminal = visit(
         command=("bash", "-c", f'"$@" {where}; echo "left with $?"', "bash", *PROGRAM.split())
     )
-    terminal.wait_for(":help commands")
-    terminal.wait_for(asked(1))
+    terminal.wait_for_model(":help commands")
+    terminal.wait_for_model(asked(1))
     terminal.send("가")
-    terminal.wait_for(asked(2))
+    terminal.wait_for_model(asked(2))
     terminal.send('"""')
-    terminal.wait_for(lambda terminal: terminal.line == "...")
+    terminal.wait_for_model(lambda terminal: terminal.line == "...")
     terminal.interrupt()
-    terminal.wait_for(asked(3))
+    terminal.wait_for_model(asked(3))
     terminal.send("xyz")
-    terminal.wait_for(asked(4))
+    terminal.wait_for_model(asked(4))
     if "2>" not in where:
-        terminal.wait_for("never seen x, y, z")
+        terminal.wait_for_model("never seen x, y, z")
     terminal.send(":model")
     terminal.keys("ctrl-d")
-    terminal.wait_for("left with")
+    terminal.wait_for_model("left with")
     assert terminal.wait_for_end() == 0
     log = (tmp_path / "log").read_text(encoding="utf-8")
     assert "가나다라마\n" in log

@@ -22,7 +22,7 @@ from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.formats import huggingface
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
-from minillm_repl.generate.generate import StopText
+from minillm_repl.generate.generate import Detokenizer
 from minillm_repl.sandbox import tried
 from minillm_repl.tokenizer.base import decode, label
 from minillm_repl.tokenizer.character import CharacterTokenizer
@@ -288,9 +288,9 @@ def texts(kind):
 
 
 def streamed(tokenizer, ids):
-    text = StopText()
+    text = Detokenizer()
     shown = "".join(text.push(tokenizer.token_bytes(token)) for token in ids)
-    whole = text.end()
+    whole = text.finish()
     assert whole.startswith(shown)
     return whole
 
@@ -307,7 +307,7 @@ def test_the_ids_are_those_of_transformers(kind, texts):
     for special in (False, True):
         theirs = kind.read(texts, special)
         for text, expected in zip(texts, theirs, strict=True):
-            assert kind.ours.encode(text, special=special) == expected, (text, special)
+            assert kind.ours.encode(text, parse_special=special) == expected, (text, special)
 
 
 def test_a_rendered_chat_has_the_ids_that_transformers_gives_it(kind, texts):
@@ -317,7 +317,7 @@ def test_a_rendered_chat_has_the_ids_that_transformers_gives_it(kind, texts):
 
 def test_the_text_is_that_of_transformers_whole_and_token_by_token(kind, texts):
     for text in texts:
-        ids = kind.ours.encode(text, special=True)
+        ids = kind.ours.encode(text, parse_special=True)
         shown = decode(kind.ours, ids)
         assert shown == kind.text(ids), text
         assert streamed(kind.ours, ids).removeprefix(kind.ours.lead) == shown
@@ -332,9 +332,9 @@ def test_every_text_comes_back(kind, texts):
 def test_names_of_special_tokens_that_are_typed_are_text(kind, texts):
     special = {token for token in range(kind.ours.size) if kind.ours.special(token)}
     for name in kind.ours.special_names:
-        named = kind.ours.named(name)
+        named = kind.ours.token_to_id(name)
         assert named in special
-        assert kind.ours.encode(name, start=False, special=True) == [named]
+        assert kind.ours.encode(name, start=False, parse_special=True) == [named]
     for text in [*kind.ours.special_names, *texts]:
         if not kind.ours.unknown(text):
             assert not special.intersection(kind.ours.encode(text, start=False)), text
@@ -355,7 +355,7 @@ def test_what_goes_on_from_a_text_adds_nothing_of_its_own(kind, texts):
 
 def test_special_tokens_have_names_and_no_bytes(kind):
     for name in kind.ours.special_names:
-        token = kind.ours.named(name)
+        token = kind.ours.token_to_id(name)
         assert kind.ours.special(token) == label(kind.ours, token) == name
         assert kind.ours.token_bytes(token) == b""
     text = kind.ours.encode("a", start=False)[0]
@@ -371,11 +371,11 @@ def test_it_survives_json(kind, texts):
     assert [again.token_bytes(token) for token in every] == [
         kind.ours.token_bytes(token) for token in every
     ]
-    assert [again.special(token) for token in every] == [
+    assert [again.special_name(token) for token in every] == [
         kind.ours.special(token) for token in every
     ]
-    assert (again.size, again.lead, again.unknown_becomes) == (
-        kind.ours.size, kind.ours.lead, kind.ours.unknown_becomes
+    assert (again.vocab_size, again.prefix, again.unk_token) == (
+        kind.ours.size, kind.ours.lead, kind.ours.unk_token
     )  # fmt: skip
     for text in texts[:300]:
         assert again.encode(text) == kind.ours.encode(text)
@@ -399,18 +399,21 @@ def test_a_model_with_fewer_ids_than_tokens_opens_and_what_it_has_no_row_for_can
                 fewer.encode(text)
             refused += 1
     assert used
-    assert fewer.named(last) is None
-    for use in (lambda: fewer.encode(last, special=True), lambda: fewer.encode_rendered(last)):
+    assert fewer.token_to_id(last) is None
+    for use in (
+        lambda: fewer.encode(last, parse_special=True),
+        lambda: fewer.encode_rendered(last),
+    ):
         with pytest.raises(UserError, match=rf"#{rows}\) is a token of the vocabulary"):
             use()
 
 
 def test_what_becomes_the_unknown_token_is_named_once():
     tokenizer = SubwordTokenizer(with_unknown(), NAMES, 1_000)
-    assert tokenizer.unknown_becomes == "<unk>"
-    assert tokenizer.unknown("the ☃ old ♞ robot ☃") == ["☃", "♞"]
-    assert tokenizer.unknown("the old robot <s>") == []
-    unknown = tokenizer.named("<unk>")
+    assert tokenizer.unk_token == "<unk>"
+    assert tokenizer.find_unknown("the ☃ old ♞ robot ☃") == ["☃", "♞"]
+    assert tokenizer.find_unknown("the old robot <s>") == []
+    unknown = tokenizer.token_to_id("<unk>")
     assert tokenizer.encode("☃").count(unknown) == 1
     assert decode(tokenizer, tokenizer.encode("the ☃ robot")) == "the  robot"
 
@@ -418,8 +421,8 @@ def test_what_becomes_the_unknown_token_is_named_once():
 @pytest.mark.parametrize("make", [byte_level, llama3, lambda: sentencepiece("first")])
 def test_nothing_is_unknown_where_bytes_can_be_written(make):
     tokenizer = SubwordTokenizer(make(), NAMES, 1_000)
-    assert tokenizer.unknown_becomes == ""
-    assert tokenizer.unknown("☃ \x00 𒀀 <unk>") == []
+    assert tokenizer.unk_token == ""
+    assert tokenizer.find_unknown("☃ \x00 𒀀 <unk>") == []
 
 
 @pytest.mark.parametrize(
@@ -432,14 +435,18 @@ def test_what_is_skipped_for_want_of_an_unknown_token_is_named_and_nothing_else(
     library.normalizer = normalizer
     library.decoder = decoders.Fuse()
     tokenizer = SubwordTokenizer(json.loads(library.to_str()), {}, 5)
-    assert tokenizer.unknown("ab☃ a☃é 뷁\n") == ["☃", "뷁"]
-    assert tokenizer.unknown("abé") == []
-    assert tokenizer.encode("ab☃a", start=False) == tokenizer.encode("aba", start=False) == [4, 0]
+    assert tokenizer.find_unknown("ab☃ a☃é 뷁\n") == ["☃", "뷁"]
+    assert tokenizer.find_unknown("abé") == []
+    assert (
+        tokenizer.encode("ab☃a", add_special=False)
+        == tokenizer.encode("aba", add_special=False)
+        == [4, 0]
+    )
 
 
 def test_nothing_is_named_of_a_text_that_is_read_whole(kind, texts):
     for text in texts[:500]:
-        if not kind.ours.unknown_becomes:
+        if not kind.ours.unk_token:
             assert kind.ours.unknown(text) == [], text
 
 
@@ -448,7 +455,7 @@ def test_added_tokens_that_are_not_special_are_text():
     library = tokenizers.Tokenizer.from_str(json.dumps(description))
     library.add_tokens(["<think>", "두 단어"])
     tokenizer = SubwordTokenizer(json.loads(library.to_str()), NAMES, 1_000)
-    ids = tokenizer.encode("a<think>두 단어b", start=False)
+    ids = tokenizer.encode("a<think>두 단어b", add_special=False)
     assert ids == library.encode("a<think>두 단어b", add_special_tokens=False).ids
     assert len(ids) == 4
     assert decode(tokenizer, ids) == library.decode(ids) == "a<think>두 단어b"
@@ -537,10 +544,10 @@ def use(description):
     for text in ("", "hello <s>", " 안녕 ☃\n"):
         for start in (True, False):
             for special in (True, False):
-                ids = tokenizer.encode(text, start=start, special=special)
+                ids = tokenizer.encode(text, add_special=start, parse_special=special)
                 assert max(ids, default=0) < 100, "an id that the model does not have"
                 decode(tokenizer, ids)
-        tokenizer.unknown(text)
+        tokenizer.find_unknown(text)
         tokenizer.encode_rendered(text)
     for token in range(101):
         label(tokenizer, token)
@@ -587,7 +594,7 @@ def test_a_description_is_tried_once_on_a_machine_and_what_is_refused_each_time(
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     asked = []
-    ask = tried.ask
+    ask = tried.run_sandboxed
     monkeypatch.setattr(
         tried, "ask", lambda *what, **more: asked.append(what) or ask(*what, **more)
     )
@@ -622,7 +629,7 @@ def test_special_tokens_alone_are_held_to_the_size_of_the_model_too(small):
     tokenizer = SubwordTokenizer(description, {}, 1)
     name = description["added_tokens"][1]["content"]
     with pytest.raises(UserError, match="no row for it"):
-        tokenizer.encode(name, special=True)
+        tokenizer.encode(name, parse_special=True)
 
 
 def test_a_character_vocabulary_reads_the_same_in_transformers(tmp_path):
@@ -632,7 +639,7 @@ def test_a_character_vocabulary_reads_the_same_in_transformers(tmp_path):
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
     reopened = load(tmp_path / "saved").tokenizer
     texts = strings()
-    assert sum(bool(ours.unknown(text)) for text in texts) > 500
+    assert sum(bool(ours.find_unknown(text)) for text in texts) > 500
     for text, expected in zip(texts, theirs(texts)["input_ids"], strict=True):
         ids = ours.encode(text)
         assert ids == expected == reopened.encode(text), text

@@ -26,21 +26,21 @@ def test_decomposed_hangul_is_the_same_text():
 def test_unknown_characters_are_named_once_and_skipped():
     tokenizer = CharacterTokenizer.from_corpus("ab")
     assert tokenizer.encode("xaxby") == [0, 1]
-    assert tokenizer.unknown("xaxby") == ["x", "y"]
+    assert tokenizer.find_unknown("xaxby") == ["x", "y"]
 
 
 def test_ids_are_written_as_numbers():
     tokenizer = IdTokenizer(44)
     assert tokenizer.encode("3 43 44 -1 x ٣ 0003") == [3, 43, 3]
-    assert tokenizer.unknown("3 44 x") == ["44", "x"]
+    assert tokenizer.find_unknown("3 44 x") == ["44", "x"]
     assert decode(tokenizer, [3, 43]) == "3 43 "
 
 
 @pytest.mark.parametrize("tokenizer", [CharacterTokenizer("a\n\u200d좋"), IdTokenizer(7)])
 def test_a_tokenizer_survives_json(tokenizer):
     again = tokenizer_from_json(tokenizer.to_json())
-    assert [again.token_bytes(token) for token in range(again.size)] == [
-        tokenizer.token_bytes(token) for token in range(tokenizer.size)
+    assert [again.token_bytes(token) for token in range(again.vocab_size)] == [
+        tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)
     ]
 
 

@@ -14,7 +14,7 @@ from minillm_repl.checkpoint.formats.header import parse_json
 from minillm_repl.checkpoint.load import load
 from minillm_repl.checkpoint.save import save
 from minillm_repl.errors import UserError
-from minillm_repl.repl.model_loading import Opening
+from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.session import Session
 from minillm_repl.tokenizer.base import decode
 
@@ -128,12 +128,12 @@ def same(path, texts=TEXTS):
     added = {
         number: str(each) for number, each in theirs.added_tokens_decoder.items() if each.special
     }
-    assert {number: ours.special(number) for number in added if number < ours.size} == {
-        number: name for number, name in added.items() if number < ours.size
+    assert {number: ours.special_name(number) for number in added if number < ours.vocab_size} == {
+        number: name for number, name in added.items() if number < ours.vocab_size
     }
     for text in texts:
         ids = theirs(text, add_special_tokens=False)["input_ids"]
-        assert ours.encode(text, special=True) == [*first(theirs), *ids], text
+        assert ours.encode(text, parse_special=True) == [*first(theirs), *ids], text
         assert ours.encode_rendered(text) == ids, text
     return ours, theirs
 
@@ -208,7 +208,7 @@ def test_names_of_added_tokens_json_are_one_token_each_wherever_a_template_write
     )
     tokenizer = load(path).tokenizer
     ids = tokenizer.encode_rendered("<|im_start|>hello<|im_end|><|im_start|>there<|im_start|>")
-    start, end = (tokenizer.named(name) for name in ("<|im_start|>", "<|im_end|>"))
+    start, end = (tokenizer.token_to_id(name) for name in ("<|im_start|>", "<|im_end|>"))
     assert [each for each in ids if each in (start, end)] == [start, end, start, start]
 
 
@@ -239,7 +239,7 @@ def test_files_like_gpt_2s_are_read_with_what_is_added_however_their_lines_end(f
     for path in (wanted, odd):
         ours = load(path).tokenizer
         for text in texts:
-            assert ours.encode(text, special=True) == theirs(text)["input_ids"], text
+            assert ours.encode(text, parse_special=True) == theirs(text)["input_ids"], text
 
 
 def test_every_file_of_a_tokenizer_may_begin_with_a_mark_and_end_its_lines_otherwise(folder):
@@ -259,10 +259,12 @@ def test_every_file_of_a_tokenizer_may_begin_with_a_mark_and_end_its_lines_other
             ("\ufeff" + text.replace("\r\n", "\n").replace("\n", "\r\n") + "\r\n").encode()
         )
     checkpoint = load(path)
-    from minillm_repl.chat.template import Message, encode
+    from minillm_repl.chat.template import Message, apply_chat_template
 
-    found = encode(checkpoint.chat, checkpoint.tokenizer, [Message("user", "a")], False)
-    newline = checkpoint.tokenizer.encode("\n", start=False)
+    found = apply_chat_template(
+        checkpoint.chat_template, checkpoint.tokenizer, [Message("user", "a")], False
+    )
+    newline = checkpoint.tokenizer.encode("\n", add_special=False)
     assert found == [*expected["input_ids"], *newline][: len(found)]
     # the blank line at its end, as Jinja takes it
     assert len(found) - len(expected["input_ids"]) in (0, 1)
@@ -299,8 +301,8 @@ ENDINGS = {
 def test_a_text_is_begun_as_transformers_begins_it_and_never_closed(folder, name):
     ours, theirs = same(folder(bpe(post_processor=ENDINGS[name])))
     assert ours.encode("") == first(theirs)
-    assert ours.encode_many(["time"]) == [theirs("time", add_special_tokens=False)["input_ids"]]
-    again = type(ours)(ours.description, ours.names, ours.size)
+    assert ours.encode_batch(["time"]) == [theirs("time", add_special_tokens=False)["input_ids"]]
+    again = type(ours)(ours.description, ours.names, ours.vocab_size)
     assert again.encode("a time") == ours.encode("a time")
 
 
@@ -318,7 +320,7 @@ def test_whether_there_is_a_start_token_is_said_by_the_tokenizer_json_or_else_by
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     ours, theirs = same(folder(library if json_file else None, settings=settings, **files))
     assert bool(first(theirs)) == (json_file or ("add_bos_token" in said and said["add_bos_token"]))
-    assert ours.encode("", start=False) == []
+    assert ours.encode("", add_special=False) == []
 
 
 def test_a_chat_and_a_prompt_are_given_open(folder):
@@ -326,9 +328,9 @@ def test_a_chat_and_a_prompt_are_given_open(folder):
     path = folder(
         bpe(post_processor=ENDINGS["a template with an end"]), chat_template_jinja=template
     )
-    session, model = Session(), Opening().open(path)
-    session.ask(model, "hello there")
-    assert model.checkpoint.tokenizer.named("</s>") not in session.turns[-1].given
+    session, model = Session(), ModelLoader().load(path)
+    session.start_chat_turn(model, "hello there")
+    assert model.checkpoint.tokenizer.token_to_id("</s>") not in session.turns[-1].prompt_ids
 
 
 @pytest.mark.parametrize(
@@ -365,34 +367,34 @@ def test_a_pad_token_without_a_row_opens_and_using_it_is_an_error(folder, where,
     checkpoint = load(path)
     ours, theirs = checkpoint.tokenizer, transformers.AutoTokenizer.from_pretrained(path)
     assert theirs.pad_token_id in (rows, None)
-    assert ours.size == rows
+    assert ours.vocab_size == rows
     for text in TEXTS:
         if "<pad>" not in text:
-            assert ours.encode(text, special=True) == theirs(text)["input_ids"]
-    typed = ours.encode("x <pad>", special=False) if special else []
+            assert ours.encode(text, parse_special=True) == theirs(text)["input_ids"]
+    typed = ours.encode("x <pad>", parse_special=False) if special else []
     assert max(typed, default=0) < rows
-    model = Opening().ready(checkpoint)
+    model = ModelLoader().prepare(checkpoint)
     session = Session()
     for use in (
-        lambda: ours.encode("x <pad>", special=True),
+        lambda: ours.encode("x <pad>", parse_special=True),
         lambda: ours.encode_rendered("<pad>"),
-        lambda: session.ask(model, "hello"),
-        *([] if special else [lambda: ours.encode_many(["a", "b<pad>"])]),
+        lambda: session.start_chat_turn(model, "hello"),
+        *([] if special else [lambda: ours.encode_batch(["a", "b<pad>"])]),
     ):
         with pytest.raises(
             UserError, match=rf"<pad> \(#{rows}\) is a token .* only {rows} and no row"
         ):
             use()
     assert not session.turns
-    assert ours.named("<pad>") is None
+    assert ours.token_to_id("<pad>") is None
 
 
 @pytest.mark.parametrize("rows", [270, 500])
 def test_a_vocabulary_may_be_larger_or_smaller_than_the_embedding(folder, rows):
     library = bpe()
     ours, theirs = same(folder(library, rows=rows), ["a", "b c"])
-    assert ours.size == rows
-    assert all(ours.special(each).startswith("<unused") for each in range(len(theirs), rows))
+    assert ours.vocab_size == rows
+    assert all(ours.special_name(each).startswith("<unused") for each in range(len(theirs), rows))
     words = ("Once upon a time", "hello there", "you there", "middle", "a time there was")
     beyond = [word for word in words if max(theirs(word)["input_ids"]) >= rows]
     assert bool(beyond) == (rows == 270)

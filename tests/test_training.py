@@ -18,31 +18,31 @@ from minillm_repl.model.build import build
 from minillm_repl.model.config import GPTConfig, LlamaConfig
 from minillm_repl.training import resume
 from minillm_repl.training.corpus import open_corpus
-from minillm_repl.training.defaults import settle_loop
+from minillm_repl.training.defaults import resolve_loop
 from minillm_repl.training.events import Evaluated, Finished, NotSaved, Saved, TrainStep
-from minillm_repl.training.muon import Muon, orthogonal
+from minillm_repl.training.muon import Muon, orthogonalise
 from minillm_repl.training.open_corpora import find_corpus
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.run import Surroundings, TrainingRun
+from minillm_repl.training.run import RunContext, TrainingRun
 from minillm_repl.training.run_paths import resume_path
-from minillm_repl.training.trainer import schedule
-from minillm_repl.training.windows import IGNORED, Part
+from minillm_repl.training.trainer import lr_scale
+from minillm_repl.training.windows import IGNORE_INDEX, Split
 from tests.conftest import MODELS
 
 TEXT = (MODELS / "nalssi.txt").read_text(encoding="utf-8")
 SMALL = TrainPlan(
     steps=40,
-    context=8,
-    batch=16,
+    context_length=8,
+    batch_size=16,
     lr=0.006,
     arch="gpt",
-    width=16,
-    layers=2,
-    heads=2,
+    d_model=16,
+    n_layers=2,
+    n_heads=2,
     precision="float32",
-    every=10,
+    eval_interval=10,
 )
-LLAMA = dataclasses.replace(SMALL, arch="llama", kv_heads=1, lr=0.02)
+LLAMA = dataclasses.replace(SMALL, arch="llama", n_kv_heads=1, lr=0.02)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def long_corpus(tmp_path):
 
 def begin(corpus, plan=SMALL, start=None, path=None, **around):
     where = path or Path(corpus).parent / "m.safetensors"
-    return TrainingRun(start, corpus, plan, Surroundings(where, "cpu", threads=1, **around))
+    return TrainingRun(start, corpus, plan, RunContext(where, "cpu", threads=1, **around))
 
 
 def run(corpus, plan=SMALL, start=None, interrupted=lambda: False, **more):
@@ -81,14 +81,14 @@ def run(corpus, plan=SMALL, start=None, interrupted=lambda: False, **more):
 def test_a_fresh_model_knows_nothing_and_learns(corpus, plan):
     events, finished, checkpoint = run(corpus, plan)
     assert isinstance(finished, Finished)
-    assert finished.first_loss == pytest.approx(math.log(checkpoint.config.vocab), abs=1e-5)
+    assert finished.first_loss == pytest.approx(math.log(checkpoint.config.vocab_size), abs=1e-5)
     assert finished.last_loss < finished.first_loss / 2
     assert (finished.reason, finished.steps, finished.tokens) == ("done", 40, 40 * 16 * 8)
     steps = [event for event in events if isinstance(event, TrainStep)]
     assert [event.step for event in steps] == list(range(1, 41))
     assert [event.step for event in events if isinstance(event, Evaluated)] == [0, 10, 20, 30, 40]
     assert all(event.grad_norm > 0 for event in steps)
-    assert steps[20].lr == pytest.approx(plan.lr * schedule(21, settle_loop(plan)))
+    assert steps[20].lr == pytest.approx(plan.lr * lr_scale(21, resolve_loop(plan)))
 
 
 def test_the_same_seed_trains_the_same_weights(corpus):
@@ -160,11 +160,15 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(corpus, tmp_path):
 
 def test_nalssi_has_the_loss_that_its_record_says(nalssi):
     model = build(nalssi.config, nalssi.tensors)
-    every = torch.tensor(nalssi.tokenizer.encode(TEXT)).unfold(0, nalssi.config.context + 1, 1)
+    every = torch.tensor(nalssi.tokenizer.encode(TEXT)).unfold(
+        0, nalssi.config.context_length + 1, 1
+    )
     with torch.no_grad():
         loss = F.cross_entropy(model(every[:, :-1]).flatten(0, 1), every[:, 1:].flatten()).item()
     assert loss == pytest.approx(nalssi.training.train_loss, abs=1e-4)
-    assert nalssi.config == GPTConfig(vocab=44, context=32, width=64, layers=4, heads=4)
+    assert nalssi.config == GPTConfig(
+        vocab_size=44, context_length=32, d_model=64, n_layers=4, n_heads=4
+    )
     assert nalssi.training.corpus_sha256 == open_corpus(MODELS / "nalssi.txt").sha256
 
 
@@ -193,24 +197,24 @@ def test_training_further_keeps_the_vocabulary_and_leaves_the_start_as_it_was(na
 
 
 def test_targets_are_the_inputs_shifted_by_one():
-    inputs, targets = Part(np.arange(10, dtype=np.uint16), None, 3).at(np.array([0, 4]))
+    inputs, targets = Split(np.arange(10, dtype=np.uint16), None, 3).batch(np.array([0, 4]))
     assert inputs.tolist() == [[0, 1, 2], [4, 5, 6]]
     assert targets.tolist() == [[1, 2, 3], [5, 6, 7]]
     learned = np.array([True, False] * 5)
-    _, targets = Part(np.arange(10, dtype=np.uint16), learned, 3).at(np.array([0, 4]))
-    assert targets.tolist() == [[IGNORED, 2, IGNORED], [IGNORED, 6, IGNORED]]
+    _, targets = Split(np.arange(10, dtype=np.uint16), learned, 3).batch(np.array([0, 4]))
+    assert targets.tolist() == [[IGNORE_INDEX, 2, IGNORE_INDEX], [IGNORE_INDEX, 6, IGNORE_INDEX]]
 
 
 def test_accumulating_parts_gives_the_gradient_of_the_whole_batch(long_corpus):
     whole, parts = (
-        begin(long_corpus, dataclasses.replace(LLAMA, accumulate=number)).trainer
+        begin(long_corpus, dataclasses.replace(LLAMA, grad_accum_steps=number)).trainer
         for number in (1, 4)
     )
     for trainer in (whole, parts):
         list(zip(trainer.events(lambda: False), range(4), strict=False))
     assert whole.state.step == parts.state.step > 1
-    for name, weight in whole.trained.items():
-        assert torch.allclose(weight, parts.trained[name], atol=1e-4), name
+    for name, weight in whole.trainable_parameters.items():
+        assert torch.allclose(weight, parts.trainable_parameters[name], atol=1e-4), name
 
 
 def test_only_matrices_decay(corpus):
@@ -220,7 +224,7 @@ def test_only_matrices_decay(corpus):
         for group in trainer.optimizers["adamw"].param_groups
         for parameter in group["params"]
     }
-    for name, parameter in trainer.trained.items():
+    for name, parameter in trainer.trainable_parameters.items():
         matrix = name.startswith("blocks.") and parameter.ndim == 2
         assert decays[id(parameter)] == (0.3 if matrix else 0.0), name
 
@@ -228,7 +232,7 @@ def test_only_matrices_decay(corpus):
 def test_dropout_is_off_when_measuring(long_corpus):
     trainer = begin(long_corpus, dataclasses.replace(LLAMA, dropout=0.5)).trainer
     list(zip(trainer.events(lambda: False), range(4), strict=False))
-    starts = trainer.train.even(1_000)
+    starts = trainer.train.evenly_spaced_starts(1_000)
     assert trainer.mean_loss(trainer.train, starts) == trainer.mean_loss(trainer.train, starts)
     trainer.model.train()
     assert trainer.loss(starts).item() != trainer.loss(starts).item()
@@ -241,7 +245,7 @@ def test_a_corpus_that_cannot_train_is_refused_with_the_numbers(tmp_path):
         begin(str(path), TrainPlan())
     path.write_text(TEXT, encoding="utf-8")
     with pytest.raises(UserError, match="cannot be shared out evenly"):
-        begin(str(path), TrainPlan(width=10, heads=3))
+        begin(str(path), TrainPlan(d_model=10, n_heads=3))
 
 
 def test_a_corpus_of_one_character_trains(tmp_path):
@@ -257,12 +261,15 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_weights(corpus, 
     good = None
     for event in trainee.events(lambda: False):
         if isinstance(event, Evaluated) and event.step == 10:
-            good = {name: each.detach().clone() for name, each in trainee.trainer.trained.items()}
+            good = {
+                name: each.detach().clone()
+                for name, each in trainee.trainer.trainable_parameters.items()
+            }
         if isinstance(event, TrainStep) and event.step == 14:
             if poisoned == "head":
                 trainee.trainer.model.lm_head.bias.data[0] = float("nan")
             else:
-                trainee.trainer.trained["blocks.0.attention.qkv.weight"].register_hook(
+                trainee.trainer.trainable_parameters["blocks.0.attention.qkv.weight"].register_hook(
                     lambda grad: grad * math.inf
                 )
     finished = event
@@ -275,7 +282,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_weights(corpus, 
 def test_threads_are_given_back(corpus):
     before = torch.get_num_threads()
     trainee = TrainingRun(
-        None, corpus, SMALL, Surroundings(Path(corpus).parent / "m", "cpu", before + 1)
+        None, corpus, SMALL, RunContext(Path(corpus).parent / "m", "cpu", before + 1)
     )
     seen = {torch.get_num_threads() for _ in trainee.events(lambda: False)}
     assert seen == {before + 1}
@@ -283,22 +290,22 @@ def test_threads_are_given_back(corpus):
 
 
 def test_the_learning_rate_rises_holds_and_falls_to_nearly_nothing():
-    plan = TrainPlan(steps=100, warm_up=20)
-    shares = [schedule(step, plan) for step in range(1, 101)]
+    plan = TrainPlan(steps=100, warmup_steps=20)
+    shares = [lr_scale(step, plan) for step in range(1, 101)]
     assert shares[0] == 1 / 20
     assert shares[19:51] == [1.0] * 32
     assert shares[-1] == 1 / 50
     assert shares[50:] == sorted(shares[50:], reverse=True)
     cosine = [
-        schedule(step, dataclasses.replace(plan, schedule="cosine")) for step in range(1, 101)
+        lr_scale(step, dataclasses.replace(plan, schedule="cosine")) for step in range(1, 101)
     ]
     assert cosine[50] == pytest.approx(0.5)
     assert cosine[-1] == pytest.approx((1 + math.cos(math.pi * 0.99)) / 2)
-    assert schedule(100, dataclasses.replace(plan, schedule="constant")) == 1.0
+    assert lr_scale(100, dataclasses.replace(plan, schedule="constant")) == 1.0
     for kind in ("linear", "cosine", "constant"):
         for steps in range(1, 30):
-            each = settle_loop(TrainPlan(steps=steps, schedule=kind))
-            assert all(0 < schedule(step, each) <= 1 for step in range(1, steps + 1))
+            each = resolve_loop(TrainPlan(steps=steps, schedule=kind))
+            assert all(0 < lr_scale(step, each) <= 1 for step in range(1, steps + 1))
 
 
 def test_a_new_model_fits_its_text(tmp_path, long_corpus, corpus):
@@ -306,7 +313,7 @@ def test_a_new_model_fits_its_text(tmp_path, long_corpus, corpus):
     trainee = begin(long_corpus, dataclasses.replace(TrainPlan(), precision="float32"))
     config = trainee.trainer.model.config
     assert isinstance(config, LlamaConfig)
-    assert (config.width, config.layers, config.kv_heads) == (128, 4, 2)
+    assert (config.d_model, config.n_layers, config.n_kv_heads) == (128, 4, 2)
     assert "preset small" in trainee.notes[0]
     assert "about" in trainee.notes[-1]
 
@@ -338,7 +345,7 @@ def test_the_corpus_of_a_checkpoint_is_found_beside_it_if_unchanged(tmp_path, mo
 RESUMED = {
     "muon": LLAMA,
     "adamw": dataclasses.replace(LLAMA, optimizer="adamw"),
-    "accumulated": dataclasses.replace(LLAMA, accumulate=3, dropout=0.1),
+    "accumulated": dataclasses.replace(LLAMA, grad_accum_steps=3, dropout=0.1),
     "gpt, cosine": dataclasses.replace(SMALL, schedule="cosine", label_smoothing=0.1),
     "patience": dataclasses.replace(SMALL, patience=2, lr=0.05),
 }
@@ -354,10 +361,10 @@ def test_a_run_that_was_cut_ends_with_the_same_bits(long_corpus, tmp_path, kind)
             continue
         asked = iter([False] * cut + [True] * 100)
         _, stopped, _ = run(
-            long_corpus, plan, path=path, interrupted=lambda asked=asked: next(asked)
+            long_corpus, plan, path=path, interrupted=lambda prompt_messages=asked: next(asked)
         )
         assert stopped.steps == cut
-        trainee = TrainingRun.resumed(path, Surroundings(path, "cpu"))
+        trainee = TrainingRun.from_resume_file(path, RunContext(path, "cpu"))
         *_, finished = trainee.events(lambda: False)
         again = trainee.checkpoint(finished)
         assert (finished.reason, finished.steps, finished.kept) == (
@@ -376,14 +383,14 @@ def test_a_run_cut_twice_and_a_model_trained_further_go_on_exactly_too(
     long_corpus, tmp_path, nalssi
 ):
     path = tmp_path / "m.safetensors"
-    plan = TrainPlan(steps=12, batch=4, every=4, precision="float32")
+    plan = TrainPlan(steps=12, batch_size=4, eval_interval=4, precision="float32")
     _, _, expected = run(long_corpus, plan, nalssi)
     trainee = begin(long_corpus, plan, nalssi, path)
     for cut in (3, 8, 99):
         for event in trainee.events(lambda cut=cut, each=trainee: each.trainer.state.step >= cut):
             finished = event
         if cut < 99:
-            trainee = TrainingRun.resumed(path, Surroundings(path, "cpu"))
+            trainee = TrainingRun.from_resume_file(path, RunContext(path, "cpu"))
     again = trainee.checkpoint(finished)
     assert all(
         expected.tensors[name].tobytes() == again.tensors[name].tobytes()
@@ -399,14 +406,18 @@ def test_ctrl_c_in_the_last_measurement_makes_it_short_and_keeps_what_was_learnt
     trainer, asked = trainee.trainer, []
 
     def interrupted():
-        asked.append(trainer.state.measured == 10)
+        asked.append(trainer.state.last_eval_step == 10)
         return asked[-1]
 
     *_, finished = trainee.events(interrupted)
     assert any(asked)
     assert (finished.reason, finished.steps, finished.kept) == ("done", 10, 10)
-    assert finished.last_loss == trainer.mean_loss(trainer.train, trainer.train.even(8_192))
-    assert finished.last_loss != trainer.mean_loss(trainer.train, trainer.train.even(1 << 17))
+    assert finished.last_loss == trainer.mean_loss(
+        trainer.train, trainer.train.evenly_spaced_starts(8_192)
+    )
+    assert finished.last_loss != trainer.mean_loss(
+        trainer.train, trainer.train.evenly_spaced_starts(1 << 17)
+    )
 
 
 def test_a_second_ctrl_c_in_the_last_measurement_leaves_a_run_to_go_on_with(corpus):
@@ -414,16 +425,16 @@ def test_a_second_ctrl_c_in_the_last_measurement_leaves_a_run_to_go_on_with(corp
     trainee = begin(corpus, dataclasses.replace(SMALL, val="off"))
 
     def pressed():
-        if trainee.trainer.state.measured == 40:
+        if trainee.trainer.state.last_eval_step == 40:
             raise KeyboardInterrupt
         return False
 
     with pytest.raises(KeyboardInterrupt):
         list(trainee.events(pressed))
-    assert trainee.saved
+    assert trainee.is_saved
     file = Path(corpus).parent / "m.safetensors"
-    assert load(file).training.steps == resume.read(resume_path(file)).state.step == 40
-    *_, finished = TrainingRun.resumed(file, Surroundings(file, "cpu")).events(lambda: False)
+    assert load(file).training.steps == resume.load_run(resume_path(file)).state.step == 40
+    *_, finished = TrainingRun.from_resume_file(file, RunContext(file, "cpu")).events(lambda: False)
     assert (finished.reason, finished.steps) == ("done", 40)
 
 
@@ -441,7 +452,7 @@ def test_a_save_that_fails_ends_no_run_and_a_later_one_may_work(corpus, tmp_path
             folder.unlink()
     assert [type(event) for event in told] == [NotSaved, Saved, Saved, Saved, Finished]
     assert "could not save" in told[0].why
-    assert not trainee.not_saved
+    assert not trainee.save_error
     assert load(folder / "m.safetensors").training.steps == told[3].step == 40
 
 
@@ -494,7 +505,7 @@ def test_saves_come_when_they_are_due_and_when_the_consumer_leaves(corpus, tmp_p
             break
     events.close()
     assert load(path).training.steps == 4
-    assert resume.read(resume_path(path)).state.step == 4
+    assert resume.load_run(resume_path(path)).state.step == 4
 
 
 def test_a_resume_file_is_not_trusted(corpus, tmp_path):
@@ -507,12 +518,12 @@ def test_a_resume_file_is_not_trusted(corpus, tmp_path):
     from minillm_repl.checkpoint.formats.header import read_header
 
     tensors, metadata = load_file(file), dict(read_header(file).metadata)
-    around = Surroundings(path, "cpu")
+    around = RunContext(path, "cpu")
 
     def refused(message, tensors=tensors, **changed):
         save_file(tensors, file, {**metadata, **changed})
         with pytest.raises(UserError, match=message):
-            TrainingRun.resumed(path, around)
+            TrainingRun.from_resume_file(path, around)
 
     refused("not the resume file", format="minillm")
     refused(
@@ -531,23 +542,26 @@ def test_a_resume_file_is_not_trusted(corpus, tmp_path):
     refused("not finite", {**tensors, "model.lm_head.bias": np.full(44, np.nan, np.float32)})
     refused("has changed", run=metadata["run"].replace('sha256": "', 'sha256": "0'))
     save_file(tensors, file, metadata)
-    TrainingRun.resumed(path, around)
+    TrainingRun.from_resume_file(path, around)
 
 
 @pytest.mark.parametrize("windows", [1, 2, 3, 81, 1_000, 65_537])
 def test_every_window_is_read_once_before_any_is_read_again_and_a_batch_is_spread_out(windows):
-    part = Part(np.zeros(windows + 8, dtype=np.uint16), None, 8)
-    rounds = [part.drawn(first * windows, windows, seed=1) for first in range(2)]
+    part = Split(np.zeros(windows + 8, dtype=np.uint16), None, 8)
+    rounds = [part.training_starts(first * windows, windows, seed=1) for first in range(2)]
     for starts in rounds:
         assert sorted(starts) == list(range(windows))
     cut = np.concatenate(
-        [part.drawn(first, min(7, 2 * windows - first), 1) for first in range(0, 2 * windows, 7)]
+        [
+            part.training_starts(first, min(7, 2 * windows - first), 1)
+            for first in range(0, 2 * windows, 7)
+        ]
     )
     # as it goes on across batches, and after a resume
     assert cut.tolist() == np.concatenate(rounds).tolist()
     if windows > 100:
         assert not np.array_equal(*rounds)
-        assert not np.array_equal(part.drawn(0, windows, seed=2), rounds[0])
+        assert not np.array_equal(part.training_starts(0, windows, seed=2), rounds[0])
         gaps = np.diff(np.sort(rounds[0][:16]), append=rounds[0][:16].min() + windows)
         assert gaps.min() > windows / 16 / 3
 
@@ -575,8 +589,8 @@ def test_muon_is_torchs_in_bfloat16_and_nearer_to_what_is_meant_in_float32(shape
     exact = moved(lambda ps: Muon(ps, 0.01, 0.1, lambda: torch.float64))
     ours = moved(lambda ps: Muon(ps, 0.01, 0.1, lambda: torch.float32))
     assert (ours - exact).abs().max() < 1e-5 < (theirs - exact).abs().max()
-    values = torch.linalg.svdvals(orthogonal(gradients[0]))
+    values = torch.linalg.svdvals(orthogonalise(gradients[0]))
     assert 0.6 < values.min() <= values.max() < 1.3
     u, _, v = torch.linalg.svd(gradients[0], full_matrices=False)
-    turned = u.T @ orthogonal(gradients[0]) @ v.T
+    turned = u.T @ orthogonalise(gradients[0]) @ v.T
     torch.testing.assert_close(turned, turned.diag().diag(), rtol=0, atol=1e-4)

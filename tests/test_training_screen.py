@@ -21,7 +21,7 @@ from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.render.console import make_screen
 from minillm_repl.render.json_lines import print_training_json
 from minillm_repl.render.plot import loss_plot, smooth
-from minillm_repl.render.training import Curve, Pace, TrainingView, perplexity, summary
+from minillm_repl.render.training import Curve, Throughput, TrainingView, perplexity, summary
 from minillm_repl.repl.registry import discover
 from minillm_repl.training.events import Evaluated, Finished, NotSaved, Saved, TrainStep
 from tests.conftest import ROOT, random_checkpoint
@@ -77,11 +77,11 @@ def events():
 
 screen = make_screen(interactive="side" not in sys.argv)
 told = iter(samples)
-print("BEGIN", file=screen.side.file, flush=True)
+print("BEGIN", file=screen.notes_console.file, flush=True)
 with TrainingView(screen, 60, 20) as view:
     finished = view.draw(events(), lambda: next(told))
-screen.side.print(summary(finished))
-print("END", file=screen.side.file, flush=True)
+screen.notes_console.print(summary(finished))
+print("END", file=screen.notes_console.file, flush=True)
 """
 
 
@@ -117,7 +117,7 @@ def ended():
         key = (columns, rows, *variables.items())
         if key not in opened:
             opened[key] = run_in(columns, rows, **variables)
-            opened[key].wait_for("END")
+            opened[key].wait_for_model("END")
         return opened[key]
 
     yield run
@@ -134,7 +134,7 @@ def stopped():
 
     def run(columns=80, rows=24):
         opened.append(run_in(columns, rows, "stop"))
-        opened[-1].wait_for("step 35 of 60")
+        opened[-1].wait_for_model("step 35 of 60")
         return opened[-1]
 
     yield run
@@ -197,9 +197,9 @@ def test_a_frame_shows_the_curve_and_how_far_it_is(stopped):
     assert rows[top + 12 :] == [""] * (24 - top - 12)
     before = [line for line in terminal.lines if line.startswith("step")]
     terminal.keys("enter")
-    terminal.wait_for("saved at 59")
+    terminal.wait_for_model("saved at 59")
     terminal.keys("enter")
-    terminal.wait_for("END")
+    terminal.wait_for_model("END")
     assert [line for line in terminal.lines if line.startswith("step")][: len(before)] == before
     assert "┌" not in terminal.text
 
@@ -237,7 +237,7 @@ def test_without_colours_there_are_none(ended):
 def test_what_moves_is_gone_after_an_error_too(stopped):
     terminal = stopped()
     terminal.keys("ctrl-d")  # `input` raises EOFError
-    terminal.wait_for("EOFError")
+    terminal.wait_for_model("EOFError")
     assert "┌" not in terminal.text
     assert "saved at" not in terminal.text
     # the cursor is back
@@ -416,49 +416,53 @@ def steps_of(pace, count, seconds, start=0, at=0.0):
 
 
 def test_the_pace_is_that_of_the_last_steps():
-    pace = Pace()
-    assert not pace.known
+    pace = Throughput()
+    assert not pace.is_known
     at = steps_of(pace, 50, 1.0)
     steps_of(pace, 500, 0.1, 50, at)
-    assert pace.seconds(100) == pytest.approx(10, rel=0.1)
+    assert pace.estimate_seconds(100) == pytest.approx(10, rel=0.1)
     assert pace.speed == pytest.approx(1000, rel=0.1)
 
 
 def test_a_resumed_run_does_not_count_the_time_before_as_one_step():
-    pace = Pace()
+    pace = Throughput()
     steps_of(pace, 10, 0.5, start=1000, at=9999.0)
-    assert pace.seconds(10) == pytest.approx(5)
+    assert pace.estimate_seconds(10) == pytest.approx(5)
     assert pace.speed == pytest.approx(200)
 
 
 def test_measurements_are_in_the_time_left_and_not_in_the_pace():
-    pace, at = Pace(), 0.0
+    pace, at = Throughput(), 0.0
     for turn in range(20):
-        pace.pause(measuring=True)
+        pace.pause(is_evaluation=True)
         at = steps_of(pace, 10, 0.1, turn * 10, at + 2.0)
         # from the second step on
-        assert pace.seconds(100, 10) == pytest.approx(10 + 10 * 2.0, rel=0.01), turn
+        assert pace.estimate_seconds(100, 10) == pytest.approx(10 + 10 * 2.0, rel=0.01), turn
     assert pace.speed == pytest.approx(1000)
-    assert pace.seconds(0, 1) == pytest.approx(2.0, rel=0.01)
+    assert pace.estimate_seconds(0, 1) == pytest.approx(2.0, rel=0.01)
 
 
 def test_saves_are_in_the_time_left_evenly_and_not_in_that_of_measurements():
-    pace, at = Pace(), 0.0
+    pace, at = Throughput(), 0.0
     for turn in range(20):
         at = steps_of(pace, 10, 0.1, turn * 10, at)
         pace.pause()
         at += 1.0
     assert pace.speed == pytest.approx(1000)
-    assert pace.seconds(100) == pace.seconds(100, 5) == pytest.approx(10 + 10 * 1.0, rel=0.1)
+    assert (
+        pace.estimate_seconds(100)
+        == pace.estimate_seconds(100, 5)
+        == pytest.approx(10 + 10 * 1.0, rel=0.1)
+    )
 
 
 def test_a_run_that_goes_on_knows_its_measurements_once_it_has_made_one():
-    pace = Pace()
+    pace = Throughput()
     at = steps_of(pace, 10, 0.5, start=1000, at=9999.0)
-    assert pace.seconds(10, 3) == pytest.approx(5)
-    pace.pause(measuring=True)
+    assert pace.estimate_seconds(10, 3) == pytest.approx(5)
+    pace.pause(is_evaluation=True)
     steps_of(pace, 5, 0.5, 1010, at + 4.0)
-    assert pace.seconds(10, 3) == pytest.approx(5 + 3 * 4)
+    assert pace.estimate_seconds(10, 3) == pytest.approx(5 + 3 * 4)
 
 
 @pytest.mark.parametrize(
@@ -467,17 +471,17 @@ def test_a_run_that_goes_on_knows_its_measurements_once_it_has_made_one():
      (60, 20, 60, 60, 0), (50, 20, 41, 40, 1), (50, 20, 50, 50, 0), (5, 500, 1, 0, 1), (60, 20, 33, -1, 2)],
 )  # fmt: skip
 def test_measurements_to_come_are_counted(steps, every, done, evaluated, left):
-    view = TrainingView(make_screen(interactive=False), steps, every, last=16.0)
+    view = TrainingView(make_screen(interactive=False), steps, every, final_eval_cost=16.0)
     view._evaluated = evaluated
-    assert view._measurements_left(done) == left + 16
+    assert view._evaluations_left(done) == left + 16
 
 
 def test_a_measurement_after_every_step_still_has_a_pace():
-    pace, at = Pace(), 0.0
+    pace, at = Throughput(), 0.0
     for step in range(10):
         at = steps_of(pace, 1, 1.0, step, at)
         pace.pause()
-    assert pace.seconds(10) == pytest.approx(10)
+    assert pace.estimate_seconds(10) == pytest.approx(10)
 
 
 # -- the closing lines
@@ -581,4 +585,4 @@ def test_plot_without_a_record_says_so_in_one_line(plot, record):
 
 
 def test_plot_is_a_command():
-    assert discover(commands).known("plot")
+    assert discover(commands).has("plot")

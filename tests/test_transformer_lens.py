@@ -36,12 +36,12 @@ def pair(both):
 
 def test_the_logits_are_those_of_transformer_lens(pair):
     ours, theirs = pair
-    torch.testing.assert_close(ours.logits(), theirs(ours.input)[0], **CLOSE)
+    torch.testing.assert_close(ours.logits(), theirs(ours.input_ids)[0], **CLOSE)
 
 
 def test_attention_is_the_pattern_of_every_head(pair):
     ours, theirs = pair
-    _, cache = theirs.run_with_cache(ours.input)
+    _, cache = theirs.run_with_cache(ours.input_ids)
     found = weights(ours)
     assert len(found) == theirs.cfg.n_layers
     for layer, weight in found.items():
@@ -50,8 +50,8 @@ def test_attention_is_the_pattern_of_every_head(pair):
 
 def test_each_row_of_the_lens_is_the_accumulated_stream_unembedded(pair):
     ours, theirs = pair
-    logits, cache = theirs.run_with_cache(ours.input)
-    mid = not getattr(ours.config, "parallel", False)
+    logits, cache = theirs.run_with_cache(ours.input_ids)
+    mid = not ours.config.parallel_residual
     stack = cache.accumulated_resid(incl_mid=mid, apply_ln=True, pos_slice=-1)[:, 0]
     for row, stream in zip(lens_view(ours, top=97).rows, stack, strict=True):
         agrees(
@@ -67,7 +67,7 @@ def test_each_part_adds_to_the_logit_what_its_attribution_says(pair, versus):
     theirs.enable_compatibility_mode(  # now the last norm's weight is in W_U and its bias in b_U
         fold_ln=True, center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )
-    _, cache = theirs.run_with_cache(ours.input)
+    _, cache = theirs.run_with_cache(ours.input_ids)
     for token in (3, 96):
         values = {}
         for decompose in (cache.decompose_resid, cache.stack_head_results):
@@ -80,10 +80,10 @@ def test_each_part_adds_to_the_logit_what_its_attribution_says(pair, versus):
             "embedding": values["embed"] + values.get("pos_embed", 0),
             "bias": float(theirs.b_U[token] - (theirs.b_U[versus] if versus is not None else 0)),
         }
-        for layer in range(ours.config.layers):
+        for layer in range(ours.config.n_layers):
             heads = {
                 f"head {layer}.{head}": values[f"L{layer}H{head}"]
-                for head in range(ours.config.heads)
+                for head in range(ours.config.n_heads)
             }
             expected |= heads
             expected[f"attention bias {layer}"] = values[f"{layer}_attn_out"] - sum(heads.values())
@@ -100,11 +100,11 @@ def test_a_silenced_head_is_one_whose_z_a_hook_sets_to_zero(pair):
         z[:, :, HEAD] = 0
         return z
 
-    expected = theirs.run_with_hooks(ours.input, fwd_hooks=[(f"blocks.{LAYER}.attn.hook_z", zero)])[
-        0
-    ]
+    expected = theirs.run_with_hooks(
+        ours.input_ids, fwd_hooks=[(f"blocks.{LAYER}.attn.hook_z", zero)]
+    )[0]
     torch.testing.assert_close(
-        ours.with_tap(silencing(ours, LAYER, HEAD)).logits(), expected, **CLOSE
+        ours.with_hook(silencing(ours, LAYER, HEAD)).logits(), expected, **CLOSE
     )
     assert not torch.allclose(expected, ours.logits(), atol=1e-2)
 
@@ -114,7 +114,7 @@ def test_a_cell_of_the_patches_is_a_pass_with_that_resid_post_exchanged(pair, ot
     view = patch_view(other, ours)
     apart = lambda logits: float(logits[0, -1, view.answer_a.id] - logits[0, -1, view.answer_b.id])  # noqa: E731
     logits, cache = theirs.run_with_cache(other.input)
-    clean, corrupt = apart(logits), apart(theirs(ours.input))
+    clean, corrupt = apart(logits), apart(theirs(ours.input_ids))
     assert (view.clean, view.corrupt) == pytest.approx((clean, corrupt), abs=1e-4)
     for position in (3, 20):
 
@@ -123,7 +123,7 @@ def test_a_cell_of_the_patches_is_a_pass_with_that_resid_post_exchanged(pair, ot
             return stream
 
         patched = theirs.run_with_hooks(
-            ours.input, fwd_hooks=[(f"blocks.{LAYER}.hook_resid_post", exchange)]
+            ours.input_ids, fwd_hooks=[(f"blocks.{LAYER}.hook_resid_post", exchange)]
         )
         expected = (apart(patched) - corrupt) / (clean - corrupt)
         assert view.effects[LAYER + 1][position] == pytest.approx(expected, abs=1e-4)

@@ -11,9 +11,9 @@ import tokenizers
 import torch
 
 from minillm_repl.errors import UserError
-from minillm_repl.generate.decoder import make_decoder, read
+from minillm_repl.generate.decoder import make_decoder, prefill
 from minillm_repl.tokenizer.subword import SubwordTokenizer
-from minillm_repl.tokenizer.window import window, window_start
+from minillm_repl.tokenizer.window import count_dropped, truncate
 from tests.small import random_checkpoint
 from tests.test_lessons import printed, shell_for, state  # noqa: F401 - the last is a fixture
 
@@ -45,7 +45,7 @@ def shell(request):
 
 def asked(shell, line):
     """The view that a line writes as JSON, and what it says on the screen."""
-    shell.run(
+    shell.run_line(
         line + " --json -" if ":prob" not in line else line.replace(":prob", ":prob --json -")
     )
     view = json.loads(
@@ -133,9 +133,9 @@ def test_a_position_that_is_not_seen_is_an_error(shell):
             f"position {place}: positions {kept} to {kept + unseen - 1} are outside its context"
         )
         with pytest.raises(UserError, match=outside):
-            shell.run(f':lens {position} "{TEXT}"')
+            shell.run_line(f':lens {position} "{TEXT}"')
     with pytest.raises(UserError, match=f"they count from 0 to {last_position(shell)}"):
-        shell.run(f':lens {last_position(shell) + 1} "{TEXT}"')
+        shell.run_line(f':lens {last_position(shell) + 1} "{TEXT}"')
     if kept:
         view, _ = asked(shell, f':lens 0 "{TEXT}"')
         assert (view["position"], view["unseen"], len(view["tokens"])) == (0, 0, 1)
@@ -147,7 +147,7 @@ def test_views_look_at_what_writes(shell):
     """
     model = shell.model()
     ids = shell.encode(model, TEXT)
-    logits = read(model.decoder, ids).astype(np.float64)
+    logits = prefill(model.decoder, ids).astype(np.float64)
     kept, unseen = what_is_seen(shell, TEXT)
     assert model.decoder.ids == ids[:kept] + ids[kept + unseen :]
     expected = model.torch(torch.tensor([model.decoder.ids]))[0, -1].detach().double().numpy()
@@ -173,12 +173,12 @@ def test_prompts_of_which_a_part_is_not_seen_are_not_patched(shell):
         with pytest.raises(
             UserError, match=f"prompt {name} is longer than the context: of its {all_}"
         ):
-            shell.run(line)
-    shell.run(f":patch {short} -> {short[::-1]}")
+            shell.run_line(line)
+    shell.run_line(f":patch {short} -> {short[::-1]}")
 
 
 def test_steering_says_which_texts_are_cut(shell):
-    shell.run(f':steer "{TEXT}" vs "ab" layer=0')
+    shell.run_line(f':steer "{TEXT}" vs "ab" layer=0')
     kept, unseen = what_is_seen(shell, TEXT)
     assert f"does not see the {unseen} tokens at positions {kept} to" in " ".join(
         printed(shell).split()
@@ -186,24 +186,24 @@ def test_steering_says_which_texts_are_cut(shell):
 
 
 def test_the_prompt_marks_what_is_no_longer_seen(shell):
-    shell.run(TEXT)
+    shell.run_line(TEXT)
     before = len(printed(shell))
-    shell.run(":prompt")
+    shell.run_line(":prompt")
     shown = printed(shell)[before:]
     kept, unseen = what_is_seen(shell, TEXT + "x")
     ids = shell.encode(shell.model(), TEXT)
     gone = shown[shown.index("⟦") + 1 : shown.index("⟧")].split()
     assert [int(each) for each in gone[1::2]] == ids[kept : kept + unseen]
     assert f"does not see the {unseen} tokens at positions {kept} to" in " ".join(shown.split())
-    shell.run(":clear")
-    shell.run("abc")
+    shell.run_line(":clear")
+    shell.run_line("abc")
     before = len(printed(shell))
-    shell.run(":prompt")
+    shell.run_line(":prompt")
     assert "⟦" not in printed(shell)[before:]
 
 
 def test_a_continuation_and_other_ways_say_what_is_not_seen(shell):
-    shell.run("abcdef")
+    shell.run_line("abcdef")
     view, _ = asked(shell, ":prob nopqrs")
     kept, unseen = what_is_seen(shell, "abcdef" + "x" + "nopqr")
     assert (view["kept"], view["unseen"]) == ((kept, unseen) if unseen > 0 else (0, 0))
@@ -218,16 +218,16 @@ def test_a_continuation_and_other_ways_say_what_is_not_seen(shell):
 def test_a_window_is_the_start_token_and_as_many_of_the_last_as_fit(context, start):
     for length in (1, context - 1, context, context + 1, 2 * context, 5 * context + 3):
         ids = [7, *range(100, 99 + length)][:length]
-        seen = window(ids, context, start)
+        seen = truncate(ids, context, start)
         assert list(seen.ids) == ids[: seen.kept] + ids[seen.kept + seen.unseen :]
-        assert list(seen.gap) == ids[seen.kept : seen.kept + seen.unseen]
+        assert list(seen.dropped_ids) == ids[seen.kept : seen.kept + seen.unseen]
         assert context * 3 // 4 - 1 <= len(seen.ids) <= context or length <= context
         assert seen.kept == (start is not None and length > context)
         assert [ids[seen.position_of(index)] for index in range(len(seen.ids))] == list(seen.ids)
         assert [seen.index_of(seen.position_of(index)) for index in range(len(seen.ids))] == [
             *range(len(seen.ids))
         ]
-        assert start is not None or seen.unseen == window_start(length, context)
+        assert start is not None or seen.unseen == count_dropped(length, context)
 
 
 def test_a_decoder_writes_on_from_a_moved_window_as_from_a_fresh_one():
@@ -235,6 +235,6 @@ def test_a_decoder_writes_on_from_a_moved_window_as_from_a_fresh_one():
     ids = [0, *np.random.default_rng(0).integers(1, 27, 30).tolist()]
     walking, fresh = make_decoder(checkpoint), make_decoder(checkpoint)
     for length in range(1, len(ids) + 1):
-        fresh.rewind(0)
-        assert np.abs(read(walking, ids[:length]) - read(fresh, ids[:length])).max() < 1e-4
+        fresh.trim(0)
+        assert np.abs(prefill(walking, ids[:length]) - prefill(fresh, ids[:length])).max() < 1e-4
         assert walking.ids[0] == 0

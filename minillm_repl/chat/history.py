@@ -2,19 +2,19 @@
 
 from collections.abc import Sequence
 
-from minillm_repl.chat.template import Message, Prompt, prompt
+from minillm_repl.chat.template import Message, Prompt, make_prompt
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Tokenizer
 
 
-def fit(
+def fit_messages(
     template: ChatTemplate,
     tokenizer: Tokenizer,
     messages: Sequence[Message],
-    room: int,
-    special: bool,
+    max_tokens: int,
+    allow_special: bool,
 ) -> tuple[Prompt, list[Message]]:
     """Return what the model is given of a conversation that fits into `room` tokens, and what of it
     is left.
@@ -23,21 +23,22 @@ def fit(
     made free with them, so that the next few turns find the start of the conversation as it is in
     the cache. Raises UserError if not even the last question fits.
     """
-    kept = list(messages)
-    given = prompt(template, tokenizer, kept, special)
-    first = 1 if kept and kept[0].role == "system" else 0
-    while len(given.ids) > (room if len(kept) == len(messages) else room * 3 // 4):
-        if len(kept) <= first + 1:
-            if len(given.ids) <= room:
+    remaining = list(messages)
+    rendered = make_prompt(template, tokenizer, remaining, allow_special)
+    first = 1 if remaining and remaining[0].role == "system" else 0
+    while len(rendered.ids) > (
+        max_tokens if len(remaining) == len(messages) else max_tokens * 3 // 4
+    ):
+        if len(remaining) <= first + 1:
+            if len(rendered.ids) <= max_tokens:
                 break
             raise UserError(
                 _(
-                    "this is too long: {count} tokens, and the model has room for {room} "
-                    "before its answer",
-                    count=len(given.ids),
-                    room=room,
+                    "too long: {count} tokens, but the model has room for {room} before its answer",
+                    count=len(rendered.ids),
+                    room=max_tokens,
                 )
             )
-        del kept[first : first + 2]
-        given = prompt(template, tokenizer, kept, special)
-    return given, kept
+        del remaining[first : first + 2]
+        rendered = make_prompt(template, tokenizer, remaining, allow_special)
+    return rendered, remaining

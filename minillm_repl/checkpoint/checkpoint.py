@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minillm_repl.checkpoint.weight_map import Recipe
+from minillm_repl.checkpoint.weight_map import WeightMap
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.tokenizer.base import Tokenizer
 
@@ -29,22 +29,22 @@ class TrainingRecord:
     curve: tuple[tuple[int, float], ...] = ()  # (step, training loss), thinned
     val_curve: tuple[tuple[int, float], ...] = ()  # (step, validation loss)
 
-    def after(self, before: "TrainingRecord | None") -> "TrainingRecord":
+    def append_to(self, earlier: "TrainingRecord | None") -> "TrainingRecord":
         """Return the record of the training of `before` and this one: steps, tokens and curves
         go on.
         """
-        if before is None:
+        if earlier is None:
             return self
         later, val_later = (
-            tuple((before.steps + step, loss) for step, loss in curve)
+            tuple((earlier.steps + step, loss) for step, loss in curve)
             for curve in (self.curve, self.val_curve)
         )
         return dataclasses.replace(
             self,
-            steps=before.steps + self.steps,
-            tokens=before.tokens + self.tokens,
-            curve=before.curve + later,
-            val_curve=before.val_curve + val_later,
+            steps=earlier.steps + self.steps,
+            tokens=earlier.tokens + self.tokens,
+            curve=earlier.curve + later,
+            val_curve=earlier.val_curve + val_later,
         )
 
 
@@ -80,14 +80,16 @@ class Checkpoint:
     tensors: "Tensors"  # all of one kind: float32, float16 or bfloat16
     training: TrainingRecord | None = None
     path: Path | None = None
-    chat: ChatTemplate | None = None
-    end: tuple[int, ...] = ()  # tokens after which there is no more to say
+    chat_template: ChatTemplate | None = None
+    eos_token_ids: tuple[int, ...] = ()  # tokens after which there is no more to say
     adapter: Adapter | None = None  # it is in the weights already
     # how the tensors of its file make these; None where they are these
-    recipe: Recipe | None = None
+    weight_map: WeightMap | None = None
     # what the user is told when it is opened: where its files do not say what is done
     notes: tuple[str, ...] = ()
-    on_disk: bool = False  # whether what lies at `path` has these very weights, to the last digit
+    is_on_disk: bool = (
+        False  # whether what lies at `path` has these very weights, to the last digit
+    )
 
     @property
     def record(self) -> TrainingRecord | None:

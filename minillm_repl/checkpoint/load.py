@@ -6,13 +6,13 @@ from pathlib import Path
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.formats import adapter, bare, foreign, huggingface, native
-from minillm_repl.checkpoint.formats.folder import folder_at
+from minillm_repl.checkpoint.formats.folder import find_folder
 from minillm_repl.checkpoint.formats.header import FORMAT, is_native, read_header
-from minillm_repl.checkpoint.weight_map import Progress, Reading
+from minillm_repl.checkpoint.weight_map import Progress, ReadOptions
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.encoding import Written, read_text
+from minillm_repl.storage.encoding import DetectedEncoding, read_text
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.character import CharacterTokenizer
 
@@ -23,7 +23,7 @@ def load(
     dtype: str = "auto",
     progress: Progress = lambda _: None,
     *,
-    nonfinite: bool = False,
+    allow_nonfinite: bool = False,
 ) -> Checkpoint:
     """Read a native checkpoint, a Hugging Face folder or a file in one, or the bare state dict of
     the note's program.
@@ -33,20 +33,20 @@ def load(
     Raises UserError that names the file, what was expected and what was found; nothing in it is
     trusted, and nothing in it is run.
     """
-    checkpoint = _load(path, vocabulary, Reading(dtype, nonfinite, progress))
-    return dataclasses.replace(checkpoint, on_disk=dtype in ("auto", "float32"))
+    checkpoint = _load(path, vocabulary, ReadOptions(dtype, allow_nonfinite, progress))
+    return dataclasses.replace(checkpoint, is_on_disk=dtype in ("auto", "float32"))
 
 
-def _load(path: Path, vocabulary: Tokenizer | None, how: Reading) -> Checkpoint:
+def _load(path: Path, vocabulary: Tokenizer | None, options: ReadOptions) -> Checkpoint:
     name = safe_line(str(path))
-    folder = folder_at(path)
-    if folder is not None and folder.chosen is None:
-        return huggingface.checkpoint(folder, how)
+    folder = find_folder(path)
+    if folder is not None and folder.weight_file is None:
+        return huggingface.read_checkpoint(folder, options)
     header = read_header(path)
     if is_native(header):
-        return native.checkpoint(header, name, how)
+        return native.read_checkpoint(header, name, options)
     if adapter.is_adapter(header):
-        base = adapter.base_of(header, name)
+        base = adapter.find_base(header, name)
         if not base.is_dir() and adapter.is_adapter(read_header(base)):
             raise UserError(
                 _(
@@ -55,29 +55,31 @@ def _load(path: Path, vocabulary: Tokenizer | None, how: Reading) -> Checkpoint:
                     base=safe_line(str(base)),
                 )
             )
-        return adapter.merge(header, load(base, vocabulary, "auto", how.progress), name, how.dtype)
-    if bare.recognises(header):
-        return bare.checkpoint(header, vocabulary, name, how)
+        return adapter.merge(
+            header, load(base, vocabulary, "auto", options.progress), name, options.dtype
+        )
+    if bare.is_note_state_dict(header):
+        return bare.read_checkpoint(header, vocabulary, name, options)
     if folder is not None:
-        return huggingface.checkpoint(folder, how)
-    if os.path.lexists(path.parent / foreign.ADAPTER):
-        raise UserError(_("{name} is {kind}", name=name, kind=foreign.adapter(path.parent)))
-    half = foreign.lora_in(header.tensors)
-    if half:
+        return huggingface.read_checkpoint(folder, options)
+    if os.path.lexists(path.parent / foreign.ADAPTER_CONFIG):
+        raise UserError(
+            _("{name} is {kind}", name=name, kind=foreign.describe_adapter(path.parent))
+        )
+    lora_tensor = foreign.find_lora_tensor(header.tensors)
+    if lora_tensor:
         raise UserError(
             _(
-                "{name} is a LoRA adapter, and no model by itself: it holds {tensor:.80}",
+                "{name} is a LoRA adapter, not a model: it contains {tensor:.80}",
                 name=name,
-                tensor=safe_line(half),
+                tensor=safe_line(lora_tensor),
             )
         )
     raise UserError(
         _(
-            "{name} holds neither a minillm checkpoint (metadata format = {format}) nor the "
-            "study note's"
-            " state dict (tensors blocks.0.attention.heads.0.…), and no config.json lies "
-            "beside it; its"
-            " first tensors of {count}: {tensors:.120}",
+            "{name} is neither a minillm checkpoint (metadata format = {format}) nor a "
+            "state dict of the study note (tensors blocks.0.attention.heads.0.…). No "
+            "config.json lies beside it. The first of its {count} tensors: {tensors:.120}",
             name=name,
             format=FORMAT,
             count=len(header.tensors),
@@ -86,9 +88,9 @@ def _load(path: Path, vocabulary: Tokenizer | None, how: Reading) -> Checkpoint:
     )
 
 
-def read_vocabulary(path: Path, written: Written | None = None) -> CharacterTokenizer:
+def read_vocabulary(path: Path, detected: DetectedEncoding | None = None) -> CharacterTokenizer:
     """Make the vocabulary of a text file, for a checkpoint that came without one.
 
     Raises UserError.
     """
-    return CharacterTokenizer.from_corpus(read_text(path, written))
+    return CharacterTokenizer.from_corpus(read_text(path, detected))

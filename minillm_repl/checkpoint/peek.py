@@ -5,8 +5,8 @@ prompt need not wait.
 import os
 from pathlib import Path
 
-from minillm_repl.checkpoint.formats.folder import folder_at
-from minillm_repl.checkpoint.formats.header import config_of, is_native, read_header
+from minillm_repl.checkpoint.formats.folder import find_folder
+from minillm_repl.checkpoint.formats.header import is_native, parse_config, read_header
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
@@ -18,23 +18,23 @@ def read_config(path: Path) -> AnyConfig | None:
 
     Raises UserError if it is no checkpoint.
     """
-    folder = folder_at(path)
-    if folder is not None and folder.chosen is None:
+    folder = find_folder(path)
+    if folder is not None and folder.weight_file is None:
         return folder.config
     header = read_header(path)
     if is_native(header):
-        return config_of(header, safe_line(str(path)))
+        return parse_config(header, safe_line(str(path)))
     return folder.config if folder is not None else None
 
 
-def in_folder(path: Path) -> bool:
+def is_in_folder(path: Path) -> bool:
     """Tell whether a path is a Hugging Face folder, or a file of one, which a native file must
     not replace.
     """
-    folder = folder_at(path)
+    folder = find_folder(path)
     if folder is None or not os.path.lexists(path):
         return False
-    if folder.chosen is None:
+    if folder.weight_file is None:
         return True
     try:
         return not is_native(read_header(path))

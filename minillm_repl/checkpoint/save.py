@@ -5,7 +5,7 @@ from pathlib import Path
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.formats import huggingface, native
-from minillm_repl.storage.atomic import told
+from minillm_repl.storage.atomic import convert_os_errors
 
 
 def save(
@@ -20,7 +20,7 @@ def save(
 
     Raises UserError, with what was there before as it was, also when interrupted.
     """
-    with told(path):
+    with convert_os_errors(path):
         if folder or path.is_dir():
             return huggingface.save(checkpoint, path, interrupted)
         return native.save(checkpoint, path, interrupted)

@@ -12,17 +12,17 @@ Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How weights are wanted: as which numbers, whether any that are not finite are taken, and
     who is told.
     """
 
     dtype: str = "auto"  # float32, bfloat16, float16, or that of the file
-    nonfinite: bool = False
+    allow_nonfinite: bool = False
     progress: Progress = lambda _: None
 
 
-def same(array: Any) -> Any:
+def identity(array: Any) -> Any:
     """Change nothing."""
     return array
 
@@ -31,8 +31,8 @@ def same(array: Any) -> Any:
 class Layout:
     """How a tensor lies in a file that is not ours: from there to here, and back."""
 
-    here: Callable[[Any], Any] = same
-    there: Callable[[Any], Any] = same
+    from_file: Callable[[Any], Any] = identity
+    to_file: Callable[[Any], Any] = identity
 
 
 AS_IS = Layout()
@@ -40,7 +40,7 @@ TRANSPOSED = Layout(lambda array: array.T, lambda array: array.T)
 
 
 @dataclass(frozen=True)
-class Piece:
+class SourceTensor:
     """One tensor in a file, which is a whole tensor of ours, or some rows of one."""
 
     name: str
@@ -49,8 +49,8 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class WeightMap:
     """How our tensors are put together from those of a file: from pieces, one below the other."""
 
-    pieces: Mapping[str, tuple[Piece, ...]]
+    sources: Mapping[str, tuple[SourceTensor, ...]]
     ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors that may be there, and mean nothing

@@ -17,46 +17,48 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from minillm_repl.checkpoint.formats.header import LONGEST_HEADER, Entry, Header
-from minillm_repl.checkpoint.weight_map import AS_IS, Piece, Reading, Recipe
+from minillm_repl.checkpoint.formats.header import MAX_HEADER_BYTES, Header, TensorInfo
+from minillm_repl.checkpoint.weight_map import AS_IS, ReadOptions, SourceTensor, WeightMap
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.atomic import Parts
+from minillm_repl.storage.atomic import Chunks
 from minillm_repl.storage.files import open_regular
-from minillm_repl.storage.memory import check_room
+from minillm_repl.storage.memory import check_memory
 
 Array = NDArray[Any]
 Tensors = Mapping[str, Array]
 Index = tuple[int, ...]
-Place = tuple[Path, Entry]  # where a tensor lies
+TensorLocation = tuple[Path, TensorInfo]  # where a tensor lies
 DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-_READ = DTYPES | {  # what a file may hold, and what is read as float32
+_READABLE_DTYPES = DTYPES | {  # what a file may hold, and what is read as float32
     "F64": np.dtype(np.float64),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
-_AT_ONCE = 8 << 20  # bytes of two tensors that are compared
+_COMPARE_CHUNK = 8 << 20  # bytes of two tensors that are compared
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _BY_NAME: dict[str, np.dtype[Any]] = {dtype.name: dtype for dtype in DTYPES.values()}
 
 
-def check(recipe: Recipe, headers: Iterable[Header], name: str) -> dict[str, tuple[Path, Entry]]:
+def locate_tensors(
+    weight_map: WeightMap, headers: Iterable[Header], name: str
+) -> dict[str, tuple[Path, TensorInfo]]:
     """Compare what the files say they hold with what the recipe needs; return where each tensor
     lies.
 
     Raises UserError with the first difference.
     """
-    found = places(headers, name)
-    needed = {piece.name: piece for pieces in recipe.pieces.values() for piece in pieces}
+    locations = find_tensors(headers, name)
+    needed = {piece.name: piece for pieces in weight_map.sources.values() for piece in pieces}
     for tensor, piece in needed.items():
-        if tensor not in found:
-            raise UserError(_("{name} lacks the tensor {tensor}", name=name, tensor=tensor))
-        entry = found[tensor][1]
+        if tensor not in locations:
+            raise UserError(_("{name} has no tensor {tensor}", name=name, tensor=tensor))
+        entry = locations[tensor][1]
         if entry.shape != piece.shape:
             raise UserError(
                 _(
@@ -67,67 +69,70 @@ def check(recipe: Recipe, headers: Iterable[Header], name: str) -> dict[str, tup
                     found=list(entry.shape),
                 )
             )
-        if entry.dtype not in _READ:
+        if entry.dtype not in _READABLE_DTYPES:
             raise UserError(
                 _(
-                    "{tensor} in {name} must be one of {kinds}, not {found}",
+                    "{tensor} in {name} must have one of the dtypes {kinds}, not {found}",
                     tensor=tensor,
                     name=name,
-                    kinds=", ".join(_READ),
+                    kinds=", ".join(_READABLE_DTYPES),
                     found=entry.dtype,
                 )
             )
     extra = sorted(
-        tensor for tensor in set(found) - set(needed) if not recipe.ignored.search(tensor)
+        tensor for tensor in set(locations) - set(needed) if not weight_map.ignored.search(tensor)
     )
     if extra:
         raise UserError(
             _(
-                "{name} has a tensor that does not belong to the model: {tensor:.80}",
+                "{name} has a tensor that is not part of the model: {tensor:.80}",
                 name=name,
                 tensor=safe_line(extra[0]),
             )
         )
-    return {tensor: found[tensor] for tensor in needed}
+    return {tensor: locations[tensor] for tensor in needed}
 
 
-def places(headers: Iterable[Header], name: str) -> dict[str, Place]:
+def find_tensors(headers: Iterable[Header], name: str) -> dict[str, TensorLocation]:
     """Return where each tensor of some files lies. Raises UserError if one lies at two places."""
-    found: dict[str, Place] = {}
+    locations: dict[str, TensorLocation] = {}
     for header in headers:
         for tensor, entry in header.tensors.items():
-            if tensor in found:
+            if tensor in locations:
                 raise UserError(
                     _(
-                        "{name} holds the tensor {tensor:.80} twice",
+                        "{name} contains the tensor {tensor:.80} twice",
                         name=name,
                         tensor=safe_line(tensor),
                     )
                 )
-            found[tensor] = header.path, entry
-    return found
+            locations[tensor] = header.path, entry
+    return locations
 
 
-def equal(first: Place, second: Place, name: str) -> bool:
+def tensors_equal(first: TensorLocation, second: TensorLocation, name: str) -> bool:
     """Tell whether two tensors hold the same numbers; a part of each is in memory at a time.
 
     Raises UserError.
     """
     (path, one), (other_path, other) = first, second
-    if one.shape != other.shape or not {one.dtype, other.dtype} <= set(_READ):
+    if one.shape != other.shape or not {one.dtype, other.dtype} <= set(_READABLE_DTYPES):
         return False
-    kinds, total = (_READ[one.dtype], _READ[other.dtype]), math.prod(one.shape)
+    kinds, total = (
+        (_READABLE_DTYPES[one.dtype], _READABLE_DTYPES[other.dtype]),
+        math.prod(one.shape),
+    )
     with open_regular(path) as file, open_regular(other_path) as other_file:
-        for at in range(0, total, _AT_ONCE // 8):
-            parts = [np.empty(min(_AT_ONCE // 8, total - at), kind) for kind in kinds]
+        for at in range(0, total, _COMPARE_CHUNK // 8):
+            parts = [np.empty(min(_COMPARE_CHUNK // 8, total - at), kind) for kind in kinds]
             for opened, entry, part in zip((file, other_file), (one, other), parts, strict=True):
-                _fill(opened, entry.start + at * part.itemsize, part, name)
-            if not _same(*parts):
+                _read_into(opened, entry.start + at * part.itemsize, part, name)
+            if not _arrays_equal(*parts):
                 return False
     return True
 
 
-def _same(one: Array, other: Array) -> bool:
+def _arrays_equal(one: Array, other: Array) -> bool:
     """Tell whether two arrays hold the same numbers, be it as different kinds; most often it is
     the same bytes.
     """
@@ -137,7 +142,7 @@ def _same(one: Array, other: Array) -> bool:
 
 
 def read_weights(
-    recipe: Recipe, found: Mapping[str, Place], name: str, how: Reading
+    weight_map: WeightMap, locations: Mapping[str, TensorLocation], name: str, options: ReadOptions
 ) -> dict[str, Array]:
     """Read all tensors of a recipe.
 
@@ -145,108 +150,112 @@ def read_weights(
     UserError if there is not enough memory for them, before any is taken, if the file is not what
     its header said, or, unless they are wanted, for numbers that are not finite.
     """
-    wanted = as_dtype(how.dtype, {entry.dtype for _, entry in found.values()})
-    total, done = sum(entry.nbytes for _, entry in found.values()), 0
-    check_room(sum(math.prod(entry.shape) for _, entry in found.values()) * wanted.itemsize, name)
+    dtype = resolve_dtype(options.dtype, {entry.dtype for _, entry in locations.values()})
+    total, done = sum(entry.nbytes for _, entry in locations.values()), 0
+    check_memory(
+        sum(math.prod(entry.shape) for _, entry in locations.values()) * dtype.itemsize, name
+    )
     weights: dict[str, Array] = {}
     with ExitStack() as stack:
         files = {
             path: stack.enter_context(open_regular(path))
-            for path in {path for path, _ in found.values()}
+            for path in {path for path, _ in locations.values()}
         }
-        for tensor, pieces in recipe.pieces.items():
+        for tensor, pieces in weight_map.sources.items():
             parts: list[Array] = []
-            whole = _room(pieces, wanted)
+            buffer = _allocate(pieces, dtype)
             row = 0
             for piece in pieces:
-                path, entry = found[piece.name]
-                rows = whole[row : row + piece.shape[0]] if whole is not None else None
-                part = _numbers(files[path], entry, wanted, rows, (piece.name, name, how.nonfinite))
-                parts.append(piece.layout.here(part))
+                path, entry = locations[piece.name]
+                rows = buffer[row : row + piece.shape[0]] if buffer is not None else None
+                part = _read_tensor(
+                    files[path], entry, dtype, rows, (piece.name, name, options.allow_nonfinite)
+                )
+                parts.append(piece.layout.from_file(part))
                 row += piece.shape[0]
                 done += entry.nbytes
-                how.progress(done / total)
+                options.progress(done / total)
             joined = (
-                whole
-                if whole is not None
+                buffer
+                if buffer is not None
                 else np.concatenate(parts)
                 if len(parts) > 1
                 else parts[0]
             )
-            weights[tensor] = np.ascontiguousarray(joined, dtype=wanted)
+            weights[tensor] = np.ascontiguousarray(joined, dtype=dtype)
     return weights
 
 
-def _numbers(
+def _read_tensor(
     file: BinaryIO,
-    entry: Entry,
-    wanted: np.dtype[Any],
+    entry: TensorInfo,
+    dtype: np.dtype[Any],
     rows: Array | None,
-    told: tuple[str, str, bool],
+    source: tuple[str, str, bool],
 ) -> Array:
     """Read a tensor as the numbers that are wanted, to `rows` if these are given.
 
     Raises UserError.
     """
-    tensor, name, nonfinite = told
-    kind = _READ[entry.dtype]
-    read = rows if rows is not None else np.empty(entry.shape, wanted)
-    part = read if kind == wanted else np.empty(entry.shape, kind)
-    _fill(file, entry.start, part, name)
+    tensor, name, nonfinite = source
+    file_dtype = _READABLE_DTYPES[entry.dtype]
+    array = rows if rows is not None else np.empty(entry.shape, dtype)
+    part = array if file_dtype == dtype else np.empty(entry.shape, file_dtype)
+    _read_into(file, entry.start, part, name)
     if not nonfinite:
         _check_finite(part, tensor, name)
-    if part is read:
-        return read
+    if part is array:
+        return array
     with np.errstate(over="ignore"):  # it is looked at
-        read[...] = part
-    if not nonfinite and wanted.itemsize < kind.itemsize and not _finite(read):
+        array[...] = part
+    if not nonfinite and dtype.itemsize < file_dtype.itemsize and not _is_finite(array):
         raise UserError(
             _(
-                "{tensor:.80} in {name} holds numbers that are too large for {dtype}",
+                "{tensor:.80} in {name} has values too large for {dtype}",
                 tensor=safe_line(tensor),
                 name=name,
-                dtype=wanted.name,
+                dtype=dtype.name,
             )
         )
-    return read
+    return array
 
 
-def as_dtype(wanted: str, found: set[str]) -> np.dtype[Any]:
+def resolve_dtype(name: str, found: set[str]) -> np.dtype[Any]:
     """Return the kind of numbers of that name; for `auto`, the one that holds all the kinds
     found in a file.
     """
-    if wanted != "auto":
-        return _BY_NAME[wanted]
+    if name != "auto":
+        return _BY_NAME[name]
     only = found.pop() if len(found) == 1 else ""
     return DTYPES.get(only, DTYPES["F32"])
 
 
-def _room(pieces: tuple[Piece, ...], dtype: np.dtype[Any]) -> Array | None:
+def _allocate(sources: tuple[SourceTensor, ...], dtype: np.dtype[Any]) -> Array | None:
     """Return memory for pieces that only have to be put one below the other; None where more is
     to be done.
     """
-    if any(piece.layout is not AS_IS for piece in pieces):
+    if any(piece.layout is not AS_IS for piece in sources):
         return None
-    return np.empty((sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:]), dtype)
+    return np.empty((sum(piece.shape[0] for piece in sources), *sources[0].shape[1:]), dtype)
 
 
-def _fill(file: BinaryIO, start: int, array: Array, name: str) -> None:
+def _read_into(file: BinaryIO, start: int, array: Array, name: str) -> None:
     file.seek(start)
     view = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
     filled = 0
     while filled < len(view):
         count = file.readinto(view[filled:])  # type: ignore[attr-defined]
         if not count:
-            raise UserError(_("{name} changed while it was read", name=name))
+            raise UserError(_("{name} changed while it was being read", name=name))
         filled += count
 
 
 def _check_finite(array: Array, tensor: str, name: str) -> None:
     """Raise UserError for a number that is not finite."""
-    if not _finite(array):
+    if not _is_finite(array):
         raise UserError(
             _(
-                "{name} is damaged: {tensor:.80} holds numbers that are not finite "
+                "{name} is damaged: {tensor:.80} has values that are not finite "
                 "(--allow-nonfinite opens it anyway)",
                 name=name,
                 tensor=safe_line(tensor),
@@ -254,7 +263,7 @@ def _check_finite(array: Array, tensor: str, name: str) -> None:
         )
 
 
-def _finite(array: Array) -> bool:
+def _is_finite(array: Array) -> bool:
     """Tell whether all numbers are finite.
 
     Of numbers of one sign, read as whole numbers, all finite ones come before infinity, and all NaN
@@ -268,7 +277,7 @@ def _finite(array: Array) -> bool:
     )
 
 
-def packed(tensors: Tensors, metadata: Mapping[str, str]) -> Parts:
+def serialise(tensors: Tensors, metadata: Mapping[str, str]) -> Chunks:
     """Return the parts of a safetensors file: its header, then the numbers of each tensor, as they
     lie in memory.
 
@@ -289,36 +298,38 @@ def packed(tensors: Tensors, metadata: Mapping[str, str]) -> Parts:
         }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    if len(text) > LONGEST_HEADER:
+    if len(text) > MAX_HEADER_BYTES:
         raise UserError(
             _(
-                "the vocabulary is too large for one file with the weights: save a folder, `:save "
-                "NAME/`"
+                "the vocabulary is too large to share a file with the weights: save a "
+                "folder with `:save NAME/`"
             )
         )
     return [len(text).to_bytes(8, "little") + text, *parts]
 
 
-def taken_apart(recipe: Recipe, tensors: Tensors) -> dict[str, Array]:
+def to_file_layout(weight_map: WeightMap, tensors: Tensors) -> dict[str, Array]:
     """Return the tensors as a file that follows the recipe holds them."""
     theirs: dict[str, Array] = {}
-    for tensor, pieces in recipe.pieces.items():
+    for tensor, pieces in weight_map.sources.items():
         row = 0
         for piece in pieces:
             rows = (
                 tensors[tensor][row : row + piece.shape[0]] if len(pieces) > 1 else tensors[tensor]
             )
-            theirs[piece.name] = np.ascontiguousarray(piece.layout.there(rows))
+            theirs[piece.name] = np.ascontiguousarray(piece.layout.to_file(rows))
             row += piece.shape[0]
     return theirs
 
 
-def place_in_file(recipe: Recipe, tensor: str, shape: Index, index: Index) -> tuple[str, Index]:
+def locate_in_file(
+    weight_map: WeightMap, tensor: str, shape: Index, index: Index
+) -> tuple[str, Index]:
     """Return which tensor of a file that follows the recipe holds a number of one of ours, and
     where in it.
     """
     marked = np.zeros(shape, np.bool_)
     marked[index] = True
-    parts = taken_apart(Recipe({tensor: recipe.pieces[tensor]}), {tensor: marked})
+    parts = to_file_layout(WeightMap({tensor: weight_map.sources[tensor]}), {tensor: marked})
     name = next(name for name, part in parts.items() if part.any())
     return name, tuple(map(int, np.unravel_index(parts[name].argmax(), parts[name].shape)))

@@ -2,10 +2,10 @@
 
 from functools import partial
 
-from minillm_repl.errors import Misunderstood
+from minillm_repl.errors import UsageError
 from minillm_repl.language import _
-from minillm_repl.repl.inspecting import Asked, looking_at, show, text_ids
-from minillm_repl.repl.model_loading import Change
+from minillm_repl.repl.inspecting import Arguments, inspect_ids, show_view, text_ids
+from minillm_repl.repl.model_loading import Intervention
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
@@ -17,83 +17,91 @@ _WHAT = r"(off|scan|(\d{1,9})(?:\.(\d{1,9}))?)(?:\s+(zero|mean))?"
     ":ablate LAYER[.HEAD] [zero|mean]|scan|off",
     aliases=("끄기",),
     words=("off", "scan"),
-    group="Change what it thinks",
+    group="Interventions",
 )
 def ablate(shell: Shell, argument: str) -> None:
-    """Silence a head or a layer, and go on without it.
+    """Ablate a head or a layer until turned off.
 
-    :ablate 2.1 silences head 1 of layer 2: what it mixed is replaced, before the output projection,
-    from now on, while one goes on writing. :ablate 2 silences all that layer 2 adds to the residual
-    stream. With zero there is nothing instead; with mean there is its own mean over all positions
-    of the text so far, or of one in quotes, as the model with all earlier changes makes it. Other
-    texts have other means. Changes add up: each works at its place, and what comes later in the
-    model sees what was changed before. :ablate off brings everything back. The table shows what it
-    does to the next token; KL is KL(now ‖ before) = Σ now · ln(now / before), in nats.
-    :ablate scan silences each head in turn, alone, by zero or with `scan mean` by its mean over
-    this text, and ranks them by loss without − loss with, the mean over the text's tokens in nats:
-    above 0 the head is of use to this text. Layers and heads count from 0. What is saved or trained
-    is not changed.
+    :ablate 2.1 ablates head 1 of layer 2: its output before the output projection is replaced, now
+    and while text is generated.
+    :ablate 2 ablates everything that layer 2 adds to the residual stream.
+    :ablate scan ablates each head alone, with zero, and ranks the heads. `scan mean` uses the mean
+    over this text.
+    :ablate off removes all ablations.
+
+    `zero` replaces the output with zeros. `mean` replaces it with its mean over all positions of
+    the text so far, or of a text in quotes. The mean includes the effect of earlier interventions,
+    and differs from text to text. Interventions add up: each acts at its own place, and later
+    layers see the result.
+
+    The table shows the effect on the next token. KL is KL(now ‖ before) = Σ now · ln(now / before),
+    in nats. The scan ranks by loss with the head ablated − loss, in nats per token. Above 0, the
+    head is useful for this text.
+
+    Layers and heads count from 0. The model that is saved or trained does not change.
     """
-    asked = Asked.of(argument)
-    chosen, text = asked.selector(_WHAT)
-    if not asked.whole:
+    asked = Arguments.parse(argument)
+    chosen, text = asked.split_selector(_WHAT)
+    if not asked.full_text:
         shell.screen.note(_state(shell))
         return
     if chosen is None:
-        raise Misunderstood(_(":ablate takes a layer or a head, such as 2 or 2.1, or scan, or off"))
+        raise UsageError(_(":ablate takes a layer (2), a head (2.1), scan or off"))
     if chosen[1] == "off" and asked.words == "off" and not asked.text:
         shell.screen.note(
-            _("all heads and layers work again")
-            if shell.session.think_unchanged("ablate")
+            _("all ablations removed")
+            if shell.session.remove_interventions("ablate")
             else _state(shell)
         )
         return
     if chosen[1] == "off":
-        raise Misunderstood(_("`:ablate off` brings everything back, and nothing comes after it"))
+        raise UsageError(_("`:ablate off` takes nothing after it"))
     if asked.words != chosen[0]:
-        raise Misunderstood(
-            _("what comes after a head or `scan` is zero or mean; a text needs quotes")
-        )
+        raise UsageError(_("only zero or mean may follow a head or `scan`; put a text in quotes"))
     part, how = chosen[1], chosen[4] or "zero"
     tell = partial(_told, part, how, head=bool(chosen[3]))
-    model = shell.model().without("ablate", part)  # measured is what it adds
-    looked = looking_at(shell, model, text_ids(shell, model, text))
+    model = shell.require_model().without_interventions("ablate", part)  # measured is what it adds
+    looked = inspect_ids(shell, model, text_ids(shell, model, text))
     from minillm_repl.insight.ablation import scan_view, silencing
     from minillm_repl.insight.intervention_effect import effect_view
     from minillm_repl.render.intervention import effect_picture, scan_picture
 
     if chosen[1] == "scan":
-        with shell.screen.waiting(_("silencing each head")) as update:
+        with shell.screen.waiting(_("ablating each head")) as update:
             view = scan_view(
                 looked,
                 how,
-                lambda share: update(_("silencing each head  {share:.0%}", share=share)),
+                lambda share: update(_("ablating each head  {share:.0%}", share=share)),
             )
-        show(shell, view, scan_picture, asked.output)
+        show_view(shell, view, scan_picture, asked.output)
         return
     tap = silencing(looked, int(chosen[2]), int(chosen[3]) if chosen[3] else None, how)
     effect = effect_view(looked, tell(), tap)
-    show(shell, effect, effect_picture, asked.output, model)
-    shell.session.change_thinking(Change("ablate", tell, tap, part))
-    shell.screen.note(_("`:ablate off` brings it back"))
+    show_view(shell, effect, effect_picture, asked.output, model)
+    shell.session.add_intervention(Intervention("ablate", tell, tap, part))
+    shell.screen.note(_("`:ablate off` undoes it"))
 
 
 def _told(place: str, how: str, *, head: bool) -> str:
     if how == "mean":
         return (
-            _("head {place} at its mean", place=place)
+            _("head {place} mean-ablated", place=place)
             if head
-            else _("layer {place} at its mean", place=place)
+            else _("layer {place} mean-ablated", place=place)
         )
     return (
-        _("without head {place}", place=place) if head else _("without layer {place}", place=place)
+        _("head {place} ablated", place=place) if head else _("layer {place} ablated", place=place)
     )
 
 
 def _state(shell: Shell) -> str:
-    changes = [change.told for change in shell.model().changes if change.command == "ablate"]
+    changes = [
+        change.description
+        for change in shell.require_model().interventions
+        if change.command == "ablate"
+    ]
     return (
         " · ".join(changes)
         if changes
-        else _("nothing is silenced: `:ablate 0.0` would silence head 0 of layer 0")
+        else _("nothing is ablated: `:ablate 0.0` ablates head 0 of layer 0")
     )

@@ -3,23 +3,23 @@
 import re
 from dataclasses import dataclass
 
-from minillm_repl.errors import Misunderstood, UserError
+from minillm_repl.errors import UsageError, UserError
 from minillm_repl.language import _
-from minillm_repl.repl.argument_parsing import with_options
-from minillm_repl.repl.inspecting import Asked, show, text_ids
+from minillm_repl.repl.argument_parsing import parse_options
+from minillm_repl.repl.inspecting import Arguments, show_view, text_ids
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
-from minillm_repl.settings import setting, whole
-from minillm_repl.tokenizer.window import seen_as
+from minillm_repl.settings import integer, setting
+from minillm_repl.tokenizer.window import with_truncation
 
-_MOST = 100  # ways
+_MAX_BRANCHES = 100  # ways
 
 
 @dataclass(frozen=True)
-class Branching:
+class BranchOptions:
     """How far to look."""
 
-    tokens: int = setting(20, whole(1, 10_000), "how long each way is at most", unit="tokens")
+    tokens: int = setting(20, integer(1, 10_000), "how long each way is at most", unit="tokens")
 
 
 @command(
@@ -30,72 +30,90 @@ class Branching:
     group="Talk",
 )
 def branch(shell: Shell, argument: str) -> None:
-    """Continue the text in several ways, and show them as a tree.
+    """Sample several continuations as a tree.
 
-    Each way is drawn as a completion would be, with a seed of its own; where they say the same,
-    they share a stem. The percentage of a piece is the product of its tokens' probabilities by the
-    model's own softmax, after what is before it; that after `=` is of a whole way. In a chat they
-    are other answers to the last question.
-    :branch take 2 goes on from the second way; `:undo` takes it back.
+    Each continuation is sampled as usual, with its own seed. Continuations that begin alike share a
+    stem. In a chat, they are alternative answers to the last question.
+
+    The percentage at a segment is the probability of the segment given its prefix, by the model's
+    own softmax. The number after `=` is the probability of the whole continuation.
+
+    :branch take 2 continues from the second one; `:undo` takes that back.
     """
     taken = re.fullmatch(r"take\s+(\d{1,9})", argument)
     if taken:
-        _take(shell, int(taken[1]))
+        _take_branch(shell, int(taken[1]))
         return
-    asked = Asked.of(argument)
-    said, how = with_options(asked.words, Branching())
-    if said.strip() and not re.fullmatch(r"\d{1,9}", said.strip()):
-        raise Misunderstood(
-            _(":branch takes how many ways to go, such as 3, or `take` and the number of one")
+    arguments = Arguments.parse(argument)
+    count_text, options = parse_options(arguments.words, BranchOptions())
+    if count_text.strip() and not re.fullmatch(r"\d{1,9}", count_text.strip()):
+        raise UsageError(
+            _(":branch takes a number of continuations, such as 3, or `take` and the number of one")
         )
-    ways = int(said) if said.strip() else 3
-    if not 1 <= ways <= _MOST:
+    count = int(count_text) if count_text.strip() else 3
+    if not 1 <= count <= _MAX_BRANCHES:
         raise UserError(
-            _(":branch takes a number from 1 to {most}, not {ways}", most=_MOST, ways=ways)
+            _(
+                ":branch takes a number of continuations from 1 to {most}, not {ways}",
+                most=_MAX_BRANCHES,
+                ways=count,
+            )
         )
-    session, model = shell.session, shell.model()
-    answered = bool(session.turns) and bool(session.turns[-1].asked) and not asked.text
-    ids = list(session.turns[-1].given) if answered else text_ids(shell, model, asked.text)
+    session, model = shell.session, shell.require_model()
+    answered = (
+        bool(session.turns) and bool(session.turns[-1].prompt_messages) and not arguments.text
+    )
+    ids = list(session.turns[-1].prompt_ids) if answered else text_ids(shell, model, arguments.text)
     from minillm_repl.generate.next_token import branches_view
     from minillm_repl.render.next_token import branches_picture
 
-    with shell.screen.waiting(_("going several ways")):
+    with shell.screen.waiting(_("sampling continuations")):
         view = branches_view(
-            model.decoder, model.checkpoint.tokenizer, ids, session.settings, session.fresh_seed(), ways,
-            max_tokens=how.tokens, stop=session.settings.stop, end=session.ends(model), interrupted=shell.interrupted,
+            model.decoder, model.checkpoint.tokenizer, ids, session.settings, session.fresh_seed(), count,
+            max_tokens=options.tokens, stop=session.settings.stop, eos_token_ids=session.eos_token_ids(model), interrupted=shell.interrupted,
         )  # fmt: skip
-    session.ways_given, session.ways_seed = len(ids), view.seed + len(view.branches) - 1
-    session.ways = [
+    session.branch_prompt_length, session.branch_seed = len(ids), view.seed + len(view.branches) - 1
+    session.branches = [
         [*ids, *(token.id for token in each.tokens[: each.said])] for each in view.branches
     ]
-    show(shell, seen_as(view, model.seen(ids)), branches_picture, asked.output)
+    show_view(
+        shell, with_truncation(view, model.visible_window(ids)), branches_picture, arguments.output
+    )
     if view.branches[-1].reason == "interrupt":
-        shell.screen.note(_("stopped on the way: {n} of {ways}", n=len(view.branches), ways=ways))
-    elif session.settings.temp == 0 and ways > 1:
-        shell.screen.note(_("at temp 0 all ways are the same"))
-
-
-def _take(shell: Shell, number: int) -> None:
-    session, model = shell.session, shell.model()
-    if not 1 <= number <= len(session.ways):
-        if not session.ways:
-            raise UserError(
-                _("there is no way {number}: `:branch 3` looks for some", number=number)
-            )
-        count = len(session.ways)
-        raise UserError(
-            _("there is no way {number}: they count from 1 to {count}", number=number, count=count)
+        shell.screen.note(
+            _("stopped early: {n} of {ways} continuations", n=len(view.branches), ways=count)
         )
-    way = list(session.ways[number - 1])
-    given = list(session.turns[-1].given) if session.turns and session.turns[-1].asked else None
+    elif session.settings.temp == 0 and count > 1:
+        shell.screen.note(_("at temp 0 all continuations are the same"))
+
+
+def _take_branch(shell: Shell, number: int) -> None:
+    session, model = shell.session, shell.require_model()
+    if not 1 <= number <= len(session.branches):
+        if not session.branches:
+            raise UserError(_("no continuation {number}: run `:branch 3` first", number=number))
+        count = len(session.branches)
+        raise UserError(
+            _(
+                "no continuation {number}: they are numbered from 1 to {count}",
+                number=number,
+                count=count,
+            )
+        )
+    way = list(session.branches[number - 1])
+    given = (
+        list(session.turns[-1].prompt_ids)
+        if session.turns and session.turns[-1].prompt_messages
+        else None
+    )
     if given and way[: len(given)] == given:
-        session.walk_to(way, model.checkpoint.tokenizer)  # another answer to the same question
+        session.set_text(way, model.checkpoint.tokenizer)  # another answer to the same question
     elif way[: len(session.ids)] == session.ids and session.ids:
-        session.go_on([], "")
-        session.walk_to(way, model.checkpoint.tokenizer)
+        session.continue_text([], "")
+        session.set_text(way, model.checkpoint.tokenizer)
     else:
-        session.begin(way[: session.ways_given])
-        session.walk_to(way, model.checkpoint.tokenizer)
-    session.drawn_with(session.ways_seed)
+        session.start_turn(way[: session.branch_prompt_length])
+        session.set_text(way, model.checkpoint.tokenizer)
+    session.set_turn_seed(session.branch_seed)
     shell.show_text(model)
-    shell.screen.note(_("`:continue` goes on from here"))
+    shell.screen.note(_("`:continue` continues from here"))

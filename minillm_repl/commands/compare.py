@@ -2,14 +2,14 @@
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.repl.inspecting import Asked, looking_at, show, text_ids
-from minillm_repl.repl.model_loading import Loading
+from minillm_repl.repl.inspecting import Arguments, inspect_ids, show_view, text_ids
+from minillm_repl.repl.model_loading import ModelFuture
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.paths import find
+from minillm_repl.storage.paths import find_checkpoint
 from minillm_repl.tokenizer.base import decode
-from minillm_repl.tokenizer.lookup import put_before, same_vocabulary
+from minillm_repl.tokenizer.lookup import count_prefix_spaces, has_same_vocabulary
 
 
 @command(
@@ -17,38 +17,44 @@ from minillm_repl.tokenizer.lookup import put_before, same_vocabulary
     ':compare PATH|NAME ["TEXT"]',
     aliases=("비교",),
     completion="checkpoint",
-    group="What it expects",
+    group="Predictions",
 )
 def compare(shell: Shell, argument: str) -> None:
-    """Show how another checkpoint would have gone on.
+    """Compare the predictions with those of another checkpoint.
 
-    Both read the text so far, or the one in quotes: their likeliest next tokens side by side; bits
-    per byte over the same bytes of the text, special tokens left out, which compares any two
-    models. If they share a vocabulary and cut the text alike, after each token too: KL(open ‖
-    other) = Σ p · ln(p / q) in nats, p being the open model's probabilities and q the other's, back
-    the other way round; and at how many positions both find the same token the likeliest. Identical
-    models have a KL of 0, and agree everywhere. The open model stays open.
+    Both models read the text so far, or the text in quotes. The view shows their most likely next
+    tokens side by side.
+
+    Bits per byte are measured over the same bytes of the text, without special tokens. They compare
+    any two models.
+
+    If both models have the same vocabulary and tokenize the text alike, the view also compares
+    every position. KL(open ‖ other) = Σ p · ln(p / q) is in nats; p is the open model and q the
+    other. `reverse` is KL(other ‖ open). The view also counts the positions where both have the
+    same top token. Identical models have a KL of 0 and agree everywhere.
+
+    The open model stays open.
     """
-    asked = Asked.of(argument)
+    asked = Arguments.parse(argument)
     if not asked.words:
         raise UserError(
-            _(":compare needs another checkpoint: a file, a folder, or a name that `:models` lists")
+            _(":compare needs another checkpoint: a file, a folder, or a name from `:models`")
         )
-    model = shell.model()
+    model = shell.require_model()
     ids = text_ids(shell, model, asked.text)
-    path = find(asked.words)
-    other = shell.wait_for(Loading(shell.session.opening, path), path)
+    path = find_checkpoint(asked.words)
+    other = shell.wait_for_model(ModelFuture(shell.session.loader, path), path)
     tokenizer = model.checkpoint.tokenizer
     text = asked.text or decode(tokenizer, ids)
     # what the tokenizer has put before it, and does not take off again
-    if not asked.text and not tokenizer.lead:
-        text = text[put_before(tokenizer, ids) :]
-    shared = same_vocabulary(tokenizer, other.checkpoint.tokenizer)
+    if not asked.text and not tokenizer.prefix:
+        text = text[count_prefix_spaces(tokenizer, ids) :]
+    shared = has_same_vocabulary(tokenizer, other.checkpoint.tokenizer)
     theirs = ids if shared else shell.encode(other, text)
-    subjects = looking_at(shell, model, ids, text), looking_at(shell, other, theirs, text)
+    subjects = inspect_ids(shell, model, ids, text), inspect_ids(shell, other, theirs, text)
     from minillm_repl.insight.comparison import compare_view
     from minillm_repl.render.texts import compare_picture
 
     ours, theirs_name = safe_line(model.name), safe_line(other.name)
     names = (_("{model} (open)", model=ours) if ours == theirs_name else ours, theirs_name)
-    show(shell, compare_view(*subjects, names), compare_picture, asked.output)
+    show_view(shell, compare_view(*subjects, names), compare_picture, asked.output)

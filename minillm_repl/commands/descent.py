@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from minillm_repl.repl.argument_parsing import check_no_place, with_options
-from minillm_repl.repl.inspecting import Asked, show, subject
+from minillm_repl.repl.argument_parsing import check_not_selector, parse_options
+from minillm_repl.repl.inspecting import Arguments, inspect_text, show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.settings import number, setting
@@ -18,26 +18,29 @@ class Descent:
 
 @command("descent", ':descent [rate=0.1] ["TEXT"]', words=("rate=",), group="Train")
 def descent(shell: Shell, argument: str) -> None:
-    """Take one step of gradient descent on a copy, by hand.
+    """Take one step of gradient descent on a copy, number by number.
 
-    After each token of the text the model gives the one that does come next a probability p; −ln p
-    is its loss there, and the mean of these is what training makes smaller. The gradient of a
-    weight is how much that mean grows per unit that the weight does; the step takes rate × gradient
-    off every weight, and all is measured again: `after`. Below, the weight with the largest
-    |gradient|, its tensor named as in the model's file; indices count from 0.
-    `:train` does this many times, with better steps. What is open, and what is changed in it, stays
-    as it is.
+    At each position, the model gives the actual next token a probability p. The loss there is −ln
+    p; training lowers the mean loss. The gradient of a weight is the change of the mean loss per
+    unit of the weight. The step subtracts rate × gradient from every weight; the column `after`
+    shows the new loss.
+
+    Below is the weight with the largest |gradient|, with its tensor name in the model file. Indices
+    count from 0.
+
+    `:train` does this many times with a better optimizer. The open model and the interventions do
+    not change.
     """
-    asked = Asked.of(argument)
-    said, how = with_options(asked.words, Descent())
-    check_no_place(said.strip())
-    looked = subject(shell, replace(asked, words=said.strip()).whole)
+    asked = Arguments.parse(argument)
+    said, how = parse_options(asked.words, Descent())
+    check_not_selector(said.strip())
+    looked = inspect_text(shell, replace(asked, words=said.strip()).full_text)
     from minillm_repl.insight.descent import descent_view
     from minillm_repl.render.by_hand import descent_picture
 
-    show(
+    show_view(
         shell,
-        descent_view(looked, how.rate, shell.model().checkpoint.recipe),
+        descent_view(looked, how.rate, shell.require_model().checkpoint.weight_map),
         descent_picture,
         asked.output,
     )

@@ -5,10 +5,10 @@ from functools import partial
 
 from rich.console import Console, RenderableType
 
-from minillm_repl.errors import Misunderstood
+from minillm_repl.errors import UsageError
 from minillm_repl.language import _
-from minillm_repl.render.drawing import WHOLE
-from minillm_repl.repl.argument_parsing import take_overwrite
+from minillm_repl.render.drawing import UNLIMITED_WIDTH
+from minillm_repl.repl.argument_parsing import parse_overwrite
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.view_files import write_view
@@ -26,31 +26,34 @@ from minillm_repl.storage.paths import user_path
 def export(shell: Shell, argument: str) -> None:
     """Save the last view, or the whole session, as a picture.
 
-    The end of the name says how: .svg and .html keep colours and open in any browser, .txt is plain
-    text. The view is there whole, however small the terminal is. With `session` it is all that this
-    visit has shown; without a view so far, too. With `lesson` it is the lesson that is open, or was
-    last, with its pictures as they were. A file that no view has made is replaced only with
-    --overwrite; so it is with --json FILE of all views.
+    The end of the name sets the format: .svg and .html keep colours and open in any browser; .txt
+    is plain text. The picture holds the whole view, however small the terminal is.
+
+    `session` saves all that this session has shown, even without a view. `lesson` saves the lesson
+    that is open, or was last open, with its pictures as they were.
+
+    The command overwrites a file that no view wrote only with --overwrite. The same is true of
+    --json FILE for all views.
     """
-    said, overwrite = take_overwrite(argument)
+    said, overwrite = parse_overwrite(argument)
     name, whole = re.fullmatch(r"(.*?)(?:\s+(session|lesson))?", said.strip(), re.DOTALL).groups()  # type: ignore[union-attr]
     path, screen, view = user_path(name), shell.screen, shell.last_view
     from minillm_repl.render.export import FORMATS, whole_width
 
     if not name or path.suffix.lower() not in FORMATS:
         endings = ", ".join(FORMATS)
-        raise Misunderstood(
+        raise UsageError(
             _(
-                ":export needs a file whose name ends in {endings}, and after it nothing, "
-                "`session` or `lesson`",
+                ":export needs a file name that ends in {endings}; after it, only "
+                "`session` or `lesson` may follow",
                 endings=endings,
             )
         )
-    since = shell.lesson_began if whole == "lesson" else 0
+    since = shell.lesson_start_count if whole == "lesson" else 0
     if whole or view is None:
-        width, drawing = screen.out.widest(since), partial(screen.out.replay, since=since)
+        width, drawing = screen.out.max_width(since), partial(screen.out.replay, since=since)
     else:
-        picture = view(WHOLE)  # all of it, whatever had room on the terminal
+        picture = view(UNLIMITED_WIDTH)  # all of it, whatever had room on the terminal
         width, drawing = whole_width(picture), partial(_print, picture)
 
     model = shell.session.model
@@ -59,16 +62,16 @@ def export(shell: Shell, argument: str) -> None:
     write_view(path, written.encode("utf-8", "replace"), overwrite=overwrite)
     named = safe_line(str(path))
     screen.note(
-        _("the lesson is in {path}", path=named)
+        _("lesson saved to {path}", path=named)
         if whole == "lesson"
-        else _("the session so far is in {path}", path=named)
+        else _("session saved to {path}", path=named)
         if whole or view is None
-        else _("the last view is in {path}", path=named)
+        else _("last view saved to {path}", path=named)
     )
-    gone = screen.out.gone(since) if whole or view is None else 0
+    gone = screen.out.forgotten_count(since) if whole or view is None else 0
     if gone:
         screen.warn(
-            _("{n:,} things that were shown before are no longer kept, and not in it", n=gone)
+            _("the oldest {n:,} outputs are no longer kept, so the file lacks them", n=gone)
         )
 
 

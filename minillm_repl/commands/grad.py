@@ -1,6 +1,6 @@
 """`:grad`."""
 
-from minillm_repl.repl.inspecting import Asked, show, subject
+from minillm_repl.repl.inspecting import Arguments, inspect_text, show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
@@ -9,18 +9,21 @@ from minillm_repl.repl.shell import Shell
     "grad", ':grad [TOKEN] [vs TOKEN] ["TEXT"]', aliases=("saliency", "기울기"), group="Look inside"
 )
 def grad(shell: Shell, argument: str) -> None:
-    """Show which tokens of the text the next one depends on.
+    """Attribute the next token to input tokens (gradient × embedding).
 
-    The gradient of TOKEN's logit with respect to the vector of each input token, as it enters the
-    first layer (with its position's, where that is learned). levels: its L2 norm, how sensitive the
-    choice is to this token at all. bars: gradient · vector: to first order, what the logit would
-    lose if the vector were zero. Without TOKEN it is the likeliest one; with `vs` it is the
-    difference of two logits. A token is written as in :why. A gradient tells of small changes only;
-    :ablate and :patch make large ones.
+    The view shows the gradient of TOKEN's logit with respect to the embedding of each input token.
+    The embedding is the input of the first layer, with learned position embeddings added.
+
+    levels: the L2 norm of the gradient, which is the sensitivity to that token. bars: gradient ·
+    embedding, which is to first order the logit that would be lost if the embedding were zero.
+
+    Without TOKEN, the target is the most likely token. With `vs`, it is the difference of two
+    logits. Write a token as in `:why`. A gradient describes small changes only; `:ablate` and
+    `:patch` make large ones.
     """
-    asked = Asked.of(argument)
-    looked = subject(shell, asked.text)
+    asked = Arguments.parse(argument)
+    looked = inspect_text(shell, asked.text)
     from minillm_repl.insight.gradient import grad_view
     from minillm_repl.render.thinking import grad_picture
 
-    show(shell, grad_view(looked, *asked.tokens(looked)), grad_picture, asked.output)
+    show_view(shell, grad_view(looked, *asked.parse_token_pair(looked)), grad_picture, asked.output)

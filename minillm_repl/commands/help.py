@@ -3,19 +3,21 @@
 from rich.cells import cell_len
 from rich.text import Text
 
-from minillm_repl.language import N_, _, spoken
+from minillm_repl.language import N_, _, current_language
 from minillm_repl.render.console import FIGURES
 from minillm_repl.render.tables import commands_table
 from minillm_repl.repl.registry import GROUPS, Command, command
 from minillm_repl.repl.shell import Shell
 
-_KEYS = N_("""Enter sends · Alt-Enter or Ctrl-J breaks the line · \"\"\" begins and ends several
-↑ ↓ history · Ctrl-R searches it · Tab completes · Ctrl-X Ctrl-E opens an editor
-Ctrl-C clears the line, or stops the model and keeps its text · Ctrl-D leaves
-What has no colon is a prompt; :: at its start sends one colon.
-`:help NAME` says what a command takes, and what its numbers mean.
-All numbers are float32, from the weights as they are stored; `transformers` in
-bfloat16 rounds each step, and shows others: 76.9 % for 79.1 %, or 13.19 for 13.36.""")
+_KEYS = N_(
+    'Enter sends · Alt-Enter or Ctrl-J starts a new line · """ begins and ends a block\n'
+    "↑ ↓ history · Ctrl-R searches it · Tab completes · Ctrl-X Ctrl-E opens an editor\n"
+    "Ctrl-C clears the line, or stops the model and keeps its text · Ctrl-D quits\n"
+    "A line without a leading colon is a prompt; :: at the start sends one colon.\n"
+    "`:help NAME` explains a command and its numbers.\n"
+    "All numbers are float32, computed from the stored weights. `transformers` in\n"
+    "bfloat16 rounds at each step: it shows 76.9% for 79.1%, or 13.19 for 13.36."
+)
 
 
 @command("help", ":help [COMMAND]", aliases=("h", "?", "도움말"), completion="command")
@@ -27,7 +29,11 @@ def help_(shell: Shell, argument: str) -> None:
         out.print(commands_table([(found.usage, _(found.summary))]))
         if found.details:
             out.print(Text(_(found.details)))
-        others = [name for name in found.aliases if name not in found.korean or spoken() == "ko"]
+        others = [
+            name
+            for name in found.aliases
+            if name not in found.korean_names or current_language() == "ko"
+        ]
         if others:
             out.print(Text(_("also: {names}", names=", ".join(f":{name}" for name in others))))
         return
@@ -45,5 +51,6 @@ def help_(shell: Shell, argument: str) -> None:
 def _names(command: Command) -> str:
     """Return how a command is called: `:temp`, and to who speaks Korean also `:온도`."""
     return ", ".join(
-        f":{name}" for name in (command.name, *(command.korean if spoken() == "ko" else ()))
+        f":{name}"
+        for name in (command.name, *(command.korean_names if current_language() == "ko" else ()))
     )

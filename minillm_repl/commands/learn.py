@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from minillm_repl.errors import UserError
-from minillm_repl.language import _, spoken
+from minillm_repl.language import _, current_language
 from minillm_repl.lessons.blocks import Lesson
 from minillm_repl.render.console import FIGURES, GOOD, TITLE, WARNING
 from minillm_repl.render.tables import plain_table
-from minillm_repl.repl.progress import Answered, Reached
+from minillm_repl.repl.progress import LessonProgress, QuestionProgress
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 if TYPE_CHECKING:
-    from minillm_repl.lessons.run import Course
+    from minillm_repl.lessons.run import LessonRunner
 
 _ROUND = 10  # questions, when nobody says which
 
@@ -24,37 +24,41 @@ _ROUND = 10  # questions, when nobody says which
     "learn",
     ":learn [N|next|back|again|off]",
     aliases=("수업",),
-    words=("next", "back", "again", "off"),
+    words=("next", "reverse", "again", "off"),
     group="Learn",
 )
 def learn(shell: Shell, argument: str) -> None:
-    """List the lessons, or open one, on your own model.
+    """List the lessons, or open one on your own model.
 
-    :learn N opens lesson N where you left it, :learn next the first that you have not finished. In
-    a lesson an empty Enter goes on; what you type otherwise works as always. :learn back shows the
-    screen before, :learn again starts the lesson afresh, :learn off leaves. It looks at the model
-    that you have opened, at nalssi if you have named none, and works on a copy: your text and
-    settings stay, and your model is back at the end. `--lesson N` opens one at the start; `--auto`
-    runs it by itself.
+    :learn N opens lesson N where you left it.
+    :learn next opens the first lesson that you have not finished.
+    :learn back shows the previous screen.
+    :learn again restarts the lesson.
+    :learn off leaves the lesson.
+
+    In a lesson, an empty Enter continues. Prompts and commands work as usual. A lesson uses the
+    model that you opened, or nalssi if you named none. It works on a copy: your text and settings
+    stay, and your model is back at the end.
+
+    `--lesson N` opens a lesson at the start; `--auto` runs it without input.
     """
-    from minillm_repl.lessons.run import Course
+    from minillm_repl.lessons.run import LessonRunner
 
-    course = shell.listener if isinstance(shell.listener, Course) else None
+    course = shell.line_handler if isinstance(shell.line_handler, LessonRunner) else None
     lessons = read_lessons()
     match argument.lower():
         case "":
             from minillm_repl.lessons.draw import lessons_table
 
             reached = [
-                (each, shell.progress.lessons.get(f"{spoken()} {number}"))
+                (each, shell.progress.lessons.get(f"{current_language()} {number}"))
                 for number, each in lessons.items()
             ]
             shell.screen.out.print(lessons_table(reached, shell.screen.out.width))
             shell.screen.note(
                 _(
-                    "`:learn next` begins · `:learn N` opens one · `:quiz` asks · "
-                    "`:progress` keeps "
-                    "score"
+                    "`:learn next` starts · `:learn N` opens one · `:quiz` asks · "
+                    "`:progress` shows the score"
                 )
             )
         case "off" | "back" | "again" if course is None:
@@ -65,11 +69,11 @@ def learn(shell: Shell, argument: str) -> None:
             left = (
                 _("left the quiz")
                 if number == "quiz"
-                else _("left; `:learn {n}` comes back to this place", n=number)
+                else _("left the lesson; `:learn {n}` returns to this place", n=number)
             )
             shell.screen.note(left)
         case "back" if course:
-            course.go_to(course.place - 1)
+            course.go_to(course.screen_index - 1)
         case "again" if course:
             course.go_to(0)
         case "next":
@@ -77,13 +81,13 @@ def learn(shell: Shell, argument: str) -> None:
             unread = [
                 number for number in lessons if number > after and not _reached(shell, number).done
             ]
-            _open(shell, lessons[unread[0] if unread else min(lessons)])
+            _open_lesson(shell, lessons[unread[0] if unread else min(lessons)])
         case _ if re.fullmatch(r"\d{1,3}", argument) and int(argument) in lessons:
-            _open(shell, lessons[int(argument)])
+            _open_lesson(shell, lessons[int(argument)])
         case _:
             raise UserError(
                 _(
-                    "there is no such lesson: they go from {first} to {last}",
+                    "no such lesson: lessons run from {first} to {last}",
                     first=min(lessons),
                     last=max(lessons),
                 )
@@ -92,29 +96,31 @@ def learn(shell: Shell, argument: str) -> None:
 
 @command("quiz", ":quiz [LESSON|off]", aliases=("퀴즈",), words=("off",), group="Learn")
 def quiz(shell: Shell, argument: str) -> None:
-    """Ask questions whose answers the model confirms.
+    """Take a quiz; the model itself confirms the answers.
 
-    :quiz N asks all about lesson N, :quiz alone ten: what was wrong last time, then what was never
-    asked. An empty Enter shows the answer. Every answer is explained; `:progress` shows the score.
-    :quiz off leaves.
+    `:quiz N` asks all questions of lesson N. `:quiz` alone asks ten: first the ones you got wrong
+    last time, then new ones.
+
+    An empty Enter shows the answer. Every answer is explained; `:progress` shows the score. `:quiz
+    off` leaves.
     """
     if argument.lower() == "off":
         learn.run(shell, "off")
     else:
-        make_quiz(shell, argument).begin()
+        make_quiz_runner(shell, argument).start()
 
 
 @command("progress", aliases=("진도",), group="Learn")
 def progress(shell: Shell, _argument: str) -> None:
-    """Show what you have read, and what to look at again."""
+    """Show your progress in the lessons and quizzes."""
     from minillm_repl.lessons.draw import progress_text
     from minillm_repl.lessons.parse import read_quiz
 
-    kept, questions = shell.progress, read_quiz(spoken())
-    table = plain_table("", _("lesson"), _("read"), _("quiz"), _("look at again"))
+    kept, questions = shell.progress, read_quiz(current_language())
+    table = plain_table("", _("lesson"), _("read"), _("quiz"), _("review"))
     for number, lesson in read_lessons().items():
         of = {
-            each.name: kept.questions.get(f"{spoken()} {each.name}")
+            each.name: kept.questions.get(f"{current_language()} {each.name}")
             for each in questions
             if each.lesson == number
         }
@@ -123,7 +129,7 @@ def progress(shell: Shell, _argument: str) -> None:
         table.add_row(
             str(number),
             Text(lesson.title, TITLE),
-            progress_text(lesson, kept.lessons.get(f"{spoken()} {number}")),
+            progress_text(lesson, kept.lessons.get(f"{current_language()} {number}")),
             Text(f"{right}/{len(of)}", GOOD if of and right == len(of) else FIGURES),
             Text(" ".join(again), WARNING),
         )
@@ -134,64 +140,67 @@ def read_lessons() -> dict[int, Lesson]:
     """Return all lessons in the language that is spoken."""
     from minillm_repl.lessons.parse import lesson_files, read_lesson
 
-    return {number: read_lesson(path) for number, path in lesson_files(spoken()).items()}
+    return {number: read_lesson(path) for number, path in lesson_files(current_language()).items()}
 
 
-def make_lesson(shell: Shell, number: int) -> "Course":
+def make_lesson_runner(shell: Shell, number: int) -> "LessonRunner":
     """Return a lesson from its beginning. Raises UserError if there is none of this number."""
-    from minillm_repl.lessons.run import lesson_course
+    from minillm_repl.lessons.run import make_lesson_runner
 
     lessons = read_lessons()
     if number not in lessons:
         raise UserError(
             _(
-                "there is no such lesson: they go from {first} to {last}",
+                "no such lesson: lessons run from {first} to {last}",
                 first=min(lessons),
                 last=max(lessons),
             )
         )
-    return lesson_course(shell, lessons[number], shell.progress)
+    return make_lesson_runner(shell, lessons[number], shell.progress)
 
 
-def make_quiz(shell: Shell, argument: str) -> "Course":
+def make_quiz_runner(shell: Shell, argument: str) -> "LessonRunner":
     """Return a round of the quiz. Raises UserError if there is nothing to ask."""
     from minillm_repl.lessons.parse import read_quiz
-    from minillm_repl.lessons.run import quiz_course
+    from minillm_repl.lessons.run import make_quiz_runner
 
-    questions, lessons = read_quiz(spoken()), read_lessons()
+    questions, lessons = read_quiz(current_language()), read_lessons()
     if argument:
-        asked = [each for each in questions if str(each.lesson) == argument]
+        selected = [each for each in questions if str(each.lesson) == argument]
         name = _("quiz on lesson {n}", n=argument)
     else:
-        answered = [shell.progress.questions.get(f"{spoken()} {each.name}") for each in questions]
-        order = sorted(zip(answered, questions, strict=True), key=lambda each: _turn(each[0]))
-        asked, name = [each for _answered, each in order[:_ROUND]], _("quiz")
-    if not asked:
+        answered = [
+            shell.progress.questions.get(f"{current_language()} {each.name}") for each in questions
+        ]
+        order = sorted(
+            zip(answered, questions, strict=True), key=lambda each: _quiz_priority(each[0])
+        )
+        selected, name = [each for _answered, each in order[:_ROUND]], _("quiz")
+    if not selected:
         raise UserError(
             _(
-                "there are no questions about that: `:quiz` or `:quiz N`, with N from "
-                "{first} to {last}",
+                "no such quiz: use `:quiz` or `:quiz N`, with N from {first} to {last}",
                 first=min(lessons),
                 last=max(lessons),
             )
         )
     texts = tuple(text for lesson in lessons.values() for text in lesson.texts)
-    return quiz_course(shell, asked, texts, shell.progress, name)
+    return make_quiz_runner(shell, selected, texts, shell.progress, name)
 
 
-def _open(shell: Shell, lesson: Lesson) -> None:
-    from minillm_repl.lessons.run import lesson_course
+def _open_lesson(shell: Shell, lesson: Lesson) -> None:
+    from minillm_repl.lessons.run import make_lesson_runner
 
     reached = _reached(shell, lesson.number)
     place = reached.screen if reached.screen < len(lesson.screens) else 0
-    lesson_course(shell, lesson, shell.progress, place).begin(practised=reached.practised)
+    make_lesson_runner(shell, lesson, shell.progress, place).start(has_trained=reached.practised)
 
 
-def _reached(shell: Shell, number: int) -> Reached:
-    return shell.progress.lessons.get(f"{spoken()} {number}", Reached())
+def _reached(shell: Shell, number: int) -> LessonProgress:
+    return shell.progress.lessons.get(f"{current_language()} {number}", LessonProgress())
 
 
-def _turn(answered: Answered | None) -> int:
+def _quiz_priority(answered: QuestionProgress | None) -> int:
     """Return when a question's turn is: those that were wrong, those never asked, those that
     were right.
     """

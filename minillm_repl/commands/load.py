@@ -3,32 +3,36 @@
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.render.tables import headline
-from minillm_repl.repl.model_loading import Loading
+from minillm_repl.repl.model_loading import ModelFuture
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
-from minillm_repl.storage.paths import find, shipped
+from minillm_repl.storage.paths import find_checkpoint, shipped_names
 
 
 @command("load", ":load PATH|NAME", aliases=("열기",), completion="checkpoint")
 def load(shell: Shell, argument: str) -> None:
     """Open another checkpoint.
 
-    PATH is a .safetensors file, or a Hugging Face folder; NAME is one that `:models` lists. The
-    model that is open stays open until the other is ready, and if it is not.
+    PATH is a .safetensors file or a Hugging Face folder. NAME is a name from `:models`.
+
+    The open model stays open until the new one is ready. It also stays open if the new one cannot
+    be opened.
     """
     if not argument:
         raise UserError(
             _(
-                ":load needs a file, a folder, or a name: {names}; :models lists more",
-                names=", ".join(shipped()),
+                ":load needs a file, a folder, or a name: {names}; `:models` lists more",
+                names=", ".join(shipped_names()),
             )
         )
-    session, path = shell.session, find(argument)
-    session.agree_to_discard("load")
-    model = shell.wait_for(Loading(session.opening, path), path)
+    session, path = shell.session, find_checkpoint(argument)
+    session.confirm_discard("load")
+    model = shell.wait_for_model(ModelFuture(session.loader, path), path)
     session.adopt(model, unsaved=False)
     decoder = model.decoder
     shell.screen.note(
-        headline(model.name, model.family, model.checkpoint.config, decoder.name, decoder.context)
+        headline(
+            model.name, model.family, model.checkpoint.config, decoder.name, decoder.context_length
+        )
     )
-    shell.remark(model)
+    shell.show_notes_once(model)

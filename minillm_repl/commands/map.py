@@ -1,23 +1,23 @@
 """`:map`."""
 
-from minillm_repl.repl.inspecting import Asked, get_ready, show
+from minillm_repl.repl.inspecting import Arguments, import_insight, show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
 @command("map", ":map [--json FILE]", aliases=("지도",), group="Look inside")
 def map_(shell: Shell, argument: str) -> None:
-    """Draw the embedding as a map.
+    """Draw a map of the embedding (PCA).
 
-    Each token lies where the first two principal components of the embedding put it: the directions
-    along which its vectors differ most. What is near on the map need not be near in all the other
-    directions; `:near` asks in all.
+    The axes are the first two principal components of the embedding: the directions in which its
+    vectors vary most. Tokens that are near on the map can be far apart in other dimensions. `:near`
+    uses all dimensions.
     """
-    asked, model = Asked.of(argument), shell.model()
-    asked.nothing()
-    get_ready(shell)
+    asked, model = Arguments.parse(argument), shell.require_model()
+    asked.check_empty()
+    import_insight(shell)
     from minillm_repl.insight.embeddings import map_view
     from minillm_repl.render.texts import map_picture
 
-    view = map_view(model.torch, model.checkpoint.tokenizer, shell.session.ids)
-    show(shell, view, map_picture, asked.output)
+    view = map_view(model.language_model, model.checkpoint.tokenizer, shell.session.ids)
+    show_view(shell, view, map_picture, asked.output)

@@ -14,30 +14,30 @@ _CHARACTERS, _WORDS = 120, 30  # of the vocabulary, that are shown
 
 @command("model", aliases=("모델",))
 def model(shell: Shell, _argument: str) -> None:
-    """Show the model's card: sizes, memory, training, file."""
-    opened = shell.model()
-    checkpoint, config, decoder = opened.checkpoint, opened.checkpoint.config, opened.decoder
+    """Show the model card: sizes, memory, training, file."""
+    loaded = shell.require_model()
+    checkpoint, config, decoder = loaded.checkpoint, loaded.checkpoint.config, loaded.decoder
     weights = sum(array.nbytes for array in checkpoint.tensors.values())
     rows = {
-        _("name"): _("{model} (not saved)", model=opened.name) if shell.session.unsaved else opened.name,
-        _("family"): opened.family,
-        _("sizes"): _sizes(config, decoder.context),
-        _("parameters"): f"{config.parameters:,}",
+        _("name"): _("{model} (not saved)", model=loaded.name) if shell.session.unsaved else loaded.name,
+        _("family"): loaded.family,
+        _("sizes"): _sizes(config, decoder.context_length),
+        _("parameters"): f"{config.n_params:,}",
         _("memory"): _(
             "{weights:,.1f} MiB of weights ({kind}) + {cache:,.2f} MiB KV cache;"
             " {full:,.2f} MiB when the context is full",
             weights=weights / 2**20, kind=checkpoint.dtype, cache=decoder.cache_bytes / 2**20,
-            full=decoder.full_cache_bytes / 2**20,
+            full=decoder.max_cache_bytes / 2**20,
         ),
         _("vocabulary"): _vocabulary(checkpoint),
-        _("runs on"): f"{decoder.name}: {decoder.why}",
+        _("runs on"): f"{decoder.name}: {decoder.backend_details}",
         _("file"): str(checkpoint.path) if checkpoint.path else _("none yet"),
     }  # fmt: skip
-    if checkpoint.chat is not None:
-        rows[_("chat")] = _("has a chat template; `:prompt` shows what becomes of a conversation")
-    if checkpoint.end:
-        rows[_("ends with")] = _(" or ").join(
-            label(checkpoint.tokenizer, token) for token in checkpoint.end
+    if checkpoint.chat_template is not None:
+        rows[_("chat")] = _("has a chat template; `:prompt` shows how it formats a conversation")
+    if checkpoint.eos_token_ids:
+        rows[_("end token")] = _(" or ").join(
+            label(checkpoint.tokenizer, token) for token in checkpoint.eos_token_ids
         )
     if checkpoint.notes:
         rows[_("note")] = " · ".join(checkpoint.notes)
@@ -49,24 +49,24 @@ def model(shell: Shell, _argument: str) -> None:
 
 
 def _sizes(config: AnyConfig, context: int) -> str:
-    heads = {"n": config.heads, "size": config.head_size, "shared": config.kv_heads}
+    heads = {"n": config.n_heads, "size": config.head_dim, "shared": config.n_kv_heads}
     return " · ".join(
         [
-            _("{n} layers", n=config.layers),
-            _("width {n:,}", n=config.width),
-            _("{n} heads of {size}", **heads)
-            if config.kv_heads == config.heads
-            else _("{n} heads of {size}, {shared} keys and values", **heads),
+            _("{n} layers", n=config.n_layers),
+            _("d_model {n:,}", n=config.d_model),
+            _("{n} heads, head_dim {size}", **heads)
+            if config.n_kv_heads == config.n_heads
+            else _("{n} heads, {shared} KV heads, head_dim {size}", **heads),
             _("context {n:,} tokens", n=context)
-            if context == config.context
-            else _("context {n:,} tokens (of {most:,})", n=context, most=config.context),
+            if context == config.context_length
+            else _("context {n:,} tokens (of {most:,})", n=context, most=config.context_length),
         ]
     )
 
 
 def _adapter(adapter: Adapter) -> str:
     return _(
-        "{n:,} parameters of rank {rank}, learnt beside {model}",
+        "{n:,} parameters of rank {rank}, trained on top of {model}",
         n=sum(array.size for array in adapter.tensors.values()),
         rank=max(min(array.shape) for array in adapter.tensors.values()),
         model=adapter.base,
@@ -89,7 +89,7 @@ def _training(record: TrainingRecord) -> dict[str, str]:
 
 def _vocabulary(checkpoint: Checkpoint) -> str:
     """Return the first tokens: characters side by side, longer ones apart."""
-    size, tokenizer = checkpoint.config.vocab, checkpoint.tokenizer
+    size, tokenizer = checkpoint.config.vocab_size, checkpoint.tokenizer
     characters = [
         tokenizer.token_bytes(token).decode("utf-8", "replace")
         for token in range(min(size, _CHARACTERS))

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from minillm_repl.errors import Misunderstood
+from minillm_repl.errors import UsageError
 from minillm_repl.language import _
-from minillm_repl.repl.argument_parsing import masked, parted, with_options
-from minillm_repl.repl.inspecting import Asked, show, subject
+from minillm_repl.repl.argument_parsing import mask_quoted, parse_options, split_outside_quotes
+from minillm_repl.repl.inspecting import Arguments, inspect_text, show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.settings import one_of, setting
@@ -25,28 +25,32 @@ class Patching:
     ":patch A -> B [what=residual|attention|feed-forward]",
     aliases=("바꿔넣기",),
     words=("what=residual", "what=attention"),
-    group="Change what it thinks",
+    group="Interventions",
 )
 def patch(shell: Shell, argument: str) -> None:
-    """Carry single activations of one prompt over to another.
+    """Patch activations from prompt A into prompt B.
 
-    Prompt B is run again and again, each time with one activation of prompt A in its place: at one
-    position, after one layer. A cell tells how much of A's answer that alone brings: (patched − B)
-    / (A − B), each of these being the logit of A's likeliest next token less that of B's, after the
-    patched prompt, B and A. 0 % changes nothing, 100 % is as after A; below 0 and above 100 % are
-    possible. Where both prompts have the same answer, the two tokens are those that add most to
-    KL(A ‖ B) and KL(B ‖ A). If A − B is below a thousandth, nothing is shown: it would be rounding.
-    The activation is the residual stream; with what=attention or what=feed-forward, what that part
-    adds to it. The prompts must have as many tokens as each other, and pair by position. Positions
-    and layers count from 0.
+    The command runs prompt B many times. Each run replaces one activation, at one position after
+    one layer, with the activation of prompt A. A cell shows the fraction of A's answer that this
+    restores: (patched − B) / (A − B). Each term is a logit difference: the logit of A's top token
+    minus the logit of B's top token, after the patched prompt, B and A. 0% is no effect and 100% is
+    the same as A; values below 0% and above 100% are possible.
+
+    If both prompts have the same answer, the two tokens are those that add most to KL(A ‖ B) and
+    KL(B ‖ A). If A − B is below 0.001, the view shows nothing: the numbers would be rounding
+    errors.
+
+    The activation is the residual stream. With what=attention or what=feed-forward, it is what that
+    part adds to the residual stream. The prompts need the same number of tokens; they are paired by
+    position. Positions and layers count from 0.
     """
-    asked = Asked.of(argument)
-    said, how = with_options(asked.whole, Patching())
-    a, _arrow, b = parted(said, "→" if "→" in masked(said) else "->")
+    asked = Arguments.parse(argument)
+    said, how = parse_options(asked.full_text, Patching())
+    a, _arrow, b = split_outside_quotes(said, "→" if "→" in mask_quoted(said) else "->")
     a, b = (each.strip().strip('"') for each in (a, b))
     if not (a and b):
-        raise Misunderstood(_("two prompts are needed: `:patch A -> B`"))
-    first, second = subject(shell, a), subject(shell, b)
+        raise UsageError(_("`:patch` needs two prompts: `:patch A -> B`"))
+    first, second = inspect_text(shell, a), inspect_text(shell, b)
     from minillm_repl.insight.patching import patch_view
     from minillm_repl.render.intervention import patch_picture
 
@@ -54,4 +58,4 @@ def patch(shell: Shell, argument: str) -> None:
         view = patch_view(
             first, second, how.what, lambda share: update(_("patching  {share:.0%}", share=share))
         )
-    show(shell, view, patch_picture, asked.output)
+    show_view(shell, view, patch_picture, asked.output)

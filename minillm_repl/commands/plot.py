@@ -14,11 +14,11 @@ _COLUMNS, _ROWS = (40, 100), (6, 20)  # less is too small to read; with more the
 def plot(shell: Shell, _argument: str) -> None:
     """Show the loss curve of the model's training.
 
-    The line is the loss of the batches, smoothed; dots are the loss on text that was held out.
+    Line: smoothed training loss · dots: validation loss
     """
-    record = shell.model().checkpoint.record
+    record = shell.require_model().checkpoint.record
     if record is None or not (record.curve or record.val_curve):
-        raise UserError(_("this model has no record of its training; `:train` makes one"))
+        raise UserError(_("this model has no training record; `:train` creates one"))
     from minillm_repl.render.plot import loss_plot
 
     out = shell.screen.out
@@ -28,5 +28,5 @@ def plot(shell: Shell, _argument: str) -> None:
         columns = min(max(width, _COLUMNS[0]), _COLUMNS[1])
         return loss_plot(record.curve, record.val_curve, columns, rows, not out.no_color)
 
-    shell.last_view, shell.last_pins = drawn, (0, 0)
+    shell.last_view, shell.last_pinned = drawn, (0, 0)
     out.print(drawn(out.width), no_wrap=True, overflow="crop")

@@ -3,7 +3,7 @@
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.render.tables import tokens_flow, tokens_line
-from minillm_repl.repl.inspecting import not_seen
+from minillm_repl.repl.inspecting import unseen_note
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.tokenizer.base import Token, decode
@@ -11,20 +11,24 @@ from minillm_repl.tokenizer.base import Token, decode
 
 @command("prompt", aliases=("프롬프트",), group="Talk")
 def prompt(shell: Shell, _argument: str) -> None:
-    """Show exactly what the model was given last.
+    """Show the exact input of the last generation.
 
-    Every token is there, with its id. In a chat that is the whole conversation as the model's chat
-    template wrote it, special tokens included. What stands between ⟦ and ⟧ the model no longer
-    sees: the text has outgrown its context. ␣ is a space, ⏎ a newline, <EA B0> bytes that are only
-    a part of a character.
+    The view shows every token with its id. In a chat, it shows the whole conversation as the
+    model's chat template formats it, with the special tokens.
+
+    The model no longer sees the text between ⟦ and ⟧: the text is longer than the context. ␣ is a
+    space, ⏎ a newline, and <EA B0> bytes that are only part of a character.
     """
     if not shell.session.turns:
-        raise UserError(_("there is no prompt to show: type one first"))
-    tokenizer, given = shell.model().checkpoint.tokenizer, list(shell.session.turns[-1].given)
+        raise UserError(_("no prompt to show: type one first"))
+    tokenizer, given = (
+        shell.require_model().checkpoint.tokenizer,
+        list(shell.session.turns[-1].prompt_ids),
+    )
     text = decode(tokenizer, given)
-    seen = shell.model().seen(shell.session.ids)
-    tokens = [Token.of(tokenizer, each) for each in given]
+    seen = shell.require_model().visible_window(shell.session.ids)
+    tokens = [Token.from_id(tokenizer, each) for each in given]
     shell.screen.out.print(tokens_flow(tokens, seen.kept, seen.unseen), soft_wrap=False)
     shell.screen.out.print(tokens_line(len(given), len(text), len(text.encode("utf-8", "replace"))))
     if seen.unseen:
-        shell.screen.note(not_seen(seen))
+        shell.screen.note(unseen_note(seen))

@@ -1,20 +1,23 @@
 """`:sampler`."""
 
-from minillm_repl.repl.inspecting import Asked, show, text_ids
+from minillm_repl.repl.inspecting import Arguments, show_view, text_ids
 from minillm_repl.repl.registry import command
-from minillm_repl.repl.settings import VERBOSE_ROWS
+from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS
 from minillm_repl.repl.shell import Shell
-from minillm_repl.tokenizer.window import seen_as
+from minillm_repl.tokenizer.window import with_truncation
 
 
-@command("sampler", ":sampler [TEXT]", aliases=("샘플러",), group="What it expects")
+@command("sampler", ":sampler [TEXT]", aliases=("샘플러",), group="Predictions")
 def sampler(shell: Shell, argument: str) -> None:
-    """Show what each sampler makes of what could come next.
+    """Show how each sampler changes the next-token distribution.
 
-    From left to right: the logit, the model's own probabilities (its softmax), and those after each
-    sampler that is on, in the order in which they are applied: repetition penalty, temperature,
-    top-k, top-p, min-p. The last is what is drawn from; `cut` is what can no longer be drawn.
-    entropy: −Σ p·log2 p of a column's probabilities, in bits: how open the choice is.
+    From left to right: the logit, the model's own probability (its softmax), and the probability
+    after each active sampler. The samplers apply in this order: repetition penalty, temperature,
+    top-k, top-p, min-p. Tokens are sampled from the last column; `dropped` marks tokens that a
+    sampler removed.
+
+    Entropy is −Σ p·log2 p of the probabilities in a column, in bits: how open the choice is.
+
     `:temp sweep` shows the same candidates at several temperatures.
     """
     _show(shell, argument, sweep=False)
@@ -26,26 +29,26 @@ def sweep(shell: Shell, argument: str) -> None:
 
 
 def _show(shell: Shell, argument: str, *, sweep: bool) -> None:
-    asked, model = Asked.of(argument), shell.model()
-    ids = text_ids(shell, model, asked.whole)
+    asked, model = Arguments.parse(argument), shell.require_model()
+    ids = text_ids(shell, model, asked.full_text)
     from minillm_repl.generate.next_token import next_logits, sampler_view, sweep_view
     from minillm_repl.render.next_token import sampler_picture, sweep_picture
 
     settings, tokenizer = shell.session.settings, model.checkpoint.tokenizer
     logits = next_logits(model.decoder, ids, shell.interrupted)
-    top = settings.verbose or VERBOSE_ROWS
-    seen = model.seen(ids)
+    top = settings.verbose or DEFAULT_VERBOSE_ROWS
+    seen = model.visible_window(ids)
     if sweep:
-        show(
+        show_view(
             shell,
-            seen_as(sweep_view(logits, settings, ids, tokenizer, top), seen),
+            with_truncation(sweep_view(logits, settings, ids, tokenizer, top), seen),
             sweep_picture,
             asked.output,
         )
     else:
-        show(
+        show_view(
             shell,
-            seen_as(sampler_view(logits, settings, ids, tokenizer, top), seen),
+            with_truncation(sampler_view(logits, settings, ids, tokenizer, top), seen),
             sampler_picture,
             asked.output,
         )

@@ -7,7 +7,7 @@ from minillm_repl.language import _
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.paths import SUFFIX, is_shipped, there, user_path
+from minillm_repl.storage.paths import SUFFIX, exists, is_shipped, user_path
 
 
 @command(
@@ -18,16 +18,17 @@ from minillm_repl.storage.paths import SUFFIX, is_shipped, there, user_path
     words=("adapter",),
 )
 def save(shell: Shell, argument: str) -> None:
-    """Write the model to a file, or as a Hugging Face folder.
+    """Save the model to a file, or as a Hugging Face folder.
 
-    Whole or not at all. Without a path it goes to the file it came from, unless that one ships with
-    the program. A path that ends in / becomes a folder that the transformers library opens. With
-    the word `adapter` only what LoRA has learnt is written; `:load` opens it together with its
-    model.
+    The file is saved completely or not at all. Without a path, the model goes to the file that it
+    came from, unless that file ships with the program.
+
+    A path that ends in / becomes a folder for the transformers library. `adapter` saves only the
+    LoRA weights; `:load` opens them together with their model.
     """
     from minillm_repl.checkpoint.save import save as save_checkpoint
 
-    model = shell.model()
+    model = shell.require_model()
     if argument.endswith(" adapter"):
         from minillm_repl.checkpoint.formats.adapter import save as save_adapter
 
@@ -40,11 +41,11 @@ def save(shell: Shell, argument: str) -> None:
     if path is None or (not argument and is_shipped(path)):
         raise UserError(_(":save needs a path, such as `:save my{suffix}`", suffix=SUFFIX))
     saved = save_checkpoint(model.checkpoint, path, folder=folder, interrupted=shell.interrupted)
-    shell.session.saved(saved)
+    shell.session.mark_saved(saved)
     shell.screen.note(_("saved to {path}", path=safe_line(str(path)) + ("/" if folder else "")))
 
 
 def _named(argument: str) -> Path:
     """Return the path of a file to write; without an ending it gets the usual one."""
     path = user_path(argument)
-    return path if path.suffix or there(path) else user_path(f"{path}{SUFFIX}")
+    return path if path.suffix or exists(path) else user_path(f"{path}{SUFFIX}")

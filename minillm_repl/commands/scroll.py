@@ -2,24 +2,24 @@
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.render.drawing import WHOLE
+from minillm_repl.render.drawing import UNLIMITED_WIDTH
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
 @command("scroll", aliases=("스크롤",))
 def scroll(shell: Shell, _argument: str) -> None:
-    """Look at all of the last view, however large it is.
+    """Scroll through the last view in full size.
 
-    Arrows, Page Up and Page Down, Home and End (the ends of a row) move; q leaves. Without a
-    terminal it is printed as wide as it is.
+    Arrow keys, Page Up, Page Down, Home and End (the ends of a row) move; q closes. Without a
+    terminal, the view is printed at full width.
     """
     if shell.last_view is None:
-        raise UserError(_("there is no view to scroll yet: `:attn 0.0` would be one"))
-    view = shell.last_view(WHOLE)
+        raise UserError(_("no view to scroll yet: try `:attn 0.0`"))
+    view = shell.last_view(UNLIMITED_WIDTH)
     if not shell.screen.animated:
-        shell.screen.out.print(view, soft_wrap=True, width=WHOLE)
+        shell.screen.out.print(view, soft_wrap=True, width=UNLIMITED_WIDTH)
         return
     from minillm_repl.repl.pager import Pager
 
-    Pager(view, WHOLE, shell.screen.out, shell.last_pins).run()
+    Pager(view, UNLIMITED_WIDTH, shell.screen.out, shell.last_pinned).run()

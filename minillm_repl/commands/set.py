@@ -9,7 +9,7 @@ from minillm_repl.render.tables import settings_table
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
-from minillm_repl.settings import find, show, specs, value_of
+from minillm_repl.settings import find, format_value, specs, value_of
 
 
 @command(
@@ -20,7 +20,7 @@ from minillm_repl.settings import find, show, specs, value_of
     words=tuple(specs(Settings)),
 )
 def set_(shell: Shell, argument: str) -> None:
-    """Show all settings, or one, or change it.
+    """Show all settings; show or change one.
 
     `:set top-k 40` is the same as `:top-k 40`.
     """
@@ -32,5 +32,6 @@ def set_(shell: Shell, argument: str) -> None:
         change(shell, name, value)
     known, spec = find(Settings, name)
     shell.screen.out.print(
-        Text(f"{known} {show(spec, value_of(shell.session.settings, known))}"), soft_wrap=True
+        Text(f"{known} {format_value(spec, value_of(shell.session.settings, known))}"),
+        soft_wrap=True,
     )

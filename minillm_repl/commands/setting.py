@@ -11,7 +11,7 @@ from minillm_repl.language import _
 from minillm_repl.repl.registry import Command, Group
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
-from minillm_repl.settings import Spec, default_of, show, specs, value_of
+from minillm_repl.settings import Spec, default_of, format_value, specs, value_of
 
 
 def _command(name: str, spec: Spec) -> Command:
@@ -23,7 +23,7 @@ def _command(name: str, spec: Spec) -> Command:
             argument = "on"  # nobody types :verbose to be told that it is off
         if argument:
             change(shell, name, argument, f":{name}")
-        value = show(spec, value_of(shell.session.settings, name))
+        value = format_value(spec, value_of(shell.session.settings, name))
         chosen = (
             f" (last: {shell.session.seed})"
             if name == "seed" and value == "random" and shell.session.turns
@@ -31,13 +31,13 @@ def _command(name: str, spec: Spec) -> Command:
         )
         shell.screen.out.print(Text(f"{name} {value}{chosen}"), soft_wrap=True)
 
-    words = (*spec.words, "sweep") if name == "temp" else tuple(spec.words)
+    words = (*spec.special_values, "sweep") if name == "temp" else tuple(spec.special_values)
     values = "|".join(filter(None, (spec.metavar, *words)))
-    default = show(spec, default_of(Settings, name))
-    bare = "turns it on" if name == "verbose" else "shows the present one"
-    usual = f"Without a value it {bare}. Default: {default}."
+    default = format_value(spec, default_of(Settings, name))
+    bare = "turns it on" if name == "verbose" else "shows the current one"
+    usual = f"Without a value, the command {bare}. Default: {default}."
     sweeps = (
-        "\n:temp sweep shows the likeliest next tokens at several temperatures."
+        "\n:temp sweep shows the most likely next tokens at several temperatures."
         if name == "temp"
         else ""
     )
@@ -62,34 +62,37 @@ def change(shell: Shell, name: str, text: str, said: str | None = None) -> None:
     Raises UserError, leaving everything as it was.
     """
     session, before, model = shell.session, shell.session.settings, shell.session.model
-    chatted = before.chat is not False and model is not None and model.checkpoint.chat is not None
+    chatted = (
+        before.chat is not False
+        and model is not None
+        and model.checkpoint.chat_template is not None
+    )
     session.set(name, text, said)
     if model is None or session.settings.chat is before.chat:
         return
     try:
-        chats = session.chatting(model)
+        chats = session.is_chatting(model)
     except UserError:
         session.settings = before
         raise
-    if chats and not chatted and session.ids and not session.said:
+    if chats and not chatted and session.ids and not session.messages:
         shell.screen.note(
             _(
-                "the next prompt begins a conversation, without the text so far; `:continue` "
-                "still goes on with that"
+                "the next prompt starts a conversation without the text so far; "
+                "`:continue` still continues that text"
             )
         )
-    if chatted and not chats and session.said:
+    if chatted and not chats and session.messages:
         shell.screen.note(
-            _("the next prompt begins a text of its own; `:chat on` takes the conversation up "
-                "again before that, and"
-              " `:undo` after it")
+            _("the next prompt starts a new text. To return to the conversation, use `:chat "
+                "on` before it or `:undo` after it")
         )  # fmt: skip
 
 
 def _group(name: str) -> Group:
     if name == "verbose":
-        return "What it expects"
-    return "How it chooses" if name in specs(Sampling) or name == "seed" else "Talk"
+        return "Predictions"
+    return "Sampling" if name in specs(Sampling) or name == "seed" else "Talk"
 
 
 SETTING_COMMANDS = tuple(_command(name, spec) for name, spec in specs(Settings).items())

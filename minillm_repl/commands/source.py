@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.repl.inspecting import Asked, get_ready, show, subject
+from minillm_repl.repl.inspecting import Arguments, import_insight, inspect_text, show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _OF_MODEL = {  # where it is in every model
     "attention": "blocks.0.attention",
-    "feed-forward": "blocks.0.ff",
+    "feed-forward": "blocks.0.mlp",
     "norm": "norm_f",
     "block": "blocks.0",
     "model": "",
@@ -32,35 +32,37 @@ _ELSEWHERE = {
 
 @command("source", ":source [PART]", words=(*_OF_MODEL, *_ELSEWHERE), group="Look inside")
 def source(shell: Shell, argument: str) -> None:
-    """Show the program's own code for a part of the model.
+    """Show the program's source code for a part of the model.
 
-    It is the code that runs when the open model is looked into or trained. What answers in a chat
-    may be a compiled decoder, which computes the same faster; `:model` says which. Without PART,
-    the parts that there are. The comments at the ends of lines are shapes. If there is a text, its
-    sizes stand for the letters: b batch, t time (tokens), w width, h heads, g heads with a key, d
-    head size, v vocabulary.
+    This code runs when the open model is inspected or trained. In a chat, a compiled decoder may
+    run instead: it computes the same, but faster. `:model` shows which one runs. Without PART, the
+    view lists the parts.
+
+    The comments at the ends of lines are tensor shapes. If there is a text, sizes replace the
+    letters: b batch, t time (tokens), w width (d_model), h heads, g KV heads, d d_head, v
+    vocabulary.
     """
-    asked = Asked.of(argument)
-    model = shell.model()
-    get_ready(shell)
+    asked = Arguments.parse(argument)
+    model = shell.require_model()
+    import_insight(shell)
     from minillm_repl.insight.shapes import sizes_on
     from minillm_repl.insight.source import source_view
     from minillm_repl.insight.views.source import SourcesView
     from minillm_repl.render.source import source_picture, sources_picture
 
-    parts = _parts(model.torch)
+    parts = _parts(model.language_model)
     if not asked.words:
         view = SourcesView(tuple(source_view(name, thing) for name, thing in parts.items()))
-        show(shell, view, sources_picture, asked.output)
+        show_view(shell, view, sources_picture, asked.output)
         return
     name = asked.words.lower()
     if name not in parts:
         there = ", ".join(parts)
         raise UserError(
-            _("there is no part {name}: there are {parts}", name=safe_line(name[:40]), parts=there)
+            _("no part {name}; available: {parts}", name=safe_line(name[:40]), parts=there)
         )
-    sizes = sizes_on(subject(shell)) if name in _OF_MODEL and shell.session.ids else None
-    show(shell, source_view(name, parts[name], sizes), source_picture, asked.output)
+    sizes = sizes_on(inspect_text(shell)) if name in _OF_MODEL and shell.session.ids else None
+    show_view(shell, source_view(name, parts[name], sizes), source_picture, asked.output)
 
 
 def _parts(model: "LanguageModel") -> dict[str, Any]:

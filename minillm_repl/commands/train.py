@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.render.console import MODEL
-from minillm_repl.repl.job_control import woken
+from minillm_repl.repl.job_control import on_process_resume
 from minillm_repl.repl.registry import command
-from minillm_repl.repl.settings import samplers_text
+from minillm_repl.repl.settings import samplers_heading
 from minillm_repl.repl.shell import Shell
-from minillm_repl.repl.signals import patiently, told_to_end
+from minillm_repl.repl.signals import catch_termination, run_interruptibly
 from minillm_repl.safetext import safe, safe_line
 from minillm_repl.settings import change, default_of, specs, value_of
-from minillm_repl.storage.paths import there, user_path
-from minillm_repl.training.plan import NEW_MODEL, TrainPlan
+from minillm_repl.storage.paths import exists, user_path
+from minillm_repl.training.plan import NEW_MODEL_SETTINGS, TrainPlan
 from minillm_repl.training.run_paths import resume_path, unsaved_path
 
 if TYPE_CHECKING:
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
     from minillm_repl.checkpoint.checkpoint import Checkpoint
     from minillm_repl.insight.watching import Watch
     from minillm_repl.repl.session import Session
-    from minillm_repl.training.distributed import Processes
+    from minillm_repl.training.distributed import Distributed
     from minillm_repl.training.events import Finished
-    from minillm_repl.training.run import Surroundings, TrainingRun
+    from minillm_repl.training.run import RunContext, TrainingRun
 
 _SAMPLE = 40  # tokens of the model's own text, shown as it learns
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class TrainRequest:
     """What was asked for: a plan, a corpus if one was named, and whether the model is to be a
     new one.
     """
 
     plan: TrainPlan = dataclasses.field(default_factory=TrainPlan)
     corpus: str = ""
-    new: bool = False
-    resume: bool = False
+    is_new: bool = False
+    is_resume: bool = False
     recipe: str = ""  # for a new model: its corpus is made from the folder `data`
     data: str = ""
 
@@ -58,38 +58,45 @@ class Request:
     group="Train",
 )
 def train(shell: Shell, argument: str) -> None:
-    """Train on a text; Ctrl-C stops and keeps what was learnt.
+    """Train on a text; Ctrl-C stops and keeps the trained weights.
 
-    :train CORPUS [steps=N] [lr=X] [batch=N] ... trains the model that is open further.
-    :train CORPUS new [preset=small] [arch=llama] [width=N] [tokenizer=bpe:2048] ... makes a new
-    one.
-    :train resume [CORPUS] goes on with the run that was stopped, exactly as if it had not been.
-    :train alone goes on with the text that the model was trained on, if that is there. CORPUS is a
-    text file, JSON or a table (text, or chat messages), or a folder of these.
-    :train settings lists everything that can be set. What is not set is chosen, and told. The loss
-    is the mean surprisal in nats per token; a model that knows nothing has ln(vocabulary).
+    :train CORPUS [steps=N] [lr=X] [batch=N] ... continues the training of the open model.
+    :train CORPUS new [preset=small] [arch=llama] [width=N] [tokenizer=bpe:2048] ... trains a new
+    model.
+    :train resume [CORPUS] continues a stopped run, with the same result as a run that never
+    stopped.
+    :train alone trains on the text that the model was trained on, if that text still exists.
+    :train settings lists all settings.
+
+    CORPUS is a text file, JSON or a table (text or chat messages), or a folder of these. The
+    program chooses and shows every setting that you leave out.
+
+    The loss is the mean surprisal in nats per token. The uniform baseline is ln(vocabulary).
     """
     if argument == "settings":
         from minillm_repl.render.tables import settings_table
 
         shell.screen.out.print(settings_table(TrainPlan()))
         return
-    run(shell, parse(argument))
+    run_training(shell, parse_request(argument))
 
 
-def parse(argument: str) -> Request:
+def parse_request(argument: str) -> TrainRequest:
     """Read the words after `:train`: settings before or after the corpus, whose name may hold
     spaces.
 
     Raises UserError.
     """
-    words, request = _words(argument), Request()
+    words, request = _words(argument), TrainRequest()
     if words[:1] == ["resume"]:
         if any(word and _is_setting(word) for word in words[1:]):
             raise UserError(
-                _("`:train resume` goes on with a run as it was: its settings are known")
+                _(
+                    "`:train resume` uses the settings of the stopped run; no other settings "
+                    "may follow"
+                )
             )
-        return Request(resume=True, corpus=" ".join(words[1:]).strip())
+        return TrainRequest(is_resume=True, corpus=" ".join(words[1:]).strip())
     settings = list[str]()
     while words and _is_setting(words[-1]):
         settings.insert(0, words.pop())
@@ -98,11 +105,11 @@ def parse(argument: str) -> Request:
     corpus = " ".join(words).strip()
     _check_corpus(corpus, words)
     for word in settings:
-        request = _with(request, word)
+        request = _apply_setting(request, word)
     names = [word.partition("=")[0] for word in settings if "=" in word]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise UserError(_("{name} is set twice: once is enough", name=twice[0]))
+        raise UserError(_("{name} is set twice; set it once", name=twice[0]))
     return dataclasses.replace(request, corpus=corpus)
 
 
@@ -111,12 +118,11 @@ def _check_corpus(corpus: str, words: list[str]) -> None:
     setting.
     """
     meant = [word for word in words[1:] if word and _is_setting(word)]
-    if meant and not there(user_path(corpus)):
+    if meant and not exists(user_path(corpus)):
         raise UserError(
             _(
-                "{corpus:.80} does not exist; settings such as {word:.40} stand before or "
-                "after the text, each as"
-                " NAME=VALUE without spaces",
+                "{corpus:.80} does not exist; put settings such as {word:.40} before or "
+                "after the text, each as NAME=VALUE without spaces",
                 corpus=safe_line(corpus),
                 word=safe_line(meant[0]),
             )
@@ -142,86 +148,92 @@ def _is_setting(word: str) -> bool:
     )
 
 
-def _with(request: Request, word: str) -> Request:
+def _apply_setting(request: TrainRequest, word: str) -> TrainRequest:
     name, _, value = word.partition("=")
     if word in ("", "new"):
-        return dataclasses.replace(request, new=request.new or word == "new")
+        return dataclasses.replace(request, is_new=request.is_new or word == "new")
     return dataclasses.replace(
-        request, plan=change(request.plan, name, value, said=f":train {name}")
+        request, plan=change(request.plan, name, value, display_name=f":train {name}")
     )
 
 
-def run(shell: Shell, request: Request, *, json: bool = False) -> None:
+def run_training(shell: Shell, request: TrainRequest, *, json: bool = False) -> None:
     """Train as asked, drawing as it goes; at the end the trained model is the open one.
 
     Raises UserError, and SystemExit after a signal to end, once what was learnt is saved.
     """
-    with told_to_end() as signalled:
+    with catch_termination() as received_signal:
         try:
             # importing torch takes a second or two
-            with shell.screen.waiting(_("getting ready to train")):
-                joined = patiently(_joined, lambda: shell.interrupted() or bool(signalled()))
-            with joined(shell.session.opening.device) as processes:
-                _run(
+            with shell.screen.waiting(_("preparing to train")):
+                join_distributed = run_interruptibly(
+                    _import_training, lambda: shell.interrupted() or bool(received_signal())
+                )
+            with join_distributed(shell.session.loader.device) as distributed:
+                _run_training(
                     shell,
                     request,
-                    lambda: shell.interrupted() or bool(signalled()),
-                    processes,
+                    lambda: shell.interrupted() or bool(received_signal()),
+                    distributed,
                     json,
                 )
         except (UserError, OSError) as error:
-            if not signalled():
+            if not received_signal():
                 raise
             with suppress(OSError):  # the terminal may be gone
                 shell.screen.fail(str(error))
-    if signalled():
-        raise SystemExit(128 + signalled())
+    if received_signal():
+        raise SystemExit(128 + received_signal())
 
 
-def _joined() -> "Callable[[str], AbstractContextManager[Processes]]":
+def _import_training() -> "Callable[[str], AbstractContextManager[Distributed]]":
     """Import all that training needs; return what joins its processes."""
     for module in ("minillm_repl.training.run", "minillm_repl.render.training", "torch._dynamo"):
         # the last one torch's first optimiser would import, which takes a second
         import_module(module)
-    from minillm_repl.training.distributed import joined
+    from minillm_repl.training.distributed import init_distributed
 
-    return joined
+    return init_distributed
 
 
-def _run(
+def _run_training(
     shell: Shell,
-    request: Request,
+    request: TrainRequest,
     interrupted: Callable[[], bool],
-    processes: "Processes",
+    distributed: "Distributed",
     json: bool,
 ) -> None:
     session, screen = shell.session, shell.screen
-    trainee = _begin(shell, request, interrupted, processes)
+    trainee = _make_run(shell, request, interrupted, distributed)
     for warning in trainee.warnings:
         screen.warn(warning)
     for note in trainee.notes:
         screen.note(note)
     screen.note(safe_line(trainee.title))
     begun = trainee.trainer.state.step
-    session.learning = True
+    session.is_training = True
     try:
-        finished = _drawn(shell, trainee, interrupted, json)
+        finished = _draw_training(shell, trainee, interrupted, json)
         if not finished.steps:
-            raise UserError(_("stopped before the first step: nothing was changed"))
+            raise UserError(_("stopped before the first step; nothing was changed"))
         if finished.last_loss > finished.first_loss:
-            screen.warn(_("the loss went up; a smaller lr may help"))
-        _keep(shell, trainee, finished)
+            screen.warn(_("the loss increased; try a smaller lr"))
+        _finish_training(shell, trainee, finished)
     except KeyboardInterrupt:  # a second Ctrl-C, in the middle of anything
-        if session.learning and trainee.trainer.state.step > begun and processes.size == 1:
-            _open_trained(shell, trainee.checkpoint(), resumable=trainee.saved)
-        if trainee.saved:
-            screen.note(_("`:train resume` goes on from here"))
+        if (
+            session.is_training
+            and trainee.trainer.state.step > begun
+            and distributed.world_size == 1
+        ):
+            _open_trained(shell, trainee.checkpoint(), resumable=trainee.is_saved)
+        if trainee.is_saved:
+            screen.note(_("`:train resume` continues from here"))
         raise
     finally:
-        session.learning = False
+        session.is_training = False
 
 
-def _drawn(
+def _draw_training(
     shell: Shell, trainee: "TrainingRun", interrupted: Callable[[], bool], json: bool
 ) -> "Finished":
     """Train, and draw what happens or print it as JSON; return how it ended."""
@@ -232,74 +244,87 @@ def _drawn(
         return print_training_json(events, screen.out.file)
     from minillm_repl.render.training import TrainingView, summary
 
-    watch = _watch(shell, trainee)
-    plan, (reading, last) = trainee.plan, trainee.trainer.readings()
-    with TrainingView(screen, plan.steps, plan.every, last / reading) as view, woken(view.leave):
-        finished = view.draw(events, lambda: _sample(shell, trainee, watch, interrupted))
+    watch = _make_watch(shell, trainee)
+    plan, (reading, last) = trainee.plan, trainee.trainer.eval_token_counts()
+    with (
+        TrainingView(screen, plan.steps, plan.eval_interval, last / reading) as view,
+        on_process_resume(view.redraw_below),
+    ):
+        finished = view.draw(events, lambda: _draw_sample(shell, trainee, watch, interrupted))
     if watch:
-        shell.session.watched = watch.view()
+        shell.session.watch_view = watch.view()
     if finished.steps:
-        screen.side.print(summary(finished))
+        screen.notes_console.print(summary(finished))
     return finished
 
 
-def _begin(
-    shell: Shell, request: Request, interrupted: Callable[[], bool], processes: "Processes"
+def _make_run(
+    shell: Shell, request: TrainRequest, interrupted: Callable[[], bool], distributed: "Distributed"
 ) -> "TrainingRun":
     """Return the run that was asked for, ready to go. Raises UserError."""
     session, screen = shell.session, shell.screen
-    if request.resume:
-        own = _to_resume(session)
+    if request.is_resume:
+        writable_path = _resumable_path(session)
         session.forget_failed_load()
     else:
-        own = session.path if session.own else None
-    model = None if request.new or request.resume or session.nothing_to_open else shell.model()
+        writable_path = session.path if session.writable else None
+    model = (
+        None
+        if request.is_new or request.is_resume or session.has_no_model
+        else shell.require_model()
+    )
     sizes = [
-        size for size in NEW_MODEL if value_of(request.plan, size) != default_of(TrainPlan, size)
+        size
+        for size in NEW_MODEL_SETTINGS
+        if value_of(request.plan, size) != default_of(TrainPlan, size)
     ]
     if model is not None and sizes:
         raise UserError(
             _(
-                "{name} is for a new model, and this one has its own; the word `new` makes a new "
-                "one",
+                "{name} applies to a new model only; this model has its own. The word "
+                "`new` makes a new model",
                 name=sizes[0],
             )
         )
-    if model is None and request.plan.lora:
+    if model is None and request.plan.lora_rank:
         raise UserError(
-            _("lora is for a model that is open already: it trains beside what is there")
+            _("lora needs an open model: it trains adapter matrices beside the weights")
         )
-    if model is None and not (request.resume and session.resumable):
-        session.agree_to_discard("train")
-    with screen.waiting(_("getting ready to train")) as update:
+    if model is None and not (request.is_resume and session.resumable):
+        session.confirm_discard("train")
+    with screen.waiting(_("preparing to train")) as update:
         from minillm_repl.checkpoint.formats.native import check_replaceable
         from minillm_repl.storage.atomic import check_can_save
         from minillm_repl.training.open_corpora import find_corpus
-        from minillm_repl.training.run import Surroundings, TrainingRun
+        from minillm_repl.training.run import RunContext, TrainingRun
 
-        if own is not None:
-            check_replaceable(own)  # now, not after the work
-            check_can_save(own)
-        around = Surroundings(
-            own or unsaved_path(),
-            session.opening.device,
+        if writable_path is not None:
+            check_replaceable(writable_path)  # now, not after the work
+            check_can_save(writable_path)
+        run_context = RunContext(
+            writable_path or unsaved_path(),
+            session.loader.device,
             session.threads,
-            processes,
+            distributed,
             lambda share: update(_("reading the text  {share:.0%}", share=share)),
             interrupted,
         )
-        if request.resume:
+        if request.is_resume:
             # it goes where it went before
-            session.path, session.own, session.written = own, own is not None, False
-            return TrainingRun.resumed(around.path, around, request.corpus)
+            session.path, session.writable, session.saved = (
+                writable_path,
+                writable_path is not None,
+                False,
+            )
+            return TrainingRun.from_resume_file(run_context.path, run_context, request.corpus)
         if request.recipe:
-            return _by_recipe(request, around, screen.note)
+            return _make_recipe_run(request, run_context, screen.note)
         start = model.checkpoint if model else None
-        return TrainingRun(start, find_corpus(request.corpus, start), request.plan, around)
+        return TrainingRun(start, find_corpus(request.corpus, start), request.plan, run_context)
 
 
-def _by_recipe(
-    request: Request, around: "Surroundings", tell: Callable[[str], None]
+def _make_recipe_run(
+    request: TrainRequest, run_context: "RunContext", report: Callable[[str], None]
 ) -> "TrainingRun":
     """Make the corpus of a recipe beside the checkpoint, and return the run that trains on it.
 
@@ -309,45 +334,47 @@ def _by_recipe(
     from minillm_repl.training.run import TrainingRun
 
     recipe = read_recipe(request.recipe)
-    with around.processes.first_then_others():
-        train, held = recipe.prepare(
-            user_path(request.data), around.path.with_suffix(".corpus"), tell
+    with run_context.distributed.rank_zero_first():
+        train, validation = recipe.prepare(
+            user_path(request.data), run_context.path.with_suffix(".corpus"), report
         )
     return TrainingRun(
-        None, str(train), dataclasses.replace(request.plan, val=str(held)), around, chat=recipe.chat
+        None,
+        str(train),
+        dataclasses.replace(request.plan, val=str(validation)),
+        run_context,
+        chat=recipe.chat,
     )
 
 
-def _to_resume(session: "Session") -> Path | None:
+def _resumable_path(session: "Session") -> Path | None:
     """Return the checkpoint whose run can go on: the open one, or None for one that no file was
     named for.
 
     Raises UserError if there is no run that was stopped; that of another model is not meant by a
     file that was named.
     """
-    if session.path is not None and there(resume_path(session.path)):
+    if session.path is not None and exists(resume_path(session.path)):
         return session.path
-    if (session.resumable or not session.own) and there(resume_path(unsaved_path())):
+    if (session.resumable or not session.writable) and exists(resume_path(unsaved_path())):
         return None
-    raise UserError(_("there is no run to go on with: Ctrl-C during `:train` leaves one"))
+    raise UserError(_("no run to resume: Ctrl-C during `:train` leaves one"))
 
 
-def _watch(shell: Shell, trainee: "TrainingRun") -> "Watch | None":
+def _make_watch(shell: Shell, trainee: "TrainingRun") -> "Watch | None":
     """Return what is to be watched, if anything is: a sharded model is whole in no process."""
-    if not shell.session.watch or trainee.plan.shard:
+    if not shell.session.watch_prompt or trainee.plan.shard:
         return None
-    ids = trainee.tokenizer.encode(shell.session.watch)
+    ids = trainee.tokenizer.encode(shell.session.watch_prompt)
     if not ids:
-        shell.screen.warn(
-            _("nothing is watched: the model has never seen any character of that prompt")
-        )
+        shell.screen.warn(_("nothing is watched: no character of that prompt is in the vocabulary"))
         return None
     from minillm_repl.insight.watching import Watch
 
     return Watch(trainee.tokenizer, ids)
 
 
-def _sample(
+def _draw_sample(
     shell: Shell, trainee: "TrainingRun", watch: "Watch | None", interrupted: Callable[[], bool]
 ) -> "RenderableType | None":
     """Return what the model says by now; with `:verbose`, also what it thinks comes next after the
@@ -368,10 +395,10 @@ def _sample(
 
     if trainee.plan.shard:
         return None  # no process has the whole model
-    start, verbose = trainee.sample_start, shell.session.settings.verbose
+    start, verbose = trainee.sample_prompt_ids, shell.session.settings.verbose
     decoder, sampling = TorchDecoder(trainee.trainer.model), Sampling()
     events = generate(
-        decoder, trainee.tokenizer, start, sampling, np.random.default_rng(0), max_tokens=_SAMPLE, top=verbose,
+        decoder, trainee.tokenizer, start, sampling, np.random.default_rng(0), max_tokens=_SAMPLE, n_candidates=verbose,
         interrupted=interrupted,
     )  # fmt: skip
     steps = [event for event in events if isinstance(event, Step)]
@@ -384,11 +411,13 @@ def _sample(
 
         trainer = trainee.trainer
         parts.append(
-            moment_line(watch.look(trainer.model, trainer.state.step), shell.session.watch)
+            moment_line(watch.look(trainer.model, trainer.state.step), shell.session.watch_prompt)
         )
     if verbose:
         parts.append(Text(_("after {text!r}", text=safe(decode(trainee.tokenizer, start)))))
-        parts.append(step_table(steps[0], samplers_text(sampling), shell.screen.side.width))
+        parts.append(
+            step_table(steps[0], samplers_heading(sampling), shell.screen.notes_console.width)
+        )
     if not parts:
         return text
     whole = (
@@ -399,15 +428,17 @@ def _sample(
     return Group(*parts, whole)
 
 
-def _keep(shell: Shell, trainee: "TrainingRun", finished: "Finished") -> None:
+def _finish_training(shell: Shell, trainee: "TrainingRun", finished: "Finished") -> None:
     """Make the trained model the open one, and save it where a file was named for it."""
-    session, own = shell.session, shell.session.own
+    session, own = shell.session, shell.session.writable
     path = session.path if own and session.path else unsaved_path()
-    resumable = finished.reason == "interrupt" and not trainee.not_saved
+    resumable = finished.reason == "interrupt" and not trainee.save_error
     if resumable:
-        shell.screen.note(_("`:train resume` goes on from here"))
+        shell.screen.note(_("`:train resume` continues from here"))
     elif finished.reason == "interrupt":
-        shell.screen.warn(_("`:train resume` cannot go on from here: {why}", why=trainee.not_saved))
+        shell.screen.warn(
+            _("`:train resume` cannot continue from here: {why}", why=trainee.save_error)
+        )
     _open_trained(shell, trainee.checkpoint(finished), resumable=resumable)
     if finished.reason != "interrupt":
         with suppress(OSError):  # not before the weights are saved: until then it is what there is
@@ -420,14 +451,14 @@ def _open_trained(shell: Shell, checkpoint: "Checkpoint", *, resumable: bool = F
     Raises UserError.
     """
     from minillm_repl.checkpoint.save import save
-    from minillm_repl.storage.atomic import make_folder
+    from minillm_repl.storage.atomic import make_parent_folder
 
     session = shell.session
-    session.adopt(session.opening.ready(checkpoint), unsaved=True)
-    session.resumable, session.learning = resumable, False
-    if session.path is None or not session.own:
-        shell.screen.warn(_("not saved yet: `:save PATH` keeps the trained weights"))
+    session.adopt(session.loader.prepare(checkpoint), unsaved=True)
+    session.resumable, session.is_training = resumable, False
+    if session.path is None or not session.writable:
+        shell.screen.warn(_("the trained weights are not saved: `:save PATH` keeps them"))
     else:
-        make_folder(session.path)
-        session.saved(save(checkpoint, session.path))
+        make_parent_folder(session.path)
+        session.mark_saved(save(checkpoint, session.path))
         shell.screen.note(_("saved to {path}", path=safe_line(str(session.path))))

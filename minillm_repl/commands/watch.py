@@ -2,9 +2,9 @@
 
 import re
 
-from minillm_repl.errors import Misunderstood, UserError
+from minillm_repl.errors import UsageError, UserError
 from minillm_repl.language import _
-from minillm_repl.repl.inspecting import Asked, show
+from minillm_repl.repl.inspecting import Arguments, show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
@@ -18,50 +18,50 @@ from minillm_repl.safetext import safe_line
     group="Train",
 )
 def watch(shell: Shell, argument: str) -> None:
-    """Watch a prompt while the model learns what comes after it.
+    """Watch the predictions for a prompt during training.
 
-    :watch PROMPT, then :train: each time that the losses are measured, the first and the last time
-    too, the likeliest next tokens are shown. Afterwards :watch shows all moments: the probability
-    of what was the answer in the end, since which layer the logit lens says it, and where the last
-    token looked most.
-    :watch step=N shows the logit lens and the attention of the moment nearest to that step. :watch
-    off ends it.
+    Enter `:watch PROMPT`, then `:train`. Each time the losses are measured, and at the start and
+    the end, the screen shows the most likely next tokens.
+
+    :watch alone, afterwards, shows all measured steps. For each, it shows the probability of the
+    final answer, the first layer at which the logit lens gives it, and what the last token attends
+    to most.
+    :watch step=N shows the logit lens and the attention at the measured step nearest to N.
+    :watch off stops watching.
     """
-    asked, session = Asked.of(argument), shell.session
-    text = asked.whole
+    asked, session = Arguments.parse(argument), shell.session
+    text = asked.full_text
     moment = re.fullmatch(r"step=(\d{1,9})", asked.words)
     if asked.words == "off":
-        session.watch, session.watched = "", None
+        session.watch_prompt, session.watch_view = "", None
         shell.screen.note(_("no prompt is watched"))
     elif re.match(r"step\b|[a-z]+=", asked.words) and not moment:
-        raise Misunderstood(
+        raise UsageError(
             _(
-                "`:watch step=20` shows the moment nearest to step 20; a prompt that begins so "
-                "needs quotes"
+                "`:watch step=20` shows the measured step nearest to 20; put a prompt that "
+                "begins like this in quotes"
             )
         )
     elif text and not moment:
-        session.watch = text
+        session.watch_prompt = text
         if session.model:
             shell.encode(session.model, text)  # says what it has never seen
-        shell.screen.note(
-            _("{text} will be watched: `:train`, then `:watch`", text=safe_line(text))
-        )
-    elif session.watched is None:
+        shell.screen.note(_("watching {text}: run `:train`, then `:watch`", text=safe_line(text)))
+    elif session.watch_view is None:
         raise UserError(
             _(
-                "nothing has been watched yet: {text} will be watched: `:train`",
-                text=safe_line(session.watch),
+                "nothing was watched yet: `:train` will watch {text}",
+                text=safe_line(session.watch_prompt),
             )
-            if session.watch
-            else _("nothing has been watched yet: `:watch PROMPT`, then `:train`")
+            if session.watch_prompt
+            else _("nothing was watched yet: enter `:watch PROMPT`, then `:train`")
         )
     elif moment:
         from minillm_repl.render.watching import moment_picture
 
-        nearest = min(session.watched.moments, key=lambda each: abs(each.step - int(moment[1])))
-        show(shell, nearest, moment_picture, asked.output)
+        nearest = min(session.watch_view.moments, key=lambda each: abs(each.step - int(moment[1])))
+        show_view(shell, nearest, moment_picture, asked.output)
     else:
         from minillm_repl.render.watching import watch_picture
 
-        show(shell, session.watched, watch_picture, asked.output)
+        show_view(shell, session.watch_view, watch_picture, asked.output)

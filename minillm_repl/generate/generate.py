@@ -7,31 +7,31 @@ from time import perf_counter
 import numpy as np
 
 from minillm_repl.errors import UserError
-from minillm_repl.generate.decoder import Decoder, read
+from minillm_repl.generate.decoder import Decoder, prefill
 from minillm_repl.generate.events import Candidate, Finished, Reason, Step
 from minillm_repl.generate.options import Sampling
 from minillm_repl.generate.sampling import (
-    Arrays,
     Probabilities,
     Scores,
-    arrays,
-    draw,
+    SoftmaxArrays,
     entropy,
-    likeliest,
-    process,
+    make_scratch,
+    process_logits,
     rank,
+    sample_token,
     softmax,
+    topk_ids,
 )
 from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Tokenizer
 
 
-def never() -> bool:
+def never_interrupted() -> bool:
     """Nobody interrupts."""
     return False
 
 
-def unheard(_done: int, _of: int) -> None:
+def ignore_progress(_done: int, _total: int) -> None:
     """Ignore how much of the prompt is read."""
 
 
@@ -44,11 +44,11 @@ def generate(
     *,
     max_tokens: int,
     stop: Sequence[str] = (),
-    end: Collection[int] = (),
-    slide: bool = True,
-    top: int = 0,
-    interrupted: Callable[[], bool] = never,
-    progress: Callable[[int, int], object] = unheard,
+    eos_token_ids: Collection[int] = (),
+    context_shift: bool = True,
+    n_candidates: int = 0,
+    interrupted: Callable[[], bool] = never_interrupted,
+    progress: Callable[[int, int], object] = ignore_progress,
 ) -> Iterator[Step | Finished]:
     """Continue `ids` (one or more) by at most `max_tokens` tokens, one `rng` number each, and say
     why it ended.
@@ -64,35 +64,48 @@ def generate(
     """
     ids = list(ids)
     prompt_tokens = len(ids)
-    text = StopText(stop, tokenizer.special_names if stop else ())
-    room: tuple[Arrays | None, Arrays | None] | None = None
-    prompt_seconds, began = 0.0, perf_counter()
+    detokenizer = Detokenizer(stop, tokenizer.special_names if stop else ())
+    scratch: tuple[SoftmaxArrays | None, SoftmaxArrays | None] | None = None
+    prompt_seconds, started = 0.0, perf_counter()
     reason: Reason = "length"
     for index in range(max_tokens):
-        if not slide and len(ids) > decoder.context:
+        if not context_shift and len(ids) > decoder.context_length:
             reason = "context"
             break
         if index == 0:
-            logits, prompt_seconds = _prefill(decoder, ids, interrupted, progress)
-            began = perf_counter()
+            logits, prompt_seconds = _timed_prefill(decoder, ids, interrupted, progress)
+            started = perf_counter()
         else:
-            logits = None if interrupted() else read(decoder, ids, interrupted)
+            logits = None if interrupted() else prefill(decoder, ids, interrupted)
         if logits is None:
             reason = "interrupt"
             break
-        room = room or (arrays(len(logits)), arrays(len(logits)))
-        step = _step(index, logits, sampling, ids, rng, tokenizer, end, top, text, room)
+        scratch = scratch or (make_scratch(len(logits)), make_scratch(len(logits)))
+        step = _sample_step(
+            index,
+            logits,
+            sampling,
+            ids,
+            rng,
+            tokenizer,
+            eos_token_ids,
+            n_candidates,
+            detokenizer,
+            scratch,
+        )
         ids.append(step.id)
         yield step
-        if text.stopped or step.id in end:
-            reason = "stop" if text.stopped else "end"
+        if detokenizer.stopped or step.id in eos_token_ids:
+            reason = "stop" if detokenizer.stopped else "end"
             break
-    rest = text.end()
+    final_text = detokenizer.finish()
     tokens = len(ids) - prompt_tokens
-    yield Finished(reason, rest, prompt_tokens, tokens, prompt_seconds, perf_counter() - began)
+    yield Finished(
+        reason, final_text, prompt_tokens, tokens, prompt_seconds, perf_counter() - started
+    )
 
 
-def _prefill(
+def _timed_prefill(
     decoder: Decoder,
     ids: Sequence[int],
     interrupted: Callable[[], bool],
@@ -101,22 +114,22 @@ def _prefill(
     """Return the logits after the prompt, None if interrupted, and the seconds of reading it
     without `progress`.
     """
-    away = 0.0
+    progress_seconds = 0.0
 
-    def told(done: int, of: int) -> None:
-        nonlocal away
-        left = perf_counter()
-        progress(done, of)
-        away += perf_counter() - left
+    def timed_progress(done: int, total: int) -> None:
+        nonlocal progress_seconds
+        called = perf_counter()
+        progress(done, total)
+        progress_seconds += perf_counter() - called
 
     if interrupted():
         return None, 0.0
-    began = perf_counter()
-    logits = read(decoder, ids, interrupted, told)
-    return logits, perf_counter() - began - away
+    started = perf_counter()
+    logits = prefill(decoder, ids, interrupted, timed_progress)
+    return logits, perf_counter() - started - progress_seconds
 
 
-def kept(
+def text_token_ids(
     tokenizer: Tokenizer, tokens: Sequence[int], finished: Finished, stop: Sequence[str] = ()
 ) -> list[int]:
     """Return the generated tokens that are part of the text: without the end token, and without
@@ -126,96 +139,103 @@ def kept(
     if finished.reason == "end":
         ids.pop()
     if finished.reason == "stop":
-        shown, made = (
+        text_bytes, token_bytes = (
             len(finished.text.encode()),
             sum(len(tokenizer.token_bytes(token)) for token in ids),
         )
-        while ids and (made > shown or _named(tokenizer.special(ids[-1]), stop)):
-            made -= len(tokenizer.token_bytes(ids.pop()))
+        while ids and (
+            token_bytes > text_bytes or _occurs_in_stop(tokenizer.special_name(ids[-1]), stop)
+        ):
+            token_bytes -= len(tokenizer.token_bytes(ids.pop()))
     return ids
 
 
-def _named(name: str, stop: Sequence[str]) -> bool:
-    return bool(name) and any(name in each for each in stop)
+def _occurs_in_stop(name: str, stop: Sequence[str]) -> bool:
+    return bool(name) and any(name in stop_string for stop_string in stop)
 
 
-def finite(logits: Scores, tokens: int) -> Scores:
+def check_finite(logits: Scores, tokens: int) -> Scores:
     """Return the logits after so many tokens. Raises UserError if they are not numbers."""
     if not np.isfinite(logits).all():
         raise UserError(
             _(
-                "the logits at token {tokens} are not finite numbers: a weight is not one, "
-                "or a result is too large"
-                " for float32",
+                "the logits at token {tokens} are not finite: a weight is not finite, or a "
+                "result overflows float32",
                 tokens=tokens,
             )
         )
     return logits
 
 
-def _step(
+def _sample_step(
     index: int,
     logits: Scores,
     sampling: Sampling,
     ids: Sequence[int],
     rng: np.random.Generator,
     tokenizer: Tokenizer,
-    end: Collection[int],
-    top: int,
-    text: "StopText",
-    room: tuple[Arrays | None, Arrays | None],
+    eos_token_ids: Collection[int],
+    n_candidates: int,
+    detokenizer: "Detokenizer",
+    scratch: tuple[SoftmaxArrays | None, SoftmaxArrays | None],
 ) -> Step:
     """Draw the next token and describe it."""
-    model, model_log = softmax(finite(logits, len(ids)), room[0])
-    scores = process(logits, sampling, ids)
-    final, final_log = (model, model_log) if scores is logits else softmax(scores, room[1])
-    token = draw(final, rng)
-    piece = tokenizer.token_bytes(token)
+    model_probs, model_logprobs = softmax(check_finite(logits, len(ids)), scratch[0])
+    scores = process_logits(logits, sampling, ids)
+    sampling_probs, sampling_logprobs = (
+        (model_probs, model_logprobs) if scores is logits else softmax(scores, scratch[1])
+    )
+    token = sample_token(sampling_probs, rng)
+    token_bytes = tokenizer.token_bytes(token)
     return Step(
         index=index,
         id=token,
-        text=text.push(b"" if token in end else piece, tokenizer.special(token)),
-        bytes=tuple(piece),
-        prob=float(final[token]),
-        logprob=float(final_log[token]),
-        model_prob=float(model[token]),
+        text=detokenizer.push(
+            b"" if token in eos_token_ids else token_bytes, tokenizer.special_name(token)
+        ),
+        bytes=tuple(token_bytes),
+        prob=float(sampling_probs[token]),
+        logprob=float(sampling_logprobs[token]),
+        model_prob=float(model_probs[token]),
         rank=rank(logits, token),
-        entropy=entropy(model, model_log),
-        top=_candidates(logits, scores, model, final, token, top, tokenizer) if top else (),
+        entropy=entropy(model_probs, model_logprobs),
+        top=_candidates(logits, scores, model_probs, sampling_probs, token, n_candidates, tokenizer)
+        if n_candidates
+        else (),
     )
 
 
 def _candidates(
     logits: Scores,
     scores: Scores,
-    model: Probabilities,
-    final: Probabilities,
+    model_probs: Probabilities,
+    sampling_probs: Probabilities,
     token: int,
-    top: int,
+    k: int,
     tokenizer: Tokenizer,
 ) -> tuple[Candidate, ...]:
     """Return the `top` likeliest by the model, in the order of `Step.rank`; the chosen one last
     if it is below them.
     """
-    shown = likeliest(logits, top)
-    if token not in shown:
-        shown.append(token)
-    pieces = [tokenizer.token_bytes(candidate) for candidate in shown]
+    candidate_ids = topk_ids(logits, k)
+    if token not in candidate_ids:
+        candidate_ids.append(token)
+    candidate_bytes = [tokenizer.token_bytes(candidate) for candidate in candidate_ids]
     return tuple(
         Candidate(
             id=candidate,
-            text=piece.decode("utf-8", "replace") or tokenizer.special(candidate),
-            bytes=tuple(piece),
-            model_prob=float(model[candidate]),
-            prob=float(final[candidate]),
+            text=token_bytes.decode("utf-8", "replace") or tokenizer.special_name(candidate),
+            bytes=tuple(token_bytes),
+            model_prob=float(model_probs[candidate]),
+            prob=float(sampling_probs[candidate]),
             kept=bool(np.isfinite(scores[candidate])),
             chosen=candidate == token,
         )
-        for candidate, piece in zip(shown, pieces, strict=True)
+        for candidate, token_bytes in zip(candidate_ids, candidate_bytes, strict=True)
     )
 
 
-class StopText:
+class Detokenizer:
     """Turns token bytes into text as it becomes whole and certain.
 
     Bytes of an unfinished character wait for the rest; text that may be the start of a stop string
@@ -223,45 +243,59 @@ class StopText:
     where a stop string names it, a surrogate, which no bytes become, stands for it.
     """
 
-    def __init__(self, stop: Sequence[str] = (), special: Iterable[str] = ()) -> None:
+    def __init__(self, stop: Sequence[str] = (), special_names: Iterable[str] = ()) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        names = [name for name in special if _named(name, stop)]
-        self._stands = {name: chr(0xD800 + place) for place, name in enumerate(names[:0x800])}
-        self._hidden = dict.fromkeys(map(ord, self._stands.values()))
-        self._stop = (*stop, *(self._meant(each) for each in stop if self._meant(each) != each))
-        self._held = ""
-        self._whole: list[str] = []
+        names = [name for name in special_names if _occurs_in_stop(name, stop)]
+        self._surrogates = {name: chr(0xD800 + place) for place, name in enumerate(names[:0x800])}
+        self._surrogate_removal = dict.fromkeys(map(ord, self._surrogates.values()))
+        self._stop_strings = (
+            *stop,
+            *(self._with_surrogates(each) for each in stop if self._with_surrogates(each) != each),
+        )
+        self._pending = ""
+        self._emitted: list[str] = []
         self.stopped = False
 
-    def _meant(self, stop: str) -> str:
-        for name in sorted(self._stands, key=len, reverse=True):
-            stop = stop.replace(name, self._stands[name])
+    def _with_surrogates(self, stop: str) -> str:
+        for name in sorted(self._surrogates, key=len, reverse=True):
+            stop = stop.replace(name, self._surrogates[name])
         return stop
 
-    def push(self, piece: bytes, special: str = "", final: bool = False) -> str:
+    def push(self, token_bytes: bytes, special_name: str = "", is_final: bool = False) -> str:
         """Take the bytes of one more token, or the name of a special one; return the text that
         became certain.
         """
-        held = self._held + self._decoder.decode(piece, final) + self._stands.get(special, "")
-        found = [place for place in (held.find(stop) for stop in self._stop) if place >= 0]
-        if found:
+        pending = (
+            self._pending
+            + self._decoder.decode(token_bytes, is_final)
+            + self._surrogates.get(special_name, "")
+        )
+        stop_positions = [
+            place for place in (pending.find(stop) for stop in self._stop_strings) if place >= 0
+        ]
+        if stop_positions:
             self.stopped = True
-            certain, self._held = held[: min(found)], ""
+            emitted, self._pending = pending[: min(stop_positions)], ""
         else:
-            keep = 0 if final else self._unsure(held)
-            certain, self._held = held[: len(held) - keep], held[len(held) - keep :]
-        certain = certain.translate(self._hidden)
-        self._whole.append(certain)
-        return certain
+            n_pending = 0 if is_final else self._stop_prefix_length(pending)
+            emitted, self._pending = (
+                pending[: len(pending) - n_pending],
+                pending[len(pending) - n_pending :],
+            )
+        emitted = emitted.translate(self._surrogate_removal)
+        self._emitted.append(emitted)
+        return emitted
 
-    def _unsure(self, text: str) -> int:
+    def _stop_prefix_length(self, text: str) -> int:
         """Return the length of the longest end of `text` that begins a stop string."""
-        longest = max(map(len, self._stop), default=0)
+        longest = max(map(len, self._stop_strings), default=0)
         ends = range(min(len(text), longest - 1), 0, -1)
-        return next((n for n in ends if any(stop.startswith(text[-n:]) for stop in self._stop)), 0)
+        return next(
+            (n for n in ends if any(stop.startswith(text[-n:]) for stop in self._stop_strings)), 0
+        )
 
-    def end(self) -> str:
+    def finish(self) -> str:
         """Let go of what was held, and return the whole text."""
         if not self.stopped:
-            self.push(b"", final=True)
-        return "".join(self._whole)
+            self.push(b"", is_final=True)
+        return "".join(self._emitted)

@@ -8,14 +8,14 @@ from dataclasses import replace
 from minillm_repl.errors import UserError
 from minillm_repl.generate.decoder import Decoder
 from minillm_repl.generate.events import Step
-from minillm_repl.generate.generate import generate, never
+from minillm_repl.generate.generate import generate, never_interrupted
 from minillm_repl.generate.options import Sampling
-from minillm_repl.generate.sampling import numbers
+from minillm_repl.generate.sampling import make_rng
 from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Tokenizer
 
 
-class Walk:
+class InteractiveDecoder:
     """A text that grows and shrinks by hand.
 
     Where it stands depends on its tokens alone, not on how it came there: the token at a place is
@@ -31,46 +31,46 @@ class Walk:
         sampling: Sampling,
         seed: int,
         *,
-        end: Collection[int] = (),
-        top: int = 10,
+        eos_token_ids: Collection[int] = (),
+        n_candidates: int = 10,
     ) -> None:
         self._decoder, self._tokenizer, self._sampling = decoder, tokenizer, sampling
-        self._seed, self._end, self._top = seed, end, top
-        self._start = len(ids)
+        self._seed, self._eos_token_ids, self._n_candidates = seed, eos_token_ids, n_candidates
+        self._prompt_length = len(ids)
         self.ids = list(ids)
 
     @property
-    def added(self) -> list[int]:
+    def new_ids(self) -> list[int]:
         """The tokens after the text that it began with."""
-        return self.ids[self._start :]
+        return self.ids[self._prompt_length :]
 
-    def look(self, interrupted: Callable[[], bool] = never) -> Step:
+    def next_step(self, interrupted: Callable[[], bool] = never_interrupted) -> Step:
         """Return the step that a generation would take here; nothing is taken.
 
         Raises UserError, also if stopped.
         """
-        place = len(self.ids) - self._start
+        token_index = len(self.ids) - self._prompt_length
         events = generate(
-            self._decoder, self._tokenizer, self.ids, self._sampling, numbers(self._seed, place),
-            max_tokens=1, end=self._end, top=self._top, interrupted=interrupted,
+            self._decoder, self._tokenizer, self.ids, self._sampling, make_rng(self._seed, token_index),
+            max_tokens=1, eos_token_ids=self._eos_token_ids, n_candidates=self._n_candidates, interrupted=interrupted,
         )  # fmt: skip
         step = next(events)
         if not isinstance(step, Step):
             raise UserError(_("stopped"))
-        return replace(step, index=place)
+        return replace(step, index=token_index)
 
-    def take(self, *tokens: int) -> bool:
+    def append(self, *tokens: int) -> bool:
         """Go on with these tokens; tell whether the text goes on, which it does not after one
         that ends it.
         """
-        if self._end and tokens[-1] in self._end:
+        if self._eos_token_ids and tokens[-1] in self._eos_token_ids:
             return False
         self.ids += tokens
         return True
 
-    def back(self) -> bool:
+    def undo(self) -> bool:
         """Take the last token back; tell whether there was one."""
-        if len(self.ids) == self._start:
+        if len(self.ids) == self._prompt_length:
             return False
         self.ids.pop()
         return True

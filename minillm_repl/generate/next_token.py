@@ -9,107 +9,111 @@ from math import exp, prod
 import numpy as np
 
 from minillm_repl.errors import UserError
-from minillm_repl.generate.decoder import Decoder, read
+from minillm_repl.generate.decoder import Decoder, prefill
 from minillm_repl.generate.events import Finished, Step
-from minillm_repl.generate.generate import finite, generate, kept, never
+from minillm_repl.generate.generate import check_finite, generate, never_interrupted, text_token_ids
 from minillm_repl.generate.options import Sampling
 from minillm_repl.generate.sampling import (
     LN2,
     Probabilities,
     Scores,
     entropy,
-    likeliest,
-    numbers,
-    process,
+    make_rng,
+    process_logits,
     rank,
     softmax,
     stages,
+    topk_ids,
 )
 from minillm_repl.generate.views import (
     Branch,
     BranchesView,
-    Chance,
+    ContinuationToken,
     ProbView,
+    SamplerCandidate,
     SamplerView,
     Stage,
-    StagedCandidate,
     SweepView,
-    Tempered,
+    TemperatureCandidate,
 )
 from minillm_repl.language import _
-from minillm_repl.settings import show, specs, value_of
+from minillm_repl.settings import format_value, specs, value_of
 from minillm_repl.tokenizer.base import Token, Tokenizer
 
-_TEMPS = (0.0, 0.3, 0.6, 1.0, 1.5, 2.0)
+_TEMPERATURES = (0.0, 0.3, 0.6, 1.0, 1.5, 2.0)
 
 
 def next_logits(
-    decoder: Decoder, ids: Sequence[int], interrupted: Callable[[], bool] = never
+    decoder: Decoder, ids: Sequence[int], interrupted: Callable[[], bool] = never_interrupted
 ) -> Scores:
     """Return the logits after a text of one token or more.
 
     Raises UserError if stopped, or if they are not numbers.
     """
-    logits = read(decoder, ids, interrupted)
+    logits = prefill(decoder, ids, interrupted)
     if logits is None:
         raise UserError(_("stopped"))
-    return finite(logits, len(ids))
+    return check_finite(logits, len(ids))
 
 
 def sampler_view(
-    logits: Scores, sampling: Sampling, ids: Sequence[int], tokenizer: Tokenizer, top: int
+    logits: Scores, sampling: Sampling, ids: Sequence[int], tokenizer: Tokenizer, k: int
 ) -> SamplerView:
     """Return what each sampler that is on makes of the distribution after `ids`."""
     columns = [("model", logits)]
     for name, sampler in stages(sampling, ids):
-        said = f"{name} {show(specs(sampling)[name], value_of(sampling, name))}"
-        columns.append((said, sampler(columns[-1][1])))
-    kept = [int(np.isfinite(scores).sum()) for _, scores in columns]
+        label = f"{name} {format_value(specs(sampling)[name], value_of(sampling, name))}"
+        columns.append((label, sampler(columns[-1][1])))
+    kept_counts = [int(np.isfinite(scores).sum()) for _, scores in columns]
     probabilities = [softmax(scores)[0] for _, scores in columns]
     return SamplerView(
-        Token.of(tokenizer, ids[-1]),
+        Token.from_id(tokenizer, ids[-1]),
         tuple(
-            Stage(name, left, before - left, _entropy(drawn))
-            for (name, _), left, before, drawn in zip(
-                columns, kept, [len(logits), *kept], probabilities, strict=False
+            Stage(name, n_kept, n_before - n_kept, _entropy(sampling_probs))
+            for (name, _), n_kept, n_before, sampling_probs in zip(
+                columns, kept_counts, [len(logits), *kept_counts], probabilities, strict=False
             )
         ),
         tuple(
-            StagedCandidate(
-                Token.of(tokenizer, each),
-                float(logits[each]),
-                each in ids,
+            SamplerCandidate(
+                Token.from_id(tokenizer, token),
+                float(logits[token]),
+                token in ids,
                 tuple(
-                    _chance(scores, drawn, each)
+                    _kept_probability(scores, drawn, token)
                     for (_, scores), drawn in zip(columns, probabilities, strict=True)
                 ),
             )
-            for each in likeliest(logits, top)
+            for token in topk_ids(logits, k)
         ),
     )
 
 
 def sweep_view(
-    logits: Scores, sampling: Sampling, ids: Sequence[int], tokenizer: Tokenizer, top: int
+    logits: Scores, sampling: Sampling, ids: Sequence[int], tokenizer: Tokenizer, k: int
 ) -> SweepView:
     """Return what would be drawn from after `ids` at several temperatures, the one that is set
     among them.
     """
-    temps = tuple(sorted({*_TEMPS, sampling.temp}))
-    columns = [process(logits, replace(sampling, temp=temp), ids) for temp in temps]
-    drawn = [softmax(scores)[0] for scores in columns]
+    temps = tuple(sorted({*_TEMPERATURES, sampling.temp}))
+    columns = [process_logits(logits, replace(sampling, temp=temp), ids) for temp in temps]
+    distributions = [softmax(scores)[0] for scores in columns]
     candidates = tuple(
-        Tempered(
-            Token.of(tokenizer, each),
+        TemperatureCandidate(
+            Token.from_id(tokenizer, token),
             tuple(
-                _chance(scores, probabilities, each)
-                for scores, probabilities in zip(columns, drawn, strict=True)
+                _kept_probability(scores, probabilities, token)
+                for scores, probabilities in zip(columns, distributions, strict=True)
             ),
         )
-        for each in likeliest(logits, top)
+        for token in topk_ids(logits, k)
     )
     return SweepView(
-        Token.of(tokenizer, ids[-1]), temps, sampling.temp, tuple(map(_entropy, drawn)), candidates
+        Token.from_id(tokenizer, ids[-1]),
+        temps,
+        sampling.temp,
+        tuple(map(_entropy, distributions)),
+        candidates,
     )
 
 
@@ -117,24 +121,26 @@ def prob_view(
     decoder: Decoder,
     tokenizer: Tokenizer,
     ids: Sequence[int],
-    more: Sequence[int],
+    continuation_ids: Sequence[int],
     interrupted: Callable[[], bool],
 ) -> ProbView:
     """Return how likely `more` is after `ids`, token by token. Raises UserError if stopped."""
-    text, chances, total = list(ids), [], 0.0
-    for token in more:
-        logits = next_logits(decoder, text, interrupted)
+    prefix_ids, continuation, total = list(ids), [], 0.0
+    for token in continuation_ids:
+        logits = next_logits(decoder, prefix_ids, interrupted)
         _, log_probabilities = softmax(logits)
-        best = likeliest(logits, 1)[0]
-        chances.append(
-            Chance(
-                Token.of(tokenizer, token), exp(log_probabilities[token]), rank(logits, token),
-                Token.of(tokenizer, best), exp(log_probabilities[best]),
+        top_token = topk_ids(logits, 1)[0]
+        continuation.append(
+            ContinuationToken(
+                Token.from_id(tokenizer, token), exp(log_probabilities[token]), rank(logits, token),
+                Token.from_id(tokenizer, top_token), exp(log_probabilities[top_token]),
             )
         )  # fmt: skip
         total += float(log_probabilities[token])
-        text.append(token)
-    return ProbView(Token.of(tokenizer, ids[-1]), tuple(chances), exp(total), abs(total) / LN2)
+        prefix_ids.append(token)
+    return ProbView(
+        Token.from_id(tokenizer, ids[-1]), tuple(continuation), exp(total), abs(total) / LN2
+    )
 
 
 def branches_view(
@@ -143,24 +149,24 @@ def branches_view(
     ids: Sequence[int],
     sampling: Sampling,
     seed: int,
-    ways: int,
+    n_branches: int,
     *,
     max_tokens: int,
     stop: Sequence[str] = (),
-    end: Collection[int] = (),
-    interrupted: Callable[[], bool] = never,
+    eos_token_ids: Collection[int] = (),
+    interrupted: Callable[[], bool] = never_interrupted,
 ) -> BranchesView:
     """Return `ways` continuations of `ids` by at most `max_tokens` tokens each.
 
     Stopped, it has those made so far.
     """
     branches = []
-    for way in range(ways):
+    for branch_index in range(n_branches):
         steps: list[Step] = []
         finished = Finished("length", "", len(ids), 0, 0.0, 0.0)
         for event in generate(
-            decoder, tokenizer, ids, sampling, numbers(seed + way),
-            max_tokens=max_tokens, stop=stop, end=end, interrupted=interrupted,
+            decoder, tokenizer, ids, sampling, make_rng(seed + branch_index),
+            max_tokens=max_tokens, stop=stop, eos_token_ids=eos_token_ids, interrupted=interrupted,
         ):  # fmt: skip
             if isinstance(event, Step):
                 steps.append(event)
@@ -169,22 +175,22 @@ def branches_view(
         branches.append(_branch(tokenizer, steps, finished, stop))
         if finished.reason == "interrupt":
             break
-    return BranchesView(Token.of(tokenizer, ids[-1]), seed, tuple(branches))
+    return BranchesView(Token.from_id(tokenizer, ids[-1]), seed, tuple(branches))
 
 
-def _chance(scores: Scores, drawn: Probabilities, token: int) -> float | None:
-    return float(drawn[token]) if np.isfinite(scores[token]) else None
+def _kept_probability(scores: Scores, sampling_probs: Probabilities, token: int) -> float | None:
+    return float(sampling_probs[token]) if np.isfinite(scores[token]) else None
 
 
 def _entropy(probabilities: Probabilities) -> float:
-    some = probabilities[probabilities > 0]
-    return entropy(some, np.log(some))
+    positive = probabilities[probabilities > 0]
+    return entropy(positive, np.log(positive))
 
 
 def _branch(
     tokenizer: Tokenizer, steps: Sequence[Step], finished: Finished, stop: Sequence[str]
 ) -> Branch:
     probs = tuple(step.model_prob for step in steps)
-    said = len(kept(tokenizer, [step.id for step in steps], finished, stop))
-    tokens = tuple(Token.of(tokenizer, step.id) for step in steps)
-    return Branch(tokens, probs, prod(probs), finished.reason, said)
+    n_text_tokens = len(text_token_ids(tokenizer, [step.id for step in steps], finished, stop))
+    tokens = tuple(Token.from_id(tokenizer, step.id) for step in steps)
+    return Branch(tokens, probs, prod(probs), finished.reason, n_text_tokens)

@@ -14,14 +14,16 @@ from minillm_repl.generate.options import Sampling
 LN2 = float(np.log(2))
 Scores = NDArray[np.float32]
 Probabilities = NDArray[np.float64]
-Arrays = tuple[Probabilities, Probabilities]
+SoftmaxArrays = tuple[Probabilities, Probabilities]
 
 # tokens: of more than these, what is fresh or not needed costs more than avoiding it
-_LARGE = 4_096
+_LARGE_VOCAB = 4_096
 _BLOCK = 256
 
 
-def stages(sampling: Sampling, seen: Sequence[int]) -> list[tuple[str, Callable[[Scores], Scores]]]:
+def stages(
+    sampling: Sampling, input_ids: Sequence[int]
+) -> list[tuple[str, Callable[[Scores], Scores]]]:
     """Return the samplers that are on, named, in the order in which they are applied.
 
     `seen` are the token ids of the text so far, for the repetition penalty.
@@ -29,10 +31,13 @@ def stages(sampling: Sampling, seen: Sequence[int]) -> list[tuple[str, Callable[
     applied: list[tuple[str, Callable[[Scores], Scores]]] = []
     if sampling.repeat_penalty != 1:
         applied.append(
-            ("repeat-penalty", lambda scores: _penalise(scores, seen, sampling.repeat_penalty))
+            (
+                "repeat-penalty",
+                lambda scores: _repeat_penalty(scores, input_ids, sampling.repeat_penalty),
+            )
         )
     if sampling.temp == 0:
-        return [*applied, ("temp", _likeliest)]  # one token is left: nothing more to cut
+        return [*applied, ("temp", _greedy)]  # one token is left: nothing more to cut
     if sampling.temp != 1:
         applied.append(("temp", lambda scores: scores / np.float32(max(sampling.temp, 1e-20))))
     if sampling.top_k:
@@ -44,29 +49,29 @@ def stages(sampling: Sampling, seen: Sequence[int]) -> list[tuple[str, Callable[
     return applied
 
 
-def process(logits: Scores, sampling: Sampling, seen: Sequence[int]) -> Scores:
+def process_logits(logits: Scores, sampling: Sampling, input_ids: Sequence[int]) -> Scores:
     """Return the scores after all samplers; the likeliest token is never cut."""
-    for _, stage in stages(sampling, seen):
+    for _, stage in stages(sampling, input_ids):
         logits = stage(logits)
     return logits
 
 
-def softmax(scores: Scores, into: Arrays | None = None) -> Arrays:
+def softmax(scores: Scores, out: SoftmaxArrays | None = None) -> SoftmaxArrays:
     """Return probabilities and their natural logarithms, in float64; the only softmax over a
     vocabulary here.
 
     `into` is what `arrays` gave, to be filled.
     """
-    if into is None:
+    if out is None:
         probabilities, logs = None, scores.astype(np.float64)
     else:
-        probabilities, logs = into
+        probabilities, logs = out
         kept = scores > -np.inf
         if np.count_nonzero(kept) < len(scores) // 2:
             probabilities.fill(0)
             logs.fill(-np.inf)
             probabilities[kept], logs[kept] = softmax(scores[kept])
-            return into
+            return out
         logs[:] = scores
     logs -= logs.max()
     probabilities = np.exp(logs, out=probabilities)
@@ -76,52 +81,57 @@ def softmax(scores: Scores, into: Arrays | None = None) -> Arrays:
     return probabilities, logs
 
 
-def arrays(vocabulary: int) -> Arrays | None:
+def make_scratch(vocab_size: int) -> SoftmaxArrays | None:
     """Return room for one `softmax` after the other, where that is faster: where the vocabulary
     is large.
     """
-    return (np.empty(vocabulary), np.empty(vocabulary)) if vocabulary >= _LARGE else None
+    return (np.empty(vocab_size), np.empty(vocab_size)) if vocab_size >= _LARGE_VOCAB else None
 
 
-def draw(probabilities: Probabilities, rng: np.random.Generator) -> int:
+def sample_token(probabilities: Probabilities, rng: np.random.Generator) -> int:
     """Draw a token id, using up exactly one number of `rng`."""
-    aim, start = rng.random(), 0
-    if len(probabilities) < _LARGE:
+    threshold, start = rng.random(), 0
+    if len(probabilities) < _LARGE_VOCAB:
         cumulative = probabilities.cumsum()
-        aim *= cumulative[-1]
+        threshold *= cumulative[-1]
     else:  # sums of blocks say in which one it is
         blocks = np.add.reduceat(probabilities, np.arange(0, len(probabilities), _BLOCK)).cumsum()
-        aim *= blocks[-1]
-        block = min(int(blocks.searchsorted(aim, side="right")), len(blocks) - 1)
-        aim -= blocks[block - 1] if block else 0.0
+        threshold *= blocks[-1]
+        block = min(int(blocks.searchsorted(threshold, side="right")), len(blocks) - 1)
+        threshold -= blocks[block - 1] if block else 0.0
         start = block * _BLOCK
         cumulative = probabilities[start : start + _BLOCK].cumsum()
-    place = int(cumulative.searchsorted(aim, side="right"))
-    if place == len(cumulative):  # what was rounded up must not reach past the last candidate
-        return int(probabilities[: start + place].nonzero()[0][-1])
-    return start + place
+    offset = int(cumulative.searchsorted(threshold, side="right"))
+    if offset == len(cumulative):  # what was rounded up must not reach past the last candidate
+        return int(probabilities[: start + offset].nonzero()[0][-1])
+    return start + offset
 
 
-def numbers(seed: int, place: int = 0) -> np.random.Generator:
+def make_rng(seed: int, token_index: int = 0) -> np.random.Generator:
     """Return the random numbers of a seed, from the one on that draws a completion's token
     number `place`.
     """
     bits = np.random.PCG64(seed)
-    bits.advance(place)
+    bits.advance(token_index)
     return np.random.Generator(bits)
 
 
-def likeliest(logits: Scores, top: int) -> list[int]:
+def topk_ids(logits: Scores, k: int) -> list[int]:
     """Return the ids of the `top` likeliest tokens, ties by id."""
-    above = np.flatnonzero(logits >= _least_of(logits, top))
-    order: list[int] = above[(-logits[above]).argsort(kind="stable")][:top].tolist()
-    return order
+    candidate_ids = np.flatnonzero(logits >= _kth_largest(logits, k))
+    ids: list[int] = candidate_ids[(-logits[candidate_ids]).argsort(kind="stable")][:k].tolist()
+    return ids
 
 
 def rank(logits: Scores, token: int) -> int:
     """Return a token's place among all, 1 being the likeliest; ties by id."""
-    own = logits[token]
-    return int(np.count_nonzero(logits > own) + np.count_nonzero(logits[:token] == own)) + 1
+    token_logit = logits[token]
+    return (
+        int(
+            np.count_nonzero(logits > token_logit) + np.count_nonzero(logits[:token] == token_logit)
+        )
+        + 1
+    )
 
 
 def entropy(probabilities: Probabilities, logs: Probabilities) -> float:
@@ -131,18 +141,20 @@ def entropy(probabilities: Probabilities, logs: Probabilities) -> float:
     return abs(float(np.einsum("i,i", probabilities, logs))) / LN2
 
 
-def _likeliest(scores: Scores) -> Scores:
-    only = np.full_like(scores, -np.inf)
+def _greedy(scores: Scores) -> Scores:
+    masked = np.full_like(scores, -np.inf)
     best = scores.argmax()
-    only[best] = scores[best]
-    return only
+    masked[best] = scores[best]
+    return masked
 
 
-def _penalise(scores: Scores, seen: Sequence[int], penalty: float) -> Scores:
+def _repeat_penalty(scores: Scores, input_ids: Sequence[int], penalty: float) -> Scores:
     scores = scores.copy()
-    ids = np.unique(np.asarray(seen, dtype=np.int64))
-    found = scores[ids]
-    scores[ids] = np.where(found < 0, found * np.float32(penalty), found / np.float32(penalty))
+    ids = np.unique(np.asarray(input_ids, dtype=np.int64))
+    id_scores = scores[ids]
+    scores[ids] = np.where(
+        id_scores < 0, id_scores * np.float32(penalty), id_scores / np.float32(penalty)
+    )
     return scores
 
 
@@ -150,30 +162,30 @@ def _top_k(scores: Scores, k: int) -> Scores:
     if k >= len(scores):
         return scores
     # ties with the k-th stay
-    return np.where(scores < _least_of(scores, k), np.float32(-np.inf), scores)
+    return np.where(scores < _kth_largest(scores, k), np.float32(-np.inf), scores)
 
 
-def _least_of(scores: Scores, top: int) -> np.float32:
+def _kth_largest(scores: Scores, k: int) -> np.float32:
     """Return the least of the `top` highest scores."""
-    top = min(top, len(scores))
-    least: np.float32 = np.partition(scores, -top)[-top]
-    return least
+    k = min(k, len(scores))
+    kth_score: np.float32 = np.partition(scores, -k)[-k]
+    return kth_score
 
 
 def _top_p(scores: Scores, p: float) -> Scores:
-    probabilities, most = softmax(scores)[0], np.float32(1 - p)
-    low = scores < _least_of(scores, _LARGE)
-    cut_anyway = probabilities.sum(where=low)
-    if cut_anyway > most:  # then there is nothing for it but to sort them all
-        low[:], cut_anyway = False, 0.0
-    rest = np.flatnonzero(~low)
-    order = rest[scores[rest].argsort(kind="stable")]  # least likely first
-    shares = probabilities[order].astype(np.float32)
-    shares[0] += cut_anyway
-    cut = shares.cumsum() <= most
-    cut[-1] = False  # the likeliest always stays
-    scores = np.where(low, np.float32(-np.inf), scores)
-    scores[order[cut]] = -np.inf
+    probabilities, max_dropped = softmax(scores)[0], np.float32(1 - p)
+    below_block = scores < _kth_largest(scores, _LARGE_VOCAB)
+    dropped_mass = probabilities.sum(where=below_block)
+    if dropped_mass > max_dropped:  # then there is nothing for it but to sort them all
+        below_block[:], dropped_mass = False, 0.0
+    remaining_ids = np.flatnonzero(~below_block)
+    order = remaining_ids[scores[remaining_ids].argsort(kind="stable")]  # least likely first
+    sorted_probs = probabilities[order].astype(np.float32)
+    sorted_probs[0] += dropped_mass
+    dropped = sorted_probs.cumsum() <= max_dropped
+    dropped[-1] = False  # the likeliest always stays
+    scores = np.where(below_block, np.float32(-np.inf), scores)
+    scores[order[dropped]] = -np.inf
     return scores
 
 

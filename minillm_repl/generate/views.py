@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from minillm_repl.generate.events import Reason
 from minillm_repl.tokenizer.base import Token
-from minillm_repl.tokenizer.window import OnText
+from minillm_repl.tokenizer.window import Truncation
 
 Row = tuple[float, ...]
 
@@ -23,7 +23,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class StagedCandidate:
+class SamplerCandidate:
     """A token on its way through the samplers."""
 
     token: Token
@@ -33,16 +33,16 @@ class StagedCandidate:
 
 
 @dataclass(frozen=True)
-class SamplerView(OnText):
+class SamplerView(Truncation):
     """From logits to what is drawn from, stage by stage."""
 
     after: Token  # the last of the text
     stages: tuple[Stage, ...]
-    candidates: tuple[StagedCandidate, ...]  # the likeliest by the model
+    candidates: tuple[SamplerCandidate, ...]  # the likeliest by the model
 
 
 @dataclass(frozen=True)
-class Tempered:
+class TemperatureCandidate:
     """A token's probability of being drawn at each temperature."""
 
     token: Token
@@ -50,18 +50,18 @@ class Tempered:
 
 
 @dataclass(frozen=True)
-class SweepView(OnText):
+class SweepView(Truncation):
     """The same candidates at several temperatures, the other samplers being as they are set."""
 
     after: Token
     temps: Row
     now: float  # the temperature that is set
     entropies: Row  # bits, of what is drawn from
-    candidates: tuple[Tempered, ...]
+    candidates: tuple[TemperatureCandidate, ...]
 
 
 @dataclass(frozen=True)
-class Chance:
+class ContinuationToken:
     """One token of a continuation that was asked about."""
 
     token: Token
@@ -72,11 +72,11 @@ class Chance:
 
 
 @dataclass(frozen=True)
-class ProbView(OnText):
+class ProbView(Truncation):
     """How likely the model finds a continuation."""
 
     after: Token
-    chances: tuple[Chance, ...]
+    chances: tuple[ContinuationToken, ...]
     prob: float  # of all of it: the product
     bits: float  # its surprisal, −log2 of that
 
@@ -94,7 +94,7 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class BranchesView(OnText):
+class BranchesView(Truncation):
     """Several ways on from the same text; drawn with the seeds `seed`, `seed` + 1 ..."""
 
     after: Token

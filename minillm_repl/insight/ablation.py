@@ -7,15 +7,17 @@ import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from torch import Tensor
 
 from minillm_repl.errors import UserError
-from minillm_repl.insight.inspected_text import Subject, check_layer, checked
+from minillm_repl.insight.inspected_text import InspectedText, check_finite, check_layer
 from minillm_repl.insight.views.changes import HeadEffect, ScanView
 from minillm_repl.language import _
-from minillm_repl.model.hooks import Tap, in_turn
+from minillm_repl.model.hooks import Hook, compose
 
 _AT_ONCE = 2**24  # logits that are made at once: 64 MiB
 
 
-def silencing(subject: Subject, layer: int, head: int | None = None, how: str = "zero") -> Tap:
+def silencing(
+    subject: InspectedText, layer: int, head: int | None = None, how: str = "zero"
+) -> Hook:
     """Return a tap that silences a head before the output projection, or all that a block adds to
     the stream.
 
@@ -24,8 +26,10 @@ def silencing(subject: Subject, layer: int, head: int | None = None, how: str = 
     """
     check_layer(subject.config, layer, head)
     block = f"blocks.{layer}."
-    names = [block + "attention.out", block + "ff.out"] if head is None else [block + "attention.z"]
-    found = subject.record(*names, last=True)[1] if how == "mean" else {}
+    names = (
+        [block + "attention.out", block + "mlp.out"] if head is None else [block + "attention.z"]
+    )
+    found = subject.run_with_cache(*names, last_only=True)[1] if how == "mean" else {}
     # (width,) or (head, head_size)
     instead = {name: found[name].mean(0) if found else None for name in names}
 
@@ -41,7 +45,7 @@ def silencing(subject: Subject, layer: int, head: int | None = None, how: str = 
 
 @torch.no_grad()
 def scan_view(
-    subject: Subject, how: str = "zero", told: Callable[[float], None] = lambda _: None
+    subject: InspectedText, how: str = "zero", told: Callable[[float], None] = lambda _: None
 ) -> ScanView:
     """Return what each head is worth to the text: the change of its mean loss when that head alone
     is silenced.
@@ -50,11 +54,11 @@ def scan_view(
     of one token.
     """
     if len(subject.ids) < 2:
-        raise UserError(_("a text of one token has no loss: give a longer one in quotes"))
-    logits, found = subject.record("attention.z")
+        raise UserError(_("a text of one token has no loss; put a longer text in quotes"))
+    logits, found = subject.run_with_cache("attention.z")
     loss = _losses(subject, logits[None])[0]
     effects = []
-    for layer in range(subject.config.layers):
+    for layer in range(subject.config.n_layers):
         name = f"blocks.{layer}.attention.z"
         # (head, head_size)
         instead = found[name].mean(0) if how == "mean" else torch.zeros_like(found[name][0])
@@ -62,12 +66,12 @@ def scan_view(
             each - loss for each in _each_silenced(subject, name, instead, logits[:-1].numel())
         ]
         effects += [HeadEffect(layer, head, change) for head, change in enumerate(changes)]
-        told((layer + 1) / subject.config.layers)
+        told((layer + 1) / subject.config.n_layers)
     effects.sort(key=lambda effect: -effect.change)
-    return ScanView(subject.tokens, loss, how, tuple(effects), **subject.where)
+    return ScanView(subject.tokens, loss, how, tuple(effects), **subject.window_fields)
 
 
-def _each_silenced(subject: Subject, name: str, instead: Tensor, logits: int) -> list[float]:
+def _each_silenced(subject: InspectedText, name: str, instead: Tensor, logits: int) -> list[float]:
     """Return the losses with each head of a layer replaced, as many at once as memory allows:
     one to a row.
     """
@@ -83,16 +87,18 @@ def _each_silenced(subject: Subject, name: str, instead: Tensor, logits: int) ->
             changed[torch.arange(len(heads)), :, heads] = instead[heads, None]
             return changed
 
-        rows = subject.input.expand(len(heads), -1)
-        losses += _losses(subject, checked(subject.model(rows, tap=in_turn(subject.tap, tap))))
+        rows = subject.input_ids.expand(len(heads), -1)
+        losses += _losses(
+            subject, check_finite(subject.model(rows, hook=compose(subject.hook, tap)))
+        )
     return losses
 
 
-def _losses(subject: Subject, logits: Tensor) -> list[float]:
+def _losses(subject: InspectedText, logits: Tensor) -> list[float]:
     """Return the mean loss of the text after its first token, in nats, for each row of logits
     (row, time, vocab).
     """
-    targets = subject.input[0, 1:]
+    targets = subject.input_ids[0, 1:]
     return [float(F.cross_entropy(row[:-1].double(), targets)) for row in logits]
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from minillm_repl.insight.inspected_text import Subject, check_layer, rows
+from minillm_repl.insight.inspected_text import InspectedText, check_layer, to_tuples
 from minillm_repl.insight.views.thinking import FocusView, HeadFocus, HeadView, LayerView, Pattern
 from minillm_repl.language import N_
 from minillm_repl.model.attention import attention_weights
@@ -13,13 +13,13 @@ _BY_CONTENT = N_("same token"), N_("induction on this text")
 _ENOUGH = 3  # positions, before these are told of a head
 
 
-def head_view(subject: Subject, layer: int, head: int) -> HeadView:
+def head_view(subject: InspectedText, layer: int, head: int) -> HeadView:
     """Return one head's attention on the text. Raises UserError if there is no such head."""
     check_layer(subject.config, layer, head)
     return layer_view(subject, layer).heads[head]
 
 
-def layer_view(subject: Subject, layer: int) -> LayerView:
+def layer_view(subject: InspectedText, layer: int) -> LayerView:
     """Return all heads of a layer. Raises UserError if there is no such layer."""
     check_layer(subject.config, layer)
     of_layer = weights(subject, layer)[layer]
@@ -27,32 +27,34 @@ def layer_view(subject: Subject, layer: int) -> LayerView:
     return LayerView(
         subject.tokens,
         tuple(
-            HeadView(layer, head, subject.tokens, rows(each), of, **subject.where)
+            HeadView(layer, head, subject.tokens, to_tuples(each), of, **subject.window_fields)
             for head, (each, of) in enumerate(zip(of_layer, found, strict=True))
         ),
-        **subject.where,
+        **subject.window_fields,
     )
 
 
-def focus_view(subject: Subject) -> FocusView:
+def focus_view(subject: InspectedText) -> FocusView:
     """Return where the last token looked through every head of every layer."""
     heads = []
     for layer, of_layer in weights(subject).items():
         found = patterns(of_layer, subject.ids, _window(subject, layer))
         for head, weight in enumerate(of_layer):
             most = weight[-1].argsort(descending=True, stable=True)[:_LOOKS].tolist()
-            looked = tuple((subject.position(place), float(weight[-1, place])) for place in most)
+            looked = tuple((subject.position_of(place), float(weight[-1, place])) for place in most)
             heads.append(HeadFocus(layer, head, looked, found[head]))
-    return FocusView(subject.tokens, tuple(heads), **subject.where)
+    return FocusView(subject.tokens, tuple(heads), **subject.window_fields)
 
 
-def weights(subject: Subject, layer: int | None = None) -> dict[int, Tensor]:
+def weights(subject: InspectedText, layer: int | None = None) -> dict[int, Tensor]:
     """Return the attention weights of one layer, or of all: each (head, time, time), as they
     were in one pass.
     """
-    layers = range(subject.config.layers) if layer is None else [layer]
+    layers = range(subject.config.n_layers) if layer is None else [layer]
     prefix = "" if layer is None else f"blocks.{layer}."
-    _, found = subject.record(prefix + "attention.q", prefix + "attention.k", last=True)
+    _, found = subject.run_with_cache(
+        prefix + "attention.q", prefix + "attention.k", last_only=True
+    )
     return {
         each: attention_weights(
             found[f"blocks.{each}.attention.q"][None],
@@ -114,7 +116,7 @@ def _visible(time: int, window: int) -> Tensor:
     return every.triu(1 - window) if window else every
 
 
-def _window(subject: Subject, layer: int) -> int:
+def _window(subject: InspectedText, layer: int) -> int:
     """Return how many positions back a layer sees, itself included; 0 is all."""
     windows = getattr(subject.config, "windows", ())
     return windows[layer] if windows else 0

@@ -3,14 +3,16 @@
 import torch
 from torch import Tensor
 
-from minillm_repl.insight.inspected_text import Subject, likeliest, rank
+from minillm_repl.insight.inspected_text import InspectedText, rank, topk_ids
 from minillm_repl.insight.views.thinking import Part, ResidualView, StreamRow, WhyView
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.tokenizer.base import Token
 
 
 @torch.no_grad()
-def why_view(subject: Subject, token: int | None = None, versus: int | None = None) -> WhyView:
+def why_view(
+    subject: InspectedText, token: int | None = None, versus: int | None = None
+) -> WhyView:
     """Return what each part adds to the next token's logit, or to the difference of two; by default
     the likeliest's.
 
@@ -18,11 +20,11 @@ def why_view(subject: Subject, token: int | None = None, versus: int | None = No
     ends as: so with the last norm's scale held at its value, the parts add up to the logit. They
     are worked out in float64.
     """
-    names = "embedding", "attention.z", "attention.out", "ff.out", "residual"
-    logits, found = subject.record(*names, last=True)
+    names = "embedding", "attention.z", "attention.out", "mlp.out", "residual"
+    logits, found = subject.run_with_cache(*names, last_only=True)
     found = {name: tensor[-1].double() for name, tensor in found.items()}  # of the last position
     final = logits[0].double()
-    token = likeliest(final, 1)[0] if token is None else token
+    token = topk_ids(final, 1)[0] if token is None else token
     direction, constant = reading(subject.model, found[_last(subject)], token)
     logit = float(final[token])
     if versus is not None:
@@ -36,35 +38,35 @@ def why_view(subject: Subject, token: int | None = None, versus: int | None = No
     parts = [*values, ("bias", constant)]
     return WhyView(
         tokens=subject.tokens,
-        token=Token.of(subject.tokenizer, token),
-        versus=None if versus is None else Token.of(subject.tokenizer, versus),
+        token=Token.from_id(subject.tokenizer, token),
+        versus=None if versus is None else Token.from_id(subject.tokenizer, versus),
         logit=logit,
         prob=float(final.softmax(-1)[token]),
         rank=rank(final, token),
         parts=tuple(Part(name, value) for name, value in parts),
-        **subject.where,
+        **subject.window_fields,
     )
 
 
 @torch.no_grad()
-def residual_view(subject: Subject) -> ResidualView:
+def residual_view(subject: InspectedText) -> ResidualView:
     """Return the norms of the residual stream at the last position, and of what each block adds
     to it.
     """
-    _, found = subject.record(
-        "embedding", "attention.out", "residual.mid", "ff.out", "residual", last=True
+    _, found = subject.run_with_cache(
+        "embedding", "attention.out", "residual.mid", "mlp.out", "residual", last_only=True
     )
-    parallel = getattr(subject.config, "parallel", False)
+    parallel = subject.config.parallel_residual
     read = stream = torch.zeros_like(found["embedding"][-1])
     rows = []
     for name, added in found.items():
         if ".residual" in name:
             continue
         vector = added[-1]
-        if not (parallel and name.endswith("ff.out")):  # there it reads what attention has read
+        if not (parallel and name.endswith("mlp.out")):  # there it reads what attention has read
             read = stream
         total = stream + vector
-        after = name.replace("attention.out", "residual.mid").replace("ff.out", "residual")
+        after = name.replace("attention.out", "residual.mid").replace("mlp.out", "residual")
         stream = found[after][-1] if name != "embedding" and after in found else total
         outside = _differs(stream, total)
         rows.append(_row(_place(name), vector, total if outside else stream, read))
@@ -73,7 +75,10 @@ def residual_view(subject: Subject) -> ResidualView:
                 _row(f"added after layer {name.split('.')[1]}", stream - total, stream, total)
             )
     return ResidualView(
-        subject.position(len(subject.ids) - 1), subject.tokens, tuple(rows), **subject.where
+        subject.position_of(len(subject.ids) - 1),
+        subject.tokens,
+        tuple(rows),
+        **subject.window_fields,
     )
 
 
@@ -82,7 +87,7 @@ def _row(place: str, added: Tensor, stream: Tensor, read: Tensor) -> StreamRow:
     return StreamRow(place, float(added.norm()), float(stream.norm()), float(aligned))
 
 
-def written(subject: Subject, found: dict[str, Tensor]) -> dict[str, Tensor]:
+def written(subject: InspectedText, found: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return what each part writes into the stream at one position: (width,) each, in the model's
     order.
 
@@ -94,10 +99,10 @@ def written(subject: Subject, found: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     parts = {"embedding": found["embedding"]}
     stream = parts["embedding"]
-    for layer in range(subject.config.layers):
+    for layer in range(subject.config.n_layers):
         block = f"blocks.{layer}."
         heads = _heads(subject, layer, found[block + "attention.z"])
-        attention, forward = found[block + "attention.out"], found[block + "ff.out"]
+        attention, forward = found[block + "attention.out"], found[block + "mlp.out"]
         changed = _differs(attention, sum(heads.values(), torch.zeros_like(attention)))
         parts |= {f"attention {layer}": attention} if changed else heads
         parts[f"feed-forward {layer}"] = forward
@@ -107,7 +112,7 @@ def written(subject: Subject, found: dict[str, Tensor]) -> dict[str, Tensor]:
     return parts
 
 
-def _heads(subject: Subject, layer: int, z: Tensor) -> dict[str, Tensor]:
+def _heads(subject: InspectedText, layer: int, z: Tensor) -> dict[str, Tensor]:
     """Return what each head of a layer writes, z (head, head_size) through its columns of the
     projection; its bias.
     """
@@ -144,8 +149,8 @@ def reading(model: LanguageModel, stream: Tensor, token: int) -> tuple[Tensor, f
     return direction, constant if bias is None else constant + float(bias[token])
 
 
-def _last(subject: Subject) -> str:
-    return f"blocks.{subject.config.layers - 1}.residual"
+def _last(subject: InspectedText) -> str:
+    return f"blocks.{subject.config.n_layers - 1}.residual"
 
 
 def _place(name: str) -> str:

@@ -3,19 +3,19 @@
 import torch
 from torch import Tensor
 
-from minillm_repl.insight.inspected_text import Subject, likeliest
+from minillm_repl.insight.inspected_text import InspectedText, topk_ids
 from minillm_repl.insight.surprise import bits_per_byte, byte_spans, surprisals
 from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.texts import CompareView, Difference
 from minillm_repl.language import N_
 from minillm_repl.tokenizer.base import Token
-from minillm_repl.tokenizer.lookup import put_before, same_vocabulary
+from minillm_repl.tokenizer.lookup import count_prefix_spaces, has_same_vocabulary
 
 _TOP, _MOST = 8, 8
 
 
 @torch.no_grad()
-def compare_view(ours: Subject, theirs: Subject, names: tuple[str, str]) -> CompareView:
+def compare_view(ours: InspectedText, theirs: InspectedText, names: tuple[str, str]) -> CompareView:
     """Return what two models make of a text; where they do not share a vocabulary, only what can
     be compared.
     """
@@ -42,7 +42,7 @@ def compare_view(ours: Subject, theirs: Subject, names: tuple[str, str]) -> Comp
         )
         if last
         else None,
-        **ours.where,
+        **ours.window_fields,
         same_top=sum(each.ours.token == each.theirs.token for each in differences)
         if last
         else None,
@@ -52,27 +52,31 @@ def compare_view(ours: Subject, theirs: Subject, names: tuple[str, str]) -> Comp
     )
 
 
-def _apart(ours: Subject, theirs: Subject, as_many: bool) -> str:
+def _apart(ours: InspectedText, theirs: InspectedText, as_many: bool) -> str:
     """Return why the two distributions cannot be compared token by token; nothing if they can."""
     if _text(ours) != _text(theirs):
-        return N_("they do not read the same text: one lacks characters of it")
-    if not as_many or not same_vocabulary(ours.tokenizer, theirs.tokenizer):
-        return N_("the two have different vocabularies")
-    if ours.where != theirs.where:
-        return N_("one sees less of the text than the other")
+        return N_("the two models read different texts: one of them lacks some characters")
+    if not as_many or not has_same_vocabulary(ours.tokenizer, theirs.tokenizer):
+        return N_("the two models have different vocabularies")
+    if ours.window_fields != theirs.window_fields:
+        return N_("one model sees less of the text than the other")
     if ours.ids != theirs.ids:
-        return N_("the two cut the text into different tokens")
+        return N_("the two models tokenize the text differently")
     return ""
 
 
-def _text(subject: Subject) -> bytes:
+def _text(subject: InspectedText) -> bytes:
     """Return the bytes of the whole text, without a space that the tokenizer has put before it."""
-    tokens = subject.whole
-    lead = put_before(subject.tokenizer, tokens) if subject.lead is None else subject.lead
+    tokens = subject.all_ids
+    lead = (
+        count_prefix_spaces(subject.tokenizer, tokens)
+        if subject.prepended_bytes is None
+        else subject.prepended_bytes
+    )
     return b"".join(map(subject.tokenizer.token_bytes, tokens))[lead:]
 
 
-def _shared_start(ours: Subject, theirs: Subject) -> int | None:
+def _shared_start(ours: InspectedText, theirs: InspectedText) -> int | None:
     """Return the first byte of the text from which on both models expect each token, and at
     which both begin one.
     """
@@ -83,26 +87,26 @@ def _shared_start(ours: Subject, theirs: Subject) -> int | None:
     return min(begins[0] & begins[1], default=None)
 
 
-def _difference(subject: Subject, place: int, logits: tuple[Tensor, ...]) -> Difference:
+def _difference(subject: InspectedText, place: int, logits: tuple[Tensor, ...]) -> Difference:
     ours, theirs = (each[place].double().log_softmax(-1) for each in logits)
     kl, back = (
         max(float(torch.nn.functional.kl_div(against, of, reduction="sum", log_target=True)), 0.0)
         for of, against in ((ours, theirs), (theirs, ours))
     )
-    best = [_likely(subject, each, likeliest(each, 1)[0]) for each in (ours, theirs)]
-    return Difference(subject.position(place), subject.tokens[place], kl, back, *best)
+    best = [_likely(subject, each, topk_ids(each, 1)[0]) for each in (ours, theirs)]
+    return Difference(subject.position_of(place), subject.tokens[place], kl, back, *best)
 
 
-def _top(subject: Subject, logits: Tensor) -> tuple[Likely, ...]:
+def _top(subject: InspectedText, logits: Tensor) -> tuple[Likely, ...]:
     here = logits.double().log_softmax(-1)
-    return tuple(_likely(subject, here, token) for token in likeliest(here, _TOP))
+    return tuple(_likely(subject, here, token) for token in topk_ids(here, _TOP))
 
 
-def _likely(subject: Subject, log_probabilities: Tensor, token: int) -> Likely:
-    return Likely(Token.of(subject.tokenizer, token), float(log_probabilities[token].exp()))
+def _likely(subject: InspectedText, log_probabilities: Tensor, token: int) -> Likely:
+    return Likely(Token.from_id(subject.tokenizer, token), float(log_probabilities[token].exp()))
 
 
-def _bits(subject: Subject, logits: Tensor, since: int | None) -> float | None:
+def _bits(subject: InspectedText, logits: Tensor, since: int | None) -> float | None:
     return (
         None if since is None else bits_per_byte(subject, surprisals(subject, logits), since=since)
     )

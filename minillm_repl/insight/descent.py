@@ -8,17 +8,19 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from torch import Tensor
 
-from minillm_repl.checkpoint.weight_map import Recipe
-from minillm_repl.checkpoint.weights import place_in_file
+from minillm_repl.checkpoint.weight_map import WeightMap
+from minillm_repl.checkpoint.weights import locate_in_file
 from minillm_repl.errors import UserError
-from minillm_repl.insight.inspected_text import Subject, checked
+from minillm_repl.insight.inspected_text import InspectedText, check_finite
 from minillm_repl.insight.views.changes import DescentView, Target
 from minillm_repl.language import _
-from minillm_repl.model.build import in_float32, without_weights
-from minillm_repl.storage.memory import check_room
+from minillm_repl.model.build import build_on_meta, float32_weights
+from minillm_repl.storage.memory import check_memory
 
 
-def descent_view(subject: Subject, rate: float, recipe: Recipe | None = None) -> DescentView:
+def descent_view(
+    subject: InspectedText, rate: float, recipe: WeightMap | None = None
+) -> DescentView:
     """Return what one step makes of the loss of a text; the model stays as it is.
 
     Computed in float32, of weights in 8 or 4 bits too. With the recipe of the model's file, the
@@ -26,14 +28,14 @@ def descent_view(subject: Subject, rate: float, recipe: Recipe | None = None) ->
     for weights that are no numbers, and for a rate that leads to none.
     """
     if len(subject.ids) < 2:
-        raise UserError(
-            _("a text of one token has no next token to learn: give a longer one in quotes")
-        )
+        raise UserError(_("a text of one token has no next token; put a longer text in quotes"))
     # each weight, its gradient and its new value
-    check_room(12 * subject.config.parameters, _("a step of descent"))
-    weights = {name: weight.requires_grad_() for name, weight in in_float32(subject.model).items()}
+    check_memory(12 * subject.config.n_params, _("gradient descent step"))
+    weights = {
+        name: weight.requires_grad_() for name, weight in float32_weights(subject.model).items()
+    }
     with torch.enable_grad():
-        before = checked(_losses(subject, weights))
+        before = check_finite(_losses(subject, weights))
         found = torch.autograd.grad(
             before.mean(), list(weights.values()), allow_unused=True, materialize_grads=True
         )
@@ -44,7 +46,7 @@ def descent_view(subject: Subject, rate: float, recipe: Recipe | None = None) ->
     if not after.isfinite().all():
         raise UserError(
             _(
-                "rate={rate} goes so far that the loss is no number any more: take less",
+                "the loss is not finite with rate={rate}; use a smaller rate",
                 rate=f"{rate:g}",
             )
         )
@@ -55,12 +57,12 @@ def descent_view(subject: Subject, rate: float, recipe: Recipe | None = None) ->
     )
     shape = tuple(gradients[most].shape)
     index = tuple(int(each) for each in torch.unravel_index(torch.tensor(place), shape))
-    name, index = place_in_file(recipe, most, shape, index) if recipe else (most, index)
+    name, index = locate_in_file(recipe, most, shape, index) if recipe else (most, index)
     return DescentView(
         subject.tokens,
         rate,
         tuple(
-            Target(subject.position(position), math.exp(-old), math.exp(-new), old, new)
+            Target(subject.position_of(position), math.exp(-old), math.exp(-new), old, new)
             for position, (old, new) in enumerate(zip(before.tolist(), after.tolist(), strict=True))
         ),
         float(before.mean()),
@@ -70,13 +72,13 @@ def descent_view(subject: Subject, rate: float, recipe: Recipe | None = None) ->
         value,
         gradient,
         value - rate * gradient,
-        **subject.where,
+        **subject.window_fields,
     )
 
 
-def _losses(subject: Subject, weights: dict[str, Tensor]) -> Tensor:
+def _losses(subject: InspectedText, weights: dict[str, Tensor]) -> Tensor:
     """Return −ln p of each token but the first (time − 1,), by the model with these weights."""
-    ids = subject.input
-    model = without_weights(subject.config)
-    logits = torch.func.functional_call(model, weights, (ids[:, :-1],), {"tap": subject.tap})[0]
+    ids = subject.input_ids
+    model = build_on_meta(subject.config)
+    logits = torch.func.functional_call(model, weights, (ids[:, :-1],), {"tap": subject.hook})[0]
     return F.cross_entropy(logits.double(), ids[0, 1:], reduction="none")

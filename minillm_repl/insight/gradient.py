@@ -5,13 +5,15 @@ the first layer.
 import torch
 from torch import Tensor
 
-from minillm_repl.insight.inspected_text import Subject, checked, likeliest
+from minillm_repl.insight.inspected_text import InspectedText, check_finite, topk_ids
 from minillm_repl.insight.views.thinking import GradView
-from minillm_repl.model.hooks import in_turn
+from minillm_repl.model.hooks import compose
 from minillm_repl.tokenizer.base import Token
 
 
-def grad_view(subject: Subject, token: int | None = None, versus: int | None = None) -> GradView:
+def grad_view(
+    subject: InspectedText, token: int | None = None, versus: int | None = None
+) -> GradView:
     """Return the gradient of the next token's logit, or of the difference of two, by each input
     vector.
 
@@ -27,19 +29,19 @@ def grad_view(subject: Subject, token: int | None = None, versus: int | None = N
         return entered[0]
 
     with torch.enable_grad():
-        logits = checked(
-            subject.model(subject.input, tap=in_turn(subject.tap, tap), last=True)[0, -1]
+        logits = check_finite(
+            subject.model(subject.input_ids, hook=compose(subject.hook, tap), last_only=True)[0, -1]
         )
-        token = likeliest(logits.detach(), 1)[0] if token is None else token
+        token = topk_ids(logits.detach(), 1)[0] if token is None else token
         logit = logits[token] if versus is None else logits[token] - logits[versus]
         (gradient,) = torch.autograd.grad(logit, entered)
     vectors, gradient = entered[0].detach()[0], gradient[0]  # each (time, width)
     return GradView(
         tokens=subject.tokens,
-        token=Token.of(subject.tokenizer, token),
-        versus=None if versus is None else Token.of(subject.tokenizer, versus),
+        token=Token.from_id(subject.tokenizer, token),
+        versus=None if versus is None else Token.from_id(subject.tokenizer, versus),
         logit=float(logit.detach()),
         times=tuple((gradient * vectors).sum(-1).tolist()),
         norms=tuple(gradient.norm(dim=-1).tolist()),
-        **subject.where,
+        **subject.window_fields,
     )

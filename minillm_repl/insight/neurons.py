@@ -3,7 +3,7 @@
 import torch
 
 from minillm_repl.errors import UserError
-from minillm_repl.insight.inspected_text import Subject, check_layer
+from minillm_repl.insight.inspected_text import InspectedText, check_layer
 from minillm_repl.insight.views.thinking import Neuron, NeuronsView
 from minillm_repl.language import _
 
@@ -11,19 +11,19 @@ _MOST = 12
 
 
 @torch.no_grad()
-def neurons_view(subject: Subject, layer: int, neuron: int | None = None) -> NeuronsView:
+def neurons_view(subject: InspectedText, layer: int, neuron: int | None = None) -> NeuronsView:
     """Return the neurons with the largest |activation| on the text, or one.
 
     Raises UserError if it is not there.
     """
     check_layer(subject.config, layer)
-    name = f"blocks.{layer}.ff.hidden"
-    hidden = subject.record(name, last=True)[1][name]  # (time, hidden)
+    name = f"blocks.{layer}.mlp.hidden"
+    hidden = subject.run_with_cache(name, last_only=True)[1][name]  # (time, hidden)
     size = hidden.shape[-1]
     if neuron is not None and not neuron < size:
         raise UserError(
             _(
-                "there is no neuron {neuron}: they count from 0 to {last}",
+                "no neuron {neuron}: neurons are numbered from 0 to {last}",
                 neuron=neuron,
                 last=size - 1,
             )
@@ -35,4 +35,4 @@ def neurons_view(subject: Subject, layer: int, neuron: int | None = None) -> Neu
         else [neuron]
     )
     neurons = (Neuron(index, tuple(hidden[:, index].tolist())) for index in order)
-    return NeuronsView(layer, size, subject.tokens, tuple(neurons), **subject.where)
+    return NeuronsView(layer, size, subject.tokens, tuple(neurons), **subject.window_fields)

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from minillm_repl.errors import UserError
-from minillm_repl.insight.inspected_text import Subject, checked, likeliest
+from minillm_repl.insight.inspected_text import InspectedText, check_finite, topk_ids
 from minillm_repl.insight.lens import place_name
 from minillm_repl.insight.views.changes import PatchView
 from minillm_repl.language import _
-from minillm_repl.model.hooks import in_turn
+from minillm_repl.model.hooks import compose
 from minillm_repl.tokenizer.base import Token
 
 _NAMES = {
     "residual": ("embedding", ".residual"),
     "attention": ("attention.out",),
-    "feed-forward": ("ff.out",),
+    "feed-forward": ("mlp.out",),
 }
 _AT_ONCE = 2**22  # numbers of one activation that exist at once
 _LEAST = 1e-3  # logits that the answers after A and B must lie apart; float32 rounds to some 1e-5
@@ -26,7 +26,10 @@ _LEAST = 1e-3  # logits that the answers after A and B must lie apart; float32 r
 
 @torch.no_grad()
 def patch_view(
-    a: Subject, b: Subject, what: str = "residual", told: Callable[[float], None] = lambda _: None
+    a: InspectedText,
+    b: InspectedText,
+    what: str = "residual",
+    told: Callable[[float], None] = lambda _: None,
 ) -> PatchView:
     """Return how much of A's answer each single activation of A, put into the pass over B, carries
     over.
@@ -40,41 +43,39 @@ def patch_view(
     after both.
     """
     for name, prompt in (("A", a), ("B", b)):
-        if prompt.gap:
+        if prompt.unseen_ids:
             raise UserError(
                 _(
-                    "prompt {name} is longer than the context: of its {all} tokens the model "
-                    "sees {seen}, and patching"
-                    " needs all",
+                    "prompt {name} exceeds the context: the model sees {seen} of its {all} "
+                    "tokens, but patching needs them all",
                     name=name,
-                    all=len(prompt.ids) + len(prompt.gap),
+                    all=len(prompt.ids) + len(prompt.unseen_ids),
                     seen=len(prompt.ids),
                 )
             )
     if len(a.ids) != len(b.ids):
         raise UserError(
             _(
-                "the prompts must have as many tokens as each other, and these have {a} and "
-                "{b}: `:tokens TEXT`"
-                " shows them",
+                "the two prompts need the same number of tokens, but have {a} and {b}; "
+                "check with `:tokens TEXT`",
                 a=len(a.ids),
                 b=len(b.ids),
             )
         )
     if a.ids == b.ids:
-        raise UserError(_("both prompts are the same to the model: there is nothing to carry over"))
-    logits_a, found = a.record(*_NAMES[what], last=True)
-    logits_b = b.logits(last=True)
+        raise UserError(_("both prompts are the same tokens: there is nothing to patch"))
+    logits_a, found = a.run_with_cache(*_NAMES[what], last_only=True)
+    logits_b = b.logits(last_only=True)
     answers = _answers(logits_a[0], logits_b[0])
     clean, corrupt = _apart(logits_a, answers)[0], _apart(logits_b, answers)[0]
     if abs(clean - corrupt) < _LEAST:
         raise UserError(
             _(
-                "the model says the same after both prompts (the logits of {a} and {b} "
-                "differ by {clean:.4f} after A"
-                " and by {corrupt:.4f} after B): a share of so little would be rounding",
-                a=Token.of(a.tokenizer, answers[0]).label,
-                b=Token.of(a.tokenizer, answers[1]).label,
+                "the logit difference of {a} and {b} is almost the same after both prompts "
+                "({clean:.4f} after A, {corrupt:.4f} after B): fractions of it would be "
+                "rounding errors",
+                a=Token.from_id(a.tokenizer, answers[0]).label,
+                b=Token.from_id(a.tokenizer, answers[1]).label,
                 clean=clean,
                 corrupt=corrupt,
             )
@@ -84,9 +85,9 @@ def patch_view(
         patched = _apart(patched_logits(b, name, activation), answers)
         effects.append(tuple((each - corrupt) / (clean - corrupt) for each in patched))
         told(len(effects) / len(found))
-    answer_a, answer_b = (Token.of(a.tokenizer, answer) for answer in answers)
+    answer_a, answer_b = (Token.from_id(a.tokenizer, answer) for answer in answers)
     places = tuple(_place(b, name) for name in found)
-    likeliest_both = answers == (likeliest(logits_a[0], 1)[0], likeliest(logits_b[0], 1)[0])
+    likeliest_both = answers == (topk_ids(logits_a[0], 1)[0], topk_ids(logits_b[0], 1)[0])
     return PatchView(
         what,
         a.tokens,
@@ -102,7 +103,7 @@ def patch_view(
 
 
 @torch.no_grad()
-def patched_logits(subject: Subject, name: str, activation: Tensor) -> Tensor:
+def patched_logits(subject: InspectedText, name: str, activation: Tensor) -> Tensor:
     """Return the last position's logits (time, vocab): row t is of a pass whose activation `name`
     was replaced at t.
 
@@ -120,8 +121,10 @@ def patched_logits(subject: Subject, name: str, activation: Tensor) -> Tensor:
             changed[torch.arange(len(places)), places] = activation[places]
             return changed
 
-        ids = subject.input.expand(len(places), -1)
-        rows.append(checked(subject.model(ids, tap=in_turn(subject.tap, tap), last=True)[:, 0]))
+        ids = subject.input_ids.expand(len(places), -1)
+        rows.append(
+            check_finite(subject.model(ids, hook=compose(subject.hook, tap), last_only=True)[:, 0])
+        )
     return torch.cat(rows)
 
 
@@ -129,12 +132,12 @@ def _answers(a: Tensor, b: Tensor) -> tuple[int, int]:
     """Return the likeliest tokens after A and after B, or those that most make the distributions
     differ.
     """
-    first, second = likeliest(a, 1)[0], likeliest(b, 1)[0]
+    first, second = topk_ids(a, 1)[0], topk_ids(b, 1)[0]
     if first != second:
         return first, second
     of_a, of_b = a.double().log_softmax(-1), b.double().log_softmax(-1)
     more = of_a - of_b
-    return likeliest(of_a.exp() * more, 1)[0], likeliest(of_b.exp() * -more, 1)[0]
+    return topk_ids(of_a.exp() * more, 1)[0], topk_ids(of_b.exp() * -more, 1)[0]
 
 
 def _apart(logits: Tensor, answers: tuple[int, int]) -> list[float]:
@@ -145,7 +148,7 @@ def _apart(logits: Tensor, answers: tuple[int, int]) -> list[float]:
     return apart
 
 
-def _place(subject: Subject, name: str) -> str:
+def _place(subject: InspectedText, name: str) -> str:
     return (
         place_name(subject, name)
         if name == "embedding" or name.endswith("residual")

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from minillm_repl.insight.inspected_text import Subject, likeliest
+from minillm_repl.insight.inspected_text import InspectedText, topk_ids
 from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.thinking import ShapeRow, ShapesView, sizes
 from minillm_repl.model.attention import attention_weights
@@ -34,9 +34,9 @@ _DIMS = {
     "attention.z": "thd",
     "attention.out": "tw",
     "residual.mid": "tw",
-    "ff.input": "tw",
-    "ff.hidden": "tf",
-    "ff.out": "tw",
+    "mlp.input": "tw",
+    "mlp.hidden": "tf",
+    "mlp.out": "tw",
     "residual": "tw",
     "final": "tw",
     "logits": "tv",
@@ -45,13 +45,13 @@ _DIMS = {
 
 
 @torch.no_grad()
-def shapes_view(subject: Subject, draw: Draw, sampling: str = "") -> ShapesView:
+def shapes_view(subject: InspectedText, draw: Draw, sampling: str = "") -> ShapesView:
     """Return what is made on the way from the ids to the probabilities; `sampling` names the
     samplers in `draw`.
     """
     made = _made(subject)
     probabilities = torch.from_numpy(draw(made["logits"][-1].cpu().numpy()))
-    drawn = [token for token in likeliest(probabilities, _TOP) if probabilities[token] > 0]
+    drawn = [token for token in topk_ids(probabilities, _TOP) if probabilities[token] > 0]
     return ShapesView(
         text=decode(subject.tokenizer, list(subject.ids)),
         tokens=subject.tokens,
@@ -59,19 +59,20 @@ def shapes_view(subject: Subject, draw: Draw, sampling: str = "") -> ShapesView:
         sampling=sampling,
         candidates=int((probabilities > 0).sum()),
         drawn=tuple(
-            Likely(Token.of(subject.tokenizer, each), float(probabilities[each])) for each in drawn
+            Likely(Token.from_id(subject.tokenizer, each), float(probabilities[each]))
+            for each in drawn
         ),
-        **subject.where,
+        **subject.window_fields,
     )
 
 
 @torch.no_grad()
-def sizes_on(subject: Subject) -> dict[str, int]:
+def sizes_on(subject: InspectedText) -> dict[str, int]:
     """Return how large each dimension is on this text."""
     return sizes(_rows(_made(subject)))
 
 
-def _made(subject: Subject) -> dict[str, Tensor]:
+def _made(subject: InspectedText) -> dict[str, Tensor]:
     """Return everything that one pass makes: all of block 0, and what the last one ends with."""
     model, block = subject.model, subject.model.blocks[0]
     made: dict[str, Tensor] = {}
@@ -89,16 +90,16 @@ def _made(subject: Subject) -> dict[str, Tensor]:
         block.get_submodule("attention").register_forward_pre_hook(
             keep("blocks.0.attention.input")
         ),
-        block.get_submodule("ff").register_forward_pre_hook(keep("blocks.0.ff.input")),
+        block.get_submodule("mlp").register_forward_pre_hook(keep("blocks.0.mlp.input")),
     ]
     positions = getattr(model, "position_embedding", None)
     if positions is not None:
         hooks.append(positions.register_forward_hook(keep("position_embedding")))
     first = [
-        f"blocks.0.{name}" for name in _DIMS if name.startswith(("attention", "residual", "ff"))
+        f"blocks.0.{name}" for name in _DIMS if name.startswith(("attention", "residual", "mlp"))
     ]
     try:
-        logits, found = subject.record(
+        logits, found = subject.run_with_cache(
             "embedding", *first, f"blocks.{len(model.blocks) - 1}.residual", "final"
         )
     finally:

@@ -27,7 +27,7 @@ def source_view(part: str, thing: Any, sizes: Mapping[str, int] | None = None) -
         lines, line = inspect.getsourcelines(thing)
         file = Path(inspect.getsourcefile(thing) or "").relative_to(_ROOT)
     except (OSError, ValueError):
-        raise UserError(_("this program was installed without its source")) from None
+        raise UserError(_("this program was installed without its source code")) from None
     code = dedent("".join(lines)).rstrip()
     if sizes is not None:
         code = _SHAPE.sub(lambda comment: _sized(comment[0], sizes), code)
@@ -39,7 +39,7 @@ def _sized(comment: str, sizes: Mapping[str, int]) -> str:
         "b": 1,
         "past": 0,
         "g": sizes["h"],
-        "ff_width": sizes["f"],
+        "d_mlp": sizes["f"],
         "hidden": sizes["f"],
         **sizes,
     }

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from minillm_repl.errors import UserError
-from minillm_repl.insight.inspected_text import Subject, check_layer
+from minillm_repl.insight.inspected_text import InspectedText, check_layer
 from minillm_repl.insight.views.changes import Averaged
 from minillm_repl.language import _
-from minillm_repl.model.hooks import Tap
+from minillm_repl.model.hooks import Hook
 from minillm_repl.tokenizer.base import Tokenizer
 
 RANDOM = 32  # directions that a direction is compared with
@@ -24,7 +24,7 @@ class Side:
     means.
     """
 
-    subject: Subject
+    subject: InspectedText
     count: int
 
     @property
@@ -35,13 +35,15 @@ class Side:
     def averaged(self) -> Averaged:
         """Return what a user is told of it."""
         subject, first = self.subject, self.first
-        return Averaged(subject.tokens[:first], subject.tokens[first:], subject.position(first))
+        return Averaged(subject.tokens[:first], subject.tokens[first:], subject.position_of(first))
 
     def mean(self, layer: int) -> Tensor:
         """Return the mean of the residual stream after a layer over these tokens: (width,)."""
         name = f"blocks.{layer}.residual"
         # (count, width)
-        stream: Tensor = self.subject.record(name, last=True)[1][name][self.first :].float()
+        stream: Tensor = self.subject.run_with_cache(name, last_only=True)[1][name][
+            self.first :
+        ].float()
         return stream.mean(0)
 
 
@@ -53,12 +55,12 @@ def lead(tokenizer: Tokenizer) -> tuple[int, ...]:
     there, whatever the token. Empty where a vocabulary has neither.
     """
     names: dict[str, str] = getattr(tokenizer, "names", {})
-    start = tokenizer.named(names.get("bos_token", ""))
-    line = [] if tokenizer.unknown("\n") else tokenizer.encode("\n", start=False)
+    start = tokenizer.token_to_id(names.get("bos_token", ""))
+    line = [] if tokenizer.find_unknown("\n") else tokenizer.encode("\n", add_special=False)
     return (*([] if start is None else [start]), *(line if len(line) == 1 else []))
 
 
-def pair(to: Subject, away: Subject) -> tuple[Side, Side]:
+def pair(to: InspectedText, away: InspectedText) -> tuple[Side, Side]:
     """Return which tokens of two texts are compared: those after what both begin with, as many of
     each, from the end.
 
@@ -73,18 +75,18 @@ def pair(to: Subject, away: Subject) -> tuple[Side, Side]:
     return _side(to, count), _side(away, count)
 
 
-def whole(subject: Subject) -> Side:
+def whole(subject: InspectedText) -> Side:
     """Return all of a text but its position 0. Raises UserError for a text that has no other."""
     return _side(subject, max(len(subject.ids) - 1, 1))
 
 
-def _side(subject: Subject, count: int) -> Side:
+def _side(subject: InspectedText, count: int) -> Side:
     if len(subject.ids) < 2:
         raise UserError(
             _(
                 "{token} would be at position 0, where a model keeps the same large vector "
-                "for any token, and this"
-                " vocabulary has nothing to put before it: give texts of two tokens or more",
+                "for any token. This vocabulary has no token to put before it. Give texts "
+                "of two tokens or more",
                 token=subject.tokens[0].label,
             )
         )
@@ -101,15 +103,12 @@ def direction(to: Side, away: Side, layer: int) -> Tensor:
     difference = to.mean(layer) - away.mean(layer)
     if not difference.any():
         raise UserError(
-            _(
-                "the two texts are the same to the model: there is no direction from one to "
-                "the other"
-            )
+            _("the two texts are identical to the model: there is no direction between them")
         )
     return torch.nn.functional.normalize(difference, dim=0)
 
 
-def steering(along: Tensor, layer: int, strength: float) -> Tap:
+def steering(along: Tensor, layer: int, strength: float) -> Hook:
     """Return a tap that adds `strength` times a unit vector to the residual stream after a layer,
     at every position.
 
@@ -125,12 +124,12 @@ def steering(along: Tensor, layer: int, strength: float) -> Tap:
 
 
 def random_steering(
-    subject: Subject,
+    subject: InspectedText,
     layer: int,
     strength: float,
     told: Callable[[float], None] = lambda _: None,
     seed: int = 0,
-) -> Iterator[Tap]:
+) -> Iterator[Hook]:
     """Yield taps that steer in `RANDOM` random directions altogether, evenly spread: what any
     direction would do.
 
@@ -138,20 +137,20 @@ def random_steering(
     """
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.nn.functional.normalize(
-        torch.randn(RANDOM, 1, subject.config.width, generator=generator), dim=-1
+        torch.randn(RANDOM, 1, subject.config.d_model, generator=generator), dim=-1
     )
-    size = max(1, min(_MOST_AT_ONCE, _AT_ONCE // (len(subject.ids) * subject.config.width)))
+    size = max(1, min(_MOST_AT_ONCE, _AT_ONCE // (len(subject.ids) * subject.config.d_model)))
     for start in range(0, RANDOM, size):
         told(start / RANDOM)
         yield steering(vectors[start : start + size], layer, strength)
 
 
-def stream_norm(subject: Subject, layer: int) -> float:
+def stream_norm(subject: InspectedText, layer: int) -> float:
     """Return the norm of the residual stream after a layer at the last position (L2)."""
     return float(
-        subject.record(f"blocks.{layer}.residual", last=True)[1][f"blocks.{layer}.residual"][
-            -1
-        ].norm()
+        subject.run_with_cache(f"blocks.{layer}.residual", last_only=True)[1][
+            f"blocks.{layer}.residual"
+        ][-1].norm()
     )
 
 
@@ -161,5 +160,5 @@ def word_ids(tokenizer: Tokenizer, texts: Sequence[str], plain: list[list[int]])
     A tokenizer of words has the space before a word in the word's own token: so where all of them
     take no more tokens with a space, it is put there.
     """
-    spaced = [tokenizer.encode(" " + text, start=False) for text in texts]
+    spaced = [tokenizer.encode(" " + text, add_special=False) for text in texts]
     return spaced if sum(map(len, spaced)) <= sum(map(len, plain)) else plain

@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 
 from minillm_repl.errors import UserError
-from minillm_repl.insight.inspected_text import Subject, likeliest, rank
+from minillm_repl.insight.inspected_text import InspectedText, rank, topk_ids
 from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.texts import SurpriseView, Surprising
 from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Token
-from minillm_repl.tokenizer.lookup import put_before
+from minillm_repl.tokenizer.lookup import count_prefix_spaces
 
 _TOP, _MOST = 3, 8  # alternatives to a token, tokens
 
 
 @torch.no_grad()
-def surprise_view(subject: Subject, first: int = 1) -> SurpriseView:
+def surprise_view(subject: InspectedText, first: int = 1) -> SurpriseView:
     """Return how unexpected the tokens from position `first` on were; position 0 has nothing before
     it to expect it.
 
@@ -25,18 +25,18 @@ def surprise_view(subject: Subject, first: int = 1) -> SurpriseView:
     """
     if len(subject.ids) < 2:
         raise UserError(
-            _("a text of one token has no surprise: nothing comes before it; give a longer one")
+            _("a text of one token has no surprisal: it has no prefix; use a longer text")
         )
     logits = subject.logits()
     nats = surprisals(subject, logits)
     # which of those that are seen
-    first = min(max(first - len(subject.gap), 1), len(subject.ids) - 1)
+    first = min(max(first - len(subject.unseen_ids), 1), len(subject.ids) - 1)
     of = nats[first - 1 :]
     mean = sum(of) / len(of)
     order = sorted(range(first, len(subject.ids)), key=lambda place: -nats[place - 1])
     return SurpriseView(
-        **subject.where,
-        first=subject.position(first),
+        **subject.window_fields,
+        first=subject.position_of(first),
         tokens=subject.tokens,
         bits=(None, *(each / log(2) for each in nats)),
         mean=mean,
@@ -50,11 +50,11 @@ def surprise_view(subject: Subject, first: int = 1) -> SurpriseView:
     )
 
 
-def surprisals(subject: Subject, logits: Tensor) -> list[float]:
+def surprisals(subject: InspectedText, logits: Tensor) -> list[float]:
     """Return the surprisal of each token but the first, −ln p(token | before), in nats; `logits`
     are (time, vocab).
     """
-    targets = subject.input[0, 1:]
+    targets = subject.input_ids[0, 1:]
     return [
         float(torch.nn.functional.cross_entropy(row.double(), target))
         for row, target in zip(logits, targets, strict=False)
@@ -62,7 +62,7 @@ def surprisals(subject: Subject, logits: Tensor) -> list[float]:
 
 
 def bits_per_byte(
-    subject: Subject, nats: list[float], first: int = 1, since: int = 0
+    subject: InspectedText, nats: list[float], first: int = 1, since: int = 0
 ) -> float | None:
     """Return Σ surprisal ÷ Σ bytes of the tokens that are text, in bits; None without any.
 
@@ -78,27 +78,35 @@ def bits_per_byte(
     return sum(each for each, _ in counted) / log(2) / size if size else None
 
 
-def byte_spans(subject: Subject) -> dict[int, tuple[int, int]]:
+def byte_spans(subject: InspectedText) -> dict[int, tuple[int, int]]:
     """Return where in the bytes of the whole text each token lies that is seen and is text, by
     its index.
     """
-    tokens = subject.whole
-    lead = put_before(subject.tokenizer, tokens) if subject.lead is None else subject.lead
+    tokens = subject.all_ids
+    lead = (
+        count_prefix_spaces(subject.tokenizer, tokens)
+        if subject.prepended_bytes is None
+        else subject.prepended_bytes
+    )
     spans, at = {}, -lead
     for position, token in enumerate(tokens):
         size = len(subject.tokenizer.token_bytes(token))
-        if size and not 0 <= position - subject.kept < len(subject.gap):
-            spans[subject.seen.index_of(position)] = max(at, 0), max(at + size, 0)
+        if size and not 0 <= position - subject.prefix_length < len(subject.unseen_ids):
+            spans[subject.window.index_of(position)] = max(at, 0), max(at + size, 0)
         at += size
     return spans
 
 
-def _surprising(subject: Subject, place: int, logits: Tensor, nats: float) -> Surprising:
+def _surprising(subject: InspectedText, place: int, logits: Tensor, nats: float) -> Surprising:
     here, token = logits.double().softmax(-1), subject.ids[place]
     expected = tuple(
-        Likely(Token.of(subject.tokenizer, each), float(here[each]))
-        for each in likeliest(here, _TOP)
+        Likely(Token.from_id(subject.tokenizer, each), float(here[each]))
+        for each in topk_ids(here, _TOP)
     )
     return Surprising(
-        subject.position(place), subject.tokens[place], nats / log(2), rank(here, token), expected
+        subject.position_of(place),
+        subject.tokens[place],
+        nats / log(2),
+        rank(here, token),
+        expected,
     )

@@ -7,20 +7,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm_repl.insight.views.texts import Piece, TokensView
-from minillm_repl.model.quantised import Quantised
+from minillm_repl.model.quantised import QuantisedMatrix
 from minillm_repl.tokenizer.base import Token, Tokenizer
-from minillm_repl.tokenizer.lookup import put_before
+from minillm_repl.tokenizer.lookup import count_prefix_spaces
 
 
 def tokens_view(
-    tokenizer: Tokenizer, embedding: NDArray[Any] | Quantised, ids: Sequence[int], text: str
+    tokenizer: Tokenizer, embedding: NDArray[Any] | QuantisedMatrix, ids: Sequence[int], text: str
 ) -> TokensView:
     """Return the tokens of a text, each with its row of the embedding (vocab, width)."""
-    tokens = [Token.of(tokenizer, token) for token in ids]
+    tokens = [Token.from_id(tokenizer, token) for token in ids]
     vectors = embedding[list(ids)].astype(np.float32)  # (time, width)
     norms = np.linalg.norm(vectors, axis=-1)
     sizes = [len(token.bytes) for token in tokens if token.bytes]
-    own = sum(sizes) - put_before(tokenizer, ids, text)  # bytes of these that are of the text
+    own = sum(sizes) - count_prefix_spaces(
+        tokenizer, ids, text
+    )  # bytes of these that are of the text
     return TokensView(
         characters=len(text),
         bytes=len(text.encode("utf-8", "replace")),

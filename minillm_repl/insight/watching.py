@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from minillm_repl.insight.attention import focus_view
-from minillm_repl.insight.inspected_text import Subject, likeliest
+from minillm_repl.insight.inspected_text import InspectedText, topk_ids
 from minillm_repl.insight.lens import lens_view
 from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.changes import Moment, WatchView
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.tokenizer.base import Token, Tokenizer
-from minillm_repl.tokenizer.window import start_token, window
+from minillm_repl.tokenizer.window import find_bos_token_id, truncate
 
 _KEPT = 200  # moments, at most: beyond, every other one is forgotten
 _TOP = 5
@@ -31,15 +31,17 @@ class Watch:
     @torch.no_grad()
     def look(self, model: LanguageModel, step: int) -> Moment:
         """Return what the model makes of the prompt after so many steps, and remember it."""
-        seen = window(self._ids, model.config.context, start_token(self._tokenizer))
-        subject = Subject(model, self._tokenizer, seen.ids, gap=seen.gap, kept=seen.kept)
-        final = subject.logits(last=True)[0].double().softmax(-1).cpu()
+        seen = truncate(self._ids, model.config.context_length, find_bos_token_id(self._tokenizer))
+        subject = InspectedText(
+            model, self._tokenizer, seen.ids, unseen_ids=seen.dropped_ids, prefix_length=seen.kept
+        )
+        final = subject.logits(last_only=True)[0].double().softmax(-1).cpu()
         top = tuple(
-            Likely(Token.of(self._tokenizer, each), float(final[each]))
-            for each in likeliest(final, _TOP)
+            Likely(Token.from_id(self._tokenizer, each), float(final[each]))
+            for each in topk_ids(final, _TOP)
         )
         moment = Moment(
-            step, top[0].prob, top, lens_view(subject), focus_view(subject), **subject.where
+            step, top[0].prob, top, lens_view(subject), focus_view(subject), **subject.window_fields
         )
         self._moments.append((moment, final))
         if len(self._moments) > _KEPT:

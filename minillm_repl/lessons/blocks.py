@@ -94,7 +94,7 @@ class When:
 
 Exercise = Ask | Choose | Order | Explain
 Block = Prose | Show | Try | Exercise | Guess | When
-Screen = tuple[Block, ...]
+LessonScreen = tuple[Block, ...]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Lesson:
     summary: str
     minutes: int
     texts: tuple[str, ...]  # to look at: the first that the model can read is taken
-    screens: tuple[Screen, ...]
+    screens: tuple[LessonScreen, ...]
 
 
 @dataclass(frozen=True)
@@ -115,5 +115,5 @@ class Question:
 
     name: str  # `4.2`: the second one about lesson 4
     lesson: int
-    before: tuple[Block, ...]  # what is shown first
+    intro: tuple[Block, ...]  # what is shown first
     exercise: Exercise

@@ -15,22 +15,22 @@ from rich.theme import Theme
 
 from minillm_repl.language import _
 from minillm_repl.lessons.blocks import Lesson
-from minillm_repl.render.console import FIGURES, GOOD, PRO, TITLE, WARNING
+from minillm_repl.render.console import FIGURES, GOOD, POSITIVE, TITLE, WARNING
 from minillm_repl.render.tables import plain_table
-from minillm_repl.repl.progress import Reached
+from minillm_repl.repl.progress import LessonProgress
 
-_ROOMY = 110  # cells
-_WIDEST = 84  # cells: longer lines are hard to read
+_MIN_SUMMARY_WIDTH = 110  # cells
+_MAX_WIDTH = 84  # cells: longer lines are hard to read
 _PLACEHOLDER = re.compile(r"\{([a-z_]+(?:\.-?[a-z0-9]+)?)\}")
 _THEME = Theme({
-    "markdown.code": PRO, "markdown.code_block": PRO, "markdown.strong": "bold", "markdown.em": "italic",
+    "markdown.code": POSITIVE, "markdown.code_block": POSITIVE, "markdown.strong": "bold", "markdown.em": "italic",
     "markdown.item.bullet": FIGURES, "markdown.item.number": FIGURES, "markdown.block_quote": FIGURES,
     "markdown.link": "underline", "markdown.link_url": "underline", "markdown.hr": FIGURES,
     "markdown.h1": TITLE, "markdown.h2": TITLE, "markdown.h3": TITLE, "markdown.table.border": FIGURES,
     "markdown.table.header": FIGURES,
 })  # fmt: skip
 
-Value = Callable[[str], str]
+PlaceholderValue = Callable[[str], str]
 """Returns what a placeholder stands for. Raises UserError if there is no such thing."""
 
 
@@ -45,28 +45,28 @@ class _Markdown(Markdown):
     elements = {**Markdown.elements, "heading_open": _PlainHeading}  # noqa: RUF012 - rich's own way
 
 
-class Prose:
+class LessonMarkdown:
     """Markdown, in which placeholders became values after it was parsed: no value can be taken
     for markup.
     """
 
-    def __init__(self, markdown: str, value: Value) -> None:
+    def __init__(self, markdown: str, value: PlaceholderValue) -> None:
         self._markdown = _Markdown(markdown, hyperlinks=False, code_theme="ansi_dark")
         for token in self._markdown.parsed:
-            _fill(token, value)
+            _fill_placeholders_in(token, value)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         with console.use_theme(_THEME):
             yield from console.render(
-                self._markdown, options.update(width=min(options.max_width, _WIDEST))
+                self._markdown, options.update(width=min(options.max_width, _MAX_WIDTH))
             )
 
 
-class Led:
+class PrefixedMarkdown:
     """Markdown with something before its first line, under which no other begins."""
 
-    def __init__(self, lead: str, markdown: str, value: Value) -> None:
-        self._lead, self._prose = lead, Prose(markdown, value)
+    def __init__(self, lead: str, markdown: str, value: PlaceholderValue) -> None:
+        self._lead, self._prose = lead, LessonMarkdown(markdown, value)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         indent = cell_len(self._lead)
@@ -79,12 +79,14 @@ class Led:
             yield Segment.line()
 
 
-def answers(texts: Sequence[str], value: Value) -> Group:
+def numbered_answers(texts: Sequence[str], value: PlaceholderValue) -> Group:
     """Return the numbered answers of a question, each of them Markdown."""
-    return Group(*(Led(f" {number}  ", text, value) for number, text in enumerate(texts, 1)))
+    return Group(
+        *(PrefixedMarkdown(f" {number}  ", text, value) for number, text in enumerate(texts, 1))
+    )
 
 
-def filled(text: str, value: Value) -> str:
+def fill_placeholders(text: str, value: PlaceholderValue) -> str:
     """Return a text with values for its placeholders."""
     return _PLACEHOLDER.sub(lambda found: value(found[1]), text)
 
@@ -99,39 +101,45 @@ def verdict(right: bool | None) -> Text:
     """Return the sign before a reaction to an answer; None is for one that was not given."""
     if right is None:
         return Text("→", FIGURES)
-    return Text("✓ " + _("right"), GOOD) if right else Text("✗ " + _("not quite"), WARNING)
+    return Text("✓ " + _("correct"), GOOD) if right else Text("✗ " + _("not quite"), WARNING)
 
 
-def lessons_table(lessons: Iterable[tuple[Lesson, Reached | None]], width: int) -> Table:
+def lessons_table(lessons: Iterable[tuple[Lesson, LessonProgress | None]], width: int) -> Table:
     """Return the lessons, and how far each has been read; what they are about where there is
     room.
     """
-    table = plain_table("", _("lesson"), "", _("time"), *([""] if width >= _ROOMY else []))
+    table = plain_table(
+        "", _("lesson"), "", _("time"), *([""] if width >= _MIN_SUMMARY_WIDTH else [])
+    )
     for lesson, reached in lessons:
         table.add_row(
             str(lesson.number),
             Text(lesson.title, TITLE),
             progress_text(lesson, reached),
             _minutes(lesson),
-            *([Text(lesson.summary, FIGURES)] if width >= _ROOMY else []),
+            *([Text(lesson.summary, FIGURES)] if width >= _MIN_SUMMARY_WIDTH else []),
         )
     return table
 
 
-def progress_text(lesson: Lesson, reached: Reached | None) -> Text:
+def progress_text(lesson: Lesson, lesson_progress: LessonProgress | None) -> Text:
     """Return how far a lesson has been read: done, `3/9`, or nothing."""
-    if reached is None:
+    if lesson_progress is None:
         return Text("–", FIGURES)
-    if reached.done and not reached.screen:
+    if lesson_progress.done and not lesson_progress.screen:
         return Text("✓ " + _("done"), GOOD)
-    return Text(f"{reached.screen + 1}/{len(lesson.screens)}" + (" ✓" if reached.done else ""), PRO)
+    return Text(
+        f"{lesson_progress.screen + 1}/{len(lesson.screens)}"
+        + (" ✓" if lesson_progress.done else ""),
+        POSITIVE,
+    )
 
 
 def _minutes(lesson: Lesson) -> str:
     return _("{n} min", n=lesson.minutes)
 
 
-def _fill(token: MarkdownToken, value: Value) -> None:
-    token.content = filled(token.content, value)
+def _fill_placeholders_in(token: MarkdownToken, value: PlaceholderValue) -> None:
+    token.content = fill_placeholders(token.content, value)
     for child in token.children or ():
-        _fill(child, value)
+        _fill_placeholders_in(child, value)

@@ -15,8 +15,14 @@ from rich.text import Text
 
 from minillm_repl.language import _
 from minillm_repl.lessons.blocks import Ask, Choose, Exercise, Explain, Guess, Order, Try
-from minillm_repl.lessons.draw import Led, Prose, answers, filled, verdict
-from minillm_repl.lessons.values import Facts
+from minillm_repl.lessons.draw import (
+    LessonMarkdown,
+    PrefixedMarkdown,
+    fill_placeholders,
+    numbered_answers,
+    verdict,
+)
+from minillm_repl.lessons.values import LessonValues
 from minillm_repl.render.console import FIGURES, MODEL
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
@@ -24,70 +30,69 @@ from minillm_repl.tokenizer.base import Token, decode
 
 _NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?|[-+−]?\.\d+")
 # what `3 피드포워드` is not: another name with a 3 is another one
-_BARE = re.compile(rf"(?:{_NUMBER.pattern})\s*%?")
+_NUMBER_ONLY = re.compile(rf"(?:{_NUMBER.pattern})\s*%?")
 
 
 @dataclass(frozen=True)
-class Wait:
+class InputRequest:
     """What a lesson waits for: Enter, an answer, or a line that is run before the lesson is told
     of it.
     """
 
     kind: Literal["enter", "answer", "try"]
     expected: str = ""  # what `--auto` types; for `try` what an empty Enter does, too
-    prompt: bool = False  # that is a prompt, whatever it looks like: a model may have made it
+    is_prompt: bool = False  # that is a prompt, whatever it looks like: a model may have made it
     hint: str = ""
 
 
-Steps = Generator[Wait, str, bool | None]
+ExerciseSteps = Generator[InputRequest, str, bool | None]
 
 
-def exercise(shell: Shell, facts: Facts, block: Exercise) -> Steps:
+def run_exercise(shell: Shell, facts: LessonValues, block: Exercise) -> ExerciseSteps:
     """Let the learner answer a question."""
     match block:
         case Ask():
-            return (yield from _ask(shell, facts, block))
+            return (yield from _run_ask(shell, facts, block))
         case Choose():
-            return (yield from _choose(shell, facts, block))
+            return (yield from _run_choose(shell, facts, block))
         case Order():
-            return (yield from _order(shell, facts, block))
+            return (yield from _run_order(shell, facts, block))
         case Explain():
-            return (yield from _explain(shell, facts, block))
+            return (yield from _run_explain(shell, facts, block))
 
 
-def attempt(shell: Shell, facts: Facts, block: Try) -> Steps:
+def run_try(shell: Shell, facts: LessonValues, block: Try) -> ExerciseSteps:
     """Let the learner do something at the prompt; what was typed has run when it is sent."""
-    shell.screen.out.print(Led("▸ ", block.task, facts.value))
-    do = filled(block.do, facts.value)
-    hint = _("type it, or Enter: {line}", line=safe_line(do))
-    line = yield Wait("try", do, not block.do.startswith(":"), hint)
+    shell.screen.out.print(PrefixedMarkdown("▸ ", block.task, facts.value))
+    do = fill_placeholders(block.do, facts.value)
+    hint = _("type it, or press Enter: {line}", line=safe_line(do))
+    line = yield InputRequest("try", do, not block.do.startswith(":"), hint)
     done = (
         not line.strip()
-        or _same_kind(shell, line, do)
+        or _is_same_command(shell, line, do)
         or bool(block.match and re.search(block.match, line))
     )
     return done
 
 
-def guess(shell: Shell, block: Guess, text: str) -> Steps:
+def run_guess(shell: Shell, block: Guess, text: str) -> ExerciseSteps:
     """Play the guessing game: the learner bets half of all belief on one token, and the model
     has its probabilities.
     """
     from minillm_repl.generate.next_token import next_logits
     from minillm_repl.generate.sampling import LN2, softmax
 
-    model, out = shell.model(), shell.screen.out
-    tokenizer, vocabulary = model.checkpoint.tokenizer, model.checkpoint.config.vocab
+    model, out = shell.require_model(), shell.screen.out
+    tokenizer, vocabulary = model.checkpoint.tokenizer, model.checkpoint.config.vocab_size
     ids = tokenizer.encode(text)
     start = max(1, min(len(ids) // 3, len(ids) - block.rounds))
     mine = models = 0.0
     played = 0
-    bet = Prose(
+    bet = LessonMarkdown(
         _(
-            "You bet half of your belief on what you type; the other half is spread over all "
-            "the others. A hit costs"
-            " **1 bit**, a miss **{miss} bits**. The model pays −log2 of the probability "
-            "that it gave.",
+            "You put half of the probability on your answer; the other half is spread over "
+            "all other tokens. A hit costs **1 bit**, a miss **{miss} bits**. The model "
+            "pays −log2 of the probability that it gave.",
             miss=f"{1 + log2(max(vocabulary - 1, 1)):.2f}",
         ),
         lambda name: name,
@@ -95,26 +100,26 @@ def guess(shell: Shell, block: Guess, text: str) -> Steps:
     out.print(bet)
     for place in range(start, min(start + block.rounds, len(ids))):
         log_probabilities = softmax(next_logits(model.decoder, ids[:place], shell.interrupted))[1]
-        answer = Token.of(tokenizer, ids[place])
+        answer = Token.from_id(tokenizer, ids[place])
         out.print(Text.assemble((safe_line(decode(tokenizer, ids[:place])), MODEL), "▁"))
-        line = yield Wait("answer", answer.text, hint=_("what comes next?"))
-        hit = bool(line) and answer.text in (line, line.strip() or " ", " " + line.strip())
-        cost = 1.0 if hit else 1 + log2(max(vocabulary - 1, 1))
+        line = yield InputRequest("answer", answer.text, hint=_("which token comes next?"))
+        is_right = bool(line) and answer.text in (line, line.strip() or " ", " " + line.strip())
+        cost = 1.0 if is_right else 1 + log2(max(vocabulary - 1, 1))
         model_cost = -float(log_probabilities[ids[place]]) / LN2
         mine, models, played = mine + cost, models + model_cost, played + 1
-        said = _(
+        result = _(
             "{token} · you {mine:.2f} bits · the model {models:.2f} bits",
             token=answer.label,
             mine=cost,
             models=model_cost,
         )
-        out.print(Text.assemble(verdict(hit), "  ", said))
+        out.print(Text.assemble(verdict(is_right), "  ", result))
     if played:
         out.print(
             Text(
                 _(
-                    "together: you {mine:.1f} bits, the model {models:.1f} bits; a blind "
-                    "guess costs {blind:.1f}",
+                    "total: you {mine:.1f} bits, the model {models:.1f} bits; a uniform "
+                    "guess {blind:.1f}",
                     mine=mine,
                     models=models,
                     blind=played * log2(vocabulary),
@@ -124,29 +129,35 @@ def guess(shell: Shell, block: Guess, text: str) -> Steps:
     return None
 
 
-def _ask(shell: Shell, facts: Facts, block: Ask) -> Steps:
-    shell.screen.out.print(Prose(block.question, facts.value))
-    wanted = [filled(each.strip(), facts.value) for each in block.answer.split(" | ")]
-    line = yield Wait("answer", wanted[0], hint=_("your answer; Enter shows it"))
-    right = any(_equal(line, answer, block.within) for answer in wanted) if line.strip() else None
+def _run_ask(shell: Shell, facts: LessonValues, block: Ask) -> ExerciseSteps:
+    shell.screen.out.print(LessonMarkdown(block.question, facts.value))
+    accepted = [fill_placeholders(each.strip(), facts.value) for each in block.answer.split(" | ")]
+    line = yield InputRequest(
+        "answer", accepted[0], hint=_("type your answer; Enter alone shows it")
+    )
+    right = (
+        any(_is_correct(line, answer, block.within) for answer in accepted)
+        if line.strip()
+        else None
+    )
     reaction = block.right if right else block.wrong
-    shell.screen.out.print(Text.assemble(verdict(right), "  ", (wanted[0], MODEL)))
+    shell.screen.out.print(Text.assemble(verdict(right), "  ", (accepted[0], MODEL)))
     if reaction:
-        shell.screen.out.print(Prose(reaction, facts.value))
+        shell.screen.out.print(LessonMarkdown(reaction, facts.value))
     return right
 
 
-def _choose(shell: Shell, facts: Facts, block: Choose) -> Steps:
+def _run_choose(shell: Shell, facts: LessonValues, block: Choose) -> ExerciseSteps:
     out = shell.screen.out
-    out.print(Prose(block.question, facts.value))
-    out.print(answers([option.text for option in block.options], facts.value))
+    out.print(LessonMarkdown(block.question, facts.value))
+    out.print(numbered_answers([option.text for option in block.options], facts.value))
     right_ones = [
         number
         for number, option in enumerate(block.options, 1)
         if option.right == "x" or (option.right.startswith("if ") and facts.holds(option.right[3:]))
     ]
-    line = yield Wait(
-        "answer", str(right_ones[0] if right_ones else 1), hint=_("the number of your answer")
+    line = yield InputRequest(
+        "answer", str(right_ones[0] if right_ones else 1), hint=_("type the number of your answer")
     )
     right = line.strip() in map(str, right_ones) if line.strip() else None
     out.print(verdict(right))
@@ -154,79 +165,87 @@ def _choose(shell: Shell, facts: Facts, block: Choose) -> Steps:
         ("✓ " if number in right_ones else "✗ ") + f"**{option.text}**: {option.why}"
         for number, option in enumerate(block.options, 1)
     ]
-    out.print(answers(reasons, facts.value))
+    out.print(numbered_answers(reasons, facts.value))
     return right
 
 
-def _order(shell: Shell, facts: Facts, block: Order) -> Steps:
+def _run_order(shell: Shell, facts: LessonValues, block: Order) -> ExerciseSteps:
     out, count = shell.screen.out, len(block.steps)
     shuffled = list(range(count))
     random.Random(block.question).shuffle(shuffled)  # noqa: S311 - the same each time: nobody is to be surprised
-    out.print(Prose(block.question, facts.value))
-    out.print(answers([block.steps[each] for each in shuffled], facts.value))
+    out.print(LessonMarkdown(block.question, facts.value))
+    out.print(numbered_answers([block.steps[each] for each in shuffled], facts.value))
     order = " ".join(str(shuffled.index(place) + 1) for place in range(count))
-    line = yield Wait("answer", order, hint=_("the numbers in the right order: 3 1 2"))
+    line = yield InputRequest(
+        "answer", order, hint=_("type the numbers in the right order, such as 3 1 2")
+    )
     right = re.findall(r"\d+", line) == order.split() if line.strip() else None
     out.print(Text.assemble(verdict(right), "  ", (order, MODEL)))
-    out.print(answers(list(block.steps), facts.value))
+    out.print(numbered_answers(list(block.steps), facts.value))
     if block.why:
-        out.print(Prose(block.why, facts.value))
+        out.print(LessonMarkdown(block.why, facts.value))
     return right
 
 
-def _explain(shell: Shell, facts: Facts, block: Explain) -> Steps:
+def _run_explain(shell: Shell, facts: LessonValues, block: Explain) -> ExerciseSteps:
     out = shell.screen.out
-    out.print(Prose(block.question, facts.value))
-    line = yield Wait(
+    out.print(LessonMarkdown(block.question, facts.value))
+    line = yield InputRequest(
         "answer",
-        filled(block.answer, facts.value).replace("\n", " "),
-        hint=_("say it in a sentence of your own"),
+        fill_placeholders(block.answer, facts.value).replace("\n", " "),
+        hint=_("answer in your own words"),
     )
-    out.print(Text(_("One way to say it:"), FIGURES))
-    out.print(Prose(block.answer, facts.value))
+    out.print(Text(_("A possible answer:"), FIGURES))
+    out.print(LessonMarkdown(block.answer, facts.value))
     if not line.strip():
         return None
-    said = yield Wait("answer", "y", hint=_("does yours say the same? y or n"))
+    self_check = yield InputRequest("answer", "y", hint=_("does your answer say the same? y or n"))
     return (
         None
-        if not said.strip()
-        else said.strip().lower()[:1] in ("y", "예", "네", "응", "ㅇ", "ㅛ")
+        if not self_check.strip()
+        else self_check.strip().lower()[:1] in ("y", "예", "네", "응", "ㅇ", "ㅛ")
     )
 
 
-def _same_kind(shell: Shell, line: str, do: str) -> bool:
+def _is_same_command(shell: Shell, line: str, do: str) -> bool:
     """Tell whether two lines run the same command, or are both prompts."""
 
     def kind(text: str) -> str:
         word = text[1:].split(maxsplit=1)[:1]
-        known = shell.is_command(text) and word and shell.registry.known(word[0])
+        known = shell.is_command(text) and word and shell.registry.has(word[0])
         return shell.registry.get(word[0]).name if known else ":" if shell.is_command(text) else ""
 
     return kind(line) == kind(do)
 
 
-def _equal(line: str, answer: str, within: str) -> bool:
+def _is_correct(line: str, answer: str, tolerance: str) -> bool:
     """Tell whether an answer is the right one: numbers as far as they are shown, or as near as
     `within` says.
     """
-    said, wanted = _number(line), _number(answer)
-    if said is None or wanted is None or not _BARE.fullmatch(answer.strip()):
-        return _plain(line) == _plain(answer)
+    given_number, expected_number = _parse_number(line), _parse_number(answer)
+    if (
+        given_number is None
+        or expected_number is None
+        or not _NUMBER_ONLY.fullmatch(answer.strip())
+    ):
+        return _normalise(line) == _normalise(answer)
     # what is shown of it
-    near = 0.501 * 10.0 ** -len(answer.split(maxsplit=1)[0].partition(".")[2].rstrip("%"))
-    if within:
-        near = max(near, abs(wanted) * float(within.rstrip("% ")) / 100)
-    return abs(said - wanted) <= near
+    max_difference = 0.501 * 10.0 ** -len(answer.split(maxsplit=1)[0].partition(".")[2].rstrip("%"))
+    if tolerance:
+        max_difference = max(
+            max_difference, abs(expected_number) * float(tolerance.rstrip("% ")) / 100
+        )
+    return abs(given_number - expected_number) <= max_difference
 
 
-def _number(text: str) -> float | None:
+def _parse_number(text: str) -> float | None:
     """Return the number that a text is, a unit behind it or not."""
-    found = _NUMBER.match(text.strip())
-    rest = text.strip()[found.end() :].strip() if found else ""
-    if not found or len(rest) > 6 or any(character.isdigit() for character in rest):
+    match = _NUMBER.match(text.strip())
+    rest = text.strip()[match.end() :].strip() if match else ""
+    if not match or len(rest) > 6 or any(character.isdigit() for character in rest):
         return None
-    return float(found[0].replace(",", "").replace("−", "-"))
+    return float(match[0].replace(",", "").replace("−", "-"))
 
 
-def _plain(text: str) -> str:
+def _normalise(text: str) -> str:
     return " ".join(text.replace("␣", " ").casefold().strip(" .,!?:'\"`").split())

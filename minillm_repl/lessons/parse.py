@@ -21,17 +21,17 @@ from minillm_repl.lessons.blocks import (
     Explain,
     Guess,
     Lesson,
+    LessonScreen,
     Option,
     Order,
     Prose,
     Question,
-    Screen,
     Show,
     Try,
     When,
 )
 
-_FIELDED = {
+_FIELD_BLOCKS = {
     "try": Try,
     "ask": Ask,
     "choose": Choose,
@@ -39,7 +39,7 @@ _FIELDED = {
     "explain": Explain,
     "guess": Guess,
 }
-_WORDS = {"lesson", "show", "when", *_FIELDED}
+_FENCE_WORDS = {"lesson", "show", "when", *_FIELD_BLOCKS}
 _FIELD = re.compile(r"([a-z]+):(?:\s+(.*)|$)")
 _OPTION = re.compile(r"- \[(x| |if [a-z_ ]+)\] (.+)")
 _STEP = re.compile(r"\d+\. (.+)")
@@ -63,24 +63,24 @@ def practice_file(language: Language) -> Path:
 
 def read_lesson(path: Path) -> Lesson:
     """Return the lesson of a file. Raises UserError with the file's name and what is wrong."""
-    reader = _Reader(path)
+    reader = _LessonReader(path)
     header: dict[str, str] = {}
     title, summary = "", ""
-    screens: list[Screen] = []
+    screens: list[LessonScreen] = []
     blocks: list[Block] = []
-    for word, rest, text in reader.parts():
+    for word, rest, text in reader.sections():
         match word:
             case "h1":
                 title = text
             case "lesson":
-                header = _fields(text)
+                header = _parse_fields(text)
             case "hr":
                 screens.append(tuple(blocks))
                 blocks = []
             case _ if not screens and not blocks and not summary and word == "prose":
                 summary = " ".join(text.split())
             case _:
-                blocks.append(reader.block(word, rest, text))
+                blocks.append(reader.parse_block(word, rest, text))
     if blocks:
         screens.append(tuple(blocks))
     whole = tuple(screen for screen in screens if screen)
@@ -92,17 +92,17 @@ def read_lesson(path: Path) -> Lesson:
 
 def read_quiz(language: Language) -> list[Question]:
     """Return the questions of the quiz. Raises UserError with the file's name and what is wrong."""
-    reader = _Reader(Path(__file__).parent / language / "quiz.md")
+    reader = _LessonReader(Path(__file__).parent / language / "quiz.md")
     questions: list[Question] = []
     lesson = 0
     before: list[Block] = []
-    for word, rest, text in reader.parts():
+    for word, rest, text in reader.sections():
         if word == "h2":
             lesson, before = int(re.sub(r"\D.*", "", text) or 0), []
         elif word in ("h1", "hr", "lesson"):
             continue
         elif lesson:
-            block = reader.block(word, rest, text)
+            block = reader.parse_block(word, rest, text)
             if isinstance(block, Exercise):
                 count = 1 + sum(each.lesson == lesson for each in questions)
                 questions.append(Question(f"{lesson}.{count}", lesson, tuple(before), block))
@@ -112,7 +112,7 @@ def read_quiz(language: Language) -> list[Question]:
     return questions
 
 
-class _Reader:
+class _LessonReader:
     """One file, in parts."""
 
     def __init__(self, path: Path) -> None:
@@ -122,7 +122,7 @@ class _Reader:
     def error(self, what: str) -> UserError:
         return UserError(f"{self.path.name}: {what}")
 
-    def parts(self, text: str | None = None) -> Iterator[tuple[str, str, str]]:
+    def sections(self, text: str | None = None) -> Iterator[tuple[str, str, str]]:
         """Yield a word, what stands behind it, and a text: of headings, rules, live fences, and
         all prose between.
         """
@@ -132,22 +132,24 @@ class _Reader:
             if token.level or token.map is None:
                 continue
             word, _, rest = token.info.strip().partition(" ")
-            live = token.type == "fence" and word in _WORDS
+            live = token.type == "fence" and word in _FENCE_WORDS
             heading = token.type == "heading_open" and token.tag in ("h1", "h2")
-            part = "\n".join(lines[token.map[0] : token.map[1]])
+            section = "\n".join(lines[token.map[0] : token.map[1]])
             if not (live or heading or token.type == "hr"):
-                prose.append(part)
+                prose.append(section)
                 continue
             if prose:
                 yield "prose", "", "\n\n".join(prose)
                 prose = []
             yield (
-                (word, rest, token.content) if live else (token.tag, "", part.lstrip("# ").strip())
+                (word, rest, token.content)
+                if live
+                else (token.tag, "", section.lstrip("# ").strip())
             )
         if prose:
             yield "prose", "", "\n\n".join(prose)
 
-    def block(self, word: str, rest: str, text: str) -> Block:
+    def parse_block(self, word: str, rest: str, text: str) -> Block:
         """Return one part as a block. Raises UserError."""
         match word:
             case "prose":
@@ -157,58 +159,58 @@ class _Reader:
             case "show":
                 return Show(tuple(line for line in text.splitlines() if line.strip()))
             case "when":
-                return When(rest.strip(), self._blocks(text))
-            case _ if word in _FIELDED:
-                return self._fielded(word, text)
+                return When(rest.strip(), self._parse_blocks(text))
+            case _ if word in _FIELD_BLOCKS:
+                return self._parse_field_block(word, text)
         raise self.error(f"`{word}` has no place there")
 
-    def _blocks(self, text: str) -> Screen:
-        return tuple(self.block(*part) for part in self.parts(text))
+    def _parse_blocks(self, text: str) -> LessonScreen:
+        return tuple(self.parse_block(*part) for part in self.sections(text))
 
-    def _fielded(self, word: str, text: str) -> Block:
-        kind, known, given = (
-            _FIELDED[word],
-            {each.name for each in fields(_FIELDED[word])},
-            dict[str, Any](_fields(text)),
+    def _parse_field_block(self, word: str, text: str) -> Block:
+        kind, field_names, values = (
+            _FIELD_BLOCKS[word],
+            {each.name for each in fields(_FIELD_BLOCKS[word])},
+            dict[str, Any](_parse_fields(text)),
         )
-        if options := _options(text):
-            given["options"] = options
+        if options := _parse_options(text):
+            values["options"] = options
         if word == "order":
-            given["steps"] = tuple(
+            values["steps"] = tuple(
                 step[1] for line in text.splitlines() if (step := _STEP.fullmatch(line))
             )
-        if "rounds" in given:
-            given["rounds"] = int(given["rounds"])
-        unknown = sorted(set(given) - known)
+        if "rounds" in values:
+            values["rounds"] = int(values["rounds"])
+        unknown = sorted(set(values) - field_names)
         if unknown:
             raise self.error(
-                f"`{word}` has no field `{unknown[0]}`; it has {', '.join(sorted(known))}"
+                f"`{word}` has no field `{unknown[0]}`; it has {', '.join(sorted(field_names))}"
             )
         try:
-            return kind(**given)  # type: ignore[no-any-return]
+            return kind(**values)  # type: ignore[no-any-return]
         except TypeError:
             raise self.error(
-                f"`{word}` lacks one of its fields: {', '.join(sorted(known))}"
+                f"`{word}` lacks one of its fields: {', '.join(sorted(field_names))}"
             ) from None
 
 
-def _fields(text: str) -> dict[str, str]:
+def _parse_fields(text: str) -> dict[str, str]:
     """Return `name: text`, with the indented lines after it."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     name = ""
     for line in text.splitlines():
         field = _FIELD.fullmatch(line)
         if field:
             name = field[1]
-            found[name] = field[2] or ""
+            values[name] = field[2] or ""
         elif name and line.startswith("  "):
-            found[name] = f"{found[name]}\n{line[2:]}".strip("\n")
+            values[name] = f"{values[name]}\n{line[2:]}".strip("\n")
         elif line.strip():
             name = ""  # an option, or a step
-    return found
+    return values
 
 
-def _options(text: str) -> tuple[Option, ...]:
+def _parse_options(text: str) -> tuple[Option, ...]:
     """Return the answers of a task list: `- [x] an answer: why`; what is indented goes on with
     the line before.
     """

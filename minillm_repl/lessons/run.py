@@ -13,36 +13,42 @@ from rich.text import Text
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.errors import UserError
-from minillm_repl.language import _, spoken
+from minillm_repl.language import _, current_language
 from minillm_repl.lessons import draw as drawing
 from minillm_repl.lessons.blocks import (
     Exercise,
     Guess,
     Lesson,
+    LessonScreen,
     Prose,
     Question,
-    Screen,
     Show,
     Try,
     When,
 )
-from minillm_repl.lessons.draw import filled, lesson_title
-from minillm_repl.lessons.exercises import Steps, Wait, attempt, exercise, guess
+from minillm_repl.lessons.draw import fill_placeholders, lesson_title
+from minillm_repl.lessons.exercises import (
+    ExerciseSteps,
+    InputRequest,
+    run_exercise,
+    run_guess,
+    run_try,
+)
 from minillm_repl.lessons.parse import practice_file
-from minillm_repl.lessons.values import Facts
+from minillm_repl.lessons.values import LessonValues
 from minillm_repl.render.console import FIGURES
-from minillm_repl.repl.model_loading import Loading
-from minillm_repl.repl.progress import Progress, Reached
-from minillm_repl.repl.recent_models import Recent
+from minillm_repl.repl.model_loading import ModelFuture
+from minillm_repl.repl.progress import LessonProgress, Progress
+from minillm_repl.repl.recent_models import RecentModels
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.paths import FIRST, find
+from minillm_repl.storage.paths import LESSON_MODEL, find_checkpoint
 from minillm_repl.tokenizer.base import Tokenizer, decode
 
 # tokens that a model says of its own accord, where no text of ours can be read to it
-_OWN_WORDS = 12
+_GENERATED_TOKENS = 12
 
 
 def practice_model() -> Path:
@@ -51,7 +57,7 @@ def practice_model() -> Path:
 
 
 @dataclass
-class Course:
+class LessonRunner:
     """What goes on, screen by screen.
 
     Its `shell` is the learner's, with a session of its own while it lasts.
@@ -60,131 +66,132 @@ class Course:
     shell: Shell
     name: str  # `ko 4`; `quiz`
     title: Text
-    count: int  # screens
-    screen: Callable[["Course", int], Steps]  # one of them
+    screen_count: int  # screens
+    run_screen: Callable[["LessonRunner", int], ExerciseSteps]  # one of them
     texts: tuple[str, ...] = ()
-    place: int = 0
-    strict: bool = False  # nobody is there: an error ends it
+    screen_index: int = 0
+    raises_errors: bool = False  # nobody is there: an error ends it
     # at a screen, or past the last
-    arrived: Callable[["Course", int | None], None] = lambda _course, _place: None
-    outside: Session = field(init=False)  # the learner's own
+    on_arrival: Callable[["LessonRunner", int | None], None] = lambda _course, _place: None
+    outer_session: Session = field(init=False)  # the learner's own
     # the text, as a model reads it
-    _read: tuple[Checkpoint, list[int]] | None = field(init=False, default=None)
-    _steps: Steps | None = field(init=False, default=None)
-    _waiting: Wait = field(init=False, default=Wait("enter"))
+    _encoded_text: tuple[Checkpoint, list[int]] | None = field(init=False, default=None)
+    _steps: ExerciseSteps | None = field(init=False, default=None)
+    _request: InputRequest = field(init=False, default=InputRequest("enter"))
 
-    def begin(self, *, practised: bool = False) -> None:
+    def start(self, *, has_trained: bool = False) -> None:
         """Open it where `place` says. Raises UserError if there is no model."""
         shell = self.shell
-        if isinstance(shell.listener, Course):
-            shell.listener.leave()
-        self.outside = shell.session
-        if self.outside.chosen:
-            model = shell.model()
+        if isinstance(shell.line_handler, LessonRunner):
+            shell.line_handler.leave()
+        self.outer_session = shell.session
+        if self.outer_session.user_selected:
+            model = shell.require_model()
         else:
-            path = find(FIRST)
-            model = shell.wait_for(Loading(self.outside.opening, path), path)
+            path = find_checkpoint(LESSON_MODEL)
+            model = shell.wait_for_model(ModelFuture(self.outer_session.loader, path), path)
             shell.screen.note(
                 _(
-                    "on {name}, small enough to look at whole; `:load NAME` first chooses another",
-                    name=FIRST,
+                    "the lesson uses {name}, a model small enough to show completely; for "
+                    "another, use `:load NAME` first",
+                    name=LESSON_MODEL,
                 )
             )
-        own = practice_model()
-        own.parent.mkdir(parents=True, exist_ok=True)
+        practice_path = practice_model()
+        practice_path.parent.mkdir(parents=True, exist_ok=True)
         shell.session = Session(
             Settings(chat=False),
-            self.outside.opening,
-            Recent(None),
-            threads=self.outside.threads,
-            path=own,
-            own=True,
-            practice=True,
+            self.outer_session.loader,
+            RecentModels(None),
+            threads=self.outer_session.threads,
+            path=practice_path,
+            writable=True,
+            is_practice=True,
             _model=model,
         )
-        if practised and own.exists():
-            shell.session.adopt(self.outside.opening.open(own), unsaved=False)
-            shell.session.own = shell.session.written = True
-        shell.listener, shell.lesson_began = self, shell.screen.out.count
+        if has_trained and practice_path.exists():
+            shell.session.adopt(self.outer_session.loader.load(practice_path), unsaved=False)
+            shell.session.writable = shell.session.saved = True
+        shell.line_handler, shell.lesson_start_count = self, shell.screen.out.print_count
         shell.screen.out.print(self.title)
-        self._go()
+        self._start_screen()
 
     def leave(self) -> None:
         """Note where one is, and give the learner back what was theirs."""
-        self.arrived(self, self.place)
-        self._put_back()
+        self.on_arrival(self, self.screen_index)
+        self._restore_session()
 
     @property
-    def practising(self) -> bool:
+    def has_trained(self) -> bool:
         """Whether the open model is one that was trained here."""
-        return self.shell.session.model is not self.outside.model and self.shell.session.written
+        return self.shell.session.model is not self.outer_session.model and self.shell.session.saved
 
     @property
-    def where(self) -> str:
+    def position_label(self) -> str:
         """Where one is, for the toolbar."""
-        return f"{self.title.plain.partition('  ')[0]} {self.place + 1}/{self.count}"
+        return f"{self.title.plain.partition('  ')[0]} {self.screen_index + 1}/{self.screen_count}"
 
     @property
     def hint(self) -> str:
         """What is waited for."""
-        return self._waiting.hint or _("Enter goes on · :learn off leaves")
+        return self._request.hint or _("Enter continues · :learn off leaves")
 
     @property
     def expected(self) -> str:
         """What would be typed by somebody who knows."""
-        return self._waiting.expected
+        return self._request.expected
 
     def type_expected(self) -> None:
         """Go on as if that had been typed. Raises what running it raises."""
-        if self._waiting.kind == "answer":
-            self._send(self._waiting.expected)
+        if self._request.kind == "answer":
+            self._send(self._request.expected)
         else:
-            self.take("")
+            self.handle_line("")
 
-    def take(self, line: str) -> None:
+    def handle_line(self, line: str) -> None:
         """Get a line that was typed. Raises what running it raises."""
-        shell, waiting = self.shell, self._waiting
+        shell, request = self.shell, self._request
         if self._steps is None:  # a Ctrl-C has ended the screen: it is shown again
-            self._go()
-        elif waiting.kind == "answer" and line.startswith("::"):
+            self._start_screen()
+        elif request.kind == "answer" and line.startswith("::"):
             self._send(line[1:])
-        elif shell.is_command(line) and not (waiting.kind == "answer" and line.startswith("/")):
-            shell.run(line)
-            if waiting.kind == "try" and shell.listener is self and self._waiting is waiting:
+        elif shell.is_command(line) and not (request.kind == "answer" and line.startswith("/")):
+            shell.run_line(line)
+            if request.kind == "try" and shell.line_handler is self and self._request is request:
                 self._send(line)
-        elif waiting.kind == "answer":
+        elif request.kind == "answer":
             if shell.screen.interactive:
                 shell.echo(line, "\n")
             self._send(line)
-        elif waiting.kind == "try":
-            run = shell.prompt if not line.strip() and waiting.prompt else shell.run
-            run(line if line.strip() else waiting.expected)
+        elif request.kind == "try":
+            run = shell.run_prompt if not line.strip() and request.is_prompt else shell.run_line
+            run(line if line.strip() else request.expected)
             self._send(line)
         elif line.strip():
-            shell.run(line)
+            shell.run_line(line)
         else:
             self._send("")
 
-    def go_to(self, place: int) -> None:
+    def go_to(self, screen_index: int) -> None:
         """Go to a screen."""
-        self.place = max(0, min(place, self.count - 1))
-        self._go()
+        self.screen_index = max(0, min(screen_index, self.screen_count - 1))
+        self._start_screen()
 
-    def facts(self) -> Facts:
+    def lesson_values(self) -> LessonValues:
         """Return what can be said of the model and the text, putting the lesson's text there if
         there is none.
         """
-        shell, model = self.shell, self.shell.model()
-        if self._read is None or self._read[0] is not model.checkpoint:
-            self._read = model.checkpoint, readable(shell, self.texts)
+        shell, model = self.shell, self.shell.require_model()
+        if self._encoded_text is None or self._encoded_text[0] is not model.checkpoint:
+            self._encoded_text = model.checkpoint, encode_readable(shell, self.texts)
         if not shell.session.ids:
-            shell.session.begin(self._read[1])
-        text = decode(model.checkpoint.tokenizer, self._read[1])
-        return Facts(shell, text, practising=self.practising)
+            shell.session.start_turn(self._encoded_text[1])
+        text = decode(model.checkpoint.tokenizer, self._encoded_text[1])
+        return LessonValues(shell, text, has_trained=self.has_trained)
 
-    def _go(self) -> None:
-        self.arrived(self, self.place)
-        self._steps = self.screen(self, self.place)
+    def _start_screen(self) -> None:
+        self.on_arrival(self, self.screen_index)
+        self._steps = self.run_screen(self, self.screen_index)
         self._send(None)
 
     def _send(self, line: str | None) -> None:
@@ -192,33 +199,33 @@ class Course:
         assert self._steps is not None
         steps, self._steps = self._steps, None  # what fails is shown again from its beginning
         try:
-            self._waiting = next(steps) if line is None else steps.send(line)
+            self._request = next(steps) if line is None else steps.send(line)
         except StopIteration:
-            self._next()
+            self._next_screen()
         else:
             self._steps = steps
 
-    def _next(self) -> None:
-        if self.place + 1 < self.count:
-            self.place += 1
+    def _next_screen(self) -> None:
+        if self.screen_index + 1 < self.screen_count:
+            self.screen_index += 1
             self.shell.screen.out.print()
-            self._go()
+            self._start_screen()
         else:
-            self._put_back()
-            self.arrived(self, None)
+            self._restore_session()
+            self.on_arrival(self, None)
 
-    def _put_back(self) -> None:
-        self.shell.session, self.shell.listener = self.outside, None
+    def _restore_session(self) -> None:
+        self.shell.session, self.shell.line_handler = self.outer_session, None
 
 
-def run_alone(course: Course, **options: bool) -> None:
+def run_unattended(course: LessonRunner, **options: bool) -> None:
     """Go through all of it, typing what is expected.
 
     Raises UserError at the first thing that fails.
     """
-    course.strict = True
-    course.begin(**options)
-    while course.shell.listener is course:
+    course.raises_errors = True
+    course.start(**options)
+    while course.shell.line_handler is course:
         line = course.expected
         if line:
             course.shell.screen.out.print(Text.assemble((">>> ", "bold"), safe_line(line)))
@@ -227,157 +234,168 @@ def run_alone(course: Course, **options: bool) -> None:
             raise KeyboardInterrupt
 
 
-def lesson_course(shell: Shell, lesson: Lesson, progress: Progress, place: int = 0) -> Course:
+def make_lesson_runner(
+    shell: Shell, lesson: Lesson, progress: Progress, screen_index: int = 0
+) -> LessonRunner:
     """Return a lesson, to be begun at a screen."""
-    name = f"{spoken()} {lesson.number}"
+    name = f"{current_language()} {lesson.number}"
 
-    def arrived(course: Course, place: int | None) -> None:
-        reached = Reached(place or 0, place is None, place is not None and course.practising)
-        progress.reach(name, reached)
+    def arrived(course: LessonRunner, place: int | None) -> None:
+        reached = LessonProgress(
+            place or 0, place is None, place is not None and course.has_trained
+        )
+        progress.record_lesson(name, reached)
         if place is None:
             shell.screen.note(
                 _(
-                    "the end of lesson {n} · `:quiz {n}` asks about it · `:learn next` goes on",
+                    "end of lesson {n} · `:quiz {n}` starts its quiz · `:learn next` opens "
+                    "the next lesson",
                     n=lesson.number,
                 )
             )
 
-    def screen(course: Course, place: int) -> Steps:
+    def screen(course: LessonRunner, place: int) -> ExerciseSteps:
         last = place + 1 == len(lesson.screens)
         shell.session.clear()
-        yield from _blocks(course, lesson.screens[place])
-        yield Wait("enter", hint=_("Enter ends the lesson") if last else "")
+        yield from _run_blocks(course, lesson.screens[place])
+        yield InputRequest("enter", hint=_("Enter ends the lesson") if last else "")
         return None
 
-    return Course(
+    return LessonRunner(
         shell,
         name,
         lesson_title(lesson),
         len(lesson.screens),
         screen,
         lesson.texts,
-        place,
-        arrived=arrived,
+        screen_index,
+        on_arrival=arrived,
     )
 
 
-def quiz_course(
+def make_quiz_runner(
     shell: Shell, questions: list[Question], texts: tuple[str, ...], progress: Progress, name: str
-) -> Course:
+) -> LessonRunner:
     """Return a round of questions; each answer is noted."""
     score = {"right": 0, "answered": 0}
 
-    def arrived(_course: Course, place: int | None) -> None:
+    def arrived(_course: LessonRunner, place: int | None) -> None:
         if place is None:
             shell.screen.note(
-                _("{right} of {answered} right · `:progress` shows what to look at again", **score)
+                _("{right} of {answered} correct · `:progress` shows what to review", **score)
             )
 
-    def screen(course: Course, place: int) -> Steps:
+    def screen(course: LessonRunner, place: int) -> ExerciseSteps:
         question = questions[place]
         shell.session.clear()
         shell.screen.out.print(Text(_("question {name}", name=question.name), FIGURES))
-        yield from _blocks(course, question.before)
-        right = yield from exercise(shell, course.facts(), question.exercise)
+        yield from _run_blocks(course, question.intro)
+        right = yield from run_exercise(shell, course.lesson_values(), question.exercise)
         if right is not None:
             score["right"], score["answered"] = score["right"] + right, score["answered"] + 1
-            progress.answer(f"{spoken()} {question.name}", right)
+            progress.record_answer(f"{current_language()} {question.name}", right)
         return right
 
-    return Course(shell, "quiz", Text(name), len(questions), screen, texts, arrived=arrived)
+    return LessonRunner(
+        shell, "quiz", Text(name), len(questions), screen, texts, on_arrival=arrived
+    )
 
 
-def readable(shell: Shell, texts: tuple[str, ...]) -> list[int]:
+def encode_readable(shell: Shell, texts: tuple[str, ...]) -> list[int]:
     """Return the tokens of the first text that the open model can read whole; else of one of its
     own words.
     """
-    model = shell.model()
+    model = shell.require_model()
     tokenizer = model.checkpoint.tokenizer
     for text in texts:
-        if _reads(tokenizer, text):
-            return tokenizer.encode(text)[: model.decoder.context]
+        if _can_encode(tokenizer, text):
+            return tokenizer.encode(text)[: model.decoder.context_length]
     from minillm_repl.generate.events import Step
     from minillm_repl.generate.generate import generate
-    from minillm_repl.generate.sampling import numbers
+    from minillm_repl.generate.sampling import make_rng
 
     first = next(
-        (token for token in range(tokenizer.size) if tokenizer.token_bytes(token).strip()), 0
+        (token for token in range(tokenizer.vocab_size) if tokenizer.token_bytes(token).strip()), 0
     )
     events = generate(
         model.decoder,
         tokenizer,
         [first],
         Settings(),
-        numbers(0),
-        max_tokens=min(_OWN_WORDS, model.decoder.context - 1),
+        make_rng(0),
+        max_tokens=min(_GENERATED_TOKENS, model.decoder.context_length - 1),
     )
     return [first, *(event.id for event in events if isinstance(event, Step))]
 
 
-def _blocks(course: Course, blocks: Screen) -> Steps:
+def _run_blocks(runner: LessonRunner, blocks: LessonScreen) -> ExerciseSteps:
     """Show blocks one after the other, waiting where the learner has something to do."""
-    shell = course.shell
+    shell = runner.shell
     for block in blocks:
         match block:
             case Prose():
-                shell.screen.out.print(drawing.Prose(block.markdown, course.facts().value))
+                shell.screen.out.print(
+                    drawing.LessonMarkdown(block.markdown, runner.lesson_values().value)
+                )
             case Show():
-                yield from _show(course, block)
+                yield from _run_show(runner, block)
             case Try():
-                yield from _try(course, block)
+                yield from _run_try_block(runner, block)
             case Guess():
-                yield from guess(shell, block, _to_guess(course, block))
+                yield from run_guess(shell, block, _guess_text(runner, block))
             case When():
-                if course.facts().holds(block.condition):
-                    yield from _blocks(course, block.blocks)
+                if runner.lesson_values().holds(block.condition):
+                    yield from _run_blocks(runner, block.blocks)
             case _:
                 assert isinstance(block, Exercise)
-                yield from exercise(shell, course.facts(), block)
+                yield from run_exercise(shell, runner.lesson_values(), block)
         shell.screen.out.print()
     return None
 
 
-def _show(course: Course, block: Show) -> Steps:
+def _run_show(course: LessonRunner, block: Show) -> ExerciseSteps:
     shell = course.shell
     for each in block.lines:
-        line = filled(each, course.facts().value)
+        line = fill_placeholders(each, course.lesson_values().value)
         try:
             # a model's text is never a command
-            (shell.run if each.startswith(":") else shell.prompt)(line)
+            (shell.run_line if each.startswith(":") else shell.run_prompt)(line)
         except UserError as error:
-            if course.strict:
-                raise UserError(f"{course.where}: {line}: {error}") from None
+            if course.raises_errors:
+                raise UserError(f"{course.position_label}: {line}: {error}") from None
             shell.screen.fail(str(error))
         if shell.interrupted():
-            yield Wait("enter", hint=_("stopped; Enter goes on"))
+            yield InputRequest("enter", hint=_("stopped; Enter continues"))
     return None
 
 
-def _try(course: Course, block: Try) -> Steps:
-    done = yield from attempt(course.shell, course.facts(), block)
-    said = block.done if done else block.otherwise or block.done
-    if said:
-        course.shell.screen.out.print(drawing.Prose(said, course.facts().value))
+def _run_try_block(course: LessonRunner, block: Try) -> ExerciseSteps:
+    done = yield from run_try(course.shell, course.lesson_values(), block)
+    reaction = block.done if done else block.otherwise or block.done
+    if reaction:
+        course.shell.screen.out.print(
+            drawing.LessonMarkdown(reaction, course.lesson_values().value)
+        )
     return done
 
 
-def _to_guess(course: Course, block: Guess) -> str:
+def _guess_text(course: LessonRunner, block: Guess) -> str:
     """Return the text of the guessing game: one that the model can read."""
     shell = course.shell
-    tokenizer = shell.model().checkpoint.tokenizer
+    tokenizer = shell.require_model().checkpoint.tokenizer
     lines = [
         line
-        for line in practice_file(spoken()).read_text(encoding="utf-8").splitlines()
+        for line in practice_file(current_language()).read_text(encoding="utf-8").splitlines()
         if len(line) > block.rounds
     ]
     for text in [*(each.strip() for each in block.text.split(" | ")), *lines[:1]]:
-        if _reads(tokenizer, text):
+        if _can_encode(tokenizer, text):
             return text
-    course.facts()
+    course.lesson_values()
     return decode(tokenizer, shell.session.ids)
 
 
-def _reads(tokenizer: Tokenizer, text: str) -> bool:
+def _can_encode(tokenizer: Tokenizer, text: str) -> bool:
     """Tell whether a tokenizer reads all of a text: some leave out what they do not know, and do
     not say so.
     """

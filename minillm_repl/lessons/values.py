@@ -12,10 +12,9 @@ from math import log, log2
 from typing import TYPE_CHECKING, Any
 
 from minillm_repl.errors import UserError
-from minillm_repl.language import _, spoken
+from minillm_repl.language import _, current_language
 from minillm_repl.lessons.parse import practice_file
-from minillm_repl.model.config import GPTConfig
-from minillm_repl.repl.inspecting import looking_at
+from minillm_repl.repl.inspecting import inspect_ids
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Token, decode
@@ -23,24 +22,24 @@ from minillm_repl.tokenizer.character import CharacterTokenizer
 
 if TYPE_CHECKING:
     from minillm_repl.generate.views import SweepView
-    from minillm_repl.insight.inspected_text import Subject
+    from minillm_repl.insight.inspected_text import InspectedText
     from minillm_repl.insight.views.texts import SurpriseView
     from minillm_repl.insight.views.thinking import FocusView, LensView, Met, ResidualView
 
-_DEEP = 6  # layers
-_LISTED = 9  # next tokens that can be asked for
+_MIN_DEEP_LAYERS = 6  # layers
+_MAX_CANDIDATES = 9  # next tokens that can be asked for
 _HANGUL = re.compile("[가-힣]")
 _PATTERNS = {"previous": "previous token", "first": "first token", "self": "itself"}
-_NONE = "–"
+_NO_VALUE = "–"
 
 
-class Facts:
+class LessonValues:
     """The model and the text of a session at one moment, with at least one token."""
 
-    def __init__(self, shell: Shell, text: str = "", *, practising: bool = False) -> None:
-        self._shell, self._model = shell, shell.model()
-        self._ids, self._practising = tuple(shell.session.ids), practising
-        self._named = text  # what `{text}` is, if not all that has been written by now
+    def __init__(self, shell: Shell, text: str = "", *, has_trained: bool = False) -> None:
+        self._shell, self._model = shell, shell.require_model()
+        self._ids, self._has_trained = tuple(shell.session.ids), has_trained
+        self._text_override = text  # what `{text}` is, if not all that has been written by now
         self._config, self._tokenizer = (
             self._model.checkpoint.config,
             self._model.checkpoint.tokenizer,
@@ -51,20 +50,20 @@ class Facts:
 
         Raises UserError if there is no such thing.
         """
-        base, _dot, part = name.partition(".")
-        number = int(part) if re.fullmatch(r"-?\d+", part) else None
-        found = self._sizes(name) or self._learnt(name)
-        if found is None:
+        base, _dot, suffix = name.partition(".")
+        number = int(suffix) if re.fullmatch(r"-?\d+", suffix) else None
+        text = self._model_value(name) or self._loss_value(name)
+        if text is None:
             match base:
                 case "token" | "id" if number is not None:
-                    found = self._token(base, number)
+                    text = self._token_value(base, number)
                 case "next" | "prob" | "logit" | "hot" | "cold" if number is not None:
-                    found = self._candidate(base, number)
+                    text = self._candidate_value(base, number)
                 case "previous" | "first" | "self":
-                    found = self._head(base, part)
+                    text = self._head_value(base, suffix)
                 case _:
-                    found = self._figure(name)
-        return safe_line(found)
+                    text = self._view_value(name)
+        return safe_line(text)
 
     def holds(self, condition: str) -> bool:
         """Tell whether a condition holds; `not` before it turns it round.
@@ -73,62 +72,62 @@ class Facts:
         """
         negated, name = condition.startswith("not "), condition.removeprefix("not ").strip()
         config = self._config
-        gated = not isinstance(config, GPTConfig)
-        learned = isinstance(config, GPTConfig) and config.rope is None
+        gated = config.has_gated_mlp
+        learned = config.rope is None
         conditions = {
             "learned_positions": learned,
             "rotary": not learned,
-            "characters": self._characters,
-            "several_layers": config.layers > 1,
-            "deep": config.layers >= _DEEP,
-            "several_heads": config.heads > 1,
-            "chat": self._model.checkpoint.chat is not None,
-            "practising": self._practising,
+            "characters": self._is_character_level,
+            "several_layers": config.n_layers > 1,
+            "deep": config.n_layers >= _MIN_DEEP_LAYERS,
+            "several_heads": config.n_heads > 1,
+            "chat": self._model.checkpoint.chat_template is not None,
+            "practising": self._has_trained,
             "gated": gated,
             "layer_norm": not gated,
-            "tied": config.tied,
+            "tied": config.tie_word_embeddings,
             "hangul": bool(_HANGUL.search(self._text)),
         }
         if name not in conditions:
-            raise _unknown(name)
+            raise _unknown_value_error(name)
         return conditions[name] != negated
 
     @cached_property
     def _text(self) -> str:
-        return self._named or decode(self._tokenizer, list(self._ids))
+        return self._text_override or decode(self._tokenizer, list(self._ids))
 
     @property
-    def _characters(self) -> bool:
+    def _is_character_level(self) -> bool:
         return isinstance(self._tokenizer, CharacterTokenizer)
 
-    def _sizes(self, name: str) -> str | None:
+    def _model_value(self, name: str) -> str | None:
         """Return a fact about the model that needs no pass, or None."""
         config, checkpoint = self._config, self._model.checkpoint
         sizes = {
-            "layers": config.layers, "last_layer": config.layers - 1, "heads": config.heads,
-            "last_head": config.heads - 1, "all_heads": config.layers * config.heads, "width": config.width,
-            "head_size": config.head_size,
-            "ff_width": config.ff_width if isinstance(config, GPTConfig) else config.hidden,
-            "context": self._model.decoder.context, "vocabulary": config.vocab, "parameters": config.parameters,
-            "tokens": len(self._ids), "numbers": len(self._ids) * config.width,
+            "layers": config.n_layers, "last_layer": config.n_layers - 1, "heads": config.n_heads,
+            "last_head": config.n_heads - 1, "all_heads": config.n_layers * config.n_heads, "width": config.d_model,
+            "head_size": config.head_dim,
+            "ff_width": config.d_mlp,
+            "context": self._model.decoder.context_length, "vocabulary": config.vocab_size, "parameters": config.n_params,
+            "tokens": len(self._ids), "numbers": len(self._ids) * config.d_model,
         }  # fmt: skip
         if name in sizes:
             return f"{sizes[name]:,}"
         words = {
             "model": self._model.name,
             "family": self._model.family,
-            "unit": _("character") if self._characters else _("piece"),
-            "units": _("characters") if self._characters else _("pieces"),
-            "bits_of_ignorance": f"{log2(config.vocab):.2f}",
-            "ignorance": f"{log(config.vocab):.3f}",
-            "practice": f'"{practice_file(spoken())}"',
+            "unit": _("character") if self._is_character_level else _("piece"),
+            "units": _("characters") if self._is_character_level else _("pieces"),
+            "bits_of_ignorance": f"{log2(config.vocab_size):.2f}",
+            "ignorance": f"{log(config.vocab_size):.3f}",
+            "practice": f'"{practice_file(current_language())}"',
             "text": self._text,
             "ids": " ".join(map(str, self._ids)),
-            "trained": f"{checkpoint.record.steps:,}" if checkpoint.record else _NONE,
+            "trained": f"{checkpoint.record.steps:,}" if checkpoint.record else _NO_VALUE,
         }
         return words.get(name)
 
-    def _learnt(self, name: str) -> str | None:
+    def _loss_value(self, name: str) -> str | None:
         """Return how unexpected the text was, or None if it is something else that is asked for."""
         if name not in ("loss", "bits", "perplexity", "hardest", "hardest.prob", "hardest.bits"):
             return None
@@ -136,7 +135,7 @@ class Facts:
 
         view = self._surprise
         if view is None:
-            return _NONE  # a text of one token has nothing that could surprise
+            return _NO_VALUE  # a text of one token has nothing that could surprise
         hardest = view.most[0]
         return {
             "loss": f"{view.mean:.3f}",
@@ -147,70 +146,72 @@ class Facts:
             "hardest.bits": f"{hardest.bits:.2f}",
         }[name]
 
-    def _token(self, base: str, number: int) -> str:
+    def _token_value(self, kind: str, number: int) -> str:
         if not -len(self._ids) <= number < len(self._ids):
-            return _NONE
-        token = Token.of(self._tokenizer, self._ids[number])
-        return token.label if base == "token" else str(token.id)
+            return _NO_VALUE
+        token = Token.from_id(self._tokenizer, self._ids[number])
+        return token.label if kind == "token" else str(token.id)
 
-    def _candidate(self, base: str, number: int) -> str:
+    def _candidate_value(self, kind: str, number: int) -> str:
         from minillm_repl.render.generation import percent
 
         if not 1 <= number <= len(self._sweep.candidates):
-            return _NONE
+            return _NO_VALUE
         candidate = self._sweep.candidates[number - 1]
-        if base == "next":
+        if kind == "next":
             return candidate.token.label
-        if base == "logit":
+        if kind == "logit":
             return f"{self._logits[candidate.token.id]:.2f}"
-        temp = {"prob": 1.0, "hot": 2.0, "cold": 0.5}[base]
+        temp = {"prob": 1.0, "hot": 2.0, "cold": 0.5}[kind]
         return percent(candidate.probs[self._sweep.temps.index(temp)] or 0.0)
 
-    def _head(self, base: str, part: str) -> str:
+    def _head_value(self, pattern: str, field: str) -> str:
         from minillm_repl.render.generation import percent
 
         scored = [
             (
-                sum(of.score for of in each.patterns if of.name == _PATTERNS[base]),
+                sum(of.score for of in each.patterns if of.name == _PATTERNS[pattern]),
                 -each.layer,
                 -each.head,
             )
             for each in self._focus.heads
         ]
         share, layer, head = max(scored)
-        match part:
+        match field:
             case "head":
                 return f"{-layer}.{-head}"
             case "share":
                 return percent(share)
-        raise _unknown(f"{base}.{part}")
+        raise _unknown_value_error(f"{pattern}.{field}")
 
-    def _figure(self, name: str) -> str:
-        from minillm_repl.render.drawing import part_name
+    def _view_value(self, name: str) -> str:
+        from minillm_repl.render.drawing import component_name
         from minillm_repl.render.generation import percent
 
         figures: dict[str, Callable[[], str]] = {
             "entropy": lambda: f"{self._entropy:.2f}",
             "choices": lambda: f"{2**self._entropy:,.1f}",
-            "head": lambda: self._head("previous", "head"),
-            "met": lambda: self._subject.tokens[self._subject.index(self._met.position)].label,
-            "dot": lambda: f"{self._met.dot:.2f}",
-            "scaled": lambda: f"{self._met.scaled:.2f}",
-            "weight": lambda: percent(self._met.weight),
-            "lens.place": lambda: part_name(self._lens.first),
+            "head": lambda: self._head_value("previous", "head"),
+            "met": lambda: (
+                self._subject.tokens[self._subject.index_of(self._top_key.position)].label
+            ),
+            "dot": lambda: f"{self._top_key.dot:.2f}",
+            "scaled": lambda: f"{self._top_key.scaled:.2f}",
+            "weight": lambda: percent(self._top_key.weight),
+            "lens.place": lambda: component_name(self._lens.first),
             "lens.first": lambda: self._lens.rows[0].top[0].token.label,
             "road.added": lambda: f"{self._residual.rows[-2:][0].added:.2f}",
             "road.stream": lambda: f"{self._residual.rows[-1].stream:.2f}",
         }
         if name not in figures:
-            raise _unknown(name)
+            raise _unknown_value_error(name)
         return figures[name]()
 
     # -- views, each computed once when first asked for
 
     @cached_property
-    def _subject(self) -> "Subject":
-        return looking_at(self._shell, self._model, self._ids)
+    def _subject(self) -> "InspectedText":
+        return inspect_ids(self._shell, self._model, self._ids)
 
     @cached_property
     def _logits(self) -> Any:
@@ -223,7 +224,9 @@ class Facts:
         from minillm_repl.generate.next_token import sweep_view
         from minillm_repl.generate.options import Sampling
 
-        return sweep_view(self._logits, Sampling(temp=0.5), self._ids, self._tokenizer, _LISTED)
+        return sweep_view(
+            self._logits, Sampling(temp=0.5), self._ids, self._tokenizer, _MAX_CANDIDATES
+        )
 
     @property
     def _entropy(self) -> float:
@@ -243,10 +246,10 @@ class Facts:
         return focus_view(self._subject)
 
     @cached_property
-    def _met(self) -> "Met":
+    def _top_key(self) -> "Met":
         from minillm_repl.insight.query import qkv_view
 
-        layer, head = map(int, self._head("previous", "head").split("."))
+        layer, head = map(int, self._head_value("previous", "head").split("."))
         return max(qkv_view(self._subject, layer, head).met, key=lambda each: each.weight)
 
     @cached_property
@@ -262,5 +265,5 @@ class Facts:
         return residual_view(self._subject)
 
 
-def _unknown(name: str) -> UserError:
-    return UserError(_("a lesson asks for {name}, which there is not", name=safe_line(name)))
+def _unknown_value_error(name: str) -> UserError:
+    return UserError(_("the lesson uses the unknown name {name}", name=safe_line(name)))

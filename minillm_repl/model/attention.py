@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, window: int = 0, mask: Tensor | None = None) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, sliding_window: int = 0, mask: Tensor | None = None
+) -> Tensor:
     """Let each query mix the values of the positions up to its own: (batch, head, new, head_size),
     same shape out.
 
@@ -18,49 +20,55 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int = 0, mask: Tensor | None
     for what it does not.
     """
     if mask is not None:
-        return (_weights(q, k, mask) @ v.flatten(0, 1)).view(q.shape)
-    new, seen = q.shape[-2], k.shape[-2]
-    whole = not window or seen <= window
-    causal = whole and new == seen
-    grouped = q.shape[1] != k.shape[1]
-    if whole and 1 < new < seen and q.is_cuda:
+        return (_attention_probs(q, k, mask) @ v.flatten(0, 1)).view(q.shape)
+    n_queries, n_keys = q.shape[-2], k.shape[-2]
+    sees_all = not sliding_window or n_keys <= sliding_window
+    is_causal = sees_all and n_queries == n_keys
+    is_grouped = q.shape[1] != k.shape[1]
+    if sees_all and 1 < n_queries < n_keys and q.is_cuda:
         # flash attention knows this one, and needs no matrix for it
-        mask = causal_lower_right(new, seen)
-    elif not causal and not (whole and new == 1):
-        mask = _visible(new, seen, window or seen, q.device)
+        mask = causal_lower_right(n_queries, n_keys)
+    elif not is_causal and not (sees_all and n_queries == 1):
+        mask = _causal_mask(n_queries, n_keys, sliding_window or n_keys, q.device)
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped
+        q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=is_grouped
     )
 
 
-def attention_weights(q: Tensor, k: Tensor, window: int = 0) -> Tensor:
+def attention_weights(q: Tensor, k: Tensor, sliding_window: int = 0) -> Tensor:
     """Return how much each query takes of each position when `attend` mixes them: (batch, head,
     new, seen).
 
     softmax(q·k / √head_size), over the positions that the query sees; a row sums to 1.
     """
-    new, seen = q.shape[-2], k.shape[-2]
-    visible = _visible(new, seen, window or seen, q.device)
-    mask = torch.zeros(new, seen, dtype=q.dtype, device=q.device).masked_fill(~visible, -torch.inf)
-    return _weights(q, k, mask.repeat(q.shape[1] // k.shape[1], 1)).view(*q.shape[:-1], seen)
+    n_queries, n_keys = q.shape[-2], k.shape[-2]
+    visible = _causal_mask(n_queries, n_keys, sliding_window or n_keys, q.device)
+    mask = torch.zeros(n_queries, n_keys, dtype=q.dtype, device=q.device).masked_fill(
+        ~visible, -torch.inf
+    )
+    return _attention_probs(q, k, mask.repeat(q.shape[1] // k.shape[1], 1)).view(
+        *q.shape[:-1], n_keys
+    )
 
 
-def _weights(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+def _attention_probs(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
     """Return softmax(q·k / √head_size + mask), the queries that share a key one below the other.
 
     (batch · kv_head, head / kv_head · new, seen); `mask` may be any shape that fits that.
     """
-    rows = q.reshape(k.shape[0] * k.shape[1], -1, q.shape[-1])
-    return torch.baddbmm(mask, rows, k.flatten(0, 1).mT, alpha=q.shape[-1] ** -0.5).softmax(-1)
+    grouped_queries = q.reshape(k.shape[0] * k.shape[1], -1, q.shape[-1])
+    return torch.baddbmm(
+        mask, grouped_queries, k.flatten(0, 1).mT, alpha=q.shape[-1] ** -0.5
+    ).softmax(-1)
 
 
-def _visible(new: int, seen: int, window: int, device: torch.device) -> Tensor:
+def _causal_mask(n_queries: int, n_keys: int, sliding_window: int, device: torch.device) -> Tensor:
     """Return which positions (seen) each of the new ones sees: (new, seen)."""
-    every = torch.ones(new, seen, dtype=torch.bool, device=device)
-    return every.tril(seen - new).triu(seen - new - window + 1)
+    ones = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device)
+    return ones.tril(n_keys - n_queries).triu(n_keys - n_queries - sliding_window + 1)
 
 
-ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu-tanh": lambda x: F.gelu(x, approximate="tanh"),
     "silu": F.silu,

@@ -12,51 +12,53 @@ from minillm_repl.model.config import AnyConfig, GPTConfig
 from minillm_repl.model.gpt import GPT
 from minillm_repl.model.layers import QuantisedWeight, Weight
 from minillm_repl.model.llama import Llama
-from minillm_repl.model.quantised import Quantised
+from minillm_repl.model.quantised import QuantisedMatrix
 
 LanguageModel = GPT | Llama
 
 
-def build(config: AnyConfig, tensors: Mapping[str, NDArray[Any] | Quantised]) -> LanguageModel:
+def build(
+    config: AnyConfig, tensors: Mapping[str, NDArray[Any] | QuantisedMatrix]
+) -> LanguageModel:
     """Return the model around the named arrays; names and shapes are those of the config.
 
     It computes in float32 from the numbers as they are. It shares the memory of matrices; norms and
     biases, which are small, it has in float32.
     """
-    model, state = without_weights(config), {}
+    model, state = build_on_meta(config), {}
     for name, array in tensors.items():
-        if isinstance(array, Quantised):
+        if isinstance(array, QuantisedMatrix):
             layer: Any = model.get_submodule(name.removesuffix(".weight"))
             del layer.weight
             layer.weight = QuantisedWeight(array)
         else:
-            state[name] = as_torch(
+            state[name] = to_torch(
                 array if array.ndim > 1 else array.astype(np.float32, copy=False)
             )
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False)
 
 
-def without_weights(config: AnyConfig) -> LanguageModel:
+def build_on_meta(config: AnyConfig) -> LanguageModel:
     """Return a model that has the shapes of its weights only."""
     with torch.device("meta"):
         return GPT(config) if isinstance(config, GPTConfig) else Llama(config)
 
 
-def in_float32(model: LanguageModel) -> dict[str, Tensor]:
+def float32_weights(model: LanguageModel) -> dict[str, Tensor]:
     """Return all weights of a model in float32 at least, by name: copies where they have fewer
     bits.
     """
-    found = {}
+    weights = {}
     for name, _shape in model.config.shapes():
-        layer, _, last = name.rpartition(".")
-        weight: Weight = getattr(model.get_submodule(layer), last)
-        whole = weight[:].detach()
-        found[name] = whole if whole.itemsize >= 4 else whole.float()
-    return found
+        layer, _, parameter = name.rpartition(".")
+        weight: Weight = getattr(model.get_submodule(layer), parameter)
+        tensor = weight[:].detach()
+        weights[name] = tensor if tensor.itemsize >= 4 else tensor.float()
+    return weights
 
 
-def as_torch(array: NDArray[Any]) -> Tensor:
+def to_torch(array: NDArray[Any]) -> Tensor:
     """Return a tensor that shares the array's memory; numpy's bfloat16 is an extension that
     torch does not know.
     """
@@ -70,13 +72,13 @@ def build_new(config: AnyConfig) -> LanguageModel:
     return GPT(config).initialise() if isinstance(config, GPTConfig) else Llama(config).initialise()
 
 
-def trainable(config: AnyConfig, tensors: Mapping[str, NDArray[Any]]) -> LanguageModel:
+def build_trainable(config: AnyConfig, tensors: Mapping[str, NDArray[Any]]) -> LanguageModel:
     """Return the model around a float32 copy of the named arrays, with gradients."""
     return build(
         config, {name: array.astype(np.float32) for name, array in tensors.items()}
     ).requires_grad_()
 
 
-def as_arrays(weights: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
+def to_arrays(weights: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
     """Return a copy of weights as float32 arrays, by name."""
     return {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in weights.items()}

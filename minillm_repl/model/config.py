@@ -14,45 +14,48 @@ SCALINGS = ("none", "linear", "llama3")
 
 # Far above what this program is for, and low enough that a hostile file cannot make us build a
 # giant.
-_LARGEST = {
-    "vocab": 2_000_000,
-    "layers": 1_000,
-    "heads": 1_024,
-    "kv_heads": 1_024,
-    "width": 65_536,
-    "hidden": 1_000_000,
+_MAX_BY_FIELD = {
+    "vocab_size": 2_000_000,
+    "n_layers": 1_000,
+    "n_heads": 1_024,
+    "n_kv_heads": 1_024,
+    "d_model": 65_536,
+    "d_mlp": 1_000_000,
 }
-_LARGEST_OTHER = 100_000_000
-_MAY_BE_ZERO = {"hidden"}
+_MAX_OTHER = 100_000_000
+_MAY_BE_ZERO = {"d_mlp"}
 
 
-def _check(owner: object) -> None:
+def _check(config: object) -> None:
     """Raise UserError if a number, switch or choice of a frozen dataclass is not one, or makes
     no sense.
     """
-    for entry in fields(owner):  # type: ignore[arg-type]
-        name, value = entry.name, getattr(owner, entry.name)
+    for entry in fields(config):  # type: ignore[arg-type]
+        name, value = entry.name, getattr(config, entry.name)
         choices = {"activation": ACTIVATIONS, "scaling": SCALINGS}.get(name)
         if entry.type is bool:
-            right, wanted = type(value) is bool, _("true or false")
+            is_valid, expected = type(value) is bool, _("true or false")
         elif choices:
-            right, wanted = value in choices, _("one of {words}", words=", ".join(choices))
+            is_valid, expected = value in choices, _("one of {words}", words=", ".join(choices))
         elif entry.type is int:
-            low, high = 0 if name in _MAY_BE_ZERO else 1, _LARGEST.get(name, _LARGEST_OTHER)
-            right, wanted = (
+            low, high = 0 if name in _MAY_BE_ZERO else 1, _MAX_BY_FIELD.get(name, _MAX_OTHER)
+            is_valid, expected = (
                 type(value) is int and low <= value <= high,
                 _("from {low} to {high:,}", low=low, high=high),
             )
         elif entry.type is float:
-            right, wanted = type(value) in (int, float) and 0 < value < 1e12, _("a number above 0")
+            is_valid, expected = (
+                type(value) in (int, float) and 0 < value < 1e12,
+                _("a number above 0"),
+            )
         else:
             continue
-        if not right:
+        if not is_valid:
             raise UserError(
                 _(
                     "{name} must be {wanted}, not {value:.40}",
                     name=name,
-                    wanted=wanted,
+                    wanted=expected,
                     value=safe_line(repr(value)),
                 )
             )
@@ -68,24 +71,27 @@ class Rope:
     """
 
     theta: float = 10_000.0
-    share: float = 1.0  # of each head's numbers that turn, the first ones
+    rotary_pct: float = 1.0  # of each head's numbers that turn, the first ones
     # linear: all slower by `factor`; llama3: only the slow ones, as in Llama 3.1
     scaling: str = "none"
     factor: float = 1.0
     # llama3: pairs that turn less than this often within the `original` context are slowed,
-    low: float = 1.0
-    high: float = 4.0  # those that turn more often than this are not, and those between partly
-    original: int = 8_192  # the context that the model was first trained with
+    low_freq_factor: float = 1.0
+    # those that turn more often than this are not, and those between partly
+    high_freq_factor: float = 4.0
+    # the context that the model was first trained with
+    original_max_position_embeddings: int = 8_192
 
     def __post_init__(self) -> None:
         _check(self)
-        if self.share > 1 or self.high <= self.low:
+        if self.rotary_pct > 1 or self.high_freq_factor <= self.low_freq_factor:
             raise UserError(
                 _(
-                    "rotary positions with share {share:g}, low {low:g} and high {high:g}",
-                    share=self.share,
-                    low=self.low,
-                    high=self.high,
+                    "inconsistent RoPE settings: rotary_pct {share:g}, low_freq_factor "
+                    "{low:g}, high_freq_factor {high:g}",
+                    share=self.rotary_pct,
+                    low=self.low_freq_factor,
+                    high=self.high_freq_factor,
                 )
             )
 
@@ -96,11 +102,11 @@ class ModelConfig:
 
     arch: ClassVar[str]
 
-    vocab: int  # how many different tokens there are
-    context: int = 32  # how many tokens the model sees at once
-    width: int = 64  # numbers per token in the residual stream
-    layers: int = 4
-    heads: int = 4  # points of view per layer
+    vocab_size: int  # how many different tokens there are
+    context_length: int = 32  # how many tokens the model sees at once
+    d_model: int = 64  # numbers per token in the residual stream
+    n_layers: int = 4
+    n_heads: int = 4  # points of view per layer
 
     def __post_init__(self) -> None:
         _check(self)
@@ -120,45 +126,45 @@ class ModelConfig:
         ):
             raise UserError(
                 _(
-                    "it must be arch = {arch} with {sizes}, not {value}",
+                    "expected arch = {arch} with {sizes}, got {value}",
                     arch=cls.arch,
                     sizes=", ".join(sorted(sizes)),
-                    value=_shown(data),
+                    value=_printable(data),
                 )
             )
-        given = {name: value for name, value in data.items() if name != "arch"}
-        extra = sorted(set(given) - set(known))
+        values = {name: value for name, value in data.items() if name != "arch"}
+        extra = sorted(set(values) - set(known))
         missing = [
-            name for name, entry in known.items() if entry.default is MISSING and name not in given
+            name for name, entry in known.items() if entry.default is MISSING and name not in values
         ]
         if extra or missing:
             raise UserError(
                 _(
-                    "arch = {arch} which is unknown: {name:.40}",
+                    "unknown entry for arch = {arch}: {name:.40}",
                     arch=cls.arch,
                     name=safe_line(extra[0]),
                 )
                 if extra
-                else _("arch = {arch} without {name}", arch=cls.arch, name=missing[0])
+                else _("missing entry for arch = {arch}: {name}", arch=cls.arch, name=missing[0])
             )
-        if isinstance(given.get("rope"), dict):
+        if isinstance(values.get("rope"), dict):
             try:
-                given["rope"] = Rope(**given["rope"])
+                values["rope"] = Rope(**values["rope"])
             except TypeError:
                 raise UserError(
-                    _("unknown rotary positions: {value}", value=_shown(given["rope"]))
+                    _("unknown RoPE settings: {value}", value=_printable(values["rope"]))
                 ) from None
-        if isinstance(given.get("windows"), list):
-            given["windows"] = tuple(given["windows"])
-        return cls(**given)
+        if isinstance(values.get("sliding_windows"), list):
+            values["sliding_windows"] = tuple(values["sliding_windows"])
+        return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` reads: the sizes, and what differs from its default."""
-        always = {entry.name for entry in fields(ModelConfig)}
+        required = {entry.name for entry in fields(ModelConfig)}
         data: dict[str, Any] = {"arch": self.arch}
         for entry in fields(self):
             value = getattr(self, entry.name)
-            if entry.name in always or value != entry.default:
+            if entry.name in required or value != entry.default:
                 data[entry.name] = asdict(value) if isinstance(value, Rope) else value
         return data
 
@@ -167,7 +173,7 @@ class ModelConfig:
         raise NotImplementedError
 
     @property
-    def parameters(self) -> int:
+    def n_params(self) -> int:
         """How many numbers training may change."""
         return sum(math.prod(shape) for _, shape in self.shapes())
 
@@ -180,74 +186,73 @@ class GPTConfig(ModelConfig):
     """
 
     arch: ClassVar[str] = "gpt"
+    has_gated_mlp: ClassVar[bool] = False
+    sliding_windows: ClassVar[tuple[int, ...]] = ()
 
-    hidden: int = 0  # numbers per token inside the feed-forward; 0 is four times the width
+    d_mlp: int = 0  # numbers per token inside the MLP; 0 becomes 4 * d_model
     activation: str = "gelu"
     norm_eps: float = 1e-5
     qkv_bias: bool = False
-    head_bias: bool = True
-    tied: bool = False  # the output head is the token embedding
+    lm_head_bias: bool = True
+    tie_word_embeddings: bool = False  # the output head is the token embedding
     rope: Rope | None = None  # instead of one learned vector per position
     # attention and feed-forward read the same stream (GPT-NeoX), not one after the other
-    parallel: bool = False
+    parallel_residual: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.d_mlp:
+            object.__setattr__(self, "d_mlp", 4 * self.d_model)
         if not isinstance(self.rope, Rope | None):
-            raise UserError(_("unknown rotary positions: {value}", value=_shown(self.rope)))
-        if self.width % self.heads:
+            raise UserError(_("unknown RoPE settings: {value}", value=_printable(self.rope)))
+        if self.d_model % self.n_heads:
             raise UserError(
                 _(
-                    "width {width} cannot be shared out evenly among {heads} heads",
-                    width=self.width,
-                    heads=self.heads,
+                    "d_model {width} is not divisible by {heads} heads",
+                    width=self.d_model,
+                    heads=self.n_heads,
                 )
             )
-        turning = int(self.head_size * self.rope.share) if self.rope is not None else 2
+        rotary_dim = int(self.head_dim * self.rope.rotary_pct) if self.rope is not None else 2
         # of an odd number, the last turns with one more
-        if turning < 1 or turning + turning % 2 > self.head_size:
+        if rotary_dim < 1 or rotary_dim + rotary_dim % 2 > self.head_dim:
             raise UserError(
                 _(
-                    "rotary positions cannot turn {turning} of {head_size} numbers in pairs",
-                    turning=turning,
-                    head_size=self.head_size,
+                    "RoPE cannot rotate {turning} of {head_size} dimensions in pairs",
+                    turning=rotary_dim,
+                    head_size=self.head_dim,
                 )
             )
-        if self.tied and self.head_bias:
-            raise UserError(_("a head that is the token embedding has no bias"))
+        if self.tie_word_embeddings and self.lm_head_bias:
+            raise UserError(_("an output head tied to the token embedding has no bias"))
 
     @property
-    def head_size(self) -> int:
+    def head_dim(self) -> int:
         """Numbers per head."""
-        return self.width // self.heads
+        return self.d_model // self.n_heads
 
     @property
-    def kv_heads(self) -> int:
+    def n_kv_heads(self) -> int:
         """How many heads have keys and values of their own: all."""
-        return self.heads
-
-    @property
-    def ff_width(self) -> int:
-        """Numbers per token inside the feed-forward."""
-        return self.hidden or 4 * self.width
+        return self.n_heads
 
     def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield the name and shape of every tensor, in the order of the computation."""
-        width, hidden = self.width, self.ff_width
-        yield "token_embedding.weight", (self.vocab, width)
+        d_model, d_mlp = self.d_model, self.d_mlp
+        yield "token_embedding.weight", (self.vocab_size, d_model)
         if self.rope is None:
-            yield "position_embedding.weight", (self.context, width)
-        for layer in range(self.layers):
+            yield "position_embedding.weight", (self.context_length, d_model)
+        for layer in range(self.n_layers):
             block = f"blocks.{layer}."
-            yield from _with_bias(block + "ln1", width)
-            yield from _with_bias(block + "attention.qkv", 3 * width, width, bias=self.qkv_bias)
-            yield from _with_bias(block + "attention.proj", width, width)
-            yield from _with_bias(block + "ln2", width)
-            yield from _with_bias(block + "ff.up", hidden, width)
-            yield from _with_bias(block + "ff.down", width, hidden)
-        yield from _with_bias("ln_f", width)
-        if not self.tied:
-            yield from _with_bias("lm_head", self.vocab, width, bias=self.head_bias)
+            yield from _with_bias(block + "ln1", d_model)
+            yield from _with_bias(block + "attention.qkv", 3 * d_model, d_model, bias=self.qkv_bias)
+            yield from _with_bias(block + "attention.proj", d_model, d_model)
+            yield from _with_bias(block + "ln2", d_model)
+            yield from _with_bias(block + "mlp.up", d_mlp, d_model)
+            yield from _with_bias(block + "mlp.down", d_model, d_mlp)
+        yield from _with_bias("ln_f", d_model)
+        if not self.tie_word_embeddings:
+            yield from _with_bias("lm_head", self.vocab_size, d_model, bias=self.lm_head_bias)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,85 +264,86 @@ class LlamaConfig(ModelConfig):
     """
 
     arch: ClassVar[str] = "llama"
+    has_gated_mlp: ClassVar[bool] = True
+    parallel_residual: ClassVar[bool] = False
 
-    kv_heads: int  # each key and value serves heads / kv_heads queries
-    head_size: int  # numbers per head; all heads together need not be as wide as the stream
-    hidden: int  # numbers per token inside the feed-forward
+    n_kv_heads: int  # each key and value serves heads / kv_heads queries
+    head_dim: int  # numbers per head; all heads together need not be as wide as the stream
+    d_mlp: int  # numbers per token inside the feed-forward
     activation: str = "silu"
     norm_eps: float = 1e-5
     rope: Rope = Rope()
-    tied: bool = False  # the output head is the token embedding
+    tie_word_embeddings: bool = False  # the output head is the token embedding
     qkv_bias: bool = False
     out_bias: bool = False
-    ff_bias: bool = False
+    mlp_bias: bool = False
     qk_norm: bool = False  # each query and key is normalised, as in Qwen 3
     # how many tokens back each layer sees, itself included; 0 sees all, () is all 0
-    windows: tuple[int, ...] = ()
+    sliding_windows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.rope, Rope):
-            raise UserError(_("unknown rotary positions: {value}", value=_shown(self.rope)))
+            raise UserError(_("unknown RoPE settings: {value}", value=_printable(self.rope)))
         if (
-            self.hidden < 1
-            or self.heads % self.kv_heads
-            or self.head_size % 2
-            or self.rope.share != 1
+            self.d_mlp < 1
+            or self.n_heads % self.n_kv_heads
+            or self.head_dim % 2
+            or self.rope.rotary_pct != 1
         ):
             raise UserError(
                 _(
-                    "{heads} heads of {head_size} numbers with {kv_heads} keys and values, "
-                    "and {hidden} numbers in"
-                    " the feed-forward, do not go together",
-                    heads=self.heads,
-                    head_size=self.head_size,
-                    kv_heads=self.kv_heads,
-                    hidden=self.hidden,
+                    "these sizes do not fit together: {heads} heads of dimension "
+                    "{head_size}, {kv_heads} KV heads, MLP width {hidden}",
+                    heads=self.n_heads,
+                    head_size=self.head_dim,
+                    kv_heads=self.n_kv_heads,
+                    hidden=self.d_mlp,
                 )
             )
-        right = isinstance(self.windows, tuple) and all(
-            type(window) is int and window >= 0 for window in self.windows
+        is_valid = isinstance(self.sliding_windows, tuple) and all(
+            type(window) is int and window >= 0 for window in self.sliding_windows
         )
-        if not right or len(self.windows) not in (0, self.layers):
+        if not is_valid or len(self.sliding_windows) not in (0, self.n_layers):
             raise UserError(
                 _(
-                    "windows must be {layers} whole numbers, not {value}",
-                    layers=self.layers,
-                    value=_shown(self.windows),
+                    "sliding_windows must be {layers} integers, not {value}",
+                    layers=self.n_layers,
+                    value=_printable(self.sliding_windows),
                 )
             )
 
     @property
-    def query_rows(self) -> int:
+    def q_dim(self) -> int:
         """Rows of the fused projection that make queries; keys and values follow."""
-        return self.heads * self.head_size
+        return self.n_heads * self.head_dim
 
     @property
-    def key_rows(self) -> int:
+    def kv_dim(self) -> int:
         """Rows of the fused projection that make keys, and as many that make values."""
-        return self.kv_heads * self.head_size
+        return self.n_kv_heads * self.head_dim
 
     def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield the name and shape of every tensor, in the order of the computation."""
-        width = self.width
-        yield "token_embedding.weight", (self.vocab, width)
-        for layer in range(self.layers):
+        d_model = self.d_model
+        yield "token_embedding.weight", (self.vocab_size, d_model)
+        for layer in range(self.n_layers):
             block = f"blocks.{layer}."
-            yield block + "norm1.weight", (width,)
-            rows = self.query_rows + 2 * self.key_rows
-            yield from _with_bias(block + "attention.qkv", rows, width, bias=self.qkv_bias)
+            yield block + "norm1.weight", (d_model,)
+            rows = self.q_dim + 2 * self.kv_dim
+            yield from _with_bias(block + "attention.qkv", rows, d_model, bias=self.qkv_bias)
             if self.qk_norm:
-                yield block + "attention.q_norm.weight", (self.head_size,)
-                yield block + "attention.k_norm.weight", (self.head_size,)
+                yield block + "attention.q_norm.weight", (self.head_dim,)
+                yield block + "attention.k_norm.weight", (self.head_dim,)
+            yield from _with_bias(block + "attention.proj", d_model, self.q_dim, bias=self.out_bias)
+            yield block + "norm2.weight", (d_model,)
             yield from _with_bias(
-                block + "attention.proj", width, self.query_rows, bias=self.out_bias
+                block + "mlp.gate_up", 2 * self.d_mlp, d_model, bias=self.mlp_bias
             )
-            yield block + "norm2.weight", (width,)
-            yield from _with_bias(block + "ff.gate_up", 2 * self.hidden, width, bias=self.ff_bias)
-            yield from _with_bias(block + "ff.down", width, self.hidden, bias=self.ff_bias)
-        yield "norm_f.weight", (width,)
-        if not self.tied:
-            yield "lm_head.weight", (self.vocab, width)
+            yield from _with_bias(block + "mlp.down", d_model, self.d_mlp, bias=self.mlp_bias)
+        yield "norm_f.weight", (d_model,)
+        if not self.tie_word_embeddings:
+            yield "lm_head.weight", (self.vocab_size, d_model)
 
 
 AnyConfig = GPTConfig | LlamaConfig
@@ -355,5 +361,5 @@ def _with_bias(name: str, *shape: int, bias: bool = True) -> Iterator[tuple[str,
         yield name + ".bias", shape[:1]
 
 
-def _shown(data: Any) -> str:
+def _printable(data: Any) -> str:
     return f"{safe_line(str(data)):.120}"

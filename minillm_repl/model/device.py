@@ -11,13 +11,13 @@ def pick_device(name: str) -> torch.device:
 
     Raises UserError if there is none such.
     """
-    there = {
+    is_available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if name == "auto":
-        name = next(device for device, available in there.items() if available)
-    if not there[name]:
-        raise UserError(_("this torch finds no {name} device here; try --device cpu", name=name))
+        name = next(device for device, available in is_available.items() if available)
+    if not is_available[name]:
+        raise UserError(_("torch finds no {name} device here; try --device cpu", name=name))
     return torch.device(name)

@@ -10,12 +10,12 @@ v = vocabulary.
 import torch
 from torch import Tensor, nn
 
-from minillm_repl.model.attention import ACTIVATION, attend
+from minillm_repl.model.attention import ACTIVATION_FUNCTIONS, attend
 from minillm_repl.model.config import GPTConfig
-from minillm_repl.model.hooks import Tap, untapped
+from minillm_repl.model.hooks import Hook, no_hook
 from minillm_repl.model.kv_cache import KVCache
-from minillm_repl.model.layers import Embedding, Linear, multiply
-from minillm_repl.model.rope import Rotation, rotate, rotation
+from minillm_repl.model.layers import Embedding, Linear, linear_float32
+from minillm_repl.model.rope import CosSin, apply_rotary_emb, compute_cos_sin
 
 
 class Attention(nn.Module):
@@ -26,41 +26,43 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
-        self.qkv = Linear(config.width, 3 * config.width, bias=config.qkv_bias)
-        self.proj = Linear(config.width, config.width)
+        self.qkv = Linear(config.d_model, 3 * config.d_model, bias=config.qkv_bias)
+        self.proj = Linear(config.d_model, config.d_model)
 
-    def forward(self, x: Tensor, turn: Rotation | None, cache: KVCache | None, tap: Tap) -> Tensor:
+    def forward(
+        self, x: Tensor, cos_sin: CosSin | None, cache: KVCache | None, hook: Hook
+    ) -> Tensor:
         """Mix information between positions: (b, t, w) -> (b, t, w)."""
         name = f"blocks.{self.layer}.attention."
         # (b, t, 3, h, d)
-        heads = self.qkv(x).unflatten(-1, (3, self.config.heads, self.config.head_size))
+        heads = self.qkv(x).unflatten(-1, (3, self.config.n_heads, self.config.head_dim))
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (b, h, t, d)
-        if turn is not None:
-            q, k = rotate(q, turn), rotate(k, turn)
-        q, k, v = tap(name + "q", q), tap(name + "k", k), tap(name + "v", v)
+        if cos_sin is not None:
+            q, k = apply_rotary_emb(q, cos_sin), apply_rotary_emb(k, cos_sin)
+        q, k, v = hook(name + "q", q), hook(name + "k", k), hook(name + "v", v)
         mask = None
         if cache is not None:
-            k, v = cache.extend(self.layer, k, v)  # (b, h, past + t, d)
+            k, v = cache.update(self.layer, k, v)  # (b, h, past + t, d)
             mask = cache.mask(0)
-        z = tap(name + "z", attend(q, k, v, mask=mask).transpose(1, 2))  # (b, t, h, d)
-        return tap(name + "out", self.proj(z.flatten(2)))
+        z = hook(name + "z", attend(q, k, v, mask=mask).transpose(1, 2))  # (b, t, h, d)
+        return hook(name + "out", self.proj(z.flatten(2)))
 
 
-class FeedForward(nn.Module):
+class MLP(nn.Module):
     """Each position thinks by itself: wider, a bend, and back."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.up = Linear(config.width, config.ff_width)
-        self.activation = ACTIVATION[config.activation]
-        self.down = Linear(config.ff_width, config.width)
+        self.up = Linear(config.d_model, config.d_mlp)
+        self.activation = ACTIVATION_FUNCTIONS[config.activation]
+        self.down = Linear(config.d_mlp, config.d_model)
 
-    def forward(self, x: Tensor, tap: Tap) -> Tensor:
+    def forward(self, x: Tensor, hook: Hook) -> Tensor:
         """Map each position on its own: (b, t, w) -> (b, t, w)."""
-        # (b, t, ff_width)
-        hidden = tap(f"blocks.{self.layer}.ff.hidden", self.activation(self.up(x)))
-        return tap(f"blocks.{self.layer}.ff.out", self.down(hidden))
+        # (b, t, d_mlp)
+        activations = hook(f"blocks.{self.layer}.mlp.hidden", self.activation(self.up(x)))
+        return hook(f"blocks.{self.layer}.mlp.out", self.down(activations))
 
 
 class Block(nn.Module):
@@ -70,19 +72,23 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.parallel = layer, config.parallel
-        self.ln1 = nn.LayerNorm(config.width, config.norm_eps)
+        self.layer, self.parallel_residual = layer, config.parallel_residual
+        self.ln1 = nn.LayerNorm(config.d_model, config.norm_eps)
         self.attention = Attention(config, layer)
-        self.ln2 = nn.LayerNorm(config.width, config.norm_eps)
-        self.ff = FeedForward(config, layer)
+        self.ln2 = nn.LayerNorm(config.d_model, config.norm_eps)
+        self.mlp = MLP(config, layer)
 
-    def forward(self, x: Tensor, turn: Rotation | None, cache: KVCache | None, tap: Tap) -> Tensor:
+    def forward(
+        self, x: Tensor, cos_sin: CosSin | None, cache: KVCache | None, hook: Hook
+    ) -> Tensor:
         """Add what this block finds to the residual stream: (b, t, w) -> (b, t, w)."""
-        mixed = self.attention(self.ln1(x), turn, cache, tap)
-        if self.parallel:  # both read what came in, so there is no stream between them
-            return tap(f"blocks.{self.layer}.residual", self.ff(self.ln2(x), tap) + mixed + x)
-        x = tap(f"blocks.{self.layer}.residual.mid", x + mixed)
-        return tap(f"blocks.{self.layer}.residual", x + self.ff(self.ln2(x), tap))
+        attention_out = self.attention(self.ln1(x), cos_sin, cache, hook)
+        if self.parallel_residual:  # both read what came in, so there is no stream between them
+            return hook(
+                f"blocks.{self.layer}.residual", self.mlp(self.ln2(x), hook) + attention_out + x
+            )
+        x = hook(f"blocks.{self.layer}.residual.mid", x + attention_out)
+        return hook(f"blocks.{self.layer}.residual", x + self.mlp(self.ln2(x), hook))
 
 
 class GPT(nn.Module):
@@ -91,18 +97,25 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = Embedding(config.vocab, config.width)
+        self.token_embedding = Embedding(config.vocab_size, config.d_model)
         self.position_embedding = (
-            Embedding(config.context, config.width) if config.rope is None else None
+            Embedding(config.context_length, config.d_model) if config.rope is None else None
         )
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.ln_f = nn.LayerNorm(config.width, config.norm_eps)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.ln_f = nn.LayerNorm(config.d_model, config.norm_eps)
         self.lm_head = (
-            None if config.tied else Linear(config.width, config.vocab, bias=config.head_bias)
+            None
+            if config.tie_word_embeddings
+            else Linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
         )
 
     def forward(
-        self, ids: Tensor, cache: KVCache | None = None, tap: Tap = untapped, *, last: bool = False
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        hook: Hook = no_hook,
+        *,
+        last_only: bool = False,
     ) -> Tensor:
         """Return logits (b, t, v) for token ids (b, t); with `last`, for the last position only (b,
         1, v).
@@ -115,26 +128,30 @@ class GPT(nn.Module):
             if cache is None
             else cache.positions(ids.shape[1])
         )
-        x, turn = self.token_embedding(ids), None  # (b, t, w)
+        x, cos_sin = self.token_embedding(ids), None  # (b, t, w)
         if self.position_embedding is not None:
             x = x + self.position_embedding(positions)
         elif self.config.rope is not None:
-            turn = rotation(self.config.rope, self.config.head_size, positions, x.dtype)
-        x = tap("embedding", x)
+            cos_sin = compute_cos_sin(self.config.rope, self.config.head_dim, positions, x.dtype)
+        x = hook("embedding", x)
         for block in self.blocks:
-            x = block(x, turn, cache, tap)
+            x = block(x, cos_sin, cache, hook)
         if cache is not None:
             cache.length += ids.shape[1]
-        if last:
+        if last_only:
             x = x[:, -1:]
-        return self.unembed(x, tap)
+        return self.unembed(x, hook)
 
-    def unembed(self, residual: Tensor, tap: Tap = untapped) -> Tensor:
+    def unembed(self, residual: Tensor, hook: Hook = no_hook) -> Tensor:
         """Return the logits that a residual stream amounts to, the last norm included: (..., w)
         -> (..., v).
         """
-        x = tap("final", self.norm_f(residual))
-        return multiply(x, self.token_embedding.weight) if self.lm_head is None else self.lm_head(x)
+        x = hook("final", self.norm_f(residual))
+        return (
+            linear_float32(x, self.token_embedding.weight)
+            if self.lm_head is None
+            else self.lm_head(x)
+        )
 
     @property
     def norm_f(self) -> nn.LayerNorm:
@@ -154,20 +171,20 @@ class GPT(nn.Module):
             nn.init.normal_(self.position_embedding.weight, std=0.02)
         for module in self.modules():
             if isinstance(module, Attention):
-                nn.init.normal_(module.qkv.weight, std=self.config.width**-0.5)
+                nn.init.normal_(module.qkv.weight, std=self.config.d_model**-0.5)
                 if self.config.qkv_bias:
                     nn.init.zeros_(module.qkv.bias)
-                _zero(module.proj)
-            elif isinstance(module, FeedForward):
-                nn.init.normal_(module.up.weight, std=self.config.width**-0.5)
+                _init_zeros(module.proj)
+            elif isinstance(module, MLP):
+                nn.init.normal_(module.up.weight, std=self.config.d_model**-0.5)
                 nn.init.zeros_(module.up.bias)
-                _zero(module.down)
+                _init_zeros(module.down)
         if self.lm_head is not None:
-            _zero(self.lm_head)
+            _init_zeros(self.lm_head)
         return self
 
 
-def _zero(linear: nn.Linear) -> None:
+def _init_zeros(linear: nn.Linear) -> None:
     nn.init.zeros_(linear.weight)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)

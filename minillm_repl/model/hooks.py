@@ -12,8 +12,8 @@ with: itself to read, another to override. The names, for layer `i`, with their 
     blocks.i.residual.mid       (batch, time, width)            the residual stream between attention and feed-forward;
                                                                 none where the two work side by side
                                                                 (GPT-NeoX)
-    blocks.i.ff.hidden          (batch, time, hidden)           after the activation, and its gate in a Llama
-    blocks.i.ff.out             (batch, time, width)            what the feed-forward adds
+    blocks.i.mlp.hidden          (batch, time, hidden)           after the activation, and its gate in a Llama
+    blocks.i.mlp.out             (batch, time, width)            what the feed-forward adds
     blocks.i.residual           (batch, time, width)            the residual stream after the block
     final                       (batch, time, width)            after the last norm, before the head
 """
@@ -22,31 +22,31 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-Tap = Callable[[str, Tensor], Tensor]
+Hook = Callable[[str, Tensor], Tensor]
 
 
-def untapped(_name: str, tensor: Tensor) -> Tensor:
+def no_hook(_name: str, tensor: Tensor) -> Tensor:
     """Read nothing, change nothing."""
     return tensor
 
 
-def recording(into: dict[str, Tensor], wanted: Callable[[str], bool] = lambda _: True) -> Tap:
+def caching(cache: dict[str, Tensor], names_filter: Callable[[str], bool] = lambda _: True) -> Hook:
     """Return a tap that keeps the activations that are wanted in `into`, and changes nothing."""
 
-    def tap(name: str, tensor: Tensor) -> Tensor:
-        if wanted(name):
-            into[name] = tensor
+    def hook(name: str, tensor: Tensor) -> Tensor:
+        if names_filter(name):
+            cache[name] = tensor
         return tensor
 
-    return tap
+    return hook
 
 
-def in_turn(*taps: Tap) -> Tap:
+def compose(*hooks: Hook) -> Hook:
     """Return a tap that hands what it gets through several, the first first."""
 
-    def tap(name: str, tensor: Tensor) -> Tensor:
-        for each in taps:
+    def hook(name: str, tensor: Tensor) -> Tensor:
+        for each in hooks:
             tensor = each(name, tensor)
         return tensor
 
-    return tap
+    return hook

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minillm_repl.model.config import AnyConfig
 
-_ROOM = 128  # tokens: there is room for a multiple of so many
+_CAPACITY_STEP = 128  # tokens: there is room for a multiple of so many
 
 
 class KVCache:
@@ -20,70 +20,76 @@ class KVCache:
     """
 
     def __init__(self, config: AnyConfig, device: torch.device) -> None:
-        self._shape = (config.layers, 2, 1, config.kv_heads, 0, config.head_size)
-        self.most = config.context  # tokens: there is never room for more, unless more are put in
-        self._windows = getattr(config, "windows", ()) or (0,)
+        self._shape = (config.n_layers, 2, 1, config.n_kv_heads, 0, config.head_dim)
+        self.max_length = (
+            config.context_length
+        )  # tokens: there is never room for more, unless more are put in
+        self._sliding_windows = config.sliding_windows or (0,)
         self._kv = torch.empty(self._shape, device=device)
-        self._place: Tensor | None = None
+        self._static_position: Tensor | None = None
         self._masks: dict[int, Tensor] = {}
         self.length = 0
 
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
         """How many tokens it can hold without keys and values being moved."""
         return self._kv.shape[-2]
 
-    def positions(self, new: int) -> Tensor:
+    def positions(self, n_new: int) -> Tensor:
         """Return where the next tokens stand: (new,)."""
-        if self._place is not None:
-            return self._place
-        return torch.arange(self.length, self.length + new, device=self._kv.device)
+        if self._static_position is not None:
+            return self._static_position
+        return torch.arange(self.length, self.length + n_new, device=self._kv.device)
 
-    def mask(self, window: int) -> Tensor | None:
+    def mask(self, sliding_window: int) -> Tensor | None:
         """Return 0 for places of `extend` that the next token sees, −∞ for others; None if all
         are its past.
         """
-        return self._masks.get(window)
+        return self._masks.get(sliding_window)
 
     @contextmanager
-    def one_at(self, place: Tensor) -> Iterator[None]:
+    def static(self, position: Tensor) -> Iterator[None]:
         """Take the next token to stand at `place` (1,), a number on the device, whatever `length`
         says.
 
         `extend` then returns all places, filled or not, so that each token is the same work on the
         same memory.
         """
-        places = torch.arange(self.room, device=place.device)
-        for window in set(self._windows):
-            seen = (places <= place) & (places > place - (window or self.room))
-            self._masks[window] = torch.where(seen, 0.0, -torch.inf).to(self._kv.dtype)
-        self._place = place
+        positions = torch.arange(self.capacity, device=position.device)
+        for sliding_window in set(self._sliding_windows):
+            visible = (positions <= position) & (
+                positions > position - (sliding_window or self.capacity)
+            )
+            self._masks[sliding_window] = torch.where(visible, 0.0, -torch.inf).to(self._kv.dtype)
+        self._static_position = position
         try:
             yield
         finally:
-            self._place, self._masks = None, {}
+            self._static_position, self._masks = None, {}
 
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values, each (1, head, new, head_size); return all so far (1, head,
         all, head_size).
         """
-        if self._place is not None:
-            self._kv[layer, 0].index_copy_(-2, self._place, key)
-            self._kv[layer, 1].index_copy_(-2, self._place, value)
+        if self._static_position is not None:
+            self._kv[layer, 0].index_copy_(-2, self._static_position, key)
+            self._kv[layer, 1].index_copy_(-2, self._static_position, value)
             return self._kv[layer, 0], self._kv[layer, 1]
         end = self.length + key.shape[-2]
-        self.make_room(end)
+        self.reserve(end)
         self._kv[layer, 0, :, :, self.length : end] = key
         self._kv[layer, 1, :, :, self.length : end] = value
         return self._kv[layer, 0, :, :, :end], self._kv[layer, 1, :, :, :end]
 
-    def make_room(self, needed: int) -> None:
+    def reserve(self, needed: int) -> None:
         """Have room for so many tokens in all."""
-        if needed <= self.room:
+        if needed <= self.capacity:
             return
-        room = max(needed, min(self.most, max(2 * self.room, needed + -needed % _ROOM)))
+        capacity = max(
+            needed, min(self.max_length, max(2 * self.capacity, needed + -needed % _CAPACITY_STEP))
+        )
         # not empty: nothing times NaN is NaN
-        larger = self._kv.new_zeros((*self._shape[:4], room, self._shape[5]))
+        larger = self._kv.new_zeros((*self._shape[:4], capacity, self._shape[5]))
         larger[..., : self.length, :] = self._kv[..., : self.length, :]
         self._kv = larger
 
@@ -93,6 +99,8 @@ class KVCache:
         return self._kv.nbytes
 
     @property
-    def full_nbytes(self) -> int:
+    def max_nbytes(self) -> int:
         """Memory that it takes with all the tokens that there can be room for."""
-        return self._kv.element_size() * self.most * math.prod(self._shape[:4]) * self._shape[5]
+        return (
+            self._kv.element_size() * self.max_length * math.prod(self._shape[:4]) * self._shape[5]
+        )

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from torch import Tensor, nn
 
-from minillm_repl.model.quantised import HALVES, PANEL, Quantised, widened
+from minillm_repl.model.quantised import NIBBLE_SHIFTS, PANEL_ROWS, QuantisedMatrix, dequantise
 
-_BLOCK = 2**18  # numbers that are widened at once: 1 MiB
-_BLOCK_ON_A_GPU = 2**26  # where starting many small operations takes longer than they do
+_BLOCK_ELEMENTS = 2**18  # numbers that are widened at once: 1 MiB
+_GPU_BLOCK_ELEMENTS = 2**26  # where starting many small operations takes longer than they do
 
 Weight = Union[Tensor, "QuantisedWeight"]
 """What a layer may have as its weight: both hand out rows, and both know their shape."""
@@ -26,7 +26,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., inputs) to (..., outputs)."""
-        return multiply(x, self.weight, self.bias)
+        return linear_float32(x, self.weight, self.bias)
 
 
 class Embedding(nn.Embedding):
@@ -34,8 +34,8 @@ class Embedding(nn.Embedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map ids (...) to vectors (..., width)."""
-        found = super().forward(ids) if isinstance(self.weight, Tensor) else self.weight[ids]
-        return found if found.itemsize >= 4 else found.float()
+        vectors = super().forward(ids) if isinstance(self.weight, Tensor) else self.weight[ids]
+        return vectors if vectors.itemsize >= 4 else vectors.float()
 
 
 class QuantisedWeight:
@@ -45,9 +45,12 @@ class QuantisedWeight:
 
     itemsize = 1
 
-    def __init__(self, matrix: Quantised) -> None:
+    def __init__(self, matrix: QuantisedMatrix) -> None:
         self.shape, self._matrix = matrix.shape, matrix
-        self._numbers, self._halves = torch.from_numpy(matrix.numbers), torch.from_numpy(HALVES)
+        self._packed_weights, self._nibble_shifts = (
+            torch.from_numpy(matrix.packed_weights),
+            torch.from_numpy(NIBBLE_SHIFTS),
+        )
         self._scales = torch.from_numpy(matrix.scales).view(torch.bfloat16)
 
     def __len__(self) -> int:
@@ -57,46 +60,50 @@ class QuantisedWeight:
         if not isinstance(rows, slice):
             return torch.from_numpy(self._matrix[rows])
         start, stop, _step = rows.indices(len(self))
-        first, last = start // PANEL, -(-stop // PANEL)
-        whole: Tensor = widened(
-            self._numbers[first:last], self._scales[first:last].float(), self._halves
+        first, last = start // PANEL_ROWS, -(-stop // PANEL_ROWS)
+        dequantised: Tensor = dequantise(
+            self._packed_weights[first:last], self._scales[first:last].float(), self._nibble_shifts
         )
-        return whole[: self.shape[1], start - first * PANEL : stop - first * PANEL].T
+        return dequantised[
+            : self.shape[1], start - first * PANEL_ROWS : stop - first * PANEL_ROWS
+        ].T
 
 
-def multiply(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+def linear_float32(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """Return x · weightᵀ + bias: (..., inputs) to (..., outputs)."""
     if isinstance(weight, Tensor) and weight.itemsize >= 4:
         return F.linear(x, weight, bias)
-    y: Tensor = _Blockwise.apply(x, weight)  # type: ignore[no-untyped-call]
+    y: Tensor = _BlockwiseLinear.apply(x, weight)  # type: ignore[no-untyped-call]
     return y if bias is None else y + bias
 
 
-class _Blockwise(torch.autograd.Function):
+class _BlockwiseLinear(torch.autograd.Function):
     """The product with a matrix that is widened block by block, forwards and backwards."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Weight) -> Tensor:
         ctx.weight = weight
         y = x.new_empty(*x.shape[:-1], len(weight))
-        for first, block in _blocks(weight):
+        for first, block in _float32_blocks(weight):
             y[..., first : first + len(block)] = F.linear(x, block)
         return y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (of_y,) = gradients
-        of_x = of_y.new_zeros(*of_y.shape[:-1], ctx.weight.shape[1])
-        for first, block in _blocks(ctx.weight):
-            of_x += of_y[..., first : first + len(block)] @ block
-        return of_x, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (grad_output,) = grad_outputs
+        grad_input = grad_output.new_zeros(*grad_output.shape[:-1], ctx.weight.shape[1])
+        for first, block in _float32_blocks(ctx.weight):
+            grad_input += grad_output[..., first : first + len(block)] @ block
+        return grad_input, None
 
 
-def _blocks(weight: Weight) -> Iterator[tuple[int, Tensor]]:
+def _float32_blocks(weight: Weight) -> Iterator[tuple[int, Tensor]]:
     """Yield the rows of a matrix as float32, some at a time, each with the number of its first
     row.
     """
-    most = _BLOCK_ON_A_GPU if isinstance(weight, Tensor) and weight.is_cuda else _BLOCK
-    rows = max(PANEL, most // weight.shape[1] // PANEL * PANEL)
+    max_elements = (
+        _GPU_BLOCK_ELEMENTS if isinstance(weight, Tensor) and weight.is_cuda else _BLOCK_ELEMENTS
+    )
+    rows = max(PANEL_ROWS, max_elements // weight.shape[1] // PANEL_ROWS * PANEL_ROWS)
     for first in range(0, len(weight), rows):
         yield first, weight[first : first + rows].float()

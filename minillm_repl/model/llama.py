@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from torch import Tensor, nn
 
-from minillm_repl.model.attention import ACTIVATION, attend
+from minillm_repl.model.attention import ACTIVATION_FUNCTIONS, attend
 from minillm_repl.model.config import LlamaConfig
-from minillm_repl.model.hooks import Tap, untapped
+from minillm_repl.model.hooks import Hook, no_hook
 from minillm_repl.model.kv_cache import KVCache
-from minillm_repl.model.layers import Embedding, Linear, multiply
-from minillm_repl.model.rope import Rotation, rotate, rotation
+from minillm_repl.model.layers import Embedding, Linear, linear_float32
+from minillm_repl.model.rope import CosSin, apply_rotary_emb, compute_cos_sin
 
 
 class RMSNorm(nn.Module):
@@ -27,9 +27,9 @@ class RMSNorm(nn.Module):
     family were trained the other way round.
     """
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.ones(dim))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,35 +45,37 @@ class Attention(nn.Module):
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
-        self.window = config.windows[layer] if config.windows else 0
-        self.qkv = Linear(
-            config.width, config.query_rows + 2 * config.key_rows, bias=config.qkv_bias
-        )
-        self.q_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
-        self.proj = Linear(config.query_rows, config.width, bias=config.out_bias)
+        self.sliding_window = config.sliding_windows[layer] if config.sliding_windows else 0
+        self.qkv = Linear(config.d_model, config.q_dim + 2 * config.kv_dim, bias=config.qkv_bias)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.proj = Linear(config.q_dim, config.d_model, bias=config.out_bias)
 
-    def forward(self, x: Tensor, turn: Rotation, cache: KVCache | None, tap: Tap) -> Tensor:
+    def forward(self, x: Tensor, cos_sin: CosSin, cache: KVCache | None, hook: Hook) -> Tensor:
         """Mix information between positions: (b, t, w) -> (b, t, w)."""
         name, config = f"blocks.{self.layer}.attention.", self.config
         # (b, h + g + g, t, d)
-        heads = self.qkv(x).unflatten(-1, (-1, config.head_size)).transpose(1, 2)
-        qk, v = heads.tensor_split((config.heads + config.kv_heads,), dim=1)
+        heads = self.qkv(x).unflatten(-1, (-1, config.head_dim)).transpose(1, 2)
+        qk, v = heads.tensor_split((config.n_heads + config.n_kv_heads,), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             qk = torch.cat(
-                (self.q_norm(qk[:, : config.heads]), self.k_norm(qk[:, config.heads :])), dim=1
+                (self.q_norm(qk[:, : config.n_heads]), self.k_norm(qk[:, config.n_heads :])), dim=1
             )
-        q, k = rotate(qk, turn).tensor_split((config.heads,), dim=1)  # (b, h, t, d), and g for h
-        q, k, v = tap(name + "q", q), tap(name + "k", k), tap(name + "v", v)
+        q, k = apply_rotary_emb(qk, cos_sin).tensor_split(
+            (config.n_heads,), dim=1
+        )  # (b, h, t, d), and g for h
+        q, k, v = hook(name + "q", q), hook(name + "k", k), hook(name + "v", v)
         mask = None
         if cache is not None:
-            k, v = cache.extend(self.layer, k, v)  # (b, g, past + t, d)
-            mask = cache.mask(self.window)
-        z = tap(name + "z", attend(q, k, v, self.window, mask).transpose(1, 2))  # (b, t, h, d)
-        return tap(name + "out", self.proj(z.flatten(2)))
+            k, v = cache.update(self.layer, k, v)  # (b, g, past + t, d)
+            mask = cache.mask(self.sliding_window)
+        z = hook(
+            name + "z", attend(q, k, v, self.sliding_window, mask).transpose(1, 2)
+        )  # (b, t, h, d)
+        return hook(name + "out", self.proj(z.flatten(2)))
 
 
-class FeedForward(nn.Module):
+class MLP(nn.Module):
     """Each position thinks by itself: one half of the wide layer opens and closes the gates of
     the other (SwiGLU).
     """
@@ -81,15 +83,15 @@ class FeedForward(nn.Module):
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.gate_up = Linear(config.width, 2 * config.hidden, bias=config.ff_bias)
-        self.activation = ACTIVATION[config.activation]
-        self.down = Linear(config.hidden, config.width, bias=config.ff_bias)
+        self.gate_up = Linear(config.d_model, 2 * config.d_mlp, bias=config.mlp_bias)
+        self.activation = ACTIVATION_FUNCTIONS[config.activation]
+        self.down = Linear(config.d_mlp, config.d_model, bias=config.mlp_bias)
 
-    def forward(self, x: Tensor, tap: Tap) -> Tensor:
+    def forward(self, x: Tensor, hook: Hook) -> Tensor:
         """Map each position on its own: (b, t, w) -> (b, t, w)."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)  # each (b, t, hidden)
-        hidden = tap(f"blocks.{self.layer}.ff.hidden", self.activation(gate) * up)
-        return tap(f"blocks.{self.layer}.ff.out", self.down(hidden))
+        activations = hook(f"blocks.{self.layer}.mlp.hidden", self.activation(gate) * up)
+        return hook(f"blocks.{self.layer}.mlp.out", self.down(activations))
 
 
 class Block(nn.Module):
@@ -100,17 +102,18 @@ class Block(nn.Module):
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.norm1 = RMSNorm(config.width, config.norm_eps)
+        self.norm1 = RMSNorm(config.d_model, config.norm_eps)
         self.attention = Attention(config, layer)
-        self.norm2 = RMSNorm(config.width, config.norm_eps)
-        self.ff = FeedForward(config, layer)
+        self.norm2 = RMSNorm(config.d_model, config.norm_eps)
+        self.mlp = MLP(config, layer)
 
-    def forward(self, x: Tensor, turn: Rotation, cache: KVCache | None, tap: Tap) -> Tensor:
+    def forward(self, x: Tensor, cos_sin: CosSin, cache: KVCache | None, hook: Hook) -> Tensor:
         """Add what this block finds to the residual stream: (b, t, w) -> (b, t, w)."""
-        x = tap(
-            f"blocks.{self.layer}.residual.mid", x + self.attention(self.norm1(x), turn, cache, tap)
+        x = hook(
+            f"blocks.{self.layer}.residual.mid",
+            x + self.attention(self.norm1(x), cos_sin, cache, hook),
         )
-        return tap(f"blocks.{self.layer}.residual", x + self.ff(self.norm2(x), tap))
+        return hook(f"blocks.{self.layer}.residual", x + self.mlp(self.norm2(x), hook))
 
 
 class Llama(nn.Module):
@@ -119,13 +122,22 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = Embedding(config.vocab, config.width)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.norm_f = RMSNorm(config.width, config.norm_eps)
-        self.lm_head = None if config.tied else Linear(config.width, config.vocab, bias=False)
+        self.token_embedding = Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm_f = RMSNorm(config.d_model, config.norm_eps)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else Linear(config.d_model, config.vocab_size, bias=False)
+        )
 
     def forward(
-        self, ids: Tensor, cache: KVCache | None = None, tap: Tap = untapped, *, last: bool = False
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        hook: Hook = no_hook,
+        *,
+        last_only: bool = False,
     ) -> Tensor:
         """Return logits (b, t, v) for token ids (b, t); with `last`, for the last position only (b,
         1, v).
@@ -138,22 +150,26 @@ class Llama(nn.Module):
             if cache is None
             else cache.positions(ids.shape[1])
         )
-        x = tap("embedding", self.token_embedding(ids))  # (b, t, w)
-        turn = rotation(self.config.rope, self.config.head_size, positions, x.dtype)
+        x = hook("embedding", self.token_embedding(ids))  # (b, t, w)
+        cos_sin = compute_cos_sin(self.config.rope, self.config.head_dim, positions, x.dtype)
         for block in self.blocks:
-            x = block(x, turn, cache, tap)
+            x = block(x, cos_sin, cache, hook)
         if cache is not None:
             cache.length += ids.shape[1]
-        if last:
+        if last_only:
             x = x[:, -1:]
-        return self.unembed(x, tap)
+        return self.unembed(x, hook)
 
-    def unembed(self, residual: Tensor, tap: Tap = untapped) -> Tensor:
+    def unembed(self, residual: Tensor, hook: Hook = no_hook) -> Tensor:
         """Return the logits that a residual stream amounts to, the last norm included: (..., w)
         -> (..., v).
         """
-        x = tap("final", self.norm_f(residual))
-        return multiply(x, self.token_embedding.weight) if self.lm_head is None else self.lm_head(x)
+        x = hook("final", self.norm_f(residual))
+        return (
+            linear_float32(x, self.token_embedding.weight)
+            if self.lm_head is None
+            else self.lm_head(x)
+        )
 
     @torch.no_grad()
     def initialise(self) -> "Llama":
@@ -166,10 +182,10 @@ class Llama(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.02 if self.lm_head is None else 0.5)
         for module in self.modules():
             if isinstance(module, Attention):
-                nn.init.normal_(module.qkv.weight, std=self.config.width**-0.5)
+                nn.init.normal_(module.qkv.weight, std=self.config.d_model**-0.5)
                 nn.init.zeros_(module.proj.weight)
-            elif isinstance(module, FeedForward):
-                nn.init.normal_(module.gate_up.weight, std=self.config.width**-0.5)
+            elif isinstance(module, MLP):
+                nn.init.normal_(module.gate_up.weight, std=self.config.d_model**-0.5)
                 nn.init.zeros_(module.down.weight)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):

@@ -33,7 +33,7 @@ class LoRALinear(nn.Module):
         return result
 
 
-def adapt(model: LanguageModel, rank: int) -> LanguageModel:
+def add_adapters(model: LanguageModel, rank: int) -> LanguageModel:
     """Put an adapter of this rank beside every matrix in the blocks; from now on nothing else is
     trained.
     """
@@ -46,23 +46,23 @@ def adapt(model: LanguageModel, rank: int) -> LanguageModel:
     return model
 
 
-def merged(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def merge_adapters(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of a model (its state by name) with its adapters, if it has any, added
     to their matrices.
     """
-    plain = {}
+    weights = {}
     for name, tensor in state.items():
-        layer, _, last = name.rpartition(".")
-        if last in ("up", "down") and f"{layer}.base.weight" in state:
+        layer, _, parameter = name.rpartition(".")
+        if parameter in ("up", "down") and f"{layer}.base.weight" in state:
             continue
-        if layer.endswith(".base") and last == "weight":
-            adapted = layer.removesuffix(".base")
-            tensor = tensor + state[f"{adapted}.up"] @ state[f"{adapted}.down"]  # noqa: PLW2901
-        plain[name.replace(".base.", ".")] = tensor
-    return plain
+        if layer.endswith(".base") and parameter == "weight":
+            adapted_layer = layer.removesuffix(".base")
+            tensor = tensor + state[f"{adapted_layer}.up"] @ state[f"{adapted_layer}.down"]  # noqa: PLW2901
+        weights[name.replace(".base.", ".")] = tensor
+    return weights
 
 
-def adapters(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def adapter_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the adapters' own tensors of a model's state."""
     return {
         name: tensor

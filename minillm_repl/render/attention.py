@@ -12,9 +12,9 @@ from minillm_repl.insight.views.thinking import FocusView, HeadFocus, HeadView, 
 from minillm_repl.language import N_, _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.drawing import (
-    LONGEST_LABEL,
-    WHOLE,
-    fitted,
+    MAX_LABEL_WIDTH,
+    UNLIMITED_WIDTH,
+    fit_to_width,
     label_width,
     level,
     shade,
@@ -27,7 +27,7 @@ _CELL = 2  # columns of one weight: as wide as a Hangul syllable
 _LOOKED = 8  # cells of a token that was looked at
 _HEADS = 32  # that are listed, unless there is room for all
 _MAP = 16  # tokens to an edge of a small map, at most
-_EVEN = N_("in brackets: what even attention would give there")
+_EVEN = N_("in brackets: the score of uniform attention")
 
 
 def head_picture(view: HeadView, width: int) -> RenderableType:
@@ -47,16 +47,13 @@ def head_picture(view: HeadView, width: int) -> RenderableType:
     for place in shown:
         token, row = view.tokens[place], view.weights[place]
         lines.append(f"{view.position_of(place):>{numbers}} ", FIGURES)
-        lines.append(fitted(token.label, labels) + " ", token_style(token))
+        lines.append(fit_to_width(token.label, labels) + " ", token_style(token))
         lines.append(
             "".join(shade(row[column]) * _CELL for column in shown[: place - first + 1]), MODEL
         )
         lines.append(f"{'·':>{_CELL}}" * (len(view.tokens) - place - 1) + "\n", FIGURES)
     notes = [
-        _(
-            "rows ask, columns answer · each row adds up to 100 % · ░ 20 %  ▒ 40 %  ▓ 60 %  █ 80 % "
-            "and more"
-        )
+        _("rows: queries · columns: keys · each row sums to 100% · ░ ≥20% ▒ ≥40% ▓ ≥60% █ ≥80%")
     ]
     notes += [_(_EVEN)] if view.patterns else []
     if first:
@@ -98,7 +95,7 @@ def layer_picture(view: LayerView, width: int) -> RenderableType:
     for start in range(0, len(maps), across):
         grid.add_row(*maps[start : start + across])
     layer = view.heads[0].layer
-    facts = [_("{n} heads", n=len(view.heads)), _("rows ask, columns answer")]
+    facts = [_("{n} heads", n=len(view.heads)), _("rows: queries · columns: keys")]
     if size < len(view.tokens):
         facts.insert(1, _("the last {n} of {all} tokens", n=size, all=len(view.tokens)))
     return Group(
@@ -106,7 +103,7 @@ def layer_picture(view: LayerView, width: int) -> RenderableType:
         Text(),
         grid,
         Text(
-            _(":attn {layer}.0 shows one of them with its tokens", layer=layer) + " · " + _(_EVEN),
+            _(":attn {layer}.0 shows one head with its tokens", layer=layer) + " · " + _(_EVEN),
             FIGURES,
         ),
     )
@@ -116,7 +113,9 @@ def focus_picture(view: FocusView, width: int) -> RenderableType:
     """Return, for every head, where the last token looked most; of very many, those that looked
     back the hardest.
     """
-    heads = view.heads if len(view.heads) <= _HEADS or width >= WHOLE else _looking_back(view)
+    heads = (
+        view.heads if len(view.heads) <= _HEADS or width >= UNLIMITED_WIDTH else _looking_back(view)
+    )
     patterns = 1 if width < 100 else 2
     room = width - 10 - max(cell_len(_patterns(head.patterns[:patterns])) for head in heads)
     looks = [_looks(view, head.looked) for head in heads]
@@ -124,7 +123,7 @@ def focus_picture(view: FocusView, width: int) -> RenderableType:
         max((each.cell_len for each in rank if each), default=0) + 2 for rank in zip_longest(*looks)
     ]
     columns = max(1, sum(total <= room for total in accumulate(cells)))
-    table = plain_table(_("head"), _("looked at"), _("pattern"))
+    table = plain_table(_("head"), _("attends to"), _("pattern"))
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for head, looked in zip(heads, looks, strict=True):
         for look, size in zip(looked, cells, strict=False):
@@ -137,10 +136,10 @@ def focus_picture(view: FocusView, width: int) -> RenderableType:
         )
     last = view.tokens[-1]
     notes = [
-        _("looked at: token @ position, weight"),
+        _("attends to: token @ position, weight"),
         _(
-            "pattern: where the head looks over the whole text, and how much of its attention "
-            "goes there"
+            "pattern: the attention pattern the head follows most over the whole text, and "
+            "its mean weight"
         ),
         _(_EVEN),
     ]
@@ -148,8 +147,8 @@ def focus_picture(view: FocusView, width: int) -> RenderableType:
         notes.insert(
             0,
             _(
-                "the {n} of {all} heads that look back the hardest, but not at the first "
-                "token; :scroll shows all",
+                "top {n} of {all} heads by weight on one earlier token (first token "
+                "excluded); :scroll shows all",
                 n=len(heads),
                 all=len(view.heads),
             ),
@@ -191,7 +190,7 @@ def _looks(view: FocusView, looked: Iterable[tuple[int, float]]) -> list[Text]:
         if weight >= 0.005:
             token = view.tokens[view.index_of(place)]
             text = Text(
-                fitted(token.label, min(_LOOKED, cell_len(token.label))), token_style(token)
+                fit_to_width(token.label, min(_LOOKED, cell_len(token.label))), token_style(token)
             )
             texts.append(
                 text.append(f" @{place} ", FIGURES).append(f"{weight:.0%} {level(weight)}", "")
@@ -203,7 +202,7 @@ def _small(head: HeadView, size: int, cells: int) -> Text:
     """Return one head's last tokens as a map, with what it does most below its name."""
     first = len(head.tokens) - size
     name = f"{head.layer}.{head.head}  {_patterns(head.patterns[:1])}"
-    picture = Text.assemble((fitted(name, cells).rstrip() + "\n", TITLE))
+    picture = Text.assemble((fit_to_width(name, cells).rstrip() + "\n", TITLE))
     for place in range(first, len(head.tokens)):
         picture.append(
             "".join(shade(weight) * _CELL for weight in head.weights[place][first : place + 1]),
@@ -220,11 +219,13 @@ def _patterns(patterns: Iterable[Pattern]) -> str:
 
 def _column_labels(labels: Sequence[str]) -> list[str]:
     """Return labels written downwards, each in one column, the last character at the bottom."""
-    columns = [[each for each in label if cell_len(each)][:LONGEST_LABEL] for label in labels]
+    columns = [[each for each in label if cell_len(each)][:MAX_LABEL_WIDTH] for label in labels]
     height = max(map(len, columns), default=0)
     return [
         "".join(
-            fitted(column[row - height + len(column)] if row >= height - len(column) else "", _CELL)
+            fit_to_width(
+                column[row - height + len(column)] if row >= height - len(column) else "", _CELL
+            )
             for column in columns
         )
         for row in range(height)

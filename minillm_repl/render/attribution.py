@@ -8,7 +8,13 @@ from minillm_repl.insight.views.thinking import Part, ResidualView, WhyView
 from minillm_repl.language import _
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
-from minillm_repl.render.drawing import fitted, logit, part_name, signed_bar, title
+from minillm_repl.render.drawing import (
+    component_name,
+    fit_to_width,
+    format_logit,
+    signed_bar,
+    title,
+)
 from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import plain_table
 
@@ -20,32 +26,45 @@ def why_picture(view: WhyView, width: int) -> RenderableType:
     they are the logit.
     """
     shown, others = _strongest(view.parts)
-    called = [part_name(part.name) for part in shown]
-    together = _("together")
+    called = [component_name(part.name) for part in shown]
+    together = _("total")
     names = max(map(cell_len, (*called, together)))
     most = max(abs(part.value) for part in shown)
     bars = min(60, max(16, width - names - 14))
     lines = Text(no_wrap=True)
     for part, name in zip(shown, called, strict=True):
-        lines.append(f"{fitted(name, names)}  ").append_text(signed_bar(part.value, most, bars))
+        lines.append(f"{fit_to_width(name, names)}  ").append_text(
+            signed_bar(part.value, most, bars)
+        )
         lines.append(f" {part.value:+9.3f}\n")
     total = sum(part.value for part in view.parts)
-    lines.append(f"{fitted(together, names)}  {'':{bars + 1}} {total:+9.3f}", TITLE)
+    lines.append(f"{fit_to_width(together, names)}  {'':{bars + 1}} {total:+9.3f}", TITLE)
     chance = _("p {chance} · rank {rank:,}", chance=percent(view.prob), rank=view.rank)
     asked = (
-        _("why {token} and not {versus}", token=view.token.label, versus=view.versus.label)
+        _("why {token} rather than {versus}", token=view.token.label, versus=view.versus.label)
         if view.versus
         else _("why {token}", token=view.token.label)
     )
     last = {"token": view.tokens[-1].label, "position": view.position_of(len(view.tokens) - 1)}
     return Group(
-        title(asked, f"{logit(view.logit, apart=view.versus is not None)} · {chance}"),
+        title(
+            asked, f"{format_logit(view.logit, is_difference=view.versus is not None)} · {chance}"
+        ),
         Text(
-            _("after {token}, position {position}; what each part adds by itself", **last), FIGURES
+            _("direct logit attribution for the token after {token} (position {position})", **last),
+            FIGURES,
         ),
         lines,
         *(
-            [Text(_("others: {n} parts, each weaker than those above", n=others), FIGURES)]
+            [
+                Text(
+                    _(
+                        "others: the remaining {n} components, each smaller than those shown",
+                        n=others,
+                    ),
+                    FIGURES,
+                )
+            ]
             if others
             else []
         ),
@@ -56,12 +75,12 @@ def residual_picture(view: ResidualView, width: int) -> RenderableType:
     """Return the norms as bars: what each place adds, and how long the stream is after it."""
     bars = min(30, max(6, (width - 58) // 2))
     most = max(row.stream for row in view.rows) or 1.0
-    table = plain_table(_("after"), _("adds"), "", _("stream"), "", _("direction"))
+    table = plain_table(_("after"), _("update"), "", _("residual"), "", _("cos"))
     for place, column in enumerate(table.columns):
         column.justify, column.no_wrap = "right" if place in (1, 3, 5) else "left", True
     for row in view.rows:
         table.add_row(
-            part_name(row.place),
+            component_name(row.place),
             f"{row.added:,.2f}",
             Text(bar(row.added / most, bars), MODEL),
             f"{row.stream:,.2f}",
@@ -80,9 +99,8 @@ def residual_picture(view: ResidualView, width: int) -> RenderableType:
         table,
         Text(
             _(
-                "lengths (L2 norms) · direction: cosine between what is added and the stream "
-                "before it;"
-                " +1 goes on, −1 takes back, 0 is new"
+                "update and residual: L2 norms · cos: cosine of the update with the "
+                "residual stream before it (+1 reinforces, 0 orthogonal, −1 cancels)"
             ),
             FIGURES,
         ),

@@ -12,8 +12,8 @@ from rich.text import Text
 from minillm_repl.insight.views.changes import DescentView
 from minillm_repl.insight.views.thinking import DotView
 from minillm_repl.language import _
-from minillm_repl.render.console import CONTRA, FIGURES, PRO, TITLE, WARNING
-from minillm_repl.render.drawing import short, title
+from minillm_repl.render.console import FIGURES, NEGATIVE, POSITIVE, TITLE, WARNING
+from minillm_repl.render.drawing import short_label, title
 from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import plain_table
 
@@ -51,7 +51,7 @@ def descent_picture(view: DescentView, _width: int) -> RenderableType:
     for each in view.targets:
         index = view.index_of(each.position)
         table.add_row(
-            str(each.position), short(view.tokens[index]), short(view.tokens[index + 1]),
+            str(each.position), short_label(view.tokens[index]), short_label(view.tokens[index + 1]),
             f"{each.before:.4f}" if each.before >= 0.001 else f"{each.before:.1e}",
             f"{each.nats_before:.{places}f}", f"{each.nats_after:.{places}f}",
             _change(each.nats_before, each.nats_after, places),
@@ -64,16 +64,17 @@ def descent_picture(view: DescentView, _width: int) -> RenderableType:
     name = f"{view.weight}[{', '.join(map(str, view.index))}]"
     return Group(
         title(
-            _("one step down"), _("each weight less {rate} × its gradient", rate=f"{view.rate:g}")
+            _("one gradient descent step"),
+            _("weight − {rate} × gradient, for every weight", rate=f"{view.rate:g}"),
         ),
         table,
         Text(
-            _("x: what it has read last · y: what does come next · mean of −ln p: the loss"),
+            _("x: input token · y: target token · mean −ln p: cross-entropy loss (nats)"),
             FIGURES,
         ),
         *_too_far(view),
         Text(),
-        Text(_("the weight with the steepest gradient: {name}", name=name)),
+        Text(_("the weight with the largest gradient: {name}", name=name)),
         Text(_step(view), TITLE),
         Text(_("value − rate × gradient = new value, on a copy"), FIGURES),
     )
@@ -84,9 +85,8 @@ def _too_far(view: DescentView) -> list[Text]:
     if view.loss_after <= view.loss_before:
         return []
     worse = _(
-        "the loss went up: the gradient points down only nearby, and a rate of {rate} goes "
-        "past that; take less. The"
-        " model itself is as it was",
+        "the loss increased: the gradient points down only nearby, and rate {rate} steps "
+        "past that. Use a smaller rate. The model itself is unchanged",
         rate=f"{view.rate:g}",
     )
     return [Text.assemble(("! ", WARNING), worse)]
@@ -139,12 +139,12 @@ def dot_picture(view: DotView, _width: int) -> RenderableType:
     return Group(
         title(
             _("layer {layer} head {head}", layer=view.layer, head=view.head),
-            _("{asks}, position {position}, asks {answers}, position {met}",
+            _("query: {asks} at position {position} · key: {answers} at position {met}",
               asks=asks, position=view.position, answers=answers, met=view.met),
         ),
         table,
         Text(),
-        Text(_("softmax: e to the power of each, as a share of all of these")),
+        Text(_("softmax: e to the power of each score, divided by the sum over all keys")),
         _shares(view, scaled),
     )  # fmt: skip
 
@@ -157,7 +157,7 @@ def _shares(view: DotView, places: int) -> RenderableType:
     listed = sorted(largest if len(largest) <= _ROWS else largest[:_LARGEST])
     shares = [
         Text.assemble(
-            (f"{place} ", FIGURES), short(view.tokens[view.index_of(place)]), f" {score:+.{places}f}",
+            (f"{place} ", FIGURES), short_label(view.tokens[view.index_of(place)]), f" {score:+.{places}f}",
             (f" {percent(weight)}", TITLE if place == view.met else ""),
         )
         for place, score, weight in listed
@@ -184,7 +184,7 @@ def _softmax_agrees(view: DotView, places: int) -> bool:
 def _change(before: float, after: float, places: int) -> Text:
     if round(after, places) == round(before, places):
         return Text("=", FIGURES)
-    return Text("↓", PRO) if after < before else Text("↑", CONTRA)
+    return Text("↓", POSITIVE) if after < before else Text("↑", NEGATIVE)
 
 
 def _step(view: DescentView) -> str:

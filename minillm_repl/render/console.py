@@ -21,7 +21,7 @@ from minillm_repl.safetext import safe
 # One palette. The model speaks in MODEL; numbers are plain; what matters less is dim; a sign always
 # says the same as a colour. Only the sixteen named colours, which every terminal theme keeps
 # readable on its own background.
-MODEL, CHOSEN, CUT, FIGURES, GOOD, WARNING, ERROR = (
+MODEL, CHOSEN, DROPPED, FIGURES, GOOD, WARNING, ERROR = (
     "cyan",
     "bold",
     "dim",
@@ -32,9 +32,9 @@ MODEL, CHOSEN, CUT, FIGURES, GOOD, WARNING, ERROR = (
 )
 TITLE, SPECIAL = "bold", "magenta"
 # For and against: blue-green and yellow, which everyone can tell apart.
-PRO, CONTRA = "cyan", "yellow"
+POSITIVE, NEGATIVE = "cyan", "yellow"
 
-_REMEMBERED = 2_000  # times that something was printed: a long visit must not fill the memory
+_MAX_REMEMBERED = 2_000  # times that something was printed: a long visit must not fill the memory
 
 ColorChoice = Literal["auto", "always", "never"]
 
@@ -45,31 +45,31 @@ class Transcript(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._printed: deque[tuple[tuple[Any, ...], dict[str, Any], int]] = deque(
-            maxlen=_REMEMBERED
+            maxlen=_MAX_REMEMBERED
         )
-        self.count = 0  # times that something was printed
-        self._flowing: Text | None = None  # what was printed last, if the line is still open
+        self.print_count = 0  # times that something was printed
+        self._open_line: Text | None = None  # what was printed last, if the line is still open
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as any console does."""
         match objects:
-            case (Text() as text,) if options.get("end") == "" and self._flowing:
-                self._flowing.append_text(text)  # a text that comes in many frames is one thing
+            case (Text() as text,) if options.get("end") == "" and self._open_line:
+                self._open_line.append_text(text)  # a text that comes in many frames is one thing
             case (Text() as text,) if options.get("end") == "":
-                self._flowing = text.copy()
-                self._remember((self._flowing,), options)
+                self._open_line = text.copy()
+                self._remember((self._open_line,), options)
             case _ if not any(isinstance(each, Control | NewLine) for each in objects):
                 # these are a spinner's
-                self._flowing = None
+                self._open_line = None
                 self._remember(objects, options)
-        super().print(*(self._exact(each, options) for each in objects), **options)
+        super().print(*(self._with_tabs(each, options) for each in objects), **options)
 
     def replay(self, console: Console, since: int = 0) -> None:
         """Print it again, elsewhere, from the moment on when `count` was `since`."""
-        for objects, options, _width in self._since(since):
+        for objects, options, _width in self._entries_since(since):
             console.print(*objects, **options)
 
-    def _exact(self, printed: Any, options: dict[str, Any]) -> Any:
+    def _with_tabs(self, printed: Any, options: dict[str, Any]) -> Any:
         """Return running text that goes into a file or a pipe with its tabs, which rich would
         turn into spaces.
         """
@@ -82,21 +82,23 @@ class Transcript(Console):
             return Segments(printed.render(self, end=options.get("end", "\n")))
         return printed
 
-    def widest(self, since: int = 0) -> int:
+    def max_width(self, since: int = 0) -> int:
         """Return how wide the console was at most while it printed what `replay` prints."""
-        return max((width for _objects, _options, width in self._since(since)), default=self.width)
+        return max(
+            (width for _objects, _options, width in self._entries_since(since)), default=self.width
+        )
 
-    def gone(self, since: int = 0) -> int:
+    def forgotten_count(self, since: int = 0) -> int:
         """Return how many of the first things that were printed are no longer remembered."""
-        return max(0, self.count - len(self._printed) - since)
+        return max(0, self.print_count - len(self._printed) - since)
 
-    def _since(self, since: int) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], int]]:
-        gone = self.count - len(self._printed)
+    def _entries_since(self, since: int) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], int]]:
+        gone = self.print_count - len(self._printed)
         return islice(self._printed, max(0, since - gone), None)
 
     def _remember(self, objects: tuple[Any, ...], options: dict[str, Any]) -> None:
         self._printed.append((objects, options, self.width))
-        self.count += 1
+        self.print_count += 1
 
 
 @dataclass(frozen=True)
@@ -111,22 +113,22 @@ class Screen:
     errors: Console | None = None  # where these go if not to `side`
 
     @property
-    def side(self) -> Console:
+    def notes_console(self) -> Console:
         """Where figures and notes go."""
         return self.out if self.interactive else self.err
 
     @property
     def animated(self) -> bool:
         """Whether things may move there: only on a real terminal, however colours are forced."""
-        return self.side.is_terminal and self.side.file.isatty()
+        return self.notes_console.is_terminal and self.notes_console.file.isatty()
 
     def note(self, text: str) -> None:
         """Print a remark of the program's own; untrusted parts must have been made safe."""
-        self.side.print(Text(text, FIGURES))
+        self.notes_console.print(Text(text, FIGURES))
 
     def warn(self, text: str) -> None:
         """Print what the user should know before going on."""
-        self.side.print(Text.assemble(("! ", WARNING), text))
+        self.notes_console.print(Text.assemble(("! ", WARNING), text))
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[Callable[[str], None]]:
@@ -136,10 +138,10 @@ class Screen:
         if not self.animated:
             yield lambda _: None
             return
-        with self.side.status(Text(text, FIGURES), spinner="dots") as status:
+        with self.notes_console.status(Text(text, FIGURES), spinner="dots") as status:
             yield lambda text: status.update(Text(text, FIGURES))
 
-    def silent(self) -> "Screen":
+    def silenced(self) -> "Screen":
         """Return a screen for a process beside the one that draws: only errors are seen."""
         nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process runs
         return Screen(Transcript(file=nowhere), Console(file=nowhere), errors=self.err)
@@ -148,7 +150,7 @@ class Screen:
         """Print an error, as one line."""
         line = Text.assemble((_("error: "), ERROR), safe(text))
         # elsewhere it stays one line
-        (self.errors or self.side).print(line, soft_wrap=not self.animated)
+        (self.errors or self.notes_console).print(line, soft_wrap=not self.animated)
 
 
 def make_console(stream: IO[str], color: ColorChoice = "auto") -> Transcript:

@@ -8,21 +8,21 @@ from rich.text import Text
 
 from minillm_repl.language import N_, _
 from minillm_repl.render.bars import bar
-from minillm_repl.render.console import CONTRA, FIGURES, MODEL, PRO, SPECIAL, TITLE
+from minillm_repl.render.console import FIGURES, MODEL, NEGATIVE, POSITIVE, SPECIAL, TITLE
 from minillm_repl.tokenizer.base import Token
 
 SHADES = " ░▒▓█"
 LEVELS = "▁▂▃▄▅▆▇█"
 _HEAT = ("", "cyan", "yellow", "bold red")  # colder to hotter; the level says the same
-WHOLE = 20_000  # cells: a view that is drawn so wide leaves nothing out
-PROSE = 100  # cells: longer lines of words are hard to read
-LONGEST_LABEL = 16  # cells of a token in a picture
-_PARTS = {  # of a model, as views name them
+UNLIMITED_WIDTH = 20_000  # cells: a view that is drawn so wide leaves nothing out
+MAX_PROSE_WIDTH = 100  # cells: longer lines of words are hard to read
+MAX_LABEL_WIDTH = 16  # cells of a token in a picture
+_COMPONENTS = {  # of a model, as views name them
     N_("embedding"), N_("bias"), N_("others"), N_("head {n}"), N_("attention {n}"),
-    N_("attention bias {n}"), N_("feed-forward {n}"), N_("added after layer {n}"), N_("{n} attention"),
-    N_("{n} feed-forward"), N_("{n} block"),
+    N_("attention bias {n}"), N_("feed-forward {n}"), N_("added after layer {n}"), N_("L{n} attn"),
+    N_("L{n} mlp"), N_("L{n} block"),
 }  # fmt: skip
-_WHICH = re.compile(r"\d+(\.\d+)?")
+_LAYER_OR_HEAD = re.compile(r"\d+(\.\d+)?")
 
 
 def shade(share: float) -> str:
@@ -45,7 +45,7 @@ def token_style(token: Token) -> str:
     return MODEL if token.bytes else SPECIAL
 
 
-def fitted(text: str, width: int, *, right: bool = False) -> str:
+def fit_to_width(text: str, width: int, *, right: bool = False) -> str:
     """Return text as exactly so many cells; what is too long ends in `…`."""
     if cell_len(text) > width:
         return (
@@ -57,22 +57,24 @@ def fitted(text: str, width: int, *, right: bool = False) -> str:
     return gap + text if right else text + gap
 
 
-def short(token: Token, most: int = LONGEST_LABEL) -> Text:
+def short_label(token: Token, max_width: int = MAX_LABEL_WIDTH) -> Text:
     """Return a token's label in its colour, no longer than `most` cells."""
-    return Text(fitted(token.label, min(cell_len(token.label), most)), token_style(token))
+    return Text(
+        fit_to_width(token.label, min(cell_len(token.label), max_width)), token_style(token)
+    )
 
 
-def label_width(tokens: Iterable[Token], least: int = 5) -> int:
+def label_width(tokens: Iterable[Token], min_width: int = 5) -> int:
     """Return how many cells a column of tokens needs."""
-    return min(LONGEST_LABEL, max([least, *(cell_len(token.label) for token in tokens)]))
+    return min(MAX_LABEL_WIDTH, max([min_width, *(cell_len(token.label) for token in tokens)]))
 
 
-def part_name(name: str) -> str:
+def component_name(name: str) -> str:
     """Return the name that a view has for a part of the model, `head 2.1`, in the language that
     is spoken.
     """
-    which, kind = _WHICH.search(name), _WHICH.sub("{n}", name)
-    assert kind in _PARTS, name
+    which, kind = _LAYER_OR_HEAD.search(name), _LAYER_OR_HEAD.sub("{n}", name)
+    assert kind in _COMPONENTS, name
     return _(kind, n=which[0]) if which else _(kind)
 
 
@@ -81,11 +83,11 @@ def title(text: str, more: str = "") -> Text:
     return Text.assemble((text, TITLE), (f"   {more}" if more else "", FIGURES))
 
 
-def logit(value: float, *, apart: bool) -> str:
+def format_logit(value: float, *, is_difference: bool) -> str:
     """Return a logit, or how far two are apart, as words and a number."""
     return (
-        _("logits apart {value:+.3f}", value=value)
-        if apart
+        _("logit difference {value:+.3f}", value=value)
+        if is_difference
         else _("logit {value:+.3f}", value=value)
     )
 
@@ -97,29 +99,31 @@ def nats(value: float) -> str:
     return "0" if not value else f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}"
 
 
-def signed_bar(value: float, most: float, width: int) -> Text:
+def signed_bar(value: float, max_abs: float, width: int) -> Text:
     """Return a bar from the middle of `width` cells: to the right for what is positive, to the
     left for the rest.
     """
     half = width // 2
-    cells = bar(abs(value) / most if most else 0.0, half)
+    cells = bar(abs(value) / max_abs if max_abs else 0.0, half)
     if value >= 0:
-        return Text.assemble(" " * half, "│", (f"{cells:{half}}", PRO))
-    full = "█" * round(min(abs(value) / most, 1.0) * half) if most else ""
-    return Text.assemble((f"{full:>{half}}", CONTRA), "│", " " * half)
+        return Text.assemble(" " * half, "│", (f"{cells:{half}}", POSITIVE))
+    full = "█" * round(min(abs(value) / max_abs, 1.0) * half) if max_abs else ""
+    return Text.assemble((f"{full:>{half}}", NEGATIVE), "│", " " * half)
 
 
-def strip(tokens: Sequence[Token], shares: Sequence[float | None], width: int) -> Text:
+def token_strip(tokens: Sequence[Token], shares: Sequence[float | None], width: int) -> Text:
     """Return tokens one after the other, each coloured by its share (0 to 1) and with its level
     below it.
 
     None is for a token that has no share.
     """
-    width = min(width, PROSE) if width >= WHOLE else width
+    width = min(width, MAX_PROSE_WIDTH) if width >= UNLIMITED_WIDTH else width
     picture, above, below, used = Text(), Text(), Text(), 0
     for token, share in zip(tokens, shares, strict=True):
         label = (
-            token.label if cell_len(token.label) <= width - 1 else fitted(token.label, width - 1)
+            token.label
+            if cell_len(token.label) <= width - 1
+            else fit_to_width(token.label, width - 1)
         )
         cells = cell_len(label)
         if used and used + cells > width:

@@ -14,7 +14,7 @@ from rich.terminal_theme import SVG_EXPORT_THEME
 from rich.text import Text
 from rich.tree import Tree
 
-from minillm_repl.render.drawing import PROSE, WHOLE
+from minillm_repl.render.drawing import MAX_PROSE_WIDTH, UNLIMITED_WIDTH
 
 # What has every block character one cell wide comes first, then what has Hangul.
 _FONTS = (
@@ -114,10 +114,10 @@ def whole_width(view: RenderableType) -> int:
     if isinstance(view, Group):
         return max(map(whole_width, view.renderables), default=1)
     if isinstance(view, Columns | Tree):
-        return PROSE  # they are wrapped as words are
-    console = _console(WHOLE)
+        return MAX_PROSE_WIDTH  # they are wrapped as words are
+    console = _console(UNLIMITED_WIDTH)
     needed = Measurement.get(console, console.options, view).maximum
-    return min(needed, PROSE) if isinstance(view, Text) and not view.no_wrap else needed
+    return min(needed, MAX_PROSE_WIDTH) if isinstance(view, Text) and not view.no_wrap else needed
 
 
 def _recorded(drawing: Drawing, width: int) -> Console:

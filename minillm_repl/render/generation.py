@@ -12,16 +12,16 @@ from rich.text import Text
 from minillm_repl.generate.events import Candidate, Finished, Step
 from minillm_repl.language import N_, _, _n
 from minillm_repl.render.bars import bar
-from minillm_repl.render.console import CHOSEN, CUT, FIGURES, GOOD, MODEL, TITLE, Screen
-from minillm_repl.render.drawing import fitted
+from minillm_repl.render.console import CHOSEN, DROPPED, FIGURES, GOOD, MODEL, TITLE, Screen
+from minillm_repl.render.drawing import fit_to_width
 from minillm_repl.safetext import safe, safe_line, show_token
 
 _FRAME = 1 / 60  # seconds: nobody sees more, and drawing must not hold a fast model back
-_LEAST = 2.0**-1074  # the smallest float above 0: a probability of 0 has no logarithm
+_MIN_PROBABILITY = 2.0**-1074  # the smallest float above 0: a probability of 0 has no logarithm
 _REASONS = {
-    "length": N_("reached max-tokens"),
-    "stop": N_("met a stop string"),
-    "end": N_("ended by itself"),
+    "length": N_("max-tokens reached"),
+    "stop": N_("stop string reached"),
+    "end": N_("end token reached"),
     "context": N_("the context is full"),
     "interrupt": N_("stopped by Ctrl-C"),
 }
@@ -33,19 +33,19 @@ class Stream:
     def __init__(self, screen: Screen) -> None:
         self._out = screen.out
         self._pending: list[str] = []
-        self._drawn = 0.0
+        self._last_frame_time = 0.0
 
     def add(self, text: str) -> None:
         """Take more text; draw if the last frame is old enough."""
         self._pending.append(text)
-        if monotonic() - self._drawn >= _FRAME:
+        if monotonic() - self._last_frame_time >= _FRAME:
             self.flush()
 
     def flush(self) -> None:
         """Draw what is waiting."""
         text = safe("".join(self._pending))
         self._pending.clear()
-        self._drawn = monotonic()
+        self._last_frame_time = monotonic()
         if text:
             self._out.print(Text(text, MODEL), end="", soft_wrap=True)
             self._out.file.flush()
@@ -91,35 +91,35 @@ def step_title(step: Step, prompt: str, text: str, width: int) -> Text:
     choice.
     """
     start = _("step {number}", number=step.index + 1) + "  "
-    token = next(_shown(candidate) for candidate in step.top if candidate.chosen)
-    whole = safe_line(prompt) + safe_line(text)
-    room = max(0, width - cell_len(f"{start}+'{token}' → …"))
-    shown = whole
-    while cell_len(shown) > room:
-        shown = shown[max(1, (cell_len(shown) - room) // 2) :]
+    token = next(_visible_token(candidate) for candidate in step.top if candidate.chosen)
+    full_text = safe_line(prompt) + safe_line(text)
+    max_cells = max(0, width - cell_len(f"{start}+'{token}' → …"))
+    shown = full_text
+    while cell_len(shown) > max_cells:
+        shown = shown[max(1, (cell_len(shown) - max_cells) // 2) :]
     prompt_part = max(0, len(shown) - len(safe_line(text)))
     return Text.assemble(
         (start, TITLE),
         "+'",
         (token, f"{TITLE} {MODEL}"),
         "' → ",
-        "…" if len(shown) < len(whole) else "",
+        "…" if len(shown) < len(full_text) else "",
         shown[:prompt_part],
         (shown[prompt_part:], MODEL),
         (
             "\n"
             + _(
-                "entropy {entropy:.2f} bits · chose rank {rank} · surprisal {surprisal:.2f} bits",
+                "entropy {entropy:.2f} bits · sampled rank {rank} · surprisal {surprisal:.2f} bits",
                 entropy=step.entropy,
                 rank=step.rank,
-                surprisal=abs(log2(max(step.model_prob, _LEAST))),
+                surprisal=abs(log2(max(step.model_prob, _MIN_PROBABILITY))),
             ),
             FIGURES,
         ),
     )
 
 
-def step_table(step: Step, samplers: str, width: int, marked: int | None = None) -> Text:
+def step_table(step: Step, samplers: str, width: int, marked_row: int | None = None) -> Text:
     """Return the candidates: rank, token, id, the model's probability, and the one that was drawn
     from.
 
@@ -129,20 +129,22 @@ def step_table(step: Step, samplers: str, width: int, marked: int | None = None)
     as long.
     """
     ranks = [*range(1, len(step.top)), step.rank if step.top[-1].chosen else len(step.top)]
-    tokens = [_shown(candidate) for candidate in step.top]
+    tokens = [_visible_token(candidate) for candidate in step.top]
     rank_width = max(2, len(str(max(ranks))))
     token_width = min(16, max(5, *map(cell_len, tokens)))
     id_width = max(2, *(len(str(candidate.id)) for candidate in step.top))
-    token, model, cut = _("token"), _("model"), _("cut")
-    fixed = f"{'#':>{rank_width + 2}}  {fitted(token, token_width)}  {'id':>{id_width}}   "
+    token, model, cut = _("token"), _("model"), _("dropped")
+    fixed = f"{'#':>{rank_width + 2}}  {fit_to_width(token, token_width)}  {'id':>{id_width}}   "
     bars = min(40, max(4, (width - cell_len(fixed) - 18) // 2))
     table = Text()
-    table.append(f"{fixed}{fitted(model, bars + 9)} {samplers}\n", FIGURES)
+    table.append(f"{fixed}{fit_to_width(model, bars + 9)} {samplers}\n", FIGURES)
     table.append("─" * min(width, cell_len(fixed) + 2 * bars + 18) + "\n", FIGURES)
     for row, (rank, token, candidate) in enumerate(zip(ranks, tokens, step.top, strict=True)):
-        chosen = candidate.chosen if marked is None else row == marked
-        style = CHOSEN if chosen else ("" if candidate.kept else CUT)
-        final = f"{percent(candidate.prob):>6}" if candidate.kept else fitted(cut, 6, right=True)
+        chosen = candidate.chosen if marked_row is None else row == marked_row
+        style = CHOSEN if chosen else ("" if candidate.kept else DROPPED)
+        final = (
+            f"{percent(candidate.prob):>6}" if candidate.kept else fit_to_width(cut, 6, right=True)
+        )
         table.append(f"{'▶' if chosen else ' '}{rank:>{rank_width + 1}}  ", style)
         table.append(set_cell_size(token, token_width), f"{CHOSEN} {MODEL}" if chosen else style)
         table.append(f"  {candidate.id:>{id_width}}   {percent(candidate.model_prob):>6} ", style)
@@ -152,7 +154,7 @@ def step_table(step: Step, samplers: str, width: int, marked: int | None = None)
     return table
 
 
-def _shown(candidate: Candidate) -> str:
+def _visible_token(candidate: Candidate) -> str:
     """Return a token made visible, a special one by its name."""
     return show_token(bytes(candidate.bytes)) if candidate.bytes else safe_line(candidate.text)
 
@@ -162,7 +164,7 @@ def percent(probability: float) -> str:
     return f"{probability:.1%}" if probability >= 0.0005 or probability == 0 else "<0.1%"
 
 
-def figures(finished: Finished, seed: int) -> str:
+def generation_summary(finished: Finished, seed: int) -> str:
     """Return the line of figures after a generation."""
     facts = [_n("{n} token", "{n} tokens", finished.tokens)]
     if finished.tokens and finished.seconds:

@@ -9,14 +9,14 @@ from rich.text import Text
 from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.changes import Averaged, EffectView, HeadEffect, PatchView, ScanView
 from minillm_repl.language import N_, _
-from minillm_repl.render.console import CONTRA, FIGURES, PRO, TITLE
+from minillm_repl.render.console import FIGURES, NEGATIVE, POSITIVE, TITLE
 from minillm_repl.render.drawing import (
-    LONGEST_LABEL,
-    fitted,
+    MAX_LABEL_WIDTH,
+    fit_to_width,
     label_width,
     nats,
     shade,
-    short,
+    short_label,
     signed_bar,
     title,
     token_style,
@@ -29,14 +29,14 @@ _TOKENS = 8  # of those that made a direction, at most
 _NUMBER = 5  # cells of a percentage in the map of a patch: ` -12%`
 _WHAT = {
     "residual": N_("patching the residual stream"),
-    "attention": N_("patching what attention adds"),
-    "feed-forward": N_("patching what the feed-forward adds"),
+    "attention": N_("patching the attention output"),
+    "feed-forward": N_("patching the MLP output"),
 }
 
 
 def effect_picture(view: EffectView, width: int) -> RenderableType:
     """Return the likeliest next tokens without and with the change, side by side."""
-    label = max(4, min(LONGEST_LABEL, (width - 24) // 2))
+    label = max(4, min(MAX_LABEL_WIDTH, (width - 24) // 2))
     table = plain_table("", _("before"), "", _("now"), "")
     for place, column in enumerate(table.columns):
         column.justify, column.no_wrap = "right" if place in (0, 2, 4) else "left", True
@@ -44,7 +44,7 @@ def effect_picture(view: EffectView, width: int) -> RenderableType:
         table.add_row(str(rank), *_likely(before, label), *_likely(after, label))
     last = {"token": view.tokens[-1].label, "position": view.position_of(len(view.tokens) - 1)}
     return Group(
-        title(view.change, _("what comes after {token}, position {position}", **last)),
+        title(view.change, _("next token after {token} (position {position})", **last)),
         table,
         Text(
             "\n".join([_("KL(now ‖ before) {kl} nats", kl=nats(view.kl)), *_beside_random(view)]),
@@ -61,8 +61,8 @@ def _beside_random(view: EffectView) -> list[str]:
     random = view.random
     return [
         _(
-            "{n} random directions of the same norm: median {median}, 5–95% {low}–{high}"
-            " · percentile of this one: {below:.0f}",
+            "{n} random directions of equal norm: median {median}, 5–95% {low}–{high} · "
+            "percentile of this one: {below:.0f}",
             n=random.directions,
             median=nats(view.kl_random),
             low=nats(random.low),
@@ -76,7 +76,7 @@ def _between(to: Averaged, away: Averaged) -> Text:
     """Return the tokens whose activations made a direction, and what they are read after."""
     return Text.assemble(
         (_("towards the mean of") + " ", FIGURES), *_averaged(to), ("\n", ""),
-        (_("away from that of") + " ", FIGURES), *_averaged(away),
+        (_("away from the mean of") + " ", FIGURES), *_averaged(away),
     )  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def _averaged(side: Averaged) -> list[Text | tuple[str, str]]:
     """Return `␣happy @2   after ⏎`: the tokens, their positions, and the last of those before."""
     last = side.first + len(side.tokens) - 1
     places = f" @{side.first}" if last == side.first else f" @{side.first}–{last}"
-    tokens: list[Text | tuple[str, str]] = [short(each) for each in side.tokens]
+    tokens: list[Text | tuple[str, str]] = [short_label(each) for each in side.tokens]
     if len(tokens) > _TOKENS:
         tokens[_TOKENS // 2 : -_TOKENS // 2] = [("…", FIGURES)]
     before = "".join(each.label for each in side.after[-_TOKENS // 2 :])
@@ -110,17 +110,17 @@ def scan_picture(view: ScanView, width: int) -> RenderableType:
         lines.append(f" {head.change:+.4f}\n")
     lines.rstrip()
     note = (
-        _("loss with the head set to zero − loss, nats per token")
+        _("loss with the head zero-ablated − loss, nats per token")
         if view.how == "zero"
-        else _("loss with the head at its mean over this text − loss, nats per token")
+        else _("loss with the head mean-ablated (over this text) − loss, nats per token")
     )
     if len(view.heads) > _SHOWN:
         most_of = {"n": _SHOWN, "all": len(view.heads)}
-        note = _("the {n} of {all} heads that matter most; {change}", change=note, **most_of)
+        note = _("top {n} of {all} heads by effect; {change}", change=note, **most_of)
     return Group(
         title(
-            _("what each head is worth"),
-            _("loss {loss:.4f} nats per token with all of them", loss=view.loss),
+            _("head ablation scan"),
+            _("loss with all heads: {loss:.4f} nats per token", loss=view.loss),
         ),
         Text(note, FIGURES),
         lines,
@@ -143,18 +143,20 @@ def patch_picture(view: PatchView, width: int) -> RenderableType:
     names = [_column(view.places[place]) if cell > 2 or place % 5 == 0 else "" for place in places]
     heading = (
         " " * (numbers + lead + 2)
-        + "".join(fitted(name, cell, right=True) for name in names)
+        + "".join(fit_to_width(name, cell, right=True) for name in names)
         + "\n"
     )
     lines = Text.assemble((heading, FIGURES), no_wrap=True)
     for position, label in enumerate(labels):
         changed = view.a[position] != view.b[position]
         lines.append(f"{position:>{numbers}} ", FIGURES)
-        lines.append(fitted(label, lead) + " ", TITLE if changed else token_style(view.b[position]))
+        lines.append(
+            fit_to_width(label, lead) + " ", TITLE if changed else token_style(view.b[position])
+        )
         for place in places:
             share = view.effects[place][position]
             lines.append(
-                drawn(share), FIGURES if abs(share) < 0.005 else PRO if share > 0 else CONTRA
+                drawn(share), FIGURES if abs(share) < 0.005 else POSITIVE if share > 0 else NEGATIVE
             )
         lines.append("\n")
     lines.rstrip()
@@ -164,17 +166,19 @@ def patch_picture(view: PatchView, width: int) -> RenderableType:
         else _("columns: after each layer")
     ]
     if cell == 2:
-        notes.append(_("░ 20 %  ▒ 40 %  ▓ 60 %  █ 80 % and more, - against"))
+        notes.append(_("░ ≥20% ▒ ≥40% ▓ ≥60% █ ≥80%, -: negative"))
     if not view.likeliest:
-        notes.append(_("both prompts have the same answer: these two tokens tell them apart most"))
+        notes.append(_("both prompts have the same answer; these two tokens differ most"))
     if len(places) < len(view.places):
         notes.append(_("the last {n} of {all}", n=len(places), all=len(view.places)))
     answers = {"a": view.answer_a.label, "b": view.answer_b.label}
     return Group(
-        title(_(_WHAT[view.what]), _("how much of {a} against {b} comes over", **answers)),
+        title(
+            _(_WHAT[view.what]), _("fraction of the {a} − {b} logit difference restored", **answers)
+        ),
         Text(
             _(
-                "logits apart: {a:+.3f} after A (100 %), {b:+.3f} after B (0 %)",
+                "logit difference: {a:+.3f} on A (100%), {b:+.3f} on B (0%)",
                 a=view.clean,
                 b=view.corrupt,
             ),
@@ -208,14 +212,15 @@ def _map(heads: tuple[HeadEffect, ...], most: float) -> Text:
         lines.append(f"{layer:>5}  ", FIGURES)
         for head in range(columns):
             share = by[layer, head] / most if most else 0.0
-            lines.append(_shaded(share), PRO if share > 0 else CONTRA)
+            lines.append(_shaded(share), POSITIVE if share > 0 else NEGATIVE)
         lines.append("\n")
     return lines.append(
-        _("darker: more of {most:.4f} · -: the loss is lower without it", most=most), FIGURES
+        _("darker: closer to {most:.4f} · -: the loss is lower with the head ablated", most=most),
+        FIGURES,
     )
 
 
 def _likely(likely: Likely, cells: int) -> tuple[Text, str]:
-    return Text(fitted(likely.token.label, cells).rstrip(), token_style(likely.token)), percent(
-        likely.prob
-    )
+    return Text(
+        fit_to_width(likely.token.label, cells).rstrip(), token_style(likely.token)
+    ), percent(likely.prob)

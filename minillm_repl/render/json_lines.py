@@ -10,7 +10,7 @@ import minillm_repl.training.events as training
 from minillm_repl.generate.events import Finished, Step, as_json
 from minillm_repl.insight.views.base import as_json as view_as_json
 
-_TRAINING = {
+_TRAINING_EVENT_NAMES = {
     training.TrainStep: "train_step",
     training.Evaluated: "evaluated",
     training.Saved: "saved",
@@ -34,7 +34,7 @@ def print_training_json(
     """Print one line per event, each at once; return the last. The schema is in docs/format.md."""
     for event in events:
         values = {field.name: _finite(getattr(event, field.name)) for field in fields(event)}
-        _print({"event": _TRAINING[type(event)], **values}, stream)
+        _print({"event": _TRAINING_EVENT_NAMES[type(event)], **values}, stream)
         if isinstance(event, training.Finished):
             return event
     raise AssertionError("training ends with Finished")

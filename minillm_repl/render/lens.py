@@ -8,7 +8,13 @@ from minillm_repl.insight.views.thinking import LensView
 from minillm_repl.language import _
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
-from minillm_repl.render.drawing import LONGEST_LABEL, fitted, part_name, title, token_style
+from minillm_repl.render.drawing import (
+    MAX_LABEL_WIDTH,
+    component_name,
+    fit_to_width,
+    title,
+    token_style,
+)
 from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import NARROW, WIDE, plain_table
 
@@ -17,13 +23,11 @@ def lens_picture(view: LensView, width: int) -> RenderableType:
     """Return a row for each place of the residual stream: what it would say, and how far it is
     from the end.
     """
-    answer = fitted(view.answer.label, min(cell_len(view.answer.label), LONGEST_LABEL))
+    answer = fit_to_width(view.answer.label, min(cell_len(view.answer.label), MAX_LABEL_WIDTH))
     bars = 16 if width >= WIDE else 8 if width >= NARROW else 0
-    names = max(cell_len(part_name(row.place)) for row in view.rows)
+    names = max(cell_len(component_name(row.place)) for row in view.rows)
     room = width - names - cell_len(answer) - bars - 28
-    table = plain_table(
-        _("after"), _("likeliest tokens"), f"p({answer})", "", _("rank"), _("KL, nats")
-    )
+    table = plain_table(_("after"), _("top tokens"), f"p({answer})", "", _("rank"), _("KL, nats"))
     for place, column in enumerate(table.columns):
         column.justify, column.no_wrap = (
             "right" if place in (2, 4, 5) else "left",
@@ -32,20 +36,22 @@ def lens_picture(view: LensView, width: int) -> RenderableType:
     for row in view.rows:
         top = Text()
         for likely in row.top:
-            label = fitted(likely.token.label, min(cell_len(likely.token.label), LONGEST_LABEL))
+            label = fit_to_width(
+                likely.token.label, min(cell_len(likely.token.label), MAX_LABEL_WIDTH)
+            )
             if top and top.cell_len + 1 + cell_len(label) > max(room, 8):
                 break
             top.append((" " if top else ""), "").append(label, token_style(likely.token))
         style = TITLE if row.place == view.first else ""
         table.add_row(
-            Text(part_name(row.place), style), top, percent(row.prob), Text(bar(row.prob, bars), MODEL),
+            Text(component_name(row.place), style), top, percent(row.prob), Text(bar(row.prob, bars), MODEL),
             f"{row.rank:,}", f"{row.kl:.3f}",
         )  # fmt: skip
     return Group(
         title(
             _("logit lens"),
             _(
-                "what each place would say after {token}, position {position}",
+                "next-token prediction read from each layer, after {token} (position {position})",
                 token=view.tokens[-1].label,
                 position=view.position,
             ),
@@ -53,9 +59,9 @@ def lens_picture(view: LensView, width: int) -> RenderableType:
         table,
         Text(
             _(
-                "{token} is the likeliest from {place} on",
+                "{token} is top-1 from {place} onwards",
                 token=answer,
-                place=part_name(view.first),
+                place=component_name(view.first),
             ),
             FIGURES,
         ),

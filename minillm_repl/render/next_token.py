@@ -15,8 +15,8 @@ from rich.tree import Tree
 from minillm_repl.generate.views import BranchesView, ProbView, SamplerView, SweepView
 from minillm_repl.language import _, _n
 from minillm_repl.render.bars import bar
-from minillm_repl.render.console import CHOSEN, CUT, FIGURES, MODEL, TITLE
-from minillm_repl.render.drawing import short, title
+from minillm_repl.render.console import CHOSEN, DROPPED, FIGURES, MODEL, TITLE
+from minillm_repl.render.drawing import short_label, title
 from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import NARROW, WIDE, plain_table
 from minillm_repl.safetext import safe_line
@@ -32,26 +32,31 @@ def sampler_picture(view: SamplerView, _width: int) -> RenderableType:
     table = _candidates(_("logit"), *(_(stage.name).replace(" ", "\n") for stage in view.stages))
     penalised = any(stage.name.startswith("repeat") for stage in view.stages)
     for each in view.candidates:
-        token = short(each.token, _CANDIDATE)
+        token = short_label(each.token, _CANDIDATE)
         if penalised and each.seen:
             token.append("*")
         table.add_row(token, f"{each.logit:.2f}", *map(_share, each.probs))
     table.add_section()
     for name, values in (
-        (_("left"), [f"{stage.kept:,}" for stage in view.stages]),
-        (_("cut"), [f"{stage.cut:,}" if stage.cut else "" for stage in view.stages]),
+        (_("kept"), [f"{stage.kept:,}" for stage in view.stages]),
+        (_("dropped"), [f"{stage.cut:,}" if stage.cut else "" for stage in view.stages]),
         (_("entropy"), [f"{stage.entropy:.2f}" for stage in view.stages]),
     ):
         table.add_row(Text(name, FIGURES), "", *values)
-    notes = [_("the last column is what is drawn from · left, cut: tokens · entropy in bits")]
-    notes += [_("* in the text already, so penalised")] if penalised else []
+    notes = [
+        _("tokens are sampled from the last column · kept, dropped: token counts · entropy in bits")
+    ]
+    notes += [_("* already in the text: the repetition penalty applies")] if penalised else []
     notes += (
-        [_("no sampler is on: the model's own distribution is drawn from")]
+        [_("no sampler is active: sampling from the model's softmax as it is")]
         if len(view.stages) == 1
         else []
     )
     return Group(
-        title(_("from logits to what is drawn from"), _("after {token}", token=view.after.label)),
+        title(
+            _("sampling pipeline: logits → sampling distribution"),
+            _("after {token}", token=view.after.label),
+        ),
         table,
         Text("\n".join(notes), FIGURES),
     )
@@ -71,7 +76,7 @@ def sweep_picture(view: SweepView, width: int) -> RenderableType:
         column.style = CHOSEN if place == now else ""
     for each in view.candidates:
         table.add_row(
-            short(each.token, _CANDIDATE), *(_share(each.probs[place]) for place in places)
+            short_label(each.token, _CANDIDATE), *(_share(each.probs[place]) for place in places)
         )
     table.add_section()
     table.add_row(
@@ -84,11 +89,7 @@ def sweep_picture(view: SweepView, width: int) -> RenderableType:
         ),
         table,
         Text(
-            _(
-                "▶ the temperature that is set · the other samplers are as they are set · "
-                "entropy in "
-                "bits"
-            ),
+            _("▶ current temperature · other samplers as set · entropy in bits"),
             FIGURES,
         ),
     )
@@ -99,21 +100,21 @@ def prob_picture(view: ProbView, width: int) -> RenderableType:
     likelier.
     """
     bars = 24 if width >= WIDE else 10 if width >= NARROW else 0
-    table = plain_table(_("token"), _("probability"), "", _("rank"), _("likeliest"), "")
+    table = plain_table(_("token"), _("probability"), "", _("rank"), _("most likely"), "")
     for place, column in enumerate(table.columns):
         column.justify = "right" if place in (1, 3, 5) else "left"
         column.no_wrap = place not in (0, 4) or width >= NARROW
     for each in view.chances:
         table.add_row(
-            short(each.token), _exact(each.prob), Text(bar(each.prob, bars), MODEL), f"{each.rank:,}",
-            short(each.likeliest), percent(each.likeliest_prob),
+            short_label(each.token), _exact(each.prob), Text(bar(each.prob, bars), MODEL), f"{each.rank:,}",
+            short_label(each.likeliest), percent(each.likeliest_prob),
         )  # fmt: skip
     text = "".join(each.token.label for each in view.chances)
     return Group(
-        title(_("how likely is {text}", text=text), _("after {token}", token=view.after.label)),
+        title(_("probability of {text}", text=text), _("after {token}", token=view.after.label)),
         table,
         Text.assemble(
-            (_("together") + " ", FIGURES),
+            (_("total") + " ", FIGURES),
             (_exact(view.prob), TITLE),
             (" · " + _("surprisal {bits:.2f} bits", bits=view.bits), FIGURES),
         ),
@@ -130,7 +131,7 @@ class _Way:
 
 def branches_picture(view: BranchesView, _width: int) -> RenderableType:
     """Return the branches as a tree; where several say the same, they share a stem."""
-    tree = Tree(short(view.after), guide_style=FIGURES)
+    tree = Tree(short_label(view.after), guide_style=FIGURES)
     ways = [
         _Way(number, each.tokens, each.probs, each.prob)
         for number, each in enumerate(view.branches, 1)
@@ -138,17 +139,16 @@ def branches_picture(view: BranchesView, _width: int) -> RenderableType:
     _grow(tree, ways, whole=True)
     return Group(
         title(
-            _n("{n} way on", "{n} ways on", len(ways)),
-            _("seed {seed} to {last}", seed=view.seed, last=view.seed + len(ways) - 1)
+            _n("{n} continuation", "{n} continuations", len(ways)),
+            _("seeds {seed} to {last}", seed=view.seed, last=view.seed + len(ways) - 1)
             if len(ways) > 1
             else _("seed {seed}", seed=view.seed),
         ),
         tree,
         Text(
             _(
-                "percent: how likely the model finds a piece after what is before it; =: all "
-                "of a way"
-                " · `:branch take N` goes on from one"
+                "%: probability of a segment given its prefix · =: probability of the "
+                "whole continuation · `:branch take N` continues from one"
             ),
             FIGURES,
         ),
@@ -183,7 +183,7 @@ def _grow(tree: Tree, ways: Sequence[_Way], *, whole: bool) -> None:
         _grow(tree.add(label), rest, whole=False)
     for way in ways:
         if not way.tokens:
-            tree.add(Text(_("[{number}] says nothing more", number=way.number), FIGURES))
+            tree.add(Text(_("[{number}] ends here", number=way.number), FIGURES))
 
 
 def _text(tokens: Sequence[Token]) -> str:
@@ -200,7 +200,7 @@ def _candidates(*columns: str) -> Table:
 
 
 def _share(prob: float | None) -> Text:
-    return Text(_("cut"), CUT) if prob is None else Text(percent(prob))
+    return Text(_("dropped"), DROPPED) if prob is None else Text(percent(prob))
 
 
 def _exact(prob: float) -> str:

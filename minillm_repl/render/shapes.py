@@ -6,46 +6,46 @@ from rich.text import Text
 from minillm_repl.insight.views.thinking import ShapeRow, ShapesView, sizes
 from minillm_repl.language import N_, _
 from minillm_repl.render.console import FIGURES, TITLE
-from minillm_repl.render.drawing import short, title
+from minillm_repl.render.drawing import short_label, title
 from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import plain_table
 from minillm_repl.safetext import safe_line
 
 _NUMBER = 7  # cells of one number
 _SAID = {
-    "token_embedding": N_("a vector for each"),
-    "position_embedding": N_("a vector for its place"),
-    "embedding": N_("both, added up"),
-    "attention.input": N_("normalised"),
+    "token_embedding": N_("token embeddings"),
+    "position_embedding": N_("position embeddings"),
+    "embedding": N_("token + position"),
+    "attention.input": N_("normalized"),
     "attention.q": N_("queries q"),
     "attention.k": N_("keys k"),
     "attention.v": N_("values v"),
     "attention.weights": N_("attention weights"),
-    "attention.z": N_("values, mixed"),
-    "attention.out": N_("heads, put together"),
-    "residual.mid": N_("added to the stream"),
-    "ff.input": N_("normalised"),
-    "ff.hidden": N_("feed-forward: wider"),
-    "ff.out": N_("… and back"),
-    "residual": N_("added to the stream"),
-    "final": N_("the last norm"),
+    "attention.z": N_("weighted sum of v"),
+    "attention.out": N_("output projection W_O"),
+    "residual.mid": N_("residual + update"),
+    "mlp.input": N_("normalized"),
+    "mlp.hidden": N_("MLP hidden layer"),
+    "mlp.out": N_("MLP down-projection"),
+    "residual": N_("residual + update"),
+    "final": N_("final norm"),
     "logits": N_("logits"),
-    "probabilities": N_("softmax of the last"),
+    "probabilities": N_("softmax (last token)"),
 }
 _DIMS = {
     "t": N_("tokens"),
-    "w": N_("width"),
+    "w": N_("d_model"),
     "h": N_("heads"),
-    "g": N_("heads with a key"),
-    "d": N_("head size"),
-    "f": N_("feed-forward"),
+    "g": N_("KV heads"),
+    "d": N_("head dim"),
+    "f": N_("MLP width"),
     "v": N_("vocabulary"),
 }
 
 
 def shapes_picture(view: ShapesView, width: int) -> RenderableType:
     """Return a row for each thing that is made on the way, from the text to what can be drawn."""
-    table = plain_table("", *([_("dimensions")] if width >= 60 else []), _("shape"), _("numbers"))
+    table = plain_table("", *([_("dimensions")] if width >= 60 else []), _("shape"), _("values"))
     for column in table.columns[1:-1]:
         column.no_wrap = True
     table.columns[-1].min_width = _NUMBER
@@ -60,7 +60,7 @@ def shapes_picture(view: ShapesView, width: int) -> RenderableType:
 
     count = str(len(view.tokens))
     add(_("text"), "", str(len(view.text)), Text(safe_line(view.text)))
-    add(_("tokens"), "t", count, Text(" ").join(short(token) for token in view.tokens))
+    add(_("tokens"), "t", count, Text(" ").join(short_label(token) for token in view.tokens))
     add(_("ids"), "t", count, Text(" ".join(str(token.id) for token in view.tokens)))
     for row in view.rows:
         if row.name == "embedding" and not learned:
@@ -74,21 +74,24 @@ def shapes_picture(view: ShapesView, width: int) -> RenderableType:
             _numbers(row, rooms),
         )
     drawn = Text("  ").join(
-        Text.assemble(short(each.token), f" {percent(each.prob)}") for each in view.drawn
+        Text.assemble(short_label(each.token), f" {percent(each.prob)}") for each in view.drawn
     )
-    add(_("can be drawn"), "", f"{view.candidates:,}", drawn)
+    add(_("can be sampled"), "", f"{view.candidates:,}", drawn)
     letters = " · ".join(
         f"{dim} {_(_DIMS[dim])} {size:,}" for dim, size in sizes(view.rows).items()
     )
     notes = [
-        _("Numbers: the first of the last token's, {token}; of head 0 where there are several.",
+        _("Values: the first few at the last token, {token}; head 0 where there are several "
+            "heads.",
           token=view.tokens[-1].label),
         _("Samplers: {sampling}.", sampling=view.sampling),
     ]  # fmt: skip
     if not learned:
-        notes.insert(0, _("Where a token stands is told by turning its queries and keys."))
+        notes.insert(
+            0, _("Positions: rotary position embedding (RoPE), applied to queries and keys.")
+        )
     return Group(
-        title(_("the whole way"), _("from the text to the next token")),
+        title(_("forward pass"), _("from the text to the next token")),
         table,
         Text(letters, TITLE),
         Text(" ".join(notes), FIGURES),
@@ -102,7 +105,7 @@ def _named(row: ShapeRow) -> str:
         return _(_SAID[row.name])
     if block == "0":
         return f"  {_(_SAID[name])}"
-    return _("block 1 too") if block == "1" else _("blocks 1 to {last} too", last=block)
+    return _("block 1: the same") if block == "1" else _("blocks 1 to {last}: the same", last=block)
 
 
 def _numbers(row: ShapeRow, rooms: int) -> Text:

@@ -9,9 +9,9 @@ from rich.text import Text
 
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
-from minillm_repl.render.console import CUT, FIGURES, MODEL, SPECIAL, TITLE
+from minillm_repl.render.console import DROPPED, FIGURES, MODEL, SPECIAL, TITLE
 from minillm_repl.safetext import safe_line
-from minillm_repl.settings import default_of, show, specs, value_of
+from minillm_repl.settings import default_of, format_value, specs, value_of
 from minillm_repl.tokenizer.base import Token
 
 WIDE, NARROW = 100, 72
@@ -42,8 +42,8 @@ def settings_table(settings: Any) -> Table:
         value, default = value_of(settings, name), default_of(settings, name)
         table.add_row(
             name,
-            Text(show(spec, value), TITLE if value != default else ""),
-            show(spec, default),
+            Text(format_value(spec, value), TITLE if value != default else ""),
+            format_value(spec, default),
             spec.unit and _(spec.unit),
             _(spec.help),
         )
@@ -65,9 +65,9 @@ def headline(name: str, family: str, config: AnyConfig, runs_on: str = "", conte
     facts = (
         name,
         family,
-        _("{n:,} parameters", n=config.parameters),
-        _("{n:,} tokens", n=config.vocab),
-        _("context {n:,}", n=min(context or config.context, config.context)),
+        _("{n:,} parameters", n=config.n_params),
+        _("{n:,} tokens", n=config.vocab_size),
+        _("context {n:,}", n=min(context or config.context_length, config.context_length)),
         runs_on,
     )
     return safe_line(" · ".join(fact for fact in facts if fact))
@@ -89,18 +89,18 @@ def tokens_flow(tokens: Sequence[Token], kept: int = 0, unseen: int = 0) -> Text
     After `kept` tokens, the `unseen` ones stand in brackets.
     """
     flow, last = Text(), min(kept + unseen, len(tokens)) - 1
-    for place, token in enumerate(tokens):
-        gone = kept <= place <= last
-        flow.append("⟦" if gone and place == kept else "", CUT)
-        flow.append(token.label, CUT if gone else MODEL if token.bytes else SPECIAL)
-        flow.append(f" {token.id}" + ("⟧" if place == last and gone else ""), CUT)
+    for index, token in enumerate(tokens):
+        is_unseen = kept <= index <= last
+        flow.append("⟦" if is_unseen and index == kept else "", DROPPED)
+        flow.append(token.label, DROPPED if is_unseen else MODEL if token.bytes else SPECIAL)
+        flow.append(f" {token.id}" + ("⟧" if index == last and is_unseen else ""), DROPPED)
         flow.append("  ")
     return flow
 
 
 def models_table(models: Iterable[tuple[str, str]]) -> Table:
     """Return a table of what can be opened: the name to open it by, and where it comes from."""
-    table = plain_table(_("name"), _("from"))
+    table = plain_table(_("name"), _("source"))
     for name, source in models:
         table.add_row(Text(safe_line(name), TITLE), source)
     return table

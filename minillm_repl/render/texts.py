@@ -20,14 +20,14 @@ from minillm_repl.insight.views.texts import (
 )
 from minillm_repl.language import _, _n
 from minillm_repl.render.bars import bar
-from minillm_repl.render.console import CONTRA, FIGURES, MODEL, PRO, SPECIAL, TITLE
+from minillm_repl.render.console import FIGURES, MODEL, NEGATIVE, POSITIVE, SPECIAL, TITLE
 from minillm_repl.render.drawing import (
-    LONGEST_LABEL,
-    fitted,
+    MAX_LABEL_WIDTH,
+    fit_to_width,
     nats,
-    short,
-    strip,
+    short_label,
     title,
+    token_strip,
     token_style,
 )
 from minillm_repl.render.generation import percent
@@ -43,10 +43,10 @@ def tokens_picture(view: TokensView, width: int) -> RenderableType:
     tokens = [piece.token for piece in view.pieces]
     pieces = Text.assemble(("│", FIGURES))
     for place, token in enumerate(tokens):
-        pieces.append(token.label, (PRO, CONTRA)[place % 2] if token.bytes else SPECIAL).append(
-            "│", FIGURES
-        )
-    table = plain_table("#", _("token"), "id", _("bytes"), _("length"), _("vector"))
+        pieces.append(
+            token.label, (POSITIVE, NEGATIVE)[place % 2] if token.bytes else SPECIAL
+        ).append("│", FIGURES)
+    table = plain_table("#", _("token"), "id", _("bytes"), _("norm"), _("vector"))
     for place, column in enumerate(table.columns):
         column.justify = "right" if place in (0, 2, 4) else "left"
     longest = max((3 * len(token.bytes) for token in tokens), default=0)
@@ -56,7 +56,7 @@ def tokens_picture(view: TokensView, width: int) -> RenderableType:
         vector = "".join(f"{number:+7.2f}" for number in piece.vector[:numbers])
         more = " …" if len(piece.vector) > numbers else ""
         table.add_row(
-            str(place), short(token), str(token.id), Text(bytes(token.bytes).hex(" ").upper() or _("special"), FIGURES),
+            str(place), short_label(token), str(token.id), Text(bytes(token.bytes).hex(" ").upper() or _("special"), FIGURES),
             f"{piece.norm:.2f}", Text(vector + more, FIGURES, no_wrap=True, overflow="crop"),
         )  # fmt: skip
     rates = []
@@ -86,21 +86,26 @@ def surprise_picture(view: SurpriseView, width: int) -> RenderableType:
     if view.bits_per_byte is not None:
         figures.append(_("{rate:.3f} bits per byte", rate=view.bits_per_byte))
     count = len(view.tokens) - first
-    table = plain_table("#", _("token"), _("bits"), _("rank"), _("expected"))
+    table = plain_table("#", _("token"), _("bits"), _("rank"), _("top token"))
     for place, column in enumerate(table.columns):
         column.justify = "right" if place in (0, 2, 3) else "left"
     listed = [each for each in view.most if each.bits >= _SURPRISING] or view.most[:1]
     for each in listed:
         expected = Text("  ").join(
-            Text.assemble(short(likely.token), f" {percent(likely.prob)}")
+            Text.assemble(short_label(likely.token), f" {percent(likely.prob)}")
             for likely in each.expected
         )
         table.add_row(
-            str(each.position), short(each.token), f"{each.bits:.2f}", f"{each.rank:,}", expected
+            str(each.position),
+            short_label(each.token),
+            f"{each.bits:.2f}",
+            f"{each.rank:,}",
+            expected,
         )
     notes = [
         _(
-            "▁ expected · █ as unexpected as a blind guess, {bits:.2f} bits, or more",
+            "▁ low surprisal · █ {bits:.2f} bits or more (uniform guess, log₂ of the "
+            "vocabulary size)",
             bits=view.blind,
         )
     ]
@@ -108,18 +113,23 @@ def surprise_picture(view: SurpriseView, width: int) -> RenderableType:
         title(
             _("surprisal"),
             _n(
-                "of {n} token, each after all that is before it",
-                "of {n} tokens, each after all that is before it",
+                "of {n} token, each given its prefix",
+                "of {n} tokens, each given its prefix",
                 count,
             ),
         ),
-        strip(view.tokens, shares, width),
+        token_strip(view.tokens, shares, width),
         Text(" · ".join(figures)),
         Text(" · ".join(notes), FIGURES),
         Text(),
         table,
         *(
-            [Text(_("those that surprised most, from {bits:g} bits on", bits=_SURPRISING), FIGURES)]
+            [
+                Text(
+                    _("highest-surprisal tokens (at least {bits:g} bits)", bits=_SURPRISING),
+                    FIGURES,
+                )
+            ]
             if len(listed) < count
             else []
         ),
@@ -130,24 +140,26 @@ def near_picture(view: NearView, width: int) -> RenderableType:
     """Return the neighbours in the embedding, and beside them those in the output head."""
     sides = [
         (_("embedding"), view.input),
-        *([(_("output head"), view.output)] if view.output else []),
+        *([(_("unembedding"), view.output)] if view.output else []),
     ]
     table = plain_table("", *(part for name, _side in sides for part in (name, _("cosine"), "")))
     for place in range(len(sides)):
         table.columns[3 * place + 2].justify = "right"
-    bars = max(4, min(20, (width - 8) // len(sides) - LONGEST_LABEL - 16))
+    bars = max(4, min(20, (width - 8) // len(sides) - MAX_LABEL_WIDTH - 16))
     for place, row in enumerate(zip(*(side for _name, side in sides), strict=True), 1):
         table.add_row(str(place), *(cell for each in row for cell in _neighbour(each, bars)))
     asked = Text()
     for sign, token in view.terms:
         asked.append("" if not asked and sign > 0 else " + " if sign > 0 else " − ").append_text(
-            short(token)
+            short_label(token)
         )
-    notes = [_("cosine between vectors: 1 the same direction, 0 none in common, −1 opposite")]
+    notes = [_("cosine: 1 same direction, 0 orthogonal, −1 opposite")]
     if not view.output:
-        notes.append(_("the output head is the embedding"))
+        notes.append(_("the unembedding is tied to the embedding"))
     return Group(
-        Text.assemble((_("near") + " ", TITLE), asked), table, Text(" · ".join(notes), FIGURES)
+        Text.assemble((_("nearest to") + " ", TITLE), asked),
+        table,
+        Text(" · ".join(notes), FIGURES),
     )
 
 
@@ -160,7 +172,7 @@ def map_picture(view: MapView, width: int, height: int = 18) -> RenderableType:
     cells: dict[tuple[int, int], tuple[str, str]] = {}
     unnamed = 0
     for point in view.points:
-        name = fitted(point.token.label, min(cell_len(point.token.label), 8))
+        name = fit_to_width(point.token.label, min(cell_len(point.token.label), 8))
         size = cell_len(name)
         row = round((max(ys) - point.y) / ((max(ys) - min(ys)) or 1) * (height - 1))
         column = min(
@@ -182,7 +194,7 @@ def map_picture(view: MapView, width: int, height: int = 18) -> RenderableType:
     first, second = view.explained
     notes = [_("→ {first:.0%} of the variance, ↑ {second:.0%}", first=first, second=second)]
     if unnamed:
-        notes.append(_("{n} without room for their names", n=unnamed))
+        notes.append(_("{n} labels omitted", n=unnamed))
     if len(view.points) < view.vocabulary:
         notes.append(_("{n:,} of {all:,} tokens", n=len(view.points), all=view.vocabulary))
     if any(point.in_text for point in view.points):
@@ -196,9 +208,9 @@ def map_picture(view: MapView, width: int, height: int = 18) -> RenderableType:
 
 def compare_picture(view: CompareView, width: int) -> RenderableType:
     """Return the likeliest next tokens of both models side by side, and where they differ most."""
-    names = [fitted(name, min(cell_len(name), max(8, width // 3))) for name in view.names]
+    names = [fit_to_width(name, min(cell_len(name), max(8, width // 3))) for name in view.names]
     table = plain_table("", names[0], "", "", names[1], "", "")
-    bars = max(4, min(20, (width - 2 * LONGEST_LABEL - 34) // 2))
+    bars = max(4, min(20, (width - 2 * MAX_LABEL_WIDTH - 34) // 2))
     for place, (ours, theirs) in enumerate(zip(*view.top, strict=False), 1):
         table.add_row(str(place), *_bar(ours, bars), *_bar(theirs, bars))
     bits = " · ".join(
@@ -207,14 +219,14 @@ def compare_picture(view: CompareView, width: int) -> RenderableType:
         if each is not None
     )
     parts: list[RenderableType] = [
-        title(_("what comes next"), _("by the models' own probabilities")),
+        title(_("next token"), _("by each model's own probabilities")),
         table,
     ]
     if bits:
         parts.append(
             Text(
                 _(
-                    "bits per byte, over the same {n:,} bytes of the text: {bits}",
+                    "bits per byte over the same {n:,} bytes: {bits}",
                     n=view.bytes,
                     bits=bits,
                 )
@@ -223,9 +235,9 @@ def compare_picture(view: CompareView, width: int) -> RenderableType:
     if view.why or view.kl is None or view.kl_mean is None:
         why = _(view.why)
         only = (
-            _("only bits per byte compare: {why}", why=why)
+            _("only bits per byte can be compared: {why}", why=why)
             if bits
-            else _("nothing compares: {why}", why=why)
+            else _("no numbers can be compared: {why}", why=why)
         )
         return Group(*parts, Text(only, FIGURES))
     here, mean = (
@@ -235,20 +247,21 @@ def compare_picture(view: CompareView, width: int) -> RenderableType:
     parts.append(Text(_("KL here {here} · mean {mean}", here=here, mean=mean)))
     parts.append(_agreement(view))
     if not view.differ:
-        return Group(*parts, Text(_("they say the same after every token"), FIGURES))
+        return Group(*parts, Text(_("both models predict the same after every token"), FIGURES))
     note = _(
-        "KL: Σ p · ln(p / q), p by {ours} and q by {theirs}, after each token; back: the other way",
+        "KL: Σ p · ln(p / q) at each position, p by {ours} and q by {theirs}; reverse: p "
+        "and q swapped",
         ours=names[0],
         theirs=names[1],
     )
-    heading = Text(_("where they differ most"), TITLE)
+    heading = Text(_("largest differences"), TITLE)
     return Group(*parts, Text(), heading, _differences(view, names), Text(note, FIGURES))
 
 
 def _agreement(view: CompareView) -> Text:
     return Text(
         _(
-            "the same top token at {same:,} of {all:,} positions",
+            "same top-1 token at {same:,} of {all:,} positions",
             same=view.same_top or 0,
             all=view.tokens[0],
         )
@@ -256,25 +269,25 @@ def _agreement(view: CompareView) -> Text:
 
 
 def _differences(view: CompareView, names: list[str]) -> Table:
-    table = plain_table("#", _("after"), "KL", _("back"), *names)
+    table = plain_table("#", _("after"), "KL", _("reverse"), *names)
     for place in (0, 2, 3):
         table.columns[place].justify = "right"
     for each in view.differ:
         table.add_row(
-            str(each.position), short(each.token), nats(each.kl), nats(each.kl_back),
-            Text.assemble(short(each.ours.token), f" {percent(each.ours.prob)}"),
-            Text.assemble(short(each.theirs.token), f" {percent(each.theirs.prob)}"),
+            str(each.position), short_label(each.token), nats(each.kl), nats(each.kl_back),
+            Text.assemble(short_label(each.ours.token), f" {percent(each.ours.prob)}"),
+            Text.assemble(short_label(each.theirs.token), f" {percent(each.theirs.prob)}"),
         )  # fmt: skip
     return table
 
 
 def _neighbour(neighbour: Neighbour, bars: int) -> tuple[Text, str, Text]:
     return (
-        short(neighbour.token),
+        short_label(neighbour.token),
         f"{neighbour.cosine:+.3f}",
         Text(bar(neighbour.cosine, bars), MODEL),
     )
 
 
 def _bar(likely: Likely, bars: int) -> tuple[Text, str, Text]:
-    return short(likely.token), percent(likely.prob), Text(bar(likely.prob, bars), MODEL)
+    return short_label(likely.token), percent(likely.prob), Text(bar(likely.prob, bars), MODEL)

@@ -9,7 +9,14 @@ from minillm_repl.insight.views.thinking import GradView, NeuronsView, QKVView
 from minillm_repl.language import _
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
-from minillm_repl.render.drawing import label_width, logit, short, signed_bar, strip, title
+from minillm_repl.render.drawing import (
+    format_logit,
+    label_width,
+    short_label,
+    signed_bar,
+    title,
+    token_strip,
+)
 from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import plain_table
 
@@ -31,22 +38,22 @@ def qkv_picture(view: QKVView, width: int) -> RenderableType:
     for each in view.met:
         style = TITLE if each.weight == most else ""
         table.add_row(
-            str(each.position), short(view.tokens[view.index_of(each.position)]), _vector(each.key, numbers),
+            str(each.position), short_label(view.tokens[view.index_of(each.position)]), _vector(each.key, numbers),
             f"{each.dot:.2f}", f"{each.scaled:.2f}", Text(percent(each.weight), style),
             Text(bar(each.weight, bars), MODEL), _vector(each.value, numbers),
         )  # fmt: skip
     table.add_section()
     table.add_row("", "", "", "", "", "100.0%", "", _vector(view.mixed, numbers))
     sought = (
-        _("what it looks for, the first {n} of {all}", n=numbers, all=size)
+        _("query vector, first {n} of {all} dimensions", n=numbers, all=size)
         if numbers < size
-        else _("what it looks for")
+        else _("query vector")
     )
     return Group(
         title(
             _("layer {layer} head {head}", layer=view.layer, head=view.head),
             _(
-                "{token}, position {position}, asks; d = {size}",
+                "query: {token} at position {position} · head_dim = {size}",
                 token=asks.label,
                 position=view.position,
                 size=size,
@@ -58,11 +65,8 @@ def qkv_picture(view: QKVView, width: int) -> RenderableType:
         table,
         Text(
             _(
-                "as in a library: the query is what one asks for, a key what stands on a "
-                "book's spine, the value what"
-                " is in it. How well a spine fits (q·k ÷ √d, then softmax) is how much of "
-                "that book is taken along;"
-                " the last line is what comes out: each value times its share, added up."
+                "softmax(q·k / √d) weights the values; the last row is their weighted sum: "
+                "the head's output before W_O (library analogy: `:help qkv`)"
             ),
             FIGURES,
         ),
@@ -71,7 +75,7 @@ def qkv_picture(view: QKVView, width: int) -> RenderableType:
 
 def neurons_picture(view: NeuronsView, width: int) -> RenderableType:
     """Return the most active neurons, each with the tokens that it fired on most."""
-    table = plain_table(_("neuron"), _("at most"), "", _("fires on: token @ position, activation"))
+    table = plain_table(_("neuron"), _("max"), "", _("fires on: token @ position, activation"))
     for place, column in enumerate(table.columns):
         column.justify, column.no_wrap = "right" if place in (0, 1) else "left", True
     most = max(abs(value) for each in view.neurons for value in each.activations) or 1.0
@@ -80,7 +84,7 @@ def neurons_picture(view: NeuronsView, width: int) -> RenderableType:
         room, fires = width - 34, Text()
         for place in order[:_FIRES]:
             part = Text.assemble(
-                short(view.tokens[place], 8),
+                short_label(view.tokens[place], 8),
                 (f" @{view.position_of(place)}", FIGURES),
                 f" {each.activations[place]:+.2f}  ",
             )
@@ -97,12 +101,12 @@ def neurons_picture(view: NeuronsView, width: int) -> RenderableType:
     return Group(
         title(
             _("neurons of layer {layer}", layer=view.layer),
-            _("the {n} most active of {all:,} on this text", n=len(view.neurons), all=view.size),
+            _("top {n} of {all:,} by activation on this text", n=len(view.neurons), all=view.size),
         ),
         table,
         Text(
             _(
-                ":neurons {layer}.{neuron} shows one of them along the whole text",
+                ":neurons {layer}.{neuron} shows one neuron over the whole text",
                 layer=view.layer,
                 neuron=view.neurons[0].index,
             ),
@@ -129,7 +133,7 @@ def neuron_picture(view: NeuronsView, width: int) -> RenderableType:
             _("neuron {layer}.{neuron}", layer=view.layer, neuron=neuron.index),
             _("after its activation function; at most {most:.3f}", most=most),
         ),
-        strip(view.tokens, [abs(value) / most for value in neuron.activations], width),
+        token_strip(view.tokens, [abs(value) / most for value in neuron.activations], width),
         Text(),
         lines,
     )
@@ -149,22 +153,25 @@ def grad_picture(view: GradView, width: int) -> RenderableType:
     lines.rstrip()
     asked = (
         _(
-            "what {token} and not {versus} depends on",
+            "input attribution for {token} rather than {versus}",
             token=view.token.label,
             versus=view.versus.label,
         )
         if view.versus
-        else _("what {token} depends on", token=view.token.label)
+        else _("input attribution for {token}", token=view.token.label)
     )
-    answer = logit(view.logit, apart=view.versus is not None)
+    answer = format_logit(view.logit, is_difference=view.versus is not None)
     return Group(
         title(asked, _("{logit}, after {token}", logit=answer, token=view.tokens[-1].label)),
-        strip(view.tokens, [norm / (most_norm or 1.0) for norm in view.norms], width),
-        Text(_("levels: the norm of the gradient, at most {most:.3f}", most=most_norm), FIGURES),
+        token_strip(view.tokens, [norm / (most_norm or 1.0) for norm in view.norms], width),
+        Text(_("levels: gradient norm, at most {most:.3f}", most=most_norm), FIGURES),
         Text(),
         lines,
         Text(
-            _("bars: gradient · vector; right speaks for it, left against · last column: the norm"),
+            _(
+                "bars: gradient · embedding (right raises the logit, left lowers it) · last "
+                "column: gradient norm"
+            ),
             FIGURES,
         ),
     )
@@ -175,7 +182,7 @@ def _named(place: int, view: GradView | NeuronsView, width: int) -> Text:
     a text.
     """
     name, digits = (
-        short(view.tokens[place]),
+        short_label(view.tokens[place]),
         max(4, len(str(view.position_of(len(view.tokens) - 1)))),
     )
     name.pad_right(width - name.cell_len + 2)

@@ -24,12 +24,12 @@ from minillm_repl.training.events import Evaluated, Finished, NotSaved, Saved, T
 
 _FRAME = 0.5  # seconds from one drawing to the next, which takes 5 ms
 _PLOT_ROWS = 10
-_ROOM_COLUMNS, _ROOM_ROWS = 50, 16  # on a terminal with less there is no curve
-_POINTS = 200  # of a curve are remembered at least, and twice as many at most
+_MIN_PLOT_COLUMNS, _MIN_PLOT_ROWS = 50, 16  # on a terminal with less there is no curve
+_MIN_CURVE_POINTS = 200  # of a curve are remembered at least, and twice as many at most
 # the pace is that of the last seconds, and of so many steps even if they took longer
-_MEMORY, _LEAST_STEPS = 10.0, 8
-_LONGEST = 1e8  # seconds: what would take longer is not told more exactly
-_BEST = "★"
+_DECAY_SECONDS, _DECAY_STEPS = 10.0, 8
+_MAX_SECONDS = 1e8  # seconds: what would take longer is not told more exactly
+_BEST_MARK = "★"
 
 
 class TrainingView:
@@ -40,23 +40,29 @@ class TrainingView:
     of the weights that are kept takes than one on the way.
     """
 
-    def __init__(self, screen: Screen, steps: int, every: int, last: float = 1.0) -> None:
-        self._steps, self._every, self._at_last = steps, every, last
+    def __init__(
+        self, screen: Screen, steps: int, eval_interval: int, final_eval_cost: float = 1.0
+    ) -> None:
+        self._steps, self._eval_interval, self._final_eval_cost = (
+            steps,
+            eval_interval,
+            final_eval_cost,
+        )
         self._evaluated = -1
-        self._console = screen.side
-        self._moving = screen.animated and not screen.side.is_dumb_terminal
+        self._console = screen.notes_console
+        self._is_animated = screen.animated and not screen.notes_console.is_dumb_terminal
         self._live = Live(
             console=self._console, auto_refresh=False, transient=True, redirect_stdout=False
         )
         self._stack = ExitStack()
-        self._drawn = -inf
-        self._pace = Pace()
+        self._last_frame_time = -inf
+        self._throughput = Throughput()
         self._train, self._val = Curve(), Curve()
         self._last: TrainStep | None = None
         self._saved: int | None = None
 
     def __enter__(self) -> "TrainingView":
-        if self._moving:
+        if self._is_animated:
             self._stack.enter_context(self._live)
         return self
 
@@ -68,7 +74,7 @@ class TrainingView:
     ) -> None:
         self._stack.close()
 
-    def leave(self) -> None:
+    def redraw_below(self) -> None:
         """Leave what moves where it is, and draw the next below: others have written to the
         terminal since.
         """
@@ -84,173 +90,184 @@ class TrainingView:
         for event in events:
             match event:
                 case TrainStep():
-                    self._pace.step(event)
+                    self._throughput.step(event)
                     self._train.add(event.step, event.loss)
                     self._last = event
                 case Evaluated():
-                    self._pace.pause(measuring=True)
+                    self._throughput.pause(is_evaluation=True)
                     self._evaluated = event.step
                     if event.val_loss is not None:
                         self._val.add(event.step, event.val_loss)
-                    self._measured(event, sample)
+                    self._draw_evaluation(event, sample)
                 case Saved():
-                    self._pace.pause()
+                    self._throughput.pause()
                     self._saved = event.step
                 case NotSaved():
-                    self._pace.pause()
-                    self._not_saved(event)
+                    self._throughput.pause()
+                    self._draw_not_saved(event)
                 case Finished():
                     return event
             self._refresh()
         raise AssertionError("training ends with Finished")
 
-    def _measured(self, event: Evaluated, sample: Callable[[], object]) -> None:
+    def _draw_evaluation(self, event: Evaluated, sample: Callable[[], object]) -> None:
         """Print the line of a measurement, and the sample: below it on a terminal, elsewhere
         after it if it is text.
         """
-        facts, out = _facts(event, self._steps), self._console
-        if self._moving:
-            facts = [_fitting(facts, "  ", out.width - 2)]
+        facts, out = _evaluation_columns(event, self._steps), self._console
+        if self._is_animated:
+            facts = [_join_fitting(facts, "  ", out.width - 2)]
         elif self._last:
             facts += [
-                _("{speed:>7,.0f} tokens/s", speed=self._pace.speed),
+                _("{speed:>7,.0f} tokens/s", speed=self._throughput.speed),
                 _("lr {lr:<7.2g}", lr=self._last.lr),
             ]
-        line = Text("  ".join(facts)).append(f" {_BEST if event.best else ' '}", GOOD)
-        if self._moving:  # at once: a sample takes a while
+        line = Text("  ".join(facts)).append(f" {_BEST_MARK if event.best else ' '}", GOOD)
+        if self._is_animated:  # at once: a sample takes a while
             out.print(line, no_wrap=True)
         shown = sample()
         text = Text(safe_line(shown), MODEL) if isinstance(shown, str) else None
-        if not self._moving:
+        if not self._is_animated:
             out.print(line.append("  ").append(text) if text else line, soft_wrap=True)
         elif text:
             out.print(text, no_wrap=True, overflow="ellipsis")
         if shown is not None and text is None:
             out.print(shown)
 
-    def _not_saved(self, event: NotSaved) -> None:
+    def _draw_not_saved(self, event: NotSaved) -> None:
         """Print why the run could not be saved."""
-        told = _(
-            "not saved at step {step:,}, training goes on: {why}", step=event.step, why=event.why
+        message = _(
+            "could not save at step {step:,}; training continues: {why}",
+            step=event.step,
+            why=event.why,
         )
-        self._console.print(Text.assemble(("! ", WARNING), safe_line(told)))
+        self._console.print(Text.assemble(("! ", WARNING), safe_line(message)))
 
     def _refresh(self) -> None:
         """Draw what moves, if the last frame is old enough."""
-        if self._moving and monotonic() - self._drawn >= _FRAME:
+        if self._is_animated and monotonic() - self._last_frame_time >= _FRAME:
             self._live.update(self._frame(), refresh=True)
-            self._drawn = monotonic()
+            self._last_frame_time = monotonic()
 
     def _frame(self) -> Group:
         width, height = self._console.size
-        lines = self._progress(width)
-        if width >= _ROOM_COLUMNS and height >= _ROOM_ROWS:
+        lines = self._progress_lines(width)
+        if width >= _MIN_PLOT_COLUMNS and height >= _MIN_PLOT_ROWS:
             curve = loss_plot(
                 self._train.points, self._val.points, width, _PLOT_ROWS, not self._console.no_color
             )
             lines.insert(0, curve)
         return Group(*lines)
 
-    def _progress(self, width: int) -> list[Text]:
+    def _progress_lines(self, width: int) -> list[Text]:
         """Return a line with a bar and how far it is, and one with the figures of the last step."""
-        last, pace = self._last, self._pace
+        last, pace = self._last, self._throughput
         done = last.step if last else 0
         facts = [_("step {done:,} of {steps:,}", done=done, steps=self._steps)]
-        if pace.known:
-            left = pace.seconds(self._steps - done, self._measurements_left(done))
-            facts.append(_("{time} left", time=_clock(left)))
+        if pace.is_known:
+            left = pace.estimate_seconds(self._steps - done, self._evaluations_left(done))
+            facts.append(_("{time} left", time=_format_duration(left)))
         if self._saved is not None:
-            facts.append(_("saved at {step:,}", step=self._saved))
-        text = _fitting(facts, " · ", width - 6)
+            facts.append(_("saved at step {step:,}", step=self._saved))
+        text = _join_fitting(facts, " · ", width - 6)
         cells = max(0, width - cell_len(text) - 1)
         first = Text.assemble((f"{bar(done / max(self._steps, 1), cells):{cells}} ", MODEL), text)
         figures = []
         if last:
             figures += [
-                _("loss {loss}", loss=_number(last.loss, 4).strip()),
+                _("loss {loss}", loss=_format_number(last.loss, 4).strip()),
                 _("lr {lr:.2g}", lr=last.lr),
                 _("gradient {norm:.3g}", norm=last.grad_norm),
             ]
-        if pace.known:
+        if pace.is_known:
             figures.append(_("{speed:,.0f} tokens/s", speed=pace.speed))
-        second = Text(_fitting(figures, " · ", width), FIGURES)
+        second = Text(_join_fitting(figures, " · ", width), FIGURES)
         for line in (first, second):
             line.no_wrap, line.overflow = True, "crop"
         return [first, second]
 
-    def _measurements_left(self, done: int) -> float:
+    def _evaluations_left(self, done: int) -> float:
         """Return how many measurements are still to come, the longer one at the end as what it
         is of these.
         """
         after = max(self._evaluated, done - 1)
-        on_the_way = self._steps // self._every - after // self._every
-        return on_the_way + (self._steps % self._every > 0 and after < self._steps) + self._at_last
+        on_the_way = self._steps // self._eval_interval - after // self._eval_interval
+        return (
+            on_the_way
+            + (self._steps % self._eval_interval > 0 and after < self._steps)
+            + self._final_eval_cost
+        )
 
 
-class Pace:
+class Throughput:
     """How long the last steps took; what is done between them, measuring and saving, counts
     apart.
     """
 
     def __init__(self) -> None:
         self._steps = self._tokens = self._seconds = 0.0  # of late: what is long ago weighs less
-        self._taken = 0
-        self._between = 0.0  # seconds of saving,
-        self._measuring, self._measured = 0.0, 0  # and of measuring, so many times
-        self._before = 0.0  # seconds until the first step was done, of which most was measuring
-        self._paused = self._measures = False
+        self._step_count = 0
+        self._saving_seconds = 0.0  # seconds of saving,
+        self._eval_seconds, self._eval_count = 0.0, 0  # and of measuring, so many times
+        self._seconds_to_first_step = (
+            0.0  # seconds until the first step was done, of which most was measuring
+        )
+        self._is_paused = self._paused_for_eval = False
         self._last: TrainStep | None = None
 
     @property
-    def known(self) -> bool:
+    def is_known(self) -> bool:
         """Whether there have been enough steps to tell."""
         return self._seconds > 0
 
     @property
     def speed(self) -> float:
         """Tokens per second."""
-        return self._tokens / self._seconds if self.known else 0.0
+        return self._tokens / self._seconds if self.is_known else 0.0
 
-    def seconds(self, steps: int, measurements: float = 0.0) -> float:
+    def estimate_seconds(self, steps: int, evaluations: float = 0.0) -> float:
         """Return how long so many steps and measurements will take, with what is done between
         them.
         """
-        each = self._measuring / self._measured if self._measured else 0.0
+        each = self._eval_seconds / self._eval_count if self._eval_count else 0.0
         return (
-            steps * (self._seconds / self._steps + self._between / self._taken)
-            + measurements * each
+            steps * (self._seconds / self._steps + self._saving_seconds / self._step_count)
+            + evaluations * each
         )
 
-    def pause(self, *, measuring: bool = False) -> None:
+    def pause(self, *, is_evaluation: bool = False) -> None:
         """Take note that something else is done before the next step."""
-        self._paused, self._measures = True, self._measures or measuring
+        self._is_paused, self._paused_for_eval = True, self._paused_for_eval or is_evaluation
 
     def step(self, event: TrainStep) -> None:
         """Take note of a step."""
         last, self._last = self._last, event
-        paused, measures = self._paused, self._measures
-        self._paused = self._measures = False
+        paused, measures = self._is_paused, self._paused_for_eval
+        self._is_paused = self._paused_for_eval = False
         if last is None:
-            self._before = event.seconds if event.step == 1 and measures else 0.0
+            self._seconds_to_first_step = event.seconds if event.step == 1 and measures else 0.0
             return
         seconds = event.seconds - last.seconds
-        self._taken += 1
-        if paused and self.known:
-            self._pause_took(max(0.0, seconds - self._seconds / self._steps), measures)
+        self._step_count += 1
+        if paused and self.is_known:
+            self._add_pause(max(0.0, seconds - self._seconds / self._steps), measures)
             return
-        kept = exp(-min(seconds / _MEMORY, 1 / _LEAST_STEPS))
-        self._steps = self._steps * kept + 1
-        self._tokens = self._tokens * kept + event.tokens - last.tokens
-        self._seconds = self._seconds * kept + seconds
-        if self._before:
-            self._pause_took(max(0.0, self._before - seconds), measures=True)
-            self._before = 0.0
+        decay = exp(-min(seconds / _DECAY_SECONDS, 1 / _DECAY_STEPS))
+        self._steps = self._steps * decay + 1
+        self._tokens = self._tokens * decay + event.tokens - last.tokens
+        self._seconds = self._seconds * decay + seconds
+        if self._seconds_to_first_step:
+            self._add_pause(max(0.0, self._seconds_to_first_step - seconds), measures=True)
+            self._seconds_to_first_step = 0.0
 
-    def _pause_took(self, seconds: float, measures: bool) -> None:
+    def _add_pause(self, seconds: float, measures: bool) -> None:
         if measures:
-            self._measuring, self._measured = self._measuring + seconds, self._measured + 1
+            self._eval_seconds, self._eval_count = (
+                self._eval_seconds + seconds,
+                self._eval_count + 1,
+            )
         else:
-            self._between += seconds
+            self._saving_seconds += seconds
 
 
 class Curve:
@@ -258,37 +275,36 @@ class Curve:
 
     def __init__(self) -> None:
         self.points: list[tuple[int, float]] = []
-        self._together = 1
-        self._waiting: list[float] = []
+        self._bin_size = 1
+        self._pending: list[float] = []
 
     def add(self, step: int, loss: float) -> None:
         """Take one more."""
-        self._waiting.append(loss)
-        if len(self._waiting) < self._together:
+        self._pending.append(loss)
+        if len(self._pending) < self._bin_size:
             return
-        self.points.append((step, fmean(self._waiting)))
-        self._waiting.clear()
-        if len(self.points) == 2 * _POINTS:
+        self.points.append((step, fmean(self._pending)))
+        self._pending.clear()
+        if len(self.points) == 2 * _MIN_CURVE_POINTS:
             pairs = zip(self.points[::2], self.points[1::2], strict=True)
             self.points = [(step, fmean((before, loss))) for (_, before), (step, loss) in pairs]
-            self._together *= 2
+            self._bin_size *= 2
 
 
 def summary(finished: Finished) -> Text:
     """Return the closing lines of a training run."""
-    kept, steps = finished.kept, finished.steps
-    waited = sum(step > kept for step, _ in finished.val_curve)
+    kept_step, steps = finished.kept, finished.steps
+    evaluations_without_improvement = sum(step > kept_step for step, _ in finished.val_curve)
     reason = {
         "done": _("done") + " · ",
         "interrupt": _("stopped by Ctrl-C") + " · ",
         "patience": _n(
-            "stopped: no improvement for {n} measurement",
-            "stopped: no improvement for {n} measurements",
-            waited,
+            "stopped early: no improvement for {n} evaluation",
+            "stopped early: no improvement for {n} evaluations",
+            evaluations_without_improvement,
         )
         + "\n",
-        "diverged": _("stopped: the loss was no longer a number after step {step:,}", step=steps)
-        + "\n",
+        "diverged": _("stopped: the loss was not finite after step {step:,}", step=steps) + "\n",
     }[finished.reason]
     val, loss = finished.val_loss, finished.last_loss
     run = _(
@@ -304,15 +320,15 @@ def summary(finished: Finished) -> Text:
     ]
     if val is not None:
         both = [
-            _("validation {loss:.4f}", loss=val),
-            _("training {loss:.4f}", loss=finished.train_loss),
+            _("validation loss {loss:.4f}", loss=val),
+            _("training loss {loss:.4f}", loss=finished.train_loss),
         ]
         quality = [*both, *quality]
     work = [_("{n:,} tokens", n=finished.tokens)]
     if finished.tokens and finished.seconds:
         work.append(_("{speed:,.0f} tokens/s", speed=finished.tokens / finished.seconds))
-    if kept != steps:
-        work.append(_("the weights of step {step:,} are kept", step=kept))
+    if kept_step != steps:
+        work.append(_("the weights of step {step:,} are kept", step=kept_step))
     return Text(f"{reason}{run}\n{' · '.join(quality)}\n{' · '.join(work)}", FIGURES)
 
 
@@ -323,35 +339,38 @@ def perplexity(loss: float) -> float:
     return exp(loss) if loss < 700 else inf  # larger ones are too large for a float
 
 
-def _facts(event: Evaluated, steps: int) -> list[str]:
+def _evaluation_columns(event: Evaluated, steps: int) -> list[str]:
     """Return what was measured, in columns as wide as those of every other measurement of the
     run.
     """
     train, val = event.train_loss, event.val_loss
     return [
         _("step {number}", number=f"{event.step:>{len(f'{steps:,}')},}"),
-        _("train {loss}", loss=_number(train, 4)),
-        *([] if val is None else [_("val {loss}", loss=_number(val, 4))]),
-        _("perplexity {number}", number=_number(perplexity(train if val is None else val), 2)),
-        _("{rate} bits/char", rate=_number(event.bits_per_character, 3)),
+        _("train {loss}", loss=_format_number(train, 4)),
+        *([] if val is None else [_("val {loss}", loss=_format_number(val, 4))]),
+        _(
+            "perplexity {number}",
+            number=_format_number(perplexity(train if val is None else val), 2),
+        ),
+        _("{rate} bits/char", rate=_format_number(event.bits_per_character, 3)),
     ]
 
 
-def _number(value: float, decimals: int) -> str:
+def _format_number(value: float, decimals: int) -> str:
     """Return a number in six characters, with as many of the decimals as there is room for."""
     texts = (f"{value:6.{digits}f}" for digits in range(decimals, -1, -1))
     return next((text for text in texts if len(text) == 6), f"{value:6.0e}")
 
 
-def _fitting(parts: Sequence[str], between: str, width: int) -> str:
+def _join_fitting(parts: Sequence[str], separator: str, width: int) -> str:
     """Return as many of the first parts as there is room for, at least one."""
     text = "".join(parts[:1])
     for part in parts[1:]:
-        if cell_len(text + between + part) > width:
+        if cell_len(text + separator + part) > width:
             break
-        text += between + part
+        text += separator + part
     return text
 
 
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(min(seconds, _LONGEST))))
+def _format_duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(min(seconds, _MAX_SECONDS))))

@@ -8,7 +8,7 @@ from minillm_repl.language import _
 from minillm_repl.render.attention import focus_picture
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
-from minillm_repl.render.drawing import part_name, short, title
+from minillm_repl.render.drawing import component_name, short_label, title
 from minillm_repl.render.generation import percent
 from minillm_repl.render.lens import lens_picture
 from minillm_repl.render.tables import plain_table
@@ -30,17 +30,17 @@ def watch_picture(view: WatchView, width: int) -> RenderableType:
         _("step"),
         f"p({answer})",
         "",
-        _("likeliest"),
+        _("most likely"),
         _("{token} from", token=answer),
-        _("looked most"),
+        _("attends to most"),
     )
     for place, column in enumerate(table.columns):
         column.justify, column.no_wrap = "right" if place in (0, 1) else "left", place != 3
     for moment in (view.moments[row] for row in rows):
         likeliest = Text(" ").join(
-            short(likely.token, 8) for likely in moment.top[: 3 if width < 100 else 5]
+            short_label(likely.token, 8) for likely in moment.top[: 3 if width < 100 else 5]
         )
-        first = part_name(moment.lens.first) if moment.top[0].token == view.answer else "–"
+        first = component_name(moment.lens.first) if moment.top[0].token == view.answer else "–"
         table.add_row(
             f"{moment.step:,}",
             percent(moment.prob),
@@ -50,14 +50,14 @@ def watch_picture(view: WatchView, width: int) -> RenderableType:
             _look(moment),
         )
     notes = [
-        _("from: the place from which on the logit lens says {token}", token=answer),
-        _("looked most: the head and the token with the largest weight"),
-        _("`:watch step=N` shows one moment"),
+        _("from: first layer from which the logit lens keeps {token} on top", token=answer),
+        _("attends to most: the head and the token with the largest weight"),
+        _("`:watch step=N` shows one step"),
     ]
     if len(rows) <= last:
         notes.insert(2, _("{n} of {all} moments", n=len(rows), all=last + 1))
     return Group(
-        title(_("how it learnt"), _("what comes after {text}", text=_text(view.tokens))),
+        title(_("how it learned"), _("next token after {text}", text=_text(view.tokens))),
         table,
         Text(" · ".join(notes), FIGURES),
     )
@@ -82,7 +82,7 @@ def moment_line(moment: Moment, prompt: str) -> Text:
         overflow="ellipsis",
     )
     for likely in moment.top:
-        line.append_text(short(likely.token, 8)).append(f" {percent(likely.prob)}  ")
+        line.append_text(short_label(likely.token, 8)).append(f" {percent(likely.prob)}  ")
     return line
 
 
@@ -92,7 +92,7 @@ def _look(moment: Moment) -> Text:
     token = moment.attention.tokens[moment.attention.index_of(place)]
     return Text.assemble(
         (f"{head.layer}.{head.head} ", TITLE),
-        short(token, 8),
+        short_label(token, 8),
         (f" @{place}", FIGURES),
         f" {weight:.0%}",
     )

@@ -10,7 +10,7 @@ from minillm_repl.render.console import Screen
 from minillm_repl.safetext import safe_line
 
 
-def have_a_home() -> None:
+def ensure_home() -> None:
     """Give a user whom the system does not know, as containers run programs, a home in which
     nothing can be kept.
     """
@@ -18,7 +18,7 @@ def have_a_home() -> None:
         os.environ["HOME"] = os.devnull
 
 
-def be_somewhere(screen: Screen) -> None:
+def ensure_working_directory(screen: Screen) -> None:
     """Go home, and say so, if the present folder has been deleted: libraries end the process
     there.
     """
@@ -31,7 +31,8 @@ def be_somewhere(screen: Screen) -> None:
         here = safe_line(os.getcwd())  # noqa: PTH109 - as above
         screen.warn(
             _(
-                "the folder that this was started in is gone: file names are now those in {folder}",
+                "the folder where this session started no longer exists: file names now "
+                "refer to {folder}",
                 folder=here,
             )
         )

@@ -10,56 +10,62 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from minillm_repl.errors import Misunderstood, UserError
+from minillm_repl.errors import UsageError, UserError
 from minillm_repl.language import _, _n
 from minillm_repl.render.console import WARNING
-from minillm_repl.repl.argument_parsing import SCREEN, Output, check_no_place, quoted, take_output
-from minillm_repl.repl.model_loading import Model
+from minillm_repl.repl.argument_parsing import (
+    TO_SCREEN,
+    Output,
+    check_not_selector,
+    parse_output,
+    quoted_spans,
+)
+from minillm_repl.repl.model_loading import LoadedModel
 from minillm_repl.repl.shell import Shell
-from minillm_repl.repl.signals import patiently
-from minillm_repl.repl.view_files import check_ours, write_view
+from minillm_repl.repl.signals import run_interruptibly
+from minillm_repl.repl.view_files import check_overwritable, write_view
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import user_path
-from minillm_repl.tokenizer.lookup import find_token, put_before
-from minillm_repl.tokenizer.window import OnText
+from minillm_repl.tokenizer.lookup import count_prefix_spaces, find_token_ids
+from minillm_repl.tokenizer.window import Truncation
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from minillm_repl.insight.inspected_text import Subject
+    from minillm_repl.insight.inspected_text import InspectedText
 
-Draw = Callable[[Any, int], RenderableType]
+DrawView = Callable[[Any, int], RenderableType]
 """Draws a view into a width, in cells."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class Arguments:
     """What was asked for after the name of a view: words, perhaps a text in quotes, and where
     the numbers go.
     """
 
     words: str
     text: str = ""  # the text to look at; none means what was said last
-    output: Output = SCREEN
+    output: Output = TO_SCREEN
 
     @classmethod
-    def of(cls, argument: str) -> "Asked":
+    def parse(cls, argument: str) -> "Arguments":
         """Read what follows a command: `2.1 "a text" --json FILE`; options count only outside
         quotes.
 
         Raises UserError for what is no option, for quotes with nothing in them, for a file that no
         view may replace.
         """
-        rest, output = _output(argument)
-        start, end = (quoted(rest) or [(0, 0)])[-1]
+        rest, output = _parse_output(argument)
+        start, end = (quoted_spans(rest) or [(0, 0)])[-1]
         if rest[start:end][:1] != '"' or end < len(rest) or end - start < 2 or rest[-1] != '"':
             return cls(rest.strip(), "", output)
         if end - start == 2:
-            raise Misunderstood(_("there is no text between the quotes"))
+            raise UsageError(_("the quotes contain no text"))
         return cls(rest[:start].strip(), rest[start + 1 : end - 1], output)
 
     @classmethod
-    def verbatim(cls, argument: str) -> "Asked":
+    def parse_verbatim(cls, argument: str) -> "Arguments":
         """Read what follows a command whose text is taken as it is: `--json FILE` counts only
         before it.
 
@@ -70,23 +76,21 @@ class Asked:
         )
         if not options:
             return cls("", argument)
-        return cls("", argument[options.end() :].removeprefix(" "), _output(options[0])[1])
+        return cls("", argument[options.end() :].removeprefix(" "), _parse_output(options[0])[1])
 
     @property
-    def whole(self) -> str:
+    def full_text(self) -> str:
         """All that was said, as a text: what stands before the quotes belongs to it."""
         return (
             f'{self.words} "{self.text}"' if self.words and self.text else self.text or self.words
         )
 
-    def nothing(self) -> None:
+    def check_empty(self) -> None:
         """Raise Misunderstood if there is anything but options."""
-        if self.whole:
-            raise Misunderstood(
-                _("nothing comes after this, not {text!r}", text=safe_line(self.whole))
-            )
+        if self.full_text:
+            raise UsageError(_("unexpected argument {text!r}", text=safe_line(self.full_text)))
 
-    def selector(self, pattern: str) -> tuple[re.Match[str] | None, str]:
+    def split_selector(self, pattern: str) -> tuple[re.Match[str] | None, str]:
         """Split the words into what matches `pattern` at their start, and a text, which may also
         stand in quotes.
 
@@ -95,86 +99,94 @@ class Asked:
         """
         found = re.match(rf"(?:{pattern})(?=\s|$)", self.words)
         rest = (self.words[found.end() :] if found else self.words).strip()
-        check_no_place(rest)
-        return found, replace(self, words=rest).whole
+        check_not_selector(rest)
+        return found, replace(self, words=rest).full_text
 
-    def tokens(self, looked: "Subject") -> tuple[int | None, int | None]:
+    def parse_token_pair(self, inspected: "InspectedText") -> tuple[int | None, int | None]:
         """Read the words as `TOKEN vs TOKEN`, either of which may be missing.
 
         Raises UserError if one is no token.
         """
-        from minillm_repl.insight.inspected_text import likelier
+        from minillm_repl.insight.inspected_text import most_likely_of
 
         word, vs, other = (each.strip() for each in f" {self.words} ".partition(" vs "))
         if vs and not other:
-            raise Misunderstood(
-                _("a token is missing after `vs`; the token vs itself is written as #ID")
-            )
+            raise UsageError(_("a token is missing after `vs`; write the token vs itself as #ID"))
         token, versus = (
-            likelier(looked, find_token(looked.tokenizer, each)) if each else None
+            most_likely_of(inspected, find_token_ids(inspected.tokenizer, each)) if each else None
             for each in (word, other)
         )
         return token, versus
 
 
-def _output(argument: str) -> tuple[str, Output]:
-    rest, output = take_output(argument)
+def _parse_output(argument: str) -> tuple[str, Output]:
+    rest, output = parse_output(argument)
     if output.file and output.file != "-":
-        check_ours(user_path(output.file), overwrite=output.overwrite)  # now, not after the work
+        check_overwritable(
+            user_path(output.file), overwrite=output.overwrite
+        )  # now, not after the work
     return rest, output
 
 
-def subject(shell: Shell, text: str = "") -> "Subject":
+def inspect_text(shell: Shell, text: str = "") -> "InspectedText":
     """Return the open model and the text to look at: the one given, or else what was said last.
 
     Of a text longer than the context, what the model sees. Raises UserError if there is no text.
     """
-    model = shell.model()
-    return looking_at(shell, model, text_ids(shell, model, text), text or None)
+    model = shell.require_model()
+    return inspect_ids(shell, model, text_ids(shell, model, text), text or None)
 
 
-def text_ids(shell: Shell, model: Model, text: str = "") -> list[int]:
+def text_ids(shell: Shell, model: LoadedModel, text: str = "") -> list[int]:
     """Return the tokens of the text to look at: the one given, or else what was said last, whole.
 
     Raises UserError if there is none.
     """
     ids = shell.encode(model, text) if text else shell.session.ids
     if not ids:
-        raise UserError(
-            _("there is no text to look at: type a prompt first, or give one in quotes")
-        )
+        raise UserError(_("no text to inspect: type a prompt first, or give a text in quotes"))
     return ids
 
 
-def looking_at(
-    shell: Shell, model: Model, ids: Sequence[int], text: str | None = None
-) -> "Subject":
+def inspect_ids(
+    shell: Shell, model: LoadedModel, ids: Sequence[int], text: str | None = None
+) -> "InspectedText":
     """Return a model and what it sees of `ids`, which `text` has become where that is known."""
-    seen = model.seen(ids)
-    get_ready(shell)
-    from minillm_repl.insight.inspected_text import Subject
-    from minillm_repl.model.hooks import in_turn
+    window = model.visible_window(ids)
+    import_insight(shell)
+    from minillm_repl.insight.inspected_text import InspectedText
+    from minillm_repl.model.hooks import compose
 
-    tap, tokenizer = in_turn(model.tap, _stopping(shell)), model.checkpoint.tokenizer
-    lead = put_before(tokenizer, ids, text)
-    return Subject(model.torch, tokenizer, seen.ids, tap, seen.gap, seen.kept, lead)
+    hook, tokenizer = compose(model.hook, _interrupt_hook(shell)), model.checkpoint.tokenizer
+    prepended_bytes = count_prefix_spaces(tokenizer, ids, text)
+    return InspectedText(
+        model.language_model,
+        tokenizer,
+        window.ids,
+        hook,
+        window.dropped_ids,
+        window.kept,
+        prepended_bytes,
+    )
 
 
-def get_ready(shell: Shell) -> None:
+def import_insight(shell: Shell) -> None:
     """Import torch, which takes a second or two, unless Ctrl-C is pressed: then UserError is
     raised.
     """
-    with shell.screen.waiting(_("getting ready to look inside")):
-        patiently(partial(import_module, "minillm_repl.insight.inspected_text"), shell.interrupted)
+    with shell.screen.waiting(_("preparing to inspect the model")):
+        run_interruptibly(
+            partial(import_module, "minillm_repl.insight.inspected_text"), shell.interrupted
+        )
 
 
-def show(
+def show_view(
     shell: Shell,
     view: Any,
-    draw: Draw,
-    output: Output = SCREEN,
-    of: Model | None = None,
-    pins: tuple[int, int] = (0, 0),
+    draw: DrawView,
+    output: Output = TO_SCREEN,
+    model: LoadedModel | None = None,
+    pinned: tuple[int, int] = (0, 0),
 ) -> None:
     """Draw a view, or write its numbers to a file; it is what `:export` and `:scroll` mean from now
     on.
@@ -183,20 +195,25 @@ def show(
     the view, and so is what the model does not see of the text. `pins` are the rows and columns of
     it that stay when it is scrolled.
     """
-    looked = of or shell.session.model
-    told = [change.told for change in looked.changes] if looked else []
-    first = (
-        [Text(_("the model is changed: {changes}", changes=" · ".join(told)), WARNING)]
-        if told
+    inspected_model = model or shell.session.model
+    descriptions = (
+        [change.description for change in inspected_model.interventions] if inspected_model else []
+    )
+    notes = (
+        [Text(_("active interventions: {changes}", changes=" · ".join(descriptions)), WARNING)]
+        if descriptions
         else []
     )
     if getattr(view, "unseen", 0):
-        first.append(Text(not_seen(view), WARNING))
+        notes.append(Text(unseen_note(view), WARNING))
 
     def drawn(width: int) -> RenderableType:
-        return Group(*first, draw(view, width)) if first else draw(view, width)
+        return Group(*notes, draw(view, width)) if notes else draw(view, width)
 
-    shell.last_view, shell.last_pins = drawn, (pins[0] + len(first), pins[1]) if any(pins) else pins
+    shell.last_view, shell.last_pinned = (
+        drawn,
+        (pinned[0] + len(notes), pinned[1]) if any(pinned) else pinned,
+    )
     if not output.file:
         shell.screen.out.print(drawn(shell.screen.out.width))
         return
@@ -208,27 +225,27 @@ def show(
         return
     path = user_path(output.file)
     write_view(path, text.encode(), overwrite=output.overwrite)
-    shell.screen.note(_("the numbers are in {path}", path=safe_line(str(path))))
+    shell.screen.note(_("numbers saved to {path}", path=safe_line(str(path))))
 
 
-def not_seen(part: OnText) -> str:
+def unseen_note(window: Truncation) -> str:
     """Return what to say of a text of which the model sees only a part."""
     return _n(
-        "the text is longer than the context: the model does not see the token at position {first}",
-        "the text is longer than the context: the model does not see the {n} tokens at "
-        "positions {first} to {last}",
-        part.unseen,
-        first=part.kept,
-        last=part.kept + part.unseen - 1,
+        "the text exceeds the context: the model does not see the token at position {first}",
+        "the text exceeds the context: the model does not see the {n} tokens at positions "
+        "{first} to {last}",
+        window.unseen,
+        first=window.kept,
+        last=window.kept + window.unseen - 1,
     )
 
 
-def _stopping(shell: Shell) -> Callable[[str, "Tensor"], "Tensor"]:
+def _interrupt_hook(shell: Shell) -> Callable[[str, "Tensor"], "Tensor"]:
     """Return a tap that changes nothing, and ends the pass when Ctrl-C has been pressed."""
 
-    def tap(_name: str, tensor: "Tensor") -> "Tensor":
+    def hook(_name: str, tensor: "Tensor") -> "Tensor":
         if shell.interrupted():
             raise UserError(_("stopped"))
         return tensor
 
-    return tap
+    return hook

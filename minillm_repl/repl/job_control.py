@@ -13,13 +13,13 @@ from typing import Any
 
 _Handler = Callable[[int, FrameType | None], None]
 # seconds between two looks at whether a program that goes on in the background is in front again
-_GLANCE = 0.2
+_FOREGROUND_POLL_INTERVAL = 0.2
 _SHOW_CURSOR = "\x1b[?25h\x1b[0m"
 
 
 @contextmanager
-def typing_ahead(
-    leave: Callable[[], None], again: Callable[[], None]
+def typeahead(
+    on_suspend: Callable[[], None], on_resume: Callable[[], None]
 ) -> Iterator[Callable[[], None]]:
     """Keep keys that are typed while the model writes for the next prompt line, and off the screen.
 
@@ -32,39 +32,39 @@ def typing_ahead(
     try:
         import termios
 
-        before = termios.tcgetattr(sys.stdin)
+        original_mode = termios.tcgetattr(sys.stdin)
     except (ImportError, OSError, ValueError):  # Windows, or stdin is no terminal
         yield lambda: None
         return
-    quiet = [*before[:6], list(before[6])]
-    quiet[0] &= ~termios.ICRNL
-    quiet[3] &= ~(termios.ECHO | termios.ICANON)
-    quiet[6][termios.VMIN], quiet[6][termios.VTIME] = 1, 0
+    typeahead_mode = [*original_mode[:6], list(original_mode[6])]
+    typeahead_mode[0] &= ~termios.ICRNL
+    typeahead_mode[3] &= ~(termios.ECHO | termios.ICANON)
+    typeahead_mode[6][termios.VMIN], typeahead_mode[6][termios.VTIME] = 1, 0
 
     def use(mode: list[Any]) -> None:
         with suppress(termios.error):  # the terminal may be gone
             termios.tcsetattr(sys.stdin, termios.TCSANOW, mode)
 
     def back() -> None:
-        use(quiet)
-        again()
+        use(typeahead_mode)
+        on_resume()
 
     def away() -> None:
-        leave()
-        use(before)
+        on_suspend()
+        use(original_mode)
 
-    use(quiet)
+    use(typeahead_mode)
     try:
         with suspendable(away, back):
-            yield lambda: use(quiet)
+            yield lambda: use(typeahead_mode)
     finally:
-        if in_front():  # else it is the shell's, which has settings of its own
-            use(before)
+        if is_foreground():  # else it is the shell's, which has settings of its own
+            use(original_mode)
 
 
 @contextmanager
 def suspendable(
-    leave: Callable[[], None] = lambda: None, again: Callable[[], None] = lambda: None
+    on_suspend: Callable[[], None] = lambda: None, on_resume: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
     """Let Ctrl-Z suspend the program after `leave`; `again` is called as soon as it goes on in
     the foreground.
@@ -74,32 +74,32 @@ def suspendable(
         yield
         return
 
-    away = False
+    is_suspended = False
 
     def suspend(_number: int, _frame: FrameType | None) -> None:
-        nonlocal away
-        away = True
-        leave()
-        write_through(_SHOW_CURSOR)
+        nonlocal is_suspended
+        is_suspended = True
+        on_suspend()
+        write_unbuffered(_SHOW_CURSOR)
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         # here it stands still, and the signal that wakes it calls `go_on`
         signal.raise_signal(signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, suspend)
-        if away:  # it did not stand still: no shell could have woken it
-            go_on()
+        if is_suspended:  # it did not stand still: no shell could have woken it
+            resume()
 
-    def go_on(*_: Any) -> None:
-        nonlocal away
-        away = False
-        if in_front():
-            again()
+    def resume(*_: Any) -> None:
+        nonlocal is_suspended
+        is_suspended = False
+        if is_foreground():
+            on_resume()
         else:
-            signal.setitimer(signal.ITIMER_REAL, _GLANCE)
+            signal.setitimer(signal.ITIMER_REAL, _FOREGROUND_POLL_INTERVAL)
 
     handlers: dict[int, Callable[[int, FrameType | None], None]] = {
         signal.SIGTSTP: suspend,
-        signal.SIGCONT: go_on,
-        signal.SIGALRM: go_on,
+        signal.SIGCONT: resume,
+        signal.SIGALRM: resume,
     }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     signal.siginterrupt(signal.SIGCONT, False)  # what was being done when it stopped begins again
@@ -112,7 +112,7 @@ def suspendable(
 
 
 @contextmanager
-def woken(again: Callable[[], None]) -> Iterator[None]:
+def on_process_resume(callback: Callable[[], None]) -> Iterator[None]:
     """Have `again` called as soon as the program goes on, before the terminal's settings come
     back.
     """
@@ -121,12 +121,12 @@ def woken(again: Callable[[], None]) -> Iterator[None]:
         return
     before = signal.getsignal(signal.SIGCONT)
 
-    def go_on(number: int, frame: FrameType | None) -> None:
-        again()
+    def resume(number: int, frame: FrameType | None) -> None:
+        callback()
         if callable(before):
             before(number, frame)
 
-    signal.signal(signal.SIGCONT, go_on)
+    signal.signal(signal.SIGCONT, resume)
     signal.siginterrupt(signal.SIGCONT, False)
     try:
         yield
@@ -134,7 +134,7 @@ def woken(again: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGCONT, before)
 
 
-def in_front() -> bool:
+def is_foreground() -> bool:
     """Tell whether the terminal is ours to set: a program that was put into the background has
     it no longer.
     """
@@ -145,7 +145,7 @@ def in_front() -> bool:
     return False
 
 
-def write_through(sequence: str) -> None:
+def write_unbuffered(sequence: str) -> None:
     """Write to the terminal, if there is one, past all buffers: a signal may have come in the
     middle of a write.
     """

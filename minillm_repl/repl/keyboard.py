@@ -16,7 +16,7 @@ from prompt_toolkit.input.vt100_parser import Vt100Parser
 from prompt_toolkit.key_binding import KeyPressEvent
 from prompt_toolkit.output import Output, create_output
 
-from minillm_repl.repl.job_control import write_through
+from minillm_repl.repl.job_control import write_unbuffered
 
 _PASTE = "\x1b[200~"
 # What a terminal sends that is no text: Linux's F1 to F5, keys and reports, the keypad, answers to
@@ -25,12 +25,12 @@ _SEQUENCE = re.compile(
     r"\x1b\[\[[A-E]|\x1b\[([0-?]*)[ "
     r"-/]*([@-Z\\-~])|\x1bO[@-~]|\x1b[]P_][^\x07\x1b]*(?:\x07|\x1b\\)"
 )
-_BEGUN = re.compile(r"\x1b(?:\[\[?[0-?]*[ -/]*|O|[]P_][^\x07\x1b]*\x1b?)?\Z")
+_INCOMPLETE_SEQUENCE = re.compile(r"\x1b(?:\[\[?[0-?]*[ -/]*|O|[]P_][^\x07\x1b]*\x1b?)?\Z")
 _KEYPAD = {"\x1bOM": "\r", **{f"\x1bO{chr(64 + ord(key))}": key for key in "*+,-./0123456789="}}
 _SHIFT, _ALT, _CTRL = 1, 2, 4
-_LET_GO = 3
+_KEY_RELEASE = 3
 # Enter, Tab, Escape and Backspace: what they mean with others, if not what they mean alone.
-_EDITING = {
+_EDITING_KEYS = {
     13: {_SHIFT: "\n", _ALT: "\n", _SHIFT | _ALT: "\n"},
     9: {_SHIFT: "\x1b[Z"},
     27: {},
@@ -40,26 +40,28 @@ _EDITING = {
 _KEYPAD_KEYS = dict(zip(range(57399, 57416), "0123456789./*-+\r=", strict=True))
 
 
-class Keyboard(Vt100Parser):
+class KeyParser(Vt100Parser):
     """Turns what a terminal sends into keys; sequences that mean none are dropped, and never
     typed into the line.
     """
 
-    _held = ""  # the beginning of a sequence, whose rest has not come
+    _incomplete = ""  # the beginning of a sequence, whose rest has not come
 
     def feed(self, data: str) -> None:
         """Take what was read. What is being pasted is left as it is."""
         if self._in_bracketed_paste:
             super().feed(data)
             return
-        keys, paste, pasted = (self._held + data).partition(_PASTE)
-        begun = None if paste else _BEGUN.search(keys)
-        self._held = begun[0] if begun else ""
-        super().feed(_SEQUENCE.sub(_legacy, keys[: len(keys) - len(self._held)]) + paste + pasted)
+        keys, paste, pasted = (self._incomplete + data).partition(_PASTE)
+        begun = None if paste else _INCOMPLETE_SEQUENCE.search(keys)
+        self._incomplete = begun[0] if begun else ""
+        super().feed(
+            _SEQUENCE.sub(_legacy, keys[: len(keys) - len(self._incomplete)]) + paste + pasted
+        )
 
     def flush(self) -> None:
         """Take what was held back as it is: nothing more comes, so it was Escape."""
-        held, self._held = self._held, ""
+        held, self._incomplete = self._incomplete, ""
         super().feed(held)
         super().flush()
 
@@ -76,31 +78,31 @@ def _legacy(sequence: re.Match[str]) -> str:
     numbers = [[int(each or 0) for each in part.split(":")] for part in values.split(";")]
     modifiers = numbers[1] if len(numbers) > 1 else [1]
     pressed = max(modifiers[0] - 1, 0) & 7  # not whether Caps Lock or Num Lock is on
-    if modifiers[1:2] == [_LET_GO]:
+    if modifiers[1:2] == [_KEY_RELEASE]:
         return ""
     if final == "u":
-        return _character(numbers[0], pressed, numbers[2] if len(numbers) > 2 else [])
+        return _character_key(numbers[0], pressed, numbers[2] if len(numbers) > 2 else [])
     if final == "~" and numbers[0] == [27] and len(numbers) == 3:
-        return _character(numbers[2], pressed, [])
-    return _plain(numbers[0][0], pressed, final)
+        return _character_key(numbers[2], pressed, [])
+    return _cursor_key(numbers[0][0], pressed, final)
 
 
-def _plain(number: int, pressed: int, final: str) -> str:
+def _cursor_key(number: int, pressed: int, final: str) -> str:
     """Return an arrow or the like as prompt_toolkit knows it: some terminals tell more of it."""
-    some = (
+    sequences = (
         [f"\x1b[{number};{pressed + 1}{final}"]
         if pressed
         else [f"\x1b[{number}{final}", f"\x1b[{final}"]
     )
-    return next((each for each in some if each in ANSI_SEQUENCES), "")
+    return next((each for each in sequences if each in ANSI_SEQUENCES), "")
 
 
-def _character(codes: list[int], pressed: int, text: list[int]) -> str:
+def _character_key(codes: list[int], pressed: int, text: list[int]) -> str:
     """Return a key that is told by its number: CSI u, and xterm's modifyOtherKeys."""
     code, alt = codes[0], "\x1b" if pressed & _ALT else ""
     code = ord(_KEYPAD_KEYS.get(code, "\0")) or code
-    if code in _EDITING:
-        return _EDITING[code].get(pressed, alt + chr(code))
+    if code in _EDITING_KEYS:
+        return _EDITING_KEYS[code].get(pressed, alt + chr(code))
     if any(text) or not 32 <= code < 57344:  # its text, if any; else Shift alone, a media key ...
         return "".join(chr(each) for each in text if 32 <= each <= 0x10FFFF)
     shifted = chr(codes[1] if len(codes) > 1 and codes[1] else code).upper()
@@ -110,7 +112,7 @@ def _character(codes: list[int], pressed: int, text: list[int]) -> str:
     return alt + character
 
 
-class Pasting:
+class BracketedPaste:
     """Whether the terminal tells what is pasted from what is typed: from the first prompt line
     to the end.
     """
@@ -118,19 +120,19 @@ class Pasting:
     def __init__(self, output: Output) -> None:
         self._on = False
         self._enable = output.enable_bracketed_paste
-        output.enable_bracketed_paste = self._begin  # type: ignore[method-assign]
+        output.enable_bracketed_paste = self._enable_paste  # type: ignore[method-assign]
         output.disable_bracketed_paste = lambda: None  # type: ignore[method-assign]
 
-    def _begin(self) -> None:
+    def _enable_paste(self) -> None:
         self._on = True
         self._enable()
 
-    def stop(self) -> None:
+    def disable(self) -> None:
         """Leave the terminal to somebody who may not know of it."""
         if self._on:
-            write_through("\x1b[?2004l")
+            write_unbuffered("\x1b[?2004l")
 
-    def again(self) -> None:
+    def resume(self) -> None:
         """Take the terminal back: draw the prompt line again, if one is being typed."""
         app = get_app_or_none()
         if app is not None and app.is_running and app.loop is not None:
@@ -140,21 +142,21 @@ class Pasting:
             # draws it all again; not now, for it may be drawing
             app.loop.call_soon_threadsafe(app._on_resize)
         elif self._on:
-            write_through("\x1b[?2004h")
+            write_unbuffered("\x1b[?2004h")
 
 
 @contextmanager
-def keyboard() -> Iterator[Pasting]:
+def keyboard() -> Iterator[BracketedPaste]:
     """Let all that reads keys read them this way."""
     keys, output = create_input(), create_output()
     if hasattr(keys, "vt100_parser"):  # not on Windows
-        keys.vt100_parser = Keyboard(keys.vt100_parser.feed_key_callback)
-    pasting = Pasting(output)
+        keys.vt100_parser = KeyParser(keys.vt100_parser.feed_key_callback)
+    pasting = BracketedPaste(output)
     with create_app_session(keys, output):
         try:
             yield pasting
         finally:
-            pasting.stop()
+            pasting.disable()
 
 
 def suspend(_event: KeyPressEvent) -> None:

@@ -7,70 +7,70 @@ from typing import Protocol, TextIO
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.repl.environment import be_somewhere
-from minillm_repl.repl.job_control import typing_ahead
-from minillm_repl.repl.line_blocks import joined
-from minillm_repl.repl.plain_prompt import PlainLine
-from minillm_repl.repl.shell import Leave, Shell
-from minillm_repl.repl.signals import between, interruptible, leaving_when_told
+from minillm_repl.repl.environment import ensure_working_directory
+from minillm_repl.repl.job_control import typeahead
+from minillm_repl.repl.line_blocks import join_multiline
+from minillm_repl.repl.plain_prompt import PlainLineReader
+from minillm_repl.repl.shell import ExitRequested, Shell
+from minillm_repl.repl.signals import exit_on_termination, idle_interrupts, interruptible
 from minillm_repl.repl.standard_streams import OutputLost
 
 
-class Line(Protocol):
+class LineReader(Protocol):
     """What a person types their lines into."""
 
-    def read(self, once_drawn: Callable[[], None] | None = None) -> str:
+    def read(self, on_ready: Callable[[], None] | None = None) -> str:
         """Return the next line. Raises EOFError and KeyboardInterrupt."""
 
-    def stopped(self) -> bool:
+    def was_interrupted(self) -> bool:
         """Tell whether Ctrl-C was pressed right after it."""
 
 
 def run_interactive(shell: Shell, history: Path | None) -> int:
     """Talk to a person at a terminal; return the exit code."""
     from minillm_repl.repl.keyboard import keyboard
-    from minillm_repl.repl.prompt import PromptLine, open_history
+    from minillm_repl.repl.prompt import PromptReader, open_history
 
     screen = shell.screen
     colors = not screen.out.no_color
     with (
-        leaving_when_told(),
-        keyboard() as pasting,
-        typing_ahead(pasting.stop, pasting.again) as at_work,
+        exit_on_termination(),
+        keyboard() as bracketed_paste,
+        typeahead(bracketed_paste.disable, bracketed_paste.resume) as set_typeahead,
     ):
-        prompt = PromptLine(
-            shell, open_history(history), colors, lambda: screen.note(_("Ctrl-D or :quit leaves"))
+        prompt = PromptReader(
+            shell, open_history(history), colors, lambda: screen.note(_("Ctrl-D or :quit quits"))
         )
-        return _talk(shell, prompt, prompt.redraw, at_work)
+        return _run_loop(shell, prompt, prompt.redraw, set_typeahead)
 
 
-def run_beside(shell: Shell, terminal: TextIO) -> int:
+def run_plain(shell: Shell, terminal: TextIO) -> int:
     """Talk to a person at a terminal whose stdout leads elsewhere; return the exit code."""
-    return _talk(shell, PlainLine(terminal), lambda: None, lambda: None)
+    return _run_loop(shell, PlainLineReader(terminal), lambda: None, lambda: None)
 
 
-def _talk(
-    shell: Shell, prompt: Line, redraw: Callable[[], None], at_work: Callable[[], None]
+def _run_loop(
+    shell: Shell, reader: LineReader, redraw: Callable[[], None], set_typeahead: Callable[[], None]
 ) -> int:
     session, screen = shell.session, shell.screen
     # The model is opened once the prompt can take keys: nobody waits for what they do not need yet.
-    begin: Callable[[], None] | None = partial(session.start_loading, redraw)
-    with between() as presses:
+    start_loading: Callable[[], None] | None = partial(session.start_loading, redraw)
+    with idle_interrupts() as presses:
         while True:
             try:
-                presses.taken()
-                line = prompt.read(begin)
-                at_work()
-                stopped = prompt.stopped() or presses.taken()
-                if begin:
-                    begin()  # a dumb terminal never tells that it has drawn
-                    begin = None
-                attempt(shell, partial(shell.execute, line), stopped=stopped)
+                presses.consume()
+                line = reader.read(start_loading)
+                set_typeahead()
+                is_interrupted = reader.was_interrupted() or presses.consume()
+                if start_loading:
+                    start_loading()  # a dumb terminal never tells that it has drawn
+                    start_loading = None
+                run_guarded(shell, partial(shell.execute, line), is_interrupted=is_interrupted)
             except KeyboardInterrupt:  # in the moment in which prompt_toolkit hands the signal back
                 continue
-            except (EOFError, Leave):
+            except (EOFError, ExitRequested):
                 try:
-                    session.agree_to_discard("leave")
+                    session.confirm_discard("leave")
                 except UserError as unsaved:
                     screen.warn(str(unsaved))
                 else:
@@ -84,26 +84,30 @@ def run_script(shell: Shell, lines: Iterable[str]) -> int:
     """
     failed = False
     try:
-        for line in joined(lines):
-            failed |= not attempt(shell, partial(shell.execute, line))
+        for line in join_multiline(lines):
+            failed |= not run_guarded(shell, partial(shell.execute, line))
             if shell.interrupted():  # whoever presses Ctrl-C means the script, not one line of it
                 raise KeyboardInterrupt
-    except Leave:
+    except ExitRequested:
         pass
     return int(failed)
 
 
-def attempt(shell: Shell, action: Callable[[], object], *, stopped: bool = False) -> bool:
+def run_guarded(
+    shell: Shell, action: Callable[[], object], *, is_interrupted: bool = False
+) -> bool:
     """Do something, and tell whether it worked; with `stopped` Ctrl-C was pressed before it could
     begin.
 
     Raises Leave, SystemExit for a third Ctrl-C, and KeyboardInterrupt where nobody is typing.
     """
-    be_somewhere(shell.screen)
+    ensure_working_directory(shell.screen)
     session = shell.session
     try:
         with interruptible(
-            already=stopped, unsaved=lambda: session.unsaved, learning=lambda: session.learning
+            is_interrupted=is_interrupted,
+            has_unsaved=lambda: session.unsaved,
+            is_training=lambda: session.is_training,
         ) as shell.interrupted:
             action()
     except UserError as error:
@@ -114,21 +118,21 @@ def attempt(shell: Shell, action: Callable[[], object], *, stopped: bool = False
             raise
         shell.screen.warn(
             _(
-                "stopped, but not left: the trained weights are not saved: `:save FILE` keeps "
-                "them, Ctrl-D leaves"
+                "stopped; the session is still open. The trained weights are not saved: "
+                "`:save FILE` saves them, Ctrl-D quits"
             )
-            if shell.interrupted.to_leave and session.unsaved
+            if shell.interrupted.wants_exit and session.unsaved
             else _("stopped")
         )
         return False
-    except (Leave, BrokenPipeError, OutputLost):
+    except (ExitRequested, BrokenPipeError, OutputLost):
         raise
     except Exception as bug:  # noqa: BLE001 - the outermost boundary: what was trained or written must survive a bug
         shell.screen.fail(
-            _("there is not enough memory for this: a smaller model, batch or context needs less")
-            if _no_memory(bug)
+            _("not enough memory: use a smaller model, batch or context")
+            if _is_out_of_memory(bug)
             else _(
-                "this is a bug in minillm-repl, not your doing: {bug}",
+                "this is a bug in minillm-repl, not your mistake: {bug}",
                 bug=f"{type(bug).__name__}: {bug}",
             )
         )
@@ -136,11 +140,13 @@ def attempt(shell: Shell, action: Callable[[], object], *, stopped: bool = False
     return True
 
 
-def _no_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     """Tell whether memory ran out: torch says so in errors of its own, on the CPU only by their
     text.
     """
-    said = str(error)
+    message = str(error)
     return (
-        isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
+        isinstance(error, MemoryError)
+        or "out of memory" in message
+        or "can't allocate memory" in message
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from minillm_repl.checkpoint.families.find import family_title
 from minillm_repl.language import _
-from minillm_repl.storage.paths import title
+from minillm_repl.storage.paths import checkpoint_title
 
 if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, while the user types
     from numpy.typing import NDArray
@@ -18,132 +18,145 @@ if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, whil
     from minillm_repl.checkpoint.weight_map import Progress
     from minillm_repl.generate.decoder import Decoder
     from minillm_repl.model.build import LanguageModel
-    from minillm_repl.model.hooks import Tap
-    from minillm_repl.model.quantised import Quantised
-    from minillm_repl.tokenizer.window import Window
+    from minillm_repl.model.hooks import Hook
+    from minillm_repl.model.quantised import QuantisedMatrix
+    from minillm_repl.tokenizer.window import TruncatedText
 
 
 @dataclass(frozen=True)
-class Change:
+class Intervention:
     """Something that is done to what a model thinks, from when it is asked for until it is
     turned off.
     """
 
     command: str  # that turns it off: `ablate`
     # what the user is told of it, in the language of the moment: `without head 2.1`
-    tell: Callable[[], str]
-    tap: "Tap"
-    part: str = ""  # of the model that it is done to: a later change of the same takes its place
+    describe: Callable[[], str]
+    hook: "Hook"
+    component: str = (
+        ""  # of the model that it is done to: a later change of the same takes its place
+    )
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """What the user is told of it."""
-        return self.tell()
+        return self.describe()
 
 
 @dataclass(frozen=True)
-class Model:
+class LoadedModel:
     """A checkpoint, the decoder that runs it, and what is being changed while it runs."""
 
     checkpoint: "Checkpoint"
     decoder: "Decoder"
-    changes: tuple[Change, ...] = ()
-    plain: "Decoder | None" = None  # the decoder without them
+    interventions: tuple[Intervention, ...] = ()
+    base_decoder: "Decoder | None" = None  # the decoder without them
 
     @property
     def name(self) -> str:
         """What to call it."""
-        return title(self.checkpoint.path) if self.checkpoint.path else _("new model")
+        return checkpoint_title(self.checkpoint.path) if self.checkpoint.path else _("new model")
 
     @property
     def family(self) -> str:
         """What it is of."""
-        return family_title(self.checkpoint.config, native=self.checkpoint.recipe is None)
+        return family_title(self.checkpoint.config, native=self.checkpoint.weight_map is None)
 
     @property
-    def torch(self) -> "LanguageModel":
+    def language_model(self) -> "LanguageModel":
         """The model in torch, which looks and changes inside: the weights are those that answer."""
         return self.decoder.model
 
     @property
-    def embedding(self) -> "NDArray[Any] | Quantised":
+    def embedding(self) -> "NDArray[Any] | QuantisedMatrix":
         """The table of the tokens' vectors that answers: (vocabulary, width)."""
-        found: NDArray[Any] | Quantised
-        found = getattr(self.plain or self.decoder, "tensors", self.checkpoint.tensors)[
+        found: NDArray[Any] | QuantisedMatrix
+        found = getattr(self.base_decoder or self.decoder, "tensors", self.checkpoint.tensors)[
             "token_embedding.weight"
         ]
         return found
 
     @property
-    def tap(self) -> "Tap":
+    def hook(self) -> "Hook":
         """What is done to each activation on the way."""
-        from minillm_repl.model.hooks import in_turn
+        from minillm_repl.model.hooks import compose
 
-        return in_turn(*(change.tap for change in self.changes))
+        return compose(*(change.hook for change in self.interventions))
 
-    def seen(self, ids: Sequence[int]) -> "Window":
+    def visible_window(self, ids: Sequence[int]) -> "TruncatedText":
         """Return what it sees of a text."""
-        from minillm_repl.tokenizer.window import window
+        from minillm_repl.tokenizer.window import truncate
 
-        return window(ids, self.decoder.context, self.decoder.start)
+        return truncate(ids, self.decoder.context_length, self.decoder.bos_token_id)
 
-    def without(self, command: str, part: str | None = None) -> "Model":
+    def without_interventions(self, command: str, component: str | None = None) -> "LoadedModel":
         """Return the model without the changes of a command, or those of one part alone."""
-        return self.changed(
+        return self.with_interventions(
             tuple(
                 each
-                for each in self.changes
-                if each.command != command or part not in (None, each.part)
+                for each in self.interventions
+                if each.command != command or component not in (None, each.component)
             )
         )
 
-    def changed(self, changes: tuple[Change, ...]) -> "Model":
+    def with_interventions(self, interventions: tuple[Intervention, ...]) -> "LoadedModel":
         """Return the model with these changes, and no others, from now on."""
-        plain = self.plain or self.decoder
-        if not changes:
-            return Model(self.checkpoint, plain)
+        base_decoder = self.base_decoder or self.decoder
+        if not interventions:
+            return LoadedModel(self.checkpoint, base_decoder)
         from minillm_repl.generate.backends.torch import TorchDecoder
 
-        model = Model(self.checkpoint, plain, changes, plain)
-        decoder = TorchDecoder(self.torch, model.tap)
-        decoder.context, decoder.start = plain.context, plain.start
+        model = LoadedModel(self.checkpoint, base_decoder, interventions, base_decoder)
+        decoder = TorchDecoder(self.language_model, model.hook)
+        decoder.context_length, decoder.bos_token_id = (
+            base_decoder.context_length,
+            base_decoder.bos_token_id,
+        )
         return replace(model, decoder=decoder)
 
 
 @dataclass(frozen=True)
-class Opening:
+class ModelLoader:
     """How checkpoints are opened: what was decided when the program was started."""
 
     device: str = "auto"
     dtype: str = "auto"
-    context: int = 0  # tokens; 0 is all that the model allows
+    context_length: int = 0  # tokens; 0 is all that the model allows
     vocabulary: Path | None = None  # for a checkpoint without one
-    nonfinite: bool = False  # whether weights that are no finite numbers are opened all the same
+    allow_nonfinite: bool = (
+        False  # whether weights that are no finite numbers are opened all the same
+    )
     threads: int = 0  # for chatting on the processor; 0 chooses
-    quant: str = "off"  # how weights are made smaller, for chatting only
+    quantization: str = "off"  # how weights are made smaller, for chatting only
 
-    def open(self, path: Path, progress: "Progress" = lambda _: None) -> Model:
+    def load(self, path: Path, progress: "Progress" = lambda _: None) -> LoadedModel:
         """Load a checkpoint and make it ready to run. Raises UserError."""
         from minillm_repl.checkpoint.load import load, read_vocabulary
-        from minillm_repl.storage.encoding import Written
+        from minillm_repl.storage.encoding import DetectedEncoding
 
-        written = Written()
+        written = DetectedEncoding()
         vocabulary = read_vocabulary(self.vocabulary, written) if self.vocabulary else None
-        checkpoint = load(path, vocabulary, self.dtype, progress, nonfinite=self.nonfinite)
+        checkpoint = load(
+            path, vocabulary, self.dtype, progress, allow_nonfinite=self.allow_nonfinite
+        )
         notes = written.notes(self.vocabulary) if self.vocabulary else ()
-        return self.ready(replace(checkpoint, notes=(*checkpoint.notes, *notes)))
+        return self.prepare(replace(checkpoint, notes=(*checkpoint.notes, *notes)))
 
-    def ready(self, checkpoint: "Checkpoint") -> Model:
+    def prepare(self, checkpoint: "Checkpoint") -> LoadedModel:
         """Make a checkpoint ready to run. Raises UserError if the device is not there."""
         from minillm_repl.generate.decoder import make_decoder
 
         decoder = make_decoder(
-            checkpoint, self.device, self.context, threads=self.threads, quant=self.quant
+            checkpoint,
+            self.device,
+            self.context_length,
+            threads=self.threads,
+            quant=self.quantization,
         )
-        return Model(checkpoint, decoder)
+        return LoadedModel(checkpoint, decoder)
 
 
-class Loading(Future[Model]):
+class ModelFuture(Future[LoadedModel]):
     """A checkpoint being opened in a thread that does not keep the program from leaving.
 
     `share` is how much of its weights has been read; `changed` is called, from that thread, when it
@@ -151,23 +164,23 @@ class Loading(Future[Model]):
     """
 
     def __init__(
-        self, opening: Opening, path: Path, changed: Callable[[], None] = lambda: None
+        self, loader: ModelLoader, path: Path, on_progress: Callable[[], None] = lambda: None
     ) -> None:
         super().__init__()
-        self.share = 0.0
-        self._changed = changed
-        self.add_done_callback(lambda _: changed())
+        self.fraction_read = 0.0
+        self._on_progress = on_progress
+        self.add_done_callback(lambda _: on_progress())
         threading.Thread(
-            target=self._work, args=(opening, path), daemon=True, name="loading"
+            target=self._work, args=(loader, path), daemon=True, name="loading"
         ).start()
 
-    def _work(self, opening: Opening, path: Path) -> None:
+    def _work(self, opening: ModelLoader, path: Path) -> None:
         try:
-            self.set_result(opening.open(path, self._progress))
+            self.set_result(opening.load(path, self._report_progress))
         except BaseException as error:  # noqa: BLE001 - handed to whoever waits, not lost
             self.set_exception(error)
 
-    def _progress(self, share: float) -> None:
-        if share >= self.share + 0.01:
-            self.share = share
-            self._changed()
+    def _report_progress(self, fraction: float) -> None:
+        if fraction >= self.fraction_read + 0.01:
+            self.fraction_read = fraction
+            self._on_progress()

@@ -15,7 +15,7 @@ from prompt_toolkit.utils import get_cwidth
 from rich.console import Console, RenderableType
 
 from minillm_repl.language import _
-from minillm_repl.repl.ansi import color_depth, formatted
+from minillm_repl.repl.ansi import color_depth, render_ansi
 from minillm_repl.repl.keyboard import suspend
 
 
@@ -25,13 +25,13 @@ class Pager:
     """
 
     def __init__(
-        self, view: RenderableType, width: int, console: Console, pins: tuple[int, int] = (0, 0)
+        self, view: RenderableType, width: int, console: Console, pinned: tuple[int, int] = (0, 0)
     ) -> None:
-        self._pinned_rows, self._pinned_columns = pins
-        self._lines = [*split_lines(to_formatted_text(formatted([view], width, console)))]
+        self._pinned_rows, self._pinned_columns = pinned
+        self._lines = [*split_lines(to_formatted_text(render_ansi([view], width, console)))]
         self._columns = max(map(fragment_list_width, self._lines))
         self._row = self._column = 0
-        body = Window(FormattedTextControl(self._seen, focusable=True, show_cursor=False))
+        body = Window(FormattedTextControl(self._visible_part, focusable=True, show_cursor=False))
         help_ = _("← → ↑ ↓ Page Up Page Down Home End move · q leaves")
         below = Window(FormattedTextControl([("class:help", help_)]), height=1)
         self._app: Application[None] = Application(
@@ -45,14 +45,14 @@ class Pager:
         """Let the user look around until they leave."""
         self._app.run()
 
-    def _seen(self) -> StyleAndTextTuples:
+    def _visible_part(self) -> StyleAndTextTuples:
         """Return the part of the view that the terminal has room for; half a wide character is a
         space.
         """
         size, first = self._app.output.get_size(), self._pinned_rows
         begin = self._pinned_columns + self._column
         below = self._lines[first + self._row : self._row + max(first, size.rows - 1)]
-        seen: StyleAndTextTuples = []
+        fragments: StyleAndTextTuples = []
         for line in [*self._lines[:first], *below]:
             end = 0
             for style, character, *_rest in explode_text_fragments(line):
@@ -60,11 +60,11 @@ class Pager:
                 if end <= self._pinned_columns or (
                     begin <= start and end <= self._column + size.columns
                 ):
-                    seen.append((style, character))
+                    fragments.append((style, character))
                 elif start < begin < end:
-                    seen.append(("", " "))
-            seen.append(("", "\n"))
-        return seen
+                    fragments.append(("", " "))
+            fragments.append(("", "\n"))
+        return fragments
 
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()
@@ -76,7 +76,7 @@ class Pager:
         keys.add("home")(lambda _: self._move(0, -self._columns))
         keys.add("end")(lambda _: self._move(0, self._columns))
         for name in ("q", "c-c", "c-d", "escape", "enter"):
-            keys.add(name)(_leave)
+            keys.add(name)(_exit)
         keys.add("c-z")(suspend)
         return keys
 
@@ -90,5 +90,5 @@ class Pager:
         self._column = min(max(self._column + right, 0), max(0, self._columns - columns))
 
 
-def _leave(event: KeyPressEvent) -> None:
+def _exit(event: KeyPressEvent) -> None:
     event.app.exit()

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
 
-from minillm_repl.repl.line_blocks import open_block, unwrap_block
-from minillm_repl.repl.shell import CONTINUED, PROMPT
-from minillm_repl.repl.signals import raised_at_once
+from minillm_repl.repl.line_blocks import is_multiline_open, unwrap_multiline
+from minillm_repl.repl.shell import CONTINUATION_PROMPT, PROMPT
+from minillm_repl.repl.signals import default_interrupt
 
 
-def terminal_beside() -> TextIO | None:
+def open_terminal() -> TextIO | None:
     """Return where a person sees what is not stdout: stderr, else the terminal itself; None if
     there is none.
     """
@@ -23,29 +23,29 @@ def terminal_beside() -> TextIO | None:
     return None
 
 
-class PlainLine:
+class PlainLineReader:
     """Reads lines that the terminal itself lets one edit."""
 
     def __init__(self, terminal: TextIO) -> None:
         self._terminal = terminal
 
-    def read(self, once_drawn: Callable[[], None] | None = None) -> str:
+    def read(self, on_ready: Callable[[], None] | None = None) -> str:
         """Return the next line. Raises EOFError for Ctrl-D and KeyboardInterrupt for Ctrl-C."""
-        if once_drawn:
-            once_drawn()
-        text = self._line(PROMPT)
-        while open_block(text):
-            text += self._line(CONTINUED)
-        return unwrap_block(text.rstrip("\r\n"))
+        if on_ready:
+            on_ready()
+        text = self._read_line(PROMPT)
+        while is_multiline_open(text):
+            text += self._read_line(CONTINUATION_PROMPT)
+        return unwrap_multiline(text.rstrip("\r\n"))
 
-    def stopped(self) -> bool:
+    def was_interrupted(self) -> bool:
         """Tell whether Ctrl-C was pressed right after the line: here it is always a signal."""
         return False
 
-    def _line(self, lead: str) -> str:
+    def _read_line(self, lead: str) -> str:
         try:
             # from before the prompt is seen: whoever sees it may press Ctrl-C
-            with raised_at_once():
+            with default_interrupt():
                 print(lead, end="", file=self._terminal, flush=True)
                 line = sys.stdin.readline()
         except KeyboardInterrupt:

@@ -8,11 +8,11 @@ from typing import Any
 from minillm_repl.errors import UserError
 from minillm_repl.storage.atomic import write_atomically
 
-_LONGEST = 1 << 20  # bytes of a file that we have written: far more than there are lessons
+_MAX_BYTES = 1 << 20  # bytes of a file that we have written: far more than there are lessons
 
 
 @dataclass(frozen=True)
-class Reached:
+class LessonProgress:
     """A place in a lesson."""
 
     screen: int = 0  # the one to go on with, counted from 0
@@ -21,7 +21,7 @@ class Reached:
 
 
 @dataclass(frozen=True)
-class Answered:
+class QuestionProgress:
     """What became of a question."""
 
     right: int = 0
@@ -34,42 +34,44 @@ class Progress:
     """Lessons by `ko 4`, questions by `ko 4.2`; without a file, nothing outlasts the visit."""
 
     file: Path | None = None
-    lessons: dict[str, Reached] = field(default_factory=dict)
-    questions: dict[str, Answered] = field(default_factory=dict)
+    lessons: dict[str, LessonProgress] = field(default_factory=dict)
+    questions: dict[str, QuestionProgress] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, file: Path | None) -> "Progress":
+    def load(cls, file: Path | None) -> "Progress":
         """Read a learner's file; one that cannot be read, or that somebody else has changed,
         counts as none.
         """
         progress = cls(file)
         try:
-            if file is None or not file.is_file() or file.stat().st_size > _LONGEST:
+            if file is None or not file.is_file() or file.stat().st_size > _MAX_BYTES:
                 return progress
             data = json.loads(file.read_text(encoding="utf-8"))
-            progress.lessons = _entries(data["lessons"], Reached)
-            progress.questions = _entries(data["questions"], Answered)
+            progress.lessons = _parse_entries(data["lessons"], LessonProgress)
+            progress.questions = _parse_entries(data["questions"], QuestionProgress)
         except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
             return cls(file)
         return progress
 
-    def reach(self, lesson: str, reached: Reached) -> None:
+    def record_lesson(self, lesson: str, lesson_progress: LessonProgress) -> None:
         """Note a place in a lesson; what was done once stays done."""
-        self._catch_up()
-        done = reached.done or self.lessons.get(lesson, Reached()).done
-        self.lessons[lesson] = replace(reached, done=done)
+        self._merge_file()
+        done = lesson_progress.done or self.lessons.get(lesson, LessonProgress()).done
+        self.lessons[lesson] = replace(lesson_progress, done=done)
         self._write()
 
-    def answer(self, question: str, right: bool) -> None:
+    def record_answer(self, question: str, right: bool) -> None:
         """Note an answer to a question."""
-        self._catch_up()
-        before = self.questions.get(question, Answered())
-        self.questions[question] = Answered(before.right + right, before.wrong + (not right), right)
+        self._merge_file()
+        before = self.questions.get(question, QuestionProgress())
+        self.questions[question] = QuestionProgress(
+            before.right + right, before.wrong + (not right), right
+        )
         self._write()
 
-    def _catch_up(self) -> None:
+    def _merge_file(self) -> None:
         """Take over what another visit has noted meanwhile."""
-        other = Progress.of(self.file)
+        other = Progress.load(self.file)
         self.lessons |= other.lessons
         self.questions |= other.questions
 
@@ -88,7 +90,7 @@ class Progress:
             return
 
 
-def _entries(data: Any, kind: Any) -> dict[str, Any]:
+def _parse_entries(data: Any, kind: Any) -> dict[str, Any]:
     """Return entries of a kind, each field of the type that it has there.
 
     Raises TypeError and the like.

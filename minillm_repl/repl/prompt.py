@@ -29,15 +29,15 @@ from prompt_toolkit.utils import get_cwidth
 
 from minillm_repl.language import _
 from minillm_repl.repl.keyboard import suspend
-from minillm_repl.repl.line_blocks import open_block, unwrap_block
-from minillm_repl.repl.prompt_clusters import Harmless, cluster_keys
-from minillm_repl.repl.prompt_rows import count_drawn_rows
-from minillm_repl.repl.registry import Command, Registry, composed
-from minillm_repl.repl.settings import samplers_on
-from minillm_repl.repl.shell import CONTINUED, PROMPT, Shell
-from minillm_repl.safetext import apart, safe, safe_line
-from minillm_repl.settings import show, specs
-from minillm_repl.storage.paths import SUFFIX, title
+from minillm_repl.repl.line_blocks import is_multiline_open, unwrap_multiline
+from minillm_repl.repl.prompt_clusters import SafeClusterProcessor, cluster_key_bindings
+from minillm_repl.repl.prompt_rows import use_drawn_heights
+from minillm_repl.repl.registry import Command, Registry, normalise_name
+from minillm_repl.repl.settings import active_samplers
+from minillm_repl.repl.shell import CONTINUATION_PROMPT, PROMPT, Shell
+from minillm_repl.safetext import safe, safe_line, strip_joiners
+from minillm_repl.settings import format_value, specs
+from minillm_repl.storage.paths import SUFFIX, checkpoint_title
 
 _EXAMPLES = ("날씨", "Once upon a time")  # of what to type; the first that the model knows is shown
 _STYLE = Style.from_dict(
@@ -66,10 +66,10 @@ def open_history(path: Path | None) -> History:
             os.close(descriptor)
     except (OSError, ValueError):
         return InMemoryHistory()  # a home that cannot be written must not keep anyone from typing
-    return KeptHistory(str(path))
+    return SafeFileHistory(str(path))
 
 
-class KeptHistory(FileHistory):
+class SafeFileHistory(FileHistory):
     """History in a file that can be looked at without harm, and whose disk may fill up."""
 
     def store_string(self, string: str) -> None:
@@ -83,8 +83,8 @@ class KeptHistory(FileHistory):
 class LineCompleter(Completer):
     """Completes commands after a colon, and what each command takes."""
 
-    def __init__(self, registry: Registry, models: Callable[[], Iterable[str]]) -> None:
-        self._registry, self._models = registry, models
+    def __init__(self, registry: Registry, list_models: Callable[[], Iterable[str]]) -> None:
+        self._registry, self._models = registry, list_models
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(
@@ -97,12 +97,12 @@ class LineCompleter(Completer):
         name, space, argument = text[1:].partition(" ")
         if not space:
             for spelling, each in self._names(name):
-                if spelling.startswith(composed(name)):
+                if spelling.startswith(normalise_name(name)):
                     yield Completion(
                         spelling, -len(name), display=":" + spelling, display_meta=_(each.summary)
                     )
             return
-        if self._registry.known(name):
+        if self._registry.has(name):
             yield from self._arguments(self._registry.get(name), argument, complete_event)
 
     def _names(self, typed: str) -> Iterator[tuple[str, Command]]:
@@ -111,7 +111,7 @@ class LineCompleter(Completer):
         """
         for each in self._registry:
             yield from (
-                (spelling, each) for spelling in (each.name, *(each.korean if typed else ()))
+                (spelling, each) for spelling in (each.name, *(each.korean_names if typed else ()))
             )
 
     def _arguments(
@@ -135,11 +135,13 @@ class LineCompleter(Completer):
             name = completion.display_text
             if not checkpoints or name.endswith(("/", SUFFIX)):
                 yield Completion(
-                    completion.text, completion.start_position, display=apart(safe_line(name))
+                    completion.text,
+                    completion.start_position,
+                    display=strip_joiners(safe_line(name)),
                 )
 
 
-def key_bindings(say_how_to_leave: Callable[[], None]) -> KeyBindings:
+def key_bindings(show_exit_hint: Callable[[], None]) -> KeyBindings:
     """Return the keys that differ from prompt_toolkit's own: Enter sends, Alt-Enter and Ctrl-J
     break the line.
     """
@@ -147,7 +149,7 @@ def key_bindings(say_how_to_leave: Callable[[], None]) -> KeyBindings:
 
     @keys.add("enter", filter=~completion_is_selected & ~is_searching)
     def _send(event: KeyPressEvent) -> None:
-        if open_block(event.current_buffer.text):
+        if is_multiline_open(event.current_buffer.text):
             event.current_buffer.newline(copy_margin=False)
         else:
             event.current_buffer.validate_and_handle()
@@ -174,31 +176,31 @@ def key_bindings(say_how_to_leave: Callable[[], None]) -> KeyBindings:
         if event.current_buffer.text:
             event.current_buffer.reset()
         else:
-            run_in_terminal(say_how_to_leave)
+            run_in_terminal(show_exit_hint)
 
     return keys
 
 
-class PromptLine:
+class PromptReader:
     """Reads lines from a person at a terminal."""
 
     def __init__(
-        self, shell: Shell, history: History, color: bool, say_how_to_leave: Callable[[], None]
+        self, shell: Shell, history: History, color: bool, show_exit_hint: Callable[[], None]
     ) -> None:
         self._shell = shell
         self._prompt: PromptSession[str] = PromptSession(
             [("class:prompt", PROMPT)],
             multiline=True,
-            prompt_continuation=lambda _width, _line, wraps: "" if wraps else CONTINUED,
+            prompt_continuation=lambda _width, _line, wraps: "" if wraps else CONTINUATION_PROMPT,
             history=history,
             complete_while_typing=Condition(lambda: get_app().current_buffer.text.startswith(":")),
             completer=LineCompleter(
                 shell.registry, lambda: [name for name, _ in shell.session.models()]
             ),
-            key_bindings=merge_key_bindings([cluster_keys(), key_bindings(say_how_to_leave)]),
+            key_bindings=merge_key_bindings([cluster_key_bindings(), key_bindings(show_exit_hint)]),
             bottom_toolbar=self._toolbar,
             placeholder=self._placeholder,
-            input_processors=[Harmless()],
+            input_processors=[SafeClusterProcessor()],
             style=_STYLE,
             color_depth=None if color else ColorDepth.DEPTH_1_BIT,
             enable_open_in_editor=True,
@@ -206,9 +208,9 @@ class PromptLine:
             erase_when_done=True,
             reserve_space_for_menu=6,
         )
-        count_drawn_rows(self._prompt.layout)
+        use_drawn_heights(self._prompt.layout)
 
-    def read(self, once_drawn: Callable[[], None] | None = None) -> str:
+    def read(self, on_ready: Callable[[], None] | None = None) -> str:
         """Return the next line. Raises EOFError for Ctrl-D.
 
         `once_drawn` is called when the prompt can take keys.
@@ -217,13 +219,13 @@ class PromptLine:
 
         def drawn(_app: object) -> None:
             app.after_render.remove_handler(drawn)
-            if once_drawn:
-                once_drawn()
+            if on_ready:
+                on_ready()
 
         app.after_render += drawn
-        return unwrap_block(self._prompt.prompt())
+        return unwrap_multiline(self._prompt.prompt())
 
-    def stopped(self) -> bool:
+    def was_interrupted(self) -> bool:
         """Tell whether Ctrl-C was pressed right after the line that was read; other keys wait for
         the next.
 
@@ -232,9 +234,9 @@ class PromptLine:
         """
         keyboard = self._prompt.app.input
         keys = [*get_typeahead(keyboard), *keyboard.read_keys()]
-        presses = [place for place, key in enumerate(keys) if key.key == Keys.ControlC]
-        store_typeahead(keyboard, keys[presses[-1] + 1 :] if presses else keys)
-        return bool(presses)
+        interrupt_indices = [place for place, key in enumerate(keys) if key.key == Keys.ControlC]
+        store_typeahead(keyboard, keys[interrupt_indices[-1] + 1 :] if interrupt_indices else keys)
+        return bool(interrupt_indices)
 
     def redraw(self) -> None:
         """Draw toolbar and placeholder again; may be called from any thread."""
@@ -243,17 +245,17 @@ class PromptLine:
     def _placeholder(self) -> FormattedText:
         if is_searching():
             return FormattedText()  # the line shows what the search has found
-        if self._shell.listener is not None:
-            hint = self._shell.listener.hint
-        elif self._chatting():
-            hint = _("say something, or :help")
-        elif example := next(filter(self._knows, _EXAMPLES), None):
-            hint = _("type the beginning of a text, such as {example}, or :help", example=example)
+        if self._shell.line_handler is not None:
+            hint = self._shell.line_handler.hint
+        elif self._is_chatting():
+            hint = _("type a message, or :help")
+        elif example := next(filter(self._has_tokens_for, _EXAMPLES), None):
+            hint = _("type the start of a text, such as {example}, or :help", example=example)
         else:
-            hint = _("type the beginning of a text or :help")
+            hint = _("type the start of a text, or :help")
         return FormattedText([("class:placeholder", hint)])
 
-    def _knows(self, text: str) -> bool:
+    def _has_tokens_for(self, text: str) -> bool:
         """Tell whether the model has tokens for a text, and not only for the bytes of its
         characters.
         """
@@ -261,15 +263,15 @@ class PromptLine:
         tokenizer = model.checkpoint.tokenizer if model else None
         return (
             tokenizer is not None
-            and not tokenizer.unknown(text)
-            and len(tokenizer.encode(text, start=False)) <= len(text)
+            and not tokenizer.find_unknown(text)
+            and len(tokenizer.encode(text, add_special=False)) <= len(text)
         )
 
-    def _chatting(self) -> bool:
+    def _is_chatting(self) -> bool:
         model = self._shell.session.model
         return (
             model is not None
-            and model.checkpoint.chat is not None
+            and model.checkpoint.chat_template is not None
             and self._shell.session.settings.chat is not False
         )
 
@@ -278,23 +280,23 @@ class PromptLine:
         speed.
         """
         session, model = self._shell.session, self._shell.session.model
-        verbose = show(specs(session.settings)["verbose"], session.settings.verbose)
+        verbose = format_value(specs(session.settings)["verbose"], session.settings.verbose)
         name = (
             _("{model} (chat)", model=self._model_name())
-            if self._chatting()
+            if self._is_chatting()
             else self._model_name()
         )
-        changes = [change.told for change in model.changes] if model else []
-        where = [self._shell.listener.where] if self._shell.listener else []
+        changes = [change.description for change in model.interventions] if model else []
+        where = [self._shell.line_handler.position_label] if self._shell.line_handler else []
         facts = [
             *where,
             name,
             *changes,
-            " ".join(samplers_on(session.settings)),
+            " ".join(active_samplers(session.settings)),
             f"verbose {verbose}",
         ]
         if model:
-            context = model.decoder.context
+            context = model.decoder.context_length
             facts.append(
                 _("{used:,}/{all:,} tokens", used=min(len(session.ids), context), all=context)
             )
@@ -302,18 +304,18 @@ class PromptLine:
         if session.speed:
             facts.append(_("{speed:,.0f} tokens/s", speed=session.speed))
         width = get_app().output.get_size().columns - 1
-        while get_cwidth(apart(safe_line(" · ".join(facts)))) > width and len(facts) > 1:
+        while get_cwidth(strip_joiners(safe_line(" · ".join(facts)))) > width and len(facts) > 1:
             facts.pop()
-        return FormattedText([("", apart(safe_line(" · ".join(facts))))])
+        return FormattedText([("", strip_joiners(safe_line(" · ".join(facts))))])
 
     def _model_name(self) -> str:
         session, model = self._shell.session, self._shell.session.model
         loading = session.loading_future
         if loading is not None and session.path is not None:
-            named = title(session.path)
-            if not session.loading:
+            named = checkpoint_title(session.path)
+            if not session.is_loading:
                 return _("could not open {name}", name=named)
-            share = f" {loading.share:.0%}" if 0 < loading.share < 1 else ""
+            share = f" {loading.fraction_read:.0%}" if 0 < loading.fraction_read < 1 else ""
             return _("loading {name}", name=named) + share
         if model is None:
             return _("no model")

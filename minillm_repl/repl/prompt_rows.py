@@ -8,7 +8,7 @@ from prompt_toolkit.layout.controls import GetLinePrefixCallable
 from prompt_toolkit.utils import get_cwidth
 
 
-class DrawnRows(UIContent):
+class WrappedContent(UIContent):
     """Content whose lines are as high as they are drawn.
 
     prompt_toolkit divides the cells of a line by the width, but draws a wide letter that does not
@@ -43,19 +43,19 @@ class DrawnRows(UIContent):
         return rows
 
 
-def count_drawn_rows(layout: Layout) -> None:
+def use_drawn_heights(layout: Layout) -> None:
     """Let all that is typed in a layout be as high as it is drawn."""
     for control in layout.find_all_controls():
         if isinstance(control, BufferControl):
-            _count_drawn_rows(control)
+            _use_drawn_heights(control)
 
 
-def _count_drawn_rows(control: BufferControl) -> None:
+def _use_drawn_heights(control: BufferControl) -> None:
     create = control.create_content
 
     def create_content(width: int, height: int, preview_search: bool = False) -> UIContent:
         made = create(width, height, preview_search)
-        return DrawnRows(
+        return WrappedContent(
             made.get_line,
             made.line_count,
             made.cursor_position,

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from minillm_repl.errors import UserError
 from minillm_repl.storage.atomic import write_atomically
-from minillm_repl.storage.paths import is_shipped, there
+from minillm_repl.storage.paths import exists, is_shipped
 
-_KEPT = 20
+_MAX_PATHS = 20
 
 
-class Recent:
+class RecentModels:
     """Paths, the last one first; without a file, nothing is kept."""
 
     def __init__(self, file: Path | None) -> None:
@@ -21,10 +21,10 @@ class Recent:
         if self._file is None or not self._file.is_file():
             return []
         try:
-            lines = os.fsdecode(self._file.read_bytes()).split("\n")[:_KEPT]
+            lines = os.fsdecode(self._file.read_bytes()).split("\n")[:_MAX_PATHS]
         except OSError:
             return []
-        return [Path(line) for line in lines if line and there(Path(line))]
+        return [Path(line) for line in lines if line and exists(Path(line))]
 
     def add(self, path: Path | None) -> None:
         """Put a path first.
@@ -35,7 +35,7 @@ class Recent:
             return
         path = Path(os.path.abspath(path))  # noqa: PTH100 - links stay as the user knows them
         lines = [str(each) for each in (path, *(other for other in self.paths() if other != path))][
-            :_KEPT
+            :_MAX_PATHS
         ]
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)

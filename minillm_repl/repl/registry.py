@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import inspect
 import pkgutil
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
@@ -20,10 +21,10 @@ Completion = Literal["nothing", "command", "setting", "file", "checkpoint", "wor
 
 Group = Literal[
     "Talk",
-    "How it chooses",
-    "What it expects",
+    "Sampling",
+    "Predictions",
     "Look inside",
-    "Change what it thinks",
+    "Interventions",
     "Train",
     "Learn",
     "Models and files",
@@ -47,7 +48,7 @@ class Command:
     group: Group = "Models and files"  # where `:help` lists it
 
     @property
-    def korean(self) -> tuple[str, ...]:
+    def korean_names(self) -> tuple[str, ...]:
         """Those of its names that are Korean."""
         return tuple(name for name in self.aliases if not name.isascii())
 
@@ -98,34 +99,34 @@ class Registry:
         """Return the commands of a group, by name."""
         return [each for each in self.commands if each.group == name]
 
-    def known(self, name: str) -> bool:
+    def has(self, name: str) -> bool:
         """Tell whether there is a command of this name."""
-        return composed(name) in self._by_name
+        return normalise_name(name) in self._by_name
 
     def get(self, name: str) -> Command:
         """Return the command called `name`. Raises UserError with the nearest match."""
-        name = composed(name)
+        name = normalise_name(name)
         if name in self._by_name:
             return self._by_name[name]
         near = difflib.get_close_matches(name, self._by_name, 1, 0.5)
         if near:
             raise UserError(
                 _(
-                    "there is no command :{name}; did you mean :{near}?",
+                    "unknown command :{name}; did you mean :{near}?",
                     name=safe_line(name),
                     near=near[0],
                 )
             )
         raise UserError(
             _(
-                "there is no command :{name}; :help lists them, and `::` sends what begins "
-                "with a colon",
+                "unknown command :{name}; :help lists all commands, and `::` at the start "
+                "sends a literal colon",
                 name=safe_line(name),
             )
         )
 
 
-def composed(name: str) -> str:
+def normalise_name(name: str) -> str:
     """Return a typed name with whole syllables: some keyboards and files give Hangul letter by
     letter.
     """
@@ -136,12 +137,14 @@ def paragraphs(text: str) -> str:
     """Return a docstring with one line per paragraph, so that a screen wraps it to its own width.
 
     An empty line separates two paragraphs. A line that begins with a command after the end of a
-    sentence begins one too.
+    sentence begins one too, and a line indented by four spaces stays as it is.
     """
     lines: list[str] = []
-    for line in (each.strip() for each in text.strip().splitlines()):
-        example = line.startswith((":", "`:"))
-        if not lines or not line or not lines[-1] or (example and lines[-1].endswith(".")):
+    for line in inspect.cleandoc("\n" + text).splitlines():
+        begins = line.startswith("    ") or (
+            line.startswith((":", "`:")) and lines and lines[-1].endswith((".", ":"))
+        )
+        if not lines or not line or not lines[-1] or begins or lines[-1].startswith("    "):
             lines.append(line)
         else:
             lines[-1] += " " + line

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.repl.model_loading import Change, Loading, Model, Opening
-from minillm_repl.repl.recent_models import Recent
-from minillm_repl.repl.settings import ANSWER, COMPLETION, Settings
+from minillm_repl.repl.model_loading import Intervention, LoadedModel, ModelFuture, ModelLoader
+from minillm_repl.repl.recent_models import RecentModels
+from minillm_repl.repl.settings import DEFAULT_ANSWER_TOKENS, DEFAULT_COMPLETION_TOKENS, Settings
 from minillm_repl.repl.turn import Turn
 from minillm_repl.settings import change
-from minillm_repl.storage.paths import cached, shipped
+from minillm_repl.storage.paths import cached_models, shipped_names
 
 if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, while the user types
     from minillm_repl.chat.template import Message
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, whil
     from minillm_repl.insight.views.changes import WatchView
     from minillm_repl.tokenizer.base import Tokenizer
 
-_MOST_TURNS = 1_000  # that can be taken back: a visit of weeks must not fill the memory
+_MAX_TURNS = 1_000  # that can be taken back: a visit of weeks must not fill the memory
 
 
 @dataclass
@@ -30,141 +30,154 @@ class Session:
     """The state of a visit. Nothing here draws."""
 
     settings: Settings = field(default_factory=Settings)
-    opening: Opening = field(default_factory=Opening)
-    recent: Recent = field(default_factory=lambda: Recent(None))
+    loader: ModelLoader = field(default_factory=ModelLoader)
+    recent_models: RecentModels = field(default_factory=lambda: RecentModels(None))
     threads: int = 0  # for torch; 0 chooses by the model's size
     path: Path | None = None  # what was asked for; may not exist yet
     ids: list[int] = field(default_factory=list)
     # the conversation, where the model talks in turns
-    said: "list[Message]" = field(default_factory=list)
+    messages: "list[Message]" = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
-    chosen: bool = True  # somebody has named the model, or made it
+    user_selected: bool = True  # somebody has named the model, or made it
     # the file at `path` is this visit's to write: it was named to be made, or saved to
-    own: bool = False
-    written: bool = False  # this visit has saved a model at `path`
-    practice: bool = False  # any model that is trained here goes to `path`: a lesson's
+    writable: bool = False
+    saved: bool = False  # this visit has saved a model at `path`
+    is_practice: bool = False  # any model that is trained here goes to `path`: a lesson's
     unsaved: bool = False  # the open model was trained and lies in no file
-    learning: bool = False  # a model is being trained that nothing else holds yet
+    is_training: bool = False  # a model is being trained that nothing else holds yet
     # it is that of a run that was stopped, which going on with the run keeps
     resumable: bool = False
     speed: float = 0.0  # tokens per second, last time
-    noted: tuple[str, ...] = ()  # what was told of the files of the open model
-    turn_end: tuple[int, ...] = ()  # what the open model's chat template ends an answer with
-    ways: list[list[int]] = field(default_factory=list)  # whole texts that `:branch` has found,
-    ways_given: int = 0  # from that many tokens,
-    ways_seed: int = 0  # the last with this seed
-    watch: str = ""  # a prompt that is looked at while a model is trained
-    watched: "WatchView | None" = None  # what was seen of it
-    _loading: "Loading | None" = None
-    _model: Model | None = None
-    _warned: str = ""  # the wish that was last answered by "the weights are not saved"
+    shown_notes: tuple[str, ...] = ()  # what was told of the files of the open model
+    turn_end_ids: tuple[int, ...] = ()  # what the open model's chat template ends an answer with
+    branches: list[list[int]] = field(default_factory=list)  # whole texts that `:branch` has found,
+    branch_prompt_length: int = 0  # from that many tokens,
+    branch_seed: int = 0  # the last with this seed
+    watch_prompt: str = ""  # a prompt that is looked at while a model is trained
+    watch_view: "WatchView | None" = None  # what was seen of it
+    _loading_future: "ModelFuture | None" = None
+    _model: LoadedModel | None = None
+    _warned_action: str = ""  # the wish that was last answered by "the weights are not saved"
     seed: int = 0  # of the last completion: with it, the same prompt gives the same text
 
     # -- settings
 
-    def set(self, name: str, text: str, said: str | None = None) -> None:
+    def set(self, name: str, text: str, spelling: str | None = None) -> None:
         """Change a setting. Raises UserError, leaving everything as it was."""
-        self.settings = change(self.settings, name, text, said=said)
+        self.settings = change(self.settings, name, text, display_name=spelling)
 
     # -- the model
 
-    def start_loading(self, changed: Callable[[], None] = lambda: None) -> None:
+    def start_loading(self, on_progress: Callable[[], None] = lambda: None) -> None:
         """Begin to open `path` in the background, once, if it is there; `changed` is called from
         that thread.
         """
-        if self.path is not None and not self.own and self.nothing_to_open:
-            self._loading = Loading(self.opening, self.path, changed)
+        if self.path is not None and not self.writable and self.has_no_model:
+            self._loading_future = ModelFuture(self.loader, self.path, on_progress)
 
     @property
-    def loading(self) -> bool:
+    def is_loading(self) -> bool:
         """Whether a model is being opened right now."""
-        return self._loading is not None and not self._loading.done()
+        return self._loading_future is not None and not self._loading_future.done()
 
     @property
-    def loading_future(self) -> "Loading | None":
+    def loading_future(self) -> "ModelFuture | None":
         """The model that is being opened, or could not be; None when there is nothing to wait
         for.
         """
-        return self._loading
+        return self._loading_future
 
     @property
-    def model(self) -> Model | None:
+    def model(self) -> LoadedModel | None:
         """The open model, if any; one that has finished loading in the background becomes the
         open one here.
         """
-        if self._loading is not None and self._loading.done() and self._loading.exception() is None:
-            self._model, self._loading = self._loading.result(), None
+        if (
+            self._loading_future is not None
+            and self._loading_future.done()
+            and self._loading_future.exception() is None
+        ):
+            self._model, self._loading_future = self._loading_future.result(), None
             # of a file in a Hugging Face folder, the folder
             self.path = self._model.checkpoint.path
-            self.recent.add(self.path)
+            self.recent_models.add(self.path)
         return self._model
 
     @property
-    def nothing_to_open(self) -> bool:
+    def has_no_model(self) -> bool:
         """Whether no model is open and none is being opened."""
-        return self.model is None and self._loading is None
+        return self.model is None and self._loading_future is None
 
     def models(self) -> list[tuple[str, str]]:
         """Return what can be opened: a name to open it by, and where it comes from."""
-        hub = cached()
-        recent = [path for path in self.recent.paths() if path not in hub.values()]
+        hub = cached_models()
+        recent = [path for path in self.recent_models.paths() if path not in hub.values()]
         return [
-            *((name, _("shipped")) for name in shipped()),
-            *((str(path), _("opened before")) for path in recent),
+            *((name, _("built in")) for name in shipped_names()),
+            *((str(path), _("opened recently")) for path in recent),
             *((name, _("Hugging Face cache")) for name in hub),
         ]
 
-    def adopt(self, model: Model, *, unsaved: bool) -> None:
+    def adopt(self, model: LoadedModel, *, unsaved: bool) -> None:
         """Make `model` the open one; the text so far belonged to the other."""
-        self._model, self._loading, self.chosen = model, None, True
+        self._model, self._loading_future, self.user_selected = model, None, True
         if not unsaved:
-            self.path, self.own, self.noted = model.checkpoint.path, False, ()
-            self.recent.add(self.path)
-        elif model.checkpoint.path is None and (self.written or not self.own) and not self.practice:
+            self.path, self.writable, self.shown_notes = model.checkpoint.path, False, ()
+            self.recent_models.add(self.path)
+        elif (
+            model.checkpoint.path is None
+            and (self.saved or not self.writable)
+            and not self.is_practice
+        ):
             # a new model does not go where another one lies
-            self.path, self.own, self.written = None, False, False
-        self.unsaved, self.resumable, self._warned = unsaved, False, ""
+            self.path, self.writable, self.saved = None, False, False
+        self.unsaved, self.resumable, self._warned_action = unsaved, False, ""
         self.clear()
 
-    def change_thinking(self, change: Change) -> None:
+    def add_intervention(self, intervention: Intervention) -> None:
         """Let the open model think with one more change, in place of one by the same command to
         the same part.
         """
         assert self._model is not None
-        self._model = self._model.changed(
-            (*self._model.without(change.command, change.part).changes, change)
+        self._model = self._model.with_interventions(
+            (
+                *self._model.without_interventions(
+                    intervention.command, intervention.component
+                ).interventions,
+                intervention,
+            )
         )
 
-    def think_unchanged(self, command: str) -> bool:
+    def remove_interventions(self, command: str) -> bool:
         """Take back all changes of one command; tell whether there were any."""
-        before = self._model.changes if self._model else ()
+        before = self._model.interventions if self._model else ()
         others = tuple(each for each in before if each.command != command)
         if self._model and len(others) < len(before):
-            self._model = self._model.changed(others)
+            self._model = self._model.with_interventions(others)
         return len(others) < len(before)
 
     def forget_failed_load(self) -> None:
         """Drop a load that did not work out; a model opened before stays."""
-        self._loading = None
+        self._loading_future = None
 
-    def saved(self, checkpoint: "Checkpoint") -> None:
+    def mark_saved(self, checkpoint: "Checkpoint") -> None:
         """Note that the open model now lies on disk as `checkpoint`."""
         assert self._model is not None
         self._model = replace(self._model, checkpoint=checkpoint)
-        self.path, self.own, self.written = checkpoint.path, True, True
-        self.recent.add(self.path)
-        self.unsaved, self._warned = False, ""
+        self.path, self.writable, self.saved = checkpoint.path, True, True
+        self.recent_models.add(self.path)
+        self.unsaved, self._warned_action = False, ""
 
-    def agree_to_discard(self, wish: str) -> None:
+    def confirm_discard(self, action: str) -> None:
         """Raise UserError the first time in a row that a wish would drop trained weights that
         lie in no file.
         """
-        if self.unsaved and self._warned != wish:
-            self._warned = wish
+        if self.unsaved and self._warned_action != action:
+            self._warned_action = action
             raise UserError(
                 _(
-                    "the trained weights are not saved: `:save FILE` keeps them; once more goes "
-                    "on without them"
+                    "unsaved trained weights: `:save FILE` keeps them; repeat the command "
+                    "to discard them"
                 )
             )
 
@@ -172,110 +185,131 @@ class Session:
 
     def clear(self) -> None:
         """Forget the text and its turns."""
-        self.ids, self.said, self.turns, self.ways = [], [], [], []
+        self.ids, self.messages, self.turns, self.branches = [], [], [], []
 
-    def chatting(self, model: Model) -> bool:
+    def is_chatting(self, model: LoadedModel) -> bool:
         """Whether what is typed is said to the model, not to be completed.
 
         Raises UserError if it cannot chat.
         """
         chat = self.settings.chat
-        if chat and model.checkpoint.chat is None:
+        if chat and model.checkpoint.chat_template is None:
             raise UserError(
                 _(
-                    "{model} has no chat template: `:chat off` lets it complete what you type",
+                    "{model} has no chat template; with `:chat off` it completes what you type",
                     model=model.name,
                 )
             )
-        return model.checkpoint.chat is not None and chat is not False
+        return model.checkpoint.chat_template is not None and chat is not False
 
     @property
-    def most_tokens(self) -> int:
+    def max_new_tokens(self) -> int:
         """How many tokens the model may add in the turn that has begun."""
         return self.settings.max_tokens or (
-            ANSWER if self.turns and self.turns[-1].asked else COMPLETION
+            DEFAULT_ANSWER_TOKENS
+            if self.turns and self.turns[-1].prompt_messages
+            else DEFAULT_COMPLETION_TOKENS
         )
 
-    def ask(self, model: Model, text: str) -> int:
+    def start_chat_turn(self, model: LoadedModel, text: str) -> int:
         """Start a turn in which the model answers; return how many of the oldest turns it no longer
         sees.
 
         Raises UserError if the chat template refuses, or the text is too long.
         """
-        from minillm_repl.chat.history import fit
+        from minillm_repl.chat.history import fit_messages
         from minillm_repl.chat.template import Message
 
-        settings, context, template = self.settings, model.decoder.context, model.checkpoint.chat
+        settings, context, template = (
+            self.settings,
+            model.decoder.context_length,
+            model.checkpoint.chat_template,
+        )
         assert template is not None
         system = [Message("system", settings.system)] if settings.system else []
-        earlier = [message for message in self.said if message.role != "system"]
-        asked = [*system, *earlier, Message("user", text)]
-        room = context - self.answer_room(context)
-        given, kept = fit(template, model.checkpoint.tokenizer, asked, room, settings.special)
-        self.turn_end = given.end
-        self.begin(given.ids, asked=tuple(kept))
-        return (len(asked) - len(kept)) // 2
+        earlier = [message for message in self.messages if message.role != "system"]
+        messages = [*system, *earlier, Message("user", text)]
+        max_prompt_tokens = context - self.reserved_answer_tokens(context)
+        prompt, kept_messages = fit_messages(
+            template, model.checkpoint.tokenizer, messages, max_prompt_tokens, settings.special
+        )
+        self.turn_end_ids = prompt.eos_token_ids
+        self.start_turn(prompt.ids, prompt_messages=tuple(kept_messages))
+        return (len(messages) - len(kept_messages)) // 2
 
-    def answer_room(self, context: int) -> int:
+    def reserved_answer_tokens(self, context: int) -> int:
         """Return how many tokens of a context a conversation leaves free for the answer."""
-        return min(self.settings.max_tokens or ANSWER, context // 2)
+        return min(self.settings.max_tokens or DEFAULT_ANSWER_TOKENS, context // 2)
 
-    def go_on(self, more: list[int], text: str) -> None:
+    def continue_text(self, new_ids: list[int], text: str) -> None:
         """Start a turn in which the model goes on from where the text ended, or from `more` after
         it.
 
         Raises UserError if there is no text.
         """
-        ids = self.ids + more
+        ids = self.ids + new_ids
         if not ids:
-            raise UserError(_("there is no text to continue: type a prompt first"))
-        if self.said and self.said[-1].role == "assistant":
-            self.begin(ids, asked=tuple(self.said[:-1]), begun=self.said[-1].content + text)
+            raise UserError(_("no text to continue: type a prompt first"))
+        if self.messages and self.messages[-1].role == "assistant":
+            self.start_turn(
+                ids,
+                prompt_messages=tuple(self.messages[:-1]),
+                assistant_prefix=self.messages[-1].content + text,
+            )
         else:
-            self.begin(ids)
+            self.start_turn(ids)
 
-    def begin(
+    def start_turn(
         self,
-        given: list[int],
+        prompt_ids: list[int],
         *,
-        asked: "tuple[Message, ...]" = (),
-        begun: str = "",
+        prompt_messages: "tuple[Message, ...]" = (),
+        assistant_prefix: str = "",
         seed: int | None = None,
     ) -> None:
         """Start a turn: the model will continue `given`, with a seed, or with that of the
         settings, or any.
         """
         self.seed = self.fresh_seed() if seed is None else seed
-        self._warned = ""
-        before = tuple(self.ids), tuple(self.said)
-        self.turns.append(Turn(*before, tuple(given), asked, begun, self.seed, self.settings.seed))
-        del self.turns[:-_MOST_TURNS]
-        self.ids, self.said = list(given), list(asked)
+        self._warned_action = ""
+        before = tuple(self.ids), tuple(self.messages)
+        self.turns.append(
+            Turn(
+                *before,
+                tuple(prompt_ids),
+                prompt_messages,
+                assistant_prefix,
+                self.seed,
+                self.settings.seed,
+            )
+        )
+        del self.turns[:-_MAX_TURNS]
+        self.ids, self.messages = list(prompt_ids), list(prompt_messages)
 
     def undo(self) -> Turn:
         """Take the last turn back, and return it. Raises UserError if there is none."""
         if not self.turns:
-            raise UserError(_("there is nothing to take back"))
+            raise UserError(_("nothing to undo"))
         turn = self.turns.pop()
-        self.ids, self.said = list(turn.before), list(turn.said_before)
+        self.ids, self.messages = list(turn.ids_before), list(turn.messages_before)
         return turn
 
-    def begin_again(self) -> None:
+    def retry_turn(self) -> None:
         """Start the last turn once more, not with a seed that it was drawn with.
 
         Raises UserError if there is none.
         """
         if not self.turns:
-            raise UserError(_("there is nothing to write again: type a prompt first"))
+            raise UserError(_("nothing to regenerate: type a prompt first"))
         turn = self.undo()
-        self.begin(
-            list(turn.given),
-            asked=turn.asked,
-            begun=turn.begun,
+        self.start_turn(
+            list(turn.prompt_ids),
+            prompt_messages=turn.prompt_messages,
+            assistant_prefix=turn.assistant_prefix,
             seed=turn.next_seed(self.settings.seed),
         )
 
-    def drawn_with(self, seed: int) -> None:
+    def set_turn_seed(self, seed: int) -> None:
         """Note the last seed that was drawn for the present turn: another try takes the next
         one.
         """
@@ -283,7 +317,7 @@ class Session:
 
     def generate(
         self,
-        model: Model,
+        model: LoadedModel,
         interrupted: Callable[[], bool],
         top: int,
         progress: Callable[[int, int], object] = lambda _done, _of: None,
@@ -293,56 +327,58 @@ class Session:
         `progress` hears how much of a long prompt is read.
         """
         from minillm_repl.generate.events import Finished
-        from minillm_repl.generate.generate import generate, kept
-        from minillm_repl.generate.sampling import numbers
+        from minillm_repl.generate.generate import generate, text_token_ids
+        from minillm_repl.generate.sampling import make_rng
 
         tokenizer, settings = model.checkpoint.tokenizer, self.settings
         start, before = len(self.ids), self.answer(tokenizer)
-        walked = start - len(self.turns[-1].given)
+        walked = start - len(self.turns[-1].prompt_ids)
         for event in generate(
             model.decoder,
             tokenizer,
             self.ids,
             settings,
-            numbers(self.seed, walked),
-            max_tokens=max(0, self.most_tokens - walked),
+            make_rng(self.seed, walked),
+            max_tokens=max(0, self.max_new_tokens - walked),
             stop=settings.stop,
-            end=self.ends(model),
-            slide=not self.turns[-1].asked,
-            top=top,
+            eos_token_ids=self.eos_token_ids(model),
+            context_shift=not self.turns[-1].prompt_messages,
+            n_candidates=top,
             interrupted=interrupted,
             progress=progress,
         ):
             if isinstance(event, Finished):
                 self.speed = event.tokens / event.seconds if event.seconds else 0.0
-                self.ids[start:] = kept(tokenizer, self.ids[start:], event, settings.stop)
-                self._said(before + event.text)
+                self.ids[start:] = text_token_ids(tokenizer, self.ids[start:], event, settings.stop)
+                self._record_answer(before + event.text)
             else:
                 self.ids.append(event.id)
             yield event
 
-    def ends(self, model: Model) -> tuple[int, ...]:
+    def eos_token_ids(self, model: LoadedModel) -> tuple[int, ...]:
         """Return the tokens that end what the model says: in a chat, what ends a turn too."""
-        return model.checkpoint.end + (self.turn_end if self.turns and self.turns[-1].asked else ())
+        return model.checkpoint.eos_token_ids + (
+            self.turn_end_ids if self.turns and self.turns[-1].prompt_messages else ()
+        )
 
     def answer(self, tokenizer: "Tokenizer") -> str:
         """Return what the present turn has added to the text so far."""
-        tokens = self.ids[len(self.turns[-1].given) :]
-        return self.turns[-1].begun + b"".join(map(tokenizer.token_bytes, tokens)).decode(
-            "utf-8", "replace"
-        )
+        tokens = self.ids[len(self.turns[-1].prompt_ids) :]
+        return self.turns[-1].assistant_prefix + b"".join(
+            map(tokenizer.token_bytes, tokens)
+        ).decode("utf-8", "replace")
 
     def fresh_seed(self) -> int:
         """Return the seed that is set, or any."""
         return secrets.randbelow(2**32) if self.settings.seed is None else self.settings.seed
 
-    def walk_to(self, ids: list[int], tokenizer: "Tokenizer") -> None:
+    def set_text(self, ids: list[int], tokenizer: "Tokenizer") -> None:
         """Let the text be `ids`, which go on from what the present turn was given."""
         self.ids = ids
-        self._said(self.answer(tokenizer))
+        self._record_answer(self.answer(tokenizer))
 
-    def _said(self, answer: str) -> None:
+    def _record_answer(self, answer: str) -> None:
         from minillm_repl.chat.template import Message
 
-        if self.turns[-1].asked:
-            self.said = [*self.turns[-1].asked, Message("assistant", answer)]
+        if self.turns[-1].prompt_messages:
+            self.messages = [*self.turns[-1].prompt_messages, Message("assistant", answer)]

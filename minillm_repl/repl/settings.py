@@ -4,17 +4,17 @@ from dataclasses import dataclass
 
 from minillm_repl.generate.options import Sampling
 from minillm_repl.language import _
-from minillm_repl.settings import setting, show, specs, strings, switch, value_of, whole
+from minillm_repl.settings import format_value, integer, setting, specs, strings, switch, value_of
 
-VERBOSE_ROWS = 10  # candidates, when nobody says how many
-COMPLETION, ANSWER = 100, 500  # tokens, when nobody says how many
+DEFAULT_VERBOSE_ROWS = 10  # candidates, when nobody says how many
+DEFAULT_COMPLETION_TOKENS, DEFAULT_ANSWER_TOKENS = 100, 500  # tokens, when nobody says how many
 
-_VERBOSE = """model: the probability that the model itself gives the token (softmax of its logits)
-after ...: the probability of being drawn, once the samplers have had their say; `cut` is 0
-▶ the token that was drawn; # its rank by the model, 1 = likeliest
-entropy: how unsure the model was, −Σ p·log2 p over all tokens in bits, by its own probabilities
-surprisal: how unexpected the drawn token was, −log2 of its probability by the model, in bits
-␣ is a space, ⏎ a newline, <EA B0> bytes that are only a part of a character"""
+_VERBOSE = """model: the model's own probability of the token (softmax of its logits)
+after ...: the sampling probability, after all samplers; it is 0 for a token marked `dropped`
+▶ the sampled token; # its rank by the model, 1 = most likely
+entropy: the uncertainty of the model, −Σ p·log2 p over all tokens, in bits
+surprisal: −log2 of the model's probability of the sampled token, in bits
+␣ is a space, ⏎ a newline, <EA B0> bytes that are only part of a character"""
 
 
 @dataclass(frozen=True)
@@ -23,70 +23,78 @@ class Settings(Sampling):
 
     seed: int | None = setting(
         None,
-        whole(0, 2**63 - 1),
-        "the same seed gives the same text",
+        integer(0, 2**63 - 1),
+        "sampling seed: the same seed gives the same text",
         aliases=("시드",),
-        words={"random": None},
+        special_values={"random": None},
     )
     max_tokens: int | None = setting(
         None,
-        whole(1),
-        "how many tokens a completion has at most",
-        details=f"auto is {COMPLETION}, or {ANSWER} in a chat, where the model itself says when it "
-        "has done.",
+        integer(1),
+        "the maximum number of tokens to generate",
+        details=f"auto is {DEFAULT_COMPLETION_TOKENS} tokens, or {DEFAULT_ANSWER_TOKENS} in a chat, "
+        "where the model ends its own turn.",
         unit="tokens",
         aliases=("n",),
-        words={"auto": None},
+        special_values={"auto": None},
     )
     stop: tuple[str, ...] = setting(
         (),
         strings,
-        "a completion ends before any of these texts",
+        "stop strings: generation stops before any of them",
         metavar="TEXT",
-        words={"off": ()},
+        special_values={"off": ()},
     )
     chat: bool | None = setting(
         None,
         switch,
-        "talk in turns, through the model's chat template",
+        "talk in turns, using the model's chat template",
         aliases=("대화",),
-        details="auto talks with a model that has a chat template, and lets any other complete what "
-        "is typed.",
+        details="auto chats if the model has a chat template; any other model completes"
+        " the text that you type.",
         metavar="",
-        words={"on": True, "off": False, "auto": None},
+        special_values={"on": True, "off": False, "auto": None},
     )
     system: str = setting(
-        "", str, "what a chat model is told before all turns", metavar="TEXT", words={"off": ""}
+        "",
+        str,
+        "system prompt for chat models",
+        metavar="TEXT",
+        special_values={"off": ""},
     )
     special: bool = setting(
         False,
         switch,
-        "names of special tokens that are typed mean them",
-        details="off reads `<|im_end|>` as text, on as the one token that ends a turn.",
+        "parse special tokens such as `<|im_end|>` in what you type (off: treat them as "
+        "plain text)",
+        details="off reads `<|im_end|>` as plain text; on reads it as the one token "
+        "that ends a turn.",
         metavar="",
-        words={"on": True, "off": False},
+        special_values={"on": True, "off": False},
     )
     verbose: int = setting(
         0,
-        whole(0, 1000),
-        "show the K likeliest next tokens at each step",
+        integer(0, 1000),
+        "show the top K next tokens at each step",
         details=_VERBOSE,
         unit="rows",
         metavar="K",
         aliases=("자세히",),
-        words={"off": 0, "on": VERBOSE_ROWS},
+        special_values={"off": 0, "on": DEFAULT_VERBOSE_ROWS},
     )
 
 
-def samplers_on(settings: Sampling) -> list[str]:
+def active_samplers(settings: Sampling) -> list[str]:
     """Return the samplers that do something, with their values; the temperature always."""
-    shown = {name: show(spec, value_of(settings, name)) for name, spec in specs(Sampling).items()}
+    shown = {
+        name: format_value(spec, value_of(settings, name)) for name, spec in specs(Sampling).items()
+    }
     return [f"{name} {value}" for name, value in shown.items() if value != "off"]
 
 
-def samplers_text(settings: Sampling) -> str:
+def samplers_heading(settings: Sampling) -> str:
     """Return a heading for the probabilities that are drawn from: `after temp 0.8, top-k 4`."""
     if settings.temp == 0:
-        return _("temp 0: the likeliest")
-    on = [each for each in samplers_on(settings) if each != "temp 1"]
-    return _("after {samplers}", samplers=", ".join(on)) if on else _("drawn from")
+        return _("temp 0: greedy")
+    on = [each for each in active_samplers(settings) if each != "temp 1"]
+    return _("after {samplers}", samplers=", ".join(on)) if on else _("sampled from")

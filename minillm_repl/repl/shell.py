@@ -11,41 +11,41 @@ from typing import TYPE_CHECKING, Protocol
 from rich.console import RenderableType
 from rich.text import Text
 
-from minillm_repl.errors import Misunderstood, UserError
+from minillm_repl.errors import UsageError, UserError
 from minillm_repl.language import _, _n
 from minillm_repl.render.console import MODEL, Screen
-from minillm_repl.repl.model_loading import Loading, Model
+from minillm_repl.repl.model_loading import LoadedModel, ModelFuture
 from minillm_repl.repl.progress import Progress
 from minillm_repl.repl.registry import Command, Registry
 from minillm_repl.repl.session import Session
-from minillm_repl.repl.settings import samplers_text
-from minillm_repl.repl.signals import Presses
-from minillm_repl.safetext import SPACE, as_read, safe, safe_line
-from minillm_repl.storage.paths import there, title
+from minillm_repl.repl.settings import samplers_heading
+from minillm_repl.repl.signals import InterruptCounter
+from minillm_repl.safetext import SPACE, expand_to_graphemes, safe, safe_line
+from minillm_repl.storage.paths import checkpoint_title, exists
 from minillm_repl.tokenizer.base import decode
 
 if TYPE_CHECKING:
     from minillm_repl.generate.events import Finished, Step
 
-PROMPT, CONTINUED = ">>> ", "... "
+PROMPT, CONTINUATION_PROMPT = ">>> ", "... "
 
 
-class Listener(Protocol):
+class LineHandler(Protocol):
     """What gets each line that is typed while it goes on: a lesson."""
 
     @property
-    def where(self) -> str:
+    def position_label(self) -> str:
         """Where one is in it, in a few words."""
 
     @property
     def hint(self) -> str:
         """What it waits for."""
 
-    def take(self, line: str) -> None:
+    def handle_line(self, line: str) -> None:
         """Do what a line says. Raises UserError."""
 
 
-class Leave(Exception):  # noqa: N818 - a wish, not an error
+class ExitRequested(Exception):  # noqa: N818 - a wish, not an error
     """The user wants to leave."""
 
 
@@ -56,44 +56,44 @@ class Shell:
     session: Session
     screen: Screen
     registry: Registry
-    interrupted: Presses = field(default_factory=partial(Presses, 0))
+    interrupted: InterruptCounter = field(default_factory=partial(InterruptCounter, 0))
     progress: Progress = field(default_factory=Progress)  # of the learner
-    listener: Listener | None = None
-    lesson_began: int = 0  # how much had been printed then
+    line_handler: LineHandler | None = None
+    lesson_start_count: int = 0  # how much had been printed then
     last_view: Callable[[int], RenderableType] | None = None  # draws it again, into a width
-    last_pins: tuple[int, int] = (0, 0)  # rows and columns of it that stay when it is scrolled
+    last_pinned: tuple[int, int] = (0, 0)  # rows and columns of it that stay when it is scrolled
 
     def execute(self, line: str) -> None:
         """Do what a line says, or hand it to whoever listens. Raises UserError."""
-        if self.listener is not None:
-            self.listener.take(line)
+        if self.line_handler is not None:
+            self.line_handler.handle_line(line)
         else:
-            self.run(line)
+            self.run_line(line)
 
-    def run(self, line: str) -> None:
+    def run_line(self, line: str) -> None:
         """Do what a line says: a command after `:`, a literal colon after `::`, else a prompt.
 
         Raises UserError.
         """
         if line.startswith("::"):
-            self.prompt(line[1:])
+            self.run_prompt(line[1:])
         elif self.is_command(line):
             name, _, argument = line[1:].lstrip().partition(" ")
             if self.screen.interactive:
                 self.echo(line, "\n")
             self._command(self.registry.get(name.strip().lower()), argument)
         else:
-            self.prompt(line)
+            self.run_prompt(line)
 
     def _command(self, command: Command, argument: str) -> None:
         """Run a command, and tell how it is used to who asked for it in another way."""
         try:
             if argument.strip() and command.usage == f":{command.name}":
-                raise Misunderstood(
-                    _("nothing comes after this, not {text!r}", text=safe_line(argument.strip()))
+                raise UsageError(
+                    _("unexpected argument {text!r}", text=safe_line(argument.strip()))
                 )
             command.run(self, argument if command.verbatim else argument.strip())
-        except Misunderstood as error:
+        except UsageError as error:
             raise UserError(
                 _("{error} · usage: {usage}", error=error, usage=command.usage)
             ) from None
@@ -104,10 +104,10 @@ class Shell:
         """
         word = line[1:].split(maxsplit=1)[:1]
         return line.startswith(":") or (
-            line.startswith("/") and bool(word) and self.registry.known(word[0])
+            line.startswith("/") and bool(word) and self.registry.has(word[0])
         )
 
-    def model(self) -> Model:
+    def require_model(self) -> LoadedModel:
         """Return the open model, waiting for it if it is still loading.
 
         Raises UserError if there is none, or if Ctrl-C ended the waiting.
@@ -115,67 +115,70 @@ class Shell:
         session = self.session
         if session.loading_future is not None:
             try:
-                self.wait_for(session.loading_future, session.path)
+                self.wait_for_model(session.loading_future, session.path)
             except UserError:
-                if not session.loading:  # it failed; a Ctrl-C only ends the waiting
+                if not session.is_loading:  # it failed; a Ctrl-C only ends the waiting
                     session.forget_failed_load()
                 raise
         if session.model is None:
             missing = (
                 _("{path} does not exist", path=safe_line(str(session.path)))
-                if session.own and session.path and not there(session.path)
-                else _("there is no model yet")
+                if session.writable and session.path and not exists(session.path)
+                else _("no model yet")
             )
             raise UserError(
                 _(
-                    "{missing}: `:train CORPUS` makes one, `:load hangul` opens one that is "
-                    "shipped",
+                    "{missing}: `:train CORPUS` creates one, `:load hangul` opens a built-in one",
                     missing=missing,
                 )
             )
-        self.remark(session.model)
+        self.show_notes_once(session.model)
         return session.model
 
-    def remark(self, model: Model) -> None:
+    def show_notes_once(self, model: LoadedModel) -> None:
         """Tell, once, where a model's files do not say what is done."""
-        if model.checkpoint.notes != self.session.noted:
-            self.session.noted = model.checkpoint.notes
+        if model.checkpoint.notes != self.session.shown_notes:
+            self.session.shown_notes = model.checkpoint.notes
             for note in model.checkpoint.notes:
                 self.screen.warn(note)
 
-    def wait_for(self, loading: Loading, path: Path | None) -> Model:
+    def wait_for_model(self, loading: ModelFuture, path: Path | None) -> LoadedModel:
         """Return what is being loaded.
 
         Raises UserError if that fails, or if Ctrl-C ends the waiting.
         """
-        what = _("loading {name}", name=safe_line(title(path)) if path else "")
+        what = _("loading {name}", name=safe_line(checkpoint_title(path)) if path else "")
         with self.screen.waiting(what) as update:
             while not wait([loading], 0.05).done:
-                update(f"{what}  {loading.share:.0%}" if 0 < loading.share < 1 else what)
+                update(
+                    f"{what}  {loading.fraction_read:.0%}"
+                    if 0 < loading.fraction_read < 1
+                    else what
+                )
                 if self.interrupted():
                     raise UserError(_("stopped waiting for the model to load"))
         return loading.result()
 
-    def encode(self, model: Model, text: str, *, start: bool = True) -> list[int]:
+    def encode(self, model: LoadedModel, text: str, *, start: bool = True) -> list[int]:
         """Return the ids of a text, saying what the model has never seen.
 
         Raises UserError if nothing else is in it.
         """
         tokenizer = model.checkpoint.tokenizer
-        unknown = tokenizer.unknown(text)
-        ids = tokenizer.encode(text, start=start, special=self.session.settings.special)
+        unknown = tokenizer.find_unknown(text)
+        ids = tokenizer.encode(text, add_special=start, parse_special=self.session.settings.special)
         if unknown:
-            shown = safe_line(", ".join(as_read(unknown[:20], text))) + (
+            shown = safe_line(", ".join(expand_to_graphemes(unknown[:20], text))) + (
                 " …" if len(unknown) > 20 else ""
             )
             if not ids:
                 known = "".join(
                     tokenizer.token_bytes(token).decode("utf-8", "replace")
-                    for token in range(tokenizer.size)
+                    for token in range(tokenizer.vocab_size)
                 )
                 raise UserError(
                     _(
-                        "the model has never seen {shown}, and nothing else was typed; it "
+                        "no character of this is in the vocabulary: {shown}; the model "
                         "knows {known}",
                         shown=shown,
                         known=safe_line(known[:60]).replace(" ", SPACE),
@@ -183,137 +186,143 @@ class Shell:
                 )
             self.screen.warn(
                 _(
-                    "the model has never seen {shown}: read as {token}",
+                    "not in the vocabulary: {shown}; read as {token}",
                     shown=shown,
                     token=safe_line(becomes),
                 )
-                if (becomes := tokenizer.unknown_becomes)
-                else _("the model has never seen {shown}: skipped", shown=shown)
+                if (becomes := tokenizer.unk_token)
+                else _("not in the vocabulary: {shown}; skipped", shown=shown)
             )
         return ids
 
-    def ask(self, model: Model, text: str) -> int:
+    def start_chat_turn(self, model: LoadedModel, text: str) -> int:
         """Start a turn as the session does, saying what the model has never seen in the text."""
         self.encode(model, text, start=False)
-        return self.session.ask(model, text)
+        return self.session.start_chat_turn(model, text)
 
-    def prompt(self, text: str) -> None:
+    def run_prompt(self, text: str) -> None:
         """Let the model answer, or complete a new text."""
         if not text.strip():
             return
         session = self.session
         try:
-            model = self.model()
-            chatting = session.chatting(model)
-            if not chatting:
-                session.begin(self.encode(model, text))
+            model = self.require_model()
+            is_chatting = session.is_chatting(model)
+            if not is_chatting:
+                session.start_turn(self.encode(model, text))
         except UserError:
             self.echo(text, "\n")
             raise
-        if chatting:
+        if is_chatting:
             self.echo(text, "\n")
-            self._tell_gone(model, self.ask(model, text))
-        self.respond(model, "" if chatting else PROMPT)
+            self._note_dropped_turns(model, self.start_chat_turn(model, text))
+        self.respond(model, "" if is_chatting else PROMPT)
 
-    def _tell_gone(self, model: Model, turns: int) -> None:
+    def _note_dropped_turns(self, model: LoadedModel, turns: int) -> None:
         if turns:
             self.screen.note(
                 _n(
                     "the model no longer sees the oldest {n} turn: {free} of its {context} "
-                    "tokens are kept for the"
-                    " answer",
-                    "the model no longer sees the oldest {n} turns: {free} of its {context} "
-                    "tokens are kept for the"
-                    " answer",
+                    "tokens are reserved for the answer",
+                    "the model no longer sees the oldest {n} turns: {free} of its "
+                    "{context} tokens are reserved for the answer",
                     turns,
-                    context=model.decoder.context,
-                    free=self.session.answer_room(model.decoder.context),
+                    context=model.decoder.context_length,
+                    free=self.session.reserved_answer_tokens(model.decoder.context_length),
                 )
             )
 
-    def respond(self, model: Model, lead: str = "", *, echo: bool = True) -> "Finished":
+    def respond(self, model: LoadedModel, prefix: str = "", *, echo: bool = True) -> "Finished":
         """Let the model continue the session's text, and draw both: what it was given, and what
         it adds.
         """
-        from minillm_repl.render.generation import draw_steps, draw_text, figures
+        from minillm_repl.render.generation import draw_steps, draw_text, generation_summary
 
         session, screen = self.session, self.screen
         verbose, turn = session.settings.verbose, session.turns[-1]
         tokenizer = model.checkpoint.tokenizer
-        given = session.answer(tokenizer) if turn.asked else decode(tokenizer, session.ids)
+        prompt_text = (
+            session.answer(tokenizer) if turn.prompt_messages else decode(tokenizer, session.ids)
+        )
         try:
-            events = self._events(model, verbose)
+            events = self._start_generation(model, verbose)
         except UserError:
-            self.echo(given if echo else "", "\n", lead)
+            self.echo(prompt_text if echo else "", "\n", prefix)
             raise
         if verbose:
-            if screen.interactive and given:
-                self.echo(given, "\n", lead)
-            finished = draw_steps(events, screen, given, samplers_text(session.settings))
+            if screen.interactive and prompt_text:
+                self.echo(prompt_text, "\n", prefix)
+            finished = draw_steps(events, screen, prompt_text, samplers_heading(session.settings))
             screen.out.print(
-                Text.assemble(safe(given), (safe(finished.text), MODEL)), soft_wrap=True
+                Text.assemble(safe(prompt_text), (safe(finished.text), MODEL)), soft_wrap=True
             )
         else:
             if echo:
-                self.echo(given, "", lead)
+                self.echo(prompt_text, "", prefix)
             try:
                 finished = draw_text(events, screen)
             finally:
                 screen.out.print()  # whatever happened, the next thing has a line of its own
-        screen.note(figures(finished, session.seed))
-        self.tell_unseen(model)
+        screen.note(generation_summary(finished, session.seed))
+        self.note_unseen(model)
         return finished
 
-    def tell_unseen(self, model: Model) -> None:
+    def note_unseen(self, model: LoadedModel) -> None:
         """Say that the text has outgrown the context, if it has just done so."""
         session, turn = self.session, self.session.turns[-1]
-        seen = model.seen(session.ids)
-        known = turn.given[: len(turn.before)] == turn.before and model.seen(turn.before).unseen
-        if seen.unseen and not turn.asked and not known:
+        window = model.visible_window(session.ids)
+        is_already_noted = (
+            turn.prompt_ids[: len(turn.ids_before)] == turn.ids_before
+            and model.visible_window(turn.ids_before).unseen
+        )
+        if window.unseen and not turn.prompt_messages and not is_already_noted:
             self.screen.note(
                 _(
-                    "the text has outgrown the context: of its {tokens} tokens the model "
-                    "sees the last {seen}",
+                    "the text exceeds the context: the model sees the last {seen} of its "
+                    "{tokens} tokens",
                     tokens=len(session.ids),
-                    seen=len(seen.ids),
+                    seen=len(window.ids),
                 )
-                if not seen.kept
+                if not window.kept
                 else _(
-                    "the text has outgrown the context: of its {tokens} tokens the model "
-                    "sees the start token and the"
-                    " last {seen}",
+                    "the text exceeds the context: the model sees the start token and the "
+                    "last {seen} of its {tokens} tokens",
                     tokens=len(session.ids),
-                    seen=len(seen.ids) - 1,
+                    seen=len(window.ids) - 1,
                 )
             )
 
-    def _events(self, model: Model, top: int) -> "Iterator[Step | Finished]":
+    def _start_generation(self, model: LoadedModel, top: int) -> "Iterator[Step | Finished]":
         """Return the generation's events; a long prompt is read before anything is drawn, and how
         far it is is told.
 
         Raises UserError if that fails.
         """
-        from minillm_repl.generate.decoder import unread
+        from minillm_repl.generate.decoder import common_prefix
 
-        window, shared = unread(model.decoder, self.session.ids)
-        if len(window) - shared <= model.decoder.piece:
+        window, shared = common_prefix(model.decoder, self.session.ids)
+        if len(window) - shared <= model.decoder.prefill_chunk:
             return self.session.generate(model, self.interrupted, top)
         with self.screen.waiting(_("reading")) as update:
             events = self.session.generate(
                 model,
                 self.interrupted,
                 top,
-                lambda done, of: update(_("reading: {done:,} of {of:,} tokens", done=done, of=of)),
+                lambda done, of: update(_("read {done:,} of {of:,} tokens", done=done, of=of)),
             )
             return chain([next(events)], events)
 
-    def show_text(self, model: Model) -> None:
+    def show_text(self, model: LoadedModel) -> None:
         """Draw the text so far; of a conversation, what was said last."""
-        said = self.session.said
-        text = said[-1].content if said else decode(model.checkpoint.tokenizer, self.session.ids)
+        messages = self.session.messages
+        text = (
+            messages[-1].content
+            if messages
+            else decode(model.checkpoint.tokenizer, self.session.ids)
+        )
         self.screen.out.print(Text(safe(text) or _("(no text)")), soft_wrap=True)
 
-    def echo(self, text: str, end: str, lead: str = PROMPT) -> None:
+    def echo(self, text: str, end: str, prefix: str = PROMPT) -> None:
         """Write what was typed where the prompt line was; a script has no prompt lines."""
-        shown = Text.assemble((lead if self.screen.interactive else "", "bold"), safe(text))
+        shown = Text.assemble((prefix if self.screen.interactive else "", "bold"), safe(text))
         self.screen.out.print(shown, end=end, soft_wrap=True)

@@ -11,15 +11,15 @@ from typing import TypeVar
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.repl.job_control import in_front
+from minillm_repl.repl.job_control import is_foreground
 
 ResultT = TypeVar("ResultT")
 
-_GLANCE = 0.05  # seconds between two looks at whether Ctrl-C was pressed
-_LEAVING = 3  # so many times Ctrl-C, while one thing is going on, mean the program itself
+_POLL_INTERVAL = 0.05  # seconds between two looks at whether Ctrl-C was pressed
+_EXIT_PRESSES = 3  # so many times Ctrl-C, while one thing is going on, mean the program itself
 
 
-class Presses:
+class InterruptCounter:
     """How often Ctrl-C was pressed while one thing is going on; called, whether it was."""
 
     def __init__(self, count: int) -> None:
@@ -30,42 +30,42 @@ class Presses:
         return self.count > 0
 
     @property
-    def to_leave(self) -> bool:
+    def wants_exit(self) -> bool:
         """Whether it was pressed so often that the program itself is meant."""
-        return self.count >= _LEAVING
+        return self.count >= _EXIT_PRESSES
 
 
 @contextmanager
 def interruptible(
     *,
-    already: bool = False,
-    unsaved: Callable[[], bool] = bool,
-    learning: Callable[[], bool] = bool,
-) -> Iterator[Presses]:
+    is_interrupted: bool = False,
+    has_unsaved: Callable[[], bool] = bool,
+    is_training: Callable[[], bool] = bool,
+) -> Iterator[InterruptCounter]:
     """Give a function that tells whether Ctrl-C was pressed since, or `already`.
 
     A second Ctrl-C raises KeyboardInterrupt at once, and a third SystemExit, for whatever is still
     in the way, but for what is `unsaved`: then it is as the second. After the second, while a model
     is `learning`, what it has learnt is being brought in, and none raises anything.
     """
-    presses = Presses(int(already))
+    presses = InterruptCounter(int(is_interrupted))
 
     def press(_signal: int, _frame: FrameType | None) -> None:
         presses.count += 1
-        if presses.count == 1 or (presses.to_leave and learning()):
+        if presses.count == 1 or (presses.wants_exit and is_training()):
             return
-        if presses.count == _LEAVING and not unsaved():
+        if presses.count == _EXIT_PRESSES and not has_unsaved():
             raise SystemExit(128 + signal.SIGINT)
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield presses  # signals reach only the main thread
         return
-    with _handling(press):
+    with _signal_handler(press):
         yield presses
 
 
-def patiently(action: Callable[[], ResultT], interrupted: Callable[[], bool]) -> ResultT:
+def run_interruptibly(action: Callable[[], ResultT], interrupted: Callable[[], bool]) -> ResultT:
     """Return what `action` returns, done in a thread: what cannot be interrupted, such as an
     import, goes on there.
 
@@ -80,76 +80,78 @@ def patiently(action: Callable[[], ResultT], interrupted: Callable[[], bool]) ->
             done.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
-    while not wait([done], _GLANCE).done:
+    while not wait([done], _POLL_INTERVAL).done:
         if interrupted():
             raise UserError(_("stopped"))
     return done.result()
 
 
 @contextmanager
-def told_to_end() -> Iterator[Callable[[], int]]:
+def catch_termination() -> Iterator[Callable[[], int]]:
     """Give a function that tells which signal to end has come since: SIGTERM, SIGHUP, or 0 for
     none.
 
     Meanwhile none of them ends the process at once.
     """
-    came = 0
+    received = 0
 
     def note(number: int, _frame: FrameType | None) -> None:
-        nonlocal came
-        came = number
+        nonlocal received
+        received = number
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0  # signals reach only the main thread
         return
     with ExitStack() as stack:
-        for number in _ends():
-            stack.enter_context(_handling(note, number))
-        yield lambda: came
+        for number in _termination_signals():
+            stack.enter_context(_signal_handler(note, number))
+        yield lambda: received
 
 
 @contextmanager
-def leaving_when_told() -> Iterator[None]:
+def exit_on_termination() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the program once all is put back: the terminal's settings."""
-    came = 0
+    received = 0
 
     def leave(number: int, _frame: FrameType | None) -> None:
-        nonlocal came
-        came = number
-        if not in_front():  # the terminal is the shell's: to put back its settings would stop us
+        nonlocal received
+        received = number
+        if (
+            not is_foreground()
+        ):  # the terminal is the shell's: to put back its settings would stop us
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         raise SystemExit(128 + number)
 
     try:
         with ExitStack() as stack:
-            for number in _ends():
-                stack.enter_context(_handling(leave, number))
+            for number in _termination_signals():
+                stack.enter_context(_signal_handler(leave, number))
             yield
     finally:
-        if came:
-            signal.signal(came, signal.SIG_DFL)
-            os.kill(os.getpid(), came)  # whoever sent it sees that it has worked
+        if received:
+            signal.signal(received, signal.SIG_DFL)
+            os.kill(os.getpid(), received)  # whoever sent it sees that it has worked
 
 
 @contextmanager
-def raised_at_once() -> Iterator[None]:
+def default_interrupt() -> Iterator[None]:
     """Let Ctrl-C raise KeyboardInterrupt, as it does where nobody has arranged anything else."""
-    with _handling(signal.default_int_handler):
+    with _signal_handler(signal.default_int_handler):
         yield
 
 
 @contextmanager
-def between() -> Iterator["Between"]:
+def idle_interrupts() -> Iterator["IdleInterrupts"]:
     """Let a Ctrl-C between an answer and the next prompt line do nothing, and one after the line
     count for it.
     """
-    presses = Between()
-    with _handling(presses.press):
+    presses = IdleInterrupts()
+    with _signal_handler(presses.press):
         yield presses
 
 
-class Between:
+class IdleInterrupts:
     """Whether Ctrl-C was pressed while nothing was going on."""
 
     def __init__(self) -> None:
@@ -159,13 +161,13 @@ class Between:
         """Note it."""
         self._pressed = True
 
-    def taken(self) -> bool:
+    def consume(self) -> bool:
         """Tell whether it was pressed since this was asked the last time."""
         pressed, self._pressed = self._pressed, False
         return pressed
 
 
-def _ends() -> list[int]:
+def _termination_signals() -> list[int]:
     """Return the signals that mean the end here: under nohup and the like, SIGHUP does not."""
     # not on Windows
     known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -173,7 +175,7 @@ def _ends() -> list[int]:
 
 
 @contextmanager
-def _handling(
+def _signal_handler(
     handler: Callable[[int, FrameType | None], None], number: int = signal.SIGINT
 ) -> Iterator[None]:
     before = signal.signal(number, handler)

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any, TextIO
 
-from minillm_repl.errors import UserError, reason
+from minillm_repl.errors import UserError, os_error_text
 from minillm_repl.language import _
 
-_MOST = 16 << 20  # bytes of a prompt, or of a line of a script: more than any context holds
-_OTHERS = {
+_MAX_BYTES = 16 << 20  # bytes of a prompt, or of a line of a script: more than any context holds
+_OTHER_BOMS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",  # after UTF-32, which begins alike
@@ -25,7 +25,7 @@ class OutputLost(Exception):  # noqa: N818 - what happened, not whose error it i
     """Stdout takes no more: a full disk, or it is closed."""
 
 
-class _Out(io.FileIO):
+class _Stdout(io.FileIO):
     """Stdout that is no terminal.
 
     Raises OutputLost, and BrokenPipeError where the reader has gone.
@@ -37,10 +37,12 @@ class _Out(io.FileIO):
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise OutputLost(_("stdout cannot be written: {error}", error=_said(error))) from None
+            raise OutputLost(
+                _("cannot write stdout: {error}", error=_error_reason(error))
+            ) from None
 
 
-class _Err(io.FileIO):
+class _Stderr(io.FileIO):
     """Stderr that is no terminal; what it does not take is lost, and nothing else."""
 
     def write(self, data: Any) -> int:
@@ -57,8 +59,8 @@ def open_streams() -> None:
     """
     if sys.stdin is None:
         sys.stdin = os.fdopen(os.open(os.devnull, os.O_WRONLY), encoding="utf-8")
-    sys.stdout = _output(sys.stdout, _Out, os.O_RDONLY)
-    sys.stderr = _output(sys.stderr, _Err, os.O_WRONLY)
+    sys.stdout = _output(sys.stdout, _Stdout, os.O_RDONLY)
+    sys.stderr = _output(sys.stderr, _Stderr, os.O_WRONLY)
 
 
 def _output(stream: TextIO | None, kind: type[io.FileIO], flags: int) -> TextIO:
@@ -80,7 +82,7 @@ def _output(stream: TextIO | None, kind: type[io.FileIO], flags: int) -> TextIO:
 
 
 @contextmanager
-def written() -> Iterator[None]:
+def flush_output() -> Iterator[None]:
     """Make sure at the end that all output is written. Raises OutputLost, and BrokenPipeError."""
     try:
         yield
@@ -101,20 +103,19 @@ def decoded_lines(stream: IO[bytes]) -> Iterator[str]:
     """
     for number, line in enumerate(_lines(stream), 1):
         if number == 1:
-            for mark, name in _OTHERS.items():
+            for mark, name in _OTHER_BOMS.items():
                 if line.startswith(mark):
                     raise UserError(
                         _(
-                            "what was piped in is {name}, not UTF-8: `iconv -f {name} -t UTF-8` "
-                            "makes it so",
+                            "stdin is {name}, not UTF-8; `iconv -f {name} -t UTF-8` converts it",
                             name=name,
                         )
                     )
-        text = _decoded(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, number)
+        text = _decode_line(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, number)
         yield text[:-2] + "\n" if text.endswith("\r\n") else text
 
 
-def whole_text(stream: IO[bytes]) -> str:
+def read_text(stream: IO[bytes]) -> str:
     """Return all of a pipe as text.
 
     Raises UserError as `decoded_lines` does, and for a pipe that does not end.
@@ -122,30 +123,30 @@ def whole_text(stream: IO[bytes]) -> str:
     text, length = io.StringIO(newline=""), 0
     for line in decoded_lines(stream):
         length += text.write(line)
-        if length > _MOST:
+        if length > _MAX_BYTES:
             raise _too_long()
     return text.getvalue()
 
 
 def _too_long() -> UserError:
     return UserError(
-        _("what was piped in is longer than {size} MiB: no model reads that", size=_MOST >> 20)
+        _("stdin is longer than {size} MiB: no model reads that much", size=_MAX_BYTES >> 20)
     )
 
 
 def _lines(stream: IO[bytes]) -> Iterator[bytes]:
     try:
-        while line := stream.readline(_MOST + 1):
-            if len(line) > _MOST:
+        while line := stream.readline(_MAX_BYTES + 1):
+            if len(line) > _MAX_BYTES:
                 raise _too_long()
             yield line
     except OSError as error:
-        raise UserError(_("stdin cannot be read: {error}", error=_said(error))) from None
+        raise UserError(_("cannot read stdin: {error}", error=_error_reason(error))) from None
 
 
-def _decoded(line: bytes, number: int) -> str:
+def _decode_line(line: bytes, number: int) -> str:
     if b"\0" in line:
-        raise UserError(_("what was piped in is no text: line {n} has a NUL byte", n=number))
+        raise UserError(_("stdin is not text: line {n} has a NUL byte", n=number))
     try:
         return line.decode()
     except UnicodeDecodeError:
@@ -154,13 +155,12 @@ def _decoded(line: bytes, number: int) -> str:
         line.decode("cp949")
         raise UserError(
             _(
-                "what was piped in is not UTF-8 text (line {n}): `iconv -f CP949 -t UTF-8` "
-                "helps if it is Korean",
+                "stdin is not UTF-8 text (line {n}); for Korean, try `iconv -f CP949 -t UTF-8`",
                 n=number,
             )
         )
-    raise UserError(_("what was piped in is not UTF-8 text (line {n})", n=number))
+    raise UserError(_("stdin is not UTF-8 text (line {n})", n=number))
 
 
-def _said(error: OSError) -> str:
-    return _("it is closed") if error.errno == errno.EBADF else reason(error)
+def _error_reason(error: OSError) -> str:
+    return _("it is closed") if error.errno == errno.EBADF else os_error_text(error)

@@ -15,18 +15,18 @@ from rich.text import Text
 
 from minillm_repl.errors import UserError
 from minillm_repl.generate.events import Step
-from minillm_repl.generate.interactive import Walk
+from minillm_repl.generate.interactive import InteractiveDecoder
 from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE, WARNING
 from minillm_repl.render.generation import step_table, step_title
-from minillm_repl.repl.ansi import color_depth, formatted
+from minillm_repl.repl.ansi import color_depth, render_ansi
 from minillm_repl.repl.keyboard import suspend
-from minillm_repl.repl.settings import Settings, samplers_text
-from minillm_repl.safetext import apart, as_read, graphemes, safe_line
+from minillm_repl.repl.settings import Settings, samplers_heading
+from minillm_repl.safetext import expand_to_graphemes, graphemes, safe_line, strip_joiners
 from minillm_repl.tokenizer.base import Tokenizer, decode, label
 
 # rows beside the candidates: two of title, two of heading, two below, and one that stays free
-_AROUND = 7
+_OTHER_ROWS = 7
 
 
 class Stepper:
@@ -36,20 +36,24 @@ class Stepper:
     """
 
     def __init__(
-        self, walk: Walk, tokenizer: Tokenizer, settings: Settings, console: Console
+        self,
+        decoder: InteractiveDecoder,
+        tokenizer: Tokenizer,
+        settings: Settings,
+        console: Console,
     ) -> None:
-        self._walk, self._tokenizer, self._settings, self._console = (
-            walk,
+        self._decoder, self._tokenizer, self._settings, self._console = (
+            decoder,
             tokenizer,
             settings,
             console,
         )
-        self._given = decode(tokenizer, walk.ids)
-        self._own: str | None = None  # what is being typed
+        self._prompt_text = decode(tokenizer, decoder.ids)
+        self._typed: str | None = None  # what is being typed
         self._warning = ""
-        self._look()
+        self._refresh_step()
         self._app: Application[bool] = Application(
-            Layout(Window(FormattedTextControl(self._picture, focusable=True, show_cursor=False))),
+            Layout(Window(FormattedTextControl(self._render, focusable=True, show_cursor=False))),
             key_bindings=self._keys(),
             color_depth=color_depth(console),
             erase_when_done=True,
@@ -61,63 +65,67 @@ class Stepper:
         """
         return self._app.run()
 
-    def _look(self) -> None:
-        self._step = self._walk.look()
-        self._at = self._drawn = next(row for row, each in enumerate(self._step.top) if each.chosen)
+    def _refresh_step(self) -> None:
+        self._step = self._decoder.next_step()
+        self._row = self._sampled_row = next(
+            row for row, each in enumerate(self._step.top) if each.chosen
+        )
 
     # -- what is shown
 
-    def _picture(self) -> ANSI:
+    def _render(self) -> ANSI:
         """Return the text so far, the candidates, and the keys, for the size that the terminal
         has now.
         """
         size = self._app.output.get_size()
-        step = self._taken()
+        step = self._selected_step()
         heading, rule, *rows = step_table(
-            self._step, samplers_text(self._settings), size.columns, self._at
+            self._step, samplers_heading(self._settings), size.columns, self._row
         ).split("\n")
-        room = max(1, size.rows - _AROUND)
-        first = max(0, self._at - room + 1)
-        text = self._text([*self._walk.added, step.id])
+        room = max(1, size.rows - _OTHER_ROWS)
+        first = max(0, self._row - room + 1)
+        text = self._text([*self._decoder.new_ids, step.id])
         shown = [
-            step_title(step, self._given, text, size.columns),
+            step_title(step, self._prompt_text, text, size.columns),
             heading,
             rule,
             *rows[first : first + room],
         ]
-        return formatted([*shown, self._remark(), self._line()], size.columns, self._console)
+        return render_ansi(
+            [*shown, self._message(), self._help_line()], size.columns, self._console
+        )
 
-    def _taken(self) -> Step:
+    def _selected_step(self) -> Step:
         """Return the step as it is if Enter is pressed: the token that it takes need not be the
         one that was drawn.
         """
-        if self._at == self._drawn:
+        if self._row == self._sampled_row:
             return self._step
-        taken = self._step.top[self._at]
+        taken = self._step.top[self._row]
         top = tuple(replace(each, chosen=each is taken) for each in self._step.top)
         return replace(
-            self._step, id=taken.id, model_prob=taken.model_prob, rank=self._at + 1, top=top
+            self._step, id=taken.id, model_prob=taken.model_prob, rank=self._row + 1, top=top
         )
 
-    def _remark(self) -> Text:
-        if self._warning or self._at == self._drawn:
+    def _message(self) -> Text:
+        if self._warning or self._row == self._sampled_row:
             return Text(self._warning, WARNING)
         return Text(
             _(
-                "drawn was {token}, rank {rank}",
+                "sampled: {token}, rank {rank}",
                 token=label(self._tokenizer, self._step.id),
                 rank=self._step.rank,
             ),
             FIGURES,
         )
 
-    def _line(self) -> Text:
-        if self._own is None:
+    def _help_line(self) -> Text:
+        if self._typed is None:
             keys = _("Enter takes ▶ · ↑ ↓ 1-9 others · type your own · ⌫ back · f finish · q leave")
             return Text(keys, FIGURES)
-        what, keys = _("your own: "), _("Enter adds it, Esc does not")
+        what, keys = _("your text: "), _("Enter adds it · Esc cancels")
         return Text.assemble(
-            (what, TITLE), (apart(safe_line(self._own)), MODEL), "▏ ", (keys, FIGURES)
+            (what, TITLE), (strip_joiners(safe_line(self._typed)), MODEL), "▏ ", (keys, FIGURES)
         )
 
     def _text(self, ids: list[int]) -> str:
@@ -126,7 +134,7 @@ class Stepper:
     # -- what keys do
 
     def _keys(self) -> KeyBindings:
-        keys, typing = KeyBindings(), Condition(lambda: self._own is not None)
+        keys, typing = KeyBindings(), Condition(lambda: self._typed is not None)
 
         def bind(
             *names: str, act: Callable[[KeyPressEvent], None], when: Filter | bool = True
@@ -137,7 +145,7 @@ class Stepper:
         bind("<any>", act=lambda event: self._type(event.data))
         bind(Keys.BracketedPaste, act=lambda event: self._type(event.data))
         for row, digit in enumerate("1234567890"):
-            bind(digit, act=lambda _, row=row: self._take_row(row), when=~typing)  # type: ignore[misc]
+            bind(digit, act=lambda _, row=row: self._select_row(row), when=~typing)  # type: ignore[misc]
         bind("c-z", act=suspend)
         bind("f", act=lambda _: self._app.exit(result=True), when=~typing)
         bind("q", "c-c", "c-d", "escape", act=lambda _: self._app.exit(result=False), when=~typing)
@@ -145,8 +153,8 @@ class Stepper:
         bind("up", act=lambda _: self._move(-1), when=~typing)
         bind("down", act=lambda _: self._move(1), when=~typing)
         bind("tab", act=lambda _: self._type(""), when=~typing)
-        bind("enter", act=lambda _: self._take_row(self._at), when=~typing)
-        bind("enter", act=lambda _: self._insert(), when=typing)
+        bind("enter", act=lambda _: self._select_row(self._row), when=~typing)
+        bind("enter", act=lambda _: self._add_typed(), when=typing)
         bind("backspace", act=lambda _: self._back(), when=~typing)
         bind("backspace", act=lambda _: self._erase(), when=typing)
         return keys
@@ -163,43 +171,43 @@ class Stepper:
 
         return pressed
 
-    def _take_row(self, row: int) -> None:
+    def _select_row(self, row: int) -> None:
         if row >= len(self._step.top):
-            self._warning = _("there are {n} candidates here", n=len(self._step.top))
-        elif self._walk.take(self._step.top[row].id):
-            self._look()
+            self._warning = _("only {n} candidates here", n=len(self._step.top))
+        elif self._decoder.append(self._step.top[row].id):
+            self._refresh_step()
         else:
             self._app.exit(result=False)  # this token ends the text
 
     def _move(self, by: int) -> None:
-        self._at = min(max(self._at + by, 0), len(self._step.top) - 1)
+        self._row = min(max(self._row + by, 0), len(self._step.top) - 1)
 
     def _back(self) -> None:
-        if self._walk.back():
-            self._look()
+        if self._decoder.undo():
+            self._refresh_step()
         else:
-            self._warning = _("this is where it began")
+            self._warning = _("nothing left to take back")
 
     def _type(self, text: str) -> None:
         text = text.replace("\r\n", "\n").replace("\r", "\n")  # as terminals paste
-        self._own = (self._own or "") + "".join(
+        self._typed = (self._typed or "") + "".join(
             each for each in text if each.isprintable() or each == "\n"
         )
 
     def _erase(self) -> None:
-        self._own = "".join([*graphemes(self._own)][:-1]) if self._own else None
+        self._typed = "".join([*graphemes(self._typed)][:-1]) if self._typed else None
 
     def _stop_typing(self) -> None:
-        self._own = None
+        self._typed = None
 
-    def _insert(self) -> None:
-        own, self._own = self._own or "", None
-        unknown = self._tokenizer.unknown(own)
+    def _add_typed(self) -> None:
+        typed, self._typed = self._typed or "", None
+        unknown = self._tokenizer.find_unknown(typed)
         if unknown:
             self._warning = _(
-                "the model has never seen {shown}",
-                shown=safe_line(", ".join(as_read(unknown[:20], own))),
+                "not in the vocabulary: {shown}",
+                shown=safe_line(", ".join(expand_to_graphemes(unknown[:20], typed))),
             )
-        ids = self._tokenizer.encode(own, start=False, special=self._settings.special)
-        if ids and self._walk.take(*ids):
-            self._look()
+        ids = self._tokenizer.encode(typed, add_special=False, parse_special=self._settings.special)
+        if ids and self._decoder.append(*ids):
+            self._refresh_step()

@@ -13,13 +13,13 @@ class Turn:
     given.
     """
 
-    before: tuple[int, ...]
-    said_before: "tuple[Message, ...]"
-    given: tuple[int, ...]
-    asked: "tuple[Message, ...]" = ()  # the conversation that the model is to answer; () completes
-    begun: str = ""  # what it has answered already
+    ids_before: tuple[int, ...]
+    messages_before: "tuple[Message, ...]"
+    prompt_ids: tuple[int, ...]
+    prompt_messages: "tuple[Message, ...]" = ()  # the conversation that the model is to answer; () completes
+    assistant_prefix: str = ""  # what it has answered already
     seed: int = 0  # of the last that was drawn for it
-    seed_set: int | None = None  # the setting then
+    seed_setting: int | None = None  # the setting then
 
     def next_seed(self, setting: int | None) -> int | None:
         """Return the seed of another try, with the seed that is set now; None is any that nobody
@@ -30,4 +30,4 @@ class Turn:
         """
         if setting is None:
             return None
-        return (self.seed + 1) % 2**63 if setting in (self.seed_set, self.seed) else setting
+        return (self.seed + 1) % 2**63 if setting in (self.seed_setting, self.seed) else setting

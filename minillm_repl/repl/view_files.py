@@ -12,7 +12,7 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically
 from minillm_repl.storage.files import open_regular
 
-_OURS = re.compile(
+_VIEW_HEADERS = re.compile(
     rb'\{"view": "'
     rb'|<svg class="terminal"[^>]*>\s*<!-- made by minillm-repl -->'
     rb"|<!DOCTYPE html>\s*<html>\s*<head>\s*<!-- made by minillm-repl -->"
@@ -20,23 +20,23 @@ _OURS = re.compile(
 )
 """How the files begin that views and `:export` write (render/export.py, render/json_lines.py)."""
 
-_HEAD = 1000  # bytes: enough for each of these
+_HEADER_BYTES = 1000  # bytes: enough for each of these
 
 
-def check_ours(path: Path, *, overwrite: bool) -> None:
+def check_overwritable(path: Path, *, overwrite: bool) -> None:
     """Raise UserError if a file lies at `path` that no view has made; with `overwrite` any file
     may be replaced.
     """
     if overwrite or not path.is_file() or not path.stat().st_size:
         return
     with open_regular(path) as file:
-        head = file.read(_HEAD)
-    if _OURS.match(head):
+        head = file.read(_HEADER_BYTES)
+    if _VIEW_HEADERS.match(head):
         return
     raise UserError(
         _(
-            "{path} is there already, and no view has made it: `--overwrite` replaces it, or "
-            "take another name",
+            "{path} exists and was not made by a view: `--overwrite` replaces it, or use "
+            "another name",
             path=safe_line(str(path)),
         )
     )
@@ -44,5 +44,5 @@ def check_ours(path: Path, *, overwrite: bool) -> None:
 
 def write_view(path: Path, data: bytes, *, overwrite: bool) -> None:
     """Put what a view tells at `path`. Raises UserError, also where `check_ours` does."""
-    check_ours(path, overwrite=overwrite)
+    check_overwritable(path, overwrite=overwrite)
     write_atomically(path, data)

@@ -11,11 +11,13 @@ from minillm_repl.language import N_, _
 from minillm_repl.safetext import safe_line
 
 PROCESS = Path(__file__).with_name("process.py")
-_TOO_MUCH = N_("it used too much memory")  # what the process says then
-_SECONDS = 10  # for everything, the start of the process included; the work takes milliseconds
+_OUT_OF_MEMORY = N_("it used too much memory")  # what the process says then
+_TIMEOUT_SECONDS = (
+    10  # for everything, the start of the process included; the work takes milliseconds
+)
 
 
-def ask(job: str, what: str, **request: Any) -> Any:
+def run_sandboxed(job: str, what: str, **request: Any) -> Any:
     """Have a job done: `template` renders a chat template, `tokenizer` tries a tokenizer's
     description.
 
@@ -25,20 +27,25 @@ def ask(job: str, what: str, **request: Any) -> Any:
     # Ctrl-C is not for it.
     command = [sys.executable, "-P", str(PROCESS), job]
     try:
-        done = subprocess.run(  # noqa: S603 - our own file
+        completed = subprocess.run(  # noqa: S603 - our own file
             command,
-            input=json.dumps(request).encode(), capture_output=True, timeout=_SECONDS, check=False, process_group=0,
+            input=json.dumps(request).encode(), capture_output=True, timeout=_TIMEOUT_SECONDS, check=False, process_group=0,
         )  # fmt: skip
-        answer = json.loads(done.stdout)
+        answer = json.loads(completed.stdout)
     except subprocess.TimeoutExpired:
         raise UserError(
-            _("{what} took more than {seconds} seconds", what=what, seconds=_SECONDS)
+            _("{what} took more than {seconds} seconds", what=what, seconds=_TIMEOUT_SECONDS)
         ) from None
     except ValueError:  # it was ended, and has not answered
         raise UserError(
-            _("{what} broke the library that reads it, or used too much memory or time", what=what)
+            _(
+                "{what}: the library that reads it crashed, or used too much memory or time",
+                what=what,
+            )
         ) from None
     if "error" in answer:
-        error = _(_TOO_MUCH) if answer["error"] == _TOO_MUCH else safe_line(answer["error"])
-        raise UserError(_("{what} is refused: {error:.200}", what=what, error=error))
+        error = (
+            _(_OUT_OF_MEMORY) if answer["error"] == _OUT_OF_MEMORY else safe_line(answer["error"])
+        )
+        raise UserError(_("{what} cannot be used: {error:.200}", what=what, error=error))
     return answer["answer"]

@@ -11,22 +11,22 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, NoReturn
 
-_CPU_SECONDS, _MEMORY, _LONGEST = 5, 4 << 30, 4_000_000
+_CPU_SECONDS, _MAX_MEMORY, _MAX_CHARACTERS = 5, 4 << 30, 4_000_000
 _TEMPLATE_MEMORY = 1 << 30
-_TRIALS = (
+_PROBE_TEXTS = (
     *("", "Hello, world 12\n\t ", "안녕하세요 👋🏽", "<s>\x00\ufffd"),
     # Long runs of one character are what expressions that take for ever, and texts that grow
     # without end, need.
     *(character * 64 + "!" for character in "aA0 \n._가"),
 )
-_MOST_TOKENS = 4_096  # of one of them
+_MAX_TOKENS = 4_096  # of one of them
 
 
 def render(
     template: str,
     variables: dict[str, str],
     conversations: list[tuple[list[dict[str, str]], bool]],
-    tried: list[list[dict[str, str]]],
+    probes: list[list[dict[str, str]]],
 ) -> tuple[list[tuple[str, list[tuple[int, int]]]], list[str]]:
     """Return what a chat template makes of conversations, each with or without the start of an
     answer.
@@ -35,42 +35,44 @@ def render(
     conversations that are only tried: of one that is refused, an empty one. It sees what the
     `transformers` library shows to a template.
     """
-    pieces: list[str] = []  # of the text that is being made
+    chunks: list[str] = []  # of the text that is being made
     answers: list[tuple[int, int]] = []  # its parts that are marked
-    environment = template_environment(pieces, answers)
-    limit(_TEMPLATE_MEMORY)
-    made, length = environment.from_string(template), 0
+    environment = template_environment(chunks, answers)
+    limit_resources(_TEMPLATE_MEMORY)
+    compiled, length = environment.from_string(template), 0
 
-    def text_of(messages: list[dict[str, str]], prompt: bool) -> tuple[str, list[tuple[int, int]]]:
+    def render_one(
+        messages: list[dict[str, str]], prompt: bool
+    ) -> tuple[str, list[tuple[int, int]]]:
         nonlocal length
-        pieces.clear()
+        chunks.clear()
         answers.clear()
-        known = {
+        context = {
             **variables,
             "messages": messages,
             "tools": None,
             "documents": None,
             "add_generation_prompt": prompt,
         }
-        for piece in made.generate(**known):
-            pieces.append(piece)
+        for piece in compiled.generate(**context):
+            chunks.append(piece)
             length += len(piece)
-            if length > _LONGEST:
-                refuse(f"its text is longer than {_LONGEST:,} characters")
-        return "".join(pieces), answers.copy()
+            if length > _MAX_CHARACTERS:
+                raise_template_error(f"its text is longer than {_MAX_CHARACTERS:,} characters")
+        return "".join(chunks), answers.copy()
 
-    def try_text(messages: list[dict[str, str]]) -> str:
+    def render_or_empty(messages: list[dict[str, str]]) -> str:
         try:
-            return text_of(messages, False)[0]
+            return render_one(messages, False)[0]
         except Exception:  # noqa: BLE001 - a stranger's work may raise anything
             return ""
 
-    return [text_of(messages, prompt) for messages, prompt in conversations], [
-        try_text(each) for each in tried
+    return [render_one(messages, prompt) for messages, prompt in conversations], [
+        render_or_empty(each) for each in probes
     ]
 
 
-def refuse(message: str) -> NoReturn:
+def raise_template_error(message: str) -> NoReturn:
     """Raise what a template may raise itself."""
     from jinja2 import TemplateError
 
@@ -113,7 +115,7 @@ def template_environment(pieces: list[str], answers: list[tuple[int, int]]) -> A
     environment.filters["tojson"] = tojson
     environment.globals.pop("lipsum", None)
     environment.globals["dict"] = lambda *pairs, **named: dict(*pairs, **named)  # noqa: PLW0108 - not the type itself
-    environment.globals["raise_exception"] = refuse
+    environment.globals["raise_exception"] = raise_template_error
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
 
@@ -122,21 +124,21 @@ def try_tokenizer(description: str) -> int:
     """Make a tokenizer and use it; return the largest id it gave."""
     import tokenizers
 
-    limit()
+    limit_resources()
     library = tokenizers.Tokenizer.from_str(description)
     library.no_truncation()
     library.no_padding()
     largest = 0
-    for text in _TRIALS:
+    for text in _PROBE_TEXTS:
         ids = library.encode(text).ids
-        if len(ids) > _MOST_TOKENS:
+        if len(ids) > _MAX_TOKENS:
             raise ValueError(f"it makes {len(ids):,} tokens of {len(text)} characters")
         library.decode(ids)
         largest = max(largest, *ids, 0)
     return largest
 
 
-def limit(memory: int = _MEMORY) -> None:
+def limit_resources(memory: int = _MAX_MEMORY) -> None:
     """Limit what the rest of this process can use up.
 
     Elsewhere than on Unix only the parent's clock does.

@@ -11,12 +11,12 @@ import tokenizers
 from platformdirs import user_cache_path
 
 from minillm_repl.language import _
-from minillm_repl.sandbox.ask import PROCESS, ask
+from minillm_repl.sandbox.ask import PROCESS, run_sandboxed
 
-_MOST = 100  # that are remembered
+_MAX_ENTRIES = 100  # that are remembered
 
 
-def largest_id(description: str) -> int:
+def largest_token_id(description: str) -> int:
     """Return the largest id that a tokenizer gives in a trial of its description (JSON) in a
     process of its own.
 
@@ -27,15 +27,15 @@ def largest_id(description: str) -> int:
     parts = description.encode(), tokenizers.__version__.encode(), PROCESS.read_bytes()
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()
     path = user_cache_path("minillm-repl") / "tried-tokenizers"
-    tried = _read(path)
-    if digest not in tried:
-        tried[digest] = ask("tokenizer", _("its description"), description=description)
+    cache = _read_cache(path)
+    if digest not in cache:
+        cache[digest] = run_sandboxed("tokenizer", _("its description"), description=description)
         with suppress(OSError):
-            _write(path, dict(list(tried.items())[-_MOST:]))
-    return tried[digest]
+            _write_cache(path, dict(list(cache.items())[-_MAX_ENTRIES:]))
+    return cache[digest]
 
 
-def _read(path: Path) -> dict[str, int]:
+def _read_cache(path: Path) -> dict[str, int]:
     try:
         lines = path.read_text(encoding="ascii").splitlines()
         return {digest: int(largest) for digest, largest in map(str.split, lines)}
@@ -43,10 +43,10 @@ def _read(path: Path) -> dict[str, int]:
         return {}
 
 
-def _write(path: Path, tried: dict[str, int]) -> None:
+def _write_cache(path: Path, cache: dict[str, int]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}")
     unfinished.write_text(
-        "".join(f"{digest} {largest}\n" for digest, largest in tried.items()), encoding="ascii"
+        "".join(f"{digest} {largest}\n" for digest, largest in cache.items()), encoding="ascii"
     )
     unfinished.replace(path)

@@ -8,15 +8,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from minillm_repl.errors import UserError, reason
+from minillm_repl.errors import UserError, os_error_text
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.unfinished import clear_abandoned, unfinished
+from minillm_repl.storage.unfinished import clear_abandoned, temporary_path
 
 # bytes that are written and synced between two looks at whether the user wants to stop
-_AT_ONCE = 8 << 20
+_CHUNK_BYTES = 8 << 20
 
-Parts = Sequence[bytes | memoryview]  # of a file, one after the other
+Chunks = Sequence[bytes | memoryview]  # of a file, one after the other
 
 
 def write_atomically(
@@ -34,14 +34,14 @@ def write_atomically(
     if the target is not a regular file, or is one that is protected from writing, if the system
     refuses, or when interrupted.
     """
-    with told(path):
-        target = _real(path)
+    with convert_os_errors(path):
+        target = _resolve(path)
         clear_abandoned(target.parent)
         _write(target, data, 0o600 if private else 0o666, interrupted)
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def convert_os_errors(path: Path) -> Iterator[None]:
     """Turn what the system says against a save to `path` into a UserError of one line."""
     try:
         yield
@@ -50,21 +50,21 @@ def told(path: Path) -> Iterator[None]:
             _(
                 "could not save {path}: {error}; nothing was changed there",
                 path=safe_line(str(path)),
-                error=reason(error),
+                error=os_error_text(error),
             )
         ) from None
     except ValueError:
         raise UserError(
-            _("could not save {path}: nothing can have this name", path=safe_line(str(path)))
+            _("could not save {path}: invalid file name", path=safe_line(str(path)))
         ) from None
 
 
-def make_folder(path: Path) -> None:
+def make_parent_folder(path: Path) -> None:
     """Make the folder that `path` will lie in, where it is not there.
 
     Raises UserError if the system refuses.
     """
-    with told(path):
+    with convert_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -73,40 +73,42 @@ def check_can_save(path: Path) -> None:
 
     Nothing is left there.
     """
-    with told(path):
-        target = _real(path)
+    with convert_os_errors(path):
+        target = _resolve(path)
         if target.exists():
-            _refuse_protected(target)
-        with unfinished(next(folder for folder in target.parents if folder.exists()), Path.touch):
+            _check_writable(target)
+        with temporary_path(
+            next(folder for folder in target.parents if folder.exists()), Path.touch
+        ):
             pass
 
 
 def write_folder_atomically(
-    path: Path, files: Mapping[str, Parts], interrupted: Callable[[], bool] = lambda: False
+    path: Path, files: Mapping[str, Chunks], interrupted: Callable[[], bool] = lambda: False
 ) -> None:
     """Make a folder at `path` with these files in it: it is there whole, or not at all.
 
     Raises UserError, with nothing changed, if something other than an empty folder is there, if the
     system refuses, or when interrupted.
     """
-    with told(path):
-        target = _real(path)
+    with convert_os_errors(path):
+        target = _resolve(path)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(
                 _(
-                    "{path} is there and is not an empty folder; save under another name",
+                    "{path} exists and is not an empty folder; save under another name",
                     path=safe_line(str(path)),
                 )
             )
         clear_abandoned(target.parent)
-        with unfinished(target.parent, Path.mkdir) as temporary:
+        with temporary_path(target.parent, Path.mkdir) as temporary:
             for file, data in files.items():
                 _write(temporary / file, data, interrupted=interrupted)
             temporary.rename(target)  # over an empty folder too
-        _sync(target.parent)
+        _sync_folder(target.parent)
 
 
-def _real(path: Path) -> Path:
+def _resolve(path: Path) -> Path:
     """Return where a path leads, all links followed; the last may lead to what is not there yet.
 
     Raises OSError.
@@ -121,7 +123,7 @@ def _real(path: Path) -> Path:
 
 def _write(
     target: Path,
-    data: Parts,
+    data: Chunks,
     mode: int = 0o666,  # less the umask
     interrupted: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -129,41 +131,43 @@ def _write(
     if replaced and not stat.S_ISREG(replaced.st_mode):
         raise UserError(
             _(
-                "{target} is there and is not a regular file; save under another name",
+                "{target} exists and is not a regular file; save under another name",
                 target=safe_line(str(target)),
             )
         )
     if replaced:
-        _refuse_protected(target)
+        _check_writable(target)
         mode = stat.S_IMODE(replaced.st_mode)
-    with unfinished(target.parent, lambda path: path.touch(mode, exist_ok=False)) as temporary:
+    with temporary_path(target.parent, lambda path: path.touch(mode, exist_ok=False)) as temporary:
         with temporary.open("wb") as file:
             if replaced:
                 if hasattr(os, "chown"):
                     with suppress(OSError):  # only the administrator can give a file to somebody
                         os.chown(temporary, replaced.st_uid, replaced.st_gid)
                 temporary.chmod(mode)  # the umask may have taken some away
-            waiting = 0  # bytes that are not on the disk yet
-            for piece in (
-                part[at : at + _AT_ONCE] for part in data for at in range(0, len(part), _AT_ONCE)
+            unsynced = 0  # bytes that are not on the disk yet
+            for chunk in (
+                part[at : at + _CHUNK_BYTES]
+                for part in data
+                for at in range(0, len(part), _CHUNK_BYTES)
             ):
                 if interrupted():
                     raise UserError(
                         _(
-                            "stopped: {target} was not saved, and nothing was changed there",
+                            "stopped: {target} was not saved and is unchanged",
                             target=safe_line(str(target)),
                         )
                     )
-                waiting += file.write(piece)
-                if waiting >= _AT_ONCE:  # a disk may take long over all of it
+                unsynced += file.write(chunk)
+                if unsynced >= _CHUNK_BYTES:  # a disk may take long over all of it
                     _sync_file(file)
-                    waiting = 0
+                    unsynced = 0
             _sync_file(file)
         temporary.replace(target)
-    _sync(target.parent)
+    _sync_folder(target.parent)
 
 
-def _refuse_protected(target: Path) -> None:
+def _check_writable(target: Path) -> None:
     # the folder would let us, but somebody has protected the file
     if not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -175,7 +179,7 @@ def _sync_file(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _sync(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Make what was renamed in a folder last.
 
     It is in its place by now: what cannot be synced is no failure.

@@ -14,7 +14,7 @@ from pathlib import Path
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.files import HEAD, kind_of, open_regular
+from minillm_repl.storage.files import SIGNATURE_BYTES, describe_file, open_regular
 
 UTF8 = "UTF-8"
 _MARKS = {  # UTF-32 stands before UTF-16, whose mark begins as that of UTF-32
@@ -25,14 +25,14 @@ _MARKS = {  # UTF-32 stands before UTF-16, whose mark begins as that of UTF-32
     codecs.BOM_UTF16_BE: "UTF-16-BE",
 }
 _SAMPLE = 1 << 18  # bytes, from the first that is not ASCII, by which an encoding is told
-_LOOKED_AT = 10_000  # characters of these whose kind is looked up
-_ODD = 0.01  # of the characters of a text may be of no known kind
+_MAX_INSPECTED = 10_000  # characters of these whose kind is looked up
+_MAX_UNKNOWN_SHARE = 0.01  # of the characters of a text may be of no known kind
 _RUNS = re.compile("[가-힣]+")
 _BEFORE_LATIN = re.compile("[가-힣]+(?=[A-Za-z])")
-_KOREAN = 0.8  # of the letters beyond ASCII are Hangul that CP949 shares with EUC-KR,
+_MIN_HANGUL_SHARE = 0.8  # of the letters beyond ASCII are Hangul that CP949 shares with EUC-KR,
 # and at least so many of these are among the 150 syllables that make up three quarters of Korean
 # text
-_COMMON = 0.2
+_MIN_COMMON_SHARE = 0.2
 _SYLLABLES = frozenset(
     "이다는지가고하에화영을아어의한도요은나니기서만게보리로인있들그를시사라해마면오스었정좋으내수무미말대일재자것주습감음연"
     "데우과진전생상적장여와같거까문없늘질작네야드구부소운했더금세답았동모않비안제간너변할람히각잘조중봤려랑공날되분러던눈신"
@@ -41,15 +41,15 @@ _SYLLABLES = frozenset(
 
 
 @dataclass
-class Written:
+class DetectedEncoding:
     """How a text file turned out to be written, as far as it has been read."""
 
     encoding: str = UTF8
-    mark: bool = False  # a byte order mark
-    ends: bool = False  # line ends of other systems
+    has_byte_order_mark: bool = False  # a byte order mark
+    has_foreign_newlines: bool = False  # line ends of other systems
 
     @property
-    def told(self) -> str:
+    def display_name(self) -> str:
         """What the encoding is called; empty for UTF-8, which is nothing to be told."""
         return (
             "" if self.encoding == UTF8 else self.encoding.removesuffix("-LE").removesuffix("-BE")
@@ -57,19 +57,19 @@ class Written:
 
     def notes(self, path: Path) -> tuple[str, ...]:
         """Return what the user is told of the file at `path`, a line each."""
-        read_as = _("read as {encoding}", encoding=self.told)
-        return (f"{safe_line(str(path))}: {read_as}",) if self.told else ()
+        read_as = _("read as {encoding}", encoding=self.display_name)
+        return (f"{safe_line(str(path))}: {read_as}",) if self.display_name else ()
 
 
-def read_text(path: Path, written: Written | None = None) -> str:
+def read_text(path: Path, detected: DetectedEncoding | None = None) -> str:
     """Return a text file, line ends as newlines, without a byte order mark.
 
     Raises UserError naming the file.
     """
-    return "".join(text_pieces(path, written or Written()))
+    return "".join(read_text_chunks(path, detected or DetectedEncoding()))
 
 
-def text_pieces(path: Path, written: Written, size: int = _SAMPLE) -> Iterator[str]:
+def read_text_chunks(path: Path, detected: DetectedEncoding, size: int = _SAMPLE) -> Iterator[str]:
     """Yield a text file in pieces of about `size` bytes, line ends as newlines, and note how it is
     written.
 
@@ -79,33 +79,33 @@ def text_pieces(path: Path, written: Written, size: int = _SAMPLE) -> Iterator[s
     name = safe_line(str(path))
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     with open_regular(path) as file:
-        of = os.fstat(file.fileno()).st_size
-        head = file.read(HEAD)
+        file_size = os.fstat(file.fileno()).st_size
+        head = file.read(SIGNATURE_BYTES)
         mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
-        place = file.seek(len(mark))
-        written.mark |= bool(mark)
+        offset = file.seek(len(mark))
+        detected.has_byte_order_mark |= bool(mark)
         decoder = _decoder(_MARKS[mark]) if mark else None
-        written.encoding = _MARKS.get(mark, UTF8)
+        detected.encoding = _MARKS.get(mark, UTF8)
         more = True
         while more:
             data = file.read(size)
             more = bool(data)
             if decoder is None and not (data.isascii() and b"\0" not in data):
                 sample = data + file.read(_SAMPLE)
-                file.seek(place + len(data))
-                written.encoding = _guess(sample, first=place == 0)
-                decoder = _decoder(written.encoding)
-            text = _decoded(data, decoder, (name, written.encoding, place, of, head))
-            place += len(data)
+                file.seek(offset + len(data))
+                detected.encoding = _guess_encoding(sample, first=offset == 0)
+                decoder = _decoder(detected.encoding)
+            text = _decode(data, decoder, (name, detected.encoding, offset, file_size, head))
+            offset += len(data)
             yield newlines.decode(text, final=not more)
-    written.ends |= newlines.newlines not in (None, "\n")
+    detected.has_foreign_newlines |= newlines.newlines not in (None, "\n")
 
 
 def _decoder(encoding: str) -> codecs.IncrementalDecoder:
     return codecs.getincrementaldecoder(encoding)("strict")
 
 
-def _decoded(
+def _decode(
     data: bytes, decoder: codecs.IncrementalDecoder | None, file: tuple[str, str, int, int, bytes]
 ) -> str:
     """Return the text of bytes of a file: its name, encoding, the place in it, its size, its head.
@@ -114,26 +114,25 @@ def _decoded(
     """
     if decoder is None:
         return data.decode("ascii")
-    name, encoding, place, of, head = file
+    name, encoding, offset, file_size, head = file
     pending = len(decoder.getstate()[0])
     try:
         text = decoder.decode(data, final=not data)
         if "\0" not in text:
             return text
-        at = place + max(0, data.find(b"\0"))
+        at = offset + max(0, data.find(b"\0"))
         byte = 0
     except UnicodeDecodeError as error:
-        at = place - pending + error.start
+        at = offset - pending + error.start
         byte = error.object[error.start]
-    kind = kind_of(head)
+    kind = describe_file(head)
     if kind:
         raise UserError(_("{name} is {kind}", name=name, kind=kind))
-    wrong = _("byte {byte:#04x} at {at:,} of {size:,}", byte=byte, at=at, size=of)
+    wrong = _("byte {byte:#04x} at {at:,} of {size:,}", byte=byte, at=at, size=file_size)
     raise UserError(
         _(
-            "{file} is not {encoding} text: {wrong}; if it is text, `iconv -f ENCODING -t "
-            "UTF-8 FILE > NEW`"
-            " writes it anew",
+            "{file} is not {encoding} text: {wrong}; text in another encoding is converted "
+            "by `iconv -f ENCODING -t UTF-8 FILE > NEW`",
             file=name,
             encoding=encoding,
             wrong=wrong,
@@ -141,19 +140,19 @@ def _decoded(
     )
 
 
-def _guess(sample: bytes, *, first: bool) -> str:
+def _guess_encoding(sample: bytes, *, first: bool) -> str:
     """Return how a file is written, by its first bytes that are not all ASCII; UTF-8 where
     nothing else is likely.
     """
     if b"\0" in sample:
-        return (first and _wide(sample)) or UTF8
-    if _begins(sample, UTF8) is not None:
+        return (first and _guess_wide_encoding(sample)) or UTF8
+    if _decode_prefix(sample, UTF8) is not None:
         return UTF8
-    text = _begins(sample, "CP949")
+    text = _decode_prefix(sample, "CP949")
     return "CP949" if text is not None and _is_korean(text) else UTF8
 
 
-def _begins(sample: bytes, encoding: str) -> str | None:
+def _decode_prefix(sample: bytes, encoding: str) -> str | None:
     """Return the text of bytes of which the last may belong to a character that goes on, or None
     if they are none.
     """
@@ -172,8 +171,8 @@ def _is_korean(text: str) -> bool:
     runs, before_latin = len(_RUNS.findall(text)), len(_BEFORE_LATIN.findall(text))
     return (
         len(usual) > 0
-        and len(usual) >= _KOREAN * len(letters)
-        and sum(letter in _SYLLABLES for letter in usual) >= _COMMON * len(usual)
+        and len(usual) >= _MIN_HANGUL_SHARE * len(letters)
+        and sum(letter in _SYLLABLES for letter in usual) >= _MIN_COMMON_SHARE * len(usual)
         and before_latin <= runs / 2
     )
 
@@ -182,27 +181,27 @@ def _in_euc_kr(letter: str) -> bool:
     return min(letter.encode("CP949")) > 0xA0
 
 
-def _wide(sample: bytes) -> str:
+def _guess_wide_encoding(sample: bytes) -> str:
     """Return which encoding of two or four bytes for each character a text is in; empty if it is
     none.
     """
     for encoding in ("UTF-32-LE", "UTF-32-BE"):
-        if _is_text(_begins(sample, encoding)):
+        if _is_text(_decode_prefix(sample, encoding)):
             return encoding
     even, odd = sample[::2].count(0), sample[1::2].count(0)
     encoding, found = ("UTF-16-LE", odd) if odd > even else ("UTF-16-BE", even)
     narrow = sample.isascii()  # so is each character, in half of its bytes, and the other half is 0
     if narrow and found < 0.9 * (len(sample) // 2):
         return ""
-    return encoding if _is_text(_begins(sample, encoding)) else ""
+    return encoding if _is_text(_decode_prefix(sample, encoding)) else ""
 
 
 def _is_text(text: str | None) -> bool:
     if not text or "\0" in text:
         return False
-    looked_at = text[:_LOOKED_AT]
+    looked_at = text[:_MAX_INSPECTED]
     odd = sum(
         unicodedata.category(letter) in ("Cc", "Cn", "Co") and letter not in "\t\n\f\r"
         for letter in looked_at
     )
-    return odd <= _ODD * len(looked_at)
+    return odd <= _MAX_UNKNOWN_SHARE * len(looked_at)

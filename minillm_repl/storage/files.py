@@ -5,25 +5,25 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from minillm_repl.errors import UserError, reason
+from minillm_repl.errors import UserError, os_error_text
 from minillm_repl.language import N_, _
 from minillm_repl.safetext import safe_line
 
-HEAD = 1024  # bytes: enough to tell
+SIGNATURE_BYTES = 1024  # bytes: enough to tell
 
-POINTER = b"version https://git-lfs.github.com/spec/"
-_PICKLE = N_("a pickle, which can run code when it is opened: it is not; look for .safetensors")
-_GGML = N_("a GGML file, which is llama.cpp's; look for .safetensors")
-_BEGINNINGS = {
-    POINTER: N_("a Git LFS pointer: `git lfs pull` fetches the file it stands for"),
-    b"GGUF": N_("a GGUF file, which is llama.cpp's; look for .safetensors"),
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_PICKLE = N_("a pickle, which can run code when opened; it was not opened: look for .safetensors")
+_GGML = N_("a GGML file of llama.cpp; look for .safetensors")
+_SIGNATURES = {
+    LFS_POINTER: N_("a Git LFS pointer; run `git lfs pull` to get the real file"),
+    b"GGUF": N_("a GGUF file of llama.cpp; look for .safetensors"),
     **dict.fromkeys((b"GGML", b"lmgg", b"fmgg", b"tjgg"), _GGML),
     **{
         bytes([8, version, 18]): N_("an ONNX file; look for .safetensors")
         for version in range(3, 16)
     },
     b"PK\x03\x04": N_(
-        "a ZIP archive, as PyTorch's own files are, which can run code: it is not opened"
+        "a ZIP archive, like the files of PyTorch, which can run code; it was not opened"
     ),
     b"\x1f\x8b": N_("compressed (gzip); unpack it first"),
     b"\x28\xb5\x2f\xfd": N_("compressed (Zstandard); unpack it first"),
@@ -38,31 +38,31 @@ _BEGINNINGS = {
 _PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")
 
 
-def kind_of(head: bytes) -> str:
+def describe_file(first_bytes: bytes) -> str:
     """Return what a file is that begins with `head`, as words after `NAME is`; empty if it is
     nothing known.
     """
-    if not head:
+    if not first_bytes:
         return _("empty")
-    for beginning, kind in _BEGINNINGS.items():
-        if head.startswith(beginning):
+    for beginning, kind in _SIGNATURES.items():
+        if first_bytes.startswith(beginning):
             return _(kind)
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    text = first_bytes.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return (
-        _("a web page: what was downloaded is not the file itself")
+        _("a web page, not the file: the download saved the page")
         if text.startswith(_PAGES)
         else ""
     )
 
 
-def is_text(head: bytes) -> bool:
+def is_text(first_bytes: bytes) -> bool:
     """Tell whether a file that begins with `head` is written in UTF-8; a character may be cut
     off at its end.
     """
-    text = head.decode("utf-8", "ignore")
-    whole = len(head) - len(text.encode()) < 4
+    text = first_bytes.decode("utf-8", "ignore")
+    is_complete = len(first_bytes) - len(text.encode()) < 4
     return (
-        whole
+        is_complete
         and bool(text)
         and all(letter.isprintable() or letter in "\t\n\f\r" for letter in text)
     )
@@ -82,22 +82,24 @@ def open_regular(path: Path) -> BinaryIO:
         if isinstance(error, FileNotFoundError) and path.is_symlink():
             raise UserError(
                 _(
-                    "{name} is a link to {target:.200}, which is not there",
+                    "{name} is a link to {target:.200}, which does not exist",
                     name=name,
                     target=safe_line(str(path.readlink())),
                 )
             ) from None
-        raise UserError(_("cannot open {name}: {error}", name=name, error=reason(error))) from None
+        raise UserError(
+            _("cannot open {name}: {error}", name=name, error=os_error_text(error))
+        ) from None
     except ValueError:
-        raise UserError(_("cannot open {name}: no file can have this name", name=name)) from None
+        raise UserError(_("cannot open {name}: invalid file name", name=name)) from None
     kind = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(kind):
         os.close(descriptor)
-        raise UserError(_("{name} is {kind}, not a regular file", name=name, kind=_kind(kind)))
+        raise UserError(_("{name} is {kind}, not a regular file", name=name, kind=_file_type(kind)))
     return os.fdopen(descriptor, "rb")
 
 
-def _kind(mode: int) -> str:
+def _file_type(mode: int) -> str:
     device = _("a device")
     kinds = {
         stat.S_IFDIR: _("a folder"),

@@ -7,47 +7,47 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 
 # inside a container, its own limits lie here: version 2, then version 1
-_GROUP = Path("/sys/fs/cgroup")
+_CGROUP = Path("/sys/fs/cgroup")
 _LIMITS = (
-    (_GROUP / "memory.max", _GROUP / "memory.current", _GROUP / "memory.stat"),
+    (_CGROUP / "memory.max", _CGROUP / "memory.current", _CGROUP / "memory.stat"),
     *((group / "memory.limit_in_bytes", group / "memory.usage_in_bytes", group / "memory.stat")
-      for group in [_GROUP / "memory"]),
+      for group in [_CGROUP / "memory"]),
 )  # fmt: skip
 
 
-def available() -> int | None:
+def available_bytes() -> int | None:
     """Return how many bytes a program may take before the system must take some from others;
     None if unknown.
     """
     known = []
     with suppress(OSError, ValueError, KeyError):
-        known.append(_fields("/proc/meminfo")["MemAvailable:"] * 1024)
+        known.append(_read_fields("/proc/meminfo")["MemAvailable:"] * 1024)
     for limit, usage, statistics in _LIMITS:
         with suppress(OSError, ValueError, KeyError):  # `max` is no number, and no limit
             # what has been read from disks is given up at once
-            cached = _fields(statistics).get("inactive_file", 0)
+            cached = _read_fields(statistics).get("inactive_file", 0)
             known.append(max(0, int(limit.read_text()) - int(usage.read_text()) + cached))
     return min(known, default=None)
 
 
-def check_room(needed: int, what: str) -> None:
+def check_memory(needed: int, what: str) -> None:
     """Raise UserError, naming `what`, if so many bytes are more than there are."""
-    there = available()
-    if there is not None and needed > there:
+    free_bytes = available_bytes()
+    if free_bytes is not None and needed > free_bytes:
         raise UserError(
             _(
-                "{what} needs {needed} of memory, and {there} are free; nothing was done",
+                "{what} needs {needed} of memory, but {there} is free; nothing was changed",
                 what=what,
-                needed=_size(needed),
-                there=_size(there),
+                needed=_format_bytes(needed),
+                there=_format_bytes(free_bytes),
             )
         )
 
 
-def _fields(path: str | Path) -> dict[str, int]:
+def _read_fields(path: str | Path) -> dict[str, int]:
     lines = (line.split() for line in Path(path).read_text(encoding="ascii").splitlines())
     return {words[0]: int(words[1]) for words in lines if len(words) > 1}
 
 
-def _size(count: int) -> str:
+def _format_bytes(count: int) -> str:
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"

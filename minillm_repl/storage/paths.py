@@ -15,7 +15,7 @@ from minillm_repl.storage.files import open_regular
 
 SUFFIX = ".safetensors"
 # the shipped model that opens when none is named, and that of the lessons
-DEFAULT, FIRST = "hangul", "nalssi"
+DEFAULT_MODEL, LESSON_MODEL = "hangul", "nalssi"
 _CACHED = re.compile(r"models--(?:(?P<owner>[\w.-]+?)--)?(?P<model>[\w.-]+)", re.ASCII)
 _COMMIT = re.compile(rb"\w[\w.-]{0,199}", re.ASCII)
 _OTHERS = re.compile(  # endings that say that a file is of another format
@@ -34,28 +34,36 @@ def shipped_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "models"
 
 
-def shipped() -> list[str]:
+def shipped_names() -> list[str]:
     """Return the names of the shipped checkpoints."""
     return sorted(path.stem for path in shipped_folder().glob(f"*{SUFFIX}"))
 
 
-def cached() -> dict[str, Path]:
+def cached_models() -> dict[str, Path]:
     """Return the models in Hugging Face's cache that have a config: `owner/model`, or `model` ->
     folder. Only looks.
     """
-    return {name: folder for name, folder in _in_cache().items() if there(folder / "config.json")}
+    return {
+        name: folder
+        for name, folder in _cached_snapshots().items()
+        if exists(folder / "config.json")
+    }
 
 
-def _in_cache() -> dict[str, Path]:
-    home = _variable("XDG_CACHE_HOME") or user_path("~/.cache")
-    home = _variable("HF_HOME") or home / "huggingface"
-    hub = _variable("HF_HUB_CACHE") or _variable("HUGGINGFACE_HUB_CACHE") or home / "hub"
-    found = {}
-    for folder in sorted(hub.glob("models--*")) if there(hub) else []:
+def _cached_snapshots() -> dict[str, Path]:
+    home = _environment_folder("XDG_CACHE_HOME") or user_path("~/.cache")
+    home = _environment_folder("HF_HOME") or home / "huggingface"
+    hub = (
+        _environment_folder("HF_HUB_CACHE")
+        or _environment_folder("HUGGINGFACE_HUB_CACHE")
+        or home / "hub"
+    )
+    snapshots = {}
+    for folder in sorted(hub.glob("models--*")) if exists(hub) else []:
         name, snapshot = _name_in_cache(folder), _snapshot(folder)
         if name and snapshot:
-            found[name] = snapshot
-    return found
+            snapshots[name] = snapshot
+    return snapshots
 
 
 def _snapshot(folder: Path) -> Path | None:
@@ -69,7 +77,7 @@ def _snapshot(folder: Path) -> Path | None:
     except UserError:
         commit = b""
     named = folder / "snapshots" / commit.decode() if _COMMIT.fullmatch(commit) else None
-    return named if named and there(named) else configs[-1].parent if configs else None
+    return named if named and exists(named) else configs[-1].parent if configs else None
 
 
 def _name_in_cache(folder: Path) -> str:
@@ -80,7 +88,7 @@ def _name_in_cache(folder: Path) -> str:
     return "/".join(part for part in match.groups() if part) if match else ""
 
 
-def find(name: str) -> Path:
+def find_checkpoint(name: str) -> Path:
     """Return what `name` means: a file, one less its ending, a model's folder, a shipped or cached
     model.
 
@@ -89,23 +97,23 @@ def find(name: str) -> Path:
     path = user_path(name)
     snapshot = _snapshot(path) if _name_in_cache(path) else None
     for file in (snapshot or path, user_path(f"{path}{SUFFIX}") if path.name else path):
-        if there(file) and (not file.is_dir() or there(file / "config.json")):
+        if exists(file) and (not file.is_dir() or exists(file / "config.json")):
             return file
-    if name in shipped():
+    if name in shipped_names():
         return shipped_folder() / (name + SUFFIX)
-    return _in_cache().get(name.removesuffix("/"), snapshot or path)
+    return _cached_snapshots().get(name.removesuffix("/"), snapshot or path)
 
 
-def title(path: Path) -> str:
+def checkpoint_title(path: Path) -> str:
     """Return what to call a checkpoint: the file's name less its ending, or the model's folder
     or name in the cache.
     """
     folder = (
         path.parent
-        if path.suffix in (SUFFIX, ".json") and there(path.parent / "config.json")
+        if path.suffix in (SUFFIX, ".json") and exists(path.parent / "config.json")
         else path
     )
-    real = folder if folder.parent.name == "snapshots" else _real(folder)
+    real = folder if folder.parent.name == "snapshots" else _realpath(folder)
     if real.parent.name == "snapshots" and _name_in_cache(real.parent.parent):
         return _name_in_cache(real.parent.parent)
     return folder.stem if folder.suffix == SUFFIX else real.name
@@ -117,9 +125,9 @@ def user_path(text: str) -> Path:
     `~` means their home; quotes, `\ ` for a space, and `file://` are no part of it unless a file
     has that name.
     """
-    if not there(Path(text)):
-        text = _pasted(text.strip())
-    return _as_spelt(Path(_expanded(text)))
+    if not exists(Path(text)):
+        text = _unquoted(text.strip())
+    return _match_disk_spelling(Path(_expanded(text)))
 
 
 def _expanded(text: str) -> str:
@@ -129,13 +137,13 @@ def _expanded(text: str) -> str:
     return text if "\0" in text else os.path.expanduser(text)  # noqa: PTH111 - Path's own raises for an unknown user
 
 
-def _pasted(text: str) -> str:
+def _unquoted(text: str) -> str:
     """Return a path without what a shell would take from it."""
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         with suppress(ValueError):
             words = shlex.split(text)  # a quote in it is written '\\''
             text = words[0] if len(words) == 1 else text[1:-1]
-    elif "\\" in text and os.sep == "/" and not there(Path(_expanded(text))):
+    elif "\\" in text and os.sep == "/" and not exists(Path(_expanded(text))):
         text = re.sub(r"\\(.)", r"\1", text)
     url = re.fullmatch(r"file://(?:localhost)?(/.*)", text, re.DOTALL)
     if url is None:
@@ -144,7 +152,7 @@ def _pasted(text: str) -> str:
     return path[1:] if re.match(r"/[A-Za-z]:", path) and os.sep != "/" else path
 
 
-def _as_spelt(path: Path) -> Path:
+def _match_disk_spelling(path: Path) -> Path:
     """Return a path with each name as the disk spells it: a Mac writes letters in parts (NFD), a
     keyboard does not.
     """
@@ -153,22 +161,22 @@ def _as_spelt(path: Path) -> Path:
     found = Path()
     for part in path.parts:
         spellings = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
-        found /= next((each for each in spellings if there(found / each)), part)
+        found /= next((each for each in spellings if exists(found / each)), part)
     return found
 
 
-def _variable(name: str) -> Path | None:
+def _environment_folder(name: str) -> Path | None:
     """Return the folder that a variable of Hugging Face's names, read as their library reads it."""
     value = os.environ.get(name)
     return Path(os.path.expandvars(_expanded(value))) if value else None
 
 
-def of_another_format(path: Path) -> bool:
+def has_other_format(path: Path) -> bool:
     """Tell whether a name says that a file is of a format that is not written here."""
     return _OTHERS.fullmatch(path.suffix) is not None
 
 
-def there(path: Path) -> bool:
+def exists(path: Path) -> bool:
     """Tell whether something lies at a path; a name that no file can have has nothing there."""
     return os.path.exists(path)  # noqa: PTH110 - Path's own raises for a name that is too long
 
@@ -177,10 +185,10 @@ def is_shipped(path: Path | None) -> bool:
     """Tell whether a path lies in the folder of the shipped checkpoints, which is not the user's
     to overwrite.
     """
-    return path is not None and _real(path).parent == shipped_folder()
+    return path is not None and _realpath(path).parent == shipped_folder()
 
 
-def _real(path: Path) -> Path:
+def _realpath(path: Path) -> Path:
     """Return a path without links, or as it is if no file can have its name."""
     try:
         return Path(os.path.realpath(path))  # Path's own raises for links that go in a circle

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_NAME = re.compile(r"\.minillm-[0-9a-f]{16}\.tmp")
+_TEMPORARY_NAME = re.compile(r"\.minillm-[0-9a-f]{16}\.tmp")
 
 
 @contextmanager
-def unfinished(folder: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+def temporary_path(folder: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     """Have an unfinished file or folder made in `folder`, and give its path; what is still there at
     the end is removed.
 
@@ -24,7 +24,7 @@ def unfinished(folder: Path, make: Callable[[Path], None]) -> Iterator[Path]:
         lock, temporary = None, folder / f".minillm-{secrets.token_hex(8)}.tmp"
         try:
             make(temporary)
-            lock = locked(temporary, wait=True)
+            lock = try_lock(temporary, wait=True)
             if temporary.exists():  # else it was just made, and taken for an abandoned one
                 yield temporary
                 return
@@ -39,14 +39,14 @@ def clear_abandoned(folder: Path) -> None:
     """
     with suppress(OSError):
         for path in folder.iterdir():
-            if _NAME.fullmatch(path.name):
-                lock = locked(path, wait=False)
+            if _TEMPORARY_NAME.fullmatch(path.name):
+                lock = try_lock(path, wait=False)
                 if lock is not None:
                     _remove(path)
                     _unlock(lock)
 
 
-def locked(path: Path, *, wait: bool) -> int | None:
+def try_lock(path: Path, *, wait: bool) -> int | None:
     """Lock a file or folder; return None where somebody else has, or there are no such locks."""
     try:
         import fcntl

@@ -11,23 +11,23 @@ from typing import Any
 
 import tokenizers
 
-from minillm_repl.tokenizer.base import Typed
-from minillm_repl.tokenizer.library import make, whole_characters
+from minillm_repl.tokenizer.base import Escapes
+from minillm_repl.tokenizer.library import make_tokenizer, replace_surrogates
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def added_token(
-    content: str, said: Mapping[str, Any] = {}, *, special: bool = False
+    content: str, declared: Mapping[str, Any] = {}, *, special: bool = False
 ) -> dict[str, Any]:
     """Return an added token as a tokenizer.json holds it, with the flags that are said of it."""
-    flags = {flag: said.get(flag) is True for flag in _FLAGS}
+    flags = {flag: declared.get(flag) is True for flag in _FLAGS}
     special = flags["special"] or special
-    normalized = said.get("normalized", not special) is True
+    normalized = declared.get("normalized", not special) is True
     return {"content": content, **flags, "normalized": normalized, "special": special}
 
 
-def with_added(
+def add_tokens(
     description: Mapping[str, Any], tokens: Iterable[Mapping[str, Any]]
 ) -> Mapping[str, Any]:
     """Return a description of which these tokens are a part, in this order; those that it has get
@@ -36,40 +36,42 @@ def with_added(
     The library gives a token that the vocabulary lacks the next free id, whatever a file says, and
     what is special in one file stays so; so does this.
     """
-    read = _read(description)
-    if read is None:
+    parsed = _parse_vocabulary(description)
+    if parsed is None:
         return description
-    ids, size, entries = read
+    ids, size, entries = parsed
     known: dict[str, Mapping[str, Any]] = {each["content"]: each for each in entries}
-    free = max([size, *(each["id"] + 1 for each in entries)])
+    next_id = max([size, *(each["id"] + 1 for each in entries)])
     for token in tokens:
         content = token["content"]
-        before = known.get(content, {})
-        token_id = before.get("id", ids.get(content, free))
-        free += token_id == free
-        special = before.get("special") is True or token["special"]
-        known[content] = {**before, "id": token_id, **token, "special": special}
+        existing = known.get(content, {})
+        token_id = existing.get("id", ids.get(content, next_id))
+        next_id += token_id == next_id
+        special = existing.get("special") is True or token["special"]
+        known[content] = {**existing, "id": token_id, **token, "special": special}
     return {**description, "added_tokens": list(known.values())}
 
 
-def with_start(description: Mapping[str, Any], start: str) -> Mapping[str, Any]:
+def with_bos_token(description: Mapping[str, Any], bos_token: str) -> Mapping[str, Any]:
     """Return a description that puts one token before every text, if it has that."""
-    read = _read(description)
-    ids = {**read[0], **{each["content"]: each["id"] for each in read[2]}} if read else {}
-    if start not in ids:
+    parsed = _parse_vocabulary(description)
+    ids = {**parsed[0], **{each["content"]: each["id"] for each in parsed[2]}} if parsed else {}
+    if bos_token not in ids:
         return description
-    before = {"SpecialToken": {"id": start, "type_id": 0}}
+    prefix = {"SpecialToken": {"id": bos_token, "type_id": 0}}
     text, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     processor = {
         "type": "TemplateProcessing",
-        "single": [before, text],
-        "pair": [before, text, second],
-        "special_tokens": {start: {"id": start, "ids": [ids[start]], "tokens": [start]}},
+        "single": [prefix, text],
+        "pair": [prefix, text, second],
+        "special_tokens": {
+            bos_token: {"id": bos_token, "ids": [ids[bos_token]], "tokens": [bos_token]}
+        },
     }
     return {**description, "post_processor": processor}
 
 
-def _read(
+def _parse_vocabulary(
     description: Mapping[str, Any],
 ) -> tuple[dict[str, int], int, list[dict[str, Any]]] | None:
     """Return the ids of a vocabulary, its size, and its added tokens; None if the library will
@@ -86,7 +88,7 @@ def _read(
     return vocabulary if isinstance(vocabulary, dict) else {}, len(vocabulary), entries
 
 
-def put_before(library: tokenizers.Tokenizer, texts: Sequence[str]) -> list[int]:
+def find_prefix_ids(library: tokenizers.Tokenizer, texts: Sequence[str]) -> list[int]:
     """Return the ids that a tokenizer puts before every text, seen on the first of `texts` that it
     can read.
 
@@ -94,10 +96,13 @@ def put_before(library: tokenizers.Tokenizer, texts: Sequence[str]) -> list[int]
     say.
     """
     for text in texts:
-        whole, bare = library.encode(text), library.encode(text, add_special_tokens=False)
-        if bare.ids:
-            mask = [*whole.special_tokens_mask, 0]
-            return whole.ids[: mask.index(0)]
+        with_special, without_special = (
+            library.encode(text),
+            library.encode(text, add_special_tokens=False),
+        )
+        if without_special.ids:
+            mask = [*with_special.special_tokens_mask, 0]
+            return with_special.ids[: mask.index(0)]
     return []
 
 
@@ -115,14 +120,14 @@ def names_pattern(tokens: Iterable[tokenizers.AddedToken]) -> re.Pattern[str]:
     )
 
 
-def secret_names(added: Mapping[int, tokenizers.AddedToken]) -> dict[str, str]:
+def random_names(added: Mapping[int, tokenizers.AddedToken]) -> dict[str, str]:
     """Return for the name of each special token one that nobody can know, with the same ends."""
     nonce = secrets.token_hex(8)
     names = {token: each.content for token, each in added.items() if each.special and each.content}
     return {name: f"{name[0]}{nonce}{token:x}{name[-1]}" for token, name in names.items()}
 
 
-def finds_names(description: Mapping[str, Any]) -> bool:
+def matches_special_names(description: Mapping[str, Any]) -> bool:
     """Tell whether a model finds the names of its special tokens in a text by itself, as one
     word of the vocabulary.
     """
@@ -132,23 +137,23 @@ def finds_names(description: Mapping[str, Any]) -> bool:
     )
 
 
-def renamed(description: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def rename_tokens(description: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """Return a description in which tokens have other names."""
     model, added = description["model"], description["added_tokens"]
     entries = [
         {**entry, "content": names.get(entry["content"], entry["content"])} for entry in added
     ]
-    kept = model.get("unk_token") if model.get("type") == "WordLevel" else None
-    names = {name: other for name, other in names.items() if name != kept}
+    unk_token = model.get("unk_token") if model.get("type") == "WordLevel" else None
+    names = {name: other for name, other in names.items() if name != unk_token}
     vocabulary = model.get("vocab")
     if isinstance(vocabulary, list):
         vocabulary = [[names.get(name, name), *rest] for name, *rest in vocabulary]
-    elif finds_names(description):
+    elif matches_special_names(description):
         vocabulary = {names.get(name, name): token for name, token in vocabulary.items()}
     return {**description, "added_tokens": entries, "model": {**model, "vocab": vocabulary}}
 
 
-class Apart:
+class EscapeEncoder:
     """Reads a text in which some names of special tokens mean them, and others are text.
 
     The library has one switch for a whole text, and a text cut at the names would be read otherwise
@@ -158,29 +163,31 @@ class Apart:
     """
 
     def __init__(self, description: str, added: Mapping[int, tokenizers.AddedToken]) -> None:
-        self._added, self._secret = added, secret_names(added)
+        self._added_tokens, self._aliases = added, random_names(added)
         self._pattern = names_pattern(each for each in added.values() if each.special)
-        described = renamed(json.loads(description), self._secret)
-        self._library = make(json.dumps({**described, "post_processor": None}, ensure_ascii=False))
+        aliased = rename_tokens(json.loads(description), self._aliases)
+        self._library = make_tokenizer(
+            json.dumps({**aliased, "post_processor": None}, ensure_ascii=False)
+        )
 
     @cached_property
     def _ids(self) -> dict[int | None, int]:
         """The ids of added tokens by those that they have here."""
         named = {
-            self._secret.get(each.content, each.content): token
-            for token, each in self._added.items()
+            self._aliases.get(each.content, each.content): token
+            for token, each in self._added_tokens.items()
         }
         return {self._library.token_to_id(name): token for name, token in named.items()}
 
     def encode(
-        self, text: str, typed: Typed, places: Sequence[int] = ()
+        self, text: str, escapes: Escapes, positions: Sequence[int] = ()
     ) -> tuple[list[int], tokenizers.Encoding, list[int]]:
         """Return the ids, the library's encoding, and where in what it has read the `places` of
         the text are.
         """
-        found = list(self._pattern.finditer(text))
-        written = self._pattern.sub(lambda name: self._secret[name[0]], text).translate(typed)
-        longer = [(name.end(), len(self._secret[name[0]]) - len(name[0])) for name in found]
-        moved = [place + sum(more for end, more in longer if end <= place) for place in places]
-        encoding = self._library.encode(whole_characters(written), add_special_tokens=False)
-        return [self._ids.get(token, token) for token in encoding.ids], encoding, moved
+        matches = list(self._pattern.finditer(text))
+        aliased = self._pattern.sub(lambda name: self._aliases[name[0]], text).translate(escapes)
+        growth = [(name.end(), len(self._aliases[name[0]]) - len(name[0])) for name in matches]
+        shifted = [place + sum(more for end, more in growth if end <= place) for place in positions]
+        encoding = self._library.encode(replace_surrogates(aliased), add_special_tokens=False)
+        return [self._ids.get(token, token) for token in encoding.ids], encoding, shifted

@@ -9,22 +9,26 @@ from minillm_repl.safetext import safe_line, show_token
 
 Span = tuple[int, int]
 """A part of a text: from which character, and up to which one."""
-Typed = Mapping[int, str]
+Escapes = Mapping[int, str]
 """Which character (its code point) stands in a text for the first of a special token's name that somebody typed."""
 
 
 class Tokenizer(Protocol):
     """Turns text into token ids, and each id into the bytes it stands for."""
 
-    lead: str = ""  # what is put before every text, and taken off again where a whole text is shown
+    prefix: str = (
+        ""  # what is put before every text, and taken off again where a whole text is shown
+    )
     # the token that stands for what the vocabulary lacks; without one it is skipped
-    unknown_becomes: str = ""
+    unk_token: str = ""
 
     @property
-    def size(self) -> int:
+    def vocab_size(self) -> int:
         """How many different ids there are."""
 
-    def encode(self, text: str, *, start: bool = True, special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
         """Return the ids of `text`.
 
         With `start` it begins a text, and what this tokenizer puts before one (a start token, a
@@ -32,7 +36,7 @@ class Tokenizer(Protocol):
         `special`. What the vocabulary lacks is skipped, or becomes `unknown_becomes`.
         """
 
-    def unknown(self, text: str) -> list[str]:
+    def find_unknown(self, text: str) -> list[str]:
         """Return the characters of `text` that the vocabulary lacks, each once, in order."""
 
     def token_bytes(self, token: int) -> bytes:
@@ -40,7 +44,7 @@ class Tokenizer(Protocol):
         token.
         """
 
-    def special(self, token: int) -> str:
+    def special_name(self, token: int) -> str:
         """Return the name of a token that is not text (`<|im_end|>`); empty for one that is."""
         del token
         return ""
@@ -50,7 +54,7 @@ class Tokenizer(Protocol):
         """The names of all tokens that are not text."""
         return []
 
-    def named(self, name: str) -> int | None:
+    def token_to_id(self, name: str) -> int | None:
         """Return the id of the special token with exactly this name, if there is one."""
         del name
         return None
@@ -60,32 +64,32 @@ class Tokenizer(Protocol):
         """The names of all tokens that stand for themselves wherever a template writes them."""
         return self.special_names
 
-    def encode_rendered(self, text: str, typed: Typed = {}) -> list[int]:  # noqa: B006 - it is only read
+    def encode_rendered(self, text: str, escapes: Escapes = {}) -> list[int]:  # noqa: B006 - it is only read
         """Return the ids of what a chat template wrote: names of special tokens mean them, and no
         start is added.
 
         Those that somebody typed are text: a character in `typed` stands for the first of each.
         """
-        return self.encode(text.translate(typed), start=False, special=True)
+        return self.encode(text.translate(escapes), add_special=False, parse_special=True)
 
-    def encode_marked(
-        self, text: str, spans: Sequence[Span], typed: Typed = {}  # noqa: B006 - it is only read
+    def encode_with_mask(
+        self, text: str, spans: Sequence[Span], escapes: Escapes = {}  # noqa: B006 - it is only read
     ) -> tuple[list[int], list[bool]]:  # fmt: skip
         """Return the ids of what a chat template wrote, and of each whether a part of it lies in
         one of the spans.
         """
-        ids, marks = list[int](), list[bool]()
+        ids, mask = list[int](), list[bool]()
         for number, (start, end) in enumerate(
             pairwise([0, *(place for span in spans for place in span), len(text)])
         ):
-            part = self.encode_rendered(text[start:end], typed)
-            ids += part
-            marks += [number % 2 == 1] * len(part)
-        return ids, marks
+            part_ids = self.encode_rendered(text[start:end], escapes)
+            ids += part_ids
+            mask += [number % 2 == 1] * len(part_ids)
+        return ids, mask
 
-    def encode_many(self, texts: list[str]) -> list[list[int]]:
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of texts, none of which begins one."""
-        return [self.encode(text, start=False) for text in texts]
+        return [self.encode(text, add_special=False) for text in texts]
 
     def to_json(self) -> dict[str, Any]:
         """Return what a checkpoint has to hold for `tokenizer_from_json` to make this tokenizer
@@ -102,11 +106,11 @@ class Token:
     bytes: tuple[int, ...]  # none if it is not text
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, token: int) -> "Token":
+    def from_id(cls, tokenizer: Tokenizer, token: int) -> "Token":
         """Return what is known of a token."""
-        piece = tokenizer.token_bytes(token)
+        data = tokenizer.token_bytes(token)
         return cls(
-            token, piece.decode("utf-8", "replace") or tokenizer.special(token), tuple(piece)
+            token, data.decode("utf-8", "replace") or tokenizer.special_name(token), tuple(data)
         )
 
     @property
@@ -117,7 +121,7 @@ class Token:
 
 def label(tokenizer: Tokenizer, token: int) -> str:
     """Return one token made visible: its text, or its name if it is a special one."""
-    return Token.of(tokenizer, token).label
+    return Token.from_id(tokenizer, token).label
 
 
 def decode(tokenizer: Tokenizer, ids: list[int]) -> str:
@@ -125,5 +129,5 @@ def decode(tokenizer: Tokenizer, ids: list[int]) -> str:
     return (
         b"".join(map(tokenizer.token_bytes, ids))
         .decode("utf-8", "replace")
-        .removeprefix(tokenizer.lead)
+        .removeprefix(tokenizer.prefix)
     )

@@ -9,10 +9,10 @@ from typing import Any
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.tokenizer.base import Tokenizer, Typed
+from minillm_repl.tokenizer.base import Escapes, Tokenizer
 
-UNKNOWN = "<unk>"
-_NAME = re.compile(r"<[^<>\s\x00-\x1f\x7f-\x9f]{1,98}>")
+UNK_TOKEN = "<unk>"  # noqa: S105
+_SPECIAL_NAME = re.compile(r"<[^<>\s\x00-\x1f\x7f-\x9f]{1,98}>")
 
 
 class CharacterTokenizer(Tokenizer):
@@ -30,30 +30,25 @@ class CharacterTokenizer(Tokenizer):
         self._special_ids = {
             name: len(self.characters) + place for place, name in enumerate(self.specials)
         }
-        self.unknown_becomes = UNKNOWN if UNKNOWN in self._special_ids else ""
-        self._lost = [self._special_ids[UNKNOWN]] if self.unknown_becomes else []
+        self.unk_token = UNK_TOKEN if UNK_TOKEN in self._special_ids else ""
+        self._unk_ids = [self._special_ids[UNK_TOKEN]] if self.unk_token else []
         names = sorted(self.specials, key=len, reverse=True)
         self._special_pattern = re.compile(
             f"({'|'.join(map(re.escape, names))})" if names else "(?!)"
         )
         if len(self._special_ids) != len(self.specials) or not all(
-            map(_NAME.fullmatch, self.specials)
+            map(_SPECIAL_NAME.fullmatch, self.specials)
         ):
             raise UserError(
-                _(
-                    "the special tokens must have different names such as <end>, of at most 100 "
-                    "characters"
-                )
+                _("special tokens need distinct names such as <end>, of at most 100 characters")
             )
         if len(self._ids) != len(self.characters) or not self.characters:
-            raise UserError(
-                _("the vocabulary must list at least one character, and each only once")
-            )
+            raise UserError(_("the vocabulary must list at least one character, without repeats"))
         if any(
             len(character) != 1 or "\ud800" <= character <= "\udfff"
             for character in self.characters
         ):
-            raise UserError(_("the vocabulary must be made of single characters"))
+            raise UserError(_("the vocabulary must consist of single characters"))
 
     @classmethod
     def from_corpus(cls, text: str) -> "CharacterTokenizer":
@@ -61,32 +56,36 @@ class CharacterTokenizer(Tokenizer):
         return cls(sorted(set(unicodedata.normalize("NFC", text))))
 
     @property
-    def size(self) -> int:
+    def vocab_size(self) -> int:
         """How many characters and special tokens the model knows."""
         return len(self.characters) + len(self.specials)
 
-    def encode(self, text: str, *, start: bool = True, special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
         """Return one id per known character of the NFC form of `text`; unknown ones are skipped,
         or become `<unk>`.
         """
-        del start
-        if special:
+        del add_special
+        if parse_special:
             return self.encode_rendered(text)
         known = (self._ids.get(character) for character in unicodedata.normalize("NFC", text))
-        return [token for each in known for token in ([each] if each is not None else self._lost)]
+        return [
+            token for each in known for token in ([each] if each is not None else self._unk_ids)
+        ]
 
-    def encode_rendered(self, text: str, typed: Typed = {}) -> list[int]:  # noqa: B006 - it is only read
+    def encode_rendered(self, text: str, escapes: Escapes = {}) -> list[int]:  # noqa: B006 - it is only read
         """Return the ids of what a chat template wrote; the names in it are special tokens,
         unless they were typed.
         """
         parts = enumerate(self._special_pattern.split(text))
         ids = (
-            [self._special_ids[part]] if number % 2 else self.encode(part.translate(typed))
+            [self._special_ids[part]] if number % 2 else self.encode(part.translate(escapes))
             for number, part in parts
         )
         return [token for part in ids for token in part]
 
-    def unknown(self, text: str) -> list[str]:
+    def find_unknown(self, text: str) -> list[str]:
         """Return the characters that the vocabulary lacks, each once, in order."""
         return [c for c in dict.fromkeys(unicodedata.normalize("NFC", text)) if c not in self._ids]
 
@@ -94,7 +93,7 @@ class CharacterTokenizer(Tokenizer):
         """Return the UTF-8 bytes of the character; none for a special token."""
         return self.characters[token].encode() if token < len(self.characters) else b""
 
-    def special(self, token: int) -> str:
+    def special_name(self, token: int) -> str:
         """Return the name of a special token; empty for a character."""
         return self.specials[token - len(self.characters)] if token >= len(self.characters) else ""
 
@@ -103,7 +102,7 @@ class CharacterTokenizer(Tokenizer):
         """The names of the special tokens."""
         return list(self.specials)
 
-    def named(self, name: str) -> int | None:
+    def token_to_id(self, name: str) -> int | None:
         """Return the id of the special token with exactly this name, if there is one."""
         return self._special_ids.get(name)
 
@@ -118,24 +117,32 @@ class IdTokenizer(Tokenizer):
     `.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
 
     @property
-    def size(self) -> int:
+    def vocab_size(self) -> int:
         """How many tokens the model has."""
-        return self._size
+        return self._vocab_size
 
-    def encode(self, text: str, *, start: bool = True, special: bool = False) -> list[int]:  # noqa: ARG002
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,  # noqa: ARG002
+    ) -> list[int]:
         """Return the numbers written in `text`; anything else is skipped."""
-        return [int(word) for word in text.split() if self._known(word)]
+        return [int(word) for word in text.split() if self._is_known(word)]
 
-    def unknown(self, text: str) -> list[str]:
+    def find_unknown(self, text: str) -> list[str]:
         """Return the words that are not the number of a token."""
-        return [word for word in dict.fromkeys(text.split()) if not self._known(word)]
+        return [word for word in dict.fromkeys(text.split()) if not self._is_known(word)]
 
-    def _known(self, word: str) -> bool:
-        return word.isascii() and word.isdecimal() and len(word) < 10 and int(word) < self.size
+    def _is_known(self, word: str) -> bool:
+        return (
+            word.isascii() and word.isdecimal() and len(word) < 10 and int(word) < self.vocab_size
+        )
 
     def token_bytes(self, token: int) -> bytes:
         """Return the number and a space."""
@@ -143,4 +150,4 @@ class IdTokenizer(Tokenizer):
 
     def to_json(self) -> dict[str, Any]:
         """Return `{"type": "ids", "size": ...}`."""
-        return {"type": "ids", "size": self.size}
+        return {"type": "ids", "size": self.vocab_size}

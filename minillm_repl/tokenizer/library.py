@@ -23,11 +23,11 @@ def library_errors() -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(
-            _("the tokenizers library fails: {error:.200}", error=safe_line(str(error)))
+            _("the tokenizers library failed: {error:.200}", error=safe_line(str(error)))
         ) from None
 
 
-def make(description: str) -> tokenizers.Tokenizer:
+def make_tokenizer(description: str) -> tokenizers.Tokenizer:
     """Make a tokenizer from its description (JSON), which neither cuts a text nor pads it."""
     library = tokenizers.Tokenizer.from_str(description)
     library.no_truncation()  # what is typed is read whole,
@@ -35,7 +35,7 @@ def make(description: str) -> tokenizers.Tokenizer:
     return library
 
 
-def whole_characters(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """Return the text with `?` for bytes that were no UTF-8 where they were typed, which the
     library cannot take.
     """

@@ -8,7 +8,7 @@ from minillm_repl.safetext import NEWLINE, SPACE, safe_line
 from minillm_repl.tokenizer.base import Token, Tokenizer
 
 
-def find_token(tokenizer: Tokenizer, word: str) -> list[int]:
+def find_token_ids(tokenizer: Tokenizer, word: str) -> list[int]:
     """Return the ids that a word could mean, the likeliest reading first.
 
     `#123` is an id, the name of a special token is that token, ␣ and ⏎ are a space and a newline.
@@ -16,37 +16,37 @@ def find_token(tokenizer: Tokenizer, word: str) -> list[int]:
     UserError if none is.
     """
     if word.startswith("#") and word[1:].isdecimal():
-        if len(word) > 10 or int(word[1:]) >= tokenizer.size:
+        if len(word) > 10 or int(word[1:]) >= tokenizer.vocab_size:
             raise UserError(
                 _(
-                    "there is no token {word}: they count from #0 to #{last}",
+                    "no token {word}: tokens run from #0 to #{last}",
                     word=safe_line(word[:20]),
-                    last=tokenizer.size - 1,
+                    last=tokenizer.vocab_size - 1,
                 )
             )
         return [int(word[1:])]
-    special = tokenizer.named(word)
-    if special is not None and tokenizer.special(special):
+    special = tokenizer.token_to_id(word)
+    if special is not None and tokenizer.special_name(special):
         return [special]
     text = word.replace(SPACE, " ").replace(NEWLINE, "\n")
-    split = [tokenizer.encode(each, start=False) for each in (text, " " + text)]
+    split = [tokenizer.encode(each, add_special=False) for each in (text, " " + text)]
     exact = [
         ids[0]
         for ids, each in zip(split, (text, " " + text), strict=True)
-        if _is(tokenizer, ids, each)
+        if _is_single_token(tokenizer, ids, each)
     ]
     if not exact:
         pieces = " ".join(
-            f"{Token.of(tokenizer, token).label} (#{token})" for token in split[0][:8]
+            f"{Token.from_id(tokenizer, token).label} (#{token})" for token in split[0][:8]
         )
         remedy = (
-            _("it would be {pieces}: ask for one of these", pieces=pieces)
+            _("it splits into {pieces}; choose one of these", pieces=pieces)
             if pieces
             else _("its characters are not in the vocabulary")
         )
         raise UserError(
             _(
-                "{word} is not one token of this model; {remedy}",
+                "{word} is not a single token of this model; {remedy}",
                 word=safe_line(word),
                 remedy=remedy,
             )
@@ -54,11 +54,11 @@ def find_token(tokenizer: Tokenizer, word: str) -> list[int]:
     return exact
 
 
-def _is(tokenizer: Tokenizer, ids: list[int], text: str) -> bool:
+def _is_single_token(tokenizer: Tokenizer, ids: list[int], text: str) -> bool:
     return len(ids) == 1 and tokenizer.token_bytes(ids[0]) == text.encode()
 
 
-def put_before(tokenizer: Tokenizer, ids: Sequence[int], text: str | None = None) -> int:
+def count_prefix_spaces(tokenizer: Tokenizer, ids: Sequence[int], text: str | None = None) -> int:
     """Return how many bytes (a space, or none) the tokenizer has put before the text that became
     `ids`.
 
@@ -66,8 +66,8 @@ def put_before(tokenizer: Tokenizer, ids: Sequence[int], text: str | None = None
     """
     spaces = _leading_spaces(b"".join(map(tokenizer.token_bytes, ids)))
     if text is None:
-        puts = _leading_spaces(b"".join(map(tokenizer.token_bytes, tokenizer.encode("a"))))
-        return min(spaces, puts)
+        usual_spaces = _leading_spaces(b"".join(map(tokenizer.token_bytes, tokenizer.encode("a"))))
+        return min(spaces, usual_spaces)
     return max(0, spaces - _leading_spaces(text.encode("utf-8", "replace")))
 
 
@@ -75,8 +75,9 @@ def _leading_spaces(text: bytes) -> int:
     return len(text) - len(text.lstrip(b" "))
 
 
-def same_vocabulary(ours: Tokenizer, theirs: Tokenizer) -> bool:
+def has_same_vocabulary(ours: Tokenizer, theirs: Tokenizer) -> bool:
     """Tell whether every id means the same token to both."""
-    return ours.size == theirs.size and all(
-        Token.of(ours, token) == Token.of(theirs, token) for token in range(ours.size)
+    return ours.vocab_size == theirs.vocab_size and all(
+        Token.from_id(ours, token) == Token.from_id(theirs, token)
+        for token in range(ours.vocab_size)
     )

@@ -33,9 +33,4 @@ def tokenizer_from_json(data: Any) -> Tokenizer:
             from minillm_repl.tokenizer.subword import SubwordTokenizer
 
             return SubwordTokenizer(description, names, size)
-    raise UserError(
-        _(
-            "the tokenizer described in it is of no kind known here; a newer minillm-repl may know "
-            "it"
-        )
-    )
+    raise UserError(_("its tokenizer type is not known here; a newer minillm-repl may support it"))

@@ -16,12 +16,18 @@ import tokenizers
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.sandbox.tried import largest_id
-from minillm_repl.tokenizer.added import Apart, finds_names, put_before, renamed, secret_names
-from minillm_repl.tokenizer.base import Span, Tokenizer, Typed
-from minillm_repl.tokenizer.library import library_errors, make, whole_characters
+from minillm_repl.sandbox.tried import largest_token_id
+from minillm_repl.tokenizer.added import (
+    EscapeEncoder,
+    find_prefix_ids,
+    matches_special_names,
+    random_names,
+    rename_tokens,
+)
+from minillm_repl.tokenizer.base import Escapes, Span, Tokenizer
+from minillm_repl.tokenizer.library import library_errors, make_tokenizer, replace_surrogates
 
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "▁"  # how SentencePiece writes a space
 
 
@@ -33,157 +39,180 @@ class SubwordTokenizer(Tokenizer):
     if the library refuses the description.
     """
 
-    def __init__(self, description: Mapping[str, Any], names: Mapping[str, str], size: int) -> None:
-        self.names, self._size = dict(names), size
+    def __init__(
+        self, description: Mapping[str, Any], special_tokens_map: Mapping[str, str], vocab_size: int
+    ) -> None:
+        self.special_tokens_map, self._vocab_size = dict(special_tokens_map), vocab_size
         # a tenth of the memory of the parsed description
         self._json = json.dumps(description, ensure_ascii=False)
-        largest = largest_id(self._json)
+        largest = largest_token_id(self._json)
         with library_errors():
-            self._whole = make(self._json)
-            lone = _without_lead(description)
+            self._tokenizer = make_tokenizer(self._json)
+            without_prefix = _without_prefix_space(description)
             # for text that does not begin one
-            self._rest = (
-                self._whole if lone == description else make(json.dumps(lone, ensure_ascii=False))
+            self._tokenizer_without_prefix = (
+                self._tokenizer
+                if without_prefix == description
+                else make_tokenizer(json.dumps(without_prefix, ensure_ascii=False))
             )
             # The special tokens of other roles (`<|im_end|>`) are control too, and are never text.
-            self._added = self._whole.get_added_tokens_decoder()
-            self._special = {
-                token: entry.content for token, entry in self._added.items() if entry.special
+            self._added_tokens = self._tokenizer.get_added_tokens_decoder()
+            self._special_tokens = {
+                token: entry.content for token, entry in self._added_tokens.items() if entry.special
             }
             plain = {
                 token: entry.content.encode()
-                for token, entry in self._added.items()
+                for token, entry in self._added_tokens.items()
                 if not entry.special
             }
-            read = _reader(description, self._whole)
-            vocabulary = self._whole.get_vocab(with_added_tokens=False)
-            self._bytes = {token: read(token, name) for name, token in vocabulary.items()} | plain
-            self.lead = " " if _strips_space(description) and self._rest is not self._whole else ""
-            self.unknown_becomes = _unknown_token(description)
-            single = {piece for piece in self._bytes.values() if len(piece) == 1}
+            decode_name = _make_name_decoder(description, self._tokenizer)
+            vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
+            self._token_bytes = {
+                token: decode_name(token, name) for name, token in vocabulary.items()
+            } | plain
+            self.prefix = (
+                " "
+                if _strips_space(description)
+                and self._tokenizer_without_prefix is not self._tokenizer
+                else ""
+            )
+            self.unk_token = _find_unk_token(description)
+            single_bytes = {piece for piece in self._token_bytes.values() if len(piece) == 1}
             # with all bytes it can write everything
-            self._skips = not self.unknown_becomes and len(single) < 256
-            self._text, self._text_rest = self._without_names(description)
-            self._start = put_before(self._whole, ["a", "0", "가", *islice(vocabulary, 100)])
-        self._all_usable = max((largest, *self._bytes, *self._special)) < size
-        self._usable(self._start)
+            self._may_skip = not self.unk_token and len(single_bytes) < 256
+            self._plain_tokenizer, self._plain_tokenizer_without_prefix = (
+                self._make_plain_tokenizers(description)
+            )
+            self._prefix_ids = find_prefix_ids(
+                self._tokenizer, ["a", "0", "가", *islice(vocabulary, 100)]
+            )
+        self._all_in_range = max((largest, *self._token_bytes, *self._special_tokens)) < vocab_size
+        self._check_ids(self._prefix_ids)
 
-    def _without_names(
+    def _make_plain_tokenizers(
         self, description: Mapping[str, Any]
     ) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
         """Return what reads text in which no special token is meant, and what reads such text
         that begins none.
         """
-        if not finds_names(description) or not self._special:
-            return self._whole, self._rest
-        hidden = renamed(description, secret_names(self._added))
+        if not matches_special_names(description) or not self._special_tokens:
+            return self._tokenizer, self._tokenizer_without_prefix
+        hidden = rename_tokens(description, random_names(self._added_tokens))
         whole, rest = (
-            json.dumps(each, ensure_ascii=False) for each in (hidden, _without_lead(hidden))
+            json.dumps(each, ensure_ascii=False) for each in (hidden, _without_prefix_space(hidden))
         )
-        return make(whole), make(rest)
+        return make_tokenizer(whole), make_tokenizer(rest)
 
     @property
-    def size(self) -> int:
+    def vocab_size(self) -> int:
         """How many ids the model has."""
-        return self._size
+        return self._vocab_size
 
-    def encode(self, text: str, *, start: bool = True, special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
         """Return the ids; with `start`, after the start token that the tokenizer's own
         configuration asks for.
 
         What that puts after a text is left out: nothing that is encoded here is over. Raises
         UserError for a token that the model has no row for.
         """
-        ids = self._encode(text, start, special).ids
-        return self._usable([*self._start, *ids] if start else ids)
+        ids = self._encode(text, add_special, parse_special).ids
+        return self._check_ids([*self._prefix_ids, *ids] if add_special else ids)
 
-    def _encode(self, text: str, start: bool, special: bool) -> tokenizers.Encoding:
-        libraries = (self._whole, self._rest) if special else (self._text, self._text_rest)
-        library = libraries[0 if start else 1]
-        library.encode_special_tokens = not special
+    def _encode(self, text: str, add_special: bool, parse_special: bool) -> tokenizers.Encoding:
+        libraries = (
+            (self._tokenizer, self._tokenizer_without_prefix)
+            if parse_special
+            else (self._plain_tokenizer, self._plain_tokenizer_without_prefix)
+        )
+        library = libraries[0 if add_special else 1]
+        library.encode_special_tokens = not parse_special
         with library_errors():
-            return library.encode(whole_characters(text), add_special_tokens=False)
+            return library.encode(replace_surrogates(text), add_special_tokens=False)
 
-    def encode_rendered(self, text: str, typed: Typed = {}) -> list[int]:  # noqa: B006 - it is only read
+    def encode_rendered(self, text: str, escapes: Escapes = {}) -> list[int]:  # noqa: B006 - it is only read
         """Return the ids of what a chat template wrote: names of special tokens mean them, and
         no start is added.
         """
-        return self._rendered(text, typed)[0]
+        return self._encode_rendered(text, escapes)[0]
 
-    def encode_marked(
-        self, text: str, spans: Sequence[Span], typed: Typed = {}  # noqa: B006 - it is only read
+    def encode_with_mask(
+        self, text: str, spans: Sequence[Span], escapes: Escapes = {}  # noqa: B006 - it is only read
     ) -> tuple[list[int], list[bool]]:  # fmt: skip
         """Return the ids of what a chat template wrote, and of each whether a part of it lies in
         one of the spans.
         """
-        ids, encoding, places = self._rendered(
-            text, typed, [place for span in spans for place in span]
+        ids, encoding, boundaries = self._encode_rendered(
+            text, escapes, [place for span in spans for place in span]
         )
         starts, ends = ([offsets[which] for offsets in encoding.offsets] for which in (0, 1))
-        marks = [False] * len(ids)
-        for first, last in zip(places[::2], places[1::2], strict=True):
+        mask = [False] * len(ids)
+        for first, last in zip(boundaries[::2], boundaries[1::2], strict=True):
             begin, end = bisect_right(ends, first), bisect_left(starts, last)
-            marks[begin:end] = [True] * (end - begin)
-        return ids, marks
+            mask[begin:end] = [True] * (end - begin)
+        return ids, mask
 
-    def _rendered(
-        self, text: str, typed: Typed, places: Sequence[int] = ()
+    def _encode_rendered(
+        self, text: str, escapes: Escapes, boundaries: Sequence[int] = ()
     ) -> tuple[list[int], tokenizers.Encoding, Sequence[int]]:
         with library_errors():
-            if typed:
-                ids, encoding, places = self._apart.encode(text, typed, places)
+            if escapes:
+                ids, encoding, boundaries = self._escape_encoder.encode(text, escapes, boundaries)
             else:
-                self._whole.encode_special_tokens = False
-                encoding = self._whole.encode(whole_characters(text), add_special_tokens=False)
+                self._tokenizer.encode_special_tokens = False
+                encoding = self._tokenizer.encode(
+                    replace_surrogates(text), add_special_tokens=False
+                )
                 ids = encoding.ids
-        return self._usable(ids), encoding, places
+        return self._check_ids(ids), encoding, boundaries
 
     @cached_property
-    def _apart(self) -> Apart:
-        return Apart(self._json, self._added)
+    def _escape_encoder(self) -> EscapeEncoder:
+        return EscapeEncoder(self._json, self._added_tokens)
 
-    def _usable(self, ids: list[int]) -> list[int]:
+    def _check_ids(self, ids: list[int]) -> list[int]:
         """Return the ids.
 
         Raises UserError if the model has no row for one, as folders have it for their `<pad>`.
         """
-        beyond = (
+        out_of_range = (
             None
-            if self._all_usable
-            else next((token for token in ids if token >= self._size), None)
+            if self._all_in_range
+            else next((token for token in ids if token >= self._vocab_size), None)
         )
-        if beyond is None:
+        if out_of_range is None:
             return ids
         raise UserError(
             _(
-                "{token} (#{id}) is a token of the vocabulary, but the model has only "
-                "{size:,} and no row for it",
-                token=safe_line(self._whole.id_to_token(beyond) or ""),
-                id=beyond,
-                size=self._size,
+                "{token} (#{id}) is in the vocabulary, but the model has only {size:,} "
+                "tokens and no embedding for this one",
+                token=safe_line(self._tokenizer.id_to_token(out_of_range) or ""),
+                id=out_of_range,
+                size=self._vocab_size,
             )
         )
 
-    def unknown(self, text: str) -> list[str]:
+    def find_unknown(self, text: str) -> list[str]:
         """Return the pieces of `text` that become the unknown token, or are skipped, each once,
         in order.
         """
-        if not self.unknown_becomes:
-            return self._skipped(text) if self._skips else []
+        if not self.unk_token:
+            return self._skipped_characters(text) if self._may_skip else []
         encoding = self._encode(text, False, False)
-        lost = self._whole.token_to_id(self.unknown_becomes)
+        unk_id = self._tokenizer.token_to_id(self.unk_token)
         offsets = zip(encoding.ids, encoding.offsets, strict=True)
         return list(
-            dict.fromkeys(text[first:last] for token, (first, last) in offsets if token == lost)
+            dict.fromkeys(text[first:last] for token, (first, last) in offsets if token == unk_id)
         )
 
-    def _skipped(self, text: str) -> list[str]:
+    def _skipped_characters(self, text: str) -> list[str]:
         """Return the characters, but for blanks, of which no token is made, as they are when
         normalised.
         """
         with library_errors():
-            normalizer = self._rest.normalizer
-            normal = normalizer.normalize_str(whole_characters(text)) if normalizer else text
+            normalizer = self._tokenizer_without_prefix.normalizer
+            normal = normalizer.normalize_str(replace_surrogates(text)) if normalizer else text
         known = (each for each in dict.fromkeys(normal) if not each.isspace())
         return [each for each in known if not self._encode(each, False, False).ids]
 
@@ -191,41 +220,43 @@ class SubwordTokenizer(Tokenizer):
         """Return the bytes of one token; none for a special token, or an id that stands for
         nothing.
         """
-        return self._bytes.get(token, b"") if token not in self._special else b""
+        return self._token_bytes.get(token, b"") if token not in self._special_tokens else b""
 
-    def special(self, token: int) -> str:
+    def special_name(self, token: int) -> str:
         """Return the name of a special token, or `<unused 50300>` for an id that stands for
         nothing.
         """
-        if token in self._special:
-            return self._special[token]
-        return "" if token in self._bytes else f"<unused {token}>"
+        if token in self._special_tokens:
+            return self._special_tokens[token]
+        return "" if token in self._token_bytes else f"<unused {token}>"
 
-    def named(self, name: str) -> int | None:
+    def token_to_id(self, name: str) -> int | None:
         """Return the id of the token with exactly this name, if there is one that the model has
         a row for.
         """
-        token = self._whole.token_to_id(name)
-        return token if token is not None and token < self._size else None
+        token = self._tokenizer.token_to_id(name)
+        return token if token is not None and token < self._vocab_size else None
 
-    def encode_many(self, texts: list[str]) -> list[list[int]]:
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of texts, none of which begins one; the library uses all processors."""
-        self._text_rest.encode_special_tokens = True
+        self._plain_tokenizer_without_prefix.encode_special_tokens = True
         with library_errors():
-            found = self._text_rest.encode_batch_fast(texts, add_special_tokens=False)
-        return [self._usable(encoding.ids) for encoding in found]
+            found = self._plain_tokenizer_without_prefix.encode_batch_fast(
+                texts, add_special_tokens=False
+            )
+        return [self._check_ids(encoding.ids) for encoding in found]
 
     @property
     def special_names(self) -> list[str]:
         """The names of all special tokens."""
-        return list(self._special.values())
+        return list(self._special_tokens.values())
 
     @property
     def added_names(self) -> list[str]:
         """The names of special tokens, and of others that stand for themselves wherever they are
         written.
         """
-        return [entry.content for entry in self._added.values() if entry.content.strip()]
+        return [entry.content for entry in self._added_tokens.values() if entry.content.strip()]
 
     @property
     def description(self) -> dict[str, Any]:
@@ -237,27 +268,27 @@ class SubwordTokenizer(Tokenizer):
         """Return `{"type": "subword", ...}` with the whole description."""
         return {
             "type": "subword",
-            "size": self._size,
-            "names": self.names,
+            "size": self._vocab_size,
+            "names": self.special_tokens_map,
             "description": self.description,
         }
 
 
-def _parts(part: Any) -> Iterator[dict[str, Any]]:
+def _steps(step: Any) -> Iterator[dict[str, Any]]:
     """Yield the steps of a normaliser, pre-tokenizer or decoder, which may be a sequence of
     sequences.
     """
-    if isinstance(part, dict):
-        yield part
+    if isinstance(step, dict):
+        yield step
         for key in ("normalizers", "pretokenizers", "decoders"):
-            for inner in part.get(key, []):
-                yield from _parts(inner)
+            for inner in step.get(key, []):
+                yield from _steps(inner)
 
 
-def _without_lead(description: Mapping[str, Any]) -> Mapping[str, Any]:
+def _without_prefix_space(description: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the description with what puts a space before each text taken out."""
     bare = copy.deepcopy({key: description.get(key) for key in ("normalizer", "pre_tokenizer")})
-    for part in (*_parts(bare["normalizer"]), *_parts(bare["pre_tokenizer"])):
+    for part in (*_steps(bare["normalizer"]), *_steps(bare["pre_tokenizer"])):
         match part.get("type"):
             case "Prepend":
                 part.update(prepend="")
@@ -274,11 +305,11 @@ def _strips_space(description: Mapping[str, Any]) -> bool:
     return any(
         part.get("type") == "Metaspace"
         or (part.get("type") == "Strip" and part.get("content") == " ")
-        for part in _parts(description.get("decoder"))
+        for part in _steps(description.get("decoder"))
     )
 
 
-def _unknown_token(description: Mapping[str, Any]) -> str:
+def _find_unk_token(description: Mapping[str, Any]) -> str:
     model = description.get("model")
     if not isinstance(model, dict) or model.get("byte_fallback"):
         return ""
@@ -289,15 +320,15 @@ def _unknown_token(description: Mapping[str, Any]) -> str:
     return unknown if isinstance(unknown, str) else ""
 
 
-def _reader(
+def _make_name_decoder(
     description: Mapping[str, Any], library: tokenizers.Tokenizer
 ) -> Callable[[int, str], bytes]:
     """Return what turns a token's id and written form into its bytes, by the kind of its
     decoder.
     """
-    kinds = {part.get("type") for part in _parts(description.get("decoder"))}
+    kinds = {part.get("type") for part in _steps(description.get("decoder"))}
     if "ByteLevel" in kinds:
-        return lambda _, name: _from_letters(name)
+        return lambda _, name: _decode_byte_level(name)
     if kinds & {"ByteFallback", "Metaspace"} or _SPACE in json.dumps(
         description.get("decoder"), ensure_ascii=False
     ):
@@ -306,21 +337,21 @@ def _reader(
 
 
 def _from_sentencepiece(name: str) -> bytes:
-    byte = _BYTE.fullmatch(name)
+    byte = _BYTE_TOKEN.fullmatch(name)
     return bytes([int(byte[1], 16)]) if byte else name.replace(_SPACE, " ").encode()
 
 
-def _from_letters(name: str) -> bytes:
+def _decode_byte_level(name: str) -> bytes:
     """Return the bytes that letters stand for in GPT-2's way; a name with other letters stands
     for itself.
     """
     try:
-        return name.translate(_BYTES).encode("latin-1")
+        return name.translate(_UNICODE_TO_BYTES).encode("latin-1")
     except UnicodeEncodeError:
         return name.encode()
 
 
-def _byte_letters() -> dict[int, int]:
+def _unicode_to_bytes() -> dict[int, int]:
     """Return which byte each letter of GPT-2's stands for: printable ones for themselves, others
     from U+0100 on.
 
@@ -337,4 +368,4 @@ def _byte_letters() -> dict[int, int]:
     )
 
 
-_BYTES = _byte_letters()
+_UNICODE_TO_BYTES = _unicode_to_bytes()

@@ -9,27 +9,27 @@ from typing import TypeVar
 
 from minillm_repl.tokenizer.base import Tokenizer
 
-_MOVES_BY_ONE = 64  # tokens: up to here, reading the window again takes no time to speak of
+_MAX_CONTEXT_STEP_ONE = 64  # tokens: up to here, reading the window again takes no time to speak of
 
 
-def window_start(length: int, context: int) -> int:
+def count_dropped(length: int, context: int) -> int:
     """Return how many of the first tokens of a text the model no longer sees.
 
     A small window moves by one token, as in the study note. Every move makes the model read the
     whole window again, so a large one moves by a quarter.
     """
-    step = 1 if context <= _MOVES_BY_ONE else context // 4
+    step = 1 if context <= _MAX_CONTEXT_STEP_ONE else context // 4
     return math.ceil(max(0, length - context) / step) * step
 
 
-def start_token(tokenizer: Tokenizer) -> int | None:
+def find_bos_token_id(tokenizer: Tokenizer) -> int | None:
     """Return the special token that a tokenizer puts before every text, if it does."""
     first = tokenizer.encode("")[:1]
-    return first[0] if first and tokenizer.special(first[0]) else None
+    return first[0] if first and tokenizer.special_name(first[0]) else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnText:
+class Truncation:
     """What is told of a text of which the model may see only a part: the first `kept` tokens,
     and the last.
     """
@@ -47,34 +47,39 @@ class OnText:
         return position if position < self.kept else position - self.unseen
 
 
-ViewT = TypeVar("ViewT", bound=OnText)
+ViewT = TypeVar("ViewT", bound=Truncation)
 
 
-def seen_as(view: ViewT, part: OnText) -> ViewT:
+def with_truncation(view: ViewT, truncation: Truncation) -> ViewT:
     """Return what is told of a text of which this part is seen."""
-    return replace(view, unseen=part.unseen, kept=part.kept)
+    return replace(view, unseen=truncation.unseen, kept=truncation.kept)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window(OnText):
+class TruncatedText(Truncation):
     """The tokens of a text that a model sees, and those that it does not."""
 
     ids: tuple[int, ...]
-    gap: tuple[int, ...] = ()
+    dropped_ids: tuple[int, ...] = ()
 
     @property
-    def where(self) -> dict[str, int]:
+    def truncation_fields(self) -> dict[str, int]:
         """What a view says of it."""
         return {"unseen": self.unseen, "kept": self.kept}
 
 
-def window(ids: Sequence[int], context: int, start: int | None = None) -> Window:
+def truncate(ids: Sequence[int], context: int, bos_token_id: int | None = None) -> TruncatedText:
     """Return what a model sees of a text: the last tokens, and before them its start token if it
     begins with it.
 
     A model that begins each text with a start token has seen no text without one.
     """
-    kept = int(len(ids) > context > 1 and ids[0] == start)
-    unseen = window_start(len(ids) - kept, context - kept)
-    gap = tuple(ids[kept : kept + unseen])
-    return Window(ids=(*ids[:kept], *ids[kept + unseen :]), gap=gap, unseen=unseen, kept=kept)
+    n_keep = int(len(ids) > context > 1 and ids[0] == bos_token_id)
+    unseen = count_dropped(len(ids) - n_keep, context - n_keep)
+    dropped_ids = tuple(ids[n_keep : n_keep + unseen])
+    return TruncatedText(
+        ids=(*ids[:n_keep], *ids[n_keep + unseen :]),
+        dropped_ids=dropped_ids,
+        unseen=unseen,
+        kept=n_keep,
+    )

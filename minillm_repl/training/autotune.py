@@ -8,18 +8,18 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from minillm_repl.training.cancellation import Interrupted
+from minillm_repl.training.cancellation import Cancelled
 from minillm_repl.training.trainer import Trainer
 
 # Multiplications a step, below which a second thread is no faster on a quiet machine, and far
 # slower on a busy one.
-_ONE_THREAD = 2e8
-_WORTH_IT = 0.9  # of the time: what changes the numbers must gain something
+_MIN_THREADED_WORK = 2e8
+_MAX_TIME_RATIO = 0.9  # of the time: what changes the numbers must gain something
 _TRIALS = 3
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
     """Let torch use this many threads meanwhile; 0 leaves it as it is."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
@@ -29,8 +29,8 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def quickest(
-    trainer: Trainer, given_threads: int, interrupted: Callable[[], bool]
+def autotune(
+    trainer: Trainer, threads: int, interrupted: Callable[[], bool]
 ) -> tuple[int, str, float]:
     """Return the number of threads and the precision that are fastest, and the seconds of a step
     with them.
@@ -39,52 +39,55 @@ def quickest(
     is left as it was. Raises Interrupted.
     """
     plan = trainer.plan
-    small = trainer.model.config.parameters * plan.batch * plan.context < _ONE_THREAD
-    counts = (
-        [given_threads] if given_threads else [1] if small else sorted({1, torch.get_num_threads()})
+    is_small = (
+        trainer.model.config.n_params * plan.batch_size * plan.context_length < _MIN_THREADED_WORK
     )
-    kinds = (
+    thread_counts = (
+        [threads] if threads else [1] if is_small else sorted({1, torch.get_num_threads()})
+    )
+    precisions = (
         [plan.precision]
         if plan.precision != "auto"
         else ["float32"]
-        if small
+        if is_small
         else ["float32", "bfloat16"]
     )
     if trainer.device.type != "cpu":
-        counts = counts[:1]
+        thread_counts = thread_counts[:1]
     with torch.random.fork_rng(enabled=trainer.device.type == "cpu"):
         times = {
-            (count, kinds[0]): _seconds(trainer, count, kinds[0], interrupted) for count in counts
+            (count, precisions[0]): _time_step(trainer, count, precisions[0], interrupted)
+            for count in thread_counts
         }
-        count = min(counts, key=lambda each: times[each, kinds[0]])
-        best = count, kinds[0], times[count, kinds[0]]
-        for kind in kinds[1:]:
-            seconds = _seconds(trainer, count, kind, interrupted)
-            if seconds < _WORTH_IT * best[2]:
-                best = count, kind, seconds
+        count = min(thread_counts, key=lambda each: times[each, precisions[0]])
+        best = count, precisions[0], times[count, precisions[0]]
+        for precision in precisions[1:]:
+            seconds = _time_step(trainer, count, precision, interrupted)
+            if seconds < _MAX_TIME_RATIO * best[2]:
+                best = count, precision, seconds
     return best
 
 
-def _seconds(
-    trainer: Trainer, count: int, precision: str, interrupted: Callable[[], bool]
+def _time_step(
+    trainer: Trainer, n_threads: int, precision: str, interrupted: Callable[[], bool]
 ) -> float:
     """Return the time of forward and backward for one step, the shortest of a few."""
     plan = trainer.plan
-    rows = max(1, plan.batch // plan.accumulate)
-    starts = np.resize(trainer.train.even(rows * plan.context), rows)
+    rows = max(1, plan.batch_size // plan.grad_accum_steps)
+    starts = np.resize(trainer.train.evenly_spaced_starts(rows * plan.context_length), rows)
     times = []
-    with threads(count):
+    with torch_threads(n_threads):
         trainer.plan = replace(plan, precision=precision)
         for _ in range(_TRIALS):
             if interrupted():
-                raise Interrupted
-            begun = perf_counter()
+                raise Cancelled
+            started = perf_counter()
             trainer.model.train()
-            with trainer.stopping(interrupted):
+            with trainer.cancellable(interrupted):
                 trainer.loss(starts).backward()  # type: ignore[no-untyped-call]
             if trainer.device.type == "cuda":
                 torch.cuda.synchronize()
-            times.append(perf_counter() - begun)
+            times.append(perf_counter() - started)
             trainer.model.zero_grad()
         trainer.plan = plan
-    return min(times) * plan.accumulate
+    return min(times) * plan.grad_accum_steps

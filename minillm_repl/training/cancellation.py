@@ -10,39 +10,39 @@ from torch import Tensor, nn
 from minillm_repl.language import N_
 from minillm_repl.model.build import LanguageModel
 
-STOPPED_EARLY = N_("stopped before the first step: nothing was changed")
+STOPPED_EARLY = N_("stopped before the first step; nothing was changed")
 
 
-class Interrupted(Exception):  # noqa: N818 - told in the Finished event
+class Cancelled(Exception):  # noqa: N818 - told in the Finished event
     """The user wants no more of a step or a measurement."""
 
 
 @contextmanager
-def stopping(
-    model: LanguageModel, interrupted: Callable[[], bool], *, random: bool
+def cancellable(
+    model: LanguageModel, interrupted: Callable[[], bool], *, restores_rng: bool
 ) -> Iterator[None]:
     """Ask after each block, on the way back too, whether to stop.
 
     Raises Interrupted, with gradients at zero; with `random`, with torch's random numbers where
     they were.
     """
-    before = torch.get_rng_state() if random else None
+    rng_state = torch.get_rng_state() if restores_rng else None
 
-    def ask(*_: Any) -> None:
+    def check_interrupted(*_: Any) -> None:
         if interrupted():
-            raise Interrupted
+            raise Cancelled
 
-    def ask_now_and_later(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        ask()
+    def check_forward_and_backward(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        check_interrupted()
         if output.requires_grad:
-            output.register_hook(ask)  # type: ignore[no-untyped-call]
+            output.register_hook(check_interrupted)  # type: ignore[no-untyped-call]
 
-    hooks = [block.register_forward_hook(ask_now_and_later) for block in model.blocks]
+    hooks = [block.register_forward_hook(check_forward_and_backward) for block in model.blocks]
     try:
         yield
-    except Interrupted:
-        if before is not None:
-            torch.set_rng_state(before)
+    except Cancelled:
+        if rng_state is not None:
+            torch.set_rng_state(rng_state)
         model.zero_grad()
         raise
     finally:

@@ -12,13 +12,22 @@ from numpy.typing import NDArray
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.encoding import Written, text_pieces
-from minillm_repl.training.documents import PIECE, Document, Mended, named
-from minillm_repl.training.file_format import JSON_LINES, OTHER, TEXT, Shape, read, shape_of
+from minillm_repl.storage.encoding import DetectedEncoding, read_text_chunks
+from minillm_repl.training.documents import CHUNK_SIZE, Document, Repairs, with_file_name
+from minillm_repl.training.file_format import (
+    JSON_LINES_SUFFIXES,
+    OTHER_SUFFIXES,
+    TEXT_SUFFIXES,
+    FileFormat,
+    detect_format,
+    read_documents,
+)
 
-_MOST_FILES = 100_000
-_POINTS = 0x110000  # Unicode has so many code points
-_FEW = 10  # documents: so few gaps of several lines are an accident, and separate nothing
+_MAX_FILES = 100_000
+_N_CODE_POINTS = 0x110000  # Unicode has so many code points
+_MIN_SEPARATED_DOCUMENTS = (
+    10  # documents: so few gaps of several lines are an accident, and separate nothing
+)
 
 
 @dataclass(frozen=True)
@@ -26,23 +35,29 @@ class Corpus:
     """What there is to learn from; it stays on disk, and is read from there as often as needed."""
 
     name: str  # as the user gave it
-    files: tuple[tuple[Path, Shape], ...]
+    files: tuple[tuple[Path, FileFormat], ...]
     split: str
     # of a file: of its text with newlines as line ends and no byte order mark, as UTF-8
     sha256: str
     count: int  # of documents
-    conversations: bool
+    is_conversational: bool
     # (0x110000,), how often each code point occurs
-    characters: NDArray[np.int64] = field(repr=False)
+    character_counts: NDArray[np.int64] = field(repr=False)
     notes: tuple[str, ...] = ()  # what was found and mended, a line each
 
     def documents(self) -> Iterator[Document]:
         """Yield all documents, from the first."""
         for file, shape in self.files:
-            yield from read(file, shape, self.split, Mended(), text_pieces(file, Written(), PIECE))
+            yield from read_documents(
+                file,
+                shape,
+                self.split,
+                Repairs(),
+                read_text_chunks(file, DetectedEncoding(), CHUNK_SIZE),
+            )
 
     @property
-    def shape(self) -> str:
+    def format_key(self) -> str:
         """How it is read, as far as its name and its digest do not say."""
         return " ".join(f"{shape.kind}{shape.delimiter}" for _file, shape in self.files[:1])
 
@@ -58,128 +73,156 @@ def open_corpus(
     case. Raises UserError naming the file, if it cannot be read, is not what its ending says, or is
     empty; or when it is interrupted.
     """
-    corpus = _look_through(path, split, interrupted)
+    corpus = _scan_corpus(path, split, interrupted)
     if (
         split == "auto"
-        and 1 < corpus.count < _FEW
+        and 1 < corpus.count < _MIN_SEPARATED_DOCUMENTS
         and [file for file, _shape in corpus.files] == [path]
     ):
-        return _look_through(path, "marks", interrupted)
+        return _scan_corpus(path, "marks", interrupted)
     return corpus
 
 
-def _look_through(path: Path, split: str, interrupted: Callable[[], bool]) -> Corpus:
-    folder = os.path.isdir(path)  # noqa: PTH112 - Path's own raises for a name that is too long
+def _scan_corpus(path: Path, split: str, interrupted: Callable[[], bool]) -> Corpus:
+    is_folder = os.path.isdir(path)  # noqa: PTH112 - Path's own raises for a name that is too long
     skipped = list[str]()
-    files = tuple(_in_folder(path, split, skipped)) if folder else ((path, shape_of(path, split)),)
-    mended, found = Mended(), hashlib.sha256()
-    characters = np.zeros(_POINTS, dtype=np.int64)
-    count, conversations, texts = 0, False, False
-    waiting, length = list[str](), 0
+    files = (
+        tuple(_folder_files(path, split, skipped))
+        if is_folder
+        else ((path, detect_format(path, split)),)
+    )
+    repairs, digest = Repairs(), hashlib.sha256()
+    character_counts = np.zeros(_N_CODE_POINTS, dtype=np.int64)
+    count, has_conversations, has_texts = 0, False, False
+    pending_texts, length = list[str](), 0
     for file, shape in files:
-        if folder:
-            found.update(str(file.relative_to(path)).encode("utf-8", "surrogateescape") + b"\0")
-        written = Written()
-        for document in read(
-            file, shape, split, mended, _digested(text_pieces(file, written, PIECE), found)
+        if is_folder:
+            digest.update(str(file.relative_to(path)).encode("utf-8", "surrogateescape") + b"\0")
+        encoding = DetectedEncoding()
+        for document in read_documents(
+            file,
+            shape,
+            split,
+            repairs,
+            _update_digest(read_text_chunks(file, encoding, CHUNK_SIZE), digest),
         ):
-            conversations |= bool(document.messages)
-            texts |= bool(document.text)
-            count += document.ends
-            waiting += document.texts
+            has_conversations |= bool(document.messages)
+            has_texts |= bool(document.text)
+            count += document.is_complete
+            pending_texts += document.texts
             length += sum(map(len, document.texts))
-            if length > PIECE:  # counting takes as long for one character as for a million
-                characters += _counts(waiting)
-                waiting, length = [], 0
+            if length > CHUNK_SIZE:  # counting takes as long for one character as for a million
+                character_counts += _character_counts(pending_texts)
+                pending_texts, length = [], 0
                 if interrupted():
                     raise UserError(_("stopped while reading {path}", path=safe_line(str(path))))
-        mended.read(file.name, written, lines=shape.kind == "text")
-    characters += _counts(waiting)
+        repairs.record_file(file.name, encoding, counts_newlines=shape.kind == "text")
+    character_counts += _character_counts(pending_texts)
     name = safe_line(str(path))
-    if conversations and texts:
+    if has_conversations and has_texts:
         raise UserError(
-            _("{name} holds both texts and conversations; keep them in two corpora", name=name)
+            _("{name} mixes texts and conversations; split them into two corpora", name=name)
         )
-    if not characters[33:].any():
-        raise UserError(_("{name} is empty: there is nothing to learn from", name=name))
-    notes = (*skipped, *_read_as(files, folder), *mended.notes(folder))
+    if not character_counts[33:].any():
+        raise UserError(_("{name} is empty: there is nothing to train on", name=name))
+    notes = (*skipped, *_format_notes(files, is_folder), *repairs.notes(is_folder))
     return Corpus(
-        str(path), files, split, found.hexdigest(), count, conversations, characters, notes
+        str(path),
+        files,
+        split,
+        digest.hexdigest(),
+        count,
+        has_conversations,
+        character_counts,
+        notes,
     )
 
 
-def _digested(pieces: Iterator[str], digest: "hashlib._Hash") -> Iterator[str]:
-    for piece in pieces:
-        digest.update(piece.encode())
-        yield piece
+def _update_digest(chunks: Iterator[str], digest: "hashlib._Hash") -> Iterator[str]:
+    for chunk in chunks:
+        digest.update(chunk.encode())
+        yield chunk
 
 
-def _read_as(files: tuple[tuple[Path, Shape], ...], folder: bool) -> Iterator[str]:
+def _format_notes(files: tuple[tuple[Path, FileFormat], ...], is_folder: bool) -> Iterator[str]:
     """Yield what is to be told of files that hold something else than their names say, a line
     for each kind.
     """
-    told = [(file.name, shape.title) for file, shape in files if shape.told]
-    for title in dict.fromkeys(title for _file, title in told):
-        names = [file for file, what in told if what == title]
-        yield named(_("holds {what}, and is read as that", what=title), names if folder else [])
+    mismatched = [(file.name, shape.title) for file, shape in files if shape.contradicts_suffix]
+    for title in dict.fromkeys(title for _file, title in mismatched):
+        names = [file for file, what in mismatched if what == title]
+        yield with_file_name(
+            _("holds {what} and is read as such", what=title), names if is_folder else []
+        )
 
 
-def _counts(texts: list[str]) -> NDArray[np.int64]:
+def _character_counts(texts: list[str]) -> NDArray[np.int64]:
     """Return how often each code point occurs, (0x110000,)."""
-    points = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32)
-    return np.bincount(points, minlength=_POINTS)
+    code_points = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32)
+    return np.bincount(code_points, minlength=_N_CODE_POINTS)
 
 
-def _in_folder(folder: Path, split: str, skipped: list[str]) -> Iterator[tuple[Path, Shape]]:
+def _folder_files(
+    folder: Path, split: str, skipped: list[str]
+) -> Iterator[tuple[Path, FileFormat]]:
     """Yield the files of a folder that can be read, and what they hold; tell of those whose
     meaning is not clear.
     """
-    for file in _files(folder):
+    for file in _list_files(folder):
         try:
-            shape = shape_of(file, split)
+            shape = detect_format(file, split)
             # a table was told by its columns
-            if file.suffix.lower() in OTHER and shape.kind != "table":
-                next(read(file, shape, split, Mended(), text_pieces(file, Written(), PIECE)), None)
+            if file.suffix.lower() in OTHER_SUFFIXES and shape.kind != "table":
+                next(
+                    read_documents(
+                        file,
+                        shape,
+                        split,
+                        Repairs(),
+                        read_text_chunks(file, DetectedEncoding(), CHUNK_SIZE),
+                    ),
+                    None,
+                )
             yield file, shape
         except UserError as error:
-            if file.suffix.lower() not in OTHER:
+            if file.suffix.lower() not in OTHER_SUFFIXES:
                 raise
             skipped.append(_("not read: {error}", error=error))
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    inside, endings = folder.resolve(), (*TEXT, *JSON_LINES, *OTHER)
-    found = sorted(
+def _list_files(folder: Path) -> Iterator[Path]:
+    root, endings = folder.resolve(), (*TEXT_SUFFIXES, *JSON_LINES_SUFFIXES, *OTHER_SUFFIXES)
+    paths = sorted(
         file
         for file in folder.rglob("*")
         if file.suffix.lower() in endings
-        and not _beside(file.relative_to(folder))
+        and not _is_hidden(file.relative_to(folder))
         and file.is_file()
-        and file.resolve().is_relative_to(inside)
+        and file.resolve().is_relative_to(root)
     )
     name = safe_line(str(folder))
-    if not found:
+    if not paths:
         raise UserError(
             _(
-                "there is no text in {name}: no file that ends in {endings}",
+                "no text in {name}: no file name ends in {endings}",
                 name=name,
                 endings=", ".join(endings),
             )
         )
-    if len(found) > _MOST_FILES:
+    if len(paths) > _MAX_FILES:
         raise UserError(
             _(
-                "there are {count:,} files in {name}; at most {most:,} can be read",
-                count=len(found),
+                "too many files in {name}: {count:,}; the limit is {most:,}",
+                count=len(paths),
                 name=name,
-                most=_MOST_FILES,
+                most=_MAX_FILES,
             )
         )
-    yield from found
+    yield from paths
 
 
-def _beside(file: Path) -> bool:
+def _is_hidden(file: Path) -> bool:
     """Tell whether a system or an editor has put a file there, or in a folder of theirs: second
     copies, and no text.
     """
-    return any(part.startswith(".") or part == "__MACOSX" for part in file.parts)
+    return any(component.startswith(".") or component == "__MACOSX" for component in file.parts)

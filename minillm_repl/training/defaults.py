@@ -12,12 +12,12 @@ class Preset:
     """The sizes of a new model, and how to train it."""
 
     arch: str
-    width: int
-    layers: int
-    context: int
-    batch: int
+    d_model: int
+    n_layers: int
+    context_length: int
+    batch_size: int
     steps: int
-    tokens: int  # a text of at least so many is worth this size
+    min_tokens: int  # a text of at least so many is worth this size
 
 
 # What was tried, and what it gave: docs/performance.md.
@@ -26,95 +26,102 @@ PRESETS = {
     "small": Preset("llama", 128, 4, 128, 8, 1_000, 20_000),
     "medium": Preset("llama", 256, 6, 256, 32, 3_000, 3_000_000),
 }
-_FURTHER_CONTEXT, _FURTHER_TOKENS = 256, 2_048  # for each step of a model that is trained further
-_MEASUREMENTS, _SELDOM = 10, 500  # in a run, and the most steps from one to the next
+_FINETUNE_CONTEXT, _FINETUNE_BATCH_TOKENS = (
+    256,
+    2_048,
+)  # for each step of a model that is trained further
+_N_EVALS, _MAX_EVAL_INTERVAL = 10, 500  # in a run, and the most steps from one to the next
 
 
-def pick_preset(plan: TrainPlan, tokens: int, accelerated: bool) -> tuple[str, str]:
+def pick_preset(plan: TrainPlan, tokens: int, has_accelerator: bool) -> tuple[str, str]:
     """Return the preset for a new model on a text of so many tokens, and a note that says why."""
     if plan.preset != "auto":
-        return plan.preset, _("preset {name} as asked", name=plan.preset)
-    fits = [name for name, preset in PRESETS.items() if tokens >= preset.tokens]
-    if fits[-1] == "medium" and not accelerated:
+        return plan.preset, _("preset {name}, as set", name=plan.preset)
+    fits = [name for name, preset in PRESETS.items() if tokens >= preset.min_tokens]
+    if fits[-1] == "medium" and not has_accelerator:
         return "small", _(
-            "preset {name} for {tokens:,} tokens, on a processor", name="small", tokens=tokens
+            "preset {name} for {tokens:,} tokens on a CPU", name="small", tokens=tokens
         )
     return fits[-1], _("preset {name} for {tokens:,} tokens", name=fits[-1], tokens=tokens)
 
 
-def settle_new(plan: TrainPlan, preset: str) -> TrainPlan:
+def resolve_new_model(plan: TrainPlan, preset: str) -> TrainPlan:
     """Return a plan for a new model in which every size is given."""
-    usual = PRESETS[preset]
-    arch = usual.arch if plan.arch == "auto" else plan.arch
-    width = plan.width or usual.width
-    heads = plan.heads or _heads(arch, width)
+    defaults = PRESETS[preset]
+    arch = defaults.arch if plan.arch == "auto" else plan.arch
+    d_model = plan.d_model or defaults.d_model
+    n_heads = plan.n_heads or _default_n_heads(arch, d_model)
     return replace(
         plan,
         preset=preset,
         arch=arch,
-        width=width,
-        layers=plan.layers or usual.layers,
-        heads=heads,
-        kv_heads=plan.kv_heads or (heads // 2 if heads % 2 == 0 else heads),
-        context=plan.context or usual.context,
-        batch=plan.batch or usual.batch,
-        steps=plan.steps or usual.steps,
-        lr=plan.lr or (0.006 if arch == "gpt" else 0.01 * min(1.0, 128 / width) ** 0.5),
+        d_model=d_model,
+        n_layers=plan.n_layers or defaults.n_layers,
+        n_heads=n_heads,
+        n_kv_heads=plan.n_kv_heads or (n_heads // 2 if n_heads % 2 == 0 else n_heads),
+        context_length=plan.context_length or defaults.context_length,
+        batch_size=plan.batch_size or defaults.batch_size,
+        steps=plan.steps or defaults.steps,
+        lr=plan.lr or (0.006 if arch == "gpt" else 0.01 * min(1.0, 128 / d_model) ** 0.5),
     )
 
 
-def settle_further(plan: TrainPlan, config: AnyConfig, tokens: int) -> TrainPlan:
+def resolve_finetuning(plan: TrainPlan, config: AnyConfig, tokens: int) -> TrainPlan:
     """Return a plan for training a model further in which every size is given: by default about
     one pass.
     """
     # a longer one costs memory and time at each step
-    context = min(config.context, plan.context or _FURTHER_CONTEXT)
-    batch = plan.batch or max(1, _FURTHER_TOKENS // context)
-    steps = plan.steps or min(1_000, max(100, tokens // (batch * context)))
-    lr = (0.02 if plan.lora else 0.003) * min(1.0, 64 / config.width) ** 0.5
-    return replace(plan, context=context, batch=batch, steps=steps, lr=plan.lr or lr)
-
-
-def settle_loop(plan: TrainPlan) -> TrainPlan:
-    """Return a plan with the numbers of its loop given."""
+    context_length = min(config.context_length, plan.context_length or _FINETUNE_CONTEXT)
+    batch_size = plan.batch_size or max(1, _FINETUNE_BATCH_TOKENS // context_length)
+    steps = plan.steps or min(1_000, max(100, tokens // (batch_size * context_length)))
+    lr = (0.02 if plan.lora_rank else 0.003) * min(1.0, 64 / config.d_model) ** 0.5
     return replace(
-        plan,
-        warm_up=min(20, max(1, plan.steps // 5)) if plan.warm_up < 0 else plan.warm_up,
-        weight_decay=0.1 if plan.weight_decay < 0 else plan.weight_decay,
-        every=plan.every or min(_SELDOM, max(1, plan.steps // _MEASUREMENTS)),
+        plan, context_length=context_length, batch_size=batch_size, steps=steps, lr=plan.lr or lr
     )
 
 
-def least_memory(plan: TrainPlan, config: AnyConfig) -> int:
+def resolve_loop(plan: TrainPlan) -> TrainPlan:
+    """Return a plan with the numbers of its loop given."""
+    return replace(
+        plan,
+        warmup_steps=min(20, max(1, plan.steps // 5))
+        if plan.warmup_steps < 0
+        else plan.warmup_steps,
+        weight_decay=0.1 if plan.weight_decay < 0 else plan.weight_decay,
+        eval_interval=plan.eval_interval or min(_MAX_EVAL_INTERVAL, max(1, plan.steps // _N_EVALS)),
+    )
+
+
+def min_memory_bytes(plan: TrainPlan, config: AnyConfig) -> int:
     """Return how many bytes a settled plan needs for sure: weights, gradients and moments, and
     what a step computes.
     """
-    tokens = -(-plan.batch // plan.accumulate) * plan.context
-    weights = config.parameters * (2 if plan.lora else 5)  # with LoRA little more is trained
-    return 4 * (weights + tokens * (2 * config.vocab + 8 * config.layers * config.width))
+    tokens = -(-plan.batch_size // plan.grad_accum_steps) * plan.context_length
+    weights = config.n_params * (2 if plan.lora_rank else 5)  # with LoRA little more is trained
+    return 4 * (weights + tokens * (2 * config.vocab_size + 8 * config.n_layers * config.d_model))
 
 
-def new_config(plan: TrainPlan, vocab: int) -> AnyConfig:
+def new_config(plan: TrainPlan, vocab_size: int) -> AnyConfig:
     """Return the config of a new model of a settled plan.
 
     Raises UserError for sizes that do not go together.
     """
     if plan.arch == "gpt":
-        return GPTConfig(vocab, plan.context, plan.width, plan.layers, plan.heads)
+        return GPTConfig(vocab_size, plan.context_length, plan.d_model, plan.n_layers, plan.n_heads)
     return LlamaConfig(
-        vocab,
-        plan.context,
-        plan.width,
-        plan.layers,
-        plan.heads,
-        kv_heads=plan.kv_heads,
-        head_size=max(2, plan.width // plan.heads),
+        vocab_size,
+        plan.context_length,
+        plan.d_model,
+        plan.n_layers,
+        plan.n_heads,
+        n_kv_heads=plan.n_kv_heads,
+        head_dim=max(2, plan.d_model // plan.n_heads),
         # a third less than four times the width: the gate is a third matrix
-        hidden=-(-plan.width // 3) * 8,
+        d_mlp=-(-plan.d_model // 3) * 8,
         qk_norm=True,
     )
 
 
-def _heads(arch: str, width: int) -> int:
-    size = 16 if arch == "gpt" and width <= 64 else 32 if width < 512 else 64
-    return max(1, width // size)
+def _default_n_heads(arch: str, d_model: int) -> int:
+    head_dim = 16 if arch == "gpt" and d_model <= 64 else 32 if d_model < 512 else 64
+    return max(1, d_model // head_dim)

@@ -17,89 +17,93 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.build import LanguageModel
 
-_PATIENCE = timedelta(minutes=10)  # with a rank that does not answer
+_TIMEOUT = timedelta(minutes=10)  # with a rank that does not answer
 
 
 @dataclass(frozen=True)
-class Processes:
+class Distributed:
     """Which of how many this process is. Alone, everything here does nothing."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
 
     def shard(self, model: LanguageModel) -> None:
         """Let each process hold only its share of every weight (FSDP2), for a model too large
         for one.
         """
-        if self.size > 1:
+        if self.world_size > 1:
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
 
-            mesh = init_device_mesh(next(model.parameters()).device.type, (self.size,))
+            mesh = init_device_mesh(next(model.parameters()).device.type, (self.world_size,))
             for block in model.blocks:
                 fully_shard(block, mesh=mesh)
             fully_shard(model, mesh=mesh)
 
     def wrap(self, model: nn.Module, *, sharded: bool) -> nn.Module:
         """Return the model in such a form that the gradients of all processes are averaged."""
-        if self.size == 1 or sharded:
+        if self.world_size == 1 or sharded:
             return model
         from torch.nn.parallel import DistributedDataParallel
 
         return DistributedDataParallel(model)
 
     @contextmanager
-    def gradients_apart(self, forward: nn.Module) -> Iterator[None]:
+    def no_sync(self, forward: nn.Module) -> Iterator[None]:
         """Let gradients gather in this process, to be averaged with those of a later part of the
         batch.
         """
-        apart = getattr(forward, "no_sync", None)  # DistributedDataParallel's
-        with apart() if apart else nullcontext():
-            share = getattr(forward, "set_requires_gradient_sync", None)  # of a model in shares
-            if share:
-                share(False)
+        ddp_no_sync = getattr(forward, "no_sync", None)  # DistributedDataParallel's
+        with ddp_no_sync() if ddp_no_sync else nullcontext():
+            set_fsdp_sync = getattr(
+                forward, "set_requires_gradient_sync", None
+            )  # of a model in shares
+            if set_fsdp_sync:
+                set_fsdp_sync(False)
             yield
-            if share:
-                share(True)
+            if set_fsdp_sync:
+                set_fsdp_sync(True)
 
-    def sum(self, value: Tensor) -> Tensor:
+    def all_reduce(self, value: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes."""
-        if self.size > 1:
+        if self.world_size > 1:
             dist.all_reduce(value)
         return value
 
-    def any(self, flag: bool, device: torch.device) -> bool:
+    def any_rank(self, flag: bool, device: torch.device) -> bool:
         """Tell whether a flag is set in any of the processes, so that all of them go the same
         way.
         """
         return (
-            flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=device)) > 0)
+            flag
+            if self.world_size == 1
+            else bool(self.all_reduce(torch.tensor(float(flag), device=device)) > 0)
         )
 
     @contextmanager
-    def first_then_others(self) -> Iterator[None]:
+    def rank_zero_first(self) -> Iterator[None]:
         """Let the first process do something, and the others after it: find in the cache what
         the first put there.
         """
         if self.rank > 0:
             dist.barrier()
         yield
-        if self.rank == 0 and self.size > 1:
+        if self.rank == 0 and self.world_size > 1:
             dist.barrier()
 
 
-def started_together() -> bool:
+def is_distributed() -> bool:
     """Tell whether torchrun has started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return a tensor that the processes may hold in shares as one; all of them must ask for it."""
     gather = getattr(tensor, "full_tensor", None)
     return gather() if gather else tensor
 
 
-def shared_as(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Return a whole tensor in shares, if `like` is in shares."""
     if not hasattr(like, "full_tensor"):
         return tensor
@@ -109,22 +113,24 @@ def shared_as(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Processes]:
+def init_distributed(device: str) -> Iterator[Distributed]:
     """Join the processes that torchrun has started beside this one; leave them at the end.
 
     Raises UserError if they do not find each other.
     """
-    if not started_together():
-        yield Processes()
+    if not is_distributed():
+        yield Distributed()
         return
     cuda = device != "cpu" and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        raise UserError(_("the processes do not find each other: {error}", error=error)) from None
+        raise UserError(
+            _("the processes cannot connect to each other: {error}", error=error)
+        ) from None
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
+        yield Distributed(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()

@@ -9,22 +9,24 @@ from itertools import chain
 from minillm_repl.chat.template import Message
 from minillm_repl.language import _, _n
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.encoding import Written
+from minillm_repl.storage.encoding import DetectedEncoding
 
 # characters in a piece of a long document, and bytes of a file that are read at once
-PIECE = 1 << 20
+CHUNK_SIZE = 1 << 20
 # characters at the end of what was read, where a boundary may have begun and is not whole yet
-_HELD = 2_048
+_LOOKAHEAD = 2_048
 # A line of more spaces is not blank: what has to be held is bounded.
-_BLANK, _MARK = r"[^\S\n]{0,1000}+\n", r"<\|endoftext\|>\n"
+_BLANK, _END_MARK = r"[^\S\n]{0,1000}+\n", r"<\|endoftext\|>\n"
 _BOUNDARY = {  # each begins with the line end of the document before it
-    "auto": re.compile(rf"\n(?:(?:{_BLANK}){{2}}|(?:{_BLANK})?{_MARK})(?:{_BLANK}|{_MARK})*+"),
-    "blank-lines": re.compile(rf"\n(?:{_BLANK}|{_MARK})++"),
-    "marks": re.compile(rf"\n{_MARK}(?:{_MARK})*+"),
+    "auto": re.compile(
+        rf"\n(?:(?:{_BLANK}){{2}}|(?:{_BLANK})?{_END_MARK})(?:{_BLANK}|{_END_MARK})*+"
+    ),
+    "blank-lines": re.compile(rf"\n(?:{_BLANK}|{_END_MARK})++"),
+    "marks": re.compile(rf"\n{_END_MARK}(?:{_END_MARK})*+"),
     "whole": re.compile(r"(?!)"),
 }
-_ONE_BOUNDARY = "\n<|endoftext|>\n"  # whatever the way of splitting
-_CUTS = [re.compile(rf".*{place}", re.DOTALL) for place in (r"\S(?= )", r".(?=\n)")]
+_BOUNDARY_TEXT = "\n<|endoftext|>\n"  # whatever the way of splitting
+_CUT_PATTERNS = [re.compile(rf".*{place}", re.DOTALL) for place in (r"\S(?= )", r".(?=\n)")]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Document:
 
     text: str = ""
     messages: tuple[Message, ...] = ()
-    ends: bool = True  # False: the next piece belongs to the same document
+    is_complete: bool = True  # False: the next piece belongs to the same document
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -42,128 +44,131 @@ class Document:
 
 
 @dataclass
-class Mended:
+class Repairs:
     """What had to be mended in reading."""
 
-    ends: bool = False
-    mark: bool = False
-    composed: bool = False
-    files: dict[str, list[str]] = field(default_factory=dict)  # by the encoding that is not UTF-8
+    normalised_newlines: bool = False
+    removed_bom: bool = False
+    normalised_nfc: bool = False
+    files_by_encoding: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # by the encoding that is not UTF-8
 
-    def read(self, name: str, written: Written, *, lines: bool) -> None:
+    def record_file(self, name: str, encoding: DetectedEncoding, *, counts_newlines: bool) -> None:
         """Take note of how a file of that name was written; with `lines`, the ends of its lines
         are part of it.
         """
-        self.ends |= lines and written.ends
-        self.mark |= written.mark and not written.told
-        if written.told:
-            self.files.setdefault(written.told, []).append(name)
+        self.normalised_newlines |= counts_newlines and encoding.has_foreign_newlines
+        self.removed_bom |= encoding.has_byte_order_mark and not encoding.display_name
+        if encoding.display_name:
+            self.files_by_encoding.setdefault(encoding.display_name, []).append(name)
 
-    def notes(self, folder: bool) -> list[str]:
+    def notes(self, is_folder: bool) -> list[str]:
         """Return what is to be told of it, a line each; of a folder, also of which file."""
         notes = {
-            _("a byte order mark at the start was dropped"): self.mark,
-            _("line ends of other systems became newlines"): self.ends,
-            _("letters written in parts (NFD) were put together (NFC)"): self.composed,
+            _("a byte order mark at the start was dropped"): self.removed_bom,
+            _("line endings were converted to newlines"): self.normalised_newlines,
+            _("decomposed letters (NFD) were composed (NFC)"): self.normalised_nfc,
         }
         read_as = [
-            named(_("read as {encoding}", encoding=encoding), names if folder else [])
-            for encoding, names in self.files.items()
+            with_file_name(_("read as {encoding}", encoding=encoding), names if is_folder else [])
+            for encoding, names in self.files_by_encoding.items()
         ]
-        return [*read_as, *(note for note, happened in notes.items() if happened)]
+        return [*read_as, *(note for note, applied in notes.items() if applied)]
 
 
-def named(note: str, files: list[str]) -> str:
+def with_file_name(note: str, files: list[str]) -> str:
     """Return a note after the name of the first file that it is about, and how many more there
     are.
     """
     if not files:
         return note
     first, more = safe_line(files[0]), len(files) - 1
-    who = _n("{first} and {n} more", "{first} and {n} more", more, first=first) if more else first
-    return f"{who}: {note}"
+    label = _n("{first} and {n} more", "{first} and {n} more", more, first=first) if more else first
+    return f"{label}: {note}"
 
 
-def text_documents(stretches: Iterator[str], split: str, mended: Mended) -> Iterator[Document]:
+def text_documents(chunks: Iterator[str], split: str, repairs: Repairs) -> Iterator[Document]:
     """Cut a text into documents, and those that are long into pieces; all become NFC."""
-    return _cut_at(_whole_letters(stretches, mended), _BOUNDARY[split])
+    return _split_documents(_normalise_chunks(chunks, repairs), _BOUNDARY[split])
 
 
-def _whole_letters(stretches: Iterator[str], mended: Mended) -> Iterator[str]:
+def _normalise_chunks(chunks: Iterator[str], repairs: Repairs) -> Iterator[str]:
     """Yield a text as NFC, in pieces between which nothing is composed."""
-    held = ""
-    for text in stretches:
-        held += text
-        cut = _last_cut(held) if text else 0
+    pending = ""
+    for text in chunks:
+        pending += text
+        cut = _normalisation_boundary(pending) if text else 0
         if cut:
-            yield composed(held[:cut], mended)
-            held = held[cut:]
-    if held:
-        yield composed(held, mended)
+            yield normalise_nfc(pending[:cut], repairs)
+            pending = pending[cut:]
+    if pending:
+        yield normalise_nfc(pending, repairs)
 
 
-def _last_cut(text: str) -> int:
+def _normalisation_boundary(text: str) -> int:
     """Return where a text can be cut with nothing composed across: before its last space or
     newline.
     """
     cut = max(text.rfind(" "), text.rfind("\n"))
-    if cut <= 0 and len(text) > 4 * PIECE:
+    if cut <= 0 and len(text) > 4 * CHUNK_SIZE:
         cut = next(
-            (place for place in range(len(text) - 1, 0, -1) if text[place] < "\u0300"), len(text)
+            (position for position in range(len(text) - 1, 0, -1) if text[position] < "\u0300"),
+            len(text),
         )
     return max(cut, 0)
 
 
-def composed(text: str, mended: Mended) -> str:
+def normalise_nfc(text: str, repairs: Repairs) -> str:
     """Return a text as NFC."""
     if unicodedata.is_normalized("NFC", text):
         return text
-    mended.composed = True
+    repairs.normalised_nfc = True
     return unicodedata.normalize("NFC", text)
 
 
-def _cut_at(stretches: Iterator[str], boundary: re.Pattern[str]) -> Iterator[Document]:
+def _split_documents(chunks: Iterator[str], boundary: re.Pattern[str]) -> Iterator[Document]:
     """Cut a text into documents, and those that are long into pieces."""
     # what is not given out yet begins at `place`; a text begins as after a line
-    text, place = "\n", 1
-    for more in chain(stretches, (None,)):
-        last = more is None
-        text, place = text[place - 1 :] + (more or ""), 1
-        added = last and not text.endswith("\n")
-        text += "\n" * added
+    text, position = "\n", 1
+    for chunk in chain(chunks, (None,)):
+        is_last = chunk is None
+        text, position = text[position - 1 :] + (chunk or ""), 1
+        newline_added = is_last and not text.endswith("\n")
+        text += "\n" * newline_added
         # a boundary that begins before here can be seen whole
-        sure = len(text) - _HELD * (not last)
+        safe_end = len(text) - _LOOKAHEAD * (not is_last)
         for match in boundary.finditer(text):
-            if match.start() >= sure:
+            if match.start() >= safe_end:
                 break
-            if match.start() >= place:
-                yield Document(text[place : match.start() + 1])
-            place = match.end()
-        if place > max(1, sure) and not last:  # the boundary may go on
-            text, place = _ONE_BOUNDARY + text[place:], 1
+            if match.start() >= position:
+                yield Document(text[position : match.start() + 1])
+            position = match.end()
+        if position > max(1, safe_end) and not is_last:  # the boundary may go on
+            text, position = _BOUNDARY_TEXT + text[position:], 1
             continue
-        while len(text) - place > PIECE + _HELD:
-            stop = _cut(text, place, place + PIECE)
-            yield Document(text[place:stop], ends=False)
-            place = stop
-        if last and place < len(text) - added:
-            yield Document(text[place : len(text) - added])
+        while len(text) - position > CHUNK_SIZE + _LOOKAHEAD:
+            stop = _chunk_end(text, position, position + CHUNK_SIZE)
+            yield Document(text[position:stop], is_complete=False)
+            position = stop
+        if is_last and position < len(text) - newline_added:
+            yield Document(text[position : len(text) - newline_added])
 
 
-def pieces(text: str, size: int) -> Iterator[str]:
+def split_chunks(text: str, size: int) -> Iterator[str]:
     """Cut a text into pieces of at most `size` characters, between words where there are any."""
-    place = 0
-    while len(text) - place > size:
-        stop = _cut(text, place, place + size)
-        yield text[place:stop]
-        place = stop
-    yield text[place:]
+    position = 0
+    while len(text) - position > size:
+        stop = _chunk_end(text, position, position + size)
+        yield text[position:stop]
+        position = stop
+    yield text[position:]
 
 
-def _cut(text: str, start: int, stop: int) -> int:
+def _chunk_end(text: str, start: int, stop: int) -> int:
     """Return the last good place to cut that is at most `stop`, and after `start`: before a
     space, after a word.
     """
-    window = max(start, stop - _HELD)
-    found = (pattern.match(text, window, stop + 1) for pattern in _CUTS)
-    return next((match.end() for match in found if match), stop)
+    window = max(start, stop - _LOOKAHEAD)
+    matches = (pattern.match(text, window, stop + 1) for pattern in _CUT_PATTERNS)
+    return next((match.end() for match in matches if match), stop)

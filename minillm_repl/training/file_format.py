@@ -10,86 +10,104 @@ from pathlib import Path
 from minillm_repl.errors import UserError
 from minillm_repl.language import N_, _
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.encoding import Written, text_pieces
-from minillm_repl.training.documents import Document, Mended, text_documents
+from minillm_repl.storage.encoding import DetectedEncoding, read_text_chunks
+from minillm_repl.training.documents import Document, Repairs, text_documents
 from minillm_repl.training.records import (
     first_rows,
-    groups_turns,
+    has_conversation_id,
     json_array,
     json_lines,
-    meaning,
-    table,
+    record_kind,
+    table_rows,
 )
 
-JSON_LINES, TEXT, OTHER = (".jsonl", ".ndjson"), (".txt", ".md"), (".json", ".csv", ".tsv", ".tab")
-_TABLES = {".csv": ",;\t|", ".tsv": "\t,;|", ".tab": "\t,;|"}  # the likeliest delimiter first
-_HEAD = 1 << 16  # bytes by which it is told
-_OBJECT = re.compile(r'\s*(?P<array>\[\s*)?\{\s*"[^"\n]*"\s*:')  # no prose begins so
-_WHAT = {"lines": N_("JSON lines"), "array": N_("JSON"), "table": N_("a table"), "text": N_("text")}
-_AS_TEXT = ("blank-lines", "whole")  # ways of splitting that are asked for: they are for texts
+JSON_LINES_SUFFIXES, TEXT_SUFFIXES, OTHER_SUFFIXES = (
+    (".jsonl", ".ndjson"),
+    (".txt", ".md"),
+    (".json", ".csv", ".tsv", ".tab"),
+)
+_TABLE_DELIMITERS = {
+    ".csv": ",;\t|",
+    ".tsv": "\t,;|",
+    ".tab": "\t,;|",
+}  # the likeliest delimiter first
+_HEAD_BYTES = 1 << 16  # bytes by which it is told
+_JSON_OBJECT_START = re.compile(r'\s*(?P<array>\[\s*)?\{\s*"[^"\n]*"\s*:')  # no prose begins so
+_FORMAT_NAMES = {
+    "lines": N_("JSON lines"),
+    "array": N_("JSON"),
+    "table": N_("a table"),
+    "text": N_("text"),
+}
+_TEXT_ONLY_SPLITS = (
+    "blank-lines",
+    "whole",
+)  # ways of splitting that are asked for: they are for texts
 
 
 @dataclass(frozen=True)
-class Shape:
+class FileFormat:
     """How a file is read: as `text`, as JSON `lines`, as a JSON `array` (or one value), or as a
     `table`.
     """
 
     kind: str = "text"
     delimiter: str = ""
-    told: bool = False  # whether its name says something else
+    contradicts_suffix: bool = False  # whether its name says something else
 
     @property
     def title(self) -> str:
         """What the user is told that the file holds."""
-        return _(_WHAT[self.kind])
+        return _(_FORMAT_NAMES[self.kind])
 
 
-def shape_of(file: Path, split: str) -> Shape:
+def detect_format(file: Path, split: str) -> FileFormat:
     """Look at how a file begins.
 
     Raises UserError for a table whose columns have no clear meaning.
     """
     suffix = file.suffix.lower()
-    head = next(text_pieces(file, Written(), _HEAD), "")
-    if suffix in JSON_LINES:
-        return Shape("array" if head.lstrip().startswith("[") else "lines")
-    if split in _AS_TEXT or not head.strip():
-        return Shape("text", told=suffix in OTHER and split in _AS_TEXT)
-    if suffix in _TABLES:
-        return _table(head, _TABLES[suffix], safe_line(str(file)))
-    if _OBJECT.match(head):
-        return Shape(_json(head), told=suffix != ".json")
+    head = next(read_text_chunks(file, DetectedEncoding(), _HEAD_BYTES), "")
+    if suffix in JSON_LINES_SUFFIXES:
+        return FileFormat("array" if head.lstrip().startswith("[") else "lines")
+    if split in _TEXT_ONLY_SPLITS or not head.strip():
+        return FileFormat(
+            "text", contradicts_suffix=suffix in OTHER_SUFFIXES and split in _TEXT_ONLY_SPLITS
+        )
+    if suffix in _TABLE_DELIMITERS:
+        return _table_format(head, _TABLE_DELIMITERS[suffix], safe_line(str(file)))
+    if _JSON_OBJECT_START.match(head):
+        return FileFormat(_json_kind(head), contradicts_suffix=suffix != ".json")
     if suffix != ".json":
-        return _table_by_chance(head)
+        return _detect_table(head)
     if head.lstrip()[0] in '[{"':
-        return Shape(_json(head))
+        return FileFormat(_json_kind(head))
     raise UserError(
         _(
-            "{name} is no JSON: it begins with {head:.40}; documents=whole learns it as the "
-            "text that it is",
+            "{name} is not JSON: it starts with {head:.40}. documents=whole trains on it "
+            "as plain text",
             name=safe_line(str(file)),
             head=safe_line(head.strip()),
         )
     )
 
 
-def read(
-    file: Path, shape: Shape, split: str, mended: Mended, pieces: Iterator[str]
+def read_documents(
+    file: Path, file_format: FileFormat, split: str, repairs: Repairs, chunks: Iterator[str]
 ) -> Iterator[Document]:
     """Yield the documents of a file, whose text comes in pieces. Raises UserError."""
     name = safe_line(str(file))
-    match shape.kind:
+    match file_format.kind:
         case "lines":
-            return json_lines(pieces, name, mended)
+            return json_lines(chunks, name, repairs)
         case "array":
-            return json_array(pieces, name, mended)
+            return json_array(chunks, name, repairs)
         case "table":
-            return table(pieces, name, mended, shape.delimiter)
-    return text_documents(pieces, split, mended)
+            return table_rows(chunks, name, repairs, file_format.delimiter)
+    return text_documents(chunks, split, repairs)
 
 
-def _json(head: str) -> str:
+def _json_kind(head: str) -> str:
     """Return whether JSON comes in lines: then the first of them is whole, and no array."""
     first = head.lstrip().partition("\n")[0]
     if first.startswith("["):
@@ -101,31 +119,31 @@ def _json(head: str) -> str:
     return "lines"
 
 
-def _table(head: str, delimiters: str, name: str) -> Shape:
+def _table_format(head: str, delimiters: str, name: str) -> FileFormat:
     names = list[str]()
     for delimiter in delimiters:
-        found = next(first_rows(head, delimiter), [])
-        kind = meaning(found)
-        if kind and (kind != "turn" or groups_turns(found)):
-            return Shape("table", delimiter)
-        names = max(names, found, key=len)
+        columns = next(first_rows(head, delimiter), [])
+        kind = record_kind(columns)
+        if kind and (kind != "turn" or has_conversation_id(columns)):
+            return FileFormat("table", delimiter)
+        names = max(names, columns, key=len)
     raise UserError(
         _(
-            "{name} is a table with the columns {columns:.100}: its first line must name "
-            "`text`, or `prompt` and"
-            " `completion`, or `messages`; documents=whole learns it as the text that it is",
+            "{name} is a table with the columns {columns:.100}. Its first line must name "
+            "`text`, or `prompt` and `completion`, or `messages`. documents=whole trains "
+            "on it as plain text",
             name=name,
             columns=safe_line(", ".join(names)),
         )
     )
 
 
-def _table_by_chance(head: str) -> Shape:
+def _detect_table(head: str) -> FileFormat:
     """Return the shape of a file whose name says that it is a text: a table if its first two
     rows are those of one.
     """
     for delimiter in "\t,;":
         names, row = [*islice(first_rows(head, delimiter), 2), [], []][:2]
-        if len(row) == len(names) > 1 and "" not in names and meaning(names):
-            return Shape("table", delimiter, told=True)
-    return Shape()
+        if len(row) == len(names) > 1 and "" not in names and record_kind(names):
+            return FileFormat("table", delimiter, contradicts_suffix=True)
+    return FileFormat()

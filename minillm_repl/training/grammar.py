@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 
 from minillm_repl.errors import UserError
-from minillm_repl.korean import PARTICLES, particle
+from minillm_repl.korean import PARTICLES, choose_particle
 from minillm_repl.language import _
 
 _SLOT = re.compile(r"\{(?:(\w+):)?(\w+)\}")
@@ -33,45 +33,52 @@ class Grammar:
         text = re.sub(r"\n[ \t]+(?=\S)", " ", re.sub(r"(?m)^#.*\n", "", text))
         for line in filter(str.strip, text.splitlines()):
             name, _equals, alternatives = line.partition("=")
-            found = [_weighted(each.strip()) for each in alternatives.strip(" |").split("|")]
+            weighted = [
+                _parse_weight(alternative.strip())
+                for alternative in alternatives.strip(" |").split("|")
+            ]
             self._rules[name.strip()] = (
-                [each for each, _weight in found],
-                [weight for _each, weight in found],
+                [each for each, _weight in weighted],
+                [weight for _each, weight in weighted],
             )
-        for name, (written, _weights) in self._rules.items():
-            for _chosen, rule in _SLOT.findall(" ".join(written)):
+        for name, (expansions, _weights) in self._rules.items():
+            for _chosen, rule in _SLOT.findall(" ".join(expansions)):
                 if rule not in self._rules:
                     raise UserError(
-                        _("the rule {name} names {rule}, which is not there", name=name, rule=rule)
+                        _(
+                            "rule {name} refers to rule {rule}, which does not exist",
+                            name=name,
+                            rule=rule,
+                        )
                     )
 
     def texts(self, rule: str, count: int, seed: int) -> Iterator[str]:
         """Yield up to `count` different texts, fewer where no new ones are found."""
         chance, seen = random.Random(seed), set[str]()  # noqa: S311 - nothing secret
         for _attempt in range(count * _ATTEMPTS):
-            text = _PAIR.sub(_fitting, self._drawn(rule, chance, {})).replace("\\n", "\n")
+            text = _PAIR.sub(_fit_particle, self._expand(rule, chance, {})).replace("\\n", "\n")
             if text not in seen:
                 seen.add(text)
                 yield text
             if len(seen) == count:
                 return
 
-    def _drawn(self, rule: str, chance: random.Random, chosen: dict[str, str]) -> str:
+    def _expand(self, rule: str, rng: random.Random, bindings: dict[str, str]) -> str:
         alternatives, weights = self._rules[rule]
 
         def fill(match: re.Match[str]) -> str:
             slot, name = match.groups()
-            if slot and slot not in chosen:
-                chosen[slot] = self._drawn(name, chance, chosen)
-            return chosen[slot] if slot else self._drawn(name, chance, chosen)
+            if slot and slot not in bindings:
+                bindings[slot] = self._expand(name, rng, bindings)
+            return bindings[slot] if slot else self._expand(name, rng, bindings)
 
-        return _SLOT.sub(fill, chance.choices(alternatives, weights)[0])
+        return _SLOT.sub(fill, rng.choices(alternatives, weights)[0])
 
 
-def _weighted(alternative: str) -> tuple[str, int]:
+def _parse_weight(alternative: str) -> tuple[str, int]:
     weight = _WEIGHT.search(alternative)
     return (alternative[: weight.start()], int(weight[1])) if weight else (alternative, 1)
 
 
-def _fitting(pair: re.Match[str]) -> str:
-    return pair[1] + particle(pair[1], pair[2])
+def _fit_particle(pair: re.Match[str]) -> str:
+    return pair[1] + choose_particle(pair[1], pair[2])

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_QUINTIC = (3.4445, -4.7750, 2.0315)  # steepest at zero, and near 1 after five times
-_TIMES = 5
-_LEAST = 1e-7
+_NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # steepest at zero, and near 1 after five times
+_NS_STEPS = 5
+_EPS = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
@@ -45,21 +45,23 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(matrix.grad)
                 momentum = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
-                ahead = matrix.grad.lerp(momentum, group["momentum"])  # Nesterov's
+                nesterov = matrix.grad.lerp(momentum, group["momentum"])  # Nesterov's
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                size = 0.2 * max(matrix.shape) ** 0.5
-                matrix.add_(orthogonal(ahead.to(self._dtype())), alpha=-group["lr"] * size)
+                lr_scale = 0.2 * max(matrix.shape) ** 0.5
+                matrix.add_(
+                    orthogonalise(nesterov.to(self._dtype())), alpha=-group["lr"] * lr_scale
+                )
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
+def orthogonalise(matrix: Tensor) -> Tensor:
     """Return the matrix (rows, columns) with all singular values brought near 1, by Newton and
     Schulz's iteration.
     """
-    a, b, c = _QUINTIC
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / x.norm().clamp(min=_LEAST)
-    for _ in range(_TIMES):
+    a, b, c = _NS_COEFFICIENTS
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if is_tall else matrix
+    x = x / x.norm().clamp(min=_EPS)
+    for _ in range(_NS_STEPS):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x
+    return x.T if is_tall else x

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from minillm_repl.language import _
-from minillm_repl.settings import not_empty, number, one_of, setting, switch, whole
+from minillm_repl.settings import file_or, integer, number, one_of, setting, switch
 
 _AUTO = {"auto": 0}
 _SWITCH = {"on": True, "off": False}
@@ -24,194 +24,226 @@ class TrainPlan:
     What is left at auto is chosen for the model, the text and the machine, and told.
     """
 
-    steps: int = setting(
-        0, whole(1), "how often the weights are adjusted", unit="steps", words=_AUTO
-    )
+    steps: int = setting(0, integer(1), "optimizer steps", unit="steps", special_values=_AUTO)
     lr: float = setting(
         0.0,
         number(0, 10, above=True),
-        "learning rate: how far each step goes",
+        "learning rate (peak)",
         metavar="X",
         aliases=("learning-rate",),
-        words={"auto": 0.0},
+        special_values={"auto": 0.0},
     )
-    batch: int = setting(
+    batch_size: int = setting(
         0,
-        whole(1, 65_536),
-        "pieces of text read for each step, by all processes together",
+        integer(1, 65_536),
+        "batch size (sequences per step, all processes)",
         unit="pieces",
-        aliases=("batch-size",),
-        words=_AUTO,
+        aliases=("batch",),
+        special_values=_AUTO,
     )
-    accumulate: int = setting(
+    grad_accum_steps: int = setting(
         1,
-        whole(1, 65_536),
-        "parts in which a batch is read, one after the other, to need less memory",
-        unit="parts",
+        integer(1, 65_536),
+        "gradient accumulation: micro-batches per step, processed in sequence to save memory",
+        unit="micro-batches",
+        aliases=("accumulate",),
     )
-    seed: int = setting(0, whole(0, 2**63 - 1), "fixes fresh weights and the order of the text")
-    context: int = setting(
+    seed: int = setting(
+        0, integer(0, 2**63 - 1), "random seed for new weights and the order of the text"
+    )
+    context_length: int = setting(
         0,
-        whole(1, 1_000_000),
-        "tokens in a piece of text; a new model sees as many at once",
+        integer(1, 1_000_000),
+        "sequence length; context length of a new model",
         unit="tokens",
-        aliases=("block-size",),
-        words=_AUTO,
+        aliases=("context", "block-size"),
+        special_values=_AUTO,
     )
 
     # the text
     val: str = setting(
         "auto",
-        not_empty("off", "auto"),
-        "text held out to measure on: a FILE, off, or auto for the last tenth where the text "
-        "is long enough",
+        file_or("off", "auto"),
+        "validation text: a FILE, off, or auto (the last 10% if the text is long enough)",
         metavar="FILE",
     )
     documents: str = setting(
         "auto",
         one_of("auto", "blank-lines", "whole"),
-        "where one document ends and another begins in a text file: auto (two or more blank "
-        "lines), blank-lines, whole",
+        "document boundaries in a text file: auto (two or more blank lines), blank-lines, whole",
         metavar="HOW",
     )
-    sample: str = setting(
+    sample_prompt: str = setting(
         "",
         str,
-        "what the samples on the way begin with; empty: the start of the text",
+        "prompt of the samples during training; empty: the start of the text",
         metavar="TEXT",
+        aliases=("sample",),
     )
 
     # a new model
     preset: str = setting(
         "auto",
         one_of("auto", "note", "small", "medium"),
-        "sizes of a new model: note, small, medium",
+        "size preset of a new model: note, small, medium",
         metavar="NAME",
     )
     arch: str = setting(
         "auto",
         one_of("auto", "gpt", "llama"),
-        "kind of a new model: gpt (the study note's) or llama",
+        "architecture of a new model: gpt (as in the study note) or llama",
         metavar="KIND",
     )
     tokenizer: str = setting(
         "char",
         _tokenizer,
-        "tokens of a new model: char (each character), char:N (the N most frequent), bpe:N "
-        "(byte pairs)",
+        "tokenizer of a new model: char (each character), char:N (the N most frequent), "
+        "bpe:N (byte-pair encoding)",
         metavar="KIND",
     )
-    width: int = setting(
-        0, whole(1, 65_536), "numbers per token (new model)", aliases=("n-embed",), words=_AUTO
-    )
-    layers: int = setting(
+    d_model: int = setting(
         0,
-        whole(1, 1_000),
-        "blocks on top of each other (new model)",
-        aliases=("n-layer",),
-        words=_AUTO,
+        integer(1, 65_536),
+        "embedding width, d_model (new model)",
+        aliases=("d_model", "n-embd", "n-embed", "hidden-size"),
+        special_values=_AUTO,
     )
-    heads: int = setting(
-        0, whole(1, 1_024), "points of view per block (new model)", aliases=("n-head",), words=_AUTO
-    )
-    kv_heads: int = setting(
+    n_layers: int = setting(
         0,
-        whole(1, 1_024),
-        "keys and values per block, each shared by several heads (new llama)",
-        words=_AUTO,
+        integer(1, 1_000),
+        "number of layers (new model)",
+        aliases=("layers", "n-layer"),
+        special_values=_AUTO,
     )
-    lora: int = setting(
+    n_heads: int = setting(
         0,
-        whole(0, 4_096),
-        "train two thin matrices of this rank beside each matrix (LoRA), and leave the rest "
-        "as it is",
-        words={"off": 0},
+        integer(1, 1_024),
+        "attention heads per layer (new model)",
+        aliases=("heads", "n-head"),
+        special_values=_AUTO,
+    )
+    n_kv_heads: int = setting(
+        0,
+        integer(1, 1_024),
+        "KV heads per layer, each shared by several query heads (new llama)",
+        special_values=_AUTO,
+        aliases=("kv-heads",),
+    )
+    lora_rank: int = setting(
+        0,
+        integer(0, 4_096),
+        "LoRA rank: train two low-rank matrices beside each matrix and freeze the rest",
+        special_values={"off": 0},
+        aliases=("lora",),
     )
 
     # the loop
     optimizer: str = setting(
         "muon",
         one_of("muon", "adamw"),
-        "muon for the matrices and adamw for the rest, or adamw for all",
+        "muon: Muon for the matrices and AdamW for the rest; adamw: AdamW for all",
         metavar="KIND",
     )
     schedule: str = setting(
         "linear",
         one_of("linear", "cosine", "constant"),
-        "how the learning rate ends: linear (level, then down over the second half), cosine, "
-        "constant",
+        "learning rate schedule: linear (constant, then down over the second half), "
+        "cosine, constant",
         metavar="HOW",
     )
-    warm_up: int = setting(
-        -1, whole(0), "steps until the learning rate is whole", unit="steps", words={"auto": -1}
+    warmup_steps: int = setting(
+        -1,
+        integer(0),
+        "warm-up steps until the full learning rate",
+        unit="steps",
+        special_values={"auto": -1},
+        aliases=("warm-up",),
     )
     weight_decay: float = setting(
         -1.0,
         number(0, 10),
-        "how strongly the matrices are pulled to zero",
+        "weight decay, applied to the matrices",
         metavar="X",
-        words={"auto": -1.0},
+        special_values={"auto": -1.0},
     )
-    clip: float = setting(
+    grad_clip: float = setting(
         1.0,
         number(0, 1e6),
-        "gradients longer than this are shortened to it",
+        "clip the global gradient norm to this",
         metavar="X",
-        words={"off": 0.0},
+        special_values={"off": 0.0},
+        aliases=("clip",),
     )
     dropout: float = setting(
         0.0,
         number(0, 0.9),
-        "share of numbers left out at random while training",
+        "dropout: fraction of activations zeroed at random during training",
         metavar="X",
-        words={"off": 0.0},
+        special_values={"off": 0.0},
     )
     label_smoothing: float = setting(
         0.0,
         number(0, 0.9),
-        "share of the target given to all tokens alike",
+        "label smoothing: fraction of the target spread evenly over all tokens",
         metavar="X",
-        words={"off": 0.0},
+        special_values={"off": 0.0},
     )
     precision: str = setting(
         "auto",
         one_of("auto", "float32", "bfloat16"),
-        "numbers that the products are computed in: auto measures which is faster",
+        "matmul precision: auto measures which is faster",
         metavar="KIND",
     )
     compile: bool = setting(
         False,
         switch,
-        "let torch compile the model first: on or off; slow to start, needs a compiler",
-        words=_SWITCH,
+        "compile the model with torch first: on or off; slow to start, needs a compiler",
+        special_values=_SWITCH,
     )
     shard: bool = setting(
         False,
         switch,
-        "let each of several processes hold only its share of the weights: on or off",
-        words=_SWITCH,
+        "shard the weights across processes: on or off",
+        special_values=_SWITCH,
     )
     patience: int = setting(
         0,
-        whole(0),
-        "stop when this many measurements in a row have not improved on the best",
-        unit="measurements",
-        words={"off": 0},
+        integer(0),
+        "early stopping: stop after this many evaluations without improvement",
+        unit="evaluations",
+        special_values={"off": 0},
     )
-    every: int = setting(
-        0, whole(1), "steps from one measurement and sample to the next", unit="steps", words=_AUTO
+    eval_interval: int = setting(
+        0,
+        integer(1),
+        "steps between evaluations; each one measures the loss and writes a sample",
+        unit="steps",
+        special_values=_AUTO,
+        aliases=("every",),
     )
     save_steps: int = setting(
-        0, whole(0), "save each time so many steps are done", unit="steps", words={"off": 0}
+        0,
+        integer(0),
+        "steps between saves",
+        unit="steps",
+        special_values={"off": 0},
     )
     save_minutes: float = setting(
         5.0,
         number(0, 1e6),
-        "save each time so many minutes have passed",
+        "minutes between saves",
         unit="minutes",
-        words={"off": 0.0},
+        special_values={"off": 0.0},
     )
 
 
-NEW_MODEL = ("preset", "arch", "tokenizer", "width", "layers", "heads", "kv_heads")
+NEW_MODEL_SETTINGS = (
+    "preset",
+    "arch",
+    "tokenizer",
+    "d_model",
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+)
 """What counts for a new model alone."""

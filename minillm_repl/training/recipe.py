@@ -20,13 +20,13 @@ from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import change
 from minillm_repl.storage.atomic import write_atomically
-from minillm_repl.storage.encoding import Written, read_text
-from minillm_repl.storage.paths import there
+from minillm_repl.storage.encoding import DetectedEncoding, read_text
+from minillm_repl.storage.paths import exists
 from minillm_repl.training.grammar import Grammar
 from minillm_repl.training.plan import TrainPlan
 
-FOLDER = Path(__file__).with_name("recipes")
-_HELD_OUT = 20  # one block of documents in so many is only measured on
+RECIPES_FOLDER = Path(__file__).with_name("recipes")
+_VAL_EVERY = 20  # one block of documents in so many is only measured on
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Source:
     name: str
     file: str = ""
     grammar: str = ""
-    between: str = r"\n"  # of a file: what stands between two documents, as an expression
-    lines_go: bool = False  # whether what is unwanted costs a line, not the document
-    wrapped: bool = False  # whether lines that follow one another are one paragraph
+    separator: str = r"\n"  # of a file: what stands between two documents, as an expression
+    drops_lines: bool = False  # whether what is unwanted costs a line, not the document
+    joins_lines: bool = False  # whether lines that follow one another are one paragraph
     rule: str = ""  # of a grammar: the one whose texts are documents,
     count: int = 0  # and how many of them
     match: str = ""  # only documents that match this expression as a whole are taken,
@@ -55,7 +55,7 @@ class Recipe:
     sources: tuple[Source, ...]
     plan: TrainPlan
     chat: ChatTemplate | None
-    unwanted: re.Pattern[str]  # documents in which this is found are left out
+    excluded: re.Pattern[str]  # documents in which this is found are left out
 
     def prepare(
         self, data: Path, folder: Path, tell: Callable[[str], object] = lambda _note: None
@@ -66,65 +66,69 @@ class Recipe:
         The same texts and recipe give the same files; `tell` is told of a text that is not UTF-8.
         Raises UserError for a text that is missing.
         """
-        train, held = list[str](), list[tuple[str, str]]()
+        train, val = list[str](), list[tuple[str, str]]()
         for source in self.sources:
             documents = self._documents(source, data, tell)
             blocks = [
-                place // source.block % _HELD_OUT == _HELD_OUT // 2
+                place // source.block % _VAL_EVERY == _VAL_EVERY // 2
                 for place in range(len(documents))
             ]
-            learnt = [text for text, out in zip(documents, blocks, strict=True) if not out]
-            apart = set(documents).difference(learnt)
-            held += [(source.name, text) for text in documents if text in apart]
-            train += learnt * source.copies
+            train_texts = [
+                text for text, held_out in zip(documents, blocks, strict=True) if not held_out
+            ]
+            val_only = set(documents).difference(train_texts)
+            val += [(source.name, text) for text in documents if text in val_only]
+            train += train_texts * source.copies
         random.Random(self.plan.seed).shuffle(train)  # noqa: S311 - nothing secret
         folder.mkdir(parents=True, exist_ok=True)
         paths = folder / "train.jsonl", folder / "held-out.jsonl"
-        write_atomically(paths[0], _lines({"text": text} for text in train))
-        write_atomically(paths[1], _lines({"source": name, "text": text} for name, text in held))
+        write_atomically(paths[0], _to_jsonl({"text": text} for text in train))
+        write_atomically(paths[1], _to_jsonl({"source": name, "text": text} for name, text in val))
         return paths
 
     def _documents(self, source: Source, data: Path, tell: Callable[[str], object]) -> list[str]:
         if source.grammar:
-            grammar = Grammar((FOLDER / source.grammar).read_text(encoding="utf-8"))
+            grammar = Grammar((RECIPES_FOLDER / source.grammar).read_text(encoding="utf-8"))
             return list(grammar.texts(source.rule, source.count, self.plan.seed))
         path = data / source.file
-        if not there(path):
+        if not exists(path):
             raise UserError(
                 _(
-                    "the recipe {recipe} needs the text {path}",
+                    "recipe {recipe} needs the text file {path}",
                     recipe=self.name,
                     path=safe_line(str(path)),
                 )
             )
-        written = Written()
-        text = unicodedata.normalize("NFC", read_text(path, written))
-        for note in written.notes(path):
+        encoding = DetectedEncoding()
+        text = unicodedata.normalize("NFC", read_text(path, encoding))
+        for note in encoding.notes(path):
             tell(note)
-        if source.lines_go:
-            text = "\n".join(line for line in text.split("\n") if not self.unwanted.search(line))
-        parts = [part.strip() for part in re.split(source.between, text)]
-        if source.wrapped:
-            parts = [re.sub(r"(?<!\n)\n(?!\n)", " ", part) for part in parts]
-        wanted = re.compile(source.match or r"(?s:.+)")
-        fitting = [
-            part for part in parts if wanted.fullmatch(part) and not self.unwanted.search(part)
+        if source.drops_lines:
+            text = "\n".join(line for line in text.split("\n") if not self.excluded.search(line))
+        candidates = [part.strip() for part in re.split(source.separator, text)]
+        if source.joins_lines:
+            candidates = [re.sub(r"(?<!\n)\n(?!\n)", " ", part) for part in candidates]
+        pattern = re.compile(source.match or r"(?s:.+)")
+        matching = [
+            part
+            for part in candidates
+            if pattern.fullmatch(part) and not self.excluded.search(part)
         ]
-        share = min(1.0, source.characters / max(1, sum(map(len, fitting))))
+        share = min(1.0, source.characters / max(1, sum(map(len, matching))))
         return [
             part
-            for place, part in enumerate(fitting)
+            for place, part in enumerate(matching)
             if int((place + 1) * share) > int(place * share)
         ]
 
 
 def read_recipe(name: str) -> Recipe:
     """Read the recipe of that name. Raises UserError if there is none."""
-    path = FOLDER / f"{name}.toml"
+    path = RECIPES_FOLDER / f"{name}.toml"
     if name not in recipes():
         raise UserError(
             _(
-                "there is no recipe {name!r}; there are {recipes}",
+                "no recipe {name!r}; available: {recipes}",
                 name=safe_line(name),
                 recipes=", ".join(recipes()),
             )
@@ -132,7 +136,7 @@ def read_recipe(name: str) -> Recipe:
     read = tomllib.loads(path.read_text(encoding="utf-8"))
     plan = TrainPlan()
     for setting, value in read["plan"].items():
-        plan = change(plan, setting, str(value), said=setting)
+        plan = change(plan, setting, str(value), display_name=setting)
     chat = ChatTemplate(**read["chat"]) if "chat" in read else None
     unwanted = re.compile(read.get("unwanted", r"(?!)"))
     return Recipe(name, tuple(Source(**source) for source in read["source"]), plan, chat, unwanted)
@@ -140,8 +144,8 @@ def read_recipe(name: str) -> Recipe:
 
 def recipes() -> list[str]:
     """Return the names of all recipes."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+    return sorted(path.stem for path in RECIPES_FOLDER.glob("*.toml"))
 
 
-def _lines(records: Iterable[dict[str, str]]) -> bytes:
+def _to_jsonl(records: Iterable[dict[str, str]]) -> bytes:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()

@@ -14,113 +14,130 @@ from minillm_repl.checkpoint.formats.header import parse_json
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.training.documents import Document, Mended, composed
+from minillm_repl.training.documents import Document, Repairs, normalise_nfc
 
-_LONGEST = 64 << 20  # characters of one record
+_MAX_RECORD = 64 << 20  # characters of one record
 # a quote alone begins a string that is not whole yet
-_PART = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{},"]', re.DOTALL)
-_TEXT = ("text", "document", "sentence", "본문", "텍스트", "문장")
-_ASKED = ("prompt", "question", "instruction", "user", "q", "질문")
-_ANSWERED = ("completion", "answer", "response", "output", "assistant", "a", "답변", "대답")
-_TALK = ("conversation", "conversation_id", "dialogue_id", "chat_id", "id", "대화")
+_JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{},"]', re.DOTALL)
+_TEXT_FIELDS = ("text", "document", "sentence", "본문", "텍스트", "문장")
+_PROMPT_FIELDS = ("prompt", "question", "instruction", "user", "q", "질문")
+_COMPLETION_FIELDS = (
+    "completion",
+    "answer",
+    "response",
+    "output",
+    "assistant",
+    "a",
+    "답변",
+    "대답",
+)
+_CONVERSATION_FIELDS = ("conversation", "conversation_id", "dialogue_id", "chat_id", "id", "대화")
 
 
-def meaning(names: list[str]) -> str:
+def record_kind(names: list[str]) -> str:
     """Return what a record with fields of these names is: `messages`, `text`, `pair`, `turn`;
     empty if unclear.
     """
-    known = [name.strip().casefold() for name in names]
-    if "messages" in known:
+    normalised = [name.strip().casefold() for name in names]
+    if "messages" in normalised:
         return "messages"
-    if "text" in known:
+    if "text" in normalised:
         return "text"
-    if all(sum(name in known for name in side) == 1 for side in (_ASKED, _ANSWERED)):
+    if all(
+        sum(name in normalised for name in side) == 1
+        for side in (_PROMPT_FIELDS, _COMPLETION_FIELDS)
+    ):
         return "pair"
-    if {"role", "content"} <= set(known):
+    if {"role", "content"} <= set(normalised):
         return "turn"
-    return "text" if sum(name in known for name in _TEXT) == 1 else ""
+    return "text" if sum(name in normalised for name in _TEXT_FIELDS) == 1 else ""
 
 
-def record(value: Any, what: str, mended: Mended) -> Document:
+def parse_record(value: Any, label: str, repairs: Repairs) -> Document:
     """Return the document that a JSON value is. Raises UserError naming it as `what`."""
     fields = {"text": value} if isinstance(value, str) else value
     if isinstance(fields, dict):
         fields = {name.strip().casefold(): each for name, each in fields.items()}
-        found = _DOCUMENTS.get(meaning(list(fields)), _none)(fields, what, mended)
-        if found:
-            return found
+        document = _PARSERS.get(record_kind(list(fields)), _no_document)(fields, label, repairs)
+        if document:
+            return document
     shown = safe_line(json.dumps(value, ensure_ascii=False))
     raise UserError(
         _(
             '{what} must be a string, or an object with "text" (a string), "messages" (a '
             'list), or "prompt" and'
             ' "completion" (strings), not {shown:.60}',
-            what=what,
+            what=label,
             shown=shown,
         )
     )
 
 
-def _none(_fields: dict[str, Any], _what: str, _mended: Mended) -> None:
+def _no_document(_fields: dict[str, Any], _label: str, _repairs: Repairs) -> None:
     """Return no document: the meaning is not clear."""
 
 
-def _text(fields: dict[str, Any], _what: str, mended: Mended) -> Document | None:
-    match _first(fields, _TEXT):
+def _text_document(fields: dict[str, Any], _label: str, repairs: Repairs) -> Document | None:
+    match _first_field(fields, _TEXT_FIELDS):
         case str(text):
-            return Document(composed(_newlines(text, mended), mended))
+            return Document(normalise_nfc(_normalise_newlines(text, repairs), repairs))
     return None
 
 
-def _messages(fields: dict[str, Any], what: str, mended: Mended) -> Document | None:
+def _conversation_document(fields: dict[str, Any], label: str, repairs: Repairs) -> Document | None:
     match fields["messages"]:
         case list(messages) if messages:
-            return Document(messages=tuple(_message(message, what, mended) for message in messages))
+            return Document(
+                messages=tuple(_parse_message(message, label, repairs) for message in messages)
+            )
     return None
 
 
-def _pair(fields: dict[str, Any], what: str, mended: Mended) -> Document | None:
-    asked, more, answered = (
-        _first(fields, _ASKED),
+def _pair_document(fields: dict[str, Any], label: str, repairs: Repairs) -> Document | None:
+    prompt, input_text, completion = (
+        _first_field(fields, _PROMPT_FIELDS),
         fields.get("input") or "",
-        _first(fields, _ANSWERED),
+        _first_field(fields, _COMPLETION_FIELDS),
     )
-    if not all(isinstance(each, str) for each in (asked, more, answered)):
+    if not all(isinstance(each, str) for each in (prompt, input_text, completion)):
         return None
-    said = [("user", f"{asked}\n\n{more}" if more else asked), ("assistant", answered)]
+    turns = [
+        ("user", f"{prompt}\n\n{input_text}" if input_text else prompt),
+        ("assistant", completion),
+    ]
     if fields.get("system"):
-        said.insert(0, ("system", fields["system"]))
-    return _messages(
-        {"messages": [{"role": role, "content": text} for role, text in said]}, what, mended
+        turns.insert(0, ("system", fields["system"]))
+    return _conversation_document(
+        {"messages": [{"role": role, "content": text} for role, text in turns]}, label, repairs
     )
 
 
-_DOCUMENTS: dict[str, Callable[[dict[str, Any], str, Mended], Document | None]] = {
-    "text": _text,
-    "messages": _messages,
-    "pair": _pair,
+_PARSERS: dict[str, Callable[[dict[str, Any], str, Repairs], Document | None]] = {
+    "text": _text_document,
+    "messages": _conversation_document,
+    "pair": _pair_document,
 }
 
 
-def _first(fields: dict[str, Any], names: tuple[str, ...]) -> Any:
+def _first_field(fields: dict[str, Any], names: tuple[str, ...]) -> Any:
     return next((fields[name] for name in names if name in fields), None)
 
 
-def _newlines(text: str, mended: Mended) -> str:
-    mended.ends |= "\r" in text
+def _normalise_newlines(text: str, repairs: Repairs) -> str:
+    repairs.normalised_newlines |= "\r" in text
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _message(message: Any, what: str, mended: Mended) -> Message:
+def _parse_message(message: Any, label: str, repairs: Repairs) -> Message:
     match message:
         case {"role": "system" | "user" | "assistant" as role, "content": str(content)}:
-            return Message(role, composed(_newlines(content, mended), mended))
+            return Message(role, normalise_nfc(_normalise_newlines(content, repairs), repairs))
     shown = safe_line(json.dumps(message, ensure_ascii=False))
     raise UserError(
         _(
-            'a message of {what} must have a "role" (system, user or assistant) and "content" (a'
-            " string), not {shown:.60}",
-            what=what,
+            '{what}: a message needs "role" (system, user or assistant) and "content" (a '
+            "string), not {shown:.60}",
+            what=label,
             shown=shown,
         )
     )
@@ -129,98 +146,98 @@ def _message(message: Any, what: str, mended: Mended) -> Message:
 # -- JSON
 
 
-def json_lines(pieces: Iterator[str], name: str, mended: Mended) -> Iterator[Document]:
+def json_lines(chunks: Iterator[str], name: str, repairs: Repairs) -> Iterator[Document]:
     """Yield a document for each line of JSON that is not blank.
 
     Raises UserError naming the line.
     """
-    for number, line in enumerate(lines(pieces, name), 1):
+    for number, line in enumerate(iter_lines(chunks, name), 1):
         if line.strip():
-            what = _("line {number:,} of {file}", number=number, file=name)
-            yield record(parse_json(line, what), what, mended)
+            label = _("line {number:,} of {file}", number=number, file=name)
+            yield parse_record(parse_json(line, label), label, repairs)
 
 
-def lines(pieces: Iterator[str], name: str) -> Iterator[str]:
+def iter_lines(chunks: Iterator[str], name: str) -> Iterator[str]:
     """Yield a text line by line, with the newlines. Raises UserError for a line without end."""
-    begun, length, number = list[str](), 0, 1
-    for piece in pieces:
-        for part in io.StringIO(piece):
-            begun.append(part)
-            length += len(part)
-            if length >= _LONGEST:
-                what = _("line {number:,} of {file}", number=number, file=name)
+    pending, length, number = list[str](), 0, 1
+    for chunk in chunks:
+        for segment in io.StringIO(chunk):
+            pending.append(segment)
+            length += len(segment)
+            if length >= _MAX_RECORD:
+                label = _("line {number:,} of {file}", number=number, file=name)
                 raise UserError(
-                    _("{what} is longer than {size} MiB", what=what, size=_LONGEST >> 20)
+                    _("{what} is longer than {size} MiB", what=label, size=_MAX_RECORD >> 20)
                 )
-            if part.endswith("\n"):
-                yield "".join(begun)
-                begun, length, number = [], 0, number + 1
-    if begun:
-        yield "".join(begun)
+            if segment.endswith("\n"):
+                yield "".join(pending)
+                pending, length, number = [], 0, number + 1
+    if pending:
+        yield "".join(pending)
 
 
-def json_array(pieces: Iterator[str], name: str, mended: Mended) -> Iterator[Document]:
+def json_array(chunks: Iterator[str], name: str, repairs: Repairs) -> Iterator[Document]:
     """Yield a document for each value of an array, or for the one value of a file.
 
     Raises UserError naming it.
     """
-    values = _values(pieces, name)
+    values = _array_values(chunks, name)
     if next(values) != "[":
-        yield record(parse_json("".join(values), name), name, mended)
+        yield parse_record(parse_json("".join(values), name), name, repairs)
         return
     for number, text in enumerate(values, 1):
-        what = _("record {number:,} of {file}", number=number, file=name)
-        yield record(parse_json(text, what), what, mended)
+        label = _("record {number:,} of {file}", number=number, file=name)
+        yield parse_record(parse_json(text, label), label, repairs)
 
 
-def _values(pieces: Iterator[str], name: str) -> Iterator[str]:
+def _array_values(chunks: Iterator[str], name: str) -> Iterator[str]:
     """Yield `[`, and then the values of an array as text; or what else the file begins with, and
     then all of it.
     """
-    text = next(pieces, "")
+    text = next(chunks, "")
     if not text.lstrip().startswith("["):
         yield ""
         length = 0
-        for piece in chain((text,), pieces):
+        for piece in chain((text,), chunks):
             length += len(piece)
             _check_length(length, name)
             yield piece
         return
     yield "["
-    text, start, place, depth = text.lstrip()[1:], 0, 0, 0
-    more: str | None = ""
-    while more is not None:
-        text, start, place = text[start:] + more, 0, place - start
-        for found in _PART.finditer(text, place):
-            part = found.group()
-            if part == '"':
+    text, start, position, depth = text.lstrip()[1:], 0, 0, 0
+    chunk: str | None = ""
+    while chunk is not None:
+        text, start, position = text[start:] + chunk, 0, position - start
+        for match in _JSON_TOKEN.finditer(text, position):
+            lexeme = match.group()
+            if lexeme == '"':
                 break
-            place = found.end()
-            if depth == 0 and part in ",]":
-                value = text[start : found.start()].strip()
-                start = place
-                if value or part == ",":
+            position = match.end()
+            if depth == 0 and lexeme in ",]":
+                value = text[start : match.start()].strip()
+                start = position
+                if value or lexeme == ",":
                     yield value
-                if part == "]":
-                    _nothing_more(text[place:], pieces, name)
+                if lexeme == "]":
+                    _check_end(text[position:], chunks, name)
                     return
-            depth += (part in "[{") - (part in "]}")
+            depth += (lexeme in "[{") - (lexeme in "]}")
         _check_length(len(text) - start, name)
-        more = next(pieces, None)
-    raise UserError(_("{file} is not whole: its JSON array does not end", file=name))
+        chunk = next(chunks, None)
+    raise UserError(_("{file} is incomplete: its JSON array does not end", file=name))
 
 
 def _check_length(length: int, name: str) -> None:
-    if length > _LONGEST:
+    if length > _MAX_RECORD:
         raise UserError(
-            _("a record of {file} is longer than {size} MiB", file=name, size=_LONGEST >> 20)
+            _("a record of {file} is larger than {size} MiB", file=name, size=_MAX_RECORD >> 20)
         )
 
 
-def _nothing_more(rest: str, pieces: Iterator[str], name: str) -> None:
-    if rest.strip() or any(piece.strip() for piece in pieces):
+def _check_end(rest: str, chunks: Iterator[str], name: str) -> None:
+    if rest.strip() or any(chunk.strip() for chunk in chunks):
         raise UserError(
-            _("{file} goes on after its JSON array: is it two files in one?", file=name)
+            _("{file} continues after its JSON array: does it hold two files?", file=name)
         )
 
 
@@ -234,76 +251,80 @@ def first_rows(head: str, delimiter: str) -> Iterator[list[str]]:
     with suppress(csv.Error):
         for row in csv.reader(io.StringIO(head), delimiter=delimiter, strict=True):
             if row:
-                yield _names(row)
+                yield _column_names(row)
 
 
-def _names(row: list[str]) -> list[str]:
+def _column_names(row: list[str]) -> list[str]:
     return [name.strip().casefold() for name in row]
 
 
-def table(pieces: Iterator[str], name: str, mended: Mended, delimiter: str) -> Iterator[Document]:
+def table_rows(
+    chunks: Iterator[str], name: str, repairs: Repairs, delimiter: str
+) -> Iterator[Document]:
     """Yield a document for each row of a table whose first line names its columns.
 
     Raises UserError naming the line.
     """
-    csv.field_size_limit(_LONGEST)
-    reader = csv.reader(lines(pieces, name), delimiter=delimiter, strict=True)
-    rows = _rows(reader, name)
-    names = _names(next(rows)[1])
-    if meaning(names) == "turn":
-        yield from _talks(rows, names, mended)
+    csv.field_size_limit(_MAX_RECORD)
+    reader = csv.reader(iter_lines(chunks, name), delimiter=delimiter, strict=True)
+    rows = _checked_rows(reader, name)
+    names = _column_names(next(rows)[1])
+    if record_kind(names) == "turn":
+        yield from _table_conversations(rows, names, repairs)
         return
-    for what, row in rows:
+    for label, row in rows:
         fields: dict[str, Any] = dict(zip(names, row, strict=True))
-        if meaning(names) == "messages":
-            fields["messages"] = parse_json(fields["messages"], what)
-        yield record(fields, what, mended)
+        if record_kind(names) == "messages":
+            fields["messages"] = parse_json(fields["messages"], label)
+        yield parse_record(fields, label, repairs)
 
 
-def _rows(reader: Any, name: str) -> Iterator[tuple[str, list[str]]]:
+def _checked_rows(reader: Any, name: str) -> Iterator[tuple[str, list[str]]]:
     """Yield the rows that are not empty, each with what to call it.
 
     Raises UserError for one that does not fit.
     """
-    width = 0
+    n_columns = 0
     try:
         for row in reader:
-            what = _("line {number:,} of {file}", number=reader.line_num, file=name)
-            width = width or len(row)
-            if row and len(row) != width:
+            label = _("line {number:,} of {file}", number=reader.line_num, file=name)
+            n_columns = n_columns or len(row)
+            if row and len(row) != n_columns:
                 raise UserError(
                     _(
-                        "{what} has {found} columns, and the first line {names}",
-                        what=what,
+                        "{what} has {found} columns, but the first line has {names}",
+                        what=label,
                         found=len(row),
-                        names=width,
+                        names=n_columns,
                     )
                 )
             if any(row):
-                yield what, row
+                yield label, row
     except csv.Error as error:
-        what = _("line {number:,} of {file}", number=reader.line_num, file=name)
+        label = _("line {number:,} of {file}", number=reader.line_num, file=name)
         raise UserError(
             _(
-                "{what} has a quote that does not end, or stands alone ({error:.80})",
-                what=what,
+                "{what} has a quote that is not closed or is out of place ({error:.80})",
+                what=label,
                 error=safe_line(str(error)),
             )
         ) from None
 
 
-def _talks(
-    rows: Iterator[tuple[str, list[str]]], names: list[str], mended: Mended
+def _table_conversations(
+    rows: Iterator[tuple[str, list[str]]], names: list[str], repairs: Repairs
 ) -> Iterator[Document]:
     """Yield a conversation for the rows, one after the other, that have the same name or number
     of one.
     """
-    number = next(names.index(name) for name in _TALK if name in names)
-    for _one, talk in groupby(rows, key=lambda row: row[1][number]):
-        said = [(what, dict(zip(names, row, strict=True))) for what, row in talk]
-        yield Document(messages=tuple(_message(fields, what, mended) for what, fields in said))
+    column = next(names.index(name) for name in _CONVERSATION_FIELDS if name in names)
+    for _one, group in groupby(rows, key=lambda row: row[1][column]):
+        turns = [(label, dict(zip(names, row, strict=True))) for label, row in group]
+        yield Document(
+            messages=tuple(_parse_message(fields, what, repairs) for what, fields in turns)
+        )
 
 
-def groups_turns(names: list[str]) -> bool:
+def has_conversation_id(names: list[str]) -> bool:
     """Tell whether a table of turns says which conversation each belongs to."""
-    return any(name in names for name in _TALK)
+    return any(name in names for name in _CONVERSATION_FIELDS)

@@ -19,62 +19,67 @@ from torch import Tensor, nn
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.formats.adapter import printable_path
-from minillm_repl.checkpoint.formats.header import FORMAT, Header, field_of, read_header
-from minillm_repl.checkpoint.formats.native import described, description
-from minillm_repl.checkpoint.weight_map import Piece, Reading, Recipe
-from minillm_repl.checkpoint.weights import check, packed, read_weights
+from minillm_repl.checkpoint.formats.header import FORMAT, Header, parse_field, read_header
+from minillm_repl.checkpoint.formats.native import read_without_weights, to_metadata
+from minillm_repl.checkpoint.weight_map import ReadOptions, SourceTensor, WeightMap
+from minillm_repl.checkpoint.weights import locate_tensors, read_weights, serialise
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.settings import change, show, specs, value_of
-from minillm_repl.storage.atomic import make_folder, write_atomically
-from minillm_repl.training.distributed import shared_as, whole
+from minillm_repl.settings import change, find, format_value, specs, value_of
+from minillm_repl.storage.atomic import make_parent_folder, write_atomically
+from minillm_repl.training.distributed import full_tensor, shard_like
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.trainer import State, Trainer
+from minillm_repl.training.trainer import Trainer, TrainerState
 
 RESUME_FORMAT = "minillm-resume"
 _MOMENTS = {"muon": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunMetadata:
     """What a run knows beside its plan and its state."""
 
     corpus: str
     corpus_sha256: str
     val_sha256: str  # of the text that is held out, where it is a file of its own
-    folder: str  # in which the names of both texts hold
-    further: bool  # whether it trains an older model further
+    working_folder: str  # in which the names of both texts hold
+    is_finetuning: bool  # whether it trains an older model further
     threads: int
     # of an adapter: where its model lies, and the digest of that
-    base: tuple[Path, str] | None = None
+    base_model: tuple[Path, str] | None = None
 
 
 @dataclass(frozen=True)
-class Interrupted:
+class ResumeState:
     """What a resume file says of a run; its tensors are still on disk."""
 
     # what the run started from, without weights; its training record is the one from before
     start: Checkpoint
     plan: TrainPlan  # settled
-    facts: Facts
-    state: State
+    metadata: RunMetadata
+    state: TrainerState
     header: Header
 
 
-def write(path: Path, trainer: Trainer, start: Checkpoint, facts: Facts) -> None:
+def save_run(path: Path, trainer: Trainer, start: Checkpoint, run_metadata: RunMetadata) -> None:
     """Write the run as it is now. Raises UserError, with what was there before as it was."""
-    metadata = described(start)
+    metadata = to_metadata(start)
     metadata["format"] = RESUME_FORMAT
     metadata["plan"] = json.dumps(
         {
-            name: show(spec, value_of(trainer.plan, name))
+            name: format_value(spec, value_of(trainer.plan, name))
             for name, spec in specs(trainer.plan).items()
         },
         ensure_ascii=False,
     )
-    base = facts.base and {"path": printable_path(facts.base[0]), "sha256": facts.base[1]}
-    metadata["run"] = json.dumps({**dataclasses.asdict(facts), "base": base}, ensure_ascii=False)
+    base = run_metadata.base_model and {
+        "path": printable_path(run_metadata.base_model[0]),
+        "sha256": run_metadata.base_model[1],
+    }
+    metadata["run"] = json.dumps(
+        {**dataclasses.asdict(run_metadata), "base_model": base}, ensure_ascii=False
+    )
     metadata["state"] = json.dumps(dataclasses.asdict(trainer.state))
     random = {"torch": torch.get_rng_state()}
     if trainer.device.type == "cuda":
@@ -82,87 +87,105 @@ def write(path: Path, trainer: Trainer, start: Checkpoint, facts: Facts) -> None
     metadata["random"] = json.dumps(
         {name: state.numpy().tobytes().hex() for name, state in random.items()}
     )
-    tensors = _tensors(trainer)
-    if trainer.processes.rank == 0:
-        make_folder(path)
-        write_atomically(path, *packed(tensors, metadata))
+    tensors = _run_tensors(trainer)
+    if trainer.distributed.rank == 0:
+        make_parent_folder(path)
+        write_atomically(path, *serialise(tensors, metadata))
 
 
-def read(path: Path) -> Interrupted:
+def load_run(path: Path) -> ResumeState:
     """Read what a resume file says of its run. Raises UserError naming the file."""
     name = safe_line(str(path))
     header = read_header(path)
     if header.metadata.get("format") != RESUME_FORMAT:
-        raise UserError(_("{name} is not the resume file of a training run", name=name))
-    start = description(
+        raise UserError(_("{name} is not a resume file of a training run", name=name))
+    start = read_without_weights(
         dataclasses.replace(header, metadata={**header.metadata, "format": FORMAT}), name
     )
     # the weights that the run began with lie in no file of its own
     start = dataclasses.replace(start, path=None)
-    plan, run = TrainPlan(), field_of(header, "run", name)
-    match field_of(header, "plan", name), run, run.get("base") if isinstance(run, dict) else None:
+    plan, run = TrainPlan(), parse_field(header, "run", name)
+    match (
+        parse_field(header, "plan", name),
+        run,
+        run.get("base_model") if isinstance(run, dict) else None,
+    ):
         case (
             dict(settings),
             {
                 "corpus": str(corpus),
                 "corpus_sha256": str(sha256),
-                "further": bool(further),
+                "is_finetuning": bool(further),
                 "threads": int(threads),
             },
             None | {"path": str(), "sha256": str()} as base,
-        ) if set(settings) == set(specs(TrainPlan)) and all(
-            isinstance(text, str) for text in settings.values()
-        ):
+        ) if all(isinstance(text, str) for text in settings.values()) and {
+            find(TrainPlan, setting)[0] for setting in settings
+        } == set(specs(TrainPlan)):
             for setting, text in settings.items():
                 plan = change(
-                    plan, setting, text, said=_("{setting} in {name}", setting=setting, name=name)
+                    plan,
+                    setting,
+                    text,
+                    display_name=_("{setting} in {name}", setting=setting, name=name),
                 )
             if not 0 <= threads <= 1024:
-                raise UserError(_("{name} asks for {threads} threads", name=name, threads=threads))
-            state = _state(field_of(header, "state", name), name)
-            there = (Path(base["path"]), base["sha256"]) if base else None
+                raise UserError(
+                    _(
+                        "{name} has an invalid number of threads: {threads}",
+                        name=name,
+                        threads=threads,
+                    )
+                )
+            state = _parse_state(parse_field(header, "state", name), name)
+            base_model = (Path(base["path"]), base["sha256"]) if base else None
             # older files have neither
-            val, folder = (str(run.get(name, "")) for name in ("val_sha256", "folder"))
-            return Interrupted(
+            val, folder = (str(run.get(name, "")) for name in ("val_sha256", "working_folder"))
+            return ResumeState(
                 start,
                 plan,
-                Facts(corpus, sha256, val, folder, further, threads, there),
+                RunMetadata(corpus, sha256, val, folder, further, threads, base_model),
                 state,
                 header,
             )
-    raise UserError(_("{name} does not say which run it belongs to; see docs/format.md", name=name))
+    raise UserError(_("{name} does not identify its run; see docs/format.md", name=name))
 
 
-def restore(interrupted: Interrupted, trainer: Trainer) -> None:
+def restore_run(resumed: ResumeState, trainer: Trainer) -> None:
     """Put a new trainer of the same plan where the run was.
 
     Raises UserError if the file does not fit.
     """
-    name = safe_line(str(interrupted.header.path))
-    like = _tensors(trainer, fresh=True)
-    recipe = Recipe({tensor: (Piece(tensor, array.shape),) for tensor, array in like.items()})
-    arrays = read_weights(
-        recipe, check(recipe, [interrupted.header], name), name, Reading("float32")
+    name = safe_line(str(resumed.header.path))
+    expected = _run_tensors(trainer, is_fresh=True)
+    recipe = WeightMap(
+        {tensor: (SourceTensor(tensor, array.shape),) for tensor, array in expected.items()}
     )
-    found = {tensor: torch.from_numpy(array).to(trainer.device) for tensor, array in arrays.items()}
+    arrays = read_weights(
+        recipe, locate_tensors(recipe, [resumed.header], name), name, ReadOptions("float32")
+    )
+    loaded = {
+        tensor: torch.from_numpy(array).to(trainer.device) for tensor, array in arrays.items()
+    }
     with torch.no_grad():
         for key, tensor in trainer.model.state_dict().items():
-            tensor.copy_(shared_as(found[f"model.{key}"], tensor))
+            tensor.copy_(shard_like(loaded[f"model.{key}"], tensor))
     trainer.best_weights = {
-        key: shared_as(found[f"best.{key}"], each) for key, each in trainer.trained.items()
+        key: shard_like(loaded[f"best.{key}"], trained_parameter)
+        for key, trained_parameter in trainer.trainable_parameters.items()
     }
-    trainer.state = interrupted.state
+    trainer.state = resumed.state
     for kind, optimizer in trainer.optimizers.items():
-        for key, parameter in _of(optimizer, trainer):
+        for key, parameter in _named_parameters(optimizer, trainer):
             optimizer.state[parameter] = {
-                moment: shared_as(found[f"{kind}.{key}.{moment}"], parameter)
+                moment: shard_like(loaded[f"{kind}.{key}.{moment}"], parameter)
                 for moment in _MOMENTS[kind]
             }
             if kind == "adamw":
                 optimizer.state[parameter]["step"] = torch.tensor(
                     float(trainer.state.step), device=trainer.device
                 )
-    random = field_of(interrupted.header, "random", name)
+    random = parse_field(resumed.header, "random", name)
     try:
         states = {
             key: torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
@@ -173,11 +196,14 @@ def restore(interrupted: Interrupted, trainer: Trainer) -> None:
             torch.cuda.set_rng_state(states["cuda"], trainer.device)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
         raise UserError(
-            _("the random numbers in {name} are damaged: the run cannot go on exactly", name=name)
+            _(
+                "the random number state in {name} is damaged: the run cannot be resumed exactly",
+                name=name,
+            )
         ) from None
 
 
-def _tensors(trainer: Trainer, *, fresh: bool = False) -> dict[str, NDArray[np.float32]]:
+def _run_tensors(trainer: Trainer, *, is_fresh: bool = False) -> dict[str, NDArray[np.float32]]:
     """Return every tensor of the run by name; of a `fresh` trainer, with the optimisers' moments
     as they will be.
     """
@@ -186,44 +212,46 @@ def _tensors(trainer: Trainer, *, fresh: bool = False) -> dict[str, NDArray[np.f
     }
     tensors |= {f"best.{name}": each for name, each in trainer.best_weights.items()}
     for kind, optimizer in trainer.optimizers.items():
-        for name, parameter in _of(optimizer, trainer):
+        for name, parameter in _named_parameters(optimizer, trainer):
             for moment in _MOMENTS[kind]:
                 tensors[f"{kind}.{name}.{moment}"] = (
-                    parameter if fresh else optimizer.state[parameter][moment]
+                    parameter if is_fresh else optimizer.state[parameter][moment]
                 )
     return {
-        name: whole(each.detach()).float().cpu().contiguous().numpy()
+        name: full_tensor(each.detach()).float().cpu().contiguous().numpy()
         for name, each in tensors.items()
     }
 
 
-def _of(optimizer: torch.optim.Optimizer, trainer: Trainer) -> list[tuple[str, nn.Parameter]]:
-    names = {id(parameter): name for name, parameter in trainer.trained.items()}
+def _named_parameters(
+    optimizer: torch.optim.Optimizer, trainer: Trainer
+) -> list[tuple[str, nn.Parameter]]:
+    names = {id(parameter): name for name, parameter in trainer.trainable_parameters.items()}
     return [(names[id(each)], each) for group in optimizer.param_groups for each in group["params"]]
 
 
-def _state(data: Any, name: str) -> State:
-    wanted = dataclasses.asdict(State())
-    if not isinstance(data, dict) or set(data) != set(wanted):
-        raise UserError(_("{name} does not say where its run is; see docs/format.md", name=name))
+def _parse_state(data: Any, name: str) -> TrainerState:
+    defaults = dataclasses.asdict(TrainerState())
+    if not isinstance(data, dict) or set(data) != set(defaults):
+        raise UserError(_("{name} has no valid state of its run; see docs/format.md", name=name))
     try:
-        given: dict[str, Any] = {
-            key: [_entry(entry) for entry in data[key]]
-            if isinstance(usual, list)
-            else type(usual)(data[key])
-            for key, usual in wanted.items()
+        values: dict[str, Any] = {
+            key: [_parse_entry(entry) for entry in data[key]]
+            if isinstance(default, list)
+            else type(default)(data[key])
+            for key, default in defaults.items()
         }
-        state = State(**given)
+        state = TrainerState(**values)
         if state.step < 1 or any(type(value) not in (int, float, list) for value in data.values()):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise UserError(
-            _("{name} does not say where its run is; see docs/format.md", name=name)
+            _("{name} has no valid state of its run; see docs/format.md", name=name)
         ) from None
     return state
 
 
-def _entry(entry: Any) -> Any:
+def _parse_entry(entry: Any) -> Any:
     if isinstance(entry, list):
         step, loss = entry
         return int(step), float(loss)

@@ -9,9 +9,9 @@ from pathlib import Path
 from platformdirs import user_state_path
 
 from minillm_repl.storage.paths import SUFFIX
-from minillm_repl.storage.unfinished import locked
+from minillm_repl.storage.unfinished import try_lock
 
-_MOST = 100  # visits at once
+_MAX_SESSIONS = 100  # visits at once
 
 
 def resume_path(path: Path) -> Path:
@@ -24,18 +24,18 @@ def unsaved_path() -> Path:
 
     It is where the run lies that was stopped last, unless a visit that goes on meanwhile is at it.
     """
-    return _own(user_state_path("minillm-repl"))
+    return _claim_path(user_state_path("minillm-repl"))
 
 
 @cache
-def _own(folder: Path) -> Path:
+def _claim_path(folder: Path) -> Path:
     """Return a place in a folder that no other visit has; this one has it until it ends."""
-    names = ("unsaved", *(f"unsaved-{number}" for number in range(2, _MOST)))
-    places = sorted((folder / f"{name}{SUFFIX}" for name in names), key=_stopped, reverse=True)
-    return next(filter(_taken, places), places[0])
+    names = ("unsaved", *(f"unsaved-{number}" for number in range(2, _MAX_SESSIONS)))
+    places = sorted((folder / f"{name}{SUFFIX}" for name in names), key=_saved_at, reverse=True)
+    return next(filter(_try_lock, places), places[0])
 
 
-def _stopped(path: Path) -> float:
+def _saved_at(path: Path) -> float:
     """Return when the run at a place was stopped, or 0 for none; places without a run stay in
     their order.
     """
@@ -45,7 +45,7 @@ def _stopped(path: Path) -> float:
         return 0.0
 
 
-def _taken(path: Path) -> bool:
+def _try_lock(path: Path) -> bool:
     """Take a place for the rest of this process, unless another one has it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,4 +53,4 @@ def _taken(path: Path) -> bool:
         os.close(os.open(lock, os.O_RDONLY | os.O_CREAT, 0o600))
     except OSError:
         return False  # then nothing is kept there, and one place is as good as another
-    return locked(lock, wait=False) is not None
+    return try_lock(lock, wait=False) is not None

@@ -19,35 +19,37 @@ import numpy as np
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
-from minillm_repl.chat.loss_mask import trained_ids
+from minillm_repl.chat.loss_mask import encode_with_loss_mask
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
-from minillm_repl.errors import UserError, reason
+from minillm_repl.errors import UserError, os_error_text
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from minillm_repl.training.corpus import Corpus
-from minillm_repl.training.documents import Document, pieces
+from minillm_repl.training.documents import Document, split_chunks
 
 _VERSION = 5  # of these files; another one makes all of them anew
-_KEPT = 4 << 20  # characters: what is smaller is read again faster than it is found
-_FULL = 20 << 30  # bytes in the cache, above which those used longest ago go
-_AT_ONCE = 64  # documents or pieces that are tokenised together
-_CONVERSATIONS = 200
-_SUBWORD_PIECE = 1 << 16  # characters
-_ABANDONED = 24 * 3600  # seconds, after which an unfinished file has nobody who writes it
+_MIN_CACHED_CHARACTERS = (
+    4 << 20
+)  # characters: what is smaller is read again faster than it is found
+_MAX_CACHE_BYTES = 20 << 30  # bytes in the cache, above which those used longest ago go
+_DOCUMENTS_PER_GROUP = 64  # documents or pieces that are tokenised together
+_CONVERSATIONS_PER_GROUP = 200
+_SUBWORD_CHUNK = 1 << 16  # characters
+_STALE_SECONDS = 24 * 3600  # seconds, after which an unfinished file has nobody who writes it
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenisedCorpus:
     """A corpus as ids, one after the other; after each document its separator, if it has one."""
 
     ids: NDArray[np.unsignedinteger]  # (count,), mapped
     # (count,), whether the loss counts this token; None: it counts all
-    learned: NDArray[np.bool_] | None
-    unknown: int = 0  # characters that the tokenizer does not know
-    different: int = 0  # ids that occur
+    loss_mask: NDArray[np.bool_] | None
+    unknown_characters: int = 0  # characters that the tokenizer does not know
+    unique_tokens: int = 0  # ids that occur
 
 
 def cache_folder() -> Path:
@@ -64,7 +66,7 @@ def tokenise(
     cache: Path | None = None,
     progress: Callable[[float], None] = lambda _: None,
     interrupted: Callable[[], bool] = lambda: False,
-) -> Tokens:
+) -> TokenisedCorpus:
     """Return the tokens of a corpus; `template` writes the conversations of one that has them.
 
     A separator comes after each document, if there is more than one. What a large corpus gives is
@@ -72,167 +74,171 @@ def tokenise(
     `cache`, and found there the next time. Raises UserError for a conversation that the template
     refuses, and when interrupted.
     """
-    total = int(corpus.characters.sum())
-    key = _key(corpus, tokenizer, separator, template)
-    dtype = np.dtype(np.uint16 if tokenizer.size <= 1 << 16 else np.uint32)
-    if cache is not None and total >= _KEPT:
+    total = int(corpus.character_counts.sum())
+    key = _cache_key(corpus, tokenizer, separator, template)
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    if cache is not None and total >= _MIN_CACHED_CHARACTERS:
         with suppress(OSError, UserError, ValueError, KeyError, TypeError):
-            return _open(cache, key, dtype)
+            return _load(cache, key, dtype)
     separator = separator if corpus.count > 1 else None
 
-    def read(characters: int) -> None:
+    def report_progress(characters: int) -> None:
         progress(characters / total)
         if interrupted():
             raise UserError(_("stopped while reading {name}", name=safe_line(corpus.name)))
 
-    for folder in (cache, None) if cache is not None and total >= _KEPT else (None,):
+    for folder in (
+        (cache, None) if cache is not None and total >= _MIN_CACHED_CHARACTERS else (None,)
+    ):
         try:
-            return _written(
-                _tokenised(corpus, tokenizer, separator, template),
+            return _write_tokens(
+                _token_chunks(corpus, tokenizer, separator, template),
                 dtype,
-                tokenizer.size,
+                tokenizer.vocab_size,
                 folder,
                 key,
-                read,
+                report_progress,
             )
         except OSError as error:  # the cache's disk is full; another one may not be
-            why = reason(error)
+            message = os_error_text(error)
     name = safe_line(corpus.name)
     raise UserError(
         _(
             "could not write the tokens of {name} to a temporary file: {reason}",
             name=name,
-            reason=why,
+            reason=message,
         )
     )
 
 
-def _written(
-    pieces: Iterator["_Piece"],
+def _write_tokens(
+    chunks: Iterator["_TokenChunk"],
     dtype: np.dtype[Any],
-    size: int,
+    vocab_size: int,
     folder: Path | None,
     key: str,
     progress: Callable[[int], None],
-) -> Tokens:
+) -> TokenisedCorpus:
     """Write tokens to files, which are kept if there is a folder for them. Raises OSError."""
     with ExitStack() as stack:
-        ids, learned = _files(stack, folder)
-        unknown, read, marked = 0, 0, False
-        occurs = np.zeros(size, dtype=np.bool_)
-        for piece in pieces:
-            found = np.asarray(piece.ids, dtype=dtype)
-            occurs[found] = True
-            ids.write(found.tobytes())
-            learned.write(np.asarray(piece.learned, dtype=np.bool_).tobytes())
-            marked |= len(piece.learned) > 0
-            unknown += piece.unknown
-            read += piece.characters
-            progress(read)
-        mask = _mapped(learned, np.dtype(np.bool_)) if marked else None
-        tokens = Tokens(_mapped(ids, dtype), mask, unknown, int(occurs.sum()))
+        ids, mask_file = _open_outputs(stack, folder)
+        unknown, characters_read, has_loss_mask = 0, 0, False
+        token_occurs = np.zeros(vocab_size, dtype=np.bool_)
+        for chunk in chunks:
+            chunk_ids = np.asarray(chunk.ids, dtype=dtype)
+            token_occurs[chunk_ids] = True
+            ids.write(chunk_ids.tobytes())
+            mask_file.write(np.asarray(chunk.loss_mask, dtype=np.bool_).tobytes())
+            has_loss_mask |= len(chunk.loss_mask) > 0
+            unknown += chunk.unknown
+            characters_read += chunk.characters
+            progress(characters_read)
+        mask = _memory_map(mask_file, np.dtype(np.bool_)) if has_loss_mask else None
+        tokens = TokenisedCorpus(_memory_map(ids, dtype), mask, unknown, int(token_occurs.sum()))
         if isinstance(ids.name, str):  # it is in the cache's folder
             assert folder is not None
             with suppress(OSError, UserError):  # without a cache it is only slower the next time
-                _keep(folder, key, tokens, ids, learned)
+                _store(folder, key, tokens, ids, mask_file)
     return tokens
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _TokenChunk:
     ids: Sequence[int] | NDArray[Any]
-    learned: Sequence[bool]
+    loss_mask: Sequence[bool]
     characters: int
     unknown: int
 
 
-def _tokenised(
+def _token_chunks(
     corpus: Corpus, tokenizer: Tokenizer, separator: int | None, template: ChatTemplate | None
-) -> Iterator[_Piece]:
+) -> Iterator[_TokenChunk]:
     documents = corpus.documents()
     if template is not None:
-        return _conversations(documents, tokenizer, template)
+        return _conversation_chunks(documents, tokenizer, template)
     if isinstance(tokenizer, CharacterTokenizer):
-        return _characters(documents, tokenizer, separator)
-    return _subwords(documents, tokenizer, separator)
+        return _character_chunks(documents, tokenizer, separator)
+    return _subword_chunks(documents, tokenizer, separator)
 
 
-def _characters(
+def _character_chunks(
     documents: Iterator[Document], tokenizer: CharacterTokenizer, separator: int | None
-) -> Iterator[_Piece]:
+) -> Iterator[_TokenChunk]:
     """Look all characters up at once; the processors share the work."""
-    nothing = np.iinfo(np.uint32).max
-    table = np.full(0x110000, nothing, dtype=np.uint32)
+    missing_id = np.iinfo(np.uint32).max
+    table = np.full(0x110000, missing_id, dtype=np.uint32)
     table[[ord(character) for character in tokenizer.characters]] = np.arange(
         len(tokenizer.characters)
     )
-    lost = tokenizer.named(tokenizer.unknown_becomes) if tokenizer.unknown_becomes else None
+    unknown_id = tokenizer.token_to_id(tokenizer.unk_token) if tokenizer.unk_token else None
 
-    def work(group: list[Document]) -> _Piece:
-        parts, unknown, characters = [], 0, 0
+    def encode_group(group: list[Document]) -> _TokenChunk:
+        arrays, unknown, characters = [], 0, 0
         for document in group:
             ids = table[np.frombuffer(document.text.encode("utf-32-le"), dtype=np.uint32)]
-            missing = ids == nothing
+            missing = ids == missing_id
             unknown += int(missing.sum())
             characters += len(ids)
-            parts.append(ids[~missing] if lost is None else np.where(missing, lost, ids))
-            if separator is not None and document.ends:
-                parts.append(np.array([separator], dtype=np.uint32))
-        return _Piece(np.concatenate(parts), (), characters, unknown)
+            arrays.append(
+                ids[~missing] if unknown_id is None else np.where(missing, unknown_id, ids)
+            )
+            if separator is not None and document.is_complete:
+                arrays.append(np.array([separator], dtype=np.uint32))
+        return _TokenChunk(np.concatenate(arrays), (), characters, unknown)
 
     with ThreadPoolExecutor() as pool:
-        waiting = []
-        for group in _groups(documents, _AT_ONCE):
-            waiting.append(pool.submit(work, group))
-            if len(waiting) > 4:  # bounded: a corpus may be larger than the memory
-                yield waiting.pop(0).result()
-        for work_left in waiting:
-            yield work_left.result()
+        futures = []
+        for group in _groups(documents, _DOCUMENTS_PER_GROUP):
+            futures.append(pool.submit(encode_group, group))
+            if len(futures) > 4:  # bounded: a corpus may be larger than the memory
+                yield futures.pop(0).result()
+        for future in futures:
+            yield future.result()
 
 
-def _subwords(
+def _subword_chunks(
     documents: Iterator[Document], tokenizer: Tokenizer, separator: int | None
-) -> Iterator[_Piece]:
+) -> Iterator[_TokenChunk]:
     """Tokenise piece by piece; the library uses all processors for a group of them."""
-    lost = tokenizer.named(tokenizer.unknown_becomes) if tokenizer.unknown_becomes else None
-    for group in _groups(_in_pieces(documents), _AT_ONCE):
+    unknown_id = tokenizer.token_to_id(tokenizer.unk_token) if tokenizer.unk_token else None
+    for group in _groups(_split_long_documents(documents), _DOCUMENTS_PER_GROUP):
         ids: list[int] = []
         for document, encoded in zip(
-            group, tokenizer.encode_many([each.text for each in group]), strict=True
+            group, tokenizer.encode_batch([each.text for each in group]), strict=True
         ):
             ids += encoded
-            if separator is not None and document.ends:
+            if separator is not None and document.is_complete:
                 ids.append(separator)
-        unknown = ids.count(lost) if lost is not None else 0
-        yield _Piece(ids, (), sum(len(document.text) for document in group), unknown)
+        unknown = ids.count(unknown_id) if unknown_id is not None else 0
+        yield _TokenChunk(ids, (), sum(len(document.text) for document in group), unknown)
 
 
-def _in_pieces(documents: Iterator[Document]) -> Iterator[Document]:
+def _split_long_documents(documents: Iterator[Document]) -> Iterator[Document]:
     """Cut long texts: the library takes a text as one piece of work, and needs a hundred times
     its size for it.
     """
     for document in documents:
-        *parts, last = pieces(document.text, _SUBWORD_PIECE)
-        yield from (Document(part, ends=False) for part in parts)
-        yield Document(last, ends=document.ends)
+        *chunks, last = split_chunks(document.text, _SUBWORD_CHUNK)
+        yield from (Document(chunk, is_complete=False) for chunk in chunks)
+        yield Document(last, is_complete=document.is_complete)
 
 
-def _conversations(
+def _conversation_chunks(
     documents: Iterator[Document], tokenizer: Tokenizer, template: ChatTemplate
-) -> Iterator[_Piece]:
-    done = 0
-    for group in _groups(documents, _CONVERSATIONS):
+) -> Iterator[_TokenChunk]:
+    n_done = 0
+    for group in _groups(documents, _CONVERSATIONS_PER_GROUP):
         ids: list[int] = []
-        learned: list[bool] = []
-        for tokens, counts in trained_ids(
-            template, tokenizer, [document.messages for document in group], done + 1
+        loss_mask: list[bool] = []
+        for tokens, mask in encode_with_loss_mask(
+            template, tokenizer, [document.messages for document in group], n_done + 1
         ):
             ids += tokens
-            learned += counts
-        said = [text for document in group for text in document.texts]
-        unknown = sum(text.count(each) for text in said for each in tokenizer.unknown(text))
-        yield _Piece(ids, learned, sum(map(len, said)), unknown)
-        done += len(group)
+            loss_mask += mask
+        texts = [text for document in group for text in document.texts]
+        unknown = sum(text.count(each) for text in texts for each in tokenizer.find_unknown(text))
+        yield _TokenChunk(ids, loss_mask, sum(map(len, texts)), unknown)
+        n_done += len(group)
 
 
 def _groups(documents: Iterator[Document], size: int) -> Iterator[list[Document]]:
@@ -249,34 +255,34 @@ def _groups(documents: Iterator[Document], size: int) -> Iterator[list[Document]
         yield group
 
 
-def _key(
+def _cache_key(
     corpus: Corpus, tokenizer: Tokenizer, separator: int | None, template: ChatTemplate | None
 ) -> str:
     """Return what names the tokens of a corpus: all that they depend on."""
-    described = [
+    inputs = [
         _VERSION,
         corpus.sha256,
-        corpus.shape,
+        corpus.format_key,
         corpus.split,
         tokenizer.to_json(),
         separator,
     ]
-    described.append(asdict(template) if template else None)
-    return hashlib.sha256(json.dumps(described, sort_keys=True, default=dict).encode()).hexdigest()
+    inputs.append(asdict(template) if template else None)
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=dict).encode()).hexdigest()
 
 
-def _files(stack: ExitStack, cache: Path | None) -> tuple[IO[bytes], IO[bytes]]:
+def _open_outputs(stack: ExitStack, cache: Path | None) -> tuple[IO[bytes], IO[bytes]]:
     """Return two files to write to that nobody else sees; in the cache's folder if that can be
     written to.
     """
     if cache is not None:
         with suppress(OSError):
             cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return _temporary(stack, cache), _temporary(stack, cache)
-    return _temporary(stack, None), _temporary(stack, None)
+            return _temporary_file(stack, cache), _temporary_file(stack, cache)
+    return _temporary_file(stack, None), _temporary_file(stack, None)
 
 
-def _temporary(stack: ExitStack, folder: Path | None) -> IO[bytes]:
+def _temporary_file(stack: ExitStack, folder: Path | None) -> IO[bytes]:
     if folder is None:
         return stack.enter_context(tempfile.TemporaryFile())
     # Readable by the user alone; the caller's stack closes it.
@@ -286,54 +292,56 @@ def _temporary(stack: ExitStack, folder: Path | None) -> IO[bytes]:
     return file
 
 
-def _mapped(file: IO[bytes], dtype: np.dtype[Any]) -> NDArray[Any]:
+def _memory_map(file: IO[bytes], dtype: np.dtype[Any]) -> NDArray[Any]:
     file.flush()
     if not file.tell():
         return np.empty(0, dtype)
     return np.memmap(file, dtype, mode="r")
 
 
-def _keep(cache: Path, key: str, tokens: Tokens, ids: IO[bytes], learned: IO[bytes]) -> None:
+def _store(
+    cache: Path, key: str, tokens: TokenisedCorpus, ids_file: IO[bytes], mask_file: IO[bytes]
+) -> None:
     """Give the files their names, then write beside them that they are whole."""
-    parts = {"ids": ids, **({"learned": learned} if tokens.learned is not None else {})}
-    for part, file in parts.items():
+    files = {"ids": ids_file, **({"learned": mask_file} if tokens.loss_mask is not None else {})}
+    for suffix, file in files.items():
         os.fsync(file.fileno())
-        Path(file.name).replace(cache / f"{key}.{part}")
-    facts = {
+        Path(file.name).replace(cache / f"{key}.{suffix}")
+    metadata = {
         "count": len(tokens.ids),
-        "unknown": tokens.unknown,
-        "different": tokens.different,
-        "parts": [*parts],
+        "unknown": tokens.unknown_characters,
+        "different": tokens.unique_tokens,
+        "parts": [*files],
     }
-    write_atomically(cache / f"{key}.json", json.dumps(facts).encode(), private=True)
-    _make_room(cache, key)
+    write_atomically(cache / f"{key}.json", json.dumps(metadata).encode(), private=True)
+    _evict(cache, key)
 
 
-def _open(cache: Path, key: str, dtype: np.dtype[Any]) -> Tokens:
+def _load(cache: Path, key: str, dtype: np.dtype[Any]) -> TokenisedCorpus:
     """Open what was kept.
 
     Raises OSError, ValueError, KeyError or TypeError if it is not there, or not whole.
     """
-    facts = json.loads((cache / f"{key}.json").read_text(encoding="utf-8"))
-    opened = {}
-    for part in facts["parts"]:
-        path = cache / f"{key}.{part}"
-        kind = dtype if part == "ids" else np.dtype(np.bool_)
-        if path.stat().st_size != facts["count"] * kind.itemsize:
+    metadata = json.loads((cache / f"{key}.json").read_text(encoding="utf-8"))
+    arrays = {}
+    for suffix in metadata["parts"]:
+        path = cache / f"{key}.{suffix}"
+        array_dtype = dtype if suffix == "ids" else np.dtype(np.bool_)
+        if path.stat().st_size != metadata["count"] * array_dtype.itemsize:
             raise ValueError
-        opened[part] = np.memmap(path, kind, mode="r")
+        arrays[suffix] = np.memmap(path, array_dtype, mode="r")
     os.utime(cache / f"{key}.json")
-    return Tokens(
-        opened["ids"], opened.get("learned"), int(facts["unknown"]), int(facts["different"])
+    return TokenisedCorpus(
+        arrays["ids"], arrays.get("learned"), int(metadata["unknown"]), int(metadata["different"])
     )
 
 
-def _make_room(cache: Path, key: str) -> None:
+def _evict(cache: Path, key: str) -> None:
     """Remove those used longest ago, but not this one, until the rest is no more than may be
     kept.
     """
     for file in cache.glob(".*"):
-        if file.stat().st_mtime < time.time() - _ABANDONED:
+        if file.stat().st_mtime < time.time() - _STALE_SECONDS:
             file.unlink(missing_ok=True)
     groups = sorted((file for file in cache.glob("*.json")), key=lambda file: file.stat().st_mtime)
     sizes = {
@@ -341,7 +349,7 @@ def _make_room(cache: Path, key: str) -> None:
         for file in groups
     }
     for file in groups:
-        if sum(sizes.values()) <= _FULL:
+        if sum(sizes.values()) <= _MAX_CACHE_BYTES:
             return
         if file.stem != key:
             for each in cache.glob(f"{file.stem}.*"):

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.build import LanguageModel
-from minillm_repl.training.cancellation import STOPPED_EARLY, Interrupted, stopping
-from minillm_repl.training.distributed import Processes, whole
+from minillm_repl.training.cancellation import STOPPED_EARLY, Cancelled, cancellable
+from minillm_repl.training.distributed import Distributed, full_tensor
 from minillm_repl.training.events import (
     Evaluated,
     Finished,
@@ -36,41 +36,43 @@ from minillm_repl.training.events import (
 )
 from minillm_repl.training.muon import Muon
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.windows import IGNORED, Part
+from minillm_repl.training.windows import IGNORE_INDEX, Split
 
-_AT_ONCE = 16_384  # tokens of a measurement that are read together,
+_EVAL_BATCH_TOKENS = 16_384  # tokens of a measurement that are read together,
 # and fewer of a large model: so many multiplications, a fraction of a second
-_WORK_AT_ONCE = 20_000_000_000
+_EVAL_MULTIPLICATIONS = 20_000_000_000
 # multiplications a step, from which on each of its blocks asks whether to stop
-_WORTH_ASKING = 2_000_000_000
-_LEAST_MEASURED = 8_192  # tokens: a measurement on the way shows no less, where there are so many
-_LEAST_AT_LAST = 1 << 17  # tokens: of the weights that are kept
-_MEASURING = 0.15  # of the work of training, at most, above that
-_POINTS = 200  # on a recorded loss curve
+_MIN_CANCELLABLE_WORK = 2_000_000_000
+_MIN_EVAL_TOKENS = 8_192  # tokens: a measurement on the way shows no less, where there are so many
+_MIN_FINAL_EVAL_TOKENS = 1 << 17  # tokens: of the weights that are kept
+_MAX_EVAL_SHARE = 0.15  # of the work of training, at most, above that
+_CURVE_POINTS = 200  # on a recorded loss curve
 Starts = NDArray[np.int64]
-_NOTHING: Starts = np.empty(0, np.int64)
+_NO_STARTS: Starts = np.empty(0, np.int64)
 
 
 @dataclass
-class State:
+class TrainerState:
     """Where a run is, as far as it is no tensor: what is in a resume file as JSON."""
 
     step: int = 0
-    measured: int = -1  # the step after which the losses were last measured
+    last_eval_step: int = -1  # the step after which the losses were last measured
     tokens: int = 0
     seconds: float = 0.0
     first_loss: float = 0.0
     train_loss: float = 0.0  # when last measured
     # the lowest measured loss that counts, and the step it was measured after
-    best: float = sys.float_info.max
+    best_loss: float = sys.float_info.max
     best_step: int = 0
-    waited: int = 0  # measurements since
-    stretch: list[float] = field(default_factory=list)  # losses since the last point of the curve
+    evals_since_best: int = 0  # measurements since
+    recent_losses: list[float] = field(
+        default_factory=list
+    )  # losses since the last point of the curve
     curve: list[tuple[int, float]] = field(default_factory=list)
     val_curve: list[tuple[int, float]] = field(default_factory=list)
 
 
-class NotANumber(Exception):  # noqa: N818 - told in the Finished event
+class NonFiniteLoss(Exception):  # noqa: N818 - told in the Finished event
     """The loss or a gradient is no longer a finite number."""
 
 
@@ -84,28 +86,32 @@ class Trainer:
     def __init__(
         self,
         model: LanguageModel,
-        train: Part,
-        val: Part | None,
+        train: Split,
+        val: Split | None,
         plan: TrainPlan,
-        per_token: float = 1.0,
-        processes: Processes | None = None,
+        bits_per_character_scale: float = 1.0,
+        distributed: Distributed | None = None,
     ) -> None:
         self.model, self.train, self.val, self.plan = model, train, val, plan
-        self.processes = processes or Processes()
-        self.state = State()
+        self.distributed = distributed or Distributed()
+        self.state = TrainerState()
         self.device = next(model.parameters()).device
-        self._per_token = per_token
+        self._bits_per_character_scale = bits_per_character_scale
         if plan.dropout:
-            _drop_out(model, plan.dropout)
+            _add_dropout(model, plan.dropout)
         if plan.shard:
-            self.processes.shard(model)
+            self.distributed.shard(model)
         compiled: nn.Module = torch.compile(model) if plan.compile else model  # type: ignore[assignment]
-        self._forward = self.processes.wrap(compiled, sharded=plan.shard)
-        self.trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
-        self.optimizers = _optimizers(model, self.trained, plan, self._precise)
-        self.best_weights = self._weights()
+        self._forward = self.distributed.wrap(compiled, sharded=plan.shard)
+        self.trainable_parameters = {
+            name: each for name, each in model.named_parameters() if each.requires_grad
+        }
+        self.optimizers = _make_optimizers(
+            model, self.trainable_parameters, plan, self._compute_dtype
+        )
+        self.best_weights = self._copy_weights()
 
-    def _precise(self) -> torch.dtype:
+    def _compute_dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.plan.precision == "bfloat16" else torch.float32
 
     # -- the loop
@@ -121,114 +127,127 @@ class Trainer:
         after its last step. Raises UserError when stopped while the first measurement is made.
         """
         plan, state = self.plan, self.state
-        self._clock = perf_counter() - state.seconds
-        self._saved_step, self._saved_at = state.step, perf_counter()
-        self._on_disk, self._whole = state.step, True
+        self._started = perf_counter() - state.seconds
+        self._save_due_step, self._save_due_time = state.step, perf_counter()
+        self._last_saved_step, self._is_consistent = state.step, True
         reason: Reason = "done"
         try:
             while True:
-                if state.measured != state.step and (
-                    state.step % plan.every == 0 or state.step == plan.steps
+                if state.last_eval_step != state.step and (
+                    state.step % plan.eval_interval == 0 or state.step == plan.steps
                 ):
-                    yield self._measure(interrupted)
-                    if plan.patience and state.waited >= plan.patience:
+                    yield self._evaluate(interrupted)
+                    if plan.patience and state.evals_since_best >= plan.patience:
                         reason = "patience"
                         break
-                if save and self._save_due():
-                    why = self._written(save)
-                    yield NotSaved(state.step, why) if why else Saved(state.step)
+                if save and self._is_save_due():
+                    error = self._try_save(save)
+                    yield NotSaved(state.step, error) if error else Saved(state.step)
                 if state.step == plan.steps:
                     break
-                if self.processes.any(interrupted(), self.device):
-                    raise Interrupted
+                if self.distributed.any_rank(interrupted(), self.device):
+                    raise Cancelled
                 yield self.step(interrupted)
-        except NotANumber:
+        except NonFiniteLoss:
             reason = "diverged"
-        except Interrupted:  # nothing has been changed since the last step
-            self._whole = True
-            if state.measured < 0:
+        except Cancelled:  # nothing has been changed since the last step
+            self._is_consistent = True
+            if state.last_eval_step < 0:
                 raise UserError(_(STOPPED_EARLY)) from None
             reason = "interrupt"
         except BaseException:
-            self._rescue(save)
+            self._save_on_exit(save)
             raise
         if reason == "interrupt" and state.step:
-            self._rescue(save)
+            self._save_on_exit(save)
         try:
             finished = self._finish(reason, interrupted)
         except BaseException:
-            self._rescue(save)
+            self._save_on_exit(save)
             raise
         yield finished
 
-    def _rescue(self, save: Callable[[], str] | None) -> None:
+    def _save_on_exit(self, save: Callable[[], str] | None) -> None:
         """Write the run as it was after its last step, unless it lies on disk like that."""
-        if save and self._whole and self.state.step > self._on_disk:
-            self._written(save)
+        if save and self._is_consistent and self.state.step > self._last_saved_step:
+            self._try_save(save)
 
-    def _written(self, save: Callable[[], str]) -> str:
-        why = save()
-        if not why:
-            self._on_disk = self.state.step
-        return why
+    def _try_save(self, save: Callable[[], str]) -> str:
+        error = save()
+        if not error:
+            self._last_saved_step = self.state.step
+        return error
 
     def step(self, interrupted: Callable[[], bool] = lambda: False) -> TrainStep:
         """Take one step of the optimisers.
 
         Raises NotANumber or Interrupted, with everything as it was.
         """
-        plan, state, world = self.plan, self.state, self.processes.size
-        self._whole = False
-        lr = plan.lr * schedule(state.step + 1, plan)
+        plan, state, world_size = self.plan, self.state, self.distributed.world_size
+        self._is_consistent = False
+        lr = plan.lr * lr_scale(state.step + 1, plan)
         self.model.train()
-        starts = self.train.drawn(state.step * plan.batch, plan.batch, plan.seed)
+        starts = self.train.training_starts(
+            state.step * plan.batch_size, plan.batch_size, plan.seed
+        )
         # Every process knows the whole batch, and reads its share of it.
-        count = plan.batch * plan.context if self.train.learned is None else self._targets(starts)
-        parts = np.array_split(starts[self.processes.rank :: world], plan.accumulate)
+        n_targets = (
+            plan.batch_size * plan.context_length
+            if self.train.loss_mask is None
+            else self._count_targets(starts)
+        )
+        micro_batches = np.array_split(
+            starts[self.distributed.rank :: world_size], plan.grad_accum_steps
+        )
         total = torch.zeros((), device=self.device)
-        with self.stopping(interrupted):
-            for number, part in enumerate(parts, 1):
-                last = number == len(parts)
-                with nullcontext() if last else self.processes.gradients_apart(self._forward):
-                    loss = self.loss(part, plan.label_smoothing) / count
-                    (loss * world).backward()  # type: ignore[no-untyped-call] # the processes' gradients are averaged
+        with self.cancellable(interrupted):
+            for number, micro_batch in enumerate(micro_batches, 1):
+                is_last = number == len(micro_batches)
+                with nullcontext() if is_last else self.distributed.no_sync(self._forward):
+                    loss = self.loss(micro_batch, plan.label_smoothing) / n_targets
+                    (loss * world_size).backward()  # type: ignore[no-untyped-call] # the processes' gradients are averaged
                 total += loss.detach()
-        loss_value = self.processes.sum(total).item()
-        norm = whole(
-            torch.nn.utils.clip_grad_norm_(self.trained.values(), plan.clip or math.inf)
+        loss_value = self.distributed.all_reduce(total).item()
+        norm = full_tensor(
+            torch.nn.utils.clip_grad_norm_(
+                self.trainable_parameters.values(), plan.grad_clip or math.inf
+            )
         ).item()
         if not math.isfinite(loss_value + norm):
             for optimizer in self.optimizers.values():
                 optimizer.zero_grad()
-            raise NotANumber
+            raise NonFiniteLoss
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
             optimizer.zero_grad()
         state.step += 1
-        state.tokens += plan.batch * plan.context
-        state.seconds = perf_counter() - self._clock
-        self._note(loss_value)
-        self._whole = True
+        state.tokens += plan.batch_size * plan.context_length
+        state.seconds = perf_counter() - self._started
+        self._record_loss(loss_value)
+        self._is_consistent = True
         return TrainStep(state.step, loss_value, lr, norm, state.tokens, state.seconds)
 
-    def stopping(self, interrupted: Callable[[], bool]) -> AbstractContextManager[None]:
+    def cancellable(self, interrupted: Callable[[], bool]) -> AbstractContextManager[None]:
         """Let what computes a step be stopped half-way, if it takes long; Interrupted leaves no
         trace of it.
         """
-        plan, work = self.plan, self.model.config.parameters * self.plan.batch * self.plan.context
-        if work < _WORTH_ASKING or self.processes.size > 1 or plan.compile:
+        plan, work = (
+            self.plan,
+            self.model.config.n_params * self.plan.batch_size * self.plan.context_length,
+        )
+        if work < _MIN_CANCELLABLE_WORK or self.distributed.world_size > 1 or plan.compile:
             return nullcontext()
-        return stopping(self.model, interrupted, random=bool(plan.dropout))
+        return cancellable(self.model, interrupted, restores_rng=bool(plan.dropout))
 
-    def _targets(self, starts: NDArray[np.int64]) -> int:
-        return max(1, int((self.train.at(starts)[1] != IGNORED).sum()))
+    def _count_targets(self, starts: NDArray[np.int64]) -> int:
+        return max(1, int((self.train.batch(starts)[1] != IGNORE_INDEX).sum()))
 
     def loss(self, starts: NDArray[np.int64], smoothing: float = 0.0) -> Tensor:
         """Return the sum of the losses over the windows that begin at `starts`, in nats."""
         inputs, targets = (
-            each.to(self.device, non_blocking=True) for each in self.train.at(starts)
+            each.to(self.device, non_blocking=True) for each in self.train.batch(starts)
         )
         return self.summed_loss(inputs, targets, smoothing)
 
@@ -242,86 +261,106 @@ class Trainer:
         return F.cross_entropy(
             flat,
             targets.flatten(),
-            ignore_index=IGNORED,
+            ignore_index=IGNORE_INDEX,
             reduction="sum",
             label_smoothing=smoothing,
         )
 
-    def _note(self, loss: float) -> None:
+    def _record_loss(self, loss: float) -> None:
         """Keep the loss for the curve: each of its points is the mean of a stretch of steps."""
         state = self.state
-        state.stretch.append(loss)
-        if len(state.stretch) >= max(1, self.plan.steps // _POINTS):
-            state.curve.append((state.step, round(sum(state.stretch) / len(state.stretch), 4)))
-            state.stretch.clear()
+        state.recent_losses.append(loss)
+        if len(state.recent_losses) >= max(1, self.plan.steps // _CURVE_POINTS):
+            state.curve.append(
+                (state.step, round(sum(state.recent_losses) / len(state.recent_losses), 4))
+            )
+            state.recent_losses.clear()
 
-    def _save_due(self) -> bool:
-        plan, done = self.plan, self.state.step - self._saved_step
-        by_time = plan.save_minutes and perf_counter() - self._saved_at >= 60 * plan.save_minutes
-        due = done > 0 and bool((plan.save_steps and done >= plan.save_steps) or by_time)
-        if self.processes.any(due, self.device):
-            self._saved_step, self._saved_at = self.state.step, perf_counter()
+    def _is_save_due(self) -> bool:
+        plan, steps_since_save = self.plan, self.state.step - self._save_due_step
+        by_time = (
+            plan.save_minutes and perf_counter() - self._save_due_time >= 60 * plan.save_minutes
+        )
+        due = steps_since_save > 0 and bool(
+            (plan.save_steps and steps_since_save >= plan.save_steps) or by_time
+        )
+        if self.distributed.any_rank(due, self.device):
+            self._save_due_step, self._save_due_time = self.state.step, perf_counter()
             return True
         return False
 
     # -- measuring
 
-    def readings(self) -> tuple[int, int]:
+    def eval_token_counts(self) -> tuple[int, int]:
         """Return how many tokens a measurement on the way reads, and how many the one at the end
         of the plan.
         """
         plan = self.plan
-        at_last = self._read_at_last(
-            plan.steps * plan.batch * plan.context, _LEAST_MEASURED, _LEAST_AT_LAST
+        final_starts = self._final_eval_starts(
+            plan.steps * plan.batch_size * plan.context_length,
+            _MIN_EVAL_TOKENS,
+            _MIN_FINAL_EVAL_TOKENS,
         )
-        each, last = (
-            sum(map(len, starts)) * plan.context for starts in (self._read_on_the_way(), at_last)
+        eval_tokens, final_eval_tokens = (
+            sum(map(len, starts)) * plan.context_length
+            for starts in (self._eval_starts(), final_starts)
         )
-        return each, last
+        return eval_tokens, final_eval_tokens
 
-    def _read_on_the_way(self) -> tuple[Starts, Starts]:
+    def _eval_starts(self) -> tuple[Starts, Starts]:
         """Return what a measurement on the way reads of both parts."""
-        step_tokens = self.plan.every * self.plan.batch * self.plan.context
+        step_tokens = self.plan.eval_interval * self.plan.batch_size * self.plan.context_length
         # training costs three times as much as reading
-        most = max(_LEAST_MEASURED, int(step_tokens * 3 * _MEASURING))
-        return self.train.even(most // 2 if self.val else most), self.val.apart(
-            most
-        ) if self.val else _NOTHING
+        max_tokens = max(_MIN_EVAL_TOKENS, int(step_tokens * 3 * _MAX_EVAL_SHARE))
+        return self.train.evenly_spaced_starts(
+            max_tokens // 2 if self.val else max_tokens
+        ), self.val.disjoint_starts(max_tokens) if self.val else _NO_STARTS
 
-    def _read_at_last(self, trained: int, least: int, most: int) -> tuple[Starts, Starts]:
+    def _final_eval_starts(
+        self, trained_tokens: int, min_tokens: int, max_tokens: int
+    ) -> tuple[Starts, Starts]:
         """Return what the last measurement reads of both parts, after training on so many
         tokens.
         """
-        most = most if most == least else max(most, int(trained * 3 * _MEASURING))
-        return self.train.even(least if self.val else most), self.val.apart(
-            most
-        ) if self.val else _NOTHING
+        max_tokens = (
+            max_tokens
+            if max_tokens == min_tokens
+            else max(max_tokens, int(trained_tokens * 3 * _MAX_EVAL_SHARE))
+        )
+        return self.train.evenly_spaced_starts(
+            min_tokens if self.val else max_tokens
+        ), self.val.disjoint_starts(max_tokens) if self.val else _NO_STARTS
 
-    def _measure(self, interrupted: Callable[[], bool]) -> Evaluated:
+    def _evaluate(self, interrupted: Callable[[], bool]) -> Evaluated:
         """Measure both losses. Raises NotANumber, and Interrupted with nothing noted."""
         state = self.state
-        train, val = self._losses(self._read_on_the_way(), interrupted)
+        train, val = self._losses(self._eval_starts(), interrupted)
         loss = train if val is None else val
         if not math.isfinite(loss + train):
-            raise NotANumber
-        best = loss < state.best
+            raise NonFiniteLoss
+        is_best = loss < state.best_loss
         state.train_loss = train
-        if state.measured < 0:
+        if state.last_eval_step < 0:
             state.first_loss = loss
-        if best or val is None:  # without a text held out there is no knowing better than the last
-            state.best, state.best_step, state.waited = loss, state.step, 0
-            self.best_weights = self._weights()
+        if (
+            is_best or val is None
+        ):  # without a text held out there is no knowing better than the last
+            state.best_loss, state.best_step, state.evals_since_best = loss, state.step, 0
+            self.best_weights = self._copy_weights()
         else:
-            state.waited += 1
+            state.evals_since_best += 1
         if val is not None:
             state.val_curve.append((state.step, round(val, 4)))
-        state.measured = state.step
-        state.seconds = perf_counter() - self._clock
-        return Evaluated(state.step, train, val, loss * self._per_token, best)
+        state.last_eval_step = state.step
+        state.seconds = perf_counter() - self._started
+        return Evaluated(state.step, train, val, loss * self._bits_per_character_scale, is_best)
 
     @torch.no_grad()
     def mean_loss(
-        self, part: Part, starts: NDArray[np.int64], interrupted: Callable[[], bool] = lambda: False
+        self,
+        split: Split,
+        starts: NDArray[np.int64],
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> float:
         """Return the mean loss over the windows that begin at `starts`, in nats per token that
         counts.
@@ -329,20 +368,20 @@ class Trainer:
         Raises Interrupted between two groups of windows, where one process reads them all.
         """
         self.model.eval()
-        mine = starts[self.processes.rank :: self.processes.size]
+        mine = starts[self.distributed.rank :: self.distributed.world_size]
         totals = torch.zeros(2, dtype=torch.float64)
-        tokens = min(_AT_ONCE, _WORK_AT_ONCE // self.model.config.parameters)
-        at_once = max(1, tokens // part.context)
-        for first in range(0, len(mine), at_once):
-            if first and self.processes.size == 1 and interrupted():
-                raise Interrupted
-            inputs, targets = part.at(mine[first : first + at_once])
+        tokens = min(_EVAL_BATCH_TOKENS, _EVAL_MULTIPLICATIONS // self.model.config.n_params)
+        batch_size = max(1, tokens // split.context_length)
+        for first in range(0, len(mine), batch_size):
+            if first and self.distributed.world_size == 1 and interrupted():
+                raise Cancelled
+            inputs, targets = split.batch(mine[first : first + batch_size])
             summed = self.summed_loss(inputs.to(self.device), targets.to(self.device))
             totals += torch.tensor(
-                [summed.item(), float((targets != IGNORED).sum())], dtype=torch.float64
+                [summed.item(), float((targets != IGNORE_INDEX).sum())], dtype=torch.float64
             )
-        total, count = self.processes.sum(
-            totals.to(self.device) if self.processes.size > 1 else totals
+        total, count = self.distributed.all_reduce(
+            totals.to(self.device) if self.distributed.world_size > 1 else totals
         ).tolist()
         return float(total / max(1.0, count))
 
@@ -353,37 +392,47 @@ class Trainer:
         Of less of it once somebody waits.
         """
         state = self.state
-        quick = min(
-            _LEAST_MEASURED, max(self.plan.context, _WORK_AT_ONCE // self.model.config.parameters)
+        quick_tokens = min(
+            _MIN_EVAL_TOKENS,
+            max(self.plan.context_length, _EVAL_MULTIPLICATIONS // self.model.config.n_params),
         )
-        least = quick if reason == "interrupt" else _LEAST_MEASURED
-        if reason != "diverged" and (self.val is None or state.measured != state.step):
+        min_tokens = quick_tokens if reason == "interrupt" else _MIN_EVAL_TOKENS
+        if reason != "diverged" and (self.val is None or state.last_eval_step != state.step):
             # What came after the last measurement counts too: it is kept unless it is known to be
             # worse.
-            keep = self.val is None or self.mean_loss(self.val, self.val.apart(least)) < state.best
+            keeps_latest = (
+                self.val is None
+                or self.mean_loss(self.val, self.val.disjoint_starts(min_tokens)) < state.best_loss
+            )
         else:
-            keep = False
-        kept = state.step if keep else state.best_step
-        if not keep:
-            self.load(self.best_weights)
-        hurried = reason == "interrupt"
-        at_last = self._read_at_last(state.tokens, least, least if hurried else _LEAST_AT_LAST)
+            keeps_latest = False
+        kept_step = state.step if keeps_latest else state.best_step
+        if not keeps_latest:
+            self.load_weights(self.best_weights)
+        is_interrupted = reason == "interrupt"
+        final_starts = self._final_eval_starts(
+            state.tokens, min_tokens, min_tokens if is_interrupted else _MIN_FINAL_EVAL_TOKENS
+        )
         try:
-            train, val = self._losses(at_last, (lambda: False) if hurried else interrupted)
-        except Interrupted:
-            train, val = self._losses(self._read_at_last(state.tokens, quick, quick))
+            train, val = self._losses(
+                final_starts, (lambda: False) if is_interrupted else interrupted
+            )
+        except Cancelled:
+            train, val = self._losses(
+                self._final_eval_starts(state.tokens, quick_tokens, quick_tokens)
+            )
         loss = train if val is None else val
         return Finished(
             reason,
             state.step,
-            kept,
+            kept_step,
             state.tokens,
             state.seconds,
             state.first_loss,
             loss,
             train,
             val,
-            loss * self._per_token,
+            loss * self._bits_per_character_scale,
             tuple(state.curve),
             tuple(state.val_curve),
         )
@@ -392,71 +441,73 @@ class Trainer:
         self, starts: tuple[Starts, Starts], interrupted: Callable[[], bool] = lambda: False
     ) -> tuple[float, float | None]:
         """Return the losses of both parts over the windows that begin there. Raises Interrupted."""
-        first, second = starts
-        train = self.mean_loss(self.train, first, interrupted)
-        return train, self.mean_loss(self.val, second, interrupted) if self.val else None
+        train_starts, val_starts = starts
+        train = self.mean_loss(self.train, train_starts, interrupted)
+        return train, self.mean_loss(self.val, val_starts, interrupted) if self.val else None
 
     # -- weights
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: each.detach().clone() for name, each in self.trained.items()}
+    def _copy_weights(self) -> dict[str, Tensor]:
+        return {name: each.detach().clone() for name, each in self.trainable_parameters.items()}
 
     @torch.no_grad()
-    def load(self, weights: dict[str, Tensor]) -> None:
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Put weights by name in the place of those that are trained."""
-        for name, parameter in self.trained.items():
+        for name, parameter in self.trainable_parameters.items():
             parameter.copy_(weights[name])
 
 
-def schedule(step: int, plan: TrainPlan) -> float:
+def lr_scale(step: int, plan: TrainPlan) -> float:
     """Return the share of the learning rate at `step` (from 1): up over the first few, then as
     the plan says.
     """
-    warm = step / max(1, plan.warm_up)
-    left = (plan.steps - step + 1) / plan.steps
+    warm = step / max(1, plan.warmup_steps)
+    remaining = (plan.steps - step + 1) / plan.steps
     match plan.schedule:
         case "linear":
-            return min(1.0, warm, 2 * left)
+            return min(1.0, warm, 2 * remaining)
         case "cosine":
-            return min(1.0, warm) * (1 + math.cos(math.pi * (1 - left))) / 2
+            return min(1.0, warm) * (1 + math.cos(math.pi * (1 - remaining))) / 2
     return min(1.0, warm)
 
 
-def _optimizers(
+def _make_optimizers(
     model: LanguageModel,
-    trained: dict[str, nn.Parameter],
+    trainable_parameters: dict[str, nn.Parameter],
     plan: TrainPlan,
     dtype: Callable[[], torch.dtype],
 ) -> dict[str, torch.optim.Optimizer]:
-    inside = [each for each in model.blocks.parameters() if each.ndim == 2 and each.requires_grad]
-    known = set(map(id, inside))
-    rest = [each for each in trained.values() if id(each) not in known]
+    matrices = [each for each in model.blocks.parameters() if each.ndim == 2 and each.requires_grad]
+    matrix_ids = set(map(id, matrices))
+    other_parameters = [
+        each for each in trainable_parameters.values() if id(each) not in matrix_ids
+    ]
     # betas as in GPT-3. Only the matrices decay; what is left are embeddings, norms, biases and the
     # head.
     adamw = partial(torch.optim.AdamW, lr=plan.lr, betas=(0.9, 0.95), fused=True)
     if plan.optimizer == "adamw":
         groups: list[dict[str, Any]] = [
-            {"params": inside, "weight_decay": plan.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
+            {"params": matrices, "weight_decay": plan.weight_decay},
+            {"params": other_parameters, "weight_decay": 0.0},
         ]
         return {"adamw": adamw([group for group in groups if group["params"]])}
     optimizers: dict[str, torch.optim.Optimizer] = {
-        "muon": Muon(inside, plan.lr, plan.weight_decay, dtype)
+        "muon": Muon(matrices, plan.lr, plan.weight_decay, dtype)
     }
-    if rest:
-        optimizers["adamw"] = adamw(rest, weight_decay=0.0)
+    if other_parameters:
+        optimizers["adamw"] = adamw(other_parameters, weight_decay=0.0)
     return optimizers
 
 
-def _drop_out(model: LanguageModel, share: float) -> None:
+def _add_dropout(model: LanguageModel, p: float) -> None:
     """Leave out a share of the embedding's numbers, and of what each block adds to the residual
     stream.
     """
 
     def drop(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        return F.dropout(output, share, module.training)
+        return F.dropout(output, p, module.training)
 
-    ends = ("token_embedding", "attention.proj", "ff.down")
+    ends = ("token_embedding", "attention.proj", "mlp.down")
     for name, module in model.named_modules():
         if name.endswith(ends):
             module.register_forward_hook(drop)

@@ -12,40 +12,42 @@ from torch import Tensor
 
 from minillm_repl.tokenizer.base import Tokenizer
 
-IGNORED = -100  # a target that does not count; torch's own usual number
+IGNORE_INDEX = -100  # a target that does not count; torch's own usual number
 _GOLDEN = 0.618033988749895
-_ROWS = 64  # windows read from a mapped file at once: around each, the system may map a megabyte
+_WINDOWS_PER_READ = (
+    64  # windows read from a mapped file at once: around each, the system may map a megabyte
+)
 
 
 @dataclass
-class Part:
+class Split:
     """One row of tokens, and the windows of context + 1 tokens in it: inputs, and one place on,
     their targets.
     """
 
     ids: NDArray[np.unsignedinteger]  # (count,), of a mapped file or in memory
-    learned: NDArray[np.bool_] | None  # (count,), which tokens count as targets; None: all
-    context: int
+    loss_mask: NDArray[np.bool_] | None  # (count,), which tokens count as targets; None: all
+    context_length: int
 
     @property
-    def windows(self) -> int:
+    def n_windows(self) -> int:
         """How many windows there are: one begins at every token but the last `context`."""
-        return max(0, len(self.ids) - self.context)
+        return max(0, len(self.ids) - self.context_length)
 
-    def at(self, starts: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def batch(self, starts: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Return the windows that begin at `starts` (b,): inputs (b, context) and targets, both
         int64.
         """
-        places = starts[:, None] + np.arange(self.context + 1)
-        ids = torch.from_numpy(_taken(self.ids, places).astype(np.int64))
+        places = starts[:, None] + np.arange(self.context_length + 1)
+        ids = torch.from_numpy(_gather(self.ids, places).astype(np.int64))
         inputs, targets = ids[:, :-1], ids[:, 1:]
-        if self.learned is not None:
+        if self.loss_mask is not None:
             targets = torch.where(
-                torch.from_numpy(_taken(self.learned, places[:, 1:])), targets, IGNORED
+                torch.from_numpy(_gather(self.loss_mask, places[:, 1:])), targets, IGNORE_INDEX
             )
         return inputs, targets
 
-    def drawn(self, first: int, count: int, seed: int) -> NDArray[np.int64]:
+    def training_starts(self, first: int, count: int, seed: int) -> NDArray[np.int64]:
         """Return where the windows begin that a run reads as number `first` and on, counted from
         its beginning.
 
@@ -53,76 +55,81 @@ class Part:
         Weyl sequence, in steps of about the golden section of the row, from another place in each
         round.
         """
-        stride = max(1, round(self.windows * _GOLDEN))
-        while math.gcd(stride, self.windows) != 1:
+        stride = max(1, round(self.n_windows * _GOLDEN))
+        while math.gcd(stride, self.n_windows) != 1:
             stride += 1
         starts = list[int]()
-        for number in range(first, first + count):
-            around, place = divmod(number, self.windows)
-            if place == 0 or not starts:
-                offset = int(np.random.default_rng((seed, around)).integers(self.windows))
-            starts.append((offset + place * stride) % self.windows)
+        for window_index in range(first, first + count):
+            epoch, epoch_index = divmod(window_index, self.n_windows)
+            if epoch_index == 0 or not starts:
+                offset = int(np.random.default_rng((seed, epoch)).integers(self.n_windows))
+            starts.append((offset + epoch_index * stride) % self.n_windows)
         return np.array(starts, dtype=np.int64)
 
-    def even(self, most: int) -> NDArray[np.int64]:
+    def evenly_spaced_starts(self, max_tokens: int) -> NDArray[np.int64]:
         """Return where windows begin that lie evenly over the whole row and have about `most`
         tokens, or are all.
         """
-        stride = -(-self.windows * self.context // most)
-        return np.arange(0, self.windows, max(1, min(stride, self.windows)))
+        stride = -(-self.n_windows * self.context_length // max_tokens)
+        return np.arange(0, self.n_windows, max(1, min(stride, self.n_windows)))
 
-    def apart(self, most: int = 0) -> NDArray[np.int64]:
+    def disjoint_starts(self, max_tokens: int = 0) -> NDArray[np.int64]:
         """Return where windows begin that lie side by side: every token is a target once;
         thinned to `most` tokens.
         """
-        starts = np.arange(0, self.windows, self.context)
-        return starts[:: max(1, -(-len(starts) * self.context // most))] if most else starts
+        starts = np.arange(0, self.n_windows, self.context_length)
+        return (
+            starts[:: max(1, -(-len(starts) * self.context_length // max_tokens))]
+            if max_tokens
+            else starts
+        )
 
     @property
     def targets(self) -> int:
         """How many tokens count."""
-        return len(self.ids) if self.learned is None else int(self.learned.sum())
+        return len(self.ids) if self.loss_mask is None else int(self.loss_mask.sum())
 
-    def characters(self, tokenizer: Tokenizer) -> int:
+    def count_characters(self, tokenizer: Tokenizer) -> int:
         """Return how many characters of text the tokens that count are; one that stands for the
         unknown is one.
         """
-        lengths = np.array([_characters(tokenizer, token) for token in range(tokenizer.size)])
+        lengths = np.array(
+            [_token_characters(tokenizer, token) for token in range(tokenizer.vocab_size)]
+        )
         total = 0
         for start in range(0, len(self.ids), 1 << 20):
             here = slice(start, start + (1 << 20))
-            ids = self.ids[here] if self.learned is None else self.ids[here][self.learned[here]]
+            ids = self.ids[here] if self.loss_mask is None else self.ids[here][self.loss_mask[here]]
             total += int(lengths[ids].sum())
-            for row in (self.ids, self.learned):
+            for row in (self.ids, self.loss_mask):
                 _release(row)
         return total
 
 
-def _taken(row: NDArray[Any], places: NDArray[np.int64]) -> NDArray[Any]:
+def _gather(array: NDArray[Any], indices: NDArray[np.int64]) -> NDArray[Any]:
     """Return the entries of a row at places (b, t)."""
-    taken = np.empty(places.shape, row.dtype)
-    for first in range(0, len(places), _ROWS):
-        here = slice(first, first + _ROWS)
-        taken[here] = row[places[here]]
-        _release(row)
-    return taken
+    gathered = np.empty(indices.shape, array.dtype)
+    for first in range(0, len(indices), _WINDOWS_PER_READ):
+        here = slice(first, first + _WINDOWS_PER_READ)
+        gathered[here] = array[indices[here]]
+        _release(array)
+    return gathered
 
 
-def _release(row: NDArray[Any] | None) -> None:
+def _release(array: NDArray[Any] | None) -> None:
     """Give back the pages of a mapped file: it may be larger than the memory, and stays in the
     system's cache.
     """
-    mapped = getattr(row, "_mmap", None)
-    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)
+    mapping = getattr(array, "_mmap", None)
+    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
-def _characters(tokenizer: Tokenizer, token: int) -> int:
-    piece = tokenizer.token_bytes(token)
-    if not piece:
+def _token_characters(tokenizer: Tokenizer, token: int) -> int:
+    token_bytes = tokenizer.token_bytes(token)
+    if not token_bytes:
         return int(
-            bool(tokenizer.unknown_becomes)
-            and tokenizer.special(token) == tokenizer.unknown_becomes
+            bool(tokenizer.unk_token) and tokenizer.special_name(token) == tokenizer.unk_token
         )
     # every byte but those that only continue a character
-    return sum(byte & 0xC0 != 0x80 for byte in piece)
+    return sum(byte & 0xC0 != 0x80 for byte in token_bytes)

@@ -5,8 +5,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from minillm_repl.checkpoint.families.fields import Fields
-from minillm_repl.checkpoint.weight_map import AS_IS, TRANSPOSED, Layout, Piece, Recipe
+from minillm_repl.checkpoint.families.fields import ConfigFields
+from minillm_repl.checkpoint.weight_map import AS_IS, TRANSPOSED, Layout, SourceTensor, WeightMap
 from minillm_repl.model.config import AnyConfig, LlamaConfig
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.*)")
@@ -21,79 +21,84 @@ class Family:
     model_type: str
     title: str
     architecture: str
-    read: Callable[[Fields], AnyConfig]
-    write: Callable[[Any], dict[str, Any]]
-    names: Mapping[str, tuple[str, ...]]  # ours, less the ending -> theirs, one below the other
+    read_config: Callable[[ConfigFields], AnyConfig]
+    write_config: Callable[[Any], dict[str, Any]]
+    tensor_names: Mapping[
+        str, tuple[str, ...]
+    ]  # ours, less the ending -> theirs, one below the other
     prefix: str  # of all names but the head's; files of a bare model lack it
     defaults: Mapping[str, Any]  # what a config.json that leaves a field out means
     arch: str = "gpt"  # which of our models runs it
     # other names of fields, which come before the usual ones
-    renamed: Mapping[str, str] = field(default_factory=dict)
+    field_aliases: Mapping[str, str] = field(default_factory=dict)
     layouts: Callable[[AnyConfig], Mapping[str, Layout]] = field(default=lambda _: {})
-    also: Mapping[str, str] = field(default_factory=dict)  # what some files call a tensor
+    tensor_aliases: Mapping[str, str] = field(default_factory=dict)  # what some files call a tensor
     ignored: str = r"(?!)"
 
-    def config(self, data: Mapping[str, Any]) -> AnyConfig:
+    def parse_config(self, data: Mapping[str, Any]) -> AnyConfig:
         """Read a config.json; what it leaves out is as in the `transformers` library.
 
         Raises UserError.
         """
-        other = {usual: data[name] for name, usual in self.renamed.items() if name in data}
-        return self.read(Fields({**data, **other}, self.defaults))
+        other = {usual: data[name] for name, usual in self.field_aliases.items() if name in data}
+        return self.read_config(ConfigFields({**data, **other}, self.defaults))
 
-    def recipe(self, config: AnyConfig, names: Collection[str] = ()) -> Recipe:
+    def weight_map(self, config: AnyConfig, names: Collection[str] = ()) -> WeightMap:
         """Return how our tensors are made of theirs, which in a file that has them are called some
         of `names`.
 
         What else a file holds is ignored: `unused` tells what that is.
         """
-        layouts, outer = self.layouts(config), self._outer(names)
-        pieces: dict[str, tuple[Piece, ...]] = {}
+        layouts, outer = self.layouts(config), self._wrapper_prefix(names)
+        sources: dict[str, tuple[SourceTensor, ...]] = {}
         for name, shape in config.shapes():
             stem, _, ending = name.rpartition(".")
             block = _BLOCK.fullmatch(stem)
             key, layer = (block[2], block[1]) if block else (stem, "")
             theirs = [
-                self._called(f"{each.format(layer)}.{ending}", outer, names)
-                for each in self.names[key]
+                self._resolve_name(f"{each.format(layer)}.{ending}", outer, names)
+                for each in self.tensor_names[key]
             ]
             layout = layouts.get(key, AS_IS)
-            shapes = _shared_out(config, key, shape)
+            shapes = _split_shape(config, key, shape)
             if layout is TRANSPOSED:
                 shapes = [shape[::-1] for shape in shapes]
-            pieces[name] = tuple(
-                Piece(each, shape, layout) for each, shape in zip(theirs, shapes, strict=True)
+            sources[name] = tuple(
+                SourceTensor(each, shape, layout)
+                for each, shape in zip(theirs, shapes, strict=True)
             )
-        embedding, head = self.ends(names)
+        embedding, head = self.embedding_and_head_names(names)
         # one of two names for the same numbers
-        if config.tied and embedding not in names and head in names:
-            pieces["token_embedding.weight"] = (
-                replace(pieces["token_embedding.weight"][0], name=head),
+        if config.tie_word_embeddings and embedding not in names and head in names:
+            sources["token_embedding.weight"] = (
+                replace(sources["token_embedding.weight"][0], name=head),
             )
-        return Recipe(pieces, _ANYTHING)
+        return WeightMap(sources, _ANYTHING)
 
-    def unused(self, recipe: Recipe, names: Collection[str]) -> list[str]:
+    def unused(self, weight_map: WeightMap, names: Collection[str]) -> list[str]:
         """Return which of a file's tensors the model has no place for, less those that are known
         to mean nothing.
         """
-        used = {piece.name for pieces in recipe.pieces.values() for piece in pieces}
+        used = {piece.name for pieces in weight_map.sources.values() for piece in pieces}
         known = re.compile(f"{self.ignored}|{_BUFFERS}")
-        others = set(names) - used - set(self.ends(names))
+        others = set(names) - used - set(self.embedding_and_head_names(names))
         return sorted(name for name in others if not known.search(name))
 
-    def ends(self, names: Collection[str]) -> tuple[str, str]:
+    def embedding_and_head_names(self, names: Collection[str]) -> tuple[str, str]:
         """Return what a file with these names calls the matrices of the embedding and of the
         output head.
         """
-        outer = self._outer(names)
-        embedding, head = (f"{self.names[key][0]}.weight" for key in ("token_embedding", "lm_head"))
-        return self._called(embedding, outer, names), self._called(head, outer, names)
+        outer = self._wrapper_prefix(names)
+        embedding, head = (
+            f"{self.tensor_names[key][0]}.weight" for key in ("token_embedding", "lm_head")
+        )
+        return self._resolve_name(embedding, outer, names), self._resolve_name(head, outer, names)
 
-    def _called(self, name: str, outer: str, names: Collection[str]) -> str:
+    def _resolve_name(self, name: str, outer: str, names: Collection[str]) -> str:
         """Return which of a file's names is `name`: a bare model's lack the prefix, a wrapped
         one's have one more.
         """
-        bare, other = name.removeprefix(self.prefix), self.also.get(name, name)
+        bare, other = name.removeprefix(self.prefix), self.tensor_aliases.get(name, name)
         return next(
             (
                 each
@@ -103,24 +108,24 @@ class Family:
             name,
         )
 
-    def _outer(self, names: Collection[str]) -> str:
+    def _wrapper_prefix(self, names: Collection[str]) -> str:
         """Return what stands before all names of a model that was saved from inside something
         else.
         """
         last = (
-            self.names["norm_f" if "norm_f" in self.names else "ln_f"][0].removeprefix(self.prefix)
+            self.tensor_names["norm_f" if "norm_f" in self.tensor_names else "ln_f"][
+                0
+            ].removeprefix(self.prefix)
             + ".weight"
         )
         found = [name.removesuffix(last) for name in names if f".{name}".endswith(f".{last}")]
         return min(found, key=len, default="").removesuffix(self.prefix)
 
 
-def _shared_out(config: AnyConfig, key: str, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+def _split_shape(config: AnyConfig, key: str, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Return the shapes of the pieces of a fused tensor; a GPT's are fused in its files too."""
     if isinstance(config, LlamaConfig) and key == "attention.qkv":
-        return [
-            (rows, *shape[1:]) for rows in (config.query_rows, config.key_rows, config.key_rows)
-        ]
-    if key == "ff.gate_up":
+        return [(rows, *shape[1:]) for rows in (config.q_dim, config.kv_dim, config.kv_dim)]
+    if key == "mlp.gate_up":
         return [(shape[0] // 2, *shape[1:])] * 2
     return [shape]

@@ -10,9 +10,13 @@ from minillm_repl.model.config import Rope
 from minillm_repl.safetext import safe_line
 
 # what a layer sees: all that came before, or a window of it
-FULL, SLIDING = "full_attention", "sliding_attention"
-_LAYER_TYPES = {FULL: FULL, SLIDING: SLIDING, "attention": FULL}
-_ORIGINAL = "original_max_position_embeddings"
+FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
+_LAYER_TYPES = {
+    FULL_ATTENTION: FULL_ATTENTION,
+    SLIDING_ATTENTION: SLIDING_ATTENTION,
+    "attention": FULL_ATTENTION,
+}
+_ORIGINAL_CONTEXT_KEY = "original_max_position_embeddings"
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -27,7 +31,7 @@ _ACTIVATIONS = {
 }
 
 
-class Fields:
+class ConfigFields:
     """Typed access to a config.json. Raises UserError naming the field."""
 
     def __init__(
@@ -35,7 +39,7 @@ class Fields:
     ) -> None:
         self._data, self._defaults = {**defaults, **data}, defaults
 
-    def whole(self, name: str, default: int | None = None) -> int:
+    def integer(self, name: str, default: int | None = None) -> int:
         """Return a whole number; null counts as not there."""
         return int(self._get(name, (int,), _("a whole number"), default))
 
@@ -43,7 +47,7 @@ class Fields:
         """Return a number."""
         return float(self._get(name, (int, float), _("a number"), default))
 
-    def flag(self, name: str) -> bool:
+    def boolean(self, name: str) -> bool:
         """Return true or false."""
         return bool(self._get(name, (bool,), _("true or false"), None))
 
@@ -64,23 +68,23 @@ class Fields:
         if unknown:
             raise UserError(
                 _(
-                    "layer_types has {kind:.40}, which is not supported, only {names}",
+                    "layer_types has {kind:.40}, which is not supported; supported: {names}",
                     kind=_safe(unknown[0]),
                     names=", ".join(_LAYER_TYPES),
                 )
             )
         return [_LAYER_TYPES[kind] for kind in kinds]
 
-    def must(self, name: str, value: Any) -> None:
+    def require(self, name: str, value: Any) -> None:
         """Raise UserError if the field is there and says something else than the one value that
         is supported.
         """
         if self._data.get(name, value) != value:
             raise UserError(
                 _(
-                    "{name} = {value} is not supported, only {names}",
+                    "{name} = {value} is not supported; supported: {names}",
                     name=name,
-                    value=self._shown(name),
+                    value=self._printable(name),
                     names=value,
                 )
             )
@@ -91,15 +95,15 @@ class Fields:
         if not isinstance(theirs, str) or theirs not in _ACTIVATIONS:
             raise UserError(
                 _(
-                    "{name} = {value} is not supported, only {names}",
+                    "{name} = {value} is not supported; supported: {names}",
                     name=name,
-                    value=self._shown(name),
+                    value=self._printable(name),
                     names=", ".join(_ACTIVATIONS),
                 )
             )
         return _ACTIVATIONS[theirs]
 
-    def rope(self, theta: str = "rope_theta", share: str = "") -> Rope:
+    def rope(self, theta_key: str = "rope_theta", rotary_pct_key: str = "") -> Rope:
         """Return the rotary positions; newer files keep all about them in one field, by layer type
         or not.
 
@@ -109,7 +113,7 @@ class Fields:
         described = self._data.get("rope_scaling") or self._data.get("rope_parameters") or {}
         if not isinstance(described, dict):
             raise UserError(
-                _("rope_scaling must be an object, not {value:.40}", value=_safe(described))
+                _("rope_scaling must be a JSON object, not {value:.40}", value=_safe(described))
             )
         types = [
             key
@@ -118,9 +122,11 @@ class Fields:
         ]
         if not types:
             # what is said beside the object counts for more than what is in it
-            before = self._data.get(_ORIGINAL)
+            before = self._data.get(_ORIGINAL_CONTEXT_KEY)
             return self._rope(
-                described if before is None else {**described, _ORIGINAL: before}, theta, share
+                described if before is None else {**described, _ORIGINAL_CONTEXT_KEY: before},
+                theta_key,
+                rotary_pct_key,
             )
         declared = self._data.get("layer_types")
         used = (
@@ -130,43 +136,51 @@ class Fields:
         )
         flat = {key: value for key, value in described.items() if key not in types}
         inner = [described.get(kind) for kind in used]
-        ropes = {self._rope(flat | each, theta, share) for each in inner if isinstance(each, dict)}
+        ropes = {
+            self._rope(flat | each, theta_key, rotary_pct_key)
+            for each in inner
+            if isinstance(each, dict)
+        }
         if len(ropes) != 1 or not all(isinstance(each, dict) for each in inner):
             raise UserError(
                 _(
-                    "rotary positions that differ by layer type ({types:.120}) are not supported",
+                    "RoPE settings that differ by layer type ({types:.120}) are not supported",
                     types=safe_line(", ".join(sorted(types))),
                 )
             )
         return ropes.pop()
 
-    def _rope(self, described: Mapping[str, Any], theta: str, share: str) -> Rope:
-        inner = Fields(described)
+    def _rope(self, described: Mapping[str, Any], theta_key: str, rotary_pct_key: str) -> Rope:
+        inner = ConfigFields(described)
         kind = described.get("rope_type") or described.get("type") or "default"
-        speed = inner.number("rope_theta", self.number(theta, 10_000.0))
+        rope_theta = inner.number("rope_theta", self.number(theta_key, 10_000.0))
         # A Llama without scaling turns all of each head, whatever its file says.
-        part = (
+        rotary_pct = (
             1.0
-            if not share and kind == "default"
-            else inner.number("partial_rotary_factor", self._share(share))
+            if not rotary_pct_key and kind == "default"
+            else inner.number("partial_rotary_factor", self._rotary_pct(rotary_pct_key))
         )
         match kind:
             case "default":
-                return Rope(speed, part)
+                return Rope(rope_theta, rotary_pct)
             case "linear":
-                return Rope(speed, part, kind, inner.number("factor"))
+                return Rope(rope_theta, rotary_pct, kind, inner.number("factor"))
             case "llama3":
                 low, high = inner.number("low_freq_factor"), inner.number("high_freq_factor")
-                original = inner.whole(_ORIGINAL, self.whole("max_position_embeddings"))
-                return Rope(speed, part, kind, inner.number("factor"), low, high, original)
+                original = inner.integer(
+                    _ORIGINAL_CONTEXT_KEY, self.integer("max_position_embeddings")
+                )
+                return Rope(
+                    rope_theta, rotary_pct, kind, inner.number("factor"), low, high, original
+                )
         raise UserError(
             _(
-                "rotary scaling {kind!r:.40} is not supported, only default, linear and llama3",
+                "RoPE scaling {kind!r:.40} is not supported; supported: default, linear, llama3",
                 kind=_safe(kind),
             )
         )
 
-    def _share(self, name: str) -> float:
+    def _rotary_pct(self, name: str) -> float:
         return self.number(name) if name else self.number("partial_rotary_factor", 1.0)
 
     def _get(self, name: str, types: tuple[type, ...], wanted: str, default: Any) -> Any:
@@ -186,7 +200,7 @@ class Fields:
             )
         return value
 
-    def _shown(self, name: str) -> str:
+    def _printable(self, name: str) -> str:
         return f"{_safe(self._data.get(name)):.40}"
 
 
@@ -200,8 +214,11 @@ def rope_scaling(rope: Rope) -> dict[str, Any] | None:
         return None
     scaling: dict[str, Any] = {"rope_type": rope.scaling, "factor": rope.factor}
     if rope.scaling == "llama3":
-        scaling |= {"low_freq_factor": rope.low, "high_freq_factor": rope.high}
-        scaling |= {"original_max_position_embeddings": rope.original}
+        scaling |= {
+            "low_freq_factor": rope.low_freq_factor,
+            "high_freq_factor": rope.high_freq_factor,
+        }
+        scaling |= {"original_max_position_embeddings": rope.original_max_position_embeddings}
     return scaling
 
 

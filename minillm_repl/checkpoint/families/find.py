@@ -13,7 +13,7 @@ from minillm_repl.safetext import safe_line
 FAMILIES = (GPT2, GPT_NEOX, LLAMA, MISTRAL, QWEN2, QWEN3)
 
 
-def family_called(model_type: Any) -> Family:
+def find_family(model_type: Any) -> Family:
     """Return the family of a config.json's `model_type`.
 
     Raises UserError with those that are supported.
@@ -25,13 +25,13 @@ def family_called(model_type: Any) -> Family:
     if model_type is None:
         raise UserError(
             _(
-                "a config.json without a model_type cannot be opened; these types can: {types}",
+                "config.json has no model_type; supported types: {types}",
                 types=types,
             )
         )
     raise UserError(
         _(
-            "models of type {type!r:.40} cannot be opened; these can: {types}",
+            "unsupported model type {type!r:.40}; supported types: {types}",
             type=safe_line(str(model_type)),
             types=types,
         )
@@ -44,7 +44,7 @@ def family_of(config: AnyConfig) -> Family | None:
         if family.arch != config.arch:
             continue
         try:
-            if family.config(family.write(config)) == config:
+            if family.parse_config(family.write_config(config)) == config:
                 return family
         except UserError:
             continue

@@ -6,44 +6,44 @@ Names and defaults are those of the `transformers` library.
 from typing import Any
 
 from minillm_repl.checkpoint.families.family import Family
-from minillm_repl.checkpoint.families.fields import Fields, activation_name, rope_scaling
+from minillm_repl.checkpoint.families.fields import ConfigFields, activation_name, rope_scaling
 from minillm_repl.checkpoint.weight_map import TRANSPOSED, Layout
 from minillm_repl.model.config import AnyConfig, GPTConfig, Rope
 
 # -- GPT-2
 
 
-def _read_gpt2(fields: Fields) -> GPTConfig:
-    fields.must("scale_attn_weights", True)
-    fields.must("scale_attn_by_inverse_layer_idx", False)
-    fields.must("add_cross_attention", False)
-    width = fields.whole("n_embd")
+def _read_gpt2(fields: ConfigFields) -> GPTConfig:
+    fields.require("scale_attn_weights", True)
+    fields.require("scale_attn_by_inverse_layer_idx", False)
+    fields.require("add_cross_attention", False)
+    d_model = fields.integer("n_embd")
     return GPTConfig(
-        fields.whole("vocab_size"),
-        fields.whole("n_positions"),
-        width,
-        fields.whole("n_layer"),
-        fields.whole("n_head"),
-        hidden=fields.whole("n_inner", 4 * width),
+        fields.integer("vocab_size"),
+        fields.integer("n_positions"),
+        d_model,
+        fields.integer("n_layer"),
+        fields.integer("n_head"),
+        d_mlp=fields.integer("n_inner", 4 * d_model),
         activation=fields.activation("activation_function"),
         norm_eps=fields.number("layer_norm_epsilon"),
         qkv_bias=True,
-        head_bias=False,
-        tied=fields.flag("tie_word_embeddings"),
+        lm_head_bias=False,
+        tie_word_embeddings=fields.boolean("tie_word_embeddings"),
     )
 
 
 def _write_gpt2(config: GPTConfig) -> dict[str, Any]:
     return {
-        "vocab_size": config.vocab,
-        "n_positions": config.context,
-        "n_embd": config.width,
-        "n_layer": config.layers,
-        "n_head": config.heads,
-        "n_inner": config.ff_width,
+        "vocab_size": config.vocab_size,
+        "n_positions": config.context_length,
+        "n_embd": config.d_model,
+        "n_layer": config.n_layers,
+        "n_head": config.n_heads,
+        "n_inner": config.d_mlp,
         "activation_function": activation_name(config.activation),
         "layer_norm_epsilon": config.norm_eps,
-        "tie_word_embeddings": config.tied,
+        "tie_word_embeddings": config.tie_word_embeddings,
     }
 
 
@@ -60,8 +60,8 @@ GPT2 = Family(
         "attention.qkv": ("transformer.h.{}.attn.c_attn",),
         "attention.proj": ("transformer.h.{}.attn.c_proj",),
         "ln2": ("transformer.h.{}.ln_2",),
-        "ff.up": ("transformer.h.{}.mlp.c_fc",),
-        "ff.down": ("transformer.h.{}.mlp.c_proj",),
+        "mlp.up": ("transformer.h.{}.mlp.c_fc",),
+        "mlp.down": ("transformer.h.{}.mlp.c_proj",),
         "ln_f": ("transformer.ln_f",),
         "lm_head": ("lm_head",),
     },
@@ -76,7 +76,7 @@ GPT2 = Family(
         "layer_norm_epsilon": 1e-5,
         "tie_word_embeddings": True,
     },
-    renamed={
+    field_aliases={
         "max_position_embeddings": "n_positions",
         "hidden_size": "n_embd",
         "num_hidden_layers": "n_layer",
@@ -84,7 +84,7 @@ GPT2 = Family(
     },
     # The first GPT-2 was written with matrices that are multiplied from the other side.
     layouts=lambda _: dict.fromkeys(
-        ("attention.qkv", "attention.proj", "ff.up", "ff.down"), TRANSPOSED
+        ("attention.qkv", "attention.proj", "mlp.up", "mlp.down"), TRANSPOSED
     ),
     ignored=r"\.attn\.(masked_)?bias$",  # the causal mask, saved by mistake
 )
@@ -93,50 +93,50 @@ GPT2 = Family(
 # -- GPT-NeoX, Pythia
 
 
-def _read_gpt_neox(fields: Fields) -> GPTConfig:
-    fields.must("attention_bias", True)
-    width = fields.whole("hidden_size")
+def _read_gpt_neox(fields: ConfigFields) -> GPTConfig:
+    fields.require("attention_bias", True)
+    d_model = fields.integer("hidden_size")
     return GPTConfig(
-        fields.whole("vocab_size"),
-        fields.whole("max_position_embeddings"),
-        width,
-        fields.whole("num_hidden_layers"),
-        fields.whole("num_attention_heads"),
-        hidden=fields.whole("intermediate_size"),
+        fields.integer("vocab_size"),
+        fields.integer("max_position_embeddings"),
+        d_model,
+        fields.integer("num_hidden_layers"),
+        fields.integer("num_attention_heads"),
+        d_mlp=fields.integer("intermediate_size"),
         activation=fields.activation("hidden_act"),
         norm_eps=fields.number("layer_norm_eps"),
         qkv_bias=True,
-        head_bias=False,
-        tied=fields.flag("tie_word_embeddings"),
+        lm_head_bias=False,
+        tie_word_embeddings=fields.boolean("tie_word_embeddings"),
         rope=fields.rope("rotary_emb_base", "rotary_pct"),
-        parallel=fields.flag("use_parallel_residual"),
+        parallel_residual=fields.boolean("use_parallel_residual"),
     )
 
 
 def _write_gpt_neox(config: GPTConfig) -> dict[str, Any]:
     rope = config.rope or Rope()
     return {
-        "vocab_size": config.vocab,
-        "max_position_embeddings": config.context,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "intermediate_size": config.ff_width,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.context_length,
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "intermediate_size": config.d_mlp,
         "hidden_act": activation_name(config.activation),
         "layer_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tied,
+        "tie_word_embeddings": config.tie_word_embeddings,
         "rotary_emb_base": rope.theta,
-        "rotary_pct": rope.share,
+        "rotary_pct": rope.rotary_pct,
         "rope_scaling": rope_scaling(rope),
-        "use_parallel_residual": config.parallel,
+        "use_parallel_residual": config.parallel_residual,
     }
 
 
-def _by_head(config: AnyConfig) -> Layout:
+def _qkv_by_head(config: AnyConfig) -> Layout:
     """GPT-NeoX keeps query, key and value of each head together; here are all queries, all keys,
     all values.
     """
-    heads, size = config.heads, config.head_size
+    heads, size = config.n_heads, config.head_dim
     return Layout(
         lambda array: array.reshape(heads, 3, size, -1).swapaxes(0, 1).reshape(array.shape),
         lambda array: array.reshape(3, heads, size, -1).swapaxes(0, 1).reshape(array.shape),
@@ -155,8 +155,8 @@ GPT_NEOX = Family(
         "attention.qkv": ("gpt_neox.layers.{}.attention.query_key_value",),
         "attention.proj": ("gpt_neox.layers.{}.attention.dense",),
         "ln2": ("gpt_neox.layers.{}.post_attention_layernorm",),
-        "ff.up": ("gpt_neox.layers.{}.mlp.dense_h_to_4h",),
-        "ff.down": ("gpt_neox.layers.{}.mlp.dense_4h_to_h",),
+        "mlp.up": ("gpt_neox.layers.{}.mlp.dense_h_to_4h",),
+        "mlp.down": ("gpt_neox.layers.{}.mlp.dense_4h_to_h",),
         "ln_f": ("gpt_neox.final_layer_norm",),
         "lm_head": ("embed_out",),
     },
@@ -175,7 +175,7 @@ GPT_NEOX = Family(
         "rotary_pct": 0.25,
         "use_parallel_residual": True,
     },
-    layouts=lambda config: {"attention.qkv": _by_head(config)},
-    also={"embed_out.weight": "lm_head.weight"},
+    layouts=lambda config: {"attention.qkv": _qkv_by_head(config)},
+    tensor_aliases={"embed_out.weight": "lm_head.weight"},
     ignored=r"\.attention\.(masked_)?bias$",
 )

@@ -9,9 +9,9 @@ from typing import Any
 
 from minillm_repl.checkpoint.families.family import Family
 from minillm_repl.checkpoint.families.fields import (
-    FULL,
-    SLIDING,
-    Fields,
+    FULL_ATTENTION,
+    SLIDING_ATTENTION,
+    ConfigFields,
     activation_name,
     rope_scaling,
 )
@@ -20,106 +20,113 @@ from minillm_repl.language import _
 from minillm_repl.model.config import LlamaConfig
 
 
-def _read_llama(fields: Fields) -> LlamaConfig:
-    bias = fields.flag("attention_bias")
+def _read_llama(fields: ConfigFields) -> LlamaConfig:
+    bias = fields.boolean("attention_bias")
     return replace(
-        _read_common(fields), qkv_bias=bias, out_bias=bias, ff_bias=fields.flag("mlp_bias")
+        _read_common(fields), qkv_bias=bias, out_bias=bias, mlp_bias=fields.boolean("mlp_bias")
     )
 
 
-def _read_mistral(fields: Fields) -> LlamaConfig:
-    window = fields.whole("sliding_window", 0)  # null is no window; left out, it is a wide one
+def _read_mistral(fields: ConfigFields) -> LlamaConfig:
+    window = fields.integer("sliding_window", 0)  # null is no window; left out, it is a wide one
     config = _read_common(fields)
-    return replace(config, windows=_windows(fields, window, [window > 0] * config.layers))
+    return replace(
+        config, sliding_windows=_sliding_windows(fields, window, [window > 0] * config.n_layers)
+    )
 
 
-def _read_qwen2(fields: Fields) -> LlamaConfig:
-    return replace(_read_common(fields), qkv_bias=True, windows=_late_windows(fields))
+def _read_qwen2(fields: ConfigFields) -> LlamaConfig:
+    return replace(_read_common(fields), qkv_bias=True, sliding_windows=_qwen_windows(fields))
 
 
-def _read_qwen3(fields: Fields) -> LlamaConfig:
-    bias = fields.flag("attention_bias")
+def _read_qwen3(fields: ConfigFields) -> LlamaConfig:
+    bias = fields.boolean("attention_bias")
     return replace(
         _read_common(fields),
         qkv_bias=bias,
         out_bias=bias,
         qk_norm=True,
-        windows=_late_windows(fields),
+        sliding_windows=_qwen_windows(fields),
     )
 
 
-def _read_common(fields: Fields) -> LlamaConfig:
-    width, heads = fields.whole("hidden_size"), fields.whole("num_attention_heads")
+def _read_common(fields: ConfigFields) -> LlamaConfig:
+    d_model, n_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     return LlamaConfig(
-        fields.whole("vocab_size"),
-        fields.whole("max_position_embeddings"),
-        width,
-        fields.whole("num_hidden_layers"),
-        heads,
-        kv_heads=fields.whole("num_key_value_heads", heads),
-        head_size=fields.whole("head_dim", width // max(1, heads)),
-        hidden=fields.whole("intermediate_size"),
+        fields.integer("vocab_size"),
+        fields.integer("max_position_embeddings"),
+        d_model,
+        fields.integer("num_hidden_layers"),
+        n_heads,
+        n_kv_heads=fields.integer("num_key_value_heads", n_heads),
+        head_dim=fields.integer("head_dim", d_model // max(1, n_heads)),
+        d_mlp=fields.integer("intermediate_size"),
         activation=fields.activation("hidden_act"),
         norm_eps=fields.number("rms_norm_eps"),
         rope=fields.rope(),
-        tied=fields.flag("tie_word_embeddings"),
+        tie_word_embeddings=fields.boolean("tie_word_embeddings"),
     )
 
 
-def _late_windows(fields: Fields) -> tuple[int, ...]:
+def _qwen_windows(fields: ConfigFields) -> tuple[int, ...]:
     """Return how far each layer of a Qwen sees: the later ones less far, if the file says so."""
-    window = fields.whole("sliding_window", 0) if fields.flag("use_sliding_window") else 0
-    first = fields.whole("max_window_layers")
-    return _windows(
+    window = fields.integer("sliding_window", 0) if fields.boolean("use_sliding_window") else 0
+    first = fields.integer("max_window_layers")
+    return _sliding_windows(
         fields,
         window,
-        [window > 0 and layer >= first for layer in range(fields.whole("num_hidden_layers"))],
+        [window > 0 and layer >= first for layer in range(fields.integer("num_hidden_layers"))],
     )
 
 
-def _windows(fields: Fields, window: int, usual: list[bool]) -> tuple[int, ...]:
+def _sliding_windows(
+    fields: ConfigFields, sliding_window: int, usual: list[bool]
+) -> tuple[int, ...]:
     """Return how far each layer sees: as `layer_types` says, else those that usually do only the
     window.
 
     Raises UserError.
     """
-    slides = [kind == SLIDING for kind in fields.layer_types(len(usual))] or usual
-    if any(slides) and not window:
+    is_sliding = [kind == SLIDING_ATTENTION for kind in fields.layer_types(len(usual))] or usual
+    if any(is_sliding) and not sliding_window:
         raise UserError(
             _(
-                "layer_types has {kind}, but use_sliding_window and sliding_window name no window",
-                kind=SLIDING,
+                "layer_types has {kind}, but use_sliding_window and sliding_window set no "
+                "window size",
+                kind=SLIDING_ATTENTION,
             )
         )
-    return tuple(window if sliding else 0 for sliding in slides) if any(slides) else ()
+    return (
+        tuple(sliding_window if sliding else 0 for sliding in is_sliding) if any(is_sliding) else ()
+    )
 
 
 def _write_llama(config: LlamaConfig) -> dict[str, Any]:
     return {
-        "vocab_size": config.vocab,
-        "max_position_embeddings": config.context,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_size,
-        "intermediate_size": config.hidden,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.context_length,
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.d_mlp,
         "hidden_act": activation_name(config.activation),
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope.theta,
         "rope_scaling": rope_scaling(config.rope),
-        "tie_word_embeddings": config.tied,
+        "tie_word_embeddings": config.tie_word_embeddings,
         "attention_bias": config.out_bias,
-        "mlp_bias": config.ff_bias,
-        "sliding_window": max(config.windows, default=0) or None,
-        "use_sliding_window": any(config.windows),
-        **({"layer_types": _layer_types(config)} if 0 in config.windows else {}),
+        "mlp_bias": config.mlp_bias,
+        "sliding_window": max(config.sliding_windows, default=0) or None,
+        "use_sliding_window": any(config.sliding_windows),
+        **({"layer_types": _layer_types(config)} if 0 in config.sliding_windows else {}),
         "max_window_layers": 0,
     }
 
 
 def _layer_types(config: LlamaConfig) -> list[str]:
-    return [SLIDING if window else FULL for window in config.windows]
+    return [SLIDING_ATTENTION if window else FULL_ATTENTION for window in config.sliding_windows]
 
 
 _LLAMA_NAMES = {
@@ -130,8 +137,8 @@ _LLAMA_NAMES = {
     "attention.k_norm": ("model.layers.{}.self_attn.k_norm",),
     "attention.proj": ("model.layers.{}.self_attn.o_proj",),
     "norm2": ("model.layers.{}.post_attention_layernorm",),
-    "ff.gate_up": ("model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.up_proj"),
-    "ff.down": ("model.layers.{}.mlp.down_proj",),
+    "mlp.gate_up": ("model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.up_proj"),
+    "mlp.down": ("model.layers.{}.mlp.down_proj",),
     "norm_f": ("model.norm",),
     "lm_head": ("lm_head",),
 }
@@ -168,11 +175,11 @@ _QWEN2_DEFAULTS = _LLAMA_DEFAULTS | {
 _QWEN3_DEFAULTS = _QWEN2_DEFAULTS | {"head_dim": 128}
 
 
-def _like_llama(
+def _llama_family(
     model_type: str,
     title: str,
     architecture: str,
-    read: Callable[[Fields], LlamaConfig],
+    read: Callable[[ConfigFields], LlamaConfig],
     defaults: Mapping[str, Any],
 ) -> Family:
     return Family(
@@ -188,7 +195,9 @@ def _like_llama(
     )
 
 
-LLAMA = _like_llama("llama", "Llama", "LlamaForCausalLM", _read_llama, _LLAMA_DEFAULTS)
-MISTRAL = _like_llama("mistral", "Mistral", "MistralForCausalLM", _read_mistral, _MISTRAL_DEFAULTS)
-QWEN2 = _like_llama("qwen2", "Qwen 2", "Qwen2ForCausalLM", _read_qwen2, _QWEN2_DEFAULTS)
-QWEN3 = _like_llama("qwen3", "Qwen 3", "Qwen3ForCausalLM", _read_qwen3, _QWEN3_DEFAULTS)
+LLAMA = _llama_family("llama", "Llama", "LlamaForCausalLM", _read_llama, _LLAMA_DEFAULTS)
+MISTRAL = _llama_family(
+    "mistral", "Mistral", "MistralForCausalLM", _read_mistral, _MISTRAL_DEFAULTS
+)
+QWEN2 = _llama_family("qwen2", "Qwen 2", "Qwen2ForCausalLM", _read_qwen2, _QWEN2_DEFAULTS)
+QWEN3 = _llama_family("qwen3", "Qwen 3", "Qwen3ForCausalLM", _read_qwen3, _QWEN3_DEFAULTS)

@@ -15,10 +15,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minillm_repl.checkpoint.checkpoint import Adapter, Checkpoint
-from minillm_repl.checkpoint.formats.header import Header, field_of
-from minillm_repl.checkpoint.formats.native import check_replaceable, training_of
-from minillm_repl.checkpoint.weight_map import Piece, Reading, Recipe
-from minillm_repl.checkpoint.weights import as_dtype, check, packed, read_weights
+from minillm_repl.checkpoint.formats import version1
+from minillm_repl.checkpoint.formats.header import (
+    VERSION,
+    Header,
+    has_known_version,
+    parse_field,
+)
+from minillm_repl.checkpoint.formats.native import check_replaceable, parse_training_record
+from minillm_repl.checkpoint.weight_map import ReadOptions, SourceTensor, WeightMap
+from minillm_repl.checkpoint.weights import locate_tensors, read_weights, resolve_dtype, serialise
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
@@ -27,17 +33,20 @@ from minillm_repl.storage.atomic import write_atomically
 if TYPE_CHECKING:
     from minillm_repl.checkpoint.weights import Tensors
 
-FORMAT, _VERSION = "minillm-adapter", "1"
-_NAME = re.compile(r"(?P<layer>[\w.]{1,200})\.(?P<side>up|down)", re.ASCII)
+FORMAT = "minillm-adapter"
+_TENSOR_NAME = re.compile(r"(?P<layer>[\w.]{1,200})\.(?P<side>up|down)", re.ASCII)
 
 
-def digest(tensors: "Tensors") -> str:
-    """Return the SHA-256 of weights as float32, tensor by tensor in the order of their names."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        found.update(name.encode() + b"\0")
-        found.update(np.ascontiguousarray(tensors[name], dtype=np.float32).data)
-    return found.hexdigest()
+def weights_sha256(tensors: "Tensors") -> str:
+    """Return the SHA-256 of weights as float32, tensor by tensor in the order of their version-1
+    names.
+    """
+    by_old_name = {version1.old_tensor_name(name): array for name, array in tensors.items()}
+    hasher = hashlib.sha256()
+    for name in sorted(by_old_name):
+        hasher.update(name.encode() + b"\0")
+        hasher.update(np.ascontiguousarray(by_old_name[name], dtype=np.float32).data)
+    return hasher.hexdigest()
 
 
 def printable_path(path: Path) -> str:
@@ -59,48 +68,47 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     if adapter is None:
         raise UserError(
             _(
-                "there is no adapter to save: `:train … lora=8` on a model that lies in a "
-                "file makes "
-                "one"
+                "no adapter to save: `:train … lora=8` creates one for a model that is "
+                "saved in a file"
             )
         )
     base = {"path": printable_path(adapter.base), "sha256": adapter.sha256}
-    metadata = {"format": FORMAT, "version": _VERSION, "base": json.dumps(base, ensure_ascii=False)}
+    metadata = {"format": FORMAT, "version": VERSION, "base": json.dumps(base, ensure_ascii=False)}
     if adapter.training is not None:
         metadata["training"] = json.dumps(dataclasses.asdict(adapter.training), ensure_ascii=False)
     check_replaceable(path)
-    write_atomically(path, *packed(adapter.tensors, metadata))
+    write_atomically(path, *serialise(adapter.tensors, metadata))
 
 
-def base_of(header: Header, name: str) -> Path:
+def find_base(header: Header, name: str) -> Path:
     """Return where the model lies that an adapter belongs to: at the path it names, or beside the
     adapter.
 
     Raises UserError.
     """
-    if header.metadata.get("version") != _VERSION:
+    if not has_known_version(header):
         raise UserError(
             _(
-                "{name} is an adapter of a version not known here; a newer minillm-repl may know "
-                "it",
+                "{name} is an adapter of an unknown version; a newer minillm-repl may support it",
                 name=name,
             )
         )
-    match field_of(header, "base", name):
+    match parse_field(header, "base", name):
         case {"path": str(path), "sha256": str(_)}:
-            for there in (Path(path), header.path.parent / Path(path).name):
-                if os.path.exists(there):  # noqa: PTH110 - Path's own raises for a name that is too long
-                    return there
+            for candidate in (Path(path), header.path.parent / Path(path).name):
+                if os.path.exists(candidate):  # noqa: PTH110 - Path's own raises for a name that is too long
+                    return candidate
             raise UserError(
                 _(
-                    "{name} is an adapter for {path:.200}, which is not there, and not beside it",
+                    "{name} is an adapter for {path:.200}, which is neither at that path "
+                    "nor beside the adapter",
                     name=name,
                     path=safe_line(path),
                 )
             )
     raise UserError(
         _(
-            "{name} is an adapter that does not say what it belongs to; see docs/format.md",
+            "{name} is an adapter that does not name its base model; see docs/format.md",
             name=name,
         )
     )
@@ -112,37 +120,39 @@ def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> C
 
     `base` has the weights as they are in its file. Raises UserError.
     """
-    sha256 = digest(base.tensors)
-    if field_of(header, "base", name)["sha256"] != sha256:
+    sha256 = weights_sha256(base.tensors)
+    if parse_field(header, "base", name)["sha256"] != sha256:
         raise UserError(
             _(
-                "{name} is an adapter for other weights than those in {path}",
+                "{name} was made for other weights than those in {path}",
                 name=name,
                 path=safe_line(str(base.path)),
             )
         )
-    pieces, layers = {}, set()
+    sources, layers = {}, set()
     for tensor, entry in header.tensors.items():
-        match = _NAME.fullmatch(tensor)
+        match = _TENSOR_NAME.fullmatch(tensor)
         weight = base.tensors.get(f"{match['layer']}.weight") if match else None
         if match is None or weight is None or weight.ndim != 2:
             raise UserError(
                 _(
-                    "{name} has a tensor that belongs to no matrix of its model: {tensor:.80}",
+                    "{name} has a tensor that fits no matrix of its model: {tensor:.80}",
                     name=name,
                     tensor=safe_line(tensor),
                 )
             )
         rows, columns = weight.shape
         rank = max(1, entry.shape[0 if match["side"] == "down" else -1]) if entry.shape else 1
-        pieces[tensor] = (
-            Piece(tensor, (rank, columns) if match["side"] == "down" else (rows, rank)),
+        sources[tensor] = (
+            SourceTensor(tensor, (rank, columns) if match["side"] == "down" else (rows, rank)),
         )
         layers.add(match["layer"])
     if not layers:
         raise UserError(_("{name} is an adapter without tensors", name=name))
-    recipe = Recipe(pieces)
-    arrays = read_weights(recipe, check(recipe, [header], name), name, Reading("float32"))
+    weight_map = WeightMap(sources)
+    arrays = read_weights(
+        weight_map, locate_tensors(weight_map, [header], name), name, ReadOptions("float32")
+    )
     merged = {tensor: array.astype(np.float32) for tensor, array in base.tensors.items()}
     for layer in layers:
         weight = merged[f"{layer}.weight"]
@@ -152,7 +162,7 @@ def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> C
         except (KeyError, ValueError):
             raise UserError(
                 _(
-                    "{name} lacks half of the adapter of {layer}, or its halves differ in rank",
+                    "{name} has only half of the adapter of {layer}, or halves of different rank",
                     name=name,
                     layer=layer,
                 )
@@ -160,17 +170,17 @@ def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> C
         if not np.isfinite(weight).all():
             raise UserError(
                 _(
-                    "{name} is damaged: with it {layer}.weight holds numbers that are not finite",
+                    "{name} is damaged: it makes {layer}.weight non-finite",
                     name=name,
                     layer=layer,
                 )
             )
     assert base.path is not None
-    record = training_of(header, name)
+    record = parse_training_record(header, name)
     adapter = Adapter(arrays, base.path, sha256, record)
-    wanted = as_dtype(dtype, {"F32"})
-    tensors = {tensor: array.astype(wanted, copy=False) for tensor, array in merged.items()}
-    training = record.after(base.training) if record else base.training
+    target_dtype = resolve_dtype(dtype, {"F32"})
+    tensors = {tensor: array.astype(target_dtype, copy=False) for tensor, array in merged.items()}
+    training = record.append_to(base.training) if record else base.training
     return dataclasses.replace(
         base, tensors=tensors, path=header.path, adapter=adapter, training=training
     )

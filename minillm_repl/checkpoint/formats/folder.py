@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from minillm_repl.checkpoint.families.family import Family
-from minillm_repl.checkpoint.families.fields import SLIDING
-from minillm_repl.checkpoint.families.find import family_called
+from minillm_repl.checkpoint.families.fields import SLIDING_ATTENTION
+from minillm_repl.checkpoint.families.find import find_family
 from minillm_repl.checkpoint.formats import foreign
 from minillm_repl.checkpoint.formats.header import Header, parse_json, read_header
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.files import HEAD, POINTER, kind_of, open_regular
+from minillm_repl.storage.files import LFS_POINTER, SIGNATURE_BYTES, describe_file, open_regular
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-_PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors", re.ASCII)
-_LARGEST_JSON = 64 << 20  # bytes; the largest tokenizer.json of known models has 34 million
+_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors", re.ASCII)
+_MAX_JSON_BYTES = 64 << 20  # bytes; the largest tokenizer.json of known models has 34 million
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Folder:
     """A folder with a config.json; `chosen` is the weight file the user named in it, if any."""
 
     path: Path
-    chosen: Path | None = None
+    weight_file: Path | None = None
 
     @property
     def name(self) -> str:
@@ -60,7 +60,7 @@ class Folder:
         if "auto_map" in data:
             raise UserError(
                 _(
-                    "{path} asks to run code of its own (auto_map); it is not run",
+                    "{path} refers to its own code (auto_map), which is not run",
                     path=safe_line(str(self.path / file)),
                 )
             )
@@ -72,23 +72,27 @@ class Folder:
         if not os.path.lexists(path):
             return None
         with open_regular(path) as opened:
-            data = opened.read(_LARGEST_JSON + 1)
+            data = opened.read(_MAX_JSON_BYTES + 1)
         try:
-            if len(data) > _LARGEST_JSON:
+            if len(data) > _MAX_JSON_BYTES:
                 raise UserError(
                     _(
                         "{path} is larger than {size} MiB",
                         path=safe_line(str(path)),
-                        size=_LARGEST_JSON >> 20,
+                        size=_MAX_JSON_BYTES >> 20,
                     )
                 )
-            if data.startswith(POINTER):
+            if data.startswith(LFS_POINTER):
                 raise UserError(
-                    _("{name} is {kind}", name=safe_line(str(path)), kind=kind_of(data[:HEAD]))
+                    _(
+                        "{name} is {kind}",
+                        name=safe_line(str(path)),
+                        kind=describe_file(data[:SIGNATURE_BYTES]),
+                    )
                 )
             return data.decode("utf-8-sig")
         except UnicodeDecodeError:
-            kind = kind_of(data[:HEAD])
+            kind = describe_file(data[:SIGNATURE_BYTES])
             raise UserError(
                 _("{name} is {kind}", name=safe_line(str(path)), kind=kind)
                 if kind
@@ -99,12 +103,12 @@ class Folder:
     def config_fields(self) -> Mapping[str, Any]:
         """The parsed config.json. Raises UserError."""
         if not os.path.lexists(self.path / CONFIG):
-            kind = foreign.without_config(self.path)
+            kind = foreign.describe_without_config(self.path)
             raise UserError(
                 _("{name} is {kind}", name=self.name, kind=kind)
                 if kind
                 else _(
-                    "{name} is a folder without a {config}: no model is in it",
+                    "{name} is a folder without {config}: it contains no model",
                     name=self.name,
                     config=CONFIG,
                 )
@@ -114,9 +118,9 @@ class Folder:
     @cached_property
     def family(self) -> Family:
         """The model's family. Raises UserError with those that are supported."""
-        kind = foreign.purpose(self.config_fields)
+        kind = foreign.describe_architecture(self.config_fields)
         try:
-            return family_called(self.config_fields.get("model_type"))
+            return find_family(self.config_fields.get("model_type"))
         except UserError as error:
             raise UserError(
                 _("{name} is {kind}: {error}", name=self.name, kind=kind, error=error)
@@ -130,11 +134,11 @@ class Folder:
 
         Raises UserError, also for weights that are not numbers but quantised.
         """
-        family, how = self.family, foreign.quantised_by(self.config_fields)
-        if how:
-            raise foreign.refuse_quantised(self.name, how)
+        family, method = self.family, foreign.quantisation_of_config(self.config_fields)
+        if method:
+            raise foreign.quantised_error(self.name, method)
         try:
-            return family.config(self.config_fields)
+            return family.parse_config(self.config_fields)
         except UserError as error:
             raise UserError(f"{safe_line(str(self.path / CONFIG))}: {error}") from None
 
@@ -143,22 +147,23 @@ class Folder:
         """What the user is told: where the folder says something that is not done."""
         notes, config = [], self.config
         kinds = self.config_fields.get("layer_types")
-        windows = getattr(config, "windows", ()) or (0,) * config.layers
+        windows = config.sliding_windows or (0,) * config.n_layers
         if (
             kinds
             and isinstance(kinds, list)
-            and [kind == SLIDING for kind in kinds] != [each > 0 for each in windows]
+            and [kind == SLIDING_ATTENTION for kind in kinds] != [each > 0 for each in windows]
         ):
             notes.append(
                 _(
-                    "layer_types in {config} is not used: all layers of a {family} see equally far",
+                    "layer_types in {config} is ignored: all layers of a {family} have the "
+                    "same window",
                     config=CONFIG,
                     family=self.family.title,
                 )
             )
-        if self._adapted:
-            kind = foreign.adapter(self.path)
-            notes.append(_("beside the model lies {kind}; it is not applied", kind=kind))
+        if self._has_adapter:
+            kind = foreign.describe_adapter(self.path)
+            notes.append(_("the adapter next to the model is not applied: {kind}", kind=kind))
         return tuple(notes)
 
     def headers(self) -> list[Header]:
@@ -170,61 +175,65 @@ class Folder:
 
     def _weight_files(self) -> list[Path]:
         index = self.fields(INDEX)
-        parts = sorted({str(part) for part in self._indexed(index)}) if index else self._numbered()
-        if self.chosen is not None and self.chosen.name not in parts:
-            if self.chosen.name == foreign.ADAPTER_WEIGHTS and self._adapted:
+        shards = (
+            sorted({str(part) for part in self._indexed_shards(index)})
+            if index
+            else self._numbered_shards()
+        )
+        if self.weight_file is not None and self.weight_file.name not in shards:
+            if self.weight_file.name == foreign.ADAPTER_WEIGHTS and self._has_adapter:
                 raise UserError(
-                    _("{name} is {kind}", name=self.name, kind=foreign.adapter(self.path))
+                    _("{name} is {kind}", name=self.name, kind=foreign.describe_adapter(self.path))
                 )
-            return [self.chosen]
+            return [self.weight_file]
         whole = self.path / WEIGHTS
-        if whole.exists() or (not parts and os.path.lexists(whole)):
+        if whole.exists() or (not shards and os.path.lexists(whole)):
             return [whole]
-        if not parts:
-            raise self._no_weights()
-        for part in parts:
-            self._check_part(part)
-        return [self.path / part for part in parts]
+        if not shards:
+            raise self._missing_weights_error()
+        for part in shards:
+            self._check_shard(part)
+        return [self.path / part for part in shards]
 
-    def _check_part(self, part: str) -> None:
+    def _check_shard(self, shard: str) -> None:
         """Raise UserError unless a part of the weights is a name, and lies in the folder."""
-        if Path(part).name != part or part in (".", "..") or "\\" in part:
+        if Path(shard).name != shard or shard in (".", "..") or "\\" in shard:
             raise UserError(
                 _(
                     "{index} in {name} points outside the folder: {shard:.80}",
                     index=INDEX,
                     name=self.name,
-                    shard=safe_line(part),
+                    shard=safe_line(shard),
                 )
             )
-        if not os.path.lexists(self.path / part):
+        if not os.path.lexists(self.path / shard):
             raise UserError(
                 _(
-                    "{name} lacks {shard:.80}, one of its parts",
+                    "{name} has no {shard:.80}, one of its shards",
                     name=self.name,
-                    shard=safe_line(part),
+                    shard=safe_line(shard),
                 )
             )
 
-    def _numbered(self) -> list[str]:
+    def _numbered_shards(self) -> list[str]:
         """Return the parts of a model that lacks an index: their names tell how many there are."""
         names = (
-            [self.chosen.name]
-            if self.chosen
+            [self.weight_file.name]
+            if self.weight_file
             else sorted(path.name for path in self.path.glob("*.safetensors"))
         )
-        match = next(filter(None, map(_PART.fullmatch, names)), None)
+        match = next(filter(None, map(_SHARD.fullmatch, names)), None)
         if match is None:
             return []
         stem, count = match["stem"], match["count"]
         return [f"{stem}-{number:05}-of-{count}.safetensors" for number in range(1, int(count) + 1)]
 
     @property
-    def _adapted(self) -> bool:
+    def _has_adapter(self) -> bool:
         """Whether an adapter of PEFT lies in the folder."""
-        return os.path.lexists(self.path / foreign.ADAPTER)
+        return os.path.lexists(self.path / foreign.ADAPTER_CONFIG)
 
-    def _no_weights(self) -> UserError:
+    def _missing_weights_error(self) -> UserError:
         """Return the error for a folder that has a config.json, and no weights that open."""
         others = sorted(
             path.name
@@ -234,24 +243,28 @@ class Folder:
         if others:
             return UserError(
                 _(
-                    "{name} has no {weights}; it has {file:.80}: name that file to open it",
+                    "{name} has no {weights}, but {file:.80}: open that file by its name",
                     name=self.name,
                     weights=WEIGHTS,
                     file=safe_line(others[0]),
                 )
             )
-        kind = foreign.adapter(self.path) if self._adapted else foreign.other_weights(self.path)
+        kind = (
+            foreign.describe_adapter(self.path)
+            if self._has_adapter
+            else foreign.describe_other_weights(self.path)
+        )
         return UserError(
             _("{name} is {kind}", name=self.name, kind=kind)
             if kind
             else _(
-                "{name} has no {weights}: only a description of the model is there",
+                "{name} has no {weights}, only a description of the model",
                 name=self.name,
                 weights=WEIGHTS,
             )
         )
 
-    def _indexed(self, index: Mapping[str, Any]) -> list[Any]:
+    def _indexed_shards(self, index: Mapping[str, Any]) -> list[Any]:
         places = index.get("weight_map")
         if (
             not isinstance(places, dict)
@@ -259,12 +272,16 @@ class Folder:
             or not all(isinstance(file, str) for file in places.values())
         ):
             raise UserError(
-                _("{index} in {name} has no weight_map of file names", index=INDEX, name=self.name)
+                _(
+                    "{index} in {name} has no weight_map with file names",
+                    index=INDEX,
+                    name=self.name,
+                )
             )
         return list(places.values())
 
 
-def folder_at(path: Path) -> Folder | None:
+def find_folder(path: Path) -> Folder | None:
     """Return the Hugging Face folder that `path` is, or that the file `path` lies in; None if
     neither.
 
@@ -273,6 +290,6 @@ def folder_at(path: Path) -> Folder | None:
     """
     if os.path.isdir(path):  # noqa: PTH112 - Path's own raises for a name that is too long
         return Folder(path)
-    if path.name == foreign.ADAPTER or os.path.lexists(path.parent / CONFIG):
+    if path.name == foreign.ADAPTER_CONFIG or os.path.lexists(path.parent / CONFIG):
         return Folder(path.parent, None if path.suffix == ".json" else path)
     return None

@@ -9,19 +9,21 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from minillm_repl.checkpoint.formats import version1
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig, config_from_json
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.files import HEAD, is_text, kind_of, open_regular
+from minillm_repl.storage.files import SIGNATURE_BYTES, describe_file, is_text, open_regular
 
-FORMAT, VERSION = "minillm", 1
+FORMAT, VERSION = "minillm", "2"
+_FORMATS = (FORMAT, f"{FORMAT}-adapter", f"{FORMAT}-resume")
 
 # bytes; a checkpoint with 10,000 tensors and a vocabulary of 100,000 needs a tenth of it
-LONGEST_HEADER = 16 << 20
-_MOST_PARTS = 5_000_000  # of a JSON text; tokenizer.json of the largest vocabularies has 2 million
-_MOST_HEADER_PARTS = 100_000  # 12,000 tensors
-_MOST_DIMENSIONS, _DEEPEST = 8, 64
+MAX_HEADER_BYTES = 16 << 20
+_MAX_PARTS = 5_000_000  # of a JSON text; tokenizer.json of the largest vocabularies has 2 million
+_MAX_HEADER_PARTS = 100_000  # 12,000 tensors
+_MAX_DIMENSIONS, _MAX_DEPTH = 8, 64
 
 # never fails, or many would take for ever
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
@@ -40,7 +42,7 @@ _BITS = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorInfo:
     """One tensor in a file: what it is, and where its bytes begin, counted from the start of the
     file.
     """
@@ -61,13 +63,13 @@ class Header:
 
     path: Path
     metadata: dict[str, str]
-    tensors: dict[str, Entry]
+    tensors: dict[str, TensorInfo]
 
 
 def read_header(path: Path) -> Header:
     """Read only the header of a safetensors file. Raises UserError naming the file."""
     with open_regular(path) as file:
-        return header_in(file, path)
+        return parse_header(file, path)
 
 
 def is_native(header: Header) -> bool:
@@ -75,46 +77,56 @@ def is_native(header: Header) -> bool:
     return header.metadata.get("format") == FORMAT
 
 
-def config_of(header: Header, name: str) -> AnyConfig:
+def parse_config(header: Header, name: str) -> AnyConfig:
     """Return the sizes that a native checkpoint says it has.
 
     Raises UserError, also for another format version.
     """
     version = header.metadata.get("version", "")
-    if version != str(VERSION):
+    if not has_known_version(header):
         raise UserError(
             _(
-                "{name} is of format version {version!r:.20}; this program reads version {known}",
+                "{name} has format version {version!r:.20}; this program reads version {known}",
                 name=name,
                 version=safe_line(version),
-                known=VERSION,
+                known=f"{version1.VERSION}, {VERSION}",
             )
         )
     try:
-        return config_from_json(field_of(header, "config", name))
+        return config_from_json(parse_field(header, "config", name))
     except UserError as error:
         raise UserError(_("the config of {name}: {error}", name=name, error=error)) from None
 
 
-def field_of(header: Header, field: str, name: str) -> Any:
+def parse_field(header: Header, field: str, name: str) -> Any:
     """Return a JSON field of the metadata. Raises UserError if it is missing or not JSON."""
     if field not in header.metadata:
         raise UserError(_("{name} has no {field!r} in its metadata", name=name, field=field))
-    return parse_json(
+    data = parse_json(
         header.metadata[field], _("{field!r} in the metadata of {name}", field=field, name=name)
     )
+    return version1.renamed_field(field, data) if _is_version_1(header.metadata) else data
 
 
-def header_in(file: BinaryIO, path: Path) -> Header:
+def has_known_version(header: Header) -> bool:
+    """Tell whether a file of ours is of a format version that this program reads."""
+    return header.metadata.get("version") in (version1.VERSION, VERSION)
+
+
+def _is_version_1(metadata: dict[str, str]) -> bool:
+    return metadata.get("format") in _FORMATS and metadata.get("version") == version1.VERSION
+
+
+def parse_header(file: BinaryIO, path: Path) -> Header:
     """Read the header of an open file, which `path` only names. Raises UserError."""
     name = safe_line(str(path))
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
-    head = file.read(HEAD)
+    head = file.read(SIGNATURE_BYTES)
     length = int.from_bytes(head[:8], "little")
-    if length > min(size - 8, LONGEST_HEADER) or head[8:9] != b"{":
-        kind = kind_of(head) or (
-            _("a text and no checkpoint; `:train FILE new` makes a model of it")
+    if length > min(size - 8, MAX_HEADER_BYTES) or head[8:9] != b"{":
+        kind = describe_file(head) or (
+            _("a text, not a checkpoint; `:train FILE new` trains a model on it")
             if is_text(head)
             else ""
         )
@@ -122,30 +134,33 @@ def header_in(file: BinaryIO, path: Path) -> Header:
             _("{name} is {kind}", name=name, kind=kind)
             if kind
             else _(
-                "{name} is not a safetensors file: a header of {length:,} bytes in a file of "
-                "{size:,}",
+                "{name} is not a safetensors file: it states a header of {length:,} bytes, "
+                "but has {size:,} bytes in all",
                 name=name,
                 length=length,
                 size=size,
             )
         )
     file.seek(8)
-    data = parse_json(file.read(length), _("the header of {name}", name=name), _MOST_HEADER_PARTS)
+    data = parse_json(file.read(length), _("the header of {name}", name=name), _MAX_HEADER_PARTS)
     if not isinstance(data, dict):
         raise UserError(_("the header of {name} is not a JSON object", name=name))
     metadata = data.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(
         isinstance(text, str) for text in metadata.values()
     ):
-        raise UserError(_("__metadata__ of {name} must map names to strings", name=name))
+        raise UserError(_("the __metadata__ of {name} must map names to strings", name=name))
     tensors = {
-        tensor: _entry(tensor, described, 8 + length, name) for tensor, described in data.items()
+        tensor: _parse_tensor_info(tensor, described, 8 + length, name)
+        for tensor, described in data.items()
     }
-    _check_places(list(tensors.values()), 8 + length, size, name)
+    _check_offsets(list(tensors.values()), 8 + length, size, name)
+    if _is_version_1(metadata):
+        tensors = {version1.renamed_tensor(tensor): info for tensor, info in tensors.items()}
     return Header(path, metadata, tensors)
 
 
-def _entry(tensor: str, described: Any, data: int, name: str) -> Entry:
+def _parse_tensor_info(tensor: str, described: Any, data: int, name: str) -> TensorInfo:
     match described:
         case {
             "dtype": str(dtype),
@@ -153,33 +168,33 @@ def _entry(tensor: str, described: Any, data: int, name: str) -> Entry:
             "data_offsets": [int(start), int(stop)],
         } if (
             dtype in _BITS
-            and len(shape) <= _MOST_DIMENSIONS
+            and len(shape) <= _MAX_DIMENSIONS
             and len(described) == 3
             and all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, stop))
         ):
-            entry = Entry(dtype, tuple(shape), data + start)
+            entry = TensorInfo(dtype, tuple(shape), data + start)
             if entry.nbytes == stop - start:
                 return entry
     raise UserError(
         _(
-            "the header of {name} has no right dtype, shape and place for tensor {tensor:.80}",
+            "the header of {name} has an invalid dtype, shape or offset for tensor {tensor:.80}",
             name=name,
             tensor=safe_line(tensor),
         )
     )
 
 
-def _check_places(entries: list[Entry], start: int, size: int, name: str) -> None:
+def _check_offsets(entries: list[TensorInfo], start: int, size: int, name: str) -> None:
     """Raise UserError unless the tensors fill the file from `start`, without holes or overlaps."""
     for entry in sorted(entries, key=lambda entry: (entry.start, entry.nbytes)):
         if entry.start != start:
-            raise UserError(_("the tensors of {name} do not lie one after the other", name=name))
+            raise UserError(_("the tensors of {name} leave gaps or overlap", name=name))
         start += entry.nbytes
     if start != size:
         raise UserError(
             _(
-                "{name} has {size:,} bytes, but its tensors need {start:,}: it was cut "
-                "short, or more follows",
+                "{name} has {size:,} bytes, but its tensors need {start:,}: the file is "
+                "truncated or has extra data",
                 name=name,
                 size=size,
                 start=start,
@@ -187,7 +202,7 @@ def _check_places(entries: list[Entry], start: int, size: int, name: str) -> Non
         )
 
 
-def parse_json(data: bytes | str, what: str, most: int = _MOST_PARTS) -> Any:
+def parse_json(data: bytes | str, what: str, max_parts: int = _MAX_PARTS) -> Any:
     """Parse JSON strictly: no duplicate keys, no NaN, no lone surrogates, no bottomless nesting, at
     most so many parts.
 
@@ -198,12 +213,12 @@ def parse_json(data: bytes | str, what: str, most: int = _MOST_PARTS) -> Any:
     except UnicodeDecodeError:
         raise UserError(_("{what} is not valid JSON: it is not UTF-8", what=what)) from None
     try:
-        _check_extent(text, most)
+        _check_json_limits(text, max_parts)
         value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
         if _SURROGATE.search(text):  # as a pair it is a character; alone it cannot be encoded
             json.dumps(value, ensure_ascii=False).encode()
     except ValueError as error:
-        kind = kind_of(text[:HEAD].encode("utf-8", "replace"))
+        kind = describe_file(text[:SIGNATURE_BYTES].encode("utf-8", "replace"))
         raise UserError(
             _("{name} is {kind}", name=what, kind=kind)
             if kind
@@ -212,18 +227,18 @@ def parse_json(data: bytes | str, what: str, most: int = _MOST_PARTS) -> Any:
     return value
 
 
-def _check_extent(text: str, most: int) -> None:
+def _check_json_limits(text: str, max_parts: int) -> None:
     """Raise ValueError if a JSON text has too many parts, or too deep ones: each takes far more
     memory than text.
     """
     # a part is at most a key and its text
-    bare, strings = _STRING.subn("", text, count=2 * most + 1)
+    bare, strings = _STRING.subn("", text, count=2 * max_parts + 1)
     opened = bare.count("[") + bare.count("{")
-    if strings > 2 * most or opened + bare.count(",") > most:
-        raise ValueError(_("it has more than {most:,} parts", most=most))
-    if opened > _DEEPEST:
+    if strings > 2 * max_parts or opened + bare.count(",") > max_parts:
+        raise ValueError(_("it has more than {most:,} parts", most=max_parts))
+    if opened > _MAX_DEPTH:
         deeper = map({"[": 1, "{": 1, "]": -1, "}": -1}.__getitem__, _BRACKET.findall(bare))
-        if max(accumulate(deeper)) > _DEEPEST:
+        if max(accumulate(deeper)) > _MAX_DEPTH:
             raise ValueError(_("nested too deeply"))
 
 

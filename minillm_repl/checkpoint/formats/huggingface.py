@@ -19,21 +19,21 @@ from minillm_repl.checkpoint.formats.tokenizer_files import (
     SETTINGS,
     TEMPLATE,
     TOKENIZER,
-    read_chat,
-    read_end,
+    read_chat_template,
+    read_eos_token_ids,
     read_tokenizer,
 )
-from minillm_repl.checkpoint.weight_map import Reading
+from minillm_repl.checkpoint.weight_map import ReadOptions
 from minillm_repl.checkpoint.weights import (
     Array,
-    Place,
+    TensorLocation,
     Tensors,
-    check,
-    equal,
-    packed,
-    places,
+    find_tensors,
+    locate_tensors,
     read_weights,
-    taken_apart,
+    serialise,
+    tensors_equal,
+    to_file_layout,
 )
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, _n
@@ -42,80 +42,88 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically, write_folder_atomically
 from minillm_repl.storage.paths import SUFFIX
 from minillm_repl.tokenizer.character import CharacterTokenizer
-from minillm_repl.tokenizer.descriptions import characters
+from minillm_repl.tokenizer.descriptions import character_level
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 
 
-def checkpoint(folder: Folder, how: Reading) -> Checkpoint:
+def read_checkpoint(folder: Folder, options: ReadOptions) -> Checkpoint:
     """Read a folder. Raises UserError naming what is missing, wrong, or not supported."""
     family, headers = folder.family, folder.headers()
-    found = places(headers, folder.name)
-    config, notes = _tied(folder, found)
-    recipe = family.recipe(config, found)
-    unused = family.unused(recipe, found)
-    method = foreign.leftovers_of(unused)
+    locations = find_tensors(headers, folder.name)
+    config, notes = _resolve_tied_embeddings(folder, locations)
+    weight_map = family.weight_map(config, locations)
+    unused = family.unused(weight_map, locations)
+    method = foreign.quantisation_of_tensors(unused)
     if method:
-        raise foreign.refuse_quantised(folder.name, method)
-    found = check(recipe, headers, folder.name)
+        raise foreign.quantised_error(folder.name, method)
+    locations = locate_tensors(weight_map, headers, folder.name)
     tokenizer = read_tokenizer(folder, config)
-    chat, end = read_chat(folder), read_end(folder, config, tokenizer)
-    tensors = read_weights(recipe, found, folder.name, how)
-    notes = (*folder.notes, *notes, *_left_out(folder, unused))
+    chat, end = read_chat_template(folder), read_eos_token_ids(folder, config, tokenizer)
+    tensors = read_weights(weight_map, locations, folder.name, options)
+    notes = (*folder.notes, *notes, *_unused_tensor_notes(folder, unused))
     return Checkpoint(
-        config, tokenizer, tensors, path=folder.path, chat=chat, end=end, recipe=recipe, notes=notes
+        config,
+        tokenizer,
+        tensors,
+        path=folder.path,
+        chat_template=chat,
+        eos_token_ids=end,
+        weight_map=weight_map,
+        notes=notes,
     )
 
 
-def _tied(folder: Folder, found: Mapping[str, Place]) -> tuple[AnyConfig, tuple[str, ...]]:
+def _resolve_tied_embeddings(
+    folder: Folder, locations: Mapping[str, TensorLocation]
+) -> tuple[AnyConfig, tuple[str, ...]]:
     """Return the config, not tied if the file has an output head that differs, and what the user is
     told of that.
 
     Raises UserError for a model without a head.
     """
     config = folder.config
-    embedding, head = folder.family.ends(found)
-    if not config.tied and head not in found and embedding in found:
-        kind = foreign.headless(folder.config_fields)
+    embedding, head = folder.family.embedding_and_head_names(locations)
+    if not config.tie_word_embeddings and head not in locations and embedding in locations:
+        kind = foreign.describe_headless(folder.config_fields)
         raise UserError(
             _(
-                "{name} is {kind} and lacks the tensor {tensor}",
+                "{name} is {kind} and has no tensor {tensor}",
                 name=folder.name,
                 kind=kind,
                 tensor=head,
             )
             if kind
             else _(
-                "{name} lacks the tensor {tensor}, its output head; a model whose head is "
-                "its embedding says so in"
-                " {config}: tie_word_embeddings",
+                "{name} has no tensor {tensor}, its unembedding. If it is tied to the "
+                "embedding, {config} must set tie_word_embeddings",
                 name=folder.name,
                 tensor=head,
                 config=CONFIG,
             )
         )
     if (
-        not config.tied
-        or not {embedding, head} <= set(found)
-        or equal(found[embedding], found[head], folder.name)
+        not config.tie_word_embeddings
+        or not {embedding, head} <= set(locations)
+        or tensors_equal(locations[embedding], locations[head], folder.name)
     ):
         return config, ()
     note = _(
-        "{config} says that the output head is the embedding, but the file has another, "
-        "{head}: it is used",
+        "{config} ties the unembedding to the embedding, but the file has a separate one, "
+        "{head}: that one is used",
         config=CONFIG,
         head=head,
     )
-    return replace(config, tied=False), (note,)
+    return replace(config, tie_word_embeddings=False), (note,)
 
 
-def _left_out(folder: Folder, unused: list[str]) -> tuple[str, ...]:
+def _unused_tensor_notes(folder: Folder, unused: list[str]) -> tuple[str, ...]:
     """Return what the user is told of tensors that belong to no part of the model."""
     if not unused:
         return ()
     return (
         _n(
-            "{family} has no place for {n} tensor of the file: {tensors:.160}",
-            "{family} has no place for {n} tensors of the file: {tensors:.160}",
+            "{family} does not use {n} tensor of the file: {tensors:.160}",
+            "{family} does not use {n} tensors of the file: {tensors:.160}",
             len(unused),
             family=folder.family.title,
             tensors=safe_line(", ".join(unused[:3])) + (" …" if len(unused) > 3 else ""),
@@ -137,35 +145,38 @@ def save(
     if family is None and not isinstance(config, GPTConfig):
         raise UserError(
             _(
-                "no family of the transformers library is like this model: save a file, "
-                "`:save NAME{suffix}`",
+                "no architecture of the transformers library matches this model: save a "
+                "file with `:save NAME{suffix}`",
                 suffix=SUFFIX,
             )
         )
     if family is None:
         assert isinstance(config, GPTConfig)
-        config, tensors = _as_gpt2(
+        config, tensors = _convert_to_gpt2(
             config, {name: array.astype(np.float32) for name, array in tensors.items()}
         )
         family = GPT2
-    described = {
+    config_fields = {
         "model_type": family.model_type,
         "architectures": [family.architecture],
         "torch_dtype": next(iter(tensors.values())).dtype.name,
-        **family.write(config),
+        **family.write_config(config),
         "bos_token_id": None,
-        "eos_token_id": list(checkpoint.end) or None,
+        "eos_token_id": list(checkpoint.eos_token_ids) or None,
     }
     files = {
-        CONFIG: _json(described),
-        "generation_config.json": _json({"eos_token_id": list(checkpoint.end) or None}),
+        CONFIG: _json(config_fields),
+        "generation_config.json": _json({"eos_token_id": list(checkpoint.eos_token_ids) or None}),
         **_tokenizer_files(checkpoint),
     }
-    weights = packed(taken_apart(family.recipe(config), tensors), {"format": "pt"})
+    weights = serialise(to_file_layout(family.weight_map(config), tensors), {"format": "pt"})
     if (path / CONFIG).exists():
         if Folder(path).text(CONFIG) != files[CONFIG].decode():
             raise UserError(
-                _("{path} holds another model; save under another name", path=safe_line(str(path)))
+                _(
+                    "{path} contains another model; save under another name",
+                    path=safe_line(str(path)),
+                )
             )
         write_atomically(path / WEIGHTS, *weights, interrupted=interrupted)
     else:
@@ -177,9 +188,9 @@ def save(
 def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     tokenizer = checkpoint.tokenizer
     if isinstance(tokenizer, CharacterTokenizer):
-        description, roles = characters(tokenizer.characters, tokenizer.specials), {}
+        description, roles = character_level(tokenizer.characters, tokenizer.specials), {}
     elif isinstance(tokenizer, SubwordTokenizer):
-        description, roles = tokenizer.description, tokenizer.names
+        description, roles = tokenizer.description, tokenizer.special_tokens_map
     else:
         return {}  # token ids need none
     settings = {
@@ -188,8 +199,8 @@ def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
         **roles,
     }
     files = {TOKENIZER: _json(description), SETTINGS: _json(settings)}
-    if checkpoint.chat is not None:
-        files[TEMPLATE] = checkpoint.chat.source.encode()
+    if checkpoint.chat_template is not None:
+        files[TEMPLATE] = checkpoint.chat_template.source.encode()
     return files
 
 
@@ -197,7 +208,7 @@ def _json(data: Any) -> bytes:
     return (json.dumps(data, ensure_ascii=False, indent=2) + "\n").encode()
 
 
-def _as_gpt2(config: GPTConfig, tensors: Tensors) -> tuple[GPTConfig, dict[str, Array]]:
+def _convert_to_gpt2(config: GPTConfig, tensors: Tensors) -> tuple[GPTConfig, dict[str, Array]]:
     """Return the same function in the shape of GPT-2, which has biases on its queries but none on
     its head.
 
@@ -205,19 +216,19 @@ def _as_gpt2(config: GPTConfig, tensors: Tensors) -> tuple[GPTConfig, dict[str, 
     divide by what they divided by before. Nothing reads the copy but the last norm, which makes one
     number of it 1: the head's bias is the weight of that number.
     """
-    width = config.width
-    zeros = np.zeros(3 * width, np.float32)
+    d_model = config.d_model
+    zeros = np.zeros(3 * d_model, np.float32)
 
-    def wider(array: Array) -> Array:  # its last dimension, by what nobody reads
-        return np.concatenate([array, np.zeros_like(array[..., :width])], axis=-1)
+    def pad_last_dim(array: Array) -> Array:  # its last dimension, by what nobody reads
+        return np.concatenate([array, np.zeros_like(array[..., :d_model])], axis=-1)
 
-    def twice(array: Array) -> Array:  # what is written to the stream is written to both halves
+    def duplicate(array: Array) -> Array:  # what is written to the stream is written to both halves
         return np.concatenate([array, array])
 
-    def heads(array: Array) -> Array:  # as many heads again, which find nothing
-        parts = array.reshape(3, width, -1)
+    def add_empty_heads(array: Array) -> Array:  # as many heads again, which find nothing
+        parts = array.reshape(3, d_model, -1)
         return np.concatenate([parts, np.zeros_like(parts)], axis=1).reshape(
-            6 * width, *array.shape[1:]
+            6 * d_model, *array.shape[1:]
         )
 
     doubled: dict[str, Array] = {}
@@ -230,31 +241,33 @@ def _as_gpt2(config: GPTConfig, tensors: Tensors) -> tuple[GPTConfig, dict[str, 
         )
         match stem:
             case "token_embedding" | "position_embedding":
-                array = twice(array.T).T
+                array = duplicate(array.T).T
             case "attention.qkv":
-                array = heads(array) if array.ndim == 1 else wider(heads(array))
+                array = (
+                    add_empty_heads(array)
+                    if array.ndim == 1
+                    else pad_last_dim(add_empty_heads(array))
+                )
             case "attention.proj":
-                array = twice(array) if array.ndim == 1 else twice(wider(array))
-            case "ff.up":
-                array = array if array.ndim == 1 else wider(array)
-            case "ff.down":
-                array = twice(array)
+                array = duplicate(array) if array.ndim == 1 else duplicate(pad_last_dim(array))
+            case "mlp.up":
+                array = array if array.ndim == 1 else pad_last_dim(array)
+            case "mlp.down":
+                array = duplicate(array)
             case "lm_head" if array.ndim == 1:
                 continue
             case _:  # norms, and the head's matrix
-                array = wider(array)
+                array = pad_last_dim(array)
         doubled[name] = np.ascontiguousarray(array)
-    if config.head_bias:
-        doubled["ln_f.bias"][width] = 1
-        doubled["lm_head.weight"][:, width] = tensors["lm_head.bias"]
-    hidden = config.ff_width
-    wide = replace(
+    if config.lm_head_bias:
+        doubled["ln_f.bias"][d_model] = 1
+        doubled["lm_head.weight"][:, d_model] = tensors["lm_head.bias"]
+    doubled_config = replace(
         config,
-        width=2 * width,
-        heads=2 * config.heads,
-        hidden=hidden,
+        d_model=2 * d_model,
+        n_heads=2 * config.n_heads,
         qkv_bias=True,
-        head_bias=False,
-        tied=False,
+        lm_head_bias=False,
+        tie_word_embeddings=False,
     )
-    return wide, doubled
+    return doubled_config, doubled

@@ -14,19 +14,19 @@ from minillm_repl.checkpoint.formats.header import (
     FORMAT,
     VERSION,
     Header,
-    config_of,
-    field_of,
-    header_in,
+    parse_config,
+    parse_field,
+    parse_header,
 )
-from minillm_repl.checkpoint.weight_map import Piece, Reading, Recipe
-from minillm_repl.checkpoint.weights import check, packed, read_weights
+from minillm_repl.checkpoint.weight_map import ReadOptions, SourceTensor, WeightMap
+from minillm_repl.checkpoint.weights import locate_tensors, read_weights, serialise
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically
 from minillm_repl.storage.files import open_regular
-from minillm_repl.storage.paths import SUFFIX, of_another_format
+from minillm_repl.storage.paths import SUFFIX, has_other_format
 from minillm_repl.tokenizer.read import tokenizer_from_json
 
 
@@ -39,16 +39,16 @@ def save(
     """
     check_replaceable(path)
     write_atomically(
-        path, *packed(checkpoint.tensors, described(checkpoint)), interrupted=interrupted
+        path, *serialise(checkpoint.tensors, to_metadata(checkpoint)), interrupted=interrupted
     )
-    return dataclasses.replace(checkpoint, path=path, recipe=None, on_disk=True)
+    return dataclasses.replace(checkpoint, path=path, weight_map=None, is_on_disk=True)
 
 
-def described(checkpoint: Checkpoint) -> dict[str, str]:
+def to_metadata(checkpoint: Checkpoint) -> dict[str, str]:
     """Return what a file's metadata says of a checkpoint: everything but its weights."""
     metadata = {
         "format": FORMAT,
-        "version": str(VERSION),
+        "version": VERSION,
         "config": json.dumps(checkpoint.config.to_json()),
         "tokenizer": json.dumps(checkpoint.tokenizer.to_json(), ensure_ascii=False),
     }
@@ -56,10 +56,12 @@ def described(checkpoint: Checkpoint) -> dict[str, str]:
         metadata["training"] = json.dumps(
             dataclasses.asdict(checkpoint.training), ensure_ascii=False
         )
-    if checkpoint.chat is not None:
-        metadata["chat"] = json.dumps(dataclasses.asdict(checkpoint.chat), ensure_ascii=False)
-    if checkpoint.end:
-        metadata["end"] = json.dumps(checkpoint.end)
+    if checkpoint.chat_template is not None:
+        metadata["chat"] = json.dumps(
+            dataclasses.asdict(checkpoint.chat_template), ensure_ascii=False
+        )
+    if checkpoint.eos_token_ids:
+        metadata["end"] = json.dumps(checkpoint.eos_token_ids)
     return metadata
 
 
@@ -70,21 +72,21 @@ def check_replaceable(path: Path) -> None:
     if os.path.isfile(path) and path.stat().st_size:  # noqa: PTH113 - Path's own raises for a name that is too long
         with open_regular(path) as file:
             try:
-                header_in(file, path)
+                parse_header(file, path)
             except UserError:
                 named = safe_line(str(path))
                 raise UserError(
                     _(
-                        "{name} is there and is not a checkpoint; save under another name",
+                        "{name} exists and is not a checkpoint; save under another name",
                         name=named,
                     )
                 ) from None
-    if of_another_format(path):
+    if has_other_format(path):
         raise UserError(
             _(
-                "{name}: what is saved is a safetensors file, not {ending}: name it "
-                "{stem}{suffix}, or {stem}/ for a"
-                " folder that the transformers library opens",
+                "{name}: models are saved as safetensors, not {ending}. Use "
+                "{stem}{suffix}, or {stem}/ for a folder that the transformers library "
+                "opens",
                 name=safe_line(str(path)),
                 ending=safe_line(path.suffix),
                 stem=safe_line(path.stem),
@@ -93,63 +95,68 @@ def check_replaceable(path: Path) -> None:
         )
 
 
-def checkpoint(header: Header, name: str, how: Reading) -> Checkpoint:
+def read_checkpoint(header: Header, name: str, options: ReadOptions) -> Checkpoint:
     """Read a checkpoint once its header is known to describe one.
 
     Raises UserError that says what was expected and what was found.
     """
-    described = description(header, name)
-    recipe = Recipe(
-        {tensor: (Piece(tensor, shape),) for tensor, shape in described.config.shapes()}
+    without_weights = read_without_weights(header, name)
+    weight_map = WeightMap(
+        {
+            tensor: (SourceTensor(tensor, shape),)
+            for tensor, shape in without_weights.config.shapes()
+        }
     )
-    found = check(recipe, [header], name)
-    return dataclasses.replace(described, tensors=read_weights(recipe, found, name, how))
+    locations = locate_tensors(weight_map, [header], name)
+    return dataclasses.replace(
+        without_weights, tensors=read_weights(weight_map, locations, name, options)
+    )
 
 
-def description(header: Header, name: str) -> Checkpoint:
+def read_without_weights(header: Header, name: str) -> Checkpoint:
     """Return what the metadata of a file says of a checkpoint, without its weights.
 
     Raises UserError.
     """
-    config = config_of(header, name)
+    config = parse_config(header, name)
     try:
-        tokenizer = tokenizer_from_json(field_of(header, "tokenizer", name))
+        tokenizer = tokenizer_from_json(parse_field(header, "tokenizer", name))
     except UserError as error:
         raise UserError(_("the tokenizer of {name}: {error}", name=name, error=error)) from None
-    if tokenizer.size != config.vocab:
+    if tokenizer.vocab_size != config.vocab_size:
         raise UserError(
             _(
-                "{name} has a vocabulary of {size} tokens, but its config says {vocab}",
+                "the vocabulary of {name} has {size} tokens, but its config says {vocab}",
                 name=name,
-                size=tokenizer.size,
-                vocab=config.vocab,
+                size=tokenizer.vocab_size,
+                vocab=config.vocab_size,
             )
         )
-    training = training_of(header, name)
-    chat = _chat(header, name) if "chat" in header.metadata else None
-    end = _end(header, name, config) if "end" in header.metadata else ()
+    training = parse_training_record(header, name)
+    chat = _parse_chat_template(header, name) if "chat" in header.metadata else None
+    end = _parse_eos_token_ids(header, name, config) if "end" in header.metadata else ()
     return Checkpoint(config, tokenizer, {}, training, header.path, chat, end)
 
 
-def _chat(header: Header, name: str) -> ChatTemplate:
-    match field_of(header, "chat", name):
+def _parse_chat_template(header: Header, name: str) -> ChatTemplate:
+    match parse_field(header, "chat", name):
         case {"source": str(source), "variables": dict(variables)} if all(
             map(_is_text, variables.values())
         ):
             return ChatTemplate(source, variables)
-    raise UserError(_("the chat template of {name} is not one; see docs/format.md", name=name))
+    raise UserError(_("the chat template of {name} is not valid; see docs/format.md", name=name))
 
 
-def _end(header: Header, name: str, config: AnyConfig) -> tuple[int, ...]:
-    end = field_of(header, "end", name)
+def _parse_eos_token_ids(header: Header, name: str, config: AnyConfig) -> tuple[int, ...]:
+    end = parse_field(header, "end", name)
     if not isinstance(end, list) or not all(
-        type(token) is int and 0 <= token < config.vocab for token in end
+        type(token) is int and 0 <= token < config.vocab_size for token in end
     ):
-        raise UserError(_("the end tokens of {name} are not a list of token ids", name=name))
+        raise UserError(_("the end tokens of {name} are not a list of valid token ids", name=name))
     return tuple(end)
 
 
-def training_of(header: Header, name: str) -> TrainingRecord | None:
+def parse_training_record(header: Header, name: str) -> TrainingRecord | None:
     """Return the training record of a file, if it has one. Raises UserError."""
     if "training" not in header.metadata:
         return None
@@ -188,15 +195,14 @@ def training_of(header: Header, name: str) -> TrainingRecord | None:
             )
     raise UserError(
         _(
-            "the training record of {name} lacks a field or has one of the wrong kind; see "
-            "docs/format.md",
+            "the training record of {name} has a missing or invalid field; see docs/format.md",
             name=name,
         )
     )
 
 
 def _record(header: Header, name: str) -> dict[str, Any]:
-    record = field_of(header, "training", name)
+    record = parse_field(header, "training", name)
     return record if isinstance(record, dict) else {}
 
 

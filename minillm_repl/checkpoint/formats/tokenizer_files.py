@@ -12,10 +12,10 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer.added import added_token, with_added, with_start
+from minillm_repl.tokenizer.added import add_tokens, added_token, with_bos_token
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.character import IdTokenizer
-from minillm_repl.tokenizer.descriptions import BYTE_LEVEL, byte_level_bpe
+from minillm_repl.tokenizer.descriptions import BYTE_LEVEL_CLASSES, byte_level_bpe
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
@@ -29,37 +29,39 @@ _ROLES = (
     "mask_token",
 )
 # a model may have some; an older name
-_OWN_ROLES = ("model_specific_special_tokens", "extra_special_tokens")
-_END = "<|endoftext|>"  # GPT-2's start and end, where nothing is said of them
+_EXTRA_ROLE_KEYS = ("model_specific_special_tokens", "extra_special_tokens")
+_ENDOFTEXT = "<|endoftext|>"  # GPT-2's start and end, where nothing is said of them
 
 
 def read_tokenizer(folder: Folder, config: AnyConfig) -> Tokenizer:
     """Read a folder's tokenizer; without one, tokens are numbers. Raises UserError."""
-    said = _said(folder)
+    said = _special_token_fields(folder)
     try:
         description = folder.json(TOKENIZER)
         merged = description is None
         if merged:
             description = _from_merges(folder, said)
         if description is None:
-            return IdTokenizer(config.vocab)  # bare weights, as researchers save them
+            return IdTokenizer(config.vocab_size)  # bare weights, as researchers save them
         if not isinstance(description, dict):
             raise UserError(_("it is not a JSON object"))
         roles = _contents(_role_values(said))
-        description = with_added(description, _added(folder, said, _names(description)))
+        description = add_tokens(
+            description, _added_tokens(folder, said, _added_token_names(description))
+        )
         # a tokenizer.json says itself what is put before a text
         if merged and said.get("add_bos_token") is True:
-            description = with_start(description, roles.get("bos_token", _END))
-        return SubwordTokenizer(description, roles, config.vocab)
+            description = with_bos_token(description, roles.get("bos_token", _ENDOFTEXT))
+        return SubwordTokenizer(description, roles, config.vocab_size)
     except UserError as error:
         raise UserError(
             _("the tokenizer of {name}: {error}", name=folder.name, error=error)
         ) from None
 
 
-def read_chat(folder: Folder) -> ChatTemplate | None:
+def read_chat_template(folder: Folder) -> ChatTemplate | None:
     """Read a folder's chat template, if it has one. Raises UserError."""
-    said = _said(folder)
+    said = _special_token_fields(folder)
     source: Any = folder.text(TEMPLATE)
     if source is None:
         source = said.get("chat_template")
@@ -75,38 +77,43 @@ def read_chat(folder: Folder) -> ChatTemplate | None:
     )
 
 
-def read_end(folder: Folder, config: AnyConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
+def read_eos_token_ids(folder: Folder, config: AnyConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the tokens that end a text or a turn."""
     said = folder.fields("generation_config.json").get(
         "eos_token_id", folder.config_fields.get("eos_token_id")
     )
-    ends: list[Any] = said if isinstance(said, list) else [said]
+    eos_token_ids: list[Any] = said if isinstance(said, list) else [said]
     if isinstance(tokenizer, SubwordTokenizer):
-        ends = [*ends, tokenizer.named(tokenizer.names.get("eos_token", ""))]
-    known = (token for token in ends if type(token) is int and 0 <= token < config.vocab)
+        eos_token_ids = [
+            *eos_token_ids,
+            tokenizer.token_to_id(tokenizer.special_tokens_map.get("eos_token", "")),
+        ]
+    known = (
+        token for token in eos_token_ids if type(token) is int and 0 <= token < config.vocab_size
+    )
     return tuple(dict.fromkeys(known))
 
 
-def _said(folder: Folder) -> dict[str, Any]:
+def _special_token_fields(folder: Folder) -> dict[str, Any]:
     """Return what is said of special tokens.
 
     Older folders say it in a file of its own, which then counts for more.
     """
-    settings, older = folder.fields(SETTINGS), folder.fields("special_tokens_map.json")
-    return {**older, **settings} if "added_tokens_decoder" in settings else {**settings, **older}
+    settings, legacy = folder.fields(SETTINGS), folder.fields("special_tokens_map.json")
+    return {**legacy, **settings} if "added_tokens_decoder" in settings else {**settings, **legacy}
 
 
-def _role_values(said: Mapping[str, Any]) -> dict[str, Any]:
+def _role_values(declared: Mapping[str, Any]) -> dict[str, Any]:
     """Return the special tokens by their roles, as text or as tokens with flags; a model may
     have roles of its own.
     """
     extra = dict[str, Any]()
-    for key in _OWN_ROLES:
-        extra |= said[key] if isinstance(said.get(key), dict) else {}
-    named = {**said, **extra}
-    own = [role for role in named if role.endswith("_token") and role not in _ROLES]
-    own += [role for role in extra if role not in (*_ROLES, *own)]
-    return {role: named[role] for role in (*_ROLES, *own) if _content(named.get(role))}
+    for key in _EXTRA_ROLE_KEYS:
+        extra |= declared[key] if isinstance(declared.get(key), dict) else {}
+    named = {**declared, **extra}
+    extra_roles = [role for role in named if role.endswith("_token") and role not in _ROLES]
+    extra_roles += [role for role in extra if role not in (*_ROLES, *extra_roles)]
+    return {role: named[role] for role in (*_ROLES, *extra_roles) if _content(named.get(role))}
 
 
 def _contents(values: Mapping[str, Any]) -> dict[str, str]:
@@ -118,7 +125,7 @@ def _content(value: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _names(description: Mapping[str, Any]) -> set[str]:
+def _added_token_names(description: Mapping[str, Any]) -> set[str]:
     """Return the names of the added tokens that a description has."""
     entries = description.get("added_tokens")
     return {
@@ -128,14 +135,16 @@ def _names(description: Mapping[str, Any]) -> set[str]:
     }
 
 
-def _added(folder: Folder, said: Mapping[str, Any], known: set[str]) -> Iterator[dict[str, Any]]:
+def _added_tokens(
+    folder: Folder, declared: Mapping[str, Any], known_names: set[str]
+) -> Iterator[dict[str, Any]]:
     """Yield the added tokens that other files than the tokenizer.json know, in the order of
     their ids.
     """
-    roles = list(_role_values(said).values())
-    extra = said.get("extra_special_tokens") or said.get("additional_special_tokens")
+    roles = list(_role_values(declared).values())
+    extra = declared.get("extra_special_tokens") or declared.get("additional_special_tokens")
     special = [*roles, *(extra if isinstance(extra, list) else [])]
-    decoder = said.get("added_tokens_decoder")
+    decoder = declared.get("added_tokens_decoder")
     if isinstance(decoder, dict):
         entries = [
             (int(key), each) for key, each in decoder.items() if key.isdecimal() and len(key) < 10
@@ -148,31 +157,31 @@ def _added(folder: Folder, said: Mapping[str, Any], known: set[str]) -> Iterator
         entries = [
             (token, {"content": name, "special": name in named, "normalized": False})
             for name, token in listed.items()
-            if type(token) is int and name not in known
+            if type(token) is int and name not in known_names
         ]
-    seen = set(known)
+    yielded = set(known_names)
     for _token, each in sorted(entries, key=lambda entry: entry[0]):
         if isinstance(each, dict) and _content(each):
-            seen.add(_content(each))
+            yielded.add(_content(each))
             yield added_token(_content(each), each)
     for each in special:
-        if _content(each) and _content(each) not in seen:
-            seen.add(_content(each))
+        if _content(each) and _content(each) not in yielded:
+            yielded.add(_content(each))
             yield added_token(_content(each), each if isinstance(each, dict) else {}, special=True)
 
 
-def _from_merges(folder: Folder, said: Mapping[str, Any]) -> dict[str, Any] | None:
+def _from_merges(folder: Folder, declared: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the description of a tokenizer that lies there as GPT-2's two files; None if there
     are none.
     """
     vocabulary, merges = folder.json("vocab.json"), folder.text("merges.txt")
     if vocabulary is None or merges is None:
-        other = safe_line(foreign.vocabulary(folder.path))
+        other = safe_line(foreign.find_vocabulary_file(folder.path))
         if other:  # without it the model's tokens would be numbers
             raise UserError(
                 _(
-                    "{file:.80} alone is not read; tokenizer.json is, or vocab.json with "
-                    "merges.txt",
+                    "{file:.80} alone is not enough; tokenizer.json is needed, or "
+                    "vocab.json with merges.txt",
                     file=other,
                 )
             )
@@ -180,10 +189,10 @@ def _from_merges(folder: Folder, said: Mapping[str, Any]) -> dict[str, Any] | No
     usual = (
         "Qwen2Tokenizer"
         if str(folder.config_fields.get("model_type")).startswith("qwen")
-        else BYTE_LEVEL[0]
+        else BYTE_LEVEL_CLASSES[0]
     )
-    kind = str(said.get("tokenizer_class") or usual)
-    if kind.removesuffix("Fast") not in BYTE_LEVEL:
+    kind = str(declared.get("tokenizer_class") or usual)
+    if kind.removesuffix("Fast") not in BYTE_LEVEL_CLASSES:
         raise UserError(
             _(
                 "vocab.json and merges.txt of a {kind:.40} need a {tokenizer}",
@@ -194,8 +203,8 @@ def _from_merges(folder: Folder, said: Mapping[str, Any]) -> dict[str, Any] | No
     if not isinstance(vocabulary, dict) or not all(
         type(token) is int for token in vocabulary.values()
     ):
-        raise UserError(_("vocab.json does not map tokens to ids"))
-    space = said.get("add_prefix_space") is True
+        raise UserError(_("vocab.json is not a map from tokens to ids"))
+    space = declared.get("add_prefix_space") is True
     return byte_level_bpe(
-        vocabulary, merges, kind=kind.removesuffix("Fast"), add_prefix_space=space
+        vocabulary, merges, tokenizer_class=kind.removesuffix("Fast"), add_prefix_space=space
     )

@@ -12,45 +12,45 @@ from numpy.typing import NDArray
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.model.kv_cache import KVCache
 
-_TRIED = 3  # times, before it is recorded: libraries get ready at the first
+_WARMUP_RUNS = 3  # times, before it is recorded: libraries get ready at the first
 
 
-class RecordedStep:
+class CudaGraphStep:
     """Reads one token with a model on a GPU, as long as the cache has the room that it has now.
 
     Leaves the cache's `length` to who calls. Raises RuntimeError if it cannot be recorded.
     """
 
     def __init__(self, model: LanguageModel, cache: KVCache) -> None:
-        self.room = cache.room
+        self.capacity = cache.capacity
         device = next(model.parameters()).device
         self._input = torch.zeros(2, dtype=torch.int64, device=device)  # the token, and its place
-        self._given = torch.tensor([0, cache.length]).pin_memory()
-        self._input.copy_(self._given)
-        aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(aside):
-            for _ in range(_TRIED):
-                self._logits = self._step(model, cache)
-        torch.cuda.current_stream(device).wait_stream(aside)
+        self._pinned_input = torch.tensor([0, cache.length]).pin_memory()
+        self._input.copy_(self._pinned_input)
+        warmup_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        warmup_stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(warmup_stream):
+            for _ in range(_WARMUP_RUNS):
+                self._logits = self._forward(model, cache)
+        torch.cuda.current_stream(device).wait_stream(warmup_stream)
         self._graph = torch.cuda.CUDAGraph()
         # another thread may load a model
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._logits = self._step(model, cache)
-        self._answer = torch.empty(self._logits.shape).pin_memory()
+            self._logits = self._forward(model, cache)
+        self._pinned_logits = torch.empty(self._logits.shape).pin_memory()
 
-    def _step(self, model: LanguageModel, cache: KVCache) -> torch.Tensor:
-        with cache.one_at(self._input[1:]):
-            logits: torch.Tensor = model(self._input[None, :1], cache, last=True)
+    def _forward(self, model: LanguageModel, cache: KVCache) -> torch.Tensor:
+        with cache.static(self._input[1:]):
+            logits: torch.Tensor = model(self._input[None, :1], cache, last_only=True)
             return logits[0, -1]
 
-    def __call__(self, token: int, place: int) -> NDArray[np.float32]:
+    def __call__(self, token: int, position: int) -> NDArray[np.float32]:
         """Return the logits after a token at a place of the cache: (vocabulary,), valid until
         the next call.
         """
-        self._given[0], self._given[1] = token, place
-        self._input.copy_(self._given, non_blocking=True)
+        self._pinned_input[0], self._pinned_input[1] = token, position
+        self._input.copy_(self._pinned_input, non_blocking=True)
         self._graph.replay()
-        self._answer.copy_(self._logits, non_blocking=True)
+        self._pinned_logits.copy_(self._logits, non_blocking=True)
         torch.cuda.current_stream(self._logits.device).synchronize()
-        return self._answer.numpy()
+        return self._pinned_logits.numpy()

@@ -8,47 +8,52 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from minillm_repl.generate.backends.cuda_graph import RecordedStep
-from minillm_repl.generate.decoder import piece_of
+from minillm_repl.generate.backends.cuda_graph import CudaGraphStep
+from minillm_repl.generate.decoder import choose_prefill_chunk
 from minillm_repl.language import N_, _
 from minillm_repl.model.build import LanguageModel
-from minillm_repl.model.hooks import Tap, untapped
+from minillm_repl.model.hooks import Hook, no_hook
 from minillm_repl.model.kv_cache import KVCache
 
-_PIECE_ELSEWHERE = 2_048  # tokens: what a processor takes seconds for, a GPU does in no time
+_GPU_CHUNK = 2_048  # tokens: what a processor takes seconds for, a GPU does in no time
 
 
 class TorchDecoder:
     """Runs a model on the device it is on; a tap may change what it thinks."""
 
     def __init__(
-        self, model: LanguageModel, tap: Tap = untapped, why: str = N_("what it thinks is changed")
+        self,
+        model: LanguageModel,
+        hook: Hook = no_hook,
+        backend_details: str = N_("an intervention is active"),
     ) -> None:
-        first = next(model.parameters())
-        self._device = first.device
-        self.model, self._tap = model, tap
+        first_parameter = next(model.parameters())
+        self._device = first_parameter.device
+        self.model, self._hook = model, hook
         self._cache = KVCache(model.config, self._device)
         # a tap is Python, which cannot be recorded
-        self._records = first.is_cuda and tap is untapped
-        self._step: RecordedStep | None = None
+        self._uses_cuda_graph = first_parameter.is_cuda and hook is no_hook
+        self._graph_step: CudaGraphStep | None = None
         self.ids: list[int] = []
-        self.start: int | None = None
-        self.piece = (
-            piece_of(model.config.parameters) if first.device.type == "cpu" else _PIECE_ELSEWHERE
+        self.bos_token_id: int | None = None
+        self.prefill_chunk = (
+            choose_prefill_chunk(model.config.n_params)
+            if first_parameter.device.type == "cpu"
+            else _GPU_CHUNK
         )
-        self._why = why
+        self._backend_details = backend_details
 
     @property
     def name(self) -> str:
         """What runs, and where."""
-        if self._records:
-            return _("torch on {device}, each token one CUDA graph", device=self._device.type)
+        if self._uses_cuda_graph:
+            return _("torch on {device}, one CUDA graph per token", device=self._device.type)
         return _("torch on {device}", device=self._device.type)
 
     @property
-    def why(self) -> str:
+    def backend_details(self) -> str:
         """Why torch runs the model."""
-        return _(self._why)
+        return _(self._backend_details)
 
     @property
     def cache_bytes(self) -> int:
@@ -56,24 +61,24 @@ class TorchDecoder:
         return self._cache.nbytes
 
     @property
-    def full_cache_bytes(self) -> int:
+    def max_cache_bytes(self) -> int:
         """Memory that keys and values take when the context is full."""
-        return self._cache.full_nbytes
+        return self._cache.max_nbytes
 
     @property
-    def context(self) -> int:
+    def context_length(self) -> int:
         """How many tokens it can see at once."""
-        return self._cache.most
+        return self._cache.max_length
 
-    @context.setter
-    def context(self, tokens: int) -> None:
-        self._cache.most = tokens
+    @context_length.setter
+    def context_length(self, tokens: int) -> None:
+        self._cache.max_length = tokens
 
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Read tokens after those in the cache; return the logits after the last."""
         logits = self.model(
-            torch.tensor([list(ids)], device=self._device), self._cache, self._tap, last=True
+            torch.tensor([list(ids)], device=self._device), self._cache, self._hook, last_only=True
         )
         self.ids.extend(ids)
         return logits[0, -1].cpu().numpy()  # type: ignore[no-any-return]
@@ -81,23 +86,23 @@ class TorchDecoder:
     @torch.inference_mode()
     def decode(self, token: int) -> NDArray[np.float32]:
         """Read one token; return the logits after it."""
-        if not self._records:
+        if not self._uses_cuda_graph:
             return self.prefill([token])
-        cache, place = self._cache, self._cache.length
-        cache.make_room(place + 1)
-        if self._step is None or self._step.room != cache.room:
-            self._step = None  # its memory is free for the next
+        cache, position = self._cache, self._cache.length
+        cache.reserve(position + 1)
+        if self._graph_step is None or self._graph_step.capacity != cache.capacity:
+            self._graph_step = None  # its memory is free for the next
             try:
-                self._step = RecordedStep(self.model, cache)
+                self._graph_step = CudaGraphStep(self.model, cache)
             except RuntimeError:  # nothing can be recorded here, or there is no memory for it
-                self._records, cache.length = False, place
+                self._uses_cuda_graph, cache.length = False, position
                 return self.prefill([token])
-        logits = self._step(token, place)
-        cache.length = place + 1
+        logits = self._graph_step(token, position)
+        cache.length = position + 1
         self.ids.append(token)
         return logits
 
-    def rewind(self, length: int) -> None:
+    def trim(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
         self._cache.length = length
         del self.ids[length:]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from minillm_repl.insight.views.base import Likely, Row
 from minillm_repl.insight.views.thinking import FocusView, LensView
 from minillm_repl.tokenizer.base import Token
-from minillm_repl.tokenizer.window import OnText
+from minillm_repl.tokenizer.window import Truncation
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Yardstick:
 
 
 @dataclass(frozen=True)
-class EffectView(OnText):
+class EffectView(Truncation):
     """What a change of the model's thinking does to the next token."""
 
     tokens: tuple[Token, ...]
@@ -55,7 +55,7 @@ class HeadEffect:
 
 
 @dataclass(frozen=True)
-class ScanView(OnText):
+class ScanView(Truncation):
     """All heads, by what the loss on a text is without each."""
 
     tokens: tuple[Token, ...]
@@ -85,7 +85,7 @@ class PatchView:
 
 
 @dataclass(frozen=True)
-class Moment(OnText):
+class Moment(Truncation):
     """What a model made of a prompt after a step of its training."""
 
     step: int
@@ -96,7 +96,7 @@ class Moment(OnText):
 
 
 @dataclass(frozen=True)
-class WatchView(OnText):
+class WatchView(Truncation):
     """How a model learnt what comes after a prompt."""
 
     tokens: tuple[Token, ...]
@@ -116,7 +116,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class DescentView(OnText):
+class DescentView(Truncation):
     """One step of gradient descent on one text: every weight less `rate` times its gradient."""
 
     tokens: tuple[Token, ...]

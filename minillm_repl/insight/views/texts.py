@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from minillm_repl.insight.views.base import Likely, Row
 from minillm_repl.tokenizer.base import Token
-from minillm_repl.tokenizer.window import OnText
+from minillm_repl.tokenizer.window import Truncation
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Surprising:
 
 
 @dataclass(frozen=True)
-class SurpriseView(OnText):
+class SurpriseView(Truncation):
     """How unexpected each token of a text was."""
 
     first: int  # the position of the first of them; the model saw those before too
@@ -68,7 +68,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class CompareView(OnText):
+class CompareView(Truncation):
     """Two models on the same text. Pairs are for the open one and the other."""
 
     names: tuple[str, str]

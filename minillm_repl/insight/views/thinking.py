@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from minillm_repl.insight.views.base import Likely, Row
 from minillm_repl.tokenizer.base import Token
-from minillm_repl.tokenizer.window import OnText
+from minillm_repl.tokenizer.window import Truncation
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Pattern:
 
 
 @dataclass(frozen=True)
-class HeadView(OnText):
+class HeadView(Truncation):
     """One attention head on a text."""
 
     layer: int
@@ -35,7 +35,7 @@ class HeadView(OnText):
 
 
 @dataclass(frozen=True)
-class LayerView(OnText):
+class LayerView(Truncation):
     """All heads of a layer, or of all layers."""
 
     tokens: tuple[Token, ...]
@@ -53,7 +53,7 @@ class HeadFocus:
 
 
 @dataclass(frozen=True)
-class FocusView(OnText):
+class FocusView(Truncation):
     """Where the last token looked, through every head."""
 
     tokens: tuple[Token, ...]
@@ -73,7 +73,7 @@ class LensRow:
 
 
 @dataclass(frozen=True)
-class LensView(OnText):
+class LensView(Truncation):
     """The logit lens at one position."""
 
     position: int
@@ -92,7 +92,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class WhyView(OnText):
+class WhyView(Truncation):
     """Direct logit attribution: the parts add up to the logit, or to the difference of two."""
 
     tokens: tuple[Token, ...]
@@ -116,7 +116,7 @@ class StreamRow:
 
 
 @dataclass(frozen=True)
-class ResidualView(OnText):
+class ResidualView(Truncation):
     """The residual stream, layer by layer, at one position."""
 
     position: int
@@ -137,7 +137,7 @@ class Met:
 
 
 @dataclass(frozen=True)
-class QKVView(OnText):
+class QKVView(Truncation):
     """One head at one position: what it asks, whom it meets, and what it takes along."""
 
     layer: int
@@ -150,7 +150,7 @@ class QKVView(OnText):
 
 
 @dataclass(frozen=True)
-class DotView(OnText):
+class DotView(Truncation):
     """One query and one key: their dot product, number by number, and what softmax makes of it
     among the others.
     """
@@ -178,7 +178,7 @@ class Neuron:
 
 
 @dataclass(frozen=True)
-class NeuronsView(OnText):
+class NeuronsView(Truncation):
     """The neurons of a feed-forward that were most active on a text."""
 
     layer: int
@@ -188,7 +188,7 @@ class NeuronsView(OnText):
 
 
 @dataclass(frozen=True)
-class GradView(OnText):
+class GradView(Truncation):
     """Which input tokens a choice depends on: the gradient of a logit, or of the difference of
     two.
     """
@@ -213,7 +213,7 @@ class ShapeRow:
 
 
 @dataclass(frozen=True)
-class ShapesView(OnText):
+class ShapesView(Truncation):
     """The whole way through the model, as the shapes of what is made on it."""
 
     text: str

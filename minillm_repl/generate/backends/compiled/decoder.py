@@ -14,7 +14,7 @@ from minillm_repl.generate.backends.compiled.room import BLOCK, PIECE, Room, ali
 from minillm_repl.generate.backends.compiled.rotation import rotation
 from minillm_repl.generate.backends.compiled.team import Team, default_size
 from minillm_repl.generate.backends.compiled.weights import lay_out, quantised
-from minillm_repl.generate.decoder import piece_of
+from minillm_repl.generate.decoder import choose_prefill_chunk
 from minillm_repl.language import _, _n
 
 if TYPE_CHECKING:  # torch is imported for who looks inside
@@ -42,13 +42,13 @@ class CompiledDecoder:
     def __init__(self, checkpoint: Checkpoint, threads: int = 0, bits: int = 0) -> None:
         config = checkpoint.config
         self._config = config
-        small = config.parameters < _SMALL
+        small = config.n_params < _SMALL
         # what it computes with
         self.tensors = quantised(checkpoint.tensors, bits) if bits else checkpoint.tensors
         self._weights = lay_out(config, self.tensors, bits, turned=small)
         size = threads or (1 if small else default_size())
-        self._team = Team(size, _PHASES_OUTSIDE + _PHASES_IN_A_LAYER * config.layers)
-        self._most_parts = -(-_TASKS // config.kv_heads)
+        self._team = Team(size, _PHASES_OUTSIDE + _PHASES_IN_A_LAYER * config.n_layers)
+        self._most_parts = -(-_TASKS // config.n_kv_heads)
         self._room = Room(config, size, self._most_parts)
         self._room.put("weights", self._weights.addresses)
         self._code = machine_code(self._weights.kind, self._weights.outside)
@@ -56,8 +56,11 @@ class CompiledDecoder:
         self._new_at, self._rooms_at = self._new.ctypes.data, self._room.rooms.ctypes.data
         self._positions = 0
         self.ids: list[int] = []
-        self.start: int | None = None
-        self.context, self.piece = config.context, piece_of(config.parameters)
+        self.bos_token_id: int | None = None
+        self.context_length, self.prefill_chunk = (
+            config.context_length,
+            choose_prefill_chunk(config.n_params),
+        )
         self._bits, self._dtype, self._turned = bits, checkpoint.dtype, small
 
     @cached_property
@@ -73,29 +76,26 @@ class CompiledDecoder:
         return _n("numba on cpu, {n} thread", "numba on cpu, {n} threads", self._team.size)
 
     @property
-    def why(self) -> str:
+    def backend_details(self) -> str:
         """What the weights are while it runs."""
         size = self._weights.nbytes / 2**20
         if self._bits == 8:
             return _(
-                "compiled, weights in 8 bits (--quant int8), {size:,.1f} MiB beside those of "
-                "the file",
+                "compiled; weights as int8 (--quant int8), +{size:,.1f} MiB",
                 size=size,
             )
         if self._bits:
             return _(
-                "compiled, weights of the layers in 4 bits, which loses much, embedding and "
-                "output in 8 (--quant int4),"
-                " {size:,.1f} MiB beside those of the file",
+                "compiled; layer weights as int4, embedding and output as int8 (--quant "
+                "int4, large quality loss), +{size:,.1f} MiB",
                 size=size,
             )
         if self._turned:
             return _(
-                "compiled, weights turned over in float32, {size:,.1f} MiB beside those of the "
-                "file",
+                "compiled; weights repacked as float32, +{size:,.1f} MiB",
                 size=size,
             )
-        return _("compiled, weights in {dtype}", dtype=self._dtype)
+        return _("compiled; weights in {dtype}", dtype=self._dtype)
 
     @property
     def cache_bytes(self) -> int:
@@ -103,14 +103,16 @@ class CompiledDecoder:
         return sum(self._room[name].nbytes for name in self._cache(0)) if self._positions else 0
 
     @property
-    def full_cache_bytes(self) -> int:
+    def max_cache_bytes(self) -> int:
         """Memory that keys and values take when the context is full."""
-        return sum(4 * math.prod(shape) for shape in self._cache(_in_blocks(self.context)).values())
+        return sum(
+            4 * math.prod(shape) for shape in self._cache(_in_blocks(self.context_length)).values()
+        )
 
     def _cache(self, positions: int) -> dict[str, tuple[int, int, int]]:
         """Return the shapes of the arrays that keep keys and values of so many positions."""
-        layers, heads = self._config.layers, self._config.kv_heads
-        sizes = {"keys": self._config.head_size, "values": self._room.padded}
+        layers, heads = self._config.n_layers, self._config.n_kv_heads
+        sizes = {"keys": self._config.head_dim, "values": self._room.padded}
         return {name: (layers, heads, positions * size) for name, size in sizes.items()}
 
     def prefill(self, ids: Sequence[int]) -> Floats:
@@ -124,14 +126,16 @@ class CompiledDecoder:
         """Read one token; return the logits after it."""
         return self.prefill((token,))
 
-    def rewind(self, length: int) -> None:
+    def trim(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
         del self.ids[length:]
 
     def _read(self, ids: Sequence[int]) -> None:
         start, count = len(self.ids), len(ids)
-        assert start + count <= self._config.context
-        assert min(ids) >= 0 and max(ids) < self._config.vocab  # compiled code reads where they say
+        assert start + count <= self._config.context_length
+        assert (
+            min(ids) >= 0 and max(ids) < self._config.vocab_size
+        )  # compiled code reads where they say
         if start + count > self._positions:
             self._grow(start + count)
         parts = min(self._most_parts, -(-(start + 1) // _PART)) if count == 1 else 1
@@ -144,7 +148,7 @@ class CompiledDecoder:
         all.
         """
         positions = _in_blocks(
-            max(needed, min(self.context, max(_FIRST_ROOM, 2 * self._positions)))
+            max(needed, min(self.context_length, max(_FIRST_ROOM, 2 * self._positions)))
         )
         for name, shape in self._cache(positions).items():
             longer = aligned(shape, np.float32)

@@ -23,7 +23,7 @@ from minillm_repl.generate.backends.compiled.tiles import (
     span,
     tile,
 )
-from minillm_repl.model.quantised import GROUP, PANEL
+from minillm_repl.model.quantised import GROUP_SIZE, PANEL_ROWS
 
 Floats = NDArray[np.float32]
 
@@ -43,15 +43,15 @@ def grouped(
     """
     count, inputs = x.shape
     rows = y.shape[1]
-    panels, groups = (rows + PANEL - 1) // PANEL, (inputs + GROUP - 1) // GROUP
-    weight = array_at(at[0], like, (panels * groups * GROUP * span(like),))
-    scales = array_at(at[1], _SCALES, (panels * groups * PANEL,))
-    bias, panel = floats(at[2], (rows,)), floats(room.panel_at, (inputs * PANEL,))
+    panels, groups = (rows + PANEL_ROWS - 1) // PANEL_ROWS, (inputs + GROUP_SIZE - 1) // GROUP_SIZE
+    weight = array_at(at[0], like, (panels * groups * GROUP_SIZE * span(like),))
+    scales = array_at(at[1], _SCALES, (panels * groups * PANEL_ROWS,))
+    bias, panel = floats(at[2], (rows,)), floats(room.panel_at, (inputs * PANEL_ROWS,))
     while True:
         task = claim(counters, phase)
         if task >= panels:
             break
-        first, last = task * PANEL, min(task * PANEL + PANEL, rows)
+        first, last = task * PANEL_ROWS, min(task * PANEL_ROWS + PANEL_ROWS, rows)
         if count >= MANY:
             _widen_rows(weight, scales, task * groups, inputs, panel)
             by_panel(panel, 0, x, y, first, last, room)
@@ -66,11 +66,14 @@ def grouped(
 def _one(w: Any, scales: Any, group: int, x: Floats) -> Any:
     """Return 32 rows, whose groups are those from `group` on, times one token."""
     n, y = len(x), tile(1)
-    for first in range(0, n, GROUP):
-        at = group * GROUP * span(w)
-        for line in range(0, GROUP * span(w), LINE):
+    for first in range(0, n, GROUP_SIZE):
+        at = group * GROUP_SIZE * span(w)
+        for line in range(0, GROUP_SIZE * span(w), LINE):
             fetch(w, at + _AHEAD + line, LINE)
-        y = plus(y, scaled(_group(w, at, x, first, min(first + GROUP, n)), scales, group * PANEL))
+        y = plus(
+            y,
+            scaled(_group(w, at, x, first, min(first + GROUP_SIZE, n)), scales, group * PANEL_ROWS),
+        )
         group += 1
     return y
 
@@ -97,10 +100,10 @@ def _group(w: Any, at: int, x: Floats, first: int, last: int) -> Any:
 @compiled
 def _put(sums: Any, y: Floats, first: int, last: int, room: Any) -> None:
     """Store what 32 rows give, or as many as the last panel has."""
-    if last - first == PANEL:
+    if last - first == PANEL_ROWS:
         rows_to(sums, y, first, 0)
         return
-    few = floats(room.few_at, (PANEL,))
+    few = floats(room.few_at, (PANEL_ROWS,))
     rows_to(sums, few, 0, 0)
     for o in range(last - first):
         y[first + o] = few[o]
@@ -110,17 +113,22 @@ def _put(sums: Any, y: Floats, first: int, last: int, room: Any) -> None:
 def _widen_rows(w: Any, scales: Any, group: int, n: int, panel: Floats) -> None:
     """Put 32 rows, whose groups are those from `group` on, into `panel` (n, 32) as float32."""
     for i in range(n):
-        numbers = rows_from(tile(1), w, (group * GROUP + i) * span(w), 0)
-        rows_to(scaled(numbers, scales, (group + i // GROUP) * PANEL), panel, i * PANEL, 0)
+        numbers = rows_from(tile(1), w, (group * GROUP_SIZE + i) * span(w), 0)
+        rows_to(
+            scaled(numbers, scales, (group + i // GROUP_SIZE) * PANEL_ROWS),
+            panel,
+            i * PANEL_ROWS,
+            0,
+        )
 
 
 @compiled
 def widened(at: Any, like: Any, row: int, y: Floats) -> None:
     """Put one row of a matrix in 8 bits into y (inputs,)."""
-    groups = (len(y) + GROUP - 1) // GROUP
-    first = row // PANEL * groups  # group of its panel
-    weight = array_at(at[0], like, ((first + groups) * GROUP * PANEL,))
-    scales = array_at(at[1], _SCALES, ((first + groups) * PANEL,))
+    groups = (len(y) + GROUP_SIZE - 1) // GROUP_SIZE
+    first = row // PANEL_ROWS * groups  # group of its panel
+    weight = array_at(at[0], like, ((first + groups) * GROUP_SIZE * PANEL_ROWS,))
+    scales = array_at(at[1], _SCALES, ((first + groups) * PANEL_ROWS,))
     for i in range(len(y)):
-        number = np.float32(weight[(first * GROUP + i) * PANEL + row % PANEL])
-        y[i] = number * widen(scales[(first + i // GROUP) * PANEL + row % PANEL])
+        number = np.float32(weight[(first * GROUP_SIZE + i) * PANEL_ROWS + row % PANEL_ROWS])
+        y[i] = number * widen(scales[(first + i // GROUP_SIZE) * PANEL_ROWS + row % PANEL_ROWS])

@@ -12,13 +12,13 @@ from minillm_repl.generate.backends.compiled.compiling import compiled
 from minillm_repl.generate.backends.compiled.grouped import grouped, widened
 from minillm_repl.generate.backends.compiled.lanes import array_at, floats, widen
 from minillm_repl.generate.backends.compiled.products import plain, turned
-from minillm_repl.model.quantised import PANEL
+from minillm_repl.model.quantised import PANEL_ROWS
 
 LIKE = {
     "float32": np.empty(0, np.float32),
     "bfloat16": np.empty(0, np.uint16),
     "float16": np.empty(0, np.int16),
-    "turned": np.empty((0, PANEL), np.float32),
+    "turned": np.empty((0, PANEL_ROWS), np.float32),
     "int8": np.empty(0, np.int8),
     "int4": np.empty(0, np.uint8),
 }
@@ -81,6 +81,6 @@ def _as_it_is(at: Any, like: Any, row: Any, y: Any) -> None:
 
 @compiled
 def _from_panel(at: Any, row: Any, y: Any) -> None:
-    panel = floats(at[0], ((row // PANEL + 1) * len(y) * PANEL,))
+    panel = floats(at[0], ((row // PANEL_ROWS + 1) * len(y) * PANEL_ROWS,))
     for i in range(len(y)):
-        y[i] = panel[(row // PANEL * len(y) + i) * PANEL + row % PANEL]
+        y[i] = panel[(row // PANEL_ROWS * len(y) + i) * PANEL_ROWS + row % PANEL_ROWS]

@@ -30,7 +30,7 @@ from minillm_repl.generate.backends.compiled.lanes import (
 from minillm_repl.generate.backends.compiled.room import LANES, PIECE, SPARE
 from minillm_repl.generate.backends.compiled.tasks import claim, meet
 from minillm_repl.generate.backends.compiled.tiles import outer, plus, rows_to, tile
-from minillm_repl.model.quantised import PANEL
+from minillm_repl.model.quantised import PANEL_ROWS
 
 Floats = NDArray[np.float32]
 
@@ -57,12 +57,12 @@ def plain(
     rows = y.shape[1]
     weight = array_at(at[0], like, (rows * inputs,))
     bias = floats(at[2], (rows,))
-    panel = floats(room.panel_at, (inputs * PANEL,))
+    panel = floats(room.panel_at, (inputs * PANEL_ROWS,))
     while True:
-        first = claim(counters, phase) * PANEL
+        first = claim(counters, phase) * PANEL_ROWS
         if first >= rows:
             break
-        last = min(first + PANEL, rows)
+        last = min(first + PANEL_ROWS, rows)
         if count >= MANY:
             _turn_rows(weight, first, last, inputs, panel)
             by_panel(panel, 0, x, y, first, last, room)
@@ -126,15 +126,15 @@ def _turn_rows(w: Any, first: int, last: int, n: int, turned: Floats) -> None:
     """Turn 32 rows over: `turned` (n, 32) has what belongs to one input side by side; rows past
     `last` are 0.
     """
-    for block in range(0, PANEL, LANES):
+    for block in range(0, PANEL_ROWS, LANES):
         row = first + block
         side_by_side = n - n % LANES if row + LANES <= last else 0
         for i in range(0, side_by_side, LANES):
-            turn(w, row * n + i, n, turned, i * PANEL + block, PANEL)
+            turn(w, row * n + i, n, turned, i * PANEL_ROWS + block, PANEL_ROWS)
         for i in range(side_by_side, n):
             for r in range(LANES):
                 number = widen(w[(row + r) * n + i]) if row + r < last else np.float32(0)
-                turned[i * PANEL + block + r] = number
+                turned[i * PANEL_ROWS + block + r] = number
 
 
 @compiled
@@ -145,13 +145,13 @@ def turned(
     inputs, 32).
     """
     inputs, rows = x.shape[1], y.shape[1]
-    weight = floats(at[0], ((rows + PANEL - 1) // PANEL * PANEL * inputs,))
+    weight = floats(at[0], ((rows + PANEL_ROWS - 1) // PANEL_ROWS * PANEL_ROWS * inputs,))
     bias = floats(at[2], (rows,))
     while True:
-        first = claim(counters, phase) * PANEL
+        first = claim(counters, phase) * PANEL_ROWS
         if first >= rows:
             break
-        last = min(first + PANEL, rows)
+        last = min(first + PANEL_ROWS, rows)
         by_panel(weight, first * inputs, x, y, first, last, room)
         finish(y, first, last, bias, stream)
     return meet(counters, size, phase)
@@ -165,14 +165,14 @@ def by_panel(panel: Floats, at: int, x: Any, y: Any, first: int, last: int, room
     The last tokens are worked on as if there were more: `x` and `y`, if of two tokens or more, have
     room for that.
     """
-    if last - first == PANEL:
+    if last - first == PANEL_ROWS:
         _all_tokens(panel, at, x, y, first, y.shape[1])
         return
-    few = floats(room.few_at, ((PIECE + SPARE) * PANEL,))
-    _all_tokens(panel, at, x, few, 0, PANEL)
+    few = floats(room.few_at, ((PIECE + SPARE) * PANEL_ROWS,))
+    _all_tokens(panel, at, x, few, 0, PANEL_ROWS)
     for t in range(len(x)):
         for o in range(last - first):
-            y[t, first + o] = few[t * PANEL + o]
+            y[t, first + o] = few[t * PANEL_ROWS + o]
 
 
 @compiled
@@ -193,7 +193,7 @@ def _all_tokens(panel: Floats, at: int, x: Any, out: Floats, to: int, step: int)
 def _some(sums: Any, panel: Floats, at: int, x: Floats, xt: int, n: int) -> Any:
     """Return 32 rows times some tokens from x[xt] on, whose sums are given as zeros."""
     for i in range(n):
-        sums = outer(sums, x, xt + i, n, panel, at + i * PANEL)
+        sums = outer(sums, x, xt + i, n, panel, at + i * PANEL_ROWS)
     return sums
 
 
@@ -202,12 +202,12 @@ def _one(panel: Floats, at: int, x: Floats, n: int) -> Any:
     """Return 32 rows times one token; four sums of each, so that none waits for itself."""
     a, b, c, d = tile(1), tile(1), tile(1), tile(1)
     for i in range(0, n - n % 4, 4):
-        a = outer(a, x, i, n, panel, at + i * PANEL)
-        b = outer(b, x, i + 1, n, panel, at + (i + 1) * PANEL)
-        c = outer(c, x, i + 2, n, panel, at + (i + 2) * PANEL)
-        d = outer(d, x, i + 3, n, panel, at + (i + 3) * PANEL)
+        a = outer(a, x, i, n, panel, at + i * PANEL_ROWS)
+        b = outer(b, x, i + 1, n, panel, at + (i + 1) * PANEL_ROWS)
+        c = outer(c, x, i + 2, n, panel, at + (i + 2) * PANEL_ROWS)
+        d = outer(d, x, i + 3, n, panel, at + (i + 3) * PANEL_ROWS)
     for i in range(n - n % 4, n):
-        a = outer(a, x, i, n, panel, at + i * PANEL)
+        a = outer(a, x, i, n, panel, at + i * PANEL_ROWS)
     return plus(plus(a, b), plus(c, d))
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minillm_repl.model.config import ACTIVATIONS, AnyConfig, LlamaConfig
-from minillm_repl.model.quantised import PANEL
+from minillm_repl.model.config import ACTIVATIONS, AnyConfig
+from minillm_repl.model.quantised import PANEL_ROWS
 
 Array = NDArray[Any]
 
@@ -96,22 +96,22 @@ class Room:
     def __init__(self, config: AnyConfig, threads: int, parts: int) -> None:
         self.rooms = np.zeros(threads, ROOM)
         self._arrays: dict[str, Array] = {}
-        gated, size = isinstance(config, LlamaConfig), config.head_size
-        hidden = config.hidden if isinstance(config, LlamaConfig) else config.ff_width
+        gated, size = config.has_gated_mlp, config.head_dim
+        hidden = config.d_mlp
         self.padded = -(-size // WIDTH) * WIDTH
         self.tell(
-            layers=config.layers, width=config.width, heads=config.heads, kv_heads=config.kv_heads, head_size=size,
-            padded=self.padded, hidden=hidden, up_width=2 * hidden if gated else hidden, vocabulary=config.vocab,
-            activation=ACTIVATIONS.index(config.activation), parallel=getattr(config, "parallel", False),
-            eps=config.norm_eps, rows=parts * config.heads,
+            layers=config.n_layers, width=config.d_model, heads=config.n_heads, kv_heads=config.n_kv_heads, head_size=size,
+            padded=self.padded, hidden=hidden, up_width=2 * hidden if gated else hidden, vocabulary=config.vocab_size,
+            activation=ACTIVATIONS.index(config.activation), parallel=config.parallel_residual,
+            eps=config.norm_eps, rows=parts * config.n_heads,
         )  # fmt: skip
-        rows, width = parts * config.heads, config.width
+        rows, width = parts * config.n_heads, config.d_model
         shared = {
             **dict.fromkeys(("x", "normed", "normed2", "added"), (PIECE, width)),
-            "qkv": (PIECE, (config.heads + 2 * config.kv_heads) * size),
-            "z": (PIECE, config.heads * size),
+            "qkv": (PIECE, (config.n_heads + 2 * config.n_kv_heads) * size),
+            "z": (PIECE, config.n_heads * size),
             "up": (PIECE, 2 * hidden if gated else hidden),
-            "logits": (1, config.vocab),
+            "logits": (1, config.vocab_size),
             "part_mixed": (rows, self.padded),
             "part_largest": (rows,),
             "part_sums": (rows,),
@@ -119,10 +119,8 @@ class Room:
         for name, shape in shared.items():
             self.put(name, aligned(shape, np.float32))
         self.put("bent", aligned((PIECE, hidden), np.float32) if gated else self["up"])
-        self.put(
-            "windows", np.array(getattr(config, "windows", ()) or [0] * config.layers, np.int64)
-        )
-        most = max(width, hidden, config.heads * size)  # inputs of a matrix
+        self.put("windows", np.array(config.sliding_windows or [0] * config.n_layers, np.int64))
+        most = max(width, hidden, config.n_heads * size)  # inputs of a matrix
         own: dict[str, tuple[tuple[int, ...], Any]] = {
             "queries": ((QUERIES, size), np.float32),
             "seen": ((QUERIES, 2), np.int64),
@@ -130,8 +128,8 @@ class Room:
             "mixed": ((QUERIES, self.padded), np.float32),
             "largest": ((QUERIES,), np.float32),
             "sums": ((QUERIES,), np.float32),
-            "panel": ((most * PANEL,), np.float32),
-            "few": (((PIECE + SPARE) * PANEL,), np.float32),
+            "panel": ((most * PANEL_ROWS,), np.float32),
+            "few": (((PIECE + SPARE) * PANEL_ROWS,), np.float32),
         }
         for name, (shape, kind) in own.items():
             self.put(name, aligned((threads, *shape), kind), own=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from minillm_repl.generate.backends.compiled.quantised import quantise
 from minillm_repl.generate.backends.compiled.room import aligned
 from minillm_repl.model.config import AnyConfig
-from minillm_repl.model.quantised import PANEL, Quantised
+from minillm_repl.model.quantised import PANEL_ROWS, QuantisedMatrix
 
 Array = NDArray[Any]
 
@@ -39,10 +39,10 @@ _IN_A_LAYER = {
     PROJ_BIAS: ("attention.proj.bias",),
     NORM2: ("norm2.weight", "ln2.weight"),
     NORM2_BIAS: ("ln2.bias",),
-    UP: ("ff.gate_up.weight", "ff.up.weight"),
-    UP_BIAS: ("ff.gate_up.bias", "ff.up.bias"),
-    DOWN: ("ff.down.weight",),
-    DOWN_BIAS: ("ff.down.bias",),
+    UP: ("mlp.gate_up.weight", "mlp.up.weight"),
+    UP_BIAS: ("mlp.gate_up.bias", "mlp.up.bias"),
+    DOWN: ("mlp.down.weight",),
+    DOWN_BIAS: ("mlp.down.bias",),
 }
 _OUTSIDE = {
     TOKENS: ("token_embedding.weight",),
@@ -73,7 +73,7 @@ class Weights:
         return sum(array.nbytes for array in self.arrays)
 
 
-def quantised(tensors: Mapping[str, Array], bits: int) -> dict[str, Array | Quantised]:
+def quantised(tensors: Mapping[str, Array], bits: int) -> dict[str, Array | QuantisedMatrix]:
     """Return a model's tensors with the matrices in 8 or 4 bits."""
     return {
         name: array
@@ -85,7 +85,7 @@ def quantised(tensors: Mapping[str, Array], bits: int) -> dict[str, Array | Quan
 
 def lay_out(
     config: AnyConfig,
-    tensors: Mapping[str, Array | Quantised],
+    tensors: Mapping[str, Array | QuantisedMatrix],
     bits: int = 0,
     *,
     turned: bool = False,
@@ -95,7 +95,7 @@ def lay_out(
 
     All the rest is in float32, as are matrices that are turned over.
     """
-    addresses = np.zeros((config.layers + 1, COLUMNS), np.uint64)
+    addresses = np.zeros((config.n_layers + 1, COLUMNS), np.uint64)
     arrays: list[Array] = []
 
     def put(row: int, column: int, array: Array) -> None:
@@ -109,8 +109,8 @@ def lay_out(
             if name is None:
                 continue
             array = tensors[name]
-            if isinstance(array, Quantised):
-                put(row, column, array.numbers)
+            if isinstance(array, QuantisedMatrix):
+                put(row, column, array.packed_weights)
                 put(row, column + 1, array.scales)
             elif array.ndim == 1 or name == _LEARNED:
                 put(row, column, array.astype(np.float32, copy=False))
@@ -119,13 +119,13 @@ def lay_out(
             else:
                 put(row, column, array)
 
-    for layer in range(config.layers):
+    for layer in range(config.n_layers):
         fill(layer, f"blocks.{layer}.", _IN_A_LAYER)
-    fill(config.layers, "", _OUTSIDE)
-    if config.tied:
+    fill(config.n_layers, "", _OUTSIDE)
+    if config.tie_word_embeddings:
         addresses[-1, HEAD : HEAD + 2] = addresses[-1, TOKENS : TOKENS + 2]
     embedding = tensors["token_embedding.weight"]
-    if isinstance(embedding, Quantised):
+    if isinstance(embedding, QuantisedMatrix):
         kind, outside = f"int{bits}", f"int{_OUTSIDE_BITS}"
     else:
         kind = outside = "turned" if turned else embedding.dtype.name
@@ -137,8 +137,10 @@ def _in_panels(array: Array) -> NDArray[np.float32]:
     zeros.
     """
     rows, inputs = array.shape
-    panels = aligned((-(-rows // PANEL), inputs, PANEL), np.float32)
-    whole = rows // PANEL
-    panels[:whole] = array[: whole * PANEL].reshape(whole, PANEL, inputs).transpose(0, 2, 1)
-    panels[whole:, :, : rows % PANEL] = array[whole * PANEL :].T
+    panels = aligned((-(-rows // PANEL_ROWS), inputs, PANEL_ROWS), np.float32)
+    whole = rows // PANEL_ROWS
+    panels[:whole] = (
+        array[: whole * PANEL_ROWS].reshape(whole, PANEL_ROWS, inputs).transpose(0, 2, 1)
+    )
+    panels[whole:, :, : rows % PANEL_ROWS] = array[whole * PANEL_ROWS :].T
     return panels

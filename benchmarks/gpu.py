@@ -74,8 +74,8 @@ def _whole_program(bench: Bench) -> Row:
 
     def said(device: str) -> float:
         finished = json_finished(
-            bench.folder, "--ckpt", str(bench.smollm2), "--device", device, "-p", "Once upon a time", "--chat", "off",
-            "-n", "400", "--seed", "1",
+            bench.folder, "--ckpt", str(bench.smollm2), "--device", device, "-p",
+            "Once upon a time", "--chat", "off", "-n", "400", "--seed", "1",
         )  # fmt: skip
         return float(finished["tokens"] / finished["seconds"])
 

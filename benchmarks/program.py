@@ -40,7 +40,8 @@ def environment(folder: Path) -> dict[str, str]:
 # started it.
 _PEAK = """
 import resource, subprocess, sys
-subprocess.run(sys.argv[1:], check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+nothing = subprocess.DEVNULL
+subprocess.run(sys.argv[1:], check=True, stdin=nothing, stdout=nothing, stderr=nothing)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
 """
 

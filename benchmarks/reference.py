@@ -33,7 +33,7 @@ class Reference:
         return [sys.executable, str(self.path.resolve()), *flags]
 
     def run(self, *, steps: int, tokens: int, save: Path | None = None) -> ReferenceRun:
-        """Train for `steps` (1 or more), then write `tokens` after 날씨, in a process of its own."""
+        """Train for `steps` (1 or more), write `tokens` after 날씨, in a process of its own."""
         command = self.command(steps, tokens, save)
         output = subprocess.run(
             command, check=True, capture_output=True, text=True, encoding="utf-8"

@@ -40,8 +40,12 @@ class Contender:
     def __init__(self, program: str, kind: str, path: Path, device: str = "cpu") -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.contender", program, kind, str(path), device],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         while (line := self._line()) != "ready\n":
             if not line:
                 raise SystemExit(f"{program} {kind} ended before it was ready")
@@ -183,8 +187,8 @@ def _said(bench: Bench, contenders: dict[str, Contender]) -> list[Row]:
 
     def said(kind: str) -> float:
         finished = json_finished(
-            bench.folder, "--ckpt", str(bench.smollm2), *how[kind], "-p", "Once upon a time", "--chat", "off",
-            "-n", str(NEAR), "--seed", "1",
+            bench.folder, "--ckpt", str(bench.smollm2), *how[kind], "-p", "Once upon a time",
+            "--chat", "off", "-n", str(NEAR), "--seed", "1",
         )  # fmt: skip
         return float(finished["tokens"] / finished["seconds"])
 

@@ -3,8 +3,9 @@
 from minillm_repl.language import N_, _
 
 _TRANSLATED_OS_ERRORS = {  # what Unix says most
-    N_("File name too long"), N_("Is a directory"), N_("No space left on device"), N_("No such file or directory"),
-    N_("Not a directory"), N_("Operation not permitted"), N_("Permission denied"), N_("Read-only file system"),
+    N_("File name too long"), N_("Is a directory"), N_("No space left on device"),
+    N_("No such file or directory"), N_("Not a directory"), N_("Operation not permitted"),
+    N_("Permission denied"), N_("Read-only file system"),
     N_("Too many levels of symbolic links"),
 }  # fmt: skip
 

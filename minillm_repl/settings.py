@@ -20,7 +20,8 @@ from minillm_repl.safetext import safe_line
 
 _LARGEST = 10**9  # whole number, where nothing else is the limit
 Parser = Callable[[str], Any]
-"""Takes what the user typed, returns the value, raises ValueError with what is expected (`a number from 0 to 1`)."""
+"""Takes what the user typed and returns the value, or raises ValueError with what is expected (`a
+number from 0 to 1`)."""
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,14 @@ def run_on(processor, code):
     this one includes.
     """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, timeout=300,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=300,
         env=os.environ | {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": ""},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -224,11 +224,16 @@ def serve(scene: Scene) -> None:
         seen, litter = scene.seen(), scene.litter()
         print(
             json.dumps(
-                {"code": os.waitstatus_to_exitcode(status), "old": seen == scene.before, "new": seen == scene.after,
-                 "litter": litter, "lost": _checked(scene, "then")}
+                {
+                    "code": os.waitstatus_to_exitcode(status),
+                    "old": seen == scene.before,
+                    "new": seen == scene.after,
+                    "litter": litter,
+                    "lost": _checked(scene, "then"),
+                }
             ),
             flush=True,
-        )  # fmt: skip
+        )
 
 
 KINDS = ("new file", "old file", "link", "new folder", "folder again")

@@ -33,7 +33,10 @@ with atheris.instrument_imports(include=["minillm_repl"]) if atheris else io.Byt
     from minillm_repl.repl.shell import ExitRequested, Shell
     from minillm_repl.safetext import safe_line
 
-ENTRY = b'{"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"__metadata__":{"format":"minillm","version":"1"}}'
+ENTRY = (
+    b'{"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},'
+    b'"__metadata__":{"format":"minillm","version":"1"}}'
+)
 CONFIG = (
     b'{"__metadata__":{"format":"minillm","version":"1","config":"{\\"arch\\": \\"gpt\\", '
     b'\\"vocab\\": 5,'
@@ -44,10 +47,11 @@ HEADERS = [
     for text, size in ((ENTRY, 24), (CONFIG, 0), (b"{}", 0))
 ]
 LINES = [
-    ":temp 0.5", ":set top-p 0.9", ":seed random", ":stop 'a b' \"c\"", ":verbose off", ":max-tokens auto",
-    ":train a.txt steps=3 lr=0.1 new", ":train 'a b.txt' val=off", ":load x", ":save y/", "/help", "::a",
-    ":undo", "가나", ":help temp",
-    ":attn 1.2 text", ":lens 3", ":why a vs b", ":tokens \ud83d", ":continue  a", ":system off", ":chat on",
+    ":temp 0.5", ":set top-p 0.9", ":seed random", ":stop 'a b' \"c\"", ":verbose off",
+    ":max-tokens auto", ":train a.txt steps=3 lr=0.1 new", ":train 'a b.txt' val=off", ":load x",
+    ":save y/", "/help", "::a", ":undo", "가나", ":help temp",
+    ":attn 1.2 text", ":lens 3", ":why a vs b", ":tokens \ud83d", ":continue  a", ":system off",
+    ":chat on",
 ]  # fmt: skip
 
 

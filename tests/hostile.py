@@ -29,10 +29,20 @@ _CHECKPOINT = random_checkpoint()
 _FIELDS = {
     **to_metadata(_CHECKPOINT),
     "training": json.dumps(
-        {"steps": 1, "tokens": 1, "train_loss": 1.0, "val_loss": None, "corpus": "", "corpus_sha256": "", "seed": 0,
-         "versions": {}, "curve": [[1, 1.0]], "val_curve": []}
+        {
+            "steps": 1,
+            "tokens": 1,
+            "train_loss": 1.0,
+            "val_loss": None,
+            "corpus": "",
+            "corpus_sha256": "",
+            "seed": 0,
+            "versions": {},
+            "curve": [[1, 1.0]],
+            "val_curve": [],
+        }
     ),
-}  # fmt: skip
+}
 RIGHT = safetensors.numpy.save(dict(_CHECKPOINT.tensors), _FIELDS)
 _LENGTH = struct.unpack("<Q", RIGHT[:8])[0]
 _HEADER, _DATA = json.loads(RIGHT[8 : 8 + _LENGTH]), RIGHT[8 + _LENGTH :]

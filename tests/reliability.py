@@ -39,7 +39,8 @@ try:
     load(Path(sys.argv[1]))
     told = "opened"
 except UserError as error:
-    told = "refused" if str(error).isprintable() and len(str(error)) < 700 else "refused, but not in one clean line"
+    clean = str(error).isprintable() and len(str(error)) < 700
+    told = "refused" if clean else "refused, but not in one clean line"
 print(json.dumps([told, time.perf_counter() - started, (peak() - before) / 1024]))
 """
 
@@ -55,9 +56,14 @@ def files(_: argparse.Namespace, folder: Path) -> None:
         command = [sys.executable, "-c", MEASURED, str(path)]
         try:
             done = subprocess.run(
-                command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
-                timeout=20, check=False,
-            )  # fmt: skip
+                command,
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+                timeout=20,
+                check=False,
+            )
             told, seconds, mebibytes = (
                 json.loads(done.stdout) if not done.returncode else ("crashed", 0, 0)
             )
@@ -234,9 +240,13 @@ def soak(options: argparse.Namespace, folder: Path) -> float:
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "minillm_repl", "--ckpt", "nalssi", "--no-history", "-n", "20"],
-        cwd=ROOT, env=os.environ | {"HOME": str(folder)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=os.environ | {"HOME": str(folder)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     assert process.stdin
     assert process.stdout
     sizes = []

@@ -76,10 +76,12 @@ def test_quotes_with_nothing_in_them_are_not_the_text_so_far(shell, tmp_path, li
 
 
 @pytest.mark.parametrize("line", [
-    ':surprise "we used --json data.csv as input here"', ":prob we used --json data.csv", ":tokens a --json data.csv",
-    ':lens "x --json data.csv y"', ':shapes "x --json data.csv"', ':sampler "x --json data.csv"',
-    ':patch "a --json data.csv" -> "b --json data.csv"', ':steer "a layer=9 --json d.csv" vs "b strength=2" layer=0',
-    ':descent "rate=5 --json data.csv x"', ':compare nalssi "x --json data.csv"', ':branch 2 "tokens=4 --json d.csv"',
+    ':surprise "we used --json data.csv as input here"', ":prob we used --json data.csv",
+    ":tokens a --json data.csv", ':lens "x --json data.csv y"', ':shapes "x --json data.csv"',
+    ':sampler "x --json data.csv"', ':patch "a --json data.csv" -> "b --json data.csv"',
+    ':steer "a layer=9 --json d.csv" vs "b strength=2" layer=0',
+    ':descent "rate=5 --json data.csv x"', ':compare nalssi "x --json data.csv"',
+    ':branch 2 "tokens=4 --json d.csv"',
 ])  # fmt: skip
 def test_a_quoted_text_is_looked_at_whole_and_writes_no_file(shell, tmp_path, line):
     (tmp_path / "data.csv").write_text("mine")
@@ -99,10 +101,18 @@ def test_a_text_that_is_only_partly_in_quotes_is_looked_at_whole(shell):
         assert "".join(token["text"] for token in view["tokens"]) == 'the "cat"'
 
 
-@pytest.mark.parametrize("line", [
-    ":surprise abc --json {file}", ":prob --json {file} abc", ":map --json {file}", ":ablate 0.1 --json {file}",
-    ":export {file}", ":export {file} session", ":why --json '{file}'",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        ":surprise abc --json {file}",
+        ":prob --json {file} abc",
+        ":map --json {file}",
+        ":ablate 0.1 --json {file}",
+        ":export {file}",
+        ":export {file} session",
+        ":why --json '{file}'",
+    ],
+)
 @pytest.mark.parametrize(
     "content", ["a,b\n1,2\n", "minillm-repl notes of mine", '{"viewer": 1}', "<svg></svg>"]
 )
@@ -134,14 +144,15 @@ def test_what_a_view_has_made_it_replaces_in_a_later_session_too(shell, tmp_path
 
 
 MEANT = [  # as a place or an option, and none
-    ":lens @4x", ":lens 4x", ":lens 3 4", ":lens pos=3", ":lens last", ":why vs", ":why a vs", ":grad a vs",
-    ":attn L9H9", ":attn l0.h1", ":attn 0.1.2", ":attn 0,1", ":attn layer=1", ":attn 헤드 1", ":attn 2층",
-    ":qkv 1.2.3", ":qkv 0", ":qkv 0.0 key=x", ":qkv 0.0 kye=1", ":qkv 0.0 1 2", ":neurons x", ":neurons 0.x",
-    ":residual 3", ":descent 0.5", ":descent reat=1", ":ablate 0.x", ":ablate scna", ":ablate scan mena",
-    ":ablate off 1", ":steer a vs", ":steer vs a", ":steer a vs b vs c", ":patch a -> b -> c",
-    ":steer a vs b stregth=4", ":steer a vs b strength 4",
-    ":patch a ->", ":patch a -> b wat=residual", ":branch x", ":branch 2 toknes=3", ":branch take", ":branch take x",
-    ":undo 2", ":regen 3", ":clear all", ":map x", ":plot x", ":surprise abc --jsn f", ":lens --json", ":watch stp=3",
+    ":lens @4x", ":lens 4x", ":lens 3 4", ":lens pos=3", ":lens last", ":why vs", ":why a vs",
+    ":grad a vs", ":attn L9H9", ":attn l0.h1", ":attn 0.1.2", ":attn 0,1", ":attn layer=1",
+    ":attn 헤드 1", ":attn 2층", ":qkv 1.2.3", ":qkv 0", ":qkv 0.0 key=x", ":qkv 0.0 kye=1",
+    ":qkv 0.0 1 2", ":neurons x", ":neurons 0.x", ":residual 3", ":descent 0.5", ":descent reat=1",
+    ":ablate 0.x", ":ablate scna", ":ablate scan mena", ":ablate off 1", ":steer a vs",
+    ":steer vs a", ":steer a vs b vs c", ":patch a -> b -> c", ":steer a vs b stregth=4",
+    ":steer a vs b strength 4", ":patch a ->", ":patch a -> b wat=residual", ":branch x",
+    ":branch 2 toknes=3", ":branch take", ":branch take x", ":undo 2", ":regen 3", ":clear all",
+    ":map x", ":plot x", ":surprise abc --jsn f", ":lens --json", ":watch stp=3",
     ":lens --overwrite", ":export a.svg sesion", ":export a.png",
 ]  # fmt: skip
 

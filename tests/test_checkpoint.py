@@ -126,8 +126,17 @@ def rewritten(saved, tmp_path, metadata=None, tensors=None, **changed):
 
 
 CONFIG = {"arch": "gpt", "vocab": 11, "context": 8, "width": 12, "layers": 2, "heads": 3}
-RECORD = {"steps": 1, "tokens": 1, "train_loss": 1.0, "val_loss": None, "corpus": "", "corpus_sha256": "", "seed": 0,
-          "versions": {}, "curve": []}  # fmt: skip
+RECORD = {
+    "steps": 1,
+    "tokens": 1,
+    "train_loss": 1.0,
+    "val_loss": None,
+    "corpus": "",
+    "corpus_sha256": "",
+    "seed": 0,
+    "versions": {},
+    "curve": [],
+}
 WRONG = {
     "a newer version": ({"version": "2"}, {}, "version '2'; this program reads version 1"),
     "no config": ({"config": None}, {}, "no 'config'"),

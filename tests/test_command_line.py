@@ -104,8 +104,8 @@ def test_colours_can_be_forced_and_forbidden(program, color):
 
 def test_a_script_runs_prompts_and_commands_alike(program):
     script = (
-        ':temp 0\n:max-tokens 4\n날씨\n:continue\n"""\n하늘이\n맑고\n"""\n:undo\n:undo\n:clear\n::날씨\n'
-        "\n"
+        ':temp 0\n:max-tokens 4\n날씨\n:continue\n"""\n하늘이\n맑고\n"""\n'
+        ":undo\n:undo\n:clear\n::날씨\n\n"
     )
     done = program(stdin=script)
     assert done.returncode == 0
@@ -129,15 +129,22 @@ def test_errors_of_a_script_go_to_stderr_and_make_the_exit_code_1(program):
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
-    [(["--temp", "hot", "-p", "x"], 2, "--temp needs a number"), (["--nonsense"], 2, "--help lists the flags"),
-     (["--json"], 2, "--json needs a prompt"), (["--steps", "3"], 2, "needs --train"),
-     (["--device", "abacus"], 2, "one of auto, cpu, cuda, mps"), (["-p", "날씨", "--train", "x"], 2, "train first"),
-     (["--ckpt", "none.safetensors", "-p", "날씨"], 1, "none.safetensors does not exist"),
-     (["-p", ""], 1, "the prompt is empty"),
-     (["-p", "XYZ"], 1, "never seen X, Y, Z"), (["--train", "x.txt"], 1, "--train needs --ckpt"),
-     (["--ckpt", "m.safetensors", "--train", "none.txt"], 1, "cannot open none.txt"),
-     (["--ckpt", "/dev/null", "-p", "x"], 1, "is a device"), (["--device", "mps", "-p", "날씨"], 1, "no mps device")],
-)  # fmt: skip
+    [
+        (["--temp", "hot", "-p", "x"], 2, "--temp needs a number"),
+        (["--nonsense"], 2, "--help lists the flags"),
+        (["--json"], 2, "--json needs a prompt"),
+        (["--steps", "3"], 2, "needs --train"),
+        (["--device", "abacus"], 2, "one of auto, cpu, cuda, mps"),
+        (["-p", "날씨", "--train", "x"], 2, "train first"),
+        (["--ckpt", "none.safetensors", "-p", "날씨"], 1, "none.safetensors does not exist"),
+        (["-p", ""], 1, "the prompt is empty"),
+        (["-p", "XYZ"], 1, "never seen X, Y, Z"),
+        (["--train", "x.txt"], 1, "--train needs --ckpt"),
+        (["--ckpt", "m.safetensors", "--train", "none.txt"], 1, "cannot open none.txt"),
+        (["--ckpt", "/dev/null", "-p", "x"], 1, "is a device"),
+        (["--device", "mps", "-p", "날씨"], 1, "no mps device"),
+    ],
+)
 def test_wrong_usage_and_failures_have_their_own_exit_codes(program, arguments, code, message):
     done = program(*arguments)
     assert (done.returncode, done.stdout) == (code, b"")
@@ -259,9 +266,22 @@ def test_a_reader_that_goes_away_is_no_reason_to_complain(tmp_path):
 
 def test_an_interrupt_ends_one_shot_with_what_was_made(tmp_path):
     started = subprocess.Popen(
-        [sys.executable, "-m", "minillm_repl", "--ckpt", "nalssi", "-p", "날씨", "-n", "100000000", "--json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "minillm_repl",
+            "--ckpt",
+            "nalssi",
+            "-p",
+            "날씨",
+            "-n",
+            "100000000",
+            "--json",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+    )
     started.stdout.readline()
     started.send_signal(signal.SIGINT)
     out, err = started.communicate(timeout=60)
@@ -288,8 +308,8 @@ def test_an_ascii_terminal_gets_escapes_and_no_crash(program):
 
 def test_an_interrupt_ends_training_and_saves_what_was_learnt(tmp_path):
     started = subprocess.Popen(
-        [sys.executable, "-m", "minillm_repl", "--ckpt", "m.safetensors", "--train", MODELS / "nalssi.txt",
-         "--steps", "1000000", "--every", "3"],
+        [sys.executable, "-m", "minillm_repl", "--ckpt", "m.safetensors", "--train",
+         MODELS / "nalssi.txt", "--steps", "1000000", "--every", "3"],
         stderr=subprocess.PIPE, cwd=tmp_path,
     )  # fmt: skip
     while not re.match(rb"step +3 ", started.stderr.readline()):

@@ -69,9 +69,13 @@ def test_logits_and_greedy_text_are_those_of_transformers(family, matrices):
             ours.prefill(ids[0, first:length].tolist()), expected[length - 1], rtol=0, atol=1e-4
         )
     text = theirs.generate(
-        ids[:, :9], attention_mask=torch.ones(1, 9, dtype=int), max_new_tokens=256, do_sample=False, eos_token_id=None,
+        ids[:, :9],
+        attention_mask=torch.ones(1, 9, dtype=int),
+        max_new_tokens=256,
+        do_sample=False,
+        eos_token_id=None,
         pad_token_id=0,
-    )  # fmt: skip
+    )
     steps = generate(
         ours,
         checkpoint.tokenizer,
@@ -115,7 +119,8 @@ from minillm_repl.model.config import LlamaConfig
 from tests.small import random_checkpoint
 import minillm_repl.generate.backends.compiled.decoder as compiled_decoder
 compiled_decoder._SMALL = 0
-config, rng = LlamaConfig(97, 60, 84, 2, 4, kv_heads=2, head_size=22, hidden=100), np.random.default_rng(0)
+config = LlamaConfig(97, 60, 84, 2, 4, kv_heads=2, head_size=22, hidden=100)
+rng = np.random.default_rng(0)
 for kind in (np.float32, ml_dtypes.bfloat16, np.float16):
     tensors = {name: rng.normal(0, 0.2, shape).astype(kind) for name, shape in config.shapes()}
     exact = {name: array.astype(np.float32) for name, array in tensors.items()}
@@ -282,9 +287,14 @@ def test_a_large_model_reads_fewer_tokens_before_it_looks_up(tmp_path):
 
 def run(code, **environment):
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, timeout=300,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=300,
         env=os.environ | environment,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -292,7 +302,8 @@ def run(code, **environment):
 def test_a_real_model_answers_without_torch(stories):
     code = f"""
 import sys, minillm_repl.cli
-assert minillm_repl.cli.main(['--ckpt', {str(stories)!r}, '-p', 'Once', '-n', '5', '--temp', '0']) == 0
+flags = ['-p', 'Once', '-n', '5', '--temp', '0']
+assert minillm_repl.cli.main(['--ckpt', {str(stories)!r}, *flags]) == 0
 print('torch' in sys.modules)"""
     assert run(code).endswith("False\n")
 
@@ -336,8 +347,10 @@ sys.meta_path.insert(0, Finder())
 from minillm_repl.checkpoint.load import load
 from minillm_repl.storage.paths import find
 from minillm_repl.generate.decoder import make_decoder
-errors = [AttributeError("_ARRAY_API not found"), SystemError("initialization failed\\nof a module"), KeyError("x86"),
-          AssertionError(), TypeError("\\x1b[31mwrong"), OSError("no libllvmlite.so"), RuntimeError("LLVM ERROR")]
+errors = [AttributeError("_ARRAY_API not found"),
+          SystemError("initialization failed\\nof a module"),
+          KeyError("x86"), AssertionError(), TypeError("\\x1b[31mwrong"),
+          OSError("no libllvmlite.so"), RuntimeError("LLVM ERROR")]
 for error in errors:
     decoder = make_decoder(load(find('nalssi')))
     print(decoder.name, '|', decoder.backend_details, len(decoder.prefill([1, 2])))
@@ -353,8 +366,15 @@ def test_torch_serves_whatever_it_is_that_fails_in_compiling_and_the_reason_is_t
     """As numba fails beside another numpy, on an unknown processor, or where a library of it is
     missing.
     """
-    reasons = ["_ARRAY_API not found", "initialization failed", "'x86'", "AssertionError", "␛[31mwrong",
-               "no libllvmlite.so", "LLVM ERROR"]  # fmt: skip
+    reasons = [
+        "_ARRAY_API not found",
+        "initialization failed",
+        "'x86'",
+        "AssertionError",
+        "␛[31mwrong",
+        "no libllvmlite.so",
+        "LLVM ERROR",
+    ]
     said = run(BROKEN_NUMBA, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
     assert said == [
         *(f"torch on cpu | numba does not work here: {why} 44" for why in reasons),

@@ -22,9 +22,13 @@ from tests.test_huggingface import GPT2, LLAMA, LLAMA3, NEOX, logits_of, random_
 
 t = transformers
 THEIRS = {
-    "gpt2": t.GPT2Config, "gpt_neox": t.GPTNeoXConfig, "llama": t.LlamaConfig, "mistral": t.MistralConfig,
-    "qwen2": t.Qwen2Config, "qwen3": t.Qwen3Config,
-}  # fmt: skip
+    "gpt2": t.GPT2Config,
+    "gpt_neox": t.GPTNeoXConfig,
+    "llama": t.LlamaConfig,
+    "mistral": t.MistralConfig,
+    "qwen2": t.Qwen2Config,
+    "qwen3": t.Qwen3Config,
+}
 SMALL = {
     "gpt2": GPT2 | {"n_inner": 50},
     "gpt_neox": NEOX,
@@ -34,28 +38,72 @@ ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu-tanh", "relu": "relu", "silu": 
 WINDOWED = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
 OLD_ROPE = {"rope_theta": 5e5, "rope_scaling": None}
 SAID = {
-    "gpt2": [{}, {"activation_function": "relu", "layer_norm_epsilon": 1e-3, "tie_word_embeddings": False},
-             {"hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 64, "num_attention_heads": 2}],
-    "gpt_neox": [{}, {"rotary_pct": 0.5, "rotary_emb_base": 500, "rope_theta": 7, "layer_norm_eps": 1e-3},
-                 {"hidden_act": "gelu_new", "use_parallel_residual": False, "tie_word_embeddings": True},
-                 {"rope_scaling": {"type": "linear", "factor": 2.0}, "rotary_pct": 1.0}],
-    "llama": [{}, OLD_ROPE | {"hidden_act": "relu"}, {"rope_scaling": {"type": "linear", "factor": 3}, "rope_theta": 9},
-              {"rope_parameters": LLAMA3}, {"rope_theta": 7.0, "rope_parameters": {"rope_type": "default"}},
-              {"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "default"}},
-              {"rope_scaling": {k: v for k, v in LLAMA3.items() if k[0] != "o"}},
-              {"partial_rotary_factor": 0.5, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
-              {"head_dim": None, "num_key_value_heads": None}, {"head_dim": 12}],
-    "mistral": [{}, {"sliding_window": 6}, {"sliding_window": None, "head_dim": None},
-                {"attention_bias": True, "mlp_bias": True, "head_dim": 12},
-                {"sliding_window": 6, "layer_types": ["full_attention", "sliding_attention", "full_attention"]},
-                {"layer_types": ["full_attention"] * 3}, {"sliding_window": None, "layer_types": None}],
-    "qwen2": [{}, WINDOWED, {"use_sliding_window": True, "max_window_layers": 1}, {"sliding_window": 4},
-              {"use_sliding_window": True}, WINDOWED | {"sliding_window": None}, {"attention_bias": True},
-              WINDOWED | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
-              WINDOWED | {"layer_types": None}, {"layer_types": ["attention"] * 3}, {"num_key_value_heads": None}],
-    "qwen3": [{}, WINDOWED, {"head_dim": 12, "attention_bias": True}, {"use_sliding_window": True},
-              WINDOWED | {"layer_types": ["sliding_attention", "full_attention", "full_attention"]}],
-}  # fmt: skip
+    "gpt2": [
+        {},
+        {"activation_function": "relu", "layer_norm_epsilon": 1e-3, "tie_word_embeddings": False},
+        {
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "max_position_embeddings": 64,
+            "num_attention_heads": 2,
+        },
+    ],
+    "gpt_neox": [
+        {},
+        {"rotary_pct": 0.5, "rotary_emb_base": 500, "rope_theta": 7, "layer_norm_eps": 1e-3},
+        {"hidden_act": "gelu_new", "use_parallel_residual": False, "tie_word_embeddings": True},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}, "rotary_pct": 1.0},
+    ],
+    "llama": [
+        {},
+        OLD_ROPE | {"hidden_act": "relu"},
+        {"rope_scaling": {"type": "linear", "factor": 3}, "rope_theta": 9},
+        {"rope_parameters": LLAMA3},
+        {"rope_theta": 7.0, "rope_parameters": {"rope_type": "default"}},
+        {"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "default"}},
+        {"rope_scaling": {k: v for k, v in LLAMA3.items() if k[0] != "o"}},
+        {
+            "partial_rotary_factor": 0.5,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+        },
+        {"head_dim": None, "num_key_value_heads": None},
+        {"head_dim": 12},
+    ],
+    "mistral": [
+        {},
+        {"sliding_window": 6},
+        {"sliding_window": None, "head_dim": None},
+        {"attention_bias": True, "mlp_bias": True, "head_dim": 12},
+        {
+            "sliding_window": 6,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+        {"layer_types": ["full_attention"] * 3},
+        {"sliding_window": None, "layer_types": None},
+    ],
+    "qwen2": [
+        {},
+        WINDOWED,
+        {"use_sliding_window": True, "max_window_layers": 1},
+        {"sliding_window": 4},
+        {"use_sliding_window": True},
+        WINDOWED | {"sliding_window": None},
+        {"attention_bias": True},
+        WINDOWED | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+        WINDOWED | {"layer_types": None},
+        {"layer_types": ["attention"] * 3},
+        {"num_key_value_heads": None},
+    ],
+    "qwen3": [
+        {},
+        WINDOWED,
+        {"head_dim": 12, "attention_bias": True},
+        {"use_sliding_window": True},
+        WINDOWED | {"layer_types": ["sliding_attention", "full_attention", "full_attention"]},
+    ],
+}
 
 
 def _windows(theirs):
@@ -76,17 +124,29 @@ def said_by(theirs):
     what = theirs.model_type
     if what == "gpt2":
         return GPTConfig(
-            theirs.vocab_size, theirs.n_positions, theirs.n_embd, theirs.n_layer, theirs.n_head,
+            theirs.vocab_size,
+            theirs.n_positions,
+            theirs.n_embd,
+            theirs.n_layer,
+            theirs.n_head,
             d_mlp=theirs.n_inner if theirs.n_inner is not None else 4 * theirs.n_embd,
-            activation=ACTIVATIONS[theirs.activation_function], norm_eps=theirs.layer_norm_epsilon, qkv_bias=True,
-            lm_head_bias=False, tie_word_embeddings=theirs.tie_word_embeddings,
-        )  # fmt: skip
+            activation=ACTIVATIONS[theirs.activation_function],
+            norm_eps=theirs.layer_norm_epsilon,
+            qkv_bias=True,
+            lm_head_bias=False,
+            tie_word_embeddings=theirs.tie_word_embeddings,
+        )
     turns = theirs.rope_parameters
     common = {
-        "vocab": theirs.vocab_size, "context": theirs.max_position_embeddings, "width": theirs.hidden_size,
-        "layers": theirs.num_hidden_layers, "heads": theirs.num_attention_heads, "hidden": theirs.intermediate_size,
-        "activation": ACTIVATIONS[theirs.hidden_act], "tied": theirs.tie_word_embeddings,
-    }  # fmt: skip
+        "vocab": theirs.vocab_size,
+        "context": theirs.max_position_embeddings,
+        "width": theirs.hidden_size,
+        "layers": theirs.num_hidden_layers,
+        "heads": theirs.num_attention_heads,
+        "hidden": theirs.intermediate_size,
+        "activation": ACTIVATIONS[theirs.hidden_act],
+        "tied": theirs.tie_word_embeddings,
+    }
     rope = {"theta": turns["rope_theta"]}
     if turns["rope_type"] != "default":
         rope |= {"scaling": turns["rope_type"], "factor": turns["factor"]}
@@ -95,9 +155,13 @@ def said_by(theirs):
         rope |= {"original": turns["original_max_position_embeddings"]}
     if what == "gpt_neox":
         return GPTConfig(
-            **common, norm_eps=theirs.layer_norm_eps, qkv_bias=True, lm_head_bias=False,
-            rope=Rope(**rope, rotary_pct=turns["partial_rotary_factor"]), parallel_residual=theirs.use_parallel_residual,
-        )  # fmt: skip
+            **common,
+            norm_eps=theirs.layer_norm_eps,
+            qkv_bias=True,
+            lm_head_bias=False,
+            rope=Rope(**rope, rotary_pct=turns["partial_rotary_factor"]),
+            parallel_residual=theirs.use_parallel_residual,
+        )
     # What the code of each model asks its config for: biases, norms of queries and keys, windows.
     bias = getattr(theirs, "attention_bias", False) if what in ("llama", "qwen3") else False
     windows = _windows(theirs)
@@ -105,10 +169,17 @@ def said_by(theirs):
         getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
     )
     return LlamaConfig(
-        **common, n_kv_heads=theirs.num_key_value_heads, head_dim=head_size, norm_eps=theirs.rms_norm_eps,
-        rope=Rope(**rope), qkv_bias=bias or what == "qwen2", out_bias=bias, qk_norm=what == "qwen3",
-        mlp_bias=theirs.mlp_bias if what == "llama" else False, sliding_windows=tuple(windows) if any(windows) else (),
-    )  # fmt: skip
+        **common,
+        n_kv_heads=theirs.num_key_value_heads,
+        head_dim=head_size,
+        norm_eps=theirs.rms_norm_eps,
+        rope=Rope(**rope),
+        qkv_bias=bias or what == "qwen2",
+        out_bias=bias,
+        qk_norm=what == "qwen3",
+        mlp_bias=theirs.mlp_bias if what == "llama" else False,
+        sliding_windows=tuple(windows) if any(windows) else (),
+    )
 
 
 def theirs_of(kind, fields):
@@ -156,12 +227,24 @@ def test_each_field_that_is_left_out_is_as_in_transformers(kind, more):
 # Only sizes that a test can afford: what else is there is left to the library.
 BARE = {
     "gpt2": {"vocab_size": 97, "n_embd": 36, "n_layer": 2},
-    "gpt_neox": {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 2,
-                 "num_attention_heads": 2},
-    **{kind: {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 2,
-              "num_attention_heads": heads} for kind, heads in
-       (("llama", 4), ("mistral", 8), ("qwen2", 32), ("qwen3", 32))},
-}  # fmt: skip
+    "gpt_neox": {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "intermediate_size": 44,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    },
+    **{
+        kind: {
+            "vocab_size": 97,
+            "hidden_size": 32,
+            "intermediate_size": 44,
+            "num_hidden_layers": 2,
+            "num_attention_heads": heads,
+        }
+        for kind, heads in (("llama", 4), ("mistral", 8), ("qwen2", 32), ("qwen3", 32))
+    },
+}
 
 
 @pytest.mark.parametrize("kind", BARE)
@@ -219,33 +302,67 @@ ALIKE = {"full_attention": LLAMA3, "sliding_attention": LLAMA3}
     ("fields", "rope"),
     [
         ({"rope_parameters": NESTED}, Rope(5e5)),
-        ({"rope_parameters": ALIKE}, Rope(5e3, scaling="llama3", factor=4.0, original_max_position_embeddings=32)),
+        (
+            {"rope_parameters": ALIKE},
+            Rope(5e3, scaling="llama3", factor=4.0, original_max_position_embeddings=32),
+        ),
         ({"rope_scaling": NESTED, "rope_parameters": OTHER}, Rope(5e5)),
-        ({"rope_parameters": NESTED | {"sliding_attention": OTHER}, "layer_types": ["full_attention"] * 3}, Rope(5e5)),
-        ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}, "rope_theta": 7.0},
-         Rope(7.0, scaling="linear", factor=2.0)),
+        (
+            {
+                "rope_parameters": NESTED | {"sliding_attention": OTHER},
+                "layer_types": ["full_attention"] * 3,
+            },
+            Rope(5e5),
+        ),
+        (
+            {
+                "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}},
+                "rope_theta": 7.0,
+            },
+            Rope(7.0, scaling="linear", factor=2.0),
+        ),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
 def test_rotary_positions_by_layer_type_are_read_where_all_layers_turn_alike(kind, fields, rope):
     assert find_family(kind).parse_config(LLAMA | fields).rope == rope
 
 
 REFUSED = {
-    "two ways to turn": ({"rope_parameters": NESTED | {"sliding_attention": OTHER}}, "differ by layer type .full_att"),
-    "a layer that does not turn": ({"rope_parameters": NESTED | {"sliding_attention": None}}, "differ by layer type"),
-    "a layer type that is not told": (
-        {"rope_parameters": NESTED, "layer_types": ["sliding_attention"] * 3}, "differ by layer type"
+    "two ways to turn": (
+        {"rope_parameters": NESTED | {"sliding_attention": OTHER}},
+        "differ by layer type .full_att",
     ),
-    "yarn in all layers": ({"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 4.0}}}, "'yarn'"),
+    "a layer that does not turn": (
+        {"rope_parameters": NESTED | {"sliding_attention": None}},
+        "differ by layer type",
+    ),
+    "a layer type that is not told": (
+        {"rope_parameters": NESTED, "layer_types": ["sliding_attention"] * 3},
+        "differ by layer type",
+    ),
+    "yarn in all layers": (
+        {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 4.0}}},
+        "'yarn'",
+    ),
     "linear without a factor": ({"rope_scaling": {"type": "linear"}}, "factor is missing"),
-    "llama3 without its bounds": ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
-    "half a head that turns slowly": ({"rope_scaling": {"type": "linear", "factor": 2.0}, "partial_rotary_factor": 0.5},
-                                      "do not go together"),
+    "llama3 without its bounds": (
+        {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}},
+        "low_freq_factor",
+    ),
+    "half a head that turns slowly": (
+        {"rope_scaling": {"type": "linear", "factor": 2.0}, "partial_rotary_factor": 0.5},
+        "do not go together",
+    ),
     "positions that are a list": ({"rope_scaling": [1]}, "must be an object"),
-    **{kind: ({"rope_scaling": {"type": kind, "factor": 2.0}}, f"rotary scaling '{kind}' is not supported")
-       for kind in ("dynamic", "yarn", "longrope", "su", "proportional", "mrope", "\x1b[31m")},
-}  # fmt: skip
+    **{
+        kind: (
+            {"rope_scaling": {"type": kind, "factor": 2.0}},
+            f"rotary scaling '{kind}' is not supported",
+        )
+        for kind in ("dynamic", "yarn", "longrope", "su", "proportional", "mrope", "\x1b[31m")
+    },
+}
 
 
 @pytest.mark.parametrize("inside", [{}, {"original_max_position_embeddings": 32}])

@@ -28,10 +28,11 @@ def shell_of(checkpoint, width):
 
 
 VIEWS = [
-    ":attn", ":attn 1", ":attn 0.1", ":qkv 0.1", ":qkv 0.1 key=3", ":lens", ":why", ":why a vs b", ":residual",
-    ":neurons 0", ":neurons 0.3", ":grad", ":surprise", ":sampler", ":temp sweep", ":prob quick", ":branch 3 tokens=30",
-    ":tokens some words", ":near a", ":map", ":compare nalssi", ":descent", ":source attention", ":source", ":shapes",
-    ":ablate 0.1", ":ablate scan", ":patch the quick brown fox jumps -> the quick brown dog jumps",
+    ":attn", ":attn 1", ":attn 0.1", ":qkv 0.1", ":qkv 0.1 key=3", ":lens", ":why", ":why a vs b",
+    ":residual", ":neurons 0", ":neurons 0.3", ":grad", ":surprise", ":sampler", ":temp sweep",
+    ":prob quick", ":branch 3 tokens=30", ":tokens some words", ":near a", ":map",
+    ":compare nalssi", ":descent", ":source attention", ":source", ":shapes", ":ablate 0.1",
+    ":ablate scan", ":patch the quick brown fox jumps -> the quick brown dog jumps",
     ":steer good vs bad layer=1",
 ]  # fmt: skip
 

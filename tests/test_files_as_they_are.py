@@ -172,17 +172,28 @@ def test_buffers_that_older_files_hold_are_left_out_without_a_word(kind, untied,
     layer = {"gpt2": "transformer.h.1.attn", "gpt_neox": "gpt_neox.layers.1.attention"}
     at = layer.get(kind, "model.layers.1.self_attn")
     buffers = {
-        f"{at}.rotary_emb.inv_freq": torch.ones(4), f"{at}.rotary_emb.cos_cached": torch.ones(1, 1, 8, 8),
+        f"{at}.rotary_emb.inv_freq": torch.ones(4),
+        f"{at}.rotary_emb.cos_cached": torch.ones(1, 1, 8, 8),
         f"{PREFIX.get(kind, 'model.')}position_ids": torch.arange(9),
-        **({} if kind in ("llama", "qwen2") else {f"{at}.bias": torch.ones(1, 1, 9, 9, dtype=torch.bool),
-                                                 f"{at}.masked_bias": torch.tensor(-1e4)}),
-    }  # fmt: skip
+        **(
+            {}
+            if kind in ("llama", "qwen2")
+            else {
+                f"{at}.bias": torch.ones(1, 1, 9, 9, dtype=torch.bool),
+                f"{at}.masked_bias": torch.tensor(-1e4),
+            }
+        ),
+    }
     assert assert_alike(written(untied, tmp_path, lambda tensors: tensors | buffers)).notes == ()
 
 
 def test_tensors_that_the_model_has_no_place_for_are_named(llama, tmp_path):
-    more = {"score.weight": torch.ones(2, 32), "model.layers.3.mlp.up_proj.weight": torch.ones(2),
-            "model.layers.0.self_attn.q_proj.bias": torch.ones(32), "\x1b]0;x\x07": torch.ones(1)}  # fmt: skip
+    more = {
+        "score.weight": torch.ones(2, 32),
+        "model.layers.3.mlp.up_proj.weight": torch.ones(2),
+        "model.layers.0.self_attn.q_proj.bias": torch.ones(32),
+        "\x1b]0;x\x07": torch.ones(1),
+    }
     checkpoint = assert_alike(written(llama, tmp_path, lambda tensors: tensors | more))
     [note] = checkpoint.notes
     assert "Llama has no place for 4 tensors of the file" in note
@@ -231,9 +242,13 @@ def test_numbers_that_the_kind_that_is_wanted_cannot_hold_are_an_error(llama, tm
 
 @pytest.mark.parametrize(
     ("layer_types", "windows"),
-    [(["full_attention", "sliding_attention", "full_attention"], (0, 7, 0)), (["full_attention"] * 3, ()),
-     (["sliding_attention"] * 3, (7, 7, 7)), (None, (7, 7, 7))],
-)  # fmt: skip
+    [
+        (["full_attention", "sliding_attention", "full_attention"], (0, 7, 0)),
+        (["full_attention"] * 3, ()),
+        (["sliding_attention"] * 3, (7, 7, 7)),
+        (None, (7, 7, 7)),
+    ],
+)
 def test_a_mistral_slides_where_its_layer_types_say_so(layer_types, windows, tmp_path):
     folder = written(random_model(t.MistralConfig, LLAMA | {"sliding_window": 7}), tmp_path / "m")
     edited(folder, **({"layer_types": layer_types} if layer_types else {}))

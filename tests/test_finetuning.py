@@ -91,8 +91,9 @@ TEMPLATES = {  # each marks what is learnt for transformers; here that is found 
 }
 SAID = [
     "hello", "Hello there!", "a", "s", "i", "is it?\n", "one  two ", " leads", "안녕하세요?", "네",
-    "날씨가 좋다. 하늘이 맑다.", "서울 is 좋은 city 🙂👍🏽", "def f(x):\n    return x\n\nf(1)", "1 + 1 = 2",
-    "{{ m }} {% if %} <b>", "tab\there", "im_end", "<|im_end", "assistant", "café naïve", "",
+    "날씨가 좋다. 하늘이 맑다.", "서울 is 좋은 city 🙂👍🏽", "def f(x):\n    return x\n\nf(1)",
+    "1 + 1 = 2", "{{ m }} {% if %} <b>", "tab\there", "im_end", "<|im_end", "assistant",
+    "café naïve", "",
 ]  # fmt: skip
 
 
@@ -379,8 +380,11 @@ def test_what_is_typed_never_becomes_a_special_token_and_comes_back_in_nfc():
         assert decode(bare, bare.encode(text)) == "".join(c for c in normal if c in bare.characters)
         assert tokenizer.encode(unicodedata.normalize("NFD", text)) == ids
     for name in SPECIALS:
-        assert tokenizer.encode(f"a{name}b", parse_special=True) == [*tokenizer.encode("a"), tokenizer.token_to_id(name),
-                                                              *tokenizer.encode("b")]  # fmt: skip
+        assert tokenizer.encode(f"a{name}b", parse_special=True) == [
+            *tokenizer.encode("a"),
+            tokenizer.token_to_id(name),
+            *tokenizer.encode("b"),
+        ]
 
 
 def test_transformers_reads_characters_and_special_tokens_the_same(tmp_path):

@@ -65,13 +65,20 @@ WRONG = {
     "config NaN": (lambda f: (f / "config.json").write_text('{"a": NaN}'), "not valid JSON"),
     "config deep": (lambda f: (f / "config.json").write_text("[" * 100_000), "nested too deeply"),
     "config twice": (lambda f: (f / "config.json").write_text('{"a": 1, "a": 2}'), "twice"),
-    "unknown family": (lambda f: edited(f, model_type="ba\x1b[31mmba"), "cannot be opened; these can: gpt2, gpt_neox"),
+    "unknown family": (
+        lambda f: edited(f, model_type="ba\x1b[31mmba"),
+        "cannot be opened; these can: gpt2, gpt_neox",
+    ),
     "no family": (lambda f: edited(f, model_type=None), "cannot be opened"),
     "code of its own": (lambda f: edited(f, auto_map={"AutoModel": "evil.Model"}), "not run"),
     "a tokenizer's own code": (
-        lambda f: (f / "tokenizer_config.json").write_text('{"auto_map": {}}'), "asks to run code of its own"
+        lambda f: (f / "tokenizer_config.json").write_text('{"auto_map": {}}'),
+        "asks to run code of its own",
     ),
-    "no width": (lambda f: edited(f, hidden_size=None), "must have the shape .97, 4096., not .97, 32."),
+    "no width": (
+        lambda f: edited(f, hidden_size=None),
+        "must have the shape .97, 4096., not .97, 32.",
+    ),
     "width a string": (lambda f: edited(f, hidden_size="32"), "hidden_size must be a whole number"),
     "width true": (lambda f: edited(f, hidden_size=True), "hidden_size must be a whole number"),
     "less than nothing": (lambda f: edited(f, num_hidden_layers=-1), "layers must be from 1"),
@@ -79,15 +86,28 @@ WRONG = {
     "a giant vocabulary": (lambda f: edited(f, vocab_size=2**40), "vocab must be from 1"),
     "heads that do not fit": (lambda f: edited(f, num_key_value_heads=3), "do not go together"),
     "no heads": (lambda f: edited(f, num_attention_heads=0), "heads must be from 1"),
-    "yarn": (lambda f: edited(f, rope_parameters={"rope_type": "yarn"}), "only default, linear and llama3"),
-    "a strange activation": (lambda f: edited(f, hidden_act="mish"), "hidden_act = mish is not supported"),
+    "yarn": (
+        lambda f: edited(f, rope_parameters={"rope_type": "yarn"}),
+        "only default, linear and llama3",
+    ),
+    "a strange activation": (
+        lambda f: edited(f, hidden_act="mish"),
+        "hidden_act = mish is not supported",
+    ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
     "pickle only": (
-        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pickle .pytorch_model.bin., which can run"
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+        "pickle .pytorch_model.bin., which can run",
     ),
-    "weights that are none": (lambda f: (f / "model.safetensors").write_bytes(b"no"), "is a text and no checkpoint"),
+    "weights that are none": (
+        lambda f: (f / "model.safetensors").write_bytes(b"no"),
+        "is a text and no checkpoint",
+    ),
     "weights cut short": (
-        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-4]), "cut short"
+        lambda f: (f / "model.safetensors").write_bytes(
+            (f / "model.safetensors").read_bytes()[:-4]
+        ),
+        "cut short",
     ),
     "a missing shard": (lambda f: sharded(f, "b.safetensors"), "lacks b.safetensors"),
     "a shard outside": (lambda f: sharded(f, "../a.safetensors"), "outside the folder"),
@@ -96,14 +116,35 @@ WRONG = {
     "a shard that is a folder": (lambda f: sharded(f, ".."), "outside the folder"),
     "an index of nothing": (lambda f: sharded(f, places={}), "no weight_map"),
     "an index of numbers": (lambda f: sharded(f, places={"a": 1}), "no weight_map"),
-    "a missing tensor": (lambda f: reweighted(f, model__norm__weight=None), "lacks the tensor model.norm.weight"),
-    "a wrong shape": (lambda f: reweighted(f, model__norm__weight=np.zeros(3, np.float32)), "must have the shape"),
-    "a wrong type": (lambda f: reweighted(f, model__norm__weight=np.zeros(32, np.int8)), "must be one of F32"),
-    "a NaN": (lambda f: reweighted(f, model__norm__weight=np.full(32, np.nan, np.float32)), "not finite"),
-    "only SentencePiece": (lambda f: (f / "tokenizer.model").touch(), "tokenizer.model alone is not read"),
-    "a broken tokenizer": (lambda f: (f / "tokenizer.json").write_text('{"version": "1.0"}'), "the tokenizer of"),
-    "a tokenizer of lists": (lambda f: (f / "tokenizer.json").write_text("[]"), "not a JSON object"),
-}  # fmt: skip
+    "a missing tensor": (
+        lambda f: reweighted(f, model__norm__weight=None),
+        "lacks the tensor model.norm.weight",
+    ),
+    "a wrong shape": (
+        lambda f: reweighted(f, model__norm__weight=np.zeros(3, np.float32)),
+        "must have the shape",
+    ),
+    "a wrong type": (
+        lambda f: reweighted(f, model__norm__weight=np.zeros(32, np.int8)),
+        "must be one of F32",
+    ),
+    "a NaN": (
+        lambda f: reweighted(f, model__norm__weight=np.full(32, np.nan, np.float32)),
+        "not finite",
+    ),
+    "only SentencePiece": (
+        lambda f: (f / "tokenizer.model").touch(),
+        "tokenizer.model alone is not read",
+    ),
+    "a broken tokenizer": (
+        lambda f: (f / "tokenizer.json").write_text('{"version": "1.0"}'),
+        "the tokenizer of",
+    ),
+    "a tokenizer of lists": (
+        lambda f: (f / "tokenizer.json").write_text("[]"),
+        "not a JSON object",
+    ),
+}
 
 
 @pytest.mark.parametrize("what", WRONG)

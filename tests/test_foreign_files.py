@@ -120,126 +120,222 @@ def left_of(**parts):
 
 
 LEFT = {
-    "GPTQ/AWQ": [left_of(qweight=("i4",), scales=("f2",)), left_of(qweight=("i4",), qzeros=("i4",), scales=("f2",))],
+    "GPTQ/AWQ": [
+        left_of(qweight=("i4",), scales=("f2",)),
+        left_of(qweight=("i4",), qzeros=("i4",), scales=("f2",)),
+    ],
     "FP8/compressed-tensors": [
         left_of(weight=("u1", 32, 32), weight_scale_inv=("f4", 1, 1)),
         left_of(weight_packed=("i4",), weight_scale=("f4",)),
     ],
     "bitsandbytes": [
-        left_of(weight=("i1", 32, 32), SCB=("f4", 32)), left_of(weight=("u1", 512, 1), weight__absmax=("f4", 16))
+        left_of(weight=("i1", 32, 32), SCB=("f4", 32)),
+        left_of(weight=("u1", 512, 1), weight__absmax=("f4", 16)),
     ],
     "MLX": [left_of(weight=("u4", 32, 4), scales=("f2",), biases=("f2",))],
     "EXL2": [left_of(q_weight=("i4",), q_scale=("i4",), q_groups=("i2",), q_invperm=("i2",))],
     "EXL3": [left_of(trellis=("i2",), suh=("f2",), svh=("f2",))],
     "HQQ": [left_of(W_q=("u1",), meta=("f2",))],
     "quanto": [left_of(weight___data=("i1",), weight___scale=("f2",))],
-    "AQLM/VPTQ": [left_of(codes=("i2",), codebooks=("f2",)), left_of(indices=("i4",), centroids=("f2",))],
-}  # fmt: skip
+    "AQLM/VPTQ": [
+        left_of(codes=("i2",), codebooks=("f2",)),
+        left_of(indices=("i4",), centroids=("f2",)),
+    ],
+}
 FOREIGN = {
-    "MLX": (lambda f: edited(f, quantization={"group_size": 64, "bits": 4}), r"quantised weights \(MLX, 4 bits\)"),
+    "MLX": (
+        lambda f: edited(f, quantization={"group_size": 64, "bits": 4}),
+        r"quantised weights \(MLX, 4 bits\)",
+    ),
     "MLX, said twice": (
-        lambda f: edited(f, **{f"quantization{end}": {"group_size": 32, "bits": 8} for end in ("", "_config")}),
+        lambda f: edited(
+            f, **{f"quantization{end}": {"group_size": 32, "bits": 8} for end in ("", "_config")}
+        ),
         r"quantised weights \(MLX, 8 bits\)",
     ),
-    "GPTQ": (method("gptq", bits=4, group_size=128), r"quantised weights \(GPTQ, 4 bits\).*--quant int8"),
+    "GPTQ": (
+        method("gptq", bits=4, group_size=128),
+        r"quantised weights \(GPTQ, 4 bits\).*--quant int8",
+    ),
     "AWQ": (method("awq", bits=4), r"quantised weights \(AWQ, 4 bits\)"),
-    "AWQ of old": (lambda f: edited(f, quantization_config={"w_bit": 4, "quant_method": "awq"}), r"\(AWQ, 4 bits\)"),
+    "AWQ of old": (
+        lambda f: edited(f, quantization_config={"w_bit": 4, "quant_method": "awq"}),
+        r"\(AWQ, 4 bits\)",
+    ),
     "FP8": (method("fp8", weight_block_size=[128, 128]), r"quantised weights \(FP8\)"),
-    "compressed tensors": (method("compressed-tensors", format="float-quantized"), r"\(compressed-tensors\)"),
+    "compressed tensors": (
+        method("compressed-tensors", format="float-quantized"),
+        r"\(compressed-tensors\)",
+    ),
     "bitsandbytes": (method("bitsandbytes", load_in_4bit=True), r"\(bitsandbytes, 4 bits\)"),
     "EXL2": (method("exl2", bits=4.25), r"\(EXL2, 4.25 bits\)"),
     "a method with a code in its name": (method("\x1b[31mevil"), r"quantised weights \(.*evil\)"),
-    "PEFT": (lambda f: (without_config(f), adapter(f)), r"is a PEFT adapter \(LORA\) for some-body/tiny.*merge_and"),
+    "PEFT": (
+        lambda f: (without_config(f), adapter(f)),
+        r"is a PEFT adapter \(LORA\) for some-body/tiny.*merge_and",
+    ),
     "PEFT with a copy of the config": (
-        lambda f: ((f / "model.safetensors").unlink(), adapter(f)), r"is a PEFT adapter \(LORA\)"
+        lambda f: ((f / "model.safetensors").unlink(), adapter(f)),
+        r"is a PEFT adapter \(LORA\)",
     ),
     "PEFT in a pickle": (
-        lambda f: (without_config(f), adapter(f, peft_type="IA3"), (f / "adapter_model.safetensors").unlink()), "IA3"
+        lambda f: (
+            without_config(f),
+            adapter(f, peft_type="IA3"),
+            (f / "adapter_model.safetensors").unlink(),
+        ),
+        "IA3",
     ),
     "PEFT that says nothing": (
-        lambda f: (without_config(f), (f / "adapter_config.json").write_text("[")), r"is a PEFT adapter \(\?\) for \?"
+        lambda f: (without_config(f), (f / "adapter_config.json").write_text("[")),
+        r"is a PEFT adapter \(\?\) for \?",
     ),
-    "GGUF beside a config": (lambda f: only(f, "a-Q4.gguf"), r"weights are a GGUF file.*\(a-Q4.gguf\)"),
-    "GGUF alone": (lambda f: without_config(f, "README.md", "A.GGUF"), r"weights are a GGUF file.*\(A.GGUF\)"),
+    "GGUF beside a config": (
+        lambda f: only(f, "a-Q4.gguf"),
+        r"weights are a GGUF file.*\(a-Q4.gguf\)",
+    ),
+    "GGUF alone": (
+        lambda f: without_config(f, "README.md", "A.GGUF"),
+        r"weights are a GGUF file.*\(A.GGUF\)",
+    ),
     "an adapter of MLX": (
-        lambda f: (without_config(f), adapter(f, peft_type=None, fine_tune_type="lora", model="some/tiny")),
+        lambda f: (
+            without_config(f),
+            adapter(f, peft_type=None, fine_tune_type="lora", model="some/tiny"),
+        ),
         r"is an adapter of MLX for some/tiny, and no model by itself: .* `mlx_lm.fuse`$",
     ),
     "an adapter of MLX that says nothing": (
         lambda f: alone(f, "adapters.safetensors", "model.layers.0.self_attn.q_proj.lora_a"),
         r"is a LoRA adapter, and no model by itself: adapters.safetensors holds "
-            r"model.layers.0.*lora_a$",
+        r"model.layers.0.*lora_a$",
     ),
     "an adapter of LyCORIS": (
-        lambda f: alone(f, "style.safetensors", "lycoris_x.lokr_w1"), r"is a LoRA adapter, .*style.safetensors holds"
+        lambda f: alone(f, "style.safetensors", "lycoris_x.lokr_w1"),
+        r"is a LoRA adapter, .*style.safetensors holds",
     ),
     "the folder of a run that made adapters": (
         lambda f: (without_config(f, "checkpoint-9/x"), adapter(f / "checkpoint-9")),
         r"is a folder without a model; checkpoint-9 in it is a PEFT adapter \(LORA\) for some-body",
     ),
-    "OpenVINO": (lambda f: only(f, "openvino_model.bin"), r"weights are a model of OpenVINO \(openvino_model.bin\)"),
-    "TensorRT": (lambda f: only(f, "rank0.engine"), r"weights are an engine of TensorRT \(rank0.engine\)"),
+    "OpenVINO": (
+        lambda f: only(f, "openvino_model.bin"),
+        r"weights are a model of OpenVINO \(openvino_model.bin\)",
+    ),
+    "TensorRT": (
+        lambda f: only(f, "rank0.engine"),
+        r"weights are an engine of TensorRT \(rank0.engine\)",
+    ),
     "Core ML": (lambda f: only(f, "model.mlpackage"), r"weights are a model of Core ML"),
-    "ONNX in a folder of its own": (lambda f: only(f, "onnx/model_q4.onnx"), r"an ONNX file \(model_q4.onnx\)"),
+    "ONNX in a folder of its own": (
+        lambda f: only(f, "onnx/model_q4.onnx"),
+        r"an ONNX file \(model_q4.onnx\)",
+    ),
     "a run on several machines": (
-        lambda f: only(f, "pytorch_model_fsdp_0/__0_0.distcp"), r"the parts of a training run.*\(__0_0.distcp\)"
+        lambda f: only(f, "pytorch_model_fsdp_0/__0_0.distcp"),
+        r"the parts of a training run.*\(__0_0.distcp\)",
     ),
     "a run of DeepSpeed": (
-        lambda f: only(f, "global_step9/mp_rank_00_model_states.pt"), r"a pickle \(mp_rank_00_.*can run code"
+        lambda f: only(f, "global_step9/mp_rank_00_model_states.pt"),
+        r"a pickle \(mp_rank_00_.*can run code",
     ),
     "a config of another library": (
-        lambda f: edited(f, model_type=None), r"a config.json without a model_type cannot .*these types can: gpt2"
+        lambda f: edited(f, model_type=None),
+        r"a config.json without a model_type cannot .*these types can: gpt2",
     ),
     "ONNX": (lambda f: only(f, "model.onnx"), r"weights are an ONNX file \(model.onnx\)"),
     "Flax": (lambda f: only(f, "flax_model.msgpack"), r"weights are a file of Flax"),
     "TensorFlow": (lambda f: only(f, "tf_model.h5"), r"weights are an HDF5 file"),
-    "a pickle": (lambda f: only(f, "pytorch_model-00001-of-00002.bin"), r"a pickle \(pytorch_model-0.*can run code"),
-    "a pickle without a config": (lambda f: without_config(f, "ckpt.pt"), r"a pickle \(ckpt.pt\), which can run code"),
-    "Meta's own": (lambda f: without_config(f, "params.json", "consolidated.00.pth"), r"params.json.*config.json"),
-    "weights without a config": (lambda f: (f / "config.json").unlink(), r"without a config.json, which says the"),
+    "a pickle": (
+        lambda f: only(f, "pytorch_model-00001-of-00002.bin"),
+        r"a pickle \(pytorch_model-0.*can run code",
+    ),
+    "a pickle without a config": (
+        lambda f: without_config(f, "ckpt.pt"),
+        r"a pickle \(ckpt.pt\), which can run code",
+    ),
+    "Meta's own": (
+        lambda f: without_config(f, "params.json", "consolidated.00.pth"),
+        r"params.json.*config.json",
+    ),
+    "weights without a config": (
+        lambda f: (f / "config.json").unlink(),
+        r"without a config.json, which says the",
+    ),
     "the folder of a run": (
-        lambda f: without_config(f, "checkpoint-9/config.json"), r"without a config.json; checkpoint-9 in it has one"
+        lambda f: without_config(f, "checkpoint-9/config.json"),
+        r"without a config.json; checkpoint-9 in it has one",
     ),
     "nothing": (without_config, r"is a folder without a config.json: no model is in it"),
-    "a config alone": (lambda f: (f / "model.safetensors").unlink(), r"no model.safetensors: only a description"),
+    "a config alone": (
+        lambda f: (f / "model.safetensors").unlink(),
+        r"no model.safetensors: only a description",
+    ),
     "weights of another name": (
-        lambda f: (f / "model.safetensors").rename(f / "weights.safetensors"), r"it has weights.safetensors: name that"
+        lambda f: (f / "model.safetensors").rename(f / "weights.safetensors"),
+        r"it has weights.safetensors: name that",
     ),
-    "a diffusion pipeline": (pipeline, r"a diffusion pipeline \(StableDiffusionPipeline\) and no language model"),
+    "a diffusion pipeline": (
+        pipeline,
+        r"a diffusion pipeline \(StableDiffusionPipeline\) and no language model",
+    ),
     "a part of one": (
-        lambda f: edited(f, model_type=None, _class_name="UNet2DConditionModel"), r"UNet2DConditionModel, a part of a"
+        lambda f: edited(f, model_type=None, _class_name="UNet2DConditionModel"),
+        r"UNet2DConditionModel, a part of a",
     ),
-    "an encoder": (lambda f: edited(f, model_type="bert"), r"is an encoder \(bert\), .*'bert' cannot be opened"),
-    "another encoder": (lambda f: edited(f, model_type="xlm-roberta"), r"is an encoder \(xlm-roberta\)"),
+    "an encoder": (
+        lambda f: edited(f, model_type="bert"),
+        r"is an encoder \(bert\), .*'bert' cannot be opened",
+    ),
+    "another encoder": (
+        lambda f: edited(f, model_type="xlm-roberta"),
+        r"is an encoder \(xlm-roberta\)",
+    ),
     "an encoder with a decoder": (
-        lambda f: edited(f, model_type="t5", is_encoder_decoder=True), r"an encoder with a decoder \(t5\)"
+        lambda f: edited(f, model_type="t5", is_encoder_decoder=True),
+        r"an encoder with a decoder \(t5\)",
     ),
-    "a model of pictures": (lambda f: edited(f, model_type="clip"), r"a model of pictures or sound \(clip\)"),
+    "a model of pictures": (
+        lambda f: edited(f, model_type="clip"),
+        r"a model of pictures or sound \(clip\)",
+    ),
     "a classifier": (
-        lambda f: (edited(f, architectures=["LlamaForSequenceClassification"]), renamed(f, "lm_head", "score")),
+        lambda f: (
+            edited(f, architectures=["LlamaForSequenceClassification"]),
+            renamed(f, "lm_head", "score"),
+        ),
         r"without an output head, .*\(LlamaForSequenceClassification\), and lacks the tensor "
-            r"lm_head.weight",
+        r"lm_head.weight",
     ),
     "one that embeds texts": (
-        lambda f: (edited(f, architectures=["MistralModel"], model_type="mistral"), renamed(f, "lm_head", "linear")),
+        lambda f: (
+            edited(f, architectures=["MistralModel"], model_type="mistral"),
+            renamed(f, "lm_head", "linear"),
+        ),
         r"without an output head, .*\(MistralModel\), and lacks",
     ),
     "a pointer": (
-        lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        lambda f: (f / "model.safetensors").write_text(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+        ),
         r"model.safetensors is a Git LFS pointer: `git lfs pull`",
     ),
     "a config that is a pointer": (
-        lambda f: (f / "config.json").write_text("version https://git-lfs.github.com/spec/v1\n"), "is a Git LFS pointer"
+        lambda f: (f / "config.json").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "is a Git LFS pointer",
     ),
     "a template that is a pointer": (
-        lambda f: (f / "chat_template.jinja").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        lambda f: (f / "chat_template.jinja").write_text(
+            "version https://git-lfs.github.com/spec/v1\n"
+        ),
         r"chat_template.jinja is a Git LFS pointer",
     ),
     "a config of UTF-16": (
-        lambda f: (f / "config.json").write_bytes((f / "config.json").read_text().encode("utf-16")), "is not UTF-8 text"
+        lambda f: (f / "config.json").write_bytes((f / "config.json").read_text().encode("utf-16")),
+        "is not UTF-8 text",
     ),
     "an empty config": (lambda f: (f / "config.json").write_text("\n"), "config.json is"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -382,8 +478,18 @@ def test_paths_may_end_in_a_slash_begin_at_home_be_links_or_look_like_files(
     (tmp_path / "link").symlink_to("model")
     folder.rename(tmp_path / "a.safetensors")
     (tmp_path / "model").symlink_to("a.safetensors")
-    for name in ("a.safetensors", "a.safetensors/", "a", "~/a.safetensors/", "~/link", "link/", "./model", "'~/link/'",
-                 "a.safetensors/config.json", "link/model.safetensors"):  # fmt: skip
+    for name in (
+        "a.safetensors",
+        "a.safetensors/",
+        "a",
+        "~/a.safetensors/",
+        "~/link",
+        "link/",
+        "./model",
+        "'~/link/'",
+        "a.safetensors/config.json",
+        "link/model.safetensors",
+    ):
         assert load(find_checkpoint(name)).config.n_layers == 3
     assert checkpoint_title(find_checkpoint("a")) == "a"
 
@@ -427,9 +533,15 @@ def test_the_cache_lies_where_the_library_of_hugging_face_has_it(
     hub = tmp_path / where / below
     snapshot = in_cache(original, hub, "models--gpt2", "a" * 40)
     asked = subprocess.run(
-        [sys.executable, "-c", "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert asked.stdout.strip() == str(hub)
     assert cached_models() == {"gpt2": snapshot}
     assert find_checkpoint("gpt2") == snapshot

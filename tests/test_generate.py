@@ -242,14 +242,17 @@ from minillm_repl.generate.options import Sampling
 from minillm_repl.generate.sampling import numbers
 from tests.small import random_checkpoint
 
-checkpoint = random_checkpoint(width=12, context=64, characters=[chr(0x10000 + place) for place in range(50_000)])
-decoder, sampling = make_decoder(checkpoint, threads=1), Sampling(temp=0.9, top_k=40, top_p=0.9, repeat_penalty=1.1)
+characters = [chr(0x10000 + place) for place in range(50_000)]
+checkpoint = random_checkpoint(width=12, context=64, characters=characters)
+decoder = make_decoder(checkpoint, threads=1)
+sampling = Sampling(temp=0.9, top_k=40, top_p=0.9, repeat_penalty=1.1)
 ours = {thread.native_id for thread in threading.enumerate()}
 stats = [path / "stat" for path in Path("/proc/self/task").iterdir() if int(path.name) not in ours]
 def worked():
     return [sum(map(int, stat.read_text().rpartition(")")[2].split()[11:13])) for stat in stats]
 before = worked()
-steps = list(generate(decoder, checkpoint.tokenizer, [1, 2, 3], sampling, numbers(0), max_tokens=50, top=10))
+how = {"max_tokens": 50, "top": 10}
+steps = list(generate(decoder, checkpoint.tokenizer, [1, 2, 3], sampling, numbers(0), **how))
 print(len(steps), len(stats), sum(worked()) - sum(before))
 """
 

@@ -27,8 +27,9 @@ from tests.test_training_runs import SIZES, losses, run, start, train, until, wi
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 PROGRAM = [sys.executable, "-m", "minillm_repl"]
 VIEWS = [
-    "attn", "attn 0.1", "lens", "why", "why vs 다", "residual", "shapes", "grad", "qkv 0.1", "neurons 0", "surprise",
-    "sampler", "near 가", "map", "patch 날씨가 좋 -> 산책을 하", "ablate scan",
+    "attn", "attn 0.1", "lens", "why", "why vs 다", "residual", "shapes", "grad", "qkv 0.1",
+    "neurons 0", "surprise", "sampler", "near 가", "map", "patch 날씨가 좋 -> 산책을 하",
+    "ablate scan",
 ]  # fmt: skip
 
 
@@ -147,9 +148,14 @@ def test_another_model_may_be_loaded_while_a_step_is_recorded(nalssi):
 def said(folder, device, lines):
     """What the program prints for these lines."""
     done = subprocess.run(
-        [*PROGRAM, "--ckpt", "nalssi", "--device", device, "--seed", "1"], input="\n".join(lines), cwd=folder,
-        capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "HOME": str(folder)}, check=False,
-    )  # fmt: skip
+        [*PROGRAM, "--ckpt", "nalssi", "--device", device, "--seed", "1"],
+        input="\n".join(lines),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "HOME": str(folder)},
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -171,10 +177,11 @@ def test_every_view_shows_what_it_shows_elsewhere(tmp_path):
         folder.mkdir()
         files = [f"{place}.json" for place in range(len(VIEWS))]
         asked = [
-            f":{name.partition(' ')[0]} --json {file} {name.partition(' ')[2]}" if name.startswith("patch") else
-            f":{name} --json {file}"
+            f":{name.partition(' ')[0]} --json {file} {name.partition(' ')[2]}"
+            if name.startswith("patch")
+            else f":{name} --json {file}"
             for name, file in zip(VIEWS, files, strict=True)
-        ]  # fmt: skip
+        ]
         said(folder, device, [":temp 0", ":max-tokens 6", "날씨가", *asked])
         views[device] = [numbers(json.loads((folder / file).read_text())) for file in files]
     for name, here, there in zip(VIEWS, views["cpu"], views["cuda"], strict=True):

@@ -335,9 +335,13 @@ def test_a_text_that_outgrows_the_context_is_told_once_and_each_such_text_is():
         "the text has outgrown the context: of its {tokens} tokens the model sees the last {seen}"
     )
     for line, tokens, seen in (
-        ("abcdefghij", 22, 20), (":continue", 0, 0), (":undo", 0, 0), (":regen", 22, 20), ("xyz", 0, 0),
+        ("abcdefghij", 22, 20),
+        (":continue", 0, 0),
+        (":undo", 0, 0),
+        (":regen", 22, 20),
+        ("xyz", 0, 0),
         ("a text that is longer than the context at once", 58, 20),
-    ):  # fmt: skip
+    ):
         before = len(printed(made))
         made.run_line(line)
         shown = " ".join(printed(made)[before:].split())

@@ -15,52 +15,91 @@ from minillm_repl.generate.options import Sampling
 from minillm_repl.model.build import build
 
 LLAMA = {
-    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 96, "rms_norm_eps": 1e-5,
-}  # fmt: skip
-NEOX = {
-    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 44,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
     "max_position_embeddings": 96,
-}  # fmt: skip
+    "rms_norm_eps": 1e-5,
+}
+NEOX = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 44,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 96,
+}
 GPT2 = {"vocab_size": 97, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 96}
 LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 5e3, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "rope_theta": 5e3,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
-}  # fmt: skip
+}
 t = transformers
 FAMILIES = {
     "gpt2": (t.GPT2Config, GPT2),
     "gpt2 untied, relu, wide": (
-        t.GPT2Config, GPT2 | {"tie_word_embeddings": False, "activation_function": "relu", "n_inner": 50}
+        t.GPT2Config,
+        GPT2 | {"tie_word_embeddings": False, "activation_function": "relu", "n_inner": 50},
     ),
     "gpt_neox": (t.GPTNeoXConfig, NEOX),
-    "gpt_neox in turn, half rotary": (t.GPTNeoXConfig, NEOX | {"use_parallel_residual": False, "rotary_pct": 0.5}),
+    "gpt_neox in turn, half rotary": (
+        t.GPTNeoXConfig,
+        NEOX | {"use_parallel_residual": False, "rotary_pct": 0.5},
+    ),
     "gpt_neox, 3 of 8 numbers rotary": (t.GPTNeoXConfig, NEOX | {"rotary_pct": 0.4}),
-    "gpt_neox, 1 of 8, linear": (t.GPTNeoXConfig, NEOX | {"rotary_pct": 0.15, "rope_parameters": {
-        "rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}}),
+    "gpt_neox, 1 of 8, linear": (
+        t.GPTNeoXConfig,
+        NEOX
+        | {
+            "rotary_pct": 0.15,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0},
+        },
+    ),
     "llama": (t.LlamaConfig, LLAMA),
     "llama tied, biased": (
-        t.LlamaConfig, LLAMA | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}
+        t.LlamaConfig,
+        LLAMA | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
     ),
-    "llama, rope linear": (t.LlamaConfig, LLAMA | {"rope_parameters": {
-        "rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}),
+    "llama, rope linear": (
+        t.LlamaConfig,
+        LLAMA | {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+    ),
     "llama, rope llama3": (t.LlamaConfig, LLAMA | {"rope_parameters": LLAMA3}),
     "llama, one key for all": (t.LlamaConfig, LLAMA | {"num_key_value_heads": 1, "head_dim": 12}),
     "mistral": (t.MistralConfig, LLAMA | {"sliding_window": 7}),
     "mistral without window": (t.MistralConfig, LLAMA | {"sliding_window": None}),
     "qwen2": (t.Qwen2Config, LLAMA),
     "qwen2, late windows": (
-        t.Qwen2Config, LLAMA | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
+        t.Qwen2Config,
+        LLAMA | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     ),
-    "qwen2, windows by layer": (t.Qwen2Config, LLAMA | {"use_sliding_window": True, "sliding_window": 5,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    "qwen2, windows by layer": (
+        t.Qwen2Config,
+        LLAMA
+        | {
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
     "qwen3": (t.Qwen3Config, LLAMA | {"head_dim": 12}),
-    "qwen3, a window of two": (t.Qwen3Config, LLAMA | {"head_dim": 12, "use_sliding_window": True,
-        "sliding_window": 2, "max_window_layers": 2}),
-    "qwen3 tied, biased": (
-        t.Qwen3Config, LLAMA | {"head_dim": 16, "tie_word_embeddings": True, "attention_bias": True}
+    "qwen3, a window of two": (
+        t.Qwen3Config,
+        LLAMA
+        | {"head_dim": 12, "use_sliding_window": True, "sliding_window": 2, "max_window_layers": 2},
     ),
-}  # fmt: skip
+    "qwen3 tied, biased": (
+        t.Qwen3Config,
+        LLAMA | {"head_dim": 16, "tie_word_embeddings": True, "attention_bias": True},
+    ),
+}
 
 
 def random_model(kind, overrides, dtype=torch.float32):

@@ -271,8 +271,13 @@ def of_text(checkpoint, text):
 
 def test_what_is_not_there_is_refused_by_number():
     subject = of_text(random_checkpoint(), "가각갂")
-    for ask in (lambda: head_view(subject, 2, 0), lambda: head_view(subject, 1, 3), lambda: layer_view(subject, 9),
-                lambda: lens_view(subject, 3), lambda: lens_view(subject, -4)):  # fmt: skip
+    for ask in (
+        lambda: head_view(subject, 2, 0),
+        lambda: head_view(subject, 1, 3),
+        lambda: layer_view(subject, 9),
+        lambda: lens_view(subject, 3),
+        lambda: lens_view(subject, -4),
+    ):
         with pytest.raises(UserError, match=r"count from 0 to \d"):
             ask()
 

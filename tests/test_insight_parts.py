@@ -148,7 +148,11 @@ def test_a_long_watch_forgets_moments_between_the_first_and_the_last():
 
 def test_what_is_not_there_is_refused_by_number():
     subject = of_text(random_checkpoint(), "가각갂")
-    for ask in (lambda: qkv_view(subject, 2, 0), lambda: qkv_view(subject, 0, 3), lambda: qkv_view(subject, 0, 0, 3),
-                lambda: neurons_view(subject, 2)):  # fmt: skip
+    for ask in (
+        lambda: qkv_view(subject, 2, 0),
+        lambda: qkv_view(subject, 0, 3),
+        lambda: qkv_view(subject, 0, 0, 3),
+        lambda: neurons_view(subject, 2),
+    ):
         with pytest.raises(UserError, match=r"count from 0 to \d"):
             ask()

@@ -45,7 +45,8 @@ def press():
 threading.Thread(target=press).start()
 try:
     said = [([{"role": "user", "content": "hello"}], True)]
-    print(ask("template", "it", template="{{ messages[0].content }}", variables={}, conversations=said, tried=[]))
+    what = {"template": "{{ messages[0].content }}", "variables": {}, "tried": []}
+    print(ask("template", "it", conversations=said, **what))
 finally:
     done.set()
 """

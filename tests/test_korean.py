@@ -7,14 +7,30 @@ from minillm_repl.language import _, set_language
 from tests.messages import read
 
 READ = {  # word: with 은/는, with 으로/로
-    "나무": "나무는 나무로", "집": "집은 집으로", "물": "물은 물로", "3": "3은 3으로", "7": "7은 7로",
+    "나무": "나무는 나무로",
+    "집": "집은 집으로",
+    "물": "물은 물로",
+    "3": "3은 3으로",
+    "7": "7은 7로",
     "10": "10은 10으로",
-    "0.5": "0.5는 0.5로", "1,304": "1,304는 1,304로", "model.safetensors": "model.safetensors는 model.safetensors로",
-    "config.json": "config.json은 config.json으로", "nalssi": "nalssi는 nalssi로", "model": "model은 model로",
-    "map": "map은 map으로", "format": "format은 format으로", "text": "text는 text로", "file": "file은 file로",
-    "name": "name은 name으로", "training": "training은 training으로", "XML": "XML은 XML로", "GPT": "GPT는 GPT로",
-    "`lr`": "`lr`는 `lr`로", "'다'": "'다'는 '다'로", "날씨 (2)": "날씨 (2)는 날씨 (2)로",
-}  # fmt: skip
+    "0.5": "0.5는 0.5로",
+    "1,304": "1,304는 1,304로",
+    "model.safetensors": "model.safetensors는 model.safetensors로",
+    "config.json": "config.json은 config.json으로",
+    "nalssi": "nalssi는 nalssi로",
+    "model": "model은 model로",
+    "map": "map은 map으로",
+    "format": "format은 format으로",
+    "text": "text는 text로",
+    "file": "file은 file로",
+    "name": "name은 name으로",
+    "training": "training은 training으로",
+    "XML": "XML은 XML로",
+    "GPT": "GPT는 GPT로",
+    "`lr`": "`lr`는 `lr`로",
+    "'다'": "'다'는 '다'로",
+    "날씨 (2)": "날씨 (2)는 날씨 (2)로",
+}
 
 
 @pytest.mark.parametrize("word", READ)

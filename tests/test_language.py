@@ -28,8 +28,9 @@ from minillm_repl.settings import change, specs
 from tests.messages import PACKAGE, PO, extracted, read
 
 TRANSLATED = {  # the parts whose every text goes through `_`
-    "app", "cli", "configuration", "settings", "repl", "commands", "model", "tokenizer", "checkpoint", "generate", "chat", "storage", "lessons",
-    "training", "insight", "render", "sandbox",
+    "app", "cli", "configuration", "settings", "repl", "commands", "model", "tokenizer",
+    "checkpoint", "generate", "chat", "storage", "lessons", "training", "insight", "render",
+    "sandbox",
 }  # fmt: skip
 
 
@@ -84,8 +85,9 @@ def test_the_compiled_catalog_is_the_one_that_is_written():
 
 # What shows its arguments to the user, or raises them.
 SHOWS = {
-    "UserError", "ValueError", "Text", "assemble", "append", "print", "note", "warn", "fail", "waiting", "update",
-    "plain_table", "add_column", "add_row", "title", "card", "exit", "add_argument_group", "_Parser",
+    "UserError", "ValueError", "Text", "assemble", "append", "print", "note", "warn", "fail",
+    "waiting", "update", "plain_table", "add_column", "add_row", "title", "card", "exit",
+    "add_argument_group", "_Parser",
 }  # fmt: skip
 MARKS = {"_", "_n", "N_", "setting", "command"}  # the tool finds what these are given
 # no texts, though they look like some; and those that commands are made of, which the tool finds in
@@ -94,40 +96,67 @@ DATA = {
     "app": {"minillm-repl"},
     "cli": {"minillm-repl: □", "minillm-repl"},
     "repl": {
-        *GROUPS, specs(Settings)["verbose"].details, "noreverse dim", "bold",
+        *GROUPS,
+        specs(Settings)["verbose"].details,
+        "noreverse dim",
+        "bold",
         "□ is no □",  # a damaged file of progress, which nobody is told
         "Once upon a time",  # what to type, to a model that is English
     },
     "commands": {
-        "How it chooses", "What it expects", "turns it on", "shows the present one",
+        "How it chooses",
+        "What it expects",
+        "turns it on",
+        "shows the present one",
         "Without a value it □. Default: □.",
         "\n:temp sweep shows the likeliest next tokens at several temperatures.",
-        "ablate", "lang □", "utf-8", "replace",
+        "ablate",
+        "lang □",
+        "utf-8",
+        "replace",
     },
     "chat": {DEFAULT_CHAT_TEMPLATE.source},
     # errors of whoever writes a lesson
     "lessons": {
-        "`□` lacks one of its fields: □", "`□` has no field `□`; it has □", "`□` has no place there",
-        "a lesson needs a title, a paragraph about it, and a screen", "first token", "previous token", "bold",
+        "`□` lacks one of its fields: □",
+        "`□` has no field `□`; it has □",
+        "`□` has no place there",
+        "a lesson needs a title, a paragraph about it, and a screen",
+        "first token",
+        "previous token",
+        "bold",
     },
     "generate": {
         # somebody else catches these
-        "this system has no □", "□ is not the study note's kind of GPT",
-        "repeat-penalty", "temp", "top-k", "top-p", "min-p",
+        "this system has no □",
+        "□ is not the study note's kind of GPT",
+        "repeat-penalty",
+        "temp",
+        "top-k",
+        "top-p",
+        "min-p",
     },
     # the names that JSON has; render translates them
     "insight": {"added after layer □", "attention bias □", "position_embedding"},
     "render": {
-        "bold red", "id", "KL", "a generation ends with Finished", "training ends with Finished", _FONTS, "not dim □",
+        "bold red",
+        "id",
+        "KL",
+        "a generation ends with Finished",
+        "training ends with Finished",
+        _FONTS,
+        "not dim □",
         "−ln p",
     },
     "training": {"utf-8", "surrogateescape"},
     # the process beside imports nothing: what it says is a detail, like a library's error
     "sandbox": {
-        "Hello, world 12\n\t ", "its text is longer than □ characters", "it makes □ tokens of □ characters",
+        "Hello, world 12\n\t ",
+        "its text is longer than □ characters",
+        "it makes □ tokens of □ characters",
         "it used too much memory",
     },
-}  # fmt: skip
+}
 MARKUP = ("<svg", "<!DOCTYPE")  # what exported files begin with
 
 

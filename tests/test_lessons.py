@@ -250,16 +250,31 @@ def test_a_token_that_looks_like_markup_is_shown_as_it_is():
 @pytest.mark.parametrize(
     ("line", "answer", "within", "right"),
     [
-        ("16", "16", "", True), ("17", "16", "", False), ("1,024", "1,024", "", True), ("1024", "1,024", "", True),
-        ("3.46", "3.46", "", True), ("3.464", "3.46", "", True), ("3.47", "3.46", "", False),
-        ("41", "41.1%", "", False), ("nan", "3", "", False), ("3 4", "3", "", False),
-        ("41.1", "41.1%", "", True), ("44 %", "41.1%", "10%", True), ("−2", "-2", "", True), ("3 bits", "3", "", True),
-        ("0.3", "0.3", "", True), ("Y", "y", "", True), (" residual stream. ", "Residual stream", "", True),
-        ("", "3", "", False), ("2.1", "2.1", "", True), ("좋", "좋", "", True),
-        ("3 피드포워드", "3 피드포워드", "", True), ("3 어텐션", "3 피드포워드", "", False),
+        ("16", "16", "", True),
+        ("17", "16", "", False),
+        ("1,024", "1,024", "", True),
+        ("1024", "1,024", "", True),
+        ("3.46", "3.46", "", True),
+        ("3.464", "3.46", "", True),
+        ("3.47", "3.46", "", False),
+        ("41", "41.1%", "", False),
+        ("nan", "3", "", False),
+        ("3 4", "3", "", False),
+        ("41.1", "41.1%", "", True),
+        ("44 %", "41.1%", "10%", True),
+        ("−2", "-2", "", True),
+        ("3 bits", "3", "", True),
+        ("0.3", "0.3", "", True),
+        ("Y", "y", "", True),
+        (" residual stream. ", "Residual stream", "", True),
+        ("", "3", "", False),
+        ("2.1", "2.1", "", True),
+        ("좋", "좋", "", True),
+        ("3 피드포워드", "3 피드포워드", "", True),
+        ("3 어텐션", "3 피드포워드", "", False),
         ("3", "3 피드포워드", "", False),
     ],
-)  # fmt: skip
+)
 def test_an_answer_counts_as_far_as_it_is_shown(line, answer, within, right):
     assert _is_correct(line, answer, within) is right
 
@@ -355,7 +370,8 @@ def test_progress_is_the_learners_alone_and_survives_what_is_not(tmp_path):
     good = json.loads(file.read_text())
     for hostile in (
         "", "[]", "{", "null", "[" * 100_000,
-        '{"lessons": 3, "questions": {}}', '{"lessons": {"ko 4": {"screen": "x"}}, "questions": {}}',
+        '{"lessons": 3, "questions": {}}',
+        '{"lessons": {"ko 4": {"screen": "x"}}, "questions": {}}',
         '{"lessons": {"ko 4": {"screen": -1}}, "questions": {}}',
         json.dumps(good | {"lessons": {"a": {"evil": 1}}}), "\udcff",
     ):  # fmt: skip

@@ -41,12 +41,19 @@ from tests.test_real_models import smollm2  # noqa: F401 - a fixture
 NEAR = 1e-4
 IDS = (5, 17, 90, 3, 3, 41, 17, 8, 60)
 SAVED = [  # a family and how it is stored: each family, each kind, tied and untied heads
-    ("gpt2", torch.float32), ("gpt2", torch.float16), ("gpt2 untied, relu, wide", torch.bfloat16),
-    ("gpt_neox", torch.bfloat16), ("gpt_neox in turn, half rotary", torch.float16),
-    ("llama", torch.float32), ("llama tied, biased", torch.float16), ("llama, rope llama3", torch.bfloat16),
-    ("mistral", torch.bfloat16), ("qwen2", torch.float16), ("qwen3", torch.bfloat16),
+    ("gpt2", torch.float32),
+    ("gpt2", torch.float16),
+    ("gpt2 untied, relu, wide", torch.bfloat16),
+    ("gpt_neox", torch.bfloat16),
+    ("gpt_neox in turn, half rotary", torch.float16),
+    ("llama", torch.float32),
+    ("llama tied, biased", torch.float16),
+    ("llama, rope llama3", torch.bfloat16),
+    ("mistral", torch.bfloat16),
+    ("qwen2", torch.float16),
+    ("qwen3", torch.bfloat16),
     ("qwen3 tied, biased", torch.float32),
-]  # fmt: skip
+]
 SHIPPED = ["nalssi", "hangul", "story"]
 TEXTS = {"nalssi": "날씨가 좋", "hangul": "오늘은 날씨가", "story": "The king said to"}
 
@@ -247,10 +254,14 @@ def test_a_change_of_strength_0_and_one_that_is_switched_off_leave_every_bit(tmp
             ":sampler --json s.json",
         ]
         done = subprocess.run(
-            [sys.executable, "-m", "minillm_repl", "--no-history", "--ckpt", str(tmp_path / "m")], cwd=folder,
-            input="\n".join(asked), capture_output=True, text=True, check=True,
+            [sys.executable, "-m", "minillm_repl", "--no-history", "--ckpt", str(tmp_path / "m")],
+            cwd=folder,
+            input="\n".join(asked),
+            capture_output=True,
+            text=True,
+            check=True,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+        )
         texts = [line for line in done.stdout.splitlines() if line.startswith("8 8 60 ")]
         assert len(texts) == 1, done.stdout
         found.add((*texts, (folder / "s.json").read_text()))

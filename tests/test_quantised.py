@@ -148,7 +148,8 @@ def test_a_model_gives_what_torch_gives_on_its_rounded_weights(bits, tmp_path):
 
 
 ELSEWHERE = """
-from tests.test_quantised import SHAPES, test_a_product_is_that_of_the_rounded_weights_in_float32 as holds
+from tests.test_quantised import SHAPES
+from tests.test_quantised import test_a_product_is_that_of_the_rounded_weights_in_float32 as holds
 for shape in SHAPES[2:4]:
     holds(8, shape)
     holds(4, shape)

@@ -43,17 +43,26 @@ CONVERSATIONS = {
     ),
 }
 TEXT = """\
-The lighthouse stood at the end of a narrow spit of land, where the river met the sea. For more than a hundred years
-its keepers had climbed the same ninety-two steps every evening, carrying oil, and later nothing but a key. The last of
-them, a quiet woman named Ingrid, kept a notebook in which she wrote down the weather, the ships that passed, and now
-and then a sentence about herself. When the light was finally made automatic, in the spring of 1974, she was asked to
+The lighthouse stood at the end of a narrow spit of land, \
+where the river met the sea. For more than a hundred years
+its keepers had climbed the same ninety-two steps every \
+evening, carrying oil, and later nothing but a key. The last of
+them, a quiet woman named Ingrid, kept a notebook in which \
+she wrote down the weather, the ships that passed, and now
+and then a sentence about herself. When the light was finally \
+made automatic, in the spring of 1974, she was asked to
 hand in her logbooks. She gave them everything except the notebook.
 
-Forty years later her grandson found it in a box of old radios. At first he read only the entries about storms, because
-he was a meteorologist and wanted to compare them with the official records. The wind speeds were estimates, of course,
-but they agreed with the measurements of the nearest station to within ten percent. Then he began to read the other
-sentences too. "Today the fog was so thick that I talked to it," she had written in November 1961. "It did not answer,
-but it stayed longer than most people do." He closed the book, went outside, and looked at the sea for a long time.
+Forty years later her grandson found it in a box of old \
+radios. At first he read only the entries about storms, because
+he was a meteorologist and wanted to compare them with the \
+official records. The wind speeds were estimates, of course,
+but they agreed with the measurements of the nearest station \
+to within ten percent. Then he began to read the other
+sentences too. "Today the fog was so thick that I talked to \
+it," she had written in November 1961. "It did not answer,
+but it stayed longer than most people do." He closed the \
+book, went outside, and looked at the sea for a long time.
 """
 
 

@@ -41,11 +41,15 @@ def test_alternatives_come_as_often_as_they_weigh():
 @pytest.mark.parametrize(
     ("written", "read"),
     [
-        ("밥을/를 국을/를", "밥을 국을"), ("차를 배을/를", "차를 배를"), ("물과/와 나무과/와", "물과 나무와"),
-        ("길으로/로 집으로/로 바다으로/로", "길로 집으로 바다로"), ("책이라/라고", "책이라고"),
-        ("민지이야/야", "민지야"), ("별이야/야", "별이야"),
+        ("밥을/를 국을/를", "밥을 국을"),
+        ("차를 배을/를", "차를 배를"),
+        ("물과/와 나무과/와", "물과 나무와"),
+        ("길으로/로 집으로/로 바다으로/로", "길로 집으로 바다로"),
+        ("책이라/라고", "책이라고"),
+        ("민지이야/야", "민지야"),
+        ("별이야/야", "별이야"),
     ],
-)  # fmt: skip
+)
 def test_particles_fit_the_letter_before(written, read):
     assert list(Grammar(f"document = {written}").texts("document", 1, 0)) == [read]
 

@@ -337,7 +337,10 @@ def chatting(tmp_path, chat=DEFAULT_CHAT_TEMPLATE):
     )
 
 
-TALK = '{"messages": [{"role": "user", "content": "날씨"}, {"role": "assistant", "content": "좋다"}]}\n'
+TALK = (
+    '{"messages": [{"role": "user", "content": "날씨"}, '
+    '{"role": "assistant", "content": "좋다"}]}\n'
+)
 
 
 @pytest.mark.parametrize(

@@ -330,10 +330,13 @@ THINKING = {
     ),
 }
 THOUGHTS = [
-    talk("what is 1+1", "2"), talk("what", "<b>bold</b>"), talk("a", "let me see</think>\n\nb"),
-    talk("one", "", "two", "x"), talk("what", "<think>\nlong\n</think>\n\nanswer", "and", "안녕 <think>", "hello", "2"),
+    talk("what is 1+1", "2"),
+    talk("what", "<b>bold</b>"),
+    talk("a", "let me see</think>\n\nb"),
+    talk("one", "", "two", "x"),
+    talk("what", "<think>\nlong\n</think>\n\nanswer", "and", "안녕 <think>", "hello", "2"),
     talk("t", "<think>"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("marked", [True, False])

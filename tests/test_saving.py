@@ -94,7 +94,8 @@ sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from minillm_repl.checkpoint.formats.native import save
 from tests.small import random_checkpoint
-save(random_checkpoint(), Path({str(folder)!r}) / "first")  # what it needs is imported now: Python may be root's alone
+# what it needs is imported now: Python may be root's alone
+save(random_checkpoint(), Path({str(folder)!r}) / "first")
 os.remove(Path({str(folder)!r}) / "first")
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY}); os.chdir({str(folder)!r})
 """

@@ -15,9 +15,21 @@ def test_a_value_is_parsed_by_its_own_setting():
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("temp", "-1"), ("temp", "nan"), ("temp", "inf"), ("temp", "warm"), ("top-p", "1.1"), ("top-k", "-1"),
-     ("top-k", "2.5"), ("max-tokens", "0"), ("seed", "-1"), ("stop", '"'), ("verbose", "maybe"), ("min-p", "")],
-)  # fmt: skip
+    [
+        ("temp", "-1"),
+        ("temp", "nan"),
+        ("temp", "inf"),
+        ("temp", "warm"),
+        ("top-p", "1.1"),
+        ("top-k", "-1"),
+        ("top-k", "2.5"),
+        ("max-tokens", "0"),
+        ("seed", "-1"),
+        ("stop", '"'),
+        ("verbose", "maybe"),
+        ("min-p", ""),
+    ],
+)
 def test_a_wrong_value_is_refused_with_its_name_and_the_remedy(name, text):
     with pytest.raises(UserError, match=rf"^--{name} needs .* not ") as raised:
         change(Settings(), name, text, display_name=f"--{name}")

@@ -57,10 +57,12 @@ THEN = (
 CORPUS = [f"{who} {did} {then}" for who in WHO for did in DID for then in THEN] * 3
 
 KOREAN = [
-    "안녕하세요", "오늘은", "날씨가", "참", "좋네요", "뷁쀍똠", "ㅋㅋㅋ", "ㅠㅠ", "훈민정음", "할머니의", "김치찌개",
+    "안녕하세요", "오늘은", "날씨가", "참", "좋네요", "뷁쀍똠", "ㅋㅋㅋ", "ㅠㅠ", "훈민정음",
+    "할머니의", "김치찌개",
 ]  # fmt: skip
 ENGLISH = [
-    "the", "quick", "brown", "couldn't", "it's", "we'll", "HELLO", "naïve", "café", "straße", "Lily", "once upon",
+    "the", "quick", "brown", "couldn't", "it's", "we'll", "HELLO", "naïve", "café", "straße",
+    "Lily", "once upon",
 ]  # fmt: skip
 EMOJI = [
     "👨\u200d👩\u200d👧\u200d👦", "🏳\ufe0f\u200d🌈", "👍🏽", "❤\ufe0f", "🇰🇷", "😀",
@@ -481,26 +483,50 @@ def small():
     return {
         "byte-level": one(
             models.BPE(),
-            pre_tokenizer=pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=True)]),
-            decoder=decoders.ByteLevel(), post_processor=bos(),
+            pre_tokenizer=pre_tokenizers.Sequence(
+                [split, pre_tokenizers.ByteLevel(add_prefix_space=True)]
+            ),
+            decoder=decoders.ByteLevel(),
+            post_processor=bos(),
         ),
         "SentencePiece": one(
             models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True),
-            normalizer=normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
-            decoder=decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]),
+            normalizer=normalizers.Sequence(
+                [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+            ),
+            decoder=decoders.Sequence(
+                [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+            ),
         ),
         "Unigram": one(
-            models.Unigram([("<unk>", 0.0), ("▁", -1.0), ("a", -2.0)], unk_id=0), trainer=False,
-            pre_tokenizer=pre_tokenizers.Metaspace(), decoder=decoders.Metaspace(),
+            models.Unigram([("<unk>", 0.0), ("▁", -1.0), ("a", -2.0)], unk_id=0),
+            trainer=False,
+            pre_tokenizer=pre_tokenizers.Metaspace(),
+            decoder=decoders.Metaspace(),
         ),
-    }  # fmt: skip
+    }
 
 
 EXTRA = {"normalizers": 5, "decoders": {"a": 1}, "pretokenizers": "xy"}
 WRONG = [
-    None, 0, -1, 5_000, 2**70, 1.5, True, "", "x", [], [None], [[]], {}, {"type": "ByteLevel"}, ["a", "b"], {"a": 0},
+    None,
+    0,
+    -1,
+    5_000,
+    2**70,
+    1.5,
+    True,
+    "",
+    "x",
+    [],
+    [None],
+    [[]],
+    {},
+    {"type": "ByteLevel"},
+    ["a", "b"],
+    {"a": 0},
     EXTRA,
-]  # fmt: skip
+]
 
 
 def places(data, path=()):

@@ -23,7 +23,8 @@ from tests.conftest import ROOT, random_checkpoint
 from tests.terminal import PROMPT, Terminal
 
 CORPUS = ROOT / "models" / "nalssi.txt"
-LETTERS = "가나다라마바사아자차카타파하:"  # in this order, round and round, writes the model most tests talk to
+# In this order, round and round, writes the model most tests talk to.
+LETTERS = "가나다라마바사아자차카타파하:"
 BAR = re.compile("[█▉▊▋▌▍▎▏]+")
 COLOR = re.compile(rb"\x1b\[(?:[0-9]+;)*(?:[34][0-8]|9[0-7]|10[0-7])[;m]")
 HOSTILE = "가[bold]\x1bc\x9d0;pwn\x07\x9b31m\u202e\b\r\x7f\u2028\ufeff\u200b\U000e0041"

@@ -19,9 +19,18 @@ from minillm_repl.repl.session import Session
 from minillm_repl.tokenizer.base import decode
 
 TEXTS = [
-    "Once upon a time", "hello <|im_start|>you<|im_end|> there", " <|im_end|>  x", "a<pad>b <pad> c",
-    "<x> mid<x>dle <x>", "word<w>word <w> word", "<s>start</s>", "안녕 <|끝|> 하세요", "<A> <a>", "", "<|im_end|>",
-]  # fmt: skip
+    "Once upon a time",
+    "hello <|im_start|>you<|im_end|> there",
+    " <|im_end|>  x",
+    "a<pad>b <pad> c",
+    "<x> mid<x>dle <x>",
+    "word<w>word <w> word",
+    "<s>start</s>",
+    "안녕 <|끝|> 하세요",
+    "<A> <a>",
+    "",
+    "<|im_end|>",
+]
 SPECIAL = ["<unk>", "<s>", "</s>"]
 
 
@@ -76,9 +85,15 @@ def weights(tmp_path_factory):
     """A folder with the weights of a tiny Llama of 400 tokens."""
     folder = tmp_path_factory.mktemp("weights")
     config = transformers.LlamaConfig(
-        vocab_size=400, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=128, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=400,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
@@ -145,37 +160,70 @@ def first(theirs):
 
 IM = {"400": token("<|im_start|>"), "401": token("<|im_end|>")}
 FOLDERS = {
-    "a decoder in the settings": {"settings": {"added_tokens_decoder": IM, "eos_token": "<|im_end|>"}},
+    "a decoder in the settings": {
+        "settings": {"added_tokens_decoder": IM, "eos_token": "<|im_end|>"}
+    },
     "flags of tokens": {
         "settings": {
             "added_tokens_decoder": {
-                "340": token("<|im_end|>", lstrip=True), "341": token("<pad>", rstrip=True),
-                "342": token("<w>", single_word=True), "343": token("<x>", special=False, normalized=True),
+                "340": token("<|im_end|>", lstrip=True),
+                "341": token("<pad>", rstrip=True),
+                "342": token("<w>", single_word=True),
+                "343": token("<x>", special=False, normalized=True),
                 "344": token("<|끝|>", lstrip=True, rstrip=True),
             }
         }
     },
     "other flags than in tokenizer.json": {
-        "settings": {"added_tokens_decoder": {"1": token("<s>", rstrip=True), "2": token("</s>", lstrip=True)}}
+        "settings": {
+            "added_tokens_decoder": {
+                "1": token("<s>", rstrip=True),
+                "2": token("</s>", lstrip=True),
+            }
+        }
     },
-    "special names": {"settings": {"additional_special_tokens": ["<|im_start|>", "<|im_end|>"], "pad_token": "<pad>"}},
+    "special names": {
+        "settings": {
+            "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
+            "pad_token": "<pad>",
+        }
+    },
     "special names with flags": {
-        "settings": {"extra_special_tokens": [], "pad_token": {"__type": "AddedToken", **token("<pad>", lstrip=True)}}
+        "settings": {
+            "extra_special_tokens": [],
+            "pad_token": {"__type": "AddedToken", **token("<pad>", lstrip=True)},
+        }
     },
-    "roles of its own": {"settings": {"extra_special_tokens": {"image_token": "<x>", "boi_token": "<w>"}}},
+    "roles of its own": {
+        "settings": {"extra_special_tokens": {"image_token": "<x>", "boi_token": "<w>"}}
+    },
     "roles of its own, as newer files have them": {
         "settings": {"model_specific_special_tokens": {"image_token": "<x>", "boi_token": "<w>"}}
     },
     "special in tokenizer.json alone": {
-        "settings": {"added_tokens_decoder": {"2": token("</s>", special=False, rstrip=True), "340": token("<x>")}}
+        "settings": {
+            "added_tokens_decoder": {
+                "2": token("</s>", special=False, rstrip=True),
+                "340": token("<x>"),
+            }
+        }
     },
     "in the wrong order": {
-        "settings": {"added_tokens_decoder": {"342": token("<x>"), "340": token("<pad>"), "341": token("<w>")}}
+        "settings": {
+            "added_tokens_decoder": {
+                "342": token("<x>"),
+                "340": token("<pad>"),
+                "341": token("<w>"),
+            }
+        }
     },
-    "with holes": {"settings": {"added_tokens_decoder": {"350": token("<x>"), "344": token("<pad>")}}},
+    "with holes": {
+        "settings": {"added_tokens_decoder": {"350": token("<x>"), "344": token("<pad>")}}
+    },
     "a map of an older folder": {
         "special_tokens_map_json": {
-            "pad_token": token("<pad>", lstrip=True), "eos_token": "<|im_end|>",
+            "pad_token": token("<pad>", lstrip=True),
+            "eos_token": "<|im_end|>",
             "additional_special_tokens": ["<|im_start|>"],
         }
     },
@@ -183,7 +231,7 @@ FOLDERS = {
         "added_tokens_json": {"<|im_end|>": 341, "<|im_start|>": 340, "<x>": 342},
         "settings": {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]},
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "prepend", "first"])
@@ -231,9 +279,12 @@ def test_files_like_gpt_2s_are_read_with_what_is_added_however_their_lines_end(f
     settings |= {"added_tokens_decoder": {"400": token("<|im_start|>"), "401": token("<|im_end|>")}}
     wanted = folder(None, settings=settings, **files)
     odd = folder(
-        None, settings=settings,
-        **{name: "\ufeff" + content.replace("\n", lines) + lines for name, content in files.items()},
-    )  # fmt: skip
+        None,
+        settings=settings,
+        **{
+            name: "\ufeff" + content.replace("\n", lines) + lines for name, content in files.items()
+        },
+    )
     texts = [*TEXTS, "it's 1234 e\u0301 x\r\n\r\n y", "He said: “I'LL” !!"]
     theirs = transformers.AutoTokenizer.from_pretrained(wanted)
     for path in (wanted, odd):
@@ -278,23 +329,30 @@ ENDINGS = {
         single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", 2)]
     ),
     "two of each": processors.TemplateProcessing(
-        single="<s> <unk> $A </s> </s>", pair="$A $B", special_tokens=[("<s>", 1), ("</s>", 2), ("<unk>", 0)]
+        single="<s> <unk> $A </s> </s>",
+        pair="$A $B",
+        special_tokens=[("<s>", 1), ("</s>", 2), ("<unk>", 0)],
     ),
     "the same on both sides": processors.TemplateProcessing(
         single="</s> $A </s>", pair="$A $B", special_tokens=[("</s>", 2)]
     ),
-    "as RoBERTa": processors.RobertaProcessing(("</s>", 2), ("<s>", 1), trim_offsets=True, add_prefix_space=False),
+    "as RoBERTa": processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 1), trim_offsets=True, add_prefix_space=False
+    ),
     "as BERT": processors.BertProcessing(("</s>", 2), ("<unk>", 0)),
     "one after the other": processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=True),
-            processors.TemplateProcessing(single="$A </s>", pair="$A $B", special_tokens=[("</s>", 2)]),
-            processors.TemplateProcessing(single="<s> $A </s>", pair="$A $B",
-                                          special_tokens=[("<s>", 1), ("</s>", 2)]),
+            processors.TemplateProcessing(
+                single="$A </s>", pair="$A $B", special_tokens=[("</s>", 2)]
+            ),
+            processors.TemplateProcessing(
+                single="<s> $A </s>", pair="$A $B", special_tokens=[("<s>", 1), ("</s>", 2)]
+            ),
         ]
     ),
     "none": processors.ByteLevel(trim_offsets=False),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ENDINGS)
@@ -335,9 +393,19 @@ def test_a_chat_and_a_prompt_are_given_open(folder):
 
 @pytest.mark.parametrize(
     "file",
-    ["vocab.txt", "vocab.json", "merges.txt", "vocab.bpe", "encoder.json", "tekken.json", "qwen.tiktoken",
-     "spiece.model", "sentencepiece.bpe.model", "tokenizer.model.v3"],
-)  # fmt: skip
+    [
+        "vocab.txt",
+        "vocab.json",
+        "merges.txt",
+        "vocab.bpe",
+        "encoder.json",
+        "tekken.json",
+        "qwen.tiktoken",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "tokenizer.model.v3",
+    ],
+)
 def test_a_vocabulary_that_is_not_read_is_named_and_its_tokens_do_not_become_numbers(folder, file):
     path = folder(None)
     assert load(path).tokenizer.encode("5") == [5]  # as researchers save a model, without any

@@ -73,7 +73,8 @@ def events():
             time.sleep(0.6)
             yield Saved(step)
             "stop" in sys.argv and input()
-    yield Finished("done", 60, 40, 46_080, 12.0, 4.1744, 2.0, 1.9, 2.0, 2.7184, (), ((0, 4.0), (40, 2.0), (60, 1e9)))
+    curve = ((0, 4.0), (40, 2.0), (60, 1e9))
+    yield Finished("done", 60, 40, 46_080, 12.0, 4.1744, 2.0, 1.9, 2.0, 2.7184, (), curve)
 
 screen = make_screen(interactive="side" not in sys.argv)
 told = iter(samples)
@@ -310,8 +311,13 @@ def test_json_lines_say_all_and_stay_json():
         "finished",
     ]
     assert got[0] == {
-        "event": "evaluated", "step": 0, "train_loss": 4.0, "val_loss": None, "bits_per_character": 6.0, "best": True
-    }  # fmt: skip
+        "event": "evaluated",
+        "step": 0,
+        "train_loss": 4.0,
+        "val_loss": None,
+        "bits_per_character": 6.0,
+        "best": True,
+    }
     assert got[1]["loss"] is got[1]["grad_norm"] is None
     assert got[4]["curve"] == [[1, None], [2, 1.5]]
     for event, data in zip(events, got, strict=True):
@@ -467,9 +473,19 @@ def test_a_run_that_goes_on_knows_its_measurements_once_it_has_made_one():
 
 @pytest.mark.parametrize(
     ("steps", "every", "done", "evaluated", "left"),
-    [(60, 20, 0, -1, 4), (60, 20, 0, 0, 3), (60, 20, 19, 0, 3), (60, 20, 20, 0, 3), (60, 20, 20, 20, 2),
-     (60, 20, 60, 60, 0), (50, 20, 41, 40, 1), (50, 20, 50, 50, 0), (5, 500, 1, 0, 1), (60, 20, 33, -1, 2)],
-)  # fmt: skip
+    [
+        (60, 20, 0, -1, 4),
+        (60, 20, 0, 0, 3),
+        (60, 20, 19, 0, 3),
+        (60, 20, 20, 0, 3),
+        (60, 20, 20, 20, 2),
+        (60, 20, 60, 60, 0),
+        (50, 20, 41, 40, 1),
+        (50, 20, 50, 50, 0),
+        (5, 500, 1, 0, 1),
+        (60, 20, 33, -1, 2),
+    ],
+)
 def test_measurements_to_come_are_counted(steps, every, done, evaluated, left):
     view = TrainingView(make_screen(interactive=False), steps, every, final_eval_cost=16.0)
     view._evaluated = evaluated

@@ -64,9 +64,9 @@ def what_is_seen(shell, text):
 
 TEXT = "thequickbrownfoxjumps"  # 21 letters
 VIEWS = [
-    ":attn", ":attn 0", ":attn 0.1", ":qkv 0.1", ":qkv 0.1 key=-2", ":lens", ":why", ":residual", ":neurons 0",
-    ":neurons 0.1", ":grad", ":shapes", ":surprise", ":descent", ":ablate scan", ":ablate 0.1", ":sampler",
-    ":temp sweep", ":compare story",
+    ":attn", ":attn 0", ":attn 0.1", ":qkv 0.1", ":qkv 0.1 key=-2", ":lens", ":why", ":residual",
+    ":neurons 0", ":neurons 0.1", ":grad", ":shapes", ":surprise", ":descent", ":ablate scan",
+    ":ablate 0.1", ":sampler", ":temp sweep", ":compare story",
 ]  # fmt: skip
 
 

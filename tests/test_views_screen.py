@@ -193,15 +193,25 @@ def test_the_numbers_of_a_view_are_saved_as_json(visit, tmp_path):
     terminal.wait_for_prompt()
     terminal.do("날씨가")
     for line, name in {
-        ":tokens --json {file} 날씨": "tokens", ":surprise --json {file}": "surprise",
-        ":sampler --json {file}": "sampler", ":temp sweep --json {file}": "sweep",
-        ":prob --json {file} 하": "prob", ":branch 2 --json {file}": "branches",
-        ":attn --json {file}": "focus", ":qkv 0.0 --json {file}": "qkv", ":near 하 --json {file}": "near",
-        ":map --json {file}": "map", ":neurons 0 --json {file}": "neurons", ":grad --json {file}": "grad",
-        ":compare nalssi --json {file}": "compare", ":ablate scan --json {file}": "scan",
-        ":shapes --json {file}": "shapes", ":descent --json {file}": "descent",
-        ":source block --json {file}": "source", ":qkv 0.0 key=0 --json {file}": "dot",
-    }.items():  # fmt: skip
+        ":tokens --json {file} 날씨": "tokens",
+        ":surprise --json {file}": "surprise",
+        ":sampler --json {file}": "sampler",
+        ":temp sweep --json {file}": "sweep",
+        ":prob --json {file} 하": "prob",
+        ":branch 2 --json {file}": "branches",
+        ":attn --json {file}": "focus",
+        ":qkv 0.0 --json {file}": "qkv",
+        ":near 하 --json {file}": "near",
+        ":map --json {file}": "map",
+        ":neurons 0 --json {file}": "neurons",
+        ":grad --json {file}": "grad",
+        ":compare nalssi --json {file}": "compare",
+        ":ablate scan --json {file}": "scan",
+        ":shapes --json {file}": "shapes",
+        ":descent --json {file}": "descent",
+        ":source block --json {file}": "source",
+        ":qkv 0.0 key=0 --json {file}": "dot",
+    }.items():
         file = tmp_path / f"{name}.json"
         assert f"{name}.json" in terminal.do(line.format(file=file.name)), line
         assert json.loads(file.read_text(encoding="utf-8"))["view"] == name

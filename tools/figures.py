@@ -27,8 +27,9 @@ _TRACED = """
 import sys, threading
 seen, package = set(), {package!r}
 def note(frame, event, _argument):
-    if event == "call" and frame.f_code.co_filename.startswith(package) and frame.f_code.co_name != "<module>":
-        seen.add(frame.f_code.co_filename)
+    code = frame.f_code
+    if event == "call" and code.co_filename.startswith(package) and code.co_name != "<module>":
+        seen.add(code.co_filename)
 {run}
 print(len(seen), *sorted(name.removeprefix(package + "/") for name in seen), file=sys.__stderr__)
 """
@@ -156,8 +157,12 @@ def files_that_run(run: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, "-c", code],
-            capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL, env=os.environ | {"HOME": folder},
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=True,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | {"HOME": folder},
+        )
     return done.stderr.splitlines()[-1].split()[1:]
 
 

@@ -69,9 +69,17 @@ def branch(shell: Shell, argument: str) -> None:
 
     with shell.screen.waiting(_("sampling continuations")):
         view = branches_view(
-            model.decoder, model.checkpoint.tokenizer, ids, session.settings, session.fresh_seed(), count,
-            max_tokens=options.tokens, stop=session.settings.stop, eos_token_ids=session.eos_token_ids(model), interrupted=shell.interrupted,
-        )  # fmt: skip
+            model.decoder,
+            model.checkpoint.tokenizer,
+            ids,
+            session.settings,
+            session.fresh_seed(),
+            count,
+            max_tokens=options.tokens,
+            stop=session.settings.stop,
+            eos_token_ids=session.eos_token_ids(model),
+            interrupted=shell.interrupted,
+        )
     session.branch_prompt_length, session.branch_seed = len(ids), view.seed + len(view.branches) - 1
     session.branches = [
         [*ids, *(token.id for token in each.tokens[: each.said])] for each in view.branches

@@ -19,20 +19,24 @@ def model(shell: Shell, _argument: str) -> None:
     checkpoint, config, decoder = loaded.checkpoint, loaded.checkpoint.config, loaded.decoder
     weights = sum(array.nbytes for array in checkpoint.tensors.values())
     rows = {
-        _("name"): _("{model} (not saved)", model=loaded.name) if shell.session.unsaved else loaded.name,
+        _("name"): (
+            _("{model} (not saved)", model=loaded.name) if shell.session.unsaved else loaded.name
+        ),
         _("family"): loaded.family,
         _("sizes"): _sizes(config, decoder.context_length),
         _("parameters"): f"{config.n_params:,}",
         _("memory"): _(
             "{weights:,.1f} MiB of weights ({kind}) + {cache:,.2f} MiB KV cache;"
             " {full:,.2f} MiB when the context is full",
-            weights=weights / 2**20, kind=checkpoint.dtype, cache=decoder.cache_bytes / 2**20,
+            weights=weights / 2**20,
+            kind=checkpoint.dtype,
+            cache=decoder.cache_bytes / 2**20,
             full=decoder.max_cache_bytes / 2**20,
         ),
         _("vocabulary"): _vocabulary(checkpoint),
         _("runs on"): f"{decoder.name}: {decoder.backend_details}",
         _("file"): str(checkpoint.path) if checkpoint.path else _("none yet"),
-    }  # fmt: skip
+    }
     if checkpoint.chat_template is not None:
         rows[_("chat")] = _("has a chat template; `:prompt` shows how it formats a conversation")
     if checkpoint.eos_token_ids:

@@ -398,9 +398,15 @@ def _draw_sample(
     start, verbose = trainee.sample_prompt_ids, shell.session.settings.verbose
     decoder, sampling = TorchDecoder(trainee.trainer.model), Sampling()
     events = generate(
-        decoder, trainee.tokenizer, start, sampling, np.random.default_rng(0), max_tokens=_SAMPLE, n_candidates=verbose,
+        decoder,
+        trainee.tokenizer,
+        start,
+        sampling,
+        np.random.default_rng(0),
+        max_tokens=_SAMPLE,
+        n_candidates=verbose,
         interrupted=interrupted,
-    )  # fmt: skip
+    )
     steps = [event for event in events if isinstance(event, Step)]
     if interrupted():
         return None

@@ -51,9 +51,16 @@ class InteractiveDecoder:
         """
         token_index = len(self.ids) - self._prompt_length
         events = generate(
-            self._decoder, self._tokenizer, self.ids, self._sampling, make_rng(self._seed, token_index),
-            max_tokens=1, eos_token_ids=self._eos_token_ids, n_candidates=self._n_candidates, interrupted=interrupted,
-        )  # fmt: skip
+            self._decoder,
+            self._tokenizer,
+            self.ids,
+            self._sampling,
+            make_rng(self._seed, token_index),
+            max_tokens=1,
+            eos_token_ids=self._eos_token_ids,
+            n_candidates=self._n_candidates,
+            interrupted=interrupted,
+        )
         step = next(events)
         if not isinstance(step, Step):
             raise UserError(_("stopped"))

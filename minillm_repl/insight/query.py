@@ -33,17 +33,25 @@ def qkv_view(subject: InspectedText, layer: int, head: int, position: int = -1) 
     query, keys, values = q[head, -1], k[shared], v[shared]
     dots = keys @ query  # (time,)
     return QKVView(
-        layer, head, subject.position_of(index), subject.tokens, tuple(query.tolist()),
+        layer,
+        head,
+        subject.position_of(index),
+        subject.tokens,
+        tuple(query.tolist()),
         tuple(
             Met(
-                subject.position_of(place), tuple(keys[place].tolist()), tuple(values[place].tolist()), float(dots[place]),
-                float(dots[place]) / config.head_dim**0.5, float(weights[place]),
+                subject.position_of(place),
+                tuple(keys[place].tolist()),
+                tuple(values[place].tolist()),
+                float(dots[place]),
+                float(dots[place]) / config.head_dim**0.5,
+                float(weights[place]),
             )
             for place in range(max(0, index + 1 - window) if window else 0, index + 1)
         ),
         tuple(found[prefix + "z"][-1, head].tolist()),
         **subject.window_fields,
-    )  # fmt: skip
+    )
 
 
 def dot_view(subject: InspectedText, layer: int, head: int, position: int, key: int) -> DotView:

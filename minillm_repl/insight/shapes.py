@@ -110,8 +110,12 @@ def _made(subject: InspectedText) -> dict[str, Tensor]:
     weights = attention_weights(q[None], k[None], window)[0]
     probabilities = logits[-1].double().softmax(-1)
     return {
-        **made, **found, "blocks.0.attention.weights": weights, "logits": logits, "probabilities": probabilities,
-    }  # fmt: skip
+        **made,
+        **found,
+        "blocks.0.attention.weights": weights,
+        "logits": logits,
+        "probabilities": probabilities,
+    }
 
 
 def _rows(made: dict[str, Tensor]) -> tuple[ShapeRow, ...]:

@@ -22,13 +22,25 @@ from minillm_repl.repl.progress import LessonProgress
 _MIN_SUMMARY_WIDTH = 110  # cells
 _MAX_WIDTH = 84  # cells: longer lines are hard to read
 _PLACEHOLDER = re.compile(r"\{([a-z_]+(?:\.-?[a-z0-9]+)?)\}")
-_THEME = Theme({
-    "markdown.code": POSITIVE, "markdown.code_block": POSITIVE, "markdown.strong": "bold", "markdown.em": "italic",
-    "markdown.item.bullet": FIGURES, "markdown.item.number": FIGURES, "markdown.block_quote": FIGURES,
-    "markdown.link": "underline", "markdown.link_url": "underline", "markdown.hr": FIGURES,
-    "markdown.h1": TITLE, "markdown.h2": TITLE, "markdown.h3": TITLE, "markdown.table.border": FIGURES,
-    "markdown.table.header": FIGURES,
-})  # fmt: skip
+_THEME = Theme(
+    {
+        "markdown.code": POSITIVE,
+        "markdown.code_block": POSITIVE,
+        "markdown.strong": "bold",
+        "markdown.em": "italic",
+        "markdown.item.bullet": FIGURES,
+        "markdown.item.number": FIGURES,
+        "markdown.block_quote": FIGURES,
+        "markdown.link": "underline",
+        "markdown.link_url": "underline",
+        "markdown.hr": FIGURES,
+        "markdown.h1": TITLE,
+        "markdown.h2": TITLE,
+        "markdown.h3": TITLE,
+        "markdown.table.border": FIGURES,
+        "markdown.table.header": FIGURES,
+    }
+)
 
 PlaceholderValue = Callable[[str], str]
 """Returns what a placeholder stands for. Raises UserError if there is no such thing."""

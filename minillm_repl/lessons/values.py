@@ -104,13 +104,20 @@ class LessonValues:
         """Return a fact about the model that needs no pass, or None."""
         config, checkpoint = self._config, self._model.checkpoint
         sizes = {
-            "layers": config.n_layers, "last_layer": config.n_layers - 1, "heads": config.n_heads,
-            "last_head": config.n_heads - 1, "all_heads": config.n_layers * config.n_heads, "width": config.d_model,
+            "layers": config.n_layers,
+            "last_layer": config.n_layers - 1,
+            "heads": config.n_heads,
+            "last_head": config.n_heads - 1,
+            "all_heads": config.n_layers * config.n_heads,
+            "width": config.d_model,
             "head_size": config.head_dim,
             "ff_width": config.d_mlp,
-            "context": self._model.decoder.context_length, "vocabulary": config.vocab_size, "parameters": config.n_params,
-            "tokens": len(self._ids), "numbers": len(self._ids) * config.d_model,
-        }  # fmt: skip
+            "context": self._model.decoder.context_length,
+            "vocabulary": config.vocab_size,
+            "parameters": config.n_params,
+            "tokens": len(self._ids),
+            "numbers": len(self._ids) * config.d_model,
+        }
         if name in sizes:
             return f"{sizes[name]:,}"
         words = {

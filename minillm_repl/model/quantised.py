@@ -17,7 +17,7 @@ PANEL_ROWS = 32  # rows that lie side by side
 GROUP_SIZE = 32  # inputs of a row that share a scale
 
 NIBBLE_SHIFTS = np.array([[4], [0]], np.int8)
-"""How far to shift a byte to the left so that its lower, or its upper, half stands at its upper end."""
+"""How far to shift a byte to the left so that its lower, or upper, half is at its upper end."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,16 +51,24 @@ def descent_picture(view: DescentView, _width: int) -> RenderableType:
     for each in view.targets:
         index = view.index_of(each.position)
         table.add_row(
-            str(each.position), short_label(view.tokens[index]), short_label(view.tokens[index + 1]),
+            str(each.position),
+            short_label(view.tokens[index]),
+            short_label(view.tokens[index + 1]),
             f"{each.before:.4f}" if each.before >= 0.001 else f"{each.before:.1e}",
-            f"{each.nats_before:.{places}f}", f"{each.nats_after:.{places}f}",
+            f"{each.nats_before:.{places}f}",
+            f"{each.nats_after:.{places}f}",
             _change(each.nats_before, each.nats_after, places),
-        )  # fmt: skip
+        )
     table.add_section()
     table.add_row(
-        "", "", "", _("mean"), Text(f"{view.loss_before:.3f}", TITLE), Text(f"{view.loss_after:.3f}", TITLE),
+        "",
+        "",
+        "",
+        _("mean"),
+        Text(f"{view.loss_before:.3f}", TITLE),
+        Text(f"{view.loss_after:.3f}", TITLE),
         _change(view.loss_before, view.loss_after, 3),
-    )  # fmt: skip
+    )
     name = f"{view.weight}[{', '.join(map(str, view.index))}]"
     return Group(
         title(
@@ -157,11 +165,13 @@ def _shares(view: DotView, places: int) -> RenderableType:
     listed = sorted(largest if len(largest) <= _ROWS else largest[:_LARGEST])
     shares = [
         Text.assemble(
-            (f"{place} ", FIGURES), short_label(view.tokens[view.index_of(place)]), f" {score:+.{places}f}",
+            (f"{place} ", FIGURES),
+            short_label(view.tokens[view.index_of(place)]),
+            f" {score:+.{places}f}",
             (f" {percent(weight)}", TITLE if place == view.met else ""),
         )
         for place, score, weight in listed
-    ]  # fmt: skip
+    ]
     if len(listed) < len(largest):
         shares.append(Text(_("… and {count} more", count=len(largest) - len(listed)), FIGURES))
     return Columns(shares, padding=(0, 2))

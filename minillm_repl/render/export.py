@@ -28,7 +28,8 @@ _BEYOND_ASCII = re.compile("[^\x00-\x7f]")
 _SVG = """<svg class="terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <!-- made by minillm-repl -->
 <style>
-.{unique_id}-matrix {{ font-family: FONTS; font-size: {char_height}px; line-height: {line_height}px; }}
+.{unique_id}-matrix {{ font-family: FONTS; font-size: {char_height}px; \
+line-height: {line_height}px; }}
 .{unique_id}-title {{ font-family: FONTS; font-size: 18px; font-weight: bold; }}
 {styles}
 </style>
@@ -136,9 +137,14 @@ def _recorded(drawing: Drawing, width: int) -> Console:
 
 def _console(width: int) -> Console:
     return Console(
-        file=StringIO(), width=width, force_terminal=True, color_system="standard", markup=False, highlight=False,
+        file=StringIO(),
+        width=width,
+        force_terminal=True,
+        color_system="standard",
+        markup=False,
+        highlight=False,
         emoji=False,
-    )  # fmt: skip
+    )
 
 
 class _InRuns:

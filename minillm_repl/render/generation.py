@@ -87,9 +87,7 @@ def draw_steps(
 
 
 def step_title(step: Step, prompt: str, text: str, width: int) -> Text:
-    """Return `step 3  +'좋' → 날씨가 좋` and, below, how unsure the model was and how surprising its
-    choice.
-    """
+    """Return `step 3  +'좋' → 날씨가 좋` and, below, how unsure the model was and its surprise."""
     start = _("step {number}", number=step.index + 1) + "  "
     token = next(_visible_token(candidate) for candidate in step.top if candidate.chosen)
     full_text = safe_line(prompt) + safe_line(text)

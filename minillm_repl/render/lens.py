@@ -44,9 +44,13 @@ def lens_picture(view: LensView, width: int) -> RenderableType:
             top.append((" " if top else ""), "").append(label, token_style(likely.token))
         style = TITLE if row.place == view.first else ""
         table.add_row(
-            Text(component_name(row.place), style), top, percent(row.prob), Text(bar(row.prob, bars), MODEL),
-            f"{row.rank:,}", f"{row.kl:.3f}",
-        )  # fmt: skip
+            Text(component_name(row.place), style),
+            top,
+            percent(row.prob),
+            Text(bar(row.prob, bars), MODEL),
+            f"{row.rank:,}",
+            f"{row.kl:.3f}",
+        )
     return Group(
         title(
             _("logit lens"),

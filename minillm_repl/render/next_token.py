@@ -106,9 +106,13 @@ def prob_picture(view: ProbView, width: int) -> RenderableType:
         column.no_wrap = place not in (0, 4) or width >= NARROW
     for each in view.chances:
         table.add_row(
-            short_label(each.token), _exact(each.prob), Text(bar(each.prob, bars), MODEL), f"{each.rank:,}",
-            short_label(each.likeliest), percent(each.likeliest_prob),
-        )  # fmt: skip
+            short_label(each.token),
+            _exact(each.prob),
+            Text(bar(each.prob, bars), MODEL),
+            f"{each.rank:,}",
+            short_label(each.likeliest),
+            percent(each.likeliest_prob),
+        )
     text = "".join(each.token.label for each in view.chances)
     return Group(
         title(_("probability of {text}", text=text), _("after {token}", token=view.after.label)),

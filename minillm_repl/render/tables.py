@@ -15,8 +15,8 @@ from minillm_repl.settings import default_of, format_value, specs, value_of
 from minillm_repl.tokenizer.base import Token
 
 WIDE, NARROW = 100, 72
-"""Columns of a terminal: from the first on bars are long; below the second there are none and words are folded, so that
-no number is cut."""
+"""Columns of a terminal: from the first on bars are long; below the second there are none and words
+are folded, so that no number is cut."""
 
 
 def plain_table(*columns: str) -> Table:

@@ -56,9 +56,13 @@ def tokens_picture(view: TokensView, width: int) -> RenderableType:
         vector = "".join(f"{number:+7.2f}" for number in piece.vector[:numbers])
         more = " …" if len(piece.vector) > numbers else ""
         table.add_row(
-            str(place), short_label(token), str(token.id), Text(bytes(token.bytes).hex(" ").upper() or _("special"), FIGURES),
-            f"{piece.norm:.2f}", Text(vector + more, FIGURES, no_wrap=True, overflow="crop"),
-        )  # fmt: skip
+            str(place),
+            short_label(token),
+            str(token.id),
+            Text(bytes(token.bytes).hex(" ").upper() or _("special"), FIGURES),
+            f"{piece.norm:.2f}",
+            Text(vector + more, FIGURES, no_wrap=True, overflow="crop"),
+        )
     rates = []
     if view.tokens_per_character is not None:
         rates.append(_("{rate:.2f} tokens per character", rate=view.tokens_per_character))

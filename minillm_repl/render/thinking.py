@@ -38,10 +38,15 @@ def qkv_picture(view: QKVView, width: int) -> RenderableType:
     for each in view.met:
         style = TITLE if each.weight == most else ""
         table.add_row(
-            str(each.position), short_label(view.tokens[view.index_of(each.position)]), _vector(each.key, numbers),
-            f"{each.dot:.2f}", f"{each.scaled:.2f}", Text(percent(each.weight), style),
-            Text(bar(each.weight, bars), MODEL), _vector(each.value, numbers),
-        )  # fmt: skip
+            str(each.position),
+            short_label(view.tokens[view.index_of(each.position)]),
+            _vector(each.key, numbers),
+            f"{each.dot:.2f}",
+            f"{each.scaled:.2f}",
+            Text(percent(each.weight), style),
+            Text(bar(each.weight, bars), MODEL),
+            _vector(each.value, numbers),
+        )
     table.add_section()
     table.add_row("", "", "", "", "", "100.0%", "", _vector(view.mixed, numbers))
     sought = (

@@ -10,8 +10,16 @@ from rich.console import Console, RenderableType
 def render_ansi(renderables: list[RenderableType], width: int, target: Console) -> ANSI:
     """Return things drawn one below the other, in a width, with as many colours as `like` has."""
     buffer = io.StringIO()
-    console = Console(file=buffer, force_terminal=True, width=width, color_system="standard", no_color=target.no_color,
-                      markup=False, highlight=False, emoji=False)  # fmt: skip
+    console = Console(
+        file=buffer,
+        force_terminal=True,
+        width=width,
+        color_system="standard",
+        no_color=target.no_color,
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
     for part in renderables:
         console.print(part, no_wrap=True, overflow="crop")
     return ANSI(buffer.getvalue().rstrip("\n"))

@@ -15,7 +15,7 @@ from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 
 Run = Callable[[Any, str], None]
-"""Gets the `Shell`, which is not named here because it holds a registry, and the rest of the line."""
+"""Gets the `Shell`, not named here because it holds a registry, and the rest of the line."""
 
 Completion = Literal["nothing", "command", "setting", "file", "checkpoint", "words"]
 

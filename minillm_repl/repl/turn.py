@@ -16,7 +16,8 @@ class Turn:
     ids_before: tuple[int, ...]
     messages_before: "tuple[Message, ...]"
     prompt_ids: tuple[int, ...]
-    prompt_messages: "tuple[Message, ...]" = ()  # the conversation that the model is to answer; () completes
+    # the conversation that the model is to answer; () completes
+    prompt_messages: "tuple[Message, ...]" = ()
     assistant_prefix: str = ""  # what it has answered already
     seed: int = 0  # of the last that was drawn for it
     seed_setting: int | None = None  # the setting then

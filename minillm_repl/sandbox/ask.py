@@ -29,8 +29,12 @@ def run_sandboxed(job: str, what: str, **request: Any) -> Any:
     try:
         completed = subprocess.run(  # noqa: S603 - our own file
             command,
-            input=json.dumps(request).encode(), capture_output=True, timeout=_TIMEOUT_SECONDS, check=False, process_group=0,
-        )  # fmt: skip
+            input=json.dumps(request).encode(),
+            capture_output=True,
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+            process_group=0,
+        )
         answer = json.loads(completed.stdout)
     except subprocess.TimeoutExpired:
         raise UserError(

@@ -10,7 +10,8 @@ from minillm_repl.safetext import safe_line, show_token
 Span = tuple[int, int]
 """A part of a text: from which character, and up to which one."""
 Escapes = Mapping[int, str]
-"""Which character (its code point) stands in a text for the first of a special token's name that somebody typed."""
+"""Which character (its code point) stands in a text for the first of a special token's name that
+somebody typed."""
 
 
 class Tokenizer(Protocol):
@@ -73,8 +74,11 @@ class Tokenizer(Protocol):
         return self.encode(text.translate(escapes), add_special=False, parse_special=True)
 
     def encode_with_mask(
-        self, text: str, spans: Sequence[Span], escapes: Escapes = {}  # noqa: B006 - it is only read
-    ) -> tuple[list[int], list[bool]]:  # fmt: skip
+        self,
+        text: str,
+        spans: Sequence[Span],
+        escapes: Escapes = {},  # noqa: B006 - it is only read
+    ) -> tuple[list[int], list[bool]]:
         """Return the ids of what a chat template wrote, and of each whether a part of it lies in
         one of the spans.
         """

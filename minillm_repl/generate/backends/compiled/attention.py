@@ -43,7 +43,8 @@ _NEVER = np.float32(-1e30)  # below any score: what a query does not see
 
 @compiled
 def attention(
-    counters: Any, size: Any, phase: Any, start: Any, parts: Any, window: Any, keys: Any, values: Any, qkv: Any, z: Any,
+    counters: Any, size: Any, phase: Any, start: Any, parts: Any, window: Any, keys: Any,
+    values: Any, qkv: Any, z: Any,
     room: Any,
 ) -> Any:  # fmt: skip
     """Let each query mix values of the positions up to its own. A task is four queries, and a part
@@ -85,7 +86,8 @@ def attention(
 
 @compiled
 def _ask(
-    qkv: Any, start: Any, window: Any, group: Any, kv_head: Any, t: Any, head: Any, together: Any, room: Any
+    qkv: Any, start: Any, window: Any, group: Any, kv_head: Any, t: Any, head: Any, together: Any,
+    room: Any
 ) -> Any:  # fmt: skip
     """Make the queries of a tile ready, from head `head` of a group at token t on; return which
     positions they see.
@@ -117,7 +119,8 @@ def _ask(
 
 @compiled
 def _answer(
-    group: Any, kv_head: Any, t: Any, head: Any, together: Any, part: Any, parts: Any, count: Any, z: Any, room: Any
+    group: Any, kv_head: Any, t: Any, head: Any, together: Any, part: Any, parts: Any, count: Any,
+    z: Any, room: Any
 ) -> None:  # fmt: skip
     """Put what the queries of a tile have mixed where it belongs."""
     d, heads, padded = room.head_size, room.heads, room.padded

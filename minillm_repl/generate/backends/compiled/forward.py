@@ -66,9 +66,15 @@ def compile_for(kind: str, outside: str) -> Any:
 
     def run(counters, size, me, ids, count, start, parts, rooms):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         _forward(
-            counters, size, array_at(ids, WHOLE, (count,)), start, parts, array_at(rooms, _ROOMS, (size,))[me],
-            like, like_outside,
-        )  # fmt: skip
+            counters,
+            size,
+            array_at(ids, WHOLE, (count,)),
+            start,
+            parts,
+            array_at(rooms, _ROOMS, (size,))[me],
+            like,
+            like_outside,
+        )
 
     return cfunc(types.void(*[types.int64] * 8), **OPTIONS)(run)
 
@@ -115,8 +121,18 @@ def _forward(
             start += count - 1
             stream = _last(stream)
         phase = attention(
-            counters, size, phase, start, parts, windows[layer], its_keys, its_values, stream.qkv, stream.z, room
-        )  # fmt: skip
+            counters,
+            size,
+            phase,
+            start,
+            parts,
+            windows[layer],
+            its_keys,
+            its_values,
+            stream.qkv,
+            stream.z,
+            room,
+        )
         phase = merged(counters, size, phase, parts, stream.z, room)
         phase = product(
             counters, size, phase, at[PROJ:], like, stream.z, stream.added, stream.x, room
@@ -156,8 +172,15 @@ def _stream(room: Any, count: Any) -> Any:
 def _last(s: Any) -> Any:
     """Return the last token's part of a stream."""
     return Stream(
-        s.x[-1:], s.normed[-1:], s.normed2[-1:], s.added[-1:], s.qkv[-1:], s.z[-1:], s.up[-1:], s.bent[-1:]
-    )  # fmt: skip
+        s.x[-1:],
+        s.normed[-1:],
+        s.normed2[-1:],
+        s.added[-1:],
+        s.qkv[-1:],
+        s.z[-1:],
+        s.up[-1:],
+        s.bent[-1:],
+    )
 
 
 @compiled
@@ -182,7 +205,8 @@ def _embed(
 
 @compiled
 def _remember(
-    counters: Any, size: Any, phase: Any, at: Any, start: Any, cos: Any, sin: Any, keys: Any, values: Any, qkv: Any,
+    counters: Any, size: Any, phase: Any, at: Any, start: Any, cos: Any, sin: Any, keys: Any,
+    values: Any, qkv: Any,
     room: Any,
 ) -> Any:  # fmt: skip
     """Normalise queries and keys, turn them to their position, and put keys and values into the

@@ -72,9 +72,14 @@ def _key(name: str) -> str:
         f"{key}={value}" for key, value in os.environ.items() if key.startswith("NUMBA_CPU")
     )
     parts = [
-        name, version("numba"), llvmlite.__version__, llvm.get_process_triple(), llvm.get_host_cpu_name(),
-        llvm.get_host_cpu_features().flatten(), *numba,
-    ]  # fmt: skip
+        name,
+        version("numba"),
+        llvmlite.__version__,
+        llvm.get_process_triple(),
+        llvm.get_host_cpu_name(),
+        llvm.get_host_cpu_features().flatten(),
+        *numba,
+    ]
     sources = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     return hashlib.sha256(b"\0".join([*map(str.encode, parts), *sources])).hexdigest()[:16]
 

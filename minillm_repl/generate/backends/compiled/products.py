@@ -139,7 +139,8 @@ def _turn_rows(w: Any, first: int, last: int, n: int, turned: Floats) -> None:
 
 @compiled
 def turned(
-    counters: Any, size: Any, phase: Any, at: Any, _like: Any, x: Any, y: Any, stream: Any, room: Any
+    counters: Any, size: Any, phase: Any, at: Any, _like: Any, x: Any, y: Any, stream: Any,
+    room: Any
 ) -> Any:  # fmt: skip
     """Do as `plain` does with a matrix that lies in panels, 32 rows turned over each: (panels,
     inputs, 32).

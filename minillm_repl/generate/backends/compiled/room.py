@@ -24,7 +24,8 @@ PIECE = 132  # tokens read in one pass: a multiple of the twelve that products w
 SPARE = 4  # more tokens than there are, which the last tile of some may be worked out for
 
 _NUMBERS = (
-    "layers", "width", "heads", "kv_heads", "head_size", "hidden", "up_width", "vocabulary", "angles", "parallel",
+    "layers", "width", "heads", "kv_heads", "head_size", "hidden", "up_width", "vocabulary",
+    "angles", "parallel",
     "activation",  # its place in ACTIVATIONS
     "padded",  # head_size, to whole tiles
     "positions",  # that there is room for in the cache
@@ -100,11 +101,20 @@ class Room:
         hidden = config.d_mlp
         self.padded = -(-size // WIDTH) * WIDTH
         self.tell(
-            layers=config.n_layers, width=config.d_model, heads=config.n_heads, kv_heads=config.n_kv_heads, head_size=size,
-            padded=self.padded, hidden=hidden, up_width=2 * hidden if gated else hidden, vocabulary=config.vocab_size,
-            activation=ACTIVATIONS.index(config.activation), parallel=config.parallel_residual,
-            eps=config.norm_eps, rows=parts * config.n_heads,
-        )  # fmt: skip
+            layers=config.n_layers,
+            width=config.d_model,
+            heads=config.n_heads,
+            kv_heads=config.n_kv_heads,
+            head_size=size,
+            padded=self.padded,
+            hidden=hidden,
+            up_width=2 * hidden if gated else hidden,
+            vocabulary=config.vocab_size,
+            activation=ACTIVATIONS.index(config.activation),
+            parallel=config.parallel_residual,
+            eps=config.norm_eps,
+            rows=parts * config.n_heads,
+        )
         rows, width = parts * config.n_heads, config.d_model
         shared = {
             **dict.fromkeys(("x", "normed", "normed2", "added"), (PIECE, width)),

@@ -1,3 +1,1 @@
-"""How fast the program is, beside what people would use instead: `python -m benchmarks
---reference PATH`.
-"""
+"""How fast the program is, beside what else people use: `python -m benchmarks --reference PATH`."""

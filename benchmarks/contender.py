@@ -1,5 +1,4 @@
-"""One program that generates, in a process of its own: it is asked for one figure after the other,
-and answers.
+"""One program that generates, in a process of its own, asked for one figure after the other.
 
 python -m benchmarks.contender ours|operations|transformers|llama.cpp KIND PATH DEVICE
 

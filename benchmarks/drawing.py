@@ -1,6 +1,4 @@
-"""What drawing costs: the running text and the tables of candidates, on a pseudo-terminal of 80
-columns.
-"""
+"""What drawing costs: running text and tables of candidates, on a pseudo-terminal of 80 columns."""
 
 import re
 

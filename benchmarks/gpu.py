@@ -1,6 +1,4 @@
-"""SmolLM2-135M on a GPU, where there is one: beside `transformers`, and beside what its memory
-allows.
-"""
+"""SmolLM2-135M on a GPU, where there is one: beside `transformers` and what its memory allows."""
 
 from contextlib import ExitStack
 from functools import partial

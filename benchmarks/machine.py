@@ -26,9 +26,7 @@ def facts() -> dict[str, str]:
 
 @cache
 def gpu() -> str:
-    """Return the name of the GPU that torch finds, if any, from another process: this one is to
-    stay small.
-    """
+    """Return the name of torch's GPU, if any, from another process: this one is to stay small."""
     named = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
     return subprocess.run(
         [sys.executable, "-c", named], check=True, capture_output=True, text=True

@@ -80,8 +80,6 @@ class Row:
 def alternate(
     runs: int, measures: Mapping[str, Callable[[], ResultT]]
 ) -> dict[str, tuple[ResultT, ...]]:
-    """Measure each thing `runs` times, in turn, so that what else the machine does meets all of
-    them alike.
-    """
+    """Measure each thing `runs` times, in turn: what else the machine does meets all alike."""
     rounds = [{name: measure() for name, measure in measures.items()} for _ in range(runs)]
     return {name: tuple(results[name] for results in rounds) for name in measures}

@@ -1,5 +1,4 @@
-"""Character models without a network, to beat: unigram, and n-gram with interpolated Kneser-Ney
-smoothing.
+"""Character models without a network, to beat: unigram, and n-gram by interpolated Kneser-Ney.
 
 Chen and Goodman 1998, section 3.3: one discount for each order, n1 / (n1 + 2 n2), and continuation
 counts below the highest order. Every document begins after (n - 1) start marks and ends with an end
@@ -14,9 +13,7 @@ START, END = "\x02", "\x03"
 
 
 class KneserNey:
-    """An n-gram model of the characters of documents; `vocabulary` counts all that can be
-    predicted.
-    """
+    """An n-gram model of documents' characters; `vocabulary` counts all that can be predicted."""
 
     def __init__(self, documents: Iterable[str], n: int, vocabulary: int) -> None:
         self.n, self._uniform = n, 1 / vocabulary
@@ -57,9 +54,7 @@ class _Order:
             self._kinds[gram[:-1]] += 1
 
     def probability(self, gram: str, shorter: float) -> float:
-        """Return the probability of the last character after the others, given that of the next
-        shorter order.
-        """
+        """Return the probability of the last character after the others, given a shorter one's."""
         total = self._totals[gram[:-1]]
         if not total:
             return shorter

@@ -22,9 +22,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Return an environment in which no setting, configuration file or history of the user
-    counts.
-    """
+    """Return an environment in which no setting, file or history of the user counts."""
     personal = ("MINILLM_", "NO_COLOR", "COLUMNS", "LINES", "PROMPT_TOOLKIT_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(personal)}
     return {
@@ -78,9 +76,7 @@ def json_finished(folder: Path, *arguments: str) -> dict[str, Any]:
 
 
 class Terminal:
-    """The program on a pseudo-terminal of 24 × 80, which tells where its cursor is as a real one
-    does.
-    """
+    """The program on a pseudo-terminal of 24 × 80, which tells where its cursor is."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         start, *rest = command(*arguments)

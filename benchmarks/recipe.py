@@ -1,5 +1,4 @@
-"""Bits per character of models made by a recipe, source by source, beside n-grams; and what the
-models write.
+"""Bits per character of a recipe's models, by source, beside n-grams; and what the models write.
 
 python -m benchmarks.recipe MODEL.safetensors [MODEL ...] --corpus FOLDER [--samples N]
 
@@ -109,9 +108,7 @@ def _print_bits(
 
 
 def _bits(checkpoint: Checkpoint, documents: Sequence[str]) -> Iterator[float]:
-    """Yield the surprisal of windows of documents, in bits: together, of each token and each end
-    once.
-    """
+    """Yield the surprisal of documents' windows, in bits: in all, of each token and end once."""
     import torch
     import torch.nn.functional as F  # noqa: N812
 

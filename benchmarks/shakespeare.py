@@ -122,9 +122,7 @@ def _loss(path: Path, text: Path) -> float:
 
 
 def _halves(text: Path) -> "tuple[Tensor, Tensor]":
-    """Return the ids of what is trained on and of what is held out; ids are places in the sorted
-    characters.
-    """
+    """Return the ids trained on and those held out; ids are places in the sorted characters."""
     import torch
 
     characters = text.read_text(encoding="utf-8")

@@ -1,6 +1,4 @@
-"""SmolLM2-135M, beside what people would use instead: decoding, reading a prompt, the first
-token, memory.
-"""
+"""SmolLM2-135M, beside what else people use: decoding, reading, the first token, memory."""
 
 import ctypes
 import importlib.util
@@ -138,9 +136,7 @@ def _compared(
 
 
 def _far(bench: Bench, contenders: dict[str, Contender]) -> list[Row]:
-    """Set decoding far into a text beside decoding near its start: first far, for that is read
-    once.
-    """
+    """Set decoding far into a text beside decoding near its start: far first, read once."""
     far, near = (
         alternate(
             bench.runs, {kind: partial(contenders[kind].ask, f"decode {place}") for kind in _OURS}
@@ -180,9 +176,7 @@ def _far(bench: Bench, contenders: dict[str, Contender]) -> list[Row]:
 
 
 def _said(bench: Bench, contenders: dict[str, Contender]) -> list[Row]:
-    """Set what the program itself writes, samplers, events and JSON included, beside llama.cpp's
-    bare decoding.
-    """
+    """Set what the program writes, samplers, events, JSON too, by llama.cpp's bare decoding."""
     how = {"bfloat16": (), "int8": ("--quant", "int8"), "int4": ("--quant", "int4")}
 
     def said(kind: str) -> float:

@@ -1,6 +1,4 @@
-"""Training on the note's sentences from nothing by `--train`, beside the reference script's own
-1,000 steps.
-"""
+"""Training on the note's sentences by `--train`, beside the reference script's own 1,000 steps."""
 
 import json
 import subprocess
@@ -101,9 +99,7 @@ def _train_reference(folder: Path, reference: Reference) -> _Trained:
 
 
 def _loss(path: Path) -> float:
-    """Return the loss of a checkpoint, ours or the reference's bare one, over all windows of the
-    text.
-    """
+    """Return the loss of a checkpoint, ours or the reference's, over all windows of the text."""
     import torch
     import torch.nn.functional as F  # noqa: N812
 

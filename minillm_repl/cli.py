@@ -58,9 +58,7 @@ class _Parser(argparse.ArgumentParser):
         )
 
     def _join_dashed_values(self, words: Sequence[str]) -> list[str]:
-        """Tie each value to its flag where it begins with a dash and is no flag itself: `-p
-        -5도`.
-        """
+        """Tie each value to its flag if it begins with a dash and is no flag: `-p -5도`."""
         flags, joined = self._option_string_actions, list[str]()
         for word in words:
             flag = flags.get(joined[-1]) if joined else None
@@ -220,9 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _language_flag(arguments: Sequence[str] | None) -> str | None:
-    """Return what `--lang` says: it must be known before the parser is made, whose help is in
-    that language.
-    """
+    """Return what `--lang` says, which the parser's help is in: so it is read before."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--lang", nargs="?")
     flag: str | None = parser.parse_known_args(arguments)[0].lang

@@ -1,6 +1,4 @@
-"""What the program is started with: flags over `MINILLM_*` variables over the configuration file
-over defaults.
-"""
+"""What the program starts with: flags over `MINILLM_*` variables over the file over defaults."""
 
 import shlex
 import tomllib

@@ -22,7 +22,5 @@ class UsageError(UserError):
 
 
 def os_error_text(error: OSError) -> str:
-    """Return what the system says went wrong, in the language that is spoken if it is known
-    there.
-    """
+    """Return what the system says went wrong, in the language spoken if known there."""
     return _(error.strerror) if error.strerror in _TRANSLATED_OS_ERRORS else str(error.strerror)

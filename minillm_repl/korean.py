@@ -38,8 +38,7 @@ _LETTERS_CLOSED = "LMNR"  # an abbreviation is read letter by letter: 엘, 엠, 
 
 
 def choose_particle(word: str, pair: str) -> str:
-    """Return the particle of a pair of PARTICLES that follows a word; the pair where nobody can
-    say.
+    """Return which particle of a pair in PARTICLES follows a word; the pair if unknown.
 
     The last letter or digit that is spoken decides. Latin words follow how they are usually read in
     Korean.

@@ -39,9 +39,7 @@ def current_language() -> Language:
 
 
 def language_from_locale(environment: Mapping[str, str]) -> Language:
-    """Return the language that the variables of a locale ask for, in the order in which POSIX
-    reads them.
-    """
+    """Return the language that a locale's variables ask for, in the order that POSIX reads them."""
     locale_name = next(
         (environment[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if environment.get(name)),
         "",
@@ -50,9 +48,7 @@ def language_from_locale(environment: Mapping[str, str]) -> Language:
 
 
 def _(message: str, /, **values: Any) -> str:
-    """Return a text in the language that is spoken; `{name}` in it stands for a value, as in
-    `str.format`.
-    """
+    """Return a text in the language spoken; `{name}` stands for a value, as in `str.format`."""
     text = _State.translations.gettext(message)
     return _format(text, values) if values else text
 
@@ -69,7 +65,5 @@ def _format(text: str, values: Mapping[str, Any]) -> str:
 
 
 def N_(message: str) -> str:  # noqa: N802 - gettext's own name for it
-    """Mark a text that is made before the language is known; whoever shows it translates it with
-    `_`.
-    """
+    """Mark a text made before the language is known; whoever shows it translates it with `_`."""
     return message

@@ -1,5 +1,4 @@
-"""Makes untrusted text harmless on a terminal: model output, tensor names, file names, error
-details.
+"""Makes untrusted text harmless on a terminal: model output, names of tensors and files, errors.
 
 Each character is judged by itself, so nothing is gained by splitting an escape sequence over two
 tokens: its first character never reaches the terminal, and what follows is ordinary text.
@@ -29,9 +28,7 @@ _STRAY_BYTES = re.compile("([\udc80-\udcff]+)")
 
 
 def _escape_character(character: str) -> str:
-    """One character as itself if it is harmless, else as a picture (`␛`) or its number
-    (`<U+202E>`).
-    """
+    """A character as itself if harmless, else as a picture (`␛`) or its number (`<U+202E>`)."""
     code = ord(character)
     unsafe = unicodedata.category(character) in _UNSAFE_CATEGORIES or _INVISIBLE.match(character)
     if character in _HARMLESS or not unsafe:
@@ -42,9 +39,7 @@ def _escape_character(character: str) -> str:
 
 
 def safe(text: str) -> str:
-    """Return `text` with everything that could steer a terminal made visible; newlines and tabs
-    stay.
-    """
+    """Return `text` with all that could steer a terminal made visible; newlines and tabs stay."""
     if text.isprintable() and not _INVISIBLE.search(text):
         return text
     return "".join(map(_escape_character, text))
@@ -56,8 +51,7 @@ def safe_line(text: str) -> str:
 
 
 def strip_joiners(text: str, *, visible: bool = False) -> str:
-    """Return a text that takes as many cells on every terminal: what joins characters is left out,
-    or `told`.
+    """Return a text as wide on every terminal: what joins characters is left out, or `told`.
 
     Terminals do not agree how wide a family, a flag or a skin tone is, nor whether it is one.
     """
@@ -68,9 +62,7 @@ def strip_joiners(text: str, *, visible: bool = False) -> str:
 
 
 def graphemes(text: str) -> Iterator[str]:
-    """Yield what a reader takes for one character each: a letter with its marks, a flag, a
-    family.
-    """
+    """Yield what a reader takes for a character each: a letter with marks, a flag, a family."""
     if _NEVER_JOINED.fullmatch(text):
         yield from text
         return

@@ -1,5 +1,4 @@
-"""Settings as frozen dataclasses: each field knows how it is parsed, what it may be, and how it is
-explained.
+"""Settings as frozen dataclasses: each field knows how to parse, limit and explain its value.
 
 One description serves the `:set` table, a colon-command, a command-line flag, a `MINILLM_*`
 variable, a line of the configuration file and `:train`'s `name=value`.
@@ -123,9 +122,7 @@ def strings(text: str) -> tuple[str, ...]:
 
 
 def specs(settings: Any) -> dict[str, Spec]:
-    """Return every setting of a dataclass or an instance of it, by the name users type
-    (`top-k`).
-    """
+    """Return all settings of a dataclass or its instance, by the name users type (`top-k`)."""
     return {_public(entry.name): entry.metadata["spec"] for entry in dataclasses.fields(settings)}
 
 

@@ -1,6 +1,4 @@
-"""What the tests share: the shipped model, tiny random ones, and the study note's own program as
-an oracle.
-"""
+"""What the tests share: the shipped model, tiny random ones, and the note's program as oracle."""
 
 import importlib.util
 import os

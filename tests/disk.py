@@ -50,9 +50,7 @@ class Node:
 
 
 class Disk:
-    """A folder at `path` with files in it, changed by the calls that strace (-y) has written
-    down.
-    """
+    """A folder at `path` with files in it, changed by the calls that strace (-y) wrote down."""
 
     def __init__(self, path: str, files: tuple[str, ...]) -> None:
         self._path, self.root = path, Node(folder=True)
@@ -61,9 +59,7 @@ class Disk:
         self.root.sync()
 
     def _at(self, path: str) -> tuple[Node, str] | None:
-        """Return the folder that a path lies in, and its name there; None for what lies
-        elsewhere.
-        """
+        """Return the folder that a path lies in, and its name there; None for others."""
         if not path.startswith(self._path + "/"):
             return None
         *folders, name = path.removeprefix(self._path + "/").split("/")

@@ -34,9 +34,7 @@ def _of_system(function: object) -> bool:
 
 @contextmanager
 def at_call(number: int, strike: Callable[[], None]) -> Iterator[list[str]]:
-    """Strike before the call of that number of the system, from 0; give the names of those made
-    so far.
-    """
+    """Strike before the system call of that number, from 0; give the names of those so far."""
     made: list[str] = []
 
     def watch(_frame: object, event: str, function: object) -> None:
@@ -86,9 +84,7 @@ class Scene:
         save(self._new, self.folder / ("model" if folder else "model.safetensors"), folder=folder)
 
     def seen(self) -> dict[str, bytes]:
-        """Every file in the folder but unfinished ones, with its content; a link's is where it
-        leads.
-        """
+        """Each file in the folder but unfinished ones, with its content; a link's is its target."""
         found = {}
         for path in sorted(self.folder.rglob("*")):
             name = str(path.relative_to(self.folder))
@@ -203,9 +199,7 @@ def fail_at_each_call(scene: Scene, error: int) -> dict:
 
 
 def serve(scene: Scene) -> None:
-    """For each line on stdin, start a save that waits for SIGUSR1, say its number, and then how
-    it ended.
-    """
+    """For each line on stdin, start a save that waits for SIGUSR1, say its number and its end."""
     # it may come before it is waited for
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     print(json.dumps({"folder": str(scene.folder)}), flush=True)

@@ -1,5 +1,4 @@
-"""Fuzzing the reader of headers and the parser of commands: `python -m tests.fuzz header|command
-[--runs N]`.
+"""Fuzzes headers' reader and commands' parser: `python -m tests.fuzz header|command [--runs N]`.
 
 With atheris (the `fuzz` extra) coverage leads the way; without it, seeds are changed at random.
 Either way whatever is fed in must be taken, or refused with a UserError of one clean line; anything

@@ -1,5 +1,4 @@
-"""The texts of the interface, out of the source into the Korean catalog: `python -m
-tests.messages`.
+"""The interface's texts, from the source into the Korean catalog: `python -m tests.messages`.
 
 Translations that are there stay, texts that are gone go, and what is not translated yet is printed.
 """

@@ -46,9 +46,7 @@ print(json.dumps([told, time.perf_counter() - started, (peak() - before) / 1024]
 
 
 def files(_: argparse.Namespace, folder: Path) -> None:
-    """Open every hostile file in a process of its own, so that its time, memory and end are its
-    own.
-    """
+    """Open each hostile file in a process of its own, so that time, memory and end are its own."""
     os.chdir(folder)
     (folder / "files").mkdir()
     every, answers = list(hostile.all_of(folder / "files")), []
@@ -112,9 +110,7 @@ def saves(_: argparse.Namespace, __: Path) -> None:
 
 @dataclass(frozen=True)
 class Moment:
-    """Something to interrupt: how it is begun, and how many seconds after that Ctrl-C comes, at
-    most.
-    """
+    """Something to interrupt: how it is begun, and how many seconds later Ctrl-C comes, at most."""
 
     name: str
     begin: Callable[[Terminal], None]
@@ -201,9 +197,7 @@ def interrupts(options: argparse.Namespace, folder: Path) -> None:
 
 
 def one(terminal: Terminal, moment: Moment, choose: random.Random) -> float:
-    """Begin something, interrupt it, wait for an empty prompt line; return the seconds that
-    took.
-    """
+    """Begin something, interrupt it, wait for an empty prompt line; return the seconds."""
     before = terminal.prompts
     moment.begin(terminal)
     until = time.monotonic() + choose.uniform(0, max(0, moment.latest))
@@ -224,9 +218,7 @@ def one(terminal: Terminal, moment: Moment, choose: random.Random) -> float:
 
 
 def resumes(options: argparse.Namespace, folder: Path) -> None:
-    """Kill runs of training at random moments, go on, and compare what comes of it with runs
-    left alone.
-    """
+    """Kill runs of training at random moments, go on, and compare them with runs left alone."""
     resumed = 0
     for seed in range(options.rounds):
         (folder / str(seed)).mkdir()
@@ -235,9 +227,7 @@ def resumes(options: argparse.Namespace, folder: Path) -> None:
 
 
 def soak(options: argparse.Namespace, folder: Path) -> float:
-    """Take thousands of turns in one visit; return by how many MiB it grew after the first tenth
-    of them.
-    """
+    """Take thousands of turns in one visit; return the MiB that it grew after the first tenth."""
     process = subprocess.Popen(
         [sys.executable, "-m", "minillm_repl", "--ckpt", "nalssi", "--no-history", "-n", "20"],
         cwd=ROOT,

@@ -8,9 +8,7 @@ from minillm_repl.tokenizer.character import CharacterTokenizer
 
 
 def random_checkpoint(vocab=11, context=8, width=12, layers=2, heads=3, seed=0, characters=None):
-    """A model of random weights, large enough to matter everywhere; the sizes divide by nothing
-    convenient.
-    """
+    """A model of random weights, large enough to matter; the sizes divide by nothing convenient."""
     characters = characters or [chr(0xAC00 + place) for place in range(vocab)]
     config = GPTConfig(len(characters), context, width, layers, heads)
     rng = np.random.default_rng(seed)

@@ -234,9 +234,7 @@ class Terminal:
         return "\n".join(self.lines[first : self.row_of_cursor])
 
     def wait_for_end(self, timeout: float = 20) -> int:
-        """Wait until the program has ended; return its exit code, or minus the signal that ended
-        it.
-        """
+        """Wait until the program has ended; return its exit code, or minus its signal."""
         self.wait_for_model(lambda terminal: terminal.ended, timeout)
         return self.exit_code(timeout)
 

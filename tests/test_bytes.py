@@ -24,9 +24,7 @@ TEXT = "cab bade faced"
 
 
 def made(kind, start=True, merges=(("a", "b"), ("c", "a"), ("d", "e"))):
-    """A tokenizer of letters and pairs, which puts a space before a text in one of the ways that
-    there are.
-    """
+    """A tokenizer of letters and pairs, which puts a space before a text in one of several ways."""
     letters = [chr(byte) for byte in range(ord("a"), ord("g"))]
     space = {"byte level": "Ġ", "byte level, prefix": "Ġ"}.get(kind, "▁")
     names = ["<s>", "</s>", space, *letters, *("".join(pair) for pair in merges), space + "b"]

@@ -1,6 +1,4 @@
-"""Characters made of several (families, flags, skin tones, keycaps, jamo, marks) on terminals
-that disagree.
-"""
+"""Characters of several (families, flags, skin tones, keycaps, jamo, marks) on unlike terminals."""
 
 import re
 import shlex

@@ -47,9 +47,7 @@ def family(request, tmp_path_factory):
 
 @pytest.fixture(params=["turned over", "as they are"])
 def matrices(request, monkeypatch):
-    """Every model of these tests is small enough to be turned over; larger ones are read as they
-    are.
-    """
+    """Every model of these tests is small enough to be turned over; larger ones are not."""
     if request.param == "as they are":
         monkeypatch.setattr(compiled_decoder, "_SMALL", 0)
 
@@ -310,9 +308,7 @@ print('torch' in sys.modules)"""
 
 @pytest.mark.slow
 def test_the_compiled_decoder_serves_where_nothing_can_be_written(tmp_path):
-    """Neither beside the program nor in the user's cache folder: it is compiled for this visit
-    alone.
-    """
+    """Neither beside the program nor in the user's cache: it is compiled for this visit alone."""
     (tmp_path / "file").touch()
     code = """
 import sys, minillm_repl.cli
@@ -363,9 +359,7 @@ except MemoryError:
 
 
 def test_torch_serves_whatever_it_is_that_fails_in_compiling_and_the_reason_is_told(tmp_path):
-    """As numba fails beside another numpy, on an unknown processor, or where a library of it is
-    missing.
-    """
+    """As numba fails beside another numpy, on an unknown processor, or without a library of it."""
     reasons = [
         "_ARRAY_API not found",
         "initialization failed",

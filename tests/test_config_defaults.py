@@ -1,6 +1,4 @@
-"""What a config.json leaves out, or says in an older way, means what it means to the
-`transformers` library.
-"""
+"""What a config.json leaves out, or says in an older way, means what it means to `transformers`."""
 
 import dataclasses
 import json

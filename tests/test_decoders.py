@@ -1,6 +1,4 @@
-"""The compiled decoder is held to the torch model, and the torch model to the study note's own
-program.
-"""
+"""The compiled decoder is held to the torch model, and that to the study note's own program."""
 
 import io
 import re
@@ -28,9 +26,7 @@ def torch_decoder(checkpoint):
 
 @pytest.fixture(scope="module")
 def bare(reference, tmp_path_factory):
-    """The note's model with random weights, saved as a reader of the note would, and loaded
-    here.
-    """
+    """The note's model with random weights, saved as the note's reader would, and loaded."""
     torch.manual_seed(7)
     model = reference.MiniLLM()
     for parameter in model.parameters():  # fresh weights are small: larger ones show a wrong scale

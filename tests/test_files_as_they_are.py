@@ -57,9 +57,7 @@ def written(model, folder, change=lambda tensors: tensors, **fields):
 
 
 def assert_alike(folder, path=None):
-    """Open a folder, and compare its logits with those of transformers, in float32, by both
-    decoders.
-    """
+    """Open a folder, and compare its logits with transformers', in float32, by both decoders."""
     checkpoint = load(path or folder)
     theirs = t.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = random_ids(30)

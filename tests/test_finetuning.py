@@ -98,9 +98,7 @@ SAID = [
 
 
 def talks(count, seed=0):
-    """Conversations in English and Korean: of one turn and of many, with a system prompt and
-    without.
-    """
+    """Conversations in English and Korean: of one turn or many, with a system prompt or not."""
     rng = np.random.default_rng(seed)
     said = lambda: str(rng.choice(SAID))  # noqa: E731
     for number in range(count):
@@ -129,9 +127,7 @@ def byte_level():
 
 
 def sentencepiece():
-    """Like the older Llamas' tokenizers: a space is put before each text, bytes stand for what
-    is unknown.
-    """
+    """Like older Llamas' tokenizers: a space before each text, bytes for what is unknown."""
     library = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", byte_fallback=True))
     library.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="always")
     library.decoder = tokenizers.decoders.Sequence(
@@ -484,9 +480,7 @@ RANK = 3
 
 @pytest.fixture(params=MODELS)
 def base(request, tmp_path):
-    """A model of random weights that lies somewhere, and reads text made of numbers or of
-    Hangul.
-    """
+    """A model of random weights that lies somewhere, and reads numbers or Hangul."""
     if request.param == "note":
         save(
             random_checkpoint(characters=list("0123456789 "), context=32, width=24),

@@ -111,9 +111,7 @@ def method(name, **more):
 
 
 def left_of(**parts):
-    """What a quantisation leaves of a layer: tensors by their last names, each a kind and a
-    shape.
-    """
+    """What a quantisation leaves of a layer: tensors by last names, each a kind and a shape."""
     return lambda layer: {
         f"{layer}.{name.replace('__', '.')}": small(*part) for name, part in parts.items()
     }
@@ -503,9 +501,7 @@ VARIABLES = {
 
 
 def in_cache(original, hub, name, commit, model=True):
-    """Put a model where huggingface_hub does: files by their content, links to them by their
-    names.
-    """
+    """Put a model where huggingface_hub does: files by content, links to them by name."""
     folder = hub / name
     snapshot = folder / "snapshots" / commit
     snapshot.mkdir(parents=True)

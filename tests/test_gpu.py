@@ -1,5 +1,4 @@
-"""A GPU, where there is one: the step recorded for it says what the model says elsewhere, and all
-else works.
+"""A GPU, where there is one: its recorded step says what the model says, and all else works.
 
 How the step looks that is recorded is checked without a GPU too: it is the same Python.
 """

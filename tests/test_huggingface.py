@@ -1,6 +1,4 @@
-"""Hugging Face folders: the `transformers` library makes them, saves them, and says what the
-logits are.
-"""
+"""Hugging Face folders: `transformers` makes them, saves them, and says what the logits are."""
 
 import numpy as np
 import pytest
@@ -204,9 +202,7 @@ def test_what_is_saved_as_a_file_is_the_same_model(theirs, saved, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_read_as_it_is_and_computed_in_float32(theirs, tmp_path, dtype):
-    """Theirs loads what they saved, widened: what our arithmetic does with the numbers as they
-    are stored.
-    """
+    """Theirs loads what they saved, widened, as our arithmetic does with the stored numbers."""
     theirs.to(dtype).save_pretrained(tmp_path / "half")
     exact = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "half", dtype=torch.float32

@@ -1,6 +1,4 @@
-"""One head, one neuron, one gradient, one prompt during training: hooks into `transformers` and
-finite differences.
-"""
+"""A head, a neuron, a gradient, a prompt in training: `transformers`' hooks, finite differences."""
 
 import io
 

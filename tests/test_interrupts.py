@@ -1,6 +1,4 @@
-"""Ctrl-C at any moment: back to the prompt, with what was made; a second one is stronger, a
-third leaves.
-"""
+"""Ctrl-C any time: back to the prompt, with what is made; a second is stronger, a third leaves."""
 
 import argparse
 import os

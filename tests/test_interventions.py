@@ -1,6 +1,4 @@
-"""Ablation, patching, steering: what is silenced, carried over or added, against the same done
-to `transformers`.
-"""
+"""Ablation, patching, steering: what is silenced, carried over or added, as in `transformers`."""
 
 import numpy as np
 import pytest

@@ -173,9 +173,7 @@ def said(node):
 
 
 def unmarked(node, shown=False):
-    """Yield the literals with a word in them where they are shown, and those with two in a row
-    anywhere.
-    """
+    """Yield the literals with a word in them where shown, and with two in a row anywhere."""
     match node:
         case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)):
             if name in MARKS:

@@ -1,6 +1,4 @@
-"""Lessons and quiz: every one of them runs, on models of every kind, and says only what the
-views say.
-"""
+"""Lessons and quiz: each of them runs, on models of every kind, and says only what views say."""
 
 import io
 import json

@@ -1,6 +1,4 @@
-"""What could come next, in stages, by temperature, of a continuation, on several ways, and by
-hand.
-"""
+"""What could come next: in stages, by temperature, of a continuation, on several ways, by hand."""
 
 import math
 import random

@@ -59,9 +59,7 @@ TEXTS = {"nalssi": "날씨가 좋", "hangul": "오늘은 날씨가", "story": "T
 
 
 def large_activations():
-    """A Llama in float16 whose feed-forwards reach beyond what float16 holds, and whose answers
-    are ordinary.
-    """
+    """A Llama in float16 whose feed-forwards exceed float16, and whose answers are ordinary."""
     model = random_model(*FAMILIES["llama"], torch.float32)
     for layer in model.model.layers:
         layer.mlp.up_proj.weight.data *= 400
@@ -108,9 +106,7 @@ def sampled(decoder, tokenizer, ids, seed=3):
 
 
 def shown(checkpoint, ids, quant):
-    """Every way in which the program tells log-probabilities after a text: {where: {token:
-    log-probability}}.
-    """
+    """Every way of telling log-probabilities after a text: {where: {token: log-probability}}."""
     decoder, tokenizer = make_decoder(checkpoint, quant=quant), checkpoint.tokenizer
     subject = InspectedText(decoder.model, tokenizer, tuple(ids))
     found = {"sampled, :verbose": sampled(decoder, tokenizer, ids)}

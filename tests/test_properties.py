@@ -1,6 +1,4 @@
-"""Whatever is fed to a parser: it is taken, or refused in one line in which nothing can steer a
-terminal.
-"""
+"""Whatever is fed to a parser: taken, or refused in one line that cannot steer a terminal."""
 
 import contextlib
 import io

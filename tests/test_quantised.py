@@ -44,9 +44,7 @@ def multiply(at, like, x, y, stream):
 
 
 def table(matrix, bits, bias):
-    """What compiled code reads of a matrix: the addresses, an array like it, and what keeps both
-    alive.
-    """
+    """What compiled code reads of a matrix: addresses, an array like it, what keeps both alive."""
     small = quantise(matrix, bits)
     arrays = small.packed_weights, small.scales, bias
     at = np.array([array.ctypes.data if len(array) else 0 for array in arrays], np.uint64)
@@ -84,9 +82,7 @@ def test_a_weight_is_off_by_half_a_step_and_by_one_only_at_the_upper_end(bits):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_product_is_that_of_the_rounded_weights_in_float32(bits, shape):
-    """For one token, a few and many; rows and inputs that fill no register; with a bias and a
-    stream.
-    """
+    """For one token, a few, many; rows and inputs that fill no register; with bias and stream."""
     rng = np.random.default_rng(bits)
     rows, inputs = shape
     matrix, bias = random_matrix(shape, rng), rng.normal(size=rows).astype(np.float32)

@@ -1,6 +1,4 @@
-"""Trained checkpoints: what they say, word for word, is what they say in the `transformers`
-library.
-"""
+"""Trained checkpoints: what they say, word for word, is what they say in `transformers`."""
 
 import numpy as np
 import pytest

@@ -189,9 +189,7 @@ def again(path, corpus=""):
 
 @pytest.fixture
 def stopped(tmp_path, monkeypatch):
-    """A run that was stopped, on texts named from the folder `here`; and its weights had it gone
-    on.
-    """
+    """A run that was stopped, on texts named from folder `here`; its weights had it gone on."""
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)

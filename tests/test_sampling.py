@@ -1,6 +1,4 @@
-"""Every sampler against the processors of the transformers library, alone, together, and at the
-edges.
-"""
+"""Every sampler against transformers' processors, alone, together, and at the edges."""
 
 import itertools
 

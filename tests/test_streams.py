@@ -1,6 +1,4 @@
-"""Standard streams as shells leave them: closed, full, piped away, not text; and what a prompt
-may be.
-"""
+"""Standard streams as shells leave them: closed, full, piped away, not text; and prompts."""
 
 import codecs
 import json

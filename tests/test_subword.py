@@ -149,9 +149,7 @@ def strings(names=(), count=2_000):
 
 @dataclass(frozen=True)
 class Kind:
-    """A tokenizer of ours, the same one of theirs, and what it makes of a text that it can write
-    whole.
-    """
+    """A tokenizer of ours, the same of theirs, and what it makes of a text it can write whole."""
 
     ours: SubwordTokenizer
     theirs: Any

@@ -1,6 +1,4 @@
-"""The program as a person meets it: keys into a real pseudo-terminal, and the screen that comes
-out.
-"""
+"""The program as a person meets it: keys into a real pseudo-terminal, the screen out of it."""
 
 import os
 import re
@@ -31,8 +29,7 @@ HOSTILE = "가[bold]\x1bc\x9d0;pwn\x07\x9b31m\u202e\b\r\x7f\u2028\ufeff\u200b\U0
 
 
 def chain(cycle, extras="\n "):
-    """A model that at temperature 0 writes `cycle` in its order, again and again; after an extra it
-    begins anew.
+    """A model that at temperature 0 writes `cycle` again and again; after an extra it begins anew.
 
     The stream holds which token this is, no block adds to it, and the head answers with the next.
     """
@@ -62,9 +59,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """Where numba keeps what it compiled if it cannot keep it beside the package: one place for
-    all visits.
-    """
+    """Where numba keeps what it compiled if not beside the package: one place for all visits."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -134,9 +129,7 @@ def line_is(*rows):
 
 
 def wrapped(first, rest):
-    """Match a prompt line that goes on in the next row; that row must not look like a line of
-    its own.
-    """
+    """Match a prompt line that goes on in the next row, which must not look like a line itself."""
     return re.compile(rf"^>>> {first}\n *{rest}$", re.MULTILINE)
 
 
@@ -158,9 +151,7 @@ def long_generation(terminal, text, rows=30):
 
 
 def in_order(text, cycle=LETTERS):
-    """Tell whether each letter of a text is the one that the chain writes after the letter
-    before.
-    """
+    """Tell whether each letter of a text is what the chain writes after the one before."""
     return all(cycle[(cycle.index(a) + 1) % len(cycle)] == b for a, b in pairwise(text))
 
 
@@ -556,9 +547,7 @@ def test_prompt_and_completion_run_together_and_differ_in_colour(prompt):
 
 
 def tables(terminal, top, answer):
-    """Return each table of candidates in an answer as the cells of its rows, after checking that
-    nothing wrapped.
-    """
+    """Return each table of candidates in an answer as its rows' cells, checked not to wrap."""
     lines = answer.splitlines()
     titles = [place for place, line in enumerate(lines) if re.match(r"step \d+  \+'", line)]
     assert titles, answer
@@ -847,9 +836,7 @@ def test_the_program_ends_when_its_terminal_goes_away(visit, doing, hangup):
 
 
 def dangerous(terminal):
-    """Return which of the hostile characters, or sequences of them, reached the terminal as they
-    are.
-    """
+    """Return which hostile characters, or sequences of them, reached the terminal as they are."""
     pieces = [
         "\x1bc",
         "\x1b]",

@@ -100,9 +100,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def folder(weights, tmp_path):
-    """Make a folder of those weights, a tokenizer, and more files: those whose name is no JSON
-    are text.
-    """
+    """Make a folder of those weights, a tokenizer, more files: those not named JSON are text."""
 
     def made(library=None, *, settings=None, rows=400, **files):
         path = tmp_path / f"model{len(list(tmp_path.iterdir()))}"

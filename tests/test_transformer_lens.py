@@ -1,6 +1,4 @@
-"""A second oracle, where it is installed: TransformerLens reads the same numbers out of the same
-models.
-"""
+"""A second oracle, where installed: TransformerLens reads the same numbers of the same models."""
 
 import pytest
 import torch

@@ -142,9 +142,7 @@ def test_a_position_that_is_not_seen_is_an_error(shell):
 
 
 def test_views_look_at_what_writes(shell):
-    """The numbers are those of the text that the decoder has read, in an independent pass by
-    numpy's indices.
-    """
+    """The numbers are those of the decoder's text, in an independent pass by numpy's indices."""
     model = shell.model()
     ids = shell.encode(model, TEXT)
     logits = prefill(model.decoder, ids).astype(np.float64)

@@ -72,9 +72,7 @@ def cells(line):
 
 
 def tables(lines):
-    """Yield heading and rows of each table: a rule is between them, and an empty or shorter row
-    ends it.
-    """
+    """Yield heading and rows of each table: a rule between, an empty or shorter row ends it."""
     for place, line in enumerate(lines):
         if re.fullmatch("─{8,}", line.rstrip()):
             width = wcswidth(line.rstrip())

@@ -1,5 +1,4 @@
-"""Measure the source tree: `python tools/figures.py` prints each figure beside what the project
-aims at.
+"""Measure the source tree: `python tools/figures.py` prints each figure beside its aim.
 
 The figures are counted with the standard library only, over the Python files of `minillm_repl` and
 `tests`. The last one runs the program itself with a shipped model, and needs it installed. Exit
@@ -75,9 +74,7 @@ def function_lengths(trees: dict[Path, ast.Module]) -> list[tuple[int, str]]:
 
 
 def comments_per_100(paths: Iterable[Path]) -> float:
-    """Return the comments per 100 lines of code; blank lines, comment lines and docstrings are
-    no code.
-    """
+    """Return comments per 100 lines of code; blanks, comments and docstrings are no code."""
     comments = code = 0
     for path in paths:
         documented = {
@@ -126,9 +123,7 @@ def imported(tree: ast.Module) -> Iterator[str]:
 
 
 def in_cycles(trees: dict[Path, ast.Module]) -> list[str]:
-    """Return the modules that import themselves by way of others; imports inside functions
-    count.
-    """
+    """Return the modules that import themselves through others; imports in functions count."""
     names = {_module(path): path for path in trees}
     imports = {name: set(imported(trees[path])) & set(names) for name, path in names.items()}
     return sorted(name for name in names if name in _reached(imports, name))

@@ -16,8 +16,7 @@ def fit_messages(
     max_tokens: int,
     allow_special: bool,
 ) -> tuple[Prompt, list[Message]]:
-    """Return what the model is given of a conversation that fits into `room` tokens, and what of it
-    is left.
+    """Return what the model is given of a conversation within `room` tokens, and what is left.
 
     The oldest turns go first, the system prompt never. When any must go, a quarter of the room is
     made free with them, so that the next few turns find the start of the conversation as it is in

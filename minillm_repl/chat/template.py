@@ -69,8 +69,7 @@ _PROBE = (Message("user", "question"), Message("assistant", "answer"))
 def make_prompt(
     template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Message], parse_special: bool
 ) -> Prompt:
-    """Return the token ids of a conversation, up to where the assistant's answer begins, and what
-    ends that.
+    """Return the ids of a conversation, up to the assistant's answer, and what ends that.
 
     Special tokens come from the template alone: their names in what somebody said are text, unless
     `special`. Raises UserError if the template refuses the conversation, or breaks a limit, or if
@@ -100,8 +99,7 @@ def apply_chat_template(
 
 
 def render_texts(template: ChatTemplate, conversations: Sequence[TemplateInput]) -> list[str]:
-    """Return the texts that conversations become; with True, up to where the assistant's answer
-    begins.
+    """Return the texts that conversations become; with True, up to the assistant's answer.
 
     Raises UserError if the template refuses a conversation, or breaks a limit.
     """
@@ -124,8 +122,7 @@ def _render_escaped(
     parse_special: bool = False,
     probes: Sequence[Sequence[Message]] = (),
 ) -> tuple[list[RenderedChat], list[str]]:
-    """Return what a template makes of conversations, and of those that are only tried: it may
-    refuse them.
+    """Return what a template makes of conversations, and of those only tried: it may refuse them.
 
     Where the name of a special token was said, another character stands for its first one: so the
     template measures what was said, and its own names are known from those. A template that takes
@@ -175,8 +172,7 @@ class NameEscaper:
     def for_messages(
         cls, template: ChatTemplate, pattern: re.Pattern[str], messages: Sequence[Message]
     ) -> "NameEscaper":
-        """Return what hides names in a conversation, by characters that neither it nor the template
-        has.
+        """Return what hides names in a conversation, by characters not in it or the template.
 
         `pattern` finds the first character of each name.
         """

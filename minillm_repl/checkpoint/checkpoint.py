@@ -30,9 +30,7 @@ class TrainingRecord:
     val_curve: tuple[tuple[int, float], ...] = ()  # (step, validation loss)
 
     def append_to(self, earlier: "TrainingRecord | None") -> "TrainingRecord":
-        """Return the record of the training of `before` and this one: steps, tokens and curves
-        go on.
-        """
+        """Return the record of both runs, `before` and this: steps, tokens and curves go on."""
         if earlier is None:
             return self
         later, val_later = (
@@ -50,9 +48,7 @@ class TrainingRecord:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """How a conversation becomes one text: a Jinja template, and the special tokens that it may
-    name.
-    """
+    """How a conversation becomes a text: a Jinja template, and special tokens that it may name."""
 
     source: str
     # bos_token, eos_token ...
@@ -61,9 +57,7 @@ class ChatTemplate:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What LoRA has learnt, apart from the model it was learnt beside; both make the weights of
-    a checkpoint.
-    """
+    """What LoRA has learnt, apart from its model; both make the weights of a checkpoint."""
 
     tensors: "Tensors"  # `LAYER.down` (rank, inputs) and `LAYER.up` (outputs, rank), float32
     base: Path  # where the model lies

@@ -28,9 +28,7 @@ def read_config(path: Path) -> AnyConfig | None:
 
 
 def is_in_folder(path: Path) -> bool:
-    """Tell whether a path is a Hugging Face folder, or a file of one, which a native file must
-    not replace.
-    """
+    """Tell whether a path is a Hugging Face folder or a file of one: not to be replaced by ours."""
     folder = find_folder(path)
     if folder is None or not os.path.lexists(path):
         return False

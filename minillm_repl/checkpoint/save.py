@@ -15,8 +15,7 @@ def save(
     folder: bool = False,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Checkpoint:
-    """Write a native file, or with `folder`, or where one is, a Hugging Face folder; return what
-    lies there.
+    """Write a native file, or with `folder` or over one an HF folder; return what is there.
 
     Raises UserError, with what was there before as it was, also when interrupted.
     """

@@ -1,6 +1,4 @@
-"""How the tensors of a file become those of a model, as a description; what carries it out is
-weights.py.
-"""
+"""How a file's tensors become a model's, as a description; weights.py carries it out."""
 
 import re
 from collections.abc import Callable, Mapping

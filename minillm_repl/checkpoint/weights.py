@@ -1,5 +1,4 @@
-"""Weights on their way from safetensors files to the model, and back: read straight to where they
-are wanted.
+"""Weights from safetensors files to the model, and back: read straight to where they are wanted.
 
 The library's own reader keeps the file mapped, and a mapped file that is cut short later kills the
 process. Here the strictly read header (header.py) says where each tensor lies, and its bytes are
@@ -48,8 +47,7 @@ _BY_NAME: dict[str, np.dtype[Any]] = {dtype.name: dtype for dtype in DTYPES.valu
 def locate_tensors(
     weight_map: WeightMap, headers: Iterable[Header], name: str
 ) -> dict[str, tuple[Path, TensorInfo]]:
-    """Compare what the files say they hold with what the recipe needs; return where each tensor
-    lies.
+    """Compare what files say they hold with what the recipe needs; return where tensors lie.
 
     Raises UserError with the first difference.
     """

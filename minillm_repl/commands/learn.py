@@ -201,7 +201,5 @@ def _reached(shell: Shell, number: int) -> LessonProgress:
 
 
 def _quiz_priority(answered: QuestionProgress | None) -> int:
-    """Return when a question's turn is: those that were wrong, those never asked, those that
-    were right.
-    """
+    """Return when a question's turn is: those answered wrong, those never asked, the others."""
     return 1 if answered is None else 2 if answered.last else 0

@@ -1,6 +1,4 @@
-"""`:temp`, `:top-k` and the other settings, each a command of its own, made from the settings'
-descriptions.
-"""
+"""`:temp`, `:top-k` and all other settings as commands, made from the settings' descriptions."""
 
 from rich.text import Text
 

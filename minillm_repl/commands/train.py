@@ -37,9 +37,7 @@ _SAMPLE = 40  # tokens of the model's own text, shown as it learns
 
 @dataclasses.dataclass(frozen=True)
 class TrainRequest:
-    """What was asked for: a plan, a corpus if one was named, and whether the model is to be a
-    new one.
-    """
+    """What was asked for: a plan, a corpus if one was named, and whether for a new model."""
 
     plan: TrainPlan = dataclasses.field(default_factory=TrainPlan)
     corpus: str = ""
@@ -82,8 +80,7 @@ def train(shell: Shell, argument: str) -> None:
 
 
 def parse_request(argument: str) -> TrainRequest:
-    """Read the words after `:train`: settings before or after the corpus, whose name may hold
-    spaces.
+    """Read what follows `:train`: settings, before or after a corpus that may have spaces.
 
     Raises UserError.
     """
@@ -114,9 +111,7 @@ def parse_request(argument: str) -> TrainRequest:
 
 
 def _check_corpus(corpus: str, words: list[str]) -> None:
-    """Raise UserError where a word within the name of a text that is not there was meant as a
-    setting.
-    """
+    """Raise UserError where a word in the name of a missing text was meant as a setting."""
     meant = [word for word in words[1:] if word and _is_setting(word)]
     if meant and not exists(user_path(corpus)):
         raise UserError(
@@ -130,9 +125,7 @@ def _check_corpus(corpus: str, words: list[str]) -> None:
 
 
 def _words(text: str) -> list[str]:
-    """Split at spaces, but for those in quotes; a quote without its second is a letter like any
-    other.
-    """
+    """Split at spaces, but for those in quotes; a quote without its second is a letter."""
     lexer = shlex.shlex(text, posix=True)
     lexer.whitespace, lexer.whitespace_split, lexer.escape, lexer.commenters = " ", True, "", ""
     try:
@@ -348,8 +341,7 @@ def _make_recipe_run(
 
 
 def _resumable_path(session: "Session") -> Path | None:
-    """Return the checkpoint whose run can go on: the open one, or None for one that no file was
-    named for.
+    """Return the checkpoint whose run can go on: the open one, or None if no file was named for it.
 
     Raises UserError if there is no run that was stopped; that of another model is not meant by a
     file that was named.
@@ -377,8 +369,7 @@ def _make_watch(shell: Shell, trainee: "TrainingRun") -> "Watch | None":
 def _draw_sample(
     shell: Shell, trainee: "TrainingRun", watch: "Watch | None", interrupted: Callable[[], bool]
 ) -> "RenderableType | None":
-    """Return what the model says by now; with `:verbose`, also what it thinks comes next after the
-    sample's start.
+    """Return what the model says by now; with `:verbose`, also what it expects after the start.
 
     And after the prompt that is watched. None once interrupted.
     """

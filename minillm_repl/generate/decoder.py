@@ -79,8 +79,7 @@ def make_decoder(
     threads: int = 0,
     quant: str = "off",
 ) -> Decoder:
-    """Return the decoder for a device: compiled by numba on the CPU where numba works, else
-    torch's.
+    """Return a device's decoder: compiled by numba on the CPU where that works, else torch's.
 
     `device` is auto, cpu, cuda or mps; auto is the CPU, where models of this size answer fastest.
     `context` limits how many tokens the model sees at once; 0 is all it allows. `threads` 0

@@ -111,9 +111,7 @@ def _timed_prefill(
     interrupted: Callable[[], bool],
     progress: Callable[[int, int], object],
 ) -> tuple[Scores | None, float]:
-    """Return the logits after the prompt, None if interrupted, and the seconds of reading it
-    without `progress`.
-    """
+    """Return the prompt's logits, None if interrupted, and seconds of reading less `progress`."""
     progress_seconds = 0.0
 
     def timed_progress(done: int, total: int) -> None:
@@ -262,9 +260,7 @@ class Detokenizer:
         return stop
 
     def push(self, token_bytes: bytes, special_name: str = "", is_final: bool = False) -> str:
-        """Take the bytes of one more token, or the name of a special one; return the text that
-        became certain.
-        """
+        """Take a token's bytes, or a special one's name; return the text that became certain."""
         pending = (
             self._pending
             + self._decoder.decode(token_bytes, is_final)

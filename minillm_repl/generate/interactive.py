@@ -1,6 +1,4 @@
-"""Generation one token at a time, with every way open: another token, a text of one's own, a
-step back.
-"""
+"""Generation token by token, with every way open: another token, one's own text, a step back."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace

@@ -92,9 +92,7 @@ def sampler_view(
 def sweep_view(
     logits: Scores, sampling: Sampling, ids: Sequence[int], tokenizer: Tokenizer, k: int
 ) -> SweepView:
-    """Return what would be drawn from after `ids` at several temperatures, the one that is set
-    among them.
-    """
+    """Return what is drawn from after `ids` at several temperatures, the set one among them."""
     temps = tuple(sorted({*_TEMPERATURES, sampling.temp}))
     columns = [process_logits(logits, replace(sampling, temp=temp), ids) for temp in temps]
     distributions = [softmax(scores)[0] for scores in columns]

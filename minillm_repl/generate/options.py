@@ -1,6 +1,4 @@
-"""What a user can say about sampling; apart from the arithmetic, so that the prompt line needs
-no numpy.
-"""
+"""What a user can say about sampling; apart from arithmetic: the prompt line needs no numpy."""
 
 from dataclasses import dataclass
 

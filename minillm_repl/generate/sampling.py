@@ -57,8 +57,7 @@ def process_logits(logits: Scores, sampling: Sampling, input_ids: Sequence[int])
 
 
 def softmax(scores: Scores, out: SoftmaxArrays | None = None) -> SoftmaxArrays:
-    """Return probabilities and their natural logarithms, in float64; the only softmax over a
-    vocabulary here.
+    """Return probabilities and natural logarithms, in float64; the only softmax of a vocabulary.
 
     `into` is what `arrays` gave, to be filled.
     """
@@ -82,9 +81,7 @@ def softmax(scores: Scores, out: SoftmaxArrays | None = None) -> SoftmaxArrays:
 
 
 def make_scratch(vocab_size: int) -> SoftmaxArrays | None:
-    """Return room for one `softmax` after the other, where that is faster: where the vocabulary
-    is large.
-    """
+    """Return room for one `softmax` after the other, where that is faster: large vocabularies."""
     return (np.empty(vocab_size), np.empty(vocab_size)) if vocab_size >= _LARGE_VOCAB else None
 
 
@@ -108,9 +105,7 @@ def sample_token(probabilities: Probabilities, rng: np.random.Generator) -> int:
 
 
 def make_rng(seed: int, token_index: int = 0) -> np.random.Generator:
-    """Return the random numbers of a seed, from the one on that draws a completion's token
-    number `place`.
-    """
+    """Return a seed's random numbers, from the one on that draws a completion's token `place`."""
     bits = np.random.PCG64(seed)
     bits.advance(token_index)
     return np.random.Generator(bits)

@@ -1,6 +1,4 @@
-"""What can be told of the next token without a look inside: frozen views of plain numbers and
-labels.
-"""
+"""What can be told of the next token without a look inside: frozen views, numbers and labels."""
 
 from dataclasses import dataclass
 

@@ -1,3 +1,1 @@
-"""Looks inside a model: pure functions of a model and a text, each of which returns a frozen
-view.
-"""
+"""Looks inside a model: pure functions of a model and a text, each returning a frozen view."""

@@ -18,8 +18,7 @@ _AT_ONCE = 2**24  # logits that are made at once: 64 MiB
 def silencing(
     subject: InspectedText, layer: int, head: int | None = None, how: str = "zero"
 ) -> Hook:
-    """Return a tap that silences a head before the output projection, or all that a block adds to
-    the stream.
+    """Return a tap that silences a head before the output projection, or all that a block adds.
 
     `how` is what stands there instead: `zero`, or the `mean` over the positions of the subject's
     text. Raises UserError if there is no such layer or head.
@@ -47,8 +46,7 @@ def silencing(
 def scan_view(
     subject: InspectedText, how: str = "zero", told: Callable[[float], None] = lambda _: None
 ) -> ScanView:
-    """Return what each head is worth to the text: the change of its mean loss when that head alone
-    is silenced.
+    """Return each head's worth to the text: the change of its mean loss with that head silenced.
 
     `how` is as in `silencing`; `told` hears how much is done, 0 to 1. Raises UserError for a text
     of one token.

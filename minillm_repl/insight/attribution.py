@@ -13,8 +13,7 @@ from minillm_repl.tokenizer.base import Token
 def why_view(
     subject: InspectedText, token: int | None = None, versus: int | None = None
 ) -> WhyView:
-    """Return what each part adds to the next token's logit, or to the difference of two; by default
-    the likeliest's.
+    """Return what each part adds to the next token's logit (the likeliest's), or two's difference.
 
     Every part writes into the residual stream, and the logit is a dot product with what the stream
     ends as: so with the last norm's scale held at its value, the parts add up to the logit. They
@@ -50,9 +49,7 @@ def why_view(
 
 @torch.no_grad()
 def residual_view(subject: InspectedText) -> ResidualView:
-    """Return the norms of the residual stream at the last position, and of what each block adds
-    to it.
-    """
+    """Return the norms of the residual stream at the last position, and of blocks' additions."""
     _, found = subject.run_with_cache(
         "embedding", "attention.out", "residual.mid", "mlp.out", "residual", last_only=True
     )
@@ -88,8 +85,7 @@ def _row(place: str, added: Tensor, stream: Tensor, read: Tensor) -> StreamRow:
 
 
 def written(subject: InspectedText, found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return what each part writes into the stream at one position: (width,) each, in the model's
-    order.
+    """Return what each part writes to the stream at a position: (width,) each, in model order.
 
     `found` are the activations there, in float64.
 
@@ -131,8 +127,7 @@ def _differs(there: Tensor, expected: Tensor) -> bool:
 
 
 def reading(model: LanguageModel, stream: Tensor, token: int) -> tuple[Tensor, float]:
-    """Return how a token's logit is read off the stream (width,): the logit is stream · direction +
-    constant.
+    """Return how a logit is read off the stream (width,): as stream · direction + constant.
 
     The last norm's scale is held at what it is for this stream. In float64.
     """

@@ -16,9 +16,7 @@ _TOP, _MOST = 8, 8
 
 @torch.no_grad()
 def compare_view(ours: InspectedText, theirs: InspectedText, names: tuple[str, str]) -> CompareView:
-    """Return what two models make of a text; where they do not share a vocabulary, only what can
-    be compared.
-    """
+    """Return what two models make of a text; of two vocabularies, only what can be compared."""
     both = ours, theirs
     logits = tuple(each.logits() for each in both)
     why = _apart(ours, theirs, logits[0].shape[-1] == logits[1].shape[-1])

@@ -25,8 +25,7 @@ def near_view(
     terms: Sequence[tuple[int, int]],
     count: int = _DEFAULT_NEIGHBOURS,
 ) -> NearView:
-    """Return the nearest neighbours, by cosine, of a sum of terms: (1 or −1, token), each as a unit
-    vector.
+    """Return the neighbours, by cosine, of a sum of terms: (1 or −1, token), each a unit vector.
 
     Raises UserError if the terms cancel out.
     """

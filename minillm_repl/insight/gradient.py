@@ -14,8 +14,7 @@ from minillm_repl.tokenizer.base import Token
 def grad_view(
     subject: InspectedText, token: int | None = None, versus: int | None = None
 ) -> GradView:
-    """Return the gradient of the next token's logit, or of the difference of two, by each input
-    vector.
+    """Return the gradient of the next token's logit, or a difference of two, by input vector.
 
     By default it is the likeliest token's. An input vector is what enters the first layer: the
     token's embedding, and its position's where that is learned.

@@ -153,9 +153,7 @@ def topk_ids(log_probabilities: Tensor, k: int) -> list[int]:
 
 
 def most_likely_of(subject: InspectedText, tokens: Sequence[int]) -> int:
-    """Return which of some tokens is the likeliest to come next; with one there is nothing to
-    ask.
-    """
+    """Return which of some tokens is likeliest to come next; with one, no question."""
     if len(tokens) == 1:
         return tokens[0]
     logits = subject.logits(last_only=True)[0]

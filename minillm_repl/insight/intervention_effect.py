@@ -53,9 +53,7 @@ def effect_view(
 
 
 def kl_divergence(p_log_probabilities: Tensor, q_log_probabilities: Tensor) -> float:
-    """Return the KL divergence KL(of ‖ against) = Σ of · ln(of / against), in nats, of two
-    log-probability vectors.
-    """
+    """Return KL(of ‖ against) = Σ of · ln(of / against), in nats, of two vectors of logarithms."""
     return max(
         float(
             torch.nn.functional.kl_div(

@@ -39,9 +39,7 @@ def lens_view(subject: InspectedText, position: int = -1, top: int = _TOP) -> Le
 
 
 def place_name(subject: InspectedText, name: str) -> str:
-    """Return what to call a place of the residual stream: `blocks.0.residual.mid` is `0
-    attention`.
-    """
+    """Return a name for a place in the stream: `blocks.0.residual.mid` is `0 attention`."""
     if name == "embedding":
         return name
     layer, mid = name.split(".")[1], name.endswith(".mid")

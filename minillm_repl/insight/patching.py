@@ -1,6 +1,4 @@
-"""Activation patching: where the answer to one prompt can be carried over to another (Meng et
-al., 2022).
-"""
+"""Activation patching: where a prompt's answer can be carried to another (Meng et al., 2022)."""
 
 from collections.abc import Callable
 
@@ -31,8 +29,7 @@ def patch_view(
     what: str = "residual",
     told: Callable[[float], None] = lambda _: None,
 ) -> PatchView:
-    """Return how much of A's answer each single activation of A, put into the pass over B, carries
-    over.
+    """Return how much of A's answer each activation of A, put into the pass over B, carries over.
 
     `what` is the residual stream, or what `attention` or the `feed-forward` adds to it.
 
@@ -129,9 +126,7 @@ def patched_logits(subject: InspectedText, name: str, activation: Tensor) -> Ten
 
 
 def _answers(a: Tensor, b: Tensor) -> tuple[int, int]:
-    """Return the likeliest tokens after A and after B, or those that most make the distributions
-    differ.
-    """
+    """Return the likeliest tokens after A and B, or those by which distributions differ most."""
     first, second = topk_ids(a, 1)[0], topk_ids(b, 1)[0]
     if first != second:
         return first, second
@@ -141,9 +136,7 @@ def _answers(a: Tensor, b: Tensor) -> tuple[int, int]:
 
 
 def _apart(logits: Tensor, answers: tuple[int, int]) -> list[float]:
-    """Return how far the first answer's logit is above the second's, for each row of logits
-    (row, vocab).
-    """
+    """Return how far the first answer's logit is above the second's, by row of (row, vocab)."""
     apart: list[float] = (logits[:, answers[0]].double() - logits[:, answers[1]].double()).tolist()
     return apart
 

@@ -1,6 +1,4 @@
-"""The whole way from ids to probabilities, as the shapes of the tensors that are really made on
-it.
-"""
+"""The whole way from ids to probabilities, as shapes of the tensors that are really made."""
 
 from collections.abc import Callable
 from typing import Any

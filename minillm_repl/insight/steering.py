@@ -20,9 +20,7 @@ _MOST_AT_ONCE = RANDOM // 4  # directions: so progress is seen on a short text t
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two texts of a direction, and how many of its last tokens stand for what it
-    means.
-    """
+    """One of a direction's two texts, and how many of its last tokens stand for its meaning."""
 
     subject: InspectedText
     count: int
@@ -94,8 +92,7 @@ def _side(subject: InspectedText, count: int) -> Side:
 
 
 def direction(to: Side, away: Side, layer: int) -> Tensor:
-    """Return the unit vector (width,) from one text to another: the difference of their means after
-    a layer.
+    """Return the unit vector (width,) from a text to another: their means' difference at a layer.
 
     Raises UserError if there is no such layer, or no difference.
     """

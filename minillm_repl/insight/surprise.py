@@ -79,9 +79,7 @@ def bits_per_byte(
 
 
 def byte_spans(subject: InspectedText) -> dict[int, tuple[int, int]]:
-    """Return where in the bytes of the whole text each token lies that is seen and is text, by
-    its index.
-    """
+    """Return where in the whole text's bytes each token lies that is seen and is text, by index."""
     tokens = subject.all_ids
     lead = (
         count_prefix_spaces(subject.tokenizer, tokens)

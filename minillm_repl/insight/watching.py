@@ -1,6 +1,4 @@
-"""How a model learns what comes after a prompt: the same views of it, again and again while it
-is trained.
-"""
+"""How a model learns what follows a prompt: the same views of it, again and again in training."""
 
 from collections.abc import Sequence
 from dataclasses import replace

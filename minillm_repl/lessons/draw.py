@@ -58,9 +58,7 @@ class _Markdown(Markdown):
 
 
 class LessonMarkdown:
-    """Markdown, in which placeholders became values after it was parsed: no value can be taken
-    for markup.
-    """
+    """Markdown, its placeholders made values after it was parsed: no value is taken for markup."""
 
     def __init__(self, markdown: str, value: PlaceholderValue) -> None:
         self._markdown = _Markdown(markdown, hyperlinks=False, code_theme="ansi_dark")
@@ -117,9 +115,7 @@ def verdict(right: bool | None) -> Text:
 
 
 def lessons_table(lessons: Iterable[tuple[Lesson, LessonProgress | None]], width: int) -> Table:
-    """Return the lessons, and how far each has been read; what they are about where there is
-    room.
-    """
+    """Return the lessons, how far each has been read, and their subject where there is room."""
     table = plain_table(
         "", _("lesson"), "", _("time"), *([""] if width >= _MIN_SUMMARY_WIDTH else [])
     )

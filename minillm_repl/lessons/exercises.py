@@ -35,9 +35,7 @@ _NUMBER_ONLY = re.compile(rf"(?:{_NUMBER.pattern})\s*%?")
 
 @dataclass(frozen=True)
 class InputRequest:
-    """What a lesson waits for: Enter, an answer, or a line that is run before the lesson is told
-    of it.
-    """
+    """What a lesson waits for: Enter, an answer, or a line that is run before it hears of it."""
 
     kind: Literal["enter", "answer", "try"]
     expected: str = ""  # what `--auto` types; for `try` what an empty Enter does, too
@@ -219,9 +217,7 @@ def _is_same_command(shell: Shell, line: str, do: str) -> bool:
 
 
 def _is_correct(line: str, answer: str, tolerance: str) -> bool:
-    """Tell whether an answer is the right one: numbers as far as they are shown, or as near as
-    `within` says.
-    """
+    """Tell whether an answer is right: numbers as far as they are shown, or as near as `within`."""
     given_number, expected_number = _parse_number(line), _parse_number(answer)
     if (
         given_number is None

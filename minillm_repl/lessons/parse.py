@@ -49,9 +49,7 @@ _MARKDOWN = MarkdownIt("commonmark").enable("table").disable("lheading")
 
 
 def lesson_files(language: Language) -> dict[int, Path]:
-    """Return the files of the lessons of a language, by number: `04-query-key-value.md` is the
-    fourth.
-    """
+    """Return a language's lesson files, by number: `04-query-key-value.md` is the fourth."""
     found = sorted((Path(__file__).parent / language).glob("[0-9][0-9]-*.md"))
     return {int(path.name[:2]): path for path in found}
 

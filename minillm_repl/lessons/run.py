@@ -302,9 +302,7 @@ def make_quiz_runner(
 
 
 def encode_readable(shell: Shell, texts: tuple[str, ...]) -> list[int]:
-    """Return the tokens of the first text that the open model can read whole; else of one of its
-    own words.
-    """
+    """Return tokens of the first text that the model can read whole, or of a word of its own."""
     model = shell.require_model()
     tokenizer = model.checkpoint.tokenizer
     for text in texts:

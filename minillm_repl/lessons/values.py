@@ -1,5 +1,4 @@
-"""What a lesson can say of the open model and the text that is looked at: values for its
-`{placeholders}`.
+"""What a lesson can say of the open model and the present text: values of its `{placeholders}`.
 
 Every figure is that of the view which shows it, written as the view writes it. docs/lessons.md
 lists the names.

@@ -36,8 +36,7 @@ def attend(
 
 
 def attention_weights(q: Tensor, k: Tensor, sliding_window: int = 0) -> Tensor:
-    """Return how much each query takes of each position when `attend` mixes them: (batch, head,
-    new, seen).
+    """Return how much each query takes of each position in `attend`: (batch, head, new, seen).
 
     softmax(q·k / √head_size), over the positions that the query sees; a row sums to 1.
     """

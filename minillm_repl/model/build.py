@@ -46,9 +46,7 @@ def build_on_meta(config: AnyConfig) -> LanguageModel:
 
 
 def float32_weights(model: LanguageModel) -> dict[str, Tensor]:
-    """Return all weights of a model in float32 at least, by name: copies where they have fewer
-    bits.
-    """
+    """Return a model's weights in float32 at least, by name: copies where they have fewer bits."""
     weights = {}
     for name, _shape in model.config.shapes():
         layer, _, parameter = name.rpartition(".")

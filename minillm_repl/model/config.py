@@ -27,9 +27,7 @@ _MAY_BE_ZERO = {"d_mlp"}
 
 
 def _check(config: object) -> None:
-    """Raise UserError if a number, switch or choice of a frozen dataclass is not one, or makes
-    no sense.
-    """
+    """Raise UserError if a frozen dataclass's number, switch or choice is none or senseless."""
     for entry in fields(config):  # type: ignore[arg-type]
         name, value = entry.name, getattr(config, entry.name)
         choices = {"activation": ACTIVATIONS, "scaling": SCALINGS}.get(name)
@@ -257,8 +255,7 @@ class GPTConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig(ModelConfig):
-    """A Llama: RMSNorm, rotary positions, a gated feed-forward, and fewer keys and values than
-    queries.
+    """A Llama: RMSNorm, rotary positions, a gated feed-forward, fewer keys and values than queries.
 
     Mistral, Qwen 2 and Qwen 3 differ in details.
     """

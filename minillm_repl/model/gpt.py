@@ -19,9 +19,7 @@ from minillm_repl.model.rope import CosSin, apply_rotary_emb, compute_cos_sin
 
 
 class Attention(nn.Module):
-    """Every position asks (query), every earlier one answers (key) and hands over what it knows
-    (value).
-    """
+    """Every position asks (query), earlier ones answer (key) and tell what they know (value)."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -66,9 +64,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One storey: attention, then feed-forward, each reading a normalised copy and adding to the
-    residual stream.
-    """
+    """One storey: attention, then feed-forward, both read a normalised copy, add to the stream."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -117,8 +113,7 @@ class GPT(nn.Module):
         *,
         last_only: bool = False,
     ) -> Tensor:
-        """Return logits (b, t, v) for token ids (b, t); with `last`, for the last position only (b,
-        1, v).
+        """Return logits (b, t, v) for ids (b, t); with `last`, of the last position (b, 1, v).
 
         With a cache, `ids` follow the tokens already in it, and join them; positions + cache must
         fit the context.

@@ -49,8 +49,7 @@ class KVCache:
 
     @contextmanager
     def static(self, position: Tensor) -> Iterator[None]:
-        """Take the next token to stand at `place` (1,), a number on the device, whatever `length`
-        says.
+        """Take the next token to be at `place` (1,), a number on the device, not at `length`.
 
         `extend` then returns all places, filled or not, so that each token is the same work on the
         same memory.
@@ -68,9 +67,7 @@ class KVCache:
             self._static_position, self._masks = None, {}
 
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values, each (1, head, new, head_size); return all so far (1, head,
-        all, head_size).
-        """
+        """Store keys and values (1, head, new, head_size); return all (1, head, all, head_size)."""
         if self._static_position is not None:
             self._kv[layer, 0].index_copy_(-2, self._static_position, key)
             self._kv[layer, 1].index_copy_(-2, self._static_position, value)

@@ -1,5 +1,4 @@
-"""The layers that hold a matrix. Arithmetic with it is in float32, whatever kind of number it is
-stored in.
+"""The layers that hold a matrix. Arithmetic with it is in float32, however it is stored.
 
 A matrix in fewer than 32 bits is widened one block of rows at a time, where it is used: a block
 stays in a near cache, and no second copy of the weights is made.
@@ -39,9 +38,7 @@ class Embedding(nn.Embedding):
 
 
 class QuantisedWeight:
-    """A matrix in 8 or 4 bits where a layer has its weight: the rows that are asked for are made
-    float32.
-    """
+    """A matrix in 8 or 4 bits as a layer's weight: the rows that are asked for are made float32."""
 
     itemsize = 1
 
@@ -98,9 +95,7 @@ class _BlockwiseLinear(torch.autograd.Function):
 
 
 def _float32_blocks(weight: Weight) -> Iterator[tuple[int, Tensor]]:
-    """Yield the rows of a matrix as float32, some at a time, each with the number of its first
-    row.
-    """
+    """Yield a matrix's rows as float32, some at a time, each with the number of its first row."""
     max_elements = (
         _GPU_BLOCK_ELEMENTS if isinstance(weight, Tensor) and weight.is_cuda else _BLOCK_ELEMENTS
     )

@@ -20,8 +20,7 @@ from minillm_repl.model.rope import CosSin, apply_rotary_emb, compute_cos_sin
 
 
 class RMSNorm(nn.Module):
-    """Divides by the root of the mean square, and scales: no mean is taken away, and nothing is
-    added.
+    """Divides by the root of the mean square, and scales: no mean is taken away, none added.
 
     Where training computes in bfloat16, torch's own would scale before it rounds; models of this
     family were trained the other way round.
@@ -38,9 +37,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every position asks (query), every earlier one answers (key) and hands over what it knows
-    (value).
-    """
+    """Every position asks (query), earlier ones answer (key) and tell what they know (value)."""
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
@@ -95,9 +92,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One storey: attention, then feed-forward, each reading a normalised copy and adding to the
-    residual stream.
-    """
+    """One storey: attention, then feed-forward, both read a normalised copy, add to the stream."""
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
@@ -139,8 +134,7 @@ class Llama(nn.Module):
         *,
         last_only: bool = False,
     ) -> Tensor:
-        """Return logits (b, t, v) for token ids (b, t); with `last`, for the last position only (b,
-        1, v).
+        """Return logits (b, t, v) for ids (b, t); with `last`, of the last position (b, 1, v).
 
         With a cache, `ids` follow the tokens already in it, and join them; positions + cache must
         fit the context.

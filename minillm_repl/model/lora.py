@@ -34,9 +34,7 @@ class LoRALinear(nn.Module):
 
 
 def add_adapters(model: LanguageModel, rank: int) -> LanguageModel:
-    """Put an adapter of this rank beside every matrix in the blocks; from now on nothing else is
-    trained.
-    """
+    """Put an adapter of this rank beside every matrix in the blocks; only these are trained now."""
     model.requires_grad_(False)
     for module in list(model.blocks.modules()):
         if not isinstance(module, LoRALinear):

@@ -1,5 +1,4 @@
-"""Matrices in 8 or 4 bits: how their numbers lie in memory, and what they are in float32. Needs no
-torch.
+"""Matrices in 8 or 4 bits: how they lie in memory, what they are in float32. Needs no torch.
 
 Numbers lie in panels of 32 rows, each panel turned over, and along the inputs in groups of 32. Each
 row of a group has a scale, in bfloat16. In 4 bits, a byte holds a number of row r (its lower half)
@@ -47,8 +46,7 @@ class QuantisedMatrix:
 
 
 def dequantise(packed_weights: Any, scales: Any, nibble_shifts: Any) -> Any:
-    """Return some panels in float32, turned over: (inputs, rows), both filled up to whole panels
-    and groups.
+    """Return some panels in float32, turned over: (inputs, rows), filled up to panels and groups.
 
     Of numpy's arrays or torch's tensors, `halves` being `HALVES` as one of these.
     """

@@ -1,5 +1,4 @@
-"""Rotary positions: queries and keys turn with their place, so that their product depends on the
-distance alone.
+"""Rotary positions: queries and keys turn with their place; their product is of distance alone.
 
 Computed in float32 in the order in which the `transformers` library does, so that far positions
 agree with it too.

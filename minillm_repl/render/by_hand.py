@@ -1,6 +1,4 @@
-"""Draws what can be computed again by hand: with as many digits as it takes for what is shown to
-agree.
-"""
+"""Draws what can be computed again by hand: with enough digits for what is shown to agree."""
 
 from collections.abc import Callable
 from math import exp, sqrt
@@ -22,16 +20,12 @@ _ROWS, _LARGEST = 16, 12  # products: all, up to so many; of more, the largest
 
 
 def digits(least: int, agree: Callable[[int], bool]) -> int:
-    """Return the fewest digits after the point, from `least` on, with which what is shown
-    agrees.
-    """
+    """Return the fewest digits after the point, from `least` on, so that what is shown agrees."""
     return next((count for count in range(least, _MOST_DIGITS) if agree(count)), _MOST_DIGITS)
 
 
 def descent_picture(view: DescentView, _width: int) -> RenderableType:
-    """Return a row for each token that was to be predicted, the mean, and one weight's step in
-    full.
-    """
+    """Return a row for each token to predict, the mean, and one weight's step in full."""
     count = len(view.targets)
 
     def means_agree(places: int) -> bool:

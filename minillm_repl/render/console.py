@@ -154,8 +154,7 @@ class Screen:
 
 
 def make_console(stream: IO[str], color: ColorChoice = "auto") -> Transcript:
-    """Return a console for a stream: colours to a terminal unless NO_COLOR is set; always and never
-    are obeyed.
+    """Return a stream's console: colours to a terminal unless NO_COLOR is set, or always, or never.
 
     No markup, no highlighting, no emoji codes: text from a model means only itself.
     """

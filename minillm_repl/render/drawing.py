@@ -70,9 +70,7 @@ def label_width(tokens: Iterable[Token], min_width: int = 5) -> int:
 
 
 def component_name(name: str) -> str:
-    """Return the name that a view has for a part of the model, `head 2.1`, in the language that
-    is spoken.
-    """
+    """Return a view's name for a part of the model, `head 2.1`, in the language spoken."""
     which, kind = _LAYER_OR_HEAD.search(name), _LAYER_OR_HEAD.sub("{n}", name)
     assert kind in _COMPONENTS, name
     return _(kind, n=which[0]) if which else _(kind)
@@ -93,9 +91,7 @@ def format_logit(value: float, *, is_difference: bool) -> str:
 
 
 def nats(value: float) -> str:
-    """Return a divergence: three places, `0` for none at all, `4e-06` for what would be no more
-    than zeros.
-    """
+    """Return a divergence: three places, `0` for none at all, `4e-06` for what would be zeros."""
     return "0" if not value else f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}"
 
 
@@ -112,8 +108,7 @@ def signed_bar(value: float, max_abs: float, width: int) -> Text:
 
 
 def token_strip(tokens: Sequence[Token], shares: Sequence[float | None], width: int) -> Text:
-    """Return tokens one after the other, each coloured by its share (0 to 1) and with its level
-    below it.
+    """Return tokens in a row, each coloured by its share (0 to 1) and with its level below it.
 
     None is for a token that has no share.
     """

@@ -76,9 +76,7 @@ Drawing = Callable[[Console], object]
 
 
 def as_svg(drawing: Drawing, width: int, title: str) -> str:
-    """Return what is drawn as one SVG picture, `width` cells wide; it asks for nothing from
-    elsewhere.
-    """
+    """Return what is drawn as one SVG picture, `width` cells wide, with nothing from elsewhere."""
     picture = _recorded(drawing, width).export_svg(
         title=title, theme=SVG_EXPORT_THEME, code_format=_SVG
     )
@@ -122,9 +120,7 @@ def whole_width(view: RenderableType) -> int:
 
 
 def _recorded(drawing: Drawing, width: int) -> Console:
-    """Return a console that holds what a terminal of this width would show, wide and narrow
-    characters apart.
-    """
+    """Return a console of what a terminal of this width shows, wide and narrow characters apart."""
     terminal = _console(width)
     drawing(terminal)
     assert isinstance(terminal.file, StringIO)
@@ -148,9 +144,7 @@ def _console(width: int) -> Console:
 
 
 class _InRuns:
-    """A line as a terminal shows it: cut where it is full, and in pieces of characters that are
-    equally wide.
-    """
+    """A line as a terminal shows it: cut where full, and in pieces of equally wide characters."""
 
     def __init__(self, line: Text, width: int) -> None:
         self._line, self._width = line, width
@@ -171,8 +165,7 @@ class _InRuns:
 
 
 def _runs(text: str) -> Iterator[str]:
-    """Yield pieces of a text whose characters come from one font, most likely, and are equally
-    wide.
+    """Yield pieces of a text, each most likely of one font, its characters equally wide.
 
     Those without a width, which change the one before them, stay with it.
     """
@@ -200,8 +193,6 @@ def _as_long_as_its_cells(found: re.Match[str]) -> str:
 
 
 def _as_wide_as_its_cells(found: re.Match[str]) -> str:
-    """Return a character of the page in a box as wide as its cells; one without a width as it
-    is.
-    """
+    """Return a character for the page in a box as wide as its cells; without width, as it is."""
     wide = cell_len(found[0])
     return f"<i{' class=wide' if wide == 2 else ''}>{found[0]}</i>" if wide else found[0]

@@ -118,8 +118,7 @@ def step_title(step: Step, prompt: str, text: str, width: int) -> Text:
 
 
 def step_table(step: Step, samplers: str, width: int, marked_row: int | None = None) -> Text:
-    """Return the candidates: rank, token, id, the model's probability, and the one that was drawn
-    from.
+    """Return the candidates: rank, token, id, the model's probability, and that drawn from.
 
     ▶ is before the row `marked`, counted from 0, or else before what was drawn.
 

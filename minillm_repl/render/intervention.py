@@ -1,6 +1,4 @@
-"""Draws what changes when a part of the model is silenced, steered, or put there from another
-prompt.
-"""
+"""Draws what changes when a part of the model is silenced, steered, or from another prompt."""
 
 from rich.cells import cell_len
 from rich.console import Group, RenderableType

@@ -50,9 +50,7 @@ def _print(data: dict[str, Any], stream: IO[str]) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """Return a value as JSON has it: there is no infinity in it, and nothing that is not a
-    number.
-    """
+    """Return a value as JSON has it: no infinity is in it, and nothing that is no number."""
     if isinstance(value, tuple):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not isfinite(value) else value

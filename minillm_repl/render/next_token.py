@@ -1,6 +1,4 @@
-"""Draws what could come next: stage by stage, at several temperatures, of one continuation, on
-several ways.
-"""
+"""Draws what could come next: by stage, by temperature, of one continuation, on several ways."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,9 +24,7 @@ _CANDIDATE, _TEMPERATURE = 10, 9  # cells of a candidate, and of a column of pro
 
 
 def sampler_picture(view: SamplerView, _width: int) -> RenderableType:
-    """Return the candidates as rows and the stages as columns; below, what each stage left and
-    cut.
-    """
+    """Return candidates as rows and stages as columns; below, what each stage left and cut."""
     table = _candidates(_("logit"), *(_(stage.name).replace(" ", "\n") for stage in view.stages))
     penalised = any(stage.name.startswith("repeat") for stage in view.stages)
     for each in view.candidates:
@@ -96,9 +92,7 @@ def sweep_picture(view: SweepView, width: int) -> RenderableType:
 
 
 def prob_picture(view: ProbView, width: int) -> RenderableType:
-    """Return the tokens of the continuation, each with its probability, its rank, and what was
-    likelier.
-    """
+    """Return the continuation's tokens, each with its probability, rank, and what was likelier."""
     bars = 24 if width >= WIDE else 10 if width >= NARROW else 0
     table = plain_table(_("token"), _("probability"), "", _("rank"), _("most likely"), "")
     for place, column in enumerate(table.columns):
@@ -160,8 +154,7 @@ def branches_picture(view: BranchesView, _width: int) -> RenderableType:
 
 
 def _grow(tree: Tree, ways: Sequence[_Way], *, whole: bool) -> None:
-    """Add the ways below a node: those that begin with the same token share a stem as long as they
-    agree.
+    """Add the ways below a node: those that begin alike share a stem as long as they agree.
 
     `whole` says that they begin here: a piece that is all of a way has the way's probability.
     """

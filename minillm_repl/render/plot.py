@@ -20,8 +20,7 @@ _HUGE = 1e100  # what is above, or no number, is left out
 
 
 def loss_plot(train: Points, val: Points, columns: int, rows: int, colours: bool) -> Text:
-    """Return the curve of (step, loss) while training, smoothed, and dots for the losses on
-    held-out text.
+    """Return the smoothed curve of (step, loss) in training, and dots for held-out losses.
 
     It fills `columns` x `rows` cells, from 40 x 6 on. Losses are in nats per token.
     """
@@ -91,9 +90,7 @@ def _limits(values: Sequence[float], least: float) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float, most: int, least: float = 0.0) -> tuple[list[float], list[str]]:
-    """Return about `most` round numbers from low to high, at least so far apart, and what to
-    call them.
-    """
+    """Return about `most` round numbers from low to high, at least so far apart, and names."""
     rough = max((high - low) / max(most, 1), least)
     power = 10.0 ** floor(log10(rough))
     apart = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)

@@ -34,9 +34,7 @@ def plain_table(*columns: str) -> Table:
 
 
 def settings_table(settings: Any) -> Table:
-    """Return all settings: name, value, default, unit, meaning; what differs from its default is
-    bold.
-    """
+    """Return all settings: name, value, default, unit, meaning; bold if not the default."""
     table = plain_table(_("setting"), _("value"), _("default"), _("unit"), _("meaning"))
     for name, spec in specs(settings).items():
         value, default = value_of(settings, name), default_of(settings, name)

@@ -75,9 +75,7 @@ def tokens_picture(view: TokensView, width: int) -> RenderableType:
 
 
 def surprise_picture(view: SurpriseView, width: int) -> RenderableType:
-    """Return the text with a level for each token's surprisal, the figures, and the tokens that
-    surprised most.
-    """
+    """Return the text with levels of surprisal, the figures, and the most surprising tokens."""
     first = view.index_of(view.first)
     shares = [
         None if bits is None or place < first else bits / view.blind if view.blind else 0.0
@@ -168,9 +166,7 @@ def near_picture(view: NearView, width: int) -> RenderableType:
 
 
 def map_picture(view: MapView, width: int, height: int = 18) -> RenderableType:
-    """Return the map: a token's name where its vector lies, a dot where there is no room for the
-    name.
-    """
+    """Return the map: a token's name where its vector lies, a dot where the name has no room."""
     width = min(width, 100)
     xs, ys = [point.x for point in view.points], [point.y for point in view.points]
     cells: dict[tuple[int, int], tuple[str, str]] = {}

@@ -145,9 +145,7 @@ def neuron_picture(view: NeuronsView, width: int) -> RenderableType:
 
 
 def grad_picture(view: GradView, width: int) -> RenderableType:
-    """Return the text with a level for each gradient's norm, and a bar for each gradient ·
-    vector.
-    """
+    """Return the text with each gradient's level of norm, and a bar for gradient · vector."""
     most_norm, most = max(view.norms), max(map(abs, view.times)) or 1.0
     names, bars = label_width(view.tokens), max(16, min(60, width - 44))
     lines = Text(no_wrap=True)
@@ -183,9 +181,7 @@ def grad_picture(view: GradView, width: int) -> RenderableType:
 
 
 def _named(place: int, view: GradView | NeuronsView, width: int) -> Text:
-    """Return the position of a token, and the token, before a bar; as wide for each position of
-    a text.
-    """
+    """Return a token's position, and the token, before a bar; equally wide throughout a text."""
     name, digits = (
         short_label(view.tokens[place]),
         max(4, len(str(view.position_of(len(view.tokens) - 1)))),

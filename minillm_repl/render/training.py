@@ -75,9 +75,7 @@ class TrainingView:
         self._stack.close()
 
     def redraw_below(self) -> None:
-        """Leave what moves where it is, and draw the next below: others have written to the
-        terminal since.
-        """
+        """Leave what moves there, and draw the next below: others have written to the terminal."""
         # there is no public way; its lines are no longer those above the cursor
         self._live._live_render._shape = None
 
@@ -200,9 +198,7 @@ class TrainingView:
 
 
 class Throughput:
-    """How long the last steps took; what is done between them, measuring and saving, counts
-    apart.
-    """
+    """How long the last steps took; measuring and saving between them count apart."""
 
     def __init__(self) -> None:
         self._steps = self._tokens = self._seconds = 0.0  # of late: what is long ago weighs less
@@ -226,9 +222,7 @@ class Throughput:
         return self._tokens / self._seconds if self.is_known else 0.0
 
     def estimate_seconds(self, steps: int, evaluations: float = 0.0) -> float:
-        """Return how long so many steps and measurements will take, with what is done between
-        them.
-        """
+        """Return how long so many steps and measurements will take, with all between them."""
         each = self._eval_seconds / self._eval_count if self._eval_count else 0.0
         return (
             steps * (self._seconds / self._steps + self._saving_seconds / self._step_count)
@@ -340,9 +334,7 @@ def perplexity(loss: float) -> float:
 
 
 def _evaluation_columns(event: Evaluated, steps: int) -> list[str]:
-    """Return what was measured, in columns as wide as those of every other measurement of the
-    run.
-    """
+    """Return what was measured, in columns as wide as in all other measurements of the run."""
     train, val = event.train_loss, event.val_loss
     return [
         _("step {number}", number=f"{event.step:>{len(f'{steps:,}')},}"),

@@ -19,9 +19,7 @@ _ROWS = 20
 
 
 def watch_picture(view: WatchView, width: int) -> RenderableType:
-    """Return a row for each moment, or for so many of them: what was likely, and since which
-    layer.
-    """
+    """Return a row for each moment, or so many: what was likely, and since which layer."""
     last = len(view.moments) - 1
     rows = sorted({round(place * last / (_ROWS - 1)) for place in range(_ROWS)})
     bars = 20 if width >= 100 else 8

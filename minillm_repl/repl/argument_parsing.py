@@ -60,9 +60,7 @@ def _quote_end(text: str, start: int) -> int:
 
 
 def mask_quoted(text: str) -> str:
-    """Return `text` with each character of its quoted parts replaced: as long as before, and
-    without options.
-    """
+    """Return `text` with its quoted characters replaced: as long as before, without options."""
     for start, end in quoted_spans(text):
         text = text[:start] + _QUOTED * (end - start) + text[end:]
     return text
@@ -121,9 +119,7 @@ def parse_output(argument: str) -> tuple[str, Output]:
 
 
 def parse_overwrite(argument: str) -> tuple[str, bool]:
-    """Take `--overwrite` out of what follows a command; return the rest, and whether it was
-    there.
-    """
+    """Take `--overwrite` out of what follows a command; return the rest, and if it was there."""
     found = _OVERWRITE.search(mask_quoted(argument))
     return (
         (argument[: found.start()] + argument[found.end() :], True) if found else (argument, False)

@@ -19,9 +19,7 @@ def ensure_home() -> None:
 
 
 def ensure_working_directory(screen: Screen) -> None:
-    """Go home, and say so, if the present folder has been deleted: libraries end the process
-    there.
-    """
+    """Go home, and say so, if the present folder is deleted: libraries end the process there."""
     try:
         os.getcwd()  # noqa: PTH109 - all that is asked is whether it raises
     except FileNotFoundError:

@@ -50,8 +50,7 @@ class Arguments:
 
     @classmethod
     def parse(cls, argument: str) -> "Arguments":
-        """Read what follows a command: `2.1 "a text" --json FILE`; options count only outside
-        quotes.
+        """Read what follows a command: `2.1 "a text" --json FILE`; quoted options do not count.
 
         Raises UserError for what is no option, for quotes with nothing in them, for a file that no
         view may replace.
@@ -66,8 +65,7 @@ class Arguments:
 
     @classmethod
     def parse_verbatim(cls, argument: str) -> "Arguments":
-        """Read what follows a command whose text is taken as it is: `--json FILE` counts only
-        before it.
+        """Read what follows a command with its text as it is: `--json FILE` counts only before it.
 
         Raises UserError as `of` does.
         """
@@ -171,9 +169,7 @@ def inspect_ids(
 
 
 def import_insight(shell: Shell) -> None:
-    """Import torch, which takes a second or two, unless Ctrl-C is pressed: then UserError is
-    raised.
-    """
+    """Import torch, which takes a second or two; on Ctrl-C, UserError is raised."""
     with shell.screen.waiting(_("preparing to inspect the model")):
         run_interruptibly(
             partial(import_module, "minillm_repl.insight.inspected_text"), shell.interrupted
@@ -188,8 +184,7 @@ def show_view(
     model: LoadedModel | None = None,
     pinned: tuple[int, int] = (0, 0),
 ) -> None:
-    """Draw a view, or write its numbers to a file; it is what `:export` and `:scroll` mean from now
-    on.
+    """Draw a view, or write its numbers to a file; `:export` and `:scroll` mean it from now on.
 
     `of` is the model that was looked at, if not the open one; what is changed in it is told above
     the view, and so is what the model does not see of the text. `pins` are the rows and columns of

@@ -1,6 +1,4 @@
-"""The terminal's own settings: while the program works, while it is suspended, and once it goes
-on.
-"""
+"""The terminal's settings: while the program works, while it is suspended, once it goes on."""
 
 import os
 import signal
@@ -66,9 +64,7 @@ def typeahead(
 def suspendable(
     on_suspend: Callable[[], None] = lambda: None, on_resume: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
-    """Let Ctrl-Z suspend the program after `leave`; `again` is called as soon as it goes on in
-    the foreground.
-    """
+    """Let Ctrl-Z suspend the program after `leave`; `again` is called once it is in front again."""
     # Windows; a wish
     if not hasattr(signal, "SIGTSTP") or signal.getsignal(signal.SIGTSTP) == signal.SIG_IGN:
         yield
@@ -113,9 +109,7 @@ def suspendable(
 
 @contextmanager
 def on_process_resume(callback: Callable[[], None]) -> Iterator[None]:
-    """Have `again` called as soon as the program goes on, before the terminal's settings come
-    back.
-    """
+    """Have `again` called once the program goes on, before the terminal's settings come back."""
     if not hasattr(signal, "SIGCONT") or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,6 +1,4 @@
-"""What terminals send for keys, beyond what prompt_toolkit knows; and pastes that stay whole at
-any time.
-"""
+"""What terminals send for keys, beyond what prompt_toolkit knows; and pastes that stay whole."""
 
 import os
 import re

@@ -96,8 +96,7 @@ def run_script(shell: Shell, lines: Iterable[str]) -> int:
 def run_guarded(
     shell: Shell, action: Callable[[], object], *, is_interrupted: bool = False
 ) -> bool:
-    """Do something, and tell whether it worked; with `stopped` Ctrl-C was pressed before it could
-    begin.
+    """Do something, and tell whether it worked; with `stopped` Ctrl-C was pressed before it began.
 
     Raises Leave, SystemExit for a third Ctrl-C, and KeyboardInterrupt where nobody is typing.
     """
@@ -141,9 +140,7 @@ def run_guarded(
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Tell whether memory ran out: torch says so in errors of its own, on the CPU only by their
-    text.
-    """
+    """Tell whether memory ran out: torch has its own errors for it, on the CPU only their text."""
     message = str(error)
     return (
         isinstance(error, MemoryError)

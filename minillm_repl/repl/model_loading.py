@@ -25,9 +25,7 @@ if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, whil
 
 @dataclass(frozen=True)
 class Intervention:
-    """Something that is done to what a model thinks, from when it is asked for until it is
-    turned off.
-    """
+    """Something done to what a model thinks, from when it is asked for until turned off."""
 
     command: str  # that turns it off: `ablate`
     # what the user is told of it, in the language of the moment: `without head 2.1`

@@ -49,8 +49,7 @@ def run_one_shot(shell: Shell, prompt: str, *, echo: bool, json: bool) -> None:
 
 
 def prompt_text(shell: Shell, prompt: str) -> str:
-    """Return the text to complete: what is piped in, and after it, on a line of its own, what `-p`
-    says.
+    """Return the text to complete: what is piped in, then, on its own line, what `-p` says.
 
     Raises UserError if what is piped in is no text.
     """

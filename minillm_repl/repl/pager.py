@@ -20,9 +20,7 @@ from minillm_repl.repl.keyboard import suspend
 
 
 class Pager:
-    """A view and the place in it that is seen; the first `pins` rows and columns of it always
-    are.
-    """
+    """A view and the place in it that is seen; its first `pins` rows and columns always are."""
 
     def __init__(
         self, view: RenderableType, width: int, console: Console, pinned: tuple[int, int] = (0, 0)
@@ -46,9 +44,7 @@ class Pager:
         self._app.run()
 
     def _visible_part(self) -> StyleAndTextTuples:
-        """Return the part of the view that the terminal has room for; half a wide character is a
-        space.
-        """
+        """Return the part of the view that the terminal has room for; half a character is blank."""
         size, first = self._app.output.get_size(), self._pinned_rows
         begin = self._pinned_columns + self._column
         below = self._lines[first + self._row : self._row + max(first, size.rows - 1)]

@@ -1,6 +1,4 @@
-"""Prompt lines for a person whose stdout leads elsewhere: they are typed on the terminal as it
-is.
-"""
+"""Prompt lines for a person whose stdout leads elsewhere: typed on the terminal as it is."""
 
 import sys
 from collections.abc import Callable

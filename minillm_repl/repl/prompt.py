@@ -226,8 +226,7 @@ class PromptReader:
         return unwrap_multiline(self._prompt.prompt())
 
     def was_interrupted(self) -> bool:
-        """Tell whether Ctrl-C was pressed right after the line that was read; other keys wait for
-        the next.
+        """Tell whether Ctrl-C was pressed right after the line that was read; other keys wait.
 
         While a line is read the terminal sends Ctrl-C as a key, so one right after Enter is no
         signal.
@@ -256,9 +255,7 @@ class PromptReader:
         return FormattedText([("class:placeholder", hint)])
 
     def _has_tokens_for(self, text: str) -> bool:
-        """Tell whether the model has tokens for a text, and not only for the bytes of its
-        characters.
-        """
+        """Tell whether the model has tokens for a text, not only for its characters' bytes."""
         model = self._shell.session.model
         tokenizer = model.checkpoint.tokenizer if model else None
         return (
@@ -276,9 +273,7 @@ class PromptReader:
         )
 
     def _toolbar(self) -> FormattedText:
-        """Return as many facts as fit: model, what is changed in it, samplers, verbose, context,
-        speed.
-        """
+        """Return what facts fit: model, what is changed, samplers, verbose, context, speed."""
         session, model = self._shell.session, self._shell.session.model
         verbose = format_value(specs(session.settings)["verbose"], session.settings.verbose)
         name = (

@@ -14,8 +14,7 @@ from minillm_repl.safetext import graphemes, safe, strip_joiners
 
 
 class SafeClusterProcessor(Processor):
-    """Shows what could steer the terminal, and prompt_toolkit lets through, as `�`: file names can
-    hold anything.
+    """Shows as `�` what could steer a terminal and prompt_toolkit lets through, as in file names.
 
     Clusters are shown in their parts, whose cells prompt_toolkit counts: a terminal may draw a
     family as one, or three.

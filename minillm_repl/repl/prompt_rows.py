@@ -1,6 +1,4 @@
-"""How many rows a line that is typed takes: as many as are drawn, also where its letters are
-wide.
-"""
+"""How many rows a typed line takes: as many as are drawn, also where its letters are wide."""
 
 from prompt_toolkit.formatted_text import fragment_list_to_text, to_formatted_text
 from prompt_toolkit.layout import BufferControl, Layout, UIContent
@@ -23,9 +21,7 @@ class WrappedContent(UIContent):
         get_line_prefix: GetLinePrefixCallable | None,
         slice_stop: int | None = None,
     ) -> int:
-        """Return the number of rows of a line, or of as much of it as stands before
-        `slice_stop`.
-        """
+        """Return the number of rows of a line, or of what stands before `slice_stop`."""
         line = fragment_list_to_text(self.get_line(lineno))[:slice_stop]
         cells = get_cwidth(line)
         if cells == len(line) or width < 2:  # no wide letters, or no room for any

@@ -127,9 +127,7 @@ class Registry:
 
 
 def normalise_name(name: str) -> str:
-    """Return a typed name with whole syllables: some keyboards and files give Hangul letter by
-    letter.
-    """
+    """Return a typed name with whole syllables: some keyboards and files give Hangul in letters."""
     return unicodedata.normalize("NFC", name)
 
 

@@ -69,9 +69,7 @@ class Session:
     # -- the model
 
     def start_loading(self, on_progress: Callable[[], None] = lambda: None) -> None:
-        """Begin to open `path` in the background, once, if it is there; `changed` is called from
-        that thread.
-        """
+        """Begin to open `path` in the background, once, if there; that thread calls `changed`."""
         if self.path is not None and not self.writable and self.has_no_model:
             self._loading_future = ModelFuture(self.loader, self.path, on_progress)
 
@@ -82,9 +80,7 @@ class Session:
 
     @property
     def loading_future(self) -> "ModelFuture | None":
-        """The model that is being opened, or could not be; None when there is nothing to wait
-        for.
-        """
+        """The model that is being opened, or could not be; None if there is none to wait for."""
         return self._loading_future
 
     @property
@@ -212,8 +208,7 @@ class Session:
         )
 
     def start_chat_turn(self, model: LoadedModel, text: str) -> int:
-        """Start a turn in which the model answers; return how many of the oldest turns it no longer
-        sees.
+        """Start a turn that the model answers; return how many oldest turns it no longer sees.
 
         Raises UserError if the chat template refuses, or the text is too long.
         """
@@ -242,8 +237,7 @@ class Session:
         return min(self.settings.max_tokens or DEFAULT_ANSWER_TOKENS, context // 2)
 
     def continue_text(self, new_ids: list[int], text: str) -> None:
-        """Start a turn in which the model goes on from where the text ended, or from `more` after
-        it.
+        """Start a turn in which the model goes on from the text's end, or from `more` after it.
 
         Raises UserError if there is no text.
         """
@@ -310,9 +304,7 @@ class Session:
         )
 
     def set_turn_seed(self, seed: int) -> None:
-        """Note the last seed that was drawn for the present turn: another try takes the next
-        one.
-        """
+        """Note the last seed drawn for the present turn: another try takes the next one."""
         self.turns[-1] = replace(self.turns[-1], seed=seed)
 
     def generate(

@@ -233,9 +233,7 @@ class Shell:
             )
 
     def respond(self, model: LoadedModel, prefix: str = "", *, echo: bool = True) -> "Finished":
-        """Let the model continue the session's text, and draw both: what it was given, and what
-        it adds.
-        """
+        """Let the model continue the session's text; draw what it was given and what it adds."""
         from minillm_repl.render.generation import draw_steps, draw_text, generation_summary
 
         session, screen = self.session, self.screen

@@ -88,8 +88,7 @@ def run_interruptibly(action: Callable[[], ResultT], interrupted: Callable[[], b
 
 @contextmanager
 def catch_termination() -> Iterator[Callable[[], int]]:
-    """Give a function that tells which signal to end has come since: SIGTERM, SIGHUP, or 0 for
-    none.
+    """Give a function that tells which signal to end came since: SIGTERM, SIGHUP, 0 for none.
 
     Meanwhile none of them ends the process at once.
     """

@@ -60,9 +60,7 @@ class Stepper:
         )
 
     def run(self) -> bool:
-        """Let the user choose until they leave; tell whether the model is to write on to the
-        end.
-        """
+        """Let the user choose until they leave; tell whether the model is to write to the end."""
         return self._app.run()
 
     def _refresh_step(self) -> None:
@@ -74,9 +72,7 @@ class Stepper:
     # -- what is shown
 
     def _render(self) -> ANSI:
-        """Return the text so far, the candidates, and the keys, for the size that the terminal
-        has now.
-        """
+        """Return the text so far, the candidates and the keys, for the terminal's present size."""
         size = self._app.output.get_size()
         step = self._selected_step()
         heading, rule, *rows = step_table(

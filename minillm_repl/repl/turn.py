@@ -9,9 +9,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Turn:
-    """One prompt, continuation or second try: what was there before it, and what the model was
-    given.
-    """
+    """One prompt, continuation or second try: what was before it, and what the model was given."""
 
     ids_before: tuple[int, ...]
     messages_before: "tuple[Message, ...]"
@@ -23,8 +21,7 @@ class Turn:
     seed_setting: int | None = None  # the setting then
 
     def next_seed(self, setting: int | None) -> int | None:
-        """Return the seed of another try, with the seed that is set now; None is any that nobody
-        has set.
+        """Return the seed of another try, with the seed set now; None is any that nobody set.
 
         A seed that was set after the turn was drawn is taken as it is, unless the turn was drawn
         with it.

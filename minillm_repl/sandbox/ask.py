@@ -18,8 +18,7 @@ _TIMEOUT_SECONDS = (
 
 
 def run_sandboxed(job: str, what: str, **request: Any) -> Any:
-    """Have a job done: `template` renders a chat template, `tokenizer` tries a tokenizer's
-    description.
+    """Have a job done: `template` renders a chat template, `tokenizer` tries a description.
 
     Raises UserError naming `what` if that is refused, fails, or takes too much time or memory.
     """

@@ -28,8 +28,7 @@ def render(
     conversations: list[tuple[list[dict[str, str]], bool]],
     probes: list[list[dict[str, str]]],
 ) -> tuple[list[tuple[str, list[tuple[int, int]]]], list[str]]:
-    """Return what a chat template makes of conversations, each with or without the start of an
-    answer.
+    """Return what a chat template makes of conversations, with or without an answer's start.
 
     Beside each text are the parts that the template marks as an answer. Then come the texts of
     conversations that are only tried: of one that is refused, an empty one. It sees what the

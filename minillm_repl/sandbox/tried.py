@@ -1,6 +1,4 @@
-"""Tokenizers' descriptions that have been tried on this machine: a second trial would find the
-same.
-"""
+"""Tokenizers' descriptions tried on this machine: a second trial would find the same."""
 
 import hashlib
 import os

@@ -1,6 +1,4 @@
-"""Text files in the encodings that people's programs write, told apart by their bytes; the rest
-is refused.
-"""
+"""Text files in the encodings that programs write, told apart by bytes; the rest is refused."""
 
 import codecs
 import io
@@ -70,8 +68,7 @@ def read_text(path: Path, detected: DetectedEncoding | None = None) -> str:
 
 
 def read_text_chunks(path: Path, detected: DetectedEncoding, size: int = _SAMPLE) -> Iterator[str]:
-    """Yield a text file in pieces of about `size` bytes, line ends as newlines, and note how it is
-    written.
+    """Yield a text file in pieces of about `size` bytes, line ends as newlines; note its encoding.
 
     UTF-8, UTF-16, UTF-32 and CP949 (which EUC-KR is a part of) are read. Raises UserError that
     names the file, the first byte that does not fit, and what helps.
@@ -163,9 +160,7 @@ def _decode_prefix(sample: bytes, encoding: str) -> str | None:
 
 
 def _is_korean(text: str) -> bool:
-    """Tell whether a text that was read as CP949 is Korean: bytes of other encodings become rare
-    letters there.
-    """
+    """Tell whether a text read as CP949 is Korean: other encodings' bytes make rare letters."""
     letters = [letter for letter in text if letter > "\x7f" and letter.isalpha()]
     usual = [letter for letter in letters if "가" <= letter <= "힣" and _in_euc_kr(letter)]
     runs, before_latin = len(_RUNS.findall(text)), len(_BEFORE_LATIN.findall(text))
@@ -182,9 +177,7 @@ def _in_euc_kr(letter: str) -> bool:
 
 
 def _guess_wide_encoding(sample: bytes) -> str:
-    """Return which encoding of two or four bytes for each character a text is in; empty if it is
-    none.
-    """
+    """Return which encoding of two or four bytes a character a text is in; empty if none."""
     for encoding in ("UTF-32-LE", "UTF-32-BE"):
         if _is_text(_decode_prefix(sample, encoding)):
             return encoding

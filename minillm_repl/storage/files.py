@@ -39,9 +39,7 @@ _PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")
 
 
 def describe_file(first_bytes: bytes) -> str:
-    """Return what a file is that begins with `head`, as words after `NAME is`; empty if it is
-    nothing known.
-    """
+    """Return what a file beginning with `head` is, as words after `NAME is`; empty if not known."""
     if not first_bytes:
         return _("empty")
     for beginning, kind in _SIGNATURES.items():
@@ -69,9 +67,7 @@ def is_text(first_bytes: bytes) -> bool:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading; a directory, FIFO or device is refused without being
-    waited for.
-    """
+    """Open a regular file to read; a directory, FIFO or device is refused, not waited for."""
     name = safe_line(str(path))
     try:
         # Not blocking, or a FIFO without a writer would hang us before we can see that it is one.

@@ -1,6 +1,4 @@
-"""Where a checkpoint named by the user lies: at a path, with the program, or in Hugging Face's
-cache.
-"""
+"""Where a checkpoint that the user names lies: at a path, with the program, or in the HF cache."""
 
 import os
 import re
@@ -81,16 +79,13 @@ def _snapshot(folder: Path) -> Path | None:
 
 
 def _name_in_cache(folder: Path) -> str:
-    """Return the name of the model that a folder of the cache is for; empty if it is none of
-    these.
-    """
+    """Return the name of the model that a folder of the cache is for; empty if none."""
     match = _CACHED.fullmatch(folder.name)
     return "/".join(part for part in match.groups() if part) if match else ""
 
 
 def find_checkpoint(name: str) -> Path:
-    """Return what `name` means: a file, one less its ending, a model's folder, a shipped or cached
-    model.
+    """Return what `name` means: a file with or without ending, a folder, a shipped or cached model.
 
     If it means none of these, it is the path as given.
     """
@@ -182,9 +177,7 @@ def exists(path: Path) -> bool:
 
 
 def is_shipped(path: Path | None) -> bool:
-    """Tell whether a path lies in the folder of the shipped checkpoints, which is not the user's
-    to overwrite.
-    """
+    """Tell whether a path lies with the shipped checkpoints, which users are not to overwrite."""
     return path is not None and _realpath(path).parent == shipped_folder()
 
 

@@ -34,9 +34,7 @@ def temporary_path(folder: Path, make: Callable[[Path], None]) -> Iterator[Path]
 
 
 def clear_abandoned(folder: Path) -> None:
-    """Remove what saves that were killed have left in a folder; what a living process writes
-    stays.
-    """
+    """Remove what killed saves have left in a folder; what a living process writes stays."""
     with suppress(OSError):
         for path in folder.iterdir():
             if _TEMPORARY_NAME.fullmatch(path.name):

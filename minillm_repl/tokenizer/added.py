@@ -1,6 +1,4 @@
-"""Added tokens: those that files beside the tokenizer.json name, and those that somebody only
-typed.
-"""
+"""Added tokens: those that files beside the tokenizer.json name, and those only typed."""
 
 import json
 import re
@@ -30,8 +28,7 @@ def added_token(
 def add_tokens(
     description: Mapping[str, Any], tokens: Iterable[Mapping[str, Any]]
 ) -> Mapping[str, Any]:
-    """Return a description of which these tokens are a part, in this order; those that it has get
-    their flags.
+    """Return a description with these tokens in it, in this order; those it has get their flags.
 
     The library gives a token that the vocabulary lacks the next free id, whatever a file says, and
     what is special in one file stays so; so does this.
@@ -89,8 +86,7 @@ def _parse_vocabulary(
 
 
 def find_prefix_ids(library: tokenizers.Tokenizer, texts: Sequence[str]) -> list[int]:
-    """Return the ids that a tokenizer puts before every text, seen on the first of `texts` that it
-    can read.
+    """Return the ids that a tokenizer puts before every text, as the first readable text shows.
 
     What it puts after one (`</s>`) closes the text, and would be read as if there were no more to
     say.
@@ -107,9 +103,7 @@ def find_prefix_ids(library: tokenizers.Tokenizer, texts: Sequence[str]) -> list
 
 
 def names_pattern(tokens: Iterable[tokenizers.AddedToken]) -> re.Pattern[str]:
-    """Return what finds the names of added tokens in a text as the library does, the longest
-    first.
-    """
+    """Return what finds added tokens' names in a text as the library does, longest first."""
     ordered = sorted(
         (each for each in tokens if each.content), key=lambda each: len(each.content), reverse=True
     )

@@ -41,9 +41,7 @@ class Tokenizer(Protocol):
         """Return the characters of `text` that the vocabulary lacks, each once, in order."""
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the bytes of one token: possibly only a part of a character; none for a special
-        token.
-        """
+        """Return the bytes of a token: maybe only part of a character; none for a special one."""
 
     def special_name(self, token: int) -> str:
         """Return the name of a token that is not text (`<|im_end|>`); empty for one that is."""
@@ -96,9 +94,7 @@ class Tokenizer(Protocol):
         return [self.encode(text, add_special=False) for text in texts]
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a checkpoint has to hold for `tokenizer_from_json` to make this tokenizer
-        again.
-        """
+        """Return what a checkpoint must hold for `tokenizer_from_json` to make this again."""
 
 
 @dataclass(frozen=True, slots=True)

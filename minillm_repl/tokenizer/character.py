@@ -1,6 +1,4 @@
-"""One token per character, as in the study note: the vocabulary is the sorted set of the
-corpus's characters.
-"""
+"""A token per character, as in the study note: the vocabulary is the corpus's sorted characters."""
 
 import re
 import unicodedata
@@ -113,9 +111,7 @@ class CharacterTokenizer(Tokenizer):
 
 
 class IdTokenizer(Tokenizer):
-    """For weights that came without a vocabulary: tokens are written as their numbers, `12 7 30
-    `.
-    """
+    """For weights without a vocabulary: tokens are written as their numbers, `12 7 30 `."""
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size

@@ -1,6 +1,4 @@
-"""Descriptions (tokenizer.json) of tokenizers that are made here: of GPT-2's files, of texts, of
-characters.
-"""
+"""Descriptions (tokenizer.json) of tokenizers made here: of GPT-2's files, texts, characters."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,8 +24,7 @@ def byte_level_bpe(
     tokenizer_class: str = BYTE_LEVEL_CLASSES[0],
     add_prefix_space: bool = False,
 ) -> dict[str, Any]:
-    """Return the description of a tokenizer like GPT-2's from its `vocab.json` and its
-    `merges.txt`.
+    """Return the description of a tokenizer like GPT-2's from its `vocab.json` and `merges.txt`.
 
     Its `<|endoftext|>` is a special token, where the vocabulary has one. `kind` is one of
     `BYTE_LEVEL`. Raises UserError if they do not go together.

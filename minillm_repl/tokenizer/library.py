@@ -12,9 +12,7 @@ from minillm_repl.safetext import safe_line
 
 @contextmanager
 def library_errors() -> Iterator[None]:
-    """Turn what the library raises into a UserError: plain Exceptions, and panics, which are not
-    even that.
-    """
+    """Turn what the library raises into a UserError: Exceptions, and panics, which are none."""
     try:
         yield
     except UserError:

@@ -59,8 +59,7 @@ def _is_single_token(tokenizer: Tokenizer, ids: list[int], text: str) -> bool:
 
 
 def count_prefix_spaces(tokenizer: Tokenizer, ids: Sequence[int], text: str | None = None) -> int:
-    """Return how many bytes (a space, or none) the tokenizer has put before the text that became
-    `ids`.
+    """Return how many bytes (a space, or none) the tokenizer put before the text of `ids`.
 
     Of a text that is not known, whether it puts one before others.
     """

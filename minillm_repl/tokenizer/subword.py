@@ -1,6 +1,4 @@
-"""Subword tokenizers (byte-level BPE, SentencePiece-like BPE, ...), run by the `tokenizers`
-library.
-"""
+"""Subword tokenizers (byte-level BPE, SentencePiece-like BPE, ...), run by `tokenizers`."""
 
 import copy
 import json
@@ -194,9 +192,7 @@ class SubwordTokenizer(Tokenizer):
         )
 
     def find_unknown(self, text: str) -> list[str]:
-        """Return the pieces of `text` that become the unknown token, or are skipped, each once,
-        in order.
-        """
+        """Return the pieces of `text` that become unknown or are skipped, each once, in order."""
         if not self.unk_token:
             return self._skipped_characters(text) if self._may_skip else []
         encoding = self._encode(text, False, False)
@@ -207,9 +203,7 @@ class SubwordTokenizer(Tokenizer):
         )
 
     def _skipped_characters(self, text: str) -> list[str]:
-        """Return the characters, but for blanks, of which no token is made, as they are when
-        normalised.
-        """
+        """Return the characters, blanks apart, of which no token is made, as normalised."""
         with library_errors():
             normalizer = self._tokenizer_without_prefix.normalizer
             normal = normalizer.normalize_str(replace_surrogates(text)) if normalizer else text
@@ -217,15 +211,11 @@ class SubwordTokenizer(Tokenizer):
         return [each for each in known if not self._encode(each, False, False).ids]
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the bytes of one token; none for a special token, or an id that stands for
-        nothing.
-        """
+        """Return the bytes of a token; none for a special one or an id without meaning."""
         return self._token_bytes.get(token, b"") if token not in self._special_tokens else b""
 
     def special_name(self, token: int) -> str:
-        """Return the name of a special token, or `<unused 50300>` for an id that stands for
-        nothing.
-        """
+        """Return the name of a special token, `<unused 50300>` for an id without meaning."""
         if token in self._special_tokens:
             return self._special_tokens[token]
         return "" if token in self._token_bytes else f"<unused {token}>"
@@ -253,9 +243,7 @@ class SubwordTokenizer(Tokenizer):
 
     @property
     def added_names(self) -> list[str]:
-        """The names of special tokens, and of others that stand for themselves wherever they are
-        written.
-        """
+        """The names of special tokens, and of others that stand for themselves wherever written."""
         return [entry.content for entry in self._added_tokens.values() if entry.content.strip()]
 
     @property
@@ -275,9 +263,7 @@ class SubwordTokenizer(Tokenizer):
 
 
 def _steps(step: Any) -> Iterator[dict[str, Any]]:
-    """Yield the steps of a normaliser, pre-tokenizer or decoder, which may be a sequence of
-    sequences.
-    """
+    """Yield the steps of a normaliser, pre-tokenizer or decoder, maybe a sequence of sequences."""
     if isinstance(step, dict):
         yield step
         for key in ("normalizers", "pretokenizers", "decoders"):
@@ -323,9 +309,7 @@ def _find_unk_token(description: Mapping[str, Any]) -> str:
 def _make_name_decoder(
     description: Mapping[str, Any], library: tokenizers.Tokenizer
 ) -> Callable[[int, str], bytes]:
-    """Return what turns a token's id and written form into its bytes, by the kind of its
-    decoder.
-    """
+    """Return what turns a token's id and written form into bytes, by kind of decoder."""
     kinds = {part.get("type") for part in _steps(description.get("decoder"))}
     if "ByteLevel" in kinds:
         return lambda _, name: _decode_byte_level(name)
@@ -342,9 +326,7 @@ def _from_sentencepiece(name: str) -> bytes:
 
 
 def _decode_byte_level(name: str) -> bytes:
-    """Return the bytes that letters stand for in GPT-2's way; a name with other letters stands
-    for itself.
-    """
+    """Return the bytes that letters stand for in GPT-2; a name with others stands for itself."""
     try:
         return name.translate(_UNICODE_TO_BYTES).encode("latin-1")
     except UnicodeEncodeError:

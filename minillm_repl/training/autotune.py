@@ -32,8 +32,7 @@ def torch_threads(count: int) -> Iterator[None]:
 def autotune(
     trainer: Trainer, threads: int, interrupted: Callable[[], bool]
 ) -> tuple[int, str, float]:
-    """Return the number of threads and the precision that are fastest, and the seconds of a step
-    with them.
+    """Return the fastest number of threads and precision, and the seconds of a step with them.
 
     What the user gave, and what makes no difference for so small a model, is not tried. The model
     is left as it was. Raises Interrupted.

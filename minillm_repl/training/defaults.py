@@ -67,9 +67,7 @@ def resolve_new_model(plan: TrainPlan, preset: str) -> TrainPlan:
 
 
 def resolve_finetuning(plan: TrainPlan, config: AnyConfig, tokens: int) -> TrainPlan:
-    """Return a plan for training a model further in which every size is given: by default about
-    one pass.
-    """
+    """Return a plan with every size given to train a model further: by default about one pass."""
     # a longer one costs memory and time at each step
     context_length = min(config.context_length, plan.context_length or _FINETUNE_CONTEXT)
     batch_size = plan.batch_size or max(1, _FINETUNE_BATCH_TOKENS // context_length)

@@ -28,9 +28,7 @@ class Distributed:
     world_size: int = 1
 
     def shard(self, model: LanguageModel) -> None:
-        """Let each process hold only its share of every weight (FSDP2), for a model too large
-        for one.
-        """
+        """Let each process hold its share of every weight (FSDP2), for models too large for one."""
         if self.world_size > 1:
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
@@ -50,9 +48,7 @@ class Distributed:
 
     @contextmanager
     def no_sync(self, forward: nn.Module) -> Iterator[None]:
-        """Let gradients gather in this process, to be averaged with those of a later part of the
-        batch.
-        """
+        """Let gradients gather in this process, to be averaged with a later part of the batch."""
         ddp_no_sync = getattr(forward, "no_sync", None)  # DistributedDataParallel's
         with ddp_no_sync() if ddp_no_sync else nullcontext():
             set_fsdp_sync = getattr(
@@ -71,9 +67,7 @@ class Distributed:
         return value
 
     def any_rank(self, flag: bool, device: torch.device) -> bool:
-        """Tell whether a flag is set in any of the processes, so that all of them go the same
-        way.
-        """
+        """Tell whether a flag is set in any of the processes, so that all go the same way."""
         return (
             flag
             if self.world_size == 1

@@ -78,9 +78,7 @@ class Repairs:
 
 
 def with_file_name(note: str, files: list[str]) -> str:
-    """Return a note after the name of the first file that it is about, and how many more there
-    are.
-    """
+    """Return a note after the name of the first file it is about, and how many more there are."""
     if not files:
         return note
     first, more = safe_line(files[0]), len(files) - 1
@@ -107,9 +105,7 @@ def _normalise_chunks(chunks: Iterator[str], repairs: Repairs) -> Iterator[str]:
 
 
 def _normalisation_boundary(text: str) -> int:
-    """Return where a text can be cut with nothing composed across: before its last space or
-    newline.
-    """
+    """Return where a text can be cut, nothing composed across: before its last space or newline."""
     cut = max(text.rfind(" "), text.rfind("\n"))
     if cut <= 0 and len(text) > 4 * CHUNK_SIZE:
         cut = next(

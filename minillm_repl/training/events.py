@@ -24,9 +24,7 @@ class TrainStep:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """The losses were measured, each over an even sample of its text, or all of it where that is
-    short.
-    """
+    """The losses were measured, each over an even sample of its text, or all of a short one."""
 
     step: int
     train_loss: float
@@ -45,9 +43,7 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class NotSaved:
-    """The run could not be saved after this step; it goes on, and what was saved before is still
-    there.
-    """
+    """The run could not be saved after this step; it goes on, and the last save is still there."""
 
     step: int
     why: str

@@ -47,9 +47,7 @@ _TEXT_ONLY_SPLITS = (
 
 @dataclass(frozen=True)
 class FileFormat:
-    """How a file is read: as `text`, as JSON `lines`, as a JSON `array` (or one value), or as a
-    `table`.
-    """
+    """How a file is read: as `text`, JSON `lines`, a JSON `array` (or one value), or a `table`."""
 
     kind: str = "text"
     delimiter: str = ""

@@ -1,5 +1,4 @@
-"""Muon, an optimiser for matrices: the momentum of the gradient, with all its directions made
-equally long.
+"""Muon, an optimiser for matrices: the gradient's momentum, all its directions equally long.
 
 Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/); the size of a step is that of Liu
 et al. 2025 (https://arxiv.org/abs/2502.16982), with which AdamW's learning rates fit. torch's own
@@ -19,9 +18,7 @@ _EPS = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """Moves matrices by orthogonalised momentum; `dtype` is asked at each step what to compute
-    that in.
-    """
+    """Moves matrices by orthogonalised momentum; `dtype` says at each step what to compute in."""
 
     def __init__(
         self,
@@ -54,9 +51,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """Return the matrix (rows, columns) with all singular values brought near 1, by Newton and
-    Schulz's iteration.
-    """
+    """Return the matrix (rows, columns) with singular values near 1, by Newton and Schulz."""
     a, b, c = _NS_COEFFICIENTS
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if is_tall else matrix

@@ -32,8 +32,7 @@ class OpenCorpora:
 
 
 def find_corpus(requested: str, checkpoint: Checkpoint | None) -> str:
-    """Return the corpus that was named, else the one the checkpoint was trained on, if it is there
-    unchanged.
+    """Return the corpus that was named, else the checkpoint's own, if it is there unchanged.
 
     Raises UserError that says what to type.
     """
@@ -94,8 +93,7 @@ def reopen_corpora(
     checkpoint: Path,
     interrupted: Callable[[], bool],
 ) -> OpenCorpora:
-    """Open the texts of a run that goes on: as `named` anew, else where they were, here, or beside
-    the checkpoint.
+    """Open the texts of a run that goes on: as `named`, else where they were, here, or beside it.
 
     Raises UserError where a text is nowhere, or is another one by now.
     """

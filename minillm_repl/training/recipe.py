@@ -60,8 +60,7 @@ class Recipe:
     def prepare(
         self, data: Path, folder: Path, tell: Callable[[str], object] = lambda _note: None
     ) -> tuple[Path, Path]:
-        """Write the corpus into `folder`; return the file to train on, and the one that is held
-        out.
+        """Write the corpus into `folder`; return the file to train on, and the held-out one.
 
         The same texts and recipe give the same files; `tell` is told of a text that is not UTF-8.
         Raises UserError for a text that is missing.

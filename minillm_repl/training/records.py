@@ -314,9 +314,7 @@ def _checked_rows(reader: Any, name: str) -> Iterator[tuple[str, list[str]]]:
 def _table_conversations(
     rows: Iterator[tuple[str, list[str]]], names: list[str], repairs: Repairs
 ) -> Iterator[Document]:
-    """Yield a conversation for the rows, one after the other, that have the same name or number
-    of one.
-    """
+    """Yield a conversation for successive rows that have the same name or number of one."""
     column = next(names.index(name) for name in _CONVERSATION_FIELDS if name in names)
     for _one, group in groupby(rows, key=lambda row: row[1][column]):
         turns = [(label, dict(zip(names, row, strict=True))) for label, row in group]

@@ -1,5 +1,4 @@
-"""The resume file: a run as it is between two steps, so that it goes on as if it had never stopped
-(docs/format.md).
+"""The resume file: a run between two steps, to go on as if it never stopped (docs/format.md).
 
 It holds everything a run needs, the weights too, so that it never has to agree with a second file.
 Like a checkpoint it is safetensors with JSON in its metadata, is written atomically, and nothing in

@@ -64,8 +64,7 @@ class RunContext:
 
 
 class TrainingRun:
-    """A model, the corpus as its tokens, and the plan; nothing of the checkpoint it starts from is
-    changed.
+    """A model, the corpus as tokens, and the plan; the checkpoint it starts from is not changed.
 
     With a checkpoint it is trained further and keeps its vocabulary; without one a new model starts
     from the plan's seed, and gets the chat template `chat`. `notes` are what the user should know,
@@ -174,8 +173,7 @@ class TrainingRun:
     def from_resume_file(
         cls, path: Path, run_context: RunContext, corpus: str = ""
     ) -> "TrainingRun":
-        """Return the run of a checkpoint that its resume file holds, where it was; its text may be
-        named anew.
+        """Return a checkpoint's run from its resume file, where it was; its text may be named anew.
 
         Raises UserError.
         """
@@ -241,9 +239,7 @@ class TrainingRun:
         )
 
     def _autotune(self) -> tuple[int, float]:
-        """Settle the precision; return the number of threads, and the seconds of a step if that
-        was measured.
-        """
+        """Settle the precision; return the number of threads, and a step's seconds if measured."""
         trainer, run_context = self.trainer, self._run_context
         if run_context.distributed.world_size == 1:
             try:
@@ -284,9 +280,7 @@ class TrainingRun:
         )
 
     def _save(self) -> str:
-        """Write the run and its checkpoint to disk; return what kept them from it, if anything
-        did.
-        """
+        """Write the run and its checkpoint to disk; return what kept them from it, if any."""
         path, checkpoint, texts = self._run_context.path, self.checkpoint(), self._texts
         digests = texts.train.sha256, texts.val_corpus.sha256 if texts.val_corpus else ""
         metadata = resume.RunMetadata(

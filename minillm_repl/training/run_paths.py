@@ -36,9 +36,7 @@ def _claim_path(folder: Path) -> Path:
 
 
 def _saved_at(path: Path) -> float:
-    """Return when the run at a place was stopped, or 0 for none; places without a run stay in
-    their order.
-    """
+    """Return when the run at a place stopped, 0 for none; places without one keep their order."""
     try:
         return resume_path(path).stat().st_mtime
     except OSError:

@@ -272,9 +272,7 @@ def _cache_key(
 
 
 def _open_outputs(stack: ExitStack, cache: Path | None) -> tuple[IO[bytes], IO[bytes]]:
-    """Return two files to write to that nobody else sees; in the cache's folder if that can be
-    written to.
-    """
+    """Return two files to write to that nobody else sees; in the cache's folder if possible."""
     if cache is not None:
         with suppress(OSError):
             cache.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -337,9 +335,7 @@ def _load(cache: Path, key: str, dtype: np.dtype[Any]) -> TokenisedCorpus:
 
 
 def _evict(cache: Path, key: str) -> None:
-    """Remove those used longest ago, but not this one, until the rest is no more than may be
-    kept.
-    """
+    """Remove those used longest ago, but not this, until the rest is what may be kept."""
     for file in cache.glob(".*"):
         if file.stat().st_mtime < time.time() - _STALE_SECONDS:
             file.unlink(missing_ok=True)

@@ -1,5 +1,4 @@
-"""The training loop: Muon for the matrices inside the blocks, AdamW for the rest; it yields, and
-prints nothing.
+"""The training loop: Muon for the matrices in the blocks, AdamW for the rest; it prints nothing.
 
 Muon reaches the same loss as AdamW in a fraction of the steps at this size. docs/decisions.md has
 the comparison.
@@ -319,9 +318,7 @@ class Trainer:
     def _final_eval_starts(
         self, trained_tokens: int, min_tokens: int, max_tokens: int
     ) -> tuple[Starts, Starts]:
-        """Return what the last measurement reads of both parts, after training on so many
-        tokens.
-        """
+        """Return what the last measurement reads of both parts, after so many tokens."""
         max_tokens = (
             max_tokens
             if max_tokens == min_tokens
@@ -362,8 +359,7 @@ class Trainer:
         starts: NDArray[np.int64],
         interrupted: Callable[[], bool] = lambda: False,
     ) -> float:
-        """Return the mean loss over the windows that begin at `starts`, in nats per token that
-        counts.
+        """Return the mean loss over the windows at `starts`, in nats per token that counts.
 
         Raises Interrupted between two groups of windows, where one process reads them all.
         """
@@ -500,9 +496,7 @@ def _make_optimizers(
 
 
 def _add_dropout(model: LanguageModel, p: float) -> None:
-    """Leave out a share of the embedding's numbers, and of what each block adds to the residual
-    stream.
-    """
+    """Leave out a share of the embedding's numbers, and of what each block adds to the stream."""
 
     def drop(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         return F.dropout(output, p, module.training)

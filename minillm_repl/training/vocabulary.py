@@ -23,8 +23,7 @@ _MAX_CHARACTERS = (
 
 
 def make_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
-    """Make a tokenizer for a corpus: `char` (every character), `char:N` (the N most frequent) or
-    `bpe:N`.
+    """Make a corpus's tokenizer: `char` (every character), `char:N` (the N most frequent), `bpe:N`.
 
     A token that ends a document is in it if there is more than one document, and those of the roles
     if these are conversations. Raises UserError for a vocabulary too small to be one.

@@ -21,9 +21,7 @@ _WINDOWS_PER_READ = (
 
 @dataclass
 class Split:
-    """One row of tokens, and the windows of context + 1 tokens in it: inputs, and one place on,
-    their targets.
-    """
+    """One row of tokens, and its windows of context + 1: inputs and, one place on, targets."""
 
     ids: NDArray[np.unsignedinteger]  # (count,), of a mapped file or in memory
     loss_mask: NDArray[np.bool_] | None  # (count,), which tokens count as targets; None: all
@@ -35,9 +33,7 @@ class Split:
         return max(0, len(self.ids) - self.context_length)
 
     def batch(self, starts: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Return the windows that begin at `starts` (b,): inputs (b, context) and targets, both
-        int64.
-        """
+        """Return the windows at `starts` (b,): inputs (b, context) and targets, both int64."""
         places = starts[:, None] + np.arange(self.context_length + 1)
         ids = torch.from_numpy(_gather(self.ids, places).astype(np.int64))
         inputs, targets = ids[:, :-1], ids[:, 1:]
@@ -48,8 +44,7 @@ class Split:
         return inputs, targets
 
     def training_starts(self, first: int, count: int, seed: int) -> NDArray[np.int64]:
-        """Return where the windows begin that a run reads as number `first` and on, counted from
-        its beginning.
+        """Return where the windows begin that a run reads as number `first` (of all) and on.
 
         Each is read once before any is read again, and those of one batch lie far apart: they are a
         Weyl sequence, in steps of about the golden section of the row, from another place in each
@@ -117,9 +112,7 @@ def _gather(array: NDArray[Any], indices: NDArray[np.int64]) -> NDArray[Any]:
 
 
 def _release(array: NDArray[Any] | None) -> None:
-    """Give back the pages of a mapped file: it may be larger than the memory, and stays in the
-    system's cache.
-    """
+    """Give a mapped file's pages back: it may exceed memory, and stays in the system cache."""
     mapping = getattr(array, "_mmap", None)
     if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapping.madvise(mmap.MADV_DONTNEED)

@@ -44,8 +44,7 @@ class Family:
         return self.read_config(ConfigFields({**data, **other}, self.defaults))
 
     def weight_map(self, config: AnyConfig, names: Collection[str] = ()) -> WeightMap:
-        """Return how our tensors are made of theirs, which in a file that has them are called some
-        of `names`.
+        """Return how our tensors are made of theirs, which a file calls by some of `names`.
 
         What else a file holds is ignored: `unused` tells what that is.
         """
@@ -85,9 +84,7 @@ class Family:
         return sorted(name for name in others if not known.search(name))
 
     def embedding_and_head_names(self, names: Collection[str]) -> tuple[str, str]:
-        """Return what a file with these names calls the matrices of the embedding and of the
-        output head.
-        """
+        """Return what a file of these names calls the embedding's and the output head's matrix."""
         outer = self._wrapper_prefix(names)
         embedding, head = (
             f"{self.tensor_names[key][0]}.weight" for key in ("token_embedding", "lm_head")
@@ -109,9 +106,7 @@ class Family:
         )
 
     def _wrapper_prefix(self, names: Collection[str]) -> str:
-        """Return what stands before all names of a model that was saved from inside something
-        else.
-        """
+        """Return what stands before all names of a model saved from inside something else."""
         last = (
             self.tensor_names["norm_f" if "norm_f" in self.tensor_names else "ln_f"][
                 0

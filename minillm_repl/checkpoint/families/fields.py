@@ -76,9 +76,7 @@ class ConfigFields:
         return [_LAYER_TYPES[kind] for kind in kinds]
 
     def require(self, name: str, value: Any) -> None:
-        """Raise UserError if the field is there and says something else than the one value that
-        is supported.
-        """
+        """Raise UserError if the field is there and is not the one value that is supported."""
         if self._data.get(name, value) != value:
             raise UserError(
                 _(
@@ -104,8 +102,7 @@ class ConfigFields:
         return _ACTIVATIONS[theirs]
 
     def rope(self, theta_key: str = "rope_theta", rotary_pct_key: str = "") -> Rope:
-        """Return the rotary positions; newer files keep all about them in one field, by layer type
-        or not.
+        """Return the rotary positions; newer files keep them in one field, by layer type or not.
 
         `theta` and `share` are what older files call the two numbers. Raises UserError for what is
         not supported.

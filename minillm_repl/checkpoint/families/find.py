@@ -52,8 +52,7 @@ def family_of(config: AnyConfig) -> Family | None:
 
 
 def family_title(config: AnyConfig, *, native: bool) -> str:
-    """Return what to call a model of this config: `GPT-2`, `Llama`, or `GPT` for the study note's
-    kind.
+    """Return what to call a model of this config: `GPT-2`, `Llama`; `GPT` for the study note's.
 
     A native checkpoint of Llama's family is a Llama, even if its details are those of somebody
     else's models.

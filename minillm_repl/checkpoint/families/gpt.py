@@ -133,9 +133,7 @@ def _write_gpt_neox(config: GPTConfig) -> dict[str, Any]:
 
 
 def _qkv_by_head(config: AnyConfig) -> Layout:
-    """GPT-NeoX keeps query, key and value of each head together; here are all queries, all keys,
-    all values.
-    """
+    """GPT-NeoX keeps each head's query, key and value together; here are all of each kind."""
     heads, size = config.n_heads, config.head_dim
     return Layout(
         lambda array: array.reshape(heads, 3, size, -1).swapaxes(0, 1).reshape(array.shape),

@@ -82,8 +82,7 @@ def _qwen_windows(fields: ConfigFields) -> tuple[int, ...]:
 def _sliding_windows(
     fields: ConfigFields, sliding_window: int, usual: list[bool]
 ) -> tuple[int, ...]:
-    """Return how far each layer sees: as `layer_types` says, else those that usually do only the
-    window.
+    """Return how far each layer sees: by `layer_types`, else the usual layers only the window.
 
     Raises UserError.
     """

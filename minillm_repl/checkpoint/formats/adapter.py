@@ -38,9 +38,7 @@ _TENSOR_NAME = re.compile(r"(?P<layer>[\w.]{1,200})\.(?P<side>up|down)", re.ASCI
 
 
 def weights_sha256(tensors: "Tensors") -> str:
-    """Return the SHA-256 of weights as float32, tensor by tensor in the order of their version-1
-    names.
-    """
+    """Return the SHA-256 of weights as float32, tensor by tensor in order of version-1 names."""
     by_old_name = {version1.old_tensor_name(name): array for name, array in tensors.items()}
     hasher = hashlib.sha256()
     for name in sorted(by_old_name):
@@ -81,8 +79,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def find_base(header: Header, name: str) -> Path:
-    """Return where the model lies that an adapter belongs to: at the path it names, or beside the
-    adapter.
+    """Return where an adapter's model lies: at the path that it names, or beside the adapter.
 
     Raises UserError.
     """
@@ -115,8 +112,7 @@ def find_base(header: Header, name: str) -> Path:
 
 
 def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> Checkpoint:
-    """Return a checkpoint with the adapter of a file added to its weights: float32 if `dtype` is
-    auto.
+    """Return a checkpoint with a file's adapter added to its weights: float32 if `dtype` is auto.
 
     `base` has the weights as they are in its file. Raises UserError.
     """

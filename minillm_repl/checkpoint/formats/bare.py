@@ -1,6 +1,4 @@
-"""The bare state dict that a reader of the study note saves: tensors only, one small matrix per
-head.
-"""
+"""The bare state dict that a reader of the study note saves: tensors only, a matrix per head."""
 
 import re
 from collections.abc import Iterator

@@ -282,8 +282,7 @@ class Folder:
 
 
 def find_folder(path: Path) -> Folder | None:
-    """Return the Hugging Face folder that `path` is, or that the file `path` lies in; None if
-    neither.
+    """Return the Hugging Face folder that `path` is, or as a file lies in; None if neither.
 
     A JSON file in it, such as its config or its index, stands for the folder; a weight file is
     `chosen`.

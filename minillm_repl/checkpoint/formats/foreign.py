@@ -66,9 +66,7 @@ _OTHER_MODALITIES = re.compile(r"blip.*|clip.*|dino.*|siglip.*|vit.*|wav2vec2.*|
 
 
 def quantisation_of_config(fields: Mapping[str, Any]) -> str:
-    """Return how weights are made smaller, as a config.json says it: `GPTQ, 4 bits`; empty if it
-    does not.
-    """
+    """Return how weights are made smaller, by a config.json: `GPTQ, 4 bits`; empty if not."""
     for name in ("quantization_config", "quantization", "compression_config"):
         described = fields.get(name)
         if isinstance(described, dict) and described:
@@ -165,9 +163,7 @@ def describe_without_config(folder: Path) -> str:
 
 
 def _adapter_within(folder: Path, files: Iterable[str]) -> str:
-    """Return which adapter lies in a folder of a folder, as words after `NAME is`; empty if none
-    does.
-    """
+    """Return which adapter lies in a folder's folder, as words after `NAME is`; empty if none."""
     inner = next((file for file in files if os.path.lexists(folder / file / ADAPTER_CONFIG)), "")
     if not inner:
         return ""
@@ -222,9 +218,7 @@ def describe_adapter(folder: Path) -> str:
 
 
 def describe_other_weights(folder: Path) -> str:
-    """Return which weights a folder holds that are not opened, as words after `NAME is`; empty
-    for none.
-    """
+    """Return which unopened weights a folder holds, as words after `NAME is`; empty for none."""
     files = _files(folder)
     files += [inner for file in files[:_MAX_SUBFOLDERS] for inner in _files(folder / file)]
     for ending, kind in _WEIGHT_FORMATS.items():

@@ -43,9 +43,7 @@ _BITS = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor in a file: what it is, and where its bytes begin, counted from the start of the
-    file.
-    """
+    """One tensor in a file: what it is, and where its bytes begin, from the file's start."""
 
     dtype: str
     shape: tuple[int, ...]

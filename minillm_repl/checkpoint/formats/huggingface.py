@@ -1,6 +1,4 @@
-"""Hugging Face folders: opened without the `transformers` library, and written so that it opens
-them.
-"""
+"""Hugging Face folders: opened without the `transformers` library, and written for it to open."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -134,8 +132,7 @@ def _unused_tensor_notes(folder: Folder, unused: list[str]) -> tuple[str, ...]:
 def save(
     checkpoint: Checkpoint, path: Path, interrupted: Callable[[], bool] = lambda: False
 ) -> Checkpoint:
-    """Write a folder that the `transformers` library opens with equal logits, and return what lies
-    there.
+    """Write a folder that `transformers` opens with equal logits, and return what lies there.
 
     It is whole or not there; a folder that is there already is written to only if it holds a model
     of the very same kind and sizes. Raises UserError, also when interrupted.
@@ -209,8 +206,7 @@ def _json(data: Any) -> bytes:
 
 
 def _convert_to_gpt2(config: GPTConfig, tensors: Tensors) -> tuple[GPTConfig, dict[str, Array]]:
-    """Return the same function in the shape of GPT-2, which has biases on its queries but none on
-    its head.
+    """Return the same function in GPT-2's shape, with biases on its queries but none on its head.
 
     To carry the head's bias, the stream is doubled: its second half is a copy, so that the norms
     divide by what they divided by before. Nothing reads the copy but the last norm, which makes one

@@ -1,6 +1,4 @@
-"""The native checkpoint: weights, sizes, vocabulary and training record in one safetensors file
-(docs/format.md).
-"""
+"""The native checkpoint: weights, sizes, vocabulary, training record in a file (docs/format.md)."""
 
 import dataclasses
 import json
@@ -66,9 +64,7 @@ def to_metadata(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise UserError for a name of another format, and for what lies at `path` if it is no
-    safetensors file.
-    """
+    """Raise UserError for another format's name, or if what is at `path` is no safetensors file."""
     if os.path.isfile(path) and path.stat().st_size:  # noqa: PTH113 - Path's own raises for a name that is too long
         with open_regular(path) as file:
             try:

@@ -1,6 +1,4 @@
-"""The tokenizer and the chat template of a Hugging Face folder: what its files say of tokens,
-taken together.
-"""
+"""The tokenizer and chat template of a Hugging Face folder: all that its files say of tokens."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -138,9 +136,7 @@ def _added_token_names(description: Mapping[str, Any]) -> set[str]:
 def _added_tokens(
     folder: Folder, declared: Mapping[str, Any], known_names: set[str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the added tokens that other files than the tokenizer.json know, in the order of
-    their ids.
-    """
+    """Yield the added tokens that files other than tokenizer.json know, in order of ids."""
     roles = list(_role_values(declared).values())
     extra = declared.get("extra_special_tokens") or declared.get("additional_special_tokens")
     special = [*roles, *(extra if isinstance(extra, list) else [])]
@@ -171,9 +167,7 @@ def _added_tokens(
 
 
 def _from_merges(folder: Folder, declared: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the description of a tokenizer that lies there as GPT-2's two files; None if there
-    are none.
-    """
+    """Return the description of a tokenizer from GPT-2's two files; None if there are none."""
     vocabulary, merges = folder.json("vocab.json"), folder.text("merges.txt")
     if vocabulary is None or merges is None:
         other = safe_line(foreign.find_vocabulary_file(folder.path))

@@ -1,5 +1,4 @@
-"""One token on a GPU: what is done for it, recorded as a CUDA graph, and played again for each
-token.
+"""One token on a GPU: what is done, recorded as a CUDA graph, and played again for each token.
 
 A step of a small model is hundreds of operations of a few microseconds each. Launched one by one
 from Python they take ten times as long as the GPU needs for them.

@@ -1,6 +1,4 @@
-"""The readable decoder, and the definition of the other: the torch model itself, with its KV
-cache.
-"""
+"""The readable decoder, which defines the other: the torch model itself, with its KV cache."""
 
 from collections.abc import Sequence
 

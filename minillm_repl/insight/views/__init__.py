@@ -1,3 +1,1 @@
-"""What insight tells: frozen views of plain numbers and labels; drawn, or written as JSON by
-these names.
-"""
+"""What insight tells: frozen views of numbers and labels; drawn, or as JSON by these names."""

@@ -66,9 +66,7 @@ class ScanView(Truncation):
 
 @dataclass(frozen=True)
 class PatchView:
-    """Prompt B with one activation of prompt A at a time: how much of A's answer each carries
-    over.
-    """
+    """Prompt B with one activation of prompt A each: how much of A's answer it carries over."""
 
     what: str  # residual, attention or feed-forward
     a: tuple[Token, ...]

@@ -189,9 +189,7 @@ class NeuronsView(Truncation):
 
 @dataclass(frozen=True)
 class GradView(Truncation):
-    """Which input tokens a choice depends on: the gradient of a logit, or of the difference of
-    two.
-    """
+    """Which input tokens a choice depends on: the gradient of a logit or a difference of two."""
 
     tokens: tuple[Token, ...]
     token: Token

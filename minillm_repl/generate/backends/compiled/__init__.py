@@ -1,3 +1,1 @@
-"""The decoder of all families, compiled by numba: no torch, weights as they lie in memory,
-several threads.
-"""
+"""The decoder of all families, compiled by numba: no torch, weights as they lie, many threads."""

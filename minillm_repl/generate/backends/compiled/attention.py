@@ -147,9 +147,7 @@ def _answer(
 
 @compiled
 def _go_through(none: Any, keys: Any, values: Any, first: int, last: int, room: Any) -> None:
-    """Mix the values of positions `first` to `last` for the queries of one tile, of which `none`
-    is empty.
-    """
+    """Mix the values of positions `first` to `last` for a tile of queries; `none` is empty."""
     for begin in range(first, last, STRETCH):
         end = min(begin + STRETCH, last)
         _score(none, keys, values, begin, end, room)
@@ -160,9 +158,7 @@ def _go_through(none: Any, keys: Any, values: Any, first: int, last: int, room: 
 
 @compiled
 def _score(none: Any, keys: Any, values: Any, start: int, end: int, room: Any) -> None:
-    """Multiply queries with the keys of each block; the next keys, and the values, are asked for
-    meanwhile.
-    """
+    """Multiply queries with the keys of each block; meanwhile the next keys and the values come."""
     size = room.head_size
     queries, scores = (
         floats(room.queries_at, (QUERIES, size)),

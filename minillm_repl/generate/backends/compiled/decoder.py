@@ -144,9 +144,7 @@ class CompiledDecoder:
         self.ids.extend(ids)
 
     def _grow(self, needed: int) -> None:
-        """Make room for more positions; it doubles, so that a long text is copied a few times in
-        all.
-        """
+        """Make room for more positions; it doubles, so that a text is copied a few times."""
         positions = _in_blocks(
             max(needed, min(self.context_length, max(_FIRST_ROOM, 2 * self._positions)))
         )

@@ -41,9 +41,7 @@ _ADDRESSES, _ROOMS = np.empty(0, np.uint64), np.empty(0, ROOM)  # for their kind
 
 
 class Stream(NamedTuple):
-    """The numbers of one pass; t = new tokens, w = width, h = heads, g = heads with keys, d =
-    head_size.
-    """
+    """A pass's numbers; t = new tokens, w = width, h = heads, g = key heads, d = head_size."""
 
     x: Floats  # (t, w), the residual stream
     normed: Floats  # (t, w)
@@ -187,9 +185,7 @@ def _last(s: Any) -> Any:
 def _embed(
     counters: Any, size: Any, phase: Any, ids: Any, start: Any, at: Any, like: Any, x: Any
 ) -> Any:
-    """Start the residual stream: each token's row, and where positions are learned, that of its
-    position.
-    """
+    """Start the residual stream: each token's row, and its position's where those are learned."""
     count, width = x.shape
     while True:
         t = claim(counters, phase)
@@ -209,8 +205,7 @@ def _remember(
     values: Any, qkv: Any,
     room: Any,
 ) -> Any:  # fmt: skip
-    """Normalise queries and keys, turn them to their position, and put keys and values into the
-    cache.
+    """Normalise queries and keys, turn them to their position, and cache keys and values.
 
     A task is a head of the queries, the keys or the values.
     """

@@ -1,5 +1,4 @@
-"""Weights in 8 or 4 bits times activations in float32: what a group's numbers give, times its
-scale.
+"""Weights in 8 or 4 bits times float32 activations: what a group's numbers give, times its scale.
 
 For one token, 32 rows are worked on side by side, each in its lane, so that no sum goes across a
 register. For many, they are widened once, and then multiplied as any others (products.py).

@@ -111,9 +111,7 @@ def multiplied_added(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 @intrinsic
 def wide(_typing: Any) -> Any:
-    """Tell whether `Lanes` is one register, as with AVX-512; what is done otherwise is not even
-    compiled.
-    """
+    """Tell whether `Lanes` is one register, as with AVX-512; the other way is not even compiled."""
     return types.boolean(), lambda context, *_: ir.Constant(
         ir.IntType(1), processor_has(context, "avx512f")
     )
@@ -168,8 +166,7 @@ def all_of(_typing: Any, _number: Any) -> Any:
 def turn(
     _typing: Any, array: Any, _index: Any, _step: Any, _out: Any, _at: Any, _out_step: Any
 ) -> Any:
-    """Turn over 16 × 16 numbers: rows from `array.flat[index]` on, `step` apart, become columns in
-    `out.flat[at]`.
+    """Turn 16 × 16: rows of `array.flat[index]`, `step` apart, to columns of `out.flat[at]`.
 
     The rows of `out`, float32, are `out_step` apart. Halves, quarters, eighths and sixteenths are
     exchanged in turn.
@@ -277,8 +274,7 @@ def float_of_bits(_typing: Any, _bits: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def fetch(_typing: Any, array: Any, _index: Any, count: Any) -> Any:
-    """Ask for the numbers from `array.flat[index]` on to be brought near; they may lie past the
-    end.
+    """Ask for numbers from `array.flat[index]` on to come near; they may lie past the end.
 
     `count`, how many, is to be written out.
     """

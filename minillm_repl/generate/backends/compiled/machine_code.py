@@ -1,5 +1,4 @@
-"""The machine code of a pass through a model: made by numba once, then kept, and fetched without
-numba.
+"""The machine code of a pass through a model: made by numba once, kept, fetched without numba.
 
 Importing numba and unpacking what it keeps itself takes longer than answering. So what it compiles
 is kept here as the object file that it is, and put into the process by LLVM alone. It calls nothing
@@ -58,9 +57,7 @@ def machine_code(*kinds: str) -> Function:
 
 
 def _folders() -> list[Path]:
-    """Return where machine code may be: as numba says, beside this program, or in the user's
-    cache folder.
-    """
+    """Return where machine code may be: as numba says, by the program, or in the user's cache."""
     named = os.environ.get("NUMBA_CACHE_DIR")
     own = Path(__file__).parent / "__pycache__"
     return [Path(named)] if named else [own, user_cache_path("minillm-repl") / "compiled"]
@@ -94,9 +91,7 @@ def _compile(*kinds: str) -> bytes:
 
 
 def _read(path: Path) -> bytes | None:
-    """Return what a file holds, None if there is none, or if it is damaged: LLVM would end the
-    process.
-    """
+    """Return what a file holds, None if it is missing or damaged: LLVM would end the process."""
     try:
         data = path.read_bytes()
     except OSError:

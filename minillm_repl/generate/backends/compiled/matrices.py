@@ -38,9 +38,7 @@ def product(
 
 
 def row_of(at: Any, like: Any, row: Any, y: Any) -> None:
-    """Put one row of a matrix into y (inputs,); `at` begins with the addresses of the matrix and
-    its scales.
-    """
+    """Put a matrix's row into y (inputs,); `at` begins with its address and its scales'."""
     raise NotImplementedError  # compiled code finds what serves below
 
 

@@ -1,6 +1,4 @@
-"""What is done to each position by itself, without a matrix: norms, activations, rotary
-positions.
-"""
+"""What is done to each position by itself, without a matrix: norms, activations, rotation."""
 
 from typing import Any
 
@@ -20,8 +18,7 @@ GELU, GELU_TANH, SILU, RELU = range(4)  # the order of model/config.py's ACTIVAT
 
 @compiled
 def exponential(x: Any) -> Any:
-    """Return e^x in float32 within 2 units in the last place; the library's own cannot be done side
-    by side.
+    """Return e^x in float32 within 2 units in the last place; the library's is not side by side.
 
     x = n·ln 2 + r; e^r by a polynomial (Cephes' expf), 2^n by its bits. Below −87 it is 0 to all
     that reads it.
@@ -111,9 +108,7 @@ def rotate(x: Floats, cos: Floats, sin: Floats) -> None:
 
 @compiled
 def norms(counters: Any, size: Any, phase: Any, at: Any, eps: Any, x: Any, y: Any) -> Any:
-    """Normalise each row of x (t, w) into y; `at` begins with the addresses of the gain and the
-    bias.
-    """
+    """Normalise each row of x (t, w) into y; `at` begins with the gain's and bias's address."""
     count, width = x.shape
     gain, bias = floats(at[0], (width,)), floats(at[1], (width,))
     while True:

@@ -1,5 +1,4 @@
-"""Weights times activations: y[t, o] = Σ w[o, i] · x[t, i], rows o of a matrix as the checkpoint
-has it.
+"""Weights times activations: y[t, o] = Σ w[o, i] · x[t, i], rows o as the checkpoint has them.
 
 For one token, memory is what limits: processors with AVX-512 read four rows side by side faster,
 and those without one row after the other (docs/decisions.md). For many, arithmetic is: 32 rows are
@@ -142,9 +141,7 @@ def turned(
     counters: Any, size: Any, phase: Any, at: Any, _like: Any, x: Any, y: Any, stream: Any,
     room: Any
 ) -> Any:  # fmt: skip
-    """Do as `plain` does with a matrix that lies in panels, 32 rows turned over each: (panels,
-    inputs, 32).
-    """
+    """Do as `plain` with a matrix in panels, 32 rows turned over each: (panels, inputs, 32)."""
     inputs, rows = x.shape[1], y.shape[1]
     weight = floats(at[0], ((rows + PANEL_ROWS - 1) // PANEL_ROWS * PANEL_ROWS * inputs,))
     bias = floats(at[2], (rows,))

@@ -77,9 +77,7 @@ ROOM = np.dtype(
 
 
 def aligned(shape: tuple[int, ...], kind: Any) -> Array:
-    """Return zeros that begin where a line of the cache does, so that no register is read from
-    two.
-    """
+    """Return zeros that begin at a line of the cache, so that no register is read from two."""
     kind, line = np.dtype(kind), LANES * 4
     size = math.prod(shape) * kind.itemsize
     data: Array = np.zeros(size + line, np.uint8)
@@ -150,9 +148,7 @@ class Room:
             self.rooms[name] = number
 
     def put(self, name: str, array: Array, *, own: bool = False) -> None:
-        """Keep an array, and note its address; of `own` ones, each thread has a part (threads,
-        …).
-        """
+        """Keep an array, note its address; of `own` ones, each thread has a part (threads, …)."""
         self._arrays[name] = array
         step = array.strides[0] if own and len(array) else 0
         self.rooms[f"{name}_at"] = array.ctypes.data + step * np.arange(

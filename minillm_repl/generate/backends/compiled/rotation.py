@@ -1,6 +1,4 @@
-"""Rotary positions without torch: the same numbers as model/rope.py, which a test holds them
-to.
-"""
+"""Rotary positions without torch: the same numbers as model/rope.py, as a test checks."""
 
 import math
 
@@ -13,8 +11,7 @@ Floats = NDArray[np.float32]
 
 
 def rotation(config: AnyConfig, positions: int) -> tuple[Floats, Floats]:
-    """Return cosine and sine of the angle of each pair at each of the first positions, each
-    (positions, pairs).
+    """Return cosine and sine of each pair's angle at the first positions, each (positions, pairs).
 
     A model whose positions are learned has no pairs.
     """

@@ -1,6 +1,4 @@
-"""How the threads of a team (team.py), inside compiled code, share out tasks and wait for each
-other.
-"""
+"""How a team's threads (team.py), inside compiled code, share out tasks and wait for each other."""
 
 from typing import Any
 

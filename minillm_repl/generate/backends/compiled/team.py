@@ -29,8 +29,7 @@ class Team:
         self._others = ThreadPoolExecutor(max(1, size - 1), "decoding")
 
     def run(self, function: Callable[..., None], *arguments: int) -> None:
-        """Call `function(counters, size, me, *arguments)` in every thread at once, and return when
-        all have.
+        """Call `function(counters, size, me, *arguments)` in every thread; return when all have.
 
         `counters` is the address of what they count in, `me` the number of the thread, from 0.
         """
@@ -52,9 +51,7 @@ class Team:
 
 
 def default_size() -> int:
-    """Return how many threads to decode with: what limits is memory, which two to four cores use
-    up.
-    """
+    """Return how many threads to decode with: memory limits, which two to four cores use up."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

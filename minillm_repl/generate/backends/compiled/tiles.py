@@ -55,9 +55,7 @@ def rows_of(_typing: Any, some: Any) -> Any:
 
 @intrinsic
 def rows_from(_typing: Any, like: Any, _array: Any, _at: Any, _step: Any) -> Any:
-    """Return a tile like another, filled with the float32 from `array.flat[at]` on; its rows are
-    `step` apart.
-    """
+    """Return a tile like another, of float32 from `array.flat[at]` on, its rows `step` apart."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         filled, array, at, step = arguments

@@ -1,5 +1,4 @@
-"""Where the weights of a model lie, for compiled code that serves every model: a table of
-addresses.
+"""Where a model's weights lie, for compiled code that serves every model: a table of addresses.
 
 A matrix stays where the checkpoint has it, in the kind of numbers it has. Made anew are those of a
 small model, as panels of 32 rows turned over, and quantised ones. In 4 bits are those of the
@@ -58,9 +57,7 @@ _OUTSIDE_BITS = 8  # of quantised matrices outside the layers
 
 @dataclass(frozen=True)
 class Weights:
-    """Addresses (layers + 1, columns), 0 for what a model has not; and the arrays that they
-    point into.
-    """
+    """Addresses (layers + 1, columns), 0 for what a model has not; and the arrays they are in."""
 
     addresses: NDArray[np.uint64]
     kind: str  # of the matrices of layers: float32, bfloat16, float16, turned, int8 or int4
@@ -133,9 +130,7 @@ def lay_out(
 
 
 def _in_panels(array: Array) -> NDArray[np.float32]:
-    """Return a matrix (rows, inputs) as (panels, inputs, 32) float32, filled up with rows of
-    zeros.
-    """
+    """Return a matrix (rows, inputs) as (panels, inputs, 32) float32, filled up with zeros."""
     rows, inputs = array.shape
     panels = aligned((-(-rows // PANEL_ROWS), inputs, PANEL_ROWS), np.float32)
     whole = rows // PANEL_ROWS

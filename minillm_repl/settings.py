@@ -42,7 +42,8 @@ _TO_QUOTE = re.compile(r"""[\s'"]""")
 SettingsT = TypeVar("SettingsT")
 
 
-def setting(default: Any, parse: Parser, help: str, **more: Any) -> Any:  # noqa: A002 - the field's usual word
+# `help` is the field's usual word.
+def setting(default: Any, parse: Parser, help: str, **more: Any) -> Any:  # noqa: A002
     """Declare one field of a settings dataclass."""
     return field(default=default, metadata={"spec": Spec(parse, help, **more)})
 

@@ -12,7 +12,9 @@ import torch
 from minillm_repl.checkpoint.load import load
 from minillm_repl.storage.paths import find_checkpoint
 from tests.outside import outside
-from tests.small import random_checkpoint  # noqa: F401 - tests that have torch anyway take it from here
+
+# Tests that have torch anyway take it from here.
+from tests.small import random_checkpoint  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "models"

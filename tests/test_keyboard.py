@@ -9,7 +9,9 @@ pytest.importorskip("termios")
 from prompt_toolkit.keys import Keys
 
 from minillm_repl.repl.keyboard import KeyParser
-from tests.test_terminal import cache, line_is, long_generation, models, prompt, visit  # noqa: F401 - fixtures
+
+# For their fixtures.
+from tests.test_terminal import cache, line_is, long_generation, models, prompt, visit  # noqa: F401
 
 
 def keys(*reads):

@@ -36,7 +36,8 @@ def export(shell: Shell, argument: str) -> None:
     --json FILE for all views.
     """
     said, overwrite = parse_overwrite(argument)
-    name, whole = re.fullmatch(r"(.*?)(?:\s+(session|lesson))?", said.strip(), re.DOTALL).groups()  # type: ignore[union-attr]
+    words = re.fullmatch(r"(.*?)(?:\s+(session|lesson))?", said.strip(), re.DOTALL)
+    name, whole = words.groups()  # type: ignore[union-attr]
     path, screen, view = user_path(name), shell.screen, shell.last_view
     from minillm_repl.render.export import FORMATS, whole_width
 

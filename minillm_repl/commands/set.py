@@ -27,7 +27,8 @@ def set_(shell: Shell, argument: str) -> None:
     if not argument:
         shell.screen.out.print(settings_table(shell.session.settings))
         return
-    name, value = re.fullmatch(r"([^\s=]*)\s*=?\s*(.*)", argument, re.DOTALL).groups()  # type: ignore[union-attr]
+    words = re.fullmatch(r"([^\s=]*)\s*=?\s*(.*)", argument, re.DOTALL)
+    name, value = words.groups()  # type: ignore[union-attr]
     if value:
         change(shell, name, value)
     known, spec = find(Settings, name)

@@ -99,7 +99,8 @@ def _select_decoder(checkpoint: Checkpoint, device: str, threads: int, quant: st
             return _compiled_decoder(checkpoint, threads, quant)
         except (UserError, MemoryError):
             raise  # which torch would need as well
-        except Exception as error:  # noqa: BLE001 - whatever keeps numba from compiling here, torch can do the work
+        # Whatever keeps numba from compiling here, torch can do the work.
+        except Exception as error:  # noqa: BLE001
             message = safe_line(str(error).strip().partition("\n")[0])
             backend_details = _(
                 "numba does not work here: {error:.100}", error=message or type(error).__name__

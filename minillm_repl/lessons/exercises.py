@@ -170,7 +170,8 @@ def _run_choose(shell: Shell, facts: LessonValues, block: Choose) -> ExerciseSte
 def _run_order(shell: Shell, facts: LessonValues, block: Order) -> ExerciseSteps:
     out, count = shell.screen.out, len(block.steps)
     shuffled = list(range(count))
-    random.Random(block.question).shuffle(shuffled)  # noqa: S311 - the same each time: nobody is to be surprised
+    # The same each time: nobody is to be surprised.
+    random.Random(block.question).shuffle(shuffled)  # noqa: S311
     out.print(LessonMarkdown(block.question, facts.value))
     out.print(numbered_answers([block.steps[each] for each in shuffled], facts.value))
     order = " ".join(str(shuffled.index(place) + 1) for place in range(count))

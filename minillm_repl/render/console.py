@@ -143,7 +143,8 @@ class Screen:
 
     def silenced(self) -> "Screen":
         """Return a screen for a process beside the one that draws: only errors are seen."""
-        nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process runs
+        # Open for as long as the process runs.
+        nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
         return Screen(Transcript(file=nowhere), Console(file=nowhere), errors=self.err)
 
     def fail(self, text: str) -> None:

@@ -126,7 +126,8 @@ def run_guarded(
         return False
     except (ExitRequested, BrokenPipeError, OutputLost):
         raise
-    except Exception as bug:  # noqa: BLE001 - the outermost boundary: what was trained or written must survive a bug
+    # The outermost boundary: what was trained or written must survive a bug.
+    except Exception as bug:  # noqa: BLE001
         shell.screen.fail(
             _("not enough memory: use a smaller model, batch or context")
             if _is_out_of_memory(bug)

@@ -113,7 +113,8 @@ def template_environment(pieces: list[str], answers: list[tuple[int, int]]) -> A
     )
     environment.filters["tojson"] = tojson
     environment.globals.pop("lipsum", None)
-    environment.globals["dict"] = lambda *pairs, **named: dict(*pairs, **named)  # noqa: PLW0108 - not the type itself
+    # A function, not the type itself.
+    environment.globals["dict"] = lambda *pairs, **named: dict(*pairs, **named)  # noqa: PLW0108
     environment.globals["raise_exception"] = raise_template_error
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
@@ -159,7 +160,8 @@ def main() -> None:
         json.dumps(answer).encode()
     except MemoryError:
         answer = {"error": "it used too much memory"}
-    except Exception as error:  # noqa: BLE001 - a stranger's work may raise anything; this process ends here
+    # A stranger's work may raise anything; this process ends here.
+    except Exception as error:  # noqa: BLE001
         answer = {"error": f"{type(error).__name__}: {error}"}
     sys.stdout.write(json.dumps(answer))
 

@@ -17,7 +17,8 @@ DEFAULT_MODEL, LESSON_MODEL = "hangul", "nalssi"
 _CACHED = re.compile(r"models--(?:(?P<owner>[\w.-]+?)--)?(?P<model>[\w.-]+)", re.ASCII)
 _COMMIT = re.compile(rb"\w[\w.-]{0,199}", re.ASCII)
 _OTHERS = re.compile(  # endings that say that a file is of another format
-    r"\.(gguf|ggml|bin|pth?|ckpt|pkl|pickle|onnx|h5|hdf5|keras|msgpack|np[zy]|tflite|mlmodel|zip|gz|xz|zst|tar|jsonl?"
+    r"\.(gguf|ggml|bin|pth?|ckpt|pkl|pickle|onnx|h5|hdf5|keras|msgpack"
+    r"|np[zy]|tflite|mlmodel|zip|gz|xz|zst|tar|jsonl?"
     r"|txt|md|csv|tsv|ya?ml|toml|html?|svg|pdf|py)",
     re.IGNORECASE,
 )
@@ -129,7 +130,8 @@ def _expanded(text: str) -> str:
     """Return a path with `~` and `~name` expanded where such a user can be looked up; a NUL byte
     is in nobody's name.
     """
-    return text if "\0" in text else os.path.expanduser(text)  # noqa: PTH111 - Path's own raises for an unknown user
+    # Path's own raises for an unknown user.
+    return text if "\0" in text else os.path.expanduser(text)  # noqa: PTH111
 
 
 def _unquoted(text: str) -> str:

@@ -63,7 +63,8 @@ class Tokenizer(Protocol):
         """The names of all tokens that stand for themselves wherever a template writes them."""
         return self.special_names
 
-    def encode_rendered(self, text: str, escapes: Escapes = {}) -> list[int]:  # noqa: B006 - it is only read
+    # `escapes` is only read.
+    def encode_rendered(self, text: str, escapes: Escapes = {}) -> list[int]:  # noqa: B006
         """Return the ids of what a chat template wrote: names of special tokens mean them, and no
         start is added.
 

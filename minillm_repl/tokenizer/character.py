@@ -72,7 +72,8 @@ class CharacterTokenizer(Tokenizer):
             token for each in known for token in ([each] if each is not None else self._unk_ids)
         ]
 
-    def encode_rendered(self, text: str, escapes: Escapes = {}) -> list[int]:  # noqa: B006 - it is only read
+    # `escapes` is only read.
+    def encode_rendered(self, text: str, escapes: Escapes = {}) -> list[int]:  # noqa: B006
         """Return the ids of what a chat template wrote; the names in it are special tokens,
         unless they were typed.
         """

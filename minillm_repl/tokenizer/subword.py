@@ -129,14 +129,16 @@ class SubwordTokenizer(Tokenizer):
         with library_errors():
             return library.encode(replace_surrogates(text), add_special_tokens=False)
 
-    def encode_rendered(self, text: str, escapes: Escapes = {}) -> list[int]:  # noqa: B006 - it is only read
+    # `escapes` is only read.
+    def encode_rendered(self, text: str, escapes: Escapes = {}) -> list[int]:  # noqa: B006
         """Return the ids of what a chat template wrote: names of special tokens mean them, and
         no start is added.
         """
         return self._encode_rendered(text, escapes)[0]
 
     def encode_with_mask(
-        self, text: str, spans: Sequence[Span], escapes: Escapes = {}  # noqa: B006 - it is only read
+        # `escapes` is only read.
+        self, text: str, spans: Sequence[Span], escapes: Escapes = {}  # noqa: B006
     ) -> tuple[list[int], list[bool]]:  # fmt: skip
         """Return the ids of what a chat template wrote, and of each whether a part of it lies in
         one of the spans.

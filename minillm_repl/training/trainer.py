@@ -204,7 +204,8 @@ class Trainer:
                 is_last = number == len(micro_batches)
                 with nullcontext() if is_last else self.distributed.no_sync(self._forward):
                     loss = self.loss(micro_batch, plan.label_smoothing) / n_targets
-                    (loss * world_size).backward()  # type: ignore[no-untyped-call] # the processes' gradients are averaged
+                    # The processes' gradients are averaged.
+                    (loss * world_size).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
         loss_value = self.distributed.all_reduce(total).item()
         norm = full_tensor(

@@ -52,7 +52,8 @@ def printable_path(path: Path) -> str:
 
     The disk is not looked at.
     """
-    return os.fsencode(os.path.abspath(path)).decode("utf-8", "replace")  # noqa: PTH100 - no file need have this name
+    # No file need have this name.
+    return os.fsencode(os.path.abspath(path)).decode("utf-8", "replace")  # noqa: PTH100
 
 
 def is_adapter(header: Header) -> bool:
@@ -93,7 +94,8 @@ def find_base(header: Header, name: str) -> Path:
     match parse_field(header, "base", name):
         case {"path": str(path), "sha256": str(_)}:
             for candidate in (Path(path), header.path.parent / Path(path).name):
-                if os.path.exists(candidate):  # noqa: PTH110 - Path's own raises for a name that is too long
+                # Path's own raises for a name that is too long.
+                if os.path.exists(candidate):  # noqa: PTH110
                     return candidate
             raise UserError(
                 _(

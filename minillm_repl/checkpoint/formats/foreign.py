@@ -58,7 +58,8 @@ _QUANTISED_TENSORS = {  # tensors that stand beside those of quantised layers
 # of an adapter
 _LORA_TENSOR = re.compile(r"\b(lora_(A|B|down|up|a|b|magnitude_vector)|lo[kh][ra]_w\d|hada_w\d)")
 _VOCABULARIES = re.compile(
-    r"tokenizer\.model.*|tekken\.json|.*\.tiktoken|tiktoken\.model|spiece\.model|spm\.model|sentencepiece.*\.model"
+    r"tokenizer\.model.*|tekken\.json|.*\.tiktoken|tiktoken\.model"
+    r"|spiece\.model|spm\.model|sentencepiece.*\.model"
     r"|vocab\.(txt|bpe|json)|merges\.txt|encoder\.json|rwkv_vocab.*",
 )
 _ENCODERS = re.compile(r".*bert|.*roberta|deberta.*|electra|longformer|mpnet|xlnet")

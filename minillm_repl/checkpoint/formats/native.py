@@ -65,7 +65,8 @@ def to_metadata(checkpoint: Checkpoint) -> dict[str, str]:
 
 def check_replaceable(path: Path) -> None:
     """Raise UserError for another format's name, or if what is at `path` is no safetensors file."""
-    if os.path.isfile(path) and path.stat().st_size:  # noqa: PTH113 - Path's own raises for a name that is too long
+    # Path's own raises for a name that is too long.
+    if os.path.isfile(path) and path.stat().st_size:  # noqa: PTH113
         with open_regular(path) as file:
             try:
                 parse_header(file, path)

@@ -41,13 +41,15 @@ def _look(_typing: Any, _counters: Any, _index: Any) -> Any:
 
 
 @compiled
-def claim(counters, phase):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201 - numba infers the types
+# numba infers the types.
+def claim(counters, phase):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
     """Return the number of the next task of a phase that nobody has claimed."""
     return _add(counters, 2 * phase * APART, 1)
 
 
 @compiled
-def meet(counters, size, phase):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201 - numba infers the types
+# numba infers the types.
+def meet(counters, size, phase):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
     """Wait until everyone has done with a phase; return the next."""
     arrivals = (2 * phase + 1) * APART
     _add(counters, arrivals, 1)

@@ -186,7 +186,7 @@ def theirs_of(kind, fields):
     return other.from_dict(json.loads(json.dumps(fields)))
 
 
-def assert_the_same(kind, fields, forgotten_count=None):
+def assert_the_same(kind, fields, gone=None):
     """Compare what both understand; tell whether transformers takes it.
 
     What is no model is refused here too.

@@ -39,7 +39,7 @@ class Uncached:
         del self.ids[length:]
 
 
-def run(checkpoint, reader="날씨", sampling=None, decoder=None, seed=0, **more):
+def run(checkpoint, prompt="날씨", sampling=None, decoder=None, seed=0, **more):
     decoder = decoder or make_decoder(checkpoint)
     ids = checkpoint.tokenizer.encode(prompt)
     more = {"max_tokens": 40, **more}

@@ -110,7 +110,7 @@ def test_ctrl_z_suspends_at_the_prompt_and_while_it_writes_and_fg_goes_on(job, s
         terminal.type("fg\n")
         gone = len(terminal.screen.forgotten_count)
         terminal.wait_for_model(
-            lambda terminal, forgotten_count=gone: len(terminal.screen.forgotten_count) > gone + 45
+            lambda terminal, gone=gone: len(terminal.screen.forgotten_count) > gone + 45
         )
     before = terminal.prompts
     terminal.interrupt()
@@ -220,7 +220,7 @@ def test_ctrl_z_suspends_one_shot_and_the_cursor_is_there(job):
         terminal.type("fg\n")
         gone = len(terminal.screen.forgotten_count)
         terminal.wait_for_model(
-            lambda terminal, forgotten_count=gone: len(terminal.screen.forgotten_count) > gone + 45
+            lambda terminal, gone=gone: len(terminal.screen.forgotten_count) > gone + 45
         )
     terminal.interrupt()
     terminal.wait_for_model(lambda terminal: terminal.line.endswith("sh>"))

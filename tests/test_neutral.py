@@ -138,7 +138,7 @@ def test_every_control_character_is_neutral_wherever_it_comes_from(visit, tmp_pa
             terminal.paste(f":load {character}x")  # prompts, errors, completions of files
             before = terminal.prompts
             terminal.keys("enter")
-            terminal.wait_for_model(lambda terminal, earlier=before: terminal.prompts > before)
+            terminal.wait_for_model(lambda terminal, before=before: terminal.prompts > before)
     for _ in range(2 * len(every)):  # all of the history, what was kept before included
         terminal.keys("up")
         terminal.pump(0.01)

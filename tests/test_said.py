@@ -88,7 +88,7 @@ def as_text(kind, theirs):
     ]
 
 
-def in_parts(kind, theirs, said, assistant_prefix=True):
+def in_parts(kind, theirs, said, begun=True):
     """The ids of a conversation in `STRICT`: each special token, and what is between two."""
     text = as_text(kind, theirs)
 
@@ -117,12 +117,10 @@ def test_a_typed_name_is_text_and_leaves_the_rest_as_it_is(kind):
     assert apply_chat_template(template, ours, said[:1], False) == in_parts(kind, theirs, said[:1])
     assert apply_chat_template(template, ours, said, False) == in_parts(kind, theirs, said)
     ids, marks = encode_with_loss_mask(template, ours, [said])[0]
-    assert ids == in_parts(kind, theirs, said, assistant_prefix=False)
+    assert ids == in_parts(kind, theirs, said, begun=False)
     learnt = [each for each, mark in zip(ids, marks, strict=True) if mark]
     assert learnt == [
-        token
-        for each in said[1::2]
-        for token in in_parts(kind, theirs, [each], assistant_prefix=False)[2:]
+        token for each in said[1::2] for token in in_parts(kind, theirs, [each], begun=False)[2:]
     ]
 
 

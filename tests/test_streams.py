@@ -22,7 +22,7 @@ SLOW = pytest.mark.slow
 def line(tmp_path):
     """Runs a line of bash in which `$M` is the program; returns exit status, stdout and stderr."""
 
-    def run(text, prompt_ids=b"", **variables):
+    def run(text, given=b"", **variables):
         environment = (
             os.environ | {"M": PROGRAM, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)} | variables
         )

@@ -352,7 +352,7 @@ def test_tab_completes_commands_names_settings_and_files(prompt, tmp_path):
         prompt.type(typed)
         prompt.wait_for_model(lambda terminal, menu=menu: menu in "\n".join(terminal.lines))
         prompt.keys("tab")
-        prompt.wait_for_model(lambda terminal, consume=taken: terminal.line == PROMPT + taken)
+        prompt.wait_for_model(lambda terminal, taken=taken: terminal.line == PROMPT + taken)
         before = prompt.prompts
         prompt.keys("enter")  # takes the word; only the next one sends
         prompt.keys("ctrl-c")

@@ -361,7 +361,7 @@ def test_a_run_that_was_cut_ends_with_the_same_bits(long_corpus, tmp_path, kind)
             continue
         asked = iter([False] * cut + [True] * 100)
         _, stopped, _ = run(
-            long_corpus, plan, path=path, interrupted=lambda prompt_messages=asked: next(asked)
+            long_corpus, plan, path=path, interrupted=lambda asked=asked: next(asked)
         )
         assert stopped.steps == cut
         trainee = TrainingRun.from_resume_file(path, RunContext(path, "cpu"))

@@ -13,7 +13,8 @@ class Sampling:
         0.8,
         number(0, 1e8),
         "sampling temperature: 0 is greedy, higher is more random",
-        details="The logits are divided by it before the softmax: 1 is the model's own distribution.",
+        details="The logits are divided by it before the softmax: "
+        "1 is the model's own distribution.",
         metavar="X",
         aliases=("temperature", "온도"),
     )

@@ -32,8 +32,8 @@ class Settings(Sampling):
         None,
         integer(1),
         "the maximum number of tokens to generate",
-        details=f"auto is {DEFAULT_COMPLETION_TOKENS} tokens, or {DEFAULT_ANSWER_TOKENS} in a chat, "
-        "where the model ends its own turn.",
+        details=f"auto is {DEFAULT_COMPLETION_TOKENS} tokens, or {DEFAULT_ANSWER_TOKENS} in a chat,"
+        " where the model ends its own turn.",
         unit="tokens",
         aliases=("n",),
         special_values={"auto": None},

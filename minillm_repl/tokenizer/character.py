@@ -126,7 +126,7 @@ class IdTokenizer(Tokenizer):
         self,
         text: str,
         *,
-        add_special: bool = True,
+        add_special: bool = True,  # noqa: ARG002
         parse_special: bool = False,  # noqa: ARG002
     ) -> list[int]:
         """Return the numbers written in `text`; anything else is skipped."""

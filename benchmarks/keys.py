@@ -34,12 +34,12 @@ def _latencies(bench: Bench) -> list[float]:
     """
     latencies: list[float] = []
     with Terminal(bench.folder) as terminal:
-        terminal.wait_for_model(">>> ")
+        terminal.wait_for(">>> ")
         began = perf_counter()
         while (typed := perf_counter()) - began < _SECONDS:
             key = chr(_FIRST + len(latencies))
             terminal.type(key)
-            terminal.wait_for_model(key)
+            terminal.wait_for(key)
             latencies.append(perf_counter() - typed)
             sleep(max(0.0, typed + _EVERY - perf_counter()))
     return latencies

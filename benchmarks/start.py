@@ -16,9 +16,9 @@ def rows(bench: Bench) -> list[Row]:
     def prompt() -> float:
         started = perf_counter()
         with Terminal(bench.folder) as terminal:
-            terminal.wait_for_model(">>> ")
+            terminal.wait_for(">>> ")
             terminal.type(_KEY)
-            terminal.wait_for_model(_KEY)
+            terminal.wait_for(_KEY)
             return perf_counter() - started
 
     def torch() -> float:

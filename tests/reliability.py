@@ -213,7 +213,7 @@ def one(terminal: Terminal, moment: Moment, choose: random.Random) -> float:
     took = time.monotonic() - pressed
     for _ in range(3):  # whatever else it still has to draw
         terminal.pump(0.05)
-    terminal.wait_for_model(lambda terminal: terminal.at_empty_prompt)
+    terminal.wait_for(lambda terminal: terminal.at_empty_prompt)
     return took
 
 

@@ -210,13 +210,13 @@ class Terminal:
 
     def wait_for_toolbar(self, text: str) -> None:
         """Wait for a text in the toolbar, which is drawn a moment after the prompt."""
-        self.wait_for_model(
+        self.wait_for(
             lambda terminal: not terminal.toolbar.startswith(PROMPT) and text in terminal.toolbar
         )
 
     def wait_for_prompt(self, before: int = 0, timeout: float = 30) -> None:
         """Wait for an empty prompt line, later than the first `before`."""
-        self.wait_for_model(
+        self.wait_for(
             lambda terminal: terminal.prompts > before and terminal.at_empty_prompt, timeout
         )
 
@@ -235,7 +235,7 @@ class Terminal:
 
     def wait_for_end(self, timeout: float = 20) -> int:
         """Wait until the program has ended; return its exit code, or minus its signal."""
-        self.wait_for_model(lambda terminal: terminal.ended, timeout)
+        self.wait_for(lambda terminal: terminal.ended, timeout)
         return self.exit_code(timeout)
 
     def exit_code(self, timeout: float = 20) -> int:

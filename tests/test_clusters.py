@@ -95,17 +95,17 @@ def test_clusters_leave_the_prompt_line_whole(prompt):
     for cluster, shown in SHOWN.items():
         place = len(PROMPT) + cells(shown)
         prompt.type(cluster)
-        prompt.wait_for_model(at(shown, place))
+        prompt.wait_for(at(shown, place))
         prompt.keys("left")
-        prompt.wait_for_model(at(shown, len(PROMPT)))
+        prompt.wait_for(at(shown, len(PROMPT)))
         prompt.type("\x1b[C나")
-        prompt.wait_for_model(at(shown + "나", place + 2))
+        prompt.wait_for(at(shown + "나", place + 2))
         prompt.keys("left", "backspace")  # takes the whole cluster
-        prompt.wait_for_model(at("나", len(PROMPT)))
+        prompt.wait_for(at("나", len(PROMPT)))
         prompt.type(f"{cluster}\x1b[D\x1b[3~")
-        prompt.wait_for_model(at("나", len(PROMPT)))
+        prompt.wait_for(at("나", len(PROMPT)))
         prompt.type(f"{cluster}\x05\x15")  # Ctrl-E, Ctrl-U
-        prompt.wait_for_model(lambda terminal: terminal.at_empty_prompt)
+        prompt.wait_for(lambda terminal: terminal.at_empty_prompt)
 
 
 def at(shown, place):
@@ -173,7 +173,7 @@ def tmux(tmp_path, models):
         }
         variables = [f"{name}={value}" for name, value in here.items()]
         opened.append(Tmux(tmp_path, shlex.join(["env", *variables, *program]), columns, rows))
-        opened[-1].wait_for_model(empty)
+        opened[-1].wait_for(empty)
         return opened[-1]
 
     yield open_
@@ -193,15 +193,15 @@ def test_clusters_leave_the_prompt_line_whole_in_tmux(tmux, columns, rows):
     for cluster, shown in SHOWN.items():
         whole = (PROMPT + unicodedata.normalize("NFC", shown), len(PROMPT) + cells(shown))
         terminal.type(cluster)
-        terminal.wait_for_model(lambda line, whole=whole: line == whole)
+        terminal.wait_for(lambda line, whole=whole: line == whole)
         terminal.type("x\x7f\x1b[D\x1b[C")
-        terminal.wait_for_model(lambda line, whole=whole: line == whole)
+        terminal.wait_for(lambda line, whole=whole: line == whole)
         terminal.type("\x15")
-        terminal.wait_for_model(empty)
+        terminal.wait_for(empty)
     terminal.type("가" * (columns // 2 - 3) + "👨‍👩‍👧")  # into the next row
-    terminal.wait_for_model(lambda line: "👩" in line[0] and line[1] in (4, 6))
+    terminal.wait_for(lambda line: "👩" in line[0] and line[1] in (4, 6))
     terminal.type("\x15")
-    terminal.wait_for_model(empty)
+    terminal.wait_for(empty)
 
 
 @pytest.mark.parametrize(
@@ -214,18 +214,18 @@ def test_clusters_leave_the_prompt_line_whole_in_tmux(tmux, columns, rows):
 def test_the_end_of_a_long_line_of_wide_letters_is_seen_in_tmux(tmux, columns, rows, text):
     terminal = tmux(columns, rows)
     terminal.type(text)
-    terminal.wait_for_model(lambda line: line[0].endswith(text[-1]) and line[1] == cells(line[0]))
+    terminal.wait_for(lambda line: line[0].endswith(text[-1]) and line[1] == cells(line[0]))
     terminal.type("\x7f하")
-    terminal.wait_for_model(lambda line: line[0].endswith("하") and line[1] == cells(line[0]))
+    terminal.wait_for(lambda line: line[0].endswith("하") and line[1] == cells(line[0]))
 
 
 @pytest.mark.slow
 def test_a_paste_in_tmux_while_it_writes_is_one_prompt_afterwards(tmux):
     terminal = tmux(80, 24, "--max-tokens", "30000")
     terminal.type("가\r")
-    terminal.wait_for_model(lambda line: re.match("[가-힣:]{30}", line[0]))
+    terminal.wait_for(lambda line: re.match("[가-힣:]{30}", line[0]))
     terminal.run("set-buffer", "가\n나\n다")
     terminal.run("paste-buffer", "-p")
-    terminal.wait_for_model(lambda line: line[0] == "... 다")
+    terminal.wait_for(lambda line: line[0] == "... 다")
     shown = terminal.run("capture-pane", "-p")
     assert re.search(r"^>>> 가\n\.\.\. 나\n\.\.\. 다$", shown, re.MULTILINE)

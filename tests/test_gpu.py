@@ -214,10 +214,10 @@ def test_ctrl_c_comes_back_with_what_was_written(visit):
     terminal.do("가", timeout=60)
     terminal.do(":max-tokens 1000000")
     terminal.send("가")
-    terminal.wait_for_model("파하:가나다라마바사아자차카타파하:가나다라")
+    terminal.wait_for("파하:가나다라마바사아자차카타파하:가나다라")
     terminal.keys("ctrl-c")
-    terminal.wait_for_model("stopped by Ctrl-C")
-    terminal.wait_for_model(lambda terminal: terminal.at_empty_prompt)
+    terminal.wait_for("stopped by Ctrl-C")
+    terminal.wait_for(lambda terminal: terminal.at_empty_prompt)
 
 
 @gpu

@@ -96,7 +96,7 @@ def test_ctrl_c_however_often_keeps_what_was_learnt_and_never_leaves_it(visit, p
     terminal = visit()
     terminal.wait_for_prompt()
     terminal.send(f":train {CORPUS} new steps=1000000 width=8 layers=1 heads=1")
-    terminal.wait_for_model(" left", timeout=60)
+    terminal.wait_for(" left", timeout=60)
     before = terminal.prompts
     terminal.type("\x03" * presses)
     terminal.wait_for_prompt(before)
@@ -105,7 +105,7 @@ def test_ctrl_c_however_often_keeps_what_was_learnt_and_never_leaves_it(visit, p
     terminal.do(":max-tokens 1000000")
     before = terminal.prompts
     terminal.send("날씨")
-    terminal.wait_for_model(lambda terminal: len(terminal.screen.forgotten_count) > 60)
+    terminal.wait_for(lambda terminal: len(terminal.screen.forgotten_count) > 60)
     for _ in range(presses):
         terminal.interrupt()
     terminal.wait_for_prompt(before)
@@ -152,13 +152,13 @@ def test_ctrl_c_in_one_write_with_the_enter_before_it_stops_what_the_enter_began
     terminal.do(":max-tokens 1000000")
     for count, typed in enumerate(("가\r\x03", "가\r\x03나"), 1):
         # before, the terminal itself takes Ctrl-C
-        terminal.wait_for_model(lambda terminal: terminal.at_empty_prompt)
+        terminal.wait_for(lambda terminal: terminal.at_empty_prompt)
         terminal.type(typed)
-        terminal.wait_for_model(
+        terminal.wait_for(
             lambda terminal, count=count: terminal.text.count("stopped by Ctrl-C") == count
         )
     # what was typed after it is kept
-    terminal.wait_for_model(lambda terminal: terminal.line.startswith(">>> 나"))
+    terminal.wait_for(lambda terminal: terminal.line.startswith(">>> 나"))
     terminal.keys("ctrl-c")
     terminal.do(":max-tokens 4")
     assert ">>> 가나다라마" in terminal.do("가")
@@ -250,11 +250,9 @@ def test_a_large_model_tells_how_far_it_has_read_and_ctrl_c_ends_that(visit, tmp
     terminal.wait_for_prompt()
     terminal.do("가")  # now the model is open
     terminal.send("가나다라마바사아자차카타파하" * 60)
-    terminal.wait_for_model(
-        lambda terminal: re.search(r"reading: [1-9]\d* of 840 tokens", terminal.text)
-    )
+    terminal.wait_for(lambda terminal: re.search(r"reading: [1-9]\d* of 840 tokens", terminal.text))
     terminal.interrupt()
-    terminal.wait_for_model(lambda terminal: "stopped by Ctrl-C" in terminal.text)
+    terminal.wait_for(lambda terminal: "stopped by Ctrl-C" in terminal.text)
     assert "reading:" not in terminal.text
     terminal.do(":undo")
     assert "4 tokens" in terminal.do("가나다")

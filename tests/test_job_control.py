@@ -23,7 +23,7 @@ def job(visit):
         begin = f'export M="$*"; exec {shell}'
         command = ("sh", "-c", begin, "sh", sys.executable, "-m", "minillm_repl")
         terminal = visit(*arguments, command=command, variables={"PS1": "sh> "}, rows=40)
-        terminal.wait_for_model("sh>")
+        terminal.wait_for("sh>")
         terminal.type(start + "\n")
         return terminal
 
@@ -34,12 +34,12 @@ def stopped(terminal):
     """Press Ctrl-Z, wait for the shell, and check that the terminal is one for a shell."""
     times = terminal.raw.count(b"Stopped")
     terminal.type("\x1a")
-    terminal.wait_for_model(
+    terminal.wait_for(
         lambda terminal: terminal.raw.count(b"Stopped") > times and terminal.line.endswith("sh>")
     )
     said = len(terminal.raw)
     terminal.type("stty -a; echo don''e\n")
-    terminal.wait_for_model(
+    terminal.wait_for(
         lambda terminal: b"done" in terminal.raw[said:] and terminal.line.endswith("sh>")
     )
     assert b"stty -a" in terminal.raw[said:], "what is typed is not echoed"
@@ -60,8 +60,8 @@ def for_a_while(terminal, seconds):
 def back(terminal, there):
     """Clear the screen, bring the program back, and wait until something is drawn anew."""
     terminal.type("clear; fg\n")
-    terminal.wait_for_model(lambda terminal: "stty" not in "\n".join(terminal.screen.display))
-    terminal.wait_for_model(lambda terminal: there in "\n".join(terminal.screen.display))
+    terminal.wait_for(lambda terminal: "stty" not in "\n".join(terminal.screen.display))
+    terminal.wait_for(lambda terminal: there in "\n".join(terminal.screen.display))
 
 
 def told(terminal, what):
@@ -82,7 +82,7 @@ def pasting(terminal):
 def writing(terminal, text="가"):
     terminal.send(text)
     gone = len(terminal.screen.forgotten_count)
-    terminal.wait_for_model(lambda terminal: len(terminal.screen.forgotten_count) > gone + 45)
+    terminal.wait_for(lambda terminal: len(terminal.screen.forgotten_count) > gone + 45)
 
 
 @pytest.mark.parametrize(
@@ -92,16 +92,16 @@ def test_ctrl_z_suspends_at_the_prompt_and_while_it_writes_and_fg_goes_on(job, s
     terminal = job(shell, "--max-tokens", "1000000")
     terminal.wait_for_prompt()
     terminal.type("가나")
-    terminal.wait_for_model(line_is(">>> 가나"))
+    terminal.wait_for(line_is(">>> 가나"))
     for _ in range(2):
         stopped(terminal)
         assert "가나" not in terminal.line
         # bash itself asks for it, where it edits its lines
         assert pasting(terminal) == (shell == BASH)
         terminal.type("fg\n")
-        terminal.wait_for_model(line_is(">>> 가나"))  # as if nothing had been
+        terminal.wait_for(line_is(">>> 가나"))  # as if nothing had been
     terminal.keys("ctrl-c")
-    terminal.wait_for_model(lambda terminal: terminal.at_empty_prompt)
+    terminal.wait_for(lambda terminal: terminal.at_empty_prompt)
 
     writing(terminal)
     for _ in range(2):
@@ -109,7 +109,7 @@ def test_ctrl_z_suspends_at_the_prompt_and_while_it_writes_and_fg_goes_on(job, s
         assert pasting(terminal) == (shell == BASH)
         terminal.type("fg\n")
         gone = len(terminal.screen.forgotten_count)
-        terminal.wait_for_model(
+        terminal.wait_for(
             lambda terminal, gone=gone: len(terminal.screen.forgotten_count) > gone + 45
         )
     before = terminal.prompts
@@ -122,14 +122,14 @@ def test_ctrl_z_suspends_at_the_prompt_and_while_it_writes_and_fg_goes_on(job, s
     seen = len(terminal.raw)
     terminal.type(":max-tokens 3\r")
     terminal.paste(PASTED[0])
-    terminal.wait_for_model(PASTED[1], timeout=60)
+    terminal.wait_for(PASTED[1], timeout=60)
     text = terminal.raw[seen:].decode()
     assert "max-tokens" not in text[: text.index("20000 tokens")]
     assert "\nmax-tokens 3" in terminal.text
     terminal.keys("ctrl-c")
-    terminal.wait_for_model(lambda terminal: terminal.at_empty_prompt)
+    terminal.wait_for(lambda terminal: terminal.at_empty_prompt)
     terminal.keys("ctrl-d")
-    terminal.wait_for_model(lambda terminal: terminal.line.endswith("sh>"))
+    terminal.wait_for(lambda terminal: terminal.line.endswith("sh>"))
 
 
 @pytest.mark.slow
@@ -139,7 +139,7 @@ def test_a_program_in_the_background_writes_on_stops_at_its_prompt_and_comes_bac
     writing(terminal)
     stopped(terminal)
     terminal.type("bg\n")
-    terminal.wait_for_model("60000 tokens", timeout=60)
+    terminal.wait_for("60000 tokens", timeout=60)
     told(terminal, b"Stopped")
     before = terminal.prompts
     terminal.type("fg\n")
@@ -155,7 +155,7 @@ def test_a_program_in_the_background_writes_on_stops_at_its_prompt_and_comes_bac
     for_a_while(terminal, 0.5)
     assert ":max-tokens 3" not in terminal.text, "it is echoed"
     terminal.interrupt()
-    terminal.wait_for_model("stopped by Ctrl-C")
+    terminal.wait_for("stopped by Ctrl-C")
 
 
 def test_kill_ends_a_program_that_is_suspended(job):
@@ -165,7 +165,7 @@ def test_kill_ends_a_program_that_is_suspended(job):
     terminal.type("kill %1\n")
     told(terminal, b"Terminated")
     terminal.type("jobs; echo no''ne\n")
-    terminal.wait_for_model("none")
+    terminal.wait_for("none")
     assert "Stopped" not in terminal.text[terminal.text.index("Terminated") :]
 
 
@@ -180,9 +180,7 @@ def test_ctrl_z_suspends_in_the_views_that_take_keys_in_a_lesson_and_while_it_tr
     ):
         terminal.do(":shapes 가", timeout=60)
         terminal.send(line)
-        terminal.wait_for_model(
-            lambda terminal, there=there: there in "\n".join(terminal.screen.display)
-        )
+        terminal.wait_for(lambda terminal, there=there: there in "\n".join(terminal.screen.display))
         for _ in range(2):
             stopped(terminal)
             assert not pasting(terminal)
@@ -191,14 +189,14 @@ def test_ctrl_z_suspends_in_the_views_that_take_keys_in_a_lesson_and_while_it_tr
         terminal.type(leave)
         terminal.wait_for_prompt(before)
     terminal.send(f":train {CORPUS} new steps=100000 width=8 layers=1 heads=1")
-    terminal.wait_for_model(" left", timeout=60)
+    terminal.wait_for(" left", timeout=60)
     for _ in range(2):
         stopped(terminal)
         assert not pasting(terminal)
         back(terminal, " left")
     stopped(terminal)
     terminal.type("clear; echo the shell''s; fg\n")
-    terminal.wait_for_model(lambda terminal: " left" in "\n".join(terminal.screen.display))
+    terminal.wait_for(lambda terminal: " left" in "\n".join(terminal.screen.display))
     for_a_while(terminal, 1)
     assert "the shells" in "\n".join(terminal.screen.display), (
         "what the shell has shown is drawn over"
@@ -214,25 +212,25 @@ def test_ctrl_z_suspends_in_the_views_that_take_keys_in_a_lesson_and_while_it_tr
 @pytest.mark.slow
 def test_ctrl_z_suspends_one_shot_and_the_cursor_is_there(job):
     terminal = job(PLAIN_BASH, start="$M -p 가 -n 1000000")
-    terminal.wait_for_model(lambda terminal: len(terminal.screen.forgotten_count) > 45)
+    terminal.wait_for(lambda terminal: len(terminal.screen.forgotten_count) > 45)
     for _ in range(2):
         stopped(terminal)
         terminal.type("fg\n")
         gone = len(terminal.screen.forgotten_count)
-        terminal.wait_for_model(
+        terminal.wait_for(
             lambda terminal, gone=gone: len(terminal.screen.forgotten_count) > gone + 45
         )
     terminal.interrupt()
-    terminal.wait_for_model(lambda terminal: terminal.line.endswith("sh>"))
+    terminal.wait_for(lambda terminal: terminal.line.endswith("sh>"))
     terminal.type("echo left with $?\n")
-    terminal.wait_for_model(re.compile("^left with 130", re.MULTILINE))
+    terminal.wait_for(re.compile("^left with 130", re.MULTILINE))
 
 
 def test_without_a_shell_that_could_wake_it_ctrl_z_changes_nothing(visit):
     terminal = visit()
     terminal.wait_for_prompt()
     terminal.type("가나")
-    terminal.wait_for_model(line_is(">>> 가나"))
+    terminal.wait_for(line_is(">>> 가나"))
     terminal.type("\x1a")
     terminal.type("다")
-    terminal.wait_for_model(line_is(">>> 가나다"))
+    terminal.wait_for(line_is(">>> 가나다"))

@@ -103,11 +103,11 @@ def test_escape_alone_is_escape_and_where_the_cursor_is_is_told():
 
 def test_shift_enter_breaks_the_line_and_a_focus_report_types_nothing(prompt):
     prompt.type("가\x1b[13;2u\x1b[I나\x1b[27;2;13~\x1b[O다\x1b[?62c")
-    prompt.wait_for_model(line_is(">>> 가", "... 나", "... 다"))
+    prompt.wait_for(line_is(">>> 가", "... 나", "... 다"))
     prompt.type("\x1b[99;5u")
-    prompt.wait_for_model(lambda terminal: terminal.at_empty_prompt)
+    prompt.wait_for(lambda terminal: terminal.at_empty_prompt)
     prompt.type("가\x1b[13u")
-    prompt.wait_for_model(">>> 가나다라마\n4 tokens")
+    prompt.wait_for(">>> 가나다라마\n4 tokens")
 
 
 PASTES = {
@@ -129,13 +129,13 @@ def test_a_paste_while_it_writes_is_one_prompt_afterwards(visit, name):
     terminal.type("\x1b[200~" + text[:half].replace("\n", "\r"))
     terminal.pump(0.3)
     terminal.type(text[half:].replace("\n", "\r") + "\x1b[201~")
-    terminal.wait_for_model(
+    terminal.wait_for(
         lambda terminal: terminal.prompts > before and terminal.line.endswith("다"), timeout=60
     )
     assert terminal.prompts == before + 1, "a pasted newline sent a line"
     if len(text) < 100:
         shown = text.replace("\x1b", "^[").split("\n")
-        terminal.wait_for_model(line_is(f">>> {shown[0]}", *(f"... {row}" for row in shown[1:])))
+        terminal.wait_for(line_is(f">>> {shown[0]}", *(f"... {row}" for row in shown[1:])))
 
 
 def test_lines_typed_while_it_writes_are_lines_afterwards_and_ctrl_c_still_stops(visit):
@@ -149,5 +149,5 @@ def test_lines_typed_while_it_writes_are_lines_afterwards_and_ctrl_c_still_stops
     before = long_generation(terminal, "가")
     terminal.type("나나나나")
     terminal.interrupt()
-    terminal.wait_for_model("stopped by Ctrl-C")
+    terminal.wait_for("stopped by Ctrl-C")
     terminal.wait_for_prompt(before)

@@ -138,11 +138,11 @@ def test_every_control_character_is_neutral_wherever_it_comes_from(visit, tmp_pa
             terminal.paste(f":load {character}x")  # prompts, errors, completions of files
             before = terminal.prompts
             terminal.keys("enter")
-            terminal.wait_for_model(lambda terminal, before=before: terminal.prompts > before)
+            terminal.wait_for(lambda terminal, before=before: terminal.prompts > before)
     for _ in range(2 * len(every)):  # all of the history, what was kept before included
         terminal.keys("up")
         terminal.pump(0.01)
-    terminal.wait_for_model(lambda terminal: "up" in terminal.line)
+    terminal.wait_for(lambda terminal: "up" in terminal.line)
     assert told(terminal.raw) == set()
     assert not terminal.screen.title
     kept = (tmp_path / "home" / "history").read_text("utf-8").split(":load", 1)[1]

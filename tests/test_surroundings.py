@@ -99,11 +99,11 @@ def test_a_terminal_works_in_odd_surroundings(where, visit):
     terminal = visit(
         ckpt="nalssi", variables={"MINILLM_HISTORY": None, **ODD[where]}, columns=columns
     )
-    terminal.wait_for_model(">>>")
+    terminal.wait_for(">>>")
     terminal.send(":max-tokens 3")
-    terminal.wait_for_model("max-tokens 3")
+    terminal.wait_for("max-tokens 3")
     terminal.send("ab")  # the model has never seen these, whatever the encoding
-    terminal.wait_for_model("error:")
+    terminal.wait_for("error:")
     terminal.send(":quit")
     assert terminal.wait_for_end() == 0
     assert "Traceback" not in terminal.text
@@ -156,14 +156,14 @@ def test_a_signal_to_end_leaves_the_terminal_as_it_was(number, doing, visit):
     terminal.wait_for_prompt()
     if doing == "typing":
         terminal.type("가나")
-        terminal.wait_for_model(lambda terminal: terminal.line.endswith("가나"))
+        terminal.wait_for(lambda terminal: terminal.line.endswith("가나"))
     else:
         terminal.send("가")
-        terminal.wait_for_model(lambda terminal: len(terminal.screen.forgotten_count) > 30)
+        terminal.wait_for(lambda terminal: len(terminal.screen.forgotten_count) > 30)
     shell = terminal.child.pid
     program = Path(f"/proc/{shell}/task/{shell}/children").read_text().split()[0]
     os.kill(int(program), number)
-    terminal.wait_for_model(f"left with {128 + number}")
+    terminal.wait_for(f"left with {128 + number}")
     terminal.wait_for_end()
     settings = [line for line in terminal.lines if re.fullmatch("[0-9a-f]+(:[0-9a-f]+)+", line)]
     assert len(settings) == 2
@@ -197,7 +197,7 @@ def test_two_visits_keep_one_history(visit, tmp_path):
     third = visit()
     third.wait_for_prompt()
     third.keys("up")
-    third.wait_for_model(lambda terminal: terminal.line.startswith(">>> :tokens"))
+    third.wait_for(lambda terminal: terminal.line.startswith(">>> :tokens"))
 
 
 def test_where_memory_runs_out_that_is_told_and_the_visit_goes_on(tmp_path):

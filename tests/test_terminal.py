@@ -146,7 +146,7 @@ def long_generation(terminal, text, rows=30):
     """
     before, lines = terminal.prompts, len(terminal.screen.forgotten_count)
     terminal.send(text)
-    terminal.wait_for_model(lambda terminal: len(terminal.screen.forgotten_count) > lines + rows)
+    terminal.wait_for(lambda terminal: len(terminal.screen.forgotten_count) > lines + rows)
     return before
 
 
@@ -160,31 +160,31 @@ def in_order(text, cycle=LETTERS):
 
 def test_backspace_removes_a_whole_hangul_syllable(prompt):
     prompt.type("날씨가")
-    prompt.wait_for_model(line_is(">>> 날씨가"))
+    prompt.wait_for(line_is(">>> 날씨가"))
     prompt.keys("backspace", "backspace")
-    prompt.wait_for_model(line_is(">>> 날"))
+    prompt.wait_for(line_is(">>> 날"))
     assert prompt.screen.cursor.x == len(PROMPT) + 2
     prompt.type("마")
-    prompt.wait_for_model(line_is(">>> 날마"))
+    prompt.wait_for(line_is(">>> 날마"))
     prompt.keys("left", "left", "backspace")  # nothing stands before the first
     prompt.type("a")
-    prompt.wait_for_model(line_is(">>> a날마"))
+    prompt.wait_for(line_is(">>> a날마"))
     prompt.keys("ctrl-e", "backspace", "backspace", "backspace")
-    prompt.wait_for_model(lambda terminal: terminal.at_empty_prompt)
+    prompt.wait_for(lambda terminal: terminal.at_empty_prompt)
 
 
 def test_an_input_method_may_replace_a_syllable_as_it_grows_and_split_its_bytes(prompt):
     prompt.type(
         "ㄱ\x7f가\x7f각\x7f가"
     )  # as some input methods do: each stage takes the last one back
-    prompt.wait_for_model(line_is(">>> 가"))
+    prompt.wait_for(line_is(">>> 가"))
     first, *rest = "나".encode()
     os.write(prompt.child.child_fd, bytes([first]))
     prompt.pump()
     os.write(prompt.child.child_fd, bytes(rest))
-    prompt.wait_for_model(line_is(">>> 가나"))
+    prompt.wait_for(line_is(">>> 가나"))
     prompt.keys("enter")
-    prompt.wait_for_model(">>> 가나다라마바")
+    prompt.wait_for(">>> 가나다라마바")
 
 
 def test_decomposed_hangul_is_the_same_prompt(prompt):
@@ -196,10 +196,10 @@ def test_decomposed_hangul_is_the_same_prompt(prompt):
 def test_a_line_longer_than_the_screen_is_edited_across_its_wrap(prompt):
     long = LETTERS[:10] * 5
     prompt.type(long)
-    prompt.wait_for_model(wrapped(long[:38], long[38:]), timeout=10)
+    prompt.wait_for(wrapped(long[:38], long[38:]), timeout=10)
     for _ in range(13):
         prompt.keys("backspace")
-    prompt.wait_for_model(line_is(PROMPT + long[:37], ""))
+    prompt.wait_for(line_is(PROMPT + long[:37], ""))
 
 
 def test_ctrl_j_and_alt_enter_break_the_line_and_enter_sends_it_whole(prompt):
@@ -208,7 +208,7 @@ def test_ctrl_j_and_alt_enter_break_the_line_and_enter_sends_it_whole(prompt):
         prompt.type("가")
         prompt.keys(keys)
         prompt.type("나")
-        prompt.wait_for_model(line_is(">>> 가", "... 나"))
+        prompt.wait_for(line_is(">>> 가", "... 나"))
         assert prompt.prompts == before
         prompt.keys("enter")
         prompt.wait_for_prompt(before)
@@ -218,14 +218,14 @@ def test_ctrl_j_and_alt_enter_break_the_line_and_enter_sends_it_whole(prompt):
 def test_a_paste_of_several_lines_stays_one_prompt(prompt):
     before = prompt.prompts
     prompt.paste("가\n\n:quit\n나")
-    prompt.wait_for_model(line_is(">>> 가", "...", "... :quit", "... 나"))
+    prompt.wait_for(line_is(">>> 가", "...", "... :quit", "... 나"))
     assert prompt.prompts == before, "a pasted newline sent the line"
     prompt.keys("enter")
     prompt.wait_for_prompt(before)
     assert ">>> 가\n\n:\n나다라마바\n4 tokens" in prompt.text
     assert "never seen q, u, i, t: skipped" in prompt.text
     prompt.paste(":temp 2\n")  # not even the newline at its end
-    prompt.wait_for_model(line_is(">>> :temp 2", "..."))
+    prompt.wait_for(line_is(">>> :temp 2", "..."))
     assert "temp 2" not in prompt.text.replace(":temp 2", "")
 
 
@@ -234,7 +234,7 @@ def test_three_quotes_open_a_block_that_three_quotes_send(prompt):
     for line in ('"""', "가", ""):
         prompt.send(line)
     prompt.type('나"""')
-    prompt.wait_for_model(line_is('>>> """', "... 가", "...", '... 나"""'))
+    prompt.wait_for(line_is('>>> """', "... 가", "...", '... 나"""'))
     assert prompt.prompts == before
     prompt.keys("enter")
     prompt.wait_for_prompt(before)
@@ -245,13 +245,13 @@ def test_ctrl_c_clears_what_was_typed_and_on_an_empty_line_tells_how_to_leave(pr
     prompt.type("가나다")
     prompt.keys("ctrl-j")
     prompt.type("라")
-    prompt.wait_for_model(line_is(">>> 가나다", "... 라"))
+    prompt.wait_for(line_is(">>> 가나다", "... 라"))
     prompt.keys("ctrl-c")
-    prompt.wait_for_model(lambda terminal: terminal.at_empty_prompt)
+    prompt.wait_for(lambda terminal: terminal.at_empty_prompt)
     assert "가나다" not in prompt.text
     assert "Ctrl-D or :quit leaves" not in prompt.text
     prompt.keys("ctrl-c")
-    prompt.wait_for_model("Ctrl-D or :quit leaves")
+    prompt.wait_for("Ctrl-D or :quit leaves")
     prompt.wait_for_prompt()
     assert ">>> 가나다라마" in prompt.do("가")
 
@@ -259,16 +259,16 @@ def test_ctrl_c_clears_what_was_typed_and_on_an_empty_line_tells_how_to_leave(pr
 def test_a_resize_leaves_what_is_being_typed_whole(prompt):
     typed = LETTERS[:14] * 2
     prompt.type(typed)
-    prompt.wait_for_model(line_is(PROMPT + typed))
+    prompt.wait_for(line_is(PROMPT + typed))
     prompt.resize(40, 20)
-    prompt.wait_for_model(wrapped(typed[:18], typed[18:]), timeout=10)
+    prompt.wait_for(wrapped(typed[:18], typed[18:]), timeout=10)
     prompt.resize(120, 30)
-    prompt.wait_for_model(line_is(PROMPT + typed))
+    prompt.wait_for(line_is(PROMPT + typed))
     prompt.keys("backspace")
     prompt.type("마")
-    prompt.wait_for_model(line_is(PROMPT + typed[:-1] + "마"))
+    prompt.wait_for(line_is(PROMPT + typed[:-1] + "마"))
     prompt.keys("enter")
-    prompt.wait_for_model(PROMPT + typed[:-1] + "마바사아자")
+    prompt.wait_for(PROMPT + typed[:-1] + "마바사아자")
 
 
 # -- history and completion
@@ -292,9 +292,9 @@ def test_history_outlives_the_program_and_only_its_owner_may_read_it(visit, tmp_
     second = visit()
     second.wait_for_prompt()
     second.keys("up")
-    second.wait_for_model(line_is(">>> 나", "... 다"))
+    second.wait_for(line_is(">>> 나", "... 다"))
     second.keys("up", "up")
-    second.wait_for_model(line_is(">>> 가"))
+    second.wait_for(line_is(">>> 가"))
 
 
 def test_ctrl_r_finds_an_earlier_line_that_enter_then_takes(prompt):
@@ -302,18 +302,18 @@ def test_ctrl_r_finds_an_earlier_line_that_enter_then_takes(prompt):
     prompt.do("라")
     prompt.keys("ctrl-r")
     prompt.type("나")
-    prompt.wait_for_model(re.compile(r"^>>> 가나(?!다)", re.MULTILINE))
+    prompt.wait_for(re.compile(r"^>>> 가나(?!다)", re.MULTILINE))
     assert "가나type" not in prompt.text, "the placeholder is drawn beside the line that was found"
     prompt.keys("enter")
-    prompt.wait_for_model(lambda terminal: terminal.line == ">>> 가나", timeout=10)
+    prompt.wait_for(lambda terminal: terminal.line == ">>> 가나", timeout=10)
 
 
 def test_ctrl_c_leaves_the_search_of_the_history(prompt):
     prompt.do("가나")
     prompt.keys("ctrl-r")
-    prompt.wait_for_model("I-search")
+    prompt.wait_for("I-search")
     prompt.keys("ctrl-c")
-    prompt.wait_for_model(
+    prompt.wait_for(
         lambda terminal: terminal.at_empty_prompt and "I-search" not in terminal.text, timeout=10
     )
 
@@ -323,7 +323,7 @@ def test_history_lies_in_the_state_folder_and_no_history_writes_none(visit, tmp_
     none.wait_for_prompt()
     none.do("가")
     none.keys("up")
-    none.wait_for_model(line_is(">>> 가"))  # within the visit it is there
+    none.wait_for(line_is(">>> 가"))  # within the visit it is there
     none.keys("ctrl-c", "ctrl-d")
     assert none.wait_for_end() == 0
     assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
@@ -350,24 +350,24 @@ def test_tab_completes_commands_names_settings_and_files(prompt, tmp_path):
         (":set top", "top-p", ":set top-k"),
     ):
         prompt.type(typed)
-        prompt.wait_for_model(lambda terminal, menu=menu: menu in "\n".join(terminal.lines))
+        prompt.wait_for(lambda terminal, menu=menu: menu in "\n".join(terminal.lines))
         prompt.keys("tab")
-        prompt.wait_for_model(lambda terminal, taken=taken: terminal.line == PROMPT + taken)
+        prompt.wait_for(lambda terminal, taken=taken: terminal.line == PROMPT + taken)
         before = prompt.prompts
         prompt.keys("enter")  # takes the word; only the next one sends
         prompt.keys("ctrl-c")
-        prompt.wait_for_model(lambda terminal: terminal.at_empty_prompt)
+        prompt.wait_for(lambda terminal: terminal.at_empty_prompt)
         assert prompt.prompts == before, "Enter sent a completion that was only being looked at"
     prompt.type(":load no")  # no checkpoint begins so
-    prompt.wait_for_model(line_is(">>> :load no"))
+    prompt.wait_for(line_is(">>> :load no"))
     prompt.keys("tab")
     prompt.type("x")
-    prompt.wait_for_model(line_is(">>> :load nox"))
+    prompt.wait_for(line_is(">>> :load nox"))
     prompt.keys("ctrl-c")
     prompt.type("te")  # a prompt is not completed
     prompt.keys("tab")
     prompt.type("x")
-    prompt.wait_for_model(line_is(">>> tex"))
+    prompt.wait_for(line_is(">>> tex"))
 
 
 # -- commands
@@ -635,7 +635,7 @@ def test_without_colours_the_chosen_row_is_still_marked_and_no_colour_is_sent(vi
     terminal.do(":help")
     terminal.do(":set")
     terminal.type(":te")
-    terminal.wait_for_model("always takes")
+    terminal.wait_for("always takes")
     assert not COLOR.search(terminal.raw), COLOR.search(terminal.raw)
 
 
@@ -667,14 +667,14 @@ def test_keys_work_while_the_model_loads_and_ctrl_c_ends_only_the_waiting(visit,
     terminal = visit(ckpt="nalssi", variables={"NUMBA_CACHE_DIR": str(tmp_path / "cold")})
     terminal.wait_for_prompt()
     terminal.type("날씨가\x7f")
-    terminal.wait_for_model(
+    terminal.wait_for(
         lambda terminal: terminal.line == ">>> 날씨" and "loading nalssi" in terminal.toolbar
     )
     before = terminal.prompts
     terminal.keys("enter")
-    terminal.wait_for_model(re.compile("[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏] loading nalssi"))
+    terminal.wait_for(re.compile("[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏] loading nalssi"))
     terminal.interrupt()
-    terminal.wait_for_model("stopped waiting")
+    terminal.wait_for("stopped waiting")
     terminal.wait_for_prompt(before)
     assert "100 tokens" in terminal.do("날씨")
     terminal.wait_for_toolbar("nalssi ·")
@@ -707,14 +707,14 @@ def test_keys_typed_while_the_model_writes_wait_for_the_next_prompt_line(visit):
     terminal.wait_for_prompt()
     before = long_generation(terminal, "가", rows=5)
     terminal.type(":max-tokens 3\r하가나\x7f")  # Enter among them sends
-    terminal.wait_for_model(">>> :max-tokens 3\nmax-tokens 3", timeout=60)
-    terminal.wait_for_model(lambda terminal: terminal.line == ">>> 하가")
+    terminal.wait_for(">>> :max-tokens 3\nmax-tokens 3", timeout=60)
+    terminal.wait_for(lambda terminal: terminal.line == ">>> 하가")
     assert terminal.prompts == before + 2
     assert "max-tokens 3" not in re.split("20000 tokens|20,000 tokens", terminal.text)[0], (
         "keys were echoed"
     )
     terminal.keys("enter")
-    terminal.wait_for_model(">>> 하가나다라\n3 tokens")
+    terminal.wait_for(">>> 하가나다라\n3 tokens")
 
 
 def test_ctrl_c_while_training_keeps_the_model_and_leaving_asks_once(visit):
@@ -722,7 +722,7 @@ def test_ctrl_c_while_training_keeps_the_model_and_leaving_asks_once(visit):
     terminal.wait_for_prompt()
     before = terminal.prompts
     terminal.send(f":train {CORPUS} steps=1000000")
-    terminal.wait_for_model(re.compile(r"[1-9][\d,]* of 1,000,000"), timeout=60)
+    terminal.wait_for(re.compile(r"[1-9][\d,]* of 1,000,000"), timeout=60)
     terminal.interrupt()
     terminal.wait_for_prompt(before)
     assert re.search(
@@ -771,9 +771,9 @@ def test_ctrl_d_leaves_with_0_and_the_terminal_as_it_was(visit):
     terminal.wait_for_prompt()
     terminal.do("가")
     terminal.type("나")
-    terminal.wait_for_model(line_is(">>> 나"))
+    terminal.wait_for(line_is(">>> 나"))
     terminal.keys("ctrl-c", "ctrl-d")
-    terminal.wait_for_model("left with 0")
+    terminal.wait_for("left with 0")
     assert terminal.wait_for_end() == 0
     first, *_, last = terminal.text.splitlines()
     assert re.fullmatch("[0-9a-f:]+", first)
@@ -794,10 +794,10 @@ def test_a_resize_while_the_model_writes_changes_the_tables_and_nothing_else(vis
     terminal.wait_for_prompt()
     before = long_generation(terminal, "가")
     terminal.resize(60, 20)
-    terminal.wait_for_model(
+    terminal.wait_for(
         lambda terminal: any(len(line) == 100 for line in terminal.lines if set(line) == {"─"})
     )
-    terminal.wait_for_model(
+    terminal.wait_for(
         lambda terminal: any(
             set(line) == {"─"} and len(line) <= 60 for line in terminal.lines[-20:]
         )
@@ -824,7 +824,7 @@ def test_the_program_ends_when_its_terminal_goes_away(visit, doing, hangup):
     terminal.wait_for_prompt()
     if doing == "typing":
         terminal.type("가나")
-        terminal.wait_for_model(line_is(">>> 가나"))
+        terminal.wait_for(line_is(">>> 가나"))
     else:
         long_generation(terminal, "가")
     terminal.vanish()
@@ -869,16 +869,16 @@ def test_a_file_name_cannot_steer_the_terminal(visit, models, tmp_path):
     terminal = visit()
     terminal.wait_for_prompt()
     terminal.type(":load evil")
-    terminal.wait_for_model("evil␛]0;pwned␇<U+009B>31m<U+202E>.safetensors")
+    terminal.wait_for("evil␛]0;pwned␇<U+009B>31m<U+202E>.safetensors")
     terminal.keys("tab")
-    terminal.wait_for_model(lambda terminal: ".safetensors" in terminal.line)
+    terminal.wait_for(lambda terminal: ".safetensors" in terminal.line)
     before = terminal.prompts
     terminal.keys("enter", "enter")
     terminal.wait_for_prompt(before)
     terminal.wait_for_toolbar("evil␛]0;pwned␇")
     terminal.do(":model")
     terminal.keys("up", "up")
-    terminal.wait_for_model(lambda terminal: terminal.line.startswith(">>> :load evil"))
+    terminal.wait_for(lambda terminal: terminal.line.startswith(">>> :load evil"))
     assert not dangerous(terminal)
     assert not terminal.screen.title
 
@@ -888,7 +888,7 @@ def test_a_model_with_a_chat_template_talks_in_turns(visit, tmp_path):
     talker = replace(chain(LETTERS), chat=template, eos_token_ids=(LETTERS.index(":"),))
     save(talker, tmp_path / "talker.safetensors")
     terminal = visit("--temp", "0", ckpt=tmp_path / "talker")
-    terminal.wait_for_model("say something")
+    terminal.wait_for("say something")
     terminal.wait_for_toolbar("talker (chat) ·")
     answered = terminal.do("타")
     # on its own line, its end token not shown
@@ -908,7 +908,7 @@ def test_a_model_with_a_chat_template_talks_in_turns(visit, tmp_path):
         "the system prompt has left with the oldest turns"
     )
     terminal.do(":chat off")
-    terminal.wait_for_model("type the beginning")
+    terminal.wait_for("type the beginning")
     assert ">>> 타파하" in terminal.do("타")
 
 
@@ -917,8 +917,8 @@ def test_a_model_with_a_chat_template_talks_in_turns(visit, tmp_path):
 
 def test_a_visit_in_korean_and_back_to_english(visit):
     terminal = visit(variables={"LANG": "ko_KR.UTF-8"})
-    terminal.wait_for_model("글의 첫머리를 쓰거나 :도움말")
-    terminal.wait_for_model(":도움말 명령 목록 · :자세히 모델의 생각 보기 · Ctrl-D 나가기")
+    terminal.wait_for("글의 첫머리를 쓰거나 :도움말")
+    terminal.wait_for(":도움말 명령 목록 · :자세히 모델의 생각 보기 · Ctrl-D 나가기")
     terminal.wait_for_toolbar("토큰 · ")
     assert "없는 명령이에요: :없는명령. :도움말에서 모든 명령을 볼 수 있고" in terminal.do(
         ":없는명령"
@@ -929,14 +929,14 @@ def test_a_visit_in_korean_and_back_to_english(visit):
     assert terminal.do(":온도 0.5").endswith("temp 0.5")
     assert terminal.do("/온도 0").endswith("temp 0")
     terminal.type(":도")
-    terminal.wait_for_model(re.compile("^ +:도움말 +명령을 모두 보여 주거나", re.MULTILINE))
+    terminal.wait_for(re.compile("^ +:도움말 +명령을 모두 보여 주거나", re.MULTILINE))
     terminal.keys("ctrl-c")
-    terminal.wait_for_model(lambda screen: screen.at_empty_prompt)
+    terminal.wait_for(lambda screen: screen.at_empty_prompt)
     assert "가나다라마" in terminal.do("가")
     assert "English from now on" in terminal.do(":lang en")
     assert terminal.do(":temp").endswith("temp 0")
     assert "there is no command :zzzz; :help lists them, and `::` sends" in terminal.do(":zzzz")
-    terminal.wait_for_model("type the beginning of a text or :help")
+    terminal.wait_for("type the beginning of a text or :help")
     assert "지금부터 한국어로 말할게요" in terminal.do(":언어 ko")
     terminal.keys("ctrl-d")
     assert terminal.wait_for_end() == 0
@@ -964,7 +964,7 @@ def test_tables_are_aligned_in_korean(visit):
     "name, example", [("nalssi", "such as 날씨, or"), ("story", "such as Once upon a time, or")]
 )
 def test_what_is_proposed_to_type_is_something_that_the_model_knows(visit, name, example):
-    visit(ckpt=name).wait_for_model(f"type the beginning of a text, {example} :help")
+    visit(ckpt=name).wait_for(f"type the beginning of a text, {example} :help")
 
 
 def test_who_names_no_model_is_told_what_the_open_one_speaks_and_which_others_there_are(visit):

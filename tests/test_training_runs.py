@@ -343,7 +343,7 @@ def test_ctrl_c_in_the_repl_comes_back_and_going_on_is_exact(folder):
         terminal.wait_for_prompt()
         before = terminal.prompts
         terminal.send(f":train text.txt steps=1000 {settings}")
-        terminal.wait_for_model(re.compile(r"step +100 "))
+        terminal.wait_for(re.compile(r"step +100 "))
         terminal.keys("ctrl-c")
         terminal.wait_for_prompt(before)
         assert "stopped by Ctrl-C" in terminal.text
@@ -401,7 +401,7 @@ def test_ctrl_c_while_a_long_text_is_read_comes_back_with_one_line(folder):
         terminal.wait_for_prompt()
         before = terminal.prompts
         terminal.send(":train long.txt new tokenizer=bpe:2000")
-        terminal.wait_for_model("reading the text")
+        terminal.wait_for("reading the text")
         terminal.keys("ctrl-c")
         terminal.wait_for_prompt(before)
         assert "error: stopped" in terminal.text

@@ -118,7 +118,7 @@ def ended():
         key = (columns, rows, *variables.items())
         if key not in opened:
             opened[key] = run_in(columns, rows, **variables)
-            opened[key].wait_for_model("END")
+            opened[key].wait_for("END")
         return opened[key]
 
     yield run
@@ -135,7 +135,7 @@ def stopped():
 
     def run(columns=80, rows=24):
         opened.append(run_in(columns, rows, "stop"))
-        opened[-1].wait_for_model("step 35 of 60")
+        opened[-1].wait_for("step 35 of 60")
         return opened[-1]
 
     yield run
@@ -198,9 +198,9 @@ def test_a_frame_shows_the_curve_and_how_far_it_is(stopped):
     assert rows[top + 12 :] == [""] * (24 - top - 12)
     before = [line for line in terminal.lines if line.startswith("step")]
     terminal.keys("enter")
-    terminal.wait_for_model("saved at 59")
+    terminal.wait_for("saved at 59")
     terminal.keys("enter")
-    terminal.wait_for_model("END")
+    terminal.wait_for("END")
     assert [line for line in terminal.lines if line.startswith("step")][: len(before)] == before
     assert "┌" not in terminal.text
 
@@ -238,7 +238,7 @@ def test_without_colours_there_are_none(ended):
 def test_what_moves_is_gone_after_an_error_too(stopped):
     terminal = stopped()
     terminal.keys("ctrl-d")  # `input` raises EOFError
-    terminal.wait_for_model("EOFError")
+    terminal.wait_for("EOFError")
     assert "┌" not in terminal.text
     assert "saved at" not in terminal.text
     # the cursor is back

@@ -274,7 +274,7 @@ def test_a_long_view_is_scrolled_to_its_end_and_left_again(visit):
     assert "of 32 tokens; :scroll shows all" in " ".join(terminal.do(":attn 0.1").split("\n"))
     before = terminal.prompts
     terminal.send(":scroll")
-    terminal.wait_for_model("q leaves")
+    terminal.wait_for("q leaves")
     first = next(y for y in range(20) if re.match(r"\d+ \S ", terminal.screen.row(y)))
     names = terminal.screen.row(first - 1)
     # the text has outgrown the context
@@ -282,13 +282,13 @@ def test_a_long_view_is_scrolled_to_its_end_and_left_again(visit):
     # the first token names the first column and the first row
     assert names.strip()[0] in terminal.screen.row(first)
     terminal.type("\x1b[6~" * 4)
-    terminal.wait_for_model(
+    terminal.wait_for(
         lambda terminal: any(terminal.screen.row(y).startswith("rows ask") for y in range(20))
     )
     assert terminal.screen.row(first - 1) == names  # which tokens the columns are stays
     terminal.type("\x1b[F")
-    terminal.wait_for_model(lambda terminal: terminal.screen.row(first - 1) != names)
-    terminal.wait_for_model(
+    terminal.wait_for(lambda terminal: terminal.screen.row(first - 1) != names)
+    terminal.wait_for(
         lambda terminal: any(re.match(r"64 \S", terminal.screen.row(y)) for y in range(20))
     )  # as well
     terminal.type("q")
@@ -302,23 +302,23 @@ def test_step_lets_one_choose_type_go_back_and_finish(visit):
     drawn = terminal.do("날씨가 좋").split("\n")[0]
     before = terminal.prompts
     terminal.send(":step 날씨가 좋")
-    terminal.wait_for_model("q leave")
-    terminal.wait_for_model("step 1  +'을' → 날씨가 좋을")
+    terminal.wait_for("q leave")
+    terminal.wait_for("step 1  +'을' → 날씨가 좋을")
     terminal.keys("enter")
-    terminal.wait_for_model("step 2  +")
+    terminal.wait_for("step 2  +")
     terminal.type("\x1b[B")
-    terminal.wait_for_model("drawn was")
+    terminal.wait_for("drawn was")
     terminal.type("3")
-    terminal.wait_for_model("step 3  +")
+    terminal.wait_for("step 3  +")
     terminal.keys("backspace")
-    terminal.wait_for_model("step 2  +")
+    terminal.wait_for("step 2  +")
     terminal.type("구름x")
-    terminal.wait_for_model("your own: 구름x")
+    terminal.wait_for("your own: 구름x")
     terminal.keys("backspace", "enter")
-    terminal.wait_for_model("step 4  +")
+    terminal.wait_for("step 4  +")
     assert "날씨가 좋을구름" in terminal.text
     terminal.keys("backspace", "backspace")
-    terminal.wait_for_model("step 2  +")
+    terminal.wait_for("step 2  +")
     terminal.type("f")
     terminal.wait_for_prompt(before)
     # from there on as if it had never been left
@@ -330,9 +330,9 @@ def test_leaving_step_keeps_the_text_so_far(visit, leave):
     terminal = visit()
     terminal.wait_for_prompt()
     terminal.send(":step 가")
-    terminal.wait_for_model("step 1  +'나'")
+    terminal.wait_for("step 1  +'나'")
     terminal.keys("enter")
-    terminal.wait_for_model("step 2  +'다'")
+    terminal.wait_for("step 2  +'다'")
     before = terminal.prompts
     terminal.type(leave)
     terminal.wait_for_prompt(before)

@@ -1,25 +1,20 @@
 """Named places in a forward pass where an activation can be read or replaced.
 
-A tap is called with the name of the place and the tensor there, and returns the tensor to go on
-with: itself to read, another to override. The names, for layer `i`, with their shapes:
+A hook is called with the name of the place and the tensor there, and returns the tensor to go on
+with: the same to read it, another to replace it. The names for layer `i`, with their shapes
+(b batch, t time, h head):
 
-  embedding                 (batch, time, width)            the token, and its position where
-                                                            that is learned
-  blocks.i.attention.q|k|v  (batch, head, time, head_size)  as they enter the dot products:
-                                                            normalised and turned where the family
-                                                            does that; k and v have kv_heads
-  blocks.i.attention.z      (batch, time, head, head_size)  each head's mix of values, before the
-                                                            projection
-  blocks.i.attention.out    (batch, time, width)            what attention adds to the residual
-                                                            stream
-  blocks.i.residual.mid     (batch, time, width)            the residual stream between attention
-                                                            and feed-forward; none where the two
-                                                            work side by side (GPT-NeoX)
-  blocks.i.ff.hidden        (batch, time, hidden)           after the activation, and its gate in
-                                                            a Llama
-  blocks.i.ff.out           (batch, time, width)            what the feed-forward adds
-  blocks.i.residual         (batch, time, width)            the residual stream after the block
-  final                     (batch, time, width)            after the last norm, before the head
+    embedding               (b, t, d_model)      token embedding, plus position where it is learned
+    blocks.i.attention.q    (b, h, t, head_dim)  as it enters the dot product: after norm and RoPE
+    blocks.i.attention.k|v  (b, h, t, head_dim)  the same; h counts n_kv_heads here
+    blocks.i.attention.z    (b, t, h, head_dim)  weighted sum of values, before W_O
+    blocks.i.attention.out  (b, t, d_model)      what attention adds to the residual stream
+    blocks.i.residual.mid   (b, t, d_model)      between attention and MLP; absent where the two
+                                                 work side by side (GPT-NeoX)
+    blocks.i.mlp.hidden     (b, t, d_mlp)        after the activation, and the gate in a Llama
+    blocks.i.mlp.out        (b, t, d_model)      what the MLP adds to the residual stream
+    blocks.i.residual       (b, t, d_model)      the residual stream after the block
+    final                   (b, t, d_model)      after the last norm, before the unembedding
 """
 
 from collections.abc import Callable

@@ -38,7 +38,7 @@ class Screen(pyte.Screen):
     """
 
     def __init__(self, columns: int, lines: int, answer: Callable[[str], None]) -> None:
-        self.forgotten_count: list[str] = []
+        self.gone: list[str] = []
         self._answer = answer
         super().__init__(columns, lines)
 
@@ -47,7 +47,7 @@ class Screen(pyte.Screen):
 
     def index(self) -> None:
         if self.cursor.y == self.lines - 1 and self.margins is None:
-            self.forgotten_count.append(self.row(0))
+            self.gone.append(self.row(0))
         super().index()
 
     def draw(self, data: str) -> None:
@@ -157,7 +157,7 @@ class Terminal:
     def lines(self) -> list[str]:
         """All lines, those that scrolled off included."""
         return [
-            *self.screen.forgotten_count,
+            *self.screen.gone,
             *(self.screen.row(y) for y in range(self.screen.lines)),
         ]
 
@@ -173,7 +173,7 @@ class Terminal:
     @property
     def row_of_cursor(self) -> int:
         """The cursor's row, counted from the first line that ever was."""
-        return len(self.screen.forgotten_count) + self.screen.cursor.y
+        return len(self.screen.gone) + self.screen.cursor.y
 
     @property
     def toolbar(self) -> str:
@@ -266,6 +266,6 @@ class Terminal:
     def __repr__(self) -> str:
         rows = [f"|{self.screen.row(y)}" for y in range(self.screen.lines)]
         edge = "-" * self.screen.columns
-        above = "\n".join(self.screen.forgotten_count[-20:])
+        above = "\n".join(self.screen.gone[-20:])
         cursor = f"cursor at row {self.screen.cursor.y}, cell {self.screen.cursor.x}"
         return "\n".join([above, edge, *rows, edge, cursor, f"last bytes: {self.raw[-200:]!r}"])

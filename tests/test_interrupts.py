@@ -105,7 +105,7 @@ def test_ctrl_c_however_often_keeps_what_was_learnt_and_never_leaves_it(visit, p
     terminal.do(":max-tokens 1000000")
     before = terminal.prompts
     terminal.send("날씨")
-    terminal.wait_for(lambda terminal: len(terminal.screen.forgotten_count) > 60)
+    terminal.wait_for(lambda terminal: len(terminal.screen.gone) > 60)
     for _ in range(presses):
         terminal.interrupt()
     terminal.wait_for_prompt(before)

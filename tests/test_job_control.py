@@ -81,8 +81,8 @@ def pasting(terminal):
 
 def writing(terminal, text="가"):
     terminal.send(text)
-    gone = len(terminal.screen.forgotten_count)
-    terminal.wait_for(lambda terminal: len(terminal.screen.forgotten_count) > gone + 45)
+    gone = len(terminal.screen.gone)
+    terminal.wait_for(lambda terminal: len(terminal.screen.gone) > gone + 45)
 
 
 @pytest.mark.parametrize(
@@ -108,9 +108,9 @@ def test_ctrl_z_suspends_at_the_prompt_and_while_it_writes_and_fg_goes_on(job, s
         stopped(terminal)
         assert pasting(terminal) == (shell == BASH)
         terminal.type("fg\n")
-        gone = len(terminal.screen.forgotten_count)
+        gone = len(terminal.screen.gone)
         terminal.wait_for(
-            lambda terminal, gone=gone: len(terminal.screen.forgotten_count) > gone + 45
+            lambda terminal, gone=gone: len(terminal.screen.gone) > gone + 45
         )
     before = terminal.prompts
     terminal.interrupt()
@@ -212,13 +212,13 @@ def test_ctrl_z_suspends_in_the_views_that_take_keys_in_a_lesson_and_while_it_tr
 @pytest.mark.slow
 def test_ctrl_z_suspends_one_shot_and_the_cursor_is_there(job):
     terminal = job(PLAIN_BASH, start="$M -p 가 -n 1000000")
-    terminal.wait_for(lambda terminal: len(terminal.screen.forgotten_count) > 45)
+    terminal.wait_for(lambda terminal: len(terminal.screen.gone) > 45)
     for _ in range(2):
         stopped(terminal)
         terminal.type("fg\n")
-        gone = len(terminal.screen.forgotten_count)
+        gone = len(terminal.screen.gone)
         terminal.wait_for(
-            lambda terminal, gone=gone: len(terminal.screen.forgotten_count) > gone + 45
+            lambda terminal, gone=gone: len(terminal.screen.gone) > gone + 45
         )
     terminal.interrupt()
     terminal.wait_for(lambda terminal: terminal.line.endswith("sh>"))

@@ -159,7 +159,7 @@ def test_a_signal_to_end_leaves_the_terminal_as_it_was(number, doing, visit):
         terminal.wait_for(lambda terminal: terminal.line.endswith("가나"))
     else:
         terminal.send("가")
-        terminal.wait_for(lambda terminal: len(terminal.screen.forgotten_count) > 30)
+        terminal.wait_for(lambda terminal: len(terminal.screen.gone) > 30)
     shell = terminal.child.pid
     program = Path(f"/proc/{shell}/task/{shell}/children").read_text().split()[0]
     os.kill(int(program), number)

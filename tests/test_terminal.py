@@ -144,9 +144,9 @@ def long_generation(terminal, text, rows=30):
 
     Return `prompts`.
     """
-    before, lines = terminal.prompts, len(terminal.screen.forgotten_count)
+    before, lines = terminal.prompts, len(terminal.screen.gone)
     terminal.send(text)
-    terminal.wait_for(lambda terminal: len(terminal.screen.forgotten_count) > lines + rows)
+    terminal.wait_for(lambda terminal: len(terminal.screen.gone) > lines + rows)
     return before
 
 
@@ -552,7 +552,7 @@ def tables(terminal, top, answer):
     titles = [place for place, line in enumerate(lines) if re.match(r"step \d+  \+'", line)]
     assert titles, answer
     start = len(
-        terminal.lines[: len(terminal.screen.forgotten_count) + terminal.screen.cursor.y]
+        terminal.lines[: len(terminal.screen.gone) + terminal.screen.cursor.y]
     ) - len(lines)
     found = []
     for title in titles:
@@ -564,7 +564,7 @@ def tables(terminal, top, answer):
         assert re.fullmatch("─+", rule), answer
         assert [row[0] for row in rows].count("▶") <= 1
         places = [
-            start + title + 4 + place - len(terminal.screen.forgotten_count) for place in range(top)
+            start + title + 4 + place - len(terminal.screen.gone) for place in range(top)
         ]
         assert min(places) >= 0, "the screen is too small for this test"
         found.append([[cell or "\0" for cell in terminal.screen.cells(place)] for place in places])

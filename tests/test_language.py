@@ -104,12 +104,10 @@ DATA = {
         "Once upon a time",  # what to type, to a model that is English
     },
     "commands": {
-        "How it chooses",
-        "What it expects",
         "turns it on",
-        "shows the present one",
-        "Without a value it □. Default: □.",
-        "\n:temp sweep shows the likeliest next tokens at several temperatures.",
+        "shows the current one",
+        "Without a value, the command □. Default: □.",
+        "\n:temp sweep shows the most likely next tokens at several temperatures.",
         "ablate",
         "lang □",
         "utf-8",
@@ -438,7 +436,7 @@ def test_stopping_before_the_first_measurement_is_told_in_the_language_of_the_us
     path = tmp_path / "t.txt"
     path.write_text("가나다라 " * 4_000, encoding="utf-8")
     # so that the measurement asks on its way
-    monkeypatch.setattr("minillm_repl.training.trainer._AT_ONCE", 64)
+    monkeypatch.setattr("minillm_repl.training.trainer._EVAL_BATCH_TOKENS", 64)
     plan = TrainPlan(
         steps=2, d_model=16, n_layers=1, context_length=16, preset="note", precision="float32"
     )

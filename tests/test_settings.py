@@ -37,7 +37,7 @@ def test_a_wrong_value_is_refused_with_its_name_and_the_remedy(name, text):
 
 
 def test_an_unknown_setting_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match="there is no setting 'heat'; there are temp, top-k"):
+    with pytest.raises(UserError, match="no setting 'heat'; available: temp, top-k"):
         change(Settings(), "heat", "1")
 
 

@@ -18,7 +18,7 @@ class Descent:
 
 @command("descent", ':descent [rate=0.1] ["TEXT"]', words=("rate=",), group="Train")
 def descent(shell: Shell, argument: str) -> None:
-    """Take one step of gradient descent on a copy, number by number.
+    """Take one step of gradient descent on a copy, by hand.
 
     At each position, the model gives the actual next token a probability p. The loss there is −ln
     p; training lowers the mean loss. The gradient of a weight is the change of the mean loss per

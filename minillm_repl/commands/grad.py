@@ -9,7 +9,7 @@ from minillm_repl.repl.shell import Shell
     "grad", ':grad [TOKEN] [vs TOKEN] ["TEXT"]', aliases=("saliency", "기울기"), group="Look inside"
 )
 def grad(shell: Shell, argument: str) -> None:
-    """Attribute the next token to input tokens (gradient × embedding).
+    """Attribute the next token to the input: gradient × embedding.
 
     The view shows the gradient of TOKEN's logit with respect to the embedding of each input token.
     The embedding is the input of the first layer, with learned position embeddings added.

@@ -24,7 +24,7 @@ _ROUND = 10  # questions, when nobody says which
     "learn",
     ":learn [N|next|back|again|off]",
     aliases=("수업",),
-    words=("next", "reverse", "again", "off"),
+    words=("next", "back", "again", "off"),
     group="Learn",
 )
 def learn(shell: Shell, argument: str) -> None:

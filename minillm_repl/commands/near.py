@@ -12,7 +12,7 @@ from minillm_repl.tokenizer.lookup import find_token_ids
 _TERM = re.compile(r"\s+([-+−])\s+")
 
 
-@command("nearest to", ":near TOKEN [± TOKEN ...]", aliases=("이웃",), group="Look inside")
+@command("near", ":near TOKEN [± TOKEN ...]", aliases=("이웃",), group="Look inside")
 def near(shell: Shell, argument: str) -> None:
     """Show the nearest tokens in the embedding.
 

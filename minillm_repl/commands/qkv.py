@@ -9,7 +9,7 @@ from minillm_repl.repl.shell import Shell
 
 @command("qkv", ":qkv LAYER.HEAD [POSITION] [key=P] [TEXT]", words=("key=",), group="Look inside")
 def qkv(shell: Shell, argument: str) -> None:
-    """Show one attention head at work: query, keys, values and output.
+    """Show one attention head: query, keys, values and output.
 
     The query of one position meets the key of each position up to its own. Their dot product q·k is
     divided by √d (d is the head dimension). A softmax over all positions gives the weights. The

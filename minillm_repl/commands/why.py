@@ -7,7 +7,7 @@ from minillm_repl.repl.shell import Shell
 
 @command("why", ':why [TOKEN] [vs TOKEN] ["TEXT"]', aliases=("이유",), group="Look inside")
 def why(shell: Shell, argument: str) -> None:
-    """Show direct logit attribution: what each head and MLP adds to the next token's logit.
+    """Show what each head and MLP adds to the next token's logit.
 
     This is direct logit attribution. The embedding, every head, every MLP and the biases write into
     the residual stream. Each bar is what one of them adds directly to the token's logit. The bars

@@ -65,8 +65,7 @@ class Settings(Sampling):
     special: bool = setting(
         False,
         switch,
-        "parse special tokens such as `<|im_end|>` in what you type (off: treat them as "
-        "plain text)",
+        "parse special tokens such as `<|im_end|>` in what you type",
         details="off reads `<|im_end|>` as plain text; on reads it as the one token "
         "that ends a turn.",
         metavar="",

@@ -105,7 +105,7 @@ class TrainPlan:
         0,
         integer(1, 65_536),
         "embedding width, d_model (new model)",
-        aliases=("d_model", "n-embd", "n-embed", "hidden-size"),
+        aliases=("width", "n-embd", "n-embed", "hidden-size"),
         special_values=_AUTO,
     )
     n_layers: int = setting(

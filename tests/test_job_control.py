@@ -109,9 +109,7 @@ def test_ctrl_z_suspends_at_the_prompt_and_while_it_writes_and_fg_goes_on(job, s
         assert pasting(terminal) == (shell == BASH)
         terminal.type("fg\n")
         gone = len(terminal.screen.gone)
-        terminal.wait_for(
-            lambda terminal, gone=gone: len(terminal.screen.gone) > gone + 45
-        )
+        terminal.wait_for(lambda terminal, gone=gone: len(terminal.screen.gone) > gone + 45)
     before = terminal.prompts
     terminal.interrupt()
     terminal.wait_for_prompt(before)
@@ -217,9 +215,7 @@ def test_ctrl_z_suspends_one_shot_and_the_cursor_is_there(job):
         stopped(terminal)
         terminal.type("fg\n")
         gone = len(terminal.screen.gone)
-        terminal.wait_for(
-            lambda terminal, gone=gone: len(terminal.screen.gone) > gone + 45
-        )
+        terminal.wait_for(lambda terminal, gone=gone: len(terminal.screen.gone) > gone + 45)
     terminal.interrupt()
     terminal.wait_for(lambda terminal: terminal.line.endswith("sh>"))
     terminal.type("echo left with $?\n")

@@ -551,9 +551,7 @@ def tables(terminal, top, answer):
     lines = answer.splitlines()
     titles = [place for place, line in enumerate(lines) if re.match(r"step \d+  \+'", line)]
     assert titles, answer
-    start = len(
-        terminal.lines[: len(terminal.screen.gone) + terminal.screen.cursor.y]
-    ) - len(lines)
+    start = len(terminal.lines[: len(terminal.screen.gone) + terminal.screen.cursor.y]) - len(lines)
     found = []
     for title in titles:
         entropy, head, rule, *rows = lines[title + 1 : title + 4 + top]
@@ -563,9 +561,7 @@ def tables(terminal, top, answer):
         assert re.match(r"\s+#  token\s+id\s+model\s", head), answer
         assert re.fullmatch("─+", rule), answer
         assert [row[0] for row in rows].count("▶") <= 1
-        places = [
-            start + title + 4 + place - len(terminal.screen.gone) for place in range(top)
-        ]
+        places = [start + title + 4 + place - len(terminal.screen.gone) for place in range(top)]
         assert min(places) >= 0, "the screen is too small for this test"
         found.append([[cell or "\0" for cell in terminal.screen.cells(place)] for place in places])
     return found

@@ -29,7 +29,7 @@ def ours(
 ) -> tuple[Reader, Callable[[int], Any]]:
     """Return how our decoder reads tokens, and forgets all but the first few."""
     from minillm_repl.checkpoint.load import load
-    from minillm_repl.generate.decoder import make_decoder
+    from minillm_repl.generate.backends import make_decoder
 
     quantised = kind.startswith("int")
     checkpoint = load(Path(path), dtype="auto" if quantised else kind)

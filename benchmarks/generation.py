@@ -65,12 +65,18 @@ def tokens_per_second(
     import numpy as np
 
     from minillm_repl.generate.generate import generate
-    from minillm_repl.generate.options import Sampling
+    from minillm_repl.generate.options import GenerationConfig, Sampling
 
     rng, made, started = np.random.default_rng(0), 0, perf_counter()
     while perf_counter() - started < _AT_LEAST:
         decoder.trim(0)
-        for _event in generate(decoder, tokenizer, ids, Sampling(temp=1.0), rng, max_tokens=tokens):
+        for _event in generate(
+            decoder,
+            tokenizer,
+            ids,
+            GenerationConfig(max_tokens=tokens, sampling=Sampling(temp=1.0)),
+            rng,
+        ):
             pass
         made += tokens
     return made / (perf_counter() - started)

@@ -18,9 +18,11 @@ from benchmarks.ngrams import KneserNey, unigram_bits
 from minillm_repl.chat.template import Message, apply_chat_template
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.load import load
-from minillm_repl.generate.decoder import Decoder, make_decoder
+from minillm_repl.generate.backends import make_decoder
+from minillm_repl.generate.decoder import Decoder
+from minillm_repl.generate.events import Finished
 from minillm_repl.generate.generate import generate
-from minillm_repl.generate.options import Sampling
+from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.generate.sampling import make_rng
 from minillm_repl.training.recipe import read_recipe
 
@@ -152,10 +154,8 @@ def _print_texts(checkpoint: Checkpoint, train: Sequence[str], prompts: list[str
                 decoder,
                 tokenizer,
                 tokenizer.encode(prompts[0]),
-                Sampling(),
+                GenerationConfig(max_tokens=1, n_candidates=10),
                 make_rng(0),
-                max_tokens=1,
-                n_candidates=10,
             )
         )
     )
@@ -189,11 +189,10 @@ def write(
         decoder,
         tokenizer,
         ids,
-        sampling,
+        GenerationConfig(max_tokens=120, eos_token_ids=checkpoint.eos_token_ids, sampling=sampling),
         make_rng(seed),
-        max_tokens=120,
-        eos_token_ids=checkpoint.eos_token_ids,
     )
+    assert isinstance(finished, Finished)
     return finished.text
 
 

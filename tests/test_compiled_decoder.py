@@ -20,7 +20,7 @@ from minillm_repl.generate.backends.compiled.rotation import rotation
 from minillm_repl.generate.backends.torch import TorchDecoder
 from minillm_repl.generate.decoder import choose_prefill_chunk, prefill
 from minillm_repl.generate.generate import generate
-from minillm_repl.generate.options import Sampling
+from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.model.build import build
 from minillm_repl.model.config import LlamaConfig, Rope
 from minillm_repl.model.rope import compute_cos_sin as torch_rotation
@@ -78,9 +78,8 @@ def test_logits_and_greedy_text_are_those_of_transformers(family, matrices):
         ours,
         checkpoint.tokenizer,
         ids[0, :9].tolist(),
-        Sampling(temp=0),
+        GenerationConfig(max_tokens=256, sampling=Sampling(temp=0)),
         np.random.default_rng(0),
-        max_tokens=256,
     )
     assert [step.id for step in list(steps)[:-1]] == text[0, 9:].tolist()
 
@@ -221,9 +220,8 @@ def test_stories_greedy_text_is_torchs(stories):
             decoder,
             checkpoint.tokenizer,
             start,
-            Sampling(temp=0),
+            GenerationConfig(max_tokens=256, sampling=Sampling(temp=0)),
             np.random.default_rng(0),
-            max_tokens=256,
         )
         return [step.id for step in list(steps)[:-1]]
 
@@ -322,7 +320,7 @@ import sys
 sys.modules['numba'] = None  # as if it were not installed
 from minillm_repl.checkpoint.load import load
 from minillm_repl.storage.paths import find
-from minillm_repl.generate.decoder import make_decoder
+from minillm_repl.generate.backends import make_decoder
 decoder = make_decoder(load(find('nalssi')))
 print(decoder.name, '|', decoder.backend_details)
 """
@@ -342,7 +340,7 @@ class Finder:
 sys.meta_path.insert(0, Finder())
 from minillm_repl.checkpoint.load import load
 from minillm_repl.storage.paths import find
-from minillm_repl.generate.decoder import make_decoder
+from minillm_repl.generate.backends import make_decoder
 errors = [AttributeError("_ARRAY_API not found"),
           SystemError("initialization failed\\nof a module"),
           KeyError("x86"), AssertionError(), TypeError("\\x1b[31mwrong"),

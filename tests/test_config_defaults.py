@@ -12,8 +12,8 @@ from huggingface_hub.errors import StrictDataclassError
 from minillm_repl.checkpoint.families.find import find_family
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
+from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder
-from minillm_repl.generate.decoder import make_decoder
 from minillm_repl.model.build import build
 from minillm_repl.model.config import GPTConfig, LlamaConfig, Rope
 from tests.test_huggingface import GPT2, LLAMA, LLAMA3, NEOX, logits_of, random_ids, random_model

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.checkpoint.load import load, read_vocabulary
 from minillm_repl.cli import main
+from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.compiled.decoder import CompiledDecoder
 from minillm_repl.generate.backends.torch import TorchDecoder
-from minillm_repl.generate.decoder import make_decoder, prefill
+from minillm_repl.generate.decoder import prefill
 from minillm_repl.model.build import build
 from minillm_repl.model.hooks import caching
 from tests.conftest import MODELS, random_checkpoint

@@ -13,7 +13,7 @@ import transformers
 from minillm_repl.checkpoint.load import load
 from minillm_repl.checkpoint.save import save
 from minillm_repl.errors import UserError
-from minillm_repl.generate.decoder import make_decoder
+from minillm_repl.generate.backends import make_decoder
 from minillm_repl.model.build import build
 from tests.test_folders import edited
 from tests.test_huggingface import GPT2, LLAMA, NEOX, logits_of, random_ids, random_model

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from minillm_repl.errors import UserError
+from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder
-from minillm_repl.generate.decoder import make_decoder, prefill
+from minillm_repl.generate.decoder import never_interrupted, prefill
+from minillm_repl.generate.detokenizer import Detokenizer
 from minillm_repl.generate.events import Finished, Step, as_json
-from minillm_repl.generate.generate import Detokenizer, generate
+from minillm_repl.generate.generate import generate
 from minillm_repl.generate.next_token import sampler_view
-from minillm_repl.generate.options import Sampling
+from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.model.build import build
 from tests.conftest import MODELS, ROOT, random_checkpoint
 
@@ -25,7 +27,7 @@ class Uncached:
     def __init__(self, checkpoint):
         self.model = build(checkpoint.config, checkpoint.tensors)
         self.context_length, self.prefill_chunk = checkpoint.config.context_length, 100
-        self.ids, self.name, self.start = [], "uncached", None
+        self.ids, self.name, self.bos_token_id = [], "uncached", None
 
     @torch.no_grad()
     def prefill(self, ids):
@@ -35,18 +37,19 @@ class Uncached:
     def decode(self, token):
         return self.prefill([token])
 
-    def rewind(self, length):
+    def trim(self, length):
         del self.ids[length:]
 
 
-def run(checkpoint, prompt="날씨", sampling=None, decoder=None, seed=0, **more):
+def run(checkpoint, prompt="날씨", sampling=None, decoder=None, seed=0, interrupted=None, **more):
     decoder = decoder or make_decoder(checkpoint)
     ids = checkpoint.tokenizer.encode(prompt)
-    more = {"max_tokens": 40, **more}
-    rng = np.random.default_rng(seed)
-    return list(
-        generate(decoder, checkpoint.tokenizer, ids, sampling or Sampling(temp=1), rng, **more)
+    config = GenerationConfig(
+        **{"max_tokens": 40, "sampling": sampling or Sampling(temp=1), **more}
     )
+    rng = np.random.default_rng(seed)
+    asked = interrupted or never_interrupted
+    return list(generate(decoder, checkpoint.tokenizer, ids, config, rng, asked))
 
 
 def ids_of(events):
@@ -88,7 +91,7 @@ def test_every_number_of_a_step_is_what_torch_computes():
     checkpoint = random_checkpoint()
     sampling = Sampling(temp=0.7, top_k=4)
     model = build(checkpoint.config, checkpoint.tensors)
-    events = run(checkpoint, "가각", sampling, max_tokens=30, top=3)
+    events = run(checkpoint, "가각", sampling, max_tokens=30, n_candidates=3)
     text = checkpoint.tokenizer.encode("가각")
     for step in events[:-1]:
         with torch.no_grad():
@@ -117,7 +120,7 @@ def test_every_number_of_a_step_is_what_torch_computes():
 def test_only_what_a_sampler_has_cut_is_told_as_cut_however_unlikely_the_rest():
     checkpoint, prompt = random_checkpoint(), "가각"
     for sampling, left in [(Sampling(temp=1e-9), 9), (Sampling(temp=1e-9, top_k=4), 4)]:
-        step = run(checkpoint, prompt, sampling, max_tokens=1, top=9)[0]
+        step = run(checkpoint, prompt, sampling, max_tokens=1, n_candidates=9)[0]
         ids = checkpoint.tokenizer.encode(prompt)
         logits = prefill(make_decoder(checkpoint), ids)
         view = sampler_view(logits, sampling, ids, checkpoint.tokenizer, 9)
@@ -130,7 +133,7 @@ def test_only_what_a_sampler_has_cut_is_told_as_cut_however_unlikely_the_rest():
 
 def test_all_candidates_together_have_probability_1():
     checkpoint = random_checkpoint()
-    for step in run(checkpoint, "가", Sampling(temp=1.5, top_p=0.8), top=1000)[:-1]:
+    for step in run(checkpoint, "가", Sampling(temp=1.5, top_p=0.8), n_candidates=1000)[:-1]:
         assert len(step.top) == checkpoint.config.vocab_size
         assert sum(candidate.model_prob for candidate in step.top) == pytest.approx(1)
         assert sum(candidate.prob for candidate in step.top) == pytest.approx(1)
@@ -182,7 +185,11 @@ def test_closing_the_generator_leaves_the_decoder_usable(nalssi):
     expected = ids_of(run(nalssi, sampling=Sampling(temp=0)))
     for stop_after in range(1, 40, 7):
         events = generate(
-            decoder, nalssi.tokenizer, ids, Sampling(temp=0), np.random.default_rng(), max_tokens=40
+            decoder,
+            nalssi.tokenizer,
+            ids,
+            GenerationConfig(max_tokens=40, sampling=Sampling(temp=0)),
+            np.random.default_rng(),
         )
         for _ in range(stop_after):
             next(events)
@@ -200,13 +207,16 @@ def test_logits_that_are_not_numbers_are_named_not_sampled():
 def test_a_vocabulary_of_one_goes_on_for_ever():
     checkpoint = random_checkpoint(characters=["가"])
     finished = run(
-        checkpoint, "가", Sampling(temp=0.5, top_k=3, top_p=0.1, min_p=1, repeat_penalty=9), top=10
+        checkpoint,
+        "가",
+        Sampling(temp=0.5, top_k=3, top_p=0.1, min_p=1, repeat_penalty=9),
+        n_candidates=10,
     )[-1]
     assert finished.text == "가" * 40
 
 
 def test_events_are_the_documented_json(nalssi):
-    step, *_, finished = map(as_json, run(nalssi, top=2))
+    step, *_, finished = map(as_json, run(nalssi, n_candidates=2))
     assert list(step) == [
         "event",
         "index",
@@ -236,23 +246,23 @@ def test_events_are_the_documented_json(nalssi):
 BESIDE = """
 import threading
 from pathlib import Path
-from minillm_repl.generate.decoder import make_decoder
+from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.generate import generate
-from minillm_repl.generate.options import Sampling
-from minillm_repl.generate.sampling import numbers
+from minillm_repl.generate.options import GenerationConfig, Sampling
+from minillm_repl.generate.sampling import make_rng
 from tests.small import random_checkpoint
 
 characters = [chr(0x10000 + place) for place in range(50_000)]
 checkpoint = random_checkpoint(width=12, context=64, characters=characters)
 decoder = make_decoder(checkpoint, threads=1)
 sampling = Sampling(temp=0.9, top_k=40, top_p=0.9, repeat_penalty=1.1)
+config = GenerationConfig(max_tokens=50, sampling=sampling, n_candidates=10)
 ours = {thread.native_id for thread in threading.enumerate()}
 stats = [path / "stat" for path in Path("/proc/self/task").iterdir() if int(path.name) not in ours]
 def worked():
     return [sum(map(int, stat.read_text().rpartition(")")[2].split()[11:13])) for stat in stats]
 before = worked()
-how = {"max_tokens": 50, "top": 10}
-steps = list(generate(decoder, checkpoint.tokenizer, [1, 2, 3], sampling, numbers(0), **how))
+steps = list(generate(decoder, checkpoint.tokenizer, [1, 2, 3], config, make_rng(0)))
 print(len(steps), len(stats), sum(worked()) - sum(before))
 """
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder
-from minillm_repl.generate.decoder import make_decoder, prefill
+from minillm_repl.generate.decoder import prefill
 from minillm_repl.model.build import build
 from minillm_repl.model.kv_cache import KVCache
 from tests.conftest import ROOT

@@ -10,9 +10,10 @@ from rich.console import Console
 import minillm_repl.generate.generate as generation
 from minillm_repl.chat.template import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS
 from minillm_repl.errors import UserError
-from minillm_repl.generate.events import Finished
+from minillm_repl.generate.decoder import never_interrupted
+from minillm_repl.generate.events import Finished, Prefill
 from minillm_repl.generate.generate import generate
-from minillm_repl.generate.options import Sampling
+from minillm_repl.generate.options import GenerationConfig
 from minillm_repl.generate.sampling import make_rng
 from minillm_repl.generate.views import Branch, BranchesView
 from minillm_repl.insight.views.changes import HeadEffect, ScanView
@@ -60,27 +61,22 @@ def shell():
 
 @pytest.fixture
 def decoder(shell, monkeypatch):
-    decoder = shell.model().decoder
+    decoder = shell.require_model().decoder
     decoder.prefill_chunk = 4
     decoder.clock = Clock(monkeypatch)
     decoder.clock.watches(decoder)
     return decoder
 
 
-def last(decoder, ids, max_tokens=3, **more):
-    events = []
-    for event in generate(
-        decoder,
-        CharacterTokenizer(LETTERS),
-        ids,
-        Sampling(),
-        make_rng(1),
-        max_tokens=max_tokens,
-        **more,
-    ):
+def last(decoder, ids, max_tokens=3, interrupted=never_interrupted, told=None, **more):
+    config = GenerationConfig(max_tokens=max_tokens, **more)
+    tokenizer = CharacterTokenizer(LETTERS)
+    for event in generate(decoder, tokenizer, ids, config, make_rng(1), interrupted):
         decoder.clock.now += 50  # whoever draws it takes its time
-        events.append(event)
-    return events[-1]
+        if told is not None and isinstance(event, Prefill):
+            told.append((event.done, event.total))
+            decoder.clock.now += 1000
+    return event
 
 
 def test_prompt_seconds_are_those_of_reading_what_the_cache_has_not(decoder):
@@ -90,12 +86,7 @@ def test_prompt_seconds_are_those_of_reading_what_the_cache_has_not(decoder):
     assert last(decoder, [*ids, 3, 4]).prompt_seconds in (2, 3)
     decoder.trim(0)
     told = []
-
-    def progress(done, of):
-        told.append((done, of))
-        decoder.clock.now += 1000  # drawing it
-
-    assert last(decoder, ids, progress=progress).prompt_seconds == 10
+    assert last(decoder, ids, told=told).prompt_seconds == 10
     assert told == [(4, 10), (8, 10)]
 
 
@@ -115,12 +106,12 @@ def test_prompt_seconds_of_a_prompt_that_was_stopped_are_those_until_then(decode
 
 @pytest.mark.parametrize("text", ["abc", "a prompt of several pieces that is told as it is read"])
 def test_the_repl_measures_the_prompt_as_json_does(shell, decoder, text):
-    model, session = shell.model(), shell.session
-    session.begin(shell.encode(model, text))
+    model, session = shell.require_model(), shell.session
+    session.start_turn(shell.encode(model, text))
     assert shell.respond(model).prompt_seconds == len(text)
     decoder.trim(0)
     session.undo()
-    session.begin(shell.encode(model, text))
+    session.start_turn(shell.encode(model, text))
     *_steps, finished = session.generate(model, lambda: False, 0)
     assert isinstance(finished, Finished)
     assert finished.prompt_seconds == len(text)

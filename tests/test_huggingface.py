@@ -7,9 +7,9 @@ import transformers
 
 from minillm_repl.checkpoint.load import load
 from minillm_repl.checkpoint.save import save
-from minillm_repl.generate.decoder import make_decoder
+from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.generate import generate
-from minillm_repl.generate.options import Sampling
+from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.model.build import build
 
 LLAMA = {
@@ -170,12 +170,10 @@ def test_greedy_text_is_the_same(theirs, saved):
         eos_token_id=None,
         pad_token_id=0,
     )
-    events = list(
-        generate(
-            make_decoder(checkpoint), checkpoint.tokenizer, prompt[0].tolist(), Sampling(temp=0),
-            np.random.default_rng(0), max_tokens=64,
-        )
-    )  # fmt: skip
+    config = GenerationConfig(max_tokens=64, sampling=Sampling(temp=0))
+    decoder, ids = make_decoder(checkpoint), prompt[0].tolist()
+    rng = np.random.default_rng(0)
+    events = list(generate(decoder, checkpoint.tokenizer, ids, config, rng))
     assert [event.id for event in events[:-1]] == expected[0, 9:].tolist()
 
 

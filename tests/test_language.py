@@ -313,10 +313,29 @@ def test_the_lists_of_commands_fit_into_80_columns_in_korean(korean):
 def test_the_columns_of_a_step_stay_below_their_headings_in_korean(korean):
     tokens = [(each, tuple(each.encode())) for each in ("날씨", "a", "하늘이 맑다")]
     top = tuple(
-        Candidate(place, text, data, 0.25, 0.5, kept=place < 2, chosen=place == 0)
+        Candidate(
+            id=place,
+            text=text,
+            bytes=data,
+            model_prob=0.25,
+            prob=0.5,
+            kept=place < 2,
+            chosen=place == 0,
+        )
         for place, (text, data) in enumerate(tokens)
     )
-    step = Step(0, 0, "날씨", top[0].bytes, 0.5, -0.7, 0.25, 1, 2.0, top)
+    step = Step(
+        index=0,
+        id=0,
+        text="날씨",
+        bytes=top[0].bytes,
+        prob=0.5,
+        logprob=-0.7,
+        model_prob=0.25,
+        rank=1,
+        entropy=2.0,
+        top=top,
+    )
     heading, _rule, *rows = step_table(step, "뽑을 확률", 80).plain.splitlines()
     start = cell_len(heading[: heading.index("모델")])
     assert {cell_len(row[: row.index("%") + 1]) for row in rows} == {start + 6}

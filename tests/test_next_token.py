@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from minillm_repl.errors import UserError
+from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder
-from minillm_repl.generate.decoder import make_decoder
+from minillm_repl.generate.decoder import never_interrupted
 from minillm_repl.generate.events import Step
-from minillm_repl.generate.generate import generate, never_interrupted
+from minillm_repl.generate.generate import generate
 from minillm_repl.generate.interactive import InteractiveDecoder
 from minillm_repl.generate.next_token import (
     branches_view,
@@ -20,7 +21,7 @@ from minillm_repl.generate.next_token import (
     sampler_view,
     sweep_view,
 )
-from minillm_repl.generate.options import Sampling
+from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.generate.sampling import make_rng
 from minillm_repl.model.build import build
 from minillm_repl.repl.model_loading import LoadedModel
@@ -110,16 +111,16 @@ def test_the_probability_of_a_continuation_is_e_to_minus_its_cross_entropy(nalss
 
 def test_each_way_is_the_completion_of_its_seed(nalssi, decoder):
     ids, sampling = nalssi.tokenizer.encode("날씨가 "), Sampling(temp=1.5)
-    view = branches_view(decoder, nalssi.tokenizer, ids, sampling, 7, 4, max_tokens=12)
+    config = GenerationConfig(max_tokens=12, sampling=sampling)
+    view = branches_view(decoder, nalssi.tokenizer, ids, config, 7, 4)
     assert len(view.branches) == 4
     for way, branch in enumerate(view.branches):
         events = generate(
             make_decoder(nalssi),
             nalssi.tokenizer,
             ids,
-            sampling,
+            GenerationConfig(max_tokens=12, sampling=sampling),
             np.random.default_rng(7 + way),
-            max_tokens=12,
         )
         steps = [event for event in events if isinstance(event, Step)]
         assert [token.id for token in branch.tokens] == [step.id for step in steps]
@@ -144,9 +145,8 @@ def test_taking_what_is_drawn_again_and_again_writes_what_a_generation_would(nal
         make_decoder(nalssi),
         nalssi.tokenizer,
         ids,
-        Sampling(temp=1.6),
+        GenerationConfig(max_tokens=50, sampling=Sampling(temp=1.6)),
         np.random.default_rng(3),
-        max_tokens=50,
     )
     assert walk.new_ids == [event.id for event in events if isinstance(event, Step)]
 
@@ -181,7 +181,7 @@ def test_where_a_walk_stands_does_not_depend_on_how_it_came_there(nalssi, decode
 
 
 def test_a_walk_ends_where_the_text_does_and_begins_where_it_began(nalssi):
-    walk = walk_of(make_decoder(nalssi), nalssi, [3], end=[13])
+    walk = walk_of(make_decoder(nalssi), nalssi, [3], eos_token_ids=[13])
     assert not walk.undo()
     assert not walk.append(13)
     assert walk.ids == [3]

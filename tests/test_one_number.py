@@ -19,11 +19,11 @@ import transformers
 
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
+from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder
-from minillm_repl.generate.decoder import make_decoder
 from minillm_repl.generate.generate import generate
 from minillm_repl.generate.next_token import next_logits, prob_view, sampler_view
-from minillm_repl.generate.options import Sampling
+from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.insight.ablation import scan_view
 from minillm_repl.insight.attribution import why_view
 from minillm_repl.insight.comparison import compare_view
@@ -96,10 +96,8 @@ def sampled(decoder, tokenizer, ids, seed=3):
         decoder,
         tokenizer,
         ids,
-        Sampling(temp=1),
+        GenerationConfig(max_tokens=1, n_candidates=10, sampling=Sampling(temp=1)),
         np.random.default_rng(seed),
-        max_tokens=1,
-        n_candidates=10,
     )
     step = next(events)
     return {step.id: step.logprob, **{each.id: log(each.model_prob) for each in step.top}}

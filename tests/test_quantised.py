@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from minillm_repl.checkpoint.load import load
+from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.compiled.matrices import LIKE, product, row_of
 from minillm_repl.generate.backends.compiled.quantised import quantise, rounded
 from minillm_repl.generate.backends.compiled.room import PIECE, ROOM, SPARE
 from minillm_repl.generate.backends.torch import TorchDecoder
-from minillm_repl.generate.decoder import make_decoder
 from minillm_repl.model.build import build
 from minillm_repl.model.layers import QuantisedWeight
 from minillm_repl.model.quantised import GROUP_SIZE, PANEL_ROWS

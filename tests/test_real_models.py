@@ -6,9 +6,10 @@ import torch
 import transformers
 
 from minillm_repl.checkpoint.load import load
-from minillm_repl.generate.decoder import make_decoder
-from minillm_repl.generate.generate import generate, never_interrupted
-from minillm_repl.generate.options import Sampling
+from minillm_repl.generate.backends import make_decoder
+from minillm_repl.generate.decoder import never_interrupted
+from minillm_repl.generate.generate import generate
+from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.model.build import build
 from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.session import Session
@@ -92,9 +93,8 @@ def test_the_story_is_the_one_that_transformers_tells(stories):
             make_decoder(checkpoint),
             tokenizer,
             start,
-            Sampling(temp=0),
+            GenerationConfig(max_tokens=128, sampling=Sampling(temp=0)),
             np.random.default_rng(0),
-            max_tokens=128,
         )
     )
     theirs = transformers.AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32).eval()
@@ -233,9 +233,8 @@ def test_the_compiled_decoder_is_as_good_as_its_weights(smollm2, theirs, record_
         decoder,
         exact.tokenizer,
         ids[:40],
-        Sampling(temp=0),
+        GenerationConfig(max_tokens=256, sampling=Sampling(temp=0)),
         np.random.default_rng(0),
-        max_tokens=256,
     )
     assert [step.id for step in list(steps)[:-1]] == text[0, 40:].tolist()
     numbers = {

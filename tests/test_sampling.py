@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers.generation import logits_process as theirs
 
+from minillm_repl.generate import fast_sampling as fast
 from minillm_repl.generate.options import Sampling
-from minillm_repl.generate.sampling import make_scratch, process_logits, sample_token, softmax
+from minillm_repl.generate.sampling import process_logits, sample_token, softmax
 
 EDGES = {
     "ties": [1.0, 3.0, 3.0, 2.0, 3.0, 1.0, 2.0, 2.0],
@@ -69,32 +70,51 @@ def test_each_combination_agrees_with_transformers_at_the_edges(name):
         agrees(np.array(EDGES[name]), sampling, [0, 3, 3])
 
 
-# with the first, far more tokens stay than are looked at apart
+def test_of_a_large_vocabulary_the_shortcuts_keep_what_the_plain_samplers_keep():
+    """But for tokens on the very boundary of top-p: its sums are rounded to float32, in another
+    order.
+    """
+    # With the first spread, too many tokens stay for the shortcut of top-p.
+    for spread in (0.5, 3.0):
+        logits = np.random.default_rng(0).normal(0, spread, 50_000).astype(np.float32)
+        logits[:100] = logits[7]
+        probabilities = softmax(logits)[0]
+        for sampling in SETTINGS:
+            ours = fast.process_logits(logits, sampling, [0, 3])
+            expected = process_logits(logits, sampling, [0, 3])
+            apart = np.isinf(ours) != np.isinf(expected)
+            assert probabilities[apart].sum() < 1e-4
+            assert sampling.top_p not in (0.0, 1.0) or not apart.any()
+            np.testing.assert_array_equal(ours[~apart], expected[~apart])
+
+
+@pytest.mark.parametrize("process", [process_logits, fast.process_logits])
 @pytest.mark.parametrize("spread", [0.5, 3.0])
-def test_of_a_large_vocabulary_samplers_keep_what_transformers_keeps(spread):
+def test_of_a_large_vocabulary_samplers_keep_what_transformers_keeps(spread, process):
     """But for tokens on the very boundary of top-p: the sums of both are rounded to float32 on
     the way there.
     """
     logits = np.random.default_rng(0).normal(0, spread, 50_000).astype(np.float32)
     logits[:100] = logits[7]
     for sampling in SETTINGS:
-        ours, expected = (
-            process_logits(logits, sampling, [0, 3]),
-            by_transformers(logits, sampling, [0, 3]).numpy(),
-        )
+        ours = process(logits, sampling, [0, 3])
+        expected = by_transformers(logits, sampling, [0, 3]).numpy()
         apart = np.isinf(ours) != np.isinf(expected)
         assert softmax(logits)[0][apart].sum() < 1e-4
         assert sampling.top_p not in (0.0, 1.0) or not apart.any()
         np.testing.assert_array_equal(ours[~apart], expected[~apart])
 
 
-def test_softmax_says_the_same_in_arrays_that_have_been_used():
-    rng, room = np.random.default_rng(0), make_scratch(5_000)
+def test_softmax_in_arrays_that_have_been_used_is_the_plain_one():
+    rng, scratch = np.random.default_rng(0), fast.make_scratch(5_000)
     for kept in (5_000, 3, 4_000, 1):
         logits = rng.normal(0, 3, 5_000).astype(np.float32)
         logits[rng.permutation(5_000)[kept:]] = -np.inf
-        for ours, expected in zip(softmax(logits, room), softmax(logits), strict=True):
+        for ours, expected in zip(fast.softmax(logits, scratch), softmax(logits), strict=True):
             np.testing.assert_allclose(ours, expected, rtol=1e-12)
+    assert fast.make_scratch(44) is None  # There, fresh arrays are as fast.
+    few = rng.normal(0, 3, 44).astype(np.float32)
+    np.testing.assert_array_equal(fast.softmax(few, None), softmax(few))
 
 
 def test_top_p_exactly_on_a_boundary_keeps_what_transformers_keeps():
@@ -132,23 +152,25 @@ def test_softmax_is_torchs_in_float64():
     np.testing.assert_allclose(logs, exact.log_softmax(-1).numpy(), rtol=0, atol=1e-12)
 
 
+DRAWS = pytest.mark.parametrize("draw", [sample_token, fast.sample_token])
+
+
+@DRAWS
 @pytest.mark.parametrize(
     "places", [(1, 3, 5), (300, 4_351, 5_000), (0, 255, 4_097), (256, 4_096, 4_097)]
 )
-def test_draws_follow_the_distribution_and_never_reach_what_was_cut(places):
+def test_draws_follow_the_distribution_and_never_reach_what_was_cut(places, draw):
     first, second, size = places
     probabilities = np.zeros(size)
     probabilities[[first, second]] = 0.7, 0.3
     rng = np.random.default_rng(0)
-    counts = (
-        np.bincount([sample_token(probabilities, rng) for _ in range(20_000)], minlength=size)
-        / 20_000
-    )
+    counts = np.bincount([draw(probabilities, rng) for _ in range(20_000)], minlength=size) / 20_000
     assert counts[first] + counts[second] == 1
     assert abs(counts[first] - 0.7) < 4 * (0.21 / 20_000) ** 0.5  # four standard deviations
 
 
-def test_a_draw_is_where_the_sum_of_all_before_it_says():
+@DRAWS
+def test_a_draw_is_where_the_sum_of_all_before_it_says(draw):
     rng = np.random.default_rng(0)
     for size in (1, 44, 256, 257, 50_000):
         probabilities = softmax(rng.normal(0, 3, size).astype(np.float32))[0]
@@ -156,15 +178,16 @@ def test_a_draw_is_where_the_sum_of_all_before_it_says():
             expected = probabilities.cumsum().searchsorted(
                 np.random.default_rng(seed).random(), side="right"
             )
-            assert sample_token(probabilities, np.random.default_rng(seed)) == expected
+            assert draw(probabilities, np.random.default_rng(seed)) == expected
 
 
+@DRAWS
 @pytest.mark.parametrize("before", [0, 5_000])
 @pytest.mark.parametrize("after", [1, 300])
-def test_a_draw_at_the_very_end_takes_the_last_candidate(before, after):
+def test_a_draw_at_the_very_end_takes_the_last_candidate(before, after, draw):
     class Highest:
         def random(self):
             return np.nextafter(1.0, 0.0)
 
     probabilities = np.array([0.0] * before + [0.1] * 3 + [0.7 - 1e-17] + [0.0] * after)
-    assert sample_token(probabilities, Highest()) == before + 3
+    assert draw(probabilities, Highest()) == before + 3

@@ -11,9 +11,9 @@ import torch
 
 from minillm_repl.chat.template import Message, apply_chat_template
 from minillm_repl.checkpoint.load import load
-from minillm_repl.generate.decoder import make_decoder
+from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.generate import generate
-from minillm_repl.generate.options import Sampling
+from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.generate.sampling import make_rng
 from minillm_repl.model.build import build
 from tests.conftest import MODELS, ROOT
@@ -47,10 +47,10 @@ def says(checkpoint, ids, most=120):
         decoder,
         checkpoint.tokenizer,
         ids,
-        Sampling(temp=0),
+        GenerationConfig(
+            max_tokens=most, eos_token_ids=checkpoint.eos_token_ids, sampling=Sampling(temp=0)
+        ),
         make_rng(0),
-        max_tokens=most,
-        eos_token_ids=checkpoint.eos_token_ids,
     )
     return finished
 

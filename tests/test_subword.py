@@ -22,7 +22,7 @@ from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.formats import huggingface
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
-from minillm_repl.generate.generate import Detokenizer
+from minillm_repl.generate.detokenizer import Detokenizer
 from minillm_repl.sandbox import tried
 from minillm_repl.tokenizer.base import decode, label
 from minillm_repl.tokenizer.character import CharacterTokenizer

@@ -11,7 +11,8 @@ import tokenizers
 import torch
 
 from minillm_repl.errors import UserError
-from minillm_repl.generate.decoder import make_decoder, prefill
+from minillm_repl.generate.backends import make_decoder
+from minillm_repl.generate.decoder import prefill
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from minillm_repl.tokenizer.window import count_dropped, truncate
 from tests.small import random_checkpoint

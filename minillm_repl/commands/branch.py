@@ -65,20 +65,24 @@ def branch(shell: Shell, argument: str) -> None:
     )
     ids = list(session.turns[-1].prompt_ids) if answered else text_ids(shell, model, arguments.text)
     from minillm_repl.generate.next_token import branches_view
+    from minillm_repl.generate.options import GenerationConfig
     from minillm_repl.render.next_token import branches_picture
 
+    config = GenerationConfig(
+        max_tokens=options.tokens,
+        sampling=session.settings,
+        stop=session.settings.stop,
+        eos_token_ids=session.eos_token_ids(model),
+    )
     with shell.screen.waiting(_("sampling continuations")):
         view = branches_view(
             model.decoder,
             model.checkpoint.tokenizer,
             ids,
-            session.settings,
+            config,
             session.fresh_seed(),
             count,
-            max_tokens=options.tokens,
-            stop=session.settings.stop,
-            eos_token_ids=session.eos_token_ids(model),
-            interrupted=shell.interrupted,
+            shell.interrupted,
         )
     session.branch_prompt_length, session.branch_seed = len(ids), view.seed + len(view.branches) - 1
     session.branches = [

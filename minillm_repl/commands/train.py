@@ -373,31 +373,23 @@ def _draw_sample(
 
     And after the prompt that is watched. None once interrupted.
     """
-    import numpy as np
     from rich.console import Group
     from rich.text import Text
 
     from minillm_repl.generate.backends.torch import TorchDecoder
     from minillm_repl.generate.events import Step
     from minillm_repl.generate.generate import generate
-    from minillm_repl.generate.options import Sampling
+    from minillm_repl.generate.options import GenerationConfig
+    from minillm_repl.generate.sampling import make_rng
     from minillm_repl.render.generation import step_table
     from minillm_repl.tokenizer.base import decode
 
     if trainee.plan.shard:
         return None  # no process has the whole model
     start, verbose = trainee.sample_prompt_ids, shell.session.settings.verbose
-    decoder, sampling = TorchDecoder(trainee.trainer.model), Sampling()
-    events = generate(
-        decoder,
-        trainee.tokenizer,
-        start,
-        sampling,
-        np.random.default_rng(0),
-        max_tokens=_SAMPLE,
-        n_candidates=verbose,
-        interrupted=interrupted,
-    )
+    config = GenerationConfig(max_tokens=_SAMPLE, n_candidates=verbose)
+    decoder = TorchDecoder(trainee.trainer.model)
+    events = generate(decoder, trainee.tokenizer, start, config, make_rng(0), interrupted)
     steps = [event for event in events if isinstance(event, Step)]
     if interrupted():
         return None
@@ -413,7 +405,9 @@ def _draw_sample(
     if verbose:
         parts.append(Text(_("after {text!r}", text=safe(decode(trainee.tokenizer, start)))))
         parts.append(
-            step_table(steps[0], samplers_heading(sampling), shell.screen.notes_console.width)
+            step_table(
+                steps[0], samplers_heading(config.sampling), shell.screen.notes_console.width
+            )
         )
     if not parts:
         return text

@@ -1,6 +1,7 @@
-"""What generation tells: one `Step` per token, then one `Finished`.
+"""The events of a generation: `Prefill` while a long prompt is read, one `Step` per token, then one
+`Finished`.
 
-The names are those of the `--json` output.
+Steps and the end have the names of the `--json` output; the progress of a prompt is no part of it.
 """
 
 from dataclasses import dataclass
@@ -10,25 +11,33 @@ Reason = Literal["length", "stop", "end", "context", "interrupt"]
 
 
 @dataclass(frozen=True, slots=True)
+class Prefill:
+    """The part of a long prompt that is read so far."""
+
+    done: int  # tokens, those that the cache held already included
+    total: int  # tokens that the model sees of the prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """One token that could come next."""
 
     id: int
-    text: str  # of a token that is not text, its name: `<|im_end|>`
+    text: str  # the name of a token that is not text: `<|im_end|>`
     bytes: tuple[int, ...]  # none if it is not text
     model_prob: float  # by the model's own softmax
     prob: float  # of being drawn, after the samplers
-    kept: bool  # False if a sampler cut it
+    kept: bool  # False if a sampler filtered it out
     chosen: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One generated token and the numbers behind it."""
 
     index: int  # from 0
     id: int
-    text: str  # what became printable at this step; may be empty
+    text: str  # what became certain at this step; may be empty
     bytes: tuple[int, ...]
     prob: float  # of the token, under the distribution that was drawn from
     logprob: float  # its natural logarithm
@@ -38,7 +47,7 @@ class Step:
     top: tuple[Candidate, ...]  # the likeliest by the model; the chosen one always, even from below
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """How a generation ended."""
 
@@ -46,12 +55,11 @@ class Finished:
     text: str
     prompt_tokens: int
     tokens: int
-    prompt_seconds: (
-        # prefill: reading what of the prompt was not in the cache, and nothing else; 0 if none was
-        # read
-        float
-    )
+    prompt_seconds: float  # of reading what the cache did not hold; 0 if nothing was read
     seconds: float  # all tokens after that
+
+
+GenerationEvent = Prefill | Step | Finished
 
 
 def as_json(event: Step | Finished) -> dict[str, Any]:
@@ -63,6 +71,6 @@ def as_json(event: Step | Finished) -> dict[str, Any]:
 
 
 def _shallow(event: Step | Finished | Candidate) -> dict[str, Any]:
-    # dataclasses.asdict copies every number of every candidate: as slow as all the rest of a step
-    # together
+    # dataclasses.asdict copies each number of each candidate: that takes as long as all the rest
+    # of a step.
     return {name: getattr(event, name) for name in event.__slots__}

@@ -1,13 +1,15 @@
-"""Generation token by token, with every way open: another token, one's own text, a step back."""
+"""Generation one token at a time, with every way open: another token, a text of one's own, a
+step back.
+"""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from minillm_repl.errors import UserError
-from minillm_repl.generate.decoder import Decoder
+from minillm_repl.generate.decoder import Decoder, never_interrupted
 from minillm_repl.generate.events import Step
-from minillm_repl.generate.generate import generate, never_interrupted
-from minillm_repl.generate.options import Sampling
+from minillm_repl.generate.generate import generate
+from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.generate.sampling import make_rng
 from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Tokenizer
@@ -32,8 +34,13 @@ class InteractiveDecoder:
         eos_token_ids: Collection[int] = (),
         n_candidates: int = 10,
     ) -> None:
-        self._decoder, self._tokenizer, self._sampling = decoder, tokenizer, sampling
-        self._seed, self._eos_token_ids, self._n_candidates = seed, eos_token_ids, n_candidates
+        self._decoder, self._tokenizer, self._seed = decoder, tokenizer, seed
+        self._config = GenerationConfig(
+            max_tokens=1,
+            sampling=sampling,
+            eos_token_ids=eos_token_ids,
+            n_candidates=n_candidates,
+        )
         self._prompt_length = len(ids)
         self.ids = list(ids)
 
@@ -48,19 +55,10 @@ class InteractiveDecoder:
         Raises UserError, also if stopped.
         """
         token_index = len(self.ids) - self._prompt_length
-        events = generate(
-            self._decoder,
-            self._tokenizer,
-            self.ids,
-            self._sampling,
-            make_rng(self._seed, token_index),
-            max_tokens=1,
-            eos_token_ids=self._eos_token_ids,
-            n_candidates=self._n_candidates,
-            interrupted=interrupted,
-        )
-        step = next(events)
-        if not isinstance(step, Step):
+        rng = make_rng(self._seed, token_index)
+        events = generate(self._decoder, self._tokenizer, self.ids, self._config, rng, interrupted)
+        step = next((event for event in events if isinstance(event, Step)), None)
+        if step is None:
             raise UserError(_("stopped"))
         return replace(step, index=token_index)
 
@@ -68,7 +66,7 @@ class InteractiveDecoder:
         """Go on with these tokens; tell whether the text goes on, which it does not after one
         that ends it.
         """
-        if self._eos_token_ids and tokens[-1] in self._eos_token_ids:
+        if tokens[-1] in self._config.eos_token_ids:
             return False
         self.ids += tokens
         return True

@@ -2,17 +2,18 @@
 continuation, of several.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import exp, prod
 
 import numpy as np
 
 from minillm_repl.errors import UserError
-from minillm_repl.generate.decoder import Decoder, prefill
+from minillm_repl.generate.decoder import Decoder, never_interrupted, prefill
+from minillm_repl.generate.detokenizer import text_token_ids
 from minillm_repl.generate.events import Finished, Step
-from minillm_repl.generate.generate import check_finite, generate, never_interrupted, text_token_ids
-from minillm_repl.generate.options import Sampling
+from minillm_repl.generate.generate import check_finite, generate
+from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.generate.sampling import (
     LN2,
     Probabilities,
@@ -145,32 +146,23 @@ def branches_view(
     decoder: Decoder,
     tokenizer: Tokenizer,
     ids: Sequence[int],
-    sampling: Sampling,
+    config: GenerationConfig,
     seed: int,
     n_branches: int,
-    *,
-    max_tokens: int,
-    stop: Sequence[str] = (),
-    eos_token_ids: Collection[int] = (),
     interrupted: Callable[[], bool] = never_interrupted,
 ) -> BranchesView:
-    """Return `ways` continuations of `ids` by at most `max_tokens` tokens each.
+    """Return several continuations of `ids`, drawn with the seeds `seed`, `seed` + 1, ...
 
-    Stopped, it has those made so far.
+    After an interrupt, it has those made so far.
     """
     branches = []
-    for branch_index in range(n_branches):
-        steps: list[Step] = []
-        finished = Finished("length", "", len(ids), 0, 0.0, 0.0)
-        for event in generate(
-            decoder, tokenizer, ids, sampling, make_rng(seed + branch_index),
-            max_tokens=max_tokens, stop=stop, eos_token_ids=eos_token_ids, interrupted=interrupted,
-        ):  # fmt: skip
-            if isinstance(event, Step):
-                steps.append(event)
-            else:
-                finished = event
-        branches.append(_branch(tokenizer, steps, finished, stop))
+    for branch_seed in range(seed, seed + n_branches):
+        rng = make_rng(branch_seed)
+        events = list(generate(decoder, tokenizer, ids, config, rng, interrupted))
+        steps = [event for event in events if isinstance(event, Step)]
+        finished = events[-1]
+        assert isinstance(finished, Finished)
+        branches.append(_branch(tokenizer, steps, finished, config.stop))
         if finished.reason == "interrupt":
             break
     return BranchesView(Token.from_id(tokenizer, ids[-1]), seed, tuple(branches))

@@ -1,6 +1,7 @@
-"""What a user can say about sampling; apart from arithmetic: the prompt line needs no numpy."""
+"""The options of a generation; they need no numpy, so that the prompt line starts without it."""
 
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 from minillm_repl.settings import integer, number, setting
 
@@ -13,8 +14,8 @@ class Sampling:
         0.8,
         number(0, 1e8),
         "sampling temperature: 0 is greedy, higher is more random",
-        details="The logits are divided by it before the softmax: "
-        "1 is the model's own distribution.",
+        details="The logits are divided by it before the softmax: 1 is the model's own "
+        "distribution.",
         metavar="X",
         aliases=("temperature", "온도"),
     )
@@ -30,7 +31,8 @@ class Sampling:
     top_p: float = setting(
         1.0,
         number(0, 1),
-        "nucleus sampling: keep top tokens that sum to at least X",
+        "nucleus sampling: keep the smallest set of top tokens whose probabilities sum to "
+        "at least X",
         details="Keeps the smallest set of top tokens whose probabilities sum to X or "
         "more, and at least one token.",
         metavar="X",
@@ -39,7 +41,7 @@ class Sampling:
     min_p: float = setting(
         0.0,
         number(0, 1),
-        "drop tokens less likely than X × the top token",
+        "drop tokens whose probability is below X × that of the top token",
         metavar="X",
         special_values={"off": 0.0},
     )
@@ -53,3 +55,15 @@ class Sampling:
         aliases=("repetition-penalty",),
         special_values={"off": 1.0},
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How a text is continued, and what ends it."""
+
+    max_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: Sequence[str] = ()  # the text ends before the first of these strings
+    eos_token_ids: Collection[int] = ()  # the text ends at one of these tokens, which has no text
+    context_shift: bool = True  # past the context, see the last tokens; otherwise, end there
+    n_candidates: int = 0  # candidates that each step lists

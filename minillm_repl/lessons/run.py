@@ -310,19 +310,15 @@ def encode_readable(shell: Shell, texts: tuple[str, ...]) -> list[int]:
             return tokenizer.encode(text)[: model.decoder.context_length]
     from minillm_repl.generate.events import Step
     from minillm_repl.generate.generate import generate
+    from minillm_repl.generate.options import GenerationConfig
     from minillm_repl.generate.sampling import make_rng
 
     first = next(
         (token for token in range(tokenizer.vocab_size) if tokenizer.token_bytes(token).strip()), 0
     )
-    events = generate(
-        model.decoder,
-        tokenizer,
-        [first],
-        Settings(),
-        make_rng(0),
-        max_tokens=min(_GENERATED_TOKENS, model.decoder.context_length - 1),
-    )
+    max_tokens = min(_GENERATED_TOKENS, model.decoder.context_length - 1)
+    config = GenerationConfig(max_tokens=max_tokens)
+    events = generate(model.decoder, tokenizer, [first], config, make_rng(0))
     return [first, *(event.id for event in events if isinstance(event, Step))]
 
 

@@ -9,7 +9,7 @@ from time import monotonic
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from minillm_repl.generate.events import Candidate, Finished, Step
+from minillm_repl.generate.events import Candidate, Finished, GenerationEvent, Step
 from minillm_repl.language import N_, _, _n
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import CHOSEN, DROPPED, FIGURES, GOOD, MODEL, TITLE, Screen
@@ -51,7 +51,7 @@ class Stream:
             self._out.file.flush()
 
 
-def draw_text(events: Iterable[Step | Finished], screen: Screen) -> Finished:
+def draw_text(events: Iterable[GenerationEvent], screen: Screen) -> Finished:
     """Draw a generation as running text; the line is left open."""
     stream = Stream(screen)
     shown = 0
@@ -60,15 +60,16 @@ def draw_text(events: Iterable[Step | Finished], screen: Screen) -> Finished:
             if isinstance(event, Finished):
                 stream.add(event.text[shown:])  # what was held back until now
                 return event
-            stream.add(event.text)
-            shown += len(event.text)
+            if isinstance(event, Step):
+                stream.add(event.text)
+                shown += len(event.text)
     finally:
         stream.flush()
     raise AssertionError("a generation ends with Finished")
 
 
 def draw_steps(
-    events: Iterable[Step | Finished], screen: Screen, prompt: str, samplers: str
+    events: Iterable[GenerationEvent], screen: Screen, prompt: str, samplers: str
 ) -> Finished:
     """Draw a table of candidates for each step, and the text so far.
 
@@ -78,6 +79,8 @@ def draw_steps(
     for event in events:
         if isinstance(event, Finished):
             return event
+        if not isinstance(event, Step):
+            continue
         width = screen.out.width  # at each step: the terminal may have been resized
         text += event.text
         for part in (step_title(event, prompt, text, width), step_table(event, samplers, width)):

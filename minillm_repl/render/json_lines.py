@@ -7,7 +7,7 @@ from math import isfinite
 from typing import IO, Any
 
 import minillm_repl.training.events as training
-from minillm_repl.generate.events import Finished, Step, as_json
+from minillm_repl.generate.events import Finished, GenerationEvent, Prefill, as_json
 from minillm_repl.insight.views.base import as_json as view_as_json
 
 _TRAINING_EVENT_NAMES = {
@@ -19,9 +19,14 @@ _TRAINING_EVENT_NAMES = {
 }
 
 
-def print_json(events: Iterable[Step | Finished], stream: IO[str]) -> Finished:
-    """Print one line per event, each at once; return the last. The schema is in docs/format.md."""
+def print_json(events: Iterable[GenerationEvent], stream: IO[str]) -> Finished:
+    """Print one line per step and one for the end, each at once; return the last event.
+
+    The schema is in docs/format.md. It has no progress of the prompt.
+    """
     for event in events:
+        if isinstance(event, Prefill):
+            continue
         _print(as_json(event), stream)
         if isinstance(event, Finished):
             return event

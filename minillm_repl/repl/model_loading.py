@@ -142,7 +142,7 @@ class ModelLoader:
 
     def prepare(self, checkpoint: "Checkpoint") -> LoadedModel:
         """Make a checkpoint ready to run. Raises UserError if the device is not there."""
-        from minillm_repl.generate.decoder import make_decoder
+        from minillm_repl.generate.backends import make_decoder
 
         decoder = make_decoder(
             checkpoint,

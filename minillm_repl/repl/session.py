@@ -18,7 +18,7 @@ from minillm_repl.storage.paths import cached_models, shipped_names
 if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, while the user types
     from minillm_repl.chat.template import Message
     from minillm_repl.checkpoint.checkpoint import Checkpoint
-    from minillm_repl.generate.events import Finished, Step
+    from minillm_repl.generate.events import GenerationEvent
     from minillm_repl.insight.views.changes import WatchView
     from minillm_repl.tokenizer.base import Tokenizer
 
@@ -308,43 +308,34 @@ class Session:
         self.turns[-1] = replace(self.turns[-1], seed=seed)
 
     def generate(
-        self,
-        model: LoadedModel,
-        interrupted: Callable[[], bool],
-        top: int,
-        progress: Callable[[int, int], object] = lambda _done, _of: None,
-    ) -> "Iterator[Step | Finished]":
-        """Continue the text, keeping `ids` at what has been shown, however the generation ends.
-
-        `progress` hears how much of a long prompt is read.
-        """
-        from minillm_repl.generate.events import Finished
-        from minillm_repl.generate.generate import generate, text_token_ids
+        self, model: LoadedModel, interrupted: Callable[[], bool], top: int
+    ) -> "Iterator[GenerationEvent]":
+        """Continue the text, keeping `ids` at what has been shown, however the generation ends."""
+        from minillm_repl.generate.detokenizer import text_token_ids
+        from minillm_repl.generate.events import Finished, Step
+        from minillm_repl.generate.generate import generate
+        from minillm_repl.generate.options import GenerationConfig
         from minillm_repl.generate.sampling import make_rng
 
         tokenizer, settings = model.checkpoint.tokenizer, self.settings
         start, before = len(self.ids), self.answer(tokenizer)
         walked = start - len(self.turns[-1].prompt_ids)
-        for event in generate(
-            model.decoder,
-            tokenizer,
-            self.ids,
-            settings,
-            make_rng(self.seed, walked),
+        config = GenerationConfig(
             max_tokens=max(0, self.max_new_tokens - walked),
+            sampling=settings,
             stop=settings.stop,
             eos_token_ids=self.eos_token_ids(model),
             context_shift=not self.turns[-1].prompt_messages,
             n_candidates=top,
-            interrupted=interrupted,
-            progress=progress,
-        ):
-            if isinstance(event, Finished):
+        )
+        rng = make_rng(self.seed, walked)
+        for event in generate(model.decoder, tokenizer, self.ids, config, rng, interrupted):
+            if isinstance(event, Step):
+                self.ids.append(event.id)
+            elif isinstance(event, Finished):
                 self.speed = event.tokens / event.seconds if event.seconds else 0.0
                 self.ids[start:] = text_token_ids(tokenizer, self.ids[start:], event, settings.stop)
                 self._record_answer(before + event.text)
-            else:
-                self.ids.append(event.id)
             yield event
 
     def eos_token_ids(self, model: LoadedModel) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ from minillm_repl.storage.paths import checkpoint_title, exists
 from minillm_repl.tokenizer.base import decode
 
 if TYPE_CHECKING:
-    from minillm_repl.generate.events import Finished, Step
+    from minillm_repl.generate.events import Finished, GenerationEvent
 
 PROMPT, CONTINUATION_PROMPT = ">>> ", "... "
 
@@ -290,25 +290,23 @@ class Shell:
                 )
             )
 
-    def _start_generation(self, model: LoadedModel, top: int) -> "Iterator[Step | Finished]":
-        """Return the generation's events; a long prompt is read before anything is drawn, and how
-        far it is is told.
+    def _start_generation(self, model: LoadedModel, top: int) -> "Iterator[GenerationEvent]":
+        """Return the events from the first token on; until then, the screen shows how much of a
+        long prompt is read.
 
-        Raises UserError if that fails.
+        Raises UserError if the logits are not finite.
         """
-        from minillm_repl.generate.decoder import common_prefix
+        from minillm_repl.generate.events import Prefill
 
-        window, shared = common_prefix(model.decoder, self.session.ids)
-        if len(window) - shared <= model.decoder.prefill_chunk:
-            return self.session.generate(model, self.interrupted, top)
-        with self.screen.waiting(_("reading")) as update:
-            events = self.session.generate(
-                model,
-                self.interrupted,
-                top,
-                lambda done, of: update(_("read {done:,} of {of:,} tokens", done=done, of=of)),
-            )
-            return chain([next(events)], events)
+        events = self.session.generate(model, self.interrupted, top)
+        event = next(events)
+        if isinstance(event, Prefill):
+            with self.screen.waiting(_("reading")) as update:
+                while isinstance(event, Prefill):
+                    done, total = event.done, event.total
+                    update(_("read {done:,} of {of:,} tokens", done=done, of=total))
+                    event = next(events)
+        return chain([event], events)
 
     def show_text(self, model: LoadedModel) -> None:
         """Draw the text so far; of a conversation, what was said last."""

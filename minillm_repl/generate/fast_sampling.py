@@ -1,0 +1,94 @@
+"""What `sampling` defines, in less time for a large vocabulary: the token loop runs this.
+
+There are two shortcuts. Tokens that a sampler has filtered out, or that are too unlikely to matter,
+are left out of the arithmetic. Arrays are used again for each token, because fresh memory of this
+size costs more than the arithmetic in it. Tests hold each function to its plain definition.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from minillm_repl.generate import sampling as plain
+from minillm_repl.generate.options import Sampling
+from minillm_repl.generate.sampling import Probabilities, Scores, kth_largest
+
+_LARGE_VOCAB = 4_096  # tokens; below, the shortcuts cost more than they save
+_BLOCK = 256  # tokens; about the square root of a large vocabulary, so that both sums are short
+
+Scratch = tuple[Probabilities, Probabilities]
+
+
+def make_scratch(vocab_size: int) -> Scratch | None:
+    """Return the arrays that `softmax` fills, or None where fresh ones are as fast."""
+    return (np.empty(vocab_size), np.empty(vocab_size)) if vocab_size >= _LARGE_VOCAB else None
+
+
+def process_logits(logits: Scores, sampling: Sampling, input_ids: Sequence[int]) -> Scores:
+    """Return the scores after all samplers: (vocab_size,)."""
+    for name, stage in plain.stages(sampling, input_ids):
+        if name == "top-p" and len(logits) > _LARGE_VOCAB:
+            logits = _top_p(logits, sampling.top_p)
+        else:
+            logits = stage(logits)
+    return logits
+
+
+def softmax(scores: Scores, scratch: Scratch | None) -> tuple[Probabilities, Probabilities]:
+    """Return the probabilities and their natural logarithms, in the arrays of `scratch`, which
+    the next call fills anew.
+    """
+    if scratch is None:
+        return plain.softmax(scores)
+    probabilities, logs = scratch
+    kept = scores > -np.inf
+    if np.count_nonzero(kept) < len(scores) // 2:
+        probabilities.fill(0)
+        logs.fill(-np.inf)
+        probabilities[kept], logs[kept] = plain.softmax(scores[kept])
+        return scratch
+    logs[:] = scores
+    logs -= logs.max()
+    np.exp(logs, out=probabilities)
+    total = probabilities.sum()
+    probabilities /= total
+    logs -= np.log(total)
+    return scratch
+
+
+def sample_token(probabilities: Probabilities, rng: np.random.Generator) -> int:
+    """Draw a token id; this takes exactly one number of `rng`."""
+    if len(probabilities) < _LARGE_VOCAB:
+        return plain.sample_token(probabilities, rng)
+    # The sums of blocks tell in which one the token is: only that block is summed token by token.
+    starts = np.arange(0, len(probabilities), _BLOCK)
+    blocks = np.add.reduceat(probabilities, starts).cumsum()  # (n_blocks,)
+    threshold = rng.random() * blocks[-1]
+    block = min(int(blocks.searchsorted(threshold, side="right")), len(blocks) - 1)
+    threshold -= blocks[block - 1] if block else 0.0
+    start = block * _BLOCK
+    cumulative = probabilities[start : start + _BLOCK].cumsum()  # (_BLOCK or fewer,)
+    offset = int(cumulative.searchsorted(threshold, side="right"))
+    if offset == len(cumulative):  # Rounding up must not reach past the last candidate.
+        return int(probabilities[: start + offset].nonzero()[0][-1])
+    return start + offset
+
+
+def _top_p(scores: Scores, p: float) -> Scores:
+    """Keep what top-p keeps; only the likeliest tokens are sorted, if the others have too little
+    probability to be kept.
+    """
+    probabilities, max_dropped = plain.softmax(scores)[0], np.float32(1 - p)
+    below = scores < kth_largest(scores, _LARGE_VOCAB)  # (vocab_size,)
+    dropped_mass = probabilities.sum(where=below)
+    if dropped_mass > max_dropped:
+        return plain.top_p(scores, p)  # Some of them stay: all must be sorted.
+    others = np.flatnonzero(~below)
+    order = others[scores[others].argsort(kind="stable")]  # ids, least likely first
+    sorted_probs = probabilities[order].astype(np.float32)
+    sorted_probs[0] += dropped_mass
+    dropped = sorted_probs.cumsum() <= max_dropped
+    dropped[-1] = False
+    scores = np.where(below, np.float32(-np.inf), scores)
+    scores[order[dropped]] = -np.inf
+    return scores

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
+from tools import figures
 
 PACKAGE = ROOT / "minillm_repl"
 # Each may import what stands before it; those in one set never import one another.
@@ -44,6 +45,11 @@ def test_imports_point_down(path):
             assert LEVEL[own] >= LEVEL["render"], f"{own} draws"
         if module.split(".")[0] == "prompt_toolkit":
             assert own == "repl", f"{own} reads keys"
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Imports inside functions count; what is for the type checker only does not."""
+    assert figures.in_cycles(figures.modules(PACKAGE)) == []
 
 
 def test_render_sees_only_events_and_views():

@@ -14,8 +14,8 @@ class Sampling:
         0.8,
         number(0, 1e8),
         "sampling temperature: 0 is greedy, higher is more random",
-        details="The logits are divided by it before the softmax: 1 is the model's own "
-        "distribution.",
+        details="The logits are divided by it before the softmax: "
+        "1 is the model's own distribution.",
         metavar="X",
         aliases=("temperature", "온도"),
     )
@@ -31,8 +31,7 @@ class Sampling:
     top_p: float = setting(
         1.0,
         number(0, 1),
-        "nucleus sampling: keep the smallest set of top tokens whose probabilities sum to "
-        "at least X",
+        "nucleus sampling: keep top tokens that sum to at least X",
         details="Keeps the smallest set of top tokens whose probabilities sum to X or "
         "more, and at least one token.",
         metavar="X",
@@ -41,7 +40,7 @@ class Sampling:
     min_p: float = setting(
         0.0,
         number(0, 1),
-        "drop tokens whose probability is below X × that of the top token",
+        "drop tokens less likely than X × the top token",
         metavar="X",
         special_values={"off": 0.0},
     )

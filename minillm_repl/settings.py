@@ -166,9 +166,15 @@ def change(
     everything as it was.
     """
     full, spec = find(settings, name)
+    value = parse_value(spec, display_name or full, text)
+    return dataclasses.replace(settings, **{_private(full): value})  # type: ignore[type-var]
+
+
+def parse_value(spec: Spec, name: str, text: str) -> Any:
+    """Return the value that a text stands for. Raises UserError with `name` and what is needed."""
     text = text.strip()
     try:
-        value = (
+        return (
             spec.special_values[text.lower()]
             if text.lower() in spec.special_values
             else spec.parse(text)
@@ -179,12 +185,11 @@ def change(
         raise UserError(
             _(
                 "{name} needs {wanted}, not {value!r}",
-                name=display_name or full,
+                name=name,
                 wanted=expected,
                 value=safe_line(text),
             )
         ) from None
-    return dataclasses.replace(settings, **{_private(full): value})  # type: ignore[type-var]
 
 
 def format_value(spec: Spec, value: Any) -> str:

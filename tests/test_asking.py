@@ -5,8 +5,9 @@ import json
 import pytest
 
 from minillm_repl.errors import UserError
-from minillm_repl.repl.argument_parsing import mask_quoted, split_outside_quotes
-from minillm_repl.repl.inspecting import Arguments
+from minillm_repl.repl.arguments import TextArgument, Words
+from minillm_repl.repl.forms import Forms
+from minillm_repl.repl.quoting import mask_quoted, split_outside_quotes
 from tests.small import random_checkpoint
 from tests.test_lessons import printed, shell_for, state  # noqa: F401 - the last is a fixture
 
@@ -45,7 +46,7 @@ def shell(tmp_path, monkeypatch):
     ],
 )
 def test_options_count_only_outside_quotes(typed, words, text, file):
-    asked = Arguments.parse(typed)
+    asked = Forms((Words("words", "WORDS"), TextArgument(quoted=True))).parse(typed, json=True)
     assert (asked.words, asked.text, asked.output.file) == (words, text, file)
     assert len(mask_quoted(typed)) == len(typed)
 

@@ -4,22 +4,24 @@ from functools import partial
 
 from minillm_repl.errors import UsageError
 from minillm_repl.language import _
-from minillm_repl.repl.inspecting import Arguments, inspect_ids, show_view, text_ids
+from minillm_repl.repl.arguments import Arguments, Choice, Layer, TextArgument
+from minillm_repl.repl.forms import Forms
+from minillm_repl.repl.inspecting import inspect_ids, show_view, text_ids
 from minillm_repl.repl.model_loading import Intervention
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
-_WHAT = r"(off|scan|(\d{1,9})(?:\.(\d{1,9}))?)(?:\s+(zero|mean))?"
+_HOW = Choice("zero", "mean", name="how"), TextArgument(quoted=True)
 
 
 @command(
     "ablate",
-    ":ablate LAYER[.HEAD] [zero|mean]|scan|off",
+    arguments=Forms((Layer(head="optional"), *_HOW), ("scan", *_HOW), ("off",)),
+    json=True,
     aliases=("끄기",),
-    words=("off", "scan"),
     group="Interventions",
 )
-def ablate(shell: Shell, argument: str) -> None:
+def ablate(shell: Shell, asked: Arguments) -> None:
     """Ablate a head or a layer until turned off.
 
     :ablate 2.1 ablates head 1 of layer 2: its output before the output projection is replaced, now
@@ -40,33 +42,26 @@ def ablate(shell: Shell, argument: str) -> None:
 
     Layers and heads count from 0. The model that is saved or trained does not change.
     """
-    asked = Arguments.parse(argument)
-    chosen, text = asked.split_selector(_WHAT)
-    if not asked.full_text:
+    if asked.keyword == "off":
+        removed = shell.session.remove_interventions("ablate")
+        shell.screen.note(_("all ablations removed") if removed else _state(shell))
+        return
+    if asked.layer is None and not asked.keyword:
+        if asked.how or asked.text:
+            raise UsageError(_(":ablate takes a layer (2), a head (2.1), scan or off"))
         shell.screen.note(_state(shell))
         return
-    if chosen is None:
-        raise UsageError(_(":ablate takes a layer (2), a head (2.1), scan or off"))
-    if chosen[1] == "off" and asked.words == "off" and not asked.text:
-        shell.screen.note(
-            _("all ablations removed")
-            if shell.session.remove_interventions("ablate")
-            else _state(shell)
-        )
-        return
-    if chosen[1] == "off":
-        raise UsageError(_("`:ablate off` takes nothing after it"))
-    if asked.words != chosen[0]:
-        raise UsageError(_("only zero or mean may follow a head or `scan`; put a text in quotes"))
-    part, how = chosen[1], chosen[4] or "zero"
-    tell = partial(_told, part, how, head=bool(chosen[3]))
+    how = asked.how or "zero"
+    part = str(asked.layer) if asked.head is None else f"{asked.layer}.{asked.head}"
+    part = asked.keyword or part
+    tell = partial(_told, part, how, head=asked.head is not None)
     model = shell.require_model().without_interventions("ablate", part)  # measured is what it adds
-    looked = inspect_ids(shell, model, text_ids(shell, model, text))
+    looked = inspect_ids(shell, model, text_ids(shell, model, asked.text))
     from minillm_repl.insight.ablation import scan_view, silencing
     from minillm_repl.insight.intervention_effect import effect_view
     from minillm_repl.render.intervention import effect_picture, scan_picture
 
-    if chosen[1] == "scan":
+    if asked.keyword == "scan":
         with shell.screen.waiting(_("ablating each head")) as update:
             view = scan_view(
                 looked,
@@ -75,7 +70,7 @@ def ablate(shell: Shell, argument: str) -> None:
             )
         show_view(shell, view, scan_picture, asked.output)
         return
-    tap = silencing(looked, int(chosen[2]), int(chosen[3]) if chosen[3] else None, how)
+    tap = silencing(looked, asked.layer, asked.head, how)
     effect = effect_view(looked, tell(), tap)
     show_view(shell, effect, effect_picture, asked.output, model)
     shell.session.add_intervention(Intervention("ablate", tell, tap, part))

@@ -1,35 +1,33 @@
 """`:branch`."""
 
-import re
-from dataclasses import dataclass
-
-from minillm_repl.errors import UsageError, UserError
+from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.repl.argument_parsing import parse_options
-from minillm_repl.repl.inspecting import Arguments, show_view, text_ids
+from minillm_repl.repl.arguments import Arguments, Number, Option, TextArgument
+from minillm_repl.repl.forms import Forms
+from minillm_repl.repl.inspecting import show_view, text_ids
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
-from minillm_repl.settings import integer, setting
+from minillm_repl.settings import integer
 from minillm_repl.tokenizer.window import with_truncation
 
 _MAX_BRANCHES = 100  # ways
 
 
-@dataclass(frozen=True)
-class BranchOptions:
-    """How far to look."""
-
-    tokens: int = setting(20, integer(1, 10_000), "how long each way is at most", unit="tokens")
-
-
 @command(
     "branch",
-    ':branch N [tokens=20] ["TEXT"]|take N',
+    arguments=Forms(
+        (
+            Number("count", integer(1, _MAX_BRANCHES), 3),
+            Option("tokens", integer(1, 10_000), 20),
+            TextArgument(quoted=True),
+        ),
+        ("take", Number("number", integer(0), required=True)),
+    ),
+    json=True,
     aliases=("갈래",),
-    words=("take", "tokens="),
     group="Talk",
 )
-def branch(shell: Shell, argument: str) -> None:
+def branch(shell: Shell, asked: Arguments) -> None:
     """Sample several continuations as a tree.
 
     Each continuation is sampled as usual, with its own seed. Continuations that begin alike share a
@@ -40,36 +38,18 @@ def branch(shell: Shell, argument: str) -> None:
 
     :branch take 2 continues from the second one; `:undo` takes that back.
     """
-    taken = re.fullmatch(r"take\s+(\d{1,9})", argument)
-    if taken:
-        _take_branch(shell, int(taken[1]))
+    if asked.keyword == "take":
+        _take_branch(shell, asked.number)
         return
-    arguments = Arguments.parse(argument)
-    count_text, options = parse_options(arguments.words, BranchOptions())
-    if count_text.strip() and not re.fullmatch(r"\d{1,9}", count_text.strip()):
-        raise UsageError(
-            _(":branch takes a number of continuations, such as 3, or `take` and the number of one")
-        )
-    count = int(count_text) if count_text.strip() else 3
-    if not 1 <= count <= _MAX_BRANCHES:
-        raise UserError(
-            _(
-                ":branch takes a number of continuations from 1 to {most}, not {ways}",
-                most=_MAX_BRANCHES,
-                ways=count,
-            )
-        )
     session, model = shell.session, shell.require_model()
-    answered = (
-        bool(session.turns) and bool(session.turns[-1].prompt_messages) and not arguments.text
-    )
-    ids = list(session.turns[-1].prompt_ids) if answered else text_ids(shell, model, arguments.text)
+    answered = bool(session.turns) and bool(session.turns[-1].prompt_messages) and not asked.text
+    ids = list(session.turns[-1].prompt_ids) if answered else text_ids(shell, model, asked.text)
     from minillm_repl.generate.next_token import branches_view
     from minillm_repl.generate.options import GenerationConfig
     from minillm_repl.render.next_token import branches_picture
 
     config = GenerationConfig(
-        max_tokens=options.tokens,
+        max_tokens=asked.tokens,
         sampling=session.settings,
         stop=session.settings.stop,
         eos_token_ids=session.eos_token_ids(model),
@@ -81,7 +61,7 @@ def branch(shell: Shell, argument: str) -> None:
             ids,
             config,
             session.fresh_seed(),
-            count,
+            asked.count,
             shell.interrupted,
         )
     session.branch_prompt_length, session.branch_seed = len(ids), view.seed + len(view.branches) - 1
@@ -89,13 +69,13 @@ def branch(shell: Shell, argument: str) -> None:
         [*ids, *(token.id for token in each.tokens[: each.said])] for each in view.branches
     ]
     show_view(
-        shell, with_truncation(view, model.visible_window(ids)), branches_picture, arguments.output
+        shell, with_truncation(view, model.visible_window(ids)), branches_picture, asked.output
     )
     if view.branches[-1].reason == "interrupt":
         shell.screen.note(
-            _("stopped early: {n} of {ways} continuations", n=len(view.branches), ways=count)
+            _("stopped early: {n} of {ways} continuations", n=len(view.branches), ways=asked.count)
         )
-    elif session.settings.temp == 0 and count > 1:
+    elif session.settings.temp == 0 and asked.count > 1:
         shell.screen.note(_("at temp 0 all continuations are the same"))
 
 

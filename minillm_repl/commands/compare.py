@@ -1,8 +1,8 @@
 """`:compare`."""
 
-from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.repl.inspecting import Arguments, inspect_ids, show_view, text_ids
+from minillm_repl.repl.arguments import Arguments, TextArgument, Words
+from minillm_repl.repl.inspecting import inspect_ids, show_view, text_ids
 from minillm_repl.repl.model_loading import ModelFuture
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
@@ -14,12 +14,15 @@ from minillm_repl.tokenizer.lookup import count_prefix_spaces, has_same_vocabula
 
 @command(
     "compare",
-    ':compare PATH|NAME ["TEXT"]',
+    arguments=(
+        Words("path", "PATH|NAME", required=True, completion="checkpoint"),
+        TextArgument(quoted=True),
+    ),
+    json=True,
     aliases=("비교",),
-    completion="checkpoint",
     group="Predictions",
 )
-def compare(shell: Shell, argument: str) -> None:
+def compare(shell: Shell, asked: Arguments) -> None:
     """Compare the predictions with those of another checkpoint.
 
     Both models read the text so far, or the text in quotes. The view shows their most likely next
@@ -35,14 +38,9 @@ def compare(shell: Shell, argument: str) -> None:
 
     The open model stays open.
     """
-    asked = Arguments.parse(argument)
-    if not asked.words:
-        raise UserError(
-            _(":compare needs another checkpoint: a file, a folder, or a name from `:models`")
-        )
     model = shell.require_model()
     ids = text_ids(shell, model, asked.text)
-    path = find_checkpoint(asked.words)
+    path = find_checkpoint(asked.path)
     other = shell.wait_for_model(ModelFuture(shell.session.loader, path), path)
     tokenizer = model.checkpoint.tokenizer
     text = asked.text or decode(tokenizer, ids)

@@ -1,6 +1,5 @@
 """`:export`."""
 
-import re
 from functools import partial
 
 from rich.console import Console, RenderableType
@@ -8,7 +7,7 @@ from rich.console import Console, RenderableType
 from minillm_repl.errors import UsageError
 from minillm_repl.language import _
 from minillm_repl.render.drawing import UNLIMITED_WIDTH
-from minillm_repl.repl.argument_parsing import parse_overwrite
+from minillm_repl.repl.arguments import Arguments, Choice, Flag, Words
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.view_files import write_view
@@ -18,12 +17,14 @@ from minillm_repl.storage.paths import user_path
 
 @command(
     "export",
-    ":export FILE.svg|.html|.txt [session|lesson] [--overwrite]",
+    arguments=(
+        Words("file", "FILE.svg|.html|.txt", required=True, completion="file"),
+        Choice("session", "lesson", name="whole"),
+        Flag("--overwrite"),
+    ),
     aliases=("내보내기",),
-    completion="file",
-    words=("session", "lesson", "--overwrite"),
 )
-def export(shell: Shell, argument: str) -> None:
+def export(shell: Shell, asked: Arguments) -> None:
     """Save the last view, or the whole session, as a picture.
 
     The end of the name sets the format: .svg and .html keep colours and open in any browser; .txt
@@ -35,13 +36,11 @@ def export(shell: Shell, argument: str) -> None:
     The command overwrites a file that no view wrote only with --overwrite. The same is true of
     --json FILE for all views.
     """
-    said, overwrite = parse_overwrite(argument)
-    words = re.fullmatch(r"(.*?)(?:\s+(session|lesson))?", said.strip(), re.DOTALL)
-    name, whole = words.groups()  # type: ignore[union-attr]
-    path, screen, view = user_path(name), shell.screen, shell.last_view
+    path, whole = user_path(asked.file), asked.whole
+    screen, view = shell.screen, shell.last_view
     from minillm_repl.render.export import FORMATS, whole_width
 
-    if not name or path.suffix.lower() not in FORMATS:
+    if path.suffix.lower() not in FORMATS:
         endings = ", ".join(FORMATS)
         raise UsageError(
             _(
@@ -60,7 +59,7 @@ def export(shell: Shell, argument: str) -> None:
     model = shell.session.model
     title = safe_line(f"minillm-repl · {model.name}" if model else "minillm-repl")
     written = FORMATS[path.suffix.lower()](drawing, width, title)
-    write_view(path, written.encode("utf-8", "replace"), overwrite=overwrite)
+    write_view(path, written.encode("utf-8", "replace"), overwrite=asked.overwrite)
     named = safe_line(str(path))
     screen.note(
         _("lesson saved to {path}", path=named)

@@ -6,6 +6,7 @@ from rich.text import Text
 from minillm_repl.language import N_, _, current_language
 from minillm_repl.render.console import FIGURES
 from minillm_repl.render.tables import commands_table
+from minillm_repl.repl.arguments import Arguments, Words
 from minillm_repl.repl.registry import GROUPS, Command, command
 from minillm_repl.repl.shell import Shell
 
@@ -20,12 +21,16 @@ _KEYS = N_(
 )
 
 
-@command("help", ":help [COMMAND]", aliases=("h", "?", "도움말"), completion="command")
-def help_(shell: Shell, argument: str) -> None:
+@command(
+    "help",
+    arguments=(Words("command", "COMMAND", completion="command"),),
+    aliases=("h", "?", "도움말"),
+)
+def help_(shell: Shell, asked: Arguments) -> None:
     """List the commands, or explain one."""
     out = shell.screen.out
-    if argument:
-        found = shell.registry.get(argument.partition(" ")[0].lstrip(":/"))
+    if asked.command:
+        found = shell.registry.get(asked.command.partition(" ")[0].lstrip(":/"))
         out.print(commands_table([(found.usage, _(found.summary))]))
         if found.details:
             out.print(Text(_(found.details)))

@@ -1,6 +1,5 @@
 """`:learn`, `:quiz`, `:progress`."""
 
-import re
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -10,6 +9,7 @@ from minillm_repl.language import _, current_language
 from minillm_repl.lessons.blocks import Lesson
 from minillm_repl.render.console import FIGURES, GOOD, TITLE, WARNING
 from minillm_repl.render.tables import plain_table
+from minillm_repl.repl.arguments import Arguments, Words
 from minillm_repl.repl.progress import LessonProgress, QuestionProgress
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
@@ -22,12 +22,11 @@ _ROUND = 10  # questions, when nobody says which
 
 @command(
     "learn",
-    ":learn [N|next|back|again|off]",
+    arguments=(Words("lesson", "N|next|back|again|off", "next", "back", "again", "off"),),
     aliases=("수업",),
-    words=("next", "back", "again", "off"),
     group="Learn",
 )
-def learn(shell: Shell, argument: str) -> None:
+def learn(shell: Shell, asked: Arguments) -> None:
     """List the lessons, or open one on your own model.
 
     :learn N opens lesson N where you left it.
@@ -46,7 +45,7 @@ def learn(shell: Shell, argument: str) -> None:
 
     course = shell.line_handler if isinstance(shell.line_handler, LessonRunner) else None
     lessons = read_lessons()
-    match argument.lower():
+    match asked.lesson.lower():
         case "":
             from minillm_repl.lessons.draw import lessons_table
 
@@ -82,8 +81,8 @@ def learn(shell: Shell, argument: str) -> None:
                 number for number in lessons if number > after and not _reached(shell, number).done
             ]
             _open_lesson(shell, lessons[unread[0] if unread else min(lessons)])
-        case _ if re.fullmatch(r"\d{1,3}", argument) and int(argument) in lessons:
-            _open_lesson(shell, lessons[int(argument)])
+        case number if number.isdecimal() and int(number) in lessons:
+            _open_lesson(shell, lessons[int(number)])
         case _:
             raise UserError(
                 _(
@@ -94,8 +93,10 @@ def learn(shell: Shell, argument: str) -> None:
             )
 
 
-@command("quiz", ":quiz [LESSON|off]", aliases=("퀴즈",), words=("off",), group="Learn")
-def quiz(shell: Shell, argument: str) -> None:
+@command(
+    "quiz", arguments=(Words("lesson", "LESSON|off", "off"),), aliases=("퀴즈",), group="Learn"
+)
+def quiz(shell: Shell, asked: Arguments) -> None:
     """Take a quiz; the model itself confirms the answers.
 
     `:quiz N` asks all questions of lesson N. `:quiz` alone asks ten: first the ones you got wrong
@@ -104,14 +105,14 @@ def quiz(shell: Shell, argument: str) -> None:
     An empty Enter shows the answer. Every answer is explained; `:progress` shows the score. `:quiz
     off` leaves.
     """
-    if argument.lower() == "off":
-        learn.run(shell, "off")
+    if asked.lesson.lower() == "off":
+        learn.run(shell, asked)
     else:
-        make_quiz_runner(shell, argument).start()
+        make_quiz_runner(shell, asked.lesson).start()
 
 
 @command("progress", aliases=("진도",), group="Learn")
-def progress(shell: Shell, _argument: str) -> None:
+def progress(shell: Shell, _asked: Arguments) -> None:
     """Show your progress in the lessons and quizzes."""
     from minillm_repl.lessons.draw import progress_text
     from minillm_repl.lessons.parse import read_quiz

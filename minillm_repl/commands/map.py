@@ -1,20 +1,20 @@
 """`:map`."""
 
-from minillm_repl.repl.inspecting import Arguments, import_insight, show_view
+from minillm_repl.repl.arguments import Arguments
+from minillm_repl.repl.inspecting import import_insight, show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
-@command("map", ":map [--json FILE]", aliases=("지도",), group="Look inside")
-def map_(shell: Shell, argument: str) -> None:
+@command("map", arguments=(), json=True, aliases=("지도",), group="Look inside")
+def map_(shell: Shell, asked: Arguments) -> None:
     """Draw a map of the embedding (PCA).
 
     The axes are the first two principal components of the embedding: the directions in which its
     vectors vary most. Tokens that are near on the map can be far apart in other dimensions. `:near`
     uses all dimensions.
     """
-    asked, model = Arguments.parse(argument), shell.require_model()
-    asked.check_empty()
+    model = shell.require_model()
     import_insight(shell)
     from minillm_repl.insight.embeddings import map_view
     from minillm_repl.render.texts import map_picture

@@ -4,6 +4,7 @@ from minillm_repl.checkpoint.checkpoint import Adapter, Checkpoint, TrainingReco
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.render.tables import card
+from minillm_repl.repl.arguments import Arguments
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import SPACE
@@ -13,7 +14,7 @@ _CHARACTERS, _WORDS = 120, 30  # of the vocabulary, that are shown
 
 
 @command("model", aliases=("모델",))
-def model(shell: Shell, _argument: str) -> None:
+def model(shell: Shell, _asked: Arguments) -> None:
     """Show the model card: sizes, memory, training, file."""
     loaded = shell.require_model()
     checkpoint, config, decoder = loaded.checkpoint, loaded.checkpoint.config, loaded.decoder

@@ -2,9 +2,8 @@
 
 import re
 
-from minillm_repl.errors import UserError
-from minillm_repl.language import _
-from minillm_repl.repl.inspecting import Arguments, import_insight, show_view
+from minillm_repl.repl.arguments import Arguments, Words
+from minillm_repl.repl.inspecting import import_insight, show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.tokenizer.lookup import find_token_ids
@@ -12,8 +11,14 @@ from minillm_repl.tokenizer.lookup import find_token_ids
 _TERM = re.compile(r"\s+([-+−])\s+")
 
 
-@command("near", ":near TOKEN [± TOKEN ...]", aliases=("이웃",), group="Look inside")
-def near(shell: Shell, argument: str) -> None:
+@command(
+    "near",
+    arguments=(Words("terms", "TOKEN [± TOKEN ...]", required=True),),
+    json=True,
+    aliases=("이웃",),
+    group="Look inside",
+)
+def near(shell: Shell, asked: Arguments) -> None:
     """Show the nearest tokens in the embedding.
 
     The view shows cosines between rows of the embedding (the input side), and between rows of the
@@ -26,10 +31,7 @@ def near(shell: Shell, argument: str) -> None:
     Write a token as it is shown (␣ is a space), or as #ID. A word stands for the token with a space
     before it, if there is one.
     """
-    asked = Arguments.parse(argument)
-    first, *rest = _TERM.split(asked.words)
-    if not first:
-        raise UserError(_(":near needs a token; `:tokens TEXT` shows the tokens of a text"))
+    first, *rest = _TERM.split(asked.terms)
     model = shell.require_model()
     signed = [
         (1, first),

@@ -1,33 +1,23 @@
 """`:patch`."""
 
-from dataclasses import dataclass
-
-from minillm_repl.errors import UsageError
 from minillm_repl.language import _
-from minillm_repl.repl.argument_parsing import mask_quoted, parse_options, split_outside_quotes
-from minillm_repl.repl.inspecting import Arguments, inspect_text, show_view
+from minillm_repl.repl.arguments import Arguments, ChoiceOption, TextPair
+from minillm_repl.repl.inspecting import inspect_text, show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
-from minillm_repl.settings import one_of, setting
-
-
-@dataclass(frozen=True)
-class Patching:
-    """What is carried over."""
-
-    what: str = setting(
-        "residual", one_of("residual", "attention", "feed-forward"), "which activation"
-    )
 
 
 @command(
     "patch",
-    ":patch A -> B [what=residual|attention|feed-forward]",
+    arguments=(
+        TextPair("->", "A -> B", also="→", required=2),
+        ChoiceOption("what", "residual", "attention", "feed-forward"),
+    ),
+    json=True,
     aliases=("바꿔넣기",),
-    words=("what=residual", "what=attention"),
     group="Interventions",
 )
-def patch(shell: Shell, argument: str) -> None:
+def patch(shell: Shell, asked: Arguments) -> None:
     """Patch activations from prompt A into prompt B.
 
     The command runs prompt B many times. Each run replaces one activation, at one position after
@@ -44,18 +34,12 @@ def patch(shell: Shell, argument: str) -> None:
     part adds to the residual stream. The prompts need the same number of tokens; they are paired by
     position. Positions and layers count from 0.
     """
-    asked = Arguments.parse(argument)
-    said, how = parse_options(asked.full_text, Patching())
-    a, _arrow, b = split_outside_quotes(said, "→" if "→" in mask_quoted(said) else "->")
-    a, b = (each.strip().strip('"') for each in (a, b))
-    if not (a and b):
-        raise UsageError(_("`:patch` needs two prompts: `:patch A -> B`"))
-    first, second = inspect_text(shell, a), inspect_text(shell, b)
+    first, second = (inspect_text(shell, text) for text in asked.texts)
     from minillm_repl.insight.patching import patch_view
     from minillm_repl.render.intervention import patch_picture
 
     with shell.screen.waiting(_("patching")) as update:
         view = patch_view(
-            first, second, how.what, lambda share: update(_("patching  {share:.0%}", share=share))
+            first, second, asked.what, lambda share: update(_("patching  {share:.0%}", share=share))
         )
     show_view(shell, view, patch_picture, asked.output)

@@ -4,6 +4,7 @@ from rich.text import Text
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
+from minillm_repl.repl.arguments import Arguments
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
@@ -11,7 +12,7 @@ _COLUMNS, _ROWS = (40, 100), (6, 20)  # less is too small to read; with more the
 
 
 @command("plot", aliases=("그래프",), group="Train")
-def plot(shell: Shell, _argument: str) -> None:
+def plot(shell: Shell, _asked: Arguments) -> None:
     """Show the loss curve of the model's training.
 
     Line: smoothed training loss · dots: validation loss

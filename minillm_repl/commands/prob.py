@@ -2,14 +2,21 @@
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.repl.inspecting import Arguments, show_view
+from minillm_repl.repl.arguments import Arguments, TextArgument
+from minillm_repl.repl.inspecting import show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.tokenizer.window import with_truncation
 
 
-@command("prob", ":prob TEXT", aliases=("확률",), verbatim=True, group="Predictions")
-def prob(shell: Shell, argument: str) -> None:
+@command(
+    "prob",
+    arguments=(TextArgument(verbatim=True, required=True),),
+    json=True,
+    aliases=("확률",),
+    group="Predictions",
+)
+def prob(shell: Shell, asked: Arguments) -> None:
     """Show the probability of a continuation that you type.
 
     The view shows TEXT as a continuation of the text so far. For each token, it shows the
@@ -19,9 +26,7 @@ def prob(shell: Shell, argument: str) -> None:
     The total is the product of the probabilities; the surprisal is −log2 of it. If TEXT is more
     likely with a space before it, the view shows it with the space.
     """
-    asked, model = Arguments.parse_verbatim(argument), shell.require_model()
-    if not asked.text:
-        raise UserError(_(":prob needs a text"))
+    model = shell.require_model()
     ids = shell.session.ids
     if not ids:
         raise UserError(_("no text to append this to: type a prompt first"))

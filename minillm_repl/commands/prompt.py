@@ -3,6 +3,7 @@
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.render.tables import tokens_flow, tokens_line
+from minillm_repl.repl.arguments import Arguments
 from minillm_repl.repl.inspecting import unseen_note
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
@@ -10,7 +11,7 @@ from minillm_repl.tokenizer.base import Token, decode
 
 
 @command("prompt", aliases=("프롬프트",), group="Talk")
-def prompt(shell: Shell, _argument: str) -> None:
+def prompt(shell: Shell, _asked: Arguments) -> None:
     """Show the exact input of the last generation.
 
     The view shows every token with its id. In a chat, it shows the whole conversation as the

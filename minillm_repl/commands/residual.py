@@ -1,6 +1,6 @@
 """`:residual`."""
 
-from minillm_repl.repl.argument_parsing import check_not_selector
+from minillm_repl.repl.arguments import check_not_argument
 from minillm_repl.repl.inspecting import Arguments, inspect_text, show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
@@ -21,7 +21,7 @@ def residual(shell: Shell, argument: str) -> None:
     that both of them read.
     """
     asked = Arguments.parse(argument)
-    check_not_selector(asked.words)
+    check_not_argument(asked.words)
     looked = inspect_text(shell, asked.full_text)
     from minillm_repl.insight.attribution import residual_view
     from minillm_repl.render.attribution import residual_picture

@@ -1,14 +1,21 @@
 """`:sampler`."""
 
-from minillm_repl.repl.inspecting import Arguments, show_view, text_ids
+from minillm_repl.repl.arguments import Arguments, TextArgument
+from minillm_repl.repl.inspecting import show_view, text_ids
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS
 from minillm_repl.repl.shell import Shell
 from minillm_repl.tokenizer.window import with_truncation
 
 
-@command("sampler", ":sampler [TEXT]", aliases=("샘플러",), group="Predictions")
-def sampler(shell: Shell, argument: str) -> None:
+@command(
+    "sampler",
+    arguments=(TextArgument(free=True),),
+    json=True,
+    aliases=("샘플러",),
+    group="Predictions",
+)
+def sampler(shell: Shell, asked: Arguments) -> None:
     """Show how each sampler changes the next-token distribution.
 
     From left to right: the logit, the model's own probability (its softmax), and the probability
@@ -20,17 +27,17 @@ def sampler(shell: Shell, argument: str) -> None:
 
     `:temp sweep` shows the same candidates at several temperatures.
     """
-    _show(shell, argument, sweep=False)
+    _show(shell, asked, sweep=False)
 
 
-def sweep(shell: Shell, argument: str) -> None:
+def sweep(shell: Shell, asked: Arguments) -> None:
     """Show the likeliest next tokens at several temperatures."""
-    _show(shell, argument, sweep=True)
+    _show(shell, asked, sweep=True)
 
 
-def _show(shell: Shell, argument: str, *, sweep: bool) -> None:
-    asked, model = Arguments.parse(argument), shell.require_model()
-    ids = text_ids(shell, model, asked.full_text)
+def _show(shell: Shell, asked: Arguments, *, sweep: bool) -> None:
+    model = shell.require_model()
+    ids = text_ids(shell, model, asked.text)
     from minillm_repl.generate.next_token import next_logits, sampler_view, sweep_view
     from minillm_repl.render.next_token import sampler_picture, sweep_picture
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
+from minillm_repl.repl.arguments import Arguments, Choice, Words
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
@@ -12,12 +13,13 @@ from minillm_repl.storage.paths import SUFFIX, exists, is_shipped, user_path
 
 @command(
     "save",
-    ":save [FILE|FOLDER/] [adapter]",
+    arguments=(
+        Words("path", "FILE|FOLDER/", completion="file"),
+        Choice("adapter", name="part"),
+    ),
     aliases=("저장",),
-    completion="file",
-    words=("adapter",),
 )
-def save(shell: Shell, argument: str) -> None:
+def save(shell: Shell, asked: Arguments) -> None:
     """Save the model to a file, or as a Hugging Face folder.
 
     The file is saved completely or not at all. Without a path, the model goes to the file that it
@@ -28,11 +30,11 @@ def save(shell: Shell, argument: str) -> None:
     """
     from minillm_repl.checkpoint.save import save as save_checkpoint
 
-    model = shell.require_model()
-    if argument.endswith(" adapter"):
+    model, argument = shell.require_model(), asked.path
+    if asked.part == "adapter":
         from minillm_repl.checkpoint.formats.adapter import save as save_adapter
 
-        file = _named(argument.removesuffix(" adapter").strip())
+        file = _named(argument)
         save_adapter(model.checkpoint, file)
         shell.screen.note(_("adapter saved to {path}", path=safe_line(str(file))))
         return

@@ -3,12 +3,13 @@
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.render.drawing import UNLIMITED_WIDTH
+from minillm_repl.repl.arguments import Arguments
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
 @command("scroll", aliases=("스크롤",))
-def scroll(shell: Shell, _argument: str) -> None:
+def scroll(shell: Shell, _asked: Arguments) -> None:
     """Scroll through the last view in full size.
 
     Arrow keys, Page Up, Page Down, Home and End (the ends of a row) move; q closes. Without a

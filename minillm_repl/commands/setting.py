@@ -6,6 +6,8 @@ from minillm_repl.commands.sampler import sweep
 from minillm_repl.errors import UserError
 from minillm_repl.generate.options import Sampling
 from minillm_repl.language import _
+from minillm_repl.repl.arguments import Arguments, TextArgument, Words
+from minillm_repl.repl.forms import Form, Forms
 from minillm_repl.repl.registry import Command, Group
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
@@ -13,10 +15,11 @@ from minillm_repl.settings import Spec, default_of, format_value, specs, value_o
 
 
 def _command(name: str, spec: Spec) -> Command:
-    def run(shell: Shell, argument: str) -> None:
-        if name == "temp" and argument.split(" ", maxsplit=1)[0] == "sweep":
-            sweep(shell, argument.removeprefix("sweep").strip())
+    def run(shell: Shell, asked: Arguments) -> None:
+        if asked.keyword == "sweep":
+            sweep(shell, asked)
             return
+        argument = asked.value
         if name == "verbose" and not (argument or shell.session.settings.verbose):
             argument = "on"  # nobody types :verbose to be told that it is off
         if argument:
@@ -29,8 +32,8 @@ def _command(name: str, spec: Spec) -> Command:
         )
         shell.screen.out.print(Text(f"{name} {value}{chosen}"), soft_wrap=True)
 
-    words = (*spec.special_values, "sweep") if name == "temp" else tuple(spec.special_values)
-    values = "|".join(filter(None, (spec.metavar, *words)))
+    words = tuple(spec.special_values)
+    value: Form = (Words("value", "|".join(filter(None, (spec.metavar, *words))), *words),)
     default = format_value(spec, default_of(Settings, name))
     bare = "turns it on" if name == "verbose" else "shows the current one"
     usual = f"Without a value, the command {bare}. Default: {default}."
@@ -43,13 +46,12 @@ def _command(name: str, spec: Spec) -> Command:
     summary = spec.help[0].upper() + spec.help[1:] + "."
     return Command(
         name,
-        f":{name} [{values}]",
         summary,
         run,
-        details,
-        spec.aliases,
-        "words",
-        words,
+        Forms(value, ("sweep", TextArgument(free=True))) if name == "temp" else Forms(value),
+        details=details,
+        aliases=spec.aliases,
+        json=name == "temp",
         group=_group(name),
     )
 

@@ -1,14 +1,13 @@
 """`:steer`."""
 
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from minillm_repl.errors import UsageError
 from minillm_repl.language import _
-from minillm_repl.repl.argument_parsing import parse_options, split_outside_quotes
+from minillm_repl.repl.arguments import Arguments, Option, TextPair
+from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.inspecting import (
-    Arguments,
     import_insight,
     inspect_ids,
     show_view,
@@ -17,7 +16,7 @@ from minillm_repl.repl.inspecting import (
 from minillm_repl.repl.model_loading import Intervention, LoadedModel
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
-from minillm_repl.settings import integer, number, setting
+from minillm_repl.settings import integer, number
 
 if TYPE_CHECKING:
     from minillm_repl.insight.inspected_text import InspectedText
@@ -26,22 +25,21 @@ if TYPE_CHECKING:
     from minillm_repl.model.hooks import Hook
 
 
-@dataclass(frozen=True)
-class SteeringOptions:
-    """How to steer."""
-
-    strength: float = setting(4.0, number(-1e6, 1e6), "how much is added, as an L2 norm")
-    layer: int = setting(-1, integer(-1), "after which layer; -1 is the middle one")
-
-
 @command(
     "steer",
-    ":steer TEXT [vs TEXT] [strength=4] [layer=L]|off",
+    arguments=Forms(
+        (
+            TextPair("vs", "TEXT [vs TEXT]"),
+            Option("strength", number(-1e6, 1e6), 4.0),
+            Option("layer", integer(-1), -1, "L"),  # -1 is the middle one
+        ),
+        ("off",),
+    ),
+    json=True,
     aliases=("방향",),
-    words=("off", "strength=", "layer="),
     group="Interventions",
 )
-def steer(shell: Shell, argument: str) -> None:
+def steer(shell: Shell, asked: Arguments) -> None:
     """Steer the model towards one text and away from another.
 
     The steering vector is the difference of two means of the residual stream after layer L, scaled
@@ -70,16 +68,14 @@ def steer(shell: Shell, argument: str) -> None:
     The default layer is the middle one; layers count from 0.
     :steer off ends the steering. The model that is saved or trained does not change.
     """
-    if argument in ("", "off"):
-        _show_or_remove(shell, argument)
+    to, away = asked.texts
+    if asked == steer.parse(asked.keyword):
+        _show_or_remove(shell, asked.keyword)
         return
-    arguments, session, model = Arguments.parse(argument), shell.session, shell.require_model()
-    words, options = parse_options(arguments.full_text, SteeringOptions())
-    to, vs, away = split_outside_quotes(f" {words} ", " vs ")
-    to, away = (each.strip().strip('"') for each in (to, away))
-    if not to or not (away or (session.ids and not vs)):
+    session, model = shell.session, shell.require_model()
+    if not to or not (away or session.ids):
         raise UsageError(_("give both texts: `:steer TEXT vs TEXT`"))
-    layer = model.checkpoint.config.n_layers // 2 if options.layer < 0 else options.layer
+    layer = model.checkpoint.config.n_layers // 2 if asked.layer < 0 else asked.layer
     model = model.without_interventions("steer")  # measured is what it adds
     sides = _make_sides(shell, model, to, away)
     for side in sides:
@@ -88,11 +84,11 @@ def steer(shell: Shell, argument: str) -> None:
     probe = inspect_ids(shell, model, session.ids) if session.ids else sides[1].subject
     from minillm_repl.render.intervention import effect_picture
 
-    describe = partial(_describe, options.strength, layer)
-    hook, view, norm = _measure_effect(shell, sides, probe, layer, options.strength, describe())
-    show_view(shell, view, effect_picture, arguments.output, model)
+    describe = partial(_describe, asked.strength, layer)
+    hook, view, norm = _measure_effect(shell, sides, probe, layer, asked.strength, describe())
+    show_view(shell, view, effect_picture, asked.output, model)
     # nothing is added, so what answers is what answers without it, to the last bit
-    if not options.strength:
+    if not asked.strength:
         session.remove_interventions("steer")
         shell.screen.note(_("strength=0 adds nothing: no steering is active"))
         return
@@ -104,7 +100,7 @@ def steer(shell: Shell, argument: str) -> None:
             norm=norm,
             strength=norm / 5,
         )
-        if abs(options.strength) < norm / 20
+        if abs(asked.strength) < norm / 20
         else _(
             "residual stream norm at that layer: {norm:.1f} · `:steer off` stops steering",
             norm=norm,

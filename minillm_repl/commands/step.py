@@ -2,13 +2,14 @@
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, _n
+from minillm_repl.repl.arguments import Arguments, TextArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS
 from minillm_repl.repl.shell import Shell
 
 
-@command("step", ":step [TEXT]", aliases=("한걸음",), verbatim=True, group="Talk")
-def step(shell: Shell, argument: str) -> None:
+@command("step", arguments=(TextArgument(verbatim=True),), aliases=("한걸음",), group="Talk")
+def step(shell: Shell, asked: Arguments) -> None:
     """Generate one token at a time, and choose each one yourself.
 
     The table shows the most likely next tokens; ▶ marks the sampled one.
@@ -27,12 +28,12 @@ def step(shell: Shell, argument: str) -> None:
         )
     session, model = shell.session, shell.require_model()
     tokenizer = model.checkpoint.tokenizer
-    if not argument.strip():
+    if not asked.text.strip():
         session.continue_text([], "")
     elif session.is_chatting(model):
-        shell.start_chat_turn(model, argument)
+        shell.start_chat_turn(model, asked.text)
     else:
-        session.start_turn(shell.encode(model, argument))
+        session.start_turn(shell.encode(model, asked.text))
     from minillm_repl.generate.interactive import InteractiveDecoder
     from minillm_repl.repl.stepper import Stepper
 
@@ -52,7 +53,7 @@ def step(shell: Shell, argument: str) -> None:
         run_on = Stepper(decoder, tokenizer, session.settings, shell.screen.out).run()
     finally:
         session.set_text(decoder.ids, tokenizer)
-        if not decoder.new_ids and not argument.strip():
+        if not decoder.new_ids and not asked.text.strip():
             session.undo()  # nothing was done
     if run_on:
         shell.respond(model)

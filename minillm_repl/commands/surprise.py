@@ -1,17 +1,19 @@
 """`:surprise`."""
 
-from minillm_repl.repl.inspecting import Arguments, inspect_text, show_view
+from minillm_repl.repl.arguments import Arguments, TextArgument
+from minillm_repl.repl.inspecting import inspect_text, show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
 @command(
     "surprise",
-    ":surprise [TEXT]",
+    arguments=(TextArgument(free=True),),
+    json=True,
     aliases=("surprisal", "perplexity", "놀람"),
     group="Predictions",
 )
-def surprise(shell: Shell, argument: str) -> None:
+def surprise(shell: Shell, asked: Arguments) -> None:
     """Show the surprisal of each token.
 
     The surprisal of a token is −log2 of the probability that the model gave it, in bits.
@@ -23,15 +25,13 @@ def surprise(shell: Shell, argument: str) -> None:
 
     `:surprise` alone shows the text that was just written; with TEXT, it shows that text.
     """
-    asked = Arguments.parse(argument)
-    text = asked.full_text
-    looked, turns = inspect_text(shell, text), shell.session.turns
+    looked, turns = inspect_text(shell, asked.text), shell.session.turns
     from minillm_repl.insight.surprise import surprise_view
     from minillm_repl.render.texts import surprise_picture
 
     given = (
         0
-        if text or not turns or len(turns[-1].prompt_ids) == len(shell.session.ids)
+        if asked.text or not turns or len(turns[-1].prompt_ids) == len(shell.session.ids)
         else len(turns[-1].prompt_ids)
     )
     show_view(shell, surprise_view(looked, given), surprise_picture, asked.output)

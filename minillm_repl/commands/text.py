@@ -1,22 +1,23 @@
 """`:continue`, `:regen`, `:undo` and `:clear`: what one does with the text so far."""
 
 from minillm_repl.language import _
+from minillm_repl.repl.arguments import Arguments, TextArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
-@command("continue", ":continue [TEXT]", aliases=("c", "계속"), verbatim=True, group="Talk")
-def continue_(shell: Shell, argument: str) -> None:
+@command("continue", arguments=(TextArgument(verbatim=True),), aliases=("c", "계속"), group="Talk")
+def continue_(shell: Shell, asked: Arguments) -> None:
     """Continue the text, or append TEXT and continue."""
     model = shell.require_model()
     fresh = not shell.session.ids  # some models can begin from nothing: from their start token
-    more = shell.encode(model, argument, start=fresh) if argument or fresh else []
-    shell.session.continue_text(more, argument)
+    more = shell.encode(model, asked.text, start=fresh) if asked.text or fresh else []
+    shell.session.continue_text(more, asked.text)
     shell.respond(model)
 
 
 @command("regen", aliases=("r", "retry", "다시"), group="Talk")
-def regen(shell: Shell, _argument: str) -> None:
+def regen(shell: Shell, _asked: Arguments) -> None:
     """Sample another completion of the last prompt.
 
     After `:continue` it retries the continued part, after `:branch take N` the branch. With a fixed
@@ -30,7 +31,7 @@ def regen(shell: Shell, _argument: str) -> None:
 
 
 @command("undo", aliases=("u", "되돌리기"), group="Talk")
-def undo(shell: Shell, _argument: str) -> None:
+def undo(shell: Shell, _asked: Arguments) -> None:
     """Remove the last prompt and its completion."""
     model = shell.require_model()
     shell.session.undo()
@@ -38,7 +39,7 @@ def undo(shell: Shell, _argument: str) -> None:
 
 
 @command("clear", aliases=("지우기",), group="Talk")
-def clear(shell: Shell, _argument: str) -> None:
+def clear(shell: Shell, _asked: Arguments) -> None:
     """Clear the context."""
     shell.session.clear()
     shell.screen.note(_("context cleared"))

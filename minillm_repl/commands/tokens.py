@@ -1,14 +1,19 @@
 """`:tokens`."""
 
-from minillm_repl.errors import UserError
-from minillm_repl.language import _
-from minillm_repl.repl.inspecting import Arguments, show_view
+from minillm_repl.repl.arguments import Arguments, TextArgument
+from minillm_repl.repl.inspecting import show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
-@command("tokens", ":tokens TEXT", aliases=("토큰",), verbatim=True, group="Predictions")
-def tokens(shell: Shell, argument: str) -> None:
+@command(
+    "tokens",
+    arguments=(TextArgument(verbatim=True, required=True),),
+    json=True,
+    aliases=("토큰",),
+    group="Predictions",
+)
+def tokens(shell: Shell, asked: Arguments) -> None:
     """Show the tokens of a text, with ids and bytes.
 
     The command takes TEXT exactly as typed, with quotes and spaces. If the tokenizer puts a start
@@ -16,9 +21,6 @@ def tokens(shell: Shell, argument: str) -> None:
 
     norm and vector: the L2 norm of the token's embedding, and its first values.
     """
-    asked = Arguments.parse_verbatim(argument)
-    if not asked.text:
-        raise UserError(_(":tokens needs a text"))
     model = shell.require_model()
     from minillm_repl.insight.tokens import tokens_view
     from minillm_repl.render.texts import tokens_picture

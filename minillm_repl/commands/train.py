@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.render.console import MODEL
+from minillm_repl.repl.arguments import Arguments, Words
 from minillm_repl.repl.job_control import on_process_resume
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import samplers_heading
@@ -49,13 +50,18 @@ class TrainRequest:
 
 @command(
     "train",
-    ":train [CORPUS] [...]",
+    arguments=(
+        Words(
+            "request",
+            "[CORPUS] [...]",
+            *("new", "resume", "settings", *(f"{name}=" for name in specs(TrainPlan))),
+            completion="file",
+        ),
+    ),
     aliases=("학습",),
-    completion="file",
-    words=("new", "resume", *(f"{name}=" for name in specs(TrainPlan))),
     group="Train",
 )
-def train(shell: Shell, argument: str) -> None:
+def train(shell: Shell, asked: Arguments) -> None:
     """Train on a text; Ctrl-C stops and keeps the trained weights.
 
     :train CORPUS [steps=N] [lr=X] [batch=N] ... continues the training of the open model.
@@ -71,12 +77,12 @@ def train(shell: Shell, argument: str) -> None:
 
     The loss is the mean surprisal in nats per token. The uniform baseline is ln(vocabulary).
     """
-    if argument == "settings":
+    if asked.request == "settings":
         from minillm_repl.render.tables import settings_table
 
         shell.screen.out.print(settings_table(TrainPlan()))
         return
-    run_training(shell, parse_request(argument))
+    run_training(shell, parse_request(asked.request))
 
 
 def parse_request(argument: str) -> TrainRequest:

@@ -1,23 +1,28 @@
 """`:watch`."""
 
-import re
-
-from minillm_repl.errors import UsageError, UserError
+from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.repl.inspecting import Arguments, show_view
+from minillm_repl.repl.arguments import Arguments, Option, TextArgument
+from minillm_repl.repl.forms import Forms
+from minillm_repl.repl.inspecting import show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
+from minillm_repl.settings import integer
 
 
 @command(
     "watch",
-    ":watch [PROMPT|off|step=N]",
+    arguments=Forms(
+        (TextArgument("PROMPT"),),
+        (Option("step", integer(0), metavar="N", required=True),),
+        ("off",),
+    ),
+    json=True,
     aliases=("지켜보기",),
-    words=("off", "step="),
     group="Train",
 )
-def watch(shell: Shell, argument: str) -> None:
+def watch(shell: Shell, asked: Arguments) -> None:
     """Watch the predictions for a prompt during training.
 
     Enter `:watch PROMPT`, then `:train`. Each time the losses are measured, and at the start and
@@ -29,20 +34,11 @@ def watch(shell: Shell, argument: str) -> None:
     :watch step=N shows the logit lens and the attention at the measured step nearest to N.
     :watch off stops watching.
     """
-    asked, session = Arguments.parse(argument), shell.session
-    text = asked.full_text
-    moment = re.fullmatch(r"step=(\d{1,9})", asked.words)
-    if asked.words == "off":
+    session, text = shell.session, asked.text
+    if asked.keyword == "off":
         session.watch_prompt, session.watch_view = "", None
         shell.screen.note(_("no prompt is watched"))
-    elif re.match(r"step\b|[a-z]+=", asked.words) and not moment:
-        raise UsageError(
-            _(
-                "`:watch step=20` shows the measured step nearest to 20; put a prompt that "
-                "begins like this in quotes"
-            )
-        )
-    elif text and not moment:
+    elif text:
         session.watch_prompt = text
         if session.model:
             shell.encode(session.model, text)  # says what it has never seen
@@ -56,10 +52,10 @@ def watch(shell: Shell, argument: str) -> None:
             if session.watch_prompt
             else _("nothing was watched yet: enter `:watch PROMPT`, then `:train`")
         )
-    elif moment:
+    elif asked.step is not None:
         from minillm_repl.render.watching import moment_picture
 
-        nearest = min(session.watch_view.moments, key=lambda each: abs(each.step - int(moment[1])))
+        nearest = min(session.watch_view.moments, key=lambda each: abs(each.step - asked.step))
         show_view(shell, nearest, moment_picture, asked.output)
     else:
         from minillm_repl.render.watching import watch_picture

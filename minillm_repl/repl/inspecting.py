@@ -13,14 +13,14 @@ from rich.text import Text
 from minillm_repl.errors import UsageError, UserError
 from minillm_repl.language import _, _n
 from minillm_repl.render.console import WARNING
-from minillm_repl.repl.argument_parsing import (
+from minillm_repl.repl.arguments import check_not_argument
+from minillm_repl.repl.model_loading import LoadedModel
+from minillm_repl.repl.quoting import (
     TO_SCREEN,
     Output,
-    check_not_selector,
     parse_output,
     quoted_spans,
 )
-from minillm_repl.repl.model_loading import LoadedModel
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.signals import run_interruptibly
 from minillm_repl.repl.view_files import check_overwritable, write_view
@@ -97,7 +97,7 @@ class Arguments:
         """
         found = re.match(rf"(?:{pattern})(?=\s|$)", self.words)
         rest = (self.words[found.end() :] if found else self.words).strip()
-        check_not_selector(rest)
+        check_not_argument(rest)
         return found, replace(self, words=rest).full_text
 
     def parse_token_pair(self, inspected: "InspectedText") -> tuple[int | None, int | None]:

@@ -117,16 +117,16 @@ class LineCompleter(Completer):
     def _arguments(
         self, command: Command, argument: str, event: CompleteEvent
     ) -> Iterable[Completion]:
-        words: Iterable[str] = command.words
-        match command.completion:
+        words, completion = list(command.words), command.forms.completion
+        match completion:
             case "command":
-                words = [spelling for spelling, _each in self._names(argument)]
+                words += [spelling for spelling, _each in self._names(argument)]
             case "checkpoint":
-                words = self._models()
+                words += self._models()
         last = Document(argument.rpartition(" ")[2])
         yield from WordCompleter(sorted(words), WORD=True).get_completions(last, event)
-        if command.completion in ("file", "checkpoint"):
-            yield from self._files(Document(argument), event, command.completion == "checkpoint")
+        if completion in ("file", "checkpoint"):
+            yield from self._files(Document(argument), event, completion == "checkpoint")
 
     def _files(
         self, document: Document, event: CompleteEvent, checkpoints: bool

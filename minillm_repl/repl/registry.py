@@ -6,18 +6,18 @@ import inspect
 import pkgutil
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from types import ModuleType
 from typing import Any, Literal, get_args
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
+from minillm_repl.repl.arguments import Arguments
+from minillm_repl.repl.forms import Form, Forms
 from minillm_repl.safetext import safe_line
 
-Run = Callable[[Any, str], None]
-"""Gets the `Shell`, not named here because it holds a registry, and the rest of the line."""
-
-Completion = Literal["nothing", "command", "setting", "file", "checkpoint", "words"]
+Run = Callable[[Any, Any], None]
+"""Gets the `Shell`, not named here because it holds a registry, and the `Arguments`."""
 
 Group = Literal[
     "Talk",
@@ -37,47 +37,61 @@ class Command:
     """Something a user can type after a colon."""
 
     name: str
-    usage: str  # `:load PATH|NAME`
     summary: str  # one line
     run: Run
+    forms: Forms
+    _: KW_ONLY
+    json: bool = False  # whether it takes `--json FILE`
     details: str = ""  # what `:help name` says more
     aliases: tuple[str, ...] = ()
-    completion: Completion = "nothing"
-    words: tuple[str, ...] = ()  # what else may be completed
-    verbatim: bool = False  # spaces around what it takes belong to it
     group: Group = "Models and files"  # where `:help` lists it
+    usage_line: str = ""
+
+    @property
+    def usage(self) -> str:
+        """How it is typed: `:load PATH|NAME`."""
+        return self.usage_line or f":{self.name} {self.forms.usage}".rstrip()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words and names of options that may follow it."""
+        return (*self.forms.completions, *(("--json", "--overwrite") if self.json else ()))
 
     @property
     def korean_names(self) -> tuple[str, ...]:
         """Those of its names that are Korean."""
         return tuple(name for name in self.aliases if not name.isascii())
 
+    def parse(self, text: str) -> Arguments | str:
+        """Return what `run` takes. Raises UsageError for what is no argument of it."""
+        return text.strip() if self.usage_line else self.forms.parse(text, json=self.json)
+
 
 def command(
     name: str,
     usage: str = "",
     *,
+    arguments: Form | Forms = (),
+    json: bool = False,
     aliases: tuple[str, ...] = (),
-    completion: Completion = "nothing",
-    words: tuple[str, ...] = (),
-    verbatim: bool = False,
     group: Group = "Models and files",
+    **_old: Any,
 ) -> Callable[[Run], Command]:
     """Turn a function into a Command; its docstring is the help: a summary line, then details."""
+    forms = arguments if isinstance(arguments, Forms) else Forms(arguments)
 
     def declare(run: Run) -> Command:
         summary, _, details = (run.__doc__ or "").partition("\n")
         return Command(
             name,
-            usage or f":{name}",
             summary.strip(),
             run,
-            paragraphs(details),
-            aliases,
-            completion,
-            words,
-            verbatim,
-            group,
+            forms,
+            json=json,
+            details=paragraphs(details),
+            aliases=aliases,
+            group=group,
+            usage_line=usage,
         )
 
     return declare

@@ -88,11 +88,7 @@ class Shell:
     def _command(self, command: Command, argument: str) -> None:
         """Run a command, and tell how it is used to who asked for it in another way."""
         try:
-            if argument.strip() and command.usage == f":{command.name}":
-                raise UsageError(
-                    _("unexpected argument {text!r}", text=safe_line(argument.strip()))
-                )
-            command.run(self, argument if command.verbatim else argument.strip())
+            command.run(self, command.parse(argument))
         except UsageError as error:
             raise UserError(
                 _("{error} · usage: {usage}", error=error, usage=command.usage)

@@ -9,18 +9,12 @@ from dataclasses import dataclass
 from minillm_repl.errors import UsageError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.settings import SettingsT, change, default_of, specs
 
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’"}
 _QUOTED = "\x01"  # stands for each character inside quotes while options are looked for
 _JSON = re.compile(r"(?:^|\s)--json(?:\s+(\S+))?(?=\s|$)")
 _OVERWRITE = re.compile(r"(?:^|\s)--overwrite(?=\s|$)")
 _OPTION = re.compile(r"(?:^|\s)(--[a-z][\w-]*)")
-_SELECTOR_START = re.compile(
-    r"[@#+-]*\d|[lh]\d|(?:layer|head|position|pos|neuron|key|층|헤드|위치|뉴런)(?=[\s=:.\d]|$)|[a-z]+="
-    r"|(?:all|last|first|end|처음|마지막|끝|전체)$",
-    re.IGNORECASE,
-)
 
 
 def quoted_spans(text: str) -> list[tuple[int, int]]:
@@ -66,11 +60,30 @@ def mask_quoted(text: str) -> str:
     return text
 
 
+def last_quoted(text: str) -> str:
+    """Return the part in `"` that ends a text, with its quotes; empty if there is none."""
+    start, end = (quoted_spans(text) or [(0, 0)])[-1]
+    is_closed = end == len(text) and end - start >= 2 and text[start] == text[-1] == '"'
+    return text[start:end] if is_closed else ""
+
+
+def unquoted(text: str) -> str:
+    """Return a text without the quotes around all of it.
+
+    Raises UsageError if nothing is in them.
+    """
+    if not text or last_quoted(text) != text:
+        return text
+    if len(text) == 2:
+        raise UsageError(_("the quotes contain no text"))
+    return text[1:-1]
+
+
 def split_outside_quotes(text: str, separator: str) -> tuple[str, bool, str]:
     """Split a text at the only `mark` outside quotes: what is before it, whether it is there, what
     is after it.
 
-    Raises Misunderstood if it is there twice.
+    Raises UsageError if it is there twice.
     """
     before, is_found, after = mask_quoted(text).partition(separator)
     if separator in after:
@@ -95,7 +108,7 @@ TO_SCREEN = Output()
 def parse_output(argument: str) -> tuple[str, Output]:
     """Take `--json FILE` and `--overwrite` out of what follows a command.
 
-    Raises Misunderstood for other options.
+    Raises UsageError for other options.
     """
     found = _JSON.search(mask_quoted(argument))
     file = argument[slice(*found.span(1))] if found and found[1] else ""
@@ -118,58 +131,21 @@ def parse_output(argument: str) -> tuple[str, Output]:
     return rest.strip(" "), Output(file, overwrite)
 
 
+def parse_leading_output(argument: str) -> tuple[str, Output]:
+    """Take `--json FILE` and `--overwrite` out of the start of what follows a command, where the
+    rest is a text as it is typed.
+    """
+    options = re.match(
+        r"--json(?=\s|$)(\s+(\"[^\"]*\"|'[^']*'|\S+))?(\s+--overwrite(?=\s|$))?", argument
+    )
+    if not options:
+        return argument, TO_SCREEN
+    return argument[options.end() :].removeprefix(" "), parse_output(options[0])[1]
+
+
 def parse_overwrite(argument: str) -> tuple[str, bool]:
     """Take `--overwrite` out of what follows a command; return the rest, and if it was there."""
     found = _OVERWRITE.search(mask_quoted(argument))
     return (
         (argument[: found.start()] + argument[found.end() :], True) if found else (argument, False)
     )
-
-
-def parse_options(text: str, options: SettingsT) -> tuple[str, SettingsT]:
-    """Take words such as `layer=2` out of a text, where they stand outside quotes; return the rest,
-    and the options.
-
-    Raises UserError for a value that cannot be, and for a word that is meant as an option and is
-    none.
-    """
-    known = specs(options)
-    while found := re.search(r"(?:^|\s)([a-z]+)=(\S*)", mask_quoted(text)):
-        name, value = found[1], text[slice(*found.span(2))]
-        if name not in known:
-            names = ", ".join(f"{each}=" for each in known)
-            word = safe_line(found[0].strip())
-            raise UsageError(
-                _(
-                    "unknown option {word}; available: {there}; put a text that contains "
-                    "it in quotes",
-                    word=word,
-                    there=names,
-                )
-            )
-        text, options = (
-            text[: found.start()] + text[found.end() :],
-            change(options, name, value, display_name=name),
-        )
-    numeric = [name for name in known if not isinstance(default_of(options, name), str)]
-    if numeric and (
-        bare := re.search(rf"(?:^|\s)({'|'.join(numeric)})\s+[-+.\d]+(?=\s|$)", mask_quoted(text))
-    ):
-        raise UsageError(
-            _(
-                "write {name} with =, as in {name}=2; put a text that contains it in quotes",
-                name=bare[1],
-            )
-        )
-    return text, options
-
-
-def check_not_selector(text: str) -> None:
-    """Raise Misunderstood for a text without quotes that begins like a layer, a head, a position
-    or an option.
-    """
-    if _SELECTOR_START.match(text):
-        first = safe_line(text.split(maxsplit=1)[0][:20])
-        raise UsageError(
-            _("unexpected {word}; put a text that starts like that in quotes", word=first)
-        )

@@ -1,0 +1,331 @@
+"""What follows a command, declared once: usage line, completion, typed values, error messages.
+
+    @command("attn", arguments=(Layer(head="optional"), TextArgument()), json=True)
+    def attn(shell: Shell, asked: Arguments) -> None:
+        print(asked.layer, asked.head, asked.text, asked.output)
+
+    Layer(head="optional")              `2` or `2.1`     asked.layer, asked.head; None if missing
+    Position()                          `3`, `@3`, `-1`  asked.position
+    Number("count", integer(1, 9), 3)   `5`              asked.count
+    Choice("zero", "mean", name="how")  `mean`           asked.how; "" if missing
+    Option("rate", number(0, 9), 0.1)   `rate=2`         asked.rate
+    Flag("--overwrite")                 `--overwrite`    asked.overwrite
+    TextArgument()                      the rest         asked.text; `quoted=True`: only in quotes
+    TextPair("vs", "TEXT vs TEXT")      `a vs "b c"`     asked.texts, a pair
+    Words("path", "PATH|NAME")          the rest         asked.path, as typed
+
+An argument may be missing unless it is `required`. `Forms((Layer(),), ("scan", TextArgument()))`
+declares alternatives: a string is a keyword, and `asked.keyword` is that of the form that was
+typed. With `json=True` a command also takes `--json FILE [--overwrite]`, as `asked.output`. Options
+and flags count anywhere outside quotes. Errors are UsageError: they name the value, and the shell
+adds the usage line.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from minillm_repl.errors import UsageError, UserError
+from minillm_repl.language import _
+from minillm_repl.repl.quoting import (
+    TO_SCREEN,
+    Output,
+    last_quoted,
+    mask_quoted,
+    split_outside_quotes,
+    unquoted,
+)
+from minillm_repl.safetext import safe_line
+from minillm_repl.settings import Parser, Spec, one_of, parse_value
+
+Completion = Literal["nothing", "command", "file", "checkpoint"]
+Values = dict[str, Any]
+
+_INDEX = r"\d{1,9}"
+# A text without quotes that begins like an argument was probably meant as one.
+_LOOKS_LIKE_ARGUMENT = re.compile(
+    r"[@#+-]*\d|[lh]\d|(?:layer|head|position|pos|neuron|key|층|헤드|위치|뉴런)(?=[\s=:.\d]|$)|[a-z]+="
+    r"|(?:all|last|first|end|처음|마지막|끝|전체)$",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What was typed after the name of a command: a value for each declared argument."""
+
+    values: Mapping[str, Any]
+    output: Output = TO_SCREEN
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.__dict__["values"]:
+            raise AttributeError(name)
+        return self.values[name]
+
+
+class Argument:
+    """One part of what follows a command."""
+
+    completions: tuple[str, ...] = ()  # words that the prompt line completes
+    takes_rest = False  # arguments after this one are read from the end of the line
+
+    def __init__(self, usage: str, defaults: Values, *, required: bool = False) -> None:
+        self.usage = usage if required or usage[0] == "[" else f"[{usage}]"
+        self.defaults, self.required = defaults, required
+
+    def take(self, text: str) -> tuple[Values, str]:
+        """Read the argument at the start of `text`; return its values, and what follows.
+
+        Raises UsageError if it cannot be missing.
+        """
+        raise NotImplementedError
+
+    def take_last(self, text: str) -> tuple[Values, str]:
+        """Read the argument at the end of `text`; return its values, and what precedes."""
+        raise NotImplementedError
+
+    def missing(self, text: str) -> tuple[Values, str]:
+        """Return no values. Raises UsageError if the argument is required."""
+        if not self.required:
+            return {}, text
+        if not text:
+            raise UsageError(_("{argument} is missing", argument=self.usage))
+        word = safe_line(split_word(text)[0][:40])
+        raise UsageError(_("{word} is not {argument}", word=word, argument=self.usage))
+
+
+class Choice(Argument):
+    """One of a few words."""
+
+    def __init__(self, *words: str, name: str = "choice") -> None:
+        super().__init__("|".join(words), {name: ""})
+        self.completions, self._name = words, name
+
+    def take(self, text: str) -> tuple[Values, str]:
+        """Read one of the words."""
+        first, rest = split_word(text)
+        return ({self._name: first}, rest) if first in self.completions else ({}, text)
+
+    def take_last(self, text: str) -> tuple[Values, str]:
+        """Read one of the words; alone, it is what it follows elsewhere, such as a file."""
+        rest, _space, last = text.rpartition(" ")
+        is_choice = bool(rest) and last in self.completions
+        return ({self._name: last}, rest.strip()) if is_choice else ({}, text)
+
+
+class Layer(Argument):
+    """A layer, alone or with one of its parts: `2`, or `2.1` for head (or neuron) 1."""
+
+    def __init__(
+        self,
+        head: Literal["none", "optional", "required"] = "none",
+        *,
+        part: str = "head",
+        required: bool = False,
+    ) -> None:
+        name = f".{part.upper()}"
+        usage = {"none": "", "optional": f"[{name}]", "required": name}
+        second = {"none": "", "optional": rf"(?:\.({_INDEX}))?", "required": rf"\.({_INDEX})"}
+        defaults = {"layer": None} | ({} if head == "none" else {part: None})
+        super().__init__(f"LAYER{usage[head]}", defaults, required=required)
+        self._pattern = re.compile(rf"({_INDEX}){second[head]}(?=\s|$)")
+
+    def take(self, text: str) -> tuple[Values, str]:
+        """Read `2` or `2.1`."""
+        found = self._pattern.match(text)
+        if found is None:
+            return self.missing(text)
+        indices = [None if index is None else int(index) for index in found.groups()]
+        return dict(zip(self.defaults, indices, strict=True)), text[found.end() :]
+
+
+class Position(Argument):
+    """A position in the text, counted from 0, or from the end if negative; the last by default."""
+
+    def __init__(self) -> None:
+        super().__init__("POSITION", {"position": -1})
+
+    def take(self, text: str) -> tuple[Values, str]:
+        """Read `3`, `@3` or `-1`."""
+        first, rest = split_word(text)
+        return ({"position": position(first)}, rest) if _POSITION.fullmatch(first) else ({}, text)
+
+
+_POSITION = re.compile(rf"@?(-?{_INDEX})")
+
+
+def position(text: str) -> int:
+    """Parse a position as views show it and as people type it: `@3`, `3`, `-1`."""
+    found = _POSITION.fullmatch(text)
+    if found is None:
+        raise ValueError(_("a position, such as 3 or -1"))
+    return int(found[1])
+
+
+class Number(Argument):
+    """A number without a name, such as how many."""
+
+    def __init__(
+        self,
+        name: str,
+        parse: Parser,
+        default: Any = None,
+        *,
+        metavar: str = "N",
+        required: bool = False,
+    ) -> None:
+        super().__init__(metavar, {name: default}, required=required)
+        self._name, self._parse, self._metavar = name, parse, metavar
+
+    def take(self, text: str) -> tuple[Values, str]:
+        """Read a word of digits."""
+        first, rest = split_word(text)
+        if not re.fullmatch(r"-?\d+", first):
+            return self.missing(text)
+        return {self._name: parse_argument(self._parse, self._metavar, first)}, rest
+
+
+class Option(Argument):
+    """A value with a name, such as `strength=4`."""
+
+    def __init__(
+        self,
+        name: str,
+        parse: Parser,
+        default: Any = None,
+        metavar: str = "",
+        *,
+        required: bool = False,
+    ) -> None:
+        shown = metavar or (f"{default:g}" if isinstance(default, float) else str(default))
+        super().__init__(f"{name}={shown}", {name: default}, required=required)
+        self.completions, self.name, self.parse = (f"{name}=",), name, parse
+        self.is_number = not isinstance(default, str)
+
+
+class ChoiceOption(Option):
+    """An option whose value is one of a few words; the first is the default."""
+
+    def __init__(self, name: str, *words: str) -> None:
+        super().__init__(name, one_of(*words), words[0], "|".join(words))
+        self.completions = tuple(f"{name}={word}" for word in words)
+
+
+class Flag(Argument):
+    """A word such as `--overwrite`."""
+
+    def __init__(self, word: str) -> None:
+        self.word, self.name = word, word.strip("-")
+        super().__init__(word, {self.name: False})
+        self.completions = (word,)
+
+
+class TextArgument(Argument):
+    """A text: what remains, in quotes or not.
+
+    With `quoted` it must stand in quotes, at the end. With `free` it may begin like another
+    argument. With `verbatim` its spaces and quotes belong to it, and options count only before it.
+    """
+
+    def __init__(
+        self,
+        metavar: str = "TEXT",
+        *,
+        required: bool = False,
+        quoted: bool = False,
+        free: bool = False,
+        verbatim: bool = False,
+    ) -> None:
+        usage = f'"{metavar}"' if quoted else metavar
+        super().__init__(usage, {"text": ""}, required=required)
+        self.takes_rest, self.verbatim, self._is_free = not quoted, verbatim, free
+
+    def take(self, text: str) -> tuple[Values, str]:
+        """Read all that remains."""
+        if not text:
+            return self.missing("")
+        if self.verbatim:
+            return {"text": text}, ""
+        if not self._is_free:
+            check_not_argument(text)
+        return {"text": unquoted(text)}, ""
+
+    def take_last(self, text: str) -> tuple[Values, str]:
+        """Read a quoted text."""
+        quoted = last_quoted(text)
+        if not quoted:
+            return {}, text
+        return {"text": unquoted(quoted)}, text.removesuffix(quoted).strip()
+
+
+class TextPair(Argument):
+    """Two texts with a word between them, each in quotes or not: `a vs "b c"`.
+
+    `required` says how many must be there. `also` is another spelling of the word.
+    """
+
+    takes_rest = True
+
+    def __init__(
+        self, separator: str, usage: str, *, required: Literal[0, 1, 2] = 0, also: str = ""
+    ) -> None:
+        super().__init__(usage, {"texts": ("", "")}, required=True)
+        self._separator, self._also, self._count = separator, also, required
+
+    def take(self, text: str) -> tuple[Values, str]:
+        """Read all that remains."""
+        mark = self._also if self._also and self._also in mask_quoted(text) else self._separator
+        mark = f" {mark} " if mark.isalpha() else mark
+        first, is_found, second = split_outside_quotes(f" {text} ", mark)
+        first, second = first.strip(), second.strip()
+        too_few = bool(first) + bool(second) < self._count or (bool(self._count) and not first)
+        if too_few or (is_found and not second):
+            raise UsageError(_("a text is missing beside {mark}", mark=self._separator))
+        return {"texts": (unquoted(first), unquoted(second))}, ""
+
+
+class Words(Argument):
+    """What remains, as it is typed: a file, a name, a value."""
+
+    takes_rest = True
+
+    def __init__(
+        self,
+        name: str,
+        usage: str,
+        *words: str,
+        required: bool = False,
+        completion: Completion = "nothing",
+    ) -> None:
+        super().__init__(usage, {name: ""}, required=required)
+        self.completions, self.completion, self._name = words, completion, name
+
+    def take(self, text: str) -> tuple[Values, str]:
+        """Read all that remains."""
+        return ({self._name: text}, "") if text else self.missing(text)
+
+
+def split_word(text: str) -> tuple[str, str]:
+    """Split a text into its first word, and what follows."""
+    first, *rest = text.split(maxsplit=1) or [""]
+    return first, rest[0] if rest else ""
+
+
+def check_not_argument(text: str) -> None:
+    """Raise UsageError for a text without quotes that begins like a layer, a head, a position or
+    an option.
+    """
+    if _LOOKS_LIKE_ARGUMENT.match(text):
+        first = safe_line(split_word(text)[0][:20])
+        raise UsageError(
+            _("unexpected {word}; put a text that starts like that in quotes", word=first)
+        )
+
+
+def parse_argument(parse: Parser, name: str, text: str) -> Any:
+    """Return the value of a number or an option. Raises UsageError if it cannot be."""
+    try:
+        return parse_value(Spec(parse, ""), name, text)
+    except UserError as error:
+        raise UsageError(str(error)) from None

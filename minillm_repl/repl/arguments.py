@@ -90,7 +90,7 @@ class Argument:
         if not self.required:
             return {}, text
         if not text:
-            raise UsageError(_("{argument} is missing", argument=self.usage))
+            raise UsageError(_("{name} is missing", name=self.usage))
         word = safe_line(split_word(text)[0][:40])
         raise UsageError(_("{word} is not {argument}", word=word, argument=self.usage))
 

@@ -119,7 +119,7 @@ def _parse_form(form: Form, text: str) -> Values:
     values: Values = {}
     if form and isinstance(form[0], str):
         if not _begins(form, text):
-            raise UsageError(_("{argument} is missing", argument=form[0]))
+            raise UsageError(_("{name} is missing", name=form[0]))
         values["keyword"], text = form[0], split_word(text)[1]
     arguments = [part for part in form if not isinstance(part, str)]
     named, text = _take_named(arguments, text)

@@ -132,4 +132,4 @@ def test_the_only_templates_run_in_the_sandbox_of_the_other_process():
         for path in FILES
         if any(module.split(".")[0] == "jinja2" for module in imports(path))
     }
-    assert using == {"process.py"}
+    assert using == {"worker.py"}

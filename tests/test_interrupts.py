@@ -34,7 +34,7 @@ def press():
 
 PRESSED_WHILE_IT_ASKS = """
 import os, signal, threading
-from minillm_repl.sandbox.ask import ask
+from minillm_repl.sandbox.run import run_sandboxed
 signal.signal(signal.SIGINT, lambda *_: None)
 done = threading.Event()
 def press():
@@ -43,8 +43,8 @@ def press():
 threading.Thread(target=press).start()
 try:
     said = [([{"role": "user", "content": "hello"}], True)]
-    what = {"template": "{{ messages[0].content }}", "variables": {}, "tried": []}
-    print(ask("template", "it", conversations=said, **what))
+    what = {"template": "{{ messages[0].content }}", "variables": {}, "probes": []}
+    print(run_sandboxed("template", "it", conversations=said, **what))
 finally:
     done.set()
 """

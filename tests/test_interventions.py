@@ -26,7 +26,7 @@ from minillm_repl.insight.steering import (
     word_ids,
 )
 from minillm_repl.render.drawing import nats
-from minillm_repl.tokenizer.descriptions import byte_level_bpe
+from minillm_repl.tokenizer.library import byte_level_bpe
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from tests.conftest import random_checkpoint
 from tests.test_huggingface import random_ids

@@ -14,7 +14,7 @@ from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.safetext import safe
-from minillm_repl.tokenizer.descriptions import byte_level_bpe
+from minillm_repl.tokenizer.library import byte_level_bpe
 from minillm_repl.tokenizer.subword import SubwordTokenizer, _decode_byte_level
 from tests.test_terminal import cache, chain, models, visit  # noqa: F401 - fixtures
 

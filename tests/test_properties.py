@@ -18,6 +18,7 @@ from minillm_repl.checkpoint.families.find import FAMILIES
 from minillm_repl.checkpoint.formats import foreign
 from minillm_repl.checkpoint.formats.folder import Folder
 from minillm_repl.checkpoint.formats.header import parse_json
+from minillm_repl.checkpoint.formats.native import tokenizer_from_json
 from minillm_repl.cli import make_parser
 from minillm_repl.configuration import Launch, read_configuration
 from minillm_repl.errors import UserError
@@ -29,7 +30,6 @@ from minillm_repl.repl.recent_models import RecentModels
 from minillm_repl.repl.settings import Settings
 from minillm_repl.safetext import safe, safe_line, show_token
 from minillm_repl.settings import change, format_value, specs, value_of
-from minillm_repl.tokenizer.read import tokenizer_from_json
 from minillm_repl.training.corpus import open_corpus
 from minillm_repl.training.plan import TrainPlan
 from tests import fuzz

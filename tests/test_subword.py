@@ -20,13 +20,13 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.formats import huggingface
+from minillm_repl.checkpoint.formats.native import tokenizer_from_json
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
 from minillm_repl.generate.detokenizer import Detokenizer
-from minillm_repl.sandbox import tried
+from minillm_repl.sandbox import run as sandbox
 from minillm_repl.tokenizer.base import decode, label
 from minillm_repl.tokenizer.character import CharacterTokenizer
-from minillm_repl.tokenizer.read import tokenizer_from_json
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from tests.conftest import random_checkpoint
 from tests.outside import outside
@@ -618,9 +618,11 @@ def test_a_description_is_tried_once_on_a_machine_and_what_is_refused_each_time(
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     asked = []
-    ask = tried.run_sandboxed
+    run_sandboxed = sandbox.run_sandboxed
     monkeypatch.setattr(
-        tried, "ask", lambda *what, **more: asked.append(what) or ask(*what, **more)
+        sandbox,
+        "run_sandboxed",
+        lambda *what, **more: asked.append(what) or run_sandboxed(*what, **more),
     )
     first, second = small["byte-level"], copy.deepcopy(small["byte-level"])
     second["added_tokens"][0]["content"] += "!"

@@ -2,10 +2,10 @@ import unicodedata
 
 import pytest
 
+from minillm_repl.checkpoint.formats.native import tokenizer_from_json
 from minillm_repl.errors import UserError
 from minillm_repl.tokenizer.base import decode
 from minillm_repl.tokenizer.character import CharacterTokenizer, IdTokenizer
-from minillm_repl.tokenizer.read import tokenizer_from_json
 from tests.conftest import MODELS
 
 

@@ -14,7 +14,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.decoder import prefill
 from minillm_repl.tokenizer.subword import SubwordTokenizer
-from minillm_repl.tokenizer.window import count_dropped, truncate
+from minillm_repl.tokenizer.truncation import count_dropped, truncate
 from tests.small import random_checkpoint
 from tests.test_lessons import printed, shell_for, state  # noqa: F401 - the last is a fixture
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
 from minillm_repl.language import _
-from minillm_repl.sandbox.ask import run_sandboxed
+from minillm_repl.sandbox.run import run_sandboxed
 from minillm_repl.tokenizer.base import Escapes, Span, Tokenizer
 
 # characters: rendered together, and beside what is said in a turn, about

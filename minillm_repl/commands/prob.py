@@ -6,7 +6,7 @@ from minillm_repl.repl.arguments import Arguments, TextArgument
 from minillm_repl.repl.inspecting import show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
-from minillm_repl.tokenizer.window import with_truncation
+from minillm_repl.tokenizer.truncation import with_truncation
 
 
 @command(

@@ -5,7 +5,7 @@ from minillm_repl.repl.inspecting import show_view, text_ids
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS
 from minillm_repl.repl.shell import Shell
-from minillm_repl.tokenizer.window import with_truncation
+from minillm_repl.tokenizer.truncation import with_truncation
 
 
 @command(

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm_repl.generate.events import Prefill
-from minillm_repl.tokenizer.window import truncate
+from minillm_repl.tokenizer.truncation import truncate
 
 if TYPE_CHECKING:  # A chat needs no torch.
     from minillm_repl.model.build import LanguageModel

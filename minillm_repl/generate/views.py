@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from minillm_repl.generate.events import Reason
 from minillm_repl.tokenizer.base import Token
-from minillm_repl.tokenizer.window import Truncation
+from minillm_repl.tokenizer.truncation import Truncation
 
 Row = tuple[float, ...]
 

@@ -13,7 +13,7 @@ from minillm_repl.model.build import LanguageModel
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.model.hooks import Hook, caching, compose, no_hook
 from minillm_repl.tokenizer.base import Token, Tokenizer
-from minillm_repl.tokenizer.window import TruncatedText
+from minillm_repl.tokenizer.truncation import TruncatedText
 
 Names = Callable[[str], bool]
 

@@ -13,7 +13,7 @@ from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.changes import Moment, WatchView
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.tokenizer.base import Token, Tokenizer
-from minillm_repl.tokenizer.window import find_bos_token_id, truncate
+from minillm_repl.tokenizer.truncation import find_bos_token_id, truncate
 
 _KEPT = 200  # moments, at most: beyond, every other one is forgotten
 _TOP = 5

@@ -27,7 +27,7 @@ from minillm_repl.repl.view_files import check_overwritable, write_view
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import user_path
 from minillm_repl.tokenizer.lookup import count_prefix_spaces, find_token_ids
-from minillm_repl.tokenizer.window import Truncation
+from minillm_repl.tokenizer.truncation import Truncation
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, whil
     from minillm_repl.model.build import LanguageModel
     from minillm_repl.model.hooks import Hook
     from minillm_repl.model.quantised import QuantisedMatrix
-    from minillm_repl.tokenizer.window import TruncatedText
+    from minillm_repl.tokenizer.truncation import TruncatedText
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class LoadedModel:
 
     def visible_window(self, ids: Sequence[int]) -> "TruncatedText":
         """Return what it sees of a text."""
-        from minillm_repl.tokenizer.window import truncate
+        from minillm_repl.tokenizer.truncation import truncate
 
         return truncate(ids, self.decoder.context_length, self.decoder.bos_token_id)
 

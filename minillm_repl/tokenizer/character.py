@@ -1,4 +1,4 @@
-"""A token per character, as in the study note: the vocabulary is the corpus's sorted characters."""
+"""Tokenizers that need no library: a token per character, as in the study note, or bare ids."""
 
 import re
 import unicodedata
@@ -14,12 +14,11 @@ _SPECIAL_NAME = re.compile(r"<[^<>\s\x00-\x1f\x7f-\x9f]{1,98}>")
 
 
 class CharacterTokenizer(Tokenizer):
-    """Ids are places in the sorted vocabulary; text is normalised to NFC, in which a Hangul
-    syllable is one character.
+    """An id is an index in the sorted vocabulary; the special tokens (`<end>`) come after it.
 
-    The ids of special tokens (`<end>`, `<|user|>`) follow. With one called `<unk>`, unknown
-    characters become it. Raises UserError for characters that are not single, not distinct or not
-    text, and for special names of the kind.
+    Text is normalised to NFC, in which a Hangul syllable is one character. An unknown character
+    becomes `<unk>` if that is a special token. Raises UserError for entries of the vocabulary
+    that are not single distinct characters, and for invalid names of special tokens.
     """
 
     def __init__(self, characters: Iterable[str], specials: Iterable[str] = ()) -> None:
@@ -50,21 +49,22 @@ class CharacterTokenizer(Tokenizer):
 
     @classmethod
     def from_corpus(cls, text: str) -> "CharacterTokenizer":
-        """Make the vocabulary of a text: its characters in the order of their code points."""
+        """Return the tokenizer of a text: its characters in the order of their code points."""
         return cls(sorted(set(unicodedata.normalize("NFC", text))))
 
     @property
     def vocab_size(self) -> int:
-        """How many characters and special tokens the model knows."""
+        """The number of characters and special tokens."""
         return len(self.characters) + len(self.specials)
 
     def encode(
         self, text: str, *, add_special: bool = True, parse_special: bool = False
     ) -> list[int]:
-        """Return one id per known character of the NFC form of `text`; unknown ones are skipped,
-        or become `<unk>`.
+        """Return one id per character of the NFC form of `text`.
+
+        An unknown character is skipped, or becomes `<unk>`.
         """
-        del add_special
+        del add_special  # nothing comes before a text
         if parse_special:
             return self.encode_rendered(text)
         known = (self._ids.get(character) for character in unicodedata.normalize("NFC", text))
@@ -74,10 +74,8 @@ class CharacterTokenizer(Tokenizer):
 
     # `escapes` is only read.
     def encode_rendered(self, text: str, escapes: Escapes = {}) -> list[int]:  # noqa: B006
-        """Return the ids of what a chat template wrote; the names in it are special tokens,
-        unless they were typed.
-        """
-        parts = enumerate(self._special_pattern.split(text))
+        """Return the ids of a rendered chat template; names that a user typed are in `escapes`."""
+        parts = enumerate(self._special_pattern.split(text))  # every second part is a name
         ids = (
             [self._special_ids[part]] if number % 2 else self.encode(part.translate(escapes))
             for number, part in parts
@@ -102,24 +100,24 @@ class CharacterTokenizer(Tokenizer):
         return list(self.specials)
 
     def token_to_id(self, name: str) -> int | None:
-        """Return the id of the special token with exactly this name, if there is one."""
+        """Return the id of the special token with exactly this name, or None."""
         return self._special_ids.get(name)
 
     def to_json(self) -> dict[str, Any]:
-        """Return `{"type": "character", "characters": ...}`, with `specials` if there are any."""
+        """Return `{"type": "character", "characters": ...}`, and `specials` if there are any."""
         data = {"type": "character", "normalization": "NFC", "characters": "".join(self.characters)}
         return {**data, "specials": list(self.specials)} if self.specials else data
 
 
 class IdTokenizer(Tokenizer):
-    """For weights without a vocabulary: tokens are written as their numbers, `12 7 30 `."""
+    """For weights without a vocabulary: a token is written as its number, `12 7 30 `."""
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens the model has."""
+        """The number of tokens of the model."""
         return self._vocab_size
 
     def encode(
@@ -129,11 +127,11 @@ class IdTokenizer(Tokenizer):
         add_special: bool = True,  # noqa: ARG002
         parse_special: bool = False,  # noqa: ARG002
     ) -> list[int]:
-        """Return the numbers written in `text`; anything else is skipped."""
+        """Return the numbers in `text`; other words are skipped."""
         return [int(word) for word in text.split() if self._is_known(word)]
 
     def find_unknown(self, text: str) -> list[str]:
-        """Return the words that are not the number of a token."""
+        """Return the words that are not the id of a token."""
         return [word for word in dict.fromkeys(text.split()) if not self._is_known(word)]
 
     def _is_known(self, word: str) -> bool:

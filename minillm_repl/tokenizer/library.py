@@ -1,18 +1,35 @@
-"""The `tokenizers` library: its errors, and what is changed in each tokenizer that it makes."""
+"""The `tokenizers` library: its errors, its settings, and descriptions of tokenizers made here.
 
-from collections.abc import Iterator
+A description is the parsed content of a tokenizer.json.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import tokenizers
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
+from minillm_repl.tokenizer.character import UNK_TOKEN
+
+BYTE_LEVEL_CLASSES = ("GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer", "Qwen2Tokenizer")
+"""The classes of the `transformers` library whose files `byte_level_bpe` reads."""
+# How Qwen 2 splits a text into words, copied from its tokenizer.json.
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 @contextmanager
 def library_errors() -> Iterator[None]:
-    """Turn what the library raises into a UserError: Exceptions, and panics, which are none."""
+    """Turn every error of the library into a UserError.
+
+    A panic of its Rust code is a BaseException without a public class.
+    """
     try:
         yield
     except UserError:
@@ -26,15 +43,92 @@ def library_errors() -> Iterator[None]:
 
 
 def make_tokenizer(description: str) -> tokenizers.Tokenizer:
-    """Make a tokenizer from its description (JSON), which neither cuts a text nor pads it."""
+    """Return the tokenizer of a description (JSON text). It never truncates or pads a text."""
     library = tokenizers.Tokenizer.from_str(description)
-    library.no_truncation()  # what is typed is read whole,
-    library.no_padding()  # and nothing else
+    # A tokenizer.json may ask for both; either would change what the model reads.
+    library.no_truncation()
+    library.no_padding()
     return library
 
 
 def replace_surrogates(text: str) -> str:
-    """Return the text with `?` for bytes that were no UTF-8 where they were typed, which the
-    library cannot take.
+    """Return a text with `?` in place of lone surrogates, which the library refuses.
+
+    Typed bytes that are not UTF-8 arrive as surrogates.
     """
     return text.encode("utf-8", "replace").decode()
+
+
+def byte_level_bpe(
+    vocabulary: Mapping[str, int],
+    merges: str,
+    *,
+    tokenizer_class: str = BYTE_LEVEL_CLASSES[0],
+    add_prefix_space: bool = False,
+) -> dict[str, Any]:
+    """Return the description of a tokenizer like GPT-2's, made of `vocab.json` and `merges.txt`.
+
+    `tokenizer_class` is one of BYTE_LEVEL_CLASSES. `<|endoftext|>` becomes a special token if the
+    vocabulary has it. Raises UserError if a merge is not in the vocabulary.
+    """
+    lines = (line.rstrip("\r") for line in merges.split("\n"))
+    pairs = [
+        line.partition(" ")[::2]
+        for line in lines
+        if line.strip() and not line.startswith("#version")
+    ]
+    with library_errors():
+        library = tokenizers.Tokenizer(tokenizers.models.BPE(dict(vocabulary), pairs))
+    if tokenizer_class in ("GPTNeoXTokenizer", "Qwen2Tokenizer"):
+        library.normalizer = tokenizers.normalizers.NFC()
+    parts = tokenizers.pre_tokenizers
+    if tokenizer_class == "Qwen2Tokenizer":
+        split = parts.Split(tokenizers.Regex(_QWEN2), "isolated")
+        letters = parts.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False)
+        library.pre_tokenizer = parts.Sequence([split, letters])
+    else:
+        library.pre_tokenizer = parts.ByteLevel(add_prefix_space=add_prefix_space)
+    library.decoder = tokenizers.decoders.ByteLevel()
+    library.add_special_tokens([name for name in ("<|endoftext|>",) if name in vocabulary])
+    return _to_dict(library)
+
+
+def train_bpe(
+    texts: Iterator[str], vocab_size: int, special_tokens: Sequence[str]
+) -> dict[str, Any]:
+    """Return the description of a byte-level BPE of `vocab_size` tokens, trained on texts.
+
+    The size counts the 256 bytes and the special tokens. No text is unknown to it.
+    """
+    library = tokenizers.Tokenizer(tokenizers.models.BPE())
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(special_tokens),
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    with library_errors():
+        library.train_from_iterator(texts, trainer)
+    return _to_dict(library)
+
+
+def character_level(characters: Sequence[str], specials: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the description of a tokenizer of one token per character.
+
+    Other programs open a character model through it.
+    """
+    unk_token = UNK_TOKEN if UNK_TOKEN in specials else None
+    vocabulary = {character: token for token, character in enumerate((*characters, *specials))}
+    # A BPE without merges splits a text into characters.
+    library = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], unk_token=unk_token))
+    library.normalizer = tokenizers.normalizers.NFC()
+    library.decoder = tokenizers.decoders.Fuse()
+    library.add_special_tokens(list(specials))
+    return _to_dict(library)
+
+
+def _to_dict(library: tokenizers.Tokenizer) -> dict[str, Any]:
+    description: dict[str, Any] = json.loads(library.to_str())
+    return description

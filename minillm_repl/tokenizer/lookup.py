@@ -1,19 +1,19 @@
-"""Which token somebody means who types one."""
+"""Tokens that a user types, and comparison of vocabularies."""
 
 from collections.abc import Sequence
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import NEWLINE, SPACE, safe_line
-from minillm_repl.tokenizer.base import Token, Tokenizer
+from minillm_repl.tokenizer.base import Token, Tokenizer, label
 
 
 def find_token_ids(tokenizer: Tokenizer, word: str) -> list[int]:
-    """Return the ids that a word could mean, the likeliest reading first.
+    """Return the ids that a word can mean, the most likely reading first.
 
-    `#123` is an id, the name of a special token is that token, ␣ and ⏎ are a space and a newline.
-    Else the word as it is, and with a space before it, where one token is exactly that. Raises
-    UserError if none is.
+    `#123` is an id. The name of a special token is that token. ␣ and ⏎ are a space and a newline.
+    Any other word is the token with this text, and the token with a space before it. Raises
+    UserError if there is none.
     """
     if word.startswith("#") and word[1:].isdecimal():
         if len(word) > 10 or int(word[1:]) >= tokenizer.vocab_size:
@@ -29,16 +29,15 @@ def find_token_ids(tokenizer: Tokenizer, word: str) -> list[int]:
     if special is not None and tokenizer.special_name(special):
         return [special]
     text = word.replace(SPACE, " ").replace(NEWLINE, "\n")
-    split = [tokenizer.encode(each, add_special=False) for each in (text, " " + text)]
+    readings = (text, " " + text)
+    encoded = [tokenizer.encode(each, add_special=False) for each in readings]
     exact = [
         ids[0]
-        for ids, each in zip(split, (text, " " + text), strict=True)
+        for ids, each in zip(encoded, readings, strict=True)
         if _is_single_token(tokenizer, ids, each)
     ]
     if not exact:
-        pieces = " ".join(
-            f"{Token.from_id(tokenizer, token).label} (#{token})" for token in split[0][:8]
-        )
+        pieces = " ".join(f"{label(tokenizer, token)} (#{token})" for token in encoded[0][:8])
         remedy = (
             _("it splits into {pieces}; choose one of these", pieces=pieces)
             if pieces
@@ -59,9 +58,9 @@ def _is_single_token(tokenizer: Tokenizer, ids: list[int], text: str) -> bool:
 
 
 def count_prefix_spaces(tokenizer: Tokenizer, ids: Sequence[int], text: str | None = None) -> int:
-    """Return how many bytes (a space, or none) the tokenizer put before the text of `ids`.
+    """Return how many bytes the tokenizer put before the text of `ids`: a space, or none.
 
-    Of a text that is not known, whether it puts one before others.
+    If `text` is unknown, the text "a" shows whether the tokenizer puts a space before texts.
     """
     spaces = _leading_spaces(b"".join(map(tokenizer.token_bytes, ids)))
     if text is None:
@@ -75,7 +74,7 @@ def _leading_spaces(text: bytes) -> int:
 
 
 def has_same_vocabulary(ours: Tokenizer, theirs: Tokenizer) -> bool:
-    """Tell whether every id means the same token to both."""
+    """Tell whether every id is the same token in both."""
     return ours.vocab_size == theirs.vocab_size and all(
         Token.from_id(ours, token) == Token.from_id(theirs, token)
         for token in range(ours.vocab_size)

@@ -33,7 +33,7 @@ def make_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
         [*ROLE_TOKENS] if corpus.is_conversational else [END_TOKEN] if corpus.count > 1 else []
     )
     if name == "bpe":
-        from minillm_repl.tokenizer.descriptions import train_bpe
+        from minillm_repl.tokenizer.library import train_bpe
         from minillm_repl.tokenizer.subword import SubwordTokenizer
 
         min_size = 256 + 1 + len(ROLE_TOKENS)

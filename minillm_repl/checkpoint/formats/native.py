@@ -25,7 +25,11 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically
 from minillm_repl.storage.files import open_regular
 from minillm_repl.storage.paths import SUFFIX, has_other_format
-from minillm_repl.tokenizer.read import tokenizer_from_json
+from minillm_repl.tokenizer.base import Tokenizer
+from minillm_repl.tokenizer.character import CharacterTokenizer, IdTokenizer
+
+_MAX_SPECIALS = 1_000  # special tokens of a character model
+_MAX_VOCAB = 2_000_000  # tokens; the largest vocabularies of today have 262,144
 
 
 def save(
@@ -133,6 +137,32 @@ def read_without_weights(header: Header, name: str) -> Checkpoint:
     chat = _parse_chat_template(header, name) if "chat" in header.metadata else None
     end = _parse_eos_token_ids(header, name, config) if "end" in header.metadata else ()
     return Checkpoint(config, tokenizer, {}, training, header.path, chat, end)
+
+
+def tokenizer_from_json(data: Any) -> Tokenizer:
+    """Return the tokenizer of the `tokenizer` field. Raises UserError for an unknown type."""
+    match data:
+        case {"type": "character", "normalization": "NFC", "characters": str(characters)}:
+            specials = data.get("specials", [])
+            if (
+                isinstance(specials, list)
+                and len(specials) <= _MAX_SPECIALS
+                and all(map(_is_text, specials))
+            ):
+                return CharacterTokenizer(characters, specials)
+        case {"type": "ids", "size": int(size)} if 0 < size <= _MAX_VOCAB:
+            return IdTokenizer(size)
+        case {
+            "type": "subword",
+            "size": int(size),
+            "names": dict(names),
+            "description": dict(description),
+        } if 0 < size <= _MAX_VOCAB and all(map(_is_text, names.values())):
+            # The `tokenizers` library takes time to import, and character models need none.
+            from minillm_repl.tokenizer.subword import SubwordTokenizer
+
+            return SubwordTokenizer(description, names, size)
+    raise UserError(_("its tokenizer type is not known here; a newer minillm-repl may support it"))
 
 
 def _parse_chat_template(header: Header, name: str) -> ChatTemplate:

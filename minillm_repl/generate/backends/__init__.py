@@ -5,7 +5,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.generate.decoder import Decoder
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer.window import find_bos_token_id
+from minillm_repl.tokenizer.truncation import find_bos_token_id
 
 _QUANT_BITS = {"off": 0, "int8": 8, "int4": 4}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from minillm_repl.insight.views.base import Likely, Row
 from minillm_repl.tokenizer.base import Token
-from minillm_repl.tokenizer.window import Truncation
+from minillm_repl.tokenizer.truncation import Truncation
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""The other process: one job as JSON on stdin, its answer or an error on stdout.
+"""The second process: one job as JSON on stdin, its answer or an error as JSON on stdout.
 
-It is started by its path and imports nothing of this package: what runs here is a stranger's, and
-has nothing else to hold on to.
+It is started by its path and imports nothing of this package. Untrusted code runs here, and it
+finds nothing of the program to use.
 """
 
 import json
@@ -11,15 +11,16 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, NoReturn
 
-_CPU_SECONDS, _MAX_MEMORY, _MAX_CHARACTERS = 5, 4 << 30, 4_000_000
-_TEMPLATE_MEMORY = 1 << 30
+_CPU_SECONDS = 5
+_MAX_MEMORY = 4 << 30  # bytes; the largest vocabularies need 1 GiB
+_TEMPLATE_MEMORY = 1 << 30  # bytes
+_MAX_CHARACTERS = 4_000_000  # in all texts that a template makes
 _PROBE_TEXTS = (
     *("", "Hello, world 12\n\t ", "안녕하세요 👋🏽", "<s>\x00\ufffd"),
-    # Long runs of one character are what expressions that take for ever, and texts that grow
-    # without end, need.
+    # Long runs of one character expose expressions that backtrack for ever.
     *(character * 64 + "!" for character in "aA0 \n._가"),
 )
-_MAX_TOKENS = 4_096  # of one of them
+_MAX_TOKENS = 4_096  # of one probe text
 
 
 def render(
@@ -28,17 +29,18 @@ def render(
     conversations: list[tuple[list[dict[str, str]], bool]],
     probes: list[list[dict[str, str]]],
 ) -> tuple[list[tuple[str, list[tuple[int, int]]]], list[str]]:
-    """Return what a chat template makes of conversations, with or without an answer's start.
+    """Return the texts of conversations, each with its marked answers, and the texts of probes.
 
-    Beside each text are the parts that the template marks as an answer. Then come the texts of
-    conversations that are only tried: of one that is refused, an empty one. It sees what the
-    `transformers` library shows to a template.
+    A conversation comes with a flag: whether the start of an answer follows it. A marked answer
+    is a pair of character positions. A probe that the template refuses becomes an empty text. The
+    template sees the same variables as in the `transformers` library.
     """
-    chunks: list[str] = []  # of the text that is being made
-    answers: list[tuple[int, int]] = []  # its parts that are marked
+    chunks: list[str] = []  # of the text in progress
+    answers: list[tuple[int, int]] = []  # marked in the text in progress
     environment = template_environment(chunks, answers)
     limit_resources(_TEMPLATE_MEMORY)
-    compiled, length = environment.from_string(template), 0
+    compiled = environment.from_string(template)
+    length = 0  # characters of all texts so far
 
     def render_one(
         messages: list[dict[str, str]], prompt: bool
@@ -63,26 +65,24 @@ def render(
     def render_or_empty(messages: list[dict[str, str]]) -> str:
         try:
             return render_one(messages, False)[0]
-        except Exception:  # noqa: BLE001 - a stranger's work may raise anything
+        except Exception:  # noqa: BLE001 - a template may raise anything
             return ""
 
-    return [render_one(messages, prompt) for messages, prompt in conversations], [
-        render_or_empty(each) for each in probes
-    ]
+    rendered = [render_one(messages, prompt) for messages, prompt in conversations]
+    return rendered, [render_or_empty(each) for each in probes]
 
 
 def raise_template_error(message: str) -> NoReturn:
-    """Raise what a template may raise itself."""
+    """Raise Jinja's own error: templates call this to refuse a conversation."""
     from jinja2 import TemplateError
 
     raise TemplateError(message)
 
 
-def template_environment(pieces: list[str], answers: list[tuple[int, int]]) -> Any:
-    """Return Jinja's immutable sandbox, with what the `transformers` library adds to it.
+def template_environment(chunks: list[str], answers: list[tuple[int, int]]) -> Any:
+    """Return Jinja's immutable sandbox, with the additions of the `transformers` library.
 
-    `pieces` are those of the text that is being made; where an answer is marked in it goes to
-    `answers`.
+    `chunks` is the text in progress. The sandbox appends the marked answers of it to `answers`.
     """
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
@@ -90,9 +90,9 @@ def template_environment(pieces: list[str], answers: list[tuple[int, int]]) -> A
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks what the assistant said, for training."""
+        """`{% generation %}` marks an answer of the assistant, for training."""
 
-        tags = {"generation"}  # noqa: RUF012 - Jinja's way
+        tags = {"generation"}  # noqa: RUF012 - Jinja reads it so
 
         def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
             line = next(parser.stream).lineno
@@ -100,20 +100,21 @@ def template_environment(pieces: list[str], answers: list[tuple[int, int]]) -> A
             return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
 
         def _mark(self, caller: Callable[[], str]) -> str:
-            text, start = caller(), sum(map(len, pieces))
+            text = caller()
+            start = sum(map(len, chunks))
             answers.append((start, start + len(text)))
             return text
 
     def tojson(value: Any, ensure_ascii: bool = False, **more: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, **more)
 
-    # Autoescaping is for HTML; what comes out here is a prompt.
+    # No autoescape: the output is a prompt, not HTML.
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.filters["tojson"] = tojson
     environment.globals.pop("lipsum", None)
-    # A function, not the type itself.
+    # A function, because the type itself leads to other classes.
     environment.globals["dict"] = lambda *pairs, **named: dict(*pairs, **named)  # noqa: PLW0108
     environment.globals["raise_exception"] = raise_template_error
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
@@ -121,7 +122,7 @@ def template_environment(pieces: list[str], answers: list[tuple[int, int]]) -> A
 
 
 def try_tokenizer(description: str) -> int:
-    """Make a tokenizer and use it; return the largest id it gave."""
+    """Make a tokenizer, encode the probe texts, and return the largest id."""
     import tokenizers
 
     limit_resources()
@@ -139,9 +140,9 @@ def try_tokenizer(description: str) -> int:
 
 
 def limit_resources(memory: int = _MAX_MEMORY) -> None:
-    """Limit what the rest of this process can use up.
+    """Limit the CPU time (seconds) and the memory (bytes) of the rest of this process.
 
-    Elsewhere than on Unix only the parent's clock does.
+    Only Unix has such limits. Elsewhere the parent's timeout is the only one.
     """
     with suppress(ImportError, ValueError, OSError):
         import resource
@@ -160,7 +161,7 @@ def main() -> None:
         json.dumps(answer).encode()
     except MemoryError:
         answer = {"error": "it used too much memory"}
-    # A stranger's work may raise anything; this process ends here.
+    # Untrusted work may raise anything; the parent reports it.
     except Exception as error:  # noqa: BLE001
         answer = {"error": f"{type(error).__name__}: {error}"}
     sys.stdout.write(json.dumps(answer))

@@ -19,6 +19,7 @@ from minillm_repl.checkpoint.checkpoint import TrainingRecord
 from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.checkpoint.load import load, read_text
 from minillm_repl.checkpoint.save import save as save_any
+from minillm_repl.checkpoint import weights
 from minillm_repl.checkpoint.weights import DTYPES, _check_finite, serialise
 from minillm_repl.errors import UserError
 from minillm_repl.storage import atomic
@@ -223,6 +224,47 @@ def test_a_wrong_checkpoint_is_refused_in_one_clean_line(what, saved, tmp_path):
     assert "changed.safetensors" in str(raised.value)
     assert str(raised.value).isprintable()
     assert len(str(raised.value)) < 600
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["by the library", "by offset"])
+@pytest.mark.parametrize("change", ["cut", "other shapes", "gone"])
+def test_a_file_that_changes_after_its_header_was_read_is_refused(
+    change, large, saved, tmp_path, monkeypatch
+):
+    path = tmp_path / "changing.safetensors"
+    path.write_bytes(saved.path.read_bytes())
+    monkeypatch.setattr(weights, "_LARGE_TENSOR", 0 if large else 1 << 40)
+
+    def alter(needed, name):
+        if change == "cut":
+            path.write_bytes(saved.path.read_bytes()[:-4])
+        elif change == "other shapes":
+            arrays = safetensors.numpy.load_file(saved.path)
+            shorter = {name: array.reshape(-1)[:1] for name, array in arrays.items()}
+            safetensors.numpy.save_file(shorter, path)
+        else:
+            path.unlink()
+
+    monkeypatch.setattr(weights, "check_memory", alter)  # between the header and the tensors
+    with pytest.raises(UserError, match=r"changing\.safetensors changed while it was being read"):
+        load(path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_library_and_reading_by_offset_give_the_same_weights(
+    dtype, saved, tmp_path, monkeypatch
+):
+    def read(large):
+        monkeypatch.setattr(weights, "_LARGE_TENSOR", large)
+        return load(saved.path, dtype=dtype).tensors
+
+    by_library, by_offset = read(1 << 40), read(0)
+    assert by_library.keys() == by_offset.keys()
+    for name, array in by_library.items():
+        assert array.dtype == dtype == by_offset[name].dtype
+        assert array.tobytes() == by_offset[name].tobytes()
+        assert array.flags.writeable
+        assert array.flags.c_contiguous
 
 
 def test_every_truncation_and_many_flipped_bytes_are_refused_or_load(saved, tmp_path):

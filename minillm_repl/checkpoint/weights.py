@@ -1,28 +1,29 @@
-"""Weights from safetensors files to the model, and back: read straight to where they are wanted.
+"""Weights on their way from safetensors files to the model, and back.
 
-The library's own reader keeps the file mapped, and a mapped file that is cut short later kills the
-process. Here the strictly read header (header.py) says where each tensor lies, and its bytes are
-read there and nowhere else.
+The safetensors library reads the tensors, after header.py has checked the header of the file. It
+uses its backend `pread`: a file that is cut short meanwhile is an error, and does not end the
+process as with `mmap`. What the library does not do as well is done by hand: large tensors, 8-bit
+floats, and writing (docs/decisions.md).
 """
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
 from minillm_repl.checkpoint.formats.header import MAX_HEADER_BYTES, Header, TensorInfo
-from minillm_repl.checkpoint.weight_map import AS_IS, ReadOptions, SourceTensor, WeightMap
+from minillm_repl.checkpoint.weight_map import ReadOptions, WeightMap
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import Chunks
-from minillm_repl.storage.files import open_regular
 from minillm_repl.storage.memory import check_memory
 
 Array = NDArray[Any]
@@ -39,7 +40,11 @@ _READABLE_DTYPES = DTYPES | {  # what a file may hold, and what is read as float
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
-_COMPARE_CHUNK = 8 << 20  # bytes of two tensors that are compared
+_COMPARE_CHUNK = 1 << 20  # values of two tensors that are widened at a time, to compare them
+_NOT_IN_LIBRARY = ("F8_E4M3", "F8_E5M2")  # the library has no numpy dtypes for them (0.8)
+# bytes; keys would wait while the library reads more, for it keeps the interpreter lock. From this
+# size on numpy allocates huge pages, with which tokens come a quarter faster.
+_LARGE_TENSOR = 4 << 20
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _BY_NAME: dict[str, np.dtype[Any]] = {dtype.name: dtype for dtype in DTYPES.values()}
 
@@ -109,104 +114,110 @@ def find_tensors(headers: Iterable[Header], name: str) -> dict[str, TensorLocati
 
 
 def tensors_equal(first: TensorLocation, second: TensorLocation, name: str) -> bool:
-    """Tell whether two tensors hold the same numbers; a part of each is in memory at a time.
-
-    Raises UserError.
-    """
-    (path, one), (other_path, other) = first, second
-    if one.shape != other.shape or not {one.dtype, other.dtype} <= set(_READABLE_DTYPES):
+    """Tell whether two tensors hold the same values, of any two dtypes. Raises UserError."""
+    infos = first[1], second[1]
+    if infos[0].shape != infos[1].shape or not all(
+        info.dtype in _READABLE_DTYPES for info in infos
+    ):
         return False
-    kinds, total = (
-        (_READABLE_DTYPES[one.dtype], _READABLE_DTYPES[other.dtype]),
-        math.prod(one.shape),
+    with _open_files([first, second], name) as files:
+        one, other = files.read(first).reshape(-1), files.read(second).reshape(-1)
+    return all(
+        _arrays_equal(one[at : at + _COMPARE_CHUNK], other[at : at + _COMPARE_CHUNK])
+        for at in range(0, one.size, _COMPARE_CHUNK)
     )
-    with open_regular(path) as file, open_regular(other_path) as other_file:
-        for at in range(0, total, _COMPARE_CHUNK // 8):
-            parts = [np.empty(min(_COMPARE_CHUNK // 8, total - at), kind) for kind in kinds]
-            for opened, entry, part in zip((file, other_file), (one, other), parts, strict=True):
-                _read_into(opened, entry.start + at * part.itemsize, part, name)
-            if not _arrays_equal(*parts):
-                return False
-    return True
 
 
 def _arrays_equal(one: Array, other: Array) -> bool:
-    """Tell whether two arrays hold the same numbers, be it as different kinds; most often it is
-    the same bytes.
-    """
     if one.dtype == other.dtype and np.array_equal(one.view(np.uint8), other.view(np.uint8)):
-        return True
+        return True  # the usual case, and the fast one
     return np.array_equal(one.astype(np.float64), other.astype(np.float64), equal_nan=True)
+
+
+class _TensorFiles:
+    """Open safetensors files, whose headers were checked before."""
+
+    def __init__(self, files: Mapping[Path, safe_open], name: str) -> None:
+        self._files = files
+        self._name = name
+
+    def read(self, location: TensorLocation) -> Array:
+        """Return a tensor, in the dtype and shape that its header states. Raises UserError."""
+        path, info = location
+        dtype = _READABLE_DTYPES[info.dtype]
+        with _convert_read_errors(self._name):
+            if info.nbytes >= _LARGE_TENSOR or info.dtype in _NOT_IN_LIBRARY:
+                array = np.fromfile(path, dtype, math.prod(info.shape), offset=info.start)
+                array = array.reshape(info.shape)
+            else:
+                array = self._files[path].get_tensor(info.name)
+        if array.shape != info.shape or array.dtype != dtype:
+            raise _changed_error(self._name)
+        return array
+
+
+@contextmanager
+def _open_files(locations: Iterable[TensorLocation], name: str) -> Iterator[_TensorFiles]:
+    with ExitStack() as stack:
+        with _convert_read_errors(name):
+            files = {
+                path: stack.enter_context(safe_open(path, "numpy", backend="pread"))
+                for path in {path for path, _ in locations}
+            }
+        yield _TensorFiles(files, name)
+
+
+@contextmanager
+def _convert_read_errors(name: str) -> Iterator[None]:
+    """Turn an error of the library into UserError: the header was right a moment ago."""
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError):
+        raise _changed_error(name) from None
+
+
+def _changed_error(name: str) -> UserError:
+    return UserError(_("{name} changed while it was being read", name=name))
 
 
 def read_weights(
     weight_map: WeightMap, locations: Mapping[str, TensorLocation], name: str, options: ReadOptions
 ) -> dict[str, Array]:
-    """Read all tensors of a recipe.
+    """Read all tensors of the model. The parts of one tensor at most are in memory twice.
 
-    What needs no rearranging is read in place, so that the weights are in memory once. Raises
-    UserError if there is not enough memory for them, before any is taken, if the file is not what
-    its header said, or, unless they are wanted, for numbers that are not finite.
+    Raises UserError if there is not enough memory for them, before any is read; if a file changed
+    after its header was read; and, without `allow_nonfinite`, for a value that is not finite.
     """
-    dtype = resolve_dtype(options.dtype, {entry.dtype for _, entry in locations.values()})
-    total, done = sum(entry.nbytes for _, entry in locations.values()), 0
-    check_memory(
-        sum(math.prod(entry.shape) for _, entry in locations.values()) * dtype.itemsize, name
-    )
+    dtype = resolve_dtype(options.dtype, {info.dtype for _, info in locations.values()})
+    sizes = [math.prod(info.shape) for _, info in locations.values()]
+    check_memory(sum(sizes) * dtype.itemsize, name)
+    total = sum(info.nbytes for _, info in locations.values())
+    done = 0
     weights: dict[str, Array] = {}
-    with ExitStack() as stack:
-        files = {
-            path: stack.enter_context(open_regular(path))
-            for path in {path for path, _ in locations.values()}
-        }
+    with _open_files(locations.values(), name) as files:
         for tensor, pieces in weight_map.sources.items():
             parts: list[Array] = []
-            buffer = _allocate(pieces, dtype)
-            row = 0
             for piece in pieces:
-                path, entry = locations[piece.name]
-                rows = buffer[row : row + piece.shape[0]] if buffer is not None else None
-                part = _read_tensor(
-                    files[path], entry, dtype, rows, (piece.name, name, options.allow_nonfinite)
-                )
+                part = files.read(locations[piece.name])
+                part = _convert(part, dtype, piece.name, name, options.allow_nonfinite)
                 parts.append(piece.layout.from_file(part))
-                row += piece.shape[0]
-                done += entry.nbytes
+                done += locations[piece.name][1].nbytes
                 options.progress(done / total)
-            joined = (
-                buffer
-                if buffer is not None
-                else np.concatenate(parts)
-                if len(parts) > 1
-                else parts[0]
-            )
-            weights[tensor] = np.ascontiguousarray(joined, dtype=dtype)
+            weights[tensor] = _join(parts, dtype)
     return weights
 
 
-def _read_tensor(
-    file: BinaryIO,
-    entry: TensorInfo,
-    dtype: np.dtype[Any],
-    rows: Array | None,
-    source: tuple[str, str, bool],
+def _convert(
+    array: Array, dtype: np.dtype[Any], tensor: str, name: str, allow_nonfinite: bool
 ) -> Array:
-    """Read a tensor as the numbers that are wanted, to `rows` if these are given.
-
-    Raises UserError.
-    """
-    tensor, name, nonfinite = source
-    file_dtype = _READABLE_DTYPES[entry.dtype]
-    array = rows if rows is not None else np.empty(entry.shape, dtype)
-    part = array if file_dtype == dtype else np.empty(entry.shape, file_dtype)
-    _read_into(file, entry.start, part, name)
-    if not nonfinite:
-        _check_finite(part, tensor, name)
-    if part is array:
+    """Return the array in another dtype. Raises UserError for a value that is not finite."""
+    if not allow_nonfinite:
+        _check_finite(array, tensor, name)
+    if array.dtype == dtype:
         return array
-    with np.errstate(over="ignore"):  # it is looked at
-        array[...] = part
-    if not nonfinite and dtype.itemsize < file_dtype.itemsize and not _is_finite(array):
+    with np.errstate(over="ignore"):  # the check below finds it
+        converted = array.astype(dtype)
+    if not allow_nonfinite and dtype.itemsize < array.itemsize and not _is_finite(converted):
         raise UserError(
             _(
                 "{tensor:.80} in {name} has values too large for {dtype}",
@@ -215,7 +226,13 @@ def _read_tensor(
                 dtype=dtype.name,
             )
         )
-    return array
+    return converted
+
+
+def _join(parts: list[Array], dtype: np.dtype[Any]) -> Array:
+    """Return the parts one below the other."""
+    joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return np.ascontiguousarray(joined, dtype)
 
 
 def resolve_dtype(name: str, found: set[str]) -> np.dtype[Any]:
@@ -226,26 +243,6 @@ def resolve_dtype(name: str, found: set[str]) -> np.dtype[Any]:
         return _BY_NAME[name]
     only = found.pop() if len(found) == 1 else ""
     return DTYPES.get(only, DTYPES["F32"])
-
-
-def _allocate(sources: tuple[SourceTensor, ...], dtype: np.dtype[Any]) -> Array | None:
-    """Return memory for pieces that only have to be put one below the other; None where more is
-    to be done.
-    """
-    if any(piece.layout is not AS_IS for piece in sources):
-        return None
-    return np.empty((sum(piece.shape[0] for piece in sources), *sources[0].shape[1:]), dtype)
-
-
-def _read_into(file: BinaryIO, start: int, array: Array, name: str) -> None:
-    file.seek(start)
-    view = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-    filled = 0
-    while filled < len(view):
-        count = file.readinto(view[filled:])  # type: ignore[attr-defined]
-        if not count:
-            raise UserError(_("{name} changed while it was being read", name=name))
-        filled += count
 
 
 def _check_finite(array: Array, tensor: str, name: str) -> None:
@@ -276,15 +273,15 @@ def _is_finite(array: Array) -> bool:
 
 
 def serialise(tensors: Tensors, metadata: Mapping[str, str]) -> Chunks:
-    """Return the parts of a safetensors file: its header, then the numbers of each tensor, as they
-    lie in memory.
+    """Return the parts of a safetensors file: its header, then each tensor as it lies in memory.
 
-    The library's own `save` copies all of them twice, and cannot be interrupted. Raises UserError
-    if the text is longer than a reader here takes.
+    The library writes the same bytes, but Ctrl-C cannot stop it, and it orders the metadata anew
+    each time (docs/decisions.md). Raises UserError if the header is too long for a reader here.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    parts, end = list[memoryview](), 0
-    # so that each is aligned
+    parts: list[memoryview] = []
+    end = 0
+    # the largest dtypes first, so that each tensor is aligned
     for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):
         array = np.ascontiguousarray(tensors[name])
         parts.append(memoryview(array.reshape(-1).view(np.uint8)))  # type: ignore[arg-type]

@@ -43,11 +43,12 @@ _BITS = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor in a file: what it is, and where its bytes begin, from the file's start."""
+    """One tensor in a file."""
 
+    name: str  # in the file
     dtype: str
     shape: tuple[int, ...]
-    start: int
+    start: int  # bytes from the start of the file
 
     @property
     def nbytes(self) -> int:
@@ -170,7 +171,7 @@ def _parse_tensor_info(tensor: str, described: Any, data: int, name: str) -> Ten
             and len(described) == 3
             and all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, stop))
         ):
-            entry = TensorInfo(dtype, tuple(shape), data + start)
+            entry = TensorInfo(tensor, dtype, tuple(shape), data + start)
             if entry.nbytes == stop - start:
                 return entry
     raise UserError(

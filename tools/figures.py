@@ -36,14 +36,14 @@ print(len(seen), *sorted(name.removeprefix(package + "/") for name in seen), fil
 # second one.
 _PROMPT = """
 import io
-from minillm_repl import cli
+from minillm_repl import app, cli
 def lines():
     yield ":max-tokens 1"
     yield "첫"
     sys.setprofile(note)
     yield "날씨"
     sys.setprofile(None)
-cli.decoded_lines = lambda _stream: lines()
+app.decoded_lines = lambda _stream: lines()
 sys.stdout = io.StringIO()
 cli.main(["--ckpt", "nalssi", "--history", "off"])
 sys.setprofile(None)
@@ -158,7 +158,10 @@ def files_that_run(run: str) -> list[str]:
             stdin=subprocess.DEVNULL,
             env=os.environ | {"HOME": folder},
         )
-    return done.stderr.splitlines()[-1].split()[1:]
+    files = done.stderr.splitlines()[-1].split()[1:]
+    if not files:
+        raise RuntimeError("no file of the package ran: what the traced program replaces has moved")
+    return files
 
 
 def figures() -> Iterator[tuple[str, str, str, bool]]:

@@ -26,13 +26,13 @@ from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.one_shot import run_one_shot
 from minillm_repl.repl.plain_prompt import open_terminal
 from minillm_repl.repl.progress import Progress
-from minillm_repl.repl.recent_models import RecentModels
 from minillm_repl.repl.registry import discover
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.standard_streams import decoded_lines
 from minillm_repl.repl.view_files import check_overwritable
+from minillm_repl.repl.workspace import ReadOnly, RecentModels, Workspace, Writable
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import (
     DEFAULT_MODEL,
@@ -81,9 +81,10 @@ def run(
         else launch.ckpt
     )
     shell = _make_shell(screen, launch, settings, ckpt)
-    shell.session.user_selected = launch.ckpt != "auto" or options.lesson is not None
-    assert shell.session.path is not None
-    if shell.session.writable and training is None and has_other_format(shell.session.path):
+    workspace = shell.session.workspace
+    workspace.user_selected = launch.ckpt != "auto" or options.lesson is not None
+    missing = workspace.writable_path
+    if missing is not None and training is None and has_other_format(missing):
         raise UserError(_("{path} does not exist", path=safe_line(ckpt)))
     if options.prompt is not None:
         action = partial(run_one_shot, shell, options.prompt, echo=options.echo, json=options.json)
@@ -101,7 +102,7 @@ def run(
     elif interactive or side_terminal:
         _greet(shell, make_console(side_terminal) if side_terminal else screen.out)
     if options.lesson is not None:
-        shell.session.start_loading()
+        shell.session.workspace.start_loading()
         run_guarded(shell, partial(shell.run_line, f":learn {options.lesson}"))
     return ExitStatus(_run_session(shell, interactive, side_terminal, launch.history_file))
 
@@ -116,16 +117,18 @@ def _make_shell(screen: Screen, launch: Launch, settings: Settings, ckpt: str) -
         launch.threads,
         launch.quant,
     )
-    session = Session(
-        settings,
-        opening,
-        RecentModels(launch.recent_file),
-        threads=launch.threads,
-        path=find_checkpoint(ckpt),
+    path = find_checkpoint(ckpt)
+    workspace = Workspace(
+        loader=opening,
+        recent_models=RecentModels(launch.recent_file),
+        destination=ReadOnly(path) if exists(path) else Writable(path),
     )
-    assert session.path is not None
-    session.writable = not exists(session.path)
-    return Shell(session, screen, discover(commands), progress=Progress.load(launch.progress_file))
+    return Shell(
+        Session(settings, workspace),
+        screen,
+        discover(commands),
+        progress=Progress.load(launch.progress_file),
+    )
 
 
 def _run_session(
@@ -136,22 +139,22 @@ def _run_session(
         return run_interactive(shell, history)
     if side_terminal:
         return run_plain(shell, side_terminal)
-    shell.session.start_loading()
+    shell.session.workspace.start_loading()
     return run_script(shell, decoded_lines(sys.stdin.buffer))
 
 
 def _train(shell: Shell, training: train.TrainRequest, ckpt: str, *, json: bool) -> ExitStatus:
     """Train as asked; return the exit code. Raises UserError if nothing can be saved at `ckpt`."""
-    session = shell.session
-    assert session.path is not None
-    if is_shipped(session.path) and ckpt in shipped_names():
+    workspace = shell.session.workspace
+    assert workspace.path is not None
+    if is_shipped(workspace.path) and ckpt in shipped_names():
         raise UserError(
             _(
                 "--train needs --ckpt FILE as the file to save to; the shipped checkpoints are "
                 "not changed"
             )
         )
-    if is_in_folder(session.path):
+    if is_in_folder(workspace.path):
         raise UserError(
             _(
                 "--train saves to --ckpt, but {name} is a model folder: open it, then use "
@@ -161,8 +164,8 @@ def _train(shell: Shell, training: train.TrainRequest, ckpt: str, *, json: bool)
         )
     # else what lies there is not wanted, and may be anything
     if not training.is_new and not training.is_resume:
-        session.start_loading()
-    session.writable = True  # whoever names a file to train means it
+        workspace.start_loading()
+    workspace.destination = Writable(workspace.path)  # whoever names a file to train means it
     done = run_guarded(shell, partial(train.run_training, shell, training, json=json))
     if shell.interrupted():
         return ExitStatus.INTERRUPTED
@@ -171,10 +174,11 @@ def _train(shell: Shell, training: train.TrainRequest, ckpt: str, *, json: bool)
 
 def _greet(shell: Shell, out: Console) -> None:
     """Say what is open and how to go on. Raises UserError if the file named is no checkpoint."""
-    path = shell.session.path
+    workspace = shell.session.workspace
+    path = workspace.path
     assert path is not None
     name = safe_line(str(path))
-    if shell.session.writable:
+    if workspace.writable_path is not None:
         about = _("{name} does not exist yet", name=name)
         hint = _(
             "`:train CORPUS` trains one on a text · `:load NAME` opens {names} · :help",
@@ -184,7 +188,7 @@ def _greet(shell: Shell, out: Console) -> None:
         config = read_config(path)
         family, context = (
             family_title(config, native=not is_in_folder(path)) if config else "",
-            shell.session.loader.context_length,
+            workspace.loader.context_length,
         )
         about = (
             headline(checkpoint_title(path), family, config, context=context) if config else name
@@ -192,7 +196,7 @@ def _greet(shell: Shell, out: Console) -> None:
         hint = _(":help lists the commands · :verbose shows the model's candidates · Ctrl-D quits")
     out.print(Text.assemble(("minillm-repl", TITLE), f"  {about}"))
     out.print(Text(hint, FIGURES))
-    if not shell.session.user_selected:
+    if not workspace.user_selected:
         out.print(
             Text(
                 _("This model speaks Korean. English: `:load story` · smallest: `:load nalssi`"),
@@ -211,7 +215,7 @@ def _run_lesson_unattended(shell: Shell, options: argparse.Namespace) -> None:
     if options.export:
         # now, not after the lesson
         check_overwritable(user_path(options.export), overwrite=options.overwrite)
-    shell.session.start_loading()
+    shell.session.workspace.start_loading()
     shell.progress.file = None  # nobody has learnt anything
     run_unattended(learn.make_lesson_runner(shell, options.lesson))
     if options.export:

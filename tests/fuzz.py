@@ -30,6 +30,7 @@ with atheris.instrument_imports(include=["minillm_repl"]) if atheris else io.Byt
     from minillm_repl.repl.registry import discover
     from minillm_repl.repl.session import Session
     from minillm_repl.repl.shell import ExitRequested, Shell
+    from minillm_repl.repl.workspace import Workspace, Writable
     from minillm_repl.safetext import safe_line
 
 ENTRY = (
@@ -86,7 +87,8 @@ def commander() -> Callable[[bytes], None]:
         if line.lstrip(":/ ").startswith(("load", "train")) and line.split()[1:2]:
             # there may be one that takes its time
             line = line.replace(line.split()[1], "no such file")
-        shell = Shell(Session(path=Path("none"), writable=True), Screen(console, console), registry)
+        empty = Workspace(destination=Writable(Path("none")))
+        shell = Shell(Session(workspace=empty), Screen(console, console), registry)
         try:
             shell.execute(line)
         except UserError as error:

@@ -123,7 +123,7 @@ def test_no_view_replaces_what_no_view_has_made_unless_told(shell, tmp_path, lin
     with pytest.raises(UserError, match="is there already, and no view has made it"):
         shell.run_line(line.format(file=file.name))
     assert file.read_text() == content
-    assert not shell.session.model.interventions  # nothing was done
+    assert not shell.session.workspace.model.interventions  # nothing was done
     told = line.format(file=file.name)
     shell.run_line(
         told.replace(" abc", " --overwrite abc") if ":prob" in told else told + " --overwrite"
@@ -160,12 +160,15 @@ MEANT = [  # as a place or an option, and none
 
 @pytest.mark.parametrize("line", MEANT)
 def test_what_is_meant_as_a_place_or_an_option_is_never_a_text(shell, line):
-    before, shown = (list(shell.session.ids), len(shell.session.turns)), len(printed(shell))
+    before, shown = (
+        (list(shell.session.conversation.ids), len(shell.session.conversation.turns)),
+        len(printed(shell)),
+    )
     name = shell.registry.get(line[1:].split()[0])
     with pytest.raises(UserError) as error:
         shell.run_line(line)
     assert name.usage in str(error.value)
-    assert (list(shell.session.ids), len(shell.session.turns)) == before
+    assert (list(shell.session.conversation.ids), len(shell.session.conversation.turns)) == before
     assert len(printed(shell)) == shown
 
 

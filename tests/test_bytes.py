@@ -189,7 +189,9 @@ def test_the_command_compares_what_was_typed(typed, tmp_path):
     ]
     save(checkpoints[1], tmp_path / "other.safetensors")
     shell = shell_for(checkpoints[0])
-    shell.session.start_turn(shell.encode(shell.require_model(), TEXT))
+    shell.session.conversation.start_turn(
+        shell.encode(shell.require_model(), TEXT), shell.session.settings
+    )
     shell.run_line(f":compare {tmp_path / 'other.safetensors'}{typed} --json -")
     view = json.loads(printed(shell).splitlines()[-1])
     assert view["bytes"] == len(TEXT)

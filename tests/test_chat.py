@@ -193,57 +193,64 @@ def model():
 
 
 def answer(session, model):
-    return list(session.generate(model, lambda: False, 0))
+    return list(session.conversation.generate(model, session.settings, lambda: False, 0))
 
 
 def test_an_end_token_ends_a_turn_and_is_no_part_of_it(model):
     session = Session(Settings(seed=0))
     reasons = set()
     for seed in range(30):
-        session.clear()
+        session.conversation.clear()
         session.set("seed", str(seed))
-        session.start_chat_turn(model, "각")
+        session.conversation.start_chat_turn(model, "각", session.settings)
         *steps, finished = answer(session, model)
         reasons.add(finished.reason)
         assert (finished.reason == "end") == (steps[-1].id == 0)
-        assert 0 not in session.ids
-        assert [message.content for message in session.messages] == ["각", finished.text]
-        assert len(finished.text) == len(session.ids) - 1
+        assert 0 not in session.conversation.ids
+        assert [message.content for message in session.conversation.messages] == [
+            "각",
+            finished.text,
+        ]
+        assert len(finished.text) == len(session.conversation.ids) - 1
         if finished.reason == "context":
-            assert len(session.ids) == 21  # the last one was made, and there is no room to read it
+            assert (
+                len(session.conversation.ids) == 21
+            )  # the last one was made, and there is no room to read it
     assert reasons == {"end", "context"}
 
 
 def test_a_thousand_turns_can_be_taken_back_and_older_ones_are_forgotten():
     session = Session()
     for token in range(1_500):
-        session.start_turn([token])
-    taken = [session.undo().prompt_ids[0] for _ in range(1_000)]
+        session.conversation.start_turn([token], session.settings)
+    taken = [session.conversation.undo().prompt_ids[0] for _ in range(1_000)]
     assert taken == list(range(1_499, 499, -1))
-    assert session.ids == [499]
+    assert session.conversation.ids == [499]
     with pytest.raises(UserError, match="nothing to take back"):
-        session.undo()
+        session.conversation.undo()
 
 
 def test_undo_and_another_try_restore_the_conversation(model):
     session = Session(Settings(seed=1, max_tokens=2))
-    session.start_chat_turn(model, "각")
+    session.conversation.start_chat_turn(model, "각", session.settings)
     answer(session, model)
-    before = list(session.ids), list(session.messages)
-    session.start_chat_turn(model, "갂")
+    before = list(session.conversation.ids), list(session.conversation.messages)
+    session.conversation.start_chat_turn(model, "갂", session.settings)
     answer(session, model)
-    turn = session.undo()
-    assert (session.ids, session.messages) == before
-    session.start_turn(list(turn.prompt_ids), prompt_messages=turn.prompt_messages)
+    turn = session.conversation.undo()
+    assert (session.conversation.ids, session.conversation.messages) == before
+    session.conversation.start_turn(
+        list(turn.prompt_ids), session.settings, prompt_messages=turn.prompt_messages
+    )
     answer(session, model)
-    assert [message.role for message in session.messages] == ["user", "assistant"] * 2
+    assert [message.role for message in session.conversation.messages] == ["user", "assistant"] * 2
 
 
 def test_a_model_without_a_template_does_not_chat():
     model = ModelLoader().prepare(random_checkpoint())
-    assert not Session().is_chatting(model)
+    assert not model.is_chatting(Settings().chat)
     with pytest.raises(UserError, match="has no chat template"):
-        Session(Settings(chat=True)).is_chatting(model)
+        model.is_chatting(True)
 
 
 def test_the_shared_start_of_a_conversation_is_not_read_again(model):
@@ -251,18 +258,18 @@ def test_the_shared_start_of_a_conversation_is_not_read_again(model):
     read = []
     prefill = model.decoder.prefill
     model.decoder.prefill = lambda ids: read.append(len(ids)) or prefill(ids)
-    session.start_chat_turn(model, "각갂갃")
+    session.conversation.start_chat_turn(model, "각갂갃", session.settings)
     answer(session, model)
     read.clear()
-    session.start_chat_turn(model, "간")
+    session.conversation.start_chat_turn(model, "간", session.settings)
     answer(session, model)
-    whole = len(session.turns[-1].prompt_ids)
+    whole = len(session.conversation.turns[-1].prompt_ids)
     assert read[0] < whole - 2
     fresh = random_checkpoint(context=20)
     again = ModelLoader().prepare(fresh).decoder
     np.testing.assert_allclose(
-        again.prefill(session.ids),
-        model.decoder.prefill(session.ids[len(model.decoder.ids) :]),
+        again.prefill(session.conversation.ids),
+        model.decoder.prefill(session.conversation.ids[len(model.decoder.ids) :]),
         rtol=0,
         atol=1e-5,
     )

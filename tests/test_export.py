@@ -77,7 +77,7 @@ def test_all_of_a_matrix_is_in_each_kind_of_picture(checkpoint, tmp_path, ending
     shell.run_line(f":export {file}")
     shown = read(file.read_text(encoding="utf-8"))
     rows = [row for row in shown.splitlines() if re.match(r"\s*\d+ ", row)]
-    count = len(shell.session.ids)
+    count = len(shell.session.conversation.ids)
     assert [int(row.split()[0]) for row in rows] == [*range(count)]
     assert "the last" not in shown
     cells = [re.sub(r"^\s*\d+ .{6}", "", row) for row in rows]

@@ -964,8 +964,8 @@ def test_a_model_trained_on_a_chat_answers_with_what_it_was_taught(chat, tmp_pat
     model = ModelLoader().prepare(load(tmp_path / "chat.safetensors"))
     for question, answer in TAUGHT.items():
         session = Session(Settings(temp=0, max_tokens=40))
-        session.start_chat_turn(model, question)
-        *_, ended = session.generate(model, lambda: False, 0)
+        session.conversation.start_chat_turn(model, question, session.settings)
+        *_, ended = session.conversation.generate(model, session.settings, lambda: False, 0)
         assert ended.text.strip() == answer.strip(), question
         # it has learnt to end its turn, whatever blanks come before
         assert ended.reason == "end", question

@@ -22,6 +22,7 @@ from minillm_repl.language import set_language
 from minillm_repl.render.intervention import scan_picture
 from minillm_repl.render.next_token import branches_picture
 from minillm_repl.render.thinking import neuron_picture
+from minillm_repl.repl.workspace import Workspace, Writable
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from tests.small import random_checkpoint
@@ -107,12 +108,12 @@ def test_prompt_seconds_of_a_prompt_that_was_stopped_are_those_until_then(decode
 @pytest.mark.parametrize("text", ["abc", "a prompt of several pieces that is told as it is read"])
 def test_the_repl_measures_the_prompt_as_json_does(shell, decoder, text):
     model, session = shell.require_model(), shell.session
-    session.start_turn(shell.encode(model, text))
+    session.conversation.start_turn(shell.encode(model, text), session.settings)
     assert shell.respond(model).prompt_seconds == len(text)
     decoder.trim(0)
-    session.undo()
-    session.start_turn(shell.encode(model, text))
-    *_steps, finished = session.generate(model, lambda: False, 0)
+    session.conversation.undo()
+    session.conversation.start_turn(shell.encode(model, text), session.settings)
+    *_steps, finished = session.conversation.generate(model, session.settings, lambda: False, 0)
     assert isinstance(finished, Finished)
     assert finished.prompt_seconds == len(text)
 
@@ -125,7 +126,7 @@ def texts(shell, *lines):
     found = []
     for line in lines:
         shell.run_line(line)
-        found.append(tuple(shell.session.ids))
+        found.append(tuple(shell.session.conversation.ids))
     return found
 
 
@@ -151,8 +152,8 @@ def test_a_try_of_a_seed_is_the_completion_of_that_seed(shell):
         fresh = shell_for(random_checkpoint(characters=LETTERS, context=200))
         fresh.session.set("max-tokens", "12")
         fresh.session.set("seed", str(seed))
-        assert texts(fresh, "abc") == [tuple(shell.session.ids)]
-        assert shell.session.seed == seed
+        assert texts(fresh, "abc") == [tuple(shell.session.conversation.ids)]
+        assert shell.session.conversation.seed == seed
 
 
 def test_after_a_continuation_another_try_is_another_continuation(shell):
@@ -169,14 +170,13 @@ def test_after_a_continuation_another_try_is_another_continuation(shell):
 def test_after_a_way_was_taken_another_try_is_none_of_those_shown(shell, given):
     shell.run_line("abc")
     shell.run_line(":branch 3 tokens=3" + "".join(f' "{each}"' for each in given))
-    ways = {tuple(way) for way in shell.session.branches}
+    branches = shell.session.conversation.branches
+    ways = set(branches.texts)
     assert len(ways) == 3
     taken, again = texts(shell, ":branch take 2", ":regen")
     assert taken in ways
     assert again not in ways
-    assert (
-        again[: shell.session.branch_prompt_length] == taken[: shell.session.branch_prompt_length]
-    )
+    assert again[: branches.prompt_length] == taken[: branches.prompt_length]
 
 
 def test_after_ctrl_c_another_try_is_whole(shell):
@@ -184,7 +184,7 @@ def test_after_ctrl_c_another_try_is_whole(shell):
     presses = iter([False, False, False])
     shell.interrupted = lambda: next(presses, True)
     shell.run_line("abc")
-    stopped = tuple(shell.session.ids)
+    stopped = tuple(shell.session.conversation.ids)
     shell.interrupted = lambda: False
     again, undone = texts(shell, ":regen", ":undo")
     assert len(stopped) < len(again) == 15
@@ -219,7 +219,7 @@ def test_a_model_whose_context_is_limited_is_announced_with_what_it_sees(tmp_pat
     save(random_checkpoint(characters=LETTERS, context=40), tmp_path / "m.safetensors")
     for limit, context in ((16, 16), (0, 40), (400, 40)):
         made = shell_for(random_checkpoint(characters=LETTERS, context=12))
-        made.session.loader = ModelLoader(threads=1, context_length=limit)
+        made.session.workspace.loader = ModelLoader(threads=1, context_length=limit)
         made.run_line(f":load {tmp_path / 'm.safetensors'}")
         assert f"context {context} " in printed(made)
 
@@ -235,7 +235,7 @@ def test_a_file_that_could_not_be_opened_is_not_said_to_be_missing(tmp_path):
     file = tmp_path / "broken.safetensors"
     file.write_bytes(b"no model")
     made = shell_for(random_checkpoint(characters=LETTERS))
-    made.session._model, made.session.path, made.session.writable = None, file, True
+    made.session.workspace = Workspace(destination=Writable(file))
     with pytest.raises(UserError, match="there is no model yet"):
         made.run_line("abc")
     file.unlink()
@@ -259,38 +259,47 @@ def talker():
 
 def test_another_try_of_an_answer_is_another_answer_to_the_same_question(talker):
     first, second, third = texts(talker, "hello", ":regen", ":regen")
-    given = talker.session.turns[-1].prompt_ids
+    given = talker.session.conversation.turns[-1].prompt_ids
     assert len({first, second, third}) == 3
     assert {each[: len(given)] for each in (first, second, third)} == {given}
-    assert [message.role for message in talker.session.messages] == ["user", "assistant"]
+    assert [message.role for message in talker.session.conversation.messages] == [
+        "user",
+        "assistant",
+    ]
     (more, again) = texts(talker, ":continue", ":regen")
     assert more != again
-    assert len(talker.session.messages) == 2
+    assert len(talker.session.conversation.messages) == 2
     talker.run(":undo")
-    assert tuple(talker.session.ids) == third
+    assert tuple(talker.session.conversation.ids) == third
 
 
 def test_the_chat_switch_says_what_becomes_of_the_text(talker):
     texts(talker, ":chat off", "half a text")
-    half = tuple(talker.session.ids)
+    half = tuple(talker.session.conversation.ids)
     talker.run(":chat on")
     assert "the next prompt begins a conversation, without the text so far" in " ".join(
         printed(talker).split()
     )
     talker.run(":continue")
-    assert tuple(talker.session.ids)[: len(half)] == half  # as was said
+    assert tuple(talker.session.conversation.ids)[: len(half)] == half  # as was said
     talker.run(":undo")
     talker.run("hello")
-    assert talker.session.messages[0].content == "hello"
-    conversation = tuple(talker.session.ids), list(talker.session.messages)
+    assert talker.session.conversation.messages[0].content == "hello"
+    conversation = (
+        tuple(talker.session.conversation.ids),
+        list(talker.session.conversation.messages),
+    )
     talker.run(":chat off")
     assert "the next prompt begins a text of its own" in " ".join(printed(talker).split())
     talker.run("a text")
-    assert not talker.session.messages
+    assert not talker.session.conversation.messages
     talker.run(":undo")
-    assert (tuple(talker.session.ids), list(talker.session.messages)) == conversation
+    assert (
+        tuple(talker.session.conversation.ids),
+        list(talker.session.conversation.messages),
+    ) == conversation
     talker.run(":undo")
-    assert tuple(talker.session.ids) == half
+    assert tuple(talker.session.conversation.ids) == half
     shown = len(printed(talker))
     texts(talker, ":clear", ":chat on")
     assert "begins a conversation" not in printed(talker)[shown:]  # nothing is there to be lost

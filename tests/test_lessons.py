@@ -114,10 +114,10 @@ ALL = [
 def test_a_lesson_runs_to_its_end(model, language, number):
     set_language(language)
     shell = shell_for(a_model(model))
-    before = (shell.session, shell.session.model, shell.session.settings)
+    before = (shell.session, shell.session.workspace.model, shell.session.settings)
     run_unattended(make_lesson_runner(shell, number))
     assert shell.line_handler is None
-    assert (shell.session, shell.session.model, shell.session.settings) == before
+    assert (shell.session, shell.session.workspace.model, shell.session.settings) == before
     assert shell.progress.lessons[f"{language} {number}"].done
     source = re.compile(r"f\"[^\"\n]*\"")  # the program's own code, which lesson 12 shows
     assert not re.search(r"\{[a-z_]+(\.-?\w+)?\}", source.sub("", printed(shell))), (
@@ -181,10 +181,10 @@ def test_the_figures_are_those_of_the_model():
     shell = shell_for(a_model("nalssi"))
     model = shell.require_model()
     tokenizer, text = model.checkpoint.tokenizer, "오늘 날씨가"
-    shell.session.start_turn(tokenizer.encode(text))
+    shell.session.conversation.start_turn(tokenizer.encode(text), shell.session.settings)
     facts = LessonValues(shell)
     with torch.no_grad():
-        logits = model.language_model(torch.tensor([shell.session.ids]))[0].double()
+        logits = model.language_model(torch.tensor([shell.session.conversation.ids]))[0].double()
     order = logits[-1].argsort(descending=True)
     for place in (1, 2, 9):
         token = int(order[place - 1])
@@ -199,7 +199,9 @@ def test_the_figures_are_those_of_the_model():
                 if exact < 0.0005
                 else float(shown.rstrip("%")) == pytest.approx(100 * exact, abs=0.051)
             )
-    surprisal = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(shell.session.ids[1:]))
+    surprisal = torch.nn.functional.cross_entropy(
+        logits[:-1], torch.tensor(shell.session.conversation.ids[1:])
+    )
     assert float(facts.value("loss")) == pytest.approx(float(surprisal), abs=6e-4)
     assert float(facts.value("bits")) == pytest.approx(float(surprisal) / math.log(2), abs=6e-3)
     assert facts.value("tokens") == "6"
@@ -218,7 +220,9 @@ def test_the_figures_are_those_of_the_model():
 
 def test_what_a_lesson_says_is_what_the_view_beside_it_shows():
     shell = shell_for(a_model("nalssi"), width=120)
-    shell.session.start_turn(shell.require_model().checkpoint.tokenizer.encode("날씨가 좋"))
+    shell.session.conversation.start_turn(
+        shell.require_model().checkpoint.tokenizer.encode("날씨가 좋"), shell.session.settings
+    )
     facts = LessonValues(shell)
     shell.run_line(":sampler")
     assert re.search(
@@ -284,12 +288,14 @@ def test_an_answer_counts_as_far_as_it_is_shown(line, answer, within, right):
 def test_training_in_a_lesson_leaves_the_learners_model_as_it_was(state):
     shell = shell_for(a_model("nalssi"))
     shell.session.settings = shell.session.settings
-    shell.session.start_turn(shell.require_model().checkpoint.tokenizer.encode("날씨"))
+    shell.session.conversation.start_turn(
+        shell.require_model().checkpoint.tokenizer.encode("날씨"), shell.session.settings
+    )
     weights = {name: each.copy() for name, each in shell.require_model().checkpoint.tensors.items()}
-    ids = list(shell.session.ids)
+    ids = list(shell.session.conversation.ids)
     run_unattended(make_lesson_runner(shell, 7))
-    assert shell.session.ids == ids
-    assert not shell.session.unsaved
+    assert shell.session.conversation.ids == ids
+    assert not shell.session.workspace.unsaved
     assert all(
         (shell.require_model().checkpoint.tensors[name] == each).all()
         for name, each in weights.items()
@@ -315,14 +321,14 @@ def test_a_lesson_goes_on_where_it_was_left_with_the_model_it_had_trained(state)
     course.start()
     shell.execute(f':train "{practice_file("ko")}" new steps=2 width=16')
     shell.execute("")
-    trained = shell.session.model.checkpoint.tensors
+    trained = shell.session.workspace.model.checkpoint.tensors
     place = course.screen_index
     shell.execute(":learn off")
     assert shell.line_handler is None
     assert shell.progress.lessons["ko 7"] == LessonProgress(place, has_trained=True)
     shell.execute(":learn 7")
     assert shell.line_handler.place == place
-    again = shell.session.model.checkpoint.tensors
+    again = shell.session.workspace.model.checkpoint.tensors
     assert all((again[name] == each).all() for name, each in trained.items())
     shell.execute(":learn back")
     assert shell.line_handler.place == max(0, place - 1)

@@ -193,21 +193,21 @@ def test_a_walk_ends_where_the_text_does_and_begins_where_it_began(nalssi):
 def test_writing_on_after_a_walk_goes_on_with_the_numbers_of_its_seed(nalssi):
     session = Session(Settings(temp=1.6, seed=11, max_tokens=30))
     model = LoadedModel(nalssi, make_decoder(nalssi))
-    session.start_turn(nalssi.tokenizer.encode("날씨가"))
+    session.conversation.start_turn(nalssi.tokenizer.encode("날씨가"), session.settings)
     whole = [
         event.id
-        for event in session.generate(model, never_interrupted, 0)
+        for event in session.conversation.generate(model, session.settings, never_interrupted, 0)
         if isinstance(event, Step)
     ]
-    session.start_turn(nalssi.tokenizer.encode("날씨가"))
-    session.set_text(session.ids + whole[:12], nalssi.tokenizer)
+    session.conversation.start_turn(nalssi.tokenizer.encode("날씨가"), session.settings)
+    session.conversation.set_text(session.conversation.ids + whole[:12], nalssi.tokenizer)
     rest = [
         event.id
-        for event in session.generate(model, never_interrupted, 0)
+        for event in session.conversation.generate(model, session.settings, never_interrupted, 0)
         if isinstance(event, Step)
     ]
     assert whole[12:] == rest
-    assert session.ids == nalssi.tokenizer.encode("날씨가") + whole
+    assert session.conversation.ids == nalssi.tokenizer.encode("날씨가") + whole
 
 
 def test_random_numbers_can_begin_at_any_place():

@@ -132,14 +132,14 @@ def their_tokenizer(smollm2):
 
 def answer(model, session, text, monkeypatch):
     """Ask; return the ids of the answer, and how many tokens had to be read before its first."""
-    session.start_chat_turn(model, text)
+    session.conversation.start_chat_turn(model, text, session.settings)
     read = []
     with monkeypatch.context_length() as patch:
         original = model.decoder.prefill
         patch.setattr(
             model.decoder, "prefill", lambda ids: (read.append(len(ids)), original(ids))[1]
         )
-        events = session.generate(model, never_interrupted, 0)
+        events = session.conversation.generate(model, session.settings, never_interrupted, 0)
         first = next(events)
         before = sum(read)
         steps = [first, *events][:-1]
@@ -158,7 +158,7 @@ def test_a_chat_is_word_for_word_that_of_transformers(
         prompt = their_tokenizer.apply_chat_template(
             said, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-        given = list(session.turns[-1].prompt_ids)
+        given = list(session.conversation.turns[-1].prompt_ids)
         assert given == prompt["input_ids"][0].tolist()
         expected = theirs.generate(**prompt, max_new_tokens=40, do_sample=False)[
             0, len(given) :
@@ -167,7 +167,7 @@ def test_a_chat_is_word_for_word_that_of_transformers(
         text = their_tokenizer.decode(
             expected, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        assert session.messages[-1].content == text
+        assert session.conversation.messages[-1].content == text
         said.append({"role": "assistant", "content": text})
         print(f"turn {turn + 1}: {len(given)} tokens given, {read} read; {text!r}")
         if turn:

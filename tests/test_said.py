@@ -402,8 +402,8 @@ def _ids(ours, part):
 
 
 def answer(session, model, text="hello"):
-    session.start_chat_turn(model, text)
-    return list(session.generate(model, lambda: False, 0))[-1]
+    session.conversation.start_chat_turn(model, text, session.settings)
+    return list(session.conversation.generate(model, session.settings, lambda: False, 0))[-1]
 
 
 def test_the_end_of_a_turn_is_what_the_template_writes_whatever_eos_says():
@@ -411,15 +411,21 @@ def test_the_end_of_a_turn_is_what_the_template_writes_whatever_eos_says():
     session = Session(Settings(temp=0, max_tokens=9))
     finished = answer(session, model)
     assert (finished.reason, finished.text) == ("end", "yo")
-    assert session.messages[-1] == Message("assistant", "yo")
+    assert session.conversation.messages[-1] == Message("assistant", "yo")
     assert (
         model.checkpoint.tokenizer.token_to_id("<|end|>")
-        not in session.ids[len(session.turns[-1].prompt_ids) :]
+        not in session.conversation.ids[len(session.conversation.turns[-1].prompt_ids) :]
     )
-    session.clear()
+    session.conversation.clear()
     # no chat: a text goes on
-    session.start_turn(list(model.checkpoint.tokenizer.encode("<|Assistant|>", parse_special=True)))
-    assert list(session.generate(model, lambda: False, 0))[-1].text == "yox"
+    session.conversation.start_turn(
+        list(model.checkpoint.tokenizer.encode("<|Assistant|>", parse_special=True)),
+        session.settings,
+    )
+    assert (
+        list(session.conversation.generate(model, session.settings, lambda: False, 0))[-1].text
+        == "yox"
+    )
 
 
 @pytest.mark.parametrize(
@@ -453,8 +459,10 @@ def test_a_stop_string_may_be_or_hold_a_special_token(stop):
     model = writer(["he", "yo", "<|end|>", "x", "</s>"], chat=None, end=())
     tokenizer = model.checkpoint.tokenizer
     session = Session(Settings(temp=0, max_tokens=20, stop=(stop,)))
-    session.start_turn(tokenizer.encode("<|Assistant|>", parse_special=True))
-    events = list(session.generate(model, lambda: False, 0))
+    session.conversation.start_turn(
+        tokenizer.encode("<|Assistant|>", parse_special=True), session.settings
+    )
+    events = list(session.conversation.generate(model, session.settings, lambda: False, 0))
     said = {
         "<|end|>": "heyo",
         "<|end|>x": "heyo",
@@ -464,7 +472,7 @@ def test_a_stop_string_may_be_or_hold_a_special_token(stop):
     }[stop]
     assert (events[-1].reason, events[-1].text) == ("stop", said)
     assert "".join(event.text for event in events[:-1]) in (said, said[: len(said) - len(stop)])
-    left = session.ids[1:]
+    left = session.conversation.ids[1:]
     assert decode(tokenizer, left) == said[: len(decode(tokenizer, left))]
     assert not any(
         tokenizer.special_name(each) and tokenizer.special_name(each) in stop for each in left
@@ -489,21 +497,24 @@ def test_a_way_that_is_taken_leaves_a_chat_as_if_the_model_had_written_it():
     taken, shown = shell(model)
     for each in (written, taken):
         each.run_line("hello")
-    before = list(taken.session.ids), list(taken.session.messages)
+    before = list(taken.session.conversation.ids), list(taken.session.conversation.messages)
     taken.run_line(":branch 2 tokens=9")
     assert "<|end|>" in shown.getvalue()
     taken.run_line(":branch take 2")
-    assert (taken.session.ids, taken.session.messages) == before
+    assert (taken.session.conversation.ids, taken.session.conversation.messages) == before
     for each in (written, taken):
         each.run_line(":continue")
         each.run_line("you there")
-    assert taken.session.turns[-1].prompt_ids == written.session.turns[-1].prompt_ids
-    assert taken.session.messages == written.session.messages
+    assert (
+        taken.session.conversation.turns[-1].prompt_ids
+        == written.session.conversation.turns[-1].prompt_ids
+    )
+    assert taken.session.conversation.messages == written.session.conversation.messages
     taken.session.settings = Settings(temp=0, max_tokens=9, stop=("yo<|end|>",))
     for command in (":branch 2 tokens=9", ":branch take 1"):
         taken.run_line(command)
-    assert taken.session.messages[-1] == Message("assistant", "")
-    assert taken.session.ids == list(taken.session.turns[-1].prompt_ids)
+    assert taken.session.conversation.messages[-1] == Message("assistant", "")
+    assert taken.session.conversation.ids == list(taken.session.conversation.turns[-1].prompt_ids)
 
 
 @pytest.mark.parametrize("unknown", ["", "<unk>"])
@@ -523,7 +534,7 @@ def test_letters_that_are_unknown_are_told_in_a_chat_as_in_a_completion(unknown)
         shown.truncate(0)
         made.run_line("hello 뷁뷁 yo♞u")
         told.append(re.search(r"! .*never seen.*", shown.getvalue())[0])
-        assert len(made.session.turns)
+        assert len(made.session.conversation.turns)
         said = shown.getvalue()
         assert command == ":chat off" or said.index("hello 뷁뷁") < said.index("! "), (
             "what was said comes first"
@@ -535,7 +546,7 @@ def test_letters_that_are_unknown_are_told_in_a_chat_as_in_a_completion(unknown)
     made.run_line("hello you")
     assert "never seen" not in shown.getvalue()
     if not unknown:
-        turns = len(made.session.turns)
+        turns = len(made.session.conversation.turns)
         with pytest.raises(UserError, match="never seen 뷁, and nothing else was typed"):
             made.run_prompt("뷁")
-        assert len(made.session.turns) == turns
+        assert len(made.session.conversation.turns) == turns

@@ -385,8 +385,11 @@ def test_a_chat_and_a_prompt_are_given_open(folder):
         bpe(post_processor=ENDINGS["a template with an end"]), chat_template_jinja=template
     )
     session, model = Session(), ModelLoader().load(path)
-    session.start_chat_turn(model, "hello there")
-    assert model.checkpoint.tokenizer.token_to_id("</s>") not in session.turns[-1].prompt_ids
+    session.conversation.start_chat_turn(model, "hello there", session.settings)
+    assert (
+        model.checkpoint.tokenizer.token_to_id("</s>")
+        not in session.conversation.turns[-1].prompt_ids
+    )
 
 
 @pytest.mark.parametrize(
@@ -444,14 +447,14 @@ def test_a_pad_token_without_a_row_opens_and_using_it_is_an_error(folder, where,
     for use in (
         lambda: ours.encode("x <pad>", parse_special=True),
         lambda: ours.encode_rendered("<pad>"),
-        lambda: session.start_chat_turn(model, "hello"),
+        lambda: session.conversation.start_chat_turn(model, "hello", session.settings),
         *([] if special else [lambda: ours.encode_batch(["a", "b<pad>"])]),
     ):
         with pytest.raises(
             UserError, match=rf"<pad> \(#{rows}\) is a token .* only {rows} and no row"
         ):
             use()
-    assert not session.turns
+    assert not session.conversation.turns
     assert ours.token_to_id("<pad>") is None
 
 

@@ -43,7 +43,7 @@ def ablate(shell: Shell, asked: Arguments) -> None:
     Layers and heads count from 0. The model that is saved or trained does not change.
     """
     if asked.keyword == "off":
-        removed = shell.session.remove_interventions("ablate")
+        removed = shell.session.workspace.remove_interventions("ablate")
         shell.screen.note(_("all ablations removed") if removed else _state(shell))
         return
     if asked.layer is None and not asked.keyword:
@@ -73,7 +73,7 @@ def ablate(shell: Shell, asked: Arguments) -> None:
     tap = silencing(looked, asked.layer, asked.head, how)
     effect = effect_view(looked, tell(), tap)
     show_view(shell, effect, effect_picture, asked.output, model)
-    shell.session.add_intervention(Intervention("ablate", tell, tap, part))
+    shell.session.workspace.add_intervention(Intervention("ablate", tell, tap, part))
     shell.screen.note(_("`:ablate off` undoes it"))
 
 

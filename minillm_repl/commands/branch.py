@@ -3,6 +3,7 @@
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.repl.arguments import Arguments, Number, Option, TextArgument
+from minillm_repl.repl.conversation import Branches, fresh_seed
 from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.inspecting import show_view, text_ids
 from minillm_repl.repl.registry import command
@@ -42,8 +43,10 @@ def branch(shell: Shell, asked: Arguments) -> None:
         _take_branch(shell, asked.number)
         return
     session, model = shell.session, shell.require_model()
-    answered = bool(session.turns) and bool(session.turns[-1].prompt_messages) and not asked.text
-    ids = list(session.turns[-1].prompt_ids) if answered else text_ids(shell, model, asked.text)
+    conversation = session.conversation
+    answers = conversation.turns[-1:] if not asked.text else []
+    answered = bool(answers) and bool(answers[0].prompt_messages)
+    ids = list(answers[0].prompt_ids) if answered else text_ids(shell, model, asked.text)
     from minillm_repl.generate.next_token import branches_view
     from minillm_repl.generate.options import GenerationConfig
     from minillm_repl.render.next_token import branches_picture
@@ -52,7 +55,7 @@ def branch(shell: Shell, asked: Arguments) -> None:
         max_tokens=asked.tokens,
         sampling=session.settings,
         stop=session.settings.stop,
-        eos_token_ids=session.eos_token_ids(model),
+        eos_token_ids=conversation.eos_token_ids(model),
     )
     with shell.screen.waiting(_("sampling continuations")):
         view = branches_view(
@@ -60,14 +63,17 @@ def branch(shell: Shell, asked: Arguments) -> None:
             model.checkpoint.tokenizer,
             ids,
             config,
-            session.fresh_seed(),
+            fresh_seed(session.settings),
             asked.count,
             shell.interrupted,
         )
-    session.branch_prompt_length, session.branch_seed = len(ids), view.seed + len(view.branches) - 1
-    session.branches = [
-        [*ids, *(token.id for token in each.tokens[: each.said])] for each in view.branches
-    ]
+    conversation.branches = Branches(
+        texts=tuple(
+            (*ids, *(token.id for token in each.tokens[: each.said])) for each in view.branches
+        ),
+        prompt_length=len(ids),
+        seed=view.seed + len(view.branches) - 1,
+    )
     show_view(
         shell, with_truncation(view, model.visible_window(ids)), branches_picture, asked.output
     )
@@ -80,11 +86,13 @@ def branch(shell: Shell, asked: Arguments) -> None:
 
 
 def _take_branch(shell: Shell, number: int) -> None:
-    session, model = shell.session, shell.require_model()
-    if not 1 <= number <= len(session.branches):
-        if not session.branches:
+    model, settings = shell.require_model(), shell.session.settings
+    conversation = shell.session.conversation
+    branches = conversation.branches
+    if not 1 <= number <= len(branches.texts):
+        if not branches.texts:
             raise UserError(_("no continuation {number}: run `:branch 3` first", number=number))
-        count = len(session.branches)
+        count = len(branches.texts)
         raise UserError(
             _(
                 "no continuation {number}: they are numbered from 1 to {count}",
@@ -92,20 +100,22 @@ def _take_branch(shell: Shell, number: int) -> None:
                 count=count,
             )
         )
-    way = list(session.branches[number - 1])
+    way = list(branches.texts[number - 1])
     given = (
-        list(session.turns[-1].prompt_ids)
-        if session.turns and session.turns[-1].prompt_messages
+        list(conversation.turns[-1].prompt_ids)
+        if conversation.turns and conversation.turns[-1].prompt_messages
         else None
     )
     if given and way[: len(given)] == given:
-        session.set_text(way, model.checkpoint.tokenizer)  # another answer to the same question
-    elif way[: len(session.ids)] == session.ids and session.ids:
-        session.continue_text([], "")
-        session.set_text(way, model.checkpoint.tokenizer)
+        conversation.set_text(
+            way, model.checkpoint.tokenizer
+        )  # another answer to the same question
+    elif way[: len(conversation.ids)] == conversation.ids and conversation.ids:
+        conversation.continue_text([], "", settings)
+        conversation.set_text(way, model.checkpoint.tokenizer)
     else:
-        session.start_turn(way[: session.branch_prompt_length])
-        session.set_text(way, model.checkpoint.tokenizer)
-    session.set_turn_seed(session.branch_seed)
+        conversation.start_turn(way[: branches.prompt_length], settings)
+        conversation.set_text(way, model.checkpoint.tokenizer)
+    conversation.set_turn_seed(branches.seed)
     shell.show_text(model)
     shell.screen.note(_("`:continue` continues from here"))

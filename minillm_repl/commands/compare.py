@@ -41,7 +41,7 @@ def compare(shell: Shell, asked: Arguments) -> None:
     model = shell.require_model()
     ids = text_ids(shell, model, asked.text)
     path = find_checkpoint(asked.path)
-    other = shell.wait_for_model(ModelFuture(shell.session.loader, path), path)
+    other = shell.wait_for_model(ModelFuture(shell.session.workspace.loader, path), path)
     tokenizer = model.checkpoint.tokenizer
     text = asked.text or decode(tokenizer, ids)
     # what the tokenizer has put before it, and does not take off again

@@ -56,7 +56,7 @@ def export(shell: Shell, asked: Arguments) -> None:
         picture = view(UNLIMITED_WIDTH)  # all of it, whatever had room on the terminal
         width, drawing = whole_width(picture), partial(_print, picture)
 
-    model = shell.session.model
+    model = shell.session.workspace.model
     title = safe_line(f"minillm-repl · {model.name}" if model else "minillm-repl")
     written = FORMATS[path.suffix.lower()](drawing, width, title)
     write_view(path, written.encode("utf-8", "replace"), overwrite=asked.overwrite)

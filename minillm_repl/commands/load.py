@@ -30,7 +30,7 @@ def load(shell: Shell, asked: Arguments) -> None:
         )
     session, path = shell.session, find_checkpoint(asked.path)
     session.confirm_discard("load")
-    model = shell.wait_for_model(ModelFuture(session.loader, path), path)
+    model = shell.wait_for_model(ModelFuture(session.workspace.loader, path), path)
     session.adopt(model, unsaved=False)
     decoder = model.decoder
     shell.screen.note(

@@ -19,5 +19,7 @@ def map_(shell: Shell, asked: Arguments) -> None:
     from minillm_repl.insight.embeddings import map_view
     from minillm_repl.render.texts import map_picture
 
-    view = map_view(model.language_model, model.checkpoint.tokenizer, shell.session.ids)
+    view = map_view(
+        model.language_model, model.checkpoint.tokenizer, shell.session.conversation.ids
+    )
     show_view(shell, view, map_picture, asked.output)

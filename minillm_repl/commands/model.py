@@ -21,7 +21,9 @@ def model(shell: Shell, _asked: Arguments) -> None:
     weights = sum(array.nbytes for array in checkpoint.tensors.values())
     rows = {
         _("name"): (
-            _("{model} (not saved)", model=loaded.name) if shell.session.unsaved else loaded.name
+            _("{model} (not saved)", model=loaded.name)
+            if shell.session.workspace.unsaved
+            else loaded.name
         ),
         _("family"): loaded.family,
         _("sizes"): _sizes(config, decoder.context_length),

@@ -15,4 +15,4 @@ def models(shell: Shell, _asked: Arguments) -> None:
 
     Nothing is downloaded. The command only lists what other programs have put into the cache.
     """
-    shell.screen.out.print(models_table(shell.session.models()))
+    shell.screen.out.print(models_table(shell.session.workspace.models()))

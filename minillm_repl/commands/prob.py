@@ -27,7 +27,7 @@ def prob(shell: Shell, asked: Arguments) -> None:
     likely with a space before it, the view shows it with the space.
     """
     model = shell.require_model()
-    ids = shell.session.ids
+    ids = shell.session.conversation.ids
     if not ids:
         raise UserError(_("no text to append this to: type a prompt first"))
     from minillm_repl.generate.next_token import prob_view

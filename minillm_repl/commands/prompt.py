@@ -20,14 +20,14 @@ def prompt(shell: Shell, _asked: Arguments) -> None:
     The model no longer sees the text between ⟦ and ⟧: the text is longer than the context. ␣ is a
     space, ⏎ a newline, and <EA B0> bytes that are only part of a character.
     """
-    if not shell.session.turns:
+    if not shell.session.conversation.turns:
         raise UserError(_("no prompt to show: type one first"))
     tokenizer, given = (
         shell.require_model().checkpoint.tokenizer,
-        list(shell.session.turns[-1].prompt_ids),
+        list(shell.session.conversation.turns[-1].prompt_ids),
     )
     text = decode(tokenizer, given)
-    seen = shell.require_model().visible_window(shell.session.ids)
+    seen = shell.require_model().visible_window(shell.session.conversation.ids)
     tokens = [Token.from_id(tokenizer, each) for each in given]
     shell.screen.out.print(tokens_flow(tokens, seen.kept, seen.unseen), soft_wrap=False)
     shell.screen.out.print(tokens_line(len(given), len(text), len(text.encode("utf-8", "replace"))))

@@ -39,11 +39,15 @@ def save(shell: Shell, asked: Arguments) -> None:
         shell.screen.note(_("adapter saved to {path}", path=safe_line(str(file))))
         return
     folder = argument.rstrip("'\"").endswith("/")
-    path = (user_path(argument) if folder else _named(argument)) if argument else shell.session.path
+    path = (
+        (user_path(argument) if folder else _named(argument))
+        if argument
+        else shell.session.workspace.path
+    )
     if path is None or (not argument and is_shipped(path)):
         raise UserError(_(":save needs a path, such as `:save my{suffix}`", suffix=SUFFIX))
     saved = save_checkpoint(model.checkpoint, path, folder=folder, interrupted=shell.interrupted)
-    shell.session.mark_saved(saved)
+    shell.session.workspace.mark_saved(saved)
     shell.screen.note(_("saved to {path}", path=safe_line(str(path)) + ("/" if folder else "")))
 
 

@@ -26,8 +26,8 @@ def _command(name: str, spec: Spec) -> Command:
             change(shell, name, argument, f":{name}")
         value = format_value(spec, value_of(shell.session.settings, name))
         chosen = (
-            f" (last: {shell.session.seed})"
-            if name == "seed" and value == "random" and shell.session.turns
+            f" (last: {shell.session.conversation.seed})"
+            if name == "seed" and value == "random" and shell.session.conversation.turns
             else ""
         )
         shell.screen.out.print(Text(f"{name} {value}{chosen}"), soft_wrap=True)
@@ -61,7 +61,7 @@ def change(shell: Shell, name: str, text: str, said: str | None = None) -> None:
 
     Raises UserError, leaving everything as it was.
     """
-    session, before, model = shell.session, shell.session.settings, shell.session.model
+    session, before, model = shell.session, shell.session.settings, shell.session.workspace.model
     chatted = (
         before.chat is not False
         and model is not None
@@ -71,18 +71,18 @@ def change(shell: Shell, name: str, text: str, said: str | None = None) -> None:
     if model is None or session.settings.chat is before.chat:
         return
     try:
-        chats = session.is_chatting(model)
+        chats = model.is_chatting(session.settings.chat)
     except UserError:
         session.settings = before
         raise
-    if chats and not chatted and session.ids and not session.messages:
+    if chats and not chatted and session.conversation.ids and not session.conversation.messages:
         shell.screen.note(
             _(
                 "the next prompt starts a conversation without the text so far; "
                 "`:continue` still continues that text"
             )
         )
-    if chatted and not chats and session.messages:
+    if chatted and not chats and session.conversation.messages:
         shell.screen.note(
             _("the next prompt starts a new text. To return to the conversation, use `:chat "
                 "on` before it or `:undo` after it")

@@ -61,7 +61,11 @@ def source(shell: Shell, argument: str) -> None:
         raise UserError(
             _("no part {name}; available: {parts}", name=safe_line(name[:40]), parts=there)
         )
-    sizes = sizes_on(inspect_text(shell)) if name in _OF_MODEL and shell.session.ids else None
+    sizes = (
+        sizes_on(inspect_text(shell))
+        if name in _OF_MODEL and shell.session.conversation.ids
+        else None
+    )
     show_view(shell, source_view(name, parts[name], sizes), source_picture, asked.output)
 
 

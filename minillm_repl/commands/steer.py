@@ -73,7 +73,7 @@ def steer(shell: Shell, asked: Arguments) -> None:
         _show_or_remove(shell, asked.keyword)
         return
     session, model = shell.session, shell.require_model()
-    if not to or not (away or session.ids):
+    if not to or not (away or session.conversation.ids):
         raise UsageError(_("give both texts: `:steer TEXT vs TEXT`"))
     layer = model.checkpoint.config.n_layers // 2 if asked.layer < 0 else asked.layer
     model = model.without_interventions("steer")  # measured is what it adds
@@ -81,7 +81,11 @@ def steer(shell: Shell, asked: Arguments) -> None:
     for side in sides:
         if side.subject.unseen_ids:
             shell.screen.warn(unseen_note(side.subject.window))
-    probe = inspect_ids(shell, model, session.ids) if session.ids else sides[1].subject
+    probe = (
+        inspect_ids(shell, model, session.conversation.ids)
+        if session.conversation.ids
+        else sides[1].subject
+    )
     from minillm_repl.render.intervention import effect_picture
 
     describe = partial(_describe, asked.strength, layer)
@@ -89,10 +93,10 @@ def steer(shell: Shell, asked: Arguments) -> None:
     show_view(shell, view, effect_picture, asked.output, model)
     # nothing is added, so what answers is what answers without it, to the last bit
     if not asked.strength:
-        session.remove_interventions("steer")
+        session.workspace.remove_interventions("steer")
         shell.screen.note(_("strength=0 adds nothing: no steering is active"))
         return
-    session.add_intervention(Intervention("steer", describe, hook))
+    session.workspace.add_intervention(Intervention("steer", describe, hook))
     shell.screen.note(
         _(
             "residual stream norm at that layer: {norm:.1f} (strength={strength:.2g} is "
@@ -142,7 +146,7 @@ def _measure_effect(
 
 def _show_or_remove(shell: Shell, argument: str) -> None:
     """Say what is steered, or end it."""
-    changed = shell.session.remove_interventions("steer") if argument else False
+    changed = shell.session.workspace.remove_interventions("steer") if argument else False
     states = [
         change.description
         for change in shell.require_model().interventions
@@ -170,7 +174,11 @@ def _make_sides(
     read = [inspect_ids(shell, model, (*before, *ids)) for ids in word_ids(tokenizer, texts, plain)]
     if away_text:
         return pair(*read)
-    so_far = session.ids if len(session.ids) > 1 else [*before, *session.ids]
+    so_far = (
+        session.conversation.ids
+        if len(session.conversation.ids) > 1
+        else [*before, *session.conversation.ids]
+    )
     towards = Side(read[0], len(read[0].ids) - len(before)) if before else whole(read[0])
     return towards, whole(inspect_ids(shell, model, so_far))
 

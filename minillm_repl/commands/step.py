@@ -29,11 +29,11 @@ def step(shell: Shell, asked: Arguments) -> None:
     session, model = shell.session, shell.require_model()
     tokenizer = model.checkpoint.tokenizer
     if not asked.text.strip():
-        session.continue_text([], "")
-    elif session.is_chatting(model):
+        session.conversation.continue_text([], "", session.settings)
+    elif model.is_chatting(session.settings.chat):
         shell.start_chat_turn(model, asked.text)
     else:
-        session.start_turn(shell.encode(model, asked.text))
+        session.conversation.start_turn(shell.encode(model, asked.text), session.settings)
     from minillm_repl.generate.interactive import InteractiveDecoder
     from minillm_repl.repl.stepper import Stepper
 
@@ -41,10 +41,10 @@ def step(shell: Shell, asked: Arguments) -> None:
     decoder = InteractiveDecoder(
         model.decoder,
         tokenizer,
-        session.ids,
+        session.conversation.ids,
         session.settings,
-        session.seed,
-        eos_token_ids=session.eos_token_ids(model),
+        session.conversation.seed,
+        eos_token_ids=session.conversation.eos_token_ids(model),
         n_candidates=top,
     )
     try:
@@ -52,9 +52,9 @@ def step(shell: Shell, asked: Arguments) -> None:
             decoder.next_step(shell.interrupted)  # a long text takes a while
         run_on = Stepper(decoder, tokenizer, session.settings, shell.screen.out).run()
     finally:
-        session.set_text(decoder.ids, tokenizer)
+        session.conversation.set_text(decoder.ids, tokenizer)
         if not decoder.new_ids and not asked.text.strip():
-            session.undo()  # nothing was done
+            session.conversation.undo()  # nothing was done
     if run_on:
         shell.respond(model)
         return

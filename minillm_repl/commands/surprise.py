@@ -25,13 +25,15 @@ def surprise(shell: Shell, asked: Arguments) -> None:
 
     `:surprise` alone shows the text that was just written; with TEXT, it shows that text.
     """
-    looked, turns = inspect_text(shell, asked.text), shell.session.turns
+    looked, turns = inspect_text(shell, asked.text), shell.session.conversation.turns
     from minillm_repl.insight.surprise import surprise_view
     from minillm_repl.render.texts import surprise_picture
 
     given = (
         0
-        if asked.text or not turns or len(turns[-1].prompt_ids) == len(shell.session.ids)
+        if asked.text
+        or not turns
+        or len(turns[-1].prompt_ids) == len(shell.session.conversation.ids)
         else len(turns[-1].prompt_ids)
     )
     show_view(shell, surprise_view(looked, given), surprise_picture, asked.output)

@@ -10,9 +10,11 @@ from minillm_repl.repl.shell import Shell
 def continue_(shell: Shell, asked: Arguments) -> None:
     """Continue the text, or append TEXT and continue."""
     model = shell.require_model()
-    fresh = not shell.session.ids  # some models can begin from nothing: from their start token
+    fresh = (
+        not shell.session.conversation.ids
+    )  # some models can begin from nothing: from their start token
     more = shell.encode(model, asked.text, start=fresh) if asked.text or fresh else []
-    shell.session.continue_text(more, asked.text)
+    shell.session.conversation.continue_text(more, asked.text, shell.session.settings)
     shell.respond(model)
 
 
@@ -24,7 +26,7 @@ def regen(shell: Shell, _asked: Arguments) -> None:
     seed, each try uses the next seed. `:undo` removes the try and its prompt.
     """
     model = shell.require_model()
-    shell.session.retry_turn()
+    shell.session.conversation.retry_turn(shell.session.settings)
     shell.respond(model)
     if shell.session.settings.temp == 0:
         shell.screen.note(_("at temp 0 every try gives the same text"))
@@ -34,12 +36,12 @@ def regen(shell: Shell, _asked: Arguments) -> None:
 def undo(shell: Shell, _asked: Arguments) -> None:
     """Remove the last prompt and its completion."""
     model = shell.require_model()
-    shell.session.undo()
+    shell.session.conversation.undo()
     shell.show_text(model)
 
 
 @command("clear", aliases=("지우기",), group="Talk")
 def clear(shell: Shell, _asked: Arguments) -> None:
     """Clear the context."""
-    shell.session.clear()
+    shell.session.conversation.clear()
     shell.screen.note(_("context cleared"))

@@ -168,7 +168,7 @@ def run_training(shell: Shell, request: TrainRequest, *, json: bool = False) -> 
                 join_distributed = run_interruptibly(
                     _import_training, lambda: shell.interrupted() or bool(received_signal())
                 )
-            with join_distributed(shell.session.loader.device) as distributed:
+            with join_distributed(shell.session.workspace.loader.device) as distributed:
                 _run_training(
                     shell,
                     request,
@@ -210,7 +210,7 @@ def _run_training(
         screen.note(note)
     screen.note(safe_line(trainee.title))
     begun = trainee.trainer.state.step
-    session.is_training = True
+    session.workspace.is_training = True
     try:
         finished = _draw_training(shell, trainee, interrupted, json)
         if not finished.steps:
@@ -220,7 +220,7 @@ def _run_training(
         _finish_training(shell, trainee, finished)
     except KeyboardInterrupt:  # a second Ctrl-C, in the middle of anything
         if (
-            session.is_training
+            session.workspace.is_training
             and trainee.trainer.state.step > begun
             and distributed.world_size == 1
         ):
@@ -229,7 +229,7 @@ def _run_training(
             screen.note(_("`:train resume` continues from here"))
         raise
     finally:
-        session.is_training = False
+        session.workspace.is_training = False
 
 
 def _draw_training(
@@ -251,7 +251,7 @@ def _draw_training(
     ):
         finished = view.draw(events, lambda: _draw_sample(shell, trainee, watch, interrupted))
     if watch:
-        shell.session.watch_view = watch.view()
+        shell.session.workspace.watch_view = watch.view()
     if finished.steps:
         screen.notes_console.print(summary(finished))
     return finished
@@ -264,12 +264,12 @@ def _make_run(
     session, screen = shell.session, shell.screen
     if request.is_resume:
         writable_path = _resumable_path(session)
-        session.forget_failed_load()
+        session.workspace.forget_failed_load()
     else:
-        writable_path = session.path if session.writable else None
+        writable_path = session.workspace.writable_path
     model = (
         None
-        if request.is_new or request.is_resume or session.has_no_model
+        if request.is_new or request.is_resume or session.workspace.has_no_model
         else shell.require_model()
     )
     sizes = [
@@ -289,7 +289,7 @@ def _make_run(
         raise UserError(
             _("lora needs an open model: it trains adapter matrices beside the weights")
         )
-    if model is None and not (request.is_resume and session.resumable):
+    if model is None and not (request.is_resume and session.workspace.resumable):
         session.confirm_discard("train")
     with screen.waiting(_("preparing to train")) as update:
         from minillm_repl.checkpoint.formats.native import check_replaceable
@@ -302,19 +302,15 @@ def _make_run(
             check_can_save(writable_path)
         run_context = RunContext(
             writable_path or unsaved_path(),
-            session.loader.device,
-            session.threads,
+            session.workspace.loader.device,
+            session.workspace.loader.threads,
             distributed,
             lambda share: update(_("reading the text  {share:.0%}", share=share)),
             interrupted,
         )
         if request.is_resume:
             # it goes where it went before
-            session.path, session.writable, session.saved = (
-                writable_path,
-                writable_path is not None,
-                False,
-            )
+            session.workspace.save_run_to(writable_path)
             return TrainingRun.from_resume_file(run_context.path, run_context, request.corpus)
         if request.recipe:
             return _make_recipe_run(request, run_context, screen.note)
@@ -352,18 +348,20 @@ def _resumable_path(session: "Session") -> Path | None:
     Raises UserError if there is no run that was stopped; that of another model is not meant by a
     file that was named.
     """
-    if session.path is not None and exists(resume_path(session.path)):
-        return session.path
-    if (session.resumable or not session.writable) and exists(resume_path(unsaved_path())):
+    if session.workspace.path is not None and exists(resume_path(session.workspace.path)):
+        return session.workspace.path
+    workspace = session.workspace
+    may_be_unsaved = workspace.resumable or workspace.writable_path is None
+    if may_be_unsaved and exists(resume_path(unsaved_path())):
         return None
     raise UserError(_("no run to resume: Ctrl-C during `:train` leaves one"))
 
 
 def _make_watch(shell: Shell, trainee: "TrainingRun") -> "Watch | None":
     """Return what is to be watched, if anything is: a sharded model is whole in no process."""
-    if not shell.session.watch_prompt or trainee.plan.shard:
+    if not shell.session.workspace.watch_prompt or trainee.plan.shard:
         return None
-    ids = trainee.tokenizer.encode(shell.session.watch_prompt)
+    ids = trainee.tokenizer.encode(shell.session.workspace.watch_prompt)
     if not ids:
         shell.screen.warn(_("nothing is watched: no character of that prompt is in the vocabulary"))
         return None
@@ -406,7 +404,9 @@ def _draw_sample(
 
         trainer = trainee.trainer
         parts.append(
-            moment_line(watch.look(trainer.model, trainer.state.step), shell.session.watch_prompt)
+            moment_line(
+                watch.look(trainer.model, trainer.state.step), shell.session.workspace.watch_prompt
+            )
         )
     if verbose:
         parts.append(Text(_("after {text!r}", text=safe(decode(trainee.tokenizer, start)))))
@@ -427,8 +427,7 @@ def _draw_sample(
 
 def _finish_training(shell: Shell, trainee: "TrainingRun", finished: "Finished") -> None:
     """Make the trained model the open one, and save it where a file was named for it."""
-    session, own = shell.session, shell.session.writable
-    path = session.path if own and session.path else unsaved_path()
+    path = shell.session.workspace.writable_path or unsaved_path()
     resumable = finished.reason == "interrupt" and not trainee.save_error
     if resumable:
         shell.screen.note(_("`:train resume` continues from here"))
@@ -450,12 +449,13 @@ def _open_trained(shell: Shell, checkpoint: "Checkpoint", *, resumable: bool = F
     from minillm_repl.checkpoint.save import save
     from minillm_repl.storage.atomic import make_parent_folder
 
-    session = shell.session
-    session.adopt(session.loader.prepare(checkpoint), unsaved=True)
-    session.resumable, session.is_training = resumable, False
-    if session.path is None or not session.writable:
+    workspace = shell.session.workspace
+    shell.session.adopt(workspace.loader.prepare(checkpoint), unsaved=True)
+    workspace.resumable, workspace.is_training = resumable, False
+    path = workspace.writable_path
+    if path is None:
         shell.screen.warn(_("the trained weights are not saved: `:save PATH` keeps them"))
     else:
-        make_parent_folder(session.path)
-        session.mark_saved(save(checkpoint, session.path))
-        shell.screen.note(_("saved to {path}", path=safe_line(str(session.path))))
+        make_parent_folder(path)
+        workspace.mark_saved(save(checkpoint, path))
+        shell.screen.note(_("saved to {path}", path=safe_line(str(path))))

@@ -36,28 +36,30 @@ def watch(shell: Shell, asked: Arguments) -> None:
     """
     session, text = shell.session, asked.text
     if asked.keyword == "off":
-        session.watch_prompt, session.watch_view = "", None
+        session.workspace.watch_prompt, session.workspace.watch_view = "", None
         shell.screen.note(_("no prompt is watched"))
     elif text:
-        session.watch_prompt = text
-        if session.model:
-            shell.encode(session.model, text)  # says what it has never seen
+        session.workspace.watch_prompt = text
+        if session.workspace.model:
+            shell.encode(session.workspace.model, text)  # says what it has never seen
         shell.screen.note(_("watching {text}: run `:train`, then `:watch`", text=safe_line(text)))
-    elif session.watch_view is None:
+    elif session.workspace.watch_view is None:
         raise UserError(
             _(
                 "nothing was watched yet: `:train` will watch {text}",
-                text=safe_line(session.watch_prompt),
+                text=safe_line(session.workspace.watch_prompt),
             )
-            if session.watch_prompt
+            if session.workspace.watch_prompt
             else _("nothing was watched yet: enter `:watch PROMPT`, then `:train`")
         )
     elif asked.step is not None:
         from minillm_repl.render.watching import moment_picture
 
-        nearest = min(session.watch_view.moments, key=lambda each: abs(each.step - asked.step))
+        nearest = min(
+            session.workspace.watch_view.moments, key=lambda each: abs(each.step - asked.step)
+        )
         show_view(shell, nearest, moment_picture, asked.output)
     else:
         from minillm_repl.render.watching import watch_picture
 
-        show_view(shell, session.watch_view, watch_picture, asked.output)
+        show_view(shell, session.workspace.watch_view, watch_picture, asked.output)

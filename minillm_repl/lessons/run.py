@@ -5,7 +5,7 @@ their model, text or settings.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from platformdirs import user_state_path
@@ -39,10 +39,10 @@ from minillm_repl.lessons.values import LessonValues
 from minillm_repl.render.console import FIGURES
 from minillm_repl.repl.model_loading import ModelFuture
 from minillm_repl.repl.progress import LessonProgress, Progress
-from minillm_repl.repl.recent_models import RecentModels
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
+from minillm_repl.repl.workspace import Workspace, Writable
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import LESSON_MODEL, find_checkpoint
 from minillm_repl.tokenizer.base import Tokenizer, decode
@@ -85,11 +85,13 @@ class LessonRunner:
         if isinstance(shell.line_handler, LessonRunner):
             shell.line_handler.leave()
         self.outer_session = shell.session
-        if self.outer_session.user_selected:
+        if self.outer_session.workspace.user_selected:
             model = shell.require_model()
         else:
             path = find_checkpoint(LESSON_MODEL)
-            model = shell.wait_for_model(ModelFuture(self.outer_session.loader, path), path)
+            model = shell.wait_for_model(
+                ModelFuture(self.outer_session.workspace.loader, path), path
+            )
             shell.screen.note(
                 _(
                     "the lesson uses {name}, a model small enough to show completely; for "
@@ -99,19 +101,13 @@ class LessonRunner:
             )
         practice_path = practice_model()
         practice_path.parent.mkdir(parents=True, exist_ok=True)
-        shell.session = Session(
-            Settings(chat=False),
-            self.outer_session.loader,
-            RecentModels(None),
-            threads=self.outer_session.threads,
-            path=practice_path,
-            writable=True,
-            is_practice=True,
-            _model=model,
-        )
+        loader = self.outer_session.workspace.loader
+        practice = Writable(practice_path, is_practice=True)
+        workspace = Workspace(loader=loader, model=model, destination=practice)
+        shell.session = Session(Settings(chat=False), workspace)
         if has_trained and practice_path.exists():
-            shell.session.adopt(self.outer_session.loader.load(practice_path), unsaved=False)
-            shell.session.writable = shell.session.saved = True
+            shell.session.adopt(loader.load(practice_path), unsaved=False)
+            workspace.destination = replace(practice, holds_ours=True)
         shell.line_handler, shell.lesson_start_count = self, shell.screen.out.print_count
         shell.screen.out.print(self.title)
         self._start_screen()
@@ -124,7 +120,8 @@ class LessonRunner:
     @property
     def has_trained(self) -> bool:
         """Whether the open model is one that was trained here."""
-        return self.shell.session.model is not self.outer_session.model and self.shell.session.saved
+        workspace = self.shell.session.workspace
+        return workspace.holds_ours and workspace.model is not self.outer_session.workspace.model
 
     @property
     def position_label(self) -> str:
@@ -184,8 +181,8 @@ class LessonRunner:
         shell, model = self.shell, self.shell.require_model()
         if self._encoded_text is None or self._encoded_text[0] is not model.checkpoint:
             self._encoded_text = model.checkpoint, encode_readable(shell, self.texts)
-        if not shell.session.ids:
-            shell.session.start_turn(self._encoded_text[1])
+        if not shell.session.conversation.ids:
+            shell.session.conversation.start_turn(self._encoded_text[1], shell.session.settings)
         text = decode(model.checkpoint.tokenizer, self._encoded_text[1])
         return LessonValues(shell, text, has_trained=self.has_trained)
 
@@ -256,7 +253,7 @@ def make_lesson_runner(
 
     def screen(course: LessonRunner, place: int) -> ExerciseSteps:
         last = place + 1 == len(lesson.screens)
-        shell.session.clear()
+        shell.session.conversation.clear()
         yield from _run_blocks(course, lesson.screens[place])
         yield InputRequest("enter", hint=_("Enter ends the lesson") if last else "")
         return None
@@ -287,7 +284,7 @@ def make_quiz_runner(
 
     def screen(course: LessonRunner, place: int) -> ExerciseSteps:
         question = questions[place]
-        shell.session.clear()
+        shell.session.conversation.clear()
         shell.screen.out.print(Text(_("question {name}", name=question.name), FIGURES))
         yield from _run_blocks(course, question.intro)
         right = yield from run_exercise(shell, course.lesson_values(), question.exercise)
@@ -386,7 +383,7 @@ def _guess_text(course: LessonRunner, block: Guess) -> str:
         if _can_encode(tokenizer, text):
             return text
     course.lesson_values()
-    return decode(tokenizer, shell.session.ids)
+    return decode(tokenizer, shell.session.conversation.ids)
 
 
 def _can_encode(tokenizer: Tokenizer, text: str) -> bool:

@@ -37,7 +37,7 @@ class LessonValues:
 
     def __init__(self, shell: Shell, text: str = "", *, has_trained: bool = False) -> None:
         self._shell, self._model = shell, shell.require_model()
-        self._ids, self._has_trained = tuple(shell.session.ids), has_trained
+        self._ids, self._has_trained = tuple(shell.session.conversation.ids), has_trained
         self._text_override = text  # what `{text}` is, if not all that has been written by now
         self._config, self._tokenizer = (
             self._model.checkpoint.config,

@@ -140,7 +140,7 @@ def text_ids(shell: Shell, model: LoadedModel, text: str = "") -> list[int]:
 
     Raises UserError if there is none.
     """
-    ids = shell.encode(model, text) if text else shell.session.ids
+    ids = shell.encode(model, text) if text else shell.session.conversation.ids
     if not ids:
         raise UserError(_("no text to inspect: type a prompt first, or give a text in quotes"))
     return ids
@@ -190,7 +190,7 @@ def show_view(
     the view, and so is what the model does not see of the text. `pins` are the rows and columns of
     it that stay when it is scrolled.
     """
-    inspected_model = model or shell.session.model
+    inspected_model = model or shell.session.workspace.model
     descriptions = (
         [change.description for change in inspected_model.interventions] if inspected_model else []
     )

@@ -54,7 +54,7 @@ def _run_loop(
 ) -> int:
     session, screen = shell.session, shell.screen
     # The model is opened once the prompt can take keys: nobody waits for what they do not need yet.
-    start_loading: Callable[[], None] | None = partial(session.start_loading, redraw)
+    start_loading: Callable[[], None] | None = partial(session.workspace.start_loading, redraw)
     with idle_interrupts() as presses:
         while True:
             try:
@@ -105,8 +105,8 @@ def run_guarded(
     try:
         with interruptible(
             is_interrupted=is_interrupted,
-            has_unsaved=lambda: session.unsaved,
-            is_training=lambda: session.is_training,
+            has_unsaved=lambda: session.workspace.unsaved,
+            is_training=lambda: session.workspace.is_training,
         ) as shell.interrupted:
             action()
     except UserError as error:
@@ -120,7 +120,7 @@ def run_guarded(
                 "stopped; the session is still open. The trained weights are not saved: "
                 "`:save FILE` saves them, Ctrl-D quits"
             )
-            if shell.interrupted.wants_exit and session.unsaved
+            if shell.interrupted.wants_exit and session.workspace.unsaved
             else _("stopped")
         )
         return False

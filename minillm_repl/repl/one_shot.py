@@ -22,10 +22,10 @@ def run_one_shot(shell: Shell, prompt: str, *, echo: bool, json: bool) -> None:
     Raises UserError, and KeyboardInterrupt after Ctrl-C.
     """
     session = shell.session
-    session.start_loading()
+    session.workspace.start_loading()
     text = prompt_text(shell, prompt)
     model = shell.require_model()
-    if session.is_chatting(model):
+    if model.is_chatting(session.settings.chat):
         if not text.strip():
             raise UserError(_("the prompt is empty"))
         shell.start_chat_turn(model, text)
@@ -33,13 +33,14 @@ def run_one_shot(shell: Shell, prompt: str, *, echo: bool, json: bool) -> None:
         ids = shell.encode(model, text)
         if not ids:  # some models can begin from nothing: from their start token
             raise UserError(_("the prompt is empty"))
-        session.start_turn(ids)
+        session.conversation.start_turn(ids, session.settings)
     if json:
         from minillm_repl.render.json_lines import print_json
 
         top = session.settings.verbose or DEFAULT_VERBOSE_ROWS
         finished = print_json(
-            session.generate(model, shell.interrupted, top), shell.screen.out.file
+            session.conversation.generate(model, session.settings, shell.interrupted, top),
+            shell.screen.out.file,
         )
         shell.note_unseen(model)
     else:

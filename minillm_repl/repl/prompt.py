@@ -195,7 +195,7 @@ class PromptReader:
             history=history,
             complete_while_typing=Condition(lambda: get_app().current_buffer.text.startswith(":")),
             completer=LineCompleter(
-                shell.registry, lambda: [name for name, _ in shell.session.models()]
+                shell.registry, lambda: [name for name, _ in shell.session.workspace.models()]
             ),
             key_bindings=merge_key_bindings([cluster_key_bindings(), key_bindings(show_exit_hint)]),
             bottom_toolbar=self._toolbar,
@@ -209,6 +209,8 @@ class PromptReader:
             reserve_space_for_menu=6,
         )
         use_drawn_heights(self._prompt.layout)
+        # A model that was loaded meanwhile becomes the open one before it is named.
+        self._prompt.app.before_render += lambda _: shell.session.workspace.finish_loading()
 
     def read(self, on_ready: Callable[[], None] | None = None) -> str:
         """Return the next line. Raises EOFError for Ctrl-D.
@@ -256,7 +258,7 @@ class PromptReader:
 
     def _has_tokens_for(self, text: str) -> bool:
         """Tell whether the model has tokens for a text, not only for its characters' bytes."""
-        model = self._shell.session.model
+        model = self._shell.session.workspace.model
         tokenizer = model.checkpoint.tokenizer if model else None
         return (
             tokenizer is not None
@@ -265,7 +267,7 @@ class PromptReader:
         )
 
     def _is_chatting(self) -> bool:
-        model = self._shell.session.model
+        model = self._shell.session.workspace.model
         return (
             model is not None
             and model.checkpoint.chat_template is not None
@@ -274,7 +276,7 @@ class PromptReader:
 
     def _toolbar(self) -> FormattedText:
         """Return what facts fit: model, what is changed, samplers, verbose, context, speed."""
-        session, model = self._shell.session, self._shell.session.model
+        session, model = self._shell.session, self._shell.session.workspace.model
         verbose = format_value(specs(session.settings)["verbose"], session.settings.verbose)
         name = (
             _("{model} (chat)", model=self._model_name())
@@ -293,25 +295,31 @@ class PromptReader:
         if model:
             context = model.decoder.context_length
             facts.append(
-                _("{used:,}/{all:,} tokens", used=min(len(session.ids), context), all=context)
+                _(
+                    "{used:,}/{all:,} tokens",
+                    used=min(len(session.conversation.ids), context),
+                    all=context,
+                )
             )
             facts.append(_("{size:,.1f} MiB cache", size=model.decoder.cache_bytes / 2**20))
-        if session.speed:
-            facts.append(_("{speed:,.0f} tokens/s", speed=session.speed))
+        if session.conversation.speed:
+            facts.append(_("{speed:,.0f} tokens/s", speed=session.conversation.speed))
         width = get_app().output.get_size().columns - 1
         while get_cwidth(strip_joiners(safe_line(" · ".join(facts)))) > width and len(facts) > 1:
             facts.pop()
         return FormattedText([("", strip_joiners(safe_line(" · ".join(facts))))])
 
     def _model_name(self) -> str:
-        session, model = self._shell.session, self._shell.session.model
-        loading = session.loading_future
-        if loading is not None and session.path is not None:
-            named = checkpoint_title(session.path)
-            if not session.is_loading:
+        session, model = self._shell.session, self._shell.session.workspace.model
+        loading = session.workspace.loading
+        if loading is not None and session.workspace.path is not None:
+            named = checkpoint_title(session.workspace.path)
+            if not session.workspace.is_loading:
                 return _("could not open {name}", name=named)
             share = f" {loading.fraction_read:.0%}" if 0 < loading.fraction_read < 1 else ""
             return _("loading {name}", name=named) + share
         if model is None:
             return _("no model")
-        return _("{model} (not saved)", model=model.name) if session.unsaved else model.name
+        return (
+            _("{model} (not saved)", model=model.name) if session.workspace.unsaved else model.name
+        )

@@ -14,6 +14,7 @@ from rich.text import Text
 from minillm_repl.errors import UsageError, UserError
 from minillm_repl.language import _, _n
 from minillm_repl.render.console import MODEL, Screen
+from minillm_repl.repl.conversation import reserved_answer_tokens
 from minillm_repl.repl.model_loading import LoadedModel, ModelFuture
 from minillm_repl.repl.progress import Progress
 from minillm_repl.repl.registry import Command, Registry
@@ -65,6 +66,8 @@ class Shell:
 
     def execute(self, line: str) -> None:
         """Do what a line says, or hand it to whoever listens. Raises UserError."""
+        if self.session.workspace.loading is not None:
+            self.session.workspace.finish_loading()  # what was loaded while the line was typed
         if self.line_handler is not None:
             self.line_handler.handle_line(line)
         else:
@@ -108,18 +111,13 @@ class Shell:
 
         Raises UserError if there is none, or if Ctrl-C ended the waiting.
         """
-        session = self.session
-        if session.loading_future is not None:
-            try:
-                self.wait_for_model(session.loading_future, session.path)
-            except UserError:
-                if not session.is_loading:  # it failed; a Ctrl-C only ends the waiting
-                    session.forget_failed_load()
-                raise
-        if session.model is None:
+        workspace = self.session.workspace
+        if workspace.loading is not None:
+            self._await_model(workspace.loading)
+        if workspace.model is None:
             missing = (
-                _("{path} does not exist", path=safe_line(str(session.path)))
-                if session.writable and session.path and not exists(session.path)
+                _("{path} does not exist", path=safe_line(str(workspace.path)))
+                if workspace.writable_path and not exists(workspace.writable_path)
                 else _("no model yet")
             )
             raise UserError(
@@ -128,13 +126,24 @@ class Shell:
                     missing=missing,
                 )
             )
-        self.show_notes_once(session.model)
-        return session.model
+        self.show_notes_once(workspace.model)
+        return workspace.model
+
+    def _await_model(self, loading: ModelFuture) -> None:
+        """Wait for the model that is loading, and make it the open one. Raises UserError."""
+        workspace = self.session.workspace
+        try:
+            self.wait_for_model(loading, workspace.path)
+        except UserError:
+            if not workspace.is_loading:  # it failed; a Ctrl-C only ends the waiting
+                workspace.forget_failed_load()
+            raise
+        workspace.finish_loading()
 
     def show_notes_once(self, model: LoadedModel) -> None:
         """Tell, once, where a model's files do not say what is done."""
-        if model.checkpoint.notes != self.session.shown_notes:
-            self.session.shown_notes = model.checkpoint.notes
+        if model.checkpoint.notes != self.session.workspace.shown_notes:
+            self.session.workspace.shown_notes = model.checkpoint.notes
             for note in model.checkpoint.notes:
                 self.screen.warn(note)
 
@@ -194,7 +203,7 @@ class Shell:
     def start_chat_turn(self, model: LoadedModel, text: str) -> int:
         """Start a turn as the session does, saying what the model has never seen in the text."""
         self.encode(model, text, start=False)
-        return self.session.start_chat_turn(model, text)
+        return self.session.conversation.start_chat_turn(model, text, self.session.settings)
 
     def run_prompt(self, text: str) -> None:
         """Let the model answer, or complete a new text."""
@@ -203,9 +212,9 @@ class Shell:
         session = self.session
         try:
             model = self.require_model()
-            is_chatting = session.is_chatting(model)
+            is_chatting = model.is_chatting(session.settings.chat)
             if not is_chatting:
-                session.start_turn(self.encode(model, text))
+                session.conversation.start_turn(self.encode(model, text), session.settings)
         except UserError:
             self.echo(text, "\n")
             raise
@@ -215,6 +224,7 @@ class Shell:
         self.respond(model, "" if is_chatting else PROMPT)
 
     def _note_dropped_turns(self, model: LoadedModel, turns: int) -> None:
+        context = model.decoder.context_length
         if turns:
             self.screen.note(
                 _n(
@@ -223,8 +233,8 @@ class Shell:
                     "the model no longer sees the oldest {n} turns: {free} of its "
                     "{context} tokens are reserved for the answer",
                     turns,
-                    context=model.decoder.context_length,
-                    free=self.session.reserved_answer_tokens(model.decoder.context_length),
+                    context=context,
+                    free=reserved_answer_tokens(context, self.session.settings),
                 )
             )
 
@@ -233,10 +243,12 @@ class Shell:
         from minillm_repl.render.generation import draw_steps, draw_text, generation_summary
 
         session, screen = self.session, self.screen
-        verbose, turn = session.settings.verbose, session.turns[-1]
+        verbose, turn = session.settings.verbose, session.conversation.turns[-1]
         tokenizer = model.checkpoint.tokenizer
         prompt_text = (
-            session.answer(tokenizer) if turn.prompt_messages else decode(tokenizer, session.ids)
+            session.conversation.answer(tokenizer)
+            if turn.prompt_messages
+            else decode(tokenizer, session.conversation.ids)
         )
         try:
             events = self._start_generation(model, verbose)
@@ -257,14 +269,14 @@ class Shell:
                 finished = draw_text(events, screen)
             finally:
                 screen.out.print()  # whatever happened, the next thing has a line of its own
-        screen.note(generation_summary(finished, session.seed))
+        screen.note(generation_summary(finished, session.conversation.seed))
         self.note_unseen(model)
         return finished
 
     def note_unseen(self, model: LoadedModel) -> None:
         """Say that the text has outgrown the context, if it has just done so."""
-        session, turn = self.session, self.session.turns[-1]
-        window = model.visible_window(session.ids)
+        session, turn = self.session, self.session.conversation.turns[-1]
+        window = model.visible_window(session.conversation.ids)
         is_already_noted = (
             turn.prompt_ids[: len(turn.ids_before)] == turn.ids_before
             and model.visible_window(turn.ids_before).unseen
@@ -274,14 +286,14 @@ class Shell:
                 _(
                     "the text exceeds the context: the model sees the last {seen} of its "
                     "{tokens} tokens",
-                    tokens=len(session.ids),
+                    tokens=len(session.conversation.ids),
                     seen=len(window.ids),
                 )
                 if not window.kept
                 else _(
                     "the text exceeds the context: the model sees the start token and the "
                     "last {seen} of its {tokens} tokens",
-                    tokens=len(session.ids),
+                    tokens=len(session.conversation.ids),
                     seen=len(window.ids) - 1,
                 )
             )
@@ -294,7 +306,8 @@ class Shell:
         """
         from minillm_repl.generate.events import Prefill
 
-        events = self.session.generate(model, self.interrupted, top)
+        conversation, settings = self.session.conversation, self.session.settings
+        events = conversation.generate(model, settings, self.interrupted, top)
         event = next(events)
         if isinstance(event, Prefill):
             with self.screen.waiting(_("reading")) as update:
@@ -306,11 +319,11 @@ class Shell:
 
     def show_text(self, model: LoadedModel) -> None:
         """Draw the text so far; of a conversation, what was said last."""
-        messages = self.session.messages
+        messages = self.session.conversation.messages
         text = (
             messages[-1].content
             if messages
-            else decode(model.checkpoint.tokenizer, self.session.ids)
+            else decode(model.checkpoint.tokenizer, self.session.conversation.ids)
         )
         self.screen.out.print(Text(safe(text) or _("(no text)")), soft_wrap=True)
 

@@ -62,7 +62,7 @@ def test_options_count_only_outside_quotes(typed, words, text, file):
 )
 def test_what_parts_two_texts_counts_only_outside_quotes(typed, mark, before, after):
     assert split_outside_quotes(typed, mark) == (before, mark in mask_quoted(typed), after)
-    with pytest.raises(UserError, match="is there twice"):
+    with pytest.raises(UserError, match="occurs twice"):
         split_outside_quotes(f"{mark}{typed}{mark}", mark)
 
 
@@ -70,7 +70,7 @@ def test_what_parts_two_texts_counts_only_outside_quotes(typed, mark, before, af
     "line", [':surprise ""', ':lens -1 ""', ':attn 0.0 "" --json f.json', ':compare nalssi ""']
 )
 def test_quotes_with_nothing_in_them_are_not_the_text_so_far(shell, tmp_path, line):
-    with pytest.raises(UserError, match="there is no text between the quotes"):
+    with pytest.raises(UserError, match="the quotes contain no text"):
         shell.run_line(line)
     assert shell.last_view is None
     assert not list(tmp_path.glob("*.json"))
@@ -120,7 +120,7 @@ def test_a_text_that_is_only_partly_in_quotes_is_looked_at_whole(shell):
 def test_no_view_replaces_what_no_view_has_made_unless_told(shell, tmp_path, line, content):
     file = tmp_path / "my.txt"
     file.write_text(content)
-    with pytest.raises(UserError, match="is there already, and no view has made it"):
+    with pytest.raises(UserError, match="exists and was not made by a view"):
         shell.run_line(line.format(file=file.name))
     assert file.read_text() == content
     assert not shell.session.workspace.model.interventions  # nothing was done
@@ -179,11 +179,11 @@ def test_a_position_is_also_written_as_views_show_it(shell):
 
 
 def test_ways_that_are_not_there_are_told(shell):
-    with pytest.raises(UserError, match=r"there is no way 1: `:branch 3` looks for some"):
+    with pytest.raises(UserError, match=r"no continuation 1: run `:branch 3` first"):
         shell.run_line(":branch take 1")
     shell.run_line(":branch 2 tokens=2")
     for number in (0, 3, 999_999_999):
-        with pytest.raises(UserError, match=f"there is no way {number}: they count from 1 to 2"):
+        with pytest.raises(UserError, match=f"no continuation {number}: they are numbered from 1 to 2"):
             shell.run_line(f":branch take {number}")
-    with pytest.raises(UserError, match="a number from 1 to 100, not 101"):
+    with pytest.raises(UserError, match="a number of continuations from 1 to 100, not 101"):
         shell.run_line(":branch 101")

@@ -164,16 +164,16 @@ def test_special_tokens_within_a_text_are_left_out_of_the_comparison():
 
 def test_a_model_that_sees_less_is_compared_over_what_both_see():
     long, short = of(made("byte level"), TEXT), of(made("byte level", start=False), TEXT, seed=1)
-    cut = replace(short, ids=short.ids[4:], dropped_ids=short.ids[:4])
+    cut = replace(short, ids=short.ids[4:], unseen_ids=short.ids[:4])
     view = compare_view(long, cut, ("a", "b"))
     since = len(b"".join(map(short.tokenizer.token_bytes, short.ids[:5])))
     assert view.bytes == len(TEXT) - since
     assert view.bits_per_byte[1] == pytest.approx(bits_of(cut, 1) / view.bytes, abs=1e-9)
     assert view.bits_per_byte[0] == pytest.approx(bits_of(long, 6) / view.bytes, abs=1e-9)
     same = compare_view(
-        replace(short, ids=short.ids[4:], dropped_ids=short.ids[:4]), short, ("a", "b")
+        replace(short, ids=short.ids[4:], unseen_ids=short.ids[:4]), short, ("a", "b")
     )
-    assert same.why == "one sees less of the text than the other"
+    assert same.why == "one model sees less of the text than the other"
 
 
 @pytest.mark.parametrize("typed", ["", f' "{TEXT}"'])

@@ -175,7 +175,7 @@ def test_the_oldest_turns_go_first_and_the_system_prompt_never(tokenizer):
     )
     assert len(fit_messages(template, tokenizer, conversation, least, False)[1]) == 2
     with pytest.raises(
-        UserError, match=f"too long: {least} tokens, and the model has room for {least - 1}"
+        UserError, match=f"too long: {least} tokens, but the model has room for {least - 1}"
     ):
         fit_messages(template, tokenizer, conversation, least - 1, False)
 
@@ -188,7 +188,7 @@ def model():
     source = "{% for message in messages %}{{ message.content }}{% endfor %}"
     checkpoint = random_checkpoint(context=20)
     return ModelLoader().prepare(
-        dataclasses.replace(checkpoint, chat=ChatTemplate(source), eos_token_ids=(0,))
+        dataclasses.replace(checkpoint, chat_template=ChatTemplate(source), eos_token_ids=(0,))
     )
 
 

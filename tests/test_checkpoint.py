@@ -50,7 +50,7 @@ def test_what_is_saved_is_loaded(tmp_path):
 def test_the_file_is_what_the_format_says(saved):
     with safe_open(saved.path, "np") as file:
         metadata = file.metadata()
-        assert (metadata["format"], metadata["version"]) == ("minillm", "1")
+        assert (metadata["format"], metadata["version"]) == ("minillm", "2")
         assert json.loads(metadata["config"])["arch"] == "gpt"
         assert {
             "token_embedding.weight",
@@ -126,7 +126,14 @@ def rewritten(saved, tmp_path, metadata=None, tensors=None, **changed):
     return path
 
 
-CONFIG = {"arch": "gpt", "vocab": 11, "context": 8, "width": 12, "layers": 2, "heads": 3}
+CONFIG = {
+    "arch": "gpt",
+    "vocab_size": 11,
+    "context_length": 8,
+    "d_model": 12,
+    "n_layers": 2,
+    "n_heads": 3,
+}
 RECORD = {
     "steps": 1,
     "tokens": 1,
@@ -139,7 +146,7 @@ RECORD = {
     "curve": [],
 }
 WRONG = {
-    "a newer version": ({"version": "2"}, {}, "version '2'; this program reads version 1"),
+    "a newer version": ({"version": "3"}, {}, "version '3'; this program reads version 1, 2"),
     "no config": ({"config": None}, {}, "no 'config'"),
     "config no JSON": ({"config": "{"}, {}, "not valid JSON"),
     "config NaN": ({"config": '{"arch": NaN}'}, {}, "NaN is not"),
@@ -148,32 +155,32 @@ WRONG = {
     "config a list": ({"config": "[]"}, {}, "arch = gpt"),
     "another arch": ({"config": json.dumps(CONFIG | {"arch": "\x1b[31mrwkv"})}, {}, "arch = gpt"),
     "a size too many": ({"config": json.dumps(CONFIG | {"depth": 1})}, {}, "arch = gpt"),
-    "no layers": ({"config": json.dumps(CONFIG | {"layers": 0})}, {}, "layers must be from 1"),
+    "no layers": ({"config": json.dumps(CONFIG | {"n_layers": 0})}, {}, "n_layers must be from 1"),
     "a million layers": (
-        {"config": json.dumps(CONFIG | {"layers": 10**6})},
+        {"config": json.dumps(CONFIG | {"n_layers": 10**6})},
         {},
-        "layers must be from 1",
+        "n_layers must be from 1",
     ),
     "a giant vocabulary": (
-        {"config": json.dumps(CONFIG | {"vocab": 2**40})},
+        {"config": json.dumps(CONFIG | {"vocab_size": 2**40})},
         {},
-        "vocab must be from 1",
+        "vocab_size must be from 1",
     ),
     "a size that is true": (
-        {"config": json.dumps(CONFIG | {"heads": True})},
+        {"config": json.dumps(CONFIG | {"n_heads": True})},
         {},
-        "heads must be from 1",
+        "n_heads must be from 1",
     ),
     "heads that do not fit": (
-        {"config": json.dumps(CONFIG | {"heads": 5})},
+        {"config": json.dumps(CONFIG | {"n_heads": 5})},
         {},
-        "evenly among 5 heads",
+        "d_model 12 is not divisible by 5 heads",
     ),
-    "another width": ({"config": json.dumps(CONFIG | {"width": 15})}, {}, "must have the shape"),
+    "another width": ({"config": json.dumps(CONFIG | {"d_model": 15})}, {}, "must have the shape"),
     "another vocabulary": (
-        {"config": json.dumps(CONFIG | {"vocab": 12})},
+        {"config": json.dumps(CONFIG | {"vocab_size": 12})},
         {},
-        "vocabulary of 11 tokens",
+        "has 11 tokens, but its config says 12",
     ),
     "no tokenizer": ({"tokenizer": None}, {}, "no 'tokenizer'"),
     "an unknown tokenizer": ({"tokenizer": '{"type": "magic"}'}, {}, "newer minillm-repl"),
@@ -198,18 +205,18 @@ WRONG = {
         {},
         "training record",
     ),
-    "a missing tensor": ({}, {"ln_f.bias": None}, "lacks the tensor ln_f.bias"),
-    "a tensor too many": ({}, {"\x1b]0;x\x07": np.zeros(1, np.float32)}, "does not belong"),
+    "a missing tensor": ({}, {"ln_f.bias": None}, "has no tensor ln_f.bias"),
+    "a tensor too many": ({}, {"\x1b]0;x\x07": np.zeros(1, np.float32)}, "a tensor that is not part of the model"),
     "a wrong shape": ({}, {"ln_f.bias": np.zeros(13, np.float32)}, r"shape \[12\], not \[13\]"),
     "a wrong type": (
         {},
         {"ln_f.bias": np.zeros(12, np.int32)},
-        "must be one of F32, F16, BF16, .*, not I32",
+        "must have one of the dtypes F32, F16, BF16, .*, not I32",
     ),
     "a NaN": (
         {},
         {"ln_f.bias": np.full(12, np.nan, np.float32)},
-        "ln_f.bias holds numbers that are not finite",
+        "ln_f.bias has values that are not finite",
     ),
     "no format": ({"format": None}, {}, "neither a minillm checkpoint"),
 }
@@ -297,11 +304,11 @@ def test_every_truncation_and_many_flipped_bytes_are_refused_or_load(saved, tmp_
         ((2**40).to_bytes(8, "little"), "is not a safetensors file"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
-            "is a Git LFS pointer: `git lfs pull`",
+            "is a Git LFS pointer; run `git lfs pull`",
         ),
         (b"\n<!DOCTYPE html><html>404</html>", "is a web page"),
         (pickle.dumps({"a": 1}), "is a pickle, which can run code"),
-        (b"PK\x03\x04" + bytes(99), "is a ZIP archive, as PyTorch's own files are"),
+        (b"PK\x03\x04" + bytes(99), "is a ZIP archive, like the files of PyTorch"),
         (b"GGUF\x03\0\0\0" + bytes(99), "is a GGUF file"),
         (gzip.compress(b"a", mtime=0), "is compressed"),
     ],
@@ -323,7 +330,7 @@ def test_a_text_is_called_one(text, tmp_path):
     (tmp_path / "글.txt").write_text(text, encoding="utf-8")
     with pytest.raises(
         UserError,
-        match=r"글\.txt is a text and no checkpoint; `:train FILE new` makes a model of it",
+        match=r"글\.txt is a text, not a checkpoint; `:train FILE new` trains a model on it",
     ):
         load(tmp_path / "글.txt")
 
@@ -331,12 +338,12 @@ def test_a_text_is_called_one(text, tmp_path):
 def test_what_is_no_file_is_named_and_never_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, message in (
-        (tmp_path, "is a folder without a config.json"),
+        (tmp_path, "is a folder without config.json"),
         (tmp_path / "pipe", "is a FIFO"),
         (tmp_path / "none", "No such file"),
         (Path("/dev/null"), "is a device"),
         (tmp_path / ("x" * 300), "File name too long"),
-        (tmp_path / "a\0b", "no file can have this name"),
+        (tmp_path / "a\0b", "invalid file name"),
     ):
         with pytest.raises(UserError, match=message):
             load(path)

@@ -116,7 +116,7 @@ from minillm_repl.model.config import LlamaConfig
 from tests.small import random_checkpoint
 import minillm_repl.generate.backends.compiled.decoder as compiled_decoder
 compiled_decoder._SMALL = 0
-config = LlamaConfig(97, 60, 84, 2, 4, kv_heads=2, head_size=22, hidden=100)
+config = LlamaConfig(97, 60, 84, 2, 4, n_kv_heads=2, head_dim=22, d_mlp=100)
 rng = np.random.default_rng(0)
 for kind in (np.float32, ml_dtypes.bfloat16, np.float16):
     tensors = {name: rng.normal(0, 0.2, shape).astype(kind) for name, shape in config.shapes()}
@@ -180,7 +180,7 @@ def test_the_notes_own_kind_of_gpt_runs_too():
         TorchDecoder(build(checkpoint.config, checkpoint.tensors)),
     )
     np.testing.assert_allclose(ours.prefill(ids), definition.prefill(ids), rtol=1e-4, atol=1e-4)
-    assert "turned over in float32" in ours.backend_details
+    assert "weights repacked as float32" in ours.backend_details
 
 
 def test_the_story_is_told_word_for_word_and_costs_no_perplexity(stories, record_property):
@@ -240,7 +240,7 @@ def test_stories_greedy_text_is_torchs(stories):
 )
 def test_rotary_positions_are_those_of_the_torch_model(rope):
     class Config:
-        head_size = 64
+        head_dim = 64
 
     Config.rope = rope
     cos, sin = rotation(Config, 5_000)
@@ -319,9 +319,9 @@ WITHOUT_NUMBA = """
 import sys
 sys.modules['numba'] = None  # as if it were not installed
 from minillm_repl.checkpoint.load import load
-from minillm_repl.storage.paths import find
+from minillm_repl.storage.paths import find_checkpoint
 from minillm_repl.generate.backends import make_decoder
-decoder = make_decoder(load(find('nalssi')))
+decoder = make_decoder(load(find_checkpoint('nalssi')))
 print(decoder.name, '|', decoder.backend_details)
 """
 
@@ -339,18 +339,18 @@ class Finder:
             raise error
 sys.meta_path.insert(0, Finder())
 from minillm_repl.checkpoint.load import load
-from minillm_repl.storage.paths import find
+from minillm_repl.storage.paths import find_checkpoint
 from minillm_repl.generate.backends import make_decoder
 errors = [AttributeError("_ARRAY_API not found"),
           SystemError("initialization failed\\nof a module"),
           KeyError("x86"), AssertionError(), TypeError("\\x1b[31mwrong"),
           OSError("no libllvmlite.so"), RuntimeError("LLVM ERROR")]
 for error in errors:
-    decoder = make_decoder(load(find('nalssi')))
+    decoder = make_decoder(load(find_checkpoint('nalssi')))
     print(decoder.name, '|', decoder.backend_details, len(decoder.prefill([1, 2])))
 error = MemoryError()
 try:
-    make_decoder(load(find('nalssi')))
+    make_decoder(load(find_checkpoint('nalssi')))
 except MemoryError:
     print('no memory')
 """
@@ -375,7 +375,7 @@ def test_torch_serves_whatever_it_is_that_fails_in_compiling_and_the_reason_is_t
 
 
 def test_what_needs_the_compiled_decoder_is_refused_where_torch_runs(tmp_path):
-    asked = WITHOUT_NUMBA.replace("find('nalssi'))", "find('nalssi')), quant='int8'")
+    asked = WITHOUT_NUMBA.replace("find_checkpoint('nalssi'))", "find_checkpoint('nalssi')), quant='int8'")
     refused = f"""
 from minillm_repl.errors import UserError
 try:

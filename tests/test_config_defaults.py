@@ -136,21 +136,21 @@ def said_by(theirs):
         )
     turns = theirs.rope_parameters
     common = {
-        "vocab": theirs.vocab_size,
-        "context": theirs.max_position_embeddings,
-        "width": theirs.hidden_size,
-        "layers": theirs.num_hidden_layers,
-        "heads": theirs.num_attention_heads,
-        "hidden": theirs.intermediate_size,
+        "vocab_size": theirs.vocab_size,
+        "context_length": theirs.max_position_embeddings,
+        "d_model": theirs.hidden_size,
+        "n_layers": theirs.num_hidden_layers,
+        "n_heads": theirs.num_attention_heads,
+        "d_mlp": theirs.intermediate_size,
         "activation": ACTIVATIONS[theirs.hidden_act],
-        "tied": theirs.tie_word_embeddings,
+        "tie_word_embeddings": theirs.tie_word_embeddings,
     }
     rope = {"theta": turns["rope_theta"]}
     if turns["rope_type"] != "default":
         rope |= {"scaling": turns["rope_type"], "factor": turns["factor"]}
     if turns["rope_type"] == "llama3":
-        rope |= {"low": turns["low_freq_factor"], "high": turns["high_freq_factor"]}
-        rope |= {"original": turns["original_max_position_embeddings"]}
+        bounds = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        rope |= {name: turns[name] for name in bounds}
     if what == "gpt_neox":
         return GPTConfig(
             **common,
@@ -350,13 +350,13 @@ REFUSED = {
     ),
     "half a head that turns slowly": (
         {"rope_scaling": {"type": "linear", "factor": 2.0}, "partial_rotary_factor": 0.5},
-        "do not go together",
+        "do not fit together",
     ),
-    "positions that are a list": ({"rope_scaling": [1]}, "must be an object"),
+    "positions that are a list": ({"rope_scaling": [1]}, "must be a JSON object"),
     **{
         kind: (
             {"rope_scaling": {"type": kind, "factor": 2.0}},
-            f"rotary scaling '{kind}' is not supported",
+            f"RoPE scaling '{kind}' is not supported",
         )
         for kind in ("dynamic", "yarn", "longrope", "su", "proportional", "mrope", "\x1b[31m")
     },
@@ -408,7 +408,7 @@ def test_rotary_positions_that_are_not_known_here_are_refused_by_name(kind, what
             {"layer_types": [["full_attention"]] * 3},
             "layer_types has ..full_attention.., which is not supported",
         ),
-        ({"layer_types": ["sliding_attention"] * 3, "sliding_window": None}, "name no window"),
+        ({"layer_types": ["sliding_attention"] * 3, "sliding_window": None}, "set no window size"),
     ],
 )
 @pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3"])

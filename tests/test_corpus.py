@@ -63,7 +63,7 @@ def texts(corpus):
     found = [""]
     for document in corpus.documents():
         found[-1] += document.text
-        if document.ends:
+        if document.is_complete:
             found.append("")
     assert found.pop() == ""
     return found
@@ -105,8 +105,8 @@ def test_reading_in_small_pieces_gives_the_same_documents(written, monkeypatch, 
     path = written(text)
     whole = open_corpus(path, split)
     expected = texts(whole)
-    monkeypatch.setattr(corpora, "PIECE", size)
-    monkeypatch.setattr(pieces, "PIECE", size)
+    monkeypatch.setattr(corpora, "CHUNK_SIZE", size)
+    monkeypatch.setattr(pieces, "CHUNK_SIZE", size)
     opened = open_corpus(path, split)
     assert texts(opened) == expected
     assert (opened.sha256, opened.count, opened.notes) == (whole.sha256, whole.count, whole.notes)
@@ -153,9 +153,9 @@ def test_what_is_not_utf8_is_refused_with_its_place(written, before):
 
 @pytest.mark.parametrize("empty", ["", "\n \n\t", f"{MARK}\n\n\n{MARK}\n", "\ufeff"])
 def test_an_empty_corpus_is_refused(written, empty):
-    with pytest.raises(UserError, match="is empty: there is nothing to learn from"):
+    with pytest.raises(UserError, match="is empty: there is nothing to train on"):
         open_corpus(written(empty))
-    with pytest.raises(UserError, match="is empty: there is nothing to learn from"):
+    with pytest.raises(UserError, match="is empty: there is nothing to train on"):
         open_corpus(written(rows({"text": ""}) + "\n", "t.jsonl"))
 
 
@@ -203,7 +203,7 @@ def test_a_wrong_line_is_named(written, line):
 
 
 def test_texts_and_conversations_do_not_mix(written, tmp_path):
-    with pytest.raises(UserError, match="both texts and conversations"):
+    with pytest.raises(UserError, match="mixes texts and conversations"):
         list(open_corpus(written(rows({"text": "a"}) + chat_rows(), "mixed.jsonl")).documents())
 
 
@@ -295,8 +295,8 @@ def test_byte_pairs_give_every_text_back(written):
 def test_token_files_hold_what_the_tokenizer_says(written, monkeypatch, kind, size):
     whole = open_corpus(written(PROSE), "whole")
     tokenizer = make_tokenizer(kind, whole)
-    monkeypatch.setattr(corpora, "PIECE", size)
-    monkeypatch.setattr(pieces, "PIECE", size)
+    monkeypatch.setattr(corpora, "CHUNK_SIZE", size)
+    monkeypatch.setattr(pieces, "CHUNK_SIZE", size)
     found = tokenise(whole, tokenizer, separator=1)
     assert found.ids.tolist() == tokenizer.encode(PROSE, add_special=False)
     assert found.ids.dtype == np.uint16
@@ -343,7 +343,7 @@ def test_conversations_are_learnt_where_the_assistant_speaks(written, kind):
 @pytest.fixture
 def cached(written, tmp_path, monkeypatch):
     """Tokens of a text through a cache, and how often progress was told."""
-    monkeypatch.setattr(token_files, "_KEPT", 0)
+    monkeypatch.setattr(token_files, "_MIN_CACHED_CHARACTERS", 0)
     tokenizer = make_tokenizer("char", open_corpus(written(PROSE)))
 
     def read(text=PROSE, separator=None, cache=tmp_path / "new" / "cache"):
@@ -424,7 +424,7 @@ def test_the_token_files_used_longest_ago_go_when_there_are_too_many(cached, tmp
         os.utime(file, (1_000 + age, 1_000 + age))
     assert cached("날씨") == 0  # used: now the other is the oldest
     monkeypatch.setattr(
-        token_files, "_FULL", sum(file.stat().st_size for file in cache.iterdir()) + 40
+        token_files, "_MAX_CACHE_BYTES", sum(file.stat().st_size for file in cache.iterdir()) + 40
     )
     assert cached("fine day") > 0
     assert cached("날씨") == 0
@@ -443,7 +443,7 @@ def test_unfinished_files_of_a_killed_run_go_after_a_day(cached, tmp_path):
 
 
 def test_reading_stops_when_interrupted(written, tmp_path, monkeypatch):
-    monkeypatch.setattr(token_files, "_KEPT", 0)
+    monkeypatch.setattr(token_files, "_MIN_CACHED_CHARACTERS", 0)
     opened, asked = open_corpus(written(PROSE), "blank-lines"), iter((False, True))
     tokenizer = make_tokenizer("char", opened)
     with pytest.raises(UserError, match="stopped while reading"):

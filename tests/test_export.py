@@ -105,7 +105,7 @@ def test_a_session_that_was_too_long_to_keep_says_so(checkpoint, tmp_path):
     for _line in range(2_010):
         shell.screen.out.print("x")
     shell.run_line(f":export {tmp_path / 'all.txt'} session")
-    assert "things that were shown before are no longer kept" in printed(shell)
+    assert "outputs are no longer kept" in printed(shell)
 
 
 def test_the_curve_is_a_view_too(tmp_path):

@@ -80,5 +80,5 @@ def _losses(subject: InspectedText, weights: dict[str, Tensor]) -> Tensor:
     """Return −ln p of each token but the first (time − 1,), by the model with these weights."""
     ids = subject.input_ids
     model = build_on_meta(subject.config)
-    logits = torch.func.functional_call(model, weights, (ids[:, :-1],), {"tap": subject.hook})[0]
+    logits = torch.func.functional_call(model, weights, (ids[:, :-1],), {"hook": subject.hook})[0]
     return F.cross_entropy(logits.double(), ids[0, 1:], reduction="none")

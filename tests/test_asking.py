@@ -183,7 +183,9 @@ def test_ways_that_are_not_there_are_told(shell):
         shell.run_line(":branch take 1")
     shell.run_line(":branch 2 tokens=2")
     for number in (0, 3, 999_999_999):
-        with pytest.raises(UserError, match=f"no continuation {number}: they are numbered from 1 to 2"):
+        with pytest.raises(
+            UserError, match=f"no continuation {number}: they are numbered from 1 to 2"
+        ):
             shell.run_line(f":branch take {number}")
     with pytest.raises(UserError, match="a number of continuations from 1 to 100, not 101"):
         shell.run_line(":branch 101")

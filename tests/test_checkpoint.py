@@ -206,7 +206,11 @@ WRONG = {
         "training record",
     ),
     "a missing tensor": ({}, {"ln_f.bias": None}, "has no tensor ln_f.bias"),
-    "a tensor too many": ({}, {"\x1b]0;x\x07": np.zeros(1, np.float32)}, "a tensor that is not part of the model"),
+    "a tensor too many": (
+        {},
+        {"\x1b]0;x\x07": np.zeros(1, np.float32)},
+        "a tensor that is not part of the model",
+    ),
     "a wrong shape": ({}, {"ln_f.bias": np.zeros(13, np.float32)}, r"shape \[12\], not \[13\]"),
     "a wrong type": (
         {},

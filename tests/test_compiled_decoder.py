@@ -375,7 +375,9 @@ def test_torch_serves_whatever_it_is_that_fails_in_compiling_and_the_reason_is_t
 
 
 def test_what_needs_the_compiled_decoder_is_refused_where_torch_runs(tmp_path):
-    asked = WITHOUT_NUMBA.replace("find_checkpoint('nalssi'))", "find_checkpoint('nalssi')), quant='int8'")
+    asked = WITHOUT_NUMBA.replace(
+        "find_checkpoint('nalssi'))", "find_checkpoint('nalssi')), quant='int8'"
+    )
     refused = f"""
 from minillm_repl.errors import UserError
 try:

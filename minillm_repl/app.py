@@ -11,7 +11,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.text import Text
 
-from minillm_repl import commands
+from minillm_repl import commands, views
 from minillm_repl.checkpoint.families.find import family_title
 from minillm_repl.checkpoint.peek import is_in_folder, read_config
 from minillm_repl.commands import learn, train
@@ -126,7 +126,7 @@ def _make_shell(screen: Screen, launch: Launch, settings: Settings, ckpt: str) -
     return Shell(
         Session(settings, workspace),
         screen,
-        discover(commands),
+        discover(commands, views),
         progress=Progress.load(launch.progress_file),
     )
 

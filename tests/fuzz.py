@@ -22,7 +22,7 @@ except ImportError:
 with atheris.instrument_imports(include=["minillm_repl"]) if atheris else io.BytesIO():
     from rich.console import Console
 
-    from minillm_repl import commands
+    from minillm_repl import commands, views
     from minillm_repl.checkpoint.formats.header import is_native, parse_config, parse_header
     from minillm_repl.commands import train
     from minillm_repl.errors import UserError
@@ -80,7 +80,7 @@ class _Nowhere(io.StringIO):
 def commander() -> Callable[[bytes], None]:
     """Return what gives a line to a visit without a model, so that nothing is written."""
     console = Console(file=_Nowhere(), width=80, markup=False, highlight=False)
-    registry = discover(commands)
+    registry = discover(commands, views)
 
     def command(data: bytes) -> None:
         line = data.decode("utf-8", "surrogateescape")

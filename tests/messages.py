@@ -12,7 +12,7 @@ from babel.messages.extract import extract_from_dir
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
 
-from minillm_repl import commands
+from minillm_repl import commands, views
 from minillm_repl.configuration import Launch
 from minillm_repl.repl.registry import GROUPS, discover
 from minillm_repl.repl.settings import Settings
@@ -40,7 +40,7 @@ def extracted():
 
 
 def _of_commands():
-    for command in discover(commands):
+    for command in discover(commands, views):
         yield from (command.summary, command.details)
 
 

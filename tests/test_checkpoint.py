@@ -15,11 +15,11 @@ import pytest
 import safetensors.numpy
 from safetensors import safe_open
 
+from minillm_repl.checkpoint import weights
 from minillm_repl.checkpoint.checkpoint import TrainingRecord
 from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.checkpoint.load import load, read_text
 from minillm_repl.checkpoint.save import save as save_any
-from minillm_repl.checkpoint import weights
 from minillm_repl.checkpoint.weights import DTYPES, _check_finite, serialise
 from minillm_repl.errors import UserError
 from minillm_repl.storage import atomic

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from minillm_repl import commands
+from minillm_repl import commands, views
 from minillm_repl.cli import make_parser
 from minillm_repl.repl.registry import GROUPS, discover
 from tests.conftest import ROOT
@@ -21,7 +21,7 @@ def test_the_readme_lists_every_command_as_help_does():
         r"^\| ([A-Z][^|]+) \| \|\n\|---\|---\|\n((?:\|.+\n)+)", README, re.MULTILINE
     ):
         listed[heading] = re.findall(r"^\| `(:[^`]+)` \| (.+) \|$", table, re.MULTILINE)
-    registry = discover(commands)
+    registry = discover(commands, views)
     assert listed == {
         group: [(each.usage.replace("|", "\\|"), each.summary) for each in registry.group(group)]
         for group in GROUPS
@@ -55,11 +55,11 @@ def test_the_flags_that_users_bring_from_elsewhere_are_there():
 
 @pytest.mark.parametrize("alias", ["temperature", "q", "exit", "bye", "h", "?"])
 def test_the_spellings_that_users_bring_from_elsewhere_work(alias):
-    assert discover(commands).has(alias)
+    assert discover(commands, views).has(alias)
 
 
 def test_every_command_explains_itself():
-    for each in discover(commands):
+    for each in discover(commands, views):
         assert each.summary.endswith(".")
         assert len(each.summary) <= 60
         assert each.usage.startswith(f":{each.name}")

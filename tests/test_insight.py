@@ -13,13 +13,13 @@ import transformers
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
 from minillm_repl.insight.attention import focus_view, head_view, layer_view, patterns, weights
-from minillm_repl.insight.attribution import residual_view, why_view, written
-from minillm_repl.insight.inspected_text import InspectedText
-from minillm_repl.insight.lens import lens_view
-from minillm_repl.insight.views.base import as_json
 from minillm_repl.model.build import build
 from minillm_repl.model.hooks import caching
 from minillm_repl.tokenizer.lookup import find_token_ids
+from minillm_repl.views import lens, residual, why
+from minillm_repl.views.base import as_json
+from minillm_repl.views.inspected_text import InspectedText
+from minillm_repl.views.why import written
 from tests.conftest import random_checkpoint
 from tests.outside import outside
 from tests.test_huggingface import FAMILIES, random_ids, random_model
@@ -71,7 +71,7 @@ def test_attention_is_that_of_transformers_on_every_head(both):
 
 def test_each_row_of_the_lens_is_the_last_norm_on_what_transformers_has_there(both):
     ours, model, theirs = both
-    view = lens_view(ours, top=97)
+    view = lens.compute(ours, top=97)
     norm = getattr(model.base_model, "ln_f", None) or getattr(
         model.base_model, "final_layer_norm", None
     )
@@ -107,7 +107,7 @@ def agrees(row, here, final):
 def test_the_lens_ends_with_the_models_own_answer_at_every_position(both):
     ours, _, theirs = both
     for position in (0, 7, -1):
-        view = lens_view(ours, position)
+        view = lens.compute(ours, position)
         assert view.answer.id == int(theirs.logits[0, position].argmax())
         assert (view.rows[-1].rank, view.rows[-1].kl) == (1, 0)
         places = [row.place for row in view.rows]
@@ -120,13 +120,13 @@ def test_the_lens_ends_with_the_models_own_answer_at_every_position(both):
 def test_the_parts_add_up_to_the_logit(both, versus):
     ours, _, theirs = both
     for token in (None, 0, 96):
-        view = why_view(ours, token, versus)
+        view = why.compute(ours, token, versus)
         chosen = theirs.logits[0, -1, view.token.id] - (
             theirs.logits[0, -1, versus] if versus is not None else 0
         )
         assert view.logit == pytest.approx(float(chosen), abs=1e-4)
         assert sum(part.value for part in view.parts) == pytest.approx(view.logit, abs=1e-4)
-    view = why_view(exact(ours), 3, versus)
+    view = why.compute(exact(ours), 3, versus)
     assert math.fsum(part.value for part in view.parts) == pytest.approx(view.logit, abs=1e-9)
     assert len(view.parts) >= 3 * (4 + 1) + 2
 
@@ -150,7 +150,7 @@ def test_the_heads_and_the_bias_add_up_to_what_attention_writes(both):
 
 def test_the_stream_is_as_long_as_the_hidden_states_of_transformers(both):
     ours, _, theirs = both
-    rows = {row.place: row for row in residual_view(ours).rows}
+    rows = {row.place: row for row in residual.compute(ours).rows}
     assert rows["embedding"].stream == pytest.approx(
         float(theirs.hidden_states[0][0, -1].norm()), abs=1e-4
     )
@@ -170,7 +170,7 @@ def test_each_direction_is_the_cosine_with_the_stream_that_the_part_has_read(bot
             module.register_forward_hook(lambda module, _, out: made.append(out[0, -1]))
     with torch.no_grad():
         model(ours.input_ids)
-    rows = {row.place: row for row in residual_view(ours).rows}
+    rows = {row.place: row for row in residual.compute(ours).rows}
     parallel = ours.config.parallel_residual
     for layer, (attention, forward) in enumerate(zip(made[::2], made[1::2], strict=True)):
         entered = theirs.hidden_states[layer][0, -1]
@@ -275,8 +275,8 @@ def test_what_is_not_there_is_refused_by_number():
         lambda: head_view(subject, 2, 0),
         lambda: head_view(subject, 1, 3),
         lambda: layer_view(subject, 9),
-        lambda: lens_view(subject, 3),
-        lambda: lens_view(subject, -4),
+        lambda: lens.compute(subject, 3),
+        lambda: lens.compute(subject, -4),
     ):
         with pytest.raises(UserError, match=r"count from 0 to \d"):
             ask()
@@ -285,13 +285,13 @@ def test_what_is_not_there_is_refused_by_number():
 def test_damaged_weights_are_told_not_drawn():
     checkpoint = random_checkpoint()
     checkpoint.tensors["blocks.1.mlp.down.weight"][:] = np.inf
-    for ask in (focus_view, lens_view, why_view, residual_view):
+    for ask in (focus_view, lens.compute, why.compute, residual.compute):
         with pytest.raises(UserError, match="not finite numbers: a weight is not one"):
             ask(of_text(checkpoint, "가각"))
 
 
 def test_a_view_is_json_that_any_reader_takes():
-    view = lens_view(of_text(random_checkpoint(), "가각"))
+    view = lens.compute(of_text(random_checkpoint(), "가각"))
     data = json.loads(json.dumps(as_json(view), allow_nan=False))
     assert data["view"] == "lens"
     assert data["tokens"][1] == {"id": 1, "text": "각", "bytes": list("각".encode())}

@@ -9,13 +9,13 @@ from rich.console import Console
 
 from minillm_repl.errors import UserError
 from minillm_repl.insight.gradient import grad_view
-from minillm_repl.insight.inspected_text import InspectedText
-from minillm_repl.insight.lens import lens_view
 from minillm_repl.insight.neurons import neurons_view
 from minillm_repl.insight.query import qkv_view
 from minillm_repl.insight.watching import Watch
 from minillm_repl.model.build import build, build_trainable
 from minillm_repl.render.thinking import grad_picture
+from minillm_repl.views import lens
+from minillm_repl.views.inspected_text import InspectedText
 from tests.conftest import random_checkpoint
 from tests.test_insight import both, exact, of_text  # noqa: F401 - the fixture
 from tests.test_interventions import feed_forward_input
@@ -119,7 +119,7 @@ def test_a_watched_prompt_is_what_the_lens_says_at_each_moment():
     for step in range(3):
         moment = watch.look(model, 10 * step)
         subject = InspectedText(model, checkpoint.tokenizer, (3, 1, 4))
-        assert moment.lens == lens_view(subject)
+        assert moment.lens == lens.compute(subject)
         finals.append(subject.logits(last_only=True)[0].detach().softmax(-1))
         with torch.no_grad():
             for weight in model.parameters():

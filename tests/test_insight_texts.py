@@ -12,10 +12,10 @@ from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
 from minillm_repl.insight.comparison import compare_view
 from minillm_repl.insight.embeddings import map_view, near_view
-from minillm_repl.insight.inspected_text import InspectedText
 from minillm_repl.insight.surprise import surprise_view
 from minillm_repl.insight.tokens import tokens_view
 from minillm_repl.model.build import build
+from minillm_repl.views.inspected_text import InspectedText
 from tests.conftest import random_checkpoint
 from tests.outside import outside
 from tests.test_insight import both, of_text  # noqa: F401 - the fixture

@@ -7,11 +7,8 @@ import torch
 from minillm_repl.errors import UserError
 from minillm_repl.insight.ablation import scan_view, silencing
 from minillm_repl.insight.attention import head_view
-from minillm_repl.insight.attribution import residual_view, why_view
 from minillm_repl.insight.gradient import grad_view
-from minillm_repl.insight.inspected_text import InspectedText
 from minillm_repl.insight.intervention_effect import effect_view
-from minillm_repl.insight.lens import lens_view
 from minillm_repl.insight.neurons import neurons_view
 from minillm_repl.insight.patching import patch_view, patched_logits
 from minillm_repl.insight.steering import (
@@ -28,6 +25,8 @@ from minillm_repl.insight.steering import (
 from minillm_repl.render.drawing import nats
 from minillm_repl.tokenizer.library import byte_level_bpe
 from minillm_repl.tokenizer.subword import SubwordTokenizer
+from minillm_repl.views import lens, residual, why
+from minillm_repl.views.inspected_text import InspectedText
 from tests.conftest import random_checkpoint
 from tests.test_huggingface import random_ids
 from tests.test_insight import agrees, both, of_text  # noqa: F401 - the fixture
@@ -159,8 +158,8 @@ def test_changes_add_up_as_hooks_in_transformers_do_together(both, other):
     busiest = neurons_view(changed, LAYER).neurons[0]
     np.testing.assert_allclose(busiest.activations, hidden[:, busiest.index], atol=1e-4)
     final = expected[-1].double().log_softmax(-1)
-    agrees(lens_view(changed, top=5).rows[-1], final, final)
-    view = why_view(changed)
+    agrees(lens.compute(changed, top=5).rows[-1], final, final)
+    view = why.compute(changed)
     assert sum(part.value for part in view.parts) == pytest.approx(view.logit, abs=1e-3)
 
 
@@ -492,13 +491,13 @@ def test_of_a_changed_model_the_parts_still_add_up_and_the_stream_is_what_it_is(
         changed = changed.with_hook(silencing(ours, 0, how="mean"))
     if how in ("steered", "all of it"):
         changed = changed.with_hook(steering(direction(*pair(other, ours), LAYER), LAYER, 30))
-    view = why_view(changed)
+    view = why.compute(changed)
     assert sum(part.value for part in view.parts) == pytest.approx(view.logit, abs=1e-3)
     names = [part.name for part in view.parts]
     assert (f"added after layer {LAYER}" in names) == (how in ("steered", "all of it"))
     assert ("attention 0" in names) == (how in ("a layer", "all of it"))
     _, found = changed.record(".residual")
-    rows = {row.place: row for row in residual_view(changed).rows}
+    rows = {row.place: row for row in residual.compute(changed).rows}
     for layer in range(ours.config.n_layers):
         expected = float(found[f"blocks.{layer}.residual"][-1].norm())
         last = rows.get(f"added after layer {layer}", rows[f"{layer} feed-forward"])

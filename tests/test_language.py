@@ -13,7 +13,7 @@ from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 from rich.cells import cell_len
 
-from minillm_repl import commands
+from minillm_repl import commands, views
 from minillm_repl.chat.template import DEFAULT_CHAT_TEMPLATE
 from minillm_repl.configuration import initial_language
 from minillm_repl.generate.events import Candidate, Step
@@ -30,7 +30,7 @@ from tests.messages import PACKAGE, PO, extracted, read
 TRANSLATED = {  # the parts whose every text goes through `_`
     "app", "cli", "configuration", "settings", "repl", "commands", "model", "tokenizer",
     "checkpoint", "generate", "chat", "storage", "lessons", "training", "insight", "render",
-    "sandbox",
+    "sandbox", "views",
 }  # fmt: skip
 
 
@@ -135,7 +135,8 @@ DATA = {
         "min-p",
     },
     # the names that JSON has; render translates them
-    "insight": {"added after layer □", "attention bias □", "position_embedding"},
+    "insight": {"position_embedding"},
+    "views": {"added after layer □", "attention bias □"},
     "render": {
         "bold red",
         "id",
@@ -145,6 +146,8 @@ DATA = {
         _FONTS,
         "not dim □",
         "−ln p",
+        "added after layer {n}",
+        "attention bias {n}",  # the names that JSON has, beside the screen's
     },
     "training": {"utf-8", "surrogateescape"},
     # the process beside imports nothing: what it says is a detail, like a library's error
@@ -155,7 +158,7 @@ DATA = {
         "it used too much memory",
     },
 }
-MARKUP = ("<svg", "<!DOCTYPE")  # what exported files begin with
+MARKUP = ("<svg", "<!DOCTYPE", "<pre", "display: inline-block")  # what exported files begin with
 
 
 def said(node):
@@ -189,8 +192,10 @@ def unmarked(node, shown=False):
             shown = False
         case ast.Expr(value=ast.Constant()) | ast.Compare() | ast.Assert():
             return
+    types = (getattr(node, "annotation", None), getattr(node, "returns", None))
     for child in ast.iter_child_nodes(node):
-        yield from unmarked(child, shown)
+        if child not in types:  # a type in quotes is no text
+            yield from unmarked(child, shown)
 
 
 @pytest.mark.parametrize("part", sorted(TRANSLATED))
@@ -267,19 +272,19 @@ def test_the_locale_chooses_unless_something_else_does(tmp_path, environment, sp
 
 
 def completions(text):
-    completer = LineCompleter(discover(commands), list)
+    completer = LineCompleter(discover(commands, views), list)
     return [each.text for each in completer.get_completions(Document(text), CompleteEvent())]
 
 
 def test_no_two_commands_have_a_name_in_common():
-    names = [name for each in discover(commands) for name in (each.name, *each.aliases)]
+    names = [name for each in discover(commands, views) for name in (each.name, *each.aliases)]
     assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_a_korean_name_works_however_its_syllables_are_encoded(form):
     typed = unicodedata.normalize(form, "온도")
-    assert discover(commands).get(typed).name == "temp"
+    assert discover(commands, views).get(typed).name == "temp"
     assert change(Settings(), typed, "0.5").temp == 0.5
     assert completions(f":{typed}") == ["온도"]
     assert completions(":모") == ["모델", "모델목록"]
@@ -303,7 +308,7 @@ def korean():
 
 
 def test_the_lists_of_commands_fit_into_80_columns_in_korean(korean):
-    for each in discover(commands):
+    for each in discover(commands, views):
         names = ", ".join(f":{name}" for name in (each.name, *each.korean_names))
         assert cell_len(names) <= 18
         assert cell_len(_(each.summary)) <= 60

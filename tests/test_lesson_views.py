@@ -21,7 +21,6 @@ from minillm_repl.generate.options import Sampling
 from minillm_repl.generate.sampling import process_logits, softmax
 from minillm_repl.insight.ablation import silencing
 from minillm_repl.insight.descent import descent_view
-from minillm_repl.insight.inspected_text import InspectedText
 from minillm_repl.insight.query import dot_view
 from minillm_repl.insight.shapes import shapes_view, sizes_on
 from minillm_repl.insight.source import source_view
@@ -31,6 +30,7 @@ from minillm_repl.model.build import build, to_arrays
 from minillm_repl.render.by_hand import descent_picture, dot_picture
 from minillm_repl.render.shapes import shapes_picture
 from minillm_repl.render.source import source_picture
+from minillm_repl.views.inspected_text import InspectedText
 from tests.conftest import ROOT, random_checkpoint
 from tests.test_huggingface import FAMILIES, random_ids, random_model
 from tests.test_insight import both, exact, of_text  # noqa: F401 - the fixture

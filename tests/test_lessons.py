@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from minillm_repl import commands
+from minillm_repl import commands, views
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.commands.learn import make_lesson_runner, make_quiz_runner, read_lessons
 from minillm_repl.errors import UserError
@@ -49,7 +49,7 @@ def state(tmp_path, monkeypatch):
 def shell_for(checkpoint, width=80):
     """A shell without a terminal, with a model open; what it prints is `shell.screen.out.file`."""
     out = Transcript(file=io.StringIO(), width=width, markup=False, highlight=False, emoji=False)
-    shell = Shell(Session(), Screen(out, out), discover(commands))
+    shell = Shell(Session(), Screen(out, out), discover(commands, views))
     opening = ModelLoader(threads=1)
     model = (
         opening.prepare(checkpoint)

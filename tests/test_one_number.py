@@ -25,15 +25,14 @@ from minillm_repl.generate.generate import generate
 from minillm_repl.generate.next_token import next_logits, prob_view, sampler_view
 from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.insight.ablation import scan_view
-from minillm_repl.insight.attribution import why_view
 from minillm_repl.insight.comparison import compare_view
 from minillm_repl.insight.gradient import grad_view
-from minillm_repl.insight.inspected_text import InspectedText
-from minillm_repl.insight.lens import lens_view
 from minillm_repl.insight.steering import steering
 from minillm_repl.insight.surprise import surprise_view
 from minillm_repl.model.build import build
 from minillm_repl.storage.paths import find_checkpoint
+from minillm_repl.views import lens, why
+from minillm_repl.views.inspected_text import InspectedText
 from tests.conftest import ROOT
 from tests.test_huggingface import FAMILIES, random_model
 from tests.test_real_models import smollm2  # noqa: F401 - a fixture
@@ -114,11 +113,11 @@ def shown(checkpoint, ids, quant):
     found[":prob"] = {asked: log(prob_view(decoder, tokenizer, ids, [asked], lambda: False).prob)}
     longer = InspectedText(decoder.model, tokenizer, (*ids, asked))
     found[":surprise"] = {asked: -surprise_view(longer, len(ids)).mean}
-    found[":lens"] = {each.token.id: log(each.prob) for each in lens_view(subject).rows[-1].top}
-    why = why_view(subject, asked)
-    found[":why"] = {asked: log(why.prob)}
-    assert sum(part.value for part in why.parts) == pytest.approx(why.logit, abs=NEAR)
-    assert not [part for part in why.parts if part.name == "rounding"]
+    found[":lens"] = {each.token.id: log(each.prob) for each in lens.compute(subject).rows[-1].top}
+    why_view = why.compute(subject, asked)
+    found[":why"] = {asked: log(why_view.prob)}
+    assert sum(part.value for part in why_view.parts) == pytest.approx(why_view.logit, abs=NEAR)
+    assert not [part for part in why_view.parts if part.name == "rounding"]
     both = compare_view(
         subject,
         InspectedText(make_decoder(checkpoint, quant=quant).model, tokenizer, tuple(ids)),

@@ -18,7 +18,7 @@ import transformers
 from tokenizers import decoders, models
 from tokenizers.pre_tokenizers import Metaspace, Split
 
-from minillm_repl import commands
+from minillm_repl import commands, views
 from minillm_repl.chat.loss_mask import encode_with_loss_mask
 from minillm_repl.chat.template import Message, apply_chat_template, make_prompt
 from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
@@ -486,7 +486,9 @@ def test_a_stop_string_may_be_or_hold_a_special_token(stop):
 def shell(model):
     """A shell with a model open, and where it writes."""
     out = Transcript(file=io.StringIO(), width=200, markup=False, highlight=False, emoji=False)
-    made = Shell(Session(Settings(temp=0, max_tokens=9)), Screen(out, out), discover(commands))
+    made = Shell(
+        Session(Settings(temp=0, max_tokens=9)), Screen(out, out), discover(commands, views)
+    )
     made.session.adopt(model, unsaved=False)
     return made, out.file
 

@@ -15,7 +15,7 @@ import pytest
 from rich.cells import cell_len
 from wcwidth import wcswidth
 
-from minillm_repl import commands
+from minillm_repl import commands, views
 from minillm_repl.checkpoint.checkpoint import Checkpoint, TrainingRecord
 from minillm_repl.checkpoint.formats.native import save
 from minillm_repl.render.console import make_screen
@@ -601,4 +601,4 @@ def test_plot_without_a_record_says_so_in_one_line(plot, record):
 
 
 def test_plot_is_a_command():
-    assert discover(commands).has("plot")
+    assert discover(commands, views).has("plot")

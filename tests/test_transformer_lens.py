@@ -5,9 +5,8 @@ import torch
 
 from minillm_repl.insight.ablation import silencing
 from minillm_repl.insight.attention import weights
-from minillm_repl.insight.attribution import why_view
-from minillm_repl.insight.lens import lens_view
 from minillm_repl.insight.patching import patch_view
+from minillm_repl.views import lens, why
 from tests.test_insight import agrees, both  # noqa: F401 - the fixture
 from tests.test_interventions import HEAD, LAYER, other  # noqa: F401 - the fixture
 
@@ -51,7 +50,7 @@ def test_each_row_of_the_lens_is_the_accumulated_stream_unembedded(pair):
     logits, cache = theirs.run_with_cache(ours.input_ids)
     mid = not ours.config.parallel_residual
     stack = cache.accumulated_resid(incl_mid=mid, apply_ln=True, pos_slice=-1)[:, 0]
-    for row, stream in zip(lens_view(ours, top=97).rows, stack, strict=True):
+    for row, stream in zip(lens.compute(ours, top=97).rows, stack, strict=True):
         agrees(
             row,
             theirs.unembed(stream).double().log_softmax(-1),
@@ -86,7 +85,7 @@ def test_each_part_adds_to_the_logit_what_its_attribution_says(pair, versus):
             expected |= heads
             expected[f"attention bias {layer}"] = values[f"{layer}_attn_out"] - sum(heads.values())
             expected[f"feed-forward {layer}"] = values[f"{layer}_mlp_out"]
-        parts = {part.name: part.value for part in why_view(ours, token, versus).parts}
+        parts = {part.name: part.value for part in why.compute(ours, token, versus).parts}
         absent = dict.fromkeys(expected, 0)  # such as the bias of an attention that has none
         assert absent | parts == pytest.approx(expected, abs=1e-4)
 

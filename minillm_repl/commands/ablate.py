@@ -6,10 +6,10 @@ from minillm_repl.errors import UsageError
 from minillm_repl.language import _
 from minillm_repl.repl.arguments import Arguments, Choice, Layer, TextArgument
 from minillm_repl.repl.forms import Forms
-from minillm_repl.repl.inspecting import inspect_ids, show_view, text_ids
 from minillm_repl.repl.model_loading import Intervention
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
+from minillm_repl.views.inspecting import inspect_ids, show_view, text_ids
 
 _HOW = Choice("zero", "mean", name="how"), TextArgument(quoted=True)
 

@@ -1,14 +1,20 @@
 """`:attn`."""
 
-from minillm_repl.repl.inspecting import Arguments, inspect_text, show_view
+from minillm_repl.repl.arguments import Arguments, Layer, TextArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
+from minillm_repl.views.inspecting import inspect_text, show_view
 
 
 @command(
-    "attn", ":attn [LAYER[.HEAD]] [TEXT]", aliases=("attention", "어텐션"), group="Look inside"
+    "attn",
+    arguments=(Layer("optional"), TextArgument()),
+    json=True,
+    aliases=("attention", "어텐션"),
+    group="Look inside",
+    example=":attn 2.1 날씨가 좋",
 )
-def attn(shell: Shell, argument: str) -> None:
+def attn(shell: Shell, asked: Arguments) -> None:
     """Show attention weights.
 
     :attn 2.1 shows head 1 of layer 2. Rows are queries, columns are keys, and each row sums to
@@ -32,16 +38,14 @@ def attn(shell: Shell, argument: str) -> None:
     induction; the usual test is a sequence of random tokens, given twice. Layers and heads count
     from 0.
     """
-    asked = Arguments.parse(argument)
-    chosen, text = asked.split_selector(r"(\d{1,9})(?:\.(\d{1,9}))?")
-    looked = inspect_text(shell, text)
+    looked = inspect_text(shell, asked.text)
     from minillm_repl.insight.attention import focus_view, head_view, layer_view
     from minillm_repl.render.attention import focus_picture, head_picture, head_pins, layer_picture
 
-    if chosen is None:
+    if asked.layer is None:
         show_view(shell, focus_view(looked), focus_picture, asked.output)
-    elif chosen[2] is None:
-        show_view(shell, layer_view(looked, int(chosen[1])), layer_picture, asked.output)
+    elif asked.head is None:
+        show_view(shell, layer_view(looked, asked.layer), layer_picture, asked.output)
     else:
-        view = head_view(looked, int(chosen[1]), int(chosen[2]))
+        view = head_view(looked, asked.layer, asked.head)
         show_view(shell, view, head_picture, asked.output, pinned=head_pins(view))

@@ -5,11 +5,11 @@ from minillm_repl.language import _
 from minillm_repl.repl.arguments import Arguments, Number, Option, TextArgument
 from minillm_repl.repl.conversation import Branches, fresh_seed
 from minillm_repl.repl.forms import Forms
-from minillm_repl.repl.inspecting import show_view, text_ids
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.settings import integer
 from minillm_repl.tokenizer.truncation import with_truncation
+from minillm_repl.views.inspecting import show_view, text_ids
 
 _MAX_BRANCHES = 100  # ways
 

@@ -2,7 +2,6 @@
 
 from minillm_repl.language import _
 from minillm_repl.repl.arguments import Arguments, TextArgument, Words
-from minillm_repl.repl.inspecting import inspect_ids, show_view, text_ids
 from minillm_repl.repl.model_loading import ModelFuture
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
@@ -10,6 +9,7 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import find_checkpoint
 from minillm_repl.tokenizer.base import decode
 from minillm_repl.tokenizer.lookup import count_prefix_spaces, has_same_vocabulary
+from minillm_repl.views.inspecting import inspect_ids, show_view, text_ids
 
 
 @command(

@@ -1,10 +1,10 @@
 """`:descent`."""
 
 from minillm_repl.repl.arguments import Arguments, Option, TextArgument
-from minillm_repl.repl.inspecting import inspect_text, show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.settings import number
+from minillm_repl.views.inspecting import inspect_text, show_view
 
 
 @command(

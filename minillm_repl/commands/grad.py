@@ -1,14 +1,20 @@
 """`:grad`."""
 
-from minillm_repl.repl.inspecting import Arguments, inspect_text, show_view
+from minillm_repl.repl.arguments import Arguments, TextArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
+from minillm_repl.views.inspecting import TOKENS, find_tokens, inspect_text, show_view
 
 
 @command(
-    "grad", ':grad [TOKEN] [vs TOKEN] ["TEXT"]', aliases=("saliency", "기울기"), group="Look inside"
+    "grad",
+    arguments=(TOKENS, TextArgument(quoted=True)),
+    json=True,
+    aliases=("saliency", "기울기"),
+    group="Look inside",
+    example=':grad 다 "날씨가 좋"',
 )
-def grad(shell: Shell, argument: str) -> None:
+def grad(shell: Shell, asked: Arguments) -> None:
     """Attribute the next token to the input: gradient × embedding.
 
     The view shows the gradient of TOKEN's logit with respect to the embedding of each input token.
@@ -21,9 +27,10 @@ def grad(shell: Shell, argument: str) -> None:
     logits. Write a token as in `:why`. A gradient describes small changes only; `:ablate` and
     `:patch` make large ones.
     """
-    asked = Arguments.parse(argument)
     looked = inspect_text(shell, asked.text)
     from minillm_repl.insight.gradient import grad_view
     from minillm_repl.render.thinking import grad_picture
 
-    show_view(shell, grad_view(looked, *asked.parse_token_pair(looked)), grad_picture, asked.output)
+    show_view(
+        shell, grad_view(looked, *find_tokens(looked, asked.texts)), grad_picture, asked.output
+    )

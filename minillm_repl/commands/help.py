@@ -20,6 +20,8 @@ _KEYS = N_(
     "bfloat16 rounds at each step: it shows 76.9% for 79.1%, or 13.19 for 13.36."
 )
 
+_JSON = N_("`--json FILE` writes the numbers to a file, `--json -` prints them (docs/format.md).")
+
 
 @command(
     "help",
@@ -41,6 +43,10 @@ def help_(shell: Shell, asked: Arguments) -> None:
         ]
         if others:
             out.print(Text(_("also: {names}", names=", ".join(f":{name}" for name in others))))
+        if found.json:
+            out.print(Text(_(_JSON)))
+        if found.example:
+            out.print(Text(_("example: `{line}`", line=found.example)))
         return
     listed = {
         group: [(_names(each), _(each.summary)) for each in shell.registry.group(group)]

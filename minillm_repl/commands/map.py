@@ -1,9 +1,9 @@
 """`:map`."""
 
 from minillm_repl.repl.arguments import Arguments
-from minillm_repl.repl.inspecting import import_insight, show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
+from minillm_repl.views.inspecting import import_torch, show_view
 
 
 @command("map", arguments=(), json=True, aliases=("지도",), group="Look inside")
@@ -15,7 +15,7 @@ def map_(shell: Shell, asked: Arguments) -> None:
     uses all dimensions.
     """
     model = shell.require_model()
-    import_insight(shell)
+    import_torch(shell)
     from minillm_repl.insight.embeddings import map_view
     from minillm_repl.render.texts import map_picture
 

@@ -3,10 +3,10 @@
 import re
 
 from minillm_repl.repl.arguments import Arguments, Words
-from minillm_repl.repl.inspecting import import_insight, show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.tokenizer.lookup import find_token_ids
+from minillm_repl.views.inspecting import import_torch, show_view
 
 _TERM = re.compile(r"\s+([-+−])\s+")
 
@@ -42,7 +42,7 @@ def near(shell: Shell, asked: Arguments) -> None:
     ]
     tokenizer = model.checkpoint.tokenizer
     terms = [(sign, find_token_ids(tokenizer, word)[-1]) for sign, word in signed]
-    import_insight(shell)
+    import_torch(shell)
     from minillm_repl.insight.embeddings import near_view
     from minillm_repl.render.texts import near_picture
 

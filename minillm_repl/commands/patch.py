@@ -2,9 +2,9 @@
 
 from minillm_repl.language import _
 from minillm_repl.repl.arguments import Arguments, ChoiceOption, TextPair
-from minillm_repl.repl.inspecting import inspect_text, show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
+from minillm_repl.views.inspecting import inspect_text, show_view
 
 
 @command(

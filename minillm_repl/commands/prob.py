@@ -3,10 +3,10 @@
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.repl.arguments import Arguments, TextArgument
-from minillm_repl.repl.inspecting import show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.tokenizer.truncation import with_truncation
+from minillm_repl.views.inspecting import show_view
 
 
 @command(

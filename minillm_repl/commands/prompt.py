@@ -4,10 +4,10 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.render.tables import tokens_flow, tokens_line
 from minillm_repl.repl.arguments import Arguments
-from minillm_repl.repl.inspecting import unseen_note
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.tokenizer.base import Token, decode
+from minillm_repl.views.base import unseen_note
 
 
 @command("prompt", aliases=("프롬프트",), group="Talk")

@@ -1,14 +1,29 @@
 """`:qkv`."""
 
-from minillm_repl.errors import UsageError
-from minillm_repl.language import _
-from minillm_repl.repl.inspecting import Arguments, inspect_text, show_view
+from minillm_repl.repl.arguments import (
+    Arguments,
+    Layer,
+    Option,
+    Position,
+    TextArgument,
+    position,
+)
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
+from minillm_repl.views.inspecting import inspect_text, show_view
 
 
-@command("qkv", ":qkv LAYER.HEAD [POSITION] [key=P] [TEXT]", words=("key=",), group="Look inside")
-def qkv(shell: Shell, argument: str) -> None:
+@command(
+    "qkv",
+    arguments=(
+        Layer("required", required=True), Position(), Option("key", position, None, "P"),
+        TextArgument(),
+    ),
+    json=True,
+    group="Look inside",
+    example=":qkv 0.1 1 key=0 날씨가 좋",
+)  # fmt: skip
+def qkv(shell: Shell, asked: Arguments) -> None:
     """Show one attention head: query, keys, values and output.
 
     The query of one position meets the key of each position up to its own. Their dot product q·k is
@@ -24,19 +39,13 @@ def qkv(shell: Shell, argument: str) -> None:
     Library analogy: the query is what you look for. A key is the title on the spine of a book; the
     value is its content. The better the title fits, the more of that book goes into the output.
     """
-    asked = Arguments.parse(argument)
-    chosen, text = asked.split_selector(
-        r"(\d{1,9})\.(\d{1,9})(?:\s+@?(-?\d{1,9}))?(?:\s+key=@?(-?\d{1,9}))?"
-    )
-    if chosen is None:
-        raise UsageError(_(":qkv takes a layer and a head, such as 0.0"))
-    looked = inspect_text(shell, text)
+    looked = inspect_text(shell, asked.text)
     from minillm_repl.insight.query import dot_view, qkv_view
     from minillm_repl.render.by_hand import dot_picture
     from minillm_repl.render.thinking import qkv_picture
 
-    place = int(chosen[1]), int(chosen[2]), int(chosen[3] or -1)
-    if chosen[4]:
-        show_view(shell, dot_view(looked, *place, int(chosen[4])), dot_picture, asked.output)
+    place = asked.layer, asked.head, asked.position
+    if asked.key is not None:
+        show_view(shell, dot_view(looked, *place, asked.key), dot_picture, asked.output)
     else:
         show_view(shell, qkv_view(looked, *place), qkv_picture, asked.output)

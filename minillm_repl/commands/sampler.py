@@ -1,11 +1,11 @@
 """`:sampler`."""
 
 from minillm_repl.repl.arguments import Arguments, TextArgument
-from minillm_repl.repl.inspecting import show_view, text_ids
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS
 from minillm_repl.repl.shell import Shell
 from minillm_repl.tokenizer.truncation import with_truncation
+from minillm_repl.views.inspecting import show_view, text_ids
 
 
 @command(

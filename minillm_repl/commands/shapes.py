@@ -1,13 +1,20 @@
 """`:shapes`."""
 
-from minillm_repl.repl.inspecting import Arguments, inspect_text, show_view
+from minillm_repl.repl.arguments import Arguments, TextArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import active_samplers
 from minillm_repl.repl.shell import Shell
+from minillm_repl.views.inspecting import inspect_text, show_view
 
 
-@command("shapes", ":shapes [TEXT]", group="Look inside")
-def shapes(shell: Shell, argument: str) -> None:
+@command(
+    "shapes",
+    arguments=(TextArgument(free=True),),
+    json=True,
+    group="Look inside",
+    example=":shapes 날씨가 좋",
+)
+def shapes(shell: Shell, asked: Arguments) -> None:
     """Trace the forward pass, with tensor shapes.
 
     Each row is one tensor of the forward pass, with its shape for this text and the first values at
@@ -17,8 +24,7 @@ def shapes(shell: Shell, argument: str) -> None:
     Queries and keys are as they enter the dot product: after normalization and RoPE, if the model
     has them.
     """
-    asked = Arguments.parse(argument)
-    looked, settings = inspect_text(shell, asked.full_text), shell.session.settings
+    looked, settings = inspect_text(shell, asked.text), shell.session.settings
 
     from minillm_repl.generate.sampling import Probabilities, Scores, process_logits, softmax
     from minillm_repl.insight.shapes import shapes_view

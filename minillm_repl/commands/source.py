@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.repl.inspecting import Arguments, import_insight, inspect_text, show_view
+from minillm_repl.repl.arguments import Arguments, Words
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
+from minillm_repl.views.inspecting import import_torch, inspect_text, show_view
 
 if TYPE_CHECKING:
     from minillm_repl.model.build import LanguageModel
@@ -30,8 +31,14 @@ _ELSEWHERE = {
 }
 
 
-@command("source", ":source [PART]", words=(*_OF_MODEL, *_ELSEWHERE), group="Look inside")
-def source(shell: Shell, argument: str) -> None:
+@command(
+    "source",
+    arguments=(Words("part", "PART", *_OF_MODEL, *_ELSEWHERE),),
+    json=True,
+    group="Look inside",
+    example=":source attention",
+)
+def source(shell: Shell, asked: Arguments) -> None:
     """Show the program's source code for a part of the model.
 
     This code runs when the open model is inspected or trained. In a chat, a compiled decoder may
@@ -42,20 +49,19 @@ def source(shell: Shell, argument: str) -> None:
     letters: b batch, t time (tokens), w width (d_model), h heads, g KV heads, d d_head, v
     vocabulary.
     """
-    asked = Arguments.parse(argument)
     model = shell.require_model()
-    import_insight(shell)
+    import_torch(shell)
     from minillm_repl.insight.shapes import sizes_on
     from minillm_repl.insight.source import source_view
     from minillm_repl.insight.views.source import SourcesView
     from minillm_repl.render.source import source_picture, sources_picture
 
     parts = _parts(model.language_model)
-    if not asked.words:
+    if not asked.part:
         view = SourcesView(tuple(source_view(name, thing) for name, thing in parts.items()))
         show_view(shell, view, sources_picture, asked.output)
         return
-    name = asked.words.lower()
+    name = asked.part.lower()
     if name not in parts:
         there = ", ".join(parts)
         raise UserError(

@@ -7,22 +7,22 @@ from minillm_repl.errors import UsageError
 from minillm_repl.language import _
 from minillm_repl.repl.arguments import Arguments, Option, TextPair
 from minillm_repl.repl.forms import Forms
-from minillm_repl.repl.inspecting import (
-    import_insight,
-    inspect_ids,
-    show_view,
-    unseen_note,
-)
 from minillm_repl.repl.model_loading import Intervention, LoadedModel
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.settings import integer, number
+from minillm_repl.views.base import unseen_note
+from minillm_repl.views.inspecting import (
+    import_torch,
+    inspect_ids,
+    show_view,
+)
 
 if TYPE_CHECKING:
-    from minillm_repl.insight.inspected_text import InspectedText
     from minillm_repl.insight.steering import Side
     from minillm_repl.insight.views.changes import EffectView
     from minillm_repl.model.hooks import Hook
+    from minillm_repl.views.inspected_text import InspectedText
 
 
 @command(
@@ -165,7 +165,7 @@ def _make_sides(
 ) -> tuple["Side", "Side"]:
     """Return the tokens that are compared. Without `away` it is the text so far."""
     tokenizer, session = model.checkpoint.tokenizer, shell.session
-    import_insight(shell)
+    import_torch(shell)
     from minillm_repl.insight.steering import Side, lead, pair, whole, word_ids
 
     texts = [each for each in (towards_text, away_text) if each]

@@ -1,9 +1,9 @@
 """`:surprise`."""
 
 from minillm_repl.repl.arguments import Arguments, TextArgument
-from minillm_repl.repl.inspecting import inspect_text, show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
+from minillm_repl.views.inspecting import inspect_text, show_view
 
 
 @command(

@@ -1,9 +1,9 @@
 """`:tokens`."""
 
 from minillm_repl.repl.arguments import Arguments, TextArgument
-from minillm_repl.repl.inspecting import show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
+from minillm_repl.views.inspecting import show_view
 
 
 @command(

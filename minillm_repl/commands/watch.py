@@ -4,11 +4,11 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.repl.arguments import Arguments, Option, TextArgument
 from minillm_repl.repl.forms import Forms
-from minillm_repl.repl.inspecting import show_view
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import integer
+from minillm_repl.views.inspecting import show_view
 
 
 @command(

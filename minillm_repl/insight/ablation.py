@@ -7,10 +7,10 @@ import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from torch import Tensor
 
 from minillm_repl.errors import UserError
-from minillm_repl.insight.inspected_text import InspectedText, check_finite, check_layer
 from minillm_repl.insight.views.changes import HeadEffect, ScanView
 from minillm_repl.language import _
 from minillm_repl.model.hooks import Hook, compose
+from minillm_repl.views.inspected_text import InspectedText, check_finite, check_layer
 
 _AT_ONCE = 2**24  # logits that are made at once: 64 MiB
 

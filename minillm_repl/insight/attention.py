@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from minillm_repl.insight.inspected_text import InspectedText, check_layer, to_tuples
 from minillm_repl.insight.views.thinking import FocusView, HeadFocus, HeadView, LayerView, Pattern
 from minillm_repl.language import N_
 from minillm_repl.model.attention import attention_weights
+from minillm_repl.views.inspected_text import InspectedText, check_layer, to_tuples
 
 _LOOKS = 5  # positions that are listed for the last token
 _BY_CONTENT = N_("same token"), N_("induction on this text")
@@ -118,5 +118,5 @@ def _visible(time: int, window: int) -> Tensor:
 
 def _window(subject: InspectedText, layer: int) -> int:
     """Return how many positions back a layer sees, itself included; 0 is all."""
-    windows = getattr(subject.config, "windows", ())
+    windows = subject.config.sliding_windows
     return windows[layer] if windows else 0

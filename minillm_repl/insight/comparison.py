@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from minillm_repl.insight.inspected_text import InspectedText, topk_ids
 from minillm_repl.insight.surprise import bits_per_byte, byte_spans, surprisals
-from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.texts import CompareView, Difference
 from minillm_repl.language import N_
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.lookup import count_prefix_spaces, has_same_vocabulary
+from minillm_repl.views.base import Likely
+from minillm_repl.views.inspected_text import InspectedText, kl_divergence, topk_ids
 
 _TOP, _MOST = 8, 8
 
@@ -87,10 +87,7 @@ def _shared_start(ours: InspectedText, theirs: InspectedText) -> int | None:
 
 def _difference(subject: InspectedText, place: int, logits: tuple[Tensor, ...]) -> Difference:
     ours, theirs = (each[place].double().log_softmax(-1) for each in logits)
-    kl, back = (
-        max(float(torch.nn.functional.kl_div(against, of, reduction="sum", log_target=True)), 0.0)
-        for of, against in ((ours, theirs), (theirs, ours))
-    )
+    kl, back = (kl_divergence(of, against) for of, against in ((ours, theirs), (theirs, ours)))
     best = [_likely(subject, each, topk_ids(each, 1)[0]) for each in (ours, theirs)]
     return Difference(subject.position_of(place), subject.tokens[place], kl, back, *best)
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from minillm_repl.checkpoint.weight_map import WeightMap
 from minillm_repl.checkpoint.weights import locate_in_file
 from minillm_repl.errors import UserError
-from minillm_repl.insight.inspected_text import InspectedText, check_finite
 from minillm_repl.insight.views.changes import DescentView, Target
 from minillm_repl.language import _
 from minillm_repl.model.build import build_on_meta, float32_weights
 from minillm_repl.storage.memory import check_memory
+from minillm_repl.views.inspected_text import InspectedText, check_finite
 
 
 def descent_view(

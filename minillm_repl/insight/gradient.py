@@ -5,10 +5,10 @@ the first layer.
 import torch
 from torch import Tensor
 
-from minillm_repl.insight.inspected_text import InspectedText, check_finite, topk_ids
 from minillm_repl.insight.views.thinking import GradView
 from minillm_repl.model.hooks import compose
 from minillm_repl.tokenizer.base import Token
+from minillm_repl.views.inspected_text import InspectedText, check_finite, topk_ids
 
 
 def grad_view(

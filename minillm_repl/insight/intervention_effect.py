@@ -5,11 +5,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from minillm_repl.insight.inspected_text import InspectedText, check_finite, topk_ids
-from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.changes import Averaged, EffectView, Yardstick
 from minillm_repl.model.hooks import Hook
 from minillm_repl.tokenizer.base import Token
+from minillm_repl.views.base import Likely
+from minillm_repl.views.inspected_text import InspectedText, check_finite, kl_divergence, topk_ids
 
 _TOP = 6
 
@@ -49,18 +49,6 @@ def effect_view(
         random=_random_baseline(kl, random_kls) if len(random_kls) else None,
         between=averaged_texts,
         **subject.window_fields,
-    )
-
-
-def kl_divergence(p_log_probabilities: Tensor, q_log_probabilities: Tensor) -> float:
-    """Return KL(of ‖ against) = Σ of · ln(of / against), in nats, of two vectors of logarithms."""
-    return max(
-        float(
-            torch.nn.functional.kl_div(
-                q_log_probabilities, p_log_probabilities, reduction="sum", log_target=True
-            )
-        ),
-        0.0,
     )
 
 

@@ -3,9 +3,9 @@
 import torch
 
 from minillm_repl.errors import UserError
-from minillm_repl.insight.inspected_text import InspectedText, check_layer
 from minillm_repl.insight.views.thinking import Neuron, NeuronsView
 from minillm_repl.language import _
+from minillm_repl.views.inspected_text import InspectedText, check_layer
 
 _MOST = 12
 

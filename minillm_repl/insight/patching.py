@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from minillm_repl.errors import UserError
-from minillm_repl.insight.inspected_text import InspectedText, check_finite, topk_ids
-from minillm_repl.insight.lens import place_name
 from minillm_repl.insight.views.changes import PatchView
 from minillm_repl.language import _
 from minillm_repl.model.hooks import compose
 from minillm_repl.tokenizer.base import Token
+from minillm_repl.views.inspected_text import InspectedText, check_finite, place_name, topk_ids
 
 _NAMES = {
     "residual": ("embedding", ".residual"),

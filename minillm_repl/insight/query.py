@@ -5,10 +5,10 @@ that it takes.
 import torch
 
 from minillm_repl.errors import UserError
-from minillm_repl.insight.inspected_text import InspectedText, check_layer
 from minillm_repl.insight.views.thinking import DotView, Met, QKVView
 from minillm_repl.language import _
 from minillm_repl.model.attention import attention_weights
+from minillm_repl.views.inspected_text import InspectedText, check_layer
 
 
 @torch.no_grad()

@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from minillm_repl.insight.inspected_text import InspectedText, topk_ids
-from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.thinking import ShapeRow, ShapesView, sizes
 from minillm_repl.model.attention import attention_weights
 from minillm_repl.tokenizer.base import Token, decode
+from minillm_repl.views.base import Likely
+from minillm_repl.views.inspected_text import InspectedText, topk_ids
 
 Draw = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 """Turns logits (vocab,) into the probabilities of being drawn."""
@@ -104,7 +104,7 @@ def _made(subject: InspectedText) -> dict[str, Tensor]:
         for hook in hooks:
             hook.remove()
     q, k = found["blocks.0.attention.q"], found["blocks.0.attention.k"]
-    window = (getattr(subject.config, "windows", ()) or (0,))[0]
+    window = (subject.config.sliding_windows or (0,))[0]
     weights = attention_weights(q[None], k[None], window)[0]
     probabilities = logits[-1].double().softmax(-1)
     return {

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from minillm_repl.errors import UserError
-from minillm_repl.insight.inspected_text import InspectedText, check_layer
 from minillm_repl.insight.views.changes import Averaged
 from minillm_repl.language import _
 from minillm_repl.model.hooks import Hook
 from minillm_repl.tokenizer.base import Tokenizer
+from minillm_repl.views.inspected_text import InspectedText, check_layer
 
 RANDOM = 32  # directions that a direction is compared with
 _AT_ONCE = 2**21  # numbers of one activation at once

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from minillm_repl.errors import UserError
-from minillm_repl.insight.inspected_text import InspectedText, rank, topk_ids
-from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.texts import SurpriseView, Surprising
 from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.lookup import count_prefix_spaces
+from minillm_repl.views.base import Likely
+from minillm_repl.views.inspected_text import InspectedText, rank, topk_ids
 
 _TOP, _MOST = 3, 8  # alternatives to a token, tokens
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from minillm_repl.insight.attention import focus_view
-from minillm_repl.insight.inspected_text import InspectedText, topk_ids
-from minillm_repl.insight.lens import lens_view
-from minillm_repl.insight.views.base import Likely
 from minillm_repl.insight.views.changes import Moment, WatchView
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.tokenizer.base import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import find_bos_token_id, truncate
+from minillm_repl.views import lens
+from minillm_repl.views.base import Likely
+from minillm_repl.views.inspected_text import InspectedText, topk_ids
 
 _KEPT = 200  # moments, at most: beyond, every other one is forgotten
 _TOP = 5
@@ -39,7 +39,12 @@ class Watch:
             for each in topk_ids(final, _TOP)
         )
         moment = Moment(
-            step, top[0].prob, top, lens_view(subject), focus_view(subject), **subject.window_fields
+            step,
+            top[0].prob,
+            top,
+            lens.compute(subject),
+            focus_view(subject),
+            **subject.window_fields,
         )
         self._moments.append((moment, final))
         if len(self._moments) > _KEPT:

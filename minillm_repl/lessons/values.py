@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, current_language
 from minillm_repl.lessons.parse import practice_file
-from minillm_repl.repl.inspecting import inspect_ids
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Token, decode
 from minillm_repl.tokenizer.character import CharacterTokenizer
+from minillm_repl.views.inspecting import inspect_ids
 
 if TYPE_CHECKING:
     from minillm_repl.generate.views import SweepView
-    from minillm_repl.insight.inspected_text import InspectedText
     from minillm_repl.insight.views.texts import SurpriseView
-    from minillm_repl.insight.views.thinking import FocusView, LensView, Met, ResidualView
+    from minillm_repl.insight.views.thinking import FocusView, Met
+    from minillm_repl.views.inspected_text import InspectedText
+    from minillm_repl.views.lens import LensView
+    from minillm_repl.views.residual import ResidualView
 
 _MIN_DEEP_LAYERS = 6  # layers
 _MAX_CANDIDATES = 9  # next tokens that can be asked for
@@ -260,15 +262,15 @@ class LessonValues:
 
     @cached_property
     def _lens(self) -> "LensView":
-        from minillm_repl.insight.lens import lens_view
+        from minillm_repl.views import lens
 
-        return lens_view(self._subject)
+        return lens.compute(self._subject)
 
     @cached_property
     def _residual(self) -> "ResidualView":
-        from minillm_repl.insight.attribution import residual_view
+        from minillm_repl.views import residual
 
-        return residual_view(self._subject)
+        return residual.compute(self._subject)
 
 
 def _unknown_value_error(name: str) -> UserError:

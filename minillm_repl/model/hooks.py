@@ -18,21 +18,25 @@ with: the same to read it, another to replace it. The names for layer `i`, with 
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # a hook is named, and a view declared, before torch is there
+    from torch import Tensor
 
-Hook = Callable[[str, Tensor], Tensor]
+Hook = Callable[[str, "Tensor"], "Tensor"]
 
 
-def no_hook(_name: str, tensor: Tensor) -> Tensor:
+def no_hook(_name: str, tensor: "Tensor") -> "Tensor":
     """Read nothing, change nothing."""
     return tensor
 
 
-def caching(cache: dict[str, Tensor], names_filter: Callable[[str], bool] = lambda _: True) -> Hook:
+def caching(
+    cache: dict[str, "Tensor"], names_filter: Callable[[str], bool] = lambda _: True
+) -> Hook:
     """Return a tap that keeps the activations that are wanted in `into`, and changes nothing."""
 
-    def hook(name: str, tensor: Tensor) -> Tensor:
+    def hook(name: str, tensor: "Tensor") -> "Tensor":
         if names_filter(name):
             cache[name] = tensor
         return tensor
@@ -43,7 +47,7 @@ def caching(cache: dict[str, Tensor], names_filter: Callable[[str], bool] = lamb
 def compose(*hooks: Hook) -> Hook:
     """Return a tap that hands what it gets through several, the first first."""
 
-    def hook(name: str, tensor: Tensor) -> Tensor:
+    def hook(name: str, tensor: "Tensor") -> "Tensor":
         for each in hooks:
             tensor = each(name, tensor)
         return tensor

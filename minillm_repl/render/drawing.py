@@ -17,11 +17,19 @@ _HEAT = ("", "cyan", "yellow", "bold red")  # colder to hotter; the level says t
 UNLIMITED_WIDTH = 20_000  # cells: a view that is drawn so wide leaves nothing out
 MAX_PROSE_WIDTH = 100  # cells: longer lines of words are hard to read
 MAX_LABEL_WIDTH = 16  # cells of a token in a picture
-_COMPONENTS = {  # of a model, as views name them
-    N_("embedding"), N_("bias"), N_("others"), N_("head {n}"), N_("attention {n}"),
-    N_("attention bias {n}"), N_("feed-forward {n}"), N_("added after layer {n}"), N_("L{n} attn"),
-    N_("L{n} mlp"), N_("L{n} block"),
-}  # fmt: skip
+_COMPONENTS = {  # of a model: the names that views and JSON have, and those on the screen
+    "embedding": N_("embedding"),
+    "bias": N_("bias"),
+    "others": N_("others"),
+    "head {n}": N_("head {n}"),
+    "attention {n}": N_("attention {n}"),
+    "attention bias {n}": N_("attention bias {n}"),
+    "feed-forward {n}": N_("MLP {n}"),
+    "added after layer {n}": N_("added after layer {n}"),
+    "{n} attention": N_("L{n} attn"),
+    "{n} feed-forward": N_("L{n} mlp"),
+    "{n} block": N_("L{n} block"),
+}
 _LAYER_OR_HEAD = re.compile(r"\d+(\.\d+)?")
 
 
@@ -70,10 +78,10 @@ def label_width(tokens: Iterable[Token], min_width: int = 5) -> int:
 
 
 def component_name(name: str) -> str:
-    """Return a view's name for a part of the model, `head 2.1`, in the language spoken."""
+    """Return the name of a part of the model, `head 2.1`, in the language of the user."""
     which, kind = _LAYER_OR_HEAD.search(name), _LAYER_OR_HEAD.sub("{n}", name)
     assert kind in _COMPONENTS, name
-    return _(kind, n=which[0]) if which else _(kind)
+    return _(_COMPONENTS[kind], n=which[0]) if which else _(_COMPONENTS[kind])
 
 
 def title(text: str, more: str = "") -> Text:

@@ -94,6 +94,23 @@ def as_html(drawing: Drawing, width: int, title: str) -> str:
     return head + pre + _BEYOND_ASCII.sub(_as_wide_as_its_cells, code)
 
 
+def notebook_html(picture: RenderableType, width: int) -> str:
+    """Return a picture as one HTML element with its styles inside; text in it is escaped."""
+    element = (
+        '<pre style="color: {foreground}; background-color: {background}; padding: 0.5em; '
+        f'line-height: 1.25; font-family: {_FONTS}">'
+        "<code>{code}</code></pre>"
+    )
+    recorder = _recorded(lambda console: console.print(picture), width)
+    html = recorder.export_html(theme=SVG_EXPORT_THEME, code_format=element, inline_styles=True)
+    return _BEYOND_ASCII.sub(_as_wide_as_its_cells_inline, html)
+
+
+def plain_text(picture: RenderableType, width: int) -> str:
+    """Return a picture as plain text."""
+    return _recorded(lambda console: console.print(picture), width).export_text()
+
+
 def as_text(drawing: Drawing, width: int, title: str) -> str:
     """Return what is drawn as plain text, below a line with the title."""
     return f"[{title}]\n\n{_recorded(drawing, width).export_text()}"
@@ -190,6 +207,13 @@ def _as_long_as_its_cells(found: re.Match[str]) -> str:
     plain = unescape(text)
     cells = float(length) / max(len(plain), 1) * cell_len(plain)
     return f'{before}{cells:g}{between} lengthAdjust="spacingAndGlyphs">{text}{after}'
+
+
+def _as_wide_as_its_cells_inline(found: re.Match[str]) -> str:
+    """Return a character of a notebook in a box as wide as its cells, without a style sheet."""
+    cells = cell_len(found[0])
+    style = f"display: inline-block; font-style: normal; text-align: center; width: {cells}ch"
+    return f'<i style="{style}">{found[0]}</i>' if cells else found[0]
 
 
 def _as_wide_as_its_cells(found: re.Match[str]) -> str:

@@ -8,7 +8,6 @@ from typing import IO, Any
 
 import minillm_repl.training.events as training
 from minillm_repl.generate.events import Finished, GenerationEvent, Prefill, as_json
-from minillm_repl.insight.views.base import as_json as view_as_json
 
 _TRAINING_EVENT_NAMES = {
     training.TrainStep: "train_step",
@@ -43,11 +42,6 @@ def print_training_json(
         if isinstance(event, training.Finished):
             return event
     raise AssertionError("training ends with Finished")
-
-
-def view_json(view: Any) -> str:
-    """Return a view as one line of JSON; the fields are those of its class in `insight/views/`."""
-    return json.dumps(view_as_json(view), allow_nan=False) + "\n"
 
 
 def _print(data: dict[str, Any], stream: IO[str]) -> None:

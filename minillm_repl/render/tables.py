@@ -1,6 +1,6 @@
 """Draws what commands show: settings, help, a model's card, the tokens of a text."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -19,8 +19,14 @@ WIDE, NARROW = 100, 72
 are folded, so that no number is cut."""
 
 
-def plain_table(*columns: str) -> Table:
-    """Return an empty table in the house style."""
+def plain_table(
+    *columns: str, right: Container[int] = (), wrap: Container[int] | None = None
+) -> Table:
+    """Return an empty table in the house style.
+
+    `right` has the columns that are aligned to the right, `wrap` those that may take several lines:
+    by default all.
+    """
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -28,8 +34,13 @@ def plain_table(*columns: str) -> Table:
         header_style=FIGURES,
         show_edge=False,
     )
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for index, column in enumerate(columns):
+        table.add_column(
+            column,
+            overflow="fold",
+            justify="right" if index in right else "left",
+            no_wrap=wrap is not None and index not in wrap,
+        )
     return table
 
 

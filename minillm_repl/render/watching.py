@@ -10,7 +10,6 @@ from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.drawing import component_name, short_label, title
 from minillm_repl.render.generation import percent
-from minillm_repl.render.lens import lens_picture
 from minillm_repl.render.tables import plain_table
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Token
@@ -65,7 +64,7 @@ def moment_picture(moment: Moment, width: int) -> RenderableType:
     """Return the logit lens and the attention of one moment."""
     return Group(
         Text(_("after step {step:,}", step=moment.step), FIGURES),
-        lens_picture(moment.lens, width),
+        moment.lens.draw(width),
         focus_picture(moment.attention, width),
     )
 

@@ -46,6 +46,7 @@ class Command:
     aliases: tuple[str, ...] = ()
     group: Group = "Models and files"  # where `:help` lists it
     usage_line: str = ""
+    example: str = ""  # a line that a test runs; it ends `:help name`
 
     @property
     def usage(self) -> str:
@@ -75,6 +76,7 @@ def command(
     json: bool = False,
     aliases: tuple[str, ...] = (),
     group: Group = "Models and files",
+    example: str = "",
     **_old: Any,
 ) -> Callable[[Run], Command]:
     """Turn a function into a Command; its docstring is the help: a summary line, then details."""
@@ -92,6 +94,7 @@ def command(
             aliases=aliases,
             group=group,
             usage_line=usage,
+            example=example,
         )
 
     return declare
@@ -163,14 +166,12 @@ def paragraphs(text: str) -> str:
     return "\n".join(lines)
 
 
-def discover(package: ModuleType) -> Registry:
-    """Import every module of a package and collect the commands in them, alone or in tuples."""
+def discover(*packages: ModuleType) -> Registry:
+    """Import every module of some packages and collect the commands, alone or in tuples."""
     found: list[Command] = []
-    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-        for value in vars(importlib.import_module(module.name)).values():
-            found += [
-                each
-                for each in (value if isinstance(value, tuple) else (value,))
-                if isinstance(each, Command)
-            ]
+    for package in packages:
+        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+            for value in vars(importlib.import_module(module.name)).values():
+                each = value if isinstance(value, tuple) else (value,)
+                found += [entry for entry in each if isinstance(entry, Command)]
     return Registry(found)

@@ -5,9 +5,9 @@ Positions count from 0.
 
 from dataclasses import dataclass
 
-from minillm_repl.insight.views.base import Likely, Row
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.truncation import Truncation
+from minillm_repl.views.base import Likely, Row
 
 
 @dataclass(frozen=True)

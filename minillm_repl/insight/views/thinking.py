@@ -6,9 +6,9 @@ Layers, heads and positions count from 0.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from minillm_repl.insight.views.base import Likely, Row
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.truncation import Truncation
+from minillm_repl.views.base import Likely, Row
 
 
 @dataclass(frozen=True)
@@ -58,70 +58,6 @@ class FocusView(Truncation):
 
     tokens: tuple[Token, ...]
     heads: tuple[HeadFocus, ...]
-
-
-@dataclass(frozen=True)
-class LensRow:
-    """What the model would say if it stopped at one place of the residual stream."""
-
-    # `embedding`, `0 attention`, `0 feed-forward`; `0 block` where the two work side by side
-    place: str
-    top: tuple[Likely, ...]
-    prob: float  # of the answer
-    rank: int  # of the answer, 1 = likeliest
-    kl: float  # nats, from the distribution here to the final one: Σ final · ln(final / here)
-
-
-@dataclass(frozen=True)
-class LensView(Truncation):
-    """The logit lens at one position."""
-
-    position: int
-    tokens: tuple[Token, ...]  # up to the position
-    answer: Token  # the model's likeliest at the end
-    first: str  # the place from which on the answer stays the likeliest
-    rows: tuple[LensRow, ...]
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one part of the model adds to a logit, or to the difference of two."""
-
-    name: str  # `embedding`, `head 2.1`, `feed-forward 2`, `bias`
-    value: float
-
-
-@dataclass(frozen=True)
-class WhyView(Truncation):
-    """Direct logit attribution: the parts add up to the logit, or to the difference of two."""
-
-    tokens: tuple[Token, ...]
-    token: Token
-    versus: Token | None
-    logit: float  # of the token, or how far it is above that of the other
-    prob: float  # of the token
-    rank: int
-    parts: tuple[Part, ...]  # in the order in which the model works
-
-
-@dataclass(frozen=True)
-class StreamRow:
-    """The residual stream after one place, as L2 norms at one position."""
-
-    place: str
-    added: float  # the norm of what was added here; of the embedding itself in the first row
-    stream: float  # the norm of the stream after that
-    # cosine between what was added and the stream that the part has read; 0 in the first row
-    aligned: float
-
-
-@dataclass(frozen=True)
-class ResidualView(Truncation):
-    """The residual stream, layer by layer, at one position."""
-
-    position: int
-    tokens: tuple[Token, ...]
-    rows: tuple[StreamRow, ...]
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,52 @@
-"""What is looked at: a model, a text, and one pass of the one over the other."""
+"""What a view reads: a model, a text, and one pass of the model over the text.
+
+Nothing here imports torch until a pass is made: a view is declared before torch is there.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-
-import torch
-from torch import Tensor
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.model.build import LanguageModel
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.model.hooks import Hook, caching, compose, no_hook
 from minillm_repl.tokenizer.base import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import TruncatedText
+from minillm_repl.views.base import Likely
 
-Names = Callable[[str], bool]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minillm_repl.model.build import LanguageModel
+
+ParamsT = ParamSpec("ParamsT")
+ResultT = TypeVar("ResultT")
+
+
+def no_grad(compute: Callable[ParamsT, ResultT]) -> Callable[ParamsT, ResultT]:
+    """Do what `torch.no_grad` does, but import torch only when the function is called."""
+
+    @wraps(compute)
+    def without_gradients(*args: ParamsT.args, **kwargs: ParamsT.kwargs) -> ResultT:
+        import torch
+
+        with torch.no_grad():
+            return compute(*args, **kwargs)
+
+    return without_gradients
 
 
 @dataclass(frozen=True)
 class InspectedText:
-    """A model and a text of at least one token that fits its context. `tap` changes what it thinks
-    on the way.
+    """A model and a text of at least one token that fits its context.
 
-    Of a longer text it is what the model sees: the first `kept` tokens, and those after a `gap`.
+    Of a longer text it has what the model sees: the first `prefix_length` tokens, and those after
+    the `unseen_ids`. `hook` intervenes in every pass.
     """
 
-    model: LanguageModel
+    model: "LanguageModel"
     tokenizer: Tokenizer
     ids: tuple[int, ...]
     hook: Hook = no_hook
@@ -110,26 +130,27 @@ class InspectedText:
         return replace(self, hook=compose(self.hook, hook))
 
     @property
-    def input_ids(self) -> Tensor:
+    def input_ids(self) -> "Tensor":
         """The ids as a batch of one: (1, time)."""
+        import torch
+
         return torch.tensor([self.ids], device=next(self.model.parameters()).device)
 
-    @torch.no_grad()
-    def logits(self, *, last_only: bool = False) -> Tensor:
+    @no_grad
+    def logits(self, *, last_only: bool = False) -> "Tensor":
         """Return the logits after every token (time, vocab), or after the last (1, vocab).
 
-        Raises UserError.
+        Raises UserError if they are not finite.
         """
         return check_finite(self.model(self.input_ids, hook=self.hook, last_only=last_only)[0])
 
-    @torch.no_grad()
+    @no_grad
     def run_with_cache(
         self, *names: str, last_only: bool = False
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the logits, as `logits` does, and the activations whose names end so, without
-        their batch dimension.
+    ) -> "tuple[Tensor, dict[str, Tensor]]":
+        """Return the logits, as `logits` does, and the activations whose hook names end in `names`.
 
-        Raises UserError if the logits are not finite.
+        The activations have no batch dimension. Raises UserError if the logits are not finite.
         """
         cache: dict[str, Tensor] = {}
         hook = compose(self.hook, caching(cache, lambda name: name.endswith(names)))
@@ -137,7 +158,21 @@ class InspectedText:
         return logits, {name: tensor[0] for name, tensor in cache.items()}
 
 
-def check_finite(logits: Tensor) -> Tensor:
+def place_name(inspected: InspectedText, hook_name: str) -> str:
+    """Return the label of a place in the residual stream: `blocks.0.residual.mid` is `0 attention`.
+
+    After a block whose attention and MLP work in parallel, the residual stream is `0 block`.
+    """
+    if hook_name == "embedding":
+        return hook_name
+    _, layer, what, *rest = hook_name.split(".")
+    if what == "attention" or rest == ["mid"]:
+        return f"{layer} attention"
+    is_block = what == "residual" and inspected.config.parallel_residual
+    return f"{layer} {'block' if is_block else 'feed-forward'}"
+
+
+def check_finite(logits: "Tensor") -> "Tensor":
     """Return logits that are numbers. Raises UserError if they are not."""
     if not logits.isfinite().all():
         raise UserError(
@@ -146,22 +181,40 @@ def check_finite(logits: Tensor) -> Tensor:
     return logits
 
 
-def topk_ids(log_probabilities: Tensor, k: int) -> list[int]:
-    """Return the ids of the `count` likeliest tokens of one distribution (vocab,), ties by id."""
+def differs(actual: "Tensor", expected: "Tensor") -> bool:
+    """Tell whether two vectors differ by more than the rounding of float32."""
+    return float((actual - expected).norm()) > 1e-5 * float(actual.norm() + expected.norm())
+
+
+def topk_ids(log_probabilities: "Tensor", k: int) -> list[int]:
+    """Return the ids of the `k` most likely tokens of one distribution (vocab,), ties by id."""
     order: list[int] = log_probabilities.argsort(descending=True, stable=True)[:k].tolist()
     return order
 
 
+def topk(tokenizer: Tokenizer, log_probabilities: "Tensor", k: int) -> tuple[Likely, ...]:
+    """Return the `k` most likely tokens of one distribution (vocab,), with their probabilities."""
+    return tuple(
+        Likely(Token.from_id(tokenizer, token), float(log_probabilities[token].exp()))
+        for token in topk_ids(log_probabilities, k)
+    )
+
+
+def kl_divergence(log_p: "Tensor", log_q: "Tensor") -> float:
+    """Return KL(p ‖ q) = Σ p · ln(p / q) of two distributions (vocab,), in nats."""
+    return max(float((log_p.exp() * (log_p - log_q)).sum()), 0.0)
+
+
 def most_likely_of(subject: InspectedText, tokens: Sequence[int]) -> int:
-    """Return which of some tokens is likeliest to come next; with one, no question."""
+    """Return which of `tokens` is the most likely to come next."""
     if len(tokens) == 1:
         return tokens[0]
     logits = subject.logits(last_only=True)[0]
     return max(tokens, key=lambda token: float(logits[token]))
 
 
-def rank(log_probabilities: Tensor, token: int) -> int:
-    """Return a token's place among all, 1 being the likeliest; ties by id."""
+def rank(log_probabilities: "Tensor", token: int) -> int:
+    """Return the rank of a token in one distribution (vocab,): 1 is the most likely, ties by id."""
     log_probability = log_probabilities[token]
     return (
         int(
@@ -172,7 +225,7 @@ def rank(log_probabilities: Tensor, token: int) -> int:
     )
 
 
-def to_tuples(matrix: Tensor) -> tuple[tuple[float, ...], ...]:
+def to_tuples(matrix: "Tensor") -> tuple[tuple[float, ...], ...]:
     """Return a matrix as plain numbers."""
     return tuple(map(tuple, matrix.tolist()))
 

@@ -1,0 +1,157 @@
+"""`:lens`: the prediction that each layer would make, the logit lens (nostalgebraist, 2020)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from minillm_repl.language import _
+from minillm_repl.render.bars import bar
+from minillm_repl.render.console import FIGURES, MODEL, TITLE
+from minillm_repl.render.drawing import component_name, short_label, title
+from minillm_repl.render.generation import percent
+from minillm_repl.render.tables import NARROW, WIDE, plain_table
+from minillm_repl.repl.arguments import Arguments, Position, TextArgument
+from minillm_repl.repl.registry import command
+from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer.truncation import Truncation
+from minillm_repl.views.base import Likely, View
+from minillm_repl.views.inspected_text import (
+    InspectedText,
+    kl_divergence,
+    no_grad,
+    place_name,
+    rank,
+    topk,
+    topk_ids,
+)
+from minillm_repl.views.inspecting import inspect_text, show
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minillm_repl.repl.shell import Shell
+
+_TOP = 5  # tokens that a row lists
+
+
+@dataclass(frozen=True)
+class LensRow:
+    """What the model would predict if it stopped at one place of the residual stream."""
+
+    # `embedding`, `0 attention`, `0 feed-forward`; `0 block` where the two work in parallel
+    place: str
+    top: tuple[Likely, ...]
+    prob: float  # of the answer
+    rank: int  # of the answer, 1 = most likely
+    kl: float  # nats, KL(final ‖ here) = Σ final · ln(final / here)
+
+
+@dataclass(frozen=True)
+class LensView(View, Truncation):
+    """The logit lens at one position. Positions count from 0."""
+
+    position: int
+    tokens: tuple[Token, ...]  # up to the position
+    answer: Token  # the most likely token of the last row
+    first: str  # the place from which on the answer stays the most likely
+    rows: tuple[LensRow, ...]
+
+    def draw(self, width: int) -> RenderableType:
+        """Return a row for each place: its top tokens, and how far it is from the final output."""
+        answer = short_label(self.answer).plain
+        bars = 16 if width >= WIDE else 8 if width >= NARROW else 0
+        names = max(cell_len(component_name(row.place)) for row in self.rows)
+        top_width = max(width - names - cell_len(answer) - bars - 28, 8)
+        table = plain_table(
+            _("after"), _("top tokens"), f"p({answer})", "", _("rank"), _("KL, nats"),
+            right=(2, 4, 5), wrap=() if width >= NARROW else (0, 1),
+        )  # fmt: skip
+        for row in self.rows:
+            style = TITLE if row.place == self.first else ""
+            table.add_row(
+                Text(component_name(row.place), style), _draw_top(row.top, top_width),
+                percent(row.prob), Text(bar(row.prob, bars), MODEL),
+                f"{row.rank:,}", f"{row.kl:.3f}",
+            )  # fmt: skip
+        subtitle = _(
+            "next-token prediction read from each layer, after {token} (position {position})",
+            token=self.tokens[-1].label,
+            position=self.position,
+        )
+        first = component_name(self.first)
+        conclusion = _("{token} is top-1 from {place} onwards", token=answer, place=first)
+        return Group(title(_("logit lens"), subtitle), table, Text(conclusion, FIGURES))
+
+
+def _draw_top(top: tuple[Likely, ...], width: int) -> Text:
+    """Return as many of the tokens as fit in `width` cells; the first is always there."""
+    labels = Text()
+    for likely in top:
+        label = short_label(likely.token)
+        if labels and labels.cell_len + 1 + label.cell_len > width:
+            break
+        labels.append(" " if labels else "").append_text(label)
+    return labels
+
+
+@no_grad
+def compute(inspected: InspectedText, position: int = -1, top: int = _TOP) -> LensView:
+    """Return the lens at a position: the last norm and the head, on each residual stream.
+
+    The norm takes its statistics from the stream it is applied to. The last row is the model's own
+    output. Raises UserError if there is no such position.
+    """
+    index = inspected.index_of(position)
+    position, inspected = inspected.position_of(index), inspected.up_to(index)
+    logits, cache = inspected.run_with_cache(
+        "embedding", "residual", "residual.mid", last_only=True
+    )  # (1, vocab); (time, d_model) each
+    final = logits[0].double().log_softmax(-1)  # (vocab,)
+    answer = topk_ids(final, 1)[0]
+
+    def read(hook_name: str, residual: "Tensor") -> LensRow:
+        here = inspected.model.unembed(residual[-1]).double().log_softmax(-1)  # (vocab,)
+        return LensRow(
+            place=place_name(inspected, hook_name),
+            top=topk(inspected.tokenizer, here, top),
+            prob=float(here[answer].exp()),
+            rank=rank(here, answer),
+            kl=kl_divergence(final, here),
+        )
+
+    rows = tuple(read(hook_name, residual) for hook_name, residual in cache.items())
+    # The row after the last one whose top token is another.
+    first = next((index for index in range(len(rows), 0, -1) if rows[index - 1].rank > 1), 0)
+    return LensView(
+        position=position,
+        tokens=inspected.tokens,
+        answer=Token.from_id(inspected.tokenizer, answer),
+        first=rows[first].place,
+        rows=rows,
+        **inspected.window_fields,
+    )
+
+
+@command(
+    "lens",
+    arguments=(Position(), TextArgument()),
+    json=True,
+    aliases=("렌즈",),
+    group="Look inside",
+    example=":lens 1 날씨가 좋",
+)
+def lens(shell: "Shell", asked: Arguments) -> None:
+    """Show the next-token prediction at each layer (logit lens).
+
+    This is the logit lens. It applies the final norm, with the statistics of each layer, and the
+    output head to the residual stream. The last row is the model's real output.
+
+    p and rank are those of the token that is most likely at the end. KL is KL(final ‖ here) = Σ
+    final · ln(final / here), in nats: the distance of this layer's distribution from the final one.
+
+    POSITION counts from 0, or from the end if negative; the default is the last.
+    """
+    show(shell, compute(inspect_text(shell, asked.text), asked.position), asked.output)

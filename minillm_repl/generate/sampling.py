@@ -103,7 +103,9 @@ def softmax(scores: Scores) -> tuple[Probabilities, Probabilities]:
     logs -= logs.max()  # exp must not overflow
     probabilities = np.exp(logs)
     total = probabilities.sum()
-    return probabilities / total, logs - np.log(total)
+    probabilities /= total
+    logs -= np.log(total)
+    return probabilities, logs
 
 
 def sample_token(probabilities: Probabilities, rng: np.random.Generator) -> int:

@@ -165,45 +165,65 @@ class Shell:
         return loading.result()
 
     def encode(self, model: LoadedModel, text: str, *, start: bool = True) -> list[int]:
-        """Return the ids of a text, saying what the model has never seen.
+        """Return the ids of a text; warn about what is not in the vocabulary.
 
-        Raises UserError if nothing else is in it.
+        Raises UserError if nothing of the text is.
         """
-        tokenizer = model.checkpoint.tokenizer
-        unknown = tokenizer.find_unknown(text)
-        ids = tokenizer.encode(text, add_special=start, parse_special=self.session.settings.special)
-        if unknown:
-            shown = safe_line(", ".join(expand_to_graphemes(unknown[:20], text))) + (
-                " …" if len(unknown) > 20 else ""
-            )
-            if not ids:
-                known = "".join(
-                    tokenizer.token_bytes(token).decode("utf-8", "replace")
-                    for token in range(tokenizer.vocab_size)
-                )
-                raise UserError(
-                    _(
-                        "no character of this is in the vocabulary: {shown}; the model "
-                        "knows {known}",
-                        shown=shown,
-                        known=safe_line(known[:60]).replace(" ", SPACE),
-                    )
-                )
-            self.screen.warn(
-                _(
-                    "not in the vocabulary: {shown}; read as {token}",
-                    shown=shown,
-                    token=safe_line(becomes),
-                )
-                if (becomes := tokenizer.unk_token)
-                else _("not in the vocabulary: {shown}; skipped", shown=shown)
-            )
+        tokenizer, special = model.checkpoint.tokenizer, self.session.settings.special
+        ids = tokenizer.encode(text, add_special=start, parse_special=special)
+        self._warn_unknown(model, text, ids, is_empty=not ids)
         return ids
 
     def start_chat_turn(self, model: LoadedModel, text: str) -> int:
-        """Start a turn as the session does, saying what the model has never seen in the text."""
-        self.encode(model, text, start=False)
-        return self.session.conversation.start_chat_turn(model, text, self.session.settings)
+        """Start a turn as the session does; warn about what is not in the vocabulary.
+
+        Raises UserError, with no turn started, if nothing of the text is.
+        """
+        conversation = self.session.conversation
+        dropped_turns = conversation.start_chat_turn(model, text, self.session.settings)
+        try:
+            self._warn_unknown(model, text, conversation.ids)
+        except UserError:
+            conversation.undo()
+            raise
+        return dropped_turns
+
+    def _warn_unknown(
+        self, model: LoadedModel, text: str, ids: list[int], *, is_empty: bool | None = None
+    ) -> None:
+        """Warn about what of a text is not in the vocabulary. `ids` are its tokens, maybe among
+        others: the text is tokenised again only if they have an unknown token.
+
+        Raises UserError if `is_empty`: nothing of the text became a token.
+        """
+        tokenizer = model.checkpoint.tokenizer
+        becomes = tokenizer.unk_token
+        if becomes and tokenizer.token_to_id(becomes) not in ids:
+            return
+        unknown = tokenizer.find_unknown(text)
+        if not unknown:
+            return
+        shown = safe_line(", ".join(expand_to_graphemes(unknown[:20], text)))
+        shown += " …" if len(unknown) > 20 else ""
+        if is_empty or (is_empty is None and not tokenizer.encode(text, add_special=False)):
+            every = map(tokenizer.token_bytes, range(tokenizer.vocab_size))
+            known = "".join(token_bytes.decode("utf-8", "replace") for token_bytes in every)
+            raise UserError(
+                _(
+                    "no character of this is in the vocabulary: {shown}; the model knows {known}",
+                    shown=shown,
+                    known=safe_line(known[:60]).replace(" ", SPACE),
+                )
+            )
+        self.screen.warn(
+            _(
+                "not in the vocabulary: {shown}; read as {token}",
+                shown=shown,
+                token=safe_line(becomes),
+            )
+            if becomes
+            else _("not in the vocabulary: {shown}; skipped", shown=shown)
+        )
 
     def run_prompt(self, text: str) -> None:
         """Let the model answer, or complete a new text."""

@@ -9,8 +9,8 @@ import pytest
 import tokenizers
 import transformers
 
-from minillm_repl.chat.history import fit_messages
-from minillm_repl.chat.template import Message, apply_chat_template, render_texts
+from minillm_repl.chat.prompt import apply_chat_template, fit_messages
+from minillm_repl.chat.template import Message, render_texts
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
 from minillm_repl.errors import UserError
 from minillm_repl.repl.model_loading import ModelLoader

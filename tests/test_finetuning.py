@@ -18,12 +18,8 @@ import torch.nn.functional as F
 import transformers
 
 from minillm_repl.chat.loss_mask import encode_with_loss_mask
-from minillm_repl.chat.template import (
-    DEFAULT_CHAT_TEMPLATE,
-    ROLE_TOKENS,
-    Message,
-    apply_chat_template,
-)
+from minillm_repl.chat.prompt import apply_chat_template
+from minillm_repl.chat.template import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS, Message
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
 from minillm_repl.checkpoint.formats import adapter
 from minillm_repl.checkpoint.formats.header import read_header

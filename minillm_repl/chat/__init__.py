@@ -1,1 +1,1 @@
-"""Conversations: templates, which tokens are answers, and what fits the context."""
+"""Conversations: templates, prompts that fit the context, and loss masks."""

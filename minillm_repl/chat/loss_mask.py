@@ -1,4 +1,4 @@
-"""Whole conversations as token ids, and which of them are to be learnt: the assistant's answers."""
+"""Conversations as training examples: token ids, and a loss mask that selects the answers."""
 
 import re
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Span, Tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _AssistantTurn:
     """One answer of the assistant."""
 
-    conversation_number: int  # of its conversation
-    prompt_messages: Sequence[Message]  # what it answers
+    conversation_number: int
+    prompt_messages: Sequence[Message]  # before the answer
     content: str
-    prompt: RenderedChat  # with the start of an answer
+    prompt: RenderedChat  # up to the start of the answer
     completed: RenderedChat  # with the answer
 
 
@@ -35,97 +35,103 @@ def encode_with_loss_mask(
     conversations: Sequence[Sequence[Message]],
     first: int = 1,
 ) -> list[tuple[list[int], list[bool]]]:
-    """Return the token ids of whole conversations, and of each whether it is to be learnt.
+    """Return the token ids of complete conversations, and the loss mask of each.
 
-    Learnt is what the template marks as an answer (`{% generation %}`), or else what the assistant
-    says, and the token that the template writes after it; not what is said to it, nor what
-    announces its turn. Where a template writes earlier turns otherwise once there are later ones
-    (it may drop their thoughts), a conversation becomes several, one for each turn of the assistant
-    as the model would have given it. Raises UserError as `encode` does, and for a template in which
-    an answer does not follow what it answers; it names a conversation by its number, of which that
-    of the first is `first`.
+    The loss counts the spans that the template marks (`{% generation %}`). Without marks it counts
+    each answer and the token that the template writes after it. A template may render earlier
+    turns differently once later ones follow, such as without their thoughts. Such a conversation
+    becomes several examples, one for each answer as the model would have given it.
+
+    `first` is the number of the first conversation, for messages. Raises UserError as `encode`
+    does, and for a template that does not render an answer after its prompt.
     """
-    numbered = list(enumerate(conversations, first))
-    wanted = [
-        asked
-        for number, conversation in numbered
-        for asked in _template_inputs(conversation, number)
+    inputs = [
+        each
+        for number, conversation in enumerate(conversations, first)
+        for each in _template_inputs(conversation, number)
     ]
-    texts = iter(render_escaped(template, tokenizer, wanted))
-    wholes, turns = list[RenderedChat](), list[_AssistantTurn]()
-    for number, conversation in numbered:
+    texts = iter(render_escaped(template, tokenizer, inputs))
+    wholes = list[RenderedChat]()
+    turns = list[_AssistantTurn]()
+    for number, conversation in enumerate(conversations, first):
         wholes.append(next(texts))
-        for place in _assistant_indices(conversation):
-            content = conversation[place].content
-            turns.append(
-                _AssistantTurn(number, conversation[:place], content, next(texts), next(texts))
+        for index in _assistant_indices(conversation):
+            turn = _AssistantTurn(
+                conversation_number=number,
+                prompt_messages=conversation[:index],
+                content=conversation[index].content,
+                prompt=next(texts),
+                completed=next(texts),
             )
+            turns.append(turn)
     closing = re.compile(alternation_of(tokenizer.added_names))
+    starts = _answer_starts(template, turns)
     turn_spans = [
-        (turn, _loss_spans(turn, start, closing))
-        for turn, start in zip(turns, _answer_starts(template, turns), strict=True)
+        (turn, _loss_spans(turn, start, closing)) for turn, start in zip(turns, starts, strict=True)
     ]
-    found = list[tuple[list[int], list[bool]]]()
-    for whole, (_number, group) in zip(
-        wholes, groupby(turn_spans, lambda each: each[0].conversation_number), strict=True
-    ):
-        its = [(turn.completed, spans) for turn, spans in group]
-        parts = (
-            [(whole, [span for _, spans in its for span in spans])]
-            if _is_append_only(whole, its)
-            else its
-        )
-        found += [
-            tokenizer.encode_with_mask(each.text, spans, each.escapes) for each, spans in parts
-        ]
-    return found
+    by_conversation = groupby(turn_spans, lambda each: each[0].conversation_number)
+    examples = list[tuple[RenderedChat, list[Span]]]()
+    for whole, (_number, group) in zip(wholes, by_conversation, strict=True):
+        answers = [(turn.completed, spans) for turn, spans in group]
+        if _is_append_only(whole, answers):
+            examples.append((whole, [span for _completed, spans in answers for span in spans]))
+        else:
+            examples += answers
+    return [
+        tokenizer.encode_with_mask(rendered.text, spans, rendered.escapes)
+        for rendered, spans in examples
+    ]
 
 
 def _assistant_indices(conversation: Sequence[Message]) -> list[int]:
-    return [place for place, message in enumerate(conversation) if message.role == "assistant"]
+    return [index for index, message in enumerate(conversation) if message.role == "assistant"]
 
 
 def _template_inputs(
     conversation: Sequence[Message], number: int
 ) -> list[tuple[Sequence[Message], bool]]:
-    """Return what is to be rendered: the whole, and up to each answer and after it."""
-    places = _assistant_indices(conversation)
-    if not places:
+    """Return the renderings of a conversation: complete, then up to and with each answer.
+
+    Raises UserError for a conversation without an answer.
+    """
+    indices = _assistant_indices(conversation)
+    if not indices:
         raise UserError(
             _(
                 "conversation {number:,} has no assistant turn: there is nothing to learn from it",
                 number=number,
             )
         )
-    parts = [((conversation[:place], True), (conversation[: place + 1], False)) for place in places]
-    return [(conversation, False), *(each for pair in parts for each in pair)]
+    inputs: list[tuple[Sequence[Message], bool]] = [(conversation, False)]
+    for index in indices:
+        inputs += [(conversation[:index], True), (conversation[: index + 1], False)]
+    return inputs
 
 
 def _answer_starts(template: ChatTemplate, turns: Sequence[_AssistantTurn]) -> list[int]:
-    """Return where in its text the answer of each turn begins.
+    """Return the position of each answer in its rendered text, in characters.
 
-    That is where what the model is given ends. Some templates open an answer in a way (`<think>`)
-    in which they do not write it afterwards; there it is where two answers that have nothing in
-    common begin to differ.
+    An answer begins where its prompt ends. Some templates end a prompt with an opening (`<think>`)
+    that they leave out of a finished answer. Then an answer begins where the renderings of two
+    different answers ("0" and "a") begin to differ. Raises UserError if there is no such position.
     """
     starts = [
         len(turn.prompt.text) if turn.completed.unescaped.startswith(turn.prompt.unescaped) else -1
         for turn in turns
     ]
-    opened = [place for place, start in enumerate(starts) if start < 0]
-    answers = [[Message("assistant", said)] for said in "0a"]
-    wanted = [
-        ([*turns[place].prompt_messages, *more], False)
-        for place in opened
-        for more in ([], *answers)
+    opened = [index for index, start in enumerate(starts) if start < 0]
+    answers = [[Message("assistant", content)] for content in "0a"]
+    inputs = [
+        ([*turns[index].prompt_messages, *answer], False)
+        for index in opened
+        for answer in ([], *answers)
     ]
-    texts = iter(render_texts(template, wanted) if wanted else [])
-    for place in opened:
-        turn, prefix, one, other = turns[place], next(texts), next(texts), next(texts)
-        if not all(
-            text.startswith(prefix)
-            for text in (turn.prompt.unescaped, turn.completed.unescaped, one, other)
-        ):
+    texts = iter(render_texts(template, inputs))
+    for index in opened:
+        turn = turns[index]
+        prefix, one, other = next(texts), next(texts), next(texts)
+        pairs = ((turn.prompt.unescaped, turn.completed.unescaped), (one, other))
+        if not all(text.startswith(prefix) for pair in pairs for text in pair):
             raise UserError(
                 _(
                     "the chat template does not render the turns of conversation "
@@ -133,38 +139,37 @@ def _answer_starts(template: ChatTemplate, turns: Sequence[_AssistantTurn]) -> l
                     number=turn.conversation_number,
                 )
             )
-        pairs = ((turn.prompt.unescaped, turn.completed.unescaped), (one, other))
-        starts[place] = min(map(_common_prefix_length, pairs))
+        starts[index] = min(map(_common_prefix_length, pairs))
     return starts
 
 
 def _common_prefix_length(texts: tuple[str, str]) -> int:
-    """Return how many characters two texts begin with that are the same."""
+    """Return how many of the first characters of two texts are the same."""
     same = takewhile(lambda pair: pair[0] == pair[1], zip(*texts, strict=False))
-    return sum(1 for _ in same)
+    return len(list(same))
 
 
 def _loss_spans(turn: _AssistantTurn, start: int, closing: re.Pattern[str]) -> list[Span]:
-    """Return what is learnt of a turn: what the template marks, or else from its start to the
-    token that closes it.
-    """
+    """Return the spans of a turn that the loss counts: the marked ones, or the whole answer."""
     if turn.completed.answer_spans:
         return [span for span in turn.completed.answer_spans if span[1] > start]
     return [(start, _answer_end(turn, start, closing))]
 
 
 def _answer_end(turn: _AssistantTurn, start: int, closing: re.Pattern[str]) -> int:
-    """Return where what is learnt of a turn ends: after its content, and a token that closes it.
+    """Return the position after an answer's content and the token that closes it.
 
-    A template may have changed the content; then a token that closes the text closes it too.
+    If the template changed the content, the token that ends the text closes it.
     """
-    text, true, content = turn.completed.text, turn.completed.unescaped, turn.content.strip()
-    ended = re.compile(rf"\s*(?:{closing.pattern})")
-    place = true.find(content, start)
-    while place >= 0:  # a short content may stand in the turn's announcement too
-        if closed := ended.match(text, place + len(content)):
-            return closed.end()
-        place = true.find(content, place + 1)
+    text = turn.completed.text
+    unescaped = turn.completed.unescaped
+    content = turn.content.strip()
+    closed = re.compile(rf"\s*(?:{closing.pattern})")
+    found = unescaped.find(content, start)
+    while found >= 0:  # a short content may occur in the turn's header too
+        if match := closed.match(text, found + len(content)):
+            return match.end()
+        found = unescaped.find(content, found + 1)
     last = [each.end() for each in closing.finditer(text, start) if not text[each.end() :].strip()]
     return last[0] if last else len(text)
 
@@ -172,10 +177,12 @@ def _answer_end(turn: _AssistantTurn, start: int, closing: re.Pattern[str]) -> i
 def _is_append_only(
     whole: RenderedChat, turns: Sequence[tuple[RenderedChat, Sequence[Span]]]
 ) -> bool:
-    """Tell whether a conversation holds each of its answers as the model would have given it."""
-    spans = [span for _, its in turns for span in its]
-    if not all(end <= start for (_, end), (start, _) in pairwise(spans)):
+    """Tell whether the complete text has every answer as the model would have given it."""
+    spans = [span for _completed, turn_spans in turns for span in turn_spans]
+    if any(before[1] > after[0] for before, after in pairwise(spans)):
         return False
     return all(
-        whole.unescaped.startswith(each.unescaped[: its[-1][1]]) for each, its in turns if its
+        whole.unescaped.startswith(completed.unescaped[: turn_spans[-1][1]])
+        for completed, turn_spans in turns
+        if turn_spans
     )

@@ -1,5 +1,6 @@
-"""A conversation as the text that the model was trained to see, which its chat template writes,
-and as token ids.
+"""Chat templates: a conversation rendered as the text that the model was trained on.
+
+A template comes with a model and is untrusted. It runs in the sandbox.
 """
 
 import re
@@ -12,11 +13,9 @@ from minillm_repl.language import _
 from minillm_repl.sandbox.run import run_sandboxed
 from minillm_repl.tokenizer.base import Escapes, Span, Tokenizer
 
-# characters: rendered together, and beside what is said in a turn, about
-_BATCH_CHARACTERS, _TEMPLATE_OVERHEAD = 1 << 20, 100
-_PRIVATE_USE = range(
-    0xF0000, 0x110000
-)  # code points; one that nobody wrote can stand for a character
+_BATCH_CHARACTERS = 1 << 20  # rendered in one process; its output has a limit
+_TEMPLATE_OVERHEAD = 100  # characters that a template adds to a turn, about
+_PRIVATE_USE = range(0xF0000, 0x110000)  # code points that texts do not use
 _MATCH_NOTHING = re.compile("(?!)")
 ROLE_TOKENS = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 
@@ -24,84 +23,39 @@ DEFAULT_CHAT_TEMPLATE = ChatTemplate(
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-"""The template of a new model that is trained on conversations; its special tokens are `ROLES`."""
+"""The template of a new model trained on conversations; ROLE_TOKENS are its special tokens."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """One thing said."""
+    """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
     content: str
 
 
 TemplateInput = tuple[Sequence[Message], bool]
-"""A conversation, and whether the assistant's answer is to begin after it."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What a model is given in a chat."""
-
-    ids: list[int]
-    eos_token_ids: tuple[
-        int, ...
-    ]  # the token that the template writes after an answer, if there is one
+"""A conversation, and whether the start of an answer follows it."""
 
 
 @dataclass(frozen=True)
 class RenderedChat:
-    """What a template made of a conversation."""
+    """A conversation as its template renders it."""
 
     text: str
-    answer_spans: tuple[Span, ...] = ()  # those that the template marks
+    answer_spans: tuple[Span, ...] = ()  # marked by the template with {% generation %}
     escapes: Escapes = field(default_factory=dict)
 
     @property
     def unescaped(self) -> str:
-        """The text as it was said; each character is at its place in `text`."""
+        """The text with the escaped characters restored; every position is that of `text`."""
         return self.text.translate(self.escapes)
 
 
-_PROBE = (Message("user", "question"), Message("assistant", "answer"))
-
-
-def make_prompt(
-    template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Message], parse_special: bool
-) -> Prompt:
-    """Return the ids of a conversation, up to the assistant's answer, and what ends that.
-
-    Special tokens come from the template alone: their names in what somebody said are text, unless
-    `special`. Raises UserError if the template refuses the conversation, or breaks a limit, or if
-    the model has no row for a token.
-    """
-    rendered_chats, probe_texts = _render_escaped(
-        template, tokenizer, [(messages, True)], parse_special, [_PROBE]
-    )
-    *_, closing = [
-        None,
-        *re.finditer(
-            rf"{_PROBE[-1].content}\s*({alternation_of(tokenizer.added_names)})", probe_texts[0]
-        ),
-    ]
-    end = tokenizer.token_to_id(closing[1]) if closing else None
-    return Prompt(
-        tokenizer.encode_rendered(rendered_chats[0].text, rendered_chats[0].escapes),
-        () if end is None else (end,),
-    )
-
-
-def apply_chat_template(
-    template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Message], parse_special: bool
-) -> list[int]:
-    """Return the token ids of `prompt` alone."""
-    return make_prompt(template, tokenizer, messages, parse_special).ids
-
-
 def render_texts(template: ChatTemplate, conversations: Sequence[TemplateInput]) -> list[str]:
-    """Return the texts that conversations become; with True, up to the assistant's answer.
+    """Return the rendered texts of conversations.
 
-    Raises UserError if the template refuses a conversation, or breaks a limit.
+    Raises UserError if the template refuses a conversation or breaks a limit of the sandbox.
     """
     return [each.text for each in _render_sandboxed(template, conversations)[0]]
 
@@ -109,61 +63,62 @@ def render_texts(template: ChatTemplate, conversations: Sequence[TemplateInput])
 def render_escaped(
     template: ChatTemplate, tokenizer: Tokenizer, conversations: Sequence[TemplateInput]
 ) -> list[RenderedChat]:
-    """Return what `render` does, with what is needed to make tokens of it: special names that
-    were said are text.
+    """Return the rendered conversations; names of special tokens in messages are escaped.
+
+    Raises UserError as `render_texts` does.
     """
-    return _render_escaped(template, tokenizer, conversations)[0]
+    return render_with_probes(template, tokenizer, conversations)[0]
 
 
-def _render_escaped(
+def render_with_probes(
     template: ChatTemplate,
     tokenizer: Tokenizer,
     conversations: Sequence[TemplateInput],
     parse_special: bool = False,
     probes: Sequence[Sequence[Message]] = (),
 ) -> tuple[list[RenderedChat], list[str]]:
-    """Return what a template makes of conversations, and of those only tried: it may refuse them.
+    """Return the rendered conversations, and the texts of probes (empty where refused).
 
-    Where the name of a special token was said, another character stands for its first one: so the
-    template measures what was said, and its own names are known from those. A template that takes
-    apart what the assistant said (at a
-    `</think>` that is a special token) is shown that as it is.
+    In a message, another character replaces the first one of a special token's name, so that the
+    name is text and keeps its length. `parse_special` leaves the names as they are. A template may
+    split an answer at such a name (`</think>`). If escaping changes its text, the answers are
+    rendered again without escapes.
     """
-    begins = re.compile(
-        rf"(?={alternation_of(() if parse_special else tokenizer.special_names)})(.)", re.DOTALL
-    )
-    guards = [NameEscaper.for_messages(template, begins, said) for said, _ in conversations]
-    hidden = [place for place, guard in enumerate(guards) if guard.escapes]
-    inputs = [
-        (guard.escape(said), begun)
-        for guard, (said, begun) in zip(guards, conversations, strict=True)
+    names = () if parse_special else tokenizer.special_names
+    first_letters = re.compile(rf"(?={alternation_of(names)})(.)", re.DOTALL)
+    escapers = [
+        NameEscaper.for_messages(template, first_letters, messages)
+        for messages, _begins in conversations
     ]
-    made, extra = _render_sandboxed(
-        template, [*inputs, *(conversations[place] for place in hidden)], probes
+    escaped = [index for index, escaper in enumerate(escapers) if escaper.escapes]
+    inputs = [
+        (escaper.escape(messages), begins)
+        for escaper, (messages, begins) in zip(escapers, conversations, strict=True)
+    ]
+    # A conversation with escapes is rendered twice, to see whether they change the text.
+    rendered, probe_texts = _render_sandboxed(
+        template, [*inputs, *(conversations[index] for index in escaped)], probes
     )
     found = [
-        replace(each, escapes=guard.escapes) for each, guard in zip(made, guards, strict=False)
+        replace(each, escapes=escaper.escapes)
+        for each, escaper in zip(rendered, escapers, strict=False)
     ]
-    originals = dict(zip(hidden, made[len(found) :], strict=True))
-    changed = [place for place in hidden if found[place].unescaped != originals[place].text]
-    retries = [
-        (
-            guards[place].escape(conversations[place][0], except_role="assistant"),
-            conversations[place][1],
-        )
-        for place in changed
-    ]
-    for place, each in zip(
-        changed, _render_sandboxed(template, retries)[0] if retries else [], strict=True
-    ):
-        shown = replace(each, escapes=guards[place].escapes)
-        found[place] = shown if shown.unescaped == originals[place].text else found[place]
-    return found, extra
+    originals = dict(zip(escaped, rendered[len(found) :], strict=True))
+    changed = [index for index in escaped if found[index].unescaped != originals[index].text]
+    retries = list[TemplateInput]()
+    for index in changed:
+        messages, begins = conversations[index]
+        retries.append((escapers[index].escape(messages, except_role="assistant"), begins))
+    for index, each in zip(changed, _render_sandboxed(template, retries)[0], strict=True):
+        retried = replace(each, escapes=escapers[index].escapes)
+        if retried.unescaped == originals[index].text:
+            found[index] = retried
+    return found, probe_texts
 
 
 @dataclass(frozen=True)
 class NameEscaper:
-    """Hides the names of special tokens in what is said, each behind another first character."""
+    """Escapes names of special tokens in messages: each gets another first character."""
 
     escapes: Escapes = field(default_factory=dict)
     pattern: re.Pattern[str] = _MATCH_NOTHING
@@ -172,42 +127,34 @@ class NameEscaper:
     def for_messages(
         cls, template: ChatTemplate, pattern: re.Pattern[str], messages: Sequence[Message]
     ) -> "NameEscaper":
-        """Return what hides names in a conversation, by characters not in it or the template.
+        """Return the escaper of a conversation.
 
-        `pattern` finds the first character of each name.
+        `pattern` finds the first character of each name. The replacements are characters that
+        neither the conversation nor the template contains.
         """
-        first = sorted(
-            {name[1] for message in messages for name in pattern.finditer(message.content)}
-        )
+        contents = [message.content for message in messages]
+        first = sorted({name[1] for content in contents for name in pattern.finditer(content)})
         if not first:
             return cls()
-        written = set(
-            "".join(
-                [
-                    template.source,
-                    *template.variables.values(),
-                    *(each.content for each in messages),
-                ]
-            )
-        )
-        free = (point for point in _PRIVATE_USE if chr(point) not in written)
+        used = set("".join([template.source, *template.variables.values(), *contents]))
+        free = (point for point in _PRIVATE_USE if chr(point) not in used)
         return cls(dict(zip(free, first, strict=False)), pattern)
 
     def escape(self, messages: Sequence[Message], except_role: str = "") -> list[Message]:
-        """Return a conversation without the names, except in what one role said."""
+        """Return the escaped messages; those of one role stay as they are."""
         placeholders = {character: chr(point) for point, character in self.escapes.items()}
 
-        def hidden(text: str) -> str:
+        def escaped(text: str) -> str:
             return self.pattern.sub(lambda name: placeholders.get(name[1], name[1]), text)
 
         return [
-            each if each.role == except_role else Message(each.role, hidden(each.content))
+            each if each.role == except_role else Message(each.role, escaped(each.content))
             for each in messages
         ]
 
 
 def alternation_of(names: Iterable[str]) -> str:
-    """Return the expression of the longest of these names."""
+    """Return a regular expression that matches any of these names, the longest first."""
     ordered = sorted(filter(None, names), key=len, reverse=True)
     return f"(?:{'|'.join(map(re.escape, ordered)) or '(?!)'})"
 
@@ -217,34 +164,32 @@ def _render_sandboxed(
     conversations: Sequence[TemplateInput],
     probes: Sequence[Sequence[Message]] = (),
 ) -> tuple[list[RenderedChat], list[str]]:
-    """Have conversations rendered, and try others.
-
-    The template comes with the model and is not trusted: it runs in Jinja's immutable sandbox, in a
-    process of its own with limits on time, memory and output.
-    """
-    rendered_chats, extra, variables = list[RenderedChat](), list[str](), dict(template.variables)
-    more = [[asdict(message) for message in messages] for messages in probes]
-    for group in _batches(conversations):
-        batch = [([asdict(message) for message in messages], begun) for messages, begun in group]
-        texts, extra = run_sandboxed(
-            "template", _("the chat template"),
-            template=template.source, variables=variables, conversations=batch, probes=more,
-        )  # fmt: skip
-        rendered_chats += [
-            RenderedChat(text, tuple(map(tuple, answers))) for text, answers in texts
-        ]
-    return rendered_chats, extra
+    """Return the rendered conversations, and the texts of probes (empty where refused)."""
+    rendered = list[RenderedChat]()
+    probe_texts = list[str]()
+    for batch in _batches(conversations):
+        texts, probe_texts = run_sandboxed(
+            "template",
+            _("the chat template"),
+            template=template.source,
+            variables=dict(template.variables),
+            conversations=[(list(map(asdict, messages)), begins) for messages, begins in batch],
+            probes=[list(map(asdict, messages)) for messages in probes],
+        )
+        rendered += [RenderedChat(text, tuple(map(tuple, answers))) for text, answers in texts]
+    return rendered, probe_texts
 
 
 def _batches(conversations: Sequence[TemplateInput]) -> Iterator[list[TemplateInput]]:
-    """Yield conversations in groups for which the other process has room."""
-    group, length = list[TemplateInput](), 0
+    """Yield conversations in batches that stay below the sandbox's limit on output."""
+    batch = list[TemplateInput]()
+    length = 0  # characters
     for conversation in conversations:
         size = sum(len(message.content) + _TEMPLATE_OVERHEAD for message in conversation[0])
-        if group and length + size > _BATCH_CHARACTERS:
-            yield group
-            group, length = [], 0
-        group.append(conversation)
+        if batch and length + size > _BATCH_CHARACTERS:
+            yield batch
+            batch, length = [], 0
+        batch.append(conversation)
         length += size
-    if group:
-        yield group
+    if batch:
+        yield batch

@@ -73,7 +73,7 @@ class Conversation:
 
         Raises UserError if the chat template refuses the messages, or the text is too long.
         """
-        from minillm_repl.chat.history import fit_messages
+        from minillm_repl.chat.prompt import fit_messages
         from minillm_repl.chat.template import Message
 
         context, template = model.decoder.context_length, model.checkpoint.chat_template

@@ -1,4 +1,4 @@
-"""Text files in the encodings that programs write, told apart by bytes; the rest is refused."""
+"""Text files in UTF-8, UTF-16, UTF-32 or CP949; the bytes tell which. Others are refused."""
 
 import codecs
 import io
@@ -15,22 +15,21 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.storage.files import SIGNATURE_BYTES, describe_file, open_regular
 
 UTF8 = "UTF-8"
-_MARKS = {  # UTF-32 stands before UTF-16, whose mark begins as that of UTF-32
+_MARKS = {  # UTF-32 before UTF-16: the mark of UTF-32-LE begins with that of UTF-16-LE
     codecs.BOM_UTF8: UTF8,
     codecs.BOM_UTF32_LE: "UTF-32-LE",
     codecs.BOM_UTF32_BE: "UTF-32-BE",
     codecs.BOM_UTF16_LE: "UTF-16-LE",
     codecs.BOM_UTF16_BE: "UTF-16-BE",
 }
-_SAMPLE = 1 << 18  # bytes, from the first that is not ASCII, by which an encoding is told
-_MAX_INSPECTED = 10_000  # characters of these whose kind is looked up
-_MAX_UNKNOWN_SHARE = 0.01  # of the characters of a text may be of no known kind
+_SAMPLE = 1 << 18  # bytes from the first one that is not ASCII; they decide the encoding
+_MAX_INSPECTED = 10_000  # characters of the sample whose Unicode category is looked up
+_MAX_UNKNOWN_SHARE = 0.01  # of the characters of a text may be unassigned or controls
 _RUNS = re.compile("[가-힣]+")
 _BEFORE_LATIN = re.compile("[가-힣]+(?=[A-Za-z])")
-_MIN_HANGUL_SHARE = 0.8  # of the letters beyond ASCII are Hangul that CP949 shares with EUC-KR,
-# and at least so many of these are among the 150 syllables that make up three quarters of Korean
-# text
-_MIN_COMMON_SHARE = 0.2
+_MIN_HANGUL_SHARE = 0.8  # of the letters beyond ASCII are Hangul of EUC-KR, a part of CP949
+_MIN_COMMON_SHARE = 0.2  # of these Hangul are among the most common syllables
+# The most common syllables: three quarters of Korean text.
 _SYLLABLES = frozenset(
     "이다는지가고하에화영을아어의한도요은나니기서만게보리로인있들그를시사라해마면오스었정좋으내수무미말대일재자것주습감음연"
     "데우과진전생상적장여와같거까문없늘질작네야드구부소운했더금세답았동모않비안제간너변할람히각잘조중봤려랑공날되분러던눈신"
@@ -40,27 +39,29 @@ _SYLLABLES = frozenset(
 
 @dataclass
 class DetectedEncoding:
-    """How a text file turned out to be written, as far as it has been read."""
+    """The encoding of a text file, as far as the file has been read."""
 
     encoding: str = UTF8
-    has_byte_order_mark: bool = False  # a byte order mark
-    has_foreign_newlines: bool = False  # line ends of other systems
+    has_byte_order_mark: bool = False
+    has_foreign_newlines: bool = False  # \r\n or \r
 
     @property
     def display_name(self) -> str:
-        """What the encoding is called; empty for UTF-8, which is nothing to be told."""
-        return (
-            "" if self.encoding == UTF8 else self.encoding.removesuffix("-LE").removesuffix("-BE")
-        )
+        """The encoding's usual name; empty for UTF-8, which needs no note."""
+        if self.encoding == UTF8:
+            return ""
+        return self.encoding.removesuffix("-LE").removesuffix("-BE")
 
     def notes(self, path: Path) -> tuple[str, ...]:
-        """Return what the user is told of the file at `path`, a line each."""
+        """Return notes for the user on the file at `path`, a line each."""
+        if not self.display_name:
+            return ()
         read_as = _("read as {encoding}", encoding=self.display_name)
-        return (f"{safe_line(str(path))}: {read_as}",) if self.display_name else ()
+        return (f"{safe_line(str(path))}: {read_as}",)
 
 
 def read_text(path: Path, detected: DetectedEncoding | None = None) -> str:
-    """Return a text file, line ends as newlines, without a byte order mark.
+    r"""Return the content of a text file with `\n` line ends, without a byte order mark.
 
     Raises UserError naming the file.
     """
@@ -68,10 +69,10 @@ def read_text(path: Path, detected: DetectedEncoding | None = None) -> str:
 
 
 def read_text_chunks(path: Path, detected: DetectedEncoding, size: int = _SAMPLE) -> Iterator[str]:
-    """Yield a text file in pieces of about `size` bytes, line ends as newlines; note its encoding.
+    r"""Yield the content of a text file in chunks of about `size` bytes, with `\n` line ends.
 
-    UTF-8, UTF-16, UTF-32 and CP949 (which EUC-KR is a part of) are read. Raises UserError that
-    names the file, the first byte that does not fit, and what helps.
+    `detected` gets the encoding: UTF-8, UTF-16, UTF-32 or CP949, of which EUC-KR is a part. Raises
+    UserError naming the file, the first invalid byte, and the remedy.
     """
     name = safe_line(str(path))
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
@@ -105,11 +106,12 @@ def _decoder(encoding: str) -> codecs.IncrementalDecoder:
 def _decode(
     data: bytes, decoder: codecs.IncrementalDecoder | None, file: tuple[str, str, int, int, bytes]
 ) -> str:
-    """Return the text of bytes of a file: its name, encoding, the place in it, its size, its head.
+    """Return the text of a chunk of a file.
 
-    Raises UserError.
+    `file` is the file's name, its encoding, the offset of the chunk, the file's size, and its
+    first bytes. Raises UserError for a byte that the encoding does not allow.
     """
-    if decoder is None:
+    if decoder is None:  # all bytes so far are ASCII
         return data.decode("ascii")
     name, encoding, offset, file_size, head = file
     pending = len(decoder.getstate()[0])
@@ -138,8 +140,9 @@ def _decode(
 
 
 def _guess_encoding(sample: bytes, *, first: bool) -> str:
-    """Return how a file is written, by its first bytes that are not all ASCII; UTF-8 where
-    nothing else is likely.
+    """Return the encoding of a sample that is not all ASCII; UTF-8 if no other one is likely.
+
+    `first` says that the sample begins the file.
     """
     if b"\0" in sample:
         return (first and _guess_wide_encoding(sample)) or UTF8
@@ -150,9 +153,7 @@ def _guess_encoding(sample: bytes, *, first: bool) -> str:
 
 
 def _decode_prefix(sample: bytes, encoding: str) -> str | None:
-    """Return the text of bytes of which the last may belong to a character that goes on, or None
-    if they are none.
-    """
+    """Return the text of bytes, or None if they are invalid; the last character may be cut off."""
     try:
         return _decoder(encoding).decode(sample)
     except UnicodeDecodeError:
@@ -160,10 +161,14 @@ def _decode_prefix(sample: bytes, encoding: str) -> str | None:
 
 
 def _is_korean(text: str) -> bool:
-    """Tell whether a text read as CP949 is Korean: other encodings' bytes make rare letters."""
+    """Tell whether a text read as CP949 is Korean.
+
+    Bytes of another encoding become rare syllables, or syllables right before Latin letters.
+    """
     letters = [letter for letter in text if letter > "\x7f" and letter.isalpha()]
     usual = [letter for letter in letters if "가" <= letter <= "힣" and _in_euc_kr(letter)]
-    runs, before_latin = len(_RUNS.findall(text)), len(_BEFORE_LATIN.findall(text))
+    runs = len(_RUNS.findall(text))
+    before_latin = len(_BEFORE_LATIN.findall(text))
     return (
         len(usual) > 0
         and len(usual) >= _MIN_HANGUL_SHARE * len(letters)
@@ -177,14 +182,16 @@ def _in_euc_kr(letter: str) -> bool:
 
 
 def _guess_wide_encoding(sample: bytes) -> str:
-    """Return which encoding of two or four bytes a character a text is in; empty if none."""
+    """Return the UTF-16 or UTF-32 encoding of a text without a byte order mark; empty if none."""
     for encoding in ("UTF-32-LE", "UTF-32-BE"):
         if _is_text(_decode_prefix(sample, encoding)):
             return encoding
-    even, odd = sample[::2].count(0), sample[1::2].count(0)
-    encoding, found = ("UTF-16-LE", odd) if odd > even else ("UTF-16-BE", even)
-    narrow = sample.isascii()  # so is each character, in half of its bytes, and the other half is 0
-    if narrow and found < 0.9 * (len(sample) // 2):
+    even_zeros = sample[::2].count(0)
+    odd_zeros = sample[1::2].count(0)
+    encoding = "UTF-16-LE" if odd_zeros > even_zeros else "UTF-16-BE"
+    zeros = max(even_zeros, odd_zeros)
+    # In UTF-16, ASCII text has a zero byte in each character.
+    if sample.isascii() and zeros < 0.9 * (len(sample) // 2):
         return ""
     return encoding if _is_text(_decode_prefix(sample, encoding)) else ""
 

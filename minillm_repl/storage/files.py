@@ -1,4 +1,4 @@
-"""Opening a regular file, and the kind of a file by its first bytes."""
+"""Opening of regular files, and the type of a file by its first bytes."""
 
 import os
 import stat
@@ -9,8 +9,7 @@ from minillm_repl.errors import UserError, os_error_text
 from minillm_repl.language import N_, _
 from minillm_repl.safetext import safe_line
 
-SIGNATURE_BYTES = 1024  # bytes: enough to tell
-
+SIGNATURE_BYTES = 1024  # bytes that `describe_file` and `is_text` look at
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _PICKLE = N_("a pickle, which can run code when opened; it was not opened: look for .safetensors")
 _GGML = N_("a GGML file of llama.cpp; look for .safetensors")
@@ -39,38 +38,35 @@ _PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")
 
 
 def describe_file(first_bytes: bytes) -> str:
-    """Return what a file beginning with `head` is, as words after `NAME is`; empty if not known."""
+    """Return the type of a file, as words after `NAME is`; empty if it is unknown."""
     if not first_bytes:
         return _("empty")
     for beginning, kind in _SIGNATURES.items():
         if first_bytes.startswith(beginning):
             return _(kind)
     text = first_bytes.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return (
-        _("a web page, not the file: the download saved the page")
-        if text.startswith(_PAGES)
-        else ""
-    )
+    if text.startswith(_PAGES):
+        return _("a web page, not the file: the download saved the page")
+    return ""
 
 
 def is_text(first_bytes: bytes) -> bool:
-    """Tell whether a file that begins with `head` is written in UTF-8; a character may be cut
-    off at its end.
-    """
+    """Tell whether the first bytes of a file are UTF-8 text; the last character may be cut off."""
     text = first_bytes.decode("utf-8", "ignore")
-    is_complete = len(first_bytes) - len(text.encode()) < 4
-    return (
-        is_complete
-        and bool(text)
-        and all(letter.isprintable() or letter in "\t\n\f\r" for letter in text)
-    )
+    ignored_bytes = len(first_bytes) - len(text.encode())
+    if not text or ignored_bytes >= 4:  # a cut-off character has at most 3 bytes
+        return False
+    return all(letter.isprintable() or letter in "\t\n\f\r" for letter in text)
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file to read; a directory, FIFO or device is refused, not waited for."""
+    """Open a regular file to read.
+
+    Raises UserError naming the file, also for a folder, a FIFO or a device.
+    """
     name = safe_line(str(path))
     try:
-        # Not blocking, or a FIFO without a writer would hang us before we can see that it is one.
+        # O_NONBLOCK: opening a FIFO without a writer would wait for ever.
         descriptor = os.open(
             path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         )

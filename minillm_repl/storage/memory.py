@@ -1,4 +1,4 @@
-"""How much memory there is, asked before much of it is taken: a file's header is only a claim."""
+"""Free memory, checked before a large allocation: the sizes in a file's header are only a claim."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -6,32 +6,34 @@ from pathlib import Path
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 
-# inside a container, its own limits lie here: version 2, then version 1
-_CGROUP = Path("/sys/fs/cgroup")
+# The limits of a container: limit, usage and statistics of cgroup version 2, then of version 1.
+_CGROUP_2 = Path("/sys/fs/cgroup")
+_CGROUP_1 = _CGROUP_2 / "memory"
 _LIMITS = (
-    (_CGROUP / "memory.max", _CGROUP / "memory.current", _CGROUP / "memory.stat"),
-    *((group / "memory.limit_in_bytes", group / "memory.usage_in_bytes", group / "memory.stat")
-      for group in [_CGROUP / "memory"]),
-)  # fmt: skip
+    (_CGROUP_2 / "memory.max", _CGROUP_2 / "memory.current", _CGROUP_2 / "memory.stat"),
+    (
+        _CGROUP_1 / "memory.limit_in_bytes",
+        _CGROUP_1 / "memory.usage_in_bytes",
+        _CGROUP_1 / "memory.stat",
+    ),
+)
 
 
 def available_bytes() -> int | None:
-    """Return how many bytes a program may take before the system must take some from others;
-    None if unknown.
-    """
+    """Return how many bytes a program can allocate without swapping; None if unknown."""
     known = []
     with suppress(OSError, ValueError, KeyError):
         known.append(_read_fields("/proc/meminfo")["MemAvailable:"] * 1024)
     for limit, usage, statistics in _LIMITS:
-        with suppress(OSError, ValueError, KeyError):  # `max` is no number, and no limit
-            # what has been read from disks is given up at once
+        with suppress(OSError, ValueError, KeyError):  # `max` is not a number: no limit
+            # The kernel frees cached files at once.
             cached = _read_fields(statistics).get("inactive_file", 0)
             known.append(max(0, int(limit.read_text()) - int(usage.read_text()) + cached))
     return min(known, default=None)
 
 
 def check_memory(needed: int, what: str) -> None:
-    """Raise UserError, naming `what`, if so many bytes are more than there are."""
+    """Raise UserError, naming `what`, if fewer than `needed` bytes are free."""
     free_bytes = available_bytes()
     if free_bytes is not None and needed > free_bytes:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Where a checkpoint that the user names lies: at a path, with the program, or in the HF cache."""
+"""The path of a checkpoint that the user names: a path, a shipped model, or the HF cache."""
 
 import os
 import re
@@ -12,11 +12,11 @@ from minillm_repl.errors import UserError
 from minillm_repl.storage.files import open_regular
 
 SUFFIX = ".safetensors"
-# the shipped model that opens when none is named, and that of the lessons
-DEFAULT_MODEL, LESSON_MODEL = "hangul", "nalssi"
+DEFAULT_MODEL = "hangul"  # opens when the user names none
+LESSON_MODEL = "nalssi"
 _CACHED = re.compile(r"models--(?:(?P<owner>[\w.-]+?)--)?(?P<model>[\w.-]+)", re.ASCII)
 _COMMIT = re.compile(rb"\w[\w.-]{0,199}", re.ASCII)
-_OTHERS = re.compile(  # endings that say that a file is of another format
+_OTHER_FORMATS = re.compile(  # suffixes of formats that are not written here
     r"\.(gguf|ggml|bin|pth?|ckpt|pkl|pickle|onnx|h5|hdf5|keras|msgpack"
     r"|np[zy]|tflite|mlmodel|zip|gz|xz|zst|tar|jsonl?"
     r"|txt|md|csv|tsv|ya?ml|toml|html?|svg|pdf|py)",
@@ -25,8 +25,9 @@ _OTHERS = re.compile(  # endings that say that a file is of another format
 
 
 def shipped_folder() -> Path:
-    """Return the folder of the shipped checkpoints: inside the package when installed, beside it
-    in a source tree.
+    """Return the folder of the shipped checkpoints.
+
+    It is inside the installed package, or beside the package in a source tree.
     """
     package = Path(__file__).resolve().parent.parent
     inside = package / "models"
@@ -39,8 +40,9 @@ def shipped_names() -> list[str]:
 
 
 def cached_models() -> dict[str, Path]:
-    """Return the models in Hugging Face's cache that have a config: `owner/model`, or `model` ->
-    folder. Only looks.
+    """Return the models with a config.json in Hugging Face's cache: `owner/model` -> folder.
+
+    An old name may lack the owner. Nothing is downloaded.
     """
     return {
         name: folder
@@ -50,8 +52,9 @@ def cached_models() -> dict[str, Path]:
 
 
 def _cached_snapshots() -> dict[str, Path]:
-    home = _environment_folder("XDG_CACHE_HOME") or user_path("~/.cache")
-    home = _environment_folder("HF_HOME") or home / "huggingface"
+    # The variables and their order are those of the huggingface_hub library.
+    cache = _environment_folder("XDG_CACHE_HOME") or user_path("~/.cache")
+    home = _environment_folder("HF_HOME") or cache / "huggingface"
     hub = (
         _environment_folder("HF_HUB_CACHE")
         or _environment_folder("HUGGINGFACE_HUB_CACHE")
@@ -59,36 +62,39 @@ def _cached_snapshots() -> dict[str, Path]:
     )
     snapshots = {}
     for folder in sorted(hub.glob("models--*")) if exists(hub) else []:
-        name, snapshot = _name_in_cache(folder), _snapshot(folder)
+        name = _name_in_cache(folder)
+        snapshot = _snapshot(folder)
         if name and snapshot:
             snapshots[name] = snapshot
     return snapshots
 
 
 def _snapshot(folder: Path) -> Path | None:
-    """Return the version of a model that its `main` branch names, else the newest that is there;
-    None if none is.
-    """
+    """Return the snapshot of a model that its `main` branch names, or else the newest, or None."""
     configs = sorted(folder.glob("snapshots/*/config.json"), key=lambda file: file.lstat().st_mtime)
     try:
         with open_regular(folder / "refs" / "main") as file:
             commit = file.read(256).strip()
     except UserError:
         commit = b""
-    named = folder / "snapshots" / commit.decode() if _COMMIT.fullmatch(commit) else None
-    return named if named and exists(named) else configs[-1].parent if configs else None
+    if _COMMIT.fullmatch(commit):
+        named = folder / "snapshots" / commit.decode()
+        if exists(named):
+            return named
+    return configs[-1].parent if configs else None
 
 
 def _name_in_cache(folder: Path) -> str:
-    """Return the name of the model that a folder of the cache is for; empty if none."""
+    """Return the model name of a folder of the cache; empty for another folder."""
     match = _CACHED.fullmatch(folder.name)
     return "/".join(part for part in match.groups() if part) if match else ""
 
 
 def find_checkpoint(name: str) -> Path:
-    """Return what `name` means: a file with or without ending, a folder, a shipped or cached model.
+    """Return the path of a checkpoint.
 
-    If it means none of these, it is the path as given.
+    `name` is a file with or without its suffix, a folder, or the name of a shipped or cached model.
+    Any other name is returned as a path.
     """
     path = user_path(name)
     snapshot = _snapshot(path) if _name_in_cache(path) else None
@@ -101,14 +107,14 @@ def find_checkpoint(name: str) -> Path:
 
 
 def checkpoint_title(path: Path) -> str:
-    """Return what to call a checkpoint: the file's name less its ending, or the model's folder
-    or name in the cache.
+    """Return the title of a checkpoint.
+
+    It is the file's name without its suffix, the name of the model's folder, or the model's name
+    in the cache.
     """
-    folder = (
-        path.parent
-        if path.suffix in (SUFFIX, ".json") and exists(path.parent / "config.json")
-        else path
-    )
+    folder = path
+    if path.suffix in (SUFFIX, ".json") and exists(path.parent / "config.json"):
+        folder = path.parent
     real = folder if folder.parent.name == "snapshots" else _realpath(folder)
     if real.parent.name == "snapshots" and _name_in_cache(real.parent.parent):
         return _name_in_cache(real.parent.parent)
@@ -116,10 +122,10 @@ def checkpoint_title(path: Path) -> str:
 
 
 def user_path(text: str) -> Path:
-    r"""Return a path as the user wrote it, or a terminal pasted it.
+    r"""Return the path that the user typed, or that a terminal pasted.
 
-    `~` means their home; quotes, `\ ` for a space, and `file://` are no part of it unless a file
-    has that name.
+    `~` is the home folder. Quotes, `\ ` for a space, and `file://` are removed, unless a file has
+    exactly the typed name.
     """
     if not exists(Path(text)):
         text = _unquoted(text.strip())
@@ -127,18 +133,16 @@ def user_path(text: str) -> Path:
 
 
 def _expanded(text: str) -> str:
-    """Return a path with `~` and `~name` expanded where such a user can be looked up; a NUL byte
-    is in nobody's name.
-    """
-    # Path's own raises for an unknown user.
+    """Return a path with `~` and `~name` expanded. An unknown user's `~name` stays."""
+    # Path.expanduser raises for an unknown user. A NUL byte would raise in the look-up.
     return text if "\0" in text else os.path.expanduser(text)  # noqa: PTH111
 
 
 def _unquoted(text: str) -> str:
-    """Return a path without what a shell would take from it."""
+    """Return a path without the quotes and backslashes that a shell would remove."""
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         with suppress(ValueError):
-            words = shlex.split(text)  # a quote in it is written '\\''
+            words = shlex.split(text)  # shells write a quote inside as '\\''
             text = words[0] if len(words) == 1 else text[1:-1]
     elif "\\" in text and os.sep == "/" and not exists(Path(_expanded(text))):
         text = re.sub(r"\\(.)", r"\1", text)
@@ -146,12 +150,15 @@ def _unquoted(text: str) -> str:
     if url is None:
         return text
     path = unquote(url[1])
-    return path[1:] if re.match(r"/[A-Za-z]:", path) and os.sep != "/" else path
+    if os.sep != "/" and re.match(r"/[A-Za-z]:", path):  # Windows: /C:/folder
+        return path[1:]
+    return path
 
 
 def _match_disk_spelling(path: Path) -> Path:
-    """Return a path with each name as the disk spells it: a Mac writes letters in parts (NFD), a
-    keyboard does not.
+    """Return a path with each name as the disk spells it, composed (NFC) or decomposed (NFD).
+
+    A Mac may store decomposed Hangul; a keyboard types composed Hangul.
     """
     if str(path).isascii():
         return path
@@ -163,29 +170,29 @@ def _match_disk_spelling(path: Path) -> Path:
 
 
 def _environment_folder(name: str) -> Path | None:
-    """Return the folder that a variable of Hugging Face's names, read as their library reads it."""
+    """Return the folder in an environment variable, expanded as huggingface_hub does, or None."""
     value = os.environ.get(name)
     return Path(os.path.expandvars(_expanded(value))) if value else None
 
 
 def has_other_format(path: Path) -> bool:
-    """Tell whether a name says that a file is of a format that is not written here."""
-    return _OTHERS.fullmatch(path.suffix) is not None
+    """Tell whether a file's suffix is that of a format that is not written here."""
+    return _OTHER_FORMATS.fullmatch(path.suffix) is not None
 
 
 def exists(path: Path) -> bool:
-    """Tell whether something lies at a path; a name that no file can have has nothing there."""
-    return os.path.exists(path)  # noqa: PTH110 - Path's own raises for a name that is too long
+    """Tell whether a path exists; False for a name that no file can have."""
+    return os.path.exists(path)  # noqa: PTH110 - Path.exists raises for a name that is too long
 
 
 def is_shipped(path: Path | None) -> bool:
-    """Tell whether a path lies with the shipped checkpoints, which users are not to overwrite."""
+    """Tell whether a path is in the folder of shipped checkpoints, which are never overwritten."""
     return path is not None and _realpath(path).parent == shipped_folder()
 
 
 def _realpath(path: Path) -> Path:
-    """Return a path without links, or as it is if no file can have its name."""
+    """Return a path without links; unchanged if no file can have its name."""
     try:
-        return Path(os.path.realpath(path))  # Path's own raises for links that go in a circle
+        return Path(os.path.realpath(path))  # Path.resolve raises for a circle of links
     except ValueError:
         return path

@@ -1,5 +1,7 @@
-"""Unfinished files of a save, `.minillm-….tmp`: whoever writes one holds a lock on it that ends
-with the process.
+"""Temporary files of a save, `.minillm-….tmp`.
+
+The writing process locks its file. The lock ends with the process, so an unlocked temporary file
+is an abandoned one.
 """
 
 import os
@@ -15,17 +17,18 @@ _TEMPORARY_NAME = re.compile(r"\.minillm-[0-9a-f]{16}\.tmp")
 
 @contextmanager
 def temporary_path(folder: Path, make: Callable[[Path], None]) -> Iterator[Path]:
-    """Have an unfinished file or folder made in `folder`, and give its path; what is still there at
-    the end is removed.
+    """Make a temporary file or folder in `folder` with `make`, yield its path, then remove it.
 
-    Raises OSError.
+    A file that was moved elsewhere meanwhile stays. Raises OSError.
     """
     while True:
-        lock, temporary = None, folder / f".minillm-{secrets.token_hex(8)}.tmp"
+        lock = None
+        temporary = folder / f".minillm-{secrets.token_hex(8)}.tmp"
         try:
             make(temporary)
             lock = try_lock(temporary, wait=True)
-            if temporary.exists():  # else it was just made, and taken for an abandoned one
+            # Before the lock, another process may have removed it as an abandoned file.
+            if temporary.exists():
                 yield temporary
                 return
         finally:
@@ -34,7 +37,7 @@ def temporary_path(folder: Path, make: Callable[[Path], None]) -> Iterator[Path]
 
 
 def clear_abandoned(folder: Path) -> None:
-    """Remove what killed saves have left in a folder; what a living process writes stays."""
+    """Remove the temporary files of killed processes from a folder."""
     with suppress(OSError):
         for path in folder.iterdir():
             if _TEMPORARY_NAME.fullmatch(path.name):
@@ -45,7 +48,10 @@ def clear_abandoned(folder: Path) -> None:
 
 
 def try_lock(path: Path, *, wait: bool) -> int | None:
-    """Lock a file or folder; return None where somebody else has, or there are no such locks."""
+    """Lock a file or folder and return the descriptor.
+
+    Return None if another process holds the lock, or if the system has no such locks.
+    """
     try:
         import fcntl
 
@@ -54,7 +60,7 @@ def try_lock(path: Path, *, wait: bool) -> int | None:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:  # some network file systems have none either: nothing is cleared there
+    except OSError:  # locked, or a network file system without locks
         os.close(descriptor)
         return None
     return descriptor

@@ -56,7 +56,7 @@ def put(tmp_path, text, name="t.txt"):
     ],
 )
 def test_different_tokens_are_those_that_occur(tmp_path, kind, text, different):
-    run = begin(None, put(tmp_path, text), tokenizer=kind, width=16, layers=1)
+    run = begin(None, put(tmp_path, text), tokenizer=kind, d_model=16, n_layers=1)
     occurs = set(run.trainer.train.ids.tolist()) | set(
         run.trainer.val.ids.tolist() if run.trainer.val else ()
     )
@@ -64,24 +64,24 @@ def test_different_tokens_are_those_that_occur(tmp_path, kind, text, different):
     assert (len(occurs) < run.tokenizer.vocab_size) == (
         kind == "bpe:300"
     )  # byte pairs include all bytes
-    assert f"{len(occurs)} different" in run.title
+    assert f"{len(occurs)} distinct" in run.title
 
 
 def test_a_model_that_is_trained_further_counts_the_text_and_not_its_vocabulary(tmp_path, nalssi):
-    assert "5 different" in begin(nalssi, put(tmp_path, "날씨가 좋" * 20)).title
+    assert "5 distinct" in begin(nalssi, put(tmp_path, "날씨가 좋" * 20)).title
 
 
 def test_conversations_and_a_part_held_out_count_too(tmp_path):
     talk = json.dumps(
         {"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ba"}]}
     )
-    run = begin(None, put(tmp_path, (talk + "\n") * 1_800, "t.jsonl"), width=16, layers=1)
+    run = begin(None, put(tmp_path, (talk + "\n") * 1_800, "t.jsonl"), d_model=16, n_layers=1)
     assert run.trainer.val is not None
-    assert "5 different" in run.title  # a, b, two roles and the end of a turn
+    assert "5 distinct" in run.title  # a, b, two roles and the end of a turn
 
 
 def test_tokens_that_are_found_again_are_counted_as_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(token_files, "_KEPT", 0)
+    monkeypatch.setattr(token_files, "_MIN_CACHED_CHARACTERS", 0)
     opened = open_corpus(put(tmp_path, "가나다 가나다 라"))
     tokenizer = make_tokenizer("char", opened)
     first, again = (tokenise(opened, tokenizer, cache=tmp_path / "cache") for _ in range(2))
@@ -108,7 +108,7 @@ def numbers(tmp_path):
 
 @pytest.mark.parametrize("rank", [1, 3])
 def test_lora_says_how_many_parameters_are_trained(base, numbers, rank):
-    run = begin(base, numbers, lora=rank)
+    run = begin(base, numbers, lora_rank=rank)
     matrices = [
         array
         for name, array in base.tensors.items()
@@ -116,10 +116,10 @@ def test_lora_says_how_many_parameters_are_trained(base, numbers, rank):
     ]
     expected = sum(rank * sum(array.shape) for array in matrices)
     assert run.title.startswith(
-        f"training {expected:,} parameters beside {base.config.n_params:,} that stay"
+        f"training {expected:,} parameters; the other {base.config.n_params:,} are frozen"
     )
     assert begin(base, numbers).title.startswith(
-        f"training further: {base.config.n_params:,} parameters"
+        f"further training: {base.config.n_params:,} parameters"
     )
 
 
@@ -144,7 +144,7 @@ def script(monkeypatch, text):
 def test_an_adapter_has_its_own_record_and_not_that_of_its_base(
     base, numbers, tmp_path, capsys, monkeypatch
 ):
-    after = learnt(base, numbers, lora=2)
+    after = learnt(base, numbers, lora_rank=2)
     file = tmp_path / "adapter.safetensors"
     adapter.save(after, file)
     opened = load(file)
@@ -159,7 +159,7 @@ def test_an_adapter_has_its_own_record_and_not_that_of_its_base(
     shown = card(capsys, file)
     assert "4 steps, 64 tokens" in shown
     assert "of-the-base" not in shown
-    assert "parameters of rank 2, learnt beside" in shown
+    assert "parameters of rank 2, trained on top of" in shown
     assert opened.training.steps == after.training.steps == 154  # of the two merged
     assert (
         opened.training.curve
@@ -173,7 +173,7 @@ def test_an_adapter_has_its_own_record_and_not_that_of_its_base(
 def test_an_adapter_that_says_nothing_of_its_training_shows_none(
     base, numbers, tmp_path, capsys, monkeypatch
 ):
-    after = learnt(base, numbers, lora=2)
+    after = learnt(base, numbers, lora_rank=2)
     old = dataclasses.replace(after, adapter=dataclasses.replace(after.adapter, training=None))
     adapter.save(old, tmp_path / "old.safetensors")
     opened = load(tmp_path / "old.safetensors")
@@ -182,7 +182,7 @@ def test_an_adapter_that_says_nothing_of_its_training_shows_none(
     shown = card(capsys, tmp_path / "old.safetensors")
     assert "steps" not in shown
     assert "0.5000 nats" not in shown
-    with pytest.raises(UserError, match="which text"):
+    with pytest.raises(UserError, match="no text is given"):
         find_corpus("", opened)
 
 
@@ -192,7 +192,7 @@ def test_a_wrong_record_of_an_adapter_is_refused(base, numbers, tmp_path):
     from minillm_repl.checkpoint.formats.header import read_header
 
     file = tmp_path / "adapter.safetensors"
-    adapter.save(learnt(base, numbers, lora=1), file)
+    adapter.save(learnt(base, numbers, lora_rank=1), file)
     metadata = dict(read_header(file).metadata)
     for wrong in (
         "[]",
@@ -237,7 +237,7 @@ def test_the_time_of_a_run_has_its_measurements_in_it():
 @pytest.mark.parametrize("held_out", [True, False])
 def test_readings_are_what_the_measurements_read(tmp_path, monkeypatch, held_out):
     path = put(tmp_path, "가나다라마 " * (4_000 if held_out else 40))
-    run = begin(None, path, width=16, layers=1, val="auto" if held_out else "off")
+    run = begin(None, path, d_model=16, n_layers=1, val="auto" if held_out else "off")
     read = []
 
     def mean_loss(part, starts, interrupted=None):

@@ -121,7 +121,7 @@ def test_a_model_that_is_not_tied_needs_both(kind, untied, lost, tmp_path):
     """The library makes up random numbers for the one that is not there."""
     gone = heads(kind)[lost]
     drop = lambda tensors: {name: each for name, each in tensors.items() if name != gone}  # noqa: E731
-    with pytest.raises(UserError, match=f"lacks the tensor {gone}"):
+    with pytest.raises(UserError, match=f"has no tensor {gone}"):
         load(written(untied, tmp_path, drop, tie_word_embeddings=False))
 
 
@@ -194,7 +194,7 @@ def test_tensors_that_the_model_has_no_place_for_are_named(llama, tmp_path):
     }
     checkpoint = assert_alike(written(llama, tmp_path, lambda tensors: tensors | more))
     [note] = checkpoint.notes
-    assert "Llama has no place for 4 tensors of the file" in note
+    assert "Llama does not use 4 tensors of the file" in note
     assert note.isprintable()
 
 
@@ -225,7 +225,7 @@ def test_numbers_that_the_kind_that_is_wanted_cannot_hold_are_an_error(llama, tm
     large = {"model.norm.weight": torch.full((32,), 1e300, dtype=torch.float64)}
     folder = written(llama, tmp_path, lambda tensors: tensors | large)
     with pytest.raises(
-        UserError, match=r"model.norm.weight in .* holds numbers that are too large for float32"
+        UserError, match=r"model.norm.weight in .* has values too large for float32"
     ):
         load(folder)
     edited(
@@ -268,5 +268,5 @@ def test_layer_types_that_a_llama_does_not_read_are_told(llama, tmp_path):
         logits_of(build(checkpoint.config, checkpoint.tensors), ids), expected, rtol=0, atol=1e-4
     )
     assert checkpoint.notes == (
-        "layer_types in config.json is not used: all layers of a Llama see equally far",
+        "layer_types in config.json is ignored: all layers of a Llama have the same window",
     )

@@ -244,7 +244,7 @@ def test_a_template_that_writes_the_last_turn_first_is_refused(pair):
         "%}<|im_end|>{% endif %}{% endfor %}"
     )
     talk = [Message("user", "hello"), Message("assistant", "네")]
-    with pytest.raises(UserError, match="conversation 42 one turn after the other"):
+    with pytest.raises(UserError, match="turns of conversation 42 one after the other"):
         encode_with_loss_mask(template, pair[0], [talk[1:], talk], first=41)
 
 
@@ -261,7 +261,7 @@ def test_a_template_that_changes_or_refuses_what_is_said(pair):
         encode_with_loss_mask(
             ChatTemplate("{{ raise_exception('roles must alternate') }}"), ours, [conversation]
         )
-    with pytest.raises(UserError, match="conversation 7 has no turn of the assistant"):
+    with pytest.raises(UserError, match="conversation 7 has no assistant turn"):
         encode_with_loss_mask(
             ChatTemplate(TEMPLATES["ChatML"]), ours, [conversation, conversation[:1]], first=6
         )
@@ -300,7 +300,7 @@ def test_a_wrong_conversation_is_named_by_its_number_in_the_file(tmp_path):
         rows(*[exchange("a", "b")] * 229, exchange("a", "b")[:1], *[exchange("a", "b")] * 9)
     )
     opened = open_corpus(path)
-    with pytest.raises(UserError, match="conversation 230 has no turn"):
+    with pytest.raises(UserError, match="conversation 230 has no assistant turn"):
         tokenise(opened, make_tokenizer("char", opened), template=DEFAULT_CHAT_TEMPLATE)
 
 
@@ -384,7 +384,9 @@ def test_transformers_reads_characters_and_special_tokens_the_same(tmp_path):
     model = random_checkpoint(characters=[chr(0x4E00 + place) for place in range(ours.vocab_size)])
     end = (ours.token_to_id("<|end|>"),)
     save(
-        dataclasses.replace(model, tokenizer=ours, chat=DEFAULT_CHAT_TEMPLATE, eos_token_ids=end),
+        dataclasses.replace(
+            model, tokenizer=ours, chat_template=DEFAULT_CHAT_TEMPLATE, eos_token_ids=end
+        ),
         tmp_path / "hf",
         folder=True,
     )
@@ -445,7 +447,7 @@ def test_special_tokens_are_kept_in_a_native_file(tmp_path):
         dataclasses.replace(
             model,
             tokenizer=tokenizer,
-            chat=DEFAULT_CHAT_TEMPLATE,
+            chat_template=DEFAULT_CHAT_TEMPLATE,
             eos_token_ids=(tokenizer.vocab_size - 1,),
         ),
         tmp_path / "m",
@@ -496,7 +498,14 @@ def numbers(tmp_path):
 
 def adapted(base, numbers):
     return trained(
-        base, numbers, numbers.with_name("m"), lora=RANK, steps=6, batch=4, context=16, lr=0.02
+        base,
+        numbers,
+        numbers.with_name("m"),
+        lora_rank=RANK,
+        steps=6,
+        batch_size=4,
+        context_length=16,
+        lr=0.02,
     )
 
 
@@ -587,7 +596,12 @@ def saved_adapter(tmp_path_factory):
     )
     (folder / "t.txt").write_text("0123456789 " * 40)
     run = trained(
-        load(folder / "base.safetensors"), folder / "t.txt", folder / "m", lora=2, steps=2, batch=2
+        load(folder / "base.safetensors"),
+        folder / "t.txt",
+        folder / "m",
+        lora_rank=2,
+        steps=2,
+        batch_size=2,
     )
     adapter.save(run[2], folder / "adapter.safetensors")
     header = read_header(folder / "adapter.safetensors")
@@ -630,7 +644,7 @@ HOSTILE = {
     "no text": (
         {},
         {"base": lambda base: {**base, "path": "t.txt"}},
-        "is a text and no checkpoint",
+        "is a text, not a checkpoint",
     ),
     "a device": ({}, {"base": lambda base: {**base, "path": os.devnull}}, "not a regular file"),
     "no digest": (
@@ -688,7 +702,11 @@ HOSTILE = {
         {},
         "finite",
     ),
-    "whole numbers": ({f"{QKV}.up": np.ones((72, 2), np.int64)}, {}, "must be one of F32"),
+    "whole numbers": (
+        {f"{QKV}.up": np.ones((72, 2), np.int64)},
+        {},
+        "must have one of the dtypes F32",
+    ),
 }
 
 
@@ -737,7 +755,7 @@ def test_every_truncation_of_an_adapter_is_refused(saved_adapter):
     path = folder / "cut.safetensors"
     for length in (*range(0, 1_200, 7), *range(1_200, len(data), 997), len(data) - 1):
         path.write_bytes(data[:length])
-        refused(path, "cut short|not a safetensors file|not valid JSON|header|is empty")
+        refused(path, "truncated|not a safetensors file|not valid JSON|header|is empty")
     path.write_bytes(data + b"\0")
     refused(path, "more follows")
 
@@ -785,7 +803,7 @@ def test_an_adapter_of_a_model_with_a_strange_name_is_saved(tmp_path):
     save(random_checkpoint(), folder / "base.safetensors")
     start = load(folder / "base.safetensors")
     (tmp_path / "t.txt").write_text("".join(start.tokenizer.characters) * 9, encoding="utf-8")
-    after = trained(start, tmp_path / "t.txt", tmp_path / "m", lora=1, steps=1)[2]
+    after = trained(start, tmp_path / "t.txt", tmp_path / "m", lora_rank=1, steps=1)[2]
     adapter.save(after, folder / "adapter.safetensors")
     assert load(folder / "adapter.safetensors").adapter is not None
 
@@ -818,7 +836,7 @@ def their_loss(folder, ids):
     return F.cross_entropy(logits_of(model, inputs).flatten(0, 1), targets.flatten()).item()
 
 
-@pytest.mark.parametrize(("kind", "settings"), [("whole", {}), ("LoRA", {"lora": 8})])
+@pytest.mark.parametrize(("kind", "settings"), [("whole", {}), ("LoRA", {"lora_rank": 8})])
 def test_a_real_model_learns_to_tell_other_tales(stories, grimm, tmp_path, kind, settings):
     start, (train, held) = load(stories), grimm
     run, finished, after = trained(
@@ -827,8 +845,8 @@ def test_a_real_model_learns_to_tell_other_tales(stories, grimm, tmp_path, kind,
         tmp_path / "m",
         val=str(held),
         steps=30,
-        context=128,
-        batch=8,
+        context_length=128,
+        batch_size=8,
         eval_interval=15,
         **settings,
     )
@@ -861,7 +879,7 @@ def test_what_a_model_does_not_know_is_named_for_conversations_too(tmp_path):
     model = random_checkpoint(
         characters=[chr(0x4E00 + place) for place in range(tokenizer.vocab_size)]
     )
-    start = dataclasses.replace(model, tokenizer=tokenizer, chat=DEFAULT_CHAT_TEMPLATE)
+    start = dataclasses.replace(model, tokenizer=tokenizer, chat_template=DEFAULT_CHAT_TEMPLATE)
     path = tmp_path / "c.jsonl"
     path.write_text(rows(exchange("ab 훈", "dd ZZ"), exchange("훈", "a")), encoding="utf-8")
     run = begin(start, path, tmp_path / "m", steps=1)
@@ -891,12 +909,12 @@ def chat(request, tmp_path_factory):
     path.write_text(rows(*talk * 4), encoding="utf-8")
     sizes = {
         "arch": "llama",
-        "width": 48,
-        "layers": 2,
-        "heads": 3,
-        "kv_heads": 3,
-        "context": 48,
-        "batch": 12,
+        "d_model": 48,
+        "n_layers": 2,
+        "n_heads": 3,
+        "n_kv_heads": 3,
+        "context_length": 48,
+        "batch_size": 12,
     }
     return begin(
         None,
@@ -972,7 +990,7 @@ def test_an_adapter_of_a_model_that_lies_in_no_file_as_it_is_can_only_be_merged(
     start = load(tmp_path / "base.safetensors")
     (tmp_path / "t.txt").write_text("".join(start.tokenizer.characters) * 9, encoding="utf-8")
     changed = trained(start, tmp_path / "t.txt", tmp_path / "m", steps=1)[2]
-    run, _, after = trained(changed, tmp_path / "t.txt", tmp_path / "m", lora=1, steps=1)
+    run, _, after = trained(changed, tmp_path / "t.txt", tmp_path / "m", lora_rank=1, steps=1)
     assert any("merged" in note for note in run.notes)
     with pytest.raises(UserError, match="no adapter to save"):
         adapter.save(after, tmp_path / "adapter.safetensors")
@@ -982,7 +1000,7 @@ def test_an_adapter_opens_in_any_kind_of_numbers_beside_its_model(tmp_path):
     save(random_checkpoint(), tmp_path / "base.safetensors")
     start = load(tmp_path / "base.safetensors")
     (tmp_path / "t.txt").write_text("".join(start.tokenizer.characters) * 9, encoding="utf-8")
-    after = trained(start, tmp_path / "t.txt", tmp_path / "m", lora=1, steps=1)[2]
+    after = trained(start, tmp_path / "t.txt", tmp_path / "m", lora_rank=1, steps=1)[2]
     adapter.save(after, tmp_path / "adapter.safetensors")
     assert {
         array.dtype.name for array in load(tmp_path / "adapter.safetensors").tensors.values()
@@ -995,8 +1013,8 @@ def test_an_adapter_that_was_resumed_is_saved_and_opens(tmp_path):
     save(random_checkpoint(), tmp_path / "base.safetensors")
     start = load(tmp_path / "base.safetensors")
     (tmp_path / "t.txt").write_text("".join(start.tokenizer.characters) * 9, encoding="utf-8")
-    whole = trained(start, tmp_path / "t.txt", tmp_path / "m", lora=2, steps=6)[2]
-    cut = begin(start, tmp_path / "t.txt", tmp_path / "m.safetensors", lora=2, steps=6)
+    whole = trained(start, tmp_path / "t.txt", tmp_path / "m", lora_rank=2, steps=6)[2]
+    cut = begin(start, tmp_path / "t.txt", tmp_path / "m.safetensors", lora_rank=2, steps=6)
     steps = itertools.count()
     list(cut.events(lambda: next(steps) >= 3))
     assert cut.trainer.state.step == 3
@@ -1018,7 +1036,11 @@ def test_a_resume_file_may_name_any_model_as_that_of_an_adapter_and_the_run_goes
     start, path = load(tmp_path / "base.safetensors"), tmp_path / "m.safetensors"
     (tmp_path / "t.txt").write_text("".join(start.tokenizer.characters) * 9, encoding="utf-8")
     asked = itertools.count()
-    list(begin(start, tmp_path / "t.txt", path, lora=2, steps=6).events(lambda: next(asked) >= 2))
+    list(
+        begin(start, tmp_path / "t.txt", path, lora_rank=2, steps=6).events(
+            lambda: next(asked) >= 2
+        )
+    )
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     file = resume_path(path)
     metadata = dict(read_header(file).metadata)
@@ -1048,10 +1070,10 @@ def test_a_held_out_part_without_a_word_of_the_assistant_is_not_measured_on(tmp_
         tmp_path / "m",
         val="auto",
         steps=3,
-        context=16,
-        width=16,
-        layers=1,
-        batch=4,
+        context_length=16,
+        d_model=16,
+        n_layers=1,
+        batch_size=4,
     )
     assert run.trainer.val is None
     assert any("too short" in note for note in run.notes)

@@ -59,7 +59,7 @@ def sharded(folder, shard="a.safetensors", places=None):
 
 
 WRONG = {
-    "no config": (lambda f: (f / "config.json").unlink(), "without a config.json"),
+    "no config": (lambda f: (f / "config.json").unlink(), "without the config.json"),
     "config no JSON": (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
     "config a list": (lambda f: (f / "config.json").write_text("[]"), "not a JSON object"),
     "config NaN": (lambda f: (f / "config.json").write_text('{"a": NaN}'), "not valid JSON"),
@@ -67,13 +67,13 @@ WRONG = {
     "config twice": (lambda f: (f / "config.json").write_text('{"a": 1, "a": 2}'), "twice"),
     "unknown family": (
         lambda f: edited(f, model_type="ba\x1b[31mmba"),
-        "cannot be opened; these can: gpt2, gpt_neox",
+        "unsupported model type .*; supported types: gpt2, gpt_neox",
     ),
-    "no family": (lambda f: edited(f, model_type=None), "cannot be opened"),
+    "no family": (lambda f: edited(f, model_type=None), "has no model_type"),
     "code of its own": (lambda f: edited(f, auto_map={"AutoModel": "evil.Model"}), "not run"),
     "a tokenizer's own code": (
         lambda f: (f / "tokenizer_config.json").write_text('{"auto_map": {}}'),
-        "asks to run code of its own",
+        "refers to its own code",
     ),
     "no width": (
         lambda f: edited(f, hidden_size=None),
@@ -81,14 +81,14 @@ WRONG = {
     ),
     "width a string": (lambda f: edited(f, hidden_size="32"), "hidden_size must be a whole number"),
     "width true": (lambda f: edited(f, hidden_size=True), "hidden_size must be a whole number"),
-    "less than nothing": (lambda f: edited(f, num_hidden_layers=-1), "layers must be from 1"),
-    "a million layers": (lambda f: edited(f, num_hidden_layers=10**6), "layers must be from 1"),
-    "a giant vocabulary": (lambda f: edited(f, vocab_size=2**40), "vocab must be from 1"),
-    "heads that do not fit": (lambda f: edited(f, num_key_value_heads=3), "do not go together"),
-    "no heads": (lambda f: edited(f, num_attention_heads=0), "heads must be from 1"),
+    "less than nothing": (lambda f: edited(f, num_hidden_layers=-1), "n_layers must be from 1"),
+    "a million layers": (lambda f: edited(f, num_hidden_layers=10**6), "n_layers must be from 1"),
+    "a giant vocabulary": (lambda f: edited(f, vocab_size=2**40), "vocab_size must be from 1"),
+    "heads that do not fit": (lambda f: edited(f, num_key_value_heads=3), "do not fit together"),
+    "no heads": (lambda f: edited(f, num_attention_heads=0), "n_heads must be from 1"),
     "yarn": (
         lambda f: edited(f, rope_parameters={"rope_type": "yarn"}),
-        "only default, linear and llama3",
+        "supported: default, linear, llama3",
     ),
     "a strange activation": (
         lambda f: edited(f, hidden_act="mish"),
@@ -97,19 +97,22 @@ WRONG = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
     "pickle only": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
-        "pickle .pytorch_model.bin., which can run",
+        "pickled weights .pytorch_model.bin., which can run",
     ),
     "weights that are none": (
         lambda f: (f / "model.safetensors").write_bytes(b"no"),
-        "is a text and no checkpoint",
+        "is a text, not a checkpoint",
     ),
     "weights cut short": (
         lambda f: (f / "model.safetensors").write_bytes(
             (f / "model.safetensors").read_bytes()[:-4]
         ),
-        "cut short",
+        "the file is truncated",
     ),
-    "a missing shard": (lambda f: sharded(f, "b.safetensors"), "lacks b.safetensors"),
+    "a missing shard": (
+        lambda f: sharded(f, "b.safetensors"),
+        "has no b.safetensors, one of its shards",
+    ),
     "a shard outside": (lambda f: sharded(f, "../a.safetensors"), "outside the folder"),
     "a shard at the root": (lambda f: sharded(f, "/etc/passwd"), "outside the folder"),
     "a shard in Windows": (lambda f: sharded(f, "..\\a.safetensors"), "outside the folder"),
@@ -118,7 +121,7 @@ WRONG = {
     "an index of numbers": (lambda f: sharded(f, places={"a": 1}), "no weight_map"),
     "a missing tensor": (
         lambda f: reweighted(f, model__norm__weight=None),
-        "lacks the tensor model.norm.weight",
+        "has no tensor model.norm.weight",
     ),
     "a wrong shape": (
         lambda f: reweighted(f, model__norm__weight=np.zeros(3, np.float32)),
@@ -126,7 +129,7 @@ WRONG = {
     ),
     "a wrong type": (
         lambda f: reweighted(f, model__norm__weight=np.zeros(32, np.int8)),
-        "must be one of F32",
+        "must have one of the dtypes F32",
     ),
     "a NaN": (
         lambda f: reweighted(f, model__norm__weight=np.full(32, np.nan, np.float32)),
@@ -134,7 +137,7 @@ WRONG = {
     ),
     "only SentencePiece": (
         lambda f: (f / "tokenizer.model").touch(),
-        "tokenizer.model alone is not read",
+        "tokenizer.model alone is not enough",
     ),
     "a broken tokenizer": (
         lambda f: (f / "tokenizer.json").write_text('{"version": "1.0"}'),
@@ -194,9 +197,7 @@ BOMBS = {
 @pytest.mark.parametrize("what", BOMBS)
 def test_a_tokenizer_that_would_hang_or_swell_is_refused_before_it_is_used(what, folder, capfd):
     (folder / "tokenizer.json").write_text(json.dumps(BOMBS[what]))
-    with pytest.raises(
-        UserError, match="the tokenizer of .* (is refused|broke the library|took more than)"
-    ):
+    with pytest.raises(UserError, match="the tokenizer of .* (cannot be used|crashed)"):
         load(folder)
     assert capfd.readouterr().err == ""
 
@@ -281,7 +282,7 @@ def test_a_folder_is_replaced_by_the_same_model_only(folder, nalssi, tmp_path):
     save(checkpoint, tmp_path / "ours", folder=True)
     before = sorted(path.name for path in (tmp_path / "ours").iterdir())
     for target in (tmp_path / "ours", tmp_path):
-        with pytest.raises(UserError, match="holds another model|not an empty folder"):
+        with pytest.raises(UserError, match="contains another model|not an empty folder"):
             save(nalssi, target, folder=True)
     assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "ours"]
@@ -292,7 +293,8 @@ def test_a_native_file_keeps_the_template_and_the_end(nalssi, tmp_path):
 
     template = ChatTemplate("{{ messages }}", {"bos_token": "<s>"})
     save(
-        dataclasses.replace(nalssi, chat=template, eos_token_ids=(3, 5)), tmp_path / "m.safetensors"
+        dataclasses.replace(nalssi, chat_template=template, eos_token_ids=(3, 5)),
+        tmp_path / "m.safetensors",
     )
     again = load(tmp_path / "m.safetensors")
     assert (again.chat_template, again.eos_token_ids) == (template, (3, 5))

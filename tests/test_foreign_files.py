@@ -143,31 +143,31 @@ LEFT = {
 FOREIGN = {
     "MLX": (
         lambda f: edited(f, quantization={"group_size": 64, "bits": 4}),
-        r"quantised weights \(MLX, 4 bits\)",
+        r"quantized weights \(MLX, 4 bits\)",
     ),
     "MLX, said twice": (
         lambda f: edited(
             f, **{f"quantization{end}": {"group_size": 32, "bits": 8} for end in ("", "_config")}
         ),
-        r"quantised weights \(MLX, 8 bits\)",
+        r"quantized weights \(MLX, 8 bits\)",
     ),
     "GPTQ": (
         method("gptq", bits=4, group_size=128),
-        r"quantised weights \(GPTQ, 4 bits\).*--quant int8",
+        r"quantized weights \(GPTQ, 4 bits\).*--quant int8",
     ),
-    "AWQ": (method("awq", bits=4), r"quantised weights \(AWQ, 4 bits\)"),
+    "AWQ": (method("awq", bits=4), r"quantized weights \(AWQ, 4 bits\)"),
     "AWQ of old": (
         lambda f: edited(f, quantization_config={"w_bit": 4, "quant_method": "awq"}),
         r"\(AWQ, 4 bits\)",
     ),
-    "FP8": (method("fp8", weight_block_size=[128, 128]), r"quantised weights \(FP8\)"),
+    "FP8": (method("fp8", weight_block_size=[128, 128]), r"quantized weights \(FP8\)"),
     "compressed tensors": (
         method("compressed-tensors", format="float-quantized"),
         r"\(compressed-tensors\)",
     ),
     "bitsandbytes": (method("bitsandbytes", load_in_4bit=True), r"\(bitsandbytes, 4 bits\)"),
     "EXL2": (method("exl2", bits=4.25), r"\(EXL2, 4.25 bits\)"),
-    "a method with a code in its name": (method("\x1b[31mevil"), r"quantised weights \(.*evil\)"),
+    "a method with a code in its name": (method("\x1b[31mevil"), r"quantized weights \(.*evil\)"),
     "PEFT": (
         lambda f: (without_config(f), adapter(f)),
         r"is a PEFT adapter \(LORA\) for some-body/tiny.*merge_and",
@@ -201,11 +201,11 @@ FOREIGN = {
             without_config(f),
             adapter(f, peft_type=None, fine_tune_type="lora", model="some/tiny"),
         ),
-        r"is an adapter of MLX for some/tiny, and no model by itself: .* `mlx_lm.fuse`$",
+        r"is an MLX adapter for some/tiny, not a complete model: .* `mlx_lm.fuse`$",
     ),
     "an adapter of MLX that says nothing": (
         lambda f: alone(f, "adapters.safetensors", "model.layers.0.self_attn.q_proj.lora_a"),
-        r"is a LoRA adapter, and no model by itself: adapters.safetensors holds "
+        r"is a LoRA adapter, not a complete model: adapters.safetensors holds "
         r"model.layers.0.*lora_a$",
     ),
     "an adapter of LyCORIS": (
@@ -218,39 +218,39 @@ FOREIGN = {
     ),
     "OpenVINO": (
         lambda f: only(f, "openvino_model.bin"),
-        r"weights are a model of OpenVINO \(openvino_model.bin\)",
+        r"weights are an OpenVINO model \(openvino_model.bin\)",
     ),
     "TensorRT": (
         lambda f: only(f, "rank0.engine"),
-        r"weights are an engine of TensorRT \(rank0.engine\)",
+        r"weights are a TensorRT engine \(rank0.engine\)",
     ),
-    "Core ML": (lambda f: only(f, "model.mlpackage"), r"weights are a model of Core ML"),
+    "Core ML": (lambda f: only(f, "model.mlpackage"), r"weights are a Core ML model"),
     "ONNX in a folder of its own": (
         lambda f: only(f, "onnx/model_q4.onnx"),
         r"an ONNX file \(model_q4.onnx\)",
     ),
     "a run on several machines": (
         lambda f: only(f, "pytorch_model_fsdp_0/__0_0.distcp"),
-        r"the parts of a training run.*\(__0_0.distcp\)",
+        r"a distributed PyTorch training checkpoint \(__0_0.distcp\)",
     ),
     "a run of DeepSpeed": (
         lambda f: only(f, "global_step9/mp_rank_00_model_states.pt"),
-        r"a pickle \(mp_rank_00_.*can run code",
+        r"pickled weights \(mp_rank_00_.*can run code",
     ),
     "a config of another library": (
         lambda f: edited(f, model_type=None),
-        r"a config.json without a model_type cannot .*these types can: gpt2",
+        r"config.json has no model_type; supported types: gpt2",
     ),
     "ONNX": (lambda f: only(f, "model.onnx"), r"weights are an ONNX file \(model.onnx\)"),
-    "Flax": (lambda f: only(f, "flax_model.msgpack"), r"weights are a file of Flax"),
-    "TensorFlow": (lambda f: only(f, "tf_model.h5"), r"weights are an HDF5 file"),
+    "Flax": (lambda f: only(f, "flax_model.msgpack"), r"weights are a Flax file"),
+    "TensorFlow": (lambda f: only(f, "tf_model.h5"), r"weights are a TensorFlow HDF5 file"),
     "a pickle": (
         lambda f: only(f, "pytorch_model-00001-of-00002.bin"),
-        r"a pickle \(pytorch_model-0.*can run code",
+        r"pickled weights \(pytorch_model-0.*can run code",
     ),
     "a pickle without a config": (
         lambda f: without_config(f, "ckpt.pt"),
-        r"a pickle \(ckpt.pt\), which can run code",
+        r"pickled weights \(ckpt.pt\), which can run code",
     ),
     "Meta's own": (
         lambda f: without_config(f, "params.json", "consolidated.00.pth"),
@@ -258,32 +258,32 @@ FOREIGN = {
     ),
     "weights without a config": (
         lambda f: (f / "config.json").unlink(),
-        r"without a config.json, which says the",
+        r"without the config.json that gives the sizes of model.safetensors",
     ),
     "the folder of a run": (
         lambda f: without_config(f, "checkpoint-9/config.json"),
-        r"without a config.json; checkpoint-9 in it has one",
+        r"without a config.json; open checkpoint-9 in it, which has one",
     ),
-    "nothing": (without_config, r"is a folder without a config.json: no model is in it"),
+    "nothing": (without_config, r"is a folder without config.json: it contains no model"),
     "a config alone": (
         lambda f: (f / "model.safetensors").unlink(),
-        r"no model.safetensors: only a description",
+        r"no model.safetensors, only a description of the model",
     ),
     "weights of another name": (
         lambda f: (f / "model.safetensors").rename(f / "weights.safetensors"),
-        r"it has weights.safetensors: name that",
+        r"but weights.safetensors: open that file by its name",
     ),
     "a diffusion pipeline": (
         pipeline,
-        r"a diffusion pipeline \(StableDiffusionPipeline\) and no language model",
+        r"a diffusion pipeline \(StableDiffusionPipeline\), not a language model",
     ),
     "a part of one": (
         lambda f: edited(f, model_type=None, _class_name="UNet2DConditionModel"),
-        r"UNet2DConditionModel, a part of a",
+        r"UNet2DConditionModel, part of a",
     ),
     "an encoder": (
         lambda f: edited(f, model_type="bert"),
-        r"is an encoder \(bert\), .*'bert' cannot be opened",
+        r"is an encoder \(bert\), .*unsupported model type 'bert'; supported types: gpt2",
     ),
     "another encoder": (
         lambda f: edited(f, model_type="xlm-roberta"),
@@ -291,18 +291,18 @@ FOREIGN = {
     ),
     "an encoder with a decoder": (
         lambda f: edited(f, model_type="t5", is_encoder_decoder=True),
-        r"an encoder with a decoder \(t5\)",
+        r"an encoder-decoder model \(t5\)",
     ),
     "a model of pictures": (
         lambda f: edited(f, model_type="clip"),
-        r"a model of pictures or sound \(clip\)",
+        r"a model for images or sound \(clip\)",
     ),
     "a classifier": (
         lambda f: (
             edited(f, architectures=["LlamaForSequenceClassification"]),
             renamed(f, "lm_head", "score"),
         ),
-        r"without an output head, .*\(LlamaForSequenceClassification\), and lacks the tensor "
+        r"without an output head \(LlamaForSequenceClassification\), .* and has no tensor "
         r"lm_head.weight",
     ),
     "one that embeds texts": (
@@ -310,13 +310,13 @@ FOREIGN = {
             edited(f, architectures=["MistralModel"], model_type="mistral"),
             renamed(f, "lm_head", "linear"),
         ),
-        r"without an output head, .*\(MistralModel\), and lacks",
+        r"without an output head \(MistralModel\), .* and has no tensor",
     ),
     "a pointer": (
         lambda f: (f / "model.safetensors").write_text(
             "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
         ),
-        r"model.safetensors is a Git LFS pointer: `git lfs pull`",
+        r"model.safetensors is a Git LFS pointer; run `git lfs pull`",
     ),
     "a config that is a pointer": (
         lambda f: (f / "config.json").write_text("version https://git-lfs.github.com/spec/v1\n"),
@@ -342,7 +342,8 @@ FOREIGN = {
 def test_quantised_weights_are_known_by_their_tensors_too(how, left, folder):
     packed(folder, left)
     with pytest.raises(
-        UserError, match=rf"has quantised weights \({how}\), which cannot be opened: take the model"
+        UserError,
+        match=rf"has quantized weights \({how}\), which cannot be opened. Open the original model",
     ):
         load(folder)
 
@@ -392,16 +393,16 @@ def test_an_adapter_that_lies_alone_or_in_a_models_folder_is_named(folder, tmp_p
         load(folder / "adapter_model.safetensors")
     for name in ("base_model.model.x.lora_A.weight", "lora_unet_x.lora_down.weight"):
         safetensors.numpy.save_file({name: small("f4")}, tmp_path / "alone.safetensors")
-        with pytest.raises(
-            UserError, match=f"is a LoRA adapter, and no model by itself: it holds {name}"
-        ):
+        with pytest.raises(UserError, match=f"is a LoRA adapter, not a model: it contains {name}"):
             load(tmp_path / "alone.safetensors")
 
 
 def test_an_adapter_beside_its_model_is_told_and_not_applied(folder, original):
     adapter(folder)
     [note] = load(folder).notes
-    assert note.startswith("beside the model lies a PEFT adapter (LORA) for some-body/tiny")
+    assert note.startswith(
+        "the adapter next to the model is not applied: a PEFT adapter (LORA) for some-body/tiny"
+    )
     assert note.isprintable()
 
 
@@ -464,7 +465,7 @@ def test_parts_whose_index_is_lost_are_found_by_their_names(folder, theirs):
             logits_of(opened(path)[1], ids), logits_of(theirs, ids), rtol=0, atol=1e-4
         )
     parts[-1].unlink()
-    with pytest.raises(UserError, match=f"lacks {parts[-1].name}, one of its parts"):
+    with pytest.raises(UserError, match=f"has no {parts[-1].name}, one of its shards"):
         load(folder)
 
 
@@ -576,13 +577,13 @@ def test_a_snapshot_without_weights_says_so(original, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     snapshot = in_cache(original, tmp_path, "models--gpt2", "c" * 40, model=False)
     with pytest.raises(
-        UserError, match="has no model.safetensors: only a description of the model is there"
+        UserError, match="has no model.safetensors, only a description of the model"
     ):
         load(find_checkpoint("gpt2"))
     (snapshot / "model.safetensors").symlink_to("../../blobs/never-fetched")
     with pytest.raises(
         UserError,
-        match="model.safetensors is a link to ../../blobs/never-fetched, which is not there",
+        match="model.safetensors is a link to ../../blobs/never-fetched, which does not exist",
     ):
         load(find_checkpoint("gpt2"))
 
@@ -595,7 +596,7 @@ def test_what_is_in_the_cache_and_does_not_open_is_named_but_not_listed(
     (snapshot / "config.json").rename(snapshot / "tiny-Q4_K_M.gguf")
     assert cached_models() == {}
     with pytest.raises(
-        UserError, match=r"weights are a GGUF file, which is llama.cpp's \(tiny-Q4_K_M.gguf\)"
+        UserError, match=r"weights are a GGUF file of llama.cpp \(tiny-Q4_K_M.gguf\)"
     ):
         load(find_checkpoint("some-body/tiny-GGUF"))
 
@@ -610,7 +611,7 @@ def test_what_is_in_the_cache_and_does_not_open_is_named_but_not_listed(
 def test_nothing_is_saved_under_a_name_of_another_format(ending, nalssi, tmp_path):
     with pytest.raises(
         UserError,
-        match=rf"safetensors file, not .{ending}: name it my.v1.safetensors, or my.v1/ for",
+        match=rf"saved as safetensors, not .{ending}. Use my.v1.safetensors, or my.v1/ for",
     ):
         save(nalssi, tmp_path / f"my.v1.{ending}")
     assert list(tmp_path.iterdir()) == []
@@ -631,7 +632,7 @@ def test_the_program_says_so_before_any_work(tmp_path):
     (tmp_path / "text.txt").write_text("abcd " * 200)
     done = run("--ckpt", tmp_path / "new.gguf", "--train", tmp_path / "text.txt", "--steps", "1")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "not .gguf: name it new.safetensors" in done.stderr
+    assert "not .gguf. Use new.safetensors" in done.stderr
     for more in (("-p", "x"), ()):
         assert run("--ckpt", tmp_path / "new.gguf", *more).stderr.endswith(
             "new.gguf does not exist\n"
@@ -641,7 +642,7 @@ def test_the_program_says_so_before_any_work(tmp_path):
         "nalssi",
         script=f":save {tmp_path}/x.bin\n:save {tmp_path}/x.bin adapter\n:save {tmp_path}/x\n",
     )
-    assert "not .bin: name it x.safetensors" in done.stderr
+    assert "not .bin. Use x.safetensors" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt", "x.safetensors"]
 
 

@@ -1,11 +1,10 @@
 """The program once its flags are read: one function for each thing that it can be started for."""
 
 import argparse
-import os
-import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
-from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
@@ -16,21 +15,20 @@ from minillm_repl.checkpoint.families.find import family_title
 from minillm_repl.checkpoint.peek import is_in_folder, read_config
 from minillm_repl.commands import learn, train
 from minillm_repl.configuration import Launch
+from minillm_repl.environment import Environment, decoded_lines, leave_missing_folder
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
+from minillm_repl.lessons.progress import Progress
 from minillm_repl.render.console import FIGURES, TITLE, Screen, make_console, make_screen
 from minillm_repl.render.tables import headline
-from minillm_repl.repl.environment import ensure_working_directory
+from minillm_repl.repl.lines import PlainLineReader, open_terminal
 from minillm_repl.repl.loop import run_guarded, run_interactive, run_plain, run_script
 from minillm_repl.repl.model_loading import ModelLoader
-from minillm_repl.repl.one_shot import run_one_shot
-from minillm_repl.repl.plain_prompt import open_terminal
-from minillm_repl.repl.progress import Progress
+from minillm_repl.repl.one_shot import prompt_text, run_one_shot
 from minillm_repl.repl.registry import discover
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
-from minillm_repl.repl.standard_streams import decoded_lines
 from minillm_repl.repl.view_files import check_overwritable
 from minillm_repl.repl.workspace import ReadOnly, RecentModels, Workspace, Writable
 from minillm_repl.safetext import safe_line
@@ -56,98 +54,117 @@ class ExitStatus(IntEnum):
     INTERRUPTED = 130
 
 
-def run(
-    options: argparse.Namespace,
-    launch: Launch,
-    settings: Settings,
-    training: train.TrainRequest | None,
-) -> ExitStatus:
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What the program is started with."""
+
+    environment: Environment
+    options: argparse.Namespace
+    launch: Launch
+    settings: Settings
+    training: train.TrainRequest | None
+
+    @property
+    def checkpoint(self) -> str:
+        """What to open, as the user named it."""
+        default = DEFAULT_MODEL if self.options.lesson is None else LESSON_MODEL
+        return default if self.launch.ckpt == "auto" else self.launch.ckpt
+
+
+def run(start: Start) -> ExitStatus:
     """Do what the flags ask for. Raises UserError, and KeyboardInterrupt after Ctrl-C."""
-    is_distributed = (
-        int(os.environ.get("WORLD_SIZE", "1")) > 1
-    )  # torchrun has started several of us
-    reads_terminal = (
-        options.prompt is None and not options.json and not is_distributed and sys.stdin.isatty()
-    )
-    interactive = reads_terminal and sys.stdout.isatty()
-    side_terminal = open_terminal() if reads_terminal and not interactive else None
-    screen = make_screen(launch.color, interactive)  # type: ignore[arg-type]
-    if is_distributed and os.environ.get("RANK") != "0":
+    terminal = _terminal(start)
+    interactive = terminal is start.environment.stdout
+    screen = make_screen(start.environment, start.launch.color, interactive)  # type: ignore[arg-type]
+    if not start.environment.is_first_process:
         screen = screen.silenced()
-    ensure_working_directory(screen)
-    ckpt = (
-        (DEFAULT_MODEL if options.lesson is None else LESSON_MODEL)
-        if launch.ckpt == "auto"
-        else launch.ckpt
-    )
-    shell = _make_shell(screen, launch, settings, ckpt)
-    workspace = shell.session.workspace
-    workspace.user_selected = launch.ckpt != "auto" or options.lesson is not None
-    missing = workspace.writable_path
-    if missing is not None and training is None and has_other_format(missing):
-        raise UserError(_("{path} does not exist", path=safe_line(ckpt)))
-    if options.prompt is not None:
-        action = partial(run_one_shot, shell, options.prompt, echo=options.echo, json=options.json)
-        return ExitStatus.OK if run_guarded(shell, action) else ExitStatus.FAILED
-    if options.auto:
-        return (
-            ExitStatus.OK
-            if run_guarded(shell, partial(_run_lesson_unattended, shell, options))
-            else ExitStatus.FAILED
+    moved = leave_missing_folder()
+    if moved:
+        screen.warn(moved)
+    shell = _make_shell(screen, start)
+    if start.options.prompt is not None:
+        return _run_guarded(shell, partial(_complete, shell, start))
+    if start.options.auto:
+        return _run_guarded(shell, partial(_run_lesson_unattended, shell, start.options))
+    if start.training is not None:
+        status = _train(shell, start, start.training)
+        if status != ExitStatus.OK or not interactive:
+            return status
+    elif terminal is not None:
+        _greet(
+            shell,
+            screen.out if interactive else make_console(terminal, start.environment.variables),
         )
-    if training is not None:
-        done = _train(shell, training, ckpt, json=options.json)
-        if done != ExitStatus.OK or not interactive:
-            return done
-    elif interactive or side_terminal:
-        _greet(shell, make_console(side_terminal) if side_terminal else screen.out)
-    if options.lesson is not None:
+    if start.options.lesson is not None:
         shell.session.workspace.start_loading()
-        run_guarded(shell, partial(shell.run_line, f":learn {options.lesson}"))
-    return ExitStatus(_run_session(shell, interactive, side_terminal, launch.history_file))
+        run_guarded(shell, partial(shell.run_line, f":learn {start.options.lesson}"))
+    return ExitStatus(_run_session(shell, start, terminal))
 
 
-def _make_shell(screen: Screen, launch: Launch, settings: Settings, ckpt: str) -> Shell:
-    opening = ModelLoader(
-        launch.device,
-        launch.dtype,
-        launch.context_length,
-        user_path(launch.vocab_file) if launch.vocab_file else None,
-        launch.allow_nonfinite,
-        launch.threads,
-        launch.quant,
+def _terminal(start: Start) -> TextIO | None:
+    """Return where a person who types sees the prompt; None if nobody types."""
+    environment, options = start.environment, start.options
+    alone = options.prompt is None and not options.json and environment.world_size == 1
+    if not alone or not environment.stdin.isatty():
+        return None
+    return environment.stdout if environment.stdout.isatty() else open_terminal(environment)
+
+
+def _make_shell(screen: Screen, start: Start) -> Shell:
+    """Return the shell before anything is loaded.
+
+    Raises UserError for a file that is not there and that no training could make.
+    """
+    launch, path = start.launch, find_checkpoint(start.checkpoint)
+    if not exists(path) and start.training is None and has_other_format(path):
+        raise UserError(_("{path} does not exist", path=safe_line(start.checkpoint)))
+    loader = ModelLoader(
+        device=launch.device,
+        dtype=launch.dtype,
+        context_length=launch.context_length,
+        vocabulary=user_path(launch.vocab_file) if launch.vocab_file else None,
+        allow_nonfinite=launch.allow_nonfinite,
+        threads=launch.threads,
+        quantization=launch.quant,
     )
-    path = find_checkpoint(ckpt)
     workspace = Workspace(
-        loader=opening,
+        loader=loader,
         recent_models=RecentModels(launch.recent_file),
         destination=ReadOnly(path) if exists(path) else Writable(path),
+        user_selected=launch.ckpt != "auto" or start.options.lesson is not None,
     )
-    return Shell(
-        Session(settings, workspace),
-        screen,
-        discover(commands, views),
-        progress=Progress.load(launch.progress_file),
-    )
+    session, progress = Session(start.settings, workspace), Progress.load(launch.progress_file)
+    return Shell(session, screen, discover(commands, views), progress=progress)
 
 
-def _run_session(
-    shell: Shell, interactive: bool, side_terminal: TextIO | None, history: Path | None
-) -> int:
+def _run_guarded(shell: Shell, action: Callable[[], object]) -> ExitStatus:
+    return ExitStatus.OK if run_guarded(shell, action) else ExitStatus.FAILED
+
+
+def _run_session(shell: Shell, start: Start, terminal: TextIO | None) -> int:
     """Do what is typed or piped in; return the exit code."""
-    if interactive:
-        return run_interactive(shell, history)
-    if side_terminal:
-        return run_plain(shell, side_terminal)
+    stdin = start.environment.stdin
+    if shell.screen.interactive:
+        return run_interactive(shell, start.launch.history_file)
+    if terminal:
+        return run_plain(shell, PlainLineReader(stdin, terminal))
     shell.session.workspace.start_loading()
-    return run_script(shell, decoded_lines(sys.stdin.buffer))
+    return run_script(shell, decoded_lines(stdin.buffer))
 
 
-def _train(shell: Shell, training: train.TrainRequest, ckpt: str, *, json: bool) -> ExitStatus:
-    """Train as asked; return the exit code. Raises UserError if nothing can be saved at `ckpt`."""
+def _complete(shell: Shell, start: Start) -> None:
+    """Complete the prompt of the command line. Raises UserError and KeyboardInterrupt."""
+    options = start.options
+    shell.session.workspace.start_loading()  # while the rest of the prompt is read
+    text = prompt_text(shell, start.environment, options.prompt)
+    run_one_shot(shell, text, echo=options.echo, json=options.json)
+
+
+def _train(shell: Shell, start: Start, training: train.TrainRequest) -> ExitStatus:
+    """Train as asked. Raises UserError if nothing can be saved at the named file."""
     workspace = shell.session.workspace
     assert workspace.path is not None
-    if is_shipped(workspace.path) and ckpt in shipped_names():
+    if is_shipped(workspace.path) and start.checkpoint in shipped_names():
         raise UserError(
             _(
                 "--train needs --ckpt FILE as the file to save to; the shipped checkpoints are "
@@ -159,17 +176,16 @@ def _train(shell: Shell, training: train.TrainRequest, ckpt: str, *, json: bool)
             _(
                 "--train saves to --ckpt, but {name} is a model folder: open it, then use "
                 ":train and :save",
-                name=safe_line(ckpt),
+                name=safe_line(start.checkpoint),
             )
         )
     # else what lies there is not wanted, and may be anything
     if not training.is_new and not training.is_resume:
         workspace.start_loading()
     workspace.destination = Writable(workspace.path)  # whoever names a file to train means it
-    done = run_guarded(shell, partial(train.run_training, shell, training, json=json))
-    if shell.interrupted():
-        return ExitStatus.INTERRUPTED
-    return ExitStatus.OK if done else ExitStatus.FAILED
+    action = partial(train.run_training, shell, training, json=start.options.json)
+    status = _run_guarded(shell, action)
+    return ExitStatus.INTERRUPTED if shell.interrupted() else status
 
 
 def _greet(shell: Shell, out: Console) -> None:
@@ -216,7 +232,7 @@ def _run_lesson_unattended(shell: Shell, options: argparse.Namespace) -> None:
         # now, not after the lesson
         check_overwritable(user_path(options.export), overwrite=options.overwrite)
     shell.session.workspace.start_loading()
-    shell.progress.file = None  # nobody has learnt anything
+    shell.progress = Progress()  # nobody has learnt anything
     run_unattended(learn.make_lesson_runner(shell, options.lesson))
     if options.export:
         shell.run_line(

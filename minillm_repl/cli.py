@@ -4,7 +4,6 @@ This module and the first prompt need no numpy and no torch.
 """
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from minillm_repl import __version__
-from minillm_repl.app import ExitStatus, run
+from minillm_repl.app import ExitStatus, Start, run
 from minillm_repl.commands import train
 from minillm_repl.configuration import (
     Launch,
@@ -24,18 +23,12 @@ from minillm_repl.configuration import (
     initial_language,
     read_configuration,
 )
+from minillm_repl.environment import Environment, OutputLost, process_environment
 from minillm_repl.errors import UserError
 from minillm_repl.language import N_, _, set_language
 from minillm_repl.render.console import make_screen
-from minillm_repl.repl.environment import ensure_home
 from minillm_repl.repl.job_control import suspendable
 from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS, Settings
-from minillm_repl.repl.standard_streams import (
-    OutputLost,
-    discard_output,
-    flush_output,
-    open_streams,
-)
 from minillm_repl.settings import Spec, change, format_value, specs, switch, value_of
 from minillm_repl.training.plan import TrainPlan
 
@@ -195,25 +188,23 @@ def _flag(group: "argparse._ArgumentGroup", name: str, spec: Spec, default: obje
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
-    open_streams()
-    ensure_home()
+    environment = process_environment()
     try:
-        with flush_output():
-            set_language(
-                initial_language(_language_flag(arguments), os.environ, configuration_file())
-            )
-            return _main(arguments)
+        with environment.flushed():
+            flag = _language_flag(arguments)
+            set_language(initial_language(flag, environment.variables, configuration_file()))
+            return _main(arguments, environment)
     except UserError as error:
-        make_screen().fail(str(error))
+        make_screen(environment).fail(str(error))
         return ExitStatus.FAILED
     except OutputLost as error:
-        discard_output()
-        make_screen().fail(str(error))
+        environment.discard_output()
+        make_screen(environment).fail(str(error))
         return ExitStatus.FAILED
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
     except BrokenPipeError:  # whoever read our output has gone: nobody is left to be told
-        discard_output()
+        environment.discard_output()
         return ExitStatus.FAILED
 
 
@@ -225,7 +216,7 @@ def _language_flag(arguments: Sequence[str] | None) -> str | None:
     return flag
 
 
-def _main(arguments: Sequence[str] | None) -> int:
+def _main(arguments: Sequence[str] | None, environment: Environment) -> int:
     parser = make_parser()
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
@@ -235,8 +226,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         flags["stop"] = shlex.join(options.stop)
     try:
         file = read_configuration(configuration_file())
-        launch = configure(Launch(), flags, os.environ, file)
-        settings = configure(Settings(), flags, os.environ, file)
+        launch = configure(Launch(), flags, environment.variables, file)
+        settings = configure(Settings(), flags, environment.variables, file)
         training = _training_request(options)
         if options.json and options.prompt is None and training is None:
             raise UserError(_("--json needs a prompt (-p TEXT) or --train CORPUS"))
@@ -247,10 +238,17 @@ def _main(arguments: Sequence[str] | None) -> int:
         if options.prompt is not None and training is not None:
             raise UserError(_("-p and --train cannot be used together; train first"))
     except UserError as error:
-        print(f"minillm-repl: {error}", file=sys.stderr)  # noqa: T201 - before there is a screen
+        environment.stderr.write(f"minillm-repl: {error}\n")  # there is no screen yet
         return ExitStatus.USAGE
     with suspendable():
-        return run(options, launch, settings, training)
+        start = Start(
+            environment=environment,
+            options=options,
+            launch=launch,
+            settings=settings,
+            training=training,
+        )
+        return run(start)
 
 
 def _training_request(options: argparse.Namespace) -> train.TrainRequest | None:

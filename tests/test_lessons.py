@@ -21,12 +21,12 @@ from minillm_repl.lessons.blocks import Ask, Choose, Exercise, Explain, Guess, O
 from minillm_repl.lessons.draw import LessonMarkdown
 from minillm_repl.lessons.exercises import _is_correct
 from minillm_repl.lessons.parse import lesson_files, practice_file, read_lesson, read_quiz
+from minillm_repl.lessons.progress import LessonProgress, Progress, QuestionProgress
 from minillm_repl.lessons.run import make_lesson_runner, run_unattended
 from minillm_repl.lessons.values import LessonValues
 from minillm_repl.model.config import LlamaConfig
 from minillm_repl.render.console import Screen, Transcript
 from minillm_repl.repl.model_loading import ModelLoader
-from minillm_repl.repl.progress import LessonProgress, Progress, QuestionProgress
 from minillm_repl.repl.registry import discover
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.shell import Shell
@@ -49,7 +49,7 @@ def state(tmp_path, monkeypatch):
 def shell_for(checkpoint, width=80):
     """A shell without a terminal, with a model open; what it prints is `shell.screen.out.file`."""
     out = Transcript(file=io.StringIO(), width=width, markup=False, highlight=False, emoji=False)
-    shell = Shell(Session(), Screen(out, out), discover(commands, views))
+    shell = Shell(Session(), Screen(out, out), discover(commands, views), progress=Progress())
     opening = ModelLoader(threads=1)
     model = (
         opening.prepare(checkpoint)

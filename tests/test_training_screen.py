@@ -18,6 +18,7 @@ from wcwidth import wcswidth
 from minillm_repl import commands, views
 from minillm_repl.checkpoint.checkpoint import Checkpoint, TrainingRecord
 from minillm_repl.checkpoint.formats.native import save
+from minillm_repl.environment import process_environment
 from minillm_repl.render.console import make_screen
 from minillm_repl.render.json_lines import print_training_json
 from minillm_repl.render.plot import loss_plot, smooth
@@ -49,6 +50,7 @@ DONE = Finished(
 SCRIPT = """
 import sys, time
 from rich.text import Text
+from minillm_repl.environment import process_environment
 from minillm_repl.render.console import make_screen
 from minillm_repl.render.training import TrainingView, summary
 from minillm_repl.training.events import Evaluated, Finished, Saved, TrainStep
@@ -76,7 +78,7 @@ def events():
     curve = ((0, 4.0), (40, 2.0), (60, 1e9))
     yield Finished("done", 60, 40, 46_080, 12.0, 4.1744, 2.0, 1.9, 2.0, 2.7184, (), curve)
 
-screen = make_screen(interactive="side" not in sys.argv)
+screen = make_screen(process_environment(), interactive="side" not in sys.argv)
 told = iter(samples)
 print("BEGIN", file=screen.notes_console.file, flush=True)
 with TrainingView(screen, 60, 20) as view:
@@ -487,7 +489,9 @@ def test_a_run_that_goes_on_knows_its_measurements_once_it_has_made_one():
     ],
 )
 def test_measurements_to_come_are_counted(steps, every, done, evaluated, left):
-    view = TrainingView(make_screen(interactive=False), steps, every, final_eval_cost=16.0)
+    view = TrainingView(
+        make_screen(process_environment(), interactive=False), steps, every, final_eval_cost=16.0
+    )
     view._evaluated = evaluated
     assert view._evaluations_left(done) == left + 16
 

@@ -39,13 +39,13 @@ import io
 from minillm_repl import app, cli
 def lines():
     yield ":max-tokens 1"
-    yield "첫"
+    yield "날"
     sys.setprofile(note)
     yield "날씨"
     sys.setprofile(None)
 app.decoded_lines = lambda _stream: lines()
 sys.stdout = io.StringIO()
-cli.main(["--ckpt", "nalssi", "--history", "off"])
+assert cli.main(["--ckpt", "nalssi", "--history", "off"]) == 0
 sys.setprofile(None)
 """
 

@@ -7,10 +7,10 @@ from rich.text import Text
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, current_language
 from minillm_repl.lessons.blocks import Lesson
+from minillm_repl.lessons.progress import LessonProgress, Progress, QuestionProgress
 from minillm_repl.render.console import FIGURES, GOOD, TITLE, WARNING
 from minillm_repl.render.tables import plain_table
 from minillm_repl.repl.arguments import Arguments, Words
-from minillm_repl.repl.progress import LessonProgress, QuestionProgress
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
@@ -50,7 +50,7 @@ def learn(shell: Shell, asked: Arguments) -> None:
             from minillm_repl.lessons.draw import lessons_table
 
             reached = [
-                (each, shell.progress.lessons.get(f"{current_language()} {number}"))
+                (each, _progress(shell).lessons.get(f"{current_language()} {number}"))
                 for number, each in lessons.items()
             ]
             shell.screen.out.print(lessons_table(reached, shell.screen.out.width))
@@ -117,7 +117,7 @@ def progress(shell: Shell, _asked: Arguments) -> None:
     from minillm_repl.lessons.draw import progress_text
     from minillm_repl.lessons.parse import read_quiz
 
-    kept, questions = shell.progress, read_quiz(current_language())
+    kept, questions = _progress(shell), read_quiz(current_language())
     table = plain_table("", _("lesson"), _("read"), _("quiz"), _("review"))
     for number, lesson in read_lessons().items():
         of = {
@@ -157,7 +157,7 @@ def make_lesson_runner(shell: Shell, number: int) -> "LessonRunner":
                 last=max(lessons),
             )
         )
-    return make_lesson_runner(shell, lessons[number], shell.progress)
+    return make_lesson_runner(shell, lessons[number], _progress(shell))
 
 
 def make_quiz_runner(shell: Shell, argument: str) -> "LessonRunner":
@@ -171,7 +171,8 @@ def make_quiz_runner(shell: Shell, argument: str) -> "LessonRunner":
         name = _("quiz on lesson {n}", n=argument)
     else:
         answered = [
-            shell.progress.questions.get(f"{current_language()} {each.name}") for each in questions
+            _progress(shell).questions.get(f"{current_language()} {each.name}")
+            for each in questions
         ]
         order = sorted(
             zip(answered, questions, strict=True), key=lambda each: _quiz_priority(each[0])
@@ -186,7 +187,7 @@ def make_quiz_runner(shell: Shell, argument: str) -> "LessonRunner":
             )
         )
     texts = tuple(text for lesson in lessons.values() for text in lesson.texts)
-    return make_quiz_runner(shell, selected, texts, shell.progress, name)
+    return make_quiz_runner(shell, selected, texts, _progress(shell), name)
 
 
 def _open_lesson(shell: Shell, lesson: Lesson) -> None:
@@ -194,11 +195,18 @@ def _open_lesson(shell: Shell, lesson: Lesson) -> None:
 
     reached = _reached(shell, lesson.number)
     place = reached.screen if reached.screen < len(lesson.screens) else 0
-    make_lesson_runner(shell, lesson, shell.progress, place).start(has_trained=reached.practised)
+    make_lesson_runner(shell, lesson, _progress(shell), place).start(has_trained=reached.practised)
+
+
+def _progress(shell: Shell) -> Progress:
+    """Return the learner's progress, which the shell carries and does not read."""
+    if not isinstance(shell.progress, Progress):
+        shell.progress = Progress()
+    return shell.progress
 
 
 def _reached(shell: Shell, number: int) -> LessonProgress:
-    return shell.progress.lessons.get(f"{current_language()} {number}", LessonProgress())
+    return _progress(shell).lessons.get(f"{current_language()} {number}", LessonProgress())
 
 
 def _quiz_priority(answered: QuestionProgress | None) -> int:

@@ -15,9 +15,9 @@ from rich.theme import Theme
 
 from minillm_repl.language import _
 from minillm_repl.lessons.blocks import Lesson
+from minillm_repl.lessons.progress import LessonProgress
 from minillm_repl.render.console import FIGURES, GOOD, POSITIVE, TITLE, WARNING
 from minillm_repl.render.tables import plain_table
-from minillm_repl.repl.progress import LessonProgress
 
 _MIN_SUMMARY_WIDTH = 110  # cells
 _MAX_WIDTH = 84  # cells: longer lines are hard to read

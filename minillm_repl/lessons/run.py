@@ -35,10 +35,10 @@ from minillm_repl.lessons.exercises import (
     run_try,
 )
 from minillm_repl.lessons.parse import practice_file
+from minillm_repl.lessons.progress import LessonProgress, Progress
 from minillm_repl.lessons.values import LessonValues
 from minillm_repl.render.console import FIGURES
 from minillm_repl.repl.model_loading import ModelFuture
-from minillm_repl.repl.progress import LessonProgress, Progress
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell

@@ -1,9 +1,8 @@
 """Where output goes, and in which colours."""
 
 import os
-import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +14,7 @@ from rich.control import Control
 from rich.segment import Segments
 from rich.text import Text
 
+from minillm_repl.environment import Environment
 from minillm_repl.language import _
 from minillm_repl.safetext import safe
 
@@ -154,12 +154,14 @@ class Screen:
         (self.errors or self.notes_console).print(line, soft_wrap=not self.animated)
 
 
-def make_console(stream: IO[str], color: ColorChoice = "auto") -> Transcript:
+def make_console(
+    stream: IO[str], variables: Mapping[str, str], color: ColorChoice = "auto"
+) -> Transcript:
     """Return a stream's console: colours to a terminal unless NO_COLOR is set, or always, or never.
 
     No markup, no highlighting, no emoji codes: text from a model means only itself.
     """
-    plain = color == "never" or (color == "auto" and bool(os.environ.get("NO_COLOR")))
+    plain = color == "never" or (color == "auto" and bool(variables.get("NO_COLOR")))
     forced = True if color == "always" else None
     return Transcript(
         file=stream,
@@ -173,15 +175,12 @@ def make_console(stream: IO[str], color: ColorChoice = "auto") -> Transcript:
     )
 
 
-def make_screen(color: ColorChoice = "auto", interactive: bool = False) -> Screen:
-    """Return the screen of this process."""
-    for size in ("COLUMNS", "LINES"):
-        # how a container, or a serial line, says that it does not know
-        if os.environ.get(size) == "0":
-            del os.environ[size]
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure:
-            # a terminal that cannot show Hangul must not crash us
-            reconfigure(errors="backslashreplace")
-    return Screen(make_console(sys.stdout, color), make_console(sys.stderr, color), interactive)
+def make_screen(
+    environment: Environment, color: ColorChoice = "auto", interactive: bool = False
+) -> Screen:
+    """Return the screen of an environment."""
+    out, err = (
+        make_console(stream, environment.variables, color)
+        for stream in (environment.stdout, environment.stderr)
+    )
+    return Screen(out, err, interactive)

@@ -3,27 +3,14 @@
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TextIO
 
+from minillm_repl.environment import OutputLost, leave_missing_folder
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.repl.environment import ensure_working_directory
 from minillm_repl.repl.job_control import typeahead
-from minillm_repl.repl.line_blocks import join_multiline
-from minillm_repl.repl.plain_prompt import PlainLineReader
+from minillm_repl.repl.lines import LineReader, PlainLineReader, join_multiline
 from minillm_repl.repl.shell import ExitRequested, Shell
 from minillm_repl.repl.signals import exit_on_termination, idle_interrupts, interruptible
-from minillm_repl.repl.standard_streams import OutputLost
-
-
-class LineReader(Protocol):
-    """What a person types their lines into."""
-
-    def read(self, on_ready: Callable[[], None] | None = None) -> str:
-        """Return the next line. Raises EOFError and KeyboardInterrupt."""
-
-    def was_interrupted(self) -> bool:
-        """Tell whether Ctrl-C was pressed right after it."""
 
 
 def run_interactive(shell: Shell, history: Path | None) -> int:
@@ -44,9 +31,9 @@ def run_interactive(shell: Shell, history: Path | None) -> int:
         return _run_loop(shell, prompt, prompt.redraw, set_typeahead)
 
 
-def run_plain(shell: Shell, terminal: TextIO) -> int:
+def run_plain(shell: Shell, reader: PlainLineReader) -> int:
     """Talk to a person at a terminal whose stdout leads elsewhere; return the exit code."""
-    return _run_loop(shell, PlainLineReader(terminal), lambda: None, lambda: None)
+    return _run_loop(shell, reader, lambda: None, lambda: None)
 
 
 def _run_loop(
@@ -100,7 +87,9 @@ def run_guarded(
 
     Raises Leave, SystemExit for a third Ctrl-C, and KeyboardInterrupt where nobody is typing.
     """
-    ensure_working_directory(shell.screen)
+    moved = leave_missing_folder()
+    if moved:
+        shell.screen.warn(moved)
     session = shell.session
     try:
         with interruptible(

@@ -128,7 +128,7 @@ class LoadedModel:
         return replace(model, decoder=decoder)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelLoader:
     """How checkpoints are opened: what was decided when the program was started."""
 

@@ -29,12 +29,17 @@ from prompt_toolkit.utils import get_cwidth
 
 from minillm_repl.language import _
 from minillm_repl.repl.keyboard import suspend
-from minillm_repl.repl.line_blocks import is_multiline_open, unwrap_multiline
+from minillm_repl.repl.lines import (
+    CONTINUATION_PROMPT,
+    PROMPT,
+    is_multiline_open,
+    unwrap_multiline,
+)
 from minillm_repl.repl.prompt_clusters import SafeClusterProcessor, cluster_key_bindings
 from minillm_repl.repl.prompt_rows import use_drawn_heights
 from minillm_repl.repl.registry import Command, Registry, normalise_name
 from minillm_repl.repl.settings import active_samplers
-from minillm_repl.repl.shell import CONTINUATION_PROMPT, PROMPT, Shell
+from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe, safe_line, strip_joiners
 from minillm_repl.settings import format_value, specs
 from minillm_repl.storage.paths import SUFFIX, checkpoint_title

@@ -15,8 +15,8 @@ from minillm_repl.errors import UsageError, UserError
 from minillm_repl.language import _, _n
 from minillm_repl.render.console import MODEL, Screen
 from minillm_repl.repl.conversation import reserved_answer_tokens
+from minillm_repl.repl.lines import PROMPT
 from minillm_repl.repl.model_loading import LoadedModel, ModelFuture
-from minillm_repl.repl.progress import Progress
 from minillm_repl.repl.registry import Command, Registry
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import samplers_heading
@@ -27,8 +27,6 @@ from minillm_repl.tokenizer.base import decode
 
 if TYPE_CHECKING:
     from minillm_repl.generate.events import Finished, GenerationEvent
-
-PROMPT, CONTINUATION_PROMPT = ">>> ", "... "
 
 
 class LineHandler(Protocol):
@@ -58,7 +56,7 @@ class Shell:
     screen: Screen
     registry: Registry
     interrupted: InterruptCounter = field(default_factory=partial(InterruptCounter, 0))
-    progress: Progress = field(default_factory=Progress)  # of the learner
+    progress: object = None  # of the learner: lessons keep it here, and no one else reads it
     line_handler: LineHandler | None = None
     lesson_start_count: int = 0  # how much had been printed then
     last_view: Callable[[int], RenderableType] | None = None  # draws it again, into a width

@@ -1,16 +1,20 @@
-"""The three standard streams as a shell may leave them: closed, full, piped, not text."""
+"""What the program finds around it: streams that may be closed, full, piped or no text; variables;
+a home and a folder to be in, which not every user has.
+"""
 
 import codecs
 import errno
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import IO, Any, TextIO
 
 from minillm_repl.errors import UserError, os_error_text
 from minillm_repl.language import _
+from minillm_repl.safetext import safe_line
 
 _MAX_BYTES = 16 << 20  # bytes of a prompt, or of a line of a script: more than any context holds
 _OTHER_BOMS = {
@@ -51,16 +55,81 @@ class _Stderr(io.FileIO):
         return len(data)
 
 
-def open_streams() -> None:
-    """Let the standard streams fail in words of ours, and those that are closed too.
+@dataclass(frozen=True)
+class Environment:
+    """The streams and the variables of the program. Who needs one is given it."""
 
-    Without the latter, the next file that is opened would get the number of a closed stream, and
-    what others print.
+    stdin: TextIO
+    stdout: TextIO
+    stderr: TextIO
+    variables: Mapping[str, str]
+
+    @property
+    def world_size(self) -> int:
+        """How many processes train together: torchrun says so."""
+        return int(self.variables.get("WORLD_SIZE", "1"))
+
+    @property
+    def is_first_process(self) -> bool:
+        """Whether this is the one process of several that draws."""
+        return self.world_size == 1 or self.variables.get("RANK") == "0"
+
+    @contextmanager
+    def flushed(self) -> Iterator[None]:
+        """Make sure at the end that all output is written. Raises OutputLost, BrokenPipeError."""
+        try:
+            yield
+        finally:
+            self.stdout.flush()
+
+    def discard_output(self) -> None:
+        """Let stdout, which cannot be written, lead nowhere: otherwise Python fails at its end."""
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stdout.fileno())
+
+
+def process_environment() -> Environment:
+    """Return the environment of this process, with what it lacks put right.
+
+    Streams fail in our words, and are never closed: the next file that is opened would get the
+    number of a closed one, and what others print. They replace those of `sys`, because libraries
+    print there too.
     """
     if sys.stdin is None:
         sys.stdin = os.fdopen(os.open(os.devnull, os.O_WRONLY), encoding="utf-8")
     sys.stdout = _output(sys.stdout, _Stdout, os.O_RDONLY)
     sys.stderr = _output(sys.stderr, _Stderr, os.O_WRONLY)
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - Path's own raises then
+        # A user whom the system does not know, as containers run programs, has no home: this is
+        # one in which nothing can be kept.
+        os.environ["HOME"] = os.devnull
+    for size in ("COLUMNS", "LINES"):
+        if os.environ.get(size) == "0":  # a container, or a serial line, does not know
+            del os.environ[size]
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:  # a terminal that cannot show Hangul must not end the program
+            reconfigure(errors="backslashreplace")
+    return Environment(sys.stdin, sys.stdout, sys.stderr, os.environ)
+
+
+def leave_missing_folder() -> str | None:
+    """Go home if the present folder has been deleted, and return what to say; else return None.
+
+    Libraries end the process in a folder that no longer exists.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109 - all that is asked is whether it raises
+    except FileNotFoundError:
+        os.chdir("/")
+        with suppress(OSError):
+            os.chdir(os.path.expanduser("~"))  # noqa: PTH111 - as above
+        return _(
+            "the folder where this session started no longer exists: file names now "
+            "refer to {folder}",
+            folder=safe_line(os.getcwd()),  # noqa: PTH109 - as above
+        )
+    return None
 
 
 def _output(stream: TextIO | None, kind: type[io.FileIO], flags: int) -> TextIO:
@@ -79,21 +148,6 @@ def _output(stream: TextIO | None, kind: type[io.FileIO], flags: int) -> TextIO:
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
-
-
-@contextmanager
-def flush_output() -> Iterator[None]:
-    """Make sure at the end that all output is written. Raises OutputLost, and BrokenPipeError."""
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-
-
-def discard_output() -> None:
-    """Let stdout, which cannot be written, lead nowhere: otherwise Python fails at its end."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def decoded_lines(stream: IO[bytes]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What the program starts with: flags over `MINILLM_*` variables over the file over defaults."""
+"""Settings at the start: flags go before `MINILLM_*` variables, the file, and the defaults."""
 
 import shlex
 import tomllib
@@ -21,9 +21,9 @@ _APP = "minillm-repl"
 _PREFIX = "MINILLM_"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Launch:
-    """What is decided once, at the start."""
+    """Settings that are fixed at the start of the program."""
 
     ckpt: str = setting(
         "auto",
@@ -73,12 +73,10 @@ class Launch:
         "quantize weights for generation: off, int8, or int4 (less accurate); group size 32",
         details=(
             "int8 reads half of what bfloat16 reads for each token, and hardly changes "
-            "answers. int4 reads a third and"
-            " is the fastest, but loses much: SmolLM2-135M finds another token the likeliest "
-            "at 3 places of 10, and"
-            " its perplexity rises by a fifth. It keeps embedding and output in 8 bits. "
-            "Views and changes of what it"
-            " thinks use the weights that answer; training uses those of the file."
+            "answers. int4 reads a third and is the fastest, but loses much: SmolLM2-135M "
+            "finds another token the likeliest at 3 places of 10, and its perplexity rises "
+            "by a fifth. It keeps embedding and output in 8 bits. Views and changes of what "
+            "it thinks use the weights that answer; training uses those of the file."
         ),
         metavar="KIND",
     )
@@ -104,23 +102,21 @@ class Launch:
 
     @property
     def history_file(self) -> Path | None:
-        """The file of typed lines, or None to keep none."""
+        """The file of typed lines, or None without a history."""
         if self.history in ("", "off"):
             return None
-        return (
-            user_state_path(_APP) / "history" if self.history == "on" else user_path(self.history)
-        )
+        if self.history == "on":
+            return user_state_path(_APP) / "history"
+        return user_path(self.history)
 
     @property
     def recent_file(self) -> Path | None:
-        """The file of the checkpoints opened last, or None to keep none: who wants no history
-        wants none of this.
-        """
+        """The file of recently opened checkpoints, or None without a history."""
         return None if self.history in ("", "off") else user_state_path(_APP) / "recent"
 
     @property
     def progress_file(self) -> Path | None:
-        """The file of a learner's progress, or None to keep none."""
+        """The file of a learner's progress, or None without a history."""
         return None if self.history in ("", "off") else user_state_path(_APP) / "progress.json"
 
 
@@ -128,35 +124,35 @@ ConfiguredT = TypeVar("ConfiguredT", Launch, Settings)
 
 
 def configuration_file() -> Path:
-    """Return where the user's configuration file lies, if there is one."""
+    """Return the path of the user's configuration file, which need not exist."""
     return user_config_path(_APP) / "config.toml"
 
 
 def initial_language(flag: str | None, environment: Mapping[str, str], path: Path) -> Language:
-    """Return the language to start with; what is wrong with a flag, a variable or the file is
-    told later, in it.
+    """Return the language of the flag, the variable, the file at `path`, or the locale.
+
+    Errors in these are ignored here; `configure` reports them later, in this language.
     """
     file: Mapping[str, str] = {}
     with suppress(UserError):
         file = read_configuration(path)
-    requested = next(
-        (each for each in (flag, environment.get("MINILLM_LANG"), file.get("lang")) if each), "auto"
-    )
-    return next(
-        (each for each in LANGUAGES if each == requested), language_from_locale(environment)
-    )
+    requested = flag or environment.get("MINILLM_LANG") or file.get("lang")
+    for language in LANGUAGES:
+        if language == requested:
+            return language
+    return language_from_locale(environment)
 
 
 def read_configuration(path: Path) -> dict[str, str]:
-    """Return the names and values of a TOML file, as they would be typed.
+    """Return the names and values of a TOML file, as a user types them; empty without a file.
 
     Raises UserError naming the file.
     """
     name = safe_line(str(path))
     try:
-        # Windows's editors put a mark before it
+        # utf-8-sig: editors on Windows write a byte order mark.
         data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (FileNotFoundError, NotADirectoryError):  # a home may be /dev/null
+    except (FileNotFoundError, NotADirectoryError):  # a home folder may be /dev/null
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
@@ -177,7 +173,7 @@ def read_configuration(path: Path) -> dict[str, str]:
 
 def _as_typed(key: str, value: Any) -> str:
     if key == "stop" and isinstance(value, str):
-        value = [value]  # one text, whatever is in it
+        value = [value]  # one stop string, even with spaces
     if isinstance(value, bool):
         return "on" if value else "off"
     return shlex.join(map(str, value)) if isinstance(value, list) else str(value)
@@ -189,19 +185,19 @@ def configure(
     environment: Mapping[str, str],
     file: Mapping[str, str],
 ) -> ConfiguredT:
-    """Return `settings` with what the file, the variables and the flags say.
+    """Return `settings` changed by the file, the variables and the flags.
 
-    Raises UserError naming the culprit.
+    Raises UserError naming the flag, the variable or the line.
     """
-    for name, text, said in _setting_sources(settings, flags, environment, file):
-        settings = change(settings, name, text, display_name=said)
+    for name, text, display_name in _setting_sources(settings, flags, environment, file):
+        settings = change(settings, name, text, display_name=display_name)
     return settings
 
 
 def _setting_sources(
     settings: Any, flags: Mapping[str, str], environment: Mapping[str, str], file: Mapping[str, str]
 ) -> Iterator[tuple[str, str, str]]:
-    """Yield name, value and how it was named, the weakest word first."""
+    """Yield the name, value and display name of each setting; the last value of a name counts."""
     for name, spec in specs(settings).items():
         if name in file:
             yield name, file[name], _("{name} in the configuration file", name=name)

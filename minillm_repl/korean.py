@@ -1,4 +1,4 @@
-"""Korean particles: which of a pair fits the word before it, as in `나무를` and `집을`."""
+"""Korean particles: the one of a pair that fits the word before it, as in `나무를` and `집을`."""
 
 import re
 from collections.abc import Mapping
@@ -18,8 +18,10 @@ PARTICLES = (
 )
 """Pairs: the first follows a consonant, the second a vowel."""
 
+# A value, closing marks such as a quote, and a pair: `{name}'을/를`.
 _AFTER_A_VALUE = re.compile(rf"(\{{[^{{}}]+\}}[^\s{{}}가-힣]*)({'|'.join(PARTICLES)})")
 _SPOKEN = re.compile(r"[가-힣]|[0-9]|[A-Za-z]+")
+# The final consonant of 영, 일, 이, 삼 …: ㄹ, or another one, or none.
 _DIGIT_FINALS = {
     "0": "ㅇ",
     "1": "ㄹ",
@@ -34,37 +36,35 @@ _DIGIT_FINALS = {
 }
 _SILENT_E = re.compile(r"(?<=[aeiouy][klmnpt])e$|(?<=[bdgkpt]l)e$")  # name, file, type; table
 _ENDS_CLOSED = re.compile(r"[lmn]$|ng$|[aeiouy][bckpt]$")  # json, model; map, format
-_LETTERS_CLOSED = "LMNR"  # an abbreviation is read letter by letter: 엘, 엠, 엔, 알
+_LETTERS_CLOSED = "LMNR"  # an abbreviation is read by letters: 엘, 엠, 엔, 알
 
 
 def choose_particle(word: str, pair: str) -> str:
-    """Return which particle of a pair in PARTICLES follows a word; the pair if unknown.
+    """Return the particle of a pair in PARTICLES that follows a word.
 
-    The last letter or digit that is spoken decides. Latin words follow how they are usually read in
-    Korean.
+    The last spoken letter or digit decides. A Latin word counts as it is usually read in Korean.
+    A word without a sound gets the pair itself.
     """
     after_consonant, after_vowel = pair.split("/")
     final = _final_consonant(word)
     if final is None:
         return pair
-    if after_consonant == "으로" and final == "ㄹ":
+    if after_consonant == "으로" and final == "ㄹ":  # 서울로, as after a vowel
         return after_vowel
     return after_consonant if final else after_vowel
 
 
 def fill_particles(template: str, values: Mapping[str, Any]) -> str:
-    """Return a format string in which each pair right after a value, `{name}을/를`, is the one
-    that fits the value.
-    """
-    return _AFTER_A_VALUE.sub(
-        lambda found: found[1] + choose_particle(found[1].format(**values), found[2]), template
-    )
+    """Return a format string with the particle of each value: `{name}을/를` -> `{name}을`."""
+
+    def choose(found: re.Match[str]) -> str:
+        return found[1] + choose_particle(found[1].format(**values), found[2])
+
+    return _AFTER_A_VALUE.sub(choose, template)
 
 
 def _final_consonant(word: str) -> str | None:
-    """Return the final consonant of a word: ㄹ, any other letter, or empty; None for a word
-    without a sound.
-    """
+    """Return ㄹ or another consonant at a word's end, empty after a vowel, None without a sound."""
     spoken = _SPOKEN.findall(word)
     if not spoken:
         return None
@@ -73,13 +73,17 @@ def _final_consonant(word: str) -> str | None:
         return _DIGIT_FINALS[last]
     if last[0].isascii():
         return _latin_final_consonant(last)
-    jongseong = (ord(last) - ord("가")) % 28
-    return "ㄹ" if jongseong == 8 else "ㄴ" if jongseong else ""
+    jongseong = (ord(last) - ord("가")) % 28  # 28 syllables per initial and vowel; 0: no final
+    if jongseong == 8:
+        return "ㄹ"
+    return "ㄴ" if jongseong else ""
 
 
 def _latin_final_consonant(word: str) -> str:
     if word.isupper():
-        return ("ㄹ" if word[-1] in "LR" else "ㄴ") if word[-1] in _LETTERS_CLOSED else ""
+        if word[-1] not in _LETTERS_CLOSED:
+            return ""
+        return "ㄹ" if word[-1] in "LR" else "ㄴ"
     word = _SILENT_E.sub("", word.lower())
     if not _ENDS_CLOSED.search(word):
         return ""

@@ -1,9 +1,8 @@
 """The language of the interface: GNU gettext, whose key is the English text.
 
-`_("{name} is not there", name=name)` is the text in the language that is spoken, with the values
-put in, so that a translation can place them where its grammar wants them. `python -m
-tests.messages` collects the texts of the source into `locale/ko/LC_MESSAGES/minillm.po`, where they
-are translated, and compiles it.
+`_("{name} does not exist", name=name)` is the text in the current language with the values filled
+in. A translation puts the values in the order of its grammar. `python -m tests.messages` collects
+the texts in `locale/ko/LC_MESSAGES/minillm.po` and compiles their translations.
 """
 
 import gettext
@@ -19,51 +18,51 @@ _LOCALE = Path(__file__).parent / "locale"
 
 
 class _State:
+    """The current language of the process: gettext has one per process."""
+
     language: Language = "en"
     translations: gettext.NullTranslations = gettext.NullTranslations()
 
 
 def set_language(language: Language) -> None:
-    """Let every text that is made from now on be in `language`."""
+    """Change the language of all later texts."""
     _State.language = language
-    _State.translations = (
-        gettext.NullTranslations()
-        if language == "en"
-        else gettext.translation("minillm", _LOCALE, [language])
-    )
+    if language == "en":  # the texts of the source
+        _State.translations = gettext.NullTranslations()
+    else:
+        _State.translations = gettext.translation("minillm", _LOCALE, [language])
 
 
 def current_language() -> Language:
-    """Return the language that is spoken now."""
+    """Return the current language."""
     return _State.language
 
 
 def language_from_locale(environment: Mapping[str, str]) -> Language:
-    """Return the language that a locale's variables ask for, in the order that POSIX reads them."""
-    locale_name = next(
-        (environment[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if environment.get(name)),
-        "",
-    )
-    return "ko" if locale_name.lower().startswith("ko") else "en"
+    """Return the language of the locale variables, read in the order of POSIX."""
+    for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+        if environment.get(name):
+            return "ko" if environment[name].lower().startswith("ko") else "en"
+    return "en"
 
 
 def _(message: str, /, **values: Any) -> str:
-    """Return a text in the language spoken; `{name}` stands for a value, as in `str.format`."""
+    """Return a text in the current language; values replace `{name}` as in `str.format`."""
     text = _State.translations.gettext(message)
     return _format(text, values) if values else text
 
 
 def _n(singular: str, plural: str, n: int, /, **values: Any) -> str:
-    """Return `one` or `many`, as the grammar of the language wants it for the number `n`, which
-    `{n}` stands for.
-    """
+    """Return the singular or plural text for the number `n`, which replaces `{n}`."""
     return _format(_State.translations.ngettext(singular, plural, n), {"n": n, **values})
 
 
 def _format(text: str, values: Mapping[str, Any]) -> str:
-    return (fill_particles(text, values) if _State.language == "ko" else text).format(**values)
+    if _State.language == "ko":
+        text = fill_particles(text, values)
+    return text.format(**values)
 
 
 def N_(message: str) -> str:  # noqa: N802 - gettext's own name for it
-    """Mark a text made before the language is known; whoever shows it translates it with `_`."""
+    """Mark a text of a constant for translation; `_` translates it where it is shown."""
     return message

@@ -1,7 +1,7 @@
-"""Settings as frozen dataclasses: each field knows how to parse, limit and explain its value.
+"""Settings as frozen dataclasses: the metadata of each field parses, limits and explains it.
 
-One description serves the `:set` table, a colon-command, a command-line flag, a `MINILLM_*`
-variable, a line of the configuration file and `:train`'s `name=value`.
+One `Spec` serves the `:set` table, a colon-command, a command-line flag, a `MINILLM_*` variable, a
+line of the configuration file, and `name=value` of `:train`.
 """
 
 import dataclasses
@@ -17,45 +17,43 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 
-_LARGEST = 10**9  # whole number, where nothing else is the limit
+_LARGEST = 10**9  # of a whole number without a limit of its own
 Parser = Callable[[str], Any]
-"""Takes what the user typed and returns the value, or raises ValueError with what is expected (`a
-number from 0 to 1`)."""
+"""Returns the value of a typed text. Raises ValueError with the wanted: `a number from 0 to 1`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What a setting is: its parser, one line of help, and how to say its special values."""
+    """The description of a setting."""
 
     parse: Parser
-    help: str
-    details: str = ""  # the definition, for those who ask
+    help: str  # one line
+    details: str = ""  # the definition, for `:help NAME`
     metavar: str = "N"
     unit: str = ""
     aliases: tuple[str, ...] = ()
-    # words that stand for a value: {"off": 0}
-    special_values: Mapping[str, Any] = field(default_factory=dict)
+    special_values: Mapping[str, Any] = field(default_factory=dict)  # words: {"off": 0}
 
 
-_TO_QUOTE = re.compile(r"""[\s'"]""")
+_NEEDS_QUOTES = re.compile(r"""[\s'"]""")
 
 SettingsT = TypeVar("SettingsT")
 
 
-# `help` is the field's usual word.
+# The parameter is called `help` as in argparse.
 def setting(default: Any, parse: Parser, help: str, **more: Any) -> Any:  # noqa: A002
-    """Declare one field of a settings dataclass."""
-    return field(default=default, metadata={"spec": Spec(parse, help, **more)})
+    """Declare one field of a settings dataclass; `more` are further fields of its `Spec`."""
+    return field(default=default, metadata={"spec": Spec(parse=parse, help=help, **more)})
 
 
 def integer(low: int, high: int = _LARGEST) -> Parser:
-    """Parse a whole number from `low` to `high`."""
+    """Return a parser of whole numbers from `low` to `high`."""
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
-            value = low - 1
+            value = low - 1  # refused below
         if not low <= value <= high:
             if high < _LARGEST or value > high:
                 raise ValueError(_("a whole number from {low} to {high:,}", low=low, high=high))
@@ -66,13 +64,13 @@ def integer(low: int, high: int = _LARGEST) -> Parser:
 
 
 def number(low: float, high: float, *, above: bool = False) -> Parser:
-    """Parse a finite number from `low` to `high`; with `above` it must be greater than `low`."""
+    """Return a parser of numbers from `low` to `high`; with `above`, without `low` itself."""
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
-            value = math.nan
+            value = math.nan  # refused below
         if not low <= value <= high or (above and value == low):
             raise ValueError(
                 _("a number above {low:,.10g}, at most {high:,.10g}", low=low, high=high)
@@ -85,7 +83,7 @@ def number(low: float, high: float, *, above: bool = False) -> Parser:
 
 
 def one_of(*choices: str) -> Parser:
-    """Parse one of a few words."""
+    """Return a parser of one of these words."""
 
     def parse(text: str) -> str:
         if text not in choices:
@@ -96,7 +94,7 @@ def one_of(*choices: str) -> Parser:
 
 
 def file_or(*words: str) -> Parser:
-    """Parse the name of a file, or one of a few words."""
+    """Return a parser of a file name, or one of these words."""
 
     def parse(text: str) -> str:
         if not text.strip():
@@ -107,14 +105,15 @@ def file_or(*words: str) -> Parser:
 
 
 def switch(_text: str) -> Any:
-    """Refuse everything: a switch is what its words say, and nothing else."""
+    """Refuse every text: a switch has only its special values."""
     raise ValueError
 
 
 def strings(text: str) -> tuple[str, ...]:
-    r"""Parse words, quoted where they hold spaces; `\n` and `\t` stand for a newline and a tab."""
+    r"""Parse words, with quotes around spaces; `\n` and `\t` are a newline and a tab."""
     lexer = shlex.shlex(text, posix=True)
-    lexer.whitespace_split, lexer.escape, lexer.commenters = True, "", ""
+    lexer.whitespace_split = True
+    lexer.escape = lexer.commenters = ""  # a backslash or # is an ordinary character
     try:
         words = [word.replace("\\n", "\n").replace("\\t", "\t") for word in lexer]
     except ValueError:
@@ -123,18 +122,19 @@ def strings(text: str) -> tuple[str, ...]:
 
 
 def specs(settings: Any) -> dict[str, Spec]:
-    """Return all settings of a dataclass or its instance, by the name users type (`top-k`)."""
+    """Return all settings of a dataclass or its instance, by the name that users type (`top-k`)."""
     return {_public(entry.name): entry.metadata["spec"] for entry in dataclasses.fields(settings)}
 
 
 def find(settings: Any, name: str) -> tuple[str, Spec]:
-    """Return the full name and the description of the setting that the user calls `name`.
+    """Return the full name and the description of a setting by its name or an alias.
 
     Raises UserError.
     """
     known = specs(settings)
+    normalised = _public(unicodedata.normalize("NFC", name))  # an alias may be Hangul
     for full, spec in known.items():
-        if unicodedata.normalize("NFC", name).replace("_", "-") in (full, *spec.aliases):
+        if normalised in (full, *spec.aliases):
             return full, spec
     raise UserError(
         _(
@@ -146,24 +146,22 @@ def find(settings: Any, name: str) -> tuple[str, Spec]:
 
 
 def value_of(settings: Any, name: str) -> Any:
-    """Return the value of the setting that users call `name`."""
+    """Return the value of a setting."""
     return getattr(settings, _private(name))
 
 
 def default_of(settings: Any, name: str) -> Any:
-    """Return the value that the setting has when nobody sets it."""
-    return next(
-        entry.default for entry in dataclasses.fields(settings) if entry.name == _private(name)
-    )
+    """Return the default of a setting."""
+    defaults = {entry.name: entry.default for entry in dataclasses.fields(settings)}
+    return defaults[_private(name)]
 
 
 def change(
     settings: SettingsT, name: str, text: str, *, display_name: str | None = None
 ) -> SettingsT:
-    """Return `settings` with the setting `name` set to what `text` says.
+    """Return a copy of `settings` in which the setting `name` has the typed value `text`.
 
-    `said` is how the user named it (`--top-k`), for the message. Raises UserError, leaving
-    everything as it was.
+    `display_name` is the name in an error message (`--top-k`). Raises UserError.
     """
     full, spec = find(settings, name)
     value = parse_value(spec, display_name or full, text)
@@ -171,14 +169,12 @@ def change(
 
 
 def parse_value(spec: Spec, name: str, text: str) -> Any:
-    """Return the value that a text stands for. Raises UserError with `name` and what is needed."""
+    """Return the value of a typed text. Raises UserError with `name` and the expectation."""
     text = text.strip()
     try:
-        return (
-            spec.special_values[text.lower()]
-            if text.lower() in spec.special_values
-            else spec.parse(text)
-        )
+        if text.lower() in spec.special_values:
+            return spec.special_values[text.lower()]
+        return spec.parse(text)
     except ValueError as error:
         words = [str(error)] if spec.parse is not switch else []
         expected = (_(", or ") if words else _(" or ")).join([*words, *spec.special_values])
@@ -193,15 +189,14 @@ def parse_value(spec: Spec, name: str, text: str) -> Any:
 
 
 def format_value(spec: Spec, value: Any) -> str:
-    """Return a value as the user would type it."""
+    """Return a value as a user types it."""
     for word, meaning in spec.special_values.items():
         if value == meaning and type(value) is type(meaning):
             return word
     if isinstance(value, tuple):
-        words = (word.replace("\n", "\\n").replace("\t", "\\t") for word in value)
-        return safe_line(
-            " ".join(shlex.quote(word) if _TO_QUOTE.search(word) else word for word in words)
-        )
+        words = [word.replace("\n", "\\n").replace("\t", "\\t") for word in value]
+        quoted = [shlex.quote(word) if _NEEDS_QUOTES.search(word) else word for word in words]
+        return safe_line(" ".join(quoted))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

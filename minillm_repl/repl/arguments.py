@@ -326,6 +326,6 @@ def check_not_argument(text: str) -> None:
 def parse_argument(parse: Parser, name: str, text: str) -> Any:
     """Return the value of a number or an option. Raises UsageError if it cannot be."""
     try:
-        return parse_value(Spec(parse, ""), name, text)
+        return parse_value(Spec(parse=parse, help=""), name, text)
     except UserError as error:
         raise UsageError(str(error)) from None

@@ -101,7 +101,7 @@ FIELDS = sorted(
     {name for family in FAMILIES for name in (*family.defaults, *family.field_aliases)}
     | {
         "head_dim",
-        "d_mlp",
+        "n_inner",
         "layer_types",
         "rope_scaling",
         "rope_parameters",

@@ -134,7 +134,7 @@ def answer(model, session, text, monkeypatch):
     """Ask; return the ids of the answer, and how many tokens had to be read before its first."""
     session.conversation.start_chat_turn(model, text, session.settings)
     read = []
-    with monkeypatch.context_length() as patch:
+    with monkeypatch.context() as patch:
         original = model.decoder.prefill
         patch.setattr(
             model.decoder, "prefill", lambda ids: (read.append(len(ids)), original(ids))[1]

@@ -101,7 +101,7 @@ def test_a_flag_that_is_no_number_is_refused_before_anything_is_done(
 
 def test_what_is_left_open_and_what_is_off_still_has_its_word():
     plan = parse_request(
-        "t.txt steps=auto lr=auto eval_interval=AUTO warm-up=0 "
+        "t.txt steps=auto lr=auto every=AUTO warm-up=0 "
         "patience=0 clip=0 dropout=0 weight-decay=0"
     ).plan
     assert plan == TrainPlan(warmup_steps=0, grad_clip=0.0, weight_decay=0.0)

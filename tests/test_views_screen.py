@@ -366,9 +366,7 @@ def test_a_prompt_is_watched_while_the_model_learns(visit, tmp_path):
     terminal.wait_for_prompt()
     assert "`:watch PROMPT`, then `:train`" in terminal.do(":watch")
     terminal.do(":watch 하늘")
-    terminal.do(
-        ":train corpus.txt new steps=20 eval_interval=5 layers=2 width=16 heads=2", timeout=120
-    )
+    terminal.do(":train corpus.txt new steps=20 every=5 layers=2 width=16 heads=2", timeout=120)
     assert terminal.text.count("watch 하늘 → ") == 5
     shown = terminal.do(":watch").split("\n")
     steps = [

@@ -251,7 +251,7 @@ def talker():
     letters = [*LETTERS, "\n"]
     checkpoint = random_checkpoint(characters=[*letters, *"ABCD"], context=120)
     tokenizer = CharacterTokenizer(letters, ROLE_TOKENS)
-    made = shell_for(replace(checkpoint, tokenizer=tokenizer, chat=DEFAULT_CHAT_TEMPLATE))
+    made = shell_for(replace(checkpoint, tokenizer=tokenizer, chat_template=DEFAULT_CHAT_TEMPLATE))
     made.session.set("max-tokens", "5")
     made.session.set("seed", "5")
     return made

@@ -42,7 +42,7 @@ def test_a_query_meets_keys_and_mixes_values_as_the_models_own_attention_does(bo
     np.testing.assert_allclose([each.weight for each in view.met], softmax, atol=1e-5)
     mixed = sum(each.weight * np.array(each.value) for each in view.met)
     np.testing.assert_allclose(view.mixed, mixed, atol=1e-5)
-    _, found = ours.up_to(place).record(f"blocks.{LAYER}.attention.z")
+    _, found = ours.up_to(place).run_with_cache(f"blocks.{LAYER}.attention.z")
     np.testing.assert_allclose(
         view.mixed, found[f"blocks.{LAYER}.attention.z"][-1, HEAD], atol=1e-6
     )

@@ -209,7 +209,7 @@ def test_shares_of_a_difference_that_is_rounding_are_refused_with_the_difference
     what it did.
     """
     ours, last = both[0], f"blocks.{both[0].config.n_layers - 1}.residual"
-    mine, theirs = (each.record(last)[1][last][-1] for each in (ours, other))
+    mine, theirs = (each.run_with_cache(last)[1][last][-1] for each in (ours, other))
 
     def hands_on(vector):
         return lambda name, x: vector.expand_as(x) if name == last else x
@@ -230,7 +230,7 @@ def test_shares_of_a_difference_that_is_rounding_are_refused_with_the_difference
 
 def test_the_whole_residual_stream_of_the_other_prompt_brings_its_logits(both, other):
     ours = both[0]
-    _, found = other.record("embedding", ".residual")
+    _, found = other.run_with_cache("embedding", ".residual")
     assert list(found) == [
         "embedding",
         *(f"blocks.{layer}.residual" for layer in range(ours.config.n_layers)),
@@ -247,10 +247,10 @@ def test_each_cell_is_a_pass_of_transformers_with_that_one_vector_exchanged(both
     view = patch_view(other, ours)
     a, b = view.answer_a.id, view.answer_b.id
     with torch.no_grad():
-        hidden = theirs(other.input, output_hidden_states=True).hidden_states
+        hidden = theirs(other.input_ids, output_hidden_states=True).hidden_states
     apart = lambda logits: float(logits[0, -1, a] - logits[0, -1, b])  # noqa: E731
     with torch.no_grad():
-        clean, corrupt = apart(theirs(other.input).logits), apart(theirs(ours.input_ids).logits)
+        clean, corrupt = apart(theirs(other.input_ids).logits), apart(theirs(ours.input_ids).logits)
     assert (view.clean, view.corrupt) == (
         pytest.approx(clean, abs=1e-4),
         pytest.approx(corrupt, abs=1e-4),
@@ -290,7 +290,7 @@ def test_steering_adds_the_difference_of_two_means_to_the_stream_of_transformers
     along = direction(*pair(other, ours), LAYER)
     with torch.no_grad():
         to, away = (
-            theirs(each.input, output_hidden_states=True).hidden_states[LAYER + 1][0, 1:].mean(0)
+            theirs(each.input_ids, output_hidden_states=True).hidden_states[LAYER + 1][0, 1:].mean(0)
             for each in (other, ours)
         )
     expected = (to - away) / (to - away).norm()

@@ -332,7 +332,7 @@ def chatting(tmp_path, chat=DEFAULT_CHAT_TEMPLATE):
         characters=[chr(0x4E00 + place) for place in range(tokenizer.vocab_size)]
     )
     return save(
-        dataclasses.replace(model, tokenizer=tokenizer, chat=chat), tmp_path / "chat.safetensors"
+        dataclasses.replace(model, tokenizer=tokenizer, chat_template=chat), tmp_path / "chat.safetensors"
     )
 
 

@@ -393,13 +393,13 @@ def writer(tokens, library=None, **more):
         tensors["lm_head.weight"][after, before] = 10
     template = ChatTemplate(STRICT, {"bos_token": "<s>"})
     return ModelLoader().prepare(
-        Checkpoint(config, ours, tensors, **{"chat": template, "end": (2,), **more})
+        Checkpoint(config, ours, tensors, **{"chat_template": template, "eos_token_ids": (2,), **more})
     )
 
 
 def _ids(ours, part):
     named = ours.token_to_id(part)
-    return [named] if named is not None and ours.special(named) else ours.encode(part, start=False)
+    return [named] if named is not None and ours.special_name(named) else ours.encode(part, add_special=False)
 
 
 def answer(session, model, text="hello"):
@@ -457,7 +457,7 @@ def test_a_templates_end_of_turn_is_found(source, expected):
 
 @pytest.mark.parametrize("stop", ["<|end|>", "<|end|>x", "o<|end|>", "yo<|end|>x", "</s>"])
 def test_a_stop_string_may_be_or_hold_a_special_token(stop):
-    model = writer(["he", "yo", "<|end|>", "x", "</s>"], chat=None, end=())
+    model = writer(["he", "yo", "<|end|>", "x", "</s>"], chat_template=None, eos_token_ids=())
     tokenizer = model.checkpoint.tokenizer
     session = Session(Settings(temp=0, max_tokens=20, stop=(stop,)))
     session.conversation.start_turn(

@@ -75,7 +75,7 @@ def test_hangul_answers_as_its_card_says_and_ends_its_turn_by_itself(hangul):
     assert len(rows) >= 10
     for said, answered in rows:
         ids = apply_chat_template(
-            hangul.chat, hangul.tokenizer, [Message("user", said)], parse_special=False
+            hangul.chat_template, hangul.tokenizer, [Message("user", said)], parse_special=False
         )
         finished = says(hangul, ids)
         assert (finished.text, finished.reason) == (answered, "end"), said

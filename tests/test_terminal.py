@@ -881,7 +881,7 @@ def test_a_file_name_cannot_steer_the_terminal(visit, models, tmp_path):
 
 def test_a_model_with_a_chat_template_talks_in_turns(visit, tmp_path):
     template = ChatTemplate("{% for message in messages %}{{ message.content }}{% endfor %}")
-    talker = replace(chain(LETTERS), chat=template, eos_token_ids=(LETTERS.index(":"),))
+    talker = replace(chain(LETTERS), chat_template=template, eos_token_ids=(LETTERS.index(":"),))
     save(talker, tmp_path / "talker.safetensors")
     terminal = visit("--temp", "0", ckpt=tmp_path / "talker")
     terminal.wait_for("say something")

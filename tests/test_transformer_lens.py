@@ -110,7 +110,7 @@ def test_a_cell_of_the_patches_is_a_pass_with_that_resid_post_exchanged(pair, ot
     ours, theirs = pair
     view = patch_view(other, ours)
     apart = lambda logits: float(logits[0, -1, view.answer_a.id] - logits[0, -1, view.answer_b.id])  # noqa: E731
-    logits, cache = theirs.run_with_cache(other.input)
+    logits, cache = theirs.run_with_cache(other.input_ids)
     clean, corrupt = apart(logits), apart(theirs(ours.input_ids))
     assert (view.clean, view.corrupt) == pytest.approx((clean, corrupt), abs=1e-4)
     for position in (3, 20):

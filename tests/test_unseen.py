@@ -144,7 +144,7 @@ def test_a_position_that_is_not_seen_is_an_error(shell):
 
 def test_views_look_at_what_writes(shell):
     """The numbers are those of the decoder's text, in an independent pass by numpy's indices."""
-    model = shell.model()
+    model = shell.require_model()
     ids = shell.encode(model, TEXT)
     logits = prefill(model.decoder, ids).astype(np.float64)
     kept, unseen = what_is_seen(shell, TEXT)
@@ -190,7 +190,7 @@ def test_the_prompt_marks_what_is_no_longer_seen(shell):
     shell.run_line(":prompt")
     shown = printed(shell)[before:]
     kept, unseen = what_is_seen(shell, TEXT + "x")
-    ids = shell.encode(shell.model(), TEXT)
+    ids = shell.encode(shell.require_model(), TEXT)
     gone = shown[shown.index("⟦") + 1 : shown.index("⟧")].split()
     assert [int(each) for each in gone[1::2]] == ids[kept : kept + unseen]
     assert f"does not see the {unseen} tokens at positions {kept} to" in " ".join(shown.split())

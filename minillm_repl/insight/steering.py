@@ -52,7 +52,7 @@ def lead(tokenizer: Tokenizer) -> tuple[int, ...]:
     The first position is where attention goes that has nothing to do: models keep one large vector
     there, whatever the token. Empty where a vocabulary has neither.
     """
-    names: dict[str, str] = getattr(tokenizer, "names", {})
+    names: dict[str, str] = getattr(tokenizer, "special_tokens_map", {})
     start = tokenizer.token_to_id(names.get("bos_token", ""))
     line = [] if tokenizer.find_unknown("\n") else tokenizer.encode("\n", add_special=False)
     return (*([] if start is None else [start]), *(line if len(line) == 1 else []))

@@ -193,13 +193,13 @@ def test_after_ctrl_c_another_try_is_whole(shell):
 
 
 def test_what_cannot_be_done_again_is_told(shell):
-    with pytest.raises(UserError, match="nothing to write again: type a prompt first"):
+    with pytest.raises(UserError, match="nothing to regenerate: type a prompt first"):
         shell.run_line(":regen")
     texts(shell, "abc", ":undo")
-    with pytest.raises(UserError, match="nothing to take back"):
+    with pytest.raises(UserError, match="nothing to undo"):
         shell.run_line(":undo")
     texts(shell, ":temp 0", "abc", ":regen")
-    assert "at temp 0 another try is the same" in printed(shell)
+    assert "at temp 0 every try gives the same text" in printed(shell)
 
 
 # -- notes
@@ -207,9 +207,9 @@ def test_what_cannot_be_done_again_is_told(shell):
 
 def test_a_step_that_goes_too_far_says_so_and_one_that_does_not_does_not(shell):
     shell.run_line(':descent rate=0.01 "a text of words"')
-    assert "the loss went up" not in printed(shell)
+    assert "the loss increased" not in printed(shell)
     shell.run_line(':descent rate=900 "a text of words"')
-    assert printed(shell).count("! the loss went up") == 1
+    assert printed(shell).count("! the loss increased") == 1
 
 
 def test_a_model_whose_context_is_limited_is_announced_with_what_it_sees(tmp_path):
@@ -226,9 +226,9 @@ def test_a_model_whose_context_is_limited_is_announced_with_what_it_sees(tmp_pat
 
 def test_several_ways_are_the_same_at_temp_0_and_one_is_not_told_so(shell):
     texts(shell, ":temp 0", "abc", ":branch 1 tokens=2")
-    assert "all ways are the same" not in printed(shell)
+    assert "all continuations are the same" not in printed(shell)
     texts(shell, ":branch 2 tokens=2")
-    assert "at temp 0 all ways are the same" in printed(shell)
+    assert "at temp 0 all continuations are the same" in printed(shell)
 
 
 def test_a_file_that_could_not_be_opened_is_not_said_to_be_missing(tmp_path):
@@ -236,7 +236,7 @@ def test_a_file_that_could_not_be_opened_is_not_said_to_be_missing(tmp_path):
     file.write_bytes(b"no model")
     made = shell_for(random_checkpoint(characters=LETTERS))
     made.session.workspace = Workspace(destination=Writable(file))
-    with pytest.raises(UserError, match="there is no model yet"):
+    with pytest.raises(UserError, match="no model yet"):
         made.run_line("abc")
     file.unlink()
     with pytest.raises(UserError, match="broken.safetensors does not exist"):
@@ -277,7 +277,7 @@ def test_the_chat_switch_says_what_becomes_of_the_text(talker):
     texts(talker, ":chat off", "half a text")
     half = tuple(talker.session.conversation.ids)
     talker.run(":chat on")
-    assert "the next prompt begins a conversation, without the text so far" in " ".join(
+    assert "the next prompt starts a conversation without the text so far" in " ".join(
         printed(talker).split()
     )
     talker.run(":continue")
@@ -290,7 +290,7 @@ def test_the_chat_switch_says_what_becomes_of_the_text(talker):
         list(talker.session.conversation.messages),
     )
     talker.run(":chat off")
-    assert "the next prompt begins a text of its own" in " ".join(printed(talker).split())
+    assert "the next prompt starts a new text" in " ".join(printed(talker).split())
     talker.run("a text")
     assert not talker.session.conversation.messages
     talker.run(":undo")
@@ -302,7 +302,7 @@ def test_the_chat_switch_says_what_becomes_of_the_text(talker):
     assert tuple(talker.session.conversation.ids) == half
     shown = len(printed(talker))
     texts(talker, ":clear", ":chat on")
-    assert "begins a conversation" not in printed(talker)[shown:]  # nothing is there to be lost
+    assert "starts a conversation" not in printed(talker)[shown:]  # nothing is there to be lost
 
 
 def test_a_model_that_cannot_chat_says_so_at_once(shell):
@@ -323,17 +323,16 @@ def test_turns_that_leave_are_told_with_the_room_that_they_left_for(talker):
     # A turn is 29 tokens, a question 28: the third makes 86 of 60, and a quarter of the room is
     # made free as well.
     assert (
-        "the model no longer sees the oldest 2 turns: 60 of its 120 tokens are kept for the answer"
+        "the model no longer sees the oldest 2 turns: "
+        "60 of its 120 tokens are reserved for the answer"
     ) in shown
-    assert "outgrown" not in shown
+    assert "exceeds the context" not in shown
 
 
 def test_a_text_that_outgrows_the_context_is_told_once_and_each_such_text_is():
     made = shell_for(random_checkpoint(characters=LETTERS, context=20))
     made.session.set("max-tokens", "12")
-    told = (
-        "the text has outgrown the context: of its {tokens} tokens the model sees the last {seen}"
-    )
+    told = "the text exceeds the context: the model sees the last {seen} of its {tokens} tokens"
     for line, tokens, seen in (
         ("abcdefghij", 22, 20),
         (":continue", 0, 0),
@@ -345,7 +344,7 @@ def test_a_text_that_outgrows_the_context_is_told_once_and_each_such_text_is():
         before = len(printed(made))
         made.run_line(line)
         shown = " ".join(printed(made)[before:].split())
-        assert ("outgrown" in shown) == bool(tokens)
+        assert ("exceeds the context" in shown) == bool(tokens)
         assert not tokens or told.format(tokens=tokens, seen=seen) in shown
 
 

@@ -57,7 +57,7 @@ def test_neurons_are_what_enters_the_second_matrix_of_transformers_feed_forward(
     for each in view.neurons:
         np.testing.assert_allclose(each.activations, hidden[:, each.index], atol=1e-5)
     assert neurons_view(ours, LAYER, view.neurons[3].index).neurons == (view.neurons[3],)
-    with pytest.raises(UserError, match=f"count from 0 to {view.size - 1}"):
+    with pytest.raises(UserError, match=f"are numbered from 0 to {view.size - 1}"):
         neurons_view(ours, LAYER, view.size)
 
 
@@ -152,5 +152,5 @@ def test_what_is_not_there_is_refused_by_number():
         lambda: qkv_view(subject, 0, 0, 3),
         lambda: neurons_view(subject, 2),
     ):
-        with pytest.raises(UserError, match=r"count from 0 to \d"):
+        with pytest.raises(UserError, match=r"are numbered from 0 to \d"):
             ask()

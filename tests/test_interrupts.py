@@ -101,7 +101,7 @@ def test_ctrl_c_however_often_keeps_what_was_learnt_and_never_leaves_it(visit, p
     terminal.type("\x03" * presses)
     terminal.wait_for_prompt(before)
     terminal.wait_for_toolbar("new model (not saved)")
-    assert "not saved yet: `:save PATH` keeps the trained weights" in terminal.text
+    assert "the trained weights are not saved: `:save PATH` keeps them" in terminal.text
     terminal.do(":max-tokens 1000000")
     before = terminal.prompts
     terminal.send("날씨")
@@ -168,9 +168,7 @@ def test_a_save_that_is_stopped_changes_nothing(tmp_path):
     path = tmp_path / "m.safetensors"
     save(random_checkpoint(), path)
     old = path.read_bytes()
-    with pytest.raises(
-        UserError, match=r"stopped: .* was not saved, and nothing was changed there"
-    ):
+    with pytest.raises(UserError, match=r"stopped: .* was not saved and is unchanged"):
         save(random_checkpoint(seed=1), path, lambda: True)
     assert path.read_bytes() == old
     assert os.listdir(tmp_path) == [path.name]

@@ -281,7 +281,7 @@ def test_only_the_last_position_of_the_last_layers_parts_reaches_the_answer(both
 
 
 def test_prompts_that_do_not_pair_are_told_by_their_lengths(both):
-    with pytest.raises(UserError, match="as many tokens as each other, and these have 4 and 21"):
+    with pytest.raises(UserError, match="the same number of tokens, but have 4 and 21"):
         patch_view(both[0].up_to(3), both[0])
 
 
@@ -290,7 +290,9 @@ def test_steering_adds_the_difference_of_two_means_to_the_stream_of_transformers
     along = direction(*pair(other, ours), LAYER)
     with torch.no_grad():
         to, away = (
-            theirs(each.input_ids, output_hidden_states=True).hidden_states[LAYER + 1][0, 1:].mean(0)
+            theirs(each.input_ids, output_hidden_states=True)
+            .hidden_states[LAYER + 1][0, 1:]
+            .mean(0)
             for each in (other, ours)
         )
     expected = (to - away) / (to - away).norm()
@@ -516,15 +518,15 @@ def test_a_silenced_head_is_told_in_the_toolbar_until_it_is_back(visit):
     terminal = visit("--temp", "0", "-n", "8", ckpt="nalssi")
     terminal.wait_for_prompt()
     before = terminal.do("오늘").split("\n")[0]
-    assert "brings it back" in terminal.do(":ablate 0")
-    terminal.wait_for_toolbar("without layer 0")
+    assert "undoes it" in terminal.do(":ablate 0")
+    terminal.wait_for_toolbar("layer 0 ablated")
     assert terminal.do("오늘").split("\n")[0] != before
     shown = terminal.do(":steer 하늘이 vs 기분이 layer=1")
     assert "towards the mean of 하늘이 @1–3   after ⏎" in shown
-    assert "32 random directions of the same norm" in shown
-    terminal.wait_for_toolbar("without layer 0 · steered by 4 at layer 1")
-    assert "work again" in terminal.do(":ablate off")
-    assert "no longer steered" in terminal.do(":steer off")
+    assert "32 random directions of equal norm" in shown
+    terminal.wait_for_toolbar("layer 0 ablated · steering at layer 1, strength 4")
+    assert "all ablations removed" in terminal.do(":ablate off")
+    assert "steering removed" in terminal.do(":steer off")
     terminal.wait_for_toolbar("nalssi · temp 0")
     assert terminal.do("오늘").split("\n")[0] == before
 
@@ -540,13 +542,13 @@ def test_what_a_change_does_is_measured_without_it_and_without_no_other(visit):
         terminal.do(':ablate 0 mean "날씨가 좋"').split("\n")[1:] == fresh
     )  # not the mean of what is silenced already
     # in place of the layer set to zero
-    assert "the model is changed: layer 0 at its mean" in terminal.do(":lens")
+    assert "active interventions: layer 0 mean-ablated" in terminal.do(":lens")
     terminal.do(":steer 날씨 vs 공원")
-    assert "the same to the model" in terminal.do(":steer 하늘 vs 하늘")
+    assert "the same tokens" in terminal.do(":steer 하늘 vs 하늘")
     # what failed has not ended what was on
-    assert "steered by 4 at layer 2" in terminal.do(":steer")
-    assert "a text needs quotes" in terminal.do(":ablate 0.1 mena")
-    assert "without head 0.1" not in terminal.do(":lens")
+    assert "steering at layer 2, strength 4" in terminal.do(":steer")
+    assert "put a text in quotes" in terminal.do(":ablate 0.1 mena")
+    assert "head 0.1 ablated" not in terminal.do(":lens")
 
 
 def test_a_patched_prompt_is_a_map_with_its_columns_in_line(visit):

@@ -174,7 +174,7 @@ def test_ctrl_z_suspends_in_the_views_that_take_keys_in_a_lesson_and_while_it_tr
     for line, there, leave in (
         (":step 가", "f finish", "q"),
         (":scroll", "q leaves", "q"),
-        (":learn 1", "Enter goes on", ":learn off\r"),
+        (":learn 1", "Enter continues", ":learn off\r"),
     ):
         terminal.do(":shapes 가", timeout=60)
         terminal.send(line)
@@ -204,7 +204,7 @@ def test_ctrl_z_suspends_in_the_views_that_take_keys_in_a_lesson_and_while_it_tr
     for_a_while(terminal, 1)
     terminal.interrupt()  # what was typed ahead goes, as everywhere
     terminal.wait_for_prompt(before)
-    assert "resume` goes on from here" in terminal.text
+    assert "resume` continues from here" in terminal.text
 
 
 @pytest.mark.slow

@@ -163,13 +163,13 @@ def test_a_text_in_another_encoding_gives_the_same_corpus_and_is_told(recipe, da
 
 
 def test_a_text_that_is_missing_is_named(recipe, tmp_path):
-    with pytest.raises(UserError, match=r"the recipe mine needs the text .*lines\.txt"):
+    with pytest.raises(UserError, match=r"recipe mine needs the text file .*lines\.txt"):
         recipe.prepare(tmp_path, tmp_path / "corpus")
 
 
 def test_there_is_a_recipe_for_hangul_and_no_other_is_made_up():
     assert "hangul" in recipes()
-    with pytest.raises(UserError, match="there is no recipe 'hangeul'; there are .*hangul"):
+    with pytest.raises(UserError, match="no recipe 'hangeul'; available: .*hangul"):
         read_recipe("hangeul")
 
 
@@ -207,7 +207,7 @@ def test_recipe_and_data_go_together_and_without_a_corpus_of_ones_own(program):
     done = program("--recipe", "hangul", "--data", ".")
     assert (done.returncode, done.stderr.split("ko")[0]) == (
         1,
-        "error: the recipe hangul needs the text ",
+        "error: recipe hangul needs the text file ",
     )
 
 

@@ -101,8 +101,7 @@ def test_a_flag_that_is_no_number_is_refused_before_anything_is_done(
 
 def test_what_is_left_open_and_what_is_off_still_has_its_word():
     plan = parse_request(
-        "t.txt steps=auto lr=auto every=AUTO warm-up=0 "
-        "patience=0 clip=0 dropout=0 weight-decay=0"
+        "t.txt steps=auto lr=auto every=AUTO warm-up=0 patience=0 clip=0 dropout=0 weight-decay=0"
     ).plan
     assert plan == TrainPlan(warmup_steps=0, grad_clip=0.0, weight_decay=0.0)
     assert parse_request("t.txt save-steps=off lora=off").plan == TrainPlan()
@@ -122,7 +121,7 @@ def test_sizes_beyond_the_memory_are_refused_in_one_line(tmp_path, absurd, monke
     path.write_text(TEXT, encoding="utf-8")
     with pytest.raises(
         UserError,
-        match=r"training at these sizes needs [\d,.]+ GiB of memory, and 2.0 GiB are free",
+        match=r"training at these sizes needs [\d,.]+ GiB of memory, but 2.0 GiB is free",
     ):
         begin(path, dataclasses.replace(SMALL, **absurd))
 
@@ -143,7 +142,8 @@ def test_a_setting_within_the_name_of_a_text_is_told_unless_that_is_there(tmp_pa
     monkeypatch.chdir(tmp_path)
     for line in ("t.txt new steps= 5 width=8", "t.txt width=8 steps", "t.txt new nwe steps=1"):
         with pytest.raises(
-            UserError, match="does not exist; settings such as .* stand before or after the text"
+            UserError,
+            match="does not exist; put settings such as .* stand before or after the text",
         ):
             parse_request(line)
     Path("a new day.txt").touch()
@@ -156,7 +156,7 @@ def test_a_text_that_is_learnt_and_held_out_too_is_told(tmp_path):
     (tmp_path / "other.txt").write_text(TEXT + "하늘", encoding="utf-8")
     told = [
         any(
-            "what is held out is the text that is learnt" in note
+            "the validation text is the training text" in note
             for note in begin(tmp_path / "t.txt", plan).notes
         )
         for name in ("t.txt", "copy.txt", "other.txt")
@@ -245,10 +245,8 @@ def test_a_text_that_has_moved_is_taken_if_it_is_the_same(stopped, tmp_path, mon
         monkeypatch.chdir(there)
     trainee, found = again(path, str(there / "t.txt") if where == "named" else "")
     same(expected, found)
-    assert (
-        trainee.notes[0]
-        == f"the text has moved: it is read from {'t.txt' if where == 'here' else there / 't.txt'}"
-    )
+    now = "t.txt" if where == "here" else there / "t.txt"
+    assert trainee.notes[0] == f"the text file has moved: it is read from {now}"
 
 
 def test_a_text_that_is_named_anew_need_not_have_its_old_name(stopped, tmp_path):
@@ -320,7 +318,7 @@ def test_the_program_goes_on_from_another_folder_with_a_text_that_is_named(tmp_p
     _, said = run(tmp_path, "--ckpt", "a/m.safetensors", "--resume", code=1)
     assert "is not there" in said
     _, said = run(tmp_path, "--ckpt", "a/m.safetensors", "--resume", "--train", "b.txt", "--json")
-    assert "the text has moved: it is read from b.txt" in said
+    assert "the text file has moved: it is read from b.txt" in said
 
 
 # -- models that chat
@@ -332,7 +330,8 @@ def chatting(tmp_path, chat=DEFAULT_CHAT_TEMPLATE):
         characters=[chr(0x4E00 + place) for place in range(tokenizer.vocab_size)]
     )
     return save(
-        dataclasses.replace(model, tokenizer=tokenizer, chat_template=chat), tmp_path / "chat.safetensors"
+        dataclasses.replace(model, tokenizer=tokenizer, chat_template=chat),
+        tmp_path / "chat.safetensors",
     )
 
 

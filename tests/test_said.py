@@ -393,13 +393,19 @@ def writer(tokens, library=None, **more):
         tensors["lm_head.weight"][after, before] = 10
     template = ChatTemplate(STRICT, {"bos_token": "<s>"})
     return ModelLoader().prepare(
-        Checkpoint(config, ours, tensors, **{"chat_template": template, "eos_token_ids": (2,), **more})
+        Checkpoint(
+            config, ours, tensors, **{"chat_template": template, "eos_token_ids": (2,), **more}
+        )
     )
 
 
 def _ids(ours, part):
     named = ours.token_to_id(part)
-    return [named] if named is not None and ours.special_name(named) else ours.encode(part, add_special=False)
+    return (
+        [named]
+        if named is not None and ours.special_name(named)
+        else ours.encode(part, add_special=False)
+    )
 
 
 def answer(session, model, text="hello"):

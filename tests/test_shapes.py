@@ -91,7 +91,7 @@ def test_every_shape_gives_the_documents_of_its_json_lines(tmp_path, monkeypatch
     opened = open_corpus(put(tmp_path, name, TEXT_FILES[name]))
     assert [document.text for document in opened.documents()] == TEXTS
     assert (opened.count, opened.is_conversational) == (30, False)
-    told = [note for note in opened.notes if "read as that" in note]
+    told = [note for note in opened.notes if "read as such" in note]
     assert bool(told) == (not name.endswith((".json", ".jsonl", ".csv", ".tsv")))
 
 
@@ -125,8 +125,8 @@ REFUSED = {
         "Once upon a time",
         "is no JSON: it begins with Once upon a time; documents=whole",
     ),
-    "cut.json": (json.dumps(TEXTS)[:-9], "is not whole"),
-    "two.json": (json.dumps(TEXTS) * 2, "goes on after its JSON array"),
+    "cut.json": (json.dumps(TEXTS)[:-9], "is incomplete"),
+    "two.json": (json.dumps(TEXTS) * 2, "continues after its JSON array"),
     "nested.json": (json.dumps({"data": TEXTS}), 'must be a string, or an object with "text"'),
     "numbers.json": ("[1, 2]", "record 1 of .* must be a string"),
     "second.json": ('["a", {"txt": "b"}]', 'record 2 of .* not {"txt": "b"}'),
@@ -154,9 +154,9 @@ REFUSED = {
     ),
     "ragged.csv": (
         rows(["id", "text"], [(1, "a"), (2, "b", "c")]),
-        "line 3 of .* has 3 columns, and the first line 2",
+        "line 3 of .* has 3 columns, but the first line has 2",
     ),
-    "quote.csv": ('text\n"a\nb\n', "line 3 of .* has a quote that does not end"),
+    "quote.csv": ('text\n"a\nb\n', "line 3 of .* has a quote that is not closed"),
     "stray.tsv": ('id\ttext\n1\t"a" b\n', "line 2 of .* has a quote"),
     "messages.csv": (rows(["messages"], [["[1"]]), "line 2 of .* is not valid JSON"),
     "fields.txt": (lines({"id": number} for number in range(9)), 'line 1 of .* not {"id": 0}'),
@@ -187,9 +187,7 @@ def test_documents_whole_learns_a_file_as_the_text_that_it_is(tmp_path, name):
     assert [document.text for document in opened.documents()] == [
         TEXT_FILES[name].replace("\r\n", "\n")
     ]
-    assert opened.notes == (
-        ("holds text, and is read as that",) if not name.endswith("txt") else ()
-    )
+    assert opened.notes == (("holds text and is read as such",) if not name.endswith("txt") else ())
 
 
 @pytest.mark.parametrize(
@@ -210,7 +208,7 @@ def test_prose_stays_prose(tmp_path, text):
 
 @pytest.mark.parametrize("name", ["e.json", "e.csv", "e.tsv", "h.csv"])
 def test_an_empty_one_is_empty(tmp_path, name):
-    with pytest.raises(UserError, match="is empty: there is nothing to learn from"):
+    with pytest.raises(UserError, match="is empty: there is nothing to train on"):
         open_corpus(put(tmp_path, name, "\n" if name[0] == "e" else "id,text\n"))
 
 
@@ -233,7 +231,7 @@ def test_a_folder_takes_what_is_clear_and_tells_what_it_leaves_out(tmp_path):
     assert "settings.json" in opened.notes[1]
     assert "record 1 of " in opened.notes[2]
     assert "prices.csv is a table with the columns day, price" in opened.notes[0]
-    assert opened.notes[3] == "lines.txt: holds JSON lines, and is read as that"
+    assert opened.notes[3] == "lines.txt: holds JSON lines and is read as such"
 
 
 def test_a_record_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):

@@ -41,9 +41,9 @@ def line(tmp_path):
     return run
 
 
-CLOSED_IN = "error: stdin cannot be read: it is closed\n"
-CLOSED_OUT = "error: stdout cannot be written: it is closed\n"
-FULL = "error: stdout cannot be written: No space left on device\n"
+CLOSED_IN = "error: cannot read stdin: it is closed\n"
+CLOSED_OUT = "error: cannot write stdout: it is closed\n"
+FULL = "error: cannot write stdout: No space left on device\n"
 LOST = [
     ("$M <&-", CLOSED_IN),
     ("$M -p - <&-", CLOSED_IN),
@@ -177,7 +177,7 @@ def test_a_prompt_may_be_of_spaces_but_not_empty_and_longer_than_any_context(lin
 def test_a_pipe_without_end_is_refused_before_it_fills_the_memory(line, how):
     code, out, told = line(f"ulimit -v 4000000; {how}")
     assert (code, out) == (1, "")
-    assert told == "error: what was piped in is longer than 16 MiB: no model reads that\n"
+    assert told == "error: stdin is longer than 16 MiB: no model reads that much\n"
 
 
 @pytest.mark.parametrize("ignored", ["", "trap '' INT; "])
@@ -206,7 +206,7 @@ def test_whoever_pipes_the_output_away_sees_where_to_type(visit, tmp_path, where
     terminal = visit(
         command=("bash", "-c", f'"$@" {where}; echo "left with $?"', "bash", *PROGRAM.split())
     )
-    terminal.wait_for(":help commands")
+    terminal.wait_for(":help lists the commands")
     terminal.wait_for(asked(1))
     terminal.send("가")
     terminal.wait_for(asked(2))
@@ -217,7 +217,7 @@ def test_whoever_pipes_the_output_away_sees_where_to_type(visit, tmp_path, where
     terminal.send("xyz")
     terminal.wait_for(asked(4))
     if "2>" not in where:
-        terminal.wait_for("never seen x, y, z")
+        terminal.wait_for("not in the vocabulary: x, y, z")
     terminal.send(":model")
     terminal.keys("ctrl-d")
     terminal.wait_for("left with")

@@ -404,7 +404,7 @@ def test_a_model_with_fewer_ids_than_tokens_opens_and_what_it_has_no_row_for_can
         lambda: fewer.encode(last, parse_special=True),
         lambda: fewer.encode_rendered(last),
     ):
-        with pytest.raises(UserError, match=rf"#{rows}\) is a token of the vocabulary"):
+        with pytest.raises(UserError, match=rf"#{rows}\) is in the vocabulary"):
             use()
 
 

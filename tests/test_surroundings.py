@@ -142,7 +142,9 @@ def test_a_folder_that_is_deleted_meanwhile_ends_nothing(tmp_path):
         gone, script, command=["sh", "-c", 'rmdir "$PWD"; exec "$@"', "sh"], HOME=str(home)
     )
     assert done.returncode == 0, done.stderr
-    assert f"is gone: file names are now those in {home}" in " ".join(done.stderr.decode().split())
+    assert f"no longer exists: file names now refer to {home}" in " ".join(
+        done.stderr.decode().split()
+    )
     assert "logit lens" in done.stdout.decode()
     assert (home / "kept.safetensors").exists()
 

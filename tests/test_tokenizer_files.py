@@ -414,7 +414,8 @@ def test_a_vocabulary_that_is_not_read_is_named_and_its_tokens_do_not_become_num
     (path / file).write_text('{"a": 0}')
     with pytest.raises(
         UserError,
-        match=f"{file} alone is not read; tokenizer.json is, or vocab.json with merges.txt",
+        match=f"{file} alone is not enough; tokenizer.json is needed, "
+        "or vocab.json with merges.txt",
     ):
         load(path)
 

@@ -244,7 +244,7 @@ def test_a_corpus_that_cannot_train_is_refused_with_the_numbers(tmp_path):
     with pytest.raises(UserError, match="32 tokens .* context of 32 needs at least 33"):
         begin(str(path), TrainPlan())
     path.write_text(TEXT, encoding="utf-8")
-    with pytest.raises(UserError, match="cannot be shared out evenly"):
+    with pytest.raises(UserError, match="is not divisible by"):
         begin(str(path), TrainPlan(d_model=10, n_heads=3))
 
 
@@ -332,13 +332,13 @@ def test_the_corpus_of_a_checkpoint_is_found_beside_it_if_unchanged(tmp_path, mo
     )
     assert find_corpus("", load(checkpoint.path)) == str(corpus)
     corpus.write_text(TEXT + "!", encoding="utf-8")
-    with pytest.raises(UserError, match="not here, or has changed"):
+    with pytest.raises(UserError, match="is missing or has changed"):
         find_corpus("", checkpoint)
     for start in (None, dataclasses.replace(trained, training=None)):
-        with pytest.raises(UserError, match="which text"):
+        with pytest.raises(UserError, match="no text is given"):
             find_corpus("", start)
     hostile = dataclasses.replace(record, corpus="x" * 5000)
-    with pytest.raises(UserError, match="not here"):
+    with pytest.raises(UserError, match="is missing"):
         find_corpus("", dataclasses.replace(checkpoint, training=hostile))
 
 
@@ -525,20 +525,20 @@ def test_a_resume_file_is_not_trusted(corpus, tmp_path):
         with pytest.raises(UserError, match=message):
             TrainingRun.from_resume_file(path, around)
 
-    refused("not the resume file", format="minillm")
+    refused("not a resume file", format="minillm")
     refused(
         "steps in .* needs a whole number",
         plan=metadata["plan"].replace('"steps": "40"', '"steps": "-1"'),
     )
-    refused("does not say where", state="{}")
-    refused("does not say where", state=metadata["state"].replace('"step": 5', '"step": [5]'))
-    refused("does not say which run", run="[]")
-    refused("random numbers .* damaged", random='{"torch": "zz"}')
-    refused("random numbers .* damaged", random="[]")
+    refused("has no valid state of its run", state="{}")
     refused(
-        "lacks the tensor", {name: each for name, each in tensors.items() if "muon" not in name}
+        "has no valid state of its run", state=metadata["state"].replace('"step": 5', '"step": [5]')
     )
-    refused("does not belong", {**tensors, "extra": np.zeros(1, np.float32)})
+    refused("does not identify its run", run="[]")
+    refused("random number state in .* damaged", random='{"torch": "zz"}')
+    refused("random number state in .* damaged", random="[]")
+    refused("has no tensor", {name: each for name, each in tensors.items() if "muon" not in name})
+    refused("is not part of the model", {**tensors, "extra": np.zeros(1, np.float32)})
     refused("not finite", {**tensors, "model.lm_head.bias": np.full(44, np.nan, np.float32)})
     refused("has changed", run=metadata["run"].replace('sha256": "', 'sha256": "0'))
     save_file(tensors, file, metadata)

@@ -243,7 +243,7 @@ def test_going_on_with_nothing_or_with_another_text_is_refused_in_one_line(folde
         assert len(err.splitlines()) <= 2, err
         return err
 
-    assert "no run to go on with" in refused("--ckpt", "none.safetensors", "--resume")
+    assert "no run to resume" in refused("--ckpt", "none.safetensors", "--resume")
     assert "settings are known" in refused(
         "--ckpt", "m.safetensors", "--resume", "--steps", "9", code=2
     )
@@ -347,10 +347,10 @@ def test_ctrl_c_in_the_repl_comes_back_and_going_on_is_exact(folder):
         terminal.keys("ctrl-c")
         terminal.wait_for_prompt(before)
         assert "stopped by Ctrl-C" in terminal.text
-        assert "`:train resume` goes on from here" in terminal.text
+        assert "`:train resume` continues from here" in terminal.text
         assert load(folder / "cut.safetensors").training.steps < 1000
         answer = terminal.do(":train resume", timeout=60)
-        assert "goes on after step" in answer
+        assert "continues after step" in answer
         assert "saved to cut.safetensors" in answer
         same_bits(folder / "whole.safetensors", folder / "cut.safetensors")
 

@@ -200,7 +200,7 @@ def test_a_frame_shows_the_curve_and_how_far_it_is(stopped):
     assert rows[top + 12 :] == [""] * (24 - top - 12)
     before = [line for line in terminal.lines if line.startswith("step")]
     terminal.keys("enter")
-    terminal.wait_for("saved at 59")
+    terminal.wait_for("saved at step 59")
     terminal.keys("enter")
     terminal.wait_for("END")
     assert [line for line in terminal.lines if line.startswith("step")][: len(before)] == before
@@ -518,11 +518,11 @@ def test_a_measurement_after_every_step_still_has_a_pace():
                 "kept": 40,
                 "val_curve": ((20, 3.0), (40, 1.9), (50, 2.0), (60, 2.0)),
             },
-            "stopped: no improvement for 2 measurements\n60 steps",
+            "stopped early: no improvement for 2 evaluations\n60 steps",
         ),
         (
             {"reason": "diverged", "kept": 40},
-            "stopped: the loss was no longer a number after step 60\n60 steps",
+            "stopped: the loss was not finite after step 60\n60 steps",
         ),
     ],
 )
@@ -537,7 +537,8 @@ def test_the_closing_lines_say_why_it_ended(changes, expected):
 def test_the_closing_lines_have_the_figures_of_the_weights_that_are_kept():
     text = summary(DONE).plain
     assert (
-        "validation 1.8843 · training 1.7012 · perplexity 6.58 · 2.718 bits per character" in text
+        "validation loss 1.8843 · training loss 1.7012 · perplexity 6.58 · 2.718 bits per character"
+        in text
     )
     assert "validation" not in summary(dataclasses.replace(DONE, val_loss=None)).plain
 

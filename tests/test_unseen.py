@@ -169,9 +169,7 @@ def test_views_look_at_what_writes(shell):
 def test_prompts_of_which_a_part_is_not_seen_are_not_patched(shell):
     short, all_ = TEXT[: CONTEXT - shell.kept], len(TEXT) + shell.kept
     for line, name in ((f":patch {TEXT} -> {short}", "A"), (f":patch {short} -> {TEXT}", "B")):
-        with pytest.raises(
-            UserError, match=f"prompt {name} is longer than the context: of its {all_}"
-        ):
+        with pytest.raises(UserError, match=f"prompt {name} exceeds the context: {all_}"):
             shell.run_line(line)
     shell.run_line(f":patch {short} -> {short[::-1]}")
 

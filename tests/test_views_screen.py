@@ -21,36 +21,36 @@ VIEWS = {
     ":tokens {text}": "tokens per character",
     ":surprise": "perplexity",
     ":surprise {text}": "bits per byte",
-    ":sampler": "drawn from",
+    ":sampler": "sampled from",
     ":temp sweep": "several temperatures",
     ":prob {next}": "together",
-    ":branch 3 tokens=6": "3 ways on",
+    ":branch 3 tokens=6": "3 continuations",
     ":attn": "attention of the last token",
     ":attn 1": "heads",
-    ":attn 0.1 {text}": "rows ask, columns answer",
+    ":attn 0.1 {text}": "rows: queries · columns: keys",
     ":qkv 0.1": "library",
     ":qkv 1.0 2": "position 2",
     ":qkv 1.0 key=0": "sum, q·k",
     ":lens": "logit lens",
     ":lens 3": "position 3",
     ":why": "together",
-    ":why {next} vs {other}": "logits apart",
+    ":why {next} vs {other}": "logit difference",
     ":residual": "direction",
-    ":ablate scan": "what each head is worth",
-    ":patch {text} -> {same}": "comes over",
+    ":ablate scan": "head ablation scan",
+    ":patch {text} -> {same}": "logit difference restored",
     ":near {next}": "cosine",
     ":near {next} - {other} + {next}": "cosine",
     ":map": "principal components",
-    ":shapes": "can be drawn",
+    ":shapes": "can be sampled",
     ":descent": "new value",
-    ":source": "the program's own code",
-    ":source attention": "the shapes for the text so far",
-    ":neurons 1": "most active",
+    ":source": "source code of the program",
+    ":source attention": "tensor shapes for the text so far",
+    ":neurons 1": "by activation",
     ":neurons 1.5": "after its activation function",
     ":grad": "depends on",
     ":compare {other_model}": "bits per byte",
-    ":ablate 0.1": "without head 0.1",
-    ":steer {text} vs {same} layer=1": "steered",
+    ":ablate 0.1": "head 0.1 ablated",
+    ":steer {text} vs {same} layer=1": "steering",
 }
 SCREENS = [(80, 24, True, "ko"), (200, 50, False, "en")]
 OTHERS = [
@@ -283,7 +283,7 @@ def test_a_long_view_is_scrolled_to_its_end_and_left_again(visit):
     assert names.strip()[0] in terminal.screen.row(first)
     terminal.type("\x1b[6~" * 4)
     terminal.wait_for(
-        lambda terminal: any(terminal.screen.row(y).startswith("rows ask") for y in range(20))
+        lambda terminal: any(terminal.screen.row(y).startswith("rows: queries") for y in range(20))
     )
     assert terminal.screen.row(first - 1) == names  # which tokens the columns are stays
     terminal.type("\x1b[F")
@@ -293,7 +293,7 @@ def test_a_long_view_is_scrolled_to_its_end_and_left_again(visit):
     )  # as well
     terminal.type("q")
     terminal.wait_for_prompt(before)
-    assert "there is no view to scroll" not in terminal.text
+    assert "no view to scroll" not in terminal.text
 
 
 def test_step_lets_one_choose_type_go_back_and_finish(visit):
@@ -307,7 +307,7 @@ def test_step_lets_one_choose_type_go_back_and_finish(visit):
     terminal.keys("enter")
     terminal.wait_for("step 2  +")
     terminal.type("\x1b[B")
-    terminal.wait_for("drawn was")
+    terminal.wait_for("sampled:")
     terminal.type("3")
     terminal.wait_for("step 3  +")
     terminal.keys("backspace")
@@ -349,7 +349,7 @@ def test_a_branch_is_taken_gone_on_from_and_taken_back(visit):
     terminal.do("가")
     shown = terminal.do(":branch 2 tokens=3")
     assert re.search(r"바사아 .*\[1\].*\[2\]", shown), shown
-    assert "there is no way 3: they count from 1 to 2" in terminal.do(":branch take 3")
+    assert "no continuation 3: they are numbered from 1 to 2" in terminal.do(":branch take 3")
     assert "가나다라마바사아" in terminal.do(":branch take 2")
     assert "가나다라마바사아자차카타" in terminal.do(":continue")
     terminal.do(":undo")

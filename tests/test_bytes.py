@@ -10,13 +10,13 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from minillm_repl.insight.comparison import compare_view
-from minillm_repl.insight.surprise import surprise_view
-from minillm_repl.insight.tokens import tokens_view
 from minillm_repl.model.build import build
 from minillm_repl.tokenizer.lookup import count_prefix_spaces
 from minillm_repl.tokenizer.subword import SubwordTokenizer
+from minillm_repl.views.compare import compute as compare_view
 from minillm_repl.views.inspected_text import InspectedText
+from minillm_repl.views.surprise import compute as surprise_view
+from minillm_repl.views.tokens import compute as tokens_view
 from tests.small import random_checkpoint
 from tests.test_lessons import printed, shell_for, state  # noqa: F401 - the last is a fixture
 

@@ -25,14 +25,14 @@ from minillm_repl.generate.generate import generate
 from minillm_repl.generate.next_token import next_logits, prob_view, sampler_view
 from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.insight.ablation import scan_view
-from minillm_repl.insight.comparison import compare_view
 from minillm_repl.insight.gradient import grad_view
 from minillm_repl.insight.steering import steering
-from minillm_repl.insight.surprise import surprise_view
 from minillm_repl.model.build import build
 from minillm_repl.storage.paths import find_checkpoint
 from minillm_repl.views import lens, why
+from minillm_repl.views.compare import compute as compare_view
 from minillm_repl.views.inspected_text import InspectedText
+from minillm_repl.views.surprise import compute as surprise_view
 from tests.conftest import ROOT
 from tests.test_huggingface import FAMILIES, random_model
 from tests.test_real_models import smollm2  # noqa: F401 - a fixture

@@ -88,7 +88,7 @@ def test_the_example_at_the_end_of_a_commands_help_runs(shell, each, tmp_path, m
     shell.run_line(f":help {each.name}")
     shell.run_line(each.example)
     if each.json:
-        shell.run_line(each.example + " --json -")
+        shell.run_line(each.example.replace(each.name, f"{each.name} --json -", 1))
     written = shell.screen.out.file.getvalue()
     assert f"example: `{each.example}`" in written
     assert not each.json or '{"view": "' in written

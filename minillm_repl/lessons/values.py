@@ -21,11 +21,11 @@ from minillm_repl.views.inspecting import inspect_ids
 
 if TYPE_CHECKING:
     from minillm_repl.generate.views import SweepView
-    from minillm_repl.insight.views.texts import SurpriseView
     from minillm_repl.insight.views.thinking import FocusView, Met
     from minillm_repl.views.inspected_text import InspectedText
     from minillm_repl.views.lens import LensView
     from minillm_repl.views.residual import ResidualView
+    from minillm_repl.views.surprise import SurpriseView
 
 _MIN_DEEP_LAYERS = 6  # layers
 _MAX_CANDIDATES = 9  # next tokens that can be asked for
@@ -243,7 +243,7 @@ class LessonValues:
 
     @cached_property
     def _surprise(self) -> "SurpriseView | None":
-        from minillm_repl.insight.surprise import surprise_view
+        from minillm_repl.views.surprise import compute as surprise_view
 
         return surprise_view(self._subject) if len(self._subject.ids) > 1 else None
 

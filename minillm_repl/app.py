@@ -13,7 +13,7 @@ from rich.text import Text
 from minillm_repl import commands, views
 from minillm_repl.checkpoint.families.find import family_title
 from minillm_repl.checkpoint.peek import is_in_folder, read_config
-from minillm_repl.commands import learn, train
+from minillm_repl.commands import train
 from minillm_repl.configuration import Launch
 from minillm_repl.environment import Environment, decoded_lines, leave_missing_folder
 from minillm_repl.errors import UserError
@@ -226,14 +226,15 @@ def _run_lesson_unattended(shell: Shell, options: argparse.Namespace) -> None:
 
     Raises UserError, and KeyboardInterrupt after Ctrl-C.
     """
+    from minillm_repl.lessons.course import find_lesson, make_lesson_runner
     from minillm_repl.lessons.run import run_unattended
 
     if options.export:
         # now, not after the lesson
         check_overwritable(user_path(options.export), overwrite=options.overwrite)
     shell.session.workspace.start_loading()
-    shell.progress = Progress()  # nobody has learnt anything
-    run_unattended(learn.make_lesson_runner(shell, options.lesson))
+    # Nobody has learnt anything: this progress is not kept.
+    run_unattended(make_lesson_runner(shell, find_lesson(options.lesson), Progress()))
     if options.export:
         shell.run_line(
             f":export {options.export} lesson" + (" --overwrite" if options.overwrite else "")

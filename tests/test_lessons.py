@@ -14,15 +14,21 @@ from rich.console import Console
 
 from minillm_repl import commands, views
 from minillm_repl.checkpoint.checkpoint import Checkpoint
-from minillm_repl.commands.learn import make_lesson_runner, make_quiz_runner, read_lessons
 from minillm_repl.errors import UserError
 from minillm_repl.language import LANGUAGES, set_language
 from minillm_repl.lessons.blocks import Ask, Choose, Exercise, Explain, Guess, Order, Try, When
+from minillm_repl.lessons.course import (
+    find_lesson,
+    learner_progress,
+    make_lesson_runner,
+    read_lessons,
+    select_quiz,
+)
 from minillm_repl.lessons.draw import LessonMarkdown
 from minillm_repl.lessons.exercises import _is_correct
 from minillm_repl.lessons.parse import lesson_files, practice_file, read_lesson, read_quiz
 from minillm_repl.lessons.progress import LessonProgress, Progress, QuestionProgress
-from minillm_repl.lessons.run import make_lesson_runner, run_unattended
+from minillm_repl.lessons.run import run_unattended
 from minillm_repl.lessons.values import LessonValues
 from minillm_repl.model.config import LlamaConfig
 from minillm_repl.render.console import Screen, Transcript
@@ -44,6 +50,11 @@ def state(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     yield tmp_path
     set_language("en")
+
+
+def lesson_runner(shell, number):
+    """A lesson from its first screen."""
+    return make_lesson_runner(shell, find_lesson(number), learner_progress(shell))
 
 
 def shell_for(checkpoint, width=80):
@@ -115,7 +126,7 @@ def test_a_lesson_runs_to_its_end(model, language, number):
     set_language(language)
     shell = shell_for(a_model(model))
     before = (shell.session, shell.session.workspace.model, shell.session.settings)
-    run_unattended(make_lesson_runner(shell, number))
+    run_unattended(lesson_runner(shell, number))
     assert shell.line_handler is None
     assert (shell.session, shell.session.workspace.model, shell.session.settings) == before
     assert shell.progress.lessons[f"{language} {number}"].done
@@ -137,7 +148,7 @@ def test_every_question_of_the_quiz_runs_and_its_expected_answer_is_right(model,
     set_language(language)
     shell = shell_for(a_model(model))
     for number in NUMBERS:
-        run_unattended(make_quiz_runner(shell, str(number)))
+        run_unattended(select_quiz(shell, str(number)))
     answered = shell.progress.questions
     assert len(answered) == len(read_quiz(language)) >= 40
     assert [name for name, each in answered.items() if not each.last] == []
@@ -293,7 +304,7 @@ def test_training_in_a_lesson_leaves_the_learners_model_as_it_was(state):
     )
     weights = {name: each.copy() for name, each in shell.require_model().checkpoint.tensors.items()}
     ids = list(shell.session.conversation.ids)
-    run_unattended(make_lesson_runner(shell, 7))
+    run_unattended(lesson_runner(shell, 7))
     assert shell.session.conversation.ids == ids
     assert not shell.session.workspace.unsaved
     assert all(
@@ -325,9 +336,9 @@ def test_a_lesson_goes_on_where_it_was_left_with_the_model_it_had_trained(state)
     place = course.screen_index
     shell.execute(":learn off")
     assert shell.line_handler is None
-    assert shell.progress.lessons["ko 7"] == LessonProgress(place, has_trained=True)
+    assert shell.progress.lessons["ko 7"] == LessonProgress(place, practised=True)
     shell.execute(":learn 7")
-    assert shell.line_handler.place == place
+    assert shell.line_handler.screen_index == place
     again = shell.session.workspace.model.checkpoint.tensors
     assert all((again[name] == each).all() for name, each in trained.items())
     shell.execute(":learn back")
@@ -336,7 +347,7 @@ def test_a_lesson_goes_on_where_it_was_left_with_the_model_it_had_trained(state)
 
 def test_what_fails_in_a_lesson_is_told_and_the_lesson_goes_on():
     shell = shell_for(a_model("nalssi"))
-    course = make_lesson_runner(shell, 4)
+    course = lesson_runner(shell, 4)
     course.start()
     with pytest.raises(UserError, match="no layer"):
         shell.execute(":attn 99")
@@ -404,7 +415,7 @@ def test_a_lesson_becomes_one_html_file(tmp_path):
     set_language("ko")
     shell = shell_for(a_model("nalssi"))
     shell.run_line(":tokens 하늘이")
-    run_unattended(make_lesson_runner(shell, 4))
+    run_unattended(lesson_runner(shell, 4))
     shell.run_line(f":export {tmp_path / 'lesson.html'} lesson")
     page = (tmp_path / "lesson.html").read_text(encoding="utf-8")
     assert "<script" not in page

@@ -12,32 +12,12 @@ from platformdirs import user_state_path
 from rich.text import Text
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
-from minillm_repl.errors import UserError
-from minillm_repl.language import _, current_language
-from minillm_repl.lessons import draw as drawing
-from minillm_repl.lessons.blocks import (
-    Exercise,
-    Guess,
-    Lesson,
-    LessonScreen,
-    Prose,
-    Question,
-    Show,
-    Try,
-    When,
-)
-from minillm_repl.lessons.draw import fill_placeholders, lesson_title
+from minillm_repl.language import _
 from minillm_repl.lessons.exercises import (
     ExerciseSteps,
     InputRequest,
-    run_exercise,
-    run_guess,
-    run_try,
 )
-from minillm_repl.lessons.parse import practice_file
-from minillm_repl.lessons.progress import LessonProgress, Progress
 from minillm_repl.lessons.values import LessonValues
-from minillm_repl.render.console import FIGURES
 from minillm_repl.repl.model_loading import ModelFuture
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
@@ -231,79 +211,12 @@ def run_unattended(course: LessonRunner, **options: bool) -> None:
             raise KeyboardInterrupt
 
 
-def make_lesson_runner(
-    shell: Shell, lesson: Lesson, progress: Progress, screen_index: int = 0
-) -> LessonRunner:
-    """Return a lesson, to be begun at a screen."""
-    name = f"{current_language()} {lesson.number}"
-
-    def arrived(course: LessonRunner, place: int | None) -> None:
-        reached = LessonProgress(
-            place or 0, place is None, place is not None and course.has_trained
-        )
-        progress.record_lesson(name, reached)
-        if place is None:
-            shell.screen.note(
-                _(
-                    "end of lesson {n} · `:quiz {n}` starts its quiz · `:learn next` opens "
-                    "the next lesson",
-                    n=lesson.number,
-                )
-            )
-
-    def screen(course: LessonRunner, place: int) -> ExerciseSteps:
-        last = place + 1 == len(lesson.screens)
-        shell.session.conversation.clear()
-        yield from _run_blocks(course, lesson.screens[place])
-        yield InputRequest("enter", hint=_("Enter ends the lesson") if last else "")
-        return None
-
-    return LessonRunner(
-        shell,
-        name,
-        lesson_title(lesson),
-        len(lesson.screens),
-        screen,
-        lesson.texts,
-        screen_index,
-        on_arrival=arrived,
-    )
-
-
-def make_quiz_runner(
-    shell: Shell, questions: list[Question], texts: tuple[str, ...], progress: Progress, name: str
-) -> LessonRunner:
-    """Return a round of questions; each answer is noted."""
-    score = {"right": 0, "answered": 0}
-
-    def arrived(_course: LessonRunner, place: int | None) -> None:
-        if place is None:
-            shell.screen.note(
-                _("{right} of {answered} correct · `:progress` shows what to review", **score)
-            )
-
-    def screen(course: LessonRunner, place: int) -> ExerciseSteps:
-        question = questions[place]
-        shell.session.conversation.clear()
-        shell.screen.out.print(Text(_("question {name}", name=question.name), FIGURES))
-        yield from _run_blocks(course, question.intro)
-        right = yield from run_exercise(shell, course.lesson_values(), question.exercise)
-        if right is not None:
-            score["right"], score["answered"] = score["right"] + right, score["answered"] + 1
-            progress.record_answer(f"{current_language()} {question.name}", right)
-        return right
-
-    return LessonRunner(
-        shell, "quiz", Text(name), len(questions), screen, texts, on_arrival=arrived
-    )
-
-
 def encode_readable(shell: Shell, texts: tuple[str, ...]) -> list[int]:
     """Return tokens of the first text that the model can read whole, or of a word of its own."""
     model = shell.require_model()
     tokenizer = model.checkpoint.tokenizer
     for text in texts:
-        if _can_encode(tokenizer, text):
+        if can_encode(tokenizer, text):
             return tokenizer.encode(text)[: model.decoder.context_length]
     from minillm_repl.generate.events import Step
     from minillm_repl.generate.generate import generate
@@ -319,74 +232,7 @@ def encode_readable(shell: Shell, texts: tuple[str, ...]) -> list[int]:
     return [first, *(event.id for event in events if isinstance(event, Step))]
 
 
-def _run_blocks(runner: LessonRunner, blocks: LessonScreen) -> ExerciseSteps:
-    """Show blocks one after the other, waiting where the learner has something to do."""
-    shell = runner.shell
-    for block in blocks:
-        match block:
-            case Prose():
-                shell.screen.out.print(
-                    drawing.LessonMarkdown(block.markdown, runner.lesson_values().value)
-                )
-            case Show():
-                yield from _run_show(runner, block)
-            case Try():
-                yield from _run_try_block(runner, block)
-            case Guess():
-                yield from run_guess(shell, block, _guess_text(runner, block))
-            case When():
-                if runner.lesson_values().holds(block.condition):
-                    yield from _run_blocks(runner, block.blocks)
-            case _:
-                assert isinstance(block, Exercise)
-                yield from run_exercise(shell, runner.lesson_values(), block)
-        shell.screen.out.print()
-    return None
-
-
-def _run_show(course: LessonRunner, block: Show) -> ExerciseSteps:
-    shell = course.shell
-    for each in block.lines:
-        line = fill_placeholders(each, course.lesson_values().value)
-        try:
-            # a model's text is never a command
-            (shell.run_line if each.startswith(":") else shell.run_prompt)(line)
-        except UserError as error:
-            if course.raises_errors:
-                raise UserError(f"{course.position_label}: {line}: {error}") from None
-            shell.screen.fail(str(error))
-        if shell.interrupted():
-            yield InputRequest("enter", hint=_("stopped; Enter continues"))
-    return None
-
-
-def _run_try_block(course: LessonRunner, block: Try) -> ExerciseSteps:
-    done = yield from run_try(course.shell, course.lesson_values(), block)
-    reaction = block.done if done else block.otherwise or block.done
-    if reaction:
-        course.shell.screen.out.print(
-            drawing.LessonMarkdown(reaction, course.lesson_values().value)
-        )
-    return done
-
-
-def _guess_text(course: LessonRunner, block: Guess) -> str:
-    """Return the text of the guessing game: one that the model can read."""
-    shell = course.shell
-    tokenizer = shell.require_model().checkpoint.tokenizer
-    lines = [
-        line
-        for line in practice_file(current_language()).read_text(encoding="utf-8").splitlines()
-        if len(line) > block.rounds
-    ]
-    for text in [*(each.strip() for each in block.text.split(" | ")), *lines[:1]]:
-        if _can_encode(tokenizer, text):
-            return text
-    course.lesson_values()
-    return decode(tokenizer, shell.session.conversation.ids)
-
-
-def _can_encode(tokenizer: Tokenizer, text: str) -> bool:
+def can_encode(tokenizer: Tokenizer, text: str) -> bool:
     """Tell whether a tokenizer reads all of a text: some leave out what they do not know, and do
     not say so.
     """

@@ -18,7 +18,7 @@ from statistics import median, quantiles
 import numpy as np
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
-from minillm_repl.checkpoint.formats.native import save
+from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.model.config import LlamaConfig
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from tests import faults, hostile
@@ -159,7 +159,7 @@ def large_model(path: Path) -> None:
     tensors = {
         name: rng.normal(0, 0.05, shape).astype(np.float32) for name, shape in config.shapes()
     }
-    save(Checkpoint(config, CharacterTokenizer(characters), tensors), path)
+    save(Checkpoint(config=config, tokenizer=CharacterTokenizer(characters), tensors=tensors), path)
 
 
 def interrupts(options: argparse.Namespace, folder: Path) -> None:

@@ -15,4 +15,4 @@ def random_checkpoint(vocab=11, context=8, width=12, layers=2, heads=3, seed=0, 
     tensors = {
         name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in config.shapes()
     }
-    return Checkpoint(config, CharacterTokenizer(characters), tensors)
+    return Checkpoint(config=config, tokenizer=CharacterTokenizer(characters), tensors=tensors)

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from minillm_repl.checkpoint import weights
 from minillm_repl.checkpoint.checkpoint import TrainingRecord
-from minillm_repl.checkpoint.formats.native import save
+from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.checkpoint.load import load, read_text
 from minillm_repl.checkpoint.save import save as save_any
 from minillm_repl.checkpoint.weights import DTYPES, _check_finite, serialise
@@ -34,7 +34,15 @@ def saved(tmp_path):
 
 def test_what_is_saved_is_loaded(tmp_path):
     record = TrainingRecord(
-        3, 99, 1.5, None, "글.txt", "ab" * 32, 7, {"torch": "2"}, ((1, 2.5), (3, 1.5))
+        steps=3,
+        tokens=99,
+        train_loss=1.5,
+        val_loss=None,
+        corpus="글.txt",
+        corpus_sha256="ab" * 32,
+        seed=7,
+        versions={"torch": "2"},
+        curve=((1, 2.5), (3, 1.5)),
     )
     before = save(
         dataclasses.replace(random_checkpoint(), training=record), tmp_path / "모델.safetensors"

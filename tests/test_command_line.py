@@ -10,7 +10,7 @@ import unicodedata
 
 import pytest
 
-from minillm_repl.checkpoint.formats.native import save
+from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.checkpoint.load import load
 from tests.conftest import MODELS, random_checkpoint
 

@@ -6,7 +6,7 @@ import codecs
 
 import pytest
 
-from minillm_repl.checkpoint.formats.native import save
+from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.checkpoint.load import read_vocabulary
 from minillm_repl.errors import UserError
 from minillm_repl.repl.model_loading import ModelLoader

@@ -10,7 +10,7 @@ import pytest
 
 from minillm_repl.checkpoint.checkpoint import TrainingRecord
 from minillm_repl.checkpoint.formats import adapter
-from minillm_repl.checkpoint.formats.native import save
+from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.checkpoint.load import load
 from minillm_repl.cli import main
 from minillm_repl.errors import UserError
@@ -95,7 +95,12 @@ def test_tokens_that_are_found_again_are_counted_as_before(tmp_path, monkeypatch
 def base(tmp_path):
     model = random_checkpoint(characters=list("0123456789 "), context=32, width=24)
     record = TrainingRecord(
-        150, 9_600, 0.5, corpus="of-the-base.txt", corpus_sha256="0" * 64, curve=((1, 3.0),)
+        steps=150,
+        tokens=9_600,
+        train_loss=0.5,
+        corpus="of-the-base.txt",
+        corpus_sha256="0" * 64,
+        curve=((1, 3.0),),
     )
     save(dataclasses.replace(model, training=record), tmp_path / "base.safetensors")
     return load(tmp_path / "base.safetensors")
@@ -146,7 +151,7 @@ def test_an_adapter_has_its_own_record_and_not_that_of_its_base(
 ):
     after = learnt(base, numbers, lora_rank=2)
     file = tmp_path / "adapter.safetensors"
-    adapter.save(after, file)
+    adapter.save_adapter(after, file)
     opened = load(file)
     assert (opened.record.steps, opened.record.tokens, opened.record.corpus) == (
         4,
@@ -175,7 +180,7 @@ def test_an_adapter_that_says_nothing_of_its_training_shows_none(
 ):
     after = learnt(base, numbers, lora_rank=2)
     old = dataclasses.replace(after, adapter=dataclasses.replace(after.adapter, training=None))
-    adapter.save(old, tmp_path / "old.safetensors")
+    adapter.save_adapter(old, tmp_path / "old.safetensors")
     opened = load(tmp_path / "old.safetensors")
     assert opened.record is None
     script(monkeypatch, ":model\n")
@@ -192,7 +197,7 @@ def test_a_wrong_record_of_an_adapter_is_refused(base, numbers, tmp_path):
     from minillm_repl.checkpoint.formats.header import read_header
 
     file = tmp_path / "adapter.safetensors"
-    adapter.save(learnt(base, numbers, lora_rank=1), file)
+    adapter.save_adapter(learnt(base, numbers, lora_rank=1), file)
     metadata = dict(read_header(file).metadata)
     for wrong in (
         "[]",

@@ -558,7 +558,7 @@ def test_training_an_adapter_leaves_the_model_beside_it_as_it_was_bit_by_bit(bas
 def test_an_adapter_opens_with_its_model_and_says_the_same(base, numbers, tmp_path):
     run, _, after = adapted(base, numbers)
     file, ids = tmp_path / "adapter.safetensors", ids_of(base)
-    adapter.save(after, file)
+    adapter.save_adapter(after, file)
     stored = safetensors.numpy.load_file(file)
     assert all(min(array.shape) == RANK for array in stored.values())
     opened = load(file)
@@ -572,7 +572,7 @@ def test_an_adapter_opens_with_its_model_and_says_the_same(base, numbers, tmp_pa
                 f"{stem}.down"
             ].astype(np.float64)
         np.testing.assert_allclose(array, expected, rtol=0, atol=1e-6)
-    adapter.save(opened, tmp_path / "again.safetensors")
+    adapter.save_adapter(opened, tmp_path / "again.safetensors")
     again = safetensors.numpy.load_file(tmp_path / "again.safetensors")
     assert {name: array.tobytes() for name, array in again.items()} == {
         n: a.tobytes() for n, a in stored.items()
@@ -603,7 +603,7 @@ def saved_adapter(tmp_path_factory):
         steps=2,
         batch_size=2,
     )
-    adapter.save(run[2], folder / "adapter.safetensors")
+    adapter.save_adapter(run[2], folder / "adapter.safetensors")
     header = read_header(folder / "adapter.safetensors")
     return folder, safetensors.numpy.load_file(header.path), dict(header.metadata)
 
@@ -804,7 +804,7 @@ def test_an_adapter_of_a_model_with_a_strange_name_is_saved(tmp_path):
     start = load(folder / "base.safetensors")
     (tmp_path / "t.txt").write_text("".join(start.tokenizer.characters) * 9, encoding="utf-8")
     after = trained(start, tmp_path / "t.txt", tmp_path / "m", lora_rank=1, steps=1)[2]
-    adapter.save(after, folder / "adapter.safetensors")
+    adapter.save_adapter(after, folder / "adapter.safetensors")
     assert load(folder / "adapter.safetensors").adapter is not None
 
 
@@ -993,7 +993,7 @@ def test_an_adapter_of_a_model_that_lies_in_no_file_as_it_is_can_only_be_merged(
     run, _, after = trained(changed, tmp_path / "t.txt", tmp_path / "m", lora_rank=1, steps=1)
     assert any("merged" in note for note in run.notes)
     with pytest.raises(UserError, match="no adapter to save"):
-        adapter.save(after, tmp_path / "adapter.safetensors")
+        adapter.save_adapter(after, tmp_path / "adapter.safetensors")
 
 
 def test_an_adapter_opens_in_any_kind_of_numbers_beside_its_model(tmp_path):
@@ -1001,7 +1001,7 @@ def test_an_adapter_opens_in_any_kind_of_numbers_beside_its_model(tmp_path):
     start = load(tmp_path / "base.safetensors")
     (tmp_path / "t.txt").write_text("".join(start.tokenizer.characters) * 9, encoding="utf-8")
     after = trained(start, tmp_path / "t.txt", tmp_path / "m", lora_rank=1, steps=1)[2]
-    adapter.save(after, tmp_path / "adapter.safetensors")
+    adapter.save_adapter(after, tmp_path / "adapter.safetensors")
     assert {
         array.dtype.name for array in load(tmp_path / "adapter.safetensors").tensors.values()
     } == {"float32"}
@@ -1023,7 +1023,7 @@ def test_an_adapter_that_was_resumed_is_saved_and_opens(tmp_path):
     )
     *_, finished = run.events(lambda: False)
     after = run.checkpoint(finished)
-    adapter.save(after, tmp_path / "adapter.safetensors")
+    adapter.save_adapter(after, tmp_path / "adapter.safetensors")
     opened = load(tmp_path / "adapter.safetensors")
     for name, array in whole.tensors.items():
         np.testing.assert_array_equal(after.tensors[name], array)

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("resource")  # Unix: FIFOs, sockets and devices are among them
 
-from minillm_repl.checkpoint.formats.native import save
+from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
 from minillm_repl.storage.memory import available_bytes, check_memory

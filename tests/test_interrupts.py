@@ -13,8 +13,8 @@ import torch
 
 pytest.importorskip("termios")
 
-from minillm_repl.checkpoint.formats.huggingface import save as save_folder
-from minillm_repl.checkpoint.formats.native import save
+from minillm_repl.checkpoint.formats.huggingface import save_folder
+from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build_trainable

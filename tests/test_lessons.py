@@ -98,7 +98,7 @@ def a_model(name):
         tensors = {
             name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in config.shapes()
         }
-        return Checkpoint(config, CharacterTokenizer(letters), tensors)
+        return Checkpoint(config=config, tokenizer=CharacterTokenizer(letters), tensors=tensors)
     return outside(f"checkpoints/{name}")
 
 

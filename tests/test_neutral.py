@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("termios")
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
-from minillm_repl.checkpoint.formats.native import save
+from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.safetext import safe
 from minillm_repl.tokenizer.library import byte_level_bpe
@@ -83,7 +83,7 @@ def writer(texts):
     for norm in ("blocks.0.ln1", "blocks.0.ln2", "ln_f"):
         tensors[norm + ".weight"] += 1
     tensors["lm_head.weight"] = 10 * np.roll(np.eye(size, dtype=np.float32), 1, axis=0)
-    return Checkpoint(config, tokenizer, tensors)
+    return Checkpoint(config=config, tokenizer=tokenizer, tensors=tensors)
 
 
 def _letters():

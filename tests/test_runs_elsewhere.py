@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from minillm_repl.chat.template import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS
-from minillm_repl.checkpoint.formats.native import save
+from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.cli import main
 from minillm_repl.commands.train import parse_request
 from minillm_repl.errors import UserError

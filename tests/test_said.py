@@ -394,7 +394,10 @@ def writer(tokens, library=None, **more):
     template = ChatTemplate(STRICT, {"bos_token": "<s>"})
     return ModelLoader().prepare(
         Checkpoint(
-            config, ours, tensors, **{"chat_template": template, "eos_token_ids": (2,), **more}
+            config=config,
+            tokenizer=ours,
+            tensors=tensors,
+            **{"chat_template": template, "eos_token_ids": (2,), **more},
         )
     )
 
@@ -534,7 +537,10 @@ def test_letters_that_are_unknown_are_told_in_a_chat_as_in_a_completion(unknown)
     config = GPTConfig(size, context_length=64, d_model=8, n_layers=1, n_heads=1, d_mlp=1)
     tensors = {name: np.ones(shape, np.float32) for name, shape in config.shapes()}
     checkpoint = Checkpoint(
-        config, tokenizer, tensors, chat_template=ChatTemplate(STRICT, {"bos_token": "<s>"})
+        config=config,
+        tokenizer=tokenizer,
+        tensors=tensors,
+        chat_template=ChatTemplate(STRICT, {"bos_token": "<s>"}),
     )
     made, shown = shell(ModelLoader().prepare(checkpoint))
     told = []

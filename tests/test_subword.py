@@ -661,7 +661,9 @@ def test_special_tokens_alone_are_held_to_the_size_of_the_model_too(small):
 def test_a_character_vocabulary_reads_the_same_in_transformers(tmp_path):
     ours = CharacterTokenizer.from_corpus("\n".join([*CORPUS, "👍\u200d\t<>|"]))
     model = random_checkpoint(characters=ours.characters)
-    huggingface.save(Checkpoint(model.config, ours, model.tensors), tmp_path / "saved")
+    huggingface.save_folder(
+        Checkpoint(config=model.config, tokenizer=ours, tensors=model.tensors), tmp_path / "saved"
+    )
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
     reopened = load(tmp_path / "saved").tokenizer
     texts = strings()

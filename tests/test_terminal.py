@@ -14,7 +14,7 @@ from rich.cells import cell_len
 pytest.importorskip("termios")  # Windows has no pseudo-terminals of this kind
 
 from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
-from minillm_repl.checkpoint.formats.native import save
+from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from tests.conftest import ROOT, random_checkpoint
@@ -43,7 +43,7 @@ def chain(cycle, extras="\n "):
     for place in range(size):
         following = (place + 1) % len(cycle) if place < len(cycle) else 0
         tensors["lm_head.weight"][following, place] = 10
-    return Checkpoint(config, CharacterTokenizer(characters), tensors)
+    return Checkpoint(config=config, tokenizer=CharacterTokenizer(characters), tensors=tensors)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from minillm_repl.checkpoint.checkpoint import TrainingRecord
-from minillm_repl.checkpoint.formats.native import save
+from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
@@ -325,7 +325,11 @@ def test_the_corpus_of_a_checkpoint_is_found_beside_it_if_unchanged(tmp_path, mo
     corpus.write_text(TEXT, encoding="utf-8")
     _, _, trained = run(str(corpus), TrainPlan(steps=1))
     record = TrainingRecord(
-        1, 1, 1.0, corpus="elsewhere/t.txt", corpus_sha256=open_corpus(corpus).sha256
+        steps=1,
+        tokens=1,
+        train_loss=1.0,
+        corpus="elsewhere/t.txt",
+        corpus_sha256=open_corpus(corpus).sha256,
     )
     checkpoint = save(
         dataclasses.replace(trained, training=record), tmp_path / "deep" / "m.safetensors"

@@ -17,7 +17,7 @@ from wcwidth import wcswidth
 
 from minillm_repl import commands, views
 from minillm_repl.checkpoint.checkpoint import Checkpoint, TrainingRecord
-from minillm_repl.checkpoint.formats.native import save
+from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.environment import process_environment
 from minillm_repl.render.console import make_screen
 from minillm_repl.render.json_lines import print_training_json
@@ -558,7 +558,7 @@ def test_perplexity_is_the_exponential_of_the_loss():
 
 
 def save_with(path: Path, **record: object) -> Checkpoint:
-    training = TrainingRecord(200, 1, 1.0, **record) if record else None
+    training = TrainingRecord(steps=200, tokens=1, train_loss=1.0, **record) if record else None
     return save(dataclasses.replace(random_checkpoint(), training=training), path)
 
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.formats import adapter
-from minillm_repl.checkpoint.formats.native import save
+from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import LlamaConfig, Rope
@@ -87,7 +87,7 @@ def small_llama():
     )  # fmt: skip
     rng = np.random.default_rng(0)
     tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in config.shapes()}
-    return Checkpoint(config, CharacterTokenizer(DIGITS), tensors)
+    return Checkpoint(config=config, tokenizer=CharacterTokenizer(DIGITS), tensors=tensors)
 
 
 @pytest.mark.parametrize("make", [random_checkpoint, small_llama])
@@ -131,7 +131,7 @@ def test_an_adapter_fits_its_model_whichever_version_each_has(base, tmp_path):
     run = begin(base, tmp_path, lora_rank=1)
     *_, finished = run.events(lambda: False, save=False)
     path = tmp_path / "adapter.safetensors"
-    adapter.save(run.checkpoint(finished), path)
+    adapter.save_adapter(run.checkpoint(finished), path)
     expected = load(path)
     for rewritten in (path, base.path):
         metadata = rewrite_as_version_1(rewritten)

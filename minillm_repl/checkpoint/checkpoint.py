@@ -1,4 +1,4 @@
-"""A model as it lies on disk or in memory: everything needed to run it, nothing that runs."""
+"""A model as data: its config, vocabulary and weights, without any code to run it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from minillm_repl.checkpoint.weights import Tensors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """How the weights came to be. Losses are nats per token, over the corpus named."""
+    """How the weights were trained. Losses are nats per token of the corpus."""
 
     steps: int
     tokens: int
@@ -30,67 +30,62 @@ class TrainingRecord:
     val_curve: tuple[tuple[int, float], ...] = ()  # (step, validation loss)
 
     def append_to(self, earlier: "TrainingRecord | None") -> "TrainingRecord":
-        """Return the record of both runs, `before` and this: steps, tokens and curves go on."""
+        """Return the record of an earlier run followed by this one."""
         if earlier is None:
             return self
-        later, val_later = (
-            tuple((earlier.steps + step, loss) for step, loss in curve)
-            for curve in (self.curve, self.val_curve)
-        )
+
+        def shifted(curve: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+            return tuple((earlier.steps + step, loss) for step, loss in curve)
+
         return dataclasses.replace(
             self,
             steps=earlier.steps + self.steps,
             tokens=earlier.tokens + self.tokens,
-            curve=earlier.curve + later,
-            val_curve=earlier.val_curve + val_later,
+            curve=earlier.curve + shifted(self.curve),
+            val_curve=earlier.val_curve + shifted(self.val_curve),
         )
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """How a conversation becomes a text: a Jinja template, and special tokens that it may name."""
+    """A Jinja template that renders a conversation, and the special tokens that it may name."""
 
     source: str
-    # bos_token, eos_token ...
-    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)  # bos_token: <s>
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What LoRA has learnt, apart from its model; both make the weights of a checkpoint."""
+    """The matrices of a LoRA adapter, without the model that they belong to."""
 
     tensors: "Tensors"  # `LAYER.down` (rank, inputs) and `LAYER.up` (outputs, rank), float32
-    base: Path  # where the model lies
-    sha256: str  # of its weights
+    base: Path  # the model's file or folder
+    sha256: str  # of the model's weights
     training: TrainingRecord | None = None  # of the adapter alone
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Sizes, vocabulary, weights, and what else was known of a model."""
+    """Config, tokenizer, weights, and what else the files of a model say."""
 
     config: AnyConfig
     tokenizer: Tokenizer
-    tensors: "Tensors"  # all of one kind: float32, float16 or bfloat16
+    tensors: "Tensors"  # all of one dtype: float32, float16 or bfloat16
     training: TrainingRecord | None = None
     path: Path | None = None
     chat_template: ChatTemplate | None = None
-    eos_token_ids: tuple[int, ...] = ()  # tokens after which there is no more to say
-    adapter: Adapter | None = None  # it is in the weights already
-    # how the tensors of its file make these; None where they are these
-    weight_map: WeightMap | None = None
-    # what the user is told when it is opened: where its files do not say what is done
-    notes: tuple[str, ...] = ()
-    is_on_disk: bool = (
-        False  # whether what lies at `path` has these very weights, to the last digit
-    )
+    eos_token_ids: tuple[int, ...] = ()  # tokens that end a text or a turn
+    adapter: Adapter | None = None  # already added to `tensors`
+    weight_map: WeightMap | None = None  # from the file's tensors; None: they are the same
+    notes: tuple[str, ...] = ()  # for the user: where the program deviates from the files
+    is_on_disk: bool = False  # the file at `path` has exactly these weights
 
     @property
     def record(self) -> TrainingRecord | None:
-        """How it was trained; of an adapter, how that was, not the model beside it."""
+        """The training record of the adapter if there is one, else of the model."""
         return self.adapter.training if self.adapter else self.training
 
     @property
     def dtype(self) -> str:
-        """What the weights are stored as."""
+        """The dtype of the weights."""
         return next(iter(self.tensors.values())).dtype.name

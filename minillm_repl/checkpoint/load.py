@@ -1,4 +1,4 @@
-"""The one place that opens a checkpoint, whatever its kind."""
+"""Loading of a checkpoint in any format."""
 
 import dataclasses
 import os
@@ -21,17 +21,15 @@ def load(
     path: Path,
     vocabulary: Tokenizer | None = None,
     dtype: str = "auto",
-    progress: Progress = lambda _: None,
+    progress: Progress = lambda _share: None,
     *,
     allow_nonfinite: bool = False,
 ) -> Checkpoint:
-    """Read a native checkpoint, a Hugging Face folder or a file in one, or the bare state dict of
-    the note's program.
+    """Read a native file, a Hugging Face folder or file, or a state dict of the study note.
 
-    `vocabulary` serves a file that has none of its own; `dtype` is float32, bfloat16, float16, or
-    auto for what is in the file; `nonfinite` takes weights that are infinite or no numbers too.
-    Raises UserError that names the file, what was expected and what was found; nothing in it is
-    trusted, and nothing in it is run.
+    `vocabulary` is for a file without one. `dtype` is float32, bfloat16, float16, or auto: that of
+    the file. `allow_nonfinite` accepts weights that are infinite or NaN. No code of a file is run.
+    Raises UserError naming the file, the expectation and what was found.
     """
     checkpoint = _load(path, vocabulary, ReadOptions(dtype, allow_nonfinite, progress))
     return dataclasses.replace(checkpoint, is_on_disk=dtype in ("auto", "float32"))
@@ -41,12 +39,13 @@ def _load(path: Path, vocabulary: Tokenizer | None, options: ReadOptions) -> Che
     name = safe_line(str(path))
     folder = find_folder(path)
     if folder is not None and folder.weight_file is None:
-        return huggingface.read_checkpoint(folder, options)
+        return huggingface.read_folder(folder, options)
     header = read_header(path)
     if is_native(header):
-        return native.read_checkpoint(header, name, options)
+        return native.read_native(header, name, options)
     if adapter.is_adapter(header):
         base = adapter.find_base(header, name)
+        # An adapter of an adapter could go round in a circle.
         if not base.is_dir() and adapter.is_adapter(read_header(base)):
             raise UserError(
                 _(
@@ -59,9 +58,9 @@ def _load(path: Path, vocabulary: Tokenizer | None, options: ReadOptions) -> Che
             header, load(base, vocabulary, "auto", options.progress), name, options.dtype
         )
     if bare.is_note_state_dict(header):
-        return bare.read_checkpoint(header, vocabulary, name, options)
+        return bare.read_note_state_dict(header, vocabulary, name, options)
     if folder is not None:
-        return huggingface.read_checkpoint(folder, options)
+        return huggingface.read_folder(folder, options)
     if os.path.lexists(path.parent / foreign.ADAPTER_CONFIG):
         raise UserError(
             _("{name} is {kind}", name=name, kind=foreign.describe_adapter(path.parent))
@@ -89,8 +88,5 @@ def _load(path: Path, vocabulary: Tokenizer | None, options: ReadOptions) -> Che
 
 
 def read_vocabulary(path: Path, detected: DetectedEncoding | None = None) -> CharacterTokenizer:
-    """Make the vocabulary of a text file, for a checkpoint that came without one.
-
-    Raises UserError.
-    """
+    """Return the tokenizer of a text file's characters. Raises UserError."""
     return CharacterTokenizer.from_corpus(read_text(path, detected))

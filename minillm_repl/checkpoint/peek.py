@@ -1,5 +1,6 @@
-"""What a checkpoint says of its sizes, without reading it; needs no numpy, so that the first
-prompt need not wait.
+"""The config of a checkpoint, read without its weights.
+
+This module imports no numpy, so that the first prompt appears at once.
 """
 
 import os
@@ -13,10 +14,9 @@ from minillm_repl.safetext import safe_line
 
 
 def read_config(path: Path) -> AnyConfig | None:
-    """Return the config of a native checkpoint or a Hugging Face folder; None for a file that keeps
-    it to itself.
+    """Return the config of a native checkpoint or a Hugging Face folder; None for a state dict.
 
-    Raises UserError if it is no checkpoint.
+    Raises UserError if the path has no checkpoint.
     """
     folder = find_folder(path)
     if folder is not None and folder.weight_file is None:
@@ -28,7 +28,7 @@ def read_config(path: Path) -> AnyConfig | None:
 
 
 def is_in_folder(path: Path) -> bool:
-    """Tell whether a path is a Hugging Face folder or a file of one: not to be replaced by ours."""
+    """Tell whether a path is a Hugging Face folder or a file in one; it is not replaced."""
     folder = find_folder(path)
     if folder is None or not os.path.lexists(path):
         return False

@@ -1,4 +1,4 @@
-"""The one place that saves a checkpoint, whatever its kind."""
+"""Saving of a checkpoint in any format."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +15,12 @@ def save(
     folder: bool = False,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Checkpoint:
-    """Write a native file, or with `folder` or over one an HF folder; return what is there.
+    """Write a native file, or a Hugging Face folder with `folder` or if `path` is one.
 
-    Raises UserError, with what was there before as it was, also when interrupted.
+    Return the checkpoint with its new path. Raises UserError, also when `interrupted` returns
+    True; the earlier file is unchanged then.
     """
     with convert_os_errors(path):
         if folder or path.is_dir():
-            return huggingface.save(checkpoint, path, interrupted)
-        return native.save(checkpoint, path, interrupted)
+            return huggingface.save_folder(checkpoint, path, interrupted)
+        return native.save_native(checkpoint, path, interrupted)

@@ -1,4 +1,4 @@
-"""How a file's tensors become a model's, as a description; weights.py carries it out."""
+"""Weight maps: how a model's tensors are made of a file's tensors. weights.py applies them."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -6,28 +6,26 @@ from dataclasses import dataclass
 from typing import Any
 
 Progress = Callable[[float], None]
-"""Is told the share that is done, from 0 to 1."""
+"""Called with the share of the bytes that are read, from 0 to 1."""
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How weights are wanted: as which numbers, whether any that are not finite are taken, and
-    who is told.
-    """
+    """Options of reading weights."""
 
-    dtype: str = "auto"  # float32, bfloat16, float16, or that of the file
-    allow_nonfinite: bool = False
-    progress: Progress = lambda _: None
+    dtype: str = "auto"  # float32, bfloat16, float16, or auto: that of the file
+    allow_nonfinite: bool = False  # accept infinite weights and NaN
+    progress: Progress = lambda _share: None
 
 
 def identity(array: Any) -> Any:
-    """Change nothing."""
+    """Return the array itself."""
     return array
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a tensor lies in a file that is not ours: from there to here, and back."""
+    """The arrangement of a tensor in a file of another program: conversions from it and to it."""
 
     from_file: Callable[[Any], Any] = identity
     to_file: Callable[[Any], Any] = identity
@@ -39,7 +37,7 @@ TRANSPOSED = Layout(lambda array: array.T, lambda array: array.T)
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """One tensor in a file, which is a whole tensor of ours, or some rows of one."""
+    """One tensor in a file: a complete tensor of the model, or some rows of one."""
 
     name: str
     shape: tuple[int, ...]  # in the file
@@ -48,7 +46,7 @@ class SourceTensor:
 
 @dataclass(frozen=True)
 class WeightMap:
-    """How our tensors are put together from those of a file: from pieces, one below the other."""
+    """The file's tensors of each tensor of the model, stacked along its rows."""
 
     sources: Mapping[str, tuple[SourceTensor, ...]]
-    ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors that may be there, and mean nothing
+    ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors of a file that the model does not need

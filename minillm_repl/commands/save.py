@@ -32,7 +32,7 @@ def save(shell: Shell, asked: Arguments) -> None:
 
     model, argument = shell.require_model(), asked.path
     if asked.part == "adapter":
-        from minillm_repl.checkpoint.formats.adapter import save as save_adapter
+        from minillm_repl.checkpoint.formats.adapter import save_adapter
 
         file = _named(argument)
         save_adapter(model.checkpoint, file)

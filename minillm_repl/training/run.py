@@ -270,13 +270,13 @@ class TrainingRun:
     def _empty_checkpoint(self) -> Checkpoint:
         config = self.trainer.model.config
         return Checkpoint(
-            config,
-            self.tokenizer,
-            {},
-            self._training_record,
-            self._path,
-            self._chat,
-            self._eos_token_ids,
+            config=config,
+            tokenizer=self.tokenizer,
+            tensors={},
+            training=self._training_record,
+            path=self._path,
+            chat_template=self._chat,
+            eos_token_ids=self._eos_token_ids,
         )
 
     def _save(self) -> str:
@@ -295,7 +295,7 @@ class TrainingRun:
         try:
             resume.save_run(resume_path(path), self.trainer, self._empty_checkpoint(), metadata)
             if self._run_context.distributed.rank == 0:
-                native.save(checkpoint, path)
+                native.save_native(checkpoint, path)
             self.is_saved = True
         except UserError as error:
             self.save_error = str(error)

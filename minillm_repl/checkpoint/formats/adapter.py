@@ -1,7 +1,6 @@
-"""A LoRA adapter apart from its model: beside each of some matrices two thin ones, `up` · `down`,
-in one small file.
+"""LoRA adapters in files of their own (Hu et al. 2021): W becomes W + up · down.
 
-The file names the model it belongs to by its path and by a digest of its weights (docs/format.md).
+The file names its model by the path and by a digest of the weights (docs/format.md).
 """
 
 import dataclasses
@@ -31,14 +30,14 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
-    from minillm_repl.checkpoint.weights import Tensors
+    from minillm_repl.checkpoint.weights import Array, Tensors
 
 FORMAT = "minillm-adapter"
 _TENSOR_NAME = re.compile(r"(?P<layer>[\w.]{1,200})\.(?P<side>up|down)", re.ASCII)
 
 
 def weights_sha256(tensors: "Tensors") -> str:
-    """Return the SHA-256 of weights as float32, tensor by tensor in order of version-1 names."""
+    """Return the SHA-256 of the weights as float32, in the order of their version-1 names."""
     by_old_name = {version1.old_tensor_name(name): array for name, array in tensors.items()}
     hasher = hashlib.sha256()
     for name in sorted(by_old_name):
@@ -48,21 +47,18 @@ def weights_sha256(tensors: "Tensors") -> str:
 
 
 def printable_path(path: Path) -> str:
-    """Return the absolute path as text: a name need not be UTF-8, but JSON must.
-
-    The disk is not looked at.
-    """
-    # No file need have this name.
+    """Return the absolute path as text for JSON; bytes that are not UTF-8 become `�`."""
+    # Path.resolve would read the disk, and fail for some names.
     return os.fsencode(os.path.abspath(path)).decode("utf-8", "replace")  # noqa: PTH100
 
 
 def is_adapter(header: Header) -> bool:
-    """Tell whether a file says that it is an adapter."""
+    """Tell whether a header is that of an adapter."""
     return header.metadata.get("format") == FORMAT
 
 
-def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write the adapter of a checkpoint to `path`, atomically. Raises UserError if it has none."""
+def save_adapter(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint's adapter to `path` atomically. Raises UserError if it has none."""
     adapter = checkpoint.adapter
     if adapter is None:
         raise UserError(
@@ -80,7 +76,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def find_base(header: Header, name: str) -> Path:
-    """Return where an adapter's model lies: at the path that it names, or beside the adapter.
+    """Return the path of an adapter's model: the path in its header, or beside the adapter.
 
     Raises UserError.
     """
@@ -92,9 +88,9 @@ def find_base(header: Header, name: str) -> Path:
             )
         )
     match parse_field(header, "base", name):
-        case {"path": str(path), "sha256": str(_)}:
+        case {"path": str(path), "sha256": str()}:
             for candidate in (Path(path), header.path.parent / Path(path).name):
-                # Path's own raises for a name that is too long.
+                # Path.exists raises for a name that is too long.
                 if os.path.exists(candidate):  # noqa: PTH110
                     return candidate
             raise UserError(
@@ -114,10 +110,12 @@ def find_base(header: Header, name: str) -> Path:
 
 
 def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> Checkpoint:
-    """Return a checkpoint with a file's adapter added to its weights: float32 if `dtype` is auto.
+    """Return the model `base` with a file's adapter added to its weights.
 
-    `base` has the weights as they are in its file. Raises UserError.
+    `base` has the weights of its file, unchanged. The result is float32 if `dtype` is auto.
+    Raises UserError.
     """
+    assert base.path is not None
     sha256 = weights_sha256(base.tensors)
     if parse_field(header, "base", name)["sha256"] != sha256:
         raise UserError(
@@ -127,7 +125,31 @@ def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> C
                 path=safe_line(str(base.path)),
             )
         )
-    sources, layers = {}, set()
+    weight_map = _adapter_weight_map(header, base, name)
+    locations = locate_tensors(weight_map, [header], name)
+    arrays = read_weights(weight_map, locations, name, ReadOptions("float32"))
+    merged = {tensor: array.astype(np.float32) for tensor, array in base.tensors.items()}
+    for layer in {tensor.rpartition(".")[0] for tensor in arrays}:
+        _add_product(merged[f"{layer}.weight"], arrays, layer, name)
+    target_dtype = resolve_dtype(dtype, {"F32"})
+    record = parse_training_record(header, name)
+    return dataclasses.replace(
+        base,
+        tensors={
+            tensor: array.astype(target_dtype, copy=False) for tensor, array in merged.items()
+        },
+        path=header.path,
+        adapter=Adapter(arrays, base.path, sha256, record),
+        training=record.append_to(base.training) if record else base.training,
+    )
+
+
+def _adapter_weight_map(header: Header, base: Checkpoint, name: str) -> WeightMap:
+    """Return the weight map of a file's `up` and `down` matrices.
+
+    Raises UserError for a tensor that belongs to no matrix of the model.
+    """
+    sources = dict[str, tuple[SourceTensor, ...]]()
     for tensor, entry in header.tensors.items():
         match = _TENSOR_NAME.fullmatch(tensor)
         weight = base.tensors.get(f"{match['layer']}.weight") if match else None
@@ -140,45 +162,33 @@ def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> C
                 )
             )
         rows, columns = weight.shape
-        rank = max(1, entry.shape[0 if match["side"] == "down" else -1]) if entry.shape else 1
-        sources[tensor] = (
-            SourceTensor(tensor, (rank, columns) if match["side"] == "down" else (rows, rank)),
-        )
-        layers.add(match["layer"])
-    if not layers:
+        is_down = match["side"] == "down"
+        rank = max(1, entry.shape[0 if is_down else -1]) if entry.shape else 1
+        shape = (rank, columns) if is_down else (rows, rank)
+        sources[tensor] = (SourceTensor(tensor, shape),)
+    if not sources:
         raise UserError(_("{name} is an adapter without tensors", name=name))
-    weight_map = WeightMap(sources)
-    arrays = read_weights(
-        weight_map, locate_tensors(weight_map, [header], name), name, ReadOptions("float32")
-    )
-    merged = {tensor: array.astype(np.float32) for tensor, array in base.tensors.items()}
-    for layer in layers:
-        weight = merged[f"{layer}.weight"]
-        try:
-            with np.errstate(over="ignore", invalid="ignore"):
-                weight += arrays[f"{layer}.up"] @ arrays[f"{layer}.down"]
-        except (KeyError, ValueError):
-            raise UserError(
-                _(
-                    "{name} has only half of the adapter of {layer}, or halves of different rank",
-                    name=name,
-                    layer=layer,
-                )
-            ) from None
-        if not np.isfinite(weight).all():
-            raise UserError(
-                _(
-                    "{name} is damaged: it makes {layer}.weight non-finite",
-                    name=name,
-                    layer=layer,
-                )
+    return WeightMap(sources)
+
+
+def _add_product(weight: "Array", arrays: "Tensors", layer: str, name: str) -> None:
+    """Add up · down to a layer's weight, (rows, columns), in place.
+
+    Raises UserError if one of the two is missing, or the sum is not finite.
+    """
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            # (rows, rank) @ (rank, columns) -> (rows, columns)
+            weight += arrays[f"{layer}.up"] @ arrays[f"{layer}.down"]
+    except (KeyError, ValueError):
+        raise UserError(
+            _(
+                "{name} has only half of the adapter of {layer}, or halves of different rank",
+                name=name,
+                layer=layer,
             )
-    assert base.path is not None
-    record = parse_training_record(header, name)
-    adapter = Adapter(arrays, base.path, sha256, record)
-    target_dtype = resolve_dtype(dtype, {"F32"})
-    tensors = {tensor: array.astype(target_dtype, copy=False) for tensor, array in merged.items()}
-    training = record.append_to(base.training) if record else base.training
-    return dataclasses.replace(
-        base, tensors=tensors, path=header.path, adapter=adapter, training=training
-    )
+        ) from None
+    if not np.isfinite(weight).all():
+        raise UserError(
+            _("{name} is damaged: it makes {layer}.weight non-finite", name=name, layer=layer)
+        )

@@ -1,4 +1,4 @@
-"""The bare state dict that a reader of the study note saves: tensors only, a matrix per head."""
+"""The state dict of the study note's program: only tensors, with one matrix per head."""
 
 import re
 from collections.abc import Iterator
@@ -20,18 +20,17 @@ _NOTE_NAMES = {"mlp.up": "ff.net.0", "mlp.down": "ff.net.2"}
 
 
 def is_note_state_dict(header: Header) -> bool:
-    """Tell whether the tensor names are those of the note's program."""
+    """Tell whether the tensors have the names of the note's program."""
     return "blocks.0.attention.heads.0.query.weight" in header.tensors
 
 
-def read_checkpoint(
+def read_note_state_dict(
     header: Header, vocabulary: Tokenizer | None, name: str, options: ReadOptions
 ) -> Checkpoint:
-    """Make a checkpoint of it: sizes from the shapes, heads fused, the note's attention scale
-    folded into the queries.
+    """Return the checkpoint of a state dict: the shapes give the config, and the heads are fused.
 
-    Without a vocabulary, tokens are shown as numbers. Raises UserError if the tensors are not the
-    note's.
+    The note's attention scale is multiplied into the queries. Without a vocabulary, tokens are
+    numbers. Raises UserError if the tensors are not those of the note.
     """
     config = _infer_config(header, name)
     if vocabulary is not None and vocabulary.vocab_size != config.vocab_size:
@@ -47,11 +46,15 @@ def read_checkpoint(
     weight_map = WeightMap(dict(_sources(config)), re.compile(r"\.tril$"))  # the causal mask
     tensors = read_weights(weight_map, locate_tensors(weight_map, [header], name), name, options)
     return Checkpoint(
-        config, vocabulary or IdTokenizer(config.vocab_size), tensors, path=header.path
+        config=config,
+        tokenizer=vocabulary or IdTokenizer(config.vocab_size),
+        tensors=tensors,
+        path=header.path,
     )
 
 
 def _infer_config(header: Header, name: str) -> GPTConfig:
+    """Return the config that the tensors' shapes and names imply. Raises UserError."""
     matches = [match for match in map(_QUERY_NAME.fullmatch, header.tensors) if match]
     tables = [header.tensors.get(f"{table}_embedding.weight") for table in ("token", "position")]
     shapes = [entry.shape if entry else () for entry in tables]
@@ -63,52 +66,51 @@ def _infer_config(header: Header, name: str) -> GPTConfig:
                 name=name,
             )
         )
-    (vocab, width), (context, _width) = shapes
-    layers, heads = (1 + max(int(match[group]) for match in matches) for group in (1, 2))
-    if len(matches) != layers * heads:  # one name can claim a thousand layers of a thousand heads
+    (vocab_size, d_model), (context_length, _d_model) = shapes
+    n_layers = 1 + max(int(match[1]) for match in matches)
+    n_heads = 1 + max(int(match[2]) for match in matches)
+    # One name could claim a thousand layers of a thousand heads.
+    if len(matches) != n_layers * n_heads:
         raise UserError(
             _(
                 "{name} has queries for {count:,} heads instead of {layers:,} layers × "
                 "{heads:,} heads",
                 name=name,
                 count=len(matches),
-                layers=layers,
-                heads=heads,
+                layers=n_layers,
+                heads=n_heads,
             )
         )
     try:
-        return GPTConfig(vocab, context, width, layers, heads)
+        return GPTConfig(vocab_size, context_length, d_model, n_layers, n_heads)
     except UserError as error:
         raise UserError(_("the sizes of {name}: {error}", name=name, error=error)) from None
 
 
 def _note_name(tensor: str) -> str:
-    """Return the note's name of one of our tensors."""
+    """Return the note's name of a tensor."""
     for ours, note in _NOTE_NAMES.items():
         tensor = tensor.replace(ours, note)
     return tensor
 
 
 def _sources(config: GPTConfig) -> Iterator[tuple[str, tuple[SourceTensor, ...]]]:
-    # The note divides the dot products by √width, where the standard, and our model, divides by
-    # √head_size.
+    """Yield each tensor of the model with its sources: the fused qkv has three per head."""
+    # The note divides attention scores by √d_model; the standard, and model/gpt.py, by √head_dim.
     scale = np.float32((config.head_dim / config.d_model) ** 0.5)
     scaled = Layout(lambda array: array * scale)
-    one_head = config.head_dim, config.d_model
+    head_shape = (config.head_dim, config.d_model)
     for tensor, shape in config.shapes():
         if "qkv" not in tensor:
             yield tensor, (SourceTensor(_note_name(tensor), shape),)
             continue
         attention = tensor.removesuffix("qkv.weight")
+        layouts = {"query": scaled, "key": AS_IS, "value": AS_IS}
         yield (
             tensor,
             tuple(
-                SourceTensor(
-                    f"{attention}heads.{head}.{part}.weight",
-                    one_head,
-                    scaled if part == "query" else AS_IS,
-                )
-                for part in ("query", "key", "value")
+                SourceTensor(f"{attention}heads.{head}.{part}.weight", head_shape, layout)
+                for part, layout in layouts.items()
                 for head in range(config.n_heads)
             ),
         )

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read as the untrusted text that it is."""
+"""The header of a safetensors file, checked strictly: it is untrusted text."""
 
 import io
 import json
@@ -19,17 +19,17 @@ from minillm_repl.storage.files import SIGNATURE_BYTES, describe_file, is_text, 
 FORMAT, VERSION = "minillm", "2"
 _FORMATS = (FORMAT, f"{FORMAT}-adapter", f"{FORMAT}-resume")
 
-# bytes; a checkpoint with 10,000 tensors and a vocabulary of 100,000 needs a tenth of it
-MAX_HEADER_BYTES = 16 << 20
-_MAX_PARTS = 5_000_000  # of a JSON text; tokenizer.json of the largest vocabularies has 2 million
-_MAX_HEADER_PARTS = 100_000  # 12,000 tensors
-_MAX_DIMENSIONS, _MAX_DEPTH = 8, 64
+MAX_HEADER_BYTES = 16 << 20  # 10,000 tensors and a vocabulary of 100,000 need a tenth of it
+_MAX_PARTS = 5_000_000  # values of a JSON text; the largest tokenizer.json has 2 million
+_MAX_HEADER_PARTS = 100_000  # values of a header: 12,000 tensors
+_MAX_DIMENSIONS = 8
+_MAX_DEPTH = 64  # nested JSON arrays and objects
 
-# never fails, or many would take for ever
+# Possessive (*+) and open at the end: the pattern never backtracks, so it takes linear time.
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _BRACKET = re.compile(r"[\[\]{}]")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_BITS = {
+_BITS = {  # per number
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
@@ -45,20 +45,20 @@ _BITS = {
 class TensorInfo:
     """One tensor in a file."""
 
-    name: str  # in the file
+    name: str  # in the file; version 1 has other names
     dtype: str
     shape: tuple[int, ...]
     start: int  # bytes from the start of the file
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it takes."""
-        return -(-math.prod(self.shape) * _BITS[self.dtype] // 8)
+        """The size in bytes."""
+        return -(-math.prod(self.shape) * _BITS[self.dtype] // 8)  # rounded up
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself: text fields, and its tensors."""
+    """The header of a file: its metadata, and its tensors by name."""
 
     path: Path
     metadata: dict[str, str]
@@ -66,20 +66,20 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read only the header of a safetensors file. Raises UserError naming the file."""
+    """Read the header of a safetensors file. Raises UserError naming the file."""
     with open_regular(path) as file:
         return parse_header(file, path)
 
 
 def is_native(header: Header) -> bool:
-    """Tell whether the file says that it is a native checkpoint."""
+    """Tell whether a header is that of a native checkpoint."""
     return header.metadata.get("format") == FORMAT
 
 
 def parse_config(header: Header, name: str) -> AnyConfig:
-    """Return the sizes that a native checkpoint says it has.
+    """Return the config of a native checkpoint.
 
-    Raises UserError, also for another format version.
+    Raises UserError, also for an unknown format version.
     """
     version = header.metadata.get("version", "")
     if not has_known_version(header):
@@ -98,7 +98,7 @@ def parse_config(header: Header, name: str) -> AnyConfig:
 
 
 def parse_field(header: Header, field: str, name: str) -> Any:
-    """Return a JSON field of the metadata. Raises UserError if it is missing or not JSON."""
+    """Return a parsed field of the metadata. Raises UserError if it is missing or not JSON."""
     if field not in header.metadata:
         raise UserError(_("{name} has no {field!r} in its metadata", name=name, field=field))
     data = parse_json(
@@ -108,7 +108,7 @@ def parse_field(header: Header, field: str, name: str) -> Any:
 
 
 def has_known_version(header: Header) -> bool:
-    """Tell whether a file of ours is of a format version that this program reads."""
+    """Tell whether this program reads the format version of a native file."""
     return header.metadata.get("version") in (version1.VERSION, VERSION)
 
 
@@ -117,18 +117,16 @@ def _is_version_1(metadata: dict[str, str]) -> bool:
 
 
 def parse_header(file: BinaryIO, path: Path) -> Header:
-    """Read the header of an open file, which `path` only names. Raises UserError."""
+    """Read the header of an open file. `path` is its name in errors. Raises UserError."""
     name = safe_line(str(path))
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     head = file.read(SIGNATURE_BYTES)
-    length = int.from_bytes(head[:8], "little")
+    length = int.from_bytes(head[:8], "little")  # of the JSON text, in bytes
     if length > min(size - 8, MAX_HEADER_BYTES) or head[8:9] != b"{":
-        kind = describe_file(head) or (
-            _("a text, not a checkpoint; `:train FILE new` trains a model on it")
-            if is_text(head)
-            else ""
-        )
+        kind = describe_file(head)
+        if not kind and is_text(head):
+            kind = _("a text, not a checkpoint; `:train FILE new` trains a model on it")
         raise UserError(
             _("{name} is {kind}", name=name, kind=kind)
             if kind
@@ -184,7 +182,7 @@ def _parse_tensor_info(tensor: str, described: Any, data: int, name: str) -> Ten
 
 
 def _check_offsets(entries: list[TensorInfo], start: int, size: int, name: str) -> None:
-    """Raise UserError unless the tensors fill the file from `start`, without holes or overlaps."""
+    """Raise UserError unless the tensors fill the file from `start`, without gaps or overlaps."""
     for entry in sorted(entries, key=lambda entry: (entry.start, entry.nbytes)):
         if entry.start != start:
             raise UserError(_("the tensors of {name} leave gaps or overlap", name=name))
@@ -202,8 +200,7 @@ def _check_offsets(entries: list[TensorInfo], start: int, size: int, name: str) 
 
 
 def parse_json(data: bytes | str, what: str, max_parts: int = _MAX_PARTS) -> Any:
-    """Parse JSON strictly: no duplicate keys, no NaN, no lone surrogates, no bottomless nesting, at
-    most so many parts.
+    """Parse JSON strictly: no duplicate keys, no NaN, no lone surrogates, limited size and depth.
 
     Raises UserError naming `what`.
     """
@@ -214,7 +211,7 @@ def parse_json(data: bytes | str, what: str, max_parts: int = _MAX_PARTS) -> Any
     try:
         _check_json_limits(text, max_parts)
         value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
-        if _SURROGATE.search(text):  # as a pair it is a character; alone it cannot be encoded
+        if _SURROGATE.search(text):  # a pair is a character; a lone one fails here
             json.dumps(value, ensure_ascii=False).encode()
     except ValueError as error:
         kind = describe_file(text[:SIGNATURE_BYTES].encode("utf-8", "replace"))
@@ -227,10 +224,11 @@ def parse_json(data: bytes | str, what: str, max_parts: int = _MAX_PARTS) -> Any
 
 
 def _check_json_limits(text: str, max_parts: int) -> None:
-    """Raise ValueError if a JSON text has too many parts, or too deep ones: each takes far more
-    memory than text.
+    """Raise ValueError if a JSON text has too many values, or is nested too deeply.
+
+    A parsed value takes far more memory than its text.
     """
-    # a part is at most a key and its text
+    # A value has at most two strings: a key and a text.
     bare, strings = _STRING.subn("", text, count=2 * max_parts + 1)
     opened = bare.count("[") + bare.count("{")
     if strings > 2 * max_parts or opened + bare.count(",") > max_parts:

@@ -1,4 +1,4 @@
-"""Hugging Face folders: opened without the `transformers` library, and written for it to open."""
+"""Hugging Face folders: read without the `transformers` library, and written for it."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -44,9 +44,10 @@ from minillm_repl.tokenizer.library import character_level
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 
 
-def read_checkpoint(folder: Folder, options: ReadOptions) -> Checkpoint:
+def read_folder(folder: Folder, options: ReadOptions) -> Checkpoint:
     """Read a folder. Raises UserError naming what is missing, wrong, or not supported."""
-    family, headers = folder.family, folder.headers()
+    family = folder.family
+    headers = folder.headers()
     locations = find_tensors(headers, folder.name)
     config, notes = _resolve_tied_embeddings(folder, locations)
     weight_map = family.weight_map(config, locations)
@@ -56,28 +57,28 @@ def read_checkpoint(folder: Folder, options: ReadOptions) -> Checkpoint:
         raise foreign.quantised_error(folder.name, method)
     locations = locate_tensors(weight_map, headers, folder.name)
     tokenizer = read_tokenizer(folder, config)
-    chat, end = read_chat_template(folder), read_eos_token_ids(folder, config, tokenizer)
+    chat_template = read_chat_template(folder)
+    eos_token_ids = read_eos_token_ids(folder, config, tokenizer)
+    # The weights take the longest: every other error comes before them.
     tensors = read_weights(weight_map, locations, folder.name, options)
-    notes = (*folder.notes, *notes, *_unused_tensor_notes(folder, unused))
     return Checkpoint(
-        config,
-        tokenizer,
-        tensors,
+        config=config,
+        tokenizer=tokenizer,
+        tensors=tensors,
         path=folder.path,
-        chat_template=chat,
-        eos_token_ids=end,
+        chat_template=chat_template,
+        eos_token_ids=eos_token_ids,
         weight_map=weight_map,
-        notes=notes,
+        notes=(*folder.notes, *notes, *_unused_tensor_notes(folder, unused)),
     )
 
 
 def _resolve_tied_embeddings(
     folder: Folder, locations: Mapping[str, TensorLocation]
 ) -> tuple[AnyConfig, tuple[str, ...]]:
-    """Return the config, not tied if the file has an output head that differs, and what the user is
-    told of that.
+    """Return the config, untied if the file has an unembedding of its own, and a note on that.
 
-    Raises UserError for a model without a head.
+    Raises UserError for a model without an unembedding.
     """
     config = folder.config
     embedding, head = folder.family.embedding_and_head_names(locations)
@@ -115,7 +116,7 @@ def _resolve_tied_embeddings(
 
 
 def _unused_tensor_notes(folder: Folder, unused: list[str]) -> tuple[str, ...]:
-    """Return what the user is told of tensors that belong to no part of the model."""
+    """Return a note for the user on tensors that the model does not use."""
     if not unused:
         return ()
     return (
@@ -129,13 +130,13 @@ def _unused_tensor_notes(folder: Folder, unused: list[str]) -> tuple[str, ...]:
     )
 
 
-def save(
+def save_folder(
     checkpoint: Checkpoint, path: Path, interrupted: Callable[[], bool] = lambda: False
 ) -> Checkpoint:
-    """Write a folder that `transformers` opens with equal logits, and return what lies there.
+    """Write a folder that `transformers` opens with equal logits; return the checkpoint in it.
 
-    It is whole or not there; a folder that is there already is written to only if it holds a model
-    of the very same kind and sizes. Raises UserError, also when interrupted.
+    A new folder appears atomically. In an existing folder only the weights are replaced, and only
+    if its config.json is the same. Raises UserError, also when `interrupted` returns True.
     """
     config, tensors = checkpoint.config, checkpoint.tensors
     family = family_of(config)
@@ -149,9 +150,8 @@ def save(
         )
     if family is None:
         assert isinstance(config, GPTConfig)
-        config, tensors = _convert_to_gpt2(
-            config, {name: array.astype(np.float32) for name, array in tensors.items()}
-        )
+        as_float32 = {name: array.astype(np.float32) for name, array in tensors.items()}
+        config, tensors = _convert_to_gpt2(config, as_float32)
         family = GPT2
     config_fields = {
         "model_type": family.model_type,
@@ -185,11 +185,13 @@ def save(
 def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     tokenizer = checkpoint.tokenizer
     if isinstance(tokenizer, CharacterTokenizer):
-        description, roles = character_level(tokenizer.characters, tokenizer.specials), {}
+        description = character_level(tokenizer.characters, tokenizer.specials)
+        roles = {}
     elif isinstance(tokenizer, SubwordTokenizer):
-        description, roles = tokenizer.description, tokenizer.special_tokens_map
+        description = tokenizer.description
+        roles = tokenizer.special_tokens_map
     else:
-        return {}  # token ids need none
+        return {}  # bare ids
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -206,53 +208,50 @@ def _json(data: Any) -> bytes:
 
 
 def _convert_to_gpt2(config: GPTConfig, tensors: Tensors) -> tuple[GPTConfig, dict[str, Array]]:
-    """Return the same function in GPT-2's shape, with biases on its queries but none on its head.
+    """Return the same function as a GPT-2, which has biases on queries but none on the unembedding.
 
-    To carry the head's bias, the stream is doubled: its second half is a copy, so that the norms
-    divide by what they divided by before. Nothing reads the copy but the last norm, which makes one
-    number of it 1: the head's bias is the weight of that number.
+    d_model is doubled to hold the unembedding's bias. The second half of the residual stream is a
+    copy of the first, so that each LayerNorm computes the same mean and variance. Only the last
+    norm reads the copy: it turns one number of it into 1. The unembedding's weight for this number
+    is the bias.
     """
     d_model = config.d_model
-    zeros = np.zeros(3 * d_model, np.float32)
+    zeros = np.zeros(3 * d_model, np.float32)  # the missing bias of queries, keys and values
 
-    def pad_last_dim(array: Array) -> Array:  # its last dimension, by what nobody reads
+    def pad_last_dim(array: Array) -> Array:
+        """Ignore the copy: (..., n) -> (..., n + d_model), padded with zeros."""
         return np.concatenate([array, np.zeros_like(array[..., :d_model])], axis=-1)
 
-    def duplicate(array: Array) -> Array:  # what is written to the stream is written to both halves
+    def duplicate(array: Array) -> Array:
+        """Write to both halves: (d_model, ...) -> (2 · d_model, ...)."""
         return np.concatenate([array, array])
 
-    def add_empty_heads(array: Array) -> Array:  # as many heads again, which find nothing
+    def add_empty_heads(array: Array) -> Array:
+        """Add as many heads of zeros: (3 · d_model, ...) -> (6 · d_model, ...)."""
         parts = array.reshape(3, d_model, -1)
-        return np.concatenate([parts, np.zeros_like(parts)], axis=1).reshape(
-            6 * d_model, *array.shape[1:]
-        )
+        padded = np.concatenate([parts, np.zeros_like(parts)], axis=1)
+        return padded.reshape(6 * d_model, *array.shape[1:])
 
     doubled: dict[str, Array] = {}
     for name, shape in replace(config, qkv_bias=True).shapes():
         array = tensors[name] if name in tensors else zeros[: shape[0]]
-        stem = (
-            name.split(".", 2)[-1].rpartition(".")[0]
-            if name.startswith("blocks.")
-            else name.rpartition(".")[0]
-        )
-        match stem:
+        stem = name.rpartition(".")[0]
+        match stem.split(".", 2)[-1] if stem.startswith("blocks.") else stem:
             case "token_embedding" | "position_embedding":
                 array = duplicate(array.T).T
             case "attention.qkv":
-                array = (
-                    add_empty_heads(array)
-                    if array.ndim == 1
-                    else pad_last_dim(add_empty_heads(array))
-                )
+                array = add_empty_heads(array)
+                if array.ndim == 2:
+                    array = pad_last_dim(array)
             case "attention.proj":
-                array = duplicate(array) if array.ndim == 1 else duplicate(pad_last_dim(array))
+                array = duplicate(array if array.ndim == 1 else pad_last_dim(array))
             case "mlp.up":
                 array = array if array.ndim == 1 else pad_last_dim(array)
             case "mlp.down":
                 array = duplicate(array)
             case "lm_head" if array.ndim == 1:
                 continue
-            case _:  # norms, and the head's matrix
+            case _other:  # norms, and the matrix of the unembedding
                 array = pad_last_dim(array)
         doubled[name] = np.ascontiguousarray(array)
     if config.lm_head_bias:

@@ -1,4 +1,4 @@
-"""The native checkpoint: weights, sizes, vocabulary, training record in a file (docs/format.md)."""
+"""The native format (docs/format.md): weights, config, tokenizer and training record in a file."""
 
 import dataclasses
 import json
@@ -32,22 +32,21 @@ _MAX_SPECIALS = 1_000  # special tokens of a character model
 _MAX_VOCAB = 2_000_000  # tokens; the largest vocabularies of today have 262,144
 
 
-def save(
+def save_native(
     checkpoint: Checkpoint, path: Path, interrupted: Callable[[], bool] = lambda: False
 ) -> Checkpoint:
-    """Write the checkpoint to `path`, atomically, and return it as the one that lies there.
+    """Write the checkpoint to `path` atomically, and return it with this path.
 
     Raises UserError.
     """
     check_replaceable(path)
-    write_atomically(
-        path, *serialise(checkpoint.tensors, to_metadata(checkpoint)), interrupted=interrupted
-    )
+    parts = serialise(checkpoint.tensors, to_metadata(checkpoint))
+    write_atomically(path, *parts, interrupted=interrupted)
     return dataclasses.replace(checkpoint, path=path, weight_map=None, is_on_disk=True)
 
 
 def to_metadata(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return what a file's metadata says of a checkpoint: everything but its weights."""
+    """Return the metadata of a file: everything of a checkpoint but its weights."""
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -68,18 +67,17 @@ def to_metadata(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise UserError for another format's name, or if what is at `path` is no safetensors file."""
-    # Path's own raises for a name that is too long.
+    """Raise UserError if `path` is not a safetensors file, or has another format's suffix."""
+    # Path.is_file raises for a name that is too long.
     if os.path.isfile(path) and path.stat().st_size:  # noqa: PTH113
         with open_regular(path) as file:
             try:
                 parse_header(file, path)
             except UserError:
-                named = safe_line(str(path))
                 raise UserError(
                     _(
                         "{name} exists and is not a checkpoint; save under another name",
-                        name=named,
+                        name=safe_line(str(path)),
                     )
                 ) from None
     if has_other_format(path):
@@ -96,29 +94,21 @@ def check_replaceable(path: Path) -> None:
         )
 
 
-def read_checkpoint(header: Header, name: str, options: ReadOptions) -> Checkpoint:
-    """Read a checkpoint once its header is known to describe one.
+def read_native(header: Header, name: str, options: ReadOptions) -> Checkpoint:
+    """Read the checkpoint of a native header.
 
-    Raises UserError that says what was expected and what was found.
+    Raises UserError with the expectation and what was found.
     """
-    without_weights = read_without_weights(header, name)
-    weight_map = WeightMap(
-        {
-            tensor: (SourceTensor(tensor, shape),)
-            for tensor, shape in without_weights.config.shapes()
-        }
-    )
+    checkpoint = read_without_weights(header, name)
+    shapes = checkpoint.config.shapes()
+    weight_map = WeightMap({tensor: (SourceTensor(tensor, shape),) for tensor, shape in shapes})
     locations = locate_tensors(weight_map, [header], name)
-    return dataclasses.replace(
-        without_weights, tensors=read_weights(weight_map, locations, name, options)
-    )
+    tensors = read_weights(weight_map, locations, name, options)
+    return dataclasses.replace(checkpoint, tensors=tensors)
 
 
 def read_without_weights(header: Header, name: str) -> Checkpoint:
-    """Return what the metadata of a file says of a checkpoint, without its weights.
-
-    Raises UserError.
-    """
+    """Return the checkpoint of a native header with empty `tensors`. Raises UserError."""
     config = parse_config(header, name)
     try:
         tokenizer = tokenizer_from_json(parse_field(header, "tokenizer", name))
@@ -133,10 +123,16 @@ def read_without_weights(header: Header, name: str) -> Checkpoint:
                 vocab=config.vocab_size,
             )
         )
-    training = parse_training_record(header, name)
-    chat = _parse_chat_template(header, name) if "chat" in header.metadata else None
-    end = _parse_eos_token_ids(header, name, config) if "end" in header.metadata else ()
-    return Checkpoint(config, tokenizer, {}, training, header.path, chat, end)
+    metadata = header.metadata
+    return Checkpoint(
+        config=config,
+        tokenizer=tokenizer,
+        tensors={},
+        training=parse_training_record(header, name),
+        path=header.path,
+        chat_template=_parse_chat_template(header, name) if "chat" in metadata else None,
+        eos_token_ids=_parse_eos_token_ids(header, name, config) if "end" in metadata else (),
+    )
 
 
 def tokenizer_from_json(data: Any) -> Tokenizer:
@@ -184,10 +180,10 @@ def _parse_eos_token_ids(header: Header, name: str, config: AnyConfig) -> tuple[
 
 
 def parse_training_record(header: Header, name: str) -> TrainingRecord | None:
-    """Return the training record of a file, if it has one. Raises UserError."""
+    """Return the training record of a file, or None. Raises UserError."""
     if "training" not in header.metadata:
         return None
-    match {"val_curve": [], **_record(header, name)}:
+    match {"val_curve": [], **_record(header, name)}:  # older files have no val_curve
         case {
             "steps": steps,
             "tokens": tokens,
@@ -205,20 +201,17 @@ def parse_training_record(header: Header, name: str) -> TrainingRecord | None:
             and all(map(_is_text, versions.values()))
             and all(map(_is_point, (*curve, *val_curve)))
         ):
-            points, measured = (
-                tuple((step, loss) for step, loss in each) for each in (curve, val_curve)
-            )
             return TrainingRecord(
-                steps,
-                tokens,
-                train_loss,
-                val_loss,
-                corpus,
-                corpus_sha256,
-                seed,
-                versions,
-                points,
-                measured,
+                steps=steps,
+                tokens=tokens,
+                train_loss=train_loss,
+                val_loss=val_loss,
+                corpus=corpus,
+                corpus_sha256=corpus_sha256,
+                seed=seed,
+                versions=versions,
+                curve=tuple((step, loss) for step, loss in curve),
+                val_curve=tuple((step, loss) for step, loss in val_curve),
             )
     raise UserError(
         _(
@@ -234,9 +227,10 @@ def _record(header: Header, name: str) -> dict[str, Any]:
 
 
 def _is_point(value: Any) -> bool:
-    return (
-        isinstance(value, list) and len(value) == 2 and _is_count(value[0]) and _is_loss(value[1])
-    )
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    step, loss = value
+    return _is_count(step) and _is_loss(loss)
 
 
 def _is_count(value: Any) -> bool:

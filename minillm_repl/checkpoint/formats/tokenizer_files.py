@@ -1,4 +1,4 @@
-"""The tokenizer and chat template of a Hugging Face folder: all that its files say of tokens."""
+"""The tokenizer, chat template and end tokens of a Hugging Face folder."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -26,29 +26,28 @@ _ROLES = (
     "cls_token",
     "mask_token",
 )
-# a model may have some; an older name
+# The roles of one model; the second name is older.
 _EXTRA_ROLE_KEYS = ("model_specific_special_tokens", "extra_special_tokens")
-_ENDOFTEXT = "<|endoftext|>"  # GPT-2's start and end, where nothing is said of them
+_ENDOFTEXT = "<|endoftext|>"  # GPT-2's start token, if a file names none
 
 
 def read_tokenizer(folder: Folder, config: AnyConfig) -> Tokenizer:
-    """Read a folder's tokenizer; without one, tokens are numbers. Raises UserError."""
-    said = _special_token_fields(folder)
+    """Return a folder's tokenizer; without one, tokens are numbers. Raises UserError."""
+    declared = _special_token_fields(folder)
     try:
         description = folder.json(TOKENIZER)
-        merged = description is None
-        if merged:
-            description = _from_merges(folder, said)
+        has_merges = description is None
+        if has_merges:
+            description = _from_merges(folder, declared)
         if description is None:
-            return IdTokenizer(config.vocab_size)  # bare weights, as researchers save them
+            return IdTokenizer(config.vocab_size)  # only weights
         if not isinstance(description, dict):
             raise UserError(_("it is not a JSON object"))
-        roles = _contents(_role_values(said))
-        description = add_tokens(
-            description, _added_tokens(folder, said, _added_token_names(description))
-        )
-        # a tokenizer.json says itself what is put before a text
-        if merged and said.get("add_bos_token") is True:
+        roles = _contents(_role_values(declared))
+        names = _added_token_names(description)
+        description = add_tokens(description, _added_tokens(folder, declared, names))
+        # A tokenizer.json itself has the start token.
+        if has_merges and declared.get("add_bos_token") is True:
             description = with_bos_token(description, roles.get("bos_token", _ENDOFTEXT))
         return SubwordTokenizer(description, roles, config.vocab_size)
     except UserError as error:
@@ -58,56 +57,56 @@ def read_tokenizer(folder: Folder, config: AnyConfig) -> Tokenizer:
 
 
 def read_chat_template(folder: Folder) -> ChatTemplate | None:
-    """Read a folder's chat template, if it has one. Raises UserError."""
-    said = _special_token_fields(folder)
+    """Return a folder's chat template, or None. Raises UserError."""
+    declared = _special_token_fields(folder)
     source: Any = folder.text(TEMPLATE)
     if source is None:
-        source = said.get("chat_template")
-    if isinstance(source, list):  # several, each with a name
+        source = declared.get("chat_template")
+    if isinstance(source, list):  # several templates with names
         named = {
             each.get("name"): each.get("template") for each in source if isinstance(each, dict)
         }
         source = named.get("default")
-    return (
-        ChatTemplate(source, _contents(_role_values(said)))
-        if isinstance(source, str) and source.strip()
-        else None
-    )
+    if not isinstance(source, str) or not source.strip():
+        return None
+    return ChatTemplate(source, _contents(_role_values(declared)))
 
 
 def read_eos_token_ids(folder: Folder, config: AnyConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the tokens that end a text or a turn."""
-    said = folder.fields("generation_config.json").get(
+    """Return the tokens that end a text or a turn, each once."""
+    declared = folder.fields("generation_config.json").get(
         "eos_token_id", folder.config_fields.get("eos_token_id")
     )
-    eos_token_ids: list[Any] = said if isinstance(said, list) else [said]
+    candidates: list[Any] = list(declared) if isinstance(declared, list) else [declared]
     if isinstance(tokenizer, SubwordTokenizer):
-        eos_token_ids = [
-            *eos_token_ids,
-            tokenizer.token_to_id(tokenizer.special_tokens_map.get("eos_token", "")),
-        ]
-    known = (
-        token for token in eos_token_ids if type(token) is int and 0 <= token < config.vocab_size
+        candidates.append(tokenizer.token_to_id(tokenizer.special_tokens_map.get("eos_token", "")))
+    eos_token_ids = (
+        token for token in candidates if type(token) is int and 0 <= token < config.vocab_size
     )
-    return tuple(dict.fromkeys(known))
+    return tuple(dict.fromkeys(eos_token_ids))
 
 
 def _special_token_fields(folder: Folder) -> dict[str, Any]:
-    """Return what is said of special tokens.
+    """Return the declarations of special tokens.
 
-    Older folders say it in a file of its own, which then counts for more.
+    Older folders have a file for them, which goes before tokenizer_config.json there.
     """
-    settings, legacy = folder.fields(SETTINGS), folder.fields("special_tokens_map.json")
-    return {**legacy, **settings} if "added_tokens_decoder" in settings else {**settings, **legacy}
+    settings = folder.fields(SETTINGS)
+    legacy = folder.fields("special_tokens_map.json")
+    if "added_tokens_decoder" in settings:  # a newer folder
+        return {**legacy, **settings}
+    return {**settings, **legacy}
 
 
 def _role_values(declared: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the special tokens by their roles, as text or as tokens with flags; a model may
-    have roles of its own.
+    """Return the special tokens by role, each as text or as a JSON object with flags.
+
+    A model may have roles of its own, after the usual ones.
     """
     extra = dict[str, Any]()
     for key in _EXTRA_ROLE_KEYS:
-        extra |= declared[key] if isinstance(declared.get(key), dict) else {}
+        if isinstance(declared.get(key), dict):
+            extra |= declared[key]
     named = {**declared, **extra}
     extra_roles = [role for role in named if role.endswith("_token") and role not in _ROLES]
     extra_roles += [role for role in extra if role not in (*_ROLES, *extra_roles)]
@@ -124,7 +123,7 @@ def _content(value: Any) -> str:
 
 
 def _added_token_names(description: Mapping[str, Any]) -> set[str]:
-    """Return the names of the added tokens that a description has."""
+    """Return the names of the added tokens of a description."""
     entries = description.get("added_tokens")
     return {
         _content(entry)
@@ -136,7 +135,7 @@ def _added_token_names(description: Mapping[str, Any]) -> set[str]:
 def _added_tokens(
     folder: Folder, declared: Mapping[str, Any], known_names: set[str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the added tokens that files other than tokenizer.json know, in order of ids."""
+    """Yield the added tokens that files beside tokenizer.json declare, in order of ids."""
     roles = list(_role_values(declared).values())
     extra = declared.get("extra_special_tokens") or declared.get("additional_special_tokens")
     special = [*roles, *(extra if isinstance(extra, list) else [])]
@@ -148,8 +147,7 @@ def _added_tokens(
     else:
         named = {_content(each) for each in special}
         listed = folder.fields("added_tokens.json")
-        # Where a template writes such a name it is one token, whatever a normaliser puts before the
-        # text.
+        # Not normalised: a chat template writes the name, and a normaliser could put a space there.
         entries = [
             (token, {"content": name, "special": name in named, "normalized": False})
             for name, token in listed.items()
@@ -167,11 +165,14 @@ def _added_tokens(
 
 
 def _from_merges(folder: Folder, declared: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the description of a tokenizer from GPT-2's two files; None if there are none."""
+    """Return the description of vocab.json and merges.txt; None without the two.
+
+    Raises UserError if there is only another vocabulary file, which this program cannot read.
+    """
     vocabulary, merges = folder.json("vocab.json"), folder.text("merges.txt")
     if vocabulary is None or merges is None:
         other = safe_line(foreign.find_vocabulary_file(folder.path))
-        if other:  # without it the model's tokens would be numbers
+        if other:
             raise UserError(
                 _(
                     "{file:.80} alone is not enough; tokenizer.json is needed, or "
@@ -180,11 +181,8 @@ def _from_merges(folder: Folder, declared: Mapping[str, Any]) -> dict[str, Any] 
                 )
             )
         return None
-    usual = (
-        "Qwen2Tokenizer"
-        if str(folder.config_fields.get("model_type")).startswith("qwen")
-        else BYTE_LEVEL_CLASSES[0]
-    )
+    is_qwen = str(folder.config_fields.get("model_type")).startswith("qwen")
+    usual = "Qwen2Tokenizer" if is_qwen else BYTE_LEVEL_CLASSES[0]
     kind = str(declared.get("tokenizer_class") or usual)
     if kind.removesuffix("Fast") not in BYTE_LEVEL_CLASSES:
         raise UserError(

@@ -1,6 +1,6 @@
 """Files of format version 1: the same content under older names (docs/format.md).
 
-Version 2 changed names only, so a file of version 1 is read by renaming. Nothing writes version 1.
+Version 2 changed only names, so renaming is enough to read version 1. Nothing writes it.
 """
 
 from typing import Any
@@ -39,7 +39,7 @@ _FIELDS = {"config": _CONFIG, "run": _RUN, "state": _STATE}  # by the name of th
 
 
 def renamed_field(field: str, data: Any) -> Any:
-    """Return the parsed JSON of a metadata field of version 1 as version 2 has it."""
+    """Return the parsed JSON of a version-1 metadata field with the names of version 2."""
     data = _renamed(data, _FIELDS.get(field, {}))
     if field == "config" and isinstance(data, dict) and "rope" in data:
         data["rope"] = _renamed(data["rope"], _ROPE)
@@ -47,20 +47,20 @@ def renamed_field(field: str, data: Any) -> Any:
 
 
 def renamed_tensor(name: str) -> str:
-    """Return what version 2 calls a tensor of version 1."""
+    """Return the version-2 name of a version-1 tensor."""
     return name.replace(".ff.", ".mlp.")
 
 
 def old_tensor_name(name: str) -> str:
-    """Return what version 1 called a tensor.
+    """Return the version-1 name of a tensor.
 
-    Digests of weights include the names. They use these, so that an adapter or a resume file made
-    before still belongs to its weights.
+    Digests of weights include these names, so that older adapters and resume files still match
+    their weights.
     """
     return name.replace(".mlp.", ".ff.")
 
 
 def _renamed(data: Any, names: dict[str, str]) -> Any:
     if not isinstance(data, dict) or set(data) & set(names.values()):
-        return data  # not of version 1; whoever reads it refuses it
+        return data  # not of version 1: the reader refuses it
     return {names.get(key, key): value for key, value in data.items()}

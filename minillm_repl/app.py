@@ -22,9 +22,15 @@ from minillm_repl.lessons.progress import Progress
 from minillm_repl.render.console import FIGURES, TITLE, Screen, make_console, make_screen
 from minillm_repl.render.tables import headline
 from minillm_repl.repl.lines import PlainLineReader, open_terminal
-from minillm_repl.repl.loop import run_guarded, run_interactive, run_plain, run_script
+from minillm_repl.repl.loop import (
+    prompt_text,
+    run_guarded,
+    run_interactive,
+    run_one_shot,
+    run_plain,
+    run_script,
+)
 from minillm_repl.repl.model_loading import ModelLoader
-from minillm_repl.repl.one_shot import prompt_text, run_one_shot
 from minillm_repl.repl.registry import discover
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings

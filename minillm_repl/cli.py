@@ -1,7 +1,4 @@
-"""Flags in, a visit or a one-shot run out.
-
-This module and the first prompt need no numpy and no torch.
-"""
+"""Flags in, a session out. This module and the first prompt need neither numpy nor torch."""
 
 import argparse
 import shlex

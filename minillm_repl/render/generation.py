@@ -15,6 +15,7 @@ from minillm_repl.render.bars import bar
 from minillm_repl.render.console import CHOSEN, DROPPED, FIGURES, GOOD, MODEL, TITLE, Screen
 from minillm_repl.render.drawing import fit_to_width
 from minillm_repl.safetext import safe, safe_line, show_token
+from minillm_repl.tokenizer.truncation import TruncatedText
 
 _FRAME = 1 / 60  # seconds: nobody sees more, and drawing must not hold a fast model back
 _MIN_PROBABILITY = 2.0**-1074  # the smallest float above 0: a probability of 0 has no logarithm
@@ -170,3 +171,35 @@ def generation_summary(finished: Finished, seed: int) -> str:
     if finished.tokens and finished.seconds:
         facts.append(_("{speed:,.0f} tokens/s", speed=finished.tokens / finished.seconds))
     return " · ".join([*facts, _(_REASONS[finished.reason]), _("seed {seed}", seed=seed)])
+
+
+def dropped_turns_note(turns: int, free: int, context: int) -> str:
+    """Return what to say when a conversation's oldest turns no longer fit in the context.
+
+    `free` tokens of the context are kept for the answer.
+    """
+    return _n(
+        "the model no longer sees the oldest {n} turn: {free} of its {context} "
+        "tokens are reserved for the answer",
+        "the model no longer sees the oldest {n} turns: {free} of its "
+        "{context} tokens are reserved for the answer",
+        turns,
+        context=context,
+        free=free,
+    )
+
+
+def outgrown_context_note(tokens: int, window: TruncatedText) -> str:
+    """Return what to say of a text of so many tokens that has outgrown the context."""
+    if not window.kept:
+        return _(
+            "the text exceeds the context: the model sees the last {seen} of its {tokens} tokens",
+            tokens=tokens,
+            seen=len(window.ids),
+        )
+    return _(
+        "the text exceeds the context: the model sees the start token and the "
+        "last {seen} of its {tokens} tokens",
+        tokens=tokens,
+        seen=len(window.ids) - 1,
+    )

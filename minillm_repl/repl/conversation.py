@@ -9,6 +9,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.repl.model_loading import LoadedModel
 from minillm_repl.repl.settings import DEFAULT_ANSWER_TOKENS, DEFAULT_COMPLETION_TOKENS, Settings
+from minillm_repl.safetext import SPACE, expand_to_graphemes, safe_line
 
 if TYPE_CHECKING:  # the first prompt needs no numpy
     from minillm_repl.chat.template import Message
@@ -232,3 +233,35 @@ def reserved_answer_tokens(context: int, settings: Settings) -> int:
 def fresh_seed(settings: Settings) -> int:
     """Return the seed that is set, or a random one."""
     return secrets.randbelow(2**32) if settings.seed is None else settings.seed
+
+
+def unknown_text_warning(
+    tokenizer: "Tokenizer", text: str, ids: list[int], *, is_empty: bool | None = None
+) -> str | None:
+    """Return what to say of the part of a text that is not in the vocabulary; None if all is.
+
+    `ids` are the tokens of the text, maybe among others: the text is tokenised again only if they
+    have an unknown token. Raises UserError if `is_empty`: nothing of the text became a token.
+    """
+    becomes = tokenizer.unk_token
+    if becomes and tokenizer.token_to_id(becomes) not in ids:
+        return None
+    unknown = tokenizer.find_unknown(text)
+    if not unknown:
+        return None
+    shown = safe_line(", ".join(expand_to_graphemes(unknown[:20], text)))
+    shown += " …" if len(unknown) > 20 else ""
+    if is_empty or (is_empty is None and not tokenizer.encode(text, add_special=False)):
+        every = map(tokenizer.token_bytes, range(tokenizer.vocab_size))
+        known = "".join(token_bytes.decode("utf-8", "replace") for token_bytes in every)
+        raise UserError(
+            _(
+                "no character of this is in the vocabulary: {shown}; the model knows {known}",
+                shown=shown,
+                known=safe_line(known[:60]).replace(" ", SPACE),
+            )
+        )
+    if not becomes:
+        return _("not in the vocabulary: {shown}; skipped", shown=shown)
+    token = safe_line(becomes)
+    return _("not in the vocabulary: {shown}; read as {token}", shown=shown, token=token)

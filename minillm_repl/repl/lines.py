@@ -41,6 +41,21 @@ def join_multiline(lines: Iterable[str]) -> Iterator[str]:
         yield text
 
 
+class LineHandler(Protocol):
+    """What gets each line that is typed while it goes on: a lesson."""
+
+    @property
+    def position_label(self) -> str:
+        """Where one is in it, in a few words."""
+
+    @property
+    def hint(self) -> str:
+        """What it waits for."""
+
+    def handle_line(self, line: str) -> None:
+        """Do what a line says. Raises UserError."""
+
+
 class LineReader(Protocol):
     """What a person types their lines into."""
 

@@ -1,7 +1,12 @@
-"""The whole of a view on a terminal that is too small for it."""
+"""What rich draws in applications of prompt_toolkit, and one of these: the whole of a view on a
+terminal that is too small for it.
+"""
+
+import io
 
 from prompt_toolkit.application import Application
 from prompt_toolkit.formatted_text import (
+    ANSI,
     StyleAndTextTuples,
     fragment_list_width,
     split_lines,
@@ -11,12 +16,35 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.layout import HSplit, Layout, Window
 from prompt_toolkit.layout.controls import FormattedTextControl
 from prompt_toolkit.layout.utils import explode_text_fragments
+from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.utils import get_cwidth
 from rich.console import Console, RenderableType
 
 from minillm_repl.language import _
-from minillm_repl.repl.ansi import color_depth, render_ansi
 from minillm_repl.repl.keyboard import suspend
+
+
+def render_ansi(renderables: list[RenderableType], width: int, target: Console) -> ANSI:
+    """Return things drawn one below the other, in a width, with as many colours as `like` has."""
+    buffer = io.StringIO()
+    console = Console(
+        file=buffer,
+        force_terminal=True,
+        width=width,
+        color_system="standard",
+        no_color=target.no_color,
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
+    for part in renderables:
+        console.print(part, no_wrap=True, overflow="crop")
+    return ANSI(buffer.getvalue().rstrip("\n"))
+
+
+def color_depth(target: Console) -> ColorDepth | None:
+    """Return the depth for an application beside a console; None leaves it to prompt_toolkit."""
+    return ColorDepth.DEPTH_1_BIT if target.no_color else None
 
 
 class Pager:

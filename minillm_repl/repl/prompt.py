@@ -1,24 +1,12 @@
-"""The prompt line: keys, history, completion, toolbar. prompt_toolkit lives only here."""
+"""The prompt line at a terminal: its keys, its toolbar and its placeholder."""
 
-import os
-import stat
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app, run_in_terminal
-from prompt_toolkit.completion import (
-    CompleteEvent,
-    Completer,
-    Completion,
-    PathCompleter,
-    WordCompleter,
-)
-from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition, completion_is_selected, is_searching
 from prompt_toolkit.formatted_text import FormattedText
-from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.history import History
 from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent, merge_key_bindings
 from prompt_toolkit.keys import Keys
@@ -28,6 +16,7 @@ from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import get_cwidth
 
 from minillm_repl.language import _
+from minillm_repl.repl.completion import LineCompleter
 from minillm_repl.repl.keyboard import suspend
 from minillm_repl.repl.lines import (
     CONTINUATION_PROMPT,
@@ -35,115 +24,21 @@ from minillm_repl.repl.lines import (
     is_multiline_open,
     unwrap_multiline,
 )
-from minillm_repl.repl.prompt_clusters import SafeClusterProcessor, cluster_key_bindings
-from minillm_repl.repl.prompt_rows import use_drawn_heights
-from minillm_repl.repl.registry import Command, Registry, normalise_name
+from minillm_repl.repl.prompt_text import (
+    SafeClusterProcessor,
+    cluster_key_bindings,
+    use_drawn_heights,
+)
 from minillm_repl.repl.settings import active_samplers
 from minillm_repl.repl.shell import Shell
-from minillm_repl.safetext import safe, safe_line, strip_joiners
+from minillm_repl.safetext import safe_line, strip_joiners
 from minillm_repl.settings import format_value, specs
-from minillm_repl.storage.paths import SUFFIX, checkpoint_title
+from minillm_repl.storage.paths import checkpoint_title
 
 _EXAMPLES = ("날씨", "Once upon a time")  # of what to type; the first that the model knows is shown
 _STYLE = Style.from_dict(
     {"placeholder": "dim", "bottom-toolbar": "noreverse dim", "prompt": "bold"}
 )
-
-
-def open_history(path: Path | None) -> History:
-    """Return the history kept in a file that only its owner may read, or one in memory if there
-    is none to be had.
-    """
-    if path is None:
-        return InMemoryHistory()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(
-            path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0), 0o600
-        )
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                return InMemoryHistory()  # /dev/null, say: nothing to read, and not ours to change
-            if hasattr(os, "geteuid") and status.st_uid == os.geteuid():
-                os.fchmod(descriptor, 0o600)
-        finally:
-            os.close(descriptor)
-    except (OSError, ValueError):
-        return InMemoryHistory()  # a home that cannot be written must not keep anyone from typing
-    return SafeFileHistory(str(path))
-
-
-class SafeFileHistory(FileHistory):
-    """History in a file that can be looked at without harm, and whose disk may fill up."""
-
-    def store_string(self, string: str) -> None:
-        """Append a line, as it may be shown; what cannot be written is remembered until the end
-        of the visit.
-        """
-        with suppress(OSError):
-            super().store_string(safe(string))
-
-
-class LineCompleter(Completer):
-    """Completes commands after a colon, and what each command takes."""
-
-    def __init__(self, registry: Registry, list_models: Callable[[], Iterable[str]]) -> None:
-        self._registry, self._models = registry, list_models
-        self._paths = PathCompleter(expanduser=True)
-
-    def get_completions(
-        self, document: Document, complete_event: CompleteEvent
-    ) -> Iterable[Completion]:
-        """Yield completions for the text before the cursor; none for a prompt."""
-        text = document.text_before_cursor
-        if not text.startswith(":") or "\n" in text:
-            return
-        name, space, argument = text[1:].partition(" ")
-        if not space:
-            for spelling, each in self._names(name):
-                if spelling.startswith(normalise_name(name)):
-                    yield Completion(
-                        spelling, -len(name), display=":" + spelling, display_meta=_(each.summary)
-                    )
-            return
-        if self._registry.has(name):
-            yield from self._arguments(self._registry.get(name), argument, complete_event)
-
-    def _names(self, typed: str) -> Iterator[tuple[str, Command]]:
-        """Yield how commands can be called: their Korean names too, once something is typed that
-        may begin one.
-        """
-        for each in self._registry:
-            yield from (
-                (spelling, each) for spelling in (each.name, *(each.korean_names if typed else ()))
-            )
-
-    def _arguments(
-        self, command: Command, argument: str, event: CompleteEvent
-    ) -> Iterable[Completion]:
-        words, completion = list(command.words), command.forms.completion
-        match completion:
-            case "command":
-                words += [spelling for spelling, _each in self._names(argument)]
-            case "checkpoint":
-                words += self._models()
-        last = Document(argument.rpartition(" ")[2])
-        yield from WordCompleter(sorted(words), WORD=True).get_completions(last, event)
-        if completion in ("file", "checkpoint"):
-            yield from self._files(Document(argument), event, completion == "checkpoint")
-
-    def _files(
-        self, document: Document, event: CompleteEvent, checkpoints: bool
-    ) -> Iterable[Completion]:
-        for completion in self._paths.get_completions(document, event):
-            name = completion.display_text
-            if not checkpoints or name.endswith(("/", SUFFIX)):
-                yield Completion(
-                    completion.text,
-                    completion.start_position,
-                    display=strip_joiners(safe_line(name)),
-                )
 
 
 def key_bindings(show_exit_hint: Callable[[], None]) -> KeyBindings:

@@ -6,42 +6,27 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.text import Text
 
 from minillm_repl.errors import UsageError, UserError
-from minillm_repl.language import _, _n
+from minillm_repl.language import _
 from minillm_repl.render.console import MODEL, Screen
-from minillm_repl.repl.conversation import reserved_answer_tokens
-from minillm_repl.repl.lines import PROMPT
+from minillm_repl.repl.conversation import reserved_answer_tokens, unknown_text_warning
+from minillm_repl.repl.lines import PROMPT, LineHandler
 from minillm_repl.repl.model_loading import LoadedModel, ModelFuture
 from minillm_repl.repl.registry import Command, Registry
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import samplers_heading
 from minillm_repl.repl.signals import InterruptCounter
-from minillm_repl.safetext import SPACE, expand_to_graphemes, safe, safe_line
+from minillm_repl.safetext import safe, safe_line
 from minillm_repl.storage.paths import checkpoint_title, exists
 from minillm_repl.tokenizer.base import decode
 
 if TYPE_CHECKING:
     from minillm_repl.generate.events import Finished, GenerationEvent
-
-
-class LineHandler(Protocol):
-    """What gets each line that is typed while it goes on: a lesson."""
-
-    @property
-    def position_label(self) -> str:
-        """Where one is in it, in a few words."""
-
-    @property
-    def hint(self) -> str:
-        """What it waits for."""
-
-    def handle_line(self, line: str) -> None:
-        """Do what a line says. Raises UserError."""
 
 
 class ExitRequested(Exception):  # noqa: N818 - a wish, not an error
@@ -169,7 +154,7 @@ class Shell:
         """
         tokenizer, special = model.checkpoint.tokenizer, self.session.settings.special
         ids = tokenizer.encode(text, add_special=start, parse_special=special)
-        self._warn_unknown(model, text, ids, is_empty=not ids)
+        self._warn(unknown_text_warning(tokenizer, text, ids, is_empty=not ids))
         return ids
 
     def start_chat_turn(self, model: LoadedModel, text: str) -> int:
@@ -180,48 +165,15 @@ class Shell:
         conversation = self.session.conversation
         dropped_turns = conversation.start_chat_turn(model, text, self.session.settings)
         try:
-            self._warn_unknown(model, text, conversation.ids)
+            self._warn(unknown_text_warning(model.checkpoint.tokenizer, text, conversation.ids))
         except UserError:
             conversation.undo()
             raise
         return dropped_turns
 
-    def _warn_unknown(
-        self, model: LoadedModel, text: str, ids: list[int], *, is_empty: bool | None = None
-    ) -> None:
-        """Warn about what of a text is not in the vocabulary. `ids` are its tokens, maybe among
-        others: the text is tokenised again only if they have an unknown token.
-
-        Raises UserError if `is_empty`: nothing of the text became a token.
-        """
-        tokenizer = model.checkpoint.tokenizer
-        becomes = tokenizer.unk_token
-        if becomes and tokenizer.token_to_id(becomes) not in ids:
-            return
-        unknown = tokenizer.find_unknown(text)
-        if not unknown:
-            return
-        shown = safe_line(", ".join(expand_to_graphemes(unknown[:20], text)))
-        shown += " …" if len(unknown) > 20 else ""
-        if is_empty or (is_empty is None and not tokenizer.encode(text, add_special=False)):
-            every = map(tokenizer.token_bytes, range(tokenizer.vocab_size))
-            known = "".join(token_bytes.decode("utf-8", "replace") for token_bytes in every)
-            raise UserError(
-                _(
-                    "no character of this is in the vocabulary: {shown}; the model knows {known}",
-                    shown=shown,
-                    known=safe_line(known[:60]).replace(" ", SPACE),
-                )
-            )
-        self.screen.warn(
-            _(
-                "not in the vocabulary: {shown}; read as {token}",
-                shown=shown,
-                token=safe_line(becomes),
-            )
-            if becomes
-            else _("not in the vocabulary: {shown}; skipped", shown=shown)
-        )
+    def _warn(self, warning: str | None) -> None:
+        if warning:
+            self.screen.warn(warning)
 
     def run_prompt(self, text: str) -> None:
         """Let the model answer, or complete a new text."""
@@ -242,19 +194,12 @@ class Shell:
         self.respond(model, "" if is_chatting else PROMPT)
 
     def _note_dropped_turns(self, model: LoadedModel, turns: int) -> None:
-        context = model.decoder.context_length
         if turns:
-            self.screen.note(
-                _n(
-                    "the model no longer sees the oldest {n} turn: {free} of its {context} "
-                    "tokens are reserved for the answer",
-                    "the model no longer sees the oldest {n} turns: {free} of its "
-                    "{context} tokens are reserved for the answer",
-                    turns,
-                    context=context,
-                    free=reserved_answer_tokens(context, self.session.settings),
-                )
-            )
+            from minillm_repl.render.generation import dropped_turns_note
+
+            context = model.decoder.context_length
+            free = reserved_answer_tokens(context, self.session.settings)
+            self.screen.note(dropped_turns_note(turns, free, context))
 
     def respond(self, model: LoadedModel, prefix: str = "", *, echo: bool = True) -> "Finished":
         """Let the model continue the session's text; draw what it was given and what it adds."""
@@ -293,28 +238,16 @@ class Shell:
 
     def note_unseen(self, model: LoadedModel) -> None:
         """Say that the text has outgrown the context, if it has just done so."""
-        session, turn = self.session, self.session.conversation.turns[-1]
-        window = model.visible_window(session.conversation.ids)
+        conversation = self.session.conversation
+        turn, window = conversation.turns[-1], model.visible_window(conversation.ids)
         is_already_noted = (
             turn.prompt_ids[: len(turn.ids_before)] == turn.ids_before
             and model.visible_window(turn.ids_before).unseen
         )
         if window.unseen and not turn.prompt_messages and not is_already_noted:
-            self.screen.note(
-                _(
-                    "the text exceeds the context: the model sees the last {seen} of its "
-                    "{tokens} tokens",
-                    tokens=len(session.conversation.ids),
-                    seen=len(window.ids),
-                )
-                if not window.kept
-                else _(
-                    "the text exceeds the context: the model sees the start token and the "
-                    "last {seen} of its {tokens} tokens",
-                    tokens=len(session.conversation.ids),
-                    seen=len(window.ids) - 1,
-                )
-            )
+            from minillm_repl.render.generation import outgrown_context_note
+
+            self.screen.note(outgrown_context_note(len(conversation.ids), window))
 
     def _start_generation(self, model: LoadedModel, top: int) -> "Iterator[GenerationEvent]":
         """Return the events from the first token on; until then, the screen shows how much of a

@@ -19,8 +19,8 @@ from minillm_repl.generate.interactive import InteractiveDecoder
 from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE, WARNING
 from minillm_repl.render.generation import step_table, step_title
-from minillm_repl.repl.ansi import color_depth, render_ansi
 from minillm_repl.repl.keyboard import suspend
+from minillm_repl.repl.pager import color_depth, render_ansi
 from minillm_repl.repl.settings import Settings, samplers_heading
 from minillm_repl.safetext import expand_to_graphemes, graphemes, safe_line, strip_joiners
 from minillm_repl.tokenizer.base import Tokenizer, decode, label

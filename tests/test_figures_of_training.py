@@ -19,7 +19,8 @@ from minillm_repl.training.corpus import open_corpus
 from minillm_repl.training.description import estimate_seconds
 from minillm_repl.training.open_corpora import find_corpus
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.run import RunContext, TrainingRun
+from minillm_repl.training.prepare import start_run
+from minillm_repl.training.run import RunContext
 from minillm_repl.training.tokenize import tokenise
 from minillm_repl.training.vocabulary import make_tokenizer
 from minillm_repl.training.windows import Split
@@ -32,7 +33,7 @@ PLAN = TrainPlan(
 
 def begin(start, corpus, **settings):
     plan = dataclasses.replace(PLAN, **settings)
-    return TrainingRun(
+    return start_run(
         start, str(corpus), plan, RunContext(Path(corpus).parent / "m", "cpu", threads=1)
     )
 
@@ -249,8 +250,8 @@ def test_readings_are_what_the_measurements_read(tmp_path, monkeypatch, held_out
         read.append(len(starts) * part.context_length)
         return 1.0 + len(read)
 
-    monkeypatch.setattr(run.trainer, "mean_loss", mean_loss)
-    reading, last = run.trainer.eval_token_counts()
+    monkeypatch.setattr(run.trainer.evaluator, "mean_loss", mean_loss)
+    reading, last = run.trainer.evaluator.token_counts()
     list(run.events(lambda: False, save=False))
     each = 2 if held_out else 1  # parts that are measured
     assert sum(read[:each]) == reading

@@ -37,7 +37,8 @@ from minillm_repl.tokenizer.subword import SubwordTokenizer
 from minillm_repl.training import resume
 from minillm_repl.training.corpus import open_corpus
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.run import RunContext, TrainingRun
+from minillm_repl.training.prepare import resume_run, start_run
+from minillm_repl.training.run import RunContext
 from minillm_repl.training.run_paths import resume_path
 from minillm_repl.training.tokenize import tokenise
 from minillm_repl.training.vocabulary import make_tokenizer
@@ -49,7 +50,7 @@ from tests.test_huggingface import FAMILIES, logits_of, random_model
 
 def begin(start, corpus, path, **settings):
     plan = TrainPlan(**{"precision": "float32", "val": "off", **settings})
-    return TrainingRun(start, str(corpus), plan, RunContext(Path(path), "cpu", threads=1))
+    return start_run(start, str(corpus), plan, RunContext(Path(path), "cpu", threads=1))
 
 
 def trained(start, corpus, path, **settings):
@@ -1018,9 +1019,7 @@ def test_an_adapter_that_was_resumed_is_saved_and_opens(tmp_path):
     steps = itertools.count()
     list(cut.events(lambda: next(steps) >= 3))
     assert cut.trainer.state.step == 3
-    run = TrainingRun.from_resume_file(
-        tmp_path / "m.safetensors", RunContext(tmp_path / "m.safetensors", "cpu")
-    )
+    run = resume_run(tmp_path / "m.safetensors", RunContext(tmp_path / "m.safetensors", "cpu"))
     *_, finished = run.events(lambda: False)
     after = run.checkpoint(finished)
     adapter.save_adapter(after, tmp_path / "adapter.safetensors")
@@ -1050,9 +1049,7 @@ def test_a_resume_file_may_name_any_model_as_that_of_an_adapter_and_the_run_goes
         safetensors.numpy.load_file(file), file, {**metadata, "run": json.dumps(run)}
     )
     asked = itertools.count()
-    *_, finished = TrainingRun.from_resume_file(path, RunContext(path, "cpu")).events(
-        lambda: next(asked) >= 2
-    )
+    *_, finished = resume_run(path, RunContext(path, "cpu")).events(lambda: next(asked) >= 2)
     assert finished.reason == "interrupt"
     again = resume.load_run(file).metadata.base_model
     assert again is not None

@@ -232,13 +232,15 @@ def test_a_step_of_a_large_model_that_is_stopped_half_way_leaves_no_trace(asked,
 def test_a_measurement_is_stopped_between_two_groups_of_windows(trainers):
     trainer, asked = trainers(), []
     with pytest.raises(Cancelled):
-        trainer.mean_loss(
+        trainer.evaluator.mean_loss(
             trainer.train,
             trainer.train.evenly_spaced_starts(400),
             lambda: len(asked) > 3 or asked.append(1),
         )
     assert len(asked) == 4
-    assert np.isfinite(trainer.mean_loss(trainer.train, trainer.train.evenly_spaced_starts(400)))
+    assert np.isfinite(
+        trainer.evaluator.mean_loss(trainer.train, trainer.train.evenly_spaced_starts(400))
+    )
 
 
 @pytest.mark.slow

@@ -455,16 +455,17 @@ def test_stopping_before_the_first_measurement_is_told_in_the_language_of_the_us
 ):
     from minillm_repl.errors import UserError
     from minillm_repl.training.plan import TrainPlan
-    from minillm_repl.training.run import RunContext, TrainingRun
+    from minillm_repl.training.prepare import start_run
+    from minillm_repl.training.run import RunContext
 
     path = tmp_path / "t.txt"
     path.write_text("가나다라 " * 4_000, encoding="utf-8")
     # so that the measurement asks on its way
-    monkeypatch.setattr("minillm_repl.training.trainer._EVAL_BATCH_TOKENS", 64)
+    monkeypatch.setattr("minillm_repl.training.evaluation._EVAL_BATCH_TOKENS", 64)
     plan = TrainPlan(
         steps=2, d_model=16, n_layers=1, context_length=16, preset="note", precision="float32"
     )
-    trainee = TrainingRun(None, str(path), plan, RunContext(tmp_path / "m", "cpu", threads=1))
+    trainee = start_run(None, str(path), plan, RunContext(tmp_path / "m", "cpu", threads=1))
     set_language("ko")
     try:
         with pytest.raises(UserError, match="[가-힣]"):

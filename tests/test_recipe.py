@@ -14,9 +14,15 @@ from minillm_repl.chat.template import Message, render_texts
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
 from minillm_repl.storage.encoding import read_text
-from minillm_repl.training.grammar import Grammar
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.recipe import RECIPES_FOLDER, Recipe, Source, read_recipe, recipes
+from minillm_repl.training.recipe import (
+    RECIPES_FOLDER,
+    Grammar,
+    Recipe,
+    Source,
+    read_recipe,
+    recipes,
+)
 
 EVERYDAY = Grammar((RECIPES_FOLDER / "everyday.txt").read_text(encoding="utf-8"))
 

@@ -15,7 +15,8 @@ from minillm_repl.commands.train import parse_request
 from minillm_repl.errors import UserError
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.run import RunContext, TrainingRun
+from minillm_repl.training.prepare import resume_run, start_run
+from minillm_repl.training.run import RunContext
 from minillm_repl.training.run_paths import resume_path
 from tests.conftest import MODELS, random_checkpoint
 from tests.test_training_runs import SIZES, run
@@ -169,7 +170,7 @@ def test_a_text_that_is_learnt_and_held_out_too_is_told(tmp_path):
 
 
 def begin(corpus, plan=SMALL, start=None):
-    return TrainingRun(
+    return start_run(
         start,
         str(corpus),
         plan,
@@ -183,7 +184,7 @@ def cut(trainee, steps=4):
 
 
 def again(path, corpus=""):
-    trainee = TrainingRun.from_resume_file(path, RunContext(path, "cpu", threads=1), corpus)
+    trainee = resume_run(path, RunContext(path, "cpu", threads=1), corpus)
     *_, finished = trainee.events(lambda: False)
     return trainee, trainee.checkpoint(finished)
 
@@ -197,13 +198,11 @@ def stopped(tmp_path, monkeypatch):
     for name in ("t.txt", "held.txt"):
         Path(name).write_text(TEXT, encoding="utf-8")
     plan = dataclasses.replace(SMALL, val="held.txt")
-    whole = TrainingRun(
-        None, "t.txt", plan, RunContext(here / "whole.safetensors", "cpu", threads=1)
-    )
+    whole = start_run(None, "t.txt", plan, RunContext(here / "whole.safetensors", "cpu", threads=1))
     *_, finished = whole.events(lambda: False)
     path = here / "deep" / "m.safetensors"
     path.parent.mkdir()
-    cut(TrainingRun(None, "t.txt", plan, RunContext(path, "cpu", threads=1)))
+    cut(start_run(None, "t.txt", plan, RunContext(path, "cpu", threads=1)))
     return path, whole.checkpoint(finished)
 
 
@@ -225,7 +224,7 @@ def test_from_another_folder_it_can_be_stopped_again_and_go_on_from_a_third(
 ):
     path, expected = stopped
     monkeypatch.chdir(tmp_path)
-    cut(TrainingRun.from_resume_file(path, RunContext(path, "cpu", threads=1)), 6)
+    cut(resume_run(path, RunContext(path, "cpu", threads=1)), 6)
     monkeypatch.chdir("/")
     same(expected, again(path)[1])
 

@@ -20,12 +20,12 @@ from minillm_repl.training import resume
 from minillm_repl.training.corpus import open_corpus
 from minillm_repl.training.defaults import resolve_loop
 from minillm_repl.training.events import Evaluated, Finished, NotSaved, Saved, TrainStep
-from minillm_repl.training.muon import Muon, orthogonalise
 from minillm_repl.training.open_corpora import find_corpus
+from minillm_repl.training.optimizers import Muon, lr_scale, orthogonalise
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.run import RunContext, TrainingRun
+from minillm_repl.training.prepare import resume_run, start_run
+from minillm_repl.training.run import RunContext
 from minillm_repl.training.run_paths import resume_path
-from minillm_repl.training.trainer import lr_scale
 from minillm_repl.training.windows import IGNORE_INDEX, Split
 from tests.conftest import MODELS
 
@@ -68,7 +68,7 @@ def long_corpus(tmp_path):
 
 def begin(corpus, plan=SMALL, start=None, path=None, **around):
     where = path or Path(corpus).parent / "m.safetensors"
-    return TrainingRun(start, corpus, plan, RunContext(where, "cpu", threads=1, **around))
+    return start_run(start, corpus, plan, RunContext(where, "cpu", threads=1, **around))
 
 
 def run(corpus, plan=SMALL, start=None, interrupted=lambda: False, **more):
@@ -233,7 +233,9 @@ def test_dropout_is_off_when_measuring(long_corpus):
     trainer = begin(long_corpus, dataclasses.replace(LLAMA, dropout=0.5)).trainer
     list(zip(trainer.events(lambda: False), range(4), strict=False))
     starts = trainer.train.evenly_spaced_starts(1_000)
-    assert trainer.mean_loss(trainer.train, starts) == trainer.mean_loss(trainer.train, starts)
+    assert trainer.evaluator.mean_loss(trainer.train, starts) == trainer.evaluator.mean_loss(
+        trainer.train, starts
+    )
     trainer.model.train()
     assert trainer.loss(starts).item() != trainer.loss(starts).item()
 
@@ -281,7 +283,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_weights(corpus, 
 
 def test_threads_are_given_back(corpus):
     before = torch.get_num_threads()
-    trainee = TrainingRun(
+    trainee = start_run(
         None, corpus, SMALL, RunContext(Path(corpus).parent / "m", "cpu", before + 1)
     )
     seen = {torch.get_num_threads() for _ in trainee.events(lambda: False)}
@@ -368,7 +370,7 @@ def test_a_run_that_was_cut_ends_with_the_same_bits(long_corpus, tmp_path, kind)
             long_corpus, plan, path=path, interrupted=lambda asked=asked: next(asked)
         )
         assert stopped.steps == cut
-        trainee = TrainingRun.from_resume_file(path, RunContext(path, "cpu"))
+        trainee = resume_run(path, RunContext(path, "cpu"))
         *_, finished = trainee.events(lambda: False)
         again = trainee.checkpoint(finished)
         assert (finished.reason, finished.steps, finished.kept) == (
@@ -394,7 +396,7 @@ def test_a_run_cut_twice_and_a_model_trained_further_go_on_exactly_too(
         for event in trainee.events(lambda cut=cut, each=trainee: each.trainer.state.step >= cut):
             finished = event
         if cut < 99:
-            trainee = TrainingRun.from_resume_file(path, RunContext(path, "cpu"))
+            trainee = resume_run(path, RunContext(path, "cpu"))
     again = trainee.checkpoint(finished)
     assert all(
         expected.tensors[name].tobytes() == again.tensors[name].tobytes()
@@ -416,10 +418,10 @@ def test_ctrl_c_in_the_last_measurement_makes_it_short_and_keeps_what_was_learnt
     *_, finished = trainee.events(interrupted)
     assert any(asked)
     assert (finished.reason, finished.steps, finished.kept) == ("done", 10, 10)
-    assert finished.last_loss == trainer.mean_loss(
+    assert finished.last_loss == trainer.evaluator.mean_loss(
         trainer.train, trainer.train.evenly_spaced_starts(8_192)
     )
-    assert finished.last_loss != trainer.mean_loss(
+    assert finished.last_loss != trainer.evaluator.mean_loss(
         trainer.train, trainer.train.evenly_spaced_starts(1 << 17)
     )
 
@@ -438,7 +440,7 @@ def test_a_second_ctrl_c_in_the_last_measurement_leaves_a_run_to_go_on_with(corp
     assert trainee.is_saved
     file = Path(corpus).parent / "m.safetensors"
     assert load(file).training.steps == resume.load_run(resume_path(file)).state.step == 40
-    *_, finished = TrainingRun.from_resume_file(file, RunContext(file, "cpu")).events(lambda: False)
+    *_, finished = resume_run(file, RunContext(file, "cpu")).events(lambda: False)
     assert (finished.reason, finished.steps) == ("done", 40)
 
 
@@ -527,7 +529,7 @@ def test_a_resume_file_is_not_trusted(corpus, tmp_path):
     def refused(message, tensors=tensors, **changed):
         save_file(tensors, file, {**metadata, **changed})
         with pytest.raises(UserError, match=message):
-            TrainingRun.from_resume_file(path, around)
+            resume_run(path, around)
 
     refused("not a resume file", format="minillm")
     refused(
@@ -546,7 +548,7 @@ def test_a_resume_file_is_not_trusted(corpus, tmp_path):
     refused("not finite", {**tensors, "model.lm_head.bias": np.full(44, np.nan, np.float32)})
     refused("has changed", run=metadata["run"].replace('sha256": "', 'sha256": "0'))
     save_file(tensors, file, metadata)
-    TrainingRun.from_resume_file(path, around)
+    resume_run(path, around)
 
 
 @pytest.mark.parametrize("windows", [1, 2, 3, 81, 1_000, 65_537])

@@ -17,7 +17,8 @@ from minillm_repl.errors import UserError
 from minillm_repl.model.config import LlamaConfig, Rope
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.run import RunContext, TrainingRun
+from minillm_repl.training.prepare import resume_run, start_run
+from minillm_repl.training.run import RunContext
 from tests.small import random_checkpoint
 
 DIGITS = list("0123456789 ")
@@ -124,7 +125,7 @@ def begin(base, folder, **settings):
     text.write_text(" ".join(str(place * 7 % 97) for place in range(120)), encoding="utf-8")
     plan = dataclasses.replace(PLAN, **settings)
     context = RunContext(folder / "run.safetensors", "cpu", threads=1)
-    return TrainingRun(base, str(text), plan, context)
+    return start_run(base, str(text), plan, context)
 
 
 def test_an_adapter_fits_its_model_whichever_version_each_has(base, tmp_path):
@@ -152,6 +153,6 @@ def test_a_stopped_run_goes_on_to_the_same_weights(base, tmp_path):
     assert {"measured", "best", "waited", "stretch"} <= set(json.loads(metadata["state"]))
     assert {"folder", "further", "base"} <= set(json.loads(metadata["run"]))
     path = cut / "run.safetensors"
-    resumed = TrainingRun.from_resume_file(path, RunContext(path, "cpu", threads=1))
+    resumed = resume_run(path, RunContext(path, "cpu", threads=1))
     *_, resumed_end = resumed.events(lambda: False, save=False)
     assert_same_weights(resumed.checkpoint(resumed_end), run.checkpoint(finished))

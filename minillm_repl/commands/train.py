@@ -187,9 +187,9 @@ def run_training(shell: Shell, request: TrainRequest, *, json: bool = False) -> 
 
 def _import_training() -> "Callable[[str], AbstractContextManager[Distributed]]":
     """Import all that training needs; return what joins its processes."""
-    for module in ("minillm_repl.training.run", "minillm_repl.render.training", "torch._dynamo"):
-        # the last one torch's first optimiser would import, which takes a second
-        import_module(module)
+    import_module("minillm_repl.training.prepare")
+    import_module("minillm_repl.render.training")
+    import_module("torch._dynamo")  # torch's first optimiser would import it, for a second
     from minillm_repl.training.distributed import init_distributed
 
     return init_distributed
@@ -244,7 +244,7 @@ def _draw_training(
     from minillm_repl.render.training import TrainingView, summary
 
     watch = _make_watch(shell, trainee)
-    plan, (reading, last) = trainee.plan, trainee.trainer.eval_token_counts()
+    plan, (reading, last) = trainee.plan, trainee.trainer.evaluator.token_counts()
     with (
         TrainingView(screen, plan.steps, plan.eval_interval, last / reading) as view,
         on_process_resume(view.redraw_below),
@@ -295,7 +295,8 @@ def _make_run(
         from minillm_repl.checkpoint.formats.native import check_replaceable
         from minillm_repl.storage.atomic import check_can_save
         from minillm_repl.training.open_corpora import find_corpus
-        from minillm_repl.training.run import RunContext, TrainingRun
+        from minillm_repl.training.prepare import resume_run, start_run
+        from minillm_repl.training.run import RunContext
 
         if writable_path is not None:
             check_replaceable(writable_path)  # now, not after the work
@@ -311,11 +312,11 @@ def _make_run(
         if request.is_resume:
             # it goes where it went before
             session.workspace.save_run_to(writable_path)
-            return TrainingRun.from_resume_file(run_context.path, run_context, request.corpus)
+            return resume_run(run_context.path, run_context, request.corpus)
         if request.recipe:
             return _make_recipe_run(request, run_context, screen.note)
         start = model.checkpoint if model else None
-        return TrainingRun(start, find_corpus(request.corpus, start), request.plan, run_context)
+        return start_run(start, find_corpus(request.corpus, start), request.plan, run_context)
 
 
 def _make_recipe_run(
@@ -325,15 +326,15 @@ def _make_recipe_run(
 
     Raises UserError.
     """
+    from minillm_repl.training.prepare import start_run
     from minillm_repl.training.recipe import read_recipe
-    from minillm_repl.training.run import TrainingRun
 
     recipe = read_recipe(request.recipe)
     with run_context.distributed.rank_zero_first():
         train, validation = recipe.prepare(
             user_path(request.data), run_context.path.with_suffix(".corpus"), report
         )
-    return TrainingRun(
+    return start_run(
         None,
         str(train),
         dataclasses.replace(request.plan, val=str(validation)),

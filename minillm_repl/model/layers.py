@@ -102,3 +102,15 @@ def _float32_blocks(weight: Weight) -> Iterator[tuple[int, Tensor]]:
     rows = max(PANEL_ROWS, max_elements // weight.shape[1] // PANEL_ROWS * PANEL_ROWS)
     for first in range(0, len(weight), rows):
         yield first, weight[first : first + rows].float()
+
+
+def add_dropout(model: nn.Module, p: float) -> None:
+    """Drop a share of the embedding, and of what attention and MLP add to the residual stream."""
+
+    def drop(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return F.dropout(output, p, module.training)
+
+    ends = ("token_embedding", "attention.proj", "mlp.down")
+    for name, module in model.named_modules():
+        if name.endswith(ends):
+            module.register_forward_hook(drop)

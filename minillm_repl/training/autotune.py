@@ -1,4 +1,4 @@
-"""How this machine computes a step fastest, by trying."""
+"""How this machine computes a step, and how fastest, by trying."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +8,9 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
+from minillm_repl.safetext import safe_line
 from minillm_repl.training.cancellation import Cancelled
 from minillm_repl.training.trainer import Trainer
 
@@ -90,3 +93,20 @@ def _time_step(
             trainer.model.zero_grad()
         trainer.plan = plan
     return min(times) * plan.grad_accum_steps
+
+
+def check_compiles(trainer: Trainer) -> None:
+    """Run the model once: torch compiles it then. Raises UserError where it cannot."""
+    split = trainer.train
+    try:
+        starts = split.evenly_spaced_starts(split.context_length)[:1]
+        trainer.evaluator.mean_loss(split, starts)
+    except RuntimeError as error:
+        message = safe_line(str(error).partition("\n")[0])
+        raise UserError(
+            _(
+                "the model cannot be compiled here ({why:.150}); training also works "
+                "without compile=on",
+                why=message,
+            )
+        ) from None

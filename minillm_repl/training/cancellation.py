@@ -1,4 +1,4 @@
-"""Stopping in the middle of what takes long: a large model asks after each of its blocks."""
+"""What ends a step or an evaluation half-way: Ctrl-C, or a number that is not finite."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,17 +13,26 @@ from minillm_repl.model.build import LanguageModel
 STOPPED_EARLY = N_("stopped before the first step; nothing was changed")
 
 
+def never_interrupted() -> bool:
+    """Return False: the default where Ctrl-C has no effect."""
+    return False
+
+
 class Cancelled(Exception):  # noqa: N818 - told in the Finished event
-    """The user wants no more of a step or a measurement."""
+    """Ctrl-C, in the middle of a step or an evaluation."""
+
+
+class NonFiniteLoss(Exception):  # noqa: N818 - told in the Finished event
+    """The loss or a gradient is no longer a finite number."""
 
 
 @contextmanager
 def cancellable(
     model: LanguageModel, interrupted: Callable[[], bool], *, restores_rng: bool
 ) -> Iterator[None]:
-    """Ask after each block, on the way back too, whether to stop.
+    """Look for Ctrl-C after each block, in the backward pass too.
 
-    Raises Interrupted, with gradients at zero; with `random`, with torch's random numbers where
+    Raises Cancelled with gradients at zero, and with `restores_rng` with torch's random numbers as
     they were.
     """
     rng_state = torch.get_rng_state() if restores_rng else None

@@ -1,7 +1,10 @@
 """What is told of a run before it begins: what it does, how, and how long that will take."""
 
+import numpy as np
+
 from minillm_repl.language import _, _n
-from minillm_repl.safetext import safe_line
+from minillm_repl.safetext import safe_line, strip_joiners
+from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.training.corpus import Corpus
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.tokenize import TokenisedCorpus
@@ -9,6 +12,8 @@ from minillm_repl.training.trainer import Trainer
 
 # of the time of forward and backward: what the optimisers and the rest of a step take too
 _OPTIMISER_FACTOR = 1.2
+_COUNTED_CHARACTERS = 20_000  # most frequent ones, among which unknown ones are looked for
+_SHOWN_CHARACTERS = 20
 _FORWARD_FRACTION = 1 / 3  # of that time: forward alone
 
 
@@ -65,7 +70,7 @@ def describe_method(trainer: Trainer, threads: int, seconds: float) -> str:
         f"{plan.precision}, {parallelism}",
     ]
     if size == 1:
-        remaining = estimate_seconds(plan, seconds, *trainer.eval_token_counts())
+        remaining = estimate_seconds(plan, seconds, *trainer.evaluator.token_counts())
         parts.append(
             _("about {time:.0f} s", time=remaining)
             if remaining < 90
@@ -88,22 +93,27 @@ def estimate_seconds(
     )
 
 
-def describe_unknown(
-    tokens: TokenisedCorpus, corpus: Corpus, replacement: str, characters: str
-) -> str:
-    """Return what becomes of the characters that the vocabulary lacks, of which `characters` are
-    the most frequent.
-    """
-    share = tokens.unknown_characters / max(1, int(corpus.character_counts.sum()))
-    values = {"count": tokens.unknown_characters, "share": share, "characters": characters}
+def describe_unknown(tokens: TokenisedCorpus, corpus: Corpus, tokenizer: Tokenizer) -> str:
+    """Return what becomes of the characters that the vocabulary lacks, with the most frequent."""
+    counts = corpus.character_counts
+    code_points = np.argsort(-counts, kind="stable")[:_COUNTED_CHARACTERS]
+    text = "".join(chr(code_point) for code_point in code_points if counts[code_point])
+    unknown = tokenizer.find_unknown(text)[:_SHOWN_CHARACTERS]
+    # A joiner alone would be invisible.
+    shown = (strip_joiners(each) or strip_joiners(each, visible=True) for each in unknown)
+    values = {
+        "count": tokens.unknown_characters,
+        "share": tokens.unknown_characters / max(1, int(counts.sum())),
+        "characters": safe_line(", ".join(shown)),
+    }
     return (
         _(
             "{count:,} characters ({share:.2%}) are not in the vocabulary and are read as "
             "{token}: {characters}",
-            token=safe_line(replacement),
+            token=safe_line(tokenizer.unk_token),
             **values,
         )
-        if replacement
+        if tokenizer.unk_token
         else _(
             "{count:,} characters ({share:.2%}) are not in the vocabulary and are skipped: "
             "{characters}",

@@ -1,11 +1,14 @@
-"""What training tells: `TrainStep` after each step, now and then `Evaluated`, `Saved` or
-`NotSaved`, then `Finished`.
+"""What training tells, and what it remembers between two steps.
 
-Losses are in nats per token.
+It tells a `TrainStep` after each step, now and then `Evaluated`, `Saved` or `NotSaved`, then
+`Finished`. Losses are in nats per token.
 """
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from typing import Literal
+
+_CURVE_POINTS = 200  # of a recorded loss curve, at most
 
 Reason = Literal["done", "interrupt", "patience", "diverged"]
 
@@ -49,7 +52,7 @@ class NotSaved:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """Training ended; the model holds the best weights that were measured, or the last where
     nothing was held out.
@@ -70,3 +73,31 @@ class Finished:
 
 
 TrainEvent = TrainStep | Evaluated | Saved | NotSaved | Finished
+
+
+@dataclass(kw_only=True)
+class TrainerState:
+    """Where a run is, as far as it is no tensor: a resume file has it as JSON."""
+
+    step: int = 0
+    last_eval_step: int = -1  # the step after which the losses were last measured
+    tokens: int = 0
+    seconds: float = 0.0
+    first_loss: float = 0.0
+    train_loss: float = 0.0  # when last measured
+    best_loss: float = sys.float_info.max  # the lowest one measured
+    best_step: int = 0  # the step after which it was
+    evals_since_best: int = 0
+    recent_losses: list[float] = field(default_factory=list)  # since the last point of the curve
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    val_curve: list[tuple[int, float]] = field(default_factory=list)
+
+    def record_loss(self, loss: float, steps: int) -> None:
+        """Add the loss of a step to the curve, each point of which is the mean of a stretch of the
+        run's `steps`.
+        """
+        self.recent_losses.append(loss)
+        if len(self.recent_losses) >= max(1, steps // _CURVE_POINTS):
+            mean = sum(self.recent_losses) / len(self.recent_losses)
+            self.curve.append((self.step, round(mean, 4)))
+            self.recent_losses.clear()

@@ -28,8 +28,9 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.settings import change, find, format_value, specs, value_of
 from minillm_repl.storage.atomic import make_parent_folder, write_atomically
 from minillm_repl.training.distributed import full_tensor, shard_like
+from minillm_repl.training.events import TrainerState
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.trainer import Trainer, TrainerState
+from minillm_repl.training.trainer import Trainer
 
 RESUME_FORMAT = "minillm-resume"
 _MOMENTS = {"muon": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}

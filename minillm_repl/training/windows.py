@@ -10,9 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Tokenizer
+from minillm_repl.training.plan import TrainPlan
+from minillm_repl.training.tokenize import TokenisedCorpus
 
 IGNORE_INDEX = -100  # a target that does not count; torch's own usual number
+_VAL_DENOMINATOR = 10  # the last tenth of a text is the validation split
+_MIN_VAL_TOKENS = 1_000  # fewer tell nothing
 _GOLDEN = 0.618033988749895
 _WINDOWS_PER_READ = (
     64  # windows read from a mapped file at once: around each, the system may map a megabyte
@@ -126,3 +132,44 @@ def _token_characters(tokenizer: Tokenizer, token: int) -> int:
         )
     # every byte but those that only continue a character
     return sum(byte & 0xC0 != 0x80 for byte in token_bytes)
+
+
+def make_splits(
+    tokens: TokenisedCorpus, val_tokens: TokenisedCorpus | None, plan: TrainPlan, name: str
+) -> tuple[Split, Split | None]:
+    """Return the training split, and the validation split if there is one: a text of its own, or
+    the last tenth of a text that is long enough.
+
+    Raises UserError if either has not even one window.
+    """
+    count, context = len(tokens.ids), plan.context_length
+    splits = [Split(tokens.ids, tokens.loss_mask, context)]
+    if val_tokens is not None:
+        splits.append(Split(val_tokens.ids, val_tokens.loss_mask, context))
+    elif plan.val == "auto" and count // _VAL_DENOMINATOR >= max(_MIN_VAL_TOKENS, 4 * context):
+        cut = count - -(-count // _VAL_DENOMINATOR)
+        loss_mask = tokens.loss_mask
+        halves = [
+            Split(tokens.ids[span], None if loss_mask is None else loss_mask[span], context)
+            for span in (slice(0, cut), slice(cut, count))
+        ]
+        if halves[1].targets:
+            splits = halves
+    for split in splits:
+        if not split.targets:
+            raise UserError(
+                _("{name} has no assistant turns: there is nothing to learn", name=name)
+            )
+        if not split.n_windows:
+            raise UserError(
+                _(
+                    "{name} has {count:,} tokens that the model knows, but a context of "
+                    "{context} needs at least {least:,}. Use a longer text or a smaller "
+                    "`context=N`",
+                    name=name,
+                    count=len(split.ids),
+                    context=context,
+                    least=context + 1,
+                )
+            )
+    return splits[0], splits[1] if len(splits) > 1 else None

@@ -1,0 +1,115 @@
+"""The optimisers and the learning rate: Muon for the matrices in the blocks, AdamW for the rest.
+
+Muon reaches the same loss as AdamW in a fraction of the steps at this size (docs/decisions.md). It
+steps along the gradient's momentum with all singular values made equal: Jordan et al. 2024,
+https://kellerjordan.github.io/posts/muon/. Its step has the size that Liu et al. 2025
+(https://arxiv.org/abs/2502.16982) give, so that AdamW's learning rates fit. torch's own Muon is the
+same, but always computes in bfloat16, which takes a CPU without instructions for it ten to twenty
+times as long as float32.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minillm_repl.model.build import LanguageModel
+from minillm_repl.training.plan import TrainPlan
+
+_NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # steepest at zero, and near 1 after five times
+_NS_STEPS = 5
+_EPS = 1e-7
+
+
+def lr_scale(step: int, plan: TrainPlan) -> float:
+    """Return the factor of the peak learning rate at `step`, from 1: the warm-up, then the
+    schedule of the plan.
+    """
+    warm = step / max(1, plan.warmup_steps)
+    remaining = (plan.steps - step + 1) / plan.steps
+    match plan.schedule:
+        case "linear":
+            return min(1.0, warm, 2 * remaining)
+        case "cosine":
+            return min(1.0, warm) * (1 + math.cos(math.pi * (1 - remaining))) / 2
+    return min(1.0, warm)
+
+
+def make_optimizers(
+    model: LanguageModel,
+    trainable_parameters: dict[str, nn.Parameter],
+    plan: TrainPlan,
+    dtype: Callable[[], torch.dtype],
+) -> dict[str, torch.optim.Optimizer]:
+    """Return Muon for the matrices in the blocks and AdamW for the rest, or AdamW for all.
+
+    Their names are those in resume files. `dtype` returns what Muon computes in.
+    """
+    matrices = [each for each in model.blocks.parameters() if each.ndim == 2 and each.requires_grad]
+    matrix_ids = set(map(id, matrices))
+    other_parameters = [
+        each for each in trainable_parameters.values() if id(each) not in matrix_ids
+    ]
+    # The betas are those of GPT-3. Only matrices decay: the rest are embeddings, norms, biases and
+    # the head.
+    adamw = partial(torch.optim.AdamW, lr=plan.lr, betas=(0.9, 0.95), fused=True)
+    if plan.optimizer == "adamw":
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "weight_decay": plan.weight_decay},
+            {"params": other_parameters, "weight_decay": 0.0},
+        ]
+        return {"adamw": adamw([group for group in groups if group["params"]])}
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "muon": Muon(matrices, plan.lr, plan.weight_decay, dtype)
+    }
+    if other_parameters:
+        optimizers["adamw"] = adamw(other_parameters, weight_decay=0.0)
+    return optimizers
+
+
+class Muon(torch.optim.Optimizer):
+    """Moves matrices by orthogonalised momentum; `dtype` says at each step what to compute in."""
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float,
+        dtype: Callable[[], torch.dtype],
+        momentum: float = 0.95,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self._dtype = dtype
+
+    @torch.no_grad()
+    def step(self, _closure: Any = None) -> None:  # type: ignore[override]
+        """Move every matrix that has a gradient."""
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                state = self.state[matrix]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+                momentum = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
+                nesterov = matrix.grad.lerp(momentum, group["momentum"])  # Nesterov's
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                lr_scale = 0.2 * max(matrix.shape) ** 0.5
+                matrix.add_(
+                    orthogonalise(nesterov.to(self._dtype())), alpha=-group["lr"] * lr_scale
+                )
+
+
+def orthogonalise(matrix: Tensor) -> Tensor:
+    """Return the matrix (rows, columns) with singular values near 1, by Newton and Schulz."""
+    a, b, c = _NS_COEFFICIENTS
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if is_tall else matrix
+    x = x / x.norm().clamp(min=_EPS)
+    for _ in range(_NS_STEPS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if is_tall else x

@@ -1,0 +1,291 @@
+"""How a run of training comes to be: open the text → tokenise → split → build the model → tune."""
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from minillm_repl.chat.template import DEFAULT_CHAT_TEMPLATE
+from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
+from minillm_repl.checkpoint.formats.adapter import weights_sha256
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
+from minillm_repl.model.build import build_new, build_trainable
+from minillm_repl.model.config import AnyConfig
+from minillm_repl.model.device import pick_device
+from minillm_repl.model.lora import add_adapters
+from minillm_repl.safetext import safe_line
+from minillm_repl.storage.memory import check_memory
+from minillm_repl.tokenizer.base import Tokenizer
+from minillm_repl.training import description, resume
+from minillm_repl.training.autotune import autotune, check_compiles
+from minillm_repl.training.cancellation import STOPPED_EARLY, Cancelled
+from minillm_repl.training.corpus import Corpus
+from minillm_repl.training.defaults import (
+    min_memory_bytes,
+    new_config,
+    pick_preset,
+    resolve_finetuning,
+    resolve_loop,
+    resolve_new_model,
+)
+from minillm_repl.training.open_corpora import OpenCorpora, open_corpora, reopen_corpora
+from minillm_repl.training.plan import TrainPlan
+from minillm_repl.training.run import RunContext, TrainingRun
+from minillm_repl.training.run_paths import resume_path
+from minillm_repl.training.tokenize import TokenisedCorpus, cache_folder, tokenise
+from minillm_repl.training.trainer import Trainer
+from minillm_repl.training.vocabulary import make_tokenizer
+from minillm_repl.training.windows import make_splits
+
+_SAMPLE_PROMPT_TOKENS = 4  # tokens of the text with which the model's samples begin
+_EOS_TOKENS = ("<end>", "<|end|>", "<|endoftext|>")
+
+
+def start_run(
+    start: Checkpoint | None,
+    corpus: str,
+    plan: TrainPlan,
+    context: RunContext,
+    chat: ChatTemplate | None = None,
+) -> TrainingRun:
+    """Return a new run, ready to go; nothing of the checkpoint that it starts from is changed.
+
+    A checkpoint is trained further, and keeps its vocabulary. Without one, a new model starts from
+    the plan's seed, and gets the chat template `chat`. Raises UserError if the text does not fit.
+    """
+    with context.distributed.rank_zero_first():
+        corpora = open_corpora(corpus, plan, context.interrupted)
+        text = _tokenise(corpora, start, plan, context, chat)
+    plan = replace(plan, val=corpora.val)
+    model, plan = _choose_sizes(start, text, plan, context)
+    trainer = _build(start, model, text, plan, context)
+    base_model = _adapter_base(start, text) if plan.lora_rank and start else None
+    threads = _tune(trainer, text, context)
+    return TrainingRun(
+        context=context,
+        start=model,
+        corpora=corpora,
+        unique_tokens=text.train.unique_tokens,
+        trainer=trainer,
+        threads=threads,
+        is_finetuning=start is not None,
+        base_model=base_model,
+        sample_prompt_ids=_encode_sample_prompt(trainer, model.tokenizer),
+        notes=text.notes,
+        warnings=text.warnings,
+    )
+
+
+def resume_run(path: Path, context: RunContext, corpus: str = "") -> TrainingRun:
+    """Return the run of a checkpoint where its resume file has it; `corpus` is where its text is
+    now, if it has moved.
+
+    Raises UserError.
+    """
+    state = resume.load_run(resume_path(path))
+    start, plan, metadata = state.start, state.plan, state.metadata
+    with context.distributed.rank_zero_first():
+        corpora = reopen_corpora(metadata, corpus, plan, context.path, context.interrupted)
+        text = _tokenise(corpora, start, plan, context, None, is_resumed=True)
+    trainer = _build(start, start, text, replace(plan, val=corpora.val), context)
+    resume.restore_run(state, trainer)
+    step, steps = trainer.state.step, plan.steps
+    note = _("continues after step {step:,} of {steps:,}", step=step, steps=steps)
+    return TrainingRun(
+        context=context,
+        start=start,
+        corpora=corpora,
+        unique_tokens=text.train.unique_tokens,
+        trainer=trainer,
+        threads=metadata.threads,
+        is_finetuning=metadata.is_finetuning,
+        base_model=metadata.base_model,
+        sample_prompt_ids=_encode_sample_prompt(trainer, start.tokenizer),
+        notes=[*text.notes, note],
+        warnings=text.warnings,
+    )
+
+
+# -- open, tokenise
+
+
+@dataclass(kw_only=True)
+class _Text:
+    """What a run learns from, as tokens, and what writes them."""
+
+    name: str
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    eos_token_ids: tuple[int, ...]
+    train: TokenisedCorpus = field(init=False)
+    val: TokenisedCorpus | None = None  # a text of its own to measure on
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def _tokenise(
+    corpora: OpenCorpora,
+    start: Checkpoint | None,
+    plan: TrainPlan,
+    context: RunContext,
+    chat: ChatTemplate | None,
+    *,
+    is_resumed: bool = False,
+) -> _Text:
+    """Return the texts of a run as tokens; a new model gets its tokenizer here."""
+    is_conversational = corpora.train.is_conversational
+    if start:
+        tokenizer, template = start.tokenizer, start.chat_template
+        eos_token_ids = start.eos_token_ids
+    else:
+        tokenizer = make_tokenizer(plan.tokenizer, corpora.train)
+        template = chat or (DEFAULT_CHAT_TEMPLATE if is_conversational else None)
+        eos_token_ids = _find_eos(tokenizer)
+    text = _Text(
+        name=corpora.name,
+        tokenizer=tokenizer,
+        chat_template=template,
+        eos_token_ids=eos_token_ids,
+        notes=[*corpora.notes],
+    )
+    if start and start.chat_template and not is_resumed and not is_conversational:
+        text.warnings.append(description.forgetting_warning(corpora.train))
+    text.train = _tokenise_one(corpora.train, text, context)
+    if corpora.val_corpus:
+        text.val = _tokenise_one(corpora.val_corpus, text, context)
+    return text
+
+
+def _tokenise_one(corpus: Corpus, text: _Text, context: RunContext) -> TokenisedCorpus:
+    text.notes += [f"{safe_line(corpus.name)}: {note}" for note in corpus.notes]
+    if corpus.is_conversational and text.chat_template is None:
+        raise UserError(
+            _(
+                "the corpus contains conversations, but this model has no chat "
+                "template to render them"
+            )
+        )
+    tokens = tokenise(
+        corpus,
+        text.tokenizer,
+        separator=text.eos_token_ids[0] if text.eos_token_ids else None,
+        template=text.chat_template if corpus.is_conversational else None,
+        cache=cache_folder(),
+        progress=context.progress,
+        interrupted=context.interrupted,
+    )
+    if tokens.unknown_characters:
+        text.notes.append(description.describe_unknown(tokens, corpus, text.tokenizer))
+    return tokens
+
+
+def _find_eos(tokenizer: Tokenizer) -> tuple[int, ...]:
+    ids = (tokenizer.token_to_id(name) for name in _EOS_TOKENS)
+    return tuple(token for token in ids if token is not None)[:1]
+
+
+# -- sizes, split, build
+
+
+def _choose_sizes(
+    start: Checkpoint | None, text: _Text, plan: TrainPlan, context: RunContext
+) -> tuple[Checkpoint, TrainPlan]:
+    """Return the model that learns, without weights, and the plan with nothing left at auto but
+    the precision.
+    """
+    n_tokens = len(text.train.ids)
+    if start is None:
+        has_accelerator = pick_device(context.device).type != "cpu"
+        preset, note = pick_preset(plan, n_tokens, has_accelerator)
+        text.notes.append(note)
+        plan = resolve_new_model(plan, preset)
+        config: AnyConfig = new_config(plan, text.tokenizer.vocab_size)
+    else:
+        config = start.config
+        plan = resolve_finetuning(plan, config, n_tokens)
+    model = Checkpoint(
+        config=config,
+        tokenizer=text.tokenizer,
+        tensors={},
+        training=start.training if start else None,
+        path=start.path if start else None,
+        chat_template=text.chat_template,
+        eos_token_ids=text.eos_token_ids,
+    )
+    return model, resolve_loop(plan)
+
+
+def _build(
+    start: Checkpoint | None,
+    model: Checkpoint,
+    text: _Text,
+    plan: TrainPlan,
+    context: RunContext,
+) -> Trainer:
+    """Split the text into what is trained on and what is only measured, and build what trains on
+    it: with the weights of `start`, if it has any, or new ones.
+
+    Raises UserError if the text is too short, or the memory too small.
+    """
+    config, device = model.config, pick_device(context.device)
+    if device.type == "cpu":
+        check_memory(min_memory_bytes(plan, config), _("training at these sizes"))
+    train, val = make_splits(text.train, text.val, plan, safe_line(text.name))
+    if plan.val == "auto" and val is None:
+        text.notes.append(
+            _(
+                "the text is too short for a validation split: losses are measured on "
+                "the training text"
+            )
+        )
+    torch.manual_seed(plan.seed)
+    has_weights = start is not None and start.tensors
+    module = build_trainable(config, start.tensors) if start and has_weights else build_new(config)
+    if plan.lora_rank:
+        add_adapters(module, plan.lora_rank)
+    measured = val or train
+    characters = max(1, measured.count_characters(text.tokenizer))
+    scale = measured.targets / characters / math.log(2)  # nats per token -> bits per character
+    trainer = Trainer(module.to(device), train, val, plan, scale, context.distributed)
+    if plan.compile:
+        check_compiles(trainer)
+    return trainer
+
+
+def _adapter_base(start: Checkpoint, text: _Text) -> tuple[Path, str] | None:
+    """Return the file of the model that an adapter belongs to, and the digest of its weights."""
+    if start.path and start.is_on_disk and start.adapter is None:
+        return start.path, weights_sha256(start.tensors)
+    text.notes.append(
+        _("no file holds the open model in this form: the adapter can only be saved merged into it")
+    )
+    return None
+
+
+# -- tune
+
+
+def _tune(trainer: Trainer, text: _Text, context: RunContext) -> int:
+    """Choose the precision; return the number of threads, 0 for torch's own choice.
+
+    Raises UserError when interrupted.
+    """
+    precision, threads, seconds = trainer.plan.precision, context.threads, 0.0
+    if context.distributed.world_size == 1:
+        try:
+            threads, precision, seconds = autotune(trainer, threads, context.interrupted)
+        except Cancelled:
+            raise UserError(_(STOPPED_EARLY)) from None
+    elif precision == "auto":  # Not measured: every process must choose the same.
+        precision = "bfloat16" if trainer.device.type == "cuda" else "float32"
+    trainer.plan = replace(trainer.plan, precision=precision)
+    text.notes.append(description.describe_method(trainer, threads, seconds))
+    return threads
+
+
+def _encode_sample_prompt(trainer: Trainer, tokenizer: Tokenizer) -> list[int]:
+    text, train = trainer.plan.sample_prompt, trainer.train
+    ids = tokenizer.encode(text) if text else []
+    return ids or train.ids[: min(_SAMPLE_PROMPT_TOKENS, train.context_length)].tolist()

@@ -15,9 +15,9 @@ from minillm_repl.generate.decoder import never_interrupted, prefill
 from minillm_repl.generate.detokenizer import Detokenizer
 from minillm_repl.generate.events import Finished, Step, as_json
 from minillm_repl.generate.generate import generate
-from minillm_repl.generate.next_token import sampler_view
 from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.model.build import build
+from minillm_repl.views.sampler import compute as sampler_view
 from tests.conftest import MODELS, ROOT, random_checkpoint
 
 

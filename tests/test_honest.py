@@ -15,16 +15,15 @@ from minillm_repl.generate.events import Finished, Prefill
 from minillm_repl.generate.generate import generate
 from minillm_repl.generate.options import GenerationConfig
 from minillm_repl.generate.sampling import make_rng
-from minillm_repl.generate.views import Branch, BranchesView
 from minillm_repl.insight.views.changes import HeadEffect, ScanView
 from minillm_repl.insight.views.thinking import Neuron, NeuronsView
 from minillm_repl.language import set_language
 from minillm_repl.render.intervention import scan_picture
-from minillm_repl.render.next_token import branches_picture
 from minillm_repl.render.thinking import neuron_picture
 from minillm_repl.repl.workspace import Workspace, Writable
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.character import CharacterTokenizer
+from minillm_repl.views.branch import Branch, BranchesView
 from tests.small import random_checkpoint
 from tests.test_lessons import printed, shell_for, state  # noqa: F401 - the last is a fixture
 
@@ -366,16 +365,14 @@ def way(*probs, text="abcdef"):
 def test_a_way_that_is_one_piece_has_no_second_probability_whatever_rounding_does():
     probs = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
     rounded = tuple(each * (1 + 1e-9) for each in probs)
-    picture = drawn(
-        branches_picture(BranchesView(Token(1, "x", (120,)), 3, (way(*probs), way(*rounded))), 80)
-    )
+    picture = drawn(BranchesView(Token(1, "x", (120,)), 3, (way(*probs), way(*rounded))).draw(80))
     assert "[1]  [2]" in picture
     assert "=" not in picture.split("percent:")[0].replace("=:", "")
 
 
 def test_a_way_with_a_stem_has_the_probability_of_all_of_it():
     ways = (way(0.5, 0.5, text="ab"), way(0.5, 0.25, text="ac"))
-    picture = drawn(branches_picture(BranchesView(Token(1, "x", (120,)), 3, ways), 80))
+    picture = drawn(BranchesView(Token(1, "x", (120,)), 3, ways).draw(80))
     assert "[1]=25.0%" in picture
     assert "[2]=12.5%" in picture
 

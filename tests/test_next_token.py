@@ -14,19 +14,17 @@ from minillm_repl.generate.decoder import never_interrupted
 from minillm_repl.generate.events import Step
 from minillm_repl.generate.generate import generate
 from minillm_repl.generate.interactive import InteractiveDecoder
-from minillm_repl.generate.next_token import (
-    branches_view,
-    next_logits,
-    prob_view,
-    sampler_view,
-    sweep_view,
-)
 from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.generate.sampling import make_rng
 from minillm_repl.model.build import build
 from minillm_repl.repl.model_loading import LoadedModel
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
+from minillm_repl.views.branch import compute as branches_view
+from minillm_repl.views.prob import compute as prob_view
+from minillm_repl.views.sampler import compute as sampler_view
+from minillm_repl.views.sampler import next_logits
+from minillm_repl.views.sweep import compute as sweep_view
 from tests.test_sampling import by_transformers
 
 ALL = Sampling(temp=0.7, top_k=9, top_p=0.9, min_p=0.02, repeat_penalty=1.3)

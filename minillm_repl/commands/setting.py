@@ -2,7 +2,6 @@
 
 from rich.text import Text
 
-from minillm_repl.commands.sampler import sweep
 from minillm_repl.errors import UserError
 from minillm_repl.generate.options import Sampling
 from minillm_repl.language import _
@@ -12,6 +11,7 @@ from minillm_repl.repl.registry import Command, Group
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
 from minillm_repl.settings import Spec, default_of, format_value, specs, value_of
+from minillm_repl.views.sweep import sweep
 
 
 def _command(name: str, spec: Spec) -> Command:

@@ -77,8 +77,8 @@ def run_guess(shell: Shell, block: Guess, text: str) -> ExerciseSteps:
     """Play the guessing game: the learner bets half of all belief on one token, and the model
     has its probabilities.
     """
-    from minillm_repl.generate.next_token import next_logits
     from minillm_repl.generate.sampling import LN2, softmax
+    from minillm_repl.views.sampler import next_logits
 
     model, out = shell.require_model(), shell.screen.out
     tokenizer, vocabulary = model.checkpoint.tokenizer, model.checkpoint.config.vocab_size

@@ -20,12 +20,12 @@ from minillm_repl.tokenizer.character import CharacterTokenizer
 from minillm_repl.views.inspecting import inspect_ids
 
 if TYPE_CHECKING:
-    from minillm_repl.generate.views import SweepView
     from minillm_repl.insight.views.thinking import FocusView, Met
     from minillm_repl.views.inspected_text import InspectedText
     from minillm_repl.views.lens import LensView
     from minillm_repl.views.residual import ResidualView
     from minillm_repl.views.surprise import SurpriseView
+    from minillm_repl.views.sweep import SweepView
 
 _MIN_DEEP_LAYERS = 6  # layers
 _MAX_CANDIDATES = 9  # next tokens that can be asked for
@@ -223,14 +223,14 @@ class LessonValues:
 
     @cached_property
     def _logits(self) -> Any:
-        from minillm_repl.generate.next_token import next_logits
+        from minillm_repl.views.sampler import next_logits
 
         return next_logits(self._model.decoder, self._ids, self._shell.interrupted).copy()
 
     @cached_property
     def _sweep(self) -> "SweepView":
-        from minillm_repl.generate.next_token import sweep_view
         from minillm_repl.generate.options import Sampling
+        from minillm_repl.views.sweep import compute as sweep_view
 
         return sweep_view(
             self._logits, Sampling(temp=0.5), self._ids, self._tokenizer, _MAX_CANDIDATES

@@ -165,6 +165,12 @@ def percent(probability: float) -> str:
     return f"{probability:.1%}" if probability >= 0.0005 or probability == 0 else "<0.1%"
 
 
+def exact_percent(probability: float) -> str:
+    """Return a probability as a percentage with two digits if it is small: `0.0021%`."""
+    is_small = 0 < probability < 0.001
+    return f"{100 * probability:.2g}%" if is_small else percent(probability)
+
+
 def generation_summary(finished: Finished, seed: int) -> str:
     """Return the line of figures after a generation."""
     facts = [_n("{n} token", "{n} tokens", finished.tokens)]

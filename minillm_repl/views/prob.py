@@ -1,0 +1,139 @@
+"""`:prob`: how likely the model finds a continuation, token by token."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import exp
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
+from minillm_repl.render.bars import bar
+from minillm_repl.render.console import FIGURES, MODEL, TITLE
+from minillm_repl.render.drawing import short_label, title
+from minillm_repl.render.generation import exact_percent, percent
+from minillm_repl.render.tables import NARROW, WIDE, plain_table
+from minillm_repl.repl.arguments import Arguments, TextArgument
+from minillm_repl.repl.registry import command
+from minillm_repl.tokenizer.base import Token, Tokenizer
+from minillm_repl.tokenizer.truncation import Truncation, with_truncation
+from minillm_repl.views.base import View
+from minillm_repl.views.inspecting import show
+from minillm_repl.views.sampler import next_logits
+
+if TYPE_CHECKING:
+    from minillm_repl.generate.decoder import Decoder
+    from minillm_repl.repl.shell import Shell
+
+
+@dataclass(frozen=True)
+class ContinuationToken:
+    """One token of a continuation."""
+
+    token: Token
+    prob: float  # by the model's own softmax, given the text and the tokens before it
+    rank: int  # 1 = most likely
+    likeliest: Token  # the top token at this position
+    likeliest_prob: float
+
+
+@dataclass(frozen=True)
+class ProbView(View, Truncation):
+    """The probability of a continuation."""
+
+    after: Token  # the last token of the text
+    chances: tuple[ContinuationToken, ...]
+    prob: float  # the product over the tokens
+    bits: float  # the surprisal, −log2 of the product
+
+    def draw(self, width: int) -> RenderableType:
+        """Return a row for each token: its probability, its rank, and the top token there."""
+        bars = 24 if width >= WIDE else 10 if width >= NARROW else 0
+        table = plain_table(
+            _("token"), _("probability"), "", _("rank"), _("most likely"), "",
+            right=(1, 3, 5), wrap=() if width >= NARROW else (0, 4),
+        )  # fmt: skip
+        for each in self.chances:
+            table.add_row(
+                short_label(each.token), exact_percent(each.prob),
+                Text(bar(each.prob, bars), MODEL),
+                f"{each.rank:,}", short_label(each.likeliest), percent(each.likeliest_prob),
+            )  # fmt: skip
+        text = "".join(each.token.label for each in self.chances)
+        total = Text.assemble(
+            (_("total") + " ", FIGURES),
+            (exact_percent(self.prob), TITLE),
+            (" · " + _("surprisal {bits:.2f} bits", bits=self.bits), FIGURES),
+        )
+        heading = title(
+            _("probability of {text}", text=text), _("after {token}", token=self.after.label)
+        )
+        return Group(heading, table, total)
+
+
+def compute(
+    decoder: "Decoder",
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    continuation_ids: Sequence[int],
+    interrupted: Callable[[], bool],
+) -> ProbView:
+    """Return how likely `continuation_ids` are after `ids`. Raises UserError if interrupted."""
+    from minillm_repl.generate.sampling import LN2, rank, softmax, topk_ids
+
+    prefix_ids, continuation, total = list(ids), [], 0.0  # total in nats
+    for token in continuation_ids:
+        logits = next_logits(decoder, prefix_ids, interrupted)  # (vocab,)
+        log_probabilities = softmax(logits)[1]  # (vocab,)
+        top_token = topk_ids(logits, 1)[0]
+        continuation.append(
+            ContinuationToken(
+                token=Token.from_id(tokenizer, token),
+                prob=exp(log_probabilities[token]),
+                rank=rank(logits, token),
+                likeliest=Token.from_id(tokenizer, top_token),
+                likeliest_prob=exp(log_probabilities[top_token]),
+            )
+        )
+        total += float(log_probabilities[token])
+        prefix_ids.append(token)
+    last = Token.from_id(tokenizer, ids[-1])
+    return ProbView(last, tuple(continuation), exp(total), abs(total) / LN2)
+
+
+@command(
+    "prob",
+    arguments=(TextArgument(verbatim=True, required=True),),
+    json=True,
+    aliases=("확률",),
+    group="Predictions",
+    example=":prob 다.",
+)
+def prob(shell: "Shell", asked: Arguments) -> None:
+    """Show the probability of a continuation that you type.
+
+    The view shows TEXT as a continuation of the text so far. For each token, it shows the
+    probability by the model's own softmax, the rank (1 = most likely), and the top token at that
+    position.
+
+    The total is the product of the probabilities; the surprisal is −log2 of it. If TEXT is more
+    likely with a space before it, the view shows it with the space.
+    """
+    model, ids = shell.require_model(), shell.session.conversation.ids
+    if not ids:
+        raise UserError(_("no text to append this to: type a prompt first"))
+    tokenizer = model.checkpoint.tokenizer
+    readings = [shell.encode(model, asked.text, start=False)]
+    spaced = tokenizer.encode(" " + asked.text, add_special=False)
+    # Some tokenizers have the space before a word in the word's own token.
+    if not asked.text.startswith(" ") and len(spaced) <= len(readings[0]):
+        readings.append(spaced)
+    views = [
+        compute(model.decoder, tokenizer, ids, reading, shell.interrupted) for reading in readings
+    ]
+    view = min(views, key=lambda view: view.bits)
+    # The model has read all but the last token of the continuation.
+    read_ids = [*ids, *(each.token.id for each in view.chances[:-1])]
+    show(shell, with_truncation(view, model.visible_window(read_ids)), asked.output)

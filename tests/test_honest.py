@@ -16,14 +16,13 @@ from minillm_repl.generate.generate import generate
 from minillm_repl.generate.options import GenerationConfig
 from minillm_repl.generate.sampling import make_rng
 from minillm_repl.insight.views.changes import HeadEffect, ScanView
-from minillm_repl.insight.views.thinking import Neuron, NeuronsView
 from minillm_repl.language import set_language
 from minillm_repl.render.intervention import scan_picture
-from minillm_repl.render.thinking import neuron_picture
 from minillm_repl.repl.workspace import Workspace, Writable
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from minillm_repl.views.branch import Branch, BranchesView
+from minillm_repl.views.neurons import Neuron, NeuronsView
 from tests.small import random_checkpoint
 from tests.test_lessons import printed, shell_for, state  # noqa: F401 - the last is a fixture
 
@@ -393,7 +392,7 @@ def test_bars_of_a_scan_stand_in_one_column_and_on_one_scale(width):
 def test_bars_along_a_text_of_ten_thousand_tokens_stand_in_one_column():
     tokens = tuple(Token(1, "a", (97,)) for _ in range(12_000))
     neuron = Neuron(3, tuple(1.0 if place in (5, 11_000) else 0.0 for place in range(12_000)))
-    lines = drawn(neuron_picture(NeuronsView(0, 9, tokens, (neuron,)), 80)).splitlines()
+    lines = drawn(NeuronsView(0, 9, tokens, (neuron,)).draw(80)).splitlines()
     rows = [line for line in lines if "│" in line]
     assert len({line.index("│") for line in rows}) == 1
 

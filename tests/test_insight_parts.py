@@ -8,13 +8,9 @@ import torch
 from rich.console import Console
 
 from minillm_repl.errors import UserError
-from minillm_repl.insight.gradient import grad_view
-from minillm_repl.insight.neurons import neurons_view
-from minillm_repl.insight.query import qkv_view
 from minillm_repl.insight.watching import Watch
 from minillm_repl.model.build import build, build_trainable
-from minillm_repl.render.thinking import grad_picture
-from minillm_repl.views import lens
+from minillm_repl.views import grad, lens, neurons, qkv
 from minillm_repl.views.inspected_text import InspectedText
 from tests.conftest import random_checkpoint
 from tests.test_insight import both, exact, of_text  # noqa: F401 - the fixture
@@ -26,7 +22,7 @@ LAYER, HEAD = 1, 2
 @pytest.mark.parametrize("position", [0, 5, -1])
 def test_a_query_meets_keys_and_mixes_values_as_the_models_own_attention_does(both, position):
     ours, _, theirs = both
-    view = qkv_view(ours, LAYER, HEAD, position)
+    view = qkv.compute(ours, LAYER, HEAD, position)
     place = position % 21
     assert view.position == place
     expected = theirs.attentions[LAYER][0, HEAD, place, : place + 1]
@@ -51,20 +47,20 @@ def test_a_query_meets_keys_and_mixes_values_as_the_models_own_attention_does(bo
 def test_neurons_are_what_enters_the_second_matrix_of_transformers_feed_forward(both):
     ours, model, _ = both
     hidden = feed_forward_input(model, ours.input_ids)  # (time, hidden)
-    view = neurons_view(ours, LAYER)
+    view = neurons.compute(ours, LAYER)
     assert view.size == hidden.shape[-1]
     assert [each.index for each in view.neurons] == hidden.abs().amax(0).topk(12).indices.tolist()
     for each in view.neurons:
         np.testing.assert_allclose(each.activations, hidden[:, each.index], atol=1e-5)
-    assert neurons_view(ours, LAYER, view.neurons[3].index).neurons == (view.neurons[3],)
+    assert neurons.compute(ours, LAYER, view.neurons[3].index).neurons == (view.neurons[3],)
     with pytest.raises(UserError, match=f"are numbered from 0 to {view.size - 1}"):
-        neurons_view(ours, LAYER, view.size)
+        neurons.compute(ours, LAYER, view.size)
 
 
 @pytest.mark.parametrize("versus", [None, 7])
 def test_gradients_are_those_of_transformers(both, versus):
     ours, model, theirs = both
-    view = grad_view(ours, versus=versus)
+    view = grad.compute(ours, versus=versus)
     assert view.token.id == int(theirs.logits[0, -1].argmax())
     embeds = model.get_input_embeddings()(ours.input_ids).detach().requires_grad_()
     logits = model(inputs_embeds=embeds).logits[0, -1]
@@ -77,16 +73,16 @@ def test_gradients_are_those_of_transformers(both, versus):
 
 
 def test_where_nothing_depends_on_anything_the_largest_gradient_is_0(both):
-    view = grad_view(both[0], 5, 5)
+    view = grad.compute(both[0], 5, 5)
     assert set(view.norms) == {0}
     out = Console(file=io.StringIO(), width=100)
-    out.print(grad_picture(view, 100))
+    out.print(view)
     assert "at most 0.000" in out.file.getvalue()
 
 
 def test_gradient_times_vector_is_the_slope_of_the_logit_as_the_vector_grows(both):
     subject, step = exact(both[0]), 1e-6
-    view = grad_view(subject, token=5)
+    view = grad.compute(subject, token=5)
 
     def logit(position, factor):
         def grown(name, x):
@@ -106,7 +102,7 @@ def test_gradient_times_vector_is_the_slope_of_the_logit_as_the_vector_grows(bot
 def test_gradients_leave_no_trace_in_the_model():
     checkpoint = random_checkpoint()
     model = build_trainable(checkpoint.config, checkpoint.tensors)
-    grad_view(InspectedText(model, checkpoint.tokenizer, (1, 2, 3)))
+    grad.compute(InspectedText(model, checkpoint.tokenizer, (1, 2, 3)))
     assert all(each.grad is None for each in model.parameters())
 
 
@@ -147,10 +143,10 @@ def test_a_long_watch_forgets_moments_between_the_first_and_the_last():
 def test_what_is_not_there_is_refused_by_number():
     subject = of_text(random_checkpoint(), "가각갂")
     for ask in (
-        lambda: qkv_view(subject, 2, 0),
-        lambda: qkv_view(subject, 0, 3),
-        lambda: qkv_view(subject, 0, 0, 3),
-        lambda: neurons_view(subject, 2),
+        lambda: qkv.compute(subject, 2, 0),
+        lambda: qkv.compute(subject, 0, 3),
+        lambda: qkv.compute(subject, 0, 0, 3),
+        lambda: neurons.compute(subject, 2),
     ):
         with pytest.raises(UserError, match=r"are numbered from 0 to \d"):
             ask()

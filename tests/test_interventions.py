@@ -7,9 +7,7 @@ import torch
 from minillm_repl.errors import UserError
 from minillm_repl.insight.ablation import scan_view, silencing
 from minillm_repl.insight.attention import head_view
-from minillm_repl.insight.gradient import grad_view
 from minillm_repl.insight.intervention_effect import effect_view
-from minillm_repl.insight.neurons import neurons_view
 from minillm_repl.insight.patching import patch_view, patched_logits
 from minillm_repl.insight.steering import (
     RANDOM,
@@ -25,7 +23,7 @@ from minillm_repl.insight.steering import (
 from minillm_repl.render.drawing import nats
 from minillm_repl.tokenizer.library import byte_level_bpe
 from minillm_repl.tokenizer.subword import SubwordTokenizer
-from minillm_repl.views import lens, residual, why
+from minillm_repl.views import grad, lens, neurons, residual, why
 from minillm_repl.views.inspected_text import InspectedText
 from tests.conftest import random_checkpoint
 from tests.test_huggingface import random_ids
@@ -153,9 +151,9 @@ def test_changes_add_up_as_hooks_in_transformers_do_together(both, other):
         head_view(changed, 2, 0).weights, found.attentions[2][0, 0].detach(), atol=1e-5
     )
     np.testing.assert_allclose(
-        grad_view(changed).norms, gradient[0].norm(dim=-1), rtol=1e-3, atol=1e-4
+        grad.compute(changed).norms, gradient[0].norm(dim=-1), rtol=1e-3, atol=1e-4
     )
-    busiest = neurons_view(changed, LAYER).neurons[0]
+    busiest = neurons.compute(changed, LAYER).neurons[0]
     np.testing.assert_allclose(busiest.activations, hidden[:, busiest.index], atol=1e-4)
     final = expected[-1].double().log_softmax(-1)
     agrees(lens.compute(changed, top=5).rows[-1], final, final)

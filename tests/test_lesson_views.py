@@ -21,15 +21,15 @@ from minillm_repl.generate.options import Sampling
 from minillm_repl.generate.sampling import process_logits, softmax
 from minillm_repl.insight.ablation import silencing
 from minillm_repl.insight.descent import descent_view
-from minillm_repl.insight.query import dot_view
 from minillm_repl.insight.shapes import shapes_view, sizes_on
 from minillm_repl.insight.source import source_view
 from minillm_repl.insight.steering import steering
 from minillm_repl.insight.views.thinking import sizes
 from minillm_repl.model.build import build, to_arrays
-from minillm_repl.render.by_hand import descent_picture, dot_picture
+from minillm_repl.render.by_hand import descent_picture
 from minillm_repl.render.shapes import shapes_picture
 from minillm_repl.render.source import source_picture
+from minillm_repl.views import qkv
 from minillm_repl.views.inspected_text import InspectedText
 from tests.conftest import ROOT, random_checkpoint
 from tests.test_huggingface import FAMILIES, random_ids, random_model
@@ -364,7 +364,7 @@ def test_code_is_drawn_whole(width):
 
 def test_one_key_gets_the_share_that_transformers_gives_it(both):
     ours, _, theirs = both
-    view = dot_view(ours, 1, 2, 20, 18)
+    view = qkv.compute_dot(ours, 1, 2, 20, 18)
     assert math.fsum(view.products) == pytest.approx(view.dot, abs=1e-4)
     assert view.scaled == pytest.approx(view.dot / math.sqrt(len(view.query)), abs=1e-5)
     assert view.weight == pytest.approx(float(theirs.attentions[1][0, 2, 20, 18]), abs=1e-5)
@@ -387,8 +387,8 @@ def rounded(value, like):
 def test_a_dot_product_as_it_is_shown_adds_up_to_the_last_digit(seed, head_size, half):
     subject = of_text(random_checkpoint(seed=seed, width=3 * head_size), "가각갂갃간")
     subject = in_bfloat16(subject) if half else subject
-    view = dot_view(subject, 1, 2, -1, 2)
-    lines = drawn(dot_picture(view, 80), 80)
+    view = qkv.compute_dot(subject, 1, 2, -1, 2)
+    lines = drawn(view.draw(80), 80)
     rows = [numbers(line) for line in lines if len(numbers(line)) == 3 and "%" not in line]
     assert len(rows) == (head_size if head_size <= 16 else 12)
     for q, k, product in rows:
@@ -410,24 +410,24 @@ def test_a_dot_product_as_it_is_shown_adds_up_to_the_last_digit(seed, head_size,
 def test_a_key_that_is_not_seen_is_refused():
     subject = of_text(random_checkpoint(), "가각갂갃")
     with pytest.raises(UserError, match="there is no position 3: they count from 0 to 2"):
-        dot_view(subject, 0, 0, 2, 3)
-    assert dot_view(subject, 0, 0, 2, -3).met == 0
+        qkv.compute_dot(subject, 0, 0, 2, 3)
+    assert qkv.compute_dot(subject, 0, 0, 2, -3).met == 0
 
 
 def test_a_key_before_the_window_is_out_of_sight(both):
     ours = both[0]
-    window = getattr(ours.config, "windows", ())
-    if window and window[0]:
-        with pytest.raises(UserError, match=f"it sees from {21 - window[0]} on"):
-            dot_view(ours, 0, 0, -1, 0)
+    windows = ours.config.sliding_windows
+    if windows and windows[0]:
+        with pytest.raises(UserError, match=f"attends to positions from {21 - windows[0]} onwards"):
+            qkv.compute_dot(ours, 0, 0, -1, 0)
     else:
-        assert len(dot_view(ours, 0, 0, -1, 0).all_scaled) == 21
+        assert len(qkv.compute_dot(ours, 0, 0, -1, 0).all_scaled) == 21
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_a_dot_product_fits(both, width):
-    view = dot_view(both[0], 1, 0, -1, 18)
-    lines = drawn(dot_picture(view, width), width)
+    view = qkv.compute_dot(both[0], 1, 0, -1, 18)
+    lines = drawn(view.draw(width), width)
     assert max(map(wcswidth, lines)) <= width
     below = " ".join(
         lines[lines.index(next(line for line in lines if line.startswith("softmax"))) :]

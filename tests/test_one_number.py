@@ -24,11 +24,10 @@ from minillm_repl.generate.backends.torch import TorchDecoder
 from minillm_repl.generate.generate import generate
 from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.insight.ablation import scan_view
-from minillm_repl.insight.gradient import grad_view
 from minillm_repl.insight.steering import steering
 from minillm_repl.model.build import build
 from minillm_repl.storage.paths import find_checkpoint
-from minillm_repl.views import lens, why
+from minillm_repl.views import grad, lens, why
 from minillm_repl.views.compare import compute as compare_view
 from minillm_repl.views.inspected_text import InspectedText
 from minillm_repl.views.prob import compute as prob_view
@@ -186,7 +185,7 @@ def test_every_view_of_half_precision_is_that_of_the_same_weights_widened(case):
     for each in scan.heads:
         assert each.change == pytest.approx(there[each.layer, each.head], abs=1e-5)
     np.testing.assert_allclose(
-        grad_view(ours, 3).times, grad_view(exact, 3).times, rtol=1e-3, atol=1e-4
+        grad.compute(ours, 3).times, grad.compute(exact, 3).times, rtol=1e-3, atol=1e-4
     )
     assert surprise_view(ours).perplexity == pytest.approx(
         surprise_view(exact).perplexity, rel=1e-5

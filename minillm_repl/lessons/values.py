@@ -20,9 +20,10 @@ from minillm_repl.tokenizer.character import CharacterTokenizer
 from minillm_repl.views.inspecting import inspect_ids
 
 if TYPE_CHECKING:
-    from minillm_repl.insight.views.thinking import FocusView, Met
+    from minillm_repl.insight.views.thinking import FocusView
     from minillm_repl.views.inspected_text import InspectedText
     from minillm_repl.views.lens import LensView
+    from minillm_repl.views.qkv import Met
     from minillm_repl.views.residual import ResidualView
     from minillm_repl.views.surprise import SurpriseView
     from minillm_repl.views.sweep import SweepView
@@ -255,10 +256,10 @@ class LessonValues:
 
     @cached_property
     def _top_key(self) -> "Met":
-        from minillm_repl.insight.query import qkv_view
+        from minillm_repl.views import qkv
 
         layer, head = map(int, self._head_value("previous", "head").split("."))
-        return max(qkv_view(self._subject, layer, head).met, key=lambda each: each.weight)
+        return max(qkv.compute(self._subject, layer, head).met, key=lambda each: each.weight)
 
     @cached_property
     def _lens(self) -> "LensView":

@@ -77,6 +77,19 @@ def label_width(tokens: Iterable[Token], min_width: int = 5) -> int:
     return min(MAX_LABEL_WIDTH, max([min_width, *(cell_len(token.label) for token in tokens)]))
 
 
+def numbered_label(token: Token, position: int, last_position: int, width: int) -> Text:
+    """Return a position and its token, as wide for each position of a text up to the last one."""
+    digits = max(4, len(str(last_position)))
+    label = short_label(token)
+    label.pad_right(width - label.cell_len + 2)
+    return Text.assemble((f"{position:>{digits}}  ", FIGURES), label)
+
+
+def largest_first(values: Sequence[float]) -> list[int]:
+    """Return the indices of values, the largest |value| first."""
+    return sorted(range(len(values)), key=lambda index: -abs(values[index]))
+
+
 def component_name(name: str) -> str:
     """Return the name of a part of the model, `head 2.1`, in the language of the user."""
     which, kind = _LAYER_OR_HEAD.search(name), _LAYER_OR_HEAD.sub("{n}", name)

@@ -1,0 +1,173 @@
+"""`:neurons`: the neurons of an MLP, which are active on a text, and on which tokens."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
+from minillm_repl.render.bars import bar
+from minillm_repl.render.console import FIGURES, MODEL
+from minillm_repl.render.drawing import (
+    label_width,
+    largest_first,
+    numbered_label,
+    short_label,
+    signed_bar,
+    title,
+    token_strip,
+)
+from minillm_repl.render.tables import plain_table
+from minillm_repl.repl.arguments import Arguments, Layer, TextArgument
+from minillm_repl.repl.registry import command
+from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer.truncation import Truncation
+from minillm_repl.views.base import Row, View
+from minillm_repl.views.inspected_text import InspectedText, check_layer, no_grad
+from minillm_repl.views.inspecting import inspect_text, show
+
+if TYPE_CHECKING:
+    from minillm_repl.repl.shell import Shell
+
+_NEURONS = 12  # of a layer that are listed
+_TOKENS = 12  # that a neuron fires on, at most
+_TOKENS_OF_ONE = 10  # the same, for one neuron by itself
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """One dimension of the hidden layer of an MLP, at every token."""
+
+    index: int
+    activations: Row  # (time,): after the activation function, and the gate where there is one
+
+
+@dataclass(frozen=True)
+class NeuronsView(View, Truncation):
+    """The most active neurons of a layer, or one. Layers and neurons count from 0."""
+
+    layer: int
+    size: int  # how many the layer has
+    tokens: tuple[Token, ...]
+    neurons: tuple[Neuron, ...]  # the strongest first
+
+    def draw(self, width: int) -> RenderableType:
+        """Return a row for each neuron, or the whole text for a single one."""
+        is_single = len(self.neurons) == 1
+        return self._draw_one(self.neurons[0], width) if is_single else self._draw_all(width)
+
+    def _draw_all(self, width: int) -> RenderableType:
+        table = plain_table(
+            _("neuron"), _("max"), "", _("fires on: token @ position, activation"),
+            right=(0, 1), wrap=(),
+        )  # fmt: skip
+        peak = max(abs(value) for each in self.neurons for value in each.activations) or 1.0
+        for each in self.neurons:
+            order = largest_first(each.activations)
+            top = each.activations[order[0]]
+            table.add_row(
+                f"{self.layer}.{each.index}",
+                f"{top:+.2f}",
+                Text(bar(abs(top) / peak, 8), MODEL),
+                self._fires_on(each, order[:_TOKENS], width - 34),
+            )
+        count = _(
+            "top {n} of {all:,} by activation on this text", n=len(self.neurons), all=self.size
+        )
+        hint = _(
+            ":neurons {layer}.{neuron} shows one neuron over the whole text",
+            layer=self.layer,
+            neuron=self.neurons[0].index,
+        )
+        heading = title(_("neurons of layer {layer}", layer=self.layer), count)
+        return Group(heading, table, Text(hint, FIGURES))
+
+    def _fires_on(self, neuron: Neuron, order: list[int], width: int) -> Text:
+        """Return as many tokens with their activations as fit in `width` cells."""
+        fires = Text()
+        for index in order:
+            part = Text.assemble(
+                short_label(self.tokens[index], 8),
+                (f" @{self.position_of(index)}", FIGURES),
+                f" {neuron.activations[index]:+.2f}  ",
+            )
+            if fires.cell_len + part.cell_len > width:
+                break
+            fires.append_text(part)
+        return fires
+
+    def _draw_one(self, neuron: Neuron, width: int) -> RenderableType:
+        """Return the text with the level of the activation at each token, and the largest ones."""
+        values = neuron.activations
+        peak = max(map(abs, values)) or 1.0
+        names, bars = label_width(self.tokens), max(16, min(60, width - 40))
+        last = self.position_of(len(self.tokens) - 1)
+        lines = []
+        for index in largest_first(values)[:_TOKENS_OF_ONE]:
+            line = numbered_label(self.tokens[index], self.position_of(index), last, names)
+            line.append_text(signed_bar(values[index], peak, bars))
+            lines.append(line.append(f" {values[index]:+.3f}"))
+        return Group(
+            title(
+                _("neuron {layer}.{neuron}", layer=self.layer, neuron=neuron.index),
+                _("after its activation function; at most {most:.3f}", most=peak),
+            ),
+            token_strip(self.tokens, [abs(value) / peak for value in values], width),
+            Text(),
+            Text("\n", no_wrap=True).join(lines),
+        )
+
+
+@no_grad
+def compute(inspected: InspectedText, layer: int, neuron: int | None = None) -> NeuronsView:
+    """Return the neurons of a layer with the largest |activation| on the text, or one neuron.
+
+    Raises UserError if there is no such layer or neuron.
+    """
+    check_layer(inspected.config, layer)
+    name = f"blocks.{layer}.mlp.hidden"
+    hidden = inspected.run_with_cache(name, last_only=True)[1][name]  # (time, d_mlp)
+    size = hidden.shape[-1]
+    if neuron is not None and not neuron < size:
+        raise UserError(
+            _(
+                "no neuron {neuron}: neurons are numbered from 0 to {last}",
+                neuron=neuron,
+                last=size - 1,
+            )
+        )
+    peaks = hidden.abs().amax(0)  # (d_mlp,)
+    strongest = peaks.argsort(descending=True, stable=True)[:_NEURONS].tolist()
+    indices = strongest if neuron is None else [neuron]
+    return NeuronsView(
+        layer=layer,
+        size=size,
+        tokens=inspected.tokens,
+        neurons=tuple(Neuron(index, tuple(hidden[:, index].tolist())) for index in indices),
+        **inspected.window_fields,
+    )
+
+
+@command(
+    "neurons",
+    arguments=(Layer("optional", part="neuron", required=True), TextArgument()),
+    json=True,
+    aliases=("뉴런",),
+    group="Look inside",
+    example=":neurons 0.17 날씨가 좋",
+)
+def neurons(shell: "Shell", asked: Arguments) -> None:
+    """Show which tokens activate the neurons of an MLP.
+
+    A neuron is one dimension of the hidden layer of an MLP. Its value is taken after the activation
+    function, and after the gate if the model has one.
+    :neurons 2 lists the neurons of layer 2 with the largest |activation| on this text, each with
+    the tokens it fired on.
+    :neurons 2.17 shows neuron 17 over the whole text.
+
+    Layers and neurons count from 0.
+    """
+    inspected = inspect_text(shell, asked.text)
+    show(shell, compute(inspected, asked.layer, asked.neuron), asked.output)

@@ -1,0 +1,239 @@
+"""`:qkv`: one attention head at one position, with its query, its keys and its values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
+from minillm_repl.render.bars import bar
+from minillm_repl.render.console import FIGURES, MODEL, TITLE
+from minillm_repl.render.drawing import label_width, short_label, title
+from minillm_repl.render.generation import percent
+from minillm_repl.render.tables import WIDE, plain_table
+from minillm_repl.repl.arguments import (
+    Arguments,
+    Layer,
+    Option,
+    Position,
+    TextArgument,
+    position,
+)
+from minillm_repl.repl.registry import command
+from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer.truncation import Truncation
+from minillm_repl.views.base import Row, View
+from minillm_repl.views.dot_product import DotView
+from minillm_repl.views.inspected_text import InspectedText, check_layer, no_grad
+from minillm_repl.views.inspecting import inspect_text, show
+
+if TYPE_CHECKING:
+    from minillm_repl.repl.shell import Shell
+
+_NUMBER = 6  # cells of one number of a vector
+
+
+@dataclass(frozen=True)
+class Met:
+    """A key that the query attends to."""
+
+    position: int
+    key: Row  # (head_dim,)
+    value: Row  # (head_dim,)
+    dot: float  # query · key
+    scaled: float  # that divided by √head_dim
+    weight: float  # the softmax of that over all keys
+
+
+@dataclass(frozen=True)
+class QKVView(View, Truncation):
+    """One head at one position. Layers, heads and positions count from 0."""
+
+    layer: int
+    head: int
+    position: int
+    tokens: tuple[Token, ...]  # up to the position
+    query: Row  # (head_dim,)
+    met: tuple[Met, ...]
+    mixed: Row  # (head_dim,): the sum of the values, each times its weight
+
+    def draw(self, width: int) -> RenderableType:
+        """Return the query, a row for each key, and the weighted sum of the values."""
+        size = len(self.query)
+        bars = 6 if width >= WIDE else 0
+        fixed = 44 + bars + label_width(self.tokens)
+        shown = max(1, min(size, (width - fixed) // (2 * _NUMBER)))  # numbers of each vector
+        table = plain_table(
+            "#", _("token"), _("key"), "q·k", "÷√d", _("softmax"), "", _("value"),
+            right=(0, 3, 4, 5), wrap=(),
+        )  # fmt: skip
+        top_weight = max(each.weight for each in self.met)
+        for each in self.met:
+            style = TITLE if each.weight == top_weight else ""
+            table.add_row(
+                str(each.position),
+                short_label(self.tokens[self.index_of(each.position)]),
+                _vector(each.key, shown),
+                f"{each.dot:.2f}",
+                f"{each.scaled:.2f}",
+                Text(percent(each.weight), style),
+                Text(bar(each.weight, bars), MODEL),
+                _vector(each.value, shown),
+            )
+        table.add_section()
+        table.add_row("", "", "", "", "", "100.0%", "", _vector(self.mixed, shown))
+        query_name = (
+            _("query vector, first {n} of {all} dimensions", n=shown, all=size)
+            if shown < size
+            else _("query vector")
+        )
+        query = Text.assemble(
+            (_("query") + " ", FIGURES),
+            _vector(self.query, shown),
+            ("   " + query_name, FIGURES),
+        )
+        legend = _(
+            "softmax(q·k / √d) weights the values; the last row is their weighted sum: "
+            "the head's output before W_O (library analogy: `:help qkv`)"
+        )
+        return Group(self._title(), query, table, Text(legend, FIGURES))
+
+    def _title(self) -> Text:
+        return title(
+            _("layer {layer} head {head}", layer=self.layer, head=self.head),
+            _(
+                "query: {token} at position {position} · head_dim = {size}",
+                token=self.tokens[-1].label,
+                position=self.position,
+                size=len(self.query),
+            ),
+        )
+
+
+def _vector(numbers: Sequence[float], shown: int) -> Text:
+    """Return the first numbers of a vector, in columns of equal width."""
+    cells = (f"{each:+{_NUMBER}.{1 if abs(each) < 100 else 0}f}" for each in numbers[:shown])
+    return Text("".join(cells))
+
+
+@no_grad
+def compute(inspected: InspectedText, layer: int, head: int, position: int = -1) -> QKVView:
+    """Return what a head computes at a position.
+
+    Raises UserError if there is no such head or position.
+    """
+    from minillm_repl.model.attention import attention_weights
+
+    config = inspected.config
+    check_layer(config, layer, head)
+    index = inspected.index_of(position)
+    inspected = inspected.up_to(index)
+    prefix = f"blocks.{layer}.attention."
+    hooks = [prefix + name for name in ("q", "k", "v", "z")]
+    cache = inspected.run_with_cache(*hooks, last_only=True)[1]
+    # q (head, time, head_dim); k and v have n_kv_heads; z (time, head, head_dim)
+    q, k, v, z = (cache[name] for name in hooks)
+    window = config.sliding_windows[layer] if config.sliding_windows else 0
+    weights = attention_weights(q[None], k[None], window)[0, head, -1]  # (time,)
+    kv_head = head * config.n_kv_heads // config.n_heads  # several queries share a key and a value
+    query, keys, values = q[head, -1], k[kv_head], v[kv_head]
+    dots = keys @ query  # (time,)
+
+    def met(place: int) -> Met:
+        return Met(
+            position=inspected.position_of(place),
+            key=tuple(keys[place].tolist()),
+            value=tuple(values[place].tolist()),
+            dot=float(dots[place]),
+            scaled=float(dots[place]) / config.head_dim**0.5,
+            weight=float(weights[place]),
+        )
+
+    first = max(0, index + 1 - window) if window else 0
+    return QKVView(
+        layer=layer,
+        head=head,
+        position=inspected.position_of(index),
+        tokens=inspected.tokens,
+        query=tuple(query.tolist()),
+        met=tuple(met(place) for place in range(first, index + 1)),
+        mixed=tuple(z[-1, head].tolist()),
+        **inspected.window_fields,
+    )
+
+
+def compute_dot(
+    inspected: InspectedText, layer: int, head: int, position: int, key: int
+) -> DotView:
+    """Return the dot product of the query at one position and the key at another.
+
+    Raises UserError if there is no such head or position, or if the query does not see the key.
+    """
+    view = compute(inspected, layer, head, position)
+    inspected = inspected.up_to(inspected.index_of(position))
+    key = inspected.position_of(inspected.index_of(key))
+    by_position = {each.position: each for each in view.met}
+    if key not in by_position:
+        raise UserError(
+            _(
+                "position {key} is not visible to this query, which attends to positions from "
+                "{first} onwards",
+                key=key,
+                first=view.met[0].position,
+            )
+        )
+    met = by_position[key]
+    return DotView(
+        layer=layer,
+        head=head,
+        position=view.position,
+        met=key,
+        tokens=view.tokens,
+        query=view.query,
+        key=met.key,
+        products=tuple(q * k for q, k in zip(view.query, met.key, strict=True)),
+        dot=met.dot,
+        scaled=met.scaled,
+        weight=met.weight,
+        all_scaled=tuple((each.position, each.scaled, each.weight) for each in view.met),
+        **inspected.window_fields,
+    )
+
+
+@command(
+    "qkv",
+    arguments=(
+        Layer("required", required=True),
+        Position(),
+        Option("key", position, None, "P"),
+        TextArgument(),
+    ),
+    json=True,
+    group="Look inside",
+    example=":qkv 0.1 1 key=0 날씨가 좋",
+)
+def qkv(shell: "Shell", asked: Arguments) -> None:
+    """Show one attention head: query, keys, values and output.
+
+    The query of one position meets the key of each position up to its own. Their dot product q·k is
+    divided by √d (d is the head dimension). A softmax over all positions gives the weights. The
+    output of the head is the sum of the values, each times its weight.
+
+    q and k are as they enter the dot product: after normalization and RoPE, if the model has them.
+
+    With key=P, the view shows only the key of position P, number by number: each q × k, their sum,
+    ÷ √d, and its softmax weight. POSITION and P count from 0, or from the end if negative; the
+    default POSITION is the last. Layers and heads count from 0.
+
+    Library analogy: the query is what you look for. A key is the title on the spine of a book; the
+    value is its content. The better the title fits, the more of that book goes into the output.
+    """
+    inspected = inspect_text(shell, asked.text)
+    place = asked.layer, asked.head, asked.position
+    if asked.key is None:
+        show(shell, compute(inspected, *place), asked.output)
+    else:
+        show(shell, compute_dot(inspected, *place, asked.key), asked.output)

@@ -148,5 +148,5 @@ def test_what_is_not_there_is_refused_by_number():
         lambda: qkv.compute(subject, 0, 0, 3),
         lambda: neurons.compute(subject, 2),
     ):
-        with pytest.raises(UserError, match=r"are numbered from 0 to \d"):
+        with pytest.raises(UserError, match=r"(are numbered|run) from 0 to \d"):
             ask()

@@ -139,8 +139,9 @@ def _make_shell(screen: Screen, start: Start) -> Shell:
         destination=ReadOnly(path) if exists(path) else Writable(path),
         user_selected=launch.ckpt != "auto" or start.options.lesson is not None,
     )
+    registry = discover(commands, views)
     session, progress = Session(start.settings, workspace), Progress.load(launch.progress_file)
-    return Shell(session, screen, discover(commands, views), progress=progress)
+    return Shell(session=session, screen=screen, registry=registry, progress=progress)
 
 
 def _run_guarded(shell: Shell, action: Callable[[], object]) -> ExitStatus:

@@ -88,7 +88,9 @@ def commander() -> Callable[[bytes], None]:
             # there may be one that takes its time
             line = line.replace(line.split()[1], "no such file")
         empty = Workspace(destination=Writable(Path("none")))
-        shell = Shell(Session(workspace=empty), Screen(console, console), registry)
+        shell = Shell(
+            session=Session(workspace=empty), screen=Screen(console, console), registry=registry
+        )
         try:
             shell.execute(line)
         except UserError as error:

@@ -60,7 +60,12 @@ def lesson_runner(shell, number):
 def shell_for(checkpoint, width=80):
     """A shell without a terminal, with a model open; what it prints is `shell.screen.out.file`."""
     out = Transcript(file=io.StringIO(), width=width, markup=False, highlight=False, emoji=False)
-    shell = Shell(Session(), Screen(out, out), discover(commands, views), progress=Progress())
+    shell = Shell(
+        session=Session(),
+        screen=Screen(out, out),
+        registry=discover(commands, views),
+        progress=Progress(),
+    )
     opening = ModelLoader(threads=1)
     model = (
         opening.prepare(checkpoint)

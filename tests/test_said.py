@@ -497,7 +497,9 @@ def shell(model):
     """A shell with a model open, and where it writes."""
     out = Transcript(file=io.StringIO(), width=200, markup=False, highlight=False, emoji=False)
     made = Shell(
-        Session(Settings(temp=0, max_tokens=9)), Screen(out, out), discover(commands, views)
+        session=Session(Settings(temp=0, max_tokens=9)),
+        screen=Screen(out, out),
+        registry=discover(commands, views),
     )
     made.session.adopt(model, unsaved=False)
     return made, out.file

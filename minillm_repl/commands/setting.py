@@ -45,10 +45,10 @@ def _command(name: str, spec: Spec) -> Command:
     details = f"{spec.details}\n{usual}{sweeps}".strip()
     summary = spec.help[0].upper() + spec.help[1:] + "."
     return Command(
-        name,
-        summary,
-        run,
-        Forms(value, ("sweep", TextArgument(free=True))) if name == "temp" else Forms(value),
+        name=name,
+        summary=summary,
+        run=run,
+        forms=Forms(value, ("sweep", TextArgument(free=True))) if name == "temp" else Forms(value),
         details=details,
         aliases=spec.aliases,
         json=name == "temp",

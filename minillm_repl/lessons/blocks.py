@@ -20,7 +20,7 @@ class Show:
     lines: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Try:
     """Something for the learner to do at the prompt."""
 
@@ -31,7 +31,7 @@ class Try:
     otherwise: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ask:
     """A question with a word or a number for an answer."""
 
@@ -97,7 +97,7 @@ Block = Prose | Show | Try | Exercise | Guess | When
 LessonScreen = tuple[Block, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Lesson:
     """A lesson, screen by screen."""
 

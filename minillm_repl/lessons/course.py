@@ -139,13 +139,13 @@ def make_lesson_runner(
         return None
 
     return LessonRunner(
-        shell,
-        name,
-        lesson_title(lesson),
-        len(lesson.screens),
-        screen,
-        lesson.texts,
-        screen_index,
+        shell=shell,
+        name=name,
+        title=lesson_title(lesson),
+        screen_count=len(lesson.screens),
+        run_screen=screen,
+        texts=lesson.texts,
+        screen_index=screen_index,
         on_arrival=arrived,
     )
 
@@ -174,7 +174,13 @@ def make_quiz_runner(
         return right
 
     return LessonRunner(
-        shell, "quiz", Text(name), len(questions), screen, texts, on_arrival=arrived
+        shell=shell,
+        name="quiz",
+        title=Text(name),
+        screen_count=len(questions),
+        run_screen=screen,
+        texts=texts,
+        on_arrival=arrived,
     )
 
 

@@ -85,7 +85,14 @@ def read_lesson(path: Path) -> Lesson:
     if not title or not summary or not whole:
         raise reader.error("a lesson needs a title, a paragraph about it, and a screen")
     texts = tuple(each.strip() for each in header.get("text", "").split(" | ") if each.strip())
-    return Lesson(int(path.name[:2]), title, summary, int(header.get("minutes", "5")), texts, whole)
+    return Lesson(
+        number=int(path.name[:2]),
+        title=title,
+        summary=summary,
+        minutes=int(header.get("minutes", "5")),
+        texts=texts,
+        screens=whole,
+    )
 
 
 def read_quiz(language: Language) -> list[Question]:

@@ -36,7 +36,7 @@ def practice_model() -> Path:
     return user_state_path("minillm-repl") / "practice.safetensors"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LessonRunner:
     """What goes on, screen by screen.
 

@@ -32,7 +32,7 @@ Group = Literal[
 GROUPS: tuple[Group, ...] = get_args(Group)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Command:
     """Something a user can type after a colon."""
 
@@ -85,10 +85,10 @@ def command(
     def declare(run: Run) -> Command:
         summary, _, details = (run.__doc__ or "").partition("\n")
         return Command(
-            name,
-            summary.strip(),
-            run,
-            forms,
+            name=name,
+            summary=summary.strip(),
+            run=run,
+            forms=forms,
             json=json,
             details=paragraphs(details),
             aliases=aliases,

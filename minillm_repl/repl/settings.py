@@ -17,7 +17,7 @@ surprisal: −log2 of the model's probability of the sampled token, in bits
 ␣ is a space, ⏎ a newline, <EA B0> bytes that are only part of a character"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings(Sampling):
     """The samplers, and what surrounds them."""
 

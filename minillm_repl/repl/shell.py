@@ -33,7 +33,7 @@ class ExitRequested(Exception):  # noqa: N818 - a wish, not an error
     """The user wants to leave."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Shell:
     """A session with a screen to draw on and commands to run."""
 

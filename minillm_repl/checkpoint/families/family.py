@@ -7,7 +7,7 @@ from typing import Any
 
 from minillm_repl.checkpoint.families.fields import ConfigFields
 from minillm_repl.checkpoint.weight_map import AS_IS, TRANSPOSED, Layout, SourceTensor, WeightMap
-from minillm_repl.model.config import AnyConfig, LlamaConfig
+from minillm_repl.model.config import AnyConfig
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.*)")
 _ANYTHING = re.compile("")
@@ -59,7 +59,7 @@ class Family:
                 for each in self.tensor_names[key]
             ]
             layout = layouts.get(key, AS_IS)
-            shapes = _split_shape(config, key, shape)
+            shapes = _split_shape(config, shape, len(theirs))
             if layout is TRANSPOSED:
                 shapes = [shape[::-1] for shape in shapes]
             sources[name] = tuple(
@@ -117,10 +117,15 @@ class Family:
         return min(found, key=len, default="").removesuffix(self.prefix)
 
 
-def _split_shape(config: AnyConfig, key: str, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Return the shapes of the pieces of a fused tensor; a GPT's are fused in its files too."""
-    if isinstance(config, LlamaConfig) and key == "attention.qkv":
-        return [(rows, *shape[1:]) for rows in (config.q_dim, config.kv_dim, config.kv_dim)]
-    if key == "mlp.gate_up":
-        return [(shape[0] // 2, *shape[1:])] * 2
-    return [shape]
+def _split_shape(config: AnyConfig, shape: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
+    """Return the shapes of the tensors of a file, `count` of them, that are one fused tensor here.
+
+    Three are queries, keys and values; two are gate and up, of equal size; one is fused in the file
+    too, as in a GPT.
+    """
+    if count == 3:
+        query_rows, kv_rows = (
+            heads * config.head_dim for heads in (config.n_heads, config.n_kv_heads)
+        )
+        return [(rows, *shape[1:]) for rows in (query_rows, kv_rows, kv_rows)]
+    return [(shape[0] // count, *shape[1:])] * count

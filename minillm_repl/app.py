@@ -30,7 +30,6 @@ from minillm_repl.repl.loop import (
     run_plain,
     run_script,
 )
-from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.registry import discover
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
@@ -124,17 +123,8 @@ def _make_shell(screen: Screen, start: Start) -> Shell:
     launch, path = start.launch, find_checkpoint(start.checkpoint)
     if not exists(path) and start.training is None and has_other_format(path):
         raise UserError(_("{path} does not exist", path=safe_line(start.checkpoint)))
-    loader = ModelLoader(
-        device=launch.device,
-        dtype=launch.dtype,
-        context_length=launch.context_length,
-        vocabulary=user_path(launch.vocab_file) if launch.vocab_file else None,
-        allow_nonfinite=launch.allow_nonfinite,
-        threads=launch.threads,
-        quantization=launch.quant,
-    )
     workspace = Workspace(
-        loader=loader,
+        loader=launch.loader(),
         recent_models=RecentModels(launch.recent_file),
         destination=ReadOnly(path) if exists(path) else Writable(path),
         user_selected=launch.ckpt != "auto" or start.options.lesson is not None,

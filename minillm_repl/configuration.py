@@ -12,6 +12,7 @@ from platformdirs import user_config_path, user_state_path
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import LANGUAGES, Language, _, language_from_locale
+from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.settings import Settings
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import change, integer, one_of, setting, specs, switch
@@ -99,6 +100,18 @@ class Launch:
         "file for the input history: a FILE, `on` for the default path, `off` for none",
         metavar="FILE",
     )
+
+    def loader(self) -> ModelLoader:
+        """Return what opens checkpoints as these settings say."""
+        return ModelLoader(
+            device=self.device,
+            dtype=self.dtype,
+            context_length=self.context_length,
+            vocabulary=user_path(self.vocab_file) if self.vocab_file else None,
+            allow_nonfinite=self.allow_nonfinite,
+            threads=self.threads,
+            quantization=self.quant,
+        )
 
     @property
     def history_file(self) -> Path | None:

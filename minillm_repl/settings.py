@@ -168,6 +168,25 @@ def change(
     return dataclasses.replace(settings, **{_private(full): value})  # type: ignore[type-var]
 
 
+def with_values(settings: SettingsT, values: Mapping[str, Any]) -> SettingsT:
+    """Return `settings` with values of Python in place of some, each checked as if it were typed.
+
+    None leaves a setting as it is. Raises UserError, also for a name that is no setting.
+    """
+    for name, value in values.items():
+        full, spec = find(settings, name)
+        if value is None:
+            continue
+        if isinstance(default_of(settings, full), tuple):  # strings, which are taken as they are
+            chosen = (value,) if isinstance(value, str) else tuple(map(str, value))
+        elif any(value is meaning for meaning in spec.special_values.values()):
+            chosen = value
+        else:
+            chosen = parse_value(spec, full, str(value))
+        settings = dataclasses.replace(settings, **{_private(full): chosen})  # type: ignore[type-var]
+    return settings
+
+
 def parse_value(spec: Spec, name: str, text: str) -> Any:
     """Return the value of a typed text. Raises UserError with `name` and the expectation."""
     text = text.strip()

@@ -15,6 +15,7 @@ LAYERS = [
     {"korean"}, {"language"}, {"errors"}, {"safetext"}, {"environment", "settings"}, {"sandbox"},
     {"storage"}, {"model"}, {"tokenizer"}, {"checkpoint"}, {"chat"}, {"generate", "training"},
     {"render"}, {"repl"}, {"views"}, {"lessons"}, {"commands"}, {"configuration"}, {"app"}, {"cli"},
+    {"api"},
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

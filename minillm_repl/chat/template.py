@@ -4,11 +4,12 @@ A template comes with a model and is untrusted. It runs in the sandbox.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
+from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.sandbox.run import run_sandboxed
 from minillm_repl.tokenizer.base import Escapes, Span, Tokenizer
@@ -32,6 +33,25 @@ class Message:
 
     role: Literal["system", "user", "assistant"]
     content: str
+
+
+def parse_messages(messages: str | Sequence[Message | Mapping[str, str]]) -> list[Message]:
+    """Return the messages that a program gives; a text is one of the user.
+
+    Raises UserError if one is no message, or if the last is not of the user.
+    """
+    if isinstance(messages, str):
+        return [Message("user", messages)]
+    try:
+        parsed = [each if isinstance(each, Message) else Message(**each) for each in messages]  # type: ignore[arg-type]
+    except TypeError:
+        parsed = []
+    is_text = all(isinstance(each.content, str) for each in parsed)
+    if not is_text or not parsed or parsed[-1].role != "user":
+        raise UserError(
+            _("each message has a role and a content, and the last one has the role user")
+        )
+    return parsed
 
 
 TemplateInput = tuple[Sequence[Message], bool]

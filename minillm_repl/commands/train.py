@@ -18,9 +18,9 @@ from minillm_repl.repl.settings import samplers_heading
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.signals import catch_termination, run_interruptibly
 from minillm_repl.safetext import safe, safe_line
-from minillm_repl.settings import change, default_of, specs, value_of
+from minillm_repl.settings import change, specs
 from minillm_repl.storage.paths import exists, user_path
-from minillm_repl.training.plan import NEW_MODEL_SETTINGS, TrainPlan
+from minillm_repl.training.plan import TrainPlan, check_applies
 from minillm_repl.training.run_paths import resume_path, unsaved_path
 
 if TYPE_CHECKING:
@@ -272,23 +272,8 @@ def _make_run(
         if request.is_new or request.is_resume or session.workspace.has_no_model
         else shell.require_model()
     )
-    sizes = [
-        size
-        for size in NEW_MODEL_SETTINGS
-        if value_of(request.plan, size) != default_of(TrainPlan, size)
-    ]
-    if model is not None and sizes:
-        raise UserError(
-            _(
-                "{name} applies to a new model only; this model has its own. The word "
-                "`new` makes a new model",
-                name=sizes[0],
-            )
-        )
-    if model is None and request.plan.lora_rank:
-        raise UserError(
-            _("lora needs an open model: it trains adapter matrices beside the weights")
-        )
+    if not request.is_resume:
+        check_applies(request.plan, is_new=model is None)
     if model is None and not (request.is_resume and session.workspace.resumable):
         session.confirm_discard("train")
     with screen.waiting(_("preparing to train")) as update:

@@ -65,6 +65,18 @@ def interruptible(
         yield presses
 
 
+@contextmanager
+def raising_interruptible() -> Iterator[InterruptCounter]:
+    """Do what `interruptible` does; what ends early raises KeyboardInterrupt, not UserError."""
+    with interruptible() as interrupted:
+        try:
+            yield interrupted
+        except UserError:
+            if interrupted():
+                raise KeyboardInterrupt from None
+            raise
+
+
 def run_interruptibly(action: Callable[[], ResultT], interrupted: Callable[[], bool]) -> ResultT:
     """Return what `action` returns, done in a thread: what cannot be interrupted, such as an
     import, goes on there.

@@ -25,3 +25,24 @@ Nothing here imports torch before something is computed. What views share is in 
 inspecting.py (what the commands read and where their output goes). `render` has the shared
 drawing: bars, tables, strips of tokens.
 """
+
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from inspect import signature
+from typing import Any
+
+
+@cache
+def computed_views() -> dict[str, Callable[..., Any]]:
+    """Return the functions `compute` that take an inspected text, by the names of their files."""
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    functions = {
+        name: getattr(import_module(f"{__name__}.{name}"), "compute", None) for name in names
+    }
+    return {
+        name: compute
+        for name, compute in functions.items()
+        if compute and "inspected" in signature(compute).parameters
+    }

@@ -3,15 +3,18 @@
 Nothing here imports torch until a pass is made: a view is declared before torch is there.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
+from itertools import accumulate
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.model.hooks import Hook, caching, compose, no_hook
+from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import TruncatedText
 from minillm_repl.views.base import Likely
@@ -248,3 +251,16 @@ def check_layer(config: AnyConfig, layer: int, head: int | None = None) -> None:
                 last=config.n_heads - 1,
             )
         )
+
+
+def find_position(inspected: InspectedText, text: str) -> int:
+    """Return the position of the token in which the last occurrence of `text` ends.
+
+    Raises UserError if there is none.
+    """
+    tokens = [inspected.tokenizer.token_bytes(token) for token in inspected.all_ids]
+    start = b"".join(tokens).rfind(text.encode())
+    if start < 0 or not text:
+        raise UserError(_("{text!r} is not in the text", text=safe_line(text)))
+    ends = list(accumulate(map(len, tokens)))  # bytes
+    return bisect_left(ends, start + len(text.encode()))

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.model.hooks import compose
+from minillm_repl.model.hooks import Hook, compose, no_hook
 from minillm_repl.render.console import WARNING
 from minillm_repl.repl.arguments import TextPair
 from minillm_repl.repl.model_loading import LoadedModel
@@ -72,18 +72,23 @@ def inspect_ids(
     shell: Shell, model: LoadedModel, ids: Sequence[int], text: str | None = None
 ) -> InspectedText:
     """Return a model and what it sees of `ids`, which `text` has become where that is known."""
-    window = model.visible_window(ids)
     import_torch(shell)
-    hook, tokenizer = compose(model.hook, _interrupt_hook(shell)), model.checkpoint.tokenizer
-    prepended_bytes = count_prefix_spaces(tokenizer, ids, text)
+    return inspect_model(model, ids, text, _interrupt_hook(shell))
+
+
+def inspect_model(
+    model: LoadedModel, ids: Sequence[int], text: str | None = None, hook: Hook = no_hook
+) -> InspectedText:
+    """Return a model with its interventions, and then `hook`, and what it sees of `ids`."""
+    window, tokenizer = model.visible_window(ids), model.checkpoint.tokenizer
     return InspectedText(
         model.language_model,
         tokenizer,
         window.ids,
-        hook,
+        compose(model.hook, hook),
         window.dropped_ids,
         window.kept,
-        prepended_bytes,
+        count_prefix_spaces(tokenizer, ids, text),
     )
 
 

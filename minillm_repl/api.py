@@ -1,0 +1,331 @@
+"""The program as a library: `import minillm_repl as mr` (docs/python.md).
+
+Each function does what its command does, through the same code below. Nothing is printed. What the
+user can fix is raised as UserError; a warning is a Python warning.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from inspect import signature
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minillm_repl.chat.template import Message, parse_messages
+from minillm_repl.checkpoint.checkpoint import Checkpoint, TrainingRecord
+from minillm_repl.checkpoint.save import save
+from minillm_repl.configuration import Launch
+from minillm_repl.errors import UserError
+from minillm_repl.generate.events import Finished, Step
+from minillm_repl.language import _
+from minillm_repl.model.config import AnyConfig
+from minillm_repl.repl.arguments import Layer
+from minillm_repl.repl.conversation import Conversation, unknown_text_warning
+from minillm_repl.repl.forms import Forms
+from minillm_repl.repl.model_loading import Intervention, LoadedModel, ModelLoader
+from minillm_repl.repl.settings import Settings
+from minillm_repl.repl.signals import raising_interruptible
+from minillm_repl.settings import with_values
+from minillm_repl.storage.paths import SUFFIX, find_checkpoint, user_path
+from minillm_repl.tokenizer.base import Token, Tokenizer
+from minillm_repl.tokenizer.lookup import find_token_ids
+from minillm_repl.views import computed_views
+from minillm_repl.views.base import View
+from minillm_repl.views.inspected_text import InspectedText, find_position, most_likely_of
+from minillm_repl.views.inspecting import inspect_model
+
+if TYPE_CHECKING:
+    from minillm_repl.training.events import TrainEvent
+
+_PART = Forms((Layer("optional", required=True),))
+__all__ = ("Generation", "Model", "UserError", "View", "load", "train")
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """A text that a model wrote, and the numbers behind it."""
+
+    prompt: str
+    text: str  # what the model added
+    prompt_ids: tuple[int, ...]
+    tokens: tuple[Token, ...]  # of `text`: no end token, no stop string
+    logprobs: NDArray[np.float32]  # (tokens,), by the model's own softmax, in nats
+    steps: tuple[Step, ...]  # one for each token that was sampled, an end token included
+    reason: str  # why it ended: `length`, `stop`, `end` or `context`
+    seed: int  # the same prompt, settings and seed give the same text
+    messages: tuple[Message, ...] = ()  # of a chat, with the answer
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The ids of the prompt and of the text."""
+        return (*self.prompt_ids, *(token.id for token in self.tokens))
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return f"Generation({self.text!r}, {len(self.tokens)} tokens, reason={self.reason!r})"
+
+
+class Model:
+    """An open model. `load` and `train` return one."""
+
+    def __init__(self, loader: ModelLoader, loaded: LoadedModel) -> None:
+        self.loader = loader
+        self._loaded = loaded
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name}: {self.config.n_params:,} parameters>"
+
+    @property
+    def name(self) -> str:
+        """The name of its file, or `new model`."""
+        return self._loaded.name
+
+    @property
+    def config(self) -> AnyConfig:
+        """Its sizes."""
+        return self._loaded.checkpoint.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer."""
+        return self._loaded.checkpoint.tokenizer
+
+    @property
+    def training(self) -> TrainingRecord | None:
+        """How it was trained, if that is known."""
+        return self._loaded.checkpoint.record
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Its weights as numpy arrays, and all else that a file holds."""
+        return self._loaded.checkpoint
+
+    # -- text
+
+    def generate(self, prompt: str, *, candidates: int = 0, **settings: Any) -> Generation:
+        """Continue a text.
+
+        `settings` are those of `:set`: max_tokens, temp, top_k, top_p, seed, stop and so on.
+        Each step lists the `candidates` most likely tokens. Raises UserError, and KeyboardInterrupt
+        after Ctrl-C: the model can be used again.
+        """
+        chosen = with_values(Settings(), settings)
+        ids = self._encode(prompt, chosen)
+        if not ids:  # a model with a start token can begin from nothing
+            raise UserError(_("the prompt is empty"))
+        conversation = Conversation()
+        conversation.start_turn(ids, chosen)
+        return self._run(conversation, prompt, chosen, candidates)
+
+    def chat(
+        self,
+        messages: str | Sequence[Message | Mapping[str, str]],
+        *,
+        candidates: int = 0,
+        **settings: Any,
+    ) -> Generation:
+        """Answer the last of the messages, a text or `{"role": "user", "content": …}` each.
+
+        To go on, give the `messages` of the result and one more. A system prompt is `system=…`, or
+        the first message. Raises as `generate` does, and for a model without a chat template.
+        """
+        *earlier, last = parse_messages(messages)
+        chosen = with_values(Settings(), settings)
+        if earlier and earlier[0].role == "system" and "system" not in settings:
+            chosen = replace(chosen, system=earlier[0].content)
+        self._loaded.is_chatting(setting=True)  # raises if it has no template
+        conversation = Conversation(messages=earlier)
+        conversation.start_chat_turn(self._loaded, last.content, chosen)
+        _warn(unknown_text_warning(self.tokenizer, last.content, conversation.ids))
+        return self._run(conversation, last.content, chosen, candidates)
+
+    def _encode(self, text: str, settings: Settings) -> list[int]:
+        ids = self.tokenizer.encode(text, parse_special=settings.special)
+        _warn(unknown_text_warning(self.tokenizer, text, ids, is_empty=not ids))
+        return ids
+
+    def _run(
+        self, conversation: Conversation, prompt: str, settings: Settings, candidates: int
+    ) -> Generation:
+        prompt_ids = tuple(conversation.ids)
+        with raising_interruptible() as interrupted:
+            events = list(conversation.generate(self._loaded, settings, interrupted, candidates))
+        finished = events[-1]
+        assert isinstance(finished, Finished)
+        if finished.reason == "interrupt":
+            raise KeyboardInterrupt
+        steps = tuple(event for event in events if isinstance(event, Step))
+        ids = conversation.ids[len(prompt_ids) :]
+        with np.errstate(divide="ignore"):  # a probability below the smallest float is 0
+            logprobs = np.log([step.model_prob for step in steps[: len(ids)]])
+        return Generation(
+            prompt=prompt,
+            text=finished.text,
+            prompt_ids=prompt_ids,
+            tokens=tuple(Token.from_id(self.tokenizer, token) for token in ids),
+            logprobs=logprobs.astype(np.float32),
+            steps=steps,
+            reason=finished.reason,
+            seed=conversation.seed,
+            messages=tuple(conversation.messages),
+        )
+
+    # -- files
+
+    def save(self, path: str | Path) -> Path:
+        """Save the model as a file, or, if `path` ends in `/`, as a Hugging Face folder.
+
+        Return the path. Raises UserError; the file is there completely or not at all.
+        """
+        is_folder = str(path).endswith("/")
+        target = user_path(str(path))
+        if not is_folder and not target.suffix:
+            target = target.with_name(target.name + SUFFIX)
+        with raising_interruptible() as interrupted:
+            saved = save(self.checkpoint, target, folder=is_folder, interrupted=interrupted)
+        self._loaded = replace(self._loaded, checkpoint=saved)
+        return target
+
+    # -- views
+
+    def __getattr__(self, name: str) -> Callable[..., View]:
+        """Return the view of this name as a method: `m.lens(text, at="서울")`."""
+        if name not in computed_views():
+            names = ", ".join(computed_views())
+            raise AttributeError(f"a model has no {name!r}; views: {names}")
+        return partial(self._view, computed_views()[name])
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *computed_views()]
+
+    def _view(
+        self,
+        compute: Callable[..., View],
+        of: str | Generation,
+        *where: str | int,
+        at: str | int | None = None,
+        **options: Any,
+    ) -> View:
+        """Return a view of a text or of a result: what its file computes.
+
+        `where` is a layer (2), or a head ("2.1"). `at` is a position, or a text: the position where
+        it ends. `token` and `versus` can be texts. Raises UserError.
+        """
+        inspected = self._inspect(of)
+        for option in ("token", "versus"):
+            if isinstance(options.get(option), str):
+                ids = find_token_ids(self.tokenizer, options[option])
+                options[option] = most_likely_of(inspected, ids)
+        if at is not None:
+            position = find_position(inspected, at) if isinstance(at, str) else at
+            if "position" in signature(compute).parameters:
+                options["position"] = position
+            else:
+                inspected = inspected.up_to(inspected.index_of(position))
+        parts = chain.from_iterable(map(_parse_where, where))
+        return compute(inspected, *(part for part in parts if part is not None), **options)
+
+    def _inspect(self, of: str | Generation) -> InspectedText:
+        if isinstance(of, Generation):
+            return inspect_model(self._loaded, of.ids)
+        ids = self._encode(of, Settings())
+        if not ids:
+            raise UserError(_("the text is empty"))
+        return inspect_model(self._loaded, ids, of)
+
+    # -- interventions
+
+    @contextmanager
+    def ablate(
+        self, where: str | int, how: str = "zero", text: str | Generation = ""
+    ) -> Iterator["Model"]:
+        """Ablate a head ("2.1") or a layer (2) inside a `with` block: everything the model does.
+
+        `how` is `zero`, or `mean`: the mean over the positions of `text`. Raises UserError.
+        """
+        from minillm_repl.insight.ablation import silencing
+
+        if how not in ("zero", "mean") or (how == "mean" and not text):
+            raise UserError(_("ablate needs how='zero', or how='mean' and a text"))
+        inspected = self._inspect(text) if text else inspect_model(self._loaded, [0])
+        layer, head = _parse_where(where)
+        hook = silencing(inspected, layer, head, how)
+        change = Intervention("ablate", lambda: str(where), hook, str(where))
+        before = self._loaded
+        self._loaded = before.with_interventions((*before.interventions, change))
+        try:
+            yield self
+        finally:
+            self._loaded = before
+
+
+def load(name: str | Path, **settings: Any) -> Model:
+    """Open a model: a file, a folder, a name that `:models` lists.
+
+    `settings` are the flags of the program: dtype, quant, device, context_length, threads,
+    vocab_file, allow_nonfinite. Raises UserError.
+    """
+    loader = with_values(Launch(), settings).loader()
+    loaded = loader.load(find_checkpoint(str(name)))
+    for note in loaded.checkpoint.notes:
+        _warn(note)
+    return Model(loader, loaded)
+
+
+def train(
+    corpus: str | Path,
+    *,
+    model: Model | None = None,
+    device: str = "auto",
+    threads: int = 0,
+    progress: "Callable[[TrainEvent], object]" = lambda _event: None,
+    **settings: Any,
+) -> Model:
+    """Train a new model on a text, or `model` further, and return it. `model` does not change.
+
+    `settings` are those of `:train`: steps, lr, batch_size, seed, d_model, … `progress` gets each
+    event. Nothing is written: `save` does that. Ctrl-C ends the training, and returns what was
+    learnt so far; before the first step it raises KeyboardInterrupt. Raises UserError.
+    """
+    from minillm_repl.training.events import Finished
+    from minillm_repl.training.plan import TrainPlan, check_applies
+    from minillm_repl.training.prepare import start_run
+    from minillm_repl.training.run import RunContext
+
+    launch = with_values(Launch(), {"device": device, "threads": threads})
+    plan = with_values(TrainPlan(), settings)
+    check_applies(plan, is_new=model is None)
+    start = model.checkpoint if model else None
+    nowhere = Path()  # nothing is saved on the way
+    with raising_interruptible() as interrupted:
+        context = RunContext(nowhere, launch.device, launch.threads, interrupted=interrupted)
+        run = start_run(start, str(corpus), plan, context)
+        for warning in run.warnings:
+            _warn(warning)
+        for event in run.events(interrupted, save=False):
+            progress(event)
+        assert isinstance(event, Finished)
+        if not event.steps:
+            raise KeyboardInterrupt
+        trained = run.checkpoint(event)
+    loader = model.loader if model else launch.loader()
+    return Model(loader, loader.prepare(trained))
+
+
+def _parse_where(where: str | int) -> tuple[int, int | None]:
+    """Return a layer, and its head if there is one: "2.1". Raises UserError."""
+    asked = _PART.parse(str(where), json=False)
+    return asked.layer, asked.head
+
+
+def _warn(text: str | None) -> None:
+    if text:
+        warnings.warn(text, stacklevel=4)

@@ -1,4 +1,4 @@
-"""Typed, strict access to the config.json of a Hugging Face folder."""
+"""Strict, typed access to the fields of a config.json."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -9,15 +9,15 @@ from minillm_repl.language import _
 from minillm_repl.model.config import Rope
 from minillm_repl.safetext import safe_line
 
-# what a layer sees: all that came before, or a window of it
+# The attention of a layer: to all earlier tokens, or to a window of them.
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 _LAYER_TYPES = {
     FULL_ATTENTION: FULL_ATTENTION,
     SLIDING_ATTENTION: SLIDING_ATTENTION,
     "attention": FULL_ATTENTION,
 }
-_ORIGINAL_CONTEXT_KEY = "original_max_position_embeddings"
-_ACTIVATIONS = {
+_ORIGINAL_CONTEXT = "original_max_position_embeddings"
+_ACTIVATIONS = {  # names of the `transformers` library -> ours
     "gelu": "gelu",
     "gelu_python": "gelu",
     "gelu_new": "gelu-tanh",
@@ -32,7 +32,7 @@ _ACTIVATIONS = {
 
 
 class ConfigFields:
-    """Typed access to a config.json. Raises UserError naming the field."""
+    """The fields of a config.json. Every method raises UserError naming the field."""
 
     def __init__(
         self, data: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})
@@ -40,7 +40,7 @@ class ConfigFields:
         self._data, self._defaults = {**defaults, **data}, defaults
 
     def integer(self, name: str, default: int | None = None) -> int:
-        """Return a whole number; null counts as not there."""
+        """Return a whole number; null counts as missing."""
         return int(self._get(name, (int,), _("a whole number"), default))
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -52,7 +52,7 @@ class ConfigFields:
         return bool(self._get(name, (bool,), _("true or false"), None))
 
     def layer_types(self, layers: int) -> list[str]:
-        """Return what each layer sees, FULL or SLIDING; empty if the file does not say."""
+        """Return FULL_ATTENTION or SLIDING_ATTENTION for each layer; empty without the field."""
         kinds = self._data.get("layer_types") or []
         if not isinstance(kinds, list) or len(kinds) not in (0, layers):
             wanted = _("a list of {count} names", count=layers)
@@ -76,7 +76,7 @@ class ConfigFields:
         return [_LAYER_TYPES[kind] for kind in kinds]
 
     def require(self, name: str, value: Any) -> None:
-        """Raise UserError if the field is there and is not the one value that is supported."""
+        """Raise UserError if the field has another value than the supported one."""
         if self._data.get(name, value) != value:
             raise UserError(
                 _(
@@ -88,7 +88,7 @@ class ConfigFields:
             )
 
     def activation(self, name: str) -> str:
-        """Return our name of an activation function."""
+        """Return our name of the activation function."""
         theirs = self._data.get(name) or self._defaults.get(name)
         if not isinstance(theirs, str) or theirs not in _ACTIVATIONS:
             raise UserError(
@@ -102,10 +102,10 @@ class ConfigFields:
         return _ACTIVATIONS[theirs]
 
     def rope(self, theta_key: str = "rope_theta", rotary_pct_key: str = "") -> Rope:
-        """Return the rotary positions; newer files keep them in one field, by layer type or not.
+        """Return the RoPE config.
 
-        `theta` and `share` are what older files call the two numbers. Raises UserError for what is
-        not supported.
+        Newer files have one field for it, some by layer type. Older files have `theta_key` and
+        `rotary_pct_key`. Raises UserError for an unsupported scaling.
         """
         described = self._data.get("rope_scaling") or self._data.get("rope_parameters") or {}
         if not isinstance(described, dict):
@@ -118,19 +118,15 @@ class ConfigFields:
             if isinstance(inner, dict) or key in _LAYER_TYPES
         ]
         if not types:
-            # what is said beside the object counts for more than what is in it
-            before = self._data.get(_ORIGINAL_CONTEXT_KEY)
-            return self._rope(
-                described if before is None else {**described, _ORIGINAL_CONTEXT_KEY: before},
-                theta_key,
-                rotary_pct_key,
-            )
+            # A field beside the object goes before the same field in it, as in `transformers`.
+            original = self._data.get(_ORIGINAL_CONTEXT)
+            if original is not None:
+                described = {**described, _ORIGINAL_CONTEXT: original}
+            return self._rope(described, theta_key, rotary_pct_key)
         declared = self._data.get("layer_types")
-        used = (
-            {str(kind) for kind in declared}
-            if declared and isinstance(declared, list)
-            else set(types)
-        )
+        used = set(types)
+        if declared and isinstance(declared, list):
+            used = set(map(str, declared))
         flat = {key: value for key, value in described.items() if key not in types}
         inner = [described.get(kind) for kind in used]
         ropes = {
@@ -151,12 +147,10 @@ class ConfigFields:
         inner = ConfigFields(described)
         kind = described.get("rope_type") or described.get("type") or "default"
         rope_theta = inner.number("rope_theta", self.number(theta_key, 10_000.0))
-        # A Llama without scaling turns all of each head, whatever its file says.
-        rotary_pct = (
-            1.0
-            if not rotary_pct_key and kind == "default"
-            else inner.number("partial_rotary_factor", self._rotary_pct(rotary_pct_key))
-        )
+        if not rotary_pct_key and kind == "default":
+            rotary_pct = 1.0  # a Llama without scaling ignores partial_rotary_factor
+        else:
+            rotary_pct = inner.number("partial_rotary_factor", self._rotary_pct(rotary_pct_key))
         match kind:
             case "default":
                 return Rope(rope_theta, rotary_pct)
@@ -164,9 +158,7 @@ class ConfigFields:
                 return Rope(rope_theta, rotary_pct, kind, inner.number("factor"))
             case "llama3":
                 low, high = inner.number("low_freq_factor"), inner.number("high_freq_factor")
-                original = inner.integer(
-                    _ORIGINAL_CONTEXT_KEY, self.integer("max_position_embeddings")
-                )
+                original = inner.integer(_ORIGINAL_CONTEXT, self.integer("max_position_embeddings"))
                 return Rope(
                     rope_theta, rotary_pct, kind, inner.number("factor"), low, high, original
                 )
@@ -182,7 +174,7 @@ class ConfigFields:
 
     def _get(self, name: str, types: tuple[type, ...], wanted: str, default: Any) -> Any:
         value = self._data.get(name)
-        if value is None:  # null may mean something else than what is left out
+        if value is None:  # null in the file: it may mean something else than a missing field
             value = self._defaults.get(name) if default is None else default
         if value is None:
             raise UserError(_("{name} is missing", name=name))
@@ -206,7 +198,7 @@ def _safe(value: Any) -> str:
 
 
 def rope_scaling(rope: Rope) -> dict[str, Any] | None:
-    """Return the `rope_scaling` that `Fields.rope` reads back."""
+    """Return the `rope_scaling` field of a RoPE config, which `ConfigFields.rope` reads back."""
     if rope.scaling == "none":
         return None
     scaling: dict[str, Any] = {"rope_type": rope.scaling, "factor": rope.factor}
@@ -214,11 +206,11 @@ def rope_scaling(rope: Rope) -> dict[str, Any] | None:
         scaling |= {
             "low_freq_factor": rope.low_freq_factor,
             "high_freq_factor": rope.high_freq_factor,
+            _ORIGINAL_CONTEXT: rope.original_max_position_embeddings,
         }
-        scaling |= {"original_max_position_embeddings": rope.original_max_position_embeddings}
     return scaling
 
 
 def activation_name(activation: str) -> str:
-    """Return the name that a config.json has for one of our activation functions."""
+    """Return the name of one of our activation functions in a config.json."""
     return next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == activation)

@@ -14,10 +14,7 @@ FAMILIES = (GPT2, GPT_NEOX, LLAMA, MISTRAL, QWEN2, QWEN3)
 
 
 def find_family(model_type: Any) -> Family:
-    """Return the family of a config.json's `model_type`.
-
-    Raises UserError with those that are supported.
-    """
+    """Return the family of a `model_type`. Raises UserError with the supported ones."""
     for family in FAMILIES:
         if family.model_type == model_type:
             return family
@@ -39,7 +36,7 @@ def find_family(model_type: Any) -> Family:
 
 
 def family_of(config: AnyConfig) -> Family | None:
-    """Return the first family whose config.json says all that `config` says."""
+    """Return the first family whose config.json can express this config, or None."""
     for family in FAMILIES:
         if family.arch != config.arch:
             continue
@@ -52,10 +49,9 @@ def family_of(config: AnyConfig) -> Family | None:
 
 
 def family_title(config: AnyConfig, *, native: bool) -> str:
-    """Return what to call a model of this config: `GPT-2`, `Llama`; `GPT` for the study note's.
+    """Return the title of a model with this config: `GPT-2`, `Llama`; `GPT` for the study note's.
 
-    A native checkpoint of Llama's family is a Llama, even if its details are those of somebody
-    else's models.
+    A native model of model/llama.py is a Llama, even if its config fits another family.
     """
     family = None if native and config.arch == "llama" else family_of(config)
     return family.title if family else {"gpt": "GPT", "llama": "Llama"}[config.arch]

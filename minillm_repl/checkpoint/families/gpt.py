@@ -1,4 +1,4 @@
-"""The families that model/gpt.py runs: GPT-2, and GPT-NeoX with its Pythia models.
+"""The families of model/gpt.py: GPT-2, and GPT-NeoX with the Pythia models.
 
 Names and defaults are those of the `transformers` library.
 """
@@ -48,12 +48,12 @@ def _write_gpt2(config: GPTConfig) -> dict[str, Any]:
 
 
 GPT2 = Family(
-    "gpt2",
-    "GPT-2",
-    "GPT2LMHeadModel",
-    _read_gpt2,
-    _write_gpt2,
-    {
+    model_type="gpt2",
+    title="GPT-2",
+    architecture="GPT2LMHeadModel",
+    read_config=_read_gpt2,
+    write_config=_write_gpt2,
+    tensor_names={
         "token_embedding": ("transformer.wte",),
         "position_embedding": ("transformer.wpe",),
         "ln1": ("transformer.h.{}.ln_1",),
@@ -65,8 +65,8 @@ GPT2 = Family(
         "ln_f": ("transformer.ln_f",),
         "lm_head": ("lm_head",),
     },
-    "transformer.",
-    {
+    prefix="transformer.",
+    defaults={
         "vocab_size": 50_257,
         "n_positions": 1_024,
         "n_embd": 768,
@@ -82,11 +82,11 @@ GPT2 = Family(
         "num_hidden_layers": "n_layer",
         "num_attention_heads": "n_head",
     },
-    # The first GPT-2 was written with matrices that are multiplied from the other side.
-    layouts=lambda _: dict.fromkeys(
+    # GPT-2 multiplies from the other side: its matrices are (inputs, outputs).
+    layouts=lambda _config: dict.fromkeys(
         ("attention.qkv", "attention.proj", "mlp.up", "mlp.down"), TRANSPOSED
     ),
-    ignored=r"\.attn\.(masked_)?bias$",  # the causal mask, saved by mistake
+    ignored=r"\.attn\.(masked_)?bias$",  # the causal mask, which older versions saved
 )
 
 
@@ -133,21 +133,21 @@ def _write_gpt_neox(config: GPTConfig) -> dict[str, Any]:
 
 
 def _qkv_by_head(config: AnyConfig) -> Layout:
-    """GPT-NeoX keeps each head's query, key and value together; here are all of each kind."""
-    heads, size = config.n_heads, config.head_dim
+    """Return the layout of qkv: by head in the file, (head, qkv, …); here (qkv, head, …)."""
+    n_heads, head_dim = config.n_heads, config.head_dim
     return Layout(
-        lambda array: array.reshape(heads, 3, size, -1).swapaxes(0, 1).reshape(array.shape),
-        lambda array: array.reshape(3, heads, size, -1).swapaxes(0, 1).reshape(array.shape),
+        lambda array: array.reshape(n_heads, 3, head_dim, -1).swapaxes(0, 1).reshape(array.shape),
+        lambda array: array.reshape(3, n_heads, head_dim, -1).swapaxes(0, 1).reshape(array.shape),
     )
 
 
 GPT_NEOX = Family(
-    "gpt_neox",
-    "GPT-NeoX",
-    "GPTNeoXForCausalLM",
-    _read_gpt_neox,
-    _write_gpt_neox,
-    {
+    model_type="gpt_neox",
+    title="GPT-NeoX",
+    architecture="GPTNeoXForCausalLM",
+    read_config=_read_gpt_neox,
+    write_config=_write_gpt_neox,
+    tensor_names={
         "token_embedding": ("gpt_neox.embed_in",),
         "ln1": ("gpt_neox.layers.{}.input_layernorm",),
         "attention.qkv": ("gpt_neox.layers.{}.attention.query_key_value",),
@@ -158,8 +158,8 @@ GPT_NEOX = Family(
         "ln_f": ("gpt_neox.final_layer_norm",),
         "lm_head": ("embed_out",),
     },
-    "gpt_neox.",
-    {
+    prefix="gpt_neox.",
+    defaults={
         "vocab_size": 50_432,
         "max_position_embeddings": 2_048,
         "hidden_size": 6_144,

@@ -1,4 +1,4 @@
-"""The families that model/llama.py runs: Llama, Mistral, Qwen 2 and Qwen 3.
+"""The families of model/llama.py: Llama, Mistral, Qwen 2 and Qwen 3.
 
 Names and defaults are those of the `transformers` library.
 """
@@ -28,7 +28,7 @@ def _read_llama(fields: ConfigFields) -> LlamaConfig:
 
 
 def _read_mistral(fields: ConfigFields) -> LlamaConfig:
-    window = fields.integer("sliding_window", 0)  # null is no window; left out, it is a wide one
+    window = fields.integer("sliding_window", 0)  # null: no window; missing: 4,096
     config = _read_common(fields)
     return replace(
         config, sliding_windows=_sliding_windows(fields, window, [window > 0] * config.n_layers)
@@ -69,22 +69,20 @@ def _read_common(fields: ConfigFields) -> LlamaConfig:
 
 
 def _qwen_windows(fields: ConfigFields) -> tuple[int, ...]:
-    """Return how far each layer of a Qwen sees: the later ones less far, if the file says so."""
+    """Return the window of each layer: the layers from `max_window_layers` on may have one."""
     window = fields.integer("sliding_window", 0) if fields.boolean("use_sliding_window") else 0
     first = fields.integer("max_window_layers")
-    return _sliding_windows(
-        fields,
-        window,
-        [window > 0 and layer >= first for layer in range(fields.integer("num_hidden_layers"))],
-    )
+    n_layers = fields.integer("num_hidden_layers")
+    usual = [window > 0 and layer >= first for layer in range(n_layers)]
+    return _sliding_windows(fields, window, usual)
 
 
 def _sliding_windows(
     fields: ConfigFields, sliding_window: int, usual: list[bool]
 ) -> tuple[int, ...]:
-    """Return how far each layer sees: by `layer_types`, else the usual layers only the window.
+    """Return the window of each layer in tokens, 0 for none; empty if no layer has a window.
 
-    Raises UserError.
+    `layer_types` decides; without it, the layers of `usual` have one. Raises UserError.
     """
     is_sliding = [kind == SLIDING_ATTENTION for kind in fields.layer_types(len(usual))] or usual
     if any(is_sliding) and not sliding_window:
@@ -95,9 +93,9 @@ def _sliding_windows(
                 kind=SLIDING_ATTENTION,
             )
         )
-    return (
-        tuple(sliding_window if sliding else 0 for sliding in is_sliding) if any(is_sliding) else ()
-    )
+    if not any(is_sliding):
+        return ()
+    return tuple(sliding_window if sliding else 0 for sliding in is_sliding)
 
 
 def _write_llama(config: LlamaConfig) -> dict[str, Any]:
@@ -182,12 +180,12 @@ def _llama_family(
     defaults: Mapping[str, Any],
 ) -> Family:
     return Family(
-        model_type,
-        title,
-        architecture,
-        read,
-        _write_llama,
-        _LLAMA_NAMES,
+        model_type=model_type,
+        title=title,
+        architecture=architecture,
+        read_config=read,
+        write_config=_write_llama,
+        tensor_names=_LLAMA_NAMES,
         prefix="model.",
         defaults=defaults,
         arch="llama",

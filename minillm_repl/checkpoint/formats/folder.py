@@ -1,6 +1,6 @@
-"""A Hugging Face folder: which files are in it, and what its config says.
+"""A Hugging Face folder: its files, and its config.
 
-Needs no numpy, so that a prompt can wait.
+This module imports no numpy, so that the first prompt appears at once.
 """
 
 import os
@@ -24,23 +24,23 @@ from minillm_repl.storage.files import LFS_POINTER, SIGNATURE_BYTES, describe_fi
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors", re.ASCII)
-_MAX_JSON_BYTES = 64 << 20  # bytes; the largest tokenizer.json of known models has 34 million
+_MAX_JSON_BYTES = 64 << 20  # the largest tokenizer.json of known models has 34 MB
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder with a config.json; `chosen` is the weight file the user named in it, if any."""
+    """A folder with a config.json; `weight_file` is the file in it that the user named, if any."""
 
     path: Path
     weight_file: Path | None = None
 
     @property
     def name(self) -> str:
-        """The folder's path, fit for a message."""
+        """The folder's path for a message."""
         return safe_line(str(self.path))
 
     def json(self, file: str) -> Any:
-        """Return the parsed content of a JSON file of the folder, None if there is none.
+        """Return the parsed content of a JSON file of the folder; None without the file.
 
         Raises UserError.
         """
@@ -48,9 +48,9 @@ class Folder:
         return None if text is None else parse_json(text, safe_line(str(self.path / file)))
 
     def fields(self, file: str) -> dict[str, Any]:
-        """Return a JSON file of the folder that must be an object; empty if there is none.
+        """Return the object in a JSON file of the folder; empty without the file.
 
-        Raises UserError.
+        Raises UserError, also for a config that needs code of the folder (`auto_map`).
         """
         data = self.json(file)
         if data is None:
@@ -67,7 +67,7 @@ class Folder:
         return data
 
     def text(self, file: str) -> str | None:
-        """Return a text file of the folder, None if there is none. Raises UserError."""
+        """Return the content of a text file of the folder; None without it. Raises UserError."""
         path = self.path / file
         if not os.path.lexists(path):
             return None
@@ -117,7 +117,7 @@ class Folder:
 
     @cached_property
     def family(self) -> Family:
-        """The model's family. Raises UserError with those that are supported."""
+        """The model's family. Raises UserError with the supported ones."""
         kind = foreign.describe_architecture(self.config_fields)
         try:
             return find_family(self.config_fields.get("model_type"))
@@ -130,11 +130,9 @@ class Folder:
 
     @cached_property
     def config(self) -> AnyConfig:
-        """The model's sizes.
-
-        Raises UserError, also for weights that are not numbers but quantised.
-        """
-        family, method = self.family, foreign.quantisation_of_config(self.config_fields)
+        """The model's config. Raises UserError, also for quantised weights."""
+        family = self.family
+        method = foreign.quantisation_of_config(self.config_fields)
         if method:
             raise foreign.quantised_error(self.name, method)
         try:
@@ -144,8 +142,9 @@ class Folder:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user is told: where the folder says something that is not done."""
-        notes, config = [], self.config
+        """Notes for the user: what the folder declares, and the program ignores."""
+        notes = list[str]()
+        config = self.config
         kinds = self.config_fields.get("layer_types")
         windows = config.sliding_windows or (0,) * config.n_layers
         if (
@@ -167,19 +166,13 @@ class Folder:
         return tuple(notes)
 
     def headers(self) -> list[Header]:
-        """Read the headers of the weight files.
-
-        Raises UserError if one is missing, or if there are none.
-        """
+        """Return the headers of the weight files. Raises UserError if a file is missing."""
         return [read_header(path) for path in self._weight_files()]
 
     def _weight_files(self) -> list[Path]:
+        """Return the paths of the weights: the named file, model.safetensors, or the shards."""
         index = self.fields(INDEX)
-        shards = (
-            sorted({str(part) for part in self._indexed_shards(index)})
-            if index
-            else self._numbered_shards()
-        )
+        shards = self._indexed_shards(index) if index else self._numbered_shards()
         if self.weight_file is not None and self.weight_file.name not in shards:
             if self.weight_file.name == foreign.ADAPTER_WEIGHTS and self._has_adapter:
                 raise UserError(
@@ -191,12 +184,12 @@ class Folder:
             return [whole]
         if not shards:
             raise self._missing_weights_error()
-        for part in shards:
-            self._check_shard(part)
-        return [self.path / part for part in shards]
+        for shard in shards:
+            self._check_shard(shard)
+        return [self.path / shard for shard in shards]
 
     def _check_shard(self, shard: str) -> None:
-        """Raise UserError unless a part of the weights is a name, and lies in the folder."""
+        """Raise UserError unless a shard is a file directly in the folder."""
         if Path(shard).name != shard or shard in (".", "..") or "\\" in shard:
             raise UserError(
                 _(
@@ -216,12 +209,11 @@ class Folder:
             )
 
     def _numbered_shards(self) -> list[str]:
-        """Return the parts of a model that lacks an index: their names tell how many there are."""
-        names = (
-            [self.weight_file.name]
-            if self.weight_file
-            else sorted(path.name for path in self.path.glob("*.safetensors"))
-        )
+        """Return the shards of a model without an index: `model-00001-of-00003.safetensors`."""
+        if self.weight_file:
+            names = [self.weight_file.name]
+        else:
+            names = sorted(path.name for path in self.path.glob("*.safetensors"))
         match = next(filter(None, map(_SHARD.fullmatch, names)), None)
         if match is None:
             return []
@@ -230,11 +222,11 @@ class Folder:
 
     @property
     def _has_adapter(self) -> bool:
-        """Whether an adapter of PEFT lies in the folder."""
+        """Whether the folder has an adapter of PEFT."""
         return os.path.lexists(self.path / foreign.ADAPTER_CONFIG)
 
     def _missing_weights_error(self) -> UserError:
-        """Return the error for a folder that has a config.json, and no weights that open."""
+        """Return the error for a folder with a config.json, but without weights that open."""
         others = sorted(
             path.name
             for path in self.path.glob("*.safetensors")
@@ -249,11 +241,10 @@ class Folder:
                     file=safe_line(others[0]),
                 )
             )
-        kind = (
-            foreign.describe_adapter(self.path)
-            if self._has_adapter
-            else foreign.describe_other_weights(self.path)
-        )
+        if self._has_adapter:
+            kind = foreign.describe_adapter(self.path)
+        else:
+            kind = foreign.describe_other_weights(self.path)
         return UserError(
             _("{name} is {kind}", name=self.name, kind=kind)
             if kind
@@ -264,12 +255,13 @@ class Folder:
             )
         )
 
-    def _indexed_shards(self, index: Mapping[str, Any]) -> list[Any]:
-        places = index.get("weight_map")
+    def _indexed_shards(self, index: Mapping[str, Any]) -> list[str]:
+        """Return the shards that the index names, each once, sorted."""
+        files = index.get("weight_map")
         if (
-            not isinstance(places, dict)
-            or not places
-            or not all(isinstance(file, str) for file in places.values())
+            not isinstance(files, dict)
+            or not files
+            or not all(isinstance(file, str) for file in files.values())
         ):
             raise UserError(
                 _(
@@ -278,16 +270,16 @@ class Folder:
                     name=self.name,
                 )
             )
-        return list(places.values())
+        return sorted(set(files.values()))
 
 
 def find_folder(path: Path) -> Folder | None:
-    """Return the Hugging Face folder that `path` is, or as a file lies in; None if neither.
+    """Return the Hugging Face folder that `path` is, or that contains it; None if neither.
 
-    A JSON file in it, such as its config or its index, stands for the folder; a weight file is
-    `chosen`.
+    A JSON file in it, such as the config or the index, means the folder. Any other file becomes
+    `weight_file`.
     """
-    if os.path.isdir(path):  # noqa: PTH112 - Path's own raises for a name that is too long
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         return Folder(path)
     if path.name == foreign.ADAPTER_CONFIG or os.path.lexists(path.parent / CONFIG):
         return Folder(path.parent, None if path.suffix == ".json" else path)

@@ -1,10 +1,13 @@
-"""What a folder is that holds no model which opens here: told by its files' names and by what
-its JSON files say.
+"""Descriptions of models and folders that this program cannot open.
+
+File names and small JSON files identify them. A description completes the sentence `NAME is …`;
+it is empty if nothing is known.
 """
 
 import os
 import re
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +17,13 @@ from minillm_repl.language import N_, _
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.files import open_regular
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS, PIPELINE = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "model_index.json",
-)
-_MAX_FILES, _MAX_SUBFOLDERS = 10_000, 100  # names that are looked at, and folders in a folder
-_MAX_JSON_BYTES = 1 << 20  # bytes of a JSON file that describes something
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of PEFT
+PIPELINE = "model_index.json"  # of the diffusers library
+_MAX_FILES = 10_000  # names per folder; a data set may have millions
+_MAX_SUBFOLDERS = 100
+_MAX_JSON_BYTES = 1 << 20  # of a JSON file; such files have a few kilobytes
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_WEIGHT_FORMATS = {  # endings of files of weights
+_WEIGHT_FORMATS = {  # by the suffix of a weight file
     ".gguf": N_("a GGUF file of llama.cpp ({file})"),
     ".onnx": N_("an ONNX file ({file})"),
     ".h5": N_("a TensorFlow HDF5 file ({file})"),
@@ -38,7 +39,7 @@ _WEIGHT_FORMATS = {  # endings of files of weights
 }
 _SHORT = ("gptq", "awq", "fp8", "mxfp4", "hqq", "eetq", "aqlm", "exl2", "exl3", "vptq")
 _METHODS = {method: method.upper() for method in _SHORT}
-_QUANTISED_TENSORS = {  # tensors that stand beside those of quantised layers
+_QUANTISED_TENSORS = {  # the last parts of tensor names in quantised layers
     ("qweight", "qzeros", "g_idx"): "GPTQ/AWQ",
     ("absmax", "quant_map", "nested_absmax", "SCB"): "bitsandbytes",
     (
@@ -55,7 +56,7 @@ _QUANTISED_TENSORS = {  # tensors that stand beside those of quantised layers
     ("codes", "codebooks", "centroids"): "AQLM/VPTQ",
     ("scales", "biases"): "MLX",
 }
-# of an adapter
+# Names of tensors in LoRA adapters of several programs.
 _LORA_TENSOR = re.compile(r"\b(lora_(A|B|down|up|a|b|magnitude_vector)|lo[kh][ra]_w\d|hada_w\d)")
 _VOCABULARIES = re.compile(
     r"tokenizer\.model.*|tekken\.json|.*\.tiktoken|tiktoken\.model"
@@ -67,24 +68,26 @@ _OTHER_MODALITIES = re.compile(r"blip.*|clip.*|dino.*|siglip.*|vit.*|wav2vec2.*|
 
 
 def quantisation_of_config(fields: Mapping[str, Any]) -> str:
-    """Return how weights are made smaller, by a config.json: `GPTQ, 4 bits`; empty if not."""
+    """Return the quantisation that a config.json declares: `GPTQ, 4 bits`; empty if none."""
     for name in ("quantization_config", "quantization", "compression_config"):
         described = fields.get(name)
         if isinstance(described, dict) and described:
             method = str(described.get("quant_method") or described.get("quant_algo") or "")
-            small = {"load_in_4bit": 4, "load_in_8bit": 8}
+            if not method:
+                method = "MLX" if "group_size" in described else name
+            flags = {"load_in_4bit": 4, "load_in_8bit": 8}  # of bitsandbytes
             bits = [
                 described.get("bits", described.get("w_bit")),
-                *(n for key, n in small.items() if described.get(key)),
+                *(n for key, n in flags.items() if described.get(key)),
             ]
             known = next((bit for bit in bits if type(bit) in (int, float)), None)
-            method = _METHODS.get(method, method) or ("MLX" if "group_size" in described else name)
-            return safe_line(method)[:40] + (_(", {bits} bits", bits=known) if known else "")
+            title = safe_line(_METHODS.get(method, method))[:40]
+            return title + (_(", {bits} bits", bits=known) if known else "")
     return ""
 
 
 def quantisation_of_tensors(names: Iterable[str]) -> str:
-    """Return whose quantisation tensors of these names belong to; empty if nobody's."""
+    """Return the quantisation method of tensors with these names; empty if there is none."""
     last = {name.rpartition(".")[2] for name in names}
     return next(
         (method for endings, method in _QUANTISED_TENSORS.items() if last & set(endings)), ""
@@ -105,10 +108,9 @@ def quantised_error(name: str, how: str) -> UserError:
 
 
 def describe_architecture(fields: Mapping[str, Any]) -> str:
-    """Return what a model is that is no language model which goes on with a text; empty if that
-    is not known.
-    """
-    kind, part = safe_line(str(fields.get("model_type", "")))[:40], fields.get("_class_name")
+    """Describe the model of a config.json that is not a decoder-only language model."""
+    kind = safe_line(str(fields.get("model_type", "")))[:40]
+    part = fields.get("_class_name")
     if isinstance(part, str):
         return _("{kind:.60}, part of a diffusion pipeline", kind=safe_line(part))
     if _OTHER_MODALITIES.fullmatch(kind):
@@ -121,9 +123,7 @@ def describe_architecture(fields: Mapping[str, Any]) -> str:
 
 
 def describe_headless(fields: Mapping[str, Any]) -> str:
-    """Return what a model without an output head is by its config.json, as words after `NAME
-    is`; empty if unknown.
-    """
+    """Describe the model of a config.json whose weights have no unembedding."""
     named = fields.get("architectures")
     kind = safe_line(str(named[0])) if named and isinstance(named, list) else ""
     if not kind or kind.endswith(("ForCausalLM", "LMHeadModel")):
@@ -132,9 +132,7 @@ def describe_headless(fields: Mapping[str, Any]) -> str:
 
 
 def describe_without_config(folder: Path) -> str:
-    """Return what a folder without a config.json is, as words after `NAME is`; empty if nothing
-    is known of it.
-    """
+    """Describe a folder without a config.json."""
     files = _files(folder)
     if ADAPTER_CONFIG in files:
         return describe_adapter(folder)
@@ -164,7 +162,7 @@ def describe_without_config(folder: Path) -> str:
 
 
 def _adapter_within(folder: Path, files: Iterable[str]) -> str:
-    """Return which adapter lies in a folder's folder, as words after `NAME is`; empty if none."""
+    """Describe a folder with an adapter in one of its folders."""
     inner = next((file for file in files if os.path.lexists(folder / file / ADAPTER_CONFIG)), "")
     if not inner:
         return ""
@@ -175,30 +173,27 @@ def _adapter_within(folder: Path, files: Iterable[str]) -> str:
 
 
 def find_lora_tensor(names: Iterable[str]) -> str:
-    """Return a tensor that is half of a LoRA adapter of another program; empty if there is none."""
+    """Return the name of a tensor of another program's LoRA adapter; empty if there is none."""
     return next((name for name in names if _LORA_TENSOR.search(name)), "")
 
 
 def _describe_lora(path: Path) -> str:
-    """Return what a folder is whose only weights are a LoRA adapter, as words after `NAME is`;
-    empty if it is none.
-    """
+    """Describe a weight file that is a LoRA adapter."""
     try:
-        half = find_lora_tensor(read_header(path).tensors)
+        tensor = find_lora_tensor(read_header(path).tensors)
     except UserError:
         return ""
-    if not half:
+    if not tensor:
         return ""
-    file = safe_line(path.name)
     return _(
         "a LoRA adapter, not a complete model: {file:.80} holds {tensor:.80}",
-        file=file,
-        tensor=safe_line(half),
+        file=safe_line(path.name),
+        tensor=safe_line(tensor),
     )
 
 
 def describe_adapter(folder: Path) -> str:
-    """Return what the adapter of another program in a folder is, as words after `NAME is`."""
+    """Describe the adapter of another program in a folder."""
     described = _read_small_json(folder / ADAPTER_CONFIG)
     if "peft_type" not in described and {"fine_tune_type", "lora_parameters"} & set(described):
         return _(
@@ -206,10 +201,8 @@ def describe_adapter(folder: Path) -> str:
             "merge the two with `mlx_lm.fuse`",
             base=safe_line(str(described.get("model") or "?")),
         )
-    kind, base = (
-        safe_line(str(described.get(key) or "?"))
-        for key in ("peft_type", "base_model_name_or_path")
-    )
+    kind = safe_line(str(described.get("peft_type") or "?"))
+    base = safe_line(str(described.get("base_model_name_or_path") or "?"))
     return _(
         "a PEFT adapter ({kind:.20}) for {base:.120}, not a complete model: open that "
         "model, or merge the two with `merge_and_unload()` of the peft library",
@@ -219,7 +212,7 @@ def describe_adapter(folder: Path) -> str:
 
 
 def describe_other_weights(folder: Path) -> str:
-    """Return which unopened weights a folder holds, as words after `NAME is`; empty for none."""
+    """Describe a folder whose weights are in another format."""
     files = _files(folder)
     files += [inner for file in files[:_MAX_SUBFOLDERS] for inner in _files(folder / file)]
     for ending, kind in _WEIGHT_FORMATS.items():
@@ -241,25 +234,21 @@ def describe_other_weights(folder: Path) -> str:
 
 
 def find_vocabulary_file(folder: Path) -> str:
-    """Return the file in a folder that holds a vocabulary, whichever program reads it; empty if
-    there is none.
-    """
+    """Return the name of a vocabulary file of any program in a folder; empty if there is none."""
     return next(filter(_VOCABULARIES.fullmatch, _files(folder)), "")
 
 
 def _files(folder: Path) -> list[str]:
-    """Return the names in a folder, in order; of very many, some."""
+    """Return the sorted names in a folder, at most _MAX_FILES."""
     try:
         with os.scandir(folder) as found:
-            return sorted(
-                entry.name for entry, _place in zip(found, range(_MAX_FILES), strict=False)
-            )
+            return sorted(entry.name for entry in islice(found, _MAX_FILES))
     except OSError:
         return []
 
 
 def _read_small_json(path: Path) -> Mapping[str, Any]:
-    """Return what a small JSON file says; nothing if it is none."""
+    """Return the object of a small JSON file; empty if it cannot be read."""
     try:
         with open_regular(path) as file:
             data = parse_json(file.read(_MAX_JSON_BYTES).removeprefix(b"\xef\xbb\xbf"), path.name)

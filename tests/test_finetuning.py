@@ -615,27 +615,27 @@ HOSTILE = {
     "another model": (
         {},
         {"base": lambda base: {**base, "sha256": "0" * 64}},
-        "adapter for other weights",
+        "was made for other weights",
     ),
     "no model": (
         {},
         {"base": lambda base: {**base, "path": "/no\x1b[31m/model"}},
-        "which is not there",
+        "which is neither at that path nor beside",
     ),
     "no model in a folder": (
         {},
         {"base": lambda base: {**base, "path": ""}},
-        "without a config.json",
+        "without config.json",
     ),
     "a name with a zero": (
         {},
         {"base": lambda base: {**base, "path": "a\0b"}},
-        "which is not there",
+        "which is neither at that path nor beside",
     ),
     "an endless name": (
         {},
         {"base": lambda base: {**base, "path": "a" * 9_999}},
-        "which is not there",
+        "which is neither at that path nor beside",
     ),
     "itself": (
         {},
@@ -651,34 +651,34 @@ HOSTILE = {
     "no digest": (
         {},
         {"base": lambda base: {"path": base["path"]}},
-        "does not say what it belongs to",
+        "does not name its base model",
     ),
-    "a list": ({}, {"base": lambda base: [base]}, "does not say what it belongs to"),
+    "a list": ({}, {"base": lambda base: [base]}, "does not name its base model"),
     "numbers": (
         {},
         {"base": lambda base: {"path": 3, "sha256": None}},
-        "does not say what it belongs to",
+        "does not name its base model",
     ),
     "no base": ({}, {"base": None}, "no 'base' in its metadata"),
-    "a newer version": ({}, {"version": "2"}, "version not known here"),
-    "no version": ({}, {"version": None}, "version not known here"),
-    "half of it": ({f"{QKV}.up": None}, {}, "lacks half of the adapter of blocks.0.attention.qkv"),
+    "a newer version": ({}, {"version": "3"}, "of an unknown version"),
+    "no version": ({}, {"version": None}, "of an unknown version"),
+    "half of it": ({f"{QKV}.up": None}, {}, "only half of the adapter of blocks.0.attention.qkv"),
     "the other half": (
         {f"{QKV}.down": None},
         {},
-        "lacks half of the adapter of blocks.0.attention.qkv",
+        "only half of the adapter of blocks.0.attention.qkv",
     ),
     "nothing in it": (None, {}, "an adapter without tensors"),
-    "one more": ({"extra": np.ones((2, 2))}, {}, "belongs to no matrix of its model: extra"),
-    "of no layer": ({"blocks.9.mlp.up.up": np.ones((2, 2))}, {}, "belongs to no matrix"),
+    "one more": ({"extra": np.ones((2, 2))}, {}, "fits no matrix of its model: extra"),
+    "of no layer": ({"blocks.9.mlp.up.up": np.ones((2, 2))}, {}, "fits no matrix"),
     "of a norm": (
         {"ln_f.up": np.ones((24, 2)), "ln_f.down": np.ones((2, 24))},
         {},
-        "belongs to no matrix",
+        "fits no matrix",
     ),
-    "of a bias": ({f"{UP}.bias.up": np.ones((2, 2))}, {}, "belongs to no matrix"),
-    "a whole matrix": ({f"{QKV}.weight": np.ones((72, 24))}, {}, "belongs to no matrix"),
-    "hostile name": ({"a\x1b[31m": np.ones((2, 2))}, {}, "belongs to no matrix"),
+    "of a bias": ({f"{UP}.bias.up": np.ones((2, 2))}, {}, "fits no matrix"),
+    "a whole matrix": ({f"{QKV}.weight": np.ones((72, 24))}, {}, "fits no matrix"),
+    "hostile name": ({"a\x1b[31m": np.ones((2, 2))}, {}, "fits no matrix"),
     "too wide": ({f"{QKV}.down": np.ones((2, 25))}, {}, "must have the shape"),
     "the wrong way round": ({f"{QKV}.down": np.ones((24, 2))}, {}, "must have the shape"),
     "too flat": ({f"{QKV}.down": np.ones(24)}, {}, "must have the shape"),
@@ -694,8 +694,12 @@ HOSTILE = {
         {},
         "must have the shape",
     ),
-    "of two ranks": ({f"{QKV}.up": np.ones((72, 3))}, {}, "differ in rank"),
-    "of a huge and a small one": ({f"{QKV}.up": np.ones((72, 99_999))}, {}, "differ in rank"),
+    "of two ranks": ({f"{QKV}.up": np.ones((72, 3))}, {}, "or halves of different rank"),
+    "of a huge and a small one": (
+        {f"{QKV}.up": np.ones((72, 99_999))},
+        {},
+        "or halves of different rank",
+    ),
     "no number": ({f"{QKV}.up": np.full((72, 2), np.nan)}, {}, "not finite"),
     "too much": ({f"{QKV}.down": np.full((2, 24), np.inf)}, {}, "not finite"),
     "too much together": (
@@ -758,7 +762,7 @@ def test_every_truncation_of_an_adapter_is_refused(saved_adapter):
         path.write_bytes(data[:length])
         refused(path, "truncated|not a safetensors file|not valid JSON|header|is empty")
     path.write_bytes(data + b"\0")
-    refused(path, "more follows")
+    refused(path, "has extra data")
 
 
 def test_flipped_bytes_in_an_adapter_end_in_no_other_error(saved_adapter):
@@ -792,7 +796,7 @@ def test_an_adapter_finds_its_model_beside_it_and_no_changed_one(saved_adapter, 
     save(base, tmp_path / "base.safetensors")
     refused(tmp_path / "adapter.safetensors", "for other weights")
     (tmp_path / "base.safetensors").unlink()
-    refused(tmp_path / "adapter.safetensors", "not there, and not beside it")
+    refused(tmp_path / "adapter.safetensors", "which is neither at that path nor beside")
 
 
 @pytest.mark.skipif(
@@ -1044,7 +1048,7 @@ def test_a_resume_file_may_name_any_model_as_that_of_an_adapter_and_the_run_goes
     file = resume_path(path)
     metadata = dict(read_header(file).metadata)
     run = json.loads(metadata["run"])
-    run["base"]["path"] = str(tmp_path / name)
+    run["base_model"]["path"] = str(tmp_path / name)
     safetensors.numpy.save_file(
         safetensors.numpy.load_file(file), file, {**metadata, "run": json.dumps(run)}
     )

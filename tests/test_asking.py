@@ -187,5 +187,5 @@ def test_ways_that_are_not_there_are_told(shell):
             UserError, match=f"no continuation {number}: they are numbered from 1 to 2"
         ):
             shell.run_line(f":branch take {number}")
-    with pytest.raises(UserError, match="a number of continuations from 1 to 100, not 101"):
+    with pytest.raises(UserError, match="N needs a whole number from 1 to 100, not '101'"):
         shell.run_line(":branch 101")

@@ -226,7 +226,7 @@ def test_a_thousand_turns_can_be_taken_back_and_older_ones_are_forgotten():
     taken = [session.conversation.undo().prompt_ids[0] for _ in range(1_000)]
     assert taken == list(range(1_499, 499, -1))
     assert session.conversation.ids == [499]
-    with pytest.raises(UserError, match="nothing to take back"):
+    with pytest.raises(UserError, match="nothing to undo"):
         session.conversation.undo()
 
 

@@ -375,8 +375,8 @@ def test_a_saved_model_is_not_overwritten_by_a_new_one_nor_a_text_by_a_model(pro
     assert load(tmp_path / "mine.safetensors").config.d_model == 8
     assert errors.count("saved to mine.safetensors") == 1
     assert "my story.txt exists and is not a checkpoint" in errors
-    assert "not saved: `:save FILE` keeps them" in errors
-    assert "width 8" in done.stdout.decode()
+    assert "unsaved trained weights: `:save FILE` keeps them" in errors
+    assert "d_model 8" in done.stdout.decode()
     over = program("--ckpt", "my story.txt", "--train", "my story.txt", "--new", "--steps", "1")
     assert (over.returncode, "is not a checkpoint" in over.stderr.decode()) == (1, True)
     assert (tmp_path / "my story.txt").read_text(encoding="utf-8").startswith("옛날")

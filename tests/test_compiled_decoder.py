@@ -18,7 +18,7 @@ from minillm_repl.generate.backends.compiled import decoder as compiled_decoder
 from minillm_repl.generate.backends.compiled.decoder import CompiledDecoder
 from minillm_repl.generate.backends.compiled.rotation import rotation
 from minillm_repl.generate.backends.torch import TorchDecoder
-from minillm_repl.generate.decoder import choose_prefill_chunk, prefill
+from minillm_repl.generate.decoder import Prefill, choose_prefill_chunk, prefill, prefill_chunks
 from minillm_repl.generate.generate import generate
 from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.model.build import build
@@ -258,11 +258,11 @@ def test_an_interrupted_read_leaves_what_was_read(tmp_path):
     checkpoint = load(tmp_path)
     decoder = CompiledDecoder(checkpoint, 2)
     ids = random_ids(900)[0].tolist()
-    asked, told = [], []
+    asked = []
     stop = lambda: bool(asked.append(len(decoder.ids)) or len(asked) == 3)  # noqa: E731
-    assert prefill(decoder, ids, stop, lambda done, of: told.append((done, of))) is None
+    told = list(prefill_chunks(decoder, ids, stop))
     assert 0 < asked[0] < asked[1] < asked[2] < 900
-    assert told == [(done, 900) for done in asked]
+    assert told == [Prefill(done, 900) for done in asked]
     assert decoder.ids == ids[: asked[2]]
     np.testing.assert_allclose(
         prefill(decoder, ids), CompiledDecoder(checkpoint, 1).prefill(ids), rtol=0, atol=1e-5

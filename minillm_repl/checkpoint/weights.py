@@ -162,7 +162,7 @@ def _open_files(locations: Iterable[TensorLocation], name: str) -> Iterator[_Ten
         with _convert_read_errors(name):
             files = {
                 path: stack.enter_context(safe_open(path, "numpy", backend="pread"))
-                for path in {path for path, _ in locations}
+                for path in {path for path, _info in locations}
             }
         yield _TensorFiles(files, name)
 
@@ -188,10 +188,10 @@ def read_weights(
     Raises UserError if there is not enough memory for them, before any is read; if a file changed
     after its header was read; and, without `allow_nonfinite`, for a value that is not finite.
     """
-    dtype = resolve_dtype(options.dtype, {info.dtype for _, info in locations.values()})
-    sizes = [math.prod(info.shape) for _, info in locations.values()]
+    dtype = resolve_dtype(options.dtype, {info.dtype for _path, info in locations.values()})
+    sizes = [math.prod(info.shape) for _path, info in locations.values()]
     check_memory(sum(sizes) * dtype.itemsize, name)
-    total = sum(info.nbytes for _, info in locations.values())
+    total = sum(info.nbytes for _path, info in locations.values())
     done = 0
     weights: dict[str, Array] = {}
     with _open_files(locations.values(), name) as files:

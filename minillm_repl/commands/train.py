@@ -141,14 +141,14 @@ def _words(text: str) -> list[str]:
 
 
 def _is_setting(word: str) -> bool:
-    name, equals, _ = word.partition("=")
+    name, equals, _value = word.partition("=")
     return word in ("", "new") or (
         bool(equals) and name.replace("-", "").replace("_", "").isalpha()
     )
 
 
 def _apply_setting(request: TrainRequest, word: str) -> TrainRequest:
-    name, _, value = word.partition("=")
+    name, _equals, value = word.partition("=")
     if word in ("", "new"):
         return dataclasses.replace(request, is_new=request.is_new or word == "new")
     return dataclasses.replace(

@@ -48,7 +48,7 @@ def stages(
 
 def process_logits(logits: Scores, sampling: Sampling, input_ids: Sequence[int]) -> Scores:
     """Return the scores after all samplers; the most likely token always stays."""
-    for _, stage in stages(sampling, input_ids):
+    for _name, stage in stages(sampling, input_ids):
         logits = stage(logits)  # (vocab_size,)
     return logits
 

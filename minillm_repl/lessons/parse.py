@@ -136,7 +136,7 @@ class _LessonReader:
         for token in _MARKDOWN.parse(text):
             if token.level or token.map is None:
                 continue
-            word, _, rest = token.info.strip().partition(" ")
+            word, _space, rest = token.info.strip().partition(" ")
             live = token.type == "fence" and word in _FENCE_WORDS
             heading = token.type == "heading_open" and token.tag in ("h1", "h2")
             section = "\n".join(lines[token.map[0] : token.map[1]])
@@ -227,4 +227,4 @@ def _parse_options(text: str) -> tuple[Option, ...]:
             lines.append(line)
     found = [match for line in lines if (match := _OPTION.fullmatch(line))]
     parts = [(match[1], *match[2].partition(": ")) for match in found]
-    return tuple(Option(answer, why, right.strip()) for right, answer, _, why in parts)
+    return tuple(Option(answer, why, right.strip()) for right, answer, _mark, why in parts)

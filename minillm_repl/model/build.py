@@ -49,7 +49,7 @@ def float32_weights(model: LanguageModel) -> dict[str, Tensor]:
     """Return a model's weights in float32 at least, by name: copies where they have fewer bits."""
     weights = {}
     for name, _shape in model.config.shapes():
-        layer, _, parameter = name.rpartition(".")
+        layer, _dot, parameter = name.rpartition(".")
         weight: Weight = getattr(model.get_submodule(layer), parameter)
         tensor = weight[:].detach()
         weights[name] = tensor if tensor.itemsize >= 4 else tensor.float()

@@ -173,7 +173,7 @@ class ModelConfig:
     @property
     def n_params(self) -> int:
         """How many numbers training may change."""
-        return sum(math.prod(shape) for _, shape in self.shapes())
+        return sum(math.prod(shape) for _name, shape in self.shapes())
 
 
 @dataclass(frozen=True)

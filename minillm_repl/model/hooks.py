@@ -32,7 +32,7 @@ def no_hook(_name: str, tensor: "Tensor") -> "Tensor":
 
 
 def caching(
-    cache: dict[str, "Tensor"], names_filter: Callable[[str], bool] = lambda _: True
+    cache: dict[str, "Tensor"], names_filter: Callable[[str], bool] = lambda _name: True
 ) -> Hook:
     """Return a tap that keeps the activations that are wanted in `into`, and changes nothing."""
 

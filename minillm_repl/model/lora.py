@@ -50,7 +50,7 @@ def merge_adapters(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     weights = {}
     for name, tensor in state.items():
-        layer, _, parameter = name.rpartition(".")
+        layer, _dot, parameter = name.rpartition(".")
         if parameter in ("up", "down") and f"{layer}.base.weight" in state:
             continue
         if layer.endswith(".base") and parameter == "weight":

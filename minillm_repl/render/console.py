@@ -136,7 +136,7 @@ class Screen:
         yielded changes the text.
         """
         if not self.animated:
-            yield lambda _: None
+            yield lambda _share: None
             return
         with self.notes_console.status(Text(text, FIGURES), spinner="dots") as status:
             yield lambda text: status.update(Text(text, FIGURES))

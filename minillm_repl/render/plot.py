@@ -67,13 +67,13 @@ def smooth(points: Points) -> Points:
     """Return the running mean; it reaches as far back as forward at most, so that the first
     points stay as steep.
     """
-    losses = [loss for _, loss in points]
+    losses = [loss for _step, loss in points]
     reach = len(points) // _SMOOTH
     means = (
         fmean(losses[max(0, place - reach) : place + min(place, reach) + 1])
         for place in range(len(points))
     )
-    return [(step, mean) for (step, _), mean in zip(points, means, strict=True)]
+    return [(step, mean) for (step, _loss), mean in zip(points, means, strict=True)]
 
 
 def _drawable(points: Iterable[tuple[int, float]]) -> Points:

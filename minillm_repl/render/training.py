@@ -281,14 +281,14 @@ class Curve:
         self._pending.clear()
         if len(self.points) == 2 * _MIN_CURVE_POINTS:
             pairs = zip(self.points[::2], self.points[1::2], strict=True)
-            self.points = [(step, fmean((before, loss))) for (_, before), (step, loss) in pairs]
+            self.points = [(step, fmean((before, loss))) for (_step, before), (step, loss) in pairs]
             self._bin_size *= 2
 
 
 def summary(finished: Finished) -> Text:
     """Return the closing lines of a training run."""
     kept_step, steps = finished.kept, finished.steps
-    evaluations_without_improvement = sum(step > kept_step for step, _ in finished.val_curve)
+    evaluations_without_improvement = sum(step > kept_step for step, _loss in finished.val_curve)
     reason = {
         "done": _("done") + " · ",
         "interrupt": _("stopped by Ctrl-C") + " · ",

@@ -84,7 +84,7 @@ def suspendable(
         if is_suspended:  # it did not stand still: no shell could have woken it
             resume()
 
-    def resume(*_: Any) -> None:
+    def resume(*_signal: Any) -> None:
         nonlocal is_suspended
         is_suspended = False
         if is_foreground():

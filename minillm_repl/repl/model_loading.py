@@ -142,7 +142,7 @@ class ModelLoader:
     threads: int = 0  # for chatting on the processor; 0 chooses
     quantization: str = "off"  # how weights are made smaller, for chatting only
 
-    def load(self, path: Path, progress: "Progress" = lambda _: None) -> LoadedModel:
+    def load(self, path: Path, progress: "Progress" = lambda _share: None) -> LoadedModel:
         """Load a checkpoint and make it ready to run. Raises UserError."""
         from minillm_repl.checkpoint.load import load, read_vocabulary
         from minillm_repl.storage.encoding import DetectedEncoding
@@ -182,7 +182,7 @@ class ModelFuture(Future[LoadedModel]):
         super().__init__()
         self.fraction_read = 0.0
         self._on_progress = on_progress
-        self.add_done_callback(lambda _: on_progress())
+        self.add_done_callback(lambda _model: on_progress())
         threading.Thread(
             target=self._work, args=(loader, path), daemon=True, name="loading"
         ).start()

@@ -94,11 +94,11 @@ class Pager:
         keys = KeyBindings()
         moves = {"left": (0, -8), "right": (0, 8), "up": (-1, 0), "down": (1, 0)}
         for name, (down, right) in moves.items():
-            keys.add(name)(lambda _, down=down, right=right: self._move(down, right))
-        keys.add("pageup")(lambda _: self._move(-self._page, 0))
-        keys.add("pagedown")(lambda _: self._move(self._page, 0))
-        keys.add("home")(lambda _: self._move(0, -self._columns))
-        keys.add("end")(lambda _: self._move(0, self._columns))
+            keys.add(name)(lambda _event, down=down, right=right: self._move(down, right))
+        keys.add("pageup")(lambda _event: self._move(-self._page, 0))
+        keys.add("pagedown")(lambda _event: self._move(self._page, 0))
+        keys.add("home")(lambda _event: self._move(0, -self._columns))
+        keys.add("end")(lambda _event: self._move(0, self._columns))
         for name in ("q", "c-c", "c-d", "escape", "enter"):
             keys.add(name)(_exit)
         keys.add("c-z")(suspend)

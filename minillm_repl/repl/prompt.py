@@ -95,7 +95,7 @@ class PromptReader:
             history=history,
             complete_while_typing=Condition(lambda: get_app().current_buffer.text.startswith(":")),
             completer=LineCompleter(
-                shell.registry, lambda: [name for name, _ in shell.session.workspace.models()]
+                shell.registry, lambda: [name for name, _path in shell.session.workspace.models()]
             ),
             key_bindings=merge_key_bindings([cluster_key_bindings(), key_bindings(show_exit_hint)]),
             bottom_toolbar=self._toolbar,
@@ -110,7 +110,7 @@ class PromptReader:
         )
         use_drawn_heights(self._prompt.layout)
         # A model that was loaded meanwhile becomes the open one before it is named.
-        self._prompt.app.before_render += lambda _: shell.session.workspace.finish_loading()
+        self._prompt.app.before_render += lambda _app: shell.session.workspace.finish_loading()
 
     def read(self, on_ready: Callable[[], None] | None = None) -> str:
         """Return the next line. Raises EOFError for Ctrl-D.

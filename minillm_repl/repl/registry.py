@@ -83,7 +83,7 @@ def command(
     forms = arguments if isinstance(arguments, Forms) else Forms(arguments)
 
     def declare(run: Run) -> Command:
-        summary, _, details = (run.__doc__ or "").partition("\n")
+        summary, _newline, details = (run.__doc__ or "").partition("\n")
         return Command(
             name=name,
             summary=summary.strip(),

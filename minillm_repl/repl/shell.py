@@ -64,7 +64,7 @@ class Shell:
         if line.startswith("::"):
             self.run_prompt(line[1:])
         elif self.is_command(line):
-            name, _, argument = line[1:].lstrip().partition(" ")
+            name, _space, argument = line[1:].lstrip().partition(" ")
             if self.screen.interactive:
                 self.echo(line, "\n")
             self._command(self.registry.get(name.strip().lower()), argument)

@@ -141,18 +141,25 @@ class Stepper:
         bind("<any>", act=lambda event: self._type(event.data))
         bind(Keys.BracketedPaste, act=lambda event: self._type(event.data))
         for row, digit in enumerate("1234567890"):
-            bind(digit, act=lambda _, row=row: self._select_row(row), when=~typing)  # type: ignore[misc]
+            bind(digit, act=lambda _event, row=row: self._select_row(row), when=~typing)  # type: ignore[misc]
         bind("c-z", act=suspend)
-        bind("f", act=lambda _: self._app.exit(result=True), when=~typing)
-        bind("q", "c-c", "c-d", "escape", act=lambda _: self._app.exit(result=False), when=~typing)
-        bind("c-c", "escape", act=lambda _: self._stop_typing(), when=typing)
-        bind("up", act=lambda _: self._move(-1), when=~typing)
-        bind("down", act=lambda _: self._move(1), when=~typing)
-        bind("tab", act=lambda _: self._type(""), when=~typing)
-        bind("enter", act=lambda _: self._select_row(self._row), when=~typing)
-        bind("enter", act=lambda _: self._add_typed(), when=typing)
-        bind("backspace", act=lambda _: self._back(), when=~typing)
-        bind("backspace", act=lambda _: self._erase(), when=typing)
+        bind("f", act=lambda _event: self._app.exit(result=True), when=~typing)
+        bind(
+            "q",
+            "c-c",
+            "c-d",
+            "escape",
+            act=lambda _event: self._app.exit(result=False),
+            when=~typing,
+        )
+        bind("c-c", "escape", act=lambda _event: self._stop_typing(), when=typing)
+        bind("up", act=lambda _event: self._move(-1), when=~typing)
+        bind("down", act=lambda _event: self._move(1), when=~typing)
+        bind("tab", act=lambda _event: self._type(""), when=~typing)
+        bind("enter", act=lambda _event: self._select_row(self._row), when=~typing)
+        bind("enter", act=lambda _event: self._add_typed(), when=typing)
+        bind("backspace", act=lambda _event: self._back(), when=~typing)
+        bind("backspace", act=lambda _event: self._erase(), when=typing)
         return keys
 
     def _guarded(self, act: Callable[[KeyPressEvent], None]) -> Callable[[KeyPressEvent], None]:

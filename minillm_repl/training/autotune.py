@@ -80,7 +80,7 @@ def _time_step(
     times = []
     with torch_threads(n_threads):
         trainer.plan = replace(plan, precision=precision)
-        for _ in range(_TRIALS):
+        for _trial in range(_TRIALS):
             if interrupted():
                 raise Cancelled
             started = perf_counter()

@@ -37,7 +37,7 @@ def cancellable(
     """
     rng_state = torch.get_rng_state() if restores_rng else None
 
-    def check_interrupted(*_: Any) -> None:
+    def check_interrupted(*_signal: Any) -> None:
         if interrupted():
             raise Cancelled
 

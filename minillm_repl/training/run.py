@@ -33,7 +33,7 @@ class RunContext:
     device: str = "auto"
     threads: int = 0  # 0 tries what is fastest
     distributed: Distributed = field(default_factory=Distributed)
-    progress: Callable[[float], None] = lambda _: None  # of tokenising the text, 0 to 1
+    progress: Callable[[float], None] = lambda _share: None  # of tokenising the text, 0 to 1
     interrupted: Callable[[], bool] = never_interrupted
 
 

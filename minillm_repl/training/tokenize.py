@@ -64,7 +64,7 @@ def tokenise(
     separator: int | None = None,
     template: ChatTemplate | None = None,
     cache: Path | None = None,
-    progress: Callable[[float], None] = lambda _: None,
+    progress: Callable[[float], None] = lambda _share: None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> TokenisedCorpus:
     """Return the tokens of a corpus; `template` writes the conversations of one that has them.

@@ -168,7 +168,7 @@ def place_name(inspected: InspectedText, hook_name: str) -> str:
     """
     if hook_name == "embedding":
         return hook_name
-    _, layer, what, *rest = hook_name.split(".")
+    _blocks, layer, what, *rest = hook_name.split(".")
     if what == "attention" or rest == ["mid"]:
         return f"{layer} attention"
     is_block = what == "residual" and inspected.config.parallel_residual

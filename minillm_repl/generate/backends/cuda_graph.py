@@ -29,7 +29,7 @@ class CudaGraphStep:
         warmup_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         warmup_stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(warmup_stream):
-            for _ in range(_WARMUP_RUNS):
+            for _run in range(_WARMUP_RUNS):
                 self._logits = self._forward(model, cache)
         torch.cuda.current_stream(device).wait_stream(warmup_stream)
         self._graph = torch.cuda.CUDAGraph()

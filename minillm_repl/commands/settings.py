@@ -1,16 +1,21 @@
-"""`:temp`, `:top-k` and all other settings as commands, made from the settings' descriptions."""
+"""`:set`, and `:temp`, `:top-k` and the other settings, each a command of its own, made from the
+settings' descriptions.
+"""
+
+import re
 
 from rich.text import Text
 
 from minillm_repl.errors import UserError
 from minillm_repl.generate.options import Sampling
 from minillm_repl.language import _
+from minillm_repl.render.tables import settings_table
 from minillm_repl.repl.arguments import Arguments, TextArgument, Words
 from minillm_repl.repl.forms import Form, Forms
-from minillm_repl.repl.registry import Command, Group
+from minillm_repl.repl.registry import Command, Group, command
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
-from minillm_repl.settings import Spec, default_of, format_value, specs, value_of
+from minillm_repl.settings import Spec, default_of, find, format_value, specs, value_of
 from minillm_repl.views.sweep import sweep
 
 
@@ -96,3 +101,27 @@ def _group(name: str) -> Group:
 
 
 SETTING_COMMANDS = tuple(_command(name, spec) for name, spec in specs(Settings).items())
+
+
+@command(
+    "set",
+    arguments=(Words("change", "NAME [VALUE]", *specs(Settings)),),
+    aliases=("설정",),
+)
+def set_(shell: Shell, asked: Arguments) -> None:
+    """Show all settings; show or change one.
+
+    `:set top-k 40` is the same as `:top-k 40`.
+    """
+    if not asked.change:
+        shell.screen.out.print(settings_table(shell.session.settings))
+        return
+    words = re.fullmatch(r"([^\s=]*)\s*=?\s*(.*)", asked.change, re.DOTALL)
+    name, value = words.groups()  # type: ignore[union-attr]
+    if value:
+        change(shell, name, value)
+    known, spec = find(Settings, name)
+    shell.screen.out.print(
+        Text(f"{known} {format_value(spec, value_of(shell.session.settings, known))}"),
+        soft_wrap=True,
+    )

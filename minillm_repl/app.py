@@ -48,6 +48,7 @@ from minillm_repl.storage.paths import (
     shipped_names,
     user_path,
 )
+from minillm_repl.training.request import TrainRequest
 
 
 class ExitStatus(IntEnum):
@@ -67,7 +68,7 @@ class Start:
     options: argparse.Namespace
     launch: Launch
     settings: Settings
-    training: train.TrainRequest | None
+    training: TrainRequest | None
 
     @property
     def checkpoint(self) -> str:
@@ -157,7 +158,7 @@ def _complete(shell: Shell, start: Start) -> None:
     run_one_shot(shell, text, echo=options.echo, json=options.json)
 
 
-def _train(shell: Shell, start: Start, training: train.TrainRequest) -> ExitStatus:
+def _train(shell: Shell, start: Start, training: TrainRequest) -> ExitStatus:
     """Train as asked. Raises UserError if nothing can be saved at the named file."""
     workspace = shell.session.workspace
     assert workspace.path is not None

@@ -12,7 +12,6 @@ from rich.text import Text
 
 from minillm_repl import __version__
 from minillm_repl.app import ExitStatus, Start, run
-from minillm_repl.commands import train
 from minillm_repl.configuration import (
     Launch,
     configuration_file,
@@ -28,6 +27,7 @@ from minillm_repl.repl.job_control import suspendable
 from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS, Settings
 from minillm_repl.settings import Spec, change, format_value, specs, switch, value_of
 from minillm_repl.training.plan import TrainPlan
+from minillm_repl.training.request import TrainRequest
 
 _SHARED_FLAGS = ("seed", "context-length")  # mean something for training too
 _TRAINING_FLAGS = tuple(name for name in specs(TrainPlan) if name not in _SHARED_FLAGS)
@@ -248,7 +248,7 @@ def _main(arguments: Sequence[str] | None, environment: Environment) -> int:
         return run(start)
 
 
-def _training_request(options: argparse.Namespace) -> train.TrainRequest | None:
+def _training_request(options: argparse.Namespace) -> TrainRequest | None:
     """Return what the training flags ask for, if anything.
 
     Raises UserError, also for a flag without a corpus.
@@ -266,7 +266,7 @@ def _training_request(options: argparse.Namespace) -> train.TrainRequest | None:
                     "may be given, for a text file that has moved"
                 )
             )
-        return train.TrainRequest(is_resume=True, corpus=options.train or "")
+        return TrainRequest(is_resume=True, corpus=options.train or "")
     if (options.recipe is None) != (options.data is None):
         raise UserError(_("use --recipe NAME and --data FOLDER together"))
     if options.recipe is not None:
@@ -275,8 +275,11 @@ def _training_request(options: argparse.Namespace) -> train.TrainRequest | None:
         if options.train is not None:
             raise UserError(_("--recipe builds its own corpus: leave out --train"))
         plan = read_recipe(options.recipe).plan
-        return train.TrainRequest(
-            _apply_flags(plan, options), is_new=True, recipe=options.recipe, data=options.data
+        return TrainRequest(
+            plan=_apply_flags(plan, options),
+            is_new=True,
+            recipe=options.recipe,
+            data=options.data,
         )
     if options.train is None:
         if training_flags or options.new:
@@ -287,7 +290,8 @@ def _training_request(options: argparse.Namespace) -> train.TrainRequest | None:
                 )
             )
         return None
-    return train.TrainRequest(_apply_flags(TrainPlan(), options), options.train, options.new)
+    plan = _apply_flags(TrainPlan(), options)
+    return TrainRequest(plan=plan, corpus=options.train, is_new=options.new)
 
 
 def _apply_flags(plan: TrainPlan, options: argparse.Namespace) -> TrainPlan:

@@ -24,7 +24,6 @@ with atheris.instrument_imports(include=["minillm_repl"]) if atheris else io.Byt
 
     from minillm_repl import commands, views
     from minillm_repl.checkpoint.formats.header import is_native, parse_config, parse_header
-    from minillm_repl.commands import train
     from minillm_repl.errors import UserError
     from minillm_repl.render.console import Screen
     from minillm_repl.repl.registry import discover
@@ -32,6 +31,7 @@ with atheris.instrument_imports(include=["minillm_repl"]) if atheris else io.Byt
     from minillm_repl.repl.shell import ExitRequested, Shell
     from minillm_repl.repl.workspace import Workspace, Writable
     from minillm_repl.safetext import safe_line
+    from minillm_repl.training.request import parse_request
 
 ENTRY = (
     b'{"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},'
@@ -98,7 +98,7 @@ def commander() -> Callable[[bytes], None]:
         except ExitRequested:
             pass
         try:
-            train.parse_request(line)
+            parse_request(line)
         except UserError as error:
             clean(error)
 

@@ -31,18 +31,18 @@ from tests.terminal import Terminal
 CURVE = [(step, 4.2 * (step + 5) ** -0.15 + 0.1 * math.sin(step * 7)) for step in range(1, 201)]
 VAL = [(step, 4.3 * (step + 5) ** -0.14) for step in range(0, 201, 20)]
 DONE = Finished(
-    "done",
-    60,
-    60,
-    46_080,
-    12.0,
-    4.1744,
-    1.8843,
-    1.7012,
-    1.8843,
-    2.7184,
-    ((1, 4.2),),
-    ((0, 4.1744),),
+    reason="done",
+    steps=60,
+    kept=60,
+    tokens=46_080,
+    seconds=12.0,
+    first_loss=4.1744,
+    last_loss=1.8843,
+    train_loss=1.7012,
+    val_loss=1.8843,
+    bits_per_character=2.7184,
+    curve=((1, 4.2),),
+    val_curve=((0, 4.1744),),
 )
 
 # Draws a recorded run, slowly enough for several frames; says where it is, so that the tests need
@@ -76,7 +76,11 @@ def events():
             yield Saved(step)
             "stop" in sys.argv and input()
     curve = ((0, 4.0), (40, 2.0), (60, 1e9))
-    yield Finished("done", 60, 40, 46_080, 12.0, 4.1744, 2.0, 1.9, 2.0, 2.7184, (), curve)
+    yield Finished(
+        reason="done", steps=60, kept=40, tokens=46_080, seconds=12.0, first_loss=4.1744,
+        last_loss=2.0, train_loss=1.9, val_loss=2.0, bits_per_character=2.7184, curve=(),
+        val_curve=curve,
+    )
 
 screen = make_screen(process_environment(), interactive="side" not in sys.argv)
 told = iter(samples)
@@ -544,7 +548,20 @@ def test_the_closing_lines_have_the_figures_of_the_weights_that_are_kept():
 
 
 def test_closing_lines_of_a_run_that_did_nothing():
-    nothing = Finished("interrupt", 0, 0, 0, 0.0, 1e9, 1e9, 1e9, None, math.nan, (), ())
+    nothing = Finished(
+        reason="interrupt",
+        steps=0,
+        kept=0,
+        tokens=0,
+        seconds=0.0,
+        first_loss=1e9,
+        last_loss=1e9,
+        train_loss=1e9,
+        val_loss=None,
+        bits_per_character=math.nan,
+        curve=(),
+        val_curve=(),
+    )
     assert "perplexity inf · nan bits" in summary(nothing).plain
 
 

@@ -12,11 +12,13 @@ import transformers
 
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
-from minillm_repl.insight.attention import focus_view, head_view, layer_view, patterns, weights
 from minillm_repl.model.build import build
 from minillm_repl.model.hooks import caching
 from minillm_repl.tokenizer.lookup import find_token_ids
 from minillm_repl.views import lens, residual, why
+from minillm_repl.views.attention import find_patterns, weights
+from minillm_repl.views.attn import compute_focus
+from minillm_repl.views.attn_maps import compute_head, compute_layer
 from minillm_repl.views.base import as_json
 from minillm_repl.views.inspected_text import InspectedText
 from minillm_repl.views.why import written
@@ -58,11 +60,11 @@ def test_attention_is_that_of_transformers_on_every_head(both):
     ours, _, theirs = both
     for layer, weight in weights(ours).items():
         torch.testing.assert_close(weight, theirs.attentions[layer][0], rtol=0, atol=1e-5)
-    view = head_view(ours, 2, 3)
+    view = compute_head(ours, 2, 3)
     np.testing.assert_allclose(view.weights, theirs.attentions[2][0, 3], rtol=0, atol=1e-5)
-    assert [head.weights for head in layer_view(ours, 2).heads][3] == view.weights
+    assert [head.weights for head in compute_layer(ours, 2).heads][3] == view.weights
     looked = dict(
-        next(head for head in focus_view(ours).heads if (head.layer, head.head) == (2, 3)).looked
+        next(head for head in compute_focus(ours).heads if (head.layer, head.head) == (2, 3)).looked
     )
     most = theirs.attentions[2][0, 3, -1].topk(5)
     assert list(looked) == most.indices.tolist()
@@ -200,13 +202,13 @@ def test_patterns_are_found_where_they_were_put():
     for place in range(5):
         previous[place, max(place - 1, 0)] = 1
         induction[place, {3: 1, 4: 2}.get(place, 0)] = 1
-    of_both = patterns(torch.stack((previous, induction)), ids)
+    of_both = find_patterns(torch.stack((previous, induction)), ids)
     looking_back, inducing = ({each.name: each.score for each in found} for found in of_both)
     assert looking_back == pytest.approx({"previous token": 1, "first token": 0.25, "itself": 0})
     # two places prove nothing
     assert inducing == pytest.approx({"previous token": 0, "first token": 0.5, "itself": 0})
     assert of_both[0][0].name == "previous token"
-    assert patterns(torch.ones(2, 1, 1), (7,)) == [(), ()]
+    assert find_patterns(torch.ones(2, 1, 1), (7,)) == [(), ()]
 
 
 @pytest.mark.parametrize("window", [0, 3])
@@ -240,7 +242,7 @@ def test_even_attention_scores_the_chance_level_of_each_pattern_over_the_rows_th
             for row in range(time)
         },
     }
-    found = {each.name: each for each in patterns(even[None], ids, window)[0]}
+    found = {each.name: each for each in find_patterns(even[None], ids, window)[0]}
     for name, rows in places.items():
         there = {row: here for row, of in rows.items() if (here := of & set(sees[row]))}
         if len(there) < (3 if name in ("same token", "induction on this text") else 1):
@@ -257,7 +259,7 @@ def test_even_attention_scores_the_chance_level_of_each_pattern_over_the_rows_th
 def test_a_head_that_looks_one_back_gets_no_credit_where_that_is_the_first_token():
     sink = torch.zeros(6, 6)
     sink[:, 0] = 1
-    found = {each.name: each.score for each in patterns(sink[None], (1, 2, 3, 4, 5, 6))[0]}
+    found = {each.name: each.score for each in find_patterns(sink[None], (1, 2, 3, 4, 5, 6))[0]}
     assert found == pytest.approx({"first token": 1, "previous token": 0, "itself": 0})
 
 
@@ -272,9 +274,9 @@ def of_text(checkpoint, text):
 def test_what_is_not_there_is_refused_by_number():
     subject = of_text(random_checkpoint(), "가각갂")
     for ask in (
-        lambda: head_view(subject, 2, 0),
-        lambda: head_view(subject, 1, 3),
-        lambda: layer_view(subject, 9),
+        lambda: compute_head(subject, 2, 0),
+        lambda: compute_head(subject, 1, 3),
+        lambda: compute_layer(subject, 9),
         lambda: lens.compute(subject, 3),
         lambda: lens.compute(subject, -4),
     ):
@@ -285,7 +287,7 @@ def test_what_is_not_there_is_refused_by_number():
 def test_damaged_weights_are_told_not_drawn():
     checkpoint = random_checkpoint()
     checkpoint.tensors["blocks.1.mlp.down.weight"][:] = np.inf
-    for ask in (focus_view, lens.compute, why.compute, residual.compute):
+    for ask in (compute_focus, lens.compute, why.compute, residual.compute):
         with pytest.raises(UserError, match="not finite numbers: a weight is not one"):
             ask(of_text(checkpoint, "가각"))
 

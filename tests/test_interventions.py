@@ -6,7 +6,6 @@ import torch
 
 from minillm_repl.errors import UserError
 from minillm_repl.insight.ablation import scan_view, silencing
-from minillm_repl.insight.attention import head_view
 from minillm_repl.insight.intervention_effect import effect_view
 from minillm_repl.insight.patching import patch_view, patched_logits
 from minillm_repl.insight.steering import (
@@ -24,6 +23,7 @@ from minillm_repl.render.drawing import nats
 from minillm_repl.tokenizer.library import byte_level_bpe
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from minillm_repl.views import grad, lens, neurons, residual, why
+from minillm_repl.views.attn_maps import compute_head
 from minillm_repl.views.inspected_text import InspectedText
 from tests.conftest import random_checkpoint
 from tests.test_huggingface import random_ids
@@ -148,7 +148,7 @@ def test_changes_add_up_as_hooks_in_transformers_do_together(both, other):
     torch.testing.assert_close(changed.logits(), expected, rtol=0, atol=1e-4)
     assert not torch.allclose(changed.logits(), ours.logits(), atol=1e-2)
     np.testing.assert_allclose(
-        head_view(changed, 2, 0).weights, found.attentions[2][0, 0].detach(), atol=1e-5
+        compute_head(changed, 2, 0).weights, found.attentions[2][0, 0].detach(), atol=1e-5
     )
     np.testing.assert_allclose(
         grad.compute(changed).norms, gradient[0].norm(dim=-1), rtol=1e-3, atol=1e-4

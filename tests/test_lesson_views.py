@@ -21,16 +21,12 @@ from minillm_repl.generate.options import Sampling
 from minillm_repl.generate.sampling import process_logits, softmax
 from minillm_repl.insight.ablation import silencing
 from minillm_repl.insight.descent import descent_view
-from minillm_repl.insight.shapes import shapes_view, sizes_on
-from minillm_repl.insight.source import source_view
 from minillm_repl.insight.steering import steering
-from minillm_repl.insight.views.thinking import sizes
 from minillm_repl.model.build import build, to_arrays
 from minillm_repl.render.by_hand import descent_picture
-from minillm_repl.render.shapes import shapes_picture
-from minillm_repl.render.source import source_picture
-from minillm_repl.views import qkv
+from minillm_repl.views import qkv, shapes, source
 from minillm_repl.views.inspected_text import InspectedText
+from minillm_repl.views.shapes import compute_sizes, sizes
 from tests.conftest import ROOT, random_checkpoint
 from tests.test_huggingface import FAMILIES, random_ids, random_model
 from tests.test_insight import both, exact, of_text  # noqa: F401 - the fixture
@@ -71,7 +67,7 @@ def test_shapes_and_numbers_are_those_of_transformers_own_tensors(both):
         cached = model(ours.input_ids, use_cache=True).past_key_values.layers[0]
     for hook in hooks:
         hook.remove()
-    rows = {row.name: row for row in shapes_view(ours, own).rows}
+    rows = {row.name: row for row in shapes.compute(ours, own).rows}
     expected = {
         "embedding": theirs.hidden_states[0][0],
         "blocks.0.residual": theirs.hidden_states[1][0],
@@ -94,7 +90,7 @@ def test_shapes_and_numbers_are_those_of_transformers_own_tensors(both):
 
 
 def test_a_letter_stands_for_one_size_on_the_whole_way(both):
-    rows = shapes_view(both[0], own).rows
+    rows = shapes.compute(both[0], own).rows
     for row in rows:
         assert [sizes(rows)[dim] for dim in row.dims] == list(row.shape), row.name
 
@@ -104,7 +100,7 @@ def test_what_can_be_drawn_follows_the_samplers():
     probabilities = subject.logits()[-1].double().div(0.5).softmax(-1)
 
     def draw(settings):
-        return shapes_view(
+        return shapes.compute(
             subject, lambda logits: softmax(process_logits(logits, settings, subject.ids))[0]
         )
 
@@ -122,7 +118,7 @@ def test_the_way_through_a_changed_model_shows_the_change():
     subject = of_text(random_checkpoint(), "가각갂")
     along = torch.eye(12)[0]
     before, after = (
-        shapes_view(each, own).rows
+        shapes.compute(each, own).rows
         for each in (subject, subject.with_hook(steering(along, 1, 5.0)))
     )
     different = [
@@ -142,7 +138,7 @@ def test_the_picture_of_the_way_fits_and_names_the_blocks_that_are_left_out(widt
     subject = InspectedText(
         build(checkpoint.config, checkpoint.tensors), checkpoint.tokenizer, (3,)
     )
-    lines = drawn(shapes_picture(shapes_view(subject, own, "temp 1"), width), width)
+    lines = drawn(shapes.compute(subject, own, "temp 1").draw(width), width)
     assert max(map(wcswidth, lines)) <= width
     assert any("3 × 1 × 4" in line for line in lines)
     if width > 40:  # where names are not broken
@@ -305,7 +301,10 @@ def part(subject, path):
 @pytest.mark.parametrize("path", ["", "blocks.0", "blocks.0.attention", "blocks.0.mlp"])
 def test_the_code_shown_is_that_in_the_file_but_for_the_letters_of_shapes(both, path):
     thing = part(both[0], path)
-    plain, sized = source_view("a part", thing), source_view("a part", thing, sizes_on(both[0]))
+    plain, sized = (
+        source.compute("a part", thing),
+        source.compute("a part", thing, compute_sizes(both[0])),
+    )
     file = (
         (ROOT / "minillm_repl" / plain.file)
         .read_text(encoding="utf-8")
@@ -328,7 +327,7 @@ def test_the_shapes_in_the_code_are_those_of_the_tensors(both):
 
     logits = subject.with_hook(keep).logits()
     codes = {
-        path: source_view("a part", part(subject, path), sizes_on(subject)).code
+        path: source.compute("a part", part(subject, path), compute_sizes(subject)).code
         for path in ("", "blocks.0.attention", "blocks.0.mlp")
     }
     expected = {
@@ -351,13 +350,15 @@ def test_the_shapes_in_the_code_are_those_of_the_tensors(both):
                 line for line in codes[path].split("\n") if start in line and "  # " in line
             )
             assert shape in line.partition("  # ")[2], line
-    assert sizes_on(subject)["v"] == logits.shape[-1]
+    assert compute_sizes(subject)["v"] == logits.shape[-1]
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_code_is_drawn_whole(width):
-    view = source_view("attention", part(of_text(random_checkpoint(), "가"), "blocks.0.attention"))
-    lines = drawn(source_picture(view, width), width)
+    view = source.compute(
+        "attention", part(of_text(random_checkpoint(), "가"), "blocks.0.attention")
+    )
+    lines = drawn(view.draw(width), width)
     assert max(map(wcswidth, lines)) <= width
     assert "".join("".join(lines).split()).endswith("".join(view.code.split()))
 

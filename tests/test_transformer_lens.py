@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from minillm_repl.insight.ablation import silencing
-from minillm_repl.insight.attention import weights
 from minillm_repl.insight.patching import patch_view
 from minillm_repl.views import lens, why
+from minillm_repl.views.attention import weights
 from tests.test_insight import agrees, both  # noqa: F401 - the fixture
 from tests.test_interventions import HEAD, LAYER, other  # noqa: F401 - the fixture
 

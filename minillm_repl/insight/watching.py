@@ -6,12 +6,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from minillm_repl.insight.attention import focus_view
 from minillm_repl.insight.views.changes import Moment, WatchView
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.tokenizer.base import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import find_bos_token_id, truncate
 from minillm_repl.views import lens
+from minillm_repl.views.attn import compute_focus
 from minillm_repl.views.base import Likely
 from minillm_repl.views.inspected_text import InspectedText, topk_ids
 
@@ -43,7 +43,7 @@ class Watch:
             top[0].prob,
             top,
             lens.compute(subject),
-            focus_view(subject),
+            compute_focus(subject),
             **subject.window_fields,
         )
         self._moments.append((moment, final))

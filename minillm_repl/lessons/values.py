@@ -20,7 +20,7 @@ from minillm_repl.tokenizer.character import CharacterTokenizer
 from minillm_repl.views.inspecting import inspect_ids
 
 if TYPE_CHECKING:
-    from minillm_repl.insight.views.thinking import FocusView
+    from minillm_repl.views.attn import FocusView
     from minillm_repl.views.inspected_text import InspectedText
     from minillm_repl.views.lens import LensView
     from minillm_repl.views.qkv import Met
@@ -250,9 +250,9 @@ class LessonValues:
 
     @cached_property
     def _focus(self) -> "FocusView":
-        from minillm_repl.insight.attention import focus_view
+        from minillm_repl.views.attn import compute_focus
 
-        return focus_view(self._subject)
+        return compute_focus(self._subject)
 
     @cached_property
     def _top_key(self) -> "Met":

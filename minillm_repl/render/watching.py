@@ -5,7 +5,6 @@ from rich.text import Text
 
 from minillm_repl.insight.views.changes import Moment, WatchView
 from minillm_repl.language import _
-from minillm_repl.render.attention import focus_picture
 from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.drawing import component_name, short_label, title
@@ -65,7 +64,7 @@ def moment_picture(moment: Moment, width: int) -> RenderableType:
     return Group(
         Text(_("after step {step:,}", step=moment.step), FIGURES),
         moment.lens.draw(width),
-        focus_picture(moment.attention, width),
+        moment.attention.draw(width),
     )
 
 

@@ -40,9 +40,9 @@ def weights(inspected: InspectedText, layer: int | None = None) -> "dict[int, Te
 
     layers = range(inspected.config.n_layers) if layer is None else [layer]
     prefix = "" if layer is None else f"blocks.{layer}."
-    cache = inspected.run_with_cache(prefix + "attention.q", prefix + "attention.k", last_only=True)[
-        1
-    ]
+    cache = inspected.run_with_cache(
+        prefix + "attention.q", prefix + "attention.k", last_only=True
+    )[1]
     return {
         index: attention_weights(
             cache[f"blocks.{index}.attention.q"][None],

@@ -97,7 +97,9 @@ class ShapesView(View, Truncation):
             _("Samplers: {sampling}.", sampling=self.sampling),
         ]  # fmt: skip
         if not self._learns_positions:
-            positions = _("Positions: rotary position embedding (RoPE), applied to queries and keys.")
+            positions = _(
+                "Positions: rotary position embedding (RoPE), applied to queries and keys."
+            )
             notes.insert(0, positions)
         return Group(
             title(_("forward pass"), _("from the text to the next token")),
@@ -250,9 +252,7 @@ def _forward(inspected: InspectedText) -> "dict[str, Tensor]":
 
 
 def _rows(tensors: "dict[str, Tensor]") -> tuple[ShapeRow, ...]:
-    order = [
-        f"blocks.0.{name}" if "." in name or name == "residual" else name for name in _TENSORS
-    ]
+    order = [f"blocks.0.{name}" if "." in name or name == "residual" else name for name in _TENSORS]
     end = order.index("final")
     order[end:end] = [name for name in tensors if name.endswith(".residual") and name not in order]
     grouped = tensors["blocks.0.attention.k"].shape != tensors["blocks.0.attention.q"].shape

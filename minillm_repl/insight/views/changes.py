@@ -5,9 +5,9 @@ Layers, heads and positions count from 0.
 
 from dataclasses import dataclass
 
-from minillm_repl.insight.views.thinking import FocusView
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.truncation import Truncation
+from minillm_repl.views.attn import FocusView
 from minillm_repl.views.base import Likely, Row
 from minillm_repl.views.lens import LensView
 

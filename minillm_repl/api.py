@@ -295,7 +295,7 @@ def train(
     event. Nothing is written: `save` does that. Ctrl-C ends the training, and returns what was
     learnt so far; before the first step it raises KeyboardInterrupt. Raises UserError.
     """
-    from minillm_repl.training.events import Finished
+    from minillm_repl.training.events import TrainingFinished
     from minillm_repl.training.plan import TrainPlan, check_applies
     from minillm_repl.training.prepare import start_run
     from minillm_repl.training.run import RunContext
@@ -312,7 +312,7 @@ def train(
             _warn(warning)
         for event in run.events(interrupted, save=False):
             progress(event)
-        assert isinstance(event, Finished)
+        assert isinstance(event, TrainingFinished)
         if not event.steps:
             raise KeyboardInterrupt
         trained = run.checkpoint(event)

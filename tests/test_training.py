@@ -19,7 +19,7 @@ from minillm_repl.model.config import GPTConfig, LlamaConfig
 from minillm_repl.training import resume
 from minillm_repl.training.corpus import open_corpus
 from minillm_repl.training.defaults import resolve_loop
-from minillm_repl.training.events import Evaluated, Finished, NotSaved, Saved, TrainStep
+from minillm_repl.training.events import Evaluated, NotSaved, Saved, TrainingFinished, TrainStep
 from minillm_repl.training.open_corpora import find_corpus
 from minillm_repl.training.optimizers import Muon, lr_scale, orthogonalise
 from minillm_repl.training.plan import TrainPlan
@@ -80,7 +80,7 @@ def run(corpus, plan=SMALL, start=None, interrupted=lambda: False, **more):
 @pytest.mark.parametrize("plan", [SMALL, LLAMA, dataclasses.replace(LLAMA, optimizer="adamw")])
 def test_a_fresh_model_knows_nothing_and_learns(corpus, plan):
     events, finished, checkpoint = run(corpus, plan)
-    assert isinstance(finished, Finished)
+    assert isinstance(finished, TrainingFinished)
     assert finished.first_loss == pytest.approx(math.log(checkpoint.config.vocab_size), abs=1e-5)
     assert finished.last_loss < finished.first_loss / 2
     assert (finished.reason, finished.steps, finished.tokens) == ("done", 40, 40 * 16 * 8)
@@ -452,11 +452,11 @@ def test_a_save_that_fails_ends_no_run_and_a_later_one_may_work(corpus, tmp_path
     )
     told = []
     for event in trainee.events(lambda: False):
-        if isinstance(event, NotSaved | Saved | Finished):
+        if isinstance(event, NotSaved | Saved | TrainingFinished):
             told.append(event)
         if isinstance(event, NotSaved) and event.step == 10:
             folder.unlink()
-    assert [type(event) for event in told] == [NotSaved, Saved, Saved, Saved, Finished]
+    assert [type(event) for event in told] == [NotSaved, Saved, Saved, Saved, TrainingFinished]
     assert "could not save" in told[0].why
     assert not trainee.save_error
     assert load(folder / "m.safetensors").training.steps == told[3].step == 40

@@ -24,13 +24,13 @@ from minillm_repl.render.json_lines import print_training_json
 from minillm_repl.render.plot import loss_plot, smooth
 from minillm_repl.render.training import Curve, Throughput, TrainingView, perplexity, summary
 from minillm_repl.repl.registry import discover
-from minillm_repl.training.events import Evaluated, Finished, NotSaved, Saved, TrainStep
+from minillm_repl.training.events import Evaluated, NotSaved, Saved, TrainingFinished, TrainStep
 from tests.conftest import ROOT, random_checkpoint
 from tests.terminal import Terminal
 
 CURVE = [(step, 4.2 * (step + 5) ** -0.15 + 0.1 * math.sin(step * 7)) for step in range(1, 201)]
 VAL = [(step, 4.3 * (step + 5) ** -0.14) for step in range(0, 201, 20)]
-DONE = Finished(
+DONE = TrainingFinished(
     reason="done",
     steps=60,
     kept=60,
@@ -53,7 +53,7 @@ from rich.text import Text
 from minillm_repl.environment import process_environment
 from minillm_repl.render.console import make_screen
 from minillm_repl.render.training import TrainingView, summary
-from minillm_repl.training.events import Evaluated, Finished, Saved, TrainStep
+from minillm_repl.training.events import Evaluated, TrainingFinished, Saved, TrainStep
 
 samples = [
     "날씨가 좋다.\\n그래서 오늘은 산책을 했다. " * 8,
@@ -76,7 +76,7 @@ def events():
             yield Saved(step)
             "stop" in sys.argv and input()
     curve = ((0, 4.0), (40, 2.0), (60, 1e9))
-    yield Finished(
+    yield TrainingFinished(
         reason="done", steps=60, kept=40, tokens=46_080, seconds=12.0, first_loss=4.1744,
         last_loss=2.0, train_loss=1.9, val_loss=2.0, bits_per_character=2.7184, curve=(),
         val_curve=curve,
@@ -333,7 +333,7 @@ def test_json_lines_say_all_and_stay_json():
 def test_the_format_names_every_field_of_the_json():
     text = (ROOT / "docs/format.md").read_text(encoding="utf-8")
     section = text[text.index("## Events of training") :]
-    for kind in (TrainStep, Evaluated, Saved, NotSaved, Finished):
+    for kind in (TrainStep, Evaluated, Saved, NotSaved, TrainingFinished):
         for field in dataclasses.fields(kind):
             assert f"`{field.name}`" in section, field.name
 
@@ -548,7 +548,7 @@ def test_the_closing_lines_have_the_figures_of_the_weights_that_are_kept():
 
 
 def test_closing_lines_of_a_run_that_did_nothing():
-    nothing = Finished(
+    nothing = TrainingFinished(
         reason="interrupt",
         steps=0,
         kept=0,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # The prompt line starts without torch.
     from minillm_repl.checkpoint.checkpoint import Checkpoint
     from minillm_repl.repl.workspace import Workspace
     from minillm_repl.training.distributed import Distributed
-    from minillm_repl.training.events import Finished
+    from minillm_repl.training.events import TrainingFinished
     from minillm_repl.training.run import RunContext, TrainingRun
 
 
@@ -213,7 +213,7 @@ def _train(
         workspace.is_training = False
 
 
-def _finish(shell: Shell, run: "TrainingRun", finished: "Finished") -> None:
+def _finish(shell: Shell, run: "TrainingRun", finished: "TrainingFinished") -> None:
     """Open what was learnt, and keep the resume file of a run that was stopped."""
     path = shell.session.workspace.writable_path or unsaved_path()
     is_stopped = finished.reason == "interrupt"

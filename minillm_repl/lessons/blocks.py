@@ -43,7 +43,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Option:
+class AnswerOption:
     """One of the answers to choose from."""
 
     text: str
@@ -56,7 +56,7 @@ class Choose:
     """A question with answers to choose from."""
 
     question: str
-    options: tuple[Option, ...]
+    options: tuple[AnswerOption, ...]
 
 
 @dataclass(frozen=True)

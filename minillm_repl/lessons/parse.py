@@ -14,6 +14,7 @@ from markdown_it import MarkdownIt
 from minillm_repl.errors import UserError
 from minillm_repl.language import Language
 from minillm_repl.lessons.blocks import (
+    AnswerOption,
     Ask,
     Block,
     Choose,
@@ -22,7 +23,6 @@ from minillm_repl.lessons.blocks import (
     Guess,
     Lesson,
     LessonScreen,
-    Option,
     Order,
     Prose,
     Question,
@@ -215,7 +215,7 @@ def _parse_fields(text: str) -> dict[str, str]:
     return values
 
 
-def _parse_options(text: str) -> tuple[Option, ...]:
+def _parse_options(text: str) -> tuple[AnswerOption, ...]:
     """Return the answers of a task list: `- [x] an answer: why`; what is indented goes on with
     the line before.
     """
@@ -227,4 +227,4 @@ def _parse_options(text: str) -> tuple[Option, ...]:
             lines.append(line)
     found = [match for line in lines if (match := _OPTION.fullmatch(line))]
     parts = [(match[1], *match[2].partition(": ")) for match in found]
-    return tuple(Option(answer, why, right.strip()) for right, answer, _mark, why in parts)
+    return tuple(AnswerOption(answer, why, right.strip()) for right, answer, _mark, why in parts)

@@ -36,7 +36,7 @@ class RMSNorm(nn.Module):
         return self.weight * F.rms_norm(x, x.shape[-1:], eps=self.eps)
 
 
-class Attention(nn.Module):
+class LlamaAttention(nn.Module):
     """Every position asks (query), earlier ones answer (key) and tell what they know (value)."""
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
@@ -72,7 +72,7 @@ class Attention(nn.Module):
         return hook(name + "out", self.proj(z.flatten(2)))
 
 
-class MLP(nn.Module):
+class LlamaMLP(nn.Module):
     """Each position thinks by itself: one half of the wide layer opens and closes the gates of
     the other (SwiGLU).
     """
@@ -91,16 +91,16 @@ class MLP(nn.Module):
         return hook(f"blocks.{self.layer}.mlp.out", self.down(activations))
 
 
-class Block(nn.Module):
+class LlamaBlock(nn.Module):
     """One storey: attention, then feed-forward, both read a normalised copy, add to the stream."""
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
         self.norm1 = RMSNorm(config.d_model, config.norm_eps)
-        self.attention = Attention(config, layer)
+        self.attention = LlamaAttention(config, layer)
         self.norm2 = RMSNorm(config.d_model, config.norm_eps)
-        self.mlp = MLP(config, layer)
+        self.mlp = LlamaMLP(config, layer)
 
     def forward(self, x: Tensor, cos_sin: CosSin, cache: KVCache | None, hook: Hook) -> Tensor:
         """Add what this block finds to the residual stream: (b, t, w) -> (b, t, w)."""
@@ -118,7 +118,7 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.token_embedding = Embedding(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.blocks = nn.ModuleList(LlamaBlock(config, layer) for layer in range(config.n_layers))
         self.norm_f = RMSNorm(config.d_model, config.norm_eps)
         self.lm_head = (
             None
@@ -175,10 +175,10 @@ class Llama(nn.Module):
         """
         nn.init.normal_(self.token_embedding.weight, std=0.02 if self.lm_head is None else 0.5)
         for module in self.modules():
-            if isinstance(module, Attention):
+            if isinstance(module, LlamaAttention):
                 nn.init.normal_(module.qkv.weight, std=self.config.d_model**-0.5)
                 nn.init.zeros_(module.proj.weight)
-            elif isinstance(module, MLP):
+            elif isinstance(module, LlamaMLP):
                 nn.init.normal_(module.gate_up.weight, std=self.config.d_model**-0.5)
                 nn.init.zeros_(module.down.weight)
         for name, parameter in self.named_parameters():

@@ -14,7 +14,7 @@ _TRAINING_EVENT_NAMES = {
     training.Evaluated: "evaluated",
     training.Saved: "saved",
     training.NotSaved: "not_saved",
-    training.Finished: "finished",
+    training.TrainingFinished: "finished",
 }
 
 
@@ -34,12 +34,12 @@ def print_json(events: Iterable[GenerationEvent], stream: IO[str]) -> Finished:
 
 def print_training_json(
     events: Iterable[training.TrainEvent], stream: IO[str]
-) -> training.Finished:
+) -> training.TrainingFinished:
     """Print one line per event, each at once; return the last. The schema is in docs/format.md."""
     for event in events:
         values = {field.name: _finite(getattr(event, field.name)) for field in fields(event)}
         _print({"event": _TRAINING_EVENT_NAMES[type(event)], **values}, stream)
-        if isinstance(event, training.Finished):
+        if isinstance(event, training.TrainingFinished):
             return event
     raise AssertionError("training ends with Finished")
 

@@ -20,7 +20,14 @@ from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, GOOD, MODEL, WARNING, Screen
 from minillm_repl.render.plot import loss_plot
 from minillm_repl.safetext import safe_line
-from minillm_repl.training.events import Evaluated, Finished, NotSaved, Saved, TrainEvent, TrainStep
+from minillm_repl.training.events import (
+    Evaluated,
+    NotSaved,
+    Saved,
+    TrainEvent,
+    TrainingFinished,
+    TrainStep,
+)
 
 _FRAME = 0.5  # seconds from one drawing to the next, which takes 5 ms
 _PLOT_ROWS = 10
@@ -79,7 +86,7 @@ class TrainingView:
         # there is no public way; its lines are no longer those above the cursor
         self._live._live_render._shape = None
 
-    def draw(self, events: Iterable[TrainEvent], sample: Callable[[], object]) -> Finished:
+    def draw(self, events: Iterable[TrainEvent], sample: Callable[[], object]) -> TrainingFinished:
         """Draw the events until the last, and return it.
 
         `sample` is called after each measurement and returns what is to be shown below it: the
@@ -103,7 +110,7 @@ class TrainingView:
                 case NotSaved():
                     self._throughput.pause()
                     self._draw_not_saved(event)
-                case Finished():
+                case TrainingFinished():
                     return event
             self._refresh()
         raise AssertionError("training ends with Finished")
@@ -285,7 +292,7 @@ class Curve:
             self._bin_size *= 2
 
 
-def summary(finished: Finished) -> Text:
+def summary(finished: TrainingFinished) -> Text:
     """Return the closing lines of a training run."""
     kept_step, steps = finished.kept, finished.steps
     evaluations_without_improvement = sum(step > kept_step for step, _loss in finished.val_curve)

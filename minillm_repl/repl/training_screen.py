@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # The prompt line starts without torch.
     from minillm_repl.generate.events import Step
     from minillm_repl.generate.options import GenerationConfig
     from minillm_repl.insight.watching import Watch
-    from minillm_repl.training.events import Finished
+    from minillm_repl.training.events import TrainingFinished
     from minillm_repl.training.run import TrainingRun
 
 _SAMPLE_TOKENS = 40  # of the model's own text
@@ -33,7 +33,7 @@ def announce(shell: Shell, run: "TrainingRun") -> None:
 
 def draw_training(
     shell: Shell, run: "TrainingRun", interrupted: Callable[[], bool], *, json: bool
-) -> "Finished":
+) -> "TrainingFinished":
     """Train, and draw what happens or print it as JSON; return how it ended."""
     screen, events = shell.screen, run.events(interrupted)
     if json:

@@ -18,11 +18,11 @@ def never_interrupted() -> bool:
     return False
 
 
-class Cancelled(Exception):  # noqa: N818 - told in the Finished event
+class Cancelled(Exception):  # noqa: N818 - told in the TrainingFinished event
     """Ctrl-C, in the middle of a step or an evaluation."""
 
 
-class NonFiniteLoss(Exception):  # noqa: N818 - told in the Finished event
+class NonFiniteLoss(Exception):  # noqa: N818 - told in the TrainingFinished event
     """The loss or a gradient is no longer a finite number."""
 
 

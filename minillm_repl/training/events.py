@@ -1,7 +1,7 @@
 """What training tells, and what it remembers between two steps.
 
 It tells a `TrainStep` after each step, now and then `Evaluated`, `Saved` or `NotSaved`, then
-`Finished`. Losses are in nats per token.
+`TrainingFinished`. Losses are in nats per token.
 """
 
 import sys
@@ -53,7 +53,7 @@ class NotSaved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
+class TrainingFinished:
     """Training ended; the model holds the best weights that were measured, or the last where
     nothing was held out.
     """
@@ -72,7 +72,7 @@ class Finished:
     val_curve: tuple[tuple[int, float], ...]  # (step, validation loss)
 
 
-TrainEvent = TrainStep | Evaluated | Saved | NotSaved | Finished
+TrainEvent = TrainStep | Evaluated | Saved | NotSaved | TrainingFinished
 
 
 @dataclass(kw_only=True)

@@ -18,7 +18,7 @@ from minillm_repl.training import description, resume
 from minillm_repl.training.autotune import torch_threads
 from minillm_repl.training.cancellation import never_interrupted
 from minillm_repl.training.distributed import Distributed, full_tensor
-from minillm_repl.training.events import Finished, TrainEvent
+from minillm_repl.training.events import TrainEvent, TrainingFinished
 from minillm_repl.training.open_corpora import OpenCorpora
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.run_paths import resume_path
@@ -85,7 +85,7 @@ class TrainingRun:
         with torch_threads(self.threads):
             yield from self.trainer.events(interrupted, self._save if save else None)
 
-    def checkpoint(self, finished: Finished | None = None) -> Checkpoint:
+    def checkpoint(self, finished: TrainingFinished | None = None) -> Checkpoint:
         """Return the model as it is worth keeping now; its steps, tokens and curve continue those
         that it started from.
         """
@@ -106,7 +106,7 @@ class TrainingRun:
             adapter=adapter,
         )
 
-    def _record(self, finished: Finished | None) -> TrainingRecord:
+    def _record(self, finished: TrainingFinished | None) -> TrainingRecord:
         """Return what a checkpoint says of this run alone, at its end or on the way."""
         state = self.trainer.state
         train_loss = finished.train_loss if finished else state.train_loss

@@ -25,12 +25,12 @@ from minillm_repl.training.distributed import Distributed, full_tensor
 from minillm_repl.training.evaluation import Evaluator, Starts
 from minillm_repl.training.events import (
     Evaluated,
-    Finished,
     NotSaved,
     Reason,
     Saved,
     TrainerState,
     TrainEvent,
+    TrainingFinished,
     TrainStep,
 )
 from minillm_repl.training.optimizers import lr_scale, make_optimizers
@@ -258,7 +258,7 @@ class Trainer:
         state.seconds = perf_counter() - self._started
         return Evaluated(state.step, train, val, loss * self._bits_per_character_scale, is_best)
 
-    def _finish(self, reason: Reason, interrupted: Callable[[], bool]) -> Finished:
+    def _finish(self, reason: Reason, interrupted: Callable[[], bool]) -> TrainingFinished:
         """Leave the model with the weights to keep, and measure these."""
         state, is_quick = self.state, reason == "interrupt"
         keeps_latest = reason != "diverged" and self._is_latest_best(is_quick)
@@ -266,7 +266,7 @@ class Trainer:
             self.load_weights(self.best_weights)
         train, val = self.evaluator.final_losses(state.tokens, interrupted, is_quick=is_quick)
         loss = train if val is None else val
-        return Finished(
+        return TrainingFinished(
             reason=reason,
             steps=state.step,
             kept=state.step if keeps_latest else state.best_step,

@@ -30,6 +30,7 @@ from minillm_repl.repl.loop import (
     run_plain,
     run_script,
 )
+from minillm_repl.repl.plugins import load_plugins
 from minillm_repl.repl.registry import discover
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
@@ -130,7 +131,7 @@ def _make_shell(screen: Screen, start: Start) -> Shell:
         destination=ReadOnly(path) if exists(path) else Writable(path),
         user_selected=launch.ckpt != "auto" or start.options.lesson is not None,
     )
-    registry = discover(commands, views)
+    registry = discover(commands, views, find_plugins=load_plugins)
     session, progress = Session(start.settings, workspace), Progress.load(launch.progress_file)
     return Shell(session=session, screen=screen, registry=registry, progress=progress)
 

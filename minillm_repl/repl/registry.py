@@ -7,6 +7,8 @@ import pkgutil
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from itertools import chain
 from types import ModuleType
 from typing import Any, Literal, get_args
 
@@ -14,6 +16,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.repl.arguments import Arguments
 from minillm_repl.repl.forms import Form, Forms
+from minillm_repl.repl.plugins import Plugins
 from minillm_repl.safetext import safe_line
 
 Run = Callable[[Any, Any], None]
@@ -101,13 +104,39 @@ def command(
 
 
 class Registry:
-    """The commands of a program, by name and alias."""
+    """The commands of a program, by name and alias, and those of plugins.
 
-    def __init__(self, commands: Iterable[Command]) -> None:
-        self.commands = tuple(sorted(commands, key=lambda each: each.name))
-        self._by_name = {
-            name: each for each in self.commands for name in (each.name, *each.aliases)
-        }
+    Plugins are looked for when a name is not one of the program's, or when all names are listed.
+    `warnings` then has a line for each that does not work.
+    """
+
+    def __init__(
+        self, commands: Iterable[Command], find_plugins: Callable[[], Plugins] | None = None
+    ) -> None:
+        self._own = {name: each for each in commands for name in (each.name, *each.aliases)}
+        self._find_plugins = find_plugins
+        self.warnings: list[str] = []
+
+    @cached_property
+    def _by_name(self) -> dict[str, Command]:
+        """All commands. A name of the program's own is never that of a plugin."""
+        plugins = self._find_plugins() if self._find_plugins else Plugins({}, ())
+        self.warnings += plugins.broken
+        by_name = dict(self._own)
+        for each in chain.from_iterable(map(_commands_in, plugins.loaded.values())):
+            if each.name in by_name:
+                self.warnings.append(
+                    _("a plugin has a command :{name}, which exists", name=safe_line(each.name))
+                )
+                continue
+            for name in (each.name, *each.aliases):
+                by_name.setdefault(name, each)
+        return by_name
+
+    @property
+    def commands(self) -> list[Command]:
+        """All commands, by name."""
+        return [each for name, each in sorted(self._by_name.items()) if name == each.name]
 
     def __iter__(self) -> Iterator[Command]:
         return iter(self.commands)
@@ -118,11 +147,14 @@ class Registry:
 
     def has(self, name: str) -> bool:
         """Tell whether there is a command of this name."""
-        return normalise_name(name) in self._by_name
+        name = normalise_name(name)
+        return name in self._own or name in self._by_name
 
     def get(self, name: str) -> Command:
         """Return the command called `name`. Raises UserError with the nearest match."""
         name = normalise_name(name)
+        if name in self._own:
+            return self._own[name]
         if name in self._by_name:
             return self._by_name[name]
         near = difflib.get_close_matches(name, self._by_name, 1, 0.5)
@@ -166,12 +198,25 @@ def paragraphs(text: str) -> str:
     return "\n".join(lines)
 
 
-def discover(*packages: ModuleType) -> Registry:
-    """Import every module of some packages and collect the commands, alone or in tuples."""
-    found: list[Command] = []
-    for package in packages:
-        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-            for value in vars(importlib.import_module(module.name)).values():
-                each = value if isinstance(value, tuple) else (value,)
-                found += [entry for entry in each if isinstance(entry, Command)]
-    return Registry(found)
+def discover(*packages: ModuleType, find_plugins: Callable[[], Plugins] | None = None) -> Registry:
+    """Import every module of some packages and collect their commands."""
+    names = [
+        module.name
+        for package in packages
+        for module in pkgutil.iter_modules(package.__path__, package.__name__ + ".")
+    ]
+    return Registry(
+        chain.from_iterable(_commands_in(importlib.import_module(name)) for name in names),
+        find_plugins,
+    )
+
+
+def _commands_in(holder: Any) -> list[Command]:
+    """Return the commands of a module, alone or in tuples; a command is its own."""
+    values = vars(holder).values() if isinstance(holder, ModuleType) else (holder,)
+    return [
+        entry
+        for value in values
+        for entry in (value if isinstance(value, tuple) else (value,))
+        if isinstance(entry, Command)
+    ]

@@ -67,9 +67,17 @@ class Shell:
             name, _space, argument = line[1:].lstrip().partition(" ")
             if self.screen.interactive:
                 self.echo(line, "\n")
-            self._command(self.registry.get(name.strip().lower()), argument)
+            try:
+                self._command(self.registry.get(name.strip().lower()), argument)
+            finally:
+                self._tell_broken_plugins()
         else:
             self.run_prompt(line)
+
+    def _tell_broken_plugins(self) -> None:
+        warnings = self.registry.warnings
+        while warnings:
+            self.screen.warn(warnings.pop(0))
 
     def _command(self, command: Command, argument: str) -> None:
         """Run a command, and tell how it is used to who asked for it in another way."""

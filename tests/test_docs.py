@@ -2,13 +2,21 @@
 
 import re
 import shlex
+import types
 
+import numpy as np
 import pytest
+import torch
 
 from minillm_repl import commands, views
+from minillm_repl.checkpoint.load import load
 from minillm_repl.cli import make_parser
+from minillm_repl.model.build import build
 from minillm_repl.repl.registry import GROUPS, discover
+from minillm_repl.storage.paths import find_checkpoint
+from minillm_repl.views.inspected_text import InspectedText
 from tests.conftest import ROOT
+from tools import tree
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HELP = make_parser().format_help()
@@ -63,3 +71,24 @@ def test_every_command_explains_itself():
         assert each.summary.endswith(".")
         assert len(each.summary) <= 60
         assert each.usage.startswith(f":{each.name}")
+
+
+def test_the_map_has_a_line_for_each_file():
+    """`python tools/tree.py` puts it right."""
+    page = tree.PAGE.read_text(encoding="utf-8")
+    assert tree.page(page) == page
+
+
+def test_the_view_that_the_documents_add_works():
+    """docs/adding.md has a whole view; it is run as it stands there."""
+    page = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
+    source = re.search(r'```python\n("""`:entropy`.*?)```', page, re.DOTALL)[1]
+    module = types.ModuleType("minillm_repl.views.entropy")
+    exec(compile(source, "docs/adding.md", "exec"), vars(module))
+    checkpoint = load(find_checkpoint("nalssi"))
+    model = build(checkpoint.config, checkpoint.tensors)
+    view = module.compute(InspectedText(model, checkpoint.tokenizer, [10, 27]))
+    p = model(torch.tensor([[10, 27]]))[0].double().softmax(-1).numpy()
+    np.testing.assert_allclose(view.bits, -(p * np.log2(p)).sum(-1), atol=1e-4)
+    assert set(view.to_dict()) == {"view", "unseen", "kept", "tokens", "bits", "uniform"}
+    assert module.entropy.name == "entropy"

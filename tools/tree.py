@@ -1,6 +1,6 @@
-"""List the source tree, a line a file: `python tools/tree.py` rewrites that part of docs/architecture.md.
+"""List the source tree, a line a file, in docs/architecture.md: `python tools/tree.py`.
 
-The line of a file is the first sentence of its docstring, so it is written once, where the code is.
+The line of a file is the first paragraph of its docstring: it is written once, where the code is.
 """
 
 import ast
@@ -13,7 +13,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- tree: python tools/tree.py -->\n", "<!-- end of tree -->"
 
 
-def first_sentence(path: Path) -> str:
+def first_paragraph(path: Path) -> str:
     """Return the first paragraph of a module's docstring, on one line."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return " ".join(docstring.partition("\n\n")[0].split())
@@ -24,10 +24,10 @@ def tree() -> Iterator[str]:
     folders = sorted({path.parent for path in PACKAGE.rglob("*.py")})
     for folder in folders:
         init = folder / "__init__.py"
-        yield f"\n**{folder.relative_to(ROOT).as_posix()}/** {first_sentence(init)}\n"
+        yield f"\n**{folder.relative_to(ROOT).as_posix()}/** {first_paragraph(init)}\n"
         for path in sorted(folder.glob("*.py")):
             if path != init:
-                yield f"- `{path.name}`: {first_sentence(path)}"
+                yield f"- `{path.name}`: {first_paragraph(path)}"
 
 
 def page(text: str) -> str:

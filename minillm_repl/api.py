@@ -251,13 +251,13 @@ class Model:
 
         `how` is `zero`, or `mean`: the mean over the positions of `text`. Raises UserError.
         """
-        from minillm_repl.insight.ablation import silencing
+        from minillm_repl.views.ablate import ablation_hook
 
         if how not in ("zero", "mean") or (how == "mean" and not text):
             raise UserError(_("ablate needs how='zero', or how='mean' and a text"))
         inspected = self._inspect(text) if text else inspect_model(self._loaded, [0])
         layer, head = _parse_where(where)
-        hook = silencing(inspected, layer, head, how)
+        hook = ablation_hook(inspected, layer, head, how)
         change = Intervention("ablate", lambda: str(where), hook, str(where))
         before = self._loaded
         self._loaded = before.with_interventions((*before.interventions, change))

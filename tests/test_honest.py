@@ -15,12 +15,11 @@ from minillm_repl.generate.events import Finished, Prefill
 from minillm_repl.generate.generate import generate
 from minillm_repl.generate.options import GenerationConfig
 from minillm_repl.generate.sampling import make_rng
-from minillm_repl.insight.views.changes import HeadEffect, ScanView
 from minillm_repl.language import set_language
-from minillm_repl.render.intervention import scan_picture
 from minillm_repl.repl.workspace import Workspace, Writable
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.character import CharacterTokenizer
+from minillm_repl.views.ablate import HeadEffect, ScanView
 from minillm_repl.views.branch import Branch, BranchesView
 from minillm_repl.views.neurons import Neuron, NeuronsView
 from tests.small import random_checkpoint
@@ -381,7 +380,7 @@ def test_bars_of_a_scan_stand_in_one_column_and_on_one_scale(width):
     heads = tuple(
         HeadEffect(layer, head, (layer - 6) / 10) for layer in range(12) for head in range(11)
     )
-    lines = drawn(scan_picture(ScanView((), 1.0, "zero", heads), width), width).splitlines()
+    lines = drawn(ScanView((), 1.0, "zero", heads).draw(width), width).splitlines()
     rows = [line for line in lines if "│" in line]
     assert len({line.index("│") for line in rows}) == 1
     bars = {float(line.split()[-1]): line.count("█") for line in rows}

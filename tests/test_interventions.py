@@ -5,26 +5,23 @@ import pytest
 import torch
 
 from minillm_repl.errors import UserError
-from minillm_repl.insight.ablation import scan_view, silencing
-from minillm_repl.insight.intervention_effect import effect_view
-from minillm_repl.insight.patching import patch_view, patched_logits
-from minillm_repl.insight.steering import (
-    RANDOM,
-    direction,
-    lead,
-    pair,
-    random_steering,
-    steering,
-    stream_norm,
-    whole,
-    word_ids,
-)
 from minillm_repl.render.drawing import nats
 from minillm_repl.tokenizer.library import byte_level_bpe
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from minillm_repl.views import grad, lens, neurons, residual, why
+from minillm_repl.views.ablate import ablation_hook as silencing
+from minillm_repl.views.ablate import compute_scan as scan_view
 from minillm_repl.views.attn_maps import compute_head
+from minillm_repl.views.effect import compute as effect_view
 from minillm_repl.views.inspected_text import InspectedText
+from minillm_repl.views.patch import compute as patch_view
+from minillm_repl.views.patch import patched_logits
+from minillm_repl.views.steer import RANDOM_DIRECTIONS as RANDOM
+from minillm_repl.views.steer import direction, pair, whole, word_ids
+from minillm_repl.views.steer import lead_ids as lead
+from minillm_repl.views.steer import random_steering_hooks as random_steering
+from minillm_repl.views.steer import residual_norm as stream_norm
+from minillm_repl.views.steer import steering_hook as steering
 from tests.conftest import random_checkpoint
 from tests.test_huggingface import random_ids
 from tests.test_insight import agrees, both, of_text  # noqa: F401 - the fixture
@@ -180,7 +177,7 @@ def test_the_scan_ranks_every_head_by_the_loss_without_it(both, how, monkeypatch
         logits = ours.with_hook(silencing(ours, head.layer, head.head, how)).logits()
         loss = float(torch.nn.functional.cross_entropy(logits[:-1], targets))
         assert head.change == pytest.approx(loss - view.loss, abs=1e-5)
-    monkeypatch.setattr("minillm_repl.insight.ablation._AT_ONCE", 1)  # one at a time
+    monkeypatch.setattr("minillm_repl.views.ablate._MAX_LOGITS", 1)  # one at a time
     assert {
         (head.layer, head.head): pytest.approx(head.change, abs=1e-6)
         for head in scan_view(ours, how).heads
@@ -337,7 +334,7 @@ def test_a_direction_compares_as_many_tokens_of_each_text_from_its_end_and_never
         at_away,
     ]
     assert [[*each.after, *each.tokens] for each in told] == [
-        list(each.subject.tokens) for each in sides
+        list(each.inspected.tokens) for each in sides
     ]
     with torch.no_grad():
         hidden = [
@@ -357,7 +354,7 @@ def test_a_direction_compares_as_many_tokens_of_each_text_from_its_end_and_never
             else x
         )
 
-    parked = (type(each)(each.subject.with_hook(sink), each.count) for each in sides)
+    parked = (type(each)(each.inspected.with_hook(sink), each.count) for each in sides)
     torch.testing.assert_close(
         direction(*parked, LAYER), direction(*sides, LAYER), rtol=0, atol=1e-6
     )
@@ -409,7 +406,7 @@ def test_what_a_direction_does_is_beside_what_32_random_ones_of_its_norm_do_to_t
     at_once,
 ):
     ours, theirs, _ = both
-    monkeypatch.setattr("minillm_repl.insight.steering._AT_ONCE", at_once)
+    monkeypatch.setattr("minillm_repl.views.steer._MAX_ACTIVATION", at_once)
     shares = []
     taps = list(random_steering(ours, LAYER, 3, shares.append))
     assert shares == [each / len(taps) for each in range(len(taps))]
@@ -496,7 +493,7 @@ def test_of_a_changed_model_the_parts_still_add_up_and_the_stream_is_what_it_is(
     names = [part.name for part in view.parts]
     assert (f"added after layer {LAYER}" in names) == (how in ("steered", "all of it"))
     assert ("attention 0" in names) == (how in ("a layer", "all of it"))
-    _, found = changed.record(".residual")
+    _, found = changed.run_with_cache(".residual")
     rows = {row.place: row for row in residual.compute(changed).rows}
     for layer in range(ours.config.n_layers):
         expected = float(found[f"blocks.{layer}.residual"][-1].norm())

@@ -19,14 +19,14 @@ from minillm_repl.checkpoint.weights import locate_in_file
 from minillm_repl.errors import UserError
 from minillm_repl.generate.options import Sampling
 from minillm_repl.generate.sampling import process_logits, softmax
-from minillm_repl.insight.ablation import silencing
 from minillm_repl.insight.descent import descent_view
-from minillm_repl.insight.steering import steering
 from minillm_repl.model.build import build, to_arrays
 from minillm_repl.render.by_hand import descent_picture
 from minillm_repl.views import qkv, shapes, source
+from minillm_repl.views.ablate import ablation_hook as silencing
 from minillm_repl.views.inspected_text import InspectedText
 from minillm_repl.views.shapes import compute_sizes, sizes
+from minillm_repl.views.steer import steering_hook as steering
 from tests.conftest import ROOT, random_checkpoint
 from tests.test_huggingface import FAMILIES, random_ids, random_model
 from tests.test_insight import both, exact, of_text  # noqa: F401 - the fixture

@@ -23,16 +23,16 @@ from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder
 from minillm_repl.generate.generate import generate
 from minillm_repl.generate.options import GenerationConfig, Sampling
-from minillm_repl.insight.ablation import scan_view
-from minillm_repl.insight.steering import steering
 from minillm_repl.model.build import build
 from minillm_repl.storage.paths import find_checkpoint
 from minillm_repl.views import grad, lens, why
+from minillm_repl.views.ablate import compute_scan as scan_view
 from minillm_repl.views.compare import compute as compare_view
 from minillm_repl.views.inspected_text import InspectedText
 from minillm_repl.views.prob import compute as prob_view
 from minillm_repl.views.sampler import compute as sampler_view
 from minillm_repl.views.sampler import next_logits
+from minillm_repl.views.steer import steering_hook as steering
 from minillm_repl.views.surprise import compute as surprise_view
 from tests.conftest import ROOT
 from tests.test_huggingface import FAMILIES, random_model

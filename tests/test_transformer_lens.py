@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from minillm_repl.insight.ablation import silencing
-from minillm_repl.insight.patching import patch_view
 from minillm_repl.views import lens, why
+from minillm_repl.views.ablate import ablation_hook as silencing
 from minillm_repl.views.attention import weights
+from minillm_repl.views.patch import compute as patch_view
 from tests.test_insight import agrees, both  # noqa: F401 - the fixture
 from tests.test_interventions import HEAD, LAYER, other  # noqa: F401 - the fixture
 

@@ -38,6 +38,11 @@ def shade(share: float) -> str:
     return SHADES[min(int(max(share, 0.0) * len(SHADES)), len(SHADES) - 1)]
 
 
+def signed_shade(share: float) -> str:
+    """Return two cells: the shade of a share, −1 to 1, and `-` for a share that is negative."""
+    return shade(abs(share)) + ("-" if share <= -0.1 else shade(abs(share)))
+
+
 def level(share: float) -> str:
     """Return one cell as high as a share, 0 to 1, is large."""
     return LEVELS[min(int(max(share, 0.0) * len(LEVELS)), len(LEVELS) - 1)]

@@ -1,0 +1,310 @@
+"""`:steer`: a direction in the residual stream from one text to another (Turner et al., 2023)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from minillm_repl.errors import UsageError, UserError
+from minillm_repl.language import _
+from minillm_repl.model.hooks import Hook
+from minillm_repl.repl.arguments import Arguments, Option, TextPair
+from minillm_repl.repl.forms import Forms
+from minillm_repl.repl.model_loading import Intervention, LoadedModel
+from minillm_repl.repl.registry import command
+from minillm_repl.settings import integer, number
+from minillm_repl.tokenizer.base import Tokenizer
+from minillm_repl.views import effect
+from minillm_repl.views.base import unseen_note
+from minillm_repl.views.effect import Averaged, EffectView
+from minillm_repl.views.inspected_text import InspectedText, check_layer
+from minillm_repl.views.inspecting import import_torch, inspect_ids, show
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minillm_repl.repl.shell import Shell
+
+RANDOM_DIRECTIONS = 32  # that a direction is compared with
+_MAX_ACTIVATION = 2**21  # numbers of one activation in a pass
+_MAX_BATCH = RANDOM_DIRECTIONS // 4  # directions in a pass; more would show no progress
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two texts of a direction: its last `count` tokens are averaged."""
+
+    inspected: InspectedText
+    count: int
+
+    @property
+    def first(self) -> int:
+        """The index of the first token that is averaged."""
+        return len(self.inspected.ids) - self.count
+
+    def averaged(self) -> Averaged:
+        """Return the tokens that the view shows."""
+        tokens, first = self.inspected.tokens, self.first
+        return Averaged(tokens[:first], tokens[first:], self.inspected.position_of(first))
+
+    def mean(self, layer: int) -> "Tensor":
+        """Return the mean of the residual stream after a layer over these tokens: (d_model,)."""
+        name = f"blocks.{layer}.residual"
+        residual = self.inspected.run_with_cache(name, last_only=True)[1][name]  # (time, d_model)
+        return residual[self.first :].float().mean(0)
+
+
+def pair(towards: InspectedText, away: InspectedText) -> tuple[Side, Side]:
+    """Return the tokens of two texts that are compared: as many of each, from the end.
+
+    A shared beginning is left out, and so is position 0. The last token of a word of several tokens
+    is the one that has seen the whole word. Raises UserError for a text of one token.
+    """
+    shortest = min(len(towards.ids), len(away.ids))
+    shared = next(
+        (index for index in range(shortest) if towards.ids[index] != away.ids[index]), shortest
+    )
+    count = max(shortest - max(shared, 1), 1)
+    return _side(towards, count), _side(away, count)
+
+
+def whole(inspected: InspectedText) -> Side:
+    """Return all of a text but position 0. Raises UserError for a text of one token."""
+    return _side(inspected, max(len(inspected.ids) - 1, 1))
+
+
+def _side(inspected: InspectedText, count: int) -> Side:
+    if len(inspected.ids) < 2:
+        raise UserError(
+            _(
+                "{token} would be at position 0, where a model keeps the same large vector "
+                "for any token. This vocabulary has no token to put before it. Give texts "
+                "of two tokens or more",
+                token=inspected.tokens[0].label,
+            )
+        )
+    return Side(inspected, count)
+
+
+def lead_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the ids before each text: the start token and a line break, if there are such tokens.
+
+    Position 0 is where attention goes that has nothing to do. Models keep one large vector there,
+    whatever the token, so no token of a text may be at position 0.
+    """
+    names: dict[str, str] = getattr(tokenizer, "special_tokens_map", {})
+    start = tokenizer.token_to_id(names.get("bos_token", ""))
+    newline = [] if tokenizer.find_unknown("\n") else tokenizer.encode("\n", add_special=False)
+    return (*([] if start is None else [start]), *(newline if len(newline) == 1 else []))
+
+
+def word_ids(tokenizer: Tokenizer, texts: Sequence[str], plain: list[list[int]]) -> list[list[int]]:
+    """Return the ids of texts as words within a text; `plain` has their ids without a space.
+
+    Some tokenizers have the space before a word in the word's own token. So a space is added if
+    the texts then take no more tokens.
+    """
+    spaced = [tokenizer.encode(" " + text, add_special=False) for text in texts]
+    return spaced if sum(map(len, spaced)) <= sum(map(len, plain)) else plain
+
+
+def direction(towards: Side, away: Side, layer: int) -> "Tensor":
+    """Return the unit vector (d_model,) from the mean of one side to the mean of the other.
+
+    Raises UserError if there is no such layer, or no difference.
+    """
+    from torch.nn.functional import normalize
+
+    check_layer(towards.inspected.config, layer)
+    difference = towards.mean(layer) - away.mean(layer)
+    if not difference.any():
+        raise UserError(
+            _("the two texts are identical to the model: there is no direction between them")
+        )
+    return normalize(difference, dim=0)
+
+
+def steering_hook(vector: "Tensor", layer: int, strength: float) -> Hook:
+    """Return a hook that adds `strength` × a unit vector to the residual stream after a layer.
+
+    It acts at every position. With several vectors (n, 1, d_model), the pass goes on as a batch of
+    n. Strength 0 changes no bit.
+    """
+    place = f"blocks.{layer}.residual"
+
+    def hook(name: str, tensor: "Tensor") -> "Tensor":
+        return tensor + strength * vector.to(tensor) if name == place and strength else tensor
+
+    return hook
+
+
+def random_steering_hooks(
+    inspected: InspectedText,
+    layer: int,
+    strength: float,
+    progress: Callable[[float], None] = lambda _share: None,
+    seed: int = 0,
+) -> Iterator[Hook]:
+    """Yield hooks that steer in `RANDOM_DIRECTIONS` random directions, a batch of them each.
+
+    `progress` is called with the share that is done, 0 to 1.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    d_model = inspected.config.d_model
+    vectors = torch.randn(RANDOM_DIRECTIONS, 1, d_model, generator=generator)
+    unit = torch.nn.functional.normalize(vectors, dim=-1)
+    size = max(1, min(_MAX_BATCH, _MAX_ACTIVATION // (len(inspected.ids) * d_model)))
+    for start in range(0, RANDOM_DIRECTIONS, size):
+        progress(start / RANDOM_DIRECTIONS)
+        yield steering_hook(unit[start : start + size], layer, strength)
+
+
+def residual_norm(inspected: InspectedText, layer: int) -> float:
+    """Return the L2 norm of the residual stream after a layer, at the last position."""
+    name = f"blocks.{layer}.residual"
+    residual = inspected.run_with_cache(name, last_only=True)[1][name]  # (time, d_model)
+    return float(residual[-1].norm())
+
+
+@command(
+    "steer",
+    arguments=Forms(
+        (
+            TextPair("vs", "TEXT [vs TEXT]", required=1),
+            Option("strength", number(-1e6, 1e6), 4.0),
+            Option("layer", integer(-1), -1, "L"),  # -1 is the middle one
+        ),
+        ("off",),
+        (),
+    ),
+    json=True,
+    aliases=("방향",),
+    group="Interventions",
+    example=":steer 눈이 vs 비가 strength=2",
+)
+def steer(shell: "Shell", asked: Arguments) -> None:
+    """Steer the model towards one text and away from another.
+
+    The steering vector is the difference of two means of the residual stream after layer L, scaled
+    to norm 1. One mean is over the last tokens of the first text, the other over as many tokens of
+    the second text. A prefix that both texts share is left out. If a word of several tokens is
+    compared with a word of one token, its last token counts, because that token has seen the whole
+    word.
+
+    The model reads each text after its start token, if it has one, and a line break. So no token of
+    the text is at position 0, where models keep a large vector for any token. If words have their
+    space inside the token, a space is added. The view shows which tokens were averaged. Without
+    `vs`, TEXT is compared with all of the text so far, except position 0.
+
+    From then on, `strength` times the vector is added at every position, also while text is
+    generated. Ablations and steering combine: each acts at its own place, and later layers see the
+    result.
+
+    The table shows the effect on the next token. KL is KL(now ‖ before) = Σ now · ln(now / before),
+    in nats. Next to it is the same number for 32 random directions of equal norm (always the same
+    32). The view gives the median, the range from the 5th to the 95th percentile, and the
+    percentage of them with a smaller effect. A high percentile shows that this token depends on the
+    direction. A low percentile does not show that the direction means nothing. A direction that the
+    model never meets can disturb it more than one that it knows. To see what a direction means,
+    continue the text, and steer the other way (`strength=-4`).
+
+    The default layer is the middle one; layers count from 0.
+    :steer off ends the steering. The model that is saved or trained does not change.
+    """
+    towards, away = asked.texts
+    if asked.keyword == "off" or not towards:
+        _show_or_remove(shell, remove=asked.keyword == "off")
+        return
+    ids = shell.session.conversation.ids
+    if not away and not ids:
+        raise UsageError(_("give both texts: `:steer TEXT vs TEXT`"))
+    # The effect is measured against the model without an earlier steering.
+    model = shell.require_model().without_interventions("steer")
+    layer = model.checkpoint.config.n_layers // 2 if asked.layer < 0 else asked.layer
+    sides = _make_sides(shell, model, towards, away)
+    for side in sides:
+        if side.inspected.unseen_ids:
+            shell.screen.warn(unseen_note(side.inspected.window))
+    inspected = inspect_ids(shell, model, ids) if ids else sides[1].inspected
+    describe = partial(_describe, asked.strength, layer)
+    hook = steering_hook(direction(*sides, layer), layer, asked.strength)
+    view = _measure(shell, inspected, sides, hook, layer, asked.strength, describe())
+    show(shell, view, asked.output, model)
+    if not asked.strength:  # without a hook, the output stays the same to the last bit
+        shell.session.workspace.remove_interventions("steer")
+        shell.screen.note(_("strength=0 adds nothing: no steering is active"))
+        return
+    shell.session.workspace.add_intervention(Intervention("steer", describe, hook))
+    shell.screen.note(_advice(residual_norm(inspected, layer), asked.strength))
+
+
+def _make_sides(shell: "Shell", model: LoadedModel, towards: str, away: str) -> tuple[Side, Side]:
+    """Return the tokens that are compared. Without `away`, the second side is the text so far."""
+    tokenizer, ids = model.checkpoint.tokenizer, shell.session.conversation.ids
+    import_torch(shell)
+    texts = [each for each in (towards, away) if each]
+    plain = [shell.encode(model, each, start=False) for each in texts]
+    lead = lead_ids(tokenizer)
+    first, *others = (
+        inspect_ids(shell, model, (*lead, *word)) for word in word_ids(tokenizer, texts, plain)
+    )
+    if others:
+        return pair(first, others[0])
+    so_far = inspect_ids(shell, model, ids if len(ids) > 1 else [*lead, *ids])
+    side = Side(first, len(first.ids) - len(lead)) if lead else whole(first)
+    return side, whole(so_far)
+
+
+def _measure(
+    shell: "Shell",
+    inspected: InspectedText,
+    sides: tuple[Side, Side],
+    hook: Hook,
+    layer: int,
+    strength: float,
+    description: str,
+) -> EffectView:
+    """Return the effect of steering beside that of random directions."""
+    with shell.screen.waiting(_("measuring random directions")) as update:
+        random_hooks = random_steering_hooks(
+            inspected,
+            layer,
+            strength,
+            lambda share: update(_("measuring random directions  {share:.0%}", share=share)),
+        )
+        averaged = sides[0].averaged(), sides[1].averaged()
+        return effect.compute(inspected, description, hook, random_hooks, averaged)
+
+
+def _advice(norm: float, strength: float) -> str:
+    """Return how large the residual stream is; if the strength is small beside it, also a larger
+    one.
+    """
+    if abs(strength) < norm / 20:
+        return _(
+            "residual stream norm at that layer: {norm:.1f} (strength={strength:.2g} is "
+            "20% of it) · `:steer off` stops steering",
+            norm=norm,
+            strength=norm / 5,
+        )
+    return _(
+        "residual stream norm at that layer: {norm:.1f} · `:steer off` stops steering", norm=norm
+    )
+
+
+def _show_or_remove(shell: "Shell", *, remove: bool) -> None:
+    """Say which steering is active, or end it."""
+    if remove and shell.session.workspace.remove_interventions("steer"):
+        shell.screen.note(_("steering removed"))
+        return
+    active = [
+        each.description for each in shell.require_model().interventions if each.command == "steer"
+    ]
+    idle = _("no steering is active: use `:steer TEXT vs TEXT`")
+    shell.screen.note(active[0] if active else idle)
+
+
+def _describe(strength: float, layer: int) -> str:
+    return _("steering at layer {layer}, strength {strength:g}", strength=strength, layer=layer)

@@ -171,6 +171,7 @@ def read_configuration(path: Path) -> dict[str, str]:
         raise UserError(
             _("cannot read {name}: {error}", name=name, error=safe_line(str(error)))
         ) from None
+    # A misspelt setting would be ignored silently.
     known = {**specs(Launch), **specs(Settings)}
     full_names = {alias: name for name, spec in known.items() for alias in (name, *spec.aliases)}
     unknown = [key for key in data if key.replace("_", "-") not in full_names]
@@ -214,6 +215,7 @@ def _setting_sources(
     for name, spec in specs(settings).items():
         if name in file:
             yield name, file[name], _("{name} in the configuration file", name=name)
+        # Korean aliases are not valid names of variables everywhere.
         for spelling in (*filter(str.isascii, spec.aliases), name):
             variable = _PREFIX + spelling.upper().replace("-", "_")
             if environment.get(variable):

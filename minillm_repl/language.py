@@ -48,6 +48,7 @@ def language_from_locale(environment: Mapping[str, str]) -> Language:
 
 def _(message: str, /, **values: Any) -> str:
     """Return a text in the current language; values replace `{name}` as in `str.format`."""
+    # Without values, braces in a text stay as they are.
     text = _State.translations.gettext(message)
     return _format(text, values) if values else text
 

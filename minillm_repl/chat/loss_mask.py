@@ -50,6 +50,7 @@ def encode_with_loss_mask(
         for number, conversation in enumerate(conversations, first)
         for each in _template_inputs(conversation, number)
     ]
+    # All renderings at once: each call of the sandbox starts a process.
     texts = iter(render_escaped(template, tokenizer, inputs))
     wholes = list[RenderedChat]()
     turns = list[_AssistantTurn]()
@@ -73,6 +74,7 @@ def encode_with_loss_mask(
     examples = list[tuple[RenderedChat, list[Span]]]()
     for whole, (_number, group) in zip(wholes, by_conversation, strict=True):
         answers = [(turn.completed, spans) for turn, spans in group]
+        # One example per conversation trains every answer at the cost of one pass.
         if _is_append_only(whole, answers):
             examples.append((whole, [span for _completed, spans in answers for span in spans]))
         else:

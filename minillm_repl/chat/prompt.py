@@ -79,5 +79,6 @@ def fit_messages(
             )
         del remaining[first : first + 2]  # a question and its answer
         prompt = make_prompt(template, tokenizer, remaining, parse_special)
+        # From now on, stop only when a quarter is free.
         limit = max_tokens * 3 // 4
     return prompt, remaining

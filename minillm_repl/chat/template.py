@@ -129,6 +129,7 @@ def render_with_probes(
     for index in changed:
         messages, begins = conversations[index]
         retries.append((escapers[index].escape(messages, except_role="assistant"), begins))
+    # Escapes in the user's turns must stay: only answers may contain names that the template reads.
     for index, each in zip(changed, _render_sandboxed(template, retries)[0], strict=True):
         retried = replace(each, escapes=escapers[index].escapes)
         if retried.unescaped == originals[index].text:

@@ -32,11 +32,13 @@ def load(
     Raises UserError naming the file, the expectation and what was found.
     """
     checkpoint = _load(path, vocabulary, ReadOptions(dtype, allow_nonfinite, progress))
+    # float32 keeps every bit of a smaller dtype; a smaller dtype rounds.
     return dataclasses.replace(checkpoint, is_on_disk=dtype in ("auto", "float32"))
 
 
 def _load(path: Path, vocabulary: Tokenizer | None, options: ReadOptions) -> Checkpoint:
     name = safe_line(str(path))
+    # The order: a folder first, then the kinds that a header declares, then the guesses.
     folder = find_folder(path)
     if folder is not None and folder.weight_file is None:
         return huggingface.read_folder(folder, options)
@@ -61,6 +63,7 @@ def _load(path: Path, vocabulary: Tokenizer | None, options: ReadOptions) -> Che
         return bare.read_note_state_dict(header, vocabulary, name, options)
     if folder is not None:
         return huggingface.read_folder(folder, options)
+    # Nothing fits. The most helpful error comes first.
     if os.path.lexists(path.parent / foreign.ADAPTER_CONFIG):
         raise UserError(
             _("{name} is {kind}", name=name, kind=foreign.describe_adapter(path.parent))

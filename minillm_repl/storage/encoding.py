@@ -75,6 +75,7 @@ def read_text_chunks(path: Path, detected: DetectedEncoding, size: int = _SAMPLE
     UserError naming the file, the first invalid byte, and the remedy.
     """
     name = safe_line(str(path))
+    # \r\n may be split over two chunks.
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     with open_regular(path) as file:
         file_size = os.fstat(file.fileno()).st_size
@@ -88,6 +89,7 @@ def read_text_chunks(path: Path, detected: DetectedEncoding, size: int = _SAMPLE
         while more:
             data = file.read(size)
             more = bool(data)
+            # ASCII is the same in UTF-8 and CP949: the decision waits for another byte.
             if decoder is None and not (data.isascii() and b"\0" not in data):
                 sample = data + file.read(_SAMPLE)
                 file.seek(offset + len(data))

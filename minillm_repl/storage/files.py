@@ -44,6 +44,7 @@ def describe_file(first_bytes: bytes) -> str:
     for beginning, kind in _SIGNATURES.items():
         if first_bytes.startswith(beginning):
             return _(kind)
+    # A download of a missing file is often an error page.
     text = first_bytes.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith(_PAGES):
         return _("a web page, not the file: the download saved the page")

@@ -71,6 +71,7 @@ def _cached_snapshots() -> dict[str, Path]:
 
 def _snapshot(folder: Path) -> Path | None:
     """Return the snapshot of a model that its `main` branch names, or else the newest, or None."""
+    # lstat: the files of a snapshot are links, and the link is as old as the download.
     configs = sorted(folder.glob("snapshots/*/config.json"), key=lambda file: file.lstat().st_mtime)
     try:
         with open_regular(folder / "refs" / "main") as file:
@@ -98,6 +99,7 @@ def find_checkpoint(name: str) -> Path:
     """
     path = user_path(name)
     snapshot = _snapshot(path) if _name_in_cache(path) else None
+    # A folder without a config.json may have the name of a checkpoint file.
     for file in (snapshot or path, user_path(f"{path}{SUFFIX}") if path.name else path):
         if exists(file) and (not file.is_dir() or exists(file / "config.json")):
             return file

@@ -41,6 +41,7 @@ class CharacterTokenizer(Tokenizer):
             )
         if len(self._ids) != len(self.characters) or not self.characters:
             raise UserError(_("the vocabulary must list at least one character, without repeats"))
+        # A lone surrogate is one character, but not text.
         if any(
             len(character) != 1 or "\ud800" <= character <= "\udfff"
             for character in self.characters

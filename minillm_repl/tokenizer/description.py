@@ -39,6 +39,7 @@ def add_tokens(
     ids, size, entries = parsed
     known: dict[str, Mapping[str, Any]] = {each["content"]: each for each in entries}
     next_id = max([size, *(each["id"] + 1 for each in entries)])
+    # The library appends tokens one by one, so their order decides their ids.
     for token in tokens:
         content = token["content"]
         existing = known.get(content, {})
@@ -179,6 +180,7 @@ def make_name_decoder(
     kinds = {part.get("type") for part in _steps(decoder)}
     if "ByteLevel" in kinds:
         return lambda _token, name: _decode_byte_level(name)
+    # A Replace step in the decoder turns ▁ into a space.
     replaces_space = _SPACE in json.dumps(decoder, ensure_ascii=False)
     if replaces_space or kinds & {"ByteFallback", "Metaspace"}:
         return lambda _token, name: _decode_sentencepiece(name)

@@ -23,6 +23,7 @@ def find_prefix_ids(library: tokenizers.Tokenizer, texts: Sequence[str]) -> list
         encoding = library.encode(text)
         without_special = library.encode(text, add_special_tokens=False)
         if without_special.ids:
+            # 1 marks a special token; the prefix ends at the first 0.
             mask = [*encoding.special_tokens_mask, 0]
             return encoding.ids[: mask.index(0)]
     return []
@@ -40,6 +41,7 @@ def names_pattern(tokens: Iterable[tokenizers.AddedToken]) -> re.Pattern[str]:
 
 def random_names(added: Mapping[int, tokenizers.AddedToken]) -> dict[str, str]:
     """Return an unguessable name for each special token, with the same first and last character."""
+    # Random, so that no text can contain such a name on purpose.
     nonce = secrets.token_hex(8)
     names = {token: each.content for token, each in added.items() if each.special and each.content}
     return {name: f"{name[0]}{nonce}{token:x}{name[-1]}" for token, name in names.items()}
@@ -57,6 +59,7 @@ class EscapeEncoder:
     def __init__(self, description: str, added: Mapping[int, tokenizers.AddedToken]) -> None:
         self._added_tokens, self._aliases = added, random_names(added)
         self._pattern = names_pattern(each for each in added.values() if each.special)
+        # A post-processor would add a start token.
         aliased = rename_tokens(json.loads(description), self._aliases)
         self._library = make_tokenizer(
             json.dumps({**aliased, "post_processor": None}, ensure_ascii=False)

@@ -16,6 +16,7 @@ def find_token_ids(tokenizer: Tokenizer, word: str) -> list[int]:
     UserError if there is none.
     """
     if word.startswith("#") and word[1:].isdecimal():
+        # A huge number takes long to parse.
         if len(word) > 10 or int(word[1:]) >= tokenizer.vocab_size:
             raise UserError(
                 _(
@@ -25,6 +26,7 @@ def find_token_ids(tokenizer: Tokenizer, word: str) -> list[int]:
                 )
             )
         return [int(word[1:])]
+    # token_to_id also finds ordinary tokens, which special_name tells apart.
     special = tokenizer.token_to_id(word)
     if special is not None and tokenizer.special_name(special):
         return [special]

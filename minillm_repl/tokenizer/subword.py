@@ -40,6 +40,7 @@ class SubwordTokenizer(Tokenizer):
         self.special_tokens_map, self._vocab_size = dict(special_tokens_map), vocab_size
         # The text takes a tenth of the memory of the parsed description.
         self._json = json.dumps(description, ensure_ascii=False)
+        # A hostile description can crash the library: the sandbox tries it first.
         largest = largest_token_id(self._json)
         with library_errors():
             self._load_library(description)
@@ -88,6 +89,7 @@ class SubwordTokenizer(Tokenizer):
 
         In them the special tokens have random names, where a model would find the real ones.
         """
+        # A BPE splits such a name into ordinary tokens once the library is told to ignore it.
         if not matches_special_names(description) or not self._special_tokens:
             return self._tokenizer, self._tokenizer_without_prefix
         hidden = rename_tokens(description, random_names(self._added_tokens))
@@ -137,6 +139,7 @@ class SubwordTokenizer(Tokenizer):
         ids, encoding, boundaries = self._encode_rendered(
             text, escapes, [place for span in spans for place in span]
         )
+        # Bisecting is fast: a long training text has thousands of spans.
         starts = [start for start, _end in encoding.offsets]  # characters of the rendered text
         ends = [end for _start, end in encoding.offsets]
         mask = [False] * len(ids)
@@ -199,6 +202,7 @@ class SubwordTokenizer(Tokenizer):
             normalizer = self._tokenizer_without_prefix.normalizer
             if normalizer:
                 text = normalizer.normalize_str(replace_surrogates(text))
+        # A tokenizer may drop spaces on purpose.
         known = (each for each in dict.fromkeys(text) if not each.isspace())
         return [each for each in known if not self._encode(each, False, False).ids]
 

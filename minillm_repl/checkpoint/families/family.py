@@ -61,6 +61,7 @@ class Family:
             ]
             layout = layouts.get(key, AS_IS)
             shapes = _split_shape(config, len(theirs), shape)
+            # The shapes are those in the file.
             if layout is TRANSPOSED:
                 shapes = [shape[::-1] for shape in shapes]
             sources[name] = tuple(
@@ -79,6 +80,7 @@ class Family:
         """Return the tensors of a file that the model does not use, without meaningless ones."""
         used = {piece.name for pieces in weight_map.sources.values() for piece in pieces}
         known = re.compile(f"{self.ignored}|{_BUFFERS}")
+        # A tied model may save its matrix under both names.
         others = set(names) - used - set(self.embedding_and_head_names(names))
         return sorted(name for name in others if not known.search(name))
 

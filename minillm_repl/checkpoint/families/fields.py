@@ -64,6 +64,7 @@ class ConfigFields:
                     value=_safe(kinds),
                 )
             )
+        # Other kinds are linear attention or state spaces, which these models cannot run.
         unknown = [kind for kind in kinds if not isinstance(kind, str) or kind not in _LAYER_TYPES]
         if unknown:
             raise UserError(
@@ -134,6 +135,7 @@ class ConfigFields:
             for each in inner
             if isinstance(each, dict)
         }
+        # One RoPE serves all layers here, so the settings of all layer types must agree.
         if len(ropes) != 1 or not all(isinstance(each, dict) for each in inner):
             raise UserError(
                 _(
@@ -145,6 +147,7 @@ class ConfigFields:
 
     def _rope(self, described: Mapping[str, Any], theta_key: str, rotary_pct_key: str) -> Rope:
         inner = ConfigFields(described)
+        # `type` is the older name.
         kind = described.get("rope_type") or described.get("type") or "default"
         rope_theta = inner.number("rope_theta", self.number(theta_key, 10_000.0))
         if not rotary_pct_key and kind == "default":
@@ -178,6 +181,7 @@ class ConfigFields:
             value = self._defaults.get(name) if default is None else default
         if value is None:
             raise UserError(_("{name} is missing", name=name))
+        # type() is strict: isinstance would accept true for a whole number.
         if type(value) not in types:
             raise UserError(
                 _(

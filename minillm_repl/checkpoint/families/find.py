@@ -10,6 +10,7 @@ from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
 
+# The order matters for `family_of`: the first family that can express a config wins.
 FAMILIES = (GPT2, GPT_NEOX, LLAMA, MISTRAL, QWEN2, QWEN3)
 
 
@@ -41,6 +42,7 @@ def family_of(config: AnyConfig) -> Family | None:
         if family.arch != config.arch:
             continue
         try:
+            # A round trip through config.json shows whether the family has a field for everything.
             if family.parse_config(family.write_config(config)) == config:
                 return family
         except UserError:

@@ -14,6 +14,7 @@ from minillm_repl.model.config import AnyConfig, GPTConfig, Rope
 
 
 def _read_gpt2(fields: ConfigFields) -> GPTConfig:
+    # Variants that model/gpt.py does not compute.
     fields.require("scale_attn_weights", True)
     fields.require("scale_attn_by_inverse_layer_idx", False)
     fields.require("add_cross_attention", False)
@@ -170,7 +171,7 @@ GPT_NEOX = Family(
         "layer_norm_eps": 1e-5,
         "tie_word_embeddings": False,
         "rotary_emb_base": 10_000.0,
-        "rotary_pct": 0.25,
+        "rotary_pct": 0.25,  # of each head is rotated
         "use_parallel_residual": True,
     },
     layouts=lambda config: {"attention.qkv": _qkv_by_head(config)},

@@ -84,6 +84,7 @@ def _sliding_windows(
 
     `layer_types` decides; without it, the layers of `usual` have one. Raises UserError.
     """
+    # layer_types is newer and more precise than max_window_layers.
     is_sliding = [kind == SLIDING_ATTENTION for kind in fields.layer_types(len(usual))] or usual
     if any(is_sliding) and not sliding_window:
         raise UserError(
@@ -117,6 +118,7 @@ def _write_llama(config: LlamaConfig) -> dict[str, Any]:
         "mlp_bias": config.mlp_bias,
         "sliding_window": max(config.sliding_windows, default=0) or None,
         "use_sliding_window": any(config.sliding_windows),
+        # Only a mix of layers needs layer_types.
         **({"layer_types": _layer_types(config)} if 0 in config.sliding_windows else {}),
         "max_window_layers": 0,
     }
@@ -141,6 +143,7 @@ _LLAMA_NAMES = {
 }
 
 
+# The defaults of each config class in `transformers`, for fields that a config.json leaves out.
 _LLAMA_DEFAULTS = {
     "vocab_size": 32_000,
     "max_position_embeddings": 2_048,
@@ -169,7 +172,7 @@ _QWEN2_DEFAULTS = _LLAMA_DEFAULTS | {
     "sliding_window": 4_096,
     "max_window_layers": 28,
 }
-_QWEN3_DEFAULTS = _QWEN2_DEFAULTS | {"head_dim": 128}
+_QWEN3_DEFAULTS = _QWEN2_DEFAULTS | {"head_dim": 128}  # not d_model / n_heads
 
 
 def _llama_family(

@@ -67,6 +67,7 @@ def save_adapter(checkpoint: Checkpoint, path: Path) -> None:
                 "saved in a file"
             )
         )
+    # The path finds the model, the digest proves that it is the same one.
     base = {"path": printable_path(adapter.base), "sha256": adapter.sha256}
     metadata = {"format": FORMAT, "version": VERSION, "base": json.dumps(base, ensure_ascii=False)}
     if adapter.training is not None:
@@ -125,6 +126,7 @@ def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> C
                 path=safe_line(str(base.path)),
             )
         )
+    # The tensors are checked by names and shapes before any is read.
     weight_map = _adapter_weight_map(header, base, name)
     locations = locate_tensors(weight_map, [header], name)
     arrays = read_weights(weight_map, locations, name, ReadOptions("float32"))
@@ -163,6 +165,7 @@ def _adapter_weight_map(header: Header, base: Checkpoint, name: str) -> WeightMa
             )
         rows, columns = weight.shape
         is_down = match["side"] == "down"
+        # The rank comes from the file; the other dimension must be that of the weight.
         rank = max(1, entry.shape[0 if is_down else -1]) if entry.shape else 1
         shape = (rank, columns) if is_down else (rows, rank)
         sources[tensor] = (SourceTensor(tensor, shape),)

@@ -55,6 +55,7 @@ def read_note_state_dict(
 
 def _infer_config(header: Header, name: str) -> GPTConfig:
     """Return the config that the tensors' shapes and names imply. Raises UserError."""
+    # The note has one query matrix per layer and head: their names give both numbers.
     matches = [match for match in map(_QUERY_NAME.fullmatch, header.tensors) if match]
     tables = [header.tensors.get(f"{table}_embedding.weight") for table in ("token", "position")]
     shapes = [entry.shape if entry else () for entry in tables]
@@ -105,6 +106,7 @@ def _sources(config: GPTConfig) -> Iterator[tuple[str, tuple[SourceTensor, ...]]
             yield tensor, (SourceTensor(_note_name(tensor), shape),)
             continue
         attention = tensor.removesuffix("qkv.weight")
+        # Only queries are scaled: a score is a query times a key.
         layouts = {"query": scaled, "key": AS_IS, "value": AS_IS}
         yield (
             tensor,

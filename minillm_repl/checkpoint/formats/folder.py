@@ -57,6 +57,7 @@ class Folder:
             return {}
         if not isinstance(data, dict):
             raise UserError(_("{path} is not a JSON object", path=safe_line(str(self.path / file))))
+        # Python code beside the weights; `transformers` would run it with trust_remote_code.
         if "auto_map" in data:
             raise UserError(
                 _(
@@ -82,6 +83,7 @@ class Folder:
                         size=_MAX_JSON_BYTES >> 20,
                     )
                 )
+            # A clone without git-lfs has small text files in place of the large ones.
             if data.startswith(LFS_POINTER):
                 raise UserError(
                     _(
@@ -146,6 +148,7 @@ class Folder:
         notes = list[str]()
         config = self.config
         kinds = self.config_fields.get("layer_types")
+        # 0 is a layer without a window.
         windows = config.sliding_windows or (0,) * config.n_layers
         if (
             kinds
@@ -173,12 +176,14 @@ class Folder:
         """Return the paths of the weights: the named file, model.safetensors, or the shards."""
         index = self.fields(INDEX)
         shards = self._indexed_shards(index) if index else self._numbered_shards()
+        # A named file is opened alone, unless it is one of the shards.
         if self.weight_file is not None and self.weight_file.name not in shards:
             if self.weight_file.name == foreign.ADAPTER_WEIGHTS and self._has_adapter:
                 raise UserError(
                     _("{name} is {kind}", name=self.name, kind=foreign.describe_adapter(self.path))
                 )
             return [self.weight_file]
+        # As in `transformers`, a complete file goes before shards.
         whole = self.path / WEIGHTS
         if whole.exists() or (not shards and os.path.lexists(whole)):
             return [whole]
@@ -190,6 +195,7 @@ class Folder:
 
     def _check_shard(self, shard: str) -> None:
         """Raise UserError unless a shard is a file directly in the folder."""
+        # An index is untrusted: `../../x` would read files elsewhere.
         if Path(shard).name != shard or shard in (".", "..") or "\\" in shard:
             raise UserError(
                 _(
@@ -214,6 +220,7 @@ class Folder:
             names = [self.weight_file.name]
         else:
             names = sorted(path.name for path in self.path.glob("*.safetensors"))
+        # The first shard's name gives the number of all shards.
         match = next(filter(None, map(_SHARD.fullmatch, names)), None)
         if match is None:
             return []

@@ -147,6 +147,7 @@ def describe_without_config(folder: Path) -> str:
             "a folder without a config.json; open {inner:.80} in it, which has one",
             inner=safe_line(inner),
         )
+    # Llama and Mistral publish their own format beside that of `transformers`.
     if "params.json" in files:
         return _(
             "weights in their original format (params.json): use the transformers version, "
@@ -195,6 +196,7 @@ def _describe_lora(path: Path) -> str:
 def describe_adapter(folder: Path) -> str:
     """Describe the adapter of another program in a folder."""
     described = _read_small_json(folder / ADAPTER_CONFIG)
+    # MLX writes the same file name with other fields.
     if "peft_type" not in described and {"fine_tune_type", "lora_parameters"} & set(described):
         return _(
             "an MLX adapter for {base:.120}, not a complete model: open that model, or "
@@ -214,6 +216,7 @@ def describe_adapter(folder: Path) -> str:
 def describe_other_weights(folder: Path) -> str:
     """Describe a folder whose weights are in another format."""
     files = _files(folder)
+    # Core ML, OpenVINO and ONNX exports keep the weights one folder deeper.
     files += [inner for file in files[:_MAX_SUBFOLDERS] for inner in _files(folder / file)]
     for ending, kind in _WEIGHT_FORMATS.items():
         file = next((file for file in files if file.lower().endswith(ending)), "")

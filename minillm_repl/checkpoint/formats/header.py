@@ -123,6 +123,7 @@ def parse_header(file: BinaryIO, path: Path) -> Header:
     file.seek(0)
     head = file.read(SIGNATURE_BYTES)
     length = int.from_bytes(head[:8], "little")  # of the JSON text, in bytes
+    # The first 8 bytes of any other file are a huge length, or no JSON follows them.
     if length > min(size - 8, MAX_HEADER_BYTES) or head[8:9] != b"{":
         kind = describe_file(head)
         if not kind and is_text(head):
@@ -151,6 +152,7 @@ def parse_header(file: BinaryIO, path: Path) -> Header:
         tensor: _parse_tensor_info(tensor, described, 8 + length, name)
         for tensor, described in data.items()
     }
+    # As the format demands: no bytes may hide between tensors, or be in two of them.
     _check_offsets(list(tensors.values()), 8 + length, size, name)
     if _is_version_1(metadata):
         tensors = {version1.renamed_tensor(tensor): info for tensor, info in tensors.items()}
@@ -240,6 +242,7 @@ def _check_json_limits(text: str, max_parts: int) -> None:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Two readers of one file could take different values of a repeated key.
     value = dict(pairs)
     if len(value) != len(pairs):
         raise ValueError(_("a key appears twice"))

@@ -51,6 +51,7 @@ def read_folder(folder: Folder, options: ReadOptions) -> Checkpoint:
     locations = find_tensors(headers, folder.name)
     config, notes = _resolve_tied_embeddings(folder, locations)
     weight_map = family.weight_map(config, locations)
+    # Quantised layers have extra tensors, which give a clearer error than missing ones.
     unused = family.unused(weight_map, locations)
     method = foreign.quantisation_of_tensors(unused)
     if method:
@@ -100,6 +101,7 @@ def _resolve_tied_embeddings(
                 config=CONFIG,
             )
         )
+    # A tied model may save the matrix twice; a file of merged weights may have two different ones.
     if (
         not config.tie_word_embeddings
         or not {embedding, head} <= set(locations)
@@ -140,6 +142,7 @@ def save_folder(
     """
     config, tensors = checkpoint.config, checkpoint.tensors
     family = family_of(config)
+    # A GPT always fits: _convert_to_gpt2 handles what GPT-2 lacks.
     if family is None and not isinstance(config, GPTConfig):
         raise UserError(
             _(
@@ -158,7 +161,7 @@ def save_folder(
         "architectures": [family.architecture],
         "torch_dtype": next(iter(tensors.values())).dtype.name,
         **family.write_config(config),
-        "bos_token_id": None,
+        "bos_token_id": None,  # the start token is in tokenizer.json, if there is one
         "eos_token_id": list(checkpoint.eos_token_ids) or None,
     }
     files = {
@@ -167,6 +170,7 @@ def save_folder(
         **_tokenizer_files(checkpoint),
     }
     weights = serialise(to_file_layout(family.weight_map(config), tensors), {"format": "pt"})
+    # The other files of an existing folder may be the user's: only the weights are replaced.
     if (path / CONFIG).exists():
         if Folder(path).text(CONFIG) != files[CONFIG].decode():
             raise UserError(
@@ -238,7 +242,7 @@ def _convert_to_gpt2(config: GPTConfig, tensors: Tensors) -> tuple[GPTConfig, di
         stem = name.rpartition(".")[0]
         match stem.split(".", 2)[-1] if stem.startswith("blocks.") else stem:
             case "token_embedding" | "position_embedding":
-                array = duplicate(array.T).T
+                array = duplicate(array.T).T  # (tokens, d_model) -> (tokens, 2 · d_model)
             case "attention.qkv":
                 array = add_empty_heads(array)
                 if array.ndim == 2:
@@ -254,6 +258,7 @@ def _convert_to_gpt2(config: GPTConfig, tensors: Tensors) -> tuple[GPTConfig, di
             case _other:  # norms, and the matrix of the unembedding
                 array = pad_last_dim(array)
         doubled[name] = np.ascontiguousarray(array)
+    # The last norm makes number d_model of every token 1: its weight is the bias.
     if config.lm_head_bias:
         doubled["ln_f.bias"][d_model] = 1
         doubled["lm_head.weight"][:, d_model] = tensors["lm_head.bias"]

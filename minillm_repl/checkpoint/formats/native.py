@@ -114,6 +114,7 @@ def read_without_weights(header: Header, name: str) -> Checkpoint:
         tokenizer = tokenizer_from_json(parse_field(header, "tokenizer", name))
     except UserError as error:
         raise UserError(_("the tokenizer of {name}: {error}", name=name, error=error)) from None
+    # Otherwise the model would draw ids without a token, or read ids without an embedding.
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(
             _(
@@ -162,6 +163,7 @@ def tokenizer_from_json(data: Any) -> Tokenizer:
 
 
 def _parse_chat_template(header: Header, name: str) -> ChatTemplate:
+    # Only the types are checked here; the template itself runs in the sandbox.
     match parse_field(header, "chat", name):
         case {"source": str(source), "variables": dict(variables)} if all(
             map(_is_text, variables.values())
@@ -234,11 +236,11 @@ def _is_point(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
+    return type(value) is int and 0 <= value < 2**63  # isinstance would accept True
 
 
 def _is_loss(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1e9
+    return type(value) in (int, float) and 0 <= value < 1e9  # nats; false for NaN
 
 
 def _is_text(value: Any) -> bool:

@@ -78,6 +78,7 @@ def read_eos_token_ids(folder: Folder, config: AnyConfig, tokenizer: Tokenizer) 
         "eos_token_id", folder.config_fields.get("eos_token_id")
     )
     candidates: list[Any] = list(declared) if isinstance(declared, list) else [declared]
+    # The tokenizer's end token ends a text too, even if generation_config.json names another one.
     if isinstance(tokenizer, SubwordTokenizer):
         candidates.append(tokenizer.token_to_id(tokenizer.special_tokens_map.get("eos_token", "")))
     eos_token_ids = (
@@ -158,6 +159,7 @@ def _added_tokens(
         if isinstance(each, dict) and _content(each):
             yielded.add(_content(each))
             yield added_token(_content(each), each)
+    # Then the special tokens that no list declares, in the order of their roles.
     for each in special:
         if _content(each) and _content(each) not in yielded:
             yielded.add(_content(each))
@@ -182,6 +184,7 @@ def _from_merges(folder: Folder, declared: Mapping[str, Any]) -> dict[str, Any] 
             )
         return None
     is_qwen = str(folder.config_fields.get("model_type")).startswith("qwen")
+    # Without a class in the files, the model type decides.
     usual = "Qwen2Tokenizer" if is_qwen else BYTE_LEVEL_CLASSES[0]
     kind = str(declared.get("tokenizer_class") or usual)
     if kind.removesuffix("Fast") not in BYTE_LEVEL_CLASSES:

@@ -15,10 +15,10 @@ from minillm_repl.errors import UserError
 from minillm_repl.tokenizer.base import decode
 from minillm_repl.training import corpus as corpora
 from minillm_repl.training import documents as pieces
+from minillm_repl.training import token_cache
 from minillm_repl.training import tokenize as token_files
 from minillm_repl.training.corpus import open_corpus
-from minillm_repl.training.tokenize import tokenise
-from minillm_repl.training.vocabulary import make_tokenizer
+from minillm_repl.training.tokenize import make_tokenizer, tokenise
 from tests.conftest import MODELS
 
 TEXT = (MODELS / "nalssi.txt").read_text(encoding="utf-8")
@@ -424,7 +424,7 @@ def test_the_token_files_used_longest_ago_go_when_there_are_too_many(cached, tmp
         os.utime(file, (1_000 + age, 1_000 + age))
     assert cached("날씨") == 0  # used: now the other is the oldest
     monkeypatch.setattr(
-        token_files, "_MAX_CACHE_BYTES", sum(file.stat().st_size for file in cache.iterdir()) + 40
+        token_cache, "_MAX_CACHE_BYTES", sum(file.stat().st_size for file in cache.iterdir()) + 40
     )
     assert cached("fine day") > 0
     assert cached("날씨") == 0

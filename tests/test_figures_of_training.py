@@ -21,8 +21,7 @@ from minillm_repl.training.open_corpora import find_corpus
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.prepare import start_run
 from minillm_repl.training.run import RunContext
-from minillm_repl.training.tokenize import tokenise
-from minillm_repl.training.vocabulary import make_tokenizer
+from minillm_repl.training.tokenize import make_tokenizer, tokenise
 from minillm_repl.training.windows import Split
 from tests.conftest import random_checkpoint
 

@@ -40,8 +40,7 @@ from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.prepare import resume_run, start_run
 from minillm_repl.training.run import RunContext
 from minillm_repl.training.run_paths import resume_path
-from minillm_repl.training.tokenize import tokenise
-from minillm_repl.training.vocabulary import make_tokenizer
+from minillm_repl.training.tokenize import make_tokenizer, tokenise
 from minillm_repl.training.windows import IGNORE_INDEX
 from tests.conftest import random_checkpoint
 from tests.outside import outside

@@ -87,7 +87,7 @@ def put(tmp_path, name, content):
 @pytest.mark.parametrize("name", TEXT_FILES)
 def test_every_shape_gives_the_documents_of_its_json_lines(tmp_path, monkeypatch, name, size):
     for module in (corpora, documents):
-        monkeypatch.setattr(module, "PIECE", size)
+        monkeypatch.setattr(module, "CHUNK_SIZE", size)
     opened = open_corpus(put(tmp_path, name, TEXT_FILES[name]))
     assert [document.text for document in opened.documents()] == TEXTS
     assert (opened.count, opened.is_conversational) == (30, False)
@@ -123,7 +123,7 @@ def test_one_record_alone_is_a_document(tmp_path):
 REFUSED = {
     "prose.json": (
         "Once upon a time",
-        "is no JSON: it begins with Once upon a time; documents=whole",
+        "is not JSON: it starts with Once upon a time. documents=whole",
     ),
     "cut.json": (json.dumps(TEXTS)[:-9], "is incomplete"),
     "two.json": (json.dumps(TEXTS) * 2, "continues after its JSON array"),
@@ -138,7 +138,7 @@ REFUSED = {
     "third.json": (lines(as_texts("text")[:2]) + "oops\n", "line 3 of .* is not valid JSON"),
     "numbers.csv": (
         rows(["x", "y"], [(1, 2)]),
-        "is a table with the columns x, y: .*documents=whole",
+        r"is a table with the columns x, y\. .*documents=whole",
     ),
     "headless.csv": (
         rows(TEXTS[:2], [TEXTS[2:4]]),
@@ -167,7 +167,7 @@ REFUSED = {
     ),
     "robot.csv": (
         rows(["id", "role", "content"], [(1, "robot", "a")]),
-        "line 2 of .* must have a .role.",
+        "line 2 of .* a message needs .role.",
     ),
 }
 
@@ -235,10 +235,11 @@ def test_a_folder_takes_what_is_clear_and_tells_what_it_leaves_out(tmp_path):
 
 
 def test_a_record_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
-    from minillm_repl.training import records
+    from minillm_repl.training import records, tables
 
-    monkeypatch.setattr(records, "_LONGEST", 1_000)
-    monkeypatch.setattr(corpora, "PIECE", 100)
+    for module in (records, tables):
+        monkeypatch.setattr(module, "MAX_RECORD", 1_000)
+    monkeypatch.setattr(corpora, "CHUNK_SIZE", 100)
     for name, content in {
         "a.json": '["' + "a" * 5_000 + '"]',
         "o.json": '{"text":\n"' + "a" * 5_000 + '"}',
@@ -246,7 +247,7 @@ def test_a_record_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
         "t.csv": "text\n" + "a" * 5_000,
         "q.csv": 'text\n"' + "a\n" * 5_000,
     }.items():
-        with pytest.raises(UserError, match=r"longer than|larger than field limit"):
+        with pytest.raises(UserError, match=r"longer than|larger than"):
             open_corpus(put(tmp_path, name, content))
 
 

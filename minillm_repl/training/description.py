@@ -7,7 +7,7 @@ from minillm_repl.safetext import safe_line, strip_joiners
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.training.corpus import Corpus
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.tokenize import TokenisedCorpus
+from minillm_repl.training.token_cache import TokenisedCorpus
 from minillm_repl.training.trainer import Trainer
 
 # of the time of forward and backward: what the optimisers and the rest of a step take too

@@ -12,26 +12,14 @@ from minillm_repl.language import N_, _
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.encoding import DetectedEncoding, read_text_chunks
 from minillm_repl.training.documents import Document, Repairs, text_documents
-from minillm_repl.training.records import (
-    first_rows,
-    has_conversation_id,
-    json_array,
-    json_lines,
-    record_kind,
-    table_rows,
-)
+from minillm_repl.training.records import json_array, json_lines, record_kind
+from minillm_repl.training.tables import first_rows, has_conversation_id, table_rows
 
-JSON_LINES_SUFFIXES, TEXT_SUFFIXES, OTHER_SUFFIXES = (
-    (".jsonl", ".ndjson"),
-    (".txt", ".md"),
-    (".json", ".csv", ".tsv", ".tab"),
-)
-_TABLE_DELIMITERS = {
-    ".csv": ",;\t|",
-    ".tsv": "\t,;|",
-    ".tab": "\t,;|",
-}  # the likeliest delimiter first
-_HEAD_BYTES = 1 << 16  # bytes by which it is told
+JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
+TEXT_SUFFIXES = (".txt", ".md")
+OTHER_SUFFIXES = (".json", ".csv", ".tsv", ".tab")
+_TABLE_DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|", ".tab": "\t,;|"}  # the likeliest first
+_HEAD_BYTES = 1 << 16  # bytes at the start of a file that tell its format
 _JSON_OBJECT_START = re.compile(r'\s*(?P<array>\[\s*)?\{\s*"[^"\n]*"\s*:')  # no prose begins so
 _FORMAT_NAMES = {
     "lines": N_("JSON lines"),
@@ -39,10 +27,7 @@ _FORMAT_NAMES = {
     "table": N_("a table"),
     "text": N_("text"),
 }
-_TEXT_ONLY_SPLITS = (
-    "blank-lines",
-    "whole",
-)  # ways of splitting that are asked for: they are for texts
+_TEXT_ONLY_SPLITS = ("blank-lines", "whole")  # settings that make a text of any file
 
 
 @dataclass(frozen=True)

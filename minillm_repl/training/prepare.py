@@ -34,9 +34,9 @@ from minillm_repl.training.open_corpora import OpenCorpora, open_corpora, reopen
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.run import RunContext, TrainingRun
 from minillm_repl.training.run_paths import resume_path
-from minillm_repl.training.tokenize import TokenisedCorpus, cache_folder, tokenise
+from minillm_repl.training.token_cache import TokenisedCorpus, cache_folder
+from minillm_repl.training.tokenize import make_tokenizer, tokenise
 from minillm_repl.training.trainer import Trainer
-from minillm_repl.training.vocabulary import make_tokenizer
 from minillm_repl.training.windows import make_splits
 
 _SAMPLE_PROMPT_TOKENS = 4  # tokens of the text with which the model's samples begin

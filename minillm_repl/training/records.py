@@ -1,12 +1,10 @@
-"""Records: lines of JSON, arrays of JSON and tables become documents."""
+"""Records become documents: what their fields mean, and lines and arrays of JSON."""
 
-import csv
 import io
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from itertools import chain, groupby
+from itertools import chain
 from typing import Any
 
 from minillm_repl.chat.template import Message
@@ -16,8 +14,8 @@ from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.training.documents import Document, Repairs, normalise_nfc
 
-_MAX_RECORD = 64 << 20  # characters of one record
-# a quote alone begins a string that is not whole yet
+MAX_RECORD = 64 << 20  # characters of one record
+# A quote alone begins a string whose end is not read yet.
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{},"]', re.DOTALL)
 _TEXT_FIELDS = ("text", "document", "sentence", "본문", "텍스트", "문장")
 _PROMPT_FIELDS = ("prompt", "question", "instruction", "user", "q", "질문")
@@ -31,7 +29,6 @@ _COMPLETION_FIELDS = (
     "답변",
     "대답",
 )
-_CONVERSATION_FIELDS = ("conversation", "conversation_id", "dialogue_id", "chat_id", "id", "대화")
 
 
 def record_kind(names: list[str]) -> str:
@@ -54,7 +51,7 @@ def record_kind(names: list[str]) -> str:
 
 
 def parse_record(value: Any, label: str, repairs: Repairs) -> Document:
-    """Return the document that a JSON value is. Raises UserError naming it as `what`."""
+    """Return the document that a JSON value is. Raises UserError that names it as `label`."""
     fields = {"text": value} if isinstance(value, str) else value
     if isinstance(fields, dict):
         fields = {name.strip().casefold(): each for name, each in fields.items()}
@@ -88,17 +85,15 @@ def _conversation_document(fields: dict[str, Any], label: str, repairs: Repairs)
     match fields["messages"]:
         case list(messages) if messages:
             return Document(
-                messages=tuple(_parse_message(message, label, repairs) for message in messages)
+                messages=tuple(parse_message(message, label, repairs) for message in messages)
             )
     return None
 
 
 def _pair_document(fields: dict[str, Any], label: str, repairs: Repairs) -> Document | None:
-    prompt, input_text, completion = (
-        _first_field(fields, _PROMPT_FIELDS),
-        fields.get("input") or "",
-        _first_field(fields, _COMPLETION_FIELDS),
-    )
+    prompt = _first_field(fields, _PROMPT_FIELDS)
+    input_text = fields.get("input") or ""
+    completion = _first_field(fields, _COMPLETION_FIELDS)
     if not all(isinstance(each, str) for each in (prompt, input_text, completion)):
         return None
     turns = [
@@ -128,7 +123,8 @@ def _normalise_newlines(text: str, repairs: Repairs) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _parse_message(message: Any, label: str, repairs: Repairs) -> Message:
+def parse_message(message: Any, label: str, repairs: Repairs) -> Message:
+    """Return a turn of a conversation. Raises UserError that names it as `label`."""
     match message:
         case {"role": "system" | "user" | "assistant" as role, "content": str(content)}:
             return Message(role, normalise_nfc(_normalise_newlines(content, repairs), repairs))
@@ -164,10 +160,10 @@ def iter_lines(chunks: Iterator[str], name: str) -> Iterator[str]:
         for segment in io.StringIO(chunk):
             pending.append(segment)
             length += len(segment)
-            if length >= _MAX_RECORD:
+            if length >= MAX_RECORD:
                 label = _("line {number:,} of {file}", number=number, file=name)
                 raise UserError(
-                    _("{what} is longer than {size} MiB", what=label, size=_MAX_RECORD >> 20)
+                    _("{what} is longer than {size} MiB", what=label, size=MAX_RECORD >> 20)
                 )
             if segment.endswith("\n"):
                 yield "".join(pending)
@@ -228,9 +224,9 @@ def _array_values(chunks: Iterator[str], name: str) -> Iterator[str]:
 
 
 def _check_length(length: int, name: str) -> None:
-    if length > _MAX_RECORD:
+    if length > MAX_RECORD:
         raise UserError(
-            _("a record of {file} is larger than {size} MiB", file=name, size=_MAX_RECORD >> 20)
+            _("a record of {file} is larger than {size} MiB", file=name, size=MAX_RECORD >> 20)
         )
 
 
@@ -239,90 +235,3 @@ def _check_end(rest: str, chunks: Iterator[str], name: str) -> None:
         raise UserError(
             _("{file} continues after its JSON array: does it hold two files?", file=name)
         )
-
-
-# -- tables
-
-
-def first_rows(head: str, delimiter: str) -> Iterator[list[str]]:
-    """Yield the rows that a text begins with, as the names of columns are compared, for as long
-    as it is a table.
-    """
-    with suppress(csv.Error):
-        for row in csv.reader(io.StringIO(head), delimiter=delimiter, strict=True):
-            if row:
-                yield _column_names(row)
-
-
-def _column_names(row: list[str]) -> list[str]:
-    return [name.strip().casefold() for name in row]
-
-
-def table_rows(
-    chunks: Iterator[str], name: str, repairs: Repairs, delimiter: str
-) -> Iterator[Document]:
-    """Yield a document for each row of a table whose first line names its columns.
-
-    Raises UserError naming the line.
-    """
-    csv.field_size_limit(_MAX_RECORD)
-    reader = csv.reader(iter_lines(chunks, name), delimiter=delimiter, strict=True)
-    rows = _checked_rows(reader, name)
-    names = _column_names(next(rows)[1])
-    if record_kind(names) == "turn":
-        yield from _table_conversations(rows, names, repairs)
-        return
-    for label, row in rows:
-        fields: dict[str, Any] = dict(zip(names, row, strict=True))
-        if record_kind(names) == "messages":
-            fields["messages"] = parse_json(fields["messages"], label)
-        yield parse_record(fields, label, repairs)
-
-
-def _checked_rows(reader: Any, name: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield the rows that are not empty, each with what to call it.
-
-    Raises UserError for one that does not fit.
-    """
-    n_columns = 0
-    try:
-        for row in reader:
-            label = _("line {number:,} of {file}", number=reader.line_num, file=name)
-            n_columns = n_columns or len(row)
-            if row and len(row) != n_columns:
-                raise UserError(
-                    _(
-                        "{what} has {found} columns, but the first line has {names}",
-                        what=label,
-                        found=len(row),
-                        names=n_columns,
-                    )
-                )
-            if any(row):
-                yield label, row
-    except csv.Error as error:
-        label = _("line {number:,} of {file}", number=reader.line_num, file=name)
-        raise UserError(
-            _(
-                "{what} has a quote that is not closed or is out of place ({error:.80})",
-                what=label,
-                error=safe_line(str(error)),
-            )
-        ) from None
-
-
-def _table_conversations(
-    rows: Iterator[tuple[str, list[str]]], names: list[str], repairs: Repairs
-) -> Iterator[Document]:
-    """Yield a conversation for successive rows that have the same name or number of one."""
-    column = next(names.index(name) for name in _CONVERSATION_FIELDS if name in names)
-    for _one, group in groupby(rows, key=lambda row: row[1][column]):
-        turns = [(label, dict(zip(names, row, strict=True))) for label, row in group]
-        yield Document(
-            messages=tuple(_parse_message(fields, what, repairs) for what, fields in turns)
-        )
-
-
-def has_conversation_id(names: list[str]) -> bool:
-    """Tell whether a table of turns says which conversation each belongs to."""
-    return any(name in names for name in _CONVERSATION_FIELDS)

@@ -1,60 +1,93 @@
-"""A corpus as one row of token ids in a file, which is mapped and not held in memory.
+"""A corpus becomes one row of token ids, by a tokenizer that a new model gets from it."""
 
-Those of larger corpora are kept in the user's cache folder, so that a second start finds them.
-"""
-
-import hashlib
-import json
-import os
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from platformdirs import user_cache_path
 
 from minillm_repl.chat.loss_mask import encode_with_loss_mask
+from minillm_repl.chat.template import ROLE_TOKENS
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
 from minillm_repl.errors import UserError, os_error_text
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.atomic import write_atomically
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from minillm_repl.training.corpus import Corpus
 from minillm_repl.training.documents import Document, split_chunks
+from minillm_repl.training.token_cache import (
+    TokenisedCorpus,
+    cache_key,
+    load,
+    memory_map,
+    open_outputs,
+    store,
+)
 
-_VERSION = 5  # of these files; another one makes all of them anew
-_MIN_CACHED_CHARACTERS = (
-    4 << 20
-)  # characters: what is smaller is read again faster than it is found
-_MAX_CACHE_BYTES = 20 << 30  # bytes in the cache, above which those used longest ago go
-_DOCUMENTS_PER_GROUP = 64  # documents or pieces that are tokenised together
+END_TOKEN, UNK_TOKEN, BPE_EOS_TOKEN = "<end>", "<unk>", "<|endoftext|>"
+# Characters of a text for the BPE trainer: it takes 256 at once, and needs many times their size.
+_BPE_CHUNK = 1 << 14
+_BPE_CHARACTERS = 1 << 24  # of a longer corpus, an even part of this size is learnt from
+_MIN_CACHED_CHARACTERS = 4 << 20  # a smaller corpus is tokenised faster than it is found
+_DOCUMENTS_PER_GROUP = 64  # documents, or pieces of long ones, that are tokenised together
 _CONVERSATIONS_PER_GROUP = 200
 _SUBWORD_CHUNK = 1 << 16  # characters
-_STALE_SECONDS = 24 * 3600  # seconds, after which an unfinished file has nobody who writes it
 
 
-@dataclass(frozen=True)
-class TokenisedCorpus:
-    """A corpus as ids, one after the other; after each document its separator, if it has one."""
+def make_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
+    """Make a corpus's tokenizer: `char` (every character), `char:N` (the N most frequent), `bpe:N`.
 
-    ids: NDArray[np.unsignedinteger]  # (count,), mapped
-    # (count,), whether the loss counts this token; None: it counts all
-    loss_mask: NDArray[np.bool_] | None
-    unknown_characters: int = 0  # characters that the tokenizer does not know
-    unique_tokens: int = 0  # ids that occur
+    A token that ends a document is in it if there is more than one document, and those of the roles
+    if these are conversations. Raises UserError for a vocabulary too small to be one.
+    """
+    name, _colon, number = kind.partition(":")
+    specials = (
+        [*ROLE_TOKENS] if corpus.is_conversational else [END_TOKEN] if corpus.count > 1 else []
+    )
+    if name == "bpe":
+        from minillm_repl.tokenizer.library import train_bpe
+        from minillm_repl.tokenizer.subword import SubwordTokenizer
+
+        min_size = 256 + 1 + len(ROLE_TOKENS)
+        if int(number) < min_size:
+            raise UserError(
+                _(
+                    "tokenizer=bpe:{number} is too small: bytes and special tokens alone "
+                    "take {least}",
+                    number=number,
+                    least=min_size,
+                )
+            )
+        special = [BPE_EOS_TOKEN, *(ROLE_TOKENS if corpus.is_conversational else ())]
+        description = train_bpe(_sample_texts(corpus), int(number), special)
+        return SubwordTokenizer(
+            description, {"eos_token": BPE_EOS_TOKEN}, len(description["model"]["vocab"])
+        )
+    code_points = np.flatnonzero(corpus.character_counts)
+    if number and int(number) < len(code_points):
+        if int(number) < 1:
+            raise UserError(_("tokenizer=char:0 has no characters; use at least 1"))
+        order = np.argsort(-corpus.character_counts[code_points], kind="stable")
+        code_points = np.sort(code_points[order[: int(number)]])
+        specials.append(UNK_TOKEN)
+    return CharacterTokenizer(
+        [chr(code_point) for code_point in code_points if not 0xD800 <= code_point < 0xE000],
+        specials,
+    )
 
 
-def cache_folder() -> Path:
-    """Return where token files are kept."""
-    return user_cache_path("minillm-repl") / "tokens"
+def _sample_texts(corpus: Corpus) -> Iterator[str]:
+    """Yield the texts of a corpus in chunks; of a long one, an even part of them."""
+    texts = (text for document in corpus.documents() for text in document.texts)
+    chunks = (chunk for text in texts for chunk in split_chunks(text, _BPE_CHUNK))
+    every = -(-int(corpus.character_counts.sum()) // _BPE_CHARACTERS)
+    return islice(chunks, 0, None, every)
 
 
 def tokenise(
@@ -69,39 +102,32 @@ def tokenise(
 ) -> TokenisedCorpus:
     """Return the tokens of a corpus; `template` writes the conversations of one that has them.
 
-    A separator comes after each document, if there is more than one. What a large corpus gives is
-    kept in the folder
-    `cache`, and found there the next time. Raises UserError for a conversation that the template
-    refuses, and when interrupted.
+    A separator follows each document, if there is more than one. The tokens of a large corpus stay
+    in the folder `cache`, where the next run finds them. Raises UserError for a conversation that
+    the template refuses, and when interrupted.
     """
     total = int(corpus.character_counts.sum())
-    key = _cache_key(corpus, tokenizer, separator, template)
+    key = cache_key(corpus, tokenizer, separator, template)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    folders: tuple[Path | None, ...] = (None,)  # where the files may be written; None: nowhere kept
     if cache is not None and total >= _MIN_CACHED_CHARACTERS:
         with suppress(OSError, UserError, ValueError, KeyError, TypeError):
-            return _load(cache, key, dtype)
+            return load(cache, key, dtype)
+        folders = (cache, None)
     separator = separator if corpus.count > 1 else None
+    name = safe_line(corpus.name)
 
     def report_progress(characters: int) -> None:
         progress(characters / total)
         if interrupted():
-            raise UserError(_("stopped while reading {name}", name=safe_line(corpus.name)))
+            raise UserError(_("stopped while reading {name}", name=name))
 
-    for folder in (
-        (cache, None) if cache is not None and total >= _MIN_CACHED_CHARACTERS else (None,)
-    ):
+    for folder in folders:
+        chunks = _token_chunks(corpus, tokenizer, separator, template)
         try:
-            return _write_tokens(
-                _token_chunks(corpus, tokenizer, separator, template),
-                dtype,
-                tokenizer.vocab_size,
-                folder,
-                key,
-                report_progress,
-            )
-        except OSError as error:  # the cache's disk is full; another one may not be
+            return _write_tokens(chunks, dtype, tokenizer.vocab_size, folder, key, report_progress)
+        except OSError as error:  # The cache's disk is full; another one may not be.
             message = os_error_text(error)
-    name = safe_line(corpus.name)
     raise UserError(
         _(
             "could not write the tokens of {name} to a temporary file: {reason}",
@@ -121,7 +147,7 @@ def _write_tokens(
 ) -> TokenisedCorpus:
     """Write tokens to files, which are kept if there is a folder for them. Raises OSError."""
     with ExitStack() as stack:
-        ids, mask_file = _open_outputs(stack, folder)
+        ids, mask_file = open_outputs(stack, folder)
         unknown, characters_read, has_loss_mask = 0, 0, False
         token_occurs = np.zeros(vocab_size, dtype=np.bool_)
         for chunk in chunks:
@@ -133,12 +159,12 @@ def _write_tokens(
             unknown += chunk.unknown
             characters_read += chunk.characters
             progress(characters_read)
-        mask = _memory_map(mask_file, np.dtype(np.bool_)) if has_loss_mask else None
-        tokens = TokenisedCorpus(_memory_map(ids, dtype), mask, unknown, int(token_occurs.sum()))
+        mask = memory_map(mask_file, np.dtype(np.bool_)) if has_loss_mask else None
+        tokens = TokenisedCorpus(memory_map(ids, dtype), mask, unknown, int(token_occurs.sum()))
         if isinstance(ids.name, str):  # it is in the cache's folder
             assert folder is not None
             with suppress(OSError, UserError):  # without a cache it is only slower the next time
-                _store(folder, key, tokens, ids, mask_file)
+                store(folder, key, tokens, ids, mask_file)
     return tokens
 
 
@@ -253,101 +279,3 @@ def _groups(documents: Iterator[Document], size: int) -> Iterator[list[Document]
             group, length = [], 0
     if group:
         yield group
-
-
-def _cache_key(
-    corpus: Corpus, tokenizer: Tokenizer, separator: int | None, template: ChatTemplate | None
-) -> str:
-    """Return what names the tokens of a corpus: all that they depend on."""
-    inputs = [
-        _VERSION,
-        corpus.sha256,
-        corpus.format_key,
-        corpus.split,
-        tokenizer.to_json(),
-        separator,
-    ]
-    inputs.append(asdict(template) if template else None)
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=dict).encode()).hexdigest()
-
-
-def _open_outputs(stack: ExitStack, cache: Path | None) -> tuple[IO[bytes], IO[bytes]]:
-    """Return two files to write to that nobody else sees; in the cache's folder if possible."""
-    if cache is not None:
-        with suppress(OSError):
-            cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return _temporary_file(stack, cache), _temporary_file(stack, cache)
-    return _temporary_file(stack, None), _temporary_file(stack, None)
-
-
-def _temporary_file(stack: ExitStack, folder: Path | None) -> IO[bytes]:
-    if folder is None:
-        return stack.enter_context(tempfile.TemporaryFile())
-    # Readable by the user alone; the caller's stack closes it.
-    file = stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False))  # noqa: SIM115
-    # unless it has got another name by then
-    stack.callback(lambda: Path(file.name).unlink(missing_ok=True))
-    return file
-
-
-def _memory_map(file: IO[bytes], dtype: np.dtype[Any]) -> NDArray[Any]:
-    file.flush()
-    if not file.tell():
-        return np.empty(0, dtype)
-    return np.memmap(file, dtype, mode="r")
-
-
-def _store(
-    cache: Path, key: str, tokens: TokenisedCorpus, ids_file: IO[bytes], mask_file: IO[bytes]
-) -> None:
-    """Give the files their names, then write beside them that they are whole."""
-    files = {"ids": ids_file, **({"learned": mask_file} if tokens.loss_mask is not None else {})}
-    for suffix, file in files.items():
-        os.fsync(file.fileno())
-        Path(file.name).replace(cache / f"{key}.{suffix}")
-    metadata = {
-        "count": len(tokens.ids),
-        "unknown": tokens.unknown_characters,
-        "different": tokens.unique_tokens,
-        "parts": [*files],
-    }
-    write_atomically(cache / f"{key}.json", json.dumps(metadata).encode(), private=True)
-    _evict(cache, key)
-
-
-def _load(cache: Path, key: str, dtype: np.dtype[Any]) -> TokenisedCorpus:
-    """Open what was kept.
-
-    Raises OSError, ValueError, KeyError or TypeError if it is not there, or not whole.
-    """
-    metadata = json.loads((cache / f"{key}.json").read_text(encoding="utf-8"))
-    arrays = {}
-    for suffix in metadata["parts"]:
-        path = cache / f"{key}.{suffix}"
-        array_dtype = dtype if suffix == "ids" else np.dtype(np.bool_)
-        if path.stat().st_size != metadata["count"] * array_dtype.itemsize:
-            raise ValueError
-        arrays[suffix] = np.memmap(path, array_dtype, mode="r")
-    os.utime(cache / f"{key}.json")
-    return TokenisedCorpus(
-        arrays["ids"], arrays.get("learned"), int(metadata["unknown"]), int(metadata["different"])
-    )
-
-
-def _evict(cache: Path, key: str) -> None:
-    """Remove those used longest ago, but not this, until the rest is what may be kept."""
-    for file in cache.glob(".*"):
-        if file.stat().st_mtime < time.time() - _STALE_SECONDS:
-            file.unlink(missing_ok=True)
-    groups = sorted((file for file in cache.glob("*.json")), key=lambda file: file.stat().st_mtime)
-    sizes = {
-        file.stem: sum(each.stat().st_size for each in cache.glob(f"{file.stem}.*"))
-        for file in groups
-    }
-    for file in groups:
-        if sum(sizes.values()) <= _MAX_CACHE_BYTES:
-            return
-        if file.stem != key:
-            for each in cache.glob(f"{file.stem}.*"):
-                each.unlink(missing_ok=True)
-            del sizes[file.stem]

@@ -14,7 +14,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.tokenize import TokenisedCorpus
+from minillm_repl.training.token_cache import TokenisedCorpus
 
 IGNORE_INDEX = -100  # a target that does not count; torch's own usual number
 _VAL_DENOMINATOR = 10  # the last tenth of a text is the validation split

@@ -1,6 +1,6 @@
-"""What a lesson is made of.
+"""The parts of a lesson. Texts are Markdown with `{placeholders}`.
 
-Texts are Markdown with `{placeholders}`; docs/lessons.md says what each block does.
+docs/lessons.md explains each block.
 """
 
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Prose:
-    """Something to read."""
+    """A text to read."""
 
     markdown: str
 
 
 @dataclass(frozen=True)
 class Show:
-    """Lines that run as if they had been typed."""
+    """Lines that run as if they were typed."""
 
     lines: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Try:
-    """Something for the learner to do at the prompt."""
+    """A task at the prompt."""
 
     task: str
     do: str  # the line that does it
@@ -33,7 +33,7 @@ class Try:
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """A question with a word or a number for an answer."""
+    """A question whose answer is a word or a number."""
 
     question: str
     answer: str  # several that count are divided by ` | `
@@ -44,7 +44,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class AnswerOption:
-    """One of the answers to choose from."""
+    """One answer of a multiple-choice question."""
 
     text: str
     why: str
@@ -53,7 +53,7 @@ class AnswerOption:
 
 @dataclass(frozen=True)
 class Choose:
-    """A question with answers to choose from."""
+    """A multiple-choice question."""
 
     question: str
     options: tuple[AnswerOption, ...]
@@ -61,7 +61,7 @@ class Choose:
 
 @dataclass(frozen=True)
 class Order:
-    """Steps to bring into their order, which is that of the file."""
+    """Steps to put into order; the file has the right order."""
 
     question: str
     steps: tuple[str, ...]
@@ -70,7 +70,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Explain:
-    """A question to be answered in a sentence, and an answer to compare with."""
+    """A question to answer in a sentence, with an answer to compare it with."""
 
     question: str
     answer: str
@@ -86,7 +86,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class When:
-    """What only models of one kind are shown."""
+    """Blocks that are shown only if a condition on the model holds."""
 
     condition: str
     blocks: "tuple[Block, ...]"
@@ -111,7 +111,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Question:
-    """One question of the quiz."""
+    """A question of the quiz."""
 
     name: str  # `4.2`: the second one about lesson 4
     lesson: int

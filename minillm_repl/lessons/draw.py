@@ -1,4 +1,4 @@
-"""Draws lessons: Markdown with live values in it, questions, the list of lessons."""
+"""How lessons are drawn: Markdown with live values, questions, the list of lessons."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -47,7 +47,7 @@ PlaceholderValue = Callable[[str], str]
 
 
 class _PlainHeading(Heading):
-    """A heading at the left."""
+    """A heading that is aligned left."""
 
     def __rich_console__(self, _console: Console, _options: ConsoleOptions) -> RenderResult:
         yield self.text
@@ -58,7 +58,9 @@ class _Markdown(Markdown):
 
 
 class LessonMarkdown:
-    """Markdown, its placeholders made values after it was parsed: no value is taken for markup."""
+    """Markdown whose placeholders are filled after it was parsed, so that no value is taken for
+    markup.
+    """
 
     def __init__(self, markdown: str, value: PlaceholderValue) -> None:
         self._markdown = _Markdown(markdown, hyperlinks=False, code_theme="ansi_dark")
@@ -73,7 +75,7 @@ class LessonMarkdown:
 
 
 class PrefixedMarkdown:
-    """Markdown with something before its first line, under which no other begins."""
+    """Markdown with a sign before its first line; the other lines are indented."""
 
     def __init__(self, lead: str, markdown: str, value: PlaceholderValue) -> None:
         self._lead, self._prose = lead, LessonMarkdown(markdown, value)
@@ -90,32 +92,32 @@ class PrefixedMarkdown:
 
 
 def numbered_answers(texts: Sequence[str], value: PlaceholderValue) -> Group:
-    """Return the numbered answers of a question, each of them Markdown."""
+    """Return the numbered answers of a question; each is Markdown."""
     return Group(
         *(PrefixedMarkdown(f" {number}  ", text, value) for number, text in enumerate(texts, 1))
     )
 
 
 def fill_placeholders(text: str, value: PlaceholderValue) -> str:
-    """Return a text with values for its placeholders."""
+    """Return a text with values in place of its placeholders."""
     return _PLACEHOLDER.sub(lambda found: value(found[1]), text)
 
 
 def lesson_title(lesson: Lesson) -> Text:
-    """Return the first lines of a lesson."""
+    """Return the title of a lesson."""
     figures = (f"  {_minutes(lesson)}\n{lesson.summary}\n", FIGURES)
     return Text.assemble((f"{lesson.number}. {lesson.title}", TITLE), figures)
 
 
 def verdict(right: bool | None) -> Text:
-    """Return the sign before a reaction to an answer; None is for one that was not given."""
+    """Return the sign before the reaction to an answer; None is for no answer."""
     if right is None:
         return Text("→", FIGURES)
     return Text("✓ " + _("correct"), GOOD) if right else Text("✗ " + _("not quite"), WARNING)
 
 
 def lessons_table(lessons: Iterable[tuple[Lesson, LessonProgress | None]], width: int) -> Table:
-    """Return the lessons, how far each has been read, and their subject where there is room."""
+    """Return the lessons with their progress and, where there is room, their subject."""
     table = plain_table(
         "", _("lesson"), "", _("time"), *([""] if width >= _MIN_SUMMARY_WIDTH else [])
     )
@@ -131,7 +133,7 @@ def lessons_table(lessons: Iterable[tuple[Lesson, LessonProgress | None]], width
 
 
 def progress_text(lesson: Lesson, lesson_progress: LessonProgress | None) -> Text:
-    """Return how far a lesson has been read: done, `3/9`, or nothing."""
+    """Return the progress in a lesson: done, `3/9`, or nothing."""
     if lesson_progress is None:
         return Text("–", FIGURES)
     if lesson_progress.done and not lesson_progress.screen:

@@ -1,7 +1,7 @@
-"""What a learner does in a lesson or a quiz.
+"""The exercises of a lesson or a quiz.
 
-Each exercise is a generator: it yields what it waits for, is sent a line, and returns whether the
-answer was right: None where there is no right and wrong, or no answer was given.
+Each is a generator. It yields what it waits for, is sent a line, and returns whether the answer was
+right; None if there is no right and wrong, or no answer was given.
 """
 
 import random
@@ -35,7 +35,7 @@ _NUMBER_ONLY = re.compile(rf"(?:{_NUMBER.pattern})\s*%?")
 
 @dataclass(frozen=True)
 class InputRequest:
-    """What a lesson waits for: Enter, an answer, or a line that is run before it hears of it."""
+    """What a lesson waits for: Enter, an answer, or a line that is run first."""
 
     kind: Literal["enter", "answer", "try"]
     expected: str = ""  # what `--auto` types; for `try` what an empty Enter does, too
@@ -47,7 +47,7 @@ ExerciseSteps = Generator[InputRequest, str, bool | None]
 
 
 def run_exercise(shell: Shell, facts: LessonValues, block: Exercise) -> ExerciseSteps:
-    """Let the learner answer a question."""
+    """Ask a question of any kind."""
     match block:
         case Ask():
             return (yield from _run_ask(shell, facts, block))
@@ -60,7 +60,7 @@ def run_exercise(shell: Shell, facts: LessonValues, block: Exercise) -> Exercise
 
 
 def run_try(shell: Shell, facts: LessonValues, block: Try) -> ExerciseSteps:
-    """Let the learner do something at the prompt; what was typed has run when it is sent."""
+    """Let the learner do a task at the prompt; the line that is sent has already run."""
     shell.screen.out.print(PrefixedMarkdown("▸ ", block.task, facts.value))
     do = fill_placeholders(block.do, facts.value)
     hint = _("type it, or press Enter: {line}", line=safe_line(do))
@@ -74,8 +74,8 @@ def run_try(shell: Shell, facts: LessonValues, block: Try) -> ExerciseSteps:
 
 
 def run_guess(shell: Shell, block: Guess, text: str) -> ExerciseSteps:
-    """Play the guessing game: the learner bets half of all belief on one token, and the model
-    has its probabilities.
+    """Play the guessing game: the learner puts half of the probability on one token; the model has
+    its own probabilities.
     """
     from minillm_repl.generate.sampling import LN2, softmax
     from minillm_repl.views.sampler import next_logits
@@ -207,7 +207,7 @@ def _run_explain(shell: Shell, facts: LessonValues, block: Explain) -> ExerciseS
 
 
 def _is_same_command(shell: Shell, line: str, do: str) -> bool:
-    """Tell whether two lines run the same command, or are both prompts."""
+    """Return whether two lines run the same command, or are both prompts."""
 
     def kind(text: str) -> str:
         word = text[1:].split(maxsplit=1)[:1]
@@ -218,7 +218,7 @@ def _is_same_command(shell: Shell, line: str, do: str) -> bool:
 
 
 def _is_correct(line: str, answer: str, tolerance: str) -> bool:
-    """Tell whether an answer is right: numbers as far as they are shown, or as near as `within`."""
+    """Return whether an answer is right: a number within `tolerance` or the shown digits."""
     given_number, expected_number = _parse_number(line), _parse_number(answer)
     if (
         given_number is None
@@ -236,7 +236,7 @@ def _is_correct(line: str, answer: str, tolerance: str) -> bool:
 
 
 def _parse_number(text: str) -> float | None:
-    """Return the number that a text is, a unit behind it or not."""
+    """Return the number of a text, with or without a unit; None if it is none."""
     match = _NUMBER.match(text.strip())
     rest = text.strip()[match.end() :].strip() if match else ""
     if not match or len(rest) > 6 or any(character.isdigit() for character in rest):

@@ -49,18 +49,18 @@ _MARKDOWN = MarkdownIt("commonmark").enable("table").disable("lheading")
 
 
 def lesson_files(language: Language) -> dict[int, Path]:
-    """Return a language's lesson files, by number: `04-query-key-value.md` is the fourth."""
+    """Return the lesson files of a language by number: `04-query-key-value.md` is lesson 4."""
     found = sorted((Path(__file__).parent / language).glob("[0-9][0-9]-*.md"))
     return {int(path.name[:2]): path for path in found}
 
 
 def practice_file(language: Language) -> Path:
-    """Return the short text on which lessons train."""
+    """Return the path of the short text on which lessons train."""
     return Path(__file__).parent / language / "practice.txt"
 
 
 def read_lesson(path: Path) -> Lesson:
-    """Return the lesson of a file. Raises UserError with the file's name and what is wrong."""
+    """Read a lesson. Raises UserError with the file's name and what is wrong in it."""
     reader = _LessonReader(path)
     header: dict[str, str] = {}
     title, summary = "", ""
@@ -96,7 +96,7 @@ def read_lesson(path: Path) -> Lesson:
 
 
 def read_quiz(language: Language) -> list[Question]:
-    """Return the questions of the quiz. Raises UserError with the file's name and what is wrong."""
+    """Read the questions of the quiz. Raises UserError with the file's name and what is wrong."""
     reader = _LessonReader(Path(__file__).parent / language / "quiz.md")
     questions: list[Question] = []
     lesson = 0
@@ -200,7 +200,7 @@ class _LessonReader:
 
 
 def _parse_fields(text: str) -> dict[str, str]:
-    """Return `name: text`, with the indented lines after it."""
+    """Return the fields of a block: `name: text`, with the indented lines after it."""
     values: dict[str, str] = {}
     name = ""
     for line in text.splitlines():

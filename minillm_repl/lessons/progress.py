@@ -1,4 +1,4 @@
-"""How far a learner has come, in a file of the user's own."""
+"""The progress of a learner, in a file in their state folder."""
 
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -13,7 +13,7 @@ _MAX_BYTES = 1 << 20  # bytes of a file that we have written: far more than ther
 
 @dataclass(frozen=True)
 class LessonProgress:
-    """A place in a lesson."""
+    """The place that was reached in a lesson."""
 
     screen: int = 0  # the one to go on with, counted from 0
     done: bool = False
@@ -22,7 +22,7 @@ class LessonProgress:
 
 @dataclass(frozen=True)
 class QuestionProgress:
-    """What became of a question."""
+    """The answers that were given to a question."""
 
     right: int = 0
     wrong: int = 0
@@ -31,7 +31,7 @@ class QuestionProgress:
 
 @dataclass
 class Progress:
-    """Lessons by `ko 4`, questions by `ko 4.2`; without a file, nothing outlasts the visit."""
+    """Lessons by `ko 4`, questions by `ko 4.2`. Without a file, nothing outlasts the session."""
 
     file: Path | None = None
     lessons: dict[str, LessonProgress] = field(default_factory=dict)
@@ -39,9 +39,7 @@ class Progress:
 
     @classmethod
     def load(cls, file: Path | None) -> "Progress":
-        """Read a learner's file; one that cannot be read, or that somebody else has changed,
-        counts as none.
-        """
+        """Read the file. One that cannot be read, or that was changed by hand, counts as empty."""
         progress = cls(file)
         try:
             if file is None or not file.is_file() or file.stat().st_size > _MAX_BYTES:
@@ -54,14 +52,14 @@ class Progress:
         return progress
 
     def record_lesson(self, lesson: str, lesson_progress: LessonProgress) -> None:
-        """Note a place in a lesson; what was done once stays done."""
+        """Record a place in a lesson; a lesson that was done stays done."""
         self._merge_file()
         done = lesson_progress.done or self.lessons.get(lesson, LessonProgress()).done
         self.lessons[lesson] = replace(lesson_progress, done=done)
         self._write()
 
     def record_answer(self, question: str, right: bool) -> None:
-        """Note an answer to a question."""
+        """Record an answer to a question."""
         self._merge_file()
         before = self.questions.get(question, QuestionProgress())
         self.questions[question] = QuestionProgress(
@@ -70,13 +68,13 @@ class Progress:
         self._write()
 
     def _merge_file(self) -> None:
-        """Take over what another visit has noted meanwhile."""
+        """Take over what another session has recorded meanwhile."""
         other = Progress.load(self.file)
         self.lessons |= other.lessons
         self.questions |= other.questions
 
     def _write(self) -> None:
-        """Keep it; a folder that cannot be written must not keep anyone from learning."""
+        """Write the file; a folder that cannot be written must not keep anyone from learning."""
         if self.file is None:
             return
         data = {
@@ -91,7 +89,7 @@ class Progress:
 
 
 def _parse_entries(data: Any, kind: Any) -> dict[str, Any]:
-    """Return entries of a kind, each field of the type that it has there.
+    """Return entries of a kind. Each field has the type that it has there.
 
     Raises TypeError and the like.
     """

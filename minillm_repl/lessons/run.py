@@ -1,7 +1,7 @@
-"""A lesson or a round of the quiz while it goes on: it gets each line that is typed first.
+"""A lesson or a quiz while it runs: it gets each typed line first.
 
-Beside the learner's own session it has one of its own, so that nothing that is tried in it changes
-their model, text or settings.
+It has a session of its own, so that nothing that is tried in it changes the learner's model, text
+or settings.
 """
 
 from collections.abc import Callable
@@ -32,15 +32,15 @@ _GENERATED_TOKENS = 12
 
 
 def practice_model() -> Path:
-    """Return where the model lies that a lesson has trained."""
+    """Return the path of the model that a lesson trains."""
     return user_state_path("minillm-repl") / "practice.safetensors"
 
 
 @dataclass(kw_only=True)
 class LessonRunner:
-    """What goes on, screen by screen.
+    """A lesson or a quiz, screen by screen.
 
-    Its `shell` is the learner's, with a session of its own while it lasts.
+    `shell` is the learner's; while the lesson runs, it has another session.
     """
 
     shell: Shell
@@ -60,7 +60,11 @@ class LessonRunner:
     _request: InputRequest = field(init=False, default=InputRequest("enter"))
 
     def start(self, *, has_trained: bool = False) -> None:
-        """Open it where `place` says. Raises UserError if there is no model."""
+        """Start at `screen_index`. With `has_trained`, open the model that the lesson trained
+        before.
+
+        Raises UserError if there is no model.
+        """
         shell = self.shell
         if isinstance(shell.line_handler, LessonRunner):
             shell.line_handler.leave()
@@ -93,40 +97,40 @@ class LessonRunner:
         self._start_screen()
 
     def leave(self) -> None:
-        """Note where one is, and give the learner back what was theirs."""
+        """Record the place, and give the learner their session back."""
         self.on_arrival(self, self.screen_index)
         self._restore_session()
 
     @property
     def has_trained(self) -> bool:
-        """Whether the open model is one that was trained here."""
+        """Whether the open model was trained in this lesson."""
         workspace = self.shell.session.workspace
         return workspace.holds_ours and workspace.model is not self.outer_session.workspace.model
 
     @property
     def position_label(self) -> str:
-        """Where one is, for the toolbar."""
+        """The place in the lesson, for the toolbar: `lesson 4 3/9`."""
         return f"{self.title.plain.partition('  ')[0]} {self.screen_index + 1}/{self.screen_count}"
 
     @property
     def hint(self) -> str:
-        """What is waited for."""
+        """What the lesson waits for."""
         return self._request.hint or _("Enter continues · :learn off leaves")
 
     @property
     def expected(self) -> str:
-        """What would be typed by somebody who knows."""
+        """The line that the lesson expects."""
         return self._request.expected
 
     def type_expected(self) -> None:
-        """Go on as if that had been typed. Raises what running it raises."""
+        """Continue as if the expected line had been typed. Raises what running it raises."""
         if self._request.kind == "answer":
             self._send(self._request.expected)
         else:
             self.handle_line("")
 
     def handle_line(self, line: str) -> None:
-        """Get a line that was typed. Raises what running it raises."""
+        """Handle a typed line. Raises what running it raises."""
         shell, request = self.shell, self._request
         if self._steps is None:  # a Ctrl-C has ended the screen: it is shown again
             self._start_screen()
@@ -150,13 +154,14 @@ class LessonRunner:
             self._send("")
 
     def go_to(self, screen_index: int) -> None:
-        """Go to a screen."""
+        """Go to a screen; a number out of range becomes the nearest one."""
         self.screen_index = max(0, min(screen_index, self.screen_count - 1))
         self._start_screen()
 
     def lesson_values(self) -> LessonValues:
-        """Return what can be said of the model and the text, putting the lesson's text there if
-        there is none.
+        """Return the values that the lesson's texts can show.
+
+        If the session has no text, the text of the lesson becomes it.
         """
         shell, model = self.shell, self.shell.require_model()
         if self._encoded_text is None or self._encoded_text[0] is not model.checkpoint:
@@ -172,7 +177,7 @@ class LessonRunner:
         self._send(None)
 
     def _send(self, line: str | None) -> None:
-        """Let the screen go on to where it waits; at its end comes the next."""
+        """Continue the screen until it waits again; at its end the next screen follows."""
         assert self._steps is not None
         steps, self._steps = self._steps, None  # what fails is shown again from its beginning
         try:
@@ -196,9 +201,9 @@ class LessonRunner:
 
 
 def run_unattended(course: LessonRunner, **options: bool) -> None:
-    """Go through all of it, typing what is expected.
+    """Run all of a lesson with the expected lines.
 
-    Raises UserError at the first thing that fails.
+    Raises UserError at the first thing that fails, and KeyboardInterrupt after Ctrl-C.
     """
     course.raises_errors = True
     course.start(**options)
@@ -233,7 +238,7 @@ def encode_readable(shell: Shell, texts: tuple[str, ...]) -> list[int]:
 
 
 def can_encode(tokenizer: Tokenizer, text: str) -> bool:
-    """Tell whether a tokenizer reads all of a text: some leave out what they do not know, and do
-    not say so.
+    """Return whether a tokenizer reads all of a text; some drop what they do not know, without a
+    word.
     """
     return bool(text) and decode(tokenizer, tokenizer.encode(text)) == text

@@ -36,7 +36,7 @@ _NO_VALUE = "–"
 
 
 class LessonValues:
-    """The model and the text of a session at one moment, with at least one token."""
+    """The model and the text of a session at one moment; the text has one token or more."""
 
     def __init__(self, shell: Shell, text: str = "", *, has_trained: bool = False) -> None:
         self._shell, self._model = shell, shell.require_model()
@@ -48,9 +48,9 @@ class LessonValues:
         )
 
     def value(self, name: str) -> str:
-        """Return what a placeholder stands for, safe to be shown.
+        """Return the value of a placeholder, safe to show.
 
-        Raises UserError if there is no such thing.
+        Raises UserError if there is no placeholder of this name.
         """
         base, _dot, suffix = name.partition(".")
         number = int(suffix) if re.fullmatch(r"-?\d+", suffix) else None
@@ -68,9 +68,9 @@ class LessonValues:
         return safe_line(text)
 
     def holds(self, condition: str) -> bool:
-        """Tell whether a condition holds; `not` before it turns it round.
+        """Return whether a condition holds; `not` before it negates it.
 
-        Raises UserError if there is no such one.
+        Raises UserError if there is no condition of this name.
         """
         negated, name = condition.startswith("not "), condition.removeprefix("not ").strip()
         config = self._config
@@ -103,7 +103,7 @@ class LessonValues:
         return isinstance(self._tokenizer, CharacterTokenizer)
 
     def _model_value(self, name: str) -> str | None:
-        """Return a fact about the model that needs no pass, or None."""
+        """Return a value of the model that needs no forward pass; None for any other name."""
         config, checkpoint = self._config, self._model.checkpoint
         sizes = {
             "layers": config.n_layers,
@@ -137,7 +137,7 @@ class LessonValues:
         return words.get(name)
 
     def _loss_value(self, name: str) -> str | None:
-        """Return how unexpected the text was, or None if it is something else that is asked for."""
+        """Return a value of the surprisal of the text; None for any other name."""
         if name not in ("loss", "bits", "perplexity", "hardest", "hardest.prob", "hardest.bits"):
             return None
         from minillm_repl.render.generation import percent
@@ -239,7 +239,7 @@ class LessonValues:
 
     @property
     def _entropy(self) -> float:
-        """Bits, of the model's own distribution."""
+        """The entropy of the model's own distribution, in bits."""
         return self._sweep.entropies[self._sweep.temps.index(1.0)]
 
     @cached_property

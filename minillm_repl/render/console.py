@@ -1,4 +1,4 @@
-"""Where output goes, and in which colours."""
+"""The streams of output, and the colours."""
 
 import os
 from collections import deque
@@ -40,7 +40,7 @@ ColorChoice = Literal["auto", "always", "never"]
 
 
 class Transcript(Console):
-    """A console that remembers what was printed on it last, but for what only moves."""
+    """A console that remembers what was printed last, except what only moves (a spinner)."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -65,14 +65,12 @@ class Transcript(Console):
         super().print(*(self._with_tabs(each, options) for each in objects), **options)
 
     def replay(self, console: Console, since: int = 0) -> None:
-        """Print it again, elsewhere, from the moment on when `count` was `since`."""
+        """Print it again on `console`, from where `print_count` was `since`."""
         for objects, options, _width in self._entries_since(since):
             console.print(*objects, **options)
 
     def _with_tabs(self, printed: Any, options: dict[str, Any]) -> Any:
-        """Return running text that goes into a file or a pipe with its tabs, which rich would
-        turn into spaces.
-        """
+        """Return running text for a file or a pipe with its tabs; rich would make them spaces."""
         if (
             isinstance(printed, Text)
             and "\t" in printed.plain
@@ -83,13 +81,13 @@ class Transcript(Console):
         return printed
 
     def max_width(self, since: int = 0) -> int:
-        """Return how wide the console was at most while it printed what `replay` prints."""
+        """Return the largest width that the console had while it printed what `replay` prints."""
         return max(
             (width for _objects, _options, width in self._entries_since(since)), default=self.width
         )
 
     def forgotten_count(self, since: int = 0) -> int:
-        """Return how many of the first things that were printed are no longer remembered."""
+        """Return how many of the things printed from `since` on are no longer remembered."""
         return max(0, self.print_count - len(self._printed) - since)
 
     def _entries_since(self, since: int) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], int]]:
@@ -103,8 +101,8 @@ class Transcript(Console):
 
 @dataclass(frozen=True)
 class Screen:
-    """The two streams: what was asked for goes to `out`; figures, notes and errors to `err`,
-    unless both are one.
+    """Two streams: results go to `out`; figures, notes and errors to `err`. At a terminal, all go
+    to `out`.
     """
 
     out: Transcript
@@ -119,21 +117,21 @@ class Screen:
 
     @property
     def animated(self) -> bool:
-        """Whether things may move there: only on a real terminal, however colours are forced."""
+        """Whether spinners may move there: only on a real terminal, even with forced colours."""
         return self.notes_console.is_terminal and self.notes_console.file.isatty()
 
     def note(self, text: str) -> None:
-        """Print a remark of the program's own; untrusted parts must have been made safe."""
+        """Print a remark of the program. Untrusted parts of it must be safe already."""
         self.notes_console.print(Text(text, FIGURES))
 
     def warn(self, text: str) -> None:
-        """Print what the user should know before going on."""
+        """Print what the user should know before they continue."""
         self.notes_console.print(Text.assemble(("! ", WARNING), text))
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[Callable[[str], None]]:
-        """Show, on a terminal, that something is going on while the context lasts; what is
-        yielded changes the text.
+        """Show on a terminal that the program works while the context lasts. Call what is yielded
+        to change the text.
         """
         if not self.animated:
             yield lambda _share: None
@@ -142,7 +140,7 @@ class Screen:
             yield lambda text: status.update(Text(text, FIGURES))
 
     def silenced(self) -> "Screen":
-        """Return a screen for a process beside the one that draws: only errors are seen."""
+        """Return a screen that shows only errors, for the processes beside the one that draws."""
         # Open for as long as the process runs.
         nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
         return Screen(Transcript(file=nowhere), Console(file=nowhere), errors=self.err)

@@ -1,4 +1,4 @@
-"""What the prompt line remembers and what it offers: the history, and completions."""
+"""The history of the prompt line, and its completions."""
 
 import os
 import stat
@@ -23,8 +23,8 @@ from minillm_repl.storage.paths import SUFFIX
 
 
 def open_history(path: Path | None) -> History:
-    """Return the history kept in a file that only its owner may read, or one in memory if there
-    is none to be had.
+    """Return the history of a file that only its owner may read; without such a file, one in
+    memory.
     """
     if path is None:
         return InMemoryHistory()
@@ -47,11 +47,11 @@ def open_history(path: Path | None) -> History:
 
 
 class SafeFileHistory(FileHistory):
-    """History in a file that can be looked at without harm, and whose disk may fill up."""
+    """A history file that is safe to print, and that tolerates a full disk."""
 
     def store_string(self, string: str) -> None:
-        """Append a line, as it may be shown; what cannot be written is remembered until the end
-        of the visit.
+        """Append a line with unsafe characters replaced; one that cannot be written is kept in
+        memory.
         """
         with suppress(OSError):
             super().store_string(safe(string))
@@ -83,9 +83,7 @@ class LineCompleter(Completer):
             yield from self._arguments(self._registry.get(name), argument, complete_event)
 
     def _names(self, typed: str) -> Iterator[tuple[str, Command]]:
-        """Yield how commands can be called: their Korean names too, once something is typed that
-        may begin one.
-        """
+        """Yield the spellings of all commands; the Korean ones only once something is typed."""
         for each in self._registry:
             yield from (
                 (spelling, each) for spelling in (each.name, *(each.korean_names if typed else ()))

@@ -1,4 +1,4 @@
-"""The terminal's settings: while the program works, while it is suspended, once it goes on."""
+"""The settings of the terminal: while the program works, while it is suspended, and afterwards."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 _Handler = Callable[[int, FrameType | None], None]
-# seconds between two looks at whether a program that goes on in the background is in front again
+# seconds between two checks whether a program that was resumed in the background is in front
 _FOREGROUND_POLL_INTERVAL = 0.2
 _SHOW_CURSOR = "\x1b[?25h\x1b[0m"
 
@@ -21,11 +21,11 @@ def typeahead(
 ) -> Iterator[Callable[[], None]]:
     """Keep keys that are typed while the model writes for the next prompt line, and off the screen.
 
-    prompt_toolkit sets its own mode for each prompt line, and comes back to this one in between.
-    Left alone, the terminal would echo them into the text and turn Enter into Ctrl-J. Ctrl-C still
-    interrupts, and Ctrl-Z suspends: then the terminal is as it was found, after `leave`, and at
-    `fg` as it was, before `again`. What is yielded sets the mode once more, whatever a shell has
-    done meanwhile.
+    prompt_toolkit sets its own mode for each prompt line, and returns to this one in between.
+    Without it, the terminal would echo the keys into the text and turn Enter into Ctrl-J. Ctrl-C
+    still interrupts, and Ctrl-Z suspends. After `on_suspend` the terminal is as it was found;
+    before `on_resume` it has this mode again. Call what is yielded to set the mode once more,
+    whatever a shell has done meanwhile.
     """
     try:
         import termios
@@ -64,7 +64,9 @@ def typeahead(
 def suspendable(
     on_suspend: Callable[[], None] = lambda: None, on_resume: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
-    """Let Ctrl-Z suspend the program after `leave`; `again` is called once it is in front again."""
+    """Let Ctrl-Z suspend the program after `on_suspend`; `on_resume` is called when it is in the
+    foreground again.
+    """
     # Windows; a wish
     if not hasattr(signal, "SIGTSTP") or signal.getsignal(signal.SIGTSTP) == signal.SIG_IGN:
         yield
@@ -109,7 +111,7 @@ def suspendable(
 
 @contextmanager
 def on_process_resume(callback: Callable[[], None]) -> Iterator[None]:
-    """Have `again` called once the program goes on, before the terminal's settings come back."""
+    """Call `callback` when the program resumes, before the terminal's settings are restored."""
     if not hasattr(signal, "SIGCONT") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -129,9 +131,7 @@ def on_process_resume(callback: Callable[[], None]) -> Iterator[None]:
 
 
 def is_foreground() -> bool:
-    """Tell whether the terminal is ours to set: a program that was put into the background has
-    it no longer.
-    """
+    """Return whether the terminal is ours to set. In the background it is the shell's."""
     if not hasattr(os, "tcgetpgrp"):
         return True
     with suppress(OSError, ValueError):
@@ -140,9 +140,7 @@ def is_foreground() -> bool:
 
 
 def write_unbuffered(sequence: str) -> None:
-    """Write to the terminal, if there is one, past all buffers: a signal may have come in the
-    middle of a write.
-    """
+    """Write to the terminal, if there is one, past all buffers: a signal may interrupt a write."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             if stream.isatty():

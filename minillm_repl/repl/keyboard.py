@@ -1,4 +1,4 @@
-"""What terminals send for keys, beyond what prompt_toolkit knows; and pastes that stay whole."""
+"""The keys that terminals send beyond those that prompt_toolkit knows, and bracketed paste."""
 
 import os
 import re
@@ -39,14 +39,14 @@ _KEYPAD_KEYS = dict(zip(range(57399, 57416), "0123456789./*-+\r=", strict=True))
 
 
 class KeyParser(Vt100Parser):
-    """Turns what a terminal sends into keys; sequences that mean none are dropped, and never
-    typed into the line.
+    """Turns what a terminal sends into keys. A sequence that means no key is dropped, never typed
+    into the line.
     """
 
     _incomplete = ""  # the beginning of a sequence, whose rest has not come
 
     def feed(self, data: str) -> None:
-        """Take what was read. What is being pasted is left as it is."""
+        """Take what was read. A paste stays as it is."""
         if self._in_bracketed_paste:
             super().feed(data)
             return
@@ -65,7 +65,7 @@ class KeyParser(Vt100Parser):
 
 
 def _legacy(sequence: re.Match[str]) -> str:
-    """Return what an old terminal would have sent for a key, or nothing."""
+    """Return what an old terminal sends for a key, or nothing."""
     whole, values, final = sequence[0], sequence[1] or "", sequence[2]
     known = whole in ANSI_SEQUENCES and not whole.startswith("\x1b[27;")
     # where the cursor is; a click, whose place follows
@@ -86,7 +86,7 @@ def _legacy(sequence: re.Match[str]) -> str:
 
 
 def _cursor_key(number: int, pressed: int, final: str) -> str:
-    """Return an arrow or the like as prompt_toolkit knows it: some terminals tell more of it."""
+    """Return an arrow or a similar key as prompt_toolkit knows it; some terminals send more."""
     sequences = (
         [f"\x1b[{number};{pressed + 1}{final}"]
         if pressed
@@ -96,7 +96,7 @@ def _cursor_key(number: int, pressed: int, final: str) -> str:
 
 
 def _character_key(codes: list[int], pressed: int, text: list[int]) -> str:
-    """Return a key that is told by its number: CSI u, and xterm's modifyOtherKeys."""
+    """Return a key that is sent as a number: CSI u, and xterm's modifyOtherKeys."""
     code, alt = codes[0], "\x1b" if pressed & _ALT else ""
     code = ord(_KEYPAD_KEYS.get(code, "\0")) or code
     if code in _EDITING_KEYS:
@@ -111,8 +111,8 @@ def _character_key(codes: list[int], pressed: int, text: list[int]) -> str:
 
 
 class BracketedPaste:
-    """Whether the terminal tells what is pasted from what is typed: from the first prompt line
-    to the end.
+    """Whether the terminal marks what is pasted: from the first prompt line to the end of the
+    program.
     """
 
     def __init__(self, output: Output) -> None:
@@ -126,12 +126,12 @@ class BracketedPaste:
         self._enable()
 
     def disable(self) -> None:
-        """Leave the terminal to somebody who may not know of it."""
+        """Turn it off: another program gets the terminal."""
         if self._on:
             write_unbuffered("\x1b[?2004l")
 
     def resume(self) -> None:
-        """Take the terminal back: draw the prompt line again, if one is being typed."""
+        """Turn it on again, and draw the prompt line again if one is being typed."""
         app = get_app_or_none()
         if app is not None and app.is_running and app.loop is not None:
             if app._running_in_terminal:  # it was suspended by a key of its own, and sees to it all
@@ -145,7 +145,7 @@ class BracketedPaste:
 
 @contextmanager
 def keyboard() -> Iterator[BracketedPaste]:
-    """Let all that reads keys read them this way."""
+    """Make everything that reads keys use `KeyParser` while the context lasts."""
     keys, output = create_input(), create_output()
     if hasattr(keys, "vt100_parser"):  # not on Windows
         keys.vt100_parser = KeyParser(keys.vt100_parser.feed_key_callback)

@@ -77,7 +77,7 @@ def _run_loop(
 
 
 def run_script(shell: Shell, lines: Iterable[str]) -> int:
-    """Run lines as if they had been typed; return 1 if any of them failed.
+    """Run lines as if they had been typed; return 1 if any of them failed, else 0.
 
     Raises KeyboardInterrupt.
     """
@@ -161,9 +161,11 @@ def _is_readable(stdin: TextIO) -> bool:
 def run_guarded(
     shell: Shell, action: Callable[[], object], *, is_interrupted: bool = False
 ) -> bool:
-    """Do something, and tell whether it worked; with `stopped` Ctrl-C was pressed before it began.
+    """Do something; return whether it worked. What goes wrong is told, and the session goes on.
 
-    Raises Leave, SystemExit for a third Ctrl-C, and KeyboardInterrupt where nobody is typing.
+    With `is_interrupted`, Ctrl-C was pressed before it could begin. Raises ExitRequested;
+    SystemExit for a third Ctrl-C; KeyboardInterrupt where nobody types; OutputLost and
+    BrokenPipeError when stdout takes no more.
     """
     moved = leave_missing_folder()
     if moved:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, whil
 
 @dataclass(frozen=True)
 class Intervention:
-    """Something done to what a model thinks, from when it is asked for until turned off."""
+    """A change of what a model computes, from when it is asked for until it is turned off."""
 
     command: str  # that turns it off: `ablate`
     # what the user is told of it, in the language of the moment: `without head 2.1`
@@ -38,13 +38,13 @@ class Intervention:
 
     @property
     def description(self) -> str:
-        """What the user is told of it."""
+        """What the user is told of it, in the present language."""
         return self.describe()
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A checkpoint, the decoder that runs it, and what is being changed while it runs."""
+    """A checkpoint, the decoder that runs it, and the interventions on it."""
 
     checkpoint: "Checkpoint"
     decoder: "Decoder"
@@ -170,10 +170,10 @@ class ModelLoader:
 
 
 class ModelFuture(Future[LoadedModel]):
-    """A checkpoint being opened in a thread that does not keep the program from leaving.
+    """A checkpoint that is opened in a thread. The thread does not keep the program from ending.
 
-    `share` is how much of its weights has been read; `changed` is called, from that thread, when it
-    has grown by a hundredth, and at the end.
+    `fraction_read` is how much of the weights is read. `on_progress` is called from that thread
+    each time it has grown by a hundredth, and at the end.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ from minillm_repl.repl.keyboard import suspend
 
 
 def render_ansi(renderables: list[RenderableType], width: int, target: Console) -> ANSI:
-    """Return things drawn one below the other, in a width, with as many colours as `like` has."""
+    """Return things drawn one below the other, in a width, in the colours that `target` has."""
     buffer = io.StringIO()
     console = Console(
         file=buffer,
@@ -48,7 +48,7 @@ def color_depth(target: Console) -> ColorDepth | None:
 
 
 class Pager:
-    """A view and the place in it that is seen; its first `pins` rows and columns always are."""
+    """A view that is scrolled; its first rows and columns, `pinned` many, stay where they are."""
 
     def __init__(
         self, view: RenderableType, width: int, console: Console, pinned: tuple[int, int] = (0, 0)

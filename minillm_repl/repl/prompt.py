@@ -42,7 +42,7 @@ _STYLE = Style.from_dict(
 
 
 def key_bindings(show_exit_hint: Callable[[], None]) -> KeyBindings:
-    """Return the keys that differ from prompt_toolkit's own: Enter sends, Alt-Enter and Ctrl-J
+    """Return the keys that differ from prompt_toolkit's own: Enter sends; Alt-Enter and Ctrl-J
     break the line.
     """
     keys = KeyBindings()
@@ -82,7 +82,7 @@ def key_bindings(show_exit_hint: Callable[[], None]) -> KeyBindings:
 
 
 class PromptReader:
-    """Reads lines from a person at a terminal."""
+    """Reads lines at a terminal."""
 
     def __init__(
         self, shell: Shell, history: History, color: bool, show_exit_hint: Callable[[], None]
@@ -115,7 +115,7 @@ class PromptReader:
     def read(self, on_ready: Callable[[], None] | None = None) -> str:
         """Return the next line. Raises EOFError for Ctrl-D.
 
-        `once_drawn` is called when the prompt can take keys.
+        `on_ready` is called when the prompt can take keys.
         """
         app = self._prompt.app
 
@@ -140,7 +140,7 @@ class PromptReader:
         return bool(interrupt_indices)
 
     def redraw(self) -> None:
-        """Draw toolbar and placeholder again; may be called from any thread."""
+        """Draw the toolbar and the placeholder again. Any thread may call it."""
         self._prompt.app.invalidate()
 
     def _placeholder(self) -> FormattedText:
@@ -175,7 +175,7 @@ class PromptReader:
         )
 
     def _toolbar(self) -> FormattedText:
-        """Return what facts fit: model, what is changed, samplers, verbose, context, speed."""
+        """Return the facts that fit: model, interventions, samplers, verbose, context, speed."""
         session, model = self._shell.session, self._shell.session.workspace.model
         verbose = format_value(specs(session.settings)["verbose"], session.settings.verbose)
         name = (

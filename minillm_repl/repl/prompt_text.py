@@ -21,14 +21,14 @@ from minillm_repl.safetext import graphemes, safe, strip_joiners
 
 
 class SafeClusterProcessor(Processor):
-    """Shows as `�` what could steer a terminal and prompt_toolkit lets through, as in file names.
+    """Shows `�` for what could steer a terminal and prompt_toolkit lets through, as in file names.
 
     Clusters are shown in their parts, whose cells prompt_toolkit counts: a terminal may draw a
-    family as one, or three.
+    family as one character or as three.
     """
 
     def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
-        """Replace each cluster, and tell where each character of the line has gone."""
+        """Replace each cluster, and return where each character of the line went."""
         fragments = explode_text_fragments(transformation_input.fragments)
         shown: StyleAndTextTuples = []
         offsets, offset = [], 0  # of each character: in the line that is shown
@@ -52,7 +52,7 @@ def _visible(character: str) -> str:
 
 
 def cluster_key_bindings() -> KeyBindings:
-    """Return the keys that move over, or take away, what a reader takes for one character."""
+    """Return the keys that move over, or delete, what a reader takes for one character."""
     keys = KeyBindings()
 
     def length_before(event: KeyPressEvent) -> int:
@@ -91,8 +91,7 @@ class WrappedContent(UIContent):
     """Content whose lines are as high as they are drawn.
 
     prompt_toolkit divides the cells of a line by the width, but draws a wide letter that does not
-    fit in the next row: so the end of a long Korean line, where the cursor is, was below what is
-    shown.
+    fit in the next row. So the end of a long Korean line, where the cursor is, was out of sight.
     """
 
     def get_height_for_line(
@@ -121,7 +120,7 @@ class WrappedContent(UIContent):
 
 
 def use_drawn_heights(layout: Layout) -> None:
-    """Let all that is typed in a layout be as high as it is drawn."""
+    """Make every line that is typed in a layout as high as it is drawn."""
     for control in layout.find_all_controls():
         if isinstance(control, BufferControl):
             _use_drawn_heights(control)

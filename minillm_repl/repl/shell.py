@@ -1,4 +1,4 @@
-"""What a command works with, and the two things a line can be: a command, or a prompt."""
+"""What a command works with, and what a line does: run a command, or prompt the model."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
@@ -48,7 +48,7 @@ class Shell:
     last_pinned: tuple[int, int] = (0, 0)  # rows and columns of it that stay when it is scrolled
 
     def execute(self, line: str) -> None:
-        """Do what a line says, or hand it to whoever listens. Raises UserError."""
+        """Do what a line says, or hand it to the lesson that listens. Raises UserError."""
         if self.session.workspace.loading is not None:
             self.session.workspace.finish_loading()  # what was loaded while the line was typed
         if self.line_handler is not None:
@@ -57,7 +57,8 @@ class Shell:
             self.run_line(line)
 
     def run_line(self, line: str) -> None:
-        """Do what a line says: a command after `:`, a literal colon after `::`, else a prompt.
+        """Do what a line says: a command after `:`, a prompt with a literal colon after `::`, else
+        a prompt.
 
         Raises UserError.
         """
@@ -80,7 +81,7 @@ class Shell:
             self.screen.warn(warnings.pop(0))
 
     def _command(self, command: Command, argument: str) -> None:
-        """Run a command, and tell how it is used to who asked for it in another way."""
+        """Run a command. Raises UserError, with the usage for an argument that it does not take."""
         try:
             command.run(self, command.parse(argument))
         except UsageError as error:
@@ -89,8 +90,8 @@ class Shell:
             ) from None
 
     def is_command(self, line: str) -> bool:
-        """Tell whether a line is a command: `:word`, or `/word` if it is one of ours, as other
-        chat tools have it.
+        """Return whether a line is a command: `:word`, or `/word` for a command of ours, as in
+        other chat programs.
         """
         word = line[1:].split(maxsplit=1)[:1]
         return line.startswith(":") or (
@@ -132,16 +133,16 @@ class Shell:
         workspace.finish_loading()
 
     def show_notes_once(self, model: LoadedModel) -> None:
-        """Tell, once, where a model's files do not say what is done."""
+        """Show, once for each model, what its files leave open and what is assumed."""
         if model.checkpoint.notes != self.session.workspace.shown_notes:
             self.session.workspace.shown_notes = model.checkpoint.notes
             for note in model.checkpoint.notes:
                 self.screen.warn(note)
 
     def wait_for_model(self, loading: ModelFuture, path: Path | None) -> LoadedModel:
-        """Return what is being loaded.
+        """Wait for a model that is being loaded, and return it.
 
-        Raises UserError if that fails, or if Ctrl-C ends the waiting.
+        Raises UserError if that fails, or if Ctrl-C ends the wait.
         """
         what = _("loading {name}", name=safe_line(checkpoint_title(path)) if path else "")
         with self.screen.waiting(what) as update:
@@ -166,9 +167,10 @@ class Shell:
         return ids
 
     def start_chat_turn(self, model: LoadedModel, text: str) -> int:
-        """Start a turn as the session does; warn about what is not in the vocabulary.
+        """Start a turn in which the model answers; warn about what is not in the vocabulary. Return
+        how many of the oldest turns the model no longer sees.
 
-        Raises UserError, with no turn started, if nothing of the text is.
+        Raises UserError, with no turn started, if nothing of the text is in the vocabulary.
         """
         conversation = self.session.conversation
         dropped_turns = conversation.start_chat_turn(model, text, self.session.settings)
@@ -184,7 +186,7 @@ class Shell:
             self.screen.warn(warning)
 
     def run_prompt(self, text: str) -> None:
-        """Let the model answer, or complete a new text."""
+        """Let the model answer a message, or complete a text. Raises UserError."""
         if not text.strip():
             return
         session = self.session
@@ -245,7 +247,7 @@ class Shell:
         return finished
 
     def note_unseen(self, model: LoadedModel) -> None:
-        """Say that the text has outgrown the context, if it has just done so."""
+        """Say that the text exceeds the context, if the present turn made it so."""
         conversation = self.session.conversation
         turn, window = conversation.turns[-1], model.visible_window(conversation.ids)
         is_already_noted = (
@@ -277,7 +279,7 @@ class Shell:
         return chain([event], events)
 
     def show_text(self, model: LoadedModel) -> None:
-        """Draw the text so far; of a conversation, what was said last."""
+        """Show the text so far; in a chat, the last message."""
         messages = self.session.conversation.messages
         text = (
             messages[-1].content
@@ -287,6 +289,6 @@ class Shell:
         self.screen.out.print(Text(safe(text) or _("(no text)")), soft_wrap=True)
 
     def echo(self, text: str, end: str, prefix: str = PROMPT) -> None:
-        """Write what was typed where the prompt line was; a script has no prompt lines."""
+        """Print a typed text again where the prompt line was; a script has no prompt lines."""
         shown = Text.assemble((prefix if self.screen.interactive else "", "bold"), safe(text))
         self.screen.out.print(shown, end=end, soft_wrap=True)

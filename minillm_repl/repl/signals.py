@@ -16,11 +16,11 @@ from minillm_repl.repl.job_control import is_foreground
 ResultT = TypeVar("ResultT")
 
 _POLL_INTERVAL = 0.05  # seconds between two looks at whether Ctrl-C was pressed
-_EXIT_PRESSES = 3  # so many times Ctrl-C, while one thing is going on, mean the program itself
+_EXIT_PRESSES = 3  # presses of Ctrl-C during one action that end the program
 
 
 class InterruptCounter:
-    """How often Ctrl-C was pressed while one thing is going on; called, whether it was."""
+    """Counts how often Ctrl-C was pressed during one action. Call it to ask whether it was."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -42,11 +42,12 @@ def interruptible(
     has_unsaved: Callable[[], bool] = bool,
     is_training: Callable[[], bool] = bool,
 ) -> Iterator[InterruptCounter]:
-    """Give a function that tells whether Ctrl-C was pressed since, or `already`.
+    """Yield a counter of Ctrl-C. The action asks it between two steps, and stops.
 
-    A second Ctrl-C raises KeyboardInterrupt at once, and a third SystemExit, for whatever is still
-    in the way, but for what is `unsaved`: then it is as the second. After the second, while a model
-    is `learning`, what it has learnt is being brought in, and none raises anything.
+    A second Ctrl-C raises KeyboardInterrupt at once. A third raises SystemExit; while there are
+    unsaved weights, it does what the second does. While a model is being trained, a third and
+    later ones raise nothing: what was learnt is being brought in. With `is_interrupted`, Ctrl-C
+    was already pressed once.
     """
     presses = InterruptCounter(int(is_interrupted))
 
@@ -78,10 +79,10 @@ def raising_interruptible() -> Iterator[InterruptCounter]:
 
 
 def run_interruptibly(action: Callable[[], ResultT], interrupted: Callable[[], bool]) -> ResultT:
-    """Return what `action` returns, done in a thread: what cannot be interrupted, such as an
-    import, goes on there.
+    """Run `action` in a thread, because nothing interrupts it (an import, for example), and return
+    its result.
 
-    Raises what it raises, and UserError when interrupted.
+    Raises what it raises, and UserError when interrupted; the thread goes on then.
     """
     done: Future[ResultT] = Future()
 
@@ -100,9 +101,9 @@ def run_interruptibly(action: Callable[[], ResultT], interrupted: Callable[[], b
 
 @contextmanager
 def catch_termination() -> Iterator[Callable[[], int]]:
-    """Give a function that tells which signal to end came since: SIGTERM, SIGHUP, 0 for none.
+    """Yield a function that returns the signal to end that has come, SIGTERM or SIGHUP, or 0.
 
-    Meanwhile none of them ends the process at once.
+    Meanwhile none of them ends the process.
     """
     received = 0
 
@@ -121,7 +122,7 @@ def catch_termination() -> Iterator[Callable[[], int]]:
 
 @contextmanager
 def exit_on_termination() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the program once all is put back: the terminal's settings."""
+    """Let SIGTERM and SIGHUP end the program after the terminal's settings are put back."""
     received = 0
 
     def leave(number: int, _frame: FrameType | None) -> None:
@@ -147,15 +148,17 @@ def exit_on_termination() -> Iterator[None]:
 
 @contextmanager
 def default_interrupt() -> Iterator[None]:
-    """Let Ctrl-C raise KeyboardInterrupt, as it does where nobody has arranged anything else."""
+    """Let Ctrl-C raise KeyboardInterrupt, which is what Python does by default."""
     with _signal_handler(signal.default_int_handler):
         yield
 
 
 @contextmanager
 def idle_interrupts() -> Iterator["IdleInterrupts"]:
-    """Let a Ctrl-C between an answer and the next prompt line do nothing, and one after the line
-    count for it.
+    """Yield what notes a Ctrl-C between two lines.
+
+    Between an answer and the next prompt line it does nothing. After a line it counts for that
+    line.
     """
     presses = IdleInterrupts()
     with _signal_handler(presses.press):
@@ -179,7 +182,7 @@ class IdleInterrupts:
 
 
 def _termination_signals() -> list[int]:
-    """Return the signals that mean the end here: under nohup and the like, SIGHUP does not."""
+    """Return the signals that end the program. Under nohup and the like, SIGHUP is not one."""
     # not on Windows
     known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     return [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]

@@ -60,7 +60,7 @@ class Stepper:
         )
 
     def run(self) -> bool:
-        """Let the user choose until they leave; tell whether the model is to write to the end."""
+        """Let the user choose until they leave; return whether the model is to write the rest."""
         return self._app.run()
 
     def _refresh_step(self) -> None:

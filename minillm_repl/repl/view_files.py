@@ -1,7 +1,4 @@
-"""Files that views write.
-
-A view never replaces a file that no view has made, unless it is told to.
-"""
+"""The files that views write. A view replaces only a file that a view made, unless told to."""
 
 import re
 from pathlib import Path
@@ -24,9 +21,7 @@ _HEADER_BYTES = 1000  # bytes: enough for each of these
 
 
 def check_overwritable(path: Path, *, overwrite: bool) -> None:
-    """Raise UserError if a file lies at `path` that no view has made; with `overwrite` any file
-    may be replaced.
-    """
+    """Raise UserError if the file at `path` was not made by a view, unless `overwrite`."""
     if overwrite or not path.is_file() or not path.stat().st_size:
         return
     with open_regular(path) as file:
@@ -43,6 +38,6 @@ def check_overwritable(path: Path, *, overwrite: bool) -> None:
 
 
 def write_view(path: Path, data: bytes, *, overwrite: bool) -> None:
-    """Put what a view tells at `path`. Raises UserError, also where `check_ours` does."""
+    """Write a view to `path`. Raises UserError, also where `check_overwritable` does."""
     check_overwritable(path, overwrite=overwrite)
     write_atomically(path, data)

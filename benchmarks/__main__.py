@@ -14,12 +14,12 @@ from benchmarks import (
     drawing,
     generation,
     gpu,
+    hooks,
     keys,
     machine,
     shakespeare,
     smollm2,
     start,
-    taps,
     training,
 )
 from benchmarks.measure import Bench, Row
@@ -35,7 +35,7 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Row]]] = {
     "smollm2": smollm2.rows,
     "generation": generation.rows,
     "gpu": gpu.rows,
-    "taps": taps.rows,
+    "hooks": hooks.rows,
     "training": training.rows,
     "shakespeare": shakespeare.rows,
 }

@@ -1,1 +1,1 @@
-"""The models: sizes, layers, cache and taps."""
+"""The models: sizes, layers, cache and hooks."""

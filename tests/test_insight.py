@@ -288,7 +288,7 @@ def test_damaged_weights_are_told_not_drawn():
     checkpoint = random_checkpoint()
     checkpoint.tensors["blocks.1.mlp.down.weight"][:] = np.inf
     for ask in (compute_focus, lens.compute, why.compute, residual.compute):
-        with pytest.raises(UserError, match="not finite numbers: a weight is not one"):
+        with pytest.raises(UserError, match="the logits are not finite: a weight is not finite"):
             ask(of_text(checkpoint, "가각"))
 
 

@@ -247,7 +247,7 @@ def test_a_step_that_goes_too_far_says_so(rate, worse):
     assert (view.loss_after > view.loss_before) == worse
     said = "\n".join(drawn(descent_picture(view, 200), 200))
     assert (
-        f"! the loss went up: the gradient points down only nearby, and a rate of {rate:g} goes"
+        f"! the loss increased: the gradient points down only nearby, and rate {rate:g} steps"
         in said
     ) == worse
     assert ("The model itself is unchanged" in said) == worse
@@ -264,7 +264,7 @@ def test_a_step_of_descent_is_one_of_the_model_as_it_is_changed():
 def test_a_step_needs_something_to_predict_and_a_rate_that_leads_to_numbers():
     with pytest.raises(UserError, match="no next token"):
         descent_view(of_text(random_checkpoint(), "가"), 0.1)
-    with pytest.raises(UserError, match=r"rate=1e\+30 goes so far"):
+    with pytest.raises(UserError, match=r"not finite with rate=1e\+30"):
         descent_view(of_text(random_checkpoint(), "가각갂"), 1e30)
     damaged = random_checkpoint()
     damaged.tensors["lm_head.weight"][0] = np.nan
@@ -332,13 +332,13 @@ def test_the_shapes_in_the_code_are_those_of_the_tensors(both):
     }
     expected = {
         "blocks.0.attention": {
-            "permute(2" if "permute(2" in codes["blocks.0.attention"] else "q, k = rotate(": found[
+            "permute(2" if "permute(2" in codes["blocks.0.attention"] else "q, k = qk.": found[
                 "attention.q"
             ],
-            'name + "z"': found["attention.z"],
+            "z = attend(": found["attention.z"],
         },
         "blocks.0.mlp": {
-            "hidden = tap" if "self.up" in codes["blocks.0.mlp"] else "gate, up = ": found[
+            "hidden = self." if "self.up" in codes["blocks.0.mlp"] else "gate, up = ": found[
                 "mlp.hidden"
             ]
         },

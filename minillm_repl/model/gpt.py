@@ -42,12 +42,13 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (b, h, past + t, d)
             mask = cache.mask(0)
-        z = hook(name + "z", attend(q, k, v, mask=mask).transpose(1, 2))  # (b, t, h, d)
+        z = attend(q, k, v, mask=mask).transpose(1, 2)  # (b, t, h, d)
+        z = hook(name + "z", z)
         return hook(name + "out", self.proj(z.flatten(2)))
 
 
 class MLP(nn.Module):
-    """Each position thinks by itself: wider, a bend, and back."""
+    """The MLP: up-projection, activation, down-projection, each position on its own."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -58,13 +59,13 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, hook: Hook) -> Tensor:
         """Map each position on its own: (b, t, w) -> (b, t, w)."""
-        # (b, t, d_mlp)
-        activations = hook(f"blocks.{self.layer}.mlp.hidden", self.activation(self.up(x)))
-        return hook(f"blocks.{self.layer}.mlp.out", self.down(activations))
+        hidden = self.activation(self.up(x))  # (b, t, d_mlp)
+        hidden = hook(f"blocks.{self.layer}.mlp.hidden", hidden)
+        return hook(f"blocks.{self.layer}.mlp.out", self.down(hidden))
 
 
 class Block(nn.Module):
-    """One storey: attention, then feed-forward, both read a normalised copy, add to the stream."""
+    """Attention, then the MLP: each reads a normalised copy, and adds to the residual stream."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()

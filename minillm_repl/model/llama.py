@@ -58,24 +58,20 @@ class LlamaAttention(nn.Module):
             qk = torch.cat(
                 (self.q_norm(qk[:, : config.n_heads]), self.k_norm(qk[:, config.n_heads :])), dim=1
             )
-        q, k = apply_rotary_emb(qk, cos_sin).tensor_split(
-            (config.n_heads,), dim=1
-        )  # (b, h, t, d), and g for h
+        qk = apply_rotary_emb(qk, cos_sin)
+        q, k = qk.tensor_split((config.n_heads,), dim=1)  # (b, h, t, d) and (b, g, t, d)
         q, k, v = hook(name + "q", q), hook(name + "k", k), hook(name + "v", v)
         mask = None
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (b, g, past + t, d)
             mask = cache.mask(self.sliding_window)
-        z = hook(
-            name + "z", attend(q, k, v, self.sliding_window, mask).transpose(1, 2)
-        )  # (b, t, h, d)
+        z = attend(q, k, v, self.sliding_window, mask).transpose(1, 2)  # (b, t, h, d)
+        z = hook(name + "z", z)
         return hook(name + "out", self.proj(z.flatten(2)))
 
 
 class LlamaMLP(nn.Module):
-    """Each position thinks by itself: one half of the wide layer opens and closes the gates of
-    the other (SwiGLU).
-    """
+    """The MLP with a gate (SwiGLU): activation(gate) × up, then back to the width of the model."""
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
@@ -86,13 +82,13 @@ class LlamaMLP(nn.Module):
 
     def forward(self, x: Tensor, hook: Hook) -> Tensor:
         """Map each position on its own: (b, t, w) -> (b, t, w)."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)  # each (b, t, hidden)
+        gate, up = self.gate_up(x).chunk(2, dim=-1)  # each (b, t, d_mlp)
         activations = hook(f"blocks.{self.layer}.mlp.hidden", self.activation(gate) * up)
         return hook(f"blocks.{self.layer}.mlp.out", self.down(activations))
 
 
 class LlamaBlock(nn.Module):
-    """One storey: attention, then feed-forward, both read a normalised copy, add to the stream."""
+    """Attention, then the MLP: each reads a normalised copy, and adds to the residual stream."""
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()

@@ -18,6 +18,7 @@ from minillm_repl.safetext import safe, safe_line, show_token
 from minillm_repl.tokenizer.truncation import TruncatedText
 
 _FRAME = 1 / 60  # seconds: nobody sees more, and drawing must not hold a fast model back
+_FINAL_WIDTH = 7  # cells of the probability of being sampled, or of `dropped`
 _MIN_PROBABILITY = 2.0**-1074  # the smallest float above 0: a probability of 0 has no logarithm
 _REASONS = {
     "length": N_("max-tokens reached"),
@@ -134,17 +135,20 @@ def step_table(step: Step, samplers: str, width: int, marked_row: int | None = N
     rank_width = max(2, len(str(max(ranks))))
     token_width = min(16, max(5, *map(cell_len, tokens)))
     id_width = max(2, *(len(str(candidate.id)) for candidate in step.top))
-    token, model, cut = _("token"), _("model"), _("dropped")
+    token, model, dropped = _("token"), _("model"), _("dropped")
+    final_width = max(_FINAL_WIDTH, cell_len(dropped))
     fixed = f"{'#':>{rank_width + 2}}  {fit_to_width(token, token_width)}  {'id':>{id_width}}   "
-    bars = min(40, max(4, (width - cell_len(fixed) - 18) // 2))
+    # A row is `fixed`, a percentage (6), a bar, the last column and a bar, with 5 spaces.
+    numbers = 6 + final_width + 5
+    bars = min(40, max(4, (width - cell_len(fixed) - numbers - 1) // 2))
     table = Text()
     table.append(f"{fixed}{fit_to_width(model, bars + 9)} {samplers}\n", FIGURES)
-    table.append("─" * min(width, cell_len(fixed) + 2 * bars + 18) + "\n", FIGURES)
+    table.append("─" * min(width, cell_len(fixed) + 2 * bars + numbers + 1) + "\n", FIGURES)
     for row, (rank, token, candidate) in enumerate(zip(ranks, tokens, step.top, strict=True)):
         chosen = candidate.chosen if marked_row is None else row == marked_row
         style = CHOSEN if chosen else ("" if candidate.kept else DROPPED)
-        final = (
-            f"{percent(candidate.prob):>6}" if candidate.kept else fit_to_width(cut, 6, right=True)
+        final = fit_to_width(
+            percent(candidate.prob) if candidate.kept else dropped, final_width, right=True
         )
         table.append(f"{'▶' if chosen else ' '}{rank:>{rank_width + 1}}  ", style)
         table.append(set_cell_size(token, token_width), f"{CHOSEN} {MODEL}" if chosen else style)

@@ -94,8 +94,9 @@ class ShapesView(View, Truncation):
             _("Values: the first few at the last token, {token}; head 0 where there are several "
               "heads.",
               token=self.tokens[-1].label),
-            _("Samplers: {sampling}.", sampling=self.sampling),
         ]  # fmt: skip
+        if self.sampling:
+            notes.append(_("Samplers: {sampling}.", sampling=self.sampling))
         if not self._learns_positions:
             positions = _(
                 "Positions: rotary position embedding (RoPE), applied to queries and keys."
@@ -173,16 +174,21 @@ def sizes(rows: Iterable[ShapeRow]) -> dict[str, int]:
 
 @no_grad
 def compute(
-    inspected: InspectedText, sample: "Callable[[Scores], Probabilities]", sampling: str = ""
+    inspected: InspectedText,
+    sample: "Callable[[Scores], Probabilities] | None" = None,
+    sampling: str = "",
 ) -> ShapesView:
     """Return the tensors of the forward pass.
 
-    `sample` turns logits (vocab,) into the probabilities of being sampled; `sampling` names it.
+    `sample` turns logits (vocab,) into the probabilities of being sampled, and `sampling` names its
+    samplers. Without it, the probabilities are the model's softmax.
     """
     import torch
 
     tensors = _forward(inspected)
-    probabilities = torch.from_numpy(sample(tensors["logits"][-1].cpu().numpy()))  # (vocab,)
+    probabilities = tensors["probabilities"]  # (vocab,)
+    if sample is not None:
+        probabilities = torch.from_numpy(sample(tensors["logits"][-1].cpu().numpy()))
     top = [token for token in topk_ids(probabilities, _TOP) if probabilities[token] > 0]
     return ShapesView(
         text=decode(inspected.tokenizer, list(inspected.ids)),

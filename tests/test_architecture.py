@@ -53,11 +53,11 @@ def test_no_module_imports_itself_by_way_of_others():
     assert figures.in_cycles(figures.modules(PACKAGE)) == []
 
 
-def test_render_sees_only_events_and_views():
+def test_render_sees_only_events():
     for path in (PACKAGE / "render").glob("*.py"):
         for module in imports(path):
-            if part(module) in ("generate", "training", "insight"):
-                assert module.split(".")[2] in ("events", "views"), f"{path.name} imports {module}"
+            if part(module) in ("generate", "training"):
+                assert module.split(".")[2] == "events", f"{path.name} imports {module}"
 
 
 def loaded_by(code):

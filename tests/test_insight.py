@@ -19,7 +19,6 @@ from minillm_repl.views import lens, residual, why
 from minillm_repl.views.attention import find_patterns, weights
 from minillm_repl.views.attn import compute_focus
 from minillm_repl.views.attn_maps import compute_head, compute_layer
-from minillm_repl.views.base import as_json
 from minillm_repl.views.inspected_text import InspectedText
 from minillm_repl.views.why import written
 from tests.conftest import random_checkpoint
@@ -294,7 +293,7 @@ def test_damaged_weights_are_told_not_drawn():
 
 def test_a_view_is_json_that_any_reader_takes():
     view = lens.compute(of_text(random_checkpoint(), "가각"))
-    data = json.loads(json.dumps(as_json(view), allow_nan=False))
+    data = json.loads(json.dumps(view.to_dict(), allow_nan=False))
     assert data["view"] == "lens"
     assert data["tokens"][1] == {"id": 1, "text": "각", "bytes": list("각".encode())}
     assert data["rows"][-1]["rank"] == 1

@@ -29,7 +29,7 @@ from tests.messages import PACKAGE, PO, extracted, read
 
 TRANSLATED = {  # the parts whose every text goes through `_`
     "app", "cli", "configuration", "settings", "repl", "commands", "model", "tokenizer",
-    "checkpoint", "generate", "chat", "storage", "lessons", "training", "insight", "render",
+    "checkpoint", "generate", "chat", "storage", "lessons", "training", "render",
     "sandbox", "views", "environment",
 }  # fmt: skip
 
@@ -135,7 +135,6 @@ DATA = {
         "min-p",
     },
     # the names that JSON has; render translates them
-    "insight": {"position_embedding"},
     "views": {"added after layer □", "attention bias □"},
     "render": {
         "bold red",

@@ -19,11 +19,10 @@ from minillm_repl.checkpoint.weights import locate_in_file
 from minillm_repl.errors import UserError
 from minillm_repl.generate.options import Sampling
 from minillm_repl.generate.sampling import process_logits, softmax
-from minillm_repl.insight.descent import descent_view
 from minillm_repl.model.build import build, to_arrays
-from minillm_repl.render.by_hand import descent_picture
 from minillm_repl.views import qkv, shapes, source
 from minillm_repl.views.ablate import ablation_hook as silencing
+from minillm_repl.views.descent import compute as descent_view
 from minillm_repl.views.inspected_text import InspectedText
 from minillm_repl.views.shapes import compute_sizes, sizes
 from minillm_repl.views.steer import steering_hook as steering
@@ -245,7 +244,7 @@ def test_a_step_of_descent_leaves_the_model_as_it_was_and_knows_no_half_numbers(
 def test_a_step_that_goes_too_far_says_so(rate, worse):
     view = descent_view(of_text(random_checkpoint(), "가각갂가각"), rate)
     assert (view.loss_after > view.loss_before) == worse
-    said = "\n".join(drawn(descent_picture(view, 200), 200))
+    said = "\n".join(drawn(view.draw(200), 200))
     assert (
         f"! the loss increased: the gradient points down only nearby, and rate {rate:g} steps"
         in said
@@ -278,7 +277,7 @@ def test_what_is_shown_of_a_step_can_be_computed_again(seed, width):
     view = descent_view(
         of_text(random_checkpoint(seed=seed), "가각갂가각"), (0.1, 0.5, 3.0)[seed % 3]
     )
-    lines = drawn(descent_picture(view, width), width)
+    lines = drawn(view.draw(width), width)
     assert max(map(wcswidth, lines)) <= width
     rows = [re.fullmatch(r"\d+ .* ([\d.]+) +([\d.]+) +[↓↑=]", line.rstrip()) for line in lines]
     rows = [(float(row[1]), float(row[2])) for row in rows if row]

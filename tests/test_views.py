@@ -91,7 +91,8 @@ def test_the_example_at_the_end_of_a_commands_help_runs(shell, each, tmp_path, m
         shell.run_line(each.example.replace(each.name, f"{each.name} --json -", 1))
     written = shell.screen.out.file.getvalue()
     assert f"example: `{each.example}`" in written
-    assert not each.json or '{"view": "' in written
+    # `:watch` has numbers only after a training.
+    assert not each.json or each.name == "watch" or '{"view": "' in written
 
 
 def test_help_names_the_option_of_every_command_that_writes_numbers(shell):

@@ -7,13 +7,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minillm_repl.commands.training_screen import announce, draw_training
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.repl.arguments import Arguments, Words
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.signals import catch_termination, run_interruptibly
-from minillm_repl.repl.training_screen import announce, draw_training
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import specs
 from minillm_repl.storage.paths import exists, user_path

@@ -1,7 +1,7 @@
 """What pictures of numbers are made of: shades, bars for and against, strips of tokens."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
@@ -16,6 +16,7 @@ LEVELS = "▁▂▃▄▅▆▇█"
 _HEAT = ("", "cyan", "yellow", "bold red")  # colder to hotter; the level says the same
 UNLIMITED_WIDTH = 20_000  # cells: a view that is drawn so wide leaves nothing out
 MAX_PROSE_WIDTH = 100  # cells: longer lines of words are hard to read
+_MAX_DIGITS = 12
 MAX_LABEL_WIDTH = 16  # cells of a token in a picture
 _COMPONENTS = {  # of a model: the names that views and JSON have, and those on the screen
     "embedding": N_("embedding"),
@@ -157,3 +158,16 @@ def token_strip(tokens: Sequence[Token], shares: Sequence[float | None], width: 
         )
         used += cells
     return picture.append_text(above).append("\n").append_text(below)
+
+
+def digits(least: int, agree: Callable[[int], bool]) -> int:
+    """Return the fewest digits after the point, from `least` on, with which the numbers agree.
+
+    So a reader can compute the shown numbers from each other.
+    """
+    return next((count for count in range(least, _MAX_DIGITS) if agree(count)), _MAX_DIGITS)
+
+
+def is_same(computed: float, real: float, places: int) -> bool:
+    """Tell whether a number that was computed from shown numbers is shown as the real one."""
+    return f"{computed:+.{places}f}" == f"{real:+.{places}f}"

@@ -48,13 +48,12 @@ class Command:
     details: str = ""  # what `:help name` says more
     aliases: tuple[str, ...] = ()
     group: Group = "Models and files"  # where `:help` lists it
-    usage_line: str = ""
     example: str = ""  # a line that a test runs; it ends `:help name`
 
     @property
     def usage(self) -> str:
         """How it is typed: `:load PATH|NAME`."""
-        return self.usage_line or f":{self.name} {self.forms.usage}".rstrip()
+        return f":{self.name} {self.forms.usage}".rstrip()
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -66,21 +65,19 @@ class Command:
         """Those of its names that are Korean."""
         return tuple(name for name in self.aliases if not name.isascii())
 
-    def parse(self, text: str) -> Arguments | str:
+    def parse(self, text: str) -> Arguments:
         """Return what `run` takes. Raises UsageError for what is no argument of it."""
-        return text.strip() if self.usage_line else self.forms.parse(text, json=self.json)
+        return self.forms.parse(text, json=self.json)
 
 
 def command(
     name: str,
-    usage: str = "",
     *,
     arguments: Form | Forms = (),
     json: bool = False,
     aliases: tuple[str, ...] = (),
     group: Group = "Models and files",
     example: str = "",
-    **_old: Any,
 ) -> Callable[[Run], Command]:
     """Turn a function into a Command; its docstring is the help: a summary line, then details."""
     forms = arguments if isinstance(arguments, Forms) else Forms(arguments)
@@ -96,7 +93,6 @@ def command(
             details=paragraphs(details),
             aliases=aliases,
             group=group,
-            usage_line=usage,
             example=example,
         )
 

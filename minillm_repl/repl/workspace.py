@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
@@ -14,7 +14,6 @@ from minillm_repl.storage.paths import cached_models, exists, is_shipped, shippe
 
 if TYPE_CHECKING:
     from minillm_repl.checkpoint.checkpoint import Checkpoint
-    from minillm_repl.insight.views.changes import WatchView
 
 _MAX_RECENT = 20  # paths
 
@@ -101,7 +100,7 @@ class Workspace:
     resumable: bool = False  # the open model is that of a stopped run, which `resume` keeps
     shown_notes: tuple[str, ...] = ()  # of the open model's files, those the user has been told
     watch_prompt: str = ""  # a prompt that is watched during training
-    watch_view: "WatchView | None" = None  # what was measured of it
+    watch_view: Any = None  # the `WatchView` of what was measured
     _warned_wish: object = None  # the wish that was last answered by "unsaved trained weights"
 
     @property

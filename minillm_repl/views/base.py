@@ -50,8 +50,13 @@ class View:
         return Group(*self.notes, self.draw(width)) if self.notes else self.draw(width)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the view's name and fields as JSON-ready data: `LensView` is `lens`."""
-        return as_json(self)
+        """Return the view's name and fields as JSON-ready data: `LensView` is `lens`.
+
+        A number that is not finite becomes null.
+        """
+        name = type(self).__name__.removesuffix("View").lower()
+        fields: dict[str, Any] = dataclasses.asdict(self)  # type: ignore[call-overload]
+        return {"view": name, **_finite(fields)}
 
     def to_json(self) -> str:
         """Return `to_dict` as one line of JSON; docs/format.md describes it."""
@@ -68,14 +73,6 @@ class View:
             "text/html": notebook_html(self, _NOTEBOOK_WIDTH),
             "text/plain": plain_text(self, _NOTEBOOK_WIDTH),
         }
-
-
-def as_json(view: Any) -> dict[str, Any]:
-    """Return a view as JSON-ready data. A number that is not finite becomes null."""
-    return {
-        "view": type(view).__name__.removesuffix("View").lower(),
-        **_finite(dataclasses.asdict(view)),
-    }
 
 
 def _finite(value: Any) -> Any:

@@ -9,9 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from minillm_repl.language import _
-from minillm_repl.render.by_hand import digits, is_same
 from minillm_repl.render.console import FIGURES, TITLE
-from minillm_repl.render.drawing import short_label, title
+from minillm_repl.render.drawing import digits, is_same, short_label, title
 from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import plain_table
 from minillm_repl.tokenizer.base import Token

@@ -1,10 +1,9 @@
 """What the commands of all views share: the text they read, their arguments, their output."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -22,15 +21,11 @@ from minillm_repl.repl.view_files import write_view
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import user_path
 from minillm_repl.tokenizer.lookup import count_prefix_spaces, find_token_ids
-from minillm_repl.views.base import View, as_json, unseen_note
+from minillm_repl.views.base import View
 from minillm_repl.views.inspected_text import InspectedText, most_likely_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-DrawView = Callable[[Any, int], RenderableType]
-"""Draws a view into a width, in cells."""
-
 
 TOKENS = TextPair("vs", "[TOKEN] [vs TOKEN]")
 """A token that can come next, and another to compare it with; either may be missing."""
@@ -134,41 +129,6 @@ def show(
         path = user_path(output.file)
         write_view(path, view.to_json().encode(), overwrite=output.overwrite)
         shell.screen.note(_("numbers saved to {path}", path=safe_line(str(path))))
-
-
-@dataclass(frozen=True)
-class _DrawnElsewhere(View):
-    """A view whose drawing is a function in `render`: one that has no file of its own yet."""
-
-    view: Any
-    drawing: DrawView
-    pins: tuple[int, int]
-
-    def draw(self, width: int) -> RenderableType:
-        return self.drawing(self.view, width)
-
-    @property
-    def pinned(self) -> tuple[int, int]:
-        return self.pins
-
-    @property
-    def notes(self) -> list[Text]:
-        return [Text(unseen_note(self.view), WARNING)] if getattr(self.view, "unseen", 0) else []
-
-    def to_dict(self) -> dict[str, Any]:
-        return as_json(self.view)
-
-
-def show_view(
-    shell: Shell,
-    view: Any,
-    draw: DrawView,
-    output: Output = TO_SCREEN,
-    model: LoadedModel | None = None,
-    pinned: tuple[int, int] = (0, 0),
-) -> None:
-    """Do what `show` does, for a view that has no file of its own yet."""
-    show(shell, _DrawnElsewhere(view, draw, pinned), output, model)
 
 
 def _interrupt_hook(shell: Shell) -> Callable[[str, "Tensor"], "Tensor"]:

@@ -15,9 +15,9 @@ if TYPE_CHECKING:  # The prompt line starts without torch.
 
     from minillm_repl.generate.events import Step
     from minillm_repl.generate.options import GenerationConfig
-    from minillm_repl.insight.watching import Watch
     from minillm_repl.training.events import TrainingFinished
     from minillm_repl.training.run import TrainingRun
+    from minillm_repl.views.watch import Watch
 
 _SAMPLE_TOKENS = 40  # of the model's own text
 
@@ -65,7 +65,7 @@ def _make_watch(shell: Shell, run: "TrainingRun") -> "Watch | None":
     if not ids:
         shell.screen.warn(_("nothing is watched: no character of that prompt is in the vocabulary"))
         return None
-    from minillm_repl.insight.watching import Watch
+    from minillm_repl.views.watch import Watch
 
     return Watch(run.tokenizer, ids)
 
@@ -96,10 +96,8 @@ def _sample(
     text = decode(run.tokenizer, start + [step.id for step in steps])
     parts: list[RenderableType] = []
     if watch:
-        from minillm_repl.render.watching import moment_line
-
         moment = watch.look(run.trainer.model, run.trainer.state.step)
-        parts.append(moment_line(moment, shell.session.workspace.watch_prompt))
+        parts.append(moment.line(shell.session.workspace.watch_prompt))
     if verbose:
         width = shell.screen.notes_console.width
         parts.append(Text(_("after {text!r}", text=safe(decode(run.tokenizer, start)))))

@@ -1,1 +1,0 @@
-"""Looks inside a model: pure functions of a model and a text, each returning a frozen view."""

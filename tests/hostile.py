@@ -260,7 +260,7 @@ def metadata() -> Named:
     for field in ("config", "tokenizer", "training"):
         right = json.loads(_FIELDS[field])
         for key in right:
-            if key not in ("val_curve", "normalization"):
+            if key not in ("val_curve", "normalization", "d_mlp"):
                 yield (
                     f"{field} without {key}",
                     _field(field, {k: v for k, v in right.items() if k != key}),
@@ -269,11 +269,11 @@ def metadata() -> Named:
                 if odd != right[key] and not _may_be(key, odd):
                     yield f"{field}.{key} = {odd!r:.30}", _field(field, right | {key: odd})
     for size, most in {
-        "layers": 10**6,
-        "vocab": 2**40,
-        "width": 2**30,
-        "context": 2**40,
-        "heads": 2**20,
+        "n_layers": 10**6,
+        "vocab_size": 2**40,
+        "d_model": 2**30,
+        "context_length": 2**40,
+        "n_heads": 2**20,
     }.items():
         yield f"{size} of {most}", _field("config", json.loads(_FIELDS["config"]) | {size: most})
     for deep in (70, 900, 9_000):
@@ -297,6 +297,7 @@ def _may_be(key: str, odd: object) -> bool:
         or (key in words and isinstance(odd, str))
         or (key == "versions" and odd == {})
         or (key in ("curve", "val_curve") and odd == [])
+        or (key == "d_mlp" and type(odd) is int and odd == 0)  # 4 * d_model, as it is
     )
 
 

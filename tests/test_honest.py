@@ -266,36 +266,36 @@ def test_another_try_of_an_answer_is_another_answer_to_the_same_question(talker)
     (more, again) = texts(talker, ":continue", ":regen")
     assert more != again
     assert len(talker.session.conversation.messages) == 2
-    talker.run(":undo")
+    talker.run_line(":undo")
     assert tuple(talker.session.conversation.ids) == third
 
 
 def test_the_chat_switch_says_what_becomes_of_the_text(talker):
     texts(talker, ":chat off", "half a text")
     half = tuple(talker.session.conversation.ids)
-    talker.run(":chat on")
+    talker.run_line(":chat on")
     assert "the next prompt starts a conversation without the text so far" in " ".join(
         printed(talker).split()
     )
-    talker.run(":continue")
+    talker.run_line(":continue")
     assert tuple(talker.session.conversation.ids)[: len(half)] == half  # as was said
-    talker.run(":undo")
-    talker.run("hello")
+    talker.run_line(":undo")
+    talker.run_line("hello")
     assert talker.session.conversation.messages[0].content == "hello"
     conversation = (
         tuple(talker.session.conversation.ids),
         list(talker.session.conversation.messages),
     )
-    talker.run(":chat off")
+    talker.run_line(":chat off")
     assert "the next prompt starts a new text" in " ".join(printed(talker).split())
-    talker.run("a text")
+    talker.run_line("a text")
     assert not talker.session.conversation.messages
-    talker.run(":undo")
+    talker.run_line(":undo")
     assert (
         tuple(talker.session.conversation.ids),
         list(talker.session.conversation.messages),
     ) == conversation
-    talker.run(":undo")
+    talker.run_line(":undo")
     assert tuple(talker.session.conversation.ids) == half
     shown = len(printed(talker))
     texts(talker, ":clear", ":chat on")
@@ -315,7 +315,7 @@ def test_turns_that_leave_are_told_with_the_room_that_they_left_for(talker):
     talker.session.set("max-tokens", "auto")
     talker.interrupted = lambda: True  # the answers do not matter here
     for _turn in range(3):
-        talker.run("a turn of some words here")
+        talker.run_line("a turn of some words here")
     shown = " ".join(printed(talker).split())
     # A turn is 29 tokens, a question 28: the third makes 86 of 60, and a quarter of the room is
     # made free as well.

@@ -67,7 +67,7 @@ def test_a_visit_survives_all_hostile_files_with_its_model_unchanged(tmp_path):
 
 def test_weights_that_no_memory_holds_are_refused_before_any_is_taken(tmp_path):
     with pytest.raises(
-        UserError, match=r"needs [\d.,]+ GiB of memory, and .* is free; nothing was changed"
+        UserError, match=r"needs [\d.,]+ GiB of memory, but .* is free; nothing was changed"
     ):
         load(sparse(tmp_path / "huge.safetensors", 2_000_000, 2**16, 1))
 

@@ -90,13 +90,13 @@ def a_model(name):
     if name == "llama":
         letters = [*"abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ,.\n"]
         sizes = {
-            "context": 64,
-            "width": 24,
-            "layers": 6,
-            "heads": 4,
-            "kv_heads": 2,
-            "head_size": 6,
-            "hidden": 40,
+            "context_length": 64,
+            "d_model": 24,
+            "n_layers": 6,
+            "n_heads": 4,
+            "n_kv_heads": 2,
+            "head_dim": 6,
+            "d_mlp": 40,
         }
         config = LlamaConfig(vocab_size=len(letters), **sizes)
         rng = np.random.default_rng(0)

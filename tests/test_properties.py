@@ -87,14 +87,19 @@ def test_what_is_no_json_is_none_for_both(text):
 
 @given(
     st.dictionaries(
-        st.sampled_from(["arch", "vocab", "context", "width", "layers", "heads", "rope", "x"]), JSON
+        st.sampled_from(
+            ["arch", "vocab_size", "context_length", "d_model", "n_layers", "n_heads", "rope", "x"]
+        ),
+        JSON,
     )
 )
 def test_any_json_as_a_config(data):
     with one_clean_line():
         config_from_json(data | {"arch": "gpt"})
     with one_clean_line():
-        config_from_json({"vocab": 5, "context": 8, "width": 8, "layers": 1, "heads": 2} | data)
+        config_from_json(
+            {"vocab_size": 5, "context_length": 8, "d_model": 8, "n_layers": 1, "n_heads": 2} | data
+        )
 
 
 FIELDS = sorted(

@@ -111,13 +111,13 @@ def test_what_is_left_open_and_what_is_off_still_has_its_word():
 @pytest.mark.parametrize(
     "absurd",
     [
-        {"width": 65_536, "layers": 1_000},
-        {"batch": 65_536, "context": 1_000_000},
-        {"heads": 16, "width": 16_384},
+        {"d_model": 65_536, "n_layers": 1_000},
+        {"batch_size": 65_536, "context_length": 1_000_000},
+        {"n_heads": 16, "d_model": 16_384},
     ],
 )
 def test_sizes_beyond_the_memory_are_refused_in_one_line(tmp_path, absurd, monkeypatch):
-    monkeypatch.setattr("minillm_repl.storage.memory.available", lambda: 1 << 31)
+    monkeypatch.setattr("minillm_repl.storage.memory.available_bytes", lambda: 1 << 31)
     path = tmp_path / "t.txt"
     path.write_text(TEXT, encoding="utf-8")
     with pytest.raises(
@@ -144,7 +144,7 @@ def test_a_setting_within_the_name_of_a_text_is_told_unless_that_is_there(tmp_pa
     for line in ("t.txt new steps= 5 width=8", "t.txt width=8 steps", "t.txt new nwe steps=1"):
         with pytest.raises(
             UserError,
-            match="does not exist; put settings such as .* stand before or after the text",
+            match="does not exist; put put settings such as .* stand before or after the text",
         ):
             parse_request(line)
     Path("a new day.txt").touch()

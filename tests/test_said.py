@@ -550,7 +550,7 @@ def test_letters_that_are_unknown_are_told_in_a_chat_as_in_a_completion(unknown)
         made.run_line(command)
         shown.truncate(0)
         made.run_line("hello 뷁뷁 yo♞u")
-        told.append(re.search(r"! .*never seen.*", shown.getvalue())[0])
+        told.append(re.search(r"! .*not in the vocabulary.*", shown.getvalue())[0])
         assert len(made.session.conversation.turns)
         said = shown.getvalue()
         assert command == ":chat off" or said.index("hello 뷁뷁") < said.index("! "), (

@@ -114,13 +114,14 @@ def test_a_script_may_have_a_byte_order_mark_and_windows_line_ends(line):
 
 
 NOT_TEXT = {
-    "UTF-16, not UTF-8: `iconv -f UTF-16 -t UTF-8`": script(
+    "UTF-16, not UTF-8; `iconv -f UTF-16 -t UTF-8`": script(
         "날씨\n", "utf-16-le", codecs.BOM_UTF16_LE
     ),
     "UTF-16, not UTF-8": script("날씨\n", "utf-16-be", codecs.BOM_UTF16_BE),
     "UTF-32, not UTF-8": script("날씨\n", "utf-32-le", codecs.BOM_UTF32_LE),
     "line 2 has a NUL byte": "하늘\n날\0씨\n".encode(),
-    "not UTF-8 text (line 2): `iconv -f CP949": "하늘\n".encode() + "날씨\n".encode("cp949"),
+    "not UTF-8 text (line 2); for Korean, try `iconv -f CP949": "하늘\n".encode()
+    + "날씨\n".encode("cp949"),
     "not UTF-8 text (line 1)": b"\xff\x80 a\n",
 }
 
@@ -217,7 +218,7 @@ def test_whoever_pipes_the_output_away_sees_where_to_type(visit, tmp_path, where
     terminal.send("xyz")
     terminal.wait_for(asked(4))
     if "2>" not in where:
-        terminal.wait_for("not in the vocabulary: x, y, z")
+        terminal.wait_for("in the vocabulary: x, y, z")
     terminal.send(":model")
     terminal.keys("ctrl-d")
     terminal.wait_for("left with")

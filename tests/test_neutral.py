@@ -14,8 +14,9 @@ from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.safetext import safe
+from minillm_repl.tokenizer.description import _decode_byte_level
 from minillm_repl.tokenizer.library import byte_level_bpe
-from minillm_repl.tokenizer.subword import SubwordTokenizer, _decode_byte_level
+from minillm_repl.tokenizer.subword import SubwordTokenizer
 from tests.test_terminal import cache, chain, models, visit  # noqa: F401 - fixtures
 
 CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) != "\n"]

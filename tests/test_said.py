@@ -561,9 +561,9 @@ def test_letters_that_are_unknown_are_told_in_a_chat_as_in_a_completion(unknown)
     made.run_line(":chat on")
     shown.truncate(0)
     made.run_line("hello you")
-    assert "never seen" not in shown.getvalue()
+    assert "in the vocabulary" not in shown.getvalue()
     if not unknown:
         turns = len(made.session.conversation.turns)
-        with pytest.raises(UserError, match="never seen 뷁, and nothing else was typed"):
+        with pytest.raises(UserError, match="no character of this is in the vocabulary: 뷁"):
             made.run_prompt("뷁")
         assert len(made.session.conversation.turns) == turns

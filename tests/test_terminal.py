@@ -190,7 +190,7 @@ def test_an_input_method_may_replace_a_syllable_as_it_grows_and_split_its_bytes(
 def test_decomposed_hangul_is_the_same_prompt(prompt):
     shown = prompt.do(unicodedata.normalize("NFD", "가나"))
     assert ">>> 가나다라마바" in shown
-    assert "never seen" not in prompt.text
+    assert "in the vocabulary" not in prompt.text
 
 
 def test_a_line_longer_than_the_screen_is_edited_across_its_wrap(prompt):
@@ -223,7 +223,7 @@ def test_a_paste_of_several_lines_stays_one_prompt(prompt):
     prompt.keys("enter")
     prompt.wait_for_prompt(before)
     assert ">>> 가\n\n:\n나다라마바\n4 tokens" in prompt.text
-    assert "never seen q, u, i, t: skipped" in prompt.text
+    assert "not in the vocabulary: q, u, i, t; skipped" in prompt.text
     prompt.paste(":temp 2\n")  # not even the newline at its end
     prompt.wait_for(line_is(">>> :temp 2", "..."))
     assert "temp 2" not in prompt.text.replace(":temp 2", "")
@@ -341,7 +341,7 @@ def test_tab_completes_commands_names_settings_and_files(prompt, tmp_path):
     (tmp_path / "notes.md").touch()
     (tmp_path / "nine.safetensors").touch()
     for typed, menu, taken in (
-        (":te", "always takes the likeliest", ":temp"),
+        (":te", "0 is greedy", ":temp"),
         (":load na", "nalssi", ":load nalssi"),
         (":load ni", "nine.safetensors", ":load nine.safetensors"),
         (":train 말", "말뭉치.txt", ":train 말뭉치.txt"),
@@ -444,14 +444,16 @@ def test_help_lists_every_command_and_explains_one(prompt):
 
 def test_an_unknown_command_names_the_nearest_and_never_reaches_the_model(prompt):
     assert "unknown command :tmep; did you mean :temp?" in prompt.do(":tmep 2")
-    assert "there is no command :가; :help lists them, and `::` sends" in prompt.do(":가")
+    assert "unknown command :가; :help lists all commands, and `::` at the start" in prompt.do(
+        ":가"
+    )
     assert "error:" in prompt.do(":")
     assert "error:" in prompt.do(":/")
     assert "nothing to undo" in prompt.do(":undo"), "the model was given an unknown command"
     prompt.wait_for_toolbar("0/16 tokens")
     assert ">>> :가나다라마" in prompt.do("::가")  # two colons are one colon for the model
     assert "temp 0" in prompt.do("/temp")
-    assert "never seen /" in prompt.do("/가")  # a slash alone makes no command
+    assert "in the vocabulary: /" in prompt.do("/가")  # a slash alone makes no command
 
 
 def test_the_text_so_far_is_continued_retried_taken_back_and_forgotten(prompt):
@@ -478,7 +480,7 @@ def test_tokens_and_model_show_what_the_model_is_made_of(prompt):
     assert "3 tokens · 3 characters · 7 bytes" in tokens
     assert "error:" in prompt.do(":tokens")
     card = prompt.do(":model")
-    for fact in ("chain", "1 layers", "width 17", "context 16", "17 tokens", "chain.safetensors"):
+    for fact in ("chain", "1 layers", "d_model 17", "context 16", "17 tokens", "chain.safetensors"):
         assert fact in card, card
 
 
@@ -517,10 +519,10 @@ def test_characters_that_the_model_never_saw_are_named(prompt):
     assert ">>> 가나다라마바" in answer
     family = prompt.do("가👩‍👩‍👧나")
     # the joiners take no cells
-    assert "never seen 👩👩👧: skipped" in family, "parts of a character are named"
+    assert "not in the vocabulary: 👩👩👧; skipped" in family, "parts of a character are named"
     only = prompt.do("xyz")
     assert ">>> xyz" in only
-    assert "never seen x, y, z" in only
+    assert "in the vocabulary: x, y, z" in only
     assert "가나다" in only, "it does not say what the model knows"
     assert ">>> 가나다라마" in prompt.do("가")
 
@@ -532,7 +534,7 @@ def test_prompt_and_completion_run_together_and_differ_in_colour(prompt):
     answer = prompt.do("가나")
     text, figures = answer.splitlines()[:2]
     assert text == ">>> 가나다라마바"
-    assert re.fullmatch(r"4 tokens · [\d,]+ tokens/s · reached max-tokens · seed \d+", figures)
+    assert re.fullmatch(r"4 tokens · [\d,]+ tokens/s · max-tokens reached · seed \d+", figures)
     row = next(y for y in range(prompt.screen.lines) if prompt.screen.row(y) == text)
     colors = [prompt.screen.buffer[row][x].fg for x in range(4, 16, 2)]
     assert colors[:2] == ["default"] * 2
@@ -631,7 +633,7 @@ def test_without_colours_the_chosen_row_is_still_marked_and_no_colour_is_sent(vi
     terminal.do(":help")
     terminal.do(":set")
     terminal.type(":te")
-    terminal.wait_for("always takes")
+    terminal.wait_for("0 is greedy")
     assert not COLOR.search(terminal.raw), COLOR.search(terminal.raw)
 
 
@@ -650,7 +652,7 @@ def test_the_chosen_row_is_shown_when_it_lies_below_the_top(visit):
     )
     terminal.wait_for_prompt()
     answer = terminal.do("가")
-    below = re.findall(r"chose rank (\d+).*\n.*#.*\n─+\n +1 .*\n▶ *(\d+) ", answer)
+    below = re.findall(r"sampled rank (\d+).*\n.*#.*\n─+\n +1 .*\n▶ *(\d+) ", answer)
     assert below, answer
     assert all(said == row and int(row) > 1 for said, row in below)
 
@@ -915,7 +917,7 @@ def test_a_visit_in_korean_and_back_to_english(visit):
     terminal = visit(variables={"LANG": "ko_KR.UTF-8"})
     terminal.wait_for("글의 첫머리를 쓰거나 :도움말")
     terminal.wait_for(":도움말 명령 목록 · :자세히 모델의 다음 토큰 후보 · Ctrl-D 나가기")
-    terminal.wait_for_toolbar("토큰 · ")
+    terminal.wait_for_toolbar("토큰 0/16 · ")
     assert "없는 명령이에요: :없는명령. :도움말에서 모든 명령을 볼 수 있고" in terminal.do(
         ":없는명령"
     )
@@ -931,7 +933,9 @@ def test_a_visit_in_korean_and_back_to_english(visit):
     assert "가나다라마" in terminal.do("가")
     assert "English from now on" in terminal.do(":lang en")
     assert terminal.do(":temp").endswith("temp 0")
-    assert "there is no command :zzzz; :help lists them, and `::` sends" in terminal.do(":zzzz")
+    assert "unknown command :zzzz; :help lists all commands, and `::` at the start" in terminal.do(
+        ":zzzz"
+    )
     terminal.wait_for("type the start of a text, or :help")
     assert "지금부터 한국어로 말할게요" in terminal.do(":언어 ko")
     terminal.keys("ctrl-d")

@@ -230,7 +230,7 @@ def test_the_figures_are_those_of_the_model():
     # √16
     assert float(facts.value("scaled")) == pytest.approx(float(facts.value("dot")) / 4, abs=6e-3)
     assert facts.value("token.-1") == "가"
-    with pytest.raises(UserError, match="which there is not"):
+    with pytest.raises(UserError, match="unknown name"):
         facts.value("nonsense")
 
 
@@ -347,7 +347,7 @@ def test_a_lesson_goes_on_where_it_was_left_with_the_model_it_had_trained(state)
     again = shell.session.workspace.model.checkpoint.tensors
     assert all((again[name] == each).all() for name, each in trained.items())
     shell.execute(":learn back")
-    assert shell.line_handler.place == max(0, place - 1)
+    assert shell.line_handler.screen_index == max(0, place - 1)
 
 
 def test_what_fails_in_a_lesson_is_told_and_the_lesson_goes_on():

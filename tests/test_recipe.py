@@ -61,7 +61,7 @@ def test_particles_fit_the_letter_before(written, read):
 
 
 def test_a_rule_that_is_not_there_is_named():
-    with pytest.raises(UserError, match="the rule document names food"):
+    with pytest.raises(UserError, match="rule document refers to rule food"):
         Grammar("document = {it:food}")
 
 
@@ -90,10 +90,10 @@ def test_everyday_weather_is_good_hot_and_cold():
 @pytest.fixture
 def recipe():
     sources = (
-        Source("lines", "lines.txt", copies=2, match=r".*\d"),
-        Source("pairs", "pairs.txt", separator=r"\n\n", block=5),
-        Source("stories", "stories.txt", separator=r"\n\n", drops_lines=True),
-        Source("made", grammar="everyday.txt", rule="talk", count=100),
+        Source(name="lines", file="lines.txt", copies=2, match=r".*\d"),
+        Source(name="pairs", file="pairs.txt", separator=r"\n\n", block=5),
+        Source(name="stories", file="stories.txt", separator=r"\n\n", drops_lines=True),
+        Source(name="made", grammar="everyday.txt", rule="talk", count=100),
     )
     return Recipe("mine", sources, TrainPlan(), None, re.compile("unwanted"))
 
@@ -148,7 +148,7 @@ def test_the_same_texts_give_the_same_corpus(recipe, data):
 
 
 def test_only_so_many_characters_are_taken_evenly(recipe, data):
-    source = Source("lines", "lines.txt", characters=700)
+    source = Source(name="lines", file="lines.txt", characters=700)
     corpus = replace(recipe, sources=(source,)).prepare(data, data / "corpus")
     texts = [each["text"] for path in corpus for each in read(path)]
     assert 600 < sum(map(len, texts)) <= 700

@@ -557,7 +557,7 @@ def test_letters_that_are_unknown_are_told_in_a_chat_as_in_a_completion(unknown)
             "what was said comes first"
         )
     assert told[0] == told[1]
-    assert "뷁, ♞: " + (f"read as {unknown}" if unknown else "skipped") in told[0]
+    assert "뷁, ♞; " + (f"read as {unknown}" if unknown else "skipped") in told[0]
     made.run_line(":chat on")
     shown.truncate(0)
     made.run_line("hello you")

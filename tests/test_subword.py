@@ -387,7 +387,7 @@ def test_a_model_with_fewer_ids_than_tokens_opens_and_what_it_has_no_row_for_can
     size = len(kind.theirs)
     last = kind.ours.special_names[-1]
     rows = max(token for token in range(size) if kind.ours.special(token) == last)
-    fewer = SubwordTokenizer(kind.ours.description, kind.ours.names, rows)
+    fewer = SubwordTokenizer(kind.ours.description, kind.ours.special_tokens_map, rows)
     used = refused = 0
     for text in texts[:300]:
         ids = kind.ours.encode(text)
@@ -395,7 +395,7 @@ def test_a_model_with_fewer_ids_than_tokens_opens_and_what_it_has_no_row_for_can
             assert fewer.encode(text) == ids
             used += 1
         else:
-            with pytest.raises(UserError, match=f"the model has only {rows:,} and no row for it"):
+            with pytest.raises(UserError, match=f"has only {rows:,} tokens and no embedding"):
                 fewer.encode(text)
             refused += 1
     assert used
@@ -654,7 +654,7 @@ def test_special_tokens_alone_are_held_to_the_size_of_the_model_too(small):
     description["post_processor"] = None
     tokenizer = SubwordTokenizer(description, {}, 1)
     name = description["added_tokens"][1]["content"]
-    with pytest.raises(UserError, match="no row for it"):
+    with pytest.raises(UserError, match="no embedding for this one"):
         tokenizer.encode(name, parse_special=True)
 
 

@@ -224,10 +224,7 @@ def test_where_memory_runs_out_that_is_told_and_the_visit_goes_on(tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert (
-        "error: there is not enough memory for this: a smaller model, batch or context needs less"
-        in done.stderr.decode()
-    )
+    assert "error: not enough memory: use a smaller model, batch or context" in done.stderr.decode()
     assert "날씨가 좋다" in done.stdout.decode()
 
 

@@ -243,7 +243,7 @@ def test_tokens_that_other_files_know_are_those_of_transformers(folder, name, ki
     ours, theirs = same(folder(bpe(kind), **FOLDERS[name]))
     assert len(theirs) > len(SPECIAL)
     for role, each in theirs.special_tokens_map.items():
-        assert ours.names[role] == each
+        assert ours.special_tokens_map[role] == each
 
 
 def test_names_of_added_tokens_json_are_one_token_each_wherever_a_template_writes_them(folder):
@@ -359,7 +359,7 @@ def test_a_text_is_begun_as_transformers_begins_it_and_never_closed(folder, name
     ours, theirs = same(folder(bpe(post_processor=ENDINGS[name])))
     assert ours.encode("") == first(theirs)
     assert ours.encode_batch(["time"]) == [theirs("time", add_special_tokens=False)["input_ids"]]
-    again = type(ours)(ours.description, ours.names, ours.vocab_size)
+    again = type(ours)(ours.description, ours.special_tokens_map, ours.vocab_size)
     assert again.encode("a time") == ours.encode("a time")
 
 
@@ -453,7 +453,7 @@ def test_a_pad_token_without_a_row_opens_and_using_it_is_an_error(folder, where,
         *([] if special else [lambda: ours.encode_batch(["a", "b<pad>"])]),
     ):
         with pytest.raises(
-            UserError, match=rf"<pad> \(#{rows}\) is a token .* only {rows} and no row"
+            UserError, match=rf"<pad> \(#{rows}\) is in the vocabulary.* only {rows} tokens and no"
         ):
             use()
     assert not session.conversation.turns
@@ -470,7 +470,7 @@ def test_a_vocabulary_may_be_larger_or_smaller_than_the_embedding(folder, rows):
     beyond = [word for word in words if max(theirs(word)["input_ids"]) >= rows]
     assert bool(beyond) == (rows == 270)
     for word in beyond:
-        with pytest.raises(UserError, match="no row for it"):
+        with pytest.raises(UserError, match="no embedding for this one"):
             ours.encode(word)
 
 

@@ -131,7 +131,8 @@ def test_a_position_that_is_not_seen_is_an_error(shell):
     for position in (kept, kept + unseen - 1, -last_position(shell) - 1 + kept):
         place = position if position >= 0 else kept
         outside = (
-            f"position {place}: positions {kept} to {kept + unseen - 1} are outside its context"
+            f"position {place} is outside the context: the model does not see positions {kept} to "
+            f"{kept + unseen - 1}"
         )
         with pytest.raises(UserError, match=outside):
             shell.run_line(f':lens {position} "{TEXT}"')
@@ -149,7 +150,9 @@ def test_views_look_at_what_writes(shell):
     logits = prefill(model.decoder, ids).astype(np.float64)
     kept, unseen = what_is_seen(shell, TEXT)
     assert model.decoder.ids == ids[:kept] + ids[kept + unseen :]
-    expected = model.torch(torch.tensor([model.decoder.ids]))[0, -1].detach().double().numpy()
+    expected = (
+        model.language_model(torch.tensor([model.decoder.ids]))[0, -1].detach().double().numpy()
+    )
     assert np.abs(logits - expected).max() < 1e-4
     view, _ = asked(shell, f':lens "{TEXT}"')
     best = int(expected.argmax())
@@ -162,14 +165,18 @@ def test_views_look_at_what_writes(shell):
     assert view["candidates"][0]["probs"][0] == pytest.approx(probability, abs=1e-5)
     nats = asked(shell, f':surprise "{TEXT}"')[0]["mean"]
     seen = torch.tensor([model.decoder.ids])
-    loss = torch.nn.functional.cross_entropy(model.torch(seen)[0, :-1].double(), seen[0, 1:])
+    loss = torch.nn.functional.cross_entropy(
+        model.language_model(seen)[0, :-1].double(), seen[0, 1:]
+    )
     assert nats == pytest.approx(float(loss), abs=1e-5)
 
 
 def test_prompts_of_which_a_part_is_not_seen_are_not_patched(shell):
     short, all_ = TEXT[: CONTEXT - shell.kept], len(TEXT) + shell.kept
     for line, name in ((f":patch {TEXT} -> {short}", "A"), (f":patch {short} -> {TEXT}", "B")):
-        with pytest.raises(UserError, match=f"prompt {name} exceeds the context: {all_}"):
+        with pytest.raises(
+            UserError, match=f"prompt {name} exceeds the context: .* its {all_} tokens"
+        ):
             shell.run_line(line)
     shell.run_line(f":patch {short} -> {short[::-1]}")
 

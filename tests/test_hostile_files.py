@@ -2,6 +2,7 @@
 nothing else happens.
 """
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -85,7 +86,7 @@ def damaged(tmp_path):
     checkpoint = random_checkpoint()
     tensors = {**checkpoint.tensors, "ln_f.bias": np.full(12, np.nan, np.float32)}
     save(
-        type(checkpoint)(checkpoint.config, checkpoint.tokenizer, tensors),
+        dataclasses.replace(checkpoint, tensors=tensors),
         tmp_path / "damaged.safetensors",
     )
     return tmp_path / "damaged.safetensors"

@@ -2,6 +2,7 @@
 one is there, whole.
 """
 
+import dataclasses
 import errno
 import json
 import os
@@ -18,7 +19,7 @@ pytest.importorskip("fcntl")  # Windows has neither these locks nor fork
 from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
-from minillm_repl.storage.unfinished import clear_abandoned, temporary_path
+from minillm_repl.storage.atomic import clear_abandoned, temporary_path
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from tests.conftest import ROOT
 from tests.faults import KINDS
@@ -173,7 +174,7 @@ def test_a_vocabulary_that_could_not_be_read_again_is_not_written(tmp_path):
             return {"type": "character", "characters": "x" * (17 << 20)}
 
     checkpoint = random_checkpoint()
-    wordy = type(checkpoint)(checkpoint.config, Wordy(list("가나다")), checkpoint.tensors)
+    wordy = dataclasses.replace(checkpoint, tokenizer=Wordy(list("가나다")))
     with pytest.raises(UserError, match="too large to share a file"):
         save(wordy, tmp_path / "m.safetensors")
     assert os.listdir(tmp_path) == []

@@ -1,7 +1,14 @@
-"""Replacing a file so that at every moment the old one or the new one is there, whole."""
+"""Atomic saving: at every moment the complete old file or the complete new one exists.
+
+A new file is written under a temporary name, `.minillm-….tmp`, and renamed at the end. The writing
+process locks it. The lock ends with the process, so an unlocked temporary file is an abandoned one.
+"""
 
 import errno
 import os
+import re
+import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -11,12 +18,13 @@ from typing import BinaryIO
 from minillm_repl.errors import UserError, os_error_text
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.unfinished import clear_abandoned, temporary_path
 
-# bytes that are written and synced between two looks at whether the user wants to stop
-_CHUNK_BYTES = 8 << 20
+_CHUNK_BYTES = 8 << 20  # written and synced between two checks for Ctrl-C
 
-Chunks = Sequence[bytes | memoryview]  # of a file, one after the other
+_TEMPORARY_NAME = re.compile(r"\.minillm-[0-9a-f]{16}\.tmp")
+
+Chunks = Sequence[bytes | memoryview]
+"""The content of a file in parts, one after the other."""
 
 
 def write_atomically(
@@ -25,14 +33,12 @@ def write_atomically(
     private: bool = False,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Put `data`, part after part, at `path`: temporary file in the same folder, fsync, rename,
-    fsync of the folder.
+    """Write `data` to `path`: write a temporary file beside it, fsync, rename, fsync the folder.
 
-    A link is followed and stays a link; permissions of a replaced file are kept. A new file has the
-    user's usual permissions, or is for the user alone if `private`. What a save that was killed has
-    left in the folder is removed. Raises UserError, with nothing changed and nothing left behind,
-    if the target is not a regular file, or is one that is protected from writing, if the system
-    refuses, or when interrupted.
+    A link stays a link to the new content. A replaced file keeps its permissions. A new file gets
+    the user's usual ones, or is readable only by the user if `private`. Abandoned temporary files
+    in the folder are removed. Raises UserError if the target is not a writable regular file, if the
+    system refuses, or when `interrupted` returns True. Nothing is changed then.
     """
     with convert_os_errors(path):
         target = _resolve(path)
@@ -42,7 +48,7 @@ def write_atomically(
 
 @contextmanager
 def convert_os_errors(path: Path) -> Iterator[None]:
-    """Turn what the system says against a save to `path` into a UserError of one line."""
+    """Turn an error of the system on a save to `path` into a UserError."""
     try:
         yield
     except OSError as error:
@@ -60,36 +66,32 @@ def convert_os_errors(path: Path) -> Iterator[None]:
 
 
 def make_parent_folder(path: Path) -> None:
-    """Make the folder that `path` will lie in, where it is not there.
-
-    Raises UserError if the system refuses.
-    """
+    """Make the parent folders of `path`. Raises UserError if the system refuses."""
     with convert_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def check_can_save(path: Path) -> None:
-    """Raise UserError if nothing can be saved at `path`: told before long work, not after it.
+    """Raise UserError if nothing can be saved at `path`, so that long work is not lost later.
 
-    Nothing is left there.
+    The check leaves no file.
     """
     with convert_os_errors(path):
         target = _resolve(path)
         if target.exists():
             _check_writable(target)
-        with temporary_path(
-            next(folder for folder in target.parents if folder.exists()), Path.touch
-        ):
+        nearest_folder = next(folder for folder in target.parents if folder.exists())
+        with temporary_path(nearest_folder, Path.touch):
             pass
 
 
 def write_folder_atomically(
     path: Path, files: Mapping[str, Chunks], interrupted: Callable[[], bool] = lambda: False
 ) -> None:
-    """Make a folder at `path` with these files in it: it is there whole, or not at all.
+    """Make a folder at `path` with these files: complete, or not at all.
 
-    Raises UserError, with nothing changed, if something other than an empty folder is there, if the
-    system refuses, or when interrupted.
+    Raises UserError if `path` exists and is not an empty folder, if the system refuses, or when
+    `interrupted` returns True. Nothing is changed then.
     """
     with convert_os_errors(path):
         target = _resolve(path)
@@ -104,18 +106,15 @@ def write_folder_atomically(
         with temporary_path(target.parent, Path.mkdir) as temporary:
             for file, data in files.items():
                 _write(temporary / file, data, interrupted=interrupted)
-            temporary.rename(target)  # over an empty folder too
+            temporary.rename(target)  # this replaces an empty folder
         _sync_folder(target.parent)
 
 
 def _resolve(path: Path) -> Path:
-    """Return where a path leads, all links followed; the last may lead to what is not there yet.
-
-    Raises OSError.
-    """
+    """Return a path with all links followed; the target need not exist. Raises OSError."""
     try:
         return path.resolve(strict=True)
-    except RuntimeError:  # how pathlib says that links lead in a circle
+    except RuntimeError:  # pathlib raises it for a circle of links
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
     except FileNotFoundError:
         return path.resolve()
@@ -124,7 +123,7 @@ def _resolve(path: Path) -> Path:
 def _write(
     target: Path,
     data: Chunks,
-    mode: int = 0o666,  # less the umask
+    mode: int = 0o666,  # the umask removes some bits
     interrupted: Callable[[], bool] = lambda: False,
 ) -> None:
     replaced = target.stat() if target.exists() else None
@@ -142,10 +141,10 @@ def _write(
         with temporary.open("wb") as file:
             if replaced:
                 if hasattr(os, "chown"):
-                    with suppress(OSError):  # only the administrator can give a file to somebody
+                    with suppress(OSError):  # only root can change the owner
                         os.chown(temporary, replaced.st_uid, replaced.st_gid)
-                temporary.chmod(mode)  # the umask may have taken some away
-            unsynced = 0  # bytes that are not on the disk yet
+                temporary.chmod(mode)  # without the umask
+            unsynced = 0  # bytes
             for chunk in (
                 part[at : at + _CHUNK_BYTES]
                 for part in data
@@ -159,7 +158,7 @@ def _write(
                         )
                     )
                 unsynced += file.write(chunk)
-                if unsynced >= _CHUNK_BYTES:  # a disk may take long over all of it
+                if unsynced >= _CHUNK_BYTES:  # one fsync of everything could take minutes
                     _sync_file(file)
                     unsynced = 0
             _sync_file(file)
@@ -168,26 +167,91 @@ def _write(
 
 
 def _check_writable(target: Path) -> None:
-    # the folder would let us, but somebody has protected the file
+    # The rename needs only a writable folder, but a read-only file is protected on purpose.
     if not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _sync_file(file: BinaryIO) -> None:
-    """Make what was written to a file last."""
+    """Wait until the content of a file is on the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make what was renamed in a folder last.
+    """Wait until a rename in a folder is on the disk.
 
-    It is in its place by now: what cannot be synced is no failure.
+    The file is in its place already, so an error here is ignored.
     """
-    if hasattr(os, "O_DIRECTORY"):  # Windows has no way to sync a folder
-        with suppress(OSError):  # nor have some network file systems
+    if hasattr(os, "O_DIRECTORY"):  # Windows cannot sync a folder
+        with suppress(OSError):  # some network file systems cannot either
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+
+@contextmanager
+def temporary_path(folder: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Make a temporary file or folder in `folder` with `make`, yield its path, then remove it.
+
+    A file that was moved elsewhere meanwhile stays. Raises OSError.
+    """
+    while True:
+        lock = None
+        temporary = folder / f".minillm-{secrets.token_hex(8)}.tmp"
+        try:
+            make(temporary)
+            lock = try_lock(temporary, wait=True)
+            # Before the lock, another process may have removed it as an abandoned file.
+            if temporary.exists():
+                yield temporary
+                return
+        finally:
+            _remove(temporary)
+            _unlock(lock)
+
+
+def clear_abandoned(folder: Path) -> None:
+    """Remove the temporary files of killed processes from a folder."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if _TEMPORARY_NAME.fullmatch(path.name):
+                lock = try_lock(path, wait=False)
+                if lock is not None:
+                    _remove(path)
+                    _unlock(lock)
+
+
+def try_lock(path: Path, *, wait: bool) -> int | None:
+    """Lock a file or folder and return the descriptor.
+
+    Return None if another process holds the lock, or if the system has no such locks.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:  # locked, or a network file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _unlock(lock: int | None) -> None:
+    if lock is not None:
+        with suppress(OSError):
+            os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

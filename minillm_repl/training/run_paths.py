@@ -8,8 +8,8 @@ from pathlib import Path
 
 from platformdirs import user_state_path
 
+from minillm_repl.storage.atomic import try_lock
 from minillm_repl.storage.paths import SUFFIX
-from minillm_repl.storage.unfinished import try_lock
 
 _MAX_SESSIONS = 100  # visits at once
 

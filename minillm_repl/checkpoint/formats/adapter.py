@@ -22,8 +22,9 @@ from minillm_repl.checkpoint.formats.header import (
     parse_field,
 )
 from minillm_repl.checkpoint.formats.native import check_replaceable, parse_training_record
+from minillm_repl.checkpoint.serialise import serialise
 from minillm_repl.checkpoint.weight_map import ReadOptions, SourceTensor, WeightMap
-from minillm_repl.checkpoint.weights import locate_tensors, read_weights, resolve_dtype, serialise
+from minillm_repl.checkpoint.weights import locate_tensors, read_weights, resolve_dtype
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line

@@ -21,6 +21,7 @@ from minillm_repl.checkpoint.formats.tokenizer_files import (
     read_eos_token_ids,
     read_tokenizer,
 )
+from minillm_repl.checkpoint.serialise import serialise, to_file_layout
 from minillm_repl.checkpoint.weight_map import ReadOptions
 from minillm_repl.checkpoint.weights import (
     Array,
@@ -29,9 +30,7 @@ from minillm_repl.checkpoint.weights import (
     find_tensors,
     locate_tensors,
     read_weights,
-    serialise,
     tensors_equal,
-    to_file_layout,
 )
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, _n

@@ -16,8 +16,9 @@ from minillm_repl.checkpoint.formats.header import (
     parse_field,
     parse_header,
 )
+from minillm_repl.checkpoint.serialise import serialise
 from minillm_repl.checkpoint.weight_map import ReadOptions, SourceTensor, WeightMap
-from minillm_repl.checkpoint.weights import locate_tensors, read_weights, serialise
+from minillm_repl.checkpoint.weights import locate_tensors, read_weights
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from inspect import signature
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,25 +23,29 @@ from minillm_repl.errors import UserError
 from minillm_repl.generate.events import Finished, Step
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
-from minillm_repl.repl.arguments import Layer
 from minillm_repl.repl.conversation import Conversation, unknown_text_warning
-from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.model_loading import Intervention, LoadedModel, ModelLoader
 from minillm_repl.repl.settings import Settings
+from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.signals import raising_interruptible
 from minillm_repl.settings import with_values
 from minillm_repl.storage.paths import SUFFIX, find_checkpoint, user_path
 from minillm_repl.tokenizer.base import Token, Tokenizer
-from minillm_repl.tokenizer.lookup import find_token_ids
-from minillm_repl.views import computed_views
 from minillm_repl.views.base import View
-from minillm_repl.views.inspected_text import InspectedText, find_position, most_likely_of
-from minillm_repl.views.inspecting import inspect_model
+from minillm_repl.views.headless import (
+    ablation,
+    make_shell,
+    needs_argument,
+    position_of,
+    run_view,
+    steering,
+    view_commands,
+)
 
 if TYPE_CHECKING:
     from minillm_repl.training.events import TrainEvent
 
-_PART = Forms((Layer("optional", required=True),))
+_DEFAULTS = Settings()
 __all__ = ("Generation", "Model", "UserError", "View", "load", "train")
 
 
@@ -196,73 +198,71 @@ class Model:
 
     # -- views
 
+    def view(
+        self,
+        name: str,
+        of: str | Generation = "",
+        *arguments: str | int,
+        at: str | int | None = None,
+        **settings: Any,
+    ) -> View:
+        """Return what the command `name` shows of a text, or of a result.
+
+        `arguments` are what is typed after the command: `m.view("attn", r, "2.1")`. `at` is a
+        position, or a text: the position where it ends. Raises UserError.
+        """
+        words = [str(each) for each in arguments]
+        if isinstance(of, str) and not words and needs_argument(name):
+            words, of = [of], ""  # `m.near("서울")`: it reads no other text
+        shell = self._shell(of, with_values(Settings(), settings))
+        if at is not None:
+            words.append(f"@{position_of(shell, at)}")
+        return run_view(shell, name, " ".join(words))
+
     def __getattr__(self, name: str) -> Callable[..., View]:
         """Return the view of this name as a method: `m.lens(text, at="서울")`."""
-        if name not in computed_views():
-            names = ", ".join(computed_views())
-            raise AttributeError(f"a model has no {name!r}; views: {names}")
-        return partial(self._view, computed_views()[name])
+        if name.startswith("_") or not view_commands().has(name):
+            names = ", ".join(each.name for each in view_commands())
+            raise AttributeError(f"a model has no {name!r}; its views: {names}")
+        return partial(self.view, name)
 
     def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *computed_views()]
+        return [*super().__dir__(), *(each.name for each in view_commands())]
 
-    def _view(
-        self,
-        compute: Callable[..., View],
-        of: str | Generation,
-        *where: str | int,
-        at: str | int | None = None,
-        **options: Any,
-    ) -> View:
-        """Return a view of a text or of a result: what its file computes.
-
-        `where` is a layer (2), or a head ("2.1"). `at` is a position, or a text: the position where
-        it ends. `token` and `versus` can be texts. Raises UserError.
-        """
-        inspected = self._inspect(of)
-        for option in ("token", "versus"):
-            if isinstance(options.get(option), str):
-                ids = find_token_ids(self.tokenizer, options[option])
-                options[option] = most_likely_of(inspected, ids)
-        if at is not None:
-            position = find_position(inspected, at) if isinstance(at, str) else at
-            if "position" in signature(compute).parameters:
-                options["position"] = position
-            else:
-                inspected = inspected.up_to(inspected.index_of(position))
-        parts = chain.from_iterable(map(_parse_where, where))
-        return compute(inspected, *(part for part in parts if part is not None), **options)
-
-    def _inspect(self, of: str | Generation) -> InspectedText:
-        if isinstance(of, Generation):
-            return inspect_model(self._loaded, of.ids)
-        ids = self._encode(of, Settings())
-        if not ids:
-            raise UserError(_("the text is empty"))
-        return inspect_model(self._loaded, ids, of)
+    def _shell(self, of: str | Generation = "", settings: Settings = _DEFAULTS) -> Shell:
+        ids = self._encode(of, settings) if isinstance(of, str) and of else getattr(of, "ids", ())
+        return make_shell(self.loader, self._loaded, settings, ids, _warn)
 
     # -- interventions
 
     @contextmanager
     def ablate(
-        self, where: str | int, how: str = "zero", text: str | Generation = ""
+        self, where: str | int, how: str = "zero", of: str | Generation = ""
     ) -> Iterator["Model"]:
-        """Ablate a head ("2.1") or a layer (2) inside a `with` block: everything the model does.
+        """Ablate a head ("2.1") or a layer (2) while a `with` block lasts.
 
-        `how` is `zero`, or `mean`: the mean over the positions of `text`. Raises UserError.
+        `how` is `zero`, or `mean`: the mean over the positions of `of`. Raises UserError.
         """
-        from minillm_repl.views.ablate import ablation_hook
-
-        if how not in ("zero", "mean") or (how == "mean" and not text):
-            raise UserError(_("ablate needs how='zero', or how='mean' and a text"))
-        inspected = self._inspect(text) if text else inspect_model(self._loaded, [0])
-        layer, head = _parse_where(where)
-        hook = ablation_hook(inspected, layer, head, how)
-        change = Intervention("ablate", lambda: str(where), hook, str(where))
-        before = self._loaded
-        self._loaded = before.with_interventions((*before.interventions, change))
-        try:
+        with self._intervening(ablation(self._shell(of), str(where), how)):
             yield self
+
+    @contextmanager
+    def steer(
+        self, towards: str, away: str = "", *, layer: int = -1, strength: float = 4.0
+    ) -> Iterator["Model"]:
+        """Steer towards one text and away from another while a `with` block lasts, as `:steer`.
+
+        Layer -1 is the middle one. Raises UserError.
+        """
+        with self._intervening(steering(self._shell(), towards, away, layer, strength)):
+            yield self
+
+    @contextmanager
+    def _intervening(self, intervention: Intervention) -> Iterator[None]:
+        before = self._loaded
+        self._loaded = before.with_interventions((*before.interventions, intervention))
+        try:
+            yield
         finally:
             self._loaded = before
 
@@ -318,12 +318,6 @@ def train(
         trained = run.checkpoint(event)
     loader = model.loader if model else launch.loader()
     return Model(loader, loader.prepare(trained))
-
-
-def _parse_where(where: str | int) -> tuple[int, int | None]:
-    """Return a layer, and its head if there is one: "2.1". Raises UserError."""
-    asked = _PART.parse(str(where), json=False)
-    return asked.layer, asked.head
 
 
 def _warn(text: str | None) -> None:

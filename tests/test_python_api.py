@@ -13,13 +13,18 @@ import pytest
 
 import minillm_repl as mr
 from minillm_repl.model.build import build
-from minillm_repl.views import computed_views
+from minillm_repl.views.headless import view_commands
 from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
 def nalssi():
     return mr.load("nalssi")
+
+
+@pytest.fixture(scope="module")
+def hangul():
+    return mr.load("hangul")
 
 
 def test_every_example_of_the_page_runs(tmp_path, monkeypatch):
@@ -96,9 +101,9 @@ def test_what_is_wrong_is_a_user_error(nalssi, settings, message):
         [{"role": "user", "content": 3}],
     ],
 )
-def test_messages_that_are_none_are_refused(messages):
+def test_messages_that_are_none_are_refused(hangul, messages):
     with pytest.raises(mr.UserError, match="each message has a role"):
-        mr.load("hangul").chat(messages)
+        hangul.chat(messages)
 
 
 def test_a_model_without_a_template_cannot_chat(nalssi):
@@ -131,15 +136,33 @@ def test_a_view_is_that_of_the_command(nalssi, tmp_path):
     assert nalssi.lens("오늘은 날씨가", at="오늘").to_dict() == written
 
 
-def test_every_view_of_a_text_is_a_method(nalssi):
-    where = {"qkv": ("1.2",), "neurons": (1,), "dot_product": ("1.2",)}
-    assert {"lens", "why", "residual"} <= set(computed_views()) <= set(dir(nalssi))
-    for name in computed_views():
-        view = getattr(nalssi, name)("오늘은 날씨가 좋다", *where.get(name, ()))
-        assert isinstance(view, mr.View), name
-        assert json.loads(view.to_json())["view"]
-    with pytest.raises(AttributeError, match="a model has no 'lenses'; views: .*lens"):
+@pytest.mark.parametrize("each", list(view_commands()), ids=lambda each: each.name)
+def test_every_view_is_there(hangul, each):
+    assert each.name in dir(hangul)
+    result = hangul.generate("날씨가 ", max_tokens=6, temp=0)
+    view = hangul.view(each.name, result, each.example.partition(" ")[2])
+    assert isinstance(view, mr.View)
+    assert view.to_dict() == json.loads(view.to_json())
+    assert view._repr_mimebundle_()["text/html"]
+
+
+def test_a_view_that_is_not_there(nalssi):
+    with pytest.raises(AttributeError, match="a model has no 'lenses'; its views: .*lens"):
         nalssi.lenses  # noqa: B018
+    with pytest.raises(mr.UserError, match="no text to inspect"):
+        nalssi.lens()
+    with pytest.raises(mr.UserError, match="9.9 is not|no layer 9"):
+        nalssi.attn("오늘은", "9.9")
+
+
+def test_a_command_that_needs_an_argument_takes_the_first(nalssi):
+    assert [piece.token.text for piece in nalssi.tokens("오늘").pieces] == ["오", "늘"]
+    assert nalssi.near("오").to_dict() == nalssi.view("near", "", "오").to_dict()
+
+
+def test_settings_are_those_of_the_view(nalssi):
+    stages = nalssi.sampler("오늘은 ", temp=0.5, top_k=3).stages
+    assert [stage.name for stage in stages] == ["model", "temp 0.5", "top-k 3"]
 
 
 @pytest.mark.parametrize(
@@ -151,8 +174,7 @@ def test_a_place_that_is_not_there_is_an_error(nalssi, at, message):
         nalssi.lens("오늘은", at=at)
 
 
-def test_a_text_is_found_where_it_ends_last():
-    hangul = mr.load("hangul")
+def test_a_text_is_found_where_it_ends_last(hangul):
     result = hangul.generate("서울은 서울이다", max_tokens=1, seed=1)
     position = hangul.lens(result, at="서울").position
     ids = result.ids[: position + 1]
@@ -167,7 +189,7 @@ def test_interventions_add_up_and_end_with_their_block(nalssi):
     plain = last()
     with nalssi.ablate("2.1"):
         one = last()
-        with nalssi.ablate(0, how="mean", text="오늘은 날씨가"):
+        with nalssi.ablate(0, how="mean", of="오늘은 날씨가"):
             two = last()
         assert last() == one
     assert len({plain, one, two}) == 3
@@ -177,7 +199,19 @@ def test_interventions_add_up_and_end_with_their_block(nalssi):
     for where, message in {"9": "no layer 9", "x": "x is not LAYER", "1.9": "no head"}.items():
         with pytest.raises(mr.UserError, match=message), nalssi.ablate(where):
             pass
-    with pytest.raises(mr.UserError, match="how='mean' and a text"), nalssi.ablate(1, how="mean"):
+    for options, message in {"mean": "no text to inspect", "max": "how='mean' and a text"}.items():
+        with pytest.raises(mr.UserError, match=message), nalssi.ablate(1, how=options):
+            pass
+
+
+def test_steering_is_that_of_the_command(nalssi):
+    texts = "날씨가 좋다", "산에 가고 싶다"
+    effect = nalssi.view("steer", "오늘은", f'"{texts[0]}" vs "{texts[1]}" strength=9 layer=1')
+    with nalssi.steer(*texts, layer=1, strength=9):
+        assert nalssi.lens("오늘은").rows[-1].prob == pytest.approx(
+            max(each.prob for each in effect.after)
+        )
+    with pytest.raises(mr.UserError, match="two texts"), nalssi.steer("좋다"):
         pass
 
 

@@ -45,6 +45,7 @@ class Shell:
     line_handler: LineHandler | None = None
     lesson_start_count: int = 0  # how much had been printed then
     last_view: Callable[[int], RenderableType] | None = None  # draws it again, into a width
+    last_shown: object = None  # the view itself
     last_pinned: tuple[int, int] = (0, 0)  # rows and columns of it that stay when it is scrolled
 
     def execute(self, line: str) -> None:

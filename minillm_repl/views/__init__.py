@@ -25,31 +25,3 @@ Nothing here imports torch before something is computed. What views share is in 
 inspecting.py (what the commands read and where their output goes). `render` has the shared
 drawing: bars, tables, strips of tokens.
 """
-
-import pkgutil
-from collections.abc import Callable
-from functools import cache
-from importlib import import_module
-from inspect import signature
-from typing import Any
-
-from minillm_repl.repl.plugins import load_plugins
-
-
-@cache
-def computed_views() -> dict[str, Callable[..., Any]]:
-    """Return the functions `compute` that take an inspected text, by the names of their files.
-
-    Those of plugins are among them, by the names of their entry points.
-    """
-    names = [module.name for module in pkgutil.iter_modules(__path__)]
-    modules = {name: import_module(f"{__name__}.{name}") for name in names}
-    functions = {
-        name: getattr(module, "compute", None)
-        for name, module in (load_plugins().loaded | modules).items()
-    }
-    return {
-        name: compute
-        for name, compute in functions.items()
-        if compute and "inspected" in signature(compute).parameters
-    }

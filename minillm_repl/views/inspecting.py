@@ -117,7 +117,7 @@ def show(
         return Group(*notes, view.picture(width))
 
     rows, columns = view.pinned
-    shell.last_view = picture
+    shell.last_view, shell.last_shown = picture, view
     shell.last_pinned = (
         (rows + len(notes) + len(view.notes), columns) if rows or columns else (0, 0)
     )

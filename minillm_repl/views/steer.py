@@ -223,7 +223,7 @@ def steer(shell: "Shell", asked: Arguments) -> None:
     # The effect is measured against the model without an earlier steering.
     model = shell.require_model().without_interventions("steer")
     layer = model.checkpoint.config.n_layers // 2 if asked.layer < 0 else asked.layer
-    sides = _make_sides(shell, model, towards, away)
+    sides = make_sides(shell, model, towards, away)
     for side in sides:
         if side.inspected.unseen_ids:
             shell.screen.warn(unseen_note(side.inspected.window))
@@ -240,7 +240,7 @@ def steer(shell: "Shell", asked: Arguments) -> None:
     shell.screen.note(_advice(residual_norm(inspected, layer), asked.strength))
 
 
-def _make_sides(shell: "Shell", model: LoadedModel, towards: str, away: str) -> tuple[Side, Side]:
+def make_sides(shell: "Shell", model: LoadedModel, towards: str, away: str) -> tuple[Side, Side]:
     """Return the tokens that are compared. Without `away`, the second side is the text so far."""
     tokenizer, ids = model.checkpoint.tokenizer, shell.session.conversation.ids
     import_torch(shell)

@@ -1,0 +1,125 @@
+"""The commands of views without a terminal: the same code, and the view is returned."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from io import StringIO
+
+from rich.console import Console
+
+import minillm_repl.views as views_package
+from minillm_repl.errors import UsageError, UserError
+from minillm_repl.language import _
+from minillm_repl.render.console import Screen, Transcript
+from minillm_repl.repl.arguments import Layer
+from minillm_repl.repl.conversation import Conversation
+from minillm_repl.repl.forms import Forms
+from minillm_repl.repl.model_loading import Intervention, LoadedModel, ModelLoader
+from minillm_repl.repl.plugins import load_plugins
+from minillm_repl.repl.registry import Registry, discover
+from minillm_repl.repl.session import Session
+from minillm_repl.repl.settings import Settings
+from minillm_repl.repl.shell import Shell
+from minillm_repl.repl.workspace import Workspace
+from minillm_repl.views.base import View
+from minillm_repl.views.inspected_text import find_position
+from minillm_repl.views.inspecting import inspect_ids, text_ids
+
+_PART = Forms((Layer("optional", required=True),))
+
+
+@cache
+def view_commands() -> Registry:
+    """Return the commands of all views, those of plugins too."""
+    return discover(views_package, find_plugins=load_plugins)
+
+
+@dataclass(frozen=True)
+class SilentScreen(Screen):
+    """A screen that shows nothing; a warning is given to `on_warning`."""
+
+    on_warning: Callable[[str], object] = print
+
+    def warn(self, text: str) -> None:
+        """Pass a warning on."""
+        self.on_warning(text)
+
+
+def make_shell(
+    loader: ModelLoader,
+    model: LoadedModel,
+    settings: Settings,
+    ids: Sequence[int],
+    on_warning: Callable[[str], object],
+) -> Shell:
+    """Return a shell in which `ids` is the text so far, and which prints nothing."""
+    nowhere = StringIO()
+    out, err = Transcript(file=nowhere, quiet=True), Console(file=nowhere, quiet=True)
+    screen = SilentScreen(out, err, on_warning=on_warning)
+    workspace = Workspace(loader=loader, model=model)
+    session = Session(settings, workspace, Conversation(ids=list(ids)))
+    return Shell(session=session, screen=screen, registry=view_commands())
+
+
+def run_view(shell: Shell, name: str, arguments: str) -> View:
+    """Run the command of a view with what would be typed after its name; return what it shows.
+
+    Raises UserError, also if it shows nothing: `:ablate off`.
+    """
+    command = view_commands().get(name)
+    command.run(shell, command.parse(arguments))
+    if not isinstance(shell.last_shown, View):
+        raise UsageError(command.usage)
+    return shell.last_shown
+
+
+def needs_argument(name: str) -> bool:
+    """Tell whether the command of a view means nothing without an argument: `:near`, `:tokens`."""
+    try:
+        view_commands().get(name).parse("")
+    except UsageError:
+        return True
+    return False
+
+
+def position_of(shell: Shell, at: str | int) -> int:
+    """Return a position of the text so far; of a text, where its last occurrence ends.
+
+    Raises UserError if it is not there.
+    """
+    if not isinstance(at, str):
+        return at
+    model = shell.require_model()
+    return find_position(inspect_ids(shell, model, text_ids(shell, model)), at)
+
+
+def ablation(shell: Shell, part: str, how: str) -> Intervention:
+    """Return what ablates a layer (`2`) or a head (`2.1`), by `zero` or the `mean` over the text
+    so far. Raises UserError.
+    """
+    from minillm_repl.views.ablate import ablation_hook
+
+    asked = _PART.parse(part)
+    if how not in ("zero", "mean"):
+        raise UserError(_("ablate needs how='zero', or how='mean' and a text"))
+    model = shell.require_model()
+    # Zero needs no text: any token serves.
+    ids = text_ids(shell, model) if how == "mean" else [0]
+    hook = ablation_hook(inspect_ids(shell, model, ids), asked.layer, asked.head, how)
+    return Intervention("ablate", lambda: part, hook, part)
+
+
+def steering(shell: Shell, towards: str, away: str, layer: int, strength: float) -> Intervention:
+    """Return what steers towards a text and away from another; layer -1 is the middle one.
+
+    Raises UserError.
+    """
+    from minillm_repl.views.steer import direction, make_sides, steering_hook
+
+    if not towards or not away:
+        raise UserError(_("steer needs two texts"))
+    model = shell.require_model()
+    layer = model.checkpoint.config.n_layers // 2 if layer < 0 else layer
+    vector = direction(*make_sides(shell, model, towards, away), layer)
+    hook = steering_hook(vector, layer, strength)
+    return Intervention("steer", lambda: f"{towards} vs {away}", hook)

@@ -33,7 +33,10 @@ def models(shell: Shell, _asked: Arguments) -> None:
 
 
 @command(
-    "load", arguments=(Words("path", "PATH|NAME", completion="checkpoint"),), aliases=("열기",)
+    "load",
+    arguments=(Words("path", "PATH|NAME", completion="checkpoint"),),
+    aliases=("열기",),
+    example=":load nalssi",
 )
 def load(shell: Shell, asked: Arguments) -> None:
     """Open another checkpoint.
@@ -70,6 +73,7 @@ def load(shell: Shell, asked: Arguments) -> None:
         Choice("adapter", name="part"),
     ),
     aliases=("저장",),
+    example=":save copy.safetensors",
 )
 def save(shell: Shell, asked: Arguments) -> None:
     """Save the model to a file, or as a Hugging Face folder.

@@ -23,6 +23,7 @@ from minillm_repl.storage.paths import user_path
         Flag("--overwrite"),
     ),
     aliases=("내보내기",),
+    example=":export lens.svg",
 )
 def export(shell: Shell, asked: Arguments) -> None:
     """Save the last view, or the whole session, as a picture.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     arguments=(Words("lesson", "N|next|back|again|off", "next", "back", "again", "off"),),
     aliases=("수업",),
     group="Learn",
+    example=":learn 1",
 )
 def learn(shell: Shell, asked: Arguments) -> None:
     """List the lessons, or open one on your own model.
@@ -91,7 +92,11 @@ def _leave(shell: Shell, runner: "LessonRunner") -> None:
 
 
 @command(
-    "quiz", arguments=(Words("lesson", "LESSON|off", "off"),), aliases=("퀴즈",), group="Learn"
+    "quiz",
+    arguments=(Words("lesson", "LESSON|off", "off"),),
+    aliases=("퀴즈",),
+    group="Learn",
+    example=":quiz 1",
 )
 def quiz(shell: Shell, asked: Arguments) -> None:
     """Take a quiz; the model itself confirms the answers.

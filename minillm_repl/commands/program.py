@@ -30,6 +30,7 @@ _JSON = N_("`--json FILE` writes the numbers to a file, `--json -` prints them (
     "help",
     arguments=(Words("command", "COMMAND", completion="command"),),
     aliases=("h", "?", "도움말"),
+    example=":help lens",
 )
 def help_(shell: Shell, asked: Arguments) -> None:
     """List the commands, or explain one."""
@@ -70,7 +71,12 @@ def _names(command: Command) -> str:
     )
 
 
-@command("lang", arguments=(Words("language", "ko|en", *LANGUAGES),), aliases=("언어",))
+@command(
+    "lang",
+    arguments=(Words("language", "ko|en", *LANGUAGES),),
+    aliases=("언어",),
+    example=":lang ko",
+)
 def lang(shell: Shell, asked: Arguments) -> None:
     """Set the language: Korean or English.
 

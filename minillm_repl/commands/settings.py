@@ -18,6 +18,12 @@ from minillm_repl.repl.shell import Shell
 from minillm_repl.settings import Spec, default_of, find, format_value, specs, value_of
 from minillm_repl.views.sweep import sweep
 
+_EXAMPLES = {  # a value of each setting
+    "temp": "0.8", "top-k": "40", "top-p": "0.9", "min-p": "0.05", "repeat-penalty": "1.1",
+    "seed": "7", "max-tokens": "50", "stop": "다.", "system": "짧게 답해.", "chat": "off",
+    "special": "on", "verbose": "5",
+}  # fmt: skip
+
 
 def _command(name: str, spec: Spec) -> Command:
     def run(shell: Shell, asked: Arguments) -> None:
@@ -58,6 +64,7 @@ def _command(name: str, spec: Spec) -> Command:
         aliases=spec.aliases,
         json=name == "temp",
         group=_group(name),
+        example=f":{name} {_EXAMPLES[name]}",
     )
 
 
@@ -107,6 +114,7 @@ SETTING_COMMANDS = tuple(_command(name, spec) for name, spec in specs(Settings).
     "set",
     arguments=(Words("change", "NAME [VALUE]", *specs(Settings)),),
     aliases=("설정",),
+    example=":set top-k 40",
 )
 def set_(shell: Shell, asked: Arguments) -> None:
     """Show all settings; show or change one.

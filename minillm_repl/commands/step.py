@@ -8,7 +8,13 @@ from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS
 from minillm_repl.repl.shell import Shell
 
 
-@command("step", arguments=(TextArgument(verbatim=True),), aliases=("한걸음",), group="Talk")
+@command(
+    "step",
+    arguments=(TextArgument(verbatim=True),),
+    aliases=("한걸음",),
+    group="Talk",
+    example=":step 날씨가",
+)
 def step(shell: Shell, asked: Arguments) -> None:
     """Generate one token at a time, and choose each one yourself.
 

@@ -6,7 +6,13 @@ from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 
 
-@command("continue", arguments=(TextArgument(verbatim=True),), aliases=("c", "계속"), group="Talk")
+@command(
+    "continue",
+    arguments=(TextArgument(verbatim=True),),
+    aliases=("c", "계속"),
+    group="Talk",
+    example=":continue 하늘이",
+)
 def continue_(shell: Shell, asked: Arguments) -> None:
     """Continue the text, or append TEXT and continue."""
     model = shell.require_model()

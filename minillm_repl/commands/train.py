@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # The prompt line starts without torch.
     ),
     aliases=("학습",),
     group="Train",
+    example=":train corpus.txt new steps=20",
 )
 def train(shell: Shell, asked: Arguments) -> None:
     """Train on a text; Ctrl-C stops and keeps the trained weights.

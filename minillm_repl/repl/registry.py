@@ -93,7 +93,7 @@ def command(
             details=paragraphs(details),
             aliases=aliases,
             group=group,
-            example=example,
+            example=example or ("" if forms.usage else f":{name}"),
         )
 
     return declare
@@ -102,16 +102,24 @@ def command(
 class Registry:
     """The commands of a program, by name and alias, and those of plugins.
 
+    The program's commands are imported when the first name is looked up: a prompt needs none.
     Plugins are looked for when a name is not one of the program's, or when all names are listed.
     `warnings` then has a line for each that does not work.
     """
 
     def __init__(
-        self, commands: Iterable[Command], find_plugins: Callable[[], Plugins] | None = None
+        self,
+        find_commands: Callable[[], Iterable[Command]],
+        find_plugins: Callable[[], Plugins] | None = None,
     ) -> None:
-        self._own = {name: each for each in commands for name in (each.name, *each.aliases)}
+        self._find_commands = find_commands
         self._find_plugins = find_plugins
         self.warnings: list[str] = []
+
+    @cached_property
+    def _own(self) -> dict[str, Command]:
+        """The commands of the program."""
+        return {name: each for each in self._find_commands() for name in (each.name, *each.aliases)}
 
     @cached_property
     def _by_name(self) -> dict[str, Command]:
@@ -195,16 +203,14 @@ def paragraphs(text: str) -> str:
 
 
 def discover(*packages: ModuleType, find_plugins: Callable[[], Plugins] | None = None) -> Registry:
-    """Import every module of some packages and collect their commands."""
-    names = [
-        module.name
-        for package in packages
-        for module in pkgutil.iter_modules(package.__path__, package.__name__ + ".")
-    ]
-    return Registry(
-        chain.from_iterable(_commands_in(importlib.import_module(name)) for name in names),
-        find_plugins,
-    )
+    """Return the commands in every module of some packages."""
+
+    def find_commands() -> Iterator[Command]:
+        for package in packages:
+            for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+                yield from _commands_in(importlib.import_module(module.name))
+
+    return Registry(find_commands, find_plugins)
 
 
 def _commands_in(holder: Any) -> list[Command]:

@@ -82,7 +82,7 @@ def run(start: Start) -> ExitStatus:
     """Do what the flags ask for. Raises UserError, and KeyboardInterrupt after Ctrl-C."""
     terminal = _terminal(start)
     interactive = terminal is start.environment.stdout
-    screen = make_screen(start.environment, start.launch.color, interactive)  # type: ignore[arg-type]
+    screen = make_screen(start.environment, start.launch.color, interactive)
     if not start.environment.is_first_process:
         screen = screen.silenced()
     moved = leave_missing_folder()

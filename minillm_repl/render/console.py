@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from rich.console import Console, NewLine
 from rich.control import Control
@@ -35,8 +35,6 @@ TITLE, SPECIAL = "bold", "magenta"
 POSITIVE, NEGATIVE = "cyan", "yellow"
 
 _MAX_REMEMBERED = 2_000  # times that something was printed: a long visit must not fill the memory
-
-ColorChoice = Literal["auto", "always", "never"]
 
 
 class Transcript(Console):
@@ -152,9 +150,7 @@ class Screen:
         (self.errors or self.notes_console).print(line, soft_wrap=not self.animated)
 
 
-def make_console(
-    stream: IO[str], variables: Mapping[str, str], color: ColorChoice = "auto"
-) -> Transcript:
+def make_console(stream: IO[str], variables: Mapping[str, str], color: str = "auto") -> Transcript:
     """Return a stream's console: colours to a terminal unless NO_COLOR is set, or always, or never.
 
     No markup, no highlighting, no emoji codes: text from a model means only itself.
@@ -173,9 +169,7 @@ def make_console(
     )
 
 
-def make_screen(
-    environment: Environment, color: ColorChoice = "auto", interactive: bool = False
-) -> Screen:
+def make_screen(environment: Environment, color: str = "auto", interactive: bool = False) -> Screen:
     """Return the screen of an environment."""
     out, err = (
         make_console(stream, environment.variables, color)

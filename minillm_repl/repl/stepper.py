@@ -141,7 +141,7 @@ class Stepper:
         bind("<any>", act=lambda event: self._type(event.data))
         bind(Keys.BracketedPaste, act=lambda event: self._type(event.data))
         for row, digit in enumerate("1234567890"):
-            bind(digit, act=lambda _event, row=row: self._select_row(row), when=~typing)  # type: ignore[misc]
+            bind(digit, act=self._row_selector(row), when=~typing)
         bind("c-z", act=suspend)
         bind("f", act=lambda _event: self._app.exit(result=True), when=~typing)
         bind(
@@ -173,6 +173,9 @@ class Stepper:
                 self._app.exit(exception=error)
 
         return pressed
+
+    def _row_selector(self, row: int) -> Callable[[KeyPressEvent], None]:
+        return lambda _event: self._select_row(row)
 
     def _select_row(self, row: int) -> None:
         if row >= len(self._step.top):

@@ -20,6 +20,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.lessons.progress import Progress
 from minillm_repl.render.console import FIGURES, TITLE, Screen, make_console, make_screen
+from minillm_repl.render.export import check_overwritable
 from minillm_repl.render.tables import headline
 from minillm_repl.repl.lines import PlainLineReader, open_terminal
 from minillm_repl.repl.loop import (
@@ -35,7 +36,6 @@ from minillm_repl.repl.registry import discover
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
-from minillm_repl.repl.view_files import check_overwritable
 from minillm_repl.repl.workspace import ReadOnly, RecentModels, Workspace, Writable
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import (

@@ -7,10 +7,10 @@ from rich.console import Console, RenderableType
 from minillm_repl.errors import UsageError
 from minillm_repl.language import _
 from minillm_repl.render.drawing import UNLIMITED_WIDTH
+from minillm_repl.render.export import write_view
 from minillm_repl.repl.arguments import Arguments, Choice, Flag, Words
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
-from minillm_repl.repl.view_files import write_view
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import user_path
 

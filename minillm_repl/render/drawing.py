@@ -7,9 +7,10 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from minillm_repl.language import N_, _
-from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, NEGATIVE, POSITIVE, SPECIAL, TITLE
 from minillm_repl.tokenizer.base import Token
+
+_EIGHTHS = " ▏▎▍▌▋▊▉"  # of a cell
 
 SHADES = " ░▒▓█"
 LEVELS = "▁▂▃▄▅▆▇█"
@@ -32,6 +33,12 @@ _COMPONENTS = {  # of a model: the names that views and JSON have, and those on 
     "{n} block": N_("L{n} block"),
 }
 _LAYER_OR_HEAD = re.compile(r"\d+(\.\d+)?")
+
+
+def bar(share: float, width: int) -> str:
+    """Return a bar of `share` (0 to 1) of `width` cells, an eighth of a cell fine."""
+    full, rest = divmod(round(min(max(share, 0.0), 1.0) * width * 8), 8)
+    return "█" * full + (_EIGHTHS[rest] if rest else "")
 
 
 def shade(share: float) -> str:

@@ -1,9 +1,12 @@
-"""Writes what was drawn as SVG, HTML or plain text."""
+"""Views as files: SVG, HTML, plain text. A view replaces only a file that a view made, unless told
+to.
+"""
 
 import re
 from collections.abc import Callable, Iterator
 from html import escape, unescape
 from io import StringIO
+from pathlib import Path
 
 from rich.cells import cell_len, chop_cells
 from rich.columns import Columns
@@ -14,7 +17,12 @@ from rich.terminal_theme import SVG_EXPORT_THEME
 from rich.text import Text
 from rich.tree import Tree
 
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.render.drawing import MAX_PROSE_WIDTH, UNLIMITED_WIDTH
+from minillm_repl.safetext import safe_line
+from minillm_repl.storage.atomic import write_atomically
+from minillm_repl.storage.files import open_regular
 
 # What has every block character one cell wide comes first, then what has Hangul.
 _FONTS = (
@@ -220,3 +228,37 @@ def _as_wide_as_its_cells(found: re.Match[str]) -> str:
     """Return a character for the page in a box as wide as its cells; without width, as it is."""
     wide = cell_len(found[0])
     return f"<i{' class=wide' if wide == 2 else ''}>{found[0]}</i>" if wide else found[0]
+
+
+_VIEW_HEADERS = re.compile(
+    rb'\{"view": "'
+    rb'|<svg class="terminal"[^>]*>\s*<!-- made by minillm-repl -->'
+    rb"|<!DOCTYPE html>\s*<html>\s*<head>\s*<!-- made by minillm-repl -->"
+    rb"|\[minillm-repl( \xc2\xb7 [^\n]*)?\]\r?\n"
+)
+"""How the files begin that views and `:export` write (above, and in json_lines.py)."""
+
+_HEADER_BYTES = 1000  # bytes: enough for each of these
+
+
+def check_overwritable(path: Path, *, overwrite: bool) -> None:
+    """Raise UserError if the file at `path` was not made by a view, unless `overwrite`."""
+    if overwrite or not path.is_file() or not path.stat().st_size:
+        return
+    with open_regular(path) as file:
+        head = file.read(_HEADER_BYTES)
+    if _VIEW_HEADERS.match(head):
+        return
+    raise UserError(
+        _(
+            "{path} exists and was not made by a view: `--overwrite` replaces it, or use "
+            "another name",
+            path=safe_line(str(path)),
+        )
+    )
+
+
+def write_view(path: Path, data: bytes, *, overwrite: bool) -> None:
+    """Write a view to `path`. Raises UserError, also where `check_overwritable` does."""
+    check_overwritable(path, overwrite=overwrite)
+    write_atomically(path, data)

@@ -11,9 +11,8 @@ from rich.text import Text
 
 from minillm_repl.generate.events import Candidate, Finished, GenerationEvent, Step
 from minillm_repl.language import N_, _, _n
-from minillm_repl.render.bars import bar
 from minillm_repl.render.console import CHOSEN, DROPPED, FIGURES, GOOD, MODEL, TITLE, Screen
-from minillm_repl.render.drawing import fit_to_width
+from minillm_repl.render.drawing import bar, fit_to_width
 from minillm_repl.safetext import safe, safe_line, show_token
 from minillm_repl.tokenizer.truncation import TruncatedText
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from minillm_repl.errors import UsageError
 from minillm_repl.language import _
+from minillm_repl.render.export import check_overwritable
 from minillm_repl.repl.arguments import (
     Argument,
     Arguments,
@@ -24,7 +25,6 @@ from minillm_repl.repl.quoting import (
     parse_leading_output,
     parse_output,
 )
-from minillm_repl.repl.view_files import check_overwritable
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import user_path
 

@@ -8,9 +8,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from minillm_repl.language import N_, _
-from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
-from minillm_repl.render.drawing import MAX_LABEL_WIDTH, fit_to_width, nats, short_label, title
+from minillm_repl.render.drawing import MAX_LABEL_WIDTH, bar, fit_to_width, nats, short_label, title
 from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import plain_table
 from minillm_repl.repl.arguments import Arguments, TextArgument, Words

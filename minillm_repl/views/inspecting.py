@@ -12,12 +12,12 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.hooks import Hook, compose, no_hook
 from minillm_repl.render.console import WARNING
+from minillm_repl.render.export import write_view
 from minillm_repl.repl.arguments import TextPair
 from minillm_repl.repl.model_loading import LoadedModel
 from minillm_repl.repl.quoting import TO_SCREEN, Output
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.signals import run_interruptibly
-from minillm_repl.repl.view_files import write_view
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import user_path
 from minillm_repl.tokenizer.lookup import count_prefix_spaces, find_token_ids

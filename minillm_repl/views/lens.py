@@ -8,9 +8,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from minillm_repl.language import _
-from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
-from minillm_repl.render.drawing import component_name, short_label, title
+from minillm_repl.render.drawing import bar, component_name, short_label, title
 from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import NARROW, WIDE, plain_table
 from minillm_repl.repl.arguments import Arguments, Position, TextArgument

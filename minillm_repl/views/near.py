@@ -10,9 +10,8 @@ from rich.text import Text
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
-from minillm_repl.render.drawing import MAX_LABEL_WIDTH, short_label
+from minillm_repl.render.drawing import MAX_LABEL_WIDTH, bar, short_label
 from minillm_repl.render.tables import plain_table
 from minillm_repl.repl.arguments import Arguments, Words
 from minillm_repl.repl.registry import command

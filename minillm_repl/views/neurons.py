@@ -8,9 +8,9 @@ from rich.text import Text
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL
 from minillm_repl.render.drawing import (
+    bar,
     label_width,
     largest_first,
     numbered_label,

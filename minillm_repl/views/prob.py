@@ -10,9 +10,8 @@ from rich.text import Text
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
-from minillm_repl.render.drawing import short_label, title
+from minillm_repl.render.drawing import bar, short_label, title
 from minillm_repl.render.generation import exact_percent, percent
 from minillm_repl.render.tables import NARROW, WIDE, plain_table
 from minillm_repl.repl.arguments import Arguments, TextArgument

@@ -7,9 +7,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from minillm_repl.language import _
-from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL
-from minillm_repl.render.drawing import component_name, title
+from minillm_repl.render.drawing import bar, component_name, title
 from minillm_repl.render.tables import plain_table
 from minillm_repl.repl.arguments import Arguments, TextArgument
 from minillm_repl.repl.registry import command

@@ -9,9 +9,8 @@ from rich.text import Text
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.render.bars import bar
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
-from minillm_repl.render.drawing import component_name, short_label, title
+from minillm_repl.render.drawing import bar, component_name, short_label, title
 from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import WIDE, plain_table
 from minillm_repl.repl.arguments import Arguments, Option, TextArgument

@@ -7,7 +7,7 @@ from pathlib import Path
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.formats import adapter, bare, foreign, huggingface, native
 from minillm_repl.checkpoint.formats.folder import find_folder
-from minillm_repl.checkpoint.formats.header import FORMAT, is_native, read_header
+from minillm_repl.checkpoint.formats.header import FORMAT, Header, is_native, read_header
 from minillm_repl.checkpoint.weight_map import Progress, ReadOptions
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
@@ -37,8 +37,8 @@ def load(
 
 
 def _load(path: Path, vocabulary: Tokenizer | None, options: ReadOptions) -> Checkpoint:
+    """Read a checkpoint: a folder, a format that a header declares, or a guess by tensor names."""
     name = safe_line(str(path))
-    # The order: a folder first, then the kinds that a header declares, then the guesses.
     folder = find_folder(path)
     if folder is not None and folder.weight_file is None:
         return huggingface.read_folder(folder, options)
@@ -46,38 +46,47 @@ def _load(path: Path, vocabulary: Tokenizer | None, options: ReadOptions) -> Che
     if is_native(header):
         return native.read_native(header, name, options)
     if adapter.is_adapter(header):
-        base = adapter.find_base(header, name)
-        # An adapter of an adapter could go round in a circle.
-        if not base.is_dir() and adapter.is_adapter(read_header(base)):
-            raise UserError(
-                _(
-                    "{name} is an adapter for another adapter, {base}, not for a model",
-                    name=name,
-                    base=safe_line(str(base)),
-                )
-            )
-        return adapter.merge(
-            header, load(base, vocabulary, "auto", options.progress), name, options.dtype
-        )
+        return _load_adapter(header, name, options)
     if bare.is_note_state_dict(header):
         return bare.read_note_state_dict(header, vocabulary, name, options)
     if folder is not None:
         return huggingface.read_folder(folder, options)
-    # Nothing fits. The most helpful error comes first.
-    if os.path.lexists(path.parent / foreign.ADAPTER_CONFIG):
+    raise _unsupported_error(path, header)
+
+
+def _load_adapter(header: Header, name: str, options: ReadOptions) -> Checkpoint:
+    """Read an adapter and its model. Raises UserError."""
+    path = adapter.find_base(header, name)
+    # The base of an adapter is a model: otherwise two adapters could name each other for ever.
+    if not path.is_dir() and adapter.is_adapter(read_header(path)):
         raise UserError(
+            _(
+                "{name} is an adapter for another adapter, {base}, not for a model",
+                name=name,
+                base=safe_line(str(path)),
+            )
+        )
+    base = load(path, None, "auto", options.progress)
+    return adapter.merge(header, base, name, options.dtype)
+
+
+def _unsupported_error(path: Path, header: Header) -> UserError:
+    """Return the error for a safetensors file of an unknown program."""
+    name = safe_line(str(path))
+    if os.path.lexists(path.parent / foreign.ADAPTER_CONFIG):
+        return UserError(
             _("{name} is {kind}", name=name, kind=foreign.describe_adapter(path.parent))
         )
     lora_tensor = foreign.find_lora_tensor(header.tensors)
     if lora_tensor:
-        raise UserError(
+        return UserError(
             _(
                 "{name} is a LoRA adapter, not a model: it contains {tensor:.80}",
                 name=name,
                 tensor=safe_line(lora_tensor),
             )
         )
-    raise UserError(
+    return UserError(
         _(
             "{name} is neither a minillm checkpoint (metadata format = {format}) nor a "
             "state dict of the study note (tensors blocks.0.attention.heads.0.…). No "

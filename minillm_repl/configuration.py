@@ -188,6 +188,7 @@ def read_configuration(path: Path) -> dict[str, str]:
 def _as_typed(key: str, value: Any) -> str:
     if key == "stop" and isinstance(value, str):
         value = [value]  # one stop string, even with spaces
+    # A user types on and off for TOML's true and false.
     if isinstance(value, bool):
         return "on" if value else "off"
     return shlex.join(map(str, value)) if isinstance(value, list) else str(value)
@@ -213,6 +214,7 @@ def _setting_sources(
 ) -> Iterator[tuple[str, str, str]]:
     """Yield the name, value and display name of each setting; the last value of a name counts."""
     for name, spec in specs(settings).items():
+        # From the weakest source to the strongest.
         if name in file:
             yield name, file[name], _("{name} in the configuration file", name=name)
         # Korean aliases are not valid names of variables everywhere.

@@ -133,6 +133,7 @@ def _answer_starts(template: ChatTemplate, turns: Sequence[_AssistantTurn]) -> l
         turn = turns[index]
         prefix, one, other = next(texts), next(texts), next(texts)
         pairs = ((turn.prompt.unescaped, turn.completed.unescaped), (one, other))
+        # Otherwise the template reorders turns, and no position is that of the answer.
         if not all(text.startswith(prefix) for pair in pairs for text in pair):
             raise UserError(
                 _(
@@ -153,6 +154,7 @@ def _common_prefix_length(texts: tuple[str, str]) -> int:
 
 def _loss_spans(turn: _AssistantTurn, start: int, closing: re.Pattern[str]) -> list[Span]:
     """Return the spans of a turn that the loss counts: the marked ones, or the whole answer."""
+    # Marks of earlier turns are in the text too.
     if turn.completed.answer_spans:
         return [span for span in turn.completed.answer_spans if span[1] > start]
     return [(start, _answer_end(turn, start, closing))]

@@ -23,6 +23,7 @@ def serialise(tensors: Tensors, metadata: Mapping[str, str]) -> Chunks:
     The library writes the same bytes, but Ctrl-C cannot stop it, and the order of its metadata
     changes (docs/decisions.md). Raises UserError if the header exceeds MAX_HEADER_BYTES.
     """
+    # The format: 8 bytes with the length of the JSON, the JSON, the values of all tensors.
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     parts: list[memoryview] = []
     end = 0

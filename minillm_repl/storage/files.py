@@ -85,6 +85,7 @@ def open_regular(path: Path) -> BinaryIO:
         ) from None
     except ValueError:
         raise UserError(_("cannot open {name}: invalid file name", name=name)) from None
+    # fstat: the path may lead to another file by now.
     kind = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(kind):
         os.close(descriptor)

@@ -162,6 +162,7 @@ def _match_disk_spelling(path: Path) -> Path:
 
     A Mac may store decomposed Hangul; a keyboard types composed Hangul.
     """
+    # An ASCII name has only one spelling.
     if str(path).isascii():
         return path
     found = Path()

@@ -60,6 +60,7 @@ def with_bos_token(description: Mapping[str, Any], bos_token: str) -> Mapping[st
     ids = {**vocabulary, **{each["content"]: each["id"] for each in entries}}
     if bos_token not in ids:
         return description
+    # The format of a TemplateProcessing step; `pair` is required, and never used here.
     prefix = {"SpecialToken": {"id": bos_token, "type_id": 0}}
     text, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     processor = {

@@ -89,6 +89,7 @@ def byte_level_bpe(
     else:
         library.pre_tokenizer = parts.ByteLevel(add_prefix_space=add_prefix_space)
     library.decoder = tokenizers.decoders.ByteLevel()
+    # In GPT-2's vocab.json it is an ordinary entry.
     library.add_special_tokens([name for name in ("<|endoftext|>",) if name in vocabulary])
     return _to_dict(library)
 

@@ -171,6 +171,7 @@ class SubwordTokenizer(Tokenizer):
 
         Some folders add a `<pad>` without one.
         """
+        # Most models: then no id needs a check.
         if self._all_in_range:
             return ids
         out_of_range = next((token for token in ids if token >= self._vocab_size), None)
@@ -190,6 +191,7 @@ class SubwordTokenizer(Tokenizer):
         """Return the parts of `text` that the vocabulary lacks, each once, in order."""
         if not self.unk_token:
             return self._skipped_characters(text) if self._may_skip else []
+        # The offsets of unknown tokens give their characters.
         encoding = self._encode(text, False, False)
         unk_id = self._tokenizer.token_to_id(self.unk_token)
         offsets = zip(encoding.ids, encoding.offsets, strict=True)
@@ -225,6 +227,7 @@ class SubwordTokenizer(Tokenizer):
         """Return the ids of texts, each without a start token; the library uses all CPU cores."""
         self._plain_tokenizer_without_prefix.encode_special_tokens = True
         with library_errors():
+            # The fast variant computes no offsets, which a corpus does not need.
             found = self._plain_tokenizer_without_prefix.encode_batch_fast(
                 texts, add_special_tokens=False
             )

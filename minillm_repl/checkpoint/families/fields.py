@@ -158,8 +158,10 @@ class ConfigFields:
             case "default":
                 return Rope(rope_theta, rotary_pct)
             case "linear":
+                # Positions are divided by the factor.
                 return Rope(rope_theta, rotary_pct, kind, inner.number("factor"))
             case "llama3":
+                # Llama 3.1: slow rotations become slower, fast ones stay.
                 low, high = inner.number("low_freq_factor"), inner.number("high_freq_factor")
                 original = inner.integer(_ORIGINAL_CONTEXT, self.integer("max_position_embeddings"))
                 return Rope(

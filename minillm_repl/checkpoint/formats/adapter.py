@@ -43,6 +43,7 @@ def weights_sha256(tensors: "Tensors") -> str:
     hasher = hashlib.sha256()
     for name in sorted(by_old_name):
         hasher.update(name.encode() + b"\0")
+        # float32, so that the dtype in which the model was opened does not matter.
         hasher.update(np.ascontiguousarray(by_old_name[name], dtype=np.float32).data)
     return hasher.hexdigest()
 

@@ -70,6 +70,7 @@ class Folder:
     def text(self, file: str) -> str | None:
         """Return the content of a text file of the folder; None without it. Raises UserError."""
         path = self.path / file
+        # lexists: a broken link is an error, not a missing file.
         if not os.path.lexists(path):
             return None
         with open_regular(path) as opened:
@@ -136,6 +137,7 @@ class Folder:
         family = self.family
         method = foreign.quantisation_of_config(self.config_fields)
         if method:
+            # Quantised weights are integers: read as floats they would be noise.
             raise foreign.quantised_error(self.name, method)
         try:
             return family.parse_config(self.config_fields)
@@ -205,6 +207,7 @@ class Folder:
                     shard=safe_line(shard),
                 )
             )
+        # A download may have stopped between two shards.
         if not os.path.lexists(self.path / shard):
             raise UserError(
                 _(
@@ -239,6 +242,7 @@ class Folder:
             for path in self.path.glob("*.safetensors")
             if path.name != foreign.ADAPTER_WEIGHTS
         )
+        # Weights without the usual name: the user may mean one of them.
         if others:
             return UserError(
                 _(

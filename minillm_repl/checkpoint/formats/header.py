@@ -168,7 +168,7 @@ def _parse_tensor_info(tensor: str, described: Any, data: int, name: str) -> Ten
         } if (
             dtype in _BITS
             and len(shape) <= _MAX_DIMENSIONS
-            and len(described) == 3
+            and len(described) == 3  # no unknown keys
             and all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, stop))
         ):
             entry = TensorInfo(tensor, dtype, tuple(shape), data + start)

@@ -168,6 +168,7 @@ def save_folder(
         "generation_config.json": _json({"eos_token_id": list(checkpoint.eos_token_ids) or None}),
         **_tokenizer_files(checkpoint),
     }
+    # `transformers` refuses a file without this metadata.
     weights = serialise(to_file_layout(family.weight_map(config), tensors), {"format": "pt"})
     # The other files of an existing folder may be the user's: only the weights are replaced.
     if (path / CONFIG).exists():
@@ -196,7 +197,9 @@ def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     else:
         return {}  # bare ids
     settings = {
+        # This class reads any tokenizer.json.
         "tokenizer_class": "PreTrainedTokenizerFast",
+        # Otherwise `decode` would remove the spaces before punctuation.
         "clean_up_tokenization_spaces": False,
         **roles,
     }
@@ -240,12 +243,15 @@ def _convert_to_gpt2(config: GPTConfig, tensors: Tensors) -> tuple[GPTConfig, di
         array = tensors[name] if name in tensors else zeros[: shape[0]]
         stem = name.rpartition(".")[0]
         match stem.split(".", 2)[-1] if stem.startswith("blocks.") else stem:
+            # What writes to the residual stream writes to both halves.
             case "token_embedding" | "position_embedding":
                 array = duplicate(array.T).T  # (tokens, d_model) -> (tokens, 2 · d_model)
+            # What reads the residual stream ignores the copy.
             case "attention.qkv":
                 array = add_empty_heads(array)
                 if array.ndim == 2:
                     array = pad_last_dim(array)
+            # The empty heads add nothing.
             case "attention.proj":
                 array = duplicate(array if array.ndim == 1 else pad_last_dim(array))
             case "mlp.up":

@@ -48,6 +48,7 @@ def save_native(
 
 def to_metadata(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the metadata of a file: everything of a checkpoint but its weights."""
+    # ensure_ascii=False: escaped Hangul would take twice the bytes.
     metadata = {
         "format": FORMAT,
         "version": VERSION,

@@ -143,7 +143,10 @@ def _added_tokens(
     decoder = declared.get("added_tokens_decoder")
     if isinstance(decoder, dict):
         entries = [
-            (int(key), each) for key, each in decoder.items() if key.isdecimal() and len(key) < 10
+            # An id has at most 9 digits.
+            (int(key), each)
+            for key, each in decoder.items()
+            if key.isdecimal() and len(key) < 10
         ]
     else:
         named = {_content(each) for each in special}
@@ -154,6 +157,7 @@ def _added_tokens(
             for name, token in listed.items()
             if type(token) is int and name not in known_names
         ]
+    # A name is added once, with the flags of the first declaration.
     yielded = set(known_names)
     for _token, each in sorted(entries, key=lambda entry: entry[0]):
         if isinstance(each, dict) and _content(each):

@@ -192,7 +192,10 @@ def test_training_from_the_shell_makes_the_file_trains_it_further_and_makes_it_a
     assert program(*settings).returncode == 0
     assert load(tmp_path / "new.safetensors").training.steps == 8
     refused = program(*settings, "--width", "16")
-    assert (refused.returncode, "width is for a new model" in refused.stderr.decode()) == (1, True)
+    assert (
+        refused.returncode,
+        "d_model applies to a new model only" in refused.stderr.decode(),
+    ) == (1, True)
     assert program(*settings, "--width", "16", "--new", "--seed", "9").returncode == 0
     anew = load(tmp_path / "new.safetensors")
     assert (anew.config.d_model, anew.training.steps, anew.training.seed) == (16, 4, 9)

@@ -169,7 +169,7 @@ def test_half_precision_weights_are_read_as_they_are(dtype, tmp_path, monkeypatc
     monkeypatch.setattr(compiled_decoder, "_SMALL", 0)
     ours = CompiledDecoder(checkpoint)
     np.testing.assert_allclose(ours.prefill(ids), expected, rtol=0, atol=1e-5)
-    assert "compiled, weights in " + checkpoint.dtype in ours.backend_details
+    assert "compiled; weights in " + checkpoint.dtype in ours.backend_details
 
 
 def test_the_notes_own_kind_of_gpt_runs_too():
@@ -386,7 +386,7 @@ except UserError as error:
     print(error)"""
     said = run(refused, NUMBA_CACHE_DIR=str(tmp_path))
     assert said.startswith(
-        "--quant int8 needs the compiled decoder, and torch runs it (numba does not work"
+        "--quant int8 needs the compiled decoder, but this model runs in torch (numba does not work"
     )
 
 

@@ -197,7 +197,9 @@ BOMBS = {
 @pytest.mark.parametrize("what", BOMBS)
 def test_a_tokenizer_that_would_hang_or_swell_is_refused_before_it_is_used(what, folder, capfd):
     (folder / "tokenizer.json").write_text(json.dumps(BOMBS[what]))
-    with pytest.raises(UserError, match="the tokenizer of .* (cannot be used|crashed|took more than)"):
+    with pytest.raises(
+        UserError, match="the tokenizer of .* (cannot be used|crashed|took more than)"
+    ):
         load(folder)
     assert capfd.readouterr().err == ""
 

@@ -1,0 +1,128 @@
+"""A command's declared arguments: its usage, what is completed, the values, the errors."""
+
+import pytest
+
+from minillm_repl import commands, views
+from minillm_repl.errors import UsageError, UserError
+from minillm_repl.repl.arguments import (
+    Choice,
+    ChoiceOption,
+    Flag,
+    Layer,
+    Number,
+    Option,
+    Position,
+    TextArgument,
+    TextPair,
+    Words,
+)
+from minillm_repl.repl.forms import Forms
+from minillm_repl.repl.registry import discover
+from minillm_repl.settings import integer, number
+from tests.conftest import random_checkpoint
+from tests.test_lessons import shell_for, state  # noqa: F401 - the last is a fixture
+
+LAYERS = Layer("optional")
+PATH = Words("path", "PATH")
+RATE = Option("rate", number(0, 9), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("form", "usage", "words"),
+    [
+        ((), "", ()),
+        ((Layer("optional"), TextArgument()), "[LAYER[.HEAD]] [TEXT]", ()),
+        ((Layer("required", part="neuron", required=True), Position()),
+         "LAYER.NEURON [POSITION]", ()),
+        ((Number("count", integer(1)), TextArgument(quoted=True)), '[N] ["TEXT"]', ()),
+        ((Choice("zero", "mean"), RATE), "[zero|mean] [rate=0.1]", ("zero", "mean", "rate=")),
+        ((TextPair("->", "A -> B", required=2), ChoiceOption("what", "a", "b")),
+         "A -> B [what=a|b]", ("what=a", "what=b")),
+        ((Words("path", "FILE", required=True), Flag("--overwrite")),
+         "FILE [--overwrite]", ("--overwrite",)),
+    ],
+)  # fmt: skip
+def test_a_declaration_is_its_own_usage_and_completion(form, usage, words):
+    assert (Forms(form).usage, Forms(form).completions) == (usage, words)
+
+
+@pytest.mark.parametrize(
+    ("form", "typed", "values"),
+    [
+        ((LAYERS, TextArgument()), "2.1 a text", {"layer": 2, "head": 1, "text": "a text"}),
+        ((LAYERS, TextArgument()), '2 "3 pigs"', {"layer": 2, "text": "3 pigs"}),
+        ((Position(), TextArgument()), "@-2", {"position": -2, "text": ""}),
+        ((Position(), TextArgument()), "", {"position": -1, "text": ""}),
+        ((RATE, TextArgument()), "a rate=2 b", {"rate": 2.0, "text": "a b"}),
+        ((RATE, TextArgument()), '"a rate=2 b"', {"rate": 0.1, "text": "a rate=2 b"}),
+        ((Choice("zero", "mean", name="how"), TextArgument()), "mean", {"how": "mean", "text": ""}),
+        ((TextPair("vs", "A vs B"),), 'a vs "b vs c"', {"texts": ("a", "b vs c")}),
+        ((TextPair("vs", "A vs B"),), "vs b", {"texts": ("", "b")}),
+        ((TextPair("->", "A -> B", also="→"),), "a → b", {"texts": ("a", "b")}),
+        ((PATH, TextArgument(quoted=True)), 'my file "a"', {"path": "my file", "text": "a"}),
+        ((PATH, Choice("lesson")), "my file lesson", {"path": "my file", "choice": "lesson"}),
+        ((PATH, Choice("lesson")), "lesson", {"path": "lesson", "choice": ""}),
+        ((PATH, Flag("--all")), "--all f", {"path": "f", "all": True}),
+        ((TextArgument(verbatim=True),), ' "a"  ', {"text": ' "a"  '}),
+    ],
+)  # fmt: skip
+def test_what_is_typed_becomes_typed_values(form, typed, values):
+    asked = Forms(form).parse(typed)
+    assert {name: getattr(asked, name) for name in values} == values
+    with pytest.raises(AttributeError):
+        asked.other  # noqa: B018
+
+
+def test_the_form_is_told_by_its_keyword_and_the_usual_one_takes_what_fits_no_other():
+    forms = Forms(
+        (TextArgument("PROMPT"),), ("step", Number("n", integer(0), required=True)), ("off",)
+    )
+    assert forms.usage == "[PROMPT] | step N | off"
+    assert forms.completions == ("step", "off")
+    for typed, keyword, text, n in (
+        ("off", "off", "", None),
+        ("OFF", "off", "", None),
+        ("off the road", "", "off the road", None),
+        ("step 3", "step", "", 3),
+        ("", "", "", None),
+    ):
+        asked = forms.parse(typed)
+        assert (asked.keyword, asked.text, asked.n) == (keyword, text, n)
+
+
+@pytest.mark.parametrize(
+    ("form", "typed", "error"),
+    [
+        ((), "x", "unexpected argument 'x'"),
+        ((Layer("required", required=True),), "", r"LAYER\.HEAD is missing"),
+        ((Layer("required", required=True),), "2 a", r"2 is not LAYER\.HEAD"),
+        ((TextArgument(),), "2.1 a", r"unexpected 2\.1; put a text that starts like that in qu"),
+        ((TextArgument(quoted=True),), "a", "unexpected argument 'a'"),
+        ((TextArgument(),), '""', "the quotes contain no text"),
+        ((RATE, TextArgument()), "rat=1", "unknown option rat=1; available: rate="),
+        ((RATE, TextArgument()), "a rate 2", "write rate with =, as in rate=2"),
+        ((RATE, TextArgument()), "rate=10", "rate needs a number from 0 to 9, not '10'"),
+        ((ChoiceOption("what", "a", "b"),), "what=c", "what needs one of a, b, not 'c'"),
+        ((Number("count", integer(1, 9)),), "10", "N needs a whole number from 1 to 9, not '10'"),
+        ((TextPair("vs", "A [vs B]", required=1),), "a vs", "a text is missing beside vs"),
+        ((TextPair("vs", "A vs B", required=2),), "a", "a text is missing beside vs"),
+        ((TextPair("vs", "A vs B"),), "a vs b vs c", "vs occurs twice"),
+    ],
+)  # fmt: skip
+def test_an_error_names_the_value_and_what_fits(form, typed, error):
+    with pytest.raises(UsageError, match=error):
+        Forms(form).parse(typed)
+
+
+def test_the_shell_adds_the_usage_to_the_error():
+    shell = shell_for(random_checkpoint())
+    with pytest.raises(UserError, match=r"unexpected argument 'x' · usage: :clear$"):
+        shell.run_line(":clear x")
+    with pytest.raises(UserError, match=r"2 is not LAYER\.HEAD · usage: :qkv LAYER\.HEAD "):
+        shell.run_line(":qkv 2")
+
+
+def test_every_command_declares_what_it_takes():
+    for each in discover(commands, views):
+        assert each.usage == f":{each.name} {each.forms.usage}".rstrip()
+        assert ("--json" in each.words) == each.json

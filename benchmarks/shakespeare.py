@@ -163,7 +163,13 @@ def _train_plain(text: Path) -> _Trained:
     vocab = int(max(train.max(), held.max())) + 1
     model = GPT(
         GPTConfig(
-            vocab, CONTEXT, WIDTH, LAYERS, HEADS, tie_word_embeddings=True, lm_head_bias=False
+            vocab_size=vocab,
+            context_length=CONTEXT,
+            d_model=WIDTH,
+            n_layers=LAYERS,
+            n_heads=HEADS,
+            tie_word_embeddings=True,
+            lm_head_bias=False,
         )
     )
     for name, parameter in model.named_parameters():

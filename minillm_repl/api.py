@@ -306,7 +306,9 @@ def train(
     start = model.checkpoint if model else None
     nowhere = Path()  # nothing is saved on the way
     with raising_interruptible() as interrupted:
-        context = RunContext(nowhere, launch.device, launch.threads, interrupted=interrupted)
+        context = RunContext(
+            path=nowhere, device=launch.device, threads=launch.threads, interrupted=interrupted
+        )
         run = start_run(start, str(corpus), plan, context)
         for warning in run.warnings:
             _warn(warning)

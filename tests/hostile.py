@@ -20,6 +20,7 @@ import numpy as np
 import safetensors.numpy
 
 from minillm_repl.checkpoint.formats.native import to_metadata
+from minillm_repl.model.config_json import config_to_json
 from tests.small import random_checkpoint
 
 Named = Iterator[tuple[str, bytes]]
@@ -377,8 +378,10 @@ def sparse(path: Path, vocab: int, width: int, layers: int) -> Path:
     """
     from minillm_repl.model.config import GPTConfig
 
-    config = GPTConfig(vocab, context_length=8, d_model=width, n_layers=layers, n_heads=4)
-    header, place = {"__metadata__": _FIELDS | {"config": json.dumps(config.to_json())}}, 0
+    config = GPTConfig(
+        vocab_size=vocab, context_length=8, d_model=width, n_layers=layers, n_heads=4
+    )
+    header, place = {"__metadata__": _FIELDS | {"config": json.dumps(config_to_json(config))}}, 0
     if vocab > 11:
         header["__metadata__"]["tokenizer"] = json.dumps({"type": "ids", "size": vocab})
     for name, shape in config.shapes():

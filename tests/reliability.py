@@ -154,7 +154,16 @@ def moments(folder: Path) -> list[Moment]:
 def large_model(path: Path) -> None:
     """Save a model of 50 million numbers: with it each step takes long enough to come between."""
     characters = sorted(set("가나다라마바사아자차카타파하"))
-    config = LlamaConfig(len(characters), 1024, 512, 16, 8, n_kv_heads=8, head_dim=64, d_mlp=1408)
+    config = LlamaConfig(
+        vocab_size=len(characters),
+        context_length=1024,
+        d_model=512,
+        n_layers=16,
+        n_heads=8,
+        n_kv_heads=8,
+        head_dim=64,
+        d_mlp=1408,
+    )
     rng = np.random.default_rng(0)
     tensors = {
         name: rng.normal(0, 0.05, shape).astype(np.float32) for name, shape in config.shapes()

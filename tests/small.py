@@ -10,7 +10,13 @@ from minillm_repl.tokenizer.character import CharacterTokenizer
 def random_checkpoint(vocab=11, context=8, width=12, layers=2, heads=3, seed=0, characters=None):
     """A model of random weights, large enough to matter; the sizes divide by nothing convenient."""
     characters = characters or [chr(0xAC00 + place) for place in range(vocab)]
-    config = GPTConfig(len(characters), context, width, layers, heads)
+    config = GPTConfig(
+        vocab_size=len(characters),
+        context_length=context,
+        d_model=width,
+        n_layers=layers,
+        n_heads=heads,
+    )
     rng = np.random.default_rng(seed)
     tensors = {
         name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in config.shapes()

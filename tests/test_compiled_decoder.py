@@ -116,7 +116,10 @@ from minillm_repl.model.config import LlamaConfig
 from tests.small import random_checkpoint
 import minillm_repl.generate.backends.compiled.decoder as compiled_decoder
 compiled_decoder._SMALL = 0
-config = LlamaConfig(97, 60, 84, 2, 4, n_kv_heads=2, head_dim=22, d_mlp=100)
+config = LlamaConfig(
+    vocab_size=97, context_length=60, d_model=84, n_layers=2, n_heads=4,
+    n_kv_heads=2, head_dim=22, d_mlp=100,
+)
 rng = np.random.default_rng(0)
 for kind in (np.float32, ml_dtypes.bfloat16, np.float16):
     tensors = {name: rng.normal(0, 0.2, shape).astype(kind) for name, shape in config.shapes()}
@@ -138,7 +141,16 @@ def test_processors_with_shorter_registers_get_the_same(processor):
 
 
 def test_the_number_of_threads_changes_no_bit(matrices):
-    config = LlamaConfig(97, 600, 64, 2, 4, n_kv_heads=2, head_dim=16, d_mlp=100)
+    config = LlamaConfig(
+        vocab_size=97,
+        context_length=600,
+        d_model=64,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=16,
+        d_mlp=100,
+    )
     rng = np.random.default_rng(0)
     tensors = {
         name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in config.shapes()
@@ -399,11 +411,11 @@ def test_every_size_of_head_and_width_is_read_to_its_end(matrices):
         (33, 5, 5, 34, 50),
     ):
         config = LlamaConfig(
-            23,
-            80,
-            width,
-            2,
-            heads,
+            vocab_size=23,
+            context_length=80,
+            d_model=width,
+            n_layers=2,
+            n_heads=heads,
             n_kv_heads=kv_heads,
             head_dim=size,
             d_mlp=hidden,

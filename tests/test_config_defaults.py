@@ -122,11 +122,11 @@ def said_by(theirs):
     what = theirs.model_type
     if what == "gpt2":
         return GPTConfig(
-            theirs.vocab_size,
-            theirs.n_positions,
-            theirs.n_embd,
-            theirs.n_layer,
-            theirs.n_head,
+            vocab_size=theirs.vocab_size,
+            context_length=theirs.n_positions,
+            d_model=theirs.n_embd,
+            n_layers=theirs.n_layer,
+            n_heads=theirs.n_head,
             d_mlp=theirs.n_inner if theirs.n_inner is not None else 4 * theirs.n_embd,
             activation=ACTIVATIONS[theirs.activation_function],
             norm_eps=theirs.layer_norm_epsilon,
@@ -299,25 +299,25 @@ ALIKE = {"full_attention": LLAMA3, "sliding_attention": LLAMA3}
 @pytest.mark.parametrize(
     ("fields", "rope"),
     [
-        ({"rope_parameters": NESTED}, Rope(5e5)),
+        ({"rope_parameters": NESTED}, Rope(theta=5e5)),
         (
             {"rope_parameters": ALIKE},
-            Rope(5e3, scaling="llama3", factor=4.0, original_max_position_embeddings=32),
+            Rope(theta=5e3, scaling="llama3", factor=4.0, original_max_position_embeddings=32),
         ),
-        ({"rope_scaling": NESTED, "rope_parameters": OTHER}, Rope(5e5)),
+        ({"rope_scaling": NESTED, "rope_parameters": OTHER}, Rope(theta=5e5)),
         (
             {
                 "rope_parameters": NESTED | {"sliding_attention": OTHER},
                 "layer_types": ["full_attention"] * 3,
             },
-            Rope(5e5),
+            Rope(theta=5e5),
         ),
         (
             {
                 "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}},
                 "rope_theta": 7.0,
             },
-            Rope(7.0, scaling="linear", factor=2.0),
+            Rope(theta=7.0, scaling="linear", factor=2.0),
         ),
     ],
 )

@@ -33,7 +33,10 @@ PLAN = TrainPlan(
 def begin(start, corpus, **settings):
     plan = dataclasses.replace(PLAN, **settings)
     return start_run(
-        start, str(corpus), plan, RunContext(Path(corpus).parent / "m", "cpu", threads=1)
+        start,
+        str(corpus),
+        plan,
+        RunContext(path=Path(corpus).parent / "m", device="cpu", threads=1),
     )
 
 

@@ -49,7 +49,7 @@ from tests.test_huggingface import FAMILIES, logits_of, random_model
 
 def begin(start, corpus, path, **settings):
     plan = TrainPlan(**{"precision": "float32", "val": "off", **settings})
-    return start_run(start, str(corpus), plan, RunContext(Path(path), "cpu", threads=1))
+    return start_run(start, str(corpus), plan, RunContext(path=Path(path), device="cpu", threads=1))
 
 
 def trained(start, corpus, path, **settings):
@@ -1022,7 +1022,9 @@ def test_an_adapter_that_was_resumed_is_saved_and_opens(tmp_path):
     steps = itertools.count()
     list(cut.events(lambda: next(steps) >= 3))
     assert cut.trainer.state.step == 3
-    run = resume_run(tmp_path / "m.safetensors", RunContext(tmp_path / "m.safetensors", "cpu"))
+    run = resume_run(
+        tmp_path / "m.safetensors", RunContext(path=tmp_path / "m.safetensors", device="cpu")
+    )
     *_, finished = run.events(lambda: False)
     after = run.checkpoint(finished)
     adapter.save_adapter(after, tmp_path / "adapter.safetensors")
@@ -1052,7 +1054,9 @@ def test_a_resume_file_may_name_any_model_as_that_of_an_adapter_and_the_run_goes
         safetensors.numpy.load_file(file), file, {**metadata, "run": json.dumps(run)}
     )
     asked = itertools.count()
-    *_, finished = resume_run(path, RunContext(path, "cpu")).events(lambda: next(asked) >= 2)
+    *_, finished = resume_run(path, RunContext(path=path, device="cpu")).events(
+        lambda: next(asked) >= 2
+    )
     assert finished.reason == "interrupt"
     again = resume.load_run(file).metadata.base_model
     assert again is not None

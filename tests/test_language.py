@@ -464,7 +464,9 @@ def test_stopping_before_the_first_measurement_is_told_in_the_language_of_the_us
     plan = TrainPlan(
         steps=2, d_model=16, n_layers=1, context_length=16, preset="note", precision="float32"
     )
-    trainee = start_run(None, str(path), plan, RunContext(tmp_path / "m", "cpu", threads=1))
+    trainee = start_run(
+        None, str(path), plan, RunContext(path=tmp_path / "m", device="cpu", threads=1)
+    )
     set_language("ko")
     try:
         with pytest.raises(UserError, match="[가-힣]"):

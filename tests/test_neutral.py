@@ -78,7 +78,9 @@ def writer(texts):
     assert len(vocabulary) == len(pieces)
     tokenizer = SubwordTokenizer(byte_level_bpe(vocabulary, ""), {}, len(pieces))
     size = len(pieces)
-    config = GPTConfig(size, context_length=size + 8, d_model=size, n_layers=1, n_heads=1, d_mlp=1)
+    config = GPTConfig(
+        vocab_size=size, context_length=size + 8, d_model=size, n_layers=1, n_heads=1, d_mlp=1
+    )
     tensors = {name: np.zeros(shape, np.float32) for name, shape in config.shapes()}
     tensors["token_embedding.weight"] = np.eye(size, dtype=np.float32)
     for norm in ("blocks.0.ln1", "blocks.0.ln2", "ln_f"):

@@ -24,7 +24,7 @@ from minillm_repl.configuration import Launch, read_configuration
 from minillm_repl.errors import UserError
 from minillm_repl.generate.options import Sampling
 from minillm_repl.generate.sampling import process_logits, softmax
-from minillm_repl.model.config import config_from_json
+from minillm_repl.model.config_json import config_from_json
 from minillm_repl.repl.lines import is_multiline_open, join_multiline
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.workspace import RecentModels

@@ -95,7 +95,9 @@ def recipe():
         Source(name="stories", file="stories.txt", separator=r"\n\n", drops_lines=True),
         Source(name="made", grammar="everyday.txt", rule="talk", count=100),
     )
-    return Recipe("mine", sources, TrainPlan(), None, re.compile("unwanted"))
+    return Recipe(
+        name="mine", sources=sources, plan=TrainPlan(), chat=None, excluded=re.compile("unwanted")
+    )
 
 
 @pytest.fixture

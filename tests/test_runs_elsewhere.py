@@ -174,7 +174,7 @@ def begin(corpus, plan=SMALL, start=None):
         start,
         str(corpus),
         plan,
-        RunContext(Path(corpus).parent / "m.safetensors", "cpu", threads=1),
+        RunContext(path=Path(corpus).parent / "m.safetensors", device="cpu", threads=1),
     )
 
 
@@ -184,7 +184,7 @@ def cut(trainee, steps=4):
 
 
 def again(path, corpus=""):
-    trainee = resume_run(path, RunContext(path, "cpu", threads=1), corpus)
+    trainee = resume_run(path, RunContext(path=path, device="cpu", threads=1), corpus)
     *_, finished = trainee.events(lambda: False)
     return trainee, trainee.checkpoint(finished)
 
@@ -198,11 +198,13 @@ def stopped(tmp_path, monkeypatch):
     for name in ("t.txt", "held.txt"):
         Path(name).write_text(TEXT, encoding="utf-8")
     plan = dataclasses.replace(SMALL, val="held.txt")
-    whole = start_run(None, "t.txt", plan, RunContext(here / "whole.safetensors", "cpu", threads=1))
+    whole = start_run(
+        None, "t.txt", plan, RunContext(path=here / "whole.safetensors", device="cpu", threads=1)
+    )
     *_, finished = whole.events(lambda: False)
     path = here / "deep" / "m.safetensors"
     path.parent.mkdir()
-    cut(start_run(None, "t.txt", plan, RunContext(path, "cpu", threads=1)))
+    cut(start_run(None, "t.txt", plan, RunContext(path=path, device="cpu", threads=1)))
     return path, whole.checkpoint(finished)
 
 
@@ -224,7 +226,7 @@ def test_from_another_folder_it_can_be_stopped_again_and_go_on_from_a_third(
 ):
     path, expected = stopped
     monkeypatch.chdir(tmp_path)
-    cut(resume_run(path, RunContext(path, "cpu", threads=1)), 6)
+    cut(resume_run(path, RunContext(path=path, device="cpu", threads=1)), 6)
     monkeypatch.chdir("/")
     same(expected, again(path)[1])
 

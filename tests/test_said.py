@@ -384,7 +384,9 @@ def writer(tokens, library=None, **more):
         *(each for part in tokens for each in _ids(ours, part)),
     ]
     assert len(set(ids)) == len(ids)
-    config = GPTConfig(400, context_length=128, d_model=400, n_layers=1, n_heads=1, d_mlp=1)
+    config = GPTConfig(
+        vocab_size=400, context_length=128, d_model=400, n_layers=1, n_heads=1, d_mlp=1
+    )
     tensors = {name: np.zeros(shape, np.float32) for name, shape in config.shapes()}
     tensors["token_embedding.weight"] = np.eye(400, dtype=np.float32)
     for norm in ("blocks.0.ln1", "blocks.0.ln2", "ln_f"):
@@ -536,7 +538,9 @@ def test_letters_that_are_unknown_are_told_in_a_chat_as_in_a_completion(unknown)
     names = [*CONTROL, "<s>", *([unknown] if unknown else [])]
     tokenizer = CharacterTokenizer(sorted("helo yu"), names)
     size = tokenizer.vocab_size
-    config = GPTConfig(size, context_length=64, d_model=8, n_layers=1, n_heads=1, d_mlp=1)
+    config = GPTConfig(
+        vocab_size=size, context_length=64, d_model=8, n_layers=1, n_heads=1, d_mlp=1
+    )
     tensors = {name: np.ones(shape, np.float32) for name, shape in config.shapes()}
     checkpoint = Checkpoint(
         config=config,

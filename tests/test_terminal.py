@@ -35,7 +35,7 @@ def chain(cycle, extras="\n "):
     """
     characters = [*cycle, *extras]
     size = len(characters)
-    config = GPTConfig(size, context_length=16, d_model=size, n_layers=1, n_heads=1)
+    config = GPTConfig(vocab_size=size, context_length=16, d_model=size, n_layers=1, n_heads=1)
     tensors = {name: np.zeros(shape, np.float32) for name, shape in config.shapes()}
     tensors["token_embedding.weight"] = np.eye(size, dtype=np.float32)
     for norm in ("blocks.0.ln1", "blocks.0.ln2", "ln_f"):

@@ -68,7 +68,7 @@ def long_corpus(tmp_path):
 
 def begin(corpus, plan=SMALL, start=None, path=None, **around):
     where = path or Path(corpus).parent / "m.safetensors"
-    return start_run(start, corpus, plan, RunContext(where, "cpu", threads=1, **around))
+    return start_run(start, corpus, plan, RunContext(path=where, device="cpu", threads=1, **around))
 
 
 def run(corpus, plan=SMALL, start=None, interrupted=lambda: False, **more):
@@ -284,7 +284,10 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_weights(corpus, 
 def test_threads_are_given_back(corpus):
     before = torch.get_num_threads()
     trainee = start_run(
-        None, corpus, SMALL, RunContext(Path(corpus).parent / "m", "cpu", before + 1)
+        None,
+        corpus,
+        SMALL,
+        RunContext(path=Path(corpus).parent / "m", device="cpu", threads=before + 1),
     )
     seen = {torch.get_num_threads() for _ in trainee.events(lambda: False)}
     assert seen == {before + 1}
@@ -370,7 +373,7 @@ def test_a_run_that_was_cut_ends_with_the_same_bits(long_corpus, tmp_path, kind)
             long_corpus, plan, path=path, interrupted=lambda asked=asked: next(asked)
         )
         assert stopped.steps == cut
-        trainee = resume_run(path, RunContext(path, "cpu"))
+        trainee = resume_run(path, RunContext(path=path, device="cpu"))
         *_, finished = trainee.events(lambda: False)
         again = trainee.checkpoint(finished)
         assert (finished.reason, finished.steps, finished.kept) == (
@@ -396,7 +399,7 @@ def test_a_run_cut_twice_and_a_model_trained_further_go_on_exactly_too(
         for event in trainee.events(lambda cut=cut, each=trainee: each.trainer.state.step >= cut):
             finished = event
         if cut < 99:
-            trainee = resume_run(path, RunContext(path, "cpu"))
+            trainee = resume_run(path, RunContext(path=path, device="cpu"))
     again = trainee.checkpoint(finished)
     assert all(
         expected.tensors[name].tobytes() == again.tensors[name].tobytes()
@@ -440,7 +443,7 @@ def test_a_second_ctrl_c_in_the_last_measurement_leaves_a_run_to_go_on_with(corp
     assert trainee.is_saved
     file = Path(corpus).parent / "m.safetensors"
     assert load(file).training.steps == resume.load_run(resume_path(file)).state.step == 40
-    *_, finished = resume_run(file, RunContext(file, "cpu")).events(lambda: False)
+    *_, finished = resume_run(file, RunContext(path=file, device="cpu")).events(lambda: False)
     assert (finished.reason, finished.steps) == ("done", 40)
 
 
@@ -524,7 +527,7 @@ def test_a_resume_file_is_not_trusted(corpus, tmp_path):
     from minillm_repl.checkpoint.formats.header import read_header
 
     tensors, metadata = load_file(file), dict(read_header(file).metadata)
-    around = RunContext(path, "cpu")
+    around = RunContext(path=path, device="cpu")
 
     def refused(message, tensors=tensors, **changed):
         save_file(tensors, file, {**metadata, **changed})

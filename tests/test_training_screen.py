@@ -66,9 +66,16 @@ losses = {0: (4.1744, 65.5), 20: (2.25, 10.8249), 40: (1.9, 2.0), 60: (1.7, 1e9)
 def events():
     for step in range(61):
         if step:
-            yield TrainStep(step, 4.0 / step, 0.003, 1.234, 768 * step, 0.1 * step)
+            yield TrainStep(
+                step=step, loss=4.0 / step, lr=0.003, grad_norm=1.234, tokens=768 * step,
+                seconds=0.1 * step,
+            )
         if step % 20 == 0:
-            yield Evaluated(step, *losses[step], 2.7184, step in (0, 20, 40))
+            train, val = losses[step]
+            yield Evaluated(
+                step=step, train_loss=train, val_loss=val, bits_per_character=2.7184,
+                best=step in (0, 20, 40),
+            )
         if step == 30:
             yield Saved(30)
         if step == 35 or step == 59 and "stop" in sys.argv:
@@ -297,8 +304,8 @@ def test_a_dumb_terminal_gets_the_same_lines(ended):
 def test_json_lines_say_all_and_stay_json():
     stream = io.StringIO()
     events = [
-        Evaluated(0, 4.0, None, 6.0, True),
-        TrainStep(1, math.nan, 0.003, math.inf, 768, 0.5),
+        Evaluated(step=0, train_loss=4.0, val_loss=None, bits_per_character=6.0, best=True),
+        TrainStep(step=1, loss=math.nan, lr=0.003, grad_norm=math.inf, tokens=768, seconds=0.5),
         Saved(1),
         NotSaved(2, "no space"),
         dataclasses.replace(DONE, curve=((1, math.inf), (2, 1.5))),
@@ -423,7 +430,9 @@ def test_a_long_run_is_remembered_in_few_points_whose_mean_is_that_of_all():
 def steps_of(pace, count, seconds, start=0, at=0.0):
     for step in range(start + 1, start + count + 1):
         at += seconds
-        pace.step(TrainStep(step, 1.0, 0.1, 1.0, step * 100, at))
+        pace.step(
+            TrainStep(step=step, loss=1.0, lr=0.1, grad_norm=1.0, tokens=step * 100, seconds=at)
+        )
     return at
 
 

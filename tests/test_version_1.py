@@ -78,14 +78,28 @@ def assert_same_weights(found, expected):
 
 
 def small_llama():
+    rope = Rope(
+        theta=5e3,
+        scaling="llama3",
+        factor=4.0,
+        low_freq_factor=0.5,
+        high_freq_factor=2.0,
+        original_max_position_embeddings=32,
+    )
     config = LlamaConfig(
-        11, 8, 12, 2, 3, n_kv_heads=1, head_dim=8, d_mlp=20, sliding_windows=(0, 4),
-        mlp_bias=True, tie_word_embeddings=True,
-        rope=Rope(
-            5e3, scaling="llama3", factor=4.0, low_freq_factor=0.5, high_freq_factor=2.0,
-            original_max_position_embeddings=32,
-        ),
-    )  # fmt: skip
+        vocab_size=11,
+        context_length=8,
+        d_model=12,
+        n_layers=2,
+        n_heads=3,
+        n_kv_heads=1,
+        head_dim=8,
+        d_mlp=20,
+        sliding_windows=(0, 4),
+        mlp_bias=True,
+        tie_word_embeddings=True,
+        rope=rope,
+    )
     rng = np.random.default_rng(0)
     tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in config.shapes()}
     return Checkpoint(config=config, tokenizer=CharacterTokenizer(DIGITS), tensors=tensors)
@@ -124,7 +138,7 @@ def begin(base, folder, **settings):
     text = folder / "t.txt"
     text.write_text(" ".join(str(place * 7 % 97) for place in range(120)), encoding="utf-8")
     plan = dataclasses.replace(PLAN, **settings)
-    context = RunContext(folder / "run.safetensors", "cpu", threads=1)
+    context = RunContext(path=folder / "run.safetensors", device="cpu", threads=1)
     return start_run(base, str(text), plan, context)
 
 
@@ -153,6 +167,6 @@ def test_a_stopped_run_goes_on_to_the_same_weights(base, tmp_path):
     assert {"measured", "best", "waited", "stretch"} <= set(json.loads(metadata["state"]))
     assert {"folder", "further", "base"} <= set(json.loads(metadata["run"]))
     path = cut / "run.safetensors"
-    resumed = resume_run(path, RunContext(path, "cpu", threads=1))
+    resumed = resume_run(path, RunContext(path=path, device="cpu", threads=1))
     *_, resumed_end = resumed.events(lambda: False, save=False)
     assert_same_weights(resumed.checkpoint(resumed_end), run.checkpoint(finished))

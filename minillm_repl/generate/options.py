@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from minillm_repl.settings import integer, number, setting
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How the next token is drawn."""
 

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
@@ -59,7 +59,7 @@ def _check(config: object) -> None:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rope:
     """Rotary positions (Su et al. 2021): pairs of a head's numbers turn with the position, each at
     its own speed.
@@ -94,7 +94,7 @@ class Rope:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """What every family has. Raises UserError for sizes that make no model."""
 
@@ -109,63 +109,6 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check(self)
 
-    @classmethod
-    def from_json(cls, data: Any) -> Self:
-        """Read `{"arch": "gpt", "vocab": 44, ...}`; what has a default may be left out.
-
-        Raises UserError.
-        """
-        known = {entry.name: entry for entry in fields(cls)}
-        sizes = {entry.name for entry in fields(ModelConfig)}
-        if (
-            not isinstance(data, dict)
-            or data.get("arch") != cls.arch
-            or not {"arch", *sizes} <= set(data)
-        ):
-            raise UserError(
-                _(
-                    "expected arch = {arch} with {sizes}, got {value}",
-                    arch=cls.arch,
-                    sizes=", ".join(sorted(sizes)),
-                    value=_printable(data),
-                )
-            )
-        values = {name: value for name, value in data.items() if name != "arch"}
-        extra = sorted(set(values) - set(known))
-        missing = [
-            name for name, entry in known.items() if entry.default is MISSING and name not in values
-        ]
-        if extra or missing:
-            raise UserError(
-                _(
-                    "unknown entry for arch = {arch}: {name:.40}",
-                    arch=cls.arch,
-                    name=safe_line(extra[0]),
-                )
-                if extra
-                else _("missing entry for arch = {arch}: {name}", arch=cls.arch, name=missing[0])
-            )
-        if isinstance(values.get("rope"), dict):
-            try:
-                values["rope"] = Rope(**values["rope"])
-            except TypeError:
-                raise UserError(
-                    _("unknown RoPE settings: {value}", value=_printable(values["rope"]))
-                ) from None
-        if isinstance(values.get("sliding_windows"), list):
-            values["sliding_windows"] = tuple(values["sliding_windows"])
-        return cls(**values)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads: the sizes, and what differs from its default."""
-        required = {entry.name for entry in fields(ModelConfig)}
-        data: dict[str, Any] = {"arch": self.arch}
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if entry.name in required or value != entry.default:
-                data[entry.name] = asdict(value) if isinstance(value, Rope) else value
-        return data
-
     def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield the name and shape of every tensor, in the order of the computation."""
         raise NotImplementedError
@@ -176,7 +119,7 @@ class ModelConfig:
         return sum(math.prod(shape) for _name, shape in self.shapes())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GPTConfig(ModelConfig):
     """A GPT: LayerNorm, a plain feed-forward.
 
@@ -202,7 +145,7 @@ class GPTConfig(ModelConfig):
         if not self.d_mlp:
             object.__setattr__(self, "d_mlp", 4 * self.d_model)
         if not isinstance(self.rope, Rope | None):
-            raise UserError(_("unknown RoPE settings: {value}", value=_printable(self.rope)))
+            raise UserError(_("unknown RoPE settings: {value}", value=printable(self.rope)))
         if self.d_model % self.n_heads:
             raise UserError(
                 _(
@@ -281,7 +224,7 @@ class LlamaConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.rope, Rope):
-            raise UserError(_("unknown RoPE settings: {value}", value=_printable(self.rope)))
+            raise UserError(_("unknown RoPE settings: {value}", value=printable(self.rope)))
         if (
             self.d_mlp < 1
             or self.n_heads % self.n_kv_heads
@@ -306,7 +249,7 @@ class LlamaConfig(ModelConfig):
                 _(
                     "sliding_windows must be {layers} integers, not {value}",
                     layers=self.n_layers,
-                    value=_printable(self.sliding_windows),
+                    value=printable(self.sliding_windows),
                 )
             )
 
@@ -346,17 +289,12 @@ class LlamaConfig(ModelConfig):
 AnyConfig = GPTConfig | LlamaConfig
 
 
-def config_from_json(data: Any) -> AnyConfig:
-    """Read the config of a native checkpoint, of either family. Raises UserError."""
-    arch = data.get("arch") if isinstance(data, dict) else None
-    return LlamaConfig.from_json(data) if arch == LlamaConfig.arch else GPTConfig.from_json(data)
-
-
 def _with_bias(name: str, *shape: int, bias: bool = True) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield name + ".weight", shape
     if bias:
         yield name + ".bias", shape[:1]
 
 
-def _printable(data: Any) -> str:
+def printable(data: Any) -> str:
+    """Return the start of untrusted data, for a message."""
     return f"{safe_line(str(data)):.120}"

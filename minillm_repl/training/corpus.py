@@ -30,7 +30,7 @@ _MIN_SEPARATED_DOCUMENTS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Corpus:
     """What there is to learn from; it stays on disk, and is read from there as often as needed."""
 
@@ -127,14 +127,14 @@ def _scan_corpus(path: Path, split: str, interrupted: Callable[[], bool]) -> Cor
         raise UserError(_("{name} is empty: there is nothing to train on", name=name))
     notes = (*skipped, *_format_notes(files, is_folder), *repairs.notes(is_folder))
     return Corpus(
-        str(path),
-        files,
-        split,
-        digest.hexdigest(),
-        count,
-        has_conversations,
-        character_counts,
-        notes,
+        name=str(path),
+        files=files,
+        split=split,
+        sha256=digest.hexdigest(),
+        count=count,
+        is_conversational=has_conversations,
+        character_counts=character_counts,
+        notes=notes,
     )
 
 

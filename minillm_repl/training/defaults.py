@@ -7,7 +7,7 @@ from minillm_repl.model.config import AnyConfig, GPTConfig, LlamaConfig
 from minillm_repl.training.plan import TrainPlan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Preset:
     """The sizes of a new model, and how to train it."""
 
@@ -22,9 +22,33 @@ class Preset:
 
 # What was tried, and what it gave: docs/performance.md.
 PRESETS = {
-    "note": Preset("gpt", 64, 4, 32, 16, 150, 0),
-    "small": Preset("llama", 128, 4, 128, 8, 1_000, 20_000),
-    "medium": Preset("llama", 256, 6, 256, 32, 3_000, 3_000_000),
+    "note": Preset(
+        arch="gpt",
+        d_model=64,
+        n_layers=4,
+        context_length=32,
+        batch_size=16,
+        steps=150,
+        min_tokens=0,
+    ),
+    "small": Preset(
+        arch="llama",
+        d_model=128,
+        n_layers=4,
+        context_length=128,
+        batch_size=8,
+        steps=1_000,
+        min_tokens=20_000,
+    ),
+    "medium": Preset(
+        arch="llama",
+        d_model=256,
+        n_layers=6,
+        context_length=256,
+        batch_size=32,
+        steps=3_000,
+        min_tokens=3_000_000,
+    ),
 }
 _FINETUNE_CONTEXT, _FINETUNE_BATCH_TOKENS = (
     256,
@@ -105,13 +129,19 @@ def new_config(plan: TrainPlan, vocab_size: int) -> AnyConfig:
     Raises UserError for sizes that do not go together.
     """
     if plan.arch == "gpt":
-        return GPTConfig(vocab_size, plan.context_length, plan.d_model, plan.n_layers, plan.n_heads)
+        return GPTConfig(
+            vocab_size=vocab_size,
+            context_length=plan.context_length,
+            d_model=plan.d_model,
+            n_layers=plan.n_layers,
+            n_heads=plan.n_heads,
+        )
     return LlamaConfig(
-        vocab_size,
-        plan.context_length,
-        plan.d_model,
-        plan.n_layers,
-        plan.n_heads,
+        vocab_size=vocab_size,
+        context_length=plan.context_length,
+        d_model=plan.d_model,
+        n_layers=plan.n_layers,
+        n_heads=plan.n_heads,
         n_kv_heads=plan.n_kv_heads,
         head_dim=max(2, plan.d_model // plan.n_heads),
         # a third less than four times the width: the gate is a third matrix

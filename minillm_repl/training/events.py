@@ -13,7 +13,7 @@ _CURVE_POINTS = 200  # of a recorded loss curve, at most
 Reason = Literal["done", "interrupt", "patience", "diverged"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainStep:
     """One step of the optimisers has been taken."""
 
@@ -25,7 +25,7 @@ class TrainStep:
     seconds: float  # since the run began; what was spent before a resume included
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated:
     """The losses were measured, each over an even sample of its text, or all of a short one."""
 
@@ -101,3 +101,25 @@ class TrainerState:
             mean = sum(self.recent_losses) / len(self.recent_losses)
             self.curve.append((self.step, round(mean, 4)))
             self.recent_losses.clear()
+
+    def finished(
+        self, reason: Reason, *, kept: int, train_loss: float, val_loss: float | None, scale: float
+    ) -> TrainingFinished:
+        """Return the end of the run, with the losses of the weights of step `kept`; `scale` turns a
+        loss into bits per character.
+        """
+        loss = train_loss if val_loss is None else val_loss
+        return TrainingFinished(
+            reason=reason,
+            steps=self.step,
+            kept=kept,
+            tokens=self.tokens,
+            seconds=self.seconds,
+            first_loss=self.first_loss,
+            last_loss=loss,
+            train_loss=train_loss,
+            val_loss=val_loss,
+            bits_per_character=loss * scale,
+            curve=tuple(self.curve),
+            val_curve=tuple(self.val_curve),
+        )

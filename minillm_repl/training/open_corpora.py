@@ -18,7 +18,7 @@ from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.resume import RunMetadata
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OpenCorpora:
     """What is learnt and what is only measured, opened, and where their names hold."""
 
@@ -78,7 +78,7 @@ def open_corpora(corpus: str, plan: TrainPlan, interrupted: Callable[[], bool]) 
     notes = (
         _("the validation text is the training text: its loss says nothing about other texts"),
     ) * is_same
-    return OpenCorpora(corpus, train, plan.val, val_corpus, notes=notes)
+    return OpenCorpora(name=corpus, train=train, val=plan.val, val_corpus=val_corpus, notes=notes)
 
 
 def has_val_file(plan: TrainPlan) -> bool:
@@ -119,18 +119,18 @@ def reopen_corpora(
         metadata.working_folder
     ) / user_path(plan.val):
         return OpenCorpora(
-            metadata.corpus,
-            train,
-            plan.val,
-            val_corpus,
-            metadata.working_folder or printable_path(Path()),
+            name=metadata.corpus,
+            train=train,
+            val=plan.val,
+            val_corpus=val_corpus,
+            working_folder=metadata.working_folder or printable_path(Path()),
         )
     note = _("the text file has moved: it is read from {path}", path=safe_line(str(train_path)))
     return OpenCorpora(
-        str(train_path),
-        train,
-        val,
-        val_corpus,
+        name=str(train_path),
+        train=train,
+        val=val,
+        val_corpus=val_corpus,
         notes=(note,) if train_path != Path(metadata.working_folder) / original_path else (),
     )
 

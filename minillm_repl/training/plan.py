@@ -27,7 +27,7 @@ def _tokenizer(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainPlan:
     """How to train.
 

@@ -51,7 +51,7 @@ class Source:
     copies: int = 1  # how often the documents that are trained on come in one pass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What to train on, and how."""
 
@@ -142,7 +142,13 @@ def read_recipe(name: str) -> Recipe:
         plan = change(plan, setting, str(value), display_name=setting)
     chat = ChatTemplate(**read["chat"]) if "chat" in read else None
     unwanted = re.compile(read.get("unwanted", r"(?!)"))
-    return Recipe(name, tuple(Source(**source) for source in read["source"]), plan, chat, unwanted)
+    return Recipe(
+        name=name,
+        sources=tuple(Source(**source) for source in read["source"]),
+        plan=plan,
+        chat=chat,
+        excluded=unwanted,
+    )
 
 
 def recipes() -> list[str]:

@@ -37,7 +37,7 @@ RESUME_FORMAT = "minillm-resume"
 _MOMENTS = {"muon": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunMetadata:
     """What a run knows beside its plan and its state."""
 
@@ -51,7 +51,7 @@ class RunMetadata:
     base_model: tuple[Path, str] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResumeState:
     """What a resume file says of a run; its tensors are still on disk."""
 
@@ -143,11 +143,19 @@ def load_run(path: Path) -> ResumeState:
             # older files have neither
             val, folder = (str(run.get(name, "")) for name in ("val_sha256", "working_folder"))
             return ResumeState(
-                start,
-                plan,
-                RunMetadata(corpus, sha256, val, folder, further, threads, base_model),
-                state,
-                header,
+                start=start,
+                plan=plan,
+                metadata=RunMetadata(
+                    corpus=corpus,
+                    corpus_sha256=sha256,
+                    val_sha256=val,
+                    working_folder=folder,
+                    is_finetuning=further,
+                    threads=threads,
+                    base_model=base_model,
+                ),
+                state=state,
+                header=header,
             )
     raise UserError(_("{name} does not identify its run; see docs/format.md", name=name))
 

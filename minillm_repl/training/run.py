@@ -25,7 +25,7 @@ from minillm_repl.training.run_paths import resume_path
 from minillm_repl.training.trainer import Trainer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunContext:
     """Where a run takes place, and who watches."""
 

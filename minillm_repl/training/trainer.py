@@ -168,7 +168,14 @@ class Trainer:
         state.seconds = perf_counter() - self._started
         state.record_loss(loss, plan.steps)
         self._is_consistent = True
-        return TrainStep(state.step, loss, lr, norm, state.tokens, state.seconds)
+        return TrainStep(
+            step=state.step,
+            loss=loss,
+            lr=lr,
+            grad_norm=norm,
+            tokens=state.tokens,
+            seconds=state.seconds,
+        )
 
     def _backward(self, starts: Starts, interrupted: Callable[[], bool]) -> float:
         """Compute the gradients of a batch, one micro-batch after the other; return its mean loss.
@@ -256,7 +263,13 @@ class Trainer:
             state.val_curve.append((state.step, round(val, 4)))
         state.last_eval_step = state.step
         state.seconds = perf_counter() - self._started
-        return Evaluated(state.step, train, val, loss * self._bits_per_character_scale, is_best)
+        return Evaluated(
+            step=state.step,
+            train_loss=train,
+            val_loss=val,
+            bits_per_character=loss * self._bits_per_character_scale,
+            best=is_best,
+        )
 
     def _finish(self, reason: Reason, interrupted: Callable[[], bool]) -> TrainingFinished:
         """Leave the model with the weights to keep, and measure these."""
@@ -265,21 +278,9 @@ class Trainer:
         if not keeps_latest:
             self.load_weights(self.best_weights)
         train, val = self.evaluator.final_losses(state.tokens, interrupted, is_quick=is_quick)
-        loss = train if val is None else val
-        return TrainingFinished(
-            reason=reason,
-            steps=state.step,
-            kept=state.step if keeps_latest else state.best_step,
-            tokens=state.tokens,
-            seconds=state.seconds,
-            first_loss=state.first_loss,
-            last_loss=loss,
-            train_loss=train,
-            val_loss=val,
-            bits_per_character=loss * self._bits_per_character_scale,
-            curve=tuple(state.curve),
-            val_curve=tuple(state.val_curve),
-        )
+        kept = state.step if keeps_latest else state.best_step
+        scale = self._bits_per_character_scale
+        return state.finished(reason, kept=kept, train_loss=train, val_loss=val, scale=scale)
 
     def _is_latest_best(self, is_quick: bool) -> bool:
         """Tell whether the weights after the last step are the best, as far as is known."""

@@ -156,16 +156,27 @@ class ConfigFields:
             rotary_pct = inner.number("partial_rotary_factor", self._rotary_pct(rotary_pct_key))
         match kind:
             case "default":
-                return Rope(rope_theta, rotary_pct)
+                return Rope(theta=rope_theta, rotary_pct=rotary_pct)
             case "linear":
                 # Positions are divided by the factor.
-                return Rope(rope_theta, rotary_pct, kind, inner.number("factor"))
+                return Rope(
+                    theta=rope_theta,
+                    rotary_pct=rotary_pct,
+                    scaling=kind,
+                    factor=inner.number("factor"),
+                )
             case "llama3":
                 # Llama 3.1: slow rotations become slower, fast ones stay.
                 low, high = inner.number("low_freq_factor"), inner.number("high_freq_factor")
                 original = inner.integer(_ORIGINAL_CONTEXT, self.integer("max_position_embeddings"))
                 return Rope(
-                    rope_theta, rotary_pct, kind, inner.number("factor"), low, high, original
+                    theta=rope_theta,
+                    rotary_pct=rotary_pct,
+                    scaling=kind,
+                    factor=inner.number("factor"),
+                    low_freq_factor=low,
+                    high_freq_factor=high,
+                    original_max_position_embeddings=original,
                 )
         raise UserError(
             _(

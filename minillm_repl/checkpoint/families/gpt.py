@@ -20,11 +20,11 @@ def _read_gpt2(fields: ConfigFields) -> GPTConfig:
     fields.require("add_cross_attention", False)
     d_model = fields.integer("n_embd")
     return GPTConfig(
-        fields.integer("vocab_size"),
-        fields.integer("n_positions"),
-        d_model,
-        fields.integer("n_layer"),
-        fields.integer("n_head"),
+        vocab_size=fields.integer("vocab_size"),
+        context_length=fields.integer("n_positions"),
+        d_model=d_model,
+        n_layers=fields.integer("n_layer"),
+        n_heads=fields.integer("n_head"),
         d_mlp=fields.integer("n_inner", 4 * d_model),
         activation=fields.activation("activation_function"),
         norm_eps=fields.number("layer_norm_epsilon"),
@@ -98,11 +98,11 @@ def _read_gpt_neox(fields: ConfigFields) -> GPTConfig:
     fields.require("attention_bias", True)
     d_model = fields.integer("hidden_size")
     return GPTConfig(
-        fields.integer("vocab_size"),
-        fields.integer("max_position_embeddings"),
-        d_model,
-        fields.integer("num_hidden_layers"),
-        fields.integer("num_attention_heads"),
+        vocab_size=fields.integer("vocab_size"),
+        context_length=fields.integer("max_position_embeddings"),
+        d_model=d_model,
+        n_layers=fields.integer("num_hidden_layers"),
+        n_heads=fields.integer("num_attention_heads"),
         d_mlp=fields.integer("intermediate_size"),
         activation=fields.activation("hidden_act"),
         norm_eps=fields.number("layer_norm_eps"),

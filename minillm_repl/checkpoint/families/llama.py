@@ -53,11 +53,11 @@ def _read_qwen3(fields: ConfigFields) -> LlamaConfig:
 def _read_common(fields: ConfigFields) -> LlamaConfig:
     d_model, n_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     return LlamaConfig(
-        fields.integer("vocab_size"),
-        fields.integer("max_position_embeddings"),
-        d_model,
-        fields.integer("num_hidden_layers"),
-        n_heads,
+        vocab_size=fields.integer("vocab_size"),
+        context_length=fields.integer("max_position_embeddings"),
+        d_model=d_model,
+        n_layers=fields.integer("num_hidden_layers"),
+        n_heads=n_heads,
         n_kv_heads=fields.integer("num_key_value_heads", n_heads),
         head_dim=fields.integer("head_dim", d_model // max(1, n_heads)),
         d_mlp=fields.integer("intermediate_size"),

@@ -83,7 +83,13 @@ def _infer_config(header: Header, name: str) -> GPTConfig:
             )
         )
     try:
-        return GPTConfig(vocab_size, context_length, d_model, n_layers, n_heads)
+        return GPTConfig(
+            vocab_size=vocab_size,
+            context_length=context_length,
+            d_model=d_model,
+            n_layers=n_layers,
+            n_heads=n_heads,
+        )
     except UserError as error:
         raise UserError(_("the sizes of {name}: {error}", name=name, error=error)) from None
 

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 from minillm_repl.checkpoint.formats import version1
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.model.config import AnyConfig, config_from_json
+from minillm_repl.model.config import AnyConfig
+from minillm_repl.model.config_json import config_from_json
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.files import SIGNATURE_BYTES, describe_file, is_text, open_regular
 

@@ -22,6 +22,7 @@ from minillm_repl.checkpoint.weights import locate_tensors, read_weights
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
+from minillm_repl.model.config_json import config_to_json
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically
 from minillm_repl.storage.files import open_regular
@@ -52,7 +53,7 @@ def to_metadata(checkpoint: Checkpoint) -> dict[str, str]:
     metadata = {
         "format": FORMAT,
         "version": VERSION,
-        "config": json.dumps(checkpoint.config.to_json()),
+        "config": json.dumps(config_to_json(checkpoint.config)),
         "tokenizer": json.dumps(checkpoint.tokenizer.to_json(), ensure_ascii=False),
     }
     if checkpoint.training is not None:

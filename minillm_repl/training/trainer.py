@@ -62,7 +62,7 @@ class Trainer:
         self.distributed = distributed or Distributed()
         self.state = TrainerState()
         self.device = next(model.parameters()).device
-        self._bits_per_character_scale = bits_per_character_scale
+        self._scale = bits_per_character_scale
         if plan.dropout:
             add_dropout(model, plan.dropout)
         if plan.shard:
@@ -267,7 +267,7 @@ class Trainer:
             step=state.step,
             train_loss=train,
             val_loss=val,
-            bits_per_character=loss * self._bits_per_character_scale,
+            bits_per_character=loss * self._scale,
             best=is_best,
         )
 
@@ -278,8 +278,7 @@ class Trainer:
         if not keeps_latest:
             self.load_weights(self.best_weights)
         train, val = self.evaluator.final_losses(state.tokens, interrupted, is_quick=is_quick)
-        kept = state.step if keeps_latest else state.best_step
-        scale = self._bits_per_character_scale
+        kept, scale = state.step if keeps_latest else state.best_step, self._scale
         return state.finished(reason, kept=kept, train_loss=train, val_loss=val, scale=scale)
 
     def _is_latest_best(self, is_quick: bool) -> bool:

@@ -103,61 +103,62 @@ def load_run(path: Path) -> ResumeState:
     start = read_without_weights(
         dataclasses.replace(header, metadata={**header.metadata, "format": FORMAT}), name
     )
-    # the weights that the run began with lie in no file of its own
-    start = dataclasses.replace(start, path=None)
-    plan, run = TrainPlan(), parse_field(header, "run", name)
-    match (
-        parse_field(header, "plan", name),
-        run,
-        run.get("base_model") if isinstance(run, dict) else None,
-    ):
-        case (
-            dict(settings),
-            {
-                "corpus": str(corpus),
-                "corpus_sha256": str(sha256),
-                "is_finetuning": bool(further),
-                "threads": int(threads),
-            },
-            None | {"path": str(), "sha256": str()} as base,
-        ) if all(isinstance(text, str) for text in settings.values()) and {
-            find(TrainPlan, setting)[0] for setting in settings
-        } == set(specs(TrainPlan)):
-            for setting, text in settings.items():
-                plan = change(
-                    plan,
-                    setting,
-                    text,
-                    display_name=_("{setting} in {name}", setting=setting, name=name),
-                )
-            if not 0 <= threads <= 1024:
-                raise UserError(
-                    _(
-                        "{name} has an invalid number of threads: {threads}",
-                        name=name,
-                        threads=threads,
-                    )
-                )
-            state = _parse_state(parse_field(header, "state", name), name)
-            base_model = (Path(base["path"]), base["sha256"]) if base else None
-            # older files have neither
-            val, folder = (str(run.get(name, "")) for name in ("val_sha256", "working_folder"))
-            return ResumeState(
-                start=start,
-                plan=plan,
-                metadata=RunMetadata(
-                    corpus=corpus,
-                    corpus_sha256=sha256,
-                    val_sha256=val,
-                    working_folder=folder,
-                    is_finetuning=further,
-                    threads=threads,
-                    base_model=base_model,
-                ),
-                state=state,
-                header=header,
-            )
-    raise UserError(_("{name} does not identify its run; see docs/format.md", name=name))
+    return ResumeState(
+        # The weights that the run began with lie in no file of their own.
+        start=dataclasses.replace(start, path=None),
+        plan=_parse_plan(parse_field(header, "plan", name), name),
+        metadata=_parse_metadata(parse_field(header, "run", name), name),
+        state=_parse_state(parse_field(header, "state", name), name),
+        header=header,
+    )
+
+
+def _parse_plan(data: Any, name: str) -> TrainPlan:
+    is_text = isinstance(data, dict) and all(isinstance(text, str) for text in data.values())
+    if not is_text or {find(TrainPlan, each)[0] for each in data} != set(specs(TrainPlan)):
+        raise _invalid_run(name)
+    plan = TrainPlan()
+    for setting, text in data.items():
+        label = _("{setting} in {name}", setting=setting, name=name)
+        plan = change(plan, setting, text, display_name=label)
+    return plan
+
+
+def _parse_metadata(data: Any, name: str) -> RunMetadata:
+    match data:
+        case {
+            "corpus": str(corpus),
+            "corpus_sha256": str(sha256),
+            "is_finetuning": bool(is_finetuning),
+            "threads": int(threads),
+        }:
+            base = data.get("base_model")
+        case _:
+            raise _invalid_run(name)
+    match base:
+        case None:
+            base_model = None
+        case {"path": str(path), "sha256": str(base_sha256)}:
+            base_model = Path(path), base_sha256
+        case _:
+            raise _invalid_run(name)
+    if not 0 <= threads <= 1024:
+        raise UserError(
+            _("{name} has an invalid number of threads: {threads}", name=name, threads=threads)
+        )
+    return RunMetadata(
+        corpus=corpus,
+        corpus_sha256=sha256,
+        val_sha256=str(data.get("val_sha256", "")),  # older files do not have it
+        working_folder=str(data.get("working_folder", "")),  # nor this
+        is_finetuning=is_finetuning,
+        threads=threads,
+        base_model=base_model,
+    )
+
+
+def _invalid_run(name: str) -> UserError:
+    return UserError(_("{name} does not identify its run; see docs/format.md", name=name))
 
 
 def restore_run(resumed: ResumeState, trainer: Trainer) -> None:

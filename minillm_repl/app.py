@@ -85,7 +85,7 @@ def run(start: Start) -> ExitStatus:
     screen = make_screen(start.environment, start.launch.color, interactive)
     if not start.environment.is_first_process:
         screen = screen.silenced()
-    moved = leave_missing_folder()
+    moved = leave_missing_folder()  # before any path is looked up
     if moved:
         screen.warn(moved)
     shell = _make_shell(screen, start)
@@ -103,6 +103,7 @@ def run(start: Start) -> ExitStatus:
             screen.out if interactive else make_console(terminal, start.environment.variables),
         )
     if start.options.lesson is not None:
+        # The lesson asks for the model at once: nothing is won by waiting for the prompt.
         shell.session.workspace.start_loading()
         run_guarded(shell, partial(shell.run_line, f":learn {start.options.lesson}"))
     return ExitStatus(_run_session(shell, start, terminal))
@@ -178,7 +179,7 @@ def _train(shell: Shell, start: Start, training: TrainRequest) -> ExitStatus:
                 name=safe_line(start.checkpoint),
             )
         )
-    # else what lies there is not wanted, and may be anything
+    # A new run, or a resumed one, does not want what lies there; it may be anything.
     if not training.is_new and not training.is_resume:
         workspace.start_loading()
     workspace.destination = Writable(workspace.path)  # whoever names a file to train means it

@@ -80,6 +80,7 @@ class Conversation:
         context, template = model.decoder.context_length, model.checkpoint.chat_template
         assert template is not None
         system = [Message("system", settings.system)] if settings.system else []
+        # The setting of today counts, not the system prompt of the turns before.
         earlier = [message for message in self.messages if message.role != "system"]
         messages = [*system, *earlier, Message("user", text)]
         max_prompt_tokens = context - reserved_answer_tokens(context, settings)
@@ -99,6 +100,7 @@ class Conversation:
         if not ids:
             raise UserError(_("no text to continue: type a prompt first"))
         if self.messages and self.messages[-1].role == "assistant":
+            # In a chat, the answer goes on: the messages before it stay, and so does its beginning.
             self.start_turn(
                 ids,
                 settings,
@@ -178,6 +180,7 @@ class Conversation:
 
         tokenizer = model.checkpoint.tokenizer
         start, before = len(self.ids), self.answer(tokenizer)
+        # `:step` may have chosen tokens of this turn: they used up random numbers and length.
         walked = start - len(self.turns[-1].prompt_ids)
         config = GenerationConfig(
             max_tokens=max(0, self._max_new_tokens(settings) - walked),
@@ -193,6 +196,7 @@ class Conversation:
                 self.ids.append(event.id)
             elif isinstance(event, Finished):
                 self.speed = event.tokens / event.seconds if event.seconds else 0.0
+                # Neither an end token nor what belongs to a stop string stays in the text.
                 self.ids[start:] = text_token_ids(tokenizer, self.ids[start:], event, settings.stop)
                 self._record_answer(before + event.text)
             yield event

@@ -59,7 +59,7 @@ def _run_loop(
             try:
                 presses.consume()
                 line = reader.read(start_loading)
-                set_typeahead()
+                set_typeahead()  # prompt_toolkit has put back the mode that it found
                 is_interrupted = reader.was_interrupted() or presses.consume()
                 if start_loading:
                     start_loading()  # a dumb terminal never tells that it has drawn

@@ -63,7 +63,7 @@ class Shell:
 
         Raises UserError.
         """
-        if line.startswith("::"):
+        if line.startswith("::"):  # a prompt that begins with a colon
             self.run_prompt(line[1:])
         elif self.is_command(line):
             name, _space, argument = line[1:].lstrip().partition(" ")
@@ -128,7 +128,7 @@ class Shell:
         try:
             self.wait_for_model(loading, workspace.path)
         except UserError:
-            if not workspace.is_loading:  # it failed; a Ctrl-C only ends the waiting
+            if not workspace.is_loading:  # it failed; Ctrl-C ends only the wait
                 workspace.forget_failed_load()
             raise
         workspace.finish_loading()
@@ -270,6 +270,7 @@ class Shell:
 
         conversation, settings = self.session.conversation, self.session.settings
         events = conversation.generate(model, settings, self.interrupted, top)
+        # Errors come before anything is drawn: the first event is taken here.
         event = next(events)
         if isinstance(event, Prefill):
             with self.screen.waiting(_("reading")) as update:

@@ -49,6 +49,7 @@ class RecentModels:
         text = "".join(f"{line}\n" for line in lines)
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
+            # private, because paths tell what somebody works on
             write_atomically(self._file, os.fsencode(text), private=True)
         except (OSError, UserError):
             return
@@ -186,8 +187,9 @@ class Workspace:
         if not unsaved:
             self._read_from(model)
             self.shown_notes = ()
+        # A model that was trained further keeps its place; a new one takes only an empty one.
         elif model.checkpoint.path is None and not self._can_hold_new_model:
-            self.destination = Unnamed()  # a new model does not replace another one
+            self.destination = Unnamed()
         self.unsaved, self.resumable, self._warned_wish = unsaved, False, None
 
     def mark_saved(self, checkpoint: "Checkpoint") -> None:

@@ -23,14 +23,13 @@ from minillm_repl.errors import UserError
 from minillm_repl.generate.events import Finished, Step
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
-from minillm_repl.repl.conversation import Conversation, unknown_text_warning
 from minillm_repl.repl.model_loading import Intervention, LoadedModel, ModelLoader
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.signals import raising_interruptible
 from minillm_repl.settings import with_values
 from minillm_repl.storage.paths import SUFFIX, find_checkpoint, user_path
-from minillm_repl.tokenizer.base import Token, Tokenizer
+from minillm_repl.tokenizer.base import Token
 from minillm_repl.views.base import View
 from minillm_repl.views.headless import (
     ablation,
@@ -83,22 +82,12 @@ class Model:
         self._loaded = loaded
 
     def __repr__(self) -> str:
-        return f"<Model {self.name}: {self.config.n_params:,} parameters>"
-
-    @property
-    def name(self) -> str:
-        """The name of its file, or `new model`."""
-        return self._loaded.name
+        return f"<Model {self._loaded.name}: {self.config.n_params:,} parameters>"
 
     @property
     def config(self) -> AnyConfig:
         """Its sizes."""
         return self._loaded.checkpoint.config
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Its tokenizer."""
-        return self._loaded.checkpoint.tokenizer
 
     @property
     def training(self) -> TrainingRecord | None:
@@ -110,8 +99,6 @@ class Model:
         """Its weights as numpy arrays, and all else that a file holds."""
         return self._loaded.checkpoint
 
-    # -- text
-
     def generate(self, prompt: str, *, candidates: int = 0, **settings: Any) -> Generation:
         """Continue a text.
 
@@ -119,13 +106,12 @@ class Model:
         Each step lists the `candidates` most likely tokens. Raises UserError, and KeyboardInterrupt
         after Ctrl-C: the model can be used again.
         """
-        chosen = with_values(Settings(), settings)
-        ids = self._encode(prompt, chosen)
-        if not ids:  # a model with a start token can begin from nothing
+        shell = self._shell(prompt, with_values(Settings(), settings))
+        ids = shell.session.conversation.ids or shell.encode(self._loaded, "")
+        if not ids:  # only a model with a start token can begin from nothing
             raise UserError(_("the prompt is empty"))
-        conversation = Conversation()
-        conversation.start_turn(ids, chosen)
-        return self._run(conversation, prompt, chosen, candidates)
+        shell.session.conversation.start_turn(ids, shell.session.settings)
+        return self._run(shell, prompt, candidates)
 
     def chat(
         self,
@@ -144,19 +130,13 @@ class Model:
         if earlier and earlier[0].role == "system" and "system" not in settings:
             chosen = replace(chosen, system=earlier[0].content)
         self._loaded.is_chatting(setting=True)  # raises if it has no template
-        conversation = Conversation(messages=earlier)
-        conversation.start_chat_turn(self._loaded, last.content, chosen)
-        _warn(unknown_text_warning(self.tokenizer, last.content, conversation.ids))
-        return self._run(conversation, last.content, chosen, candidates)
+        shell = self._shell(settings=chosen)
+        shell.session.conversation.messages = earlier
+        shell.start_chat_turn(self._loaded, last.content)
+        return self._run(shell, last.content, candidates)
 
-    def _encode(self, text: str, settings: Settings) -> list[int]:
-        ids = self.tokenizer.encode(text, parse_special=settings.special)
-        _warn(unknown_text_warning(self.tokenizer, text, ids, is_empty=not ids))
-        return ids
-
-    def _run(
-        self, conversation: Conversation, prompt: str, settings: Settings, candidates: int
-    ) -> Generation:
+    def _run(self, shell: Shell, prompt: str, candidates: int) -> Generation:
+        conversation, settings = shell.session.conversation, shell.session.settings
         prompt_ids = tuple(conversation.ids)
         with raising_interruptible() as interrupted:
             events = list(conversation.generate(self._loaded, settings, interrupted, candidates))
@@ -172,15 +152,13 @@ class Model:
             prompt=prompt,
             text=finished.text,
             prompt_ids=prompt_ids,
-            tokens=tuple(Token.from_id(self.tokenizer, token) for token in ids),
+            tokens=tuple(Token.from_id(self.checkpoint.tokenizer, token) for token in ids),
             logprobs=logprobs.astype(np.float32),
             steps=steps,
             reason=finished.reason,
             seed=conversation.seed,
             messages=tuple(conversation.messages),
         )
-
-    # -- files
 
     def save(self, path: str | Path) -> Path:
         """Save the model as a file, or, if `path` ends in `/`, as a Hugging Face folder.
@@ -195,8 +173,6 @@ class Model:
             saved = save(self.checkpoint, target, folder=is_folder, interrupted=interrupted)
         self._loaded = replace(self._loaded, checkpoint=saved)
         return target
-
-    # -- views
 
     def view(
         self,
@@ -230,10 +206,13 @@ class Model:
         return [*super().__dir__(), *(each.name for each in view_commands())]
 
     def _shell(self, of: str | Generation = "", settings: Settings = _DEFAULTS) -> Shell:
-        ids = self._encode(of, settings) if isinstance(of, str) and of else getattr(of, "ids", ())
-        return make_shell(self.loader, self._loaded, settings, ids, _warn)
-
-    # -- interventions
+        """Return a shell that prints nothing, with `of` as the text so far."""
+        shell = make_shell(self.loader, self._loaded, settings, _warn)
+        if isinstance(of, Generation):
+            shell.session.conversation.ids = list(of.ids)
+        elif of:
+            shell.session.conversation.ids = shell.encode(self._loaded, of)
+        return shell
 
     @contextmanager
     def ablate(
@@ -304,10 +283,10 @@ def train(
     plan = with_values(TrainPlan(), settings)
     check_applies(plan, is_new=model is None)
     start = model.checkpoint if model else None
-    nowhere = Path()  # nothing is saved on the way
     with raising_interruptible() as interrupted:
+        # Nothing is saved on the way: the path is never used.
         context = RunContext(
-            path=nowhere, device=launch.device, threads=launch.threads, interrupted=interrupted
+            path=Path(), device=launch.device, threads=launch.threads, interrupted=interrupted
         )
         run = start_run(start, str(corpus), plan, context)
         for warning in run.warnings:
@@ -317,11 +296,9 @@ def train(
         assert isinstance(event, TrainingFinished)
         if not event.steps:
             raise KeyboardInterrupt
-        trained = run.checkpoint(event)
     loader = model.loader if model else launch.loader()
-    return Model(loader, loader.prepare(trained))
+    return Model(loader, loader.prepare(run.checkpoint(event)))
 
 
-def _warn(text: str | None) -> None:
-    if text:
-        warnings.warn(text, stacklevel=4)
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=4)

@@ -178,7 +178,7 @@ def test_a_text_is_found_where_it_ends_last(hangul):
     result = hangul.generate("서울은 서울이다", max_tokens=1, seed=1)
     position = hangul.lens(result, at="서울").position
     ids = result.ids[: position + 1]
-    written = b"".join(map(hangul.tokenizer.token_bytes, ids)).decode()
+    written = b"".join(map(hangul.checkpoint.tokenizer.token_bytes, ids)).decode()
     assert written.strip() == "서울은 서울"
 
 

@@ -158,6 +158,7 @@ def _recorded(drawing: Drawing, width: int) -> Console:
 
 def _console(width: int) -> Console:
     return Console(
+        force_jupyter=False,  # else rich shows in a notebook what is only recorded
         file=StringIO(),
         width=width,
         force_terminal=True,

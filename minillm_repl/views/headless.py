@@ -1,9 +1,10 @@
 """The commands of views without a terminal: the same code, and the view is returned."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from io import StringIO
+from typing import Any
 
 from rich.console import Console
 
@@ -12,7 +13,6 @@ from minillm_repl.errors import UsageError, UserError
 from minillm_repl.language import _
 from minillm_repl.render.console import Screen, Transcript
 from minillm_repl.repl.arguments import Layer
-from minillm_repl.repl.conversation import Conversation
 from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.model_loading import Intervention, LoadedModel, ModelLoader
 from minillm_repl.repl.plugins import load_plugins
@@ -49,16 +49,15 @@ def make_shell(
     loader: ModelLoader,
     model: LoadedModel,
     settings: Settings,
-    ids: Sequence[int],
     on_warning: Callable[[str], object],
 ) -> Shell:
-    """Return a shell in which `ids` is the text so far, and which prints nothing."""
+    """Return a shell that prints nothing; warnings go to `on_warning`."""
     nowhere = StringIO()
-    out, err = Transcript(file=nowhere, quiet=True), Console(file=nowhere, quiet=True)
+    options: dict[str, Any] = {"file": nowhere, "quiet": True, "force_jupyter": False}
+    out, err = Transcript(**options), Console(**options)
     screen = SilentScreen(out, err, on_warning=on_warning)
     workspace = Workspace(loader=loader, model=model)
-    session = Session(settings, workspace, Conversation(ids=list(ids)))
-    return Shell(session=session, screen=screen, registry=view_commands())
+    return Shell(session=Session(settings, workspace), screen=screen, registry=view_commands())
 
 
 def run_view(shell: Shell, name: str, arguments: str) -> View:

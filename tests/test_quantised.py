@@ -140,7 +140,7 @@ def test_a_model_gives_what_torch_gives_on_its_rounded_weights(bits, tmp_path):
     ours = make_decoder(checkpoint, threads=2, quant=f"int{bits}")
     given = ours.prefill(ids)
     np.testing.assert_allclose(given, expected, rtol=0, atol=2e-5)
-    assert f"{bits} bits" in ours.backend_details
+    assert f"int{bits}" in ours.backend_details
 
 
 ELSEWHERE = """

@@ -320,29 +320,29 @@ def test_the_text_is_that_of_transformers_whole_and_token_by_token(kind, texts):
         ids = kind.ours.encode(text, parse_special=True)
         shown = decode(kind.ours, ids)
         assert shown == kind.text(ids), text
-        assert streamed(kind.ours, ids).removeprefix(kind.ours.lead) == shown
+        assert streamed(kind.ours, ids).removeprefix(kind.ours.prefix) == shown
 
 
 def test_every_text_comes_back(kind, texts):
     for text in texts:
-        if not kind.ours.unknown(text):
+        if not kind.ours.find_unknown(text):
             assert decode(kind.ours, kind.ours.encode(text)) == plain(kind, text)
 
 
 def test_names_of_special_tokens_that_are_typed_are_text(kind, texts):
-    special = {token for token in range(kind.ours.size) if kind.ours.special(token)}
+    special = {token for token in range(kind.ours.vocab_size) if kind.ours.special_name(token)}
     for name in kind.ours.special_names:
         named = kind.ours.token_to_id(name)
         assert named in special
         assert kind.ours.encode(name, start=False, parse_special=True) == [named]
     for text in [*kind.ours.special_names, *texts]:
-        if not kind.ours.unknown(text):
+        if not kind.ours.find_unknown(text):
             assert not special.intersection(kind.ours.encode(text, start=False)), text
 
 
 def test_what_goes_on_from_a_text_adds_nothing_of_its_own(kind, texts):
     for text, more in pairwise(texts):
-        if text and not kind.ours.unknown(text + more):
+        if text and not kind.ours.find_unknown(text + more):
             before = kind.ours.encode(text)
             ids = before + kind.ours.encode(more, start=False)
             expected = (
@@ -356,26 +356,26 @@ def test_what_goes_on_from_a_text_adds_nothing_of_its_own(kind, texts):
 def test_special_tokens_have_names_and_no_bytes(kind):
     for name in kind.ours.special_names:
         token = kind.ours.token_to_id(name)
-        assert kind.ours.special(token) == label(kind.ours, token) == name
+        assert kind.ours.special_name(token) == label(kind.ours, token) == name
         assert kind.ours.token_bytes(token) == b""
     text = kind.ours.encode("a", start=False)[0]
-    assert kind.ours.special(text) == ""
+    assert kind.ours.special_name(text) == ""
     beyond = len(kind.theirs)
-    assert kind.ours.special(beyond) == label(kind.ours, beyond) == f"<unused {beyond}>"
+    assert kind.ours.special_name(beyond) == label(kind.ours, beyond) == f"<unused {beyond}>"
     assert kind.ours.token_bytes(beyond) == b""
 
 
 def test_it_survives_json(kind, texts):
     again = tokenizer_from_json(json.loads(json.dumps(kind.ours.to_json())))
-    every = range(kind.ours.size)
+    every = range(kind.ours.vocab_size)
     assert [again.token_bytes(token) for token in every] == [
         kind.ours.token_bytes(token) for token in every
     ]
     assert [again.special_name(token) for token in every] == [
-        kind.ours.special(token) for token in every
+        kind.ours.special_name(token) for token in every
     ]
     assert (again.vocab_size, again.prefix, again.unk_token) == (
-        kind.ours.size, kind.ours.lead, kind.ours.unk_token
+        kind.ours.vocab_size, kind.ours.prefix, kind.ours.unk_token
     )  # fmt: skip
     for text in texts[:300]:
         assert again.encode(text) == kind.ours.encode(text)
@@ -386,7 +386,7 @@ def test_a_model_with_fewer_ids_than_tokens_opens_and_what_it_has_no_row_for_can
 ):
     size = len(kind.theirs)
     last = kind.ours.special_names[-1]
-    rows = max(token for token in range(size) if kind.ours.special(token) == last)
+    rows = max(token for token in range(size) if kind.ours.special_name(token) == last)
     fewer = SubwordTokenizer(kind.ours.description, kind.ours.special_tokens_map, rows)
     used = refused = 0
     for text in texts[:300]:
@@ -447,7 +447,7 @@ def test_what_is_skipped_for_want_of_an_unknown_token_is_named_and_nothing_else(
 def test_nothing_is_named_of_a_text_that_is_read_whole(kind, texts):
     for text in texts[:500]:
         if not kind.ours.unk_token:
-            assert kind.ours.unknown(text) == [], text
+            assert kind.ours.find_unknown(text) == [], text
 
 
 def test_added_tokens_that_are_not_special_are_text():

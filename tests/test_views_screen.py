@@ -23,7 +23,7 @@ VIEWS = {
     ":surprise {text}": "bits per byte",
     ":sampler": "sampled from",
     ":temp sweep": "several temperatures",
-    ":prob {next}": "together",
+    ":prob {next}": "total",
     ":branch 3 tokens=6": "3 continuations",
     ":attn": "attention of the last token",
     ":attn 1": "heads",
@@ -33,9 +33,9 @@ VIEWS = {
     ":qkv 1.0 key=0": "sum, q·k",
     ":lens": "logit lens",
     ":lens 3": "position 3",
-    ":why": "together",
+    ":why": "total",
     ":why {next} vs {other}": "logit difference",
-    ":residual": "direction",
+    ":residual": "cos",
     ":ablate scan": "head ablation scan",
     ":patch {text} -> {same}": "logit difference restored",
     ":near {next}": "cosine",
@@ -47,7 +47,7 @@ VIEWS = {
     ":source attention": "tensor shapes for the text so far",
     ":neurons 1": "by activation",
     ":neurons 1.5": "after its activation function",
-    ":grad": "depends on",
+    ":grad": "input attribution",
     ":compare {other_model}": "bits per byte",
     ":ablate 0.1": "head 0.1 ablated",
     ":steer {text} vs {same} layer=1": "steering",
@@ -278,7 +278,7 @@ def test_a_long_view_is_scrolled_to_its_end_and_left_again(visit):
     first = next(y for y in range(20) if re.match(r"\d+ \S ", terminal.screen.row(y)))
     names = terminal.screen.row(first - 1)
     # the text has outgrown the context
-    assert "is longer than the context" in terminal.screen.row(0)
+    assert "exceeds the context" in terminal.screen.row(0)
     # the first token names the first column and the first row
     assert names.strip()[0] in terminal.screen.row(first)
     terminal.type("\x1b[6~" * 4)

@@ -334,17 +334,17 @@ def test_names_of_special_tokens_that_are_typed_are_text(kind, texts):
     for name in kind.ours.special_names:
         named = kind.ours.token_to_id(name)
         assert named in special
-        assert kind.ours.encode(name, start=False, parse_special=True) == [named]
+        assert kind.ours.encode(name, add_special=False, parse_special=True) == [named]
     for text in [*kind.ours.special_names, *texts]:
         if not kind.ours.find_unknown(text):
-            assert not special.intersection(kind.ours.encode(text, start=False)), text
+            assert not special.intersection(kind.ours.encode(text, add_special=False)), text
 
 
 def test_what_goes_on_from_a_text_adds_nothing_of_its_own(kind, texts):
     for text, more in pairwise(texts):
         if text and not kind.ours.find_unknown(text + more):
             before = kind.ours.encode(text)
-            ids = before + kind.ours.encode(more, start=False)
+            ids = before + kind.ours.encode(more, add_special=False)
             expected = (
                 plain(kind, text) + unicodedata.normalize("NFC", more)
                 if not kind.whole
@@ -358,7 +358,7 @@ def test_special_tokens_have_names_and_no_bytes(kind):
         token = kind.ours.token_to_id(name)
         assert kind.ours.special_name(token) == label(kind.ours, token) == name
         assert kind.ours.token_bytes(token) == b""
-    text = kind.ours.encode("a", start=False)[0]
+    text = kind.ours.encode("a", add_special=False)[0]
     assert kind.ours.special_name(text) == ""
     beyond = len(kind.theirs)
     assert kind.ours.special_name(beyond) == label(kind.ours, beyond) == f"<unused {beyond}>"

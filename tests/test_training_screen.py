@@ -206,7 +206,9 @@ def test_a_frame_shows_the_curve_and_how_far_it_is(stopped):
     assert any("⠀" < cell <= "⣿" for row in rows[top + 1 : top + 7] for cell in row)
     assert rows[top + 8].split() == ["0", "10", "20", "30"]
     assert rows[top + 9].startswith("loss, nats per token")
-    assert re.fullmatch(r"█+\S? +step 35 of 60 · 0:00:0[23] left · saved at 35", rows[top + 10])
+    assert re.fullmatch(
+        r"█+\S? +step 35 of 60 · 0:00:0[23] left · saved at step 35", rows[top + 10]
+    )
     assert rows[top + 11] == "loss 0.1143 · lr 0.003 · gradient 1.23 · 7,680 tokens/s"
     assert rows[top + 12 :] == [""] * (24 - top - 12)
     before = [line for line in terminal.lines if line.startswith("step")]
@@ -550,8 +552,7 @@ def test_the_closing_lines_say_why_it_ended(changes, expected):
 def test_the_closing_lines_have_the_figures_of_the_weights_that_are_kept():
     text = summary(DONE).plain
     assert (
-        "validation loss 1.8843 · training loss 1.7012 · perplexity 6.58 · 2.718 bits per character"
-        in text
+        "val loss 1.8843 · train loss 1.7012 · perplexity 6.58 · 2.718 bits per character" in text
     )
     assert "validation" not in summary(dataclasses.replace(DONE, val_loss=None)).plain
 
@@ -628,7 +629,7 @@ def test_plot_shows_the_curve_that_the_file_keeps(plot, columns, rows, size):
 
 @pytest.mark.parametrize("record", [{}, {"corpus": "t.txt"}])
 def test_plot_without_a_record_says_so_in_one_line(plot, record):
-    assert plot(**record) == ["error: this model has no record of its training; `:train` makes one"]
+    assert plot(**record) == ["error: this model has no training record; `:train` creates one"]
 
 
 def test_plot_is_a_command():

@@ -136,7 +136,7 @@ def test_a_position_that_is_not_seen_is_an_error(shell):
         )
         with pytest.raises(UserError, match=outside):
             shell.run_line(f':lens {position} "{TEXT}"')
-    with pytest.raises(UserError, match=f"they count from 0 to {last_position(shell)}"):
+    with pytest.raises(UserError, match=f"positions run from 0 to {last_position(shell)}"):
         shell.run_line(f':lens {last_position(shell) + 1} "{TEXT}"')
     if kept:
         view, _ = asked(shell, f':lens 0 "{TEXT}"')

@@ -264,7 +264,7 @@ def test_a_whole_session_is_saved_as_it_was(visit, tmp_path):
     assert kept[0] == "[minillm-repl · nalssi]"
     # less the toolbar
     assert [line.rstrip() for line in kept[1:] if line.strip()][: len(before) - 1] == before[:-1]
-    assert "needs a file whose name ends in .svg, .html, .txt" in terminal.do(":export all.png")
+    assert "needs a file name that ends in .svg, .html, .txt" in terminal.do(":export all.png")
 
 
 def test_a_long_view_is_scrolled_to_its_end_and_left_again(visit):
@@ -313,7 +313,7 @@ def test_step_lets_one_choose_type_go_back_and_finish(visit):
     terminal.keys("backspace")
     terminal.wait_for("step 2  +")
     terminal.type("구름x")
-    terminal.wait_for("your own: 구름x")
+    terminal.wait_for("your text: 구름x")
     terminal.keys("backspace", "enter")
     terminal.wait_for("step 4  +")
     assert "날씨가 좋을구름" in terminal.text
@@ -337,7 +337,7 @@ def test_leaving_step_keeps_the_text_so_far(visit, leave):
     terminal.type(leave)
     terminal.wait_for_prompt(before)
     assert "가나" in terminal.text
-    assert "1 token by hand" in terminal.text
+    assert "1 token chosen by hand" in terminal.text
     assert "가나다라마바" in terminal.do(":continue")
     terminal.do(":undo")
     assert "(no text)" in terminal.do(":undo")

@@ -321,8 +321,8 @@ def summary(finished: TrainingFinished) -> Text:
     ]
     if val is not None:
         both = [
-            _("validation loss {loss:.4f}", loss=val),
-            _("training loss {loss:.4f}", loss=finished.train_loss),
+            _("val loss {loss:.4f}", loss=val),
+            _("train loss {loss:.4f}", loss=finished.train_loss),
         ]
         quality = [*both, *quality]
     work = [_("{n:,} tokens", n=finished.tokens)]

@@ -1,4 +1,4 @@
-"""The part of attention that all families share: who sees whom, and the mixing of values."""
+"""The part of attention that all families share: masks, attention weights, the sum of values."""
 
 from collections.abc import Callable
 
@@ -11,13 +11,11 @@ from torch.nn.attention.bias import causal_lower_right
 def attend(
     q: Tensor, k: Tensor, v: Tensor, sliding_window: int = 0, mask: Tensor | None = None
 ) -> Tensor:
-    """Let each query mix the values of the positions up to its own: (batch, head, new, head_size),
-    same shape out.
+    """Return the values that each query attends to, weighted: (b, h, new, d), the shape of `q`.
 
-    `k` and `v` are (batch, kv_head, seen, head_size), the queries being the last of the seen
-    positions; each key serves head / kv_head queries. With a window, a position sees only the last
-    `window`, itself included. With one query, `mask` (seen,) may say instead what it sees: 0, or −∞
-    for what it does not.
+    `k` and `v` are (b, g, seen, d); the queries are those of the last of these positions, and each
+    key serves h / g queries. With `sliding_window`, a position sees only that many, itself
+    included. With one query, `mask` (seen,) is 0 where it sees and −∞ where not, instead.
     """
     if mask is not None:
         return (_attention_probs(q, k, mask) @ v.flatten(0, 1)).view(q.shape)
@@ -26,7 +24,7 @@ def attend(
     is_causal = sees_all and n_queries == n_keys
     is_grouped = q.shape[1] != k.shape[1]
     if sees_all and 1 < n_queries < n_keys and q.is_cuda:
-        # flash attention knows this one, and needs no matrix for it
+        # Flash attention knows this mask, and needs no matrix for it.
         mask = causal_lower_right(n_queries, n_keys)
     elif not is_causal and not (sees_all and n_queries == 1):
         mask = _causal_mask(n_queries, n_keys, sliding_window or n_keys, q.device)
@@ -36,9 +34,9 @@ def attend(
 
 
 def attention_weights(q: Tensor, k: Tensor, sliding_window: int = 0) -> Tensor:
-    """Return how much each query takes of each position in `attend`: (batch, head, new, seen).
+    """Return the weights of `attend`: (b, h, new, seen), each row a softmax that sums to 1.
 
-    softmax(q·k / √head_size), over the positions that the query sees; a row sums to 1.
+    softmax(q·k / √d), over the positions that the query sees.
     """
     n_queries, n_keys = q.shape[-2], k.shape[-2]
     visible = _causal_mask(n_queries, n_keys, sliding_window or n_keys, q.device)
@@ -51,18 +49,17 @@ def attention_weights(q: Tensor, k: Tensor, sliding_window: int = 0) -> Tensor:
 
 
 def _attention_probs(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
-    """Return softmax(q·k / √head_size + mask), the queries that share a key one below the other.
+    """Return softmax(q·k / √d + mask): (b*g, h/g*new, seen), the queries of a key below each other.
 
-    (batch · kv_head, head / kv_head · new, seen); `mask` may be any shape that fits that.
+    `mask` has any shape that broadcasts to that.
     """
-    grouped_queries = q.reshape(k.shape[0] * k.shape[1], -1, q.shape[-1])
-    return torch.baddbmm(
-        mask, grouped_queries, k.flatten(0, 1).mT, alpha=q.shape[-1] ** -0.5
-    ).softmax(-1)
+    grouped = q.reshape(k.shape[0] * k.shape[1], -1, q.shape[-1])  # (b*g, h/g*new, d)
+    keys = k.flatten(0, 1).mT  # (b*g, d, seen)
+    return torch.baddbmm(mask, grouped, keys, alpha=q.shape[-1] ** -0.5).softmax(-1)
 
 
 def _causal_mask(n_queries: int, n_keys: int, sliding_window: int, device: torch.device) -> Tensor:
-    """Return which positions (seen) each of the new ones sees: (new, seen)."""
+    """Return True where a query may attend to a key: (new, seen)."""
     ones = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device)
     return ones.tril(n_keys - n_queries).triu(n_keys - n_queries - sliding_window + 1)
 

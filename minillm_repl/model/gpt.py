@@ -1,10 +1,9 @@
-"""GPT, top to bottom: embeddings, blocks of attention and feed-forward, an output head.
+"""GPT, top to bottom: embeddings, blocks of attention and MLP, an output head.
 
-The study note's MiniLLM, GPT-2 and GPT-NeoX are all of this family; the config says in what they
-differ.
+The study note's MiniLLM, GPT-2 and GPT-NeoX are of this family; the config has the differences.
 
-Shapes at the ends of lines use b = batch, t = time (positions), w = width, h = head, d = head_size,
-v = vocabulary.
+Shapes at the ends of lines use b = batch, t = time (positions), w = d_model, h = heads, d =
+head_dim, v = vocabulary.
 """
 
 import torch
@@ -19,7 +18,9 @@ from minillm_repl.model.rope import CosSin, apply_rotary_emb, compute_cos_sin
 
 
 class Attention(nn.Module):
-    """Every position asks (query), earlier ones answer (key) and tell what they know (value)."""
+    """Self-attention: each position's query attends to the keys of the positions up to its own, and
+    takes the mean of their values, weighted by that attention.
+    """
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -32,8 +33,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Mix information between positions: (b, t, w) -> (b, t, w)."""
         name = f"blocks.{self.layer}.attention."
-        # (b, t, 3, h, d)
-        heads = self.qkv(x).unflatten(-1, (3, self.config.n_heads, self.config.head_dim))
+        shape = (3, self.config.n_heads, self.config.head_dim)
+        heads = self.qkv(x).unflatten(-1, shape)  # (b, t, 3, h, d)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (b, h, t, d)
         if cos_sin is not None:
             q, k = apply_rotary_emb(q, cos_sin), apply_rotary_emb(k, cos_sin)
@@ -43,8 +44,8 @@ class Attention(nn.Module):
             k, v = cache.update(self.layer, k, v)  # (b, h, past + t, d)
             mask = cache.mask(0)
         z = attend(q, k, v, mask=mask).transpose(1, 2)  # (b, t, h, d)
-        z = hook(name + "z", z)
-        return hook(name + "out", self.proj(z.flatten(2)))
+        z = hook(name + "z", z)  # (b, t, h, d)
+        return hook(name + "out", self.proj(z.flatten(2)))  # (b, t, h*d) -> (b, t, w)
 
 
 class MLP(nn.Module):
@@ -61,7 +62,7 @@ class MLP(nn.Module):
         """Map each position on its own: (b, t, w) -> (b, t, w)."""
         hidden = self.activation(self.up(x))  # (b, t, d_mlp)
         hidden = hook(f"blocks.{self.layer}.mlp.hidden", hidden)
-        return hook(f"blocks.{self.layer}.mlp.out", self.down(hidden))
+        return hook(f"blocks.{self.layer}.mlp.out", self.down(hidden))  # (b, t, w)
 
 
 class Block(nn.Module):
@@ -79,17 +80,16 @@ class Block(nn.Module):
         self, x: Tensor, cos_sin: CosSin | None, cache: KVCache | None, hook: Hook
     ) -> Tensor:
         """Add what this block finds to the residual stream: (b, t, w) -> (b, t, w)."""
-        attention_out = self.attention(self.ln1(x), cos_sin, cache, hook)
-        if self.parallel_residual:  # both read what came in, so there is no stream between them
-            return hook(
-                f"blocks.{self.layer}.residual", self.mlp(self.ln2(x), hook) + attention_out + x
-            )
-        x = hook(f"blocks.{self.layer}.residual.mid", x + attention_out)
-        return hook(f"blocks.{self.layer}.residual", x + self.mlp(self.ln2(x), hook))
+        name = f"blocks.{self.layer}.residual"
+        attention_out = self.attention(self.ln1(x), cos_sin, cache, hook)  # (b, t, w)
+        if self.parallel_residual:  # Both read the same stream: there is none between them.
+            return hook(name, self.mlp(self.ln2(x), hook) + attention_out + x)
+        x = hook(name + ".mid", x + attention_out)  # (b, t, w)
+        return hook(name, x + self.mlp(self.ln2(x), hook))  # (b, t, w)
 
 
 class GPT(nn.Module):
-    """Token ids in, for every position the logits of the next token out."""
+    """Token ids in; out, for each position, the logits of the next token."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -114,40 +114,34 @@ class GPT(nn.Module):
         *,
         last_only: bool = False,
     ) -> Tensor:
-        """Return logits (b, t, v) for ids (b, t); with `last`, of the last position (b, 1, v).
+        """Return logits (b, t, v) for ids (b, t); with `last_only`, of the last position (b, 1, v).
 
-        With a cache, `ids` follow the tokens already in it, and join them; positions + cache must
-        fit the context.
+        With a cache, `ids` follow the tokens in it, and join them; all must fit the context.
         """
-        positions = (
-            torch.arange(ids.shape[1], device=ids.device)
-            if cache is None
-            else cache.positions(ids.shape[1])
-        )
+        if cache is None:
+            positions = torch.arange(ids.shape[1], device=ids.device)  # (t,)
+        else:
+            positions = cache.positions(ids.shape[1])  # (t,)
         x, cos_sin = self.token_embedding(ids), None  # (b, t, w)
         if self.position_embedding is not None:
-            x = x + self.position_embedding(positions)
+            x = x + self.position_embedding(positions)  # (b, t, w)
         elif self.config.rope is not None:
             cos_sin = compute_cos_sin(self.config.rope, self.config.head_dim, positions, x.dtype)
         x = hook("embedding", x)
         for block in self.blocks:
-            x = block(x, cos_sin, cache, hook)
+            x = block(x, cos_sin, cache, hook)  # (b, t, w)
         if cache is not None:
             cache.length += ids.shape[1]
         if last_only:
-            x = x[:, -1:]
+            x = x[:, -1:]  # (b, 1, w)
         return self.unembed(x, hook)
 
     def unembed(self, residual: Tensor, hook: Hook = no_hook) -> Tensor:
-        """Return the logits that a residual stream amounts to, the last norm included: (..., w)
-        -> (..., v).
-        """
-        x = hook("final", self.norm_f(residual))
-        return (
-            linear_float32(x, self.token_embedding.weight)
-            if self.lm_head is None
-            else self.lm_head(x)
-        )
+        """Return the logits of a residual stream, the last norm included: (..., w) -> (..., v)."""
+        x = hook("final", self.norm_f(residual))  # (..., w)
+        if self.lm_head is None:
+            return linear_float32(x, self.token_embedding.weight)  # (..., v)
+        return self.lm_head(x)  # type: ignore[no-any-return]
 
     @property
     def norm_f(self) -> nn.LayerNorm:

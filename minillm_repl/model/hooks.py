@@ -20,7 +20,7 @@ with: the same to read it, another to replace it. The names for layer `i`, with 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # a hook is named, and a view declared, before torch is there
+if TYPE_CHECKING:  # Views name hooks before torch is imported.
     from torch import Tensor
 
 Hook = Callable[[str, "Tensor"], "Tensor"]
@@ -34,7 +34,7 @@ def no_hook(_name: str, tensor: "Tensor") -> "Tensor":
 def caching(
     cache: dict[str, "Tensor"], names_filter: Callable[[str], bool] = lambda _name: True
 ) -> Hook:
-    """Return a tap that keeps the activations that are wanted in `into`, and changes nothing."""
+    """Return a hook that keeps the activations of wanted names in `cache`, and changes nothing."""
 
     def hook(name: str, tensor: "Tensor") -> "Tensor":
         if names_filter(name):
@@ -45,7 +45,7 @@ def caching(
 
 
 def compose(*hooks: Hook) -> Hook:
-    """Return a tap that hands what it gets through several, the first first."""
+    """Return a hook that calls several, one after the other."""
 
     def hook(name: str, tensor: "Tensor") -> "Tensor":
         for each in hooks:

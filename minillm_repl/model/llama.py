@@ -20,10 +20,10 @@ from minillm_repl.model.rope import CosSin, apply_rotary_emb, compute_cos_sin
 
 
 class RMSNorm(nn.Module):
-    """Divides by the root of the mean square, and scales: no mean is taken away, none added.
+    """Divides by the root of the mean square, and scales; unlike LayerNorm it subtracts no mean.
 
-    Where training computes in bfloat16, torch's own would scale before it rounds; models of this
-    family were trained the other way round.
+    In bfloat16, torch's own scales before it rounds; models of this family were trained the other
+    way round.
     """
 
     def __init__(self, dim: int, eps: float) -> None:
@@ -37,7 +37,9 @@ class RMSNorm(nn.Module):
 
 
 class LlamaAttention(nn.Module):
-    """Every position asks (query), earlier ones answer (key) and tell what they know (value)."""
+    """Self-attention: each position's query attends to the keys of the positions up to its own, and
+    takes the mean of their values, weighted by that attention.
+    """
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
@@ -51,14 +53,12 @@ class LlamaAttention(nn.Module):
     def forward(self, x: Tensor, cos_sin: CosSin, cache: KVCache | None, hook: Hook) -> Tensor:
         """Mix information between positions: (b, t, w) -> (b, t, w)."""
         name, config = f"blocks.{self.layer}.attention.", self.config
-        # (b, h + g + g, t, d)
-        heads = self.qkv(x).unflatten(-1, (-1, config.head_dim)).transpose(1, 2)
+        heads = self.qkv(x).unflatten(-1, (-1, config.head_dim)).transpose(1, 2)  # (b, h+g+g, t, d)
         qk, v = heads.tensor_split((config.n_heads + config.n_kv_heads,), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            qk = torch.cat(
-                (self.q_norm(qk[:, : config.n_heads]), self.k_norm(qk[:, config.n_heads :])), dim=1
-            )
-        qk = apply_rotary_emb(qk, cos_sin)
+            q, k = qk.tensor_split((config.n_heads,), dim=1)  # (b, h, t, d) and (b, g, t, d)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)  # (b, h+g, t, d)
+        qk = apply_rotary_emb(qk, cos_sin)  # (b, h+g, t, d)
         q, k = qk.tensor_split((config.n_heads,), dim=1)  # (b, h, t, d) and (b, g, t, d)
         q, k, v = hook(name + "q", q), hook(name + "k", k), hook(name + "v", v)
         mask = None
@@ -66,8 +66,8 @@ class LlamaAttention(nn.Module):
             k, v = cache.update(self.layer, k, v)  # (b, g, past + t, d)
             mask = cache.mask(self.sliding_window)
         z = attend(q, k, v, self.sliding_window, mask).transpose(1, 2)  # (b, t, h, d)
-        z = hook(name + "z", z)
-        return hook(name + "out", self.proj(z.flatten(2)))
+        z = hook(name + "z", z)  # (b, t, h, d)
+        return hook(name + "out", self.proj(z.flatten(2)))  # (b, t, h*d) -> (b, t, w)
 
 
 class LlamaMLP(nn.Module):
@@ -83,8 +83,9 @@ class LlamaMLP(nn.Module):
     def forward(self, x: Tensor, hook: Hook) -> Tensor:
         """Map each position on its own: (b, t, w) -> (b, t, w)."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)  # each (b, t, d_mlp)
-        activations = hook(f"blocks.{self.layer}.mlp.hidden", self.activation(gate) * up)
-        return hook(f"blocks.{self.layer}.mlp.out", self.down(activations))
+        hidden = self.activation(gate) * up  # (b, t, d_mlp)
+        hidden = hook(f"blocks.{self.layer}.mlp.hidden", hidden)
+        return hook(f"blocks.{self.layer}.mlp.out", self.down(hidden))  # (b, t, w)
 
 
 class LlamaBlock(nn.Module):
@@ -100,15 +101,14 @@ class LlamaBlock(nn.Module):
 
     def forward(self, x: Tensor, cos_sin: CosSin, cache: KVCache | None, hook: Hook) -> Tensor:
         """Add what this block finds to the residual stream: (b, t, w) -> (b, t, w)."""
-        x = hook(
-            f"blocks.{self.layer}.residual.mid",
-            x + self.attention(self.norm1(x), cos_sin, cache, hook),
-        )
-        return hook(f"blocks.{self.layer}.residual", x + self.mlp(self.norm2(x), hook))
+        name = f"blocks.{self.layer}.residual"
+        attention_out = self.attention(self.norm1(x), cos_sin, cache, hook)  # (b, t, w)
+        x = hook(name + ".mid", x + attention_out)  # (b, t, w)
+        return hook(name, x + self.mlp(self.norm2(x), hook))  # (b, t, w)
 
 
 class Llama(nn.Module):
-    """Token ids in, for every position the logits of the next token out."""
+    """Token ids in; out, for each position, the logits of the next token."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -130,36 +130,30 @@ class Llama(nn.Module):
         *,
         last_only: bool = False,
     ) -> Tensor:
-        """Return logits (b, t, v) for ids (b, t); with `last`, of the last position (b, 1, v).
+        """Return logits (b, t, v) for ids (b, t); with `last_only`, of the last position (b, 1, v).
 
-        With a cache, `ids` follow the tokens already in it, and join them; positions + cache must
-        fit the context.
+        With a cache, `ids` follow the tokens in it, and join them; all must fit the context.
         """
-        positions = (
-            torch.arange(ids.shape[1], device=ids.device)
-            if cache is None
-            else cache.positions(ids.shape[1])
-        )
+        if cache is None:
+            positions = torch.arange(ids.shape[1], device=ids.device)  # (t,)
+        else:
+            positions = cache.positions(ids.shape[1])  # (t,)
         x = hook("embedding", self.token_embedding(ids))  # (b, t, w)
         cos_sin = compute_cos_sin(self.config.rope, self.config.head_dim, positions, x.dtype)
         for block in self.blocks:
-            x = block(x, cos_sin, cache, hook)
+            x = block(x, cos_sin, cache, hook)  # (b, t, w)
         if cache is not None:
             cache.length += ids.shape[1]
         if last_only:
-            x = x[:, -1:]
+            x = x[:, -1:]  # (b, 1, w)
         return self.unembed(x, hook)
 
     def unembed(self, residual: Tensor, hook: Hook = no_hook) -> Tensor:
-        """Return the logits that a residual stream amounts to, the last norm included: (..., w)
-        -> (..., v).
-        """
-        x = hook("final", self.norm_f(residual))
-        return (
-            linear_float32(x, self.token_embedding.weight)
-            if self.lm_head is None
-            else self.lm_head(x)
-        )
+        """Return the logits of a residual stream, the last norm included: (..., w) -> (..., v)."""
+        x = hook("final", self.norm_f(residual))  # (..., w)
+        if self.lm_head is None:
+            return linear_float32(x, self.token_embedding.weight)  # (..., v)
+        return self.lm_head(x)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def initialise(self) -> "Llama":

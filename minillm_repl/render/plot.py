@@ -1,10 +1,11 @@
-"""Draws the curve of a loss with plotext, whose only figure is used here and nowhere else."""
+"""Draws the curve of a loss: braille dots in a frame with round numbers on its axes."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil, floor, log10
 from statistics import fmean
 
-import plotext
 from rich.cells import cell_len
 from rich.text import Text
 
@@ -13,14 +14,18 @@ from minillm_repl.render.console import FIGURES, GOOD, MODEL
 
 Points = Sequence[tuple[int, float]]
 
-_FILLER = "\ue000"  # of private use: no text has it
 # a point of the training loss is the mean of its neighbours on both sides, this part of all each
 _SMOOTH = 30
 _HUGE = 1e100  # what is above, or no number, is left out
+_DOTS_X, _DOTS_Y = 2, 4  # dots of a braille character
+_BRAILLE = 0x2800  # the character without dots; each dot adds its bit, by row and column
+_DOT_BITS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
+_FRAME_ROWS = 4  # two borders, the steps, and what the axes are called
 
 
 def loss_plot(train: Points, val: Points, columns: int, rows: int, colours: bool) -> Text:
-    """Return the smoothed curve of (step, loss) in training, and dots for held-out losses.
+    """Return the curve of (step, loss) while training, smoothed, and dots for the losses on
+    held-out text.
 
     It fills `columns` x `rows` cells, from 40 x 6 on. Losses are in nats per token.
     """
@@ -28,27 +33,25 @@ def loss_plot(train: Points, val: Points, columns: int, rows: int, colours: bool
     steps, losses = ([point[axis] for point in (*train, *val)] for axis in (0, 1))
     left, right = _limits(steps, max(1.0, 1e-9 * max(steps, default=0)))
     bottom, top = _limits(losses, max(1e-3, 0.01 * max(losses, default=0)))
-    plotext.clear_figure()
-    plotext.limit_size(False, False)
-    plotext.plot_size(columns, rows)
-    plotext.xlim(left, right)
-    plotext.ylim(bottom, top)
-    plotext.xlabel(_spread(_("step")))
-    plotext.ylabel(_spread(_("loss, nats per token")))
-    plotext.xticks(*_ticks(left, right, columns // 12, 1))
-    plotext.yticks(*_ticks(bottom, top, rows // 2))
-    if train:
-        plotext.plot(*zip(*train, strict=True), marker="braille")
-    if val:
-        plotext.scatter(*zip(*val, strict=True), marker="•")
-    built = Text.from_ansi(plotext.build()).plain.rstrip("\n")
-    plotext.clear_figure()
+    height = rows - _FRAME_ROWS
+    ticks = dict(zip(*_ticks(bottom, top, rows // 2), strict=True))
+    labels = max(map(len, ticks.values()), default=0)  # cells
+    area = _Area(left, right, bottom, top, columns - labels - 2, height)
+    cells = area.curve(train)
+    for step, loss in val:
+        cells[area.row(loss)][area.column(step)] = "•"
+    names = {area.row(loss): name for loss, name in ticks.items()}
+    lines = [
+        f"{names.get(row, ''):>{labels}}{'┤' if row in names else '│'}{''.join(cells[row])}│"
+        for row in range(height)
+    ]
+    marks, below = _step_axis(area, columns // 12)
     of_train, of_val = "⠒⠒ " + _("train"), "• " + _("validation")
-    legend = _spread(f" {of_train} {f'  {of_val} ' if val else ''}")
-    # in the frame's upper edge, where it covers nothing; each character is one cell
-    at = columns - len(legend) - 2
-    drawn = built[:at] + legend + built[at + len(legend) :]
-    text = Text(drawn.replace(_FILLER, ""), no_wrap=True, overflow="crop")
+    legend = f" {of_train} {f'  {of_val} ' if val else ''}"
+    border = "─" * (area.width - cell_len(legend) - 1) + legend + "─"
+    indent = " " * labels
+    lines = [f"{indent}┌{border}┐", *lines, f"{indent}└{marks}┘", f"{indent} {below} "]
+    text = Text("\n".join([*lines, _axis_names(columns)]), no_wrap=True, overflow="crop")
     if colours:
         text.highlight_regex("[─│┌┐└┘┬┤]+", FIGURES)
         text.highlight_regex(f"{of_train}|[\u2801-\u28ff]+", MODEL)
@@ -56,11 +59,60 @@ def loss_plot(train: Points, val: Points, columns: int, rows: int, colours: bool
     return text
 
 
-def _spread(text: str) -> str:
-    """Return a text with a filler after each wide character: plotext takes every character to be
-    one cell wide.
-    """
-    return "".join(character + _FILLER * (cell_len(character) - 1) for character in text)
+@dataclass(frozen=True)
+class _Area:
+    """The inside of the frame: the values at its edges, and its size in cells."""
+
+    left: float
+    right: float
+    bottom: float
+    top: float
+    width: int
+    height: int
+
+    def column(self, step: float, per_cell: int = 1) -> int:
+        """Return the column of a step, in cells, or in dots of which a cell has `per_cell`."""
+        return round((step - self.left) / (self.right - self.left) * (self.width * per_cell - 1))
+
+    def row(self, loss: float, per_cell: int = 1) -> int:
+        """Return the row of a loss, from the top."""
+        return round((self.top - loss) / (self.top - self.bottom) * (self.height * per_cell - 1))
+
+    def curve(self, points: Points) -> list[list[str]]:
+        """Return the rows of cells with lines from each point to the next."""
+        dots = [
+            (self.column(step, _DOTS_X), self.row(loss, _DOTS_Y)) for step, loss in points
+        ]  # (x, y) from the top left
+        bits = [[0] * self.width for _row in range(self.height)]
+        for (x, y), (next_x, next_y) in pairwise([*dots, *dots[-1:]]):
+            count = max(abs(next_x - x), abs(next_y - y), 1)
+            for at in range(count):
+                dot_x = x + round((next_x - x) * at / count)
+                dot_y = y + round((next_y - y) * at / count)
+                bit = _DOT_BITS[dot_y % _DOTS_Y][dot_x % _DOTS_X]
+                bits[dot_y // _DOTS_Y][dot_x // _DOTS_X] |= bit
+        return [[chr(_BRAILLE + cell) if cell else " " for cell in row] for row in bits]
+
+
+def _step_axis(area: _Area, most: int) -> tuple[str, str]:
+    """Return the lower border with its marks, and the numbers below the marks."""
+    marks, numbers = ["─"] * area.width, " " * area.width
+    for step, name in zip(*_ticks(area.left, area.right, most, 1), strict=True):
+        column = area.column(step)
+        marks[column] = "┬"
+        start = min(max(column - len(name) // 2, 0), area.width - len(name))
+        around = numbers[max(start - 1, 0) : start + len(name) + 1]
+        if not around.strip():  # else it would run into the number before
+            numbers = numbers[:start] + name + numbers[start + len(name) :]
+    return "".join(marks), numbers
+
+
+def _axis_names(columns: int) -> str:
+    """Return what the axes are called: the loss on the left, the step in the middle."""
+    loss, step = _("loss, nats per token"), _("step")
+    gap = max(columns // 2 - cell_len(step) // 2 - cell_len(loss), 1)
+    names = f"{loss}{' ' * gap}{step}"
+    return names + " " * (columns - cell_len(names))
 
 
 def smooth(points: Points) -> Points:

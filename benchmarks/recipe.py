@@ -162,7 +162,10 @@ def _print_texts(checkpoint: Checkpoint, train: Sequence[str], prompts: list[str
     )
     print(
         f"{prompts[0]!r}",
-        ", ".join(f"{each.text!r} {each.model_prob:.1%}" for each in first.top),  # type: ignore[union-attr]
+        ", ".join(
+            f"{each.text!r} {each.model_prob:.1%}"
+            for each in first.top  # type: ignore[union-attr]
+        ),
         "\n",
     )
     for temperature, times in ((0.0, 1), (0.5, 1), (0.8, 4), (1.0, 1)):

@@ -183,7 +183,8 @@ def with_values(settings: SettingsT, values: Mapping[str, Any]) -> SettingsT:
             chosen = value
         else:
             chosen = parse_value(spec, full, str(value))
-        settings = dataclasses.replace(settings, **{_private(full): chosen})  # type: ignore[type-var]
+        changed = {_private(full): chosen}
+        settings = dataclasses.replace(settings, **changed)  # type: ignore[type-var]
     return settings
 
 

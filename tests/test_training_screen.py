@@ -22,7 +22,8 @@ from minillm_repl.environment import process_environment
 from minillm_repl.render.console import make_screen
 from minillm_repl.render.json_lines import print_training_json
 from minillm_repl.render.plot import loss_plot, smooth
-from minillm_repl.render.training import Curve, Throughput, TrainingView, perplexity, summary
+from minillm_repl.render.training import TrainingView, perplexity, summary
+from minillm_repl.render.training_progress import Curve, Throughput
 from minillm_repl.repl.registry import discover
 from minillm_repl.training.events import Evaluated, NotSaved, Saved, TrainingFinished, TrainStep
 from tests.conftest import ROOT, random_checkpoint

@@ -43,7 +43,10 @@ def parse_messages(messages: str | Sequence[Message | Mapping[str, str]]) -> lis
     if isinstance(messages, str):
         return [Message("user", messages)]
     try:
-        parsed = [each if isinstance(each, Message) else Message(**each) for each in messages]  # type: ignore[arg-type]
+        parsed = [
+            each if isinstance(each, Message) else Message(**each)  # type: ignore[arg-type]
+            for each in messages
+        ]
     except TypeError:
         parsed = []
     is_text = all(isinstance(each.content, str) for each in parsed)

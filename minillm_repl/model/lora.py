@@ -55,7 +55,8 @@ def merge_adapters(state: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         if layer.endswith(".base") and parameter == "weight":
             adapted_layer = layer.removesuffix(".base")
-            tensor = tensor + state[f"{adapted_layer}.up"] @ state[f"{adapted_layer}.down"]  # noqa: PLW2901
+            up, down = state[f"{adapted_layer}.up"], state[f"{adapted_layer}.down"]
+            tensor = tensor + up @ down  # noqa: PLW2901
         weights[name.replace(".base.", ".")] = tensor
     return weights
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from math import exp, inf
-from statistics import fmean
 from time import monotonic
 from types import TracebackType
 
@@ -19,6 +18,7 @@ from minillm_repl.language import _, _n
 from minillm_repl.render.console import FIGURES, GOOD, MODEL, WARNING, Screen
 from minillm_repl.render.drawing import bar
 from minillm_repl.render.plot import loss_plot
+from minillm_repl.render.training_progress import Curve, Throughput
 from minillm_repl.safetext import safe_line
 from minillm_repl.training.events import (
     Evaluated,
@@ -32,9 +32,6 @@ from minillm_repl.training.events import (
 _FRAME = 0.5  # seconds from one drawing to the next, which takes 5 ms
 _PLOT_ROWS = 10
 _MIN_PLOT_COLUMNS, _MIN_PLOT_ROWS = 50, 16  # on a terminal with less there is no curve
-_MIN_CURVE_POINTS = 200  # of a curve are remembered at least, and twice as many at most
-# the pace is that of the last seconds, and of so many steps even if they took longer
-_DECAY_SECONDS, _DECAY_STEPS = 10.0, 8
 _MAX_SECONDS = 1e8  # seconds: what would take longer is not told more exactly
 _BEST_MARK = "★"
 
@@ -202,94 +199,6 @@ class TrainingView:
             + (self._steps % self._eval_interval > 0 and after < self._steps)
             + self._final_eval_cost
         )
-
-
-class Throughput:
-    """How long the last steps took; measuring and saving between them count apart."""
-
-    def __init__(self) -> None:
-        self._steps = self._tokens = self._seconds = 0.0  # of late: what is long ago weighs less
-        self._step_count = 0
-        self._saving_seconds = 0.0  # seconds of saving,
-        self._eval_seconds, self._eval_count = 0.0, 0  # and of measuring, so many times
-        self._seconds_to_first_step = (
-            0.0  # seconds until the first step was done, of which most was measuring
-        )
-        self._is_paused = self._paused_for_eval = False
-        self._last: TrainStep | None = None
-
-    @property
-    def is_known(self) -> bool:
-        """Whether there have been enough steps to tell."""
-        return self._seconds > 0
-
-    @property
-    def speed(self) -> float:
-        """Tokens per second."""
-        return self._tokens / self._seconds if self.is_known else 0.0
-
-    def estimate_seconds(self, steps: int, evaluations: float = 0.0) -> float:
-        """Return how long so many steps and measurements will take, with all between them."""
-        each = self._eval_seconds / self._eval_count if self._eval_count else 0.0
-        return (
-            steps * (self._seconds / self._steps + self._saving_seconds / self._step_count)
-            + evaluations * each
-        )
-
-    def pause(self, *, is_evaluation: bool = False) -> None:
-        """Take note that something else is done before the next step."""
-        self._is_paused, self._paused_for_eval = True, self._paused_for_eval or is_evaluation
-
-    def step(self, event: TrainStep) -> None:
-        """Take note of a step."""
-        last, self._last = self._last, event
-        paused, measures = self._is_paused, self._paused_for_eval
-        self._is_paused = self._paused_for_eval = False
-        if last is None:
-            self._seconds_to_first_step = event.seconds if event.step == 1 and measures else 0.0
-            return
-        seconds = event.seconds - last.seconds
-        self._step_count += 1
-        if paused and self.is_known:
-            self._add_pause(max(0.0, seconds - self._seconds / self._steps), measures)
-            return
-        decay = exp(-min(seconds / _DECAY_SECONDS, 1 / _DECAY_STEPS))
-        self._steps = self._steps * decay + 1
-        self._tokens = self._tokens * decay + event.tokens - last.tokens
-        self._seconds = self._seconds * decay + seconds
-        if self._seconds_to_first_step:
-            self._add_pause(max(0.0, self._seconds_to_first_step - seconds), measures=True)
-            self._seconds_to_first_step = 0.0
-
-    def _add_pause(self, seconds: float, measures: bool) -> None:
-        if measures:
-            self._eval_seconds, self._eval_count = (
-                self._eval_seconds + seconds,
-                self._eval_count + 1,
-            )
-        else:
-            self._saving_seconds += seconds
-
-
-class Curve:
-    """The points of a curve; when they are too many, two become their mean."""
-
-    def __init__(self) -> None:
-        self.points: list[tuple[int, float]] = []
-        self._bin_size = 1
-        self._pending: list[float] = []
-
-    def add(self, step: int, loss: float) -> None:
-        """Take one more."""
-        self._pending.append(loss)
-        if len(self._pending) < self._bin_size:
-            return
-        self.points.append((step, fmean(self._pending)))
-        self._pending.clear()
-        if len(self.points) == 2 * _MIN_CURVE_POINTS:
-            pairs = zip(self.points[::2], self.points[1::2], strict=True)
-            self.points = [(step, fmean((before, loss))) for (_step, before), (step, loss) in pairs]
-            self._bin_size *= 2
 
 
 def summary(finished: TrainingFinished) -> Text:

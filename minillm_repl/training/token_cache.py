@@ -72,7 +72,8 @@ def _temporary_file(stack: ExitStack, folder: Path | None) -> IO[bytes]:
     if folder is None:
         return stack.enter_context(tempfile.TemporaryFile())
     # Readable by the user alone; the caller's stack closes it.
-    file = stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False))  # noqa: SIM115
+    temporary = tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False)  # noqa: SIM115
+    file = stack.enter_context(temporary)
     # The file stays if `store` has given it another name by then.
     stack.callback(lambda: Path(file.name).unlink(missing_ok=True))
     return file

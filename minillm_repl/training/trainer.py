@@ -67,7 +67,9 @@ class Trainer:
             add_dropout(model, plan.dropout)
         if plan.shard:
             self.distributed.shard(model)
-        compiled: nn.Module = torch.compile(model) if plan.compile else model  # type: ignore[assignment]
+        compiled: nn.Module = model
+        if plan.compile:
+            compiled = torch.compile(model)  # type: ignore[assignment]
         self._forward = self.distributed.wrap(compiled, sharded=plan.shard)
         every = model.named_parameters()
         self.trainable_parameters = {name: each for name, each in every if each.requires_grad}

@@ -357,7 +357,9 @@ def drawn(picture, width=80):
 
 def way(*probs, text="abcdef"):
     tokens = tuple(Token(ord(letter), letter, (ord(letter),)) for letter in text)
-    return Branch(tokens, probs, float(np.prod(probs)), "length", len(tokens))
+    return Branch(
+        tokens=tokens, probs=probs, prob=float(np.prod(probs)), reason="length", said=len(tokens)
+    )
 
 
 def test_a_way_that_is_one_piece_has_no_second_probability_whatever_rounding_does():

@@ -37,7 +37,7 @@ _MAP = 16  # tokens to an edge of a small map, at most
 _MIN_MAP_WIDTH = 24  # cells: a small map has a pattern in its title
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HeadView(View, Truncation):
     """One attention head on a text. Layers and heads count from 0."""
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _MAX_BRANCHES = 100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Branch:
     """One continuation."""
 

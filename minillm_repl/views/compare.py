@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _TOP, _MOST = 8, 8  # next tokens; positions that differ
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Difference:
     """The predictions of two models after one position."""
 
@@ -50,7 +50,7 @@ class Difference:
     theirs: Likely
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CompareView(View, Truncation):
     """Two models on the same text. Each pair is for the open model and the other."""
 

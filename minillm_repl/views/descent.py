@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _BYTES_PER_PARAMETER = 12  # a weight, its gradient and its new value, in float32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """The actual next token at a position, and its probability."""
 
@@ -42,7 +42,7 @@ class Target:
     nats_after: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DescentView(View, Truncation):
     """One step of gradient descent on one text: weight − rate × gradient, for every weight."""
 
@@ -176,7 +176,13 @@ def compute(
         tokens=inspected.tokens,
         rate=rate,
         targets=tuple(
-            Target(inspected.position_of(position), exp(-old), exp(-new), old, new)
+            Target(
+                position=inspected.position_of(position),
+                before=exp(-old),
+                after=exp(-new),
+                nats_before=old,
+                nats_after=new,
+            )
             for position, (old, new) in enumerate(zip(before.tolist(), after.tolist(), strict=True))
         ),
         loss_before=float(before.mean()),

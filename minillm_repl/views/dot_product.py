@@ -20,7 +20,7 @@ from minillm_repl.views.base import Row, View
 _ALL, _LARGEST = 16, 12  # all, up to 16; of more, the 12 largest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DotView(View, Truncation):
     """One query and one key, and what the softmax makes of their dot product."""
 

@@ -57,7 +57,7 @@ class Yardstick:
     below: float  # percent of them that have a smaller KL than the intervention
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EffectView(View, Truncation):
     """The next token before an intervention, and with it."""
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _TOKENS = 12  # that have a bar
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GradView(View, Truncation):
     """The gradient of a logit, or of a difference of two, with respect to each input vector."""
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _TOP = 5  # tokens that a row lists
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LensRow:
     """What the model would predict if it stopped at one place of the residual stream."""
 
@@ -48,7 +48,7 @@ class LensRow:
     kl: float  # nats, KL(final ‖ here) = Σ final · ln(final / here)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LensView(View, Truncation):
     """The logit lens at one position. Positions count from 0."""
 

@@ -53,7 +53,7 @@ _PERCENT_WIDTH, _SHADE_WIDTH = 5, 2  # cells: ` -12%`, `▒▒`
 _MAX_LABEL = 24  # cells of a row's label
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PatchView(View):
     """Prompt B, with one activation of prompt A each: how much of A's answer that restores."""
 

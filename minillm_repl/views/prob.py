@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from minillm_repl.repl.shell import Shell
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ContinuationToken:
     """One token of a continuation."""
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _NUMBER = 6  # cells of one number of a vector
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Met:
     """A key that the query attends to."""
 
@@ -47,7 +47,7 @@ class Met:
     weight: float  # the softmax of that over all keys
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class QKVView(View, Truncation):
     """One head at one position. Layers, heads and positions count from 0."""
 

@@ -73,7 +73,7 @@ class ShapeRow:
     numbers: Row  # the first at the last token; where there are several heads, of head 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ShapesView(View, Truncation):
     """The forward pass on a text, as the shapes of its tensors."""
 

@@ -50,7 +50,7 @@ _ELSEWHERE = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SourceView(View):
     """One part of the program, as it is written."""
 

@@ -33,7 +33,7 @@ _LEAST_BITS = 0.05  # the table leaves out tokens below that
 _LN2 = log(2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Surprising:
     """A token with a high surprisal, and what the model expected instead."""
 
@@ -44,7 +44,7 @@ class Surprising:
     expected: tuple[Likely, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SurpriseView(View, Truncation):
     """The surprisal of each token of a text. Positions count from 0."""
 

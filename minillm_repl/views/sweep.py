@@ -42,7 +42,7 @@ class TemperatureCandidate:
     probs: tuple[float | None, ...]  # None where a sampler drops it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SweepView(View, Truncation):
     """The same candidates at several temperatures; the other samplers are as set."""
 

@@ -36,7 +36,7 @@ class Piece:
     vector: Row  # (d_model,)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TokensView(View):
     """The tokens of a text."""
 

@@ -40,7 +40,7 @@ _MAX_TOKENS = 20  # of the prompt, in the title
 _LABEL = 8  # cells of a token in a row
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Moment(View, Truncation):
     """The predictions for a prompt after one step of training."""
 

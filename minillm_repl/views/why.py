@@ -42,7 +42,7 @@ class Part:
     value: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WhyView(View, Truncation):
     """Direct logit attribution: the parts sum to the logit, or to the difference of two."""
 

@@ -188,17 +188,17 @@ def with_values(settings: SettingsT, values: Mapping[str, Any]) -> SettingsT:
     return settings
 
 
-def parse_value(spec: Spec, name: str, text: str) -> Any:
-    """Return the value of a typed text. Raises UserError with `name` and the expectation."""
+def parse_value(spec: Spec, name: str, text: str, error: type[UserError] = UserError) -> Any:
+    """Return the value of a typed text. Raises `error` with `name` and the expectation."""
     text = text.strip()
     try:
         if text.lower() in spec.special_values:
             return spec.special_values[text.lower()]
         return spec.parse(text)
-    except ValueError as error:
-        words = [str(error)] if spec.parse is not switch else []
+    except ValueError as why:
+        words = [str(why)] if spec.parse is not switch else []
         expected = (_(", or ") if words else _(" or ")).join([*words, *spec.special_values])
-        raise UserError(
+        raise error(
             _(
                 "{name} needs {wanted}, not {value!r}",
                 name=name,

@@ -7,6 +7,7 @@ import torch
 from minillm_repl.errors import UserError
 from minillm_repl.render.drawing import nats
 from minillm_repl.tokenizer.library import byte_level_bpe
+from minillm_repl.tokenizer.lookup import word_ids
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from minillm_repl.views import grad, lens, neurons, residual, why
 from minillm_repl.views.ablate import ablation_hook as silencing
@@ -17,7 +18,7 @@ from minillm_repl.views.inspected_text import InspectedText
 from minillm_repl.views.patch import compute as patch_view
 from minillm_repl.views.patch import patched_logits
 from minillm_repl.views.steer import RANDOM_DIRECTIONS as RANDOM
-from minillm_repl.views.steer import direction, pair, whole, word_ids
+from minillm_repl.views.steer import direction, pair, whole
 from minillm_repl.views.steer import lead_ids as lead
 from minillm_repl.views.steer import random_steering_hooks as random_steering
 from minillm_repl.views.steer import residual_norm as stream_norm

@@ -26,14 +26,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from minillm_repl.errors import UsageError, UserError
+from minillm_repl.errors import UsageError
 from minillm_repl.language import _
 from minillm_repl.repl.quoting import (
     TO_SCREEN,
     Output,
+    check_not_argument,
     last_quoted,
     mask_quoted,
     split_outside_quotes,
+    split_word,
     unquoted,
 )
 from minillm_repl.safetext import safe_line
@@ -43,12 +45,6 @@ Completion = Literal["nothing", "command", "file", "checkpoint"]
 Values = dict[str, Any]
 
 _INDEX = r"\d{1,9}"
-# A text without quotes that begins like an argument was probably meant as one.
-_LOOKS_LIKE_ARGUMENT = re.compile(
-    r"[@#+-]*\d|[lh]\d|(?:layer|head|position|pos|neuron|key|층|헤드|위치|뉴런)(?=[\s=:.\d]|$)|[a-z]+="
-    r"|(?:all|last|first|end|처음|마지막|끝|전체)$",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -167,23 +163,19 @@ class Number(Argument):
     """A number without a name, such as how many."""
 
     def __init__(
-        self,
-        name: str,
-        parse: Parser,
-        default: Any = None,
-        *,
-        metavar: str = "N",
-        required: bool = False,
+        self, name: str, parse: Parser, default: Any = None, *, required: bool = False
     ) -> None:
-        super().__init__(metavar, {name: default}, required=required)
-        self._name, self._parse, self._metavar = name, parse, metavar
+        super().__init__("N", {name: default}, required=required)
+        self._name, self._parse = name, parse
 
     def take(self, text: str) -> tuple[Values, str]:
         """Read a word of digits."""
         first, rest = split_word(text)
         if not re.fullmatch(r"-?\d+", first):
             return self.missing(text)
-        return {self._name: parse_argument(self._parse, self._metavar, first)}, rest
+        return {
+            self._name: parse_value(Spec(parse=self._parse, help=""), "N", first, UsageError)
+        }, rest
 
 
 class Option(Argument):
@@ -304,28 +296,3 @@ class Words(Argument):
     def take(self, text: str) -> tuple[Values, str]:
         """Read all that remains."""
         return ({self._name: text}, "") if text else self.missing(text)
-
-
-def split_word(text: str) -> tuple[str, str]:
-    """Split a text into its first word, and what follows."""
-    first, *rest = text.split(maxsplit=1) or [""]
-    return first, rest[0] if rest else ""
-
-
-def check_not_argument(text: str) -> None:
-    """Raise UsageError for a text without quotes that begins like a layer, a head, a position or
-    an option.
-    """
-    if _LOOKS_LIKE_ARGUMENT.match(text):
-        first = safe_line(split_word(text)[0][:20])
-        raise UsageError(
-            _("unexpected {word}; put a text that starts like that in quotes", word=first)
-        )
-
-
-def parse_argument(parse: Parser, name: str, text: str) -> Any:
-    """Return the value of a number or an option. Raises UsageError if it cannot be."""
-    try:
-        return parse_value(Spec(parse=parse, help=""), name, text)
-    except UserError as error:
-        raise UsageError(str(error)) from None

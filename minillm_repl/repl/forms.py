@@ -15,17 +15,17 @@ from minillm_repl.repl.arguments import (
     TextArgument,
     Values,
     Words,
-    check_not_argument,
-    parse_argument,
-    split_word,
 )
 from minillm_repl.repl.quoting import (
     TO_SCREEN,
+    check_not_argument,
     mask_quoted,
     parse_leading_output,
     parse_output,
+    split_word,
 )
 from minillm_repl.safetext import safe_line
+from minillm_repl.settings import Spec, parse_value
 from minillm_repl.storage.paths import user_path
 
 Form = tuple[Argument | str, ...]
@@ -161,7 +161,9 @@ def _take_named(arguments: list[Argument], text: str) -> tuple[Values, str]:
                     there=", ".join(f"{each}=" for each in options),
                 )
             )
-        values[name] = parse_argument(options[name].parse, name, value)
+        values[name] = parse_value(
+            Spec(parse=options[name].parse, help=""), name, value, UsageError
+        )
         text = text[: found.start()] + text[found.end() :]
     for option in options.values():
         if option.name not in values:

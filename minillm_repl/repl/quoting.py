@@ -15,6 +15,12 @@ _QUOTED = "\x01"  # stands for each character inside quotes while options are lo
 _JSON = re.compile(r"(?:^|\s)--json(?:\s+(\S+))?(?=\s|$)")
 _OVERWRITE = re.compile(r"(?:^|\s)--overwrite(?=\s|$)")
 _OPTION = re.compile(r"(?:^|\s)(--[a-z][\w-]*)")
+# A text without quotes that begins like an argument was probably meant as one.
+_LOOKS_LIKE_ARGUMENT = re.compile(
+    r"[@#+-]*\d|[lh]\d|(?:layer|head|position|pos|neuron|key|층|헤드|위치|뉴런)(?=[\s=:.\d]|$)|[a-z]+="
+    r"|(?:all|last|first|end|처음|마지막|끝|전체)$",
+    re.IGNORECASE,
+)
 
 
 def quoted_spans(text: str) -> list[tuple[int, int]]:
@@ -149,3 +155,20 @@ def parse_overwrite(argument: str) -> tuple[str, bool]:
     return (
         (argument[: found.start()] + argument[found.end() :], True) if found else (argument, False)
     )
+
+
+def split_word(text: str) -> tuple[str, str]:
+    """Split a text into its first word, and what follows."""
+    first, *rest = text.split(maxsplit=1) or [""]
+    return first, rest[0] if rest else ""
+
+
+def check_not_argument(text: str) -> None:
+    """Raise UsageError for a text without quotes that begins like a layer, a head, a position or
+    an option.
+    """
+    if _LOOKS_LIKE_ARGUMENT.match(text):
+        first = safe_line(split_word(text)[0][:20])
+        raise UsageError(
+            _("unexpected {word}; put a text that starts like that in quotes", word=first)
+        )

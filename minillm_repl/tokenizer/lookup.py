@@ -81,3 +81,13 @@ def has_same_vocabulary(ours: Tokenizer, theirs: Tokenizer) -> bool:
         Token.from_id(ours, token) == Token.from_id(theirs, token)
         for token in range(ours.vocab_size)
     )
+
+
+def word_ids(tokenizer: Tokenizer, texts: Sequence[str], plain: list[list[int]]) -> list[list[int]]:
+    """Return the ids of texts as words within a text; `plain` has their ids without a space.
+
+    Some tokenizers have the space before a word in the word's own token. So a space is added if
+    the texts then take no more tokens.
+    """
+    spaced = [tokenizer.encode(" " + text, add_special=False) for text in texts]
+    return spaced if sum(map(len, spaced)) <= sum(map(len, plain)) else plain

@@ -22,7 +22,13 @@ from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views import effect
 from minillm_repl.views.base import View
 from minillm_repl.views.inspected_text import InspectedText, check_finite, check_layer, no_grad
-from minillm_repl.views.inspecting import inspect_ids, inspect_text, show, text_ids
+from minillm_repl.views.inspecting import (
+    active_interventions,
+    inspect_ids,
+    inspect_text,
+    show,
+    text_ids,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -268,7 +274,5 @@ def _describe(place: str, how: str, *, is_head: bool) -> str:
 
 def _state(shell: "Shell") -> str:
     """Return which ablations are active."""
-    ablations = [
-        each.description for each in shell.require_model().interventions if each.command == "ablate"
-    ]
-    return " · ".join(ablations) or _("nothing is ablated: `:ablate 0.0` ablates head 0 of layer 0")
+    ablations = " · ".join(active_interventions(shell, "ablate"))
+    return ablations or _("nothing is ablated: `:ablate 0.0` ablates head 0 of layer 0")

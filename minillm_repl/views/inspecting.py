@@ -131,6 +131,12 @@ def show(
         shell.screen.note(_("numbers saved to {path}", path=safe_line(str(path))))
 
 
+def active_interventions(shell: Shell, command: str) -> list[str]:
+    """Return the descriptions of the interventions that a command has made in the open model."""
+    interventions = shell.require_model().interventions
+    return [each.description for each in interventions if each.command == command]
+
+
 def _interrupt_hook(shell: Shell) -> Callable[[str, "Tensor"], "Tensor"]:
     """Return a tap that changes nothing, and ends the pass when Ctrl-C has been pressed."""
 

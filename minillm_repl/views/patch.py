@@ -107,10 +107,8 @@ class PatchView(View):
 
     def _header(self, shown: range, indent: int, cell: int) -> str:
         """Return the line of layer numbers; of narrow columns, only every fifth has one."""
-        names = [
-            _column_name(self.places[place]) if cell > _SHADE_WIDTH or place % 5 == 0 else ""
-            for place in shown
-        ]
+        layers = ["emb" if place == "embedding" else place.split()[0] for place in self.places]
+        names = [layers[at] if cell > _SHADE_WIDTH or at % 5 == 0 else "" for at in shown]
         return " " * indent + "".join(fit_to_width(name, cell, right=True) for name in names) + "\n"
 
     def _notes(self, shown: range, cell: int) -> list[str]:
@@ -127,10 +125,6 @@ class PatchView(View):
         if len(shown) < len(self.places):
             notes.append(_("the last {n} of {all}", n=len(shown), all=len(self.places)))
         return notes
-
-
-def _column_name(place: str) -> str:
-    return "emb" if place == "embedding" else place.split(maxsplit=1)[0]
 
 
 def _cell(effect: float, width: int) -> tuple[str, str]:

@@ -1,8 +1,7 @@
 """`:steer`: a direction in the residual stream from one text to another (Turner et al., 2023)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from minillm_repl.errors import UsageError, UserError
@@ -14,11 +13,12 @@ from minillm_repl.repl.model_loading import Intervention, LoadedModel
 from minillm_repl.repl.registry import command
 from minillm_repl.settings import integer, number
 from minillm_repl.tokenizer.base import Tokenizer
+from minillm_repl.tokenizer.lookup import word_ids
 from minillm_repl.views import effect
 from minillm_repl.views.base import unseen_note
 from minillm_repl.views.effect import Averaged, EffectView
 from minillm_repl.views.inspected_text import InspectedText, check_layer
-from minillm_repl.views.inspecting import import_torch, inspect_ids, show
+from minillm_repl.views.inspecting import active_interventions, import_torch, inspect_ids, show
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,16 +98,6 @@ def lead_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     return (*([] if start is None else [start]), *(newline if len(newline) == 1 else []))
 
 
-def word_ids(tokenizer: Tokenizer, texts: Sequence[str], plain: list[list[int]]) -> list[list[int]]:
-    """Return the ids of texts as words within a text; `plain` has their ids without a space.
-
-    Some tokenizers have the space before a word in the word's own token. So a space is added if
-    the texts then take no more tokens.
-    """
-    spaced = [tokenizer.encode(" " + text, add_special=False) for text in texts]
-    return spaced if sum(map(len, spaced)) <= sum(map(len, plain)) else plain
-
-
 def direction(towards: Side, away: Side, layer: int) -> "Tensor":
     """Return the unit vector (d_model,) from the mean of one side to the mean of the other.
 
@@ -143,7 +133,6 @@ def random_steering_hooks(
     layer: int,
     strength: float,
     progress: Callable[[float], None] = lambda _share: None,
-    seed: int = 0,
 ) -> Iterator[Hook]:
     """Yield hooks that steer in `RANDOM_DIRECTIONS` random directions, a batch of them each.
 
@@ -151,7 +140,7 @@ def random_steering_hooks(
     """
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)  # always the same ones
     d_model = inspected.config.d_model
     vectors = torch.randn(RANDOM_DIRECTIONS, 1, d_model, generator=generator)
     unit = torch.nn.functional.normalize(vectors, dim=-1)
@@ -228,7 +217,12 @@ def steer(shell: "Shell", asked: Arguments) -> None:
         if side.inspected.unseen_ids:
             shell.screen.warn(unseen_note(side.inspected.window))
     inspected = inspect_ids(shell, model, ids) if ids else sides[1].inspected
-    describe = partial(_describe, asked.strength, layer)
+
+    def describe() -> str:
+        return _(
+            "steering at layer {layer}, strength {strength:g}", layer=layer, strength=asked.strength
+        )
+
     hook = steering_hook(direction(*sides, layer), layer, asked.strength)
     view = _measure(shell, inspected, sides, hook, layer, asked.strength, describe())
     show(shell, view, asked.output, model)
@@ -279,9 +273,7 @@ def _measure(
 
 
 def _advice(norm: float, strength: float) -> str:
-    """Return how large the residual stream is; if the strength is small beside it, also a larger
-    one.
-    """
+    """Return the norm of the residual stream, and a larger strength if this one is small."""
     if abs(strength) < norm / 20:
         return _(
             "residual stream norm at that layer: {norm:.1f} (strength={strength:.2g} is "
@@ -299,12 +291,5 @@ def _show_or_remove(shell: "Shell", *, remove: bool) -> None:
     if remove and shell.session.workspace.remove_interventions("steer"):
         shell.screen.note(_("steering removed"))
         return
-    active = [
-        each.description for each in shell.require_model().interventions if each.command == "steer"
-    ]
-    idle = _("no steering is active: use `:steer TEXT vs TEXT`")
-    shell.screen.note(active[0] if active else idle)
-
-
-def _describe(strength: float, layer: int) -> str:
-    return _("steering at layer {layer}, strength {strength:g}", strength=strength, layer=layer)
+    active = " · ".join(active_interventions(shell, "steer"))
+    shell.screen.note(active or _("no steering is active: use `:steer TEXT vs TEXT`"))

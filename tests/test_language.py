@@ -105,6 +105,7 @@ DATA = {
     },
     "commands": {
         "turns it on",
+        "짧게 답해.",  # an example of a system prompt
         "shows the current one",
         "Without a value, the command □. Default: □.",
         "\n:temp sweep shows the most likely next tokens at several temperatures.",
@@ -116,6 +117,7 @@ DATA = {
     "chat": {DEFAULT_CHAT_TEMPLATE.source},
     # errors of whoever writes a lesson
     "lessons": {
+        "□ is no □",
         "`□` lacks one of its fields: □",
         "`□` has no field `□`; it has □",
         "`□` has no place there",
@@ -135,16 +137,23 @@ DATA = {
         "min-p",
     },
     # the names that JSON has; render translates them
-    "views": {"added after layer □", "attention bias □"},
+    "checkpoint": {"eos_token"},
+    "views": {
+        "added after layer □",
+        "attention bias □",
+        "position_embedding",
+        "[TOKEN] [vs TOKEN]",  # a usage line, the same in each language
+        "KL",
+        "id",
+        "−ln p",
+        "not dim □",
+    },
     "render": {
         "bold red",
         "id",
-        "KL",
         "a generation ends with Finished",
         "training ends with Finished",
         _FONTS,
-        "not dim □",
-        "−ln p",
         "added after layer {n}",
         "attention bias {n}",  # the names that JSON has, beside the screen's
     },

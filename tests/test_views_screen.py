@@ -35,7 +35,7 @@ VIEWS = {
     ":lens 3": "position 3",
     ":why": "total",
     ":why {next} vs {other}": "logit difference",
-    ":residual": "cos",
+    ":residual": "cos: cosine",
     ":ablate scan": "head ablation scan",
     ":patch {text} -> {same}": "logit difference restored",
     ":near {next}": "cosine",
@@ -79,7 +79,7 @@ def tables(lines):
             rows = []
             for row in lines[place + 1 :]:
                 if not row.strip() or re.match(
-                    r":|[▶*] [a-z]|.*[a-z] (·|is|of|in) |[a-zA-Z ]+: |KL[ (]|together ", row
+                    r":|[▶*] [a-z]|.*[a-z] (·|is|of|in) |[a-zA-Z ]+: |KL[ (]|total ", row
                 ):
                     break
                 rows.append(row)
@@ -92,12 +92,12 @@ def columns_stand(heading, rows, width):
     blank = [all(row[x] == " " for row in grid) for x in range(width)]
     top = [*cells(heading), *[" "] * width]
     gaps = [
-        found.start()
+        found.span()
         for found in re.finditer(
             r"(?<=\S) {2,}(?=\S)", "".join(each or "\0" for each in top[:width])
         )
     ]
-    return all(any(blank[gap : gap + 40]) for gap in gaps)
+    return all(any(blank[start : max(start + 40, end)]) for start, end in gaps)
 
 
 def dots_make_a_triangle(lines):

@@ -30,16 +30,8 @@ from minillm_repl.repl.signals import raising_interruptible
 from minillm_repl.settings import with_values
 from minillm_repl.storage.paths import SUFFIX, find_checkpoint, user_path
 from minillm_repl.tokenizer.base import Token
+from minillm_repl.views import headless
 from minillm_repl.views.base import View
-from minillm_repl.views.headless import (
-    ablation,
-    make_shell,
-    needs_argument,
-    position_of,
-    run_view,
-    steering,
-    view_commands,
-)
 
 if TYPE_CHECKING:
     from minillm_repl.training.events import TrainEvent
@@ -188,26 +180,26 @@ class Model:
         position, or a text: the position where it ends. Raises UserError.
         """
         words = [str(each) for each in arguments]
-        if isinstance(of, str) and not words and needs_argument(name):
+        if isinstance(of, str) and not words and headless.needs_argument(name):
             words, of = [of], ""  # `m.near("서울")`: it reads no other text
         shell = self._shell(of, with_values(Settings(), settings))
         if at is not None:
-            words.append(f"@{position_of(shell, at)}")
-        return run_view(shell, name, " ".join(words))
+            words.append(f"@{headless.position_of(shell, at)}")
+        return headless.run_view(shell, name, " ".join(words))
 
     def __getattr__(self, name: str) -> Callable[..., View]:
         """Return the view of this name as a method: `m.lens(text, at="서울")`."""
-        if name.startswith("_") or not view_commands().has(name):
-            names = ", ".join(each.name for each in view_commands())
+        if name.startswith("_") or not headless.view_commands().has(name):
+            names = ", ".join(each.name for each in headless.view_commands())
             raise AttributeError(f"a model has no {name!r}; its views: {names}")
         return partial(self.view, name)
 
     def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *(each.name for each in view_commands())]
+        return [*super().__dir__(), *(each.name for each in headless.view_commands())]
 
     def _shell(self, of: str | Generation = "", settings: Settings = _DEFAULTS) -> Shell:
         """Return a shell that prints nothing, with `of` as the text so far."""
-        shell = make_shell(self.loader, self._loaded, settings, _warn)
+        shell = headless.make_shell(self.loader, self._loaded, settings, _warn)
         if isinstance(of, Generation):
             shell.session.conversation.ids = list(of.ids)
         elif of:
@@ -222,7 +214,7 @@ class Model:
 
         `how` is `zero`, or `mean`: the mean over the positions of `of`. Raises UserError.
         """
-        with self._intervening(ablation(self._shell(of), str(where), how)):
+        with self._intervening(headless.ablation(self._shell(of), str(where), how)):
             yield self
 
     @contextmanager
@@ -233,7 +225,7 @@ class Model:
 
         Layer -1 is the middle one. Raises UserError.
         """
-        with self._intervening(steering(self._shell(), towards, away, layer, strength)):
+        with self._intervening(headless.steering(self._shell(), towards, away, layer, strength)):
             yield self
 
     @contextmanager

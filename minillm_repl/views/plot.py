@@ -47,5 +47,5 @@ def plot(shell: "Shell", _asked: Arguments) -> None:
     out = shell.screen.out
     rows = min(max(out.height - 4, _ROWS[0]), _ROWS[1])
     view = PlotView(record.curve, record.val_curve, rows, not out.no_color)
-    shell.last_view, shell.last_pinned = view.draw, (0, 0)
+    shell.last_view, shell.last_shown, shell.last_pinned = view.draw, view, (0, 0)
     out.print(view.draw(out.width), no_wrap=True, overflow="crop")

@@ -655,8 +655,8 @@ def test_what_is_done_otherwise_than_the_files_say_is_told_once(folder):
     script = f"1 2\n3 4\n:load {folder}\n1 2\n:model\n"
     more = run("--ckpt", folder, "-n", "1", script=script)
     note = (
-        "config.json says that the output head is the embedding, but the file has another, "
-        "lm_head.weight: it is used"
+        "config.json ties the unembedding to the embedding, but the file has a separate one, "
+        "lm_head.weight: that one is used"
     )
     told = [" ".join(text.split()).count(f"! {note}") for text in (one.stderr, more.stderr)]
     assert told == [1, 2]  # and again when it is opened again

@@ -42,8 +42,7 @@ _MIN_CANCELLABLE_WORK = 2_000_000_000
 
 
 class Trainer:
-    """Trains a model in place, on the device it is on, as a plan says in which nothing is left at
-    auto.
+    """Trains a model in place, where it is, by a plan in which nothing is left at auto.
 
     `bits_per_character_scale` turns the mean loss into bits per character: it is tokens /
     characters / ln 2 of the split that is measured.
@@ -280,17 +279,16 @@ class Trainer:
         if not keeps_latest:
             self.load_weights(self.best_weights)
         train, val = self.evaluator.final_losses(state.tokens, interrupted, is_quick=is_quick)
-        kept, scale = state.step if keeps_latest else state.best_step, self._scale
-        return state.finished(reason, kept=kept, train_loss=train, val_loss=val, scale=scale)
+        kept = state.step if keeps_latest else state.best_step
+        return state.finished(reason, kept=kept, train_loss=train, val_loss=val, scale=self._scale)
 
     def _is_latest_best(self, is_quick: bool) -> bool:
         """Tell whether the weights after the last step are the best, as far as is known."""
-        state = self.state
         if self.val is None:
             return True
-        if state.last_eval_step == state.step:
+        if self.state.last_eval_step == self.state.step:
             return False  # Then the best weights are those that the evaluation kept.
-        return self.evaluator.latest_val_loss(is_quick=is_quick) < state.best_loss
+        return self.evaluator.latest_val_loss(is_quick=is_quick) < self.state.best_loss
 
     def _copy_weights(self) -> dict[str, Tensor]:
         return {name: each.detach().clone() for name, each in self.trainable_parameters.items()}

@@ -219,7 +219,7 @@ def test_shares_of_a_difference_that_is_rounding_are_refused_with_the_difference
         )
     elif float(apart.max() - apart.min()) < 1e-3:
         with pytest.raises(
-            UserError, match=r"the same after both prompts \(the logits of .* differ by"
+            UserError, match=r"logit difference of .* is almost the same after both prompts \("
         ):
             patch_view(a, b)
 

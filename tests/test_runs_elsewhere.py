@@ -294,7 +294,7 @@ def test_a_resume_file_that_is_older_goes_on_too(stopped, monkeypatch):
     file = resume_path(path)
     metadata = dict(read_header(file).metadata)
     facts = json.loads(metadata["run"])
-    del facts["folder"], facts["val_sha256"]
+    del facts["working_folder"], facts["val_sha256"]
     save_file(load_file(file), file, {**metadata, "run": json.dumps(facts)})
     same(expected, again(path)[1])
 
@@ -303,7 +303,7 @@ def test_what_follows_resume_is_the_text_and_no_setting():
     assert parse_request("resume") == parse_request("resume ")
     request = parse_request("resume 'my text.txt'")
     assert (request.is_resume, request.corpus) == (True, "my text.txt")
-    with pytest.raises(UserError, match="its settings are known"):
+    with pytest.raises(UserError, match="uses the settings of the stopped run"):
         parse_request("resume steps=5")
 
 
@@ -317,7 +317,7 @@ def test_the_program_goes_on_from_another_folder_with_a_text_that_is_named(tmp_p
     cut(trainee)
     (tmp_path / "a" / "t.txt").rename(tmp_path / "b.txt")
     _, said = run(tmp_path, "--ckpt", "a/m.safetensors", "--resume", code=1)
-    assert "is not there" in said
+    assert "is missing" in said
     _, said = run(tmp_path, "--ckpt", "a/m.safetensors", "--resume", "--train", "b.txt", "--json")
     assert "the text file has moved: it is read from b.txt" in said
 

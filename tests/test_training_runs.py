@@ -244,7 +244,7 @@ def test_going_on_with_nothing_or_with_another_text_is_refused_in_one_line(folde
         return err
 
     assert "no run to resume" in refused("--ckpt", "none.safetensors", "--resume")
-    assert "settings are known" in refused(
+    assert "with the settings of that run" in refused(
         "--ckpt", "m.safetensors", "--resume", "--steps", "9", code=2
     )
     process = start(

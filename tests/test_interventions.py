@@ -540,7 +540,7 @@ def test_what_a_change_does_is_measured_without_it_and_without_no_other(visit):
     # in place of the layer set to zero
     assert "active interventions: layer 0 mean-ablated" in terminal.do(":lens")
     terminal.do(":steer 날씨 vs 공원")
-    assert "the same tokens" in terminal.do(":steer 하늘 vs 하늘")
+    assert "identical to the model" in terminal.do(":steer 하늘 vs 하늘")
     # what failed has not ended what was on
     assert "steering at layer 2, strength 4" in terminal.do(":steer")
     assert "put a text in quotes" in terminal.do(":ablate 0.1 mena")

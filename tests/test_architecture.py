@@ -92,6 +92,8 @@ def test_a_whole_prompt_from_flag_to_text_needs_no_torch_and_the_second_no_compi
     loaded = loaded_by(visit)
     assert "numpy" in loaded
     assert not loaded & {"numba", "torch"}
+    # Commands are imported when the first is looked up, and a prompt needs none.
+    assert not {"minillm_repl.commands.learn", "minillm_repl.views.lens"} & loaded
     assert "prompt_toolkit" not in loaded
 
 

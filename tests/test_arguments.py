@@ -97,7 +97,7 @@ def test_the_form_is_told_by_its_keyword_and_the_usual_one_takes_what_fits_no_ot
         ((Layer("required", required=True),), "", r"LAYER\.HEAD is missing"),
         ((Layer("required", required=True),), "2 a", r"2 is not LAYER\.HEAD"),
         ((TextArgument(),), "2.1 a", r"unexpected 2\.1; put a text that starts like that in qu"),
-        ((TextArgument(quoted=True),), "a", "unexpected argument 'a'"),
+        ((TextArgument(quoted=True),), "a", "unexpected a; put a text in quotes"),
         ((TextArgument(),), '""', "the quotes contain no text"),
         ((RATE, TextArgument()), "rat=1", "unknown option rat=1; available: rate="),
         ((RATE, TextArgument()), "a rate 2", "write rate with =, as in rate=2"),

@@ -97,10 +97,8 @@ class Forms:
     def _check_bare_options(self, text: str) -> None:
         """Raise UsageError for `strength 4`, which was meant as `strength=4`."""
         names = [part.name for part in self._parts() if isinstance(part, Option) and part.is_number]
-        bare = re.search(
-            rf"(?:^|\s)({'|'.join(names) or '$.'})\s+[-+.\d]+(?=\s|$)", mask_quoted(text)
-        )
-        if bare:
+        bare = re.search(rf"(?:^|\s)({'|'.join(names)})\s+[-+.\d]+(?=\s|$)", mask_quoted(text))
+        if names and bare:
             raise UsageError(
                 _(
                     "write {name} with =, as in {name}=2; put a text that contains it in quotes",
@@ -137,6 +135,9 @@ def _parse_form(form: Form, text: str) -> Values:
         values, text = values | taken, text.strip()
     if text:
         check_not_argument(text)
+        if quoted:
+            word = safe_line(text[:40])
+            raise UsageError(_("unexpected {word}; put a text in quotes", word=word))
         raise UsageError(_("unexpected argument {text!r}", text=safe_line(text)))
     return values
 

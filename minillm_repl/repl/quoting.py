@@ -86,8 +86,7 @@ def unquoted(text: str) -> str:
 
 
 def split_outside_quotes(text: str, separator: str) -> tuple[str, bool, str]:
-    """Split a text at the only `mark` outside quotes: what is before it, whether it is there, what
-    is after it.
+    """Split a text at the only separator outside quotes: before it, whether it is there, after it.
 
     Raises UsageError if it is there twice.
     """

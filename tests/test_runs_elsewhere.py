@@ -86,16 +86,25 @@ def test_a_number_that_is_none_is_refused_by_its_name(word):
 
 
 @pytest.mark.parametrize(
-    "word", ["--steps 0", "--batch 0", "--context 0", "--lr 0", "--layers 0", "--every 0"]
+    ("word", "name"),
+    [
+        ("--steps 0", "--steps"),
+        ("--lr 0", "--lr"),
+        ("--batch-size 0", "--batch-size"),
+        ("--batch 0", "--batch-size"),  # an older spelling, told by the name of today
+        ("--context 0", "--context-length"),
+        ("--layers 0", "--n-layers"),
+        ("--every 0", "--eval-interval"),
+    ],
 )
 def test_a_flag_that_is_no_number_is_refused_before_anything_is_done(
-    tmp_path, monkeypatch, capsys, word
+    tmp_path, monkeypatch, capsys, word, name
 ):
     monkeypatch.chdir(tmp_path)
     Path("t.txt").write_text(TEXT, encoding="utf-8")
     assert main(["--ckpt", "m.safetensors", "--train", "t.txt", *word.split()]) == 2
     said = capsys.readouterr().err
-    assert f"{word.split()[0]} needs a " in said
+    assert f"{name} needs a " in said
     assert len(said.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["t.txt"]
 
@@ -144,7 +153,7 @@ def test_a_setting_within_the_name_of_a_text_is_told_unless_that_is_there(tmp_pa
     for line in ("t.txt new steps= 5 width=8", "t.txt width=8 steps", "t.txt new nwe steps=1"):
         with pytest.raises(
             UserError,
-            match="does not exist; put put settings such as .* stand before or after the text",
+            match="does not exist; put settings such as .* before or after the text",
         ):
             parse_request(line)
     Path("a new day.txt").touch()
@@ -260,7 +269,9 @@ def test_another_text_is_refused_wherever_it_lies(stopped, tmp_path):
     path, expected = stopped
     before, moved = path.read_bytes(), tmp_path / "moved.txt"
     moved.write_text(TEXT + "!", encoding="utf-8")
-    with pytest.raises(UserError, match=r"moved\.txt has changed: the run cannot go on exactly"):
+    with pytest.raises(
+        UserError, match=r"moved\.txt has changed: the run cannot be resumed exactly"
+    ):
         again(path, str(moved))
     Path("held.txt").write_text(TEXT + "!", encoding="utf-8")
     with pytest.raises(UserError, match=r"held\.txt has changed"):

@@ -278,7 +278,7 @@ def test_another_text_is_refused_wherever_it_lies(stopped, tmp_path):
         again(path)
     Path("t.txt").unlink()
     with pytest.raises(
-        UserError, match=r"the text t\.txt of this run is not there; `:train resume FILE`"
+        UserError, match=r"the text t\.txt of this run is missing; .*`:train resume FILE`"
     ):
         again(path)
     assert path.read_bytes() == before

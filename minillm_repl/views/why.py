@@ -210,7 +210,7 @@ def logit_direction(model: "LanguageModel", stream: "Tensor", token: int) -> "tu
     "why",
     arguments=(TOKENS, TextArgument(quoted=True)),
     json=True,
-    aliases=("이유",),
+    aliases=("이유", "왜"),
     group="Look inside",
     example=':why 다 vs 고 "날씨가 좋"',
 )

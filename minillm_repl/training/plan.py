@@ -47,7 +47,7 @@ class TrainPlan:
         0,
         integer(1, 65_536),
         "batch size (sequences per step, all processes)",
-        unit="pieces",
+        unit="sequences",
         aliases=("batch",),
         special_values=_AUTO,
     )

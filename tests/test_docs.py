@@ -79,6 +79,16 @@ def test_the_map_has_a_line_for_each_file():
     assert tree.page(page) == page
 
 
+def test_the_map_names_files_that_are_there():
+    text = tree.PAGE.read_text(encoding="utf-8").partition(tree.BEGIN)[0]
+    names = set(re.findall(r"`([\w/]+\.py)`", text))
+    files = [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py")]
+    assert len(names) > 20
+    assert not {
+        name for name in names if not any(f"/{file}".endswith(f"/{name}") for file in files)
+    }
+
+
 def test_the_view_that_the_documents_add_works():
     """docs/adding.md has a whole view; it is run as it stands there."""
     page = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")

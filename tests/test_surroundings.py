@@ -127,7 +127,7 @@ def test_a_user_whom_the_system_does_not_know_needs_no_home(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "날씨가 좋다" in done.stdout.decode()
     assert "logit lens" in done.stdout.decode()
-    assert b"not saved yet" in done.stderr
+    assert b"the trained weights are not saved" in done.stderr
     assert os.listdir(tmp_path) == ["text.txt"], "no folder called ~"
 
 

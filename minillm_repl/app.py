@@ -182,7 +182,7 @@ def _train(shell: Shell, start: Start, training: TrainRequest) -> ExitStatus:
     # A new run, or a resumed one, does not want what lies there; it may be anything.
     if not training.is_new and not training.is_resume:
         workspace.start_loading()
-    workspace.destination = Writable(workspace.path)  # whoever names a file to train means it
+    workspace.destination = Writable(workspace.path)  # the user named this file for the result
     action = partial(train.run_training, shell, training, json=start.options.json)
     status = _run_guarded(shell, action)
     return ExitStatus.INTERRUPTED if shell.interrupted() else status

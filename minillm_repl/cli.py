@@ -200,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitStatus.FAILED
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has gone: nobody is left to be told
+    except BrokenPipeError:  # the reader of the output has gone
         environment.discard_output()
         return ExitStatus.FAILED
 

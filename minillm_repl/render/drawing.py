@@ -67,7 +67,7 @@ def token_style(token: Token) -> str:
 
 
 def fit_to_width(text: str, width: int, *, right: bool = False) -> str:
-    """Return text as exactly so many cells; what is too long ends in `…`."""
+    """Return text as exactly `width` cells; longer text ends in `…`."""
     if cell_len(text) > width:
         return (
             set_cell_size(set_cell_size(text, width - 1).rstrip() + "…", width)

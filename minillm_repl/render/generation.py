@@ -199,7 +199,7 @@ def dropped_turns_note(turns: int, free: int, context: int) -> str:
 
 
 def outgrown_context_note(tokens: int, window: TruncatedText) -> str:
-    """Return what to say of a text of so many tokens that has outgrown the context."""
+    """Return the note on a text of `tokens` tokens that exceeds the context."""
     if not window.kept:
         return _(
             "the text exceeds the context: the model sees the last {seen} of its {tokens} tokens",

@@ -60,7 +60,7 @@ def settings_table(settings: Any) -> Table:
 
 
 def commands_table(rows: Iterable[tuple[str, str]], width: int | None = None) -> Table:
-    """Return names or usages, in a column of so many cells, and summaries side by side."""
+    """Return names or usages, in a column of `width` cells, and their summaries beside it."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style=TITLE, no_wrap=True, width=width)
     table.add_column()

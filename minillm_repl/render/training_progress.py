@@ -33,7 +33,7 @@ class Throughput:
         return self._tokens / self._seconds if self.is_known else 0.0
 
     def estimate_seconds(self, steps: int, evaluations: float = 0.0) -> float:
-        """Return how long so many steps and measurements will take, with all between them."""
+        """Return the seconds that these steps and evaluations will take, with the saves between."""
         each = self._eval_seconds / self._eval_count if self._eval_count else 0.0
         return (
             steps * (self._seconds / self._steps + self._saving_seconds / self._step_count)

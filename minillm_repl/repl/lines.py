@@ -98,7 +98,7 @@ class PlainLineReader:
 
     def _read_line(self, prompt: str) -> str:
         try:
-            # from before the prompt is seen: whoever sees it may press Ctrl-C
+            # from before the prompt is seen: a user who sees it may press Ctrl-C
             with default_interrupt():
                 print(prompt, end="", file=self._terminal, flush=True)
                 line = self._keyboard.readline()

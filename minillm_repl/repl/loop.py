@@ -85,7 +85,7 @@ def run_script(shell: Shell, lines: Iterable[str]) -> int:
     try:
         for line in join_multiline(lines):
             failed |= not run_guarded(shell, partial(shell.execute, line))
-            if shell.interrupted():  # whoever presses Ctrl-C means the script, not one line of it
+            if shell.interrupted():  # Ctrl-C is for the script, not for one line of it
                 raise KeyboardInterrupt
     except ExitRequested:
         pass

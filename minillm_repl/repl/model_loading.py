@@ -190,7 +190,7 @@ class ModelFuture(Future[LoadedModel]):
     def _work(self, opening: ModelLoader, path: Path) -> None:
         try:
             self.set_result(opening.load(path, self._report_progress))
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits, not lost
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
             self.set_exception(error)
 
     def _report_progress(self, fraction: float) -> None:

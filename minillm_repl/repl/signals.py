@@ -89,7 +89,7 @@ def run_interruptibly(action: Callable[[], ResultT], interrupted: Callable[[], b
     def work() -> None:
         try:
             done.set_result(action())
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits, not lost
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
             done.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
@@ -143,7 +143,7 @@ def exit_on_termination() -> Iterator[None]:
     finally:
         if received:
             signal.signal(received, signal.SIG_DFL)
-            os.kill(os.getpid(), received)  # whoever sent it sees that it has worked
+            os.kill(os.getpid(), received)  # the sender sees by which signal the process ended
 
 
 @contextmanager

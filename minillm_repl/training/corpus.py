@@ -24,7 +24,7 @@ from minillm_repl.training.file_format import (
 )
 
 _MAX_FILES = 100_000
-_N_CODE_POINTS = 0x110000  # Unicode has so many code points
+_N_CODE_POINTS = 0x110000  # the number of code points in Unicode
 _MIN_SEPARATED_DOCUMENTS = (
     10  # documents: so few gaps of several lines are an accident, and separate nothing
 )

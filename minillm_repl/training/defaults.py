@@ -17,7 +17,7 @@ class Preset:
     context_length: int
     batch_size: int
     steps: int
-    min_tokens: int  # a text of at least so many is worth this size
+    min_tokens: int  # the shortest text that is worth this size
 
 
 # What was tried, and what it gave: docs/performance.md.
@@ -58,7 +58,7 @@ _N_EVALS, _MAX_EVAL_INTERVAL = 10, 500  # in a run, and the most steps from one 
 
 
 def pick_preset(plan: TrainPlan, tokens: int, has_accelerator: bool) -> tuple[str, str]:
-    """Return the preset for a new model on a text of so many tokens, and a note that says why."""
+    """Return the preset for a new model on a text of `tokens` tokens, and a note that says why."""
     if plan.preset != "auto":
         return plan.preset, _("preset {name}, as set", name=plan.preset)
     fits = [name for name, preset in PRESETS.items() if tokens >= preset.min_tokens]

@@ -84,7 +84,7 @@ def describe_method(trainer: Trainer, threads: int, seconds: float) -> str:
 def estimate_seconds(
     plan: TrainPlan, seconds: float, eval_tokens: int, final_eval_tokens: int
 ) -> float:
-    """Return the seconds of a whole run, with its measurements, each of so many tokens."""
+    """Return the seconds of a whole run, with its evaluations of `eval_tokens` each."""
     n_evals = plan.steps // plan.eval_interval + 1 + (plan.steps % plan.eval_interval > 0)
     evaluated_tokens = n_evals * eval_tokens + final_eval_tokens
     return seconds * (

@@ -26,7 +26,7 @@ from minillm_repl.storage.paths import exists
 from minillm_repl.training.plan import TrainPlan
 
 RECIPES_FOLDER = Path(__file__).with_name("recipes")
-_VAL_EVERY = 20  # one block of documents in so many is only measured on
+_VAL_EVERY = 20  # one block of documents in 20 goes to the validation split
 _SLOT = re.compile(r"\{(?:(\w+):)?(\w+)\}")
 _PAIR = re.compile(rf"([가-힣])({'|'.join(PARTICLES)})")
 _WEIGHT = re.compile(r"\s\*(\d+)$")
@@ -46,7 +46,7 @@ class Source:
     rule: str = ""  # of a grammar: the one whose texts are documents,
     count: int = 0  # and how many of them
     match: str = ""  # only documents that match this expression as a whole are taken,
-    characters: int = 10**9  # and of these, evenly over the file, about so many characters
+    characters: int = 10**9  # and of these about this many characters, evenly over the file
     block: int = 1  # documents that are held out together, for neighbours may be alike
     copies: int = 1  # how often the documents that are trained on come in one pass
 

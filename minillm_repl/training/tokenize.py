@@ -268,7 +268,7 @@ def _conversation_chunks(
 
 
 def _groups(documents: Iterator[Document], size: int) -> Iterator[list[Document]]:
-    """Yield documents in groups of so many, fewer if they are long."""
+    """Yield documents in groups of at most `size`, smaller if they are long."""
     group: list[Document] = []
     length = 0
     for document in documents:

@@ -105,7 +105,7 @@ class DescentView(View, Truncation):
         return table
 
     def _means_agree(self, places: int) -> bool:
-        """Tell whether the losses with so many digits have the means that are shown."""
+        """Tell whether the losses, rounded to `places` digits, have the means that are shown."""
         before = [round(each.nats_before, places) for each in self.targets]
         after = [round(each.nats_after, places) for each in self.targets]
         return all(

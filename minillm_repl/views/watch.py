@@ -122,7 +122,7 @@ class Watch:
 
     @no_grad
     def look(self, model: "LanguageModel", step: int) -> Moment:
-        """Return the predictions for the prompt after so many steps, and remember them."""
+        """Return the predictions for the prompt after `step` steps, and remember them."""
         bos_token_id = find_bos_token_id(self._tokenizer)
         window = truncate(self._ids, model.config.context_length, bos_token_id)
         inspected = InspectedText(

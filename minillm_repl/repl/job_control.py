@@ -83,6 +83,7 @@ def suspendable(
         # here it stands still, and the signal that wakes it calls `go_on`
         signal.raise_signal(signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, suspend)
+        signal.siginterrupt(signal.SIGTSTP, False)
         if is_suspended:  # it did not stand still: no shell could have woken it
             resume()
 
@@ -100,7 +101,10 @@ def suspendable(
         signal.SIGALRM: resume,
     }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    signal.siginterrupt(signal.SIGCONT, False)  # what was being done when it stopped begins again
+    for number in handlers:
+        # A call that was interrupted begins again: a change of the terminal's settings from the
+        # background stops the program in the middle of it, and `termios` raises an error else.
+        signal.siginterrupt(number, False)
     try:
         yield
     finally:

@@ -16,9 +16,8 @@ from minillm_repl.model.build import build
 from minillm_repl.model.hooks import caching
 from minillm_repl.tokenizer.lookup import find_token_ids
 from minillm_repl.views import lens, residual, why
-from minillm_repl.views.attention import find_patterns, weights
+from minillm_repl.views.attention import compute_head, compute_layer, find_patterns, weights
 from minillm_repl.views.attn import compute_focus
-from minillm_repl.views.attn_maps import compute_head, compute_layer
 from minillm_repl.views.inspected_text import InspectedText
 from minillm_repl.views.why import written
 from tests.conftest import random_checkpoint

@@ -12,9 +12,9 @@ from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
 from minillm_repl.views.compare import compute as compare_view
+from minillm_repl.views.embedding import compute_map as map_view
+from minillm_repl.views.embedding import compute_near as near_view
 from minillm_repl.views.inspected_text import InspectedText
-from minillm_repl.views.map import compute as map_view
-from minillm_repl.views.near import compute as near_view
 from minillm_repl.views.surprise import compute as surprise_view
 from minillm_repl.views.tokens import compute as tokens_view
 from tests.conftest import random_checkpoint

@@ -12,7 +12,7 @@ from minillm_repl.tokenizer.subword import SubwordTokenizer
 from minillm_repl.views import grad, lens, neurons, residual, why
 from minillm_repl.views.ablate import ablation_hook as silencing
 from minillm_repl.views.ablate import compute_scan as scan_view
-from minillm_repl.views.attn_maps import compute_head
+from minillm_repl.views.attention import compute_head
 from minillm_repl.views.effect import compute as effect_view
 from minillm_repl.views.inspected_text import InspectedText
 from minillm_repl.views.patch import compute as patch_view

@@ -23,8 +23,8 @@ from minillm_repl.repl.settings import Settings
 from minillm_repl.views.branch import compute as branches_view
 from minillm_repl.views.prob import compute as prob_view
 from minillm_repl.views.sampler import compute as sampler_view
+from minillm_repl.views.sampler import compute_sweep as sweep_view
 from minillm_repl.views.sampler import next_logits
-from minillm_repl.views.sweep import compute as sweep_view
 from tests.test_sampling import by_transformers
 
 ALL = Sampling(temp=0.7, top_k=9, top_p=0.9, min_p=0.02, repeat_penalty=1.3)

@@ -16,7 +16,7 @@ from minillm_repl.repl.registry import Command, Group, command
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
 from minillm_repl.settings import Spec, default_of, find, format_value, specs, value_of
-from minillm_repl.views.sweep import sweep
+from minillm_repl.views.sampler import sweep
 
 _EXAMPLES = {  # a value of each setting
     "temp": "0.8", "top-k": "40", "top-p": "0.9", "min-p": "0.05", "repeat-penalty": "1.1",

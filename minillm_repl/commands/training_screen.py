@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # The prompt line starts without torch.
     from minillm_repl.generate.options import GenerationConfig
     from minillm_repl.training.events import TrainingFinished
     from minillm_repl.training.run import TrainingRun
-    from minillm_repl.views.watch import Watch
+    from minillm_repl.views.learning import Watch
 
 _SAMPLE_TOKENS = 40  # of the model's own text
 
@@ -65,7 +65,7 @@ def _make_watch(shell: Shell, run: "TrainingRun") -> "Watch | None":
     if not ids:
         shell.screen.warn(_("nothing is watched: no character of that prompt is in the vocabulary"))
         return None
-    from minillm_repl.views.watch import Watch
+    from minillm_repl.views.learning import Watch
 
     return Watch(run.tokenizer, ids)
 

@@ -17,7 +17,7 @@ from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Token, decode
 from minillm_repl.tokenizer.character import CharacterTokenizer
-from minillm_repl.views.inspecting import inspect_ids
+from minillm_repl.views.base import inspect_ids
 
 if TYPE_CHECKING:
     from minillm_repl.views.attn import FocusView
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from minillm_repl.views.lens import LensView
     from minillm_repl.views.qkv import Met
     from minillm_repl.views.residual import ResidualView
+    from minillm_repl.views.sampler import SweepView
     from minillm_repl.views.surprise import SurpriseView
-    from minillm_repl.views.sweep import SweepView
 
 _MIN_DEEP_LAYERS = 6  # layers
 _MAX_CANDIDATES = 9  # next tokens that can be asked for
@@ -231,7 +231,7 @@ class LessonValues:
     @cached_property
     def _sweep(self) -> "SweepView":
         from minillm_repl.generate.options import Sampling
-        from minillm_repl.views.sweep import compute as sweep_view
+        from minillm_repl.views.sampler import compute_sweep as sweep_view
 
         return sweep_view(
             self._logits, Sampling(temp=0.5), self._ids, self._tokenizer, _MAX_CANDIDATES

@@ -37,7 +37,7 @@ def print_training_json(
 ) -> training.TrainingFinished:
     """Print one line per event, each at once; return the last. The schema is in docs/format.md."""
     for event in events:
-        values = {field.name: _finite(getattr(event, field.name)) for field in fields(event)}
+        values = {field.name: json_value(getattr(event, field.name)) for field in fields(event)}
         _print({"event": _TRAINING_EVENT_NAMES[type(event)], **values}, stream)
         if isinstance(event, training.TrainingFinished):
             return event
@@ -48,8 +48,10 @@ def _print(data: dict[str, Any], stream: IO[str]) -> None:
     print(json.dumps(data, ensure_ascii=True), file=stream, flush=True)
 
 
-def _finite(value: Any) -> Any:
-    """Return a value as JSON has it: no infinity is in it, and nothing that is no number."""
-    if isinstance(value, tuple):
-        return [_finite(each) for each in value]
+def json_value(value: Any) -> Any:
+    """Return a value as JSON has it: each number in it that is not finite is null."""
+    if isinstance(value, dict):
+        return {name: json_value(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(each) for each in value]
     return None if isinstance(value, float) and not isfinite(value) else value

@@ -21,7 +21,7 @@ Without a terminal, the same parts work alone:
     view                                                # in a notebook, the picture too
 
 Nothing here imports torch before something is computed. What views share is in base.py (`View`,
-`Likely`), inspected_text.py (`InspectedText`, places in the residual stream, top-k, rank, KL) and
-inspecting.py (what the commands read and where their output goes). `render` has the shared
-drawing: bars, tables, strips of tokens.
+what the commands read and where their output goes) and inspected_text.py (`InspectedText`, places
+in the residual stream, top-k, rank, KL). `render` has the shared drawing: bars, tables, strips of
+tokens.
 """

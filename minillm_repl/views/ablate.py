@@ -20,15 +20,15 @@ from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views import effect
-from minillm_repl.views.base import View
-from minillm_repl.views.inspected_text import InspectedText, check_finite, check_layer, no_grad
-from minillm_repl.views.inspecting import (
+from minillm_repl.views.base import (
+    View,
     active_interventions,
     inspect_ids,
     inspect_text,
     show,
     text_ids,
 )
+from minillm_repl.views.inspected_text import InspectedText, check_finite, check_layer, no_grad
 
 if TYPE_CHECKING:
     from torch import Tensor

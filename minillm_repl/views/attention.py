@@ -1,11 +1,29 @@
-"""Attention weights, and the patterns that heads follow: what the views of `:attn` share."""
+"""Attention weights, the patterns that heads follow, and maps of both: what `:attn` shows."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
 from minillm_repl.language import N_, _
-from minillm_repl.views.inspected_text import InspectedText
+from minillm_repl.render.console import FIGURES, MODEL, TITLE
+from minillm_repl.render.drawing import (
+    MAX_LABEL_WIDTH,
+    fit_to_width,
+    label_width,
+    shade,
+    title,
+    token_style,
+)
+from minillm_repl.render.tables import WIDE
+from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer.truncation import Truncation
+from minillm_repl.views.base import Row, View
+from minillm_repl.views.inspected_text import InspectedText, check_layer, to_tuples
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,3 +127,145 @@ def _visible(time: int, window: int) -> "Tensor":
 
     causal = torch.ones(time, time, dtype=torch.bool).tril()
     return causal.triu(1 - window) if window else causal
+
+
+_CELL = 2  # columns of one weight: as wide as a Hangul syllable
+_MAP = 16  # tokens to an edge of a small map, at most
+_MIN_MAP_WIDTH = 24  # cells: a small map has a pattern in its title
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadView(View, Truncation):
+    """One attention head on a text. Layers and heads count from 0."""
+
+    layer: int
+    head: int
+    tokens: tuple[Token, ...]
+    weights: tuple[Row, ...]  # (time, time): rows are queries, columns keys; each row sums to 1
+    patterns: tuple[Pattern, ...]  # the highest score first
+
+    def draw(self, width: int) -> RenderableType:
+        """Return the matrix of weights; of a text too long for the width, the last tokens."""
+        labels = label_width(self.tokens) if width > 40 else 5
+        lead = labels + self._position_width + 2
+        fitting = max(1, (width - lead) // _CELL)
+        first = max(0, len(self.tokens) - fitting)
+        notes = [
+            _("rows: queries · columns: keys · each row sums to 100% · ░ ≥20% ▒ ≥40% ▓ ≥60% █ ≥80%")
+        ]
+        notes += [_(UNIFORM_NOTE)] if self.patterns else []
+        if first:
+            last_tokens = _(
+                "the last {n} of {all} tokens; :scroll shows all",
+                n=len(self.tokens) - first,
+                all=len(self.tokens),
+            )
+            notes.insert(0, last_tokens)
+        heading = title(
+            _("layer {layer} head {head}", layer=self.layer, head=self.head),
+            pattern_scores(self.patterns[: 3 if width < WIDE else 5]),
+        )
+        return Group(heading, self._matrix(first, labels), Text("\n".join(notes), FIGURES))
+
+    def _matrix(self, first: int, labels: int) -> Text:
+        """Return the weights from token `first` on, as shades, with the tokens beside them."""
+        numbers = self._position_width
+        shown = range(first, len(self.tokens))
+        lines = Text(no_wrap=True)
+        for line in _column_labels([self.tokens[index].label for index in shown]):
+            lines.append(" " * (labels + numbers + 2) + line + "\n", MODEL)
+        for index in shown:
+            token = self.tokens[index]
+            lines.append(f"{self.position_of(index):>{numbers}} ", FIGURES)
+            lines.append(fit_to_width(token.label, labels) + " ", token_style(token))
+            lines.append_text(_shades(self.weights[index], first, index))
+            lines.append(f"{'·':>{_CELL}}" * (len(self.tokens) - index - 1) + "\n", FIGURES)
+        return lines
+
+    @property
+    def _position_width(self) -> int:
+        return len(str(self.position_of(len(self.tokens) - 1)))
+
+    @property
+    def pinned(self) -> tuple[int, int]:
+        """The title and the labels above the matrix, and those to the left of it."""
+        labels = _column_labels([token.label for token in self.tokens])
+        return 1 + len(labels), label_width(self.tokens) + self._position_width + 2
+
+    def small_map(self, size: int, width: int) -> Text:
+        """Return the weights of the last `size` tokens, below the name and its first pattern."""
+        first = len(self.tokens) - size
+        name = f"{self.layer}.{self.head}  {pattern_scores(self.patterns[:1])}"
+        picture = Text.assemble((fit_to_width(name, width).rstrip() + "\n", TITLE))
+        for index in range(first, len(self.tokens)):
+            picture.append_text(_shades(self.weights[index], first, index))
+            picture.append("·".rjust(_CELL) * (len(self.tokens) - index - 1) + "\n", FIGURES)
+        picture.rstrip()
+        return picture
+
+
+@dataclass(frozen=True)
+class LayerView(View, Truncation):
+    """All heads of a layer."""
+
+    tokens: tuple[Token, ...]
+    heads: tuple[HeadView, ...]
+
+    def draw(self, width: int) -> RenderableType:
+        """Return all heads as small maps, as many side by side as fit."""
+        size = min(len(self.tokens), _MAP)
+        cells = max(size * _CELL, _MIN_MAP_WIDTH)
+        across = max(1, min((width + 3) // (cells + 3), len(self.heads)))
+        grid = Table.grid(padding=(0, 3, 1, 0))
+        maps = [head.small_map(size, cells) for head in self.heads]
+        for start in range(0, len(maps), across):
+            grid.add_row(*maps[start : start + across])
+        layer = self.heads[0].layer
+        facts = [_("{n} heads", n=len(self.heads)), _("rows: queries · columns: keys")]
+        if size < len(self.tokens):
+            facts.insert(1, _("the last {n} of {all} tokens", n=size, all=len(self.tokens)))
+        hint = _(":attn {layer}.0 shows one head with its tokens", layer=layer)
+        return Group(
+            title(_("layer {layer}", layer=layer), " · ".join(facts)),
+            Text(),
+            grid,
+            Text(f"{hint} · {_(UNIFORM_NOTE)}", FIGURES),
+        )
+
+
+def _shades(row: Row, first: int, last: int) -> Text:
+    """Return the weights of one query on the keys from `first` to `last`."""
+    return Text("".join(shade(weight) * _CELL for weight in row[first : last + 1]), MODEL)
+
+
+def _column_labels(labels: Sequence[str]) -> list[str]:
+    """Return labels written downwards, one a column, the last characters on the last line."""
+    columns = [[each for each in label if cell_len(each)][:MAX_LABEL_WIDTH] for label in labels]
+    height = max(map(len, columns), default=0)
+    padded = [[""] * (height - len(column)) + column for column in columns]
+    return ["".join(fit_to_width(column[row], _CELL) for column in padded) for row in range(height)]
+
+
+def compute_layer(inspected: InspectedText, layer: int) -> LayerView:
+    """Return all heads of a layer. Raises UserError if there is no such layer."""
+    check_layer(inspected.config, layer)
+    by_head = weights(inspected, layer)[layer]  # (head, time, time)
+    patterns = find_patterns(by_head, inspected.ids, sliding_window(inspected, layer))
+    heads = tuple(
+        HeadView(
+            layer=layer,
+            head=head,
+            tokens=inspected.tokens,
+            weights=to_tuples(by_head[head]),
+            patterns=patterns[head],
+            **inspected.window_fields,
+        )
+        for head in range(len(by_head))
+    )
+    return LayerView(inspected.tokens, heads, **inspected.window_fields)
+
+
+def compute_head(inspected: InspectedText, layer: int, head: int) -> HeadView:
+    """Return one head's attention on the text. Raises UserError if there is no such head."""
+    check_layer(inspected.config, layer, head)
+    return compute_layer(inspected, layer).heads[head]

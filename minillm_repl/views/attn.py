@@ -19,16 +19,18 @@ from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.attention import (
     UNIFORM_NOTE,
+    HeadView,
+    LayerView,
     Pattern,
+    compute_head,
+    compute_layer,
     find_patterns,
     pattern_scores,
     sliding_window,
     weights,
 )
-from minillm_repl.views.attn_maps import HeadView, LayerView, compute_head, compute_layer
-from minillm_repl.views.base import View
+from minillm_repl.views.base import View, inspect_text, show
 from minillm_repl.views.inspected_text import InspectedText
-from minillm_repl.views.inspecting import inspect_text, show
 
 if TYPE_CHECKING:
     from minillm_repl.repl.shell import Shell

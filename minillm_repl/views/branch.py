@@ -24,8 +24,7 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.settings import integer
 from minillm_repl.tokenizer.base import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import Truncation, with_truncation
-from minillm_repl.views.base import Row, View
-from minillm_repl.views.inspecting import show, text_ids
+from minillm_repl.views.base import Row, View, show, text_ids
 
 if TYPE_CHECKING:
     from minillm_repl.generate.decoder import Decoder

@@ -20,9 +20,8 @@ from minillm_repl.storage.paths import find_checkpoint
 from minillm_repl.tokenizer.base import Token, decode
 from minillm_repl.tokenizer.lookup import count_prefix_spaces, has_same_vocabulary
 from minillm_repl.tokenizer.truncation import Truncation
-from minillm_repl.views.base import Likely, View
-from minillm_repl.views.inspected_text import InspectedText, kl_divergence, no_grad, topk
-from minillm_repl.views.inspecting import inspect_ids, show, text_ids
+from minillm_repl.views.base import View, inspect_ids, show, text_ids
+from minillm_repl.views.inspected_text import InspectedText, Likely, kl_divergence, no_grad, topk
 from minillm_repl.views.surprise import (
     bits_per_byte,
     byte_spans,

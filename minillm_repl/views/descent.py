@@ -19,9 +19,8 @@ from minillm_repl.repl.registry import command
 from minillm_repl.settings import number
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.truncation import Truncation
-from minillm_repl.views.base import View
+from minillm_repl.views.base import View, inspect_text, show
 from minillm_repl.views.inspected_text import InspectedText, check_finite
-from minillm_repl.views.inspecting import inspect_text, show
 
 if TYPE_CHECKING:
     from torch import Tensor

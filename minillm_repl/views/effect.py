@@ -22,9 +22,10 @@ from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import plain_table
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.truncation import Truncation
-from minillm_repl.views.base import Likely, View
+from minillm_repl.views.base import View
 from minillm_repl.views.inspected_text import (
     InspectedText,
+    Likely,
     check_finite,
     kl_divergence,
     no_grad,

@@ -21,9 +21,8 @@ from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.workspace import Workspace
-from minillm_repl.views.base import View
+from minillm_repl.views.base import View, inspect_ids, text_ids
 from minillm_repl.views.inspected_text import find_position
-from minillm_repl.views.inspecting import inspect_ids, text_ids
 
 _PART = Forms((Layer("optional", required=True),))
 

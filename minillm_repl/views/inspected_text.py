@@ -17,7 +17,6 @@ from minillm_repl.model.hooks import Hook, caching, compose, no_hook
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import TruncatedText
-from minillm_repl.views.base import Likely
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +38,14 @@ def no_grad(compute: Callable[ParamsT, ResultT]) -> Callable[ParamsT, ResultT]:
             return compute(*args, **kwargs)
 
     return without_gradients
+
+
+@dataclass(frozen=True)
+class Likely:
+    """A token that can come next, and its probability under the model's own softmax."""
+
+    token: Token
+    prob: float
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from minillm_repl.repl.arguments import Arguments, Position, TextArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.truncation import Truncation
-from minillm_repl.views.base import Likely, View
+from minillm_repl.views.base import View, inspect_text, show
 from minillm_repl.views.inspected_text import (
     InspectedText,
+    Likely,
     kl_divergence,
     no_grad,
     place_name,
@@ -26,7 +27,6 @@ from minillm_repl.views.inspected_text import (
     topk,
     topk_ids,
 )
-from minillm_repl.views.inspecting import inspect_text, show
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -24,9 +24,8 @@ from minillm_repl.repl.arguments import Arguments, Layer, TextArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.truncation import Truncation
-from minillm_repl.views.base import Row, View
+from minillm_repl.views.base import Row, View, inspect_text, show
 from minillm_repl.views.inspected_text import InspectedText, check_layer, no_grad
-from minillm_repl.views.inspecting import inspect_text, show
 
 if TYPE_CHECKING:
     from minillm_repl.repl.shell import Shell

@@ -22,7 +22,7 @@ from minillm_repl.render.drawing import (
 from minillm_repl.repl.arguments import Arguments, ChoiceOption, TextPair
 from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer.base import Token
-from minillm_repl.views.base import Row, View
+from minillm_repl.views.base import Row, View, inspect_text, show
 from minillm_repl.views.inspected_text import (
     InspectedText,
     check_finite,
@@ -30,7 +30,6 @@ from minillm_repl.views.inspected_text import (
     place_name,
     topk_ids,
 )
-from minillm_repl.views.inspecting import inspect_text, show
 
 if TYPE_CHECKING:
     from torch import Tensor

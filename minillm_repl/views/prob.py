@@ -18,8 +18,7 @@ from minillm_repl.repl.arguments import Arguments, TextArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer.base import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import Truncation, with_truncation
-from minillm_repl.views.base import View
-from minillm_repl.views.inspecting import show
+from minillm_repl.views.base import View, show
 from minillm_repl.views.sampler import next_logits
 
 if TYPE_CHECKING:

@@ -24,10 +24,9 @@ from minillm_repl.repl.arguments import (
 from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.truncation import Truncation
-from minillm_repl.views.base import Row, View
+from minillm_repl.views.base import Row, View, inspect_text, show
 from minillm_repl.views.dot_product import DotView
 from minillm_repl.views.inspected_text import InspectedText, check_layer, no_grad
-from minillm_repl.views.inspecting import inspect_text, show
 
 if TYPE_CHECKING:
     from minillm_repl.repl.shell import Shell

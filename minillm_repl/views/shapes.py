@@ -19,9 +19,8 @@ from minillm_repl.repl.settings import active_samplers
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Token, decode
 from minillm_repl.tokenizer.truncation import Truncation
-from minillm_repl.views.base import Likely, Row, View
-from minillm_repl.views.inspected_text import InspectedText, no_grad, topk_ids
-from minillm_repl.views.inspecting import inspect_text, show
+from minillm_repl.views.base import Row, View, inspect_text, show
+from minillm_repl.views.inspected_text import InspectedText, Likely, no_grad, topk_ids
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -21,8 +21,7 @@ from minillm_repl.render.tables import plain_table
 from minillm_repl.repl.arguments import Arguments, Words
 from minillm_repl.repl.registry import command
 from minillm_repl.safetext import safe_line
-from minillm_repl.views.base import View
-from minillm_repl.views.inspecting import import_torch, inspect_text, show
+from minillm_repl.views.base import View, import_torch, inspect_text, show
 from minillm_repl.views.shapes import compute_sizes
 
 if TYPE_CHECKING:

@@ -15,10 +15,15 @@ from minillm_repl.settings import integer, number
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.lookup import word_ids
 from minillm_repl.views import effect
-from minillm_repl.views.base import unseen_note
+from minillm_repl.views.base import (
+    active_interventions,
+    import_torch,
+    inspect_ids,
+    show,
+    unseen_note,
+)
 from minillm_repl.views.effect import Averaged, EffectView
 from minillm_repl.views.inspected_text import InspectedText, check_layer
-from minillm_repl.views.inspecting import active_interventions, import_torch, inspect_ids, show
 
 if TYPE_CHECKING:
     from torch import Tensor

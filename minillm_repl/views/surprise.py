@@ -18,9 +18,8 @@ from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.lookup import count_prefix_spaces
 from minillm_repl.tokenizer.truncation import Truncation
-from minillm_repl.views.base import Likely, View
-from minillm_repl.views.inspected_text import InspectedText, no_grad, rank, topk
-from minillm_repl.views.inspecting import inspect_text, show
+from minillm_repl.views.base import View, inspect_text, show
+from minillm_repl.views.inspected_text import InspectedText, Likely, no_grad, rank, topk
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,8 +15,7 @@ from minillm_repl.repl.arguments import Arguments, TextArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer.base import Token, Tokenizer
 from minillm_repl.tokenizer.lookup import count_prefix_spaces
-from minillm_repl.views.base import Row, View
-from minillm_repl.views.inspecting import show
+from minillm_repl.views.base import Row, View, show
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""`:watch`: how a model learns what comes after a prompt, measured again and again in training."""
+"""`:plot` and `:watch`: how a model learns, as a loss curve and as the predictions for a prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +22,8 @@ from minillm_repl.tokenizer.base import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import Truncation, find_bos_token_id, truncate
 from minillm_repl.views import lens
 from minillm_repl.views.attn import FocusView, compute_focus
-from minillm_repl.views.base import Likely, View
-from minillm_repl.views.inspected_text import InspectedText, no_grad, topk
-from minillm_repl.views.inspecting import show
+from minillm_repl.views.base import View, show
+from minillm_repl.views.inspected_text import InspectedText, Likely, no_grad, topk
 from minillm_repl.views.lens import LensView
 
 if TYPE_CHECKING:
@@ -32,6 +31,42 @@ if TYPE_CHECKING:
 
     from minillm_repl.model.build import LanguageModel
     from minillm_repl.repl.shell import Shell
+
+_PLOT_COLUMNS, _PLOT_ROWS = (40, 100), (6, 20)  # cells: fewer cannot be read, more show nothing new
+
+
+@dataclass(frozen=True)
+class PlotView(View):
+    """The losses of a training: (step, nats per token)."""
+
+    train: Sequence[tuple[int, float]]
+    val: Sequence[tuple[int, float]]
+    rows: int = _PLOT_ROWS[1]
+    has_color: bool = True
+
+    def draw(self, width: int) -> Text:
+        """Return the smoothed training loss as a line, and the validation losses as dots."""
+        from minillm_repl.render.plot import loss_plot
+
+        columns = min(max(width, _PLOT_COLUMNS[0]), _PLOT_COLUMNS[1])
+        return loss_plot(self.train, self.val, columns, self.rows, self.has_color)
+
+
+@command("plot", aliases=("그래프",), group="Train", example=":plot")
+def plot(shell: "Shell", _asked: Arguments) -> None:
+    """Show the loss curve of the model's training.
+
+    Line: smoothed training loss · dots: validation loss
+    """
+    record = shell.require_model().checkpoint.record
+    if record is None or not (record.curve or record.val_curve):
+        raise UserError(_("this model has no training record; `:train` creates one"))
+    out = shell.screen.out
+    rows = min(max(out.height - 4, _PLOT_ROWS[0]), _PLOT_ROWS[1])
+    view = PlotView(record.curve, record.val_curve, rows, not out.no_color)
+    shell.last_view, shell.last_shown, shell.last_pinned = view.draw, view, (0, 0)
+    out.print(view.draw(out.width), no_wrap=True, overflow="crop")
+
 
 _MAX_MOMENTS = 200  # beyond, every other moment is forgotten
 _TOP = 5  # tokens of a moment

@@ -2,8 +2,7 @@
 
 import pytest
 
-from minillm_repl.korean import choose_particle, fill_particles
-from minillm_repl.language import _, set_language
+from minillm_repl.language import _, choose_particle, fill_particles, set_language
 from tests.messages import read
 
 READ = {  # word: with 은/는, with 으로/로

@@ -1,1 +1,1 @@
-"""The commands, one file each; `minillm_repl.repl.registry.discover` finds them."""
+"""The commands; `minillm_repl.repl.registry.discover` finds them."""

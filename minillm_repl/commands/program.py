@@ -1,17 +1,22 @@
-"""`:help`, `:lang`, `:scroll` and `:quit`: the program itself."""
+"""`:help`, `:lang`, `:scroll`, `:export` and `:quit`: the program itself, and what it has shown."""
+
+from functools import partial
 
 from rich.cells import cell_len
+from rich.console import Console, RenderableType
 from rich.text import Text
 
-from minillm_repl.errors import UserError
+from minillm_repl.errors import UsageError, UserError
 from minillm_repl.language import LANGUAGES, N_, _, current_language, set_language
 from minillm_repl.render.console import FIGURES
 from minillm_repl.render.drawing import UNLIMITED_WIDTH
+from minillm_repl.render.export import write_view
 from minillm_repl.render.tables import commands_table
-from minillm_repl.repl.arguments import Arguments, Words
+from minillm_repl.repl.arguments import Arguments, Choice, Flag, Words
 from minillm_repl.repl.registry import GROUPS, Command, command
 from minillm_repl.repl.shell import ExitRequested, Shell
 from minillm_repl.safetext import safe_line
+from minillm_repl.storage.paths import user_path
 
 _KEYS = N_(
     'Enter sends · Alt-Enter or Ctrl-J starts a new line · """ begins and ends a block\n'
@@ -115,3 +120,68 @@ def scroll(shell: Shell, _asked: Arguments) -> None:
 def quit_(_shell: Shell, _asked: Arguments) -> None:
     """Quit (Ctrl-D)."""
     raise ExitRequested
+
+
+@command(
+    "export",
+    arguments=(
+        Words("file", "FILE.svg|.html|.txt", required=True, completion="file"),
+        Choice("session", "lesson", name="whole"),
+        Flag("--overwrite"),
+    ),
+    aliases=("내보내기",),
+    example=":export lens.svg",
+)
+def export(shell: Shell, asked: Arguments) -> None:
+    """Save the last view, or the whole session, as a picture.
+
+    The end of the name sets the format: .svg and .html keep colours and open in any browser; .txt
+    is plain text. The picture holds the whole view, however small the terminal is.
+
+    `session` saves all that this session has shown, even without a view. `lesson` saves the lesson
+    that is open, or was last open, with its pictures as they were.
+
+    The command overwrites a file that no view wrote only with --overwrite. The same is true of
+    --json FILE for all views.
+    """
+    path, whole = user_path(asked.file), asked.whole
+    screen, view = shell.screen, shell.last_view
+    from minillm_repl.render.export import FORMATS, whole_width
+
+    if path.suffix.lower() not in FORMATS:
+        endings = ", ".join(FORMATS)
+        raise UsageError(
+            _(
+                ":export needs a file name that ends in {endings}; after it, only "
+                "`session` or `lesson` may follow",
+                endings=endings,
+            )
+        )
+    since = shell.lesson_start_count if whole == "lesson" else 0
+    if whole or view is None:
+        width, drawing = screen.out.max_width(since), partial(screen.out.replay, since=since)
+    else:
+        picture = view(UNLIMITED_WIDTH)  # all of it, whatever had room on the terminal
+        width, drawing = whole_width(picture), partial(_print, picture)
+
+    model = shell.session.workspace.model
+    title = safe_line(f"minillm-repl · {model.name}" if model else "minillm-repl")
+    written = FORMATS[path.suffix.lower()](drawing, width, title)
+    write_view(path, written.encode("utf-8", "replace"), overwrite=asked.overwrite)
+    named = safe_line(str(path))
+    screen.note(
+        _("lesson saved to {path}", path=named)
+        if whole == "lesson"
+        else _("session saved to {path}", path=named)
+        if whole or view is None
+        else _("last view saved to {path}", path=named)
+    )
+    gone = screen.out.forgotten_count(since) if whole or view is None else 0
+    if gone:
+        screen.warn(
+            _("the oldest {n:,} outputs are no longer kept, so the file lacks them", n=gone)
+        )
+
+
+def _print(picture: RenderableType, console: Console) -> None:
+    console.print(picture)

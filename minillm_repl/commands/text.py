@@ -1,9 +1,39 @@
-"""`:continue`, `:regen`, `:undo` and `:clear`: what one does with the text so far."""
+"""The text so far: `:prompt`, `:continue`, `:regen`, `:undo`, `:clear` and `:step`."""
 
-from minillm_repl.language import _
+from minillm_repl.errors import UserError
+from minillm_repl.language import _, _n
+from minillm_repl.render.tables import tokens_flow, tokens_line
 from minillm_repl.repl.arguments import Arguments, TextArgument
 from minillm_repl.repl.registry import command
+from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS
 from minillm_repl.repl.shell import Shell
+from minillm_repl.tokenizer.base import Token, decode
+from minillm_repl.views.base import unseen_note
+
+
+@command("prompt", aliases=("프롬프트",), group="Talk")
+def prompt(shell: Shell, _asked: Arguments) -> None:
+    """Show the exact input of the last generation.
+
+    The view shows every token with its id. In a chat, it shows the whole conversation as the
+    model's chat template formats it, with the special tokens.
+
+    The model no longer sees the text between ⟦ and ⟧: the text is longer than the context. ␣ is a
+    space, ⏎ a newline, and <EA B0> bytes that are only part of a character.
+    """
+    if not shell.session.conversation.turns:
+        raise UserError(_("no prompt to show: type one first"))
+    tokenizer, given = (
+        shell.require_model().checkpoint.tokenizer,
+        list(shell.session.conversation.turns[-1].prompt_ids),
+    )
+    text = decode(tokenizer, given)
+    seen = shell.require_model().visible_window(shell.session.conversation.ids)
+    tokens = [Token.from_id(tokenizer, each) for each in given]
+    shell.screen.out.print(tokens_flow(tokens, seen.kept, seen.unseen), soft_wrap=False)
+    shell.screen.out.print(tokens_line(len(given), len(text), len(text.encode("utf-8", "replace"))))
+    if seen.unseen:
+        shell.screen.note(unseen_note(seen))
 
 
 @command(
@@ -16,9 +46,7 @@ from minillm_repl.repl.shell import Shell
 def continue_(shell: Shell, asked: Arguments) -> None:
     """Continue the text, or append TEXT and continue."""
     model = shell.require_model()
-    fresh = (
-        not shell.session.conversation.ids
-    )  # some models can begin from nothing: from their start token
+    fresh = not shell.session.conversation.ids  # some models can begin with their start token alone
     more = shell.encode(model, asked.text, start=fresh) if asked.text or fresh else []
     shell.session.conversation.continue_text(more, asked.text, shell.session.settings)
     shell.respond(model)
@@ -51,3 +79,69 @@ def clear(shell: Shell, _asked: Arguments) -> None:
     """Clear the context."""
     shell.session.conversation.clear()
     shell.screen.note(_("context cleared"))
+
+
+@command(
+    "step",
+    arguments=(TextArgument(verbatim=True),),
+    aliases=("한걸음",),
+    group="Talk",
+    example=":step 날씨가",
+)
+def step(shell: Shell, asked: Arguments) -> None:
+    """Generate one token at a time, and choose each one yourself.
+
+    The table shows the most likely next tokens; ▶ marks the sampled one.
+
+    Enter takes it. ↑ ↓ select another token, and a digit takes that rank (0 is the tenth). You can
+    type your own text instead (press Tab first if it begins with a digit, f or q). Backspace
+    removes the last token. f lets the model finish; q quits and keeps the text so far.
+
+    Each position has its own random number from the seed, whatever you did before. So if you only
+    press Enter, you get the text that the model would write. Without TEXT, it continues the text so
+    far.
+    """
+    if not shell.screen.animated:
+        raise UserError(
+            _(":step needs a terminal; `:verbose` shows the same tables without a key press")
+        )
+    session, model = shell.session, shell.require_model()
+    tokenizer = model.checkpoint.tokenizer
+    if not asked.text.strip():
+        session.conversation.continue_text([], "", session.settings)
+    elif model.is_chatting(session.settings.chat):
+        shell.start_chat_turn(model, asked.text)
+    else:
+        session.conversation.start_turn(shell.encode(model, asked.text), session.settings)
+    from minillm_repl.generate.interactive import InteractiveDecoder
+    from minillm_repl.repl.stepper import Stepper
+
+    top = session.settings.verbose or DEFAULT_VERBOSE_ROWS
+    decoder = InteractiveDecoder(
+        model.decoder,
+        tokenizer,
+        session.conversation.ids,
+        session.settings,
+        session.conversation.seed,
+        eos_token_ids=session.conversation.eos_token_ids(model),
+        n_candidates=top,
+    )
+    try:
+        with shell.screen.waiting(_("reading")):
+            decoder.next_step(shell.interrupted)  # a long text takes a while
+        run_on = Stepper(decoder, tokenizer, session.settings, shell.screen.out).run()
+    finally:
+        session.conversation.set_text(decoder.ids, tokenizer)
+        if not decoder.new_ids and not asked.text.strip():
+            session.conversation.undo()  # nothing was done
+    if run_on:
+        shell.respond(model)
+        return
+    shell.show_text(model)
+    shell.screen.note(
+        _n(
+            "{n} token chosen by hand · `:continue` continues from here",
+            "{n} tokens chosen by hand · `:continue` continues from here",
+            len(decoder.new_ids),
+        )
+    )

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
 from minillm_repl.errors import UserError
-from minillm_repl.korean import PARTICLES, choose_particle
-from minillm_repl.language import _
+from minillm_repl.language import PARTICLES, _, choose_particle
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import change
 from minillm_repl.storage.atomic import write_atomically

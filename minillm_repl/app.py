@@ -14,6 +14,7 @@ from minillm_repl import commands, views
 from minillm_repl.checkpoint.families.find import family_title
 from minillm_repl.checkpoint.peek import is_in_folder, read_config
 from minillm_repl.commands import train
+from minillm_repl.commands.train import TrainRequest
 from minillm_repl.configuration import Launch
 from minillm_repl.environment import Environment, decoded_lines, leave_missing_folder
 from minillm_repl.errors import UserError
@@ -49,7 +50,6 @@ from minillm_repl.storage.paths import (
     shipped_names,
     user_path,
 )
-from minillm_repl.training.request import TrainRequest
 
 
 class ExitStatus(IntEnum):

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from minillm_repl import __version__
 from minillm_repl.app import ExitStatus, Start, run
+from minillm_repl.commands.train import TrainRequest
 from minillm_repl.configuration import (
     Launch,
     configuration_file,
@@ -27,7 +28,6 @@ from minillm_repl.repl.job_control import suspendable
 from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS, Settings
 from minillm_repl.settings import Spec, change, format_value, specs, switch, value_of
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.request import TrainRequest
 
 _SHARED_FLAGS = ("seed", "context-length")  # mean something for training too
 _TRAINING_FLAGS = tuple(name for name in specs(TrainPlan) if name not in _SHARED_FLAGS)

@@ -24,6 +24,7 @@ with atheris.instrument_imports(include=["minillm_repl"]) if atheris else io.Byt
 
     from minillm_repl import commands, views
     from minillm_repl.checkpoint.formats.header import is_native, parse_config, parse_header
+    from minillm_repl.commands.train import parse_request
     from minillm_repl.errors import UserError
     from minillm_repl.render.console import Screen
     from minillm_repl.repl.registry import discover
@@ -31,7 +32,6 @@ with atheris.instrument_imports(include=["minillm_repl"]) if atheris else io.Byt
     from minillm_repl.repl.shell import ExitRequested, Shell
     from minillm_repl.repl.workspace import Workspace, Writable
     from minillm_repl.safetext import safe_line
-    from minillm_repl.training.request import parse_request
 
 ENTRY = (
     b'{"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},'

@@ -15,10 +15,11 @@ from minillm_repl.errors import UserError
 from minillm_repl.tokenizer.base import decode
 from minillm_repl.training import corpus as corpora
 from minillm_repl.training import documents as pieces
-from minillm_repl.training import token_cache
 from minillm_repl.training import tokenize as token_files
+from minillm_repl.training import tokens as token_cache
 from minillm_repl.training.corpus import open_corpus
-from minillm_repl.training.tokenize import make_tokenizer, tokenise
+from minillm_repl.training.defaults import make_tokenizer
+from minillm_repl.training.tokenize import tokenise
 from tests.conftest import MODELS
 
 TEXT = (MODELS / "nalssi.txt").read_text(encoding="utf-8")

@@ -36,12 +36,12 @@ from minillm_repl.tokenizer.character import UNK_TOKEN, CharacterTokenizer
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from minillm_repl.training import resume
 from minillm_repl.training.corpus import open_corpus
+from minillm_repl.training.defaults import make_tokenizer
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.prepare import resume_run, start_run
-from minillm_repl.training.run import RunContext
-from minillm_repl.training.run_paths import resume_path
-from minillm_repl.training.tokenize import make_tokenizer, tokenise
-from minillm_repl.training.windows import IGNORE_INDEX
+from minillm_repl.training.run import RunContext, resume_path
+from minillm_repl.training.tokenize import tokenise
+from minillm_repl.training.tokens import IGNORE_INDEX
 from tests.conftest import random_checkpoint
 from tests.outside import outside
 from tests.test_huggingface import FAMILIES, logits_of, random_model

@@ -20,9 +20,9 @@ from minillm_repl.errors import UserError
 from minillm_repl.model.build import build_trainable
 from minillm_repl.repl.signals import interruptible, run_interruptibly
 from minillm_repl.training import trainer as training
-from minillm_repl.training.cancellation import Cancelled
+from minillm_repl.training.events import Cancelled
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.windows import Split
+from minillm_repl.training.tokens import Split
 from tests import reliability
 from tests.small import random_checkpoint
 from tests.test_terminal import CORPUS, cache, models, visit  # noqa: F401 - fixtures

@@ -11,13 +11,12 @@ import pytest
 from minillm_repl.chat.template import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS
 from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.cli import main
+from minillm_repl.commands.train import parse_request
 from minillm_repl.errors import UserError
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.prepare import resume_run, start_run
-from minillm_repl.training.request import parse_request
-from minillm_repl.training.run import RunContext
-from minillm_repl.training.run_paths import resume_path
+from minillm_repl.training.run import RunContext, resume_path
 from tests.conftest import MODELS, random_checkpoint
 from tests.test_training_runs import SIZES, run
 

@@ -235,9 +235,9 @@ def test_a_folder_takes_what_is_clear_and_tells_what_it_leaves_out(tmp_path):
 
 
 def test_a_record_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
-    from minillm_repl.training import records, tables
+    from minillm_repl.training import file_format, records
 
-    for module in (records, tables):
+    for module in (file_format, records):
         monkeypatch.setattr(module, "MAX_RECORD", 1_000)
     monkeypatch.setattr(corpora, "CHUNK_SIZE", 100)
     for name, content in {

@@ -24,9 +24,8 @@ from minillm_repl.training.open_corpora import find_corpus
 from minillm_repl.training.optimizers import Muon, lr_scale, orthogonalise
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.prepare import resume_run, start_run
-from minillm_repl.training.run import RunContext
-from minillm_repl.training.run_paths import resume_path
-from minillm_repl.training.windows import IGNORE_INDEX, Split
+from minillm_repl.training.run import RunContext, resume_path
+from minillm_repl.training.tokens import IGNORE_INDEX, Split
 from tests.conftest import MODELS
 
 TEXT = (MODELS / "nalssi.txt").read_text(encoding="utf-8")
@@ -466,7 +465,7 @@ def test_a_save_that_fails_ends_no_run_and_a_later_one_may_work(corpus, tmp_path
 
 
 STAYS = """
-from minillm_repl.training.run_paths import resume_path, unsaved_path
+from minillm_repl.training.run import resume_path, unsaved_path
 print(unsaved_path(), flush=True)
 input()
 assert resume_path(unsaved_path()).write_bytes(b"") == 0

@@ -1,13 +1,15 @@
-"""`:train`: it prepares a run, draws it, and opens and saves what was learnt."""
+"""`:train`: what it is asked for, and how a run is prepared."""
 
 import dataclasses
+import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minillm_repl.commands.training_screen import announce, draw_training
+from minillm_repl.commands.training_screen import run_on_screen
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.repl.arguments import Arguments, Words
@@ -15,18 +17,27 @@ from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.signals import catch_termination, run_interruptibly
 from minillm_repl.safetext import safe_line
-from minillm_repl.settings import specs
+from minillm_repl.settings import change, specs
 from minillm_repl.storage.paths import exists, user_path
 from minillm_repl.training.plan import TrainPlan, check_applies
-from minillm_repl.training.request import TrainRequest, parse_request
-from minillm_repl.training.run_paths import resume_path, unsaved_path
 
 if TYPE_CHECKING:  # The prompt line starts without torch.
     from minillm_repl.checkpoint.checkpoint import Checkpoint
     from minillm_repl.repl.workspace import Workspace
-    from minillm_repl.training.distributed import Distributed
-    from minillm_repl.training.events import TrainingFinished
+    from minillm_repl.training.machine import Distributed
     from minillm_repl.training.run import RunContext, TrainingRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """A plan, the corpus if one was named, and which model is to learn it."""
+
+    plan: TrainPlan = field(default_factory=TrainPlan)
+    corpus: str = ""
+    is_new: bool = False  # a new model, not the open one
+    is_resume: bool = False  # the run that was stopped; its plan is in its file
+    recipe: str = ""  # of a new model: its corpus is made from the folder `data`
+    data: str = ""
 
 
 @command(
@@ -67,6 +78,71 @@ def train(shell: Shell, asked: Arguments) -> None:
     run_training(shell, parse_request(asked.request))
 
 
+def parse_request(argument: str) -> TrainRequest:
+    """Read what follows `:train`: settings, before or after a corpus that may have spaces.
+
+    Raises UserError.
+    """
+    words = _words(argument)
+    if words[:1] == ["resume"]:
+        if any(word and _is_setting(word) for word in words[1:]):
+            raise UserError(
+                _(
+                    "`:train resume` uses the settings of the stopped run; no other settings "
+                    "may follow"
+                )
+            )
+        return TrainRequest(is_resume=True, corpus=" ".join(words[1:]).strip())
+    settings = list[str]()
+    while words and _is_setting(words[-1]):
+        settings.insert(0, words.pop())
+    while words and _is_setting(words[0]):
+        settings.append(words.pop(0))
+    corpus = " ".join(words).strip()
+    _check_corpus(corpus, words)
+    plan = TrainPlan()
+    for word in settings:
+        name, equals, value = word.partition("=")
+        if equals:
+            plan = change(plan, name, value, display_name=f":train {name}")
+    names = [word.partition("=")[0] for word in settings if "=" in word]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(_("{name} is set twice; set it once", name=twice[0]))
+    return TrainRequest(plan=plan, corpus=corpus, is_new="new" in settings)
+
+
+def _check_corpus(corpus: str, words: list[str]) -> None:
+    """Raise UserError where a word in the name of a missing text was meant as a setting."""
+    meant = [word for word in words[1:] if word and _is_setting(word)]
+    if meant and not exists(user_path(corpus)):
+        raise UserError(
+            _(
+                "{corpus:.80} does not exist; put settings such as {word:.40} before or "
+                "after the text, each as NAME=VALUE without spaces",
+                corpus=safe_line(corpus),
+                word=safe_line(meant[0]),
+            )
+        )
+
+
+def _words(text: str) -> list[str]:
+    """Split at spaces, but for those in quotes; a quote without its second is a letter."""
+    lexer = shlex.shlex(text, posix=True)
+    lexer.whitespace, lexer.whitespace_split, lexer.escape, lexer.commenters = " ", True, "", ""
+    try:
+        return list(lexer)
+    except ValueError:
+        return text.split(" ")
+
+
+def _is_setting(word: str) -> bool:
+    name, equals, _value = word.partition("=")
+    return word in ("", "new") or (
+        bool(equals) and name.replace("-", "").replace("_", "").isalpha()
+    )
+
+
 def run_training(shell: Shell, request: TrainRequest, *, json: bool = False) -> None:
     """Train as asked, drawing as it goes; at the end the trained model is the open one.
 
@@ -83,7 +159,7 @@ def run_training(shell: Shell, request: TrainRequest, *, json: bool = False) -> 
                 join_distributed = run_interruptibly(_import_training, interrupted)
             with join_distributed(shell.session.workspace.loader.device) as distributed:
                 run = _prepare(shell, request, interrupted, distributed)
-                _train(shell, run, interrupted, json=json)
+                run_on_screen(shell, run, interrupted, json=json)
         except (UserError, OSError) as error:
             if not received_signal():
                 raise
@@ -98,12 +174,9 @@ def _import_training() -> "Callable[[str], AbstractContextManager[Distributed]]"
     import_module("minillm_repl.training.prepare")
     import_module("minillm_repl.render.training")
     import_module("torch._dynamo")  # torch's first optimiser would import it, for a second
-    from minillm_repl.training.distributed import init_distributed
+    from minillm_repl.training.machine import init_distributed
 
     return init_distributed
-
-
-# -- before
 
 
 def _prepare(
@@ -123,7 +196,7 @@ def _prepare(
     if start is None and not (request.is_resume and workspace.resumable):
         session.confirm_discard("train")
     with shell.screen.waiting(_("preparing to train")) as update:
-        from minillm_repl.training.run import RunContext
+        from minillm_repl.training.run import RunContext, unsaved_path
 
         context = RunContext(
             path=target or unsaved_path(),
@@ -145,6 +218,8 @@ def _resumable_path(workspace: "Workspace") -> Path | None:
 
     Raises UserError if there is none. Whoever named a file does not mean the run of another model.
     """
+    from minillm_repl.training.run import resume_path, unsaved_path
+
     if workspace.path is not None and exists(resume_path(workspace.path)):
         return workspace.path
     may_be_unsaved = workspace.resumable or workspace.writable_path is None
@@ -183,68 +258,3 @@ def _make_run(
         corpus, val = recipe.prepare(user_path(request.data), folder, note)
     plan = dataclasses.replace(request.plan, val=str(val))
     return start_run(None, str(corpus), plan, context, recipe.chat)
-
-
-# -- meanwhile, and after
-
-
-def _train(
-    shell: Shell, run: "TrainingRun", interrupted: Callable[[], bool], *, json: bool
-) -> None:
-    """Draw a run to its end, and open what was learnt, also after a second Ctrl-C."""
-    screen, workspace = shell.screen, shell.session.workspace
-    announce(shell, run)
-    first_step = run.trainer.state.step
-    workspace.is_training = True
-    try:
-        finished = draw_training(shell, run, interrupted, json=json)
-        if not finished.steps:
-            raise UserError(_("stopped before the first step; nothing was changed"))
-        if finished.last_loss > finished.first_loss:
-            screen.warn(_("the loss increased; try a smaller lr"))
-        _finish(shell, run, finished)
-    except KeyboardInterrupt:  # a second Ctrl-C, in the middle of anything
-        is_alone = run.context.distributed.world_size == 1
-        if workspace.is_training and run.trainer.state.step > first_step and is_alone:
-            _open_trained(shell, run.checkpoint(), resumable=run.is_saved)
-        if run.is_saved:
-            screen.note(_("`:train resume` continues from here"))
-        raise
-    finally:
-        workspace.is_training = False
-
-
-def _finish(shell: Shell, run: "TrainingRun", finished: "TrainingFinished") -> None:
-    """Open what was learnt, and keep the resume file of a run that was stopped."""
-    path = shell.session.workspace.writable_path or unsaved_path()
-    is_stopped = finished.reason == "interrupt"
-    resumable = is_stopped and not run.save_error
-    if resumable:
-        shell.screen.note(_("`:train resume` continues from here"))
-    elif is_stopped:
-        why = run.save_error
-        shell.screen.warn(_("`:train resume` cannot continue from here: {why}", why=why))
-    _open_trained(shell, run.checkpoint(finished), resumable=resumable)
-    if not is_stopped:
-        with suppress(OSError):  # Not before the weights are saved: until then it is what there is.
-            resume_path(path).unlink()
-
-
-def _open_trained(shell: Shell, checkpoint: "Checkpoint", *, resumable: bool = False) -> None:
-    """Make a trained model the open one, and save it if a file was named for it.
-
-    Raises UserError.
-    """
-    from minillm_repl.checkpoint.save import save
-    from minillm_repl.storage.atomic import make_parent_folder
-
-    workspace = shell.session.workspace
-    shell.session.adopt(workspace.loader.prepare(checkpoint), unsaved=True)
-    workspace.resumable, workspace.is_training = resumable, False
-    path = workspace.writable_path
-    if path is None:
-        shell.screen.warn(_("the trained weights are not saved: `:save PATH` keeps them"))
-    else:
-        make_parent_folder(path)
-        workspace.mark_saved(save(checkpoint, path))
-        shell.screen.note(_("saved to {path}", path=safe_line(str(path))))

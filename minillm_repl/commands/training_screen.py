@@ -1,8 +1,10 @@
-"""A training run on the screen, or as JSON lines, with samples of what the model has learnt."""
+"""A training run on the screen or as JSON lines, with samples; its model is opened and saved."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.render.console import MODEL
 from minillm_repl.repl.job_control import on_process_resume
@@ -13,6 +15,7 @@ from minillm_repl.safetext import safe, safe_line
 if TYPE_CHECKING:  # The prompt line starts without torch.
     from rich.console import RenderableType
 
+    from minillm_repl.checkpoint.checkpoint import Checkpoint
     from minillm_repl.generate.events import Step
     from minillm_repl.generate.options import GenerationConfig
     from minillm_repl.training.events import TrainingFinished
@@ -22,7 +25,33 @@ if TYPE_CHECKING:  # The prompt line starts without torch.
 _SAMPLE_TOKENS = 40  # of the model's own text
 
 
-def announce(shell: Shell, run: "TrainingRun") -> None:
+def run_on_screen(
+    shell: Shell, run: "TrainingRun", interrupted: Callable[[], bool], *, json: bool
+) -> None:
+    """Draw a run to its end, and open what was learnt, also after a second Ctrl-C."""
+    screen, workspace = shell.screen, shell.session.workspace
+    _announce(shell, run)
+    first_step = run.trainer.state.step
+    workspace.is_training = True
+    try:
+        finished = _draw(shell, run, interrupted, json=json)
+        if not finished.steps:
+            raise UserError(_("stopped before the first step; nothing was changed"))
+        if finished.last_loss > finished.first_loss:
+            screen.warn(_("the loss increased; try a smaller lr"))
+        _finish(shell, run, finished)
+    except KeyboardInterrupt:  # a second Ctrl-C, in the middle of anything
+        is_alone = run.context.distributed.world_size == 1
+        if workspace.is_training and run.trainer.state.step > first_step and is_alone:
+            _open_trained(shell, run.checkpoint(), resumable=run.is_saved)
+        if run.is_saved:
+            screen.note(_("`:train resume` continues from here"))
+        raise
+    finally:
+        workspace.is_training = False
+
+
+def _announce(shell: Shell, run: "TrainingRun") -> None:
     """Show what the user should know of a run before it starts."""
     for warning in run.warnings:
         shell.screen.warn(warning)
@@ -31,7 +60,45 @@ def announce(shell: Shell, run: "TrainingRun") -> None:
     shell.screen.note(safe_line(run.title))
 
 
-def draw_training(
+def _finish(shell: Shell, run: "TrainingRun", finished: "TrainingFinished") -> None:
+    """Open what was learnt, and keep the resume file of a run that was stopped."""
+    from minillm_repl.training.run import resume_path, unsaved_path
+
+    path = shell.session.workspace.writable_path or unsaved_path()
+    is_stopped = finished.reason == "interrupt"
+    resumable = is_stopped and not run.save_error
+    if resumable:
+        shell.screen.note(_("`:train resume` continues from here"))
+    elif is_stopped:
+        why = run.save_error
+        shell.screen.warn(_("`:train resume` cannot continue from here: {why}", why=why))
+    _open_trained(shell, run.checkpoint(finished), resumable=resumable)
+    if not is_stopped:
+        with suppress(OSError):  # Not before the weights are saved: until then it is what there is.
+            resume_path(path).unlink()
+
+
+def _open_trained(shell: Shell, checkpoint: "Checkpoint", *, resumable: bool = False) -> None:
+    """Make a trained model the open one, and save it if a file was named for it.
+
+    Raises UserError.
+    """
+    from minillm_repl.checkpoint.save import save
+    from minillm_repl.storage.atomic import make_parent_folder
+
+    workspace = shell.session.workspace
+    shell.session.adopt(workspace.loader.prepare(checkpoint), unsaved=True)
+    workspace.resumable, workspace.is_training = resumable, False
+    path = workspace.writable_path
+    if path is None:
+        shell.screen.warn(_("the trained weights are not saved: `:save PATH` keeps them"))
+    else:
+        make_parent_folder(path)
+        workspace.mark_saved(save(checkpoint, path))
+        shell.screen.note(_("saved to {path}", path=safe_line(str(path))))
+
+
+def _draw(
     shell: Shell, run: "TrainingRun", interrupted: Callable[[], bool], *, json: bool
 ) -> "TrainingFinished":
     """Train, and draw what happens or print it as JSON; return how it ended."""

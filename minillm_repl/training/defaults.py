@@ -1,10 +1,25 @@
-"""What a plan leaves open, chosen for the model, the text and the machine."""
+"""What a plan leaves open, chosen for the model, the text and the machine; and a new model."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
+import numpy as np
+
+from minillm_repl.chat.template import ROLE_TOKENS
+from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig, GPTConfig, LlamaConfig
+from minillm_repl.tokenizer.base import Tokenizer
+from minillm_repl.tokenizer.character import CharacterTokenizer
+from minillm_repl.training.corpus import Corpus
+from minillm_repl.training.documents import split_chunks
 from minillm_repl.training.plan import TrainPlan
+
+END_TOKEN, UNK_TOKEN, BPE_EOS_TOKEN = "<end>", "<unk>", "<|endoftext|>"
+# Characters of a text for the BPE trainer: it takes 256 at once, and needs many times their size.
+_BPE_CHUNK = 1 << 14
+_BPE_CHARACTERS = 1 << 24  # of a longer corpus, an even part of this size is learnt from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,3 +168,53 @@ def new_config(plan: TrainPlan, vocab_size: int) -> AnyConfig:
 def _default_n_heads(arch: str, d_model: int) -> int:
     head_dim = 16 if arch == "gpt" and d_model <= 64 else 32 if d_model < 512 else 64
     return max(1, d_model // head_dim)
+
+
+def make_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
+    """Make a corpus's tokenizer: `char` (every character), `char:N` (the N most frequent), `bpe:N`.
+
+    A token that ends a document is in it if there is more than one document, and those of the roles
+    if these are conversations. Raises UserError for a vocabulary too small to be one.
+    """
+    name, _colon, number = kind.partition(":")
+    specials = (
+        [*ROLE_TOKENS] if corpus.is_conversational else [END_TOKEN] if corpus.count > 1 else []
+    )
+    if name == "bpe":
+        from minillm_repl.tokenizer.library import train_bpe
+        from minillm_repl.tokenizer.subword import SubwordTokenizer
+
+        min_size = 256 + 1 + len(ROLE_TOKENS)
+        if int(number) < min_size:
+            raise UserError(
+                _(
+                    "tokenizer=bpe:{number} is too small: bytes and special tokens alone "
+                    "take {least}",
+                    number=number,
+                    least=min_size,
+                )
+            )
+        special = [BPE_EOS_TOKEN, *(ROLE_TOKENS if corpus.is_conversational else ())]
+        description = train_bpe(_sample_texts(corpus), int(number), special)
+        return SubwordTokenizer(
+            description, {"eos_token": BPE_EOS_TOKEN}, len(description["model"]["vocab"])
+        )
+    code_points = np.flatnonzero(corpus.character_counts)
+    if number and int(number) < len(code_points):
+        if int(number) < 1:
+            raise UserError(_("tokenizer=char:0 has no characters; use at least 1"))
+        order = np.argsort(-corpus.character_counts[code_points], kind="stable")
+        code_points = np.sort(code_points[order[: int(number)]])
+        specials.append(UNK_TOKEN)
+    return CharacterTokenizer(
+        [chr(code_point) for code_point in code_points if not 0xD800 <= code_point < 0xE000],
+        specials,
+    )
+
+
+def _sample_texts(corpus: Corpus) -> Iterator[str]:
+    """Yield the texts of a corpus in chunks; of a long one, an even part of them."""
+    texts = (text for document in corpus.documents() for text in document.texts)
+    chunks = (chunk for text in texts for chunk in split_chunks(text, _BPE_CHUNK))
+    every = -(-int(corpus.character_counts.sum()) // _BPE_CHARACTERS)
+    return islice(chunks, 0, None, every)

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from minillm_repl.model.build import LanguageModel
-from minillm_repl.training.cancellation import Cancelled, never_interrupted
-from minillm_repl.training.distributed import Distributed
+from minillm_repl.training.events import Cancelled, never_interrupted
+from minillm_repl.training.machine import Distributed
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.windows import IGNORE_INDEX, Split
+from minillm_repl.training.tokens import IGNORE_INDEX, Split
 
 _EVAL_BATCH_TOKENS = 16_384  # tokens of one forward pass
 # Multiplications of one forward pass, of which a large model reads fewer tokens: a fraction of a

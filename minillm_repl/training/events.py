@@ -8,9 +8,12 @@ import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
+from minillm_repl.language import N_
+
 _CURVE_POINTS = 200  # of a recorded loss curve, at most
 
 Reason = Literal["done", "interrupt", "patience", "diverged"]
+STOPPED_EARLY = N_("stopped before the first step; nothing was changed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,3 +126,16 @@ class TrainerState:
             curve=tuple(self.curve),
             val_curve=tuple(self.val_curve),
         )
+
+
+def never_interrupted() -> bool:
+    """Return False: the default where Ctrl-C has no effect."""
+    return False
+
+
+class Cancelled(Exception):  # noqa: N818 - told in the TrainingFinished event
+    """Ctrl-C, in the middle of a step or an evaluation."""
+
+
+class NonFiniteLoss(Exception):  # noqa: N818 - told in the TrainingFinished event
+    """The loss or a gradient is no longer a finite number."""

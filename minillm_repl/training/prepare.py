@@ -18,11 +18,10 @@ from minillm_repl.model.lora import add_adapters
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.memory import check_memory
 from minillm_repl.tokenizer.base import Tokenizer
-from minillm_repl.training import description, resume
-from minillm_repl.training.autotune import autotune, check_compiles
-from minillm_repl.training.cancellation import STOPPED_EARLY, Cancelled
+from minillm_repl.training import resume
 from minillm_repl.training.corpus import Corpus
 from minillm_repl.training.defaults import (
+    make_tokenizer,
     min_memory_bytes,
     new_config,
     pick_preset,
@@ -30,14 +29,14 @@ from minillm_repl.training.defaults import (
     resolve_loop,
     resolve_new_model,
 )
+from minillm_repl.training.events import STOPPED_EARLY, Cancelled
+from minillm_repl.training.machine import autotune, check_compiles
 from minillm_repl.training.open_corpora import OpenCorpora, open_corpora, reopen_corpora
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.run import RunContext, TrainingRun
-from minillm_repl.training.run_paths import resume_path
-from minillm_repl.training.token_cache import TokenisedCorpus, cache_folder
-from minillm_repl.training.tokenize import make_tokenizer, tokenise
+from minillm_repl.training.run import RunContext, TrainingRun, describe_method, resume_path
+from minillm_repl.training.tokenize import describe_unknown, tokenise
+from minillm_repl.training.tokens import TokenisedCorpus, cache_folder, make_splits
 from minillm_repl.training.trainer import Trainer
-from minillm_repl.training.windows import make_splits
 
 _SAMPLE_PROMPT_TOKENS = 4  # tokens of the text with which the model's samples begin
 _EOS_TOKENS = ("<end>", "<|end|>", "<|endoftext|>")
@@ -151,7 +150,7 @@ def _tokenise(
         notes=[*corpora.notes],
     )
     if start and start.chat_template and not is_resumed and not is_conversational:
-        text.warnings.append(description.forgetting_warning(corpora.train))
+        text.warnings.append(_forgetting_warning(corpora.train))
     text.train = _tokenise_one(corpora.train, text, context)
     if corpora.val_corpus:
         text.val = _tokenise_one(corpora.val_corpus, text, context)
@@ -177,8 +176,18 @@ def _tokenise_one(corpus: Corpus, text: _Text, context: RunContext) -> Tokenised
         interrupted=context.interrupted,
     )
     if tokens.unknown_characters:
-        text.notes.append(description.describe_unknown(tokens, corpus, text.tokenizer))
+        text.notes.append(describe_unknown(tokens, corpus, text.tokenizer))
     return tokens
+
+
+def _forgetting_warning(corpus: Corpus) -> str:
+    """Return the warning before a model that chats learns plain text."""
+    return _(
+        "{corpus} is plain text, but this model chats: training on it makes the answers "
+        "worse. To teach answers, use conversations as JSON lines with `messages` "
+        "(docs/training.md)",
+        corpus=safe_line(corpus.name),
+    )
 
 
 def _find_eos(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -281,7 +290,7 @@ def _tune(trainer: Trainer, text: _Text, context: RunContext) -> int:
     elif precision == "auto":  # Not measured: every process must choose the same.
         precision = "bfloat16" if trainer.device.type == "cuda" else "float32"
     trainer.plan = replace(trainer.plan, precision=precision)
-    text.notes.append(description.describe_method(trainer, threads, seconds))
+    text.notes.append(describe_method(trainer, threads, seconds))
     return threads
 
 

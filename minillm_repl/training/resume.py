@@ -28,8 +28,8 @@ from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import change, find, format_value, specs, value_of
 from minillm_repl.storage.atomic import make_parent_folder, write_atomically
-from minillm_repl.training.distributed import full_tensor, shard_like
 from minillm_repl.training.events import TrainerState
+from minillm_repl.training.machine import full_tensor, shard_like
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.trainer import Trainer
 

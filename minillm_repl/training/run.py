@@ -1,28 +1,36 @@
-"""One run of training: a model that learns, and how it is kept on the way."""
+"""One run of training: a model that learns, how it is kept on the way, and what is told of it."""
 
+import os
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import torch
+from platformdirs import user_state_path
 
 from minillm_repl import __version__
 from minillm_repl.checkpoint.checkpoint import Adapter, Checkpoint, TrainingRecord
 from minillm_repl.checkpoint.formats import native
 from minillm_repl.errors import UserError
+from minillm_repl.language import _, _n
 from minillm_repl.model.build import to_arrays
 from minillm_repl.model.lora import adapter_state_dict, merge_adapters
+from minillm_repl.storage.atomic import try_lock
+from minillm_repl.storage.paths import SUFFIX
 from minillm_repl.tokenizer.base import Tokenizer
-from minillm_repl.training import description, resume
-from minillm_repl.training.autotune import torch_threads
-from minillm_repl.training.cancellation import never_interrupted
-from minillm_repl.training.distributed import Distributed, full_tensor
-from minillm_repl.training.events import TrainEvent, TrainingFinished
+from minillm_repl.training import resume
+from minillm_repl.training.events import TrainEvent, TrainingFinished, never_interrupted
+from minillm_repl.training.machine import Distributed, full_tensor, torch_threads
 from minillm_repl.training.open_corpora import OpenCorpora
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.run_paths import resume_path
 from minillm_repl.training.trainer import Trainer
+
+_MAX_SESSIONS = 100  # sessions at once
+# of the time of forward and backward: what the optimisers and the rest of a step take too
+_OPTIMISER_FACTOR = 1.2
+_FORWARD_FRACTION = 1 / 3  # of that time: forward alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +84,7 @@ class TrainingRun:
     @property
     def title(self) -> str:
         """What is about to happen, in one line."""
-        return description.title(
+        return describe_run(
             self.trainer, self.corpus, self.unique_tokens, is_finetuning=self.is_finetuning
         )
 
@@ -153,3 +161,125 @@ class TrainingRun:
         except UserError as error:
             self.save_error = str(error)
         return self.save_error
+
+
+# -- what is told of a run
+
+
+def describe_run(trainer: Trainer, corpus: str, unique_tokens: int, *, is_finetuning: bool) -> str:
+    """Return what is about to happen, in one line; `different` is how many tokens of the
+    vocabulary the text has.
+    """
+    config, train, val = trainer.model.config, trainer.train, trainer.val
+    text = {"corpus": corpus, "tokens": len(train.ids), "different": unique_tokens}
+    sizes = {"parameters": config.n_params, "arch": config.arch}
+    if trainer.plan.lora_rank:
+        description = _(
+            "training {trained:,} parameters; the other {parameters:,} are frozen",
+            trained=sum(each.numel() for each in trainer.trainable_parameters.values()),
+            **sizes,
+        )
+    elif is_finetuning:
+        description = _("further training: {parameters:,} parameters", **sizes)
+    else:
+        description = _("a new {arch} model: {parameters:,} parameters", **sizes)
+    return " · ".join(
+        [
+            description,
+            _(
+                "{corpus}: {tokens:,} training tokens, {held:,} validation tokens · "
+                "{different:,} distinct",
+                held=len(val.ids),
+                **text,
+            )
+            if val
+            else _("{corpus}: {tokens:,} tokens · {different:,} distinct", **text),
+            _("{steps:,} steps", steps=trainer.plan.steps),
+        ]
+    )
+
+
+def describe_method(trainer: Trainer, threads: int, seconds: float) -> str:
+    """Return how it is done, in one line; `seconds` is what forward and backward of a step take,
+    if that is known.
+    """
+    plan, size = trainer.plan, trainer.distributed.world_size
+    parallelism = (
+        _n("{n} process", "{n} processes", size)
+        if size > 1
+        else _n("{n} thread", "{n} threads", threads)
+        if threads
+        else _("default threads")
+    )
+    parts = [
+        _("batch {batch} × {context} tokens", batch=plan.batch_size, context=plan.context_length),
+        _("Muon and AdamW, learning rate {lr:g}", lr=plan.lr)
+        if plan.optimizer == "muon"
+        else _("AdamW, learning rate {lr:g}", lr=plan.lr),
+        f"{plan.precision}, {parallelism}",
+    ]
+    if size == 1:
+        remaining = estimate_seconds(plan, seconds, *trainer.evaluator.token_counts())
+        parts.append(
+            _("about {time:.0f} s", time=remaining)
+            if remaining < 90
+            else _("about {time:.0f} min", time=remaining / 60)
+            if remaining < 5400
+            else _("about {time:.1f} h", time=remaining / 3600)
+        )
+    return " · ".join(parts)
+
+
+def estimate_seconds(
+    plan: TrainPlan, seconds: float, eval_tokens: int, final_eval_tokens: int
+) -> float:
+    """Return the seconds of a whole run, with its evaluations of `eval_tokens` each."""
+    n_evals = plan.steps // plan.eval_interval + 1 + (plan.steps % plan.eval_interval > 0)
+    evaluated_tokens = n_evals * eval_tokens + final_eval_tokens
+    return seconds * (
+        plan.steps * _OPTIMISER_FACTOR
+        + evaluated_tokens / (plan.batch_size * plan.context_length) * _FORWARD_FRACTION
+    )
+
+
+# -- where a run is kept
+
+
+def resume_path(path: Path) -> Path:
+    """Return where the resume file of a checkpoint lies: beside it."""
+    return path.with_name(path.name.removesuffix(SUFFIX) + ".resume" + SUFFIX)
+
+
+def unsaved_path() -> Path:
+    """Return where training is saved on its way while no file has been named for the model.
+
+    It is where the run lies that was stopped last, unless another session works at it.
+    """
+    return _claim_path(user_state_path("minillm-repl"))
+
+
+@cache
+def _claim_path(folder: Path) -> Path:
+    """Return a place in a folder that no other session has; this one has it until it ends."""
+    names = ("unsaved", *(f"unsaved-{number}" for number in range(2, _MAX_SESSIONS)))
+    places = sorted((folder / f"{name}{SUFFIX}" for name in names), key=_saved_at, reverse=True)
+    return next(filter(_try_lock, places), places[0])
+
+
+def _saved_at(path: Path) -> float:
+    """Return when the run at a place stopped, 0 for none; places without one keep their order."""
+    try:
+        return resume_path(path).stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _try_lock(path: Path) -> bool:
+    """Take a place for the rest of this process, unless another one has it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_suffix(".lock")
+        os.close(os.open(lock, os.O_RDONLY | os.O_CREAT, 0o600))
+    except OSError:
+        return False  # then nothing is kept there, and one place is as good as another
+    return try_lock(lock, wait=False) is not None

@@ -1,93 +1,33 @@
-"""A corpus becomes one row of token ids, by a tokenizer that a new model gets from it."""
+"""A corpus becomes one row of token ids, in files that are mapped and not held in memory."""
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minillm_repl.chat.loss_mask import encode_with_loss_mask
-from minillm_repl.chat.template import ROLE_TOKENS
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
 from minillm_repl.errors import UserError, os_error_text
 from minillm_repl.language import _
-from minillm_repl.safetext import safe_line
+from minillm_repl.safetext import safe_line, strip_joiners
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.tokenizer.character import CharacterTokenizer
 from minillm_repl.training.corpus import Corpus
 from minillm_repl.training.documents import Document, split_chunks
-from minillm_repl.training.token_cache import (
-    TokenisedCorpus,
-    cache_key,
-    load,
-    memory_map,
-    open_outputs,
-    store,
-)
+from minillm_repl.training.tokens import TokenisedCorpus, cache_key, load_tokens, store_tokens
 
-END_TOKEN, UNK_TOKEN, BPE_EOS_TOKEN = "<end>", "<unk>", "<|endoftext|>"
-# Characters of a text for the BPE trainer: it takes 256 at once, and needs many times their size.
-_BPE_CHUNK = 1 << 14
-_BPE_CHARACTERS = 1 << 24  # of a longer corpus, an even part of this size is learnt from
 _MIN_CACHED_CHARACTERS = 4 << 20  # a smaller corpus is tokenised faster than it is found
 _DOCUMENTS_PER_GROUP = 64  # documents, or pieces of long ones, that are tokenised together
 _CONVERSATIONS_PER_GROUP = 200
 _SUBWORD_CHUNK = 1 << 16  # characters
-
-
-def make_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
-    """Make a corpus's tokenizer: `char` (every character), `char:N` (the N most frequent), `bpe:N`.
-
-    A token that ends a document is in it if there is more than one document, and those of the roles
-    if these are conversations. Raises UserError for a vocabulary too small to be one.
-    """
-    name, _colon, number = kind.partition(":")
-    specials = (
-        [*ROLE_TOKENS] if corpus.is_conversational else [END_TOKEN] if corpus.count > 1 else []
-    )
-    if name == "bpe":
-        from minillm_repl.tokenizer.library import train_bpe
-        from minillm_repl.tokenizer.subword import SubwordTokenizer
-
-        min_size = 256 + 1 + len(ROLE_TOKENS)
-        if int(number) < min_size:
-            raise UserError(
-                _(
-                    "tokenizer=bpe:{number} is too small: bytes and special tokens alone "
-                    "take {least}",
-                    number=number,
-                    least=min_size,
-                )
-            )
-        special = [BPE_EOS_TOKEN, *(ROLE_TOKENS if corpus.is_conversational else ())]
-        description = train_bpe(_sample_texts(corpus), int(number), special)
-        return SubwordTokenizer(
-            description, {"eos_token": BPE_EOS_TOKEN}, len(description["model"]["vocab"])
-        )
-    code_points = np.flatnonzero(corpus.character_counts)
-    if number and int(number) < len(code_points):
-        if int(number) < 1:
-            raise UserError(_("tokenizer=char:0 has no characters; use at least 1"))
-        order = np.argsort(-corpus.character_counts[code_points], kind="stable")
-        code_points = np.sort(code_points[order[: int(number)]])
-        specials.append(UNK_TOKEN)
-    return CharacterTokenizer(
-        [chr(code_point) for code_point in code_points if not 0xD800 <= code_point < 0xE000],
-        specials,
-    )
-
-
-def _sample_texts(corpus: Corpus) -> Iterator[str]:
-    """Yield the texts of a corpus in chunks; of a long one, an even part of them."""
-    texts = (text for document in corpus.documents() for text in document.texts)
-    chunks = (chunk for text in texts for chunk in split_chunks(text, _BPE_CHUNK))
-    every = -(-int(corpus.character_counts.sum()) // _BPE_CHARACTERS)
-    return islice(chunks, 0, None, every)
+_COUNTED_CHARACTERS = 20_000  # most frequent ones, among which unknown ones are looked for
+_SHOWN_CHARACTERS = 20
 
 
 def tokenise(
@@ -112,7 +52,7 @@ def tokenise(
     folders: tuple[Path | None, ...] = (None,)  # where the files may be written; None: nowhere kept
     if cache is not None and total >= _MIN_CACHED_CHARACTERS:
         with suppress(OSError, UserError, ValueError, KeyError, TypeError):
-            return load(cache, key, dtype)
+            return load_tokens(cache, key, dtype)
         folders = (cache, None)
     separator = separator if corpus.count > 1 else None
     name = safe_line(corpus.name)
@@ -147,7 +87,7 @@ def _write_tokens(
 ) -> TokenisedCorpus:
     """Write tokens to files, which are kept if there is a folder for them. Raises OSError."""
     with ExitStack() as stack:
-        ids, mask_file = open_outputs(stack, folder)
+        ids, mask_file = _open_outputs(stack, folder)
         unknown, characters_read, has_loss_mask = 0, 0, False
         token_occurs = np.zeros(vocab_size, dtype=np.bool_)
         for chunk in chunks:
@@ -159,13 +99,41 @@ def _write_tokens(
             unknown += chunk.unknown
             characters_read += chunk.characters
             progress(characters_read)
-        mask = memory_map(mask_file, np.dtype(np.bool_)) if has_loss_mask else None
-        tokens = TokenisedCorpus(memory_map(ids, dtype), mask, unknown, int(token_occurs.sum()))
+        mask = _memory_map(mask_file, np.dtype(np.bool_)) if has_loss_mask else None
+        tokens = TokenisedCorpus(_memory_map(ids, dtype), mask, unknown, int(token_occurs.sum()))
         if isinstance(ids.name, str):  # it is in the cache's folder
             assert folder is not None
             with suppress(OSError, UserError):  # without a cache it is only slower the next time
-                store(folder, key, tokens, ids, mask_file)
+                store_tokens(folder, key, tokens, ids, mask_file)
     return tokens
+
+
+def _open_outputs(stack: ExitStack, cache: Path | None) -> tuple[IO[bytes], IO[bytes]]:
+    """Return two files without a name to write to, in the cache's folder if possible."""
+    if cache is not None:
+        with suppress(OSError):
+            cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return _temporary_file(stack, cache), _temporary_file(stack, cache)
+    return _temporary_file(stack, None), _temporary_file(stack, None)
+
+
+def _temporary_file(stack: ExitStack, folder: Path | None) -> IO[bytes]:
+    if folder is None:
+        return stack.enter_context(tempfile.TemporaryFile())
+    # Readable by the user alone; the caller's stack closes it.
+    temporary = tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False)  # noqa: SIM115
+    file = stack.enter_context(temporary)
+    # The file stays if `store_tokens` has given it another name by then.
+    stack.callback(lambda: Path(file.name).unlink(missing_ok=True))
+    return file
+
+
+def _memory_map(file: IO[bytes], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return what was written to a file as an array (count,) that stays on disk."""
+    file.flush()
+    if not file.tell():
+        return np.empty(0, dtype)
+    return np.memmap(file, dtype, mode="r")
 
 
 @dataclass(frozen=True)
@@ -279,3 +247,32 @@ def _groups(documents: Iterator[Document], size: int) -> Iterator[list[Document]
             group, length = [], 0
     if group:
         yield group
+
+
+def describe_unknown(tokens: TokenisedCorpus, corpus: Corpus, tokenizer: Tokenizer) -> str:
+    """Return what becomes of the characters that the vocabulary lacks, with the most frequent."""
+    counts = corpus.character_counts
+    code_points = np.argsort(-counts, kind="stable")[:_COUNTED_CHARACTERS]
+    text = "".join(chr(code_point) for code_point in code_points if counts[code_point])
+    unknown = tokenizer.find_unknown(text)[:_SHOWN_CHARACTERS]
+    # A joiner alone would be invisible.
+    shown = (strip_joiners(each) or strip_joiners(each, visible=True) for each in unknown)
+    values = {
+        "count": tokens.unknown_characters,
+        "share": tokens.unknown_characters / max(1, int(counts.sum())),
+        "characters": safe_line(", ".join(shown)),
+    }
+    return (
+        _(
+            "{count:,} characters ({share:.2%}) are not in the vocabulary and are read as "
+            "{token}: {characters}",
+            token=safe_line(tokenizer.unk_token),
+            **values,
+        )
+        if tokenizer.unk_token
+        else _(
+            "{count:,} characters ({share:.2%}) are not in the vocabulary and are skipped: "
+            "{characters}",
+            **values,
+        )
+    )

@@ -14,17 +14,12 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.model.layers import add_dropout
-from minillm_repl.training.cancellation import (
-    STOPPED_EARLY,
-    Cancelled,
-    NonFiniteLoss,
-    cancellable,
-    never_interrupted,
-)
-from minillm_repl.training.distributed import Distributed, full_tensor
 from minillm_repl.training.evaluation import Evaluator, Starts
 from minillm_repl.training.events import (
+    STOPPED_EARLY,
+    Cancelled,
     Evaluated,
+    NonFiniteLoss,
     NotSaved,
     Reason,
     Saved,
@@ -32,10 +27,12 @@ from minillm_repl.training.events import (
     TrainEvent,
     TrainingFinished,
     TrainStep,
+    never_interrupted,
 )
+from minillm_repl.training.machine import Distributed, cancellable, full_tensor
 from minillm_repl.training.optimizers import lr_scale, make_optimizers
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.windows import IGNORE_INDEX, Split
+from minillm_repl.training.tokens import IGNORE_INDEX, Split
 
 # Multiplications of a step; above, each of its blocks looks for Ctrl-C.
 _MIN_CANCELLABLE_WORK = 2_000_000_000

@@ -174,16 +174,7 @@ def compute(
     return DescentView(
         tokens=inspected.tokens,
         rate=rate,
-        targets=tuple(
-            Target(
-                position=inspected.position_of(position),
-                before=exp(-old),
-                after=exp(-new),
-                nats_before=old,
-                nats_after=new,
-            )
-            for position, (old, new) in enumerate(zip(before.tolist(), after.tolist(), strict=True))
-        ),
+        targets=_targets(inspected, before.tolist(), after.tolist()),
         loss_before=float(before.mean()),
         loss_after=float(after.mean()),
         weight=name,
@@ -192,6 +183,22 @@ def compute(
         gradient=gradient,
         new_value=value - rate * gradient,
         **inspected.window_fields,
+    )
+
+
+def _targets(
+    inspected: InspectedText, before: list[float], after: list[float]
+) -> tuple[Target, ...]:
+    """Return a target for each position but the last, from its losses before and after, in nats."""
+    return tuple(
+        Target(
+            position=inspected.position_of(index),
+            before=exp(-old),
+            after=exp(-new),
+            nats_before=old,
+            nats_after=new,
+        )
+        for index, (old, new) in enumerate(zip(before, after, strict=True))
     )
 
 

@@ -23,21 +23,19 @@ from minillm_repl.lessons.progress import Progress
 from minillm_repl.render.console import FIGURES, TITLE, Screen, make_console, make_screen
 from minillm_repl.render.export import check_overwritable
 from minillm_repl.render.tables import headline
-from minillm_repl.repl.lines import PlainLineReader, open_terminal
 from minillm_repl.repl.loop import (
+    PlainLineReader,
+    open_terminal,
     prompt_text,
     run_guarded,
-    run_interactive,
     run_one_shot,
     run_plain,
     run_script,
 )
-from minillm_repl.repl.plugins import load_plugins
-from minillm_repl.repl.registry import discover
-from minillm_repl.repl.session import Session
+from minillm_repl.repl.registry import discover, load_plugins
+from minillm_repl.repl.session import ReadOnly, RecentModels, Session, Workspace, Writable
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
-from minillm_repl.repl.workspace import ReadOnly, RecentModels, Workspace, Writable
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import (
     DEFAULT_MODEL,
@@ -145,6 +143,8 @@ def _run_session(shell: Shell, start: Start, terminal: TextIO | None) -> int:
     """Do what is typed or piped in; return the exit code."""
     stdin = start.environment.stdin
     if shell.screen.interactive:
+        from minillm_repl.repl.prompt import run_interactive
+
         return run_interactive(shell, start.launch.history_file)
     if terminal:
         return run_plain(shell, PlainLineReader(stdin, terminal))

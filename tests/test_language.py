@@ -21,7 +21,7 @@ from minillm_repl.language import _, set_language
 from minillm_repl.render.export import _FONTS
 from minillm_repl.render.generation import step_table
 from minillm_repl.render.plot import loss_plot
-from minillm_repl.repl.completion import LineCompleter
+from minillm_repl.repl.editing import LineCompleter
 from minillm_repl.repl.registry import GROUPS, discover
 from minillm_repl.repl.settings import Settings
 from minillm_repl.settings import change, specs

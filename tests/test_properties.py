@@ -25,9 +25,9 @@ from minillm_repl.errors import UserError
 from minillm_repl.generate.options import Sampling
 from minillm_repl.generate.sampling import process_logits, softmax
 from minillm_repl.model.config_json import config_from_json
-from minillm_repl.repl.lines import is_multiline_open, join_multiline
+from minillm_repl.repl.loop import is_multiline_open, join_multiline
+from minillm_repl.repl.session import RecentModels
 from minillm_repl.repl.settings import Settings
-from minillm_repl.repl.workspace import RecentModels
 from minillm_repl.safetext import safe, safe_line, show_token
 from minillm_repl.settings import change, format_value, specs, value_of
 from minillm_repl.training.corpus import open_corpus

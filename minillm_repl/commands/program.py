@@ -111,7 +111,7 @@ def scroll(shell: Shell, _asked: Arguments) -> None:
     if not shell.screen.animated:
         shell.screen.out.print(view, soft_wrap=True, width=UNLIMITED_WIDTH)
         return
-    from minillm_repl.repl.pager import Pager
+    from minillm_repl.repl.screens import Pager
 
     Pager(view, UNLIMITED_WIDTH, shell.screen.out, shell.last_pinned).run()
 

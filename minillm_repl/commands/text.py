@@ -114,7 +114,7 @@ def step(shell: Shell, asked: Arguments) -> None:
     else:
         session.conversation.start_turn(shell.encode(model, asked.text), session.settings)
     from minillm_repl.generate.interactive import InteractiveDecoder
-    from minillm_repl.repl.stepper import Stepper
+    from minillm_repl.repl.screens import Stepper
 
     top = session.settings.verbose or DEFAULT_VERBOSE_ROWS
     decoder = InteractiveDecoder(

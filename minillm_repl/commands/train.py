@@ -23,7 +23,7 @@ from minillm_repl.training.plan import TrainPlan, check_applies
 
 if TYPE_CHECKING:  # The prompt line starts without torch.
     from minillm_repl.checkpoint.checkpoint import Checkpoint
-    from minillm_repl.repl.workspace import Workspace
+    from minillm_repl.repl.session import Workspace
     from minillm_repl.training.machine import Distributed
     from minillm_repl.training.run import RunContext, TrainingRun
 

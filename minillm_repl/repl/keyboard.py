@@ -1,5 +1,8 @@
-"""The keys that terminals send beyond those that prompt_toolkit knows, and bracketed paste."""
+"""Between the terminal and prompt_toolkit: keys that it does not know, bracketed paste, Ctrl-Z, and
+what rich draws.
+"""
 
+import io
 import os
 import re
 import signal
@@ -8,11 +11,13 @@ from contextlib import contextmanager
 from functools import partial
 
 from prompt_toolkit.application import create_app_session, get_app_or_none, run_in_terminal
+from prompt_toolkit.formatted_text import ANSI
 from prompt_toolkit.input import create_input
 from prompt_toolkit.input.ansi_escape_sequences import ANSI_SEQUENCES
 from prompt_toolkit.input.vt100_parser import Vt100Parser
 from prompt_toolkit.key_binding import KeyPressEvent
-from prompt_toolkit.output import Output, create_output
+from prompt_toolkit.output import ColorDepth, Output, create_output
+from rich.console import Console, RenderableType
 
 from minillm_repl.repl.job_control import write_unbuffered
 
@@ -161,3 +166,26 @@ def suspend(_event: KeyPressEvent) -> None:
     """Do what Ctrl-Z does elsewhere: while keys are read, the terminal sends it as a key."""
     if hasattr(signal, "SIGTSTP") and signal.getsignal(signal.SIGTSTP) != signal.SIG_IGN:
         run_in_terminal(partial(os.kill, 0, signal.SIGTSTP))  # all of a pipeline stops
+
+
+def render_ansi(renderables: list[RenderableType], width: int, target: Console) -> ANSI:
+    """Return things drawn one below the other, in a width, in the colours that `target` has."""
+    buffer = io.StringIO()
+    console = Console(
+        file=buffer,
+        force_terminal=True,
+        width=width,
+        color_system="standard",
+        no_color=target.no_color,
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
+    for part in renderables:
+        console.print(part, no_wrap=True, overflow="crop")
+    return ANSI(buffer.getvalue().rstrip("\n"))
+
+
+def color_depth(target: Console) -> ColorDepth | None:
+    """Return the depth for an application beside a console; None leaves it to prompt_toolkit."""
+    return ColorDepth.DEPTH_1_BIT if target.no_color else None

@@ -3,54 +3,127 @@ one prompt of the command line.
 """
 
 import os
+import re
 import select
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from minillm_repl.environment import Environment, OutputLost, leave_missing_folder, read_text
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.repl.job_control import typeahead
-from minillm_repl.repl.lines import LineReader, PlainLineReader, join_multiline
 from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS
-from minillm_repl.repl.shell import ExitRequested, Shell
-from minillm_repl.repl.signals import exit_on_termination, idle_interrupts, interruptible
+from minillm_repl.repl.shell import PROMPT, ExitRequested, Shell
+from minillm_repl.repl.signals import (
+    default_interrupt,
+    idle_interrupts,
+    interruptible,
+)
+
+CONTINUATION_PROMPT = "... "
+
+TRIPLE_QUOTE = '"""'
+_MULTILINE_START = re.compile(rf'\s*(?P<command>[:/][^"\n]*\s)?{TRIPLE_QUOTE}')
+
+
+def is_multiline_open(text: str) -> bool:
+    '''Tell whether a text has opened a """ block, alone or after a command, and not closed it.'''
+    return bool(_MULTILINE_START.match(text)) and text.count(TRIPLE_QUOTE) % 2 == 1
+
+
+def unwrap_multiline(text: str) -> str:
+    '''Return what stands in a """ block, after the command before it; any other text as it is.'''
+    opened, end = _MULTILINE_START.match(text), text.rstrip()
+    if opened and len(end) >= opened.end() + len(TRIPLE_QUOTE) and end.endswith(TRIPLE_QUOTE):
+        return (opened["command"] or "") + end[opened.end() : -len(TRIPLE_QUOTE)].strip("\n")
+    return text
+
+
+def join_multiline(lines: Iterable[str]) -> Iterator[str]:
+    """Yield lines without their ends, a block of several as one."""
+    text = ""
+    for line in lines:
+        text += line
+        if not is_multiline_open(text):
+            yield unwrap_multiline(text.rstrip("\r\n"))
+            text = ""
+    if text:
+        yield text
+
+
+class LineReader(Protocol):
+    """What a person types their lines into."""
+
+    def read(self, on_ready: Callable[[], None] | None = None) -> str:
+        """Return the next line. Raises EOFError and KeyboardInterrupt."""
+
+    def was_interrupted(self) -> bool:
+        """Tell whether Ctrl-C was pressed right after it."""
+
+
+def open_terminal(environment: Environment) -> TextIO | None:
+    """Return where a person sees what is not stdout: stderr, else the terminal itself; None if
+    there is none.
+    """
+    if environment.stderr.isatty():
+        return environment.stderr
+    with suppress(OSError):
+        return open("/dev/tty", "w", encoding="utf-8")  # noqa: PTH123 - as long as the program runs
+    return None
+
+
+class PlainLineReader:
+    """Reads lines that the terminal itself lets one edit."""
+
+    def __init__(self, keyboard: TextIO, terminal: TextIO) -> None:
+        self._keyboard, self._terminal = keyboard, terminal
+
+    def read(self, on_ready: Callable[[], None] | None = None) -> str:
+        """Return the next line. Raises EOFError for Ctrl-D and KeyboardInterrupt for Ctrl-C."""
+        if on_ready:
+            on_ready()
+        text = self._read_line(PROMPT)
+        while is_multiline_open(text):
+            text += self._read_line(CONTINUATION_PROMPT)
+        return unwrap_multiline(text.rstrip("\r\n"))
+
+    def was_interrupted(self) -> bool:
+        """Tell whether Ctrl-C was pressed right after the line: here it is always a signal."""
+        return False
+
+    def _read_line(self, prompt: str) -> str:
+        try:
+            # from before the prompt is seen: a user who sees it may press Ctrl-C
+            with default_interrupt():
+                print(prompt, end="", file=self._terminal, flush=True)
+                line = self._keyboard.readline()
+        except KeyboardInterrupt:
+            print(file=self._terminal, flush=True)
+            raise
+        if not line:
+            print(file=self._terminal, flush=True)
+            raise EOFError
+        return line
+
 
 STDIN = "-"  # in place of a prompt
 # seconds without a word from a pipe, after which the user is told what is waited for
 _STDIN_WAIT = 2.0
 
 
-def run_interactive(shell: Shell, history: Path | None) -> int:
-    """Talk to a person at a terminal; return the exit code."""
-    from minillm_repl.repl.completion import open_history
-    from minillm_repl.repl.keyboard import keyboard
-    from minillm_repl.repl.prompt import PromptReader
-
-    screen = shell.screen
-    colors = not screen.out.no_color
-    with (
-        exit_on_termination(),
-        keyboard() as bracketed_paste,
-        typeahead(bracketed_paste.disable, bracketed_paste.resume) as set_typeahead,
-    ):
-        prompt = PromptReader(
-            shell, open_history(history), colors, lambda: screen.note(_("Ctrl-D or :quit quits"))
-        )
-        return _run_loop(shell, prompt, prompt.redraw, set_typeahead)
-
-
 def run_plain(shell: Shell, reader: PlainLineReader) -> int:
     """Talk to a person at a terminal whose stdout leads elsewhere; return the exit code."""
-    return _run_loop(shell, reader, lambda: None, lambda: None)
+    return run_loop(shell, reader, lambda: None, lambda: None)
 
 
-def _run_loop(
+def run_loop(
     shell: Shell, reader: LineReader, redraw: Callable[[], None], set_typeahead: Callable[[], None]
 ) -> int:
+    """Do what each line says until the user leaves; return the exit code.
+
+    `redraw` draws the prompt line again; `set_typeahead` sets the mode of the terminal once more.
+    """
     session, screen = shell.session, shell.screen
     # The model is opened once the prompt can take keys: nobody waits for what they do not need yet.
     start_loading: Callable[[], None] | None = partial(session.workspace.start_loading, redraw)

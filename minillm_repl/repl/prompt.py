@@ -1,6 +1,7 @@
 """The prompt line at a terminal: its keys, its toolbar and its placeholder."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app, run_in_terminal
@@ -10,27 +11,29 @@ from prompt_toolkit.history import History
 from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent, merge_key_bindings
 from prompt_toolkit.keys import Keys
-from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.search import stop_search
 from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import get_cwidth
 
 from minillm_repl.language import _
-from minillm_repl.repl.completion import LineCompleter
-from minillm_repl.repl.keyboard import suspend
-from minillm_repl.repl.lines import (
-    CONTINUATION_PROMPT,
-    PROMPT,
-    is_multiline_open,
-    unwrap_multiline,
-)
-from minillm_repl.repl.prompt_text import (
+from minillm_repl.repl.editing import (
+    LineCompleter,
     SafeClusterProcessor,
     cluster_key_bindings,
+    open_history,
     use_drawn_heights,
 )
+from minillm_repl.repl.job_control import typeahead
+from minillm_repl.repl.keyboard import color_depth, keyboard, suspend
+from minillm_repl.repl.loop import (
+    CONTINUATION_PROMPT,
+    is_multiline_open,
+    run_loop,
+    unwrap_multiline,
+)
 from minillm_repl.repl.settings import active_samplers
-from minillm_repl.repl.shell import Shell
+from minillm_repl.repl.shell import PROMPT, Shell
+from minillm_repl.repl.signals import exit_on_termination
 from minillm_repl.safetext import safe_line, strip_joiners
 from minillm_repl.settings import format_value, specs
 from minillm_repl.storage.paths import checkpoint_title
@@ -39,6 +42,20 @@ _EXAMPLES = ("날씨", "Once upon a time")  # of what to type; the first that th
 _STYLE = Style.from_dict(
     {"placeholder": "dim", "bottom-toolbar": "noreverse dim", "prompt": "bold"}
 )
+
+
+def run_interactive(shell: Shell, history: Path | None) -> int:
+    """Talk to a person at a terminal; return the exit code."""
+    screen = shell.screen
+    with (
+        exit_on_termination(),
+        keyboard() as bracketed_paste,
+        typeahead(bracketed_paste.disable, bracketed_paste.resume) as set_typeahead,
+    ):
+        prompt = PromptReader(
+            shell, open_history(history), lambda: screen.note(_("Ctrl-D or :quit quits"))
+        )
+        return run_loop(shell, prompt, prompt.redraw, set_typeahead)
 
 
 def key_bindings(show_exit_hint: Callable[[], None]) -> KeyBindings:
@@ -84,9 +101,7 @@ def key_bindings(show_exit_hint: Callable[[], None]) -> KeyBindings:
 class PromptReader:
     """Reads lines at a terminal."""
 
-    def __init__(
-        self, shell: Shell, history: History, color: bool, show_exit_hint: Callable[[], None]
-    ) -> None:
+    def __init__(self, shell: Shell, history: History, show_exit_hint: Callable[[], None]) -> None:
         self._shell = shell
         self._prompt: PromptSession[str] = PromptSession(
             [("class:prompt", PROMPT)],
@@ -102,7 +117,7 @@ class PromptReader:
             placeholder=self._placeholder,
             input_processors=[SafeClusterProcessor()],
             style=_STYLE,
-            color_depth=None if color else ColorDepth.DEPTH_1_BIT,
+            color_depth=color_depth(shell.screen.out),
             enable_open_in_editor=True,
             # the loop writes the line again, with the completion running on from it
             erase_when_done=True,

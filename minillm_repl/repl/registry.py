@@ -1,4 +1,9 @@
-"""Commands: what one is, how it is declared, how they are found."""
+"""Commands: what one is, how it is declared, how they are found, also those of other packages.
+
+Plugins bring commands and views through the entry point group `minillm_repl.commands`.
+docs/extending.md has an example. An entry point names a module, as those of `commands` and `views`,
+or one `Command`.
+"""
 
 import difflib
 import importlib
@@ -7,7 +12,7 @@ import pkgutil
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain
 from types import ModuleType
 from typing import Any, Literal, get_args
@@ -16,8 +21,39 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.repl.arguments import Arguments
 from minillm_repl.repl.forms import Form, Forms
-from minillm_repl.repl.plugins import Plugins
 from minillm_repl.safetext import safe_line
+
+GROUP = "minillm_repl.commands"
+
+
+@dataclass(frozen=True)
+class Plugins:
+    """What the entry points name, by the name of each, and a line for each that does not work."""
+
+    loaded: dict[str, Any]
+    broken: tuple[str, ...]
+
+
+@cache
+def load_plugins() -> Plugins:
+    """Import what the entry points name, once.
+
+    It takes some 50 ms to look for them: the first prompt does not wait for it.
+    """
+    from importlib.metadata import entry_points
+
+    loaded: dict[str, Any] = {}
+    broken: list[str] = []
+    for entry in sorted(entry_points(group=GROUP)):
+        try:
+            loaded[entry.name] = entry.load()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin must not end the program
+            message = _("the plugin {name} ({value}) does not work: {error:.200}",
+                        name=safe_line(entry.name), value=safe_line(entry.value),
+                        error=safe_line(f"{type(error).__name__}: {error}"))  # fmt: skip
+            broken.append(message)
+    return Plugins(loaded, tuple(broken))
+
 
 Run = Callable[[Any, Any], None]
 """Gets the `Shell`, not named here because it holds a registry, and the `Arguments`."""

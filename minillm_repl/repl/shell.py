@@ -15,10 +15,9 @@ from minillm_repl.errors import UsageError, UserError
 from minillm_repl.language import _
 from minillm_repl.render.console import MODEL, Screen
 from minillm_repl.repl.conversation import reserved_answer_tokens, unknown_text_warning
-from minillm_repl.repl.lines import PROMPT, LineHandler
 from minillm_repl.repl.model_loading import LoadedModel, ModelFuture
 from minillm_repl.repl.registry import Command, Registry
-from minillm_repl.repl.session import Session
+from minillm_repl.repl.session import LineHandler, Session
 from minillm_repl.repl.settings import samplers_heading
 from minillm_repl.repl.signals import InterruptCounter
 from minillm_repl.safetext import safe, safe_line
@@ -27,6 +26,8 @@ from minillm_repl.tokenizer.base import decode
 
 if TYPE_CHECKING:
     from minillm_repl.generate.events import Finished, GenerationEvent
+
+PROMPT = ">>> "
 
 
 class ExitRequested(Exception):  # noqa: N818 - a wish, not an error

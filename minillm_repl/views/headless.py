@@ -15,12 +15,10 @@ from minillm_repl.render.console import Screen, Transcript
 from minillm_repl.repl.arguments import Layer
 from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.model_loading import Intervention, LoadedModel, ModelLoader
-from minillm_repl.repl.plugins import load_plugins
-from minillm_repl.repl.registry import Registry, discover
-from minillm_repl.repl.session import Session
+from minillm_repl.repl.registry import Registry, discover, load_plugins
+from minillm_repl.repl.session import Session, Workspace
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
-from minillm_repl.repl.workspace import Workspace
 from minillm_repl.views.base import View, inspect_ids, text_ids
 from minillm_repl.views.inspected_text import find_position
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.model.config import GPTConfig
-from minillm_repl.tokenizer.character import CharacterTokenizer
+from minillm_repl.tokenizer.base import CharacterTokenizer
 
 
 def random_checkpoint(vocab=11, context=8, width=12, layers=2, heads=3, seed=0, characters=None):

@@ -31,8 +31,7 @@ from minillm_repl.model.lora import add_adapters, merge_adapters
 from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
-from minillm_repl.tokenizer.base import decode
-from minillm_repl.tokenizer.character import UNK_TOKEN, CharacterTokenizer
+from minillm_repl.tokenizer.base import UNK_TOKEN, CharacterTokenizer, decode
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from minillm_repl.training import resume
 from minillm_repl.training.corpus import open_corpus

@@ -17,8 +17,7 @@ from minillm_repl.generate.options import GenerationConfig
 from minillm_repl.generate.sampling import make_rng
 from minillm_repl.language import set_language
 from minillm_repl.repl.session import Workspace, Writable
-from minillm_repl.tokenizer.base import Token
-from minillm_repl.tokenizer.character import CharacterTokenizer
+from minillm_repl.tokenizer.base import CharacterTokenizer, Token
 from minillm_repl.views.ablate import HeadEffect, ScanView
 from minillm_repl.views.branch import Branch, BranchesView
 from minillm_repl.views.neurons import Neuron, NeuronsView

@@ -15,7 +15,7 @@ pytest.importorskip("resource")  # Unix: FIFOs, sockets and devices are among th
 from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
-from minillm_repl.storage.memory import available_bytes, check_memory
+from minillm_repl.storage.files import available_bytes, check_memory
 from tests.hostile import RIGHT, all_of, sparse
 from tests.small import random_checkpoint
 

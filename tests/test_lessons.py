@@ -36,7 +36,7 @@ from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.registry import discover
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.shell import Shell
-from minillm_repl.tokenizer.character import CharacterTokenizer
+from minillm_repl.tokenizer.base import CharacterTokenizer
 from tests.conftest import MODELS, ROOT
 from tests.outside import outside
 from tests.small import random_checkpoint

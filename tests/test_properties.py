@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from minillm_repl.checkpoint.families.find import FAMILIES
 from minillm_repl.checkpoint.formats import foreign
 from minillm_repl.checkpoint.formats.folder import Folder
-from minillm_repl.checkpoint.formats.header import parse_json
 from minillm_repl.checkpoint.formats.native import tokenizer_from_json
 from minillm_repl.cli import make_parser
 from minillm_repl.configuration import Launch, read_configuration
@@ -30,6 +29,7 @@ from minillm_repl.repl.session import RecentModels
 from minillm_repl.repl.settings import Settings
 from minillm_repl.safetext import safe, safe_line, show_token
 from minillm_repl.settings import change, format_value, specs, value_of
+from minillm_repl.storage.files import parse_json
 from minillm_repl.training.corpus import open_corpus
 from minillm_repl.training.plan import TrainPlan
 from tests import fuzz

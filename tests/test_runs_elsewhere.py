@@ -13,7 +13,7 @@ from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.cli import main
 from minillm_repl.commands.train import parse_request
 from minillm_repl.errors import UserError
-from minillm_repl.tokenizer.character import CharacterTokenizer
+from minillm_repl.tokenizer.base import CharacterTokenizer
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.prepare import resume_run, start_run
 from minillm_repl.training.run import RunContext, resume_path
@@ -125,7 +125,7 @@ def test_what_is_left_open_and_what_is_off_still_has_its_word():
     ],
 )
 def test_sizes_beyond_the_memory_are_refused_in_one_line(tmp_path, absurd, monkeypatch):
-    monkeypatch.setattr("minillm_repl.storage.memory.available_bytes", lambda: 1 << 31)
+    monkeypatch.setattr("minillm_repl.storage.files.available_bytes", lambda: 1 << 31)
     path = tmp_path / "t.txt"
     path.write_text(TEXT, encoding="utf-8")
     with pytest.raises(

@@ -31,8 +31,7 @@ from minillm_repl.repl.registry import discover
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
-from minillm_repl.tokenizer.base import decode
-from minillm_repl.tokenizer.character import CharacterTokenizer
+from minillm_repl.tokenizer.base import CharacterTokenizer, decode
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from tests.test_tokenizer_files import bpe
 

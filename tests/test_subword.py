@@ -25,8 +25,7 @@ from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
 from minillm_repl.generate.detokenizer import Detokenizer
 from minillm_repl.sandbox import run as sandbox
-from minillm_repl.tokenizer.base import decode, label
-from minillm_repl.tokenizer.character import CharacterTokenizer
+from minillm_repl.tokenizer.base import CharacterTokenizer, decode, label
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from tests.conftest import random_checkpoint
 from tests.outside import outside

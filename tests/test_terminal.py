@@ -16,7 +16,7 @@ pytest.importorskip("termios")  # Windows has no pseudo-terminals of this kind
 from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
 from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.model.config import GPTConfig
-from minillm_repl.tokenizer.character import CharacterTokenizer
+from minillm_repl.tokenizer.base import CharacterTokenizer
 from tests.conftest import ROOT, random_checkpoint
 from tests.terminal import PROMPT, Terminal
 

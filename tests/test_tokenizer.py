@@ -4,8 +4,7 @@ import pytest
 
 from minillm_repl.checkpoint.formats.native import tokenizer_from_json
 from minillm_repl.errors import UserError
-from minillm_repl.tokenizer.base import decode
-from minillm_repl.tokenizer.character import CharacterTokenizer, IdTokenizer
+from minillm_repl.tokenizer.base import CharacterTokenizer, IdTokenizer, decode
 from tests.conftest import MODELS
 
 

@@ -10,12 +10,12 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from minillm_repl.checkpoint.formats.header import parse_json
 from minillm_repl.checkpoint.load import load
 from minillm_repl.checkpoint.save import save
 from minillm_repl.errors import UserError
 from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.session import Session
+from minillm_repl.storage.files import parse_json
 from minillm_repl.tokenizer.base import decode
 
 TEXTS = [

@@ -15,7 +15,7 @@ from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.checkpoint.load import load
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import LlamaConfig, Rope
-from minillm_repl.tokenizer.character import CharacterTokenizer
+from minillm_repl.tokenizer.base import CharacterTokenizer
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.prepare import resume_run, start_run
 from minillm_repl.training.run import RunContext

@@ -13,8 +13,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.encoding import DetectedEncoding, read_text
-from minillm_repl.tokenizer.base import Tokenizer
-from minillm_repl.tokenizer.character import CharacterTokenizer
+from minillm_repl.tokenizer.base import CharacterTokenizer, Tokenizer
 
 
 def load(

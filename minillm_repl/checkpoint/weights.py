@@ -21,7 +21,7 @@ from minillm_repl.checkpoint.weight_map import ReadOptions, WeightMap
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.memory import check_memory
+from minillm_repl.storage.files import check_memory
 
 Array = NDArray[Any]
 Tensors = Mapping[str, Array]

@@ -15,8 +15,7 @@ from minillm_repl.language import _, current_language
 from minillm_repl.lessons.parse import practice_file
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer.base import Token, decode
-from minillm_repl.tokenizer.character import CharacterTokenizer
+from minillm_repl.tokenizer.base import CharacterTokenizer, Token, decode
 from minillm_repl.views.base import inspect_ids
 
 if TYPE_CHECKING:

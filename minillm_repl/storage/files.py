@@ -1,9 +1,13 @@
-"""Opening of regular files, and the type of a file by its first bytes."""
+"""Untrusted files: regular ones only, told by their first bytes; strict JSON; free memory first."""
 
+import json
 import os
+import re
 import stat
+from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from minillm_repl.errors import UserError, os_error_text
 from minillm_repl.language import N_, _
@@ -102,3 +106,116 @@ def _file_type(mode: int) -> str:
         stat.S_IFBLK: device,
     }
     return kinds.get(stat.S_IFMT(mode), _("a special file"))
+
+
+# -- JSON
+
+_MAX_PARTS = 5_000_000  # values of a JSON text; the largest tokenizer.json has 2 million
+_MAX_DEPTH = 64  # nested JSON arrays and objects
+# Possessive (*+) and open at the end: the pattern never backtracks, so it takes linear time.
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_BRACKET = re.compile(r"[\[\]{}]")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def parse_json(data: bytes | str, what: str, max_parts: int = _MAX_PARTS) -> Any:
+    """Parse JSON strictly: no duplicate keys, no NaN, no lone surrogates, limited size and depth.
+
+    Raises UserError naming `what`.
+    """
+    try:
+        text = data.decode() if isinstance(data, bytes) else data
+    except UnicodeDecodeError:
+        raise UserError(_("{what} is not valid JSON: it is not UTF-8", what=what)) from None
+    try:
+        _check_json_limits(text, max_parts)
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        if _SURROGATE.search(text):  # a pair is a character; a lone one fails here
+            json.dumps(value, ensure_ascii=False).encode()
+    except ValueError as error:
+        kind = describe_file(text[:SIGNATURE_BYTES].encode("utf-8", "replace"))
+        raise UserError(
+            _("{name} is {kind}", name=what, kind=kind)
+            if kind
+            else _("{what} is not valid JSON: {error:.120}", what=what, error=safe_line(str(error)))
+        ) from None
+    return value
+
+
+def _check_json_limits(text: str, max_parts: int) -> None:
+    """Raise ValueError if a JSON text has too many values, or is nested too deeply.
+
+    A parsed value takes far more memory than its text.
+    """
+    # A value has at most two strings: a key and a text.
+    bare, strings = _STRING.subn("", text, count=2 * max_parts + 1)
+    opened = bare.count("[") + bare.count("{")
+    if strings > 2 * max_parts or opened + bare.count(",") > max_parts:
+        raise ValueError(_("it has more than {most:,} parts", most=max_parts))
+    if opened > _MAX_DEPTH:
+        deeper = map({"[": 1, "{": 1, "]": -1, "}": -1}.__getitem__, _BRACKET.findall(bare))
+        if max(accumulate(deeper)) > _MAX_DEPTH:
+            raise ValueError(_("nested too deeply"))
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Two readers of one file could take different values of a repeated key.
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError(_("a key appears twice"))
+    return value
+
+
+def _no_constants(constant: str) -> Any:
+    raise ValueError(_("{constant} is not a JSON number", constant=constant))
+
+
+# -- free memory: the sizes in a file's header are only a claim
+
+# The limits of a container: limit, usage and statistics of cgroup version 2, then of version 1.
+_CGROUP_2 = Path("/sys/fs/cgroup")
+_CGROUP_1 = _CGROUP_2 / "memory"
+_LIMITS = (
+    (_CGROUP_2 / "memory.max", _CGROUP_2 / "memory.current", _CGROUP_2 / "memory.stat"),
+    (
+        _CGROUP_1 / "memory.limit_in_bytes",
+        _CGROUP_1 / "memory.usage_in_bytes",
+        _CGROUP_1 / "memory.stat",
+    ),
+)
+
+
+def available_bytes() -> int | None:
+    """Return how many bytes a program can allocate without swapping; None if unknown."""
+    known = []
+    with suppress(OSError, ValueError, KeyError):
+        known.append(_read_fields("/proc/meminfo")["MemAvailable:"] * 1024)
+    for limit, usage, statistics in _LIMITS:
+        with suppress(OSError, ValueError, KeyError):  # `max` is not a number: no limit
+            # The kernel frees cached files at once.
+            cached = _read_fields(statistics).get("inactive_file", 0)
+            known.append(max(0, int(limit.read_text()) - int(usage.read_text()) + cached))
+    return min(known, default=None)
+
+
+def check_memory(needed: int, what: str) -> None:
+    """Raise UserError, naming `what`, if fewer than `needed` bytes are free."""
+    free_bytes = available_bytes()
+    if free_bytes is not None and needed > free_bytes:
+        raise UserError(
+            _(
+                "{what} needs {needed} of memory, but {there} is free; nothing was changed",
+                what=what,
+                needed=_format_bytes(needed),
+                there=_format_bytes(free_bytes),
+            )
+        )
+
+
+def _read_fields(path: str | Path) -> dict[str, int]:
+    lines = (line.split() for line in Path(path).read_text(encoding="ascii").splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1}
+
+
+def _format_bytes(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"

@@ -22,8 +22,14 @@ from minillm_repl.tokenizer.description import (
     strips_space,
     without_prefix_space,
 )
-from minillm_repl.tokenizer.escapes import EscapeEncoder, find_prefix_ids, random_names
-from minillm_repl.tokenizer.library import library_errors, make_tokenizer, replace_surrogates
+from minillm_repl.tokenizer.library import (
+    EscapeEncoder,
+    find_prefix_ids,
+    library_errors,
+    make_tokenizer,
+    random_names,
+    replace_surrogates,
+)
 
 
 class SubwordTokenizer(Tokenizer):

@@ -10,8 +10,7 @@ from minillm_repl.chat.template import ROLE_TOKENS
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig, GPTConfig, LlamaConfig
-from minillm_repl.tokenizer.base import Tokenizer
-from minillm_repl.tokenizer.character import CharacterTokenizer
+from minillm_repl.tokenizer.base import CharacterTokenizer, Tokenizer
 from minillm_repl.training.corpus import Corpus
 from minillm_repl.training.documents import split_chunks
 from minillm_repl.training.plan import TrainPlan

@@ -11,11 +11,11 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from minillm_repl.checkpoint.formats.header import parse_json
 from minillm_repl.errors import UserError
 from minillm_repl.language import N_, _
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.encoding import DetectedEncoding, read_text_chunks
+from minillm_repl.storage.files import parse_json
 from minillm_repl.training.documents import Document, Repairs, text_documents
 from minillm_repl.training.records import (
     MAX_RECORD,

@@ -16,7 +16,7 @@ from minillm_repl.model.config import AnyConfig
 from minillm_repl.model.device import pick_device
 from minillm_repl.model.lora import add_adapters
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.memory import check_memory
+from minillm_repl.storage.files import check_memory
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.training import resume
 from minillm_repl.training.corpus import Corpus

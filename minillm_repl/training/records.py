@@ -8,10 +8,10 @@ from itertools import chain
 from typing import Any
 
 from minillm_repl.chat.template import Message
-from minillm_repl.checkpoint.formats.header import parse_json
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
+from minillm_repl.storage.files import parse_json
 from minillm_repl.training.documents import Document, Repairs, normalise_nfc
 
 MAX_RECORD = 64 << 20  # characters of one record

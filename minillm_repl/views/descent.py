@@ -143,7 +143,7 @@ def compute(
     import torch
 
     from minillm_repl.model.build import float32_weights
-    from minillm_repl.storage.memory import check_memory
+    from minillm_repl.storage.files import check_memory
 
     if len(inspected.ids) < 2:
         raise UserError(_("a text of one token has no next token; put a longer text in quotes"))

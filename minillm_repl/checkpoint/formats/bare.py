@@ -12,8 +12,7 @@ from minillm_repl.checkpoint.weights import locate_tensors, read_weights
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import GPTConfig
-from minillm_repl.tokenizer.base import Tokenizer
-from minillm_repl.tokenizer.character import IdTokenizer
+from minillm_repl.tokenizer.base import IdTokenizer, Tokenizer
 
 _QUERY_NAME = re.compile(r"blocks\.(\d{1,4})\.attention\.heads\.(\d{1,4})\.query\.weight")
 _NOTE_NAMES = {"mlp.up": "ff.net.0", "mlp.down": "ff.net.2"}

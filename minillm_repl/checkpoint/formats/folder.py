@@ -15,12 +15,18 @@ from minillm_repl.checkpoint.families.family import Family
 from minillm_repl.checkpoint.families.fields import SLIDING_ATTENTION
 from minillm_repl.checkpoint.families.find import find_family
 from minillm_repl.checkpoint.formats import foreign
-from minillm_repl.checkpoint.formats.header import Header, parse_json, read_header
+from minillm_repl.checkpoint.formats.header import Header, read_header
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.files import LFS_POINTER, SIGNATURE_BYTES, describe_file, open_regular
+from minillm_repl.storage.files import (
+    LFS_POINTER,
+    SIGNATURE_BYTES,
+    describe_file,
+    open_regular,
+    parse_json,
+)
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors", re.ASCII)

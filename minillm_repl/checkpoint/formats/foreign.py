@@ -11,11 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from minillm_repl.checkpoint.formats.header import parse_json, read_header
+from minillm_repl.checkpoint.formats.header import read_header
 from minillm_repl.errors import UserError
 from minillm_repl.language import N_, _
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.files import open_regular
+from minillm_repl.storage.files import open_regular, parse_json
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of PEFT
 PIPELINE = "model_index.json"  # of the diffusers library

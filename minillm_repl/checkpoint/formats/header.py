@@ -1,11 +1,8 @@
 """The header of a safetensors file, checked strictly: it is untrusted text."""
 
 import io
-import json
 import math
-import re
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,21 +12,21 @@ from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.model.config_json import config_from_json
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.files import SIGNATURE_BYTES, describe_file, is_text, open_regular
+from minillm_repl.storage.files import (
+    SIGNATURE_BYTES,
+    describe_file,
+    is_text,
+    open_regular,
+    parse_json,
+)
 
 FORMAT, VERSION = "minillm", "2"
 _FORMATS = (FORMAT, f"{FORMAT}-adapter", f"{FORMAT}-resume")
 
 MAX_HEADER_BYTES = 16 << 20  # 10,000 tensors and a vocabulary of 100,000 need a tenth of it
-_MAX_PARTS = 5_000_000  # values of a JSON text; the largest tokenizer.json has 2 million
 _MAX_HEADER_PARTS = 100_000  # values of a header: 12,000 tensors
 _MAX_DIMENSIONS = 8
-_MAX_DEPTH = 64  # nested JSON arrays and objects
 
-# Possessive (*+) and open at the end: the pattern never backtracks, so it takes linear time.
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
-_BRACKET = re.compile(r"[\[\]{}]")
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BITS = {  # per number
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -200,55 +197,3 @@ def _check_offsets(entries: list[TensorInfo], start: int, size: int, name: str) 
                 start=start,
             )
         )
-
-
-def parse_json(data: bytes | str, what: str, max_parts: int = _MAX_PARTS) -> Any:
-    """Parse JSON strictly: no duplicate keys, no NaN, no lone surrogates, limited size and depth.
-
-    Raises UserError naming `what`.
-    """
-    try:
-        text = data.decode() if isinstance(data, bytes) else data
-    except UnicodeDecodeError:
-        raise UserError(_("{what} is not valid JSON: it is not UTF-8", what=what)) from None
-    try:
-        _check_json_limits(text, max_parts)
-        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
-        if _SURROGATE.search(text):  # a pair is a character; a lone one fails here
-            json.dumps(value, ensure_ascii=False).encode()
-    except ValueError as error:
-        kind = describe_file(text[:SIGNATURE_BYTES].encode("utf-8", "replace"))
-        raise UserError(
-            _("{name} is {kind}", name=what, kind=kind)
-            if kind
-            else _("{what} is not valid JSON: {error:.120}", what=what, error=safe_line(str(error)))
-        ) from None
-    return value
-
-
-def _check_json_limits(text: str, max_parts: int) -> None:
-    """Raise ValueError if a JSON text has too many values, or is nested too deeply.
-
-    A parsed value takes far more memory than its text.
-    """
-    # A value has at most two strings: a key and a text.
-    bare, strings = _STRING.subn("", text, count=2 * max_parts + 1)
-    opened = bare.count("[") + bare.count("{")
-    if strings > 2 * max_parts or opened + bare.count(",") > max_parts:
-        raise ValueError(_("it has more than {most:,} parts", most=max_parts))
-    if opened > _MAX_DEPTH:
-        deeper = map({"[": 1, "{": 1, "]": -1, "}": -1}.__getitem__, _BRACKET.findall(bare))
-        if max(accumulate(deeper)) > _MAX_DEPTH:
-            raise ValueError(_("nested too deeply"))
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Two readers of one file could take different values of a repeated key.
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError(_("a key appears twice"))
-    return value
-
-
-def _no_constants(constant: str) -> Any:
-    raise ValueError(_("{constant} is not a JSON number", constant=constant))

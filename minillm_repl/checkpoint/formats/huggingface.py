@@ -38,7 +38,7 @@ from minillm_repl.model.config import AnyConfig, GPTConfig
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically, write_folder_atomically
 from minillm_repl.storage.paths import SUFFIX
-from minillm_repl.tokenizer.character import CharacterTokenizer
+from minillm_repl.tokenizer.base import CharacterTokenizer
 from minillm_repl.tokenizer.library import character_level
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 

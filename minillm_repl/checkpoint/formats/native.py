@@ -27,8 +27,7 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically
 from minillm_repl.storage.files import open_regular
 from minillm_repl.storage.paths import SUFFIX, has_other_format
-from minillm_repl.tokenizer.base import Tokenizer
-from minillm_repl.tokenizer.character import CharacterTokenizer, IdTokenizer
+from minillm_repl.tokenizer.base import CharacterTokenizer, IdTokenizer, Tokenizer
 
 _MAX_SPECIALS = 1_000  # special tokens of a character model
 _MAX_VOCAB = 2_000_000  # tokens; the largest vocabularies of today have 262,144

@@ -12,7 +12,7 @@ from tools import figures
 PACKAGE = ROOT / "minillm_repl"
 # Each may import what stands before it; those in one set never import one another.
 LAYERS = [
-    {"language"}, {"errors"}, {"safetext"}, {"environment", "settings"}, {"sandbox"},
+    {"language"}, {"errors"}, {"safetext"}, {"environment", "settings", "kernels"}, {"sandbox"},
     {"storage"}, {"model"}, {"tokenizer"}, {"checkpoint"}, {"chat"}, {"generate", "training"},
     {"render"}, {"repl"}, {"views"}, {"lessons"}, {"commands"}, {"configuration"}, {"app"}, {"cli"},
     {"api"},

@@ -30,7 +30,7 @@ from tests.messages import PACKAGE, PO, extracted, read
 TRANSLATED = {  # the parts whose every text goes through `_`
     "app", "cli", "configuration", "settings", "repl", "commands", "model", "tokenizer",
     "checkpoint", "generate", "chat", "storage", "lessons", "training", "render",
-    "sandbox", "views", "environment",
+    "sandbox", "views", "environment", "kernels",
 }  # fmt: skip
 
 

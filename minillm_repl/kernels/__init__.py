@@ -1,0 +1,1 @@
+"""The C library: its sources, and how the fastest variant of it that runs here is found."""

@@ -98,89 +98,76 @@ def make_parser() -> argparse.ArgumentParser:
     )
     options = parser.add_argument_group(_("options"))
     options.add_argument("-h", "--help", action="help", help=_("show this help message and exit"))
-    start = parser.add_argument_group(_("start"))
-    for name, spec in specs(Launch).items():
-        _flag(start, name, spec, value_of(Launch, name))
-    no_lines = _("do not keep a history of typed lines")
-    start.add_argument(
-        "--no-history", dest="history", action="store_const", const="off", help=no_lines
-    )
-    start.add_argument(
-        "--version",
-        action="version",
-        version=f"minillm-repl {__version__}",
-        help=_("show program's version number and exit"),
-    )
-    once = parser.add_argument_group(_("one shot"))
-    once.add_argument(
-        "-p",
-        "--prompt",
-        metavar="TEXT",
-        help=_("complete TEXT (- reads it from stdin), print it and exit"),
-    )
-    once.add_argument(
-        "--echo", action="store_true", help=_("print the prompt before the completion")
-    )
-    every = _("print each step as a JSON line (docs/format.md)")
-    once.add_argument("--json", action="store_true", help=every)
-    teaching = parser.add_argument_group(_("lessons (in the REPL: `:learn`)"))
-    teaching.add_argument("--lesson", metavar="N", type=int, help=_("start with lesson N"))
-    itself = _("run the lesson without input, as if a learner typed the expected answers, and exit")
-    teaching.add_argument("--auto", action="store_true", help=itself)
-    teaching.add_argument(
-        "--export", metavar="FILE", help=_("after --auto, save the lesson as .html, .svg or .txt")
-    )
-    replaces = _("let --export overwrite a file that no view wrote")
-    teaching.add_argument("--overwrite", action="store_true", help=replaces)
+    _add_start(parser.add_argument_group(_("start")))
+    _add_one_shot(parser.add_argument_group(_("one shot")))
+    _add_lessons(parser.add_argument_group(_("lessons (in the REPL: `:learn`)")))
     sampling = parser.add_argument_group(_("sampling (in the REPL: `:set`)"))
     for name, spec in specs(Settings).items():
-        _flag(sampling, name, spec, getattr(Settings, name.replace("-", "_")))
-    training = parser.add_argument_group(_("training (in the REPL: `:help train`)"))
-    what = _("train --ckpt on a text, save it, then open it; creates --ckpt if it does not exist")
-    training.add_argument("--train", metavar="CORPUS", help=what)
-    made = _("train a new model with the recipe NAME, on --data")
-    training.add_argument("--recipe", metavar="NAME", help=made)
-    training.add_argument("--data", metavar="FOLDER", help=_("folder with the texts for --recipe"))
-    training.add_argument(
-        "--new", action="store_true", help=_("train from scratch even if --ckpt exists")
-    )
-    training.add_argument(
-        "--resume", action="store_true", help=_("continue the stopped run of --ckpt")
-    )
-    for name in _TRAINING_FLAGS:
-        _flag(training, name, specs(TrainPlan)[name], value_of(TrainPlan, name))
+        _flag(sampling, name, spec, value_of(Settings, name))
+    _add_training(parser.add_argument_group(_("training (in the REPL: `:help train`)")))
     return parser
 
 
+def _add_start(group: "argparse._ArgumentGroup") -> None:
+    for name, spec in specs(Launch).items():
+        _flag(group, name, spec, value_of(Launch, name))
+    no_lines = _("do not keep a history of typed lines")
+    group.add_argument(
+        "--no-history", dest="history", action="store_const", const="off", help=no_lines
+    )
+    shown = _("show program's version number and exit")
+    version = f"minillm-repl {__version__}"
+    group.add_argument("--version", action="version", version=version, help=shown)
+
+
+def _add_one_shot(group: "argparse._ArgumentGroup") -> None:
+    once = _("complete TEXT (- reads it from stdin), print it and exit")
+    group.add_argument("-p", "--prompt", metavar="TEXT", help=once)
+    before = _("print the prompt before the completion")
+    group.add_argument("--echo", action="store_true", help=before)
+    every = _("print each step as a JSON line (docs/format.md)")
+    group.add_argument("--json", action="store_true", help=every)
+
+
+def _add_lessons(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--lesson", metavar="N", type=int, help=_("start with lesson N"))
+    itself = _("run the lesson without input, as if a learner typed the expected answers, and exit")
+    group.add_argument("--auto", action="store_true", help=itself)
+    saved = _("after --auto, save the lesson as .html, .svg or .txt")
+    group.add_argument("--export", metavar="FILE", help=saved)
+    replaces = _("let --export overwrite a file that no view wrote")
+    group.add_argument("--overwrite", action="store_true", help=replaces)
+
+
+def _add_training(group: "argparse._ArgumentGroup") -> None:
+    what = _("train --ckpt on a text, save it, then open it; creates --ckpt if it does not exist")
+    group.add_argument("--train", metavar="CORPUS", help=what)
+    made = _("train a new model with the recipe NAME, on --data")
+    group.add_argument("--recipe", metavar="NAME", help=made)
+    group.add_argument("--data", metavar="FOLDER", help=_("folder with the texts for --recipe"))
+    scratch = _("train from scratch even if --ckpt exists")
+    group.add_argument("--new", action="store_true", help=scratch)
+    stopped = _("continue the stopped run of --ckpt")
+    group.add_argument("--resume", action="store_true", help=stopped)
+    for name in _TRAINING_FLAGS:
+        _flag(group, name, specs(TrainPlan)[name], value_of(TrainPlan, name))
+
+
 def _flag(group: "argparse._ArgumentGroup", name: str, spec: Spec, default: object) -> None:
+    """Add the flag of one setting. Its value stays text, or None without the flag."""
     spellings = [name, *filter(str.isascii, spec.aliases)]  # a flag has no Hangul in it
     names = [f"--{each}" if len(each) > 1 else f"-{each}" for each in spellings]
     usual = format_value(spec, default) or _("none")
+    # argparse formats a help text with %.
     text = _("{help} (default: {value})", help=_(spec.help), value=usual).replace("%", "%%")
-    match name:
-        case "verbose":
-            group.add_argument(
-                *names,
-                dest=name,
-                metavar="K",
-                nargs="?",
-                const=str(DEFAULT_VERBOSE_ROWS),
-                help=text,
-            )
-        case _ if spec.parse is switch and spec.special_values == {"on": True, "off": False}:
-            group.add_argument(
-                *names, dest=name, metavar="on|off", nargs="?", const="on", help=text
-            )
-        case "stop":
-            group.add_argument(
-                *names,
-                dest=name,
-                metavar="TEXT",
-                action="append",
-                help=_("{help}; repeatable", help=text),
-            )
-        case _:
-            group.add_argument(*names, dest=name, metavar=spec.metavar, help=text)
+    more: dict[str, Any] = {"metavar": spec.metavar}
+    if name == "verbose":
+        more |= {"nargs": "?", "const": str(DEFAULT_VERBOSE_ROWS)}
+    elif spec.parse is switch and spec.special_values == {"on": True, "off": False}:
+        more = {"metavar": "on|off", "nargs": "?", "const": "on"}
+    elif name == "stop":
+        more["action"], text = "append", _("{help}; repeatable", help=text)
+    group.add_argument(*names, dest=name, help=text, **more)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

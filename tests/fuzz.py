@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["minillm_repl"]) if atheris else io.Byt
 
     from minillm_repl import commands, views
     from minillm_repl.checkpoint.formats.header import is_native, parse_config, parse_header
-    from minillm_repl.commands.train import parse_request
+    from minillm_repl.commands.train import make_request, train
     from minillm_repl.errors import UserError
     from minillm_repl.render.console import Screen
     from minillm_repl.repl.registry import discover
@@ -97,7 +97,7 @@ def commander() -> Callable[[bytes], None]:
         except ExitRequested:
             pass
         try:
-            parse_request(line)
+            make_request(train.parse(line))
         except UserError as error:
             clean(error)
 

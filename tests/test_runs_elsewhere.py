@@ -11,7 +11,7 @@ import pytest
 from minillm_repl.chat.template import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS
 from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.cli import main
-from minillm_repl.commands.train import parse_request
+from minillm_repl.commands.train import make_request, train
 from minillm_repl.errors import UserError
 from minillm_repl.tokenizer.base import CharacterTokenizer
 from minillm_repl.training.plan import TrainPlan
@@ -33,6 +33,11 @@ SMALL = TrainPlan(
     precision="float32",
     eval_interval=3,
 )
+
+
+def parse_request(line):
+    """What is asked for by a line after `:train`."""
+    return make_request(train.parse(line))
 
 
 # -- numbers that are none

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from minillm_repl.errors import UsageError, UserError
 from minillm_repl.language import LANGUAGES, N_, _, current_language, set_language
-from minillm_repl.render.console import FIGURES
+from minillm_repl.render.console import FIGURES, TITLE
 from minillm_repl.render.drawing import UNLIMITED_WIDTH
 from minillm_repl.render.export import write_view
 from minillm_repl.render.tables import commands_table
@@ -17,6 +17,9 @@ from minillm_repl.repl.registry import GROUPS, Command, command
 from minillm_repl.repl.shell import ExitRequested, Shell
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import user_path
+
+# cells: a longer usage line stands above its summary, which would else have a few words a line
+_MAX_USAGE_BESIDE = 40
 
 _KEYS = N_(
     'Enter sends · Alt-Enter or Ctrl-J starts a new line · """ begins and ends a block\n'
@@ -42,7 +45,10 @@ def help_(shell: Shell, asked: Arguments) -> None:
     out = shell.screen.out
     if asked.command:
         found = shell.registry.get(asked.command.partition(" ")[0].lstrip(":/"))
-        out.print(commands_table([(found.usage, _(found.summary))]))
+        if cell_len(found.usage) > _MAX_USAGE_BESIDE:
+            out.print(Text(found.usage, TITLE), Text(_(found.summary)), sep="\n")
+        else:
+            out.print(commands_table([(found.usage, _(found.summary))]))
         if found.details:
             out.print(Text(_(found.details)))
         others = [

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from minillm_repl.commands.training_screen import run_on_screen
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.repl.arguments import Arguments, Words
+from minillm_repl.repl.arguments import Argument, Arguments, Values, Words
+from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.signals import catch_termination, run_interruptibly
@@ -40,16 +41,50 @@ class TrainRequest:
     data: str = ""
 
 
+class PlanArgument(Argument):
+    """`NAME=VALUE` for each setting of a plan, and the word `new`.
+
+    They stand after a corpus or before it; its name may have spaces.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("[new] [NAME=VALUE ...]", {"plan": TrainPlan(), "new": False})
+        self.completions = ("new", *(f"{name}=" for name in specs(TrainPlan)))
+
+    def take_last(self, text: str) -> tuple[Values, str]:
+        """Read the settings at both ends of `text`; return what stands between them.
+
+        Raises UserError.
+        """
+        words, settings = _words(text), list[str]()
+        while words and _is_setting(words[-1]):
+            settings.insert(0, words.pop())
+        while words and _is_setting(words[0]):
+            settings.append(words.pop(0))
+        corpus = " ".join(words).strip()
+        _check_corpus(corpus, words)
+        plan = _make_plan([word for word in settings if "=" in word])
+        return {"plan": plan, "new": "new" in settings}, corpus
+
+
+def _make_plan(settings: list[str]) -> TrainPlan:
+    """Return the plan of some `NAME=VALUE`. Raises UserError."""
+    plan, names = TrainPlan(), list[str]()
+    for setting in settings:
+        name, _equals, value = setting.partition("=")
+        plan = change(plan, name, value, display_name=f":train {name}")
+        if name in names:
+            raise UserError(_("{name} is set twice; set it once", name=name))
+        names.append(name)
+    return plan
+
+
+_CORPUS = Words("corpus", "CORPUS", completion="file")
+
+
 @command(
     "train",
-    arguments=(
-        Words(
-            "request",
-            "[CORPUS] [...]",
-            *("new", "resume", "settings", *(f"{name}=" for name in specs(TrainPlan))),
-            completion="file",
-        ),
-    ),
+    arguments=Forms((_CORPUS, PlanArgument()), ("resume", _CORPUS), ("settings",)),
     aliases=("학습",),
     group="Train",
     example=":train corpus.txt new steps=20",
@@ -70,46 +105,24 @@ def train(shell: Shell, asked: Arguments) -> None:
 
     The loss is the mean surprisal in nats per token. The uniform baseline is ln(vocabulary).
     """
-    if asked.request == "settings":
+    if asked.keyword == "settings":
         from minillm_repl.render.tables import settings_table
 
         shell.screen.out.print(settings_table(TrainPlan()))
         return
-    run_training(shell, parse_request(asked.request))
+    run_training(shell, make_request(asked))
 
 
-def parse_request(argument: str) -> TrainRequest:
-    """Read what follows `:train`: settings, before or after a corpus that may have spaces.
-
-    Raises UserError.
-    """
-    words = _words(argument)
-    if words[:1] == ["resume"]:
-        if any(word and _is_setting(word) for word in words[1:]):
-            raise UserError(
-                _(
-                    "`:train resume` uses the settings of the stopped run; no other settings "
-                    "may follow"
-                )
-            )
-        return TrainRequest(is_resume=True, corpus=" ".join(words[1:]).strip())
-    settings = list[str]()
-    while words and _is_setting(words[-1]):
-        settings.insert(0, words.pop())
-    while words and _is_setting(words[0]):
-        settings.append(words.pop(0))
-    corpus = " ".join(words).strip()
-    _check_corpus(corpus, words)
-    plan = TrainPlan()
-    for word in settings:
-        name, equals, value = word.partition("=")
-        if equals:
-            plan = change(plan, name, value, display_name=f":train {name}")
-    names = [word.partition("=")[0] for word in settings if "=" in word]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise UserError(_("{name} is set twice; set it once", name=twice[0]))
-    return TrainRequest(plan=plan, corpus=corpus, is_new="new" in settings)
+def make_request(asked: Arguments) -> TrainRequest:
+    """Return what `:train` asks for. Raises UserError."""
+    if asked.keyword != "resume":
+        return TrainRequest(plan=asked.plan, corpus=asked.corpus, is_new=asked.new)
+    words = _words(asked.corpus)
+    if any(word and _is_setting(word) for word in words):
+        raise UserError(
+            _("`:train resume` uses the settings of the stopped run; no other settings may follow")
+        )
+    return TrainRequest(is_resume=True, corpus=" ".join(words).strip())
 
 
 def _check_corpus(corpus: str, words: list[str]) -> None:

@@ -23,6 +23,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.generate.events import Finished, Step
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
+from minillm_repl.repl.conversation import is_chatting
 from minillm_repl.repl.model_loading import Intervention, LoadedModel, ModelLoader
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
@@ -121,7 +122,7 @@ class Model:
         chosen = with_values(Settings(), settings)
         if earlier and earlier[0].role == "system" and "system" not in settings:
             chosen = replace(chosen, system=earlier[0].content)
-        self._loaded.is_chatting(setting=True)  # raises if it has no template
+        is_chatting(self._loaded, setting=True)  # raises if it has no template
         shell = self._shell(settings=chosen)
         shell.session.conversation.messages = earlier
         shell.start_chat_turn(self._loaded, last.content)

@@ -13,6 +13,7 @@ from minillm_repl.chat.prompt import apply_chat_template, fit_messages
 from minillm_repl.chat.template import Message, render_texts
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
 from minillm_repl.errors import UserError
+from minillm_repl.repl.conversation import is_chatting
 from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
@@ -248,9 +249,9 @@ def test_undo_and_another_try_restore_the_conversation(model):
 
 def test_a_model_without_a_template_does_not_chat():
     model = ModelLoader().prepare(random_checkpoint())
-    assert not model.is_chatting(Settings().chat)
+    assert not is_chatting(model, Settings().chat)
     with pytest.raises(UserError, match="has no chat template"):
-        model.is_chatting(True)
+        is_chatting(model, True)
 
 
 def test_the_shared_start_of_a_conversation_is_not_read_again(model):

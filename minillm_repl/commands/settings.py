@@ -11,6 +11,7 @@ from minillm_repl.generate.options import Sampling
 from minillm_repl.language import _
 from minillm_repl.render.tables import settings_table
 from minillm_repl.repl.arguments import Arguments, TextArgument, Words
+from minillm_repl.repl.conversation import is_chatting
 from minillm_repl.repl.forms import Form, Forms
 from minillm_repl.repl.registry import Command, Group, command
 from minillm_repl.repl.settings import Settings
@@ -83,7 +84,7 @@ def change(shell: Shell, name: str, text: str, said: str | None = None) -> None:
     if model is None or session.settings.chat is before.chat:
         return
     try:
-        chats = model.is_chatting(session.settings.chat)
+        chats = is_chatting(model, session.settings.chat)
     except UserError:
         session.settings = before
         raise

@@ -4,6 +4,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _, _n
 from minillm_repl.render.tables import tokens_flow, tokens_line
 from minillm_repl.repl.arguments import Arguments, TextArgument
+from minillm_repl.repl.conversation import is_chatting
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS
 from minillm_repl.repl.shell import Shell
@@ -109,7 +110,7 @@ def step(shell: Shell, asked: Arguments) -> None:
     tokenizer = model.checkpoint.tokenizer
     if not asked.text.strip():
         session.conversation.continue_text([], "", session.settings)
-    elif model.is_chatting(session.settings.chat):
+    elif is_chatting(model, session.settings.chat):
         shell.start_chat_turn(model, asked.text)
     else:
         session.conversation.start_turn(shell.encode(model, asked.text), session.settings)

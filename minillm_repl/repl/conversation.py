@@ -229,6 +229,22 @@ class Conversation:
         return settings.max_tokens or default
 
 
+def is_chatting(model: LoadedModel, setting: bool | None) -> bool:
+    """Tell whether a typed text is a message to the model; else the model completes it.
+
+    `setting` is that of `:chat`. Raises UserError if it is on and the model cannot chat.
+    """
+    has_template = model.checkpoint.chat_template is not None
+    if setting and not has_template:
+        raise UserError(
+            _(
+                "{model} has no chat template; with `:chat off` it completes what you type",
+                model=model.name,
+            )
+        )
+    return has_template and setting is not False
+
+
 def reserved_answer_tokens(context: int, settings: Settings) -> int:
     """Return how many tokens of a context a chat leaves free for the answer."""
     return min(settings.max_tokens or DEFAULT_ANSWER_TOKENS, context // 2)

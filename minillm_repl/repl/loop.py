@@ -10,9 +10,10 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol, TextIO
 
-from minillm_repl.environment import Environment, OutputLost, leave_missing_folder, read_text
+from minillm_repl.environment import Environment, OutputLost, read_text
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
+from minillm_repl.repl.conversation import is_chatting
 from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS
 from minillm_repl.repl.shell import PROMPT, ExitRequested, Shell
 from minillm_repl.repl.signals import (
@@ -172,7 +173,7 @@ def run_one_shot(shell: Shell, text: str, *, echo: bool, json: bool) -> None:
     """
     session = shell.session
     model = shell.require_model()
-    if model.is_chatting(session.settings.chat):
+    if is_chatting(model, session.settings.chat):
         if not text.strip():
             raise UserError(_("the prompt is empty"))
         shell.start_chat_turn(model, text)
@@ -240,9 +241,6 @@ def run_guarded(
     SystemExit for a third Ctrl-C; KeyboardInterrupt where nobody types; OutputLost and
     BrokenPipeError when stdout takes no more.
     """
-    moved = leave_missing_folder()
-    if moved:
-        shell.screen.warn(moved)
     session = shell.session
     try:
         with interruptible(

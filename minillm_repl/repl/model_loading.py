@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minillm_repl.checkpoint.families.find import family_title
-from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.storage.paths import checkpoint_title
 
@@ -60,20 +59,6 @@ class LoadedModel:
     def family(self) -> str:
         """What it is of."""
         return family_title(self.checkpoint.config, native=self.checkpoint.weight_map is None)
-
-    def is_chatting(self, setting: bool | None) -> bool:
-        """Whether what is typed is said to the model, not to be completed, with a setting `chat`.
-
-        Raises UserError if it is on and the model cannot chat.
-        """
-        if setting and self.checkpoint.chat_template is None:
-            raise UserError(
-                _(
-                    "{model} has no chat template; with `:chat off` it completes what you type",
-                    model=self.name,
-                )
-            )
-        return self.checkpoint.chat_template is not None and setting is not False
 
     @property
     def language_model(self) -> "LanguageModel":

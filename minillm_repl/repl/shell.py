@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
+from minillm_repl.environment import leave_missing_folder
 from minillm_repl.errors import UsageError, UserError
 from minillm_repl.language import _
 from minillm_repl.render.console import MODEL, Screen
-from minillm_repl.repl.conversation import reserved_answer_tokens, unknown_text_warning
+from minillm_repl.repl.conversation import is_chatting, reserved_answer_tokens, unknown_text_warning
 from minillm_repl.repl.model_loading import LoadedModel, ModelFuture
 from minillm_repl.repl.registry import Command, Registry
 from minillm_repl.repl.session import LineHandler, Session
@@ -84,6 +85,8 @@ class Shell:
 
     def _command(self, command: Command, argument: str) -> None:
         """Run a command. Raises UserError, with the usage for an argument that it does not take."""
+        # Commands name files, and import libraries that end the process in a deleted folder.
+        self._warn(leave_missing_folder())
         try:
             command.run(self, command.parse(argument))
         except UsageError as error:
@@ -149,11 +152,8 @@ class Shell:
         what = _("loading {name}", name=safe_line(checkpoint_title(path)) if path else "")
         with self.screen.waiting(what) as update:
             while not wait([loading], 0.05).done:
-                update(
-                    f"{what}  {loading.fraction_read:.0%}"
-                    if 0 < loading.fraction_read < 1
-                    else what
-                )
+                share = loading.fraction_read
+                update(f"{what}  {share:.0%}" if 0 < share < 1 else what)
                 if self.interrupted():
                     raise UserError(_("stopped waiting for the model to load"))
         return loading.result()
@@ -194,16 +194,16 @@ class Shell:
         session = self.session
         try:
             model = self.require_model()
-            is_chatting = model.is_chatting(session.settings.chat)
-            if not is_chatting:
+            chats = is_chatting(model, session.settings.chat)
+            if not chats:
                 session.conversation.start_turn(self.encode(model, text), session.settings)
         except UserError:
             self.echo(text, "\n")
             raise
-        if is_chatting:
+        if chats:
             self.echo(text, "\n")
             self._note_dropped_turns(model, self.start_chat_turn(model, text))
-        self.respond(model, "" if is_chatting else PROMPT)
+        self.respond(model, "" if chats else PROMPT)
 
     def _note_dropped_turns(self, model: LoadedModel, turns: int) -> None:
         if turns:
@@ -251,15 +251,16 @@ class Shell:
     def note_unseen(self, model: LoadedModel) -> None:
         """Say that the text exceeds the context, if the present turn made it so."""
         conversation = self.session.conversation
-        turn, window = conversation.turns[-1], model.visible_window(conversation.ids)
-        is_already_noted = (
-            turn.prompt_ids[: len(turn.ids_before)] == turn.ids_before
-            and model.visible_window(turn.ids_before).unseen
-        )
-        if window.unseen and not turn.prompt_messages and not is_already_noted:
-            from minillm_repl.render.generation import outgrown_context_note
+        turn, context = conversation.turns[-1], model.decoder.context_length
+        if turn.prompt_messages or len(conversation.ids) <= context:
+            return
+        is_continued = turn.prompt_ids[: len(turn.ids_before)] == turn.ids_before
+        if is_continued and len(turn.ids_before) > context:
+            return  # the turn before has said so
+        from minillm_repl.render.generation import outgrown_context_note
 
-            self.screen.note(outgrown_context_note(len(conversation.ids), window))
+        window = model.visible_window(conversation.ids)
+        self.screen.note(outgrown_context_note(len(conversation.ids), window))
 
     def _start_generation(self, model: LoadedModel, top: int) -> "Iterator[GenerationEvent]":
         """Return the events from the first token on; until then, the screen shows how much of a

@@ -37,7 +37,7 @@ from minillm_repl.views.base import View
 if TYPE_CHECKING:
     from minillm_repl.training.events import TrainEvent
 
-_DEFAULTS = Settings()
+_DEFAULTS = Settings()  # frozen, so that one value can be everybody's default
 __all__ = ("Generation", "Model", "UserError", "View", "load", "train")
 
 
@@ -180,7 +180,7 @@ class Model:
         `arguments` are what is typed after the command: `m.view("attn", r, "2.1")`. `at` is a
         position, or a text: the position where it ends. Raises UserError.
         """
-        words = [str(each) for each in arguments]
+        words = [str(each) for each in arguments]  # as they would be typed
         if isinstance(of, str) and not words and headless.needs_argument(name):
             words, of = [of], ""  # `m.near("서울")`: it reads no other text
         shell = self._shell(of, with_values(Settings(), settings))

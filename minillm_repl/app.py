@@ -82,7 +82,7 @@ def run(start: Start) -> ExitStatus:
     interactive = terminal is start.environment.stdout
     screen = make_screen(start.environment, start.launch.color, interactive)
     if not start.environment.is_first_process:
-        screen = screen.silenced()
+        screen = screen.silenced()  # torchrun starts several, and one of them draws
     moved = leave_missing_folder()  # before any path is looked up
     if moved:
         screen.warn(moved)
@@ -93,6 +93,7 @@ def run(start: Start) -> ExitStatus:
         return _run_guarded(shell, partial(_run_lesson_unattended, shell, start.options))
     if start.training is not None:
         status = _train(shell, start, start.training)
+        # At a terminal the trained model is open, and one goes on with it.
         if status != ExitStatus.OK or not interactive:
             return status
     elif terminal is not None:
@@ -110,6 +111,7 @@ def run(start: Start) -> ExitStatus:
 def _terminal(start: Start) -> TextIO | None:
     """Return where a person who types sees the prompt; None if nobody types."""
     environment, options = start.environment, start.options
+    # With -p, --json or several processes, nobody types, whatever stdin is.
     alone = options.prompt is None and not options.json and environment.world_size == 1
     if not alone or not environment.stdin.isatty():
         return None
@@ -148,7 +150,7 @@ def _run_session(shell: Shell, start: Start, terminal: TextIO | None) -> int:
         return run_interactive(shell, start.launch.history_file)
     if terminal:
         return run_plain(shell, PlainLineReader(stdin, terminal))
-    shell.session.workspace.start_loading()
+    shell.session.workspace.start_loading()  # while the first lines come
     return run_script(shell, decoded_lines(stdin.buffer))
 
 
@@ -201,7 +203,7 @@ def _greet(shell: Shell, out: Console) -> None:
             names=", ".join(shipped_names()),
         )
     else:
-        config = read_config(path)
+        config = read_config(path)  # not the weights: these are loaded while the user types
         family, context = (
             family_title(config, native=not is_in_folder(path)) if config else "",
             workspace.loader.context_length,

@@ -49,6 +49,7 @@ class _Parser(argparse.ArgumentParser):
 
     def _join_dashed_values(self, words: Sequence[str]) -> list[str]:
         """Tie each value to its flag if it begins with a dash and is no flag: `-p -5도`."""
+        # argparse takes -5 for a flag unless all of its own flags look like no numbers.
         flags, joined = self._option_string_actions, list[str]()
         for word in words:
             flag = flags.get(joined[-1]) if joined else None
@@ -79,7 +80,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().add_usage(usage, actions, groups, prefix or _("usage: "))
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        if cell_len(text) == len(text):
+        if cell_len(text) == len(text):  # argparse wraps by letters
             return super()._split_lines(text, width)
         return [line.plain.rstrip() for line in Text(text).wrap(Console(), width)]
 
@@ -205,9 +206,10 @@ def _main(arguments: Sequence[str] | None, environment: Environment) -> int:
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         parser.error(_("unknown arguments: {names}", names=" ".join(unknown)))
+    # A setting without its flag is None and leaves the word to a variable or the file.
     flags = {name: value for name, value in vars(options).items() if isinstance(value, str)}
     if options.stop is not None:
-        flags["stop"] = shlex.join(options.stop)
+        flags["stop"] = shlex.join(options.stop)  # as one types several after `:stop`
     try:
         file = read_configuration(configuration_file())
         launch = configure(Launch(), flags, environment.variables, file)
@@ -224,7 +226,7 @@ def _main(arguments: Sequence[str] | None, environment: Environment) -> int:
     except UserError as error:
         environment.stderr.write(f"minillm-repl: {error}\n")  # there is no screen yet
         return ExitStatus.USAGE
-    with suspendable():
+    with suspendable():  # Ctrl-Z shows the cursor again, whatever is drawn
         start = Start(
             environment=environment,
             options=options,
@@ -254,6 +256,7 @@ def _training_request(options: argparse.Namespace) -> TrainRequest | None:
                 )
             )
         return TrainRequest(is_resume=True, corpus=options.train or "")
+    # A recipe names its texts within a folder, which only the user knows.
     if (options.recipe is None) != (options.data is None):
         raise UserError(_("use --recipe NAME and --data FOLDER together"))
     if options.recipe is not None:

@@ -19,7 +19,7 @@ from minillm_repl.settings import change, integer, one_of, setting, specs, switc
 from minillm_repl.storage.paths import user_path
 
 _APP = "minillm-repl"
-_PREFIX = "MINILLM_"
+_PREFIX = "MINILLM_"  # of variables: MINILLM_TOP_K
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Launch:
     )
     context_length: int = setting(
         0,
-        integer(0, 100_000_000),
+        integer(0, 100_000_000),  # tokens; the model has a limit of its own
         "context length in tokens; auto is the maximum of the model",
         unit="tokens",
         special_values={"auto": 0},

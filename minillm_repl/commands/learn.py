@@ -55,9 +55,11 @@ def learn(shell: Shell, asked: Arguments) -> None:
             runner.go_to(0)
         case "next":
             lessons = read_lessons()
+            # From the open lesson on; `lesson 3` is the name of the third.
             after = int(runner.name.split()[-1]) if runner and runner.name != "quiz" else 0
             later = [number for number in lessons if number > after]
             unread = [number for number in later if not lesson_progress(shell, number).done]
+            # All are read: begin again.
             open_lesson(shell, lessons[unread[0] if unread else min(lessons)])
         case number:
             open_lesson(shell, find_lesson(int(number) if number.isdecimal() else 0))
@@ -67,6 +69,7 @@ def _list_lessons(shell: Shell) -> None:
     from minillm_repl.lessons.course import learner_progress, read_lessons
     from minillm_repl.lessons.draw import lessons_table
 
+    # A lesson is read in one language: progress is kept for each.
     kept = learner_progress(shell).lessons
     reached = [
         (each, kept.get(f"{current_language()} {number}"))
@@ -107,7 +110,7 @@ def quiz(shell: Shell, asked: Arguments) -> None:
     An empty Enter shows the answer. Every answer is explained; `:progress` shows the score. `:quiz
     off` leaves.
     """
-    if asked.lesson.lower() == "off":
+    if asked.lesson.lower() == "off":  # leaving is the same for lessons and quiz
         learn.run(shell, asked)
     else:
         from minillm_repl.lessons.course import select_quiz

@@ -57,7 +57,7 @@ def load(shell: Shell, asked: Arguments) -> None:
             )
         )
     session, path = shell.session, find_checkpoint(asked.path)
-    session.confirm_discard("load")
+    session.confirm_discard("load")  # before the wait, not after it
     model = shell.wait_for_model(ModelFuture(session.workspace.loader, path), path)
     session.adopt(model, unsaved=False)
     decoder = model.decoder
@@ -87,6 +87,7 @@ def save(shell: Shell, asked: Arguments) -> None:
     A path that ends in / becomes a folder for the transformers library. `adapter` saves only the
     LoRA weights; `:load` opens them together with their model.
     """
+    # Saving needs safetensors and numpy, which the start does without.
     from minillm_repl.checkpoint.save import save as save_checkpoint
 
     model, argument = shell.require_model(), asked.path
@@ -97,7 +98,7 @@ def save(shell: Shell, asked: Arguments) -> None:
         save_adapter(model.checkpoint, file)
         shell.screen.note(_("adapter saved to {path}", path=safe_line(str(file))))
         return
-    folder = argument.rstrip("'\"").endswith("/")
+    folder = argument.rstrip("'\"").endswith("/")  # a quoted path has its quotes still
     path = (
         (user_path(argument) if folder else _named(argument))
         if argument
@@ -124,7 +125,7 @@ def model(shell: Shell, _asked: Arguments) -> None:
     """Show the model card: sizes, memory, training, file."""
     loaded = shell.require_model()
     checkpoint, config, decoder = loaded.checkpoint, loaded.checkpoint.config, loaded.decoder
-    weights = sum(array.nbytes for array in checkpoint.tensors.values())
+    weights = sum(array.nbytes for array in checkpoint.tensors.values())  # bytes, as stored
     rows = {
         _("name"): (
             _("{model} (not saved)", model=loaded.name)

@@ -44,6 +44,7 @@ def help_(shell: Shell, asked: Arguments) -> None:
     """List the commands, or explain one."""
     out = shell.screen.out
     if asked.command:
+        # `:help :lens` and `:help lens scan` ask for lens.
         found = shell.registry.get(asked.command.partition(" ")[0].lstrip(":/"))
         if cell_len(found.usage) > _MAX_USAGE_BESIDE:
             out.print(Text(found.usage, TITLE), Text(_(found.summary)), sep="\n")
@@ -63,6 +64,7 @@ def help_(shell: Shell, asked: Arguments) -> None:
         if found.example:
             out.print(Text(_("example: `{line}`", line=found.example)))
         return
+    # One width for all groups, so that the summaries stand in one column.
     listed = {
         group: [(_names(each), _(each.summary)) for each in shell.registry.group(group)]
         for group in GROUPS
@@ -100,7 +102,7 @@ def lang(shell: Shell, asked: Arguments) -> None:
     if chosen is None:
         shell.screen.out.print(Text(f"lang {current_language()}"))
         return
-    set_language(chosen)
+    set_language(chosen)  # before the note, which is the first text in it
     shell.screen.note(_("English from now on"))
 
 
@@ -163,6 +165,7 @@ def export(shell: Shell, asked: Arguments) -> None:
                 endings=endings,
             )
         )
+    # Outputs are counted from the start of the session.
     since = shell.lesson_start_count if whole == "lesson" else 0
     if whole or view is None:
         width, drawing = screen.out.max_width(since), partial(screen.out.replay, since=since)

@@ -81,12 +81,13 @@ def change(shell: Shell, name: str, text: str, said: str | None = None) -> None:
         and model.checkpoint.chat_template is not None
     )
     session.set(name, text, said)
+    # Only `chat` decides whether the text so far still is what the model answers.
     if model is None or session.settings.chat is before.chat:
         return
     try:
         chats = is_chatting(model, session.settings.chat)
     except UserError:
-        session.settings = before
+        session.settings = before  # `:chat on` for a model that cannot chat
         raise
     if chats and not chatted and session.conversation.ids and not session.conversation.messages:
         shell.screen.note(
@@ -125,6 +126,7 @@ def set_(shell: Shell, asked: Arguments) -> None:
     if not asked.change:
         shell.screen.out.print(settings_table(shell.session.settings))
         return
+    # `top-k 40`, `top-k=40` and `top-k = 40`.
     words = re.fullmatch(r"([^\s=]*)\s*=?\s*(.*)", asked.change, re.DOTALL)
     name, value = words.groups()  # type: ignore[union-attr]
     if value:

@@ -115,7 +115,7 @@ def step(shell: Shell, asked: Arguments) -> None:
     else:
         session.conversation.start_turn(shell.encode(model, asked.text), session.settings)
     from minillm_repl.generate.interactive import InteractiveDecoder
-    from minillm_repl.repl.screens import Stepper
+    from minillm_repl.repl.screens import Stepper  # prompt_toolkit: a pipe never needs it
 
     top = session.settings.verbose or DEFAULT_VERBOSE_ROWS
     decoder = InteractiveDecoder(
@@ -132,6 +132,7 @@ def step(shell: Shell, asked: Arguments) -> None:
             decoder.next_step(shell.interrupted)  # a long text takes a while
         run_on = Stepper(decoder, tokenizer, session.settings, shell.screen.out).run()
     finally:
+        # Also after an error: what was chosen by hand stays.
         session.conversation.set_text(decoder.ids, tokenizer)
         if not decoder.new_ids and not asked.text.strip():
             session.conversation.undo()  # nothing was done

@@ -105,7 +105,7 @@ def train(shell: Shell, asked: Arguments) -> None:
 
     The loss is the mean surprisal in nats per token. The uniform baseline is ln(vocabulary).
     """
-    if asked.keyword == "settings":
+    if asked.keyword == "settings":  # the defaults: a plan is made anew by each `:train`
         from minillm_repl.render.tables import settings_table
 
         shell.screen.out.print(settings_table(TrainPlan()))
@@ -142,6 +142,7 @@ def _check_corpus(corpus: str, words: list[str]) -> None:
 def _words(text: str) -> list[str]:
     """Split at spaces, but for those in quotes; a quote without its second is a letter."""
     lexer = shlex.shlex(text, posix=True)
+    # A backslash and # are letters of a file's name.
     lexer.whitespace, lexer.whitespace_split, lexer.escape, lexer.commenters = " ", True, "", ""
     try:
         return list(lexer)
@@ -151,6 +152,7 @@ def _words(text: str) -> list[str]:
 
 def _is_setting(word: str) -> bool:
     name, equals, _value = word.partition("=")
+    # `a/b=c.txt` is a path: a name of a setting has letters, - and _ only.
     return word in ("", "new") or (
         bool(equals) and name.replace("-", "").replace("_", "").isalpha()
     )
@@ -202,6 +204,7 @@ def _prepare(
         workspace.forget_failed_load()
     else:
         target = workspace.writable_path
+    # A new model starts from nothing, and a resumed run has the weights in its own file.
     starts_anew = request.is_new or request.is_resume or workspace.has_no_model
     start = None if starts_anew else shell.require_model().checkpoint
     if not request.is_resume:

@@ -185,5 +185,6 @@ def _generate(
     from minillm_repl.generate.sampling import make_rng
 
     decoder, ids = TorchDecoder(run.trainer.model), run.sample_prompt_ids
+    # One seed for all samples: they differ by what was learnt since, not by chance.
     events = generate(decoder, run.tokenizer, ids, config, make_rng(0), interrupted)
     return [event for event in events if isinstance(event, Step)]

@@ -44,14 +44,14 @@ from minillm_repl.settings import Parser, Spec, one_of, parse_value
 Completion = Literal["nothing", "command", "file", "checkpoint"]
 Values = dict[str, Any]
 
-_INDEX = r"\d{1,9}"
+_INDEX = r"\d{1,9}"  # of a layer, a head, a position: more digits are no index
 
 
 @dataclass(frozen=True)
 class Arguments:
     """What was typed after the name of a command: a value for each declared argument."""
 
-    values: Mapping[str, Any]
+    values: Mapping[str, Any]  # by the name of each argument
     output: Output = TO_SCREEN
 
     def __getattr__(self, name: str) -> Any:
@@ -67,6 +67,7 @@ class Argument:
     takes_rest = False  # arguments after this one are read from the end of the line
 
     def __init__(self, usage: str, defaults: Values, *, required: bool = False) -> None:
+        # A usage that begins with [ says itself what may be missing.
         self.usage = usage if required or usage[0] == "[" else f"[{usage}]"
         self.defaults, self.required = defaults, required
 
@@ -193,7 +194,7 @@ class Option(Argument):
         shown = metavar or (f"{default:g}" if isinstance(default, float) else str(default))
         super().__init__(f"{name}={shown}", {name: default}, required=required)
         self.completions, self.name, self.parse = (f"{name}=",), name, parse
-        self.is_number = not isinstance(default, str)
+        self.is_number = not isinstance(default, str)  # then `strength 4` is a slip, not a text
 
 
 class ChoiceOption(Option):
@@ -268,7 +269,7 @@ class TextPair(Argument):
     def take(self, text: str) -> tuple[Values, str]:
         """Read all that remains."""
         mark = self._also if self._also and self._also in mask_quoted(text) else self._separator
-        mark = f" {mark} " if mark.isalpha() else mark
+        mark = f" {mark} " if mark.isalpha() else mark  # `vs` is a word, `->` needs no spaces
         first, is_found, second = split_outside_quotes(f" {text} ", mark)
         first, second = first.strip(), second.strip()
         too_few = bool(first) + bool(second) < self._count or (bool(self._count) and not first)

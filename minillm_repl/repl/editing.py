@@ -46,6 +46,7 @@ def open_history(path: Path | None) -> History:
         return InMemoryHistory()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Made private before a line is written, and without waiting for the reader of a pipe.
         descriptor = os.open(
             path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0), 0o600
         )
@@ -86,7 +87,7 @@ class LineCompleter(Completer):
         """Yield completions for the text before the cursor; none for a prompt."""
         text = document.text_before_cursor
         if not text.startswith(":") or "\n" in text:
-            return
+            return  # a prompt: what comes next is the model's to say
         name, space, argument = text[1:].partition(" ")
         if not space:
             for spelling, each in self._names(name):
@@ -114,6 +115,7 @@ class LineCompleter(Completer):
                 words += [spelling for spelling, _each in self._names(argument)]
             case "checkpoint":
                 words += self._models()
+        # Words complete the last word; a file name may have spaces, so it is all that follows.
         last = Document(argument.rpartition(" ")[2])
         yield from WordCompleter(sorted(words), WORD=True).get_completions(last, event)
         if completion in ("file", "checkpoint"):
@@ -149,7 +151,7 @@ class SafeClusterProcessor(Processor):
             text = "".join(map(_visible, strip_joiners(cluster)))
             shown.append((fragments[len(offsets) - len(cluster)][0], text))
             offset += len(text)
-        offsets.append(offset)
+        offsets.append(offset)  # of the end, where the cursor is while one types
         return Transformation(
             shown,
             lambda place: (
@@ -160,6 +162,7 @@ class SafeClusterProcessor(Processor):
 
 
 def _visible(character: str) -> str:
+    # prompt_toolkit itself shows controls below U+00A0, as ^[ or <80>.
     return character if character < "\u00a0" or safe(character) == character else "\ufffd"
 
 
@@ -169,7 +172,7 @@ def cluster_key_bindings() -> KeyBindings:
 
     def length_before(event: KeyPressEvent) -> int:
         text = event.current_buffer.document.current_line_before_cursor
-        return len([*graphemes(text)][-1]) if text else 1
+        return len([*graphemes(text)][-1]) if text else 1  # 1 crosses the end of a line
 
     def length_after(event: KeyPressEvent) -> int:
         text = event.current_buffer.document.current_line_after_cursor
@@ -225,7 +228,7 @@ class WrappedContent(UIContent):
 
         rows, place = 1, begin(0)
         for wide in map(get_cwidth, line):
-            if place + wide > width:
+            if place + wide > width:  # a wide letter never straddles two rows
                 rows, place = rows + 1, begin(rows)
             place += wide
         return rows
@@ -239,6 +242,7 @@ def use_drawn_heights(layout: Layout) -> None:
 
 
 def _use_drawn_heights(control: BufferControl) -> None:
+    # prompt_toolkit has no hook for a line's height: the method of this one control is replaced.
     create = control.create_content
 
     def create_content(width: int, height: int, preview_search: bool = False) -> UIContent:

@@ -79,9 +79,11 @@ class Forms:
         if not self.verbatim:
             text = text.strip()
             self._check_bare_options(text)
+        # Values of the other forms are there too, at their defaults: a command asks for any.
         values: Values = {"keyword": ""}
         for part in self._parts():
             values |= {} if isinstance(part, str) else part.defaults
+        # The form whose keyword was typed comes first; its error is the one to tell.
         errors = list[UsageError]()
         for form in sorted(self.forms, key=lambda form: not _begins(form, text)):
             try:
@@ -120,11 +122,13 @@ def _parse_form(form: Form, text: str) -> Values:
             raise UsageError(_("{name} is missing", name=form[0]))
         values["keyword"], text = form[0], split_word(text)[1]
     arguments = [part for part in form if not isinstance(part, str)]
+    # Options and flags may stand anywhere, so they go first.
     named, text = _take_named(arguments, text)
     values |= named
     ordered = [part for part in arguments if not isinstance(part, Option | Flag)]
     rest = [index for index, part in enumerate(ordered) if part.takes_rest]
     quoted = [index for index, part in enumerate(ordered) if isinstance(part, TextArgument)]
+    # Index of the first argument that is read from the end of the line.
     first_after = rest[0] + 1 if rest else min(quoted, default=len(ordered))
     # Read from both ends, so that the one in the middle takes all that remains.
     for part in reversed(ordered[first_after:]):
@@ -162,6 +166,7 @@ def _take_named(arguments: list[Argument], text: str) -> tuple[Values, str]:
                     there=", ".join(f"{each}=" for each in options),
                 )
             )
+        # A Spec only for its parser: the error then reads as that of a setting.
         values[name] = parse_value(
             Spec(parse=options[name].parse, help=""), name, value, UsageError
         )
@@ -169,4 +174,5 @@ def _take_named(arguments: list[Argument], text: str) -> tuple[Values, str]:
     for option in options.values():
         if option.name not in values:
             option.missing("")
+    # Untouched without options: the spaces around a verbatim text belong to it.
     return values, text.strip() if values else text

@@ -49,7 +49,7 @@ def join_multiline(lines: Iterable[str]) -> Iterator[str]:
         if not is_multiline_open(text):
             yield unwrap_multiline(text.rstrip("\r\n"))
             text = ""
-    if text:
+    if text:  # a block that the end of the file closes: as it was typed
         yield text
 
 
@@ -227,7 +227,7 @@ def _read_stdin(shell: Shell, stdin: TextIO) -> str:
 def _is_readable(stdin: TextIO) -> bool:
     """Tell whether stdin can be read at all: it may be closed, or a folder."""
     with suppress(OSError):
-        os.read(stdin.fileno(), 0)
+        os.read(stdin.fileno(), 0)  # reads nothing, and fails as a read would
         return True
     return False
 
@@ -266,7 +266,7 @@ def run_guarded(
         return False
     except (ExitRequested, BrokenPipeError, OutputLost):
         raise
-    # The outermost boundary: what was trained or written must survive a bug.
+    # Every error: this is the outermost boundary, and what was trained must survive a bug.
     except Exception as bug:  # noqa: BLE001
         shell.screen.fail(
             _("not enough memory: use a smaller model, batch or context")

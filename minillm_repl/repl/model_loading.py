@@ -1,14 +1,15 @@
 """Opening a checkpoint, at once or while the user types."""
 
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minillm_repl.checkpoint.families.find import family_title
 from minillm_repl.language import _
+from minillm_repl.repl.signals import complete_in_thread
 from minillm_repl.storage.paths import checkpoint_title
 
 if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, while the user types
@@ -168,17 +169,9 @@ class ModelFuture(Future[LoadedModel]):
         self.fraction_read = 0.0
         self._on_progress = on_progress
         self.add_done_callback(lambda _model: on_progress())
-        threading.Thread(
-            target=self._work, args=(loader, path), daemon=True, name="loading"
-        ).start()
-
-    def _work(self, opening: ModelLoader, path: Path) -> None:
-        try:
-            self.set_result(opening.load(path, self._report_progress))
-        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
-            self.set_exception(error)
+        complete_in_thread(self, partial(loader.load, path, self._report_progress))
 
     def _report_progress(self, fraction: float) -> None:
-        if fraction >= self.fraction_read + 0.01:
+        if fraction >= self.fraction_read + 0.01:  # a percentage shows no less
             self.fraction_read = fraction
             self._on_progress()

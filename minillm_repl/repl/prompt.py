@@ -64,6 +64,7 @@ def key_bindings(show_exit_hint: Callable[[], None]) -> KeyBindings:
     """
     keys = KeyBindings()
 
+    # A completion that is selected is taken by Enter, not sent.
     @keys.add("enter", filter=~completion_is_selected & ~is_searching)
     def _send(event: KeyPressEvent) -> None:
         if is_multiline_open(event.current_buffer.text):
@@ -75,6 +76,7 @@ def key_bindings(show_exit_hint: Callable[[], None]) -> KeyBindings:
     def _take(event: KeyPressEvent) -> None:
         event.current_buffer.complete_state = None
 
+    # Terminals send Alt-Enter as Escape and Enter.
     @keys.add("escape", "enter")
     @keys.add("c-j")
     def _newline(event: KeyPressEvent) -> None:
@@ -82,6 +84,7 @@ def key_bindings(show_exit_hint: Callable[[], None]) -> KeyBindings:
 
     keys.add("c-z")(suspend)
 
+    # As a key while a line is read; as a signal from `kill -INT`.
     @keys.add("c-c", filter=is_searching)
     @keys.add(Keys.SIGINT, filter=is_searching)
     def _leave_search(_event: KeyPressEvent) -> None:
@@ -121,7 +124,7 @@ class PromptReader:
             enable_open_in_editor=True,
             # the loop writes the line again, with the completion running on from it
             erase_when_done=True,
-            reserve_space_for_menu=6,
+            reserve_space_for_menu=6,  # rows; 8 is usual, and leaves a small terminal little text
         )
         use_drawn_heights(self._prompt.layout)
         # A model that was loaded meanwhile becomes the open one before it is named.
@@ -134,6 +137,7 @@ class PromptReader:
         """
         app = self._prompt.app
 
+        # Once: the prompt line is drawn again with every key.
         def drawn(_app: object) -> None:
             app.after_render.remove_handler(drawn)
             if on_ready:
@@ -150,6 +154,7 @@ class PromptReader:
         """
         keyboard = self._prompt.app.input
         keys = [*get_typeahead(keyboard), *keyboard.read_keys()]
+        # Keys before the last Ctrl-C are dropped, as a terminal does with a signal.
         interrupt_indices = [place for place, key in enumerate(keys) if key.key == Keys.ControlC]
         store_typeahead(keyboard, keys[interrupt_indices[-1] + 1 :] if interrupt_indices else keys)
         return bool(interrupt_indices)
@@ -219,7 +224,8 @@ class PromptReader:
             facts.append(_("{size:,.1f} MiB cache", size=model.decoder.cache_bytes / 2**20))
         if session.conversation.speed:
             facts.append(_("{speed:,.0f} tokens/s", speed=session.conversation.speed))
-        width = get_app().output.get_size().columns - 1
+        width = get_app().output.get_size().columns - 1  # the last column would wrap
+        # The most important facts come first: those at the end go where there is no room.
         while get_cwidth(strip_joiners(safe_line(" · ".join(facts)))) > width and len(facts) > 1:
             facts.pop()
         return FormattedText([("", strip_joiners(safe_line(" · ".join(facts))))])

@@ -10,7 +10,7 @@ from minillm_repl.errors import UsageError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 
-_QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’"}
+_QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’"}  # phones and word processors type the last two
 _QUOTED = "\x01"  # stands for each character inside quotes while options are looked for
 _JSON = re.compile(r"(?:^|\s)--json(?:\s+(\S+))?(?=\s|$)")
 _OVERWRITE = re.compile(r"(?:^|\s)--overwrite(?=\s|$)")
@@ -56,6 +56,7 @@ def _quote_end(text: str, start: int) -> int:
                 return last
         elif text[place] == opening and _can_open_quote(text, place):
             depth += 1
+    # An apostrophe that nothing closes is a letter: `'tis`.
     return last or (len(text) if opening == '"' else 0)
 
 
@@ -69,6 +70,7 @@ def mask_quoted(text: str) -> str:
 def last_quoted(text: str) -> str:
     """Return the part in `"` that ends a text, with its quotes; empty if there is none."""
     start, end = (quoted_spans(text) or [(0, 0)])[-1]
+    # A quote that is only opened reaches to the end too.
     is_closed = end == len(text) and end - start >= 2 and text[start] == text[-1] == '"'
     return text[start:end] if is_closed else ""
 
@@ -90,6 +92,7 @@ def split_outside_quotes(text: str, separator: str) -> tuple[str, bool, str]:
 
     Raises UsageError if it is there twice.
     """
+    # The mask keeps every character's place, so lengths hold for `text` too.
     before, is_found, after = mask_quoted(text).partition(separator)
     if separator in after:
         raise UsageError(

@@ -44,7 +44,7 @@ class Pager:
         self._pinned_rows, self._pinned_columns = pinned
         self._lines = [*split_lines(to_formatted_text(render_ansi([view], width, console)))]
         self._columns = max(map(fragment_list_width, self._lines))
-        self._row = self._column = 0
+        self._row = self._column = 0  # of the first cell that is shown beside what is pinned
         body = Window(FormattedTextControl(self._visible_part, focusable=True, show_cursor=False))
         help_ = _("← → ↑ ↓ Page Up Page Down Home End move · q leaves")
         below = Window(FormattedTextControl([("class:help", help_)]), height=1)
@@ -94,7 +94,7 @@ class Pager:
 
     @property
     def _page(self) -> int:
-        return max(1, self._app.output.get_size().rows - 2)
+        return max(1, self._app.output.get_size().rows - 2)  # one row is help, one is seen again
 
     def _move(self, down: int, right: int) -> None:
         columns = self._app.output.get_size().columns
@@ -221,7 +221,7 @@ class Stepper:
 
         bind("<any>", act=lambda event: self._type(event.data))
         bind(Keys.BracketedPaste, act=lambda event: self._type(event.data))
-        for row, digit in enumerate("1234567890"):
+        for row, digit in enumerate("1234567890"):  # 0 is the tenth, as on the keyboard
             bind(digit, act=self._row_selector(row), when=~typing)
         bind("c-z", act=suspend)
         bind("f", act=lambda _event: self._app.exit(result=True), when=~typing)

@@ -23,7 +23,7 @@ class Settings(Sampling):
 
     seed: int | None = setting(
         None,
-        integer(0, 2**63 - 1),
+        integer(0, 2**63 - 1),  # what fits a signed 64-bit integer
         "sampling seed: the same seed gives the same text",
         aliases=("시드",),
         special_values={"random": None},
@@ -95,5 +95,6 @@ def samplers_heading(settings: Sampling) -> str:
     """Return a heading for the probabilities that are drawn from: `after temp 0.8, top-k 4`."""
     if settings.temp == 0:
         return _("temp 0: greedy")
+    # Temperature 1 leaves the distribution of the model as it is.
     on = [each for each in active_samplers(settings) if each != "temp 1"]
     return _("after {samplers}", samplers=", ".join(on)) if on else _("sampled from")

@@ -44,7 +44,7 @@ class Shell:
     registry: Registry
     interrupted: InterruptCounter = field(default_factory=partial(InterruptCounter, 0))
     progress: object = None  # of the learner: lessons keep it here, and no one else reads it
-    line_handler: LineHandler | None = None
+    line_handler: LineHandler | None = None  # the open lesson, which gets each line first
     lesson_start_count: int = 0  # how much had been printed then
     last_view: Callable[[int], RenderableType] | None = None  # draws it again, into a width
     last_shown: object = None  # the view itself
@@ -151,7 +151,9 @@ class Shell:
         """
         what = _("loading {name}", name=safe_line(checkpoint_title(path)) if path else "")
         with self.screen.waiting(what) as update:
-            while not wait([loading], 0.05).done:
+            while not wait(
+                [loading], 0.05
+            ).done:  # seconds: soon enough for Ctrl-C and the percentage
                 share = loading.fraction_read
                 update(f"{what}  {share:.0%}" if 0 < share < 1 else what)
                 if self.interrupted():
@@ -179,7 +181,7 @@ class Shell:
         try:
             self._warn(unknown_text_warning(model.checkpoint.tokenizer, text, conversation.ids))
         except UserError:
-            conversation.undo()
+            conversation.undo()  # the warning needs the ids of the turn, so it was started first
             raise
         return dropped_turns
 

@@ -53,6 +53,7 @@ def interruptible(
 
     def press(_signal: int, _frame: FrameType | None) -> None:
         presses.count += 1
+        # The first only asks; it never cuts a step in two.
         if presses.count == 1 or (presses.wants_exit and is_training()):
             return
         if presses.count == _EXIT_PRESSES and not has_unsaved():
@@ -78,6 +79,21 @@ def raising_interruptible() -> Iterator[InterruptCounter]:
             raise
 
 
+def complete_in_thread(done: Future[ResultT], action: Callable[[], ResultT]) -> None:
+    """Run `action` in a thread, which does not keep the program from ending; `done` gets its result
+    or its error.
+    """
+
+    def work() -> None:
+        try:
+            done.set_result(action())
+        # Every error, KeyboardInterrupt too: the thread that waits raises it again.
+        except BaseException as error:  # noqa: BLE001
+            done.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+
+
 def run_interruptibly(action: Callable[[], ResultT], interrupted: Callable[[], bool]) -> ResultT:
     """Run `action` in a thread, because nothing interrupts it (an import, for example), and return
     its result.
@@ -85,14 +101,7 @@ def run_interruptibly(action: Callable[[], ResultT], interrupted: Callable[[], b
     Raises what it raises, and UserError when interrupted; the thread goes on then.
     """
     done: Future[ResultT] = Future()
-
-    def work() -> None:
-        try:
-            done.set_result(action())
-        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
-            done.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
+    complete_in_thread(done, action)
     while not wait([done], _POLL_INTERVAL).done:
         if interrupted():
             raise UserError(_("stopped"))

@@ -65,7 +65,8 @@ def render(
     def render_or_empty(messages: list[dict[str, str]]) -> str:
         try:
             return render_one(messages, False)[0]
-        except Exception:  # noqa: BLE001 - a template may raise anything
+        # Any error: a template is a stranger's program, and a probe may well fail.
+        except Exception:  # noqa: BLE001
             return ""
 
     rendered = [render_one(messages, prompt) for messages, prompt in conversations]
@@ -161,7 +162,7 @@ def main() -> None:
         json.dumps(answer).encode()
     except MemoryError:
         answer = {"error": "it used too much memory"}
-    # Untrusted work may raise anything; the parent reports it.
+    # Any error: untrusted work may raise anything, and the parent reports it.
     except Exception as error:  # noqa: BLE001
         answer = {"error": f"{type(error).__name__}: {error}"}
     sys.stdout.write(json.dumps(answer))

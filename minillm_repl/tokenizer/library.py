@@ -38,6 +38,7 @@ def library_errors() -> Iterator[None]:
         yield
     except UserError:
         raise
+    # Any error: the library documents none, and raises plain Exception for a bad description.
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise

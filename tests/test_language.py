@@ -139,6 +139,8 @@ DATA = {
     # the names that JSON has; render translates them
     "checkpoint": {"eos_token"},
     "views": {
+        # names of parts of the model in `--json`
+        *("attention", "attention bias", "feed-forward"),
         "added after layer □",
         "attention bias □",
         "position_embedding",

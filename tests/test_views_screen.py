@@ -28,14 +28,17 @@ VIEWS = {
     ":attn": "attention of the last token",
     ":attn 1": "heads",
     ":attn 0.1 {text}": "rows: queries · columns: keys",
-    ":qkv 0.1": "library",
+    ":qkv 0.1": "keys by weight",
     ":qkv 1.0 2": "position 2",
     ":qkv 1.0 key=0": "sum, q·k",
     ":lens": "logit lens",
     ":lens 3": "position 3",
     ":why": "total",
     ":why {next} vs {other}": "logit difference",
-    ":residual": "cos: cosine",
+    ":residual": "bar is logarithmic",
+    ":residual 2": "position 2",
+    ":why by=layer": "outside the layers",
+    ":qkv 0.1 top=3": "`top=N` lists more keys",
     ":ablate scan": "head ablation scan",
     ":patch {text} -> {same}": "logit difference restored",
     ":near {next}": "cosine",
@@ -107,7 +110,7 @@ def dots_make_a_triangle(lines):
     rows = [
         [x for x, each in enumerate(cells(line)) if each == "·"]
         for line in lines
-        if re.match(r" *\d+ ", line)
+        if re.match(r" *\d+ \S", line)
     ]
     rows = rows[: len(rows[0]) + 1]
     return len(rows) > 2 and all(below == above[1:] for above, below in pairwise(rows))
@@ -279,13 +282,13 @@ def test_a_long_view_is_scrolled_to_its_end_and_left_again(visit):
     names = terminal.screen.row(first - 1)
     # the text has outgrown the context
     assert "exceeds the context" in terminal.screen.row(0)
-    # the first token names the first column and the first row
-    assert names.strip()[0] in terminal.screen.row(first)
+    # the first position names the first column and the first row
+    assert names.split()[0] == terminal.screen.row(first).split()[0]
     terminal.type("\x1b[6~" * 4)
     terminal.wait_for(
         lambda terminal: any(terminal.screen.row(y).startswith("rows: queries") for y in range(20))
     )
-    assert terminal.screen.row(first - 1) == names  # which tokens the columns are stays
+    assert terminal.screen.row(first - 1) == names  # which positions the columns are stays
     terminal.type("\x1b[F")
     terminal.wait_for(lambda terminal: terminal.screen.row(first - 1) != names)
     terminal.wait_for(

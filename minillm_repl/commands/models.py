@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from minillm_repl.checkpoint.checkpoint import Adapter, Checkpoint, TrainingRecord
+from minillm_repl.checkpoint.peek import summarise
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
@@ -28,11 +29,16 @@ def models(shell: Shell, _asked: Arguments) -> None:
     """List the models that can be opened by name.
 
     The list shows the shipped models, recently opened models, and models in the Hugging Face cache;
-    `:load NAME` opens one.
+    `:load NAME` opens one. The size is that of the files on disk; dtype is how the weights are
+    stored.
 
     Nothing is downloaded. The command only lists what other programs have put into the cache.
     """
-    shell.screen.out.print(models_table(shell.session.workspace.models()))
+    found = [
+        (name, source, summarise(find_checkpoint(name)))
+        for name, source in shell.session.workspace.models()
+    ]
+    shell.screen.out.print(models_table(found))
 
 
 @command(

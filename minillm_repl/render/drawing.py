@@ -24,10 +24,11 @@ _COMPONENTS = {  # of a model: the names that views and JSON have, and those on 
     "bias": N_("bias"),
     "others": N_("others"),
     "head {n}": N_("head {n}"),
-    "attention {n}": N_("attention {n}"),
-    "attention bias {n}": N_("attention bias {n}"),
-    "feed-forward {n}": N_("MLP {n}"),
+    "attention {n}": N_("L{n} attn"),
+    "attention bias {n}": N_("L{n} attn bias"),
+    "feed-forward {n}": N_("L{n} mlp"),
     "added after layer {n}": N_("added after layer {n}"),
+    # The places in the residual stream have the same names as the parts that end there.
     "{n} attention": N_("L{n} attn"),
     "{n} feed-forward": N_("L{n} mlp"),
     "{n} block": N_("L{n} block"),
@@ -139,6 +140,13 @@ def signed_bar(value: float, max_abs: float, width: int) -> Text:
         return Text.assemble(" " * half, "│", (f"{cells:{half}}", POSITIVE))
     full = "█" * round(min(abs(value) / max_abs, 1.0) * half) if max_abs else ""
     return Text.assemble((f"{full:>{half}}", NEGATIVE), "│", " " * half)
+
+
+def signed_axis(max_abs: float, width: int) -> Text:
+    """Return the scale above bars that `signed_bar` draws: its two ends, and 0 in the middle."""
+    half = width // 2
+    ends = f"{-max_abs:.3g}", f"{max_abs:+.3g}"
+    return Text(f"{ends[0]:<{half}}0{ends[1]:>{half}}", FIGURES)
 
 
 def token_strip(tokens: Sequence[Token], shares: Sequence[float | None], width: int) -> Text:

@@ -1,12 +1,14 @@
 """Draws what commands show: settings, help, a model's card, the tokens of a text."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from minillm_repl.checkpoint.peek import Summary
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.render.console import DROPPED, FIGURES, MODEL, SPECIAL, TITLE
@@ -17,6 +19,8 @@ from minillm_repl.tokenizer.base import Token
 WIDE, NARROW = 100, 72
 """Columns of a terminal: from the first on bars are long; below the second there are none and words
 are folded, so that no number is cut."""
+
+TABLE_GAP = 3  # cells between two columns of `plain_table`
 
 
 def plain_table(
@@ -45,17 +49,18 @@ def plain_table(
 
 
 def settings_table(settings: Any) -> Table:
-    """Return all settings: name, value, default, unit, meaning; bold if not the default."""
-    table = plain_table(_("setting"), _("value"), _("default"), _("unit"), _("meaning"))
+    """Return all settings: name, value, meaning; bold, and with the default, if not the default."""
+    table = plain_table(_("setting"), _("value"), _("meaning"), wrap=(1, 2))
     for name, spec in specs(settings).items():
         value, default = value_of(settings, name), default_of(settings, name)
-        table.add_row(
-            name,
-            Text(format_value(spec, value), TITLE if value != default else ""),
-            format_value(spec, default),
-            spec.unit and _(spec.unit),
-            _(spec.help),
-        )
+        is_changed, shown = value != default, format_value(spec, value)
+        # `auto` and `off` have no unit, and 1 would need another form of it.
+        unit = f" {_(spec.unit)}" if spec.unit and shown.isdigit() and shown != "1" else ""
+        meaning = Text(_(spec.help))
+        if is_changed:
+            default_text = format_value(spec, default) or "–"
+            meaning.append(" " + _("(default {value})", value=default_text), FIGURES)
+        table.add_row(name, Text((shown or "–") + unit, TITLE if is_changed else ""), meaning)
     return table
 
 
@@ -107,12 +112,23 @@ def tokens_flow(tokens: Sequence[Token], kept: int = 0, unseen: int = 0) -> Text
     return flow
 
 
-def models_table(models: Iterable[tuple[str, str]]) -> Table:
-    """Return a table of what can be opened: the name to open it by, and where it comes from."""
-    table = plain_table(_("name"), _("source"))
-    for name, source in models:
-        table.add_row(Text(safe_line(name), TITLE), source)
+def models_table(models: Iterable[tuple[str, str, Summary | None]]) -> Table:
+    """Return a table of what can be opened: its name, where it comes from, and what it is."""
+    table = plain_table(
+        _("name"), _("source"), _("family"), _("parameters"), _("dtype"), _("size"), _("changed"),
+        right=(3, 5), wrap=(0, 1, 2),
+    )  # fmt: skip
+    for name, source, summary in models:
+        facts = _facts(summary) if summary else ("–", "", "", "", "")
+        table.add_row(Text(safe_line(name), TITLE), source, *facts)
     return table
+
+
+def _facts(summary: Summary) -> tuple[str, str, str, str, str]:
+    parameters = f"{summary.parameters / 1e6:,.1f} M"
+    size = f"{summary.size / 2**20:,.1f} MiB"
+    day = f"{datetime.fromtimestamp(summary.modified):%Y-%m-%d}"  # in the user's time zone
+    return summary.family, parameters, summary.dtype, size, day
 
 
 def tokens_line(tokens: int, characters: int, size: int) -> Text:

@@ -35,7 +35,6 @@ from minillm_repl.repl.settings import active_samplers
 from minillm_repl.repl.shell import PROMPT, Shell
 from minillm_repl.repl.signals import exit_on_termination
 from minillm_repl.safetext import safe_line, strip_joiners
-from minillm_repl.settings import format_value, specs
 from minillm_repl.storage.paths import checkpoint_title
 
 _EXAMPLES = ("날씨", "Once upon a time")  # of what to type; the first that the model knows is shown
@@ -197,7 +196,7 @@ class PromptReader:
     def _toolbar(self) -> FormattedText:
         """Return the facts that fit: model, interventions, samplers, verbose, context, speed."""
         session, model = self._shell.session, self._shell.session.workspace.model
-        verbose = format_value(specs(session.settings)["verbose"], session.settings.verbose)
+        verbose = session.settings.verbose
         name = (
             _("{model} (chat)", model=self._model_name())
             if self._is_chatting()
@@ -210,7 +209,7 @@ class PromptReader:
             name,
             *changes,
             " ".join(active_samplers(session.settings)),
-            f"verbose {verbose}",
+            *([f"verbose {verbose}"] if verbose else []),
         ]
         if model:
             context = model.decoder.context_length

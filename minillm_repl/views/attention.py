@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -12,7 +11,6 @@ from rich.text import Text
 from minillm_repl.language import N_, _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.drawing import (
-    MAX_LABEL_WIDTH,
     fit_to_width,
     label_width,
     shade,
@@ -44,9 +42,12 @@ class Pattern:
     places: int  # how many positions the means are over
 
 
-def pattern_scores(patterns: Iterable[Pattern]) -> str:
-    """Return `previous token 62% (15%)` for each pattern."""
-    return " · ".join(f"{_(each.name)} {each.score:.0%} ({each.chance:.0%})" for each in patterns)
+def pattern_scores(patterns: Iterable[Pattern], *, baseline: bool = True) -> str:
+    """Return `previous token 62% (15%)` for each pattern; the baseline is in brackets."""
+    return " · ".join(
+        f"{_(each.name)} {each.score:.0%}" + (f" ({each.chance:.0%})" if baseline else "")
+        for each in patterns
+    )
 
 
 def weights(inspected: InspectedText, layer: int | None = None) -> "dict[int, Tensor]":
@@ -151,7 +152,7 @@ class HeadView(View, Truncation):
         fitting = max(1, (width - lead) // _CELL)
         first = max(0, len(self.tokens) - fitting)
         notes = [
-            _("rows: queries · columns: keys · each row sums to 100% · ░ ≥20% ▒ ≥40% ▓ ≥60% █ ≥80%")
+            _("rows: queries · columns: keys, by position · ░ ≥20% ▒ ≥40% ▓ ≥60% █ ≥80%"),
         ]
         notes += [_(UNIFORM_NOTE)] if self.patterns else []
         if first:
@@ -163,7 +164,7 @@ class HeadView(View, Truncation):
             notes.insert(0, last_tokens)
         heading = title(
             _("layer {layer} head {head}", layer=self.layer, head=self.head),
-            pattern_scores(self.patterns[: 3 if width < WIDE else 5]),
+            pattern_scores(self.patterns[: 2 if width < WIDE else 5]),
         )
         return Group(heading, self._matrix(first, labels), Text("\n".join(notes), FIGURES))
 
@@ -171,9 +172,9 @@ class HeadView(View, Truncation):
         """Return the weights from token `first` on, as shades, with the tokens beside them."""
         numbers = self._position_width
         shown = range(first, len(self.tokens))
-        lines = Text(no_wrap=True)
-        for line in _column_labels([self.tokens[index].label for index in shown]):
-            lines.append(" " * (labels + numbers + 2) + line + "\n", MODEL)
+        positions = _column_positions([self.position_of(index) for index in shown])
+        lines = Text.assemble((" " * (labels + numbers + 2) + positions + "\n", FIGURES))
+        lines.no_wrap = True
         for index in shown:
             token = self.tokens[index]
             lines.append(f"{self.position_of(index):>{numbers}} ", FIGURES)
@@ -188,14 +189,13 @@ class HeadView(View, Truncation):
 
     @property
     def pinned(self) -> tuple[int, int]:
-        """The title and the labels above the matrix, and those to the left of it."""
-        labels = _column_labels([token.label for token in self.tokens])
-        return 1 + len(labels), label_width(self.tokens) + self._position_width + 2
+        """The title and the positions above the matrix, and the tokens to the left of it."""
+        return 2, label_width(self.tokens) + self._position_width + 2
 
     def small_map(self, size: int, width: int) -> Text:
         """Return the weights of the last `size` tokens, below the name and its first pattern."""
         first = len(self.tokens) - size
-        name = f"{self.layer}.{self.head}  {pattern_scores(self.patterns[:1])}"
+        name = f"{self.layer}.{self.head}  {pattern_scores(self.patterns[:1], baseline=False)}"
         picture = Text.assemble((fit_to_width(name, width).rstrip() + "\n", TITLE))
         for index in range(first, len(self.tokens)):
             picture.append_text(_shades(self.weights[index], first, index))
@@ -229,7 +229,7 @@ class LayerView(View, Truncation):
             title(_("layer {layer}", layer=layer), " · ".join(facts)),
             Text(),
             grid,
-            Text(f"{hint} · {_(UNIFORM_NOTE)}", FIGURES),
+            Text(hint, FIGURES),
         )
 
 
@@ -238,12 +238,10 @@ def _shades(row: Row, first: int, last: int) -> Text:
     return Text("".join(shade(weight) * _CELL for weight in row[first : last + 1]), MODEL)
 
 
-def _column_labels(labels: Sequence[str]) -> list[str]:
-    """Return labels written downwards, one a column, the last characters on the last line."""
-    columns = [[each for each in label if cell_len(each)][:MAX_LABEL_WIDTH] for label in labels]
-    height = max(map(len, columns), default=0)
-    padded = [[""] * (height - len(column)) + column for column in columns]
-    return ["".join(fit_to_width(column[row], _CELL) for column in padded) for row in range(height)]
+def _column_positions(positions: Sequence[int]) -> str:
+    """Return the heads of columns: every fifth position, above its own column."""
+    room = 5 * _CELL
+    return "".join(f"{each:<{room}}" for each in positions[::5]).rstrip()
 
 
 def compute_layer(inspected: InspectedText, layer: int) -> LayerView:

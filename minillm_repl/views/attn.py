@@ -12,13 +12,12 @@ from rich.text import Text
 from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, TITLE
 from minillm_repl.render.drawing import UNLIMITED_WIDTH, level, short_label, title
-from minillm_repl.render.tables import WIDE, plain_table
+from minillm_repl.render.tables import TABLE_GAP, WIDE, plain_table
 from minillm_repl.repl.arguments import Arguments, Layer, TextArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.attention import (
-    UNIFORM_NOTE,
     HeadView,
     LayerView,
     Pattern,
@@ -30,15 +29,18 @@ from minillm_repl.views.attention import (
     weights,
 )
 from minillm_repl.views.base import View, inspect_text, show
-from minillm_repl.views.inspected_text import InspectedText
+from minillm_repl.views.inspected_text import InspectedText, no_grad, topk_ids
+from minillm_repl.views.why import logit_direction
 
 if TYPE_CHECKING:
     from minillm_repl.repl.shell import Shell
 
 _KEYS = 5  # that are listed for the last token
 _LABEL = 8  # cells of the token of a key
-_HEADS = 32  # that are listed, unless there is room for all
+_ALL_HEADS = 32  # a model with more has a selection listed
+_SELECTED_HEADS = 20  # of such a model, so that a screen has room for them
 _MIN_WEIGHT = 0.005  # less rounds to 0%
+_MIN_EXCESS = 0.05  # of a pattern's score over that of uniform attention
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class HeadFocus:
     head: int
     looked: tuple[tuple[int, float], ...]  # (position, weight), the largest weight first
     patterns: tuple[Pattern, ...]  # the highest score first
+    adds: float  # to the logit of the most likely next token, directly
 
 
 @dataclass(frozen=True)
@@ -57,25 +60,25 @@ class FocusView(View, Truncation):
 
     tokens: tuple[Token, ...]
     heads: tuple[HeadFocus, ...]
+    answer: Token  # the most likely next token
 
     def draw(self, width: int) -> RenderableType:
-        """Return a row for each head: the keys with the largest weights, and its patterns."""
-        everything = len(self.heads) <= _HEADS or width >= UNLIMITED_WIDTH
-        heads = self.heads if everything else self._most_focused()
+        """Return a row for each head: what it adds, the keys it attends to, and its pattern."""
+        everything = len(self.heads) <= _ALL_HEADS or width >= UNLIMITED_WIDTH
+        heads = self.heads if everything else self._strongest()
+        answer = self.answer.label
         notes = [
             _("attends to: token @ position, weight"),
-            _(
-                "pattern: the attention pattern the head follows most over the whole text, and "
-                "its mean weight"
-            ),
-            _(UNIFORM_NOTE),
+            _("adds: directly to the logit of {token}, the most likely next token", token=answer),
+            _("pattern: over the whole text, and what uniform attention would score"),
         ]
         if len(heads) < len(self.heads):
             selection = _(
-                "top {n} of {all} heads by weight on one earlier token (first token "
-                "excluded); :scroll shows all",
+                "the {n} of {all} heads that add most to the logit of {token}, in either "
+                "direction; :scroll shows all",
                 n=len(heads),
                 all=len(self.heads),
+                token=answer,
             )
             notes.insert(0, selection)
         where = _(
@@ -90,20 +93,23 @@ class FocusView(View, Truncation):
         )
 
     def _table(self, heads: tuple[HeadFocus, ...], width: int) -> Table:
+        headings = _("head"), _("adds"), _("attends to"), _("pattern")
         n_patterns = 1 if width < WIDE else 2
-        scores = [pattern_scores(head.patterns[:n_patterns]) for head in heads]
+        scores = [pattern_scores(_followed(head.patterns)[:n_patterns]) or "–" for head in heads]
         keys = [self._keys(head) for head in heads]
         # Keys of the same rank stand below each other, in as many columns as fit.
         by_rank = zip_longest(*keys, fillvalue=Text())
         cells = [max(key.cell_len for key in rank) + 2 for rank in by_rank]
-        room = width - 10 - max(map(cell_len, scores))
+        first = sum(max(6, cell_len(heading)) + TABLE_GAP for heading in headings[:2])
+        room = width - first - TABLE_GAP - 2 - max(map(cell_len, scores))
         columns = max(1, sum(total <= room for total in accumulate(cells)))
-        table = plain_table(_("head"), _("attends to"), _("pattern"), wrap=(2,))
+        table = plain_table(*headings, right=(1,), wrap=(3,))
         for head, row, score in zip(heads, keys, scores, strict=True):
             for key, size in zip(row, cells, strict=False):
                 key.pad_right(size - key.cell_len)
             name = Text(f"{head.layer}.{head.head}", TITLE)
-            table.add_row(name, Text.assemble(*row[:columns]), Text(score, FIGURES))
+            keys_cell = Text.assemble(*row[:columns])
+            table.add_row(name, f"{head.adds:+.2f}", keys_cell, Text(score, FIGURES))
         return table
 
     def _keys(self, head: HeadFocus) -> list[Text]:
@@ -118,21 +124,21 @@ class FocusView(View, Truncation):
             if weight >= _MIN_WEIGHT
         ]
 
-    def _most_focused(self) -> tuple[HeadFocus, ...]:
-        """Return the heads with the largest weight on one earlier token, in their order.
+    def _strongest(self) -> tuple[HeadFocus, ...]:
+        """Return the heads that add most, the strongest first.
 
-        The first token does not count: a head without anything to do attends to it.
+        A large weight is no reason to be listed: many heads put it on the first token, whose value
+        is nearly zero, when they have nothing to add (an attention sink).
         """
-        last = len(self.tokens) - 1
+        return tuple(sorted(self.heads, key=lambda head: -abs(head.adds))[:_SELECTED_HEADS])
 
-        def largest_weight(head: HeadFocus) -> float:
-            earlier = (
-                weight for position, weight in head.looked if 0 < self.index_of(position) < last
-            )
-            return max(earlier, default=0.0)
 
-        strongest = sorted(self.heads, key=largest_weight, reverse=True)[:_HEADS]
-        return tuple(sorted(strongest, key=lambda head: (head.layer, head.head)))
+def _followed(patterns: tuple[Pattern, ...]) -> list[Pattern]:
+    """Return the patterns that score clearly more than uniform attention, clearest first."""
+    excess = {each: each.score - each.chance for each in patterns}
+    return sorted(
+        (each for each in patterns if excess[each] >= _MIN_EXCESS), key=lambda each: -excess[each]
+    )
 
 
 def compute(
@@ -149,16 +155,38 @@ def compute(
     return compute_head(inspected, layer, head)
 
 
+@no_grad
 def compute_focus(inspected: InspectedText) -> FocusView:
     """Return what the last token attends to, in every head of every layer."""
+    answer, added = _added_by_heads(inspected)
     heads = []
     for layer, by_head in weights(inspected).items():  # (head, time, time)
         patterns = find_patterns(by_head, inspected.ids, sliding_window(inspected, layer))
         for head, row in enumerate(by_head[:, -1]):  # (time,)
             top = row.argsort(descending=True, stable=True)[:_KEYS].tolist()
             looked = tuple((inspected.position_of(index), float(row[index])) for index in top)
-            heads.append(HeadFocus(layer, head, looked, patterns[head]))
-    return FocusView(inspected.tokens, tuple(heads), **inspected.window_fields)
+            heads.append(HeadFocus(layer, head, looked, patterns[head], added[layer][head]))
+    answer_token = Token.from_id(inspected.tokenizer, answer)
+    return FocusView(inspected.tokens, tuple(heads), answer_token, **inspected.window_fields)
+
+
+def _added_by_heads(inspected: InspectedText) -> tuple[int, list[list[float]]]:
+    """Return the most likely next token, and what each head adds to its logit: [layer][head]."""
+    import torch
+
+    logits, cache = inspected.run_with_cache("attention.z", "residual", last_only=True)
+    last_residual = cache[f"blocks.{inspected.config.n_layers - 1}.residual"][-1]  # (d_model,)
+    answer = topk_ids(logits[0], 1)[0]
+    direction = logit_direction(inspected.model, last_residual, answer)[0]  # (d_model,)
+    added = []
+    for layer in range(inspected.config.n_layers):
+        z = cache[f"blocks.{layer}.attention.z"][-1]  # (head, head_dim)
+        # One row has one head alone; the last row has none, so that its output is the bias.
+        alone = torch.cat([torch.diag_embed(z.T).permute(1, 2, 0), torch.zeros_like(z)[None]])
+        projection = inspected.model.get_submodule(f"blocks.{layer}.attention.proj")
+        written = projection(alone.flatten(1))  # (head + 1, d_model)
+        added.append(((written[:-1] - written[-1]).double() @ direction).tolist())
+    return answer, added
 
 
 @command(
@@ -178,7 +206,9 @@ def attn(shell: "Shell", asked: Arguments) -> None:
     :attn alone shows what the last token attends to, in every head.
 
     A weight is softmax(q·k / √d_head): the share of the column's value that goes into the row.
-    Attention does not explain the answer: `:why` shows what a head adds to it.
+    Many heads put most of their weight on the first token when they have nothing to add (an
+    attention sink). A weight is therefore no effect: `adds` is what the head adds directly to the
+    logit of the most likely next token, as in `:why`.
 
     The score of a pattern is the share of attention that follows the pattern, as a mean over the
     positions where the pattern is possible. The number in brackets is the uniform baseline: the

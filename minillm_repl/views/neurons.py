@@ -15,24 +15,29 @@ from minillm_repl.render.drawing import (
     largest_first,
     numbered_label,
     short_label,
+    signed_axis,
     signed_bar,
     title,
     token_strip,
 )
-from minillm_repl.render.tables import plain_table
+from minillm_repl.render.tables import TABLE_GAP, plain_table
 from minillm_repl.repl.arguments import Arguments, Layer, TextArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import Row, View, inspect_text, show
-from minillm_repl.views.inspected_text import InspectedText, check_layer, no_grad
+from minillm_repl.views.inspected_text import InspectedText, check_layer, no_grad, topk_ids
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from minillm_repl.repl.shell import Shell
 
 _NEURONS = 12  # of a layer that are listed
 _TOKENS = 12  # that a neuron fires on, at most
 _TOKENS_OF_ONE = 10  # the same, for one neuron by itself
+_WRITTEN = 8  # tokens that a neuron promotes, and as many that it suppresses
+_BAR, _PROMOTED = 6, 12  # cells
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,9 @@ class Neuron:
 
     index: int
     activations: Row  # (time,): after the activation function, and the gate where there is one
+    # What it writes at its largest |activation|: the tokens whose logits that raises most directly.
+    promotes: tuple[Token, ...]
+    suppresses: tuple[Token, ...]  # the same, lowers most
 
 
 @dataclass(frozen=True)
@@ -59,24 +67,30 @@ class NeuronsView(View, Truncation):
 
     def _draw_all(self, width: int) -> RenderableType:
         table = plain_table(
-            _("neuron"), _("max"), "", _("fires on: token @ position, activation"),
+            _("neuron"), _("max"), "", _("promotes"), _("fires on: token @ position"),
             right=(0, 1), wrap=(),
         )  # fmt: skip
+        promoted = [_labels(each.promotes, max(_PROMOTED, width // 5)) for each in self.neurons]
+        taken = max(label.cell_len for label in promoted) + _BAR + 4 * TABLE_GAP
         peak = max(abs(value) for each in self.neurons for value in each.activations) or 1.0
-        for each in self.neurons:
+        names = [f"{self.layer}.{each.index}" for each in self.neurons]
+        room = width - taken - max(6, *map(len, names)) - len(f"{peak:+.2f}") - 2
+        for each, promotes in zip(self.neurons, promoted, strict=True):
             order = largest_first(each.activations)
             top = each.activations[order[0]]
             table.add_row(
                 f"{self.layer}.{each.index}",
                 f"{top:+.2f}",
-                Text(bar(abs(top) / peak, 8), MODEL),
-                self._fires_on(each, order[:_TOKENS], width - 34),
+                Text(bar(abs(top) / peak, _BAR), MODEL),
+                promotes,
+                self._fires_on(each, order[:_TOKENS], room),
             )
         count = _(
             "top {n} of {all:,} by activation on this text", n=len(self.neurons), all=self.size
         )
         hint = _(
-            ":neurons {layer}.{neuron} shows one neuron over the whole text",
+            "promotes: the tokens whose logits the neuron raises at its max (through W_down and "
+            "the unembedding) · :neurons {layer}.{neuron} shows one neuron over the whole text",
             layer=self.layer,
             neuron=self.neurons[0].index,
         )
@@ -92,7 +106,7 @@ class NeuronsView(View, Truncation):
                 (f" @{self.position_of(index)}", FIGURES),
                 f" {neuron.activations[index]:+.2f}  ",
             )
-            if fires.cell_len + part.cell_len > width:
+            if fires and fires.cell_len + part.cell_len > width:
                 break
             fires.append_text(part)
         return fires
@@ -115,8 +129,24 @@ class NeuronsView(View, Truncation):
             ),
             token_strip(self.tokens, [abs(value) / peak for value in values], width),
             Text(),
+            Text.assemble(" " * (names + 8), signed_axis(peak, bars)),
             Text("\n", no_wrap=True).join(lines),
-        )
+            Text.assemble(
+                (_("promotes") + "  ", FIGURES), _labels(neuron.promotes, width), "\n",
+                (_("suppresses") + "  ", FIGURES), _labels(neuron.suppresses, width),
+            ),
+        )  # fmt: skip
+
+
+def _labels(tokens: tuple[Token, ...], width: int) -> Text:
+    """Return as many labels of tokens as fit in `width` cells; the first is always there."""
+    labels = Text()
+    for token in tokens:
+        label = short_label(token)
+        if labels and labels.cell_len + 1 + label.cell_len > width:
+            break
+        labels.append(" " if labels else "").append_text(label)
+    return labels
 
 
 @no_grad
@@ -140,13 +170,45 @@ def compute(inspected: InspectedText, layer: int, neuron: int | None = None) -> 
     peaks = hidden.abs().amax(0)  # (d_mlp,)
     strongest = peaks.argsort(descending=True, stable=True)[:_NEURONS].tolist()
     indices = strongest if neuron is None else [neuron]
+    written = _written_tokens(inspected, layer, hidden, indices)
     return NeuronsView(
         layer=layer,
         size=size,
         tokens=inspected.tokens,
-        neurons=tuple(Neuron(index, tuple(hidden[:, index].tolist())) for index in indices),
+        neurons=tuple(
+            Neuron(index, tuple(hidden[:, index].tolist()), *tokens)
+            for index, tokens in zip(indices, written, strict=True)
+        ),
         **inspected.window_fields,
     )
+
+
+def _written_tokens(
+    inspected: InspectedText, layer: int, hidden: "Tensor", indices: list[int]
+) -> list[tuple[tuple[Token, ...], tuple[Token, ...]]]:
+    """Return the tokens that each neuron promotes, and those that it suppresses.
+
+    `hidden` is (time, d_mlp). A neuron writes its column of the down-projection, times its largest
+    |activation|. The unembedding of that says which logits it moves directly (Geva et al., 2022).
+    The scale of the final norm does not change the order.
+    """
+    import torch
+
+    model, tokenizer = inspected.model, inspected.tokenizer
+    columns = hidden[:, indices]  # (time, neuron)
+    peaks = columns.gather(0, columns.abs().argmax(0, keepdim=True))[0]  # (neuron,)
+    # Each row has one neuron alone; the last row has none, so that its output is the bias.
+    alone = torch.zeros(len(indices) + 1, hidden.shape[-1], device=hidden.device)
+    alone[range(len(indices)), indices] = peaks
+    written = model.get_submodule(f"blocks.{layer}.mlp.down")(alone)  # (neuron + 1, d_model)
+    written = written[:-1] - written[-1]
+    logits = model.unembed(written) - model.unembed(torch.zeros_like(written[:1]))
+    logits = logits[:, : tokenizer.vocab_size]  # (neuron, vocab)
+
+    def top(row: "Tensor") -> tuple[Token, ...]:
+        return tuple(Token.from_id(tokenizer, token) for token in topk_ids(row, _WRITTEN))
+
+    return [(top(row), top(-row)) for row in logits]
 
 
 @command(
@@ -165,6 +227,11 @@ def neurons(shell: "Shell", asked: Arguments) -> None:
     :neurons 2 lists the neurons of layer 2 with the largest |activation| on this text, each with
     the tokens it fired on.
     :neurons 2.17 shows neuron 17 over the whole text.
+
+    promotes: the tokens whose logits the neuron raises most, directly, at its largest |activation|:
+    its column of the down-projection, through the unembedding (Geva et al., 2022). suppresses: the
+    tokens whose logits it lowers most. For early layers these tokens say little, because later
+    layers read what the neuron writes.
 
     Layers and neurons count from 0.
     """

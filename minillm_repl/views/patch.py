@@ -49,6 +49,7 @@ _TITLES = {
 _MAX_ACTIVATION = 2**22  # numbers of one activation in a pass
 _MIN_DIFFERENCE = 1e-3  # logits between A and B: float32 rounds to some 1e-5
 _PERCENT_WIDTH, _SHADE_WIDTH = 5, 2  # cells: ` -12%`, `▒▒`
+_EMBEDDING = "e", "emb"  # the name of its column, narrow and wide
 _MAX_LABEL = 24  # cells of a row's label
 
 
@@ -92,11 +93,8 @@ class PatchView(View):
         lines.rstrip()
         answers = {"a": self.answer_a.label, "b": self.answer_b.label}
         measure = _("fraction of the {a} − {b} logit difference restored", **answers)
-        differences = _(
-            "logit difference: {a:+.3f} on A (100%), {b:+.3f} on B (0%)",
-            a=self.clean,
-            b=self.corrupt,
-        )
+        template = N_("logit difference: {a:+.3f} on A (100%), {b:+.3f} on B (0%)")
+        differences = _(template, a=self.clean, b=self.corrupt)
         return Group(
             title(_(_TITLES[self.what]), measure),
             Text(differences, FIGURES),
@@ -106,17 +104,21 @@ class PatchView(View):
 
     def _header(self, shown: range, indent: int, cell: int) -> str:
         """Return the line of layer numbers; of narrow columns, only every fifth has one."""
-        layers = ["emb" if place == "embedding" else place.split()[0] for place in self.places]
-        names = [layers[at] if cell > _SHADE_WIDTH or at % 5 == 0 else "" for at in shown]
+        is_wide = cell > _SHADE_WIDTH
+        layers = [place.split()[0] for place in self.places]  # `embedding`, or a number
+        names = [
+            _EMBEDDING[is_wide] if layer == "embedding"
+            else layer if is_wide or int(layer) % 5 == 0
+            else ""
+            for layer in layers[shown.start :]
+        ]  # fmt: skip
         return " " * indent + "".join(fit_to_width(name, cell, right=True) for name in names) + "\n"
 
     def _notes(self, shown: range, cell: int) -> list[str]:
-        has_embedding = shown[0] == 0 and self.what == "residual"
-        notes = [
-            _("columns: after each layer, emb: the embedding")
-            if has_embedding
-            else _("columns: after each layer")
-        ]
+        notes = [_("columns: after each layer")]
+        if shown[0] == 0 and self.what == "residual":
+            name = _EMBEDDING[cell > _SHADE_WIDTH]
+            notes = [_("columns: after each layer, {name}: the embedding", name=name)]
         if cell == _SHADE_WIDTH:
             notes.append(_("░ ≥20% ▒ ≥40% ▓ ≥60% █ ≥80%, -: negative"))
         if not self.likeliest:

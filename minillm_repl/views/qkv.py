@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
-from minillm_repl.render.drawing import bar, label_width, short_label, title
+from minillm_repl.render.drawing import UNLIMITED_WIDTH, bar, label_width, short_label, title
 from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import WIDE, plain_table
 from minillm_repl.repl.arguments import (
@@ -22,6 +23,7 @@ from minillm_repl.repl.arguments import (
     position,
 )
 from minillm_repl.repl.registry import command
+from minillm_repl.settings import integer
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import Row, View, inspect_text, show
@@ -31,7 +33,9 @@ from minillm_repl.views.inspected_text import InspectedText, check_layer, no_gra
 if TYPE_CHECKING:
     from minillm_repl.repl.shell import Shell
 
-_NUMBER = 6  # cells of one number of a vector
+_NUMBER = 7  # cells of one number of a vector
+_FEW = 2  # numbers: keys with fewer are left out, so that the values have room
+_TOP = 10  # keys that have a row of their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,47 +61,64 @@ class QKVView(View, Truncation):
     query: Row  # (head_dim,)
     met: tuple[Met, ...]
     mixed: Row  # (head_dim,): the sum of the values, each times its weight
+    top: int = _TOP  # keys that the picture lists; all of them where a view is drawn whole
 
     def draw(self, width: int) -> RenderableType:
         """Return the query, a row for each key, and the weighted sum of the values."""
-        size = len(self.query)
+        whole = width >= UNLIMITED_WIDTH
+        by_weight = sorted(self.met, key=lambda each: -each.weight)
+        listed = by_weight if whole or len(by_weight) <= self.top + 1 else by_weight[: self.top]
+        shown, has_keys = self._numbers(width)
         bars = 6 if width >= WIDE else 0
-        fixed = 44 + bars + label_width(self.tokens)
-        shown = max(1, min(size, (width - fixed) // (2 * _NUMBER)))  # numbers of each vector
         table = plain_table(
-            "#", _("token"), _("key"), "q·k", "÷√d", _("softmax"), "", _("value"),
-            right=(0, 3, 4, 5), wrap=(),
+            "#", _("token"), *([_("key")] if has_keys else []), "q·k", "÷√d", _("softmax"), "",
+            _("value"), right=(0, *range(2 + has_keys, 5 + has_keys)), wrap=(),
         )  # fmt: skip
-        top_weight = max(each.weight for each in self.met)
-        for each in self.met:
-            style = TITLE if each.weight == top_weight else ""
+        for each in listed:
             table.add_row(
                 str(each.position),
                 short_label(self.tokens[self.index_of(each.position)]),
-                _vector(each.key, shown),
+                *([_vector(each.key, shown)] if has_keys else []),
                 f"{each.dot:.2f}",
                 f"{each.scaled:.2f}",
-                Text(percent(each.weight), style),
+                Text(percent(each.weight), TITLE if each is by_weight[0] else ""),
                 Text(bar(each.weight, bars), MODEL),
                 _vector(each.value, shown),
             )
+        blank = [""] * (3 + has_keys)
+        if rest := by_weight[len(listed) :]:
+            more = Text(_("{count} more", count=len(rest)), FIGURES)
+            table.add_row("", more, *blank[1:], percent(sum(each.weight for each in rest)), "", "")
         table.add_section()
-        table.add_row("", "", "", "", "", "100.0%", "", _vector(self.mixed, shown))
-        query_name = (
-            _("query vector, first {n} of {all} dimensions", n=shown, all=size)
-            if shown < size
-            else _("query vector")
-        )
-        query = Text.assemble(
-            (_("query") + " ", FIGURES),
-            _vector(self.query, shown),
-            ("   " + query_name, FIGURES),
-        )
-        legend = _(
-            "softmax(q·k / √d) weights the values; the last row is their weighted sum: "
-            "the head's output before W_O (library analogy: `:help qkv`)"
-        )
-        return Group(self._title(), query, table, Text(legend, FIGURES))
+        table.add_row("", *blank, "100.0%", "", _vector(self.mixed, shown))
+        return Group(self._title(), self._query(width), table, Text(self._legend(shown), FIGURES))
+
+    def _numbers(self, width: int) -> tuple[int, bool]:
+        """Return how many numbers of a vector fit, and whether the keys have room beside them."""
+        room = width - 46 - (6 if width >= WIDE else 0) - label_width(self.tokens)
+        fitting = room // (2 * _NUMBER)
+        has_keys = fitting >= min(_FEW, len(self.query))
+        return max(1, min(len(self.query), fitting if has_keys else room // _NUMBER)), has_keys
+
+    def _query(self, width: int) -> Text:
+        """Return the line of the query vector, as many numbers as fit."""
+        shown = max(1, min(len(self.query), (width - cell_len(_("query")) - 4) // _NUMBER))
+        more = " …" if shown < len(self.query) else ""
+        return Text.assemble((_("query") + " ", FIGURES), _vector(self.query, shown), more)
+
+    def _legend(self, shown: int) -> str:
+        size = len(self.query)
+        notes = [
+            _(
+                "keys by weight · softmax(q·k / √d) weights the values; last row: their weighted "
+                "sum, the head's output before W_O"
+            )
+        ]
+        if shown < size:
+            notes.append(_("vectors: the first {n} of {all} numbers", n=shown, all=size))
+        if len(self.met) > self.top + 1:
+            notes.append(_("`top=N` lists more keys"))
+        return " · ".join(notes)
 
     def _title(self) -> Text:
         return title(
@@ -113,13 +134,15 @@ class QKVView(View, Truncation):
 
 def _vector(numbers: Sequence[float], shown: int) -> Text:
     """Return the first numbers of a vector, in columns of equal width."""
-    cells = (f"{each:+{_NUMBER}.{1 if abs(each) < 100 else 0}f}" for each in numbers[:shown])
+    cells = (f"{each:+{_NUMBER}.{2 if abs(each) < 100 else 0}f}" for each in numbers[:shown])
     return Text("".join(cells))
 
 
 @no_grad
-def compute(inspected: InspectedText, layer: int, head: int, position: int = -1) -> QKVView:
-    """Return what a head computes at a position.
+def compute(
+    inspected: InspectedText, layer: int, head: int, position: int = -1, top: int = _TOP
+) -> QKVView:
+    """Return what a head computes at a position; the picture lists the `top` keys by weight.
 
     Raises UserError if there is no such head or position.
     """
@@ -159,6 +182,7 @@ def compute(inspected: InspectedText, layer: int, head: int, position: int = -1)
         query=tuple(query.tolist()),
         met=tuple(met(place) for place in range(first, index + 1)),
         mixed=tuple(z[-1, head].tolist()),
+        top=top,
         **inspected.window_fields,
     )
 
@@ -207,6 +231,7 @@ def compute_dot(
         Layer("required", required=True),
         Position(),
         Option("key", position, None, "P"),
+        Option("top", integer(1), _TOP, "N"),
         TextArgument(),
     ),
     json=True,
@@ -220,6 +245,8 @@ def qkv(shell: "Shell", asked: Arguments) -> None:
     divided by √d (d is the head dimension). A softmax over all positions gives the weights. The
     output of the head is the sum of the values, each times its weight.
 
+    The keys are listed by weight: the ten largest, or top=N of them. Export and :scroll have all.
+
     q and k are as they enter the dot product: after normalization and RoPE, if the model has them.
 
     With key=P, the view shows only the key of position P, number by number: each q × k, their sum,
@@ -232,6 +259,6 @@ def qkv(shell: "Shell", asked: Arguments) -> None:
     inspected = inspect_text(shell, asked.text)
     place = asked.layer, asked.head, asked.position
     if asked.key is None:
-        show(shell, compute(inspected, *place), asked.output)
+        show(shell, compute(inspected, *place, asked.top), asked.output)
     else:
         show(shell, compute_dot(inspected, *place, asked.key), asked.output)

@@ -1,16 +1,18 @@
 """`:residual`: the residual stream, layer by layer, as norms."""
 
 from dataclasses import dataclass
+from math import log
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, MODEL
 from minillm_repl.render.drawing import bar, component_name, title
-from minillm_repl.render.tables import plain_table
-from minillm_repl.repl.arguments import Arguments, TextArgument
+from minillm_repl.render.tables import TABLE_GAP, plain_table
+from minillm_repl.repl.arguments import Arguments, Position, TextArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.truncation import Truncation
@@ -43,34 +45,70 @@ class ResidualView(View, Truncation):
     rows: tuple[StreamRow, ...]
 
     def draw(self, width: int) -> RenderableType:
-        """Return a row for each place: the norm of its update and of the stream after it."""
-        bars = min(30, max(6, (width - 58) // 2))
-        longest = max(row.stream for row in self.rows) or 1.0
-        table = plain_table(
-            _("after"), _("update"), "", _("residual"), "", _("cos"), right=(1, 3, 5), wrap=()
-        )
-        for row in self.rows:
+        """Return a row for each layer: the norms of its two updates and of the stream after it."""
+        headings = _("layer"), _("attention"), _("cos"), _("MLP"), _("cos"), _("residual")
+        table = plain_table(*headings, "", right=range(6), wrap=())
+        layers, (low, high) = self._by_layer(), self._ends()
+        number_width = max(len(f"{max(row.added, row.stream):,.2f}") for row in self.rows)
+        widths = max(cell_len(name) for name, _rows in layers), *[number_width, 5] * 2, number_width
+        sizes = (max(cell_len(head), size) for head, size in zip(headings, widths, strict=True))
+        taken = sum(size + TABLE_GAP for size in sizes)
+        cells = max(4, min(30, width - taken - 2))
+        for name, rows in layers:
+            updates = {row.place.rpartition(" ")[2]: row for row in rows}
+            stream = rows[-1].stream
+            share = log(stream / low) / log(high / low) if stream > 0 and high > low else 0.0
             table.add_row(
-                component_name(row.place),
-                f"{row.added:,.2f}", Text(bar(row.added / longest, bars), MODEL),
-                f"{row.stream:,.2f}", Text(bar(row.stream / longest, bars), MODEL),
-                f"{row.aligned:+.2f}",
+                name, *_update(updates.get("attention")), *_update(updates.get("feed-forward")),
+                f"{stream:,.2f}", Text(bar(share, cells), MODEL),
             )  # fmt: skip
         where = _(
             "at {token}, position {position}", token=self.tokens[-1].label, position=self.position
         )
-        legend = _(
-            "update and residual: L2 norms · cos: cosine of the update with the "
-            "residual stream before it (+1 reinforces, 0 orthogonal, −1 cancels)"
-        )
-        return Group(title(_("residual stream"), where), table, Text(legend, FIGURES))
+        legends = [
+            _(
+                "attention, MLP: L2 norms of what they add · cos: with the residual stream before "
+                "it (+1 reinforces, 0 orthogonal, −1 cancels)"
+            ),
+            _(
+                "residual: L2 norm after the layer; its bar is logarithmic, from {low:.3g} to "
+                "{high:.3g}",
+                low=low,
+                high=high,
+            ),
+        ]
+        return Group(title(_("residual stream"), where), table, Text("\n".join(legends), FIGURES))
+
+    def _by_layer(self) -> list[tuple[str, list[StreamRow]]]:
+        """Return the rows of each layer, and by themselves the embedding and interventions."""
+        groups: dict[str, list[StreamRow]] = {}
+        for row in self.rows:
+            layer = row.place.split()[0]
+            name = layer if layer.isdecimal() else component_name(row.place)
+            groups.setdefault(name, []).append(row)
+        return list(groups.items())
+
+    def _ends(self) -> tuple[float, float]:
+        """Return where the bars begin and end: half the smallest norm, and the largest."""
+        norms = [row.stream for row in self.rows if row.stream > 0] or [1.0]
+        return min(norms) / 2, max(norms)
+
+
+def _update(row: StreamRow | None) -> tuple[str, str]:
+    """Return the norm and the cosine of what a part has added, if there is such a part."""
+    return ("", "") if row is None else (f"{row.added:,.2f}", f"{row.aligned:+.2f}")
 
 
 @no_grad
-def compute(inspected: InspectedText) -> ResidualView:
-    """Return the norms of the residual stream at the last position, and of what is added to it."""
+def compute(inspected: InspectedText, position: int = -1) -> ResidualView:
+    """Return the norms of the residual stream at a position, and of what is added to it.
+
+    Raises UserError if there is no such position.
+    """
     import torch
 
+    index = inspected.index_of(position)
+    position, inspected = inspected.position_of(index), inspected.up_to(index)
     _logits, cache = inspected.run_with_cache(
         "embedding", "attention.out", "residual.mid", "mlp.out", "residual", last_only=True
     )
@@ -93,7 +131,7 @@ def compute(inspected: InspectedText) -> ResidualView:
             layer = name.split(".")[1]
             rows.append(_row(f"added after layer {layer}", stream - total, stream, total))
     return ResidualView(
-        position=inspected.position_of(len(inspected.ids) - 1),
+        position=position,
         tokens=inspected.tokens,
         rows=tuple(rows),
         **inspected.window_fields,
@@ -109,7 +147,7 @@ def _row(place: str, update: "Tensor", stream: "Tensor", read: "Tensor") -> Stre
 
 @command(
     "residual",
-    arguments=(TextArgument(),),
+    arguments=(Position(), TextArgument()),
     json=True,
     aliases=("잔차",),
     group="Look inside",
@@ -118,14 +156,16 @@ def _row(place: str, update: "Tensor", stream: "Tensor", read: "Tensor") -> Stre
 def residual(shell: "Shell", asked: Arguments) -> None:
     """Show the residual stream, layer by layer.
 
-    The residual stream is the vector that runs through all layers, here at the last token. Each
-    attention and each MLP adds to it.
+    The residual stream is the vector that runs through all layers, here at one position. Each
+    attention and each MLP adds to it: there is a row for each layer.
 
-    update: the L2 norm of what is added. residual: the L2 norm of the sum so far. Neither is
-    centred or normalized.
+    attention, MLP: the L2 norm of what is added. residual: the L2 norm of the sum after the layer;
+    its bar is logarithmic. No norm is centred or normalized.
 
     cos: the cosine of the update with the residual stream before it. +1 reinforces, 0 is
     orthogonal, −1 cancels. In models with parallel attention and MLP (GPT-NeoX), it is the stream
     that both of them read.
+
+    POSITION counts from 0, or from the end if negative; the default is the last.
     """
-    show(shell, compute(inspect_text(shell, asked.text)), asked.output)
+    show(shell, compute(inspect_text(shell, asked.text), asked.position), asked.output)

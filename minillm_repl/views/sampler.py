@@ -59,7 +59,7 @@ class SamplerView(View, Truncation):
 
     after: Token  # the last token of the text
     stages: tuple[Stage, ...]
-    candidates: tuple[SamplerCandidate, ...]  # the most likely tokens by the model
+    candidates: tuple[SamplerCandidate, ...]  # most likely to be sampled first, then dropped ones
 
     def draw(self, _width: int) -> RenderableType:
         """Return candidates as rows and stages as columns; below, what each stage keeps."""
@@ -112,7 +112,7 @@ def compute(
     """Return the distribution after `ids` as each active sampler leaves it; logits (vocab,)."""
     import numpy as np
 
-    from minillm_repl.generate.sampling import softmax, stages, topk_ids
+    from minillm_repl.generate.sampling import softmax, stages
 
     columns = [("model", logits)]
     for name, sampler in stages(sampling, ids):
@@ -138,9 +138,18 @@ def compute(
                     for (_name, scores), probabilities in zip(columns, distributions, strict=True)
                 ),
             )
-            for token in topk_ids(logits, top)
+            for token in _listed(logits, columns[-1][1], top)
         ),
     )
+
+
+def _listed(logits: "Scores", final: "Scores", top: int) -> list[int]:
+    """Return the top tokens by the model and by the samplers (vocab,), as they will be sampled."""
+    from minillm_repl.generate.sampling import topk_ids
+
+    kept = [token for token in topk_ids(final, top) if isfinite(final[token])]
+    tokens = dict.fromkeys([*kept, *topk_ids(logits, top)])
+    return sorted(tokens, key=lambda token: (-final[token], -logits[token]))
 
 
 def kept_probability(scores: "Scores", probabilities: "Probabilities", token: int) -> float | None:

@@ -13,11 +13,13 @@ from minillm_repl.render.drawing import (
     component_name,
     fit_to_width,
     format_logit,
+    signed_axis,
     signed_bar,
     title,
 )
 from minillm_repl.render.generation import percent
-from minillm_repl.repl.arguments import Arguments, TextArgument
+from minillm_repl.render.tables import plain_table
+from minillm_repl.repl.arguments import Arguments, ChoiceOption, TextArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer.base import Token
 from minillm_repl.tokenizer.truncation import Truncation
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from minillm_repl.repl.shell import Shell
 
 _ROWS = 14  # parts that have a row of their own; the others share one
+# The kinds of parts that belong to a layer: 0 to its attention, 1 to its MLP.
+_OF_LAYER = {"head": 0, "attention": 0, "attention bias": 0, "feed-forward": 1}
 
 
 @dataclass(frozen=True)
@@ -52,36 +56,64 @@ class WhyView(View, Truncation):
     prob: float  # of the token
     rank: int
     parts: tuple[Part, ...]  # in the order in which the model works
+    by: str = "size"  # how the picture lists them: by `size`, or by `layer`
 
     def draw(self, width: int) -> RenderableType:
-        """Return the strongest parts as bars, strongest first, the others as one, and the total."""
+        """Return what each part adds, as bars: the strongest parts, or a row for each layer."""
+        about = _(
+            "direct logit attribution for the token after {token} (position {position})",
+            token=self.tokens[-1].label,
+            position=self.position_of(len(self.tokens) - 1),
+        )
+        picture = self._draw_layers(width) if self.by == "layer" else self._draw_strongest(width)
+        return Group(self._title(), Text(about, FIGURES), *picture)
+
+    def _draw_strongest(self, width: int) -> list[RenderableType]:
+        """Return the strongest parts, strongest first, the others as one, and the total."""
         shown, others = _strongest(self.parts)
         names = [component_name(part.name) for part in shown]
         total_name = _("total")
         name_width = max(map(cell_len, (*names, total_name)))
         max_abs = max(abs(part.value) for part in shown)
         bars = min(60, max(16, width - name_width - 14))
-        lines = Text(no_wrap=True)
+        lines = Text.assemble(" " * (name_width + 2), signed_axis(max_abs, bars), no_wrap=True)
+        lines.append("\n")
         for part, name in zip(shown, names, strict=True):
             lines.append(f"{fit_to_width(name, name_width)}  ")
             lines.append_text(signed_bar(part.value, max_abs, bars))
             lines.append(f" {part.value:+9.3f}\n")
-        total = sum(part.value for part in self.parts)
-        lines.append(
-            f"{fit_to_width(total_name, name_width)}  {'':{bars + 1}} {total:+9.3f}", TITLE
-        )
-        about = _(
-            "direct logit attribution for the token after {token} (position {position})",
-            token=self.tokens[-1].label,
-            position=self.position_of(len(self.tokens) - 1),
-        )
-        picture = [self._title(), Text(about, FIGURES), lines]
-        if others:
-            rest = _(
-                "others: the remaining {n} components, each smaller than those shown", n=others
-            )
-            picture.append(Text(rest, FIGURES))
-        return Group(*picture)
+        gap = " " * (2 * (bars // 2) + 1)
+        lines.append(f"{fit_to_width(total_name, name_width)}  {gap} {self._total:+9.3f}", TITLE)
+        if not others:
+            return [lines]
+        rest = _("others: the remaining {n} components, each smaller than those shown", n=others)
+        return [lines, Text(rest, FIGURES)]
+
+    def _draw_layers(self, width: int) -> list[RenderableType]:
+        """Return a row for each layer: what its attention and its MLP add; then the other parts."""
+        layers, others = _by_layer(self.parts)
+        max_abs = max((abs(value) for pair in layers.values() for value in pair), default=0.0)
+        bars = min(40, max(8, (width - 36) // 2))
+        headings = _("layer"), _("attention"), "", _("MLP"), ""
+        table = plain_table(*headings, right=(0, 1, 3), wrap=())
+        axis = signed_axis(max_abs, bars)
+        table.add_row("", "", axis, "", axis)
+        for layer, (attention, mlp) in layers.items():
+            table.add_row(
+                str(layer), f"{attention:+.3f}", signed_bar(attention, max_abs, bars),
+                f"{mlp:+.3f}", signed_bar(mlp, max_abs, bars),
+            )  # fmt: skip
+        sums = [sum(pair[at] for pair in layers.values()) for at in (0, 1)]
+        table.add_section()
+        table.add_row("Σ", f"{sums[0]:+.3f}", "", f"{sums[1]:+.3f}", "")
+        rest = [f"{component_name(part.name)} {part.value:+.3f}" for part in others]
+        outside = _("outside the layers: {parts}", parts=" · ".join(rest))
+        total = Text(_("total") + f" {self._total:+.3f}", TITLE)
+        return [table, Text(outside, FIGURES), total]
+
+    @property
+    def _total(self) -> float:
+        return sum(part.value for part in self.parts)
 
     def _title(self) -> Text:
         question = (
@@ -90,7 +122,12 @@ class WhyView(View, Truncation):
             else _("why {token}", token=self.token.label)
         )
         logit = format_logit(self.logit, is_difference=self.versus is not None)
-        chance = _("p {chance} · rank {rank:,}", chance=percent(self.prob), rank=self.rank)
+        chance = _(
+            "p({token}) {chance} · rank {rank:,}",
+            token=self.token.label,
+            chance=percent(self.prob),
+            rank=self.rank,
+        )
         return title(question, f"{logit} · {chance}")
 
 
@@ -103,9 +140,26 @@ def _strongest(parts: tuple[Part, ...]) -> tuple[list[Part], int]:
     return [*order[:_ROWS], Part("others", sum(part.value for part in rest))], len(rest)
 
 
+def _by_layer(parts: tuple[Part, ...]) -> tuple[dict[int, list[float]], list[Part]]:
+    """Return what attention and MLP of each layer add, and the parts that are of neither."""
+    layers: dict[int, list[float]] = {}
+    others = []
+    for part in parts:
+        kind, _space, number = part.name.rpartition(" ")
+        if kind not in _OF_LAYER:
+            others.append(part)
+            continue
+        layer = int(number.partition(".")[0])  # of `2`, or of the head `2.1`
+        layers.setdefault(layer, [0.0, 0.0])[_OF_LAYER[kind]] += part.value
+    return layers, others
+
+
 @no_grad
 def compute(
-    inspected: InspectedText, token: int | None = None, versus: int | None = None
+    inspected: InspectedText,
+    token: int | None = None,
+    versus: int | None = None,
+    by: str = "size",
 ) -> WhyView:
     """Return what each part adds to the next token's logit, or to the difference of two.
 
@@ -138,6 +192,7 @@ def compute(
         prob=float(final.softmax(-1)[token]),
         rank=rank(final, token),
         parts=(*parts, Part("bias", constant)),
+        by=by,
         **inspected.window_fields,
     )
 
@@ -207,7 +262,11 @@ def logit_direction(model: "LanguageModel", stream: "Tensor", token: int) -> "tu
 
 @command(
     "why",
-    arguments=(TOKENS, TextArgument(quoted=True)),
+    arguments=(
+        TOKENS,
+        ChoiceOption("by", "size", "layer"),
+        TextArgument(quoted=True),
+    ),
     json=True,
     aliases=("이유", "왜"),
     group="Look inside",
@@ -221,6 +280,8 @@ def why(shell: "Shell", asked: Arguments) -> None:
     sum to the logit. The scale of the final norm is held at its value. Indirect effects, through
     later components, are not in the bar.
 
+    by=layer shows one row per layer instead: the sum of its heads, and its MLP.
+
     Without TOKEN, the target is the most likely token. With `vs`, it is the difference of two
     logits: why this token and not the other.
 
@@ -228,4 +289,4 @@ def why(shell: "Shell", asked: Arguments) -> None:
     belongs to the token, the command takes the more likely one.
     """
     inspected = inspect_text(shell, asked.text)
-    show(shell, compute(inspected, *find_tokens(inspected, asked.texts)), asked.output)
+    show(shell, compute(inspected, *find_tokens(inspected, asked.texts), asked.by), asked.output)

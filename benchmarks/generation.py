@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 MODEL, PROMPT = "nalssi", "날씨"
 LONG, SHORT = 500, 30  # with the prompt's two, 30 are the most that fit into the context of 32
-_TARGETS = {"compiled": 40, "bare": 100}  # times the reference
+_TARGETS = {"kernels": 40, "bare": 100}  # times the reference
 _AT_LEAST = 0.2  # seconds of our own work per figure: 30 tokens are over in milliseconds
 
 
 def rows(bench: Bench) -> list[Row]:
-    """Measure the compiled decoder, torch's, and the whole command."""
+    """Measure the C kernels, torch's, and the whole command."""
     from minillm_repl.checkpoint.load import load
-    from minillm_repl.generate.backends.compiled.decoder import CompiledDecoder
+    from minillm_repl.generate.backends import make_decoder
     from minillm_repl.generate.backends.torch import TorchDecoder
     from minillm_repl.model.build import build
     from minillm_repl.storage.paths import find_checkpoint
@@ -28,7 +28,7 @@ def rows(bench: Bench) -> list[Row]:
     checkpoint = load(find_checkpoint(MODEL))
     ids = checkpoint.tokenizer.encode(PROMPT)
     decoders: dict[str, Decoder] = {
-        "compiled": CompiledDecoder(checkpoint),
+        "kernels": make_decoder(checkpoint),
         "torch": TorchDecoder(build(checkpoint.config, checkpoint.tensors)),
     }
 
@@ -40,14 +40,14 @@ def rows(bench: Bench) -> list[Row]:
         return float(finished["tokens"] / finished["seconds"])
 
     def bare() -> float:
-        return bare_tokens_per_second(decoders["compiled"], ids)
+        return bare_tokens_per_second(decoders["kernels"], ids)
 
     long = {
-        "compiled": engine("compiled", LONG),
+        "kernels": engine("kernels", LONG),
         "command": whole_command,
         "torch": engine("torch", LONG),
     }
-    short = {"compiled": engine("compiled", SHORT), "bare": bare, "torch": engine("torch", SHORT)}
+    short = {"kernels": engine("kernels", SHORT), "bare": bare, "torch": engine("torch", SHORT)}
     return [*_compared(bench, LONG, long), *_compared(bench, SHORT, short)]
 
 
@@ -101,7 +101,7 @@ def bare_tokens_per_second(decoder: "Decoder", ids: list[int]) -> float:
 
 
 def _compared(bench: Bench, tokens: int, measures: dict[str, Callable[[], float]]) -> list[Row]:
-    """Measure ours and the reference in turn; only the compiled decoder, which is what chats,
+    """Measure ours and the reference in turn; only the C kernels, which is what chats,
     has a target.
     """
     reference = bench.reference
@@ -116,8 +116,8 @@ def _compared(bench: Bench, tokens: int, measures: dict[str, Callable[[], float]
         peak(bench.folder, *reference.command(steps=1, tokens=tokens)) if reference else None,
     )
     names = {
-        "compiled": f"{tokens} tokens, compiled decoder, events",
-        "bare": f"{tokens} tokens, compiled decoder, no events",
+        "kernels": f"{tokens} tokens, C kernels, events",
+        "bare": f"{tokens} tokens, C kernels, no events",
         "torch": f"{tokens} tokens, torch decoder, events",
         "command": f"{tokens} tokens, -p {PROMPT} --json, events of 10 candidates",
     }

@@ -19,7 +19,7 @@ def facts() -> dict[str, str]:
         "system": platform.system(),
         "GPU": gpu() or "none",
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("torch", "numba", "numpy", "minillm-repl")},
+        **{name: _version(name) for name in ("torch", "numpy", "minillm-repl")},
         "load average": load(),
     }
 

@@ -26,7 +26,7 @@ def rows(bench: Bench) -> list[Row]:
         subprocess.run([sys.executable, "-c", "import torch"], check=True)
         return perf_counter() - started
 
-    # files into memory, the compiled decoder onto the disk
+    # files into memory
     alternate(1, {"warm up": prompt, "torch": torch})
     took = alternate(bench.runs, {"prompt": prompt, "torch": torch})
     name = "start: until the prompt shows a typed key"

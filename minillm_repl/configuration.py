@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from platformdirs import user_config_path, user_state_path
 
 from minillm_repl.errors import UserError
+from minillm_repl.kernels.variants import VARIANTS
 from minillm_repl.language import LANGUAGES, Language, _, language_from_locale
 from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.settings import Settings
@@ -82,6 +83,12 @@ class Launch:
         metavar="KIND",
     )
     threads: int = setting(0, integer(0, 1024), "CPU threads; 0: chosen automatically")
+    kernels: str = setting(
+        "auto",
+        one_of("auto", *VARIANTS, "off"),
+        "C kernels for the CPU; auto is the fastest that the processor runs, off is torch",
+        metavar="VARIANT",
+    )
     color: str = setting(
         "auto",
         one_of("auto", "always", "never"),
@@ -110,6 +117,7 @@ class Launch:
             vocabulary=user_path(self.vocab_file) if self.vocab_file else None,
             allow_nonfinite=self.allow_nonfinite,
             threads=self.threads,
+            kernels=self.kernels,
             quantization=self.quant,
         )
 

@@ -2,8 +2,6 @@
 
 import importlib.util
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,22 +20,6 @@ MODELS = ROOT / "models"
 # the tests read English, whatever whoever runs them speaks
 os.environ |= {"LC_ALL": "C.UTF-8", "MINILLM_LANG": "en"}
 torch.set_num_threads(1)  # models this small only wait for a second thread
-
-
-def run_on(processor, code):
-    """Run Python in a process of its own, whose compiled code is for a kind of processor that
-    this one includes.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        timeout=300,
-        env=os.environ | {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": ""},
-    )
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,9 @@ from minillm_repl.model.config import GPTConfig
 from minillm_repl.tokenizer.base import CharacterTokenizer
 
 
-def random_checkpoint(vocab=11, context=8, width=12, layers=2, heads=3, seed=0, characters=None):
+def random_checkpoint(
+    vocab=11, context=8, width=12, layers=2, heads=3, seed=0, characters=None, zeros=False
+):
     """A model of random weights, large enough to matter; the sizes divide by nothing convenient."""
     characters = characters or [chr(0xAC00 + place) for place in range(vocab)]
     config = GPTConfig(
@@ -19,6 +21,7 @@ def random_checkpoint(vocab=11, context=8, width=12, layers=2, heads=3, seed=0, 
     )
     rng = np.random.default_rng(seed)
     tensors = {
-        name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in config.shapes()
+        name: np.zeros(shape, np.float32) if zeros else rng.normal(0, 0.5, shape).astype(np.float32)
+        for name, shape in config.shapes()
     }
     return Checkpoint(config=config, tokenizer=CharacterTokenizer(characters), tensors=tensors)

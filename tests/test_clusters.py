@@ -17,7 +17,7 @@ pytest.importorskip("termios")
 
 from minillm_repl.safetext import expand_to_graphemes, graphemes, show_token, strip_joiners
 from tests.conftest import ROOT
-from tests.test_terminal import cache, models, prompt, visit  # noqa: F401 - fixtures
+from tests.test_terminal import models, prompt, visit  # noqa: F401 - fixtures
 
 PROMPT = ">>> "
 SHOWN = {

@@ -1,4 +1,4 @@
-"""The compiled decoder is held to the torch model, and that to the study note's own program."""
+"""The C kernels are held to the torch model, and that to the study note's own program."""
 
 import io
 import re
@@ -13,7 +13,6 @@ from minillm_repl.checkpoint.formats.native import save_native as save
 from minillm_repl.checkpoint.load import load, read_vocabulary
 from minillm_repl.cli import main
 from minillm_repl.generate.backends import make_decoder
-from minillm_repl.generate.backends.compiled.decoder import CompiledDecoder
 from minillm_repl.generate.backends.torch import TorchDecoder
 from minillm_repl.generate.decoder import prefill
 from minillm_repl.model.build import build
@@ -37,7 +36,7 @@ def bare(reference, tmp_path_factory):
     return model, load(path, read_vocabulary(MODELS / "nalssi.txt")), path
 
 
-@pytest.mark.parametrize("make", [CompiledDecoder, torch_decoder])
+@pytest.mark.parametrize("make", [make_decoder, torch_decoder])
 def test_logits_are_the_reference_scripts(bare, make):
     model, checkpoint, _ = bare
     decoder = make(checkpoint)
@@ -57,9 +56,9 @@ def test_a_bare_checkpoint_without_a_vocabulary_shows_ids(bare):
 @pytest.mark.parametrize(
     "sizes", [{}, {"width": 10, "heads": 5}, {"width": 7, "heads": 1, "layers": 1}, {"context": 1}]
 )
-def test_the_compiled_decoder_is_the_torch_model(sizes):
+def test_the_kernels_are_the_torch_model(sizes):
     checkpoint = random_checkpoint(**sizes)
-    ours, definition = CompiledDecoder(checkpoint), torch_decoder(checkpoint)
+    ours, definition = make_decoder(checkpoint), torch_decoder(checkpoint)
     rng = np.random.default_rng(0)
     for length in range(1, checkpoint.config.context_length + 1):
         ids = rng.integers(0, checkpoint.config.vocab_size, length).tolist()
@@ -68,7 +67,7 @@ def test_the_compiled_decoder_is_the_torch_model(sizes):
         np.testing.assert_allclose(ours.prefill(ids), definition.prefill(ids), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("make", [CompiledDecoder, torch_decoder])
+@pytest.mark.parametrize("make", [make_decoder, torch_decoder])
 def test_reading_in_pieces_equals_reading_at_once(make):
     checkpoint = random_checkpoint(context=12)
     decoder = make(checkpoint)
@@ -85,7 +84,7 @@ def test_reading_in_pieces_equals_reading_at_once(make):
         np.testing.assert_allclose(decoder.prefill(ids[first:]), whole, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [CompiledDecoder, torch_decoder])
+@pytest.mark.parametrize("make", [make_decoder, torch_decoder])
 def test_the_cache_never_changes_what_is_read(make):
     """Any text after any other, past the context too: the logits are those of a model that has
     read nothing else.
@@ -161,7 +160,7 @@ LONG = {"context": 300, "heads": 2}
 LIMITS = [({"context": 8}, 0), (LONG, 0), (LONG, 200), ({"context": 1}, 0)]
 
 
-@pytest.mark.parametrize("make", [CompiledDecoder, torch_decoder])
+@pytest.mark.parametrize("make", [make_decoder, torch_decoder])
 @pytest.mark.parametrize(("sizes", "limit"), LIMITS)
 def test_the_cache_takes_as_much_as_is_said_once_the_context_is_full(make, sizes, limit):
     checkpoint = random_checkpoint(**sizes)

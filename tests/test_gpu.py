@@ -21,7 +21,7 @@ from minillm_repl.model.kv_cache import KVCache
 from tests.conftest import ROOT
 from tests.test_compiled_decoder import family  # noqa: F401 - a fixture
 from tests.test_huggingface import logits_of, random_ids
-from tests.test_terminal import cache, models, visit  # noqa: F401 - fixtures
+from tests.test_terminal import models, visit  # noqa: F401 - fixtures
 from tests.test_training_runs import SIZES, losses, run, start, train, until, with_text
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")

@@ -25,7 +25,7 @@ from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.tokens import Split
 from tests import reliability
 from tests.small import random_checkpoint
-from tests.test_terminal import CORPUS, cache, models, visit  # noqa: F401 - fixtures
+from tests.test_terminal import CORPUS, models, visit  # noqa: F401 - fixtures
 
 
 def press():

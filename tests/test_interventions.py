@@ -26,7 +26,7 @@ from minillm_repl.views.steer import steering_hook as steering
 from tests.conftest import random_checkpoint
 from tests.test_huggingface import random_ids
 from tests.test_insight import agrees, both, of_text  # noqa: F401 - the fixture
-from tests.test_terminal import cache, models, visit  # noqa: F401 - the fixtures
+from tests.test_terminal import models, visit  # noqa: F401 - the fixtures
 
 LAYER, HEAD = 1, 2
 

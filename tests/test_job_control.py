@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("termios")
 
-from tests.test_terminal import CORPUS, cache, line_is, models, visit  # noqa: F401 - fixtures
+from tests.test_terminal import CORPUS, line_is, models, visit  # noqa: F401 - fixtures
 
 # dash leaves a terminal as it is
 BASH, PLAIN_BASH, DASH = "bash --norc -i", "bash --norc --noediting -i", "dash -i"

@@ -11,7 +11,7 @@ from prompt_toolkit.keys import Keys
 from minillm_repl.repl.keyboard import KeyParser
 
 # For their fixtures.
-from tests.test_terminal import cache, line_is, long_generation, models, prompt, visit  # noqa: F401
+from tests.test_terminal import line_is, long_generation, models, prompt, visit  # noqa: F401
 
 
 def keys(*reads):

@@ -40,7 +40,7 @@ from minillm_repl.tokenizer.base import CharacterTokenizer
 from tests.conftest import MODELS, ROOT
 from tests.outside import outside
 from tests.small import random_checkpoint
-from tests.test_terminal import cache, models, visit  # noqa: F401 - fixtures
+from tests.test_terminal import models, visit  # noqa: F401 - fixtures
 
 NUMBERS = range(1, 13)
 

@@ -17,7 +17,7 @@ from minillm_repl.safetext import safe
 from minillm_repl.tokenizer.description import _decode_byte_level
 from minillm_repl.tokenizer.library import byte_level_bpe
 from minillm_repl.tokenizer.subword import SubwordTokenizer
-from tests.test_terminal import cache, chain, models, visit  # noqa: F401 - fixtures
+from tests.test_terminal import chain, models, visit  # noqa: F401 - fixtures
 
 CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) != "\n"]
 BIDIRECTIONAL = [*"\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"]

@@ -30,11 +30,11 @@ from tests.test_sampling import by_transformers
 ALL = Sampling(temp=0.7, top_k=9, top_p=0.9, min_p=0.02, repeat_penalty=1.3)
 
 
-@pytest.fixture(params=["numba", "torch"])
+@pytest.fixture(params=["kernels", "torch"])
 def decoder(request, nalssi):
     return (
         make_decoder(nalssi)
-        if request.param == "numba"
+        if request.param == "kernels"
         else TorchDecoder(build(nalssi.config, nalssi.tensors))
     )
 

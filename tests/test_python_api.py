@@ -41,7 +41,7 @@ def test_every_example_of_the_page_runs(tmp_path, monkeypatch):
 def test_the_import_does_nothing_and_every_name_is_there():
     code = (
         "import sys, minillm_repl as mr\n"
-        "heavy = {'numpy', 'torch', 'numba', 'rich', 'minillm_repl.api'} & set(sys.modules)\n"
+        "heavy = {'numpy', 'torch', 'rich', 'minillm_repl.api'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "assert all(getattr(mr, name) for name in mr.__all__)\n"
         "assert 'torch' not in sys.modules and 'prompt_toolkit' not in sys.modules\n"

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("termios")  # the shell lines are those of Unix
 
 from tests.conftest import MODELS, ROOT
-from tests.test_terminal import cache, models, visit  # noqa: F401 - fixtures
+from tests.test_terminal import models, visit  # noqa: F401 - fixtures
 
 PROGRAM = f"{sys.executable} -m minillm_repl --ckpt nalssi --temp 0 -n 4 --seed 1"
 SAID = "가 좋다"  # after 날씨

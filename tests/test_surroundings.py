@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("termios")
 
 from tests.conftest import ROOT
-from tests.test_terminal import cache, models, visit  # noqa: F401 - fixtures
+from tests.test_terminal import models, visit  # noqa: F401 - fixtures
 
 SCRIPT = ":temp 0\n:max-tokens 4\n날씨\n:model\n:models\n:help\n"
 

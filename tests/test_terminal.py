@@ -57,14 +57,8 @@ def models(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Where numba keeps what it compiled if not beside the package: one place for all visits."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def visit(tmp_path, models, cache):
+def visit(tmp_path, models):
     """Opens terminals on the program; each test has a home of its own, and no variable of ours
     but those named here.
     """
@@ -74,7 +68,7 @@ def visit(tmp_path, models, cache):
 
     def open_(*arguments, ckpt="chain", variables=(), **terminal):
         environment = {
-            name: os.environ[name] for name in ("PATH", "NUMBA_CACHE_DIR") if name in os.environ
+            name: os.environ[name] for name in ("PATH", "MINILLM_KERNELS_DIR") if name in os.environ
         }
         environment |= {
             "HOME": str(home),
@@ -82,7 +76,7 @@ def visit(tmp_path, models, cache):
             "XDG_CONFIG_HOME": str(home / "config"),
             "XDG_STATE_HOME": str(home / "state"),
             "XDG_DATA_HOME": str(home / "data"),
-            "XDG_CACHE_HOME": str(cache),
+            "XDG_CACHE_HOME": str(home / "cache"),
             "LANG": "C.UTF-8",
             "TERM": "xterm-256color",
             "MINILLM_HISTORY": str(home / "history"),
@@ -659,8 +653,9 @@ def test_the_chosen_row_is_shown_when_it_lies_below_the_top(visit):
 
 
 def test_keys_work_while_the_model_loads_and_ctrl_c_ends_only_the_waiting(visit, tmp_path):
-    # An empty cache makes numba compile anew, which takes seconds.
-    terminal = visit(ckpt="nalssi", variables={"NUMBA_CACHE_DIR": str(tmp_path / "cold")})
+    large = random_checkpoint(characters="날씨가 좋다", width=1024, layers=12, zeros=True)
+    save(large, tmp_path / "large.safetensors")  # 600 MB take a while
+    terminal = visit("--max-tokens", "3", ckpt=str(tmp_path / "large.safetensors"))
     terminal.wait_for_prompt()
     terminal.type("날씨가\x7f")
     terminal.wait_for(

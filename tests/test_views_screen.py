@@ -14,7 +14,7 @@ pytest.importorskip("termios")  # Windows has no pseudo-terminals of this kind
 
 from minillm_repl.checkpoint.formats.native import save_native as save
 from tests.conftest import random_checkpoint
-from tests.test_terminal import COLOR, cache, models, visit  # noqa: F401 - the fixtures
+from tests.test_terminal import COLOR, models, visit  # noqa: F401 - the fixtures
 
 ENGLISH = "the cat sat on"
 VIEWS = {

@@ -12,7 +12,7 @@ from minillm_repl.tokenizer.truncation import truncate
 if TYPE_CHECKING:  # A chat needs no torch.
     from minillm_repl.model.build import LanguageModel
 
-_CHUNK_MULTIPLE = 12  # tokens; compiled products work on this many together
+_CHUNK_MULTIPLE = 12  # tokens; a panel of a matrix is multiplied with this many together
 # Tokens per chunk: smaller ones stream all weights too often, and larger ones gain nothing.
 _MIN_CHUNK, _MAX_CHUNK = 24, 132
 _CHUNK_MULTIPLICATIONS = 9_000_000_000  # about a tenth of a second of one or two CPU cores
@@ -42,7 +42,7 @@ class Decoder(Protocol):
 
     @property
     def name(self) -> str:
-        """What runs: "numba on cpu, 2 threads", "torch on cuda"."""
+        """What runs: "C kernels (avx2) on cpu, 2 threads", "torch on cuda"."""
 
     @property
     def backend_details(self) -> str:

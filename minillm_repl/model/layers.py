@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from torch import Tensor, nn
 
-from minillm_repl.model.quantised import NIBBLE_SHIFTS, PANEL_ROWS, QuantisedMatrix, dequantise
+from minillm_repl.model.quantised import PANEL_ROWS, QuantisedMatrix, dequantise
 
 _BLOCK_ELEMENTS = 2**18  # numbers that are widened at once: 1 MiB
 _GPU_BLOCK_ELEMENTS = 2**26  # where starting many small operations takes longer than they do
@@ -44,10 +44,7 @@ class QuantisedWeight:
 
     def __init__(self, matrix: QuantisedMatrix) -> None:
         self.shape, self._matrix = matrix.shape, matrix
-        self._packed_weights, self._nibble_shifts = (
-            torch.from_numpy(matrix.packed_weights),
-            torch.from_numpy(NIBBLE_SHIFTS),
-        )
+        self._packed_weights = torch.from_numpy(matrix.packed_weights)
         self._scales = torch.from_numpy(matrix.scales).view(torch.bfloat16)
 
     def __len__(self) -> int:
@@ -59,11 +56,9 @@ class QuantisedWeight:
         start, stop, _step = rows.indices(len(self))
         first, last = start // PANEL_ROWS, -(-stop // PANEL_ROWS)
         dequantised: Tensor = dequantise(
-            self._packed_weights[first:last], self._scales[first:last].float(), self._nibble_shifts
+            self._packed_weights[first:last].int(), self._scales[first:last].float()
         )
-        return dequantised[
-            : self.shape[1], start - first * PANEL_ROWS : stop - first * PANEL_ROWS
-        ].T
+        return dequantised[start - first * PANEL_ROWS : stop - first * PANEL_ROWS, : self.shape[1]]
 
 
 def linear_float32(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:

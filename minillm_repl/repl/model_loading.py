@@ -12,7 +12,7 @@ from minillm_repl.language import _
 from minillm_repl.repl.signals import complete_in_thread
 from minillm_repl.storage.paths import checkpoint_title
 
-if TYPE_CHECKING:  # numpy and numba are imported by the thread that loads, while the user types
+if TYPE_CHECKING:  # numpy is imported by the thread that loads, while the user types
     from numpy.typing import NDArray
 
     from minillm_repl.checkpoint.checkpoint import Checkpoint
@@ -127,6 +127,7 @@ class ModelLoader:
     )
     threads: int = 0  # for chatting on the processor; 0 chooses
     quantization: str = "off"  # how weights are made smaller, for chatting only
+    kernels: str = "auto"  # a variant of the C library, or off for torch
 
     def load(self, path: Path, progress: "Progress" = lambda _share: None) -> LoadedModel:
         """Load a checkpoint and make it ready to run. Raises UserError."""
@@ -151,6 +152,7 @@ class ModelLoader:
             self.context_length,
             threads=self.threads,
             quant=self.quantization,
+            kernels=self.kernels,
         )
         return LoadedModel(checkpoint, decoder)
 

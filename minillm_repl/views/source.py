@@ -158,8 +158,8 @@ def _parts(model: "LanguageModel") -> dict[str, Any]:
 def source(shell: "Shell", asked: Arguments) -> None:
     """Show the program's source code for a part of the model.
 
-    This code runs when the open model is inspected or trained. In a chat, a compiled decoder may
-    run instead: it computes the same, but faster. `:model` shows which one runs. Without PART, the
+    This code runs when the open model is inspected or trained. In a chat, the C kernels may
+    run instead: they compute the same, but faster. `:model` shows which one runs. Without PART, the
     view lists the parts.
 
     The comments at the ends of lines are tensor shapes. If there is a text, sizes replace the

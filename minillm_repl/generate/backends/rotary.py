@@ -10,7 +10,7 @@ from minillm_repl.model.config import AnyConfig, Rope
 Floats = NDArray[np.float32]
 
 
-def rotation(config: AnyConfig, positions: int) -> tuple[Floats, Floats]:
+def rotary_angles(config: AnyConfig, positions: int) -> tuple[Floats, Floats]:
     """Return cosine and sine of each pair's angle at the first positions, each (positions, pairs).
 
     A model whose positions are learned has no pairs.

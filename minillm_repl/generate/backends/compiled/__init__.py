@@ -1,1 +1,0 @@
-"""The decoder of all families, compiled by numba: no torch, weights as they lie, many threads."""

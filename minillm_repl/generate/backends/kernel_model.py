@@ -1,0 +1,166 @@
+"""A model as the C library reads it: its sizes, and where each of its weights lies in memory.
+
+A matrix stays where the checkpoint has it, in the kind of numbers it has. Made anew are those of a
+small model, which are turned over, and quantised ones. In 4 bits are those of the layers; the
+embedding and the output matrix, which lose more by it, are then in 8.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minillm_repl.kernels.structs import BF16, F16, F32, PANELS, Q4, Q8, Layer, Matrix, Model, Norm
+from minillm_repl.model.config import ACTIVATIONS, AnyConfig
+from minillm_repl.model.quantised import QuantisedMatrix, quantise
+
+Array = NDArray[Any]
+Tensors = Mapping[str, Array | QuantisedMatrix]
+
+_POSITIONS = "position_embedding.weight"  # of which only rows are read
+_OUTSIDE_BITS = 8  # of quantised matrices outside the layers
+
+
+def quantise_tensors(
+    tensors: Mapping[str, Array], bits: int, threads: int
+) -> dict[str, Array | QuantisedMatrix]:
+    """Return a model's tensors with the matrices in 8 or 4 bits."""
+    return {
+        name: array
+        if array.ndim == 1 or name == _POSITIONS
+        else quantise(array, bits if name.startswith("blocks.") else _OUTSIDE_BITS, threads)
+        for name, array in tensors.items()
+    }
+
+
+@dataclass(frozen=True)
+class KernelModel:
+    """The structure of a model, and the arrays whose addresses are in it."""
+
+    model: Model
+    arrays: list[Any] = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the weights take."""
+        return sum(array.nbytes for array in self.arrays if isinstance(array, np.ndarray))
+
+
+def lay_out(
+    config: AnyConfig, tensors: Tensors, *, threads: int, panel_rows: int = 0
+) -> KernelModel:
+    """Return the structure for a model's tensors.
+
+    Matrices stay as they are, or, with `panel_rows`, are turned over with so many rows side by
+    side. All the rest is in float32.
+    """
+    builder = _Builder(tensors, panel_rows)
+    layers = (Layer * config.n_layers)(
+        *(builder.layer(config, layer) for layer in range(config.n_layers))
+    )
+    builder.arrays.append(layers)
+    embedding = builder.matrix("token_embedding")
+    model = Model(
+        n_layers=config.n_layers,
+        d_model=config.d_model,
+        n_heads=config.n_heads,
+        n_kv_heads=config.n_kv_heads,
+        head_dim=config.head_dim,
+        d_mlp=config.d_mlp,
+        vocab_size=config.vocab_size,
+        context_length=config.context_length,
+        activation=ACTIVATIONS.index(config.activation),
+        parallel_residual=config.parallel_residual,
+        norm_eps=config.norm_eps,
+        n_threads=threads,
+        embedding=embedding,
+        head=embedding if config.tie_word_embeddings else builder.matrix("lm_head"),
+        positions=builder.vector(_POSITIONS),
+        norm=builder.norm("norm_f", "ln_f"),
+        layers=layers,
+    )
+    return KernelModel(model, builder.arrays)
+
+
+class _Builder:
+    """Notes the addresses of tensors, and keeps the arrays that are there."""
+
+    def __init__(self, tensors: Tensors, panel_rows: int) -> None:
+        self._tensors, self._panel_rows = tensors, panel_rows
+        self.arrays: list[Any] = []
+
+    def layer(self, config: AnyConfig, index: int) -> Layer:
+        """Return the structure of a transformer block."""
+        block = f"blocks.{index}."
+        layer = Layer(
+            norm1=self.norm(block + "norm1", block + "ln1"),
+            norm2=self.norm(block + "norm2", block + "ln2"),
+            q_norm=self.norm(block + "attention.q_norm"),
+            k_norm=self.norm(block + "attention.k_norm"),
+            qkv=self.matrix(block + "attention.qkv"),
+            proj=self.matrix(block + "attention.proj"),
+            down=self.matrix(block + "mlp.down"),
+            window=config.sliding_windows[index] if config.sliding_windows else 0,
+        )
+        if config.has_gated_mlp:
+            half = config.d_mlp
+            layer.gate = self.matrix(block + "mlp.gate_up", slice(half))
+            layer.up = self.matrix(block + "mlp.gate_up", slice(half, None))
+        else:
+            layer.up = self.matrix(block + "mlp.up")
+        return layer
+
+    def norm(self, *names: str) -> Norm:
+        """Return the norm that has one of some names; an empty one if there is none."""
+        for name in names:
+            if name + ".weight" in self._tensors:
+                return Norm(self.vector(name + ".weight"), self.vector(name + ".bias"))
+        return Norm()
+
+    def vector(self, name: str, rows: slice = slice(None)) -> int | None:
+        """Return the address of a tensor in float32, or None if there is none."""
+        array = self._tensors.get(name)
+        if array is None:
+            return None
+        assert not isinstance(array, QuantisedMatrix)
+        return self._keep(array[rows].astype(np.float32, copy=False))
+
+    def matrix(self, name: str, rows: slice = slice(None)) -> Matrix:
+        """Return some rows of the matrix of a layer, and its bias."""
+        array, bias = self._tensors[name + ".weight"], self.vector(name + ".bias", rows)
+        if isinstance(array, QuantisedMatrix):
+            return self._quantised(array, bias, rows)
+        array = array[rows]
+        shape = {"bias": bias, "rows": array.shape[0], "inputs": array.shape[1]}
+        if self._panel_rows:
+            return Matrix(self._keep(in_panels(array, self._panel_rows)), kind=PANELS, **shape)
+        kind = {"float32": F32, "float16": F16}.get(array.dtype.name, BF16)
+        return Matrix(self._keep(array), kind=kind, **shape)
+
+    def _quantised(self, matrix: QuantisedMatrix, bias: int | None, rows: slice) -> Matrix:
+        part = matrix.take_rows(*rows.indices(matrix.shape[0])[:2])
+        packed, scales = part.packed_weights, part.scales
+        return Matrix(
+            self._keep(packed),
+            self._keep(scales),
+            bias,
+            kind=Q8 if packed.shape[2] == 8 else Q4,  # quads, or pairs of them
+            rows=part.shape[0],
+            inputs=part.shape[1],
+        )
+
+    def _keep(self, array: Array) -> int:
+        self.arrays.append(np.ascontiguousarray(array))
+        return int(self.arrays[-1].ctypes.data)
+
+
+def in_panels(array: Array, panel_rows: int) -> NDArray[np.float32]:
+    """Return a matrix (rows, inputs) as (panels, inputs, panel_rows), filled up with zeros."""
+    rows, inputs = array.shape
+    panels = -(-rows // panel_rows)
+    padded = np.zeros((panels * panel_rows, inputs), np.float32)
+    padded[:rows] = array
+    turned = padded.reshape(panels, panel_rows, inputs).transpose(0, 2, 1)
+    return np.ascontiguousarray(turned)

@@ -1,0 +1,196 @@
+// What a model needs to run: checked, allocated and freed.
+
+#include "context.h"
+
+#include <stdlib.h>
+
+#define PARTS 16  // of a long text, over all key heads, whatever the number of threads
+
+int minillm_panel_rows(void) { return PANEL; }
+
+// ---- the sizes of a model ----
+
+static bool is_matrix(const Matrix *m, int rows, int inputs) {
+    bool scaled = m->kind == Q8 || m->kind == Q4;
+    return m->weights && m->kind >= F32 && m->kind <= Q4 && m->rows == rows && m->inputs == inputs &&
+           (m->scales != NULL) == scaled;
+}
+
+static const char *check_layer(const Model *m, const Layer *l) {
+    int d = m->head_dim;
+    if (!l->norm1.gain || !l->norm2.gain) return "norms";
+    if (!l->q_norm.gain != !l->k_norm.gain) return "q_norm and k_norm";
+    if (!is_matrix(&l->qkv, (m->n_heads + 2 * m->n_kv_heads) * d, m->d_model)) return "qkv";
+    if (!is_matrix(&l->proj, m->d_model, m->n_heads * d)) return "proj";
+    if (l->gate.weights && !is_matrix(&l->gate, m->d_mlp, m->d_model)) return "gate";
+    if (l->gate.weights && l->gate.kind != l->up.kind) return "gate and up";
+    if (!is_matrix(&l->up, m->d_mlp, m->d_model)) return "up";
+    if (!is_matrix(&l->down, m->d_model, m->d_mlp)) return "down";
+    return l->window < 0 ? "window" : NULL;
+}
+
+const char *minillm_check(const Model *m) {
+    if (m->n_layers < 1 || m->d_model < 1 || m->n_heads < 1 || m->n_kv_heads < 1 || m->head_dim < 1 ||
+        m->d_mlp < 1 || m->vocab_size < 1 || m->context_length < 1 || m->n_threads < 1)
+        return "a size below 1";
+    if (m->n_heads % m->n_kv_heads) return "n_heads and n_kv_heads";
+    if (m->activation < GELU || m->activation > RELU) return "activation";
+    if (!is_matrix(&m->embedding, m->vocab_size, m->d_model)) return "embedding";
+    if (!is_matrix(&m->head, m->vocab_size, m->d_model)) return "head";
+    if (!m->norm.gain) return "norm";
+    for (int i = 0; i < m->n_layers; i++) {
+        const char *wrong = check_layer(m, &m->layers[i]);
+        if (wrong) return wrong;
+    }
+    return NULL;
+}
+
+// ---- memory ----
+
+// Hands out parts of one block, each at the beginning of a cache line; without a block, it counts.
+typedef struct {
+    char *block;
+    size_t used;
+} Pool;
+
+static void *take(Pool *pool, size_t count, size_t size) {
+    void *at = pool->block ? pool->block + pool->used : NULL;
+    pool->used += (count * size + 63) / 64 * 64;
+    return at;
+}
+
+static float *floats(Pool *pool, size_t count) { return take(pool, count, sizeof(float)); }
+
+static size_t most(size_t a, size_t b) { return a > b ? a : b; }
+
+static void lay_out(Context *c, Pool *pool) {
+    const Model *m = c->model;
+    size_t w = m->d_model, d = m->head_dim, h = m->n_heads, g = m->n_kv_heads, t = MAX_TOKENS;
+    size_t padded = c->padded, inputs = most(most(w, m->d_mlp), h * d), groups = groups_of((int)inputs);
+    size_t tokens = up_to(MAX_TOKENS, 16), parts = c->most_parts;
+    c->x = floats(pool, t * w);
+    c->x2 = floats(pool, t * w);
+    c->normed = floats(pool, t * w);
+    c->normed2 = floats(pool, t * w);
+    c->qkv = floats(pool, t * (h + 2 * g) * d);
+    c->queries = floats(pool, t * h * d);
+    c->z = floats(pool, t * h * d);
+    c->hidden = floats(pool, t * m->d_mlp);
+    c->logits = floats(pool, m->vocab_size);
+    c->part_mixed = floats(pool, parts * h * padded);
+    c->part_largest = floats(pool, parts * h);
+    c->part_total = floats(pool, parts * h);
+    c->operand.digits = take(pool, tokens * groups * GROUP, DIGITS);
+    c->operand.steps = floats(pool, tokens * groups);
+    c->operand.sums = take(pool, tokens * groups, DIGITS * sizeof(int32_t));
+    c->operand.parts = take(pool, tokens * up_to((int)inputs, 2) / 2 * 3, sizeof(uint32_t));
+    size_t rows = rows_per_piece((int)most(m->vocab_size, most(m->d_mlp, (h + 2 * g) * d)), 1);
+    size_t out = most(most(t * PIECE_ROWS, rows), most(t * d, most(w, 28 * groups)));
+    out = most(out, 3 * SPLIT * 8);
+    c->scratch = take(pool, m->n_threads, sizeof(Scratch));
+    for (int i = 0; i < m->n_threads; i++) {
+        Scratch s = {
+            .panel = floats(pool, groups * GROUP * PANEL),
+            .out = floats(pool, out),
+            .out2 = floats(pool, most(t * PIECE_ROWS, rows)),
+            .bytes = take(pool, groups * GROUP, Q_ROWS),
+            .tiles = floats(pool, 4 * 256),
+            .queries = floats(pool, QUERIES * d),
+            .scores = floats(pool, QUERIES * STRETCH),
+            .mixed = floats(pool, QUERIES * padded),
+            .largest = floats(pool, QUERIES),
+            .total = floats(pool, QUERIES),
+            .seen = take(pool, QUERIES * 2, sizeof(int32_t)),
+        };
+        if (pool->block) c->scratch[i] = s;
+    }
+}
+
+static void *zeros(size_t bytes) {
+    void *at = NULL;
+#if defined(_WIN32)
+    at = _aligned_malloc(bytes, 64);
+#else
+    if (posix_memalign(&at, 64, bytes)) at = NULL;
+#endif
+    return at ? memset(at, 0, bytes) : NULL;
+}
+
+static void give_back(void *at) {
+#if defined(_WIN32)
+    _aligned_free(at);
+#else
+    free(at);
+#endif
+}
+
+// The most pieces that a phase has.
+static int most_pieces(const Context *c) {
+    const Model *m = c->model;
+    int h = m->n_heads, g = m->n_kv_heads, group = h / g;
+    size_t rows = most(most(m->d_model, m->d_mlp), (size_t)(h + 2 * g) * m->head_dim);
+    size_t tiles = (size_t)g * ((MAX_TOKENS * (size_t)group + QUERIES - 1) / QUERIES);
+    size_t queries = (size_t)g * ((group + QUERIES - 1) / QUERIES) * c->most_parts;
+    size_t split = 9 * (rows / SPLIT + 1);
+    size_t pieces = most(most(rows / PIECE_ROWS + 1, tiles), most(queries, split));
+    return (int)most(most(pieces, h + 2 * g), most(MAX_TOKENS, 128));
+}
+
+Context *minillm_new(const Model *model) {
+    Context *c = calloc(1, sizeof *c);
+    if (!c) return NULL;
+    c->model = model;
+    c->padded = up_to(model->head_dim, PANEL);
+    c->most_parts = (PARTS + model->n_kv_heads - 1) / model->n_kv_heads;
+    Pool pool = {0};
+    lay_out(c, &pool);
+    pool.block = c->memory = zeros(pool.used);
+    pool.used = 0;
+    c->team = team_new(model->n_threads, most_pieces(c));
+    if (!c->memory || !c->team) {
+        minillm_free(c);
+        return NULL;
+    }
+    lay_out(c, &pool);
+    return c;
+}
+
+void minillm_free(Context *c) {
+    if (c->team) team_free(c->team);
+    give_back(c->memory);
+    give_back(c->keys);
+    give_back(c->values);
+    free(c);
+}
+
+int minillm_reserve(Context *c, int positions, const float *cos, const float *sin, int pairs) {
+    const Model *m = c->model;
+    size_t heads = (size_t)m->n_layers * m->n_kv_heads, before = c->capacity;
+    size_t capacity = up_to(positions, KEY_BLOCK), d = m->head_dim, padded = c->padded;
+    if (positions < c->capacity || 2 * pairs > m->head_dim) return 1;
+    float *keys = zeros(heads * capacity * d * sizeof(float));
+    float *values = zeros(heads * capacity * padded * sizeof(float));
+    if (!keys || !values) {
+        give_back(keys);
+        give_back(values);
+        return 1;
+    }
+    team_rest(c->team);
+    for (size_t i = 0; i < heads && before; i++) {
+        memcpy(keys + i * capacity * d, c->keys + i * before * d, before * d * sizeof(float));
+        memcpy(values + i * capacity * padded, c->values + i * before * padded,
+               before * padded * sizeof(float));
+    }
+    give_back(c->keys);
+    give_back(c->values);
+    c->keys = keys;
+    c->values = values;
+    c->capacity = (int)capacity;
+    c->cos = cos;
+    c->sin = sin;
+    c->pairs = pairs;
+    return 0;
+}
+
+void minillm_work(Context *c, int thread) { team_work(c->team, thread, run_step); }
+void minillm_stop(Context *c) { team_stop(c->team); }

@@ -1,0 +1,39 @@
+// What a model needs to run: the memory of a step, and the KV cache (context.c).
+
+#ifndef MINILLM_CONTEXT_H
+#define MINILLM_CONTEXT_H
+
+#include "parts.h"
+#include "team.h"
+
+struct Context {
+    const Model *model;
+    Team *team;
+    Scratch *scratch;  // of each thread
+    void *memory;      // of all arrays below but the cache
+    float *x, *x2;     // (t, w): the residual stream, before and after attention
+    float *normed, *normed2;  // (t, w)
+    float *qkv;               // (t, (h + 2g) · d)
+    float *queries;           // (t, h · d): rotated and scaled
+    float *z;                 // (t, h · d): what the heads have mixed
+    float *hidden;            // (t, d_mlp)
+    float *logits;            // (vocab_size,)
+    float *part_mixed;        // (parts, h, padded), and the two below (parts, h): see attention.c
+    float *part_largest, *part_total;
+    Operand operand;  // the memory of its other forms; the threads take turns with it
+    // The KV cache: keys (layers, g, blocks, d, 32), values (layers, g, positions, padded).
+    float *keys, *values;
+    int capacity, padded, most_parts;
+    const float *cos, *sin;  // (capacity, pairs)
+    int pairs;
+};
+
+// Rows of a matrix that make a piece of work: so many that there are about a hundred pieces.
+static inline int rows_per_piece(int rows, int count) {
+    return count > 1 ? PIECE_ROWS : PIECE_ROWS * (1 + rows / (PIECE_ROWS * 96));
+}
+
+// forward.c: goes through a step as one thread of the team.
+void run_step(Member *member, int thread, void *job);
+
+#endif

@@ -1,0 +1,360 @@
+// One step of a model, top to bottom, by all threads of a team at once (team.c).
+//
+// The arithmetic is that of model/llama.py and model/gpt.py; what a model does not have (a bias, a
+// gate, a norm) is NULL. In the shapes, t = new tokens, w = d_model, h = n_heads, g = n_kv_heads,
+// d = head_dim.
+
+#include <math.h>
+
+#include "context.h"
+
+#define PART 256  // positions of a long text that are worth a piece of work of their own, at least
+
+// A step, as one thread sees it: each has a copy. What comes last belongs to the current phase.
+typedef struct {
+    Context *c;
+    const int32_t *ids;
+    int count, start, parts;
+    const Layer *layer;
+    float *keys, *values;  // of this layer
+    const Norm *norm;
+    const float *from, *residual;
+    float *to;
+    const Matrix *matrix, *gate;
+    Operand operand;
+    int rows;  // of a matrix that make a piece
+} Step;
+
+static inline Scratch *scratch_of(Step *s, int thread) { return &s->c->scratch[thread]; }
+
+// ---- the residual stream begins: each token's row, and its position's where those are learned ----
+
+static void embed(void *job, int thread, int t) {
+    Step *s = job;
+    const Model *m = s->c->model;
+    const Matrix *e = &m->embedding;
+    float *out = scratch_of(s, thread)->out;
+    int n = m->d_model;
+    size_t row = (size_t)s->ids[t];
+    if (e->kind == PANELS) {
+        const float *panel = (const float *)e->weights + row / PANEL * PANEL * n + row % PANEL;
+        for (int i = 0; i < n; i++) out[i] = panel[(size_t)i * PANEL];
+    } else if (e->kind == Q8 || e->kind == Q4) {
+        int groups = groups_of(n), half = e->kind == Q4;
+        size_t panel = row / Q_ROWS * groups, lane = row % Q_ROWS;
+        for (int i = 0; i < n; i++) {
+            size_t g = panel + i / GROUP, quad = i % GROUP / 4;
+            size_t at = (g * (half ? 4 : 8) + quad / (half ? 2 : 1)) * 4 * Q_ROWS + lane * 4 + i % 4;
+            int byte = ((const uint8_t *)e->weights)[at];
+            int number = half ? (quad % 2 ? byte >> 4 : byte & 15) - 8 : byte - 128;
+            out[i] = (float)number * float_of((uint32_t)e->scales[g * Q_ROWS + lane] << 16);
+        }
+    } else {
+        for (int i = 0; i < n; i++) out[i] = widen_one(e->kind, e->weights, row * n + i);
+    }
+    if (m->positions)
+        for (int i = 0; i < n; i++)
+            out[i] += m->positions[(size_t)(s->start + t) * n + i];
+}
+
+static void put_row(void *job, int thread, int t) {
+    Step *s = job;
+    int n = s->c->model->d_model;
+    memcpy(s->to + (size_t)t * n, scratch_of(s, thread)->out, (size_t)n * sizeof(float));
+}
+
+// ---- norms ----
+
+static void normalise_row(void *job, int thread, int t) {
+    Step *s = job;
+    const Model *m = s->c->model;
+    normalise(s->norm, m->norm_eps, s->from + (size_t)t * m->d_model, m->d_model,
+              scratch_of(s, thread)->out);
+}
+
+// ---- products ----
+
+// The digits of a token, or the parts of 16: worked out in `out`, for nobody may write what others
+// read, not even the same once more.
+
+static void round_row(void *job, int thread, int t) {
+    Step *s = job;
+    const Operand *x = &s->operand;
+    int groups = groups_of(x->inputs);
+    float *out = scratch_of(s, thread)->out;
+    round_to_digits(x->x + (size_t)t * x->inputs, x->inputs, (int8_t *)(out + 4 * groups), out,
+                    (int32_t *)(out + groups));
+}
+
+static void put_digits(void *job, int thread, int t) {
+    Step *s = job;
+    const Operand *x = &s->operand;
+    size_t groups = (size_t)groups_of(x->inputs), digits = groups * GROUP * DIGITS;
+    const float *out = scratch_of(s, thread)->out;
+    memcpy(x->steps + t * groups, out, groups * 4);
+    memcpy(x->sums + t * groups * DIGITS, out + groups, groups * DIGITS * 4);
+    memcpy(x->digits + t * digits, out + 4 * groups, digits);
+}
+
+#if defined(__AMX_BF16__)
+static void split_block(void *job, int thread, int i) {
+    Step *s = job;
+    int per_block = up_to(s->operand.inputs, SPLIT) / SPLIT;
+    amx_split(&s->operand, i / per_block, i % per_block * SPLIT, (uint32_t *)scratch_of(s, thread)->out);
+}
+
+static void put_parts(void *job, int thread, int i) {
+    Step *s = job;
+    int n = s->operand.inputs, per_block = up_to(n, SPLIT) / SPLIT, first = i % per_block * SPLIT;
+    int some = n - first < SPLIT ? n - first : SPLIT;
+    for (int part = 0; part < 3; part++)
+        memcpy(s->operand.parts + (((size_t)(i / per_block) * 3 + part) * n + first) * 8,
+               scratch_of(s, thread)->out + (size_t)part * SPLIT * 8, (size_t)some * 8 * 4);
+}
+#endif
+
+static void product_rows(void *job, int thread, int i) {
+    Step *s = job;
+    Scratch *scratch = scratch_of(s, thread);
+    int first = i * s->rows, last = first + s->rows < s->matrix->rows ? first + s->rows : s->matrix->rows;
+    if (s->gate) {
+        matmul(s->gate, first, last, &s->operand, scratch->out, s->rows, scratch);
+        matmul(s->matrix, first, last, &s->operand, scratch->out2, s->rows, scratch);
+    } else {
+        matmul(s->matrix, first, last, &s->operand, scratch->out, s->rows, scratch);
+    }
+    if (s->to != s->c->hidden) return;
+    for (int t = 0; t < s->operand.count; t++) {
+        float *out = scratch->out + (size_t)t * s->rows, *up = scratch->out2 + (size_t)t * s->rows;
+        activate(s->c->model->activation, out, last - first);
+        if (s->gate)
+            for (int o = 0; o < last - first; o++) out[o] *= up[o];
+    }
+}
+
+static void put_rows(void *job, int thread, int i) {
+    Step *s = job;
+    int rows = s->matrix->rows, first = i * s->rows, n = rows - first < s->rows ? rows - first : s->rows;
+    for (int t = 0; t < s->operand.count; t++) {
+        const float *out = scratch_of(s, thread)->out + (size_t)t * s->rows;
+        float *to = s->to + (size_t)t * rows + first;
+        if (s->residual) {
+            const float *before = s->residual + (size_t)t * rows + first;
+            for (int o = 0; o < n; o++) to[o] = before[o] + out[o];
+        } else {
+            memcpy(to, out, (size_t)n * sizeof(float));
+        }
+    }
+}
+
+// to (t, rows) = residual + matrix · x (t, inputs), or, with a gate, activation(gate · x) ⊙ matrix · x.
+static void product(Member *member, int thread, Step *s, const Matrix *gate, const Matrix *matrix,
+                    const float *x, const float *residual, float *to) {
+    s->operand = s->c->operand;
+    s->operand.x = x;
+    s->operand.count = s->count;
+    s->operand.inputs = matrix->inputs;
+    s->gate = gate && gate->weights ? gate : NULL;
+    s->matrix = matrix;
+    s->residual = residual;
+    s->to = to;
+    if (needs_digits(matrix, s->count))
+        team_phase(member, thread, s, (Work){round_row, put_digits}, s->count);
+#if defined(__AMX_BF16__)
+    if (needs_parts(matrix, s->count))
+        team_phase(member, thread, s, (Work){split_block, put_parts},
+                   up_to(s->count, 16) / 16 * (up_to(matrix->inputs, SPLIT) / SPLIT));
+#endif
+    s->rows = rows_per_piece(matrix->rows, s->count);
+    team_phase(member, thread, s, (Work){product_rows, put_rows}, (matrix->rows + s->rows - 1) / s->rows);
+}
+
+// ---- attention ----
+
+// A head of the queries, the keys or the values: normalised where the model does that, rotated to
+// its position; queries are scaled, so that their products with keys are scores.
+static void finish_head(void *job, int thread, int head) {
+    Step *s = job;
+    const Context *c = s->c;
+    const Model *m = c->model;
+    int d = m->head_dim, row = (m->n_heads + 2 * m->n_kv_heads) * d;
+    bool is_query = head < m->n_heads, is_value = head >= m->n_heads + m->n_kv_heads;
+    const Norm *norm = is_query ? &s->layer->q_norm : &s->layer->k_norm;
+    float *out = scratch_of(s, thread)->out, scale = 1.0f / sqrtf((float)d);
+    for (int t = 0; t < s->count; t++, out += d) {
+        const float *x = c->qkv + (size_t)t * row + (size_t)head * d;
+        if (norm->gain && !is_value) normalise(norm, m->norm_eps, x, d, out);
+        else memcpy(out, x, (size_t)d * sizeof(float));
+        size_t angles = (size_t)(s->start + t) * c->pairs;
+        if (!is_value) rotate(out, c->cos + angles, c->sin + angles, c->pairs);
+        if (is_query)
+            for (int i = 0; i < d; i++) out[i] *= scale;
+    }
+}
+
+static void put_head(void *job, int thread, int head) {
+    Step *s = job;
+    Context *c = s->c;
+    const Model *m = c->model;
+    int d = m->head_dim, h = m->n_heads, g = m->n_kv_heads;
+    const float *out = scratch_of(s, thread)->out;
+    for (int t = 0; t < s->count; t++, out += d) {
+        size_t position = (size_t)(s->start + t);
+        if (head < h) {
+            memcpy(c->queries + ((size_t)t * h + head) * d, out, (size_t)d * sizeof(float));
+        } else if (head < h + g) {
+            float *keys = s->keys + (size_t)(head - h) * c->capacity * d;
+            float *to = keys + position / KEY_BLOCK * KEY_BLOCK * d + position % KEY_BLOCK;
+            for (int i = 0; i < d; i++) to[i * KEY_BLOCK] = out[i];
+        } else {
+            float *values = s->values + (size_t)(head - h - g) * c->capacity * c->padded;
+            memcpy(values + position * c->padded, out, (size_t)d * sizeof(float));
+        }
+    }
+}
+
+// Piece i: up to four queries of a key head, and a part of the cache.
+static void attend_piece(void *job, int thread, int i) {
+    Step *s = job;
+    const Context *c = s->c;
+    const Model *m = c->model;
+    int group = m->n_heads / m->n_kv_heads, rows = s->count * group;
+    int tiles = (rows + QUERIES - 1) / QUERIES, part = i % s->parts, tile = i / s->parts % tiles;
+    int kv_head = i / (s->parts * tiles), first = tile * QUERIES;
+    Attention a = {
+        .queries = c->queries, .count = s->count, .start = s->start, .window = s->layer->window,
+        .keys = s->keys + (size_t)kv_head * c->capacity * m->head_dim,
+        .values = s->values + (size_t)kv_head * c->capacity * c->padded,
+        .group = group, .head_dim = m->head_dim, .padded = c->padded, .kv_head = kv_head,
+        .n_heads = m->n_heads,
+    };
+    attend(&a, first, rows - first < QUERIES ? rows - first : QUERIES, part, s->parts,
+           scratch_of(s, thread));
+}
+
+static void put_mixed(void *job, int thread, int i) {
+    Step *s = job;
+    Context *c = s->c;
+    const Scratch *scratch = scratch_of(s, thread);
+    int h = c->model->n_heads, d = c->model->head_dim, group = h / c->model->n_kv_heads;
+    int all = s->count * group, tiles = (all + QUERIES - 1) / QUERIES, part = i % s->parts;
+    int kv_head = i / (s->parts * tiles), first = i / s->parts % tiles * QUERIES;
+    for (int r = 0; r < QUERIES && first + r < all; r++) {
+        int t = (first + r) / group, head = kv_head * group + (first + r) % group;
+        const float *mixed = scratch->mixed + r * c->padded;
+        if (s->parts == 1) {
+            float whole = 1.0f / scratch->total[r], *z = c->z + ((size_t)t * h + head) * d;
+            for (int k = 0; k < d; k++) z[k] = mixed[k] * whole;
+        } else {  // of a single token
+            size_t at = (size_t)part * h + head;
+            c->part_largest[at] = scratch->largest[r];
+            c->part_total[at] = scratch->total[r];
+            memcpy(c->part_mixed + at * c->padded, mixed, (size_t)d * sizeof(float));
+        }
+    }
+}
+
+// The parts of a head, put together.
+static void merge_head(void *job, int thread, int head) {
+    Step *s = job;
+    const Context *c = s->c;
+    int h = c->model->n_heads, d = c->model->head_dim;
+    float *out = scratch_of(s, thread)->out, most = c->part_largest[head], whole = 0;
+    for (int part = 1; part < s->parts; part++)
+        if (c->part_largest[part * h + head] > most) most = c->part_largest[part * h + head];
+    memset(out, 0, (size_t)d * sizeof(float));
+    for (int part = 0; part < s->parts; part++) {
+        size_t at = (size_t)part * h + head;
+        float share = exponential(splat(c->part_largest[at] - most))[0];
+        whole += share * c->part_total[at];
+        for (int i = 0; i < d; i++) out[i] += share * c->part_mixed[at * c->padded + i];
+    }
+    for (int i = 0; i < d; i++) out[i] /= whole;
+}
+
+static void put_merged(void *job, int thread, int head) {
+    Step *s = job;
+    int d = s->c->model->head_dim;
+    memcpy(s->c->z + (size_t)head * d, scratch_of(s, thread)->out, (size_t)d * sizeof(float));
+}
+
+static void attention(Member *member, int thread, Step *s) {
+    const Model *m = s->c->model;
+    int group = m->n_heads / m->n_kv_heads, tiles = (s->count * group + QUERIES - 1) / QUERIES;
+    team_phase(member, thread, s, (Work){attend_piece, put_mixed}, m->n_kv_heads * tiles * s->parts);
+    if (s->parts > 1) team_phase(member, thread, s, (Work){merge_head, put_merged}, m->n_heads);
+}
+
+// ---- a step ----
+
+static void norm(Member *member, int thread, Step *s, const Norm *norm, const float *from, float *to) {
+    s->norm = norm;
+    s->from = from;
+    s->to = to;
+    team_phase(member, thread, s, (Work){normalise_row, put_row}, s->count);
+}
+
+void run_step(Member *member, int thread, void *job) {
+    Step *s = job;
+    Context *c = s->c;
+    const Model *m = c->model;
+    int w = m->d_model, h = m->n_heads, g = m->n_kv_heads, d = m->head_dim;
+    size_t skipped = 0;  // tokens of which nothing more is wanted
+    s->to = c->x;
+    team_phase(member, thread, s, (Work){embed, put_row}, s->count);
+    for (int i = 0; i < m->n_layers; i++) {
+        const Layer *layer = s->layer = &m->layers[i];
+        s->keys = c->keys + (size_t)i * g * c->capacity * d;
+        s->values = c->values + (size_t)i * g * c->capacity * c->padded;
+        norm(member, thread, s, &layer->norm1, c->x, c->normed);
+        if (m->parallel_residual) norm(member, thread, s, &layer->norm2, c->x, c->normed2);
+        product(member, thread, s, NULL, &layer->qkv, c->normed, NULL, c->qkv);
+        team_phase(member, thread, s, (Work){finish_head, put_head}, h + 2 * g);
+        attention(member, thread, s);
+        if (i == m->n_layers - 1) {  // only the last token's logits are wanted
+            skipped = (size_t)s->count - 1;
+            s->count = 1;
+        }
+        product(member, thread, s, NULL, &layer->proj, c->z + skipped * h * d, c->x + skipped * w, c->x2);
+        if (m->parallel_residual) {
+            product(member, thread, s, &layer->gate, &layer->up, c->normed2 + skipped * w, NULL, c->hidden);
+        } else {
+            norm(member, thread, s, &layer->norm2, c->x2, c->normed2);
+            product(member, thread, s, &layer->gate, &layer->up, c->normed2, NULL, c->hidden);
+        }
+        product(member, thread, s, NULL, &layer->down, c->hidden, c->x2, c->x);
+    }
+    norm(member, thread, s, &m->norm, c->x, c->normed);
+    product(member, thread, s, NULL, &m->head, c->normed, NULL, c->logits);
+}
+
+const float *minillm_forward(Context *c, const int32_t *ids, int count, int start) {
+    const Model *m = c->model;
+    if (count < 1 || count > MAX_TOKENS || start < 0 || start > c->capacity - count) return NULL;
+    for (int t = 0; t < count; t++)
+        if (ids[t] < 0 || ids[t] >= m->vocab_size) return NULL;
+    int parts = count > 1 ? 1 : (start + PART) / PART;
+    Step s = {.c = c, .ids = ids, .count = count, .start = start,
+              .parts = parts < c->most_parts ? parts : c->most_parts};
+    _Static_assert(sizeof(Step) <= 256, "a job of the team");
+    Member member = team_begin(c->team, &s, sizeof s);
+    run_step(&member, 0, &s);
+    return c->logits;
+}
+
+// ---- one matrix, for tests ----
+
+int minillm_matmul(const Matrix *m, const float *x, int count, float *y) {
+    Model model = {.n_layers = 1, .d_model = m->inputs, .n_heads = 1, .n_kv_heads = 1, .head_dim = (m->rows + 2) / 3,
+                   .d_mlp = m->rows, .vocab_size = 1, .context_length = 1, .n_threads = 1};
+    if (count < 1 || count > MAX_TOKENS || m->inputs < 1 || m->rows < 1) return 1;
+    Context *c = minillm_new(&model);
+    if (!c) return 1;
+    memcpy(c->normed, x, (size_t)count * m->inputs * sizeof(float));
+    Step s = {.c = c, .count = count};
+    Member member = team_begin(c->team, &s, sizeof s);
+    product(&member, 0, &s, NULL, m, c->normed, NULL, c->qkv);
+    memcpy(y, c->qkv, (size_t)count * m->rows * sizeof(float));
+    minillm_free(c);
+    return 0;
+}

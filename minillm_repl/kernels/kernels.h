@@ -1,0 +1,102 @@
+// The models of minillm-repl on the CPU: what Python fills in, and what it may call.
+//
+// One step reads some new tokens and leaves the logits after the last. Everything is float32
+// arithmetic on the weights as the file stores them; model/llama.py and model/gpt.py define what is
+// computed. These files are compiled once for each kind of processor (see vector.h), each time into
+// a library of its own. Nothing here allocates in a step, and there is no global state.
+//
+//   vector.h     short arrays of floats that fit a register
+//   team.c       threads that share the pieces of a step
+//   matmul.c     weights times activations;  amx.c  the same on Intel's tile unit
+//   attention.c  attention with online softmax over the KV cache
+//   pointwise.c  norms, activations, rotary positions, rounding of activations
+//   forward.c    a step of a model, top to bottom: begin to read here
+
+#ifndef MINILLM_KERNELS_H
+#define MINILLM_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+// How the numbers of a matrix (rows, inputs) lie in memory.
+enum Kind {
+    F32,     // row by row, float32
+    BF16,    // row by row, bfloat16
+    F16,     // row by row, float16
+    PANELS,  // float32, PANEL rows side by side: (panels, inputs, PANEL); missing rows are 0
+    Q8,      // (rows/16, groups, 8, 16, 4) bytes: 4 inputs of a row together, then 16 rows; +128
+    Q4,      // (rows/16, groups, 4, 16, 4) bytes: as Q8, +8; the upper half has 4 inputs further on
+};
+
+enum Activation { GELU, GELU_TANH, SILU, RELU };  // the order of model/config.py's ACTIVATIONS
+
+#define GROUP 32     // inputs of a quantised row that share a scale
+#define Q_ROWS 16    // rows of a quantised matrix that lie side by side
+#define MAX_TOKENS 132  // that are read in one step: a multiple of the 12 that matmul.c takes at once
+
+typedef struct {
+    const void *weights;     // NULL: there is no such matrix
+    const uint16_t *scales;  // of Q8 and Q4: (rows/16, groups, 16), in bfloat16
+    const float *bias;       // (rows,), or NULL
+    int32_t kind, rows, inputs;
+} Matrix;
+
+typedef struct {
+    const float *gain, *bias;  // with a bias it is a LayerNorm, else an RMSNorm; NULL: none
+} Norm;
+
+typedef struct {
+    Norm norm1, norm2, q_norm, k_norm;
+    Matrix qkv, proj;       // queries, keys and values, in this order
+    Matrix gate, up, down;  // the gate is missing in a plain MLP
+    int32_t window;         // positions that a query sees, its own included; 0 for all
+    int32_t unused;
+} Layer;
+
+typedef struct {
+    int32_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_mlp, vocab_size, context_length;
+    int32_t activation, parallel_residual;
+    float norm_eps;
+    int32_t n_threads;
+    Matrix embedding, head;
+    const float *positions;  // (context_length, d_model): learned ones, or NULL
+    Norm norm;               // before the head
+    const Layer *layers;
+} Model;
+
+typedef struct Context Context;
+
+// Returns the version of what is declared above, so that Python never calls another.
+EXPORT int minillm_abi(void);
+// Returns 1 if this processor and operating system run this library.
+EXPORT int minillm_supported(void);
+// Returns how many rows lie side by side in a matrix of kind PANELS.
+EXPORT int minillm_panel_rows(void);
+// Returns NULL if the sizes of a model fit together, else which do not.
+EXPORT const char *minillm_check(const Model *model);
+// Returns what a model needs to run, or NULL without memory. The model's arrays must outlive it.
+EXPORT Context *minillm_new(const Model *model);
+// Frees it. All threads in minillm_work must have returned.
+EXPORT void minillm_free(Context *context);
+// Makes room for `positions` tokens in the KV cache, and keeps what is in it. `cos` and `sin`
+// (positions, pairs) are the rotary angles and must outlive the next call. Returns 0, or 1 without
+// memory.
+EXPORT int minillm_reserve(Context *context, int positions, const float *cos, const float *sin,
+                           int pairs);
+// Reads `count` tokens at the positions from `start`; returns the logits (vocab_size,) after the
+// last, valid until the next call; or NULL if a token or position is out of range.
+EXPORT const float *minillm_forward(Context *context, const int32_t *ids, int count, int start);
+// Takes part in every step as thread 1, 2, … of the team, until minillm_stop.
+EXPORT void minillm_work(Context *context, int thread);
+EXPORT void minillm_stop(Context *context);
+// y (count, rows) = x (count, inputs) times the matrix and its bias; for tests of one matrix.
+EXPORT int minillm_matmul(const Matrix *matrix, const float *x, int count, float *y);
+
+#endif

@@ -1,0 +1,75 @@
+// What forward.c puts together: each function works on memory that the caller owns.
+
+#ifndef MINILLM_PARTS_H
+#define MINILLM_PARTS_H
+
+#include "kernels.h"
+#include "vector.h"
+
+#define DIGITS 3       // of an activation, where weights are whole numbers
+#define KEY_BLOCK 32   // positions whose keys lie together, turned over: (head_dim, 32)
+#define STRETCH 256    // positions whose scores are kept at once
+#define QUERIES 4      // that attention works on together
+#define MANY 3         // tokens: from here on turning rows over takes less time than it saves
+#define PIECE_ROWS 32  // rows of a matrix that make a piece of work, or a multiple
+
+// Activations (count, inputs) that a matrix is multiplied with, and other forms of the same numbers:
+// those that `prepare` makes for the kind of matrix.
+typedef struct {
+    const float *x;
+    int count, inputs;
+    // Of quantised matrices: x = step · (digit 0 + 128 · digit 1 + 128² · digit 2), group by group.
+    int8_t *digits;  // (count, DIGITS, groups · 32)
+    float *steps;    // (count, groups), powers of two
+    int32_t *sums;   // (count, groups, DIGITS), of the digits of a group
+    // For the tile unit: x = part 0 + part 1 + part 2, each in bfloat16.
+    uint32_t *parts;  // (blocks of 16 tokens, 3, inputs/2, 16): pairs of inputs
+} Operand;
+
+// What one thread works in.
+typedef struct {
+    float *panel;    // (inputs, PANEL): rows of a matrix turned over
+    float *out;      // what a piece of work has computed
+    float *out2;     // as large: the gates of an MLP
+    uint8_t *bytes;  // (groups, 32, 16): a quantised panel in 8 bits
+    float *tiles;    // (4, 256): what the tile unit leaves
+    // Attention's, of QUERIES queries each:
+    float *queries, *scores, *mixed;  // (d), (STRETCH), (padded d)
+    float *largest, *total;           // the largest score so far, and the sum of e^(score − largest)
+    int32_t *seen;                    // (2): the first position, and the one after the last
+} Scratch;
+
+static inline int groups_of(int inputs) { return (inputs + GROUP - 1) / GROUP; }
+static inline int up_to(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// matmul.c: rows `first` to `last` of a matrix, times all tokens of x: out[t·stride + row − first].
+void matmul(const Matrix *m, int first, int last, const Operand *x, float *out, int stride,
+            Scratch *s);
+// Returns whether a product needs digits, or parts, of its operand.
+bool needs_digits(const Matrix *m, int count);
+bool needs_parts(const Matrix *m, int count);
+
+// amx.c: the same for 32 rows. Defined where the tile unit is.
+void amx_bf16(const Matrix *m, int first, const Operand *x, float *out, int stride, Scratch *s);
+void amx_q8(const Matrix *m, int first, const Operand *x, float *out, int stride, Scratch *s);
+// Splits SPLIT inputs from `first` on, or fewer, of 16 tokens: parts (3, SPLIT/2, 16).
+#define SPLIT 512
+void amx_split(const Operand *x, int block, int first, uint32_t *parts);
+
+// pointwise.c
+void normalise(const Norm *norm, float eps, const float *x, int n, float *y);
+void activate(int activation, float *x, int n);
+void rotate(float *x, const float *cos, const float *sin, int pairs);
+void round_to_digits(const float *x, int n, int8_t *digits, float *steps, int32_t *sums);
+int32_t digit_offset(const Matrix *m);
+
+// attention.c
+typedef struct {
+    const float *queries;  // (count, n_heads · head_dim), scaled and rotated
+    const float *keys, *values;  // of one key head: (blocks, head_dim, 32) and (positions, padded)
+    int count, start, window, group, head_dim, padded;
+    int kv_head, n_heads;
+} Attention;
+void attend(const Attention *a, int first_row, int rows, int part, int n_parts, Scratch *s);
+
+#endif

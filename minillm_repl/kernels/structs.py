@@ -1,0 +1,80 @@
+"""The structures and functions of kernels.h, declared for ctypes."""
+
+import ctypes
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_void_p
+
+F32, BF16, F16, PANELS, Q8, Q4 = range(6)  # enum Kind: how a matrix lies in memory
+MAX_TOKENS = 132  # that a step reads
+KEY_BLOCK = 32  # the KV cache grows by this many positions
+
+
+class Matrix(ctypes.Structure):
+    """A matrix (rows, inputs); without an address, there is none."""
+
+    _fields_ = [
+        ("weights", c_void_p),
+        ("scales", c_void_p),
+        ("bias", c_void_p),
+        ("kind", c_int32),
+        ("rows", c_int32),
+        ("inputs", c_int32),
+    ]
+
+
+class Norm(ctypes.Structure):
+    """The vectors of a norm."""
+
+    _fields_ = [("gain", c_void_p), ("bias", c_void_p)]
+
+
+class Layer(ctypes.Structure):
+    """The weights of a transformer block."""
+
+    _fields_ = [
+        *((name, Norm) for name in ("norm1", "norm2", "q_norm", "k_norm")),
+        *((name, Matrix) for name in ("qkv", "proj", "gate", "up", "down")),
+        ("window", c_int32),
+        ("unused", c_int32),
+    ]
+
+
+_SIZES = (
+    "n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_mlp", "vocab_size",
+    "context_length", "activation", "parallel_residual",
+)  # fmt: skip
+
+
+class Model(ctypes.Structure):
+    """A model: its sizes and the addresses of its weights."""
+
+    _fields_ = [
+        *((name, c_int32) for name in _SIZES),
+        ("norm_eps", c_float),
+        ("n_threads", c_int32),
+        ("embedding", Matrix),
+        ("head", Matrix),
+        ("positions", c_void_p),
+        ("norm", Norm),
+        ("layers", POINTER(Layer)),
+    ]
+
+
+_FUNCTIONS = {
+    "minillm_panel_rows": (c_int, ()),
+    "minillm_check": (c_char_p, (POINTER(Model),)),
+    "minillm_new": (c_void_p, (POINTER(Model),)),
+    "minillm_free": (None, (c_void_p,)),
+    "minillm_reserve": (c_int, (c_void_p, c_int, c_void_p, c_void_p, c_int)),
+    "minillm_forward": (POINTER(c_float), (c_void_p, c_void_p, c_int, c_int)),
+    "minillm_work": (None, (c_void_p, c_int)),
+    "minillm_stop": (None, (c_void_p,)),
+    "minillm_matmul": (c_int, (POINTER(Matrix), c_void_p, c_int, c_void_p)),
+}
+
+
+def declare(functions: ctypes.CDLL) -> ctypes.CDLL:
+    """Tell ctypes what the functions of a library take and return; return the library."""
+    for name, (result, arguments) in _FUNCTIONS.items():
+        function = getattr(functions, name)
+        function.restype, function.argtypes = result, arguments
+    return functions

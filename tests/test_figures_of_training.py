@@ -17,10 +17,11 @@ from minillm_repl.errors import UserError
 from minillm_repl.training import tokenize as token_files
 from minillm_repl.training.corpus import open_corpus
 from minillm_repl.training.defaults import make_tokenizer
+from minillm_repl.training.evaluation import estimate_seconds
 from minillm_repl.training.open_corpora import find_corpus
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.prepare import start_run
-from minillm_repl.training.run import RunContext, estimate_seconds
+from minillm_repl.training.run import RunContext
 from minillm_repl.training.tokenize import tokenise
 from minillm_repl.training.tokens import Split
 from tests.conftest import random_checkpoint

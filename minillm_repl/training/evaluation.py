@@ -1,4 +1,8 @@
-"""The losses of both splits, measured on samples so small that they cost a fraction of training."""
+"""The losses of both splits, measured on samples so small that they cost a fraction of training.
+
+nanoGPT draws random windows for this. Here the windows of a sample are always the same ones, spread
+evenly, so that two losses of a run differ by what was learnt and not by what was drawn.
+"""
 
 from collections.abc import Callable
 
@@ -21,6 +25,7 @@ _MIN_EVAL_TOKENS = 8_192  # tokens of an evaluation on the way, where there are 
 _MIN_FINAL_EVAL_TOKENS = 1 << 17  # tokens of the evaluation of the weights that are kept
 _MAX_EVAL_SHARE = 0.15  # of the work of training, for a larger sample than these
 _TRAINING_COST = 3  # times the cost of a forward pass: the backward pass is two of them
+_OPTIMISER_FACTOR = 1.2  # a whole step takes this times the time of its forward and backward pass
 
 Starts = NDArray[np.int64]  # (b,) places where windows begin
 Losses = tuple[float, float | None]  # of the training and the validation split, nats per token
@@ -84,11 +89,12 @@ class Evaluator:
 
         Raises Cancelled between two forward passes, where one process makes them all.
         """
-        self._model.eval()
+        self._model.eval()  # no dropout
         world_size = self._distributed.world_size
         device = next(self._model.parameters()).device
-        mine = starts[self._distributed.rank :: world_size]
+        mine = starts[self._distributed.rank :: world_size]  # each process reads its share
         totals = torch.zeros(2, dtype=torch.float64)  # sum of the losses, and tokens that count
+        # Windows are put together until a pass is large enough to be fast.
         tokens = min(_EVAL_BATCH_TOKENS, _EVAL_MULTIPLICATIONS // self._model.config.n_params)
         batch_size = max(1, tokens // split.context_length)
         for first in range(0, len(mine), batch_size):
@@ -101,7 +107,7 @@ class Evaluator:
         if world_size > 1:
             totals = self._distributed.all_reduce(totals.to(device))
         total, count = totals.tolist()
-        return float(total / max(1.0, count))
+        return float(total / max(1.0, count))  # a mean over tokens, not over windows
 
     def _losses(self, starts: tuple[Starts, Starts], interrupted: Callable[[], bool]) -> Losses:
         train_starts, val_starts = starts
@@ -135,3 +141,18 @@ class Evaluator:
         """Return the tokens of one forward pass, about, and no less than a window."""
         tokens = _EVAL_MULTIPLICATIONS // self._model.config.n_params
         return min(_MIN_EVAL_TOKENS, max(self._plan.context_length, tokens))
+
+
+def estimate_seconds(
+    plan: TrainPlan, seconds: float, eval_tokens: int, final_eval_tokens: int
+) -> float:
+    """Return the seconds of a whole run, with its evaluations of `eval_tokens` each.
+
+    `seconds` is the time of the forward and backward pass of one step.
+    """
+    n_evals = plan.steps // plan.eval_interval + 1 + (plan.steps % plan.eval_interval > 0)
+    evaluated_tokens = n_evals * eval_tokens + final_eval_tokens
+    return seconds * (
+        plan.steps * _OPTIMISER_FACTOR
+        + evaluated_tokens / (plan.batch_size * plan.context_length) / _TRAINING_COST
+    )

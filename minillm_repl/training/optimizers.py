@@ -19,21 +19,24 @@ from torch import Tensor, nn
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.training.plan import TrainPlan
 
-_NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # steepest at zero, and near 1 after five times
+# Newton and Schulz: p(s) = a s + b s³ + c s⁵ is applied to each singular value s, five times. These
+# coefficients (Jordan et al.) are steepest at 0, so that small values grow fast; all end near 1.
+_NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # a, b, c
 _NS_STEPS = 5
-_EPS = 1e-7
+_EPS = 1e-7  # a gradient of zeros stays zeros
+_RMS_SCALE = 0.2  # the usual size of AdamW's steps, root mean square per weight (Liu et al.)
 
 
 def lr_scale(step: int, plan: TrainPlan) -> float:
     """Return the factor of the peak learning rate at `step`, from 1: the warm-up, then the
     schedule of the plan.
     """
-    warm = step / max(1, plan.warmup_steps)
-    remaining = (plan.steps - step + 1) / plan.steps
+    warm = step / max(1, plan.warmup_steps)  # passes 1 when the warm-up ends
+    remaining = (plan.steps - step + 1) / plan.steps  # from 1 to nearly 0; the last step counts too
     match plan.schedule:
-        case "linear":
+        case "linear":  # constant over the first half, then straight down
             return min(1.0, warm, 2 * remaining)
-        case "cosine":
+        case "cosine":  # half a wave from 1 to 0 (Loshchilov and Hutter, 2017)
             return min(1.0, warm) * (1 + math.cos(math.pi * (1 - remaining))) / 2
     return min(1.0, warm)
 
@@ -94,10 +97,13 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[matrix]
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+                # m ← 0.95 m + 0.05 g, then Nesterov's look ahead: 0.95 m + 0.05 g once more.
                 momentum = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
-                nesterov = matrix.grad.lerp(momentum, group["momentum"])  # Nesterov's
+                nesterov = matrix.grad.lerp(momentum, group["momentum"])  # (rows, columns)
+                # Decay is apart from the gradient, as in AdamW.
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                lr_scale = 0.2 * max(matrix.shape) ** 0.5
+                # A matrix with singular values 1 has entries of root mean square 1 / √longer side.
+                lr_scale = _RMS_SCALE * max(matrix.shape) ** 0.5
                 matrix.add_(
                     orthogonalise(nesterov.to(self._dtype())), alpha=-group["lr"] * lr_scale
                 )
@@ -107,9 +113,10 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     """Return the matrix (rows, columns) with singular values near 1, by Newton and Schulz."""
     a, b, c = _NS_COEFFICIENTS
     is_tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if is_tall else matrix
-    x = x / x.norm().clamp(min=_EPS)
+    x = matrix.T if is_tall else matrix  # (short, long): the smaller of the two products below
+    x = x / x.norm().clamp(min=_EPS)  # then no singular value is above 1
     for _step in range(_NS_STEPS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        gram = x @ x.T  # (short, short)
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)  # b g + c g²
+        x = torch.addmm(x, polynomial, x, beta=a)  # a x + (b g + c g²) x
     return x.T if is_tall else x

@@ -21,6 +21,7 @@ from minillm_repl.storage.atomic import try_lock
 from minillm_repl.storage.paths import SUFFIX
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.training import resume
+from minillm_repl.training.evaluation import estimate_seconds
 from minillm_repl.training.events import TrainEvent, TrainingFinished, never_interrupted
 from minillm_repl.training.machine import Distributed, full_tensor, torch_threads
 from minillm_repl.training.open_corpora import OpenCorpora
@@ -28,9 +29,6 @@ from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.trainer import Trainer
 
 _MAX_SESSIONS = 100  # sessions at once
-# of the time of forward and backward: what the optimisers and the rest of a step take too
-_OPTIMISER_FACTOR = 1.2
-_FORWARD_FRACTION = 1 / 3  # of that time: forward alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,18 +226,6 @@ def describe_method(trainer: Trainer, threads: int, seconds: float) -> str:
             else _("about {time:.1f} h", time=remaining / 3600)
         )
     return " · ".join(parts)
-
-
-def estimate_seconds(
-    plan: TrainPlan, seconds: float, eval_tokens: int, final_eval_tokens: int
-) -> float:
-    """Return the seconds of a whole run, with its evaluations of `eval_tokens` each."""
-    n_evals = plan.steps // plan.eval_interval + 1 + (plan.steps % plan.eval_interval > 0)
-    evaluated_tokens = n_evals * eval_tokens + final_eval_tokens
-    return seconds * (
-        plan.steps * _OPTIMISER_FACTOR
-        + evaluated_tokens / (plan.batch_size * plan.context_length) * _FORWARD_FRACTION
-    )
 
 
 # -- where a run is kept

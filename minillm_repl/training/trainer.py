@@ -1,14 +1,19 @@
-"""The training loop: it takes steps, measures, and yields what happens; it prints nothing."""
+"""The training loop: it takes steps, measures, and yields what happens; it prints nothing.
+
+`Trainer.step` is one turn of nanoGPT's loop: batch, loss, gradients, clipping, learning rate,
+optimisers. `Trainer.events` is the loop, which also evaluates and saves.
+"""
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own usual name
-from torch import Tensor, nn
+from torch import Tensor
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
@@ -63,16 +68,13 @@ class Trainer:
             add_dropout(model, plan.dropout)
         if plan.shard:
             self.distributed.shard(model)
-        compiled: nn.Module = model
-        if plan.compile:
-            compiled = torch.compile(model)  # type: ignore[assignment]
-        self._forward = self.distributed.wrap(compiled, sharded=plan.shard)
-        every = model.named_parameters()
-        self.trainable_parameters = {name: each for name, each in every if each.requires_grad}
-        trained = self.trainable_parameters
+        forward: Any = torch.compile(model) if plan.compile else model
+        self._forward = self.distributed.wrap(forward, sharded=plan.shard)
+        trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        self.trainable_parameters = trained
+        self.best_weights = self._copy_weights()
         self.optimizers = make_optimizers(model, trained, plan, self._compute_dtype)
         self.evaluator = Evaluator(model, train, val, plan, self.distributed, self.summed_loss)
-        self.best_weights = self._copy_weights()
 
     def _compute_dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.plan.precision == "bfloat16" else torch.float32
@@ -88,7 +90,7 @@ class Trainer:
         step. Raises UserError if stopped before the first evaluation is complete.
         """
         plan, state = self.plan, self.state
-        self._started = perf_counter() - state.seconds
+        self._started = perf_counter() - state.seconds  # as if it had never stopped
         self._save_due_step, self._save_due_time = state.step, perf_counter()
         self._last_saved_step, self._is_consistent = state.step, True
         reason: Reason = "done"
@@ -145,13 +147,13 @@ class Trainer:
         """
         plan, state = self.plan, self.state
         self._is_consistent = False
-        first = state.step * plan.batch_size  # windows read so far
+        first = state.step * plan.batch_size  # windows read so far: a resumed run reads on
         starts = self.train.training_starts(first, plan.batch_size, plan.seed)  # (batch,)
         loss = self._backward(starts, interrupted)
         parameters = self.trainable_parameters.values()
-        clip = plan.grad_clip or math.inf
+        clip = plan.grad_clip or math.inf  # 0 is off: then the norm is only measured
         norm = full_tensor(torch.nn.utils.clip_grad_norm_(parameters, clip)).item()
-        if not math.isfinite(loss + norm):
+        if not math.isfinite(loss + norm):  # before any weight is changed by it
             for optimizer in self.optimizers.values():
                 optimizer.zero_grad()
             raise NonFiniteLoss
@@ -181,7 +183,7 @@ class Trainer:
         Raises Cancelled.
         """
         plan, world_size = self.plan, self.distributed.world_size
-        n_targets = plan.batch_size * plan.context_length
+        n_targets = plan.batch_size * plan.context_length  # b * t; of conversations, the answers
         if self.train.loss_mask is not None:
             n_targets = max(1, int((self.train.batch(starts)[1] != IGNORE_INDEX).sum()))
         # Every process knows the whole batch, and reads its share of it.
@@ -191,12 +193,13 @@ class Trainer:
         self.model.train()
         with self.cancellable(interrupted):
             for number, micro_batch in enumerate(micro_batches, 1):
+                # The gradients add up; the processes exchange them once, after the last part.
                 is_last = number == len(micro_batches)
                 with nullcontext() if is_last else self.distributed.no_sync(self._forward):
                     loss = self.loss(micro_batch, plan.label_smoothing) / n_targets
                     # The processes' gradients are averaged, not summed: the factor undoes that.
                     (loss * world_size).backward()  # type: ignore[no-untyped-call]
-                total += loss.detach()
+                total += loss.detach()  # stays on the device: reading it would wait for a GPU
         return self.distributed.all_reduce(total).item()
 
     def cancellable(self, interrupted: Callable[[], bool]) -> AbstractContextManager[None]:
@@ -222,7 +225,7 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16):
             logits = self._forward(inputs)  # (b, t, v)
         return F.cross_entropy(
-            logits.float().flatten(0, 1),  # (b*t, v)
+            logits.float().flatten(0, 1),  # (b*t, v); bfloat16 is too coarse for a softmax
             targets.flatten(),  # (b*t,)
             ignore_index=IGNORE_INDEX,
             reduction="sum",

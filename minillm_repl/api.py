@@ -267,8 +267,9 @@ def train(
     event. Nothing is written: `save` does that. Ctrl-C ends the training, and returns what was
     learnt so far; before the first step it raises KeyboardInterrupt. Raises UserError.
     """
+    from minillm_repl.training.defaults import check_applies
     from minillm_repl.training.events import TrainingFinished
-    from minillm_repl.training.plan import TrainPlan, check_applies
+    from minillm_repl.training.plan import TrainPlan
     from minillm_repl.training.prepare import start_run
     from minillm_repl.training.run import RunContext
 

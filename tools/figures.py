@@ -6,6 +6,7 @@ status 1: a figure misses its aim.
 """
 
 import ast
+import json
 import os
 import statistics
 import subprocess
@@ -20,17 +21,20 @@ PACKAGE = ROOT / "minillm_repl"
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-# Counts the package's files in which a line runs. sys.monitoring needs Python 3.12, so this is a
-# profiler.
+# Prints the package's functions in the order of their first calls, until one of them is called that
+# ends the trace. sys.monitoring needs Python 3.12, so this is a profiler.
 _TRACED = """
-import sys, threading
-seen, package = set(), {package!r}
+import json, sys
+called, package = {{}}, {package!r}
 def note(frame, event, _argument):
     code = frame.f_code
     if event == "call" and code.co_filename.startswith(package) and code.co_name != "<module>":
-        seen.add(code.co_filename)
+        name = code.co_qualname.partition(".<")[0]
+        called[code.co_filename.removeprefix(package + "/"), name] = True
+        if name == {last!r}:
+            sys.setprofile(None)
 {run}
-print(len(seen), *sorted(name.removeprefix(package + "/") for name in seen), file=sys.__stderr__)
+print(json.dumps(list(called)), file=sys.__stderr__)
 """
 # From a line that was read at the prompt to the printed token: the model is open, the prompt is the
 # second one.
@@ -48,6 +52,22 @@ sys.stdout = io.StringIO()
 assert cli.main(["--ckpt", "nalssi", "--history", "off"]) == 0
 sys.setprofile(None)
 """
+# From a line that was read at the prompt to the first step of training: the model is open.
+_TRAINING = """
+import io, pathlib
+from minillm_repl import app, cli
+pathlib.Path("story.txt").write_text("날씨가 맑으면 소풍을 가요.\\n" * 200, encoding="utf-8")
+def lines():
+    yield ":max-tokens 1"
+    yield "날"
+    sys.setprofile(note)
+    yield ":train story.txt steps=1"
+    sys.setprofile(None)
+app.decoded_lines = lambda _stream: lines()
+sys.stdout = io.StringIO()
+assert cli.main(["--ckpt", "nalssi", "--history", "off"]) == 0
+"""
+_TRAINING_ROOMS = ("commands/", "training/")
 
 
 def modules(folder: Path) -> dict[Path, ast.Module]:
@@ -144,11 +164,14 @@ def _reached(imports: dict[str, set[str]], start: str) -> set[str]:
     return seen
 
 
-def files_that_run(run: str) -> list[str]:
-    """Return the package's files in which a function runs while a piece of Python does, in a
-    process of its own.
+def functions_that_run(run: str, last: str = "") -> list[tuple[str, str]]:
+    """Return the file and the name of each of the package's functions that runs while a piece of
+    Python does, in a process of its own and in the order of their first calls.
+
+    What runs after the first call of the function named `last` is left out. A function inside
+    another one belongs to the outer one.
     """
-    code = _TRACED.format(package=str(PACKAGE), run=run)
+    code = _TRACED.format(package=str(PACKAGE), run=run, last=last)
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -156,12 +179,40 @@ def files_that_run(run: str) -> list[str]:
             text=True,
             check=True,
             stdin=subprocess.DEVNULL,
-            env=os.environ | {"HOME": folder},
+            env={"PYTHONPATH": str(ROOT)} | os.environ | {"HOME": folder},
+            cwd=folder,
         )
-    files = done.stderr.splitlines()[-1].split()[1:]
-    if not files:
+    functions = [(file, name) for file, name in json.loads(done.stderr.splitlines()[-1])]
+    if not functions:
         raise RuntimeError("no file of the package ran: what the traced program replaces has moved")
-    return files
+    return functions
+
+
+def files_that_run(run: str) -> list[str]:
+    """Return the package's files in which a function runs while a piece of Python does."""
+    return sorted({file for file, _name in functions_that_run(run)})
+
+
+def rooms_and_returns(functions: list[tuple[str, str]]) -> tuple[int, int]:
+    """Return how many files somebody opens who reads functions in this order, and how often a
+    function lies in a file that they have left before and have to open again.
+
+    Each function is read once, where it is called first.
+    """
+    files = [file for file, _name in functions]
+    opened = [file for index, file in enumerate(files) if index == 0 or file != files[index - 1]]
+    return len(set(opened)), len(opened) - len(set(opened))
+
+
+def training_path() -> list[tuple[str, str]]:
+    """Return the functions of `commands` and `training` from the typed `:train CORPUS` to the first
+    step, in the order of their first calls.
+
+    The shell, storage, tokenizer, model and drawing serve other commands too: a reader of `:train`
+    takes a call of theirs by its name, and does not open their files.
+    """
+    functions = functions_that_run(_TRAINING, last="Trainer.step")
+    return [each for each in functions if each[0].startswith(_TRAINING_ROOMS)]
 
 
 def figures() -> Iterator[tuple[str, str, str, bool]]:
@@ -183,6 +234,7 @@ def figures() -> Iterator[tuple[str, str, str, bool]]:
     cycles = in_cycles(trees)
     tests = sum(lines_of(modules(ROOT / "tests"))) / sum(sizes)
     token = files_that_run(_PROMPT)
+    rooms, returns = rooms_and_returns(training_path())
     yield "files", f"{len(trees)}", "150 or fewer", len(trees) <= 150
     longest = f"{longest_file[0]} ({longest_file[1].relative_to(ROOT)})"
     yield "longest file, lines", longest, "300 or fewer", longest_file[0] <= 300
@@ -205,6 +257,8 @@ def figures() -> Iterator[tuple[str, str, str, bool]]:
     )
     yield "test lines per source line", f"{tests:.2f}", "0.7 or more", tests >= 0.7
     yield "files that run from a line to its token", f"{len(token)}", "9 or fewer", len(token) <= 9
+    yield "files from :train CORPUS to a step", f"{rooms}", "15 or fewer", rooms <= 15
+    yield "returns to files on that way", f"{returns}", "8 or fewer", returns <= 8
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from minillm_repl.repl.signals import catch_termination, run_interruptibly
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import change, specs
 from minillm_repl.storage.paths import exists, user_path
-from minillm_repl.training.plan import TrainPlan, check_applies
+from minillm_repl.training.plan import TrainPlan
 
 if TYPE_CHECKING:  # The prompt line starts without torch.
     from minillm_repl.checkpoint.checkpoint import Checkpoint
@@ -198,6 +198,8 @@ def _prepare(
     shell: Shell, request: TrainRequest, interrupted: Callable[[], bool], distributed: "Distributed"
 ) -> "TrainingRun":
     """Return the run that was asked for, ready to go. Raises UserError."""
+    from minillm_repl.training.defaults import check_applies
+
     session, workspace = shell.session, shell.session.workspace
     if request.is_resume:
         target = _resumable_path(workspace)
@@ -260,13 +262,12 @@ def _make_run(
     note: Callable[[str], None],
 ) -> "TrainingRun":
     """Return a run that is resumed, of a recipe, or of a corpus. Raises UserError."""
-    from minillm_repl.training.open_corpora import find_corpus
     from minillm_repl.training.prepare import resume_run, start_run
 
     if request.is_resume:
         return resume_run(context.path, context, request.corpus)
     if not request.recipe:
-        return start_run(start, find_corpus(request.corpus, start), request.plan, context)
+        return start_run(start, request.corpus, request.plan, context)
     from minillm_repl.training.recipe import read_recipe
 
     recipe, folder = read_recipe(request.recipe), context.path.with_suffix(".corpus")

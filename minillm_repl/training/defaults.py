@@ -5,11 +5,17 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
+import torch
 
 from minillm_repl.chat.template import ROLE_TOKENS
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig, GPTConfig, LlamaConfig
+from minillm_repl.settings import (
+    default_of,
+    value_of,
+)
+from minillm_repl.storage.files import check_memory
 from minillm_repl.tokenizer.base import CharacterTokenizer, Tokenizer
 from minillm_repl.training.corpus import Corpus
 from minillm_repl.training.documents import split_chunks
@@ -19,6 +25,16 @@ END_TOKEN, UNK_TOKEN, BPE_EOS_TOKEN = "<end>", "<unk>", "<|endoftext|>"
 # Characters of a text for the BPE trainer: it takes 256 at once, and needs many times their size.
 _BPE_CHUNK = 1 << 14
 _BPE_CHARACTERS = 1 << 24  # of a longer corpus, an even part of this size is learnt from
+# These settings mean something for a new model alone.
+_NEW_MODEL_SETTINGS = (
+    "preset",
+    "arch",
+    "tokenizer",
+    "d_model",
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +85,46 @@ _FINETUNE_CONTEXT, _FINETUNE_BATCH_TOKENS = (
     2_048,
 )  # for each step of a model that is trained further
 _N_EVALS, _MAX_EVAL_INTERVAL = 10, 500  # in a run, and the most steps from one to the next
+
+
+def choose_sizes(
+    config: AnyConfig | None,
+    plan: TrainPlan,
+    *,
+    n_tokens: int,
+    vocab_size: int,
+    has_accelerator: bool,
+) -> tuple[AnyConfig, TrainPlan, str]:
+    """Return the config of the model that learns, the plan with nothing left at auto but the
+    precision, and a note on the preset of a new model.
+
+    `config` is that of a model that is trained further; None: a new model. Raises UserError for
+    sizes that do not go together.
+    """
+    if config:
+        return config, resolve_loop(resolve_finetuning(plan, config, n_tokens)), ""
+    preset, note = pick_preset(plan, n_tokens, has_accelerator)
+    plan = resolve_new_model(plan, preset)
+    return new_config(plan, vocab_size), resolve_loop(plan), note
+
+
+def check_applies(plan: TrainPlan, *, is_new: bool) -> None:
+    """Raise UserError for a setting that means nothing for a new model, or for one that is open."""
+    if is_new:
+        if plan.lora_rank:
+            raise UserError(
+                _("lora needs an open model: it trains adapter matrices beside the weights")
+            )
+        return
+    for size in _NEW_MODEL_SETTINGS:
+        if value_of(plan, size) != default_of(TrainPlan, size):
+            raise UserError(
+                _(
+                    "{name} applies to a new model only; this model has its own. The word "
+                    "`new` makes a new model",
+                    name=size,
+                )
+            )
 
 
 def pick_preset(plan: TrainPlan, tokens: int, has_accelerator: bool) -> tuple[str, str]:
@@ -128,13 +184,18 @@ def resolve_loop(plan: TrainPlan) -> TrainPlan:
     )
 
 
-def min_memory_bytes(plan: TrainPlan, config: AnyConfig) -> int:
-    """Return how many bytes a settled plan needs for sure: weights, gradients and moments, and
-    what a step computes.
+def check_fits_memory(plan: TrainPlan, config: AnyConfig, device: torch.device) -> None:
+    """Raise UserError if the memory is too small for what a resolved plan needs for sure: weights,
+    gradients and moments, and what a step computes. Only the processor's memory is known.
     """
+    if device.type != "cpu":
+        return
     tokens = -(-plan.batch_size // plan.grad_accum_steps) * plan.context_length
-    weights = config.n_params * (2 if plan.lora_rank else 5)  # with LoRA little more is trained
-    return 4 * (weights + tokens * (2 * config.vocab_size + 8 * config.n_layers * config.d_model))
+    # Weights, gradients, two moments and the best weights; with LoRA little more is trained.
+    weights = config.n_params * (2 if plan.lora_rank else 5)
+    # Logits and their gradients; in each block about eight vectors that the backward pass needs.
+    activations = tokens * (2 * config.vocab_size + 8 * config.n_layers * config.d_model)
+    check_memory(4 * (weights + activations), _("training at these sizes"))  # 4 bytes: float32
 
 
 def new_config(plan: TrainPlan, vocab_size: int) -> AnyConfig:

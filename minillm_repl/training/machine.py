@@ -206,9 +206,9 @@ def _time_step(
     """Return the time of forward and backward for one step, the shortest of a few."""
     plan = trainer.plan
     rows = max(1, plan.batch_size // plan.grad_accum_steps)
-    starts = np.resize(trainer.train.evenly_spaced_starts(rows * plan.context_length), rows)
     times = []
     with torch_threads(n_threads):
+        starts = np.resize(trainer.train.evenly_spaced_starts(rows * plan.context_length), rows)
         trainer.plan = replace(plan, precision=precision)
         for _trial in range(_TRIALS):
             if interrupted():

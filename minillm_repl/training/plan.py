@@ -3,17 +3,14 @@
 import re
 from dataclasses import dataclass
 
-from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.settings import (
-    default_of,
     file_or,
     integer,
     number,
     one_of,
     setting,
     switch,
-    value_of,
 )
 
 _AUTO = {"auto": 0}
@@ -245,34 +242,3 @@ class TrainPlan:
         unit="minutes",
         special_values={"off": 0.0},
     )
-
-
-NEW_MODEL_SETTINGS = (
-    "preset",
-    "arch",
-    "tokenizer",
-    "d_model",
-    "n_layers",
-    "n_heads",
-    "n_kv_heads",
-)
-"""What counts for a new model alone."""
-
-
-def check_applies(plan: TrainPlan, *, is_new: bool) -> None:
-    """Raise UserError for a setting that means nothing for a new model, or for one that is open."""
-    if is_new:
-        if plan.lora_rank:
-            raise UserError(
-                _("lora needs an open model: it trains adapter matrices beside the weights")
-            )
-        return
-    for size in NEW_MODEL_SETTINGS:
-        if value_of(plan, size) != default_of(TrainPlan, size):
-            raise UserError(
-                _(
-                    "{name} applies to a new model only; this model has its own. The word "
-                    "`new` makes a new model",
-                    name=size,
-                )
-            )

@@ -16,22 +16,18 @@ from minillm_repl.model.config import AnyConfig
 from minillm_repl.model.device import pick_device
 from minillm_repl.model.lora import add_adapters
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.files import check_memory
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.training import resume
 from minillm_repl.training.corpus import Corpus
-from minillm_repl.training.defaults import (
-    make_tokenizer,
-    min_memory_bytes,
-    new_config,
-    pick_preset,
-    resolve_finetuning,
-    resolve_loop,
-    resolve_new_model,
-)
+from minillm_repl.training.defaults import check_fits_memory, choose_sizes, make_tokenizer
 from minillm_repl.training.events import STOPPED_EARLY, Cancelled
 from minillm_repl.training.machine import autotune, check_compiles
-from minillm_repl.training.open_corpora import OpenCorpora, open_corpora, reopen_corpora
+from minillm_repl.training.open_corpora import (
+    OpenCorpora,
+    find_corpus,
+    open_corpora,
+    reopen_corpora,
+)
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.run import RunContext, TrainingRun, describe_method, resume_path
 from minillm_repl.training.tokenize import describe_unknown, tokenise
@@ -51,15 +47,27 @@ def start_run(
 ) -> TrainingRun:
     """Return a new run, ready to go; nothing of the checkpoint that it starts from is changed.
 
-    A checkpoint is trained further, and keeps its vocabulary. Without one, a new model starts from
-    the plan's seed, and gets the chat template `chat`. Raises UserError if the text does not fit.
+    `corpus` is a file or a folder; empty: the text that the checkpoint was trained on. A checkpoint
+    is trained further, and keeps its vocabulary. Without one, a new model starts from the plan's
+    seed, and gets the chat template `chat`. Raises UserError if the text does not fit.
     """
     with context.distributed.rank_zero_first():
-        corpora = open_corpora(corpus, plan, context.interrupted)
+        corpora = open_corpora(find_corpus(corpus, start), plan, context.interrupted)
         text = _tokenise(corpora, start, plan, context, chat)
-    plan = replace(plan, val=corpora.val)
-    model, plan = _choose_sizes(start, text, plan, context)
+    device = pick_device(context.device)
+    config, plan, note = choose_sizes(
+        start.config if start else None,
+        replace(plan, val=corpora.val),
+        n_tokens=len(text.train.ids),
+        vocab_size=text.tokenizer.vocab_size,
+        has_accelerator=device.type != "cpu",
+    )
+    check_fits_memory(plan, config, device)
+    if note:
+        text.notes.append(note)
+    model = _without_weights(start, config, text)
     trainer = _build(start, model, text, plan, context)
+    sample_prompt_ids = _encode_sample_prompt(trainer, model.tokenizer)
     base_model = _adapter_base(start, text) if plan.lora_rank and start else None
     threads = _tune(trainer, text, context)
     return TrainingRun(
@@ -71,7 +79,7 @@ def start_run(
         threads=threads,
         is_finetuning=start is not None,
         base_model=base_model,
-        sample_prompt_ids=_encode_sample_prompt(trainer, model.tokenizer),
+        sample_prompt_ids=sample_prompt_ids,
         notes=text.notes,
         warnings=text.warnings,
     )
@@ -88,6 +96,7 @@ def resume_run(path: Path, context: RunContext, corpus: str = "") -> TrainingRun
     with context.distributed.rank_zero_first():
         corpora = reopen_corpora(metadata, corpus, plan, context.path, context.interrupted)
         text = _tokenise(corpora, start, plan, context, None, is_resumed=True)
+    check_fits_memory(plan, start.config, pick_device(context.device))
     trainer = _build(start, start, text, replace(plan, val=corpora.val), context)
     resume.restore_run(state, trainer)
     step, steps = trainer.state.step, plan.steps
@@ -195,26 +204,12 @@ def _find_eos(tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(token for token in ids if token is not None)[:1]
 
 
-# -- sizes, split, build
+# -- split, build
 
 
-def _choose_sizes(
-    start: Checkpoint | None, text: _Text, plan: TrainPlan, context: RunContext
-) -> tuple[Checkpoint, TrainPlan]:
-    """Return the model that learns, without weights, and the plan with nothing left at auto but
-    the precision.
-    """
-    n_tokens = len(text.train.ids)
-    if start is None:
-        has_accelerator = pick_device(context.device).type != "cpu"
-        preset, note = pick_preset(plan, n_tokens, has_accelerator)
-        text.notes.append(note)
-        plan = resolve_new_model(plan, preset)
-        config: AnyConfig = new_config(plan, text.tokenizer.vocab_size)
-    else:
-        config = start.config
-        plan = resolve_finetuning(plan, config, n_tokens)
-    model = Checkpoint(
+def _without_weights(start: Checkpoint | None, config: AnyConfig, text: _Text) -> Checkpoint:
+    """Return the model that learns, without its weights: a new one, or the one it starts from."""
+    return Checkpoint(
         config=config,
         tokenizer=text.tokenizer,
         tensors={},
@@ -223,7 +218,6 @@ def _choose_sizes(
         chat_template=text.chat_template,
         eos_token_ids=text.eos_token_ids,
     )
-    return model, resolve_loop(plan)
 
 
 def _build(
@@ -236,11 +230,9 @@ def _build(
     """Split the text into what is trained on and what is only measured, and build what trains on
     it: with the weights of `start`, if it has any, or new ones.
 
-    Raises UserError if the text is too short, or the memory too small.
+    Raises UserError if the text is too short.
     """
     config, device = model.config, pick_device(context.device)
-    if device.type == "cpu":
-        check_memory(min_memory_bytes(plan, config), _("training at these sizes"))
     train, val = make_splits(text.train, text.val, plan, safe_line(text.name))
     if plan.val == "auto" and val is None:
         text.notes.append(

@@ -46,10 +46,11 @@ def tokenise(
     the template refuses, and when interrupted.
     """
     total = int(corpus.character_counts.sum())
-    key = cache_key(corpus, tokenizer, separator, template)
+    key = ""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     folders: tuple[Path | None, ...] = (None,)  # where the files may be written; None: nowhere kept
     if cache is not None and total >= _MIN_CACHED_CHARACTERS:
+        key = cache_key(corpus, tokenizer, separator, template)
         with suppress(OSError, UserError, ValueError, KeyError, TypeError):
             return load_tokens(cache, key, dtype)
         folders = (cache, None)

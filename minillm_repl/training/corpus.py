@@ -74,6 +74,7 @@ def open_corpus(
     empty; or when it is interrupted.
     """
     corpus = _scan_corpus(path, split, interrupted)
+    # A few gaps of two blank lines are an accident: read it again with the marks alone.
     if (
         split == "auto"
         and 1 < corpus.count < _MIN_SEPARATED_DOCUMENTS
@@ -96,7 +97,7 @@ def _scan_corpus(path: Path, split: str, interrupted: Callable[[], bool]) -> Cor
     count, has_conversations, has_texts = 0, False, False
     pending_texts, length = list[str](), 0
     for file, shape in files:
-        if is_folder:
+        if is_folder:  # the names count too: another order of the files is another corpus
             digest.update(str(file.relative_to(path)).encode("utf-8", "surrogateescape") + b"\0")
         encoding = DetectedEncoding()
         for document in read_documents(
@@ -123,7 +124,7 @@ def _scan_corpus(path: Path, split: str, interrupted: Callable[[], bool]) -> Cor
         raise UserError(
             _("{name} mixes texts and conversations; split them into two corpora", name=name)
         )
-    if not character_counts[33:].any():
+    if not character_counts[33:].any():  # nothing but white space and control characters
         raise UserError(_("{name} is empty: there is nothing to train on", name=name))
     notes = (*skipped, *_format_notes(files, is_folder), *repairs.notes(is_folder))
     return Corpus(
@@ -158,6 +159,7 @@ def _format_notes(files: tuple[tuple[Path, FileFormat], ...], is_folder: bool) -
 
 def _character_counts(texts: list[str]) -> NDArray[np.int64]:
     """Return how often each code point occurs, (0x110000,)."""
+    # UTF-32 has four bytes for each code point: numpy reads them as numbers.
     code_points = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32)
     return np.bincount(code_points, minlength=_N_CODE_POINTS)
 
@@ -171,7 +173,8 @@ def _folder_files(
     for file in _list_files(folder):
         try:
             shape = detect_format(file, split)
-            # a table was told by its columns
+            # JSON may be anything, such as settings: read its first record to find out. A table
+            # was told by its columns.
             if file.suffix.lower() in OTHER_SUFFIXES and shape.kind != "table":
                 next(
                     read_documents(
@@ -186,7 +189,7 @@ def _folder_files(
             yield file, shape
         except UserError as error:
             if file.suffix.lower() not in OTHER_SUFFIXES:
-                raise
+                raise  # A text that cannot be read is an error, and no file to pass over.
             skipped.append(_("not read: {error}", error=error))
 
 
@@ -198,7 +201,7 @@ def _list_files(folder: Path) -> Iterator[Path]:
         if file.suffix.lower() in endings
         and not _is_hidden(file.relative_to(folder))
         and file.is_file()
-        and file.resolve().is_relative_to(root)
+        and file.resolve().is_relative_to(root)  # no link that leads out of the folder
     )
     name = safe_line(str(folder))
     if not paths:

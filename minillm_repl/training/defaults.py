@@ -80,11 +80,10 @@ PRESETS = {
         min_tokens=3_000_000,
     ),
 }
-_FINETUNE_CONTEXT, _FINETUNE_BATCH_TOKENS = (
-    256,
-    2_048,
-)  # for each step of a model that is trained further
-_N_EVALS, _MAX_EVAL_INTERVAL = 10, 500  # in a run, and the most steps from one to the next
+_FINETUNE_CONTEXT = 256  # tokens; a longer context costs memory and time at each step
+_FINETUNE_BATCH_TOKENS = 2_048  # tokens a step
+_N_EVALS = 10  # evaluations in a run,
+_MAX_EVAL_INTERVAL = 500  # but never more steps than this from one to the next
 
 
 def choose_sizes(
@@ -162,10 +161,10 @@ def resolve_new_model(plan: TrainPlan, preset: str) -> TrainPlan:
 
 def resolve_finetuning(plan: TrainPlan, config: AnyConfig, tokens: int) -> TrainPlan:
     """Return a plan with every size given to train a model further: by default about one pass."""
-    # a longer one costs memory and time at each step
     context_length = min(config.context_length, plan.context_length or _FINETUNE_CONTEXT)
     batch_size = plan.batch_size or max(1, _FINETUNE_BATCH_TOKENS // context_length)
     steps = plan.steps or min(1_000, max(100, tokens // (batch_size * context_length)))
+    # Wider models take smaller steps, by the root of the width.
     lr = (0.02 if plan.lora_rank else 0.003) * min(1.0, 64 / config.d_model) ** 0.5
     return replace(
         plan, context_length=context_length, batch_size=batch_size, steps=steps, lr=plan.lr or lr
@@ -219,7 +218,7 @@ def new_config(plan: TrainPlan, vocab_size: int) -> AnyConfig:
         n_heads=plan.n_heads,
         n_kv_heads=plan.n_kv_heads,
         head_dim=max(2, plan.d_model // plan.n_heads),
-        # a third less than four times the width: the gate is a third matrix
+        # 8/3 of the width, where GPT has 4: the gate is a third matrix, and the sizes stay equal.
         d_mlp=-(-plan.d_model // 3) * 8,
         qk_norm=True,
     )
@@ -244,7 +243,7 @@ def make_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
         from minillm_repl.tokenizer.library import train_bpe
         from minillm_repl.tokenizer.subword import SubwordTokenizer
 
-        min_size = 256 + 1 + len(ROLE_TOKENS)
+        min_size = 256 + 1 + len(ROLE_TOKENS)  # every byte, the end of a document, the roles
         if int(number) < min_size:
             raise UserError(
                 _(
@@ -259,7 +258,7 @@ def make_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
         return SubwordTokenizer(
             description, {"eos_token": BPE_EOS_TOKEN}, len(description["model"]["vocab"])
         )
-    code_points = np.flatnonzero(corpus.character_counts)
+    code_points = np.flatnonzero(corpus.character_counts)  # all that occur, in Unicode's order
     if number and int(number) < len(code_points):
         if int(number) < 1:
             raise UserError(_("tokenizer=char:0 has no characters; use at least 1"))
@@ -276,5 +275,6 @@ def _sample_texts(corpus: Corpus) -> Iterator[str]:
     """Yield the texts of a corpus in chunks; of a long one, an even part of them."""
     texts = (text for document in corpus.documents() for text in document.texts)
     chunks = (chunk for text in texts for chunk in split_chunks(text, _BPE_CHUNK))
+    # Every n-th chunk, so that all parts of a long corpus are in the sample.
     every = -(-int(corpus.character_counts.sum()) // _BPE_CHARACTERS)
     return islice(chunks, 0, None, every)

@@ -55,8 +55,8 @@ class Repairs:
     )  # by the encoding that is not UTF-8
 
     def record_file(self, name: str, encoding: DetectedEncoding, *, counts_newlines: bool) -> None:
-        """Take note of how a file of that name was written; with `lines`, the ends of its lines
-        are part of it.
+        """Take note of how a file was written; its line ends only with `counts_newlines`, because
+        in JSON and in tables they are no part of a text.
         """
         self.normalised_newlines |= counts_newlines and encoding.has_foreign_newlines
         self.removed_bom |= encoding.has_byte_order_mark and not encoding.display_name

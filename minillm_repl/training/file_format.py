@@ -108,6 +108,7 @@ def read_documents(
 def _json_kind(head: str) -> str:
     """Return whether JSON comes in lines: then the first of them is whole, and no array."""
     first = head.lstrip().partition("\n")[0]
+    # One line may be an array of all records; then it is read as an array.
     if first.startswith("["):
         return "array"
     try:
@@ -122,6 +123,7 @@ def _table_format(head: str, delimiters: str, name: str) -> FileFormat:
     for delimiter in delimiters:
         columns = next(first_rows(head, delimiter), [])
         kind = record_kind(columns)
+        # Turns without a column for their conversation would all be one conversation.
         if kind and (kind != "turn" or has_conversation_id(columns)):
             return FileFormat("table", delimiter)
         names = max(names, columns, key=len)
@@ -169,7 +171,7 @@ def table_rows(
 
     Raises UserError naming the line.
     """
-    csv.field_size_limit(MAX_RECORD)
+    csv.field_size_limit(MAX_RECORD)  # Python's own limit is 128 KiB, less than a long text
     reader = csv.reader(iter_lines(chunks, name), delimiter=delimiter, strict=True)
     rows = _checked_rows(reader, name)
     names = _column_names(next(rows)[1])
@@ -219,6 +221,7 @@ def _table_conversations(
     rows: Iterator[tuple[str, list[str]]], names: list[str], repairs: Repairs
 ) -> Iterator[Document]:
     """Yield a conversation for successive rows with the same value in its column."""
+    # Only rows that follow one another: a table is read as a stream, and is not sorted.
     column = next(names.index(name) for name in CONVERSATION_FIELDS if name in names)
     for _one, group in groupby(rows, key=lambda row: row[1][column]):
         turns = [(label, dict(zip(names, row, strict=True))) for label, row in group]

@@ -186,6 +186,7 @@ def autotune(
     )
     if trainer.device.type != "cpu":
         thread_counts = thread_counts[:1]
+    # The trials draw dropout masks: the run itself must draw as if there had been none.
     with torch.random.fork_rng(enabled=trainer.device.type == "cpu"):
         times = {
             (count, precisions[0]): _time_step(trainer, count, precisions[0], interrupted)
@@ -220,8 +221,9 @@ def _time_step(
             if trainer.device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(perf_counter() - started)
-            trainer.model.zero_grad()
+            trainer.model.zero_grad()  # no step is taken: the weights stay as they are
         trainer.plan = plan
+    # The shortest: others ran while the machine did something else too.
     return min(times) * plan.grad_accum_steps
 
 

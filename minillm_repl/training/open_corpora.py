@@ -36,7 +36,7 @@ def find_corpus(requested: str, checkpoint: Checkpoint | None) -> str:
 
     Raises UserError that says what to type.
     """
-    # bytes that are no UTF-8, as which it is kept
+    # The record keeps the name as UTF-8; Python reads other bytes as lone surrogates.
     if any("\ud800" <= letter < "\ue000" for letter in requested):
         raise UserError(
             _("the file name {name} is not UTF-8; rename the text file", name=safe_line(requested))
@@ -51,6 +51,7 @@ def find_corpus(requested: str, checkpoint: Checkpoint | None) -> str:
                 "story.txt steps=500`"
             )
         )
+    # A model that was copied with its text finds it beside itself.
     sibling_paths = (
         [str(checkpoint.path.parent / Path(record.corpus).name)] if checkpoint.path else []
     )
@@ -93,11 +94,11 @@ def reopen_corpora(
     checkpoint: Path,
     interrupted: Callable[[], bool],
 ) -> OpenCorpora:
-    """Open the texts of a run that goes on: as `named`, else where they were, here, or beside it.
+    """Open the texts of a run that goes on: as `requested`, or else as they were named.
 
     Raises UserError where a text is nowhere, or is another one by now.
     """
-    find_corpus(requested or metadata.corpus, None)
+    find_corpus(requested or metadata.corpus, None)  # only for its errors
     original_path, requested_path = user_path(metadata.corpus), user_path(requested)
     places = (
         [requested_path]
@@ -157,7 +158,7 @@ def _find_unchanged(
     existing = [place for place in dict.fromkeys(candidate_paths) if exists(place)]
     for place in existing:
         corpus = open_corpus(place, split, interrupted)
-        # older files do not say that of a text that is held out
+        # Older resume files have no digest of a validation text: then any text there is taken.
         if corpus.sha256 == sha256 or not sha256:
             return place, corpus
     name = safe_line(os.fspath(existing[0] if existing else path))

@@ -91,7 +91,7 @@ def resume_run(path: Path, context: RunContext, corpus: str = "") -> TrainingRun
 
     Raises UserError.
     """
-    state = resume.load_run(resume_path(path))
+    state = resume.load_run(resume_path(path))  # the tensors are read last, into the trainer
     start, plan, metadata = state.start, state.plan, state.metadata
     with context.distributed.rank_zero_first():
         corpora = reopen_corpora(metadata, corpus, plan, context.path, context.interrupted)
@@ -241,11 +241,12 @@ def _build(
                 "the training text"
             )
         )
-    torch.manual_seed(plan.seed)
+    torch.manual_seed(plan.seed)  # for new weights, and for dropout
     has_weights = start is not None and start.tensors
     module = build_trainable(config, start.tensors) if start and has_weights else build_new(config)
     if plan.lora_rank:
         add_adapters(module, plan.lora_rank)
+    # The loss per token depends on the tokenizer; bits per character can be compared.
     measured = val or train
     characters = max(1, measured.count_characters(text.tokenizer))
     scale = measured.targets / characters / math.log(2)  # nats per token -> bits per character

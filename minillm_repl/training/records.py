@@ -40,6 +40,7 @@ def record_kind(names: list[str]) -> str:
         return "messages"
     if "text" in normalised:
         return "text"
+    # Exactly one of each: with two that could be meant, nothing is guessed.
     if all(
         sum(name in normalised for name in side) == 1
         for side in (_PROMPT_FIELDS, _COMPLETION_FIELDS)
@@ -92,7 +93,7 @@ def _conversation_document(fields: dict[str, Any], label: str, repairs: Repairs)
 
 def _pair_document(fields: dict[str, Any], label: str, repairs: Repairs) -> Document | None:
     prompt = _first_field(fields, _PROMPT_FIELDS)
-    input_text = fields.get("input") or ""
+    input_text = fields.get("input") or ""  # Alpaca's: what the instruction is about
     completion = _first_field(fields, _COMPLETION_FIELDS)
     if not all(isinstance(each, str) for each in (prompt, input_text, completion)):
         return None
@@ -177,7 +178,7 @@ def json_array(chunks: Iterator[str], name: str, repairs: Repairs) -> Iterator[D
 
     Raises UserError naming it.
     """
-    values = _array_values(chunks, name)
+    values = _array_values(chunks, name)  # one record at a time: the file may exceed memory
     if next(values) != "[":
         yield parse_record(parse_json("".join(values), name), name, repairs)
         return
@@ -207,9 +208,9 @@ def _array_values(chunks: Iterator[str], name: str) -> Iterator[str]:
         for match in _JSON_TOKEN.finditer(text, position):
             lexeme = match.group()
             if lexeme == '"':
-                break
+                break  # Its end is in the next chunk, with which it is read again.
             position = match.end()
-            if depth == 0 and lexeme in ",]":
+            if depth == 0 and lexeme in ",]":  # between two records, or after the last
                 value = text[start : match.start()].strip()
                 start = position
                 if value or lexeme == ",":

@@ -82,6 +82,7 @@ def save_run(path: Path, trainer: Trainer, start: Checkpoint, run_metadata: RunM
         {**dataclasses.asdict(run_metadata), "base_model": base}, ensure_ascii=False
     )
     metadata["state"] = json.dumps(dataclasses.asdict(trainer.state))
+    # Dropout draws from these generators: without their states a resumed run would differ.
     random = {"torch": torch.get_rng_state()}
     if trainer.device.type == "cuda":
         random["cuda"] = torch.cuda.get_rng_state(trainer.device)
@@ -89,7 +90,7 @@ def save_run(path: Path, trainer: Trainer, start: Checkpoint, run_metadata: RunM
         {name: state.numpy().tobytes().hex() for name, state in random.items()}
     )
     tensors = _run_tensors(trainer)
-    if trainer.distributed.rank == 0:
+    if trainer.distributed.rank == 0:  # all ranks gathered the tensors; one writes them
         make_parent_folder(path)
         write_atomically(path, *serialise(tensors, metadata))
 
@@ -191,7 +192,7 @@ def restore_run(resumed: ResumeState, trainer: Trainer) -> None:
                 moment: shard_like(loaded[f"{kind}.{key}.{moment}"], parameter)
                 for moment in _MOMENTS[kind]
             }
-            if kind == "adamw":
+            if kind == "adamw":  # its bias correction needs the number of steps
                 optimizer.state[parameter]["step"] = torch.tensor(
                     float(trainer.state.step), device=trainer.device
                 )
@@ -214,8 +215,10 @@ def restore_run(resumed: ResumeState, trainer: Trainer) -> None:
 
 
 def _run_tensors(trainer: Trainer, *, is_fresh: bool = False) -> dict[str, NDArray[np.float32]]:
-    """Return every tensor of the run by name; of a `fresh` trainer, with the optimisers' moments
-    as they will be.
+    """Return every tensor of the run by name, in float32.
+
+    A trainer that `is_fresh` has no moments yet; the parameters stand in for these, which have the
+    same shapes.
     """
     tensors: dict[str, Tensor] = {
         f"model.{name}": each for name, each in trainer.model.state_dict().items()

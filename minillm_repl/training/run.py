@@ -97,6 +97,7 @@ class TrainingRun:
         """
         trainer = self.trainer
         weights = dict(trainer.model.state_dict())
+        # On the way the model has the latest weights; with a validation split the best are kept.
         if finished is None and trainer.val is not None:
             weights |= trainer.best_weights
         weights = {name: full_tensor(tensor) for name, tensor in weights.items()}
@@ -165,8 +166,9 @@ class TrainingRun:
 
 
 def describe_run(trainer: Trainer, corpus: str, unique_tokens: int, *, is_finetuning: bool) -> str:
-    """Return what is about to happen, in one line; `different` is how many tokens of the
-    vocabulary the text has.
+    """Return what is about to happen, in one line.
+
+    `unique_tokens` is how many tokens of the vocabulary occur in the text.
     """
     config, train, val = trainer.model.config, trainer.train, trainer.val
     text = {"corpus": corpus, "tokens": len(train.ids), "different": unique_tokens}

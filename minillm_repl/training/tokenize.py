@@ -99,6 +99,7 @@ def _write_tokens(
             unknown += chunk.unknown
             characters_read += chunk.characters
             progress(characters_read)
+        # A plain text needs no mask: every token is a target.
         mask = _memory_map(mask_file, np.dtype(np.bool_)) if has_loss_mask else None
         tokens = TokenisedCorpus(_memory_map(ids, dtype), mask, unknown, int(token_occurs.sum()))
         if isinstance(ids.name, str):  # it is in the cache's folder
@@ -160,6 +161,7 @@ def _character_chunks(
 ) -> Iterator[_TokenChunk]:
     """Look all characters up at once; the processors share the work."""
     missing_id = np.iinfo(np.uint32).max
+    # An id for each code point of Unicode, 4 MiB: looking up is one indexing for a whole text.
     table = np.full(0x110000, missing_id, dtype=np.uint32)
     table[[ord(character) for character in tokenizer.characters]] = np.arange(
         len(tokenizer.characters)

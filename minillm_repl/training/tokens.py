@@ -59,12 +59,12 @@ class Split:
 
     @property
     def n_windows(self) -> int:
-        """How many windows there are: one begins at every token but the last `context`."""
+        """How many windows there are: one begins at every token but the last `context_length`."""
         return max(0, len(self.ids) - self.context_length)
 
     def batch(self, starts: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Return the windows at `starts` (b,): inputs (b, context) and targets, both int64."""
-        places = starts[:, None] + np.arange(self.context_length + 1)
+        places = starts[:, None] + np.arange(self.context_length + 1)  # (b, context + 1)
         ids = torch.from_numpy(_gather(self.ids, places).astype(np.int64))
         inputs, targets = ids[:, :-1], ids[:, 1:]
         if self.loss_mask is not None:
@@ -80,6 +80,7 @@ class Split:
         Weyl sequence, in steps of about the golden section of the row, from another place in each
         round.
         """
+        # A stride without a common divisor visits every window once in each round.
         stride = max(1, round(self.n_windows * _GOLDEN))
         while math.gcd(stride, self.n_windows) != 1:
             stride += 1
@@ -92,15 +93,15 @@ class Split:
         return np.array(starts, dtype=np.int64)
 
     def evenly_spaced_starts(self, max_tokens: int) -> NDArray[np.int64]:
-        """Return where windows begin that lie evenly over the whole row and have about `most`
-        tokens, or are all.
+        """Return where windows begin that lie evenly over the whole row and have about
+        `max_tokens` tokens, or are all.
         """
         stride = -(-self.n_windows * self.context_length // max_tokens)
         return np.arange(0, self.n_windows, max(1, min(stride, self.n_windows)))
 
     def disjoint_starts(self, max_tokens: int = 0) -> NDArray[np.int64]:
         """Return where windows begin that lie side by side: every token is a target once;
-        thinned to `most` tokens.
+        thinned to `max_tokens` tokens.
         """
         starts = np.arange(0, self.n_windows, self.context_length)
         return (

@@ -88,6 +88,8 @@ def test_a_text_without_boundaries_is_one_document_and_stays_as_it_is(written):
         ("auto", f"{MARK}\na\nb\n{MARK}\n{MARK}\nc\n{MARK}", ["a\nb", "c"]),
         ("auto", f"a\n{MARK}x\nb", [f"a\n{MARK}x\nb"]),
         ("blank-lines", "a\n\nb\n  \n\nc\nd", ["a", "b", "c\nd"]),
+        ("lines", f"a\nb c\n\n \n{MARK}\nd", ["a", "b c", "d"]),
+        ("lines", "\n\na\n", ["a"]),
         ("whole", f"a\n\n\n\nb\n{MARK}\nc", [f"a\n\n\n\nb\n{MARK}\nc"]),
     ],
 )
@@ -97,7 +99,7 @@ def test_documents_end_where_the_way_of_splitting_says(written, split, text, doc
     assert opened.count == len(documents)
 
 
-@pytest.mark.parametrize("split", ["auto", "blank-lines", "whole"])
+@pytest.mark.parametrize("split", ["auto", "lines", "blank-lines", "whole"])
 @pytest.mark.parametrize("size", [7, 64, 1000])
 def test_reading_in_small_pieces_gives_the_same_documents(written, monkeypatch, split, size):
     text = (
@@ -114,6 +116,16 @@ def test_reading_in_small_pieces_gives_the_same_documents(written, monkeypatch, 
     assert (opened.character_counts == whole.character_counts).all()
     if split == "whole":
         assert expected == [unicodedata.normalize("NFC", text.replace("\r\n", "\n"))]
+
+
+def test_each_line_of_a_list_is_a_document_that_the_model_learns_to_end(written):
+    names = [f"name{number}" for number in range(1_000)]
+    opened = open_corpus(written("\n".join(names)), "lines")
+    tokenizer = make_tokenizer("char", opened)
+    end = tokenizer.token_to_id("<end>")
+    ids = tokenise(opened, tokenizer, separator=end).ids
+    assert opened.count == 1_000
+    assert (ids == end).sum() == 1_000
 
 
 def test_long_documents_come_in_pieces(written):

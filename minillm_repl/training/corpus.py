@@ -68,10 +68,10 @@ def open_corpus(
     """Look through a corpus once: its documents, its characters, its digest.
 
     `split` says where a text file's documents end: `auto` (at a line `<|endoftext|>`, and at two or
-    more blank lines where that is more than an accident), `blank-lines` (one is enough) or `whole`
-    (nowhere). Each record of JSON or of a table and each file of a folder is a document in any
-    case. Raises UserError naming the file, if it cannot be read, is not what its ending says, or is
-    empty; or when it is interrupted.
+    more blank lines where that is more than an accident), `lines` (each line is a document),
+    `blank-lines` (one is enough) or `whole` (nowhere). Each record of JSON or of a table and each
+    file of a folder is a document in any case. Raises UserError naming the file, if it cannot be
+    read, is not what its ending says, or is empty; or when it is interrupted.
     """
     corpus = _scan_corpus(path, split, interrupted)
     # A few gaps of two blank lines are an accident: read it again with the marks alone.

@@ -22,6 +22,7 @@ _BOUNDARY = {  # each begins with the line end of the document before it
         rf"\n(?:(?:{_BLANK}){{2}}|(?:{_BLANK})?{_END_MARK})(?:{_BLANK}|{_END_MARK})*+"
     ),
     "blank-lines": re.compile(rf"\n(?:{_BLANK}|{_END_MARK})++"),
+    "lines": re.compile(rf"\n(?:{_BLANK}|{_END_MARK})*+"),
     "marks": re.compile(rf"\n{_END_MARK}(?:{_END_MARK})*+"),
     "whole": re.compile(r"(?!)"),
 }

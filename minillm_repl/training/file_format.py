@@ -39,7 +39,7 @@ _FORMAT_NAMES = {
     "table": N_("a table"),
     "text": N_("text"),
 }
-_TEXT_ONLY_SPLITS = ("blank-lines", "whole")  # settings that make a text of any file
+_TEXT_ONLY_SPLITS = ("lines", "blank-lines", "whole")  # settings that make a text of any file
 
 # The columns that can name the conversation of a turn, in the order in which they are looked for.
 CONVERSATION_FIELDS = ("conversation", "conversation_id", "dialogue_id", "chat_id", "id", "대화")

@@ -76,8 +76,9 @@ class TrainPlan:
     )
     documents: str = setting(
         "auto",
-        one_of("auto", "blank-lines", "whole"),
-        "document boundaries in a text file: auto (two or more blank lines), blank-lines, whole",
+        one_of("auto", "lines", "blank-lines", "whole"),
+        "document boundaries in a text file: auto (two or more blank lines), lines (each line is "
+        "a document), blank-lines, whole",
         metavar="HOW",
     )
     sample_prompt: str = setting(

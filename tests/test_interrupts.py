@@ -185,7 +185,7 @@ def test_a_folder_that_is_stopped_in_the_middle_is_not_there(tmp_path):
 def trainers(monkeypatch):
     """Makes trainers of one and the same run, whose model counts as large."""
     monkeypatch.setattr("minillm_repl.training.evaluation._EVAL_MULTIPLICATIONS", 0)
-    monkeypatch.setattr(training, "_MIN_CANCELLABLE_WORK", 0)
+    monkeypatch.setattr("minillm_repl.training.machine._MIN_CANCELLABLE_WORK", 0)
     plan = TrainPlan(
         steps=9,
         batch_size=4,

@@ -6,7 +6,7 @@ is imported inside, because it takes torch a second.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from time import perf_counter
@@ -22,6 +22,7 @@ from minillm_repl.language import _
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.safetext import safe_line
 from minillm_repl.training.events import Cancelled
+from minillm_repl.training.plan import TrainPlan
 
 if TYPE_CHECKING:
     from minillm_repl.training.trainer import Trainer
@@ -32,6 +33,8 @@ _TIMEOUT = timedelta(minutes=10)  # with a rank that does not answer
 _MIN_THREADED_WORK = 2e8
 _MAX_TIME_RATIO = 0.9  # of the time: what changes the numbers must gain something
 _TRIALS = 3
+# Multiplications of a step; above, each of its blocks looks for Ctrl-C.
+_MIN_CANCELLABLE_WORK = 2_000_000_000
 
 
 # -- processes
@@ -216,7 +219,7 @@ def _time_step(
                 raise Cancelled
             started = perf_counter()
             trainer.model.train()
-            with trainer.cancellable(interrupted):
+            with cancellable(trainer.model, plan, trainer.distributed.world_size, interrupted):
                 trainer.loss(starts).backward()  # type: ignore[no-untyped-call]
             if trainer.device.type == "cuda":
                 torch.cuda.synchronize()
@@ -247,15 +250,26 @@ def check_compiles(trainer: "Trainer") -> None:
 # -- Ctrl-C
 
 
-@contextmanager
 def cancellable(
+    model: LanguageModel, plan: TrainPlan, world_size: int, interrupted: Callable[[], bool]
+) -> AbstractContextManager[None]:
+    """Return a context in which Ctrl-C stops a step half-way, if a step takes long.
+
+    In it, Cancelled leaves no trace of the step: gradients are zero, and torch's random numbers
+    are as they were. One of several processes never stops alone, and a compiled model has no
+    blocks to stop between.
+    """
+    work = model.config.n_params * plan.batch_size * plan.context_length
+    if work < _MIN_CANCELLABLE_WORK or world_size > 1 or plan.compile:
+        return nullcontext()
+    return _cancellable_at_blocks(model, interrupted, restores_rng=bool(plan.dropout))
+
+
+@contextmanager
+def _cancellable_at_blocks(
     model: LanguageModel, interrupted: Callable[[], bool], *, restores_rng: bool
 ) -> Iterator[None]:
-    """Look for Ctrl-C after each block, in the backward pass too.
-
-    Raises Cancelled with gradients at zero, and with `restores_rng` with torch's random numbers as
-    they were.
-    """
+    """Look for Ctrl-C after each block, in the backward pass too. Raises Cancelled."""
     rng_state = torch.get_rng_state() if restores_rng else None
 
     def check_interrupted(*_signal: Any) -> None:

@@ -5,8 +5,8 @@ optimisers. `Trainer.events` is the loop, which also evaluates and saves.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from time import perf_counter
 from typing import Any
 
@@ -38,9 +38,6 @@ from minillm_repl.training.machine import Distributed, cancellable, full_tensor
 from minillm_repl.training.optimizers import lr_scale, make_optimizers
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.tokens import IGNORE_INDEX, Split
-
-# Multiplications of a step; above, each of its blocks looks for Ctrl-C.
-_MIN_CANCELLABLE_WORK = 2_000_000_000
 
 
 class Trainer:
@@ -89,34 +86,12 @@ class Trainer:
         the generator is closed, or anything fails, the run is written as it was after its last
         step. Raises UserError if stopped before the first evaluation is complete.
         """
-        plan, state = self.plan, self.state
+        state = self.state
         self._started = perf_counter() - state.seconds  # as if it had never stopped
         self._save_due_step, self._save_due_time = state.step, perf_counter()
         self._last_saved_step, self._is_consistent = state.step, True
-        reason: Reason = "done"
         try:
-            while True:
-                is_eval_due = state.step % plan.eval_interval == 0 or state.step == plan.steps
-                if is_eval_due and state.last_eval_step != state.step:
-                    yield self._evaluate(interrupted)
-                    if plan.patience and state.evals_since_best >= plan.patience:
-                        reason = "patience"
-                        break
-                if save and self._is_save_due():
-                    error = self._try_save(save)
-                    yield NotSaved(state.step, error) if error else Saved(state.step)
-                if state.step == plan.steps:
-                    break
-                if self.distributed.any_rank(interrupted(), self.device):
-                    raise Cancelled
-                yield self.step(interrupted)
-        except NonFiniteLoss:
-            reason = "diverged"
-        except Cancelled:  # nothing has been changed since the last step
-            self._is_consistent = True
-            if state.last_eval_step < 0:
-                raise UserError(_(STOPPED_EARLY)) from None
-            reason = "interrupt"
+            reason = yield from self._take_steps(interrupted, save)
         except BaseException:
             self._save_on_exit(save)
             raise
@@ -128,6 +103,35 @@ class Trainer:
             self._save_on_exit(save)
             raise
         yield finished
+
+    def _take_steps(
+        self, interrupted: Callable[[], bool], save: Callable[[], str] | None
+    ) -> Generator[TrainEvent, None, Reason]:
+        """Evaluate, save and take steps in turn; return why that ended."""
+        plan, state = self.plan, self.state
+        try:
+            while True:
+                # Also before the first step: how good is a model that has learnt nothing?
+                is_eval_due = state.step % plan.eval_interval == 0 or state.step == plan.steps
+                if is_eval_due and state.last_eval_step != state.step:
+                    yield self._evaluate(interrupted)
+                    if plan.patience and state.evals_since_best >= plan.patience:
+                        return "patience"
+                if save and self._is_save_due():
+                    error = self._try_save(save)
+                    yield NotSaved(state.step, error) if error else Saved(state.step)
+                if state.step == plan.steps:
+                    return "done"
+                if self.distributed.any_rank(interrupted(), self.device):
+                    raise Cancelled
+                yield self.step(interrupted)
+        except NonFiniteLoss:
+            return "diverged"
+        except Cancelled:  # nothing has been changed since the last step
+            self._is_consistent = True
+            if state.last_eval_step < 0:
+                raise UserError(_(STOPPED_EARLY)) from None
+            return "interrupt"
 
     def _save_on_exit(self, save: Callable[[], str] | None) -> None:
         """Write the run as it was after its last step, unless it lies on disk like that."""
@@ -191,7 +195,7 @@ class Trainer:
         micro_batches = np.array_split(mine, plan.grad_accum_steps)
         total = torch.zeros((), device=self.device)
         self.model.train()
-        with self.cancellable(interrupted):
+        with cancellable(self.model, plan, world_size, interrupted):
             for number, micro_batch in enumerate(micro_batches, 1):
                 # The gradients add up; the processes exchange them once, after the last part.
                 is_last = number == len(micro_batches)
@@ -201,17 +205,6 @@ class Trainer:
                     (loss * world_size).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()  # stays on the device: reading it would wait for a GPU
         return self.distributed.all_reduce(total).item()
-
-    def cancellable(self, interrupted: Callable[[], bool]) -> AbstractContextManager[None]:
-        """Return a context in which Ctrl-C stops a step half-way, if a step takes long.
-
-        In it, Cancelled leaves no trace of the step.
-        """
-        plan = self.plan
-        work = self.model.config.n_params * plan.batch_size * plan.context_length
-        if work < _MIN_CANCELLABLE_WORK or self.distributed.world_size > 1 or plan.compile:
-            return nullcontext()
-        return cancellable(self.model, interrupted, restores_rng=bool(plan.dropout))
 
     def loss(self, starts: Starts, smoothing: float = 0.0) -> Tensor:
         """Return the sum of the losses over the windows that begin at `starts`, in nats."""

@@ -126,3 +126,37 @@ def test_every_command_declares_what_it_takes():
     for each in discover(commands, views):
         assert each.usage == f":{each.name} {each.forms.usage}".rstrip()
         assert ("--json" in each.words) == each.json
+
+
+def test_train_says_all_that_it_takes_in_its_usage_and_completion():
+    train = discover(commands, views).get("train")
+    assert train.usage == ":train [CORPUS] [new] [NAME=VALUE ...] | resume [CORPUS] | settings"
+    assert {"new", "resume", "settings", "lr=", "context-length="} <= set(train.words)
+    assert train.forms.completion == "file"
+
+
+@pytest.mark.parametrize(
+    ("typed", "keyword", "corpus", "steps", "new"),
+    [
+        ("", "", "", 0, False),
+        ("a text.txt steps=3 new", "", "a text.txt", 3, True),
+        ("steps=3 'a  text.txt'", "", "a  text.txt", 3, False),
+        ("a/b=c.txt", "", "a/b=c.txt", 0, False),
+        ("resume", "resume", "", 0, False),
+        ("resume a text.txt", "resume", "a text.txt", 0, False),
+        ("settings", "settings", "", 0, False),
+        ("settings.txt", "", "settings.txt", 0, False),
+    ],
+)
+def test_settings_stand_at_both_ends_of_a_corpus(typed, keyword, corpus, steps, new):
+    asked = discover(commands, views).get("train").parse(typed)
+    assert (asked.keyword, asked.corpus) == (keyword, corpus)
+    assert (asked.plan.steps, asked.new) == (steps, new)
+
+
+def test_a_long_usage_line_stands_above_its_summary():
+    shell = shell_for(random_checkpoint())
+    shell.run_line(":help ablate")
+    usage, summary = shell.screen.out.file.getvalue().splitlines()[:2]
+    assert usage == discover(commands, views).get("ablate").usage
+    assert summary == "Ablate a head or a layer until turned off."

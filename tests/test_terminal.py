@@ -653,22 +653,22 @@ def test_the_chosen_row_is_shown_when_it_lies_below_the_top(visit):
 
 
 def test_keys_work_while_the_model_loads_and_ctrl_c_ends_only_the_waiting(visit, tmp_path):
-    large = random_checkpoint(characters="날씨가 좋다", width=1024, layers=12, zeros=True)
+    large = random_checkpoint(characters="날씨가 좋다", width=1024, layers=12, heads=16, zeros=True)
     save(large, tmp_path / "large.safetensors")  # 600 MB take a while
-    terminal = visit("--max-tokens", "3", ckpt=str(tmp_path / "large.safetensors"))
+    terminal = visit("--max-tokens", "3", ckpt=str(tmp_path / "large"))
     terminal.wait_for_prompt()
     terminal.type("날씨가\x7f")
     terminal.wait_for(
-        lambda terminal: terminal.line == ">>> 날씨" and "loading nalssi" in terminal.toolbar
+        lambda terminal: terminal.line == ">>> 날씨" and "loading large" in terminal.toolbar
     )
     before = terminal.prompts
     terminal.keys("enter")
-    terminal.wait_for(re.compile("[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏] loading nalssi"))
+    terminal.wait_for(re.compile("[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏] loading large"))
     terminal.interrupt()
     terminal.wait_for("stopped waiting")
     terminal.wait_for_prompt(before)
-    assert "100 tokens" in terminal.do("날씨")
-    terminal.wait_for_toolbar("nalssi ·")
+    assert "3 tokens" in terminal.do("날씨")
+    terminal.wait_for_toolbar("large ·")
 
 
 def test_ctrl_c_stops_the_model_and_keeps_its_text(visit):

@@ -132,6 +132,7 @@ def _make_shell(screen: Screen, start: Start) -> Shell:
         destination=ReadOnly(path) if exists(path) else Writable(path),
         user_selected=launch.ckpt != "auto" or start.options.lesson is not None,
     )
+    # No command is imported here: a prompt needs none.
     registry = discover(commands, views, find_plugins=load_plugins)
     session, progress = Session(start.settings, workspace), Progress.load(launch.progress_file)
     return Shell(session=session, screen=screen, registry=registry, progress=progress)
@@ -187,6 +188,7 @@ def _train(shell: Shell, start: Start, training: TrainRequest) -> ExitStatus:
     workspace.destination = Writable(workspace.path)  # the user named this file for the result
     action = partial(train.run_training, shell, training, json=start.options.json)
     status = _run_guarded(shell, action)
+    # Ctrl-C keeps what was learnt, and a script must see that it was not all.
     return ExitStatus.INTERRUPTED if shell.interrupted() else status
 
 

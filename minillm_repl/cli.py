@@ -49,7 +49,7 @@ class _Parser(argparse.ArgumentParser):
 
     def _join_dashed_values(self, words: Sequence[str]) -> list[str]:
         """Tie each value to its flag if it begins with a dash and is no flag: `-p -5도`."""
-        # argparse takes -5 for a flag unless all of its own flags look like no numbers.
+        # argparse takes any word with a dash before it for a flag, unless it is a number.
         flags, joined = self._option_string_actions, list[str]()
         for word in words:
             flag = flags.get(joined[-1]) if joined else None
@@ -95,7 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_(_EXAMPLES),
         formatter_class=_Formatter,
         allow_abbrev=False,
-        add_help=False,
+        add_help=False,  # its own text would be English in every language
     )
     options = parser.add_argument_group(_("options"))
     options.add_argument("-h", "--help", action="help", help=_("show this help message and exit"))
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _language_flag(arguments: Sequence[str] | None) -> str | None:
     """Return what `--lang` says, which the parser's help is in: so it is read before."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--lang", nargs="?")
+    parser.add_argument("--lang", nargs="?")  # a missing value is an error of the real parser
     flag: str | None = parser.parse_known_args(arguments)[0].lang
     return flag
 

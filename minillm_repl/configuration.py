@@ -157,6 +157,7 @@ def initial_language(flag: str | None, environment: Mapping[str, str], path: Pat
     file: Mapping[str, str] = {}
     with suppress(UserError):
         file = read_configuration(path)
+    # The order of `configure`, which cannot run yet: its errors need a language.
     requested = flag or environment.get("MINILLM_LANG") or file.get("lang")
     for language in LANGUAGES:
         if language == requested:

@@ -38,6 +38,7 @@ def learn(shell: Shell, asked: Arguments) -> None:
 
     `--lesson N` opens a lesson at the start; `--auto` runs it without input.
     """
+    # Lessons are parsed from files; the start does without them.
     from minillm_repl.lessons.course import find_lesson, lesson_progress, open_lesson, read_lessons
     from minillm_repl.lessons.run import LessonRunner
 
@@ -128,11 +129,13 @@ def progress(shell: Shell, _asked: Arguments) -> None:
     kept, questions = learner_progress(shell), read_quiz(current_language())
     table = plain_table("", _("lesson"), _("read"), _("quiz"), _("review"))
     for number, lesson in read_lessons().items():
+        # By question; None is one that was never asked.
         of = {
             each.name: kept.questions.get(f"{current_language()} {each.name}")
             for each in questions
             if each.lesson == number
         }
+        # The last answer counts: one may learn from a wrong one.
         right = sum(each is not None and each.last for each in of.values())
         again = [name for name, each in of.items() if each is not None and not each.last]
         table.add_row(

@@ -110,6 +110,7 @@ def save(shell: Shell, asked: Arguments) -> None:
         if argument
         else shell.session.workspace.path
     )
+    # Without a path, a shipped model is never replaced: it is the program's own file.
     if path is None or (not argument and is_shipped(path)):
         raise UserError(_(":save needs a path, such as `:save my{suffix}`", suffix=SUFFIX))
     saved = save_checkpoint(model.checkpoint, path, folder=folder, interrupted=shell.interrupted)
@@ -214,7 +215,7 @@ def _vocabulary(checkpoint: Checkpoint) -> str:
         tokenizer.token_bytes(token).decode("utf-8", "replace")
         for token in range(min(size, _CHARACTERS))
     ]
-    if all(len(character) == 1 for character in characters):
+    if all(len(character) == 1 for character in characters):  # a vocabulary of characters
         shown, sample = _CHARACTERS, "".join(characters).replace(" ", SPACE)
     else:
         shown, sample = (

@@ -64,11 +64,11 @@ def help_(shell: Shell, asked: Arguments) -> None:
         if found.example:
             out.print(Text(_("example: `{line}`", line=found.example)))
         return
-    # One width for all groups, so that the summaries stand in one column.
     listed = {
         group: [(_names(each), _(each.summary)) for each in shell.registry.group(group)]
         for group in GROUPS
     }
+    # One width for all groups, so that the summaries stand in one column.
     width = max(cell_len(names) for rows in listed.values() for names, _summary in rows)
     for group, rows in listed.items():
         out.print(Text(_(group), FIGURES))
@@ -173,6 +173,7 @@ def export(shell: Shell, asked: Arguments) -> None:
         picture = view(UNLIMITED_WIDTH)  # all of it, whatever had room on the terminal
         width, drawing = whole_width(picture), partial(_print, picture)
 
+    # The title bar of the picture.
     model = shell.session.workspace.model
     title = safe_line(f"minillm-repl · {model.name}" if model else "minillm-repl")
     written = FORMATS[path.suffix.lower()](drawing, width, title)

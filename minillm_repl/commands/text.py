@@ -29,6 +29,7 @@ def prompt(shell: Shell, _asked: Arguments) -> None:
         list(shell.session.conversation.turns[-1].prompt_ids),
     )
     text = decode(tokenizer, given)
+    # Of the whole text: by now the answer may have pushed the prompt's start out of sight.
     seen = shell.require_model().visible_window(shell.session.conversation.ids)
     tokens = [Token.from_id(tokenizer, each) for each in given]
     shell.screen.out.print(tokens_flow(tokens, seen.kept, seen.unseen), soft_wrap=False)

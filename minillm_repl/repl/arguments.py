@@ -134,6 +134,7 @@ class Layer(Argument):
         if found is None:
             return self.missing(text)
         indices = [None if index is None else int(index) for index in found.groups()]
+        # The defaults have the names in this order: layer, then head or neuron.
         return dict(zip(self.defaults, indices, strict=True)), text[found.end() :]
 
 

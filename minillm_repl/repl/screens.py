@@ -52,7 +52,7 @@ class Pager:
             Layout(HSplit([body, below])),
             key_bindings=self._keys(),
             color_depth=color_depth(console),
-            full_screen=True,
+            full_screen=True,  # the alternate screen: afterwards all is as it was before
         )
 
     def run(self) -> None:
@@ -123,12 +123,8 @@ class Stepper:
         settings: Settings,
         console: Console,
     ) -> None:
-        self._decoder, self._tokenizer, self._settings, self._console = (
-            decoder,
-            tokenizer,
-            settings,
-            console,
-        )
+        self._decoder, self._tokenizer = decoder, tokenizer
+        self._settings, self._console = settings, console
         self._prompt_text = decode(tokenizer, decoder.ids)
         self._typed: str | None = None  # what is being typed
         self._warning = ""
@@ -137,7 +133,7 @@ class Stepper:
             Layout(Window(FormattedTextControl(self._render, focusable=True, show_cursor=False))),
             key_bindings=self._keys(),
             color_depth=color_depth(console),
-            erase_when_done=True,
+            erase_when_done=True,  # the whole text takes the place of the table
         )
 
     def run(self) -> bool:
@@ -219,7 +215,7 @@ class Stepper:
             for name in names:
                 keys.add(name, filter=when)(self._guarded(act))
 
-        bind("<any>", act=lambda event: self._type(event.data))
+        bind("<any>", act=lambda event: self._type(event.data))  # what is no key below
         bind(Keys.BracketedPaste, act=lambda event: self._type(event.data))
         for row, digit in enumerate("1234567890"):  # 0 is the tenth, as on the keyboard
             bind(digit, act=self._row_selector(row), when=~typing)
@@ -236,6 +232,7 @@ class Stepper:
         bind("c-c", "escape", act=lambda _event: self._stop_typing(), when=typing)
         bind("up", act=lambda _event: self._move(-1), when=~typing)
         bind("down", act=lambda _event: self._move(1), when=~typing)
+        # Tab begins a text, in which f, q and digits are letters.
         bind("tab", act=lambda _event: self._type(""), when=~typing)
         bind("enter", act=lambda _event: self._select_row(self._row), when=~typing)
         bind("enter", act=lambda _event: self._add_typed(), when=typing)

@@ -151,9 +151,7 @@ class Shell:
         """
         what = _("loading {name}", name=safe_line(checkpoint_title(path)) if path else "")
         with self.screen.waiting(what) as update:
-            while not wait(
-                [loading], 0.05
-            ).done:  # seconds: soon enough for Ctrl-C and the percentage
+            while not wait([loading], 0.05).done:
                 share = loading.fraction_read
                 update(f"{what}  {share:.0%}" if 0 < share < 1 else what)
                 if self.interrupted():

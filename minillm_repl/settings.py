@@ -33,6 +33,7 @@ class Spec:
     unit: str = ""
     aliases: tuple[str, ...] = ()
     special_values: Mapping[str, Any] = field(default_factory=dict)  # words: {"off": 0}
+    example: str = ""  # a value, for the example of `:help NAME`
 
 
 _NEEDS_QUOTES = re.compile(r"""[\s'"]""")

@@ -1,21 +1,32 @@
 """What README and help promise is there."""
 
+import json
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import types
 
 import numpy as np
 import pytest
 import torch
+from transformers.generation.logits_process import EpsilonLogitsWarper
 
 from minillm_repl import commands, views
 from minillm_repl.checkpoint.load import load
 from minillm_repl.cli import make_parser
+from minillm_repl.lessons.course import make_lesson_runner
+from minillm_repl.lessons.parse import read_lesson
+from minillm_repl.lessons.progress import Progress
+from minillm_repl.lessons.run import run_unattended
 from minillm_repl.model.build import build
 from minillm_repl.repl.registry import GROUPS, discover
 from minillm_repl.storage.paths import find_checkpoint
 from minillm_repl.views.inspected_text import InspectedText
 from tests.conftest import ROOT
+from tests.messages import PACKAGE
+from tests.test_lessons import shell_for
 from tools import tree
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -89,10 +100,65 @@ def test_the_map_names_files_that_are_there():
     }
 
 
+def example_of(pattern):
+    """An example of docs/adding.md, as it stands there."""
+    page = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
+    return re.search(pattern, page, re.DOTALL)[1]
+
+
+def test_the_sampler_that_the_documents_add_works(tmp_path):
+    """Its parts are put where docs/adding.md says; transformers' own processor is the oracle."""
+    package = tmp_path / "minillm_repl"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    field, function, stage = re.split(r"# generate/.*\n", example_of(r"```python\n(.*?)```"))[1:]
+    options, sampling = package / "generate" / "options.py", package / "generate" / "sampling.py"
+    for file, before, text in (
+        (options, "\n\n@dataclass(frozen=True, kw_only=True)\nclass GenerationConfig", field),
+        (sampling, "def softmax", f"{function}\n"),
+        (sampling, "    return on\n", stage),
+    ):
+        head, mark, rest = file.read_text(encoding="utf-8").partition(before)
+        assert mark
+        file.write_text(head + text + mark + rest, encoding="utf-8")
+    checkpoint_path = find_checkpoint("nalssi")
+    typed = ":temp 1\n:epsilon 0.05\n:sampler --json - 날씨가 좋\n:help epsilon\n:quit\n"
+    done = subprocess.run(
+        [sys.executable, "-m", "minillm_repl", "--ckpt", str(checkpoint_path), "--lang", "en"],
+        input=typed, env={"PYTHONPATH": str(tmp_path), "HOME": str(tmp_path)}, cwd=tmp_path,
+        capture_output=True, text=True, encoding="utf-8", check=True,
+    )  # fmt: skip
+    assert "example: `:epsilon 0.02`" in done.stdout
+    view = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    assert [each["name"] for each in view["stages"]] == ["model", "epsilon 0.05"]
+    checkpoint = load(checkpoint_path)
+    ids = torch.tensor([checkpoint.tokenizer.encode("날씨가 좋")])
+    logits = build(checkpoint.config, checkpoint.tensors)(ids)[:, -1].detach()
+    scores = EpsilonLogitsWarper(0.05)(ids, logits)[0]
+    assert view["stages"][1]["kept"] == int(scores.isfinite().sum())
+    kept = scores.double().softmax(-1)
+    for each in view["candidates"]:
+        shown = each["probs"][1]
+        assert (shown is None) == (float(kept[each["token"]["id"]]) == 0)
+        assert shown is None or abs(shown - float(kept[each["token"]["id"]])) < 1e-4
+
+
+def test_the_lesson_that_the_documents_add_runs_to_its_end(tmp_path):
+    file = tmp_path / "13-bytes.md"
+    file.write_text(example_of(r"````markdown\n(# Bytes.*?)````"), encoding="utf-8")
+    lesson = read_lesson(file)
+    assert (lesson.number, lesson.title) == (13, "Bytes")
+    assert 5 <= lesson.minutes <= 10
+    shell = shell_for(find_checkpoint("nalssi"))
+    run_unattended(make_lesson_runner(shell, lesson, Progress()))
+    shown = shell.screen.out.file.getvalue()
+    assert "Hangul takes three bytes each." in shown
+    assert shown.count("EB 82 A0") == 1
+    assert "the same bytes wherever it stands" in " ".join(shown.split())
+
+
 def test_the_view_that_the_documents_add_works():
     """docs/adding.md has a whole view; it is run as it stands there."""
-    page = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
-    source = re.search(r'```python\n("""`:entropy`.*?)```', page, re.DOTALL)[1]
+    source = example_of(r'```python\n("""`:entropy`.*?)```')
     module = types.ModuleType("minillm_repl.views.entropy")
     exec(compile(source, "docs/adding.md", "exec"), vars(module))
     checkpoint = load(find_checkpoint("nalssi"))

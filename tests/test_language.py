@@ -17,6 +17,7 @@ from minillm_repl import commands, views
 from minillm_repl.chat.template import DEFAULT_CHAT_TEMPLATE
 from minillm_repl.configuration import initial_language
 from minillm_repl.generate.events import Candidate, Step
+from minillm_repl.generate.options import Sampling
 from minillm_repl.language import _, set_language
 from minillm_repl.render.export import _FONTS
 from minillm_repl.render.generation import step_table
@@ -130,11 +131,7 @@ DATA = {
         # somebody else catches these
         "this system has no □",
         "□ is not the study note's kind of GPT",
-        "repeat-penalty",
-        "temp",
-        "top-k",
-        "top-p",
-        "min-p",
+        *specs(Sampling),
     },
     # the names that JSON has; render translates them
     "checkpoint": {"eos_token"},

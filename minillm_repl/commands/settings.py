@@ -19,12 +19,6 @@ from minillm_repl.repl.shell import Shell
 from minillm_repl.settings import Spec, default_of, find, format_value, specs, value_of
 from minillm_repl.views.sampler import sweep
 
-_EXAMPLES = {  # a value of each setting
-    "temp": "0.8", "top-k": "40", "top-p": "0.9", "min-p": "0.05", "repeat-penalty": "1.1",
-    "seed": "7", "max-tokens": "50", "stop": "다.", "system": "짧게 답해.", "chat": "off",
-    "special": "on", "verbose": "5",
-}  # fmt: skip
-
 
 def _command(name: str, spec: Spec) -> Command:
     def run(shell: Shell, asked: Arguments) -> None:
@@ -65,7 +59,7 @@ def _command(name: str, spec: Spec) -> Command:
         aliases=spec.aliases,
         json=name == "temp",
         group=_group(name),
-        example=f":{name} {_EXAMPLES[name]}",
+        example=f":{name} {spec.example or default}",
     )
 
 

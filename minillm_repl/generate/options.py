@@ -18,6 +18,7 @@ class Sampling:
         "1 is the model's own distribution.",
         metavar="X",
         aliases=("temperature", "온도"),
+        example="0.8",
     )
     top_k: int = setting(
         0,
@@ -27,6 +28,7 @@ class Sampling:
         unit="tokens",
         metavar="K",
         special_values={"off": 0},
+        example="40",
     )
     top_p: float = setting(
         1.0,
@@ -36,6 +38,7 @@ class Sampling:
         "more, and at least one token.",
         metavar="X",
         special_values={"off": 1.0},
+        example="0.9",
     )
     min_p: float = setting(
         0.0,
@@ -43,6 +46,7 @@ class Sampling:
         "drop tokens less likely than X × the top token",
         metavar="X",
         special_values={"off": 0.0},
+        example="0.05",
     )
     repeat_penalty: float = setting(
         1.0,
@@ -53,6 +57,7 @@ class Sampling:
         metavar="X",
         aliases=("repetition-penalty",),
         special_values={"off": 1.0},
+        example="1.1",
     )
 
 

@@ -27,6 +27,7 @@ class Settings(Sampling):
         "sampling seed: the same seed gives the same text",
         aliases=("시드",),
         special_values={"random": None},
+        example="7",
     )
     max_tokens: int | None = setting(
         None,
@@ -37,6 +38,7 @@ class Settings(Sampling):
         unit="tokens",
         aliases=("n",),
         special_values={"auto": None},
+        example="50",
     )
     stop: tuple[str, ...] = setting(
         (),
@@ -44,6 +46,7 @@ class Settings(Sampling):
         "stop strings: generation stops before any of them",
         metavar="TEXT",
         special_values={"off": ()},
+        example="다.",
     )
     chat: bool | None = setting(
         None,
@@ -54,6 +57,7 @@ class Settings(Sampling):
         " the text that you type.",
         metavar="",
         special_values={"on": True, "off": False, "auto": None},
+        example="off",
     )
     system: str = setting(
         "",
@@ -61,6 +65,7 @@ class Settings(Sampling):
         "system prompt for chat models",
         metavar="TEXT",
         special_values={"off": ""},
+        example="짧게 답해.",
     )
     special: bool = setting(
         False,
@@ -70,6 +75,7 @@ class Settings(Sampling):
         "that ends a turn.",
         metavar="",
         special_values={"on": True, "off": False},
+        example="on",
     )
     verbose: int = setting(
         0,
@@ -80,6 +86,7 @@ class Settings(Sampling):
         metavar="K",
         aliases=("자세히",),
         special_values={"off": 0, "on": DEFAULT_VERBOSE_ROWS},
+        example="5",
     )
 
 

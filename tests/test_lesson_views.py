@@ -409,7 +409,7 @@ def test_a_dot_product_as_it_is_shown_adds_up_to_the_last_digit(seed, head_size,
 
 def test_a_key_that_is_not_seen_is_refused():
     subject = of_text(random_checkpoint(), "가각갂갃")
-    with pytest.raises(UserError, match="no position 3: positions run from 0 to 2"):
+    with pytest.raises(UserError, match="no position 3 in .*: positions run from 0 to 2"):
         qkv.compute_dot(subject, 0, 0, 2, 3)
     assert qkv.compute_dot(subject, 0, 0, 2, -3).met == 0
 

@@ -113,9 +113,10 @@ def test_positions_are_those_of_the_whole_text(shell):
     view, _ = asked(shell, f':attn "{TEXT}"')
     assert {place for head in view["heads"] for place, _weight in head["looked"]} <= set(numbers)
     view, shown = asked(shell, f':attn 0.0 "{TEXT}"')
-    rows = [line.split()[:2] for line in shown.splitlines() if line.strip()[:1].isdigit()]
+    heads, *rows = [line.split() for line in shown.splitlines() if line.strip()[:1].isdigit()]
+    assert heads == [str(place) for place in numbers[::5]]
     assert [row[0] for row in rows] == [str(place) for place in numbers]
-    assert rows[-1] == [str(last), label[last]]
+    assert rows[-1][:2] == [str(last), label[last]]
     view, shown = asked(shell, f':surprise "{TEXT}"')
     assert view["first"] == numbers[1]
     assert all(each["token"]["text"] == label[each["position"]] for each in view["most"])

@@ -36,6 +36,7 @@ from minillm_repl.repl.quoting import (
     mask_quoted,
     split_outside_quotes,
     split_word,
+    translate_usage,
     unquoted,
 )
 from minillm_repl.safetext import safe_line
@@ -87,9 +88,9 @@ class Argument:
         if not self.required:
             return {}, text
         if not text:
-            raise UsageError(_("{name} is missing", name=self.usage))
-        word = safe_line(split_word(text)[0][:40])
-        raise UsageError(_("{word} is not {argument}", word=word, argument=self.usage))
+            raise UsageError(_("{name} is missing", name=translate_usage(self.usage)))
+        word, usage = safe_line(split_word(text)[0][:40]), translate_usage(self.usage)
+        raise UsageError(_("{word} is not {argument}", word=word, argument=usage))
 
 
 class Choice(Argument):

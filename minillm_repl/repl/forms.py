@@ -23,6 +23,7 @@ from minillm_repl.repl.quoting import (
     parse_leading_output,
     parse_output,
     split_word,
+    translate_usage,
 )
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import Spec, parse_value
@@ -40,12 +41,12 @@ class Forms:
 
     @property
     def usage(self) -> str:
-        """The usage line, without the name of the command."""
+        """The usage line, without the name of the command, in the language of the user."""
         lines = (
             " ".join(part if isinstance(part, str) else part.usage for part in form)
             for form in self.forms
         )
-        return " | ".join(filter(None, lines))
+        return translate_usage(" | ".join(filter(None, lines)))
 
     @property
     def completions(self) -> tuple[str, ...]:

@@ -7,10 +7,16 @@ import re
 from dataclasses import dataclass
 
 from minillm_repl.errors import UsageError
-from minillm_repl.language import _
+from minillm_repl.language import N_, _
 from minillm_repl.safetext import safe_line
 
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’"}  # phones and word processors type the last two
+_METAVARS = (  # words of a usage line that stand for what is typed; single letters stay
+    N_("COMMAND"), N_("CORPUS"), N_("FILE"), N_("FOLDER"), N_("HEAD"), N_("LAYER"), N_("LESSON"),
+    N_("NAME"), N_("NEURON"), N_("PART"), N_("PATH"), N_("POSITION"), N_("PROMPT"), N_("TEXT"),
+    N_("TOKEN"), N_("VALUE"),
+)  # fmt: skip
+_METAVAR = re.compile(rf"\b(?:{'|'.join(_METAVARS)})\b")
 _QUOTED = "\x01"  # stands for each character inside quotes while options are looked for
 _JSON = re.compile(r"(?:^|\s)--json(?:\s+(\S+))?(?=\s|$)")
 _OVERWRITE = re.compile(r"(?:^|\s)--overwrite(?=\s|$)")
@@ -174,3 +180,8 @@ def check_not_argument(text: str) -> None:
         raise UsageError(
             _("unexpected {word}; put a text that starts like that in quotes", word=first)
         )
+
+
+def translate_usage(usage: str) -> str:
+    """Return a usage line, `[LAYER[.HEAD]] [TEXT]`, in the language of the user."""
+    return _METAVAR.sub(lambda word: _(word[0]), usage)

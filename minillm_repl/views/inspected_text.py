@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from minillm_repl.model.build import LanguageModel
 
+_NAMED_TOKENS = 8  # of a text that an error names
+
 ParamsT = ParamSpec("ParamsT")
 ResultT = TypeVar("ResultT")
 
@@ -109,8 +111,10 @@ class InspectedText:
         if not 0 <= absolute_position < total:
             raise UserError(
                 _(
-                    "no position {position}: positions run from 0 to {last}, or from -1 backwards",
+                    "no position {position} in {text}: positions run from 0 to {last}, or from "
+                    "-1 backwards",
                     position=position,
+                    text=self._beginning(),
                     last=total - 1,
                 )
             )
@@ -126,6 +130,11 @@ class InspectedText:
                 )
             )
         return self.window.index_of(absolute_position)
+
+    def _beginning(self) -> str:
+        """Return the first tokens of the text, to say which text is meant."""
+        labels = "".join(token.label for token in self.tokens[:_NAMED_TOKENS])
+        return labels + ("…" if len(self.ids) > _NAMED_TOKENS else "")
 
     def up_to(self, index: int) -> "InspectedText":
         """Return the text up to one of `ids`, that included: nothing later can matter to it."""

@@ -16,7 +16,7 @@ from rich.theme import Theme
 from minillm_repl.language import _
 from minillm_repl.lessons.blocks import Lesson
 from minillm_repl.lessons.progress import LessonProgress
-from minillm_repl.render.console import FIGURES, GOOD, POSITIVE, TITLE, WARNING
+from minillm_repl.render.console import FIGURES, GOOD, MODEL, POSITIVE, TITLE, WARNING
 from minillm_repl.render.tables import plain_table
 
 _MIN_SUMMARY_WIDTH = 110  # cells
@@ -109,11 +109,18 @@ def lesson_title(lesson: Lesson) -> Text:
     return Text.assemble((f"{lesson.number}. {lesson.title}", TITLE), figures)
 
 
-def verdict(right: bool | None) -> Text:
-    """Return the sign before the reaction to an answer; None is for no answer."""
+def verdict(right: bool | None, answer: str = "") -> Text:
+    """Return the line after an answer: whether it was right, and the right one.
+
+    `right` is None if no answer was given. Without `answer`, what follows tells the right one.
+    """
     if right is None:
-        return Text("→", FIGURES)
-    return Text("✓ " + _("correct"), GOOD) if right else Text("✗ " + _("not quite"), WARNING)
+        line = Text("→", FIGURES)
+    else:
+        line = Text("✓ " + _("correct"), GOOD) if right else Text("✗ " + _("not quite"), WARNING)
+    if answer and not right:
+        line.append("  " + _("answer:"), FIGURES)
+    return line.append(f"  {answer}", MODEL) if answer else line
 
 
 def lessons_table(lessons: Iterable[tuple[Lesson, LessonProgress | None]], width: int) -> Table:

@@ -96,22 +96,21 @@ def run_guess(shell: Shell, block: Guess, text: str) -> ExerciseSteps:
         lambda name: name,
     )
     out.print(bet)
-    for place in range(start, min(start + block.rounds, len(ids))):
+    rounds = min(block.rounds, len(ids) - start)
+    for place in range(start, start + rounds):
         log_probabilities = softmax(next_logits(model.decoder, ids[:place], shell.interrupted))[1]
         answer = Token.from_id(tokenizer, ids[place])
         out.print(Text.assemble((safe_line(decode(tokenizer, ids[:place])), MODEL), "▁"))
-        line = yield InputRequest("answer", answer.text, hint=_("which token comes next?"))
+        hint = _("which token comes next? ({n} of {all})", n=played + 1, all=rounds)
+        line = yield InputRequest("answer", answer.text, hint=hint)
         is_right = bool(line) and answer.text in (line, line.strip() or " ", " " + line.strip())
         cost = 1.0 if is_right else 1 + log2(max(vocabulary - 1, 1))
         model_cost = -float(log_probabilities[ids[place]]) / LN2
         mine, models, played = mine + cost, models + model_cost, played + 1
         result = _(
-            "{token} · you {mine:.2f} bits · the model {models:.2f} bits",
-            token=answer.label,
-            mine=cost,
-            models=model_cost,
+            "you {mine:.2f} bits · the model {models:.2f} bits", mine=cost, models=model_cost
         )
-        out.print(Text.assemble(verdict(is_right), "  ", result))
+        out.print(verdict(is_right, answer.label).append(f" · {result}", style="default"))
     if played:
         out.print(
             Text(
@@ -139,7 +138,7 @@ def _run_ask(shell: Shell, facts: LessonValues, block: Ask) -> ExerciseSteps:
         else None
     )
     reaction = block.right if right else block.wrong
-    shell.screen.out.print(Text.assemble(verdict(right), "  ", (accepted[0], MODEL)))
+    shell.screen.out.print(verdict(right, accepted[0]))
     if reaction:
         shell.screen.out.print(LessonMarkdown(reaction, facts.value))
     return right
@@ -179,7 +178,7 @@ def _run_order(shell: Shell, facts: LessonValues, block: Order) -> ExerciseSteps
         "answer", order, hint=_("type the numbers in the right order, such as 3 1 2")
     )
     right = re.findall(r"\d+", line) == order.split() if line.strip() else None
-    out.print(Text.assemble(verdict(right), "  ", (order, MODEL)))
+    out.print(verdict(right, order))
     out.print(numbered_answers(list(block.steps), facts.value))
     if block.why:
         out.print(LessonMarkdown(block.why, facts.value))

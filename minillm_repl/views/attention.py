@@ -1,9 +1,10 @@
 """Attention weights, the patterns that heads follow, and maps of both: what `:attn` shows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -152,7 +153,7 @@ class HeadView(View, Truncation):
         fitting = max(1, (width - lead) // _CELL)
         first = max(0, len(self.tokens) - fitting)
         notes = [
-            _("rows: queries · columns: keys, by position · ░ ≥20% ▒ ≥40% ▓ ≥60% █ ≥80%"),
+            _("rows: queries · columns: keys · ░ ≥20% ▒ ≥40% ▓ ≥60% █ ≥80%"),
         ]
         notes += [_(UNIFORM_NOTE)] if self.patterns else []
         if first:
@@ -172,8 +173,8 @@ class HeadView(View, Truncation):
         """Return the weights from token `first` on, as shades, with the tokens beside them."""
         numbers = self._position_width
         shown = range(first, len(self.tokens))
-        positions = _column_positions([self.position_of(index) for index in shown])
-        lines = Text.assemble((" " * (labels + numbers + 2) + positions + "\n", FIGURES))
+        heads = self._column_heads(shown)
+        lines = Text.assemble((" " * (labels + numbers + 2) + heads + "\n", FIGURES))
         lines.no_wrap = True
         for index in shown:
             token = self.tokens[index]
@@ -183,13 +184,22 @@ class HeadView(View, Truncation):
             lines.append(f"{'·':>{_CELL}}" * (len(self.tokens) - index - 1) + "\n", FIGURES)
         return lines
 
+    def _column_heads(self, shown: range) -> str:
+        """Return the tokens above the columns; if a token is wider, every fifth position."""
+        tokens = [self.tokens[index].label for index in shown]
+        if max(map(cell_len, tokens)) <= _CELL:
+            return "".join(fit_to_width(label, _CELL) for label in tokens)
+        every = 5
+        positions = (self.position_of(index) for index in shown[::every])
+        return "".join(f"{each:<{every * _CELL}}" for each in positions).rstrip()
+
     @property
     def _position_width(self) -> int:
         return len(str(self.position_of(len(self.tokens) - 1)))
 
     @property
     def pinned(self) -> tuple[int, int]:
-        """The title and the positions above the matrix, and the tokens to the left of it."""
+        """The title and the heads of the columns, and the tokens to the left of the matrix."""
         return 2, label_width(self.tokens) + self._position_width + 2
 
     def small_map(self, size: int, width: int) -> Text:
@@ -236,12 +246,6 @@ class LayerView(View, Truncation):
 def _shades(row: Row, first: int, last: int) -> Text:
     """Return the weights of one query on the keys from `first` to `last`."""
     return Text("".join(shade(weight) * _CELL for weight in row[first : last + 1]), MODEL)
-
-
-def _column_positions(positions: Sequence[int]) -> str:
-    """Return the heads of columns: every fifth position, above its own column."""
-    room = 5 * _CELL
-    return "".join(f"{each:<{room}}" for each in positions[::5]).rstrip()
 
 
 def compute_layer(inspected: InspectedText, layer: int) -> LayerView:

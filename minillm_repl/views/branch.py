@@ -60,19 +60,19 @@ class BranchesView(View, Truncation):
             _End(number, each.tokens, each.probs, each.prob)
             for number, each in enumerate(self.branches, 1)
         ]
-        _grow(tree, ends, is_root=True)
+        has_totals = _grow(tree, ends, is_root=True)
         count = len(ends)
         seeds = (
             _("seeds {seed} to {last}", seed=self.seed, last=self.seed + count - 1)
             if count > 1
             else _("seed {seed}", seed=self.seed)
         )
-        legend = _(
-            "%: probability of a segment given its prefix · =: probability of the "
-            "whole continuation · `:branch take N` continues from one"
-        )
+        notes = [_("%: probability of a segment given its prefix")]
+        if has_totals:
+            notes.append(_("=: probability of the whole continuation"))
+        notes.append(_("`:branch take N` continues from one"))
         heading = title(_n("{n} continuation", "{n} continuations", count), seeds)
-        return Group(heading, tree, Text(legend, FIGURES))
+        return Group(heading, tree, Text(" · ".join(notes), FIGURES))
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,13 @@ class _End:
     prob: float  # of the whole branch
 
 
-def _grow(tree: Tree, ends: Sequence[_End], *, is_root: bool) -> None:
+def _grow(tree: Tree, ends: Sequence[_End], *, is_root: bool) -> bool:
     """Add ends of branches below a node; those that begin alike share a stem.
 
-    At the root, a segment that is a whole branch already shows the branch's probability.
+    At the root, a segment that is a whole branch already shows the branch's probability. Return
+    whether a branch has its probability beside that of a segment.
     """
+    has_totals = False
     firsts = dict.fromkeys(end.tokens[0].id for end in ends if end.tokens)
     for first in firsts:
         alike = [end for end in ends if end.tokens and end.tokens[0].id == first]
@@ -104,15 +106,17 @@ def _grow(tree: Tree, ends: Sequence[_End], *, is_root: bool) -> None:
             label.append(f"  [{end.number}]", TITLE)
             if not is_root:
                 label.append(f"={exact_percent(end.prob)}")
+                has_totals = True
         rest = [
             _End(end.number, end.tokens[stem:], end.probs[stem:], end.prob)
             for end in alike
             if end not in complete
         ]
-        _grow(tree.add(label), rest, is_root=False)
+        has_totals |= _grow(tree.add(label), rest, is_root=False)
     for end in ends:
         if not end.tokens:
             tree.add(Text(_("[{number}] ends here", number=end.number), FIGURES))
+    return has_totals
 
 
 def _running_text(tokens: Sequence[Token]) -> str:

@@ -13,9 +13,9 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.drawing import (
-    MAX_LABEL_WIDTH,
     bar,
     fit_to_width,
+    label_width,
     short_label,
     title,
     token_style,
@@ -62,7 +62,8 @@ class NearView(View):
             sides.append((_("unembedding"), self.output))
         headings = [heading for name, _side in sides for heading in (name, _("cosine"), "")]
         table = plain_table("", *headings, right=(2, 5))
-        bars = max(4, min(20, (width - 8) // len(sides) - MAX_LABEL_WIDTH - 16))
+        labels = label_width(each.token for _name, side in sides for each in side)
+        bars = max(4, min(20, (width - 4) // len(sides) - max(labels, 9) - 16))
         for place, row in enumerate(zip(*(side for _name, side in sides), strict=True), 1):
             table.add_row(str(place), *(cell for each in row for cell in _cells(each, bars)))
         terms = Text()

@@ -68,6 +68,7 @@ def lesson_progress(shell: Shell, number: int) -> LessonProgress:
 def open_lesson(shell: Shell, lesson: Lesson) -> None:
     """Start a lesson where the learner left it. Raises UserError if there is no model."""
     reached = lesson_progress(shell, lesson.number)
+    # A lesson that has fewer screens than it had begins anew.
     index = reached.screen if reached.screen < len(lesson.screens) else 0
     runner = make_lesson_runner(shell, lesson, learner_progress(shell), index)
     runner.start(has_trained=reached.practised)
@@ -102,6 +103,7 @@ def select_quiz(shell: Shell, lesson: str) -> LessonRunner:
                 last=max(lessons),
             )
         )
+    # A question has no text of its own: the first of all lessons' texts that the model can read.
     texts = tuple(text for each in lessons.values() for text in each.texts)
     return make_quiz_runner(shell, selected, texts, progress, name)
 
@@ -133,7 +135,7 @@ def make_lesson_runner(
 
     def screen(course: LessonRunner, place: int) -> ExerciseSteps:
         last = place + 1 == len(lesson.screens)
-        shell.session.conversation.clear()
+        shell.session.conversation.clear()  # no screen depends on what was typed at another
         yield from _run_blocks(course, lesson.screens[place])
         yield InputRequest("enter", hint=_("Enter ends the lesson") if last else "")
         return None
@@ -154,7 +156,7 @@ def make_quiz_runner(
     shell: Shell, questions: list[Question], texts: tuple[str, ...], progress: Progress, name: str
 ) -> LessonRunner:
     """Return a round of questions; each answer is noted."""
-    score = {"right": 0, "answered": 0}
+    score = {"right": 0, "answered": 0}  # of this round; the progress file keeps all rounds
 
     def arrived(_course: LessonRunner, place: int | None) -> None:
         if place is None:
@@ -215,7 +217,7 @@ def _run_show(course: LessonRunner, block: Show) -> ExerciseSteps:
             # a model's text is never a command
             (shell.run_line if each.startswith(":") else shell.run_prompt)(line)
         except UserError as error:
-            if course.raises_errors:
+            if course.raises_errors:  # with `--auto`: the place of the error is part of it
                 raise UserError(f"{course.position_label}: {line}: {error}") from None
             shell.screen.fail(str(error))
         if shell.interrupted():
@@ -243,5 +245,5 @@ def _guess_text(course: LessonRunner, block: Guess) -> str:
     for text in [*(each.strip() for each in block.text.split(" | ")), *lines[:1]]:
         if can_encode(tokenizer, text):
             return text
-    course.lesson_values()
+    course.lesson_values()  # puts a text that the model can read into the conversation
     return decode(tokenizer, shell.session.conversation.ids)

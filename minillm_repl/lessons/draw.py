@@ -19,7 +19,7 @@ from minillm_repl.lessons.progress import LessonProgress
 from minillm_repl.render.console import FIGURES, GOOD, MODEL, POSITIVE, TITLE, WARNING
 from minillm_repl.render.tables import plain_table
 
-_MIN_SUMMARY_WIDTH = 110  # cells
+_MIN_SUMMARY_WIDTH = 110  # cells of a terminal that has room for the lessons' subjects
 _MAX_WIDTH = 84  # cells: longer lines are hard to read
 _PLACEHOLDER = re.compile(r"\{([a-z_]+(?:\.-?[a-z0-9]+)?)\}")
 _THEME = Theme(
@@ -63,6 +63,7 @@ class LessonMarkdown:
     """
 
     def __init__(self, markdown: str, value: PlaceholderValue) -> None:
+        # What a token contains must not become a heading, a list or a code block.
         self._markdown = _Markdown(markdown, hyperlinks=False, code_theme="ansi_dark")
         for token in self._markdown.parsed:
             _fill_placeholders_in(token, value)

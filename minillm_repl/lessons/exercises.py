@@ -47,7 +47,7 @@ ExerciseSteps = Generator[InputRequest, str, bool | None]
 
 
 def run_exercise(shell: Shell, facts: LessonValues, block: Exercise) -> ExerciseSteps:
-    """Ask a question of any kind."""
+    """Ask a question of any kind. Return whether the answer was right; None without an answer."""
     match block:
         case Ask():
             return (yield from _run_ask(shell, facts, block))
@@ -83,6 +83,7 @@ def run_guess(shell: Shell, block: Guess, text: str) -> ExerciseSteps:
     model, out = shell.require_model(), shell.screen.out
     tokenizer, vocabulary = model.checkpoint.tokenizer, model.checkpoint.config.vocab_size
     ids = tokenizer.encode(text)
+    # A third of the text is given, or less, so that all rounds find a token to guess.
     start = max(1, min(len(ids) // 3, len(ids) - block.rounds))
     mine = models = 0.0
     played = 0
@@ -103,7 +104,9 @@ def run_guess(shell: Shell, block: Guess, text: str) -> ExerciseSteps:
         out.print(Text.assemble((safe_line(decode(tokenizer, ids[:place])), MODEL), "▁"))
         hint = _("which token comes next? ({n} of {all})", n=played + 1, all=rounds)
         line = yield InputRequest("answer", answer.text, hint=hint)
+        # The space of a token such as `␣the` is easily forgotten, or typed after a word.
         is_right = bool(line) and answer.text in (line, line.strip() or " ", " " + line.strip())
+        # The answer has half of the probability: 1 bit. The other tokens share the other half.
         cost = 1.0 if is_right else 1 + log2(max(vocabulary - 1, 1))
         model_cost = -float(log_probabilities[ids[place]]) / LN2
         mine, models, played = mine + cost, models + model_cost, played + 1
@@ -148,6 +151,7 @@ def _run_choose(shell: Shell, facts: LessonValues, block: Choose) -> ExerciseSte
     out = shell.screen.out
     out.print(LessonMarkdown(block.question, facts.value))
     out.print(numbered_answers([option.text for option in block.options], facts.value))
+    # Which answer is right may depend on the open model: `[if rotary]`.
     right_ones = [
         number
         for number, option in enumerate(block.options, 1)
@@ -201,6 +205,7 @@ def _run_explain(shell: Shell, facts: LessonValues, block: Explain) -> ExerciseS
     return (
         None
         if not self_check.strip()
+        # ㅛ is the key of y on a Korean keyboard.
         else self_check.strip().lower()[:1] in ("y", "예", "네", "응", "ㅇ", "ㅛ")
     )
 
@@ -225,7 +230,7 @@ def _is_correct(line: str, answer: str, tolerance: str) -> bool:
         or not _NUMBER_ONLY.fullmatch(answer.strip())
     ):
         return _normalise(line) == _normalise(answer)
-    # what is shown of it
+    # Half of the last digit that is shown, and a little for rounding.
     max_difference = 0.501 * 10.0 ** -len(answer.split(maxsplit=1)[0].partition(".")[2].rstrip("%"))
     if tolerance:
         max_difference = max(

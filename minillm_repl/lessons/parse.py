@@ -75,13 +75,14 @@ def read_lesson(path: Path) -> Lesson:
             case "hr":
                 screens.append(tuple(blocks))
                 blocks = []
+            # The first paragraph is what `:learn` says of the lesson.
             case _ if not screens and not blocks and not summary and word == "prose":
                 summary = " ".join(text.split())
             case _:
                 blocks.append(reader.parse_block(word, rest, text))
     if blocks:
         screens.append(tuple(blocks))
-    whole = tuple(screen for screen in screens if screen)
+    whole = tuple(screen for screen in screens if screen)  # two rules in a row make no screen
     if not title or not summary or not whole:
         raise reader.error("a lesson needs a title, a paragraph about it, and a screen")
     texts = tuple(each.strip() for each in header.get("text", "").split(" | ") if each.strip())
@@ -103,6 +104,7 @@ def read_quiz(language: Language) -> list[Question]:
     before: list[Block] = []
     for word, rest, text in reader.sections():
         if word == "h2":
+            # `## 4`: the questions below are about lesson 4.
             lesson, before = int(re.sub(r"\D.*", "", text) or 0), []
         elif word in ("h1", "hr", "lesson"):
             continue
@@ -134,7 +136,7 @@ class _LessonReader:
         text = self.text if text is None else text
         lines, prose = text.splitlines(), list[str]()
         for token in _MARKDOWN.parse(text):
-            if token.level or token.map is None:
+            if token.level or token.map is None:  # inside another block, or its end
                 continue
             word, _space, rest = token.info.strip().partition(" ")
             live = token.type == "fence" and word in _FENCE_WORDS
@@ -192,6 +194,7 @@ class _LessonReader:
                 f"`{word}` has no field `{unknown[0]}`; it has {', '.join(sorted(field_names))}"
             )
         try:
+            # A field that has no default and no value makes this a TypeError.
             return kind(**values)  # type: ignore[no-any-return]
         except TypeError:
             raise self.error(

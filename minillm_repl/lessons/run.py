@@ -87,6 +87,7 @@ class LessonRunner:
         loader = self.outer_session.workspace.loader
         practice = Writable(practice_path, is_practice=True)
         workspace = Workspace(loader=loader, model=model, destination=practice)
+        # Settings of its own: the learner's come back with their session.
         shell.session = Session(Settings(chat=False), workspace)
         if has_trained and practice_path.exists():
             shell.session.adopt(loader.load(practice_path), unsaved=False)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from minillm_repl.views.sampler import SweepView
     from minillm_repl.views.surprise import SurpriseView
 
-_MIN_DEEP_LAYERS = 6  # layers
+_MIN_DEEP_LAYERS = 6  # layers, from which on a lesson speaks of a deep model
 _MAX_CANDIDATES = 9  # next tokens that can be asked for
 _HANGUL = re.compile("[가-힣]")
 _PATTERNS = {"previous": "previous token", "first": "first token", "self": "itself"}
@@ -184,7 +184,7 @@ class LessonValues:
             )
             for each in self._focus.heads
         ]
-        share, layer, head = max(scored)
+        share, layer, head = max(scored)  # of equal shares the first head: the numbers are negated
         match field:
             case "head":
                 return f"{-layer}.{-head}"
@@ -225,6 +225,7 @@ class LessonValues:
     def _logits(self) -> Any:
         from minillm_repl.views.sampler import next_logits
 
+        # A copy: the decoder writes its next logits into the same array.
         return next_logits(self._model.decoder, self._ids, self._shell.interrupted).copy()
 
     @cached_property
@@ -232,6 +233,7 @@ class LessonValues:
         from minillm_repl.generate.options import Sampling
         from minillm_repl.views.sampler import compute_sweep as sweep_view
 
+        # The sweep always has temperatures 1 and 2; the one that is set is a column too.
         return sweep_view(
             self._logits, Sampling(temp=0.5), self._ids, self._tokenizer, _MAX_CANDIDATES
         )

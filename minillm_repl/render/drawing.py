@@ -38,6 +38,7 @@ _LAYER_OR_HEAD = re.compile(r"\d+(\.\d+)?")
 
 def bar(share: float, width: int) -> str:
     """Return a bar of `share` (0 to 1) of `width` cells, an eighth of a cell fine."""
+    # Rounded to the nearest eighth: a share that is not 0 can still have no bar.
     full, rest = divmod(round(min(max(share, 0.0), 1.0) * width * 8), 8)
     return "█" * full + (_EIGHTHS[rest] if rest else "")
 
@@ -138,6 +139,7 @@ def signed_bar(value: float, max_abs: float, width: int) -> Text:
     cells = bar(abs(value) / max_abs if max_abs else 0.0, half)
     if value >= 0:
         return Text.assemble(" " * half, "│", (f"{cells:{half}}", POSITIVE))
+    # Unicode has eighths of a block only from the left, so a bar to the left has whole cells.
     full = "█" * round(min(abs(value) / max_abs, 1.0) * half) if max_abs else ""
     return Text.assemble((f"{full:>{half}}", NEGATIVE), "│", " " * half)
 
@@ -154,6 +156,7 @@ def token_strip(tokens: Sequence[Token], shares: Sequence[float | None], width: 
 
     None is for a token that has no share.
     """
+    # A view that is drawn whole still breaks its running text.
     width = min(width, MAX_PROSE_WIDTH) if width >= UNLIMITED_WIDTH else width
     picture, above, below, used = Text(), Text(), Text(), 0
     for token, share in zip(tokens, shares, strict=True):

@@ -88,6 +88,7 @@ def as_svg(drawing: Drawing, width: int, title: str) -> str:
     picture = _recorded(drawing, width).export_svg(
         title=title, theme=SVG_EXPORT_THEME, code_format=_SVG
     )
+    # A browser without these fonts would give Hangul and blocks another width.
     return _TEXT.sub(_as_long_as_its_cells, picture)
 
 
@@ -149,6 +150,7 @@ def _recorded(drawing: Drawing, width: int) -> Console:
     terminal = _console(width)
     drawing(terminal)
     assert isinstance(terminal.file, StringIO)
+    # Drawn twice: a terminal decides about lines first, then each line is recorded in pieces.
     recorder = _console(width)
     recorder.record = True
     for line in Text.from_ansi(terminal.file.getvalue()).split("\n", allow_blank=True):
@@ -195,7 +197,7 @@ def _runs(text: str) -> Iterator[str]:
 
     Those without a width, which change the one before them, stay with it.
     """
-    run, kind = "", (False, 0)
+    run, kind = "", (False, 0)  # whether it is ASCII, and the cells of each of its characters
     for character in text:
         cells = cell_len(character)
         if cells and run and kind != (character.isascii(), cells):

@@ -17,6 +17,7 @@ from minillm_repl.safetext import safe, safe_line, show_token
 from minillm_repl.tokenizer.truncation import TruncatedText
 
 _FRAME = 1 / 60  # seconds: nobody sees more, and drawing must not hold a fast model back
+_MIN_EXACT = 1e-5  # a smaller probability is said to be small, not how small
 _FINAL_WIDTH = 7  # cells of the probability of being sampled, or of `dropped`
 _MIN_PROBABILITY = 2.0**-1074  # the smallest float above 0: a probability of 0 has no logarithm
 _REASONS = {
@@ -44,6 +45,7 @@ class Stream:
 
     def flush(self) -> None:
         """Draw what is waiting."""
+        # A text from a model may contain control characters of the terminal.
         text = safe("".join(self._pending))
         self._pending.clear()
         self._last_frame_time = monotonic()
@@ -95,6 +97,7 @@ def step_title(step: Step, prompt: str, text: str, width: int) -> Text:
     start = _("step {number}", number=step.index + 1) + "  "
     token = next(_visible_token(candidate) for candidate in step.top if candidate.chosen)
     full_text = safe_line(prompt) + safe_line(text)
+    # The end of the text matters, so that is what is kept; halving is fast for a long one.
     max_cells = max(0, width - cell_len(f"{start}+'{token}' → …"))
     shown = full_text
     while cell_len(shown) > max_cells:
@@ -129,6 +132,7 @@ def step_table(step: Step, samplers: str, width: int, marked_row: int | None = N
     One Text of fixed columns: rich's Table measures every cell of every step, which costs ten times
     as long.
     """
+    # The sampled token is added as the last row if it is not among the top ones.
     ranks = [*range(1, len(step.top)), step.rank if step.top[-1].chosen else len(step.top)]
     tokens = [_visible_token(candidate) for candidate in step.top]
     rank_width = max(2, len(str(max(ranks))))
@@ -169,8 +173,13 @@ def percent(probability: float) -> str:
 
 
 def exact_percent(probability: float) -> str:
-    """Return a probability as a percentage with two digits if it is small: `0.0021%`."""
+    """Return a probability as a percentage with two digits if it is small: `0.0021%`.
+
+    What is below 0.001% says so. `--json` has all digits.
+    """
     is_small = 0 < probability < 0.001
+    if 0 < probability < _MIN_EXACT:
+        return "<0.001%"
     return f"{100 * probability:.2g}%" if is_small else percent(probability)
 
 

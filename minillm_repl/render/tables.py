@@ -41,7 +41,7 @@ def plain_table(
     for index, column in enumerate(columns):
         table.add_column(
             column,
-            overflow="fold",
+            overflow="fold",  # a number is never cut
             justify="right" if index in right else "left",
             no_wrap=wrap is not None and index not in wrap,
         )

@@ -184,6 +184,7 @@ def show(
     def picture(width: int) -> RenderableType:
         return Group(*notes, view.picture(width))
 
+    # `:scroll` keeps the lines above the view in place too.
     rows, columns = view.pinned
     shell.last_view, shell.last_shown = picture, view
     shell.last_pinned = (

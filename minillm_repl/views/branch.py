@@ -96,6 +96,7 @@ def _grow(tree: Tree, ends: Sequence[_End], *, is_root: bool) -> bool:
     for first in firsts:
         alike = [end for end in ends if end.tokens and end.tokens[0].id == first]
         columns = zip(*([token.id for token in end.tokens] for end in alike), strict=False)
+        # How many tokens all of these begin with.
         stem = len(list(takewhile(lambda ids: len(set(ids)) == 1, columns)))
         label = Text.assemble(
             (_running_text(alike[0].tokens[:stem]), MODEL),

@@ -53,6 +53,7 @@ def make_shell(
     options: dict[str, Any] = {"file": nowhere, "quiet": True, "force_jupyter": False}
     out, err = Transcript(**options), Console(**options)
     screen = SilentScreen(out, err, on_warning=on_warning)
+    # No file is written from here: the workspace has none.
     workspace = Workspace(loader=loader, model=model)
     return Shell(session=Session(settings, workspace), screen=screen, registry=view_commands())
 

@@ -141,6 +141,7 @@ class InspectedText:
         return replace(
             self,
             ids=self.ids[: index + 1],
+            # Tokens are missing only between the first `prefix_length` tokens and the others.
             unseen_ids=self.unseen_ids if index >= self.prefix_length else (),
         )
 
@@ -235,6 +236,7 @@ def most_likely_of(subject: InspectedText, tokens: Sequence[int]) -> int:
 def rank(log_probabilities: "Tensor", token: int) -> int:
     """Return the rank of a token in one distribution (vocab,): 1 is the most likely, ties by id."""
     log_probability = log_probabilities[token]
+    # Tokens above it, and equal ones with a lower id, come first.
     return (
         int(
             (log_probabilities > log_probability).sum()
@@ -278,5 +280,5 @@ def find_position(inspected: InspectedText, text: str) -> int:
     start = b"".join(tokens).rfind(text.encode())
     if start < 0 or not text:
         raise UserError(_("{text!r} is not in the text", text=safe_line(text)))
-    ends = list(accumulate(map(len, tokens)))  # bytes
+    ends = list(accumulate(map(len, tokens)))  # bytes from the start of the text
     return bisect_left(ends, start + len(text.encode()))

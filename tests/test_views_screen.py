@@ -282,13 +282,13 @@ def test_a_long_view_is_scrolled_to_its_end_and_left_again(visit):
     names = terminal.screen.row(first - 1)
     # the text has outgrown the context
     assert "exceeds the context" in terminal.screen.row(0)
-    # the first position names the first column and the first row
-    assert names.split()[0] == terminal.screen.row(first).split()[0]
+    # the first token names the first column and the first row
+    assert names.strip()[0] in terminal.screen.row(first)
     terminal.type("\x1b[6~" * 4)
     terminal.wait_for(
         lambda terminal: any(terminal.screen.row(y).startswith("rows: queries") for y in range(20))
     )
-    assert terminal.screen.row(first - 1) == names  # which positions the columns are stays
+    assert terminal.screen.row(first - 1) == names  # which tokens the columns are stays
     terminal.type("\x1b[F")
     terminal.wait_for(lambda terminal: terminal.screen.row(first - 1) != names)
     terminal.wait_for(

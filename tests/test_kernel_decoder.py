@@ -286,8 +286,8 @@ def test_a_large_model_reads_fewer_tokens_before_it_looks_up(tmp_path):
     random_model(transformers.LlamaConfig, LLAMA).save_pretrained(tmp_path)
     decoder, ids = make_decoder(load(tmp_path)), random_ids(60)[0].tolist()
     expected = np.array(prefill(decoder, ids))
-    assert decoder.prefill_chunk == 132
-    for parameters, size in ((135_000_000, 60), (10**12, 24)):
+    assert decoder.prefill_chunk == 128
+    for parameters, size in ((135_000_000, 128), (300_000_000, 48), (10**12, 32)):
         decoder.prefill_chunk = choose_prefill_chunk(parameters)
         assert decoder.prefill_chunk == size
         decoder.trim(0)

@@ -12,10 +12,10 @@ from minillm_repl.tokenizer.truncation import truncate
 if TYPE_CHECKING:  # A chat needs no torch.
     from minillm_repl.model.build import LanguageModel
 
-_CHUNK_MULTIPLE = 12  # tokens; a panel of a matrix is multiplied with this many together
+_CHUNK_MULTIPLE = 16  # tokens; a tile of a matrix is multiplied with this many together
 # Tokens per chunk: smaller ones stream all weights too often, and larger ones gain nothing.
-_MIN_CHUNK, _MAX_CHUNK = 24, 132
-_CHUNK_MULTIPLICATIONS = 9_000_000_000  # about a tenth of a second of one or two CPU cores
+_MIN_CHUNK, _MAX_CHUNK = 32, 128
+_CHUNK_MULTIPLICATIONS = 18_000_000_000  # a tenth to a third of a second of two CPU cores
 
 Logits = NDArray[np.float32]  # (vocab_size,)
 

@@ -1,13 +1,16 @@
 // Many tokens times 32 rows, by Intel's tile unit: it multiplies tiles of 16 × 16 with 32 bfloat16
-// numbers or 64 bytes in depth, sixteen times as fast as the vector units.
+// numbers in depth, sixteen times as fast as the vector units multiply float32.
 //
-// The arithmetic stays that of float32: bfloat16 weights are used as they are, and an activation is
-// the sum of three bfloat16 numbers, which together have all its bits; quantised weights are
-// multiplied with three digits of each activation, as whole numbers (pointwise.c).
+// The arithmetic stays that of float32: a float32 number is the sum of three bfloat16 numbers of 8
+// bits each. An activation has three such parts; a weight has as many as its kind needs. Of their
+// products, those below 2^-23 of the largest are left out, which float32 would round away.
 
 #include "parts.h"
 
 #if defined(__AMX_BF16__)
+
+#define DEPTH 32  // inputs of a tile
+#define TILE (16 * DEPTH)
 
 // The shapes of the eight tile registers.
 typedef struct {
@@ -16,145 +19,189 @@ typedef struct {
     uint8_t rows[16];
 } Shapes;
 
-static void use_shapes(const Shapes *shapes) {
-    __asm__ volatile("" ::"r"(shapes) : "memory");
-    _tile_loadconfig(shapes);
+static void use_shapes(void) {
+    Shapes shapes = {.palette = 1};
+    for (int i = 0; i < 8; i++) shapes.rows[i] = 16, shapes.bytes_per_row[i] = 2 * DEPTH;
+    __asm__ volatile("" ::"r"(&shapes) : "memory");  // the compiler must have written all of it
+    _tile_loadconfig(&shapes);
 }
 
-void amx_split(const Operand *x, int block, int first, uint32_t *parts) {
+static int parts_of(int kind) { return kind == BF16 ? 1 : kind == F32 ? 3 : 2; }
+
+// Cuts off the upper halves of 32 numbers, which are bfloat16; what is lost is left for the next part.
+INLINE __m512i take_part(vf *left, vf *right) {
     static const uint16_t upper_halves[32] = {
         1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
         33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
     __m512i order = _mm512_loadu_si512(upper_halves);
+    __m512i part = _mm512_permutex2var_epi16((__m512i)*left, order, (__m512i)*right);
+    *left -= (vf)((vu)*left & 0xffff0000);
+    *right -= (vf)((vu)*right & 0xffff0000);
+    return part;
+}
+
+// Reads n numbers, 32 at most, as two vectors; the rest is 0.
+INLINE void read_32(int kind, const void *from, size_t at, int n, vf *left, vf *right) {
+    if (n >= DEPTH) {
+        *left = widen(kind, from, at);
+        *right = widen(kind, from, at + LANES);
+        return;
+    }
+    float few[DEPTH] = {0};
+    for (int i = 0; i < n; i++) few[i] = widen_one(kind, from, at + i);
+    *left = load(few);
+    *right = load(few + LANES);
+}
+
+// ---- activations: tiles (blocks of 16 tokens, 3 parts, inputs/32, 16 tokens, 32) ----
+
+void amx_split(const Operand *x, int block, int first, uint16_t *tiles) {
     int n = x->inputs, last = first + SPLIT < n ? first + SPLIT : n;
-    for (int i = first; i < last; i += 2 * LANES) {
-        vf left[16], right[16];  // what is left of 16 tokens' numbers, LANES and LANES
+    for (int i = first; i < last; i += DEPTH) {
         for (int t = 0; t < 16; t++) {
             int token = block * 16 + t;
-            const float *from = x->x + (size_t)token * n + i;
-            left[t] = token < x->count ? load(from) : (vf){0};
-            right[t] = token < x->count ? load(from + LANES) : (vf){0};
-        }
-        for (int part = 0; part < 3; part++) {
-            vf pairs[LANES];
-            for (int t = 0; t < 16; t++) {
-                pairs[t] = (vf)_mm512_permutex2var_epi16((__m512i)left[t], order, (__m512i)right[t]);
-                left[t] -= (vf)((vu)left[t] & 0xffff0000);
-                right[t] -= (vf)((vu)right[t] & 0xffff0000);
-            }
-            transpose(pairs);
-            uint32_t *to = parts + (size_t)part * SPLIT * 8 + (i - first) * 8;
-            for (int p = 0; p < LANES; p++) store((float *)to + p * 16, pairs[p]);
+            vf left = {0}, right = {0};
+            if (token < x->count) read_32(F32, x->x, (size_t)token * n + i, n - i, &left, &right);
+            uint16_t *to = tiles + (size_t)(i - first) * 16 + t * DEPTH;
+            for (int part = 0; part < 3; part++)
+                _mm512_storeu_si512(to + part * SPLIT * 16, take_part(&left, &right));
         }
     }
 }
 
-// Writes a tile (16 rows, 16 tokens) into out (tokens, rows).
-static void put_tile(const float *tile, int tokens, float *out, int stride) {
-    vf v[LANES];
-    for (int r = 0; r < 16; r++) v[r] = load(tile + r * 16);
-    transpose(v);
-    for (int t = 0; t < tokens; t++) store(out + (size_t)t * stride, v[t]);
+// ---- weights: tiles (inputs/32, 2, parts, 16 pairs of inputs, 16 rows, 2) ----
+
+// 16 rows and 32 inputs of a quantised matrix: its panels have the rows side by side already.
+INLINE void quantised_tile(int kind, const Matrix *m, int row, int group, uint16_t *tile) {
+    size_t at = (size_t)(row / Q_ROWS) * groups_of(m->inputs) + group;
+    const uint8_t *w = (const uint8_t *)m->weights + at * GROUP * Q_ROWS / (kind == Q4 ? 2 : 1);
+    vf scale = widen(BF16, m->scales, at * Q_ROWS);
+    for (int pair = 0; pair < DEPTH / 2; pair++) {
+        int quad = pair / 2;
+        vu v = (vu)load_int(w + (kind == Q4 ? quad / 2 : quad) * 4 * Q_ROWS) >> (pair % 2 * 16);
+        if (kind == Q4) v = (quad % 2 ? v >> 4 : v) & 0x0f0f;
+        int offset = kind == Q4 ? 8 : 128;
+        vf even = from_int((vi)(v & 255) - offset) * scale;
+        vf odd = from_int((vi)(v >> 8 & 255) - offset) * scale;
+        for (int part = 0; part < 2; part++) {
+            vu upper = (vu)even & 0xffff0000, upper_odd = (vu)odd & 0xffff0000;
+            *(vi_any *)(tile + part * TILE + pair * 32) = (vi)(upper >> 16 | upper_odd);
+            even -= (vf)upper;
+            odd -= (vf)upper_odd;
+        }
+    }
 }
 
-void amx_bf16(const Matrix *m, int first, const Operand *x, float *out, int stride, Scratch *s) {
-    Shapes shapes = {.palette = 1};
-    for (int i = 0; i < 8; i++) shapes.rows[i] = 16, shapes.bytes_per_row[i] = 64;
-    use_shapes(&shapes);
-    int n = m->inputs, blocks = (x->count + 15) / 16;
-    const uint16_t *w = (const uint16_t *)m->weights + (size_t)first * n, *w2 = w + 16 * (size_t)n;
-    size_t part = (size_t)n * 8, block = 3 * part;
-    for (int b = 0; b < blocks; b += 2) {
-        const uint32_t *parts = x->parts + b * block;
-        size_t second = b + 1 < blocks ? block : 0;  // the last may be alone: it is done twice
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        for (int i = 0; i < n; i += 32) {
-            _tile_loadd(4, w + i, n * 2);
-            _tile_loadd(5, w2 + i, n * 2);
-            for (int p = 0; p < 3; p++) {
-                const uint32_t *from = parts + p * part + (size_t)i * 8;
-                _tile_loadd(6, from, 64);
-                _tile_loadd(7, from + second, 64);
+// The same of a matrix whose rows lie one after another; rows from `last` on are 0.
+INLINE void plain_tile(int kind, int n_parts, const Matrix *m, int row, int last, int i, uint16_t *tile) {
+    if (kind == BF16 && row + 16 <= last && i + DEPTH <= m->inputs) {  // as the file has it
+        const uint16_t *w = (const uint16_t *)m->weights + (size_t)row * m->inputs + i;
+        vf pairs[LANES];
+#pragma GCC unroll 16
+        for (int r = 0; r < 16; r++) pairs[r] = load((const float *)(w + (size_t)r * m->inputs));
+        transpose(pairs);
+#pragma GCC unroll 16
+        for (int p = 0; p < 16; p++) store((float *)(tile + p * 32), pairs[p]);
+        return;
+    }
+    vf left[16], right[16];
+    for (int r = 0; r < 16; r++) {
+        left[r] = right[r] = (vf){0};
+        if (row + r < last)
+            read_32(kind, m->weights, (size_t)(row + r) * m->inputs + i, m->inputs - i, &left[r], &right[r]);
+    }
+    for (int part = 0; part < n_parts; part++) {
+        vf pairs[LANES];
+#pragma GCC unroll 16
+        for (int r = 0; r < 16; r++) pairs[r] = (vf)take_part(&left[r], &right[r]);
+        transpose(pairs);
+#pragma GCC unroll 16
+        for (int p = 0; p < 16; p++) store((float *)(tile + part * TILE + p * 32), pairs[p]);
+    }
+}
+
+static void make_tiles(const Matrix *m, int first, int last, uint16_t *tile) {
+    int n_parts = parts_of(m->kind);
+    for (int i = 0; i < m->inputs; i += DEPTH)
+        for (int row = first; row < first + 32; row += 16, tile += n_parts * TILE)
+            switch (row < last ? m->kind : -1) {
+            case F32: plain_tile(F32, 3, m, row, last, i, tile); break;
+            case F16: plain_tile(F16, 2, m, row, last, i, tile); break;
+            case BF16: plain_tile(BF16, 1, m, row, last, i, tile); break;
+            case Q8: quantised_tile(Q8, m, row, i / GROUP, tile); break;
+            case Q4: quantised_tile(Q4, m, row, i / GROUP, tile); break;
+            default: memset(tile, 0, (size_t)n_parts * TILE * sizeof *tile);
+            }
+}
+
+// ---- the product ----
+
+// 16 tokens, or 32 if `two`, whose parts lie `block` apart, times 32 rows: tiles 0 and 1, and 2 and 3.
+INLINE void multiply_tiles(int n_parts, bool two, const uint16_t *x, size_t block, const uint16_t *w,
+                           int steps) {
+    size_t part = block / 3;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int i = 0; i < steps; i++, w += 2 * n_parts * TILE, x += TILE) {
+        for (int p = 0; p < n_parts; p++) {
+            _tile_loadd(6, w + p * TILE, 64);
+            _tile_loadd(7, w + (n_parts + p) * TILE, 64);
+            for (int q = 0; q < 3 - p; q++) {
+                _tile_loadd(4, x + q * part, 64);
                 _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(1, 5, 6);
-                _tile_dpbf16ps(2, 4, 7);
+                _tile_dpbf16ps(1, 4, 7);
+                if (!two) continue;
+                _tile_loadd(5, x + q * part + block, 64);
+                _tile_dpbf16ps(2, 5, 6);
                 _tile_dpbf16ps(3, 5, 7);
             }
+        }
+    }
+}
+
+// Writes the first tokens and rows of a tile (16 tokens, 16 rows) into out (tokens, rows).
+static void put_tile(const float *tile, int tokens, int rows, float *out, int stride) {
+    for (int t = 0; t < tokens; t++) memcpy(out + (size_t)t * stride, tile + t * 16, (size_t)rows * 4);
+}
+
+void amx_matmul(const Matrix *m, int first, int last, const Operand *x, float *out, int stride,
+                Scratch *s) {
+    int steps = up_to(m->inputs, DEPTH) / DEPTH, n_parts = parts_of(m->kind);
+    size_t block = (size_t)3 * steps * TILE;
+    uint16_t *w = (uint16_t *)s->panel;
+    make_tiles(m, first, last, w);
+    use_shapes();
+    for (int t = 0; t < x->count; t += 32) {
+        const uint16_t *from = x->parts + t / 16 * block;
+        bool two = x->count - t > 16;
+        switch (2 * n_parts + two) {  // constants, so that each is a loop without branches
+        case 2: multiply_tiles(1, false, from, block, w, steps); break;
+        case 3: multiply_tiles(1, true, from, block, w, steps); break;
+        case 4: multiply_tiles(2, false, from, block, w, steps); break;
+        case 5: multiply_tiles(2, true, from, block, w, steps); break;
+        case 6: multiply_tiles(3, false, from, block, w, steps); break;
+        default: multiply_tiles(3, true, from, block, w, steps);
+        }
+        if (x->count - t >= 32 && last - first == 32) {
+            float *to = out + (size_t)t * stride;
+            _tile_stored(0, to, stride * 4);
+            _tile_stored(1, to + 16, stride * 4);
+            _tile_stored(2, to + 16 * (size_t)stride, stride * 4);
+            _tile_stored(3, to + 16 * (size_t)stride + 16, stride * 4);
+            continue;
         }
         _tile_stored(0, s->tiles, 64);
         _tile_stored(1, s->tiles + 256, 64);
         _tile_stored(2, s->tiles + 512, 64);
         _tile_stored(3, s->tiles + 768, 64);
         for (int i = 0; i < 4; i++) {
-            int t = (b + i / 2) * 16, tokens = x->count - t < 16 ? x->count - t : 16;
-            if (tokens > 0) put_tile(s->tiles + i * 256, tokens, out + (size_t)t * stride + i % 2 * 16, stride);
-        }
-    }
-    _tile_release();
-}
-
-// Quantised weights of a panel of 16 rows, in bytes: (groups, 8, 16, 4).
-static const uint8_t *bytes_of(const Matrix *m, int panel, uint8_t *bytes) {
-    size_t groups = groups_of(m->inputs), size = GROUP * Q_ROWS;
-    if (m->kind == Q8) return (const uint8_t *)m->weights + panel * groups * size;
-    const uint8_t *from = (const uint8_t *)m->weights + panel * groups * size / 2;
-    for (size_t i = 0; i < groups * 4; i++) {
-        vi v = load_int(from + i * 64);
-        *(vi_any *)(bytes + i * 128) = v & 0x0f0f0f0f;
-        *(vi_any *)(bytes + i * 128 + 64) = (vi)((vu)v >> 4) & 0x0f0f0f0f;
-    }
-    return bytes;
-}
-
-// 16 tokens from t on, times a panel of 16 rows. In a group the products are whole numbers.
-static void sixteen(const Matrix *m, int panel, const uint8_t *w, const Operand *x, int t, Scratch *s,
-                    vf y[16]) {
-    int groups = groups_of(m->inputs), padded = groups * GROUP, offset = digit_offset(m);
-    const int8_t *digits = x->digits + (size_t)t * DIGITS * padded;
-    const int32_t *low = (int32_t *)s->tiles, *middle = low + 256, *high = low + 512;
-    for (int i = 0; i < 16; i++) y[i] = (vf){0};
-    for (int g = 0; g < groups; g++) {
-        _tile_loadd(4, w + (size_t)g * GROUP * Q_ROWS, 64);
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_loadd(5, digits + g * GROUP, DIGITS * padded);
-        _tile_loadd(6, digits + padded + g * GROUP, DIGITS * padded);
-        _tile_loadd(7, digits + 2 * padded + g * GROUP, DIGITS * padded);
-        _tile_dpbsud(0, 5, 4);
-        _tile_dpbsud(1, 6, 4);
-        _tile_dpbsud(2, 7, 4);
-        _tile_stored(0, s->tiles, 64);
-        _tile_stored(1, s->tiles + 256, 64);
-        _tile_stored(2, s->tiles + 512, 64);
-        vf scale = widen(BF16, m->scales, ((size_t)panel * groups + g) * Q_ROWS);
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) {
-            size_t at = (size_t)(t + i) * groups + g;
-            const int32_t *sums = x->sums + at * DIGITS;
-            vi upper = load_int(high + i * 16) * 128 + load_int(middle + i * 16);
-            upper -= offset * (sums[2] * 128 + sums[1]);
-            vf product = from_int(upper) * 128.0f + from_int(load_int(low + i * 16) - offset * sums[0]);
-            y[i] += product * (scale * x->steps[at]);
-        }
-    }
-}
-
-void amx_q8(const Matrix *m, int first, const Operand *x, float *out, int stride, Scratch *s) {
-    Shapes shapes = {.palette = 1};
-    for (int i = 0; i < 8; i++) shapes.rows[i] = 16, shapes.bytes_per_row[i] = i < 5 ? 64 : GROUP;
-    shapes.rows[4] = GROUP / 4;
-    use_shapes(&shapes);
-    for (int half = 0; half < 2; half++) {
-        const uint8_t *w = bytes_of(m, first / Q_ROWS + half, s->bytes);
-        for (int t = 0; t < x->count; t += 16) {
-            vf y[16];
-            sixteen(m, first / Q_ROWS + half, w, x, t, s, y);
-            for (int i = 0; i < 16 && t + i < x->count; i++)
-                store(out + (size_t)(t + i) * stride + half * Q_ROWS, y[i]);
+            int token = t + i / 2 * 16, row = i % 2 * 16;
+            int tokens = x->count - token < 16 ? x->count - token : 16, rows = last - first - row;
+            if (rows > 0 && tokens > 0)
+                put_tile(s->tiles + i * 256, tokens, rows < 16 ? rows : 16,
+                         out + (size_t)token * stride + row, stride);
         }
     }
     _tile_release();

@@ -4,6 +4,11 @@
 
 #include <stdlib.h>
 
+#if defined(__AMX_BF16__)
+#define PANEL_FLOATS 48  // per input: 32 rows of three bfloat16 parts
+#else
+#define PANEL_FLOATS PANEL
+#endif
 #define PARTS 16  // of a long text, over all key heads, whatever the number of threads
 
 int minillm_panel_rows(void) { return PANEL; }
@@ -83,17 +88,16 @@ static void lay_out(Context *c, Pool *pool) {
     c->operand.digits = take(pool, tokens * groups * GROUP, DIGITS);
     c->operand.steps = floats(pool, tokens * groups);
     c->operand.sums = take(pool, tokens * groups, DIGITS * sizeof(int32_t));
-    c->operand.parts = take(pool, tokens * up_to((int)inputs, 2) / 2 * 3, sizeof(uint32_t));
+    c->operand.parts = take(pool, tokens * groups * GROUP * 3, sizeof(uint16_t));
     size_t rows = rows_per_piece((int)most(m->vocab_size, most(m->d_mlp, (h + 2 * g) * d)), 1);
     size_t out = most(most(t * PIECE_ROWS, rows), most(t * d, most(w, 28 * groups)));
     out = most(out, 3 * SPLIT * 8);
     c->scratch = take(pool, m->n_threads, sizeof(Scratch));
     for (int i = 0; i < m->n_threads; i++) {
         Scratch s = {
-            .panel = floats(pool, groups * GROUP * PANEL),
+            .panel = floats(pool, groups * GROUP * PANEL_FLOATS),
             .out = floats(pool, out),
             .out2 = floats(pool, most(t * PIECE_ROWS, rows)),
-            .bytes = take(pool, groups * GROUP, Q_ROWS),
             .tiles = floats(pool, 4 * 256),
             .queries = floats(pool, QUERIES * d),
             .scores = floats(pool, QUERIES * STRETCH),

@@ -100,16 +100,18 @@ static void put_digits(void *job, int thread, int t) {
 static void split_block(void *job, int thread, int i) {
     Step *s = job;
     int per_block = up_to(s->operand.inputs, SPLIT) / SPLIT;
-    amx_split(&s->operand, i / per_block, i % per_block * SPLIT, (uint32_t *)scratch_of(s, thread)->out);
+    amx_split(&s->operand, i / per_block, i % per_block * SPLIT, (uint16_t *)scratch_of(s, thread)->out);
 }
 
 static void put_parts(void *job, int thread, int i) {
     Step *s = job;
-    int n = s->operand.inputs, per_block = up_to(n, SPLIT) / SPLIT, first = i % per_block * SPLIT;
+    int n = up_to(s->operand.inputs, GROUP), per_block = up_to(n, SPLIT) / SPLIT;
+    int first = i % per_block * SPLIT;
     int some = n - first < SPLIT ? n - first : SPLIT;
+    const uint16_t *out = (const uint16_t *)scratch_of(s, thread)->out;
     for (int part = 0; part < 3; part++)
-        memcpy(s->operand.parts + (((size_t)(i / per_block) * 3 + part) * n + first) * 8,
-               scratch_of(s, thread)->out + (size_t)part * SPLIT * 8, (size_t)some * 8 * 4);
+        memcpy(s->operand.parts + (((size_t)(i / per_block) * 3 + part) * n + first) * 16,
+               out + (size_t)part * SPLIT * 16, (size_t)some * 16 * sizeof *out);
 }
 #endif
 

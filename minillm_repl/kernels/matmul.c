@@ -20,25 +20,21 @@ INLINE float bf16_of(uint16_t half) { return float_of((uint32_t)half << 16); }
 #endif
 #define OFFSET4 8
 
-int32_t digit_offset(const Matrix *m) { return m->kind == Q8 ? OFFSET8 : OFFSET4; }
-
 static bool is_quantised(const Matrix *m) { return m->kind == Q8 || m->kind == Q4; }
 
-// The tile unit takes whole blocks of 32 rows and of 32 inputs, and many tokens.
+// Returns whether the tile unit multiplies this matrix with this many tokens.
 static bool fits_tiles(const Matrix *m, int count) {
 #if defined(__AMX_BF16__)
-    return count >= 8 && (is_quantised(m) || (m->kind == BF16 && m->inputs % 32 == 0));
+    return count >= 8 && m->kind != PANELS;
 #else
     (void)m, (void)count;
     return false;
 #endif
 }
 
-bool needs_digits(const Matrix *m, int count) {
-    return is_quantised(m) && (count < MANY || fits_tiles(m, count));
-}
+bool needs_digits(const Matrix *m, int count) { return is_quantised(m) && count < MANY; }
 
-bool needs_parts(const Matrix *m, int count) { return m->kind == BF16 && fits_tiles(m, count); }
+bool needs_parts(const Matrix *m, int count) { return fits_tiles(m, count); }
 
 // ---- one token, rows one after another ----
 
@@ -215,7 +211,7 @@ INLINE void dequantise_rows(int kind, const Matrix *m, int first, float *panel) 
 }
 
 // PANEL rows, turned over, times all tokens; only the first `rows` are wanted.
-static void panel_times(const float *panel, const Operand *x, int rows, float *out, int stride) {
+static __attribute__((noinline)) void panel_times(const float *panel, const Operand *x, int rows, float *out, int stride) {
     int n = x->inputs, t = 0;
     float few[TOKENS * PANEL];
     float *y = rows == PANEL ? out : few;
@@ -256,12 +252,12 @@ static void some_rows(const Matrix *m, int first, int last, const Operand *x, fl
                       Scratch *s) {
     int n = m->inputs;
     if (x->count >= MANY || m->kind == PANELS) {
-        if (fits_tiles(m, x->count) && last - first == 32) {
 #if defined(__AMX_BF16__)
-            (m->kind == BF16 ? amx_bf16 : amx_q8)(m, first, x, out, stride, s);
+        if (fits_tiles(m, x->count)) {
+            amx_matmul(m, first, last, x, out, stride, s);
             return;
-#endif
         }
+#endif
         for (int row = first; row < last; row += PANEL) {
             int rows = last - row < PANEL ? last - row : PANEL;
             const float *panel = s->panel;

@@ -22,16 +22,15 @@ typedef struct {
     int8_t *digits;  // (count, DIGITS, groups · 32)
     float *steps;    // (count, groups), powers of two
     int32_t *sums;   // (count, groups, DIGITS), of the digits of a group
-    // For the tile unit: x = part 0 + part 1 + part 2, each in bfloat16.
-    uint32_t *parts;  // (blocks of 16 tokens, 3, inputs/2, 16): pairs of inputs
+    // For the tile unit: x = part 0 + part 1 + part 2, each in bfloat16; inputs to a multiple of 32.
+    uint16_t *parts;  // (blocks of 16 tokens, 3, inputs/32, 16, 32)
 } Operand;
 
 // What one thread works in.
 typedef struct {
-    float *panel;    // (inputs, PANEL): rows of a matrix turned over
+    float *panel;    // (inputs, PANEL): rows of a matrix turned over; or the tiles of 32 rows
     float *out;      // what a piece of work has computed
     float *out2;     // as large: the gates of an MLP
-    uint8_t *bytes;  // (groups, 32, 16): a quantised panel in 8 bits
     float *tiles;    // (4, 256): what the tile unit leaves
     // Attention's, of QUERIES queries each:
     float *queries, *scores, *mixed;  // (d), (STRETCH), (padded d)
@@ -49,19 +48,18 @@ void matmul(const Matrix *m, int first, int last, const Operand *x, float *out, 
 bool needs_digits(const Matrix *m, int count);
 bool needs_parts(const Matrix *m, int count);
 
-// amx.c: the same for 32 rows. Defined where the tile unit is.
-void amx_bf16(const Matrix *m, int first, const Operand *x, float *out, int stride, Scratch *s);
-void amx_q8(const Matrix *m, int first, const Operand *x, float *out, int stride, Scratch *s);
-// Splits SPLIT inputs from `first` on, or fewer, of 16 tokens: parts (3, SPLIT/2, 16).
+// amx.c: the same, of 32 rows at most. Defined where the tile unit is.
+void amx_matmul(const Matrix *m, int first, int last, const Operand *x, float *out, int stride,
+                Scratch *s);
+// Splits SPLIT inputs from `first` on, or fewer, of 16 tokens: parts (3, SPLIT/32, 16, 32).
 #define SPLIT 512
-void amx_split(const Operand *x, int block, int first, uint32_t *parts);
+void amx_split(const Operand *x, int block, int first, uint16_t *parts);
 
 // pointwise.c
 void normalise(const Norm *norm, float eps, const float *x, int n, float *y);
 void activate(int activation, float *x, int n);
 void rotate(float *x, const float *cos, const float *sin, int pairs);
 void round_to_digits(const float *x, int n, int8_t *digits, float *steps, int32_t *sums);
-int32_t digit_offset(const Matrix *m);
 
 // attention.c
 typedef struct {

@@ -33,7 +33,7 @@
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
-typedef float vf_any __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float vf_any __attribute__((vector_size(4 * LANES), aligned(1), may_alias));
 typedef int32_t vi_any __attribute__((vector_size(4 * LANES), aligned(1), may_alias));
 typedef uint16_t vs_any __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 

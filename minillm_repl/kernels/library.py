@@ -9,7 +9,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.kernels.variants import VARIANTS, digest, file_name
 from minillm_repl.language import _
 
-_FOLDER = Path(__file__).parent
+_SOURCES = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def load_library(requested: str = "auto") -> Library:
     """
     if requested == "off":
         return Library(None, "off", _("kernels are off"))
-    folder = Path(os.environ.get("MINILLM_KERNELS_DIR") or _FOLDER)
+    folder = _folder()
     if requested == "auto":
         return _load_fastest(folder)
     found = _load_variant(folder, requested)
@@ -47,15 +47,19 @@ def load_library(requested: str = "auto") -> Library:
                 "kernels {name}: {problem}; available here: {names}",
                 name=requested,
                 problem=found.problem,
-                names=", ".join(["auto", *available(folder), "off"]),
+                names=", ".join(["auto", *available(), "off"]),
             )
         )
     return Library(found.functions, requested, _("as requested"))
 
 
-def available(folder: Path = _FOLDER) -> list[str]:
-    """Return the variants in a folder that run on this processor, the fastest first."""
-    return [name for name in VARIANTS if _load_variant(folder, name).functions]
+def available() -> list[str]:
+    """Return the variants that run on this processor, the fastest first."""
+    return [name for name in VARIANTS if _load_variant(_folder(), name).functions]
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("MINILLM_KERNELS_DIR") or _SOURCES)
 
 
 def _load_fastest(folder: Path) -> Library:
@@ -83,6 +87,6 @@ def _load_variant(folder: Path, variant: str) -> _Candidate:
     if not supported():
         return _Candidate(None, _("this processor cannot run it"))
     # Calls with other structures than those that it was compiled with would write anywhere.
-    if abi() != digest(_FOLDER):
+    if abi() != digest(_SOURCES):
         return _Candidate(None, _("older than its source: run python tools/compile_kernels.py"))
     return _Candidate(functions)

@@ -215,6 +215,8 @@ def compile_variant(
             compiler.run(*how, *flags, "-c", str(source), "-o", objects[-1])
         new = Path(scratch, file_name(name, target.system))
         libraries = ["-pthread", "-lm"] if target.system == "linux" else []
+        if target.system == "darwin":  # else its name is the folder that it was compiled in
+            libraries = [f"-Wl,-install_name,@rpath/{new.name}"]
         libraries += ["-s"] if compiler.is_zig and how == OPTIMISED else []  # no debug symbols
         compiler.run(*how, *oldest, "-shared", *objects, *libraries, "-o", str(new))
         return new.replace(folder / new.name)  # a program that runs keeps the old file

@@ -50,7 +50,7 @@ class SubwordTokenizer(Tokenizer):
         largest = largest_token_id(self._json)
         with library_errors():
             self._load_library(description)
-        self._all_in_range = max((largest, *self._token_bytes, *self._special_tokens)) < vocab_size
+        self._all_in_range = max((largest, *self._names, *self._special_tokens)) < vocab_size
         self._check_ids(self._prefix_ids)
 
     def _load_library(self, description: Mapping[str, Any]) -> None:
@@ -68,25 +68,31 @@ class SubwordTokenizer(Tokenizer):
         self._special_tokens = {
             token: entry.content for token, entry in self._added_tokens.items() if entry.special
         }
-        decode_name = make_name_decoder(description, self._tokenizer)
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
-        self._token_bytes = {token: decode_name(token, name) for name, token in vocabulary.items()}
-        self._token_bytes |= {
-            token: entry.content.encode()
-            for token, entry in self._added_tokens.items()
-            if not entry.special
-        }
+        self._names = {token: name for name, token in vocabulary.items()}
+        self._decode_name = make_name_decoder(description, self._tokenizer)
+        ordinary = [entry for entry in self._added_tokens.items() if not entry[1].special]
+        self._names |= {token: entry.content for token, entry in ordinary}
+        self._token_bytes = {token: entry.content.encode() for token, entry in ordinary}
         self.prefix = " " if continuing != description and strips_space(description) else ""
         self.unk_token = find_unk_token(description)
-        single_bytes = {piece for piece in self._token_bytes.values() if len(piece) == 1}
-        # A vocabulary with all 256 bytes can write every text.
-        self._may_skip = not self.unk_token and len(single_bytes) < 256
         self._plain_tokenizer, self._plain_tokenizer_without_prefix = self._make_plain_tokenizers(
             description
         )
         self._prefix_ids = find_prefix_ids(
             self._tokenizer, ["a", "0", "가", *islice(vocabulary, 100)]
         )
+
+    @cached_property
+    def _may_skip(self) -> bool:
+        """Whether a text can have characters that become no token.
+
+        A vocabulary with all 256 bytes can write every text. A token of one byte has a name of one
+        character, or one like `<0x0A>`.
+        """
+        short = (token for token, name in self._names.items() if len(name) in (1, 6))
+        single_bytes = {piece for piece in map(self.token_bytes, short) if len(piece) == 1}
+        return not self.unk_token and len(single_bytes) < 256
 
     def _make_plain_tokenizers(
         self, description: Mapping[str, Any]
@@ -216,13 +222,18 @@ class SubwordTokenizer(Tokenizer):
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes of a token; none for a special token or an unused id."""
-        return self._token_bytes.get(token, b"") if token not in self._special_tokens else b""
+        if token in self._special_tokens or token not in self._names:
+            return b""
+        if token not in self._token_bytes:
+            with library_errors():
+                self._token_bytes[token] = self._decode_name(token, self._names[token])
+        return self._token_bytes[token]
 
     def special_name(self, token: int) -> str:
         """Return the name of a special token, or `<unused 50300>` for an unused id."""
         if token in self._special_tokens:
             return self._special_tokens[token]
-        return "" if token in self._token_bytes else f"<unused {token}>"
+        return "" if token in self._names else f"<unused {token}>"
 
     def token_to_id(self, name: str) -> int | None:
         """Return the id of the token with exactly this name; None without an embedding for it."""

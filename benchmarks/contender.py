@@ -28,7 +28,7 @@ def ours(
     kind: str, path: str, device: str, *, recorded: bool = True
 ) -> tuple[Reader, Callable[[int], Any]]:
     """Return how our decoder reads tokens, and forgets all but the first few."""
-    from minillm_repl.checkpoint.load import load
+    from minillm_repl.checkpoint.load_save import load
     from minillm_repl.generate.backends import make_decoder
 
     quantised = kind.startswith("int")

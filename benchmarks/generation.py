@@ -19,7 +19,7 @@ _AT_LEAST = 0.2  # seconds of our own work per figure: 30 tokens are over in mil
 
 def rows(bench: Bench) -> list[Row]:
     """Measure the C kernels, torch's, and the whole command."""
-    from minillm_repl.checkpoint.load import load
+    from minillm_repl.checkpoint.load_save import load
     from minillm_repl.generate.backends import make_decoder
     from minillm_repl.generate.backends.torch import TorchDecoder
     from minillm_repl.model.build import build

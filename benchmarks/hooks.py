@@ -17,7 +17,7 @@ def rows(bench: Bench) -> list[Row]:
     """Measure the torch decoder with and without hook points, with no hook set."""
     import torch
 
-    from minillm_repl.checkpoint.load import load
+    from minillm_repl.checkpoint.load_save import load
     from minillm_repl.generate.backends.torch import TorchDecoder
     from minillm_repl.model import gpt
     from minillm_repl.model.build import build

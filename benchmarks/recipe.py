@@ -18,7 +18,7 @@ from benchmarks.ngrams import KneserNey, unigram_bits
 from minillm_repl.chat.prompt import apply_chat_template
 from minillm_repl.chat.template import Message
 from minillm_repl.checkpoint.checkpoint import Checkpoint
-from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.load_save import load
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.decoder import Decoder
 from minillm_repl.generate.events import Finished

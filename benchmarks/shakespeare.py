@@ -114,7 +114,7 @@ def _train(folder: Path, text: Path, steps: int) -> _Trained:
 
 def _loss(path: Path, text: Path) -> float:
     """Return the validation loss of a checkpoint."""
-    from minillm_repl.checkpoint.load import load
+    from minillm_repl.checkpoint.load_save import load
     from minillm_repl.model.build import build
 
     checkpoint = load(path)

@@ -103,7 +103,7 @@ def _loss(path: Path) -> float:
     import torch
     import torch.nn.functional as F  # noqa: N812
 
-    from minillm_repl.checkpoint.load import load, read_vocabulary
+    from minillm_repl.checkpoint.load_save import load, read_vocabulary
     from minillm_repl.model.build import build
 
     checkpoint = load(path, read_vocabulary(CORPUS))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from minillm_repl.chat.template import Message, parse_messages
 from minillm_repl.checkpoint.checkpoint import Checkpoint, TrainingRecord
-from minillm_repl.checkpoint.save import save
+from minillm_repl.checkpoint.load_save import save
 from minillm_repl.configuration import Launch
 from minillm_repl.errors import UserError
 from minillm_repl.generate.events import Finished, Step

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from minillm_repl import commands, views
-from minillm_repl.checkpoint.families.find import family_title
-from minillm_repl.checkpoint.peek import is_in_folder, read_config
+from minillm_repl.checkpoint.families import family_title
+from minillm_repl.checkpoint.load_save import is_in_folder, read_config
 from minillm_repl.commands import train
 from minillm_repl.commands.train import TrainRequest
 from minillm_repl.configuration import Launch

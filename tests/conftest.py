@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.load_save import load
 from minillm_repl.storage.paths import find_checkpoint
 from tests.outside import outside
 

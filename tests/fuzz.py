@@ -23,7 +23,8 @@ with atheris.instrument_imports(include=["minillm_repl"]) if atheris else io.Byt
     from rich.console import Console
 
     from minillm_repl import commands, views
-    from minillm_repl.checkpoint.formats.header import is_native, parse_config, parse_header
+    from minillm_repl.checkpoint.header import is_native, parse_header
+    from minillm_repl.checkpoint.native import parse_config
     from minillm_repl.commands.train import make_request, train
     from minillm_repl.errors import UserError
     from minillm_repl.render.console import Screen

@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from minillm_repl.checkpoint.formats.native import to_metadata
-from minillm_repl.model.config_json import config_to_json
+from minillm_repl.checkpoint.native import config_to_json, to_metadata
 from tests.small import random_checkpoint
 
 Named = Iterator[tuple[str, bytes]]

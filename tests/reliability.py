@@ -18,7 +18,7 @@ from statistics import median, quantiles
 import numpy as np
 
 from minillm_repl.checkpoint.checkpoint import Checkpoint
-from minillm_repl.checkpoint.formats.native import save_native as save
+from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.model.config import LlamaConfig
 from minillm_repl.tokenizer.base import CharacterTokenizer
 from tests import faults, hostile
@@ -30,7 +30,7 @@ CORPUS = ROOT / "models" / "nalssi.txt"
 MEASURED = """
 import json, resource, sys, time
 from pathlib import Path
-from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.load_save import load
 from minillm_repl.errors import UserError
 import numpy, ml_dtypes, safetensors.numpy
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

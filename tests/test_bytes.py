@@ -178,7 +178,7 @@ def test_a_model_that_sees_less_is_compared_over_what_both_see():
 
 @pytest.mark.parametrize("typed", ["", f' "{TEXT}"'])
 def test_the_command_compares_what_was_typed(typed, tmp_path):
-    from minillm_repl.checkpoint.formats.native import save_native as save
+    from minillm_repl.checkpoint.native import save_native as save
 
     checkpoints = [
         replace(

@@ -17,11 +17,10 @@ from safetensors import safe_open
 
 from minillm_repl.checkpoint import weights
 from minillm_repl.checkpoint.checkpoint import TrainingRecord
-from minillm_repl.checkpoint.formats.native import save_native as save
-from minillm_repl.checkpoint.load import load, read_text
-from minillm_repl.checkpoint.save import save as save_any
-from minillm_repl.checkpoint.serialise import serialise
-from minillm_repl.checkpoint.weights import DTYPES, _check_finite
+from minillm_repl.checkpoint.load_save import load, read_text
+from minillm_repl.checkpoint.load_save import save as save_any
+from minillm_repl.checkpoint.native import save_native as save
+from minillm_repl.checkpoint.weights import DTYPES, _check_finite, serialise
 from minillm_repl.errors import UserError
 from minillm_repl.storage import atomic
 from minillm_repl.storage.paths import find_checkpoint, is_shipped, shipped_names

@@ -10,8 +10,8 @@ import unicodedata
 
 import pytest
 
-from minillm_repl.checkpoint.formats.native import save_native as save
-from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.load_save import load
+from minillm_repl.checkpoint.native import save_native as save
 from tests.conftest import MODELS, random_checkpoint
 
 

@@ -9,8 +9,8 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 
-from minillm_repl.checkpoint.families.find import find_family
-from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.families import find_family
+from minillm_repl.checkpoint.load_save import load
 from minillm_repl.errors import UserError
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from minillm_repl.checkpoint.formats.native import save_native as save
-from minillm_repl.checkpoint.load import load, read_vocabulary
+from minillm_repl.checkpoint.load_save import load, read_vocabulary
+from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.cli import main
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder

@@ -14,7 +14,7 @@ import torch
 from transformers.generation.logits_process import EpsilonLogitsWarper
 
 from minillm_repl import commands, views
-from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.load_save import load
 from minillm_repl.cli import make_parser
 from minillm_repl.lessons.course import make_lesson_runner
 from minillm_repl.lessons.parse import read_lesson

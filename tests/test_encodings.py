@@ -6,8 +6,8 @@ import codecs
 
 import pytest
 
-from minillm_repl.checkpoint.formats.native import save_native as save
-from minillm_repl.checkpoint.load import read_vocabulary
+from minillm_repl.checkpoint.load_save import read_vocabulary
+from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.errors import UserError
 from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.storage.encoding import DetectedEncoding, read_text, read_text_chunks

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minillm_repl.checkpoint import adapter
 from minillm_repl.checkpoint.checkpoint import TrainingRecord
-from minillm_repl.checkpoint.formats import adapter
-from minillm_repl.checkpoint.formats.native import save_native as save
-from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.load_save import load
+from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.cli import main
 from minillm_repl.errors import UserError
 from minillm_repl.training import tokenize as token_files
@@ -198,7 +198,7 @@ def test_an_adapter_that_says_nothing_of_its_training_shows_none(
 def test_a_wrong_record_of_an_adapter_is_refused(base, numbers, tmp_path):
     from safetensors.numpy import load_file, save_file
 
-    from minillm_repl.checkpoint.formats.header import read_header
+    from minillm_repl.checkpoint.header import read_header
 
     file = tmp_path / "adapter.safetensors"
     adapter.save_adapter(learnt(base, numbers, lora_rank=1), file)

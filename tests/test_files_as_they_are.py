@@ -10,8 +10,7 @@ import safetensors.torch
 import torch
 import transformers
 
-from minillm_repl.checkpoint.load import load
-from minillm_repl.checkpoint.save import save
+from minillm_repl.checkpoint.load_save import load, save
 from minillm_repl.errors import UserError
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.model.build import build

@@ -20,11 +20,10 @@ import transformers
 from minillm_repl.chat.loss_mask import encode_with_loss_mask
 from minillm_repl.chat.prompt import apply_chat_template
 from minillm_repl.chat.template import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS, Message
+from minillm_repl.checkpoint import adapter
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
-from minillm_repl.checkpoint.formats import adapter
-from minillm_repl.checkpoint.formats.header import read_header
-from minillm_repl.checkpoint.load import load
-from minillm_repl.checkpoint.save import save
+from minillm_repl.checkpoint.header import read_header
+from minillm_repl.checkpoint.load_save import load, save
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
 from minillm_repl.model.lora import add_adapters, merge_adapters

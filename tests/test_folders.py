@@ -14,8 +14,7 @@ import torch
 import transformers
 
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
-from minillm_repl.checkpoint.load import load
-from minillm_repl.checkpoint.save import save
+from minillm_repl.checkpoint.load_save import load, save
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
 from minillm_repl.storage.paths import cached_models, checkpoint_title, find_checkpoint
@@ -374,7 +373,7 @@ def test_the_cache_lies_where_hugging_faces_library_says(tmp_path, monkeypatch, 
 MEASURE = """
 import resource, sys, numpy
 from pathlib import Path
-from minillm_repl.checkpoint import load as loading
+from minillm_repl.checkpoint import load_save as loading
 from minillm_repl.generate.backends import torch as torch_decoder
 from minillm_repl.model import build
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -13,8 +13,7 @@ import safetensors.numpy
 import torch
 import transformers
 
-from minillm_repl.checkpoint.load import load
-from minillm_repl.checkpoint.save import save
+from minillm_repl.checkpoint.load_save import load, save
 from minillm_repl.errors import UserError
 from minillm_repl.storage.paths import cached_models, checkpoint_title, find_checkpoint
 from tests.test_folders import edited, sharded

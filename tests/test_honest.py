@@ -209,7 +209,7 @@ def test_a_step_that_goes_too_far_says_so_and_one_that_does_not_does_not(shell):
 
 
 def test_a_model_whose_context_is_limited_is_announced_with_what_it_sees(tmp_path):
-    from minillm_repl.checkpoint.formats.native import save_native as save
+    from minillm_repl.checkpoint.native import save_native as save
     from minillm_repl.repl.model_loading import ModelLoader
 
     save(random_checkpoint(characters=LETTERS, context=40), tmp_path / "m.safetensors")

@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("resource")  # Unix: FIFOs, sockets and devices are among them
 
-from minillm_repl.checkpoint.formats.native import save_native as save
-from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.load_save import load
+from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.errors import UserError
 from minillm_repl.storage.files import available_bytes, check_memory
 from tests.hostile import RIGHT, all_of, sparse

@@ -5,8 +5,7 @@ import pytest
 import torch
 import transformers
 
-from minillm_repl.checkpoint.load import load
-from minillm_repl.checkpoint.save import save
+from minillm_repl.checkpoint.load_save import load, save
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.generate import generate
 from minillm_repl.generate.options import GenerationConfig, Sampling

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.load_save import load
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
 from minillm_repl.model.hooks import caching

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.load_save import load
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
 from minillm_repl.views.compare import compute as compare_view

@@ -13,9 +13,9 @@ import torch
 
 pytest.importorskip("termios")
 
-from minillm_repl.checkpoint.formats.huggingface import save_folder
-from minillm_repl.checkpoint.formats.native import save_native as save
-from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.huggingface import save_folder
+from minillm_repl.checkpoint.load_save import load
+from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build_trainable
 from minillm_repl.repl.signals import interruptible, run_interruptibly

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.load_save import load
 from minillm_repl.errors import UserError
 from minillm_repl.generate.backends import kernels, make_decoder
 from minillm_repl.generate.backends.rotary import rotary_angles
@@ -318,7 +318,7 @@ print('torch' in sys.modules)"""
 
 
 WITHOUT_KERNELS = """
-from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.load_save import load
 from minillm_repl.storage.paths import find_checkpoint
 from minillm_repl.generate.backends import make_decoder
 decoder = make_decoder(load(find_checkpoint('nalssi')))

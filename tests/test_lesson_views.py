@@ -14,8 +14,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 from wcwidth import wcswidth
 
-from minillm_repl.checkpoint.load import load
-from minillm_repl.checkpoint.serialise import locate_in_file
+from minillm_repl.checkpoint.load_save import load
+from minillm_repl.checkpoint.weights import locate_in_file
 from minillm_repl.errors import UserError
 from minillm_repl.generate.options import Sampling
 from minillm_repl.generate.sampling import process_logits, softmax

@@ -17,7 +17,7 @@ import pytest
 import torch
 import transformers
 
-from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.load_save import load
 from minillm_repl.errors import UserError
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder

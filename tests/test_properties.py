@@ -14,16 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillm_repl.checkpoint.families.find import FAMILIES
-from minillm_repl.checkpoint.formats import foreign
-from minillm_repl.checkpoint.formats.folder import Folder
-from minillm_repl.checkpoint.formats.native import tokenizer_from_json
+from minillm_repl.checkpoint import foreign
+from minillm_repl.checkpoint.families import FAMILIES
+from minillm_repl.checkpoint.folder import Folder
+from minillm_repl.checkpoint.native import config_from_json, tokenizer_from_json
 from minillm_repl.cli import make_parser
 from minillm_repl.configuration import Launch, read_configuration
 from minillm_repl.errors import UserError
 from minillm_repl.generate.options import Sampling
 from minillm_repl.generate.sampling import process_logits, softmax
-from minillm_repl.model.config_json import config_from_json
 from minillm_repl.repl.loop import is_multiline_open, join_multiline
 from minillm_repl.repl.session import RecentModels
 from minillm_repl.repl.settings import Settings

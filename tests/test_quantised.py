@@ -5,7 +5,7 @@ numpy in float64.
 import numpy as np
 import pytest
 
-from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.load_save import load
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder
 from minillm_repl.model.build import build

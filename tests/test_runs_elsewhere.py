@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from minillm_repl.chat.template import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS
-from minillm_repl.checkpoint.formats.native import save_native as save
+from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.cli import main
 from minillm_repl.commands.train import make_request, train
 from minillm_repl.errors import UserError
@@ -304,7 +304,7 @@ def test_a_resume_file_that_is_older_goes_on_too(stopped, monkeypatch):
 
     from safetensors.numpy import load_file, save_file
 
-    from minillm_repl.checkpoint.formats.header import read_header
+    from minillm_repl.checkpoint.header import read_header
 
     file = resume_path(path)
     metadata = dict(read_header(file).metadata)

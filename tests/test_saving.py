@@ -16,8 +16,8 @@ import pytest
 
 pytest.importorskip("fcntl")  # Windows has neither these locks nor fork
 
-from minillm_repl.checkpoint.formats.native import save_native as save
-from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.load_save import load
+from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.errors import UserError
 from minillm_repl.storage.atomic import clear_abandoned, temporary_path
 from minillm_repl.tokenizer.base import CharacterTokenizer
@@ -93,7 +93,7 @@ def as_nobody(code, folder):
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from minillm_repl.checkpoint.formats.native import save_native as save
+from minillm_repl.checkpoint.native import save_native as save
 from tests.small import random_checkpoint
 # what it needs is imported now: Python may be root's alone
 save(random_checkpoint(), Path({str(folder)!r}) / "first")

@@ -18,10 +18,10 @@ import tokenizers
 import transformers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from minillm_repl.checkpoint import huggingface
 from minillm_repl.checkpoint.checkpoint import Checkpoint
-from minillm_repl.checkpoint.formats import huggingface
-from minillm_repl.checkpoint.formats.native import tokenizer_from_json
-from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.load_save import load
+from minillm_repl.checkpoint.native import tokenizer_from_json
 from minillm_repl.errors import UserError
 from minillm_repl.generate.detokenizer import Detokenizer
 from minillm_repl.sandbox import run as sandbox

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 pytest.importorskip("termios")  # Windows has no pseudo-terminals of this kind
 
 from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
-from minillm_repl.checkpoint.formats.native import save_native as save
+from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.tokenizer.base import CharacterTokenizer
 from tests.conftest import ROOT, random_checkpoint

@@ -10,8 +10,7 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from minillm_repl.checkpoint.load import load
-from minillm_repl.checkpoint.save import save
+from minillm_repl.checkpoint.load_save import load, save
 from minillm_repl.errors import UserError
 from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.session import Session

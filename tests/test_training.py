@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from minillm_repl.checkpoint.checkpoint import TrainingRecord
-from minillm_repl.checkpoint.formats.native import save_native as save
-from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.load_save import load
+from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
 from minillm_repl.model.config import GPTConfig, LlamaConfig
@@ -523,7 +523,7 @@ def test_a_resume_file_is_not_trusted(corpus, tmp_path):
     file = resume_path(path)
     from safetensors.numpy import load_file, save_file
 
-    from minillm_repl.checkpoint.formats.header import read_header
+    from minillm_repl.checkpoint.header import read_header
 
     tensors, metadata = load_file(file), dict(read_header(file).metadata)
     around = RunContext(path=path, device="cpu")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from minillm_repl.checkpoint.load import load
+from minillm_repl.checkpoint.load_save import load
 from tests.conftest import ROOT
 from tests.terminal import Terminal
 

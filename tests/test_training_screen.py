@@ -17,7 +17,7 @@ from wcwidth import wcswidth
 
 from minillm_repl import commands, views
 from minillm_repl.checkpoint.checkpoint import Checkpoint, TrainingRecord
-from minillm_repl.checkpoint.formats.native import save_native as save
+from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.environment import process_environment
 from minillm_repl.render.console import make_screen
 from minillm_repl.render.json_lines import print_training_json

@@ -12,7 +12,7 @@ from wcwidth import wcswidth, wcwidth
 
 pytest.importorskip("termios")  # Windows has no pseudo-terminals of this kind
 
-from minillm_repl.checkpoint.formats.native import save_native as save
+from minillm_repl.checkpoint.native import save_native as save
 from tests.conftest import random_checkpoint
 from tests.test_terminal import COLOR, models, visit  # noqa: F401 - the fixtures
 

@@ -1,17 +1,72 @@
-"""A model as data: its config, vocabulary and weights, without any code to run it."""
+"""A model as data: config, vocabulary, weights, and how the tensors of a file make the weights."""
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from minillm_repl.checkpoint.weight_map import WeightMap
+from minillm_repl.checkpoint.header import Header, parse_field
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:
     from minillm_repl.checkpoint.weights import Tensors
+
+
+# -- weight maps: how a model's tensors are made of a file's tensors; weights.py applies them
+
+Progress = Callable[[float], None]
+"""Called with the share of the bytes that are read, from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """Options of reading weights."""
+
+    dtype: str = "auto"  # float32, bfloat16, float16, or auto: that of the file
+    allow_nonfinite: bool = False  # accept infinite weights and NaN
+    progress: Progress = lambda _share: None
+
+
+def identity(array: Any) -> Any:
+    """Return the array itself."""
+    return array
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The arrangement of a tensor in a file of another program: conversions from it and to it."""
+
+    from_file: Callable[[Any], Any] = identity
+    to_file: Callable[[Any], Any] = identity
+
+
+AS_IS = Layout()
+TRANSPOSED = Layout(lambda array: array.T, lambda array: array.T)
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """One tensor in a file: a complete tensor of the model, or some rows of one."""
+
+    name: str
+    shape: tuple[int, ...]  # in the file
+    layout: Layout = AS_IS
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """The file's tensors of each tensor of the model, stacked along its rows."""
+
+    sources: Mapping[str, tuple[SourceTensor, ...]]
+    ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors of a file that the model does not need
+
+
+# -- the checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +99,68 @@ class TrainingRecord:
             curve=earlier.curve + shifted(self.curve),
             val_curve=earlier.val_curve + shifted(self.val_curve),
         )
+
+
+def parse_training_record(header: Header, name: str) -> TrainingRecord | None:
+    """Return the training record of a file, or None. Raises UserError."""
+    if "training" not in header.metadata:
+        return None
+    match {"val_curve": [], **_record(header, name)}:  # older files have no val_curve
+        case {
+            "steps": steps,
+            "tokens": tokens,
+            "train_loss": train_loss,
+            "val_loss": val_loss,
+            "corpus": str(corpus),
+            "corpus_sha256": str(corpus_sha256),
+            "seed": seed,
+            "versions": dict(versions),
+            "curve": list(curve),
+            "val_curve": list(val_curve),
+        } if (
+            all(map(_is_count, (steps, tokens, seed)))
+            and all(map(_is_loss, (train_loss, 0 if val_loss is None else val_loss)))
+            and all(isinstance(version, str) for version in versions.values())
+            and all(map(_is_point, (*curve, *val_curve)))
+        ):
+            return TrainingRecord(
+                steps=steps,
+                tokens=tokens,
+                train_loss=train_loss,
+                val_loss=val_loss,
+                corpus=corpus,
+                corpus_sha256=corpus_sha256,
+                seed=seed,
+                versions=versions,
+                curve=tuple((step, loss) for step, loss in curve),
+                val_curve=tuple((step, loss) for step, loss in val_curve),
+            )
+    raise UserError(
+        _(
+            "the training record of {name} has a missing or invalid field; see docs/format.md",
+            name=name,
+        )
+    )
+
+
+def _record(header: Header, name: str) -> dict[str, Any]:
+    record = parse_field(header, "training", name)
+    return record if isinstance(record, dict) else {}
+
+
+def _is_point(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    step, loss = value
+    return _is_count(step) and _is_loss(loss)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63  # isinstance would accept True
+
+
+def _is_loss(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e9  # nats; false for NaN
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from minillm_repl.checkpoint.checkpoint import Adapter, Checkpoint, TrainingRecord
-from minillm_repl.checkpoint.peek import summarise
+from minillm_repl.checkpoint.load_save import summarise
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
@@ -94,11 +94,11 @@ def save(shell: Shell, asked: Arguments) -> None:
     LoRA weights; `:load` opens them together with their model.
     """
     # Saving needs safetensors and numpy, which the start does without.
-    from minillm_repl.checkpoint.save import save as save_checkpoint
+    from minillm_repl.checkpoint.load_save import save as save_checkpoint
 
     model, argument = shell.require_model(), asked.path
     if asked.part == "adapter":
-        from minillm_repl.checkpoint.formats.adapter import save_adapter
+        from minillm_repl.checkpoint.adapter import save_adapter
 
         file = _named(argument)
         save_adapter(model.checkpoint, file)

@@ -248,7 +248,7 @@ def _resumable_path(workspace: "Workspace") -> Path | None:
 
 def _check_can_save(path: Path) -> None:
     """Raise UserError if nothing can be saved there: now, not after the work."""
-    from minillm_repl.checkpoint.formats.native import check_replaceable
+    from minillm_repl.checkpoint.native import check_replaceable
     from minillm_repl.storage.atomic import check_can_save
 
     check_replaceable(path)

@@ -83,7 +83,7 @@ def _open_trained(shell: Shell, checkpoint: "Checkpoint", *, resumable: bool = F
 
     Raises UserError.
     """
-    from minillm_repl.checkpoint.save import save
+    from minillm_repl.checkpoint.load_save import save
     from minillm_repl.storage.atomic import make_parent_folder
 
     workspace = shell.session.workspace

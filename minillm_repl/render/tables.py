@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from minillm_repl.checkpoint.peek import Summary
+from minillm_repl.checkpoint.load_save import Summary
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.render.console import DROPPED, FIGURES, MODEL, SPECIAL, TITLE

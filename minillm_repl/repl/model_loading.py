@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minillm_repl.checkpoint.families.find import family_title
+from minillm_repl.checkpoint.families import family_title
 from minillm_repl.language import _
 from minillm_repl.repl.signals import complete_in_thread
 from minillm_repl.storage.paths import checkpoint_title
@@ -15,8 +15,7 @@ from minillm_repl.storage.paths import checkpoint_title
 if TYPE_CHECKING:  # numpy is imported by the thread that loads, while the user types
     from numpy.typing import NDArray
 
-    from minillm_repl.checkpoint.checkpoint import Checkpoint
-    from minillm_repl.checkpoint.weight_map import Progress
+    from minillm_repl.checkpoint.checkpoint import Checkpoint, Progress
     from minillm_repl.generate.decoder import Decoder
     from minillm_repl.model.build import LanguageModel
     from minillm_repl.model.hooks import Hook
@@ -131,7 +130,7 @@ class ModelLoader:
 
     def load(self, path: Path, progress: "Progress" = lambda _share: None) -> LoadedModel:
         """Load a checkpoint and make it ready to run. Raises UserError."""
-        from minillm_repl.checkpoint.load import load, read_vocabulary
+        from minillm_repl.checkpoint.load_save import load, read_vocabulary
         from minillm_repl.storage.encoding import DetectedEncoding
 
         written = DetectedEncoding()

@@ -14,11 +14,11 @@ from minillm_repl.language import N_, _
 from minillm_repl.safetext import safe_line
 
 SIGNATURE_BYTES = 1024  # bytes that `describe_file` and `is_text` look at
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _PICKLE = N_("a pickle, which can run code when opened; it was not opened: look for .safetensors")
 _GGML = N_("a GGML file of llama.cpp; look for .safetensors")
 _SIGNATURES = {
-    LFS_POINTER: N_("a Git LFS pointer; run `git lfs pull` to get the real file"),
+    _LFS_POINTER: N_("a Git LFS pointer; run `git lfs pull` to get the real file"),
     b"GGUF": N_("a GGUF file of llama.cpp; look for .safetensors"),
     **dict.fromkeys((b"GGML", b"lmgg", b"fmgg", b"tjgg"), _GGML),
     **{
@@ -95,6 +95,28 @@ def open_regular(path: Path) -> BinaryIO:
         os.close(descriptor)
         raise UserError(_("{name} is {kind}, not a regular file", name=name, kind=_file_type(kind)))
     return os.fdopen(descriptor, "rb")
+
+
+def read_utf8(path: Path, max_bytes: int) -> str:
+    """Return the content of a UTF-8 text file, without a byte order mark.
+
+    Raises UserError naming the file if it is larger than `max_bytes`, or no text.
+    """
+    name = safe_line(str(path))
+    with open_regular(path) as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise UserError(_("{path} is larger than {size} MiB", path=name, size=max_bytes >> 20))
+    # A clone without git-lfs has small text files in place of the large ones.
+    if not data.startswith(_LFS_POINTER):
+        with suppress(UnicodeDecodeError):
+            return data.decode("utf-8-sig")
+    kind = describe_file(data[:SIGNATURE_BYTES])
+    raise UserError(
+        _("{name} is {kind}", name=name, kind=kind)
+        if kind
+        else _("{path} is not UTF-8 text", path=name)
+    )
 
 
 def _file_type(mode: int) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from minillm_repl.chat.template import DEFAULT_CHAT_TEMPLATE
+from minillm_repl.checkpoint.adapter import weights_sha256
 from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
-from minillm_repl.checkpoint.formats.adapter import weights_sha256
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.build import build_new, build_trainable

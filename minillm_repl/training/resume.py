@@ -16,13 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from minillm_repl.checkpoint.checkpoint import Checkpoint
-from minillm_repl.checkpoint.formats.adapter import printable_path
-from minillm_repl.checkpoint.formats.header import FORMAT, Header, parse_field, read_header
-from minillm_repl.checkpoint.formats.native import read_without_weights, to_metadata
-from minillm_repl.checkpoint.serialise import serialise
-from minillm_repl.checkpoint.weight_map import ReadOptions, SourceTensor, WeightMap
-from minillm_repl.checkpoint.weights import locate_tensors, read_weights
+from minillm_repl.checkpoint.adapter import printable_path
+from minillm_repl.checkpoint.checkpoint import Checkpoint, ReadOptions, SourceTensor, WeightMap
+from minillm_repl.checkpoint.header import FORMAT, Header, parse_field, read_header
+from minillm_repl.checkpoint.native import read_without_weights, to_metadata
+from minillm_repl.checkpoint.weights import locate_tensors, read_weights, serialise
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line

@@ -11,8 +11,8 @@ import torch
 from platformdirs import user_state_path
 
 from minillm_repl import __version__
+from minillm_repl.checkpoint import native
 from minillm_repl.checkpoint.checkpoint import Adapter, Checkpoint, TrainingRecord
-from minillm_repl.checkpoint.formats import native
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, _n
 from minillm_repl.model.build import to_arrays

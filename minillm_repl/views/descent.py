@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from minillm_repl.checkpoint.weight_map import WeightMap
+from minillm_repl.checkpoint.checkpoint import WeightMap
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, NEGATIVE, POSITIVE, TITLE, WARNING
@@ -167,7 +167,7 @@ def compute(
         )
     name, index, value, gradient = _steepest(weights, gradient_of)
     if weight_map:
-        from minillm_repl.checkpoint.serialise import locate_in_file
+        from minillm_repl.checkpoint.weights import locate_in_file
 
         shape = tuple(weights[name].shape)
         name, index = locate_in_file(weight_map, name, shape, index)

@@ -1,1 +1,59 @@
-"""Model families of Hugging Face: their configs, and the names of their tensors."""
+"""Model families of Hugging Face: all that can be opened, and which one a model is of."""
+
+from typing import Any
+
+from minillm_repl.checkpoint.families.family import Family
+from minillm_repl.checkpoint.families.gpt import GPT2, GPT_NEOX
+from minillm_repl.checkpoint.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
+from minillm_repl.model.config import AnyConfig
+from minillm_repl.safetext import safe_line
+
+# The order matters for `family_of`: the first family that can express a config wins.
+FAMILIES = (GPT2, GPT_NEOX, LLAMA, MISTRAL, QWEN2, QWEN3)
+
+
+def find_family(model_type: Any) -> Family:
+    """Return the family of a `model_type`. Raises UserError with the supported ones."""
+    for family in FAMILIES:
+        if family.model_type == model_type:
+            return family
+    types = ", ".join(family.model_type for family in FAMILIES)
+    if model_type is None:
+        raise UserError(
+            _(
+                "config.json has no model_type; supported types: {types}",
+                types=types,
+            )
+        )
+    raise UserError(
+        _(
+            "unsupported model type {type!r:.40}; supported types: {types}",
+            type=safe_line(str(model_type)),
+            types=types,
+        )
+    )
+
+
+def family_of(config: AnyConfig) -> Family | None:
+    """Return the first family whose config.json can express this config, or None."""
+    for family in FAMILIES:
+        if family.arch != config.arch:
+            continue
+        try:
+            # A round trip through config.json shows whether the family has a field for everything.
+            if family.parse_config(family.write_config(config)) == config:
+                return family
+        except UserError:
+            continue
+    return None
+
+
+def family_title(config: AnyConfig, *, native: bool) -> str:
+    """Return the title of a model with this config: `GPT-2`, `Llama`; `GPT` for the study note's.
+
+    A native model of model/llama.py is a Llama, even if its config fits another family.
+    """
+    family = None if native and config.arch == "llama" else family_of(config)
+    return family.title if family else {"gpt": "GPT", "llama": "Llama"}[config.arch]

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from minillm_repl.checkpoint.formats.header import read_header
+from minillm_repl.checkpoint.header import read_header
 from minillm_repl.errors import UserError
 from minillm_repl.language import N_, _
 from minillm_repl.safetext import safe_line

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from minillm_repl.checkpoint import foreign
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
-from minillm_repl.checkpoint.formats import foreign
-from minillm_repl.checkpoint.formats.folder import Folder
+from minillm_repl.checkpoint.folder import Folder
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig

@@ -13,18 +13,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minillm_repl.checkpoint.checkpoint import Adapter, Checkpoint
-from minillm_repl.checkpoint.formats import version1
-from minillm_repl.checkpoint.formats.header import (
+from minillm_repl.checkpoint.checkpoint import (
+    Adapter,
+    Checkpoint,
+    ReadOptions,
+    SourceTensor,
+    WeightMap,
+    parse_training_record,
+)
+from minillm_repl.checkpoint.header import (
     VERSION,
     Header,
     has_known_version,
+    old_tensor_name,
     parse_field,
 )
-from minillm_repl.checkpoint.formats.native import check_replaceable, parse_training_record
-from minillm_repl.checkpoint.serialise import serialise
-from minillm_repl.checkpoint.weight_map import ReadOptions, SourceTensor, WeightMap
-from minillm_repl.checkpoint.weights import locate_tensors, read_weights, resolve_dtype
+from minillm_repl.checkpoint.native import check_replaceable
+from minillm_repl.checkpoint.weights import locate_tensors, read_weights, resolve_dtype, serialise
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
@@ -33,13 +38,14 @@ from minillm_repl.storage.atomic import write_atomically
 if TYPE_CHECKING:
     from minillm_repl.checkpoint.weights import Array, Tensors
 
+
 FORMAT = "minillm-adapter"
 _TENSOR_NAME = re.compile(r"(?P<layer>[\w.]{1,200})\.(?P<side>up|down)", re.ASCII)
 
 
 def weights_sha256(tensors: "Tensors") -> str:
     """Return the SHA-256 of the weights as float32, in the order of their version-1 names."""
-    by_old_name = {version1.old_tensor_name(name): array for name, array in tensors.items()}
+    by_old_name = {old_tensor_name(name): array for name, array in tensors.items()}
     hasher = hashlib.sha256()
     for name in sorted(by_old_name):
         hasher.update(name.encode() + b"\0")

@@ -1,34 +1,46 @@
 """The native format (docs/format.md): weights, config, tokenizer and training record in a file."""
 
-import dataclasses
 import json
 import os
 from collections.abc import Callable
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint, TrainingRecord
-from minillm_repl.checkpoint.formats.header import (
+from minillm_repl.checkpoint.checkpoint import (
+    ChatTemplate,
+    Checkpoint,
+    ReadOptions,
+    SourceTensor,
+    WeightMap,
+    parse_training_record,
+)
+from minillm_repl.checkpoint.header import (
     FORMAT,
     VERSION,
+    VERSION_1,
     Header,
-    parse_config,
+    has_known_version,
     parse_field,
     parse_header,
 )
-from minillm_repl.checkpoint.serialise import serialise
-from minillm_repl.checkpoint.weight_map import ReadOptions, SourceTensor, WeightMap
-from minillm_repl.checkpoint.weights import locate_tensors, read_weights
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.model.config import AnyConfig
-from minillm_repl.model.config_json import config_to_json
+from minillm_repl.model.config import (
+    AnyConfig,
+    GPTConfig,
+    LlamaConfig,
+    ModelConfig,
+    Rope,
+    printable,
+)
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically
 from minillm_repl.storage.files import open_regular
 from minillm_repl.storage.paths import SUFFIX, has_other_format
 from minillm_repl.tokenizer.base import CharacterTokenizer, IdTokenizer, Tokenizer
 
+_SIZES = {entry.name for entry in fields(ModelConfig)}  # never left out
 _MAX_SPECIALS = 1_000  # special tokens of a character model
 _MAX_VOCAB = 2_000_000  # tokens; the largest vocabularies of today have 262,144
 
@@ -40,10 +52,12 @@ def save_native(
 
     Raises UserError.
     """
+    from minillm_repl.checkpoint.weights import serialise
+
     check_replaceable(path)
     parts = serialise(checkpoint.tensors, to_metadata(checkpoint))
     write_atomically(path, *parts, interrupted=interrupted)
-    return dataclasses.replace(checkpoint, path=path, weight_map=None, is_on_disk=True)
+    return replace(checkpoint, path=path, weight_map=None, is_on_disk=True)
 
 
 def to_metadata(checkpoint: Checkpoint) -> dict[str, str]:
@@ -56,13 +70,9 @@ def to_metadata(checkpoint: Checkpoint) -> dict[str, str]:
         "tokenizer": json.dumps(checkpoint.tokenizer.to_json(), ensure_ascii=False),
     }
     if checkpoint.training is not None:
-        metadata["training"] = json.dumps(
-            dataclasses.asdict(checkpoint.training), ensure_ascii=False
-        )
+        metadata["training"] = json.dumps(asdict(checkpoint.training), ensure_ascii=False)
     if checkpoint.chat_template is not None:
-        metadata["chat"] = json.dumps(
-            dataclasses.asdict(checkpoint.chat_template), ensure_ascii=False
-        )
+        metadata["chat"] = json.dumps(asdict(checkpoint.chat_template), ensure_ascii=False)
     if checkpoint.eos_token_ids:
         metadata["end"] = json.dumps(checkpoint.eos_token_ids)
     return metadata
@@ -101,12 +111,14 @@ def read_native(header: Header, name: str, options: ReadOptions) -> Checkpoint:
 
     Raises UserError with the expectation and what was found.
     """
+    from minillm_repl.checkpoint.weights import locate_tensors, read_weights
+
     checkpoint = read_without_weights(header, name)
     shapes = checkpoint.config.shapes()
     weight_map = WeightMap({tensor: (SourceTensor(tensor, shape),) for tensor, shape in shapes})
     locations = locate_tensors(weight_map, [header], name)
     tensors = read_weights(weight_map, locations, name, options)
-    return dataclasses.replace(checkpoint, tensors=tensors)
+    return replace(checkpoint, tensors=tensors)
 
 
 def read_without_weights(header: Header, name: str) -> Checkpoint:
@@ -136,6 +148,85 @@ def read_without_weights(header: Header, name: str) -> Checkpoint:
         chat_template=_parse_chat_template(header, name) if "chat" in metadata else None,
         eos_token_ids=_parse_eos_token_ids(header, name, config) if "end" in metadata else (),
     )
+
+
+def parse_config(header: Header, name: str) -> AnyConfig:
+    """Return the config of a native checkpoint.
+
+    Raises UserError, also for an unknown format version.
+    """
+    version = header.metadata.get("version", "")
+    if not has_known_version(header):
+        raise UserError(
+            _(
+                "{name} has format version {version!r:.20}; this program reads version {known}",
+                name=name,
+                version=safe_line(version),
+                known=f"{VERSION_1}, {VERSION}",
+            )
+        )
+    try:
+        return config_from_json(parse_field(header, "config", name))
+    except UserError as error:
+        raise UserError(_("the config of {name}: {error}", name=name, error=error)) from None
+
+
+def config_from_json(data: Any) -> AnyConfig:
+    """Return the config of `{"arch": "gpt", "vocab_size": 44, ...}`, of either family; an entry
+    with a default may be left out.
+
+    Raises UserError.
+    """
+    arch = data.get("arch") if isinstance(data, dict) else None
+    family: type[GPTConfig | LlamaConfig] = LlamaConfig if arch == LlamaConfig.arch else GPTConfig
+    if arch != family.arch or not set(data) >= _SIZES:
+        raise UserError(
+            _(
+                "expected arch = {arch} with {sizes}, got {value}",
+                arch=family.arch,
+                sizes=", ".join(sorted(_SIZES)),
+                value=printable(data),
+            )
+        )
+    values = {name: value for name, value in data.items() if name != "arch"}
+    _check_names(family, values)
+    if isinstance(values.get("rope"), dict):
+        try:
+            values["rope"] = Rope(**values["rope"])
+        except TypeError:
+            raise UserError(
+                _("unknown RoPE settings: {value}", value=printable(values["rope"]))
+            ) from None
+    if isinstance(values.get("sliding_windows"), list):
+        values["sliding_windows"] = tuple(values["sliding_windows"])
+    return family(**values)
+
+
+def config_to_json(config: AnyConfig) -> dict[str, Any]:
+    """Return what `config_from_json` reads: the sizes, and what differs from its default."""
+    data: dict[str, Any] = {"arch": config.arch}
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if entry.name in _SIZES or value != entry.default:
+            data[entry.name] = asdict(value) if isinstance(value, Rope) else value
+    return data
+
+
+def _check_names(family: type[GPTConfig | LlamaConfig], values: dict[str, Any]) -> None:
+    """Raise UserError for an entry that the family does not have, or that is missing."""
+    known = {entry.name: entry for entry in fields(family)}
+    extra = sorted(set(values) - set(known))
+    if extra:
+        name = safe_line(extra[0])
+        raise UserError(
+            _("unknown entry for arch = {arch}: {name:.40}", arch=family.arch, name=name)
+        )
+    required = (name for name, entry in known.items() if entry.default is MISSING)
+    missing = [name for name in required if name not in values]
+    if missing:
+        raise UserError(
+            _("missing entry for arch = {arch}: {name}", arch=family.arch, name=missing[0])
+        )
 
 
 def tokenizer_from_json(data: Any) -> Tokenizer:
@@ -181,68 +272,6 @@ def _parse_eos_token_ids(header: Header, name: str, config: AnyConfig) -> tuple[
     ):
         raise UserError(_("the end tokens of {name} are not a list of valid token ids", name=name))
     return tuple(end)
-
-
-def parse_training_record(header: Header, name: str) -> TrainingRecord | None:
-    """Return the training record of a file, or None. Raises UserError."""
-    if "training" not in header.metadata:
-        return None
-    match {"val_curve": [], **_record(header, name)}:  # older files have no val_curve
-        case {
-            "steps": steps,
-            "tokens": tokens,
-            "train_loss": train_loss,
-            "val_loss": val_loss,
-            "corpus": str(corpus),
-            "corpus_sha256": str(corpus_sha256),
-            "seed": seed,
-            "versions": dict(versions),
-            "curve": list(curve),
-            "val_curve": list(val_curve),
-        } if (
-            all(map(_is_count, (steps, tokens, seed)))
-            and all(map(_is_loss, (train_loss, 0 if val_loss is None else val_loss)))
-            and all(map(_is_text, versions.values()))
-            and all(map(_is_point, (*curve, *val_curve)))
-        ):
-            return TrainingRecord(
-                steps=steps,
-                tokens=tokens,
-                train_loss=train_loss,
-                val_loss=val_loss,
-                corpus=corpus,
-                corpus_sha256=corpus_sha256,
-                seed=seed,
-                versions=versions,
-                curve=tuple((step, loss) for step, loss in curve),
-                val_curve=tuple((step, loss) for step, loss in val_curve),
-            )
-    raise UserError(
-        _(
-            "the training record of {name} has a missing or invalid field; see docs/format.md",
-            name=name,
-        )
-    )
-
-
-def _record(header: Header, name: str) -> dict[str, Any]:
-    record = parse_field(header, "training", name)
-    return record if isinstance(record, dict) else {}
-
-
-def _is_point(value: Any) -> bool:
-    if not isinstance(value, list) or len(value) != 2:
-        return False
-    step, loss = value
-    return _is_count(step) and _is_loss(loss)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63  # isinstance would accept True
-
-
-def _is_loss(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1e9  # nats; false for NaN
 
 
 def _is_text(value: Any) -> bool:

@@ -11,22 +11,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from minillm_repl.checkpoint import foreign
+from minillm_repl.checkpoint.families import find_family
 from minillm_repl.checkpoint.families.family import Family
 from minillm_repl.checkpoint.families.fields import SLIDING_ATTENTION
-from minillm_repl.checkpoint.families.find import find_family
-from minillm_repl.checkpoint.formats import foreign
-from minillm_repl.checkpoint.formats.header import Header, read_header
+from minillm_repl.checkpoint.header import Header, read_header
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.files import (
-    LFS_POINTER,
-    SIGNATURE_BYTES,
-    describe_file,
-    open_regular,
-    parse_json,
-)
+from minillm_repl.storage.files import parse_json, read_utf8
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors", re.ASCII)
@@ -79,34 +73,7 @@ class Folder:
         # lexists: a broken link is an error, not a missing file.
         if not os.path.lexists(path):
             return None
-        with open_regular(path) as opened:
-            data = opened.read(_MAX_JSON_BYTES + 1)
-        try:
-            if len(data) > _MAX_JSON_BYTES:
-                raise UserError(
-                    _(
-                        "{path} is larger than {size} MiB",
-                        path=safe_line(str(path)),
-                        size=_MAX_JSON_BYTES >> 20,
-                    )
-                )
-            # A clone without git-lfs has small text files in place of the large ones.
-            if data.startswith(LFS_POINTER):
-                raise UserError(
-                    _(
-                        "{name} is {kind}",
-                        name=safe_line(str(path)),
-                        kind=describe_file(data[:SIGNATURE_BYTES]),
-                    )
-                )
-            return data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            kind = describe_file(data[:SIGNATURE_BYTES])
-            raise UserError(
-                _("{name} is {kind}", name=safe_line(str(path)), kind=kind)
-                if kind
-                else _("{path} is not UTF-8 text", path=safe_line(str(path)))
-            ) from None
+        return read_utf8(path, _MAX_JSON_BYTES)
 
     @cached_property
     def config_fields(self) -> Mapping[str, Any]:

@@ -6,11 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from minillm_repl.checkpoint.formats import version1
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.model.config import AnyConfig
-from minillm_repl.model.config_json import config_from_json
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.files import (
     SIGNATURE_BYTES,
@@ -20,7 +17,7 @@ from minillm_repl.storage.files import (
     parse_json,
 )
 
-FORMAT, VERSION = "minillm", "2"
+FORMAT, VERSION, VERSION_1 = "minillm", "2", "1"
 _FORMATS = (FORMAT, f"{FORMAT}-adapter", f"{FORMAT}-resume")
 
 MAX_HEADER_BYTES = 16 << 20  # 10,000 tensors and a vocabulary of 100,000 need a tenth of it
@@ -74,27 +71,6 @@ def is_native(header: Header) -> bool:
     return header.metadata.get("format") == FORMAT
 
 
-def parse_config(header: Header, name: str) -> AnyConfig:
-    """Return the config of a native checkpoint.
-
-    Raises UserError, also for an unknown format version.
-    """
-    version = header.metadata.get("version", "")
-    if not has_known_version(header):
-        raise UserError(
-            _(
-                "{name} has format version {version!r:.20}; this program reads version {known}",
-                name=name,
-                version=safe_line(version),
-                known=f"{version1.VERSION}, {VERSION}",
-            )
-        )
-    try:
-        return config_from_json(parse_field(header, "config", name))
-    except UserError as error:
-        raise UserError(_("the config of {name}: {error}", name=name, error=error)) from None
-
-
 def parse_field(header: Header, field: str, name: str) -> Any:
     """Return a parsed field of the metadata. Raises UserError if it is missing or not JSON."""
     if field not in header.metadata:
@@ -102,16 +78,16 @@ def parse_field(header: Header, field: str, name: str) -> Any:
     data = parse_json(
         header.metadata[field], _("{field!r} in the metadata of {name}", field=field, name=name)
     )
-    return version1.renamed_field(field, data) if _is_version_1(header.metadata) else data
+    return renamed_field(field, data) if _is_version_1(header.metadata) else data
 
 
 def has_known_version(header: Header) -> bool:
     """Tell whether this program reads the format version of a native file."""
-    return header.metadata.get("version") in (version1.VERSION, VERSION)
+    return header.metadata.get("version") in (VERSION_1, VERSION)
 
 
 def _is_version_1(metadata: dict[str, str]) -> bool:
-    return metadata.get("format") in _FORMATS and metadata.get("version") == version1.VERSION
+    return metadata.get("format") in _FORMATS and metadata.get("version") == VERSION_1
 
 
 def parse_header(file: BinaryIO, path: Path) -> Header:
@@ -153,7 +129,7 @@ def parse_header(file: BinaryIO, path: Path) -> Header:
     # As the format demands: no bytes may hide between tensors, or be in two of them.
     _check_offsets(list(tensors.values()), 8 + length, size, name)
     if _is_version_1(metadata):
-        tensors = {version1.renamed_tensor(tensor): info for tensor, info in tensors.items()}
+        tensors = {renamed_tensor(tensor): info for tensor, info in tensors.items()}
     return Header(path, metadata, tensors)
 
 
@@ -197,3 +173,64 @@ def _check_offsets(entries: list[TensorInfo], start: int, size: int, name: str) 
                 start=start,
             )
         )
+
+
+# -- format version 1: the same content under older names; nothing writes it (docs/format.md)
+
+_CONFIG = {
+    "vocab": "vocab_size",
+    "context": "context_length",
+    "width": "d_model",
+    "layers": "n_layers",
+    "heads": "n_heads",
+    "kv_heads": "n_kv_heads",
+    "head_size": "head_dim",
+    "hidden": "d_mlp",
+    "tied": "tie_word_embeddings",
+    "parallel": "parallel_residual",
+    "windows": "sliding_windows",
+    "head_bias": "lm_head_bias",
+    "ff_bias": "mlp_bias",
+}
+_ROPE = {
+    "share": "rotary_pct",
+    "low": "low_freq_factor",
+    "high": "high_freq_factor",
+    "original": "original_max_position_embeddings",
+}
+_RUN = {"folder": "working_folder", "further": "is_finetuning", "base": "base_model"}
+_STATE = {
+    "measured": "last_eval_step",
+    "best": "best_loss",
+    "waited": "evals_since_best",
+    "stretch": "recent_losses",
+}
+_FIELDS = {"config": _CONFIG, "run": _RUN, "state": _STATE}  # by the name of the metadata field
+
+
+def renamed_field(field: str, data: Any) -> Any:
+    """Return the parsed JSON of a version-1 metadata field with the names of version 2."""
+    data = _renamed(data, _FIELDS.get(field, {}))
+    if field == "config" and isinstance(data, dict) and "rope" in data:
+        data["rope"] = _renamed(data["rope"], _ROPE)
+    return data
+
+
+def renamed_tensor(name: str) -> str:
+    """Return the version-2 name of a version-1 tensor."""
+    return name.replace(".ff.", ".mlp.")
+
+
+def old_tensor_name(name: str) -> str:
+    """Return the version-1 name of a tensor.
+
+    Digests of weights include these names, so that older adapters and resume files still match
+    their weights.
+    """
+    return name.replace(".mlp.", ".ff.")
+
+
+def _renamed(data: Any, names: dict[str, str]) -> Any:
+    if not isinstance(data, dict) or set(data) & set(names.values()):
+        return data  # not of version 1: the reader refuses it
+    return {names.get(key, key): value for key, value in data.items()}

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from minillm_repl.checkpoint.checkpoint import Checkpoint
-from minillm_repl.checkpoint.families.find import family_of
+from minillm_repl.checkpoint import foreign
+from minillm_repl.checkpoint.checkpoint import Checkpoint, ReadOptions
+from minillm_repl.checkpoint.families import family_of
 from minillm_repl.checkpoint.families.gpt import GPT2
-from minillm_repl.checkpoint.formats import foreign
-from minillm_repl.checkpoint.formats.folder import CONFIG, WEIGHTS, Folder
-from minillm_repl.checkpoint.formats.tokenizer_files import (
+from minillm_repl.checkpoint.folder import CONFIG, WEIGHTS, Folder
+from minillm_repl.checkpoint.tokenizer_files import (
     SETTINGS,
     TEMPLATE,
     TOKENIZER,
@@ -21,8 +21,6 @@ from minillm_repl.checkpoint.formats.tokenizer_files import (
     read_eos_token_ids,
     read_tokenizer,
 )
-from minillm_repl.checkpoint.serialise import serialise, to_file_layout
-from minillm_repl.checkpoint.weight_map import ReadOptions
 from minillm_repl.checkpoint.weights import (
     Array,
     TensorLocation,
@@ -30,7 +28,9 @@ from minillm_repl.checkpoint.weights import (
     find_tensors,
     locate_tensors,
     read_weights,
+    serialise,
     tensors_equal,
+    to_file_layout,
 )
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, _n

@@ -5,9 +5,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from minillm_repl.checkpoint.checkpoint import Checkpoint
-from minillm_repl.checkpoint.formats.header import Header
-from minillm_repl.checkpoint.weight_map import AS_IS, Layout, ReadOptions, SourceTensor, WeightMap
+from minillm_repl.checkpoint.checkpoint import (
+    AS_IS,
+    Checkpoint,
+    Layout,
+    ReadOptions,
+    SourceTensor,
+    WeightMap,
+)
+from minillm_repl.checkpoint.header import Header
 from minillm_repl.checkpoint.weights import locate_tensors, read_weights
 from minillm_repl.errors import UserError
 from minillm_repl.language import _

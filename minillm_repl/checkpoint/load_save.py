@@ -1,0 +1,200 @@
+"""Loading and saving of a checkpoint in any format, and its config without its weights.
+
+This module imports numpy only to load or save, so that the first prompt appears at once.
+"""
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from minillm_repl.checkpoint import foreign
+from minillm_repl.checkpoint.checkpoint import Checkpoint, Progress, ReadOptions
+from minillm_repl.checkpoint.families import family_title
+from minillm_repl.checkpoint.folder import find_folder
+from minillm_repl.checkpoint.header import FORMAT, Header, is_native, read_header
+from minillm_repl.checkpoint.native import parse_config, read_native, save_native
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
+from minillm_repl.model.config import AnyConfig
+from minillm_repl.safetext import safe_line
+from minillm_repl.storage.atomic import convert_os_errors
+from minillm_repl.storage.encoding import DetectedEncoding, read_text
+from minillm_repl.tokenizer.base import CharacterTokenizer, Tokenizer
+
+
+def load(
+    path: Path,
+    vocabulary: Tokenizer | None = None,
+    dtype: str = "auto",
+    progress: Progress = lambda _share: None,
+    *,
+    allow_nonfinite: bool = False,
+) -> Checkpoint:
+    """Read a native file, a Hugging Face folder or file, or a state dict of the study note.
+
+    `vocabulary` is for a file without one. `dtype` is float32, bfloat16, float16, or auto: that of
+    the file. `allow_nonfinite` accepts weights that are infinite or NaN. No code of a file is run.
+    Raises UserError naming the file, the expectation and what was found.
+    """
+    checkpoint = _load(path, vocabulary, ReadOptions(dtype, allow_nonfinite, progress))
+    # float32 keeps every bit of a smaller dtype; a smaller dtype rounds.
+    return dataclasses.replace(checkpoint, is_on_disk=dtype in ("auto", "float32"))
+
+
+def _load(path: Path, vocabulary: Tokenizer | None, options: ReadOptions) -> Checkpoint:
+    """Read a checkpoint: a folder, a format that a header declares, or a guess by tensor names."""
+    from minillm_repl.checkpoint import adapter, huggingface, study_note
+
+    name = safe_line(str(path))
+    folder = find_folder(path)
+    if folder is not None and folder.weight_file is None:
+        return huggingface.read_folder(folder, options)
+    header = read_header(path)
+    if is_native(header):
+        return read_native(header, name, options)
+    if adapter.is_adapter(header):
+        return _load_adapter(header, name, options)
+    if study_note.is_note_state_dict(header):
+        return study_note.read_note_state_dict(header, vocabulary, name, options)
+    if folder is not None:
+        return huggingface.read_folder(folder, options)
+    raise _unsupported_error(path, header)
+
+
+def _load_adapter(header: Header, name: str, options: ReadOptions) -> Checkpoint:
+    """Read an adapter and its model. Raises UserError."""
+    from minillm_repl.checkpoint import adapter
+
+    path = adapter.find_base(header, name)
+    # The base of an adapter is a model: otherwise two adapters could name each other for ever.
+    if not path.is_dir() and adapter.is_adapter(read_header(path)):
+        raise UserError(
+            _(
+                "{name} is an adapter for another adapter, {base}, not for a model",
+                name=name,
+                base=safe_line(str(path)),
+            )
+        )
+    base = load(path, None, "auto", options.progress)
+    return adapter.merge(header, base, name, options.dtype)
+
+
+def _unsupported_error(path: Path, header: Header) -> UserError:
+    """Return the error for a safetensors file of an unknown program."""
+    name = safe_line(str(path))
+    if os.path.lexists(path.parent / foreign.ADAPTER_CONFIG):
+        return UserError(
+            _("{name} is {kind}", name=name, kind=foreign.describe_adapter(path.parent))
+        )
+    lora_tensor = foreign.find_lora_tensor(header.tensors)
+    if lora_tensor:
+        return UserError(
+            _(
+                "{name} is a LoRA adapter, not a model: it contains {tensor:.80}",
+                name=name,
+                tensor=safe_line(lora_tensor),
+            )
+        )
+    return UserError(
+        _(
+            "{name} is neither a minillm checkpoint (metadata format = {format}) nor a "
+            "state dict of the study note (tensors blocks.0.attention.heads.0.…). No "
+            "config.json lies beside it. The first of its {count} tensors: {tensors:.120}",
+            name=name,
+            format=FORMAT,
+            count=len(header.tensors),
+            tensors=safe_line(", ".join(list(header.tensors)[:3])),
+        )
+    )
+
+
+def read_vocabulary(path: Path, detected: DetectedEncoding | None = None) -> CharacterTokenizer:
+    """Return the tokenizer of a text file's characters. Raises UserError."""
+    return CharacterTokenizer.from_corpus(read_text(path, detected))
+
+
+def read_config(path: Path) -> AnyConfig | None:
+    """Return the config of a native checkpoint or a Hugging Face folder; None for a state dict.
+
+    Raises UserError if the path has no checkpoint.
+    """
+    folder = find_folder(path)
+    if folder is not None and folder.weight_file is None:
+        return folder.config
+    header = read_header(path)
+    if is_native(header):
+        return parse_config(header, safe_line(str(path)))
+    return folder.config if folder is not None else None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a checkpoint is, told by its config and the headers of its files."""
+
+    family: str  # `Llama`
+    parameters: int
+    dtype: str  # that most weights are stored in: `BF16`
+    size: int  # bytes of the files
+    modified: float  # seconds since 1970
+
+
+def summarise(path: Path) -> Summary | None:
+    """Return what a checkpoint is; None if it cannot be opened."""
+    try:
+        config = read_config(path)
+        if config is None:
+            return None
+        folder = find_folder(path)
+        is_file = folder is None or folder.weight_file is not None
+        files = [path] if is_file else sorted(path.glob("*.safetensors"))
+        headers = [read_header(file) for file in files]
+        stats = [file.stat() for file in files]
+    except (UserError, OSError):
+        return None
+    sizes = Counter[str]()  # bytes by dtype
+    for header in headers:
+        for tensor in header.tensors.values():
+            sizes[tensor.dtype] += tensor.nbytes
+    return Summary(
+        family=family_title(config, native=all(map(is_native, headers))),
+        parameters=config.n_params,
+        dtype=", ".join(dtype for dtype, _bytes in sizes.most_common(1)),
+        size=sum(each.st_size for each in stats),
+        modified=max((each.st_mtime for each in stats), default=0.0),
+    )
+
+
+def is_in_folder(path: Path) -> bool:
+    """Tell whether a path is a Hugging Face folder or a file in one; it is not replaced."""
+    folder = find_folder(path)
+    if folder is None or not os.path.lexists(path):
+        return False
+    if folder.weight_file is None:
+        return True
+    try:
+        return not is_native(read_header(path))
+    except UserError:
+        return False
+
+
+def save(
+    checkpoint: Checkpoint,
+    path: Path,
+    *,
+    folder: bool = False,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Checkpoint:
+    """Write a native file, or a Hugging Face folder with `folder` or if `path` is one.
+
+    Return the checkpoint with its new path. Raises UserError, also when `interrupted` returns
+    True; the earlier file is unchanged then.
+    """
+    with convert_os_errors(path):
+        if folder or path.is_dir():
+            from minillm_repl.checkpoint import huggingface
+
+            return huggingface.save_folder(checkpoint, path, interrupted)
+        return save_native(checkpoint, path, interrupted)

@@ -32,7 +32,7 @@ import json, resource, sys, time
 from pathlib import Path
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.errors import UserError
-import numpy, ml_dtypes, safetensors.numpy
+import numpy, safetensors.numpy
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before, started = peak(), time.perf_counter()
 try:

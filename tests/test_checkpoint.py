@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 from safetensors import safe_open
 
 from minillm_repl.checkpoint import weights
@@ -22,6 +23,8 @@ from minillm_repl.checkpoint.load_save import save as save_any
 from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.checkpoint.weights import DTYPES, _check_finite, serialise
 from minillm_repl.errors import UserError
+from minillm_repl.model.bfloat16 import convert, dtype_name, to_float32
+from minillm_repl.model.build import to_torch
 from minillm_repl.storage import atomic
 from minillm_repl.storage.paths import find_checkpoint, is_shipped, shipped_names
 from tests.small import random_checkpoint
@@ -78,9 +81,10 @@ def test_what_is_written_are_the_bytes_that_the_library_writes(kind):
         "none": (0, 4),
         "층": (2, 2),
     }
-    tensors = {name: rng.normal(size=shape).astype(kind) for name, shape in shapes.items()}
+    tensors = {name: convert(rng.normal(size=shape), kind) for name, shape in shapes.items()}
     metadata = {"format": 'an "accent", a line\nand 한글'}
-    assert b"".join(serialise(tensors, metadata)) == safetensors.numpy.save(tensors, metadata)
+    in_torch = {name: to_torch(array) for name, array in tensors.items()}
+    assert b"".join(serialise(tensors, metadata)) == safetensors.torch.save(in_torch, metadata)
 
 
 def test_numbers_of_all_kinds_are_written_aligned_and_read_by_the_library():
@@ -101,11 +105,13 @@ def test_every_number_that_is_not_finite_is_found_and_no_other(kind):
     whole = np.dtype(f"u{kind.itemsize}")
     random = np.random.default_rng(0).integers(0, 2**32, 4_000, np.uint32)
     bits = np.arange(2**16, dtype=whole) if whole.itemsize == 2 else random
-    edges = np.array([np.inf, -np.inf, np.nan, -np.nan, 0.0, -0.0], kind).view(whole)
-    for number in np.concatenate([bits, edges, edges + whole.type(1), edges - whole.type(1)]).view(
-        kind
-    ):
-        numbers = np.array([1, number, -1], kind)
+    edges = np.array([np.inf, -np.inf, np.nan, -np.nan, 0.0, -0.0], np.float32)
+    edges = convert(edges, kind).view(whole)
+    every = np.concatenate([bits, edges, edges + whole.type(1), edges - whole.type(1)]).view(kind)
+    beside = convert(np.array([1, 1, -1], np.float32), kind)
+    for place, number in enumerate(to_float32(every)):
+        numbers = beside.copy()
+        numbers[1] = every[place]
         with (
             nullcontext() if math.isfinite(number) else pytest.raises(UserError, match="not finite")
         ):
@@ -280,7 +286,7 @@ def test_the_library_and_reading_by_offset_give_the_same_weights(
     by_library, by_offset = read(1 << 40), read(0)
     assert by_library.keys() == by_offset.keys()
     for name, array in by_library.items():
-        assert array.dtype == dtype == by_offset[name].dtype
+        assert dtype_name(array.dtype) == dtype == dtype_name(by_offset[name].dtype)
         assert array.tobytes() == by_offset[name].tobytes()
         assert array.flags.writeable
         assert array.flags.c_contiguous

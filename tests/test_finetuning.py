@@ -25,6 +25,7 @@ from minillm_repl.checkpoint.checkpoint import ChatTemplate
 from minillm_repl.checkpoint.header import read_header
 from minillm_repl.checkpoint.load_save import load, save
 from minillm_repl.errors import UserError
+from minillm_repl.model.bfloat16 import BFLOAT16
 from minillm_repl.model.build import build
 from minillm_repl.model.lora import add_adapters, merge_adapters
 from minillm_repl.repl.model_loading import ModelLoader
@@ -1008,7 +1009,8 @@ def test_an_adapter_opens_in_any_kind_of_numbers_beside_its_model(tmp_path):
         array.dtype.name for array in load(tmp_path / "adapter.safetensors").tensors.values()
     } == {"float32"}
     halved = load(tmp_path / "adapter.safetensors", dtype="bfloat16")
-    assert {array.dtype.name for array in halved.tensors.values()} == {"bfloat16"}
+    assert {array.dtype for array in halved.tensors.values()} == {BFLOAT16}
+    assert halved.dtype == "bfloat16"
 
 
 def test_an_adapter_that_was_resumed_is_saved_and_opens(tmp_path):

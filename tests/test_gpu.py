@@ -16,6 +16,7 @@ import torch
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder
 from minillm_repl.generate.decoder import prefill
+from minillm_repl.model.bfloat16 import BFLOAT16, convert, to_float32
 from minillm_repl.model.build import build
 from minillm_repl.model.kv_cache import KVCache
 from tests.conftest import ROOT
@@ -108,10 +109,9 @@ def test_the_cache_never_changes_what_is_read(family):
 def test_weights_of_16_bits_are_computed_with_in_float32(family, kind):
     """Prompts, and the step that is recorded: both widen a matrix where they use it."""
     _, checkpoint = family
-    tensors = {name: array.astype(kind) for name, array in checkpoint.tensors.items()}
-    exact = build(
-        checkpoint.config, {name: array.astype(np.float32) for name, array in tensors.items()}
-    )
+    dtype = BFLOAT16 if kind == "bfloat16" else np.dtype(kind)
+    tensors = {name: convert(array, dtype) for name, array in checkpoint.tensors.items()}
+    exact = build(checkpoint.config, {name: to_float32(array) for name, array in tensors.items()})
     ids = random_ids(300)
     expected = logits_of(exact.double(), ids)[0].numpy()
     ours = TorchDecoder(build(checkpoint.config, tensors).cuda())

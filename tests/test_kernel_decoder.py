@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import ml_dtypes  # noqa: F401 - numpy knows bfloat16 by it
 import numpy as np
 import pytest
 import torch
@@ -22,6 +21,7 @@ from minillm_repl.generate.decoder import Prefill, choose_prefill_chunk, prefill
 from minillm_repl.generate.generate import generate
 from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.kernels.library import available
+from minillm_repl.model.bfloat16 import BFLOAT16, convert
 from minillm_repl.model.build import build
 from minillm_repl.model.config import LlamaConfig, Rope
 from minillm_repl.model.rope import compute_cos_sin as torch_rotation
@@ -123,7 +123,8 @@ def test_every_variant_is_the_torch_model(variant, dtype, monkeypatch):
             name: torch.tensor(rng.normal(0, 0.2, shape)).to(getattr(torch, dtype)).float().numpy()
             for name, shape in config.shapes()
         }
-        tensors = {name: array.astype(np.dtype(dtype)) for name, array in exact.items()}
+        stored = BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
+        tensors = {name: convert(array, stored) for name, array in exact.items()}
         checkpoint = replace(random_checkpoint(vocab=97), config=config, tensors=tensors)
         definition = TorchDecoder(build(config, exact))
         for threads in (1, 2):

@@ -6,7 +6,6 @@ import io
 import math
 import re
 
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -14,11 +13,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 from wcwidth import wcswidth
 
+from minillm_repl.checkpoint.checkpoint import locate_in_file
 from minillm_repl.checkpoint.load_save import load
-from minillm_repl.checkpoint.weights import locate_in_file
 from minillm_repl.errors import UserError
 from minillm_repl.generate.options import Sampling
 from minillm_repl.generate.sampling import process_logits, softmax
+from minillm_repl.model.bfloat16 import BFLOAT16, convert
 from minillm_repl.model.build import build, to_arrays
 from minillm_repl.views import qkv, shapes, source
 from minillm_repl.views.ablate import ablation_hook as silencing
@@ -219,7 +219,7 @@ def test_the_gradient_is_the_slope_of_the_loss_as_the_weight_grows(both):
 def in_bfloat16(subject):
     """The same with weights in bfloat16."""
     arrays = {
-        name: array.astype(ml_dtypes.bfloat16)
+        name: convert(array, BFLOAT16)
         for name, array in to_arrays(subject.model.state_dict()).items()
     }
     return InspectedText(build(subject.config, arrays), subject.tokenizer, subject.ids)

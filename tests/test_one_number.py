@@ -23,6 +23,7 @@ from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder
 from minillm_repl.generate.generate import generate
 from minillm_repl.generate.options import GenerationConfig, Sampling
+from minillm_repl.model.bfloat16 import convert
 from minillm_repl.model.build import build
 from minillm_repl.storage.paths import find_checkpoint
 from minillm_repl.views import grad, lens, why
@@ -177,7 +178,9 @@ def test_weights_are_looked_at_in_float32_and_not_copied(case):
 def test_every_view_of_half_precision_is_that_of_the_same_weights_widened(case):
     """The signs of `:ablate scan`, gradients, perplexity: as in float64."""
     checkpoint, ids, _ = case
-    wide = {name: array.astype(np.float64) for name, array in checkpoint.tensors.items()}
+    wide = {
+        name: convert(array, np.dtype(np.float64)) for name, array in checkpoint.tensors.items()
+    }
     ours = InspectedText(make_decoder(checkpoint).model, checkpoint.tokenizer, ids)
     exact = InspectedText(build(checkpoint.config, wide).double(), checkpoint.tokenizer, ids)
     scan, expected = scan_view(ours), scan_view(exact)

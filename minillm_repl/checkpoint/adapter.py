@@ -32,6 +32,7 @@ from minillm_repl.checkpoint.native import check_replaceable
 from minillm_repl.checkpoint.weights import locate_tensors, read_weights, resolve_dtype, serialise
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
+from minillm_repl.model.bfloat16 import convert, to_float32
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically
 
@@ -50,7 +51,7 @@ def weights_sha256(tensors: "Tensors") -> str:
     for name in sorted(by_old_name):
         hasher.update(name.encode() + b"\0")
         # float32, so that the dtype in which the model was opened does not matter.
-        hasher.update(np.ascontiguousarray(by_old_name[name], dtype=np.float32).data)
+        hasher.update(np.ascontiguousarray(to_float32(by_old_name[name])).data)
     return hasher.hexdigest()
 
 
@@ -138,16 +139,14 @@ def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> C
     weight_map = _adapter_weight_map(header, base, name)
     locations = locate_tensors(weight_map, [header], name)
     arrays = read_weights(weight_map, locations, name, ReadOptions("float32"))
-    merged = {tensor: array.astype(np.float32) for tensor, array in base.tensors.items()}
+    merged = {tensor: to_float32(array, copy=True) for tensor, array in base.tensors.items()}
     for layer in {tensor.rpartition(".")[0] for tensor in arrays}:
         _add_product(merged[f"{layer}.weight"], arrays, layer, name)
     target_dtype = resolve_dtype(dtype, {"F32"})
     record = parse_training_record(header, name)
     return dataclasses.replace(
         base,
-        tensors={
-            tensor: array.astype(target_dtype, copy=False) for tensor, array in merged.items()
-        },
+        tensors={tensor: convert(array, target_dtype) for tensor, array in merged.items()},
         path=header.path,
         adapter=Adapter(arrays, base.path, sha256, record),
         training=record.append_to(base.training) if record else base.training,

@@ -14,11 +14,12 @@ from minillm_repl.model.config import AnyConfig
 from minillm_repl.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:
-    from minillm_repl.checkpoint.weights import Tensors
+    from minillm_repl.checkpoint.weights import Array, Tensors
 
 
 # -- weight maps: how a model's tensors are made of a file's tensors; weights.py applies them
 
+Index = tuple[int, ...]
 Progress = Callable[[float], None]
 """Called with the share of the bytes that are read, from 0 to 1."""
 
@@ -64,6 +65,38 @@ class WeightMap:
 
     sources: Mapping[str, tuple[SourceTensor, ...]]
     ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors of a file that the model does not need
+
+
+def to_file_layout(weight_map: WeightMap, tensors: "Tensors") -> dict[str, "Array"]:
+    """Return the tensors of the file that a weight map describes."""
+    import numpy as np  # not at the start
+
+    theirs: dict[str, Array] = {}
+    for tensor, pieces in weight_map.sources.items():
+        row = 0
+        for piece in pieces:
+            rows = tensors[tensor]
+            if len(pieces) > 1:
+                rows = rows[row : row + piece.shape[0]]
+            theirs[piece.name] = np.ascontiguousarray(piece.layout.to_file(rows))
+            row += piece.shape[0]
+    return theirs
+
+
+def locate_in_file(
+    weight_map: WeightMap, tensor: str, shape: Index, index: Index
+) -> tuple[str, Index]:
+    """Return the tensor of a file, and the index in it, of one value of a model's tensor.
+
+    A boolean array with one True goes through the same conversions as the weights.
+    """
+    import numpy as np  # not at the start
+
+    marked = np.zeros(shape, np.bool_)
+    marked[index] = True
+    parts = to_file_layout(WeightMap({tensor: weight_map.sources[tensor]}), {tensor: marked})
+    name = next(name for name, part in parts.items() if part.any())
+    return name, tuple(map(int, np.unravel_index(parts[name].argmax(), parts[name].shape)))
 
 
 # -- the checkpoint
@@ -187,7 +220,7 @@ class Checkpoint:
 
     config: AnyConfig
     tokenizer: Tokenizer
-    tensors: "Tensors"  # all of one dtype: float32, float16 or bfloat16
+    tensors: "Tensors"  # all of one dtype: float32, float16, or BFLOAT16 (model/bfloat16.py)
     training: TrainingRecord | None = None
     path: Path | None = None
     chat_template: ChatTemplate | None = None
@@ -205,4 +238,6 @@ class Checkpoint:
     @property
     def dtype(self) -> str:
         """The dtype of the weights."""
-        return next(iter(self.tensors.values())).dtype.name
+        from minillm_repl.model.bfloat16 import dtype_name  # numpy: not at the start
+
+        return dtype_name(next(iter(self.tensors.values())).dtype)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minillm_repl.checkpoint import foreign
-from minillm_repl.checkpoint.checkpoint import Checkpoint, ReadOptions
+from minillm_repl.checkpoint.checkpoint import Checkpoint, ReadOptions, to_file_layout
 from minillm_repl.checkpoint.families import family_of
 from minillm_repl.checkpoint.families.gpt import GPT2
 from minillm_repl.checkpoint.folder import CONFIG, WEIGHTS, Folder
@@ -30,10 +30,10 @@ from minillm_repl.checkpoint.weights import (
     read_weights,
     serialise,
     tensors_equal,
-    to_file_layout,
 )
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, _n
+from minillm_repl.model.bfloat16 import dtype_name, to_float32
 from minillm_repl.model.config import AnyConfig, GPTConfig
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically, write_folder_atomically
@@ -152,13 +152,13 @@ def save_folder(
         )
     if family is None:
         assert isinstance(config, GPTConfig)
-        as_float32 = {name: array.astype(np.float32) for name, array in tensors.items()}
+        as_float32 = {name: to_float32(array) for name, array in tensors.items()}
         config, tensors = _convert_to_gpt2(config, as_float32)
         family = GPT2
     config_fields = {
         "model_type": family.model_type,
         "architectures": [family.architecture],
-        "torch_dtype": next(iter(tensors.values())).dtype.name,
+        "torch_dtype": dtype_name(next(iter(tensors.values())).dtype),
         **family.write_config(config),
         "bos_token_id": None,  # the start token is in tokenizer.json, if there is one
         "eos_token_id": list(checkpoint.eos_token_ids) or None,

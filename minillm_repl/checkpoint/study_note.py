@@ -17,6 +17,7 @@ from minillm_repl.checkpoint.header import Header
 from minillm_repl.checkpoint.weights import locate_tensors, read_weights
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
+from minillm_repl.model.bfloat16 import convert, to_float32
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.tokenizer.base import IdTokenizer, Tokenizer
 
@@ -110,7 +111,7 @@ def _sources(config: GPTConfig) -> Iterator[tuple[str, tuple[SourceTensor, ...]]
     """Yield each tensor of the model with its sources: the fused qkv has three per head."""
     # The note divides attention scores by √d_model; the standard, and model/gpt.py, by √head_dim.
     scale = np.float32((config.head_dim / config.d_model) ** 0.5)
-    scaled = Layout(lambda array: array * scale)
+    scaled = Layout(lambda array: convert(to_float32(array) * scale, array.dtype))
     head_shape = (config.head_dim, config.d_model)
     for tensor, shape in config.shapes():
         if "qkv" not in tensor:

@@ -2,7 +2,7 @@
 
 header.py checks the header of a file; then the safetensors library reads the tensors. Its backend
 `pread` raises an error if the file becomes shorter meanwhile, where `mmap` would kill the process.
-Large tensors and 8-bit floats are read by hand (docs/decisions.md says why).
+Large tensors, bfloat16 and 8-bit floats are read by hand (docs/decisions.md says why).
 """
 
 import json
@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -21,6 +20,7 @@ from minillm_repl.checkpoint.checkpoint import ReadOptions, WeightMap
 from minillm_repl.checkpoint.header import MAX_HEADER_BYTES, Header, TensorInfo
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
+from minillm_repl.model.bfloat16 import BFLOAT16, convert, dtype_name, float8_to_float32, is_finite
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import Chunks
 from minillm_repl.storage.files import check_memory
@@ -32,19 +32,18 @@ TensorLocation = tuple[Path, TensorInfo]
 DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "BF16": BFLOAT16,
 }
 _READABLE_DTYPES = DTYPES | {  # these become float32
     "F64": np.dtype(np.float64),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E4M3": np.dtype(np.uint8),  # their bits, until they are float32
+    "F8_E5M2": np.dtype(np.uint8),
 }
 _COMPARE_CHUNK = 1 << 20  # values that are converted at a time to compare two tensors
-_NOT_IN_LIBRARY = ("F8_E4M3", "F8_E5M2")  # the library has no numpy dtypes for them (0.8)
+_NOT_IN_NUMPY = ("BF16", "F8_E4M3", "F8_E5M2")  # the library cannot return them as arrays
 # Bytes from which numpy reads a tensor. The library keeps the interpreter lock, so typed keys would
 # wait. numpy also allocates huge pages from this size on, which make tokens a quarter faster.
 _LARGE_TENSOR = 4 << 20
-_BY_NAME: dict[str, np.dtype[Any]] = {dtype.name: dtype for dtype in DTYPES.values()}
 
 
 def locate_tensors(
@@ -129,7 +128,8 @@ def tensors_equal(first: TensorLocation, second: TensorLocation, name: str) -> b
 def _arrays_equal(one: Array, other: Array) -> bool:
     if one.dtype == other.dtype and np.array_equal(one.view(np.uint8), other.view(np.uint8)):
         return True  # the usual case, and the fast one
-    return np.array_equal(one.astype(np.float64), other.astype(np.float64), equal_nan=True)
+    exact = np.dtype(np.float64)  # it holds every value of the other dtypes
+    return np.array_equal(convert(one, exact), convert(other, exact), equal_nan=True)
 
 
 class _TensorFiles:
@@ -140,18 +140,21 @@ class _TensorFiles:
         self._name = name
 
     def read(self, location: TensorLocation) -> Array:
-        """Return a tensor in the dtype and shape of its header. Raises UserError."""
+        """Return a tensor in the shape and dtype of its header; 8-bit floats become float32.
+
+        Raises UserError.
+        """
         path, info = location
         dtype = _READABLE_DTYPES[info.dtype]
         with _convert_read_errors(self._name):
-            if info.nbytes >= _LARGE_TENSOR or info.dtype in _NOT_IN_LIBRARY:
+            if info.nbytes >= _LARGE_TENSOR or info.dtype in _NOT_IN_NUMPY:
                 array = np.fromfile(path, dtype, math.prod(info.shape), offset=info.start)
                 array = array.reshape(info.shape)
             else:
                 array = self._files[path].get_tensor(info.name)
         if array.shape != info.shape or array.dtype != dtype:
             raise _changed_error(self._name)
-        return array
+        return float8_to_float32(array, info.dtype) if dtype == np.uint8 else array
 
 
 @contextmanager
@@ -201,7 +204,9 @@ def read_weights(
                 parts.append(piece.layout.from_file(part))
                 done += locations[piece.name][1].nbytes
                 options.progress(done / total)
-            weights[tensor] = _join(parts, dtype)
+            # The pieces are rows of the tensor, one below the other.
+            joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            weights[tensor] = np.ascontiguousarray(joined)
     return weights
 
 
@@ -211,39 +216,31 @@ def _convert(
     """Return the array in another dtype. Raises UserError for a value that is not finite."""
     if not allow_nonfinite:
         _check_finite(array, tensor, name)
-    if array.dtype == dtype:
-        return array
     with np.errstate(over="ignore"):  # the check below finds it
-        converted = array.astype(dtype)
-    if not allow_nonfinite and dtype.itemsize < array.itemsize and not _is_finite(converted):
+        converted = convert(array, dtype)
+    if not allow_nonfinite and dtype.itemsize < array.itemsize and not is_finite(converted):
         raise UserError(
             _(
                 "{tensor:.80} in {name} has values too large for {dtype}",
                 tensor=safe_line(tensor),
                 name=name,
-                dtype=dtype.name,
+                dtype=dtype_name(dtype),
             )
         )
     return converted
 
 
-def _join(parts: list[Array], dtype: np.dtype[Any]) -> Array:
-    """Return the parts stacked by rows, contiguous."""
-    joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return np.ascontiguousarray(joined, dtype)
-
-
 def resolve_dtype(name: str, found: set[str]) -> np.dtype[Any]:
     """Return the dtype of that name; for `auto`, the one in the file, or float32 for a mixture."""
     if name != "auto":
-        return _BY_NAME[name]
+        return next(dtype for dtype in DTYPES.values() if dtype_name(dtype) == name)
     only = next(iter(found)) if len(found) == 1 else ""
     return DTYPES.get(only, DTYPES["F32"])
 
 
 def _check_finite(array: Array, tensor: str, name: str) -> None:
     """Raise UserError for a value that is not finite."""
-    if not _is_finite(array):
+    if not is_finite(array):
         raise UserError(
             _(
                 "{name} is damaged: {tensor:.80} has values that are not finite "
@@ -254,24 +251,8 @@ def _check_finite(array: Array, tensor: str, name: str) -> None:
         )
 
 
-def _is_finite(array: Array) -> bool:
-    """Tell whether all values are finite.
-
-    Read as integers, the floats of one sign are in order: finite, infinity, NaN. The maximum of the
-    signed integers is that of the positive floats, the maximum of the unsigned ones that of the
-    negative floats. Two maxima take a seventh of the time of `np.isfinite`, and no memory.
-    """
-    unsigned = array.reshape(-1).view(f"u{array.itemsize}")
-    if not unsigned.size:
-        return True
-    signed = unsigned.view(f"i{array.itemsize}")
-    infinity, minus_infinity = np.array([np.inf, -np.inf], array.dtype).view(unsigned.dtype)
-    return bool(signed.max() < infinity and unsigned.max() < minus_infinity)
-
-
 # -- from the model to a file
 
-Index = tuple[int, ...]
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -306,31 +287,3 @@ def serialise(tensors: Tensors, metadata: Mapping[str, str]) -> Chunks:
             )
         )
     return [len(text).to_bytes(8, "little") + text, *parts]
-
-
-def to_file_layout(weight_map: WeightMap, tensors: Tensors) -> dict[str, Array]:
-    """Return the tensors of the file that a weight map describes."""
-    theirs: dict[str, Array] = {}
-    for tensor, pieces in weight_map.sources.items():
-        row = 0
-        for piece in pieces:
-            rows = tensors[tensor]
-            if len(pieces) > 1:
-                rows = rows[row : row + piece.shape[0]]
-            theirs[piece.name] = np.ascontiguousarray(piece.layout.to_file(rows))
-            row += piece.shape[0]
-    return theirs
-
-
-def locate_in_file(
-    weight_map: WeightMap, tensor: str, shape: Index, index: Index
-) -> tuple[str, Index]:
-    """Return the tensor of a file, and the index in it, of one value of a model's tensor.
-
-    A boolean array with one True goes through the same conversions as the weights.
-    """
-    marked = np.zeros(shape, np.bool_)
-    marked[index] = True
-    parts = to_file_layout(WeightMap({tensor: weight_map.sources[tensor]}), {tensor: marked})
-    name = next(name for name, part in parts.items() if part.any())
-    return name, tuple(map(int, np.unravel_index(parts[name].argmax(), parts[name].shape)))

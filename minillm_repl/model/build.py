@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from minillm_repl.model.bfloat16 import BFLOAT16, to_float32
 from minillm_repl.model.config import AnyConfig, GPTConfig
 from minillm_repl.model.gpt import GPT
 from minillm_repl.model.layers import QuantisedWeight, Weight
@@ -32,9 +33,7 @@ def build(
             del layer.weight
             layer.weight = QuantisedWeight(array)
         else:
-            state[name] = to_torch(
-                array if array.ndim > 1 else array.astype(np.float32, copy=False)
-            )
+            state[name] = to_torch(array if array.ndim > 1 else to_float32(array))
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False)
 
@@ -57,10 +56,8 @@ def float32_weights(model: LanguageModel) -> dict[str, Tensor]:
 
 
 def to_torch(array: NDArray[Any]) -> Tensor:
-    """Return a tensor that shares the array's memory; numpy's bfloat16 is an extension that
-    torch does not know.
-    """
-    if array.dtype.name == "bfloat16":
+    """Return a tensor that shares the array's memory."""
+    if array.dtype == BFLOAT16:
         return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
@@ -73,7 +70,7 @@ def build_new(config: AnyConfig) -> LanguageModel:
 def build_trainable(config: AnyConfig, tensors: Mapping[str, NDArray[Any]]) -> LanguageModel:
     """Return the model around a float32 copy of the named arrays, with gradients."""
     return build(
-        config, {name: array.astype(np.float32) for name, array in tensors.items()}
+        config, {name: to_float32(array, copy=True) for name, array in tensors.items()}
     ).requires_grad_()
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minillm_repl.model.bfloat16 import BFLOAT16, convert, to_float32
+
 PANEL_ROWS = 16  # rows that lie side by side
 GROUP_SIZE = 32  # inputs of a row that share a scale
 _QUAD = 4  # inputs of a row that lie together
@@ -100,11 +102,12 @@ def round_groups(matrix: NDArray[Any], bits: int) -> tuple[NDArray[np.int8], Flo
     """
     rows, inputs = matrix.shape
     padded = np.zeros((rows, -(-inputs // GROUP_SIZE) * GROUP_SIZE), np.float32)
-    padded[:, :inputs] = matrix
+    padded[:, :inputs] = to_float32(matrix)
     groups = padded.reshape(rows, -1, GROUP_SIZE)
     most, least = groups.max(axis=2), groups.min(axis=2)
     ends = 1 << (bits - 1)
-    scale = _to_bfloat16(np.where(most > -least, most, least) / np.float32(-ends))
+    largest = np.where(most > -least, most, least)
+    scale = to_float32(convert(largest / np.float32(-ends), BFLOAT16))
     groups /= np.where(scale, scale, np.float32(1))[:, :, None]
     np.clip(np.rint(groups, out=groups), -ends, ends - 1, out=groups)
     return padded[:, :inputs].astype(np.int8), scale
@@ -123,8 +126,8 @@ def quantise(matrix: NDArray[Any], bits: int, threads: int = 1) -> QuantisedMatr
         last = min(first + step, panels)
         numbers, scale = round_groups(matrix[first * PANEL_ROWS : last * PANEL_ROWS], bits)
         packed[first:last] = _pack(numbers, last - first, bits)
-        upper = (scale.view(np.uint32) >> 16).astype(np.uint16)
-        scales[first:last] = _pack_scales(upper, last - first)
+        bits16 = convert(scale, BFLOAT16).view(np.uint16)
+        scales[first:last] = _pack_scales(bits16, last - first)
 
     with ThreadPoolExecutor(threads, "rounding") as pool:
         list(pool.map(fill, range(0, panels, step)))
@@ -150,9 +153,3 @@ def _pack_scales(scales: NDArray[np.uint16], panels: int) -> NDArray[np.uint16]:
     whole = np.zeros((panels * PANEL_ROWS, scales.shape[1]), np.uint16)
     whole[: len(scales)] = scales
     return whole.reshape(panels, PANEL_ROWS, -1).transpose(0, 2, 1)
-
-
-def _to_bfloat16(numbers: Floats) -> Floats:
-    """Round to the nearest number that bfloat16 has."""
-    bits = numbers.view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)

@@ -167,7 +167,7 @@ def compute(
         )
     name, index, value, gradient = _steepest(weights, gradient_of)
     if weight_map:
-        from minillm_repl.checkpoint.weights import locate_in_file
+        from minillm_repl.checkpoint.checkpoint import locate_in_file
 
         shape = tuple(weights[name].shape)
         name, index = locate_in_file(weight_map, name, shape, index)

@@ -89,8 +89,10 @@ def compute(
     """Return the tokens of a text, each with its row of the embedding (vocab, d_model)."""
     import numpy as np
 
+    from minillm_repl.model.bfloat16 import to_float32
+
     tokens = [Token.from_id(tokenizer, token) for token in ids]
-    vectors = embedding[list(ids)].astype(np.float32)  # (time, d_model)
+    vectors = to_float32(embedding[list(ids)])  # (time, d_model)
     norms = np.linalg.norm(vectors, axis=-1)  # (time,)
     sizes = [len(token.bytes) for token in tokens if token.bytes]
     text_bytes = sum(sizes) - count_prefix_spaces(tokenizer, ids, text)

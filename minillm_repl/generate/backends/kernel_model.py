@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm_repl.kernels.structs import BF16, F16, F32, PANELS, Q4, Q8, Layer, Matrix, Model, Norm
+from minillm_repl.model.bfloat16 import dtype_name, to_float32
 from minillm_repl.model.config import ACTIVATIONS, AnyConfig
 from minillm_repl.model.quantised import QuantisedMatrix, quantise
 
@@ -125,7 +126,7 @@ class _Builder:
         if array is None:
             return None
         assert not isinstance(array, QuantisedMatrix)
-        return self._keep(array[rows].astype(np.float32, copy=False))
+        return self._keep(to_float32(array[rows]))
 
     def matrix(self, name: str, rows: slice = slice(None)) -> Matrix:
         """Return some rows of the matrix of a layer, and its bias."""
@@ -136,7 +137,7 @@ class _Builder:
         shape = {"bias": bias, "rows": array.shape[0], "inputs": array.shape[1]}
         if self._panel_rows:
             return Matrix(self._keep(in_panels(array, self._panel_rows)), kind=PANELS, **shape)
-        kind = {"float32": F32, "float16": F16}.get(array.dtype.name, BF16)
+        kind = {"float32": F32, "float16": F16, "bfloat16": BF16}[dtype_name(array.dtype)]
         return Matrix(self._keep(array), kind=kind, **shape)
 
     def _quantised(self, matrix: QuantisedMatrix, bias: int | None, rows: slice) -> Matrix:
@@ -161,6 +162,6 @@ def in_panels(array: Array, panel_rows: int) -> NDArray[np.float32]:
     rows, inputs = array.shape
     panels = -(-rows // panel_rows)
     padded = np.zeros((panels * panel_rows, inputs), np.float32)
-    padded[:rows] = array
+    padded[:rows] = to_float32(array)
     turned = padded.reshape(panels, panel_rows, inputs).transpose(0, 2, 1)
     return np.ascontiguousarray(turned)

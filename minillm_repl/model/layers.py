@@ -56,7 +56,7 @@ class QuantisedWeight:
         start, stop, _step = rows.indices(len(self))
         first, last = start // PANEL_ROWS, -(-stop // PANEL_ROWS)
         dequantised: Tensor = dequantise(
-            self._packed_weights[first:last].int(), self._scales[first:last].float()
+            self._packed_weights[first:last].short(), self._scales[first:last].float()
         )
         return dequantised[start - first * PANEL_ROWS : stop - first * PANEL_ROWS, : self.shape[1]]
 

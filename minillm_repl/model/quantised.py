@@ -43,7 +43,7 @@ class QuantisedMatrix:
         row_ids = np.asarray(rows)
         panels, panel_index = np.unique(row_ids // PANEL_ROWS, return_inverse=True)
         scales = (self.scales[panels].astype(np.uint32) << 16).view(np.float32)
-        dequantised = dequantise(self.packed_weights[panels].astype(np.int32), scales)
+        dequantised = dequantise(self.packed_weights[panels].astype(np.int16), scales)
         selected: Floats = dequantised[
             panel_index.reshape(row_ids.shape) * PANEL_ROWS + row_ids % PANEL_ROWS, : self.shape[1]
         ]
@@ -58,7 +58,7 @@ class QuantisedMatrix:
         if skipped == 0:
             return QuantisedMatrix(shape, packed, scales)
         bits = 8 * packed.shape[2] // (GROUP_SIZE // _QUAD)
-        numbers = dequantise(packed.astype(np.int32), np.ones(scales.shape, np.float32))
+        numbers = dequantise(packed.astype(np.int16), np.ones(scales.shape, np.float32))
         flat_scales = scales.swapaxes(1, 2).reshape(-1, scales.shape[1])
         count, rows = -(-shape[0] // PANEL_ROWS), slice(skipped, skipped + shape[0])
         packed = _pack(numbers[rows].astype(np.int8), count, bits)
@@ -68,8 +68,8 @@ class QuantisedMatrix:
 def dequantise(packed_weights: Any, scales: Any) -> Any:
     """Return whole panels in float32: (panels · 16, groups · 32).
 
-    `packed_weights` are those of a `QuantisedMatrix` as int32, and `scales` as float32: arrays of
-    numpy or tensors of torch.
+    `packed_weights` are those of a `QuantisedMatrix` as int16, and `scales` as float32: arrays of
+    numpy or tensors of torch. (numpy makes float64 of int32 times float32.)
     """
     panels, groups, _rows = scales.shape
     if packed_weights.shape[2] == GROUP_SIZE // _QUAD:

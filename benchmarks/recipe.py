@@ -15,8 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.ngrams import KneserNey, unigram_bits
-from minillm_repl.chat.prompt import apply_chat_template
-from minillm_repl.chat.template import Message
+from minillm_repl.chat import Message, apply_chat_template
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.generate.backends import make_decoder

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minillm_repl.chat.template import Message, parse_messages
+from minillm_repl.chat import Message, parse_messages
 from minillm_repl.checkpoint.checkpoint import Checkpoint, TrainingRecord
 from minillm_repl.checkpoint.load_save import save
 from minillm_repl.configuration import Launch

@@ -9,8 +9,7 @@ import pytest
 import tokenizers
 import transformers
 
-from minillm_repl.chat.prompt import apply_chat_template, fit_messages
-from minillm_repl.chat.template import Message, render_texts
+from minillm_repl.chat import Message, apply_chat_template, fit_messages, render_texts
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
 from minillm_repl.errors import UserError
 from minillm_repl.repl.conversation import is_chatting

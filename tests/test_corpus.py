@@ -9,8 +9,8 @@ import unicodedata
 import numpy as np
 import pytest
 
+from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS, Message
 from minillm_repl.chat.loss_mask import encode_with_loss_mask
-from minillm_repl.chat.template import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS, Message
 from minillm_repl.errors import UserError
 from minillm_repl.tokenizer.base import decode
 from minillm_repl.training import corpus as corpora

@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS, Message, apply_chat_template
 from minillm_repl.chat.loss_mask import encode_with_loss_mask
-from minillm_repl.chat.prompt import apply_chat_template
-from minillm_repl.chat.template import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS, Message
 from minillm_repl.checkpoint import adapter
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
 from minillm_repl.checkpoint.header import read_header
@@ -27,7 +26,7 @@ from minillm_repl.checkpoint.load_save import load, save
 from minillm_repl.errors import UserError
 from minillm_repl.model.bfloat16 import BFLOAT16
 from minillm_repl.model.build import build
-from minillm_repl.model.lora import add_adapters, merge_adapters
+from minillm_repl.model.layers import add_adapters, merge_adapters
 from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings

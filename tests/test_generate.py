@@ -12,9 +12,8 @@ from minillm_repl.errors import UserError
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder
 from minillm_repl.generate.decoder import never_interrupted, prefill
-from minillm_repl.generate.detokenizer import Detokenizer
 from minillm_repl.generate.events import Finished, Step, as_json
-from minillm_repl.generate.generate import generate
+from minillm_repl.generate.generate import Detokenizer, generate
 from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.model.build import build
 from minillm_repl.views.sampler import compute as sampler_view

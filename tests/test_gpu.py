@@ -16,9 +16,9 @@ import torch
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder
 from minillm_repl.generate.decoder import prefill
+from minillm_repl.model.attention import KVCache
 from minillm_repl.model.bfloat16 import BFLOAT16, convert, to_float32
 from minillm_repl.model.build import build
-from minillm_repl.model.kv_cache import KVCache
 from tests.conftest import ROOT
 from tests.test_compiled_decoder import family  # noqa: F401 - a fixture
 from tests.test_huggingface import logits_of, random_ids

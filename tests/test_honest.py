@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 import minillm_repl.generate.generate as generation
-from minillm_repl.chat.template import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS
+from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS
 from minillm_repl.errors import UserError
 from minillm_repl.generate.decoder import never_interrupted
 from minillm_repl.generate.events import Finished, Prefill

@@ -34,7 +34,7 @@ def press():
 
 PRESSED_WHILE_IT_ASKS = """
 import os, signal, threading
-from minillm_repl.sandbox.run import run_sandboxed
+from minillm_repl.sandbox import run_sandboxed
 signal.signal(signal.SIGINT, lambda *_: None)
 done = threading.Event()
 def press():

@@ -14,7 +14,7 @@ from prompt_toolkit.document import Document
 from rich.cells import cell_len
 
 from minillm_repl import commands, views
-from minillm_repl.chat.template import DEFAULT_CHAT_TEMPLATE
+from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE
 from minillm_repl.configuration import initial_language
 from minillm_repl.generate.events import Candidate, Step
 from minillm_repl.generate.options import Sampling

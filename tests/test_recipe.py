@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 
-from minillm_repl.chat.template import Message, render_texts
+from minillm_repl.chat import Message, render_texts
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.errors import UserError
 from minillm_repl.storage.encoding import read_text

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minillm_repl.chat.template import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS
+from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS
 from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.cli import main
 from minillm_repl.commands.train import make_request, train

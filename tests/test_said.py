@@ -19,9 +19,8 @@ from tokenizers import decoders, models
 from tokenizers.pre_tokenizers import Metaspace, Split
 
 from minillm_repl import commands, views
+from minillm_repl.chat import Message, apply_chat_template, make_prompt
 from minillm_repl.chat.loss_mask import encode_with_loss_mask
-from minillm_repl.chat.prompt import apply_chat_template, make_prompt
-from minillm_repl.chat.template import Message
 from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import GPTConfig

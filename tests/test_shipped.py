@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from minillm_repl.chat.prompt import apply_chat_template
-from minillm_repl.chat.template import Message
+from minillm_repl.chat import Message, apply_chat_template
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.generate import generate

@@ -307,8 +307,7 @@ def test_every_file_of_a_tokenizer_may_begin_with_a_mark_and_end_its_lines_other
             ("\ufeff" + text.replace("\r\n", "\n").replace("\n", "\r\n") + "\r\n").encode()
         )
     checkpoint = load(path)
-    from minillm_repl.chat.prompt import apply_chat_template
-    from minillm_repl.chat.template import Message
+    from minillm_repl.chat import Message, apply_chat_template
 
     found = apply_chat_template(
         checkpoint.chat_template, checkpoint.tokenizer, [Message("user", "a")], False

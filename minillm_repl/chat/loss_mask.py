@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise, takewhile
 
-from minillm_repl.chat.template import (
+from minillm_repl.chat import (
     Message,
     RenderedChat,
     alternation_of,

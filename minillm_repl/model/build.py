@@ -1,4 +1,4 @@
-"""From named arrays to a torch model, and back."""
+"""From named arrays to a torch model, and back; and the device it runs on."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.model.bfloat16 import BFLOAT16, to_float32
 from minillm_repl.model.config import AnyConfig, GPTConfig
 from minillm_repl.model.gpt import GPT
@@ -77,3 +79,20 @@ def build_trainable(config: AnyConfig, tensors: Mapping[str, NDArray[Any]]) -> L
 def to_arrays(weights: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
     """Return a copy of weights as float32 arrays, by name."""
     return {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in weights.items()}
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the torch device that auto, cpu, cuda or mps means here.
+
+    Raises UserError if there is none such.
+    """
+    is_available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(device for device, available in is_available.items() if available)
+    if not is_available[name]:
+        raise UserError(_("torch finds no {name} device here; try --device cpu", name=name))
+    return torch.device(name)

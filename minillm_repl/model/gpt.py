@@ -9,10 +9,9 @@ head_dim, v = vocabulary.
 import torch
 from torch import Tensor, nn
 
-from minillm_repl.model.attention import ACTIVATION_FUNCTIONS, attend
+from minillm_repl.model.attention import ACTIVATION_FUNCTIONS, KVCache, attend
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.model.hooks import Hook, no_hook
-from minillm_repl.model.kv_cache import KVCache
 from minillm_repl.model.layers import Embedding, Linear, linear_float32
 from minillm_repl.model.rope import CosSin, apply_rotary_emb, compute_cos_sin
 

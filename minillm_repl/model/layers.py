@@ -1,17 +1,20 @@
-"""The layers that hold a matrix. Arithmetic with it is in float32, however it is stored.
+"""The layers that hold a matrix, and low-rank adapters beside them. Arithmetic is in float32.
 
 A matrix in fewer than 32 bits is widened one block of rows at a time, where it is used: a block
 stays in a near cache, and no second copy of the weights is made.
 """
 
 from collections.abc import Iterator
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from torch import Tensor, nn
 
 from minillm_repl.model.quantised import PANEL_ROWS, QuantisedMatrix, dequantise
+
+if TYPE_CHECKING:
+    from minillm_repl.model.build import LanguageModel
 
 _BLOCK_ELEMENTS = 2**18  # numbers that are widened at once: 1 MiB
 _GPU_BLOCK_ELEMENTS = 2**26  # where starting many small operations takes longer than they do
@@ -109,3 +112,66 @@ def add_dropout(model: nn.Module, p: float) -> None:
     for name, module in model.named_modules():
         if name.endswith(ends):
             module.register_forward_hook(drop)
+
+
+# -- low-rank adaptation (Hu et al. 2021): a matrix stays; two thin ones learn the difference
+
+
+class LoRALinear(nn.Module):
+    """A linear layer that is kept, plus `up` · `down`: (outputs, rank) · (rank, inputs), which
+    is zero at first.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        like = base.weight
+        self.down = nn.Parameter(
+            torch.empty(rank, base.in_features, dtype=like.dtype, device=like.device)
+        )
+        self.up = nn.Parameter(
+            torch.zeros(base.out_features, rank, dtype=like.dtype, device=like.device)
+        )
+        nn.init.normal_(self.down, std=base.in_features**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., inputs) to (..., outputs)."""
+        result: Tensor = self.base(x) + F.linear(F.linear(x, self.down), self.up)
+        return result
+
+
+def add_adapters(model: "LanguageModel", rank: int) -> "LanguageModel":
+    """Put an adapter of this rank beside every matrix in the blocks; only these are trained now."""
+    model.requires_grad_(False)
+    for module in list(model.blocks.modules()):
+        if not isinstance(module, LoRALinear):
+            for name, layer in list(module.named_children()):
+                if isinstance(layer, nn.Linear):
+                    setattr(module, name, LoRALinear(layer, rank))
+    return model
+
+
+def merge_adapters(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a model (its state by name) with its adapters, if it has any, added
+    to their matrices.
+    """
+    weights = {}
+    for name, tensor in state.items():
+        layer, _dot, parameter = name.rpartition(".")
+        if parameter in ("up", "down") and f"{layer}.base.weight" in state:
+            continue
+        if layer.endswith(".base") and parameter == "weight":
+            adapted_layer = layer.removesuffix(".base")
+            up, down = state[f"{adapted_layer}.up"], state[f"{adapted_layer}.down"]
+            tensor = tensor + up @ down  # noqa: PLW2901
+        weights[name.replace(".base.", ".")] = tensor
+    return weights
+
+
+def adapter_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the adapters' own tensors of a model's state."""
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if f"{name.rpartition('.')[0]}.base.weight" in state
+    }

@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from torch import Tensor, nn
 
-from minillm_repl.model.attention import ACTIVATION_FUNCTIONS, attend
+from minillm_repl.model.attention import ACTIVATION_FUNCTIONS, KVCache, attend
 from minillm_repl.model.config import LlamaConfig
 from minillm_repl.model.hooks import Hook, no_hook
-from minillm_repl.model.kv_cache import KVCache
 from minillm_repl.model.layers import Embedding, Linear, linear_float32
 from minillm_repl.model.rope import CosSin, apply_rotary_emb, compute_cos_sin
 

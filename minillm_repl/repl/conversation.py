@@ -12,7 +12,7 @@ from minillm_repl.repl.settings import DEFAULT_ANSWER_TOKENS, DEFAULT_COMPLETION
 from minillm_repl.safetext import SPACE, expand_to_graphemes, safe_line
 
 if TYPE_CHECKING:  # the first prompt needs no numpy
-    from minillm_repl.chat.template import Message
+    from minillm_repl.chat import Message
     from minillm_repl.generate.events import GenerationEvent
     from minillm_repl.tokenizer.base import Tokenizer
 
@@ -74,8 +74,7 @@ class Conversation:
 
         Raises UserError if the chat template refuses the messages, or the text is too long.
         """
-        from minillm_repl.chat.prompt import fit_messages
-        from minillm_repl.chat.template import Message
+        from minillm_repl.chat import Message, fit_messages
 
         context, template = model.decoder.context_length, model.checkpoint.chat_template
         assert template is not None
@@ -172,9 +171,8 @@ class Conversation:
         top: int,
     ) -> "Iterator[GenerationEvent]":
         """Continue the text. `ids` is what has been shown, however the generation ends."""
-        from minillm_repl.generate.detokenizer import text_token_ids
         from minillm_repl.generate.events import Finished, Step
-        from minillm_repl.generate.generate import generate
+        from minillm_repl.generate.generate import generate, text_token_ids
         from minillm_repl.generate.options import GenerationConfig
         from minillm_repl.generate.sampling import make_rng
 
@@ -218,7 +216,7 @@ class Conversation:
         self._record_answer(self.answer(tokenizer))
 
     def _record_answer(self, answer: str) -> None:
-        from minillm_repl.chat.template import Message
+        from minillm_repl.chat import Message
 
         if self.turns[-1].prompt_messages:
             self.messages = [*self.turns[-1].prompt_messages, Message("assistant", answer)]

@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from minillm_repl.chat.template import ROLE_TOKENS
+from minillm_repl.chat import ROLE_TOKENS
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig, GPTConfig, LlamaConfig

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
-from minillm_repl.chat.template import Message
+from minillm_repl.chat import Message
 from minillm_repl.language import _, _n
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.encoding import DetectedEncoding

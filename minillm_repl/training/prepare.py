@@ -6,15 +6,14 @@ from pathlib import Path
 
 import torch
 
-from minillm_repl.chat.template import DEFAULT_CHAT_TEMPLATE
+from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE
 from minillm_repl.checkpoint.adapter import weights_sha256
 from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.model.build import build_new, build_trainable
+from minillm_repl.model.build import build_new, build_trainable, pick_device
 from minillm_repl.model.config import AnyConfig
-from minillm_repl.model.device import pick_device
-from minillm_repl.model.lora import add_adapters
+from minillm_repl.model.layers import add_adapters
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.training import resume

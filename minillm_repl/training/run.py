@@ -16,7 +16,7 @@ from minillm_repl.checkpoint.checkpoint import Adapter, Checkpoint, TrainingReco
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, _n
 from minillm_repl.model.build import to_arrays
-from minillm_repl.model.lora import adapter_state_dict, merge_adapters
+from minillm_repl.model.layers import adapter_state_dict, merge_adapters
 from minillm_repl.storage.atomic import try_lock
 from minillm_repl.storage.paths import SUFFIX
 from minillm_repl.tokenizer.base import Tokenizer

@@ -159,7 +159,7 @@ def compute(
 def _branch(
     tokenizer: Tokenizer, steps: "Sequence[Step]", finished: "Finished", stop: Sequence[str]
 ) -> Branch:
-    from minillm_repl.generate.detokenizer import text_token_ids
+    from minillm_repl.generate.generate import text_token_ids
 
     probs = tuple(step.model_prob for step in steps)
     return Branch(

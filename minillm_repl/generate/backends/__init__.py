@@ -54,8 +54,7 @@ def _select_decoder(
             )
         )
     from minillm_repl.generate.backends.torch import TorchDecoder
-    from minillm_repl.model.build import build
-    from minillm_repl.model.device import pick_device
+    from minillm_repl.model.build import build, pick_device
 
     return TorchDecoder(
         build(checkpoint.config, checkpoint.tensors).to(pick_device(device)),

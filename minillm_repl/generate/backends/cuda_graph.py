@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from minillm_repl.model.attention import KVCache
 from minillm_repl.model.build import LanguageModel
-from minillm_repl.model.kv_cache import KVCache
 
 _WARMUP_RUNS = 3  # times, before it is recorded: libraries get ready at the first
 

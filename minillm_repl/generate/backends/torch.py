@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from minillm_repl.generate.backends.cuda_graph import CudaGraphStep
 from minillm_repl.generate.decoder import choose_prefill_chunk
 from minillm_repl.language import N_, _
+from minillm_repl.model.attention import KVCache
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.model.hooks import Hook, no_hook
-from minillm_repl.model.kv_cache import KVCache
 
 _GPU_CHUNK = 2_048  # tokens: what a processor takes seconds for, a GPU does in no time
 

@@ -2,6 +2,7 @@
 them is run.
 """
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -263,10 +264,20 @@ def test_a_file_cut_short_after_loading_does_no_harm(folder, theirs):
     torch.testing.assert_close(logits_of(ours, ids), logits_of(theirs, ids), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("wide", [False, True])
-def test_models_trained_here_open_in_transformers(wide, nalssi, tmp_path):
+def tied(checkpoint):
+    """The same with one matrix for the embedding and the unembedding."""
+    config = dataclasses.replace(
+        checkpoint.config, lm_head_bias=False, tie_word_embeddings=True, qkv_bias=False
+    )
+    tensors = {name: checkpoint.tensors[name] for name, _shape in config.shapes()}
+    return dataclasses.replace(checkpoint, config=config, tensors=tensors)
+
+
+@pytest.mark.parametrize("kind", ["shipped", "wide", "tied"])
+def test_models_trained_here_open_in_transformers(kind, nalssi, tmp_path):
     # a vocabulary wider than the stream, or not
-    checkpoint = random_checkpoint(vocab=40, width=12) if wide else nalssi
+    checkpoint = nalssi if kind == "shipped" else random_checkpoint(vocab=40, width=12)
+    checkpoint = tied(checkpoint) if kind == "tied" else checkpoint
     save(checkpoint, tmp_path / "ours", folder=True)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
     ids = torch.arange(checkpoint.config.context_length)[None] % checkpoint.config.vocab_size
@@ -290,8 +301,6 @@ def test_a_folder_is_replaced_by_the_same_model_only(folder, nalssi, tmp_path):
 
 
 def test_a_native_file_keeps_the_template_and_the_end(nalssi, tmp_path):
-    import dataclasses
-
     template = ChatTemplate("{{ messages }}", {"bos_token": "<s>"})
     save(
         dataclasses.replace(nalssi, chat_template=template, eos_token_ids=(3, 5)),

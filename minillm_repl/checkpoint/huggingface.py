@@ -213,6 +213,9 @@ def _json(data: Any) -> bytes:
     return (json.dumps(data, ensure_ascii=False, indent=2) + "\n").encode()
 
 
+# -- a GPT as a GPT-2
+
+
 def _convert_to_gpt2(config: GPTConfig, tensors: Tensors) -> tuple[GPTConfig, dict[str, Array]]:
     """Return the same function as a GPT-2, which has biases on queries but none on the unembedding.
 
@@ -222,57 +225,54 @@ def _convert_to_gpt2(config: GPTConfig, tensors: Tensors) -> tuple[GPTConfig, di
     is the bias.
     """
     d_model = config.d_model
-    zeros = np.zeros(3 * d_model, np.float32)  # the missing bias of queries, keys and values
-
-    def pad_last_dim(array: Array) -> Array:
-        """Ignore the copy: (..., n) -> (..., n + d_model), padded with zeros."""
-        return np.concatenate([array, np.zeros_like(array[..., :d_model])], axis=-1)
-
-    def duplicate(array: Array) -> Array:
-        """Write to both halves: (d_model, ...) -> (2 · d_model, ...)."""
-        return np.concatenate([array, array])
-
-    def add_empty_heads(array: Array) -> Array:
-        """Add as many heads of zeros: (3 · d_model, ...) -> (6 · d_model, ...)."""
-        parts = array.reshape(3, d_model, -1)
-        padded = np.concatenate([parts, np.zeros_like(parts)], axis=1)
-        return padded.reshape(6 * d_model, *array.shape[1:])
-
-    doubled: dict[str, Array] = {}
-    for name, shape in replace(config, qkv_bias=True).shapes():
-        array = tensors[name] if name in tensors else zeros[: shape[0]]
-        stem = name.rpartition(".")[0]
-        match stem.split(".", 2)[-1] if stem.startswith("blocks.") else stem:
-            # What writes to the residual stream writes to both halves.
-            case "token_embedding" | "position_embedding":
-                array = duplicate(array.T).T  # (tokens, d_model) -> (tokens, 2 · d_model)
-            # What reads the residual stream ignores the copy.
-            case "attention.qkv":
-                array = add_empty_heads(array)
-                if array.ndim == 2:
-                    array = pad_last_dim(array)
-            # The empty heads add nothing.
-            case "attention.proj":
-                array = duplicate(array if array.ndim == 1 else pad_last_dim(array))
-            case "mlp.up":
-                array = array if array.ndim == 1 else pad_last_dim(array)
-            case "mlp.down":
-                array = duplicate(array)
-            case "lm_head" if array.ndim == 1:
-                continue
-            case _other:  # norms, and the matrix of the unembedding
-                array = pad_last_dim(array)
-        doubled[name] = np.ascontiguousarray(array)
+    untied = replace(config, qkv_bias=True, lm_head_bias=False, tie_word_embeddings=False)
+    # A tied model has one matrix for both; queries, keys and values may lack a bias.
+    complete = {"lm_head.weight": tensors["token_embedding.weight"], **tensors}
+    zeros = np.zeros(3 * d_model, np.float32)
+    doubled = {
+        name: np.ascontiguousarray(_double(name, complete.get(name, zeros[: shape[0]]), d_model))
+        for name, shape in untied.shapes()
+    }
     # The last norm makes number d_model of every token 1: its weight is the bias.
     if config.lm_head_bias:
         doubled["ln_f.bias"][d_model] = 1
         doubled["lm_head.weight"][:, d_model] = tensors["lm_head.bias"]
-    doubled_config = replace(
-        config,
-        d_model=2 * d_model,
-        n_heads=2 * config.n_heads,
-        qkv_bias=True,
-        lm_head_bias=False,
-        tie_word_embeddings=False,
-    )
-    return doubled_config, doubled
+    return replace(untied, d_model=2 * d_model, n_heads=2 * config.n_heads), doubled
+
+
+def _double(name: str, array: Array, d_model: int) -> Array:
+    """Return one tensor of a model whose residual stream is doubled: a copy follows it."""
+    layer = name.rpartition(".")[0]  # without `weight` or `bias`
+    match layer.split(".", 2)[-1] if layer.startswith("blocks.") else layer:
+        # What writes to the residual stream writes to both halves.
+        case "token_embedding" | "position_embedding":
+            return _duplicate(array.T).T  # (tokens, d_model) -> (tokens, 2 · d_model)
+        case "mlp.down":
+            return _duplicate(array)
+        # What reads the residual stream ignores the copy.
+        case "mlp.up":
+            return array if array.ndim == 1 else _pad(array, d_model)
+        case "attention.qkv":
+            array = _add_empty_heads(array, d_model)
+            return array if array.ndim == 1 else _pad(array, d_model)
+        # The empty heads add nothing.
+        case "attention.proj":
+            return _duplicate(array if array.ndim == 1 else _pad(array, d_model))
+    return _pad(array, d_model)  # norms, and the matrix of the unembedding
+
+
+def _pad(array: Array, d_model: int) -> Array:
+    """Ignore the copy: (..., n) -> (..., n + d_model), padded with zeros."""
+    return np.concatenate([array, np.zeros_like(array[..., :d_model])], axis=-1)
+
+
+def _duplicate(array: Array) -> Array:
+    """Write to both halves: (d_model, ...) -> (2 · d_model, ...)."""
+    return np.concatenate([array, array])
+
+
+def _add_empty_heads(array: Array, d_model: int) -> Array:
+    """Add as many heads of zeros: (3 · d_model, ...) -> (6 · d_model, ...)."""
+    parts = array.reshape(3, d_model, -1)
+    padded = np.concatenate([parts, np.zeros_like(parts)], axis=1)
+    return padded.reshape(6 * d_model, *array.shape[1:])

@@ -9,6 +9,7 @@ from transformers.generation import logits_process as theirs
 
 from minillm_repl.generate import fast_sampling as fast
 from minillm_repl.generate.options import Sampling
+from minillm_repl.generate.sampling import draw as plain_draw
 from minillm_repl.generate.sampling import process_logits, sample_token, softmax
 
 EDGES = {
@@ -112,9 +113,32 @@ def test_softmax_in_arrays_that_have_been_used_is_the_plain_one():
         logits[rng.permutation(5_000)[kept:]] = -np.inf
         for ours, expected in zip(fast.softmax(logits, scratch), softmax(logits), strict=True):
             np.testing.assert_allclose(ours, expected, rtol=1e-12)
-    assert fast.make_scratch(44) is None  # There, fresh arrays are as fast.
-    few = rng.normal(0, 3, 44).astype(np.float32)
-    np.testing.assert_array_equal(fast.softmax(few, None), softmax(few))
+
+
+def test_a_draw_from_a_large_vocabulary_is_the_plain_one():
+    """The token, the scores and both distributions, draw after draw in the same arrays."""
+    logits = np.random.default_rng(0).normal(0, 3, (2, 5_000)).astype(np.float32)
+    quick = fast.FastDraw(5_000)
+    for number, sampling in enumerate(SETTINGS[::7]):
+        rngs = np.random.default_rng(number), np.random.default_rng(number)
+        ours = quick(logits[number % 2], sampling, [0, 3], rngs[0])
+        expected = plain_draw(logits[number % 2], sampling, [0, 3], rngs[1])
+        assert ours.token == expected.token
+        np.testing.assert_array_equal(ours.scores, expected.scores)
+        np.testing.assert_allclose(ours.model, expected.model, rtol=1e-12)
+        np.testing.assert_allclose(ours.sampled, expected.sampled, rtol=1e-12)
+        assert rngs[0].random() == rngs[1].random()  # one number each
+
+
+def test_a_draw_is_made_of_the_parts_that_the_module_shows():
+    logits = np.random.default_rng(0).normal(0, 3, 44).astype(np.float32)
+    sampling = Sampling(temp=0.7, top_k=5)
+    made = plain_draw(logits, sampling, [3], np.random.default_rng(4))
+    scores = process_logits(logits, sampling, [3])
+    np.testing.assert_array_equal(made.scores, scores)
+    np.testing.assert_array_equal(made.model, softmax(logits))
+    np.testing.assert_array_equal(made.sampled, softmax(scores))
+    assert made.token == sample_token(made.sampled[0], np.random.default_rng(4))
 
 
 def test_top_p_exactly_on_a_boundary_keeps_what_transformers_keeps():

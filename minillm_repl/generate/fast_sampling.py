@@ -1,4 +1,4 @@
-"""What `sampling` defines, in less time for a large vocabulary: the token loop runs this.
+"""What `sampling` defines, in less time for a large vocabulary.
 
 There are two shortcuts. Tokens that a sampler has filtered out, or that are too unlikely to matter,
 are left out of the arithmetic. Arrays are used again for each token, because fresh memory of this
@@ -11,35 +11,49 @@ import numpy as np
 
 from minillm_repl.generate import sampling as plain
 from minillm_repl.generate.options import Sampling
-from minillm_repl.generate.sampling import Probabilities, Scores, kth_largest
+from minillm_repl.generate.sampling import Draw, Probabilities, Scores, kth_largest
 
-_LARGE_VOCAB = 4_096  # tokens; below, the shortcuts cost more than they save
+LARGE_VOCAB = 4_096  # tokens; below, the shortcuts cost more than they save
 _BLOCK = 256  # tokens; about the square root of a large vocabulary, so that both sums are short
 
 Scratch = tuple[Probabilities, Probabilities]
 
 
-def make_scratch(vocab_size: int) -> Scratch | None:
-    """Return the arrays that `softmax` fills, or None where fresh ones are as fast."""
-    return (np.empty(vocab_size), np.empty(vocab_size)) if vocab_size >= _LARGE_VOCAB else None
+class FastDraw:
+    """`sampling.draw` for a vocabulary of LARGE_VOCAB tokens or more."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._scratch = make_scratch(vocab_size), make_scratch(vocab_size)
+
+    def __call__(
+        self, logits: Scores, sampling: Sampling, input_ids: Sequence[int], rng: np.random.Generator
+    ) -> Draw:
+        """Draw the next token from its logits (vocab_size,)."""
+        scores = process_logits(logits, sampling, input_ids)  # (vocab_size,)
+        model = softmax(logits, self._scratch[0])
+        sampled = model if scores is logits else softmax(scores, self._scratch[1])
+        return Draw(sample_token(sampled[0], rng), scores, model, sampled)
+
+
+def make_scratch(vocab_size: int) -> Scratch:
+    """Return the two arrays (vocab_size,) that `softmax` fills."""
+    return np.empty(vocab_size), np.empty(vocab_size)
 
 
 def process_logits(logits: Scores, sampling: Sampling, input_ids: Sequence[int]) -> Scores:
     """Return the scores after all samplers: (vocab_size,)."""
     for name, stage in plain.stages(sampling, input_ids):
-        if name == "top-p" and len(logits) > _LARGE_VOCAB:
+        if name == "top-p" and len(logits) > LARGE_VOCAB:
             logits = _top_p(logits, sampling.top_p)
         else:
             logits = stage(logits)
     return logits
 
 
-def softmax(scores: Scores, scratch: Scratch | None) -> tuple[Probabilities, Probabilities]:
+def softmax(scores: Scores, scratch: Scratch) -> tuple[Probabilities, Probabilities]:
     """Return the probabilities and their natural logarithms, in the arrays of `scratch`, which
     the next call fills anew.
     """
-    if scratch is None:
-        return plain.softmax(scores)
     probabilities, logs = scratch
     kept = scores > -np.inf
     if np.count_nonzero(kept) < len(scores) // 2:
@@ -58,7 +72,7 @@ def softmax(scores: Scores, scratch: Scratch | None) -> tuple[Probabilities, Pro
 
 def sample_token(probabilities: Probabilities, rng: np.random.Generator) -> int:
     """Draw a token id; this takes exactly one number of `rng`."""
-    if len(probabilities) < _LARGE_VOCAB:
+    if len(probabilities) < LARGE_VOCAB:
         return plain.sample_token(probabilities, rng)
     # The sums of blocks tell in which one the token is: only that block is summed token by token.
     starts = np.arange(0, len(probabilities), _BLOCK)
@@ -79,7 +93,7 @@ def _top_p(scores: Scores, p: float) -> Scores:
     probability to be kept.
     """
     probabilities, max_dropped = plain.softmax(scores)[0], np.float32(1 - p)
-    below = scores < kth_largest(scores, _LARGE_VOCAB)  # (vocab_size,)
+    below = scores < kth_largest(scores, LARGE_VOCAB)  # (vocab_size,)
     dropped_mass = probabilities.sum(where=below)
     if dropped_mass > max_dropped:
         return plain.top_p(scores, p)  # Some of them stay: all must be sorted.

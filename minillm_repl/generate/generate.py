@@ -16,15 +16,9 @@ from minillm_repl.generate.events import (
     Reason,
     Step,
 )
-from minillm_repl.generate.fast_sampling import (
-    Scratch,
-    make_scratch,
-    process_logits,
-    sample_token,
-    softmax,
-)
+from minillm_repl.generate.fast_sampling import LARGE_VOCAB, FastDraw
 from minillm_repl.generate.options import GenerationConfig
-from minillm_repl.generate.sampling import Probabilities, Scores, entropy, rank, topk_ids
+from minillm_repl.generate.sampling import Draw, Scores, draw, entropy, rank, topk_ids
 from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Tokenizer
 
@@ -120,17 +114,14 @@ class _Sampler:
     ) -> None:
         self._tokenizer, self._config, self._rng = tokenizer, config, rng
         self._detokenizer = detokenizer
-        self._scratch: tuple[Scratch | None, Scratch | None] | None = None
+        self._draw: Callable[..., Draw] | None = None  # chosen by the first logits
 
     def step(self, index: int, logits: Scores, ids: Sequence[int]) -> Step:
         """Draw the token after `ids`, whose logits these are: (vocab_size,)."""
-        if self._scratch is None:
-            self._scratch = make_scratch(len(logits)), make_scratch(len(logits))
-        scores = process_logits(logits, self._config.sampling, ids)  # (vocab_size,)
-        model = sampled = softmax(logits, self._scratch[0])
-        if scores is not logits:
-            sampled = softmax(scores, self._scratch[1])
-        token = sample_token(sampled[0], self._rng)
+        if self._draw is None:
+            self._draw = draw if len(logits) < LARGE_VOCAB else FastDraw(len(logits))
+        drawn = self._draw(logits, self._config.sampling, ids, self._rng)
+        token = drawn.token
         is_end = token in self._config.eos_token_ids
         token_bytes = self._tokenizer.token_bytes(token)
         return Step(
@@ -140,30 +131,23 @@ class _Sampler:
                 b"" if is_end else token_bytes, self._tokenizer.special_name(token)
             ),
             bytes=tuple(token_bytes),
-            prob=float(sampled[0][token]),
-            logprob=float(sampled[1][token]),
-            model_prob=float(model[0][token]),
+            prob=float(drawn.sampled[0][token]),
+            logprob=float(drawn.sampled[1][token]),
+            model_prob=float(drawn.model[0][token]),
             rank=rank(logits, token),
-            entropy=entropy(*model),
-            top=self._candidates(logits, scores, model[0], sampled[0], token),
+            entropy=entropy(*drawn.model),
+            top=self._candidates(logits, drawn),
         )
 
-    def _candidates(
-        self,
-        logits: Scores,
-        scores: Scores,
-        model_probs: Probabilities,
-        sampling_probs: Probabilities,
-        token: int,
-    ) -> tuple[Candidate, ...]:
+    def _candidates(self, logits: Scores, drawn: Draw) -> tuple[Candidate, ...]:
         """Return the likeliest by the model, in the order of `Step.rank`; the token that was drawn
         comes last if it is below them.
         """
         if not self._config.n_candidates:
             return ()
         candidates = topk_ids(logits, self._config.n_candidates)
-        if token not in candidates:
-            candidates.append(token)
+        if drawn.token not in candidates:
+            candidates.append(drawn.token)
         tokenizer = self._tokenizer
         candidate_bytes = [tokenizer.token_bytes(candidate) for candidate in candidates]
         return tuple(
@@ -171,10 +155,10 @@ class _Sampler:
                 id=candidate,
                 text=token_bytes.decode("utf-8", "replace") or tokenizer.special_name(candidate),
                 bytes=tuple(token_bytes),
-                model_prob=float(model_probs[candidate]),
-                prob=float(sampling_probs[candidate]),
-                kept=bool(np.isfinite(scores[candidate])),
-                chosen=candidate == token,
+                model_prob=float(drawn.model[0][candidate]),
+                prob=float(drawn.sampled[0][candidate]),
+                kept=bool(np.isfinite(drawn.scores[candidate])),
+                chosen=candidate == drawn.token,
             )
             for candidate, token_bytes in zip(candidates, candidate_bytes, strict=True)
         )

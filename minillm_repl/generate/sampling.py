@@ -2,11 +2,11 @@
 
 Repetition penalty → temperature → top-k → top-p → min-p → softmax → draw. Scores are float32 arrays
 (vocab_size,), as there, so that its processors can be the oracle. The score of a token that a
-sampler filters out becomes −inf. `fast_sampling` gives the same for a large vocabulary in less
-time.
+sampler filters out becomes −inf. `fast_sampling` does the same for a large vocabulary in less time.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,25 @@ Probabilities = NDArray[np.float64]
 
 _FILTERED = np.float32(-np.inf)
 _MIN_TEMPERATURE = 1e-20  # float32 has nothing smaller to divide by that keeps scores finite
+
+
+class Draw(NamedTuple):
+    """A token, and the distributions that it was drawn from; valid until the next draw."""
+
+    token: int
+    scores: Scores  # after the samplers
+    model: tuple[Probabilities, Probabilities]  # the model's softmax, and its natural logarithms
+    sampled: tuple[Probabilities, Probabilities]  # the same of the scores
+
+
+def draw(
+    logits: Scores, sampling: Sampling, input_ids: Sequence[int], rng: np.random.Generator
+) -> Draw:
+    """Draw the next token from its logits (vocab_size,); this takes exactly one number of `rng`."""
+    scores = process_logits(logits, sampling, input_ids)  # (vocab_size,)
+    model = softmax(logits)
+    sampled = model if scores is logits else softmax(scores)  # no sampler is on: the same
+    return Draw(sample_token(sampled[0], rng), scores, model, sampled)
 
 
 def stages(

@@ -118,6 +118,7 @@ def render_with_probes(
         (escaper.escape(messages), begins)
         for escaper, (messages, begins) in zip(escapers, conversations, strict=True)
     ]
+    # A template may cut or compare texts, so an escaped name can change what it renders.
     # A conversation with escapes is rendered twice, to see whether they change the text.
     rendered, probe_texts = _render_sandboxed(
         template, [*inputs, *(conversations[index] for index in escaped)], probes

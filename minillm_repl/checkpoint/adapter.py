@@ -139,6 +139,7 @@ def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> C
     weight_map = _adapter_weight_map(header, base, name)
     locations = locate_tensors(weight_map, [header], name)
     arrays = read_weights(weight_map, locations, name, ReadOptions("float32"))
+    # In float32: the product is small beside the weights, and 16 bits would round most of it away.
     merged = {tensor: to_float32(array, copy=True) for tensor, array in base.tensors.items()}
     for layer in {tensor.rpartition(".")[0] for tensor in arrays}:
         _add_product(merged[f"{layer}.weight"], arrays, layer, name)
@@ -198,6 +199,7 @@ def _add_product(weight: "Array", arrays: "Tensors", layer: str, name: str) -> N
                 layer=layer,
             )
         ) from None
+    # Finite factors may have an infinite product.
     if not np.isfinite(weight).all():
         raise UserError(
             _("{name} is damaged: it makes {layer}.weight non-finite", name=name, layer=layer)

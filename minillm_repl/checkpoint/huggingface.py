@@ -140,7 +140,7 @@ def save_folder(
     if its config.json is the same. Raises UserError, also when `interrupted` returns True.
     """
     config, tensors = checkpoint.config, checkpoint.tensors
-    family = family_of(config)
+    family = family_of(config)  # the first one that has a field for everything in the config
     # A GPT always fits: _convert_to_gpt2 handles what GPT-2 lacks.
     if family is None and not isinstance(config, GPTConfig):
         raise UserError(

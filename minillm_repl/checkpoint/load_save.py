@@ -52,6 +52,7 @@ def _load(path: Path, vocabulary: Tokenizer | None, options: ReadOptions) -> Che
     folder = find_folder(path)
     if folder is not None and folder.weight_file is None:
         return huggingface.read_folder(folder, options)
+    # A file in a folder may still be native, an adapter, or the study note's.
     header = read_header(path)
     if is_native(header):
         return read_native(header, name, options)
@@ -85,6 +86,7 @@ def _load_adapter(header: Header, name: str, options: ReadOptions) -> Checkpoint
 def _unsupported_error(path: Path, header: Header) -> UserError:
     """Return the error for a safetensors file of an unknown program."""
     name = safe_line(str(path))
+    # The most frequent files of other programs have messages of their own.
     if os.path.lexists(path.parent / foreign.ADAPTER_CONFIG):
         return UserError(
             _("{name} is {kind}", name=name, kind=foreign.describe_adapter(path.parent))
@@ -170,6 +172,7 @@ def summarise(path: Path) -> Summary | None:
 def is_in_folder(path: Path) -> bool:
     """Tell whether a path is a Hugging Face folder or a file in one; it is not replaced."""
     folder = find_folder(path)
+    # A path that does not exist yet is a new file, wherever it is.
     if folder is None or not os.path.lexists(path):
         return False
     if folder.weight_file is None:

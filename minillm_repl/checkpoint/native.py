@@ -40,6 +40,7 @@ from minillm_repl.storage.files import open_regular
 from minillm_repl.storage.paths import SUFFIX, has_other_format
 from minillm_repl.tokenizer.base import CharacterTokenizer, IdTokenizer, Tokenizer
 
+# The fields of every config, written even if they have the default value.
 _SIZES = {entry.name for entry in fields(ModelConfig)}  # never left out
 _MAX_SPECIALS = 1_000  # special tokens of a character model
 _MAX_VOCAB = 2_000_000  # tokens; the largest vocabularies of today have 262,144
@@ -80,7 +81,7 @@ def to_metadata(checkpoint: Checkpoint) -> dict[str, str]:
 
 def check_replaceable(path: Path) -> None:
     """Raise UserError if `path` is not a safetensors file, or has another format's suffix."""
-    # Path.is_file raises for a name that is too long.
+    # An empty file has nothing to lose. Path.is_file raises for a name that is too long.
     if os.path.isfile(path) and path.stat().st_size:  # noqa: PTH113
         with open_regular(path) as file:
             try:
@@ -177,6 +178,7 @@ def config_from_json(data: Any) -> AnyConfig:
 
     Raises UserError.
     """
+    # Without sizes there is no model; every other entry may have its default.
     arch = data.get("arch") if isinstance(data, dict) else None
     family: type[GPTConfig | LlamaConfig] = LlamaConfig if arch == LlamaConfig.arch else GPTConfig
     if arch != family.arch or not set(data) >= _SIZES:
@@ -197,6 +199,7 @@ def config_from_json(data: Any) -> AnyConfig:
             raise UserError(
                 _("unknown RoPE settings: {value}", value=printable(values["rope"]))
             ) from None
+    # JSON has no tuples.
     if isinstance(values.get("sliding_windows"), list):
         values["sliding_windows"] = tuple(values["sliding_windows"])
     return family(**values)

@@ -73,6 +73,7 @@ def _infer_config(header: Header, name: str) -> GPTConfig:
                 name=name,
             )
         )
+    # If the two d_model differ, `locate_tensors` finds it.
     (vocab_size, d_model), (context_length, _d_model) = shapes
     n_layers = 1 + max(int(match[1]) for match in matches)
     n_heads = 1 + max(int(match[2]) for match in matches)

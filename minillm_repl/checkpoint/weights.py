@@ -192,6 +192,7 @@ def read_weights(
     dtype = resolve_dtype(options.dtype, {info.dtype for _path, info in locations.values()})
     sizes = [math.prod(info.shape) for _path, info in locations.values()]
     check_memory(sum(sizes) * dtype.itemsize, name)
+    # Progress counts bytes, not tensors: the embedding may be half of a small model.
     total = sum(info.nbytes for _path, info in locations.values())
     done = 0
     weights: dict[str, Array] = {}

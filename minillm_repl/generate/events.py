@@ -1,7 +1,6 @@
-"""The events of a generation: `Prefill` while a long prompt is read, one `Step` per token, then one
-`Finished`.
+"""The events of a generation: `Prefill` during a long prompt, a `Step` per token, one `Finished`.
 
-Steps and the end have the names of the `--json` output; the progress of a prompt is no part of it.
+Fields have their names in the `--json` output, which leaves `Prefill` out.
 """
 
 from dataclasses import dataclass
@@ -71,6 +70,5 @@ def as_json(event: Step | Finished) -> dict[str, Any]:
 
 
 def _shallow(event: Step | Finished | Candidate) -> dict[str, Any]:
-    # dataclasses.asdict copies each number of each candidate: that takes as long as all the rest
-    # of a step.
+    # dataclasses.asdict copies each number of each candidate, which doubles the time of a step.
     return {name: getattr(event, name) for name in event.__slots__}

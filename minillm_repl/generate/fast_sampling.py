@@ -51,9 +51,7 @@ def process_logits(logits: Scores, sampling: Sampling, input_ids: Sequence[int])
 
 
 def softmax(scores: Scores, scratch: Scratch) -> tuple[Probabilities, Probabilities]:
-    """Return the probabilities and their natural logarithms, in the arrays of `scratch`, which
-    the next call fills anew.
-    """
+    """Return the probabilities and their natural logarithms in the arrays of `scratch`."""
     probabilities, logs = scratch
     kept = scores > -np.inf
     if np.count_nonzero(kept) < len(scores) // 2:
@@ -89,8 +87,9 @@ def sample_token(probabilities: Probabilities, rng: np.random.Generator) -> int:
 
 
 def _top_p(scores: Scores, p: float) -> Scores:
-    """Keep what top-p keeps; only the likeliest tokens are sorted, if the others have too little
-    probability to be kept.
+    """Keep what `sampling.top_p` keeps.
+
+    Only the most likely tokens are sorted if the others have too little probability to be kept.
     """
     probabilities, max_dropped = plain.softmax(scores)[0], np.float32(1 - p)
     below = scores < kth_largest(scores, LARGE_VOCAB)  # (vocab_size,)

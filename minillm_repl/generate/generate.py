@@ -37,19 +37,21 @@ def generate(
     `interrupted` is asked between chunks and between tokens. The generator can be closed early at
     any event. Raises UserError if the logits of the model are not finite.
     """
-    ids, prompt_tokens = list(ids), len(ids)
+    ids, prompt_tokens = list(ids), len(ids)  # a copy, which grows
     detokenizer = Detokenizer(config.stop, tokenizer.special_names if config.stop else ())
     sampler = _Sampler(tokenizer, config, rng, detokenizer)
     prompt_seconds, started = 0.0, perf_counter()
     reason: Reason = "length"
     for index in range(config.max_tokens):
+        # A chat ends here instead of losing its first turns.
         if not config.context_shift and len(ids) > decoder.context_length:
             reason = "context"
             break
         if index == 0:
             logits, prompt_seconds = yield from _read_prompt(decoder, ids, interrupted)
-            started = perf_counter()
+            started = perf_counter()  # the speed of generation leaves the prompt out
         else:
+            # Usually one token is read. When the window moves, `prefill` reads all of it again.
             logits = None if interrupted() else prefill(decoder, ids, interrupted)
         if logits is None:
             reason = "interrupt"
@@ -86,8 +88,9 @@ def check_finite(logits: Scores, tokens: int) -> Scores:
 def _read_prompt(
     decoder: Decoder, ids: Sequence[int], interrupted: Callable[[], bool]
 ) -> Generator[Prefill, None, tuple[Scores | None, float]]:
-    """Yield the progress; return the logits after the prompt, None if interrupted, and the seconds
-    of reading it.
+    """Yield the progress; return the logits after the prompt, and the seconds of reading it.
+
+    The logits are None if `interrupted`.
     """
     if interrupted():
         return None, 0.0
@@ -140,8 +143,9 @@ class _Sampler:
         )
 
     def _candidates(self, logits: Scores, drawn: Draw) -> tuple[Candidate, ...]:
-        """Return the likeliest by the model, in the order of `Step.rank`; the token that was drawn
-        comes last if it is below them.
+        """Return the most likely tokens of the model, in the order of `Step.rank`.
+
+        The drawn token is last if it is less likely than these.
         """
         if not self._config.n_candidates:
             return ()
@@ -192,9 +196,7 @@ class Detokenizer:
         return stop
 
     def push(self, token_bytes: bytes, special_name: str = "", is_final: bool = False) -> str:
-        """Take the bytes of one more token, or the name of a special one; return the text that
-        became certain.
-        """
+        """Add the bytes of a token, or the name of a special one; return the text now certain."""
         text = self._pending + self._decoder.decode(token_bytes, is_final)
         text += self._surrogates.get(special_name, "")
         positions = [text.find(stop) for stop in self._stop_strings if stop in text]
@@ -226,14 +228,16 @@ class Detokenizer:
 def text_token_ids(
     tokenizer: Tokenizer, tokens: Sequence[int], finished: Finished, stop: Sequence[str] = ()
 ) -> list[int]:
-    """Return the generated tokens that are part of the text: without the end token, and without
-    the tokens of a stop string.
+    """Return the generated tokens that are part of the text.
+
+    The end token is not, and the tokens of a stop string are not.
     """
     ids = list(tokens)
     if finished.reason == "end":
-        ids.pop()
+        ids.pop()  # the end token
     if finished.reason == "stop":
         text_bytes = len(finished.text.encode())
+        # A stop string may begin inside a token, which then goes too.
         token_bytes = sum(len(tokenizer.token_bytes(token)) for token in ids)
         while ids and (
             token_bytes > text_bytes or _occurs_in_stop(tokenizer.special_name(ids[-1]), stop)

@@ -1,6 +1,4 @@
-"""Generation one token at a time, with every way open: another token, a text of one's own, a
-step back.
-"""
+"""Generation one token at a time, by hand: another token, a text of the user's, a step back."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -16,11 +14,10 @@ from minillm_repl.tokenizer.base import Tokenizer
 
 
 class InteractiveDecoder:
-    """A text that grows and shrinks by hand.
+    """A text that the user extends and shortens, token by token.
 
-    Where it stands depends on its tokens alone, not on how it came there: the token at a place is
-    drawn with that place's number of the seed, so that a walk which always takes what is drawn
-    writes what a generation would.
+    Its next token depends only on its tokens, not on the steps that led there: the random number
+    belongs to the place. So taking every drawn token writes the text of a generation.
     """
 
     def __init__(
@@ -50,10 +47,11 @@ class InteractiveDecoder:
         return self.ids[self._prompt_length :]
 
     def next_step(self, interrupted: Callable[[], bool] = never_interrupted) -> Step:
-        """Return the step that a generation would take here; nothing is taken.
+        """Return the step that a generation would take here; the text stays as it is.
 
-        Raises UserError, also if stopped.
+        Raises UserError if `interrupted`, or if the logits are not finite.
         """
+        # The place of the token in the completion selects its random number.
         token_index = len(self.ids) - self._prompt_length
         rng = make_rng(self._seed, token_index)
         events = generate(self._decoder, self._tokenizer, self.ids, self._config, rng, interrupted)
@@ -63,16 +61,14 @@ class InteractiveDecoder:
         return replace(step, index=token_index)
 
     def append(self, *tokens: int) -> bool:
-        """Go on with these tokens; tell whether the text goes on, which it does not after one
-        that ends it.
-        """
+        """Append these tokens; return False, and append none, if the last one ends the text."""
         if tokens[-1] in self._config.eos_token_ids:
             return False
         self.ids += tokens
         return True
 
     def undo(self) -> bool:
-        """Take the last token back; tell whether there was one."""
+        """Remove the last token; return False if there is none."""
         if len(self.ids) == self._prompt_length:
             return False
         self.ids.pop()

@@ -43,8 +43,7 @@ def draw(
 def stages(
     sampling: Sampling, input_ids: Sequence[int]
 ) -> list[tuple[str, Callable[[Scores], Scores]]]:
-    """Return the samplers that are on, by the names of their settings, in the order in which they
-    apply.
+    """Return the samplers that are on, by the names of their settings, in their order.
 
     `input_ids` are the tokens of the text so far, for the repetition penalty.
     """
@@ -137,9 +136,7 @@ def sample_token(probabilities: Probabilities, rng: np.random.Generator) -> int:
 
 
 def make_rng(seed: int, token_index: int = 0) -> np.random.Generator:
-    """Return the random numbers of a seed, from the one that draws token `token_index` of a
-    completion on.
-    """
+    """Return the random numbers of a seed, beginning with that of token `token_index`."""
     bits = np.random.PCG64(seed)
     bits.advance(token_index)
     return np.random.Generator(bits)
@@ -168,6 +165,5 @@ def rank(logits: Scores, token: int) -> int:
 
 def entropy(probabilities: Probabilities, logs: Probabilities) -> float:
     """Return −Σ p·log2 p in bits, of probabilities above 0 and their natural logarithms."""
-    # Not `@`: numpy gives that to a library whose threads go on looking for work while the decoder
-    # needs every core.
+    # Not `@`: numpy gives it to a BLAS library, whose idle threads spin on the decoder's cores.
     return abs(float(np.einsum("i,i", probabilities, logs))) / LN2

@@ -57,13 +57,16 @@ def _attention_probs(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
 
     `mask` has any shape that broadcasts to that.
     """
+    # The queries that share a key become rows of one matrix, so that one product serves them all.
     grouped = q.reshape(k.shape[0] * k.shape[1], -1, q.shape[-1])  # (b*g, h/g*new, d)
     keys = k.flatten(0, 1).mT  # (b*g, d, seen)
+    # mask + q·kᵀ / √d in one operation: the unscaled products are never stored.
     return torch.baddbmm(mask, grouped, keys, alpha=q.shape[-1] ** -0.5).softmax(-1)
 
 
 def _causal_mask(n_queries: int, n_keys: int, sliding_window: int, device: torch.device) -> Tensor:
     """Return True where a query may attend to a key: (new, seen)."""
+    # Query i of `n_queries` has the position n_keys - n_queries + i.
     ones = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device)
     return ones.tril(n_keys - n_queries).triu(n_keys - n_queries - sliding_window + 1)
 
@@ -76,6 +79,8 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+# -- the keys and values of the tokens that a model has read
+
 _CAPACITY_STEP = 128  # tokens; the capacity of a short text is a multiple of this
 
 
@@ -87,13 +92,13 @@ class KVCache:
     """
 
     def __init__(self, config: AnyConfig, device: torch.device) -> None:
-        # (layers, 2, b = 1, g, capacity, d)
+        # (layers, keys and values, b = 1, g, capacity, d)
         self._shape = (config.n_layers, 2, 1, config.n_kv_heads, 0, config.head_dim)
         self.max_length = config.context_length  # tokens; doubling stops here
         self._sliding_windows = config.sliding_windows or (0,)
         self._kv = torch.empty(self._shape, device=device)
-        self._static_position: Tensor | None = None
-        self._masks: dict[int, Tensor] = {}
+        self._static_position: Tensor | None = None  # (1,); None: the position is `length`
+        self._masks: dict[int, Tensor] = {}  # in static mode, by the width of the window
         self.length = 0
 
     @property
@@ -149,6 +154,7 @@ class KVCache:
         """Make the capacity at least `needed` tokens."""
         if needed <= self.capacity:
             return
+        # Doubled, or the next multiple of the step; never above the context unless it is needed.
         capacity = max(
             needed, min(self.max_length, max(2 * self.capacity, needed + -needed % _CAPACITY_STEP))
         )

@@ -25,12 +25,14 @@ def build(
 ) -> LanguageModel:
     """Return the model around the named arrays; names and shapes are those of the config.
 
-    It computes in float32 from the numbers as they are. It shares the memory of matrices; norms and
-    biases, which are small, it has in float32.
+    It computes in float32 on the weights as stored. It shares the memory of matrices. It holds
+    norms and biases, which are small, in float32.
     """
+    # On the device `meta` nothing is allocated: `load_state_dict` puts the arrays in place.
     model, state = build_on_meta(config), {}
     for name, array in tensors.items():
         if isinstance(array, QuantisedMatrix):
+            # A QuantisedWeight is no tensor, so it cannot go through the state dict.
             layer: Any = model.get_submodule(name.removesuffix(".weight"))
             del layer.weight
             layer.weight = QuantisedWeight(array)
@@ -52,7 +54,7 @@ def float32_weights(model: LanguageModel) -> dict[str, Tensor]:
     for name, _shape in model.config.shapes():
         layer, _dot, parameter = name.rpartition(".")
         weight: Weight = getattr(model.get_submodule(layer), parameter)
-        tensor = weight[:].detach()
+        tensor = weight[:].detach()  # all rows; of a quantised matrix, in float32
         weights[name] = tensor if tensor.itemsize >= 4 else tensor.float()
     return weights
 
@@ -82,15 +84,13 @@ def to_arrays(weights: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the torch device that auto, cpu, cuda or mps means here.
-
-    Raises UserError if there is none such.
-    """
+    """Return the torch device for auto, cpu, cuda or mps. Raises UserError if there is none."""
     is_available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
+    # The dictionary is in order of speed.
     if name == "auto":
         name = next(device for device, available in is_available.items() if available)
     if not is_available[name]:

@@ -12,8 +12,8 @@ from minillm_repl.safetext import safe_line
 ACTIVATIONS = ("gelu", "gelu-tanh", "silu", "relu")
 SCALINGS = ("none", "linear", "llama3")
 
-# Far above what this program is for, and low enough that a hostile file cannot make us build a
-# giant.
+# Limits of a file's sizes: far above the models that this program is for, and low enough that a
+# hostile file cannot claim a giant.
 _MAX_BY_FIELD = {
     "vocab_size": 2_000_000,
     "n_layers": 1_000,
@@ -61,21 +61,20 @@ def _check(config: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Rotary positions (Su et al. 2021): pairs of a head's numbers turn with the position, each at
-    its own speed.
+    """Rotary position embedding (RoPE, Su et al. 2021): pairs of dimensions rotate by position.
 
-    Pair i of n turns by theta^(−i/n) radians per position. Raises UserError for values that make no
-    sense.
+    Pair i of the n pairs of a head rotates by theta^(−i/n) radians per position. Raises UserError
+    for values that make no sense.
     """
 
     theta: float = 10_000.0
-    rotary_pct: float = 1.0  # of each head's numbers that turn, the first ones
-    # linear: all slower by `factor`; llama3: only the slow ones, as in Llama 3.1
+    rotary_pct: float = 1.0  # share of each head's dimensions that rotate, the first ones
+    # linear: all frequencies divided by `factor`; llama3: only the low ones, as in Llama 3.1
     scaling: str = "none"
     factor: float = 1.0
-    # llama3: pairs that turn less than this often within the `original` context are slowed,
+    # llama3: pairs with fewer rotations than this within the original context are slowed,
     low_freq_factor: float = 1.0
-    # those that turn more often than this are not, and those between partly
+    # those with more rotations than this are not, and those between partly
     high_freq_factor: float = 4.0
     # the context that the model was first trained with
     original_max_position_embeddings: int = 8_192
@@ -100,11 +99,11 @@ class ModelConfig:
 
     arch: ClassVar[str]
 
-    vocab_size: int  # how many different tokens there are
-    context_length: int = 32  # how many tokens the model sees at once
+    vocab_size: int  # number of different tokens
+    context_length: int = 32  # tokens that the model sees at once
     d_model: int = 64  # numbers per token in the residual stream
-    n_layers: int = 4
-    n_heads: int = 4  # points of view per layer
+    n_layers: int = 4  # blocks of attention and MLP
+    n_heads: int = 4  # attention heads per layer
 
     def __post_init__(self) -> None:
         _check(self)
@@ -115,15 +114,15 @@ class ModelConfig:
 
     @property
     def n_params(self) -> int:
-        """How many numbers training may change."""
+        """The number of trainable parameters."""
         return sum(math.prod(shape) for _name, shape in self.shapes())
 
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig(ModelConfig):
-    """A GPT: LayerNorm, a plain feed-forward.
+    """A GPT: LayerNorm, a plain MLP.
 
-    By default the study note's own; GPT-2 and GPT-NeoX differ in details.
+    The defaults are the study note's; GPT-2 and GPT-NeoX differ in details.
     """
 
     arch: ClassVar[str] = "gpt"
@@ -135,9 +134,9 @@ class GPTConfig(ModelConfig):
     norm_eps: float = 1e-5
     qkv_bias: bool = False
     lm_head_bias: bool = True
-    tie_word_embeddings: bool = False  # the output head is the token embedding
+    tie_word_embeddings: bool = False  # the unembedding is the token embedding
     rope: Rope | None = None  # instead of one learned vector per position
-    # attention and feed-forward read the same stream (GPT-NeoX), not one after the other
+    # attention and MLP read the same residual stream (GPT-NeoX), not one after the other
     parallel_residual: bool = False
 
     def __post_init__(self) -> None:
@@ -155,7 +154,7 @@ class GPTConfig(ModelConfig):
                 )
             )
         rotary_dim = int(self.head_dim * self.rope.rotary_pct) if self.rope is not None else 2
-        # of an odd number, the last turns with one more
+        # In an odd number of dimensions, the last one rotates with one more.
         if rotary_dim < 1 or rotary_dim + rotary_dim % 2 > self.head_dim:
             raise UserError(
                 _(
@@ -174,7 +173,7 @@ class GPTConfig(ModelConfig):
 
     @property
     def n_kv_heads(self) -> int:
-        """How many heads have keys and values of their own: all."""
+        """The number of heads with keys and values of their own: all."""
         return self.n_heads
 
     def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -198,7 +197,7 @@ class GPTConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig(ModelConfig):
-    """A Llama: RMSNorm, rotary positions, a gated feed-forward, fewer keys and values than queries.
+    """A Llama: RMSNorm, RoPE, a gated MLP, fewer KV heads than query heads.
 
     Mistral, Qwen 2 and Qwen 3 differ in details.
     """
@@ -207,18 +206,18 @@ class LlamaConfig(ModelConfig):
     has_gated_mlp: ClassVar[bool] = True
     parallel_residual: ClassVar[bool] = False
 
-    n_kv_heads: int  # each key and value serves heads / kv_heads queries
-    head_dim: int  # numbers per head; all heads together need not be as wide as the stream
-    d_mlp: int  # numbers per token inside the feed-forward
+    n_kv_heads: int  # each key and value serves n_heads / n_kv_heads queries
+    head_dim: int  # numbers per head; n_heads · head_dim may differ from d_model
+    d_mlp: int  # numbers per token inside the MLP
     activation: str = "silu"
     norm_eps: float = 1e-5
     rope: Rope = Rope()
-    tie_word_embeddings: bool = False  # the output head is the token embedding
+    tie_word_embeddings: bool = False  # the unembedding is the token embedding
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False  # each query and key is normalised, as in Qwen 3
-    # how many tokens back each layer sees, itself included; 0 sees all, () is all 0
+    # tokens that each layer sees, the present one included; 0: all of them; (): all layers see all
     sliding_windows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

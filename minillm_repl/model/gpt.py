@@ -17,8 +17,9 @@ from minillm_repl.model.rope import CosSin, apply_rotary_emb, compute_cos_sin
 
 
 class Attention(nn.Module):
-    """Self-attention: each position's query attends to the keys of the positions up to its own, and
-    takes the mean of their values, weighted by that attention.
+    """Self-attention: the query of each position attends to the keys up to that position.
+
+    The result is the mean of their values, weighted by the attention.
     """
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
@@ -130,7 +131,7 @@ class GPT(nn.Module):
         for block in self.blocks:
             x = block(x, cos_sin, cache, hook)  # (b, t, w)
         if cache is not None:
-            cache.length += ids.shape[1]
+            cache.length += ids.shape[1]  # the layers have stored their keys and values
         if last_only:
             x = x[:, -1:]  # (b, 1, w)
         return self.unembed(x, hook)
@@ -151,9 +152,9 @@ class GPT(nn.Module):
     def initialise(self) -> "GPT":
         """Set fresh weights from torch's global random state, and return the model.
 
-        Whatever adds to the residual stream starts at zero, so every block begins as "pass it on"
-        and the gradient reaches all of them; the head starts at zero, so the first loss is exactly
-        ln(vocabulary).
+        What adds to the residual stream starts at zero. So every block passes its input on at
+        first, and the gradient reaches all of them. The unembedding starts at zero too, so the
+        first loss is exactly ln(vocabulary).
         """
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         if self.position_embedding is not None:

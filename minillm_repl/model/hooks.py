@@ -1,8 +1,8 @@
 """Named places in a forward pass where an activation can be read or replaced.
 
-A hook is called with the name of the place and the tensor there, and returns the tensor to go on
-with: the same to read it, another to replace it. The names for layer `i`, with their shapes
-(b batch, t time, h head):
+A hook gets the name of the place and the tensor there. The pass goes on with the tensor that it
+returns: the same one, or another. The names for layer `i`, with their shapes (b batch, t time,
+h head):
 
     embedding               (b, t, d_model)      token embedding, plus position where it is learned
     blocks.i.attention.q    (b, h, t, head_dim)  as it enters the dot product: after norm and RoPE

@@ -16,8 +16,9 @@ from minillm_repl.model.quantised import PANEL_ROWS, QuantisedMatrix, dequantise
 if TYPE_CHECKING:
     from minillm_repl.model.build import LanguageModel
 
-_BLOCK_ELEMENTS = 2**18  # numbers that are widened at once: 1 MiB
-_GPU_BLOCK_ELEMENTS = 2**26  # where starting many small operations takes longer than they do
+_BLOCK_ELEMENTS = 2**18  # numbers that are widened at once: 1 MiB of float32, in a near cache
+# 256 MiB: on a GPU, launching many small operations takes longer than the operations themselves.
+_GPU_BLOCK_ELEMENTS = 2**26
 
 Weight = Union[Tensor, "QuantisedWeight"]
 """What a layer may have as its weight: both hand out rows, and both know their shape."""
@@ -41,9 +42,9 @@ class Embedding(nn.Embedding):
 
 
 class QuantisedWeight:
-    """A matrix in 8 or 4 bits as a layer's weight: the rows that are asked for are made float32."""
+    """A matrix in 8 or 4 bits as a layer's weight: indexing returns rows in float32."""
 
-    itemsize = 1
+    itemsize = 1  # byte, or less: `linear_float32` widens it block by block
 
     def __init__(self, matrix: QuantisedMatrix) -> None:
         self.shape, self._matrix = matrix.shape, matrix
@@ -77,6 +78,7 @@ class _BlockwiseLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Weight) -> Tensor:
+        """Return x · weightᵀ: (..., inputs) to (..., outputs)."""
         ctx.weight = weight
         y = x.new_empty(*x.shape[:-1], len(weight))
         for first, block in _float32_blocks(weight):
@@ -85,6 +87,7 @@ class _BlockwiseLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of x: (..., inputs). A weight of 16 bits or less gets none."""
         (grad_output,) = grad_outputs
         grad_input = grad_output.new_zeros(*grad_output.shape[:-1], ctx.weight.shape[1])
         for first, block in _float32_blocks(ctx.weight):
@@ -108,6 +111,7 @@ def add_dropout(model: nn.Module, p: float) -> None:
     def drop(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         return F.dropout(output, p, module.training)
 
+    # What writes to the residual stream, as in GPT-2.
     ends = ("token_embedding", "attention.proj", "mlp.down")
     for name, module in model.named_modules():
         if name.endswith(ends):
@@ -118,9 +122,7 @@ def add_dropout(model: nn.Module, p: float) -> None:
 
 
 class LoRALinear(nn.Module):
-    """A linear layer that is kept, plus `up` · `down`: (outputs, rank) · (rank, inputs), which
-    is zero at first.
-    """
+    """A frozen linear layer plus `up` · `down`: (outputs, rank) · (rank, inputs), at first zero."""
 
     def __init__(self, base: nn.Linear, rank: int) -> None:
         super().__init__()
@@ -132,6 +134,7 @@ class LoRALinear(nn.Module):
         self.up = nn.Parameter(
             torch.zeros(base.out_features, rank, dtype=like.dtype, device=like.device)
         )
+        # Only `up` is zero: were both zero, neither would get a gradient.
         nn.init.normal_(self.down, std=base.in_features**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,6 +146,7 @@ class LoRALinear(nn.Module):
 def add_adapters(model: "LanguageModel", rank: int) -> "LanguageModel":
     """Put an adapter of this rank beside every matrix in the blocks; only these are trained now."""
     model.requires_grad_(False)
+    # Lists: the loop replaces the modules that it visits.
     for module in list(model.blocks.modules()):
         if not isinstance(module, LoRALinear):
             for name, layer in list(module.named_children()):

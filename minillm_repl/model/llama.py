@@ -1,10 +1,10 @@
-"""Llama, top to bottom: embedding, blocks of attention and gated feed-forward, an output head.
+"""Llama, top to bottom: embedding, blocks of attention and gated MLP, an output head.
 
 Llama 2 and 3, SmolLM 2, TinyLlama, Mistral, Qwen 2 and Qwen 3 are all of this family; the config
-says in what they differ.
+has the differences.
 
-Shapes at the ends of lines use b = batch, t = time (positions), w = width, h = head, g = key and
-value head, d = head_size, v = vocabulary.
+Shapes at the ends of lines use b = batch, t = time (positions), w = d_model, h = heads, g = KV
+heads, d = head_dim, v = vocabulary.
 """
 
 import torch
@@ -19,10 +19,10 @@ from minillm_repl.model.rope import CosSin, apply_rotary_emb, compute_cos_sin
 
 
 class RMSNorm(nn.Module):
-    """Divides by the root of the mean square, and scales; unlike LayerNorm it subtracts no mean.
+    """Divides by the root mean square, and scales; unlike LayerNorm it subtracts no mean.
 
-    In bfloat16, torch's own scales before it rounds; models of this family were trained the other
-    way round.
+    torch's own RMSNorm scales before it rounds to 16 bits. These models were trained with the
+    rounding first, so the scale is a product of its own here.
     """
 
     def __init__(self, dim: int, eps: float) -> None:
@@ -36,8 +36,9 @@ class RMSNorm(nn.Module):
 
 
 class LlamaAttention(nn.Module):
-    """Self-attention: each position's query attends to the keys of the positions up to its own, and
-    takes the mean of their values, weighted by that attention.
+    """Self-attention: the query of each position attends to the keys up to that position.
+
+    The result is the mean of their values, weighted by the attention.
     """
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
@@ -52,6 +53,7 @@ class LlamaAttention(nn.Module):
     def forward(self, x: Tensor, cos_sin: CosSin, cache: KVCache | None, hook: Hook) -> Tensor:
         """Mix information between positions: (b, t, w) -> (b, t, w)."""
         name, config = f"blocks.{self.layer}.attention.", self.config
+        # One product makes the queries, then the keys, then the values.
         heads = self.qkv(x).unflatten(-1, (-1, config.head_dim)).transpose(1, 2)  # (b, h+g+g, t, d)
         qk, v = heads.tensor_split((config.n_heads + config.n_kv_heads,), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
@@ -142,7 +144,7 @@ class Llama(nn.Module):
         for block in self.blocks:
             x = block(x, cos_sin, cache, hook)  # (b, t, w)
         if cache is not None:
-            cache.length += ids.shape[1]
+            cache.length += ids.shape[1]  # the layers have stored their keys and values
         if last_only:
             x = x[:, -1:]  # (b, 1, w)
         return self.unembed(x, hook)

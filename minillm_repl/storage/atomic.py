@@ -144,7 +144,7 @@ def _write(
                     with suppress(OSError):  # only root can change the owner
                         os.chown(temporary, replaced.st_uid, replaced.st_gid)
                 temporary.chmod(mode)  # without the umask
-            unsynced = 0  # bytes
+            unsynced = 0  # bytes since the last fsync
             for chunk in (
                 part[at : at + _CHUNK_BYTES]
                 for part in data

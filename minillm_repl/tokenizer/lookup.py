@@ -16,7 +16,7 @@ def find_token_ids(tokenizer: Tokenizer, word: str) -> list[int]:
     UserError if there is none.
     """
     if word.startswith("#") and word[1:].isdecimal():
-        # A huge number takes long to parse.
+        # The length first: a huge number takes long to parse.
         if len(word) > 10 or int(word[1:]) >= tokenizer.vocab_size:
             raise UserError(
                 _(
@@ -30,6 +30,7 @@ def find_token_ids(tokenizer: Tokenizer, word: str) -> list[int]:
     special = tokenizer.token_to_id(word)
     if special is not None and tokenizer.special_name(special):
         return [special]
+    # The marks under which views show a space and a newline.
     text = word.replace(SPACE, " ").replace(NEWLINE, "\n")
     readings = (text, " " + text)
     encoded = [tokenizer.encode(each, add_special=False) for each in readings]
@@ -89,5 +90,6 @@ def word_ids(tokenizer: Tokenizer, texts: Sequence[str], plain: list[list[int]])
     Some tokenizers have the space before a word in the word's own token. So a space is added if
     the texts then take no more tokens.
     """
+    # "␣dog" is one token where "dog" alone may be two.
     spaced = [tokenizer.encode(" " + text, add_special=False) for text in texts]
     return spaced if sum(map(len, spaced)) <= sum(map(len, plain)) else plain

@@ -55,5 +55,6 @@ def family_title(config: AnyConfig, *, native: bool) -> str:
 
     A native model of model/llama.py is a Llama, even if its config fits another family.
     """
+    # A native file of a GPT may be the study note's, which no family of Hugging Face fits.
     family = None if native and config.arch == "llama" else family_of(config)
     return family.title if family else {"gpt": "GPT", "llama": "Llama"}[config.arch]

@@ -37,6 +37,7 @@ class ConfigFields:
     def __init__(
         self, data: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})
     ) -> None:
+        # A null in the file replaces the default here; `_get` decides what it means.
         self._data, self._defaults = {**defaults, **data}, defaults
 
     def integer(self, name: str, default: int | None = None) -> int:
@@ -53,7 +54,7 @@ class ConfigFields:
 
     def layer_types(self, layers: int) -> list[str]:
         """Return FULL_ATTENTION or SLIDING_ATTENTION for each layer; empty without the field."""
-        kinds = self._data.get("layer_types") or []
+        kinds = self._data.get("layer_types") or []  # null is the same as no field
         if not isinstance(kinds, list) or len(kinds) not in (0, layers):
             wanted = _("a list of {count} names", count=layers)
             raise UserError(
@@ -124,6 +125,7 @@ class ConfigFields:
             if original is not None:
                 described = {**described, _ORIGINAL_CONTEXT: original}
             return self._rope(described, theta_key, rotary_pct_key)
+        # Settings of a layer type that no layer has do not count.
         declared = self._data.get("layer_types")
         used = set(types)
         if declared and isinstance(declared, list):

@@ -25,10 +25,10 @@ def _read_gpt2(fields: ConfigFields) -> GPTConfig:
         d_model=d_model,
         n_layers=fields.integer("n_layer"),
         n_heads=fields.integer("n_head"),
-        d_mlp=fields.integer("n_inner", 4 * d_model),
+        d_mlp=fields.integer("n_inner", 4 * d_model),  # null: 4 · d_model
         activation=fields.activation("activation_function"),
         norm_eps=fields.number("layer_norm_epsilon"),
-        qkv_bias=True,
+        qkv_bias=True,  # no field declares the biases: they are part of the architecture
         lm_head_bias=False,
         tie_word_embeddings=fields.boolean("tie_word_embeddings"),
     )
@@ -83,7 +83,7 @@ GPT2 = Family(
         "num_hidden_layers": "n_layer",
         "num_attention_heads": "n_head",
     },
-    # GPT-2 multiplies from the other side: its matrices are (inputs, outputs).
+    # GPT-2 multiplies from the other side (Conv1D): its matrices are (inputs, outputs).
     layouts=lambda _config: dict.fromkeys(
         ("attention.qkv", "attention.proj", "mlp.up", "mlp.down"), TRANSPOSED
     ),
@@ -95,6 +95,7 @@ GPT2 = Family(
 
 
 def _read_gpt_neox(fields: ConfigFields) -> GPTConfig:
+    # model/gpt.py has these biases always.
     fields.require("attention_bias", True)
     d_model = fields.integer("hidden_size")
     return GPTConfig(

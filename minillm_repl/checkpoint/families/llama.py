@@ -28,6 +28,7 @@ def _read_llama(fields: ConfigFields) -> LlamaConfig:
 
 
 def _read_mistral(fields: ConfigFields) -> LlamaConfig:
+    # Mistral 7B v0.1 has a window in every layer; later models have null.
     window = fields.integer("sliding_window", 0)  # null: no window; missing: 4,096
     config = _read_common(fields)
     return replace(
@@ -36,6 +37,7 @@ def _read_mistral(fields: ConfigFields) -> LlamaConfig:
 
 
 def _read_qwen2(fields: ConfigFields) -> LlamaConfig:
+    # Qwen 2 always has biases on q, k and v, and nowhere else.
     return replace(_read_common(fields), qkv_bias=True, sliding_windows=_qwen_windows(fields))
 
 
@@ -45,7 +47,7 @@ def _read_qwen3(fields: ConfigFields) -> LlamaConfig:
         _read_common(fields),
         qkv_bias=bias,
         out_bias=bias,
-        qk_norm=True,
+        qk_norm=True,  # no field declares it: it is part of the architecture
         sliding_windows=_qwen_windows(fields),
     )
 
@@ -59,6 +61,7 @@ def _read_common(fields: ConfigFields) -> LlamaConfig:
         n_layers=fields.integer("num_hidden_layers"),
         n_heads=n_heads,
         n_kv_heads=fields.integer("num_key_value_heads", n_heads),
+        # max: a count of 0 is refused by LlamaConfig, with a better message than a division's.
         head_dim=fields.integer("head_dim", d_model // max(1, n_heads)),
         d_mlp=fields.integer("intermediate_size"),
         activation=fields.activation("hidden_act"),
@@ -128,6 +131,7 @@ def _layer_types(config: LlamaConfig) -> list[str]:
     return [SLIDING_ATTENTION if window else FULL_ATTENTION for window in config.sliding_windows]
 
 
+# Several names: the file has a matrix for each; the model stacks them into one.
 _LLAMA_NAMES = {
     "token_embedding": ("model.embed_tokens",),
     "norm1": ("model.layers.{}.input_layernorm",),

@@ -1,7 +1,7 @@
-"""One token on a GPU: what is done, recorded as a CUDA graph, and played again for each token.
+"""One token on a GPU: its operations are recorded as a CUDA graph, and replayed for each token.
 
 A step of a small model is hundreds of operations of a few microseconds each. Launched one by one
-from Python they take ten times as long as the GPU needs for them.
+from Python, they take ten times as long as the GPU needs for them.
 """
 
 import numpy as np
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from minillm_repl.model.attention import KVCache
 from minillm_repl.model.build import LanguageModel
 
-_WARMUP_RUNS = 3  # times, before it is recorded: libraries get ready at the first
+_WARMUP_RUNS = 3  # before the recording: libraries allocate their workspaces in the first
 
 
 class CudaGraphStep:
-    """Reads one token with a model on a GPU, as long as the cache has the room that it has now.
+    """Reads one token with a model on a GPU, while the cache has its present capacity.
 
-    Leaves the cache's `length` to who calls. Raises RuntimeError if it cannot be recorded.
+    The caller updates the cache's `length`. Raises RuntimeError if nothing can be recorded.
     """
 
     def __init__(self, model: LanguageModel, cache: KVCache) -> None:
@@ -33,7 +33,7 @@ class CudaGraphStep:
                 self._logits = self._forward(model, cache)
         torch.cuda.current_stream(device).wait_stream(warmup_stream)
         self._graph = torch.cuda.CUDAGraph()
-        # another thread may load a model
+        # thread_local: another thread may load a model meanwhile.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._logits = self._forward(model, cache)
         self._pinned_logits = torch.empty(self._logits.shape).pin_memory()
@@ -44,9 +44,7 @@ class CudaGraphStep:
             return logits[0, -1]
 
     def __call__(self, token: int, position: int) -> NDArray[np.float32]:
-        """Return the logits after a token at a place of the cache: (vocabulary,), valid until
-        the next call.
-        """
+        """Return the logits (vocab_size,) after a token; they are valid until the next call."""
         self._pinned_input[0], self._pinned_input[1] = token, position
         self._input.copy_(self._pinned_input, non_blocking=True)
         self._graph.replay()

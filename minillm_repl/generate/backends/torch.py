@@ -1,4 +1,4 @@
-"""The readable decoder, which defines the other: the torch model itself, with its KV cache."""
+"""The torch backend: the readable model with its KV cache, which defines every number."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,13 @@ from minillm_repl.model.attention import KVCache
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.model.hooks import Hook, no_hook
 
-_GPU_CHUNK = 2_048  # tokens: what a processor takes seconds for, a GPU does in no time
+_GPU_CHUNK = (
+    2_048  # tokens per prefill chunk on a GPU, which reads so many without a noticeable wait
+)
 
 
 class TorchDecoder:
-    """Runs a model on the device it is on; a tap may change what it thinks."""
+    """Runs a model on the device that it is on; a hook may change its activations."""
 
     def __init__(
         self,
@@ -29,7 +31,7 @@ class TorchDecoder:
         self._device = first_parameter.device
         self.model, self._hook = model, hook
         self._cache = KVCache(model.config, self._device)
-        # a tap is Python, which cannot be recorded
+        # A hook is Python code, which a CUDA graph cannot record.
         self._uses_cuda_graph = first_parameter.is_cuda and hook is no_hook
         self._graph_step: CudaGraphStep | None = None
         self.ids: list[int] = []
@@ -65,7 +67,7 @@ class TorchDecoder:
 
     @property
     def context_length(self) -> int:
-        """How many tokens it can see at once."""
+        """The number of tokens that it can see at once."""
         return self._cache.max_length
 
     @context_length.setter
@@ -89,10 +91,10 @@ class TorchDecoder:
         cache, position = self._cache, self._cache.length
         cache.reserve(position + 1)
         if self._graph_step is None or self._graph_step.capacity != cache.capacity:
-            self._graph_step = None  # its memory is free for the next
+            self._graph_step = None  # frees its memory for the next one
             try:
                 self._graph_step = CudaGraphStep(self.model, cache)
-            except RuntimeError:  # nothing can be recorded here, or there is no memory for it
+            except RuntimeError:  # this GPU records nothing, or has no memory for it
                 self._uses_cuda_graph, cache.length = False, position
                 return self.prefill([token])
         logits = self._graph_step(token, position)

@@ -343,6 +343,12 @@ def test_what_needs_the_kernels_is_refused_where_torch_runs():
         make_decoder(load(find_checkpoint("nalssi")), quant="int8", kernels="off")
 
 
+def test_logits_outlive_their_decoder():
+    checkpoint = random_checkpoint(vocab=5_000)
+    kept = [make_decoder(checkpoint, threads=2).prefill([1, 2, 3]) for _ in range(20)]
+    assert all(np.array_equal(each, kept[0]) for each in kept)
+
+
 def test_a_token_or_position_out_of_range_is_an_error_and_not_a_read_past_the_end():
     decoder = make_decoder(random_checkpoint(vocab=11, context=8))
     for ids in ([11], [-1], [1, 2, 10**9]):

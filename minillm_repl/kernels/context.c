@@ -81,7 +81,6 @@ static void lay_out(Context *c, Pool *pool) {
     c->queries = floats(pool, t * h * d);
     c->z = floats(pool, t * h * d);
     c->hidden = floats(pool, t * m->d_mlp);
-    c->logits = floats(pool, m->vocab_size);
     c->part_mixed = floats(pool, parts * h * padded);
     c->part_largest = floats(pool, parts * h);
     c->part_total = floats(pool, parts * h);

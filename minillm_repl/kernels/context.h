@@ -17,7 +17,6 @@ struct Context {
     float *queries;           // (t, h · d): rotated and scaled
     float *z;                 // (t, h · d): what the heads have mixed
     float *hidden;            // (t, d_mlp)
-    float *logits;            // (vocab_size,)
     float *part_mixed;        // (parts, h, padded), and the two below (parts, h): see attention.c
     float *part_largest, *part_total;
     Operand operand;  // the memory of its other forms; the threads take turns with it

@@ -15,6 +15,7 @@ typedef struct {
     Context *c;
     const int32_t *ids;
     int count, start, parts;
+    float *logits;  // (vocab_size,), the caller's
     const Layer *layer;
     float *keys, *values;  // of this layer
     const Norm *norm;
@@ -327,21 +328,21 @@ void run_step(Member *member, int thread, void *job) {
         product(member, thread, s, NULL, &layer->down, c->hidden, c->x2, c->x);
     }
     norm(member, thread, s, &m->norm, c->x, c->normed);
-    product(member, thread, s, NULL, &m->head, c->normed, NULL, c->logits);
+    product(member, thread, s, NULL, &m->head, c->normed, NULL, s->logits);
 }
 
-const float *minillm_forward(Context *c, const int32_t *ids, int count, int start) {
+int minillm_forward(Context *c, const int32_t *ids, int count, int start, float *logits) {
     const Model *m = c->model;
-    if (count < 1 || count > MAX_TOKENS || start < 0 || start > c->capacity - count) return NULL;
+    if (count < 1 || count > MAX_TOKENS || start < 0 || start > c->capacity - count) return 1;
     for (int t = 0; t < count; t++)
-        if (ids[t] < 0 || ids[t] >= m->vocab_size) return NULL;
+        if (ids[t] < 0 || ids[t] >= m->vocab_size) return 1;
     int parts = count > 1 ? 1 : (start + PART) / PART;
-    Step s = {.c = c, .ids = ids, .count = count, .start = start,
+    Step s = {.c = c, .ids = ids, .count = count, .start = start, .logits = logits,
               .parts = parts < c->most_parts ? parts : c->most_parts};
     _Static_assert(sizeof(Step) <= 256, "a job of the team");
     Member member = team_begin(c->team, &s, sizeof s);
     run_step(&member, 0, &s);
-    return c->logits;
+    return 0;
 }
 
 // ---- one matrix, for tests ----

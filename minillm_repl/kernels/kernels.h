@@ -90,9 +90,10 @@ EXPORT void minillm_free(Context *context);
 // memory.
 EXPORT int minillm_reserve(Context *context, int positions, const float *cos, const float *sin,
                            int pairs);
-// Reads `count` tokens at the positions from `start`; returns the logits (vocab_size,) after the
-// last, valid until the next call; or NULL if a token or position is out of range.
-EXPORT const float *minillm_forward(Context *context, const int32_t *ids, int count, int start);
+// Reads `count` tokens at the positions from `start`, and writes the logits (vocab_size,) after the
+// last. Returns 0, or 1 if a token or a position is out of range.
+EXPORT int minillm_forward(Context *context, const int32_t *ids, int count, int start,
+                           float *logits);
 // Takes part in every step as thread 1, 2, … of the team, until minillm_stop.
 EXPORT void minillm_work(Context *context, int thread);
 EXPORT void minillm_stop(Context *context);

@@ -65,7 +65,7 @@ _FUNCTIONS = {
     "minillm_new": (c_void_p, (POINTER(Model),)),
     "minillm_free": (None, (c_void_p,)),
     "minillm_reserve": (c_int, (c_void_p, c_int, c_void_p, c_void_p, c_int)),
-    "minillm_forward": (POINTER(c_float), (c_void_p, c_void_p, c_int, c_int)),
+    "minillm_forward": (c_int, (c_void_p, c_void_p, c_int, c_int, c_void_p)),
     "minillm_work": (None, (c_void_p, c_int)),
     "minillm_stop": (None, (c_void_p,)),
     "minillm_matmul": (c_int, (POINTER(Matrix), c_void_p, c_int, c_void_p)),

@@ -53,6 +53,8 @@ class KernelDecoder:
         self._weights = lay_out(config, self.tensors, threads=self._threads, panel_rows=panel_rows)
         self._context = self._start()
         self._ids = np.zeros(MAX_TOKENS, np.int32)
+        # It is Python's own, so that it outlives the decoder where somebody keeps it.
+        self._logits = np.zeros(config.vocab_size, np.float32)
         self._capacity = 0  # tokens that the cache has room for
         self._angles: tuple[Floats, ...] = ()
         self.ids: list[int] = []
@@ -153,11 +155,13 @@ class KernelDecoder:
         if start + count > self._capacity:
             self._grow(start + count)
         self._ids[:count] = ids
-        logits = self._functions.minillm_forward(self._context, self._ids.ctypes.data, count, start)
-        if not logits:
+        failed = self._functions.minillm_forward(
+            self._context, self._ids.ctypes.data, count, start, self._logits.ctypes.data
+        )
+        if failed:
             raise IndexError(ids)
         self.ids.extend(ids)
-        return np.ctypeslib.as_array(logits, (self._config.vocab_size,))
+        return self._logits
 
     def _grow(self, needed: int) -> None:
         """Make room for more positions; it doubles, so that a text is copied a few times."""

@@ -63,6 +63,7 @@ def learn(shell: Shell, asked: Arguments) -> None:
             # All are read: begin again.
             open_lesson(shell, lessons[unread[0] if unread else min(lessons)])
         case number:
+            # No lesson has number 0: find_lesson then says which there are.
             open_lesson(shell, find_lesson(int(number) if number.isdecimal() else 0))
 
 
@@ -112,6 +113,7 @@ def quiz(shell: Shell, asked: Arguments) -> None:
     off` leaves.
     """
     if asked.lesson.lower() == "off":  # leaving is the same for lessons and quiz
+        # Both commands call their argument `lesson`, so `:learn` can read `asked`.
         learn.run(shell, asked)
     else:
         from minillm_repl.lessons.course import select_quiz

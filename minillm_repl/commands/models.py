@@ -121,6 +121,7 @@ def save(shell: Shell, asked: Arguments) -> None:
 def _named(argument: str) -> Path:
     """Return the path of a file to write; without an ending it gets the usual one."""
     path = user_path(argument)
+    # A file that exists without an ending is meant as it is.
     return path if path.suffix or exists(path) else user_path(f"{path}{SUFFIX}")
 
 
@@ -189,6 +190,7 @@ def _adapter(adapter: Adapter) -> str:
     return _(
         "{n:,} parameters of rank {rank}, trained on top of {model}",
         n=sum(array.size for array in adapter.tensors.values()),
+        # Shapes: (rank, inputs), (outputs, rank). max: a side may be smaller than the rank.
         rank=max(min(array.shape) for array in adapter.tensors.values()),
         model=adapter.base,
     )

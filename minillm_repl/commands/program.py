@@ -117,6 +117,7 @@ def scroll(shell: Shell, _asked: Arguments) -> None:
         raise UserError(_("no view to scroll yet: try `:attn 0.0`"))
     view = shell.last_view(UNLIMITED_WIDTH)
     if not shell.screen.animated:
+        # A file or a pipe has no width: lines stay whole.
         shell.screen.out.print(view, soft_wrap=True, width=UNLIMITED_WIDTH)
         return
     from minillm_repl.repl.screens import Pager
@@ -168,6 +169,7 @@ def export(shell: Shell, asked: Arguments) -> None:
     # Outputs are counted from the start of the session.
     since = shell.lesson_start_count if whole == "lesson" else 0
     if whole or view is None:
+        # The widest that the terminal was: what fitted then is not wrapped now.
         width, drawing = screen.out.max_width(since), partial(screen.out.replay, since=since)
     else:
         picture = view(UNLIMITED_WIDTH)  # all of it, whatever had room on the terminal
@@ -177,6 +179,7 @@ def export(shell: Shell, asked: Arguments) -> None:
     model = shell.session.workspace.model
     title = safe_line(f"minillm-repl · {model.name}" if model else "minillm-repl")
     written = FORMATS[path.suffix.lower()](drawing, width, title)
+    # A lone surrogate has no UTF-8: it becomes `?`.
     write_view(path, written.encode("utf-8", "replace"), overwrite=asked.overwrite)
     named = safe_line(str(path))
     screen.note(

@@ -21,6 +21,7 @@ from minillm_repl.views.sampler import sweep
 
 
 def _command(name: str, spec: Spec) -> Command:
+    # Made in a function, so that each `run` keeps its own name and spec.
     def run(shell: Shell, asked: Arguments) -> None:
         if asked.keyword == "sweep":
             sweep(shell, asked)
@@ -31,6 +32,7 @@ def _command(name: str, spec: Spec) -> Command:
         if argument:
             change(shell, name, argument, f":{name}")
         value = format_value(spec, value_of(shell.session.settings, name))
+        # The last random seed makes the last completion repeatable.
         chosen = (
             f" (last: {shell.session.conversation.seed})"
             if name == "seed" and value == "random" and shell.session.conversation.turns
@@ -121,6 +123,7 @@ def set_(shell: Shell, asked: Arguments) -> None:
         shell.screen.out.print(settings_table(shell.session.settings))
         return
     # `top-k 40`, `top-k=40` and `top-k = 40`.
+    # The pattern matches every text: each part may be empty.
     words = re.fullmatch(r"([^\s=]*)\s*=?\s*(.*)", asked.change, re.DOTALL)
     name, value = words.groups()  # type: ignore[union-attr]
     if value:

@@ -127,6 +127,7 @@ def make_request(asked: Arguments) -> TrainRequest:
 
 def _check_corpus(corpus: str, words: list[str]) -> None:
     """Raise UserError where a word in the name of a missing text was meant as a setting."""
+    # `take_last` leaves no setting at the start, so the first word belongs to the name.
     meant = [word for word in words[1:] if word and _is_setting(word)]
     if meant and not exists(user_path(corpus)):
         raise UserError(
@@ -181,6 +182,7 @@ def run_training(shell: Shell, request: TrainRequest, *, json: bool = False) -> 
             with suppress(OSError):  # The terminal may be gone.
                 shell.screen.fail(str(error))
     if received_signal():
+        # Shells report 128 + N for a process that signal N ended.
         raise SystemExit(128 + received_signal())
 
 
@@ -271,6 +273,7 @@ def _make_run(
     from minillm_repl.training.recipe import read_recipe
 
     recipe, folder = read_recipe(request.recipe), context.path.with_suffix(".corpus")
+    # All ranks write the same files; the others wait until rank 0 has written them.
     with context.distributed.rank_zero_first():
         corpus, val = recipe.prepare(user_path(request.data), folder, note)
     plan = dataclasses.replace(request.plan, val=str(val))

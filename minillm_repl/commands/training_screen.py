@@ -41,6 +41,7 @@ def run_on_screen(
             screen.warn(_("the loss increased; try a smaller lr"))
         _finish(shell, run, finished)
     except KeyboardInterrupt:  # a second Ctrl-C, in the middle of anything
+        # All processes must gather a sharded model; after a Ctrl-C, some may be gone.
         is_alone = run.context.distributed.world_size == 1
         if workspace.is_training and run.trainer.state.step > first_step and is_alone:
             _open_trained(shell, run.checkpoint(), resumable=run.is_saved)
@@ -110,6 +111,7 @@ def _draw(
     from minillm_repl.render.training import TrainingView, summary
 
     watch = _make_watch(shell, run)
+    # The time of an evaluation is proportional to its tokens.
     plan, (on_the_way, last) = run.plan, run.trainer.evaluator.token_counts()
     with (
         TrainingView(screen, plan.steps, plan.eval_interval, last / on_the_way) as view,

@@ -27,6 +27,7 @@ class Try:
     task: str
     do: str  # the line that does it
     match: str = ""  # a regular expression for lines that do it too
+    # Markdown after the learner's line: `done` if it counts, or if there is no `otherwise`.
     done: str = ""
     otherwise: str = ""
 
@@ -38,6 +39,7 @@ class Ask:
     question: str
     answer: str  # several that count are divided by ` | `
     within: str = ""  # how far a number may be off: `10%`
+    # Markdown: `right` after a right answer, `wrong` after any other and after none.
     right: str = ""
     wrong: str = ""
 
@@ -88,7 +90,9 @@ class Guess:
 class When:
     """Blocks that are shown only if a condition on the model holds."""
 
+    # One of the names in LessonValues.holds; `not ` may stand before it.
     condition: str
+    # Block is defined below and contains When, so the type is a string.
     blocks: "tuple[Block, ...]"
 
 
@@ -106,6 +110,7 @@ class Lesson:
     summary: str
     minutes: int
     texts: tuple[str, ...]  # to look at: the first that the model can read is taken
+    # One or more: read_lesson refuses a lesson without a screen.
     screens: tuple[LessonScreen, ...]
 
 

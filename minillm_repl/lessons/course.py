@@ -54,6 +54,7 @@ def find_lesson(number: int) -> Lesson:
 
 def learner_progress(shell: Shell) -> Progress:
     """Return the learner's progress, which the shell carries and does not read."""
+    # A shell that was made without progress keeps it in memory only.
     if not isinstance(shell.progress, Progress):
         shell.progress = Progress()
     return shell.progress
@@ -90,6 +91,7 @@ def select_quiz(shell: Shell, lesson: str) -> LessonRunner:
         name = _("quiz on lesson {n}", n=lesson)
     else:
         answers = progress.questions
+        # The sort is stable: within a priority, questions keep the order of the file.
         order = sorted(
             questions,
             key=lambda each: _quiz_priority(answers.get(f"{current_language()} {each.name}")),
@@ -120,6 +122,8 @@ def make_lesson_runner(
     name = f"{current_language()} {lesson.number}"
 
     def arrived(course: LessonRunner, place: int | None) -> None:
+        # At the end (None), the shell has the learner's session again: `has_trained` would
+        # be about that one.
         reached = LessonProgress(
             place or 0, place is None, place is not None and course.has_trained
         )
@@ -190,6 +194,7 @@ def _run_blocks(runner: LessonRunner, blocks: LessonScreen) -> ExerciseSteps:
     """Show blocks one after the other, waiting where the learner has something to do."""
     shell = runner.shell
     for block in blocks:
+        # Each block asks for new values: the one before may have changed the model or the text.
         match block:
             case Prose():
                 shell.screen.out.print(LessonMarkdown(block.markdown, runner.lesson_values().value))
@@ -203,6 +208,7 @@ def _run_blocks(runner: LessonRunner, blocks: LessonScreen) -> ExerciseSteps:
                 if runner.lesson_values().holds(block.condition):
                     yield from _run_blocks(runner, block.blocks)
             case _:
+                # For the type checker: only the types of the union Exercise are left.
                 assert isinstance(block, Exercise)
                 yield from run_exercise(shell, runner.lesson_values(), block)
         shell.screen.out.print()
@@ -220,6 +226,7 @@ def _run_show(course: LessonRunner, block: Show) -> ExerciseSteps:
             if course.raises_errors:  # with `--auto`: the place of the error is part of it
                 raise UserError(f"{course.position_label}: {line}: {error}") from None
             shell.screen.fail(str(error))
+        # A Ctrl-C ends one line; the next one runs when the learner is ready.
         if shell.interrupted():
             yield InputRequest("enter", hint=_("stopped; Enter continues"))
     return None

@@ -21,7 +21,9 @@ from minillm_repl.render.tables import plain_table
 
 _MIN_SUMMARY_WIDTH = 110  # cells of a terminal that has room for the lessons' subjects
 _MAX_WIDTH = 84  # cells: longer lines are hard to read
+# `{heads}`, `{token.-1}` or `{previous.head}`: a name, maybe with an index or a field.
 _PLACEHOLDER = re.compile(r"\{([a-z_]+(?:\.-?[a-z0-9]+)?)\}")
+# Rich's own Markdown styles set backgrounds; these are styles of the palette only.
 _THEME = Theme(
     {
         "markdown.code": POSITIVE,
@@ -64,6 +66,7 @@ class LessonMarkdown:
 
     def __init__(self, markdown: str, value: PlaceholderValue) -> None:
         # What a token contains must not become a heading, a list or a code block.
+        # `ansi_dark` has the sixteen named colours only, as the palette has.
         self._markdown = _Markdown(markdown, hyperlinks=False, code_theme="ansi_dark")
         for token in self._markdown.parsed:
             _fill_placeholders_in(token, value)
@@ -159,5 +162,6 @@ def _minutes(lesson: Lesson) -> str:
 
 def _fill_placeholders_in(token: MarkdownToken, value: PlaceholderValue) -> None:
     token.content = fill_placeholders(token.content, value)
+    # Rich draws running text from the children; a code block has no children, only content.
     for child in token.children or ():
         _fill_placeholders_in(child, value)

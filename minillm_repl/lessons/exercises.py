@@ -28,6 +28,7 @@ from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer.base import Token, decode
 
+# Commas separate thousands; a minus sign may be `-` or U+2212.
 _NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?|[-+−]?\.\d+")
 # what `3 피드포워드` is not: another name with a 3 is another one
 _NUMBER_ONLY = re.compile(rf"(?:{_NUMBER.pattern})\s*%?")
@@ -66,6 +67,7 @@ def run_try(shell: Shell, facts: LessonValues, block: Try) -> ExerciseSteps:
     hint = _("type it, or press Enter: {line}", line=safe_line(do))
     line = yield InputRequest("try", do, not block.do.startswith(":"), hint)
     done = (
+        # After an empty Enter, the runner has run `do` itself.
         not line.strip()
         or _is_same_command(shell, line, do)
         or bool(block.match and re.search(block.match, line))
@@ -94,6 +96,7 @@ def run_guess(shell: Shell, block: Guess, text: str) -> ExerciseSteps:
             "pays −log2 of the probability that it gave.",
             miss=f"{1 + log2(max(vocabulary - 1, 1)):.2f}",
         ),
+        # `miss` is filled already: the text has no placeholder of a lesson.
         lambda name: name,
     )
     out.print(bet)
@@ -108,6 +111,7 @@ def run_guess(shell: Shell, block: Guess, text: str) -> ExerciseSteps:
         is_right = bool(line) and answer.text in (line, line.strip() or " ", " " + line.strip())
         # The answer has half of the probability: 1 bit. The other tokens share the other half.
         cost = 1.0 if is_right else 1 + log2(max(vocabulary - 1, 1))
+        # softmax returns natural logarithms; division by ln 2 gives bits.
         model_cost = -float(log_probabilities[ids[place]]) / LN2
         mine, models, played = mine + cost, models + model_cost, played + 1
         result = _(
@@ -157,6 +161,7 @@ def _run_choose(shell: Shell, facts: LessonValues, block: Choose) -> ExerciseSte
         for number, option in enumerate(block.options, 1)
         if option.right == "x" or (option.right.startswith("if ") and facts.holds(option.right[3:]))
     ]
+    # `--auto` needs an answer to type, also where no option holds for the open model.
     line = yield InputRequest(
         "answer", str(right_ones[0] if right_ones else 1), hint=_("type the number of your answer")
     )
@@ -177,6 +182,7 @@ def _run_order(shell: Shell, facts: LessonValues, block: Order) -> ExerciseSteps
     random.Random(block.question).shuffle(shuffled)  # noqa: S311
     out.print(LessonMarkdown(block.question, facts.value))
     out.print(numbered_answers([block.steps[each] for each in shuffled], facts.value))
+    # `shuffled` has the true place of each shown step; the answer is its inverse permutation.
     order = " ".join(str(shuffled.index(place) + 1) for place in range(count))
     line = yield InputRequest(
         "answer", order, hint=_("type the numbers in the right order, such as 3 1 2")
@@ -214,6 +220,7 @@ def _is_same_command(shell: Shell, line: str, do: str) -> bool:
     """Return whether two lines run the same command, or are both prompts."""
 
     def kind(text: str) -> str:
+        # An alias becomes the name of its command, an unknown command `:`, a prompt nothing.
         word = text[1:].split(maxsplit=1)[:1]
         known = shell.is_command(text) and word and shell.registry.has(word[0])
         return shell.registry.get(word[0]).name if known else ":" if shell.is_command(text) else ""
@@ -233,6 +240,7 @@ def _is_correct(line: str, answer: str, tolerance: str) -> bool:
     # Half of the last digit that is shown, and a little for rounding.
     max_difference = 0.501 * 10.0 ** -len(answer.split(maxsplit=1)[0].partition(".")[2].rstrip("%"))
     if tolerance:
+        # `within` is a percentage of the expected number.
         max_difference = max(
             max_difference, abs(expected_number) * float(tolerance.rstrip("% ")) / 100
         )
@@ -243,10 +251,12 @@ def _parse_number(text: str) -> float | None:
     """Return the number of a text, with or without a unit; None if it is none."""
     match = _NUMBER.match(text.strip())
     rest = text.strip()[match.end() :].strip() if match else ""
+    # Six characters have room for a unit such as `tokens`; a longer rest is a sentence.
     if not match or len(rest) > 6 or any(character.isdigit() for character in rest):
         return None
     return float(match[0].replace(",", "").replace("−", "-"))
 
 
 def _normalise(text: str) -> str:
+    # The views show a space as ␣, and learners copy it.
     return " ".join(text.replace("␣", " ").casefold().strip(" .,!?:'\"`").split())

@@ -107,10 +107,12 @@ def read_quiz(language: Language) -> list[Question]:
             # `## 4`: the questions below are about lesson 4.
             lesson, before = int(re.sub(r"\D.*", "", text) or 0), []
         elif word in ("h1", "hr", "lesson"):
+            # A quiz has no screens: rules only structure the file for its author.
             continue
         elif lesson:
             block = reader.parse_block(word, rest, text)
             if isinstance(block, Exercise):
+                # Progress files have this name, so a new question goes to the end of its lesson.
                 count = 1 + sum(each.lesson == lesson for each in questions)
                 questions.append(Question(f"{lesson}.{count}", lesson, tuple(before), block))
                 before = []
@@ -141,6 +143,7 @@ class _LessonReader:
             word, _space, rest = token.info.strip().partition(" ")
             live = token.type == "fence" and word in _FENCE_WORDS
             heading = token.type == "heading_open" and token.tag in ("h1", "h2")
+            # `map` is [first line, line after the last): the source is kept as it was typed.
             section = "\n".join(lines[token.map[0] : token.map[1]])
             if not (live or heading or token.type == "hr"):
                 prose.append(section)
@@ -229,5 +232,6 @@ def _parse_options(text: str) -> tuple[AnswerOption, ...]:
         elif _OPTION.fullmatch(line):
             lines.append(line)
     found = [match for line in lines if (match := _OPTION.fullmatch(line))]
+    # The first colon with a space ends the answer.
     parts = [(match[1], *match[2].partition(": ")) for match in found]
     return tuple(AnswerOption(answer, why, right.strip()) for right, answer, _mark, why in parts)

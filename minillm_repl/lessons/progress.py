@@ -47,6 +47,7 @@ class Progress:
             data = json.loads(file.read_text(encoding="utf-8"))
             progress.lessons = _parse_entries(data["lessons"], LessonProgress)
             progress.questions = _parse_entries(data["questions"], QuestionProgress)
+        # json raises RecursionError for deeply nested brackets.
         except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
             return cls(file)
         return progress
@@ -70,6 +71,7 @@ class Progress:
     def _merge_file(self) -> None:
         """Take over what another session has recorded meanwhile."""
         other = Progress.load(self.file)
+        # The file wins: each record goes there at once, so a writable file lacks none of ours.
         self.lessons |= other.lessons
         self.questions |= other.questions
 
@@ -96,6 +98,7 @@ def _parse_entries(data: Any, kind: Any) -> dict[str, Any]:
     entries = {str(name): kind(**each) for name, each in data.items()}
     for each in entries.values():
         if any(
+            # Not isinstance: a bool is an int too, but no number of a screen.
             type(value) is not type(getattr(kind(), name)) or value < 0
             for name, value in asdict(each).items()
         ):

@@ -91,6 +91,7 @@ class LessonRunner:
         shell.session = Session(Settings(chat=False), workspace)
         if has_trained and practice_path.exists():
             shell.session.adopt(loader.load(practice_path), unsaved=False)
+            # `adopt` made the place read-only; a lesson may still write its practice model there.
             workspace.destination = replace(practice, holds_ours=True)
         shell.line_handler, shell.lesson_start_count = self, shell.screen.out.print_count
         shell.screen.out.print(self.title)
@@ -110,6 +111,7 @@ class LessonRunner:
     @property
     def position_label(self) -> str:
         """The place in the lesson, for the toolbar: `lesson 4 3/9`."""
+        # In the title of a lesson, the minutes follow two spaces (see lesson_title).
         return f"{self.title.plain.partition('  ')[0]} {self.screen_index + 1}/{self.screen_count}"
 
     @property
@@ -135,9 +137,12 @@ class LessonRunner:
         if self._steps is None:  # a Ctrl-C has ended the screen: it is shown again
             self._start_screen()
         elif request.kind == "answer" and line.startswith("::"):
+            # An answer that begins with a colon has a second one, as a prompt has.
             self._send(line[1:])
+        # In an answer, `/` is a character like any other; only `:` begins a command.
         elif shell.is_command(line) and not (request.kind == "answer" and line.startswith("/")):
             shell.run_line(line)
+            # The command may have left the lesson or changed the screen.
             if request.kind == "try" and shell.line_handler is self and self._request is request:
                 self._send(line)
         elif request.kind == "answer":
@@ -164,6 +169,7 @@ class LessonRunner:
         If the session has no text, the text of the lesson becomes it.
         """
         shell, model = self.shell, self.shell.require_model()
+        # `:load` and `:train` replace the checkpoint, maybe with another tokenizer.
         if self._encoded_text is None or self._encoded_text[0] is not model.checkpoint:
             self._encoded_text = model.checkpoint, encode_readable(shell, self.texts)
         if not shell.session.conversation.ids:
@@ -228,11 +234,14 @@ def encode_readable(shell: Shell, texts: tuple[str, ...]) -> list[int]:
     from minillm_repl.generate.options import GenerationConfig
     from minillm_repl.generate.sampling import make_rng
 
+    # The first token that is visible; special tokens have no bytes.
     first = next(
         (token for token in range(tokenizer.vocab_size) if tokenizer.token_bytes(token).strip()), 0
     )
+    # `first` takes one place of the context.
     max_tokens = min(_GENERATED_TOKENS, model.decoder.context_length - 1)
     config = GenerationConfig(max_tokens=max_tokens)
+    # A fixed seed: the figures of a lesson are the same each time.
     events = generate(model.decoder, tokenizer, [first], config, make_rng(0))
     return [first, *(event.id for event in events if isinstance(event, Step))]
 

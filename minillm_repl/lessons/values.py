@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _MIN_DEEP_LAYERS = 6  # layers, from which on a lesson speaks of a deep model
 _MAX_CANDIDATES = 9  # next tokens that can be asked for
 _HANGUL = re.compile("[가-힣]")
+# From the placeholder to the name of the pattern in `:attn`.
 _PATTERNS = {"previous": "previous token", "first": "first token", "self": "itself"}
 _NO_VALUE = "–"
 
@@ -51,6 +52,7 @@ class LessonValues:
 
         Raises UserError if there is no placeholder of this name.
         """
+        # `token.-1` has an index, `previous.head` a field.
         base, _dot, suffix = name.partition(".")
         number = int(suffix) if re.fullmatch(r"-?\d+", suffix) else None
         text = self._model_value(name) or self._loss_value(name)
@@ -85,6 +87,7 @@ class LessonValues:
             "chat": self._model.checkpoint.chat_template is not None,
             "practising": self._has_trained,
             "gated": gated,
+            # GPT models have LayerNorm and a plain MLP, Llama models RMSNorm and a gated one.
             "layer_norm": not gated,
             "tied": config.tie_word_embeddings,
             "hangul": bool(_HANGUL.search(self._text)),
@@ -126,6 +129,7 @@ class LessonValues:
             "family": self._model.family,
             "unit": _("character") if self._is_character_level else _("piece"),
             "units": _("characters") if self._is_character_level else _("pieces"),
+            # The uniform baseline, in bits and in nats.
             "bits_of_ignorance": f"{log2(config.vocab_size):.2f}",
             "ignorance": f"{log(config.vocab_size):.3f}",
             "practice": f'"{practice_file(current_language())}"',
@@ -171,6 +175,7 @@ class LessonValues:
         if kind == "logit":
             return f"{self._logits[candidate.token.id]:.2f}"
         temp = {"prob": 1.0, "hot": 2.0, "cold": 0.5}[kind]
+        # None means that a sampler dropped the token.
         return percent(candidate.probs[self._sweep.temps.index(temp)] or 0.0)
 
     def _head_value(self, pattern: str, field: str) -> str:
@@ -260,6 +265,7 @@ class LessonValues:
         from minillm_repl.views import qkv
 
         layer, head = map(int, self._head_value("previous", "head").split("."))
+        # `compute` looks at the query of the last token.
         return max(qkv.compute(self._subject, layer, head).met, key=lambda each: each.weight)
 
     @cached_property

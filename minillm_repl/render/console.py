@@ -42,6 +42,7 @@ class Transcript(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        # (objects, options of `print`, width of the console in cells) of each print.
         self._printed: deque[tuple[tuple[Any, ...], dict[str, Any], int]] = deque(
             maxlen=_MAX_REMEMBERED
         )
@@ -54,6 +55,7 @@ class Transcript(Console):
             case (Text() as text,) if options.get("end") == "" and self._open_line:
                 self._open_line.append_text(text)  # a text that comes in many frames is one thing
             case (Text() as text,) if options.get("end") == "":
+                # A copy, because later frames are appended to the remembered text itself.
                 self._open_line = text.copy()
                 self._remember((self._open_line,), options)
             case _ if not any(isinstance(each, Control | NewLine) for each in objects):
@@ -89,6 +91,7 @@ class Transcript(Console):
         return max(0, self.print_count - len(self._printed) - since)
 
     def _entries_since(self, since: int) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], int]]:
+        # `print_count` never decreases: the difference has left the deque at its old end.
         gone = self.print_count - len(self._printed)
         return islice(self._printed, max(0, since - gone), None)
 
@@ -156,6 +159,7 @@ def make_console(stream: IO[str], variables: Mapping[str, str], color: str = "au
     No markup, no highlighting, no emoji codes: text from a model means only itself.
     """
     plain = color == "never" or (color == "auto" and bool(variables.get("NO_COLOR")))
+    # None: rich asks the stream whether it is a terminal.
     forced = True if color == "always" else None
     return Transcript(
         file=stream,

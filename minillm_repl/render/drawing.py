@@ -17,6 +17,7 @@ LEVELS = "▁▂▃▄▅▆▇█"
 _HEAT = ("", "cyan", "yellow", "bold red")  # colder to hotter; the level says the same
 UNLIMITED_WIDTH = 20_000  # cells: a view that is drawn so wide leaves nothing out
 MAX_PROSE_WIDTH = 100  # cells: longer lines of words are hard to read
+# Digits after the point: a float32 has fewer, so more would show nothing new.
 _MAX_DIGITS = 12
 MAX_LABEL_WIDTH = 16  # cells of a token in a picture
 _COMPONENTS = {  # of a model: the names that views and JSON have, and those on the screen
@@ -50,6 +51,7 @@ def shade(share: float) -> str:
 
 def signed_shade(share: float) -> str:
     """Return two cells: the shade of a share, −1 to 1, and `-` for a share that is negative."""
+    # A sign from -0.1 on: the shade alone is blank up to 0.2.
     return shade(abs(share)) + ("-" if share <= -0.1 else shade(abs(share)))
 
 
@@ -71,6 +73,7 @@ def token_style(token: Token) -> str:
 def fit_to_width(text: str, width: int, *, right: bool = False) -> str:
     """Return text as exactly `width` cells; longer text ends in `…`."""
     if cell_len(text) > width:
+        # Half a wide character becomes a space, which rstrip removes before the `…`.
         return (
             set_cell_size(set_cell_size(text, width - 1).rstrip() + "…", width)
             if width > 1
@@ -94,6 +97,7 @@ def label_width(tokens: Iterable[Token], min_width: int = 5) -> int:
 
 def numbered_label(token: Token, position: int, last_position: int, width: int) -> Text:
     """Return a position and its token, as wide for each position of a text up to the last one."""
+    # At least four digits, so that short and long texts have the same columns.
     digits = max(4, len(str(last_position)))
     label = short_label(token)
     label.pad_right(width - label.cell_len + 2)
@@ -128,6 +132,7 @@ def format_logit(value: float, *, is_difference: bool) -> str:
 
 def nats(value: float) -> str:
     """Return a divergence: three places, `0` for none at all, `4e-06` for what would be zeros."""
+    # 0.0005 is the smallest value that three places do not show as 0.000.
     return "0" if not value else f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}"
 
 

@@ -30,9 +30,11 @@ _FONTS = (
     "Sans CJK KR',"
     " 'Apple SD Gothic Neo', 'Malgun Gothic', monospace"
 )
+# Groups: the start of rich's <text>, its length, the rest of the tag, the text, the end tag.
 _TEXT = re.compile(r'(<text [^>]*?textLength=")([0-9.]+)("[^>]*)>([^<]*)(</text>)')
 _BEYOND_ASCII = re.compile("[^\x00-\x7f]")
 
+# Rich fills both templates with str.format, so CSS has its braces twice.
 _SVG = """<svg class="terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <!-- made by minillm-repl -->
 <style>
@@ -94,10 +96,12 @@ def as_svg(drawing: Drawing, width: int, title: str) -> str:
 
 def as_html(drawing: Drawing, width: int, title: str) -> str:
     """Return what is drawn as one page; it asks for nothing from elsewhere."""
+    # The title becomes part of a format string: its own braces are doubled.
     page = _HTML.replace("TITLE", escape(title).replace("{", "{{").replace("}", "}}"))
     head, pre, code = (
         _recorded(drawing, width)
         .export_html(theme=SVG_EXPORT_THEME, code_format=page)
+        # Only the text of the terminal gets boxes, not the head of the page.
         .partition("<pre>")
     )
     return head + pre + _BEYOND_ASCII.sub(_as_wide_as_its_cells, code)
@@ -163,6 +167,7 @@ def _console(width: int) -> Console:
         force_jupyter=False,  # else rich shows in a notebook what is only recorded
         file=StringIO(),
         width=width,
+        # A StringIO is no terminal, and would get no colours.
         force_terminal=True,
         color_system="standard",
         markup=False,
@@ -216,6 +221,7 @@ def _as_long_as_its_cells(found: re.Match[str]) -> str:
     """
     before, length, between, text, after = found.groups()
     plain = unescape(text)
+    # Rich's length is characters × cell width; a Hangul syllable has two cells.
     cells = float(length) / max(len(plain), 1) * cell_len(plain)
     return f'{before}{cells:g}{between} lengthAdjust="spacingAndGlyphs">{text}{after}'
 
@@ -246,6 +252,7 @@ _HEADER_BYTES = 1000  # bytes: enough for each of these
 
 def check_overwritable(path: Path, *, overwrite: bool) -> None:
     """Raise UserError if the file at `path` was not made by a view, unless `overwrite`."""
+    # An empty file, such as one of mktemp, has nothing to lose.
     if overwrite or not path.is_file() or not path.stat().st_size:
         return
     with open_regular(path) as file:

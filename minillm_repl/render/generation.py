@@ -117,6 +117,7 @@ def step_title(step: Step, prompt: str, text: str, width: int) -> Text:
                 "entropy {entropy:.2f} bits · sampled rank {rank} · surprisal {surprisal:.2f} bits",
                 entropy=step.entropy,
                 rank=step.rank,
+                # abs, not a minus sign: -log2(1) would be shown as -0.00.
                 surprisal=abs(log2(max(step.model_prob, _MIN_PROBABILITY))),
             ),
             FIGURES,
@@ -143,6 +144,7 @@ def step_table(step: Step, samplers: str, width: int, marked_row: int | None = N
     fixed = f"{'#':>{rank_width + 2}}  {fit_to_width(token, token_width)}  {'id':>{id_width}}   "
     # A row is `fixed`, a percentage (6), a bar, the last column and a bar, with 5 spaces.
     numbers = 6 + final_width + 5
+    # Cells of each bar: more than 40 tell no more, fewer than 4 are no bar.
     bars = min(40, max(4, (width - cell_len(fixed) - numbers - 1) // 2))
     table = Text()
     table.append(f"{fixed}{fit_to_width(model, bars + 9)} {samplers}\n", FIGURES)
@@ -169,6 +171,7 @@ def _visible_token(candidate: Candidate) -> str:
 
 def percent(probability: float) -> str:
     """Return a probability as a percentage; what rounds to nothing but is not says so."""
+    # 0.05% is the smallest probability that one decimal does not show as 0.0%.
     return f"{probability:.1%}" if probability >= 0.0005 or probability == 0 else "<0.1%"
 
 

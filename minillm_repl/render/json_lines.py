@@ -45,6 +45,7 @@ def print_training_json(
 
 
 def _print(data: dict[str, Any], stream: IO[str]) -> None:
+    # ASCII passes through a stream of any encoding, lone surrogates included.
     print(json.dumps(data, ensure_ascii=True), file=stream, flush=True)
 
 
@@ -54,4 +55,5 @@ def json_value(value: Any) -> Any:
         return {name: json_value(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [json_value(each) for each in value]
+    # JSON has no NaN; json.dumps would write a word that other parsers refuse.
     return None if isinstance(value, float) and not isfinite(value) else value

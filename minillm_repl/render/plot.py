@@ -31,13 +31,17 @@ def loss_plot(train: Points, val: Points, columns: int, rows: int, colours: bool
     """
     train, val = smooth(_drawable(train)), _drawable(val)
     steps, losses = ([point[axis] for point in (*train, *val)] for axis in (0, 1))
+    # The least length of an axis: one step, or what a float still resolves; 1% of the largest
+    # loss, so that noise does not fill the plot.
     left, right = _limits(steps, max(1.0, 1e-9 * max(steps, default=0)))
     bottom, top = _limits(losses, max(1e-3, 0.01 * max(losses, default=0)))
     height = rows - _FRAME_ROWS
     ticks = dict(zip(*_ticks(bottom, top, rows // 2), strict=True))
     labels = max(map(len, ticks.values()), default=0)  # cells
+    # The area has a border of one cell on each side.
     area = _Area(left, right, bottom, top, columns - labels - 2, height)
     cells = area.curve(train)
+    # After the curve: a measurement covers the line below it.
     for step, loss in val:
         cells[area.row(loss)][area.column(step)] = "•"
     names = {area.row(loss): name for loss, name in ticks.items()}
@@ -45,6 +49,7 @@ def loss_plot(train: Points, val: Points, columns: int, rows: int, colours: bool
         f"{names.get(row, ''):>{labels}}{'┤' if row in names else '│'}{''.join(cells[row])}│"
         for row in range(height)
     ]
+    # A number on the step axis needs about 12 cells, its gap included.
     marks, below = _step_axis(area, columns // 12)
     of_train, of_val = "⠒⠒ " + _("train"), "• " + _("validation")
     legend = f" {of_train} {f'  {of_val} ' if val else ''}"
@@ -84,6 +89,7 @@ class _Area:
             (self.column(step, _DOTS_X), self.row(loss, _DOTS_Y)) for step, loss in points
         ]  # (x, y) from the top left
         bits = [[0] * self.width for _row in range(self.height)]
+        # The last dot is its own neighbour, so a single point is drawn too.
         for (x, y), (next_x, next_y) in pairwise([*dots, *dots[-1:]]):
             count = max(abs(next_x - x), abs(next_y - y), 1)
             for at in range(count):
@@ -145,6 +151,7 @@ def _ticks(low: float, high: float, most: int, least: float = 0.0) -> tuple[list
     """Return about `most` round numbers from low to high, at least so far apart, and names."""
     rough = max((high - low) / max(most, 1), least)
     power = 10.0 ** floor(log10(rough))
+    # Round distances are 1, 2 or 5 times a power of ten.
     apart = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
     ticks = [apart * place for place in range(ceil(low / apart), floor(high / apart) + 1)]
     digits = max(0, -floor(log10(apart)))

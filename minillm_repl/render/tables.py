@@ -34,6 +34,7 @@ def plain_table(
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        # Top, right, bottom, left. The divider of the box is the third cell of TABLE_GAP.
         padding=(0, 2, 0, 0),
         header_style=FIGURES,
         show_edge=False,
@@ -102,6 +103,7 @@ def tokens_flow(tokens: Sequence[Token], kept: int = 0, unseen: int = 0) -> Text
 
     After `kept` tokens, the `unseen` ones stand in brackets.
     """
+    # `last` is the last unseen token. If all are seen, it lies before `kept` and matches none.
     flow, last = Text(), min(kept + unseen, len(tokens)) - 1
     for index, token in enumerate(tokens):
         is_unseen = kept <= index <= last
@@ -125,6 +127,7 @@ def models_table(models: Iterable[tuple[str, str, Summary | None]]) -> Table:
 
 
 def _facts(summary: Summary) -> tuple[str, str, str, str, str]:
+    # M is 10^6 parameters, MiB 2^20 bytes.
     parameters = f"{summary.parameters / 1e6:,.1f} M"
     size = f"{summary.size / 2**20:,.1f} MiB"
     day = f"{datetime.fromtimestamp(summary.modified):%Y-%m-%d}"  # in the user's time zone

@@ -52,9 +52,11 @@ class TrainingView:
             eval_interval,
             final_eval_cost,
         )
+        # The step of the last evaluation. The first one is at step 0, so -1 is before it.
         self._evaluated = -1
         self._console = screen.notes_console
         self._is_animated = screen.animated and not screen.notes_console.is_dumb_terminal
+        # Only `_refresh` draws: a thread of rich's would compete with training.
         self._live = Live(
             console=self._console, auto_refresh=False, transient=True, redirect_stdout=False
         )
@@ -118,6 +120,7 @@ class TrainingView:
         """
         facts, out = _evaluation_columns(event, self._steps), self._console
         if self._is_animated:
+            # Two cells stay free for a space and the mark.
             facts = [_join_fitting(facts, "  ", out.width - 2)]
         elif self._last:
             facts += [
@@ -171,6 +174,7 @@ class TrainingView:
             facts.append(_("{time} left", time=_format_duration(left)))
         if self._saved is not None:
             facts.append(_("saved at step {step:,}", step=self._saved))
+        # Six cells stay free: a bar of five and a space.
         text = _join_fitting(facts, " · ", width - 6)
         cells = max(0, width - cell_len(text) - 1)
         first = Text.assemble((f"{bar(done / max(self._steps, 1), cells):{cells}} ", MODEL), text)
@@ -192,7 +196,9 @@ class TrainingView:
         """Return how many measurements are still to come, the longer one at the end as what it
         is of these.
         """
+        # The evaluation of the present step may still be to come.
         after = max(self._evaluated, done - 1)
+        # Multiples of the interval after `after`, up to the last step.
         on_the_way = self._steps // self._eval_interval - after // self._eval_interval
         return (
             on_the_way
@@ -204,6 +210,7 @@ class TrainingView:
 def summary(finished: TrainingFinished) -> Text:
     """Return the closing lines of a training run."""
     kept_step, steps = finished.kept, finished.steps
+    # The kept step has the best evaluation, so each later one was no better.
     evaluations_without_improvement = sum(step > kept_step for step, _loss in finished.val_curve)
     reason = {
         "done": _("done") + " · ",

@@ -34,6 +34,7 @@ class Throughput:
 
     def estimate_seconds(self, steps: int, evaluations: float = 0.0) -> float:
         """Return the seconds that these steps and evaluations will take, with the saves between."""
+        # Seconds. Saves are spread evenly over the steps; evaluations are counted one by one.
         each = self._eval_seconds / self._eval_count if self._eval_count else 0.0
         return (
             steps * (self._seconds / self._steps + self._saving_seconds / self._step_count)
@@ -55,12 +56,16 @@ class Throughput:
         seconds = event.seconds - last.seconds
         self._step_count += 1
         if paused and self.is_known:
+            # These seconds hold a step and the pause before it: the usual step is taken off.
             self._add_pause(max(0.0, seconds - self._seconds / self._steps), measures)
             return
+        # A step longer than 10 / 8 s decays by count, a shorter one by time.
         decay = exp(-min(seconds / _DECAY_SECONDS, 1 / _DECAY_STEPS))
         self._steps = self._steps * decay + 1
         self._tokens = self._tokens * decay + event.tokens - last.tokens
         self._seconds = self._seconds * decay + seconds
+        # The second step is the first whose own time is known: what the first took longer was
+        # the evaluation before it.
         if self._seconds_to_first_step:
             self._add_pause(max(0.0, self._seconds_to_first_step - seconds), measures=True)
             self._seconds_to_first_step = 0.0
@@ -88,6 +93,7 @@ class Curve:
             return
         self.points.append((step, fmean(self._pending)))
         self._pending.clear()
+        # Pairs become their means, and each later point is a mean of twice as many losses.
         if len(self.points) == 2 * _MIN_CURVE_POINTS:
             pairs = zip(self.points[::2], self.points[1::2], strict=True)
             self.points = [(step, fmean((before, loss))) for (_step, before), (step, loss) in pairs]

@@ -17,8 +17,7 @@
 An argument may be missing unless it is `required`. `Forms((Layer(),), ("scan", TextArgument()))`
 declares alternatives: a string is a keyword, and `asked.keyword` is that of the form that was
 typed. With `json=True` a command also takes `--json FILE [--overwrite]`, as `asked.output`. Options
-and flags count anywhere outside quotes. Errors are UsageError: they name the value, and the shell
-adds the usage line.
+and flags count anywhere outside quotes. A UsageError names the value; the shell adds the usage.
 """
 
 import re

@@ -148,7 +148,7 @@ MEANT = [  # as a place or an option, and none
     ":lens @4x", ":lens 4x", ":lens 3 4", ":lens pos=3", ":lens last", ":why vs", ":why a vs",
     ":grad a vs", ":attn L9H9", ":attn l0.h1", ":attn 0.1.2", ":attn 0,1", ":attn layer=1",
     ":attn 헤드 1", ":attn 2층", ":qkv 1.2.3", ":qkv 0", ":qkv 0.0 key=x", ":qkv 0.0 kye=1",
-    ":qkv 0.0 1 2", ":neurons x", ":neurons 0.x", ":residual 3", ":descent 0.5", ":descent reat=1",
+    ":qkv 0.0 1 2", ":neurons x", ":neurons 0.x", ":residual 3x", ":descent 0.5", ":descent reat=1",
     ":ablate 0.x", ":ablate scna", ":ablate scan mena", ":ablate off 1", ":steer a vs",
     ":steer vs a", ":steer a vs b vs c", ":patch a -> b -> c", ":steer a vs b stregth=4",
     ":steer a vs b strength 4", ":patch a ->", ":patch a -> b wat=residual", ":branch x",

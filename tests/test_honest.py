@@ -391,7 +391,8 @@ def test_bars_of_a_scan_stand_in_one_column_and_on_one_scale(width):
 
 def test_bars_along_a_text_of_ten_thousand_tokens_stand_in_one_column():
     tokens = tuple(Token(1, "a", (97,)) for _ in range(12_000))
-    neuron = Neuron(3, tuple(1.0 if place in (5, 11_000) else 0.0 for place in range(12_000)))
+    active = tuple(1.0 if place in (5, 11_000) else 0.0 for place in range(12_000))
+    neuron = Neuron(3, active, promotes=(), suppresses=())
     lines = drawn(NeuronsView(0, 9, tokens, (neuron,)).draw(80)).splitlines()
     rows = [line for line in lines if "│" in line]
     assert len({line.index("│") for line in rows}) == 1

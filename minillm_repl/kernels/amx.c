@@ -30,9 +30,9 @@ static int parts_of(int kind) { return kind == BF16 ? 1 : kind == F32 ? 3 : 2; }
 
 // Cuts off the upper halves of 32 numbers, which are bfloat16; what is lost is left for the next part.
 INLINE __m512i take_part(vf *left, vf *right) {
-    static const uint16_t upper_halves[32] = {
-        1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
-        33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    static const uint16_t upper_halves[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                              23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                              45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
     __m512i order = _mm512_loadu_si512(upper_halves);
     __m512i part = _mm512_permutex2var_epi16((__m512i)*left, order, (__m512i)*right);
     *left -= (vf)((vu)*left & 0xffff0000);
@@ -93,7 +93,8 @@ INLINE void quantised_tile(int kind, const Matrix *m, int row, int group, uint16
 }
 
 // The same of a matrix whose rows lie one after another; rows from `last` on are 0.
-INLINE void plain_tile(int kind, int n_parts, const Matrix *m, int row, int last, int i, uint16_t *tile) {
+INLINE void plain_tile(int kind, int n_parts, const Matrix *m, int row, int last, int i,
+                       uint16_t *tile) {
     if (kind == BF16 && row + 16 <= last && i + DEPTH <= m->inputs) {  // as the file has it
         const uint16_t *w = (const uint16_t *)m->weights + (size_t)row * m->inputs + i;
         vf pairs[LANES];
@@ -108,7 +109,8 @@ INLINE void plain_tile(int kind, int n_parts, const Matrix *m, int row, int last
     for (int r = 0; r < 16; r++) {
         left[r] = right[r] = (vf){0};
         if (row + r < last)
-            read_32(kind, m->weights, (size_t)(row + r) * m->inputs + i, m->inputs - i, &left[r], &right[r]);
+            read_32(kind, m->weights, (size_t)(row + r) * m->inputs + i, m->inputs - i, &left[r],
+                    &right[r]);
     }
     for (int part = 0; part < n_parts; part++) {
         vf pairs[LANES];
@@ -137,8 +139,8 @@ static void make_tiles(const Matrix *m, int first, int last, uint16_t *tile) {
 // ---- the product ----
 
 // 16 tokens, or 32 if `two`, whose parts lie `block` apart, times 32 rows: tiles 0 and 1, and 2 and 3.
-INLINE void multiply_tiles(int n_parts, bool two, const uint16_t *x, size_t block, const uint16_t *w,
-                           int steps) {
+INLINE void multiply_tiles(int n_parts, bool two, const uint16_t *x, size_t block,
+                           const uint16_t *w, int steps) {
     size_t part = block / 3;
     _tile_zero(0);
     _tile_zero(1);
@@ -163,7 +165,8 @@ INLINE void multiply_tiles(int n_parts, bool two, const uint16_t *x, size_t bloc
 
 // Writes the first tokens and rows of a tile (16 tokens, 16 rows) into out (tokens, rows).
 static void put_tile(const float *tile, int tokens, int rows, float *out, int stride) {
-    for (int t = 0; t < tokens; t++) memcpy(out + (size_t)t * stride, tile + t * 16, (size_t)rows * 4);
+    for (int t = 0; t < tokens; t++)
+        memcpy(out + (size_t)t * stride, tile + t * 16, (size_t)rows * 4);
 }
 
 void amx_matmul(const Matrix *m, int first, int last, const Operand *x, float *out, int stride,

@@ -12,8 +12,8 @@
 
 #define NEVER -1e30f  // below any score: what a query does not see
 
-INLINE void outer_rows(int rows, const float *x, size_t xs, const float *w, size_t ws, int n, float *y,
-                       size_t ys, bool more) {
+INLINE void outer_rows(int rows, const float *x, size_t xs, const float *w, size_t ws, int n,
+                       float *y, size_t ys, bool more) {
     switch (rows) {
     case 1: outer(1, x, xs, w, ws, n, y, ys, more); break;
     case 2: outer(2, x, xs, w, ws, n, y, ys, more); break;
@@ -29,7 +29,8 @@ static void score(const Attention *a, int rows, int begin, int end, Scratch *s) 
         const float *keys = a->keys + (size_t)block * d * KEY_BLOCK;
         float *scores = s->scores + block * KEY_BLOCK - begin;
         for (int half = 0; half < KEY_BLOCK; half += PANEL)
-            outer_rows(rows, s->queries, d, keys + half, KEY_BLOCK, d, scores + half, STRETCH, false);
+            outer_rows(rows, s->queries, d, keys + half, KEY_BLOCK, d, scores + half, STRETCH,
+                       false);
     }
 }
 
@@ -63,7 +64,8 @@ static void weigh(const Attention *a, int r, int begin, int end, Scratch *s) {
 void attend(const Attention *a, int first_row, int rows, int part, int n_parts, Scratch *s) {
     int low = a->start + a->count, high = 0, d = a->head_dim;
     for (int r = 0; r < rows; r++) {
-        int t = (first_row + r) / a->group, head = a->kv_head * a->group + (first_row + r) % a->group;
+        int t = (first_row + r) / a->group,
+            head = a->kv_head * a->group + (first_row + r) % a->group;
         memcpy(s->queries + r * d, a->queries + ((size_t)t * a->n_heads + head) * d, (size_t)d * 4);
         int last = a->start + t + 1, first = a->window && last > a->window ? last - a->window : 0;
         s->seen[2 * r] = first;
@@ -76,13 +78,14 @@ void attend(const Attention *a, int first_row, int rows, int part, int n_parts, 
     memset(s->mixed, 0, (size_t)rows * a->padded * sizeof(float));
     int blocks = up_to(high, KEY_BLOCK) / KEY_BLOCK - low / KEY_BLOCK;
     int each = up_to(blocks, n_parts) / n_parts * KEY_BLOCK;
-    int begin = low / KEY_BLOCK * KEY_BLOCK + part * each, stop = begin + each < high ? begin + each : high;
+    int begin = low / KEY_BLOCK * KEY_BLOCK + part * each,
+        stop = begin + each < high ? begin + each : high;
     for (; begin < stop; begin += STRETCH) {
         int end = begin + STRETCH < stop ? begin + STRETCH : stop;
         score(a, rows, begin, end, s);
         for (int r = 0; r < rows; r++) weigh(a, r, begin, end, s);
         for (int i = 0; i < a->padded; i += PANEL)
-            outer_rows(rows, s->scores, STRETCH, a->values + (size_t)begin * a->padded + i, a->padded,
-                       end - begin, s->mixed + i, a->padded, true);
+            outer_rows(rows, s->scores, STRETCH, a->values + (size_t)begin * a->padded + i,
+                       a->padded, end - begin, s->mixed + i, a->padded, true);
     }
 }

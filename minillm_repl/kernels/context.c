@@ -17,8 +17,8 @@ int minillm_panel_rows(void) { return PANEL; }
 
 static bool is_matrix(const Matrix *m, int rows, int inputs) {
     bool scaled = m->kind == Q8 || m->kind == Q4;
-    return m->weights && m->kind >= F32 && m->kind <= Q4 && m->rows == rows && m->inputs == inputs &&
-           (m->scales != NULL) == scaled;
+    return m->weights && m->kind >= F32 && m->kind <= Q4 && m->rows == rows &&
+           m->inputs == inputs && (m->scales != NULL) == scaled;
 }
 
 static const char *check_layer(const Model *m, const Layer *l) {
@@ -35,8 +35,9 @@ static const char *check_layer(const Model *m, const Layer *l) {
 }
 
 const char *minillm_check(const Model *m) {
-    if (m->n_layers < 1 || m->d_model < 1 || m->n_heads < 1 || m->n_kv_heads < 1 || m->head_dim < 1 ||
-        m->d_mlp < 1 || m->vocab_size < 1 || m->context_length < 1 || m->n_threads < 1)
+    if (m->n_layers < 1 || m->d_model < 1 || m->n_heads < 1 || m->n_kv_heads < 1 ||
+        m->head_dim < 1 || m->d_mlp < 1 || m->vocab_size < 1 || m->context_length < 1 ||
+        m->n_threads < 1)
         return "a size below 1";
     if (m->n_heads % m->n_kv_heads) return "n_heads and n_kv_heads";
     if (m->activation < GELU || m->activation > RELU) return "activation";
@@ -71,7 +72,8 @@ static size_t most(size_t a, size_t b) { return a > b ? a : b; }
 static void lay_out(Context *c, Pool *pool) {
     const Model *m = c->model;
     size_t w = m->d_model, d = m->head_dim, h = m->n_heads, g = m->n_kv_heads, t = MAX_TOKENS;
-    size_t padded = c->padded, inputs = most(most(w, m->d_mlp), h * d), groups = groups_of((int)inputs);
+    size_t padded = c->padded, inputs = most(most(w, m->d_mlp), h * d),
+           groups = groups_of((int)inputs);
     size_t tokens = up_to(MAX_TOKENS, 16), parts = c->most_parts;
     c->x = floats(pool, t * w);
     c->x2 = floats(pool, t * w);

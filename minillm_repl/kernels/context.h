@@ -9,9 +9,9 @@
 struct Context {
     const Model *model;
     Team *team;
-    Scratch *scratch;  // of each thread
-    void *memory;      // of all arrays below but the cache
-    float *x, *x2;     // (t, w): the residual stream, before and after attention
+    Scratch *scratch;         // of each thread
+    void *memory;             // of all arrays below but the cache
+    float *x, *x2;            // (t, w): the residual stream, before and after attention
     float *normed, *normed2;  // (t, w)
     float *qkv;               // (t, (h + 2g) · d)
     float *queries;           // (t, h · d): rotated and scaled

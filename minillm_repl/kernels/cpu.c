@@ -36,13 +36,13 @@
 // Intel's manual, volume 2, CPUID: leaf 1, leaf 7 (subleaves 0 and 1), leaf 0x80000001.
 #define LEAF1_V2_ECX (1u << 0 | 1u << 9 | 1u << 13 | 1u << 19 | 1u << 20 | 1u << 23)
 #define LEAF1_V3_ECX (1u << 12 | 1u << 22 | 1u << 26 | 1u << 27 | 1u << 28 | 1u << 29)
-#define LEAF7_V3_EBX (1u << 3 | 1u << 5 | 1u << 8)                               // BMI1 AVX2 BMI2
-#define LEAF7_V4_EBX (1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31)      // F DQ CD BW VL
+#define LEAF7_V3_EBX (1u << 3 | 1u << 5 | 1u << 8)                           // BMI1 AVX2 BMI2
+#define LEAF7_V4_EBX (1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31)  // F DQ CD BW VL
 #define LEAF7_VNNI_ECX (1u << 11)
 #define LEAF7_1_BF16_EAX (1u << 5)
-#define LEAF7_AMX_EDX (1u << 22 | 1u << 24 | 1u << 25)                           // BF16 TILE INT8
-#define EXTENDED_V2_ECX (1u << 0)                                                // LAHF
-#define EXTENDED_V3_ECX (1u << 5)                                                // LZCNT
+#define LEAF7_AMX_EDX (1u << 22 | 1u << 24 | 1u << 25)  // BF16 TILE INT8
+#define EXTENDED_V2_ECX (1u << 0)                       // LAHF
+#define EXTENDED_V3_ECX (1u << 5)                       // LZCNT
 
 static int has(uint32_t bits, uint32_t wanted) { return (bits & wanted) == wanted; }
 

@@ -45,7 +45,8 @@ static void embed(void *job, int thread, int t) {
         size_t panel = row / Q_ROWS * groups, lane = row % Q_ROWS;
         for (int i = 0; i < n; i++) {
             size_t g = panel + i / GROUP, quad = i % GROUP / 4;
-            size_t at = (g * (half ? 4 : 8) + quad / (half ? 2 : 1)) * 4 * Q_ROWS + lane * 4 + i % 4;
+            size_t at =
+                (g * (half ? 4 : 8) + quad / (half ? 2 : 1)) * 4 * Q_ROWS + lane * 4 + i % 4;
             int byte = ((const uint8_t *)e->weights)[at];
             int number = half ? (quad % 2 ? byte >> 4 : byte & 15) - 8 : byte - 128;
             out[i] = (float)number * float_of((uint32_t)e->scales[g * Q_ROWS + lane] << 16);
@@ -54,8 +55,7 @@ static void embed(void *job, int thread, int t) {
         for (int i = 0; i < n; i++) out[i] = widen_one(e->kind, e->weights, row * n + i);
     }
     if (m->positions)
-        for (int i = 0; i < n; i++)
-            out[i] += m->positions[(size_t)(s->start + t) * n + i];
+        for (int i = 0; i < n; i++) out[i] += m->positions[(size_t)(s->start + t) * n + i];
 }
 
 static void put_row(void *job, int thread, int t) {
@@ -101,7 +101,8 @@ static void put_digits(void *job, int thread, int t) {
 static void split_block(void *job, int thread, int i) {
     Step *s = job;
     int per_block = up_to(s->operand.inputs, SPLIT) / SPLIT;
-    amx_split(&s->operand, i / per_block, i % per_block * SPLIT, (uint16_t *)scratch_of(s, thread)->out);
+    amx_split(&s->operand, i / per_block, i % per_block * SPLIT,
+              (uint16_t *)scratch_of(s, thread)->out);
 }
 
 static void put_parts(void *job, int thread, int i) {
@@ -119,7 +120,8 @@ static void put_parts(void *job, int thread, int i) {
 static void product_rows(void *job, int thread, int i) {
     Step *s = job;
     Scratch *scratch = scratch_of(s, thread);
-    int first = i * s->rows, last = first + s->rows < s->matrix->rows ? first + s->rows : s->matrix->rows;
+    int first = i * s->rows,
+        last = first + s->rows < s->matrix->rows ? first + s->rows : s->matrix->rows;
     if (s->gate) {
         matmul(s->gate, first, last, &s->operand, scratch->out, s->rows, scratch);
         matmul(s->matrix, first, last, &s->operand, scratch->out2, s->rows, scratch);
@@ -137,7 +139,8 @@ static void product_rows(void *job, int thread, int i) {
 
 static void put_rows(void *job, int thread, int i) {
     Step *s = job;
-    int rows = s->matrix->rows, first = i * s->rows, n = rows - first < s->rows ? rows - first : s->rows;
+    int rows = s->matrix->rows, first = i * s->rows,
+        n = rows - first < s->rows ? rows - first : s->rows;
     for (int t = 0; t < s->operand.count; t++) {
         const float *out = scratch_of(s, thread)->out + (size_t)t * s->rows;
         float *to = s->to + (size_t)t * rows + first;
@@ -169,7 +172,8 @@ static void product(Member *member, int thread, Step *s, const Matrix *gate, con
                    up_to(s->count, 16) / 16 * (up_to(matrix->inputs, SPLIT) / SPLIT));
 #endif
     s->rows = rows_per_piece(matrix->rows, s->count);
-    team_phase(member, thread, s, (Work){product_rows, put_rows}, (matrix->rows + s->rows - 1) / s->rows);
+    team_phase(member, thread, s, (Work){product_rows, put_rows},
+               (matrix->rows + s->rows - 1) / s->rows);
 }
 
 // ---- attention ----
@@ -186,8 +190,10 @@ static void finish_head(void *job, int thread, int head) {
     float *out = scratch_of(s, thread)->out, scale = 1.0f / sqrtf((float)d);
     for (int t = 0; t < s->count; t++, out += d) {
         const float *x = c->qkv + (size_t)t * row + (size_t)head * d;
-        if (norm->gain && !is_value) normalise(norm, m->norm_eps, x, d, out);
-        else memcpy(out, x, (size_t)d * sizeof(float));
+        if (norm->gain && !is_value)
+            normalise(norm, m->norm_eps, x, d, out);
+        else
+            memcpy(out, x, (size_t)d * sizeof(float));
         size_t angles = (size_t)(s->start + t) * c->pairs;
         if (!is_value) rotate(out, c->cos + angles, c->sin + angles, c->pairs);
         if (is_query)
@@ -225,10 +231,16 @@ static void attend_piece(void *job, int thread, int i) {
     int tiles = (rows + QUERIES - 1) / QUERIES, part = i % s->parts, tile = i / s->parts % tiles;
     int kv_head = i / (s->parts * tiles), first = tile * QUERIES;
     Attention a = {
-        .queries = c->queries, .count = s->count, .start = s->start, .window = s->layer->window,
+        .queries = c->queries,
+        .count = s->count,
+        .start = s->start,
+        .window = s->layer->window,
         .keys = s->keys + (size_t)kv_head * c->capacity * m->head_dim,
         .values = s->values + (size_t)kv_head * c->capacity * c->padded,
-        .group = group, .head_dim = m->head_dim, .padded = c->padded, .kv_head = kv_head,
+        .group = group,
+        .head_dim = m->head_dim,
+        .padded = c->padded,
+        .kv_head = kv_head,
         .n_heads = m->n_heads,
     };
     attend(&a, first, rows - first < QUERIES ? rows - first : QUERIES, part, s->parts,
@@ -284,13 +296,15 @@ static void put_merged(void *job, int thread, int head) {
 static void attention(Member *member, int thread, Step *s) {
     const Model *m = s->c->model;
     int group = m->n_heads / m->n_kv_heads, tiles = (s->count * group + QUERIES - 1) / QUERIES;
-    team_phase(member, thread, s, (Work){attend_piece, put_mixed}, m->n_kv_heads * tiles * s->parts);
+    team_phase(member, thread, s, (Work){attend_piece, put_mixed},
+               m->n_kv_heads * tiles * s->parts);
     if (s->parts > 1) team_phase(member, thread, s, (Work){merge_head, put_merged}, m->n_heads);
 }
 
 // ---- a step ----
 
-static void norm(Member *member, int thread, Step *s, const Norm *norm, const float *from, float *to) {
+static void norm(Member *member, int thread, Step *s, const Norm *norm, const float *from,
+                 float *to) {
     s->norm = norm;
     s->from = from;
     s->to = to;
@@ -318,9 +332,11 @@ void run_step(Member *member, int thread, void *job) {
             skipped = (size_t)s->count - 1;
             s->count = 1;
         }
-        product(member, thread, s, NULL, &layer->proj, c->z + skipped * h * d, c->x + skipped * w, c->x2);
+        product(member, thread, s, NULL, &layer->proj, c->z + skipped * h * d, c->x + skipped * w,
+                c->x2);
         if (m->parallel_residual) {
-            product(member, thread, s, &layer->gate, &layer->up, c->normed2 + skipped * w, NULL, c->hidden);
+            product(member, thread, s, &layer->gate, &layer->up, c->normed2 + skipped * w, NULL,
+                    c->hidden);
         } else {
             norm(member, thread, s, &layer->norm2, c->x2, c->normed2);
             product(member, thread, s, &layer->gate, &layer->up, c->normed2, NULL, c->hidden);
@@ -337,7 +353,11 @@ int minillm_forward(Context *c, const int32_t *ids, int count, int start, float 
     for (int t = 0; t < count; t++)
         if (ids[t] < 0 || ids[t] >= m->vocab_size) return 1;
     int parts = count > 1 ? 1 : (start + PART) / PART;
-    Step s = {.c = c, .ids = ids, .count = count, .start = start, .logits = logits,
+    Step s = {.c = c,
+              .ids = ids,
+              .count = count,
+              .start = start,
+              .logits = logits,
               .parts = parts < c->most_parts ? parts : c->most_parts};
     _Static_assert(sizeof(Step) <= 256, "a job of the team");
     Member member = team_begin(c->team, &s, sizeof s);
@@ -348,8 +368,15 @@ int minillm_forward(Context *c, const int32_t *ids, int count, int start, float 
 // ---- one matrix, for tests ----
 
 int minillm_matmul(const Matrix *m, const float *x, int count, float *y) {
-    Model model = {.n_layers = 1, .d_model = m->inputs, .n_heads = 1, .n_kv_heads = 1, .head_dim = (m->rows + 2) / 3,
-                   .d_mlp = m->rows, .vocab_size = 1, .context_length = 1, .n_threads = 1};
+    Model model = {.n_layers = 1,
+                   .d_model = m->inputs,
+                   .n_heads = 1,
+                   .n_kv_heads = 1,
+                   .head_dim = (m->rows + 2) / 3,
+                   .d_mlp = m->rows,
+                   .vocab_size = 1,
+                   .context_length = 1,
+                   .n_threads = 1};
     if (count < 1 || count > MAX_TOKENS || m->inputs < 1 || m->rows < 1) return 1;
     Context *c = minillm_new(&model);
     if (!c) return 1;

@@ -37,9 +37,10 @@ enum Kind {
 
 enum Activation { GELU, GELU_TANH, SILU, RELU };  // the order of model/config.py's ACTIVATIONS
 
-#define GROUP 32     // inputs of a quantised row that share a scale
-#define Q_ROWS 16    // rows of a quantised matrix that lie side by side
-#define MAX_TOKENS 132  // that are read in one step: a multiple of the 12 that matmul.c takes at once
+#define GROUP 32   // inputs of a quantised row that share a scale
+#define Q_ROWS 16  // rows of a quantised matrix that lie side by side
+#define MAX_TOKENS \
+    132  // that are read in one step: a multiple of the 12 that matmul.c takes at once
 
 typedef struct {
     const void *weights;     // NULL: there is no such matrix

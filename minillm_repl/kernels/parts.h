@@ -28,14 +28,14 @@ typedef struct {
 
 // What one thread works in.
 typedef struct {
-    float *panel;    // (inputs, PANEL): rows of a matrix turned over; or the tiles of 32 rows
-    float *out;      // what a piece of work has computed
-    float *out2;     // as large: the gates of an MLP
-    float *tiles;    // (4, 256): what the tile unit leaves
+    float *panel;  // (inputs, PANEL): rows of a matrix turned over; or the tiles of 32 rows
+    float *out;    // what a piece of work has computed
+    float *out2;   // as large: the gates of an MLP
+    float *tiles;  // (4, 256): what the tile unit leaves
     // Attention's, of QUERIES queries each:
     float *queries, *scores, *mixed;  // (d), (STRETCH), (padded d)
-    float *largest, *total;           // the largest score so far, and the sum of e^(score − largest)
-    int32_t *seen;                    // (2): the first position, and the one after the last
+    float *largest, *total;  // the largest score so far, and the sum of e^(score − largest)
+    int32_t *seen;           // (2): the first position, and the one after the last
 } Scratch;
 
 static inline int groups_of(int inputs) { return (inputs + GROUP - 1) / GROUP; }
@@ -63,7 +63,7 @@ void round_to_digits(const float *x, int n, int8_t *digits, float *steps, int32_
 
 // attention.c
 typedef struct {
-    const float *queries;  // (count, n_heads · head_dim), scaled and rotated
+    const float *queries;        // (count, n_heads · head_dim), scaled and rotated
     const float *keys, *values;  // of one key head: (blocks, head_dim, 32) and (positions, padded)
     int count, start, window, group, head_dim, padded;
     int kv_head, n_heads;

@@ -108,7 +108,8 @@ void round_to_digits(const float *x, int n, int8_t *digits, float *steps, int32_
             inverse = 1.0f / step;
         }
         for (int i = 0; i < GROUP; i += LANES) {
-            vi whole = __builtin_convertvector((load(numbers + i) * inverse + 12582912.0f) - 12582912.0f, vi);
+            vi whole = __builtin_convertvector(
+                (load(numbers + i) * inverse + 12582912.0f) - 12582912.0f, vi);
             for (int d = 0; d < DIGITS; d++) {
                 vi digit = d < DIGITS - 1 ? lowest_digit(whole) : whole;
                 vb narrow = __builtin_convertvector(digit, vb);

@@ -60,7 +60,8 @@ struct Team {
     // Each in a cache line of its own. A claim is a phase's number, and which piece is next in it.
     _Alignas(64) _Atomic uint64_t claim;
     _Alignas(64) _Atomic uint64_t done;  // pieces, counted since the start
-    _Alignas(64) _Atomic uint64_t *taken;  // of each piece: the last phase in which it was committed
+    _Alignas(
+        64) _Atomic uint64_t *taken;  // of each piece: the last phase in which it was committed
     int size;
 
     _Alignas(64) Lock lock;  // of all below

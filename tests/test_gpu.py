@@ -20,8 +20,8 @@ from minillm_repl.model.attention import KVCache
 from minillm_repl.model.bfloat16 import BFLOAT16, convert, to_float32
 from minillm_repl.model.build import build
 from tests.conftest import ROOT
-from tests.test_kernel_decoder import family  # noqa: F401 - a fixture
 from tests.test_huggingface import logits_of, random_ids
+from tests.test_kernel_decoder import family  # noqa: F401 - a fixture
 from tests.test_terminal import models, visit  # noqa: F401 - fixtures
 from tests.test_training_runs import SIZES, losses, run, start, train, until, with_text
 

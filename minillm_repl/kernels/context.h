@@ -19,7 +19,7 @@ struct Context {
     float *hidden;            // (t, d_mlp)
     float *part_mixed;        // (parts, h, padded), and the two below (parts, h): see attention.c
     float *part_largest, *part_total;
-    Operand operand;  // the memory of its other forms; the threads take turns with it
+    Operand operand;  // the memory of the other forms of a product's operand
     // The KV cache: keys (layers, g, blocks, d, 32), values (layers, g, positions, padded).
     float *keys, *values;
     int capacity, padded, most_parts;
@@ -27,7 +27,7 @@ struct Context {
     int pairs;
 };
 
-// Rows of a matrix that make a piece of work: so many that there are about a hundred pieces.
+// Rows of a matrix that make a piece of work: enough for about a hundred pieces in all.
 static inline int rows_per_piece(int rows, int count) {
     return count > 1 ? PIECE_ROWS : PIECE_ROWS * (1 + rows / (PIECE_ROWS * 96));
 }

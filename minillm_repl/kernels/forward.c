@@ -75,8 +75,8 @@ static void normalise_row(void *job, int thread, int t) {
 
 // ---- products ----
 
-// The digits of a token, or the parts of 16: worked out in `out`, for nobody may write what others
-// read, not even the same once more.
+// The digits of a token, or the parts of 16 tokens. They are computed in `out` first: a thread that is
+// late may not write where the others read already.
 
 static void round_row(void *job, int thread, int t) {
     Step *s = job;

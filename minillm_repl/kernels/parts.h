@@ -14,7 +14,7 @@
 #define PIECE_ROWS 32  // rows of a matrix that make a piece of work, or a multiple
 
 // Activations (count, inputs) that a matrix is multiplied with, and other forms of the same numbers:
-// those that `prepare` makes for the kind of matrix.
+// `product` in forward.c makes those that the kind of matrix needs.
 typedef struct {
     const float *x;
     int count, inputs;

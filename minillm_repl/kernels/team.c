@@ -1,7 +1,7 @@
 // Threads that share the pieces of a step, and never wait for one that has been put aside.
 //
 // A step is a list of phases, each of some pieces. Every thread goes through the same list. In a
-// phase, whoever is free claims the next piece, computes it into memory of its own, and commits it:
+// phase, any thread that is free claims the next piece, computes it into memory of its own, and commits it:
 // only the first to finish a piece copies it to where all read it. When no piece is left to claim,
 // a thread waits for the others about as long as a piece takes, and then does their pieces itself.
 // So a thread that the operating system has put aside, because another program wants its core,

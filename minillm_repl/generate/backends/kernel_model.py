@@ -54,7 +54,7 @@ def lay_out(
 ) -> KernelModel:
     """Return the structure for a model's tensors.
 
-    Matrices stay as they are, or, with `panel_rows`, are turned over with so many rows side by
+    Matrices stay as they are, or, with `panel_rows`, are turned over with this many rows side by
     side. All the rest is in float32.
     """
     builder = _Builder(tensors, panel_rows)

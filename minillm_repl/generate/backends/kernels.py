@@ -154,6 +154,9 @@ class KernelDecoder:
         assert start + count <= self._config.context_length
         if start + count > self._capacity:
             self._grow(start + count)
+        # Checked before a thread that is late can read them.
+        if min(ids) < 0 or max(ids) >= self._config.vocab_size:
+            raise IndexError(ids)
         self._ids[:count] = ids
         failed = self._functions.minillm_forward(
             self._context, self._ids.ctypes.data, count, start, self._logits.ctypes.data

@@ -13,9 +13,7 @@ from minillm_repl.model.attention import KVCache
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.model.hooks import Hook, no_hook
 
-_GPU_CHUNK = (
-    2_048  # tokens per prefill chunk on a GPU, which reads so many without a noticeable wait
-)
+_GPU_CHUNK = 2_048  # tokens per prefill chunk on a GPU, which reads them without a noticeable wait
 
 
 class TorchDecoder:

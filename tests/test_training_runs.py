@@ -311,7 +311,7 @@ def test_a_new_model_is_trained_saved_opened_and_completes(folder, kind):
     events, _ = run(
         folder, "--ckpt", "m.safetensors", "-p", "바람이", "--json", "--max-tokens", "5"
     )
-    assert events[-1]["tokens"] == 5
+    assert 0 < events[-1]["tokens"] <= 5  # the model of byte pairs may draw the end token
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from minillm_repl.errors import UserError
+from minillm_repl.errors import UsageError, UserError
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder
 from minillm_repl.generate.decoder import never_interrupted
@@ -21,6 +21,8 @@ from minillm_repl.repl.model_loading import LoadedModel
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
 from minillm_repl.views.branch import compute as branches_view
+from minillm_repl.views.choose import Continuations
+from minillm_repl.views.choose import compute as choose_view
 from minillm_repl.views.prob import compute as prob_view
 from minillm_repl.views.sampler import compute as sampler_view
 from minillm_repl.views.sampler import compute_sweep as sweep_view
@@ -105,6 +107,72 @@ def test_the_probability_of_a_continuation_is_e_to_minus_its_cross_entropy(nalss
     assert [each.likeliest.id for each in view.chances] == logits.argmax(-1).tolist()
     assert view.prob == pytest.approx(math.exp(-float(loss.sum())), rel=1e-4)
     assert view.bits == pytest.approx(float(loss.sum()) / math.log(2), rel=1e-5)
+
+
+def test_shares_are_among_the_continuations_and_all_single_tokens_sum_to_one(nalssi, decoder):
+    tokenizer, text = nalssi.tokenizer, nalssi.tokenizer.encode("날씨가")
+    single = [
+        (tokenizer.token_bytes(token).decode(), [[token]]) for token in range(tokenizer.vocab_size)
+    ]
+    everything = choose_view(decoder, tokenizer, text, single, never_interrupted)
+    assert sum(option.prob for option in everything.options) == pytest.approx(1, abs=1e-6)
+    assert [option.share for option in everything.options] == pytest.approx(
+        [option.prob for option in everything.options], abs=1e-6
+    )
+    words = [(word, [tokenizer.encode(word)]) for word in (" 좋다.", " 맑다", " 시원하다.")]
+    view = choose_view(decoder, tokenizer, text, words, never_interrupted)
+    with torch.no_grad():
+        model = build(nalssi.config, nalssi.tensors)
+        losses = [
+            float(
+                torch.nn.functional.cross_entropy(
+                    model(torch.tensor([text + ids]))[0, len(text) - 1 : -1].double(),
+                    torch.tensor(ids),
+                    reduction="sum",
+                )
+            )
+            for _word, [ids] in words
+        ]
+    shares = torch.tensor(losses).neg().softmax(0).tolist()
+    assert [option.share for option in view.options] == pytest.approx(shares, rel=1e-4)
+    rates = [
+        loss / math.log(2) / len(word.encode())
+        for loss, (word, _ids) in zip(losses, words, strict=True)
+    ]
+    assert [option.bits_per_byte for option in view.options] == pytest.approx(rates, rel=1e-4)
+    assert view.chosen == losses.index(min(losses))
+    assert view.chosen_per_byte == rates.index(min(rates))
+
+
+def test_the_product_of_many_tokens_may_be_below_the_smallest_number(nalssi, decoder):
+    tokenizer, text = nalssi.tokenizer, nalssi.tokenizer.encode("날씨가")
+    long = "하" * 300  # a probability of 0 in float64
+    words = [(word, [tokenizer.encode(word)]) for word in (long, long + "하")]
+    view = choose_view(decoder, tokenizer, text, words, never_interrupted)
+    assert view.options[0].prob == 0
+    assert sum(option.share for option in view.options) == pytest.approx(1)
+    assert view.chosen == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "continuations", "text"),
+    [
+        ("a | b", ("a", "b"), ""),
+        ('" a" | " b" "그 뒤"', (" a", " b"), "그 뒤"),
+        ('a| "b | c"', ("a", "b | c"), ""),  # in quotes it is a part of the continuation
+        ('a | b c "d" "e"', ("a", 'b c "d"'), "e"),
+    ],
+)
+def test_continuations_are_read_as_they_are_typed(typed, continuations, text):
+    values, rest = Continuations().take(typed)
+    assert values == {"continuations": continuations, "text": text}
+    assert not rest
+
+
+@pytest.mark.parametrize("typed", ["", "a", "a |", "| a", "a | | b", '"a" "b"'])
+def test_fewer_than_two_continuations_are_refused(typed):
+    with pytest.raises(UsageError):
+        Continuations().take(typed)
 
 
 def test_each_way_is_the_completion_of_its_seed(nalssi, decoder):

@@ -199,6 +199,7 @@ def test_the_numbers_of_a_view_are_saved_as_json(visit, tmp_path):
         ":sampler --json {file}": "sampler",
         ":temp sweep --json {file}": "sweep",
         ":prob --json {file} 하": "prob",
+        ":choose 좋다 | 맑다 --json {file}": "choose",
         ":branch 2 --json {file}": "branches",
         ":attn --json {file}": "focus",
         ":qkv 0.0 --json {file}": "qkv",

@@ -23,6 +23,7 @@ from minillm_repl.views.sampler import next_logits
 
 if TYPE_CHECKING:
     from minillm_repl.generate.decoder import Decoder
+    from minillm_repl.repl.model_loading import LoadedModel
     from minillm_repl.repl.shell import Shell
 
 
@@ -101,6 +102,19 @@ def compute(
     return ProbView(last, tuple(continuation), exp(total), abs(total) / LN2)
 
 
+def readings(shell: "Shell", model: "LoadedModel", text: str) -> list[list[int]]:
+    """Return the tokens of a continuation as it is typed, and, where that takes no more tokens,
+    with a space before it: some tokenizers have the space in the word's own token.
+
+    Raises UserError for a text that the model cannot read.
+    """
+    typed = shell.encode(model, text, start=False)
+    spaced = model.checkpoint.tokenizer.encode(" " + text, add_special=False)
+    if text.startswith(" ") or len(spaced) > len(typed):
+        return [typed]
+    return [typed, spaced]
+
+
 @command(
     "prob",
     arguments=(TextArgument(verbatim=True, required=True),),
@@ -123,13 +137,9 @@ def prob(shell: "Shell", asked: Arguments) -> None:
     if not ids:
         raise UserError(_("no text to append this to: type a prompt first"))
     tokenizer = model.checkpoint.tokenizer
-    readings = [shell.encode(model, asked.text, start=False)]
-    spaced = tokenizer.encode(" " + asked.text, add_special=False)
-    # Some tokenizers have the space before a word in the word's own token.
-    if not asked.text.startswith(" ") and len(spaced) <= len(readings[0]):
-        readings.append(spaced)
     views = [
-        compute(model.decoder, tokenizer, ids, reading, shell.interrupted) for reading in readings
+        compute(model.decoder, tokenizer, ids, reading, shell.interrupted)
+        for reading in readings(shell, model, asked.text)
     ]
     view = min(views, key=lambda view: view.bits)
     # The model has read all but the last token of the continuation.

@@ -26,6 +26,7 @@ from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.prepare import resume_run, start_run
 from minillm_repl.training.run import RunContext, resume_path
 from minillm_repl.training.tokens import IGNORE_INDEX, Split
+from minillm_repl.training.trainer import _RETRY_SECONDS
 from tests.conftest import MODELS
 
 TEXT = (MODELS / "nalssi.txt").read_text(encoding="utf-8")
@@ -462,6 +463,21 @@ def test_a_save_that_fails_ends_no_run_and_a_later_one_may_work(corpus, tmp_path
     assert "could not save" in told[0].why
     assert not trainee.save_error
     assert load(folder / "m.safetensors").training.steps == told[3].step == 40
+
+
+def test_a_save_that_failed_is_tried_again_before_the_next_one_is_due(corpus, tmp_path):
+    folder = tmp_path / "folder"
+    folder.write_text("a file is in the way")
+    plan = dataclasses.replace(SMALL, save_steps=10, steps=19)
+    trainee = begin(corpus, plan, path=folder / "m.safetensors")
+    told = []
+    for event in trainee.events(lambda: False):
+        if isinstance(event, NotSaved | Saved):
+            told.append((type(event), event.step))
+        if isinstance(event, NotSaved):
+            folder.unlink()
+            trainee.trainer._save_due_time -= _RETRY_SECONDS  # as if it were so long ago
+    assert told == [(NotSaved, 10), (Saved, 11)]
 
 
 STAYS = """

@@ -290,6 +290,33 @@ def test_a_run_whose_loss_is_no_number_says_so_and_keeps_good_weights(folder):
     )
 
 
+SMALL_DISK = "mount -t tmpfs -o size=1M tmpfs disk; {}; code=$?; cp disk/* .; exit $code"
+
+
+@pytest.mark.parametrize(("width", "code"), [(64, 0), (128, 1)])
+def test_a_run_survives_a_disk_of_a_megabyte_and_loses_no_weights(folder, width, code):
+    """Its resume file does not fit there, and of the wider model the weights do not either."""
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if not shutil.which("unshare") or subprocess.call([*command, "true"], stderr=-3):
+        pytest.skip("this system lets nobody mount a disk")
+    (folder / "disk").mkdir()
+    words = ["--ckpt", "disk/m.safetensors", "--train", "text.txt", "--steps", 30, *SIZES]
+    words += ["--save-steps", 7, "--width", width, "--layers", 2]
+    line = " ".join(map(str, [*PROGRAM, *words]))
+    process = start(folder, SMALL_DISK.format(line), command=command)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    assert err.count("No space left on device") == 1 + code
+    assert "training goes on, and saving is tried again" in " ".join(err.split())
+    if code:
+        (path,) = (folder / "home" / "state").rglob("rescued/*.safetensors")
+        assert f"The trained weights are in {path}" in err
+    else:
+        path = folder / "m.safetensors"
+        assert "the weights alone are saved" in " ".join(err.split())
+    assert load(path).training.steps == 30
+
+
 NEW = {
     "byte pairs": ["--tokenizer", "bpe:300", "--arch", "llama"],
     "few characters": ["--tokenizer", "char:20", "--arch", "gpt"],

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minillm_repl.errors import UserError
@@ -93,10 +94,32 @@ def _open_trained(shell: Shell, checkpoint: "Checkpoint", *, resumable: bool = F
     path = workspace.writable_path
     if path is None:
         shell.screen.warn(_("the trained weights are not saved: `:save PATH` keeps them"))
-    else:
+        return
+    try:
         make_parent_folder(path)
         workspace.mark_saved(save(checkpoint, path))
-        shell.screen.note(_("saved to {path}", path=safe_line(str(path))))
+    except UserError as error:
+        raise _rescue(checkpoint, path, error) from None
+    shell.screen.note(_("saved to {path}", path=safe_line(str(path))))
+
+
+def _rescue(checkpoint: "Checkpoint", path: Path, error: UserError) -> UserError:
+    """Save weights that could not be saved at `path` in the user's state folder.
+
+    Return the error to tell, which says where they are.
+    """
+    from minillm_repl.checkpoint.native import save_native
+    from minillm_repl.storage.atomic import make_parent_folder
+    from minillm_repl.training.run import rescue_path
+
+    rescued = rescue_path(path)
+    try:
+        make_parent_folder(rescued)
+        save_native(checkpoint, rescued)
+    except UserError:
+        return error  # a terminal still has the model; nothing else can be done
+    name = safe_line(str(rescued))
+    return UserError(_("{error}. The trained weights are in {path}", error=error, path=name))
 
 
 def _draw(

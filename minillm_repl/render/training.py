@@ -66,6 +66,7 @@ class TrainingView:
         self._train, self._val = Curve(), Curve()
         self._last: TrainStep | None = None
         self._saved: int | None = None
+        self._save_error = ""  # why the last save failed
 
     def __enter__(self) -> "TrainingView":
         if self._is_animated:
@@ -105,7 +106,7 @@ class TrainingView:
                     self._draw_evaluation(event, sample)
                 case Saved():
                     self._throughput.pause()
-                    self._saved = event.step
+                    self._draw_saved(event)
                 case NotSaved():
                     self._throughput.pause()
                     self._draw_not_saved(event)
@@ -139,10 +140,20 @@ class TrainingView:
         if shown is not None and text is None:
             out.print(shown)
 
+    def _draw_saved(self, event: Saved) -> None:
+        """Take note of a save; say so where the one before failed."""
+        self._saved = event.step
+        if self._save_error:
+            self._save_error = ""
+            self._console.print(Text(_("saved at step {step:,}", step=event.step), FIGURES))
+
     def _draw_not_saved(self, event: NotSaved) -> None:
-        """Print why the run could not be saved."""
+        """Print why the run could not be saved: once, however often it is tried again."""
+        if event.why == self._save_error:
+            return
+        self._save_error = event.why
         message = _(
-            "could not save at step {step:,}; training continues: {why}",
+            "could not save at step {step:,}; training goes on, and saving is tried again: {why}",
             step=event.step,
             why=event.why,
         )

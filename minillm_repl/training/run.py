@@ -2,6 +2,7 @@
 
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -139,10 +140,27 @@ class TrainingRun:
         )
 
     def _save(self) -> str:
-        """Write the run and its checkpoint to disk; return why that failed, or an empty text."""
-        path, checkpoint = self.context.path, self.checkpoint()
+        """Write the run and its checkpoint to disk; return why that failed, or an empty text.
+
+        A disk that is too small for the run may still hold the weights: each is tried.
+        """
+        path, checkpoint = self.context.path, self.checkpoint()  # all ranks gather the tensors
+        why = _error_of(
+            lambda: resume.save_run(resume_path(path), self.trainer, self.start, self._metadata())
+        )
+        self.is_saved |= not why
+        if self.context.distributed.rank == 0:
+            unsaved = _error_of(lambda: native.save_native(checkpoint, path))
+            if why and not unsaved:
+                why = _("{error}; the weights alone are saved", error=why)
+            why = why or unsaved
+        self.save_error = why
+        return why
+
+    def _metadata(self) -> resume.RunMetadata:
+        """Return what a resume file says of the run beside its plan and its state."""
         val_corpus = self.corpora.val_corpus
-        metadata = resume.RunMetadata(
+        return resume.RunMetadata(
             corpus=self.corpus,
             corpus_sha256=self.corpora.train.sha256,
             val_sha256=val_corpus.sha256 if val_corpus else "",
@@ -151,15 +169,15 @@ class TrainingRun:
             threads=self.threads,
             base_model=self.base_model,
         )
-        self.save_error = ""
-        try:
-            resume.save_run(resume_path(path), self.trainer, self.start, metadata)
-            if self.context.distributed.rank == 0:
-                native.save_native(checkpoint, path)
-            self.is_saved = True
-        except UserError as error:
-            self.save_error = str(error)
-        return self.save_error
+
+
+def _error_of(action: Callable[[], object]) -> str:
+    """Do something; return the text of its UserError, or an empty text."""
+    try:
+        action()
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 # -- what is told of a run
@@ -244,6 +262,12 @@ def unsaved_path() -> Path:
     It is where the run lies that was stopped last, unless another session works at it.
     """
     return _claim_path(user_state_path("minillm-repl"))
+
+
+def rescue_path(path: Path) -> Path:
+    """Return a place of the user's for weights that could not be saved at `path`: a new name."""
+    name = f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}{SUFFIX}"
+    return user_state_path("minillm-repl") / "rescued" / name
 
 
 @cache

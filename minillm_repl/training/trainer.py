@@ -39,6 +39,8 @@ from minillm_repl.training.optimizers import lr_scale, make_optimizers
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.tokens import IGNORE_INDEX, Split
 
+_RETRY_SECONDS = 30.0  # from a save that failed to the next try: a full disk may have been cleared
+
 
 class Trainer:
     """Trains a model in place, where it is, by a plan in which nothing is left at auto.
@@ -90,6 +92,7 @@ class Trainer:
         self._started = perf_counter() - state.seconds  # as if it had never stopped
         self._save_due_step, self._save_due_time = state.step, perf_counter()
         self._last_saved_step, self._is_consistent = state.step, True
+        self._has_save_failed = False
         try:
             reason = yield from self._take_steps(interrupted, save)
         except BaseException:
@@ -140,6 +143,7 @@ class Trainer:
 
     def _try_save(self, save: Callable[[], str]) -> str:
         error = save()
+        self._has_save_failed = bool(error)
         if not error:
             self._last_saved_step = self.state.step
         return error
@@ -227,9 +231,10 @@ class Trainer:
 
     def _is_save_due(self) -> bool:
         plan, steps = self.plan, self.state.step - self._save_due_step
-        minutes = (perf_counter() - self._save_due_time) / 60
+        seconds = perf_counter() - self._save_due_time
         by_steps = bool(plan.save_steps) and steps >= plan.save_steps
-        by_time = bool(plan.save_minutes) and minutes >= plan.save_minutes
+        by_time = bool(plan.save_minutes) and seconds >= 60 * plan.save_minutes
+        by_time |= self._has_save_failed and seconds >= _RETRY_SECONDS
         if not self.distributed.any_rank(steps > 0 and (by_steps or by_time), self.device):
             return False
         self._save_due_step, self._save_due_time = self.state.step, perf_counter()

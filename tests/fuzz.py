@@ -1,4 +1,4 @@
-"""Fuzzes headers' reader and commands' parser: `python -m tests.fuzz header|command [--runs N]`.
+"""Fuzzes readers of headers and commands' parser: `python -m tests.fuzz header|gguf|command`.
 
 With atheris (the `fuzz` extra) coverage leads the way; without it, seeds are changed at random.
 Either way whatever is fed in must be taken, or refused with a UserError of one clean line; anything
@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 try:
     import atheris
 except ImportError:
@@ -23,6 +25,7 @@ with atheris.instrument_imports(include=["minillm_repl"]) if atheris else io.Byt
     from rich.console import Console
 
     from minillm_repl import commands, views
+    from minillm_repl.checkpoint.gguf.header import parse_gguf_header
     from minillm_repl.checkpoint.header import is_native, parse_header
     from minillm_repl.checkpoint.native import parse_config
     from minillm_repl.commands.train import make_request, train
@@ -32,6 +35,24 @@ with atheris.instrument_imports(include=["minillm_repl"]) if atheris else io.Byt
     from minillm_repl.repl.session import Session, Workspace, Writable
     from minillm_repl.repl.shell import ExitRequested, Shell
     from minillm_repl.safetext import safe_line
+    from tests.hostile_gguf import (
+        BOOL,
+        F32,
+        F64,
+        I8,
+        I16,
+        I32,
+        I64,
+        STRING,
+        U8,
+        U16,
+        U32,
+        U64,
+        array,
+        packed,
+        scalar,
+        text,
+    )  # fmt: skip
 
 ENTRY = (
     b'{"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},'
@@ -70,6 +91,31 @@ def header(data: bytes) -> None:
             parse_config(found, "fuzzed")
     except UserError as error:
         clean(error)
+
+
+def gguf(data: bytes) -> None:
+    """Read the header of a GGUF file that holds these bytes."""
+    try:
+        parse_gguf_header(io.BytesIO(data), Path("fuzzed"))
+    except UserError as error:
+        clean(error)
+
+
+def gguf_seeds() -> list[bytes]:
+    """Return small GGUF files with every kind of value, and none, one and several tensors."""
+    pairs = {"general.architecture": scalar(STRING, "llama"), "general.alignment": scalar(U32, 8)}
+    pairs |= {
+        f"a.{kind}": scalar(kind, 1) + text(f"b.{kind}") + array(kind, [0, 1])
+        for kind in (U8, I8, U16, I16, U32, I32, F32, BOOL, U64, I64, F64)
+    }
+    pairs["c"] = array(STRING, ["가", "", "b"])
+    arrays = {"x": np.zeros((2, 3), "<f4"), "y": np.zeros(4, "<f2"), "z": np.zeros(1, "<f4")}
+    return [
+        packed({}, {}),
+        packed({"general.name": scalar(STRING, "x")}, {}),
+        packed({}, {"x": arrays["x"]}),
+        packed(pairs, arrays, n_keys=len(pairs) + 11, alignment=8),
+    ]
 
 
 class _Nowhere(io.StringIO):
@@ -133,19 +179,20 @@ def changed(seed: bytes, choose: random.Random, others: list[bytes]) -> bytes:
 def main() -> int:
     """Run one of the fuzzers for so many inputs."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("what", choices=("header", "command"))
+    parser.add_argument("what", choices=("header", "gguf", "command"))
     parser.add_argument("--runs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--random", action="store_true", help="without atheris, even if it is there"
     )
     options = parser.parse_args()
-    target = header if options.what == "header" else commander()
-    seeds = (
-        HEADERS
-        if options.what == "header"
-        else [line.encode("utf-8", "surrogatepass") for line in LINES]
-    )
+    target, seeds = {
+        "header": lambda: (header, HEADERS),
+        "gguf": lambda: (gguf, gguf_seeds()),
+        "command": lambda: (
+            commander(), [line.encode("utf-8", "surrogatepass") for line in LINES]
+        ),
+    }[options.what]()  # fmt: skip
     if atheris and not options.random:
         flags = [
             f"-runs={options.runs}",

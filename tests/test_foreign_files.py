@@ -359,7 +359,7 @@ def test_a_folder_is_named_for_what_it_is(what, folder):
 
 
 HEADS = {
-    "a.gguf": (b"GGUF\x03\x00\x00\x00", "a GGUF file"),
+    "a.safetensors": (b"GGUF\x01\x00\x00\x00", "a GGUF file of version 1"),
     "b.bin": (b"lmgg\x00\x00", "a GGML file"),
     "c.onnx": (b"\x08\x07\x12\x07pytorch\x1a\x052.1.0", "an ONNX file"),
     "d.bin": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "a pickle"),

@@ -65,6 +65,12 @@ def test_any_json_as_a_header(data, rest):
     fuzz.header(len(text).to_bytes(8, "little") + text + rest)
 
 
+@given(st.sampled_from(fuzz.gguf_seeds()), st.integers(0, 2_000), st.binary(max_size=20))
+def test_any_bytes_in_a_gguf_file(data, place, more):
+    fuzz.gguf(data[:place] + more + data[place:])
+    fuzz.gguf(data[:place] + more + data[place + len(more) :])
+
+
 @given(JSON)
 def test_strict_json_is_the_json_of_the_standard_library(data):
     text = json.dumps(data)
@@ -250,9 +256,9 @@ def test_any_bytes_as_a_token(data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["header", "command"])
+@pytest.mark.parametrize("what", ["header", "gguf", "command"])
 def test_fuzzing_finds_nothing_that_escapes(what):
-    runs = {"header": 200_000, "command": 20_000}[what]
+    runs = {"header": 200_000, "gguf": 1_000_000, "command": 20_000}[what]
     command = [sys.executable, "-m", "tests.fuzz", what, "--random", "--runs", str(runs)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -126,7 +126,8 @@ def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> C
     Raises UserError.
     """
     assert base.path is not None
-    sha256 = weights_sha256(base.tensors)
+    arrays_of_base = base.arrays()
+    sha256 = weights_sha256(arrays_of_base)
     if parse_field(header, "base", name)["sha256"] != sha256:
         raise UserError(
             _(
@@ -140,7 +141,7 @@ def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> C
     locations = locate_tensors(weight_map, [header], name)
     arrays = read_weights(weight_map, locations, name, ReadOptions("float32"))
     # In float32: the product is small beside the weights, and 16 bits would round most of it away.
-    merged = {tensor: to_float32(array, copy=True) for tensor, array in base.tensors.items()}
+    merged = {tensor: to_float32(array, copy=True) for tensor, array in arrays_of_base.items()}
     for layer in {tensor.rpartition(".")[0] for tensor in arrays}:
         _add_product(merged[f"{layer}.weight"], arrays, layer, name)
     target_dtype = resolve_dtype(dtype, {"F32"})

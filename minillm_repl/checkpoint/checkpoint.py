@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from minillm_repl.model.config import AnyConfig
 from minillm_repl.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:
-    from minillm_repl.checkpoint.weights import Array, Tensors
+    from minillm_repl.checkpoint.weights import Array, Tensors, Weights
 
 
 # -- weight maps: how a model's tensors are made of a file's tensors; weights.py applies them
@@ -220,7 +221,7 @@ class Checkpoint:
 
     config: AnyConfig
     tokenizer: Tokenizer
-    tensors: "Tensors"  # all of one dtype: float32, float16, or BFLOAT16 (model/bfloat16.py)
+    tensors: "Weights"  # float32, float16, BFLOAT16 (model/bfloat16.py), or blocks of a file
     training: TrainingRecord | None = None
     path: Path | None = None
     chat_template: ChatTemplate | None = None
@@ -237,7 +238,21 @@ class Checkpoint:
 
     @property
     def dtype(self) -> str:
-        """The dtype of the weights."""
+        """The dtype of most weights; of blocks, their format."""
         from minillm_repl.model.bfloat16 import dtype_name  # numpy: not at the start
+        from minillm_repl.model.blocks import BlockMatrix
 
-        return dtype_name(next(iter(self.tensors.values())).dtype)
+        sizes = Counter[str]()  # bytes
+        for weight in self.tensors.values():
+            is_blocks = isinstance(weight, BlockMatrix)
+            sizes[weight.kind.name if is_blocks else dtype_name(weight.dtype)] += weight.nbytes
+        return sizes.most_common(1)[0][0]
+
+    def arrays(self) -> "Tensors":
+        """Return the tensors as arrays; those in blocks become float32."""
+        from minillm_repl.model.blocks import BlockMatrix
+
+        return {
+            name: weight.to_float32() if isinstance(weight, BlockMatrix) else weight
+            for name, weight in self.tensors.items()
+        }

@@ -139,7 +139,7 @@ def save_folder(
     A new folder appears atomically. In an existing folder only the weights are replaced, and only
     if its config.json is the same. Raises UserError, also when `interrupted` returns True.
     """
-    config, tensors = checkpoint.config, checkpoint.tensors
+    config, tensors = checkpoint.config, checkpoint.arrays()
     family = family_of(config)  # the first one that has a field for everything in the config
     # A GPT always fits: _convert_to_gpt2 handles what GPT-2 lacks.
     if family is None and not isinstance(config, GPTConfig):

@@ -6,7 +6,7 @@ This module imports numpy only to load or save, so that the first prompt appears
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from minillm_repl.checkpoint import foreign
 from minillm_repl.checkpoint.checkpoint import Checkpoint, Progress, ReadOptions
 from minillm_repl.checkpoint.families import family_title
 from minillm_repl.checkpoint.folder import find_folder
+from minillm_repl.checkpoint.gguf.header import GGUFHeader, is_gguf, read_split_headers
 from minillm_repl.checkpoint.header import FORMAT, Header, is_native, read_header
 from minillm_repl.checkpoint.native import parse_config, read_native, save_native
 from minillm_repl.errors import UserError
@@ -33,7 +34,7 @@ def load(
     *,
     allow_nonfinite: bool = False,
 ) -> Checkpoint:
-    """Read a native file, a Hugging Face folder or file, or a state dict of the study note.
+    """Read a native file, a Hugging Face folder or file, a GGUF file, or the study note's tensors.
 
     `vocabulary` is for a file without one. `dtype` is float32, bfloat16, float16, or auto: that of
     the file. `allow_nonfinite` accepts weights that are infinite or NaN. No code of a file is run.
@@ -49,6 +50,10 @@ def _load(path: Path, vocabulary: Tokenizer | None, options: ReadOptions) -> Che
     from minillm_repl.checkpoint import adapter, huggingface, study_note
 
     name = safe_line(str(path))
+    if is_gguf(path):
+        from minillm_repl.checkpoint.gguf.read import read_gguf
+
+        return read_gguf(path, options)
     folder = find_folder(path)
     if folder is not None and folder.weight_file is None:
         return huggingface.read_folder(folder, options)
@@ -71,7 +76,8 @@ def _load_adapter(header: Header, name: str, options: ReadOptions) -> Checkpoint
 
     path = adapter.find_base(header, name)
     # The base of an adapter is a model: otherwise two adapters could name each other for ever.
-    if not path.is_dir() and adapter.is_adapter(read_header(path)):
+    is_safetensors = not path.is_dir() and not is_gguf(path)
+    if is_safetensors and adapter.is_adapter(read_header(path)):
         raise UserError(
             _(
                 "{name} is an adapter for another adapter, {base}, not for a model",
@@ -123,6 +129,10 @@ def read_config(path: Path) -> AnyConfig | None:
 
     Raises UserError if the path has no checkpoint.
     """
+    if is_gguf(path):
+        from minillm_repl.checkpoint.gguf.read import read_gguf_config
+
+        return read_gguf_config(read_split_headers(path))
     folder = find_folder(path)
     if folder is not None and folder.weight_file is None:
         return folder.config
@@ -152,8 +162,10 @@ def summarise(path: Path) -> Summary | None:
         folder = find_folder(path)
         is_file = folder is None or folder.weight_file is not None
         files = [path] if is_file else sorted(path.glob("*.safetensors"))
-        headers = [read_header(file) for file in files]
-        stats = [file.stat() for file in files]
+        headers: Sequence[Header | GGUFHeader] = (
+            read_split_headers(path) if is_gguf(path) else [read_header(file) for file in files]
+        )
+        stats = [header.path.stat() for header in headers]
     except (UserError, OSError):
         return None
     sizes = Counter[str]()  # bytes by dtype
@@ -161,7 +173,9 @@ def summarise(path: Path) -> Summary | None:
         for tensor in header.tensors.values():
             sizes[tensor.dtype] += tensor.nbytes
     return Summary(
-        family=family_title(config, native=all(map(is_native, headers))),
+        family=family_title(
+            config, native=all(isinstance(each, Header) and is_native(each) for each in headers)
+        ),
         parameters=config.n_params,
         dtype=", ".join(dtype for dtype, _bytes in sizes.most_common(1)),
         size=sum(each.st_size for each in stats),

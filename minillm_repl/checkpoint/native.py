@@ -56,7 +56,7 @@ def save_native(
     from minillm_repl.checkpoint.weights import serialise
 
     check_replaceable(path)
-    parts = serialise(checkpoint.tensors, to_metadata(checkpoint))
+    parts = serialise(checkpoint.arrays(), to_metadata(checkpoint))
     write_atomically(path, *parts, interrupted=interrupted)
     return replace(checkpoint, path=path, weight_map=None, is_on_disk=True)
 

@@ -17,16 +17,21 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from minillm_repl.checkpoint.checkpoint import ReadOptions, WeightMap
+from minillm_repl.checkpoint.gguf.header import GGUFHeader
 from minillm_repl.checkpoint.header import MAX_HEADER_BYTES, Header, TensorInfo
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.bfloat16 import BFLOAT16, convert, dtype_name, float8_to_float32, is_finite
+from minillm_repl.model.blocks import BlockMatrix
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import Chunks
 from minillm_repl.storage.files import check_memory
 
 Array = NDArray[Any]
 Tensors = Mapping[str, Array]
+Weight = Array | BlockMatrix
+Weights = Mapping[str, Weight]
+"""Tensors of a model by name; matrices may be in the blocks of a file."""
 TensorLocation = tuple[Path, TensorInfo]
 """The file of a tensor, and its entry in the header."""
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -47,11 +52,15 @@ _LARGE_TENSOR = 4 << 20
 
 
 def locate_tensors(
-    weight_map: WeightMap, headers: Iterable[Header], name: str
-) -> dict[str, tuple[Path, TensorInfo]]:
+    weight_map: WeightMap,
+    headers: Iterable[Header | GGUFHeader],
+    name: str,
+    readable: Iterable[str] = tuple(_READABLE_DTYPES),
+) -> dict[str, TensorLocation]:
     """Return the locations of the tensors that a weight map needs.
 
-    Raises UserError if a tensor is missing, has another shape or dtype, or is not in the map.
+    `readable` are the dtypes that can be read. Raises UserError if a tensor is missing, has
+    another shape or dtype, or is not in the map.
     """
     locations = find_tensors(headers, name)
     needed = {piece.name: piece for pieces in weight_map.sources.values() for piece in pieces}
@@ -69,13 +78,13 @@ def locate_tensors(
                     found=list(entry.shape),
                 )
             )
-        if entry.dtype not in _READABLE_DTYPES:
+        if entry.dtype not in readable:
             raise UserError(
                 _(
                     "{tensor} in {name} must have one of the dtypes {kinds}, not {found}",
                     tensor=tensor,
                     name=name,
-                    kinds=", ".join(_READABLE_DTYPES),
+                    kinds=", ".join(readable),
                     found=entry.dtype,
                 )
             )
@@ -93,7 +102,7 @@ def locate_tensors(
     return {tensor: locations[tensor] for tensor in needed}
 
 
-def find_tensors(headers: Iterable[Header], name: str) -> dict[str, TensorLocation]:
+def find_tensors(headers: Iterable[Header | GGUFHeader], name: str) -> dict[str, TensorLocation]:
     """Return the location of each tensor of some files. Raises UserError for a repeated name."""
     locations: dict[str, TensorLocation] = {}
     for header in headers:
@@ -146,7 +155,7 @@ class _TensorFiles:
         """
         path, info = location
         dtype = _READABLE_DTYPES[info.dtype]
-        with _convert_read_errors(self._name):
+        with convert_read_errors(self._name):
             if info.nbytes >= _LARGE_TENSOR or info.dtype in _NOT_IN_NUMPY:
                 array = np.fromfile(path, dtype, math.prod(info.shape), offset=info.start)
                 array = array.reshape(info.shape)
@@ -160,7 +169,7 @@ class _TensorFiles:
 @contextmanager
 def _open_files(locations: Iterable[TensorLocation], name: str) -> Iterator[_TensorFiles]:
     with ExitStack() as stack:
-        with _convert_read_errors(name):
+        with convert_read_errors(name):
             files = {
                 path: stack.enter_context(safe_open(path, "numpy", backend="pread"))
                 for path in {path for path, _info in locations}
@@ -169,7 +178,7 @@ def _open_files(locations: Iterable[TensorLocation], name: str) -> Iterator[_Ten
 
 
 @contextmanager
-def _convert_read_errors(name: str) -> Iterator[None]:
+def convert_read_errors(name: str) -> Iterator[None]:
     """Turn an error of the library into a UserError: the header was valid before."""
     try:
         yield
@@ -201,7 +210,7 @@ def read_weights(
             parts: list[Array] = []
             for piece in pieces:
                 part = files.read(locations[piece.name])
-                part = _convert(part, dtype, piece.name, name, options.allow_nonfinite)
+                part = convert_finite(part, dtype, piece.name, name, options.allow_nonfinite)
                 parts.append(piece.layout.from_file(part))
                 done += locations[piece.name][1].nbytes
                 options.progress(done / total)
@@ -211,12 +220,12 @@ def read_weights(
     return weights
 
 
-def _convert(
+def convert_finite(
     array: Array, dtype: np.dtype[Any], tensor: str, name: str, allow_nonfinite: bool
 ) -> Array:
     """Return the array in another dtype. Raises UserError for a value that is not finite."""
     if not allow_nonfinite:
-        _check_finite(array, tensor, name)
+        check_finite(is_finite(array), tensor, name)
     with np.errstate(over="ignore"):  # the check below finds it
         converted = convert(array, dtype)
     if not allow_nonfinite and dtype.itemsize < array.itemsize and not is_finite(converted):
@@ -239,9 +248,9 @@ def resolve_dtype(name: str, found: set[str]) -> np.dtype[Any]:
     return DTYPES.get(only, DTYPES["F32"])
 
 
-def _check_finite(array: Array, tensor: str, name: str) -> None:
-    """Raise UserError for a value that is not finite."""
-    if not is_finite(array):
+def check_finite(all_finite: bool, tensor: str, name: str) -> None:
+    """Raise UserError unless all values of a tensor are finite."""
+    if not all_finite:
         raise UserError(
             _(
                 "{name} is damaged: {tensor:.80} has values that are not finite "

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from minillm_repl.model.bfloat16 import BFLOAT16, to_float32
 
@@ -185,3 +185,109 @@ _VALUES: dict[str, Callable[[Any], Floats]] = {
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
 }
+
+
+# -- matrices of blocks
+
+
+@dataclass(frozen=True, eq=False)
+class RowBlocks:
+    """Some rows of a matrix as a file has them: data is (rows, bytes of a row)."""
+
+    kind: BlockType
+    data: Bytes
+
+    @property
+    def inputs(self) -> int:
+        """Weights of a row."""
+        return self.data.shape[1] // self.kind.nbytes * self.kind.weights
+
+    def to_float32(self) -> Floats:
+        """Return the weights (rows, inputs)."""
+        return dequantise(self.data, self.kind, (len(self.data), self.inputs))
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMatrix:
+    """A matrix (rows, inputs) that stays in the blocks of its file.
+
+    Its parts are rows one below the other, each in its own format: a file may have the values of
+    attention in more bits than the queries.
+    """
+
+    parts: tuple[RowBlocks, ...]
+
+    ndim = 2
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and inputs."""
+        return sum(len(part.data) for part in self.parts), self.parts[0].inputs
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return sum(part.data.nbytes for part in self.parts)
+
+    @property
+    def kind(self) -> BlockType:
+        """The format of most of its rows."""
+        return max(self.parts, key=lambda part: len(part.data)).kind
+
+    def take_rows(self, first: int, last: int) -> "BlockMatrix":
+        """Return rows `first` to `last`, in the same memory."""
+        parts, start = list[RowBlocks](), 0
+        for part in self.parts:
+            rows = part.data[max(0, first - start) : max(0, last - start)]
+            if len(rows):
+                parts.append(RowBlocks(part.kind, rows))
+            start += len(part.data)
+        return BlockMatrix(tuple(parts) or (RowBlocks(part.kind, part.data[:0]),))
+
+    def __getitem__(self, rows: slice | ArrayLike) -> Floats:
+        """Return some rows (...) in float32: (..., inputs)."""
+        if isinstance(rows, slice):
+            first, last, _step = rows.indices(self.shape[0])
+            return self.take_rows(first, last).to_float32()
+        ids = np.asarray(rows)
+        flat, start = ids.reshape(-1) % self.shape[0], 0
+        result = np.empty((flat.size, self.shape[1]), np.float32)
+        for part in self.parts:
+            here = (flat >= start) & (flat < start + len(part.data))
+            result[here] = RowBlocks(part.kind, part.data[flat[here] - start]).to_float32()
+            start += len(part.data)
+        return result.reshape(*ids.shape, -1)
+
+    def to_float32(self) -> Floats:
+        """Return all weights (rows, inputs)."""
+        result, start = np.empty(self.shape, np.float32), 0
+        for part in self.parts:
+            # Some rows at a time: the whole numbers of all would take as much memory again.
+            step = max(1, _AT_ONCE // part.inputs)
+            for first in range(0, len(part.data), step):
+                piece = RowBlocks(part.kind, part.data[first : first + step]).to_float32()
+                result[start + first : start + first + len(piece)] = piece
+            start += len(part.data)
+        return result
+
+    def is_finite(self) -> bool:
+        """Tell whether all weights are finite: whole numbers are, so their scales decide."""
+        return all(map(_has_finite_scales, self.parts))
+
+
+_AT_ONCE = 1 << 20  # weights that are made float32 at once
+_SCALES = {  # where a block has float16 numbers, in bytes from its start
+    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q4_K": (0, 2),
+    "Q5_K": (0, 2), "Q6_K": (208,),
+}  # fmt: skip
+
+
+def _has_finite_scales(part: RowBlocks) -> bool:
+    if part.kind.name not in _SCALES:
+        return bool(np.isfinite(part.to_float32()).all())
+    blocks = part.data.reshape(-1, part.kind.nbytes)
+    for at in _SCALES[part.kind.name]:
+        # An exponent of ones is infinity or NaN.
+        if (np.ascontiguousarray(blocks[:, at + 1]) & 0x7C == 0x7C).any():
+            return False
+    return True

@@ -11,6 +11,7 @@ from torch import Tensor
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.bfloat16 import BFLOAT16, to_float32
+from minillm_repl.model.blocks import BlockMatrix
 from minillm_repl.model.config import AnyConfig, GPTConfig
 from minillm_repl.model.gpt import GPT
 from minillm_repl.model.layers import QuantisedWeight, Weight
@@ -21,7 +22,7 @@ LanguageModel = GPT | Llama
 
 
 def build(
-    config: AnyConfig, tensors: Mapping[str, NDArray[Any] | QuantisedMatrix]
+    config: AnyConfig, tensors: Mapping[str, NDArray[Any] | QuantisedMatrix | BlockMatrix]
 ) -> LanguageModel:
     """Return the model around the named arrays; names and shapes are those of the config.
 
@@ -31,7 +32,7 @@ def build(
     # On the device `meta` nothing is allocated: `load_state_dict` puts the arrays in place.
     model, state = build_on_meta(config), {}
     for name, array in tensors.items():
-        if isinstance(array, QuantisedMatrix):
+        if isinstance(array, QuantisedMatrix | BlockMatrix):
             # A QuantisedWeight is no tensor, so it cannot go through the state dict.
             layer: Any = model.get_submodule(name.removesuffix(".weight"))
             del layer.weight

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from torch import Tensor, nn
 
+from minillm_repl.model.blocks import BlockMatrix
 from minillm_repl.model.quantised import PANEL_ROWS, QuantisedMatrix, dequantise
 
 if TYPE_CHECKING:
@@ -42,20 +43,21 @@ class Embedding(nn.Embedding):
 
 
 class QuantisedWeight:
-    """A matrix in 8 or 4 bits as a layer's weight: indexing returns rows in float32."""
+    """A quantised matrix as a layer's weight: indexing returns rows in float32."""
 
     itemsize = 1  # byte, or less: `linear_float32` widens it block by block
 
-    def __init__(self, matrix: QuantisedMatrix) -> None:
+    def __init__(self, matrix: QuantisedMatrix | BlockMatrix) -> None:
         self.shape, self._matrix = matrix.shape, matrix
-        self._packed_weights = torch.from_numpy(matrix.packed_weights)
-        self._scales = torch.from_numpy(matrix.scales).view(torch.bfloat16)
+        if isinstance(matrix, QuantisedMatrix):
+            self._packed_weights = torch.from_numpy(matrix.packed_weights)
+            self._scales = torch.from_numpy(matrix.scales).view(torch.bfloat16)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: int | slice | Tensor) -> Tensor:
-        if not isinstance(rows, slice):
+        if isinstance(self._matrix, BlockMatrix) or not isinstance(rows, slice):
             return torch.from_numpy(self._matrix[rows])
         start, stop, _step = rows.indices(len(self))
         first, last = start // PANEL_ROWS, -(-stop // PANEL_ROWS)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # numpy is imported by the thread that loads, while the user 
 
     from minillm_repl.checkpoint.checkpoint import Checkpoint, Progress
     from minillm_repl.generate.decoder import Decoder
+    from minillm_repl.model.blocks import BlockMatrix
     from minillm_repl.model.build import LanguageModel
     from minillm_repl.model.hooks import Hook
     from minillm_repl.model.quantised import QuantisedMatrix
@@ -66,9 +67,9 @@ class LoadedModel:
         return self.decoder.model
 
     @property
-    def embedding(self) -> "NDArray[Any] | QuantisedMatrix":
+    def embedding(self) -> "NDArray[Any] | QuantisedMatrix | BlockMatrix":
         """The table of the tokens' vectors that answers: (vocabulary, width)."""
-        found: NDArray[Any] | QuantisedMatrix
+        found: NDArray[Any] | QuantisedMatrix | BlockMatrix
         found = getattr(self.base_decoder or self.decoder, "tensors", self.checkpoint.tensors)[
             "token_embedding.weight"
         ]

@@ -19,7 +19,7 @@ _PICKLE = N_("a pickle, which can run code when opened; it was not opened: look 
 _GGML = N_("a GGML file of llama.cpp; look for .safetensors")
 _SIGNATURES = {
     _LFS_POINTER: N_("a Git LFS pointer; run `git lfs pull` to get the real file"),
-    b"GGUF": N_("a GGUF file of llama.cpp; look for .safetensors"),
+    b"GGUF": N_("a GGUF file of llama.cpp"),
     **dict.fromkeys((b"GGML", b"lmgg", b"fmgg", b"tjgg"), _GGML),
     **{
         bytes([8, version, 18]): N_("an ONNX file; look for .safetensors")

@@ -242,7 +242,7 @@ def _build(
         )
     torch.manual_seed(plan.seed)  # for new weights, and for dropout
     has_weights = start is not None and start.tensors
-    module = build_trainable(config, start.tensors) if start and has_weights else build_new(config)
+    module = build_trainable(config, start.arrays()) if start and has_weights else build_new(config)
     if plan.lora_rank:
         add_adapters(module, plan.lora_rank)
     # The loss per token depends on the tokenizer; bits per character can be compared.
@@ -258,7 +258,7 @@ def _build(
 def _adapter_base(start: Checkpoint, text: _Text) -> tuple[Path, str] | None:
     """Return the file of the model that an adapter belongs to, and the digest of its weights."""
     if start.path and start.is_on_disk and start.adapter is None:
-        return start.path, weights_sha256(start.tensors)
+        return start.path, weights_sha256(start.arrays())
     text.notes.append(
         _("no file holds the open model in this form: the adapter can only be saved merged into it")
     )

@@ -60,7 +60,7 @@ class Family:
                 for each in self.tensor_names[key]
             ]
             layout = layouts.get(key, AS_IS)
-            shapes = _split_shape(config, len(theirs), shape)
+            shapes = split_shape(config, len(theirs), shape)
             # The shapes are those in the file.
             if layout is TRANSPOSED:
                 shapes = [shape[::-1] for shape in shapes]
@@ -112,7 +112,7 @@ class Family:
         return min(found, key=len, default="").removesuffix(self.prefix)
 
 
-def _split_shape(config: AnyConfig, parts: int, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+def split_shape(config: AnyConfig, parts: int, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Return the shapes of the 1, 2 or 3 parts of a tensor: itself, gate and up, or q, k and v."""
     if parts == 1:
         return [shape]

@@ -56,7 +56,9 @@ def _select_decoder(
     from minillm_repl.generate.backends.torch import TorchDecoder
     from minillm_repl.model.build import build, pick_device
 
+    # Blocks stay in this process's memory; another device gets the same values in float32.
+    tensors = checkpoint.tensors if device == "cpu" else checkpoint.arrays()
     return TorchDecoder(
-        build(checkpoint.config, checkpoint.tensors).to(pick_device(device)),
+        build(checkpoint.config, tensors).to(pick_device(device)),
         backend_details=backend_details,
     )

@@ -14,24 +14,25 @@ from numpy.typing import NDArray
 
 from minillm_repl.kernels.structs import BF16, F16, F32, PANELS, Q4, Q8, Layer, Matrix, Model, Norm
 from minillm_repl.model.bfloat16 import dtype_name, to_float32
+from minillm_repl.model.blocks import BlockMatrix
 from minillm_repl.model.config import ACTIVATIONS, AnyConfig
 from minillm_repl.model.quantised import QuantisedMatrix, quantise
 
 Array = NDArray[Any]
-Tensors = Mapping[str, Array | QuantisedMatrix]
+Tensors = Mapping[str, Array | QuantisedMatrix | BlockMatrix]
 
 _POSITIONS = "position_embedding.weight"  # of which only rows are read
 _OUTSIDE_BITS = 8  # of quantised matrices outside the layers
 
 
 def quantise_tensors(
-    tensors: Mapping[str, Array], bits: int, threads: int
-) -> dict[str, Array | QuantisedMatrix]:
+    tensors: Mapping[str, Array | BlockMatrix], bits: int, threads: int
+) -> dict[str, Array | QuantisedMatrix | BlockMatrix]:
     """Return a model's tensors with the matrices in 8 or 4 bits."""
     return {
         name: array
         if array.ndim == 1 or name == _POSITIONS
-        else quantise(array, bits if name.startswith("blocks.") else _OUTSIDE_BITS, threads)
+        else quantise(array[:], bits if name.startswith("blocks.") else _OUTSIDE_BITS, threads)
         for name, array in tensors.items()
     }
 
@@ -125,7 +126,7 @@ class _Builder:
         array = self._tensors.get(name)
         if array is None:
             return None
-        assert not isinstance(array, QuantisedMatrix)
+        assert not isinstance(array, QuantisedMatrix | BlockMatrix)
         return self._keep(to_float32(array[rows]))
 
     def matrix(self, name: str, rows: slice = slice(None)) -> Matrix:

@@ -1,0 +1,191 @@
+"""A GGUF file as a checkpoint: its matrices stay in the blocks that the file has."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from minillm_repl.checkpoint.checkpoint import (
+    Checkpoint,
+    ReadOptions,
+    SourceTensor,
+    WeightMap,
+)
+from minillm_repl.checkpoint.gguf.architectures import (
+    ROPE_FACTORS,
+    find_architecture,
+    gguf_weight_map,
+    parse_gguf_config,
+)
+from minillm_repl.checkpoint.gguf.header import GGUFHeader, read_split_headers
+from minillm_repl.checkpoint.gguf.tokenizer import GGUFTokenizer
+from minillm_repl.checkpoint.weights import (
+    Array,
+    TensorLocation,
+    Weight,
+    check_finite,
+    convert_finite,
+    convert_read_errors,
+    find_tensors,
+    locate_tensors,
+    resolve_dtype,
+)
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
+from minillm_repl.model.bfloat16 import BFLOAT16, to_float32
+from minillm_repl.model.blocks import BLOCK_TYPES, F32, BlockMatrix, RowBlocks
+from minillm_repl.model.config import AnyConfig, Rope
+from minillm_repl.safetext import safe_line
+from minillm_repl.storage.files import check_memory
+
+_KINDS = {kind.name: kind for kind in BLOCK_TYPES.values()}
+_FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16}
+# Llama 3.1 and its successors; only the factor differs between them.
+_LLAMA3_ROPE = {"scaling": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+def read_gguf(path: Path, options: ReadOptions) -> Checkpoint:
+    """Read a GGUF file, or all parts of a split one. Raises UserError naming the file."""
+    name = safe_line(str(path))
+    headers = read_split_headers(path)
+    metadata = headers[0].metadata
+    locations = find_tensors(headers, name)
+    try:
+        config = read_gguf_config(headers)
+        tokenizer_data = GGUFTokenizer(metadata, config.vocab_size)
+        weight_map = gguf_weight_map(find_architecture(metadata), config, locations)
+        tokenizer, eos_token_ids = tokenizer_data.read(), tokenizer_data.eos_token_ids()
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    locations = locate_tensors(weight_map, headers, name, _KINDS)
+    # The weights take the longest: every other error comes before them.
+    tensors = _read_tensors(weight_map, locations, name, options)
+    return Checkpoint(
+        config=config,
+        tokenizer=tokenizer,
+        tensors=tensors,
+        path=path,
+        chat_template=tokenizer_data.chat_template(),
+        eos_token_ids=eos_token_ids,
+        weight_map=weight_map,
+        notes=tokenizer_data.notes,
+    )
+
+
+def read_gguf_config(headers: Sequence[GGUFHeader]) -> AnyConfig:
+    """Return the config of a file, given the headers of its parts. Raises UserError."""
+    locations = find_tensors(headers, "")
+    shapes = {name: info.shape for name, (_path, info) in locations.items()}
+    config = parse_gguf_config(headers[0].metadata, shapes)
+    if ROPE_FACTORS in locations and config.rope is not None:
+        path, info = locations[ROPE_FACTORS]
+        with convert_read_errors(safe_line(str(path))):
+            factors = np.fromfile(path, "<f4", math.prod(info.shape), offset=info.start)
+        config = replace(config, rope=_rope_of_factors(config.rope, config.head_dim, factors))
+    return config
+
+
+def _rope_of_factors(rope: Rope, head_dim: int, factors: Array) -> Rope:
+    """Return the RoPE whose frequencies are those of `rope` divided by factors (head_dim / 2,).
+
+    A file has the factors, and not the settings that they come from. Raises UserError for factors
+    that are not of a scaling known here.
+    """
+    pairs = np.arange(0, head_dim, 2) / head_dim
+    inv_freq = rope.theta**-pairs  # (head_dim / 2,)
+    if factors.shape != inv_freq.shape or not np.isfinite(factors).all() or factors.min() <= 0:
+        raise UserError(_("{tensor} does not fit the model", tensor=ROPE_FACTORS))
+    if (factors == 1).all():
+        return rope
+    found = replace(rope, factor=float(factors.max()), **_LLAMA3_ROPE)
+    rotations = found.original_max_position_embeddings * inv_freq / (2 * np.pi)
+    smooth = np.clip((rotations - 1) / 3, 0, 1)  # between the low factor 1 and the high one 4
+    if not np.allclose(factors, 1 / ((1 - smooth) / found.factor + smooth), rtol=1e-4):
+        raise UserError(
+            _("{tensor} scales RoPE in a way that is not supported", tensor=ROPE_FACTORS)
+        )
+    return found
+
+
+def _read_tensors(
+    weight_map: WeightMap,
+    locations: Mapping[str, TensorLocation],
+    name: str,
+    options: ReadOptions,
+) -> dict[str, Weight]:
+    """Read all tensors of a model, each once.
+
+    Raises UserError if the memory is too small, before any tensor is read; if a file changed after
+    its header was read; and, without `allow_nonfinite`, for a value that is not finite.
+    """
+    in_blocks = options.dtype == "auto"
+    infos = [info for _path, info in locations.values()]
+    total = sum(info.nbytes for info in infos)
+    values = sum(math.prod(info.shape) for info in infos)
+    width = 4 if in_blocks else resolve_dtype(options.dtype, set()).itemsize
+    check_memory(total if in_blocks else values * width, name)
+    done = 0
+    weights = dict[str, Weight]()
+    for tensor, pieces in weight_map.sources.items():
+        parts = list[RowBlocks]()
+        for piece in pieces:
+            parts.append(_read_rows(piece, locations[piece.name], name))
+            done += locations[piece.name][1].nbytes
+            options.progress(done / total)
+        is_vector, first = len(pieces[0].shape) == 1, pieces[0].name
+        # Of the positions, single rows are read.
+        if not in_blocks or is_vector or tensor == "position_embedding.weight":
+            array = np.concatenate(
+                [part.to_float32() for part in parts], axis=1 if is_vector else 0
+            )
+            dtype = resolve_dtype("float32" if is_vector else options.dtype, {"F32"})
+            weights[tensor] = convert_finite(
+                array[0] if is_vector else array, dtype, first, name, options.allow_nonfinite
+            )
+            continue
+        matrix = BlockMatrix(tuple(parts))
+        if not options.allow_nonfinite:
+            check_finite(matrix.is_finite(), first, name)
+        floats = _as_floats(matrix)
+        weights[tensor] = matrix if floats is None else floats
+    return weights
+
+
+def _read_rows(piece: SourceTensor, location: TensorLocation, name: str) -> RowBlocks:
+    """Return a tensor of a file in the layout of the model; a vector is one row.
+
+    Raises UserError.
+    """
+    path, info = location
+    kind, rows = _KINDS[info.dtype], math.prod(piece.shape[:-1])
+    shape = rows, kind.row_bytes(piece.shape[-1])
+    with convert_read_errors(name):
+        data = np.fromfile(path, np.uint8, math.prod(shape), offset=info.start).reshape(shape)
+    if len(piece.shape) > 1:
+        return RowBlocks(kind, np.ascontiguousarray(piece.layout.from_file(data)))
+    # The layout of a vector moves its values, not its one row.
+    values = piece.layout.from_file(RowBlocks(kind, data).to_float32()[0])
+    return RowBlocks(F32, np.ascontiguousarray(values).view(np.uint8)[None])
+
+
+def _as_floats(matrix: BlockMatrix) -> Array | None:
+    """Return a matrix of plain floats as an array in their dtype; None for a quantised one."""
+    kinds = {part.kind.name for part in matrix.parts}
+    if not kinds <= set(_FLOATS):
+        return None
+    arrays = [part.data.view(_FLOATS[part.kind.name]) for part in matrix.parts]
+    if len(kinds) > 1:
+        arrays = [to_float32(array) for array in arrays]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def main_type(headers: Iterable[GGUFHeader]) -> str:
+    """Return the type that most bytes of some files have: `Q4_K`."""
+    sizes = Counter[str]()
+    for header in headers:
+        for info in header.tensors.values():
+            sizes[info.dtype] += info.nbytes
+    return sizes.most_common(1)[0][0] if sizes else ""

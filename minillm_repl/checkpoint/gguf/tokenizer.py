@@ -1,0 +1,312 @@
+"""The tokenizer inside a GGUF file: its description, as a tokenizer.json has it.
+
+A file has the tokens, their types, and for a byte-level BPE the merges. How a text is split into
+words before that is only a name (`tokenizer.ggml.pre`): what each name means is below.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from minillm_repl.checkpoint.checkpoint import ChatTemplate
+from minillm_repl.checkpoint.gguf.architectures import TOKENS
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
+from minillm_repl.safetext import safe_line
+from minillm_repl.tokenizer.base import IdTokenizer, Tokenizer
+from minillm_repl.tokenizer.description import added_token, with_bos_token
+from minillm_repl.tokenizer.subword import SubwordTokenizer
+
+_KEY = "tokenizer.ggml."
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # types of tokens
+_TYPES = {0, _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, 5, _BYTE}  # 0: undefined, 5: unused
+_SPACE = "▁"  # SentencePiece writes a space so
+
+# -- how a text is split into words
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+_SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = (
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}"
+    rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*{_SPACES}"
+)
+_QWEN2 = _LLAMA3.replace("{1,3}", "")
+_QWEN35 = _QWEN2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(
+    r"[^\s\p{L}\p{N}]+", r"[^\s\p{L}\p{M}\p{N}]+"
+)
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
+    rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*{_SPACES}"
+)
+_GPT4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
+    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*{_SPACES}"
+)
+_PUNCTUATION = r"[\p{P}\$\+<=>\^~\|`]+"  # of Falcon
+_EXAONE_MOE = (  # words of a sentence stay together
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+# llama.cpp splits so where a file names nothing; it says that the quality of the text suffers.
+_DEFAULT = (_PUNCTUATION.replace("`", ""), _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")
+
+_SPLITS = {  # by what is split: the patterns, each applied to what the one before has left whole
+    **dict.fromkeys(
+        (
+            "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4",
+            "a.x-4.0", "gigachat", "roberta-bpe", "mellum", "modern-bert",
+        ),
+        (_GPT2,),
+    ),
+    **dict.fromkeys(
+        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b",
+         "mellum2"),
+        (r"\p{N}", _GPT2),
+    ),
+    **dict.fromkeys(
+        (
+            "llama-bpe", "llama3", "llama-v3", "lfm2", "midm-2.0", "falcon3", "falcon-h1",
+            "pixtral", "dbrx", "smaug-bpe", "glm4", "chatglm-bpe",
+        ),
+        (_LLAMA3,),
+    ),
+    **dict.fromkeys(
+        (
+            "qwen2", "deepseek-r1-qwen", "kormo", "megrez", "stablelm2", "hunyuan", "solar-open",
+            "grok-2",
+        ),
+        (_QWEN2,),
+    ),
+    "qwen35": (_QWEN35,),
+    **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), (_GPT4O,)),
+    "tekken": (_TEKKEN,),
+    "exaone-moe": (_EXAONE_MOE,),
+    "falcon": (_PUNCTUATION, _GPT2, "[0-9][0-9][0-9]"),
+    "default": _DEFAULT,
+}  # fmt: skip
+# A word that is a token is that token, whatever the merges make of it; a text has a start token.
+_WHOLE_WORDS = (
+    "llama-bpe", "llama3", "llama-v3", "lfm2", "midm-2.0", "falcon3", "falcon-h1", "pixtral",
+    "tekken",
+)  # fmt: skip
+# Names of tokens that end a text or a turn, for files that name only one of them.
+_ENDS = (
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>",
+    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
+    "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "[|endofturn|]",
+)  # fmt: skip
+_MAX_MERGE_TOKEN = 200  # characters; splits of longer tokens of a SentencePiece are not tried
+
+
+class GGUFTokenizer:
+    """What a file says of its tokenizer. Every method raises UserError."""
+
+    def __init__(self, metadata: Mapping[str, Any], vocab_size: int) -> None:
+        self._metadata, self._vocab_size = metadata, vocab_size
+        self._tokens = self._list("tokens", str) if TOKENS in metadata else []
+        types = self._list("token_type", int)
+        self._types = types or [_NORMAL] * len(self._tokens)
+        if len(self._tokens) > vocab_size or len(self._types) != len(self._tokens):
+            raise UserError(
+                _(
+                    "it has {tokens:,} tokens, {types:,} types of tokens and {size:,} embeddings",
+                    tokens=len(self._tokens),
+                    types=len(self._types),
+                    size=vocab_size,
+                )
+            )
+        if not set(self._types) <= _TYPES:
+            raise UserError(_("it has a token of an unknown type"))
+        if len(set(self._tokens)) < len(self._tokens):
+            raise UserError(_("it has a token twice"))
+        self._model, self._pre = self._string("model"), self._string("pre")
+
+    def read(self) -> Tokenizer:
+        """Return the tokenizer; without a vocabulary, tokens are numbers."""
+        if not self._tokens:
+            return IdTokenizer(self._vocab_size)
+        match self._model:
+            case "gpt2":
+                description = self._byte_level()
+            case "llama":
+                description = self._sentencepiece()
+            case other:
+                raise UserError(
+                    _(
+                        "tokenizer.ggml.model = {name:.40} is not supported; supported: {names}",
+                        name=safe_line(other) or _("missing"),
+                        names="gpt2, llama",
+                    )
+                )
+        described: Mapping[str, Any] = {
+            "version": "1.0",
+            "added_tokens": list(self._added_tokens()),
+            **description,
+        }
+        if self._adds_bos and "bos_token" in self.roles:
+            described = with_bos_token(described, self.roles["bos_token"])
+        return SubwordTokenizer(described, self.roles, self._vocab_size)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes for the user: where the file says too little."""
+        if self._model != "gpt2" or self._pre not in ("", "default") or not self._tokens:
+            return ()
+        return (
+            _(
+                "the file does not say how a text is split into words (tokenizer.ggml.pre): "
+                "its tokens may not be those that the model was trained on"
+            ),
+        )
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """The special tokens by role."""
+        roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding"}
+        ids = {role: self._id(f"{key}_token_id") for role, key in roles.items()}
+        return {f"{role}_token": self._tokens[id_] for role, id_ in ids.items() if id_ is not None}
+
+    def chat_template(self) -> ChatTemplate | None:
+        """Return the chat template, or None."""
+        source = self._metadata.get("tokenizer.chat_template")
+        if not isinstance(source, str) or not source.strip():
+            return None
+        return ChatTemplate(source, self.roles)
+
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Return the tokens that end a text or a turn, each once."""
+        named = [self._id(f"{name}_token_id") for name in ("eos", "eot", "eom")]
+        ids = {token: id_ for id_, token in enumerate(self._tokens)}
+        known = [ids[name] for name in _ENDS if name in ids and self._is_special(ids[name])]
+        return tuple(dict.fromkeys(id_ for id_ in [*named, *known] if id_ is not None))
+
+    # -- the two models
+
+    def _byte_level(self) -> dict[str, Any]:
+        """Return the description of a byte-level BPE, split into words as `pre` says."""
+        name = self._pre or "default"
+        if name not in _SPLITS:
+            raise UserError(
+                _(
+                    "unknown way to split a text (tokenizer.ggml.pre): {name:.60}",
+                    name=safe_line(name),
+                )
+            )
+        splits = [
+            {"type": "Split", "pattern": {"Regex": each}, "behavior": "Isolated", "invert": False}
+            for each in _SPLITS[name]
+        ]
+        letters = {
+            "type": "ByteLevel",
+            "add_prefix_space": self._metadata.get(_KEY + "add_space_prefix") is True,
+            "trim_offsets": True,
+            "use_regex": False,
+        }
+        merges = self._list("merges", str)
+        if not all(1 <= merge.find(" ", 1) < len(merge) - 1 for merge in merges):
+            raise UserError(_("it has a merge that is not two tokens"))
+        return {
+            "normalizer": None,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, letters]},
+            "decoder": {**letters, "add_prefix_space": True},
+            "model": {
+                "type": "BPE",
+                "vocab": self._vocabulary(),
+                # A space is the letter Ġ; the search begins behind the first letter.
+                "merges": [[m[: m.index(" ", 1)], m[m.index(" ", 1) + 1 :]] for m in merges],
+                "ignore_merges": name in _WHOLE_WORDS,
+            },
+        }
+
+    def _sentencepiece(self) -> dict[str, Any]:
+        """Return the description of a BPE of SentencePiece, whose merges follow from the scores."""
+        has_prefix = self._metadata.get(_KEY + "add_space_prefix", True) is not False
+        replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+        back = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
+        first = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+        unknown = self._id("unknown_token_id")
+        return {
+            "normalizer": {
+                "type": "Sequence",
+                "normalizers": [{"type": "Prepend", "prepend": _SPACE}, replace][not has_prefix :],
+            },
+            "pre_tokenizer": None,
+            "decoder": {
+                "type": "Sequence",
+                "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}]
+                + ([first] if has_prefix else []),
+            },
+            "model": {
+                "type": "BPE",
+                "vocab": self._vocabulary(),
+                "merges": self._merges_of_scores(),
+                "unk_token": None if unknown is None else self._tokens[unknown],
+                "fuse_unk": True,
+                "byte_fallback": True,
+            },
+        }
+
+    def _merges_of_scores(self) -> list[list[str]]:
+        """Return every pair of tokens that makes a token, that with the highest score first."""
+        scores = self._list("scores", float)
+        if len(scores) != len(self._tokens):
+            raise UserError(_("it has a score for only some of its tokens"))
+        mergeable = {
+            token
+            for token, kind in zip(self._tokens, self._types, strict=True)
+            if kind not in (_UNKNOWN, _CONTROL, _BYTE)
+        }
+        found = list[tuple[float, int, str, str]]()
+        for id_, (token, score) in enumerate(zip(self._tokens, scores, strict=True)):
+            if token not in mergeable or not 1 < len(token) <= _MAX_MERGE_TOKEN:
+                continue
+            for place in range(1, len(token)):
+                left, right = token[:place], token[place:]
+                if left in mergeable and right in mergeable:
+                    found.append((-score, id_, left, right))
+        found.sort(key=lambda merge: merge[:2])
+        return [[left, right] for _score, _id, left, right in found]
+
+    def _vocabulary(self) -> dict[str, int]:
+        return {token: id_ for id_, token in enumerate(self._tokens)}
+
+    def _added_tokens(self) -> Iterator[dict[str, Any]]:
+        """Yield the tokens that are found in a text as they are: control ones are special."""
+        for id_, (token, kind) in enumerate(zip(self._tokens, self._types, strict=True)):
+            if token and (kind == _USER_DEFINED or self._is_special(id_)):
+                special = kind != _USER_DEFINED or token in _ENDS
+                entry = added_token(token, {"normalized": False}, special=special)
+                yield {"id": id_, **entry}
+
+    def _is_special(self, id_: int) -> bool:
+        # Some converters left an end token without its type.
+        return self._types[id_] in (_CONTROL, _UNKNOWN) or self._tokens[id_] in _ENDS
+
+    @property
+    def _adds_bos(self) -> bool:
+        usual = self._model == "llama" or self._pre in _WHOLE_WORDS
+        return self._metadata.get(_KEY + "add_bos_token", usual) is True
+
+    # -- values of the metadata
+
+    def _string(self, name: str) -> str:
+        value = self._metadata.get(_KEY + name, "")
+        if not isinstance(value, str):
+            raise UserError(_("{name} is not a text", name=_KEY + name))
+        return value
+
+    def _list(self, name: str, kind: type) -> Sequence[Any]:
+        values = self._metadata.get(_KEY + name, [])
+        # All elements of an array have one type.
+        if not isinstance(values, list) or (values and type(values[0]) is not kind):
+            raise UserError(_("{name} is not a list of its kind", name=_KEY + name))
+        return values
+
+    def _id(self, name: str) -> int | None:
+        """Return the id of a special token; None if the file has none, or one out of range."""
+        id_ = self._metadata.get(_KEY + name, -1)
+        if type(id_) is not int:
+            raise UserError(_("{name} is not a whole number", name=_KEY + name))
+        return id_ if 0 <= id_ < len(self._tokens) else None

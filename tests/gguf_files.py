@@ -1,0 +1,145 @@
+"""GGUF files of models of `transformers`, written by the `gguf` package of llama.cpp.
+
+Names are those of the package's own map; the rest follows llama.cpp's convert_hf_to_gguf.py.
+"""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+Type = gguf.GGMLQuantizationType
+ARCHITECTURES = {
+    "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gpt2": "gpt2",
+    "gpt_neox": "gptneox",
+}  # fmt: skip
+_INTERLEAVED = ("llama",)  # rows of q and k
+
+
+def letters(vocab_size: int) -> list[str]:
+    """A vocabulary of single letters of GPT-2, of Hangul, and a space first."""
+    return ["Ġ", *map(chr, range(0x61, 0x7B)), *map(chr, range(0xC0, 0x100))][:vocab_size] + [
+        f"{chr(0xE0 + n % 20)}{n}" for n in range(vocab_size - 91)
+    ]
+
+
+def stored(array: np.ndarray, kind: Type) -> tuple[np.ndarray, Type]:
+    """A tensor as llama.cpp stores it: vectors, and rows that no block fits, stay float32."""
+    block, _size = gguf.GGML_QUANT_SIZES[kind]
+    if array.ndim == 1 or array.shape[-1] % block:
+        kind = Type.F32
+    return gguf.quants.quantize(array, kind), kind
+
+
+def write(model, path: Path, kind: Type = Type.F32, metadata=None, kinds=None, split=0) -> None:
+    """Write a model; the weights in it become those of the file, rounded as it has them.
+
+    `kinds` are other types by the ends of names of tensors.
+    """
+    config = model.config
+    name = ARCHITECTURES[config.model_type]
+    options = {"split_max_tensors": split, "small_first_shard": False} if split else {}
+    writer = gguf.GGUFWriter(path, name, **options)
+    write_config(writer, config)
+    for add, value in (metadata or {}).items():
+        getattr(writer, add)(value)
+    if not metadata:
+        write_vocabulary(writer, config.vocab_size)
+    names = gguf.get_tensor_name_map(
+        next(arch for arch, text in gguf.MODEL_ARCH_NAMES.items() if text == name),
+        config.num_hidden_layers,
+    )
+    for parameter, tensor in model.named_parameters():
+        array = tensor.detach().float().numpy()
+        theirs = names.get_name(parameter, (".weight", ".bias"))
+        turned = config.model_type == "gpt2" and any(
+            part in parameter for part in ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+        )
+        array, back = layout(config, parameter, array.T if turned else array)
+        wanted = next((t for end, t in (kinds or {}).items() if theirs.endswith(end)), kind)
+        data, chosen = stored(array, wanted)
+        writer.add_tensor(theirs, data, raw_dtype=chosen)
+        rounded = back(gguf.quants.dequantize(data, chosen).reshape(array.shape))
+        tensor.data.copy_(type(tensor.data)(np.ascontiguousarray(rounded.T if turned else rounded)))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def layout(config, parameter, array):
+    """A parameter in the layout of a file, and the function back."""
+    if config.model_type == "gpt_neox" and "query_key_value" in parameter:
+        # By head in transformers, all queries first in a file.
+        heads = config.num_attention_heads
+        shape = array.shape
+        apart = array.reshape(heads, 3, -1, *shape[1:]).swapaxes(0, 1).reshape(shape)
+        return apart, lambda x: x.reshape(3, heads, -1, *shape[1:]).swapaxes(0, 1).reshape(shape)
+    which = next((part for part in ("q_proj", "k_proj") if part in parameter), None)
+    if which and ARCHITECTURES[config.model_type] in _INTERLEAVED:
+        heads = config.num_attention_heads if which == "q_proj" else config.num_key_value_heads
+        shape = array.shape
+        beside = array.reshape(heads, 2, -1, *shape[1:]).swapaxes(1, 2).reshape(shape)
+        return beside, lambda x: x.reshape(heads, -1, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
+    return array, lambda x: x
+
+
+def write_config(writer, config) -> None:
+    """Write the sizes."""
+    text = config.to_dict()
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_head_count(config.num_attention_heads)
+    inner = text.get("intermediate_size") or text.get("n_inner") or 4 * config.hidden_size
+    writer.add_feed_forward_length(inner)
+    if config.model_type in ("gpt2", "gpt_neox"):
+        writer.add_layer_norm_eps(text.get("layer_norm_eps") or text.get("layer_norm_epsilon"))
+    if config.model_type == "gpt2":
+        return
+    rope = text.get("rope_parameters") or {}
+    writer.add_rope_freq_base(rope.get("rope_theta", 10_000.0))
+    head_dim = text.get("head_dim") or config.hidden_size // config.num_attention_heads
+    writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1)))
+    if rope.get("rope_type") == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope.get("rope_type") == "llama3":
+        writer.add_tensor(
+            gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ROPE_FREQS] + ".weight",
+            llama3_factors(rope, head_dim),
+        )
+    if config.model_type == "gpt_neox":
+        writer.add_parallel_residual(config.use_parallel_residual)
+        return
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+
+
+def llama3_factors(rope, head_dim) -> np.ndarray:
+    """What each frequency is divided by, in Llama 3.1."""
+    factors = []
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    context = rope["original_max_position_embeddings"]
+    for pair in range(0, head_dim, 2):
+        wavelength = 2 * np.pi * rope["rope_theta"] ** (pair / head_dim)
+        if wavelength < context / high:
+            factors.append(1)
+        elif wavelength > context / low:
+            factors.append(rope["factor"])
+        else:
+            smooth = (context / wavelength - low) / (high - low)
+            factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+    return np.array(factors, np.float32)
+
+
+def write_vocabulary(writer, vocab_size: int, pre: str = "gpt-2") -> None:
+    """Write a byte-level BPE of single letters."""
+    tokens = letters(vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens))
+    writer.add_token_merges([])

@@ -1,0 +1,254 @@
+"""GGUF files; the `gguf` package of llama.cpp writes them, `transformers` says what they mean."""
+
+import struct
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+pytest.importorskip(
+    "gguf", reason="needs llama.cpp's package gguf, which writes GGUF files: pip install gguf"
+)
+
+import gguf
+
+from minillm_repl.checkpoint.gguf.header import read_gguf_header
+from minillm_repl.checkpoint.load_save import load, summarise
+from minillm_repl.errors import UserError
+from minillm_repl.generate.backends import make_decoder
+from minillm_repl.model.bfloat16 import to_float32
+from minillm_repl.model.blocks import BlockMatrix
+from minillm_repl.model.build import build
+from tests import hostile_gguf
+from tests.gguf_files import Type, letters, write
+from tests.test_huggingface import GPT2, LLAMA, LLAMA3, NEOX, random_model
+
+t = transformers
+WIDE = LLAMA | {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+MODELS = {
+    "llama": (t.LlamaConfig, WIDE),
+    "llama tied, biased": (
+        t.LlamaConfig,
+        WIDE | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+    ),
+    "llama, rope llama3": (
+        t.LlamaConfig,
+        WIDE | {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 8192}},
+    ),
+    "llama, rope linear": (
+        t.LlamaConfig,
+        WIDE | {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+    ),
+    "llama, one key for all": (t.LlamaConfig, WIDE | {"num_key_value_heads": 1, "head_dim": 24}),
+    "mistral without window": (t.MistralConfig, WIDE | {"sliding_window": None}),
+    "qwen2": (t.Qwen2Config, WIDE),
+    "qwen3": (t.Qwen3Config, WIDE | {"head_dim": 24}),
+    "gpt2": (t.GPT2Config, GPT2 | {"n_embd": 64, "n_inner": 96, "n_layer": 2}),
+    "gpt_neox": (
+        t.GPTNeoXConfig,
+        NEOX | {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2},
+    ),
+}
+KINDS = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
+IDS = list(range(3, 40))
+
+
+def made(name):
+    return random_model(*MODELS[name])
+
+
+def logits_of(model):
+    with torch.no_grad():
+        return model(torch.tensor([IDS])).logits[0].numpy()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_logits_are_those_of_transformers_with_the_rounded_weights(name, kind, tmp_path):
+    model = made(name)
+    write(model, tmp_path / "a.gguf", Type[kind])
+    checkpoint, expected = load(tmp_path / "a.gguf"), logits_of(model)
+    with torch.no_grad():
+        ours = build(checkpoint.config, checkpoint.tensors)(torch.tensor([IDS]))[0].numpy()
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+    decoder = make_decoder(checkpoint)
+    np.testing.assert_allclose(decoder.prefill(IDS), expected[-1], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_type_stays_in_its_blocks_and_is_what_gguf_makes_of_it(kind, tmp_path):
+    model = made("qwen3")
+    write(model, tmp_path / "a.gguf", Type[kind])
+    in_blocks = load(tmp_path / "a.gguf")
+    as_floats = load(tmp_path / "a.gguf", dtype="float32")
+    weights = model.state_dict()
+    down = "blocks.1.mlp.down.weight"
+    expected = weights["model.layers.1.mlp.down_proj.weight"].numpy()
+    assert isinstance(in_blocks.tensors[down], BlockMatrix) == kind.startswith("Q")
+    for checkpoint in (in_blocks, as_floats):
+        np.testing.assert_array_equal(to_float32(checkpoint.arrays()[down]), expected)
+    assert as_floats.dtype == "float32"
+    floats = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    assert in_blocks.dtype == floats.get(kind, kind)
+
+
+def test_parts_of_one_matrix_may_have_different_types(tmp_path):
+    model = made("llama")
+    kinds = {"attn_v.weight": Type.Q5_1, "attn_k.weight": Type.F16, "ffn_up.weight": Type.BF16}
+    write(model, tmp_path / "a.gguf", Type.Q4_0, kinds=kinds)
+    checkpoint = load(tmp_path / "a.gguf")
+    qkv = checkpoint.tensors["blocks.0.attention.qkv.weight"]
+    assert [part.kind.name for part in qkv.parts] == ["Q4_0", "F16", "Q5_1"]
+    whole = qkv.to_float32()
+    np.testing.assert_array_equal(qkv[60:70], whole[60:70])
+    np.testing.assert_array_equal(qkv[[[99, 0], [65, 64]]], whole[[[99, 0], [65, 64]]])
+    np.testing.assert_array_equal(qkv.take_rows(63, 98).to_float32(), whole[63:98])
+    np.testing.assert_allclose(
+        make_decoder(checkpoint).prefill(IDS), logits_of(model)[-1], atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gpt2"])
+def test_transformers_reads_the_same_numbers_from_the_file(name, tmp_path):
+    pytest.importorskip("accelerate", reason="transformers reads GGUF files with accelerate only")
+    kind, sizes = MODELS[name]
+    # What it does not read from a file: the head_dim of a Qwen 3, two sizes of a GPT-2.
+    unread = {"qwen3": {"head_dim": 128}, "gpt2": {"n_inner": None, "n_positions": 1024}}
+    model = random_model(kind, sizes | unread.get(name, {}))
+    tokens = letters(model.config.vocab_size)
+    metadata = {
+        "add_tokenizer_model": "gpt2", "add_tokenizer_pre": "gpt-2", "add_token_list": tokens,
+        "add_token_types": [1] * len(tokens), "add_token_merges": ["a b"], "add_bos_token_id": 1,
+        "add_eos_token_id": 2,
+    }  # fmt: skip
+    metadata["add_token_list"] = [*tokens[:-1], "ab"]
+    write(model, tmp_path / "a.gguf", Type.Q8_0, metadata)
+    theirs = t.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="a.gguf", dtype=torch.float32, attn_implementation="eager"
+    )
+    ours = make_decoder(load(tmp_path / "a.gguf")).prefill(IDS)
+    np.testing.assert_allclose(ours, logits_of(theirs)[-1], atol=1e-3)
+
+
+def test_all_parts_of_a_split_file_open_by_any_of_them(tmp_path):
+    model = made("llama")
+    write(model, tmp_path / "whole.gguf")
+    write(model, tmp_path / "split.gguf", split=5)
+    parts = sorted(tmp_path.glob("split-*.gguf"))
+    assert len(parts) > 2
+    whole = load(tmp_path / "whole.gguf")
+    for part in (parts[0], parts[-1]):
+        checkpoint = load(part)
+        assert checkpoint.config == whole.config
+        for name, array in whole.tensors.items():
+            np.testing.assert_array_equal(checkpoint.tensors[name], array)
+    assert summarise(parts[1]).size == sum(part.stat().st_size for part in parts)
+    parts[1].rename(tmp_path / "elsewhere.gguf")
+    with pytest.raises(UserError, match="cannot open .*split-00002-of-"):
+        load(parts[0])
+    parts[0].rename(parts[1])
+    with pytest.raises(UserError, match="cannot open .*split-00001-of-"):
+        load(parts[1])
+    (tmp_path / parts[0].name).write_bytes(parts[1].read_bytes())
+    with pytest.raises(UserError, match="is not part 2 of"):
+        load(parts[0])
+
+
+def test_a_file_that_says_nothing_of_words_opens_with_a_note_and_an_unknown_way_is_refused(
+    tmp_path,
+):
+    right = hostile_gguf.metadata()
+    named = {"tokenizer.ggml.pre": hostile_gguf.scalar(hostile_gguf.STRING, "klingon")}
+    left = {key: value for key, value in right.items() if not key.endswith(".pre")}
+    for name, pairs in {"right": right, "left": left, "named": right | named}.items():
+        (tmp_path / f"{name}.gguf").write_bytes(hostile_gguf.packed(pairs))
+    assert not load(tmp_path / "right.gguf").notes
+    assert "tokenizer.ggml.pre" in load(tmp_path / "left.gguf").notes[0]
+    with pytest.raises(UserError, match=r"named\.gguf: .*\(tokenizer\.ggml\.pre\): klingon"):
+        load(tmp_path / "named.gguf")
+
+
+def test_the_header_is_that_of_the_gguf_package(tmp_path):
+    path = tmp_path / "a.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    kinds = {"uint8": 200, "int8": -3, "uint16": 60_000, "int16": -300, "uint32": 2**32 - 1,
+             "int32": -(2**31), "uint64": 2**64 - 1, "int64": -(2**63), "float32": 1.5,
+             "float64": 1e300, "bool": True, "string": "날씨 🌤"}  # fmt: skip
+    for kind, value in kinds.items():
+        getattr(writer, f"add_{kind}")(f"a.{kind}", value)
+    writer.add_array("b", [1.5, -2.5])
+    writer.add_array("c", ["가", "", "나"])
+    writer.add_array("d", [True, False])
+    writer.add_custom_alignment(64)
+    rng = np.random.default_rng(0)
+    for number, kind in enumerate(KINDS):
+        array = rng.normal(size=(3 + number, 64)).astype(np.float32)
+        writer.add_tensor(
+            f"x{number}", gguf.quants.quantize(array, Type[kind]), raw_dtype=Type[kind]
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    header, theirs = read_gguf_header(path), gguf.GGUFReader(path)
+    for kind, value in kinds.items():
+        assert header.metadata[f"a.{kind}"] == value
+    assert (header.metadata["b"], header.metadata["c"]) == ([1.5, -2.5], ["가", "", "나"])
+    assert header.metadata["d"] == [True, False]
+    assert len(header.tensors) == len(theirs.tensors)
+    for tensor in theirs.tensors:
+        ours = header.tensors[tensor.name]
+        assert (ours.start, ours.nbytes) == (tensor.data_offset, tensor.n_bytes)
+        assert (ours.dtype, ours.shape) == (tensor.tensor_type.name, tuple(tensor.shape[::-1]))
+
+
+# -- hostile files
+
+
+def test_the_file_that_the_hostile_ones_are_made_from_opens(tmp_path):
+    (tmp_path / "right.gguf").write_bytes(hostile_gguf.RIGHT)
+    checkpoint = load(tmp_path / "right.gguf")
+    assert checkpoint.tokenizer.encode("abc a") == [1, 2, 3, 0, 1]
+    assert checkpoint.eos_token_ids == (1,)
+    assert summarise(tmp_path / "right.gguf").family == "Llama"
+
+
+def test_every_hostile_file_is_refused_in_one_clean_line(tmp_path):
+    count, wrong = 0, []
+    for name, path in hostile_gguf.all_of(tmp_path):
+        count += 1
+        try:
+            load(path)
+            wrong.append((name, "was opened"))
+        except UserError as error:
+            if not str(error).isprintable() or len(str(error)) > 700:
+                wrong.append((name, str(error)))
+    assert not wrong
+    assert count > 450
+
+
+def test_a_file_that_takes_no_room_and_claims_all_memory_is_refused(tmp_path):
+    data = bytearray(hostile_gguf.RIGHT)
+    width = struct.pack("<QQ", 8, 11)
+    place = data.index(width)
+    data[place : place + 16] = struct.pack("<QQ", 2**16, 2**21)
+    (tmp_path / "huge.gguf").write_bytes(data)
+    with pytest.raises(UserError, match="tensors that leave gaps, or overlap|truncated"):
+        load(tmp_path / "huge.gguf")
+
+
+def test_quantised_weights_that_are_not_finite_are_refused(tmp_path):
+    model = made("llama")
+    write(model, tmp_path / "a.gguf", Type.Q8_0)
+    info = read_gguf_header(tmp_path / "a.gguf").tensors["blk.1.ffn_down.weight"]
+    data = bytearray((tmp_path / "a.gguf").read_bytes())
+    data[info.start + 34 : info.start + 36] = np.float16(np.inf).tobytes()
+    (tmp_path / "a.gguf").write_bytes(data)
+    with pytest.raises(UserError, match=r"damaged: blk\.1\.ffn_down\.weight"):
+        load(tmp_path / "a.gguf")
+    assert (
+        not load(tmp_path / "a.gguf", allow_nonfinite=True)
+        .tensors["blocks.1.mlp.down.weight"]
+        .is_finite()
+    )

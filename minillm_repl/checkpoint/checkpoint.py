@@ -244,8 +244,8 @@ class Checkpoint:
 
         sizes = Counter[str]()  # bytes
         for weight in self.tensors.values():
-            is_blocks = isinstance(weight, BlockMatrix)
-            sizes[weight.kind.name if is_blocks else dtype_name(weight.dtype)] += weight.nbytes
+            name = weight.kind.name if isinstance(weight, BlockMatrix) else dtype_name(weight.dtype)
+            sizes[name] += weight.nbytes
         return sizes.most_common(1)[0][0]
 
     def arrays(self) -> "Tensors":

@@ -200,7 +200,7 @@ class RowBlocks:
     @property
     def inputs(self) -> int:
         """Weights of a row."""
-        return self.data.shape[1] // self.kind.nbytes * self.kind.weights
+        return int(self.data.shape[1]) // self.kind.nbytes * self.kind.weights
 
     def to_float32(self) -> Floats:
         """Return the weights (rows, inputs)."""

@@ -57,7 +57,9 @@ class QuantisedWeight:
         return self.shape[0]
 
     def __getitem__(self, rows: int | slice | Tensor) -> Tensor:
-        if isinstance(self._matrix, BlockMatrix) or not isinstance(rows, slice):
+        if isinstance(self._matrix, BlockMatrix):
+            return torch.from_numpy(self._matrix[rows])
+        if not isinstance(rows, slice):
             return torch.from_numpy(self._matrix[rows])
         start, stop, _step = rows.indices(len(self))
         first, last = start // PANEL_ROWS, -(-stop // PANEL_ROWS)

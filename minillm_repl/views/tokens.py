@@ -20,6 +20,7 @@ from minillm_repl.views.base import Row, View, show
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from minillm_repl.model.blocks import BlockMatrix
     from minillm_repl.model.quantised import QuantisedMatrix
     from minillm_repl.repl.shell import Shell
 
@@ -82,7 +83,7 @@ class TokensView(View):
 
 def compute(
     tokenizer: Tokenizer,
-    embedding: "NDArray[Any] | QuantisedMatrix",
+    embedding: "NDArray[Any] | QuantisedMatrix | BlockMatrix",
     ids: Sequence[int],
     text: str,
 ) -> TokensView:

@@ -43,8 +43,6 @@ from minillm_repl.storage.files import check_memory
 
 _KINDS = {kind.name: kind for kind in BLOCK_TYPES.values()}
 _FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16}
-# Llama 3.1 and its successors; only the factor differs between them.
-_LLAMA3_ROPE = {"scaling": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
 def read_gguf(path: Path, options: ReadOptions) -> Checkpoint:
@@ -100,9 +98,11 @@ def _rope_of_factors(rope: Rope, head_dim: int, factors: Array) -> Rope:
         raise UserError(_("{tensor} does not fit the model", tensor=ROPE_FACTORS))
     if (factors == 1).all():
         return rope
-    found = replace(rope, factor=float(factors.max()), **_LLAMA3_ROPE)
+    # Llama 3.1 and its successors: only the factor differs between them.
+    found = Rope(theta=rope.theta, scaling="llama3", factor=float(factors.max()))
+    low, high = found.low_freq_factor, found.high_freq_factor
     rotations = found.original_max_position_embeddings * inv_freq / (2 * np.pi)
-    smooth = np.clip((rotations - 1) / 3, 0, 1)  # between the low factor 1 and the high one 4
+    smooth = np.clip((rotations - low) / (high - low), 0, 1)
     if not np.allclose(factors, 1 / ((1 - smooth) / found.factor + smooth), rtol=1e-4):
         raise UserError(
             _("{tensor} scales RoPE in a way that is not supported", tensor=ROPE_FACTORS)

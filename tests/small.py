@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from minillm_repl.chat.loss_mask import encode_with_loss_mask
 from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.tokenizer.base import CharacterTokenizer
@@ -25,3 +26,9 @@ def random_checkpoint(
         for name, shape in config.shapes()
     }
     return Checkpoint(config=config, tokenizer=CharacterTokenizer(characters), tensors=tensors)
+
+
+def flat_examples(template, tokenizer, conversations, first=1):
+    """The examples of all conversations, one after the other."""
+    found = encode_with_loss_mask(template, tokenizer, conversations, first)
+    return [example for examples in found for example in examples]

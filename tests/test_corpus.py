@@ -1,16 +1,17 @@
 """From files to documents, vocabularies and token files."""
 
 import hashlib
+import itertools
 import json
 import math
 import os
+import textwrap
 import unicodedata
 
 import numpy as np
 import pytest
 
 from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS, Message
-from minillm_repl.chat.loss_mask import encode_with_loss_mask
 from minillm_repl.errors import UserError
 from minillm_repl.tokenizer.base import decode
 from minillm_repl.training import corpus as corpora
@@ -19,8 +20,11 @@ from minillm_repl.training import tokenize as token_files
 from minillm_repl.training import tokens as token_cache
 from minillm_repl.training.corpus import open_corpus
 from minillm_repl.training.defaults import make_tokenizer
+from minillm_repl.training.plan import TrainPlan
+from minillm_repl.training.splits import make_splits
 from minillm_repl.training.tokenize import tokenise
 from tests.conftest import MODELS
+from tests.small import flat_examples
 
 TEXT = (MODELS / "nalssi.txt").read_text(encoding="utf-8")
 MARK = "<|endoftext|>"
@@ -345,9 +349,7 @@ def test_conversations_are_learnt_where_the_assistant_speaks(written, kind):
     ]
     assert decode(tokenizer, learnt) == "hi there네2"
     one_by_one = [
-        encode_with_loss_mask(DEFAULT_CHAT_TEMPLATE, tokenizer, [[Message(*said) for said in one]])[
-            0
-        ][0]
+        flat_examples(DEFAULT_CHAT_TEMPLATE, tokenizer, [[Message(*said) for said in one]])[0][0]
         for one in CHAT
     ]
     assert found.ids.tolist() == [token for one in one_by_one for token in one]
@@ -384,7 +386,7 @@ def test_a_second_start_finds_its_tokens(cached, tmp_path):
     assert cache.stat().st_mode & 0o777 == 0o700
     assert {file.stat().st_mode & 0o777 for file in cache.iterdir()} == {0o600}
     assert cached() == 0
-    assert cached(separator=1) > 0  # another key, even where it comes to the same
+    assert cached(separator=1) == 0  # one document: nothing stands between
     assert cached(PROSE + "날") > 0
     assert cached() == 0
 
@@ -451,7 +453,7 @@ def test_unfinished_files_of_a_killed_run_go_after_a_day(cached, tmp_path):
     for file in (old, new):
         file.write_bytes(b"half")
     os.utime(old, (1_000, 1_000))
-    cached(separator=1)
+    cached("날씨")
     assert (old.exists(), new.exists()) == (False, True)
 
 
@@ -468,3 +470,105 @@ def test_progress_ends_at_one(written):
     opened, told = open_corpus(written(PROSE)), []
     tokenise(opened, make_tokenizer("char", opened), progress=told.append)
     assert math.isclose(told[-1], 1)
+
+
+NAMES = [f"{first}{second}{third}" for first in "bcdf" for second in "aeiou" for third in "lmnrst"]
+
+
+def as_corpus(folder, lines, split="auto"):
+    path = folder / "names.txt"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return open_corpus(path, split)
+
+
+def held_out(corpus, seed=0, context=8):
+    """The texts of both splits, whose tokens are their letters."""
+    tokenizer = make_tokenizer("char", corpus)
+    end = tokenizer.token_to_id("<end>")
+    tokenizer = tokenizer.with_start("<end>")
+    tokens = tokenise(corpus, tokenizer, separator=end)
+    plan = TrainPlan(context_length=context, seed=seed)
+    found = make_splits(tokens, None, plan, "names")
+    assert all(part.ids[0] == end == part.ids[-1] for part in found)
+    return [
+        "".join(tokenizer.special_name(token) or decode(tokenizer, [token]) for token in part.ids)
+        .removeprefix("<end>")
+        .removesuffix("<end>")
+        .split("<end>")
+        for part in found
+    ]
+
+
+def test_documents_are_held_out_by_chance_and_not_by_their_place(tmp_path):
+    ordered = sorted(NAMES * 25 + [f"{name}a" for name in NAMES] * 4)
+    train, val = held_out(as_corpus(tmp_path, ordered))
+    assert sorted(train + val) == ordered
+    assert not set(train) & set(val), "equal documents fall into the same split"
+    assert 0.05 < len(val) / len(ordered) < 0.15
+    assert len({name[0] for name in val}) == 4, "the last tenth has one first letter"
+    assert sum(a == b for a, b in itertools.pairwise(train)) < len(train) / 20
+    # Another order of the lines is the same corpus, another seed holds out other documents.
+    assert held_out(as_corpus(tmp_path, ordered[::-1])) == [train, val]
+    other = held_out(as_corpus(tmp_path, ordered), seed=1)
+    assert sorted(itertools.chain(*other)) == ordered
+    assert set(other[1]) != set(val)
+
+
+def test_a_few_long_documents_are_cut_and_one_is_left_as_it_is(tmp_path):
+    texts_ = [letter * 5_000 for letter in "abc"]
+    train, val = held_out_ids(open_corpus(put_all(tmp_path, texts_)))
+    assert len(val) == pytest.approx((len(train) + len(val)) / 10, abs=2)
+    path = tmp_path / "one.txt"
+    path.write_text("".join(texts_))
+    train, val = held_out_ids(open_corpus(path))
+    assert "".join(train + val) == "".join(texts_), "the last tenth of one text"
+
+
+def put_all(folder, contents):
+    (folder / "several").mkdir()
+    for number, content in enumerate(contents):
+        (folder / "several" / f"{number}.txt").write_text(content)
+    return folder / "several"
+
+
+def held_out_ids(corpus):
+    tokenizer = make_tokenizer("char", corpus)
+    separator = tokenizer.token_to_id("<end>")
+    tokens = tokenise(corpus, tokenizer, separator=separator)
+    found = make_splits(tokens, None, TrainPlan(context_length=8), "texts")
+    return [[decode(tokenizer, [token]) for token in part.ids] for part in found]
+
+
+POEM = "".join(f"A line of verse, the {number}th of many,\n" for number in range(400))
+WRAPPED = textwrap.fill(" ".join(f"word{number * 7919 % 1000}" for number in range(9_000)), 72)
+CODE = "".join(f"def f{number}(x):\n    return x + {number}\n" for number in range(400))
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("\n".join(NAMES * 9), len(NAMES) * 9),
+        ("\n".join(f"{name} {name[::-1]}?" * (len(name) % 3 + 1) for name in NAMES * 4), 480),
+        ("\n".join(NAMES), 1),  # so few lines may be a poem
+        (POEM, 1),
+        (WRAPPED, 1),
+        (CODE, 1),
+        ("\n\n".join(NAMES * 9), 1),  # stanzas or paragraphs
+        ("\n".join(NAMES * 150) + "\n" + ("word " * 150 + "\n") * 4_000, 1),  # after its contents
+        ("\n".join(NAMES * 9) + f"\n{MARK}\n" + "\n".join(NAMES * 9), 2),
+    ],
+)
+def test_a_list_of_short_lines_is_told_from_a_text(written, text, count):
+    opened = open_corpus(written(text))
+    assert opened.count == count
+    assert any("each line is a document" in note for note in opened.notes) == (count > 2)
+
+
+def test_files_and_the_whole_are_documents_when_asked(tmp_path):
+    folder = put_all(tmp_path, ["a\n\n\nb\n", '{"text": "c"}\n', "x,text\n1,d\n"])
+    assert texts(open_corpus(folder, "files")) == [
+        "a\n\n\nb\n", '{"text": "c"}\n', "x,text\n1,d\n"
+    ]  # fmt: skip
+    whole = open_corpus(folder, "whole")
+    assert whole.count == 1
+    assert texts(whole) == ['a\n\n\nb\n{"text": "c"}\nx,text\n1,d\n']

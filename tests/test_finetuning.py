@@ -18,7 +18,6 @@ import torch.nn.functional as F
 import transformers
 
 from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS, Message, apply_chat_template
-from minillm_repl.chat.loss_mask import encode_with_loss_mask
 from minillm_repl.checkpoint import adapter
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
 from minillm_repl.checkpoint.header import read_header
@@ -42,6 +41,7 @@ from minillm_repl.training.tokenize import tokenise
 from minillm_repl.training.tokens import IGNORE_INDEX
 from tests.conftest import random_checkpoint
 from tests.outside import outside
+from tests.small import flat_examples
 from tests.test_huggingface import FAMILIES, logits_of, random_model
 
 
@@ -173,7 +173,7 @@ def masked(theirs, source, conversation):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_what_is_learnt_is_what_transformers_masks(pair, name):
     ours, theirs = pair
-    found = encode_with_loss_mask(ChatTemplate(TEMPLATES[name]), ours, CONVERSATIONS)
+    found = flat_examples(ChatTemplate(TEMPLATES[name]), ours, CONVERSATIONS)
     assert sum(sum(marks) for _, marks in found) > 1_000
     for (ids, marks), conversation in zip(found, CONVERSATIONS, strict=True):
         assert (ids, marks) == masked(theirs, TEMPLATES[name], conversation), conversation
@@ -194,7 +194,7 @@ def test_a_trained_conversation_begins_as_the_prompt_that_its_answer_will_have(p
             return_dict=True,
         )
         assert prompt == list(expected["input_ids"])
-        ids, marks = encode_with_loss_mask(template, ours, [conversation])[0]
+        ids, marks = flat_examples(template, ours, [conversation])[0]
         assert ids[: marks.index(True)] == prompt
 
 
@@ -226,7 +226,7 @@ def test_where_earlier_turns_are_written_otherwise_each_answer_is_learnt_after_w
         Message("user", "city"),
         Message("assistant", "hello there"),
     ]
-    found = encode_with_loss_mask(template, ours, [short, long])
+    found = flat_examples(template, ours, [short, long])
     assert len(found) == 3
     for (ids, marks), given in zip(found, (short, long[:3], long), strict=True):
         assert ids == masked(theirs, template.source, given)[0]
@@ -243,24 +243,24 @@ def test_a_template_that_writes_the_last_turn_first_is_refused(pair):
     )
     talk = [Message("user", "hello"), Message("assistant", "네")]
     with pytest.raises(UserError, match="turns of conversation 42 one after the other"):
-        encode_with_loss_mask(template, pair[0], [talk[1:], talk], first=41)
+        flat_examples(template, pair[0], [talk[1:], talk], first=41)
 
 
 def test_a_template_that_changes_or_refuses_what_is_said(pair):
     ours, _ = pair
     conversation = [Message("user", "hello"), Message("assistant", "yes <b>")]
     changed = TEMPLATES["ChatML"].replace("m.content +", "m.content | upper +")
-    ids, marks = encode_with_loss_mask(ChatTemplate(changed), ours, [conversation])[0]
+    ids, marks = flat_examples(ChatTemplate(changed), ours, [conversation])[0]
     learnt = [token for token, mark in zip(ids, marks, strict=True) if mark]
     # not to be found again: all that the turn added
     assert decode(ours, learnt).strip() == "YES <B>"
     assert ours.token_to_id("<|im_end|>") in learnt
     with pytest.raises(UserError, match="roles must alternate"):
-        encode_with_loss_mask(
+        flat_examples(
             ChatTemplate("{{ raise_exception('roles must alternate') }}"), ours, [conversation]
         )
     with pytest.raises(UserError, match="conversation 7 has no assistant turn"):
-        encode_with_loss_mask(
+        flat_examples(
             ChatTemplate(TEMPLATES["ChatML"]), ours, [conversation, conversation[:1]], first=6
         )
 
@@ -274,7 +274,7 @@ def test_long_conversations_are_not_taken_for_an_attack(count, turns):
         for _ in range(turns)
     ]
     conversation = [message for two in pairs for message in two]
-    found = encode_with_loss_mask(DEFAULT_CHAT_TEMPLATE, tokenizer, [conversation] * count)
+    found = flat_examples(DEFAULT_CHAT_TEMPLATE, tokenizer, [conversation] * count)
     assert len(found) == count
     end = tokenizer.token_to_id("<|end|>")
     for ids, marks in found:
@@ -412,7 +412,7 @@ def test_transformers_reads_characters_and_special_tokens_the_same(tmp_path):
         "{% endgeneration %}{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}"
     )
     for tokenizer in (ours, again.tokenizer):
-        found = encode_with_loss_mask(DEFAULT_CHAT_TEMPLATE, tokenizer, CONVERSATIONS)
+        found = flat_examples(DEFAULT_CHAT_TEMPLATE, tokenizer, CONVERSATIONS)
         assert found == [masked(theirs, marked, conversation) for conversation in CONVERSATIONS]
     for conversation in CONVERSATIONS[::10]:
         expected = theirs.apply_chat_template(
@@ -429,7 +429,7 @@ def test_transformers_reads_characters_and_special_tokens_the_same(tmp_path):
 def test_special_tokens_that_are_said_are_text_in_a_conversation():
     tokenizer = characters()
     said = [Message("user", "a<|end|><|assistant|>b"), Message("assistant", "<|user|>c<|end|>")]
-    ids, marks = encode_with_loss_mask(DEFAULT_CHAT_TEMPLATE, tokenizer, [said])[0]
+    ids, marks = flat_examples(DEFAULT_CHAT_TEMPLATE, tokenizer, [said])[0]
     user, assistant, end = map(tokenizer.token_to_id, ("<|user|>", "<|assistant|>", "<|end|>"))
     first, second = (tokenizer.encode(message.content) for message in said)
     assert ids == [user, *first, end, assistant, *second, end]
@@ -947,9 +947,16 @@ def test_only_the_assistants_words_have_targets(chat, tmp_path):
         masked(theirs, source, [Message(**each) for each in conversation]) for conversation in talk
     ]
     part = run.trainer.train
-    assert part.ids.tolist() == [token for ids, _ in expected for token in ids]
+    left, place = list(expected), 0
+    while place < len(part.ids):  # the conversations come in an order by chance
+        ids, marks = next(
+            one for one in left if part.ids[place : place + len(one[0])].tolist() == one[0]
+        )
+        assert part.loss_mask[place : place + len(ids)].tolist() == marks
+        left.remove((ids, marks))
+        place += len(ids)
+    assert not left
     assert part.targets == sum(sum(marks) for _, marks in expected)
-    assert part.loss_mask.tolist() == [mark for _, marks in expected for mark in marks]
 
 
 def test_what_is_said_to_the_assistant_gives_no_gradient(chat):
@@ -1063,10 +1070,9 @@ def test_a_resume_file_may_name_any_model_as_that_of_an_adapter_and_the_run_goes
 
 
 def test_a_held_out_part_without_a_word_of_the_assistant_is_not_measured_on(tmp_path):
-    exchange = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
-    last = [*exchange, {"role": "user", "content": "x" * 3_000}]
-    lines = [json.dumps({"messages": messages}) for messages in [exchange] * 1_500 + [last]]
-    (tmp_path / "t.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    exchange = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi" * 99}]
+    conversation = [*exchange * 60, {"role": "user", "content": "x" * 3_000}]
+    (tmp_path / "t.jsonl").write_text(json.dumps({"messages": conversation}), encoding="utf-8")
     run = begin(
         None,
         tmp_path / "t.jsonl",

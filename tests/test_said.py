@@ -20,7 +20,6 @@ from tokenizers.pre_tokenizers import Metaspace, Split
 
 from minillm_repl import commands, views
 from minillm_repl.chat import Message, apply_chat_template, make_prompt
-from minillm_repl.chat.loss_mask import encode_with_loss_mask
 from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import GPTConfig
@@ -32,6 +31,7 @@ from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
 from minillm_repl.tokenizer.base import CharacterTokenizer, decode
 from minillm_repl.tokenizer.subword import SubwordTokenizer
+from tests.small import flat_examples
 from tests.test_tokenizer_files import bpe
 
 STRICT = (
@@ -115,7 +115,7 @@ def test_a_typed_name_is_text_and_leaves_the_rest_as_it_is(kind):
     )
     assert apply_chat_template(template, ours, said[:1], False) == in_parts(kind, theirs, said[:1])
     assert apply_chat_template(template, ours, said, False) == in_parts(kind, theirs, said)
-    ids, marks = encode_with_loss_mask(template, ours, [said])[0]
+    ids, marks = flat_examples(template, ours, [said])[0]
     assert ids == in_parts(kind, theirs, said, begun=False)
     learnt = [each for each, mark in zip(ids, marks, strict=True) if mark]
     assert learnt == [
@@ -200,7 +200,7 @@ def test_what_a_template_writes_as_text_is_read_alike_before_and_after_a_typed_n
         *whole,
         *expected[expected.index(end) :],
     ]
-    assert encode_with_loss_mask(template, ours, [typed[:2]])[0][0] == [first, *whole, end]
+    assert flat_examples(template, ours, [typed[:2]])[0][0] == [first, *whole, end]
 
 
 PRIVATE = [
@@ -343,7 +343,7 @@ def test_templates_that_open_a_thought_are_learnt_as_transformers_masks_them(nam
     ours, theirs = pair(kind, plain=["<think>", "</think>"])
     source = THINKING[name]
     bare = re.sub(r"\{% (end)?generation %\}", "", source)
-    found = encode_with_loss_mask(ChatTemplate(source if marked else bare), ours, THOUGHTS)
+    found = flat_examples(ChatTemplate(source if marked else bare), ours, THOUGHTS)
     assert len(found) == len(THOUGHTS)
     for (ids, marks), said in zip(found, THOUGHTS, strict=True):
         expected = theirs.apply_chat_template(
@@ -357,16 +357,14 @@ def test_where_thoughts_are_special_tokens_a_template_takes_them_apart_all_the_s
     ours, theirs = pair("byte-level", [*CONTROL, "<think>", "</think>"])
     source = THINKING["as R1's distillations"]
     said = talk("what <|end|>", "let me see</think>b", "c </think>", "2")
-    ids, marks = encode_with_loss_mask(ChatTemplate(source), ours, [said])[0]
+    ids, marks = flat_examples(ChatTemplate(source), ours, [said])[0]
     assert decode(ours, ids) == "what <|end|>bc </think>2"
     assert sum(each == ours.token_to_id("<|end|>") for each in ids) == 2
     assert ours.token_to_id("</think>") not in ids
     assert decode(ours, [each for each, mark in zip(ids, marks, strict=True) if mark]) == "b2"
     plain = talk("what", "let me see</think>b")
     expected = theirs.apply_chat_template(dicts(plain), chat_template=source, return_dict=True)
-    assert encode_with_loss_mask(ChatTemplate(source), ours, [plain])[0][0] == list(
-        expected["input_ids"]
-    )
+    assert flat_examples(ChatTemplate(source), ours, [plain])[0][0] == list(expected["input_ids"])
 
 
 # -- what ends a turn

@@ -17,6 +17,9 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.tokenizer.base import Span, Tokenizer
 
+Example = tuple[list[int], list[bool]]
+"""The token ids of a conversation, and which of them the loss counts."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _AssistantTurn:
@@ -34,8 +37,8 @@ def encode_with_loss_mask(
     tokenizer: Tokenizer,
     conversations: Sequence[Sequence[Message]],
     first: int = 1,
-) -> list[tuple[list[int], list[bool]]]:
-    """Return the token ids of complete conversations, and the loss mask of each.
+) -> list[list[Example]]:
+    """Return the examples of each complete conversation: its token ids, and their loss mask.
 
     The loss counts the spans that the template marks (`{% generation %}`). Without marks it counts
     each answer and the token that the template writes after it. A template may render earlier
@@ -71,17 +74,20 @@ def encode_with_loss_mask(
         (turn, _loss_spans(turn, start, closing)) for turn, start in zip(turns, starts, strict=True)
     ]
     by_conversation = groupby(turn_spans, lambda each: each[0].conversation_number)
-    examples = list[tuple[RenderedChat, list[Span]]]()
+    examples = list[list[tuple[RenderedChat, list[Span]]]]()
     for whole, (_number, group) in zip(wholes, by_conversation, strict=True):
         answers = [(turn.completed, spans) for turn, spans in group]
         # One example per conversation trains every answer at the cost of one pass.
         if _is_append_only(whole, answers):
-            examples.append((whole, [span for _completed, spans in answers for span in spans]))
+            examples.append([(whole, [span for _completed, spans in answers for span in spans])])
         else:
-            examples += answers
+            examples.append(answers)
     return [
-        tokenizer.encode_with_mask(rendered.text, spans, rendered.escapes)
-        for rendered, spans in examples
+        [
+            tokenizer.encode_with_mask(rendered.text, spans, rendered.escapes)
+            for rendered, spans in conversation_examples
+        ]
+        for conversation_examples in examples
     ]
 
 

@@ -81,6 +81,8 @@ def save_adapter(checkpoint: Checkpoint, path: Path) -> None:
     metadata = {"format": FORMAT, "version": VERSION, "base": json.dumps(base, ensure_ascii=False)}
     if adapter.training is not None:
         metadata["training"] = json.dumps(dataclasses.asdict(adapter.training), ensure_ascii=False)
+    if adapter.start:
+        metadata["start"] = json.dumps(adapter.start)
     check_replaceable(path)
     write_atomically(path, *serialise(adapter.tensors, metadata))
 
@@ -146,11 +148,15 @@ def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> C
         _add_product(merged[f"{layer}.weight"], arrays, layer, name)
     target_dtype = resolve_dtype(dtype, {"F32"})
     record = parse_training_record(header, name)
+    start = parse_field(header, "start", name) if "start" in header.metadata else ""
+    if not isinstance(start, str):
+        raise UserError(_("the start token of {name} is not a text", name=name))
     return dataclasses.replace(
         base,
+        tokenizer=base.tokenizer.with_start(start),
         tensors={tensor: convert(array, target_dtype) for tensor, array in merged.items()},
         path=header.path,
-        adapter=Adapter(arrays, base.path, sha256, record),
+        adapter=Adapter(arrays, base.path, sha256, record, start),
         training=record.append_to(base.training) if record else base.training,
     )
 

@@ -213,6 +213,7 @@ class Adapter:
     base: Path  # the model's file or folder
     sha256: str  # of the model's weights
     training: TrainingRecord | None = None  # of the adapter alone
+    start: str = ""  # the start token that its training used, if the model has none of its own
 
 
 @dataclass(frozen=True, kw_only=True)

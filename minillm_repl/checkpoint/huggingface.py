@@ -39,6 +39,7 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically, write_folder_atomically
 from minillm_repl.storage.paths import SUFFIX
 from minillm_repl.tokenizer.base import CharacterTokenizer
+from minillm_repl.tokenizer.description import with_bos_token
 from minillm_repl.tokenizer.library import character_level
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 
@@ -189,8 +190,9 @@ def save_folder(
 def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     tokenizer = checkpoint.tokenizer
     if isinstance(tokenizer, CharacterTokenizer):
-        description = character_level(tokenizer.characters, tokenizer.specials)
-        roles = {}
+        plain = character_level(tokenizer.characters, tokenizer.specials)
+        description: Mapping[str, Any] = with_bos_token(plain, tokenizer.start)
+        roles = {"bos_token": tokenizer.start} if tokenizer.start else {}
     elif isinstance(tokenizer, SubwordTokenizer):
         description = tokenizer.description
         roles = tokenizer.special_tokens_map

@@ -236,13 +236,13 @@ def tokenizer_from_json(data: Any) -> Tokenizer:
     """Return the tokenizer of the `tokenizer` field. Raises UserError for an unknown type."""
     match data:
         case {"type": "character", "normalization": "NFC", "characters": str(characters)}:
-            specials = data.get("specials", [])
+            specials, start = data.get("specials", []), data.get("start", "")
             if (
                 isinstance(specials, list)
                 and len(specials) <= _MAX_SPECIALS
-                and all(map(_is_text, specials))
+                and all(map(_is_text, (*specials, start)))
             ):
-                return CharacterTokenizer(characters, specials)
+                return CharacterTokenizer(characters, specials, start)
         case {"type": "ids", "size": int(size)} if 0 < size <= _MAX_VOCAB:
             return IdTokenizer(size)
         case {

@@ -25,6 +25,7 @@ class Tokenizer(Protocol):
     """Turns text into token ids, and each id into its bytes."""
 
     prefix: str = ""  # put before every text; `decode` removes it
+    start_ids: tuple[int, ...] = ()  # put before every text by `encode(add_special=True)`
     unk_token: str = ""  # for characters that the vocabulary lacks; without one they are skipped
 
     @property
@@ -93,9 +94,17 @@ class Tokenizer(Protocol):
             mask += [number % 2 == 1] * len(part_ids)  # every second part is a span
         return ids, mask
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of texts, each without a start token."""
-        return [self.encode(text, add_special=False) for text in texts]
+    def encode_batch(self, texts: list[str], *, add_special: bool = False) -> list[list[int]]:
+        """Return the ids of texts; with `add_special`, each as the beginning of a text."""
+        return [self.encode(text, add_special=add_special) for text in texts]
+
+    def with_start(self, name: str) -> "Tokenizer":
+        """Return this tokenizer with a special token that it puts before every text.
+
+        Training gives the token; a tokenizer that has its own, or no such token, stays as it is.
+        """
+        del name
+        return self
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON of which `tokenizer_from_json` makes this tokenizer again."""
@@ -142,13 +151,17 @@ _SPECIAL_NAME = re.compile(r"<[^<>\s\x00-\x1f\x7f-\x9f]{1,98}>")
 class CharacterTokenizer(Tokenizer):
     """An id is an index in the sorted vocabulary; the special tokens (`<end>`) come after it.
 
+    `start` is the special token that comes before every text, empty for none.
+
     Text is normalised to NFC, in which a Hangul syllable is one character. An unknown character
     becomes `<unk>` if that is a special token. Raises UserError for entries of the vocabulary
     that are not single distinct characters, and for invalid names of special tokens.
     """
 
-    def __init__(self, characters: Iterable[str], specials: Iterable[str] = ()) -> None:
-        self.characters, self.specials = tuple(characters), tuple(specials)
+    def __init__(
+        self, characters: Iterable[str], specials: Iterable[str] = (), start: str = ""
+    ) -> None:
+        self.characters, self.specials, self.start = tuple(characters), tuple(specials), start
         self._ids = {character: place for place, character in enumerate(self.characters)}
         self._special_ids = {
             name: len(self.characters) + place for place, name in enumerate(self.specials)
@@ -167,6 +180,11 @@ class CharacterTokenizer(Tokenizer):
             )
         if len(self._ids) != len(self.characters) or not self.characters:
             raise UserError(_("the vocabulary must list at least one character, without repeats"))
+        if start and start not in self._special_ids:
+            raise UserError(
+                _("the start token {name:.40} is no special token", name=safe_line(start))
+            )
+        self.start_ids = (self._special_ids[start],) if start else ()
         # A lone surrogate is one character, but not text.
         if any(
             len(character) != 1 or "\ud800" <= character <= "\udfff"
@@ -187,24 +205,26 @@ class CharacterTokenizer(Tokenizer):
     def encode(
         self, text: str, *, add_special: bool = True, parse_special: bool = False
     ) -> list[int]:
-        """Return one id per character of the NFC form of `text`.
+        """Return one id per character of the NFC form of `text`, after the start token if any.
 
         An unknown character is skipped, or becomes `<unk>`.
         """
-        del add_special  # nothing comes before a text
+        ids = list(self.start_ids) if add_special else []
         if parse_special:
-            return self.encode_rendered(text)
+            return ids + self.encode_rendered(text)
         known = (self._ids.get(character) for character in unicodedata.normalize("NFC", text))
-        return [
-            token for each in known for token in ([each] if each is not None else self._unk_ids)
-        ]
+        for each in known:
+            ids += self._unk_ids if each is None else [each]
+        return ids
 
     # `escapes` is only read.
     def encode_rendered(self, text: str, escapes: Escapes = {}) -> list[int]:  # noqa: B006
         """Return the ids of a rendered chat template; names that a user typed are in `escapes`."""
         parts = enumerate(self._special_pattern.split(text))  # every second part is a name
         ids = (
-            [self._special_ids[part]] if number % 2 else self.encode(part.translate(escapes))
+            [self._special_ids[part]]
+            if number % 2
+            else self.encode(part.translate(escapes), add_special=False)
             for number, part in parts
         )
         return [token for part in ids for token in part]
@@ -230,10 +250,17 @@ class CharacterTokenizer(Tokenizer):
         """Return the id of the special token with exactly this name, or None."""
         return self._special_ids.get(name)
 
+    def with_start(self, name: str) -> "CharacterTokenizer":
+        """Return this tokenizer with a start token, unless it has one, or no such token."""
+        if self.start or name not in self._special_ids:
+            return self
+        return CharacterTokenizer(self.characters, self.specials, name)
+
     def to_json(self) -> dict[str, Any]:
-        """Return `{"type": "character", "characters": ...}`, and `specials` if there are any."""
+        """Return `{"type": "character", "characters": ...}`, with `specials` and `start` if any."""
         data = {"type": "character", "normalization": "NFC", "characters": "".join(self.characters)}
-        return {**data, "specials": list(self.specials)} if self.specials else data
+        specials = {"specials": list(self.specials)} if self.specials else {}
+        return {**data, **specials, **({"start": self.start} if self.start else {})}
 
 
 class IdTokenizer(Tokenizer):

@@ -71,6 +71,9 @@ def with_bos_token(description: Mapping[str, Any], bos_token: str) -> Mapping[st
             bos_token: {"id": bos_token, "ids": [ids[bos_token]], "tokens": [bos_token]}
         },
     }
+    earlier = description.get("post_processor")
+    if earlier is not None:  # such as the offsets of GPT-2's bytes
+        processor = {"type": "Sequence", "processors": [earlier, processor]}
     return {**description, "post_processor": processor}
 
 

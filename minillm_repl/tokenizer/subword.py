@@ -20,6 +20,7 @@ from minillm_repl.tokenizer.description import (
     matches_special_names,
     rename_tokens,
     strips_space,
+    with_bos_token,
     without_prefix_space,
 )
 from minillm_repl.tokenizer.library import (
@@ -51,7 +52,7 @@ class SubwordTokenizer(Tokenizer):
         with library_errors():
             self._load_library(description)
         self._all_in_range = max((largest, *self._names, *self._special_tokens)) < vocab_size
-        self._check_ids(self._prefix_ids)
+        self._check_ids(list(self.start_ids))
 
     def _load_library(self, description: Mapping[str, Any]) -> None:
         """Make the library's tokenizers, and the bytes of every token."""
@@ -79,9 +80,8 @@ class SubwordTokenizer(Tokenizer):
         self._plain_tokenizer, self._plain_tokenizer_without_prefix = self._make_plain_tokenizers(
             description
         )
-        self._prefix_ids = find_prefix_ids(
-            self._tokenizer, ["a", "0", "가", *islice(vocabulary, 100)]
-        )
+        prefix_ids = find_prefix_ids(self._tokenizer, ["a", "0", "가", *islice(vocabulary, 100)])
+        self.start_ids = tuple(prefix_ids)
 
     @cached_property
     def _may_skip(self) -> bool:
@@ -123,7 +123,7 @@ class SubwordTokenizer(Tokenizer):
         UserError for a token without an embedding in the model.
         """
         ids = self._encode(text, add_special, parse_special).ids
-        return self._check_ids([*self._prefix_ids, *ids] if add_special else ids)
+        return self._check_ids([*self.start_ids, *ids] if add_special else ids)
 
     def _encode(self, text: str, add_special: bool, parse_special: bool) -> tokenizers.Encoding:
         if parse_special:
@@ -240,15 +240,23 @@ class SubwordTokenizer(Tokenizer):
         token = self._tokenizer.token_to_id(name)
         return token if token is not None and token < self._vocab_size else None
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of texts, each without a start token; the library uses all CPU cores."""
-        self._plain_tokenizer_without_prefix.encode_special_tokens = True
+    def encode_batch(self, texts: list[str], *, add_special: bool = False) -> list[list[int]]:
+        """Return the ids of texts, as `encode` does; the library uses all CPU cores."""
+        library = self._plain_tokenizer if add_special else self._plain_tokenizer_without_prefix
+        library.encode_special_tokens = True
+        prefix = self.start_ids if add_special else ()
         with library_errors():
             # The fast variant computes no offsets, which a corpus does not need.
-            found = self._plain_tokenizer_without_prefix.encode_batch_fast(
-                texts, add_special_tokens=False
-            )
-        return [self._check_ids(encoding.ids) for encoding in found]
+            found = library.encode_batch_fast(texts, add_special_tokens=False)
+        return [self._check_ids([*prefix, *encoding.ids]) for encoding in found]
+
+    def with_start(self, name: str) -> "SubwordTokenizer":
+        """Return this tokenizer with a start token, unless it has one, or no such token."""
+        if self.start_ids or self.token_to_id(name) is None:
+            return self
+        names = {"bos_token": name, **self.special_tokens_map}
+        description = with_bos_token(self.description, name)
+        return SubwordTokenizer(description, names, self._vocab_size)
 
     @property
     def special_names(self) -> list[str]:

@@ -25,7 +25,7 @@ def count_dropped(length: int, context: int) -> int:
 
 def find_bos_token_id(tokenizer: Tokenizer) -> int | None:
     """Return the special token that a tokenizer puts before every text, or None."""
-    first = tokenizer.encode("")[:1]
+    first = tokenizer.start_ids[:1]
     return first[0] if first and tokenizer.special_name(first[0]) else None
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +25,9 @@ from minillm_repl.training.file_format import (
 
 _MAX_FILES = 100_000
 _N_CODE_POINTS = 0x110000  # the number of code points in Unicode
-_MIN_SEPARATED_DOCUMENTS = (
-    10  # documents: so few gaps of several lines are an accident, and separate nothing
-)
+# documents: so few gaps of several lines are an accident, and separate nothing
+_MIN_SEPARATED_DOCUMENTS = 10
+_LONG_DOCUMENT, _MAX_LONG_SHARE = 500, 0.02  # characters; more such lines are no list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Corpus:
 
     name: str  # as the user gave it
     files: tuple[tuple[Path, FileFormat], ...]
-    split: str
+    split: str  # as asked for; the format of each file says how it is split
     # of a file: of its text with newlines as line ends and no byte order mark, as UTF-8
     sha256: str
     count: int  # of documents
@@ -47,19 +47,13 @@ class Corpus:
 
     def documents(self) -> Iterator[Document]:
         """Yield all documents, from the first."""
-        for file, shape in self.files:
-            yield from read_documents(
-                file,
-                shape,
-                self.split,
-                Repairs(),
-                read_text_chunks(file, DetectedEncoding(), CHUNK_SIZE),
-            )
+        return _read_files(self.files, self.split, Repairs())
 
     @property
     def format_key(self) -> str:
         """How it is read, as far as its name and its digest do not say."""
-        return " ".join(f"{shape.kind}{shape.delimiter}" for _file, shape in self.files[:1])
+        kinds = [f"{shape.kind}{shape.delimiter}{shape.split}" for _file, shape in self.files]
+        return hashlib.sha256("\0".join([self.split, *kinds]).encode()).hexdigest()
 
 
 def open_corpus(
@@ -67,76 +61,130 @@ def open_corpus(
 ) -> Corpus:
     """Look through a corpus once: its documents, its characters, its digest.
 
-    `split` says where a text file's documents end: `auto` (at a line `<|endoftext|>`, and at two or
-    more blank lines where that is more than an accident), `lines` (each line is a document),
-    `blank-lines` (one is enough) or `whole` (nowhere). Each record of JSON or of a table and each
-    file of a folder is a document in any case. Raises UserError naming the file, if it cannot be
-    read, is not what its ending says, or is empty; or when it is interrupted.
+    `split` says where a text file's documents end: `auto` (after each line, where these are many
+    and short; else at a line `<|endoftext|>`, and at two or more blank lines where that is more
+    than an accident), `lines`, `blank-lines` (one is enough), `files` (each file is one document)
+    or `whole` (nowhere: the whole corpus is one). Each record of JSON or of a table is a document,
+    but for these four, which make a text of any file. Raises UserError naming the file, if it
+    cannot be read, is not what its ending says, or is empty; or when it is interrupted.
     """
-    corpus = _scan_corpus(path, split, interrupted)
-    # A few gaps of two blank lines are an accident: read it again with the marks alone.
-    if (
-        split == "auto"
-        and 1 < corpus.count < _MIN_SEPARATED_DOCUMENTS
-        and [file for file, _shape in corpus.files] == [path]
-    ):
-        return _scan_corpus(path, "marks", interrupted)
-    return corpus
-
-
-def _scan_corpus(path: Path, split: str, interrupted: Callable[[], bool]) -> Corpus:
-    is_folder = os.path.isdir(path)  # noqa: PTH112 - Path's own raises for a name that is too long
     skipped = list[str]()
+    # Path's own raises for a name that is too long.
+    is_folder = os.path.isdir(path)  # noqa: PTH112
     files = (
         tuple(_folder_files(path, split, skipped))
         if is_folder
         else ((path, detect_format(path, split)),)
     )
-    repairs, digest = Repairs(), hashlib.sha256()
-    character_counts = np.zeros(_N_CODE_POINTS, dtype=np.int64)
-    count, has_conversations, has_texts = 0, False, False
-    pending_texts, length = list[str](), 0
-    for file, shape in files:
-        if is_folder:  # the names count too: another order of the files is another corpus
-            digest.update(str(file.relative_to(path)).encode("utf-8", "surrogateescape") + b"\0")
-        encoding = DetectedEncoding()
-        for document in read_documents(
-            file,
-            shape,
-            split,
-            repairs,
-            _update_digest(read_text_chunks(file, encoding, CHUNK_SIZE), digest),
-        ):
-            has_conversations |= bool(document.messages)
-            has_texts |= bool(document.text)
-            count += document.is_complete
-            pending_texts += document.texts
-            length += sum(map(len, document.texts))
-            if length > CHUNK_SIZE:  # counting takes as long for one character as for a million
-                character_counts += _character_counts(pending_texts)
-                pending_texts, length = [], 0
-                if interrupted():
-                    raise UserError(_("stopped while reading {path}", path=safe_line(str(path))))
-        repairs.record_file(file.name, encoding, counts_newlines=shape.kind == "text")
-    character_counts += _character_counts(pending_texts)
+    scan = _scan(path, files, split, interrupted)
+    if split == "auto" and not is_folder:
+        # What the start of a file says is held against the whole: paragraphs after a list of
+        # contents, or a few gaps of two blank lines, which are an accident.
+        kind = files[0][1].split
+        if kind == "lines" and scan.long_documents > _MAX_LONG_SHARE * scan.count:
+            kind = "gaps"
+            scan = _scan(path, _with_split(files, kind), split, interrupted)
+        if kind == "gaps" and 1 < scan.count < _MIN_SEPARATED_DOCUMENTS:
+            scan = _scan(path, _with_split(files, "marks"), split, interrupted)
     name = safe_line(str(path))
-    if has_conversations and has_texts:
+    if scan.has_conversations and scan.has_texts:
         raise UserError(
             _("{name} mixes texts and conversations; split them into two corpora", name=name)
         )
-    if not character_counts[33:].any():  # nothing but white space and control characters
+    if not scan.character_counts[33:].any():  # nothing but white space and control characters
         raise UserError(_("{name} is empty: there is nothing to train on", name=name))
-    notes = (*skipped, *_format_notes(files, is_folder), *repairs.notes(is_folder))
+    format_notes = _format_notes(scan.files, is_folder, split)
     return Corpus(
         name=str(path),
-        files=files,
+        files=scan.files,
         split=split,
-        sha256=digest.hexdigest(),
-        count=count,
-        is_conversational=has_conversations,
-        character_counts=character_counts,
-        notes=notes,
+        sha256=scan.digest.hexdigest(),
+        count=scan.count,
+        is_conversational=scan.has_conversations,
+        character_counts=scan.character_counts,
+        notes=(*skipped, *format_notes, *scan.repairs.notes(is_folder)),
     )
+
+
+Files = tuple[tuple[Path, FileFormat], ...]
+
+
+def _with_split(files: Files, split: str) -> Files:
+    return tuple((file, replace(shape, split=split)) for file, shape in files)
+
+
+@dataclass(kw_only=True)
+class _Scan:
+    """What one pass over the files of a corpus has found."""
+
+    files: Files
+    count: int = 0
+    long_documents: int = 0
+    has_conversations: bool = False
+    has_texts: bool = False
+    repairs: Repairs = field(default_factory=Repairs)
+    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    character_counts: NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros(_N_CODE_POINTS, dtype=np.int64)
+    )
+
+
+def _scan(path: Path, files: Files, split: str, interrupted: Callable[[], bool]) -> _Scan:
+    """Read all files once. Raises UserError."""
+    scan = _Scan(files=files)
+    root = path if files[0][0] != path else None
+    pending_texts, length = list[str](), 0
+    for document in _read_files(files, split, scan.repairs, scan.digest, root):
+        scan.has_conversations |= bool(document.messages)
+        scan.has_texts |= bool(document.text)
+        scan.count += document.is_complete
+        scan.long_documents += len(document.text) > _LONG_DOCUMENT
+        pending_texts += document.texts
+        length += sum(map(len, document.texts))
+        if length > CHUNK_SIZE:  # counting takes as long for one character as for a million
+            scan.character_counts += _character_counts(pending_texts)
+            pending_texts, length = [], 0
+            if interrupted():
+                raise UserError(_("stopped while reading {path}", path=safe_line(str(path))))
+    scan.character_counts += _character_counts(pending_texts)
+    return scan
+
+
+def _read_files(
+    files: Files,
+    split: str,
+    repairs: Repairs,
+    digest: "hashlib._Hash | None" = None,
+    root: Path | None = None,
+) -> Iterator[Document]:
+    """Yield the documents of files; the digest gets their text, and their names within `root`."""
+    documents = _read_each(files, repairs, digest, root)
+    if split != "whole":
+        yield from documents
+        return
+    # All files are one document: each ends it only if no other follows.
+    last: Document | None = None
+    for document in documents:
+        if last is not None:
+            yield replace(last, is_complete=False)
+        last = document
+    if last is not None:
+        yield last
+
+
+def _read_each(
+    files: Files, repairs: Repairs, digest: "hashlib._Hash | None", root: Path | None
+) -> Iterator[Document]:
+    for file, shape in files:
+        if digest is not None and root is not None:
+            # The names count too: another order of the files is another corpus.
+            digest.update(str(file.relative_to(root)).encode("utf-8", "surrogateescape") + b"\0")
+        encoding = DetectedEncoding()
+        chunks = read_text_chunks(file, encoding, CHUNK_SIZE)
+        if digest is not None:
+            chunks = _update_digest(chunks, digest)
+        yield from read_documents(file, shape, repairs, chunks)
+        repairs.record_file(file.name, encoding, counts_newlines=shape.kind == "text")
 
 
 def _update_digest(chunks: Iterator[str], digest: "hashlib._Hash") -> Iterator[str]:
@@ -145,10 +193,14 @@ def _update_digest(chunks: Iterator[str], digest: "hashlib._Hash") -> Iterator[s
         yield chunk
 
 
-def _format_notes(files: tuple[tuple[Path, FileFormat], ...], is_folder: bool) -> Iterator[str]:
-    """Yield what is to be told of files that hold something else than their names say, a line
-    for each kind.
+def _format_notes(files: Files, is_folder: bool, split: str) -> Iterator[str]:
+    """Yield what is to be told of files that are lists, or hold something else than their names
+    say, a line for each kind.
     """
+    lists = [file.name for file, shape in files if shape.split == "lines"]
+    if lists and split == "auto":
+        note = _("each line is a document; documents=whole learns it as one text")
+        yield with_file_name(note, lists if is_folder else [])
     mismatched = [(file.name, shape.title) for file, shape in files if shape.contradicts_suffix]
     for title in dict.fromkeys(title for _file, title in mismatched):
         names = [file for file, what in mismatched if what == title]
@@ -176,16 +228,7 @@ def _folder_files(
             # JSON may be anything, such as settings: read its first record to find out. A table
             # was told by its columns.
             if file.suffix.lower() in OTHER_SUFFIXES and shape.kind != "table":
-                next(
-                    read_documents(
-                        file,
-                        shape,
-                        split,
-                        Repairs(),
-                        read_text_chunks(file, DetectedEncoding(), CHUNK_SIZE),
-                    ),
-                    None,
-                )
+                next(_read_each(((file, shape),), Repairs(), None, None), None)
             yield file, shape
         except UserError as error:
             if file.suffix.lower() not in OTHER_SUFFIXES:

@@ -18,14 +18,22 @@ _LOOKAHEAD = 2_048
 # A line of more spaces is not blank: what has to be held is bounded.
 _BLANK, _END_MARK = r"[^\S\n]{0,1000}+\n", r"<\|endoftext\|>\n"
 _BOUNDARY = {  # each begins with the line end of the document before it
-    "auto": re.compile(
+    "gaps": re.compile(
         rf"\n(?:(?:{_BLANK}){{2}}|(?:{_BLANK})?{_END_MARK})(?:{_BLANK}|{_END_MARK})*+"
     ),
     "blank-lines": re.compile(rf"\n(?:{_BLANK}|{_END_MARK})++"),
     "lines": re.compile(rf"\n(?:{_BLANK}|{_END_MARK})*+"),
     "marks": re.compile(rf"\n{_END_MARK}(?:{_END_MARK})*+"),
+    "files": re.compile(r"(?!)"),
     "whole": re.compile(r"(?!)"),
 }
+# What a list of short documents looks like, one a line: names, words, sentences, messages.
+_MIN_LINES = 200  # lines; a shorter text may be a poem
+_MAX_LINE = 140  # characters of 19 of 20 lines, where paragraphs are longer
+# Median length ÷ that of the 95th percentile; wrapped lines, of at least this, are about as long.
+_MAX_EVEN, _MIN_WRAPPED = 0.8, 40
+_MAX_ODD = 0.02  # share of lines that are blank, indented, or end in the middle of a sentence
+_ODD_LINE = re.compile(r"^(?:\s.*|.*[,;:(\-–—]\s*|)$", re.MULTILINE)
 _BOUNDARY_TEXT = "\n<|endoftext|>\n"  # whatever the way of splitting
 _CUT_PATTERNS = [re.compile(rf".*{place}", re.DOTALL) for place in (r"\S(?= )", r".(?=\n)")]
 
@@ -87,9 +95,27 @@ def with_file_name(note: str, files: list[str]) -> str:
     return f"{label}: {note}"
 
 
+def is_list(head: str) -> bool:
+    """Tell whether each line of a text is a document, by how the text begins."""
+    lines = head.split("\n")[:-1]  # The last one may be cut off.
+    lengths = sorted(map(len, lines))
+    if len(lines) < _MIN_LINES or _BOUNDARY["marks"].search(head):
+        return False
+    median, long = lengths[len(lengths) // 2], lengths[len(lengths) * 19 // 20]
+    odd = len(_ODD_LINE.findall(head))
+    is_wrapped = long >= _MIN_WRAPPED and median > _MAX_EVEN * long
+    return long <= _MAX_LINE and not is_wrapped and odd <= _MAX_ODD * len(lines)
+
+
 def text_documents(chunks: Iterator[str], split: str, repairs: Repairs) -> Iterator[Document]:
-    """Cut a text into documents, and those that are long into pieces; all become NFC."""
-    return _split_documents(_normalise_chunks(chunks, repairs), _BOUNDARY[split])
+    """Cut a text into documents, and those that are long into pieces; all become NFC.
+
+    `split` says where a document ends: `lines`, `blank-lines`, `gaps` (two blank lines, or the
+    mark), `marks` (a line `<|endoftext|>`), `files` or `whole` (nowhere).
+    """
+    # The newline of a line in a list is no part of it: the separator says that it ends.
+    kept = 0 if split == "lines" else 1
+    return _split_documents(_normalise_chunks(chunks, repairs), _BOUNDARY[split], kept)
 
 
 def _normalise_chunks(chunks: Iterator[str], repairs: Repairs) -> Iterator[str]:
@@ -124,8 +150,12 @@ def normalise_nfc(text: str, repairs: Repairs) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _split_documents(chunks: Iterator[str], boundary: re.Pattern[str]) -> Iterator[Document]:
-    """Cut a text into documents, and those that are long into pieces."""
+def _split_documents(
+    chunks: Iterator[str], boundary: re.Pattern[str], kept: int
+) -> Iterator[Document]:
+    """Cut a text into documents, and those that are long into pieces; `kept` characters of a
+    boundary belong to the document before it.
+    """
     # what is not given out yet begins at `place`; a text begins as after a line
     text, position = "\n", 1
     for chunk in chain(chunks, (None,)):
@@ -139,7 +169,7 @@ def _split_documents(chunks: Iterator[str], boundary: re.Pattern[str]) -> Iterat
             if match.start() >= safe_end:
                 break
             if match.start() >= position:
-                yield Document(text[position : match.start() + 1])
+                yield Document(text[position : match.start() + kept])
             position = match.end()
         if position > max(1, safe_end) and not is_last:  # the boundary may go on
             text, position = _BOUNDARY_TEXT + text[position:], 1

@@ -16,7 +16,7 @@ from minillm_repl.language import N_, _
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.encoding import DetectedEncoding, read_text_chunks
 from minillm_repl.storage.files import parse_json
-from minillm_repl.training.documents import Document, Repairs, text_documents
+from minillm_repl.training.documents import Document, Repairs, is_list, text_documents
 from minillm_repl.training.records import (
     MAX_RECORD,
     iter_lines,
@@ -39,7 +39,8 @@ _FORMAT_NAMES = {
     "table": N_("a table"),
     "text": N_("text"),
 }
-_TEXT_ONLY_SPLITS = ("lines", "blank-lines", "whole")  # settings that make a text of any file
+# Settings that make a text of any file.
+_TEXT_ONLY_SPLITS = ("lines", "blank-lines", "whole", "files")
 
 # The columns that can name the conversation of a turn, in the order in which they are looked for.
 CONVERSATION_FIELDS = ("conversation", "conversation_id", "dialogue_id", "chat_id", "id", "대화")
@@ -52,6 +53,7 @@ class FileFormat:
     kind: str = "text"
     delimiter: str = ""
     contradicts_suffix: bool = False  # whether its name says something else
+    split: str = ""  # of a text: where its documents end, as for `text_documents`
 
     @property
     def title(self) -> str:
@@ -68,15 +70,13 @@ def detect_format(file: Path, split: str) -> FileFormat:
     head = next(read_text_chunks(file, DetectedEncoding(), _HEAD_BYTES), "")
     if suffix in JSON_LINES_SUFFIXES:
         return FileFormat("array" if head.lstrip().startswith("[") else "lines")
-    if split in _TEXT_ONLY_SPLITS or not head.strip():
-        return FileFormat(
-            "text", contradicts_suffix=suffix in OTHER_SUFFIXES and split in _TEXT_ONLY_SPLITS
-        )
-    if suffix in _TABLE_DELIMITERS:
+    if split in _TEXT_ONLY_SPLITS:
+        return FileFormat(contradicts_suffix=suffix in OTHER_SUFFIXES, split=split)
+    if suffix in _TABLE_DELIMITERS and head.strip():
         return _table_format(head, _TABLE_DELIMITERS[suffix], safe_line(str(file)))
     if _JSON_OBJECT_START.match(head):
         return FileFormat(_json_kind(head), contradicts_suffix=suffix != ".json")
-    if suffix != ".json":
+    if suffix != ".json" or not head.strip():
         return _detect_table(head)
     if head.lstrip()[0] in '[{"':
         return FileFormat(_json_kind(head))
@@ -91,7 +91,7 @@ def detect_format(file: Path, split: str) -> FileFormat:
 
 
 def read_documents(
-    file: Path, file_format: FileFormat, split: str, repairs: Repairs, chunks: Iterator[str]
+    file: Path, file_format: FileFormat, repairs: Repairs, chunks: Iterator[str]
 ) -> Iterator[Document]:
     """Yield the documents of a file, whose text comes in pieces. Raises UserError."""
     name = safe_line(str(file))
@@ -102,7 +102,7 @@ def read_documents(
             return json_array(chunks, name, repairs)
         case "table":
             return table_rows(chunks, name, repairs, file_format.delimiter)
-    return text_documents(chunks, split, repairs)
+    return text_documents(chunks, file_format.split, repairs)
 
 
 def _json_kind(head: str) -> str:
@@ -140,13 +140,13 @@ def _table_format(head: str, delimiters: str, name: str) -> FileFormat:
 
 def _detect_table(head: str) -> FileFormat:
     """Return the shape of a file whose name says that it is a text: a table if its first two
-    rows are those of one.
+    rows are those of one, else a list of short documents or a text.
     """
     for delimiter in "\t,;":
         names, row = [*islice(first_rows(head, delimiter), 2), [], []][:2]
         if len(row) == len(names) > 1 and "" not in names and record_kind(names):
             return FileFormat("table", delimiter, contradicts_suffix=True)
-    return FileFormat()
+    return FileFormat(split="lines" if is_list(head) else "gaps")
 
 
 # -- tables

@@ -76,9 +76,9 @@ class TrainPlan:
     )
     documents: str = setting(
         "auto",
-        one_of("auto", "lines", "blank-lines", "whole"),
-        "document boundaries in a text file: auto (two or more blank lines), lines (each line is "
-        "a document), blank-lines, whole",
+        one_of("auto", "lines", "blank-lines", "files", "whole"),
+        "document boundaries in text files: auto (each line of a list, else two blank lines), "
+        "lines, blank-lines, files (each file is one), whole (nowhere)",
         metavar="HOW",
     )
     sample_prompt: str = setting(

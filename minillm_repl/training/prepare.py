@@ -29,8 +29,9 @@ from minillm_repl.training.open_corpora import (
 )
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.run import RunContext, TrainingRun, describe_method, resume_path
+from minillm_repl.training.splits import make_splits
 from minillm_repl.training.tokenize import describe_unknown, tokenise
-from minillm_repl.training.tokens import TokenisedCorpus, cache_folder, make_splits
+from minillm_repl.training.tokens import TokenisedCorpus, cache_folder
 from minillm_repl.training.trainer import Trainer
 
 _SAMPLE_PROMPT_TOKENS = 4  # tokens of the text with which the model's samples begin
@@ -150,6 +151,9 @@ def _tokenise(
         tokenizer = make_tokenizer(plan.tokenizer, corpora.train)
         template = chat or (DEFAULT_CHAT_TEMPLATE if is_conversational else None)
         eos_token_ids = _find_eos(tokenizer)
+    if eos_token_ids and corpora.train.count > 1 and not is_conversational:
+        # Training puts this token between texts, so each begins after one: prompts must too.
+        tokenizer = tokenizer.with_start(tokenizer.special_name(eos_token_ids[0]))
     text = _Text(
         name=corpora.name,
         tokenizer=tokenizer,
@@ -232,7 +236,8 @@ def _build(
     Raises UserError if the text is too short.
     """
     config, device = model.config, pick_device(context.device)
-    train, val = make_splits(text.train, text.val, plan, safe_line(text.name))
+    name = safe_line(text.name)
+    train, val = make_splits(text.train, text.val, plan, name, context.interrupted)
     if plan.val == "auto" and val is None:
         text.notes.append(
             _(
@@ -287,6 +292,7 @@ def _tune(trainer: Trainer, text: _Text, context: RunContext) -> int:
 
 
 def _encode_sample_prompt(trainer: Trainer, tokenizer: Tokenizer) -> list[int]:
-    text, train = trainer.plan.sample_prompt, trainer.train
-    ids = tokenizer.encode(text) if text else []
-    return ids or train.ids[: min(_SAMPLE_PROMPT_TOKENS, train.context_length)].tolist()
+    """Return the prompt of the samples: that of the plan, the start token, or the text's start."""
+    ids = tokenizer.encode(trainer.plan.sample_prompt)
+    count = min(_SAMPLE_PROMPT_TOKENS, trainer.train.context_length)
+    return ids or trainer.train.ids[:count].tolist()

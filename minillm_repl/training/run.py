@@ -22,6 +22,7 @@ from minillm_repl.storage.atomic import try_lock
 from minillm_repl.storage.paths import SUFFIX
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.training import resume
+from minillm_repl.training.corpus import Corpus
 from minillm_repl.training.evaluation import estimate_seconds
 from minillm_repl.training.events import TrainEvent, TrainingFinished, never_interrupted
 from minillm_repl.training.machine import Distributed, full_tensor, torch_threads
@@ -84,7 +85,10 @@ class TrainingRun:
     def title(self) -> str:
         """What is about to happen, in one line."""
         return describe_run(
-            self.trainer, self.corpus, self.unique_tokens, is_finetuning=self.is_finetuning
+            self.trainer,
+            self.corpora.train,
+            self.unique_tokens,
+            is_finetuning=self.is_finetuning,
         )
 
     def events(self, interrupted: Callable[[], bool], *, save: bool = True) -> Iterator[TrainEvent]:
@@ -106,7 +110,9 @@ class TrainingRun:
         adapter = None
         if self.base_model:
             path, sha256 = self.base_model
-            adapter = Adapter(to_arrays(adapter_state_dict(weights)), path, sha256, record)
+            start = "".join(map(self.tokenizer.special_name, self.tokenizer.start_ids))
+            tensors = to_arrays(adapter_state_dict(weights))
+            adapter = Adapter(tensors, path, sha256, record, start)
         return replace(
             self.start,
             tensors=to_arrays(merge_adapters(weights)),
@@ -183,15 +189,16 @@ def _error_of(action: Callable[[], object]) -> str:
 # -- what is told of a run
 
 
-def describe_run(trainer: Trainer, corpus: str, unique_tokens: int, *, is_finetuning: bool) -> str:
+def describe_run(
+    trainer: Trainer, corpus: Corpus, unique_tokens: int, *, is_finetuning: bool
+) -> str:
     """Return what is about to happen, in one line.
 
     `unique_tokens` is how many tokens of the vocabulary occur in the text.
     """
-    config, train, val = trainer.model.config, trainer.train, trainer.val
-    text = {"corpus": corpus, "tokens": len(train.ids), "different": unique_tokens}
+    config, train, val, plan = trainer.model.config, trainer.train, trainer.val, trainer.plan
     sizes = {"parameters": config.n_params, "arch": config.arch}
-    if trainer.plan.lora_rank:
+    if plan.lora_rank:
         description = _(
             "training {trained:,} parameters; the other {parameters:,} are frozen",
             trained=sum(each.numel() for each in trainer.trainable_parameters.values()),
@@ -201,18 +208,28 @@ def describe_run(trainer: Trainer, corpus: str, unique_tokens: int, *, is_finetu
         description = _("further training: {parameters:,} parameters", **sizes)
     else:
         description = _("a new {arch} model: {parameters:,} parameters", **sizes)
+    documents = _n("{n:,} document", "{n:,} documents", corpus.count)
+    tokens = (
+        _(
+            "{tokens:,} training tokens, {held:,} validation tokens",
+            tokens=len(train.ids),
+            held=len(val.ids),
+        )
+        if val
+        else _("{tokens:,} tokens", tokens=len(train.ids))
+    )
+    read_tokens = plan.steps * plan.batch_size * plan.context_length
     return " · ".join(
         [
             description,
+            f"{corpus.name}: {documents}",
+            tokens,
+            _("{different:,} distinct", different=unique_tokens),
             _(
-                "{corpus}: {tokens:,} training tokens, {held:,} validation tokens · "
-                "{different:,} distinct",
-                held=len(val.ids),
-                **text,
-            )
-            if val
-            else _("{corpus}: {tokens:,} tokens · {different:,} distinct", **text),
-            _("{steps:,} steps", steps=trainer.plan.steps),
+                "{steps:,} steps ({passes:.2g} passes over the text)",
+                steps=plan.steps,
+                passes=read_tokens / len(train.ids),
+            ),
         ]
     )
 

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,20 +41,24 @@ def tokenise(
 ) -> TokenisedCorpus:
     """Return the tokens of a corpus; `template` writes the conversations of one that has them.
 
-    A separator follows each document, if there is more than one. The tokens of a large corpus stay
-    in the folder `cache`, where the next run finds them. Raises UserError for a conversation that
-    the template refuses, and when interrupted.
+    A text begins as a prompt does, with the start token of the tokenizer. A separator follows each
+    document, if there is more than one; where it is that start token, it serves as both. The tokens
+    of a large corpus stay in the folder `cache`, where the next run finds them. Raises UserError
+    for a conversation that the template refuses, and when interrupted.
     """
     total = int(corpus.character_counts.sum())
+    separator = separator if corpus.count > 1 and template is None else None
+    lead = () if separator is None else (separator,)
+    start_ids = () if tokenizer.start_ids == lead or template else tokenizer.start_ids
+    lead = () if start_ids else lead
     key = ""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     folders: tuple[Path | None, ...] = (None,)  # where the files may be written; None: nowhere kept
     if cache is not None and total >= _MIN_CACHED_CHARACTERS:
         key = cache_key(corpus, tokenizer, separator, template)
         with suppress(OSError, UserError, ValueError, KeyError, TypeError):
-            return load_tokens(cache, key, dtype)
+            return replace(load_tokens(cache, key, dtype), lead=lead)
         folders = (cache, None)
-    separator = separator if corpus.count > 1 else None
     name = safe_line(corpus.name)
 
     def report_progress(characters: int) -> None:
@@ -63,9 +67,13 @@ def tokenise(
             raise UserError(_("stopped while reading {name}", name=name))
 
     for folder in folders:
-        chunks = _token_chunks(corpus, tokenizer, separator, template)
+        encoder = _Encoder(tokenizer, template, separator, start_ids)
+        chunks = encoder.chunks(corpus.documents())
         try:
-            return _write_tokens(chunks, dtype, tokenizer.vocab_size, folder, key, report_progress)
+            tokens = _write_tokens(
+                chunks, dtype, tokenizer.vocab_size, folder, key, report_progress
+            )
+            return replace(tokens, lead=lead)
         except OSError as error:  # The cache's disk is full; another one may not be.
             message = os_error_text(error)
     raise UserError(
@@ -87,35 +95,44 @@ def _write_tokens(
 ) -> TokenisedCorpus:
     """Write tokens to files, which are kept if there is a folder for them. Raises OSError."""
     with ExitStack() as stack:
-        ids, mask_file = _open_outputs(stack, folder)
-        unknown, characters_read, has_loss_mask = 0, 0, False
+        ids, ends, mask_file = _open_outputs(stack, folder)
+        unknown, characters_read, has_loss_mask, n_tokens = 0, 0, False, 0
         token_occurs = np.zeros(vocab_size, dtype=np.bool_)
         for chunk in chunks:
             chunk_ids = np.asarray(chunk.ids, dtype=dtype)
             token_occurs[chunk_ids] = True
             ids.write(chunk_ids.tobytes())
+            ends.write((np.asarray(chunk.ends, dtype=np.int64) + n_tokens).tobytes())
             mask_file.write(np.asarray(chunk.loss_mask, dtype=np.bool_).tobytes())
             has_loss_mask |= len(chunk.loss_mask) > 0
+            n_tokens += len(chunk_ids)
             unknown += chunk.unknown
             characters_read += chunk.characters
             progress(characters_read)
         # A plain text needs no mask: every token is a target.
-        mask = _memory_map(mask_file, np.dtype(np.bool_)) if has_loss_mask else None
-        tokens = TokenisedCorpus(_memory_map(ids, dtype), mask, unknown, int(token_occurs.sum()))
+        mask = memory_map(mask_file, np.dtype(np.bool_)) if has_loss_mask else None
+        tokens = TokenisedCorpus(
+            memory_map(ids, dtype),
+            memory_map(ends, np.dtype(np.int64)),
+            mask,
+            unknown,
+            int(token_occurs.sum()),
+        )
         if isinstance(ids.name, str):  # it is in the cache's folder
             assert folder is not None
+            files = {"ids": ids, "ends": ends, **({"learned": mask_file} if has_loss_mask else {})}
             with suppress(OSError, UserError):  # without a cache it is only slower the next time
-                store_tokens(folder, key, tokens, ids, mask_file)
+                store_tokens(folder, key, tokens, files)
     return tokens
 
 
-def _open_outputs(stack: ExitStack, cache: Path | None) -> tuple[IO[bytes], IO[bytes]]:
-    """Return two files without a name to write to, in the cache's folder if possible."""
+def _open_outputs(stack: ExitStack, cache: Path | None) -> list[IO[bytes]]:
+    """Return three files without a name to write to, in the cache's folder if possible."""
     if cache is not None:
         with suppress(OSError):
             cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return _temporary_file(stack, cache), _temporary_file(stack, cache)
-    return _temporary_file(stack, None), _temporary_file(stack, None)
+            return [_temporary_file(stack, cache) for _file in range(3)]
+    return [_temporary_file(stack, None) for _file in range(3)]
 
 
 def _temporary_file(stack: ExitStack, folder: Path | None) -> IO[bytes]:
@@ -129,7 +146,7 @@ def _temporary_file(stack: ExitStack, folder: Path | None) -> IO[bytes]:
     return file
 
 
-def _memory_map(file: IO[bytes], dtype: np.dtype[Any]) -> NDArray[Any]:
+def memory_map(file: IO[bytes], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return what was written to a file as an array (count,) that stays on disk."""
     file.flush()
     if not file.tell():
@@ -140,73 +157,121 @@ def _memory_map(file: IO[bytes], dtype: np.dtype[Any]) -> NDArray[Any]:
 @dataclass(frozen=True)
 class _TokenChunk:
     ids: Sequence[int] | NDArray[Any]
+    ends: Sequence[int]  # of the documents that end in it, from its start
     loss_mask: Sequence[bool]
     characters: int
     unknown: int
 
 
-def _token_chunks(
-    corpus: Corpus, tokenizer: Tokenizer, separator: int | None, template: ChatTemplate | None
-) -> Iterator[_TokenChunk]:
-    documents = corpus.documents()
-    if template is not None:
-        return _conversation_chunks(documents, tokenizer, template)
-    if isinstance(tokenizer, CharacterTokenizer):
-        return _character_chunks(documents, tokenizer, separator)
-    return _subword_chunks(documents, tokenizer, separator)
+_Piece = tuple[Document, bool]  # a document or a piece of one, and whether it is the first
 
 
-def _character_chunks(
-    documents: Iterator[Document], tokenizer: CharacterTokenizer, separator: int | None
-) -> Iterator[_TokenChunk]:
-    """Look all characters up at once; the processors share the work."""
-    missing_id = np.iinfo(np.uint32).max
-    # An id for each code point of Unicode, 4 MiB: looking up is one indexing for a whole text.
-    table = np.full(0x110000, missing_id, dtype=np.uint32)
-    table[[ord(character) for character in tokenizer.characters]] = np.arange(
-        len(tokenizer.characters)
-    )
-    unknown_id = tokenizer.token_to_id(tokenizer.unk_token) if tokenizer.unk_token else None
+@dataclass(frozen=True)
+class _Encoder:
+    """Turns documents into tokens, group by group."""
 
-    def encode_group(group: list[Document]) -> _TokenChunk:
-        arrays, unknown, characters = [], 0, 0
-        for document in group:
-            ids = table[np.frombuffer(document.text.encode("utf-32-le"), dtype=np.uint32)]
-            missing = ids == missing_id
-            unknown += int(missing.sum())
-            characters += len(ids)
-            arrays.append(
-                ids[~missing] if unknown_id is None else np.where(missing, unknown_id, ids)
-            )
-            if separator is not None and document.is_complete:
-                arrays.append(np.array([separator], dtype=np.uint32))
-        return _TokenChunk(np.concatenate(arrays), (), characters, unknown)
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    separator: int | None
+    start_ids: tuple[int, ...]  # before each document, if the separator does not do
 
-    with ThreadPoolExecutor() as pool:
-        futures = []
-        for group in _groups(documents, _DOCUMENTS_PER_GROUP):
-            futures.append(pool.submit(encode_group, group))
-            if len(futures) > 4:  # bounded: a corpus may be larger than the memory
-                yield futures.pop(0).result()
-        for future in futures:
-            yield future.result()
+    def chunks(self, documents: Iterator[Document]) -> Iterator[_TokenChunk]:
+        """Yield the tokens of documents. Raises UserError as `encode_with_loss_mask` does."""
+        if self.template is not None:
+            return self._conversation_chunks(documents)
+        if isinstance(self.tokenizer, CharacterTokenizer):
+            return self._character_chunks(documents, self.tokenizer)
+        return self._subword_chunks(documents)
 
+    def _character_chunks(
+        self, documents: Iterator[Document], tokenizer: CharacterTokenizer
+    ) -> Iterator[_TokenChunk]:
+        """Look all characters up at once; the processors share the work."""
+        missing_id = np.iinfo(np.uint32).max
+        # An id for each code point of Unicode, 4 MiB: looking up is one indexing for a whole text.
+        table = np.full(0x110000, missing_id, dtype=np.uint32)
+        table[[ord(character) for character in tokenizer.characters]] = np.arange(
+            len(tokenizer.characters)
+        )
+        unknown_id = tokenizer.token_to_id(tokenizer.unk_token) if tokenizer.unk_token else None
 
-def _subword_chunks(
-    documents: Iterator[Document], tokenizer: Tokenizer, separator: int | None
-) -> Iterator[_TokenChunk]:
-    """Tokenise piece by piece; the library uses all processors for a group of them."""
-    unknown_id = tokenizer.token_to_id(tokenizer.unk_token) if tokenizer.unk_token else None
-    for group in _groups(_split_long_documents(documents), _DOCUMENTS_PER_GROUP):
-        ids: list[int] = []
-        for document, encoded in zip(
-            group, tokenizer.encode_batch([each.text for each in group]), strict=True
-        ):
-            ids += encoded
-            if separator is not None and document.is_complete:
-                ids.append(separator)
-        unknown = ids.count(unknown_id) if unknown_id is not None else 0
-        yield _TokenChunk(ids, (), sum(len(document.text) for document in group), unknown)
+        def encode_group(group: list[_Piece]) -> _TokenChunk:
+            arrays, ends = list[NDArray[Any]](), list[int]()
+            unknown, characters, n_tokens = 0, 0, 0
+            for document, is_first in group:
+                ids = table[np.frombuffer(document.text.encode("utf-32-le"), dtype=np.uint32)]
+                missing = ids == missing_id
+                unknown += int(missing.sum())
+                characters += len(ids)
+                known = ids[~missing] if unknown_id is None else np.where(missing, unknown_id, ids)
+                before, after = self._around(document, is_first=is_first)
+                parts = np.array(before, np.uint32), known, np.array(after, np.uint32)
+                arrays += parts
+                n_tokens += sum(map(len, parts))
+                if document.is_complete:
+                    ends.append(n_tokens)
+            return _TokenChunk(np.concatenate(arrays), ends, (), characters, unknown)
+
+        with ThreadPoolExecutor() as pool:
+            futures = []
+            for group in _groups(documents, _DOCUMENTS_PER_GROUP):
+                futures.append(pool.submit(encode_group, group))
+                if len(futures) > 4:  # bounded: a corpus may be larger than the memory
+                    yield futures.pop(0).result()
+            for future in futures:
+                yield future.result()
+
+    def _around(self, document: Document, *, is_first: bool) -> tuple[Sequence[int], Sequence[int]]:
+        """Return the tokens before and after a piece of a document."""
+        separator = () if self.separator is None else (self.separator,)
+        return self.start_ids if is_first else (), separator if document.is_complete else ()
+
+    def _subword_chunks(self, documents: Iterator[Document]) -> Iterator[_TokenChunk]:
+        """Tokenise piece by piece; the library uses all processors for a group of them."""
+        tokenizer = self.tokenizer
+        unknown_id = tokenizer.token_to_id(tokenizer.unk_token) if tokenizer.unk_token else None
+        for group in _groups(_split_long_documents(documents), _DOCUMENTS_PER_GROUP):
+            ids, ends = list[int](), list[int]()
+            for (document, is_first), encoded in zip(group, self._encode(group), strict=True):
+                before, after = self._around(document, is_first=is_first)
+                ids += [*before, *encoded, *after]
+                if document.is_complete:
+                    ends.append(len(ids))
+            unknown = ids.count(unknown_id) if unknown_id is not None else 0
+            characters = sum(len(document.text) for document, _is_first in group)
+            yield _TokenChunk(ids, ends, (), characters, unknown)
+
+    def _encode(self, group: list[_Piece]) -> list[list[int]]:
+        """Return the ids of texts without a start token; a document begins as a prompt does."""
+        # Some tokenizers put a space before a text, and none before a text that goes on.
+        skipped, encoded = len(self.tokenizer.start_ids), dict[int, list[int]]()
+        for begins in (True, False):
+            numbers = [index for index, (_text, is_first) in enumerate(group) if is_first == begins]
+            texts = [group[index][0].text for index in numbers]
+            found = self.tokenizer.encode_batch(texts, add_special=begins)
+            encoded |= zip(numbers, (ids[skipped * begins :] for ids in found), strict=True)
+        return [encoded[index] for index in range(len(group))]
+
+    def _conversation_chunks(self, documents: Iterator[Document]) -> Iterator[_TokenChunk]:
+        assert self.template is not None
+        n_done = 0
+        for group in _groups(documents, _CONVERSATIONS_PER_GROUP):
+            ids, ends, loss_mask = list[int](), list[int](), list[bool]()
+            for examples in encode_with_loss_mask(
+                self.template,
+                self.tokenizer,
+                [document.messages for document, _is_first in group],
+                n_done + 1,
+            ):
+                for tokens, mask in examples:
+                    ids += tokens
+                    loss_mask += mask
+                ends.append(len(ids))
+            texts = [text for document, _is_first in group for text in document.texts]
+            find = self.tokenizer.find_unknown
+            unknown = sum(text.count(each) for text in texts for each in find(text))
+            yield _TokenChunk(ids, ends, loss_mask, sum(map(len, texts)), unknown)
+            n_done += len(group)
 
 
 def _split_long_documents(documents: Iterator[Document]) -> Iterator[Document]:
@@ -219,30 +284,13 @@ def _split_long_documents(documents: Iterator[Document]) -> Iterator[Document]:
         yield Document(last, is_complete=document.is_complete)
 
 
-def _conversation_chunks(
-    documents: Iterator[Document], tokenizer: Tokenizer, template: ChatTemplate
-) -> Iterator[_TokenChunk]:
-    n_done = 0
-    for group in _groups(documents, _CONVERSATIONS_PER_GROUP):
-        ids: list[int] = []
-        loss_mask: list[bool] = []
-        for tokens, mask in encode_with_loss_mask(
-            template, tokenizer, [document.messages for document in group], n_done + 1
-        ):
-            ids += tokens
-            loss_mask += mask
-        texts = [text for document in group for text in document.texts]
-        unknown = sum(text.count(each) for text in texts for each in tokenizer.find_unknown(text))
-        yield _TokenChunk(ids, loss_mask, sum(map(len, texts)), unknown)
-        n_done += len(group)
-
-
-def _groups(documents: Iterator[Document], size: int) -> Iterator[list[Document]]:
+def _groups(documents: Iterator[Document], size: int) -> Iterator[list[_Piece]]:
     """Yield documents in groups of at most `size`, smaller if they are long."""
-    group: list[Document] = []
-    length = 0
+    group: list[_Piece] = []
+    length, is_first = 0, True
     for document in documents:
-        group.append(document)
+        group.append((document, is_first))
+        is_first = document.is_complete
         length += sum(map(len, document.texts))
         if len(group) >= size or length > 1 << 20:
             yield group

@@ -9,6 +9,7 @@ import math
 import mmap
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,33 +21,31 @@ from platformdirs import user_cache_path
 from torch import Tensor
 
 from minillm_repl.checkpoint.checkpoint import ChatTemplate
-from minillm_repl.errors import UserError
-from minillm_repl.language import _
 from minillm_repl.storage.atomic import write_atomically
 from minillm_repl.tokenizer.base import Tokenizer
 from minillm_repl.training.corpus import Corpus
-from minillm_repl.training.plan import TrainPlan
 
 IGNORE_INDEX = -100  # a target that does not count; torch's own usual number
-_VAL_DENOMINATOR = 10  # the last tenth of a text is the validation split
-_MIN_VAL_TOKENS = 1_000  # fewer tell nothing
 _GOLDEN = 0.618033988749895  # the golden section, 1 / φ
 # Windows read from a mapped file at once: around each, the system may map a megabyte.
 _WINDOWS_PER_READ = 64
-_CACHE_VERSION = 5  # of these files; another one makes all of them anew
+_CACHE_VERSION = 6  # of these files; another one makes all of them anew
 _MAX_CACHE_BYTES = 20 << 30  # above, the files used longest ago are removed
 _STALE_SECONDS = 24 * 3600  # after which nobody writes to an unfinished file any more
 
 
 @dataclass(frozen=True)
 class TokenisedCorpus:
-    """A corpus as ids, one after the other; after each document its separator, if it has one."""
+    """A corpus as ids, one document after the other, each with its separator if it has one."""
 
     ids: NDArray[np.unsignedinteger]  # (count,), mapped
+    ends: NDArray[np.int64]  # (documents,), mapped: the place after each document
     # (count,), whether the loss counts this token; None: it counts all
     loss_mask: NDArray[np.bool_] | None
     unknown_characters: int = 0  # characters that the tokenizer does not know
     unique_tokens: int = 0  # ids that occur
+    # what comes before the first document: the separator, which comes before all others
+    lead: tuple[int, ...] = ()
 
 
 @dataclass
@@ -128,7 +127,7 @@ class Split:
             ids = self.ids[here] if self.loss_mask is None else self.ids[here][self.loss_mask[here]]
             total += int(lengths[ids].sum())
             for row in (self.ids, self.loss_mask):
-                _release(row)
+                release(row)
         return total
 
 
@@ -138,11 +137,11 @@ def _gather(array: NDArray[Any], indices: NDArray[np.int64]) -> NDArray[Any]:
     for first in range(0, len(indices), _WINDOWS_PER_READ):
         here = slice(first, first + _WINDOWS_PER_READ)
         gathered[here] = array[indices[here]]
-        _release(array)
+        release(array)
     return gathered
 
 
-def _release(array: NDArray[Any] | None) -> None:
+def release(array: NDArray[Any] | None) -> None:
     """Give a mapped file's pages back: it may exceed memory, and stays in the system cache."""
     mapping = getattr(array, "_mmap", None)
     if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
@@ -157,47 +156,6 @@ def _token_characters(tokenizer: Tokenizer, token: int) -> int:
         )
     # every byte but those that only continue a character
     return sum(byte & 0xC0 != 0x80 for byte in token_bytes)
-
-
-def make_splits(
-    tokens: TokenisedCorpus, val_tokens: TokenisedCorpus | None, plan: TrainPlan, name: str
-) -> tuple[Split, Split | None]:
-    """Return the training split, and the validation split if there is one: a text of its own, or
-    the last tenth of a text that is long enough.
-
-    Raises UserError if either has not even one window.
-    """
-    count, context = len(tokens.ids), plan.context_length
-    splits = [Split(tokens.ids, tokens.loss_mask, context)]
-    if val_tokens is not None:
-        splits.append(Split(val_tokens.ids, val_tokens.loss_mask, context))
-    elif plan.val == "auto" and count // _VAL_DENOMINATOR >= max(_MIN_VAL_TOKENS, 4 * context):
-        cut = count - -(-count // _VAL_DENOMINATOR)
-        loss_mask = tokens.loss_mask
-        halves = [
-            Split(tokens.ids[span], None if loss_mask is None else loss_mask[span], context)
-            for span in (slice(0, cut), slice(cut, count))
-        ]
-        if halves[1].targets:
-            splits = halves
-    for split in splits:
-        if not split.targets:
-            raise UserError(
-                _("{name} has no assistant turns: there is nothing to learn", name=name)
-            )
-        if not split.n_windows:
-            raise UserError(
-                _(
-                    "{name} has {count:,} tokens that the model knows, but a context of "
-                    "{context} needs at least {least:,}. Use a longer text or a smaller "
-                    "`context=N`",
-                    name=name,
-                    count=len(split.ids),
-                    context=context,
-                    least=context + 1,
-                )
-            )
-    return splits[0], splits[1] if len(splits) > 1 else None
 
 
 # -- token files
@@ -216,7 +174,6 @@ def cache_key(
         _CACHE_VERSION,
         corpus.sha256,
         corpus.format_key,
-        corpus.split,
         tokenizer.to_json(),
         separator,
         asdict(template) if template else None,
@@ -225,10 +182,11 @@ def cache_key(
 
 
 def store_tokens(
-    cache: Path, key: str, tokens: TokenisedCorpus, ids_file: IO[bytes], mask_file: IO[bytes]
+    cache: Path, key: str, tokens: TokenisedCorpus, files: Mapping[str, IO[bytes]]
 ) -> None:
-    """Give the files their names, then write a third one that says that they are whole."""
-    files = {"ids": ids_file, **({"learned": mask_file} if tokens.loss_mask is not None else {})}
+    """Give the files of `ids`, `ends` and `learned` (the loss mask) their names, then write one
+    that says that they are whole.
+    """
     for suffix, file in files.items():
         os.fsync(file.fileno())
         Path(file.name).replace(cache / f"{key}.{suffix}")
@@ -236,6 +194,7 @@ def store_tokens(
         "count": len(tokens.ids),
         "unknown": tokens.unknown_characters,
         "different": tokens.unique_tokens,
+        "documents": len(tokens.ends),
         "parts": [*files],
     }
     write_atomically(cache / f"{key}.json", json.dumps(metadata).encode(), private=True)
@@ -251,13 +210,18 @@ def load_tokens(cache: Path, key: str, dtype: np.dtype[Any]) -> TokenisedCorpus:
     arrays = {}
     for suffix in metadata["parts"]:
         path = cache / f"{key}.{suffix}"
-        array_dtype = dtype if suffix == "ids" else np.dtype(np.bool_)
-        if path.stat().st_size != metadata["count"] * array_dtype.itemsize:
+        array_dtype = {"ids": dtype, "ends": np.dtype(np.int64)}.get(suffix, np.dtype(np.bool_))
+        count = metadata["documents" if suffix == "ends" else "count"]
+        if path.stat().st_size != count * array_dtype.itemsize:
             raise ValueError
         arrays[suffix] = np.memmap(path, array_dtype, mode="r")
     os.utime(cache / f"{key}.json")
     return TokenisedCorpus(
-        arrays["ids"], arrays.get("learned"), int(metadata["unknown"]), int(metadata["different"])
+        arrays["ids"],
+        arrays["ends"],
+        arrays.get("learned"),
+        int(metadata["unknown"]),
+        int(metadata["different"]),
     )
 
 

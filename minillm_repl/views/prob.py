@@ -133,7 +133,9 @@ def prob(shell: "Shell", asked: Arguments) -> None:
     The total is the product of the probabilities; the surprisal is −log2 of it. If TEXT is more
     likely with a space before it, the view shows it with the space.
     """
-    model, ids = shell.require_model(), shell.session.conversation.ids
+    model = shell.require_model()
+    # The start token alone is a text too: what follows it begins a document.
+    ids = shell.session.conversation.ids or list(model.checkpoint.tokenizer.start_ids)
     if not ids:
         raise UserError(_("no text to append this to: type a prompt first"))
     tokenizer = model.checkpoint.tokenizer

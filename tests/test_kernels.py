@@ -11,21 +11,27 @@ from minillm_repl.kernels.structs import (
     BF16,
     F16,
     F32,
+    KINDS,
     MAX_TOKENS,
     PANELS,
     Q4,
+    Q4_K,
+    Q5_0,
+    Q6_K,
     Q8,
     Layer,
     Matrix,
     Model,
     declare,
 )
-from minillm_repl.model.quantised import GROUP_SIZE, quantise
+from minillm_repl.model.blocks import BLOCK_TYPES, RowBlocks, dequantise
+from minillm_repl.model.quantised import GROUP_SIZE, pack_blocks, quantise
 
 VARIANTS = available()
 # Rows and inputs that fill no register, one, a panel, a tile of AMX, and a little more.
 SHAPES = [(1, 1), (3, 7), (16, 32), (50, 70), (97, 31), (33, 200), (64, 64), (100, 544)]
 TOKENS = (1, 2, 3, 4, 12, 13, 16, 33, MAX_TOKENS)
+BLOCKS = {KINDS[kind.name]: kind for kind in BLOCK_TYPES.values() if kind.bits}
 
 
 @pytest.fixture(params=VARIANTS)
@@ -35,11 +41,34 @@ def functions(request):
     return declare(library.functions)
 
 
+def random_blocks(kind, count, rng):
+    """Some blocks of GGUF (count, bytes) of every bit pattern, but for finite float16 scales."""
+    data = rng.integers(0, 256, (count, kind.nbytes), dtype=np.uint8)
+    if kind.bits:
+        scales = rng.normal(size=(count, kind.scales)) * 10 ** rng.uniform(-7, 2)
+        first = kind.nbytes - 2 if kind.name == "Q6_K" else 0
+        at = slice(first, first + 2 * kind.scales)
+        data[:, at] = scales.astype("<f2").view(np.uint8)
+    return data
+
+
 def stored(kind, matrix, functions):
-    """A matrix as it lies in memory: the structure, what keeps it alive, and its float64 values."""
+    """A matrix as it lies in memory: the structure, what keeps it alive, and its float64 values.
+
+    In a block format its numbers are others, of every bit pattern.
+    """
     rows, inputs = matrix.shape
     arrays, exact = [matrix], matrix
-    if kind in (Q8, Q4):
+    if kind in BLOCKS:
+        block = BLOCKS[kind]
+        rng = np.random.default_rng(rows)
+        blocks = random_blocks(block, rows * inputs // block.weights, rng).reshape(rows, -1)
+        small = pack_blocks(RowBlocks(block, blocks))
+        arrays, exact = (
+            [small.packed_weights, small.scales],
+            dequantise(blocks, block, (rows, inputs)),
+        )
+    elif kind in (Q8, Q4):
         small = quantise(matrix, 8 if kind == Q8 else 4)
         arrays, exact = [small.packed_weights, small.scales], small[range(rows)]
     elif kind == PANELS:
@@ -57,6 +86,12 @@ def stored(kind, matrix, functions):
     return matrix, arrays, exact.astype(np.float64)
 
 
+def shapes_of(kind):
+    """Shapes that have whole blocks."""
+    whole = BLOCKS[kind].weights if kind in BLOCKS else 1
+    return sorted({(rows, -(-inputs // whole) * whole) for rows, inputs in SHAPES})
+
+
 def largest_of_groups(x):
     """Each number's bound: the largest in its group of 32 inputs, which share a step."""
     bounds = np.empty_like(x)
@@ -66,11 +101,11 @@ def largest_of_groups(x):
     return bounds
 
 
-@pytest.mark.parametrize("kind", [F32, BF16, F16, PANELS, Q8, Q4])
+@pytest.mark.parametrize("kind", [F32, BF16, F16, PANELS, Q8, Q4, *BLOCKS])
 def test_a_product_is_float32_arithmetic_on_the_weights_as_they_are(functions, kind):
     """Each sum is within some roundings of float32 of the exact one."""
     rng = np.random.default_rng(kind)
-    for rows, inputs in SHAPES:
+    for rows, inputs in shapes_of(kind):
         weights = rng.normal(0, rng.uniform(0.01, 10), (rows, inputs)).astype(np.float32)
         weights[0, :20] = 0
         matrix, alive, exact = stored(kind, weights, functions)
@@ -86,20 +121,20 @@ def test_a_product_is_float32_arithmetic_on_the_weights_as_they_are(functions, k
             assert not failed
             off = np.abs(y - (x @ exact.T + bias))
             allowed = 1e-6 * (np.abs(x) @ np.abs(exact).T + np.abs(bias))
-            if kind in (Q8, Q4):
+            if kind >= Q8:
                 allowed += 1.01 * 2**-20 * (largest_of_groups(x) @ np.abs(exact).T)
             assert (off <= allowed + 1e-30).all(), (rows, inputs, tokens)
         assert alive
 
 
-@pytest.mark.parametrize("kind", [F32, BF16, PANELS, Q8, Q4])
+@pytest.mark.parametrize("kind", [F32, BF16, PANELS, Q8, Q4, Q5_0, Q4_K, Q6_K])
 def test_what_is_no_number_stays_none(functions, kind):
     """NaN and infinity in an activation reach every sum that they are part of, and no other."""
-    weights = np.ones((40, 64), np.float32)
+    weights = np.ones((40, 256), np.float32)
     matrix, alive, _ = stored(kind, weights, functions)
     for tokens in (1, 16):
         for wrong in (np.nan, np.inf):
-            x = np.ones((tokens, 64), np.float32)
+            x = np.ones((tokens, 256), np.float32)
             x[-1, 5] = wrong
             y = np.zeros((tokens, 40), np.float32)
             functions.minillm_matmul(ctypes.byref(matrix), x.ctypes.data, tokens, y.ctypes.data)
@@ -108,21 +143,23 @@ def test_what_is_no_number_stays_none(functions, kind):
     assert alive
 
 
-def test_whole_number_products_are_the_same_bits_in_every_variant():
+def test_whole_number_products_are_the_same_in_every_variant():
     """One number, one computation: a token times quantised weights, whatever the processor."""
     rng = np.random.default_rng(0)
-    weights = rng.normal(size=(64, 96)).astype(np.float32)
-    x = rng.normal(size=(1, 96)).astype(np.float32)
-    for kind in (Q8, Q4):
+    weights = rng.normal(size=(64, 256)).astype(np.float32)
+    x = rng.normal(size=(1, 256)).astype(np.float32)
+    for kind in (Q8, Q4, *BLOCKS):
         results = []
         for variant in VARIANTS:
             functions = declare(load_library(variant).functions)
-            matrix, _alive, _ = stored(kind, weights, functions)
+            matrix, _alive, exact = stored(kind, weights, functions)
             y = np.zeros((1, 64), np.float32)
             functions.minillm_matmul(ctypes.byref(matrix), x.ctypes.data, 1, y.ctypes.data)
             results.append(y)
         for other in results[1:]:
-            np.testing.assert_allclose(other, results[0], rtol=3e-7, atol=1e-6)
+            # Scales and sums are float32, and not every processor rounds a·b + c once.
+            bound = 1e-7 * np.abs(exact).max() * np.abs(x).sum()
+            np.testing.assert_allclose(other, results[0], rtol=3e-7, atol=bound)
 
 
 def test_sizes_that_do_not_fit_together_are_refused(functions):

@@ -241,7 +241,7 @@ class Checkpoint:
     def dtype(self) -> str:
         """The dtype of most weights; of blocks, their format."""
         from minillm_repl.model.bfloat16 import dtype_name  # numpy: not at the start
-        from minillm_repl.model.blocks import BlockMatrix
+        from minillm_repl.model.quantised import BlockMatrix
 
         sizes = Counter[str]()  # bytes
         for weight in self.tensors.values():
@@ -251,7 +251,7 @@ class Checkpoint:
 
     def arrays(self) -> "Tensors":
         """Return the tensors as arrays; those in blocks become float32."""
-        from minillm_repl.model.blocks import BlockMatrix
+        from minillm_repl.model.quantised import BlockMatrix
 
         return {
             name: weight.to_float32() if isinstance(weight, BlockMatrix) else weight

@@ -22,7 +22,7 @@ from minillm_repl.checkpoint.header import MAX_HEADER_BYTES, Header, TensorInfo
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.bfloat16 import BFLOAT16, convert, dtype_name, float8_to_float32, is_finite
-from minillm_repl.model.blocks import BlockMatrix
+from minillm_repl.model.quantised import BlockMatrix
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import Chunks
 from minillm_repl.storage.files import check_memory

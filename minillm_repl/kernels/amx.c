@@ -26,7 +26,18 @@ static void use_shapes(void) {
     _tile_loadconfig(&shapes);
 }
 
-static int parts_of(int kind) { return kind == BF16 ? 1 : kind == F32 ? 3 : 2; }
+// A number of few bits times a scale of 8 or 11 bits fits two parts; all else needs three.
+static int parts_of(int kind) {
+    switch (kind) {
+    case BF16: return 1;
+    case F16:
+    case Q8:
+    case Q4:
+    case Q4_0:
+    case Q5_0: return 2;
+    default: return 3;
+    }
+}
 
 // Cuts off the upper halves of 32 numbers, which are bfloat16; what is lost is left for the next part.
 INLINE __m512i take_part(vf *left, vf *right) {
@@ -72,18 +83,13 @@ void amx_split(const Operand *x, int block, int first, uint16_t *tiles) {
 // ---- weights: tiles (inputs/32, 2, parts, 16 pairs of inputs, 16 rows, 2) ----
 
 // 16 rows and 32 inputs of a quantised matrix: its panels have the rows side by side already.
-INLINE void quantised_tile(int kind, const Matrix *m, int row, int group, uint16_t *tile) {
+INLINE void quantised_tile(int n_parts, const Matrix *m, int row, int group, uint16_t *tile) {
+    float widened[DEPTH * LANES];
     size_t at = (size_t)(row / Q_ROWS) * groups_of(m->inputs) + group;
-    const uint8_t *w = (const uint8_t *)m->weights + at * GROUP * Q_ROWS / (kind == Q4 ? 2 : 1);
-    vf scale = widen(BF16, m->scales, at * Q_ROWS);
+    dequantise_group(m, at, 0, widened, LANES);
     for (int pair = 0; pair < DEPTH / 2; pair++) {
-        int quad = pair / 2;
-        vu v = (vu)load_int(w + (kind == Q4 ? quad / 2 : quad) * 4 * Q_ROWS) >> (pair % 2 * 16);
-        if (kind == Q4) v = (quad % 2 ? v >> 4 : v) & 0x0f0f;
-        int offset = kind == Q4 ? 8 : 128;
-        vf even = from_int((vi)(v & 255) - offset) * scale;
-        vf odd = from_int((vi)(v >> 8 & 255) - offset) * scale;
-        for (int part = 0; part < 2; part++) {
+        vf even = load(widened + 2 * pair * LANES), odd = load(widened + (2 * pair + 1) * LANES);
+        for (int part = 0; part < n_parts; part++) {
             vu upper = (vu)even & 0xffff0000, upper_odd = (vu)odd & 0xffff0000;
             *(vi_any *)(tile + part * TILE + pair * 32) = (vi)(upper >> 16 | upper_odd);
             even -= (vf)upper;
@@ -130,9 +136,12 @@ static void make_tiles(const Matrix *m, int first, int last, uint16_t *tile) {
             case F32: plain_tile(F32, 3, m, row, last, i, tile); break;
             case F16: plain_tile(F16, 2, m, row, last, i, tile); break;
             case BF16: plain_tile(BF16, 1, m, row, last, i, tile); break;
-            case Q8: quantised_tile(Q8, m, row, i / GROUP, tile); break;
-            case Q4: quantised_tile(Q4, m, row, i / GROUP, tile); break;
-            default: memset(tile, 0, (size_t)n_parts * TILE * sizeof *tile);
+            case -1: memset(tile, 0, (size_t)n_parts * TILE * sizeof *tile); break;
+            default:
+                if (n_parts == 2)
+                    quantised_tile(2, m, row, i / GROUP, tile);
+                else
+                    quantised_tile(3, m, row, i / GROUP, tile);
             }
 }
 

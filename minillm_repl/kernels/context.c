@@ -16,19 +16,28 @@ int minillm_panel_rows(void) { return PANEL; }
 // ---- the sizes of a model ----
 
 static bool is_matrix(const Matrix *m, int rows, int inputs) {
-    bool scaled = m->kind == Q8 || m->kind == Q4;
-    return m->weights && m->kind >= F32 && m->kind <= Q4 && m->rows == rows &&
-           m->inputs == inputs && (m->scales != NULL) == scaled;
+    int whole = m->kind >= Q4_K ? 256 : m->kind >= Q8_0 ? GROUP : 1;  // inputs of a block
+    return m->weights && m->kind >= F32 && m->kind <= Q6_K && m->rows == rows &&
+           m->inputs == inputs && inputs % whole == 0 && (m->scales != NULL) == (m->kind >= Q8);
+}
+
+// Whether some matrices, one below the other, are one of this shape.
+static bool are_matrix(const Matrix *parts, int n, int rows, int inputs) {
+    for (; n && parts->weights; parts++, n--) {
+        if (parts->rows < 1 || parts->rows > rows || !is_matrix(parts, parts->rows, inputs))
+            return false;
+        rows -= parts->rows;
+    }
+    return rows == 0;
 }
 
 static const char *check_layer(const Model *m, const Layer *l) {
     int d = m->head_dim;
     if (!l->norm1.gain || !l->norm2.gain) return "norms";
     if (!l->q_norm.gain != !l->k_norm.gain) return "q_norm and k_norm";
-    if (!is_matrix(&l->qkv, (m->n_heads + 2 * m->n_kv_heads) * d, m->d_model)) return "qkv";
+    if (!are_matrix(l->qkv, 3, (m->n_heads + 2 * m->n_kv_heads) * d, m->d_model)) return "qkv";
     if (!is_matrix(&l->proj, m->d_model, m->n_heads * d)) return "proj";
     if (l->gate.weights && !is_matrix(&l->gate, m->d_mlp, m->d_model)) return "gate";
-    if (l->gate.weights && l->gate.kind != l->up.kind) return "gate and up";
     if (!is_matrix(&l->up, m->d_mlp, m->d_model)) return "up";
     if (!is_matrix(&l->down, m->d_model, m->d_mlp)) return "down";
     return l->window < 0 ? "window" : NULL;
@@ -88,10 +97,10 @@ static void lay_out(Context *c, Pool *pool) {
     c->part_total = floats(pool, parts * h);
     c->operand.digits = take(pool, tokens * groups * GROUP, DIGITS);
     c->operand.steps = floats(pool, tokens * groups);
-    c->operand.sums = take(pool, tokens * groups, DIGITS * sizeof(int32_t));
+    c->operand.sums = take(pool, tokens * groups, 2 * DIGITS * sizeof(int32_t));
     c->operand.parts = take(pool, tokens * groups * GROUP * 3, sizeof(uint16_t));
     size_t rows = rows_per_piece((int)most(m->vocab_size, most(m->d_mlp, (h + 2 * g) * d)), 1);
-    size_t out = most(most(t * PIECE_ROWS, rows), most(t * d, most(w, 28 * groups)));
+    size_t out = most(most(t * PIECE_ROWS, rows), most(t * d, most(w, 31 * groups)));
     out = most(out, 3 * SPLIT * 8);
     c->scratch = take(pool, m->n_threads, sizeof(Scratch));
     for (int i = 0; i < m->n_threads; i++) {

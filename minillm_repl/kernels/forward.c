@@ -23,7 +23,8 @@ typedef struct {
     float *to;
     const Matrix *matrix, *gate;
     Operand operand;
-    int rows;  // of a matrix that make a piece
+    int rows;    // of a matrix that make a piece
+    int stride;  // of `to`
 } Step;
 
 static inline Scratch *scratch_of(Step *s, int thread) { return &s->c->scratch[thread]; }
@@ -40,17 +41,8 @@ static void embed(void *job, int thread, int t) {
     if (e->kind == PANELS) {
         const float *panel = (const float *)e->weights + row / PANEL * PANEL * n + row % PANEL;
         for (int i = 0; i < n; i++) out[i] = panel[(size_t)i * PANEL];
-    } else if (e->kind == Q8 || e->kind == Q4) {
-        int groups = groups_of(n), half = e->kind == Q4;
-        size_t panel = row / Q_ROWS * groups, lane = row % Q_ROWS;
-        for (int i = 0; i < n; i++) {
-            size_t g = panel + i / GROUP, quad = i % GROUP / 4;
-            size_t at =
-                (g * (half ? 4 : 8) + quad / (half ? 2 : 1)) * 4 * Q_ROWS + lane * 4 + i % 4;
-            int byte = ((const uint8_t *)e->weights)[at];
-            int number = half ? (quad % 2 ? byte >> 4 : byte & 15) - 8 : byte - 128;
-            out[i] = (float)number * float_of((uint32_t)e->scales[g * Q_ROWS + lane] << 16);
-        }
+    } else if (e->kind >= Q8) {
+        dequantise_row(e, s->ids[t], out);
     } else {
         for (int i = 0; i < n; i++) out[i] = widen_one(e->kind, e->weights, row * n + i);
     }
@@ -83,7 +75,7 @@ static void round_row(void *job, int thread, int t) {
     const Operand *x = &s->operand;
     int groups = groups_of(x->inputs);
     float *out = scratch_of(s, thread)->out;
-    round_to_digits(x->x + (size_t)t * x->inputs, x->inputs, (int8_t *)(out + 4 * groups), out,
+    round_to_digits(x->x + (size_t)t * x->inputs, x->inputs, (int8_t *)(out + 7 * groups), out,
                     (int32_t *)(out + groups));
 }
 
@@ -93,8 +85,8 @@ static void put_digits(void *job, int thread, int t) {
     size_t groups = (size_t)groups_of(x->inputs), digits = groups * GROUP * DIGITS;
     const float *out = scratch_of(s, thread)->out;
     memcpy(x->steps + t * groups, out, groups * 4);
-    memcpy(x->sums + t * groups * DIGITS, out + groups, groups * DIGITS * 4);
-    memcpy(x->digits + t * digits, out + 4 * groups, digits);
+    memcpy(x->sums + t * groups * 2 * DIGITS, out + groups, groups * 2 * DIGITS * 4);
+    memcpy(x->digits + t * digits, out + 7 * groups, digits);
 }
 
 #if defined(__AMX_BF16__)
@@ -143,7 +135,7 @@ static void put_rows(void *job, int thread, int i) {
         n = rows - first < s->rows ? rows - first : s->rows;
     for (int t = 0; t < s->operand.count; t++) {
         const float *out = scratch_of(s, thread)->out + (size_t)t * s->rows;
-        float *to = s->to + (size_t)t * rows + first;
+        float *to = s->to + (size_t)t * s->stride + first;
         if (s->residual) {
             const float *before = s->residual + (size_t)t * rows + first;
             for (int o = 0; o < n; o++) to[o] = before[o] + out[o];
@@ -154,8 +146,10 @@ static void put_rows(void *job, int thread, int i) {
 }
 
 // to (t, rows) = residual + matrix · x (t, inputs), or, with a gate, activation(gate · x) ⊙ matrix · x.
-static void product(Member *member, int thread, Step *s, const Matrix *gate, const Matrix *matrix,
-                    const float *x, const float *residual, float *to) {
+// The rows of `to` lie `stride` numbers apart.
+static void product_into(Member *member, int thread, Step *s, const Matrix *gate,
+                         const Matrix *matrix, const float *x, const float *residual, float *to,
+                         int stride) {
     s->operand = s->c->operand;
     s->operand.x = x;
     s->operand.count = s->count;
@@ -164,16 +158,22 @@ static void product(Member *member, int thread, Step *s, const Matrix *gate, con
     s->matrix = matrix;
     s->residual = residual;
     s->to = to;
-    if (needs_digits(matrix, s->count))
+    s->stride = stride;
+    if (needs_digits(matrix, s->count) || (s->gate && needs_digits(gate, s->count)))
         team_phase(member, thread, s, (Work){round_row, put_digits}, s->count);
 #if defined(__AMX_BF16__)
-    if (needs_parts(matrix, s->count))
+    if (needs_parts(matrix, s->count) || (s->gate && needs_parts(gate, s->count)))
         team_phase(member, thread, s, (Work){split_block, put_parts},
                    up_to(s->count, 16) / 16 * (up_to(matrix->inputs, SPLIT) / SPLIT));
 #endif
     s->rows = rows_per_piece(matrix->rows, s->count);
     team_phase(member, thread, s, (Work){product_rows, put_rows},
                (matrix->rows + s->rows - 1) / s->rows);
+}
+
+static void product(Member *member, int thread, Step *s, const Matrix *gate, const Matrix *matrix,
+                    const float *x, const float *residual, float *to) {
+    product_into(member, thread, s, gate, matrix, x, residual, to, matrix->rows);
 }
 
 // ---- attention ----
@@ -325,7 +325,11 @@ void run_step(Member *member, int thread, void *job) {
         s->values = c->values + (size_t)i * g * c->capacity * c->padded;
         norm(member, thread, s, &layer->norm1, c->x, c->normed);
         if (m->parallel_residual) norm(member, thread, s, &layer->norm2, c->x, c->normed2);
-        product(member, thread, s, NULL, &layer->qkv, c->normed, NULL, c->qkv);
+        for (int part = 0, row = 0; part < 3 && layer->qkv[part].weights; part++) {
+            product_into(member, thread, s, NULL, &layer->qkv[part], c->normed, NULL, c->qkv + row,
+                         (h + 2 * g) * d);
+            row += layer->qkv[part].rows;
+        }
         team_phase(member, thread, s, (Work){finish_head, put_head}, h + 2 * g);
         attention(member, thread, s);
         if (i == m->n_layers - 1) {  // only the last token's logits are wanted

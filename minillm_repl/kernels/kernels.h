@@ -8,6 +8,7 @@
 //   vector.h     short arrays of floats that fit a register
 //   team.c       threads that share the pieces of a step
 //   matmul.c     weights times activations;  amx.c  the same on Intel's tile unit
+//   quantised.c  weights of 8 bits or fewer times a token, and what they are in float32
 //   attention.c  attention with online softmax over the KV cache
 //   pointwise.c  norms, activations, rotary positions, rounding of activations
 //   forward.c    a step of a model, top to bottom: begin to read here
@@ -31,8 +32,16 @@ enum Kind {
     BF16,    // row by row, bfloat16
     F16,     // row by row, float16
     PANELS,  // float32, PANEL rows side by side: (panels, inputs, PANEL); missing rows are 0
-    Q8,      // (rows/16, groups, 8, 16, 4) bytes: 4 inputs of a row together, then 16 rows; +128
-    Q4,      // (rows/16, groups, 4, 16, 4) bytes: as Q8, +8; the upper half has 4 inputs further on
+    Q8,      // 8 and 4 bits with scales in bfloat16: model/quantised.py says how these lie
+    Q4,
+    Q8_0,  // the block formats of GGUF, each with the scales that it has there
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q4_K,
+    Q5_K,
+    Q6_K,
 };
 
 enum Activation { GELU, GELU_TANH, SILU, RELU };  // the order of model/config.py's ACTIVATIONS
@@ -43,9 +52,9 @@ enum Activation { GELU, GELU_TANH, SILU, RELU };  // the order of model/config.p
     132  // that are read in one step: a multiple of the 12 that matmul.c takes at once
 
 typedef struct {
-    const void *weights;     // NULL: there is no such matrix
-    const uint16_t *scales;  // of Q8 and Q4: (rows/16, groups, 16), in bfloat16
-    const float *bias;       // (rows,), or NULL
+    const void *weights;  // NULL: there is no such matrix
+    const void *scales;   // of Q8 and all below it
+    const float *bias;    // (rows,), or NULL
     int32_t kind, rows, inputs;
 } Matrix;
 
@@ -55,7 +64,8 @@ typedef struct {
 
 typedef struct {
     Norm norm1, norm2, q_norm, k_norm;
-    Matrix qkv, proj;       // queries, keys and values, in this order
+    Matrix qkv[3];  // queries, keys and values, in this order, in one matrix or more
+    Matrix proj;
     Matrix gate, up, down;  // the gate is missing in a plain MLP
     int32_t window;         // positions that a query sees, its own included; 0 for all
     int32_t unused;

@@ -12,15 +12,7 @@
 
 INLINE float bf16_of(uint16_t half) { return float_of((uint32_t)half << 16); }
 
-// Bytes are weights plus this. NEON's product wants signed weights, which eight bits hold.
-#if defined(__ARM_NEON)
-#define OFFSET8 0
-#else
-#define OFFSET8 128
-#endif
-#define OFFSET4 8
-
-static bool is_quantised(const Matrix *m) { return m->kind == Q8 || m->kind == Q4; }
+static bool is_quantised(const Matrix *m) { return m->kind >= Q8; }
 
 // Returns whether the tile unit multiplies this matrix with this many tokens.
 static bool fits_tiles(const Matrix *m, int count) {
@@ -89,87 +81,6 @@ INLINE void rows_as_they_are(int kind, const void *w, int first, int last, const
     for (; row < last; row++) y[row - first] = one_row(kind, w, (size_t)row * n, x, n);
 }
 
-// ---- one token, quantised rows ----
-
-// Adds, to each of LANES numbers, the products of four bytes of w (0 to 255) with the four digits
-// in x: that of a row with four inputs.
-INLINE vi dot4(vi sum, vi w, int32_t x) {
-#if defined(__AVX512VNNI__) && LANES == 16
-    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(x));
-#elif LANES == 8
-    // A pair is at most 2 · 255 · 64, which 16 bits hold.
-    __m256i pairs = _mm256_maddubs_epi16((__m256i)w, _mm256_set1_epi32(x));
-    return sum + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-#elif defined(__SSSE3__)
-    __m128i pairs = _mm_maddubs_epi16((__m128i)w, _mm_set1_epi32(x));
-    return sum + (vi)_mm_madd_epi16(pairs, _mm_set1_epi16(1));
-#elif defined(__ARM_FEATURE_DOTPROD)
-    return (vi)vdotq_s32((int32x4_t)sum, (int8x16_t)w, vreinterpretq_s8_s32(vdupq_n_s32(x)));
-#elif defined(__ARM_NEON)
-    int8x16_t digits = vreinterpretq_s8_s32(vdupq_n_s32(x));
-    int16x8_t low = vmull_s8(vget_low_s8((int8x16_t)w), vget_low_s8(digits));
-    int16x8_t high = vmull_s8(vget_high_s8((int8x16_t)w), vget_high_s8(digits));
-    return sum + (vi)vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
-#else
-    for (int j = 0; j < 4; j++)
-        sum += ((w >> (8 * j)) & 255) * (int32_t)(int8_t)((uint32_t)x >> (8 * j));
-    return sum;
-#endif
-}
-
-// Returns the bytes of LANES rows and four inputs as dot4 wants them.
-INLINE vi bytes_at(int kind, const uint8_t *w, int quad) {
-    if (kind == Q8) {
-        vi v = load_int(w + quad * 4 * Q_ROWS);
-        return OFFSET8 ? v : v ^ (int32_t)0x80808080;
-    }
-    vi v = load_int(w + quad / 2 * 4 * Q_ROWS);
-    return (quad % 2 ? (vi)((vu)v >> 4) : v) & 0x0f0f0f0f;
-}
-
-// Rows of a panel of 16, from row `lane` on, LANES of them, times one token.
-INLINE vf quantised_rows(int kind, const Matrix *m, int panel, int lane, const Operand *x, int t) {
-    int groups = groups_of(m->inputs), padded = groups * GROUP;
-    int bytes = kind == Q8 ? GROUP * Q_ROWS : GROUP * Q_ROWS / 2,
-        offset = kind == Q8 ? OFFSET8 : OFFSET4;
-    const uint8_t *w = (const uint8_t *)m->weights + (size_t)panel * groups * bytes + lane * 4;
-    const uint16_t *scales = m->scales + (size_t)panel * groups * Q_ROWS + lane;
-    const int8_t *digits = x->digits + (size_t)t * DIGITS * padded;
-    const float *steps = x->steps + (size_t)t * groups;
-    const int32_t *sums = x->sums + (size_t)t * groups * DIGITS;
-    vf y = {0};
-    for (int g = 0; g < groups; g++, w += bytes) {
-        vi low = (vi){0} - offset * sums[g * DIGITS],
-           middle = (vi){0} - offset * sums[g * DIGITS + 1];
-        vi high = (vi){0} - offset * sums[g * DIGITS + 2];
-#pragma GCC unroll 8
-        for (int quad = 0; quad < GROUP / 4; quad++) {
-            vi v = bytes_at(kind, w, quad);
-            int32_t four[DIGITS];
-            for (int d = 0; d < DIGITS; d++)
-                memcpy(four + d, digits + d * padded + g * GROUP + quad * 4, 4);
-            low = dot4(low, v, four[0]);
-            middle = dot4(middle, v, four[1]);
-            high = dot4(high, v, four[2]);
-        }
-        vf product = from_int(high * 128 + middle) * 128.0f + from_int(low);
-        y += product * (widen(BF16, scales, (size_t)g * Q_ROWS) * steps[g]);
-    }
-    return y;
-}
-
-INLINE void quantised_panels(int kind, const Matrix *m, int first, int last, const Operand *x,
-                             int t, float *y) {
-    for (int row = first; row < last; row += LANES) {
-        vf sums = quantised_rows(kind, m, row / Q_ROWS, row % Q_ROWS, x, t);
-        int n = last - row < LANES ? last - row : LANES;
-        if (n == LANES)
-            store(y + row - first, sums);
-        else
-            for (int i = 0; i < n; i++) y[row - first + i] = sums[i];
-    }
-}
-
 // ---- many tokens ----
 
 // Turns PANEL rows over, in float32: (inputs, PANEL); rows from `last` on are 0.
@@ -188,32 +99,6 @@ INLINE void turn_rows(int kind, const void *w, int first, int last, int n, float
             for (int r = 0; r < LANES; r++)
                 panel[(size_t)i * PANEL + block + r] =
                     row + r < last ? widen_one(kind, w, (size_t)(row + r) * n + i) : 0;
-    }
-}
-
-// The same of quantised rows: (groups · 32, PANEL).
-INLINE void dequantise_rows(int kind, const Matrix *m, int first, float *panel) {
-    int groups = groups_of(m->inputs), bytes = kind == Q8 ? GROUP * Q_ROWS : GROUP * Q_ROWS / 2;
-    int panels = up_to(m->rows, Q_ROWS) / Q_ROWS;
-    for (int block = 0; block < PANEL; block += LANES) {
-        int row = first + block, p = row / Q_ROWS, lane = row % Q_ROWS;
-        for (int g = 0; g < groups; g++) {
-            float *out = panel + (size_t)g * GROUP * PANEL + block;
-            if (p >= panels) {
-                for (int i = 0; i < GROUP; i++) store(out + i * PANEL, (vf){0});
-                continue;
-            }
-            const uint8_t *w =
-                (const uint8_t *)m->weights + ((size_t)p * groups + g) * bytes + lane * 4;
-            vf scale = widen(BF16, m->scales, ((size_t)p * groups + g) * Q_ROWS + lane);
-            for (int quad = 0; quad < GROUP / 4; quad++) {
-                vu v = (vu)(kind == Q8 ? load_int(w + quad * 4 * Q_ROWS) : bytes_at(Q4, w, quad));
-                for (int j = 0; j < 4; j++) {
-                    vi number = (vi)((v >> (8 * j)) & 255) - (kind == Q8 ? 128 : OFFSET4);
-                    store(out + (quad * 4 + j) * PANEL, from_int(number) * scale);
-                }
-            }
-        }
     }
 }
 
@@ -280,9 +165,8 @@ static void some_rows(const Matrix *m, int first, int last, const Operand *x, fl
             case F32: turn_rows(F32, m->weights, row, row + rows, n, s->panel); break;
             case BF16: turn_rows(BF16, m->weights, row, row + rows, n, s->panel); break;
             case F16: turn_rows(F16, m->weights, row, row + rows, n, s->panel); break;
-            case Q8: dequantise_rows(Q8, m, row, s->panel); break;
-            case Q4: dequantise_rows(Q4, m, row, s->panel); break;
-            default: panel = (const float *)m->weights + (size_t)row * n;
+            case PANELS: panel = (const float *)m->weights + (size_t)row * n; break;
+            default: dequantise_panel(m, row, s->panel);
             }
             if (x->count == 1)
                 panel_times_one(panel, x->x, n, rows, out + row - first);
@@ -297,8 +181,7 @@ static void some_rows(const Matrix *m, int first, int last, const Operand *x, fl
         case F32: rows_as_they_are(F32, m->weights, first, last, from, n, out); break;
         case BF16: rows_as_they_are(BF16, m->weights, first, last, from, n, out); break;
         case F16: rows_as_they_are(F16, m->weights, first, last, from, n, out); break;
-        case Q8: quantised_panels(Q8, m, first, last, x, t, out); break;
-        case Q4: quantised_panels(Q4, m, first, last, x, t, out); break;
+        default: quantised_matmul(m, first, last, x, t, out);
         }
     }
 }

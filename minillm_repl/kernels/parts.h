@@ -21,7 +21,7 @@ typedef struct {
     // Of quantised matrices: x = step · (digit 0 + 128 · digit 1 + 128² · digit 2), group by group.
     int8_t *digits;  // (count, DIGITS, groups · 32)
     float *steps;    // (count, groups), powers of two
-    int32_t *sums;   // (count, groups, DIGITS), of the digits of a group
+    int32_t *sums;   // (count, groups, 2, DIGITS), of the digits of 16 inputs
     // For the tile unit: x = part 0 + part 1 + part 2, each in bfloat16; inputs to a multiple of 32.
     uint16_t *parts;  // (blocks of 16 tokens, 3, inputs/32, 16, 32)
 } Operand;
@@ -48,7 +48,15 @@ void matmul(const Matrix *m, int first, int last, const Operand *x, float *out, 
 bool needs_digits(const Matrix *m, int count);
 bool needs_parts(const Matrix *m, int count);
 
-// amx.c: the same, of 32 rows at most. Defined where the tile unit is.
+// quantised.c: the same of one token t; and what the weights are in float32: 32 inputs of LANES rows,
+// from row `lane` of a panel of 16 on, whose group is the one that comes after `at` others in memory,
+// into out (32, stride); a row; and a panel (groups · 32, PANEL) with 0 for missing rows.
+void quantised_matmul(const Matrix *m, int first, int last, const Operand *x, int t, float *y);
+void dequantise_group(const Matrix *m, size_t at, int lane, float *out, int stride);
+void dequantise_row(const Matrix *m, int row, float *out);
+void dequantise_panel(const Matrix *m, int first, float *panel);
+
+// amx.c: the same as matmul, of 32 rows at most. Defined where the tile unit is.
 void amx_matmul(const Matrix *m, int first, int last, const Operand *x, float *out, int stride,
                 Scratch *s);
 // Splits SPLIT inputs from `first` on, or fewer, of 16 tokens: parts (3, SPLIT/32, 16, 32).

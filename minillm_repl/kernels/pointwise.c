@@ -117,11 +117,13 @@ void round_to_digits(const float *x, int n, int8_t *digits, float *steps, int32_
                 whole = (whole - digit) >> 7;
             }
         }
-        for (int d = 0; d < DIGITS; d++) {
-            int32_t sum = 0;
-            for (int i = 0; i < GROUP; i++) sum += digits[d * padded + g * GROUP + i];
-            sums[g * DIGITS + d] = sum;
-        }
+        for (int half = 0; half < 2; half++)
+            for (int d = 0; d < DIGITS; d++) {
+                int32_t sum = 0;
+                const int8_t *some = digits + d * padded + g * GROUP + half * GROUP / 2;
+                for (int i = 0; i < GROUP / 2; i++) sum += some[i];
+                sums[(g * 2 + half) * DIGITS + d] = sum;
+            }
         steps[g] = step + total(nothing);
     }
 }

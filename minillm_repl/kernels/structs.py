@@ -3,7 +3,14 @@
 import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_void_p
 
-F32, BF16, F16, PANELS, Q8, Q4 = range(6)  # enum Kind: how a matrix lies in memory
+# enum Kind: how a matrix lies in memory
+F32, BF16, F16, PANELS, Q8, Q4, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K = range(14)
+KINDS = {
+    "float32": F32, "bfloat16": BF16, "float16": F16, "INT8": Q8, "INT4": Q4, "Q8_0": Q8_0,
+    "Q4_0": Q4_0, "Q4_1": Q4_1, "Q5_0": Q5_0, "Q5_1": Q5_1, "Q4_K": Q4_K, "Q5_K": Q5_K,
+    "Q6_K": Q6_K,
+}  # fmt: skip
+"""The kinds by the names of dtypes and of model/quantised.py."""
 MAX_TOKENS = 132  # that a step reads
 KEY_BLOCK = 32  # the KV cache grows by this many positions
 
@@ -32,7 +39,8 @@ class Layer(ctypes.Structure):
 
     _fields_ = [
         *((name, Norm) for name in ("norm1", "norm2", "q_norm", "k_norm")),
-        *((name, Matrix) for name in ("qkv", "proj", "gate", "up", "down")),
+        ("qkv", Matrix * 3),
+        *((name, Matrix) for name in ("proj", "gate", "up", "down")),
         ("window", c_int32),
         ("unused", c_int32),
     ]

@@ -1,17 +1,15 @@
 """The block formats of GGUF: how a row of weights lies in a file, and what it is in float32.
 
-A row is cut into blocks, and a block holds whole numbers with the scale that they are multiplied
-with: weight = scale · number, or scale · number + minimum. The K formats have blocks of 256
-weights in smaller groups; a group's scale is itself a whole number times the scale of the block.
-Needs no torch.
+A row is cut into blocks, and a block into groups of weights that share a scale:
+weight = (number − offset) · scale + minimum. The K formats have blocks of 256 weights; the scale of
+a group is there a whole number times the scale of the block. Needs no torch.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from minillm_repl.model.bfloat16 import BFLOAT16, to_float32
 
@@ -21,11 +19,14 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class BlockType:
-    """A format of GGUF: its name there, and the size of a block."""
+    """A format of GGUF: its name there, the size of a block, and what its numbers are."""
 
     name: str
     weights: int  # in a block
     nbytes: int  # of a block
+    bits: int = 0  # of a number; 0: the weights are floats
+    offset: int = 0  # what a number has too much
+    scales: int = 1  # 16-bit floats of a block: its scale, or its scale and its minimum
 
     def row_bytes(self, inputs: int) -> int:
         """Return the bytes of a row. Raises ValueError if it is no whole number of blocks."""
@@ -38,14 +39,14 @@ class BlockType:
 F32 = BlockType("F32", 1, 4)
 F16 = BlockType("F16", 1, 2)
 BF16 = BlockType("BF16", 1, 2)
-Q4_0 = BlockType("Q4_0", 32, 18)
-Q4_1 = BlockType("Q4_1", 32, 20)
-Q5_0 = BlockType("Q5_0", 32, 22)
-Q5_1 = BlockType("Q5_1", 32, 24)
-Q8_0 = BlockType("Q8_0", 32, 34)
-Q4_K = BlockType("Q4_K", 256, 144)
-Q5_K = BlockType("Q5_K", 256, 176)
-Q6_K = BlockType("Q6_K", 256, 210)
+Q4_0 = BlockType("Q4_0", 32, 18, 4, 8)
+Q4_1 = BlockType("Q4_1", 32, 20, 4, scales=2)
+Q5_0 = BlockType("Q5_0", 32, 22, 5, 16)
+Q5_1 = BlockType("Q5_1", 32, 24, 5, scales=2)
+Q8_0 = BlockType("Q8_0", 32, 34, 8, 128)
+Q4_K = BlockType("Q4_K", 256, 144, 4, scales=2)
+Q5_K = BlockType("Q5_K", 256, 176, 5, scales=2)
+Q6_K = BlockType("Q6_K", 256, 210, 6, 32)
 
 BLOCK_TYPES = {
     0: F32, 1: F16, 2: Q4_0, 3: Q4_1, 6: Q5_0, 7: Q5_1, 8: Q8_0, 12: Q4_K, 13: Q5_K, 14: Q6_K,
@@ -53,141 +54,11 @@ BLOCK_TYPES = {
 }  # fmt: skip
 """The formats by the number that a file has for them."""
 
-
-def dequantise(blocks: Bytes, kind: BlockType, shape: tuple[int, ...]) -> Floats:
-    """Return the weights of some blocks in float32, in a shape (…, inputs).
-
-    `blocks` are the bytes of a tensor as the file has them, in any shape. Raises ValueError if
-    there are more or fewer than the shape needs.
-    """
-    rows = int(np.prod(shape[:-1], dtype=np.int64))
-    if blocks.size != rows * kind.row_bytes(shape[-1]):
-        raise ValueError(kind.name, shape)
-    flat = np.ascontiguousarray(blocks).reshape(-1, kind.nbytes)
-    weights: Floats = _VALUES[kind.name](flat).reshape(shape)
-    return weights
-
-
-# Each function below takes the bytes of some blocks (n, nbytes), and returns (n, weights).
-
-
-def _f16(data: Bytes) -> Floats:
-    """Return float16 numbers (n, bytes/2) as float32."""
-    return np.ascontiguousarray(data).view("<f2").astype(np.float32)
-
-
-def _nibbles(data: Bytes) -> Bytes:
-    """Return the lower halves of some bytes (n, …, k), then the upper ones: (n, …, 2k)."""
-    return np.concatenate((data & 15, data >> 4), axis=-1)
-
-
-def _less(numbers: Bytes, offset: int) -> Floats:
-    """Return numbers less an offset."""
-    less: Floats = numbers.astype(np.float32) - np.float32(offset)
-    return less
-
-
-def _bits(data: Bytes) -> Bytes:
-    """Return the bits of some bytes (n, k), the lowest first: (n, 8k)."""
-    return np.unpackbits(data, axis=-1, bitorder="little")
-
-
+FLOATS: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16
+}  # fmt: skip
+_INFINITE = 0x7C00  # the exponent of a float16 that is infinity or NaN
 _COUNT: Bytes = np.array(range(8), np.uint8)[:, None]  # how far a byte is shifted
-
-
-def _q8_0(data: Bytes) -> Floats:
-    weights: Floats = data[:, 2:].view(np.int8) * _f16(data[:, :2])
-    return weights
-
-
-def _q4_0(data: Bytes) -> Floats:
-    numbers = _nibbles(data[:, 2:])
-    return _less(numbers, 8) * _f16(data[:, :2])
-
-
-def _q4_1(data: Bytes) -> Floats:
-    return _nibbles(data[:, 4:]) * _f16(data[:, :2]) + _f16(data[:, 2:4])
-
-
-def _q5_0(data: Bytes) -> Floats:
-    numbers = _nibbles(data[:, 6:]) | _bits(data[:, 2:6]) << 4
-    return _less(numbers, 16) * _f16(data[:, :2])
-
-
-def _q5_1(data: Bytes) -> Floats:
-    numbers = _nibbles(data[:, 8:]) | _bits(data[:, 4:8]) << 4
-    return _less(numbers, 0) * _f16(data[:, :2]) + _f16(data[:, 2:4])
-
-
-def unpack_group_scales(data: Bytes) -> tuple[Bytes, Bytes]:
-    """Return the scales and the minima (n, 8) of the groups of a Q4_K or Q5_K block, 6 bits each.
-
-    `data` (n, 12) has the first four of both in the lower bits of bytes 0-3 and 4-7. Of the other
-    four, the lower halves are in bytes 8-11, and the upper two bits on top of bytes 0-3 and 4-7.
-    """
-    first, second, last = data[:, :4], data[:, 4:8], data[:, 8:]
-    scales = np.concatenate((first & 63, last & 15 | first >> 6 << 4), axis=1)
-    minima = np.concatenate((second & 63, last >> 4 | second >> 6 << 4), axis=1)
-    return scales, minima
-
-
-def _scale_groups(data: Bytes, numbers: Bytes) -> Floats:
-    """Return the weights of Q4_K or Q5_K blocks, of their numbers (n, 256)."""
-    scales, minima = unpack_group_scales(data[:, 4:16])
-    steps = _f16(data[:, :2]) * scales  # (n, 8)
-    offsets = _f16(data[:, 2:4]) * minima
-    grouped = numbers.reshape(-1, 8, 32)
-    return (steps[:, :, None] * grouped - offsets[:, :, None]).reshape(-1, 256)
-
-
-def _q4_k(data: Bytes) -> Floats:
-    return _scale_groups(data, k_numbers(data, Q4_K))
-
-
-def _q5_k(data: Bytes) -> Floats:
-    return _scale_groups(data, k_numbers(data, Q5_K))
-
-
-def _q6_k(data: Bytes) -> Floats:
-    steps = _f16(data[:, 208:]) * data[:, 192:208].view(np.int8)  # (n, 16)
-    numbers = _less(k_numbers(data, Q6_K), 32)
-    return (steps[:, :, None] * numbers.reshape(-1, 16, 16)).reshape(-1, 256)
-
-
-def k_numbers(data: Bytes, kind: BlockType) -> Bytes:
-    """Return the whole numbers (n, 256) of blocks of Q4_K, Q5_K or Q6_K, before their offset."""
-    if kind is Q6_K:
-        # Each half of a block has 64 bytes of lower bits and 32 of upper ones, two a weight.
-        lower = _nibbles(data[:, :128].reshape(-1, 2, 64)).reshape(-1, 256)
-        upper = data[:, 128:192].reshape(-1, 2, 1, 32) >> _COUNT[:8:2] & 3
-        sixes: Bytes = lower | upper.reshape(-1, 256) << 4
-        return sixes
-    # 32 bytes have the lower bits of 64 weights, the first 32 below.
-    lower = _nibbles(data[:, -128:].reshape(-1, 4, 32)).reshape(-1, 256)
-    if kind is Q4_K:
-        return lower
-    # Bit g of byte i belongs to weight i of group g.
-    fifth = data[:, 16:48].reshape(-1, 1, 32) >> _COUNT & 1
-    fives: Bytes = lower | fifth.reshape(-1, 256) << 4
-    return fives
-
-
-_VALUES: dict[str, Callable[[Any], Floats]] = {
-    "F32": lambda data: data.view("<f4"),
-    "F16": _f16,
-    "BF16": lambda data: to_float32(data.view(BFLOAT16)),
-    "Q4_0": _q4_0,
-    "Q4_1": _q4_1,
-    "Q5_0": _q5_0,
-    "Q5_1": _q5_1,
-    "Q8_0": _q8_0,
-    "Q4_K": _q4_k,
-    "Q5_K": _q5_k,
-    "Q6_K": _q6_k,
-}
-
-
-# -- matrices of blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,88 +77,101 @@ class RowBlocks:
         """Return the weights (rows, inputs)."""
         return dequantise(self.data, self.kind, (len(self.data), self.inputs))
 
-
-@dataclass(frozen=True, eq=False)
-class BlockMatrix:
-    """A matrix (rows, inputs) that stays in the blocks of its file.
-
-    Its parts are rows one below the other, each in its own format: a file may have the values of
-    attention in more bits than the queries.
-    """
-
-    parts: tuple[RowBlocks, ...]
-
-    ndim = 2
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and inputs."""
-        return sum(len(part.data) for part in self.parts), self.parts[0].inputs
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that it takes."""
-        return sum(part.data.nbytes for part in self.parts)
-
-    @property
-    def kind(self) -> BlockType:
-        """The format of most of its rows."""
-        return max(self.parts, key=lambda part: len(part.data)).kind
-
-    def take_rows(self, first: int, last: int) -> "BlockMatrix":
-        """Return rows `first` to `last`, in the same memory."""
-        parts, start = list[RowBlocks](), 0
-        for part in self.parts:
-            rows = part.data[max(0, first - start) : max(0, last - start)]
-            if len(rows):
-                parts.append(RowBlocks(part.kind, rows))
-            start += len(part.data)
-        return BlockMatrix(tuple(parts) or (RowBlocks(part.kind, part.data[:0]),))
-
-    def __getitem__(self, rows: slice | ArrayLike) -> Floats:
-        """Return some rows (...) in float32: (..., inputs)."""
-        if isinstance(rows, slice):
-            first, last, _step = rows.indices(self.shape[0])
-            return self.take_rows(first, last).to_float32()
-        ids = np.asarray(rows)
-        flat, start = ids.reshape(-1) % self.shape[0], 0
-        result = np.empty((flat.size, self.shape[1]), np.float32)
-        for part in self.parts:
-            here = (flat >= start) & (flat < start + len(part.data))
-            result[here] = RowBlocks(part.kind, part.data[flat[here] - start]).to_float32()
-            start += len(part.data)
-        return result.reshape(*ids.shape, -1)
-
-    def to_float32(self) -> Floats:
-        """Return all weights (rows, inputs)."""
-        result, start = np.empty(self.shape, np.float32), 0
-        for part in self.parts:
-            # Some rows at a time: the whole numbers of all would take as much memory again.
-            step = max(1, _AT_ONCE // part.inputs)
-            for first in range(0, len(part.data), step):
-                piece = RowBlocks(part.kind, part.data[first : first + step]).to_float32()
-                result[start + first : start + first + len(piece)] = piece
-            start += len(part.data)
-        return result
-
     def is_finite(self) -> bool:
         """Tell whether all weights are finite: whole numbers are, so their scales decide."""
-        return all(map(_has_finite_scales, self.parts))
+        if not self.kind.bits:
+            return bool(np.isfinite(self.to_float32()).all())
+        halves, _whole = stored_scales(self.data.reshape(-1, self.kind.nbytes), self.kind)
+        return bool((halves & _INFINITE != _INFINITE).all())
 
 
-_AT_ONCE = 1 << 20  # weights that are made float32 at once
-_SCALES = {  # where a block has float16 numbers, in bytes from its start
-    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q4_K": (0, 2),
-    "Q5_K": (0, 2), "Q6_K": (208,),
-}  # fmt: skip
+def dequantise(blocks: Bytes, kind: BlockType, shape: tuple[int, ...]) -> Floats:
+    """Return the weights of some blocks in float32, in a shape (…, inputs).
+
+    `blocks` are the bytes of a tensor as the file has them, in any shape. Raises ValueError if
+    there are more or fewer than the shape needs.
+    """
+    rows = int(np.prod(shape[:-1], dtype=np.int64))
+    if blocks.size != rows * kind.row_bytes(shape[-1]):
+        raise ValueError(kind.name, shape)
+    data = np.ascontiguousarray(blocks).reshape(-1, kind.nbytes)
+    if kind.bits == 0:
+        return to_float32(data.view(FLOATS[kind.name])).reshape(shape)
+    scales, minima = float_scales(kind, *stored_scales(data, kind))
+    numbers = stored_numbers(data, kind).reshape(*scales.shape, -1)
+    weights: Floats = (numbers.astype(np.float32) - np.float32(kind.offset)) * scales[..., None]
+    if minima is not None:
+        weights += minima[..., None]
+    return weights.reshape(shape)
 
 
-def _has_finite_scales(part: RowBlocks) -> bool:
-    if part.kind.name not in _SCALES:
-        return bool(np.isfinite(part.to_float32()).all())
-    blocks = part.data.reshape(-1, part.kind.nbytes)
-    for at in _SCALES[part.kind.name]:
-        # An exponent of ones is infinity or NaN.
-        if (np.ascontiguousarray(blocks[:, at + 1]) & 0x7C == 0x7C).any():
-            return False
-    return True
+def stored_numbers(data: Bytes, kind: BlockType) -> Bytes:
+    """Return the numbers (n, weights) of some blocks (n, nbytes), from 0 to 2^bits − 1.
+
+    That a byte of Q8_0 has a sign in the file makes no difference: 128 is added.
+    """
+    if kind is Q8_0:
+        return data[:, 2:] ^ np.uint8(128)
+    lower: Bytes
+    upper: Bytes
+    if kind is Q6_K:
+        # Each half of a block has 64 bytes of lower bits and 32 of upper ones, two a weight.
+        lower = _nibbles(data[:, :128].reshape(-1, 2, 64)).reshape(-1, 256)
+        upper = data[:, 128:192].reshape(-1, 2, 1, 32) >> _COUNT[:8:2] & 3
+    elif kind in (Q4_K, Q5_K):
+        # 32 bytes have the lower bits of 64 weights, the first 32 below.
+        lower = _nibbles(data[:, -128:].reshape(-1, 4, 32)).reshape(-1, 256)
+        # Bit g of byte i belongs to weight i of group g.
+        upper = data[:, 16:48].reshape(-1, 1, 32) >> _COUNT & 1
+    else:
+        lower = _nibbles(data[:, -16:])
+        upper = np.unpackbits(data[:, -20:-16], axis=-1, bitorder="little")
+    if kind.bits > 4:
+        lower |= upper.reshape(lower.shape) << 4
+    return lower
+
+
+def stored_scales(data: Bytes, kind: BlockType) -> tuple[Bytes, Bytes]:
+    """Return what the scales of some blocks (n, nbytes) are made of: float16 numbers (n, 1 or 2) as
+    uint16, and of K formats the whole numbers (n, 16) that they are multiplied with.
+
+    Of Q4_K and Q5_K, these are the scale of the first group, its minimum, those of the second, …
+    """
+    if kind is Q6_K:
+        return _halves(data[:, 208:]), data[:, 192:208]
+    if kind in (Q4_K, Q5_K):
+        return _halves(data[:, :4]), _unpack_6_bits(data[:, 4:16])
+    return _halves(data[:, : 2 * kind.scales]), data[:, :0]
+
+
+def float_scales(kind: BlockType, halves: Bytes, whole: Bytes) -> tuple[Floats, Floats | None]:
+    """Return the scales (…, groups) that are made of stored ones (…, k), and the minima, if any."""
+    floats = halves.view(np.float16).astype(np.float32)
+    scale, least = floats[..., :1], floats[..., 1:]
+    if kind is Q6_K:
+        return scale * whole.view(np.int8), None
+    if whole.size:
+        return scale * whole[..., ::2], -(least * whole[..., 1::2])
+    return scale, least if least.size else None
+
+
+def _unpack_6_bits(data: Bytes) -> Bytes:
+    """Return the scale and the minimum of each group of a Q4_K or Q5_K block, in turn: (n, 16).
+
+    `data` (n, 12) has the first four of both in the lower bits of bytes 0-3 and 4-7. Of the other
+    four, the lower halves are in bytes 8-11, and the upper two bits on top of bytes 0-3 and 4-7.
+    """
+    first, second, last = data[:, :4], data[:, 4:8], data[:, 8:]
+    scales = np.concatenate((first & 63, last & 15 | first >> 6 << 4), axis=1)
+    minima = np.concatenate((second & 63, last >> 4 | second >> 6 << 4), axis=1)
+    return np.stack((scales, minima), axis=2).reshape(-1, 16)
+
+
+def _nibbles(data: Bytes) -> Bytes:
+    """Return the lower halves of some bytes (n, …, k), then the upper ones: (n, …, 2k)."""
+    return np.concatenate((data & 15, data >> 4), axis=-1)
+
+
+def _halves(data: Bytes) -> Bytes:
+    """Return float16 numbers (n, bytes/2) as their bits."""
+    return np.ascontiguousarray(data).view("<u2")

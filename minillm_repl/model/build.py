@@ -11,12 +11,11 @@ from torch import Tensor
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.bfloat16 import BFLOAT16, to_float32
-from minillm_repl.model.blocks import BlockMatrix
 from minillm_repl.model.config import AnyConfig, GPTConfig
 from minillm_repl.model.gpt import GPT
 from minillm_repl.model.layers import QuantisedWeight, Weight
 from minillm_repl.model.llama import Llama
-from minillm_repl.model.quantised import QuantisedMatrix
+from minillm_repl.model.quantised import BlockMatrix, QuantisedMatrix
 
 LanguageModel = GPT | Llama
 
@@ -32,7 +31,7 @@ def build(
     # On the device `meta` nothing is allocated: `load_state_dict` puts the arrays in place.
     model, state = build_on_meta(config), {}
     for name, array in tensors.items():
-        if isinstance(array, QuantisedMatrix | BlockMatrix):
+        if not isinstance(array, np.ndarray):
             # A QuantisedWeight is no tensor, so it cannot go through the state dict.
             layer: Any = model.get_submodule(name.removesuffix(".weight"))
             del layer.weight

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from torch import Tensor, nn
 
-from minillm_repl.model.blocks import BlockMatrix
-from minillm_repl.model.quantised import PANEL_ROWS, QuantisedMatrix, dequantise
+from minillm_repl.model.quantised import PANEL_ROWS, BlockMatrix, QuantisedMatrix
 
 if TYPE_CHECKING:
     from minillm_repl.model.build import LanguageModel
@@ -43,30 +42,18 @@ class Embedding(nn.Embedding):
 
 
 class QuantisedWeight:
-    """A quantised matrix as a layer's weight: indexing returns rows in float32."""
+    """A matrix in 8 bits or fewer as a layer's weight: indexing returns rows in float32."""
 
     itemsize = 1  # byte, or less: `linear_float32` widens it block by block
 
     def __init__(self, matrix: QuantisedMatrix | BlockMatrix) -> None:
         self.shape, self._matrix = matrix.shape, matrix
-        if isinstance(matrix, QuantisedMatrix):
-            self._packed_weights = torch.from_numpy(matrix.packed_weights)
-            self._scales = torch.from_numpy(matrix.scales).view(torch.bfloat16)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: int | slice | Tensor) -> Tensor:
-        if isinstance(self._matrix, BlockMatrix):
-            return torch.from_numpy(self._matrix[rows])
-        if not isinstance(rows, slice):
-            return torch.from_numpy(self._matrix[rows])
-        start, stop, _step = rows.indices(len(self))
-        first, last = start // PANEL_ROWS, -(-stop // PANEL_ROWS)
-        dequantised: Tensor = dequantise(
-            self._packed_weights[first:last].short(), self._scales[first:last].float()
-        )
-        return dequantised[start - first * PANEL_ROWS : stop - first * PANEL_ROWS, : self.shape[1]]
+        return torch.from_numpy(self._matrix[rows])
 
 
 def linear_float32(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:

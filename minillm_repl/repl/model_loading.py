@@ -17,10 +17,9 @@ if TYPE_CHECKING:  # numpy is imported by the thread that loads, while the user 
 
     from minillm_repl.checkpoint.checkpoint import Checkpoint, Progress
     from minillm_repl.generate.decoder import Decoder
-    from minillm_repl.model.blocks import BlockMatrix
     from minillm_repl.model.build import LanguageModel
     from minillm_repl.model.hooks import Hook
-    from minillm_repl.model.quantised import QuantisedMatrix
+    from minillm_repl.model.quantised import BlockMatrix, QuantisedMatrix
     from minillm_repl.tokenizer.truncation import TruncatedText
 
 

@@ -20,8 +20,7 @@ from minillm_repl.views.base import Row, View, show
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from minillm_repl.model.blocks import BlockMatrix
-    from minillm_repl.model.quantised import QuantisedMatrix
+    from minillm_repl.model.quantised import BlockMatrix, QuantisedMatrix
     from minillm_repl.repl.shell import Shell
 
 _MAX_NUMBERS = 64  # numbers of a vector that a row shows; `--json` has all

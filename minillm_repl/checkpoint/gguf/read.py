@@ -1,9 +1,11 @@
 """A GGUF file as a checkpoint: its matrices stay in the blocks that the file has."""
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -35,14 +37,15 @@ from minillm_repl.checkpoint.weights import (
 )
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.model.bfloat16 import BFLOAT16, to_float32
-from minillm_repl.model.blocks import BLOCK_TYPES, F32, BlockMatrix, RowBlocks
+from minillm_repl.model.bfloat16 import to_float32
+from minillm_repl.model.blocks import BLOCK_TYPES, F32, FLOATS, RowBlocks
 from minillm_repl.model.config import AnyConfig, Rope
+from minillm_repl.model.quantised import BlockMatrix, pack_blocks
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.files import check_memory
 
 _KINDS = {kind.name: kind for kind in BLOCK_TYPES.values()}
-_FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16}
+_PACKING_THREADS = min(4, os.cpu_count() or 1)
 
 
 def read_gguf(path: Path, options: ReadOptions) -> Checkpoint:
@@ -146,11 +149,9 @@ def _read_tensors(
                 array[0] if is_vector else array, dtype, first, name, options.allow_nonfinite
             )
             continue
-        matrix = BlockMatrix(tuple(parts))
         if not options.allow_nonfinite:
-            check_finite(matrix.is_finite(), first, name)
-        floats = _as_floats(matrix)
-        weights[tensor] = matrix if floats is None else floats
+            check_finite(all(part.is_finite() for part in parts), first, name)
+        weights[tensor] = _as_matrix(parts)
     return weights
 
 
@@ -171,15 +172,23 @@ def _read_rows(piece: SourceTensor, location: TensorLocation, name: str) -> RowB
     return RowBlocks(F32, np.ascontiguousarray(values).view(np.uint8)[None])
 
 
-def _as_floats(matrix: BlockMatrix) -> Array | None:
-    """Return a matrix of plain floats as an array in their dtype; None for a quantised one."""
-    kinds = {part.kind.name for part in matrix.parts}
-    if not kinds <= set(_FLOATS):
-        return None
-    arrays = [part.data.view(_FLOATS[part.kind.name]) for part in matrix.parts]
-    if len(kinds) > 1:
-        arrays = [to_float32(array) for array in arrays]
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+def _as_matrix(parts: Sequence[RowBlocks]) -> Weight:
+    """Return rows one below the other as a matrix: an array of plain floats, or packed blocks."""
+    runs = [
+        RowBlocks(kind, np.concatenate([part.data for part in run]))
+        for kind, run in groupby(parts, key=lambda part: part.kind)
+    ]
+    arrays = [run.data.view(FLOATS[run.kind.name]) for run in runs if not run.kind.bits]
+    if len(arrays) == len(runs):
+        return arrays[0] if len(arrays) == 1 else np.concatenate([to_float32(a) for a in arrays])
+    return BlockMatrix(
+        tuple(
+            pack_blocks(run, _PACKING_THREADS)
+            if run.kind.bits
+            else run.data.view(FLOATS[run.kind.name])
+            for run in runs
+        )
+    )
 
 
 def main_type(headers: Iterable[GGUFHeader]) -> str:

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minillm_repl.kernels.structs import BF16, F16, F32, PANELS, Q4, Q8, Layer, Matrix, Model, Norm
+from minillm_repl.kernels.structs import KINDS, PANELS, Layer, Matrix, Model, Norm
 from minillm_repl.model.bfloat16 import dtype_name, to_float32
-from minillm_repl.model.blocks import BlockMatrix
 from minillm_repl.model.config import ACTIVATIONS, AnyConfig
-from minillm_repl.model.quantised import QuantisedMatrix, quantise
+from minillm_repl.model.quantised import BlockMatrix, QuantisedMatrix, quantise
 
 Array = NDArray[Any]
-Tensors = Mapping[str, Array | QuantisedMatrix | BlockMatrix]
+Weights = Array | QuantisedMatrix | BlockMatrix
+Tensors = Mapping[str, Weights]
 
 _POSITIONS = "position_embedding.weight"  # of which only rows are read
 _OUTSIDE_BITS = 8  # of quantised matrices outside the layers
@@ -27,7 +27,7 @@ _OUTSIDE_BITS = 8  # of quantised matrices outside the layers
 
 def quantise_tensors(
     tensors: Mapping[str, Array | BlockMatrix], bits: int, threads: int
-) -> dict[str, Array | QuantisedMatrix | BlockMatrix]:
+) -> dict[str, Weights]:
     """Return a model's tensors with the matrices in 8 or 4 bits."""
     return {
         name: array
@@ -101,7 +101,7 @@ class _Builder:
             norm2=self.norm(block + "norm2", block + "ln2"),
             q_norm=self.norm(block + "attention.q_norm"),
             k_norm=self.norm(block + "attention.k_norm"),
-            qkv=self.matrix(block + "attention.qkv"),
+            qkv=(Matrix * 3)(*self.matrices(block + "attention.qkv")),
             proj=self.matrix(block + "attention.proj"),
             down=self.matrix(block + "mlp.down"),
             window=config.sliding_windows[index] if config.sliding_windows else 0,
@@ -126,32 +126,40 @@ class _Builder:
         array = self._tensors.get(name)
         if array is None:
             return None
-        assert not isinstance(array, QuantisedMatrix | BlockMatrix)
+        assert isinstance(array, np.ndarray)
         return self._keep(to_float32(array[rows]))
 
     def matrix(self, name: str, rows: slice = slice(None)) -> Matrix:
         """Return some rows of the matrix of a layer, and its bias."""
-        array, bias = self._tensors[name + ".weight"], self.vector(name + ".bias", rows)
-        if isinstance(array, QuantisedMatrix):
-            return self._quantised(array, bias, rows)
-        array = array[rows]
-        shape = {"bias": bias, "rows": array.shape[0], "inputs": array.shape[1]}
+        (matrix,) = self.matrices(name, rows)
+        return matrix
+
+    def matrices(self, name: str, rows: slice = slice(None)) -> list[Matrix]:
+        """Return some rows of the matrix of a layer, which may be several, and their biases."""
+        weights, start = self._tensors[name + ".weight"], rows.start or 0
+        first, last, _step = rows.indices(weights.shape[0])
+        found = []
+        for part, some in (
+            weights.split(first, last)
+            if isinstance(weights, BlockMatrix)
+            else [(weights, slice(first, last))]
+        ):
+            count = some.stop - some.start
+            bias = self.vector(name + ".bias", slice(start, start + count))
+            found.append(self._matrix(part, some, bias))
+            start += count
+        return found
+
+    def _matrix(self, weights: Array | QuantisedMatrix, rows: slice, bias: int | None) -> Matrix:
+        shape = {"bias": bias, "rows": rows.stop - rows.start, "inputs": weights.shape[1]}
+        if isinstance(weights, QuantisedMatrix):
+            part = weights.take_rows(rows.start, rows.stop)
+            packed, scales = self._keep(part.packed_weights), self._keep(part.scales)
+            return Matrix(packed, scales, kind=KINDS[part.kind.name], **shape)
+        array = weights[rows]
         if self._panel_rows:
             return Matrix(self._keep(in_panels(array, self._panel_rows)), kind=PANELS, **shape)
-        kind = {"float32": F32, "float16": F16, "bfloat16": BF16}[dtype_name(array.dtype)]
-        return Matrix(self._keep(array), kind=kind, **shape)
-
-    def _quantised(self, matrix: QuantisedMatrix, bias: int | None, rows: slice) -> Matrix:
-        part = matrix.take_rows(*rows.indices(matrix.shape[0])[:2])
-        packed, scales = part.packed_weights, part.scales
-        return Matrix(
-            self._keep(packed),
-            self._keep(scales),
-            bias,
-            kind=Q8 if packed.shape[2] == 8 else Q4,  # quads, or pairs of them
-            rows=part.shape[0],
-            inputs=part.shape[1],
-        )
+        return Matrix(self._keep(array), kind=KINDS[dtype_name(array.dtype)], **shape)
 
     def _keep(self, array: Array) -> int:
         self.arrays.append(np.ascontiguousarray(array))

@@ -23,6 +23,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.generate.events import Finished, Step
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
+from minillm_repl.repl.care import help_for
 from minillm_repl.repl.conversation import is_chatting
 from minillm_repl.repl.model_loading import Intervention, LoadedModel, ModelLoader
 from minillm_repl.repl.settings import Settings
@@ -51,7 +52,7 @@ class Generation:
     tokens: tuple[Token, ...]  # of `text`: no end token, no stop string
     logprobs: NDArray[np.float32]  # (tokens,), by the model's own softmax, in nats
     steps: tuple[Step, ...]  # one for each token that was sampled, an end token included
-    reason: str  # why it ended: `length`, `stop`, `end` or `context`
+    reason: str  # why it ended: `length`, `stop`, `end` or `context`; `care`: no model wrote it
     seed: int  # the same prompt, settings and seed give the same text
     messages: tuple[Message, ...] = ()  # of a chat, with the answer
 
@@ -116,7 +117,9 @@ class Model:
         """Answer the last of the messages, a text or `{"role": "user", "content": …}` each.
 
         To go on, give the `messages` of the result and one more. A system prompt is `system=…`, or
-        the first message. Raises as `generate` does, and for a model without a chat template.
+        the first message. To a crisis the program answers, not a shipped model (`:help care`), and
+        the reason is `care`; with `care=False` the model does. Raises as `generate` does, and for
+        a model without a chat template.
         """
         *earlier, last = parse_messages(messages)
         chosen = with_values(Settings(), settings)
@@ -124,6 +127,10 @@ class Model:
             chosen = replace(chosen, system=earlier[0].content)
         is_chatting(self._loaded, setting=True)  # raises if it has no template
         shell = self._shell(settings=chosen)
+        crisis_help = help_for(shell, last.content, self._loaded)
+        if crisis_help is not None:
+            answer = Message("assistant", str(crisis_help))
+            return _without_model(last.content, (*earlier, last, answer))
         shell.session.conversation.messages = earlier
         shell.start_chat_turn(self._loaded, last.content)
         return self._run(shell, last.content, candidates)
@@ -237,6 +244,21 @@ class Model:
             yield
         finally:
             self._loaded = before
+
+
+def _without_model(prompt: str, messages: tuple[Message, ...]) -> Generation:
+    """Return a chat whose last message the program wrote."""
+    return Generation(
+        prompt=prompt,
+        text=messages[-1].content,
+        prompt_ids=(),
+        tokens=(),
+        logprobs=np.empty(0, np.float32),
+        steps=(),
+        reason="care",
+        seed=0,
+        messages=messages,
+    )
 
 
 def load(name: str | Path, **settings: Any) -> Model:

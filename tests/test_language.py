@@ -103,6 +103,8 @@ DATA = {
         "bold",
         "□ is no □",  # a damaged file of progress, which nobody is told
         "Once upon a time",  # what to type, to a model that is English
+        "en",
+        "ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆ ㅈㅉㅊㅋㅌㅍㅎ",  # letters in the order of Unicode
     },
     "commands": {
         "turns it on",

@@ -6,7 +6,8 @@ Fields have their names in the `--json` output, which leaves `Prefill` out.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Reason = Literal["length", "stop", "end", "context", "interrupt"]
+# `care`: the program answered in the place of the model, which was not run.
+Reason = Literal["length", "stop", "end", "context", "interrupt", "care"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from minillm_repl.lessons.exercises import (
     InputRequest,
 )
 from minillm_repl.lessons.values import LessonValues
+from minillm_repl.repl.care import offer_help
 from minillm_repl.repl.model_loading import ModelFuture
 from minillm_repl.repl.session import Session, Workspace, Writable
 from minillm_repl.repl.settings import Settings
@@ -88,7 +89,8 @@ class LessonRunner:
         practice = Writable(practice_path, is_practice=True)
         workspace = Workspace(loader=loader, model=model, destination=practice)
         # Settings of its own: the learner's come back with their session.
-        shell.session = Session(Settings(chat=False), workspace)
+        settings = Settings(chat=False, care=self.outer_session.settings.care)
+        shell.session = Session(settings, workspace)
         if has_trained and practice_path.exists():
             shell.session.adopt(loader.load(practice_path), unsaved=False)
             # `adopt` made the place read-only; a lesson may still write its practice model there.
@@ -134,6 +136,9 @@ class LessonRunner:
     def handle_line(self, line: str) -> None:
         """Handle a typed line. Raises what running it raises."""
         shell, request = self.shell, self._request
+        # A lesson waits on: an answer to it is nobody's to judge then.
+        if not shell.is_command(line) and offer_help(shell, line):
+            return
         if self._steps is None:  # a Ctrl-C has ended the screen: it is shown again
             self._start_screen()
         elif request.kind == "answer" and line.startswith("::"):

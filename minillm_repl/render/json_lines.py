@@ -32,6 +32,20 @@ def print_json(events: Iterable[GenerationEvent], stream: IO[str]) -> Finished:
     raise AssertionError("a generation ends with Finished")
 
 
+def print_help_json(event: dict[str, Any], stream: IO[str]) -> None:
+    """Print the help that the program gives in a model's place, and an end without a token."""
+    _print(event, stream)
+    finished = Finished(
+        reason="care",
+        text=event["text"],
+        prompt_tokens=0,
+        tokens=0,
+        prompt_seconds=0.0,
+        seconds=0.0,
+    )
+    _print(as_json(finished), stream)
+
+
 def print_training_json(
     events: Iterable[training.TrainEvent], stream: IO[str]
 ) -> training.TrainingFinished:

@@ -13,6 +13,7 @@ from typing import Protocol, TextIO
 from minillm_repl.environment import Environment, OutputLost, read_text
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
+from minillm_repl.repl.care import help_for, tell_help
 from minillm_repl.repl.conversation import is_chatting
 from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS
 from minillm_repl.repl.shell import PROMPT, ExitRequested, Shell
@@ -173,6 +174,10 @@ def run_one_shot(shell: Shell, text: str, *, echo: bool, json: bool) -> None:
     """
     session = shell.session
     model = shell.require_model()
+    crisis_help = help_for(shell, text, model)
+    if crisis_help is not None:
+        tell_help(shell, crisis_help, json=json)
+        return
     if is_chatting(model, session.settings.chat):
         if not text.strip():
             raise UserError(_("the prompt is empty"))

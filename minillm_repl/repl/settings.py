@@ -67,6 +67,19 @@ class Settings(Sampling):
         special_values={"off": ""},
         example="짧게 답해.",
     )
+    care: bool | None = setting(
+        None,
+        switch,
+        "answer a crisis in the model's place, and name whom to call",
+        aliases=("돌봄",),
+        details="Where what you say speaks of suicide, self-harm or violence, the program answers "
+        "and names whom to call: a tiny model would say anything. The model does not see what was "
+        "said, nor does the conversation keep it. auto does so in lessons and for the built-in "
+        "models that chat; on does so for every model.",
+        metavar="",
+        special_values={"on": True, "off": False, "auto": None},
+        example="off",
+    )
     special: bool = setting(
         False,
         switch,

@@ -15,6 +15,7 @@ from minillm_repl.environment import leave_missing_folder
 from minillm_repl.errors import UsageError, UserError
 from minillm_repl.language import _
 from minillm_repl.render.console import MODEL, Screen
+from minillm_repl.repl.care import offer_help
 from minillm_repl.repl.conversation import is_chatting, reserved_answer_tokens, unknown_text_warning
 from minillm_repl.repl.model_loading import LoadedModel, ModelFuture
 from minillm_repl.repl.registry import Command, Registry
@@ -191,12 +192,14 @@ class Shell:
         """Let the model answer a message, or complete a text. Raises UserError."""
         if not text.strip():
             return
-        session = self.session
         try:
             model = self.require_model()
-            chats = is_chatting(model, session.settings.chat)
+            if offer_help(self, text, model):
+                return
+            chats = is_chatting(model, self.session.settings.chat)
             if not chats:
-                session.conversation.start_turn(self.encode(model, text), session.settings)
+                ids = self.encode(model, text)
+                self.session.conversation.start_turn(ids, self.session.settings)
         except UserError:
             self.echo(text, "\n")
             raise

@@ -1,0 +1,49 @@
+"""Write the talks as JSON lines that `:train` reads: `python -m tools.talk talk.jsonl`."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from minillm_repl.training.talk import Expander, Talk, read_slots, read_talks
+
+
+def main() -> None:
+    """Write the conversations, and print how many talks there are."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, nargs="?", help="without it, only the counts are printed")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=4, help="how often each talk is begun")
+    asked = parser.parse_args()
+    talks = read_talks()
+    print(counts(talks), file=sys.stderr)
+    if asked.out:
+        conversations = Expander(talks, read_slots(), asked.seed).conversations(asked.rounds)
+        lines = (
+            json.dumps({"messages": [asdict(each) for each in turns]}, ensure_ascii=False) + "\n"
+            for turns in conversations
+        )
+        asked.out.write_text("".join(lines), encoding="utf-8")
+        print(f"{len(conversations):,} conversations in {asked.out}", file=sys.stderr)
+
+
+def counts(talks: list[Talk]) -> str:
+    """Return how much is written: talks, and the wordings of both sides."""
+    single = [talk for talk in talks if len(talk.turns) == 2]
+    longer = [talk for talk in talks if len(talk.turns) > 2]
+    exchanges = sum(
+        len(talk.turns[i]) * len(talk.turns[i + 1])
+        for talk in talks
+        for i in range(0, len(talk.turns), 2)
+    )
+    said = sum(len(turn) for talk in talks for turn in talk.turns[::2])
+    answers = sum(len(turn) for talk in talks for turn in talk.turns[1::2])
+    return (
+        f"{len(single):,} single exchanges and {len(longer):,} longer talks are written, in which "
+        f"{said:,} wordings of a user get {answers:,} answers: {exchanges:,} different pairs"
+    )
+
+
+if __name__ == "__main__":
+    main()

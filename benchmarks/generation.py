@@ -8,8 +8,8 @@ from benchmarks.measure import Bench, Row, Target, alternate
 from benchmarks.program import command, json_finished, peak
 
 if TYPE_CHECKING:
-    from minillm_repl.generate.decoder import Decoder
-    from minillm_repl.tokenizer.base import Tokenizer
+    from minillm_repl.generate import Decoder
+    from minillm_repl.tokenizer import Tokenizer
 
 MODEL, PROMPT = "nalssi", "날씨"
 LONG, SHORT = 500, 30  # with the prompt's two, 30 are the most that fit into the context of 32
@@ -64,8 +64,8 @@ def tokens_per_second(
     """
     import numpy as np
 
+    from minillm_repl.generate import GenerationConfig, Sampling
     from minillm_repl.generate.generate import generate
-    from minillm_repl.generate.options import GenerationConfig, Sampling
 
     rng, made, started = np.random.default_rng(0), 0, perf_counter()
     while perf_counter() - started < _AT_LEAST:

@@ -16,13 +16,11 @@ from pathlib import Path
 
 from benchmarks.ngrams import KneserNey, unigram_bits
 from minillm_repl.chat import Message, apply_chat_template
-from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.checkpoint import Checkpoint
 from minillm_repl.checkpoint.load_save import load
+from minillm_repl.generate import Decoder, Finished, GenerationConfig, Sampling
 from minillm_repl.generate.backends import make_decoder
-from minillm_repl.generate.decoder import Decoder
-from minillm_repl.generate.events import Finished
 from minillm_repl.generate.generate import generate
-from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.generate.sampling import make_rng
 from minillm_repl.training.recipe import read_recipe
 

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm_repl.chat import Message, parse_messages
-from minillm_repl.checkpoint.checkpoint import Checkpoint, TrainingRecord
+from minillm_repl.checkpoint import Checkpoint, TrainingRecord
 from minillm_repl.checkpoint.load_save import save
 from minillm_repl.configuration import Launch
 from minillm_repl.errors import UserError
-from minillm_repl.generate.events import Finished, Step
+from minillm_repl.generate import Finished, Step
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.repl.care import help_for
@@ -31,12 +31,12 @@ from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.signals import raising_interruptible
 from minillm_repl.settings import with_values
 from minillm_repl.storage.paths import SUFFIX, find_checkpoint, user_path
-from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer import Token
 from minillm_repl.views import headless
 from minillm_repl.views.base import View
 
 if TYPE_CHECKING:
-    from minillm_repl.training.events import TrainEvent
+    from minillm_repl.training import TrainEvent
 
 _DEFAULTS = Settings()  # frozen, so that one value can be everybody's default
 __all__ = ("Generation", "Model", "UserError", "View", "load", "train")
@@ -289,8 +289,8 @@ def train(
     event. Nothing is written: `save` does that. Ctrl-C ends the training, and returns what was
     learnt so far; before the first step it raises KeyboardInterrupt. Raises UserError.
     """
+    from minillm_repl.training import TrainingFinished
     from minillm_repl.training.defaults import check_applies
-    from minillm_repl.training.events import TrainingFinished
     from minillm_repl.training.plan import TrainPlan
     from minillm_repl.training.prepare import start_run
     from minillm_repl.training.run import RunContext

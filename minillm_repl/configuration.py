@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from platformdirs import user_config_path, user_state_path
 
 from minillm_repl.errors import UserError
-from minillm_repl.kernels.variants import VARIANTS
+from minillm_repl.kernels import VARIANTS
 from minillm_repl.language import LANGUAGES, Language, _, language_from_locale
 from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.settings import Settings

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import safetensors.numpy
 
-from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.checkpoint import Checkpoint
 from minillm_repl.checkpoint.load_save import save
 from minillm_repl.errors import UserError
 from tests.small import random_checkpoint

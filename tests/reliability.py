@@ -17,10 +17,10 @@ from statistics import median, quantiles
 
 import numpy as np
 
-from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.checkpoint import Checkpoint
 from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.model.config import LlamaConfig
-from minillm_repl.tokenizer.base import CharacterTokenizer
+from minillm_repl.tokenizer import CharacterTokenizer
 from tests import faults, hostile
 from tests.terminal import Terminal
 from tests.test_training_runs import killed_again_and_again, with_text

@@ -3,9 +3,9 @@
 import numpy as np
 
 from minillm_repl.chat.loss_mask import encode_with_loss_mask
-from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.checkpoint import Checkpoint
 from minillm_repl.model.config import GPTConfig
-from minillm_repl.tokenizer.base import CharacterTokenizer
+from minillm_repl.tokenizer import CharacterTokenizer
 
 
 def random_checkpoint(

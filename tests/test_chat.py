@@ -10,13 +10,13 @@ import tokenizers
 import transformers
 
 from minillm_repl.chat import Message, apply_chat_template, fit_messages, render_texts
-from minillm_repl.checkpoint.checkpoint import ChatTemplate
+from minillm_repl.checkpoint import ChatTemplate
 from minillm_repl.errors import UserError
 from minillm_repl.repl.conversation import is_chatting
 from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
-from minillm_repl.tokenizer.base import decode
+from minillm_repl.tokenizer import decode
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from tests.conftest import random_checkpoint
 

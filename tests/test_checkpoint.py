@@ -15,8 +15,7 @@ import safetensors.numpy
 import safetensors.torch
 from safetensors import safe_open
 
-from minillm_repl.checkpoint import weights
-from minillm_repl.checkpoint.checkpoint import TrainingRecord
+from minillm_repl.checkpoint import TrainingRecord, weights
 from minillm_repl.checkpoint.load_save import load, read_text
 from minillm_repl.checkpoint.load_save import save as save_any
 from minillm_repl.checkpoint.native import save_native as save

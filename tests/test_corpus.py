@@ -13,7 +13,7 @@ import pytest
 
 from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS, Message
 from minillm_repl.errors import UserError
-from minillm_repl.tokenizer.base import decode
+from minillm_repl.tokenizer import decode
 from minillm_repl.training import corpus as corpora
 from minillm_repl.training import documents as pieces
 from minillm_repl.training import tokenize as token_files

@@ -14,7 +14,7 @@ from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.cli import main
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder
-from minillm_repl.generate.decoder import prefill
+from minillm_repl.generate.generate import prefill
 from minillm_repl.model.build import build
 from minillm_repl.model.hooks import caching
 from tests.conftest import MODELS, random_checkpoint

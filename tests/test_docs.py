@@ -111,7 +111,7 @@ def test_the_sampler_that_the_documents_add_works(tmp_path):
     package = tmp_path / "minillm_repl"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     field, function, stage = re.split(r"# generate/.*\n", example_of(r"```python\n(.*?)```"))[1:]
-    options, sampling = package / "generate" / "options.py", package / "generate" / "sampling.py"
+    options, sampling = package / "generate" / "__init__.py", package / "generate" / "sampling.py"
     for file, before, text in (
         (options, "\n\n@dataclass(frozen=True, kw_only=True)\nclass GenerationConfig", field),
         (sampling, "def softmax", f"{function}\n"),

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 import transformers
 
 from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS, Message, apply_chat_template
-from minillm_repl.checkpoint import adapter
-from minillm_repl.checkpoint.checkpoint import ChatTemplate
+from minillm_repl.checkpoint import ChatTemplate, adapter
 from minillm_repl.checkpoint.header import read_header
 from minillm_repl.checkpoint.load_save import load, save
 from minillm_repl.errors import UserError
@@ -29,7 +28,7 @@ from minillm_repl.model.layers import add_adapters, merge_adapters
 from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
-from minillm_repl.tokenizer.base import UNK_TOKEN, CharacterTokenizer, decode
+from minillm_repl.tokenizer import UNK_TOKEN, CharacterTokenizer, decode
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from minillm_repl.training import resume
 from minillm_repl.training.corpus import open_corpus

@@ -14,7 +14,7 @@ import safetensors.numpy
 import torch
 import transformers
 
-from minillm_repl.checkpoint.checkpoint import ChatTemplate
+from minillm_repl.checkpoint import ChatTemplate
 from minillm_repl.checkpoint.load_save import load, save
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build

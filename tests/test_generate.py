@@ -9,12 +9,17 @@ import pytest
 import torch
 
 from minillm_repl.errors import UserError
+from minillm_repl.generate import (
+    Finished,
+    GenerationConfig,
+    Sampling,
+    Step,
+    as_json,
+    never_interrupted,
+)
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder
-from minillm_repl.generate.decoder import never_interrupted, prefill
-from minillm_repl.generate.events import Finished, Step, as_json
-from minillm_repl.generate.generate import Detokenizer, generate
-from minillm_repl.generate.options import GenerationConfig, Sampling
+from minillm_repl.generate.generate import Detokenizer, generate, prefill
 from minillm_repl.model.build import build
 from minillm_repl.views.sampler import compute as sampler_view
 from tests.conftest import MODELS, ROOT, random_checkpoint
@@ -247,7 +252,7 @@ import threading
 from pathlib import Path
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.generate import generate
-from minillm_repl.generate.options import GenerationConfig, Sampling
+from minillm_repl.generate import GenerationConfig, Sampling
 from minillm_repl.generate.sampling import make_rng
 from tests.small import random_checkpoint
 

@@ -15,7 +15,7 @@ import torch
 
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder
-from minillm_repl.generate.decoder import prefill
+from minillm_repl.generate.generate import prefill
 from minillm_repl.model.attention import KVCache
 from minillm_repl.model.bfloat16 import BFLOAT16, convert, to_float32
 from minillm_repl.model.build import build

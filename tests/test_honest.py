@@ -10,14 +10,12 @@ from rich.console import Console
 import minillm_repl.generate.generate as generation
 from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS
 from minillm_repl.errors import UserError
-from minillm_repl.generate.decoder import never_interrupted
-from minillm_repl.generate.events import Finished, Prefill
+from minillm_repl.generate import Finished, GenerationConfig, Prefill, never_interrupted
 from minillm_repl.generate.generate import generate
-from minillm_repl.generate.options import GenerationConfig
 from minillm_repl.generate.sampling import make_rng
 from minillm_repl.language import set_language
 from minillm_repl.repl.session import Workspace, Writable
-from minillm_repl.tokenizer.base import CharacterTokenizer, Token
+from minillm_repl.tokenizer import CharacterTokenizer, Token
 from minillm_repl.views.ablate import HeadEffect, ScanView
 from minillm_repl.views.branch import Branch, BranchesView
 from minillm_repl.views.neurons import Neuron, NeuronsView

@@ -6,9 +6,9 @@ import torch
 import transformers
 
 from minillm_repl.checkpoint.load_save import load, save
+from minillm_repl.generate import GenerationConfig, Sampling
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.generate import generate
-from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.model.build import build
 
 LLAMA = {

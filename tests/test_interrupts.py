@@ -19,8 +19,8 @@ from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build_trainable
 from minillm_repl.repl.signals import interruptible, run_interruptibly
+from minillm_repl.training import Cancelled
 from minillm_repl.training import trainer as training
-from minillm_repl.training.events import Cancelled
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.tokens import Split
 from tests import reliability

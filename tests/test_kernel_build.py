@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from minillm_repl.kernels import variants
+from minillm_repl import kernels as variants
 from tests.conftest import ROOT
 from tools import compile_kernels
 from tools.compile_kernels import TARGETS, CompilerError

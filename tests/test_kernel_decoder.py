@@ -14,12 +14,11 @@ import transformers
 
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.errors import UserError
+from minillm_repl.generate import GenerationConfig, Prefill, Sampling, choose_prefill_chunk
 from minillm_repl.generate.backends import kernels, make_decoder
-from minillm_repl.generate.backends.rotary import rotary_angles
+from minillm_repl.generate.backends.kernel_model import rotary_angles
 from minillm_repl.generate.backends.torch import TorchDecoder
-from minillm_repl.generate.decoder import Prefill, choose_prefill_chunk, prefill, prefill_chunks
-from minillm_repl.generate.generate import generate
-from minillm_repl.generate.options import GenerationConfig, Sampling
+from minillm_repl.generate.generate import generate, prefill, read_prompt
 from minillm_repl.kernels.library import available
 from minillm_repl.model.bfloat16 import BFLOAT16, convert
 from minillm_repl.model.build import build
@@ -274,7 +273,7 @@ def test_an_interrupted_read_leaves_what_was_read(tmp_path):
     ids = random_ids(900)[0].tolist()
     asked = []
     stop = lambda: bool(asked.append(len(decoder.ids)) or len(asked) == 3)  # noqa: E731
-    told = list(prefill_chunks(decoder, ids, stop))
+    told = list(read_prompt(decoder, ids, stop))
     assert 0 < asked[0] < asked[1] < asked[2] < 900
     assert told == [Prefill(done, 900) for done in asked]
     assert decoder.ids == ids[: asked[2]]

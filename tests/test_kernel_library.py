@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from minillm_repl import kernels as variants
 from minillm_repl.errors import UserError
-from minillm_repl.kernels import library, variants
+from minillm_repl.kernels import library
 from minillm_repl.kernels.library import available, load_library
 from tests.conftest import ROOT
 from tools import compile_kernels

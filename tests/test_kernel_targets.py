@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minillm_repl.kernels import variants
+from minillm_repl import kernels as variants
 from minillm_repl.kernels.library import available
 from tests import arm64
 from tests.conftest import ROOT

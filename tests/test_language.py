@@ -16,8 +16,7 @@ from rich.cells import cell_len
 from minillm_repl import commands, views
 from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE
 from minillm_repl.configuration import initial_language
-from minillm_repl.generate.events import Candidate, Step
-from minillm_repl.generate.options import Sampling
+from minillm_repl.generate import Candidate, Sampling, Step
 from minillm_repl.language import _, set_language
 from minillm_repl.render.export import _FONTS
 from minillm_repl.render.generation import step_table

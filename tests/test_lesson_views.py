@@ -13,10 +13,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 from wcwidth import wcswidth
 
-from minillm_repl.checkpoint.checkpoint import locate_in_file
+from minillm_repl.checkpoint import locate_in_file
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.errors import UserError
-from minillm_repl.generate.options import Sampling
+from minillm_repl.generate import Sampling
 from minillm_repl.generate.sampling import process_logits, softmax
 from minillm_repl.model.bfloat16 import BFLOAT16, convert
 from minillm_repl.model.build import build, to_arrays

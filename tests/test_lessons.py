@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from minillm_repl import commands, views
-from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.checkpoint import Checkpoint
 from minillm_repl.errors import UserError
 from minillm_repl.language import LANGUAGES, set_language
 from minillm_repl.lessons.blocks import Ask, Choose, Exercise, Explain, Guess, Order, Try, When
@@ -36,7 +36,7 @@ from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.registry import discover
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.shell import Shell
-from minillm_repl.tokenizer.base import CharacterTokenizer
+from minillm_repl.tokenizer import CharacterTokenizer
 from tests.conftest import MODELS, ROOT
 from tests.outside import outside
 from tests.small import random_checkpoint

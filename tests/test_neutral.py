@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("termios")
 
-from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.checkpoint import Checkpoint
 from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.safetext import safe

@@ -8,13 +8,11 @@ import pytest
 import torch
 
 from minillm_repl.errors import UsageError, UserError
+from minillm_repl.generate import GenerationConfig, Sampling, Step, never_interrupted
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder
-from minillm_repl.generate.decoder import never_interrupted
-from minillm_repl.generate.events import Step
 from minillm_repl.generate.generate import generate
 from minillm_repl.generate.interactive import InteractiveDecoder
-from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.generate.sampling import make_rng
 from minillm_repl.model.build import build
 from minillm_repl.repl.model_loading import LoadedModel

@@ -19,10 +19,10 @@ import transformers
 
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.errors import UserError
+from minillm_repl.generate import GenerationConfig, Sampling
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder
 from minillm_repl.generate.generate import generate
-from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.model.bfloat16 import convert
 from minillm_repl.model.build import build
 from minillm_repl.storage.paths import find_checkpoint

@@ -21,7 +21,7 @@ from minillm_repl.checkpoint.native import config_from_json, tokenizer_from_json
 from minillm_repl.cli import make_parser
 from minillm_repl.configuration import Launch, read_configuration
 from minillm_repl.errors import UserError
-from minillm_repl.generate.options import Sampling
+from minillm_repl.generate import Sampling
 from minillm_repl.generate.sampling import process_logits, softmax
 from minillm_repl.repl.loop import is_multiline_open, join_multiline
 from minillm_repl.repl.session import RecentModels

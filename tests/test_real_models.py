@@ -6,15 +6,14 @@ import torch
 import transformers
 
 from minillm_repl.checkpoint.load_save import load
+from minillm_repl.generate import GenerationConfig, Sampling, never_interrupted
 from minillm_repl.generate.backends import make_decoder
-from minillm_repl.generate.decoder import never_interrupted
 from minillm_repl.generate.generate import generate
-from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.model.build import build
 from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
-from minillm_repl.tokenizer.base import decode
+from minillm_repl.tokenizer import decode
 from tests.outside import outside
 
 STORY = "Once upon a time, there was a little girl named Lily."

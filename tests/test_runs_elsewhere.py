@@ -13,7 +13,7 @@ from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.cli import main
 from minillm_repl.commands.train import make_request, train
 from minillm_repl.errors import UserError
-from minillm_repl.tokenizer.base import CharacterTokenizer
+from minillm_repl.tokenizer import CharacterTokenizer
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.prepare import resume_run, start_run
 from minillm_repl.training.run import RunContext, resume_path

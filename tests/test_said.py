@@ -20,7 +20,7 @@ from tokenizers.pre_tokenizers import Metaspace, Split
 
 from minillm_repl import commands, views
 from minillm_repl.chat import Message, apply_chat_template, make_prompt
-from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
+from minillm_repl.checkpoint import ChatTemplate, Checkpoint
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.render.console import Screen, Transcript
@@ -29,7 +29,7 @@ from minillm_repl.repl.registry import discover
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
-from minillm_repl.tokenizer.base import CharacterTokenizer, decode
+from minillm_repl.tokenizer import CharacterTokenizer, decode
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from tests.small import flat_examples
 from tests.test_tokenizer_files import bpe

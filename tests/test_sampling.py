@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers.generation import logits_process as theirs
 
+from minillm_repl.generate import Sampling
 from minillm_repl.generate import fast_sampling as fast
-from minillm_repl.generate.options import Sampling
 from minillm_repl.generate.sampling import draw as plain_draw
 from minillm_repl.generate.sampling import process_logits, sample_token, softmax
 

@@ -20,7 +20,7 @@ from minillm_repl.checkpoint.load_save import load
 from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.errors import UserError
 from minillm_repl.storage.atomic import clear_abandoned, temporary_path
-from minillm_repl.tokenizer.base import CharacterTokenizer
+from minillm_repl.tokenizer import CharacterTokenizer
 from tests.conftest import ROOT
 from tests.faults import KINDS
 from tests.small import random_checkpoint

@@ -11,9 +11,9 @@ import torch
 
 from minillm_repl.chat import Message, apply_chat_template
 from minillm_repl.checkpoint.load_save import load
+from minillm_repl.generate import GenerationConfig, Sampling
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.generate import generate
-from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.generate.sampling import make_rng
 from minillm_repl.model.build import build
 from tests.conftest import MODELS, ROOT

@@ -19,13 +19,12 @@ import transformers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from minillm_repl import sandbox
-from minillm_repl.checkpoint import huggingface
-from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.checkpoint import Checkpoint, huggingface
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.checkpoint.native import tokenizer_from_json
 from minillm_repl.errors import UserError
 from minillm_repl.generate.generate import Detokenizer
-from minillm_repl.tokenizer.base import CharacterTokenizer, decode, label
+from minillm_repl.tokenizer import CharacterTokenizer, decode, label
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from tests.conftest import random_checkpoint
 from tests.outside import outside

@@ -13,10 +13,10 @@ from rich.cells import cell_len
 
 pytest.importorskip("termios")  # Windows has no pseudo-terminals of this kind
 
-from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
+from minillm_repl.checkpoint import ChatTemplate, Checkpoint
 from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.model.config import GPTConfig
-from minillm_repl.tokenizer.base import CharacterTokenizer
+from minillm_repl.tokenizer import CharacterTokenizer
 from tests.conftest import ROOT, random_checkpoint
 from tests.terminal import PROMPT, Terminal
 

@@ -4,7 +4,7 @@ import pytest
 
 from minillm_repl.checkpoint.native import tokenizer_from_json
 from minillm_repl.errors import UserError
-from minillm_repl.tokenizer.base import CharacterTokenizer, IdTokenizer, decode
+from minillm_repl.tokenizer import CharacterTokenizer, IdTokenizer, decode
 from tests.conftest import MODELS
 
 

@@ -15,7 +15,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.session import Session
 from minillm_repl.storage.files import parse_json
-from minillm_repl.tokenizer.base import decode
+from minillm_repl.tokenizer import decode
 
 TEXTS = [
     "Once upon a time",

@@ -10,16 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minillm_repl.checkpoint.checkpoint import TrainingRecord
+from minillm_repl.checkpoint import TrainingRecord
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
 from minillm_repl.model.config import GPTConfig, LlamaConfig
-from minillm_repl.training import resume
+from minillm_repl.training import Evaluated, NotSaved, Saved, TrainingFinished, TrainStep, resume
 from minillm_repl.training.corpus import open_corpus
 from minillm_repl.training.defaults import resolve_loop
-from minillm_repl.training.events import Evaluated, NotSaved, Saved, TrainingFinished, TrainStep
 from minillm_repl.training.open_corpora import find_corpus
 from minillm_repl.training.optimizers import Muon, lr_scale, orthogonalise
 from minillm_repl.training.plan import TrainPlan

@@ -12,7 +12,7 @@ import torch
 
 from minillm_repl.errors import UserError
 from minillm_repl.generate.backends import make_decoder
-from minillm_repl.generate.decoder import prefill
+from minillm_repl.generate.generate import prefill
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from minillm_repl.tokenizer.truncation import count_dropped, truncate
 from tests.small import random_checkpoint

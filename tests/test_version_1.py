@@ -9,13 +9,12 @@ import pytest
 import safetensors.numpy
 from safetensors import safe_open
 
-from minillm_repl.checkpoint import adapter
-from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.checkpoint import Checkpoint, adapter
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.errors import UserError
 from minillm_repl.model.config import LlamaConfig, Rope
-from minillm_repl.tokenizer.base import CharacterTokenizer
+from minillm_repl.tokenizer import CharacterTokenizer
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.prepare import resume_run, start_run
 from minillm_repl.training.run import RunContext

@@ -26,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from minillm_repl.kernels.variants import digest, file_name, sources  # noqa: E402
+from minillm_repl.kernels import digest, file_name, sources  # noqa: E402
 
 KERNELS = ROOT / "minillm_repl" / "kernels"
 

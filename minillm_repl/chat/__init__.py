@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
-from minillm_repl.checkpoint.checkpoint import ChatTemplate
+from minillm_repl.checkpoint import ChatTemplate
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.sandbox import run_sandboxed
-from minillm_repl.tokenizer.base import Escapes, Span, Tokenizer
+from minillm_repl.tokenizer import Escapes, Span, Tokenizer
 
 _BATCH_CHARACTERS = 1 << 20  # rendered in one process; its output has a limit
 _TEMPLATE_OVERHEAD = 100  # characters that a template adds to a turn, about

@@ -12,10 +12,10 @@ from minillm_repl.chat import (
     render_escaped,
     render_texts,
 )
-from minillm_repl.checkpoint.checkpoint import ChatTemplate
+from minillm_repl.checkpoint import ChatTemplate
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.tokenizer.base import Span, Tokenizer
+from minillm_repl.tokenizer import Span, Tokenizer
 
 Example = tuple[list[int], list[bool]]
 """The token ids of a conversation, and which of them the loss counts."""

@@ -1,1 +1,259 @@
-"""Checkpoints on disk: read strictly, written atomically."""
+"""A model as data: config, vocabulary, weights, and how the tensors of a file make the weights."""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minillm_repl.checkpoint.header import Header, parse_field
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
+from minillm_repl.model.config import AnyConfig
+from minillm_repl.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from minillm_repl.checkpoint.weights import Array, Tensors, Weights
+
+
+# -- weight maps: how a model's tensors are made of a file's tensors; weights.py applies them
+
+Index = tuple[int, ...]
+Progress = Callable[[float], None]
+"""Called with the share of the bytes that are read, from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """Options of reading weights."""
+
+    dtype: str = "auto"  # float32, bfloat16, float16, or auto: that of the file
+    allow_nonfinite: bool = False  # accept infinite weights and NaN
+    progress: Progress = lambda _share: None
+
+
+def identity(array: Any) -> Any:
+    """Return the array itself."""
+    return array
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The arrangement of a tensor in a file of another program: conversions from it and to it."""
+
+    from_file: Callable[[Any], Any] = identity
+    to_file: Callable[[Any], Any] = identity
+
+
+AS_IS = Layout()
+TRANSPOSED = Layout(lambda array: array.T, lambda array: array.T)
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """One tensor in a file: a complete tensor of the model, or some rows of one."""
+
+    name: str
+    shape: tuple[int, ...]  # in the file
+    layout: Layout = AS_IS
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """The file's tensors of each tensor of the model, stacked along its rows."""
+
+    sources: Mapping[str, tuple[SourceTensor, ...]]
+    ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors of a file that the model does not need
+
+
+def to_file_layout(weight_map: WeightMap, tensors: "Tensors") -> dict[str, "Array"]:
+    """Return the tensors of the file that a weight map describes."""
+    import numpy as np  # not at the start
+
+    theirs: dict[str, Array] = {}
+    for tensor, pieces in weight_map.sources.items():
+        row = 0
+        for piece in pieces:
+            rows = tensors[tensor]
+            if len(pieces) > 1:
+                rows = rows[row : row + piece.shape[0]]
+            theirs[piece.name] = np.ascontiguousarray(piece.layout.to_file(rows))
+            row += piece.shape[0]
+    return theirs
+
+
+def locate_in_file(
+    weight_map: WeightMap, tensor: str, shape: Index, index: Index
+) -> tuple[str, Index]:
+    """Return the tensor of a file, and the index in it, of one value of a model's tensor.
+
+    A boolean array with one True goes through the same conversions as the weights.
+    """
+    import numpy as np  # not at the start
+
+    marked = np.zeros(shape, np.bool_)
+    marked[index] = True
+    parts = to_file_layout(WeightMap({tensor: weight_map.sources[tensor]}), {tensor: marked})
+    name = next(name for name, part in parts.items() if part.any())
+    return name, tuple(map(int, np.unravel_index(parts[name].argmax(), parts[name].shape)))
+
+
+# -- the checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """How the weights were trained. Losses are nats per token of the corpus."""
+
+    steps: int
+    tokens: int
+    train_loss: float
+    val_loss: float | None = None
+    corpus: str = ""
+    corpus_sha256: str = ""
+    seed: int = 0
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    curve: tuple[tuple[int, float], ...] = ()  # (step, training loss), thinned
+    val_curve: tuple[tuple[int, float], ...] = ()  # (step, validation loss)
+
+    def append_to(self, earlier: "TrainingRecord | None") -> "TrainingRecord":
+        """Return the record of an earlier run followed by this one."""
+        if earlier is None:
+            return self
+
+        def shifted(curve: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+            return tuple((earlier.steps + step, loss) for step, loss in curve)
+
+        return dataclasses.replace(
+            self,
+            steps=earlier.steps + self.steps,
+            tokens=earlier.tokens + self.tokens,
+            curve=earlier.curve + shifted(self.curve),
+            val_curve=earlier.val_curve + shifted(self.val_curve),
+        )
+
+
+def parse_training_record(header: Header, name: str) -> TrainingRecord | None:
+    """Return the training record of a file, or None. Raises UserError."""
+    if "training" not in header.metadata:
+        return None
+    match {"val_curve": [], **_record(header, name)}:  # older files have no val_curve
+        case {
+            "steps": steps,
+            "tokens": tokens,
+            "train_loss": train_loss,
+            "val_loss": val_loss,
+            "corpus": str(corpus),
+            "corpus_sha256": str(corpus_sha256),
+            "seed": seed,
+            "versions": dict(versions),
+            "curve": list(curve),
+            "val_curve": list(val_curve),
+        } if (
+            all(map(_is_count, (steps, tokens, seed)))
+            and all(map(_is_loss, (train_loss, 0 if val_loss is None else val_loss)))
+            and all(isinstance(version, str) for version in versions.values())
+            and all(map(_is_point, (*curve, *val_curve)))
+        ):
+            return TrainingRecord(
+                steps=steps,
+                tokens=tokens,
+                train_loss=train_loss,
+                val_loss=val_loss,
+                corpus=corpus,
+                corpus_sha256=corpus_sha256,
+                seed=seed,
+                versions=versions,
+                curve=tuple((step, loss) for step, loss in curve),
+                val_curve=tuple((step, loss) for step, loss in val_curve),
+            )
+    raise UserError(
+        _(
+            "the training record of {name} has a missing or invalid field; see docs/format.md",
+            name=name,
+        )
+    )
+
+
+def _record(header: Header, name: str) -> dict[str, Any]:
+    record = parse_field(header, "training", name)
+    return record if isinstance(record, dict) else {}
+
+
+def _is_point(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    step, loss = value
+    return _is_count(step) and _is_loss(loss)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63  # isinstance would accept True
+
+
+def _is_loss(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e9  # nats; false for NaN
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A Jinja template that renders a conversation, and the special tokens that it may name."""
+
+    source: str
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)  # bos_token: <s>
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The matrices of a LoRA adapter, without the model that they belong to."""
+
+    tensors: "Tensors"  # `LAYER.down` (rank, inputs) and `LAYER.up` (outputs, rank), float32
+    base: Path  # the model's file or folder
+    sha256: str  # of the model's weights
+    training: TrainingRecord | None = None  # of the adapter alone
+    start: str = ""  # the start token that its training used, if the model has none of its own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Config, tokenizer, weights, and what else the files of a model say."""
+
+    config: AnyConfig
+    tokenizer: Tokenizer
+    tensors: "Weights"  # float32, float16, BFLOAT16 (model/bfloat16.py), or blocks of a file
+    training: TrainingRecord | None = None
+    path: Path | None = None
+    chat_template: ChatTemplate | None = None
+    eos_token_ids: tuple[int, ...] = ()  # tokens that end a text or a turn
+    adapter: Adapter | None = None  # already added to `tensors`
+    weight_map: WeightMap | None = None  # from the file's tensors; None: they are the same
+    notes: tuple[str, ...] = ()  # for the user: where the program deviates from the files
+    is_on_disk: bool = False  # the file at `path` has exactly these weights
+
+    @property
+    def record(self) -> TrainingRecord | None:
+        """The training record of the adapter if there is one, else of the model."""
+        return self.adapter.training if self.adapter else self.training
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of most weights; of blocks, their format."""
+        from minillm_repl.model.bfloat16 import dtype_name  # numpy: not at the start
+        from minillm_repl.model.quantised import BlockMatrix
+
+        sizes = Counter[str]()  # bytes
+        for weight in self.tensors.values():
+            name = weight.kind.name if isinstance(weight, BlockMatrix) else dtype_name(weight.dtype)
+            sizes[name] += weight.nbytes
+        return sizes.most_common(1)[0][0]
+
+    def arrays(self) -> "Tensors":
+        """Return the tensors as arrays; those in blocks become float32."""
+        from minillm_repl.model.quantised import BlockMatrix
+
+        return {
+            name: weight.to_float32() if isinstance(weight, BlockMatrix) else weight
+            for name, weight in self.tensors.items()
+        }

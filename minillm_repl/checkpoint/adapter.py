@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minillm_repl.checkpoint.checkpoint import (
+from minillm_repl.checkpoint import (
     Adapter,
     Checkpoint,
     ReadOptions,

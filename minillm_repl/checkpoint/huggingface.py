@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minillm_repl.checkpoint import foreign
-from minillm_repl.checkpoint.checkpoint import Checkpoint, ReadOptions, to_file_layout
+from minillm_repl.checkpoint import Checkpoint, ReadOptions, foreign, to_file_layout
 from minillm_repl.checkpoint.families import family_of
 from minillm_repl.checkpoint.families.gpt import GPT2
 from minillm_repl.checkpoint.folder import CONFIG, WEIGHTS, Folder
@@ -38,7 +37,7 @@ from minillm_repl.model.config import AnyConfig, GPTConfig
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically, write_folder_atomically
 from minillm_repl.storage.paths import SUFFIX
-from minillm_repl.tokenizer.base import CharacterTokenizer
+from minillm_repl.tokenizer import CharacterTokenizer
 from minillm_repl.tokenizer.description import with_bos_token
 from minillm_repl.tokenizer.library import character_level
 from minillm_repl.tokenizer.subword import SubwordTokenizer

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minillm_repl.checkpoint import foreign
-from minillm_repl.checkpoint.checkpoint import Checkpoint, Progress, ReadOptions
+from minillm_repl.checkpoint import Checkpoint, Progress, ReadOptions, foreign
 from minillm_repl.checkpoint.families import family_title
 from minillm_repl.checkpoint.folder import find_folder
 from minillm_repl.checkpoint.gguf.header import GGUFHeader, is_gguf, read_split_headers
@@ -23,7 +22,7 @@ from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import convert_os_errors
 from minillm_repl.storage.encoding import DetectedEncoding, read_text
-from minillm_repl.tokenizer.base import CharacterTokenizer, Tokenizer
+from minillm_repl.tokenizer import CharacterTokenizer, Tokenizer
 
 
 def load(

@@ -7,7 +7,7 @@ from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from minillm_repl.checkpoint.checkpoint import (
+from minillm_repl.checkpoint import (
     ChatTemplate,
     Checkpoint,
     ReadOptions,
@@ -38,7 +38,7 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically
 from minillm_repl.storage.files import open_regular
 from minillm_repl.storage.paths import SUFFIX, has_other_format
-from minillm_repl.tokenizer.base import CharacterTokenizer, IdTokenizer, Tokenizer
+from minillm_repl.tokenizer import CharacterTokenizer, IdTokenizer, Tokenizer
 
 # The fields of every config, written even if they have the default value.
 _SIZES = {entry.name for entry in fields(ModelConfig)}  # never left out

@@ -3,14 +3,13 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from minillm_repl.checkpoint import foreign
-from minillm_repl.checkpoint.checkpoint import ChatTemplate
+from minillm_repl.checkpoint import ChatTemplate, foreign
 from minillm_repl.checkpoint.folder import Folder
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer.base import IdTokenizer, Tokenizer
+from minillm_repl.tokenizer import IdTokenizer, Tokenizer
 from minillm_repl.tokenizer.description import add_tokens, added_token, with_bos_token
 from minillm_repl.tokenizer.library import BYTE_LEVEL_CLASSES, byte_level_bpe
 from minillm_repl.tokenizer.subword import SubwordTokenizer

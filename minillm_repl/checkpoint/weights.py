@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from minillm_repl.checkpoint.checkpoint import ReadOptions, WeightMap
+from minillm_repl.checkpoint import ReadOptions, WeightMap
 from minillm_repl.checkpoint.gguf.header import GGUFHeader
 from minillm_repl.checkpoint.header import MAX_HEADER_BYTES, Header, TensorInfo
 from minillm_repl.errors import UserError

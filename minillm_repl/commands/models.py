@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from minillm_repl.checkpoint.checkpoint import Adapter, Checkpoint, TrainingRecord
+from minillm_repl.checkpoint import Adapter, Checkpoint, TrainingRecord
 from minillm_repl.checkpoint.load_save import summarise
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
@@ -21,7 +21,7 @@ from minillm_repl.storage.paths import (
     shipped_names,
     user_path,
 )
-from minillm_repl.tokenizer.base import label
+from minillm_repl.tokenizer import label
 
 
 @command("models", aliases=("모델목록",))

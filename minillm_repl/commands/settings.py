@@ -7,7 +7,7 @@ import re
 from rich.text import Text
 
 from minillm_repl.errors import UserError
-from minillm_repl.generate.options import Sampling
+from minillm_repl.generate import Sampling
 from minillm_repl.language import _
 from minillm_repl.render.tables import settings_table
 from minillm_repl.repl.arguments import Arguments, TextArgument, Words

@@ -9,7 +9,7 @@ from minillm_repl.repl.conversation import is_chatting
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS
 from minillm_repl.repl.shell import Shell
-from minillm_repl.tokenizer.base import Token, decode
+from minillm_repl.tokenizer import Token, decode
 from minillm_repl.views.base import unseen_note
 
 

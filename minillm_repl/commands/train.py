@@ -23,7 +23,7 @@ from minillm_repl.storage.paths import exists, user_path
 from minillm_repl.training.plan import TrainPlan
 
 if TYPE_CHECKING:  # The prompt line starts without torch.
-    from minillm_repl.checkpoint.checkpoint import Checkpoint
+    from minillm_repl.checkpoint import Checkpoint
     from minillm_repl.repl.session import Workspace
     from minillm_repl.training.machine import Distributed
     from minillm_repl.training.run import RunContext, TrainingRun

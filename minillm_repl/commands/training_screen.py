@@ -16,10 +16,9 @@ from minillm_repl.safetext import safe, safe_line
 if TYPE_CHECKING:  # The prompt line starts without torch.
     from rich.console import RenderableType
 
-    from minillm_repl.checkpoint.checkpoint import Checkpoint
-    from minillm_repl.generate.events import Step
-    from minillm_repl.generate.options import GenerationConfig
-    from minillm_repl.training.events import TrainingFinished
+    from minillm_repl.checkpoint import Checkpoint
+    from minillm_repl.generate import GenerationConfig, Step
+    from minillm_repl.training import TrainingFinished
     from minillm_repl.training.run import TrainingRun
     from minillm_repl.views.learning import Watch
 
@@ -173,9 +172,9 @@ def _sample(
     from rich.console import Group
     from rich.text import Text
 
-    from minillm_repl.generate.options import GenerationConfig
+    from minillm_repl.generate import GenerationConfig
     from minillm_repl.render.generation import step_table
-    from minillm_repl.tokenizer.base import decode
+    from minillm_repl.tokenizer import decode
 
     if run.plan.shard:
         return None  # No process has the whole model.
@@ -204,8 +203,8 @@ def _generate(
     run: "TrainingRun", config: "GenerationConfig", interrupted: Callable[[], bool]
 ) -> "list[Step]":
     """Return the steps of a sample, always with the same random numbers."""
+    from minillm_repl.generate import Step
     from minillm_repl.generate.backends.torch import TorchDecoder
-    from minillm_repl.generate.events import Step
     from minillm_repl.generate.generate import generate
     from minillm_repl.generate.sampling import make_rng
 

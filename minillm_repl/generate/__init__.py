@@ -1,1 +1,221 @@
-"""From a prompt to tokens: decoders, samplers, and the generator of events."""
+"""From a prompt to tokens: the options of a generation, its events, and the decoder that it needs.
+
+Needs no numpy, so that the prompt line starts without it.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from minillm_repl.settings import integer, number, setting
+
+if TYPE_CHECKING:  # A chat needs no torch.
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from minillm_repl.model.build import LanguageModel
+
+# `care`: the program answered in the place of the model, which was not run.
+Reason = Literal["length", "stop", "end", "context", "interrupt", "care"]
+
+_CHUNK_MULTIPLE = 16  # tokens; a tile of a matrix is multiplied with this many together
+# Tokens per chunk: smaller ones stream all weights too often, and larger ones gain nothing.
+_MIN_CHUNK, _MAX_CHUNK = 32, 128
+_CHUNK_MULTIPLICATIONS = 18_000_000_000  # a tenth to a third of a second of two CPU cores
+
+
+# -- options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is drawn."""
+
+    temp: float = setting(
+        0.8,
+        number(0, 1e8),
+        "sampling temperature: 0 is greedy, higher is more random",
+        details="The logits are divided by it before the softmax: "
+        "1 is the model's own distribution.",
+        metavar="X",
+        aliases=("temperature", "온도"),
+        example="0.8",
+    )
+    top_k: int = setting(
+        0,
+        integer(0),
+        "keep only the K most likely tokens",
+        details="Tokens as likely as the K-th are kept too.",
+        unit="tokens",
+        metavar="K",
+        special_values={"off": 0},
+        example="40",
+    )
+    top_p: float = setting(
+        1.0,
+        number(0, 1),
+        "nucleus sampling: keep top tokens that sum to at least X",
+        details="Keeps the smallest set of top tokens whose probabilities sum to X or "
+        "more, and at least one token.",
+        metavar="X",
+        special_values={"off": 1.0},
+        example="0.9",
+    )
+    min_p: float = setting(
+        0.0,
+        number(0, 1),
+        "drop tokens less likely than X × the top token",
+        metavar="X",
+        special_values={"off": 0.0},
+        example="0.05",
+    )
+    repeat_penalty: float = setting(
+        1.0,
+        number(0.01, 100),
+        "above 1, tokens already in the text are less likely",
+        details="Divides the logit of a token that is in the text if the logit is "
+        "positive; multiplies it otherwise.",
+        metavar="X",
+        aliases=("repetition-penalty",),
+        special_values={"off": 1.0},
+        example="1.1",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How a text is continued, and what ends it."""
+
+    max_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: Sequence[str] = ()  # the text ends before the first of these strings
+    eos_token_ids: Collection[int] = ()  # the text ends at one of these tokens, which has no text
+    context_shift: bool = True  # past the context, see the last tokens; otherwise, end there
+    n_candidates: int = 0  # candidates that each step lists
+
+
+def never_interrupted() -> bool:
+    """Return False: the default where Ctrl-C has no effect."""
+    return False
+
+
+# -- events. Fields have their names in the `--json` output, which leaves `Prefill` out.
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """The part of a long prompt that is read so far."""
+
+    done: int  # tokens, those that the cache held already included
+    total: int  # tokens that the model sees of the prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One token that could come next."""
+
+    id: int
+    text: str  # the name of a token that is not text: `<|im_end|>`
+    bytes: tuple[int, ...]  # none if it is not text
+    model_prob: float  # by the model's own softmax
+    prob: float  # of being drawn, after the samplers
+    kept: bool  # False if a sampler filtered it out
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One generated token and the numbers behind it."""
+
+    index: int  # from 0
+    id: int
+    text: str  # what became certain at this step; may be empty
+    bytes: tuple[int, ...]
+    prob: float  # of the token, under the distribution that was drawn from
+    logprob: float  # its natural logarithm
+    model_prob: float  # of the token, under the model's own softmax
+    rank: int  # 1 = likeliest, by the model
+    entropy: float  # of the model's softmax, in bits
+    top: tuple[Candidate, ...]  # the likeliest by the model; the chosen one always, even from below
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """How a generation ended."""
+
+    reason: Reason
+    text: str
+    prompt_tokens: int
+    tokens: int
+    prompt_seconds: float  # of reading what the cache did not hold; 0 if nothing was read
+    seconds: float  # all tokens after that
+
+
+GenerationEvent = Prefill | Step | Finished
+
+
+def as_json(event: Step | Finished) -> dict[str, Any]:
+    """Return the event as JSON-ready data, named `step` or `finished`."""
+    data = {"event": type(event).__name__.lower(), **_shallow(event)}
+    if isinstance(event, Step):
+        data["top"] = [_shallow(candidate) for candidate in event.top]
+    return data
+
+
+def _shallow(event: Step | Finished | Candidate) -> dict[str, Any]:
+    # dataclasses.asdict copies each number of each candidate, which doubles the time of a step.
+    return {name: getattr(event, name) for name in event.__slots__}
+
+
+# -- decoders
+
+
+class Decoder(Protocol):
+    """A model with its KV cache.
+
+    Logits are float32 arrays (vocab_size,), valid until the next call.
+    """
+
+    context_length: int  # tokens that the model sees at once
+    # The token that texts begin with. It stays visible when a text outgrows the context.
+    bos_token_id: int | None
+    prefill_chunk: int  # tokens of a long prompt to read between two looks for Ctrl-C
+
+    @property
+    def model(self) -> "LanguageModel":
+        """The model in torch, with the same weights, to look inside."""
+
+    @property
+    def name(self) -> str:
+        """What runs: "C kernels (avx2) on cpu, 2 threads", "torch on cuda"."""
+
+    @property
+    def backend_details(self) -> str:
+        """Why this backend runs the model, or in what form its weights are."""
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens whose keys and values are in the cache; not to be changed."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that keys and values take."""
+
+    @property
+    def max_cache_bytes(self) -> int:
+        """Memory that they take when the context is full."""
+
+    def prefill(self, ids: Sequence[int]) -> "NDArray[np.float32]":
+        """Read one or more tokens after those in the cache; return the logits after the last."""
+
+    def decode(self, token: int) -> "NDArray[np.float32]":
+        """Read one token; return the logits after it."""
+
+    def trim(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+
+
+def choose_prefill_chunk(parameters: int) -> int:
+    """Return the tokens per prefill chunk on a CPU, for a model with this many parameters."""
+    chunk = _CHUNK_MULTIPLICATIONS // parameters // _CHUNK_MULTIPLE * _CHUNK_MULTIPLE
+    return min(_MAX_CHUNK, max(_MIN_CHUNK, chunk))

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from minillm_repl.generate import Sampling
 from minillm_repl.generate import sampling as plain
-from minillm_repl.generate.options import Sampling
 from minillm_repl.generate.sampling import Draw, Probabilities, Scores, kth_largest
 
 LARGE_VOCAB = 4_096  # tokens; below, the shortcuts cost more than they save

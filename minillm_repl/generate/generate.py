@@ -7,20 +7,22 @@ from time import perf_counter
 import numpy as np
 
 from minillm_repl.errors import UserError
-from minillm_repl.generate.decoder import Decoder, never_interrupted, prefill, prefill_chunks
-from minillm_repl.generate.events import (
+from minillm_repl.generate import (
     Candidate,
+    Decoder,
     Finished,
+    GenerationConfig,
     GenerationEvent,
     Prefill,
     Reason,
     Step,
+    never_interrupted,
 )
 from minillm_repl.generate.fast_sampling import LARGE_VOCAB, FastDraw
-from minillm_repl.generate.options import GenerationConfig
 from minillm_repl.generate.sampling import Draw, Scores, draw, entropy, rank, topk_ids
 from minillm_repl.language import _
-from minillm_repl.tokenizer.base import Tokenizer
+from minillm_repl.tokenizer import Tokenizer
+from minillm_repl.tokenizer.truncation import truncate
 
 
 def generate(
@@ -47,12 +49,15 @@ def generate(
         if not config.context_shift and len(ids) > decoder.context_length:
             reason = "context"
             break
+        if interrupted():
+            reason = "interrupt"
+            break
         if index == 0:
-            logits, prompt_seconds = yield from _read_prompt(decoder, ids, interrupted)
+            logits, prompt_seconds = yield from read_prompt(decoder, ids, interrupted)
             started = perf_counter()  # the speed of generation leaves the prompt out
         else:
             # Usually one token is read. When the window moves, `prefill` reads all of it again.
-            logits = None if interrupted() else prefill(decoder, ids, interrupted)
+            logits = prefill(decoder, ids, interrupted)
         if logits is None:
             reason = "interrupt"
             break
@@ -85,24 +90,56 @@ def check_finite(logits: Scores, tokens: int) -> Scores:
     return logits
 
 
-def _read_prompt(
-    decoder: Decoder, ids: Sequence[int], interrupted: Callable[[], bool]
+def read_prompt(
+    decoder: Decoder, ids: Sequence[int], interrupted: Callable[[], bool] = never_interrupted
 ) -> Generator[Prefill, None, tuple[Scores | None, float]]:
-    """Yield the progress; return the logits after the prompt, and the seconds of reading it.
+    """Make the cache hold exactly what the model sees of `ids`; yield the progress between chunks.
 
-    The logits are None if `interrupted`.
+    Returns the logits after it, and the seconds that the model took. The first tokens that the
+    cache shares with `ids` are not computed again. The logits are None if `interrupted`, which is
+    asked between two chunks.
     """
-    if interrupted():
-        return None, 0.0
-    seconds, chunks = 0.0, prefill_chunks(decoder, ids, interrupted)
-    while True:
-        started = perf_counter()
-        try:
-            progress = next(chunks)
-        except StopIteration as done:
-            return done.value, seconds + perf_counter() - started
+    window_ids, n_cached = common_prefix(decoder, ids)
+    decoder.trim(n_cached)
+    seconds = 0.0
+    for start in range(n_cached, len(window_ids), decoder.prefill_chunk):
+        if start > n_cached:
+            yield Prefill(start, len(window_ids))
+            if interrupted():
+                return None, seconds
+        chunk, started = window_ids[start : start + decoder.prefill_chunk], perf_counter()
+        logits = decoder.decode(chunk[0]) if start and len(chunk) == 1 else decoder.prefill(chunk)
         seconds += perf_counter() - started
-        yield progress  # The time that the caller takes with it is no part of the seconds.
+    return logits, seconds
+
+
+def common_prefix(decoder: Decoder, ids: Sequence[int]) -> tuple[list[int], int]:
+    """Return the tokens of `ids` that the model sees, and how many of them the cache holds.
+
+    When the window moves, all positions shift, and nothing is shared. The last token always counts
+    as missing, because its logits are needed.
+    """
+    window_ids, cached_ids = list(ids), decoder.ids
+    if len(ids) > decoder.context_length:
+        window_ids = list(truncate(ids, decoder.context_length, decoder.bos_token_id).ids)
+    most = min(len(window_ids) - 1, len(cached_ids))
+    if window_ids[:most] == cached_ids[:most]:  # one comparison of lists is the usual case
+        return window_ids, most
+    differs = (place for place in range(most) if window_ids[place] != cached_ids[place])
+    return window_ids, next(differs)
+
+
+def prefill(
+    decoder: Decoder, ids: Sequence[int], interrupted: Callable[[], bool] = never_interrupted
+) -> Scores | None:
+    """Do what `read_prompt` does, without telling of it; return the logits."""
+    chunks = read_prompt(decoder, ids, interrupted)
+    while True:
+        try:
+            next(chunks)
+        except StopIteration as done:
+            logits: Scores | None = done.value[0]
+            return logits
 
 
 class _Sampler:

@@ -4,13 +4,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from minillm_repl.errors import UserError
-from minillm_repl.generate.decoder import Decoder, never_interrupted
-from minillm_repl.generate.events import Step
+from minillm_repl.generate import Decoder, GenerationConfig, Sampling, Step, never_interrupted
 from minillm_repl.generate.generate import generate
-from minillm_repl.generate.options import GenerationConfig, Sampling
 from minillm_repl.generate.sampling import make_rng
 from minillm_repl.language import _
-from minillm_repl.tokenizer.base import Tokenizer
+from minillm_repl.tokenizer import Tokenizer
 
 
 class InteractiveDecoder:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minillm_repl.generate.options import Sampling
+from minillm_repl.generate import Sampling
 
 LN2 = float(np.log(2))
 Scores = NDArray[np.float32]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minillm_repl.errors import UserError
-from minillm_repl.kernels.variants import VARIANTS, digest, file_name
+from minillm_repl.kernels import VARIANTS, digest, file_name
 from minillm_repl.language import _
 
 _SOURCES = Path(__file__).parent

@@ -28,7 +28,7 @@ from minillm_repl.lessons.progress import LessonProgress, Progress, QuestionProg
 from minillm_repl.lessons.run import LessonRunner, can_encode
 from minillm_repl.render.console import FIGURES
 from minillm_repl.repl.shell import Shell
-from minillm_repl.tokenizer.base import decode
+from minillm_repl.tokenizer import decode
 
 _ROUND_LENGTH = 10  # questions of a quiz, when no lesson is named
 

@@ -26,7 +26,7 @@ from minillm_repl.lessons.values import LessonValues
 from minillm_repl.render.console import FIGURES, MODEL
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer.base import Token, decode
+from minillm_repl.tokenizer import Token, decode
 
 # Commas separate thousands; a minus sign may be `-` or U+2212.
 _NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?|[-+−]?\.\d+")

@@ -11,7 +11,7 @@ from pathlib import Path
 from platformdirs import user_state_path
 from rich.text import Text
 
-from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.checkpoint import Checkpoint
 from minillm_repl.language import _
 from minillm_repl.lessons.exercises import (
     ExerciseSteps,
@@ -25,7 +25,7 @@ from minillm_repl.repl.settings import Settings
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import LESSON_MODEL, find_checkpoint
-from minillm_repl.tokenizer.base import Tokenizer, decode
+from minillm_repl.tokenizer import Tokenizer, decode
 
 # tokens that a model says of its own accord, where no text of ours can be read to it
 _GENERATED_TOKENS = 12
@@ -234,9 +234,8 @@ def encode_readable(shell: Shell, texts: tuple[str, ...]) -> list[int]:
     for text in texts:
         if can_encode(tokenizer, text):
             return tokenizer.encode(text)[: model.decoder.context_length]
-    from minillm_repl.generate.events import Step
+    from minillm_repl.generate import GenerationConfig, Step
     from minillm_repl.generate.generate import generate
-    from minillm_repl.generate.options import GenerationConfig
     from minillm_repl.generate.sampling import make_rng
 
     # The first token that is visible; special tokens have no bytes.

@@ -15,7 +15,7 @@ from minillm_repl.language import _, current_language
 from minillm_repl.lessons.parse import practice_file
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer.base import CharacterTokenizer, Token, decode
+from minillm_repl.tokenizer import CharacterTokenizer, Token, decode
 from minillm_repl.views.base import inspect_ids
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ class LessonValues:
 
     @cached_property
     def _sweep(self) -> "SweepView":
-        from minillm_repl.generate.options import Sampling
+        from minillm_repl.generate import Sampling
         from minillm_repl.views.sampler import compute_sweep as sweep_view
 
         # The sweep always has temperatures 1 and 2; the one that is set is a column too.

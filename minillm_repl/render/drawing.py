@@ -8,7 +8,7 @@ from rich.text import Text
 
 from minillm_repl.language import N_, _
 from minillm_repl.render.console import FIGURES, MODEL, NEGATIVE, POSITIVE, SPECIAL, TITLE
-from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer import Token
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"  # of a cell
 

@@ -9,7 +9,7 @@ from time import monotonic
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from minillm_repl.generate.events import Candidate, Finished, GenerationEvent, Step
+from minillm_repl.generate import Candidate, Finished, GenerationEvent, Step
 from minillm_repl.language import N_, _, _n
 from minillm_repl.render.console import CHOSEN, DROPPED, FIGURES, GOOD, MODEL, TITLE, Screen
 from minillm_repl.render.drawing import bar, fit_to_width

@@ -6,8 +6,8 @@ from dataclasses import fields
 from math import isfinite
 from typing import IO, Any
 
-import minillm_repl.training.events as training
-from minillm_repl.generate.events import Finished, GenerationEvent, Prefill, as_json
+from minillm_repl import training
+from minillm_repl.generate import Finished, GenerationEvent, Prefill, as_json
 
 _TRAINING_EVENT_NAMES = {
     training.TrainStep: "train_step",

@@ -14,7 +14,7 @@ from minillm_repl.model.config import AnyConfig
 from minillm_repl.render.console import DROPPED, FIGURES, MODEL, SPECIAL, TITLE
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import default_of, format_value, specs, value_of
-from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer import Token
 
 WIDE, NARROW = 100, 72
 """Columns of a terminal: from the first on bars are long; below the second there are none and words

@@ -17,10 +17,9 @@ from rich.text import Text
 from minillm_repl.language import _, _n
 from minillm_repl.render.console import FIGURES, GOOD, MODEL, WARNING, Screen
 from minillm_repl.render.drawing import bar
-from minillm_repl.render.plot import loss_plot
-from minillm_repl.render.training_progress import Curve, Throughput
+from minillm_repl.render.plot import Curve, Throughput, loss_plot
 from minillm_repl.safetext import safe_line
-from minillm_repl.training.events import (
+from minillm_repl.training import (
     Evaluated,
     NotSaved,
     Saved,

@@ -13,8 +13,8 @@ from minillm_repl.safetext import SPACE, expand_to_graphemes, safe_line
 
 if TYPE_CHECKING:  # the first prompt needs no numpy
     from minillm_repl.chat import Message
-    from minillm_repl.generate.events import GenerationEvent
-    from minillm_repl.tokenizer.base import Tokenizer
+    from minillm_repl.generate import GenerationEvent
+    from minillm_repl.tokenizer import Tokenizer
 
 _MAX_TURNS = 1_000  # that can be undone: a session of weeks must not fill the memory
 
@@ -171,9 +171,8 @@ class Conversation:
         top: int,
     ) -> "Iterator[GenerationEvent]":
         """Continue the text. `ids` is what has been shown, however the generation ends."""
-        from minillm_repl.generate.events import Finished, Step
+        from minillm_repl.generate import Finished, GenerationConfig, Step
         from minillm_repl.generate.generate import generate, text_token_ids
-        from minillm_repl.generate.options import GenerationConfig
         from minillm_repl.generate.sampling import make_rng
 
         tokenizer = model.checkpoint.tokenizer

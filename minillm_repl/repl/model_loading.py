@@ -15,8 +15,8 @@ from minillm_repl.storage.paths import checkpoint_title
 if TYPE_CHECKING:  # numpy is imported by the thread that loads, while the user types
     from numpy.typing import NDArray
 
-    from minillm_repl.checkpoint.checkpoint import Checkpoint, Progress
-    from minillm_repl.generate.decoder import Decoder
+    from minillm_repl.checkpoint import Checkpoint, Progress
+    from minillm_repl.generate import Decoder
     from minillm_repl.model.build import LanguageModel
     from minillm_repl.model.hooks import Hook
     from minillm_repl.model.quantised import BlockMatrix, QuantisedMatrix

@@ -24,7 +24,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from minillm_repl.errors import UserError
-from minillm_repl.generate.events import Step
+from minillm_repl.generate import Step
 from minillm_repl.generate.interactive import InteractiveDecoder
 from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE, WARNING
@@ -32,7 +32,7 @@ from minillm_repl.render.generation import step_table, step_title
 from minillm_repl.repl.keyboard import color_depth, render_ansi, suspend
 from minillm_repl.repl.settings import Settings, samplers_heading
 from minillm_repl.safetext import expand_to_graphemes, graphemes, safe_line, strip_joiners
-from minillm_repl.tokenizer.base import Tokenizer, decode, label
+from minillm_repl.tokenizer import Tokenizer, decode, label
 
 
 class Pager:

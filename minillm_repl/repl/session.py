@@ -18,7 +18,7 @@ from minillm_repl.storage.atomic import write_atomically
 from minillm_repl.storage.paths import cached_models, exists, is_shipped, shipped_names
 
 if TYPE_CHECKING:
-    from minillm_repl.checkpoint.checkpoint import Checkpoint
+    from minillm_repl.checkpoint import Checkpoint
 
 _MAX_RECENT = 20  # paths
 

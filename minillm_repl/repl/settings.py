@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from minillm_repl.generate.options import Sampling
+from minillm_repl.generate import Sampling
 from minillm_repl.language import _
 from minillm_repl.settings import format_value, integer, setting, specs, strings, switch, value_of
 

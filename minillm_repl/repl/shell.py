@@ -24,10 +24,10 @@ from minillm_repl.repl.settings import samplers_heading
 from minillm_repl.repl.signals import InterruptCounter
 from minillm_repl.safetext import safe, safe_line
 from minillm_repl.storage.paths import checkpoint_title, exists
-from minillm_repl.tokenizer.base import decode
+from minillm_repl.tokenizer import decode
 
 if TYPE_CHECKING:
-    from minillm_repl.generate.events import Finished, GenerationEvent
+    from minillm_repl.generate import Finished, GenerationEvent
 
 PROMPT = ">>> "
 
@@ -271,7 +271,7 @@ class Shell:
 
         Raises UserError if the logits are not finite.
         """
-        from minillm_repl.generate.events import Prefill
+        from minillm_repl.generate import Prefill
 
         conversation, settings = self.session.conversation, self.session.settings
         events = conversation.generate(model, settings, self.interrupted, top)

@@ -16,7 +16,7 @@ import tokenizers
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer.base import UNK_TOKEN, Escapes
+from minillm_repl.tokenizer import UNK_TOKEN, Escapes
 from minillm_repl.tokenizer.description import rename_tokens
 
 BYTE_LEVEL_CLASSES = ("GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer", "Qwen2Tokenizer")

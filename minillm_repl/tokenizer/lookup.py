@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import NEWLINE, SPACE, safe_line
-from minillm_repl.tokenizer.base import Token, Tokenizer, label
+from minillm_repl.tokenizer import Token, Tokenizer, label
 
 
 def find_token_ids(tokenizer: Tokenizer, word: str) -> list[int]:

@@ -13,7 +13,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.sandbox import largest_token_id
-from minillm_repl.tokenizer.base import Escapes, Span, Tokenizer
+from minillm_repl.tokenizer import Escapes, Span, Tokenizer
 from minillm_repl.tokenizer.description import (
     find_unk_token,
     make_name_decoder,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from minillm_repl.tokenizer.base import Tokenizer
+from minillm_repl.tokenizer import Tokenizer
 
 _MAX_CONTEXT_STEP_ONE = 64  # tokens; a prefill of so few takes no noticeable time
 

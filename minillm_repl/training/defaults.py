@@ -16,7 +16,7 @@ from minillm_repl.settings import (
     value_of,
 )
 from minillm_repl.storage.files import check_memory
-from minillm_repl.tokenizer.base import CharacterTokenizer, Tokenizer
+from minillm_repl.tokenizer import CharacterTokenizer, Tokenizer
 from minillm_repl.training.corpus import Corpus
 from minillm_repl.training.documents import split_chunks
 from minillm_repl.training.plan import TrainPlan

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from minillm_repl.model.build import LanguageModel
-from minillm_repl.training.events import Cancelled, never_interrupted
+from minillm_repl.training import Cancelled, never_interrupted
 from minillm_repl.training.machine import Distributed
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.tokens import IGNORE_INDEX, Split

@@ -21,7 +21,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.safetext import safe_line
-from minillm_repl.training.events import Cancelled
+from minillm_repl.training import Cancelled
 from minillm_repl.training.plan import TrainPlan
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from minillm_repl.checkpoint import Checkpoint
 from minillm_repl.checkpoint.adapter import printable_path
-from minillm_repl.checkpoint.checkpoint import Checkpoint
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line

@@ -7,19 +7,18 @@ from pathlib import Path
 import torch
 
 from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE
+from minillm_repl.checkpoint import ChatTemplate, Checkpoint
 from minillm_repl.checkpoint.adapter import weights_sha256
-from minillm_repl.checkpoint.checkpoint import ChatTemplate, Checkpoint
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.build import build_new, build_trainable, pick_device
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.model.layers import add_adapters
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer.base import Tokenizer
-from minillm_repl.training import resume
+from minillm_repl.tokenizer import Tokenizer
+from minillm_repl.training import STOPPED_EARLY, Cancelled, resume
 from minillm_repl.training.corpus import Corpus
 from minillm_repl.training.defaults import check_fits_memory, choose_sizes, make_tokenizer
-from minillm_repl.training.events import STOPPED_EARLY, Cancelled
 from minillm_repl.training.machine import autotune, check_compiles
 from minillm_repl.training.open_corpora import (
     OpenCorpora,

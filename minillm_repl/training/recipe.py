@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from minillm_repl.checkpoint.checkpoint import ChatTemplate
+from minillm_repl.checkpoint import ChatTemplate
 from minillm_repl.errors import UserError
 from minillm_repl.language import PARTICLES, _, choose_particle
 from minillm_repl.safetext import safe_line

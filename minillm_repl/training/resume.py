@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from minillm_repl.checkpoint import Checkpoint, ReadOptions, SourceTensor, WeightMap
 from minillm_repl.checkpoint.adapter import printable_path
-from minillm_repl.checkpoint.checkpoint import Checkpoint, ReadOptions, SourceTensor, WeightMap
 from minillm_repl.checkpoint.header import FORMAT, Header, parse_field, read_header
 from minillm_repl.checkpoint.native import read_without_weights, to_metadata
 from minillm_repl.checkpoint.weights import locate_tensors, read_weights, serialise
@@ -26,7 +26,7 @@ from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import change, find, format_value, specs, value_of
 from minillm_repl.storage.atomic import make_parent_folder, write_atomically
-from minillm_repl.training.events import TrainerState
+from minillm_repl.training import TrainerState
 from minillm_repl.training.machine import full_tensor, shard_like
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.trainer import Trainer

@@ -12,19 +12,17 @@ import torch
 from platformdirs import user_state_path
 
 from minillm_repl import __version__
-from minillm_repl.checkpoint import native
-from minillm_repl.checkpoint.checkpoint import Adapter, Checkpoint, TrainingRecord
+from minillm_repl.checkpoint import Adapter, Checkpoint, TrainingRecord, native
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, _n
 from minillm_repl.model.build import to_arrays
 from minillm_repl.model.layers import adapter_state_dict, merge_adapters
 from minillm_repl.storage.atomic import try_lock
 from minillm_repl.storage.paths import SUFFIX
-from minillm_repl.tokenizer.base import Tokenizer
-from minillm_repl.training import resume
+from minillm_repl.tokenizer import Tokenizer
+from minillm_repl.training import TrainEvent, TrainingFinished, never_interrupted, resume
 from minillm_repl.training.corpus import Corpus
 from minillm_repl.training.evaluation import estimate_seconds
-from minillm_repl.training.events import TrainEvent, TrainingFinished, never_interrupted
 from minillm_repl.training.machine import Distributed, full_tensor, torch_threads
 from minillm_repl.training.open_corpora import OpenCorpora
 from minillm_repl.training.plan import TrainPlan

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from minillm_repl.errors import UserError, os_error_text
 from minillm_repl.language import _
-from minillm_repl.training.events import never_interrupted
+from minillm_repl.training import never_interrupted
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.tokenize import memory_map
 from minillm_repl.training.tokens import Split, TokenisedCorpus, release

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm_repl.chat.loss_mask import encode_with_loss_mask
-from minillm_repl.checkpoint.checkpoint import ChatTemplate
+from minillm_repl.checkpoint import ChatTemplate
 from minillm_repl.errors import UserError, os_error_text
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line, strip_joiners
-from minillm_repl.tokenizer.base import CharacterTokenizer, Tokenizer
+from minillm_repl.tokenizer import CharacterTokenizer, Tokenizer
 from minillm_repl.training.corpus import Corpus
 from minillm_repl.training.documents import Document, split_chunks
 from minillm_repl.training.tokens import TokenisedCorpus, cache_key, load_tokens, store_tokens

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from platformdirs import user_cache_path
 from torch import Tensor
 
-from minillm_repl.checkpoint.checkpoint import ChatTemplate
+from minillm_repl.checkpoint import ChatTemplate
 from minillm_repl.storage.atomic import write_atomically
-from minillm_repl.tokenizer.base import Tokenizer
+from minillm_repl.tokenizer import Tokenizer
 from minillm_repl.training.corpus import Corpus
 
 IGNORE_INDEX = -100  # a target that does not count; torch's own usual number

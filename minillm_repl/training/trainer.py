@@ -19,8 +19,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.model.layers import add_dropout
-from minillm_repl.training.evaluation import Evaluator, Starts
-from minillm_repl.training.events import (
+from minillm_repl.training import (
     STOPPED_EARLY,
     Cancelled,
     Evaluated,
@@ -34,6 +33,7 @@ from minillm_repl.training.events import (
     TrainStep,
     never_interrupted,
 )
+from minillm_repl.training.evaluation import Evaluator, Starts
 from minillm_repl.training.machine import Distributed, cancellable, full_tensor
 from minillm_repl.training.optimizers import lr_scale, make_optimizers
 from minillm_repl.training.plan import TrainPlan

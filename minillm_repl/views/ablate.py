@@ -17,7 +17,7 @@ from minillm_repl.repl.arguments import Arguments, Choice, Layer, TextArgument
 from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.model_loading import Intervention
 from minillm_repl.repl.registry import command
-from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views import effect
 from minillm_repl.views.base import (

@@ -19,7 +19,7 @@ from minillm_repl.render.drawing import (
     token_style,
 )
 from minillm_repl.render.tables import WIDE
-from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import Row, View
 from minillm_repl.views.inspected_text import InspectedText, check_layer, to_tuples

@@ -15,7 +15,7 @@ from minillm_repl.render.drawing import UNLIMITED_WIDTH, level, short_label, tit
 from minillm_repl.render.tables import TABLE_GAP, WIDE, plain_table
 from minillm_repl.repl.arguments import Arguments, Layer, TextArgument
 from minillm_repl.repl.registry import command
-from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.attention import (
     HeadView,

@@ -11,7 +11,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from minillm_repl.errors import UserError
-from minillm_repl.generate.options import GenerationConfig
+from minillm_repl.generate import GenerationConfig
 from minillm_repl.language import _, _n
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.drawing import short_label, title
@@ -22,13 +22,12 @@ from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.registry import command
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import integer
-from minillm_repl.tokenizer.base import Token, Tokenizer
+from minillm_repl.tokenizer import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import Truncation, with_truncation
 from minillm_repl.views.base import Row, View, show, text_ids
 
 if TYPE_CHECKING:
-    from minillm_repl.generate.decoder import Decoder
-    from minillm_repl.generate.events import Finished, Reason, Step
+    from minillm_repl.generate import Decoder, Finished, Reason, Step
     from minillm_repl.repl.shell import Shell
 
 _MAX_BRANCHES = 100
@@ -139,7 +138,7 @@ def compute(
 
     After an interrupt, it has those made so far.
     """
-    from minillm_repl.generate.events import Finished, Step
+    from minillm_repl.generate import Finished, Step
     from minillm_repl.generate.generate import generate
     from minillm_repl.generate.sampling import make_rng
 

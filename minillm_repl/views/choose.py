@@ -18,14 +18,14 @@ from minillm_repl.repl.arguments import Argument, Arguments, Values
 from minillm_repl.repl.quoting import last_quoted, mask_quoted, unquoted
 from minillm_repl.repl.registry import command
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer.base import Token, Tokenizer
+from minillm_repl.tokenizer import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import Truncation, with_truncation
 from minillm_repl.views.base import View, show, text_ids
 from minillm_repl.views.prob import ProbView, readings
 from minillm_repl.views.prob import compute as compute_prob
 
 if TYPE_CHECKING:
-    from minillm_repl.generate.decoder import Decoder
+    from minillm_repl.generate import Decoder
     from minillm_repl.repl.shell import Shell
 
 _LN2 = log(2)

@@ -17,7 +17,7 @@ from minillm_repl.repl.model_loading import ModelFuture
 from minillm_repl.repl.registry import command
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import find_checkpoint
-from minillm_repl.tokenizer.base import Token, decode
+from minillm_repl.tokenizer import Token, decode
 from minillm_repl.tokenizer.lookup import count_prefix_spaces, has_same_vocabulary
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import View, inspect_ids, show, text_ids

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from minillm_repl.checkpoint.checkpoint import WeightMap
+from minillm_repl.checkpoint import WeightMap
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, NEGATIVE, POSITIVE, TITLE, WARNING
@@ -17,7 +17,7 @@ from minillm_repl.render.tables import plain_table
 from minillm_repl.repl.arguments import Arguments, Option, TextArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.settings import number
-from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import View, inspect_text, show
 from minillm_repl.views.inspected_text import InspectedText, check_finite
@@ -167,7 +167,7 @@ def compute(
         )
     name, index, value, gradient = _steepest(weights, gradient_of)
     if weight_map:
-        from minillm_repl.checkpoint.checkpoint import locate_in_file
+        from minillm_repl.checkpoint import locate_in_file
 
         shape = tuple(weights[name].shape)
         name, index = locate_in_file(weight_map, name, shape, index)

@@ -13,7 +13,7 @@ from minillm_repl.render.console import FIGURES, TITLE
 from minillm_repl.render.drawing import digits, is_same, short_label, title
 from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import plain_table
-from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import Row, View
 

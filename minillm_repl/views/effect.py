@@ -20,7 +20,7 @@ from minillm_repl.render.drawing import (
 )
 from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import plain_table
-from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import View
 from minillm_repl.views.inspected_text import (

@@ -23,7 +23,7 @@ from minillm_repl.render.drawing import (
 from minillm_repl.render.tables import plain_table
 from minillm_repl.repl.arguments import Arguments, Words
 from minillm_repl.repl.registry import command
-from minillm_repl.tokenizer.base import Token, Tokenizer
+from minillm_repl.tokenizer import Token, Tokenizer
 from minillm_repl.tokenizer.lookup import find_token_ids
 from minillm_repl.views.base import View, import_torch, show
 from minillm_repl.views.inspected_text import no_grad

@@ -20,7 +20,7 @@ from minillm_repl.render.drawing import (
 )
 from minillm_repl.repl.arguments import Arguments, TextArgument
 from minillm_repl.repl.registry import command
-from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import TOKENS, Row, View, find_tokens, inspect_text, show
 from minillm_repl.views.inspected_text import InspectedText, check_finite, topk_ids

@@ -15,7 +15,7 @@ from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.model.hooks import Hook, caching, compose, no_hook
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer.base import Token, Tokenizer
+from minillm_repl.tokenizer import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import TruncatedText
 
 if TYPE_CHECKING:

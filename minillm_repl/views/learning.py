@@ -18,7 +18,7 @@ from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.registry import command
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import integer
-from minillm_repl.tokenizer.base import Token, Tokenizer
+from minillm_repl.tokenizer import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import Truncation, find_bos_token_id, truncate
 from minillm_repl.views import lens
 from minillm_repl.views.attn import FocusView, compute_focus

@@ -14,7 +14,7 @@ from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import NARROW, WIDE, plain_table
 from minillm_repl.repl.arguments import Arguments, Position, TextArgument
 from minillm_repl.repl.registry import command
-from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import View, inspect_text, show
 from minillm_repl.views.inspected_text import (

@@ -23,7 +23,7 @@ from minillm_repl.render.drawing import (
 from minillm_repl.render.tables import TABLE_GAP, plain_table
 from minillm_repl.repl.arguments import Arguments, Layer, TextArgument
 from minillm_repl.repl.registry import command
-from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import Row, View, inspect_text, show
 from minillm_repl.views.inspected_text import InspectedText, check_layer, no_grad, topk_ids

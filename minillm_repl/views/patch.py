@@ -21,7 +21,7 @@ from minillm_repl.render.drawing import (
 )
 from minillm_repl.repl.arguments import Arguments, ChoiceOption, TextPair
 from minillm_repl.repl.registry import command
-from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer import Token
 from minillm_repl.views.base import Row, View, inspect_text, show
 from minillm_repl.views.inspected_text import (
     InspectedText,

@@ -16,13 +16,13 @@ from minillm_repl.render.generation import exact_percent, percent
 from minillm_repl.render.tables import NARROW, WIDE, plain_table
 from minillm_repl.repl.arguments import Arguments, TextArgument
 from minillm_repl.repl.registry import command
-from minillm_repl.tokenizer.base import Token, Tokenizer
+from minillm_repl.tokenizer import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import Truncation, with_truncation
 from minillm_repl.views.base import View, show
 from minillm_repl.views.sampler import next_logits
 
 if TYPE_CHECKING:
-    from minillm_repl.generate.decoder import Decoder
+    from minillm_repl.generate import Decoder
     from minillm_repl.repl.model_loading import LoadedModel
     from minillm_repl.repl.shell import Shell
 

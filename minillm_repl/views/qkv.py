@@ -24,7 +24,7 @@ from minillm_repl.repl.arguments import (
 )
 from minillm_repl.repl.registry import command
 from minillm_repl.settings import integer
-from minillm_repl.tokenizer.base import Token
+from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import Row, View, inspect_text, show
 from minillm_repl.views.dot_product import DotView

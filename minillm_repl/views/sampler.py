@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from minillm_repl.errors import UserError
-from minillm_repl.generate.options import Sampling
+from minillm_repl.generate import Sampling
 from minillm_repl.language import _
 from minillm_repl.render.console import CHOSEN, DROPPED, FIGURES
 from minillm_repl.render.drawing import short_label, title
@@ -20,12 +20,12 @@ from minillm_repl.repl.arguments import Arguments, TextArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS
 from minillm_repl.settings import format_value, specs, value_of
-from minillm_repl.tokenizer.base import Token, Tokenizer
+from minillm_repl.tokenizer import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import Truncation, with_truncation
 from minillm_repl.views.base import Row, View, show, text_ids
 
 if TYPE_CHECKING:
-    from minillm_repl.generate.decoder import Decoder
+    from minillm_repl.generate import Decoder
     from minillm_repl.generate.sampling import Probabilities, Scores
     from minillm_repl.repl.shell import Shell
 
@@ -174,8 +174,7 @@ def next_logits(
 
     Raises UserError if interrupted, or if they are not finite.
     """
-    from minillm_repl.generate.decoder import prefill
-    from minillm_repl.generate.generate import check_finite
+    from minillm_repl.generate.generate import check_finite, prefill
 
     logits = prefill(decoder, ids, interrupted)
     if logits is None:

@@ -17,7 +17,7 @@ from minillm_repl.repl.arguments import Arguments, TextArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import active_samplers
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer.base import Token, decode
+from minillm_repl.tokenizer import Token, decode
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import Row, View, inspect_text, show
 from minillm_repl.views.inspected_text import InspectedText, Likely, no_grad, topk_ids

@@ -12,7 +12,7 @@ from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.model_loading import Intervention, LoadedModel
 from minillm_repl.repl.registry import command
 from minillm_repl.settings import integer, number
-from minillm_repl.tokenizer.base import Tokenizer
+from minillm_repl.tokenizer import Tokenizer
 from minillm_repl.tokenizer.lookup import word_ids
 from minillm_repl.views import effect
 from minillm_repl.views.base import (

@@ -13,7 +13,7 @@ from minillm_repl.render.drawing import short_label
 from minillm_repl.render.tables import plain_table, tokens_line
 from minillm_repl.repl.arguments import Arguments, TextArgument
 from minillm_repl.repl.registry import command
-from minillm_repl.tokenizer.base import Token, Tokenizer
+from minillm_repl.tokenizer import Token, Tokenizer
 from minillm_repl.tokenizer.lookup import count_prefix_spaces
 from minillm_repl.views.base import Row, View, show
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from minillm_repl.checkpoint.checkpoint import AS_IS, TRANSPOSED, Layout, SourceTensor, WeightMap
+from minillm_repl.checkpoint import AS_IS, TRANSPOSED, Layout, SourceTensor, WeightMap
 from minillm_repl.checkpoint.families.fields import ConfigFields
 from minillm_repl.model.config import AnyConfig
 

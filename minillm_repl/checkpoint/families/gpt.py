@@ -5,7 +5,7 @@ Names and defaults are those of the `transformers` library.
 
 from typing import Any
 
-from minillm_repl.checkpoint.checkpoint import TRANSPOSED, Layout
+from minillm_repl.checkpoint import TRANSPOSED, Layout
 from minillm_repl.checkpoint.families.family import Family
 from minillm_repl.checkpoint.families.fields import ConfigFields, activation_name, rope_scaling
 from minillm_repl.model.config import AnyConfig, GPTConfig, Rope

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from minillm_repl.checkpoint.checkpoint import AS_IS, Layout, SourceTensor, WeightMap
+from minillm_repl.checkpoint import AS_IS, Layout, SourceTensor, WeightMap
 from minillm_repl.checkpoint.families import find_family
 from minillm_repl.checkpoint.families.family import split_shape
 from minillm_repl.errors import UserError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minillm_repl.checkpoint.checkpoint import (
+from minillm_repl.checkpoint import (
     Checkpoint,
     ReadOptions,
     SourceTensor,

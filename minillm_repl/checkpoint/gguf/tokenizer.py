@@ -7,12 +7,12 @@ words before that is only a name (`tokenizer.ggml.pre`): what each name means is
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from minillm_repl.checkpoint.checkpoint import ChatTemplate
+from minillm_repl.checkpoint import ChatTemplate
 from minillm_repl.checkpoint.gguf.architectures import TOKENS
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer.base import IdTokenizer, Tokenizer
+from minillm_repl.tokenizer import IdTokenizer, Tokenizer
 from minillm_repl.tokenizer.description import added_token, with_bos_token
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 

@@ -1,8 +1,8 @@
 """The backends, which run a model behind the protocol `Decoder`, and the choice between them."""
 
-from minillm_repl.checkpoint.checkpoint import Checkpoint
+from minillm_repl.checkpoint import Checkpoint
 from minillm_repl.errors import UserError
-from minillm_repl.generate.decoder import Decoder
+from minillm_repl.generate import Decoder
 from minillm_repl.kernels.library import load_library
 from minillm_repl.language import _
 from minillm_repl.tokenizer.truncation import find_bos_token_id

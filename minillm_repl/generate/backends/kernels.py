@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from minillm_repl.checkpoint.checkpoint import Checkpoint
-from minillm_repl.generate.backends.kernel_model import lay_out, quantise_tensors
-from minillm_repl.generate.backends.rotary import rotary_angles
-from minillm_repl.generate.decoder import choose_prefill_chunk
+from minillm_repl.checkpoint import Checkpoint
+from minillm_repl.generate import choose_prefill_chunk
+from minillm_repl.generate.backends.kernel_model import lay_out, quantise_tensors, rotary_angles
 from minillm_repl.kernels.library import Library
 from minillm_repl.kernels.structs import KEY_BLOCK, MAX_TOKENS, declare
 from minillm_repl.language import _, _n

@@ -290,14 +290,12 @@ def train(
     learnt so far; before the first step it raises KeyboardInterrupt. Raises UserError.
     """
     from minillm_repl.training import TrainingFinished
-    from minillm_repl.training.defaults import check_applies
     from minillm_repl.training.plan import TrainPlan
     from minillm_repl.training.prepare import start_run
     from minillm_repl.training.run import RunContext
 
     launch = with_values(Launch(), {"device": device, "threads": threads})
     plan = with_values(TrainPlan(), settings)
-    check_applies(plan, is_new=model is None)
     start = model.checkpoint if model else None
     with raising_interruptible() as interrupted:
         # Nothing is saved on the way: the path is never used.

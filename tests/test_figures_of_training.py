@@ -63,8 +63,8 @@ def test_different_tokens_are_those_that_occur(tmp_path, kind, text, different):
     occurs = set(run.trainer.train.ids.tolist()) | set(
         run.trainer.val.ids.tolist() if run.trainer.val else ()
     )
-    assert len(occurs) == (different or len(occurs)) <= run.tokenizer.vocab_size
-    assert (len(occurs) < run.tokenizer.vocab_size) == (
+    assert len(occurs) == (different or len(occurs)) <= run.start.tokenizer.vocab_size
+    assert (len(occurs) < run.start.tokenizer.vocab_size) == (
         kind == "bpe:300"
     )  # byte pairs include all bytes
     assert f"{len(occurs)} distinct" in run.title

@@ -28,6 +28,7 @@ from minillm_repl.model.layers import add_adapters, merge_adapters
 from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
+from minillm_repl.storage.paths import resume_path
 from minillm_repl.tokenizer import UNK_TOKEN, CharacterTokenizer, decode
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from minillm_repl.training import resume
@@ -35,7 +36,7 @@ from minillm_repl.training.corpus import open_corpus
 from minillm_repl.training.defaults import make_tokenizer
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.prepare import resume_run, start_run
-from minillm_repl.training.run import RunContext, resume_path
+from minillm_repl.training.run import RunContext
 from minillm_repl.training.tokenize import tokenise
 from minillm_repl.training.tokens import IGNORE_INDEX
 from tests.conftest import random_checkpoint
@@ -931,7 +932,7 @@ def chat(request, tmp_path_factory):
 
 def test_only_the_assistants_words_have_targets(chat, tmp_path):
     run, talk = chat
-    tokenizer = run.tokenizer
+    tokenizer = run.start.tokenizer
     sized = random_checkpoint(
         characters=[chr(0x4E00 + place) for place in range(tokenizer.vocab_size)]
     )
@@ -970,7 +971,7 @@ def test_what_is_said_to_the_assistant_gives_no_gradient(chat):
     targets = trainer.train.batch(starts)[1]
     for smoothing in (0.0, 0.1):
         hook = trainer.model.register_forward_hook(keep)
-        trainer.loss(starts, smoothing).backward()
+        trainer.loss(trainer.train, starts, smoothing)[0].backward()
         hook.remove()
         trainer.model.zero_grad()
         moved = seen.pop().grad.abs().amax(-1)

@@ -13,10 +13,11 @@ from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.cli import main
 from minillm_repl.commands.train import make_request, train
 from minillm_repl.errors import UserError
+from minillm_repl.storage.paths import resume_path
 from minillm_repl.tokenizer import CharacterTokenizer
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.prepare import resume_run, start_run
-from minillm_repl.training.run import RunContext, resume_path
+from minillm_repl.training.run import RunContext
 from tests.conftest import MODELS, random_checkpoint
 from tests.test_training_runs import SIZES, run
 
@@ -230,7 +231,7 @@ def test_a_run_goes_on_from_any_folder(stopped, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trainee, found = again(path)
     same(expected, found)
-    assert (trainee.corpus, found.training.corpus) == ("t.txt", "t.txt")
+    assert (trainee.corpora.name, found.training.corpus) == ("t.txt", "t.txt")
     assert not any("moved" in note for note in trainee.notes)
 
 

@@ -16,6 +16,7 @@ from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
 from minillm_repl.model.config import GPTConfig, LlamaConfig
+from minillm_repl.storage.paths import resume_path
 from minillm_repl.training import Evaluated, NotSaved, Saved, TrainingFinished, TrainStep, resume
 from minillm_repl.training.corpus import open_corpus
 from minillm_repl.training.defaults import resolve_loop
@@ -23,7 +24,7 @@ from minillm_repl.training.open_corpora import find_corpus
 from minillm_repl.training.optimizers import Muon, lr_scale, orthogonalise
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.prepare import resume_run, start_run
-from minillm_repl.training.run import RunContext, resume_path
+from minillm_repl.training.run import RunContext
 from minillm_repl.training.tokens import IGNORE_INDEX, Split
 from minillm_repl.training.trainer import _RETRY_SECONDS
 from tests.conftest import MODELS
@@ -133,8 +134,8 @@ def test_held_out_text_is_never_trained_on(corpus, tmp_path):
     held = tmp_path / "held.txt"
     held.write_text(TEXT[::-1], encoding="utf-8")
     trainee = begin(corpus, dataclasses.replace(SMALL, val=str(held)))
-    assert trainee.trainer.train.ids.tolist() == trainee.tokenizer.encode(TEXT)
-    assert trainee.trainer.val.ids.tolist() == trainee.tokenizer.encode(TEXT[::-1])
+    assert trainee.trainer.train.ids.tolist() == trainee.start.tokenizer.encode(TEXT)
+    assert trainee.trainer.val.ids.tolist() == trainee.start.tokenizer.encode(TEXT[::-1])
     *_, finished = trainee.events(lambda: False)
     # learnt by heart, and of no use there
     assert finished.val_curve[-1][1] > finished.curve[-1][1] + 1
@@ -236,7 +237,8 @@ def test_dropout_is_off_when_measuring(long_corpus):
         trainer.train, starts
     )
     trainer.model.train()
-    assert trainer.loss(starts).item() != trainer.loss(starts).item()
+    first, second = (trainer.loss(trainer.train, starts)[0].item() for _ in range(2))
+    assert first != second
 
 
 def test_a_corpus_that_cannot_train_is_refused_with_the_numbers(tmp_path):
@@ -480,7 +482,7 @@ def test_a_save_that_failed_is_tried_again_before_the_next_one_is_due(corpus, tm
 
 
 STAYS = """
-from minillm_repl.training.run import resume_path, unsaved_path
+from minillm_repl.storage.paths import resume_path, unsaved_path
 print(unsaved_path(), flush=True)
 input()
 assert resume_path(unsaved_path()).write_bytes(b"") == 0

@@ -1,9 +1,10 @@
 """`:train`: what it is asked for, and how a run is prepared."""
 
 import dataclasses
+import os
 import shlex
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +20,7 @@ from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.signals import catch_termination, run_interruptibly
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import change, specs
-from minillm_repl.storage.paths import exists, user_path
+from minillm_repl.storage.paths import exists, resume_path, unsaved_path, user_path
 from minillm_repl.training.plan import TrainPlan
 
 if TYPE_CHECKING:  # The prompt line starts without torch.
@@ -172,8 +173,8 @@ def run_training(shell: Shell, request: TrainRequest, *, json: bool = False) -> 
         try:
             # Importing torch takes a second or two.
             with shell.screen.waiting(_("preparing to train")):
-                join_distributed = run_interruptibly(_import_training, interrupted)
-            with join_distributed(shell.session.workspace.loader.device) as distributed:
+                join_others = run_interruptibly(_import_training, interrupted)
+            with join_others(shell.session.workspace.loader.device) as distributed:
                 run = _prepare(shell, request, interrupted, distributed)
                 run_on_screen(shell, run, interrupted, json=json)
         except (UserError, OSError) as error:
@@ -187,21 +188,20 @@ def run_training(shell: Shell, request: TrainRequest, *, json: bool = False) -> 
 
 
 def _import_training() -> "Callable[[str], AbstractContextManager[Distributed]]":
-    """Import all that training needs; return what joins its processes."""
+    """Import all that training needs; return what joins the processes of torchrun, if any."""
     import_module("minillm_repl.training.prepare")
     import_module("minillm_repl.render.training")
     import_module("torch._dynamo")  # torch's first optimiser would import it, for a second
-    from minillm_repl.training.machine import init_distributed
+    from minillm_repl.training.machine import Distributed, init_distributed
 
-    return init_distributed
+    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    return (lambda _device: nullcontext(Distributed())) if is_alone else init_distributed
 
 
 def _prepare(
     shell: Shell, request: TrainRequest, interrupted: Callable[[], bool], distributed: "Distributed"
 ) -> "TrainingRun":
     """Return the run that was asked for, ready to go. Raises UserError."""
-    from minillm_repl.training.defaults import check_applies
-
     session, workspace = shell.session, shell.session.workspace
     if request.is_resume:
         target = _resumable_path(workspace)
@@ -211,12 +211,10 @@ def _prepare(
     # A new model starts from nothing, and a resumed run has the weights in its own file.
     starts_anew = request.is_new or request.is_resume or workspace.has_no_model
     start = None if starts_anew else shell.require_model().checkpoint
-    if not request.is_resume:
-        check_applies(request.plan, is_new=start is None)
     if start is None and not (request.is_resume and workspace.resumable):
         session.confirm_discard("train")
     with shell.screen.waiting(_("preparing to train")) as update:
-        from minillm_repl.training.run import RunContext, unsaved_path
+        from minillm_repl.training.run import RunContext
 
         context = RunContext(
             path=target or unsaved_path(),
@@ -238,8 +236,6 @@ def _resumable_path(workspace: "Workspace") -> Path | None:
 
     Raises UserError if there is none. Whoever named a file does not mean the run of another model.
     """
-    from minillm_repl.training.run import resume_path, unsaved_path
-
     if workspace.path is not None and exists(resume_path(workspace.path)):
         return workspace.path
     may_be_unsaved = workspace.resumable or workspace.writable_path is None
@@ -264,7 +260,7 @@ def _make_run(
     note: Callable[[str], None],
 ) -> "TrainingRun":
     """Return a run that is resumed, of a recipe, or of a corpus. Raises UserError."""
-    from minillm_repl.training.prepare import resume_run, start_run
+    from minillm_repl.training.prepare import rank_zero_first, resume_run, start_run
 
     if request.is_resume:
         return resume_run(context.path, context, request.corpus)
@@ -274,7 +270,7 @@ def _make_run(
 
     recipe, folder = read_recipe(request.recipe), context.path.with_suffix(".corpus")
     # All ranks write the same files; the others wait until rank 0 has written them.
-    with context.distributed.rank_zero_first():
+    with rank_zero_first(context.distributed):
         corpus, val = recipe.prepare(user_path(request.data), folder, note)
     plan = dataclasses.replace(request.plan, val=str(val))
     return start_run(None, str(corpus), plan, context, recipe.chat)

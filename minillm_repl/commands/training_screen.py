@@ -63,7 +63,7 @@ def _announce(shell: Shell, run: "TrainingRun") -> None:
 
 def _finish(shell: Shell, run: "TrainingRun", finished: "TrainingFinished") -> None:
     """Open what was learnt, and keep the resume file of a run that was stopped."""
-    from minillm_repl.training.run import resume_path, unsaved_path
+    from minillm_repl.storage.paths import resume_path, unsaved_path
 
     path = shell.session.workspace.writable_path or unsaved_path()
     is_stopped = finished.reason == "interrupt"
@@ -109,7 +109,7 @@ def _rescue(checkpoint: "Checkpoint", path: Path, error: UserError) -> UserError
     """
     from minillm_repl.checkpoint.native import save_native
     from minillm_repl.storage.atomic import make_parent_folder
-    from minillm_repl.training.run import rescue_path
+    from minillm_repl.storage.paths import rescue_path
 
     rescued = rescue_path(path)
     try:
@@ -134,7 +134,7 @@ def _draw(
 
     watch = _make_watch(shell, run)
     # The time of an evaluation is proportional to its tokens.
-    plan, (on_the_way, last) = run.plan, run.trainer.evaluator.token_counts()
+    plan, (on_the_way, last) = run.trainer.plan, run.trainer.evaluator.token_counts()
     with (
         TrainingView(screen, plan.steps, plan.eval_interval, last / on_the_way) as view,
         on_process_resume(view.redraw_below),
@@ -150,15 +150,15 @@ def _draw(
 def _make_watch(shell: Shell, run: "TrainingRun") -> "Watch | None":
     """Return the watch on the prompt of `:watch`, if there is one."""
     prompt = shell.session.workspace.watch_prompt
-    if not prompt or run.plan.shard:  # No process has the whole of a sharded model.
+    if not prompt or run.trainer.plan.shard:  # No process has the whole of a sharded model.
         return None
-    ids = run.tokenizer.encode(prompt)
+    ids = run.start.tokenizer.encode(prompt)
     if not ids:
         shell.screen.warn(_("nothing is watched: no character of that prompt is in the vocabulary"))
         return None
     from minillm_repl.views.learning import Watch
 
-    return Watch(run.tokenizer, ids)
+    return Watch(run.start.tokenizer, ids)
 
 
 def _sample(
@@ -176,7 +176,7 @@ def _sample(
     from minillm_repl.render.generation import step_table
     from minillm_repl.tokenizer import decode
 
-    if run.plan.shard:
+    if run.trainer.plan.shard:
         return None  # No process has the whole model.
     verbose = shell.session.settings.verbose
     config = GenerationConfig(max_tokens=_SAMPLE_TOKENS, n_candidates=verbose)
@@ -184,14 +184,14 @@ def _sample(
     if interrupted():
         return None
     start = run.sample_prompt_ids
-    text = decode(run.tokenizer, start + [step.id for step in steps])
+    text = decode(run.start.tokenizer, start + [step.id for step in steps])
     parts: list[RenderableType] = []
     if watch:
         moment = watch.look(run.trainer.model, run.trainer.state.step)
         parts.append(moment.line(shell.session.workspace.watch_prompt))
     if verbose:
         width = shell.screen.notes_console.width
-        parts.append(Text(_("after {text!r}", text=safe(decode(run.tokenizer, start)))))
+        parts.append(Text(_("after {text!r}", text=safe(decode(run.start.tokenizer, start)))))
         parts.append(step_table(steps[0], samplers_heading(config.sampling), width))
         return Group(*parts, Text(safe(text)))
     if not parts:
@@ -210,5 +210,5 @@ def _generate(
 
     decoder, ids = TorchDecoder(run.trainer.model), run.sample_prompt_ids
     # One seed for all samples: they differ by what was learnt since, not by chance.
-    events = generate(decoder, run.tokenizer, ids, config, make_rng(0), interrupted)
+    events = generate(decoder, run.start.tokenizer, ids, config, make_rng(0), interrupted)
     return [event for event in events if isinstance(event, Step)]

@@ -1,19 +1,27 @@
-"""The path of a checkpoint that the user names: a path, a shipped model, or the HF cache."""
+"""The path of a checkpoint that the user names: a path, a shipped model, or the HF cache; and where
+a run of training is kept.
+"""
 
 import os
 import re
 import shlex
+import time
 import unicodedata
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
+from platformdirs import user_state_path
+
 from minillm_repl.errors import UserError
+from minillm_repl.storage.atomic import try_lock
 from minillm_repl.storage.files import open_regular
 
 SUFFIX = ".safetensors"
 DEFAULT_MODEL = "hangul"  # opens when the user names none
 LESSON_MODEL = "nalssi"
+_MAX_SESSIONS = 100  # sessions at once that have a run in no named file
 _CACHED = re.compile(r"models--(?:(?P<owner>[\w.-]+?)--)?(?P<model>[\w.-]+)", re.ASCII)
 _COMMIT = re.compile(rb"\w[\w.-]{0,199}", re.ASCII)
 _OTHER_FORMATS = re.compile(  # suffixes of formats that are not written here
@@ -199,3 +207,52 @@ def _realpath(path: Path) -> Path:
         return Path(os.path.realpath(path))  # Path.resolve raises for a circle of links
     except ValueError:
         return path
+
+
+# -- where a run is kept
+
+
+def resume_path(path: Path) -> Path:
+    """Return where the resume file of a checkpoint lies: beside it."""
+    return path.with_name(path.name.removesuffix(SUFFIX) + ".resume" + SUFFIX)
+
+
+def unsaved_path() -> Path:
+    """Return where training is saved on its way while no file has been named for the model.
+
+    It is where the run lies that was stopped last, unless another session works at it.
+    """
+    return _claim_path(user_state_path("minillm-repl"))
+
+
+def rescue_path(path: Path) -> Path:
+    """Return a place of the user's for weights that could not be saved at `path`: a new name."""
+    name = f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}{SUFFIX}"
+    return user_state_path("minillm-repl") / "rescued" / name
+
+
+@cache
+def _claim_path(folder: Path) -> Path:
+    """Return a place in a folder that no other session has; this one has it until it ends."""
+    names = ("unsaved", *(f"unsaved-{number}" for number in range(2, _MAX_SESSIONS)))
+    places = sorted((folder / f"{name}{SUFFIX}" for name in names), key=_saved_at, reverse=True)
+    return next(filter(_try_lock, places), places[0])
+
+
+def _saved_at(path: Path) -> float:
+    """Return when the run at a place stopped, 0 for none; places without one keep their order."""
+    try:
+        return resume_path(path).stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _try_lock(path: Path) -> bool:
+    """Take a place for the rest of this process, unless another one has it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_suffix(".lock")
+        os.close(os.open(lock, os.O_RDONLY | os.O_CREAT, 0o600))
+    except OSError:
+        return False  # then nothing is kept there, and one place is as good as another
+    return try_lock(lock, wait=False) is not None

@@ -11,10 +11,6 @@ from minillm_repl.chat import ROLE_TOKENS
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig, GPTConfig, LlamaConfig
-from minillm_repl.settings import (
-    default_of,
-    value_of,
-)
 from minillm_repl.storage.files import check_memory
 from minillm_repl.tokenizer import CharacterTokenizer, Tokenizer
 from minillm_repl.training.corpus import Corpus
@@ -25,16 +21,6 @@ END_TOKEN, UNK_TOKEN, BPE_EOS_TOKEN = "<end>", "<unk>", "<|endoftext|>"
 # Characters of a text for the BPE trainer: it takes 256 at once, and needs many times their size.
 _BPE_CHUNK = 1 << 14
 _BPE_CHARACTERS = 1 << 24  # of a longer corpus, an even part of this size is learnt from
-# These settings mean something for a new model alone.
-_NEW_MODEL_SETTINGS = (
-    "preset",
-    "arch",
-    "tokenizer",
-    "d_model",
-    "n_layers",
-    "n_heads",
-    "n_kv_heads",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,25 +91,6 @@ def choose_sizes(
     preset, note = pick_preset(plan, n_tokens, has_accelerator)
     plan = resolve_new_model(plan, preset)
     return new_config(plan, vocab_size), resolve_loop(plan), note
-
-
-def check_applies(plan: TrainPlan, *, is_new: bool) -> None:
-    """Raise UserError for a setting that means nothing for a new model, or for one that is open."""
-    if is_new:
-        if plan.lora_rank:
-            raise UserError(
-                _("lora needs an open model: it trains adapter matrices beside the weights")
-            )
-        return
-    for size in _NEW_MODEL_SETTINGS:
-        if value_of(plan, size) != default_of(TrainPlan, size):
-            raise UserError(
-                _(
-                    "{name} applies to a new model only; this model has its own. The word "
-                    "`new` makes a new model",
-                    name=size,
-                )
-            )
 
 
 def pick_preset(plan: TrainPlan, tokens: int, has_accelerator: bool) -> tuple[str, str]:

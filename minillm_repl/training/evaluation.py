@@ -15,7 +15,7 @@ from minillm_repl.model.build import LanguageModel
 from minillm_repl.training import Cancelled, never_interrupted
 from minillm_repl.training.machine import Distributed
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.tokens import IGNORE_INDEX, Split
+from minillm_repl.training.tokens import Split
 
 _EVAL_BATCH_TOKENS = 16_384  # tokens of one forward pass
 # Multiplications of one forward pass, of which a large model reads fewer tokens: a fraction of a
@@ -35,7 +35,7 @@ class Evaluator:
     """Measures a model that is trained, on its training split and, if there is one, its validation
     split.
 
-    `summed_loss` returns the sum of the losses of (b, t) inputs and targets, in nats.
+    `loss` returns the sum of the losses over a split's windows, in nats, and how many count.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class Evaluator:
         val: Split | None,
         plan: TrainPlan,
         distributed: Distributed,
-        summed_loss: Callable[[Tensor, Tensor], Tensor],
+        loss: Callable[[Split, Starts], tuple[Tensor, int]],
     ) -> None:
         self._model, self._train, self._val = model, train, val
-        self._plan, self._distributed, self._summed_loss = plan, distributed, summed_loss
+        self._plan, self._distributed, self._loss = plan, distributed, loss
 
     def token_counts(self) -> tuple[int, int]:
         """Return the tokens that an evaluation on the way reads, and the last one of the plan."""
@@ -91,7 +91,6 @@ class Evaluator:
         """
         self._model.eval()  # no dropout
         world_size = self._distributed.world_size
-        device = next(self._model.parameters()).device
         mine = starts[self._distributed.rank :: world_size]  # each process reads its share
         totals = torch.zeros(2, dtype=torch.float64)  # sum of the losses, and tokens that count
         # Windows are put together until a pass is large enough to be fast.
@@ -100,14 +99,13 @@ class Evaluator:
         for first in range(0, len(mine), batch_size):
             if first and world_size == 1 and interrupted():
                 raise Cancelled
-            inputs, targets = split.batch(mine[first : first + batch_size])  # both (b, t)
-            summed = self._summed_loss(inputs.to(device), targets.to(device)).item()
-            count = float((targets != IGNORE_INDEX).sum())
-            totals += torch.tensor([summed, count], dtype=torch.float64)
+            summed, count = self._loss(split, mine[first : first + batch_size])
+            totals += torch.tensor([summed.item(), count], dtype=torch.float64)
         if world_size > 1:
+            device = next(self._model.parameters()).device
             totals = self._distributed.all_reduce(totals.to(device))
-        total, count = totals.tolist()
-        return float(total / max(1.0, count))  # a mean over tokens, not over windows
+        total, n_targets = totals.tolist()
+        return float(total / max(1.0, n_targets))  # a mean over tokens, not over windows
 
     def _losses(self, starts: tuple[Starts, Starts], interrupted: Callable[[], bool]) -> Losses:
         train_starts, val_starts = starts

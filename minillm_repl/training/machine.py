@@ -21,7 +21,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.safetext import safe_line
-from minillm_repl.training import Cancelled
+from minillm_repl.training import STOPPED_EARLY, Cancelled
 from minillm_repl.training.plan import TrainPlan
 
 if TYPE_CHECKING:
@@ -42,26 +42,25 @@ _MIN_CANCELLABLE_WORK = 2_000_000_000
 
 @dataclass(frozen=True)
 class Distributed:
-    """Which of how many this process is. Alone, everything here does nothing."""
+    """Which of how many this process is. Alone, it has nothing to do here."""
 
     rank: int = 0
     world_size: int = 1
 
     def shard(self, model: LanguageModel) -> None:
         """Let each process hold its share of every weight (FSDP2), for models too large for one."""
-        if self.world_size > 1:
-            from torch.distributed.device_mesh import init_device_mesh
-            from torch.distributed.fsdp import fully_shard
+        if self.world_size == 1:
+            return
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
 
-            mesh = init_device_mesh(next(model.parameters()).device.type, (self.world_size,))
-            for block in model.blocks:
-                fully_shard(block, mesh=mesh)
-            fully_shard(model, mesh=mesh)
+        mesh = init_device_mesh(next(model.parameters()).device.type, (self.world_size,))
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
 
-    def wrap(self, model: nn.Module, *, sharded: bool) -> nn.Module:
+    def wrap(self, model: nn.Module) -> nn.Module:
         """Return the model in such a form that the gradients of all processes are averaged."""
-        if self.world_size == 1 or sharded:
-            return model
         from torch.nn.parallel import DistributedDataParallel
 
         return DistributedDataParallel(model)
@@ -86,29 +85,13 @@ class Distributed:
             dist.all_reduce(value)
         return value
 
+    def barrier(self) -> None:
+        """Wait for all other processes."""
+        dist.barrier()
+
     def any_rank(self, flag: bool, device: torch.device) -> bool:
         """Tell whether a flag is set in any of the processes, so that all go the same way."""
-        return (
-            flag
-            if self.world_size == 1
-            else bool(self.all_reduce(torch.tensor(float(flag), device=device)) > 0)
-        )
-
-    @contextmanager
-    def rank_zero_first(self) -> Iterator[None]:
-        """Let the first process do something, and the others after it: find in the cache what
-        the first put there.
-        """
-        if self.rank > 0:
-            dist.barrier()
-        yield
-        if self.rank == 0 and self.world_size > 1:
-            dist.barrier()
-
-
-def is_distributed() -> bool:
-    """Tell whether torchrun has started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+        return bool(self.all_reduce(torch.tensor(float(flag), device=device)) > 0)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
@@ -133,9 +116,6 @@ def init_distributed(device: str) -> Iterator[Distributed]:
 
     Raises UserError if they do not find each other.
     """
-    if not is_distributed():
-        yield Distributed()
-        return
     cuda = device != "cpu" and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -165,13 +145,31 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def tune(trainer: "Trainer", threads: int, interrupted: Callable[[], bool]) -> tuple[int, float]:
+    """Choose the precision of a trainer; return the number of threads, 0 for torch's own choice,
+    and the seconds of a step, 0 where they are not measured.
+
+    Raises UserError when interrupted.
+    """
+    precision, seconds = trainer.plan.precision, 0.0
+    if trainer.distributed.world_size == 1:
+        try:
+            threads, precision, seconds = autotune(trainer, threads, interrupted)
+        except Cancelled:
+            raise UserError(_(STOPPED_EARLY)) from None
+    elif precision == "auto":  # Not measured: every process must choose the same.
+        precision = "bfloat16" if trainer.device.type == "cuda" else "float32"
+    trainer.plan = replace(trainer.plan, precision=precision)
+    return threads, seconds
+
+
 def autotune(
     trainer: "Trainer", threads: int, interrupted: Callable[[], bool]
 ) -> tuple[int, str, float]:
     """Return the fastest number of threads and precision, and the seconds of a step with them.
 
     What the user gave, and what makes no difference for so small a model, is not tried. The model
-    is left as it was. Raises Interrupted.
+    is left as it was. Raises Cancelled.
     """
     plan = trainer.plan
     is_small = (
@@ -212,7 +210,7 @@ def _time_step(
     rows = max(1, plan.batch_size // plan.grad_accum_steps)
     times = []
     with torch_threads(n_threads):
-        starts = np.resize(trainer.train.evenly_spaced_starts(rows * plan.context_length), rows)
+        starts = np.arange(rows) % trainer.train.n_windows  # which windows they are changes no time
         trainer.plan = replace(plan, precision=precision)
         for _trial in range(_TRIALS):
             if interrupted():
@@ -220,7 +218,7 @@ def _time_step(
             started = perf_counter()
             trainer.model.train()
             with cancellable(trainer.model, plan, trainer.distributed.world_size, interrupted):
-                trainer.loss(starts).backward()  # type: ignore[no-untyped-call]
+                trainer.loss(trainer.train, starts)[0].backward()  # type: ignore[no-untyped-call]
             if trainer.device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(perf_counter() - started)

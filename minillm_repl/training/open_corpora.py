@@ -1,21 +1,32 @@
-"""The texts of a run: those that are named, those of a model's record, and those of a run that
-goes on elsewhere.
+"""The texts of a run, opened and as tokens: those that are named, those of a model's record, and
+those of a run that goes on elsewhere.
 """
 
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from minillm_repl.checkpoint import Checkpoint
+from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE
+from minillm_repl.checkpoint import ChatTemplate, Checkpoint
 from minillm_repl.checkpoint.adapter import printable_path
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import exists, user_path
+from minillm_repl.tokenizer import Tokenizer
 from minillm_repl.training.corpus import Corpus, open_corpus
+from minillm_repl.training.defaults import make_tokenizer
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.resume import RunMetadata
+from minillm_repl.training.tokenize import describe_unknown, tokenise
+from minillm_repl.training.tokens import TokenisedCorpus, cache_folder
+
+if TYPE_CHECKING:
+    from minillm_repl.training.run import RunContext
+
+_EOS_TOKENS = ("<end>", "<|end|>", "<|endoftext|>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,3 +188,94 @@ def _find_unchanged(
             corpus=name,
         )
     )
+
+
+# -- tokenise
+
+
+@dataclass(kw_only=True)
+class Texts:
+    """What a run learns from, as tokens, and what writes them."""
+
+    name: str
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    eos_token_ids: tuple[int, ...]
+    train: TokenisedCorpus = field(init=False)
+    val: TokenisedCorpus | None = None  # a text of its own to measure on
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def tokenise_corpora(
+    corpora: OpenCorpora,
+    start: Checkpoint | None,
+    plan: TrainPlan,
+    context: "RunContext",
+    chat: ChatTemplate | None,
+    *,
+    is_resumed: bool = False,
+) -> Texts:
+    """Return the texts of a run as tokens; a new model gets its tokenizer here."""
+    is_conversational = corpora.train.is_conversational
+    if start:
+        tokenizer, template = start.tokenizer, start.chat_template
+        eos_token_ids = start.eos_token_ids
+    else:
+        tokenizer = make_tokenizer(plan.tokenizer, corpora.train)
+        template = chat or (DEFAULT_CHAT_TEMPLATE if is_conversational else None)
+        eos_token_ids = _find_eos(tokenizer)
+    if eos_token_ids and corpora.train.count > 1 and not is_conversational:
+        # Training puts this token between texts, so each begins after one: prompts must too.
+        tokenizer = tokenizer.with_start(tokenizer.special_name(eos_token_ids[0]))
+    text = Texts(
+        name=corpora.name,
+        tokenizer=tokenizer,
+        chat_template=template,
+        eos_token_ids=eos_token_ids,
+        notes=[*corpora.notes],
+    )
+    if start and start.chat_template and not is_resumed and not is_conversational:
+        text.warnings.append(_forgetting_warning(corpora.train))
+    text.train = _tokenise_one(corpora.train, text, context)
+    if corpora.val_corpus:
+        text.val = _tokenise_one(corpora.val_corpus, text, context)
+    return text
+
+
+def _tokenise_one(corpus: Corpus, text: Texts, context: "RunContext") -> TokenisedCorpus:
+    text.notes += [f"{safe_line(corpus.name)}: {note}" for note in corpus.notes]
+    if corpus.is_conversational and text.chat_template is None:
+        raise UserError(
+            _(
+                "the corpus contains conversations, but this model has no chat "
+                "template to render them"
+            )
+        )
+    tokens = tokenise(
+        corpus,
+        text.tokenizer,
+        separator=text.eos_token_ids[0] if text.eos_token_ids else None,
+        template=text.chat_template if corpus.is_conversational else None,
+        cache=cache_folder(),
+        progress=context.progress,
+        interrupted=context.interrupted,
+    )
+    if tokens.unknown_characters:
+        text.notes.append(describe_unknown(tokens, corpus, text.tokenizer))
+    return tokens
+
+
+def _forgetting_warning(corpus: Corpus) -> str:
+    """Return the warning before a model that chats learns plain text."""
+    return _(
+        "{corpus} is plain text, but this model chats: training on it makes the answers "
+        "worse. To teach answers, use conversations as JSON lines with `messages` "
+        "(docs/training.md)",
+        corpus=safe_line(corpus.name),
+    )
+
+
+def _find_eos(tokenizer: Tokenizer) -> tuple[int, ...]:
+    ids = (tokenizer.token_to_id(name) for name in _EOS_TOKENS)
+    return tuple(token for token in ids if token is not None)[:1]

@@ -1,12 +1,13 @@
 """How a run of training comes to be: open the text → tokenise → split → build the model → tune."""
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE
 from minillm_repl.checkpoint import ChatTemplate, Checkpoint
 from minillm_repl.checkpoint.adapter import weights_sha256
 from minillm_repl.errors import UserError
@@ -15,26 +16,34 @@ from minillm_repl.model.build import build_new, build_trainable, pick_device
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.model.layers import add_adapters
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer import Tokenizer
-from minillm_repl.training import STOPPED_EARLY, Cancelled, resume
-from minillm_repl.training.corpus import Corpus
-from minillm_repl.training.defaults import check_fits_memory, choose_sizes, make_tokenizer
-from minillm_repl.training.machine import autotune, check_compiles
+from minillm_repl.settings import default_of, value_of
+from minillm_repl.storage.paths import resume_path
+from minillm_repl.training import resume
+from minillm_repl.training.defaults import check_fits_memory, choose_sizes
+from minillm_repl.training.machine import Distributed, check_compiles, tune
 from minillm_repl.training.open_corpora import (
-    OpenCorpora,
+    Texts,
     find_corpus,
     open_corpora,
     reopen_corpora,
+    tokenise_corpora,
 )
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.run import RunContext, TrainingRun, describe_method, resume_path
+from minillm_repl.training.run import RunContext, TrainingRun, describe_method, describe_run
 from minillm_repl.training.splits import make_splits
-from minillm_repl.training.tokenize import describe_unknown, tokenise
-from minillm_repl.training.tokens import TokenisedCorpus, cache_folder
 from minillm_repl.training.trainer import Trainer
 
+# These settings mean something for a new model alone.
+_NEW_MODEL_SETTINGS = (
+    "preset",
+    "arch",
+    "tokenizer",
+    "d_model",
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+)
 _SAMPLE_PROMPT_TOKENS = 4  # tokens of the text with which the model's samples begin
-_EOS_TOKENS = ("<end>", "<|end|>", "<|endoftext|>")
 
 
 def start_run(
@@ -48,11 +57,13 @@ def start_run(
 
     `corpus` is a file or a folder; empty: the text that the checkpoint was trained on. A checkpoint
     is trained further, and keeps its vocabulary. Without one, a new model starts from the plan's
-    seed, and gets the chat template `chat`. Raises UserError if the text does not fit.
+    seed, and gets the chat template `chat`. Raises UserError if the text does not fit, or if a
+    setting means nothing here.
     """
-    with context.distributed.rank_zero_first():
+    check_applies(plan, is_new=start is None)
+    with rank_zero_first(context.distributed):
         corpora = open_corpora(find_corpus(corpus, start), plan, context.interrupted)
-        text = _tokenise(corpora, start, plan, context, chat)
+        text = tokenise_corpora(corpora, start, plan, context, chat)
     device = pick_device(context.device)
     config, plan, note = choose_sizes(
         start.config if start else None,
@@ -65,21 +76,22 @@ def start_run(
     if note:
         text.notes.append(note)
     model = _without_weights(start, config, text)
-    trainer = _build(start, model, text, plan, context)
-    sample_prompt_ids = _encode_sample_prompt(trainer, model.tokenizer)
+    trainer, sample_prompt_ids = _build(start, model, text, plan, context)
     base_model = _adapter_base(start, text) if plan.lora_rank and start else None
-    threads = _tune(trainer, text, context)
+    threads, seconds = tune(trainer, context.threads, context.interrupted)
     return TrainingRun(
         context=context,
         start=model,
         corpora=corpora,
-        unique_tokens=text.train.unique_tokens,
         trainer=trainer,
         threads=threads,
         is_finetuning=start is not None,
         base_model=base_model,
         sample_prompt_ids=sample_prompt_ids,
-        notes=text.notes,
+        title=describe_run(
+            trainer, corpora.train, text.train.unique_tokens, is_finetuning=start is not None
+        ),
+        notes=[*text.notes, describe_method(trainer, threads, seconds)],
         warnings=text.warnings,
     )
 
@@ -92,11 +104,12 @@ def resume_run(path: Path, context: RunContext, corpus: str = "") -> TrainingRun
     """
     state = resume.load_run(resume_path(path))  # the tensors are read last, into the trainer
     start, plan, metadata = state.start, state.plan, state.metadata
-    with context.distributed.rank_zero_first():
+    with rank_zero_first(context.distributed):
         corpora = reopen_corpora(metadata, corpus, plan, context.path, context.interrupted)
-        text = _tokenise(corpora, start, plan, context, None, is_resumed=True)
+        text = tokenise_corpora(corpora, start, plan, context, None, is_resumed=True)
     check_fits_memory(plan, start.config, pick_device(context.device))
-    trainer = _build(start, start, text, replace(plan, val=corpora.val), context)
+    plan = replace(plan, val=corpora.val)
+    trainer, sample_prompt_ids = _build(start, start, text, plan, context)
     resume.restore_run(state, trainer)
     step, steps = trainer.state.step, plan.steps
     note = _("continues after step {step:,} of {steps:,}", step=step, steps=steps)
@@ -104,112 +117,55 @@ def resume_run(path: Path, context: RunContext, corpus: str = "") -> TrainingRun
         context=context,
         start=start,
         corpora=corpora,
-        unique_tokens=text.train.unique_tokens,
         trainer=trainer,
         threads=metadata.threads,
         is_finetuning=metadata.is_finetuning,
         base_model=metadata.base_model,
-        sample_prompt_ids=_encode_sample_prompt(trainer, start.tokenizer),
+        sample_prompt_ids=sample_prompt_ids,
+        title=describe_run(
+            trainer, corpora.train, text.train.unique_tokens, is_finetuning=metadata.is_finetuning
+        ),
         notes=[*text.notes, note],
         warnings=text.warnings,
     )
 
 
-# -- open, tokenise
+# -- what both begin with
 
 
-@dataclass(kw_only=True)
-class _Text:
-    """What a run learns from, as tokens, and what writes them."""
-
-    name: str
-    tokenizer: Tokenizer
-    chat_template: ChatTemplate | None
-    eos_token_ids: tuple[int, ...]
-    train: TokenisedCorpus = field(init=False)
-    val: TokenisedCorpus | None = None  # a text of its own to measure on
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-
-def _tokenise(
-    corpora: OpenCorpora,
-    start: Checkpoint | None,
-    plan: TrainPlan,
-    context: RunContext,
-    chat: ChatTemplate | None,
-    *,
-    is_resumed: bool = False,
-) -> _Text:
-    """Return the texts of a run as tokens; a new model gets its tokenizer here."""
-    is_conversational = corpora.train.is_conversational
-    if start:
-        tokenizer, template = start.tokenizer, start.chat_template
-        eos_token_ids = start.eos_token_ids
-    else:
-        tokenizer = make_tokenizer(plan.tokenizer, corpora.train)
-        template = chat or (DEFAULT_CHAT_TEMPLATE if is_conversational else None)
-        eos_token_ids = _find_eos(tokenizer)
-    if eos_token_ids and corpora.train.count > 1 and not is_conversational:
-        # Training puts this token between texts, so each begins after one: prompts must too.
-        tokenizer = tokenizer.with_start(tokenizer.special_name(eos_token_ids[0]))
-    text = _Text(
-        name=corpora.name,
-        tokenizer=tokenizer,
-        chat_template=template,
-        eos_token_ids=eos_token_ids,
-        notes=[*corpora.notes],
-    )
-    if start and start.chat_template and not is_resumed and not is_conversational:
-        text.warnings.append(_forgetting_warning(corpora.train))
-    text.train = _tokenise_one(corpora.train, text, context)
-    if corpora.val_corpus:
-        text.val = _tokenise_one(corpora.val_corpus, text, context)
-    return text
-
-
-def _tokenise_one(corpus: Corpus, text: _Text, context: RunContext) -> TokenisedCorpus:
-    text.notes += [f"{safe_line(corpus.name)}: {note}" for note in corpus.notes]
-    if corpus.is_conversational and text.chat_template is None:
-        raise UserError(
-            _(
-                "the corpus contains conversations, but this model has no chat "
-                "template to render them"
+def check_applies(plan: TrainPlan, *, is_new: bool) -> None:
+    """Raise UserError for a setting that means nothing for a new model, or for one that is open."""
+    if is_new:
+        if plan.lora_rank:
+            raise UserError(
+                _("lora needs an open model: it trains adapter matrices beside the weights")
             )
-        )
-    tokens = tokenise(
-        corpus,
-        text.tokenizer,
-        separator=text.eos_token_ids[0] if text.eos_token_ids else None,
-        template=text.chat_template if corpus.is_conversational else None,
-        cache=cache_folder(),
-        progress=context.progress,
-        interrupted=context.interrupted,
-    )
-    if tokens.unknown_characters:
-        text.notes.append(describe_unknown(tokens, corpus, text.tokenizer))
-    return tokens
+        return
+    for size in _NEW_MODEL_SETTINGS:
+        if value_of(plan, size) != default_of(TrainPlan, size):
+            raise UserError(
+                _(
+                    "{name} applies to a new model only; this model has its own. The word "
+                    "`new` makes a new model",
+                    name=size,
+                )
+            )
 
 
-def _forgetting_warning(corpus: Corpus) -> str:
-    """Return the warning before a model that chats learns plain text."""
-    return _(
-        "{corpus} is plain text, but this model chats: training on it makes the answers "
-        "worse. To teach answers, use conversations as JSON lines with `messages` "
-        "(docs/training.md)",
-        corpus=safe_line(corpus.name),
-    )
-
-
-def _find_eos(tokenizer: Tokenizer) -> tuple[int, ...]:
-    ids = (tokenizer.token_to_id(name) for name in _EOS_TOKENS)
-    return tuple(token for token in ids if token is not None)[:1]
+@contextmanager
+def rank_zero_first(distributed: Distributed) -> Iterator[None]:
+    """Let the first process do something, and the others after it: they find what it made."""
+    if distributed.rank > 0:
+        distributed.barrier()
+    yield
+    if distributed.rank == 0 and distributed.world_size > 1:
+        distributed.barrier()
 
 
 # -- split, build
 
 
-def _without_weights(start: Checkpoint | None, config: AnyConfig, text: _Text) -> Checkpoint:
+def _without_weights(start: Checkpoint | None, config: AnyConfig, text: Texts) -> Checkpoint:
     """Return the model that learns, without its weights: a new one, or the one it starts from."""
     return Checkpoint(
         config=config,
@@ -225,14 +181,15 @@ def _without_weights(start: Checkpoint | None, config: AnyConfig, text: _Text) -
 def _build(
     start: Checkpoint | None,
     model: Checkpoint,
-    text: _Text,
+    text: Texts,
     plan: TrainPlan,
     context: RunContext,
-) -> Trainer:
+) -> tuple[Trainer, list[int]]:
     """Split the text into what is trained on and what is only measured, and build what trains on
     it: with the weights of `start`, if it has any, or new ones.
 
-    Raises UserError if the text is too short.
+    Returns the trainer, and the ids that the samples on the way begin with. Raises UserError if
+    the text is too short.
     """
     config, device = model.config, pick_device(context.device)
     name = safe_line(text.name)
@@ -256,10 +213,12 @@ def _build(
     trainer = Trainer(module.to(device), train, val, plan, scale, context.distributed)
     if plan.compile:
         check_compiles(trainer)
-    return trainer
+    prompt = text.tokenizer.encode(plan.sample_prompt)
+    n_start = min(_SAMPLE_PROMPT_TOKENS, train.context_length)  # without one, the start of the text
+    return trainer, prompt or train.ids[:n_start].tolist()
 
 
-def _adapter_base(start: Checkpoint, text: _Text) -> tuple[Path, str] | None:
+def _adapter_base(start: Checkpoint, text: Texts) -> tuple[Path, str] | None:
     """Return the file of the model that an adapter belongs to, and the digest of its weights."""
     if start.path and start.is_on_disk and start.adapter is None:
         return start.path, weights_sha256(start.arrays())
@@ -267,31 +226,3 @@ def _adapter_base(start: Checkpoint, text: _Text) -> tuple[Path, str] | None:
         _("no file holds the open model in this form: the adapter can only be saved merged into it")
     )
     return None
-
-
-# -- tune
-
-
-def _tune(trainer: Trainer, text: _Text, context: RunContext) -> int:
-    """Choose the precision; return the number of threads, 0 for torch's own choice.
-
-    Raises UserError when interrupted.
-    """
-    precision, threads, seconds = trainer.plan.precision, context.threads, 0.0
-    if context.distributed.world_size == 1:
-        try:
-            threads, precision, seconds = autotune(trainer, threads, context.interrupted)
-        except Cancelled:
-            raise UserError(_(STOPPED_EARLY)) from None
-    elif precision == "auto":  # Not measured: every process must choose the same.
-        precision = "bfloat16" if trainer.device.type == "cuda" else "float32"
-    trainer.plan = replace(trainer.plan, precision=precision)
-    text.notes.append(describe_method(trainer, threads, seconds))
-    return threads
-
-
-def _encode_sample_prompt(trainer: Trainer, tokenizer: Tokenizer) -> list[int]:
-    """Return the prompt of the samples: that of the plan, the start token, or the text's start."""
-    ids = tokenizer.encode(trainer.plan.sample_prompt)
-    count = min(_SAMPLE_PROMPT_TOKENS, trainer.train.context_length)
-    return ids or trainer.train.ids[:count].tolist()

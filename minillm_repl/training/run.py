@@ -1,15 +1,11 @@
 """One run of training: a model that learns, how it is kept on the way, and what is told of it."""
 
-import os
 import platform
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
 import torch
-from platformdirs import user_state_path
 
 from minillm_repl import __version__
 from minillm_repl.checkpoint import Adapter, Checkpoint, TrainingRecord, native
@@ -17,18 +13,13 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _, _n
 from minillm_repl.model.build import to_arrays
 from minillm_repl.model.layers import adapter_state_dict, merge_adapters
-from minillm_repl.storage.atomic import try_lock
-from minillm_repl.storage.paths import SUFFIX
-from minillm_repl.tokenizer import Tokenizer
+from minillm_repl.storage.paths import resume_path
 from minillm_repl.training import TrainEvent, TrainingFinished, never_interrupted, resume
 from minillm_repl.training.corpus import Corpus
 from minillm_repl.training.evaluation import estimate_seconds
 from minillm_repl.training.machine import Distributed, full_tensor, torch_threads
 from minillm_repl.training.open_corpora import OpenCorpora
-from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.trainer import Trainer
-
-_MAX_SESSIONS = 100  # sessions at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,41 +44,16 @@ class TrainingRun:
     context: RunContext
     start: Checkpoint  # what learns, without weights; `training` is the record from before
     corpora: OpenCorpora
-    unique_tokens: int  # of the vocabulary, in the training text
     trainer: Trainer
     threads: int
     is_finetuning: bool  # whether an older model is trained further
     base_model: tuple[Path, str] | None  # of an adapter: the file of its model, and the digest
     sample_prompt_ids: list[int]  # the model's samples on the way begin with these
+    title: str  # what is about to happen, in one line
     notes: list[str]
     warnings: list[str]
     is_saved: bool = False  # whether it lies on disk
     save_error: str = ""  # why the last save failed
-
-    @property
-    def plan(self) -> TrainPlan:
-        """The plan, with nothing left at auto."""
-        return self.trainer.plan
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the model."""
-        return self.start.tokenizer
-
-    @property
-    def corpus(self) -> str:
-        """The name of the training text, as typed."""
-        return self.corpora.name
-
-    @property
-    def title(self) -> str:
-        """What is about to happen, in one line."""
-        return describe_run(
-            self.trainer,
-            self.corpora.train,
-            self.unique_tokens,
-            is_finetuning=self.is_finetuning,
-        )
 
     def events(self, interrupted: Callable[[], bool], *, save: bool = True) -> Iterator[TrainEvent]:
         """Train, and yield what happens; with `save`, write the run to disk as its plan says."""
@@ -108,7 +74,7 @@ class TrainingRun:
         adapter = None
         if self.base_model:
             path, sha256 = self.base_model
-            start = "".join(map(self.tokenizer.special_name, self.tokenizer.start_ids))
+            start = "".join(map(self.start.tokenizer.special_name, self.start.tokenizer.start_ids))
             tensors = to_arrays(adapter_state_dict(weights))
             adapter = Adapter(tensors, path, sha256, record, start)
         return replace(
@@ -135,9 +101,9 @@ class TrainingRun:
             tokens=state.tokens,
             train_loss=round(train_loss, 6),
             val_loss=val_loss and round(val_loss, 6),
-            corpus=self.corpus,
+            corpus=self.corpora.name,
             corpus_sha256=self.corpora.train.sha256,
-            seed=self.plan.seed,
+            seed=self.trainer.plan.seed,
             versions=versions,
             curve=tuple(state.curve),
             val_curve=tuple(state.val_curve),
@@ -165,7 +131,7 @@ class TrainingRun:
         """Return what a resume file says of the run beside its plan and its state."""
         val_corpus = self.corpora.val_corpus
         return resume.RunMetadata(
-            corpus=self.corpus,
+            corpus=self.corpora.name,
             corpus_sha256=self.corpora.train.sha256,
             val_sha256=val_corpus.sha256 if val_corpus else "",
             working_folder=self.corpora.working_folder,
@@ -261,52 +227,3 @@ def describe_method(trainer: Trainer, threads: int, seconds: float) -> str:
             else _("about {time:.1f} h", time=remaining / 3600)
         )
     return " · ".join(parts)
-
-
-# -- where a run is kept
-
-
-def resume_path(path: Path) -> Path:
-    """Return where the resume file of a checkpoint lies: beside it."""
-    return path.with_name(path.name.removesuffix(SUFFIX) + ".resume" + SUFFIX)
-
-
-def unsaved_path() -> Path:
-    """Return where training is saved on its way while no file has been named for the model.
-
-    It is where the run lies that was stopped last, unless another session works at it.
-    """
-    return _claim_path(user_state_path("minillm-repl"))
-
-
-def rescue_path(path: Path) -> Path:
-    """Return a place of the user's for weights that could not be saved at `path`: a new name."""
-    name = f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}{SUFFIX}"
-    return user_state_path("minillm-repl") / "rescued" / name
-
-
-@cache
-def _claim_path(folder: Path) -> Path:
-    """Return a place in a folder that no other session has; this one has it until it ends."""
-    names = ("unsaved", *(f"unsaved-{number}" for number in range(2, _MAX_SESSIONS)))
-    places = sorted((folder / f"{name}{SUFFIX}" for name in names), key=_saved_at, reverse=True)
-    return next(filter(_try_lock, places), places[0])
-
-
-def _saved_at(path: Path) -> float:
-    """Return when the run at a place stopped, 0 for none; places without one keep their order."""
-    try:
-        return resume_path(path).stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def _try_lock(path: Path) -> bool:
-    """Take a place for the rest of this process, unless another one has it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_suffix(".lock")
-        os.close(os.open(lock, os.O_RDONLY | os.O_CREAT, 0o600))
-    except OSError:
-        return False  # then nothing is kept there, and one place is as good as another
-    return try_lock(lock, wait=False) is not None

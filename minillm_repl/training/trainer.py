@@ -43,10 +43,9 @@ _RETRY_SECONDS = 30.0  # from a save that failed to the next try: a full disk ma
 
 
 class Trainer:
-    """Trains a model in place, where it is, by a plan in which nothing is left at auto.
+    """Trains a model in place, by a plan in which nothing is left at auto.
 
-    `bits_per_character_scale` turns the mean loss into bits per character: it is tokens /
-    characters / ln 2 of the split that is measured.
+    `bits_per_character_scale` is tokens / characters / ln 2 of the split that is measured.
     """
 
     def __init__(
@@ -68,12 +67,13 @@ class Trainer:
         if plan.shard:
             self.distributed.shard(model)
         forward: Any = torch.compile(model) if plan.compile else model
-        self._forward = self.distributed.wrap(forward, sharded=plan.shard)
+        is_wrapped = self.distributed.world_size > 1 and not plan.shard
+        self._forward = self.distributed.wrap(forward) if is_wrapped else forward
         trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
         self.trainable_parameters = trained
         self.best_weights = self._copy_weights()
         self.optimizers = make_optimizers(model, trained, plan, self._compute_dtype)
-        self.evaluator = Evaluator(model, train, val, plan, self.distributed, self.summed_loss)
+        self.evaluator = Evaluator(model, train, val, plan, self.distributed, self.loss)
 
     def _compute_dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.plan.precision == "bfloat16" else torch.float32
@@ -83,10 +83,9 @@ class Trainer:
     ) -> Iterator[TrainEvent]:
         """Train until the plan's last step, and yield what happens.
 
-        Between two steps, `interrupted` is asked, and `save` writes the run to disk when the plan
-        says so. It returns why it could not, or an empty text; the run goes on in both cases. When
-        the generator is closed, or anything fails, the run is written as it was after its last
-        step. Raises UserError if stopped before the first evaluation is complete.
+        `interrupted` is asked between two steps. `save` writes the run to disk when the plan says
+        so, when the generator is closed, and when anything fails; it returns why it could not, or
+        an empty text. Raises UserError if stopped before the first evaluation is complete.
         """
         state = self.state
         self._started = perf_counter() - state.seconds  # as if it had never stopped
@@ -125,7 +124,7 @@ class Trainer:
                     yield NotSaved(state.step, error) if error else Saved(state.step)
                 if state.step == plan.steps:
                     return "done"
-                if self.distributed.any_rank(interrupted(), self.device):
+                if self._is_any(interrupted()):
                     raise Cancelled
                 yield self.step(interrupted)
         except NonFiniteLoss:
@@ -194,8 +193,7 @@ class Trainer:
         n_targets = plan.batch_size * plan.context_length  # b * t; of conversations, the answers
         if self.train.loss_mask is not None:
             n_targets = max(1, int((self.train.batch(starts)[1] != IGNORE_INDEX).sum()))
-        # Every process knows the whole batch, and reads its share of it.
-        mine = starts[self.distributed.rank :: world_size]
+        mine = starts[self.distributed.rank :: world_size]  # this process's share of the batch
         micro_batches = np.array_split(mine, plan.grad_accum_steps)
         total = torch.zeros((), device=self.device)
         self.model.train()
@@ -204,30 +202,29 @@ class Trainer:
                 # The gradients add up; the processes exchange them once, after the last part.
                 is_last = number == len(micro_batches)
                 with nullcontext() if is_last else self.distributed.no_sync(self._forward):
-                    loss = self.loss(micro_batch, plan.label_smoothing) / n_targets
+                    loss = self.loss(self.train, micro_batch, plan.label_smoothing)[0] / n_targets
                     # The processes' gradients are averaged, not summed: the factor undoes that.
                     (loss * world_size).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()  # stays on the device: reading it would wait for a GPU
         return self.distributed.all_reduce(total).item()
 
-    def loss(self, starts: Starts, smoothing: float = 0.0) -> Tensor:
-        """Return the sum of the losses over the windows that begin at `starts`, in nats."""
-        inputs, targets = self.train.batch(starts)  # both (b, t)
+    def loss(self, split: Split, starts: Starts, smoothing: float = 0.0) -> tuple[Tensor, int]:
+        """Return the sum of the losses over windows of a split, in nats, and how many count."""
+        inputs, targets = split.batch(starts)  # both (b, t)
+        count = int((targets != IGNORE_INDEX).sum())
         inputs = inputs.to(self.device, non_blocking=True)
-        return self.summed_loss(inputs, targets.to(self.device, non_blocking=True), smoothing)
-
-    def summed_loss(self, inputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Return the sum of the losses of (b, t) targets given (b, t) inputs, in nats."""
+        targets = targets.to(self.device, non_blocking=True)
         uses_bfloat16 = self.plan.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16):
             logits = self._forward(inputs)  # (b, t, v)
-        return F.cross_entropy(
+        summed = F.cross_entropy(
             logits.float().flatten(0, 1),  # (b*t, v); bfloat16 is too coarse for a softmax
             targets.flatten(),  # (b*t,)
             ignore_index=IGNORE_INDEX,
             reduction="sum",
             label_smoothing=smoothing,
         )
+        return summed, count
 
     def _is_save_due(self) -> bool:
         plan, steps = self.plan, self.state.step - self._save_due_step
@@ -235,10 +232,15 @@ class Trainer:
         by_steps = bool(plan.save_steps) and steps >= plan.save_steps
         by_time = bool(plan.save_minutes) and seconds >= 60 * plan.save_minutes
         by_time |= self._has_save_failed and seconds >= _RETRY_SECONDS
-        if not self.distributed.any_rank(steps > 0 and (by_steps or by_time), self.device):
+        if not self._is_any(steps > 0 and (by_steps or by_time)):
             return False
         self._save_due_step, self._save_due_time = self.state.step, perf_counter()
         return True
+
+    def _is_any(self, flag: bool) -> bool:
+        """Tell whether a flag is set in any of the processes, so that all go the same way."""
+        processes = self.distributed
+        return flag if processes.world_size == 1 else processes.any_rank(flag, self.device)
 
     # -- evaluation
 

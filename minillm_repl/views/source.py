@@ -44,7 +44,7 @@ _ELSEWHERE = {
     "rotary": "minillm_repl.model.rope",
     "sampling": "minillm_repl.generate.sampling",
     "generate": "minillm_repl.generate.generate:generate",
-    "loss": "minillm_repl.training.trainer:Trainer.summed_loss",
+    "loss": "minillm_repl.training.trainer:Trainer.loss",
     "train": "minillm_repl.training.trainer:Trainer.step",
 }
 

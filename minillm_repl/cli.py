@@ -25,6 +25,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import N_, _, set_language
 from minillm_repl.render.console import make_screen
 from minillm_repl.repl.job_control import suspendable
+from minillm_repl.repl.quoting import translate_usage
 from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS, Settings
 from minillm_repl.settings import Spec, change, format_value, specs, switch, value_of
 from minillm_repl.training.plan import TrainPlan
@@ -79,6 +80,14 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     ) -> None:
         super().add_usage(usage, actions, groups, prefix or _("usage: "))
 
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return translate_usage(super()._format_args(action, default_metavar))
+
+    def _format_action(self, action: argparse.Action) -> str:
+        text, flags = super()._format_action(action), self._format_action_invocation(action)
+        # argparse pads by letters; a wide one takes a space of the padding.
+        return text.replace(flags + " " * (cell_len(flags) - len(flags)), flags, 1)
+
     def _split_lines(self, text: str, width: int) -> list[str]:
         if cell_len(text) == len(text):  # argparse wraps by letters
             return super()._split_lines(text, width)
@@ -89,6 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line; values stay text, for one place to check them all."""
     parser = _Parser(
         prog="minillm-repl",
+        usage="minillm-repl " + translate_usage("[--FLAG VALUE ...]"),
         description=_(
             "Chat with a small language model, train it, and inspect every number that it computes."
         ),

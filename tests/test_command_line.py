@@ -9,6 +9,7 @@ import sys
 import unicodedata
 
 import pytest
+from rich.cells import cell_len
 
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.checkpoint.native import save_native as save
@@ -58,6 +59,14 @@ def test_json_prints_events_and_nothing_else_and_the_same_text(program):
     )
     three = program(*settings, "--json", "--verbose", "3").stdout.decode().splitlines()
     assert {len(json.loads(line)["top"]) for line in three[:-1]} <= {3, 4}
+
+
+def test_korean_help_names_values_in_korean_and_keeps_its_columns(program):
+    text = program("--help", "--lang", "ko", COLUMNS="80").stdout.decode()
+    assert "--ckpt 경로" in text
+    assert not re.findall(r"--[a-z-]+ [A-Z]{2,}", text)
+    flags = [re.match(r"  -\S.*? {2,}(?=\S)", line) for line in text.splitlines()]
+    assert {cell_len(flag[0]) for flag in flags if flag} == {24}
 
 
 def test_a_language_changes_words_and_no_number(program):

@@ -80,15 +80,12 @@ class Folder:
         """The parsed config.json. Raises UserError."""
         if not os.path.lexists(self.path / CONFIG):
             kind = foreign.describe_without_config(self.path)
-            raise UserError(
-                _("{name} is {kind}", name=self.name, kind=kind)
-                if kind
-                else _(
-                    "{name} is a folder without {config}: it contains no model",
-                    name=self.name,
-                    config=CONFIG,
-                )
+            missing = _(
+                "{name} is a folder without {config}: it contains no model",
+                name=self.name,
+                config=CONFIG,
             )
+            raise self._error_of_kind(kind, missing)
         return self.fields(CONFIG)
 
     @cached_property
@@ -229,15 +226,16 @@ class Folder:
             kind = foreign.describe_adapter(self.path)
         else:
             kind = foreign.describe_other_weights(self.path)
-        return UserError(
-            _("{name} is {kind}", name=self.name, kind=kind)
-            if kind
-            else _(
-                "{name} has no {weights}, only a description of the model",
-                name=self.name,
-                weights=WEIGHTS,
-            )
+        missing = _(
+            "{name} has no {weights}, only a description of the model",
+            name=self.name,
+            weights=WEIGHTS,
         )
+        return self._error_of_kind(kind, missing)
+
+    def _error_of_kind(self, kind: str, missing: str) -> UserError:
+        """Return the error of a folder that is of another kind, or lacks something."""
+        return UserError(_("{name} is {kind}", name=self.name, kind=kind) if kind else missing)
 
     def _indexed_shards(self, index: Mapping[str, Any]) -> list[str]:
         """Return the shards that the index names, each once, sorted."""

@@ -16,7 +16,7 @@ from minillm_repl import commands, views
 from minillm_repl.checkpoint import Checkpoint
 from minillm_repl.errors import UserError
 from minillm_repl.language import LANGUAGES, set_language
-from minillm_repl.lessons.blocks import Ask, Choose, Exercise, Explain, Guess, Order, Try, When
+from minillm_repl.lessons import Ask, Choose, Exercise, Explain, Guess, Order, Try, When
 from minillm_repl.lessons.course import (
     find_lesson,
     learner_progress,

@@ -4,7 +4,7 @@ from rich.text import Text
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, current_language
-from minillm_repl.lessons.blocks import (
+from minillm_repl.lessons import (
     Exercise,
     Guess,
     Lesson,

@@ -14,7 +14,7 @@ from rich.text import Text
 from rich.theme import Theme
 
 from minillm_repl.language import _
-from minillm_repl.lessons.blocks import Lesson
+from minillm_repl.lessons import Lesson
 from minillm_repl.lessons.progress import LessonProgress
 from minillm_repl.render.console import FIGURES, GOOD, MODEL, POSITIVE, TITLE, WARNING
 from minillm_repl.render.tables import plain_table

@@ -14,7 +14,7 @@ from typing import Literal
 from rich.text import Text
 
 from minillm_repl.language import _
-from minillm_repl.lessons.blocks import Ask, Choose, Exercise, Explain, Guess, Order, Try
+from minillm_repl.lessons import Ask, Choose, Exercise, Explain, Guess, Order, Try
 from minillm_repl.lessons.draw import (
     LessonMarkdown,
     PrefixedMarkdown,

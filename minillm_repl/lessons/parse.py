@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import Language
-from minillm_repl.lessons.blocks import (
+from minillm_repl.lessons import (
     AnswerOption,
     Ask,
     Block,

@@ -98,7 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line; values stay text, for one place to check them all."""
     parser = _Parser(
         prog="minillm-repl",
-        usage="minillm-repl " + translate_usage("[--FLAG VALUE ...]"),
+        usage=_("minillm-repl [--FLAG VALUE ...]"),
         description=_(
             "Chat with a small language model, train it, and inspect every number that it computes."
         ),

@@ -587,19 +587,6 @@ def test_a_snapshot_without_weights_says_so(original, tmp_path, monkeypatch):
         load(find_checkpoint("gpt2"))
 
 
-def test_what_is_in_the_cache_and_does_not_open_is_named_but_not_listed(
-    original, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    snapshot = in_cache(original, tmp_path, "models--some-body--tiny-GGUF", "d" * 40, model=False)
-    (snapshot / "config.json").rename(snapshot / "tiny-Q4_K_M.gguf")
-    assert cached_models() == {}
-    with pytest.raises(
-        UserError, match=r"weights are a GGUF file of llama.cpp \(tiny-Q4_K_M.gguf\)"
-    ):
-        load(find_checkpoint("some-body/tiny-GGUF"))
-
-
 # -- Names to save under
 
 

@@ -1,6 +1,7 @@
 """GGUF files; the `gguf` package of llama.cpp writes them, `transformers` says what they mean."""
 
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ pytest.importorskip(
 import gguf
 
 from minillm_repl.checkpoint.gguf.header import read_gguf_header
+from minillm_repl.checkpoint.gguf.write import quantise_q4_0, quantise_q8_0, save_gguf
 from minillm_repl.checkpoint.load_save import load, summarise
 from minillm_repl.errors import UserError
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.model.bfloat16 import to_float32
 from minillm_repl.model.build import build
 from minillm_repl.model.quantised import BlockMatrix
+from minillm_repl.storage.paths import find_checkpoint
+from minillm_repl.tokenizer import CharacterTokenizer, IdTokenizer
 from tests import hostile_gguf
 from tests.gguf_files import Type, letters, write
 from tests.test_huggingface import GPT2, LLAMA, LLAMA3, NEOX, random_model
@@ -256,3 +260,121 @@ def test_quantised_weights_that_are_not_finite_are_refused(tmp_path):
         load(tmp_path / "a.gguf")
     weights = load(tmp_path / "a.gguf", allow_nonfinite=True).arrays()
     assert not np.isfinite(weights["blocks.1.mlp.down.weight"]).all()
+
+
+# -- what is written
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_matrices_are_rounded_as_the_gguf_package_rounds_them(kind):
+    rng = np.random.default_rng(3)
+    array = rng.normal(size=(64, 96)).astype(np.float32)
+    array[0], array[1, :32], array[2] = 0, 1e-30, np.round(array[2] * 4) / 8  # ties
+    ours = {"Q8_0": quantise_q8_0, "Q4_0": quantise_q4_0}[kind](array)
+    np.testing.assert_array_equal(ours.reshape(64, -1), gguf.quants.quantize(array, Type[kind]))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_that_is_saved_is_the_same_model(name, tmp_path):
+    model = made(name)
+    write(model, tmp_path / "a.gguf")
+    checkpoint = load(tmp_path / "a.gguf")
+    save_gguf(checkpoint, tmp_path / "b.gguf", "f16")
+    again, theirs = load(tmp_path / "b.gguf"), gguf.GGUFReader(tmp_path / "b.gguf")
+    assert again.config == checkpoint.config
+    assert again.tokenizer.to_json() == checkpoint.tokenizer.to_json()
+    # What llama.cpp's own writer names is there under the same names, with the same values.
+    before, after = (read_gguf_header(tmp_path / f"{file}.gguf") for file in "ab")
+    written = {key: value for key, value in before.metadata.items() if key in after.metadata}
+    wanted = {key for key in before.metadata if not key.endswith(".add_space_prefix")}
+    assert wanted == set(written)
+    assert all(after.metadata[key] == pytest.approx(written[key]) for key in wanted)
+    assert {t.name: tuple(t.shape) for t in theirs.tensors} == {
+        t.name: tuple(t.shape) for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors
+    }
+    for tensor, array in checkpoint.tensors.items():
+        ours = to_float32(again.tensors[tensor])
+        expected = array if array.ndim == 1 or "position" in tensor else array.astype(np.float16)
+        np.testing.assert_array_equal(ours, expected.astype(np.float32))
+
+
+def test_weights_in_bfloat16_stay_in_it_and_too_large_ones_do_not_become_infinite(tmp_path):
+    model = made("llama")
+    model.lm_head.weight.data[3, 3] = 1e6
+    write(model, tmp_path / "a.gguf", Type.BF16)
+    checkpoint = load(tmp_path / "a.gguf")
+    save_gguf(checkpoint, tmp_path / "b.gguf")
+    again = load(tmp_path / "b.gguf")
+    assert again.dtype == "bfloat16"
+    for name, array in checkpoint.tensors.items():
+        np.testing.assert_array_equal(to_float32(again.tensors[name]), to_float32(array))
+    with pytest.raises(
+        UserError, match=r"output\.weight has values too large for f16: use type=bf"
+    ):
+        save_gguf(checkpoint, tmp_path / "c.gguf", "f16")
+
+
+def test_what_llama_cpp_could_not_run_is_not_written(tmp_path):
+    window = random_model(t.MistralConfig, WIDE | {"sliding_window": 7})
+    window.save_pretrained(tmp_path / "window")
+    relu = random_model(t.GPT2Config, GPT2 | {"activation_function": "relu"})
+    write(relu, tmp_path / "relu.gguf")
+    checkpoint = load(tmp_path / "relu.gguf")
+    with_relu = replace(checkpoint, config=replace(checkpoint.config, activation="relu"))
+    (tmp_path / "mine.gguf").write_text("my notes")
+    for made_, message in (
+        (load(tmp_path / "window"), "no architecture for this model"),
+        (replace(checkpoint, tokenizer=IdTokenizer(97)), "no vocabulary"),
+        (with_relu, "no gpt2 with the activation relu"),
+        (replace(checkpoint, tokenizer=CharacterTokenizer(map(chr, range(97)))), "no token <unk>"),
+    ):
+        with pytest.raises(UserError, match=message):
+            save_gguf(made_, tmp_path / "out.gguf")
+    with pytest.raises(UserError, match="exists and is no GGUF file"):
+        save_gguf(checkpoint, tmp_path / "mine.gguf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.gguf", "relu.gguf", "window"]
+
+
+TEXTS = {"nalssi": "날씨가 좋", "story": "Once upon a time", "hangul": "질문: 안녕\n답변: "}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_shipped_models_saved_as_gguf_say_the_same(name, tmp_path):
+    checkpoint = load(find_checkpoint(name))
+    save_gguf(checkpoint, tmp_path / "a.gguf")
+    again = load(tmp_path / "a.gguf")
+    ids = checkpoint.tokenizer.encode(TEXTS[name])
+    assert again.tokenizer.encode(TEXTS[name]) == ids
+    assert greedy(again, ids, 20) == greedy(checkpoint, ids, 20)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_llama_cpp_says_the_same_from_what_is_saved(name, tmp_path):
+    llama_cpp = pytest.importorskip(
+        "llama_cpp", reason="needs llama.cpp itself: pip install llama-cpp-python"
+    )
+    checkpoint = load(find_checkpoint(name))
+    # In Q8_0 it rounds the activations too, and a near tie may go the other way.
+    save_gguf(checkpoint, tmp_path / "a.gguf", "f16")
+    ids = checkpoint.tokenizer.encode(TEXTS[name])
+    # nalssi sees 32 tokens.
+    count = min(32, checkpoint.config.context_length - len(ids))
+    theirs = llama_cpp.Llama(
+        str(tmp_path / "a.gguf"), verbose=False, n_ctx=64, logits_all=True, n_threads=1
+    )
+    assert theirs.tokenize(TEXTS[name].encode(), add_bos=True, special=True) == ids
+    theirs.eval(ids)
+    said = []
+    while len(said) < count and (not said or said[-1] not in checkpoint.eos_token_ids):
+        said.append(int(np.argmax(theirs._scores[-1])))
+        theirs.eval(said[-1:])
+    assert said == greedy(load(tmp_path / "a.gguf"), ids, len(said))
+
+
+def greedy(checkpoint, ids, count):
+    decoder = make_decoder(checkpoint)
+    logits, said = decoder.prefill(ids), []
+    for _ in range(count):
+        said.append(int(logits.argmax()))
+        logits = decoder.decode(said[-1])
+    return said

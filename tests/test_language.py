@@ -101,6 +101,7 @@ DATA = {
         "noreverse dim",
         "bold",
         "□ is no □",  # a damaged file of progress, which nobody is told
+        "LM Studio",  # a name
         "Once upon a time",  # what to type, to a model that is English
         "en",
         "ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆ ㅈㅉㅊㅋㅌㅍㅎ",  # letters in the order of Unicode

@@ -16,6 +16,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import N_, _
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.files import open_regular, parse_json
+from minillm_repl.storage.stores import GGUF_SUFFIX
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of PEFT
 PIPELINE = "model_index.json"  # of the diffusers library
@@ -24,7 +25,7 @@ _MAX_SUBFOLDERS = 100
 _MAX_JSON_BYTES = 1 << 20  # of a JSON file; such files have a few kilobytes
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _WEIGHT_FORMATS = {  # by the suffix of a weight file
-    ".gguf": N_("a GGUF file of llama.cpp ({file})"),
+    GGUF_SUFFIX: N_("a GGUF file of llama.cpp ({file})"),
     ".onnx": N_("an ONNX file ({file})"),
     ".h5": N_("a TensorFlow HDF5 file ({file})"),
     ".msgpack": N_("a Flax file ({file})"),
@@ -222,6 +223,8 @@ def describe_other_weights(folder: Path) -> str:
         file = next((file for file in files if file.lower().endswith(ending)), "")
         if file:
             what = _(kind, file=safe_line(file)[:80])
+            if ending == GGUF_SUFFIX:
+                return _("a folder whose weights are {what}; open that file by its name", what=what)
             return _(
                 "a folder whose weights are {what}; look for .safetensors",
                 what=what,

@@ -10,6 +10,7 @@ import numpy as np
 
 from minillm_repl.checkpoint import Checkpoint, ReadOptions, foreign, to_file_layout
 from minillm_repl.checkpoint.families import family_of
+from minillm_repl.checkpoint.families.family import Family
 from minillm_repl.checkpoint.families.gpt import GPT2
 from minillm_repl.checkpoint.folder import CONFIG, WEIGHTS, Folder
 from minillm_repl.checkpoint.tokenizer_files import (
@@ -131,13 +132,10 @@ def _unused_tensor_notes(folder: Folder, unused: list[str]) -> tuple[str, ...]:
     )
 
 
-def save_folder(
-    checkpoint: Checkpoint, path: Path, interrupted: Callable[[], bool] = lambda: False
-) -> Checkpoint:
-    """Write a folder that `transformers` opens with equal logits; return the checkpoint in it.
+def as_family(checkpoint: Checkpoint) -> tuple[Family, AnyConfig, Tensors]:
+    """Return a family that has a field for everything in a model, and the model as one of it.
 
-    A new folder appears atomically. In an existing folder only the weights are replaced, and only
-    if its config.json is the same. Raises UserError, also when `interrupted` returns True.
+    Raises UserError if there is none.
     """
     config, tensors = checkpoint.config, checkpoint.arrays()
     family = family_of(config)  # the first one that has a field for everything in the config
@@ -155,6 +153,18 @@ def save_folder(
         as_float32 = {name: to_float32(array) for name, array in tensors.items()}
         config, tensors = _convert_to_gpt2(config, as_float32)
         family = GPT2
+    return family, config, tensors
+
+
+def save_folder(
+    checkpoint: Checkpoint, path: Path, interrupted: Callable[[], bool] = lambda: False
+) -> Checkpoint:
+    """Write a folder that `transformers` opens with equal logits; return the checkpoint in it.
+
+    A new folder appears atomically. In an existing folder only the weights are replaced, and only
+    if its config.json is the same. Raises UserError, also when `interrupted` returns True.
+    """
+    family, config, tensors = as_family(checkpoint)
     config_fields = {
         "model_type": family.model_type,
         "architectures": [family.architecture],

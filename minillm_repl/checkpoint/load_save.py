@@ -205,8 +205,8 @@ def save(
 ) -> Checkpoint:
     """Write a native file, or a Hugging Face folder with `folder` or if `path` is one.
 
-    Return the checkpoint with its new path. Raises UserError, also when `interrupted` returns
-    True; the earlier file is unchanged then.
+    `gguf.write.save_gguf` writes GGUF files. Return the checkpoint with its new path. Raises
+    UserError, also when `interrupted` returns True; the earlier file is unchanged then.
     """
     with convert_os_errors(path):
         if folder or path.is_dir():

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from minillm_repl.checkpoint import Adapter, Checkpoint, TrainingRecord
+from minillm_repl.checkpoint.gguf.architectures import GGUF_TYPES
 from minillm_repl.checkpoint.load_save import summarise
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.render.tables import card, headline, models_table
-from minillm_repl.repl.arguments import Arguments, Choice, Words
+from minillm_repl.repl.arguments import Arguments, Choice, ChoiceOption, Words
 from minillm_repl.repl.model_loading import ModelFuture
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
@@ -21,6 +22,7 @@ from minillm_repl.storage.paths import (
     shipped_names,
     user_path,
 )
+from minillm_repl.storage.stores import GGUF_SUFFIX
 from minillm_repl.tokenizer import label
 
 
@@ -28,11 +30,12 @@ from minillm_repl.tokenizer import label
 def models(shell: Shell, _asked: Arguments) -> None:
     """List the models that can be opened by name.
 
-    The list shows the shipped models, recently opened models, and models in the Hugging Face cache;
+    The list shows the shipped models, recently opened models, and models that other programs have
+    on this disk: those in the Hugging Face cache, and the GGUF files of ollama and LM Studio;
     `:load NAME` opens one. The size is that of the files on disk; dtype is how the weights are
     stored.
 
-    Nothing is downloaded. The command only lists what other programs have put into the cache.
+    Nothing is downloaded.
     """
     found = [
         (name, source, summarise(find_checkpoint(name)))
@@ -50,7 +53,7 @@ def models(shell: Shell, _asked: Arguments) -> None:
 def load(shell: Shell, asked: Arguments) -> None:
     """Open another checkpoint.
 
-    PATH is a .safetensors file or a Hugging Face folder. NAME is a name from `:models`.
+    PATH is a .safetensors or .gguf file, or a Hugging Face folder. NAME is a name from `:models`.
 
     The open model stays open until the new one is ready. It also stays open if the new one cannot
     be opened.
@@ -80,6 +83,7 @@ def load(shell: Shell, asked: Arguments) -> None:
     arguments=(
         Words("path", "FILE|FOLDER/", completion="file"),
         Choice("adapter", name="part"),
+        ChoiceOption("type", "auto", *GGUF_TYPES),
     ),
     aliases=("저장",),
     example=":save copy.safetensors",
@@ -90,8 +94,10 @@ def save(shell: Shell, asked: Arguments) -> None:
     The file is saved completely or not at all. Without a path, the model goes to the file that it
     came from, unless that file ships with the program.
 
-    A path that ends in / becomes a folder for the transformers library. `adapter` saves only the
-    LoRA weights; `:load` opens them together with their model.
+    A path that ends in / becomes a folder for the transformers library. A name that ends in .gguf
+    becomes a file for llama.cpp and ollama; `type` rounds its matrices: `auto` is bf16 for a model
+    in bfloat16, else f16. `adapter` saves only the LoRA weights; `:load` opens them together with
+    their model.
     """
     # Saving needs safetensors and numpy, which the start does without.
     from minillm_repl.checkpoint.load_save import save as save_checkpoint
@@ -110,9 +116,20 @@ def save(shell: Shell, asked: Arguments) -> None:
         if argument
         else shell.session.workspace.path
     )
-    # Without a path, a shipped model is never replaced: it is the program's own file.
-    if path is None or (not argument and is_shipped(path)):
+    is_gguf = path is not None and not folder and path.suffix.lower() == GGUF_SUFFIX
+    # Without a path, a shipped model is never replaced: it is the program's own file. Nor is a
+    # GGUF file, in which the weights would be rounded again.
+    if path is None or (not argument and (is_gguf or is_shipped(path))):
         raise UserError(_(":save needs a path, such as `:save my{suffix}`", suffix=SUFFIX))
+    if is_gguf:
+        from minillm_repl.checkpoint.gguf.write import save_gguf
+
+        # Rounded weights are a copy: the model's own are still in no file, if they were before.
+        save_gguf(model.checkpoint, path, asked.type, shell.interrupted)
+        shell.screen.note(_("saved to {path}", path=safe_line(str(path))))
+        return
+    if asked.type != "auto":
+        raise UserError(_("type={type} is for a file that ends in .gguf", type=asked.type))
     saved = save_checkpoint(model.checkpoint, path, folder=folder, interrupted=shell.interrupted)
     shell.session.workspace.mark_saved(saved)
     shell.screen.note(_("saved to {path}", path=safe_line(str(path)) + ("/" if folder else "")))

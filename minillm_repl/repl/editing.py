@@ -36,6 +36,7 @@ from minillm_repl.language import _
 from minillm_repl.repl.registry import Command, Registry, normalise_name
 from minillm_repl.safetext import graphemes, safe, safe_line, strip_joiners
 from minillm_repl.storage.paths import SUFFIX
+from minillm_repl.storage.stores import GGUF_SUFFIX
 
 
 def open_history(path: Path | None) -> History:
@@ -126,7 +127,7 @@ class LineCompleter(Completer):
     ) -> Iterable[Completion]:
         for completion in self._paths.get_completions(document, event):
             name = completion.display_text
-            if not checkpoints or name.endswith(("/", SUFFIX)):
+            if not checkpoints or name.endswith(("/", SUFFIX, GGUF_SUFFIX)):
                 yield Completion(
                     completion.text,
                     completion.start_position,

@@ -16,6 +16,7 @@ from minillm_repl.repl.settings import Settings
 from minillm_repl.settings import change
 from minillm_repl.storage.atomic import write_atomically
 from minillm_repl.storage.paths import cached_models, exists, is_shipped, shipped_names
+from minillm_repl.storage.stores import OLLAMA, stored_models
 
 if TYPE_CHECKING:
     from minillm_repl.checkpoint import Checkpoint
@@ -126,12 +127,14 @@ class Workspace:
 
     def models(self) -> list[tuple[str, str]]:
         """Return what can be opened: the name that opens it, and where it comes from."""
-        hub = cached_models()
-        recent = [path for path in self.recent_models.paths() if path not in hub.values()]
+        hub, stores = cached_models(), stored_models()
+        known = {*hub.values(), *stores.values()}
+        recent = [path for path in self.recent_models.paths() if path not in known]
         return [
             *((name, _("built in")) for name in shipped_names()),
             *((str(path), _("opened recently")) for path in recent),
             *((name, _("Hugging Face cache")) for name in hub),
+            *((name, "ollama" if name.startswith(OLLAMA) else "LM Studio") for name in stores),
         ]
 
     @property

@@ -1,5 +1,5 @@
-"""The path of a checkpoint that the user names: a path, a shipped model, or the HF cache; and where
-a run of training is kept.
+"""The path of a checkpoint that the user names: a path, a shipped model, a cache or a store; and
+where a run of training is kept.
 """
 
 import os
@@ -17,6 +17,7 @@ from platformdirs import user_state_path
 from minillm_repl.errors import UserError
 from minillm_repl.storage.atomic import try_lock
 from minillm_repl.storage.files import open_regular
+from minillm_repl.storage.stores import GGUF_SUFFIX, find_stored, gguf_files, stored_name
 
 SUFFIX = ".safetensors"
 DEFAULT_MODEL = "hangul"  # opens when the user names none
@@ -48,15 +49,19 @@ def shipped_names() -> list[str]:
 
 
 def cached_models() -> dict[str, Path]:
-    """Return the models with a config.json in Hugging Face's cache: `owner/model` -> folder.
+    """Return the models in Hugging Face's cache: `owner/model` -> folder, or its only GGUF file.
 
-    An old name may lack the owner. Nothing is downloaded.
+    Several GGUF files have names of their own: `owner/model/file.gguf`. An old name may lack the
+    owner. Nothing is downloaded.
     """
-    return {
-        name: folder
-        for name, folder in _cached_snapshots().items()
-        if exists(folder / "config.json")
-    }
+    models = dict[str, Path]()
+    for name, folder in _cached_snapshots().items():
+        files = [] if _has_safetensors(folder) else gguf_files(folder)
+        if len(files) > 1:
+            models |= {f"{name}/{file.name}": file for file in files}
+        elif files or exists(folder / "config.json"):
+            models[name] = _only_gguf(folder) or folder
+    return models
 
 
 def _cached_snapshots() -> dict[str, Path]:
@@ -80,7 +85,8 @@ def _cached_snapshots() -> dict[str, Path]:
 def _snapshot(folder: Path) -> Path | None:
     """Return the snapshot of a model that its `main` branch names, or else the newest, or None."""
     # lstat: the files of a snapshot are links, and the link is as old as the download.
-    configs = sorted(folder.glob("snapshots/*/config.json"), key=lambda file: file.lstat().st_mtime)
+    found = [*folder.glob("snapshots/*/config.json"), *folder.glob("snapshots/*/*.gguf")]
+    configs = sorted(found, key=lambda file: file.lstat().st_mtime)
     try:
         with open_regular(folder / "refs" / "main") as file:
             commit = file.read(256).strip()
@@ -102,33 +108,52 @@ def _name_in_cache(folder: Path) -> str:
 def find_checkpoint(name: str) -> Path:
     """Return the path of a checkpoint.
 
-    `name` is a file with or without its suffix, a folder, or the name of a shipped or cached model.
-    Any other name is returned as a path.
+    `name` is a file with or without its suffix, a folder, or the name of a shipped or cached model,
+    or of one in a store of ollama or LM Studio. A folder whose weights are one GGUF file is that
+    file. Any other name is returned as a path.
     """
     path = user_path(name)
     snapshot = _snapshot(path) if _name_in_cache(path) else None
+    only = _only_gguf(snapshot or path)
+    if only is not None:
+        return only
     # A folder without a config.json may have the name of a checkpoint file.
     for file in (snapshot or path, user_path(f"{path}{SUFFIX}") if path.name else path):
         if exists(file) and (not file.is_dir() or exists(file / "config.json")):
             return file
     if name in shipped_names():
         return shipped_folder() / (name + SUFFIX)
-    return _cached_snapshots().get(name.removesuffix("/"), snapshot or path)
+    name = name.removesuffix("/")
+    stored = find_stored(name) or cached_models().get(name)
+    return stored or _cached_snapshots().get(name, snapshot or path)
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    """Return the GGUF file of a folder if it has one, and no other weights; else None."""
+    files = gguf_files(folder)
+    return files[0] if len(files) == 1 and not _has_safetensors(folder) else None
+
+
+def _has_safetensors(folder: Path) -> bool:
+    return next(folder.glob(f"*{SUFFIX}"), None) is not None
 
 
 def checkpoint_title(path: Path) -> str:
     """Return the title of a checkpoint.
 
     It is the file's name without its suffix, the name of the model's folder, or the model's name
-    in the cache.
+    in the cache or in a store.
     """
+    in_store = stored_name(path)
+    if in_store:
+        return in_store
     folder = path
     if path.suffix in (SUFFIX, ".json") and exists(path.parent / "config.json"):
         folder = path.parent
     real = folder if folder.parent.name == "snapshots" else _realpath(folder)
     if real.parent.name == "snapshots" and _name_in_cache(real.parent.parent):
         return _name_in_cache(real.parent.parent)
-    return folder.stem if folder.suffix == SUFFIX else real.name
+    return folder.stem if folder.suffix in (SUFFIX, GGUF_SUFFIX) else real.name
 
 
 def user_path(text: str) -> Path:

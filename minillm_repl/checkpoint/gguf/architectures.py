@@ -9,17 +9,22 @@ import re
 import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minillm_repl.checkpoint import AS_IS, Layout, SourceTensor, WeightMap
 from minillm_repl.checkpoint.families import find_family
 from minillm_repl.checkpoint.families.family import split_shape
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.model.config import AnyConfig, LlamaConfig
+from minillm_repl.model.config import AnyConfig, LlamaConfig, Rope
 from minillm_repl.safetext import safe_line
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 ARCHITECTURE, TOKENS = "general.architecture", "tokenizer.ggml.tokens"
+GGUF_TYPES = ("f16", "bf16", "q8_0", "q4_0")  # that are written here
 EMBEDDING, HEAD, ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.*)")
 
@@ -162,6 +167,9 @@ def parse_gguf_config(
     fields |= _rope_fields(metadata, architecture.name)
     if architecture.name == "gptneox":
         fields["rotary_pct"] = _rotary_pct(metadata, architecture.name)
+    # A key of this program's own: llama.cpp has no GELU but the tanh approximation.
+    if metadata.get("minillm.activation") == "gelu" and architecture.model_type == "gpt2":
+        fields["activation_function"] = "gelu"
     config = find_family(architecture.model_type).parse_config(fields)
     _check_heads(metadata, architecture.name, config)
     if not isinstance(config, LlamaConfig):
@@ -240,9 +248,8 @@ def gguf_weight_map(
         alternatives = [
             [f"{each.format(layer)}.{ending}" for each in parts] for parts in _NAMES[key]
         ]
-        theirs = next(
-            (parts for parts in alternatives if set(parts) <= set(names)), alternatives[0]
-        )
+        usual = alternatives[-1 if config.arch == "gpt" else 0]
+        theirs = next((parts for parts in alternatives if set(parts) <= set(names)), usual)
         layouts = [AS_IS] * len(theirs)
         if architecture.interleaved and len(theirs) == 3:
             layouts[:2] = [_interleaved(config.n_heads), _interleaved(config.n_kv_heads)]
@@ -266,3 +273,16 @@ def _interleaved(n_heads: int) -> Layout:
             array.reshape(n_heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
         ),
     )
+
+
+def llama3_factors(rope: Rope, head_dim: int) -> "NDArray[np.float32]":
+    """Return what the scaling `llama3` divides the frequency of each pair by: (head_dim / 2,)."""
+    import numpy as np  # not at the start
+
+    inv_freq = rope.theta ** -(np.arange(0, head_dim, 2) / head_dim)
+    # Full rotations within the context that the model was first trained with.
+    rotations = rope.original_max_position_embeddings * inv_freq / (2 * np.pi)
+    low, high = rope.low_freq_factor, rope.high_freq_factor
+    smooth = np.clip((rotations - low) / (high - low), 0, 1)  # 1: fast enough to stay
+    factors = 1 / ((1 - smooth) / rope.factor + smooth)
+    return np.asarray(factors, np.float32)

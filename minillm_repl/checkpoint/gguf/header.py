@@ -17,8 +17,8 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.files import SIGNATURE_BYTES, describe_file, open_regular
+from minillm_repl.storage.stores import GGUF_SUFFIX
 
-SUFFIX = ".gguf"
 MAGIC = b"GGUF"
 ALIGNMENT = 32  # bytes, unless general.alignment names another
 VERSIONS = (2, 3)  # they differ in nothing that a little-endian file shows
@@ -100,7 +100,7 @@ def read_split_headers(path: Path) -> list[GGUFHeader]:
             _("{name} is a part of a split file: its name must be …-00001-of-00003.gguf", name=name)
         )
     paths = [
-        path.with_name(f"{match['stem']}-{number:05}-of-{match['count']}{SUFFIX}")
+        path.with_name(f"{match['stem']}-{number:05}-of-{match['count']}{GGUF_SUFFIX}")
         for number in range(1, count + 1)
     ]
     headers = [header if each == path else read_gguf_header(each) for each in paths]

@@ -2,8 +2,7 @@
 
 import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -20,6 +19,7 @@ from minillm_repl.checkpoint.gguf.architectures import (
     ROPE_FACTORS,
     find_architecture,
     gguf_weight_map,
+    llama3_factors,
     parse_gguf_config,
 )
 from minillm_repl.checkpoint.gguf.header import GGUFHeader, read_split_headers
@@ -95,18 +95,13 @@ def _rope_of_factors(rope: Rope, head_dim: int, factors: Array) -> Rope:
     A file has the factors, and not the settings that they come from. Raises UserError for factors
     that are not of a scaling known here.
     """
-    pairs = np.arange(0, head_dim, 2) / head_dim
-    inv_freq = rope.theta**-pairs  # (head_dim / 2,)
-    if factors.shape != inv_freq.shape or not np.isfinite(factors).all() or factors.min() <= 0:
+    if factors.shape != (head_dim // 2,) or not np.isfinite(factors).all() or factors.min() <= 0:
         raise UserError(_("{tensor} does not fit the model", tensor=ROPE_FACTORS))
     if (factors == 1).all():
         return rope
     # Llama 3.1 and its successors: only the factor differs between them.
     found = Rope(theta=rope.theta, scaling="llama3", factor=float(factors.max()))
-    low, high = found.low_freq_factor, found.high_freq_factor
-    rotations = found.original_max_position_embeddings * inv_freq / (2 * np.pi)
-    smooth = np.clip((rotations - low) / (high - low), 0, 1)
-    if not np.allclose(factors, 1 / ((1 - smooth) / found.factor + smooth), rtol=1e-4):
+    if not np.allclose(factors, llama3_factors(found, head_dim), rtol=1e-4):
         raise UserError(
             _("{tensor} scales RoPE in a way that is not supported", tensor=ROPE_FACTORS)
         )
@@ -189,12 +184,3 @@ def _as_matrix(parts: Sequence[RowBlocks]) -> Weight:
             for run in runs
         )
     )
-
-
-def main_type(headers: Iterable[GGUFHeader]) -> str:
-    """Return the type that most bytes of some files have: `Q4_K`."""
-    sizes = Counter[str]()
-    for header in headers:
-        for info in header.tensors.values():
-            sizes[info.dtype] += info.nbytes
-    return sizes.most_common(1)[0][0] if sizes else ""

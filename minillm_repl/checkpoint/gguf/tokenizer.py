@@ -17,9 +17,8 @@ from minillm_repl.tokenizer.description import added_token, with_bos_token
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 
 _KEY = "tokenizer.ggml."
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # types of tokens
-_TYPES = {0, _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, 5, _BYTE}  # 0: undefined, 5: unused
-_SPACE = "▁"  # SentencePiece writes a space so
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of tokens
+SPACE = "▁"  # SentencePiece writes a space so
 
 # -- how a text is split into words
 
@@ -52,7 +51,7 @@ _EXAONE_MOE = (  # words of a sentence stay together
 # llama.cpp splits so where a file names nothing; it says that the quality of the text suffers.
 _DEFAULT = (_PUNCTUATION.replace("`", ""), _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")
 
-_SPLITS = {  # by what is split: the patterns, each applied to what the one before has left whole
+SPLITS = {  # by what is split: the patterns, each applied to what the one before has left whole
     **dict.fromkeys(
         (
             "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4",
@@ -107,7 +106,7 @@ class GGUFTokenizer:
         self._metadata, self._vocab_size = metadata, vocab_size
         self._tokens = self._list("tokens", str) if TOKENS in metadata else []
         types = self._list("token_type", int)
-        self._types = types or [_NORMAL] * len(self._tokens)
+        self._types = types or [NORMAL] * len(self._tokens)
         if len(self._tokens) > vocab_size or len(self._types) != len(self._tokens):
             raise UserError(
                 _(
@@ -117,7 +116,7 @@ class GGUFTokenizer:
                     size=vocab_size,
                 )
             )
-        if not set(self._types) <= _TYPES:
+        if not set(self._types) <= {0, NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE}:
             raise UserError(_("it has a token of an unknown type"))
         if len(set(self._tokens)) < len(self._tokens):
             raise UserError(_("it has a token twice"))
@@ -187,7 +186,7 @@ class GGUFTokenizer:
     def _byte_level(self) -> dict[str, Any]:
         """Return the description of a byte-level BPE, split into words as `pre` says."""
         name = self._pre or "default"
-        if name not in _SPLITS:
+        if name not in SPLITS:
             raise UserError(
                 _(
                     "unknown way to split a text (tokenizer.ggml.pre): {name:.60}",
@@ -196,7 +195,7 @@ class GGUFTokenizer:
             )
         splits = [
             {"type": "Split", "pattern": {"Regex": each}, "behavior": "Isolated", "invert": False}
-            for each in _SPLITS[name]
+            for each in SPLITS[name]
         ]
         letters = {
             "type": "ByteLevel",
@@ -223,14 +222,14 @@ class GGUFTokenizer:
     def _sentencepiece(self) -> dict[str, Any]:
         """Return the description of a BPE of SentencePiece, whose merges follow from the scores."""
         has_prefix = self._metadata.get(_KEY + "add_space_prefix", True) is not False
-        replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-        back = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
+        replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+        back = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
         first = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
         unknown = self._id("unknown_token_id")
         return {
             "normalizer": {
                 "type": "Sequence",
-                "normalizers": [{"type": "Prepend", "prepend": _SPACE}, replace][not has_prefix :],
+                "normalizers": [{"type": "Prepend", "prepend": SPACE}, replace][not has_prefix :],
             },
             "pre_tokenizer": None,
             "decoder": {
@@ -256,18 +255,19 @@ class GGUFTokenizer:
         mergeable = {
             token
             for token, kind in zip(self._tokens, self._types, strict=True)
-            if kind not in (_UNKNOWN, _CONTROL, _BYTE)
+            if kind not in (UNKNOWN, CONTROL, BYTE)
         }
-        found = list[tuple[float, int, str, str]]()
-        for id_, (token, score) in enumerate(zip(self._tokens, scores, strict=True)):
-            if token not in mergeable or not 1 < len(token) <= _MAX_MERGE_TOKEN:
+        merges = list[list[str]]()
+        # The sort is stable: of equal scores, the lower id comes first.
+        for id_ in sorted(range(len(scores)), key=scores.__getitem__, reverse=True):
+            token = self._tokens[id_]
+            if token not in mergeable or len(token) > _MAX_MERGE_TOKEN:
                 continue
             for place in range(1, len(token)):
                 left, right = token[:place], token[place:]
                 if left in mergeable and right in mergeable:
-                    found.append((-score, id_, left, right))
-        found.sort(key=lambda merge: merge[:2])
-        return [[left, right] for _score, _id, left, right in found]
+                    merges.append([left, right])
+        return merges
 
     def _vocabulary(self) -> dict[str, int]:
         return {token: id_ for id_, token in enumerate(self._tokens)}
@@ -275,14 +275,14 @@ class GGUFTokenizer:
     def _added_tokens(self) -> Iterator[dict[str, Any]]:
         """Yield the tokens that are found in a text as they are: control ones are special."""
         for id_, (token, kind) in enumerate(zip(self._tokens, self._types, strict=True)):
-            if token and (kind == _USER_DEFINED or self._is_special(id_)):
-                special = kind != _USER_DEFINED or token in _ENDS
+            if token and (kind == USER_DEFINED or self._is_special(id_)):
+                special = kind != USER_DEFINED or token in _ENDS
                 entry = added_token(token, {"normalized": False}, special=special)
                 yield {"id": id_, **entry}
 
     def _is_special(self, id_: int) -> bool:
         # Some converters left an end token without its type.
-        return self._types[id_] in (_CONTROL, _UNKNOWN) or self._tokens[id_] in _ENDS
+        return self._types[id_] in (CONTROL, UNKNOWN) or self._tokens[id_] in _ENDS
 
     @property
     def _adds_bos(self) -> bool:

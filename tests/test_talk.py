@@ -14,7 +14,7 @@ from minillm_repl.training.talk import Deck, Expander, fitting, parse_talks, rea
 TALKS, SLOTS = read_talks(), read_slots()
 SLOT = re.compile(r"\{([^{}]+)\}")
 COUNTS = re.compile(r"([a-d]([+*-][a-d1])?|max|min)(:고유어)?")
-ENDINGS = {*PARTICLES, "이라고/라고", "이에요/예요"}
+ENDINGS = {*PARTICLES, "이라고/라고", "이요/요", "이라도/라도", "이네/네", "이지/지", "이고/고"}
 
 
 def wordings(side):

@@ -20,8 +20,8 @@ from minillm_repl.training.corpus import Corpus, open_corpus
 from minillm_repl.training.defaults import make_tokenizer
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.resume import RunMetadata
-from minillm_repl.training.tokenize import describe_unknown, tokenise
-from minillm_repl.training.tokens import TokenisedCorpus, cache_folder
+from minillm_repl.training.tokenize import tokenise
+from minillm_repl.training.tokens import TokenisedCorpus, cache_folder, describe_unknown
 
 if TYPE_CHECKING:
     from minillm_repl.training.run import RunContext

@@ -166,7 +166,8 @@ def _write_row(units: _Units, plan: TrainPlan, interrupted: Callable[[], bool]) 
                 _("could not write a temporary file: {reason}", reason=os_error_text(error))
             ) from None
         release(array)
-    return Split(rows[0], rows[1] if len(rows) > 1 else None, plan.context_length)  # type: ignore[arg-type]
+    mask = rows[1] if len(rows) > 1 else None
+    return Split(rows[0], mask, plan.context_length)  # type: ignore[arg-type]
 
 
 def _pieces(

@@ -15,7 +15,7 @@ from minillm_repl.chat.loss_mask import encode_with_loss_mask
 from minillm_repl.checkpoint import ChatTemplate
 from minillm_repl.errors import UserError, os_error_text
 from minillm_repl.language import _
-from minillm_repl.safetext import safe_line, strip_joiners
+from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer import CharacterTokenizer, Tokenizer
 from minillm_repl.training.corpus import Corpus
 from minillm_repl.training.documents import Document, split_chunks
@@ -25,8 +25,6 @@ _MIN_CACHED_CHARACTERS = 4 << 20  # a smaller corpus is tokenised faster than it
 _DOCUMENTS_PER_GROUP = 64  # documents, or pieces of long ones, that are tokenised together
 _CONVERSATIONS_PER_GROUP = 200
 _SUBWORD_CHUNK = 1 << 16  # characters
-_COUNTED_CHARACTERS = 20_000  # most frequent ones, among which unknown ones are looked for
-_SHOWN_CHARACTERS = 20
 
 
 def tokenise(
@@ -297,32 +295,3 @@ def _groups(documents: Iterator[Document], size: int) -> Iterator[list[_Piece]]:
             group, length = [], 0
     if group:
         yield group
-
-
-def describe_unknown(tokens: TokenisedCorpus, corpus: Corpus, tokenizer: Tokenizer) -> str:
-    """Return what becomes of the characters that the vocabulary lacks, with the most frequent."""
-    counts = corpus.character_counts
-    code_points = np.argsort(-counts, kind="stable")[:_COUNTED_CHARACTERS]
-    text = "".join(chr(code_point) for code_point in code_points if counts[code_point])
-    unknown = tokenizer.find_unknown(text)[:_SHOWN_CHARACTERS]
-    # A joiner alone would be invisible.
-    shown = (strip_joiners(each) or strip_joiners(each, visible=True) for each in unknown)
-    values = {
-        "count": tokens.unknown_characters,
-        "share": tokens.unknown_characters / max(1, int(counts.sum())),
-        "characters": safe_line(", ".join(shown)),
-    }
-    return (
-        _(
-            "{count:,} characters ({share:.2%}) are not in the vocabulary and are read as "
-            "{token}: {characters}",
-            token=safe_line(tokenizer.unk_token),
-            **values,
-        )
-        if tokenizer.unk_token
-        else _(
-            "{count:,} characters ({share:.2%}) are not in the vocabulary and are skipped: "
-            "{characters}",
-            **values,
-        )
-    )

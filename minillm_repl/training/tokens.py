@@ -21,10 +21,14 @@ from platformdirs import user_cache_path
 from torch import Tensor
 
 from minillm_repl.checkpoint import ChatTemplate
+from minillm_repl.language import _
+from minillm_repl.safetext import safe_line, strip_joiners
 from minillm_repl.storage.atomic import write_atomically
 from minillm_repl.tokenizer import Tokenizer
 from minillm_repl.training.corpus import Corpus
 
+_COUNTED_CHARACTERS = 20_000  # most frequent ones, among which unknown ones are looked for
+_SHOWN_CHARACTERS = 20
 IGNORE_INDEX = -100  # a target that does not count; torch's own usual number
 _GOLDEN = 0.618033988749895  # the golden section, 1 / φ
 # Windows read from a mapped file at once: around each, the system may map a megabyte.
@@ -156,6 +160,35 @@ def _token_characters(tokenizer: Tokenizer, token: int) -> int:
         )
     # every byte but those that only continue a character
     return sum(byte & 0xC0 != 0x80 for byte in token_bytes)
+
+
+def describe_unknown(tokens: TokenisedCorpus, corpus: Corpus, tokenizer: Tokenizer) -> str:
+    """Return what becomes of the characters that the vocabulary lacks, with the most frequent."""
+    counts = corpus.character_counts
+    code_points = np.argsort(-counts, kind="stable")[:_COUNTED_CHARACTERS]
+    text = "".join(chr(code_point) for code_point in code_points if counts[code_point])
+    unknown = tokenizer.find_unknown(text)[:_SHOWN_CHARACTERS]
+    # A joiner alone would be invisible.
+    shown = (strip_joiners(each) or strip_joiners(each, visible=True) for each in unknown)
+    values = {
+        "count": tokens.unknown_characters,
+        "share": tokens.unknown_characters / max(1, int(counts.sum())),
+        "characters": safe_line(", ".join(shown)),
+    }
+    return (
+        _(
+            "{count:,} characters ({share:.2%}) are not in the vocabulary and are read as "
+            "{token}: {characters}",
+            token=safe_line(tokenizer.unk_token),
+            **values,
+        )
+        if tokenizer.unk_token
+        else _(
+            "{count:,} characters ({share:.2%}) are not in the vocabulary and are skipped: "
+            "{characters}",
+            **values,
+        )
+    )
 
 
 # -- token files

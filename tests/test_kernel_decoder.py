@@ -46,19 +46,27 @@ def family(request, tmp_path_factory):
     return theirs, load(folder)
 
 
-@pytest.fixture(params=["turned over", "as they are"])
+@pytest.fixture(params=["transposed", "as they are"])
 def matrices(request, monkeypatch):
-    """Every model of these tests is small enough to be turned over; larger ones are not."""
+    """Matrices of models as small as those of these tests are transposed; of larger ones, not."""
     if request.param == "as they are":
         monkeypatch.setattr(kernels, "_SMALL", 0)
 
 
-def test_logits_and_greedy_text_are_those_of_transformers(family, matrices):
+@pytest.fixture(
+    params=["auto", *(pytest.param(v, marks=pytest.mark.slow) for v in available()[1:])]
+)
+def variant(request):
+    """The variant that the program takes, and each other one that runs here."""
+    return request.param
+
+
+def test_logits_and_greedy_text_are_those_of_transformers(family, matrices, variant):
     """Float32: logits within 1e-3 (1e-4 here) wherever the text is cut in two, and 256 tokens
     word for word.
     """
     theirs, checkpoint = family
-    ours = make_decoder(checkpoint)
+    ours = make_decoder(checkpoint, kernels=variant)
     ids = random_ids(300)
     expected = logits_of(theirs, ids)[0].numpy()
     for first, length in ((1, 2), (5, 12), (31, 32), (32, 33), (100, 227), (127, 300)):

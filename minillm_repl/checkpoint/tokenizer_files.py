@@ -33,8 +33,9 @@ def read_tokenizer(folder: Folder, config: AnyConfig) -> Tokenizer:
     """Return a folder's tokenizer; without one, tokens are numbers. Raises UserError."""
     declared = _special_token_fields(folder)
     try:
-        description = folder.json(TOKENIZER)
-        has_merges = description is None
+        text = folder.text(TOKENIZER)
+        has_merges = text is None
+        description = None if has_merges else folder.json(TOKENIZER)
         if has_merges:
             description = _from_merges(folder, declared)
         if description is None:
@@ -42,12 +43,14 @@ def read_tokenizer(folder: Folder, config: AnyConfig) -> Tokenizer:
         if not isinstance(description, dict):
             raise UserError(_("it is not a JSON object"))
         roles = _contents(_role_values(declared))
-        names = _added_token_names(description)
+        names, as_stored = _added_token_names(description), description.get("added_tokens")
         description = add_tokens(description, _added_tokens(folder, declared, names))
         # A tokenizer.json itself has the start token.
         if has_merges and declared.get("add_bos_token") is True:
             description = with_bos_token(description, roles.get("bos_token", _ENDOFTEXT))
-        return SubwordTokenizer(description, roles, config.vocab_size)
+        if has_merges or description.get("added_tokens") != as_stored:
+            text = None  # the other files have changed it
+        return SubwordTokenizer(description, roles, config.vocab_size, text or "")
     except UserError as error:
         raise UserError(
             _("the tokenizer of {name}: {error}", name=folder.name, error=error)

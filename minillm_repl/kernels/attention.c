@@ -3,7 +3,7 @@
 //
 // Up to four queries that share a key are worked on together: the heads of a group, and, when many
 // tokens are read at once, the tokens after them. Row r of a key head is head r % group of token
-// r / group. Keys lie in blocks of 32 positions, turned over, so that a query is multiplied with 32
+// r / group. Keys lie in blocks of 32 positions, transposed, so that a query is multiplied with 32
 // keys side by side.
 
 #include <float.h>

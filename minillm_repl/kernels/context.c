@@ -177,9 +177,17 @@ void minillm_free(Context *c) {
     free(c);
 }
 
+// KV heads of all layers.
+static size_t cache_heads(const Model *m) { return (size_t)m->n_layers * m->n_kv_heads; }
+
+size_t minillm_cache_bytes(const Context *c, int positions) {
+    size_t numbers = c->model->head_dim + c->padded;  // of a key, and of a value
+    return cache_heads(c->model) * up_to(positions, KEY_BLOCK) * numbers * sizeof(float);
+}
+
 int minillm_reserve(Context *c, int positions, const float *cos, const float *sin, int pairs) {
     const Model *m = c->model;
-    size_t heads = (size_t)m->n_layers * m->n_kv_heads, before = c->capacity;
+    size_t heads = cache_heads(m), before = c->capacity;
     size_t capacity = up_to(positions, KEY_BLOCK), d = m->head_dim, padded = c->padded;
     if (positions < c->capacity || 2 * pairs > m->head_dim) return 1;
     float *keys = zeros(heads * capacity * d * sizeof(float));

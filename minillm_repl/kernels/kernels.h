@@ -101,6 +101,8 @@ EXPORT void minillm_free(Context *context);
 // memory.
 EXPORT int minillm_reserve(Context *context, int positions, const float *cos, const float *sin,
                            int pairs);
+// Returns the bytes of a KV cache with room for `positions` tokens.
+EXPORT size_t minillm_cache_bytes(const Context *context, int positions);
 // Reads `count` tokens at the positions from `start`, and writes the logits (vocab_size,) after the
 // last. Returns 0, or 1 if a token or a position is out of range.
 EXPORT int minillm_forward(Context *context, const int32_t *ids, int count, int start,

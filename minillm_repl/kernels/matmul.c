@@ -1,7 +1,7 @@
 // Weights times activations: y[t, o] = Σ w[o, i] · x[t, i].
 //
 // For one token, memory is what limits: each row is read once, as the file has it. For many, it is
-// arithmetic: a panel of rows is widened to float32 and turned over once, and stays in a near cache
+// arithmetic: a panel of rows is widened to float32 and transposed once, and stays in a near cache
 // while all tokens pass by, some at a time, whose sums stay in registers. Quantised weights are
 // multiplied as whole numbers, with activations of three digits (pointwise.c): the products are
 // exact, and every processor gets the same.
@@ -83,8 +83,8 @@ INLINE void rows_as_they_are(int kind, const void *w, int first, int last, const
 
 // ---- many tokens ----
 
-// Turns PANEL rows over, in float32: (inputs, PANEL); rows from `last` on are 0.
-INLINE void turn_rows(int kind, const void *w, int first, int last, int n, float *panel) {
+// Transposes PANEL rows, in float32: (inputs, PANEL); rows from `last` on are 0.
+INLINE void transpose_rows(int kind, const void *w, int first, int last, int n, float *panel) {
     for (int block = 0; block < PANEL; block += LANES) {
         int row = first + block, i = 0;
         for (; row + LANES <= last && i + LANES <= n; i += LANES) {
@@ -102,7 +102,7 @@ INLINE void turn_rows(int kind, const void *w, int first, int last, int n, float
     }
 }
 
-// PANEL rows, turned over, times all tokens; only the first `rows` are wanted. It stays a function of
+// PANEL rows, transposed, times all tokens; only the first `rows` are wanted. It stays a function of
 // its own: inlined, GCC 12 keeps one of twelve sums in memory, at half the speed.
 static __attribute__((noinline)) void panel_times(const float *panel, const Operand *x, int rows,
                                                   float *out, int stride) {
@@ -162,9 +162,9 @@ static void some_rows(const Matrix *m, int first, int last, const Operand *x, fl
             int rows = last - row < PANEL ? last - row : PANEL;
             const float *panel = s->panel;
             switch (m->kind) {
-            case F32: turn_rows(F32, m->weights, row, row + rows, n, s->panel); break;
-            case BF16: turn_rows(BF16, m->weights, row, row + rows, n, s->panel); break;
-            case F16: turn_rows(F16, m->weights, row, row + rows, n, s->panel); break;
+            case F32: transpose_rows(F32, m->weights, row, row + rows, n, s->panel); break;
+            case BF16: transpose_rows(BF16, m->weights, row, row + rows, n, s->panel); break;
+            case F16: transpose_rows(F16, m->weights, row, row + rows, n, s->panel); break;
             case PANELS: panel = (const float *)m->weights + (size_t)row * n; break;
             default: dequantise_panel(m, row, s->panel);
             }

@@ -7,10 +7,10 @@
 #include "vector.h"
 
 #define DIGITS 3       // of an activation, where weights are whole numbers
-#define KEY_BLOCK 32   // positions whose keys lie together, turned over: (head_dim, 32)
+#define KEY_BLOCK 32   // positions whose keys lie together, transposed: (head_dim, 32)
 #define STRETCH 256    // positions whose scores are kept at once
 #define QUERIES 4      // that attention works on together
-#define MANY 3         // tokens: from here on turning rows over takes less time than it saves
+#define MANY 3         // tokens: from here on transposing rows takes less time than it saves
 #define PIECE_ROWS 32  // rows of a matrix that make a piece of work, or a multiple
 
 // Activations (count, inputs) that a matrix is multiplied with, and other forms of the same numbers:
@@ -28,7 +28,7 @@ typedef struct {
 
 // What one thread works in.
 typedef struct {
-    float *panel;  // (inputs, PANEL): rows of a matrix turned over; or the tiles of 32 rows
+    float *panel;  // (inputs, PANEL): rows of a matrix, transposed; or the tiles of 32 rows
     float *out;    // what a piece of work has computed
     float *out2;   // as large: the gates of an MLP
     float *tiles;  // (4, 256): what the tile unit leaves

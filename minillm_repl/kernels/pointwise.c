@@ -70,7 +70,7 @@ void activate(int activation, float *x, int n) {
     }
 }
 
-// Turns a query or key: number i with number i + pairs, by the angle of its position (Su et al.
+// Rotates a query or key: number i with number i + pairs, by the angle of its position (Su et al.
 // 2021); what is left stays.
 void rotate(float *x, const float *cos, const float *sin, int pairs) {
     for (int i = 0; i < pairs; i++) {

@@ -1,7 +1,7 @@
 """The structures and functions of kernels.h, declared for ctypes."""
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_size_t, c_void_p
 
 # enum Kind: how a matrix lies in memory
 F32, BF16, F16, PANELS, Q8, Q4, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K = range(14)
@@ -73,6 +73,7 @@ _FUNCTIONS = {
     "minillm_new": (c_void_p, (POINTER(Model),)),
     "minillm_free": (None, (c_void_p,)),
     "minillm_reserve": (c_int, (c_void_p, c_int, c_void_p, c_void_p, c_int)),
+    "minillm_cache_bytes": (c_size_t, (c_void_p, c_int)),
     "minillm_forward": (c_int, (c_void_p, c_void_p, c_int, c_int, c_void_p)),
     "minillm_work": (None, (c_void_p, c_int)),
     "minillm_stop": (None, (c_void_p,)),

@@ -108,7 +108,7 @@ INLINE float greatest(vf v) {
     return most;
 }
 
-// Turns LANES vectors over: number j of vector i becomes number i of vector j. Each round merges
+// Transposes LANES vectors: number j of vector i becomes number i of vector j. Each round merges
 // vectors i and i + LANES/2, number by number.
 INLINE void transpose(vf v[LANES]) {
 #pragma GCC unroll 4

@@ -34,7 +34,7 @@ from minillm_repl.tokenizer.library import (
 
 
 class SubwordTokenizer(Tokenizer):
-    """The tokenizer of a tokenizer.json, given as its parsed JSON.
+    """The tokenizer of a tokenizer.json, given as its parsed JSON; `text` is the same as JSON text.
 
     `special_tokens_map` gives the special tokens by role (`bos_token`, `eos_token`, `unk_token`).
     `vocab_size` is the number of ids of the model; there may be fewer tokens. Raises UserError if
@@ -42,11 +42,15 @@ class SubwordTokenizer(Tokenizer):
     """
 
     def __init__(
-        self, description: Mapping[str, Any], special_tokens_map: Mapping[str, str], vocab_size: int
+        self,
+        description: Mapping[str, Any],
+        special_tokens_map: Mapping[str, str],
+        vocab_size: int,
+        text: str = "",
     ) -> None:
         self.special_tokens_map, self._vocab_size = dict(special_tokens_map), vocab_size
         # The text takes a tenth of the memory of the parsed description.
-        self._json = json.dumps(description, ensure_ascii=False)
+        self._json = text or json.dumps(description, ensure_ascii=False)
         # A hostile description can crash the library: the sandbox tries it first.
         largest = largest_token_id(self._json)
         with library_errors():

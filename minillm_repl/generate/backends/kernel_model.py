@@ -1,7 +1,7 @@
 """A model as the C library reads it: its sizes, and where each of its weights lies in memory.
 
 A matrix stays where the checkpoint has it, in the kind of numbers it has. Made anew are those of a
-small model, which are turned over, and quantised ones. In 4 bits are those of the layers; the
+small model, which are transposed, and quantised ones. In 4 bits are those of the layers; the
 embedding and the output matrix, which lose more by it, are then in 8.
 """
 
@@ -57,7 +57,7 @@ def lay_out(
 ) -> KernelModel:
     """Return the structure for a model's tensors.
 
-    Matrices stay as they are, or, with `panel_rows`, are turned over with this many rows side by
+    Matrices stay as they are, or, with `panel_rows`, are transposed with this many rows side by
     side. All the rest is in float32.
     """
     builder = _Builder(tensors, panel_rows)
@@ -174,8 +174,8 @@ def in_panels(array: Array, panel_rows: int) -> NDArray[np.float32]:
     panels = -(-rows // panel_rows)
     padded = np.zeros((panels * panel_rows, inputs), np.float32)
     padded[:rows] = to_float32(array)
-    turned = padded.reshape(panels, panel_rows, inputs).transpose(0, 2, 1)
-    return np.ascontiguousarray(turned)
+    transposed = padded.reshape(panels, panel_rows, inputs).transpose(0, 2, 1)
+    return np.ascontiguousarray(transposed)
 
 
 # -- rotary positions without torch: the same numbers as model/rope.py, as a test checks

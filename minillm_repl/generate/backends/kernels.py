@@ -1,7 +1,6 @@
 """The decoder for the CPU: the C library of minillm_repl/kernels, and the KV cache in it."""
 
 import ctypes
-import math
 import os
 import threading
 import weakref
@@ -25,7 +24,7 @@ if TYPE_CHECKING:  # A chat needs no torch.
 Floats = NDArray[np.float32]
 
 _FIRST_CAPACITY = 128  # tokens
-# Parameters: below, a token takes a thread less time than waking another, and weights turned over
+# Parameters: below, a token takes a thread less time than waking another, and transposed weights
 # stay in its cache.
 _SMALL = 2_000_000
 
@@ -124,14 +123,10 @@ class KernelDecoder:
     @property
     def max_cache_bytes(self) -> int:
         """Memory that keys and values take when the context is full."""
-        return self._bytes_of(_in_blocks(self.context_length))
+        return self._bytes_of(self.context_length)
 
     def _bytes_of(self, positions: int) -> int:
-        """Return the memory that the KV cache takes for some positions."""
-        config = self._config
-        panel = self._functions.minillm_panel_rows()
-        per_head = config.head_dim + -(-config.head_dim // panel) * panel  # values are padded
-        return 4 * math.prod((config.n_layers, config.n_kv_heads, positions, per_head))
+        return int(self._functions.minillm_cache_bytes(self._context, positions))
 
     def prefill(self, ids: Sequence[int]) -> Floats:
         """Read tokens after those in the cache; return the logits after the last."""

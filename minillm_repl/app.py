@@ -167,18 +167,27 @@ def _train(shell: Shell, start: Start, training: TrainRequest) -> ExitStatus:
     """Train as asked. Raises UserError if nothing can be saved at the named file."""
     workspace = shell.session.workspace
     assert workspace.path is not None
+    action = partial(train.run_training, shell, training, json=start.options.json)
+    if training.is_remake:  # Nothing is written: any model will do.
+        workspace.start_loading()
+        return _run_guarded(shell, action)
+    if training.out:
+        if workspace.writable_path is not None and not training.is_new and not training.is_resume:
+            raise UserError(_("{path} does not exist", path=safe_line(start.checkpoint)))
+        workspace.start_loading()
+        return _finish_training(shell, action)
     if is_shipped(workspace.path) and start.checkpoint in shipped_names():
         raise UserError(
             _(
-                "--train needs --ckpt FILE as the file to save to; the shipped checkpoints are "
-                "not changed"
+                "--train needs --out FILE, or --ckpt FILE, to save to; the shipped checkpoints "
+                "are not changed"
             )
         )
     if is_in_folder(workspace.path):
         raise UserError(
             _(
-                "--train saves to --ckpt, but {name} is a model folder: open it, then use "
-                ":train and :save",
+                "{name} is a model folder, which is not changed: name where the trained model "
+                "goes with --out FILE, or --out FOLDER/",
                 name=safe_line(start.checkpoint),
             )
         )
@@ -186,7 +195,10 @@ def _train(shell: Shell, start: Start, training: TrainRequest) -> ExitStatus:
     if not training.is_new and not training.is_resume:
         workspace.start_loading()
     workspace.destination = Writable(workspace.path)  # the user named this file for the result
-    action = partial(train.run_training, shell, training, json=start.options.json)
+    return _finish_training(shell, action)
+
+
+def _finish_training(shell: Shell, action: Callable[[], object]) -> ExitStatus:
     status = _run_guarded(shell, action)
     # Ctrl-C keeps what was learnt, and a script must see that it was not all.
     return ExitStatus.INTERRUPTED if shell.interrupted() else status

@@ -153,6 +153,8 @@ def _add_lessons(group: "argparse._ArgumentGroup") -> None:
 def _add_training(group: "argparse._ArgumentGroup") -> None:
     what = _("train --ckpt on a text, save it, then open it; creates --ckpt if it does not exist")
     group.add_argument("--train", metavar="CORPUS", help=what)
+    out = _("save the trained model at PATH, not at --ckpt; PATH/ is a folder; LoRA: the adapter")
+    group.add_argument("--out", metavar="PATH", help=out)
     made = _("train a new model with the recipe NAME, on --data")
     group.add_argument("--recipe", metavar="NAME", help=made)
     group.add_argument("--data", metavar="FOLDER", help=_("folder with the texts for --recipe"))
@@ -160,6 +162,8 @@ def _add_training(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--new", action="store_true", help=scratch)
     stopped = _("continue the stopped run of --ckpt")
     group.add_argument("--resume", action="store_true", help=stopped)
+    again = _("make --ckpt again from its record, and compare the weights bit for bit")
+    group.add_argument("--remake", action="store_true", help=again)
     for name in _TRAINING_FLAGS:
         _flag(group, name, specs(TrainPlan)[name], value_of(TrainPlan, name))
 
@@ -257,15 +261,20 @@ def _training_request(options: argparse.Namespace) -> TrainRequest | None:
         for name in _TRAINING_FLAGS
         if getattr(options, name) is not None
     }
-    if options.resume:
+    if options.resume or options.remake:
         if training_flags or options.new or options.recipe is not None:
             raise UserError(
                 _(
-                    "--resume continues a run with the settings of that run; only --train "
+                    "--resume and --remake use the settings of the run before; only --train "
                     "may be given, for a text file that has moved"
                 )
             )
-        return TrainRequest(is_resume=True, corpus=options.train or "")
+        return TrainRequest(
+            is_resume=options.resume,
+            is_remake=not options.resume,
+            corpus=options.train or "",
+            out=options.out or "",
+        )
     # A recipe names its texts within a folder, which only the user knows.
     if (options.recipe is None) != (options.data is None):
         raise UserError(_("use --recipe NAME and --data FOLDER together"))
@@ -280,18 +289,19 @@ def _training_request(options: argparse.Namespace) -> TrainRequest | None:
             is_new=True,
             recipe=options.recipe,
             data=options.data,
+            out=options.out or "",
         )
     if options.train is None:
-        if training_flags or options.new:
+        if training_flags or options.new or options.out is not None:
             raise UserError(
                 _(
                     "--{name} is a training setting and needs --train CORPUS",
-                    name=next(iter(training_flags), "new"),
+                    name=next(iter(training_flags), "new" if options.new else "out"),
                 )
             )
         return None
     plan = _apply_flags(TrainPlan(), options)
-    return TrainRequest(plan=plan, corpus=options.train, is_new=options.new)
+    return TrainRequest(plan=plan, corpus=options.train, is_new=options.new, out=options.out or "")
 
 
 def _apply_flags(plan: TrainPlan, options: argparse.Namespace) -> TrainPlan:

@@ -180,7 +180,11 @@ def with_values(settings: SettingsT, values: Mapping[str, Any]) -> SettingsT:
             continue
         if isinstance(default_of(settings, full), tuple):  # strings, which are taken as they are
             chosen = (value,) if isinstance(value, str) else tuple(map(str, value))
-        elif any(value is meaning for meaning in spec.special_values.values()):
+        elif any(
+            # A number that stands for auto is ours: who gives 0 steps did not mean auto.
+            value is meaning and (word != "auto" or meaning is None)
+            for word, meaning in spec.special_values.items()
+        ):
             chosen = value
         else:
             chosen = parse_value(spec, full, str(value))
@@ -219,6 +223,17 @@ def format_value(spec: Spec, value: Any) -> str:
         quoted = [shlex.quote(word) if _NEEDS_QUOTES.search(word) else word for word in words]
         return safe_line(" ".join(quoted))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def to_texts(settings: Any) -> dict[str, str]:
+    """Return all settings by name as texts, each of which `change` reads as the very same value."""
+    values = {name: (spec, value_of(settings, name)) for name, spec in specs(settings).items()}
+    return {
+        name: repr(value)
+        if type(value) is float and value not in spec.special_values.values()
+        else format_value(spec, value)
+        for name, (spec, value) in values.items()
+    }
 
 
 def _public(name: str) -> str:

@@ -31,12 +31,11 @@ from minillm_repl.repl.settings import Settings
 from minillm_repl.storage.paths import resume_path
 from minillm_repl.tokenizer import UNK_TOKEN, CharacterTokenizer, decode
 from minillm_repl.tokenizer.subword import SubwordTokenizer
-from minillm_repl.training import resume
 from minillm_repl.training.corpus import open_corpus
-from minillm_repl.training.defaults import make_tokenizer
+from minillm_repl.training.defaults import estimate_memory, make_tokenizer
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.prepare import resume_run, start_run
-from minillm_repl.training.run import RunContext
+from minillm_repl.training.run import RunContext, save_trained
 from minillm_repl.training.tokenize import tokenise
 from minillm_repl.training.tokens import IGNORE_INDEX
 from tests.conftest import random_checkpoint
@@ -489,7 +488,11 @@ def base(request, tmp_path):
 
 @pytest.fixture
 def numbers(tmp_path):
-    path = tmp_path / "numbers.txt"
+    return _numbers(tmp_path)
+
+
+def _numbers(folder):
+    path = folder / "numbers.txt"
     path.write_text(" ".join(str(place * 7 % 97) for place in range(1_500)))
     return path
 
@@ -1040,33 +1043,106 @@ def test_an_adapter_that_was_resumed_is_saved_and_opens(tmp_path):
         np.testing.assert_allclose(opened.tensors[name], array, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["a\0b", "loop", "a" * 9_999])
-def test_a_resume_file_may_name_any_model_as_that_of_an_adapter_and_the_run_goes_on(tmp_path, name):
+@pytest.mark.parametrize("name", ["a\0b", "loop", "a" * 9_999, "base.safetensors"])
+def test_a_resume_file_of_an_adapter_needs_its_model_unchanged(tmp_path, name):
     save(random_checkpoint(), tmp_path / "base.safetensors")
     start, path = load(tmp_path / "base.safetensors"), tmp_path / "m.safetensors"
     (tmp_path / "t.txt").write_text("".join(start.tokenizer.characters) * 9, encoding="utf-8")
-    asked = itertools.count()
-    list(
-        begin(start, tmp_path / "t.txt", path, lora_rank=2, steps=6).events(
-            lambda: next(asked) >= 2
-        )
-    )
+    run = begin(start, tmp_path / "t.txt", path, lora_rank=2, steps=6)
+    list(run.events(lambda: run.trainer.state.step == 2))
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     file = resume_path(path)
-    metadata = dict(read_header(file).metadata)
-    run = json.loads(metadata["run"])
-    run["base_model"]["path"] = str(tmp_path / name)
-    safetensors.numpy.save_file(
-        safetensors.numpy.load_file(file), file, {**metadata, "run": json.dumps(run)}
+    tensors, metadata = safetensors.numpy.load_file(file), dict(read_header(file).metadata)
+    assert not any(".base." in each or "embedding" in each for each in tensors)
+    said = json.loads(metadata["run"])
+    said["base_model"]["path"] = str(tmp_path / name)
+    safetensors.numpy.save_file(tensors, file, {**metadata, "run": json.dumps(said)})
+    save(random_checkpoint(seed=3), tmp_path / "base.safetensors")
+    with pytest.raises(UserError, match=r"is not at|other weights|cannot open|loop"):
+        resume_run(path, RunContext(path=path, device="cpu"))
+
+
+@pytest.mark.parametrize("kind", [each for each in MODELS if each != "note"])
+def test_peft_opens_a_saved_adapter_with_the_same_logits(kind, tmp_path):
+    peft = pytest.importorskip("peft", exc_type=ImportError)
+    random_model(*FAMILIES[kind]).save_pretrained(tmp_path / "base")
+    base = load(tmp_path / "base")
+    tuned = adapted(base, _numbers(tmp_path))[2]
+    save_trained(tuned, tmp_path / "adapter", is_folder=True)
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    opened = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    ids = ids_of(tuned)
+    np.testing.assert_allclose(logits_of(opened, ids), logits(tuned, ids), rtol=0, atol=1e-4)
+    assert (logits(tuned, ids) - logits(base, ids)).abs().max() > 0.01
+    with pytest.raises(UserError, match="not an empty folder"):
+        save_trained(tuned, tmp_path / "adapter", is_folder=True)
+
+
+def test_an_adapter_of_a_native_model_is_saved_as_a_file_only(tmp_path):
+    save(
+        random_checkpoint(characters=list("0123456789 "), context=32), tmp_path / "base.safetensors"
     )
-    asked = itertools.count()
-    *_, finished = resume_run(path, RunContext(path=path, device="cpu")).events(
-        lambda: next(asked) >= 2
+    tuned = adapted(load(tmp_path / "base.safetensors"), _numbers(tmp_path))[2]
+    with pytest.raises(UserError, match=r"no Hugging Face folder.*adapter\.safetensors"):
+        save_trained(tuned, tmp_path / "adapter", is_folder=True)
+    saved = save_trained(tuned, tmp_path / "adapter.safetensors")
+    assert saved.path.stat().st_size < (tmp_path / "base.safetensors").stat().st_size
+    # A file cannot be an adapter for itself.
+    save_trained(tuned, tmp_path / "base.safetensors")
+    whole = load(tmp_path / "base.safetensors")
+    assert whole.adapter is None
+    np.testing.assert_array_equal(logits(whole, ids_of(whole)), logits(tuned, ids_of(whole)))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_folder_keeps_its_dtype_and_the_losses_are_those_of_its_weights(tmp_path, dtype):
+    model = random_model(*FAMILIES["llama"], getattr(torch, dtype))
+    model.save_pretrained(tmp_path / "base")
+    start = load(tmp_path / "base")
+    _run, finished, tuned = trained(start, _numbers(tmp_path), tmp_path / "m", steps=4, lr=0.01)
+    assert tuned.dtype == start.dtype == dtype
+    saved = save_trained(tuned, tmp_path / "tuned", is_folder=True)
+    again = begin(load(saved.path), _numbers(tmp_path), tmp_path / "n", steps=4).trainer
+    losses = again.evaluator.final_losses(lambda: False, is_quick=False)
+    assert losses[0] == pytest.approx(finished.train_loss, abs=1e-6)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_activations_computed_again_give_the_same_bits(base, numbers, lora_rank):
+    kept, again = (
+        trained(
+            base,
+            numbers,
+            numbers.with_name("m"),
+            lora_rank=lora_rank,
+            dropout=0.2,
+            steps=3,
+            batch_size=4,
+            context_length=16,
+            grad_checkpointing=each,
+        )[2]
+        for each in ("off", "on")
     )
-    assert finished.reason == "interrupt"
-    again = resume.load_run(file).metadata.base_model
-    assert again is not None
-    assert str(again[0]) == str(tmp_path / name)
+    for name, array in kept.tensors.items():
+        assert array.tobytes() == again.tensors[name].tobytes(), name
+
+
+def test_activations_are_computed_again_where_the_memory_is_too_small(monkeypatch, base, numbers):
+    plan = {"context_length": 16, "lora_rank": 2}
+    large = begin(base, numbers, numbers.with_name("m"), **plan).trainer.plan
+    assert large.grad_checkpointing == "off"
+    needed = estimate_memory(large, base.config)
+    assert (
+        estimate_memory(dataclasses.replace(large, grad_checkpointing="on"), base.config) < needed
+    )
+    monkeypatch.setattr("minillm_repl.training.defaults.available_bytes", lambda: needed - 1)
+    run = begin(base, numbers, numbers.with_name("m"), **plan)
+    assert run.trainer.plan.grad_checkpointing == "on"
+    assert "gradient checkpointing" in run.notes[-1]
 
 
 def test_a_held_out_part_without_a_word_of_the_assistant_is_not_measured_on(tmp_path):

@@ -158,7 +158,7 @@ DATA = {
         "added after layer {n}",
         "attention bias {n}",  # the names that JSON has, beside the screen's
     },
-    "training": {"utf-8", "surrogateescape"},
+    "training": {"utf-8", "surrogateescape", "model name"},  # the last is of /proc/cpuinfo
     # the process beside imports nothing: what it says is a detail, like a library's error
     "sandbox": {
         "Hello, world 12\n\t ",

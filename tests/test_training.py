@@ -1,4 +1,6 @@
 import dataclasses
+import hashlib
+import json
 import math
 import os
 import subprocess
@@ -17,13 +19,23 @@ from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
 from minillm_repl.model.config import GPTConfig, LlamaConfig
 from minillm_repl.storage.paths import resume_path
-from minillm_repl.training import Evaluated, NotSaved, Saved, TrainingFinished, TrainStep, resume
+from minillm_repl.training import (
+    Evaluated,
+    NotSaved,
+    Saved,
+    Started,
+    TrainingFinished,
+    TrainStep,
+    resume,
+)
 from minillm_repl.training.corpus import open_corpus
 from minillm_repl.training.defaults import resolve_loop
+from minillm_repl.training.history import remake_run, same_weights
 from minillm_repl.training.open_corpora import find_corpus
 from minillm_repl.training.optimizers import Muon, lr_scale, orthogonalise
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.prepare import resume_run, start_run
+from minillm_repl.training.record import describe_failure
 from minillm_repl.training.run import RunContext
 from minillm_repl.training.tokens import IGNORE_INDEX, Split
 from minillm_repl.training.trainer import _RETRY_SECONDS
@@ -43,6 +55,8 @@ SMALL = TrainPlan(
     eval_interval=10,
 )
 LLAMA = dataclasses.replace(SMALL, arch="llama", n_kv_heads=1, lr=0.02)
+# what a model that is trained further may be told
+FURTHER = TrainPlan(steps=20, context_length=8, batch_size=16, precision="float32")
 
 
 @pytest.fixture
@@ -369,10 +383,9 @@ def test_a_run_that_was_cut_ends_with_the_same_bits(long_corpus, tmp_path, kind)
     for cut in (1, 9, 10, 11, 25, 39):
         if cut >= whole.steps:
             continue
-        asked = iter([False] * cut + [True] * 100)
-        _, stopped, _ = run(
-            long_corpus, plan, path=path, interrupted=lambda asked=asked: next(asked)
-        )
+        trainee = begin(long_corpus, plan, path=path)
+        state = trainee.trainer.state
+        *_, stopped = trainee.events(lambda state=state, cut=cut: state.step >= cut)
         assert stopped.steps == cut
         trainee = resume_run(path, RunContext(path=path, device="cpu"))
         *_, finished = trainee.events(lambda: False)
@@ -422,10 +435,10 @@ def test_ctrl_c_in_the_last_measurement_makes_it_short_and_keeps_what_was_learnt
     *_, finished = trainee.events(interrupted)
     assert any(asked)
     assert (finished.reason, finished.steps, finished.kept) == ("done", 10, 10)
-    assert finished.last_loss == trainer.evaluator.mean_loss(
-        trainer.train, trainer.train.evenly_spaced_starts(8_192)
+    assert finished.train_loss == trainer.evaluator.mean_loss(
+        trainer.train, trainer.train.evenly_spaced_starts(trainer.evaluator._quick_tokens())
     )
-    assert finished.last_loss != trainer.evaluator.mean_loss(
+    assert finished.train_loss != trainer.evaluator.mean_loss(
         trainer.train, trainer.train.evenly_spaced_starts(1 << 17)
     )
 
@@ -466,6 +479,65 @@ def test_a_save_that_fails_ends_no_run_and_a_later_one_may_work(corpus, tmp_path
     assert load(folder / "m.safetensors").training.steps == told[3].step == 40
 
 
+def test_the_first_and_the_last_loss_are_over_the_same_text(long_corpus):
+    """Also of a run that is stopped between two measurements, whose weights were not measured."""
+    plan = dataclasses.replace(SMALL, d_model=64, steps=30, eval_interval=20)
+    for stop in (30, 27):
+        trainee = begin(long_corpus, plan)
+        trainer = trainee.trainer
+        start = {name: each.clone() for name, each in trainer.trainable_parameters.items()}
+        *_, finished = trainee.events(lambda trainer=trainer, stop=stop: trainer.state.step == stop)
+        evaluator = trainer.evaluator
+        again = (
+            evaluator.quick_loss
+            if stop == 27
+            else lambda each=evaluator: each.losses(lambda: False)[1]
+        )
+        assert again() == pytest.approx(finished.last_loss, abs=1e-6)
+        trainer.load_weights(start)
+        assert again() == pytest.approx(finished.first_loss, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"val": "off"}, {"context_length": 64, "batch_size": 4}, {"steps": 1_000}]
+)
+def test_measuring_reads_no_more_than_an_eighth_of_the_work(long_corpus, changes):
+    """But for what takes no time; a step costs its tokens three times, and the optimiser."""
+    plan = dataclasses.replace(SMALL, d_model=128, n_layers=4, steps=150, eval_interval=0)
+    trainee = begin(long_corpus, dataclasses.replace(plan, **changes))
+    plan, (on_the_way, last) = trainee.trainer.plan, trainee.trainer.evaluator.token_counts()
+    n_evals = plan.steps // plan.eval_interval + 1
+    free = 5.5e8 * n_evals + 5.5e9  # multiplications
+    trained = plan.steps * plan.batch_size * plan.context_length
+    read = n_evals * on_the_way + last
+    n_params = trainee.trainer.model.config.n_params
+    assert read <= 3.6 * trained / 8 + free / n_params
+    assert last > on_the_way >= plan.context_length
+
+
+def test_epochs_are_passes_over_what_is_trained_on(long_corpus):
+    plan = dataclasses.replace(SMALL, steps=0, epochs=2.5)
+    trainee = begin(long_corpus, plan)
+    tokens = len(trainee.trainer.train.ids)
+    assert trainee.trainer.plan.steps == math.ceil(2.5 * tokens / (16 * 8))
+    with pytest.raises(UserError, match="set one of them"):
+        begin(long_corpus, dataclasses.replace(plan, steps=5))
+
+
+@pytest.mark.parametrize("val", ["off", "auto"])
+def test_a_run_that_only_got_worse_keeps_the_weights_from_before_and_says_what_to_try(
+    long_corpus, val
+):
+    trainee = begin(long_corpus, dataclasses.replace(SMALL, lr=10.0, val=val))
+    start = {name: each.clone() for name, each in trainee.trainer.trainable_parameters.items()}
+    *_, finished = trainee.events(lambda: False)
+    assert (finished.kept, finished.steps) == (0, 40)
+    assert finished.last_loss == finished.first_loss
+    for name, weight in trainee.trainer.trainable_parameters.items():
+        assert torch.equal(weight, start[name])
+    assert "lr=10 may be too large; try lr=1" in describe_failure(finished, trainee.trainer.plan)
+
+
 def test_a_save_that_failed_is_tried_again_before_the_next_one_is_due(corpus, tmp_path):
     folder = tmp_path / "folder"
     folder.write_text("a file is in the way")
@@ -479,6 +551,78 @@ def test_a_save_that_failed_is_tried_again_before_the_next_one_is_due(corpus, tm
             folder.unlink()
             trainee.trainer._save_due_time -= _RETRY_SECONDS  # as if it were so long ago
     assert told == [(NotSaved, 10), (Saved, 11)]
+
+
+REMADE = {
+    "a new model": {"dropout": 0.1, "lr": 0.0123456789012345},
+    "stopped": {"steps": 33},
+    "early": {"patience": 1, "lr": 0.3, "steps": 200},
+}
+
+
+@pytest.mark.parametrize("kind", REMADE)
+def test_a_record_makes_its_model_again_bit_for_bit(long_corpus, tmp_path, kind):
+    trainee = begin(long_corpus, dataclasses.replace(LLAMA, **REMADE[kind]))
+    state = trainee.trainer.state
+    *_, finished = trainee.events(lambda: kind == "stopped" and state.step == 17)
+    path = tmp_path / "made.safetensors"
+    made = save(trainee.checkpoint(finished), path)
+    assert finished.reason == {"stopped": "interrupt", "early": "patience"}.get(kind, "done")
+    context = RunContext(path=tmp_path / "again.safetensors", device="cpu")
+    again, stops = remake_run(load(path), "", context)
+    *_, repeated = again.events(stops)
+    assert (repeated.reason, repeated.kept) == (finished.reason, finished.kept)
+    assert same_weights(made, again.checkpoint(repeated))
+    (path.parent / "other.txt").write_text(TEXT, encoding="utf-8")
+    with pytest.raises(UserError, match="not the text of this model"):
+        remake_run(load(path), str(path.parent / "other.txt"), context)
+
+
+def test_a_model_trained_further_is_made_again_from_the_one_before(corpus, tmp_path):
+    first = save(run(corpus)[2], tmp_path / "first.safetensors")
+    made = save(run(corpus, FURTHER, start=first)[2], tmp_path / "second.safetensors")
+    assert made.training.run.start_path == str(tmp_path / "first.safetensors")
+    assert made.training.steps == 60
+    context = RunContext(path=tmp_path / "again.safetensors", device="cpu")
+    again, stops = remake_run(made, "", context)
+    *_, finished = again.events(stops)
+    assert same_weights(made, again.checkpoint(finished))
+    save(made, tmp_path / "first.safetensors")
+    with pytest.raises(UserError, match="other weights"):
+        remake_run(made, "", context)
+    (tmp_path / "first.safetensors").unlink()
+    with pytest.raises(UserError, match="is not at"):
+        remake_run(made, "", context)
+
+
+def test_a_run_begins_with_all_that_it_is_made_of(corpus):
+    trainee = begin(corpus, dataclasses.replace(SMALL, lr=0.1 / 3))
+    started = next(iter(trainee.events(lambda: False)))
+    assert isinstance(started, Started)
+    assert resume.parse_plan(started.plan, "it") == trainee.trainer.plan
+    assert started.plan["lr"] == repr(0.1 / 3)
+    assert started.corpus_sha256 == hashlib.sha256(TEXT.encode()).hexdigest()
+    assert (started.training_tokens, started.threads) == (len(TEXT), 1)
+    assert {"torch", "python", "minillm-repl"} == started.versions.keys()
+    assert {"processor", "cores", "system", "instructions"} <= started.machine.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("plan", []), ("plan", {"lr": 3}), ("steps", -1), ("reason", 5), ("seconds", "x"), ("x", 1)],
+)
+def test_a_record_of_a_run_that_is_none_is_refused(corpus, tmp_path, name, value):
+    checkpoint = run(corpus)[2]
+    from minillm_repl.checkpoint.native import to_metadata
+
+    record = json.loads(to_metadata(checkpoint)["training"])
+    record["run"][name] = value
+    from safetensors.numpy import save_file
+
+    metadata = {**to_metadata(checkpoint), "training": json.dumps(record)}
+    save_file(checkpoint.tensors, tmp_path / "m.safetensors", metadata)
+    with pytest.raises(UserError, match="training record"):
+        load(tmp_path / "m.safetensors")
 
 
 STAYS = """

@@ -36,6 +36,7 @@ DONE = TrainingFinished(
     kept=60,
     tokens=46_080,
     seconds=12.0,
+    step_seconds=10.0,
     first_loss=4.1744,
     last_loss=1.8843,
     train_loss=1.7012,
@@ -84,7 +85,8 @@ def events():
             "stop" in sys.argv and input()
     curve = ((0, 4.0), (40, 2.0), (60, 1e9))
     yield TrainingFinished(
-        reason="done", steps=60, kept=40, tokens=46_080, seconds=12.0, first_loss=4.1744,
+        reason="done", steps=60, kept=40, tokens=46_080, seconds=12.0, step_seconds=10.0,
+        first_loss=4.1744,
         last_loss=2.0, train_loss=1.9, val_loss=2.0, bits_per_character=2.7184, curve=(),
         val_curve=curve,
     )
@@ -545,7 +547,7 @@ def test_the_closing_lines_say_why_it_ended(changes, expected):
     text = summary(dataclasses.replace(DONE, **changes)).plain
     assert text.startswith(expected)
     assert ("the weights of step 40 are kept" in text) == ("kept" in changes)
-    assert "46,080 tokens · 3,840 tokens/s" in text
+    assert "46,080 tokens · 4,608 tokens/s" in text
     assert all(len(line) <= 80 for line in text.split("\n"))
 
 
@@ -564,6 +566,7 @@ def test_closing_lines_of_a_run_that_did_nothing():
         kept=0,
         tokens=0,
         seconds=0.0,
+        step_seconds=0.0,
         first_loss=1e9,
         last_loss=1e9,
         train_loss=1e9,

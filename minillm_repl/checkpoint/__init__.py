@@ -104,6 +104,25 @@ def locate_in_file(
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What made the weights in a run of training: with the text, it makes them again."""
+
+    plan: Mapping[str, str]  # every setting of `:train`, as text that `name=value` accepts
+    reason: str  # why it ended, or `running` where it was saved on its way
+    steps: int  # of this run alone
+    kept: int  # the step whose weights these are
+    first_loss: float  # nats per token, over one sample of the text; before the first step,
+    last_loss: float  # and of these weights
+    seconds: float
+    threads: int  # of the processor; 0: torch's own choice
+    processes: int
+    machine: Mapping[str, str]
+    val_sha256: str = ""  # of a validation text of its own
+    start_path: str = ""  # of the model that was trained further; empty: a new one
+    start_sha256: str = ""  # of its weights
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
     """How the weights were trained. Losses are nats per token of the corpus."""
 
@@ -117,6 +136,7 @@ class TrainingRecord:
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     curve: tuple[tuple[int, float], ...] = ()  # (step, training loss), thinned
     val_curve: tuple[tuple[int, float], ...] = ()  # (step, validation loss)
+    run: RunRecord | None = None  # the last run; older files do not have it
 
     def append_to(self, earlier: "TrainingRecord | None") -> "TrainingRecord":
         """Return the record of an earlier run followed by this one."""
@@ -139,7 +159,7 @@ def parse_training_record(header: Header, name: str) -> TrainingRecord | None:
     """Return the training record of a file, or None. Raises UserError."""
     if "training" not in header.metadata:
         return None
-    match {"val_curve": [], **_record(header, name)}:  # older files have no val_curve
+    match {"val_curve": [], "run": None, **_record(header, name)}:  # older files have neither
         case {
             "steps": steps,
             "tokens": tokens,
@@ -151,8 +171,10 @@ def parse_training_record(header: Header, name: str) -> TrainingRecord | None:
             "versions": dict(versions),
             "curve": list(curve),
             "val_curve": list(val_curve),
+            "run": run,
         } if (
-            all(map(_is_count, (steps, tokens, seed)))
+            (run is None or _is_run(run))
+            and all(map(_is_count, (steps, tokens, seed)))
             and all(map(_is_loss, (train_loss, 0 if val_loss is None else val_loss)))
             and all(isinstance(version, str) for version in versions.values())
             and all(map(_is_point, (*curve, *val_curve)))
@@ -168,6 +190,7 @@ def parse_training_record(header: Header, name: str) -> TrainingRecord | None:
                 versions=versions,
                 curve=tuple((step, loss) for step, loss in curve),
                 val_curve=tuple((step, loss) for step, loss in val_curve),
+                run=run and RunRecord(**run),
             )
     raise UserError(
         _(
@@ -180,6 +203,22 @@ def parse_training_record(header: Header, name: str) -> TrainingRecord | None:
 def _record(header: Header, name: str) -> dict[str, Any]:
     record = parse_field(header, "training", name)
     return record if isinstance(record, dict) else {}
+
+
+def _is_run(run: Any) -> bool:
+    """Tell whether a value is the JSON of a `RunRecord`."""
+    names = {entry.name for entry in dataclasses.fields(RunRecord)}
+    if not isinstance(run, dict) or run.keys() != names:
+        return False
+    texts = [run["reason"], run["val_sha256"], run["start_path"], run["start_sha256"]]
+    for table in (run["plan"], run["machine"]):
+        texts += table.values() if isinstance(table, dict) else [None]
+    counts, losses = ("steps", "kept", "threads", "processes"), ("first_loss", "last_loss")
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(_is_count(run[name]) for name in counts)
+        and all(_is_loss(run[name]) for name in (*losses, "seconds"))
+    )
 
 
 def _is_point(value: Any) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minillm_repl.checkpoint import (
+    TRANSPOSED,
     Adapter,
     Checkpoint,
     ReadOptions,
@@ -21,6 +22,8 @@ from minillm_repl.checkpoint import (
     WeightMap,
     parse_training_record,
 )
+from minillm_repl.checkpoint.folder import find_folder
+from minillm_repl.checkpoint.foreign import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from minillm_repl.checkpoint.header import (
     VERSION,
     Header,
@@ -34,7 +37,8 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.bfloat16 import convert, to_float32
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.atomic import write_atomically
+from minillm_repl.storage.atomic import write_atomically, write_folder_atomically
+from minillm_repl.storage.paths import SUFFIX
 
 if TYPE_CHECKING:
     from minillm_repl.checkpoint.weights import Array, Tensors
@@ -68,14 +72,74 @@ def is_adapter(header: Header) -> bool:
 
 def save_adapter(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint's adapter to `path` atomically. Raises UserError if it has none."""
-    adapter = checkpoint.adapter
-    if adapter is None:
+    adapter = _require_adapter(checkpoint)
+    check_replaceable(path)
+    write_atomically(path, *serialise(adapter.tensors, _metadata(adapter)))
+
+
+def save_peft(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint's adapter as a folder that the `peft` library opens over its model.
+
+    The model must be a Hugging Face folder, for the names of its matrices. Raises UserError.
+    """
+    adapter = _require_adapter(checkpoint)
+    folder = find_folder(adapter.base)
+    if folder is None or folder.weight_file is not None:
+        raise UserError(
+            _(
+                "{base} is no Hugging Face folder, and the peft library opens adapters of those "
+                "only: save a file, {name}{suffix}",
+                base=safe_line(str(adapter.base)),
+                name=safe_line(path.name),
+                suffix=SUFFIX,
+            )
+        )
+    weight_map, tensors = folder.family.weight_map(folder.config), dict[str, "Array"]()
+    for layer in {name.rpartition(".")[0] for name in adapter.tensors}:
+        down, up, row = adapter.tensors[f"{layer}.down"], adapter.tensors[f"{layer}.up"], 0
+        for piece in weight_map.sources[f"{layer}.weight"]:  # q, k and v are one matrix here
+            is_transposed = piece.layout is TRANSPOSED
+            rows = piece.shape[1 if is_transposed else 0]
+            part = up[row : row + rows]  # (rows, rank)
+            module = f"base_model.model.{piece.name.removesuffix('.weight')}"
+            tensors[f"{module}.lora_A.weight"] = down
+            tensors[f"{module}.lora_B.weight"] = np.ascontiguousarray(
+                part if is_transposed else piece.layout.to_file(part)
+            )
+            row += rows
+    rank = max(each.shape[0] for name, each in tensors.items() if "lora_A" in name)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": printable_path(adapter.base),
+        "r": rank,
+        "lora_alpha": rank,  # the product is added as it is: its scale is alpha / r
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": folder.family.model_type == "gpt2",
+        "target_modules": sorted({name.split(".")[-3] for name in tensors}),
+        "inference_mode": True,
+    }
+    files = {
+        ADAPTER_CONFIG: [(json.dumps(config, ensure_ascii=False, indent=2) + "\n").encode()],
+        ADAPTER_WEIGHTS: serialise(tensors, _metadata(adapter) | {"format": "pt"}),
+    }
+    write_folder_atomically(path, files)
+
+
+def _require_adapter(checkpoint: Checkpoint) -> Adapter:
+    if checkpoint.adapter is None:
         raise UserError(
             _(
                 "no adapter to save: `:train … lora=8` creates one for a model that is "
                 "saved in a file"
             )
         )
+    return checkpoint.adapter
+
+
+def _metadata(adapter: Adapter) -> dict[str, str]:
+    """Return the metadata of an adapter's file: its model, and its training."""
     # The path finds the model, the digest proves that it is the same one.
     base = {"path": printable_path(adapter.base), "sha256": adapter.sha256}
     metadata = {"format": FORMAT, "version": VERSION, "base": json.dumps(base, ensure_ascii=False)}
@@ -83,8 +147,7 @@ def save_adapter(checkpoint: Checkpoint, path: Path) -> None:
         metadata["training"] = json.dumps(dataclasses.asdict(adapter.training), ensure_ascii=False)
     if adapter.start:
         metadata["start"] = json.dumps(adapter.start)
-    check_replaceable(path)
-    write_atomically(path, *serialise(adapter.tensors, metadata))
+    return metadata
 
 
 def find_base(header: Header, name: str) -> Path:

@@ -6,7 +6,7 @@ from minillm_repl.checkpoint import Adapter, Checkpoint, TrainingRecord
 from minillm_repl.checkpoint.gguf.architectures import GGUF_TYPES
 from minillm_repl.checkpoint.load_save import summarise
 from minillm_repl.errors import UserError
-from minillm_repl.language import _
+from minillm_repl.language import N_, _, _n
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.render.tables import card, headline, models_table
 from minillm_repl.repl.arguments import Arguments, Choice, ChoiceOption, Words
@@ -96,18 +96,19 @@ def save(shell: Shell, asked: Arguments) -> None:
 
     A path that ends in / becomes a folder for the transformers library. A name that ends in .gguf
     becomes a file for llama.cpp and ollama; `type` rounds its matrices: `auto` is bf16 for a model
-    in bfloat16, else f16. `adapter` saves only the LoRA weights; `:load` opens them together with
-    their model.
+    in bfloat16, else f16. `adapter` saves only the LoRA weights, in a file that `:load` opens
+    together with its model, or in a folder for the peft library.
     """
     # Saving needs safetensors and numpy, which the start does without.
     from minillm_repl.checkpoint.load_save import save as save_checkpoint
 
     model, argument = shell.require_model(), asked.path
     if asked.part == "adapter":
-        from minillm_repl.checkpoint.adapter import save_adapter
+        from minillm_repl.checkpoint.adapter import save_adapter, save_peft
 
-        file = _named(argument)
-        save_adapter(model.checkpoint, file)
+        is_folder = argument.rstrip("'\"").endswith("/")
+        file = user_path(argument) if is_folder else _named(argument)
+        (save_peft if is_folder else save_adapter)(model.checkpoint, file)
         shell.screen.note(_("adapter saved to {path}", path=safe_line(str(file))))
         return
     folder = argument.rstrip("'\"").endswith("/")  # a quoted path has its quotes still
@@ -142,6 +143,13 @@ def _named(argument: str) -> Path:
     return path if path.suffix or exists(path) else user_path(f"{path}{SUFFIX}")
 
 
+REASONS = {  # why a run ended
+    "done": N_("done"),
+    "interrupt": N_("stopped by Ctrl-C"),
+    "patience": N_("stopped early"),
+    "diverged": N_("diverged"),
+    "running": N_("saved on its way"),
+}
 _CHARACTERS, _WORDS = 120, 30  # of the vocabulary, that are shown
 
 
@@ -217,7 +225,7 @@ def _training(record: TrainingRecord) -> dict[str, str]:
     loss = _("{loss:.4f} nats per token", loss=record.train_loss)
     if record.val_loss is not None:
         loss = _("{loss}, validation {validation:.4f}", loss=loss, validation=record.val_loss)
-    return {
+    rows = {
         _("trained"): _(
             "{steps:,} steps, {tokens:,} tokens, seed {seed}, on {corpus}",
             steps=record.steps, tokens=record.tokens, seed=record.seed, corpus=record.corpus,
@@ -225,6 +233,25 @@ def _training(record: TrainingRecord) -> dict[str, str]:
         _("loss"): loss,
         _("made with"): ", ".join(f"{name} {version}" for name, version in record.versions.items()),
     }  # fmt: skip
+    run = record.run
+    if run is None:
+        return rows
+    reason = _(REASONS[run.reason]) if run.reason in REASONS else safe_line(run.reason)
+    rows[_("last run")] = _(
+        "{reason} after {steps:,} steps, {seconds:,.1f} s; loss {first:.4f} → {last:.4f}, "
+        "weights of step {kept:,}",
+        reason=reason, steps=run.steps, seconds=run.seconds,
+        first=run.first_loss, last=run.last_loss, kept=run.kept,
+    )  # fmt: skip
+    rows[_("plan")] = " ".join(f"{name}={value}" for name, value in run.plan.items())
+    rows[_("text")] = _("SHA-256 {digest}", digest=record.corpus_sha256)
+    if run.start_sha256:
+        start = {"path": run.start_path or "?", "digest": run.start_sha256}
+        rows[_("started from")] = _("{path}, weights of SHA-256 {digest}", **start)
+    machine = [f"{name} {value}" for name, value in run.machine.items()]
+    threads = _n("{n} thread", "{n} threads", run.threads) if run.threads else _("default threads")
+    rows[_("machine")] = ", ".join([*machine, threads])
+    return rows
 
 
 def _vocabulary(checkpoint: Checkpoint) -> str:

@@ -10,12 +10,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minillm_repl.commands.training_screen import run_on_screen
+from minillm_repl.commands.training_screen import draw_run, run_on_screen
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.repl.arguments import Argument, Arguments, Values, Words
 from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.registry import command
+from minillm_repl.repl.session import Writable
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.signals import catch_termination, run_interruptibly
 from minillm_repl.safetext import safe_line
@@ -38,8 +39,10 @@ class TrainRequest:
     corpus: str = ""
     is_new: bool = False  # a new model, not the open one
     is_resume: bool = False  # the run that was stopped; its plan is in its file
+    is_remake: bool = False  # the run that made the open model; its plan is in its record
     recipe: str = ""  # of a new model: its corpus is made from the folder `data`
     data: str = ""
+    out: str = ""  # where the trained model goes, in place of the open one's file
 
 
 class PlanArgument(Argument):
@@ -85,7 +88,9 @@ _CORPUS = Words("corpus", "CORPUS", completion="file")
 
 @command(
     "train",
-    arguments=Forms((_CORPUS, PlanArgument()), ("resume", _CORPUS), ("settings",)),
+    arguments=Forms(
+        (_CORPUS, PlanArgument()), ("resume", _CORPUS), ("remake", _CORPUS), ("settings",)
+    ),
     aliases=("학습",),
     group="Train",
     example=":train corpus.txt new steps=20",
@@ -98,6 +103,8 @@ def train(shell: Shell, asked: Arguments) -> None:
     model.
     :train resume [CORPUS] continues a stopped run, with the same result as a run that never
     stopped.
+    :train remake [CORPUS] makes the open model again from its record, and says whether the weights
+    are the same, bit for bit. The open model stays as it is.
     :train alone trains on the text that the model was trained on, if that text still exists.
     :train settings lists all settings.
 
@@ -116,14 +123,18 @@ def train(shell: Shell, asked: Arguments) -> None:
 
 def make_request(asked: Arguments) -> TrainRequest:
     """Return what `:train` asks for. Raises UserError."""
-    if asked.keyword != "resume":
+    if not asked.keyword:
         return TrainRequest(plan=asked.plan, corpus=asked.corpus, is_new=asked.new)
-    words = _words(asked.corpus)
+    words, is_resume = _words(asked.corpus), asked.keyword == "resume"
     if any(word and _is_setting(word) for word in words):
         raise UserError(
-            _("`:train resume` uses the settings of the stopped run; no other settings may follow")
+            _(
+                "`:train {word}` uses the settings of the run before; no other settings may follow",
+                word=asked.keyword,
+            )
         )
-    return TrainRequest(is_resume=True, corpus=" ".join(words).strip())
+    corpus = " ".join(words).strip()
+    return TrainRequest(is_resume=is_resume, is_remake=not is_resume, corpus=corpus)
 
 
 def _check_corpus(corpus: str, words: list[str]) -> None:
@@ -175,6 +186,9 @@ def run_training(shell: Shell, request: TrainRequest, *, json: bool = False) -> 
             with shell.screen.waiting(_("preparing to train")):
                 join_others = run_interruptibly(_import_training, interrupted)
             with join_others(shell.session.workspace.loader.device) as distributed:
+                if request.is_remake:
+                    _remake(shell, request, interrupted, distributed, json=json)
+                    return
                 run = _prepare(shell, request, interrupted, distributed)
                 run_on_screen(shell, run, interrupted, json=json)
         except (UserError, OSError) as error:
@@ -203,14 +217,18 @@ def _prepare(
 ) -> "TrainingRun":
     """Return the run that was asked for, ready to go. Raises UserError."""
     session, workspace = shell.session, shell.session.workspace
+    # A new model starts from nothing, and a resumed run has the weights in its own file.
+    starts_anew = request.is_new or request.is_resume or workspace.has_no_model
+    start = None if starts_anew else shell.require_model().checkpoint
+    if request.out:
+        workspace.destination = Writable(
+            user_path(request.out.rstrip("/")), is_folder=request.out.endswith("/")
+        )
     if request.is_resume:
         target = _resumable_path(workspace)
         workspace.forget_failed_load()
     else:
         target = workspace.writable_path
-    # A new model starts from nothing, and a resumed run has the weights in its own file.
-    starts_anew = request.is_new or request.is_resume or workspace.has_no_model
-    start = None if starts_anew else shell.require_model().checkpoint
     if start is None and not (request.is_resume and workspace.resumable):
         session.confirm_discard("train")
     with shell.screen.waiting(_("preparing to train")) as update:
@@ -218,6 +236,7 @@ def _prepare(
 
         context = RunContext(
             path=target or unsaved_path(),
+            is_folder=workspace.is_folder,
             device=workspace.loader.device,
             threads=workspace.loader.threads,
             distributed=distributed,
@@ -225,10 +244,46 @@ def _prepare(
             interrupted=interrupted,
         )
         if target is not None:
-            _check_can_save(target)
+            _check_can_save(target, is_folder=workspace.is_folder)
         if request.is_resume:
             workspace.save_run_to(target)
         return _make_run(request, start, context, shell.screen.note)
+
+
+def _remake(
+    shell: Shell,
+    request: TrainRequest,
+    interrupted: Callable[[], bool],
+    distributed: "Distributed",
+    *,
+    json: bool,
+) -> None:
+    """Make the open model again. Raises UserError if the weights are not the same."""
+    from minillm_repl.training.history import remake_run, run_record, same_weights
+    from minillm_repl.training.run import RunContext
+
+    made = shell.require_model().checkpoint
+    context = RunContext(
+        path=Path(),  # nothing is saved on the way
+        device=shell.session.workspace.loader.device,
+        distributed=distributed,
+        interrupted=interrupted,
+    )
+    with shell.screen.waiting(_("preparing to train")):
+        run, stops = remake_run(made, request.corpus, context)
+    finished = draw_run(shell, run, lambda: interrupted() or stops(), json=json, save=False)
+    if interrupted():
+        raise UserError(_("stopped before the model was remade; nothing was changed"))
+    if not same_weights(made, run.checkpoint(finished)):
+        raise UserError(
+            _(
+                "the weights are not the same: loss {again:.6f}, not {loss:.6f}. Another machine "
+                "or other versions round otherwise",
+                again=finished.last_loss,
+                loss=run_record(made).last_loss,
+            )
+        )
+    shell.screen.note(_("the same weights, bit for bit"))
 
 
 def _resumable_path(workspace: "Workspace") -> Path | None:
@@ -244,12 +299,12 @@ def _resumable_path(workspace: "Workspace") -> Path | None:
     raise UserError(_("no run to resume: Ctrl-C during `:train` leaves one"))
 
 
-def _check_can_save(path: Path) -> None:
+def _check_can_save(path: Path, *, is_folder: bool) -> None:
     """Raise UserError if nothing can be saved there: now, not after the work."""
     from minillm_repl.checkpoint.native import check_replaceable
-    from minillm_repl.storage.atomic import check_can_save
+    from minillm_repl.storage.atomic import check_can_save, check_no_folder
 
-    check_replaceable(path)
+    (check_no_folder if is_folder else check_replaceable)(path)
     check_can_save(path)
 
 

@@ -28,18 +28,23 @@ _SAMPLE_TOKENS = 40  # of the model's own text
 def run_on_screen(
     shell: Shell, run: "TrainingRun", interrupted: Callable[[], bool], *, json: bool
 ) -> None:
-    """Draw a run to its end, and open what was learnt, also after a second Ctrl-C."""
+    """Draw a run to its end, and open what was learnt, also after a second Ctrl-C.
+
+    Raises UserError at the end of a run that learnt nothing.
+    """
+    from minillm_repl.training.record import describe_failure
+
     screen, workspace = shell.screen, shell.session.workspace
-    _announce(shell, run)
     first_step = run.trainer.state.step
     workspace.is_training = True
     try:
-        finished = _draw(shell, run, interrupted, json=json)
+        finished = draw_run(shell, run, interrupted, json=json)
         if not finished.steps:
             raise UserError(_("stopped before the first step; nothing was changed"))
-        if finished.last_loss > finished.first_loss:
-            screen.warn(_("the loss increased; try a smaller lr"))
         _finish(shell, run, finished)
+        failure = describe_failure(finished, run.trainer.plan)
+        if failure:  # after the model is saved: a script must see that it is no better
+            raise UserError(failure)
     except KeyboardInterrupt:  # a second Ctrl-C, in the middle of anything
         # All processes must gather a sharded model; after a Ctrl-C, some may be gone.
         is_alone = run.context.distributed.world_size == 1
@@ -84,8 +89,8 @@ def _open_trained(shell: Shell, checkpoint: "Checkpoint", *, resumable: bool = F
 
     Raises UserError.
     """
-    from minillm_repl.checkpoint.load_save import save
     from minillm_repl.storage.atomic import make_parent_folder
+    from minillm_repl.training.run import same_path, save_trained
 
     workspace = shell.session.workspace
     shell.session.adopt(workspace.loader.prepare(checkpoint), unsaved=True)
@@ -96,10 +101,16 @@ def _open_trained(shell: Shell, checkpoint: "Checkpoint", *, resumable: bool = F
         return
     try:
         make_parent_folder(path)
-        workspace.mark_saved(save(checkpoint, path))
+        saved = save_trained(checkpoint, path, is_folder=workspace.is_folder)
+        workspace.mark_saved(saved)
     except UserError as error:
         raise _rescue(checkpoint, path, error) from None
-    shell.screen.note(_("saved to {path}", path=safe_line(str(path))))
+    name = safe_line(str(path)) + ("/" if workspace.is_folder else "")
+    shell.screen.note(
+        _("adapter saved to {path}", path=name)
+        if saved.adapter and not same_path(saved.adapter.base, path)
+        else _("saved to {path}", path=name)
+    )
 
 
 def _rescue(checkpoint: "Checkpoint", path: Path, error: UserError) -> UserError:
@@ -121,11 +132,20 @@ def _rescue(checkpoint: "Checkpoint", path: Path, error: UserError) -> UserError
     return UserError(_("{error}. The trained weights are in {path}", error=error, path=name))
 
 
-def _draw(
-    shell: Shell, run: "TrainingRun", interrupted: Callable[[], bool], *, json: bool
+def draw_run(
+    shell: Shell,
+    run: "TrainingRun",
+    interrupted: Callable[[], bool],
+    *,
+    json: bool,
+    save: bool = True,
 ) -> "TrainingFinished":
-    """Train, and draw what happens or print it as JSON; return how it ended."""
-    screen, events = shell.screen, run.events(interrupted)
+    """Train, and draw what happens or print it as JSON; return how it ended.
+
+    With `save`, the run is saved on its way.
+    """
+    _announce(shell, run)
+    screen, events = shell.screen, run.events(interrupted, save=save)
     if json:
         from minillm_repl.render.json_lines import print_training_json
 
@@ -179,19 +199,20 @@ def _sample(
     if run.trainer.plan.shard:
         return None  # No process has the whole model.
     verbose = shell.session.settings.verbose
-    config = GenerationConfig(max_tokens=_SAMPLE_TOKENS, n_candidates=verbose)
+    config = GenerationConfig(
+        max_tokens=_SAMPLE_TOKENS, n_candidates=verbose, eos_token_ids=run.start.eos_token_ids
+    )
     steps = _generate(run, config, interrupted)
     if interrupted():
         return None
-    start = run.sample_prompt_ids
-    text = decode(run.start.tokenizer, start + [step.id for step in steps])
+    text = run.sample_heading + decode(run.start.tokenizer, [step.id for step in steps])
     parts: list[RenderableType] = []
     if watch:
         moment = watch.look(run.trainer.model, run.trainer.state.step)
         parts.append(moment.line(shell.session.workspace.watch_prompt))
     if verbose:
         width = shell.screen.notes_console.width
-        parts.append(Text(_("after {text!r}", text=safe(decode(run.start.tokenizer, start)))))
+        parts.append(Text(_("after {text!r}", text=safe(run.sample_heading))))
         parts.append(step_table(steps[0], samplers_heading(config.sampling), width))
         return Group(*parts, Text(safe(text)))
     if not parts:

@@ -10,7 +10,9 @@ from minillm_repl import training
 from minillm_repl.generate import Finished, GenerationEvent, Prefill, as_json
 
 _TRAINING_EVENT_NAMES = {
+    training.Started: "started",
     training.TrainStep: "train_step",
+    training.Evaluating: "evaluating",
     training.Evaluated: "evaluated",
     training.Saved: "saved",
     training.NotSaved: "not_saved",

@@ -21,6 +21,7 @@ from minillm_repl.render.plot import Curve, Throughput, loss_plot
 from minillm_repl.safetext import safe_line
 from minillm_repl.training import (
     Evaluated,
+    Evaluating,
     NotSaved,
     Saved,
     TrainEvent,
@@ -66,6 +67,7 @@ class TrainingView:
         self._last: TrainStep | None = None
         self._saved: int | None = None
         self._save_error = ""  # why the last save failed
+        self._is_evaluating = False
 
     def __enter__(self) -> "TrainingView":
         if self._is_animated:
@@ -97,8 +99,12 @@ class TrainingView:
                     self._throughput.step(event)
                     self._train.add(event.step, event.loss)
                     self._last = event
+                case Evaluating():
+                    self._is_evaluating = True
+                    self._last_frame_time = -inf  # shown at once: nothing moves until it is done
                 case Evaluated():
                     self._throughput.pause(is_evaluation=True)
+                    self._is_evaluating = False
                     self._evaluated = event.step
                     if event.val_loss is not None:
                         self._val.add(event.step, event.val_loss)
@@ -179,6 +185,8 @@ class TrainingView:
         last, pace = self._last, self._throughput
         done = last.step if last else 0
         facts = [_("step {done:,} of {steps:,}", done=done, steps=self._steps)]
+        if self._is_evaluating:
+            facts.append(_("measuring"))
         if pace.is_known:
             left = pace.estimate_seconds(self._steps - done, self._evaluations_left(done))
             facts.append(_("{time} left", time=_format_duration(left)))
@@ -233,13 +241,14 @@ def summary(finished: TrainingFinished) -> Text:
         + "\n",
         "diverged": _("stopped: the loss was not finite after step {step:,}", step=steps) + "\n",
     }[finished.reason]
-    val, loss = finished.val_loss, finished.last_loss
+    val = finished.val_loss
+    loss = finished.train_loss if val is None else val
     run = _(
         "{steps:,} steps · {seconds:,.1f} s · loss {first:.4f} → {last:.4f} nats per token",
         steps=steps,
         seconds=finished.seconds,
         first=finished.first_loss,
-        last=loss,
+        last=finished.last_loss,
     )
     quality = [
         _("perplexity {number:.2f}", number=perplexity(loss)),
@@ -252,8 +261,8 @@ def summary(finished: TrainingFinished) -> Text:
         ]
         quality = [*both, *quality]
     work = [_("{n:,} tokens", n=finished.tokens)]
-    if finished.tokens and finished.seconds:
-        work.append(_("{speed:,.0f} tokens/s", speed=finished.tokens / finished.seconds))
+    if finished.tokens and finished.step_seconds:
+        work.append(_("{speed:,.0f} tokens/s", speed=finished.tokens / finished.step_seconds))
     if kept_step != steps:
         work.append(_("the weights of step {step:,} are kept", step=kept_step))
     return Text(f"{reason}{run}\n{' · '.join(quality)}\n{' · '.join(work)}", FIGURES)

@@ -75,6 +75,7 @@ class Writable:
     path: Path
     holds_ours: bool = False  # this session has saved a model there
     is_practice: bool = False  # a lesson's: a new model replaces that of the lesson before
+    is_folder: bool = False  # a folder for the `transformers` library, or `peft`, not a file
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,11 @@ class Workspace:
     def writable_path(self) -> Path | None:
         """Where a trained model is saved without being asked for."""
         return self.destination.path if isinstance(self.destination, Writable) else None
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether a trained model is saved as a folder there."""
+        return isinstance(self.destination, Writable) and self.destination.is_folder
 
     @property
     def holds_ours(self) -> bool:
@@ -187,7 +193,11 @@ class Workspace:
     def save_run_to(self, path: Path | None) -> None:
         """Let the model of a resumed run go where it went before; None is no file of the user's."""
         practice = isinstance(self.destination, Writable) and self.destination.is_practice
-        self.destination = Unnamed() if path is None else Writable(path, is_practice=practice)
+        self.destination = (
+            Unnamed()
+            if path is None
+            else Writable(path, is_practice=practice, is_folder=self.is_folder)
+        )
 
     def adopt(self, model: LoadedModel, *, unsaved: bool) -> None:
         """Make `model` the open one; `unsaved` is one that was trained."""
@@ -205,8 +215,13 @@ class Workspace:
         assert self.model is not None
         assert checkpoint.path is not None
         self.model = replace(self.model, checkpoint=checkpoint)
-        practice = isinstance(self.destination, Writable) and self.destination.is_practice
-        self.destination = Writable(checkpoint.path, holds_ours=True, is_practice=practice)
+        writable = self.destination if isinstance(self.destination, Writable) else None
+        self.destination = Writable(
+            checkpoint.path,
+            holds_ours=True,
+            is_practice=writable is not None and writable.is_practice,
+            is_folder=writable is not None and writable.is_folder,
+        )
         self.recent_models.add(checkpoint.path)
         self.unsaved, self._warned_wish = False, None
 

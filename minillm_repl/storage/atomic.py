@@ -94,6 +94,19 @@ def write_folder_atomically(
     `interrupted` returns True. Nothing is changed then.
     """
     with convert_os_errors(path):
+        check_no_folder(path)
+        target = _resolve(path)
+        clear_abandoned(target.parent)
+        with temporary_path(target.parent, Path.mkdir) as temporary:
+            for file, data in files.items():
+                _write(temporary / file, data, interrupted=interrupted)
+            temporary.rename(target)  # this replaces an empty folder
+        _sync_folder(target.parent)
+
+
+def check_no_folder(path: Path) -> None:
+    """Raise UserError if there is anything at `path` but an empty folder."""
+    with convert_os_errors(path):
         target = _resolve(path)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(
@@ -102,12 +115,6 @@ def write_folder_atomically(
                     path=safe_line(str(path)),
                 )
             )
-        clear_abandoned(target.parent)
-        with temporary_path(target.parent, Path.mkdir) as temporary:
-            for file, data in files.items():
-                _write(temporary / file, data, interrupted=interrupted)
-            temporary.rename(target)  # this replaces an empty folder
-        _sync_folder(target.parent)
 
 
 def _resolve(path: Path) -> Path:

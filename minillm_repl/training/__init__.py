@@ -1,10 +1,11 @@
 """What training tells, and what it remembers between two steps.
 
-It tells a `TrainStep` after each step, now and then `Evaluated`, `Saved` or `NotSaved`, then
-`TrainingFinished`. Losses are in nats per token.
+A run tells `Started`, a `TrainStep` after each step, now and then `Evaluating` and `Evaluated`,
+`Saved` or `NotSaved`, then `TrainingFinished`. Losses are in nats per token.
 """
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +18,25 @@ STOPPED_EARLY = N_("stopped before the first step; nothing was changed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A run begins, or goes on: all that it is made of."""
+
+    step: int  # that have been taken before
+    plan: Mapping[str, str]  # every setting, as text that `:train name=value` accepts
+    corpus: str  # as typed
+    corpus_sha256: str
+    val_sha256: str  # of a validation text of its own, else empty
+    training_tokens: int
+    validation_tokens: int
+    parameters: int
+    start_sha256: str  # of the weights that it starts from; empty for a new model
+    threads: int
+    processes: int
+    versions: Mapping[str, str]
+    machine: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainStep:
     """One step of the optimisers has been taken."""
 
@@ -26,6 +46,13 @@ class TrainStep:
     grad_norm: float  # L2 norm of all gradients together, before clipping
     tokens: int  # read since the run began
     seconds: float  # since the run began; what was spent before a resume included
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluating:
+    """The losses are about to be measured, which takes a while."""
+
+    step: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,16 +93,17 @@ class TrainingFinished:
     kept: int  # the step whose weights the model has
     tokens: int
     seconds: float
+    step_seconds: float  # of them, those of the steps alone
     first_loss: float  # before the first step: of the validation part if there is one
-    last_loss: float  # of the weights that are kept, over the whole of that text
-    train_loss: float  # of the weights that are kept
-    val_loss: float | None
+    last_loss: float  # of the weights that are kept, over the same sample as `first_loss`
+    train_loss: float  # of the weights that are kept, over a larger sample
+    val_loss: float | None  # the same
     bits_per_character: float
     curve: tuple[tuple[int, float], ...]  # (step, loss of its batch), at most a few hundred points
     val_curve: tuple[tuple[int, float], ...]  # (step, validation loss)
 
 
-TrainEvent = TrainStep | Evaluated | Saved | NotSaved | TrainingFinished
+TrainEvent = Started | TrainStep | Evaluating | Evaluated | Saved | NotSaved | TrainingFinished
 
 
 @dataclass(kw_only=True)
@@ -86,7 +114,9 @@ class TrainerState:
     last_eval_step: int = -1  # the step after which the losses were last measured
     tokens: int = 0
     seconds: float = 0.0
+    step_seconds: float = 0.0  # of them, those of the steps alone
     first_loss: float = 0.0
+    first_quick_loss: float = 0.0  # at the same moment, on the sample after Ctrl-C
     train_loss: float = 0.0  # when last measured
     best_loss: float = sys.float_info.max  # the lowest one measured
     best_step: int = 0  # the step after which it was
@@ -106,7 +136,14 @@ class TrainerState:
             self.recent_losses.clear()
 
     def finished(
-        self, reason: Reason, *, kept: int, train_loss: float, val_loss: float | None, scale: float
+        self,
+        reason: Reason,
+        *,
+        kept: int,
+        first_and_last: tuple[float, float],
+        train_loss: float,
+        val_loss: float | None,
+        scale: float,
     ) -> TrainingFinished:
         """Return the end of the run, with the losses of the weights of step `kept`; `scale` turns a
         loss into bits per character.
@@ -118,8 +155,9 @@ class TrainerState:
             kept=kept,
             tokens=self.tokens,
             seconds=self.seconds,
-            first_loss=self.first_loss,
-            last_loss=loss,
+            step_seconds=self.step_seconds,
+            first_loss=first_and_last[0],
+            last_loss=first_and_last[1],
             train_loss=train_loss,
             val_loss=val_loss,
             bits_per_character=loss * scale,

@@ -1,5 +1,6 @@
 """What a plan leaves open, chosen for the model, the text and the machine; and a new model."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -11,10 +12,11 @@ from minillm_repl.chat import ROLE_TOKENS
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig, GPTConfig, LlamaConfig
-from minillm_repl.storage.files import check_memory
+from minillm_repl.storage.files import available_bytes, check_memory
 from minillm_repl.tokenizer import CharacterTokenizer, Tokenizer
 from minillm_repl.training.corpus import Corpus
 from minillm_repl.training.documents import split_chunks
+from minillm_repl.training.evaluation import eval_budget
 from minillm_repl.training.plan import TrainPlan
 
 END_TOKEN, UNK_TOKEN, BPE_EOS_TOKEN = "<end>", "<unk>", "<|endoftext|>"
@@ -68,7 +70,9 @@ PRESETS = {
 }
 _FINETUNE_CONTEXT = 256  # tokens; a longer context costs memory and time at each step
 _FINETUNE_BATCH_TOKENS = 2_048  # tokens a step
-_N_EVALS = 10  # evaluations in a run,
+_MEMORY_FACTOR = 1.25  # of what can be counted, for what the libraries take for a moment
+_MIN_EVALS, _MAX_EVALS = 4, 10  # evaluations in a run: fewer where their sample would be smaller
+_MIN_EVAL_TOKENS = 1_024  # than this,
 _MAX_EVAL_INTERVAL = 500  # but never more steps than this from one to the next
 
 
@@ -80,17 +84,17 @@ def choose_sizes(
     vocab_size: int,
     has_accelerator: bool,
 ) -> tuple[AnyConfig, TrainPlan, str]:
-    """Return the config of the model that learns, the plan with nothing left at auto but the
-    precision, and a note on the preset of a new model.
+    """Return the config of the model that learns, the plan with its sizes given, and a note on
+    the preset of a new model.
 
     `config` is that of a model that is trained further; None: a new model. Raises UserError for
     sizes that do not go together.
     """
     if config:
-        return config, resolve_loop(resolve_finetuning(plan, config, n_tokens)), ""
+        return config, resolve_finetuning(plan, config), ""
     preset, note = pick_preset(plan, n_tokens, has_accelerator)
     plan = resolve_new_model(plan, preset)
-    return new_config(plan, vocab_size), resolve_loop(plan), note
+    return new_config(plan, vocab_size), plan, note
 
 
 def pick_preset(plan: TrainPlan, tokens: int, has_accelerator: bool) -> tuple[str, str]:
@@ -121,47 +125,91 @@ def resolve_new_model(plan: TrainPlan, preset: str) -> TrainPlan:
         n_kv_heads=plan.n_kv_heads or (n_heads // 2 if n_heads % 2 == 0 else n_heads),
         context_length=plan.context_length or defaults.context_length,
         batch_size=plan.batch_size or defaults.batch_size,
-        steps=plan.steps or defaults.steps,
         lr=plan.lr or (0.006 if arch == "gpt" else 0.01 * min(1.0, 128 / d_model) ** 0.5),
     )
 
 
-def resolve_finetuning(plan: TrainPlan, config: AnyConfig, tokens: int) -> TrainPlan:
-    """Return a plan with every size given to train a model further: by default about one pass."""
+def resolve_finetuning(plan: TrainPlan, config: AnyConfig) -> TrainPlan:
+    """Return a plan with every size given to train a model further."""
     context_length = min(config.context_length, plan.context_length or _FINETUNE_CONTEXT)
     batch_size = plan.batch_size or max(1, _FINETUNE_BATCH_TOKENS // context_length)
-    steps = plan.steps or min(1_000, max(100, tokens // (batch_size * context_length)))
     # Wider models take smaller steps, by the root of the width.
     lr = (0.02 if plan.lora_rank else 0.003) * min(1.0, 64 / config.d_model) ** 0.5
-    return replace(
-        plan, context_length=context_length, batch_size=batch_size, steps=steps, lr=plan.lr or lr
-    )
+    return replace(plan, context_length=context_length, batch_size=batch_size, lr=plan.lr or lr)
+
+
+def resolve_steps(plan: TrainPlan, n_tokens: int) -> TrainPlan:
+    """Return a plan of sizes with its number of steps, for `n_tokens` tokens that are trained on.
+
+    Raises UserError where both steps and epochs are set.
+    """
+    if plan.steps and plan.epochs:
+        raise UserError(_("steps and epochs are both set; set one of them"))
+    epoch_steps = n_tokens / (plan.batch_size * plan.context_length)
+    if plan.epochs:
+        steps = max(1, math.ceil(plan.epochs * epoch_steps))
+    elif plan.preset in PRESETS:
+        steps = PRESETS[plan.preset].steps
+    else:  # An older model is trained further: by default about one pass.
+        steps = min(1_000, max(100, int(epoch_steps)))
+    return replace(plan, steps=plan.steps or steps, epochs=0.0)
 
 
 def resolve_loop(plan: TrainPlan) -> TrainPlan:
     """Return a plan with the numbers of its loop given."""
+    warmup = min(20, max(1, plan.steps // 5))
+    count = int(eval_budget(plan) / 3 / _MIN_EVAL_TOKENS)  # a third of it is for those on the way
+    count = min(_MAX_EVALS, max(_MIN_EVALS, count))
     return replace(
         plan,
-        warmup_steps=min(20, max(1, plan.steps // 5))
-        if plan.warmup_steps < 0
-        else plan.warmup_steps,
+        warmup_steps=warmup if plan.warmup_steps < 0 else plan.warmup_steps,
         weight_decay=0.1 if plan.weight_decay < 0 else plan.weight_decay,
-        eval_interval=plan.eval_interval or min(_MAX_EVAL_INTERVAL, max(1, plan.steps // _N_EVALS)),
+        eval_interval=plan.eval_interval or min(_MAX_EVAL_INTERVAL, max(1, plan.steps // count)),
     )
 
 
-def check_fits_memory(plan: TrainPlan, config: AnyConfig, device: torch.device) -> None:
-    """Raise UserError if the memory is too small for what a resolved plan needs for sure: weights,
-    gradients and moments, and what a step computes. Only the processor's memory is known.
+def resolve_memory(plan: TrainPlan, config: AnyConfig, device: torch.device) -> TrainPlan:
+    """Return a plan that says whether activations are computed again: where the memory is too
+    small to keep them.
+
+    Raises UserError if it is too small even then.
     """
-    if device.type != "cpu":
-        return
-    tokens = -(-plan.batch_size // plan.grad_accum_steps) * plan.context_length
+    if device.type == "cuda":
+        free: int | None = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = available_bytes() if device.type == "cpu" else None
+    if plan.grad_checkpointing == "auto":
+        keeps = replace(plan, grad_checkpointing="off")
+        is_full = free is not None and estimate_memory(keeps, config) > free
+        plan = replace(plan, grad_checkpointing="on" if is_full else "off")
+    if device.type == "cpu":
+        # What is certain: weights, gradients and moments; with LoRA little more is trained.
+        weights = config.n_params * (2 if plan.lora_rank else 5)
+        check_memory(4 * (weights + _n_logits(plan, config)), _("training at these sizes"))
+    return plan
+
+
+def estimate_memory(plan: TrainPlan, config: AnyConfig) -> int:
+    """Return the bytes that a step of a plan takes at its peak, about."""
+    tokens = _micro_batch_tokens(plan)
     # Weights, gradients, two moments and the best weights; with LoRA little more is trained.
-    weights = config.n_params * (2 if plan.lora_rank else 5)
-    # Logits and their gradients; in each block about eight vectors that the backward pass needs.
-    activations = tokens * (2 * config.vocab_size + 8 * config.n_layers * config.d_model)
-    check_memory(4 * (weights + activations), _("training at these sizes"))  # 4 bytes: float32
+    weights = config.n_params * (1 if plan.lora_rank else 5)
+    # What the backward pass of a block needs, in numbers per token.
+    block = 10 * config.d_model + 4 * config.d_mlp
+    kept = config.n_layers * block
+    if plan.grad_checkpointing == "on":
+        kept = config.n_layers * config.d_model + block
+    numbers = weights + tokens * kept + _n_logits(plan, config)
+    return int(4 * _MEMORY_FACTOR * numbers)  # 4 bytes: float32
+
+
+def _micro_batch_tokens(plan: TrainPlan) -> int:
+    return -(-plan.batch_size // plan.grad_accum_steps) * plan.context_length
+
+
+def _n_logits(plan: TrainPlan, config: AnyConfig) -> int:
+    """Return how many numbers the logits, their softmax and their gradients are."""
+    return 3 * _micro_batch_tokens(plan) * config.vocab_size
 
 
 def new_config(plan: TrainPlan, vocab_size: int) -> AnyConfig:

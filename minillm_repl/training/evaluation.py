@@ -21,11 +21,16 @@ _EVAL_BATCH_TOKENS = 16_384  # tokens of one forward pass
 # Multiplications of one forward pass, of which a large model reads fewer tokens: a fraction of a
 # second, because Ctrl-C is looked for between two passes.
 _EVAL_MULTIPLICATIONS = 20_000_000_000
-_MIN_EVAL_TOKENS = 8_192  # tokens of an evaluation on the way, where there are that many
-_MIN_FINAL_EVAL_TOKENS = 1 << 17  # tokens of the evaluation of the weights that are kept
-_MAX_EVAL_SHARE = 0.15  # of the work of training, for a larger sample than these
-_TRAINING_COST = 3  # times the cost of a forward pass: the backward pass is two of them
-_OPTIMISER_FACTOR = 1.2  # a whole step takes this times the time of its forward and backward pass
+_QUICK_WORK = 2_000_000_000  # multiplications of the sample after Ctrl-C, which is soon read
+_MAX_EVAL_SHARE = 1 / 8  # of the work of training: what all evaluations of a run cost together
+_FINAL_SHARE = 2 / 3  # of that, for the weights that are kept; the rest is for those on the way
+_TRAIN_SHARE = 1 / 3  # of an evaluation, for the training split beside a validation split
+# Multiplications that are free: an evaluation of so little work takes some milliseconds.
+_FREE_WORK, _FREE_FINAL_WORK = 500_000_000, 5_000_000_000
+# A step takes as long as the forward pass of so many times its tokens (measured: 3.7, LoRA 3.0).
+# Forward is one, backward two, of frozen weights one; the optimiser and small batches add a fifth.
+_OPTIMISER_FACTOR = 1.2
+_STEP_COST, _LORA_STEP_COST = 3, 2
 
 Starts = NDArray[np.int64]  # (b,) places where windows begin
 Losses = tuple[float, float | None]  # of the training and the validation split, nats per token
@@ -52,34 +57,30 @@ class Evaluator:
 
     def token_counts(self) -> tuple[int, int]:
         """Return the tokens that an evaluation on the way reads, and the last one of the plan."""
-        plan = self._plan
-        trained_tokens = plan.steps * plan.batch_size * plan.context_length
-        on_the_way, last = self._starts_on_the_way(), self._final_starts(trained_tokens)
-        return self._count(on_the_way), self._count(last)
+        return self._count(self._starts_on_the_way()), self._count(self._final_starts())
 
     def losses(self, interrupted: Callable[[], bool]) -> Losses:
         """Return the losses on the way. Raises Cancelled."""
         return self._losses(self._starts_on_the_way(), interrupted)
 
-    def final_losses(
-        self, trained_tokens: int, interrupted: Callable[[], bool], *, is_quick: bool
-    ) -> Losses:
+    def final_losses(self, interrupted: Callable[[], bool], *, is_quick: bool) -> Losses:
         """Return the losses of the weights that are kept, over the whole of a text or a large
         sample; over a small one if `is_quick`, or as soon as `interrupted`.
         """
         if not is_quick:
             try:
-                return self._losses(self._final_starts(trained_tokens), interrupted)
+                return self._losses(self._final_starts(), interrupted)
             except Cancelled:
                 pass  # The user waits: a smaller sample will do.
         small = self._quick_tokens()
         return self._losses(self._starts(small, small), never_interrupted)
 
-    def latest_val_loss(self, *, is_quick: bool) -> float:
-        """Return the loss of the weights as they are now, on a sample of the validation split."""
-        assert self._val is not None
-        tokens = self._quick_tokens() if is_quick else _MIN_EVAL_TOKENS
-        return self.mean_loss(self._val, self._val.disjoint_starts(tokens))
+    def quick_loss(self) -> float:
+        """Return the loss of the weights as they are now, on the sample of one forward pass of
+        the validation split, or of the training split where there is no other.
+        """
+        train, val = self._starts(self._quick_tokens(), self._quick_tokens())
+        return self.mean_loss(self._val, val) if self._val else self.mean_loss(self._train, train)
 
     @torch.no_grad()
     def mean_loss(
@@ -115,15 +116,17 @@ class Evaluator:
         return train, self.mean_loss(self._val, val_starts, interrupted)
 
     def _starts_on_the_way(self) -> tuple[Starts, Starts]:
-        plan = self._plan
-        trained = plan.eval_interval * plan.batch_size * plan.context_length  # since the last one
-        tokens = max(_MIN_EVAL_TOKENS, int(trained * _TRAINING_COST * _MAX_EVAL_SHARE))
-        return self._starts(tokens // 2, tokens) if self._val else self._starts(tokens, tokens)
+        budget = (1 - _FINAL_SHARE) * eval_budget(self._plan) / n_evals(self._plan)
+        return self._sample(max(budget, _FREE_WORK / self._model.config.n_params))
 
-    def _final_starts(self, trained_tokens: int) -> tuple[Starts, Starts]:
-        share = int(trained_tokens * _TRAINING_COST * _MAX_EVAL_SHARE)
-        tokens = max(_MIN_FINAL_EVAL_TOKENS, share)
-        return self._starts(_MIN_EVAL_TOKENS if self._val else tokens, tokens)
+    def _final_starts(self) -> tuple[Starts, Starts]:
+        budget = _FINAL_SHARE * eval_budget(self._plan)
+        return self._sample(max(budget, _FREE_FINAL_WORK / self._model.config.n_params))
+
+    def _sample(self, tokens: float) -> tuple[Starts, Starts]:
+        """Return where the windows of a sample of so many tokens begin, at least one in a split."""
+        share = _TRAIN_SHARE if self._val else 1.0
+        return self._starts(max(1, int(share * tokens)), max(1, int((1 - share) * tokens)))
 
     def _starts(self, train_tokens: int, val_tokens: int) -> tuple[Starts, Starts]:
         """Return where the windows of a sample begin, in both splits."""
@@ -136,9 +139,21 @@ class Evaluator:
         return sum(map(len, starts)) * self._plan.context_length
 
     def _quick_tokens(self) -> int:
-        """Return the tokens of one forward pass, about, and no less than a window."""
-        tokens = _EVAL_MULTIPLICATIONS // self._model.config.n_params
-        return min(_MIN_EVAL_TOKENS, max(self._plan.context_length, tokens))
+        """Return the tokens of the sample after Ctrl-C, no less than a window."""
+        return max(self._plan.context_length, _QUICK_WORK // self._model.config.n_params)
+
+
+def n_evals(plan: TrainPlan) -> int:
+    """Return how often a run measures on its way: before the first step, then at each interval,
+    and after the last step.
+    """
+    return plan.steps // plan.eval_interval + 1 + (plan.steps % plan.eval_interval > 0)
+
+
+def eval_budget(plan: TrainPlan) -> float:
+    """Return how many tokens all evaluations of a run may read."""
+    cost = (_LORA_STEP_COST if plan.lora_rank else _STEP_COST) * _OPTIMISER_FACTOR
+    return _MAX_EVAL_SHARE * cost * plan.steps * plan.batch_size * plan.context_length
 
 
 def estimate_seconds(
@@ -148,9 +163,9 @@ def estimate_seconds(
 
     `seconds` is the time of the forward and backward pass of one step.
     """
-    n_evals = plan.steps // plan.eval_interval + 1 + (plan.steps % plan.eval_interval > 0)
-    evaluated_tokens = n_evals * eval_tokens + final_eval_tokens
+    evaluated_tokens = n_evals(plan) * eval_tokens + final_eval_tokens
+    cost = _LORA_STEP_COST if plan.lora_rank else _STEP_COST
     return seconds * (
         plan.steps * _OPTIMISER_FACTOR
-        + evaluated_tokens / (plan.batch_size * plan.context_length) / _TRAINING_COST
+        + evaluated_tokens / (plan.batch_size * plan.context_length) / cost
     )

@@ -32,6 +32,14 @@ class TrainPlan:
     """
 
     steps: int = setting(0, integer(1), "optimizer steps", unit="steps", special_values=_AUTO)
+    epochs: float = setting(
+        0.0,
+        number(0, 1e6, above=True),
+        "passes over the training text, in place of steps",
+        metavar="X",
+        aliases=("passes",),
+        special_values={"auto": 0.0},
+    )
     lr: float = setting(
         0.0,
         number(0, 10, above=True),
@@ -201,6 +209,14 @@ class TrainPlan:
         one_of("auto", "float32", "bfloat16"),
         "matmul precision: auto measures which is faster",
         metavar="KIND",
+    )
+    grad_checkpointing: str = setting(
+        "auto",
+        one_of("auto", "on", "off"),
+        "gradient checkpointing, less memory for a third more work: on, off, or auto (where "
+        "the memory is too small without)",
+        metavar="HOW",
+        aliases=("gradient-checkpointing",),
     )
     compile: bool = setting(
         False,

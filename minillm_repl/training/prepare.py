@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 
+from minillm_repl.chat import Message, apply_chat_template
 from minillm_repl.checkpoint import ChatTemplate, Checkpoint
-from minillm_repl.checkpoint.adapter import weights_sha256
+from minillm_repl.checkpoint.adapter import printable_path, weights_sha256
+from minillm_repl.checkpoint.load_save import load
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.build import build_new, build_trainable, pick_device
@@ -17,9 +19,16 @@ from minillm_repl.model.config import AnyConfig
 from minillm_repl.model.layers import add_adapters
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import default_of, value_of
-from minillm_repl.storage.paths import resume_path
+from minillm_repl.storage.paths import exists, resume_path
+from minillm_repl.tokenizer import decode
 from minillm_repl.training import resume
-from minillm_repl.training.defaults import check_fits_memory, choose_sizes
+from minillm_repl.training.corpus import Corpus
+from minillm_repl.training.defaults import (
+    choose_sizes,
+    resolve_loop,
+    resolve_memory,
+    resolve_steps,
+)
 from minillm_repl.training.machine import Distributed, check_compiles, tune
 from minillm_repl.training.open_corpora import (
     Texts,
@@ -29,8 +38,10 @@ from minillm_repl.training.open_corpora import (
     tokenise_corpora,
 )
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.run import RunContext, TrainingRun, describe_method, describe_run
+from minillm_repl.training.record import describe_method, describe_run
+from minillm_repl.training.run import RunContext, TrainingRun
 from minillm_repl.training.splits import make_splits
+from minillm_repl.training.tokens import Split
 from minillm_repl.training.trainer import Trainer
 
 # These settings mean something for a new model alone.
@@ -72,12 +83,20 @@ def start_run(
         vocab_size=text.tokenizer.vocab_size,
         has_accelerator=device.type != "cpu",
     )
-    check_fits_memory(plan, config, device)
     if note:
         text.notes.append(note)
     model = _without_weights(start, config, text)
-    trainer, sample_prompt_ids = _build(start, model, text, plan, context)
-    base_model = _adapter_base(start, text) if plan.lora_rank and start else None
+    splits = make_splits(text.train, text.val, plan, safe_line(text.name), context.interrupted)
+    plan = resolve_loop(resolve_steps(plan, len(splits[0].ids)))
+    plan = resolve_memory(plan, config, device)
+    # A model of a folder keeps its dtype; adapters are float32.
+    is_of_folder = start is not None and start.weight_map is not None and not plan.lora_rank
+    is_small = start is not None and start.dtype in ("bfloat16", "float16")  # no blocks of GGUF
+    dtype = start.dtype if start and is_of_folder and is_small else "float32"
+    trainer = _build(start, model, text, plan, context, splits, dtype)
+    sample_prompt_ids, sample_heading = _encode_sample_prompt(trainer, model, corpora.train)
+    start_sha256 = weights_sha256(start.arrays()) if start else ""
+    base_model = _adapter_base(start, start_sha256, text) if plan.lora_rank and start else None
     threads, seconds = tune(trainer, context.threads, context.interrupted)
     return TrainingRun(
         context=context,
@@ -87,7 +106,10 @@ def start_run(
         threads=threads,
         is_finetuning=start is not None,
         base_model=base_model,
+        start_path=printable_path(start.path) if start and start.path else "",
+        start_sha256=start_sha256,
         sample_prompt_ids=sample_prompt_ids,
+        sample_heading=sample_heading,
         title=describe_run(
             trainer, corpora.train, text.train.unique_tokens, is_finetuning=start is not None
         ),
@@ -107,10 +129,14 @@ def resume_run(path: Path, context: RunContext, corpus: str = "") -> TrainingRun
     with rank_zero_first(context.distributed):
         corpora = reopen_corpora(metadata, corpus, plan, context.path, context.interrupted)
         text = tokenise_corpora(corpora, start, plan, context, None, is_resumed=True)
-    check_fits_memory(plan, start.config, pick_device(context.device))
+    plan = resolve_memory(plan, start.config, pick_device(context.device))
+    splits = make_splits(text.train, text.val, plan, safe_line(text.name), context.interrupted)
+    # The weights beside an adapter may be in the file of their model only.
+    weights = start if state.has_frozen_weights else load_unchanged(*_base_of(metadata))
     plan = replace(plan, val=corpora.val)
-    trainer, sample_prompt_ids = _build(start, start, text, plan, context)
+    trainer = _build(weights, start, text, plan, context, splits, metadata.dtype)
     resume.restore_run(state, trainer)
+    sample_prompt_ids, sample_heading = _encode_sample_prompt(trainer, start, corpora.train)
     step, steps = trainer.state.step, plan.steps
     note = _("continues after step {step:,} of {steps:,}", step=step, steps=steps)
     return TrainingRun(
@@ -121,6 +147,9 @@ def resume_run(path: Path, context: RunContext, corpus: str = "") -> TrainingRun
         threads=metadata.threads,
         is_finetuning=metadata.is_finetuning,
         base_model=metadata.base_model,
+        start_path=metadata.start_path,
+        start_sha256=metadata.start_sha256,
+        sample_heading=sample_heading,
         sample_prompt_ids=sample_prompt_ids,
         title=describe_run(
             trainer, corpora.train, text.train.unique_tokens, is_finetuning=metadata.is_finetuning
@@ -128,6 +157,31 @@ def resume_run(path: Path, context: RunContext, corpus: str = "") -> TrainingRun
         notes=[*text.notes, note],
         warnings=text.warnings,
     )
+
+
+def load_unchanged(path: str, sha256: str) -> Checkpoint:
+    """Return the model that a run started from. Raises UserError if it is not there as it was."""
+    if not path or not exists(Path(path)):
+        raise UserError(
+            _(
+                "the model that this one was trained from is not at {path}",
+                path=safe_line(path) or "?",
+            )
+        )
+    start = load(Path(path))
+    if weights_sha256(start.arrays()) != sha256:
+        raise UserError(
+            _(
+                "{path} has other weights than those that this model was trained from",
+                path=safe_line(path),
+            )
+        )
+    return start
+
+
+def _base_of(metadata: resume.RunMetadata) -> tuple[str, str]:
+    path, sha256 = metadata.base_model or ("", "")
+    return str(path), sha256
 
 
 # -- what both begin with
@@ -184,16 +238,13 @@ def _build(
     text: Texts,
     plan: TrainPlan,
     context: RunContext,
-) -> tuple[Trainer, list[int]]:
-    """Split the text into what is trained on and what is only measured, and build what trains on
-    it: with the weights of `start`, if it has any, or new ones.
-
-    Returns the trainer, and the ids that the samples on the way begin with. Raises UserError if
-    the text is too short.
+    splits: tuple[Split, Split | None],
+    dtype: str,
+) -> Trainer:
+    """Build what trains on the first split and measures on the second: with the weights of
+    `start`, if it has any, or new ones.
     """
-    config, device = model.config, pick_device(context.device)
-    name = safe_line(text.name)
-    train, val = make_splits(text.train, text.val, plan, name, context.interrupted)
+    config, device, (train, val) = model.config, pick_device(context.device), splits
     if plan.val == "auto" and val is None:
         text.notes.append(
             _(
@@ -210,19 +261,41 @@ def _build(
     measured = val or train
     characters = max(1, measured.count_characters(text.tokenizer))
     scale = measured.targets / characters / math.log(2)  # nats per token -> bits per character
-    trainer = Trainer(module.to(device), train, val, plan, scale, context.distributed)
+    trainer = Trainer(module.to(device), train, val, plan, scale, context.distributed, dtype)
     if plan.compile:
         check_compiles(trainer)
-    prompt = text.tokenizer.encode(plan.sample_prompt)
-    n_start = min(_SAMPLE_PROMPT_TOKENS, train.context_length)  # without one, the start of the text
-    return trainer, prompt or train.ids[:n_start].tolist()
+    return trainer
 
 
-def _adapter_base(start: Checkpoint, text: Texts) -> tuple[Path, str] | None:
+def _adapter_base(start: Checkpoint, sha256: str, text: Texts) -> tuple[Path, str] | None:
     """Return the file of the model that an adapter belongs to, and the digest of its weights."""
     if start.path and start.is_on_disk and start.adapter is None:
-        return start.path, weights_sha256(start.arrays())
+        return start.path, sha256
     text.notes.append(
         _("no file holds the open model in this form: the adapter can only be saved merged into it")
     )
     return None
+
+
+def _encode_sample_prompt(
+    trainer: Trainer, model: Checkpoint, corpus: Corpus
+) -> tuple[list[int], str]:
+    """Return the ids that the samples on the way begin with, and what is shown of them: the plan's
+    text, the start token, or the start of the training text; of conversations, a question, so that
+    the sample is an answer.
+    """
+    text, train, tokenizer = trainer.plan.sample_prompt, trainer.train, model.tokenizer
+    if model.chat_template and corpus.is_conversational:
+        asked = [Message("user", text)] if text else _first_question(corpus)
+        ids = apply_chat_template(model.chat_template, tokenizer, asked, parse_special=False)
+        return ids, f"{asked[-1].content} → "
+    ids = tokenizer.encode(text)  # of nothing, the start token if there is one
+    ids = ids or train.ids[: min(_SAMPLE_PROMPT_TOKENS, train.context_length)].tolist()
+    return ids, decode(tokenizer, ids)
+
+
+def _first_question(corpus: Corpus) -> list[Message]:
+    """Return the first conversation of a corpus up to its first answer."""
+    messages = next(each.messages for each in corpus.documents() if each.messages)
+    answer = next(index for index, each in enumerate(messages) if each.role == "assistant")
+    return list(messages[:answer])

@@ -24,7 +24,7 @@ from minillm_repl.checkpoint.weights import locate_tensors, read_weights, serial
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.settings import change, find, format_value, specs, value_of
+from minillm_repl.settings import change, find, specs, to_texts
 from minillm_repl.storage.atomic import make_parent_folder, write_atomically
 from minillm_repl.training import TrainerState
 from minillm_repl.training.machine import full_tensor, shard_like
@@ -32,6 +32,7 @@ from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.trainer import Trainer
 
 RESUME_FORMAT = "minillm-resume"
+_ADDED_STATE = ("step_seconds", "first_quick_loss")  # older files do not have these
 _MOMENTS = {"muon": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
 
 
@@ -47,6 +48,9 @@ class RunMetadata:
     threads: int
     # of an adapter: where its model lies, and the digest of that
     base_model: tuple[Path, str] | None = None
+    start_path: str = ""  # of the model that is trained further
+    start_sha256: str = ""  # of its weights
+    dtype: str = "float32"  # in which the trained weights are stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +64,28 @@ class ResumeState:
     state: TrainerState
     header: Header
 
+    @property
+    def has_frozen_weights(self) -> bool:
+        """Whether the weights that an adapter does not train are in the file too."""
+        is_lora = bool(self.plan.lora_rank)
+        return not is_lora or any(name.endswith(".base.weight") for name in self.header.tensors)
 
-def save_run(path: Path, trainer: Trainer, start: Checkpoint, run_metadata: RunMetadata) -> None:
-    """Write the run as it is now. Raises UserError, with what was there before as it was."""
+
+def save_run(
+    path: Path,
+    trainer: Trainer,
+    start: Checkpoint,
+    run_metadata: RunMetadata,
+    *,
+    trained_only: bool = False,
+) -> None:
+    """Write the run as it is now; with `trained_only`, without weights that are not trained.
+
+    Raises UserError, with what was there before as it was.
+    """
     metadata = to_metadata(start)
     metadata["format"] = RESUME_FORMAT
-    metadata["plan"] = json.dumps(
-        {
-            name: format_value(spec, value_of(trainer.plan, name))
-            for name, spec in specs(trainer.plan).items()
-        },
-        ensure_ascii=False,
-    )
+    metadata["plan"] = json.dumps(to_texts(trainer.plan), ensure_ascii=False)
     base = run_metadata.base_model and {
         "path": printable_path(run_metadata.base_model[0]),
         "sha256": run_metadata.base_model[1],
@@ -88,6 +102,9 @@ def save_run(path: Path, trainer: Trainer, start: Checkpoint, run_metadata: RunM
         {name: state.numpy().tobytes().hex() for name, state in random.items()}
     )
     tensors = _run_tensors(trainer)
+    if trained_only:
+        frozen = _frozen_names(trainer)
+        tensors = {name: each for name, each in tensors.items() if name not in frozen}
     if trainer.distributed.rank == 0:  # all ranks gathered the tensors; one writes them
         make_parent_folder(path)
         write_atomically(path, *serialise(tensors, metadata))
@@ -105,16 +122,18 @@ def load_run(path: Path) -> ResumeState:
     return ResumeState(
         # The weights that the run began with lie in no file of their own.
         start=dataclasses.replace(start, path=None),
-        plan=_parse_plan(parse_field(header, "plan", name), name),
+        plan=parse_plan(parse_field(header, "plan", name), name),
         metadata=_parse_metadata(parse_field(header, "run", name), name),
         state=_parse_state(parse_field(header, "state", name), name),
         header=header,
     )
 
 
-def _parse_plan(data: Any, name: str) -> TrainPlan:
+def parse_plan(data: Any, name: str) -> TrainPlan:
+    """Return the plan of its settings as texts, by name. Raises UserError naming the file."""
     is_text = isinstance(data, dict) and all(isinstance(text, str) for text in data.values())
-    if not is_text or {find(TrainPlan, each)[0] for each in data} != set(specs(TrainPlan)):
+    # A setting that is newer than the file had its default.
+    if not is_text or {find(TrainPlan, each)[0] for each in data} - set(specs(TrainPlan)):
         raise _invalid_run(name)
     plan = TrainPlan()
     for setting, text in data.items():
@@ -153,7 +172,16 @@ def _parse_metadata(data: Any, name: str) -> RunMetadata:
         is_finetuning=is_finetuning,
         threads=threads,
         base_model=base_model,
+        start_path=str(data.get("start_path", "")),  # nor these
+        start_sha256=str(data.get("start_sha256", "")),
+        dtype=_parse_dtype(data.get("dtype", "float32"), name),
     )
+
+
+def _parse_dtype(dtype: Any, name: str) -> str:
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise _invalid_run(name)
+    return str(dtype)
 
 
 def _invalid_run(name: str) -> UserError:
@@ -167,6 +195,9 @@ def restore_run(resumed: ResumeState, trainer: Trainer) -> None:
     """
     name = safe_line(str(resumed.header.path))
     expected = _run_tensors(trainer, is_fresh=True)
+    if not resumed.has_frozen_weights:  # the trainer has them already
+        frozen = _frozen_names(trainer)
+        expected = {tensor: each for tensor, each in expected.items() if tensor not in frozen}
     recipe = WeightMap(
         {tensor: (SourceTensor(tensor, array.shape),) for tensor, array in expected.items()}
     )
@@ -178,7 +209,8 @@ def restore_run(resumed: ResumeState, trainer: Trainer) -> None:
     }
     with torch.no_grad():
         for key, tensor in trainer.model.state_dict().items():
-            tensor.copy_(shard_like(loaded[f"model.{key}"], tensor))
+            if f"model.{key}" in loaded:
+                tensor.copy_(shard_like(loaded[f"model.{key}"], tensor))
     trainer.best_weights = {
         key: shard_like(loaded[f"best.{key}"], trained_parameter)
         for key, trained_parameter in trainer.trainable_parameters.items()
@@ -234,6 +266,12 @@ def _run_tensors(trainer: Trainer, *, is_fresh: bool = False) -> dict[str, NDArr
     }
 
 
+def _frozen_names(trainer: Trainer) -> set[str]:
+    """Return the names in a resume file of the weights that are not trained."""
+    names = trainer.model.state_dict().keys() - trainer.trainable_parameters.keys()
+    return {f"model.{name}" for name in names}
+
+
 def _named_parameters(
     optimizer: torch.optim.Optimizer, trainer: Trainer
 ) -> list[tuple[str, nn.Parameter]]:
@@ -243,7 +281,7 @@ def _named_parameters(
 
 def _parse_state(data: Any, name: str) -> TrainerState:
     defaults = dataclasses.asdict(TrainerState())
-    if not isinstance(data, dict) or set(data) != set(defaults):
+    if not isinstance(data, dict) or not set(data) <= set(defaults):
         raise UserError(_("{name} has no valid state of its run; see docs/format.md", name=name))
     try:
         values: dict[str, Any] = {
@@ -251,11 +289,12 @@ def _parse_state(data: Any, name: str) -> TrainerState:
             if isinstance(default, list)
             else type(default)(data[key])
             for key, default in defaults.items()
+            if key in data or key not in _ADDED_STATE
         }
         state = TrainerState(**values)
         if state.step < 1 or any(type(value) not in (int, float, list) for value in data.values()):
             raise ValueError
-    except (TypeError, ValueError, OverflowError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(
             _("{name} has no valid state of its run; see docs/format.md", name=name)
         ) from None

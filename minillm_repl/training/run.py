@@ -1,24 +1,24 @@
 """One run of training: a model that learns, how it is kept on the way, and what is told of it."""
 
-import platform
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
-from minillm_repl import __version__
-from minillm_repl.checkpoint import Adapter, Checkpoint, TrainingRecord, native
+from minillm_repl.checkpoint import Adapter, Checkpoint
+from minillm_repl.checkpoint.adapter import save_adapter, save_peft
+from minillm_repl.checkpoint.load_save import save
+from minillm_repl.checkpoint.weights import resolve_dtype
 from minillm_repl.errors import UserError
-from minillm_repl.language import _, _n
+from minillm_repl.language import _
+from minillm_repl.model.bfloat16 import convert
 from minillm_repl.model.build import to_arrays
 from minillm_repl.model.layers import adapter_state_dict, merge_adapters
 from minillm_repl.storage.paths import resume_path
 from minillm_repl.training import TrainEvent, TrainingFinished, never_interrupted, resume
-from minillm_repl.training.corpus import Corpus
-from minillm_repl.training.evaluation import estimate_seconds
 from minillm_repl.training.machine import Distributed, full_tensor, torch_threads
 from minillm_repl.training.open_corpora import OpenCorpora
+from minillm_repl.training.record import make_record, started
 from minillm_repl.training.trainer import Trainer
 
 
@@ -27,6 +27,7 @@ class RunContext:
     """Where a run takes place, and who watches."""
 
     path: Path  # of the checkpoint that saves on the way write; the resume file lies beside it
+    is_folder: bool = False  # the path is that of a folder, which is written at the end alone
     device: str = "auto"
     threads: int = 0  # 0 tries what is fastest
     distributed: Distributed = field(default_factory=Distributed)
@@ -48,15 +49,24 @@ class TrainingRun:
     threads: int
     is_finetuning: bool  # whether an older model is trained further
     base_model: tuple[Path, str] | None  # of an adapter: the file of its model, and the digest
+    start_path: str  # of the model that is trained further, and
+    start_sha256: str  # the digest of its weights; both empty for a new model
     sample_prompt_ids: list[int]  # the model's samples on the way begin with these
+    sample_heading: str  # what is shown of them, before what the model writes
     title: str  # what is about to happen, in one line
     notes: list[str]
     warnings: list[str]
     is_saved: bool = False  # whether it lies on disk
     save_error: str = ""  # why the last save failed
 
+    @property
+    def is_adapter_apart(self) -> bool:
+        """Whether only an adapter has to be saved: its model lies in a file that stays as it is."""
+        return self.base_model is not None and not same_path(self.base_model[0], self.context.path)
+
     def events(self, interrupted: Callable[[], bool], *, save: bool = True) -> Iterator[TrainEvent]:
         """Train, and yield what happens; with `save`, write the run to disk as its plan says."""
+        yield started(self)
         with torch_threads(self.threads):
             yield from self.trainer.events(interrupted, self._save if save else None)
 
@@ -70,43 +80,22 @@ class TrainingRun:
         if finished is None and trainer.val is not None:
             weights |= trainer.best_weights
         weights = {name: full_tensor(tensor) for name, tensor in weights.items()}
-        record = self._record(finished)
+        record = make_record(self, finished)
         adapter = None
         if self.base_model:
             path, sha256 = self.base_model
             start = "".join(map(self.start.tokenizer.special_name, self.start.tokenizer.start_ids))
-            tensors = to_arrays(adapter_state_dict(weights))
-            adapter = Adapter(tensors, path, sha256, record, start)
+            matrices = to_arrays(adapter_state_dict(weights))
+            adapter = Adapter(matrices, path, sha256, record, start)
+        tensors = to_arrays(merge_adapters(weights))
+        if finished is not None:
+            dtype = resolve_dtype(trainer.dtype, set())
+            tensors = {name: convert(array, dtype) for name, array in tensors.items()}
         return replace(
             self.start,
-            tensors=to_arrays(merge_adapters(weights)),
+            tensors=tensors,
             training=record.append_to(self.start.training),
             adapter=adapter,
-        )
-
-    def _record(self, finished: TrainingFinished | None) -> TrainingRecord:
-        """Return what a checkpoint says of this run alone, at its end or on the way."""
-        state = self.trainer.state
-        train_loss = finished.train_loss if finished else state.train_loss
-        val_loss = finished.val_loss if finished else None
-        if finished is None and state.val_curve:
-            val_loss = state.val_curve[-1][1]
-        versions = {
-            "minillm-repl": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
-        return TrainingRecord(
-            steps=state.step,
-            tokens=state.tokens,
-            train_loss=round(train_loss, 6),
-            val_loss=val_loss and round(val_loss, 6),
-            corpus=self.corpora.name,
-            corpus_sha256=self.corpora.train.sha256,
-            seed=self.trainer.plan.seed,
-            versions=versions,
-            curve=tuple(state.curve),
-            val_curve=tuple(state.val_curve),
         )
 
     def _save(self) -> str:
@@ -115,12 +104,15 @@ class TrainingRun:
         A disk that is too small for the run may still hold the weights: each is tried.
         """
         path, checkpoint = self.context.path, self.checkpoint()  # all ranks gather the tensors
+        metadata, is_apart = self._metadata(), self.is_adapter_apart
         why = _error_of(
-            lambda: resume.save_run(resume_path(path), self.trainer, self.start, self._metadata())
+            lambda: resume.save_run(
+                resume_path(path), self.trainer, self.start, metadata, trained_only=is_apart
+            )
         )
         self.is_saved |= not why
-        if self.context.distributed.rank == 0:
-            unsaved = _error_of(lambda: native.save_native(checkpoint, path))
+        if self.context.distributed.rank == 0 and not self.context.is_folder:
+            unsaved = _error_of(lambda: save_trained(checkpoint, path))
             if why and not unsaved:
                 why = _("{error}; the weights alone are saved", error=why)
             why = why or unsaved
@@ -138,7 +130,27 @@ class TrainingRun:
             is_finetuning=self.is_finetuning,
             threads=self.threads,
             base_model=self.base_model,
+            start_path=self.start_path,
+            start_sha256=self.start_sha256,
+            dtype=self.trainer.dtype,
         )
+
+
+def save_trained(checkpoint: Checkpoint, path: Path, *, is_folder: bool = False) -> Checkpoint:
+    """Save what was trained to a file, or a folder, and return it with its path: an adapter alone
+    where its model lies elsewhere, else the whole model.
+
+    Raises UserError.
+    """
+    if checkpoint.adapter is None or same_path(checkpoint.adapter.base, path):
+        return save(checkpoint, path, folder=is_folder)
+    (save_peft if is_folder else save_adapter)(checkpoint, path)
+    return replace(checkpoint, path=path)
+
+
+def same_path(one: Path, other: Path) -> bool:
+    """Tell whether two paths are the same place, as they are written."""
+    return os.path.abspath(one) == os.path.abspath(other)  # noqa: PTH100 - reads no disk
 
 
 def _error_of(action: Callable[[], object]) -> str:
@@ -148,82 +160,3 @@ def _error_of(action: Callable[[], object]) -> str:
     except UserError as error:
         return str(error)
     return ""
-
-
-# -- what is told of a run
-
-
-def describe_run(
-    trainer: Trainer, corpus: Corpus, unique_tokens: int, *, is_finetuning: bool
-) -> str:
-    """Return what is about to happen, in one line.
-
-    `unique_tokens` is how many tokens of the vocabulary occur in the text.
-    """
-    config, train, val, plan = trainer.model.config, trainer.train, trainer.val, trainer.plan
-    sizes = {"parameters": config.n_params, "arch": config.arch}
-    if plan.lora_rank:
-        description = _(
-            "training {trained:,} parameters; the other {parameters:,} are frozen",
-            trained=sum(each.numel() for each in trainer.trainable_parameters.values()),
-            **sizes,
-        )
-    elif is_finetuning:
-        description = _("further training: {parameters:,} parameters", **sizes)
-    else:
-        description = _("a new {arch} model: {parameters:,} parameters", **sizes)
-    documents = _n("{n:,} document", "{n:,} documents", corpus.count)
-    tokens = (
-        _(
-            "{tokens:,} training tokens, {held:,} validation tokens",
-            tokens=len(train.ids),
-            held=len(val.ids),
-        )
-        if val
-        else _("{tokens:,} tokens", tokens=len(train.ids))
-    )
-    read_tokens = plan.steps * plan.batch_size * plan.context_length
-    return " · ".join(
-        [
-            description,
-            f"{corpus.name}: {documents}",
-            tokens,
-            _("{different:,} distinct", different=unique_tokens),
-            _(
-                "{steps:,} steps ({passes:.2g} passes over the text)",
-                steps=plan.steps,
-                passes=read_tokens / len(train.ids),
-            ),
-        ]
-    )
-
-
-def describe_method(trainer: Trainer, threads: int, seconds: float) -> str:
-    """Return how it is done, in one line; `seconds` is what forward and backward of a step take,
-    if that is known.
-    """
-    plan, size = trainer.plan, trainer.distributed.world_size
-    parallelism = (
-        _n("{n} process", "{n} processes", size)
-        if size > 1
-        else _n("{n} thread", "{n} threads", threads)
-        if threads
-        else _("default threads")
-    )
-    parts = [
-        _("batch {batch} × {context} tokens", batch=plan.batch_size, context=plan.context_length),
-        _("Muon and AdamW, learning rate {lr:g}", lr=plan.lr)
-        if plan.optimizer == "muon"
-        else _("AdamW, learning rate {lr:g}", lr=plan.lr),
-        f"{plan.precision}, {parallelism}",
-    ]
-    if size == 1:
-        remaining = estimate_seconds(plan, seconds, *trainer.evaluator.token_counts())
-        parts.append(
-            _("about {time:.0f} s", time=remaining)
-            if remaining < 90
-            else _("about {time:.0f} min", time=remaining / 60)
-            if remaining < 5400
-            else _("about {time:.1f} h", time=remaining / 3600)
-        )
-    return " · ".join(parts)

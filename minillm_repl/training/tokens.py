@@ -107,11 +107,10 @@ class Split:
         thinned to `max_tokens` tokens.
         """
         starts = np.arange(0, self.n_windows, self.context_length)
-        return (
-            starts[:: max(1, -(-len(starts) * self.context_length // max_tokens))]
-            if max_tokens
-            else starts
-        )
+        count = max(1, max_tokens // self.context_length) if max_tokens else len(starts)
+        if count >= len(starts):
+            return starts
+        return starts[np.arange(count) * len(starts) // count]
 
     @property
     def targets(self) -> int:

@@ -18,11 +18,12 @@ from torch import Tensor
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.build import LanguageModel
-from minillm_repl.model.layers import add_dropout
+from minillm_repl.model.layers import add_dropout, recompute_activations
 from minillm_repl.training import (
     STOPPED_EARLY,
     Cancelled,
     Evaluated,
+    Evaluating,
     NonFiniteLoss,
     NotSaved,
     Reason,
@@ -46,6 +47,7 @@ class Trainer:
     """Trains a model in place, by a plan in which nothing is left at auto.
 
     `bits_per_character_scale` is tokens / characters / ln 2 of the split that is measured.
+    `dtype` is that of the weights when they are stored.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class Trainer:
         plan: TrainPlan,
         bits_per_character_scale: float = 1.0,
         distributed: Distributed | None = None,
+        dtype: str = "float32",
     ) -> None:
+        self.dtype = dtype  # in which the weights that are kept are stored
         self.model, self.train, self.val, self.plan = model, train, val, plan
         self.distributed = distributed or Distributed()
         self.state = TrainerState()
@@ -64,6 +68,8 @@ class Trainer:
         self._scale = bits_per_character_scale
         if plan.dropout:
             add_dropout(model, plan.dropout)
+        if plan.grad_checkpointing == "on":
+            recompute_activations(model)
         if plan.shard:
             self.distributed.shard(model)
         forward: Any = torch.compile(model) if plan.compile else model
@@ -100,6 +106,7 @@ class Trainer:
         if reason == "interrupt" and state.step:
             self._save_on_exit(save)
         try:
+            yield Evaluating(state.step)
             finished = self._finish(reason, interrupted)
         except BaseException:
             self._save_on_exit(save)
@@ -116,6 +123,7 @@ class Trainer:
                 # Also before the first step: how good is a model that has learnt nothing?
                 is_eval_due = state.step % plan.eval_interval == 0 or state.step == plan.steps
                 if is_eval_due and state.last_eval_step != state.step:
+                    yield Evaluating(state.step)
                     yield self._evaluate(interrupted)
                     if plan.patience and state.evals_since_best >= plan.patience:
                         return "patience"
@@ -152,7 +160,7 @@ class Trainer:
 
         Raises NonFiniteLoss or Cancelled, with everything as it was.
         """
-        plan, state = self.plan, self.state
+        plan, state, started = self.plan, self.state, perf_counter()
         self._is_consistent = False
         first = state.step * plan.batch_size  # windows read so far: a resumed run reads on
         starts = self.train.training_starts(first, plan.batch_size, plan.seed)  # (batch,)
@@ -173,6 +181,7 @@ class Trainer:
         state.step += 1
         state.tokens += plan.batch_size * plan.context_length
         state.seconds = perf_counter() - self._started
+        state.step_seconds += perf_counter() - started
         state.record_loss(loss, plan.steps)
         self._is_consistent = True
         return TrainStep(
@@ -254,8 +263,9 @@ class Trainer:
         is_best = loss < state.best_loss
         state.train_loss = train
         if state.last_eval_step < 0:
-            state.first_loss = loss
-        if is_best or val is None:  # Keep the latest weights: there is no validation split.
+            state.first_loss, state.first_quick_loss = loss, self.evaluator.quick_loss()
+        # Without a validation split the latest weights are kept, unless they only got worse.
+        if is_best or (val is None and loss < state.first_loss):
             state.best_loss, state.best_step, state.evals_since_best = loss, state.step, 0
             self.best_weights = self._copy_weights()
         else:
@@ -275,20 +285,35 @@ class Trainer:
     def _finish(self, reason: Reason, interrupted: Callable[[], bool]) -> TrainingFinished:
         """Leave the model with the weights to keep, and measure these."""
         state, is_quick = self.state, reason == "interrupt"
-        keeps_latest = reason != "diverged" and self._is_latest_best(is_quick)
-        if not keeps_latest:
+        kept, first_and_last = state.best_step, (state.first_loss, state.best_loss)
+        if is_quick and state.last_eval_step != state.step:
+            # The latest weights were not measured: they are compared on a sample of their own.
+            latest_loss, latest = self.evaluator.quick_loss(), self._copy_weights()
             self.load_weights(self.best_weights)
-        train, val = self.evaluator.final_losses(state.tokens, interrupted, is_quick=is_quick)
-        kept = state.step if keeps_latest else state.best_step
-        return state.finished(reason, kept=kept, train_loss=train, val_loss=val, scale=self._scale)
+            best_loss = self.evaluator.quick_loss()
+            if self.val is None or latest_loss < best_loss:
+                self.load_weights(latest)
+                kept, best_loss = state.step, latest_loss
+            first_and_last = state.first_quick_loss, best_loss
+        else:
+            self.load_weights(self.best_weights)
+        self._round_weights()
+        train, val = self.evaluator.final_losses(interrupted, is_quick=is_quick)
+        return state.finished(
+            reason,
+            kept=kept,
+            first_and_last=first_and_last,
+            train_loss=train,
+            val_loss=val,
+            scale=self._scale,
+        )
 
-    def _is_latest_best(self, is_quick: bool) -> bool:
-        """Tell whether the weights after the last step are the best, as far as is known."""
-        if self.val is None:
-            return True
-        if self.state.last_eval_step == self.state.step:
-            return False  # Then the best weights are those that the evaluation kept.
-        return self.evaluator.latest_val_loss(is_quick=is_quick) < self.state.best_loss
+    @torch.no_grad()
+    def _round_weights(self) -> None:
+        """Give the weights the values that they will have in the file: these are measured."""
+        dtype = getattr(torch, self.dtype)
+        for parameter in self.trainable_parameters.values():
+            parameter.copy_(parameter.to(dtype))
 
     def _copy_weights(self) -> dict[str, Tensor]:
         return {name: each.detach().clone() for name, each in self.trainable_parameters.items()}

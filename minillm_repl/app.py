@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.text import Text
@@ -49,6 +49,9 @@ from minillm_repl.storage.paths import (
     user_path,
 )
 
+if TYPE_CHECKING:
+    from minillm_repl.serve.server import Address
+
 
 class ExitStatus(IntEnum):
     """What the program ends with."""
@@ -89,6 +92,8 @@ def run(start: Start) -> ExitStatus:
     shell = _make_shell(screen, start)
     if start.options.prompt is not None:
         return _run_guarded(shell, partial(_complete, shell, start))
+    if start.options.serve is not None:
+        return _run_guarded(shell, partial(_serve, shell, start))
     if start.options.auto:
         return _run_guarded(shell, partial(_run_lesson_unattended, shell, start.options))
     if start.training is not None:
@@ -161,6 +166,43 @@ def _complete(shell: Shell, start: Start) -> None:
     shell.session.workspace.start_loading()  # while the rest of the prompt is read
     text = prompt_text(shell, start.environment, options.prompt)
     run_one_shot(shell, text, echo=options.echo, json=options.json)
+
+
+def _serve(shell: Shell, start: Start) -> None:
+    """Answer requests over HTTP until Ctrl-C. Raises UserError."""
+    try:
+        from minillm_repl.serve.server import parse_address, serve
+    except ImportError as error:
+        raise UserError(
+            _(
+                "--serve needs the package {name}: `pip install 'minillm-repl[serve]'`",
+                name=safe_line(str(error.name)),
+            )
+        ) from None
+    address, key = (
+        parse_address(start.options.serve),
+        start.environment.variables.get("MINILLM_API_KEY", ""),
+    )
+    if not key and not address.is_loopback:
+        raise UserError(
+            _(
+                "at {address} others can reach the model: set a key in MINILLM_API_KEY",
+                address=safe_line(address.url),
+            )
+        )
+    shell.session.workspace.start_loading()
+    model = shell.require_model()
+
+    def say(bound: "Address") -> None:
+        shell.screen.note(
+            _(
+                "{model} answers at {address} · Ctrl-C ends the server",
+                model=safe_line(model.name),
+                address=safe_line(bound.url),
+            )
+        )
+
+    serve(model, shell.session.settings, address, key, say)
 
 
 def _train(shell: Shell, start: Start, training: TrainRequest) -> ExitStatus:

@@ -126,6 +126,9 @@ def _add_start(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--no-history", dest="history", action="store_const", const="off", help=no_lines
     )
+    served = _("answer programs over HTTP, as OpenAI's API does (docs/server.md), until Ctrl-C")
+    where = "127.0.0.1:8321"
+    group.add_argument("--serve", metavar="HOST:PORT", nargs="?", const=where, help=served)
     shown = _("show program's version number and exit")
     version = f"minillm-repl {__version__}"
     group.add_argument("--version", action="version", version=version, help=shown)

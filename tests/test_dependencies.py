@@ -33,10 +33,11 @@ def imported():
 
 
 def test_every_import_is_declared_and_every_dependency_imported():
-    declared = {normalised(re.match(r"[\w.-]+", entry)[0]) for entry in PROJECT["dependencies"]}
+    entries = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["serve"]
+    declared = {normalised(re.match(r"[\w.-]+", entry)[0]) for entry in entries}
     assert imported() == declared
 
 
 def test_every_dependency_has_a_lower_and_an_upper_bound():
-    for entry in PROJECT["dependencies"]:
+    for entry in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["serve"]:
         assert re.fullmatch(r"[\w.-]+>=[\d.]+,<[\d.]+", entry), entry

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from minillm_repl import commands, views
 from minillm_repl.checkpoint.families import family_title
-from minillm_repl.checkpoint.load_save import is_in_folder, read_config
+from minillm_repl.checkpoint.load_save import read_config, read_model_type
 from minillm_repl.commands import train
 from minillm_repl.commands.train import TrainRequest
 from minillm_repl.configuration import Launch
@@ -225,7 +225,7 @@ def _train(shell: Shell, start: Start, training: TrainRequest) -> ExitStatus:
                 "are not changed"
             )
         )
-    if is_in_folder(workspace.path):
+    if read_model_type(workspace.path):
         raise UserError(
             _(
                 "{name} is a model folder, which is not changed: name where the trained model "
@@ -261,7 +261,7 @@ def _greet(shell: Shell, out: Console) -> None:
     else:
         config = read_config(path)  # not the weights: these are loaded while the user types
         family, context = (
-            family_title(config, native=not is_in_folder(path)) if config else "",
+            family_title(config, read_model_type(path)) if config else "",
             workspace.loader.context_length,
         )
         about = (

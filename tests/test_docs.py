@@ -11,11 +11,14 @@ import types
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers.generation.logits_process import EpsilonLogitsWarper
 
 from minillm_repl import commands, views
-from minillm_repl.checkpoint.load_save import load
+from minillm_repl.checkpoint import families
+from minillm_repl.checkpoint.load_save import load, save
 from minillm_repl.cli import make_parser
+from minillm_repl.generate.backends import make_decoder
 from minillm_repl.lessons.course import make_lesson_runner
 from minillm_repl.lessons.parse import read_lesson
 from minillm_repl.lessons.progress import Progress
@@ -26,6 +29,7 @@ from minillm_repl.storage.paths import find_checkpoint
 from minillm_repl.views.inspected_text import InspectedText
 from tests.conftest import ROOT
 from tests.messages import PACKAGE
+from tests.test_huggingface import LLAMA, logits_of, random_ids, random_model
 from tests.test_lessons import shell_for
 from tools import tree
 
@@ -154,6 +158,30 @@ def test_the_lesson_that_the_documents_add_runs_to_its_end(tmp_path):
     assert "Hangul takes three bytes each." in shown
     assert shown.count("EB 82 A0") == 1
     assert "the same bytes wherever it stands" in " ".join(shown.split())
+
+
+def test_the_family_that_the_documents_add_is_that_of_transformers(tmp_path, monkeypatch):
+    """docs/adding-a-family.md has a whole family; its code is run as it stands there."""
+    page = (ROOT / "docs" / "adding-a-family.md").read_text(encoding="utf-8")
+    module = types.ModuleType("ministral")
+    exec(compile(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], "it", "exec"), vars(module))
+    monkeypatch.setattr(families, "FAMILIES", (*families.FAMILIES, module.MINISTRAL))
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    fields = LLAMA | {"sliding_window": 5, "layer_types": kinds, "head_dim": 12}
+    theirs = random_model(transformers.MinistralConfig, fields)
+    theirs.save_pretrained(tmp_path / "theirs")
+    checkpoint, ids = load(tmp_path / "theirs"), random_ids(40)
+    assert checkpoint.config.sliding_windows == (5, 0, 5)
+    ours, expected = build(checkpoint.config, checkpoint.tensors), logits_of(theirs, ids)
+    torch.testing.assert_close(logits_of(ours, ids), expected, rtol=0, atol=1e-4)
+    by_kernels = torch.from_numpy(make_decoder(checkpoint).prefill(ids[0].tolist()))
+    torch.testing.assert_close(by_kernels, expected[0, -1], rtol=0, atol=1e-4)
+    save(checkpoint, tmp_path / "ours", folder=True)
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ours", attn_implementation="eager"
+    )
+    assert again.config.model_type == "ministral"
+    assert torch.equal(logits_of(again, ids), expected)
 
 
 def test_the_view_that_the_documents_add_works():

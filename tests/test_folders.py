@@ -86,9 +86,9 @@ WRONG = {
     "a giant vocabulary": (lambda f: edited(f, vocab_size=2**40), "vocab_size must be from 1"),
     "heads that do not fit": (lambda f: edited(f, num_key_value_heads=3), "do not fit together"),
     "no heads": (lambda f: edited(f, num_attention_heads=0), "n_heads must be from 1"),
-    "yarn": (
-        lambda f: edited(f, rope_parameters={"rope_type": "yarn"}),
-        "supported: default, linear, llama3",
+    "positions of another kind": (
+        lambda f: edited(f, rope_parameters={"rope_type": "longrope"}),
+        "supported: default, linear, dynamic, llama3",
     ),
     "a strange activation": (
         lambda f: edited(f, hidden_act="mish"),

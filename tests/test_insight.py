@@ -26,7 +26,9 @@ from tests.test_huggingface import FAMILIES, random_ids, random_model
 from tests.test_real_models import STORY
 
 CHOSEN = ["gpt2", "gpt2 untied, relu, wide", "gpt_neox", "gpt_neox in turn, half rotary", "llama",
-          "llama tied, biased", "mistral", "qwen2", "qwen3"]  # fmt: skip
+          "llama tied, biased", "mistral", "qwen2", "qwen3", "smollm3", "granite tied, biased",
+          "hyperclovax", "olmo3", "exaone4, windows", "gemma2", "gemma3, two ropes, a cap",
+          ]  # fmt: skip
 
 
 @pytest.fixture(params=[*CHOSEN, "stories260K"])
@@ -82,7 +84,7 @@ def test_each_row_of_the_lens_is_the_last_norm_on_what_transformers_has_there(bo
     # the last hidden state of transformers has been through the norm already
     for layer in range(-1, last):
         with torch.no_grad():
-            logits = model.get_output_embeddings()(norm(theirs.hidden_states[layer + 1][0, -1]))
+            logits = unembed(model, norm(theirs.hidden_states[layer + 1][0, -1]))
         place = next(
             name
             for name in (f"{layer} feed-forward", f"{layer} block", "embedding")
@@ -90,6 +92,15 @@ def test_each_row_of_the_lens_is_the_last_norm_on_what_transformers_has_there(bo
         )
         agrees(rows[place], logits.double().log_softmax(-1), final)
     agrees(view.rows[-1], final, final)
+
+
+def unembed(model, hidden):
+    """What the head of a model of transformers makes of the last norm's output."""
+    logits, config = model.get_output_embeddings()(hidden), model.config
+    scaling = getattr(config, "logits_scaling", 1.0)
+    logits = logits * scaling if config.model_type == "hyperclovax" else logits / scaling
+    cap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
 
 
 def agrees(row, here, final):
@@ -118,12 +129,14 @@ def test_the_lens_ends_with_the_models_own_answer_at_every_position(both):
 
 @pytest.mark.parametrize("versus", [None, 5])
 def test_the_parts_add_up_to_the_logit(both, versus):
-    ours, _, theirs = both
+    ours, model, theirs = both
+    logits, cap = theirs.logits[0, -1], getattr(model.config, "final_logit_softcapping", None)
+    if cap:  # the logits before it
+        logits = cap * torch.atanh(logits.double() / cap)
     for token in (None, 0, 96):
         view = why.compute(ours, token, versus)
-        chosen = theirs.logits[0, -1, view.token.id] - (
-            theirs.logits[0, -1, versus] if versus is not None else 0
-        )
+        assert view.logit_softcap == (cap or 0)
+        chosen = logits[view.token.id] - (logits[versus] if versus is not None else 0)
         assert view.logit == pytest.approx(float(chosen), abs=1e-4)
         assert sum(part.value for part in view.parts) == pytest.approx(view.logit, abs=1e-4)
     view = why.compute(exact(ours), 3, versus)
@@ -164,10 +177,16 @@ def test_each_direction_is_the_cosine_with_the_stream_that_the_part_has_read(bot
     names = "attn.c_proj", "attention.dense", "self_attn.o_proj"
     blocks = getattr(model.base_model, "layers", None) or model.base_model.h
     made = []
+    by = getattr(model.config, "residual_multiplier", 1.0)
     for block in blocks:
-        attention = next(module for name, module in block.named_modules() if name in names)
-        for module in (attention, block.mlp):
-            module.register_forward_hook(lambda module, _, out: made.append(out[0, -1]))
+        modules = dict(block.named_modules())
+        ends = [next(module for name, module in modules.items() if name in names), block.mlp]
+        if ours.config.norm_placement != "pre":
+            own = "post_norm1", "post_norm2"
+            usual = "post_attention_layernorm", "post_feedforward_layernorm"
+            ends = [modules[name] for name in (own if own[0] in modules else usual)]
+        for module in ends:
+            module.register_forward_hook(lambda module, _, out: made.append(by * out[0, -1]))
     with torch.no_grad():
         model(ours.input_ids)
     rows = {row.place: row for row in residual.compute(ours).rows}

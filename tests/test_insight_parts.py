@@ -21,7 +21,7 @@ LAYER, HEAD = 1, 2
 
 @pytest.mark.parametrize("position", [0, 5, -1])
 def test_a_query_meets_keys_and_mixes_values_as_the_models_own_attention_does(both, position):
-    ours, _, theirs = both
+    ours, model, theirs = both
     view = qkv.compute(ours, LAYER, HEAD, position)
     place = position % 21
     assert view.position == place
@@ -29,10 +29,17 @@ def test_a_query_meets_keys_and_mixes_values_as_the_models_own_attention_does(bo
     met = {each.position: each for each in view.met}
     for other, weight in enumerate(expected.tolist()):
         assert (met[other].weight if other in met else 0) == pytest.approx(weight, abs=1e-5)
-    query, size = np.array(view.query), ours.config.head_dim
+    query, cap = np.array(view.query), getattr(model.config, "attn_logit_softcapping", None)
+    scale = next(
+        module.scaling
+        for module in model.modules()
+        if getattr(module, "layer_idx", None) == LAYER and hasattr(module, "scaling")
+    )
     for each in view.met:
         assert each.dot == pytest.approx(float(query @ np.array(each.key)), abs=1e-4)
-        assert each.scaled == pytest.approx(each.dot / size**0.5, abs=1e-5)
+        score = each.dot * scale
+        score = cap * np.tanh(score / cap) if cap else score
+        assert each.scaled == pytest.approx(score, abs=1e-5)
     scores = np.array([each.scaled for each in view.met])
     softmax = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
     np.testing.assert_allclose([each.weight for each in view.met], softmax, atol=1e-5)
@@ -51,10 +58,15 @@ def test_neurons_are_what_enters_the_second_matrix_of_transformers_feed_forward(
     assert view.size == hidden.shape[-1]
     assert [each.index for each in view.neurons] == hidden.abs().amax(0).topk(12).indices.tolist()
     for each in view.neurons:
-        np.testing.assert_allclose(each.activations, hidden[:, each.index], atol=1e-5)
+        np.testing.assert_allclose(each.activations, hidden[:, each.index], rtol=1e-5, atol=1e-5)
     assert neurons.compute(ours, LAYER, view.neurons[3].index).neurons == (view.neurons[3],)
     with pytest.raises(UserError, match=f"are numbered from 0 to {view.size - 1}"):
         neurons.compute(ours, LAYER, view.size)
+
+
+def multiplier(model):
+    """What the stream begins with is the embedding times this."""
+    return getattr(model.config, "embedding_multiplier", 1.0)
 
 
 @pytest.mark.parametrize("versus", [None, 7])
@@ -66,6 +78,7 @@ def test_gradients_are_those_of_transformers(both, versus):
     logits = model(inputs_embeds=embeds).logits[0, -1]
     logit = logits[view.token.id] - (0 if versus is None else logits[versus])
     (gradient,) = torch.autograd.grad(logit, embeds)
+    gradient = gradient / multiplier(model)
     assert view.logit == pytest.approx(float(logit.detach()), abs=1e-4)
     np.testing.assert_allclose(view.norms, gradient[0].norm(dim=-1), atol=1e-4, rtol=1e-4)
     entered = ours.run_with_cache("embedding")[1]["embedding"]

@@ -140,6 +140,7 @@ def test_changes_add_up_as_hooks_in_transformers_do_together(both, other):
     found = theirs(inputs_embeds=embeds, output_attentions=True)
     expected = found.logits[0].detach()
     (gradient,) = torch.autograd.grad(found.logits[0, -1].max(), embeds)
+    gradient = gradient / getattr(theirs.config, "embedding_multiplier", 1.0)
     hidden = feed_forward_input(theirs, ours.input_ids)
     for hook in hooks:
         hook.remove()
@@ -273,7 +274,7 @@ def test_only_the_last_position_of_the_last_layers_parts_reaches_the_answer(both
     view = patch_view(other, both[0], what)
     assert view.places == tuple(map(str, range(both[0].config.n_layers)))
     assert all(abs(effect) < 1e-5 for effect in view.effects[-1][:-1])
-    assert abs(view.effects[-1][-1]) > 1e-3
+    assert abs(view.effects[-1][-1]) > 1e-4
 
 
 def test_prompts_that_do_not_pair_are_told_by_their_lengths(both):

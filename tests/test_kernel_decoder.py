@@ -22,7 +22,8 @@ from minillm_repl.generate.generate import generate, prefill, read_prompt
 from minillm_repl.kernels.library import available
 from minillm_repl.model.bfloat16 import BFLOAT16, convert
 from minillm_repl.model.build import build
-from minillm_repl.model.config import LlamaConfig, Rope
+from minillm_repl.model.config import LlamaConfig
+from minillm_repl.model.config_base import Rope
 from minillm_repl.model.rope import compute_cos_sin as torch_rotation
 from minillm_repl.storage.paths import find_checkpoint
 from tests.conftest import ROOT, random_checkpoint
@@ -257,14 +258,16 @@ def test_stories_greedy_text_is_torchs(stories):
         Rope(theta=1e6, scaling="linear", factor=3.0),
         Rope(scaling="llama3", factor=8.0, theta=5e5),
         Rope(rotary_pct=0.5),
+        Rope(scaling="yarn", factor=4.0, low_freq_factor=1.0, high_freq_factor=32.0,
+             original_max_position_embeddings=1_000, attention_factor=1.2),
     ],
-)
+)  # fmt: skip
 def test_rotary_positions_are_those_of_the_torch_model(rope):
-    class Config:
-        head_dim = 64
-
-    Config.rope = rope
-    cos, sin = rotary_angles(Config, 5_000)
+    config = LlamaConfig(
+        vocab_size=9, n_layers=2, n_kv_heads=1, head_dim=64, d_mlp=9, sliding_rope=rope,
+        rope=Rope(theta=9.0, rotary_pct=rope.rotary_pct), sliding_windows=(0, 5),
+    )  # fmt: skip
+    cos, sin = (angles[1] for angles in rotary_angles(config, 5_000))
     expected = torch_rotation(rope, 64, torch.arange(5_000), torch.float32)
     half = cos.shape[1]
     np.testing.assert_allclose(cos, expected[0][:, :half], rtol=0, atol=1e-3)

@@ -171,7 +171,7 @@ def test_sizes_that_do_not_fit_together_are_refused(functions):
     )  # fmt: skip
     assert functions.minillm_check(ctypes.byref(model)) == b"norm"
     model.norm.gain = 1
-    assert functions.minillm_check(ctypes.byref(model)) == b"norms"
+    assert functions.minillm_check(ctypes.byref(model)) == b"norms of attention"
     model.n_kv_heads = 3
     assert functions.minillm_check(ctypes.byref(model)) == b"n_heads and n_kv_heads"
     model.head.kind = Q8

@@ -134,8 +134,11 @@ def test_any_json_as_the_config_of_a_folder(family, data):
         "num_key_value_heads": 4,
     }
     with tempfile.TemporaryDirectory() as folder, one_clean_line():
+        fields = sizes | data
+        if family.inner_config:
+            fields = {family.inner_config: fields}
         (Path(folder) / "config.json").write_text(
-            json.dumps({"model_type": family.model_type} | sizes | data)
+            json.dumps({"model_type": family.model_type} | fields)
         )
         assert (
             Folder(Path(folder)).config.n_layers == 3

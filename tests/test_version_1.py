@@ -13,7 +13,8 @@ from minillm_repl.checkpoint import Checkpoint, adapter
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.errors import UserError
-from minillm_repl.model.config import LlamaConfig, Rope
+from minillm_repl.model.config import LlamaConfig
+from minillm_repl.model.config_base import Rope
 from minillm_repl.tokenizer import CharacterTokenizer
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.prepare import resume_run, start_run

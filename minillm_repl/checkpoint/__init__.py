@@ -268,6 +268,7 @@ class Checkpoint:
     eos_token_ids: tuple[int, ...] = ()  # tokens that end a text or a turn
     adapter: Adapter | None = None  # already added to `tensors`
     weight_map: WeightMap | None = None  # from the file's tensors; None: they are the same
+    model_type: str = ""  # of the config.json that it was read from
     notes: tuple[str, ...] = ()  # for the user: where the program deviates from the files
     is_on_disk: bool = False  # the file at `path` has exactly these weights
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm_repl.checkpoint import foreign
-from minillm_repl.checkpoint.families import find_family
+from minillm_repl.checkpoint.families import WITH_OWN_CODE, find_family
 from minillm_repl.checkpoint.families.family import Family
 from minillm_repl.checkpoint.families.fields import SLIDING_ATTENTION
 from minillm_repl.checkpoint.header import Header, read_header
@@ -58,7 +58,7 @@ class Folder:
         if not isinstance(data, dict):
             raise UserError(_("{path} is not a JSON object", path=safe_line(str(self.path / file))))
         # Python code beside the weights; `transformers` would run it with trust_remote_code.
-        if "auto_map" in data:
+        if "auto_map" in data and data.get("model_type") not in WITH_OWN_CODE:
             raise UserError(
                 _(
                     "{path} refers to its own code (auto_map), which is not run",

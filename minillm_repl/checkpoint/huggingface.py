@@ -70,6 +70,7 @@ def read_folder(folder: Folder, options: ReadOptions) -> Checkpoint:
         chat_template=chat_template,
         eos_token_ids=eos_token_ids,
         weight_map=weight_map,
+        model_type=family.model_type,
         notes=(*folder.notes, *notes, *_unused_tensor_notes(folder, unused)),
     )
 
@@ -138,7 +139,8 @@ def as_family(checkpoint: Checkpoint) -> tuple[Family, AnyConfig, Tensors]:
     Raises UserError if there is none.
     """
     config, tensors = checkpoint.config, checkpoint.arrays()
-    family = family_of(config)  # the first one that has a field for everything in the config
+    # One that has a field for everything in the config: the model's own, if nothing changed it.
+    family = family_of(config, checkpoint.model_type)
     # A GPT always fits: _convert_to_gpt2 handles what GPT-2 lacks.
     if family is None and not isinstance(config, GPTConfig):
         raise UserError(
@@ -171,6 +173,7 @@ def save_folder(
         "torch_dtype": dtype_name(next(iter(tensors.values())).dtype),
         **family.write_config(config),
         "bos_token_id": None,  # the start token is in tokenizer.json, if there is one
+        "pad_token_id": None,  # the library's default may be outside of this vocabulary
         "eos_token_id": list(checkpoint.eos_token_ids) or None,
     }
     files = {

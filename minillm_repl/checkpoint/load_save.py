@@ -13,6 +13,7 @@ from pathlib import Path
 from minillm_repl.checkpoint import Checkpoint, Progress, ReadOptions, foreign
 from minillm_repl.checkpoint.families import family_title
 from minillm_repl.checkpoint.folder import find_folder
+from minillm_repl.checkpoint.gguf.architectures import find_architecture
 from minillm_repl.checkpoint.gguf.header import GGUFHeader, is_gguf, read_split_headers
 from minillm_repl.checkpoint.header import FORMAT, Header, is_native, read_header
 from minillm_repl.checkpoint.native import parse_config, read_native, save_native
@@ -172,14 +173,23 @@ def summarise(path: Path) -> Summary | None:
         for tensor in header.tensors.values():
             sizes[tensor.dtype] += tensor.nbytes
     return Summary(
-        family=family_title(
-            config, native=all(isinstance(each, Header) and is_native(each) for each in headers)
-        ),
+        family=family_title(config, read_model_type(path)),
         parameters=config.n_params,
         dtype=", ".join(dtype for dtype, _bytes in sizes.most_common(1)),
         size=sum(each.st_size for each in stats),
         modified=max((each.st_mtime for each in stats), default=0.0),
     )
+
+
+def read_model_type(path: Path) -> str:
+    """Return the `model_type` of a Hugging Face folder or a GGUF file; empty for any other.
+
+    Raises UserError.
+    """
+    if is_gguf(path):
+        return find_architecture(read_split_headers(path)[0].metadata).model_type
+    folder = find_folder(path) if is_in_folder(path) else None
+    return folder.family.model_type if folder is not None else ""
 
 
 def is_in_folder(path: Path) -> bool:

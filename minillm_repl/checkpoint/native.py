@@ -26,14 +26,8 @@ from minillm_repl.checkpoint.header import (
 )
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.model.config import (
-    AnyConfig,
-    GPTConfig,
-    LlamaConfig,
-    ModelConfig,
-    Rope,
-    printable,
-)
+from minillm_repl.model.config import AnyConfig, GPTConfig, LlamaConfig
+from minillm_repl.model.config_base import ModelConfig, Rope, printable
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically
 from minillm_repl.storage.files import open_regular
@@ -192,16 +186,17 @@ def config_from_json(data: Any) -> AnyConfig:
         )
     values = {name: value for name, value in data.items() if name != "arch"}
     _check_names(family, values)
-    if isinstance(values.get("rope"), dict):
-        try:
-            values["rope"] = Rope(**values["rope"])
-        except TypeError:
-            raise UserError(
-                _("unknown RoPE settings: {value}", value=printable(values["rope"]))
-            ) from None
-    # JSON has no tuples.
-    if isinstance(values.get("sliding_windows"), list):
-        values["sliding_windows"] = tuple(values["sliding_windows"])
+    for name in ("rope", "sliding_rope"):
+        if isinstance(values.get(name), dict):
+            try:
+                values[name] = Rope(**values[name])
+            except TypeError:
+                raise UserError(
+                    _("unknown RoPE settings: {value}", value=printable(values[name]))
+                ) from None
+    for name in ("sliding_windows", "rope_layers"):  # JSON has no tuples
+        if isinstance(values.get(name), list):
+            values[name] = tuple(values[name])
     return family(**values)
 
 

@@ -37,6 +37,7 @@ static void score(const Attention *a, int rows, int begin, int end, Scratch *s) 
 // Turns the scores of row r into weights relative to the largest so far, and scales what was mixed.
 static void weigh(const Attention *a, int r, int begin, int end, Scratch *s) {
     float *scores = s->scores + r * STRETCH;
+    if (a->softcap > 0) softcap(scores, a->softcap, up_to(end - begin, KEY_BLOCK));
     int n = up_to(end - begin, KEY_BLOCK), first = s->seen[2 * r], last = s->seen[2 * r + 1];
     for (int i = 0; i < first - begin && i < n; i++) scores[i] = NEVER;
     for (int i = last > begin ? last - begin : 0; i < n; i++) scores[i] = NEVER;

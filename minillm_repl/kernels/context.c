@@ -33,13 +33,15 @@ static bool are_matrix(const Matrix *parts, int n, int rows, int inputs) {
 
 static const char *check_layer(const Model *m, const Layer *l) {
     int d = m->head_dim;
-    if (!l->norm1.gain || !l->norm2.gain) return "norms";
+    if (!l->norm1.gain && !l->post_norm1.gain) return "norms of attention";
+    if (!l->norm2.gain && (m->parallel_residual || !l->post_norm2.gain)) return "norms of MLP";
     if (!l->q_norm.gain != !l->k_norm.gain) return "q_norm and k_norm";
     if (!are_matrix(l->qkv, 3, (m->n_heads + 2 * m->n_kv_heads) * d, m->d_model)) return "qkv";
     if (!is_matrix(&l->proj, m->d_model, m->n_heads * d)) return "proj";
     if (l->gate.weights && !is_matrix(&l->gate, m->d_mlp, m->d_model)) return "gate";
     if (!is_matrix(&l->up, m->d_mlp, m->d_model)) return "up";
     if (!is_matrix(&l->down, m->d_model, m->d_mlp)) return "down";
+    if (l->rope < -1) return "rope";
     return l->window < 0 ? "window" : NULL;
 }
 
@@ -101,7 +103,7 @@ static void lay_out(Context *c, Pool *pool) {
     c->operand.parts = take(pool, tokens * groups * GROUP * 3, sizeof(uint16_t));
     size_t rows = rows_per_piece((int)most(m->vocab_size, most(m->d_mlp, (h + 2 * g) * d)), 1);
     size_t out = most(most(t * PIECE_ROWS, rows), most(t * d, most(w, 31 * groups)));
-    out = most(out, 3 * SPLIT * 8);
+    out = most(most(out, 3 * SPLIT * 8), h * d);
     c->scratch = take(pool, m->n_threads, sizeof(Scratch));
     for (int i = 0; i < m->n_threads; i++) {
         Scratch s = {
@@ -147,7 +149,7 @@ static int most_pieces(const Context *c) {
     size_t queries = (size_t)g * ((group + QUERIES - 1) / QUERIES) * c->most_parts;
     size_t split = 9 * (rows / SPLIT + 1);
     size_t pieces = most(most(rows / PIECE_ROWS + 1, tiles), most(queries, split));
-    return (int)most(most(pieces, h + 2 * g), most(MAX_TOKENS, 128));
+    return (int)most(most(pieces, h + 2 * g), 2 * MAX_TOKENS);
 }
 
 Context *minillm_new(const Model *model) {
@@ -210,6 +212,7 @@ int minillm_reserve(Context *c, int positions, const float *cos, const float *si
     c->capacity = (int)capacity;
     c->cos = cos;
     c->sin = sin;
+    c->angles = positions;
     c->pairs = pairs;
     return 0;
 }

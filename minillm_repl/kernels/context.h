@@ -23,8 +23,8 @@ struct Context {
     // The KV cache: keys (layers, g, blocks, d, 32), values (layers, g, positions, padded).
     float *keys, *values;
     int capacity, padded, most_parts;
-    const float *cos, *sin;  // (capacity, pairs)
-    int pairs;
+    const float *cos, *sin;  // (ropes, angles, pairs)
+    int angles, pairs;       // positions that have angles, and pairs of a head
 };
 
 // Rows of a matrix that make a piece of work: enough for about a hundred pieces in all.

@@ -20,6 +20,7 @@ typedef struct {
     float *keys, *values;  // of this layer
     const Norm *norm;
     const float *from, *residual;
+    float scale;  // of what is added to the residual
     float *to;
     const Matrix *matrix, *gate;
     Operand operand;
@@ -46,6 +47,7 @@ static void embed(void *job, int thread, int t) {
     } else {
         for (int i = 0; i < n; i++) out[i] = widen_one(e->kind, e->weights, row * n + i);
     }
+    if (m->embedding_scale != 1) scale(out, m->embedding_scale, n);
     if (m->positions)
         for (int i = 0; i < n; i++) out[i] += m->positions[(size_t)(s->start + t) * n + i];
 }
@@ -63,6 +65,16 @@ static void normalise_row(void *job, int thread, int t) {
     const Model *m = s->c->model;
     normalise(s->norm, m->norm_eps, s->from + (size_t)t * m->d_model, m->d_model,
               scratch_of(s, thread)->out);
+}
+
+// What attention or MLP add, normalised, scaled, and added to the residual stream.
+static void add_row(void *job, int thread, int t) {
+    Step *s = job;
+    int n = s->c->model->d_model;
+    normalise_row(job, thread, t);
+    float *out = scratch_of(s, thread)->out;
+    const float *before = s->residual + (size_t)t * n;
+    for (int i = 0; i < n; i++) out[i] = before[i] + out[i] * s->scale;
 }
 
 // ---- products ----
@@ -138,7 +150,7 @@ static void put_rows(void *job, int thread, int i) {
         float *to = s->to + (size_t)t * s->stride + first;
         if (s->residual) {
             const float *before = s->residual + (size_t)t * rows + first;
-            for (int o = 0; o < n; o++) to[o] = before[o] + out[o];
+            for (int o = 0; o < n; o++) to[o] = before[o] + out[o] * s->scale;
         } else {
             memcpy(to, out, (size_t)n * sizeof(float));
         }
@@ -157,6 +169,7 @@ static void product_into(Member *member, int thread, Step *s, const Matrix *gate
     s->gate = gate && gate->weights ? gate : NULL;
     s->matrix = matrix;
     s->residual = residual;
+    s->scale = s->c->model->residual_scale;
     s->to = to;
     s->stride = stride;
     if (needs_digits(matrix, s->count) || (s->gate && needs_digits(gate, s->count)))
@@ -187,18 +200,42 @@ static void finish_head(void *job, int thread, int head) {
     int d = m->head_dim, row = (m->n_heads + 2 * m->n_kv_heads) * d;
     bool is_query = head < m->n_heads, is_value = head >= m->n_heads + m->n_kv_heads;
     const Norm *norm = is_query ? &s->layer->q_norm : &s->layer->k_norm;
-    float *out = scratch_of(s, thread)->out, scale = 1.0f / sqrtf((float)d);
+    float *out = scratch_of(s, thread)->out;
+    bool norms_head = norm->gain && m->qk_norm_per_head && !is_value;
     for (int t = 0; t < s->count; t++, out += d) {
         const float *x = c->qkv + (size_t)t * row + (size_t)head * d;
-        if (norm->gain && !is_value)
+        if (norms_head)
             normalise(norm, m->norm_eps, x, d, out);
         else
             memcpy(out, x, (size_t)d * sizeof(float));
-        size_t angles = (size_t)(s->start + t) * c->pairs;
-        if (!is_value) rotate(out, c->cos + angles, c->sin + angles, c->pairs);
-        if (is_query)
-            for (int i = 0; i < d; i++) out[i] *= scale;
+        if (!is_value && s->layer->rope >= 0) {
+            size_t angles = ((size_t)s->layer->rope * c->angles + s->start + t) * (size_t)c->pairs;
+            rotate(out, c->cos + angles, c->sin + angles, c->pairs);
+        }
+        if (is_query) scale(out, m->attention_scale, d);
     }
+}
+
+// The queries or the keys of a token, all heads together: normalised as one vector. Piece 2t is the
+// queries of token t, piece 2t + 1 its keys.
+static void normalise_heads(void *job, int thread, int i) {
+    Step *s = job;
+    const Context *c = s->c;
+    const Model *m = c->model;
+    int d = m->head_dim, row = (m->n_heads + 2 * m->n_kv_heads) * d;
+    const float *x = c->qkv + (size_t)(i / 2) * row + (i % 2 ? m->n_heads * d : 0);
+    normalise(i % 2 ? &s->layer->k_norm : &s->layer->q_norm, m->norm_eps, x,
+              (i % 2 ? m->n_kv_heads : m->n_heads) * d, scratch_of(s, thread)->out);
+}
+
+static void put_heads(void *job, int thread, int i) {
+    Step *s = job;
+    const Context *c = s->c;
+    const Model *m = c->model;
+    int d = m->head_dim, row = (m->n_heads + 2 * m->n_kv_heads) * d;
+    memcpy(c->qkv + (size_t)(i / 2) * row + (i % 2 ? m->n_heads * d : 0),
+           scratch_of(s, thread)->out,
+           (size_t)(i % 2 ? m->n_kv_heads : m->n_heads) * d * sizeof(float));
 }
 
 static void put_head(void *job, int thread, int head) {
@@ -242,6 +279,7 @@ static void attend_piece(void *job, int thread, int i) {
         .padded = c->padded,
         .kv_head = kv_head,
         .n_heads = m->n_heads,
+        .softcap = m->attention_softcap,
     };
     attend(&a, first, rows - first < QUERIES ? rows - first : QUERIES, part, s->parts,
            scratch_of(s, thread));
@@ -311,6 +349,29 @@ static void norm(Member *member, int thread, Step *s, const Norm *norm, const fl
     team_phase(member, thread, s, (Work){normalise_row, put_row}, s->count);
 }
 
+// Returns what attention or MLP read: the residual stream, or a normalised copy of it in `to`.
+static const float *pre_norm(Member *member, int thread, Step *s, const Norm *before,
+                             const float *x, float *to) {
+    if (!before->gain) return x;
+    norm(member, thread, s, before, x, to);
+    return to;
+}
+
+// to = x + scale · (matrix · from), where the product goes through a norm if the model has one.
+static void add_product(Member *member, int thread, Step *s, const Matrix *matrix,
+                        const Norm *after, const float *from, const float *x, float *to) {
+    if (!after->gain) {
+        product(member, thread, s, NULL, matrix, from, x, to);
+        return;
+    }
+    product(member, thread, s, NULL, matrix, from, NULL, s->c->normed);
+    s->norm = after;
+    s->from = s->c->normed;
+    s->residual = x;
+    s->to = to;
+    team_phase(member, thread, s, (Work){add_row, put_row}, s->count);
+}
+
 void run_step(Member *member, int thread, void *job) {
     Step *s = job;
     Context *c = s->c;
@@ -323,29 +384,27 @@ void run_step(Member *member, int thread, void *job) {
         const Layer *layer = s->layer = &m->layers[i];
         s->keys = c->keys + (size_t)i * g * c->capacity * d;
         s->values = c->values + (size_t)i * g * c->capacity * c->padded;
-        norm(member, thread, s, &layer->norm1, c->x, c->normed);
+        const float *read = pre_norm(member, thread, s, &layer->norm1, c->x, c->normed);
         if (m->parallel_residual) norm(member, thread, s, &layer->norm2, c->x, c->normed2);
         for (int part = 0, row = 0; part < 3 && layer->qkv[part].weights; part++) {
-            product_into(member, thread, s, NULL, &layer->qkv[part], c->normed, NULL, c->qkv + row,
+            product_into(member, thread, s, NULL, &layer->qkv[part], read, NULL, c->qkv + row,
                          (h + 2 * g) * d);
             row += layer->qkv[part].rows;
         }
+        if (layer->q_norm.gain && !m->qk_norm_per_head)
+            team_phase(member, thread, s, (Work){normalise_heads, put_heads}, 2 * s->count);
         team_phase(member, thread, s, (Work){finish_head, put_head}, h + 2 * g);
         attention(member, thread, s);
         if (i == m->n_layers - 1) {  // only the last token's logits are wanted
             skipped = (size_t)s->count - 1;
             s->count = 1;
         }
-        product(member, thread, s, NULL, &layer->proj, c->z + skipped * h * d, c->x + skipped * w,
-                c->x2);
-        if (m->parallel_residual) {
-            product(member, thread, s, &layer->gate, &layer->up, c->normed2 + skipped * w, NULL,
-                    c->hidden);
-        } else {
-            norm(member, thread, s, &layer->norm2, c->x2, c->normed2);
-            product(member, thread, s, &layer->gate, &layer->up, c->normed2, NULL, c->hidden);
-        }
-        product(member, thread, s, NULL, &layer->down, c->hidden, c->x2, c->x);
+        add_product(member, thread, s, &layer->proj, &layer->post_norm1, c->z + skipped * h * d,
+                    c->x + skipped * w, c->x2);
+        read = m->parallel_residual ? c->normed2 + skipped * w
+                                    : pre_norm(member, thread, s, &layer->norm2, c->x2, c->normed2);
+        product(member, thread, s, &layer->gate, &layer->up, read, NULL, c->hidden);
+        add_product(member, thread, s, &layer->down, &layer->post_norm2, c->hidden, c->x2, c->x);
     }
     norm(member, thread, s, &m->norm, c->x, c->normed);
     product(member, thread, s, NULL, &m->head, c->normed, NULL, s->logits);
@@ -366,6 +425,8 @@ int minillm_forward(Context *c, const int32_t *ids, int count, int start, float 
     _Static_assert(sizeof(Step) <= 256, "a job of the team");
     Member member = team_begin(c->team, &s, sizeof s);
     run_step(&member, 0, &s);
+    if (m->logit_scale != 1) scale(logits, m->logit_scale, m->vocab_size);
+    if (m->logit_softcap > 0) softcap(logits, m->logit_softcap, m->vocab_size);
     return 0;
 }
 
@@ -380,6 +441,7 @@ int minillm_matmul(const Matrix *m, const float *x, int count, float *y) {
                    .d_mlp = m->rows,
                    .vocab_size = 1,
                    .context_length = 1,
+                   .residual_scale = 1,
                    .n_threads = 1};
     if (count < 1 || count > MAX_TOKENS || m->inputs < 1 || m->rows < 1) return 1;
     Context *c = minillm_new(&model);

@@ -63,18 +63,25 @@ typedef struct {
 } Norm;
 
 typedef struct {
-    Norm norm1, norm2, q_norm, k_norm;
-    Matrix qkv[3];  // queries, keys and values, in this order, in one matrix or more
+    Norm norm1, norm2;            // of what attention and MLP read, if the model has them
+    Norm post_norm1, post_norm2;  // of what they add
+    Norm q_norm, k_norm;          // of each head, or of all heads of a token together
+    Matrix qkv[3];                // queries, keys and values, in this order, in one matrix or more
     Matrix proj;
     Matrix gate, up, down;  // the gate is missing in a plain MLP
     int32_t window;         // positions that a query sees, its own included; 0 for all
-    int32_t unused;
+    int32_t rope;           // which of the rotary angles; -1: queries and keys are not rotated
 } Layer;
 
 typedef struct {
     int32_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_mlp, vocab_size, context_length;
     int32_t activation, parallel_residual;
+    int32_t qk_norm_per_head;
     float norm_eps;
+    // Multipliers of the embedding, of what attention and MLP add, of scores and of logits; caps of
+    // scores and logits, or 0.
+    float embedding_scale, residual_scale, attention_scale, logit_scale;
+    float attention_softcap, logit_softcap;
     int32_t n_threads;
     Matrix embedding, head;
     const float *positions;  // (context_length, d_model): learned ones, or NULL
@@ -97,8 +104,8 @@ EXPORT Context *minillm_new(const Model *model);
 // Frees it. All threads in minillm_work must have returned.
 EXPORT void minillm_free(Context *context);
 // Makes room for `positions` tokens in the KV cache, and keeps what is in it. `cos` and `sin`
-// (positions, pairs) are the rotary angles and must outlive the next call. Returns 0, or 1 without
-// memory.
+// (ropes, positions, pairs) are of the rotary angles and must outlive the next call. Returns 0, or 1
+// without memory.
 EXPORT int minillm_reserve(Context *context, int positions, const float *cos, const float *sin,
                            int pairs);
 // Returns the bytes of a KV cache with room for `positions` tokens.

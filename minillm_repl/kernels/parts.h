@@ -66,6 +66,8 @@ void amx_split(const Operand *x, int block, int first, uint16_t *parts);
 // pointwise.c
 void normalise(const Norm *norm, float eps, const float *x, int n, float *y);
 void activate(int activation, float *x, int n);
+void scale(float *x, float by, int n);
+void softcap(float *x, float cap, int n);
 void rotate(float *x, const float *cos, const float *sin, int pairs);
 void round_to_digits(const float *x, int n, int8_t *digits, float *steps, int32_t *sums);
 
@@ -75,6 +77,7 @@ typedef struct {
     const float *keys, *values;  // of one key head: (blocks, head_dim, 32) and (positions, padded)
     int count, start, window, group, head_dim, padded;
     int kv_head, n_heads;
+    float softcap;  // of scores, or 0
 } Attention;
 void attend(const Attention *a, int first_row, int rows, int part, int n_parts, Scratch *s);
 

@@ -70,6 +70,22 @@ void activate(int activation, float *x, int n) {
     }
 }
 
+void scale(float *x, float by, int n) {
+    for (int i = 0; i < n; i++) x[i] *= by;
+}
+
+// cap · tanh(x / cap), where tanh u = 1 − 2 / (e^2u + 1); `exponential` stays finite for a large u.
+void softcap(float *x, float cap, int n) {
+    for (int i = 0; i < n; i += LANES) {
+        float numbers[LANES] = {0};
+        int some = n - i < LANES ? n - i : LANES;
+        memcpy(numbers, x + i, (size_t)some * sizeof *x);
+        vf u = load(numbers) * (1.0f / cap);
+        store(numbers, cap * (1.0f - 2.0f / (exponential(2.0f * u) + 1.0f)));
+        memcpy(x + i, numbers, (size_t)some * sizeof *x);
+    }
+}
+
 // Rotates a query or key: number i with number i + pairs, by the angle of its position (Su et al.
 // 2021); what is left stays.
 void rotate(float *x, const float *cos, const float *sin, int pairs) {

@@ -38,17 +38,22 @@ class Layer(ctypes.Structure):
     """The weights of a transformer block."""
 
     _fields_ = [
-        *((name, Norm) for name in ("norm1", "norm2", "q_norm", "k_norm")),
+        *((name, Norm) for name in ("norm1", "norm2", "post_norm1", "post_norm2")),
+        *((name, Norm) for name in ("q_norm", "k_norm")),
         ("qkv", Matrix * 3),
         *((name, Matrix) for name in ("proj", "gate", "up", "down")),
         ("window", c_int32),
-        ("unused", c_int32),
+        ("rope", c_int32),
     ]
 
 
 _SIZES = (
     "n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_mlp", "vocab_size",
-    "context_length", "activation", "parallel_residual",
+    "context_length", "activation", "parallel_residual", "qk_norm_per_head",
+)  # fmt: skip
+_SCALES = (
+    "norm_eps", "embedding_scale", "residual_scale", "attention_scale", "logit_scale",
+    "attention_softcap", "logit_softcap",
 )  # fmt: skip
 
 
@@ -57,7 +62,7 @@ class Model(ctypes.Structure):
 
     _fields_ = [
         *((name, c_int32) for name in _SIZES),
-        ("norm_eps", c_float),
+        *((name, c_float) for name in _SCALES),
         ("n_threads", c_int32),
         ("embedding", Matrix),
         ("head", Matrix),

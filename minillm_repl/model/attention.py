@@ -13,7 +13,12 @@ from minillm_repl.model.config import AnyConfig
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, sliding_window: int = 0, mask: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    config: AnyConfig,
+    sliding_window: int = 0,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Return the values that each query attends to, weighted: (b, h, new, d), the shape of `q`.
 
@@ -22,7 +27,10 @@ def attend(
     included. With one query, `mask` (seen,) is 0 where it sees and −∞ where not, instead.
     """
     if mask is not None:
-        return (_attention_probs(q, k, mask) @ v.flatten(0, 1)).view(q.shape)
+        return (_attention_probs(q, k, mask, config) @ v.flatten(0, 1)).view(q.shape)
+    if config.attention_softcap:  # which no fused attention knows
+        weights = attention_weights(q, k, config, sliding_window)  # (b, h, new, seen)
+        return weights @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
     n_queries, n_keys = q.shape[-2], k.shape[-2]
     sees_all = not sliding_window or n_keys <= sliding_window
     is_causal = sees_all and n_queries == n_keys
@@ -33,26 +41,32 @@ def attend(
     elif not is_causal and not (sees_all and n_queries == 1):
         mask = _causal_mask(n_queries, n_keys, sliding_window or n_keys, q.device)
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=is_grouped
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        is_causal=is_causal,
+        scale=config.attention_scale,
+        enable_gqa=is_grouped,
     )
 
 
-def attention_weights(q: Tensor, k: Tensor, sliding_window: int = 0) -> Tensor:
+def attention_weights(q: Tensor, k: Tensor, config: AnyConfig, sliding_window: int = 0) -> Tensor:
     """Return the weights of `attend`: (b, h, new, seen), each row a softmax that sums to 1.
 
-    softmax(q·k / √d), over the positions that the query sees.
+    softmax(q·k / √d), over the positions that the query sees; some models scale by another number,
+    or cap the scores.
     """
     n_queries, n_keys = q.shape[-2], k.shape[-2]
     visible = _causal_mask(n_queries, n_keys, sliding_window or n_keys, q.device)
     mask = torch.zeros(n_queries, n_keys, dtype=q.dtype, device=q.device).masked_fill(
         ~visible, -torch.inf
     )
-    return _attention_probs(q, k, mask.repeat(q.shape[1] // k.shape[1], 1)).view(
-        *q.shape[:-1], n_keys
-    )
+    mask = mask.repeat(q.shape[1] // k.shape[1], 1)
+    return _attention_probs(q, k, mask, config).view(*q.shape[:-1], n_keys)
 
 
-def _attention_probs(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+def _attention_probs(q: Tensor, k: Tensor, mask: Tensor, config: AnyConfig) -> Tensor:
     """Return softmax(q·k / √d + mask): (b*g, h/g*new, seen), the queries of a key below each other.
 
     `mask` has any shape that broadcasts to that.
@@ -60,8 +74,16 @@ def _attention_probs(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
     # The queries that share a key become rows of one matrix, so that one product serves them all.
     grouped = q.reshape(k.shape[0] * k.shape[1], -1, q.shape[-1])  # (b*g, h/g*new, d)
     keys = k.flatten(0, 1).mT  # (b*g, d, seen)
+    if config.attention_softcap:
+        scores = softcap(grouped @ keys * config.attention_scale, config.attention_softcap)
+        return (scores + mask).softmax(-1)
     # mask + q·kᵀ / √d in one operation: the unscaled products are never stored.
-    return torch.baddbmm(mask, grouped, keys, alpha=q.shape[-1] ** -0.5).softmax(-1)
+    return torch.baddbmm(mask, grouped, keys, alpha=config.attention_scale).softmax(-1)
+
+
+def softcap(x: Tensor, cap: float) -> Tensor:
+    """Return cap · tanh(x / cap): numbers far below the cap stay, none goes above it."""
+    return cap * torch.tanh(x / cap)
 
 
 def _causal_mask(n_queries: int, n_keys: int, sliding_window: int, device: torch.device) -> Tensor:

@@ -1,121 +1,29 @@
 """The sizes of the models, and the names and shapes of their tensors; needs no torch."""
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.safetext import safe_line
+from minillm_repl.model.config_base import (
+    ACTIVATIONS,
+    NO_SCALING,
+    ModelConfig,
+    Rope,
+    printable,
+    with_bias,
+)
 
-ACTIVATIONS = ("gelu", "gelu-tanh", "silu", "relu")
-SCALINGS = ("none", "linear", "llama3")
-
-# Limits of a file's sizes: far above the models that this program is for, and low enough that a
-# hostile file cannot claim a giant.
-_MAX_BY_FIELD = {
-    "vocab_size": 2_000_000,
-    "n_layers": 1_000,
-    "n_heads": 1_024,
-    "n_kv_heads": 1_024,
-    "d_model": 65_536,
-    "d_mlp": 1_000_000,
-}
-_MAX_OTHER = 100_000_000
-_MAY_BE_ZERO = {"d_mlp"}
-
-
-def _check(config: object) -> None:
-    """Raise UserError if a frozen dataclass's number, switch or choice is none or senseless."""
-    for entry in fields(config):  # type: ignore[arg-type]
-        name, value = entry.name, getattr(config, entry.name)
-        choices = {"activation": ACTIVATIONS, "scaling": SCALINGS}.get(name)
-        if entry.type is bool:
-            is_valid, expected = type(value) is bool, _("true or false")
-        elif choices:
-            is_valid, expected = value in choices, _("one of {words}", words=", ".join(choices))
-        elif entry.type is int:
-            low, high = 0 if name in _MAY_BE_ZERO else 1, _MAX_BY_FIELD.get(name, _MAX_OTHER)
-            is_valid, expected = (
-                type(value) is int and low <= value <= high,
-                _("from {low} to {high:,}", low=low, high=high),
-            )
-        elif entry.type is float:
-            is_valid, expected = (
-                type(value) in (int, float) and 0 < value < 1e12,
-                _("a number above 0"),
-            )
-        else:
-            continue
-        if not is_valid:
-            raise UserError(
-                _(
-                    "{name} must be {wanted}, not {value:.40}",
-                    name=name,
-                    wanted=expected,
-                    value=safe_line(repr(value)),
-                )
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rope:
-    """Rotary position embedding (RoPE, Su et al. 2021): pairs of dimensions rotate by position.
-
-    Pair i of the n pairs of a head rotates by theta^(−i/n) radians per position. Raises UserError
-    for values that make no sense.
-    """
-
-    theta: float = 10_000.0
-    rotary_pct: float = 1.0  # share of each head's dimensions that rotate, the first ones
-    # linear: all frequencies divided by `factor`; llama3: only the low ones, as in Llama 3.1
-    scaling: str = "none"
-    factor: float = 1.0
-    # llama3: pairs with fewer rotations than this within the original context are slowed,
-    low_freq_factor: float = 1.0
-    # those with more rotations than this are not, and those between partly
-    high_freq_factor: float = 4.0
-    # the context that the model was first trained with
-    original_max_position_embeddings: int = 8_192
-
-    def __post_init__(self) -> None:
-        _check(self)
-        if self.rotary_pct > 1 or self.high_freq_factor <= self.low_freq_factor:
-            raise UserError(
-                _(
-                    "inconsistent RoPE settings: rotary_pct {share:g}, low_freq_factor "
-                    "{low:g}, high_freq_factor {high:g}",
-                    share=self.rotary_pct,
-                    low=self.low_freq_factor,
-                    high=self.high_freq_factor,
-                )
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """What every family has. Raises UserError for sizes that make no model."""
-
-    arch: ClassVar[str]
-
-    vocab_size: int  # number of different tokens
-    context_length: int = 32  # tokens that the model sees at once
-    d_model: int = 64  # numbers per token in the residual stream
-    n_layers: int = 4  # blocks of attention and MLP
-    n_heads: int = 4  # attention heads per layer
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-    def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Yield the name and shape of every tensor, in the order of the computation."""
-        raise NotImplementedError
-
-    @property
-    def n_params(self) -> int:
-        """The number of trainable parameters."""
-        return sum(math.prod(shape) for _name, shape in self.shapes())
+__all__ = [
+    "ACTIVATIONS",
+    "AnyConfig",
+    "GPTConfig",
+    "LlamaConfig",
+    "ModelConfig",
+    "Rope",
+    "printable",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +36,14 @@ class GPTConfig(ModelConfig):
     arch: ClassVar[str] = "gpt"
     has_gated_mlp: ClassVar[bool] = False
     sliding_windows: ClassVar[tuple[int, ...]] = ()
+    embedding_multiplier: ClassVar[float] = 1.0
+    residual_multiplier: ClassVar[float] = 1.0
+    logits_scaling: ClassVar[float] = 1.0
+    attention_softcap: ClassVar[float] = 0.0
+    logit_softcap: ClassVar[float] = 0.0
+    norm_plus_one: ClassVar[bool] = False
+    norm_placement: ClassVar[str] = "pre"
+    qk_norm_per_head: ClassVar[bool] = True
 
     d_mlp: int = 0  # numbers per token inside the MLP; 0 becomes 4 * d_model
     activation: str = "gelu"
@@ -153,16 +69,8 @@ class GPTConfig(ModelConfig):
                     heads=self.n_heads,
                 )
             )
-        rotary_dim = int(self.head_dim * self.rope.rotary_pct) if self.rope is not None else 2
-        # In an odd number of dimensions, the last one rotates with one more.
-        if rotary_dim < 1 or rotary_dim + rotary_dim % 2 > self.head_dim:
-            raise UserError(
-                _(
-                    "RoPE cannot rotate {turning} of {head_size} dimensions in pairs",
-                    turning=rotary_dim,
-                    head_size=self.head_dim,
-                )
-            )
+        if self.rope is not None:
+            self.rope.check_fits(self.head_dim)
         if self.tie_word_embeddings and self.lm_head_bias:
             raise UserError(_("an output head tied to the token embedding has no bias"))
 
@@ -176,6 +84,15 @@ class GPTConfig(ModelConfig):
         """The number of heads with keys and values of their own: all."""
         return self.n_heads
 
+    @property
+    def attention_scale(self) -> float:
+        """What q·k is multiplied by."""
+        return float(self.head_dim**-0.5)
+
+    def layer_ropes(self) -> tuple[Rope | None, ...]:
+        """Return the RoPE of each layer: the same for all."""
+        return (self.rope,) * self.n_layers
+
     def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield the name and shape of every tensor, in the order of the computation."""
         d_model, d_mlp = self.d_model, self.d_mlp
@@ -184,22 +101,23 @@ class GPTConfig(ModelConfig):
             yield "position_embedding.weight", (self.context_length, d_model)
         for layer in range(self.n_layers):
             block = f"blocks.{layer}."
-            yield from _with_bias(block + "ln1", d_model)
-            yield from _with_bias(block + "attention.qkv", 3 * d_model, d_model, bias=self.qkv_bias)
-            yield from _with_bias(block + "attention.proj", d_model, d_model)
-            yield from _with_bias(block + "ln2", d_model)
-            yield from _with_bias(block + "mlp.up", d_mlp, d_model)
-            yield from _with_bias(block + "mlp.down", d_model, d_mlp)
-        yield from _with_bias("ln_f", d_model)
+            yield from with_bias(block + "ln1", d_model)
+            yield from with_bias(block + "attention.qkv", 3 * d_model, d_model, bias=self.qkv_bias)
+            yield from with_bias(block + "attention.proj", d_model, d_model)
+            yield from with_bias(block + "ln2", d_model)
+            yield from with_bias(block + "mlp.up", d_mlp, d_model)
+            yield from with_bias(block + "mlp.down", d_model, d_mlp)
+        yield from with_bias("ln_f", d_model)
         if not self.tie_word_embeddings:
-            yield from _with_bias("lm_head", self.vocab_size, d_model, bias=self.lm_head_bias)
+            yield from with_bias("lm_head", self.vocab_size, d_model, bias=self.lm_head_bias)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig(ModelConfig):
     """A Llama: RMSNorm, RoPE, a gated MLP, fewer KV heads than query heads.
 
-    Mistral, Qwen 2 and Qwen 3 differ in details.
+    Its relatives, from Mistral to Gemma, differ in details: every detail is a field here. The
+    defaults are Llama's.
     """
 
     arch: ClassVar[str] = "llama"
@@ -210,25 +128,44 @@ class LlamaConfig(ModelConfig):
     head_dim: int  # numbers per head; n_heads · head_dim may differ from d_model
     d_mlp: int  # numbers per token inside the MLP
     activation: str = "silu"
-    norm_eps: float = 1e-5
-    rope: Rope = Rope()
     tie_word_embeddings: bool = False  # the unembedding is the token embedding
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False  # each query and key is normalised, as in Qwen 3
+
+    # -- norms
+    norm_eps: float = 1e-5
+    # pre: attention and MLP read a normalised copy; post: what they add is normalised; or both
+    norm_placement: str = "pre"
+    norm_plus_one: bool = False  # norms multiply by 1 + weight (Gemma)
+    qk_norm: bool = False  # queries and keys are normalised (Qwen 3)
+    qk_norm_per_head: bool = True  # each by itself, or all heads of a token together (OLMo 2)
+
+    # -- positions
+    rope: Rope = NO_SCALING
+    sliding_rope: Rope | None = None  # of the layers with a window, if it is another (Gemma 3)
+    rope_layers: tuple[bool, ...] = ()  # whether each layer has RoPE; (): all have (SmolLM3)
     # tokens that each layer sees, the present one included; 0: all of them; (): all layers see all
     sliding_windows: tuple[int, ...] = ()
 
+    # -- multipliers (Granite, Gemma)
+    embedding_multiplier: float = 1.0  # of the token embedding
+    residual_multiplier: float = 1.0  # of what attention and MLP add
+    attention_multiplier: float = 0.0  # of q·k; 0: 1/√head_dim
+    logits_scaling: float = 1.0  # logits are divided by this
+    attention_softcap: float = 0.0  # c: a score s becomes c · tanh(s/c) (Gemma 2); 0: it stays
+    logit_softcap: float = 0.0  # the same for the logits
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.rope, Rope):
-            raise UserError(_("unknown RoPE settings: {value}", value=printable(self.rope)))
+        for rope in (self.rope, self.sliding_rope or self.rope):
+            if not isinstance(rope, Rope):
+                raise UserError(_("unknown RoPE settings: {value}", value=printable(rope)))
+        self.rope.check_fits(self.head_dim)
         if (
             self.d_mlp < 1
             or self.n_heads % self.n_kv_heads
-            or self.head_dim % 2
-            or self.rope.rotary_pct != 1
+            or (self.sliding_rope or self.rope).rotary_pct != self.rope.rotary_pct
         ):
             raise UserError(
                 _(
@@ -240,17 +177,43 @@ class LlamaConfig(ModelConfig):
                     hidden=self.d_mlp,
                 )
             )
-        is_valid = isinstance(self.sliding_windows, tuple) and all(
-            type(window) is int and window >= 0 for window in self.sliding_windows
+        self._check_per_layer("sliding_windows", int)
+        self._check_per_layer("rope_layers", bool)
+
+    def _check_per_layer(self, name: str, kind: type) -> None:
+        """Raise UserError unless a field has one value of a kind for each layer, or none."""
+        values = getattr(self, name)
+        is_valid = isinstance(values, tuple) and all(type(value) is kind for value in values)
+        if is_valid and len(values) in (0, self.n_layers) and min(values, default=0) >= 0:
+            return
+        wanted = (
+            _("{layers} integers", layers=self.n_layers)
+            if kind is int
+            else _("{layers} times true or false", layers=self.n_layers)
         )
-        if not is_valid or len(self.sliding_windows) not in (0, self.n_layers):
-            raise UserError(
-                _(
-                    "sliding_windows must be {layers} integers, not {value}",
-                    layers=self.n_layers,
-                    value=printable(self.sliding_windows),
-                )
+        raise UserError(
+            _(
+                "{name} must be {wanted}, not {value:.40}",
+                name=name,
+                wanted=wanted,
+                value=printable(values),
             )
+        )
+
+    @property
+    def attention_scale(self) -> float:
+        """What q·k is multiplied by."""
+        return self.attention_multiplier or float(self.head_dim**-0.5)
+
+    def layer_ropes(self) -> tuple[Rope | None, ...]:
+        """Return the RoPE of each layer; None where queries and keys are not rotated."""
+        windows = self.sliding_windows or (0,) * self.n_layers
+        rotated = self.rope_layers or (True,) * self.n_layers
+        sliding_rope = self.sliding_rope or self.rope
+        return tuple(
+            (sliding_rope if window else self.rope) if is_rotated else None
+            for window, is_rotated in zip(windows, rotated, strict=True)
+        )
 
     @property
     def q_dim(self) -> int:
@@ -262,38 +225,37 @@ class LlamaConfig(ModelConfig):
         """Rows of the fused projection that make keys, and as many that make values."""
         return self.n_kv_heads * self.head_dim
 
+    @property
+    def qk_norm_dims(self) -> tuple[int, int]:
+        """The numbers that the norm of the queries is over, and that of the keys."""
+        return (self.head_dim,) * 2 if self.qk_norm_per_head else (self.q_dim, self.kv_dim)
+
     def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield the name and shape of every tensor, in the order of the computation."""
         d_model = self.d_model
+        pre, post = self.norm_placement != "post", self.norm_placement != "pre"
         yield "token_embedding.weight", (self.vocab_size, d_model)
         for layer in range(self.n_layers):
             block = f"blocks.{layer}."
-            yield block + "norm1.weight", (d_model,)
+            if pre:
+                yield block + "norm1.weight", (d_model,)
             rows = self.q_dim + 2 * self.kv_dim
-            yield from _with_bias(block + "attention.qkv", rows, d_model, bias=self.qkv_bias)
+            yield from with_bias(block + "attention.qkv", rows, d_model, bias=self.qkv_bias)
             if self.qk_norm:
-                yield block + "attention.q_norm.weight", (self.head_dim,)
-                yield block + "attention.k_norm.weight", (self.head_dim,)
-            yield from _with_bias(block + "attention.proj", d_model, self.q_dim, bias=self.out_bias)
-            yield block + "norm2.weight", (d_model,)
-            yield from _with_bias(
-                block + "mlp.gate_up", 2 * self.d_mlp, d_model, bias=self.mlp_bias
-            )
-            yield from _with_bias(block + "mlp.down", d_model, self.d_mlp, bias=self.mlp_bias)
+                yield block + "attention.q_norm.weight", (self.qk_norm_dims[0],)
+                yield block + "attention.k_norm.weight", (self.qk_norm_dims[1],)
+            yield from with_bias(block + "attention.proj", d_model, self.q_dim, bias=self.out_bias)
+            if post:
+                yield block + "post_norm1.weight", (d_model,)
+            if pre:
+                yield block + "norm2.weight", (d_model,)
+            yield from with_bias(block + "mlp.gate_up", 2 * self.d_mlp, d_model, bias=self.mlp_bias)
+            yield from with_bias(block + "mlp.down", d_model, self.d_mlp, bias=self.mlp_bias)
+            if post:
+                yield block + "post_norm2.weight", (d_model,)
         yield "norm_f.weight", (d_model,)
         if not self.tie_word_embeddings:
             yield "lm_head.weight", (self.vocab_size, d_model)
 
 
 AnyConfig = GPTConfig | LlamaConfig
-
-
-def _with_bias(name: str, *shape: int, bias: bool = True) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield name + ".weight", shape
-    if bias:
-        yield name + ".bias", shape[:1]
-
-
-def printable(data: Any) -> str:
-    """Return the start of untrusted data, for a message."""
-    return f"{safe_line(str(data)):.120}"

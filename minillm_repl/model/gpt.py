@@ -43,7 +43,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (b, h, past + t, d)
             mask = cache.mask(0)
-        z = attend(q, k, v, mask=mask).transpose(1, 2)  # (b, t, h, d)
+        z = attend(q, k, v, self.config, mask=mask).transpose(1, 2)  # (b, t, h, d)
         z = hook(name + "z", z)  # (b, t, h, d)
         return hook(name + "out", self.proj(z.flatten(2)))  # (b, t, h*d) -> (b, t, w)
 

@@ -1,7 +1,7 @@
 """Llama, top to bottom: embedding, blocks of attention and gated MLP, an output head.
 
-Llama 2 and 3, SmolLM 2, TinyLlama, Mistral, Qwen 2 and Qwen 3 are all of this family; the config
-has the differences.
+Llama and its relatives, from Mistral to Gemma, are all of this family; the config has the
+differences.
 
 Shapes at the ends of lines use b = batch, t = time (positions), w = d_model, h = heads, g = KV
 heads, d = head_dim, v = vocabulary.
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from torch import Tensor, nn
 
-from minillm_repl.model.attention import ACTIVATION_FUNCTIONS, KVCache, attend
+from minillm_repl.model.attention import ACTIVATION_FUNCTIONS, KVCache, attend, softcap
 from minillm_repl.model.config import LlamaConfig
 from minillm_repl.model.hooks import Hook, no_hook
 from minillm_repl.model.layers import Embedding, Linear, linear_float32
@@ -25,14 +25,20 @@ class RMSNorm(nn.Module):
     rounding first, so the scale is a product of its own here.
     """
 
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, config: LlamaConfig, dim: int = 0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
+        self.plus_one = config.norm_plus_one  # Gemma stores its scales less 1
+        fill = torch.zeros if self.plus_one else torch.ones
+        self.weight = nn.Parameter(fill(dim or config.d_model))
+        self.eps = config.norm_eps
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension, in float32 at least."""
-        return self.weight * F.rms_norm(x, x.shape[-1:], eps=self.eps)
+        return self.scale() * F.rms_norm(x, x.shape[-1:], eps=self.eps)
+
+    def scale(self) -> Tensor:
+        """Return what each number is multiplied by: (dim,)."""
+        return self.weight + 1 if self.plus_one else self.weight
 
 
 class LlamaAttention(nn.Module):
@@ -46,29 +52,37 @@ class LlamaAttention(nn.Module):
         self.config, self.layer = config, layer
         self.sliding_window = config.sliding_windows[layer] if config.sliding_windows else 0
         self.qkv = Linear(config.d_model, config.q_dim + 2 * config.kv_dim, bias=config.qkv_bias)
-        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        q_size, k_size = config.qk_norm_dims
+        self.q_norm = RMSNorm(config, q_size) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config, k_size) if config.qk_norm else nn.Identity()
         self.proj = Linear(config.q_dim, config.d_model, bias=config.out_bias)
 
-    def forward(self, x: Tensor, cos_sin: CosSin, cache: KVCache | None, hook: Hook) -> Tensor:
+    def forward(
+        self, x: Tensor, cos_sin: CosSin | None, cache: KVCache | None, hook: Hook
+    ) -> Tensor:
         """Mix information between positions: (b, t, w) -> (b, t, w)."""
         name, config = f"blocks.{self.layer}.attention.", self.config
         # One product makes the queries, then the keys, then the values.
-        heads = self.qkv(x).unflatten(-1, (-1, config.head_dim)).transpose(1, 2)  # (b, h+g+g, t, d)
+        qkv = self.qkv(x)  # (b, t, (h+g+g)*d)
+        if config.qk_norm and not config.qk_norm_per_head:  # over all heads of a token together
+            q, k, v = qkv.split((config.q_dim, config.kv_dim, config.kv_dim), dim=-1)
+            qkv = torch.cat((self.q_norm(q), self.k_norm(k), v), dim=-1)
+        heads = qkv.unflatten(-1, (-1, config.head_dim)).transpose(1, 2)  # (b, h+g+g, t, d)
         qk, v = heads.tensor_split((config.n_heads + config.n_kv_heads,), dim=1)
-        if self.q_norm is not None and self.k_norm is not None:
+        if config.qk_norm and config.qk_norm_per_head:
             q, k = qk.tensor_split((config.n_heads,), dim=1)  # (b, h, t, d) and (b, g, t, d)
             qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)  # (b, h+g, t, d)
-        qk = apply_rotary_emb(qk, cos_sin)  # (b, h+g, t, d)
+        if cos_sin is not None:
+            qk = apply_rotary_emb(qk, cos_sin)  # (b, h+g, t, d)
         q, k = qk.tensor_split((config.n_heads,), dim=1)  # (b, h, t, d) and (b, g, t, d)
         q, k, v = hook(name + "q", q), hook(name + "k", k), hook(name + "v", v)
         mask = None
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (b, g, past + t, d)
             mask = cache.mask(self.sliding_window)
-        z = attend(q, k, v, self.sliding_window, mask).transpose(1, 2)  # (b, t, h, d)
+        z = attend(q, k, v, config, self.sliding_window, mask).transpose(1, 2)  # (b, t, h, d)
         z = hook(name + "z", z)  # (b, t, h, d)
-        return hook(name + "out", self.proj(z.flatten(2)))  # (b, t, h*d) -> (b, t, w)
+        return self.proj(z.flatten(2))  # type: ignore[no-any-return]  # (b, t, h*d) -> (b, t, w)
 
 
 class LlamaMLP(nn.Module):
@@ -86,26 +100,38 @@ class LlamaMLP(nn.Module):
         gate, up = self.gate_up(x).chunk(2, dim=-1)  # each (b, t, d_mlp)
         hidden = self.activation(gate) * up  # (b, t, d_mlp)
         hidden = hook(f"blocks.{self.layer}.mlp.hidden", hidden)
-        return hook(f"blocks.{self.layer}.mlp.out", self.down(hidden))  # (b, t, w)
+        return self.down(hidden)  # type: ignore[no-any-return]  # (b, t, w)
 
 
 class LlamaBlock(nn.Module):
-    """Attention, then the MLP: each reads a normalised copy, and adds to the residual stream."""
+    """Attention, then the MLP: each reads the residual stream, and adds to it.
+
+    What it reads is normalised, or what it adds, or both. A norm that a model lacks is an identity.
+    """
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
-        self.layer = layer
-        self.norm1 = RMSNorm(config.d_model, config.norm_eps)
+        self.layer, self.residual_multiplier = layer, config.residual_multiplier
+        pre, post = config.norm_placement != "post", config.norm_placement != "pre"
+        self.norm1 = RMSNorm(config) if pre else nn.Identity()
         self.attention = LlamaAttention(config, layer)
-        self.norm2 = RMSNorm(config.d_model, config.norm_eps)
+        self.post_norm1 = RMSNorm(config) if post else nn.Identity()
+        self.norm2 = RMSNorm(config) if pre else nn.Identity()
         self.mlp = LlamaMLP(config, layer)
+        self.post_norm2 = RMSNorm(config) if post else nn.Identity()
 
-    def forward(self, x: Tensor, cos_sin: CosSin, cache: KVCache | None, hook: Hook) -> Tensor:
+    def forward(
+        self, x: Tensor, cos_sin: CosSin | None, cache: KVCache | None, hook: Hook
+    ) -> Tensor:
         """Add what this block finds to the residual stream: (b, t, w) -> (b, t, w)."""
-        name = f"blocks.{self.layer}.residual"
+        name = f"blocks.{self.layer}."
         attention_out = self.attention(self.norm1(x), cos_sin, cache, hook)  # (b, t, w)
-        x = hook(name + ".mid", x + attention_out)  # (b, t, w)
-        return hook(name, x + self.mlp(self.norm2(x), hook))  # (b, t, w)
+        attention_out = times(self.post_norm1(attention_out), self.residual_multiplier)
+        x = x + hook(name + "attention.out", attention_out)  # (b, t, w)
+        x = hook(name + "residual.mid", x)
+        mlp_out = self.mlp(self.norm2(x), hook)  # (b, t, w)
+        mlp_out = times(self.post_norm2(mlp_out), self.residual_multiplier)
+        return hook(name + "residual", x + hook(name + "mlp.out", mlp_out))  # (b, t, w)
 
 
 class Llama(nn.Module):
@@ -116,7 +142,8 @@ class Llama(nn.Module):
         self.config = config
         self.token_embedding = Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(LlamaBlock(config, layer) for layer in range(config.n_layers))
-        self.norm_f = RMSNorm(config.d_model, config.norm_eps)
+        self.ropes = config.layer_ropes()
+        self.norm_f = RMSNorm(config)
         self.lm_head = (
             None
             if config.tie_word_embeddings
@@ -139,10 +166,15 @@ class Llama(nn.Module):
             positions = torch.arange(ids.shape[1], device=ids.device)  # (t,)
         else:
             positions = cache.positions(ids.shape[1])  # (t,)
-        x = hook("embedding", self.token_embedding(ids))  # (b, t, w)
-        cos_sin = compute_cos_sin(self.config.rope, self.config.head_dim, positions, x.dtype)
-        for block in self.blocks:
-            x = block(x, cos_sin, cache, hook)  # (b, t, w)
+        x = times(self.token_embedding(ids), self.config.embedding_multiplier)  # (b, t, w)
+        x = hook("embedding", x)
+        cos_sin = {  # most models have one RoPE for all layers
+            rope: compute_cos_sin(rope, self.config.head_dim, positions, x.dtype)
+            for rope in dict.fromkeys(self.ropes)
+            if rope is not None
+        }
+        for block, rope in zip(self.blocks, self.ropes, strict=True):
+            x = block(x, cos_sin[rope] if rope else None, cache, hook)  # (b, t, w)
         if cache is not None:
             cache.length += ids.shape[1]  # the layers have stored their keys and values
         if last_only:
@@ -151,10 +183,14 @@ class Llama(nn.Module):
 
     def unembed(self, residual: Tensor, hook: Hook = no_hook) -> Tensor:
         """Return the logits of a residual stream, the last norm included: (..., w) -> (..., v)."""
-        x = hook("final", self.norm_f(residual))  # (..., w)
+        x, config = hook("final", self.norm_f(residual)), self.config  # (..., w)
         if self.lm_head is None:
-            return linear_float32(x, self.token_embedding.weight)  # (..., v)
-        return self.lm_head(x)  # type: ignore[no-any-return]
+            logits = linear_float32(x, self.token_embedding.weight)  # (..., v)
+        else:
+            logits = self.lm_head(x)  # (..., v)
+        if config.logits_scaling != 1:
+            logits = logits / config.logits_scaling
+        return softcap(logits, config.logit_softcap) if config.logit_softcap else logits
 
     @torch.no_grad()
     def initialise(self) -> "Llama":
@@ -178,3 +214,8 @@ class Llama(nn.Module):
         if self.lm_head is not None:
             nn.init.zeros_(self.lm_head.weight)
         return self
+
+
+def times(x: Tensor, multiplier: float) -> Tensor:
+    """Return x · multiplier; most models have a multiplier of 1, which costs nothing."""
+    return x if multiplier == 1 else x * multiplier

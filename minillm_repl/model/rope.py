@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from minillm_repl.model.config import Rope
+from minillm_repl.model.config_base import Rope
 
 CosSin = tuple[Tensor, Tensor]
 """Cosine and sine of the angles of each position, each (t, rotary_dim)."""
@@ -29,6 +29,11 @@ def _inv_freq(rope: Rope, head_dim: int, device: torch.device) -> Tensor:
         low, high = rope.low_freq_factor, rope.high_freq_factor
         smooth = ((rotations - low) / (high - low)).clamp(0, 1)  # 1: fast enough to stay
         return (1 - smooth) * inv_freq / rope.factor + smooth * inv_freq
+    if rope.scaling == "yarn":
+        first, last = rope.yarn_range(rotary_dim)
+        pairs = torch.arange(rotary_dim // 2, dtype=torch.float32, device=device)
+        slowed = ((pairs - first) / (last - first)).clamp(0, 1)  # 0: fast enough to stay
+        return slowed * inv_freq / rope.factor + (1 - slowed) * inv_freq
     return inv_freq
 
 
@@ -38,7 +43,8 @@ def compute_cos_sin(rope: Rope, head_dim: int, positions: Tensor, dtype: torch.d
     angles = positions.float()[:, None] * inv_freq  # (t, rotary_dim / 2)
     # The two numbers of a pair are rotary_dim / 2 apart.
     angles = torch.cat((angles, angles), dim=-1)  # (t, rotary_dim)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    cos, sin = angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
+    return cos.to(dtype), sin.to(dtype)
 
 
 def apply_rotary_emb(x: Tensor, cos_sin: CosSin) -> Tensor:

@@ -58,7 +58,7 @@ class LoadedModel:
     @property
     def family(self) -> str:
         """What it is of."""
-        return family_title(self.checkpoint.config, native=self.checkpoint.weight_map is None)
+        return family_title(self.checkpoint.config, self.checkpoint.model_type)
 
     @property
     def language_model(self) -> "LanguageModel":

@@ -67,6 +67,7 @@ def weights(inspected: InspectedText, layer: int | None = None) -> "dict[int, Te
         index: attention_weights(
             cache[f"blocks.{index}.attention.q"][None],
             cache[f"blocks.{index}.attention.k"][None],
+            inspected.config,
             sliding_window(inspected, index),
         )[0]
         for index in layers

@@ -1,7 +1,7 @@
 """`:qkv … key=P`: the dot product of one query and one key, number by number."""
 
 from dataclasses import dataclass
-from math import exp, sqrt
+from math import exp, sqrt, tanh
 
 from rich.columns import Columns
 from rich.console import Group, RenderableType
@@ -17,7 +17,27 @@ from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import Row, View
 
+_SAME = 1e-9  # two scales that differ by less are the same
 _ALL, _LARGEST = 16, 12  # all, up to 16; of more, the 12 largest
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a model makes of a dot product q·k before the softmax."""
+
+    scale: float  # 1/√head_dim in most models
+    softcap: float = 0.0  # c: a score s becomes c · tanh(s / c); 0: it stays
+
+    def of(self, dot: float) -> float:
+        """Return the score of a dot product."""
+        score = dot * self.scale
+        return self.softcap * tanh(score / self.softcap) if self.softcap else score
+
+    def label(self, head_dim: int, root: str) -> str:
+        """Return what is done: `÷` and `root`, which stands for √head_dim, or another factor."""
+        is_usual = abs(self.scale * sqrt(head_dim) - 1) < _SAME
+        factor = f"÷{root}" if is_usual else f"×{self.scale:.4g}"
+        return f"{factor}, tanh" if self.softcap else factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +53,10 @@ class DotView(View, Truncation):
     key: Row  # (head_dim,)
     products: Row  # (head_dim,): query × key, number by number
     dot: float  # their sum
-    scaled: float  # that divided by √head_dim
+    scaled: float  # that divided by √head_dim, or what the model makes of it instead
     weight: float  # the softmax of that over all keys
     all_scaled: tuple[tuple[int, float, float], ...]  # (position, scaled, weight) of each key
+    scoring: Scoring
 
     def draw(self, _width: int) -> RenderableType:
         """Return the products, their sum, that divided by √d, and the softmax over all keys."""
@@ -82,7 +103,9 @@ class DotView(View, Truncation):
             table.add_row("", "", more, f"{sum(rest):+.{product}f}")
         table.add_section()
         table.add_row("", "", _("sum, q·k"), Text(f"{self.dot:+.{dot}f}", TITLE))
-        table.add_row("", "", f"÷ √{size}", Text(f"{self.scaled:+.{scaled}f}", TITLE))
+        table.add_row(
+            "", "", self.scoring.label(size, f" √{size}"), Text(f"{self.scaled:+.{scaled}f}", TITLE)
+        )
         return table
 
     def _digits(
@@ -91,7 +114,7 @@ class DotView(View, Truncation):
         """Return the digits of the sum, of the products, and of the numbers multiplied."""
 
         def scaled_agrees(places: int) -> bool:
-            return is_same(round(self.dot, places) / sqrt(len(self.query)), self.scaled, scaled)
+            return is_same(self.scoring.of(round(self.dot, places)), self.scaled, scaled)
 
         dot = digits(scaled, scaled_agrees)
 

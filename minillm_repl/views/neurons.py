@@ -31,6 +31,7 @@ from minillm_repl.views.inspected_text import InspectedText, check_layer, no_gra
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from minillm_repl.model.llama import RMSNorm
     from minillm_repl.repl.shell import Shell
 
 _NEURONS = 12  # of a layer that are listed
@@ -202,6 +203,9 @@ def _written_tokens(
     alone[range(len(indices)), indices] = peaks
     written = model.get_submodule(f"blocks.{layer}.mlp.down")(alone)  # (neuron + 1, d_model)
     written = written[:-1] - written[-1]
+    if model.config.norm_placement != "pre":  # whose statistics do not change the order either
+        norm: RMSNorm = model.get_submodule(f"blocks.{layer}.post_norm2")  # type: ignore[assignment]
+        written = written * norm.scale()
     logits = model.unembed(written) - model.unembed(torch.zeros_like(written[:1]))
     logits = logits[:, : tokenizer.vocab_size]  # (neuron, vocab)
 

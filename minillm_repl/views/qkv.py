@@ -27,7 +27,7 @@ from minillm_repl.settings import integer
 from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import Row, View, inspect_text, show
-from minillm_repl.views.dot_product import DotView
+from minillm_repl.views.dot_product import DotView, Scoring
 from minillm_repl.views.inspected_text import InspectedText, check_layer, no_grad
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Met:
     key: Row  # (head_dim,)
     value: Row  # (head_dim,)
     dot: float  # query · key
-    scaled: float  # that divided by √head_dim
+    scaled: float  # that divided by √head_dim, or what the model makes of it instead
     weight: float  # the softmax of that over all keys
 
 
@@ -61,6 +61,7 @@ class QKVView(View, Truncation):
     query: Row  # (head_dim,)
     met: tuple[Met, ...]
     mixed: Row  # (head_dim,): the sum of the values, each times its weight
+    scoring: Scoring
     top: int = _TOP  # keys that the picture lists; all of them where a view is drawn whole
 
     def draw(self, width: int) -> RenderableType:
@@ -70,8 +71,9 @@ class QKVView(View, Truncation):
         listed = by_weight if whole or len(by_weight) <= self.top + 1 else by_weight[: self.top]
         shown, has_keys = self._numbers(width)
         bars = 6 if width >= WIDE else 0
+        score = self.scoring.label(len(self.query), "√d")
         table = plain_table(
-            "#", _("token"), *([_("key")] if has_keys else []), "q·k", "÷√d", _("softmax"), "",
+            "#", _("token"), *([_("key")] if has_keys else []), "q·k", score, _("softmax"), "",
             _("value"), right=(0, *range(2 + has_keys, 5 + has_keys)), wrap=(),
         )  # fmt: skip
         for each in listed:
@@ -114,6 +116,9 @@ class QKVView(View, Truncation):
                 "sum, the head's output before W_O"
             )
         ]
+        if self.scoring.softcap:
+            cap = self.scoring.softcap
+            notes.append(_("tanh: a score s is capped, {cap:g} · tanh(s / {cap:g})", cap=cap))
         if shown < size:
             notes.append(_("vectors: the first {n} of {all} numbers", n=shown, all=size))
         if len(self.met) > self.top + 1:
@@ -158,10 +163,11 @@ def compute(
     # q (head, time, head_dim); k and v have n_kv_heads; z (time, head, head_dim)
     q, k, v, z = (cache[name] for name in hooks)
     window = config.sliding_windows[layer] if config.sliding_windows else 0
-    weights = attention_weights(q[None], k[None], window)[0, head, -1]  # (time,)
+    weights = attention_weights(q[None], k[None], config, window)[0, head, -1]  # (time,)
     kv_head = head * config.n_kv_heads // config.n_heads  # several queries share a key and a value
     query, keys, values = q[head, -1], k[kv_head], v[kv_head]
     dots = keys @ query  # (time,)
+    scoring = Scoring(config.attention_scale, config.attention_softcap)
 
     def met(place: int) -> Met:
         return Met(
@@ -169,7 +175,7 @@ def compute(
             key=tuple(keys[place].tolist()),
             value=tuple(values[place].tolist()),
             dot=float(dots[place]),
-            scaled=float(dots[place]) / config.head_dim**0.5,
+            scaled=scoring.of(float(dots[place])),
             weight=float(weights[place]),
         )
 
@@ -182,6 +188,7 @@ def compute(
         query=tuple(query.tolist()),
         met=tuple(met(place) for place in range(first, index + 1)),
         mixed=tuple(z[-1, head].tolist()),
+        scoring=scoring,
         top=top,
         **inspected.window_fields,
     )
@@ -221,6 +228,7 @@ def compute_dot(
         scaled=met.scaled,
         weight=met.weight,
         all_scaled=tuple((each.position, each.scaled, each.weight) for each in view.met),
+        scoring=view.scoring,
         **inspected.window_fields,
     )
 
@@ -242,8 +250,9 @@ def qkv(shell: "Shell", asked: Arguments) -> None:
     """Show one attention head: query, keys, values and output.
 
     The query of one position meets the key of each position up to its own. Their dot product q·k is
-    divided by √d (d is the head dimension). A softmax over all positions gives the weights. The
-    output of the head is the sum of the values, each times its weight.
+    divided by √d (d is the head dimension); some models multiply by another number, and some cap
+    the score. A softmax over all positions gives the weights. The output of the head is the sum of
+    the values, each times its weight.
 
     The keys are listed by weight: the ten largest, or top=N of them. Export and :scroll have all.
 

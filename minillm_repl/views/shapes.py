@@ -51,6 +51,10 @@ _TENSORS = {  # in the order of the forward pass: the dimensions, and the name o
     "logits": ("tv", N_("logits")),
     "probabilities": ("v", N_("softmax (last token)")),
 }
+_POST_NORM_NAMES = {  # in a model that normalises what attention and MLP add
+    "attention.out": N_("W_O, then norm"),
+    "mlp.out": N_("down-projection, norm"),
+}
 _DIMENSIONS = {
     "t": N_("tokens"),
     "w": N_("d_model"),
@@ -82,6 +86,7 @@ class ShapesView(View, Truncation):
     sampling: str  # the samplers that are active
     candidates: int  # tokens that can be sampled
     drawn: tuple[Likely, ...]  # the most likely of them, with the probability of being sampled
+    norm_placement: str = "pre"  # as in the config: pre, post or both
 
     def draw(self, width: int) -> RenderableType:
         """Return a row for each tensor, from the text to the tokens that can be sampled."""
@@ -132,27 +137,36 @@ class ShapesView(View, Truncation):
         add(_("ids"), "t", count, Text(" ".join(str(token.id) for token in self.tokens)))
         fitting = max(1, (width - (54 if has_dimensions else 42)) // _NUMBER)
         for row in self.rows:
-            if row.name == "embedding" and not self._learns_positions:
+            if row.name == "embedding" and row.numbers == self.rows[0].numbers:
                 continue  # it is the token embedding
             if row.name == "blocks.0.attention.input":
                 add(_("block {number}", number=0), "", "", Text())
             shape_text = " × ".join(f"{size:,}" for size in row.shape)
-            add(_screen_name(row), " × ".join(row.dims), shape_text, _draw_values(row, fitting))
+            add(
+                self._screen_name(row), " × ".join(row.dims), shape_text, _draw_values(row, fitting)
+            )
         drawn = Text("  ").join(
             Text.assemble(short_label(each.token), f" {percent(each.prob)}") for each in self.drawn
         )
         add(_("can be sampled"), "", f"{self.candidates:,}", drawn)
         return table
 
-
-def _screen_name(row: ShapeRow) -> str:
-    """Return the name of a row on the screen: what is inside block 0 is indented."""
-    block, _dot, name = row.name.removeprefix("blocks.").partition(".")
-    if not row.name.startswith("blocks."):
-        return _(_TENSORS[row.name][1])
-    if block == "0":
-        return f"  {_(_TENSORS[name][1])}"
-    return _("block 1: the same") if block == "1" else _("blocks 1 to {last}: the same", last=block)
+    def _screen_name(self, row: ShapeRow) -> str:
+        """Return the name of a row on the screen: what is inside block 0 is indented."""
+        if row.name == "embedding" and not self._learns_positions:
+            return _("scaled embeddings")
+        if not row.name.startswith("blocks."):
+            return _(_TENSORS[row.name][1])
+        block, _dot, name = row.name.removeprefix("blocks.").partition(".")
+        if block != "0":
+            same = _("block 1: the same")
+            return same if block == "1" else _("blocks 1 to {last}: the same", last=block)
+        label = _(_TENSORS[name][1])
+        if name.endswith(".input") and self.norm_placement == "post":
+            label = _("residual stream")
+        elif name in _POST_NORM_NAMES and self.norm_placement != "pre":
+            label = _(_POST_NORM_NAMES[name])
+        return f"  {label}"
 
 
 def _draw_values(row: ShapeRow, fitting: int) -> Text:
@@ -199,6 +213,7 @@ def compute(
             Likely(Token.from_id(inspected.tokenizer, token), float(probabilities[token]))
             for token in top
         ),
+        norm_placement=inspected.config.norm_placement,
         **inspected.window_fields,
     )
 
@@ -247,10 +262,11 @@ def _forward(inspected: InspectedText) -> "dict[str, Tensor]":
             handle.remove()
     q, k = cache["blocks.0.attention.q"], cache["blocks.0.attention.k"]
     window = (inspected.config.sliding_windows or (0,))[0]
+    weights = attention_weights(q[None], k[None], inspected.config, window)
     return {
         **tensors,
         **cache,
-        "blocks.0.attention.weights": attention_weights(q[None], k[None], window)[0],
+        "blocks.0.attention.weights": weights[0],
         "logits": logits,
         "probabilities": logits[-1].double().softmax(-1),
     }

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from minillm_repl.model.build import LanguageModel
+    from minillm_repl.model.llama import RMSNorm
     from minillm_repl.repl.shell import Shell
 
 _ROWS = 14  # parts that have a row of their own; the others share one
@@ -57,6 +58,7 @@ class WhyView(View, Truncation):
     rank: int
     parts: tuple[Part, ...]  # in the order in which the model works
     by: str = "size"  # how the picture lists them: by `size`, or by `layer`
+    logit_softcap: float = 0.0  # the cap c of a model whose logit is c · tanh(logit / c); 0: none
 
     def draw(self, width: int) -> RenderableType:
         """Return what each part adds, as bars: the strongest parts, or a row for each layer."""
@@ -66,6 +68,12 @@ class WhyView(View, Truncation):
             position=self.position_of(len(self.tokens) - 1),
         )
         picture = self._draw_layers(width) if self.by == "layer" else self._draw_strongest(width)
+        if self.logit_softcap:
+            about += " · " + _(
+                "the logit before the final softcap: the model's own is {cap:g} · tanh(logit / "
+                "{cap:g})",
+                cap=self.logit_softcap,
+            )
         return Group(self._title(), Text(about, FIGURES), *picture)
 
     def _draw_strongest(self, width: int) -> list[RenderableType]:
@@ -164,8 +172,9 @@ def compute(
     """Return what each part adds to the next token's logit, or to the difference of two.
 
     The default token is the most likely one. Every part writes into the residual stream, and the
-    logit is a dot product with its end: with the scale of the last norm held at its value, the
-    parts sum to the logit. They are computed in float64.
+    logit is a dot product with its end: with the scale of each norm on that way held at its value,
+    the parts sum to the logit. They are computed in float64. Where the model caps its logits, this
+    is the logit before the cap.
     """
     logits, cache = inspected.run_with_cache(
         "embedding", "attention.z", "attention.out", "mlp.out", "residual", last_only=True
@@ -175,12 +184,14 @@ def compute(
     token = topk_ids(final, 1)[0] if token is None else token
     last_residual = cache[f"blocks.{inspected.config.n_layers - 1}.residual"]  # (d_model,)
     direction, constant = logit_direction(inspected.model, last_residual, token)
-    logit = float(final[token])
+    logit, softcap = float(final[token]), inspected.config.logit_softcap
     if versus is not None:
         other_direction, other_constant = logit_direction(inspected.model, last_residual, versus)
         direction = direction - other_direction
         constant -= other_constant
         logit -= float(final[versus])
+    if softcap:
+        logit = float(last_residual @ direction) + constant
     parts = [
         Part(name, float(vector @ direction)) for name, vector in written(inspected, cache).items()
     ]
@@ -193,6 +204,7 @@ def compute(
         rank=rank(final, token),
         parts=(*parts, Part("bias", constant)),
         by=by,
+        logit_softcap=softcap,
         **inspected.window_fields,
     )
 
@@ -213,6 +225,7 @@ def written(inspected: InspectedText, cache: "dict[str, Tensor]") -> "dict[str, 
     for layer in range(inspected.config.n_layers):
         block = f"blocks.{layer}."
         heads = _heads(inspected.model, layer, cache[block + "attention.z"])
+        heads = _through_end_of_attention(inspected.model, layer, heads)
         attention, mlp = cache[block + "attention.out"], cache[block + "mlp.out"]
         changed = differs(attention, sum(heads.values(), torch.zeros_like(attention)))
         parts |= {f"attention {layer}": attention} if changed else heads
@@ -239,6 +252,23 @@ def _heads(model: "LanguageModel", layer: int, z: "Tensor") -> "dict[str, Tensor
     return parts
 
 
+def _through_end_of_attention(
+    model: "LanguageModel", layer: int, heads: "dict[str, Tensor]"
+) -> "dict[str, Tensor]":
+    """Return what the heads of a layer add to the stream, of what they write: (d_model,) each.
+
+    Between the two, some models have a norm, whose scale is held at its value, or a multiplier.
+    """
+    import torch
+
+    factor = torch.tensor(model.config.residual_multiplier, dtype=torch.float64)
+    if model.config.norm_placement != "pre":
+        norm: RMSNorm = model.get_submodule(f"blocks.{layer}.post_norm1")  # type: ignore[assignment]
+        total = torch.stack(list(heads.values())).sum(0)  # (d_model,)
+        factor = factor * norm.scale().double() / (total.square().mean() + norm.eps).sqrt()
+    return {name: vector * factor for name, vector in heads.items()}
+
+
 def logit_direction(model: "LanguageModel", stream: "Tensor", token: int) -> "tuple[Tensor, float]":
     """Return the direction and the constant of a logit: logit = stream · direction + constant.
 
@@ -250,14 +280,16 @@ def logit_direction(model: "LanguageModel", stream: "Tensor", token: int) -> "tu
     norm, stream = model.norm_f, stream.double()
     head = model.token_embedding if model.lm_head is None else model.lm_head
     unembedding = head.weight[token].double()  # (d_model,)
-    row, constant = unembedding * norm.weight, 0.0
+    constant = 0.0
     if isinstance(norm, torch.nn.LayerNorm):  # it takes the mean off first
+        row = unembedding * norm.weight
         direction = (row - row.mean()) / (stream.var(correction=0) + norm.eps).sqrt()
         constant = float(unembedding @ norm.bias.double())
     else:  # RMS norm: x / √(mean(x²) + ε)
-        direction = row / (stream.square().mean() + norm.eps).sqrt()
+        direction = unembedding * norm.scale() / (stream.square().mean() + norm.eps).sqrt()
     bias = getattr(head, "bias", None)
-    return direction, constant if bias is None else constant + float(bias[token])
+    constant += 0.0 if bias is None else float(bias[token])
+    return direction / model.config.logits_scaling, constant / model.config.logits_scaling
 
 
 @command(
@@ -277,8 +309,9 @@ def why(shell: "Shell", asked: Arguments) -> None:
 
     This is direct logit attribution. The embedding, every head, every MLP and the biases write into
     the residual stream. Each bar is what one of them adds directly to the token's logit. The bars
-    sum to the logit. The scale of the final norm is held at its value. Indirect effects, through
-    later components, are not in the bar.
+    sum to the logit. The scale of the final norm is held at its value, and so is that of a norm
+    after attention or MLP. Indirect effects, through later components, are not in the bar. Where a
+    model caps its logits, the bars sum to the logit before the cap.
 
     by=layer shows one row per layer instead: the sum of its heads, and its MLP.
 

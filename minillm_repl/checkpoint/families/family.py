@@ -7,7 +7,10 @@ from typing import Any
 
 from minillm_repl.checkpoint import AS_IS, TRANSPOSED, Layout, SourceTensor, WeightMap
 from minillm_repl.checkpoint.families.fields import ConfigFields
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
+from minillm_repl.safetext import safe_line
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.*)")
 _ANYTHING = re.compile("")
@@ -34,12 +37,25 @@ class Family:
     layouts: Callable[[AnyConfig], Mapping[str, Layout]] = field(default=lambda _config: {})
     tensor_aliases: Mapping[str, str] = field(default_factory=dict)  # from usual to other names
     ignored: str = r"(?!)"  # pattern of tensors that mean nothing
+    inner_config: str = ""  # the field of config.json that has the text model's fields
 
     def parse_config(self, data: Mapping[str, Any]) -> AnyConfig:
         """Return the config of a config.json; the defaults are those of `transformers`.
 
         Raises UserError.
         """
+        if self.inner_config:
+            inner = data.get(self.inner_config, {})
+            if not isinstance(inner, dict):
+                raise UserError(
+                    _(
+                        "{name} must be {wanted}, not {value:.40}",
+                        name=self.inner_config,
+                        wanted=_("a JSON object"),
+                        value=safe_line(str(inner)),
+                    )
+                )
+            data = inner
         other = {usual: data[name] for name, usual in self.field_aliases.items() if name in data}
         return self.read_config(ConfigFields({**data, **other}, self.defaults))
 

@@ -7,8 +7,10 @@ from typing import Any
 
 from minillm_repl.checkpoint import TRANSPOSED, Layout
 from minillm_repl.checkpoint.families.family import Family
-from minillm_repl.checkpoint.families.fields import ConfigFields, activation_name, rope_scaling
-from minillm_repl.model.config import AnyConfig, GPTConfig, Rope
+from minillm_repl.checkpoint.families.fields import ConfigFields, activation_name
+from minillm_repl.checkpoint.families.rope import read_rope, rope_scaling
+from minillm_repl.model.config import AnyConfig, GPTConfig
+from minillm_repl.model.config_base import Rope
 
 # -- GPT-2
 
@@ -110,7 +112,7 @@ def _read_gpt_neox(fields: ConfigFields) -> GPTConfig:
         qkv_bias=True,
         lm_head_bias=False,
         tie_word_embeddings=fields.boolean("tie_word_embeddings"),
-        rope=fields.rope("rotary_emb_base", "rotary_pct"),
+        rope=read_rope(fields, "rotary_emb_base", "rotary_pct"),
         parallel_residual=fields.boolean("use_parallel_residual"),
     )
 

@@ -39,7 +39,8 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.bfloat16 import to_float32
 from minillm_repl.model.blocks import BLOCK_TYPES, F32, FLOATS, RowBlocks
-from minillm_repl.model.config import AnyConfig, Rope
+from minillm_repl.model.config import AnyConfig
+from minillm_repl.model.config_base import Rope
 from minillm_repl.model.quantised import BlockMatrix, pack_blocks
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.files import check_memory
@@ -72,6 +73,7 @@ def read_gguf(path: Path, options: ReadOptions) -> Checkpoint:
         chat_template=tokenizer_data.chat_template(),
         eos_token_ids=eos_token_ids,
         weight_map=weight_map,
+        model_type=find_architecture(metadata).model_type,
         notes=tokenizer_data.notes,
     )
 

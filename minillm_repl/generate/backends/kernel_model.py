@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from minillm_repl.kernels.structs import KINDS, PANELS, Layer, Matrix, Model, Norm
 from minillm_repl.model.bfloat16 import dtype_name, to_float32
-from minillm_repl.model.config import ACTIVATIONS, AnyConfig, Rope
+from minillm_repl.model.config import AnyConfig
+from minillm_repl.model.config_base import ACTIVATIONS, Rope
 from minillm_repl.model.quantised import BlockMatrix, QuantisedMatrix, quantise
 
 Array = NDArray[Any]
@@ -60,7 +61,7 @@ def lay_out(
     Matrices stay as they are, or, with `panel_rows`, are transposed with this many rows side by
     side. All the rest is in float32.
     """
-    builder = _Builder(tensors, panel_rows)
+    builder = _Builder(tensors, panel_rows, plus_one=config.norm_plus_one)
     layers = (Layer * config.n_layers)(
         *(builder.layer(config, layer) for layer in range(config.n_layers))
     )
@@ -77,6 +78,13 @@ def lay_out(
         context_length=config.context_length,
         activation=ACTIVATIONS.index(config.activation),
         parallel_residual=config.parallel_residual,
+        qk_norm_per_head=config.qk_norm_per_head,
+        embedding_scale=config.embedding_multiplier,
+        residual_scale=config.residual_multiplier,
+        attention_scale=config.attention_scale,
+        logit_scale=1 / config.logits_scaling,
+        attention_softcap=config.attention_softcap,
+        logit_softcap=config.logit_softcap,
         norm_eps=config.norm_eps,
         n_threads=threads,
         embedding=embedding,
@@ -91,22 +99,25 @@ def lay_out(
 class _Builder:
     """Notes the addresses of tensors, and keeps the arrays that are there."""
 
-    def __init__(self, tensors: Tensors, panel_rows: int) -> None:
-        self._tensors, self._panel_rows = tensors, panel_rows
+    def __init__(self, tensors: Tensors, panel_rows: int, *, plus_one: bool) -> None:
+        self._tensors, self._panel_rows, self._plus_one = tensors, panel_rows, plus_one
         self.arrays: list[Any] = []
 
     def layer(self, config: AnyConfig, index: int) -> Layer:
         """Return the structure of a transformer block."""
-        block = f"blocks.{index}."
+        block, rope = f"blocks.{index}.", config.layer_ropes()[index]
         layer = Layer(
             norm1=self.norm(block + "norm1", block + "ln1"),
             norm2=self.norm(block + "norm2", block + "ln2"),
+            post_norm1=self.norm(block + "post_norm1"),
+            post_norm2=self.norm(block + "post_norm2"),
             q_norm=self.norm(block + "attention.q_norm"),
             k_norm=self.norm(block + "attention.k_norm"),
             qkv=(Matrix * 3)(*self.matrices(block + "attention.qkv")),
             proj=self.matrix(block + "attention.proj"),
             down=self.matrix(block + "mlp.down"),
             window=config.sliding_windows[index] if config.sliding_windows else 0,
+            rope=-1 if rope is None else distinct_ropes(config).index(rope),
         )
         if config.has_gated_mlp:
             half = config.d_mlp
@@ -120,8 +131,16 @@ class _Builder:
         """Return the norm that has one of some names; an empty one if there is none."""
         for name in names:
             if name + ".weight" in self._tensors:
-                return Norm(self.vector(name + ".weight"), self.vector(name + ".bias"))
+                return Norm(self._scale(name + ".weight"), self.vector(name + ".bias"))
         return Norm()
+
+    def _scale(self, name: str) -> int:
+        """Return the address of what a norm multiplies by, in float32."""
+        array = self._tensors[name]
+        assert not isinstance(array, QuantisedMatrix | BlockMatrix)
+        return self._keep(
+            to_float32(array) + np.float32(1) if self._plus_one else to_float32(array)
+        )
 
     def vector(self, name: str, rows: slice = slice(None)) -> int | None:
         """Return the address of a tensor in float32, or None if there is none."""
@@ -181,33 +200,46 @@ def in_panels(array: Array, panel_rows: int) -> NDArray[np.float32]:
 # -- rotary positions without torch: the same numbers as model/rope.py, as a test checks
 
 
+def distinct_ropes(config: AnyConfig) -> list[Rope]:
+    """Return the RoPEs of a model's layers, each once, in the order of the layers."""
+    return [rope for rope in dict.fromkeys(config.layer_ropes()) if rope is not None]
+
+
 def rotary_angles(config: AnyConfig, positions: int) -> tuple[Floats, Floats]:
-    """Return cosine and sine of each pair's angle at the first positions, each (positions, pairs).
+    """Return cosine and sine of each pair's angle, each (ropes, positions, pairs).
 
-    A model whose positions are learned has no pairs.
+    They are of the first positions, for each of the distinct RoPEs. A model whose positions are
+    learned has no pairs.
     """
-    if config.rope is None:
-        return np.empty((positions, 0), np.float32), np.empty((positions, 0), np.float32)
-    angles = np.arange(positions, dtype=np.float32)[:, None] * _speeds(config.rope, config.head_dim)
-    return np.cos(angles), np.sin(angles)
+    ropes = distinct_ropes(config)
+    if not ropes:
+        return np.empty((1, positions, 0), np.float32), np.empty((1, positions, 0), np.float32)
+    places = np.arange(positions, dtype=np.float32)[:, None]
+    angles = [places * _inv_freq(rope, config.head_dim) for rope in ropes]
+    factors = [np.float32(rope.attention_factor) for rope in ropes]
+    cos = [np.cos(each) * factor for each, factor in zip(angles, factors, strict=True)]
+    sin = [np.sin(each) * factor for each, factor in zip(angles, factors, strict=True)]
+    return np.stack(cos), np.stack(sin)
 
 
-def _speeds(rope: Rope, head_size: int) -> Floats:
-    """Return how far each pair turns per position, in radians: (pairs,)."""
-    turning = int(head_size * rope.rotary_pct)
-    pairs = np.arange(0, turning, 2).astype(np.float32) / np.float32(turning)
-    speeds: Floats = np.float32(1) / np.float32(rope.theta) ** pairs
+def _inv_freq(rope: Rope, head_dim: int) -> Floats:
+    """Return the angle of each pair per position, in radians: (pairs,)."""
+    rotary_dim = int(head_dim * rope.rotary_pct)
+    evens = np.arange(0, rotary_dim, 2).astype(np.float32)
+    inv_freq: Floats = np.float32(1) / np.float32(rope.theta) ** (evens / np.float32(rotary_dim))
+    factor = np.float32(rope.factor)
     if rope.scaling == "linear":
-        speeds = speeds / np.float32(rope.factor)
+        inv_freq = inv_freq / factor
     if rope.scaling == "llama3":
-        turns = np.float32(rope.original_max_position_embeddings) / (
-            np.float32(2 * math.pi) / speeds
+        rotations = np.float32(rope.original_max_position_embeddings) / (
+            np.float32(2 * math.pi) / inv_freq
         )
-        kept = np.clip(
-            (turns - np.float32(rope.low_freq_factor))
-            / np.float32(rope.high_freq_factor - rope.low_freq_factor),
-            0,
-            1,
-        )
-        speeds = ((1 - kept) * speeds / np.float32(rope.factor) + kept * speeds).astype(np.float32)
-    return speeds
+        width = np.float32(rope.high_freq_factor - rope.low_freq_factor)
+        smooth = np.clip((rotations - np.float32(rope.low_freq_factor)) / width, 0, 1)
+        inv_freq = ((1 - smooth) * inv_freq / factor + smooth * inv_freq).astype(np.float32)
+    if rope.scaling == "yarn":
+        first, last = rope.yarn_range(rotary_dim)
+        pairs = np.arange(rotary_dim // 2, dtype=np.float32)
+        slowed = np.clip((pairs - np.float32(first)) / np.float32(last - first), 0, 1)
+        inv_freq = (slowed * inv_freq / factor + (1 - slowed) * inv_freq).astype(np.float32)
+    return inv_freq

@@ -166,7 +166,7 @@ class KernelDecoder:
         capacity = _in_blocks(max(needed, wanted))
         cos, sin = angles = rotary_angles(self._config, capacity)
         failed = self._functions.minillm_reserve(
-            self._context, capacity, cos.ctypes.data, sin.ctypes.data, cos.shape[1]
+            self._context, capacity, cos.ctypes.data, sin.ctypes.data, cos.shape[2]
         )
         if failed:
             raise MemoryError

@@ -17,7 +17,7 @@ from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.settings import Settings
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import change, integer, one_of, setting, specs, switch
-from minillm_repl.storage.paths import user_path
+from minillm_repl.storage.paths import find_checkpoint, user_path
 
 _APP = "minillm-repl"
 _PREFIX = "MINILLM_"  # of variables: MINILLM_TOP_K
@@ -40,6 +40,12 @@ class Launch:
         "text file with the vocabulary, for a checkpoint that has none",
         metavar="FILE",
         aliases=("vocab",),
+    )
+    base: str = setting(
+        "",
+        str,
+        "model of an adapter, for one that names no model that is here",
+        metavar="PATH",
     )
     device: str = setting(
         "auto",
@@ -115,6 +121,7 @@ class Launch:
             dtype=self.dtype,
             context_length=self.context_length,
             vocabulary=user_path(self.vocab_file) if self.vocab_file else None,
+            base=find_checkpoint(self.base) if self.base else None,
             allow_nonfinite=self.allow_nonfinite,
             threads=self.threads,
             kernels=self.kernels,

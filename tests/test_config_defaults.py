@@ -387,13 +387,21 @@ REFUSED = {
         {"rope_scaling": {"type": "linear", "factor": 2.0}, "partial_rotary_factor": 0.5},
         "partial_rotary_factor = 0.5 is not supported",
     ),
+    "longrope without its factors": (
+        {"rope_scaling": {"type": "longrope", "factor": 2.0}},
+        "short_factor is missing",
+    ),
+    "longrope for another size of heads": (
+        {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2]}},
+        r"longrope needs \d+ short and long factors, not 1 and 1",
+    ),
     "positions that are a list": ({"rope_scaling": [1]}, "must be a JSON object"),
     **{
         kind: (
             {"rope_scaling": {"type": kind, "factor": 2.0}},
             f"RoPE scaling '{kind}' is not supported",
         )
-        for kind in ("longrope", "su", "proportional", "mrope", "\x1b[31m")
+        for kind in ("su", "proportional", "mrope", "\x1b[31m")
     },
 }
 

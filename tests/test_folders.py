@@ -87,7 +87,7 @@ WRONG = {
     "heads that do not fit": (lambda f: edited(f, num_key_value_heads=3), "do not fit together"),
     "no heads": (lambda f: edited(f, num_attention_heads=0), "n_heads must be from 1"),
     "positions of another kind": (
-        lambda f: edited(f, rope_parameters={"rope_type": "longrope"}),
+        lambda f: edited(f, rope_parameters={"rope_type": "proportional"}),
         "supported: default, linear, dynamic, llama3",
     ),
     "a strange activation": (

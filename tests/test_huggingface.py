@@ -254,6 +254,22 @@ FAMILIES = {
             },
         },
     ),
+    "phi3, longrope": (
+        t.Phi3Config,
+        LLAMA
+        | {
+            "pad_token_id": 0,
+            "max_position_embeddings": 384,
+            "original_max_position_embeddings": 96,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.75,
+                "short_factor": [1.0, 1.25, 1.5],
+                "long_factor": [1.5, 3.0, 8.0],
+            },
+        },
+    ),
 }
 
 

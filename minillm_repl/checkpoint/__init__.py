@@ -32,6 +32,7 @@ class ReadOptions:
     dtype: str = "auto"  # float32, bfloat16, float16, or auto: that of the file
     allow_nonfinite: bool = False  # accept infinite weights and NaN
     progress: Progress = lambda _share: None
+    base: Path | None = None  # the model of an adapter, where its file names none that is here
 
 
 def identity(array: Any) -> Any:
@@ -253,6 +254,8 @@ class Adapter:
     sha256: str  # of the model's weights
     training: TrainingRecord | None = None  # of the adapter alone
     start: str = ""  # the start token that its training used, if the model has none of its own
+    # of its products: less than that of `tensors`, where several products share a matrix
+    rank: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -205,21 +205,32 @@ def merge(header: Header, base: Checkpoint, name: str, dtype: str = "auto") -> C
     weight_map = _adapter_weight_map(header, base, name)
     locations = locate_tensors(weight_map, [header], name)
     arrays = read_weights(weight_map, locations, name, ReadOptions("float32"))
-    # In float32: the product is small beside the weights, and 16 bits would round most of it away.
-    merged = {tensor: to_float32(array, copy=True) for tensor, array in arrays_of_base.items()}
-    for layer in {tensor.rpartition(".")[0] for tensor in arrays}:
-        _add_product(merged[f"{layer}.weight"], arrays, layer, name)
-    target_dtype = resolve_dtype(dtype, {"F32"})
-    record = parse_training_record(header, name)
     start = parse_field(header, "start", name) if "start" in header.metadata else ""
     if not isinstance(start, str):
         raise UserError(_("the start token of {name} is not a text", name=name))
+    record = parse_training_record(header, name)
+    adapter = Adapter(arrays, base.path, sha256, record, start)
+    return merge_arrays(base, arrays_of_base, adapter, header.path, dtype)
+
+
+def merge_arrays(
+    base: Checkpoint, weights: "Tensors", adapter: Adapter, path: Path, dtype: str
+) -> Checkpoint:
+    """Return the model `base` with an adapter added to its weights, the arrays of its tensors.
+
+    `path` is the adapter's. The result is float32 if `dtype` is auto. Raises UserError.
+    """
+    # In float32: the product is small beside the weights, and 16 bits would round most of it away.
+    merged = {tensor: to_float32(array, copy=True) for tensor, array in weights.items()}
+    for layer in {tensor.rpartition(".")[0] for tensor in adapter.tensors}:
+        _add_product(merged[f"{layer}.weight"], adapter.tensors, layer, safe_line(str(path)))
+    target_dtype, record = resolve_dtype(dtype, {"F32"}), adapter.training
     return dataclasses.replace(
         base,
-        tokenizer=base.tokenizer.with_start(start),
+        tokenizer=base.tokenizer.with_start(adapter.start),
         tensors={tensor: convert(array, target_dtype) for tensor, array in merged.items()},
-        path=header.path,
-        adapter=Adapter(arrays, base.path, sha256, record, start),
+        path=path,
+        adapter=adapter,
         training=record.append_to(base.training) if record else base.training,
     )
 

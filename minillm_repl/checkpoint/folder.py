@@ -135,6 +135,16 @@ class Folder:
                     family=self.family.title,
                 )
             )
+        if config.rope is not None and config.rope.scaling == "longrope":
+            declared = self.config_fields.get("max_position_embeddings")
+            notes.append(
+                _(
+                    "the context is limited to {n:,} of {all} tokens: longrope has other "
+                    "frequencies for longer texts, which are not supported",
+                    n=config.context_length,
+                    all=safe_line(str(declared)),
+                )
+            )
         if self._has_adapter:
             kind = foreign.describe_adapter(self.path)
             notes.append(_("the adapter next to the model is not applied: {kind}", kind=kind))

@@ -214,6 +214,18 @@ def describe_adapter(folder: Path) -> str:
     )
 
 
+def find_adapter_folder(path: Path) -> Path | None:
+    """Return the folder of the adapter that a path names; None if it names none.
+
+    A folder that has a model too is that model, unless the path names a file of the adapter.
+    """
+    is_named = path.name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+    folder = path.parent if is_named else path
+    if "peft_type" not in _read_small_json(folder / ADAPTER_CONFIG):  # MLX has the same file name
+        return None
+    return folder if is_named or not os.path.lexists(folder / "config.json") else None
+
+
 def describe_other_weights(folder: Path) -> str:
     """Describe a folder whose weights are in another format."""
     files = _files(folder)

@@ -33,19 +33,23 @@ def load(
     progress: Progress = lambda _share: None,
     *,
     allow_nonfinite: bool = False,
+    base: Path | None = None,
 ) -> Checkpoint:
     """Read a native file, a Hugging Face folder or file, a GGUF file, or the study note's tensors.
 
     `vocabulary` is for a file without one. `dtype` is float32, bfloat16, float16, or auto: that of
-    the file. `allow_nonfinite` accepts weights that are infinite or NaN. No code of a file is run.
+    the file. `allow_nonfinite` accepts weights that are infinite or NaN. `base` is the model of an
+    adapter, whatever the adapter names. No code of a file is run.
     Raises UserError naming the file, the expectation and what was found.
     """
-    checkpoint = _load(path, vocabulary, ReadOptions(dtype, allow_nonfinite, progress))
+    checkpoint = _load(path, vocabulary, ReadOptions(dtype, allow_nonfinite, progress, base))
     # float32 keeps every bit of a smaller dtype; a smaller dtype rounds.
     return dataclasses.replace(checkpoint, is_on_disk=dtype in ("auto", "float32"))
 
 
-def _load(path: Path, vocabulary: Tokenizer | None, options: ReadOptions) -> Checkpoint:
+def _load(  # noqa: PLR0911 - a format a line
+    path: Path, vocabulary: Tokenizer | None, options: ReadOptions
+) -> Checkpoint:
     """Read a checkpoint: a folder, a format that a header declares, or a guess by tensor names."""
     from minillm_repl.checkpoint import adapter, huggingface, study_note
 
@@ -54,7 +58,9 @@ def _load(path: Path, vocabulary: Tokenizer | None, options: ReadOptions) -> Che
         from minillm_repl.checkpoint.gguf.read import read_gguf
 
         return read_gguf(path, options)
-    folder = find_folder(path)
+    folder, adapter_folder = find_folder(path), foreign.find_adapter_folder(path)
+    if adapter_folder is not None:
+        return _load_peft(adapter_folder, options)
     if folder is not None and folder.weight_file is None:
         return huggingface.read_folder(folder, options)
     # A file in a folder may still be native, an adapter, or the study note's.
@@ -74,10 +80,27 @@ def _load_adapter(header: Header, name: str, options: ReadOptions) -> Checkpoint
     """Read an adapter and its model. Raises UserError."""
     from minillm_repl.checkpoint import adapter
 
-    path = adapter.find_base(header, name)
+    path = options.base or adapter.find_base(header, name)
+    return adapter.merge(header, _load_base(path, name, options), name, options.dtype)
+
+
+def _load_peft(folder: Path, options: ReadOptions) -> Checkpoint:
+    """Read an adapter of PEFT and its model. Raises UserError."""
+    from minillm_repl.checkpoint import peft
+
+    base = _load_base(peft.find_base(folder, options.base), safe_line(str(folder)), options)
+    return peft.merge_folder(folder, base, options.dtype)
+
+
+def _load_base(path: Path, name: str, options: ReadOptions) -> Checkpoint:
+    """Read the model of the adapter `name`. Raises UserError."""
+    from minillm_repl.checkpoint import adapter
+
     # The base of an adapter is a model: otherwise two adapters could name each other for ever.
-    is_safetensors = not path.is_dir() and not is_gguf(path)
-    if is_safetensors and adapter.is_adapter(read_header(path)):
+    is_safetensors = not path.is_dir() and not is_gguf(path) and path.suffix != ".json"
+    if foreign.find_adapter_folder(path) or (
+        is_safetensors and adapter.is_adapter(read_header(path))
+    ):
         raise UserError(
             _(
                 "{name} is an adapter for another adapter, {base}, not for a model",
@@ -85,8 +108,7 @@ def _load_adapter(header: Header, name: str, options: ReadOptions) -> Checkpoint
                 base=safe_line(str(path)),
             )
         )
-    base = load(path, None, "auto", options.progress)
-    return adapter.merge(header, base, name, options.dtype)
+    return load(path, None, "auto", options.progress)
 
 
 def _unsupported_error(path: Path, header: Header) -> UserError:
@@ -125,7 +147,8 @@ def read_vocabulary(path: Path, detected: DetectedEncoding | None = None) -> Cha
 
 
 def read_config(path: Path) -> AnyConfig | None:
-    """Return the config of a native checkpoint or a Hugging Face folder; None for a state dict.
+    """Return the config of a native checkpoint or a Hugging Face folder; None for a state dict
+    or an adapter.
 
     Raises UserError if the path has no checkpoint.
     """
@@ -133,6 +156,8 @@ def read_config(path: Path) -> AnyConfig | None:
         from minillm_repl.checkpoint.gguf.read import read_gguf_config
 
         return read_gguf_config(read_split_headers(path))
+    if foreign.find_adapter_folder(path):
+        return None  # it is that of another model
     folder = find_folder(path)
     if folder is not None and folder.weight_file is None:
         return folder.config

@@ -188,8 +188,9 @@ def config_from_json(data: Any) -> AnyConfig:
     _check_names(family, values)
     for name in ("rope", "sliding_rope"):
         if isinstance(values.get(name), dict):
+            lists = {key: tuple(each) for key, each in values[name].items() if type(each) is list}
             try:
-                values[name] = Rope(**values[name])
+                values[name] = Rope(**{**values[name], **lists})
             except TypeError:
                 raise UserError(
                     _("unknown RoPE settings: {value}", value=printable(values[name]))

@@ -1,8 +1,10 @@
-"""`:model`, `:models`, `:load` and `:save`: the open model, and the files of models."""
+"""`:model`, `:models`, `:load`, `:save` and `:adapter`: the open model, and the files of models."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from minillm_repl.checkpoint import Adapter, Checkpoint, TrainingRecord
+from minillm_repl.checkpoint.foreign import find_adapter_folder
 from minillm_repl.checkpoint.gguf.architectures import GGUF_TYPES
 from minillm_repl.checkpoint.load_save import summarise
 from minillm_repl.errors import UserError
@@ -119,8 +121,10 @@ def save(shell: Shell, asked: Arguments) -> None:
     )
     is_gguf = path is not None and not folder and path.suffix.lower() == GGUF_SUFFIX
     # Without a path, a shipped model is never replaced: it is the program's own file. Nor is a
-    # GGUF file, in which the weights would be rounded again.
-    if path is None or (not argument and (is_gguf or is_shipped(path))):
+    # GGUF file, in which the weights would be rounded again, or another program's adapter.
+    if path is None or (
+        not argument and (is_gguf or is_shipped(path) or find_adapter_folder(path))
+    ):
         raise UserError(_(":save needs a path, such as `:save my{suffix}`", suffix=SUFFIX))
     if is_gguf:
         from minillm_repl.checkpoint.gguf.write import save_gguf
@@ -141,6 +145,27 @@ def _named(argument: str) -> Path:
     path = user_path(argument)
     # A file that exists without an ending is meant as it is.
     return path if path.suffix or exists(path) else user_path(f"{path}{SUFFIX}")
+
+
+@command("adapter", arguments=(Choice("on", "off"),), aliases=("어댑터",), example=":adapter off")
+def adapter(shell: Shell, asked: Arguments) -> None:
+    """Switch the adapter of the open model off, or on again.
+
+    The adapter is the LoRA weights that were opened together with their model, or trained on it.
+    Off, the base model answers, and all views show it; the text so far stays.
+    """
+    workspace, loaded = shell.session.workspace, shell.require_model()
+    attached = (loaded.adapted or loaded).checkpoint.adapter
+    if attached is None:
+        raise UserError(_("the open model has no adapter: `:load` opens one over its base model"))
+    if asked.choice == "off" and loaded.adapted is None:
+        workspace.confirm_discard("adapter")
+        base = shell.wait_for_model(ModelFuture(workspace.loader, attached.base), attached.base)
+        workspace.model = replace(base, adapted=loaded).with_interventions(loaded.interventions)
+    elif asked.choice == "on" and loaded.adapted is not None:
+        workspace.model = loaded.adapted.with_interventions(loaded.interventions)
+    state = _("off") if shell.require_model().adapted else _("on")
+    shell.screen.note(_("adapter {state}: {about}", state=state, about=_adapter(attached)))
 
 
 REASONS = {  # why a run ended
@@ -188,6 +213,8 @@ def model(shell: Shell, _asked: Arguments) -> None:
         )
     if checkpoint.notes:
         rows[_("note")] = " · ".join(checkpoint.notes)
+    if loaded.adapted is not None:
+        rows[_("adapter")] = _("off; `:adapter on` switches it on again")
     if checkpoint.adapter is not None:
         rows[_("adapter")] = _adapter(checkpoint.adapter)
     if checkpoint.record is not None:
@@ -216,7 +243,7 @@ def _adapter(adapter: Adapter) -> str:
         "{n:,} parameters of rank {rank}, trained on top of {model}",
         n=sum(array.size for array in adapter.tensors.values()),
         # Shapes: (rank, inputs), (outputs, rank). max: a side may be smaller than the rank.
-        rank=max(min(array.shape) for array in adapter.tensors.values()),
+        rank=adapter.rank or max(min(array.shape) for array in adapter.tensors.values()),
         model=adapter.base,
     )
 

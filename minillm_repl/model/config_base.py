@@ -10,7 +10,7 @@ from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 
 ACTIVATIONS = ("gelu", "gelu-tanh", "silu", "relu")
-SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn")
+SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn", "longrope")
 NORM_PLACEMENTS = ("pre", "post", "both")
 
 # Limits of a file's sizes: far above the models that this program is for, and low enough that a
@@ -78,7 +78,8 @@ class Rope:
     theta: float = 10_000.0
     rotary_pct: float = 1.0  # share of each head's dimensions that rotate, the first ones
     # linear: all frequencies divided by `factor`; llama3 and yarn: only the low ones, as in
-    # Llama 3.1 and in Peng et al. 2023; dynamic: none within the context that the file declares
+    # Llama 3.1 and in Peng et al. 2023; longrope: each by a number of its own; dynamic: none within
+    # the context that the file declares
     scaling: str = "none"
     factor: float = 1.0
     # llama3 and yarn: pairs with fewer rotations than this within the original context are slowed,
@@ -89,9 +90,18 @@ class Rope:
     original_max_position_embeddings: int = 8_192
     # rotated queries and keys are multiplied by this, so that attention stays as sharp (yarn)
     attention_factor: float = 1.0
+    # longrope: what the frequency of each pair is divided by, in texts within the original context
+    # and in longer ones, which are not read here
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self)
+        for factors in (self.short_factors, self.long_factors):
+            if not isinstance(factors, tuple) or not all(
+                type(each) in (int, float) and 0 < each < _MAX_OTHER for each in factors
+            ):
+                raise UserError(_("unknown RoPE settings: {value}", value=printable(factors)))
         if self.scaling == "yarn" and self.theta <= 1:
             raise UserError(_("yarn needs a rope_theta above 1, not {theta:g}", theta=self.theta))
         if self.rotary_pct > 1 or self.high_freq_factor <= self.low_freq_factor:
@@ -115,6 +125,18 @@ class Rope:
                     "RoPE cannot rotate {turning} of {head_size} dimensions in pairs",
                     turning=rotary_dim,
                     head_size=head_dim,
+                )
+            )
+        pairs = rotary_dim // 2
+        if self.scaling == "longrope" and not (
+            len(self.short_factors) == len(self.long_factors) == pairs
+        ):
+            raise UserError(
+                _(
+                    "longrope needs {pairs} short and long factors, not {short} and {long}",
+                    pairs=pairs,
+                    short=len(self.short_factors),
+                    long=len(self.long_factors),
                 )
             )
 

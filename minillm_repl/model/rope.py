@@ -29,6 +29,8 @@ def _inv_freq(rope: Rope, head_dim: int, device: torch.device) -> Tensor:
         low, high = rope.low_freq_factor, rope.high_freq_factor
         smooth = ((rotations - low) / (high - low)).clamp(0, 1)  # 1: fast enough to stay
         return (1 - smooth) * inv_freq / rope.factor + smooth * inv_freq
+    if rope.scaling == "longrope":
+        return inv_freq / torch.tensor(rope.short_factors, device=device)
     if rope.scaling == "yarn":
         first, last = rope.yarn_range(rotary_dim)
         pairs = torch.arange(rotary_dim // 2, dtype=torch.float32, device=device)

@@ -49,6 +49,7 @@ class LoadedModel:
     decoder: "Decoder"
     interventions: tuple[Intervention, ...] = ()
     base_decoder: "Decoder | None" = None  # the decoder without them
+    adapted: "LoadedModel | None" = None  # where an adapter is switched off: the model with it
 
     @property
     def name(self) -> str:
@@ -101,10 +102,10 @@ class LoadedModel:
         """Return the model with these changes, and no others, from now on."""
         base_decoder = self.base_decoder or self.decoder
         if not interventions:
-            return LoadedModel(self.checkpoint, base_decoder)
+            return replace(self, decoder=base_decoder, interventions=(), base_decoder=None)
         from minillm_repl.generate.backends.torch import TorchDecoder
 
-        model = LoadedModel(self.checkpoint, base_decoder, interventions, base_decoder)
+        model = replace(self, interventions=interventions, base_decoder=base_decoder)
         decoder = TorchDecoder(self.language_model, model.hook)
         decoder.context_length, decoder.bos_token_id = (
             base_decoder.context_length,
@@ -121,6 +122,7 @@ class ModelLoader:
     dtype: str = "auto"
     context_length: int = 0  # tokens; 0 is all that the model allows
     vocabulary: Path | None = None  # for a checkpoint without one
+    base: Path | None = None  # the model of an adapter that names none that is here
     allow_nonfinite: bool = (
         False  # whether weights that are no finite numbers are opened all the same
     )
@@ -136,7 +138,12 @@ class ModelLoader:
         written = DetectedEncoding()
         vocabulary = read_vocabulary(self.vocabulary, written) if self.vocabulary else None
         checkpoint = load(
-            path, vocabulary, self.dtype, progress, allow_nonfinite=self.allow_nonfinite
+            path,
+            vocabulary,
+            self.dtype,
+            progress,
+            allow_nonfinite=self.allow_nonfinite,
+            base=self.base,
         )
         notes = written.notes(self.vocabulary) if self.vocabulary else ()
         return self.prepare(replace(checkpoint, notes=(*checkpoint.notes, *notes)))

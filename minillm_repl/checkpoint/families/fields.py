@@ -64,6 +64,20 @@ class ConfigFields:
             )
         return number
 
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """Return a list of numbers."""
+        values = self._get(name, (list,), _("a list of numbers"), None)
+        if not all(type(each) in (int, float) for each in values):
+            raise UserError(
+                _(
+                    "{name} must be {wanted}, not {value:.40}",
+                    name=name,
+                    wanted=_("a list of numbers"),
+                    value=self._printable(name),
+                )
+            )
+        return tuple(map(float, values))
+
     def boolean(self, name: str) -> bool:
         """Return true or false."""
         return bool(self._get(name, (bool,), _("true or false"), None))

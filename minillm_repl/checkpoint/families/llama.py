@@ -103,13 +103,17 @@ def _read_phi3(fields: ConfigFields) -> LlamaConfig:
     rope = read_rope(fields, rotary_pct_key="partial_rotary_factor")
     config = read_common(fields, rope)
     window = fields.integer("sliding_window", 0)
-    return replace(
-        config, sliding_windows=windows_by_layer(fields, window, [window > 0] * config.n_layers)
-    )
+    windows = windows_by_layer(fields, window, [window > 0] * config.n_layers)
+    return replace(config, sliding_windows=windows)
 
 
 def _write_phi3(config: LlamaConfig) -> dict[str, Any]:
-    return {**write_common(config), "partial_rotary_factor": config.rope.rotary_pct}
+    return {
+        **write_common(config),
+        "partial_rotary_factor": config.rope.rotary_pct,
+        # The library takes 4,096 where this is missing, whatever is inside rope_scaling.
+        "original_max_position_embeddings": config.rope.original_max_position_embeddings,
+    }
 
 
 def read_common(
@@ -120,9 +124,13 @@ def read_common(
     Raises UserError.
     """
     d_model, n_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    rope = rope or read_rope(fields)
+    context = fields.integer("max_position_embeddings")
+    if rope.scaling == "longrope":  # a longer text would need other keys from its beginning
+        context = min(context, rope.original_max_position_embeddings)
     return LlamaConfig(
         vocab_size=fields.integer("vocab_size"),
-        context_length=fields.integer("max_position_embeddings"),
+        context_length=context,
         d_model=d_model,
         n_layers=fields.integer("num_hidden_layers"),
         n_heads=n_heads,
@@ -132,7 +140,7 @@ def read_common(
         d_mlp=fields.integer("intermediate_size"),
         activation=fields.activation(activation),
         norm_eps=fields.number("rms_norm_eps"),
-        rope=rope or read_rope(fields),
+        rope=rope,
         tie_word_embeddings=fields.boolean("tie_word_embeddings"),
     )
 
@@ -179,9 +187,12 @@ def with_ropes(config: LlamaConfig, full: Rope, sliding: Rope) -> LlamaConfig:
 
 def write_common(config: LlamaConfig) -> dict[str, Any]:
     """Return the fields that `read_common` reads, and those of windows and biases."""
+    rope, context = config.rope, config.context_length
+    if rope.scaling == "longrope":
+        context = round(rope.original_max_position_embeddings * rope.factor)
     return {
         "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.context_length,
+        "max_position_embeddings": context,
         "hidden_size": config.d_model,
         "num_hidden_layers": config.n_layers,
         "num_attention_heads": config.n_heads,

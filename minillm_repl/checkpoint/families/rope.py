@@ -149,6 +149,8 @@ def _read(
             low_freq_factor=inner.number("low_freq_factor"),
             high_freq_factor=inner.number("high_freq_factor"),
         )
+    if kind == "longrope":
+        return _read_longrope(inner, common, context)
     inner.require("truncate", True)  # yarn: the pairs that it slows are counted in whole numbers
     factor = inner.number("factor", context / max(1, original))
     return Rope(
@@ -157,6 +159,20 @@ def _read(
         low_freq_factor=inner.number("beta_slow", 1.0),
         high_freq_factor=inner.number("beta_fast", 32.0),
         attention_factor=inner.number("attention_factor", _attention_factor(inner, factor)),
+    )
+
+
+def _read_longrope(inner: ConfigFields, common: dict[str, Any], context: int) -> Rope:
+    """Return a RoPE in which each pair has a factor of its own (Phi-3 and 4-mini)."""
+    original = common[_ORIGINAL_CONTEXT]
+    factor = inner.number("factor", context / max(1, original))
+    usual = math.sqrt(1 + math.log(factor) / math.log(original)) if min(factor, original) > 1 else 1
+    return Rope(
+        **common,
+        factor=factor,
+        attention_factor=inner.number("attention_factor", usual),
+        short_factors=inner.numbers("short_factor"),
+        long_factors=inner.numbers("long_factor"),
     )
 
 
@@ -182,6 +198,12 @@ def rope_scaling(rope: Rope) -> dict[str, Any] | None:
         scaling |= original | {
             "low_freq_factor": rope.low_freq_factor,
             "high_freq_factor": rope.high_freq_factor,
+        }
+    if rope.scaling == "longrope":
+        scaling |= original | {
+            "attention_factor": rope.attention_factor,
+            "short_factor": list(rope.short_factors),
+            "long_factor": list(rope.long_factors),
         }
     if rope.scaling == "yarn":
         scaling |= original | {

@@ -237,6 +237,9 @@ def _inv_freq(rope: Rope, head_dim: int) -> Floats:
         width = np.float32(rope.high_freq_factor - rope.low_freq_factor)
         smooth = np.clip((rotations - np.float32(rope.low_freq_factor)) / width, 0, 1)
         inv_freq = ((1 - smooth) * inv_freq / factor + smooth * inv_freq).astype(np.float32)
+    if rope.scaling == "longrope":
+        factors: Floats = np.array(rope.short_factors, np.float32)
+        inv_freq = inv_freq / factors
     if rope.scaling == "yarn":
         first, last = rope.yarn_range(rotary_dim)
         pairs = np.arange(rotary_dim // 2, dtype=np.float32)

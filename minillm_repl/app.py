@@ -2,9 +2,11 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
@@ -17,7 +19,7 @@ from minillm_repl.commands import train
 from minillm_repl.commands.train import TrainRequest
 from minillm_repl.configuration import Launch
 from minillm_repl.environment import Environment, decoded_lines, leave_missing_folder
-from minillm_repl.errors import UserError
+from minillm_repl.errors import UserError, os_error_text
 from minillm_repl.language import _
 from minillm_repl.lessons.progress import Progress
 from minillm_repl.render.console import FIGURES, TITLE, Screen, make_console, make_screen
@@ -97,7 +99,12 @@ def run(start: Start) -> ExitStatus:
     if start.options.auto:
         return _run_guarded(shell, partial(_run_lesson_unattended, shell, start.options))
     if start.training is not None:
-        status = _train(shell, start, start.training)
+        with ExitStack() as stack:
+            training = start.training
+            if training.corpus == "-":
+                spooled = _spool_stdin(start.environment, stack)
+                training = replace(training, corpus=str(spooled))
+            status = _train(shell, start, training)
         # At a terminal the trained model is open, and one goes on with it.
         if status != ExitStatus.OK or not interactive:
             return status
@@ -244,6 +251,23 @@ def _finish_training(shell: Shell, action: Callable[[], object]) -> ExitStatus:
     status = _run_guarded(shell, action)
     # Ctrl-C keeps what was learnt, and a script must see that it was not all.
     return ExitStatus.INTERRUPTED if shell.interrupted() else status
+
+
+def _spool_stdin(environment: Environment, stack: ExitStack) -> Path:
+    """Return a file with all of stdin, which is read more than once. Raises UserError."""
+    from shutil import copyfileobj
+    from tempfile import TemporaryDirectory
+
+    if environment.stdin.isatty():
+        raise UserError(_("`--train -` reads the text from stdin, which is a terminal here"))
+    folder = stack.enter_context(TemporaryDirectory(prefix="minillm-repl-"))
+    path = Path(folder) / "stdin"
+    try:
+        with path.open("wb") as file:
+            copyfileobj(environment.stdin.buffer, file)
+    except OSError as error:
+        raise UserError(_("cannot read stdin: {error}", error=os_error_text(error))) from None
+    return path
 
 
 def _greet(shell: Shell, out: Console) -> None:

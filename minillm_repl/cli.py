@@ -161,6 +161,8 @@ def _add_training(group: "argparse._ArgumentGroup") -> None:
     made = _("train a new model with the recipe NAME, on --data")
     group.add_argument("--recipe", metavar="NAME", help=made)
     group.add_argument("--data", metavar="FOLDER", help=_("folder with the texts for --recipe"))
+    look = _("only show what --train would learn")
+    group.add_argument("--check", action="store_true", help=look)
     scratch = _("train from scratch even if --ckpt exists")
     group.add_argument("--new", action="store_true", help=scratch)
     stopped = _("continue the stopped run of --ckpt")
@@ -265,7 +267,7 @@ def _training_request(options: argparse.Namespace) -> TrainRequest | None:
         if getattr(options, name) is not None
     }
     if options.resume or options.remake:
-        if training_flags or options.new or options.recipe is not None:
+        if training_flags or options.new or options.check or options.recipe is not None:
             raise UserError(
                 _(
                     "--resume and --remake use the settings of the run before; only --train "
@@ -278,33 +280,56 @@ def _training_request(options: argparse.Namespace) -> TrainRequest | None:
             corpus=options.train or "",
             out=options.out or "",
         )
-    # A recipe names its texts within a folder, which only the user knows.
-    if (options.recipe is None) != (options.data is None):
-        raise UserError(_("use --recipe NAME and --data FOLDER together"))
     if options.recipe is not None:
-        from minillm_repl.training.recipe import read_recipe
-
-        if options.train is not None:
-            raise UserError(_("--recipe builds its own corpus: leave out --train"))
-        plan = read_recipe(options.recipe).plan
-        return TrainRequest(
-            plan=_apply_flags(plan, options),
-            is_new=True,
-            recipe=options.recipe,
-            data=options.data,
-            out=options.out or "",
-        )
+        return _recipe_request(options)
+    if options.data is not None:
+        raise UserError(_("--data is the folder of the texts of --recipe NAME"))
     if options.train is None:
-        if training_flags or options.new or options.out is not None:
+        others = ("new", "check") if options.out is None else ("new", "check", "out")
+        named = [*training_flags, *(name for name in others if getattr(options, name))]
+        if named:
             raise UserError(
                 _(
                     "--{name} is a training setting and needs --train CORPUS",
-                    name=next(iter(training_flags), "new" if options.new else "out"),
+                    name=named[0],
                 )
             )
         return None
     plan = _apply_flags(TrainPlan(), options)
-    return TrainRequest(plan=plan, corpus=options.train, is_new=options.new, out=options.out or "")
+    return TrainRequest(
+        plan=plan,
+        corpus=options.train,
+        is_new=options.new,
+        is_check=options.check,
+        out=options.out or "",
+    )
+
+
+def _recipe_request(options: argparse.Namespace) -> TrainRequest:
+    """Return what --recipe asks for. Raises UserError that names the texts it needs."""
+    from minillm_repl.training.recipe import read_recipe, recipes
+
+    if options.train is not None:
+        raise UserError(_("--recipe builds its own corpus: leave out --train"))
+    recipe, data = read_recipe(options.recipe), options.data
+    if data is None and options.recipe not in recipes():
+        data = str(recipe.folder)  # A user's own recipe lies beside its texts.
+    if data is None:
+        raise UserError(
+            _(
+                "recipe {recipe} needs --data FOLDER with {files}",
+                recipe=options.recipe,
+                files=", ".join(recipe.files),
+            )
+        )
+    return TrainRequest(
+        plan=_apply_flags(recipe.plan, options),
+        is_new=True,
+        is_check=options.check,
+        recipe=options.recipe,
+        data=data,
+        out=options.out or "",
+    )
 
 
 def _apply_flags(plan: TrainPlan, options: argparse.Namespace) -> TrainPlan:

@@ -20,6 +20,7 @@ from minillm_repl.training import tokenize as token_files
 from minillm_repl.training import tokens as token_cache
 from minillm_repl.training.corpus import open_corpus
 from minillm_repl.training.defaults import make_tokenizer
+from minillm_repl.training.open_corpora import open_corpora, parse_mixture
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.splits import make_splits
 from minillm_repl.training.tokenize import tokenise
@@ -207,7 +208,11 @@ def test_json_lines_are_documents(written):
         "[" * 100_000,
         '{"messages": []}',
         '{"messages": [{"role": "robot", "content": "a"}]}',
-        '{"messages": [{"role": "user", "content": ["a"]}]}',
+        '{"messages": [{"role": "user", "content": [1]}]}',
+        '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
+        '{"messages": [{"role": "assistant", "content": null, "tool_calls": [{}]}]}',
+        '{"chosen": "a", "rejected": "b"}',
+        '{"conversations": [{"from": "robot", "value": "a"}]}',
         '{"messages": ["\x1b[31m"]}',
     ],
 )
@@ -219,9 +224,46 @@ def test_a_wrong_line_is_named(written, line):
     assert len(str(wrong.value)) < 500
 
 
-def test_texts_and_conversations_do_not_mix(written, tmp_path):
-    with pytest.raises(UserError, match="mixes texts and conversations"):
-        list(open_corpus(written(rows({"text": "a"}) + chat_rows(), "mixed.jsonl")).documents())
+def test_texts_and_conversations_mix_and_each_is_learnt_as_it_is_alone(written):
+    opened = open_corpus(written(rows({"text": "once"}) + chat_rows(), "mixed.jsonl"))
+    assert (opened.count, opened.is_conversational, opened.has_texts) == (3, True, True)
+    tokenizer = make_tokenizer("char", opened)
+    end = tokenizer.token_to_id("<|end|>")
+    found = tokenise(opened, tokenizer, separator=end, template=DEFAULT_CHAT_TEMPLATE)
+    talks = [[Message(*said) for said in one] for one in CHAT]
+    alone = flat_examples(DEFAULT_CHAT_TEMPLATE, tokenizer, talks)
+    text = tokenizer.encode("once")
+    assert found.ids.tolist() == [*text, end, *alone[0][0], *alone[1][0]]
+    assert found.loss_mask.tolist() == [*[True] * 5, *alone[0][1], *alone[1][1]]
+    assert found.ends.tolist() == [5, 5 + len(alone[0][0]), len(found.ids)]
+
+
+def test_a_mixture_has_each_corpus_as_often_as_its_weight_says(written, tmp_path):
+    for name, letter in (("a.txt", "a"), ("b + c.txt", "b")):
+        written("\n".join(letter * (number % 7 + 3) for number in range(600)), name)
+    paths = [tmp_path / "a.txt", tmp_path / "b + c.txt"]
+    name = f"{paths[0]}*0.5 + {tmp_path / 'b.txt'}*2"
+    assert parse_mixture(str(paths[1])) == [(paths[1], 1.0)], "a file whose name has a plus"
+    paths[1].rename(tmp_path / "b.txt")
+    assert parse_mixture(name) == [(paths[0], 0.5), (tmp_path / "b.txt", 2.0)]
+    opened = open_corpora(name, TrainPlan(), lambda: False).train
+    assert (opened.count, len(opened.files)) == (1_200, 2)
+    tokenizer = make_tokenizer("char", opened)
+    end = tokenizer.token_to_id("<end>")
+    parts = [
+        (tokenise(part, tokenizer, separator=end, is_part=True), weight)
+        for part, weight in opened.parts
+    ]
+    train, _val = make_splits(parts, None, TrainPlan(context_length=8, val="off"), name)
+    counts = [sum(text.startswith(letter) for text in decoded(train, tokenizer)) for letter in "ab"]
+    assert counts == [300, 1_200]
+    with pytest.raises(UserError, match="x is no weight"):
+        parse_mixture(f"{paths[0]} + b.txt*x")
+
+
+def decoded(split, tokenizer):
+    names = (tokenizer.special_name(token) or decode(tokenizer, [token]) for token in split.ids)
+    return "".join(names).removeprefix("<end>").removesuffix("<end>").split("<end>")
 
 
 def test_a_folder_is_its_files_by_name(tmp_path):
@@ -232,20 +274,23 @@ def test_a_folder_is_its_files_by_name(tmp_path):
         "z.txt": "last",
         "b/a.md": "middle",
         "a.txt": "first",
-        "b/no.py": "code",
+        "b/no.py": "code\n\n\n" * 20,
+        "b/a.png": b"\x89PNG\0",
     }.items():
-        (folder / name).write_text(text)
+        (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     (folder / "c.jsonl").write_text(rows({"text": "one"}, {"text": "two"}))
     (folder / "leaves.txt").symlink_to(outside)
     (folder / "b" / "loop").symlink_to(folder)
     (folder / "self.txt").symlink_to(folder / "self.txt")
     os.mkfifo(folder / "pipe.txt")
     opened = open_corpus(folder)
-    assert texts(opened) == ["first", "middle", "one", "two", "last"]
-    assert opened.count == 5
+    code = "code\n\n\n" * 20  # blank lines end no document in source code
+    assert texts(opened) == ["first", "middle", code, "one", "two", "last"]
+    assert opened.count == 6
+    assert opened.notes == ("a.png: no text, left out",)
     (folder / "z.txt").rename(folder / "y.txt")
     renamed = open_corpus(folder)
-    assert texts(renamed) == ["first", "middle", "one", "two", "last"]
+    assert texts(renamed) == ["first", "middle", code, "one", "two", "last"]
     assert renamed.sha256 != opened.sha256
 
 
@@ -488,15 +533,9 @@ def held_out(corpus, seed=0, context=8):
     tokenizer = tokenizer.with_start("<end>")
     tokens = tokenise(corpus, tokenizer, separator=end)
     plan = TrainPlan(context_length=context, seed=seed)
-    found = make_splits(tokens, None, plan, "names")
+    found = make_splits([(tokens, 1.0)], None, plan, "names")
     assert all(part.ids[0] == end == part.ids[-1] for part in found)
-    return [
-        "".join(tokenizer.special_name(token) or decode(tokenizer, [token]) for token in part.ids)
-        .removeprefix("<end>")
-        .removesuffix("<end>")
-        .split("<end>")
-        for part in found
-    ]
+    return [decoded(part, tokenizer) for part in found]
 
 
 def test_documents_are_held_out_by_chance_and_not_by_their_place(tmp_path):
@@ -535,7 +574,7 @@ def held_out_ids(corpus):
     tokenizer = make_tokenizer("char", corpus)
     separator = tokenizer.token_to_id("<end>")
     tokens = tokenise(corpus, tokenizer, separator=separator)
-    found = make_splits(tokens, None, TrainPlan(context_length=8), "texts")
+    found = make_splits([(tokens, 1.0)], None, TrainPlan(context_length=8), "texts")
     return [[decode(tokenizer, [token]) for token in part.ids] for part in found]
 
 

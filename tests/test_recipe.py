@@ -171,7 +171,7 @@ def test_a_text_in_another_encoding_gives_the_same_corpus_and_is_told(recipe, da
 
 
 def test_a_text_that_is_missing_is_named(recipe, tmp_path):
-    with pytest.raises(UserError, match=r"recipe mine needs the text file .*lines\.txt"):
+    with pytest.raises(UserError, match=r"recipe mine needs .*lines\.txt.* in "):
         recipe.prepare(tmp_path, tmp_path / "corpus")
 
 
@@ -185,11 +185,11 @@ def test_a_conversation_of_hangul_looks_like_its_corpus():
     chat = read_recipe("hangul").chat
     said = [Message("user", "안녕?"), Message("assistant", "반가워요."), Message("user", "잘 자")]
     assert render_texts(chat, [(said, True), (said[:2], False)]) == [
-        "질문: 안녕?\n답변: 반가워요.<end>질문: 잘 자\n답변: ",
-        "질문: 안녕?\n답변: 반가워요.<end>",
+        "<end>질문: 안녕?\n답변: 반가워요.<end>질문: 잘 자\n답변: ",
+        "<end>질문: 안녕?\n답변: 반가워요.<end>",
     ]
     system = [Message("system", "친절하게 말해 줘."), said[0]]
-    assert render_texts(chat, [(system, True)]) == ["친절하게 말해 줘.\n질문: 안녕?\n답변: "]
+    assert render_texts(chat, [(system, True)]) == ["<end>친절하게 말해 줘.\n질문: 안녕?\n답변: "]
 
 
 @pytest.fixture
@@ -205,7 +205,6 @@ def program(tmp_path):
 
 def test_recipe_and_data_go_together_and_without_a_corpus_of_ones_own(program):
     for wrong in (
-        ["--recipe", "hangul"],
         ["--data", "."],
         ["--recipe", "hangul", "--data", ".", "--train", "a.txt"],
     ):
@@ -213,10 +212,52 @@ def test_recipe_and_data_go_together_and_without_a_corpus_of_ones_own(program):
         assert (done.returncode, done.stdout) == (2, "")
         assert "--recipe" in done.stderr
     done = program("--recipe", "hangul", "--data", ".")
-    assert (done.returncode, done.stderr.split("ko")[0]) == (
-        1,
-        "error: recipe hangul needs the text file ",
-    )
+    assert (done.returncode, done.stderr.split("ko")[0]) == (1, "error: recipe hangul needs ")
+    assert "nsmc_clean.txt" in done.stderr, "all that is missing is named at once"
+    done = program("--recipe", "hangul")
+    assert "recipe hangul needs --data FOLDER with ko/weather_synthetic.txt" in done.stderr
+
+
+MINE = """
+[plan]
+steps = 2
+context = 16
+width = 16
+layers = 1
+batch = 4
+[[source]]
+name = "tales"
+file = "tales.txt"
+"""
+
+
+def test_a_recipe_of_ones_own_lies_beside_its_texts(program, tmp_path):
+    (tmp_path / "mine.toml").write_text(MINE)
+    (tmp_path / "tales.txt").write_text("".join(f"The {n}th tale.\n" for n in range(400)))
+    done = program("--recipe", "./mine.toml", "--json")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "m.corpus" / "train.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("not toml", "is no recipe"),
+        ("x = 1", r"needs \[\[source\]\]"),
+        ("[[source]]\nname = 3\nfile = 'a'", "name is 3"),
+        ("[[source]]\nname = 'a'\nfile = 'a'\nseparator = '('", "is no recipe"),
+        ("[[source]]\nname = 'a'", "a file or a grammar"),
+        ("[[source]]\nname = 'a'\nfile = 'a'\nodd = 1", "odd"),
+        ("chat = 3\n[[source]]\nname = 'a'\nfile = 'a'", "needs a source"),
+        ("[plan]\nodd = 1\n[[source]]\nname = 'a'\nfile = 'a'", "odd"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_in_one_line(tmp_path, text, message):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as refused:
+        read_recipe(str(path))
+    assert len(str(refused.value).splitlines()) == 1
 
 
 @pytest.mark.slow

@@ -1,15 +1,19 @@
 """What a file holds is told by what is in it: JSON and tables never become prose in silence."""
 
 import csv
+import gzip
 import io
 import json
 
 import pytest
 
+from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE
 from minillm_repl.errors import UserError
 from minillm_repl.training import corpus as corpora
 from minillm_repl.training import documents
 from minillm_repl.training.corpus import open_corpus
+from minillm_repl.training.defaults import make_tokenizer
+from minillm_repl.training.tokenize import tokenise
 from tests.test_training_runs import SIZES, run
 
 TEXTS = [f'{n}번째 날은 "좋다", 그래서\n산책을 했다; [{n}] {{a}} \\ \t.' for n in range(30)]
@@ -22,6 +26,11 @@ def record(talk):
 
 def lines(records):
     return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records)
+
+
+def sharegpt(talk):
+    names = {"user": "human", "assistant": "gpt"}
+    return [{"from": names[role], "value": said} for role, said in talk]
 
 
 def rows(names, cells, delimiter=","):
@@ -74,7 +83,27 @@ TALK_FILES = {
         ["conversation_id", "role", "content"],
         ((number, *turn) for number, talk in enumerate(TALKS) for turn in talk),
     ),
-}
+    "sharegpt.json": json.dumps([{"id": "a", "conversations": sharegpt(talk)} for talk in TALKS]),
+    "sharegpt.csv": rows(["conversations"], ([json.dumps(sharegpt(talk))] for talk in TALKS)),
+    "parts.jsonl": lines(
+        record([(role, [{"type": "text", "text": each} for each in (said[:2], said[2:])])
+                for role, said in talk]) for talk in TALKS
+    ),
+    "messages-of-prompts.jsonl": lines(
+        {"prompt": record(talk[:1])["messages"], "completion": record(talk[1:])["messages"]}
+        for talk in TALKS
+    ),
+    "input.jsonl": lines({"input": asked, "output": answered} for asked, answered in pairs()),
+    "preferences.jsonl": lines(
+        {"prompt": asked, "chosen": answered, "rejected": "no"} for asked, answered in pairs()
+    ),
+    "preferred-talks.jsonl": lines(
+        {"prompt": talk[0][1], "chosen": record(talk)["messages"], "rejected": []}
+        for talk in TALKS
+    ),
+    "talks.jsonl.gz": gzip.compress(lines(map(record, TALKS)).encode()),
+    "pairs.csv.gz": gzip.compress(rows(["prompt", "completion"], pairs()).encode()),
+}  # fmt: skip
 
 
 def put(tmp_path, name, content):
@@ -103,6 +132,101 @@ def test_every_shape_gives_the_conversations_of_its_messages(tmp_path, name):
     ]
     assert found == TALKS
     assert opened.is_conversational
+    assert any("preference pairs" in note for note in opened.notes) == ("prefer" in name)
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory):
+    """The ids and the mask of the conversations as `messages`, and what made them."""
+    opened = open_corpus(put(tmp_path_factory.mktemp("twin"), "t.jsonl", TALK_FILES["talks.jsonl"]))
+    tokenizer = make_tokenizer("char", opened)
+    return tokenizer, tokenise(opened, tokenizer, template=DEFAULT_CHAT_TEMPLATE)
+
+
+@pytest.mark.parametrize("name", TALK_FILES)
+def test_every_shape_gives_the_ids_and_the_mask_of_its_messages(tmp_path, twin, name):
+    tokenizer, expected = twin
+    opened = open_corpus(put(tmp_path, name, TALK_FILES[name]))
+    assert make_tokenizer("char", opened).to_json() == tokenizer.to_json()
+    found = tokenise(opened, tokenizer, template=DEFAULT_CHAT_TEMPLATE)
+    assert (found.ids == expected.ids).all()
+    assert (found.loss_mask == expected.loss_mask).all()
+    assert (found.ends == expected.ends).all()
+
+
+def test_parquet_and_zstandard_are_read_as_what_they_hold(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="reads .parquet")
+    arrow = pytest.importorskip("pyarrow")
+    zstandard = pytest.importorskip("zstandard", reason="reads .zst")
+    tables = {
+        "talks": [record(talk) for talk in TALKS],
+        "sharegpt": [{"conversations": sharegpt(talk), "source": None} for talk in TALKS],
+        "turns": [
+            {"conversation_id": str(number), "role": role, "content": said}
+            for number, talk in enumerate(TALKS)
+            for role, said in talk
+        ],
+    }
+    for name, table in tables.items():
+        parquet.write_table(arrow.Table.from_pylist(table), tmp_path / f"{name}.parquet")
+        assert said_in(open_corpus(tmp_path / f"{name}.parquet")) == TALKS
+    packed = zstandard.compress(TALK_FILES["talks.jsonl"].encode())
+    half = len(packed) // 2
+    assert said_in(open_corpus(put(tmp_path, "t.jsonl.zst", packed))) == TALKS
+    assert said_in(open_corpus(put(tmp_path, "two.jsonl.zst", packed * 2))) == TALKS * 2
+    for name, content in (
+        ("a.jsonl.zst", packed[:half]),
+        ("b.jsonl.gz", TALK_FILES["talks.jsonl.gz"][:half]),
+        ("c.parquet", (tmp_path / "talks.parquet").read_bytes()[:half]),
+    ):
+        with pytest.raises(UserError, match="is damaged"):
+            open_corpus(put(tmp_path, name, content))
+
+
+def said_in(opened):
+    return [
+        [(each.role, each.content) for each in document.messages] for document in opened.documents()
+    ]
+
+
+def test_roles_of_other_programs_are_those_they_stand_for(tmp_path):
+    said = [("developer", "짧게"), ("human", "1+1"), ("model", "?"), ("tool", "2"), ("gpt", "2")]
+    twin = [("system", "짧게"), ("user", "1+1"), ("assistant", "?"), ("tool", "2")]
+    record_ = {**record(said), "tools": [{"name": "add"}]}
+    opened = open_corpus(put(tmp_path, "t.jsonl", lines([record_])))
+    assert said_in(opened) == [[*twin, ("assistant", "2")]]
+    assert opened.has_tools
+    assert opened.notes == ("descriptions of tools are left out",)
+    assert "<|tool|>" in make_tokenizer("char", opened).special_names
+
+
+def test_a_folder_of_fifty_odd_files_is_read_or_each_is_named(tmp_path):
+    for name, content in {**TEXT_FILES, **TALK_FILES}.items():
+        put(tmp_path, name, content)
+    odd = {name: given for name, (given, _message) in REFUSED.items() if not name.endswith("l")}
+    for name, content in odd.items():
+        put(tmp_path, f"odd-{name}", content)
+    put(tmp_path, "picture.png", b"\x89PNG\r\n\x1a\n\0\0")
+    put(tmp_path, "program.py", "def f():\n\n\n    return 1\n")
+    assert len(list(tmp_path.iterdir())) >= 50
+    refused = set()
+    while True:  # a file that its head does not betray is named; without it the rest is read
+        try:
+            opened = open_corpus(tmp_path)
+            break
+        except UserError as error:
+            name = next(name for name in odd if f"odd-{name}" in str(error))
+            assert len(str(error).splitlines()) == 1
+            refused.add(name)
+            (tmp_path / f"odd-{name}").unlink()
+    read = {file.name for file, _shape in opened.files}
+    assert read >= {*TEXT_FILES, *TALK_FILES, "program.py"}
+    told = "\n".join(opened.notes)
+    assert "picture.png: no text, left out" in told
+    left_out = {name for name in odd if f"odd-{name}" not in read} - refused
+    assert sum("not read: " in note for note in opened.notes) == min(5, len(left_out))
+    texts, talks = len(TEXT_FILES) * 30, len(TALK_FILES) * 30
+    assert opened.count >= texts + talks + 1
 
 
 def test_what_stands_beside_a_question_is_part_of_the_conversation(tmp_path):

@@ -85,7 +85,7 @@ def test_a_run_that_goes_on_and_an_adapter_keep_it(tmp_path):
     assert tuned.tokenizer.start_ids == opened.eos_token_ids
     lora._save()
     again = resume_run(lora.context.path, lora.context)
-    assert again.tokenizer.start_ids == tuned.tokenizer.start_ids
+    assert again.start.tokenizer.start_ids == tuned.tokenizer.start_ids
     assert (again.trainer.train.ids == run.trainer.train.ids).all()
 
 

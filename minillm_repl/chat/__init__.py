@@ -19,6 +19,7 @@ _TEMPLATE_OVERHEAD = 100  # characters that a template adds to a turn, about
 _PRIVATE_USE = range(0xF0000, 0x110000)  # code points that texts do not use
 _MATCH_NOTHING = re.compile("(?!)")
 ROLE_TOKENS = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+TOOL_TOKEN = "<|tool|>"  # noqa: S105 - of a new model whose conversations have such messages
 
 DEFAULT_CHAT_TEMPLATE = ChatTemplate(
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
@@ -31,7 +32,7 @@ DEFAULT_CHAT_TEMPLATE = ChatTemplate(
 class Message:
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
 
 

@@ -10,11 +10,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minillm_repl.commands.training_screen import draw_run, run_on_screen
+from minillm_repl.commands.training_screen import announce, draw_run, run_on_screen
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.repl.arguments import Argument, Arguments, Values, Words
 from minillm_repl.repl.forms import Forms
+from minillm_repl.repl.quoting import TO_SCREEN, Output
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.session import Writable
 from minillm_repl.repl.shell import Shell
@@ -38,6 +39,7 @@ class TrainRequest:
     plan: TrainPlan = field(default_factory=TrainPlan)
     corpus: str = ""
     is_new: bool = False  # a new model, not the open one
+    is_check: bool = False  # only look at the corpus
     is_resume: bool = False  # the run that was stopped; its plan is in its file
     is_remake: bool = False  # the run that made the open model; its plan is in its record
     recipe: str = ""  # of a new model: its corpus is made from the folder `data`
@@ -45,15 +47,19 @@ class TrainRequest:
     out: str = ""  # where the trained model goes, in place of the open one's file
 
 
+_WORDS = ("new", "check")
+
+
 class PlanArgument(Argument):
-    """`NAME=VALUE` for each setting of a plan, and the word `new`.
+    """`NAME=VALUE` for each setting of a plan, and the words `new` and `check`.
 
     They stand after a corpus or before it; its name may have spaces.
     """
 
     def __init__(self) -> None:
-        super().__init__("[new] [NAME=VALUE ...]", {"plan": TrainPlan(), "new": False})
-        self.completions = ("new", *(f"{name}=" for name in specs(TrainPlan)))
+        values = {"plan": TrainPlan(), **dict.fromkeys(_WORDS, False)}
+        super().__init__("[new] [check] [NAME=VALUE ...]", values)
+        self.completions = (*_WORDS, *(f"{name}=" for name in specs(TrainPlan)))
 
     def take_last(self, text: str) -> tuple[Values, str]:
         """Read the settings at both ends of `text`; return what stands between them.
@@ -68,7 +74,7 @@ class PlanArgument(Argument):
         corpus = " ".join(words).strip()
         _check_corpus(corpus, words)
         plan = _make_plan([word for word in settings if "=" in word])
-        return {"plan": plan, "new": "new" in settings}, corpus
+        return {"plan": plan, **{word: word in settings for word in _WORDS}}, corpus
 
 
 def _make_plan(settings: list[str]) -> TrainPlan:
@@ -105,11 +111,14 @@ def train(shell: Shell, asked: Arguments) -> None:
     stopped.
     :train remake [CORPUS] makes the open model again from its record, and says whether the weights
     are the same, bit for bit. The open model stays as it is.
+    :train CORPUS check [new] [NAME=VALUE ...] trains nothing: it shows what would be learnt, with
+    pieces of the text, lengths, duplicates, unknown characters, overlap, time and memory.
     :train alone trains on the text that the model was trained on, if that text still exists.
     :train settings lists all settings.
 
-    CORPUS is a text file, JSON or a table (text or chat messages), or a folder of these. The
-    program chooses and shows every setting that you leave out.
+    CORPUS is a text file, JSON or a table (text or chat messages), or a folder of these. Several
+    are mixed by ` + `, each with a weight: `tales.txt + talks.jsonl*2`. The program chooses and
+    shows every setting that you leave out.
 
     The loss is the mean surprisal in nats per token. The uniform baseline is ln(vocabulary).
     """
@@ -124,7 +133,9 @@ def train(shell: Shell, asked: Arguments) -> None:
 def make_request(asked: Arguments) -> TrainRequest:
     """Return what `:train` asks for. Raises UserError."""
     if not asked.keyword:
-        return TrainRequest(plan=asked.plan, corpus=asked.corpus, is_new=asked.new)
+        return TrainRequest(
+            plan=asked.plan, corpus=asked.corpus, is_new=asked.new, is_check=asked.check
+        )
     words, is_resume = _words(asked.corpus), asked.keyword == "resume"
     if any(word and _is_setting(word) for word in words):
         raise UserError(
@@ -166,7 +177,7 @@ def _words(text: str) -> list[str]:
 def _is_setting(word: str) -> bool:
     name, equals, _value = word.partition("=")
     # `a/b=c.txt` is a path: a name of a setting has letters, - and _ only.
-    return word in ("", "new") or (
+    return word in ("", *_WORDS) or (
         bool(equals) and name.replace("-", "").replace("_", "").isalpha()
     )
 
@@ -190,7 +201,10 @@ def run_training(shell: Shell, request: TrainRequest, *, json: bool = False) -> 
                     _remake(shell, request, interrupted, distributed, json=json)
                     return
                 run = _prepare(shell, request, interrupted, distributed)
-                run_on_screen(shell, run, interrupted, json=json)
+                if request.is_check:
+                    _check(shell, run, json=json)
+                else:
+                    run_on_screen(shell, run, interrupted, json=json)
         except (UserError, OSError) as error:
             if not received_signal():
                 raise
@@ -199,6 +213,15 @@ def run_training(shell: Shell, request: TrainRequest, *, json: bool = False) -> 
     if received_signal():
         # Shells report 128 + N for a process that signal N ended.
         raise SystemExit(128 + received_signal())
+
+
+def _check(shell: Shell, run: "TrainingRun", *, json: bool) -> None:
+    """Show what a run would learn."""
+    from minillm_repl.views.base import show
+    from minillm_repl.views.check import compute
+
+    announce(shell, run)
+    show(shell, compute(run), Output("-") if json else TO_SCREEN)
 
 
 def _import_training() -> "Callable[[str], AbstractContextManager[Distributed]]":
@@ -229,7 +252,8 @@ def _prepare(
         workspace.forget_failed_load()
     else:
         target = workspace.writable_path
-    if start is None and not (request.is_resume and workspace.resumable):
+    replaces = start is None and not request.is_check
+    if replaces and not (request.is_resume and workspace.resumable):
         session.confirm_discard("train")
     with shell.screen.waiting(_("preparing to train")) as update:
         from minillm_repl.training.run import RunContext

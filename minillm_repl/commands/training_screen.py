@@ -57,7 +57,7 @@ def run_on_screen(
         workspace.is_training = False
 
 
-def _announce(shell: Shell, run: "TrainingRun") -> None:
+def announce(shell: Shell, run: "TrainingRun") -> None:
     """Show what the user should know of a run before it starts."""
     for warning in run.warnings:
         shell.screen.warn(warning)
@@ -144,7 +144,7 @@ def draw_run(
 
     With `save`, the run is saved on its way.
     """
-    _announce(shell, run)
+    announce(shell, run)
     screen, events = shell.screen, run.events(interrupted, save=save)
     if json:
         from minillm_repl.render.json_lines import print_training_json

@@ -1,13 +1,17 @@
 """Text files in UTF-8, UTF-16, UTF-32 or CP949; the bytes tell which. Others are refused."""
 
 import codecs
+import gzip
 import io
 import os
 import re
 import unicodedata
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
@@ -77,11 +81,13 @@ def read_text_chunks(path: Path, detected: DetectedEncoding, size: int = _SAMPLE
     name = safe_line(str(path))
     # \r\n may be split over two chunks.
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    with open_regular(path) as file:
-        file_size = os.fstat(file.fileno()).st_size
+    with open_regular(path) as raw:
+        file_size = os.fstat(raw.fileno()).st_size
+        file = _Decompressed(raw, name)
         head = file.read(SIGNATURE_BYTES)
         mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
-        offset = file.seek(len(mark))
+        offset = len(mark)
+        file.put_back(head[offset:])
         detected.has_byte_order_mark |= bool(mark)
         decoder = _decoder(_MARKS[mark]) if mark else None
         detected.encoding = _MARKS.get(mark, UTF8)
@@ -91,14 +97,94 @@ def read_text_chunks(path: Path, detected: DetectedEncoding, size: int = _SAMPLE
             more = bool(data)
             # ASCII is the same in UTF-8 and CP949: the decision waits for another byte.
             if decoder is None and not (data.isascii() and b"\0" not in data):
-                sample = data + file.read(_SAMPLE)
-                file.seek(offset + len(data))
+                more_data = file.read(_SAMPLE)
+                file.put_back(more_data)
+                sample = data + more_data
                 detected.encoding = _guess_encoding(sample, first=offset == 0)
                 decoder = _decoder(detected.encoding)
             text = _decode(data, decoder, (name, detected.encoding, offset, file_size, head))
             offset += len(data)
             yield newlines.decode(text, final=not more)
     detected.has_foreign_newlines |= newlines.newlines not in (None, "\n")
+
+
+class _Decompressed:
+    """The bytes of a file, decompressed if it is gzip or Zstandard; some can be put back."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        magic = file.read(4)
+        file.seek(0)
+        self._name, self._back = name, b""
+        self._file: Any = file
+        self._errors: tuple[type[Exception], ...] = ()
+        if magic.startswith(b"\x1f\x8b"):
+            self._file, self._errors = gzip.GzipFile(fileobj=file), (OSError, EOFError, zlib.error)
+        elif magic == b"\x28\xb5\x2f\xfd":
+            self._file, self._errors = _open_zstandard(file, name)
+
+    def read(self, size: int) -> bytes:
+        """Return at most `size` bytes; none at the end. Raises UserError if they are damaged."""
+        data = self._back[:size]
+        self._back = self._back[size:]
+        try:
+            while len(data) < size and (more := self._file.read(size - len(data))):
+                data += more
+        except self._errors as error:
+            raise UserError(
+                _(
+                    "{name} is damaged: {error:.200}",
+                    name=self._name,
+                    error=safe_line(str(error)),
+                )
+            ) from None
+        return data
+
+    def put_back(self, data: bytes) -> None:
+        """Let the next reading begin with these bytes."""
+        self._back = data + self._back
+
+
+def _open_zstandard(file: BinaryIO, name: str) -> tuple[Any, tuple[type[Exception], ...]]:
+    """Return what decompresses a file, and its errors. Raises UserError without a library."""
+    try:
+        zstd = import_module("compression.zstd")  # Python 3.14
+        return zstd.ZstdFile(file), (zstd.ZstdError, EOFError)
+    except ImportError:
+        pass
+    try:
+        zstandard = import_module("zstandard")
+    except ImportError:
+        raise UserError(
+            _(
+                "{name} is compressed: `pip install zstandard` lets the program read it",
+                name=name,
+            )
+        ) from None
+    return _Zstandard(file, zstandard.ZstdDecompressor()), (zstandard.ZstdError, EOFError)
+
+
+class _Zstandard:
+    """The decompressed bytes of Zstandard's frames. Raises EOFError if the last one is cut off."""
+
+    def __init__(self, file: BinaryIO, library: Any) -> None:
+        self._file, self._library = file, library
+        self._frame: Any = None
+        self._data = b""
+
+    def read(self, size: int) -> bytes:
+        """Return at most `size` bytes; none at the end."""
+        while not self._data:
+            # A kilobyte can become 32 MB, and no more.
+            compressed = (self._frame and self._frame.unused_data) or self._file.read(1_024)
+            if not compressed:
+                if self._frame and not self._frame.eof:
+                    raise EOFError(_("the file is cut off"))
+                return b""
+            if self._frame is None or self._frame.eof:
+                self._frame = self._library.decompressobj()
+            self._data = self._frame.decompress(compressed)
+        data, self._data = self._data[:size], self._data[size:]
+        return data
 
 
 def _decoder(encoding: str) -> codecs.IncrementalDecoder:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm_repl.errors import UserError
-from minillm_repl.language import _
+from minillm_repl.language import _, _n
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.encoding import DetectedEncoding, read_text_chunks
+from minillm_repl.storage.files import open_regular
 from minillm_repl.training.documents import CHUNK_SIZE, Document, Repairs, with_file_name
 from minillm_repl.training.file_format import (
     JSON_LINES_SUFFIXES,
@@ -20,10 +21,12 @@ from minillm_repl.training.file_format import (
     TEXT_SUFFIXES,
     FileFormat,
     detect_format,
+    inner_suffix,
     read_documents,
 )
 
 _MAX_FILES = 100_000
+_MAX_TOLD = 5  # files that are named with what is not clear about them
 _N_CODE_POINTS = 0x110000  # the number of code points in Unicode
 # documents: so few gaps of several lines are an accident, and separate nothing
 _MIN_SEPARATED_DOCUMENTS = 10
@@ -40,14 +43,23 @@ class Corpus:
     # of a file: of its text with newlines as line ends and no byte order mark, as UTF-8
     sha256: str
     count: int  # of documents
-    is_conversational: bool
+    is_conversational: bool  # whether there are conversations,
+    has_texts: bool  # and whether there are texts
+    has_tools: bool  # whether a message is what a tool said
     # (0x110000,), how often each code point occurs
     character_counts: NDArray[np.int64] = field(repr=False)
     notes: tuple[str, ...] = ()  # what was found and mended, a line each
+    mixture: tuple[tuple["Corpus", float], ...] = ()  # several corpora, each with its weight
+
+    @property
+    def parts(self) -> tuple[tuple["Corpus", float], ...]:
+        """The corpora of a mixture with their weights, or this one alone."""
+        return self.mixture or ((self, 1.0),)
 
     def documents(self) -> Iterator[Document]:
         """Yield all documents, from the first."""
-        return _read_files(self.files, self.split, Repairs())
+        for part, _weight in self.parts:
+            yield from _read_files(part.files, part.split, Repairs())
 
     @property
     def format_key(self) -> str:
@@ -87,10 +99,6 @@ def open_corpus(
         if kind == "gaps" and 1 < scan.count < _MIN_SEPARATED_DOCUMENTS:
             scan = _scan(path, _with_split(files, "marks"), split, interrupted)
     name = safe_line(str(path))
-    if scan.has_conversations and scan.has_texts:
-        raise UserError(
-            _("{name} mixes texts and conversations; split them into two corpora", name=name)
-        )
     if not scan.character_counts[33:].any():  # nothing but white space and control characters
         raise UserError(_("{name} is empty: there is nothing to train on", name=name))
     format_notes = _format_notes(scan.files, is_folder, split)
@@ -101,8 +109,32 @@ def open_corpus(
         sha256=scan.digest.hexdigest(),
         count=scan.count,
         is_conversational=scan.has_conversations,
+        has_texts=scan.has_texts,
+        has_tools=scan.has_tools,
         character_counts=scan.character_counts,
         notes=(*skipped, *format_notes, *scan.repairs.notes(is_folder)),
+    )
+
+
+def mix(name: str, parts: Sequence[tuple[Corpus, float]]) -> Corpus:
+    """Return several corpora as one; the documents of each come as often as its weight says."""
+    corpora = [part for part, _weight in parts]
+    digests = "\n".join(f"{part.sha256} {weight:g}" for part, weight in parts)
+    notes = [f"{safe_line(part.name)}: {note}" for part in corpora for note in part.notes]
+    return Corpus(
+        name=name,
+        files=tuple(file for part in corpora for file in part.files),
+        split=corpora[0].split,
+        sha256=hashlib.sha256(digests.encode()).hexdigest(),
+        count=sum(part.count for part in corpora),
+        is_conversational=any(part.is_conversational for part in corpora),
+        has_texts=any(part.has_texts for part in corpora),
+        has_tools=any(part.has_tools for part in corpora),
+        character_counts=sum(
+            (part.character_counts for part in corpora), np.zeros(_N_CODE_POINTS, np.int64)
+        ),
+        notes=tuple(notes),
+        mixture=tuple(parts),
     )
 
 
@@ -122,6 +154,7 @@ class _Scan:
     long_documents: int = 0
     has_conversations: bool = False
     has_texts: bool = False
+    has_tools: bool = False
     repairs: Repairs = field(default_factory=Repairs)
     digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
     character_counts: NDArray[np.int64] = field(
@@ -137,6 +170,7 @@ def _scan(path: Path, files: Files, split: str, interrupted: Callable[[], bool])
     for document in _read_files(files, split, scan.repairs, scan.digest, root):
         scan.has_conversations |= bool(document.messages)
         scan.has_texts |= bool(document.text)
+        scan.has_tools |= any(message.role == "tool" for message in document.messages)
         scan.count += document.is_complete
         scan.long_documents += len(document.text) > _LONG_DOCUMENT
         pending_texts += document.texts
@@ -181,6 +215,12 @@ def _read_each(
             digest.update(str(file.relative_to(root)).encode("utf-8", "surrogateescape") + b"\0")
         encoding = DetectedEncoding()
         chunks = read_text_chunks(file, encoding, CHUNK_SIZE)
+        if shape.kind == "parquet":
+            chunks = iter(())
+            if digest is not None:
+                with open_regular(file) as opened:
+                    while data := opened.read(CHUNK_SIZE):
+                        digest.update(data)
         if digest is not None:
             chunks = _update_digest(chunks, digest)
         yield from read_documents(file, shape, repairs, chunks)
@@ -219,52 +259,68 @@ def _character_counts(texts: list[str]) -> NDArray[np.int64]:
 def _folder_files(
     folder: Path, split: str, skipped: list[str]
 ) -> Iterator[tuple[Path, FileFormat]]:
-    """Yield the files of a folder that can be read, and what they hold; tell of those whose
-    meaning is not clear.
-    """
+    """Yield the files of a folder that are texts; tell of those that are none, or not clear."""
+    unclear, no_texts, found = list[str](), list[str](), False
     for file in _list_files(folder):
+        suffix = inner_suffix(file)
         try:
             shape = detect_format(file, split)
             # JSON may be anything, such as settings: read its first record to find out. A table
             # was told by its columns.
-            if file.suffix.lower() in OTHER_SUFFIXES and shape.kind != "table":
+            if suffix in OTHER_SUFFIXES and shape.kind != "table":
                 next(_read_each(((file, shape),), Repairs(), None, None), None)
+            # Source code has blank lines within what belongs together.
+            if shape.split in ("gaps", "lines") and suffix not in TEXT_SUFFIXES and split == "auto":
+                shape = replace(shape, split="marks")
+            found = True
             yield file, shape
         except UserError as error:
-            if file.suffix.lower() not in OTHER_SUFFIXES:
+            if suffix in TEXT_SUFFIXES:
                 raise  # A text that cannot be read is an error, and no file to pass over.
-            skipped.append(_("not read: {error}", error=error))
+            if suffix in (*OTHER_SUFFIXES, *JSON_LINES_SUFFIXES, ".parquet"):
+                unclear.append(_("not read: {error}", error=error))
+            else:
+                no_texts.append(file.name)
+    skipped += unclear[:_MAX_TOLD]
+    if unclear[_MAX_TOLD:]:
+        more = len(unclear) - _MAX_TOLD
+        skipped.append(_n("{n:,} more file not read", "{n:,} more files not read", more))
+    if no_texts:
+        skipped.append(with_file_name(_("no text, left out"), no_texts))
+    if not found:
+        count = len(unclear) + len(no_texts)
+        name = safe_line(str(folder))
+        raise UserError(
+            _n(
+                "no text in {name}: its {n:,} file is none",
+                "no text in {name}: none of its {n:,} files is one",
+                count,
+                name=name,
+            )
+            + "".join(f"; {note}" for note in unclear[:1])
+        )
 
 
-def _list_files(folder: Path) -> Iterator[Path]:
-    root, endings = folder.resolve(), (*TEXT_SUFFIXES, *JSON_LINES_SUFFIXES, *OTHER_SUFFIXES)
+def _list_files(folder: Path) -> list[Path]:
+    """Return the files of a folder in the order of their names. Raises UserError for too many."""
+    root = folder.resolve()
     paths = sorted(
         file
         for file in folder.rglob("*")
-        if file.suffix.lower() in endings
-        and not _is_hidden(file.relative_to(folder))
+        if not _is_hidden(file.relative_to(folder))
         and file.is_file()
         and file.resolve().is_relative_to(root)  # no link that leads out of the folder
     )
-    name = safe_line(str(folder))
-    if not paths:
-        raise UserError(
-            _(
-                "no text in {name}: no file name ends in {endings}",
-                name=name,
-                endings=", ".join(endings),
-            )
-        )
     if len(paths) > _MAX_FILES:
         raise UserError(
             _(
                 "too many files in {name}: {count:,}; the limit is {most:,}",
                 count=len(paths),
-                name=name,
+                name=safe_line(str(folder)),
                 most=_MAX_FILES,
             )
         )
-    yield from paths
+    return paths
 
 
 def _is_hidden(file: Path) -> bool:

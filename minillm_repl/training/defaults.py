@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from minillm_repl.chat import ROLE_TOKENS
+from minillm_repl.chat import ROLE_TOKENS, TOOL_TOKEN
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig, GPTConfig, LlamaConfig
@@ -251,9 +251,8 @@ def make_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
     if these are conversations. Raises UserError for a vocabulary too small to be one.
     """
     name, _colon, number = kind.partition(":")
-    specials = (
-        [*ROLE_TOKENS] if corpus.is_conversational else [END_TOKEN] if corpus.count > 1 else []
-    )
+    role_tokens = [*ROLE_TOKENS, *([TOOL_TOKEN] if corpus.has_tools else [])]
+    specials = role_tokens if corpus.is_conversational else [END_TOKEN] if corpus.count > 1 else []
     if name == "bpe":
         from minillm_repl.tokenizer.library import train_bpe
         from minillm_repl.tokenizer.subword import SubwordTokenizer
@@ -268,7 +267,7 @@ def make_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
                     least=min_size,
                 )
             )
-        special = [BPE_EOS_TOKEN, *(ROLE_TOKENS if corpus.is_conversational else ())]
+        special = [BPE_EOS_TOKEN, *(role_tokens if corpus.is_conversational else ())]
         description = train_bpe(_sample_texts(corpus), int(number), special)
         return SubwordTokenizer(
             description, {"eos_token": BPE_EOS_TOKEN}, len(description["model"]["vocab"])

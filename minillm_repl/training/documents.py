@@ -59,6 +59,8 @@ class Repairs:
     normalised_newlines: bool = False
     removed_bom: bool = False
     normalised_nfc: bool = False
+    has_preferences: bool = False
+    has_tool_descriptions: bool = False
     files_by_encoding: dict[str, list[str]] = field(
         default_factory=dict
     )  # by the encoding that is not UTF-8
@@ -78,6 +80,8 @@ class Repairs:
             _("a byte order mark at the start was dropped"): self.removed_bom,
             _("line endings were converted to newlines"): self.normalised_newlines,
             _("decomposed letters (NFD) were composed (NFC)"): self.normalised_nfc,
+            _("preference pairs: the chosen answers are learnt"): self.has_preferences,
+            _("descriptions of tools are left out"): self.has_tool_descriptions,
         }
         read_as = [
             with_file_name(_("read as {encoding}", encoding=encoding), names if is_folder else [])

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import N_, _
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.encoding import DetectedEncoding, read_text_chunks
-from minillm_repl.storage.files import parse_json
+from minillm_repl.storage.files import open_regular, parse_json
 from minillm_repl.training.documents import Document, Repairs, is_list, text_documents
 from minillm_repl.training.records import (
+    JSON_FIELDS,
     MAX_RECORD,
     iter_lines,
     json_array,
@@ -31,12 +33,15 @@ JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 TEXT_SUFFIXES = (".txt", ".md")
 OTHER_SUFFIXES = (".json", ".csv", ".tsv", ".tab")
 _TABLE_DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|", ".tab": "\t,;|"}  # the likeliest first
+_COMPRESSIONS = (".gz", ".zst")
+_PARQUET_START, _PARQUET_ROWS = b"PAR1", 256  # rows that are in memory at once
 _HEAD_BYTES = 1 << 16  # bytes at the start of a file that tell its format
 _JSON_OBJECT_START = re.compile(r'\s*(?P<array>\[\s*)?\{\s*"[^"\n]*"\s*:')  # no prose begins so
 _FORMAT_NAMES = {
     "lines": N_("JSON lines"),
     "array": N_("JSON"),
     "table": N_("a table"),
+    "parquet": N_("a Parquet table"),
     "text": N_("text"),
 }
 # Settings that make a text of any file.
@@ -48,7 +53,9 @@ CONVERSATION_FIELDS = ("conversation", "conversation_id", "dialogue_id", "chat_i
 
 @dataclass(frozen=True)
 class FileFormat:
-    """How a file is read: as `text`, JSON `lines`, a JSON `array` (or one value), or a `table`."""
+    """How a file is read: as `text`, JSON `lines`, a JSON `array` (or one value), a `table`, or
+    `parquet`.
+    """
 
     kind: str = "text"
     delimiter: str = ""
@@ -66,14 +73,24 @@ def detect_format(file: Path, split: str) -> FileFormat:
 
     Raises UserError for a table whose columns have no clear meaning.
     """
-    suffix = file.suffix.lower()
-    head = next(read_text_chunks(file, DetectedEncoding(), _HEAD_BYTES), "")
+    suffix = inner_suffix(file)
+    with open_regular(file) as opened:
+        if opened.read(len(_PARQUET_START)) == _PARQUET_START:
+            return FileFormat("parquet", contradicts_suffix=suffix != ".parquet")
+    chunks = read_text_chunks(file, DetectedEncoding(), _HEAD_BYTES)
+    head = next(chunks, "")
+    next(chunks, None)  # of a short file, also the end must be text
     if suffix in JSON_LINES_SUFFIXES:
         return FileFormat("array" if head.lstrip().startswith("[") else "lines")
     if split in _TEXT_ONLY_SPLITS:
         return FileFormat(contradicts_suffix=suffix in OTHER_SUFFIXES, split=split)
     if suffix in _TABLE_DELIMITERS and head.strip():
         return _table_format(head, _TABLE_DELIMITERS[suffix], safe_line(str(file)))
+    return _detect_by_content(file, suffix, head)
+
+
+def _detect_by_content(file: Path, suffix: str, head: str) -> FileFormat:
+    """Return the format of a file that is no table by its name. Raises UserError."""
     if _JSON_OBJECT_START.match(head):
         return FileFormat(_json_kind(head), contradicts_suffix=suffix != ".json")
     if suffix != ".json" or not head.strip():
@@ -90,12 +107,20 @@ def detect_format(file: Path, split: str) -> FileFormat:
     )
 
 
+def inner_suffix(file: Path) -> str:
+    """Return the suffix of a file in lower case, without that of its compression."""
+    suffixes = [suffix.lower() for suffix in file.suffixes] or [""]
+    return suffixes[-2] if suffixes[-1] in _COMPRESSIONS and suffixes[1:] else suffixes[-1]
+
+
 def read_documents(
     file: Path, file_format: FileFormat, repairs: Repairs, chunks: Iterator[str]
 ) -> Iterator[Document]:
     """Yield the documents of a file, whose text comes in pieces. Raises UserError."""
     name = safe_line(str(file))
     match file_format.kind:
+        case "parquet":
+            return parquet_rows(file, repairs)
         case "lines":
             return json_lines(chunks, name, repairs)
         case "array":
@@ -180,9 +205,54 @@ def table_rows(
         return
     for label, row in rows:
         fields: dict[str, Any] = dict(zip(names, row, strict=True))
-        if record_kind(names) == "messages":
-            fields["messages"] = parse_json(fields["messages"], label)
+        for column in JSON_FIELDS:
+            if fields.get(column, "").lstrip().startswith("["):
+                fields[column] = parse_json(fields[column], label)
         yield parse_record(fields, label, repairs)
+
+
+def parquet_rows(file: Path, repairs: Repairs) -> Iterator[Document]:
+    """Yield a document for each row of a Parquet file. Raises UserError naming the row."""
+    name = safe_line(str(file))
+    try:
+        parquet = import_module("pyarrow.parquet")
+        arrow_error = import_module("pyarrow").ArrowException
+    except ImportError:
+        raise UserError(
+            _(
+                "{name} is a Parquet file: `pip install pyarrow` lets the program read it",
+                name=name,
+            )
+        ) from None
+    try:
+        with open_regular(file) as opened:
+            table = parquet.ParquetFile(opened)
+            names = _column_names(table.schema_arrow.names)
+            rows = (
+                (_("row {number:,} of {file}", number=number, file=name), row)
+                for number, row in enumerate(_parquet_values(table), 1)
+            )
+            if record_kind(names) == "turn" and has_conversation_id(names):
+                lists = ((label, list(row.values())) for label, row in rows)
+                yield from _table_conversations(lists, names, repairs)
+                return
+            for label, row in rows:
+                # A column that other records lack is null here.
+                fields = {field: value for field, value in row.items() if value is not None}
+                yield parse_record(fields, label, repairs)
+    except (arrow_error, OSError) as error:
+        raise UserError(
+            _(
+                "{name} is damaged: {error:.200}",
+                name=name,
+                error=safe_line(str(error)),
+            )
+        ) from None
+
+
+def _parquet_values(table: Any) -> Iterator[dict[str, Any]]:
+    for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
+        yield from batch.to_pylist()
 
 
 def _checked_rows(reader: Any, name: str) -> Iterator[tuple[str, list[str]]]:

@@ -3,7 +3,8 @@ those of a run that goes on elsewhere.
 """
 
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +17,12 @@ from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import exists, user_path
 from minillm_repl.tokenizer import Tokenizer
-from minillm_repl.training.corpus import Corpus, open_corpus
+from minillm_repl.training import never_interrupted
+from minillm_repl.training.corpus import Corpus, mix, open_corpus
 from minillm_repl.training.defaults import make_tokenizer
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.resume import RunMetadata
+from minillm_repl.training.splits import Weighted
 from minillm_repl.training.tokenize import tokenise
 from minillm_repl.training.tokens import TokenisedCorpus, cache_folder, describe_unknown
 
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from minillm_repl.training.run import RunContext
 
 _EOS_TOKENS = ("<end>", "<|end|>", "<|endoftext|>")
+
+_PLUS = " + "  # between the corpora of a mixture; spaces, because names of files have a plus
+_WEIGHT, _MAX_WEIGHT = re.compile(r"\d{1,3}(\.\d{1,6})?"), 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +73,9 @@ def find_corpus(requested: str, checkpoint: Checkpoint | None) -> str:
         [str(checkpoint.path.parent / Path(record.corpus).name)] if checkpoint.path else []
     )
     for name in (record.corpus, *sibling_paths):
-        if exists(user_path(name)) and open_corpus(user_path(name)).sha256 == record.corpus_sha256:
+        parts = parse_mixture(name)
+        is_there = all(exists(path) for path, _weight in parts)
+        if is_there and _open_parts(name, parts, "auto").sha256 == record.corpus_sha256:
             return name
     raise UserError(
         _(
@@ -78,9 +86,46 @@ def find_corpus(requested: str, checkpoint: Checkpoint | None) -> str:
     )
 
 
+def parse_mixture(name: str, folder: Path = Path()) -> list[tuple[Path, float]]:
+    """Return the paths and weights of `tales.txt + talks.jsonl*2`, or the one path of a corpus.
+
+    Raises UserError for a weight that is no positive number.
+    """
+    whole = folder / user_path(name)
+    if exists(whole) or _PLUS not in name:
+        return [(whole, 1.0)]
+    parts = list[tuple[Path, float]]()
+    for part in name.split(_PLUS):
+        path, star, number = part.strip().rpartition("*")
+        if not star or exists(folder / user_path(part.strip())):
+            parts.append((folder / user_path(part.strip()), 1.0))
+            continue
+        if not _WEIGHT.fullmatch(number.strip()) or not 0 < float(number) <= _MAX_WEIGHT:
+            raise UserError(
+                _(
+                    "{number:.20} is no weight of a corpus: use a number up to {most}",
+                    number=safe_line(number),
+                    most=_MAX_WEIGHT,
+                )
+            )
+        parts.append((folder / user_path(path.strip()), float(number)))
+    return parts
+
+
+def _open_parts(
+    name: str,
+    parts: list[tuple[Path, float]],
+    split: str,
+    interrupted: Callable[[], bool] = never_interrupted,
+) -> Corpus:
+    """Open a corpus, or the corpora of a mixture. Raises UserError."""
+    opened = [(open_corpus(path, split, interrupted), weight) for path, weight in parts]
+    return mix(name, opened) if len(opened) > 1 else opened[0][0]
+
+
 def open_corpora(corpus: str, plan: TrainPlan, interrupted: Callable[[], bool]) -> OpenCorpora:
     """Open the texts of a new run. Raises UserError."""
-    train = open_corpus(user_path(corpus), plan.documents, interrupted)
+    train = _open_parts(corpus, parse_mixture(corpus), plan.documents, interrupted)
     val_corpus = (
         open_corpus(user_path(plan.val), plan.documents, interrupted)
         if has_val_file(plan)
@@ -116,9 +161,17 @@ def reopen_corpora(
         if requested
         else list(_candidate_paths(original_path, metadata.working_folder, checkpoint.parent))
     )
-    train_path, train = _find_unchanged(
-        original_path, places, metadata.corpus_sha256, plan.documents, interrupted
-    )
+    mixed = requested or metadata.corpus
+    if _PLUS in mixed:
+        folders_of_mixture = (Path(metadata.working_folder), Path(), checkpoint.parent)
+        train = _find_mixture(
+            mixed, folders_of_mixture, metadata.corpus_sha256, plan.documents, interrupted
+        )
+        train_path = Path(metadata.working_folder) / original_path
+    else:
+        train_path, train = _find_unchanged(
+            original_path, places, metadata.corpus_sha256, plan.documents, interrupted
+        )
     val, val_corpus = plan.val, None
     if has_val_file(plan):
         folders = [checkpoint.parent, *([requested_path.parent] if requested else [])]
@@ -147,6 +200,27 @@ def reopen_corpora(
     )
 
 
+def _find_mixture(
+    name: str,
+    folders: Sequence[Path],
+    sha256: str,
+    split: str,
+    interrupted: Callable[[], bool],
+) -> Corpus:
+    """Return the mixture whose parts lie in one of the folders. Raises UserError."""
+    missing = ""
+    for folder in folders:
+        parts = parse_mixture(name, folder)
+        absent = [path for path, _weight in parts if not exists(path)]
+        if not absent:
+            corpus = _open_parts(name, parts, split, interrupted)
+            if corpus.sha256 == sha256:
+                return corpus
+            raise UserError(_changed_error(name))
+        missing = missing or str(absent[0])
+    raise UserError(_missing_error(missing))
+
+
 def _candidate_paths(path: Path, *folders: str | Path) -> Iterator[Path]:
     """Yield where a text may lie that was named in the first of the folders."""
     first, *others = folders
@@ -173,20 +247,21 @@ def _find_unchanged(
         if corpus.sha256 == sha256 or not sha256:
             return place, corpus
     name = safe_line(os.fspath(existing[0] if existing else path))
-    if existing:
-        raise UserError(
-            _(
-                "{corpus} has changed: the run cannot be resumed exactly; start a new one "
-                "with `:train`",
-                corpus=name,
-            )
-        )
-    raise UserError(
-        _(
-            "the text {corpus} of this run is missing; give its new path with `:train "
-            "resume FILE` or `--resume --train FILE`",
-            corpus=name,
-        )
+    raise UserError(_changed_error(name) if existing else _missing_error(name))
+
+
+def _changed_error(name: str) -> str:
+    return _(
+        "{corpus} has changed: the run cannot be resumed exactly; start a new one with `:train`",
+        corpus=safe_line(name),
+    )
+
+
+def _missing_error(name: str) -> str:
+    return _(
+        "the text {corpus} of this run is missing; give its new path with `:train resume FILE` "
+        "or `--resume --train FILE`",
+        corpus=safe_line(name),
     )
 
 
@@ -201,10 +276,20 @@ class Texts:
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     eos_token_ids: tuple[int, ...]
-    train: TokenisedCorpus = field(init=False)
+    train: list[Weighted] = field(default_factory=list)
     val: TokenisedCorpus | None = None  # a text of its own to measure on
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def n_tokens(self) -> int:
+        """The tokens of one pass."""
+        return sum(int(len(tokens.ids) * weight) for tokens, weight in self.train)
+
+    @property
+    def unique_tokens(self) -> int:
+        """How many tokens of the vocabulary occur in the corpus that has the most."""
+        return max(tokens.unique_tokens for tokens, _weight in self.train)
 
 
 def tokenise_corpora(
@@ -225,7 +310,7 @@ def tokenise_corpora(
         tokenizer = make_tokenizer(plan.tokenizer, corpora.train)
         template = chat or (DEFAULT_CHAT_TEMPLATE if is_conversational else None)
         eos_token_ids = _find_eos(tokenizer)
-    if eos_token_ids and corpora.train.count > 1 and not is_conversational:
+    if eos_token_ids and corpora.train.count > 1 and corpora.train.has_texts:
         # Training puts this token between texts, so each begins after one: prompts must too.
         tokenizer = tokenizer.with_start(tokenizer.special_name(eos_token_ids[0]))
     text = Texts(
@@ -237,13 +322,17 @@ def tokenise_corpora(
     )
     if start and start.chat_template and not is_resumed and not is_conversational:
         text.warnings.append(_forgetting_warning(corpora.train))
-    text.train = _tokenise_one(corpora.train, text, context)
+    for part, weight in corpora.train.parts:
+        is_part = bool(corpora.train.mixture)
+        text.train.append((_tokenise_one(part, text, context, is_part=is_part), weight))
     if corpora.val_corpus:
         text.val = _tokenise_one(corpora.val_corpus, text, context)
     return text
 
 
-def _tokenise_one(corpus: Corpus, text: Texts, context: "RunContext") -> TokenisedCorpus:
+def _tokenise_one(
+    corpus: Corpus, text: Texts, context: "RunContext", *, is_part: bool = False
+) -> TokenisedCorpus:
     text.notes += [f"{safe_line(corpus.name)}: {note}" for note in corpus.notes]
     if corpus.is_conversational and text.chat_template is None:
         raise UserError(
@@ -258,6 +347,7 @@ def _tokenise_one(corpus: Corpus, text: Texts, context: "RunContext") -> Tokenis
         separator=text.eos_token_ids[0] if text.eos_token_ids else None,
         template=text.chat_template if corpus.is_conversational else None,
         cache=cache_folder(),
+        is_part=is_part,
         progress=context.progress,
         interrupted=context.interrupted,
     )

@@ -79,7 +79,7 @@ def start_run(
     config, plan, note = choose_sizes(
         start.config if start else None,
         replace(plan, val=corpora.val),
-        n_tokens=len(text.train.ids),
+        n_tokens=text.n_tokens,
         vocab_size=text.tokenizer.vocab_size,
         has_accelerator=device.type != "cpu",
     )
@@ -102,6 +102,7 @@ def start_run(
         context=context,
         start=model,
         corpora=corpora,
+        sources=text.train,
         trainer=trainer,
         threads=threads,
         is_finetuning=start is not None,
@@ -111,7 +112,7 @@ def start_run(
         sample_prompt_ids=sample_prompt_ids,
         sample_heading=sample_heading,
         title=describe_run(
-            trainer, corpora.train, text.train.unique_tokens, is_finetuning=start is not None
+            trainer, corpora.train, text.unique_tokens, is_finetuning=start is not None
         ),
         notes=[*text.notes, describe_method(trainer, threads, seconds)],
         warnings=text.warnings,
@@ -143,6 +144,7 @@ def resume_run(path: Path, context: RunContext, corpus: str = "") -> TrainingRun
         context=context,
         start=start,
         corpora=corpora,
+        sources=text.train,
         trainer=trainer,
         threads=metadata.threads,
         is_finetuning=metadata.is_finetuning,
@@ -152,7 +154,7 @@ def resume_run(path: Path, context: RunContext, corpus: str = "") -> TrainingRun
         sample_heading=sample_heading,
         sample_prompt_ids=sample_prompt_ids,
         title=describe_run(
-            trainer, corpora.train, text.train.unique_tokens, is_finetuning=metadata.is_finetuning
+            trainer, corpora.train, text.unique_tokens, is_finetuning=metadata.is_finetuning
         ),
         notes=[*text.notes, note],
         warnings=text.warnings,

@@ -5,6 +5,7 @@ makes of them is a corpus of two files: what is trained on, shuffled, and what i
 source.
 """
 
+import dataclasses
 import json
 import random
 import re
@@ -13,6 +14,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from minillm_repl.checkpoint import ChatTemplate
 from minillm_repl.errors import UserError
@@ -21,10 +23,12 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.settings import change
 from minillm_repl.storage.atomic import write_atomically
 from minillm_repl.storage.encoding import DetectedEncoding, read_text
-from minillm_repl.storage.paths import exists
+from minillm_repl.storage.files import read_utf8
+from minillm_repl.storage.paths import exists, user_path
 from minillm_repl.training.plan import TrainPlan
 
 RECIPES_FOLDER = Path(__file__).with_name("recipes")
+_MAX_RECIPE = 1 << 20  # bytes
 _VAL_EVERY = 20  # one block of documents in 20 goes to the validation split
 _SLOT = re.compile(r"\{(?:(\w+):)?(\w+)\}")
 _PAIR = re.compile(rf"([가-힣])({'|'.join(PARTICLES)})")
@@ -59,6 +63,12 @@ class Recipe:
     plan: TrainPlan
     chat: ChatTemplate | None
     excluded: re.Pattern[str]  # documents in which this is found are left out
+    folder: Path = RECIPES_FOLDER  # in which its grammars are
+
+    @property
+    def files(self) -> list[str]:
+        """The texts that it needs, by their names in the folder of data."""
+        return list(dict.fromkeys(source.file for source in self.sources if source.file))
 
     def prepare(
         self, data: Path, folder: Path, tell: Callable[[str], object] = lambda _note: None
@@ -68,6 +78,16 @@ class Recipe:
         The same texts and recipe give the same files; `tell` is told of a text that is not UTF-8.
         Raises UserError for a text that is missing.
         """
+        missing = [name for name in self.files if not exists(data / name)]
+        if missing:
+            raise UserError(
+                _(
+                    "recipe {recipe} needs {files} in {folder}",
+                    recipe=safe_line(self.name),
+                    files=safe_line(", ".join(missing)),
+                    folder=safe_line(str(data)),
+                )
+            )
         train, val = list[str](), list[tuple[str, str]]()
         for source in self.sources:
             documents = self._documents(source, data, tell)
@@ -90,17 +110,9 @@ class Recipe:
 
     def _documents(self, source: Source, data: Path, tell: Callable[[str], object]) -> list[str]:
         if source.grammar:
-            grammar = Grammar((RECIPES_FOLDER / source.grammar).read_text(encoding="utf-8"))
+            grammar = Grammar(read_text(self.folder / source.grammar))
             return list(grammar.texts(source.rule, source.count, self.plan.seed))
         path = data / source.file
-        if not exists(path):
-            raise UserError(
-                _(
-                    "recipe {recipe} needs the text file {path}",
-                    recipe=self.name,
-                    path=safe_line(str(path)),
-                )
-            )
         encoding = DetectedEncoding()
         text = unicodedata.normalize("NFC", read_text(path, encoding))
         for note in encoding.notes(path):
@@ -125,29 +137,75 @@ class Recipe:
 
 
 def read_recipe(name: str) -> Recipe:
-    """Read the recipe of that name. Raises UserError if there is none."""
+    """Read the recipe of that name, or the file of a user. Raises UserError."""
     path = RECIPES_FOLDER / f"{name}.toml"
     if name not in recipes():
+        path = user_path(name)
+        if not exists(path):
+            raise UserError(
+                _(
+                    "no recipe {name!r}; available: {recipes}, or a file NAME.toml",
+                    name=safe_line(name),
+                    recipes=", ".join(recipes()),
+                )
+            )
+    try:
+        return _parse_recipe(name, path)
+    except (tomllib.TOMLDecodeError, re.error, TypeError) as error:
         raise UserError(
             _(
-                "no recipe {name!r}; available: {recipes}",
+                "{name} is no recipe: {error:.200}",
                 name=safe_line(name),
-                recipes=", ".join(recipes()),
+                error=safe_line(str(error)),
             )
-        )
-    read = tomllib.loads(path.read_text(encoding="utf-8"))
+        ) from None
+
+
+def _parse_recipe(name: str, path: Path) -> Recipe:
+    """Raises UserError, and TOMLDecodeError, re.error or TypeError for what is no recipe."""
+    read = tomllib.loads(read_utf8(path, _MAX_RECIPE))
+    unknown = sorted(set(read) - {"plan", "chat", "source", "unwanted"})
+    sources, settings, chat = read.get("source"), read.get("plan", {}), read.get("chat")
+    if unknown or not isinstance(sources, list) or not sources or not isinstance(settings, dict):
+        raise TypeError(_("it needs [[source]] tables, and may have [plan], [chat] and unwanted"))
     plan = TrainPlan()
-    for setting, value in read["plan"].items():
+    for setting, value in settings.items():
         plan = change(plan, setting, str(value), display_name=setting)
-    chat = ChatTemplate(**read["chat"]) if "chat" in read else None
-    unwanted = re.compile(read.get("unwanted", r"(?!)"))
     return Recipe(
         name=name,
-        sources=tuple(Source(**source) for source in read["source"]),
+        sources=tuple(map(_parse_source, sources)),
         plan=plan,
-        chat=chat,
-        excluded=unwanted,
+        chat=None if chat is None else _parse_chat(chat),
+        excluded=re.compile(read.get("unwanted", r"(?!)")),
+        folder=path.parent,
     )
+
+
+def _parse_source(fields: Any) -> Source:
+    """Raises TypeError or re.error for a source that is none."""
+    source = Source(**fields)
+    for field in dataclasses.fields(Source):
+        value = getattr(source, field.name)
+        if type(value) is not field.type:
+            raise TypeError(
+                _("{field} is {value:.40}", field=field.name, value=safe_line(repr(value)))
+            )
+    if bool(source.file) == bool(source.grammar) or min(source.block, source.copies) < 1:
+        raise TypeError(_("a source needs a file or a grammar, and block and copies from 1"))
+    re.compile(source.separator)
+    re.compile(source.match)
+    return source
+
+
+def _parse_chat(fields: Any) -> ChatTemplate:
+    match fields:
+        case {"source": str(source), **others} if set(others) <= {"variables"}:
+            variables = others.get("variables", {})
+            if isinstance(variables, dict) and all(
+                isinstance(value, str) for value in variables.values()
+            ):
+                return ChatTemplate(source, variables)
+    raise TypeError(_("[chat] needs a source, and may have variables"))
 
 
 def recipes() -> list[str]:

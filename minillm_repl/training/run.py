@@ -19,6 +19,7 @@ from minillm_repl.training import TrainEvent, TrainingFinished, never_interrupte
 from minillm_repl.training.machine import Distributed, full_tensor, torch_threads
 from minillm_repl.training.open_corpora import OpenCorpora
 from minillm_repl.training.record import make_record, started
+from minillm_repl.training.splits import Weighted
 from minillm_repl.training.trainer import Trainer
 
 
@@ -45,6 +46,7 @@ class TrainingRun:
     context: RunContext
     start: Checkpoint  # what learns, without weights; `training` is the record from before
     corpora: OpenCorpora
+    sources: list[Weighted]  # the corpora as tokens, with their weights
     trainer: Trainer
     threads: int
     is_finetuning: bool  # whether an older model is trained further

@@ -7,8 +7,8 @@ seed. Equal documents fall into the same split, and another order of the lines c
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,44 +29,48 @@ _MAX_UNITS = 1 << 20
 _UNITS_PER_CHECK = 10_000  # between two looks for Ctrl-C
 
 
-@dataclass(frozen=True)
-class _Units:
-    """Documents of a corpus, in an order by chance that does not depend on that of the corpus."""
+Weighted = tuple[TokenisedCorpus, float]
+"""A corpus, and how often its documents come in one pass."""
+Spans = NDArray[np.int64]
+"""The documents of a corpus, (documents, 2): the first token of each, and the place after its last.
 
-    tokens: TokenisedCorpus
-    spans: NDArray[np.int64]  # (units, 2): the first token of each, and the place after its last
-    digests: NDArray[np.uint64]  # (units,), ascending
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """The tokens of each, (units,)."""
-        return self.spans[:, 1] - self.spans[:, 0]
-
-    def part(self, first: int, last: int) -> "_Units":
-        """Return some of them."""
-        return _Units(self.tokens, self.spans[first:last], self.digests[first:last])
+Of more than a million documents, neighbours are together."""
+_Part = tuple[TokenisedCorpus, Spans, float]  # documents of a corpus, and its weight
 
 
 def make_splits(
-    tokens: TokenisedCorpus,
-    val_tokens: TokenisedCorpus | None,
+    train: Sequence[Weighted],
+    val: TokenisedCorpus | None,
     plan: TrainPlan,
     name: str,
     interrupted: Callable[[], bool] = never_interrupted,
 ) -> tuple[Split, Split | None]:
     """Return the training split, and the validation split if there is one: a text of its own, or
-    a tenth of a text that is long enough, in whole documents if there are several.
+    a tenth of each corpus that is long enough, in whole documents if there are several.
 
     Raises UserError if either has not even one window, or when interrupted.
     """
     context = plan.context_length
-    n_val = len(tokens.ids) // _VAL_DENOMINATOR
-    if val_tokens is not None:
-        splits = [_row(each, plan, interrupted) for each in (tokens, val_tokens)]
-    elif plan.val == "auto" and n_val >= max(_MIN_VAL_TOKENS, 4 * context):
-        splits = _held_out(tokens, plan, interrupted)
-    else:
-        splits = [_row(tokens, plan, interrupted)]
+    ordered = [(tokens, *_in_order(tokens, plan.seed), weight) for tokens, weight in train]
+    n_tokens = sum(len(tokens.ids) for tokens, _weight in train)
+    splits = list[Split]()
+    if (
+        val is None
+        and plan.val == "auto"
+        and n_tokens // _VAL_DENOMINATOR >= max(_MIN_VAL_TOKENS, 4 * context)
+    ):
+        rest, held_out = list[_Part](), list[_Part]()
+        for tokens, spans, digests, weight in ordered:
+            first, last = _hold_out(tokens, spans, digests)
+            rest.append((tokens, first, weight))
+            held_out.append((tokens, last, 1.0))
+        splits = [_write_row(each, plan, interrupted) for each in (rest, held_out)]
+    if not splits or not splits[1].targets:
+        everything = [(tokens, spans, weight) for tokens, spans, _digests, weight in ordered]
+        splits = [_write_row(everything, plan, interrupted)]
+    if val is not None:
+        spans, _order = _in_order(val, plan.seed)
+        splits.append(_write_row([(val, spans, 1.0)], plan, interrupted))
     for split in splits:
         if not split.targets:
             raise UserError(
@@ -87,96 +91,106 @@ def make_splits(
     return splits[0], splits[1] if len(splits) > 1 else None
 
 
-def _row(tokens: TokenisedCorpus, plan: TrainPlan, interrupted: Callable[[], bool]) -> Split:
-    """Return all of a corpus as one split."""
-    if len(tokens.ends) < 2:
-        return Split(tokens.ids, tokens.loss_mask, plan.context_length)
-    return _write_row(_shuffled(tokens, plan.seed), plan, interrupted)
-
-
-def _held_out(
-    tokens: TokenisedCorpus, plan: TrainPlan, interrupted: Callable[[], bool]
-) -> list[Split]:
-    """Return the training and the validation split of a corpus; or one split, if the other has
-    nothing that counts.
-    """
-    target = len(tokens.ids) - -(-len(tokens.ids) // _VAL_DENOMINATOR)
-    if len(tokens.ends) < 2:
-        whole = Split(tokens.ids, tokens.loss_mask, plan.context_length)
-        splits = _cut(whole, target)
-        return splits if splits[1].targets else [whole]
-    units = _shuffled(tokens, plan.seed)
-    ends = np.cumsum(units.lengths)  # (units,)
-    # Equal documents follow one another: no cut parts them.
-    cuts = np.flatnonzero(units.digests[1:] != units.digests[:-1]) + 1
-    best = int(cuts[np.abs(ends[cuts - 1] - target).argmin()]) if len(cuts) else 0
-    if best and abs(int(ends[best - 1]) - target) <= _MAX_DEVIATION * ends[-1]:
-        parts = units.part(0, best), units.part(best, len(units.spans))
-        splits = [_write_row(part, plan, interrupted) for part in parts]
-    else:  # a few long documents
-        splits = _cut(_write_row(units, plan, interrupted), target)
-    return splits if splits[1].targets else [_write_row(units, plan, interrupted)]
-
-
-def _cut(row: Split, place: int) -> list[Split]:
-    """Return a row of tokens as two."""
-    return [
-        Split(
-            row.ids[span],
-            None if row.loss_mask is None else row.loss_mask[span],
-            row.context_length,
-        )
-        for span in (slice(0, place), slice(place, None))
-    ]
-
-
-def _shuffled(tokens: TokenisedCorpus, seed: int) -> _Units:
-    """Return the documents of a corpus in the order of their digests."""
+def _in_order(tokens: TokenisedCorpus, seed: int) -> tuple[Spans, NDArray[np.uint64]]:
+    """Return the documents of a corpus in the order of their digests, and these (documents,)."""
     every = -(-len(tokens.ends) // _MAX_UNITS)
-    stops = np.append(tokens.ends[every - 1 : -1 : every], len(tokens.ids))  # (units,)
-    spans = np.stack([np.append(0, stops[:-1]), stops], 1)  # (units, 2)
-    key = seed.to_bytes(8, "little")
-    digests = np.empty(len(spans), np.uint64)
-    for index, (first, last) in enumerate(spans.tolist()):
+    stops = np.append(tokens.ends[every - 1 : -1 : every], len(tokens.ids))
+    spans = np.stack([np.append(0, stops[:-1]), stops], 1)
+    key, digests = seed.to_bytes(8, "little"), np.zeros(len(spans), np.uint64)
+    for index, (first, last) in enumerate(spans.tolist() if len(spans) > 1 else ()):
         data = tokens.ids[first:last].tobytes()
         digest = hashlib.blake2b(data, digest_size=8, key=key).digest()
         digests[index] = int.from_bytes(digest, "little")
     release(tokens.ids)
     order = digests.argsort(kind="stable")
-    return _Units(tokens, spans[order], digests[order])
+    return spans[order], digests[order]
 
 
-def _write_row(units: _Units, plan: TrainPlan, interrupted: Callable[[], bool]) -> Split:
-    """Return documents as a row of tokens, in a file without a name that is mapped."""
-    tokens = units.tokens
-    # Equal documents follow one another in the order of digests; here they no longer do.
-    order = np.random.default_rng(plan.seed).permutation(len(units.spans))
-    rows = list[NDArray[np.generic]]()
-    for array, lead in ((tokens.ids, tokens.lead), (tokens.loss_mask, (False,) * len(tokens.lead))):
-        if array is None:
-            continue
-        try:
-            with tempfile.TemporaryFile() as file:
-                file.write(np.array(lead, array.dtype).tobytes())
-                for piece in _pieces(array, units.spans[order].tolist(), interrupted):
-                    file.write(piece)
-                rows.append(memory_map(file, array.dtype))
-        except OSError as error:
-            raise UserError(
-                _("could not write a temporary file: {reason}", reason=os_error_text(error))
-            ) from None
-        release(array)
-    mask = rows[1] if len(rows) > 1 else None
-    return Split(rows[0], mask, plan.context_length)  # type: ignore[arg-type]
+def count_duplicates(tokens: TokenisedCorpus) -> int:
+    """Return how many documents are equal to another one, without the first of each."""
+    _spans, digests = _in_order(tokens, 0)
+    return int((digests[1:] == digests[:-1]).sum())
 
 
-def _pieces(
-    array: NDArray[np.generic],
-    spans: Sequence[Sequence[int]],
+def _hold_out(
+    tokens: TokenisedCorpus, spans: Spans, digests: NDArray[np.uint64]
+) -> tuple[Spans, Spans]:
+    """Return the documents to train on, and those that are held out: a tenth of the tokens.
+
+    Few long documents cannot be parted so: then one is cut, as a text that is one document is.
+    """
+    ends = np.cumsum(spans[:, 1] - spans[:, 0])  # (units,)
+    target = len(tokens.ids) - -(-len(tokens.ids) // _VAL_DENOMINATOR)
+    # Equal documents follow one another: no cut parts them.
+    cuts = np.flatnonzero(digests[1:] != digests[:-1]) + 1
+    best = int(cuts[np.abs(ends[cuts - 1] - target).argmin()]) if len(cuts) else 0
+    if best and abs(int(ends[best - 1]) - target) <= _MAX_DEVIATION * len(tokens.ids):
+        return spans[:best], spans[best:]
+    index = int(np.searchsorted(ends, target, side="right"))
+    before = int(ends[index - 1]) if index else 0
+    place = int(spans[index, 0]) + target - before
+    first, last = spans[index].copy(), spans[index].copy()
+    first[1] = last[0] = place
+    return np.vstack([spans[:index], first]), np.vstack([last, spans[index + 1 :]])
+
+
+def _write_row(
+    parts: Sequence[_Part],
+    plan: TrainPlan,
     interrupted: Callable[[], bool],
-) -> Iterator[bytes]:
-    """Yield the entries of spans as bytes. Raises UserError when interrupted."""
-    for number, (first, last) in enumerate(spans):
-        if number % _UNITS_PER_CHECK == 0 and interrupted():
-            raise UserError(_("stopped while reading the text"))
-        yield array[first:last].tobytes()
+) -> Split:
+    """Return documents as a row of tokens in an order by chance, in a mapped file without a name;
+    of a single document, a view of where it is.
+    """
+    tokens, spans, weight = parts[0]
+    if len(parts) == 1 and len(spans) == 1 and weight == 1:
+        here = slice(*spans[0].tolist())
+        mask = None if tokens.loss_mask is None else tokens.loss_mask[here]
+        return Split(tokens.ids[here], mask, plan.context_length)
+    # (documents, 3): which corpus, and the span in it
+    entries = np.vstack([_repeat(number, *part[1:]) for number, part in enumerate(parts)])
+    entries = entries[np.random.default_rng(plan.seed).permutation(len(entries))]
+    lead = next((tokens.lead for tokens, _spans, _weight in parts if tokens.lead), ())
+    ids = _write([tokens.ids for tokens, _spans, _weight in parts], entries, lead, interrupted)
+    if all(tokens.loss_mask is None for tokens, _spans, _weight in parts):
+        return Split(ids, None, plan.context_length)
+    masks = [
+        np.broadcast_to(np.True_, len(tokens.ids)) if tokens.loss_mask is None else tokens.loss_mask
+        for tokens, _spans, _weight in parts
+    ]
+    loss_mask = _write(masks, entries, (False,) * len(lead), interrupted)
+    return Split(ids, loss_mask, plan.context_length)
+
+
+def _repeat(number: int, spans: Spans, weight: float) -> Spans:
+    """Return the documents of a corpus as often as its weight says; of 1.5, the first half twice.
+
+    They are in an order by chance, so the first of them are any.
+    """
+    more = round(len(spans) * (weight % 1))
+    repeated = np.vstack([*[spans] * int(weight), spans[:more]])
+    return np.hstack([np.full((len(repeated), 1), number), repeated])
+
+
+def _write(
+    arrays: Sequence[NDArray[Any]],
+    entries: Spans,
+    lead: Sequence[int],
+    interrupted: Callable[[], bool],
+) -> NDArray[Any]:
+    """Return spans of several arrays, one after the other, mapped. Raises UserError."""
+    dtype = arrays[0].dtype
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(np.array(lead, dtype).tobytes())
+            for index, (number, first, last) in enumerate(entries.tolist()):
+                if index % _UNITS_PER_CHECK == 0 and interrupted():
+                    raise UserError(_("stopped while reading the text"))
+                file.write(arrays[number][first:last].tobytes())
+            for array in arrays:
+                release(array)
+            return memory_map(file, dtype)
+    except OSError as error:
+        raise UserError(
+            _("could not write a temporary file: {reason}", reason=os_error_text(error))
+        ) from None

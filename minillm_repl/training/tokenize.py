@@ -34,20 +34,22 @@ def tokenise(
     separator: int | None = None,
     template: ChatTemplate | None = None,
     cache: Path | None = None,
+    is_part: bool = False,
     progress: Callable[[float], None] = lambda _share: None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> TokenisedCorpus:
     """Return the tokens of a corpus; `template` writes the conversations of one that has them.
 
     A text begins as a prompt does, with the start token of the tokenizer. A separator follows each
-    document, if there is more than one; where it is that start token, it serves as both. The tokens
-    of a large corpus stay in the folder `cache`, where the next run finds them. Raises UserError
-    for a conversation that the template refuses, and when interrupted.
+    text, if there is more than one document, or if the corpus is a part of a mixture; where it is
+    that start token, it serves as both. The tokens of a large corpus stay in the folder `cache`,
+    where the next run finds them. Raises UserError for a conversation that the template refuses,
+    and when interrupted.
     """
     total = int(corpus.character_counts.sum())
-    separator = separator if corpus.count > 1 and template is None else None
+    separator = separator if (corpus.count > 1 or is_part) and corpus.has_texts else None
     lead = () if separator is None else (separator,)
-    start_ids = () if tokenizer.start_ids == lead or template else tokenizer.start_ids
+    start_ids = () if tokenizer.start_ids == lead else tokenizer.start_ids
     lead = () if start_ids else lead
     key = ""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
@@ -251,25 +253,35 @@ class _Encoder:
         return [encoded[index] for index in range(len(group))]
 
     def _conversation_chunks(self, documents: Iterator[Document]) -> Iterator[_TokenChunk]:
+        """Tokenise conversations, and the texts between them, which are learnt as a whole."""
         assert self.template is not None
         n_done = 0
-        for group in _groups(documents, _CONVERSATIONS_PER_GROUP):
+        for group in _groups(_split_long_documents(documents), _CONVERSATIONS_PER_GROUP):
+            talks = [document.messages for document, _is_first in group if document.messages]
+            examples = iter(
+                encode_with_loss_mask(self.template, self.tokenizer, talks, n_done + 1)
+                if talks
+                else ()
+            )
+            n_done += len(talks)
+            plain = [piece for piece in group if not piece[0].messages]
+            encoded = iter(self._encode(plain))
             ids, ends, loss_mask = list[int](), list[int](), list[bool]()
-            for examples in encode_with_loss_mask(
-                self.template,
-                self.tokenizer,
-                [document.messages for document, _is_first in group],
-                n_done + 1,
-            ):
-                for tokens, mask in examples:
-                    ids += tokens
-                    loss_mask += mask
-                ends.append(len(ids))
+            for document, is_first in group:
+                if document.messages:
+                    for tokens, mask in next(examples):
+                        ids += tokens
+                        loss_mask += mask
+                else:
+                    before, after = self._around(document, is_first=is_first)
+                    ids += [*before, *next(encoded), *after]
+                    loss_mask += [True] * (len(ids) - len(loss_mask))
+                if document.is_complete:
+                    ends.append(len(ids))
             texts = [text for document, _is_first in group for text in document.texts]
             find = self.tokenizer.find_unknown
             unknown = sum(text.count(each) for text in texts for each in find(text))
             yield _TokenChunk(ids, ends, loss_mask, sum(map(len, texts)), unknown)
-            n_done += len(group)
 
 
 def _split_long_documents(documents: Iterator[Document]) -> Iterator[Document]:
@@ -277,6 +289,9 @@ def _split_long_documents(documents: Iterator[Document]) -> Iterator[Document]:
     its size for it.
     """
     for document in documents:
+        if document.messages:
+            yield document
+            continue
         *chunks, last = split_chunks(document.text, _SUBWORD_CHUNK)
         yield from (Document(chunk, is_complete=False) for chunk in chunks)
         yield Document(last, is_complete=document.is_complete)

@@ -78,7 +78,8 @@ def test_a_run_that_goes_on_and_an_adapter_keep_it(tmp_path):
     save(without, tmp_path / "base" / "m.safetensors")
     opened = load(tmp_path / "base" / "m.safetensors")
     assert opened.tokenizer.start_ids == ()
-    lora, tuned = trained(tmp_path, "\n".join(NAMES * 9), opened, lora_rank=2)
+    sizes = {"d_model": 0, "n_layers": 0}  # those of the open model
+    lora, tuned = trained(tmp_path, "\n".join(NAMES * 9), opened, lora_rank=2, **sizes)
     assert tuned.adapter.start == "<end>"
     save_adapter(tuned, tmp_path / "a.safetensors")
     assert load(tmp_path / "a.safetensors").tokenizer.encode("bal") == tuned.tokenizer.encode("bal")

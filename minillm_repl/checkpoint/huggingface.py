@@ -139,6 +139,15 @@ def as_family(checkpoint: Checkpoint) -> tuple[Family, AnyConfig, Tensors]:
     Raises UserError if there is none.
     """
     config, tensors = checkpoint.config, checkpoint.arrays()
+    if config.has_canon_layers:
+        raise UserError(
+            _(
+                "neither transformers nor llama.cpp has this model's Canon layers: save "
+                "a file with `:save NAME{suffix}`. A model that is to leave this program is "
+                "trained with arch=llama",
+                suffix=SUFFIX,
+            )
+        )
     # One that has a field for everything in the config: the model's own, if nothing changed it.
     family = family_of(config, checkpoint.model_type)
     # A GPT always fits: _convert_to_gpt2 handles what GPT-2 lacks.

@@ -26,7 +26,7 @@ from minillm_repl.checkpoint.header import (
 )
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.model.config import AnyConfig, GPTConfig, LlamaConfig
+from minillm_repl.model.config import CONFIGS, AnyConfig
 from minillm_repl.model.config_base import ModelConfig, Rope, printable
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically
@@ -167,19 +167,19 @@ def parse_config(header: Header, name: str) -> AnyConfig:
 
 
 def config_from_json(data: Any) -> AnyConfig:
-    """Return the config of `{"arch": "gpt", "vocab_size": 44, ...}`, of either family; an entry
-    with a default may be left out.
+    """Return the config of `{"arch": "gpt", "vocab_size": 44, ...}`; an entry with a default may be
+    left out.
 
     Raises UserError.
     """
     # Without sizes there is no model; every other entry may have its default.
     arch = data.get("arch") if isinstance(data, dict) else None
-    family: type[GPTConfig | LlamaConfig] = LlamaConfig if arch == LlamaConfig.arch else GPTConfig
-    if arch != family.arch or not set(data) >= _SIZES:
+    family = CONFIGS.get(arch) if isinstance(arch, str) else None
+    if family is None or not set(data) >= _SIZES:
         raise UserError(
             _(
                 "expected arch = {arch} with {sizes}, got {value}",
-                arch=family.arch,
+                arch=family.arch if family else "/".join(CONFIGS),
                 sizes=", ".join(sorted(_SIZES)),
                 value=printable(data),
             )
@@ -211,7 +211,7 @@ def config_to_json(config: AnyConfig) -> dict[str, Any]:
     return data
 
 
-def _check_names(family: type[GPTConfig | LlamaConfig], values: dict[str, Any]) -> None:
+def _check_names(family: type[AnyConfig], values: dict[str, Any]) -> None:
     """Raise UserError for an entry that the family does not have, or that is missing."""
     known = {entry.name: entry for entry in fields(family)}
     extra = sorted(set(values) - set(known))

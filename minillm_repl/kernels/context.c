@@ -35,6 +35,8 @@ static const char *check_layer(const Model *m, const Layer *l) {
     int d = m->head_dim;
     if (!l->norm1.gain && !l->post_norm1.gain) return "norms of attention";
     if (!l->norm2.gain && (m->parallel_residual || !l->post_norm2.gain)) return "norms of MLP";
+    if (!l->canon1 != !m->layers->canon1 || !l->canon2 != !l->canon1) return "canon layers";
+    if (l->canon1 && (m->parallel_residual || !l->norm1.gain || !l->norm2.gain)) return "canon";
     if (!l->q_norm.gain != !l->k_norm.gain) return "q_norm and k_norm";
     if (!are_matrix(l->qkv, 3, (m->n_heads + 2 * m->n_kv_heads) * d, m->d_model)) return "qkv";
     if (!is_matrix(&l->proj, m->d_model, m->n_heads * d)) return "proj";
@@ -176,6 +178,7 @@ void minillm_free(Context *c) {
     give_back(c->memory);
     give_back(c->keys);
     give_back(c->values);
+    give_back(c->canon);
     free(c);
 }
 
@@ -194,9 +197,12 @@ int minillm_reserve(Context *c, int positions, const float *cos, const float *si
     if (positions < c->capacity || 2 * pairs > m->head_dim) return 1;
     float *keys = zeros(heads * capacity * d * sizeof(float));
     float *values = zeros(heads * capacity * padded * sizeof(float));
-    if (!keys || !values) {
+    size_t inputs = m->layers->canon1 ? 2 * (size_t)m->n_layers : 0;  // of Canon layers
+    float *canon = inputs ? zeros(inputs * canon_numbers(m, (int)capacity) * sizeof(float)) : NULL;
+    if (!keys || !values || (inputs && !canon)) {
         give_back(keys);
         give_back(values);
+        give_back(canon);
         return 1;
     }
     team_rest(c->team);
@@ -205,10 +211,16 @@ int minillm_reserve(Context *c, int positions, const float *cos, const float *si
         memcpy(values + i * capacity * padded, c->values + i * before * padded,
                before * padded * sizeof(float));
     }
+    for (size_t i = 0; i < inputs && before; i++)
+        memcpy(canon + i * canon_numbers(m, (int)capacity),
+               c->canon + i * canon_numbers(m, (int)before),
+               canon_numbers(m, (int)before) * sizeof(float));
     give_back(c->keys);
     give_back(c->values);
+    give_back(c->canon);
     c->keys = keys;
     c->values = values;
+    c->canon = canon;
     c->capacity = (int)capacity;
     c->cos = cos;
     c->sin = sin;

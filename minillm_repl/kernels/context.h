@@ -22,10 +22,17 @@ struct Context {
     Operand operand;  // the memory of the other forms of a product's operand
     // The KV cache: keys (layers, g, blocks, d, 32), values (layers, g, positions, padded).
     float *keys, *values;
+    // What Canon layers read (layers, 2, CANON − 1 + positions, w): zeros, then every position.
+    float *canon;
     int capacity, padded, most_parts;
     const float *cos, *sin;  // (ropes, angles, pairs)
     int angles, pairs;       // positions that have angles, and pairs of a head
 };
+
+// Numbers in the cache that a Canon layer reads, with room for `capacity` positions.
+static inline size_t canon_numbers(const Model *m, int capacity) {
+    return ((size_t)CANON - 1 + capacity) * m->d_model;
+}
 
 // Rows of a matrix that make a piece of work: enough for about a hundred pieces in all.
 static inline int rows_per_piece(int rows, int count) {

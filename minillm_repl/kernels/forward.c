@@ -18,6 +18,7 @@ typedef struct {
     float *logits;  // (vocab_size,), the caller's
     const Layer *layer;
     float *keys, *values;  // of this layer
+    const float *taps;     // of a Canon layer
     const Norm *norm;
     const float *from, *residual;
     float scale;  // of what is added to the residual
@@ -75,6 +76,12 @@ static void add_row(void *job, int thread, int t) {
     float *out = scratch_of(s, thread)->out;
     const float *before = s->residual + (size_t)t * n;
     for (int i = 0; i < n; i++) out[i] = before[i] + out[i] * s->scale;
+}
+
+static void mix_row(void *job, int thread, int t) {
+    Step *s = job;
+    int n = s->c->model->d_model;
+    mix_recent(s->taps, s->from + (size_t)t * n, n, scratch_of(s, thread)->out);
 }
 
 // ---- products ----
@@ -349,11 +356,23 @@ static void norm(Member *member, int thread, Step *s, const Norm *norm, const fl
     team_phase(member, thread, s, (Work){normalise_row, put_row}, s->count);
 }
 
-// Returns what attention or MLP read: the residual stream, or a normalised copy of it in `to`.
+// Returns what attention or MLP read: the residual stream, or a normalised copy of it in `to`, which a
+// Canon layer, the `place`-th of the model, mixes with what is cached of the three tokens before.
 static const float *pre_norm(Member *member, int thread, Step *s, const Norm *before,
-                             const float *x, float *to) {
+                             const float *taps, int place, const float *x, float *to) {
     if (!before->gain) return x;
-    norm(member, thread, s, before, x, to);
+    if (!taps) {
+        norm(member, thread, s, before, x, to);
+        return to;
+    }
+    const Model *m = s->c->model;
+    int w = m->d_model;
+    float *recent = s->c->canon + place * canon_numbers(m, s->c->capacity) + (size_t)s->start * w;
+    norm(member, thread, s, before, x, recent + (CANON - 1) * w);
+    s->taps = taps;
+    s->from = recent;
+    s->to = to;
+    team_phase(member, thread, s, (Work){mix_row, put_row}, s->count);
     return to;
 }
 
@@ -377,14 +396,14 @@ void run_step(Member *member, int thread, void *job) {
     Context *c = s->c;
     const Model *m = c->model;
     int w = m->d_model, h = m->n_heads, g = m->n_kv_heads, d = m->head_dim;
-    size_t skipped = 0;  // tokens of which nothing more is wanted
     s->to = c->x;
     team_phase(member, thread, s, (Work){embed, put_row}, s->count);
     for (int i = 0; i < m->n_layers; i++) {
         const Layer *layer = s->layer = &m->layers[i];
         s->keys = c->keys + (size_t)i * g * c->capacity * d;
         s->values = c->values + (size_t)i * g * c->capacity * c->padded;
-        const float *read = pre_norm(member, thread, s, &layer->norm1, c->x, c->normed);
+        const float *read =
+            pre_norm(member, thread, s, &layer->norm1, layer->canon1, 2 * i, c->x, c->normed);
         if (m->parallel_residual) norm(member, thread, s, &layer->norm2, c->x, c->normed2);
         for (int part = 0, row = 0; part < 3 && layer->qkv[part].weights; part++) {
             product_into(member, thread, s, NULL, &layer->qkv[part], read, NULL, c->qkv + row,
@@ -395,16 +414,24 @@ void run_step(Member *member, int thread, void *job) {
             team_phase(member, thread, s, (Work){normalise_heads, put_heads}, 2 * s->count);
         team_phase(member, thread, s, (Work){finish_head, put_head}, h + 2 * g);
         attention(member, thread, s);
-        if (i == m->n_layers - 1) {  // only the last token's logits are wanted
-            skipped = (size_t)s->count - 1;
-            s->count = 1;
-        }
+        // Only the last token's logits are wanted. In the last layer the others are skipped, once
+        // attention has their keys and values, and the second Canon layer what it reads of them.
+        bool is_last = i == m->n_layers - 1;
+        size_t skipped = is_last && !layer->canon2 ? (size_t)s->count - 1 : 0;
+        s->count -= (int)skipped;
         add_product(member, thread, s, &layer->proj, &layer->post_norm1, c->z + skipped * h * d,
                     c->x + skipped * w, c->x2);
         read = m->parallel_residual ? c->normed2 + skipped * w
-                                    : pre_norm(member, thread, s, &layer->norm2, c->x2, c->normed2);
+                                    : pre_norm(member, thread, s, &layer->norm2, layer->canon2,
+                                               2 * i + 1, c->x2, c->normed2);
+        const float *residual = c->x2;
+        if (is_last) {
+            read += (size_t)(s->count - 1) * w;
+            residual += (size_t)(s->count - 1) * w;
+            s->count = 1;
+        }
         product(member, thread, s, &layer->gate, &layer->up, read, NULL, c->hidden);
-        add_product(member, thread, s, &layer->down, &layer->post_norm2, c->hidden, c->x2, c->x);
+        add_product(member, thread, s, &layer->down, &layer->post_norm2, c->hidden, residual, c->x);
     }
     norm(member, thread, s, &m->norm, c->x, c->normed);
     product(member, thread, s, NULL, &m->head, c->normed, NULL, s->logits);

@@ -10,7 +10,7 @@
 //   matmul.c     weights times activations;  amx.c  the same on Intel's tile unit
 //   quantised.c  weights of 8 bits or fewer times a token, and what they are in float32
 //   attention.c  attention with online softmax over the KV cache
-//   pointwise.c  norms, activations, rotary positions, rounding of activations
+//   pointwise.c  norms, Canon layers, activations, rotary positions, rounding of activations
 //   forward.c    a step of a model, top to bottom: begin to read here
 
 #ifndef MINILLM_KERNELS_H
@@ -62,11 +62,15 @@ typedef struct {
     const float *gain, *bias;  // with a bias it is a LayerNorm, else an RMSNorm; NULL: none
 } Norm;
 
+#define CANON 4  // tokens that a Canon layer mixes: a token and the three before it
+
 typedef struct {
     Norm norm1, norm2;            // of what attention and MLP read, if the model has them
     Norm post_norm1, post_norm2;  // of what they add
     Norm q_norm, k_norm;          // of each head, or of all heads of a token together
-    Matrix qkv[3];                // queries, keys and values, in this order, in one matrix or more
+    // (CANON, d_model): of the Canon layers after norm1 and norm2, or NULL
+    const float *canon1, *canon2;
+    Matrix qkv[3];  // queries, keys and values, in this order, in one matrix or more
     Matrix proj;
     Matrix gate, up, down;  // the gate is missing in a plain MLP
     int32_t window;         // positions that a query sees, its own included; 0 for all

@@ -65,6 +65,7 @@ void amx_split(const Operand *x, int block, int first, uint16_t *parts);
 
 // pointwise.c
 void normalise(const Norm *norm, float eps, const float *x, int n, float *y);
+void mix_recent(const float *taps, const float *recent, int n, float *y);
 void activate(int activation, float *x, int n);
 void scale(float *x, float by, int n);
 void softcap(float *x, float cap, int n);

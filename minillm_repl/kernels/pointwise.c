@@ -30,6 +30,15 @@ void normalise(const Norm *norm, float eps, const float *x, int n, float *y) {
         for (int i = 0; i < n; i++) y[i] = x[i] * scale * norm->gain[i];
 }
 
+// A Canon layer: y = a token's n numbers, plus a mix of them and those of the tokens before it, each
+// number by itself. `taps` and `recent` are (CANON, n); the token is the last row.
+void mix_recent(const float *taps, const float *recent, int n, float *y) {
+    const float *x = recent + (size_t)(CANON - 1) * n;
+    for (int i = 0; i < n; i++) y[i] = x[i];
+    for (int k = 0; k < CANON; k++, taps += n, recent += n)
+        for (int i = 0; i < n; i++) y[i] += taps[i] * recent[i];
+}
+
 // Returns erf(z) within 7e-7, by the rational approximation that Eigen uses.
 static vf error_function(vf z) {
     z = larger(splat(-3.8325f), choose(z < splat(3.8325f), z, splat(3.8325f)));

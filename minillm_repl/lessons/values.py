@@ -90,6 +90,7 @@ class LessonValues:
             # GPT models have LayerNorm and a plain MLP, Llama models RMSNorm and a gated one.
             "layer_norm": not gated,
             "tied": config.tie_word_embeddings,
+            "canon": config.has_canon_layers,
             "hangul": bool(_HANGUL.search(self._text)),
         }
         if name not in conditions:

@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from minillm_repl.model.config import AnyConfig
+from minillm_repl.model.config import CANON_TOKENS, AnyConfig
 
 
 def attend(
@@ -107,7 +107,7 @@ _CAPACITY_STEP = 128  # tokens; the capacity of a short text is a multiple of th
 
 
 class KVCache:
-    """Keys and values of every layer for one sequence, in float32.
+    """Keys and values of every layer for one sequence, in float32; and what Canon layers read.
 
     `length` tokens are in it; a lower `length` forgets the later ones. The capacity doubles when it
     is used up: a long text is copied a few times in all, and a short one takes little memory.
@@ -119,6 +119,10 @@ class KVCache:
         self.max_length = config.context_length  # tokens; doubling stops here
         self._sliding_windows = config.sliding_windows or (0,)
         self._kv = torch.empty(self._shape, device=device)
+        # The inputs of Canon layers, after the zeros that stand before a text. All are kept, for
+        # `length` can become any lower one. (layers, attention and MLP, b = 1, 3 + capacity, w)
+        n_canon = config.n_layers if config.has_canon_layers else 0
+        self._canon = torch.zeros((n_canon, 2, 1, CANON_TOKENS - 1, config.d_model), device=device)
         self._static_position: Tensor | None = None  # (1,); None: the position is `length`
         self._masks: dict[int, Tensor] = {}  # in static mode, by the width of the window
         self.length = 0
@@ -172,6 +176,24 @@ class KVCache:
         self._kv[layer, 1, :, :, self.length : end] = value
         return self._kv[layer, 0, :, :, :end], self._kv[layer, 1, :, :, :end]
 
+    def recent(self, name: str, x: Tensor) -> Tensor:
+        """Store the inputs x (1, new, w) of a Canon layer; return the three before them as well.
+
+        `name` is that of the part that reads its result: `blocks.0.attention`, `blocks.0.mlp`.
+        """
+        _blocks, layer, part = name.split(".")
+        place = int(layer), int(part == "mlp")
+        if self._static_position is not None:
+            window = self._static_position + torch.arange(CANON_TOKENS, device=x.device)  # (4,)
+            self._canon[place].index_copy_(1, window[-1:], x)
+            return self._canon[place].index_select(1, window)
+        end = self.length + x.shape[1]
+        self.reserve(end)
+        inputs = self._canon[place]  # (1, 3 + capacity, w)
+        past = CANON_TOKENS - 1
+        inputs[:, past + self.length : past + end] = x
+        return inputs[:, self.length : past + end]
+
     def reserve(self, needed: int) -> None:
         """Make the capacity at least `needed` tokens."""
         if needed <= self.capacity:
@@ -184,15 +206,20 @@ class KVCache:
         larger = self._kv.new_zeros((*self._shape[:4], capacity, self._shape[5]))
         larger[..., : self.length, :] = self._kv[..., : self.length, :]
         self._kv = larger
+        past = CANON_TOKENS - 1
+        shape = (*self._canon.shape[:3], past + capacity, self._canon.shape[4])
+        inputs = self._canon.new_zeros(shape)
+        inputs[..., : past + self.length, :] = self._canon[..., : past + self.length, :]
+        self._canon = inputs
 
     @property
     def nbytes(self) -> int:
         """Bytes that it takes."""
-        return self._kv.nbytes
+        return self._kv.nbytes + self._canon.nbytes
 
     @property
     def max_nbytes(self) -> int:
         """Bytes that it takes when the context is full."""
-        return (
-            self._kv.element_size() * self.max_length * math.prod(self._shape[:4]) * self._shape[5]
-        )
+        canon = math.prod(self._canon.shape[:3]) * self._canon.shape[4]
+        per_token = math.prod(self._shape[:4]) * self._shape[5] + canon  # numbers
+        return self._kv.element_size() * self.max_length * per_token

@@ -17,13 +17,17 @@ from minillm_repl.model.config_base import (
 
 __all__ = [
     "ACTIVATIONS",
+    "CONFIGS",
     "AnyConfig",
+    "CanonConfig",
     "GPTConfig",
     "LlamaConfig",
     "ModelConfig",
     "Rope",
     "printable",
 ]
+
+CANON_TOKENS = 4  # that a Canon layer mixes: a token and the three before it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,7 @@ class GPTConfig(ModelConfig):
 
     arch: ClassVar[str] = "gpt"
     has_gated_mlp: ClassVar[bool] = False
+    has_canon_layers: ClassVar[bool] = False
     sliding_windows: ClassVar[tuple[int, ...]] = ()
     embedding_multiplier: ClassVar[float] = 1.0
     residual_multiplier: ClassVar[float] = 1.0
@@ -122,6 +127,7 @@ class LlamaConfig(ModelConfig):
 
     arch: ClassVar[str] = "llama"
     has_gated_mlp: ClassVar[bool] = True
+    has_canon_layers: ClassVar[bool] = False
     parallel_residual: ClassVar[bool] = False
 
     n_kv_heads: int  # each key and value serves n_heads / n_kv_heads queries
@@ -239,6 +245,8 @@ class LlamaConfig(ModelConfig):
             block = f"blocks.{layer}."
             if pre:
                 yield block + "norm1.weight", (d_model,)
+            if self.has_canon_layers:
+                yield block + "canon1.weight", (CANON_TOKENS, d_model)
             rows = self.q_dim + 2 * self.kv_dim
             yield from with_bias(block + "attention.qkv", rows, d_model, bias=self.qkv_bias)
             if self.qk_norm:
@@ -249,6 +257,8 @@ class LlamaConfig(ModelConfig):
                 yield block + "post_norm1.weight", (d_model,)
             if pre:
                 yield block + "norm2.weight", (d_model,)
+            if self.has_canon_layers:
+                yield block + "canon2.weight", (CANON_TOKENS, d_model)
             yield from with_bias(block + "mlp.gate_up", 2 * self.d_mlp, d_model, bias=self.mlp_bias)
             yield from with_bias(block + "mlp.down", d_model, self.d_mlp, bias=self.mlp_bias)
             if post:
@@ -258,4 +268,25 @@ class LlamaConfig(ModelConfig):
             yield "lm_head.weight", (self.vocab_size, d_model)
 
 
-AnyConfig = GPTConfig | LlamaConfig
+@dataclass(frozen=True, kw_only=True)
+class CanonConfig(LlamaConfig):
+    """A Llama with Canon layers before attention and MLP (Allen-Zhu 2025), the default here.
+
+    They learn faster at this size (docs/performance.md). No program but this one knows them.
+    """
+
+    arch: ClassVar[str] = "canon"
+    has_canon_layers: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.norm_placement != "pre":
+            raise UserError(
+                _("Canon layers need norm_placement = pre, not {value}", value=self.norm_placement)
+            )
+
+
+AnyConfig = GPTConfig | LlamaConfig | CanonConfig
+CONFIGS: dict[str, type[AnyConfig]] = {
+    each.arch: each for each in (GPTConfig, LlamaConfig, CanonConfig)
+}

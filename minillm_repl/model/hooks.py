@@ -8,9 +8,12 @@ h head):
     blocks.i.attention.q    (b, h, t, head_dim)  as it enters the dot product: after norm and RoPE
     blocks.i.attention.k|v  (b, h, t, head_dim)  the same; h counts n_kv_heads here
     blocks.i.attention.z    (b, t, h, head_dim)  weighted sum of values, before W_O
+    blocks.i.attention.normed  (b, t, d_model)   what a Canon layer reads: the normalised stream
+    blocks.i.attention.mixed   (b, t, d_model)   what attention reads where there is a Canon layer
     blocks.i.attention.out  (b, t, d_model)      what attention adds to the residual stream
     blocks.i.residual.mid   (b, t, d_model)      between attention and MLP; absent where the two
                                                  work side by side (GPT-NeoX)
+    blocks.i.mlp.normed|mixed  (b, t, d_model)   the same, of the MLP
     blocks.i.mlp.hidden     (b, t, d_mlp)        after the activation, and the gate in a Llama
     blocks.i.mlp.out        (b, t, d_model)      what the MLP adds to the residual stream
     blocks.i.residual       (b, t, d_model)      the residual stream after the block

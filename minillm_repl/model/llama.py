@@ -1,7 +1,7 @@
 """Llama, top to bottom: embedding, blocks of attention and gated MLP, an output head.
 
-Llama and its relatives, from Mistral to Gemma, are all of this family; the config has the
-differences.
+Llama and its relatives, from Mistral to Gemma, are all of this family, and so are new models here,
+which have Canon layers as well; the config has the differences.
 
 Shapes at the ends of lines use b = batch, t = time (positions), w = d_model, h = heads, g = KV
 heads, d = head_dim, v = vocabulary.
@@ -12,9 +12,9 @@ import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from torch import Tensor, nn
 
 from minillm_repl.model.attention import ACTIVATION_FUNCTIONS, KVCache, attend, softcap
-from minillm_repl.model.config import LlamaConfig
+from minillm_repl.model.config import CANON_TOKENS, LlamaConfig
 from minillm_repl.model.hooks import Hook, no_hook
-from minillm_repl.model.layers import Embedding, Linear, linear_float32
+from minillm_repl.model.layers import Embedding, Linear, add_causal_conv, linear_float32
 from minillm_repl.model.rope import CosSin, apply_rotary_emb, compute_cos_sin
 
 
@@ -39,6 +39,30 @@ class RMSNorm(nn.Module):
     def scale(self) -> Tensor:
         """Return what each number is multiplied by: (dim,)."""
         return self.weight + 1 if self.plus_one else self.weight
+
+
+class CanonLayer(nn.Module):
+    """Adds a mix of each token and the three before it, each dimension by itself.
+
+    A causal depthwise convolution with a residual connection (Allen-Zhu 2025, "Canon layers").
+    Attention and MLP then read a token together with its neighbours. It starts at zero: a new model
+    begins as one without it.
+    """
+
+    def __init__(self, d_model: int, name: str) -> None:
+        super().__init__()
+        self.name = name  # of the part that reads its result
+        # The last row is for the token itself, the first for the one three places before.
+        self.weight = nn.Parameter(torch.zeros(CANON_TOKENS, d_model))
+
+    def forward(self, x: Tensor, cache: KVCache | None, hook: Hook) -> Tensor:
+        """Mix each token with those before it: (b, t, w) -> (b, t, w)."""
+        x = hook(self.name + ".normed", x)
+        if cache is None:
+            recent = F.pad(x, (0, 0, CANON_TOKENS - 1, 0))  # (b, 3 + t, w): zeros before the text
+        else:
+            recent = cache.recent(self.name, x)  # (b, 3 + t, w)
+        return hook(self.name + ".mixed", add_causal_conv(recent, self.weight))  # (b, t, w)
 
 
 class LlamaAttention(nn.Module):
@@ -119,18 +143,27 @@ class LlamaBlock(nn.Module):
         self.norm2 = RMSNorm(config) if pre else nn.Identity()
         self.mlp = LlamaMLP(config, layer)
         self.post_norm2 = RMSNorm(config) if post else nn.Identity()
+        self.canon1 = self.canon2 = None
+        if config.has_canon_layers:
+            self.canon1 = CanonLayer(config.d_model, f"blocks.{layer}.attention")
+            self.canon2 = CanonLayer(config.d_model, f"blocks.{layer}.mlp")
 
     def forward(
         self, x: Tensor, cos_sin: CosSin | None, cache: KVCache | None, hook: Hook
     ) -> Tensor:
         """Add what this block finds to the residual stream: (b, t, w) -> (b, t, w)."""
         name = f"blocks.{self.layer}."
-        attention_out = self.attention(self.norm1(x), cos_sin, cache, hook)  # (b, t, w)
+        normed = self.norm1(x)  # (b, t, w)
+        if self.canon1 is not None:
+            normed = self.canon1(normed, cache, hook)  # (b, t, w)
+        attention_out = self.attention(normed, cos_sin, cache, hook)  # (b, t, w)
         attention_out = times(self.post_norm1(attention_out), self.residual_multiplier)
         x = x + hook(name + "attention.out", attention_out)  # (b, t, w)
         x = hook(name + "residual.mid", x)
-        mlp_out = self.mlp(self.norm2(x), hook)  # (b, t, w)
-        mlp_out = times(self.post_norm2(mlp_out), self.residual_multiplier)
+        normed = self.norm2(x)  # (b, t, w)
+        if self.canon2 is not None:
+            normed = self.canon2(normed, cache, hook)  # (b, t, w)
+        mlp_out = times(self.post_norm2(self.mlp(normed, hook)), self.residual_multiplier)
         return hook(name + "residual", x + hook(name + "mlp.out", mlp_out))  # (b, t, w)
 
 

@@ -11,7 +11,7 @@ import torch
 from minillm_repl.chat import ROLE_TOKENS, TOOL_TOKEN
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.model.config import AnyConfig, GPTConfig, LlamaConfig
+from minillm_repl.model.config import AnyConfig, CanonConfig, GPTConfig, LlamaConfig
 from minillm_repl.storage.files import available_bytes, check_memory
 from minillm_repl.tokenizer import CharacterTokenizer, Tokenizer
 from minillm_repl.training.corpus import Corpus
@@ -50,7 +50,7 @@ PRESETS = {
         min_tokens=0,
     ),
     "small": Preset(
-        arch="llama",
+        arch="canon",
         d_model=128,
         n_layers=4,
         context_length=128,
@@ -59,7 +59,7 @@ PRESETS = {
         min_tokens=20_000,
     ),
     "medium": Preset(
-        arch="llama",
+        arch="canon",
         d_model=256,
         n_layers=6,
         context_length=256,
@@ -225,7 +225,8 @@ def new_config(plan: TrainPlan, vocab_size: int) -> AnyConfig:
             n_layers=plan.n_layers,
             n_heads=plan.n_heads,
         )
-    return LlamaConfig(
+    family = CanonConfig if plan.arch == "canon" else LlamaConfig
+    return family(
         vocab_size=vocab_size,
         context_length=plan.context_length,
         d_model=plan.d_model,

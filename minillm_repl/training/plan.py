@@ -106,8 +106,9 @@ class TrainPlan:
     )
     arch: str = setting(
         "auto",
-        one_of("auto", "gpt", "llama"),
-        "architecture of a new model: gpt (as in the study note) or llama",
+        one_of("auto", "gpt", "llama", "canon"),
+        "architecture of a new model: gpt (as in the study note), llama, or canon (a llama that "
+        "learns faster; other programs do not know it)",
         metavar="KIND",
     )
     tokenizer: str = setting(
@@ -141,7 +142,7 @@ class TrainPlan:
     n_kv_heads: int = setting(
         0,
         integer(1, 1_024),
-        "KV heads per layer, each shared by several query heads (new llama)",
+        "KV heads per layer, each shared by several query heads (new llama or canon)",
         special_values=_AUTO,
         aliases=("kv-heads",),
     )
@@ -155,9 +156,9 @@ class TrainPlan:
 
     # the loop
     optimizer: str = setting(
-        "muon",
-        one_of("muon", "adamw"),
-        "muon: Muon for the matrices and AdamW for the rest; adamw: AdamW for all",
+        "normuon",
+        one_of("normuon", "muon", "adamw"),
+        "normuon or muon: that for the matrices and AdamW for the rest; adamw: AdamW for all",
         metavar="KIND",
     )
     schedule: str = setting(

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _MIN_TELLING_STEPS = 10  # of a run that must have learnt something by its end
 _MAX_LOSS = 1e8  # nats: what a record says of a loss that was not measured yet
 
+_OPTIMIZERS = {"normuon": "NorMuon", "muon": "Muon"}
+
 
 def started(run: "TrainingRun") -> Started:
     """Return the event with all that a run is made of."""
@@ -170,9 +172,11 @@ def describe_method(trainer: Trainer, threads: int, seconds: float) -> str:
     )
     parts = [
         _("batch {batch} × {context} tokens", batch=plan.batch_size, context=plan.context_length),
-        _("Muon and AdamW, learning rate {lr:g}", lr=plan.lr)
-        if plan.optimizer == "muon"
-        else _("AdamW, learning rate {lr:g}", lr=plan.lr),
+        _("AdamW, learning rate {lr:g}", lr=plan.lr)
+        if plan.optimizer == "adamw"
+        else _(
+            "{name} and AdamW, learning rate {lr:g}", name=_OPTIMIZERS[plan.optimizer], lr=plan.lr
+        ),
         f"{plan.precision}, {parallelism}",
         _("about {size:.1f} GiB", size=estimate_memory(plan, trainer.model.config) / 2**30),
     ]

@@ -33,7 +33,11 @@ from minillm_repl.training.trainer import Trainer
 
 RESUME_FORMAT = "minillm-resume"
 _ADDED_STATE = ("step_seconds", "first_quick_loss")  # older files do not have these
-_MOMENTS = {"muon": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
+_MOMENTS = {
+    "muon": ("momentum_buffer",),
+    "normuon": ("momentum_buffer", "row_squares"),
+    "adamw": ("exp_avg", "exp_avg_sq"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +252,7 @@ def _run_tensors(trainer: Trainer, *, is_fresh: bool = False) -> dict[str, NDArr
     """Return every tensor of the run by name, in float32.
 
     A trainer that `is_fresh` has no moments yet; the parameters stand in for these, which have the
-    same shapes.
+    same shapes, or their first columns.
     """
     tensors: dict[str, Tensor] = {
         f"model.{name}": each for name, each in trainer.model.state_dict().items()
@@ -257,8 +261,9 @@ def _run_tensors(trainer: Trainer, *, is_fresh: bool = False) -> dict[str, NDArr
     for kind, optimizer in trainer.optimizers.items():
         for name, parameter in _named_parameters(optimizer, trainer):
             for moment in _MOMENTS[kind]:
+                stand_in = parameter[:, :1] if moment == "row_squares" else parameter
                 tensors[f"{kind}.{name}.{moment}"] = (
-                    parameter if is_fresh else optimizer.state[parameter][moment]
+                    stand_in if is_fresh else optimizer.state[parameter][moment]
                 )
     return {
         name: full_tensor(each.detach()).float().cpu().contiguous().numpy()

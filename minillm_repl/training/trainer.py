@@ -175,7 +175,7 @@ class Trainer:
         lr = plan.lr * lr_scale(state.step + 1, plan)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_factor", 1.0)
             optimizer.step()
             optimizer.zero_grad()
         state.step += 1

@@ -35,6 +35,8 @@ _TENSORS = {  # in the order of the forward pass: the dimensions, and the name o
     "token_embedding": ("tw", N_("token embeddings")),
     "position_embedding": ("tw", N_("position embeddings")),
     "embedding": ("tw", N_("token + position")),
+    "attention.normed": ("tw", N_("normalized")),
+    "attention.mixed": ("tw", N_("with the 3 tokens before (Canon)")),
     "attention.input": ("tw", N_("normalized")),
     "attention.q": ("htd", N_("queries q")),
     "attention.k": ("htd", N_("keys k")),
@@ -43,6 +45,8 @@ _TENSORS = {  # in the order of the forward pass: the dimensions, and the name o
     "attention.z": ("thd", N_("weighted sum of v")),
     "attention.out": ("tw", N_("output projection W_O")),
     "residual.mid": ("tw", N_("residual + update")),
+    "mlp.normed": ("tw", N_("normalized")),
+    "mlp.mixed": ("tw", N_("with the 3 tokens before (Canon)")),
     "mlp.input": ("tw", N_("normalized")),
     "mlp.hidden": ("tf", N_("MLP hidden layer")),
     "mlp.out": ("tw", N_("MLP down-projection")),
@@ -139,7 +143,7 @@ class ShapesView(View, Truncation):
         for row in self.rows:
             if row.name == "embedding" and row.numbers == self.rows[0].numbers:
                 continue  # it is the token embedding
-            if row.name == "blocks.0.attention.input":
+            if row.name in ("blocks.0.attention.input", "blocks.0.attention.normed"):
                 add(_("block {number}", number=0), "", "", Text())
             shape_text = " × ".join(f"{size:,}" for size in row.shape)
             add(
@@ -260,6 +264,8 @@ def _forward(inspected: InspectedText) -> "dict[str, Tensor]":
     finally:
         for handle in handles:
             handle.remove()
+    if model.config.has_canon_layers:  # what is normalised and what is read are two tensors
+        del tensors["blocks.0.attention.input"], tensors["blocks.0.mlp.input"]
     q, k = cache["blocks.0.attention.q"], cache["blocks.0.attention.k"]
     window = (inspected.config.sliding_windows or (0,))[0]
     weights = attention_weights(q[None], k[None], inspected.config, window)

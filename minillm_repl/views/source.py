@@ -32,10 +32,11 @@ _ROOT = Path(minillm_repl.__file__).parent
 # A comment at the end of a line that names a shape; b is its first dimension.
 _SHAPE = re.compile(r"  # .*\(b, .*")
 _SIZED_SHAPE = r"(?<=  # ).*\(\d+, .*"
-_OF_MODEL = {  # where each part is in every model
+_OF_MODEL = {  # where each part is in a model
     "attention": "blocks.0.attention",
     "feed-forward": "blocks.0.mlp",
     "norm": "norm_f",
+    "canon": "blocks.0.canon1",
     "block": "blocks.0",
     "model": "",
 }
@@ -137,9 +138,10 @@ def _with_sizes(comment: str, sizes: Mapping[str, int]) -> str:
 
 def _parts(model: "LanguageModel") -> dict[str, Any]:
     """Return the parts of this program that the open model uses, by name."""
-    parts: dict[str, Any] = {
-        name: type(model.get_submodule(path)) for name, path in _OF_MODEL.items()
-    }
+    paths = dict(_OF_MODEL)
+    if not model.config.has_canon_layers:
+        del paths["canon"]
+    parts: dict[str, Any] = {name: type(model.get_submodule(path)) for name, path in paths.items()}
     parts |= {name: resolve_name(path) for name, path in _ELSEWHERE.items()}
     if not parts["norm"].__module__.startswith("minillm_repl."):  # it is torch's own
         del parts["norm"]

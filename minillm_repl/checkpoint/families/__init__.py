@@ -73,4 +73,4 @@ def family_title(config: AnyConfig, model_type: str = "") -> str:
         return find_family(model_type).title
     # A native file of a GPT may be the study note's, which no family of Hugging Face fits.
     family = None if config.arch == "llama" else family_of(config)
-    return family.title if family else {"gpt": "GPT", "llama": "Llama"}[config.arch]
+    return family.title if family else {"gpt": "GPT"}.get(config.arch, config.arch.title())

@@ -34,7 +34,7 @@ def quantise_tensors(
     """Return a model's tensors with the matrices in 8 or 4 bits."""
     return {
         name: array
-        if array.ndim == 1 or name == _POSITIONS
+        if array.ndim == 1 or name == _POSITIONS or ".canon" in name
         else quantise(array[:], bits if name.startswith("blocks.") else _OUTSIDE_BITS, threads)
         for name, array in tensors.items()
     }
@@ -113,6 +113,8 @@ class _Builder:
             post_norm2=self.norm(block + "post_norm2"),
             q_norm=self.norm(block + "attention.q_norm"),
             k_norm=self.norm(block + "attention.k_norm"),
+            canon1=self.vector(block + "canon1.weight"),
+            canon2=self.vector(block + "canon2.weight"),
             qkv=(Matrix * 3)(*self.matrices(block + "attention.qkv")),
             proj=self.matrix(block + "attention.proj"),
             down=self.matrix(block + "mlp.down"),

@@ -1,23 +1,17 @@
 """The routes of `--serve`, and what no client may do."""
 
-import asyncio
 import hmac
-import json
 import logging
 import re
 import socket
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from secrets import token_hex
-from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from minillm_repl.errors import UserError, os_error_text
@@ -25,20 +19,11 @@ from minillm_repl.language import _
 from minillm_repl.repl.model_loading import LoadedModel
 from minillm_repl.repl.settings import Settings
 from minillm_repl.safetext import safe_line
-from minillm_repl.serve.answers import Answer, Json, chat_logprobs, text_logprobs
-from minillm_repl.serve.engine import Engine
 from minillm_repl.serve.requests import (
     RequestError,
-    parse_body,
-    parse_chat,
-    parse_chat_messages,
-    parse_completion,
-    text_field,
-    token_ids,
 )
+from minillm_repl.serve.service import Service, error_body
 
-_MAX_BODY = 4 << 20  # bytes
-_BODY_SECONDS = 30.0  # in which a body must come
 _IDLE_SECONDS = 5  # between two requests of one connection
 _MAX_CONNECTIONS = 256
 _SHUTDOWN_SECONDS = 3  # for answers to end when the server does
@@ -66,226 +51,16 @@ class Address:
         return f"http://{host}:{self.port}/v1"
 
 
-class Service:
-    """What each route does. Each handler raises RequestError for what it refuses."""
-
-    def __init__(self, model: LoadedModel, settings: Settings) -> None:
-        self.engine, self.settings, self.name = Engine(model), settings, model.name
-        self._tokenizer = model.checkpoint.tokenizer
-
-    async def models(self, _request: Request) -> Response:
-        """List the one model."""
-        model = {
-            "id": self.name,
-            "object": "model",
-            "created": 0,
-            "owned_by": "minillm-repl",
-            "max_model_len": self.engine.model.decoder.context_length,
-        }
-        return JSONResponse({"object": "list", "data": [model]})
-
-    async def health(self, _request: Request) -> Response:
-        """Tell that it runs."""
-        return JSONResponse({"status": "ok"})
-
-    async def tokenize(self, request: Request) -> Response:
-        """Return the ids of a text."""
-        body = await read_body(request)
-        special, add = body.get("parse_special", True), body.get("add_special", True)
-        text = text_field(body, "content", "prompt", "text")
-        ids = await run_in_threadpool(
-            self._tokenizer.encode, text, add_special=bool(add), parse_special=bool(special)
-        )
-        pieces = [list(self._tokenizer.token_bytes(token)) for token in ids]
-        context = self.engine.model.decoder.context_length
-        counts = {"count": len(ids), "max_model_len": context}
-        unknown = self._tokenizer.find_unknown(text)  # characters that no token stands for
-        return JSONResponse({"tokens": ids, "bytes": pieces, "unknown": unknown} | counts)
-
-    async def detokenize(self, request: Request) -> Response:
-        """Return the text of ids, and its bytes: these are exact."""
-        body = await read_body(request)
-        ids = token_ids(body.get("tokens"), "tokens", self._tokenizer.vocab_size)
-        data = b"".join(map(self._tokenizer.token_bytes, ids))
-        text = data.decode("utf-8", "replace")
-        return JSONResponse({"content": text, "prompt": text, "bytes": list(data)})
-
-    async def apply_template(self, request: Request) -> Response:
-        """Return the prompt of a conversation, as text and as ids."""
-        messages = parse_chat_messages(await read_body(request))
-        special = self.settings.special
-        ids, _ends = await run_in_threadpool(self.engine.chat_ids, messages, special=special)
-        tokens = (
-            self._tokenizer.token_bytes(each) or self._tokenizer.special_name(each).encode()
-            for each in ids
-        )
-        text = b"".join(tokens).decode("utf-8", "replace")
-        return JSONResponse({"prompt": text, "tokens": list(ids)})
-
-    async def completions(self, request: Request) -> Response:
-        """Continue texts."""
-        body = await read_body(request)
-        completion = parse_completion(body, self.settings, self._tokenizer.vocab_size)
-        special = completion.special
-        prompts = [
-            await run_in_threadpool(self.engine.text_ids, each, special=special)
-            for each in completion.prompts
-        ]
-        ends = self.engine.model.checkpoint.eos_token_ids
-        answers = [Answer(completion, self._tokenizer, ends, len(ids)) for ids in prompts]
-        if completion.stream:
-            chunks = self._chunks(answers[0], prompts[0], (), _text_choice, "cmpl")
-            return StreamingResponse(chunks, media_type="text/event-stream")
-        for answer, ids in zip(answers, prompts, strict=True):
-            await self._complete(request, answer, ids, ())
-        choices = [
-            _text_choice(answer, answer.text, answer.entries, 0) | {"index": index}
-            for index, answer in enumerate(answers)
-        ]
-        usage = {key: sum(answer.usage[key] for answer in answers) for key in answers[0].usage}
-        envelope = self._envelope("cmpl", "text_completion")
-        return JSONResponse(envelope | {"choices": choices, "usage": usage})
-
-    async def chat(self, request: Request) -> Response:
-        """Answer a conversation."""
-        body = await read_body(request)
-        completion = parse_chat(body, self.settings, self._tokenizer.vocab_size)
-        ids, turn_ends = await run_in_threadpool(
-            self.engine.chat_ids, completion.messages, special=completion.special
-        )
-        ends = self.engine.model.checkpoint.eos_token_ids + turn_ends
-        answer = Answer(completion, self._tokenizer, ends, len(ids))
-        if completion.stream:
-            chunks = self._chunks(answer, ids, turn_ends, _chat_chunk, "chatcmpl")
-            return StreamingResponse(chunks, media_type="text/event-stream")
-        await self._complete(request, answer, ids, turn_ends)
-        wants_logprobs = completion.n_candidates is not None
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": answer.text, "refusal": None},
-            "logprobs": chat_logprobs(answer.entries) if wants_logprobs else None,
-            "finish_reason": answer.finish_reason,
-        }
-        envelope = self._envelope("chatcmpl", "chat.completion")
-        return JSONResponse(envelope | {"choices": [choice], "usage": answer.usage})
-
-    def _envelope(self, prefix: str, kind: str) -> Json:
-        created = int(time.time())
-        name = f"{prefix}-{token_hex(12)}"
-        return {"id": name, "object": kind, "created": created, "model": self.name}
-
-    async def _complete(
-        self, request: Request, answer: Answer, ids: tuple[int, ...], turn_ends: tuple[int, ...]
-    ) -> None:
-        """Compute an answer. A client that leaves ends it: raises ClientDisconnect then."""
-
-        async def compute() -> None:
-            async for event in self.engine.run(answer.completion, ids, turn_ends):
-                answer.add(event)
-
-        computing = asyncio.create_task(compute())
-        try:
-            while not (await asyncio.wait([computing], timeout=0.2))[0]:
-                if await request.is_disconnected():
-                    raise ClientDisconnect
-            await computing
-        finally:
-            computing.cancel()
-        if answer.finish_reason is None:
-            raise RequestError(503, "the server is ending")
-
-    async def _chunks(
-        self,
-        answer: Answer,
-        ids: tuple[int, ...],
-        turn_ends: tuple[int, ...],
-        make_choice: "Callable[[Answer, str, Any, int], Json]",
-        prefix: str,
-    ) -> AsyncIterator[str]:
-        """Yield the answer as server-sent events; an error, if one comes, is the last."""
-        kind = "text_completion" if prefix == "cmpl" else "chat.completion.chunk"
-        envelope = self._envelope(prefix, kind)
-
-        def chunk(**fields: Any) -> str:
-            return f"data: {json.dumps(envelope | fields)}\n\n"
-
-        try:
-            if prefix == "chatcmpl":
-                role = {"role": "assistant", "content": ""}
-                first = {"index": 0, "delta": role, "logprobs": None, "finish_reason": None}
-                yield chunk(choices=[first])
-            async for event in self.engine.run(answer.completion, ids, turn_ends):
-                start = len(answer.text)
-                text, entries = answer.add(event)
-                yield chunk(choices=[make_choice(answer, text, entries, start)])
-            if answer.completion.usage_at_end:
-                yield chunk(choices=[], usage=answer.usage)
-            yield "data: [DONE]\n\n"
-        except (RequestError, UserError) as error:
-            yield f"data: {json.dumps(_error_body(str(error), None))}\n\n"
-
-
-def _text_choice(answer: Answer, text: str, entries: Any, start: int) -> Json:
-    wants_logprobs = answer.completion.n_candidates is not None
-    return {
-        "index": 0,
-        "text": text,
-        "logprobs": text_logprobs(entries, start) if wants_logprobs else None,
-        "finish_reason": answer.finish_reason,
-    }
-
-
-def _chat_chunk(answer: Answer, text: str, entries: Any, _start: int) -> Json:
-    wants_logprobs = answer.completion.n_candidates is not None and entries
-    return {
-        "index": 0,
-        "delta": {"content": text} if text or entries else {},
-        "logprobs": chat_logprobs(entries) if wants_logprobs else None,
-        "finish_reason": answer.finish_reason,
-    }
-
-
-# -- what holds for every request
-
-
-async def read_body(request: Request) -> Mapping[str, Any]:
-    """Return the JSON object of a request. Raises RequestError."""
-    # A page in a browser can send anything but this to a server on this machine without asking.
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise RequestError(415, "the content type must be application/json")
-    try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            return parse_body(await _read_bytes(request))
-    except TimeoutError:
-        raise RequestError(408, f"the body did not come within {_BODY_SECONDS:g} seconds") from None
-
-
-async def _read_bytes(request: Request) -> bytes:
-    data = bytearray()
-    async for part in request.stream():
-        data += part
-        if len(data) > _MAX_BODY:
-            raise RequestError(413, f"the body is larger than {_MAX_BODY >> 20} MB")
-    return bytes(data)
-
-
-def _error_body(message: str, field_name: str | None) -> Json:
-    return {
-        "error": {"message": message, "type": "invalid_request_error", "param": field_name}
-        | {"code": None}
-    }
-
-
 async def _refuse(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     # What remains of a body that is not wanted is not read: the connection ends.
     headers = {"connection": "close"} if error.status in (408, 413) else {}
-    body = _error_body(error.message, error.field_name)
+    body = error_body(error.message, error.field_name)
     return JSONResponse(body, status_code=error.status, headers=headers)
 
 
 async def _refuse_user_error(_request: Request, error: Exception) -> Response:
-    return JSONResponse(_error_body(str(error), None), status_code=500)
+    return JSONResponse(error_body(str(error), None), status_code=500)
 
 
 async def _ignore_leaver(_request: Request, _error: Exception) -> Response:

@@ -11,9 +11,11 @@ import numpy as np
 Type = gguf.GGMLQuantizationType
 ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gpt2": "gpt2",
-    "gpt_neox": "gptneox",
+    "gpt_neox": "gptneox", "smollm3": "smollm3", "granite": "granite", "exaone4": "exaone4",
+    "olmo2": "olmo2", "phi3": "phi3", "gemma2": "gemma2", "gemma3_text": "gemma3",
 }  # fmt: skip
-_INTERLEAVED = ("llama",)  # rows of q and k
+_INTERLEAVED = ("llama", "smollm3", "granite")  # rows of q and k
+_PLUS_ONE = ("gemma2", "gemma3_text")  # the norms of a file have 1 + weight
 
 
 def letters(vocab_size: int) -> list[str]:
@@ -75,6 +77,8 @@ def layout(config, parameter, array):
         shape = array.shape
         apart = array.reshape(heads, 3, -1, *shape[1:]).swapaxes(0, 1).reshape(shape)
         return apart, lambda x: x.reshape(3, heads, -1, *shape[1:]).swapaxes(0, 1).reshape(shape)
+    if config.model_type in _PLUS_ONE and parameter.endswith("norm.weight"):
+        return array + np.float32(1), lambda x: x - np.float32(1)
     which = next((part for part in ("q_proj", "k_proj") if part in parameter), None)
     if which and ARCHITECTURES[config.model_type] in _INTERLEAVED:
         heads = config.num_attention_heads if which == "q_proj" else config.num_key_value_heads
@@ -98,6 +102,10 @@ def write_config(writer, config) -> None:
     if config.model_type == "gpt2":
         return
     rope = text.get("rope_parameters") or {}
+    if "full_attention" in rope:
+        if writer.arch == gguf.MODEL_ARCH.GEMMA3:
+            writer.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
+        rope = rope["full_attention"]
     writer.add_rope_freq_base(rope.get("rope_theta", 10_000.0))
     head_dim = text.get("head_dim") or config.hidden_size // config.num_attention_heads
     writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1)))
@@ -116,6 +124,17 @@ def write_config(writer, config) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
+    if text.get("sliding_window"):
+        writer.add_sliding_window(text["sliding_window"])
+    if config.model_type == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+    if text.get("final_logit_softcapping"):
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if config.model_type == "granite":
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
 
 
 def llama3_factors(rope, head_dim) -> np.ndarray:

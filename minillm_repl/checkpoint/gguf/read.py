@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -19,13 +18,11 @@ from minillm_repl.checkpoint.gguf.architectures import (
     ROPE_FACTORS,
     find_architecture,
     gguf_weight_map,
-    llama3_factors,
-    parse_gguf_config,
 )
+from minillm_repl.checkpoint.gguf.config import parse_gguf_config, with_rope_factors
 from minillm_repl.checkpoint.gguf.header import GGUFHeader, read_split_headers
 from minillm_repl.checkpoint.gguf.tokenizer import GGUFTokenizer
 from minillm_repl.checkpoint.weights import (
-    Array,
     TensorLocation,
     Weight,
     check_finite,
@@ -36,11 +33,9 @@ from minillm_repl.checkpoint.weights import (
     resolve_dtype,
 )
 from minillm_repl.errors import UserError
-from minillm_repl.language import _
 from minillm_repl.model.bfloat16 import to_float32
 from minillm_repl.model.blocks import BLOCK_TYPES, F32, FLOATS, RowBlocks
 from minillm_repl.model.config import AnyConfig
-from minillm_repl.model.config_base import Rope
 from minillm_repl.model.quantised import BlockMatrix, pack_blocks
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.files import check_memory
@@ -82,32 +77,12 @@ def read_gguf_config(headers: Sequence[GGUFHeader]) -> AnyConfig:
     """Return the config of a file, given the headers of its parts. Raises UserError."""
     locations = find_tensors(headers, "")
     shapes = {name: info.shape for name, (_path, info) in locations.items()}
-    config = parse_gguf_config(headers[0].metadata, shapes)
-    if ROPE_FACTORS in locations and config.rope is not None:
+    config, factors = parse_gguf_config(headers[0].metadata, shapes), None
+    if ROPE_FACTORS in locations:
         path, info = locations[ROPE_FACTORS]
         with convert_read_errors(safe_line(str(path))):
             factors = np.fromfile(path, "<f4", math.prod(info.shape), offset=info.start)
-        config = replace(config, rope=_rope_of_factors(config.rope, config.head_dim, factors))
-    return config
-
-
-def _rope_of_factors(rope: Rope, head_dim: int, factors: Array) -> Rope:
-    """Return the RoPE whose frequencies are those of `rope` divided by factors (head_dim / 2,).
-
-    A file has the factors, and not the settings that they come from. Raises UserError for factors
-    that are not of a scaling known here.
-    """
-    if factors.shape != (head_dim // 2,) or not np.isfinite(factors).all() or factors.min() <= 0:
-        raise UserError(_("{tensor} does not fit the model", tensor=ROPE_FACTORS))
-    if (factors == 1).all():
-        return rope
-    # Llama 3.1 and its successors: only the factor differs between them.
-    found = Rope(theta=rope.theta, scaling="llama3", factor=float(factors.max()))
-    if not np.allclose(factors, llama3_factors(found, head_dim), rtol=1e-4):
-        raise UserError(
-            _("{tensor} scales RoPE in a way that is not supported", tensor=ROPE_FACTORS)
-        )
-    return found
+    return with_rope_factors(config, factors)
 
 
 def _read_tensors(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from minillm_repl.checkpoint import Checkpoint, to_file_layout
+from minillm_repl.checkpoint.families.family import Family
 from minillm_repl.checkpoint.gguf.architectures import (
     ARCHITECTURE,
     ARCHITECTURES,
@@ -17,8 +18,8 @@ from minillm_repl.checkpoint.gguf.architectures import (
     ROPE_FACTORS,
     Architecture,
     gguf_weight_map,
-    llama3_factors,
 )
+from minillm_repl.checkpoint.gguf.config import llama3_factors, parse_gguf_config, with_rope_factors
 from minillm_repl.checkpoint.gguf.header import ALIGNMENT, MAGIC, TYPES, is_gguf
 from minillm_repl.checkpoint.gguf.vocabulary import EXTRA_LOGIT, Vocabulary, make_vocabulary
 from minillm_repl.checkpoint.huggingface import as_family
@@ -26,7 +27,7 @@ from minillm_repl.checkpoint.weights import Array, Tensors
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.bfloat16 import BFLOAT16, convert, is_finite, to_float32
-from minillm_repl.model.config import AnyConfig, GPTConfig
+from minillm_repl.model.config import AnyConfig, GPTConfig, LlamaConfig
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically
 from minillm_repl.storage.paths import exists
@@ -61,14 +62,8 @@ def save_gguf(
     architecture = next(
         (each for each in ARCHITECTURES if each.model_type == family.model_type), None
     )
-    if architecture is None or any(config.sliding_windows):
-        raise UserError(
-            _(
-                "llama.cpp has no architecture for this model ({family}): save a file with "
-                "`:save NAME.safetensors` or a folder with `:save NAME/`",
-                family=family.title,
-            )
-        )
+    if architecture is None:
+        raise _no_architecture(family)
     vocabulary = make_vocabulary(checkpoint, converted=config is not checkpoint.config)
     config, tensors = _with_extra_tokens(config, tensors, vocabulary)
     if kind == "auto":
@@ -82,13 +77,30 @@ def save_gguf(
         **_sizes(architecture, config, fields),
         **vocabulary.metadata,
     }
+    tensors = {
+        name: to_float32(array) if array.ndim == 1 else array for name, array in tensors.items()
+    }
     theirs: dict[str, Array] = to_file_layout(gguf_weight_map(architecture, config), tensors)
     if config.rope is not None and config.rope.scaling == "llama3":
         theirs[ROPE_FACTORS] = llama3_factors(config.rope, config.head_dim)
+    shapes = {name: array.shape for name, array in theirs.items()}
+    # What the metadata cannot say, llama.cpp would do in its usual way: windows, multipliers.
+    if with_rope_factors(parse_gguf_config(metadata, shapes), theirs.get(ROPE_FACTORS)) != config:
+        raise _no_architecture(family)
     blocks = {name: _to_blocks(name, array, kind) for name, array in theirs.items()}
-    header = _header(metadata, {name: theirs[name].shape for name in theirs}, blocks)
+    header = _header(metadata, shapes, blocks)
     parts = [part for name in theirs for part in (blocks[name][1], _padding(blocks[name][1]))]
     write_atomically(path, header, *parts, interrupted=interrupted)
+
+
+def _no_architecture(family: Family) -> UserError:
+    return UserError(
+        _(
+            "llama.cpp has no architecture for this model ({family}): save a file with "
+            "`:save NAME.safetensors` or a folder with `:save NAME/`",
+            family=family.title,
+        )
+    )
 
 
 # -- the model
@@ -124,7 +136,11 @@ def _sizes(
 ) -> dict[str, Any]:
     """Return the metadata that the fields of a config.json become."""
     name = architecture.name
-    sizes = {f"{name}.{key}": fields[field] for field, key in architecture.keys.items()}
+    sizes = {
+        f"{name}.{key}": fields[field]
+        for field, key in architecture.keys.items()
+        if fields.get(field) is not None
+    }
     sizes[f"{name}.vocab_size"] = config.vocab_size
     if config.rope is not None:
         sizes[f"{name}.rope.dimension_count"] = int(config.head_dim * config.rope.rotary_pct)
@@ -133,6 +149,13 @@ def _sizes(
                 f"{name}.rope.scaling.type": "linear",
                 f"{name}.rope.scaling.factor": config.rope.factor,
             }
+    if isinstance(config, LlamaConfig):
+        # Gemma 3's fields have the two by layer type.
+        sizes[f"{name}.rope.freq_base"] = config.rope.theta
+        if config.sliding_rope is not None:
+            sizes[f"{name}.rope.freq_base_swa"] = config.sliding_rope.theta
+        if config.rope_layers and not any(config.rope_layers):
+            sizes[f"{name}.rope.scaling.finetuned"] = False
     if isinstance(config, GPTConfig):
         # llama.cpp knows only the tanh approximation of GELU; this program reads what is right.
         if not config.activation.startswith("gelu"):

@@ -160,7 +160,13 @@ def parse_training_record(header: Header, name: str) -> TrainingRecord | None:
     """Return the training record of a file, or None. Raises UserError."""
     if "training" not in header.metadata:
         return None
-    match {"val_curve": [], "run": None, **_record(header, name)}:  # older files have neither
+    return record_from_json(parse_field(header, "training", name), name)
+
+
+def record_from_json(data: Any, name: str) -> TrainingRecord:
+    """Return the training record of its JSON. Raises UserError naming the file."""
+    record = data if isinstance(data, dict) else {}
+    match {"val_curve": [], "run": None, **record}:  # older files have neither
         case {
             "steps": steps,
             "tokens": tokens,
@@ -199,11 +205,6 @@ def parse_training_record(header: Header, name: str) -> TrainingRecord | None:
             name=name,
         )
     )
-
-
-def _record(header: Header, name: str) -> dict[str, Any]:
-    record = parse_field(header, "training", name)
-    return record if isinstance(record, dict) else {}
 
 
 def _is_run(run: Any) -> bool:

@@ -10,7 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minillm_repl.checkpoint import Checkpoint, Progress, ReadOptions, foreign
+from minillm_repl.checkpoint import (
+    Checkpoint,
+    Progress,
+    ReadOptions,
+    TrainingRecord,
+    foreign,
+    parse_training_record,
+)
 from minillm_repl.checkpoint.families import family_title
 from minillm_repl.checkpoint.folder import find_folder
 from minillm_repl.checkpoint.gguf.architectures import find_architecture
@@ -165,6 +172,17 @@ def read_config(path: Path) -> AnyConfig | None:
     if is_native(header):
         return parse_config(header, safe_line(str(path)))
     return folder.config if folder is not None else None
+
+
+def read_record(path: Path) -> TrainingRecord | None:
+    """Return how a checkpoint or an adapter was trained, without its weights; None if no file says.
+
+    Raises UserError if the path has no checkpoint.
+    """
+    folder = find_folder(path)
+    if folder is not None and folder.weight_file is None:
+        return None
+    return parse_training_record(read_header(path), safe_line(str(path)))
 
 
 @dataclass(frozen=True)

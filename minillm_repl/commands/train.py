@@ -95,7 +95,11 @@ _CORPUS = Words("corpus", "CORPUS", completion="file")
 @command(
     "train",
     arguments=Forms(
-        (_CORPUS, PlanArgument()), ("resume", _CORPUS), ("remake", _CORPUS), ("settings",)
+        (_CORPUS, PlanArgument()),
+        ("resume", _CORPUS),
+        ("remake", _CORPUS),
+        ("sweep", Words("sweep", "CORPUS NAME=VALUE,VALUE ...", completion="file")),
+        ("settings",),
     ),
     aliases=("학습",),
     group="Train",
@@ -113,6 +117,8 @@ def train(shell: Shell, asked: Arguments) -> None:
     are the same, bit for bit. The open model stays as it is.
     :train CORPUS check [new] [NAME=VALUE ...] trains nothing: it shows what would be learnt, with
     pieces of the text, lengths, duplicates, unknown characters, overlap, time and memory.
+    :train sweep CORPUS lr=0.003,0.01,0.03 ... tries short runs, 100 steps each unless steps=N says
+    otherwise, and names the best one.
     :train alone trains on the text that the model was trained on, if that text still exists.
     :train settings lists all settings.
 
@@ -126,6 +132,9 @@ def train(shell: Shell, asked: Arguments) -> None:
         from minillm_repl.render.tables import settings_table
 
         shell.screen.out.print(settings_table(TrainPlan()))
+        return
+    if asked.keyword == "sweep":
+        _sweep(shell, asked.sweep)
         return
     run_training(shell, make_request(asked))
 
@@ -146,6 +155,30 @@ def make_request(asked: Arguments) -> TrainRequest:
         )
     corpus = " ".join(words).strip()
     return TrainRequest(is_resume=is_resume, is_remake=not is_resume, corpus=corpus)
+
+
+def _sweep(shell: Shell, text: str) -> None:
+    """Try short runs, one for each combination of the settings. Raises UserError."""
+    from minillm_repl.commands.runs import expand_sweep, run_sweep
+
+    words = _words(text)
+    settings = [word for word in words if word and _is_setting(word)]
+    corpus = " ".join(word for word in words if word not in settings).strip()
+    is_new = "new" in settings or shell.session.workspace.has_no_model
+    plans = expand_sweep([word for word in settings if word != "new"], _make_plan)
+    start = None if is_new else shell.require_model().checkpoint
+    with shell.screen.waiting(_("preparing to train")):
+        run_interruptibly(_import_training, shell.interrupted)
+    from minillm_repl.training.run import RunContext
+
+    loader = shell.session.workspace.loader
+    context = RunContext(
+        path=Path(),  # nothing is saved
+        device=loader.device,
+        threads=loader.threads,
+        interrupted=shell.interrupted,
+    )
+    run_sweep(shell, plans, corpus, start, context)
 
 
 def _check_corpus(corpus: str, words: list[str]) -> None:

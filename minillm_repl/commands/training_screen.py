@@ -68,7 +68,9 @@ def announce(shell: Shell, run: "TrainingRun") -> None:
 
 def _finish(shell: Shell, run: "TrainingRun", finished: "TrainingFinished") -> None:
     """Open what was learnt, and keep the resume file of a run that was stopped."""
+    from minillm_repl.checkpoint.adapter import printable_path
     from minillm_repl.storage.paths import resume_path, unsaved_path
+    from minillm_repl.training.run_folder import add_run
 
     path = shell.session.workspace.writable_path or unsaved_path()
     is_stopped = finished.reason == "interrupt"
@@ -78,7 +80,13 @@ def _finish(shell: Shell, run: "TrainingRun", finished: "TrainingFinished") -> N
     elif is_stopped:
         why = run.save_error
         shell.screen.warn(_("`:train resume` cannot continue from here: {why}", why=why))
-    _open_trained(shell, run.checkpoint(finished), resumable=resumable)
+    checkpoint = run.checkpoint(finished)
+    try:
+        _open_trained(shell, checkpoint, resumable=resumable)
+    finally:  # also of a model that could not be saved
+        if checkpoint.record and run.context.distributed.rank == 0:
+            saved = shell.session.workspace.writable_path
+            add_run(checkpoint.record, printable_path(saved) if saved else "")
     if not is_stopped:
         with suppress(OSError):  # Not before the weights are saved: until then it is what there is.
             resume_path(path).unlink()
@@ -144,8 +152,12 @@ def draw_run(
 
     With `save`, the run is saved on its way.
     """
-    announce(shell, run)
     screen, events = shell.screen, run.events(interrupted, save=save)
+    if run.trainer.plan.log == "csv" and save and run.context.distributed.rank == 0:
+        from minillm_repl.training.log import logged
+
+        events = logged(events, run.context.path.with_suffix(".csv"), screen.warn)
+    announce(shell, run)
     if json:
         from minillm_repl.render.json_lines import print_training_json
 

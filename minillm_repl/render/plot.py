@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise
 from math import ceil, exp, floor, log10
 from statistics import fmean
 
@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from minillm_repl.language import _
-from minillm_repl.render.console import FIGURES, GOOD, MODEL
+from minillm_repl.render.console import FIGURES, GOOD, MODEL, TITLE, WARNING
 from minillm_repl.training import TrainStep
 
 _MIN_CURVE_POINTS = 200  # points; a curve keeps at least these, and at most twice as many
@@ -25,7 +25,20 @@ _HUGE = 1e100  # what is above, or no number, is left out
 _DOTS_X, _DOTS_Y = 2, 4  # dots of a braille character
 _BRAILLE = 0x2800  # the character without dots; each dot adds its bit, by row and column
 _DOT_BITS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
+_RECENT, _MIN_RECENT = 5, 20  # the first fifth of a run is left out where so many points remain
+OVERLAY_MARKS = "abcdef"  # one for each run
+_OVERLAY_STYLES = (GOOD, WARNING, TITLE, MODEL)  # of the letters, in turn
+_CURVE_MARKS = 8  # letters along the curve of a run without validation losses
 _FRAME_ROWS = 4  # two borders, the steps, and what the axes are called
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of one run: (step, nats per token) while training, and on held-out text."""
+
+    name: str
+    train: Points
+    val: Points
 
 
 def loss_plot(train: Points, val: Points, columns: int, rows: int, colours: bool) -> Text:
@@ -34,8 +47,40 @@ def loss_plot(train: Points, val: Points, columns: int, rows: int, colours: bool
 
     It fills `columns` x `rows` cells, from 40 x 6 on. Losses are in nats per token.
     """
-    train, val = smooth(_drawable(train)), _drawable(val)
-    steps, losses = ([point[axis] for point in (*train, *val)] for axis in (0, 1))
+    of_train, of_val = "⠒⠒ " + _("train"), "• " + _("validation")
+    legend = f" {of_train} {f'  {of_val} ' if val else ''}"
+    text = _plot([Losses("", train, val)], "•", legend, columns, rows)
+    if colours:
+        text.highlight_regex("[─│┌┐└┘┬┤]+", FIGURES)
+        text.highlight_regex(f"{of_train}|[\u2801-\u28ff]+", MODEL)
+        text.highlight_regex(f"{of_val}|•+", GOOD)
+    return text
+
+
+def overlay_plot(runs: Sequence[Losses], columns: int, rows: int, colours: bool) -> Text:
+    """Return the losses of several runs in one picture, each run with a letter of its own: at its
+    validation losses, or along the curve while training where nothing is held out.
+    """
+    legend = "  ".join(f"{mark} {run.name}" for mark, run in zip(OVERLAY_MARKS, runs, strict=False))
+    text = _plot(runs, OVERLAY_MARKS, "", columns, rows)
+    if colours:
+        text.highlight_regex("[─│┌┐└┘┬┤]+", FIGURES)
+        text.highlight_regex("[\u2801-\u28ff]+", MODEL)
+        for mark, style in zip(OVERLAY_MARKS, cycle(_OVERLAY_STYLES), strict=False):
+            text.highlight_regex(rf"(?<![a-z]){mark}(?![a-z])", style)
+    return Text("\n").join([text, Text(legend, no_wrap=True, overflow="ellipsis")])
+
+
+def recent(points: Points, step: int) -> Points:
+    """Return the part of a curve that still changes: the steep beginning would hide it."""
+    late = [point for point in points if point[0] >= step // _RECENT]
+    return late if len(late) >= _MIN_RECENT else points
+
+
+def _plot(runs: Sequence[Losses], marks: str, legend: str, columns: int, rows: int) -> Text:
+    curves = [(smooth(_drawable(run.train)), _drawable(run.val)) for run in runs]
+    every = [point for train, val in curves for point in (*train, *val)]
+    steps, losses = ([point[axis] for point in every] for axis in (0, 1))
     # The least length of an axis: one step, or what a float still resolves; 1% of the largest
     # loss, so that noise does not fill the plot.
     left, right = _limits(steps, max(1.0, 1e-9 * max(steps, default=0)))
@@ -45,28 +90,26 @@ def loss_plot(train: Points, val: Points, columns: int, rows: int, colours: bool
     labels = max(map(len, ticks.values()), default=0)  # cells
     # The area has a border of one cell on each side.
     area = _Area(left, right, bottom, top, columns - labels - 2, height)
-    cells = area.curve(train)
-    # After the curve: a measurement covers the line below it.
-    for step, loss in val:
-        cells[area.row(loss)][area.column(step)] = "•"
+    cells = [[" "] * area.width for _row in range(height)]
+    for train, _val in curves:
+        for row, drawn in zip(cells, area.curve(train), strict=True):
+            row[:] = [new if new != " " else old for old, new in zip(row, drawn, strict=True)]
+    for (train, val), mark in zip(curves, marks, strict=False):
+        # After the curves: a measurement covers the lines below it.
+        is_marked = len(runs) > 1 and not val
+        for step, loss in train[:: max(1, len(train) // _CURVE_MARKS)] if is_marked else val:
+            cells[area.row(loss)][area.column(step)] = mark
     names = {area.row(loss): name for loss, name in ticks.items()}
     lines = [
         f"{names.get(row, ''):>{labels}}{'┤' if row in names else '│'}{''.join(cells[row])}│"
         for row in range(height)
     ]
     # A number on the step axis needs about 12 cells, its gap included.
-    marks, below = _step_axis(area, columns // 12)
-    of_train, of_val = "⠒⠒ " + _("train"), "• " + _("validation")
-    legend = f" {of_train} {f'  {of_val} ' if val else ''}"
+    below_marks, below = _step_axis(area, columns // 12)
     border = "─" * (area.width - cell_len(legend) - 1) + legend + "─"
     indent = " " * labels
-    lines = [f"{indent}┌{border}┐", *lines, f"{indent}└{marks}┘", f"{indent} {below} "]
-    text = Text("\n".join([*lines, _axis_names(columns)]), no_wrap=True, overflow="crop")
-    if colours:
-        text.highlight_regex("[─│┌┐└┘┬┤]+", FIGURES)
-        text.highlight_regex(f"{of_train}|[\u2801-\u28ff]+", MODEL)
-        text.highlight_regex(f"{of_val}|•+", GOOD)
-    return text
+    lines = [f"{indent}┌{border}┐", *lines, f"{indent}└{below_marks}┘", f"{indent} {below} "]
+    return Text("\n".join([*lines, _axis_names(columns)]), no_wrap=True, overflow="crop")
 
 
 @dataclass(frozen=True)

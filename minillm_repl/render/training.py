@@ -17,7 +17,7 @@ from rich.text import Text
 from minillm_repl.language import _, _n
 from minillm_repl.render.console import FIGURES, GOOD, MODEL, WARNING, Screen
 from minillm_repl.render.drawing import bar
-from minillm_repl.render.plot import Curve, Throughput, loss_plot
+from minillm_repl.render.plot import Curve, Throughput, loss_plot, recent
 from minillm_repl.safetext import safe_line
 from minillm_repl.training import (
     Evaluated,
@@ -174,9 +174,11 @@ class TrainingView:
         width, height = self._console.size
         lines = self._progress_lines(width)
         if width >= _MIN_PLOT_COLUMNS and height >= _MIN_PLOT_ROWS:
-            curve = loss_plot(
-                self._train.points, self._val.points, width, _PLOT_ROWS, not self._console.no_color
-            )
+            step = self._last.step if self._last else 0
+            train = recent(self._train.points, step)
+            first = train[0][0] if train else 0
+            val = [point for point in self._val.points if point[0] >= first]
+            curve = loss_plot(train, val, width, _PLOT_ROWS, not self._console.no_color)
             lines.insert(0, curve)
         return Group(*lines)
 

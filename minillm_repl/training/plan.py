@@ -246,6 +246,12 @@ class TrainPlan:
         special_values=_AUTO,
         aliases=("every",),
     )
+    log: str = setting(
+        "off",
+        one_of("off", "csv"),
+        "write the losses of each step into a table beside the checkpoint: csv",
+        metavar="KIND",
+    )
     save_steps: int = setting(
         0,
         integer(0),

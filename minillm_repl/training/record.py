@@ -178,7 +178,7 @@ def describe_method(trainer: Trainer, threads: int, seconds: float) -> str:
             "{name} and AdamW, learning rate {lr:g}", name=_OPTIMIZERS[plan.optimizer], lr=plan.lr
         ),
         f"{plan.precision}, {parallelism}",
-        _("about {size:.1f} GiB", size=estimate_memory(plan, trainer.model.config) / 2**30),
+        _("about {size:,.0f} MiB", size=estimate_memory(plan, trainer.model.config) / 2**20),
     ]
     if plan.grad_checkpointing == "on":
         parts.append(_("gradient checkpointing"))

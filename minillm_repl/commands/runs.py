@@ -59,7 +59,7 @@ def runs(shell: Shell, asked: Arguments) -> None:
         path = find_run(next(iter(_numbers(asked.number)))).path
         if not path:
             raise UserError(_("the model of run {number} was not saved", number=asked.number))
-        models.load(shell, Arguments({"path": path}))
+        models.load.run(shell, Arguments({"path": path}))
     elif asked.numbers:
         compared = [find_run(number) for number in _numbers(asked.numbers)]
         shell.screen.out.print(_comparison(compared))

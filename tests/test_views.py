@@ -96,7 +96,11 @@ def test_the_example_at_the_end_of_a_commands_help_runs(shell, each, tmp_path, m
     (tmp_path / "corpus.txt").write_text("날씨가 좋다. 비가 온다. " * 200, encoding="utf-8")
     shell.run_line("날씨가 좋")
     shell.run_line(":lens")  # for what needs a view
-    end = {"quit": ExitRequested, "step": "needs a terminal"}.get(each.name)
+    end = {
+        "quit": ExitRequested,
+        "step": "needs a terminal",
+        "adapter": "has no adapter",
+    }.get(each.name)
     if isinstance(end, str):
         with pytest.raises(UserError, match=end):
             shell.run_line(each.example)

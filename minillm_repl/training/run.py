@@ -68,8 +68,8 @@ class TrainingRun:
 
     def events(self, interrupted: Callable[[], bool], *, save: bool = True) -> Iterator[TrainEvent]:
         """Train, and yield what happens; with `save`, write the run to disk as its plan says."""
-        yield started(self)
         with torch_threads(self.threads):
+            yield started(self)
             yield from self.trainer.events(interrupted, self._save if save else None)
 
     def checkpoint(self, finished: TrainingFinished | None = None) -> Checkpoint:

@@ -169,7 +169,7 @@ def _check_readable(tokenizer: Tokenizer, text: str) -> None:
     json=True,
     aliases=("고르기",),
     group="Predictions",
-    example=":choose 좋다. | 흐리다. | 춥다.",
+    example=":choose 좋다. | 맑다. | 시원하다.",
 )
 def choose(shell: "Shell", asked: Arguments) -> None:
     """Compare the probabilities of several continuations.

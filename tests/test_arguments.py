@@ -132,7 +132,7 @@ def test_train_says_all_that_it_takes_in_its_usage_and_completion():
     train = discover(commands, views).get("train")
     assert train.usage == (
         ":train [CORPUS] [new] [check] [NAME=VALUE ...] | resume [CORPUS] | remake [CORPUS] "
-        "| settings"
+        "| sweep [CORPUS NAME=VALUE,VALUE ...] | settings"
     )
     assert {"new", "resume", "settings", "lr=", "context-length="} <= set(train.words)
     assert train.forms.completion == "file"

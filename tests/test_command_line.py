@@ -148,7 +148,7 @@ def test_errors_of_a_script_go_to_stderr_and_make_the_exit_code_1(program):
         (["--ckpt", "none.safetensors", "-p", "날씨"], 1, "none.safetensors does not exist"),
         (["-p", ""], 1, "the prompt is empty"),
         (["-p", "XYZ"], 1, "in the vocabulary: X, Y, Z"),
-        (["--train", "x.txt"], 1, "--train needs --ckpt"),
+        (["--train", "x.txt"], 1, "--train needs --out FILE, or --ckpt FILE"),
         (["--ckpt", "m.safetensors", "--train", "none.txt"], 1, "cannot open none.txt"),
         (["--ckpt", "/dev/null", "-p", "x"], 1, "is a device"),
         (["--device", "mps", "-p", "날씨"], 1, "no mps device"),

@@ -37,7 +37,8 @@ def of_length(overrides, length):
     return overrides | {name: length}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# longrope has other frequencies for long texts; its context is limited, and these tests need 300.
+@pytest.fixture(scope="module", params=[name for name in FAMILIES if "longrope" not in name])
 def family(request, tmp_path_factory):
     """A model of random weights with room for 300 tokens: theirs, and the checkpoint read here."""
     kind, overrides = FAMILIES[request.param]

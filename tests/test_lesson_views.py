@@ -59,8 +59,15 @@ def test_shapes_and_numbers_are_those_of_transformers_own_tensors(both):
         )
         for name, each in (("attention.input", attention), ("mlp.input", block.mlp))
     ]
+    # What the MLP adds to the residual stream: after a norm of its output, if there is one.
+    adds, multiplier = (
+        getattr(block, "post_feedforward_layernorm", getattr(block, "post_norm2", block.mlp)),
+        getattr(block, "residual_multiplier", 1),
+    )
     hooks.append(
-        block.mlp.register_forward_hook(lambda _, given, made: entered.update({"mlp.out": made}))
+        adds.register_forward_hook(
+            lambda _, given, made: entered.update({"mlp.out": made * multiplier})
+        )
     )
     with torch.no_grad():
         cached = model(ours.input_ids, use_cache=True).past_key_values.layers[0]
@@ -156,6 +163,7 @@ def losses(model, ids):
 def test_a_step_of_descent_is_that_of_torchs_sgd_on_transformers_own_model(both):
     ours, model, _ = both
     view = descent_view(ours, 0.05)
+    model.get_input_embeddings().padding_idx = None  # the token for padding is a token like others
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     before = losses(model, ours.input_ids)
     before.mean().backward()
@@ -366,7 +374,11 @@ def test_one_key_gets_the_share_that_transformers_gives_it(both):
     ours, _, theirs = both
     view = qkv.compute_dot(ours, 1, 2, 20, 18)
     assert math.fsum(view.products) == pytest.approx(view.dot, abs=1e-4)
-    assert view.scaled == pytest.approx(view.dot / math.sqrt(len(view.query)), abs=1e-5)
+    scores = torch.tensor([score for _place, score, _weight in view.all_scaled]).double()
+    assert view.scaled == pytest.approx(view.scoring.of(view.dot), abs=1e-5)
+    assert scores.softmax(0).tolist() == pytest.approx(
+        [weight for _place, _score, weight in view.all_scaled], abs=1e-6
+    )
     assert view.weight == pytest.approx(float(theirs.attentions[1][0, 2, 20, 18]), abs=1e-5)
     for place, _, weight in view.all_scaled:
         assert weight == pytest.approx(float(theirs.attentions[1][0, 2, 20, place]), abs=1e-5)

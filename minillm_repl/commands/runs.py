@@ -81,7 +81,8 @@ def _numbers(text: str) -> list[int]:
 
 def _list(shell: Shell, found: Sequence[PastRun]) -> None:
     if not found:
-        raise UserError(_("no runs yet: `:train` makes one"))
+        shell.screen.note(_("no runs yet: `:train` makes one"))
+        return
     table = plain_table(
         _("run"), _("when"), _("text"), _("steps"), _("loss"), _("settings"), _("model"),
         right=(0, 3, 4), wrap=(2, 5, 6),

@@ -64,7 +64,8 @@ def _is_model(name: str) -> bool:
 
 
 def _ollama_models() -> Iterator[tuple[str, Path]]:
-    root = Path(os.environ.get("OLLAMA_MODELS") or os.path.expanduser("~/.ollama/models"))  # noqa: PTH111
+    home = os.path.expanduser("~/.ollama/models")  # noqa: PTH111
+    root = Path(os.environ.get("OLLAMA_MODELS") or home)
     manifests = root / "manifests"
     # PLACE/USER/MODEL/TAG
     for manifest in sorted(islice(manifests.glob("*/*/*/*"), _MAX_FILES)):
@@ -94,7 +95,7 @@ def _model_blob(manifest: Path) -> str:
 def _lm_studio_models() -> Iterator[tuple[str, Path]]:
     # The second folder is that of older versions.
     for place in ("~/.lmstudio/models", "~/.cache/lm-studio/models"):
-        root = Path(os.path.expanduser(place))  # noqa: PTH111 - Path.expanduser raises without a home
+        root = Path(os.path.expanduser(place))  # noqa: PTH111 - Path's raises without a home
         for file in sorted(islice(root.glob("*/*/*"), _MAX_FILES)):
             if _is_model(file.name):
                 yield f"{LM_STUDIO}{file.relative_to(root).as_posix()}", file

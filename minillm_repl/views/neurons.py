@@ -1,7 +1,7 @@
 """`:neurons`: the neurons of an MLP, which are active on a text, and on which tokens."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -204,7 +204,7 @@ def _written_tokens(
     written = model.get_submodule(f"blocks.{layer}.mlp.down")(alone)  # (neuron + 1, d_model)
     written = written[:-1] - written[-1]
     if model.config.norm_placement != "pre":  # whose statistics do not change the order either
-        norm: RMSNorm = model.get_submodule(f"blocks.{layer}.post_norm2")  # type: ignore[assignment]
+        norm = cast("RMSNorm", model.get_submodule(f"blocks.{layer}.post_norm2"))
         written = written * norm.scale()
     logits = model.unembed(written) - model.unembed(torch.zeros_like(written[:1]))
     logits = logits[:, : tokenizer.vocab_size]  # (neuron, vocab)

@@ -1,7 +1,7 @@
 """`:why`: direct logit attribution, what each part of the model adds to a logit by itself."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
@@ -263,7 +263,7 @@ def _through_end_of_attention(
 
     factor = torch.tensor(model.config.residual_multiplier, dtype=torch.float64)
     if model.config.norm_placement != "pre":
-        norm: RMSNorm = model.get_submodule(f"blocks.{layer}.post_norm1")  # type: ignore[assignment]
+        norm = cast("RMSNorm", model.get_submodule(f"blocks.{layer}.post_norm1"))
         total = torch.stack(list(heads.values())).sum(0)  # (d_model,)
         factor = factor * norm.scale().double() / (total.square().mean() + norm.eps).sqrt()
     return {name: vector * factor for name, vector in heads.items()}

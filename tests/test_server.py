@@ -136,10 +136,10 @@ def test_a_prompt_is_scored_as_torch_scores_it(client):
     assert answer.token_logprobs[1:] == pytest.approx(expected, abs=1e-5)
     best = [max(top.values()) for top in answer.top_logprobs[1:]]
     assert best == pytest.approx(logs.max(-1).values.tolist(), abs=1e-5)
-    assert "".join(answer.tokens) == both.choices[0].text
-    text = both.choices[0].text
-    for token, place in zip(answer.tokens, answer.text_offset, strict=True):
-        assert text[place:].startswith(token)
+    text, shown = both.choices[0].text, [each for each in answer.content if each["bytes"]]
+    assert "".join(each["token"] for each in shown) == text  # the start token is none of it
+    for each, place in zip(answer.content, answer.text_offset, strict=True):
+        assert not each["bytes"] or text[place:].startswith(each["token"])
     assert alone.token_logprobs == [None]
     assert both.usage.prompt_tokens == len(ids) + 1
 
@@ -162,14 +162,17 @@ def test_ids_and_text_are_each_other_and_a_conversation_is_what_its_template_mak
     def post(path, **body):
         return httpx.post(hangul + path, json=body).json()
 
-    tokens = post("/tokenize", content="안녕 <end>")
+    started = post("/tokenize", content="안녕 <end>")["tokens"]
+    tokens = post("/tokenize", content="안녕 <end>", add_special=False)
+    assert started == [tokens["tokens"][-1], *tokens["tokens"]]  # its texts begin with <end>
     assert post("/detokenize", tokens=tokens["tokens"])["content"] == "안녕 "  # the token itself
     assert (tokens["count"], tokens["unknown"]) == (4, ["<", "e", "d", ">"])
-    named = post("/tokenize", prompt="안녕 <end>", parse_special=False)
+    named = post("/tokenize", prompt="안녕 <end>", parse_special=False, add_special=False)
     assert named["count"] == 8
     prompt = post("/apply-template", messages=TALK)
-    assert prompt["prompt"] == "질문: 안녕?\n답변: "
-    assert post("/tokenize", content=prompt["prompt"])["tokens"] == prompt["tokens"]
+    assert prompt["prompt"] == "<end>질문: 안녕?\n답변: "
+    plain = post("/tokenize", content=prompt["prompt"], add_special=False)["tokens"]
+    assert plain == prompt["tokens"]
 
 
 @pytest.mark.slow

@@ -287,4 +287,4 @@ def test_a_recipe_trains_a_model_that_answers(program, tmp_path):
     answered = json.loads(
         program("-p", "안녕?", "--max-tokens", "5", "--json").stdout.splitlines()[-1]
     )
-    assert answered["prompt_tokens"] == len("질문: 안녕?\n답변: ")
+    assert answered["prompt_tokens"] == 1 + len("질문: 안녕?\n답변: ")  # <end> begins it

@@ -445,7 +445,9 @@ def test_lm_eval_finds_the_log_likelihoods_that_it_finds_with_transformers(stori
         Instance("loglikelihood", {}, pair, index, metadata=("t", index, 1))
         for index, pair in enumerate(pairs)
     ]
-    theirs = HFLM(pretrained=str(stories), device="cpu", dtype="float32", batch_size=1)
+    theirs = HFLM(
+        pretrained=str(stories), device="cpu", dtype="float32", batch_size=1, add_bos_token=False
+    )
     expected = theirs.loglikelihood(requests, disable_tqdm=True)
     with server(tmp_path, "--ckpt", str(stories)) as (_process, url):
         ours = LocalCompletionsAPI(

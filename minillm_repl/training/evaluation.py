@@ -27,7 +27,7 @@ _FINAL_SHARE = 2 / 3  # of that, for the weights that are kept; the rest is for 
 _TRAIN_SHARE = 1 / 3  # of an evaluation, for the training split beside a validation split
 # Multiplications that are free: an evaluation of so little work takes some milliseconds.
 _FREE_WORK, _FREE_FINAL_WORK = 500_000_000, 5_000_000_000
-# A step takes as long as the forward pass of so many times its tokens (measured: 3.7, LoRA 3.0).
+# A step costs as much as a forward pass over this many times its tokens (measured: 3.7, LoRA 3.0).
 # Forward is one, backward two, of frozen weights one; the optimiser and small batches add a fifth.
 _OPTIMISER_FACTOR = 1.2
 _STEP_COST, _LORA_STEP_COST = 3, 2
@@ -124,7 +124,7 @@ class Evaluator:
         return self._sample(max(budget, _FREE_FINAL_WORK / self._model.config.n_params))
 
     def _sample(self, tokens: float) -> tuple[Starts, Starts]:
-        """Return where the windows of a sample of so many tokens begin, at least one in a split."""
+        """Return where the windows of a sample of `tokens` begin, at least one in each split."""
         share = _TRAIN_SHARE if self._val else 1.0
         return self._starts(max(1, int(share * tokens)), max(1, int((1 - share) * tokens)))
 

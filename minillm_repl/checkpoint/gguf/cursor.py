@@ -37,7 +37,7 @@ class Cursor:
         )
 
     def check_count(self, count: int, least_bytes: int, most: int) -> None:
-        """Raise UserError if the file cannot have so many things of so many bytes or more."""
+        """Raise UserError if the file is too short for `count` items of `least_bytes` each."""
         if count > most or count * least_bytes > self._size - self.position:
             raise self.damaged(_("the count {count:,}", count=count))
 

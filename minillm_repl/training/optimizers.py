@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from minillm_repl.model.build import LanguageModel
+from minillm_repl.training.machine import full_tensor, shard_like
 from minillm_repl.training.plan import TrainPlan
 
 # Newton and Schulz: p(s) = a s + b s³ + c s⁵ is applied to each singular value s, five times. These
@@ -112,26 +113,30 @@ class Muon(torch.optim.Optimizer):
                 # m ← 0.95 m + 0.05 g, then Nesterov's look ahead: 0.95 m + 0.05 g once more.
                 momentum = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
                 nesterov = matrix.grad.lerp(momentum, group["momentum"])  # (rows, columns)
-                update = orthogonalise(nesterov.to(self._dtype()))  # (rows, columns)
+                # Where processes hold a matrix in shares, each computes the whole step.
+                update = orthogonalise(full_tensor(nesterov).to(self._dtype()))
+                update = update.to(matrix.dtype)
                 if self._evens_rows:
-                    update = _even_rows(update.to(matrix.dtype), state)
+                    update = _even_rows(update, state, matrix)
                 # Decay is apart from the gradient, as in AdamW.
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 # A matrix with singular values 1 has entries of root mean square 1 / √longer side.
                 lr_scale = _RMS_SCALE * max(matrix.shape) ** 0.5
-                matrix.add_(update, alpha=-group["lr"] * lr_scale)
+                matrix.add_(shard_like(update, matrix), alpha=-group["lr"] * lr_scale)
 
 
-def _even_rows(update: Tensor, state: dict[str, Tensor]) -> Tensor:
+def _even_rows(update: Tensor, state: dict[str, Tensor], matrix: Tensor) -> Tensor:
     """Return an update (rows, columns) with rows of about the same length, its norm kept.
 
-    Each row is divided by the root of its mean square over the steps so far, which `state` keeps.
+    Each row is divided by the root of its mean square over the steps so far, which `state` keeps,
+    in shares if `matrix` is in shares.
     Without this, a few neurons take most of the steps.
     """
     squares = update.square().mean(1, keepdim=True)  # (rows, 1)
     if "row_squares" not in state:
-        state["row_squares"] = torch.zeros_like(squares)
-    mean_squares = state["row_squares"].lerp_(squares, 1 - _ROW_DECAY)
+        state["row_squares"] = shard_like(torch.zeros_like(squares), matrix)
+    state["row_squares"].lerp_(shard_like(squares, matrix), 1 - _ROW_DECAY)
+    mean_squares = full_tensor(state["row_squares"])  # (rows, 1)
     # A constant factor cancels out, so the mean needs no correction for its start at zero.
     even: Tensor = update / mean_squares.sqrt().clamp(min=_EPS)
     return even.mul_(update.norm() / even.norm().clamp(min=_EPS))

@@ -867,9 +867,9 @@ def test_a_real_model_learns_to_tell_other_tales(stories, grimm, tmp_path, kind,
     assert run.trainer.val.ids.tolist() == ids
     before, now = their_loss(stories, ids), their_loss(tmp_path / "after", ids)
     print(f"{kind}: {before:.3f} before, {now:.3f} after {finished.steps} steps")
-    # Both losses are of one sample of the validation split; the last one of all is `val_loss`.
+    # Both losses are of one small sample of the validation split; `val_loss` is of all of it.
     gained = finished.first_loss - finished.last_loss
-    assert gained == pytest.approx(before - now, abs=0.1)
+    assert gained == pytest.approx(before - now, abs=0.2)
     assert finished.val_loss == pytest.approx(now, abs=1e-3)
     assert now < before - 0.25
     again = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "after")

@@ -24,6 +24,7 @@ from minillm_repl.checkpoint.load_save import load
 from minillm_repl.errors import UserError
 from minillm_repl.generate.scoring import score
 from minillm_repl.model.build import build
+from minillm_repl.repl.care import find_help
 from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.settings import Settings
 from minillm_repl.serve.engine import Engine
@@ -142,6 +143,51 @@ def test_a_prompt_is_scored_as_torch_scores_it(client):
         assert not each["bytes"] or text[place:].startswith(each["token"])
     assert alone.token_logprobs == [None]
     assert both.usage.prompt_tokens == len(ids) + 1
+
+
+CRISIS = [{"role": "user", "content": "나 죽고 싶어"}]
+
+
+def test_to_a_crisis_the_program_answers_and_no_number_is_invented(client):
+    asked = {"model": "hangul", "messages": CRISIS, "logprobs": True, "top_logprobs": 3}
+    answer = client.chat.completions.create(**asked)
+    choice = answer.choices[0]
+    assert choice.message.content == str(find_help("나 죽고 싶어"))
+    assert (choice.finish_reason, choice.logprobs) == ("stop", None)
+    assert {"call": "109", "what": "자살예방 상담전화 (24시간)"} in choice.care["calls"]
+    assert answer.usage.total_tokens == 0
+    chunks = client.chat.completions.create(
+        **asked, stream=True, stream_options={"include_usage": True}
+    )
+    *parts, last = list(chunks)
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == choice.message.content
+    assert [part.choices[0].finish_reason for part in parts] == [None, "stop"]
+    assert not any(part.choices[0].logprobs for part in parts)
+    assert (last.choices, last.usage.total_tokens) == ([], 0)
+
+
+def test_the_model_does_not_see_a_crisis_of_before_nor_the_answer_to_it(client):
+    earlier = [*CRISIS, {"role": "assistant", "content": str(find_help("나 죽고 싶어"))}]
+    asked = {"model": "hangul", "temperature": 0}
+    after = client.chat.completions.create(**asked, messages=[*earlier, *TALK])
+    alone = client.chat.completions.create(**asked, messages=TALK)
+    assert (after.choices, after.usage) == (alone.choices, alone.usage)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "care", "cares"),
+    [("hangul", "off", False), ("own.safetensors", "auto", False), ("own.safetensors", "on", True)],
+)
+def test_care_is_a_setting_and_by_itself_that_of_the_shipped_models(
+    tmp_path, checkpoint, care, cares
+):
+    (tmp_path / "own.safetensors").write_bytes((MODELS / "hangul.safetensors").read_bytes())
+    with server(tmp_path, "--ckpt", checkpoint, "--care", care) as (_process, url):
+        body = {"messages": CRISIS, "max_tokens": 4, "seed": 1}
+        answer = CLIENT.post(f"{url}/v1/chat/completions", json=body).json()
+        assert ("109" in answer["choices"][0]["message"]["content"]) == cares
+        assert (answer["usage"]["completion_tokens"] == 0) == cares
+        assert CLIENT.get(f"{url}/v1/models").json()["data"][0]["care"] is cares
 
 
 def test_scores_do_not_depend_on_the_passes_they_are_computed_in(monkeypatch):

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from secrets import token_hex
 from typing import Any
 
@@ -12,11 +13,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from minillm_repl.errors import UserError
+from minillm_repl.repl.care import Help, is_caring
 from minillm_repl.repl.model_loading import LoadedModel
 from minillm_repl.repl.settings import Settings
 from minillm_repl.serve.answers import Answer, Json, chat_logprobs, text_logprobs
+from minillm_repl.serve.care import care_choice, care_chunks, without_crises
 from minillm_repl.serve.engine import Engine
 from minillm_repl.serve.requests import (
+    Completion,
     RequestError,
     parse_body,
     parse_chat,
@@ -45,6 +49,7 @@ class Service:
             "created": 0,
             "owned_by": "minillm-repl",
             "max_model_len": self.engine.model.decoder.context_length,
+            "care": is_caring(self.settings.care, self.engine.model),
         }
         return JSONResponse({"object": "list", "data": [model]})
 
@@ -114,6 +119,11 @@ class Service:
         """Answer a conversation."""
         body = await read_body(request)
         completion = parse_chat(body, self.settings, self._tokenizer.vocab_size)
+        if is_caring(self.settings.care, self.engine.model):
+            messages, crisis_help = await run_in_threadpool(without_crises, completion.messages)
+            if crisis_help is not None:
+                return self._care(completion, crisis_help)
+            completion = replace(completion, messages=messages)
         ids, turn_ends = await run_in_threadpool(
             self.engine.chat_ids, completion.messages, special=completion.special
         )
@@ -132,6 +142,20 @@ class Service:
         }
         envelope = self._envelope("chatcmpl", "chat.completion")
         return JSONResponse(envelope | {"choices": [choice], "usage": answer.usage})
+
+    def _care(self, completion: Completion, crisis_help: Help) -> Response:
+        """Answer in the place of the model."""
+        usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+        if not completion.stream:
+            envelope = self._envelope("chatcmpl", "chat.completion")
+            choices = [care_choice(crisis_help)]
+            return JSONResponse(envelope | {"choices": choices, "usage": usage})
+        envelope = self._envelope("chatcmpl", "chat.completion.chunk")
+        chunks: list[Json] = [{"choices": [each]} for each in care_chunks(crisis_help)]
+        if completion.usage_at_end:
+            chunks.append({"choices": [], "usage": usage})
+        lines = [f"data: {json.dumps(envelope | each)}\n\n" for each in chunks]
+        return StreamingResponse([*lines, "data: [DONE]\n\n"], media_type="text/event-stream")
 
     def _envelope(self, prefix: str, kind: str) -> Json:
         created = int(time.time())

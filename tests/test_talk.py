@@ -103,6 +103,22 @@ def test_a_value_is_carried_through_the_conversation():
         assert first.replace(" ", "") in turns[2].content.replace(" ", "")
 
 
+def test_each_way_through_the_branches_is_a_talk():
+    text = "> 1\n< a\n  > 2\n  < b\n    > 3\n    < c\n  > 4\n  < d\n> 5\n< e\n"
+    said = ["".join(turn[0] for turn in talk.turns) for talk in parse_talks(text, "t")]
+    assert said == ["1a2b3c5e", "1a4d5e"]
+    assert len({talk.place for talk in parse_talks(text, "t")}) == 2
+
+
+def test_in_a_pause_come_exchanges_without_the_values_of_the_talk():
+    small = list(parse_talks("> 점심은 {음식}\n< {음식}!\n\n> 비 와\n< 우산!\n", "weather2.txt"))
+    talk = list(parse_talks("> 나는 {음식}\n< 네\n…\n> 내가?\n< {음식}!\n", "t"))
+    for turns in Expander(talk + small, SLOTS, 0).conversations(20):
+        if turns[1].content == "네":
+            assert [turn.content for turn in turns[3:-2]] == ["우산!"]
+            assert turns[0].content.replace(" ", "").startswith(f"나는{turns[-1].content[:-1]}")
+
+
 def test_every_value_and_every_wording_is_used_as_often():
     deck = Deck(SLOTS["음식"], random.Random(0))
     assert set(Counter(deck.deal() for _card in SLOTS["음식"] * 3).values()) == {3}
@@ -129,7 +145,8 @@ def test_sums_are_right_and_small():
 
 
 @pytest.mark.parametrize(
-    "text", ["< 답\n", "> 말\n> 말\n", "> 말\n", "> 말 |  | 말\n< 답\n", "말\n"]
+    "text",
+    ["< 답\n", "> 말\n> 말\n", "> 말\n", "> 말 |  | 말\n< 답\n", "말\n", "…\n", "  > 말\n  < 답\n"],
 )
 def test_a_talk_that_is_written_wrong_is_refused_by_its_place(text):
     with pytest.raises(UserError, match="t:"):

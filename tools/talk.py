@@ -32,13 +32,14 @@ def counts(talks: list[Talk]) -> str:
     """Return how much is written: talks, and the wordings of both sides."""
     single = [talk for talk in talks if len(talk.turns) == 2]
     longer = [talk for talk in talks if len(talk.turns) > 2]
-    exchanges = sum(
-        len(talk.turns[i]) * len(talk.turns[i + 1])
+    lines = {  # those that branches share are counted once
+        (talk.place.partition(":")[0], talk.turns[: i + 2])
         for talk in talks
         for i in range(0, len(talk.turns), 2)
-    )
-    said = sum(len(turn) for talk in talks for turn in talk.turns[::2])
-    answers = sum(len(turn) for talk in talks for turn in talk.turns[1::2])
+    }
+    said = sum(len(turns[-2]) for _file, turns in lines)
+    answers = sum(len(turns[-1]) for _file, turns in lines)
+    exchanges = sum(len(turns[-2]) * len(turns[-1]) for _file, turns in lines)
     return (
         f"{len(single):,} single exchanges and {len(longer):,} longer talks are written, in which "
         f"{said:,} wordings of a user get {answers:,} answers: {exchanges:,} different pairs"

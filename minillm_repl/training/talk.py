@@ -7,7 +7,7 @@ The same seed gives the same conversations.
 import random
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minillm_repl.chat import Message
@@ -16,6 +16,13 @@ from minillm_repl.language import PARTICLES, _, choose_particle
 
 TALK_FOLDER = Path(__file__).with_name("recipes") / "talk"
 SLOTS_FILE = "slots.txt"
+_PAUSE = "…"  # here some single exchanges of other talks come between
+_LONGEST_PAUSE = 3
+# The files that these come from: what fits anywhere.
+_SMALL_TALK = re.compile(
+    r"(clothes|exams|feelings|games|health|hobbies|home|meals|pets|plans|school|sports|things"
+    r"|travel|weather)\d*\.txt:"
+)
 # A slot, and the two endings of which one fits: a pair of particles, or such as `이라고/라고`.
 _SLOT = re.compile(
     r"\{([^{}]+)\}(?:(은|이|을|과|으로|이에요)/(는|가|를|와|로|예요)|(이[가-힣]+)/([가-힣]+))?"
@@ -36,7 +43,25 @@ class Talk:
     """One conversation: for each turn, the user's first, the wordings that it may have."""
 
     turns: tuple[tuple[str, ...], ...]
-    place: str  # file and line, for messages
+    place: str  # file and lines, for messages
+    pauses: tuple[int, ...] = ()  # the turns before which others come between
+
+    @property
+    def slots(self) -> frozenset[str]:
+        """The lists that it takes values of."""
+        said = " ".join(wording for turn in self.turns for wording in turn)
+        return frozenset(name.rstrip("23") for name, *_endings in _SLOT.findall(said))
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    """What a user may say and what the model answers, in a block of lines."""
+
+    asks: tuple[str, ...]
+    number: int  # of its first line
+    depth: int  # how far it is indented, in steps of two spaces
+    pause: bool
+    answers: tuple[str, ...] = ()
 
 
 class Deck:
@@ -69,22 +94,62 @@ def read_talks(folder: Path = TALK_FOLDER) -> list[Talk]:
 
 
 def parse_talks(text: str, name: str) -> Iterator[Talk]:
-    """Yield the conversations of one file; a blank line ends each. Raises UserError."""
-    turns: list[tuple[str, ...]] = []
+    """Yield the conversations of one file. Raises UserError.
+
+    A blank line ends a block. Each way through its branches is a conversation.
+    """
+    block: list[tuple[int, str]] = []
     for number, line in enumerate([*text.splitlines(), ""], 1):
-        mark, wordings = line[:2], tuple(each.strip() for each in line[2:].split(" | "))
-        if not line.strip() or line.startswith("#"):
-            if len(turns) % 2:
-                raise UserError(_("{place}: a talk ends with an answer", place=f"{name}:{number}"))
-            if turns:
-                yield Talk(tuple(turns), f"{name}:{number - len(turns)}")
-            turns = []
-        elif mark != "><"[len(turns) % 2] + " " or not all(wordings):
+        if line.strip() and not line.startswith("#"):
+            block.append((number, line))
+        else:
+            yield from _ways(list(_read_exchanges(block, name)), name)
+            block = []
+
+
+def _read_exchanges(block: list[tuple[int, str]], name: str) -> Iterator[_Exchange]:
+    asked, pause = None, False
+    for number, line in block:
+        text = line.lstrip(" ")
+        depth = (len(line) - len(text)) // 2
+        wordings = tuple(each.strip() for each in text[2:].split(" | "))
+        if text == _PAUSE and asked is None:
+            pause = True
+        elif text[:2] != ("< " if asked else "> ") or not all(wordings):
             raise UserError(
                 _("{place}: `> ` and `< ` take turns, and say something", place=f"{name}:{number}")
             )
+        elif asked:
+            yield replace(asked, answers=wordings)
+            asked = None
         else:
-            turns.append(wordings)
+            asked, pause = _Exchange(wordings, number, depth, pause), False
+    if asked or pause:
+        raise UserError(_("{place}: a talk ends with an answer", place=f"{name}:{block[-1][0]}"))
+
+
+def _ways(exchanges: list[_Exchange], name: str) -> Iterator[Talk]:
+    """Yield each way through a block: of indented exchanges, one of each depth follows another."""
+    ends: list[tuple[_Exchange, ...]] = [()]
+    last: list[list[tuple[_Exchange, ...]]] = []  # the ways to the last exchange of each depth
+    for each in exchanges:
+        if each.depth > len(last):
+            raise UserError(
+                _(
+                    "{place}: a line is indented by two spaces more than what it follows",
+                    place=f"{name}:{each.number}",
+                )
+            )
+        begun = last[each.depth - 1] if each.depth else ends
+        longer = [(*way, each) for way in begun]
+        ends = [way for way in ends if way not in begun] + longer
+        last[each.depth :] = [longer]
+    for way in filter(None, ends):
+        yield Talk(
+            tuple(turn for each in way for turn in (each.asks, each.answers)),
+            f"{name}:{'-'.join(str(each.number) for each in way)}",
+            tuple(2 * place for place, each in enumerate(way) if each.pause),
+        )
 
 
 def read_slots(folder: Path = TALK_FOLDER) -> dict[str, list[str]]:
@@ -106,6 +171,11 @@ class Expander:
             for talk in talks
             for index, turn in enumerate(talk.turns)
         }
+        self._small_talk = [
+            (talk, talk.slots)
+            for talk in talks
+            if len(talk.turns) == 2 and _SMALL_TALK.match(talk.place)
+        ]
 
     def conversations(self, rounds: int) -> list[list[Message]]:
         """Return different conversations in a random order: in each round, every talk is begun
@@ -123,11 +193,20 @@ class Expander:
         wordings = [self._wordings[talk.place, i].deal() for i in range(len(talk.turns))]
         values = self._draw_numbers(wordings)
         for index, wording in enumerate(wordings):
+            if index in talk.pauses:
+                yield from self._pause(talk.slots)
             text = _SLOT.sub(lambda slot: self._fill(slot, values), wording)
             if index % 2:
                 yield Message("assistant", text)
             else:
                 yield Message("user", _type(text, self._rng))
+
+    def _pause(self, used: frozenset[str]) -> Iterator[Message]:
+        """Yield some exchanges that have nothing to do with the values of a talk."""
+        others = [talk for talk, slots in self._small_talk if not slots & used]
+        count = min(self._rng.randint(1, _LONGEST_PAUSE), len(others))
+        for talk in self._rng.sample(others, count):
+            yield from self._expand(talk)
 
     def _fill(self, slot: re.Match[str], values: dict[str, str]) -> str:
         name, *endings = slot.groups()

@@ -211,7 +211,9 @@ def save_folder(
 def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     tokenizer = checkpoint.tokenizer
     if isinstance(tokenizer, CharacterTokenizer):
-        plain = character_level(tokenizer.characters, tokenizer.specials)
+        plain = character_level(
+            tokenizer.characters, tokenizer.specials, has_bytes=tokenizer.has_bytes
+        )
         description: Mapping[str, Any] = with_bos_token(plain, tokenizer.start)
         roles = {"bos_token": tokenizer.start} if tokenizer.start else {}
     elif isinstance(tokenizer, SubwordTokenizer):

@@ -233,12 +233,14 @@ def tokenizer_from_json(data: Any) -> Tokenizer:
     match data:
         case {"type": "character", "normalization": "NFC", "characters": str(characters)}:
             specials, start = data.get("specials", []), data.get("start", "")
+            has_bytes = data.get("bytes", False)
             if (
                 isinstance(specials, list)
+                and isinstance(has_bytes, bool)
                 and len(specials) <= _MAX_SPECIALS
                 and all(map(_is_text, (*specials, start)))
             ):
-                return CharacterTokenizer(characters, specials, start)
+                return CharacterTokenizer(characters, specials, start, has_bytes=has_bytes)
         case {"type": "ids", "size": int(size)} if 0 < size <= _MAX_VOCAB:
             return IdTokenizer(size)
         case {

@@ -145,23 +145,32 @@ def decode(tokenizer: Tokenizer, ids: list[int]) -> str:
 # -- tokenizers that need no library
 
 UNK_TOKEN = "<unk>"  # noqa: S105 - no password, but the token for unknown characters
+BYTE_NAMES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 _SPECIAL_NAME = re.compile(r"<[^<>\s\x00-\x1f\x7f-\x9f]{1,98}>")
 
 
 class CharacterTokenizer(Tokenizer):
     """An id is an index in the sorted vocabulary; the special tokens (`<end>`) come after it.
 
-    `start` is the special token that comes before every text, empty for none.
+    `start` is the special token that comes before every text, empty for none. With `has_bytes`, a
+    token for each byte comes last.
 
     Text is normalised to NFC, in which a Hangul syllable is one character. An unknown character
-    becomes `<unk>` if that is a special token. Raises UserError for entries of the vocabulary
-    that are not single distinct characters, and for invalid names of special tokens.
+    becomes the bytes of its UTF-8, or else `<unk>` if that is a special token. Raises UserError for
+    entries of the vocabulary that are not single distinct characters, and for invalid names of
+    special tokens.
     """
 
     def __init__(
-        self, characters: Iterable[str], specials: Iterable[str] = (), start: str = ""
+        self,
+        characters: Iterable[str],
+        specials: Iterable[str] = (),
+        start: str = "",
+        *,
+        has_bytes: bool = False,
     ) -> None:
         self.characters, self.specials, self.start = tuple(characters), tuple(specials), start
+        self.has_bytes = has_bytes
         self._ids = {character: place for place, character in enumerate(self.characters)}
         self._special_ids = {
             name: len(self.characters) + place for place, name in enumerate(self.specials)
@@ -172,8 +181,11 @@ class CharacterTokenizer(Tokenizer):
         self._special_pattern = re.compile(
             f"({'|'.join(map(re.escape, names))})" if names else "(?!)"
         )
-        if len(self._special_ids) != len(self.specials) or not all(
-            map(_SPECIAL_NAME.fullmatch, self.specials)
+        self._first_byte = len(self.characters) + len(self.specials)
+        if (
+            len(self._special_ids) != len(self.specials)
+            or not all(map(_SPECIAL_NAME.fullmatch, self.specials))
+            or (has_bytes and not BYTE_NAMES.isdisjoint(self.specials))
         ):
             raise UserError(
                 _("special tokens need distinct names such as <end>, of at most 100 characters")
@@ -199,23 +211,30 @@ class CharacterTokenizer(Tokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """The number of characters and special tokens."""
-        return len(self.characters) + len(self.specials)
+        """The number of characters, special tokens and bytes."""
+        return self._first_byte + (256 if self.has_bytes else 0)
 
     def encode(
         self, text: str, *, add_special: bool = True, parse_special: bool = False
     ) -> list[int]:
         """Return one id per character of the NFC form of `text`, after the start token if any.
 
-        An unknown character is skipped, or becomes `<unk>`.
+        An unknown character becomes its bytes or `<unk>`, or is skipped.
         """
         ids = list(self.start_ids) if add_special else []
         if parse_special:
             return ids + self.encode_rendered(text)
-        known = (self._ids.get(character) for character in unicodedata.normalize("NFC", text))
-        for each in known:
-            ids += self._unk_ids if each is None else [each]
+        for character in unicodedata.normalize("NFC", text):
+            known = self._ids.get(character)
+            ids += self.unknown_ids(character) if known is None else [known]
         return ids
+
+    def unknown_ids(self, character: str) -> list[int]:
+        """Return the ids of a character that is not in the vocabulary."""
+        if self.has_bytes:
+            # A lone surrogate has no bytes.
+            return [self._first_byte + byte for byte in character.encode(errors="ignore")]
+        return self._unk_ids
 
     # `escapes` is only read.
     def encode_rendered(self, text: str, escapes: Escapes = {}) -> list[int]:  # noqa: B006
@@ -230,16 +249,23 @@ class CharacterTokenizer(Tokenizer):
         return [token for part in ids for token in part]
 
     def find_unknown(self, text: str) -> list[str]:
-        """Return the characters that the vocabulary lacks, each once, in order."""
-        return [c for c in dict.fromkeys(unicodedata.normalize("NFC", text)) if c not in self._ids]
+        """Return the characters that no token stands for, each once, in order."""
+        characters = dict.fromkeys(unicodedata.normalize("NFC", text))
+        if self.has_bytes:
+            return [c for c in characters if "\ud800" <= c <= "\udfff"]
+        return [c for c in characters if c not in self._ids]
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the UTF-8 bytes of the character; none for a special token."""
-        return self.characters[token].encode() if token < len(self.characters) else b""
+        """Return the UTF-8 bytes of the character, or one byte; none for a special token."""
+        if token < len(self.characters):
+            return self.characters[token].encode()
+        return bytes([token - self._first_byte]) if token >= self._first_byte else b""
 
     def special_name(self, token: int) -> str:
-        """Return the name of a special token; empty for a character."""
-        return self.specials[token - len(self.characters)] if token >= len(self.characters) else ""
+        """Return the name of a special token; empty for a character or a byte."""
+        if not len(self.characters) <= token < self._first_byte:
+            return ""
+        return self.specials[token - len(self.characters)]
 
     @property
     def special_names(self) -> list[str]:
@@ -254,13 +280,15 @@ class CharacterTokenizer(Tokenizer):
         """Return this tokenizer with a start token, unless it has one, or no such token."""
         if self.start or name not in self._special_ids:
             return self
-        return CharacterTokenizer(self.characters, self.specials, name)
+        return CharacterTokenizer(self.characters, self.specials, name, has_bytes=self.has_bytes)
 
     def to_json(self) -> dict[str, Any]:
-        """Return `{"type": "character", "characters": ...}`, with `specials` and `start` if any."""
+        """Return `{"type": "character", "characters": ...}`, with `specials`, `start` and `bytes`
+        if it has any.
+        """
         data = {"type": "character", "normalization": "NFC", "characters": "".join(self.characters)}
-        specials = {"specials": list(self.specials)} if self.specials else {}
-        return {**data, **specials, **({"start": self.start} if self.start else {})}
+        more = {"specials": list(self.specials), "start": self.start, "bytes": self.has_bytes}
+        return {**data, **{name: value for name, value in more.items() if value}}
 
 
 class IdTokenizer(Tokenizer):

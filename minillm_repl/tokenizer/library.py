@@ -16,7 +16,7 @@ import tokenizers
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer import UNK_TOKEN, Escapes
+from minillm_repl.tokenizer import BYTE_NAMES, UNK_TOKEN, Escapes
 from minillm_repl.tokenizer.description import rename_tokens
 
 BYTE_LEVEL_CLASSES = ("GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer", "Qwen2Tokenizer")
@@ -120,17 +120,24 @@ def train_bpe(
     return _to_dict(library)
 
 
-def character_level(characters: Sequence[str], specials: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the description of a tokenizer of one token per character.
+def character_level(
+    characters: Sequence[str], specials: Sequence[str] = (), *, has_bytes: bool = False
+) -> dict[str, Any]:
+    """Return the description of a tokenizer of one token per character, and bytes for the others.
 
     Other programs open a character model through it.
     """
     unk_token = UNK_TOKEN if UNK_TOKEN in specials else None
-    vocabulary = {character: token for token, character in enumerate((*characters, *specials))}
+    tokens = (*characters, *specials, *(sorted(BYTE_NAMES) if has_bytes else ()))
+    vocabulary = {name: token for token, name in enumerate(tokens)}
     # A BPE without merges splits a text into characters.
-    library = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], unk_token=unk_token))
+    library = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocabulary, [], unk_token=unk_token, byte_fallback=has_bytes)
+    )
     library.normalizer = tokenizers.normalizers.NFC()
-    library.decoder = tokenizers.decoders.Fuse()
+    decoders = tokenizers.decoders
+    fuse = decoders.Fuse()
+    library.decoder = decoders.Sequence([decoders.ByteFallback(), fuse]) if has_bytes else fuse
     library.add_special_tokens(list(specials))
     return _to_dict(library)
 

@@ -19,7 +19,7 @@ from minillm_repl.training.documents import split_chunks
 from minillm_repl.training.evaluation import eval_budget
 from minillm_repl.training.plan import TrainPlan
 
-END_TOKEN, UNK_TOKEN, BPE_EOS_TOKEN = "<end>", "<unk>", "<|endoftext|>"
+END_TOKEN, BPE_EOS_TOKEN = "<end>", "<|endoftext|>"
 # Characters of a text for the BPE trainer: it takes 256 at once, and needs many times their size.
 _BPE_CHUNK = 1 << 14
 _BPE_CHARACTERS = 1 << 24  # of a longer corpus, an even part of this size is learnt from
@@ -246,7 +246,8 @@ def _default_n_heads(arch: str, d_model: int) -> int:
 
 
 def make_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
-    """Make a corpus's tokenizer: `char` (every character), `char:N` (the N most frequent), `bpe:N`.
+    """Make a corpus's tokenizer: `char` (every character), `char:N` (the N most frequent, and bytes
+    for the others), `bpe:N`.
 
     A token that ends a document is in it if there is more than one document, and those of the roles
     if these are conversations. Raises UserError for a vocabulary too small to be one.
@@ -279,10 +280,10 @@ def make_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
             raise UserError(_("tokenizer=char:0 has no characters; use at least 1"))
         order = np.argsort(-corpus.character_counts[code_points], kind="stable")
         code_points = np.sort(code_points[order[: int(number)]])
-        specials.append(UNK_TOKEN)
     return CharacterTokenizer(
         [chr(code_point) for code_point in code_points if not 0xD800 <= code_point < 0xE000],
         specials,
+        has_bytes=bool(number),
     )
 
 

@@ -114,8 +114,8 @@ class TrainPlan:
     tokenizer: str = setting(
         "char",
         _tokenizer,
-        "tokenizer of a new model: char (each character), char:N (the N most frequent), "
-        "bpe:N (byte-pair encoding)",
+        "tokenizer of a new model: char (each character), char:N (the N most frequent, and bytes "
+        "for the others), bpe:N (byte-pair encoding)",
         metavar="KIND",
     )
     d_model: int = setting(

@@ -201,9 +201,14 @@ class _Encoder:
             for document, is_first in group:
                 ids = table[np.frombuffer(document.text.encode("utf-32-le"), dtype=np.uint32)]
                 missing = ids == missing_id
-                unknown += int(missing.sum())
                 characters += len(ids)
-                known = ids[~missing] if unknown_id is None else np.where(missing, unknown_id, ids)
+                if tokenizer.has_bytes:
+                    known = _with_bytes(tokenizer, document.text, ids, missing)
+                else:
+                    unknown += int(missing.sum())
+                    known = (
+                        ids[~missing] if unknown_id is None else np.where(missing, unknown_id, ids)
+                    )
                 before, after = self._around(document, is_first=is_first)
                 parts = np.array(before, np.uint32), known, np.array(after, np.uint32)
                 arrays += parts
@@ -282,6 +287,17 @@ class _Encoder:
             find = self.tokenizer.find_unknown
             unknown = sum(text.count(each) for text in texts for each in find(text))
             yield _TokenChunk(ids, ends, loss_mask, sum(map(len, texts)), unknown)
+
+
+def _with_bytes(
+    tokenizer: CharacterTokenizer, text: str, ids: NDArray[Any], missing: NDArray[np.bool_]
+) -> NDArray[Any]:
+    """Return the ids of a text in which the bytes of each missing character stand in its place."""
+    parts, done = list[Any](), 0
+    for place in np.flatnonzero(missing):
+        parts += [ids[done:place], tokenizer.unknown_ids(text[place])]
+        done = place + 1
+    return np.concatenate([*parts, ids[done:]]).astype(np.uint32)
 
 
 def _split_long_documents(documents: Iterator[Document]) -> Iterator[Document]:

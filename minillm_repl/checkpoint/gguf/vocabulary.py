@@ -17,7 +17,7 @@ from minillm_repl.checkpoint.gguf.tokenizer import (
 )
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.tokenizer import UNK_TOKEN, CharacterTokenizer
+from minillm_repl.tokenizer import BYTE_NAMES, UNK_TOKEN, CharacterTokenizer
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 
 EXTRA_LOGIT = -10_000.0  # of a token that the model never samples; float16 has it exactly
@@ -64,7 +64,7 @@ def _of_characters(
     llama.cpp writes a character that it lacks in bytes, and fails without tokens for these.
     """
     like = tokenizer.token_to_id(UNK_TOKEN)
-    if like is None and not converted:
+    if like is None and not converted and not tokenizer.has_bytes:
         raise UserError(
             _(
                 "llama.cpp fails at a character that the vocabulary lacks, and this model has no "
@@ -78,7 +78,10 @@ def _of_characters(
     for name in tokenizer.specials:
         tokens.append(name)
         types.append(UNKNOWN if name == UNK_TOKEN else CONTROL)
-    extra = [(f"<0x{byte:02X}>", BYTE) for byte in range(256)]
+    byte_tokens = [(name, BYTE) for name in sorted(BYTE_NAMES)]
+    tokens += [name for name, _kind in byte_tokens if tokenizer.has_bytes]
+    types += [kind for _name, kind in byte_tokens if tokenizer.has_bytes]
+    extra = [] if tokenizer.has_bytes else byte_tokens
     extra += [(UNK_TOKEN, UNKNOWN)] if like is None else []
     # Without an end token llama.cpp takes token 2 for one.
     extra += [] if ends else [(_END, CONTROL)]

@@ -294,7 +294,7 @@ def _with_bytes(
 ) -> NDArray[Any]:
     """Return the ids of a text in which the bytes of each missing character stand in its place."""
     parts, done = list[Any](), 0
-    for place in np.flatnonzero(missing):
+    for place in np.flatnonzero(missing).tolist():
         parts += [ids[done:place], tokenizer.unknown_ids(text[place])]
         done = place + 1
     return np.concatenate([*parts, ids[done:]]).astype(np.uint32)

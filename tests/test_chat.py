@@ -1,6 +1,7 @@
 """Chat templates: what `transformers` makes of them, and what a stranger may not make of us."""
 
 import dataclasses
+import itertools
 import json
 import time
 
@@ -228,6 +229,16 @@ def test_a_thousand_turns_can_be_taken_back_and_older_ones_are_forgotten():
     assert session.conversation.ids == [499]
     with pytest.raises(UserError, match="nothing to undo"):
         session.conversation.undo()
+
+
+@pytest.mark.parametrize(("length", "dropped"), [(13, 0), (15, 0), (17, 3)])
+def test_no_turn_is_dropped_while_a_fifth_of_the_context_is_free(model, length, dropped):
+    session = Session()
+    roles = itertools.cycle(["user", "assistant"])
+    session.conversation.messages = [Message(next(roles), "각") for _turn in range(length - 1)]
+    assert session.conversation.start_chat_turn(model, "갂", session.settings) == dropped
+    kept = length - 2 * dropped
+    assert len(session.conversation.turns[-1].prompt_ids) == kept
 
 
 def test_undo_and_another_try_restore_the_conversation(model):

@@ -243,8 +243,8 @@ def is_chatting(model: LoadedModel, setting: bool | None) -> bool:
 
 
 def reserved_answer_tokens(context: int, settings: Settings) -> int:
-    """Return how many tokens of a context a chat leaves free for the answer."""
-    return min(settings.max_tokens or DEFAULT_ANSWER_TOKENS, context // 2)
+    """Return how many tokens of a context a chat leaves free for the answer: a fifth at most."""
+    return min(settings.max_tokens or DEFAULT_ANSWER_TOKENS, context // 5)
 
 
 def fresh_seed(settings: Settings) -> int:

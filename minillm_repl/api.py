@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,10 +27,10 @@ from minillm_repl.model.config import AnyConfig
 from minillm_repl.repl.care import help_for
 from minillm_repl.repl.conversation import is_chatting
 from minillm_repl.repl.model_loading import Intervention, LoadedModel, ModelLoader
-from minillm_repl.repl.settings import Settings
+from minillm_repl.repl.settings import Settings, Source
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.signals import raising_interruptible
-from minillm_repl.settings import with_values
+from minillm_repl.settings import find, with_values
 from minillm_repl.storage.paths import SUFFIX, find_checkpoint, user_path
 from minillm_repl.tokenizer import Token
 from minillm_repl.views import headless
@@ -38,7 +39,6 @@ from minillm_repl.views.base import View
 if TYPE_CHECKING:
     from minillm_repl.training import TrainEvent
 
-_DEFAULTS = Settings()  # frozen, so that one value can be everybody's default
 __all__ = ("Generation", "Model", "UserError", "View", "load", "train")
 
 
@@ -100,7 +100,7 @@ class Model:
         Each step lists the `candidates` most likely tokens. Raises UserError, and KeyboardInterrupt
         after Ctrl-C: the model can be used again.
         """
-        shell = self._shell(prompt, with_values(Settings(), settings))
+        shell = self._shell(prompt, settings)
         ids = shell.session.conversation.ids or shell.encode(self._loaded, "")
         if not ids:  # only a model with a start token can begin from nothing
             raise UserError(_("the prompt is empty"))
@@ -122,11 +122,10 @@ class Model:
         a model without a chat template.
         """
         *earlier, last = parse_messages(messages)
-        chosen = with_values(Settings(), settings)
+        shell = self._shell(settings=settings)
         if earlier and earlier[0].role == "system" and "system" not in settings:
-            chosen = replace(chosen, system=earlier[0].content)
+            shell.session.chosen = replace(shell.session.chosen, system=earlier[0].content)
         is_chatting(self._loaded, setting=True)  # raises if it has no template
-        shell = self._shell(settings=chosen)
         crisis_help = help_for(shell, last.content, self._loaded)
         if crisis_help is not None:
             answer = Message("assistant", str(crisis_help))
@@ -190,7 +189,7 @@ class Model:
         words = [str(each) for each in arguments]  # as they would be typed
         if isinstance(of, str) and not words and headless.needs_argument(name):
             words, of = [of], ""  # `m.near("서울")`: it reads no other text
-        shell = self._shell(of, with_values(Settings(), settings))
+        shell = self._shell(of, settings)
         if at is not None:
             words.append(f"@{headless.position_of(shell, at)}")
         return headless.run_view(shell, name, " ".join(words))
@@ -205,9 +204,17 @@ class Model:
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *(each.name for each in headless.view_commands())]
 
-    def _shell(self, of: str | Generation = "", settings: Settings = _DEFAULTS) -> Shell:
-        """Return a shell that prints nothing, with `of` as the text so far."""
-        shell = headless.make_shell(self.loader, self._loaded, settings, _warn)
+    def _shell(
+        self, of: str | Generation = "", settings: Mapping[str, Any] = MappingProxyType({})
+    ) -> Shell:
+        """Return a shell that prints nothing, with `of` as the text so far.
+
+        What `settings` leaves out, or has as None, is the model's own value, or the program's.
+        """
+        chosen = with_values(Settings(), settings)
+        names = (name for name, value in settings.items() if value is not None)
+        sources: dict[str, Source] = {find(Settings, name)[0]: "session" for name in names}
+        shell = headless.make_shell(self.loader, self._loaded, chosen, _warn, sources)
         if isinstance(of, Generation):
             shell.session.conversation.ids = list(of.ids)
         elif of:

@@ -1,7 +1,7 @@
 """The program once its flags are read: one function for each thing that it can be started for."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -36,7 +36,7 @@ from minillm_repl.repl.loop import (
 )
 from minillm_repl.repl.registry import discover, load_plugins
 from minillm_repl.repl.session import ReadOnly, RecentModels, Session, Workspace, Writable
-from minillm_repl.repl.settings import Settings
+from minillm_repl.repl.settings import Settings, Source
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import (
@@ -72,6 +72,7 @@ class Start:
     options: argparse.Namespace
     launch: Launch
     settings: Settings
+    sources: Mapping[str, Source]  # where the user has set those that are set
     training: TrainRequest | None
 
     @property
@@ -146,7 +147,10 @@ def _make_shell(screen: Screen, start: Start) -> Shell:
     )
     # No command is imported here: a prompt needs none.
     registry = discover(commands, views, find_plugins=load_plugins)
-    session, progress = Session(start.settings, workspace), Progress.load(launch.progress_file)
+    session, progress = (
+        Session(start.settings, workspace, sources=dict(start.sources)),
+        Progress.load(launch.progress_file),
+    )
     return Shell(session=session, screen=screen, registry=registry, progress=progress)
 
 

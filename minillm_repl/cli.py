@@ -19,6 +19,7 @@ from minillm_repl.configuration import (
     configure,
     initial_language,
     read_configuration,
+    setting_sources,
 )
 from minillm_repl.environment import Environment, OutputLost, process_environment
 from minillm_repl.errors import UserError
@@ -233,6 +234,7 @@ def _main(arguments: Sequence[str] | None, environment: Environment) -> int:
         file = read_configuration(configuration_file())
         launch = configure(Launch(), flags, environment.variables, file)
         settings = configure(Settings(), flags, environment.variables, file)
+        sources = setting_sources(Settings(), flags, environment.variables, file)
         training = _training_request(options)
         if options.json and options.prompt is None and training is None:
             raise UserError(_("--json needs a prompt (-p TEXT) or --train CORPUS"))
@@ -251,6 +253,7 @@ def _main(arguments: Sequence[str] | None, environment: Environment) -> int:
             options=options,
             launch=launch,
             settings=settings,
+            sources=sources,
             training=training,
         )
         return run(start)

@@ -1,4 +1,6 @@
-"""Settings at the start: flags go before `MINILLM_*` variables, the file, and the defaults."""
+"""Settings at the start: flags go before `MINILLM_*` variables, the file, and the defaults
+(those of the model, then those of the program).
+"""
 
 import shlex
 import tomllib
@@ -14,7 +16,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.kernels import VARIANTS
 from minillm_repl.language import LANGUAGES, Language, _, language_from_locale
 from minillm_repl.repl.model_loading import ModelLoader
-from minillm_repl.repl.settings import Settings
+from minillm_repl.repl.settings import Settings, Source
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import change, integer, one_of, setting, specs, switch
 from minillm_repl.storage.paths import find_checkpoint, user_path
@@ -220,23 +222,34 @@ def configure(
 
     Raises UserError naming the flag, the variable or the line.
     """
-    for name, text, display_name in _setting_sources(settings, flags, environment, file):
+    for name, text, display_name, _source in _configured(settings, flags, environment, file):
         settings = change(settings, name, text, display_name=display_name)
     return settings
 
 
-def _setting_sources(
+def setting_sources(
     settings: Any, flags: Mapping[str, str], environment: Mapping[str, str], file: Mapping[str, str]
-) -> Iterator[tuple[str, str, str]]:
-    """Yield the name, value and display name of each setting; the last value of a name counts."""
+) -> dict[str, Source]:
+    """Return where the user has set each of the settings that `configure` changes."""
+    configured = _configured(settings, flags, environment, file)
+    return {name: source for name, _text, _display_name, source in configured}
+
+
+def _configured(
+    settings: Any, flags: Mapping[str, str], environment: Mapping[str, str], file: Mapping[str, str]
+) -> Iterator[tuple[str, str, str, Source]]:
+    """Yield the name, value, display name and source of each setting.
+
+    The last value of a name counts.
+    """
     for name, spec in specs(settings).items():
         # From the weakest source to the strongest.
         if name in file:
-            yield name, file[name], _("{name} in the configuration file", name=name)
+            yield name, file[name], _("{name} in the configuration file", name=name), "file"
         # Korean aliases are not valid names of variables everywhere.
         for spelling in (*filter(str.isascii, spec.aliases), name):
             variable = _PREFIX + spelling.upper().replace("-", "_")
             if environment.get(variable):
-                yield name, environment[variable], variable
+                yield name, environment[variable], variable, "variable"
         if name in flags:
-            yield name, flags[name], f"--{name}"
+            yield name, flags[name], f"--{name}", "flag"

@@ -213,6 +213,19 @@ def parse_value(spec: Spec, name: str, text: str, error: type[UserError] = UserE
         ) from None
 
 
+def parse_number(spec: Spec, value: Any) -> Any:
+    """Return the value of a setting that a client or a model's file gives as a number.
+
+    Raises ValueError with the expectation.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(_("a number"))
+    try:
+        return spec.parse(repr(value))
+    except OverflowError:
+        raise ValueError(_("a number")) from None
+
+
 def format_value(spec: Spec, value: Any) -> str:
     """Return a value as a user types it."""
     for word, meaning in spec.special_values.items():

@@ -305,7 +305,7 @@ def test_an_answer_counts_as_far_as_it_is_shown(line, answer, within, right):
 @pytest.mark.slow
 def test_training_in_a_lesson_leaves_the_learners_model_as_it_was(state):
     shell = shell_for(a_model("nalssi"))
-    shell.session.settings = shell.session.settings
+    shell.session.chosen = shell.session.settings
     shell.session.conversation.start_turn(
         shell.require_model().checkpoint.tokenizer.encode("날씨"), shell.session.settings
     )

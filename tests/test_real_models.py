@@ -150,7 +150,7 @@ def answer(model, session, text, monkeypatch):
 def test_a_chat_is_word_for_word_that_of_transformers(
     opened, theirs, their_tokenizer, topic, monkeypatch
 ):
-    session, said = Session(settings=Settings(temp=0, max_tokens=40)), []
+    session, said = Session(Settings(temp=0, max_tokens=40)), []
     for turn, question in enumerate(CONVERSATIONS[topic]):
         ids, read = answer(opened, session, question, monkeypatch)
         said.append({"role": "user", "content": question})

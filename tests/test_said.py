@@ -522,7 +522,7 @@ def test_a_way_that_is_taken_leaves_a_chat_as_if_the_model_had_written_it():
         == written.session.conversation.turns[-1].prompt_ids
     )
     assert taken.session.conversation.messages == written.session.conversation.messages
-    taken.session.settings = Settings(temp=0, max_tokens=9, stop=("yo<|end|>",))
+    taken.session.chosen = Settings(temp=0, max_tokens=9, stop=("yo<|end|>",))
     for command in (":branch 2 tokens=9", ":branch take 1"):
         taken.run_line(command)
     assert taken.session.conversation.messages[-1] == Message("assistant", "")

@@ -270,6 +270,8 @@ class Checkpoint:
     path: Path | None = None
     chat_template: ChatTemplate | None = None
     eos_token_ids: tuple[int, ...] = ()  # tokens that end a text or a turn
+    # Samplers that the files recommend, by the name of the setting; checked by `check_recommended`.
+    recommended: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     adapter: Adapter | None = None  # already added to `tensors`
     weight_map: WeightMap | None = None  # from the file's tensors; None: they are the same
     model_type: str = ""  # of the config.json that it was read from

@@ -13,7 +13,9 @@ from minillm_repl.checkpoint.families import family_of
 from minillm_repl.checkpoint.families.family import Family
 from minillm_repl.checkpoint.families.gpt import GPT2
 from minillm_repl.checkpoint.folder import CONFIG, WEIGHTS, Folder
+from minillm_repl.checkpoint.recommended import from_generation_config, to_generation_config
 from minillm_repl.checkpoint.tokenizer_files import (
+    GENERATION,
     SETTINGS,
     TEMPLATE,
     TOKENIZER,
@@ -71,6 +73,7 @@ def read_folder(folder: Folder, options: ReadOptions) -> Checkpoint:
         eos_token_ids=eos_token_ids,
         weight_map=weight_map,
         model_type=family.model_type,
+        recommended=from_generation_config(folder.fields(GENERATION), config.vocab_size),
         notes=(*folder.notes, *notes, *_unused_tensor_notes(folder, unused)),
     )
 
@@ -187,7 +190,12 @@ def save_folder(
     }
     files = {
         CONFIG: _json(config_fields),
-        "generation_config.json": _json({"eos_token_id": list(checkpoint.eos_token_ids) or None}),
+        GENERATION: _json(
+            {
+                "eos_token_id": list(checkpoint.eos_token_ids) or None,
+                **to_generation_config(checkpoint.recommended),
+            }
+        ),
         **_tokenizer_files(checkpoint),
     }
     # `transformers` refuses a file without this metadata.

@@ -70,6 +70,8 @@ def to_metadata(checkpoint: Checkpoint) -> dict[str, str]:
         metadata["chat"] = json.dumps(asdict(checkpoint.chat_template), ensure_ascii=False)
     if checkpoint.eos_token_ids:
         metadata["end"] = json.dumps(checkpoint.eos_token_ids)
+    if checkpoint.recommended:
+        metadata["sampling"] = json.dumps(checkpoint.recommended)
     return metadata
 
 
@@ -142,7 +144,18 @@ def read_without_weights(header: Header, name: str) -> Checkpoint:
         path=header.path,
         chat_template=_parse_chat_template(header, name) if "chat" in metadata else None,
         eos_token_ids=_parse_eos_token_ids(header, name, config) if "end" in metadata else (),
+        recommended=_parse_recommended(header, name) if "sampling" in metadata else {},
     )
+
+
+def _parse_recommended(header: Header, name: str) -> dict[str, Any]:
+    """Return the samplers that a file recommends. Raises UserError."""
+    recommended = parse_field(header, "sampling", name)
+    if not isinstance(recommended, dict):
+        raise UserError(
+            _("{key} in the metadata of {name} is not an object", key="sampling", name=name)
+        )
+    return recommended
 
 
 def parse_config(header: Header, name: str) -> AnyConfig:

@@ -15,6 +15,7 @@ from minillm_repl.tokenizer.library import BYTE_LEVEL_CLASSES, byte_level_bpe
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+GENERATION = "generation_config.json"
 _ROLES = (
     "bos_token",
     "eos_token",
@@ -75,7 +76,7 @@ def read_chat_template(folder: Folder) -> ChatTemplate | None:
 
 def read_eos_token_ids(folder: Folder, config: AnyConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the tokens that end a text or a turn, each once."""
-    declared = folder.fields("generation_config.json").get(
+    declared = folder.fields(GENERATION).get(
         "eos_token_id", folder.config_fields.get("eos_token_id")
     )
     candidates: list[Any] = list(declared) if isinstance(declared, list) else [declared]

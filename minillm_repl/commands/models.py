@@ -14,6 +14,7 @@ from minillm_repl.render.tables import card, headline, models_table
 from minillm_repl.repl.arguments import Arguments, Choice, ChoiceOption, Words
 from minillm_repl.repl.model_loading import ModelFuture
 from minillm_repl.repl.registry import command
+from minillm_repl.repl.settings import describe_recommended
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import SPACE, safe_line
 from minillm_repl.storage.paths import (
@@ -211,6 +212,8 @@ def model(shell: Shell, _asked: Arguments) -> None:
         rows[_("end token")] = _(" or ").join(
             label(checkpoint.tokenizer, token) for token in checkpoint.eos_token_ids
         )
+    if checkpoint.recommended:
+        rows[_("settings")] = describe_recommended(checkpoint.recommended)
     if checkpoint.notes:
         rows[_("note")] = " · ".join(checkpoint.notes)
     if loaded.adapted is not None:

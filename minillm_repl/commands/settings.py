@@ -3,6 +3,7 @@ settings' descriptions.
 """
 
 import re
+from dataclasses import replace
 
 from rich.text import Text
 
@@ -13,9 +14,12 @@ from minillm_repl.render.tables import settings_table
 from minillm_repl.repl.arguments import Arguments, TextArgument, Words
 from minillm_repl.repl.conversation import is_chatting
 from minillm_repl.repl.forms import Form, Forms
+from minillm_repl.repl.model_loading import LoadedModel
 from minillm_repl.repl.registry import Command, Group, command
-from minillm_repl.repl.settings import Settings
+from minillm_repl.repl.session import Session
+from minillm_repl.repl.settings import DEFAULT, SOURCES, Settings
 from minillm_repl.repl.shell import Shell
+from minillm_repl.safetext import safe_line
 from minillm_repl.settings import Spec, default_of, find, format_value, specs, value_of
 from minillm_repl.views.sampler import sweep
 
@@ -31,17 +35,19 @@ def _command(name: str, spec: Spec) -> Command:
             argument = "on"  # nobody types :verbose to be told that it is off
         if argument:
             change(shell, name, argument, f":{name}")
-        value = format_value(spec, value_of(shell.session.settings, name))
+        session = shell.session if argument else _settled(shell)
+        value = format_value(spec, value_of(session.settings, name))
         # The last random seed makes the last completion repeatable.
         chosen = (
-            f" (last: {shell.session.conversation.seed})"
-            if name == "seed" and value == "random" and shell.session.conversation.turns
+            f" (last: {session.conversation.seed})"
+            if name == "seed" and value == "random" and session.conversation.turns
             else ""
         )
         shell.screen.out.print(Text(f"{name} {value}{chosen}"), soft_wrap=True)
 
     words = tuple(spec.special_values)
-    value: Form = (Words("value", "|".join(filter(None, (spec.metavar, *words))), *words),)
+    usage = "|".join(filter(None, (spec.metavar, *words)))
+    value: Form = (Words("value", usage, *words, DEFAULT),)
     default = format_value(spec, default_of(Settings, name))
     bare = "turns it on" if name == "verbose" else "shows the current one"
     usual = f"Without a value, the command {bare}. Default: {default}."
@@ -70,20 +76,21 @@ def change(shell: Shell, name: str, text: str, said: str | None = None) -> None:
 
     Raises UserError, leaving everything as it was.
     """
-    session, before, model = shell.session, shell.session.settings, shell.session.workspace.model
+    session, model = shell.session, shell.session.workspace.model
+    before = session.chosen, dict(session.sources)
     chatted = (
-        before.chat is not False
+        session.settings.chat is not False
         and model is not None
         and model.checkpoint.chat_template is not None
     )
     session.set(name, text, said)
     # Only `chat` decides whether the text so far still is what the model answers.
-    if model is None or session.settings.chat is before.chat:
+    if model is None or session.chosen.chat is before[0].chat:
         return
     try:
         chats = is_chatting(model, session.settings.chat)
     except UserError:
-        session.settings = before  # `:chat on` for a model that cannot chat
+        session.chosen, session.sources = before  # `:chat on` for a model that cannot chat
         raise
     if chats and not chatted and session.conversation.ids and not session.conversation.messages:
         shell.screen.note(
@@ -117,10 +124,16 @@ SETTING_COMMANDS = tuple(_command(name, spec) for name, spec in specs(Settings).
 def set_(shell: Shell, asked: Arguments) -> None:
     """Show all settings; show or change one.
 
-    `:set top-k 40` is the same as `:top-k 40`.
+    `:set top-k 40` is the same as `:top-k 40`. `:set top-k default` drops what you chose.
+
+    The table says where each value comes from. What you set counts first: in the session, as a
+    flag, as a variable, in the configuration file. Where you set nothing, the value is that of the
+    model's files (generation_config.json, or the keys general.sampling of a GGUF file), or the
+    program's. Another model brings its own values. A chat template may have a system prompt of its
+    own, which it writes where you set none.
     """
     if not asked.change:
-        shell.screen.out.print(settings_table(shell.session.settings))
+        _show_all(shell)
         return
     # `top-k 40`, `top-k=40` and `top-k = 40`.
     # The pattern matches every text: each part may be empty.
@@ -129,7 +142,36 @@ def set_(shell: Shell, asked: Arguments) -> None:
     if value:
         change(shell, name, value)
     known, spec = find(Settings, name)
-    shell.screen.out.print(
-        Text(f"{known} {format_value(spec, value_of(shell.session.settings, known))}"),
-        soft_wrap=True,
-    )
+    session = shell.session if value else _settled(shell)
+    shown = format_value(spec, value_of(session.settings, known))
+    shell.screen.out.print(Text(f"{known} {shown}"), soft_wrap=True)
+
+
+def _show_all(shell: Shell) -> None:
+    """Show all settings, and where each value comes from."""
+    session = _settled(shell)
+    sources = {name: session.source(name) for name in specs(Settings)}
+    shown = session.settings
+    if not shown.system and (prompt := _template_prompt(session.workspace.model)):
+        shown, sources["system"] = replace(shown, system=prompt), "model"
+    labels = {name: _(SOURCES[source]) for name, source in sources.items()}
+    shell.screen.out.print(settings_table(shown, labels))
+
+
+def _settled(shell: Shell) -> Session:
+    """Return the session once a model that is loading is open: it brings its own settings.
+
+    Raises UserError if that model cannot be opened.
+    """
+    if shell.session.workspace.loading is not None:
+        shell.require_model()
+    return shell.session
+
+
+def _template_prompt(model: LoadedModel | None) -> str:
+    """Return the system prompt that the model's chat template writes by itself."""
+    if model is None or model.checkpoint.chat_template is None:
+        return ""
+    from minillm_repl.chat.system_prompt import default_system_prompt
+
+    return safe_line(default_system_prompt(model.checkpoint.chat_template))

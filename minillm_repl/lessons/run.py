@@ -21,9 +21,10 @@ from minillm_repl.lessons.values import LessonValues
 from minillm_repl.repl.care import offer_help
 from minillm_repl.repl.model_loading import ModelFuture
 from minillm_repl.repl.session import Session, Workspace, Writable
-from minillm_repl.repl.settings import Settings
+from minillm_repl.repl.settings import Settings, Source
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
+from minillm_repl.settings import specs
 from minillm_repl.storage.paths import LESSON_MODEL, find_checkpoint
 from minillm_repl.tokenizer import Tokenizer, decode
 
@@ -90,7 +91,9 @@ class LessonRunner:
         workspace = Workspace(loader=loader, model=model, destination=practice)
         # Settings of its own: the learner's come back with their session.
         settings = Settings(chat=False, care=self.outer_session.settings.care)
-        shell.session = Session(settings, workspace)
+        # A lesson speaks of the program's defaults, so that those of a model do not count.
+        sources: dict[str, Source] = dict.fromkeys(specs(Settings), "program")
+        shell.session = Session(settings, workspace, sources=sources)
         if has_trained and practice_path.exists():
             shell.session.adopt(loader.load(practice_path), unsaved=False)
             # `adopt` made the place read-only; a lesson may still write its practice model there.

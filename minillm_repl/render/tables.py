@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from rich import box
@@ -49,9 +50,13 @@ def plain_table(
     return table
 
 
-def settings_table(settings: Any) -> Table:
-    """Return all settings: name, value, meaning; bold, and with the default, if not the default."""
-    table = plain_table(_("setting"), _("value"), _("meaning"), wrap=(1, 2))
+def settings_table(settings: Any, sources: Mapping[str, str] = MappingProxyType({})) -> Table:
+    """Return all settings: name, value, meaning; bold, and with the default, if not the default.
+
+    `sources` say where each value comes from; without them, this column is left out.
+    """
+    origin = (_("from"),) if sources else ()
+    table = plain_table(_("setting"), _("value"), *origin, _("meaning"), wrap=(1, 2 + len(origin)))
     for name, spec in specs(settings).items():
         value, default = value_of(settings, name), default_of(settings, name)
         is_changed, shown = value != default, format_value(spec, value)
@@ -61,7 +66,9 @@ def settings_table(settings: Any) -> Table:
         if is_changed:
             default_text = format_value(spec, default) or "–"
             meaning.append(" " + _("(default {value})", value=default_text), FIGURES)
-        table.add_row(name, Text((shown or "–") + unit, TITLE if is_changed else ""), meaning)
+        cells = (Text(sources[name], FIGURES),) if sources else ()
+        value_cell = Text((shown or "–") + unit, TITLE if is_changed else "")
+        table.add_row(name, value_cell, *cells, meaning)
     return table
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from minillm_repl.checkpoint.families import family_title
 from minillm_repl.language import _
+from minillm_repl.repl.settings import check_recommended
 from minillm_repl.repl.signals import complete_in_thread
 from minillm_repl.storage.paths import checkpoint_title
 
@@ -152,6 +153,10 @@ class ModelLoader:
         """Make a checkpoint ready to run. Raises UserError if the device is not there."""
         from minillm_repl.generate.backends import make_decoder
 
+        recommended, notes = check_recommended(checkpoint.recommended)
+        if notes:
+            notes = (*checkpoint.notes, *notes)
+            checkpoint = replace(checkpoint, recommended=recommended, notes=notes)
         decoder = make_decoder(
             checkpoint,
             self.device,

@@ -3,7 +3,7 @@ written.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,8 +12,8 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.repl.conversation import Conversation
 from minillm_repl.repl.model_loading import Intervention, LoadedModel, ModelFuture, ModelLoader
-from minillm_repl.repl.settings import Settings
-from minillm_repl.settings import change
+from minillm_repl.repl.settings import DEFAULT, Settings, Source, with_recommended
+from minillm_repl.settings import change, default_of, find
 from minillm_repl.storage.atomic import write_atomically
 from minillm_repl.storage.paths import cached_models, exists, is_shipped, shipped_names
 from minillm_repl.storage.stores import OLLAMA, stored_models
@@ -277,13 +277,42 @@ class Session:
     A lesson has a session of its own, so that the learner's stays as it is.
     """
 
-    settings: Settings = field(default_factory=Settings)
+    chosen: Settings = field(default_factory=Settings)
     workspace: Workspace = field(default_factory=Workspace)
     conversation: Conversation = field(default_factory=Conversation)
+    # Where the user has set values of `chosen`. The others are the model's, or the program's.
+    sources: dict[str, Source] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that count: the model's own where the user has chosen none."""
+        return with_recommended(self.chosen, self.sources, self.recommended)
+
+    @property
+    def recommended(self) -> Mapping[str, Any]:
+        """The settings that the files of the open model recommend."""
+        model = self.workspace.model
+        return model.checkpoint.recommended if model else {}
 
     def set(self, name: str, text: str, spelling: str | None = None) -> None:
-        """Change a setting. Raises UserError, leaving everything as it was."""
-        self.settings = change(self.settings, name, text, display_name=spelling)
+        """Change a setting. Raises UserError, leaving everything as it was.
+
+        `default` drops what the user chose.
+        """
+        full, _spec = find(self.chosen, name)
+        if text.strip().lower() == DEFAULT:
+            self.chosen = replace(
+                self.chosen, **{full.replace("-", "_"): default_of(self.chosen, full)}
+            )
+            self.sources.pop(full, None)
+            return
+        self.chosen = change(self.chosen, name, text, display_name=spelling)
+        self.sources[full] = "session"
+
+    def source(self, name: str) -> Source:
+        """Return where the value of a setting comes from."""
+        usual: Source = "model" if name in self.recommended else "program"
+        return self.sources.get(name, usual)
 
     def adopt(self, model: LoadedModel, *, unsaved: bool) -> None:
         """Make `model` the open one; the text so far belonged to the other one."""

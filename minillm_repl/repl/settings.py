@@ -1,11 +1,24 @@
 """Everything a user can set in a session."""
 
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from minillm_repl.generate import Sampling
-from minillm_repl.language import _
-from minillm_repl.settings import format_value, integer, setting, specs, strings, switch, value_of
+from minillm_repl.language import N_, _
+from minillm_repl.safetext import safe_line
+from minillm_repl.settings import (
+    format_value,
+    integer,
+    parse_number,
+    setting,
+    specs,
+    strings,
+    switch,
+    value_of,
+)
 
+DEFAULT = "default"  # the value that drops what the user chose
 DEFAULT_VERBOSE_ROWS = 10  # candidates, when nobody says how many
 DEFAULT_COMPLETION_TOKENS, DEFAULT_ANSWER_TOKENS = 100, 500  # tokens, when nobody says how many
 
@@ -118,3 +131,53 @@ def samplers_heading(settings: Sampling) -> str:
     # Temperature 1 leaves the distribution of the model as it is.
     on = [each for each in active_samplers(settings) if each != "temp 1"]
     return _("after {samplers}", samplers=", ".join(on)) if on else _("sampled from")
+
+
+# -- where a value comes from
+
+Source = Literal["program", "model", "file", "variable", "flag", "session"]
+SOURCES: dict[Source, str] = {  # as `:set` shows them, from the weakest on
+    "program": N_("program"),
+    "model": N_("model"),
+    "file": N_("file"),
+    "variable": N_("variable"),
+    "flag": N_("flag"),
+    "session": N_("session"),
+}
+
+
+def check_recommended(recommended: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the samplers that a model's files set, and a note on those values that are ignored.
+
+    The files are untrusted: a value may have a wrong type, or be out of range.
+    """
+    known, checked, ignored = specs(Sampling), dict[str, Any](), list[str]()
+    for name, value in recommended.items():
+        try:
+            checked[name] = parse_number(known[name], value)
+        except (KeyError, ValueError):
+            ignored.append(f"{name} {value!r}"[:60])
+    if not ignored:
+        return checked, ()
+    what = safe_line(", ".join(ignored))
+    return checked, (_("the model's files set {what:.200}: ignored", what=what),)
+
+
+def describe_recommended(recommended: Mapping[str, Any]) -> str:
+    """Return the samplers that a model's files set, in a line."""
+    known = specs(Sampling)
+    shown = [f"{name} {format_value(known[name], value)}" for name, value in recommended.items()]
+    return _("{settings}, where you set nothing", settings=", ".join(shown))
+
+
+def with_recommended(
+    chosen: Settings, names: Container[str], recommended: Mapping[str, Any]
+) -> Settings:
+    """Return the settings with the model's own values where the user has chosen none.
+
+    `names` are the settings that the user has chosen.
+    """
+    own = {
+        name.replace("-", "_"): value for name, value in recommended.items() if name not in names
+    }
+    return replace(chosen, **own) if own else chosen

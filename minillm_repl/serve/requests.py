@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from minillm_repl.chat import Message
 from minillm_repl.repl.settings import DEFAULT_ANSWER_TOKENS, DEFAULT_COMPLETION_TOKENS, Settings
-from minillm_repl.settings import specs
+from minillm_repl.settings import parse_number, specs
 
 Prompt = str | tuple[int, ...]
 
@@ -178,10 +178,8 @@ def _settings(body: Mapping[str, Any], defaults: Settings) -> Settings:
             continue
         spec = specs(Settings)[setting]
         try:
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError
-            values[setting.replace("-", "_")] = spec.parse(repr(value))
-        except (ValueError, OverflowError):
+            values[setting.replace("-", "_")] = parse_number(spec, value)
+        except ValueError:
             raise RequestError(400, f"{name} has a value that it cannot have", name) from None
     stop = body.get("stop")
     if stop is not None:

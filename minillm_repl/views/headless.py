@@ -1,9 +1,10 @@
 """The commands of views without a terminal: the same code, and the view is returned."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from io import StringIO
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +18,7 @@ from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.model_loading import Intervention, LoadedModel, ModelLoader
 from minillm_repl.repl.registry import Registry, discover, load_plugins
 from minillm_repl.repl.session import Session, Workspace
-from minillm_repl.repl.settings import Settings
+from minillm_repl.repl.settings import Settings, Source
 from minillm_repl.repl.shell import Shell
 from minillm_repl.views.base import View, inspect_ids, text_ids
 from minillm_repl.views.inspected_text import find_position
@@ -47,15 +48,20 @@ def make_shell(
     model: LoadedModel,
     settings: Settings,
     on_warning: Callable[[str], object],
+    sources: Mapping[str, Source] = MappingProxyType({}),
 ) -> Shell:
-    """Return a shell that prints nothing; warnings go to `on_warning`."""
+    """Return a shell that prints nothing; warnings go to `on_warning`.
+
+    `sources` are those of the settings that the user has chosen.
+    """
     nowhere = StringIO()
     options: dict[str, Any] = {"file": nowhere, "quiet": True, "force_jupyter": False}
     out, err = Transcript(**options), Console(**options)
     screen = SilentScreen(out, err, on_warning=on_warning)
     # No file is written from here: the workspace has none.
     workspace = Workspace(loader=loader, model=model)
-    return Shell(session=Session(settings, workspace), screen=screen, registry=view_commands())
+    session = Session(settings, workspace, sources=dict(sources))
+    return Shell(session=session, screen=screen, registry=view_commands())
 
 
 def run_view(shell: Shell, name: str, arguments: str) -> View:

@@ -22,6 +22,7 @@ from minillm_repl.checkpoint.gguf.architectures import (
 from minillm_repl.checkpoint.gguf.config import parse_gguf_config, with_rope_factors
 from minillm_repl.checkpoint.gguf.header import GGUFHeader, read_split_headers
 from minillm_repl.checkpoint.gguf.tokenizer import GGUFTokenizer
+from minillm_repl.checkpoint.recommended import from_gguf
 from minillm_repl.checkpoint.weights import (
     TensorLocation,
     Weight,
@@ -69,6 +70,7 @@ def read_gguf(path: Path, options: ReadOptions) -> Checkpoint:
         eos_token_ids=eos_token_ids,
         weight_map=weight_map,
         model_type=find_architecture(metadata).model_type,
+        recommended=from_gguf(metadata),
         notes=tokenizer_data.notes,
     )
 

@@ -23,6 +23,7 @@ from minillm_repl.checkpoint.gguf.config import llama3_factors, parse_gguf_confi
 from minillm_repl.checkpoint.gguf.header import ALIGNMENT, MAGIC, TYPES, is_gguf
 from minillm_repl.checkpoint.gguf.vocabulary import EXTRA_LOGIT, Vocabulary, make_vocabulary
 from minillm_repl.checkpoint.huggingface import as_family
+from minillm_repl.checkpoint.recommended import to_gguf
 from minillm_repl.checkpoint.weights import Array, Tensors
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
@@ -76,6 +77,7 @@ def save_gguf(
         "general.quantization_version": 2,
         **_sizes(architecture, config, fields),
         **vocabulary.metadata,
+        **to_gguf(checkpoint.recommended),
     }
     tensors = {
         name: to_float32(array) if array.ndim == 1 else array for name, array in tensors.items()

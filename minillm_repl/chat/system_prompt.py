@@ -4,7 +4,7 @@ from minillm_repl.chat import Message, render_texts
 from minillm_repl.checkpoint import ChatTemplate
 from minillm_repl.errors import UserError
 
-_PROBE = "a system prompt of our own"
+_PROBE = "probe-of-a-system-prompt"
 _QUESTION = Message("user", "question")
 
 

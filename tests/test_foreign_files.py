@@ -140,33 +140,37 @@ LEFT = {
     ],
 }
 FOREIGN = {
-    "MLX": (
-        lambda f: edited(f, quantization={"group_size": 64, "bits": 4}),
-        r"quantized weights \(MLX, 4 bits\)",
+    "MLX of 3 bits": (
+        lambda f: edited(f, quantization={"group_size": 64, "bits": 3}),
+        r"is quantised \(MLX, 3 bits\).*GGUF",
     ),
-    "MLX, said twice": (
+    "MLX of another mode, said twice": (
         lambda f: edited(
-            f, **{f"quantization{end}": {"group_size": 32, "bits": 8} for end in ("", "_config")}
+            f,
+            **{
+                f"quantization{end}": {"group_size": 32, "bits": 4, "mode": "mxfp4"}
+                for end in ("", "_config")
+            },
         ),
-        r"quantized weights \(MLX, 8 bits\)",
+        r"is quantised \(MLX, 4 bits\)",
     ),
     "GPTQ": (
         method("gptq", bits=4, group_size=128),
-        r"quantized weights \(GPTQ, 4 bits\).*--quant int8",
+        r"is quantised \(GPTQ, 4 bits\).*--quant int8",
     ),
-    "AWQ": (method("awq", bits=4), r"quantized weights \(AWQ, 4 bits\)"),
+    "AWQ": (method("awq", bits=4), r"is quantised \(AWQ, 4 bits\)"),
     "AWQ of old": (
         lambda f: edited(f, quantization_config={"w_bit": 4, "quant_method": "awq"}),
         r"\(AWQ, 4 bits\)",
     ),
-    "FP8": (method("fp8", weight_block_size=[128, 128]), r"quantized weights \(FP8\)"),
+    "FP8 without blocks": (method("fp8", weight_block_size=None), r"is quantised \(FP8\)"),
     "compressed tensors": (
         method("compressed-tensors", format="float-quantized"),
         r"\(compressed-tensors\)",
     ),
     "bitsandbytes": (method("bitsandbytes", load_in_4bit=True), r"\(bitsandbytes, 4 bits\)"),
     "EXL2": (method("exl2", bits=4.25), r"\(EXL2, 4.25 bits\)"),
-    "a method with a code in its name": (method("\x1b[31mevil"), r"quantized weights \(.*evil\)"),
+    "a method with a code in its name": (method("\x1b[31mevil"), r"is quantised \(.*evil\)"),
     "PEFT": (
         lambda f: (without_config(f), adapter(f)),
         r"is a PEFT adapter \(LORA\) for some-body/tiny.*merge_and",
@@ -342,7 +346,7 @@ def test_quantised_weights_are_known_by_their_tensors_too(how, left, folder):
     packed(folder, left)
     with pytest.raises(
         UserError,
-        match=rf"has quantized weights \({how}\), which cannot be opened. Open the original model",
+        match=rf"is quantised \({how}\), in a way that cannot be opened. Use a GGUF file",
     ):
         load(folder)
 

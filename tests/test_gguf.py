@@ -321,6 +321,15 @@ def test_a_model_that_is_saved_is_the_same_model(name, tmp_path):
         np.testing.assert_array_equal(ours, expected.astype(np.float32))
 
 
+def test_a_number_that_float32_has_rounded_is_no_other_number(tmp_path):
+    """Folders made of a GGUF file have an epsilon of 9.999999747378752e-06."""
+    write(made("llama"), tmp_path / "a.gguf")
+    checkpoint = load(tmp_path / "a.gguf")
+    rounded = replace(checkpoint.config, norm_eps=float(np.float32(1e-5)))
+    save_gguf(replace(checkpoint, config=rounded), tmp_path / "b.gguf")
+    assert load(tmp_path / "b.gguf").config.norm_eps == 1e-5
+
+
 def test_weights_in_bfloat16_stay_in_it_and_too_large_ones_do_not_become_infinite(tmp_path):
     model = made("llama")
     model.lm_head.weight.data[3, 3] = 1e6

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm_repl.checkpoint import foreign
+from minillm_repl.checkpoint.dequantise import describe, is_supported
 from minillm_repl.checkpoint.families import WITH_OWN_CODE, find_family
 from minillm_repl.checkpoint.families.family import Family
 from minillm_repl.checkpoint.families.fields import SLIDING_ATTENTION
@@ -106,7 +107,7 @@ class Folder:
         """The model's config. Raises UserError, also for quantised weights."""
         family = self.family
         method = foreign.quantisation_of_config(self.config_fields)
-        if method:
+        if method and not is_supported(self.config_fields):
             # Quantised weights are integers: read as floats they would be noise.
             raise foreign.quantised_error(self.name, method)
         try:
@@ -145,14 +146,27 @@ class Folder:
                     all=safe_line(str(declared)),
                 )
             )
+        method = foreign.quantisation_of_config(self.config_fields)
+        if method:
+            notes.append(_("the quantised weights ({how}) become floats here", how=method))
         if self._has_adapter:
             kind = foreign.describe_adapter(self.path)
             notes.append(_("the adapter next to the model is not applied: {kind}", kind=kind))
         return tuple(notes)
 
     def headers(self) -> list[Header]:
-        """Return the headers of the weight files. Raises UserError if a file is missing."""
-        return [read_header(path) for path in self._weight_files()]
+        """Return the headers of the weight files. Raises UserError if a file is missing.
+
+        Quantised tensors that open here stand in them as what they become.
+        """
+        headers = [read_header(path) for path in self._weight_files()]
+        try:
+            return describe(headers, self.config_fields)
+        except UserError as error:
+            how = foreign.quantisation_of_config(self.config_fields)
+            raise UserError(
+                _("{name} is quantised ({how}): {error}", name=self.name, how=how, error=error)
+            ) from None
 
     def _weight_files(self) -> list[Path]:
         """Return the paths of the weights: the named file, model.safetensors, or the shards."""

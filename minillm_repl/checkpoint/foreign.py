@@ -99,9 +99,8 @@ def quantised_error(name: str, how: str) -> UserError:
     """Return the error for quantised weights."""
     return UserError(
         _(
-            "{name} has quantized weights ({how}), which cannot be opened. Open the "
-            "original model in float32, bfloat16 or float16; `--quant int8` or `int4` "
-            "quantizes it here",
+            "{name} is quantised ({how}), in a way that cannot be opened. Use a GGUF file of the "
+            "model, or its folder that is not quantised, with `--quant int8` or `int4`",
             name=name,
             how=how,
         )

@@ -20,6 +20,7 @@ from minillm_repl.checkpoint import (
 )
 from minillm_repl.checkpoint.families import family_title
 from minillm_repl.checkpoint.folder import find_folder
+from minillm_repl.checkpoint.foreign import quantisation_of_config
 from minillm_repl.checkpoint.gguf.architectures import find_architecture
 from minillm_repl.checkpoint.gguf.header import GGUFHeader, is_gguf, read_split_headers
 from minillm_repl.checkpoint.header import FORMAT, Header, is_native, read_header
@@ -215,10 +216,11 @@ def summarise(path: Path) -> Summary | None:
     for header in headers:
         for tensor in header.tensors.values():
             sizes[tensor.dtype] += tensor.nbytes
+    quantised = "" if is_file or folder is None else quantisation_of_config(folder.config_fields)
     return Summary(
         family=family_title(config, read_model_type(path)),
         parameters=config.n_params,
-        dtype=", ".join(dtype for dtype, _bytes in sizes.most_common(1)),
+        dtype=quantised or ", ".join(dtype for dtype, _bytes in sizes.most_common(1)),
         size=sum(each.st_size for each in stats),
         modified=max((each.st_mtime for each in stats), default=0.0),
     )

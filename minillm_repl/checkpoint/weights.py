@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from minillm_repl.checkpoint import ReadOptions, WeightMap
+from minillm_repl.checkpoint.dequantise import ScaledTensorInfo, dequantise
 from minillm_repl.checkpoint.gguf.header import GGUFHeader
 from minillm_repl.checkpoint.header import MAX_HEADER_BYTES, Header, TensorInfo
 from minillm_repl.errors import UserError
@@ -44,8 +45,9 @@ _READABLE_DTYPES = DTYPES | {  # these become float32
     "F8_E4M3": np.dtype(np.uint8),  # their bits, until they are float32
     "F8_E5M2": np.dtype(np.uint8),
 }
+_STORED_DTYPES = _READABLE_DTYPES | {"U32": np.dtype(np.uint32)}  # of packed numbers
 _COMPARE_CHUNK = 1 << 20  # values that are converted at a time to compare two tensors
-_NOT_IN_NUMPY = ("BF16", "F8_E4M3", "F8_E5M2")  # the library cannot return them as arrays
+_BY_HAND = ("BF16", "F8_E4M3", "F8_E5M2")  # the library cannot return them as arrays
 # Bytes from which numpy reads a tensor. The library keeps the interpreter lock, so typed keys would
 # wait. numpy also allocates huge pages from this size on, which make tokens a quarter faster.
 _LARGE_TENSOR = 4 << 20
@@ -154,9 +156,11 @@ class _TensorFiles:
         Raises UserError.
         """
         path, info = location
-        dtype = _READABLE_DTYPES[info.dtype]
+        if isinstance(info, ScaledTensorInfo):
+            return dequantise(info, path, self.read)
+        dtype = _STORED_DTYPES[info.dtype]
         with convert_read_errors(self._name):
-            if info.nbytes >= _LARGE_TENSOR or info.dtype in _NOT_IN_NUMPY:
+            if path not in self._files or info.nbytes >= _LARGE_TENSOR or info.dtype in _BY_HAND:
                 array = np.fromfile(path, dtype, math.prod(info.shape), offset=info.start)
                 array = array.reshape(info.shape)
             else:

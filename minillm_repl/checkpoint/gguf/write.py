@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +87,25 @@ def save_gguf(
         theirs[ROPE_FACTORS] = llama3_factors(config.rope, config.head_dim)
     shapes = {name: array.shape for name, array in theirs.items()}
     # What the metadata cannot say, llama.cpp would do in its usual way: windows, multipliers.
-    if with_rope_factors(parse_gguf_config(metadata, shapes), theirs.get(ROPE_FACTORS)) != config:
+    read = with_rope_factors(parse_gguf_config(metadata, shapes), theirs.get(ROPE_FACTORS))
+    if _in_float32(asdict(read)) != _in_float32(asdict(config)):
         raise _no_architecture(family)
     blocks = {name: _to_blocks(name, array, kind) for name, array in theirs.items()}
     header = _header(metadata, shapes, blocks)
     parts = [part for name in theirs for part in (blocks[name][1], _padding(blocks[name][1]))]
     write_atomically(path, header, *parts, interrupted=interrupted)
+
+
+def _in_float32(value: Any) -> Any:
+    """Return a value of a config with every number rounded as a file has it."""
+    match value:
+        case float():
+            return float(np.float32(value))
+        case dict():
+            return {key: _in_float32(each) for key, each in value.items()}
+        case tuple():
+            return tuple(map(_in_float32, value))
+    return value
 
 
 def _no_architecture(family: Family) -> UserError:

@@ -4,6 +4,7 @@ Each function does what its command does, through the same code below. Nothing i
 user can fix is raised as UserError; a warning is a Python warning.
 """
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -146,7 +147,8 @@ class Model:
         steps = tuple(event for event in events if isinstance(event, Step))
         ids = conversation.ids[len(prompt_ids) :]
         with np.errstate(divide="ignore"):  # a probability below the smallest float is 0
-            logprobs = np.log([step.model_prob for step in steps[: len(ids)]])
+            probs = np.array([step.model_prob for step in steps[: len(ids)]], np.float64)
+            logprobs = np.log(probs)  # NaN where a server does not tell
         return Generation(
             prompt=prompt,
             text=finished.text,
@@ -274,7 +276,7 @@ def load(name: str | Path, **settings: Any) -> Model:
     `settings` are the flags of the program: dtype, quant, device, context_length, threads,
     vocab_file, allow_nonfinite. Raises UserError.
     """
-    loader = with_values(Launch(), settings).loader()
+    loader = with_values(Launch(), settings).loader(os.environ)
     loaded = loader.load(find_checkpoint(str(name)))
     for note in loaded.checkpoint.notes:
         _warn(note)
@@ -317,7 +319,7 @@ def train(
         assert isinstance(event, TrainingFinished)
         if not event.steps:
             raise KeyboardInterrupt
-    loader = model.loader if model else launch.loader()
+    loader = model.loader if model else launch.loader(os.environ)
     return Model(loader, loader.prepare(run.checkpoint(event)))
 
 

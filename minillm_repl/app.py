@@ -47,6 +47,7 @@ from minillm_repl.storage.paths import (
     find_checkpoint,
     has_other_format,
     is_shipped,
+    server_url,
     shipped_names,
     user_path,
 )
@@ -137,12 +138,13 @@ def _make_shell(screen: Screen, start: Start) -> Shell:
     Raises UserError for a file that is not there and that no training could make.
     """
     launch, path = start.launch, find_checkpoint(start.checkpoint)
-    if not exists(path) and start.training is None and has_other_format(path):
+    is_there = exists(path) or bool(server_url(path))
+    if not is_there and start.training is None and has_other_format(path):
         raise UserError(_("{path} does not exist", path=safe_line(start.checkpoint)))
     workspace = Workspace(
-        loader=launch.loader(),
+        loader=launch.loader(start.environment.variables),
         recent_models=RecentModels(launch.recent_file),
-        destination=ReadOnly(path) if exists(path) else Writable(path),
+        destination=ReadOnly(path) if is_there else Writable(path),
         user_selected=launch.ckpt != "auto" or start.options.lesson is not None,
     )
     # No command is imported here: a prompt needs none.
@@ -279,8 +281,10 @@ def _greet(shell: Shell, out: Console) -> None:
     workspace = shell.session.workspace
     path = workspace.path
     assert path is not None
-    name = safe_line(str(path))
-    if workspace.writable_path is not None:
+    name = safe_line(server_url(path) or str(path))
+    if server_url(path):
+        about, hint = name, _(":help lists the commands · Ctrl-D quits")
+    elif workspace.writable_path is not None:
         about = _("{name} does not exist yet", name=name)
         hint = _(
             "`:train CORPUS` trains one on a text · `:load NAME` opens {names} · :help",

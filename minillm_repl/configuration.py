@@ -32,9 +32,15 @@ class Launch:
     ckpt: str = setting(
         "auto",
         str,
-        "checkpoint to open: a file, a Hugging Face folder, or a name that :models lists; "
-        "auto: hangul, or nalssi for a lesson",
+        "checkpoint to open: a file, a Hugging Face folder, a name that :models lists, or the "
+        "address of a server (http://127.0.0.1:8080); auto: hangul, or nalssi for a lesson",
         metavar="PATH",
+    )
+    model: str = setting(
+        "",
+        str,
+        "which model of a server; without it, the first",
+        metavar="NAME",
     )
     vocab_file: str = setting(
         "",
@@ -116,8 +122,8 @@ class Launch:
         metavar="FILE",
     )
 
-    def loader(self) -> ModelLoader:
-        """Return what opens checkpoints as these settings say."""
+    def loader(self, variables: Mapping[str, str]) -> ModelLoader:
+        """Return what opens checkpoints as these settings say; `variables` have a server's key."""
         return ModelLoader(
             device=self.device,
             dtype=self.dtype,
@@ -128,6 +134,8 @@ class Launch:
             threads=self.threads,
             kernels=self.kernels,
             quantization=self.quant,
+            server_model=self.model,
+            server_key=server_key(variables),
         )
 
     @property
@@ -151,6 +159,11 @@ class Launch:
 
 
 ConfiguredT = TypeVar("ConfiguredT", Launch, Settings)
+
+
+def server_key(variables: Mapping[str, str]) -> str:
+    """Return the key for a server. It comes from variables alone: a flag is seen by others."""
+    return variables.get("MINILLM_API_KEY") or variables.get("OPENAI_API_KEY") or ""
 
 
 def configuration_file() -> Path:

@@ -30,7 +30,7 @@ from tests.messages import PACKAGE, PO, extracted, read
 TRANSLATED = {  # the parts whose every text goes through `_`
     "app", "cli", "configuration", "settings", "repl", "commands", "model", "tokenizer",
     "checkpoint", "generate", "chat", "storage", "lessons", "training", "render",
-    "sandbox", "views", "environment", "kernels",
+    "sandbox", "views", "environment", "kernels", "remote",
 }  # fmt: skip
 
 
@@ -94,6 +94,7 @@ MARKS = {"_", "_n", "N_", "setting", "command"}  # the tool finds what these are
 # them
 DATA = {
     "app": {"minillm-repl"},
+    "remote": {"replace", "utf-8"},
     "cli": {"minillm-repl: □", "minillm-repl"},
     "repl": {
         *GROUPS,

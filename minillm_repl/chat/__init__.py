@@ -241,6 +241,9 @@ def make_prompt(
     Names of special tokens in messages are text, unless `parse_special`. Raises UserError if the
     template refuses the conversation or breaks a limit, or for a token without an embedding.
     """
+    if template.remote is not None:
+        prompt: Prompt = template.remote(messages, parse_special)
+        return prompt
     rendered, probe_texts = render_with_probes(
         template, tokenizer, [(messages, True)], parse_special, [_PROBE]
     )

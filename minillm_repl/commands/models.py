@@ -10,7 +10,7 @@ from minillm_repl.checkpoint.load_save import summarise
 from minillm_repl.errors import UserError
 from minillm_repl.language import N_, _, _n
 from minillm_repl.model.config import AnyConfig
-from minillm_repl.render.tables import card, headline, models_table
+from minillm_repl.render.tables import card, models_table
 from minillm_repl.repl.arguments import Arguments, Choice, ChoiceOption, Words
 from minillm_repl.repl.model_loading import ModelFuture
 from minillm_repl.repl.registry import command
@@ -72,12 +72,7 @@ def load(shell: Shell, asked: Arguments) -> None:
     session.confirm_discard("load")  # before the wait, not after it
     model = shell.wait_for_model(ModelFuture(session.workspace.loader, path), path)
     session.adopt(model, unsaved=False)
-    decoder = model.decoder
-    shell.screen.note(
-        headline(
-            model.name, model.family, model.checkpoint.config, decoder.name, decoder.context_length
-        )
-    )
+    shell.screen.note(model.headline)
     shell.show_notes_once(model)
 
 

@@ -5,6 +5,7 @@ Needs no numpy, so that the prompt line starts without it.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from minillm_repl.settings import integer, number, setting
@@ -15,8 +16,11 @@ if TYPE_CHECKING:  # A chat needs no torch.
 
     from minillm_repl.model.build import LanguageModel
 
-# `care`: the program answered in the place of the model, which was not run.
-Reason = Literal["length", "stop", "end", "context", "interrupt", "care"]
+# `care`: the program answered in the place of the model, which was not run. Of a server, `done` is
+# an end that may be an end token or a stop string, and `cut` a server that broke off.
+Reason = Literal["length", "stop", "end", "context", "interrupt", "care", "done", "cut"]
+# What a server's probabilities are of: the model's logits, or what the samplers made of them.
+Stage = Literal["raw", "sampled", "unknown"]
 
 _CHUNK_MULTIPLE = 16  # tokens; a tile of a matrix is multiplied with this many together
 # Tokens per chunk: smaller ones stream all weights too often, and larger ones gain nothing.
@@ -111,32 +115,45 @@ class Prefill:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """How much a server tells of a step that it computed; probabilities are of its `stage`."""
+
+    source: str  # the engine and its address
+    k: int  # tokens that it lists
+    mass: float | None  # their probability together, with that of the chosen token; None if none
+    stage: Stage
+    entropy: tuple[float, float] | None  # bits: the least and the most; inf: no upper bound
+    exact_bytes: bool  # the bytes are the vocabulary's, not those of a decoded text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """One token that could come next."""
 
     id: int
     text: str  # the name of a token that is not text: `<|im_end|>`
     bytes: tuple[int, ...]  # none if it is not text
-    model_prob: float  # by the model's own softmax
-    prob: float  # of being drawn, after the samplers
+    model_prob: float | None  # by the model's own softmax; None where a server does not tell
+    prob: float | None  # of being drawn, after the samplers; None where a server does not tell
     kept: bool  # False if a sampler filtered it out
     chosen: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One generated token and the numbers behind it."""
+    """One generated token and the numbers behind it: None where a server does not tell."""
 
     index: int  # from 0
     id: int
     text: str  # what became certain at this step; may be empty
     bytes: tuple[int, ...]
-    prob: float  # of the token, under the distribution that was drawn from
-    logprob: float  # its natural logarithm
-    model_prob: float  # of the token, under the model's own softmax
-    rank: int  # 1 = likeliest, by the model
-    entropy: float  # of the model's softmax, in bits
+    prob: float | None  # of the token, under the distribution that was drawn from
+    logprob: float | None  # its natural logarithm
+    model_prob: float | None  # of the token, under the model's own softmax
+    rank: int | None  # 1 = likeliest, by the model
+    entropy: float | None  # of the model's softmax, in bits
     top: tuple[Candidate, ...]  # the likeliest by the model; the chosen one always, even from below
+    listing: Listing | None = None  # of a server that does not tell all; else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +166,7 @@ class Finished:
     tokens: int
     prompt_seconds: float  # of reading what the cache did not hold; 0 if nothing was read
     seconds: float  # all tokens after that
+    detail: str = ""  # of a server that broke off: what went wrong
 
 
 GenerationEvent = Prefill | Step | Finished
@@ -159,10 +177,18 @@ def as_json(event: Step | Finished) -> dict[str, Any]:
     data = {"event": type(event).__name__.lower(), **_shallow(event)}
     if isinstance(event, Step):
         data["top"] = [_shallow(candidate) for candidate in event.top]
-    return data
+        listing = data.pop("listing")
+        return data | ({"listing": _listing_json(listing)} if listing else {})
+    detail = data.pop("detail")
+    return data | ({"detail": detail} if detail else {})
 
 
-def _shallow(event: Step | Finished | Candidate) -> dict[str, Any]:
+def _listing_json(listing: Listing) -> dict[str, Any]:
+    bounds = listing.entropy and [each if isfinite(each) else None for each in listing.entropy]
+    return _shallow(listing) | {"entropy": bounds}
+
+
+def _shallow(event: Step | Finished | Candidate | Listing) -> dict[str, Any]:
     # dataclasses.asdict copies each number of each candidate, which doubles the time of a step.
     return {name: getattr(event, name) for name in event.__slots__}
 

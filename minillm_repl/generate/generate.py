@@ -39,6 +39,20 @@ def generate(
     `interrupted` is asked between chunks and between tokens. The generator can be closed early at
     any event. Raises UserError if the logits of the model are not finite.
     """
+    # A decoder of a server that samples yields the events itself.
+    remote = getattr(decoder, "generate", None)
+    elsewhere = remote and remote(ids, config, rng, interrupted)
+    yield from elsewhere or _generate(decoder, tokenizer, ids, config, rng, interrupted)
+
+
+def _generate(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    config: GenerationConfig,
+    rng: np.random.Generator,
+    interrupted: Callable[[], bool],
+) -> Iterator[GenerationEvent]:
     ids, prompt_tokens = list(ids), len(ids)  # a copy, which grows
     detokenizer = Detokenizer(config.stop, tokenizer.special_names if config.stop else ())
     sampler = _Sampler(tokenizer, config, rng, detokenizer)
@@ -272,7 +286,7 @@ def text_token_ids(
     ids = list(tokens)
     if finished.reason == "end":
         ids.pop()  # the end token
-    if finished.reason == "stop":
+    if finished.reason in ("stop", "done"):
         text_bytes = len(finished.text.encode())
         # A stop string may begin inside a token, which then goes too.
         token_bytes = sum(len(tokenizer.token_bytes(token)) for token in ids)

@@ -3,29 +3,37 @@ line of figures.
 """
 
 from collections.abc import Iterable
-from math import log2
 from time import monotonic
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from minillm_repl.generate import Candidate, Finished, GenerationEvent, Step
+from minillm_repl.generate import Finished, GenerationEvent, Step
 from minillm_repl.language import N_, _, _n
 from minillm_repl.render.console import CHOSEN, DROPPED, FIGURES, GOOD, MODEL, TITLE, Screen
 from minillm_repl.render.drawing import bar, fit_to_width
-from minillm_repl.safetext import safe, safe_line, show_token
+from minillm_repl.render.listing import (
+    UNKNOWN,
+    source_line,
+    step_figures,
+    visible_id,
+    visible_step,
+    visible_token,
+)
+from minillm_repl.safetext import safe, safe_line
 from minillm_repl.tokenizer.truncation import TruncatedText
 
 _FRAME = 1 / 60  # seconds: nobody sees more, and drawing must not hold a fast model back
 _MIN_EXACT = 1e-5  # a smaller probability is said to be small, not how small
 _FINAL_WIDTH = 7  # cells of the probability of being sampled, or of `dropped`
-_MIN_PROBABILITY = 2.0**-1074  # the smallest float above 0: a probability of 0 has no logarithm
 _REASONS = {
     "length": N_("max-tokens reached"),
     "stop": N_("stop string reached"),
     "end": N_("end token reached"),
     "context": N_("the context is full"),
     "interrupt": N_("stopped by Ctrl-C"),
+    "done": N_("the server says that it ends here"),
+    "cut": N_("incomplete"),
 }
 
 
@@ -95,13 +103,14 @@ def draw_steps(
 def step_title(step: Step, prompt: str, text: str, width: int) -> Text:
     """Return `step 3  +'좋' → 날씨가 좋` and, below, how unsure the model was and its surprise."""
     start = _("step {number}", number=step.index + 1) + "  "
-    token = next(_visible_token(candidate) for candidate in step.top if candidate.chosen)
+    token = visible_step(step)
     full_text = safe_line(prompt) + safe_line(text)
     # The end of the text matters, so that is what is kept; halving is fast for a long one.
     max_cells = max(0, width - cell_len(f"{start}+'{token}' → …"))
     shown = full_text
     while cell_len(shown) > max_cells:
         shown = shown[max(1, (cell_len(shown) - max_cells) // 2) :]
+    lines = [step_figures(step), *([source_line(step.listing)] if step.listing else [])]
     prompt_part = max(0, len(shown) - len(safe_line(text)))
     return Text.assemble(
         (start, TITLE),
@@ -111,17 +120,7 @@ def step_title(step: Step, prompt: str, text: str, width: int) -> Text:
         "…" if len(shown) < len(full_text) else "",
         shown[:prompt_part],
         (shown[prompt_part:], MODEL),
-        (
-            "\n"
-            + _(
-                "entropy {entropy:.2f} bits · sampled rank {rank} · surprisal {surprisal:.2f} bits",
-                entropy=step.entropy,
-                rank=step.rank,
-                # abs, not a minus sign: -log2(1) would be shown as -0.00.
-                surprisal=abs(log2(max(step.model_prob, _MIN_PROBABILITY))),
-            ),
-            FIGURES,
-        ),
+        ("\n" + "\n".join(lines), FIGURES),
     )
 
 
@@ -133,40 +132,58 @@ def step_table(step: Step, samplers: str, width: int, marked_row: int | None = N
     One Text of fixed columns: rich's Table measures every cell of every step, which costs ten times
     as long.
     """
-    # The sampled token is added as the last row if it is not among the top ones.
-    ranks = [*range(1, len(step.top)), step.rank if step.top[-1].chosen else len(step.top)]
-    tokens = [_visible_token(candidate) for candidate in step.top]
-    rank_width = max(2, len(str(max(ranks))))
+    if not step.top:
+        return Text()  # a server tells no number of this step
+    ranks = _ranks(step)
+    tokens = [visible_token(candidate) for candidate in step.top]
+    ids = [visible_id(candidate.id) for candidate in step.top]
+    rank_width = max(2, *map(len, ranks))
     token_width = min(16, max(5, *map(cell_len, tokens)))
-    id_width = max(2, *(len(str(candidate.id)) for candidate in step.top))
-    token, model, dropped = _("token"), _("model"), _("dropped")
+    id_width = max(2, *map(len, ids))
+    dropped = _("dropped")
     final_width = max(_FINAL_WIDTH, cell_len(dropped))
-    fixed = f"{'#':>{rank_width + 2}}  {fit_to_width(token, token_width)}  {'id':>{id_width}}   "
+    fixed = (
+        f"{'#':>{rank_width + 2}}  {fit_to_width(_('token'), token_width)}  {'id':>{id_width}}   "
+    )
     # A row is `fixed`, a percentage (6), a bar, the last column and a bar, with 5 spaces.
     numbers = 6 + final_width + 5
     # Cells of each bar: more than 40 tell no more, fewer than 4 are no bar.
     bars = min(40, max(4, (width - cell_len(fixed) - numbers - 1) // 2))
     table = Text()
-    table.append(f"{fixed}{fit_to_width(model, bars + 9)} {samplers}\n", FIGURES)
+    table.append(f"{fixed}{fit_to_width(_model_heading(step), bars + 9)} {samplers}\n", FIGURES)
     table.append("─" * min(width, cell_len(fixed) + 2 * bars + numbers + 1) + "\n", FIGURES)
-    for row, (rank, token, candidate) in enumerate(zip(ranks, tokens, step.top, strict=True)):
+    rows = enumerate(zip(ranks, tokens, ids, step.top, strict=True))
+    for row, (rank, token, id_, candidate) in rows:
         chosen = candidate.chosen if marked_row is None else row == marked_row
         style = CHOSEN if chosen else ("" if candidate.kept else DROPPED)
         final = fit_to_width(
-            percent(candidate.prob) if candidate.kept else dropped, final_width, right=True
+            known_percent(candidate.prob) if candidate.kept else dropped, final_width, right=True
         )
         table.append(f"{'▶' if chosen else ' '}{rank:>{rank_width + 1}}  ", style)
         table.append(set_cell_size(token, token_width), f"{CHOSEN} {MODEL}" if chosen else style)
-        table.append(f"  {candidate.id:>{id_width}}   {percent(candidate.model_prob):>6} ", style)
-        table.append(f"{bar(candidate.model_prob, bars):{bars}}", MODEL)
+        table.append(f"  {id_:>{id_width}}   {known_percent(candidate.model_prob):>6} ", style)
+        table.append(f"{bar(candidate.model_prob or 0.0, bars):{bars}}", MODEL)
         table.append(f"   {final} ", style)
-        table.append(bar(candidate.prob, bars) + "\n", GOOD)
+        table.append(bar(candidate.prob or 0.0, bars) + "\n", GOOD)
     return table
 
 
-def _visible_token(candidate: Candidate) -> str:
-    """Return a token made visible, a special one by its name."""
-    return show_token(bytes(candidate.bytes)) if candidate.bytes else safe_line(candidate.text)
+def _ranks(step: Step) -> list[str]:
+    # The sampled token is added as the last row if it is not among the top ones.
+    ranks = [str(rank) for rank in range(1, len(step.top) + 1)]
+    if step.top[-1].chosen and step.rank != len(step.top):
+        ranks[-1] = str(step.rank) if step.rank else f">{step.listing.k if step.listing else ''}"
+    return ranks
+
+
+def _model_heading(step: Step) -> str:
+    is_unknown = step.listing is not None and step.listing.stage == "unknown"
+    return _("server") if is_unknown else _("model")
+
+
+def known_percent(probability: float | None) -> str:
+    """Return a probability as a percentage; a dash for one that a server does not tell."""
+    return UNKNOWN if probability is None else percent(probability)
 
 
 def percent(probability: float) -> str:
@@ -191,7 +208,9 @@ def generation_summary(finished: Finished, seed: int) -> str:
     facts = [_n("{n} token", "{n} tokens", finished.tokens)]
     if finished.tokens and finished.seconds:
         facts.append(_("{speed:,.0f} tokens/s", speed=finished.tokens / finished.seconds))
-    return " · ".join([*facts, _(_REASONS[finished.reason]), _("seed {seed}", seed=seed)])
+    reason = _(_REASONS[finished.reason])
+    facts.append(f"{reason}: {finished.detail}" if finished.detail else reason)
+    return " · ".join([*facts, _("seed {seed}", seed=seed)])
 
 
 def dropped_turns_note(turns: int, free: int, context: int) -> str:

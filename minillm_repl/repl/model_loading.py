@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from minillm_repl.checkpoint.families import family_title
 from minillm_repl.language import _
 from minillm_repl.repl.settings import check_recommended
 from minillm_repl.repl.signals import complete_in_thread
-from minillm_repl.storage.paths import checkpoint_title
+from minillm_repl.storage.paths import checkpoint_title, is_shipped, server_url
 
 if TYPE_CHECKING:  # numpy is imported by the thread that loads, while the user types
     from numpy.typing import NDArray
@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # numpy is imported by the thread that loads, while the user 
     from minillm_repl.model.build import LanguageModel
     from minillm_repl.model.hooks import Hook
     from minillm_repl.model.quantised import BlockMatrix, QuantisedMatrix
+    from minillm_repl.repl.remote_model import ServerModel
     from minillm_repl.tokenizer.truncation import TruncatedText
 
 
@@ -51,16 +52,38 @@ class LoadedModel:
     interventions: tuple[Intervention, ...] = ()
     base_decoder: "Decoder | None" = None  # the decoder without them
     adapted: "LoadedModel | None" = None  # where an adapter is switched off: the model with it
+    server: "ServerModel | None" = None  # where it runs on one
 
     @property
     def name(self) -> str:
         """What to call it."""
+        if self.server is not None:
+            return self.server.name
         return checkpoint_title(self.checkpoint.path) if self.checkpoint.path else _("new model")
 
     @property
     def family(self) -> str:
-        """What it is of."""
+        """What it is of; of a model on a server, the engine and its address."""
+        if self.server is not None:
+            return self.server.source
         return family_title(self.checkpoint.config, self.checkpoint.model_type)
+
+    @property
+    def cares(self) -> bool:
+        """Whether the program answers a crisis in its place, by itself (repl/care.py)."""
+        if self.server is not None:
+            return self.server.cares
+        return self.checkpoint.chat_template is not None and is_shipped(self.checkpoint.path)
+
+    @property
+    def headline(self) -> str:
+        """What it is, in one line."""
+        if self.server is not None:
+            return self.server.headline
+        from minillm_repl.render.tables import headline
+
+        config, decoder = self.checkpoint.config, self.decoder
+        return headline(self.name, self.family, config, decoder.name, decoder.context_length)
 
     @property
     def language_model(self) -> "LanguageModel":
@@ -130,9 +153,17 @@ class ModelLoader:
     threads: int = 0  # for chatting on the processor; 0 chooses
     quantization: str = "off"  # how weights are made smaller, for chatting only
     kernels: str = "auto"  # a variant of the C library, or off for torch
+    server_model: str = ""  # the name of the model at the address of a server; empty: its first
+    server_key: str = field(default="", repr=False)
 
     def load(self, path: Path, progress: "Progress" = lambda _share: None) -> LoadedModel:
         """Load a checkpoint and make it ready to run. Raises UserError."""
+        url = server_url(path)
+        if url:
+            from minillm_repl.repl.remote_model import open_remote
+
+            checkpoint, decoder, about = open_remote(url, self.server_model, self.server_key)
+            return LoadedModel(checkpoint, decoder, server=about)
         from minillm_repl.checkpoint.load_save import load, read_vocabulary
         from minillm_repl.storage.encoding import DetectedEncoding
 

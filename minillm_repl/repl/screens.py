@@ -29,6 +29,7 @@ from minillm_repl.generate.interactive import InteractiveDecoder
 from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE, WARNING
 from minillm_repl.render.generation import step_table, step_title
+from minillm_repl.render.listing import rank_text
 from minillm_repl.repl.keyboard import color_depth, render_ansi, suspend
 from minillm_repl.repl.settings import Settings, samplers_heading
 from minillm_repl.safetext import expand_to_graphemes, graphemes, safe_line, strip_joiners
@@ -142,9 +143,10 @@ class Stepper:
 
     def _refresh_step(self) -> None:
         self._step = self._decoder.next_step()
-        self._row = self._sampled_row = next(
-            row for row, each in enumerate(self._step.top) if each.chosen
-        )
+        chosen = (row for row, each in enumerate(self._step.top) if each.chosen)
+        self._row = self._sampled_row = next(chosen, 0)
+        if not self._step.top:
+            raise UserError(_("the server tells no probabilities to choose from"))
 
     # -- what is shown
 
@@ -187,7 +189,7 @@ class Stepper:
             _(
                 "sampled: {token}, rank {rank}",
                 token=label(self._tokenizer, self._step.id),
-                rank=self._step.rank,
+                rank=rank_text(self._step.rank, len(self._step.top) - 1),
             ),
             FIGURES,
         )

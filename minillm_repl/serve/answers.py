@@ -64,8 +64,8 @@ def _entry_of_candidate(each: Candidate) -> TokenEntry:
     )
 
 
-def _log(probability: float) -> float | None:
-    return log(probability) if probability > 0 else None  # below the smallest number
+def _log(probability: float | None) -> float | None:
+    return log(probability) if probability else None  # 0 is below the smallest number
 
 
 def entries_of_prompt(scored: Scored, tokenizer: Tokenizer) -> list[TokenEntry]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from minillm_repl.chat import Message, make_prompt
 from minillm_repl.errors import UserError
 from minillm_repl.generate import Finished, GenerationConfig, Prefill, Step
-from minillm_repl.generate.generate import generate
+from minillm_repl.generate.generate import check_finite, generate, prefill
 from minillm_repl.generate.sampling import make_rng
 from minillm_repl.repl.conversation import fresh_seed
 from minillm_repl.repl.model_loading import LoadedModel
@@ -34,13 +34,14 @@ class Scored:
 
 
 Event = Scored | Step | Finished
-_END = None  # after the last event of a job
+Sent = Event | list[float] | Exception | None  # logits are a list; None ends a job
+_END = None
 
 
 @dataclass
 class _Job:
-    events: Callable[[Callable[[], bool]], Iterator[Event]]
-    send: Callable[[Event | Exception | None], None]
+    events: Callable[[Callable[[], bool]], Iterator[Event | list[float]]]
+    send: Callable[[Sent], None]
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -107,14 +108,35 @@ class Engine:
         Closing this iterator ends the computing. Raises RequestError, and UserError if the logits
         are not finite.
         """
-        loop, inbox = asyncio.get_running_loop(), asyncio.Queue[Event | Exception | None]()
-
-        def send(event: Event | Exception | None) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody is there any more
-                loop.call_soon_threadsafe(inbox.put_nowait, event)
 
         def events(interrupted: Callable[[], bool]) -> Iterator[Event]:
             return self._events(completion, ids, turn_end_ids, interrupted)
+
+        async for event in self._compute(events):
+            assert not isinstance(event, list)
+            yield event
+
+    async def logits(self, ids: tuple[int, ...]) -> list[float]:
+        """Return the logits of the token after `ids`. Raises RequestError, and UserError."""
+
+        def events(interrupted: Callable[[], bool]) -> Iterator[list[float]]:
+            logits = prefill(self.model.decoder, ids, interrupted)
+            if logits is not None:
+                yield check_finite(logits, len(ids)).tolist()
+
+        async for found in self._compute(events):
+            assert isinstance(found, list)
+            return found
+        raise RequestError(503, "the server is ending")
+
+    async def _compute(
+        self, events: Callable[[Callable[[], bool]], Iterator[Event | list[float]]]
+    ) -> AsyncIterator[Event | list[float]]:
+        loop, inbox = asyncio.get_running_loop(), asyncio.Queue[Sent]()
+
+        def send(event: Sent) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody is there any more
+                loop.call_soon_threadsafe(inbox.put_nowait, event)
 
         job = _Job(events, send)
         try:

@@ -49,6 +49,9 @@ class Service:
             "created": 0,
             "owned_by": "minillm-repl",
             "max_model_len": self.engine.model.decoder.context_length,
+            "vocab_size": self._tokenizer.vocab_size,
+            "eos_token_ids": list(self.engine.model.checkpoint.eos_token_ids),
+            "chats": self.engine.model.checkpoint.chat_template is not None,
             "care": is_caring(self.settings.care, self.engine.model),
         }
         return JSONResponse({"object": "list", "data": [model]})
@@ -77,19 +80,30 @@ class Service:
         ids = token_ids(body.get("tokens"), "tokens", self._tokenizer.vocab_size)
         data = b"".join(map(self._tokenizer.token_bytes, ids))
         text = data.decode("utf-8", "replace")
-        return JSONResponse({"content": text, "prompt": text, "bytes": list(data)})
+        pieces = [list(self._tokenizer.token_bytes(token)) for token in ids]
+        names = [self._tokenizer.special_name(token) for token in ids]  # of special tokens
+        each = {"pieces": pieces, "names": names}
+        return JSONResponse({"content": text, "prompt": text, "bytes": list(data)} | each)
+
+    async def logits(self, request: Request) -> Response:
+        """Return the logits of the token after a prompt of ids: one for each of the vocabulary."""
+        body = await read_body(request)
+        ids = token_ids(body.get("prompt"), "prompt", self._tokenizer.vocab_size)
+        ids = self.engine.text_ids(ids, special=False)  # not empty, and fits the context
+        return JSONResponse({"logits": await self.engine.logits(ids)})
 
     async def apply_template(self, request: Request) -> Response:
         """Return the prompt of a conversation, as text and as ids."""
-        messages = parse_chat_messages(await read_body(request))
-        special = self.settings.special
-        ids, _ends = await run_in_threadpool(self.engine.chat_ids, messages, special=special)
+        body = await read_body(request)
+        messages = parse_chat_messages(body)
+        special = bool(body.get("parse_special", self.settings.special))
+        ids, ends = await run_in_threadpool(self.engine.chat_ids, messages, special=special)
         tokens = (
             self._tokenizer.token_bytes(each) or self._tokenizer.special_name(each).encode()
             for each in ids
         )
         text = b"".join(tokens).decode("utf-8", "replace")
-        return JSONResponse({"prompt": text, "tokens": list(ids)})
+        return JSONResponse({"prompt": text, "tokens": list(ids), "eos_token_ids": list(ends)})
 
     async def completions(self, request: Request) -> Response:
         """Continue texts."""

@@ -25,6 +25,7 @@ LESSON_MODEL = "nalssi"
 _MAX_SESSIONS = 100  # sessions at once that have a run in no named file
 _CACHED = re.compile(r"models--(?:(?P<owner>[\w.-]+?)--)?(?P<model>[\w.-]+)", re.ASCII)
 _COMMIT = re.compile(rb"\w[\w.-]{0,199}", re.ASCII)
+_SERVER = re.compile(r"(https?:)/*(.*)", re.IGNORECASE | re.DOTALL)
 _OTHER_FORMATS = re.compile(  # suffixes of formats that are not written here
     r"\.(gguf|ggml|bin|pth?|ckpt|pkl|pickle|onnx|h5|hdf5|keras|msgpack"
     r"|np[zy]|tflite|mlmodel|zip|gz|xz|zst|tar|jsonl?"
@@ -105,13 +106,21 @@ def _name_in_cache(folder: Path) -> str:
     return "/".join(part for part in match.groups() if part) if match else ""
 
 
+def server_url(path: Path | str) -> str:
+    """Return the address of a server that a user named in place of a file; empty for a path."""
+    found = _SERVER.fullmatch(str(path).strip())  # a Path has one of two slashes
+    return f"{found[1].lower()}//{found[2]}" if found else ""
+
+
 def find_checkpoint(name: str) -> Path:
-    """Return the path of a checkpoint.
+    """Return the path of a checkpoint; the address of a server stays as it is (`server_url`).
 
     `name` is a file with or without its suffix, a folder, or the name of a shipped or cached model,
     or of one in a store of ollama or LM Studio. A folder whose weights are one GGUF file is that
     file. Any other name is returned as a path.
     """
+    if server_url(name):
+        return Path(name.strip())
     path = user_path(name)
     snapshot = _snapshot(path) if _name_in_cache(path) else None
     only = _only_gguf(snapshot or path)

@@ -14,6 +14,9 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line, show_token
 
+FIRST_OWN_ID = 1 << 31
+"""From here on, an id is not the model's: it stands for text whose ids a server does not tell."""
+
 Span = tuple[int, int]
 """A part of a text: its first character, and the one after its last."""
 Escapes = Mapping[int, str]

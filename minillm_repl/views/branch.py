@@ -24,13 +24,15 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.settings import integer
 from minillm_repl.tokenizer import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import Truncation, with_truncation
-from minillm_repl.views.base import Row, View, show, text_ids
+from minillm_repl.views.base import View, show, text_ids
 
 if TYPE_CHECKING:
     from minillm_repl.generate import Decoder, Finished, Reason, Step
     from minillm_repl.repl.shell import Shell
 
 _MAX_BRANCHES = 100
+Known = tuple[float | None, ...]
+"""Probabilities; None where a server does not tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +40,8 @@ class Branch:
     """One continuation."""
 
     tokens: tuple[Token, ...]
-    probs: Row  # of each token, by the model's own softmax
-    prob: float  # their product
+    probs: Known  # of each token, by the model's own softmax
+    prob: float | None  # their product
     reason: "Reason"  # why it ended
     said: int  # how many tokens its text has, without those that end it
 
@@ -80,8 +82,8 @@ class _End:
 
     number: int
     tokens: tuple[Token, ...]
-    probs: Row
-    prob: float  # of the whole branch
+    probs: Known
+    prob: float | None  # of the whole branch
 
 
 def _grow(tree: Tree, ends: Sequence[_End], *, is_root: bool) -> bool:
@@ -99,13 +101,13 @@ def _grow(tree: Tree, ends: Sequence[_End], *, is_root: bool) -> bool:
         stem = len(list(takewhile(lambda ids: len(set(ids)) == 1, columns)))
         label = Text.assemble(
             (_running_text(alike[0].tokens[:stem]), MODEL),
-            (f"  {exact_percent(prod(alike[0].probs[:stem]))}", FIGURES),
+            (f"  {_percent(_product(alike[0].probs[:stem]))}", FIGURES),
         )
         complete = [end for end in alike if len(end.tokens) == stem]
         for end in complete:
             label.append(f"  [{end.number}]", TITLE)
             if not is_root:
-                label.append(f"={exact_percent(end.prob)}")
+                label.append(f"={_percent(end.prob)}")
                 has_totals = True
         rest = [
             _End(end.number, end.tokens[stem:], end.probs[stem:], end.prob)
@@ -117,6 +119,14 @@ def _grow(tree: Tree, ends: Sequence[_End], *, is_root: bool) -> bool:
         if not end.tokens:
             tree.add(Text(_("[{number}] ends here", number=end.number), FIGURES))
     return has_totals
+
+
+def _product(probs: Known) -> float | None:
+    return None if None in probs else prod(each or 0.0 for each in probs)
+
+
+def _percent(prob: float | None) -> str:
+    return "–" if prob is None else exact_percent(prob)
 
 
 def _running_text(tokens: Sequence[Token]) -> str:
@@ -164,7 +174,7 @@ def _branch(
     return Branch(
         tokens=tuple(Token.from_id(tokenizer, step.id) for step in steps),
         probs=probs,
-        prob=prod(probs),
+        prob=_product(probs),
         reason=finished.reason,
         said=len(text_token_ids(tokenizer, [step.id for step in steps], finished, stop)),
     )

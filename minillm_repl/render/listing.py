@@ -1,0 +1,92 @@
+"""What a step says of its numbers: all of them, or what a server tells, and how much that is."""
+
+from math import isfinite, log2
+
+from minillm_repl.generate import Candidate, Listing, Step
+from minillm_repl.language import _
+from minillm_repl.safetext import safe_line, show_token
+from minillm_repl.tokenizer import FIRST_OWN_ID
+
+_MIN_PROBABILITY = 2.0**-1074  # the smallest float above 0: a probability of 0 has no logarithm
+UNKNOWN = "–"  # a number that a server does not tell
+
+
+def visible_token(candidate: Candidate) -> str:
+    """Return a token made visible, a special one by its name."""
+    return show_token(bytes(candidate.bytes)) if candidate.bytes else safe_line(candidate.text)
+
+
+def visible_step(step: Step) -> str:
+    """Return the token of a step made visible."""
+    chosen = next((each for each in step.top if each.chosen), None)
+    return visible_token(chosen) if chosen else show_token(bytes(step.bytes))
+
+
+def visible_id(token: int) -> str:
+    """Return an id; a dash for text that has none."""
+    return str(token) if 0 <= token < FIRST_OWN_ID else UNKNOWN
+
+
+def step_figures(step: Step) -> str:
+    """Return entropy, rank and surprisal of a step; of a server, what is known of them."""
+    if step.listing is None:
+        assert step.entropy is not None
+        assert step.rank is not None
+        return _(
+            "entropy {entropy:.2f} bits · sampled rank {rank} · surprisal {surprisal:.2f} bits",
+            entropy=step.entropy,
+            rank=step.rank,
+            surprisal=surprisal(step.model_prob or 0.0),
+        )
+    prob = step.prob if step.listing.stage == "sampled" else step.model_prob
+    if prob is None and not step.top:
+        return _("the server tells no probabilities of this step")
+    figures = [_entropy(step.listing), _rank(step)]
+    if prob is not None:
+        figures.append(_("surprisal {bits:.2f} bits", bits=surprisal(prob)))
+    return " · ".join(figures)
+
+
+def surprisal(prob: float) -> float:
+    """Return −log2 of a probability, in bits."""
+    # abs, not a minus sign: -log2(1) would be shown as -0.00.
+    return abs(log2(max(prob, _MIN_PROBABILITY)))
+
+
+def _entropy(listing: Listing) -> str:
+    if listing.entropy is None:
+        return _("entropy unknown")
+    least, most = listing.entropy
+    if not isfinite(most):
+        return _("entropy {least:.2f} bits or more", least=least)
+    if round(least, 2) == round(most, 2):
+        return _("entropy {entropy:.2f} bits", entropy=least)
+    return _("entropy {least:.2f} to {most:.2f} bits", least=least, most=most)
+
+
+def _rank(step: Step) -> str:
+    assert step.listing is not None
+    return _("sampled rank {rank}", rank=rank_text(step.rank, step.listing.k))
+
+
+def rank_text(rank: int | None, k: int) -> str:
+    """Return a rank; of a token that is not among the `k` listed ones, `> 20`."""
+    return f"{rank:,}" if rank is not None else f"> {k}" if k else UNKNOWN
+
+
+def source_line(listing: Listing) -> str:
+    """Return where the numbers of a step come from, and how much they leave out."""
+    facts = [listing.source]
+    if listing.mass is not None:
+        other = max(1.0 - listing.mass, 0.0)
+        facts.append(_("{n} tokens listed, other tokens {other:.1%}", n=listing.k, other=other))
+    facts.append(
+        {
+            "raw": _("before the samplers"),
+            "sampled": _("after the temperature"),
+            "unknown": _("before or after the samplers, as the server is set"),
+        }[listing.stage]
+    )
+    if not listing.exact_bytes:
+        facts.append(_("bytes from text"))
+    return " · ".join(facts)

@@ -140,11 +140,9 @@ def step_table(step: Step, samplers: str, width: int, marked_row: int | None = N
     rank_width = max(2, *map(len, ranks))
     token_width = min(16, max(5, *map(cell_len, tokens)))
     id_width = max(2, *map(len, ids))
-    dropped = _("dropped")
+    token, dropped = _("token"), _("dropped")
     final_width = max(_FINAL_WIDTH, cell_len(dropped))
-    fixed = (
-        f"{'#':>{rank_width + 2}}  {fit_to_width(_('token'), token_width)}  {'id':>{id_width}}   "
-    )
+    fixed = f"{'#':>{rank_width + 2}}  {fit_to_width(token, token_width)}  {'id':>{id_width}}   "
     # A row is `fixed`, a percentage (6), a bar, the last column and a bar, with 5 spaces.
     numbers = 6 + final_width + 5
     # Cells of each bar: more than 40 tell no more, fewer than 4 are no bar.

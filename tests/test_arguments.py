@@ -11,12 +11,12 @@ from minillm_repl.repl.arguments import (
     Layer,
     Number,
     Option,
-    Position,
     TextArgument,
     TextPair,
     Words,
 )
 from minillm_repl.repl.forms import Forms
+from minillm_repl.repl.places import Place, PlaceArgument
 from minillm_repl.repl.registry import discover
 from minillm_repl.settings import integer, number
 from tests.conftest import random_checkpoint
@@ -24,6 +24,7 @@ from tests.test_lessons import shell_for, state  # noqa: F401 - the last is a fi
 
 LAYERS = Layer("optional")
 PATH = Words("path", "PATH")
+PLACE, BARE = PlaceArgument(), PlaceArgument(bare=True)
 RATE = Option("rate", number(0, 9), 0.1)
 
 
@@ -32,8 +33,8 @@ RATE = Option("rate", number(0, 9), 0.1)
     [
         ((), "", ()),
         ((Layer("optional"), TextArgument()), "[LAYER[.HEAD]] [TEXT]", ()),
-        ((Layer("required", part="neuron", required=True), Position()),
-         "LAYER.NEURON [POSITION]", ()),
+        ((Layer("required", part="neuron", required=True), PlaceArgument()),
+         "LAYER.NEURON [@PLACE]", ()),
         ((Number("count", integer(1)), TextArgument(quoted=True)), '[N] ["TEXT"]', ()),
         ((Choice("zero", "mean"), RATE), "[zero|mean] [rate=0.1]", ("zero", "mean", "rate=")),
         ((TextPair("->", "A -> B", required=2), ChoiceOption("what", "a", "b")),
@@ -51,8 +52,14 @@ def test_a_declaration_is_its_own_usage_and_completion(form, usage, words):
     [
         ((LAYERS, TextArgument()), "2.1 a text", {"layer": 2, "head": 1, "text": "a text"}),
         ((LAYERS, TextArgument()), '2 "3 pigs"', {"layer": 2, "text": "3 pigs"}),
-        ((Position(), TextArgument()), "@-2", {"position": -2, "text": ""}),
-        ((Position(), TextArgument()), "", {"position": -1, "text": ""}),
+        ((LAYERS, TextArgument()), "L2H1 a text", {"layer": 2, "head": 1, "text": "a text"}),
+        ((LAYERS, TextArgument()), "l2 a", {"layer": 2, "head": None, "text": "a"}),
+        ((BARE, TextArgument()), "-2 a", {"place": Place(position=-2), "text": "a"}),
+        ((BARE, TextArgument()), "", {"place": Place(), "text": ""}),
+        ((PLACE, TextArgument()), "a @43 b", {"place": Place(position=43), "text": "a b"}),
+        ((PLACE, TextArgument()), "@Seoul:2", {"place": Place(token="Seoul", number=2)}),
+        ((PLACE, TextArgument()), "@:", {"place": Place(token=":")}),
+        ((PLACE, TextArgument()), '"a @43"', {"place": Place(), "text": "a @43"}),
         ((RATE, TextArgument()), "a rate=2 b", {"rate": 2.0, "text": "a b"}),
         ((RATE, TextArgument()), '"a rate=2 b"', {"rate": 0.1, "text": "a rate=2 b"}),
         ((Choice("zero", "mean", name="how"), TextArgument()), "mean", {"how": "mean", "text": ""}),
@@ -96,6 +103,8 @@ def test_the_form_is_told_by_its_keyword_and_the_usual_one_takes_what_fits_no_ot
         ((), "x", "unexpected argument 'x'"),
         ((Layer("required", required=True),), "", r"LAYER\.HEAD is missing"),
         ((Layer("required", required=True),), "2 a", r"2 is not LAYER\.HEAD"),
+        ((PLACE, TextArgument()), "3 a", "unexpected 3; put a text that starts like that in"),
+        ((PLACE, TextArgument()), "@3 @4", "unexpected @4; put a text that starts like that in"),
         ((TextArgument(),), "2.1 a", r"unexpected 2\.1; put a text that starts like that in qu"),
         ((TextArgument(quoted=True),), "a", "unexpected a; put a text in quotes"),
         ((TextArgument(),), '""', "the quotes contain no text"),

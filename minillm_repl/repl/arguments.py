@@ -5,7 +5,7 @@
         print(asked.layer, asked.head, asked.text, asked.output)
 
     Layer(head="optional")              `2` or `2.1`     asked.layer, asked.head; None if missing
-    Position()                          `3`, `@3`, `-1`  asked.position
+    PlaceArgument()                     `@3`, `@Seoul`   asked.place (repl/places.py)
     Number("count", integer(1, 9), 3)   `5`              asked.count
     Choice("zero", "mean", name="how")  `mean`           asked.how; "" if missing
     Option("rate", number(0, 9), 0.1)   `rate=2`         asked.rate
@@ -44,7 +44,7 @@ from minillm_repl.settings import Parser, Spec, one_of, parse_value
 Completion = Literal["nothing", "command", "file", "checkpoint"]
 Values = dict[str, Any]
 
-_INDEX = r"\d{1,9}"  # of a layer, a head, a position: more digits are no index
+INDEX = r"\d{1,9}"  # of a layer, a head, a position: more digits are no index
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Choice(Argument):
 
 
 class Layer(Argument):
-    """A layer, alone or with one of its parts: `2`, or `2.1` for head (or neuron) 1."""
+    """A layer, alone or with one of its parts: `2`, or `2.1` or `L2H1` for head (or neuron) 1."""
 
     def __init__(
         self,
@@ -123,13 +123,18 @@ class Layer(Argument):
     ) -> None:
         name = f".{part.upper()}"
         usage = {"none": "", "optional": f"[{name}]", "required": name}
-        second = {"none": "", "optional": rf"(?:\.({_INDEX}))?", "required": rf"\.({_INDEX})"}
+        letter = part[0]
+        second = {
+            "none": "",
+            "optional": rf"(?:(?:\.|{letter})({INDEX}))?",
+            "required": rf"(?:\.|{letter})({INDEX})",
+        }
         defaults = {"layer": None} | ({} if head == "none" else {part: None})
         super().__init__(f"LAYER{usage[head]}", defaults, required=required)
-        self._pattern = re.compile(rf"({_INDEX}){second[head]}(?=\s|$)")
+        self._pattern = re.compile(rf"l?({INDEX}){second[head]}(?=\s|$)", re.IGNORECASE)
 
     def take(self, text: str) -> tuple[Values, str]:
-        """Read `2` or `2.1`."""
+        """Read `2`, `2.1` or `L2H1`."""
         found = self._pattern.match(text)
         if found is None:
             return self.missing(text)
@@ -138,19 +143,7 @@ class Layer(Argument):
         return dict(zip(self.defaults, indices, strict=True)), text[found.end() :]
 
 
-class Position(Argument):
-    """A position in the text, counted from 0, or from the end if negative; the last by default."""
-
-    def __init__(self) -> None:
-        super().__init__("POSITION", {"position": -1})
-
-    def take(self, text: str) -> tuple[Values, str]:
-        """Read `3`, `@3` or `-1`."""
-        first, rest = split_word(text)
-        return ({"position": position(first)}, rest) if _POSITION.fullmatch(first) else ({}, text)
-
-
-_POSITION = re.compile(rf"@?(-?{_INDEX})")
+_POSITION = re.compile(rf"@?(-?{INDEX})")
 
 
 def position(text: str) -> int:

@@ -16,6 +16,7 @@ from minillm_repl.repl.arguments import (
     Values,
     Words,
 )
+from minillm_repl.repl.places import PlaceArgument
 from minillm_repl.repl.quoting import (
     TO_SCREEN,
     check_not_argument,
@@ -126,7 +127,7 @@ def _parse_form(form: Form, text: str) -> Values:
     # Options and flags may stand anywhere, so they go first.
     named, text = _take_named(arguments, text)
     values |= named
-    ordered = [part for part in arguments if not isinstance(part, Option | Flag)]
+    ordered = [part for part in arguments if _has_order(part)]
     rest = [index for index, part in enumerate(ordered) if part.takes_rest]
     quoted = [index for index, part in enumerate(ordered) if isinstance(part, TextArgument)]
     # Index of the first argument that is read from the end of the line.
@@ -147,10 +148,19 @@ def _parse_form(form: Form, text: str) -> Values:
     return values
 
 
+def _has_order(part: Argument) -> bool:
+    """Tell whether an argument stands before or after others, and not anywhere."""
+    return part.bare if isinstance(part, PlaceArgument) else not isinstance(part, Option | Flag)
+
+
 def _take_named(arguments: list[Argument], text: str) -> tuple[Values, str]:
-    """Take `name=value` and `--flag` out of a text, where they stand outside quotes."""
+    """Take `name=value`, `--flag` and `@place` out of a text, where they stand outside quotes."""
     values: Values = {}
     options = {part.name: part for part in arguments if isinstance(part, Option)}
+    for place in arguments:
+        if isinstance(place, PlaceArgument):
+            found_place, text = place.find(text)
+            values |= found_place
     for flag in arguments:
         if isinstance(flag, Flag) and (
             found := re.search(rf"(?:^|\s){flag.word}(?=\s|$)", mask_quoted(text))

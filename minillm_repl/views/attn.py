@@ -14,6 +14,7 @@ from minillm_repl.render.console import FIGURES, TITLE
 from minillm_repl.render.drawing import UNLIMITED_WIDTH, level, short_label, title
 from minillm_repl.render.tables import TABLE_GAP, WIDE, plain_table
 from minillm_repl.repl.arguments import Arguments, Layer, TextArgument
+from minillm_repl.repl.places import PlaceArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
@@ -28,7 +29,7 @@ from minillm_repl.views.attention import (
     sliding_window,
     weights,
 )
-from minillm_repl.views.base import View, inspect_text, show
+from minillm_repl.views.base import View, inspect_place, show
 from minillm_repl.views.inspected_text import InspectedText, no_grad, topk_ids
 from minillm_repl.views.why import logit_direction
 
@@ -60,7 +61,7 @@ class FocusView(View, Truncation):
 
     tokens: tuple[Token, ...]
     heads: tuple[HeadFocus, ...]
-    answer: Token  # the most likely next token
+    answer: Token  # the token asked about, else the most likely next one
 
     def draw(self, width: int) -> RenderableType:
         """Return a row for each head: what it adds, the keys it attends to, and its pattern."""
@@ -69,7 +70,7 @@ class FocusView(View, Truncation):
         answer = self.answer.label
         notes = [
             _("attends to: token @ position, weight"),
-            _("adds: directly to the logit of {token}, the most likely next token", token=answer),
+            _("adds: directly to the logit of {token}", token=answer),
             _("pattern: over the whole text, and what uniform attention would score"),
         ]
         if len(heads) < len(self.heads):
@@ -142,23 +143,29 @@ def _followed(patterns: tuple[Pattern, ...]) -> list[Pattern]:
 
 
 def compute(
-    inspected: InspectedText, layer: int | None = None, head: int | None = None
+    inspected: InspectedText,
+    layer: int | None = None,
+    head: int | None = None,
+    token: int | None = None,
 ) -> FocusView | LayerView | HeadView:
     """Return the attention of the last token in every head, of one layer, or of one head.
 
     Raises UserError if there is no such layer or head.
     """
     if layer is None:
-        return compute_focus(inspected)
+        return compute_focus(inspected, token)
     if head is None:
         return compute_layer(inspected, layer)
     return compute_head(inspected, layer, head)
 
 
 @no_grad
-def compute_focus(inspected: InspectedText) -> FocusView:
-    """Return what the last token attends to, in every head of every layer."""
-    answer, added = _added_by_heads(inspected)
+def compute_focus(inspected: InspectedText, token: int | None = None) -> FocusView:
+    """Return what the last token attends to, in every head of every layer.
+
+    What a head adds is for `token`; without it, for the most likely next one.
+    """
+    answer, added = _added_by_heads(inspected, token)
     heads = []
     for layer, by_head in weights(inspected).items():  # (head, time, time)
         patterns = find_patterns(by_head, inspected.ids, sliding_window(inspected, layer))
@@ -170,13 +177,15 @@ def compute_focus(inspected: InspectedText) -> FocusView:
     return FocusView(inspected.tokens, tuple(heads), answer_token, **inspected.window_fields)
 
 
-def _added_by_heads(inspected: InspectedText) -> tuple[int, list[list[float]]]:
-    """Return the most likely next token, and what each head adds to its logit: [layer][head]."""
+def _added_by_heads(inspected: InspectedText, token: int | None) -> tuple[int, list[list[float]]]:
+    """Return the token asked about, else the most likely next one, and what each head adds to its
+    logit: [layer][head].
+    """
     import torch
 
     logits, cache = inspected.run_with_cache("attention.z", "residual", last_only=True)
     last_residual = cache[f"blocks.{inspected.config.n_layers - 1}.residual"][-1]  # (d_model,)
-    answer = topk_ids(logits[0], 1)[0]
+    answer = topk_ids(logits[0], 1)[0] if token is None else token
     direction = logit_direction(inspected.model, last_residual, answer)[0]  # (d_model,)
     added = []
     for layer in range(inspected.config.n_layers):
@@ -191,7 +200,7 @@ def _added_by_heads(inspected: InspectedText) -> tuple[int, list[list[float]]]:
 
 @command(
     "attn",
-    arguments=(Layer("optional"), TextArgument()),
+    arguments=(Layer("optional"), PlaceArgument(), TextArgument()),
     json=True,
     aliases=("attention", "어텐션"),
     group="Look inside",
@@ -208,7 +217,8 @@ def attn(shell: "Shell", asked: Arguments) -> None:
     A weight is softmax(q·k / √d_head): the share of the column's value that goes into the row.
     Many heads put most of their weight on the first token when they have nothing to add (an
     attention sink). A weight is therefore no effect: `adds` is what the head adds directly to the
-    logit of the most likely next token, as in `:why`.
+    logit of the most likely next token, as in `:why`; at a place inside the text, of the token that
+    follows. A place is a position (@3, @-1) or a token (@날, where it was predicted).
 
     The score of a pattern is the share of attention that follows the pattern, as a mean over the
     positions where the pattern is possible. The number in brackets is the uniform baseline: the
@@ -223,5 +233,5 @@ def attn(shell: "Shell", asked: Arguments) -> None:
     induction; the usual test is a sequence of random tokens, given twice. Layers and heads count
     from 0.
     """
-    inspected = inspect_text(shell, asked.text)
-    show(shell, compute(inspected, asked.layer, asked.head), asked.output)
+    inspected, token = inspect_place(shell, asked.text, asked.place)
+    show(shell, compute(inspected, asked.layer, asked.head, token), asked.output)

@@ -18,6 +18,7 @@ from minillm_repl.render.export import write_view
 from minillm_repl.render.json_lines import json_value
 from minillm_repl.repl.arguments import TextPair
 from minillm_repl.repl.model_loading import LoadedModel
+from minillm_repl.repl.places import Place
 from minillm_repl.repl.quoting import TO_SCREEN, Output
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.signals import run_interruptibly
@@ -25,7 +26,7 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import user_path
 from minillm_repl.tokenizer.lookup import count_prefix_spaces, find_token_ids
 from minillm_repl.tokenizer.truncation import Truncation
-from minillm_repl.views.inspected_text import InspectedText, most_likely_of
+from minillm_repl.views.inspected_text import InspectedText, most_likely_of, occurrences
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,6 +110,67 @@ def find_tokens(inspected: InspectedText, typed: tuple[str, str]) -> tuple[int |
         for text in typed
     )
     return first, second
+
+
+def find_place(inspected: InspectedText, place: Place) -> tuple[int, int | None]:
+    """Return the position of a place, and the token that is asked about there.
+
+    That is the token that follows in the text; None, the most likely one, at the end of the text
+    and where no place is given. Raises UserError for a place that is not in the text.
+    """
+    ids = inspected.all_ids
+    if not place:
+        return -1, None
+    if place.token:
+        position = find_predicted(inspected, place.token, place.number) - 1
+    else:
+        assert place.position is not None
+        position = inspected.position_of(inspected.index_of(place.position))
+    return position, ids[position + 1] if position + 1 < len(ids) else None
+
+
+def find_predicted(inspected: InspectedText, token: str, number: int = 0) -> int:
+    """Return the position of a token after the first, as it is typed: the last such, or of several
+    the one with this number, from 1.
+
+    A text of several tokens is meant at its first. Raises UserError if there is none.
+    """
+    positions = occurrences(inspected, token)
+    if not positions or number > len(positions):
+        raise UserError(
+            _(
+                "{token} is at {n} places of the text where a token was predicted",
+                token=safe_line(token),
+                n=len(positions),
+            )
+        )
+    return positions[number - 1]
+
+
+def inspect_place(shell: Shell, text: str, place: Place) -> tuple[InspectedText, int | None]:
+    """Return the text up to a place, and the token asked about there, as `find_place` does."""
+    inspected = inspect_text(shell, text)
+    position, token = find_place(inspected, place)
+    return inspected.up_to(inspected.index_of(position)), token
+
+
+def inspect_tokens(
+    shell: Shell, typed: tuple[str, str], text: str, place: Place
+) -> tuple[InspectedText, int | None, int | None]:
+    """Return the text up to a place, the token asked about, and the one to compare it with.
+
+    Without a place and a text, a token that was predicted in what was said is meant there.
+    """
+    inspected = inspect_text(shell, text)
+    token = typed[0]
+    if token and not place and not text and occurrences(inspected, token):
+        place = Place(token=token)
+    position, following = find_place(inspected, place)
+    inspected = inspected.up_to(inspected.index_of(position))
+    first, second = find_tokens(inspected, typed)
+    if place.token == token:
+        first = following
+    return inspected, following if first is None else first, second
 
 
 def inspect_text(shell: Shell, text: str = "") -> InspectedText:

@@ -11,11 +11,12 @@ from minillm_repl.model.config import CANON_TOKENS
 from minillm_repl.render.console import FIGURES, MODEL
 from minillm_repl.render.drawing import MAX_LABEL_WIDTH, bar, fit_to_width, title
 from minillm_repl.render.tables import TABLE_GAP, plain_table
-from minillm_repl.repl.arguments import Arguments, Position, TextArgument
+from minillm_repl.repl.arguments import Arguments, TextArgument
+from minillm_repl.repl.places import PlaceArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
-from minillm_repl.views.base import View, inspect_text, show
+from minillm_repl.views.base import View, find_place, inspect_text, show
 from minillm_repl.views.inspected_text import InspectedText, no_grad
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def contributions(normed: "Tensor", weight: "Tensor") -> "Tensor":
 
 @command(
     "canon",
-    arguments=(Position(), TextArgument()),
+    arguments=(PlaceArgument(bare=True), TextArgument()),
     json=True,
     aliases=("카논",),
     group="Look inside",
@@ -151,6 +152,9 @@ def canon(shell: "Shell", asked: Arguments) -> None:
     relative to the norm of the token's own vector before. Directions differ, so the numbers do not
     add up to the norm of the sum.
 
-    POSITION counts from 0, or from the end if negative; the default is the last.
+    The place is a position (@3, @-1) or a token (@날, where it was predicted); the default is the
+    last position.
     """
-    show(shell, compute(inspect_text(shell, asked.text), asked.position), asked.output)
+    inspected = inspect_text(shell, asked.text)
+    position, _token = find_place(inspected, asked.place)
+    show(shell, compute(inspected, position), asked.output)

@@ -19,10 +19,11 @@ from minillm_repl.render.drawing import (
     token_strip,
 )
 from minillm_repl.repl.arguments import Arguments, TextArgument
+from minillm_repl.repl.places import PlaceArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
-from minillm_repl.views.base import TOKENS, Row, View, find_tokens, inspect_text, show
+from minillm_repl.views.base import TOKENS, Row, View, inspect_tokens, show
 from minillm_repl.views.inspected_text import InspectedText, check_finite, topk_ids
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def compute(
 
 @command(
     "grad",
-    arguments=(TOKENS, TextArgument(quoted=True)),
+    arguments=(TOKENS, PlaceArgument(), TextArgument(quoted=True)),
     json=True,
     aliases=("saliency", "기울기"),
     group="Look inside",
@@ -140,8 +141,8 @@ def grad(shell: "Shell", asked: Arguments) -> None:
     embedding, which is to first order the logit that would be lost if the embedding were zero.
 
     Without TOKEN, the target is the most likely token. With `vs`, it is the difference of two
-    logits. Write a token as in `:why`. A gradient describes small changes only; `:ablate` and
-    `:patch` make large ones.
+    logits. Write a token and a place as in `:why`. A gradient describes small changes only;
+    `:ablate` and `:patch` make large ones.
     """
-    inspected = inspect_text(shell, asked.text)
-    show(shell, compute(inspected, *find_tokens(inspected, asked.texts)), asked.output)
+    question = inspect_tokens(shell, asked.texts, asked.text, asked.place)
+    show(shell, compute(*question), asked.output)

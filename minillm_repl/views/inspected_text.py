@@ -3,7 +3,8 @@
 Nothing here imports torch until a pass is made: a view is declared before torch is there.
 """
 
-from bisect import bisect_left
+import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
@@ -16,6 +17,7 @@ from minillm_repl.model.config import AnyConfig
 from minillm_repl.model.hooks import Hook, caching, compose, no_hook
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer import Token, Tokenizer
+from minillm_repl.tokenizer.lookup import find_token_ids
 from minillm_repl.tokenizer.truncation import TruncatedText
 
 if TYPE_CHECKING:
@@ -282,3 +284,21 @@ def find_position(inspected: InspectedText, text: str) -> int:
         raise UserError(_("{text!r} is not in the text", text=safe_line(text)))
     ends = list(accumulate(map(len, tokens)))  # bytes from the start of the text
     return bisect_left(ends, start + len(text.encode()))
+
+
+def occurrences(inspected: InspectedText, typed: str) -> list[int]:
+    """Return the positions after the first that have a token; of a text of several tokens, those at
+    which it begins. A token is typed as in `find_token_ids`.
+    """
+    try:
+        wanted = find_token_ids(inspected.tokenizer, typed)
+    except UserError:
+        return _positions_of_text(inspected, typed)
+    return [at for at, token in enumerate(inspected.all_ids) if at and token in wanted]
+
+
+def _positions_of_text(inspected: InspectedText, text: str) -> list[int]:
+    tokens = [inspected.tokenizer.token_bytes(token) for token in inspected.all_ids]
+    ends = list(accumulate(map(len, tokens)))  # bytes from the start of the text
+    starts = re.finditer(re.escape(text.encode()), b"".join(tokens))
+    return [at for found in starts if (at := bisect_right(ends, found.start()))]

@@ -12,11 +12,12 @@ from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.drawing import bar, component_name, short_label, title
 from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import NARROW, WIDE, plain_table
-from minillm_repl.repl.arguments import Arguments, Position, TextArgument
+from minillm_repl.repl.arguments import Arguments, TextArgument
+from minillm_repl.repl.places import PlaceArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
-from minillm_repl.views.base import View, inspect_text, show
+from minillm_repl.views.base import View, find_place, inspect_text, show
 from minillm_repl.views.inspected_text import (
     InspectedText,
     Likely,
@@ -54,8 +55,8 @@ class LensView(View, Truncation):
 
     position: int
     tokens: tuple[Token, ...]  # up to the position
-    answer: Token  # the most likely token of the last row
-    first: str  # the place from which on the answer stays the most likely
+    answer: Token  # the token asked about, else the most likely one of the last row
+    first: str  # the place from which on the answer stays the most likely; empty if it is not
     rows: tuple[LensRow, ...]
 
     def draw(self, width: int) -> RenderableType:
@@ -80,8 +81,15 @@ class LensView(View, Truncation):
             token=self.tokens[-1].label,
             position=self.position,
         )
-        first = component_name(self.first)
-        conclusion = _("{token} is top-1 from {place} onwards", token=answer, place=first)
+        conclusion = (
+            _(
+                "{token} is top-1 from {place} onwards",
+                token=answer,
+                place=component_name(self.first),
+            )
+            if self.first
+            else _("{token} is not top-1 at the end", token=answer)
+        )
         return Group(title(_("logit lens"), subtitle), table, Text(conclusion, FIGURES))
 
 
@@ -97,11 +105,14 @@ def _draw_top(top: tuple[Likely, ...], width: int) -> Text:
 
 
 @no_grad
-def compute(inspected: InspectedText, position: int = -1, top: int = _TOP) -> LensView:
+def compute(
+    inspected: InspectedText, position: int = -1, top: int = _TOP, token: int | None = None
+) -> LensView:
     """Return the lens at a position: the last norm and the head, on each residual stream.
 
     The norm takes its statistics from the stream it is applied to. The last row is the model's own
-    output. Raises UserError if there is no such position.
+    output. p and rank are those of `token`; without it, of the most likely one of the last row.
+    Raises UserError if there is no such position.
     """
     index = inspected.index_of(position)
     position, inspected = inspected.position_of(index), inspected.up_to(index)
@@ -109,7 +120,7 @@ def compute(inspected: InspectedText, position: int = -1, top: int = _TOP) -> Le
         "embedding", "residual", "residual.mid", last_only=True
     )  # (1, vocab); (time, d_model) each
     final = logits[0].double().log_softmax(-1)  # (vocab,)
-    answer = topk_ids(final, 1)[0]
+    answer = topk_ids(final, 1)[0] if token is None else token
 
     def read(hook_name: str, residual: "Tensor") -> LensRow:
         here = inspected.model.unembed(residual[-1]).double().log_softmax(-1)  # (vocab,)
@@ -128,7 +139,7 @@ def compute(inspected: InspectedText, position: int = -1, top: int = _TOP) -> Le
         position=position,
         tokens=inspected.tokens,
         answer=Token.from_id(inspected.tokenizer, answer),
-        first=rows[first].place,
+        first=rows[first].place if first < len(rows) else "",
         rows=rows,
         **inspected.window_fields,
     )
@@ -136,7 +147,7 @@ def compute(inspected: InspectedText, position: int = -1, top: int = _TOP) -> Le
 
 @command(
     "lens",
-    arguments=(Position(), TextArgument()),
+    arguments=(PlaceArgument(bare=True), TextArgument()),
     json=True,
     aliases=("렌즈",),
     group="Look inside",
@@ -148,9 +159,13 @@ def lens(shell: "Shell", asked: Arguments) -> None:
     This is the logit lens. It applies the final norm, with the statistics of each layer, and the
     output head to the residual stream. The last row is the model's real output.
 
-    p and rank are those of the token that is most likely at the end. KL is KL(final ‖ here) = Σ
+    p and rank are those of the token that is most likely at the end, or of the one that follows the
+    place in the text. KL is KL(final ‖ here) = Σ
     final · ln(final / here), in nats: the distance of this layer's distribution from the final one.
 
-    POSITION counts from 0, or from the end if negative; the default is the last.
+    The place is a position (@3, @-1) or a token (@날, where it was predicted); the default is the
+    last position.
     """
-    show(shell, compute(inspect_text(shell, asked.text), asked.position), asked.output)
+    inspected = inspect_text(shell, asked.text)
+    position, token = find_place(inspected, asked.place)
+    show(shell, compute(inspected, position, token=token), asked.output)

@@ -18,15 +18,15 @@ from minillm_repl.repl.arguments import (
     Arguments,
     Layer,
     Option,
-    Position,
     TextArgument,
     position,
 )
+from minillm_repl.repl.places import PlaceArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.settings import integer
 from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
-from minillm_repl.views.base import Row, View, inspect_text, show
+from minillm_repl.views.base import Row, View, find_place, inspect_text, show
 from minillm_repl.views.dot_product import DotView, Scoring
 from minillm_repl.views.inspected_text import InspectedText, check_layer, no_grad
 
@@ -237,7 +237,7 @@ def compute_dot(
     "qkv",
     arguments=(
         Layer("required", required=True),
-        Position(),
+        PlaceArgument(bare=True),
         Option("key", position, None, "P"),
         Option("top", integer(1), _TOP, "N"),
         TextArgument(),
@@ -259,14 +259,18 @@ def qkv(shell: "Shell", asked: Arguments) -> None:
     q and k are as they enter the dot product: after normalization and RoPE, if the model has them.
 
     With key=P, the view shows only the key of position P, number by number: each q × k, their sum,
-    ÷ √d, and its softmax weight. POSITION and P count from 0, or from the end if negative; the
-    default POSITION is the last. Layers and heads count from 0.
+    ÷ √d, and its softmax weight. P counts
+    from 0, or from the end if negative. Layers and heads count from 0.
+
+    The place is a position (@3, @-1) or a token (@날, where it was predicted); the default is the
+    last position.
 
     Library analogy: the query is what you look for. A key is the title on the spine of a book; the
     value is its content. The better the title fits, the more of that book goes into the output.
     """
     inspected = inspect_text(shell, asked.text)
-    place = asked.layer, asked.head, asked.position
+    position, _token = find_place(inspected, asked.place)
+    place = asked.layer, asked.head, position
     if asked.key is None:
         show(shell, compute(inspected, *place, asked.top), asked.output)
     else:

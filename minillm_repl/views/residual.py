@@ -12,11 +12,12 @@ from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, MODEL
 from minillm_repl.render.drawing import bar, component_name, title
 from minillm_repl.render.tables import TABLE_GAP, plain_table
-from minillm_repl.repl.arguments import Arguments, Position, TextArgument
+from minillm_repl.repl.arguments import Arguments, TextArgument
+from minillm_repl.repl.places import PlaceArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
-from minillm_repl.views.base import View, inspect_text, show
+from minillm_repl.views.base import View, find_place, inspect_text, show
 from minillm_repl.views.inspected_text import InspectedText, differs, no_grad, place_name
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def _row(place: str, update: "Tensor", stream: "Tensor", read: "Tensor") -> Stre
 
 @command(
     "residual",
-    arguments=(Position(), TextArgument()),
+    arguments=(PlaceArgument(bare=True), TextArgument()),
     json=True,
     aliases=("잔차",),
     group="Look inside",
@@ -166,6 +167,9 @@ def residual(shell: "Shell", asked: Arguments) -> None:
     orthogonal, −1 cancels. In models with parallel attention and MLP (GPT-NeoX), it is the stream
     that both of them read.
 
-    POSITION counts from 0, or from the end if negative; the default is the last.
+    The place is a position (@3, @-1) or a token (@날, where it was predicted); the default is the
+    last position.
     """
-    show(shell, compute(inspect_text(shell, asked.text), asked.position), asked.output)
+    inspected = inspect_text(shell, asked.text)
+    position, _token = find_place(inspected, asked.place)
+    show(shell, compute(inspected, position), asked.output)

@@ -20,10 +20,11 @@ from minillm_repl.render.drawing import (
 from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import plain_table
 from minillm_repl.repl.arguments import Arguments, ChoiceOption, TextArgument
+from minillm_repl.repl.places import PlaceArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
-from minillm_repl.views.base import TOKENS, View, find_tokens, inspect_text, show
+from minillm_repl.views.base import TOKENS, View, inspect_tokens, show
 from minillm_repl.views.inspected_text import InspectedText, differs, no_grad, rank, topk_ids
 
 if TYPE_CHECKING:
@@ -296,6 +297,7 @@ def logit_direction(model: "LanguageModel", stream: "Tensor", token: int) -> "tu
     "why",
     arguments=(
         TOKENS,
+        PlaceArgument(),
         ChoiceOption("by", "size", "layer"),
         TextArgument(quoted=True),
     ),
@@ -316,10 +318,12 @@ def why(shell: "Shell", asked: Arguments) -> None:
     by=layer shows one row per layer instead: the sum of its heads, and its MLP.
 
     Without TOKEN, the target is the most likely token. With `vs`, it is the difference of two
-    logits: why this token and not the other.
+    logits: why this token and not the other. Without a text and a place, a token that was predicted
+    in what was said is explained there, the last time that it was. A place is a position (@3, @-1)
+    or a token (@날, @날:2 for the second), and the token that follows there is explained.
 
     Write a token as it is shown (␣ is a space), or as #ID. If it is not clear whether a space
     belongs to the token, the command takes the more likely one.
     """
-    inspected = inspect_text(shell, asked.text)
-    show(shell, compute(inspected, *find_tokens(inspected, asked.texts), asked.by), asked.output)
+    question = inspect_tokens(shell, asked.texts, asked.text, asked.place)
+    show(shell, compute(*question, asked.by), asked.output)

@@ -1,0 +1,81 @@
+"""Places: every view looks where its user points, and explains what stands there."""
+
+import pytest
+import torch
+
+from minillm_repl.errors import UserError
+from minillm_repl.views.headless import run_view
+from tests.conftest import MODELS
+from tests.test_lessons import shell_for, state  # noqa: F401 - the last is a fixture
+
+TEXT = "날씨가 좋다. 하늘이 맑고 바람이 시원하다."
+
+
+@pytest.fixture
+def shell(state):
+    shell = shell_for(MODELS / "nalssi.safetensors")
+    shell.session.conversation.ids = shell.encode(shell.require_model(), TEXT)
+    return shell
+
+
+def seen(view):
+    """The text up to the place, and the token that the view explains."""
+    asked = getattr(view, "answer", None) or view.token
+    return "".join(token.text for token in view.tokens), asked.text
+
+
+@pytest.mark.parametrize("name", ["why", "grad", "lens", "attn"])
+@pytest.mark.parametrize(
+    ("place", "until", "token"),
+    [
+        ("@3", "날씨가 ", "좋"),
+        ("@-2", TEXT[:-1], "."),
+        ("@좋", "날씨가 ", "좋"),
+        ("@다", TEXT[:-2], "다"),  # the last of two
+        ("@다:1", "날씨가 좋", "다"),
+        ("@바람", TEXT[: TEXT.index("바람")], "바"),  # several tokens: where they begin
+    ],
+)
+def test_a_view_explains_the_token_that_follows_its_place(shell, name, place, until, token):
+    view = run_view(shell, name, place)
+    assert seen(view) == (until, token)
+
+
+def test_the_numbers_at_a_place_are_those_of_the_text_up_to_it(shell):
+    model = shell.require_model()
+    ids = torch.tensor([model.checkpoint.tokenizer.encode("날씨가 좋")])
+    with torch.no_grad():
+        probabilities = model.language_model(ids)[0, -1].double().softmax(-1)
+    wanted = float(probabilities[model.checkpoint.tokenizer.encode("다")[0]])
+    assert run_view(shell, "lens", "@다:1").rows[-1].prob == pytest.approx(wanted, rel=1e-5)
+    assert run_view(shell, "why", "@다:1").prob == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_token_without_a_place_is_explained_where_it_was_said(shell):
+    assert seen(run_view(shell, "why", "맑")) == ("날씨가 좋다. 하늘이 ", "맑")
+    assert seen(run_view(shell, "why", "다 vs 고")) == (TEXT[:-2], "다")
+    # It is nowhere in the text: then it is asked whether it comes next.
+    assert seen(run_view(shell, "why", "같")) == (TEXT, "같")
+    # A text in quotes is looked at where it ends.
+    assert seen(run_view(shell, "why", '다 "날씨가 좋다"')) == ("날씨가 좋다", "다")
+
+
+def test_without_a_place_the_end_of_the_text_is_meant(shell):
+    assert seen(run_view(shell, "lens", ""))[0] == TEXT
+    assert run_view(shell, "residual", "@좋").position == run_view(shell, "residual", "3").position
+
+
+@pytest.mark.parametrize("name", ["why", "grad", "lens", "attn", "residual", "qkv 0.0", "canon"])
+@pytest.mark.parametrize("place", ["@99", "@-99", "@없다", "@다:3", "@날", "@\x1b[2J"])
+def test_what_is_meant_as_a_place_and_is_none_is_an_error(shell, name, place):
+    name, _space, arguments = name.partition(" ")
+    with pytest.raises(UserError) as error:
+        run_view(shell, name, f"{arguments} {place}")
+    assert "\x1b" not in str(error.value)
+
+
+def test_what_an_intermediate_layer_thinks_of_a_token_that_the_model_did_not_expect(shell):
+    shell.session.conversation.ids = shell.encode(shell.require_model(), "날씨가 씨")
+    view = run_view(shell, "lens", "@씨:2")
+    assert view.rows[-1].rank > 1
+    assert view.first == ""

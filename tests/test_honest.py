@@ -311,14 +311,14 @@ def test_a_model_that_cannot_chat_says_so_at_once(shell):
 def test_turns_that_leave_are_told_with_the_room_that_they_left_for(talker):
     talker.session.set("max-tokens", "auto")
     talker.interrupted = lambda: True  # the answers do not matter here
-    for _turn in range(3):
+    for _turn in range(4):
         talker.run_line("a turn of some words here")
     shown = " ".join(printed(talker).split())
-    # A turn is 29 tokens, a question 28: the third makes 86 of 60, and a quarter of the room is
+    # A turn is 29 tokens, a question 28: the fourth makes 115 of 96, and a quarter of the room is
     # made free as well.
     assert (
         "the model no longer sees the oldest 2 turns: "
-        "60 of its 120 tokens are reserved for the answer"
+        "24 of its 120 tokens are reserved for the answer"
     ) in shown
     assert "exceeds the context" not in shown
 

@@ -21,8 +21,6 @@ import torch
 
 import minillm_repl as mr
 from minillm_repl.checkpoint.load_save import load
-from minillm_repl.errors import UserError
-from minillm_repl.generate.scoring import score
 from minillm_repl.model.build import build
 from minillm_repl.repl.care import find_help
 from minillm_repl.repl.model_loading import ModelLoader
@@ -188,20 +186,6 @@ def test_care_is_a_setting_and_by_itself_that_of_the_shipped_models(
         assert ("109" in answer["choices"][0]["message"]["content"]) == cares
         assert (answer["usage"]["completion_tokens"] == 0) == cares
         assert CLIENT.get(f"{url}/v1/models").json()["data"][0]["care"] is cares
-
-
-def test_scores_do_not_depend_on_the_passes_they_are_computed_in(monkeypatch):
-    checkpoint = load(MODELS / "nalssi.safetensors")
-    model, ids = build(checkpoint.config, checkpoint.tensors), list(range(30))
-    whole = list(score(model, ids, 2))
-    monkeypatch.setattr("minillm_repl.generate.scoring._CHUNK_LOGITS", 44 * 7)  # 7 tokens a pass
-    for one, other in zip(whole, score(model, ids, 2), strict=True):
-        assert (one.id, one.rank) == (other.id, other.rank)
-        assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
-    with pytest.raises(UserError, match="stopped"):
-        list(score(model, ids, interrupted=lambda: True))
-    with pytest.raises(UserError, match="33 tokens"):
-        list(score(model, list(range(33))))
 
 
 def test_ids_and_text_are_each_other_and_a_conversation_is_what_its_template_makes(hangul):

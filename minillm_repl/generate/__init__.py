@@ -3,7 +3,7 @@
 Needs no numpy, so that the prompt line starts without it.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -169,6 +169,16 @@ class Finished:
     detail: str = ""  # of a server that broke off: what went wrong
 
 
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """A token of a given text, under the model's own softmax after the tokens before it."""
+
+    id: int
+    logprob: float  # natural logarithm
+    rank: int  # 1 = likeliest, ties by id
+    top: tuple[tuple[int, float], ...]  # the likeliest ids and their logprobs, likeliest first
+
+
 GenerationEvent = Prefill | Step | Finished
 
 
@@ -239,6 +249,24 @@ class Decoder(Protocol):
 
     def trim(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
+
+    def score(
+        self,
+        ids: Sequence[int],
+        since: int = 1,
+        n_candidates: int = 0,
+        interrupted: Callable[[], bool] = never_interrupted,
+    ) -> Iterator[TokenScore]:
+        """Yield the score of each token of `ids` from position `since` on (scoring.py)."""
+
+
+class LocalDecoder(Decoder, Protocol):
+    """A decoder that has all logits at hand."""
+
+    vocab_size: int
+
+    def prefill_all(self, ids: Sequence[int]) -> "NDArray[np.float32]":
+        """Read tokens after those in the cache; return the logits after each (time, vocab_size)."""
 
 
 def choose_prefill_chunk(parameters: int) -> int:

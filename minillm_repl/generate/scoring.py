@@ -1,78 +1,90 @@
-"""Scores a given text: how likely the model finds each of its tokens. This needs torch."""
+"""Scores a given text: how likely the model finds each of its tokens.
+
+`:prob`, `:choose`, `:surprise`, `:compare`, `:eval` and the server's scored prompts show these
+numbers. Needs no torch.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from minillm_repl.errors import UserError
-from minillm_repl.generate import never_interrupted
+from minillm_repl.generate import TokenScore, never_interrupted
+from minillm_repl.generate.generate import check_finite, common_prefix, prefill
+from minillm_repl.generate.sampling import rank, softmax, topk_ids
 from minillm_repl.language import _
-from minillm_repl.model.attention import KVCache
-from minillm_repl.model.build import LanguageModel
-from minillm_repl.model.hooks import Hook, no_hook
 
-_CHUNK_LOGITS = 1 << 23  # logits per pass: 32 MB in float32, twice that in float64
+if TYPE_CHECKING:
+    from minillm_repl.generate import LocalDecoder
 
-
-@dataclass(frozen=True, slots=True)
-class TokenScore:
-    """A token of a given text, under the model's own softmax after the tokens before it."""
-
-    id: int
-    logprob: float  # natural logarithm
-    rank: int  # 1 = most likely; tokens as likely as this one do not count
-    top: tuple[tuple[int, float], ...]  # the most likely ids and their logprobs, likeliest first
+_CHUNK_LOGITS = 1 << 23  # logits per pass: 32 MB in float32
 
 
-@torch.inference_mode()
 def score(
-    model: LanguageModel,
+    decoder: "LocalDecoder",
     ids: Sequence[int],
+    since: int = 1,
     n_candidates: int = 0,
     interrupted: Callable[[], bool] = never_interrupted,
-    hook: Hook = no_hook,
 ) -> Iterator[TokenScore]:
-    """Yield the score of each token of `ids` but the first, which has no text before it.
+    """Yield the score of each token of `ids` from position `since` on, which is 1 or more.
 
-    Raises UserError if `interrupted`, which is asked between two passes; for more tokens than the
-    context has; and if the logits are not finite.
+    What the KV cache shares with `ids` is not read again. Tokens beyond the context are scored
+    after the window that the model sees of the text before them. Raises UserError if `interrupted`,
+    which is asked between two passes, and if the logits are not finite.
     """
-    if len(ids) > model.config.context_length:
-        raise UserError(
-            _(
-                "{count} tokens are more than the context of {context}",
-                count=len(ids),
-                context=model.config.context_length,
-            )
-        )
-    device = next(model.parameters()).device
-    cache = KVCache(model.config, device)
-    chunk = max(1, _CHUNK_LOGITS // model.config.vocab_size)
-    for start in range(0, len(ids) - 1, chunk):
-        if interrupted():
+    whole = min(len(ids), decoder.context_length + 1)  # each of these has all before it in sight
+    if since < whole:
+        yield from _score_whole(decoder, ids[:whole], since, n_candidates, interrupted)
+    for position in range(max(since, whole), len(ids)):
+        logits = prefill(decoder, ids[:position], interrupted)  # (vocab,)
+        if logits is None:
             raise UserError(_("stopped"))
-        inputs = torch.tensor([list(ids[start : min(start + chunk, len(ids) - 1)])], device=device)
-        logits = model(inputs, cache, hook)[0]  # (chunk, vocab)
-        if not logits.isfinite().all():
-            raise UserError(
-                _(
-                    "the logits are not finite: a weight is not finite, or a result "
-                    "overflows float32"
-                )
-            )
-        targets = ids[start + 1 : start + 1 + len(logits)]
-        yield from _scores(logits.double().log_softmax(-1), targets, n_candidates)
+        check_finite(logits, position)
+        yield from score_logits(logits[None], ids[position : position + 1], n_candidates)
 
 
-def _scores(logprobs: Tensor, targets: Sequence[int], n_candidates: int) -> Iterator[TokenScore]:
-    """Yield the score of each target; `logprobs` (time, vocab) are those before it."""
-    found = logprobs.gather(1, torch.tensor(targets, device=logprobs.device)[:, None])  # (time, 1)
-    ranks = (logprobs > found).sum(-1) + 1  # (time,)
-    top = logprobs.topk(min(n_candidates, logprobs.shape[-1]))
-    rows = zip(targets, found[:, 0].tolist(), ranks.tolist(), strict=True)
-    for (token, logprob, rank), ids, values in zip(
-        rows, top.indices.tolist(), top.values.tolist(), strict=True
-    ):
-        yield TokenScore(token, logprob, rank, tuple(zip(ids, values, strict=True)))
+def _score_whole(
+    decoder: "LocalDecoder",
+    ids: Sequence[int],
+    since: int,
+    n_candidates: int,
+    interrupted: Callable[[], bool],
+) -> Iterator[TokenScore]:
+    first = since - 1  # the token whose logits are the first to be wanted
+    start = min(common_prefix(decoder, ids[:-1])[1], first)
+    decoder.trim(start)
+    chunk, last = decoder.prefill_chunk, len(ids) - 1
+    for place in range(start, first, chunk):
+        _check_running(interrupted)
+        decoder.prefill(ids[place : min(place + chunk, first)])
+    chunk = max(1, min(chunk, _CHUNK_LOGITS // decoder.vocab_size))
+    for place in range(first, last, chunk):
+        _check_running(interrupted)
+        read = ids[place : min(place + chunk, last)]
+        logits = decoder.prefill_all(read)  # (time, vocab)
+        for number, row in enumerate(logits, place + 1):
+            check_finite(row, number)
+        yield from score_logits(logits, ids[place + 1 : place + 1 + len(read)], n_candidates)
+
+
+def _check_running(interrupted: Callable[[], bool]) -> None:
+    if interrupted():
+        raise UserError(_("stopped"))
+
+
+def score_logits(
+    logits: NDArray[np.float32], targets: Sequence[int], n_candidates: int = 0
+) -> Iterator[TokenScore]:
+    """Yield the score of each target; logits (time, vocab) are those before it."""
+    for row, target in zip(logits, targets, strict=True):
+        logprobs = softmax(row)[1]  # (vocab,)
+        top = topk_ids(row, n_candidates) if n_candidates else []
+        yield TokenScore(
+            id=target,
+            logprob=float(logprobs[target]),
+            rank=rank(row, target),
+            top=tuple((token, float(logprobs[token])) for token in top),
+        )

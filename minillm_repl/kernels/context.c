@@ -146,10 +146,11 @@ static void give_back(void *at) {
 static int most_pieces(const Context *c) {
     const Model *m = c->model;
     int h = m->n_heads, g = m->n_kv_heads, group = h / g;
-    size_t rows = most(most(m->d_model, m->d_mlp), (size_t)(h + 2 * g) * m->head_dim);
+    size_t inputs = most(most(m->d_model, m->d_mlp), (size_t)(h + 2 * g) * m->head_dim);
+    size_t rows = most(inputs, (size_t)m->vocab_size);
     size_t tiles = (size_t)g * ((MAX_TOKENS * (size_t)group + QUERIES - 1) / QUERIES);
     size_t queries = (size_t)g * ((group + QUERIES - 1) / QUERIES) * c->most_parts;
-    size_t split = 9 * (rows / SPLIT + 1);
+    size_t split = 9 * (inputs / SPLIT + 1);
     size_t pieces = most(most(rows / PIECE_ROWS + 1, tiles), most(queries, split));
     return (int)most(most(pieces, h + 2 * g), 2 * MAX_TOKENS);
 }

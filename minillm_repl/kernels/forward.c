@@ -15,7 +15,8 @@ typedef struct {
     Context *c;
     const int32_t *ids;
     int count, start, parts;
-    float *logits;  // (vocab_size,), the caller's
+    int wanted;     // of the last tokens: logits are computed for these
+    float *logits;  // (wanted, vocab_size), the caller's
     const Layer *layer;
     float *keys, *values;  // of this layer
     const float *taps;     // of a Canon layer
@@ -414,10 +415,10 @@ void run_step(Member *member, int thread, void *job) {
             team_phase(member, thread, s, (Work){normalise_heads, put_heads}, 2 * s->count);
         team_phase(member, thread, s, (Work){finish_head, put_head}, h + 2 * g);
         attention(member, thread, s);
-        // Only the last token's logits are wanted. In the last layer the others are skipped, once
-        // attention has their keys and values, and the second Canon layer what it reads of them.
+        // In the last layer, tokens whose logits nobody wants are skipped, once attention has their
+        // keys and values, and the second Canon layer what it reads of them.
         bool is_last = i == m->n_layers - 1;
-        size_t skipped = is_last && !layer->canon2 ? (size_t)s->count - 1 : 0;
+        size_t skipped = is_last && !layer->canon2 ? (size_t)(s->count - s->wanted) : 0;
         s->count -= (int)skipped;
         add_product(member, thread, s, &layer->proj, &layer->post_norm1, c->z + skipped * h * d,
                     c->x + skipped * w, c->x2);
@@ -426,9 +427,9 @@ void run_step(Member *member, int thread, void *job) {
                                                2 * i + 1, c->x2, c->normed2);
         const float *residual = c->x2;
         if (is_last) {
-            read += (size_t)(s->count - 1) * w;
-            residual += (size_t)(s->count - 1) * w;
-            s->count = 1;
+            read += (size_t)(s->count - s->wanted) * w;
+            residual += (size_t)(s->count - s->wanted) * w;
+            s->count = s->wanted;
         }
         product(member, thread, s, &layer->gate, &layer->up, read, NULL, c->hidden);
         add_product(member, thread, s, &layer->down, &layer->post_norm2, c->hidden, residual, c->x);
@@ -437,9 +438,11 @@ void run_step(Member *member, int thread, void *job) {
     product(member, thread, s, NULL, &m->head, c->normed, NULL, s->logits);
 }
 
-int minillm_forward(Context *c, const int32_t *ids, int count, int start, float *logits) {
+int minillm_forward(Context *c, const int32_t *ids, int count, int start, int wanted,
+                    float *logits) {
     const Model *m = c->model;
     if (count < 1 || count > MAX_TOKENS || start < 0 || start > c->capacity - count) return 1;
+    if (wanted < 1 || wanted > count) return 1;
     for (int t = 0; t < count; t++)
         if (ids[t] < 0 || ids[t] >= m->vocab_size) return 1;
     int parts = count > 1 ? 1 : (start + PART) / PART;
@@ -447,13 +450,16 @@ int minillm_forward(Context *c, const int32_t *ids, int count, int start, float 
               .ids = ids,
               .count = count,
               .start = start,
+              .wanted = wanted,
               .logits = logits,
               .parts = parts < c->most_parts ? parts : c->most_parts};
     _Static_assert(sizeof(Step) <= 256, "a job of the team");
     Member member = team_begin(c->team, &s, sizeof s);
     run_step(&member, 0, &s);
-    if (m->logit_scale != 1) scale(logits, m->logit_scale, m->vocab_size);
-    if (m->logit_softcap > 0) softcap(logits, m->logit_softcap, m->vocab_size);
+    for (int t = 0; t < wanted; t++, logits += m->vocab_size) {
+        if (m->logit_scale != 1) scale(logits, m->logit_scale, m->vocab_size);
+        if (m->logit_softcap > 0) softcap(logits, m->logit_softcap, m->vocab_size);
+    }
     return 0;
 }
 

@@ -1,6 +1,6 @@
 // The models of minillm-repl on the CPU: what Python fills in, and what it may call.
 //
-// One step reads some new tokens and leaves the logits after the last. Everything is float32
+// One step reads some new tokens and leaves the logits after the last ones. Everything is float32
 // arithmetic on the weights as the file stores them; model/llama.py and model/gpt.py define what is
 // computed. These files are compiled once for each kind of processor (see vector.h), each time into
 // a library of its own. Nothing here allocates in a step, and there is no global state.
@@ -114,9 +114,9 @@ EXPORT int minillm_reserve(Context *context, int positions, const float *cos, co
                            int pairs);
 // Returns the bytes of a KV cache with room for `positions` tokens.
 EXPORT size_t minillm_cache_bytes(const Context *context, int positions);
-// Reads `count` tokens at the positions from `start`, and writes the logits (vocab_size,) after the
-// last. Returns 0, or 1 if a token or a position is out of range.
-EXPORT int minillm_forward(Context *context, const int32_t *ids, int count, int start,
+// Reads `count` tokens at the positions from `start`, and writes the logits (wanted, vocab_size)
+// after each of the last `wanted`. Returns 0, or 1 if a token, a position or a number is out of range.
+EXPORT int minillm_forward(Context *context, const int32_t *ids, int count, int start, int wanted,
                            float *logits);
 // Takes part in every step as thread 1, 2, … of the team, until minillm_stop.
 EXPORT void minillm_work(Context *context, int thread);

@@ -80,7 +80,7 @@ _FUNCTIONS = {
     "minillm_free": (None, (c_void_p,)),
     "minillm_reserve": (c_int, (c_void_p, c_int, c_void_p, c_void_p, c_int)),
     "minillm_cache_bytes": (c_size_t, (c_void_p, c_int)),
-    "minillm_forward": (c_int, (c_void_p, c_void_p, c_int, c_int, c_void_p)),
+    "minillm_forward": (c_int, (c_void_p, c_void_p, c_int, c_int, c_int, c_void_p)),
     "minillm_work": (None, (c_void_p, c_int)),
     "minillm_stop": (None, (c_void_p,)),
     "minillm_matmul": (c_int, (POINTER(Matrix), c_void_p, c_int, c_void_p)),

@@ -7,19 +7,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from minillm_repl.chat import Message, make_prompt
 from minillm_repl.errors import UserError
-from minillm_repl.generate import Finished, GenerationConfig, Prefill, Step
+from minillm_repl.generate import Finished, GenerationConfig, Prefill, Step, TokenScore
 from minillm_repl.generate.generate import check_finite, generate, prefill
 from minillm_repl.generate.sampling import make_rng
 from minillm_repl.repl.conversation import fresh_seed
 from minillm_repl.repl.model_loading import LoadedModel
 from minillm_repl.serve.requests import Completion, Prompt, RequestError
-
-if TYPE_CHECKING:
-    from minillm_repl.generate.scoring import TokenScore
 
 MAX_WAITING = 64  # requests that wait for the model; more are refused with 503
 MAX_SECONDS = 600.0  # of computing one request
@@ -30,7 +26,7 @@ class Scored:
     """The tokens of a prompt, and the scores of all but the first; none if nobody wants them."""
 
     ids: tuple[int, ...]
-    scores: "tuple[TokenScore, ...]" = ()
+    scores: tuple[TokenScore, ...] = ()
 
 
 Event = Scored | Step | Finished
@@ -181,11 +177,7 @@ class Engine:
     ) -> Scored:
         if n_candidates is None:
             return Scored(ids)
-        from minillm_repl.generate.scoring import score  # torch, for this alone
-
-        model = self.model
-        scores = score(model.language_model, ids, n_candidates, interrupted, model.hook)
-        return Scored(ids, tuple(scores))
+        return Scored(ids, tuple(self.model.decoder.score(ids, 1, n_candidates, interrupted)))
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -26,7 +26,7 @@ from minillm_repl.views.surprise import (
     bits_per_byte,
     byte_spans,
     count_prepended_bytes,
-    surprisals,
+    score_text,
 )
 
 if TYPE_CHECKING:
@@ -218,7 +218,8 @@ def _top(inspected: InspectedText, logits: "Tensor") -> tuple[Likely, ...]:
 def _bits(inspected: InspectedText, logits: "Tensor", since: int | None) -> float | None:
     if since is None:
         return None
-    return bits_per_byte(inspected, surprisals(inspected, logits), since=since)
+    nats = [-each.logprob for each in score_text(inspected, logits)]
+    return bits_per_byte(inspected, nats, since=since)
 
 
 @command(

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, log
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from minillm_repl.errors import UserError
+from minillm_repl.generate import TokenScore
 from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.drawing import bar, short_label, title
@@ -19,12 +20,13 @@ from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import Truncation, with_truncation
 from minillm_repl.views.base import View, show
-from minillm_repl.views.sampler import next_logits
 
 if TYPE_CHECKING:
     from minillm_repl.generate import Decoder
     from minillm_repl.repl.model_loading import LoadedModel
     from minillm_repl.repl.shell import Shell
+
+_LN2 = log(2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,26 +82,26 @@ def compute(
     interrupted: Callable[[], bool],
 ) -> ProbView:
     """Return how likely `continuation_ids` are after `ids`. Raises UserError if interrupted."""
-    from minillm_repl.generate.sampling import LN2, rank, softmax, topk_ids
+    all_ids = [*ids, *continuation_ids]
+    scores = list(decoder.score(all_ids, len(ids), 1, interrupted))
+    total = sum(each.logprob for each in scores)  # nats
+    return ProbView(
+        after=Token.from_id(tokenizer, ids[-1]),
+        chances=tuple(_chance(tokenizer, each) for each in scores),
+        prob=exp(total),
+        bits=abs(total) / _LN2,
+    )
 
-    prefix_ids, continuation, total = list(ids), [], 0.0  # total in nats
-    for token in continuation_ids:
-        logits = next_logits(decoder, prefix_ids, interrupted)  # (vocab,)
-        log_probabilities = softmax(logits)[1]  # (vocab,)
-        top_token = topk_ids(logits, 1)[0]
-        continuation.append(
-            ContinuationToken(
-                token=Token.from_id(tokenizer, token),
-                prob=exp(log_probabilities[token]),
-                rank=rank(logits, token),
-                likeliest=Token.from_id(tokenizer, top_token),
-                likeliest_prob=exp(log_probabilities[top_token]),
-            )
-        )
-        total += float(log_probabilities[token])
-        prefix_ids.append(token)
-    last = Token.from_id(tokenizer, ids[-1])
-    return ProbView(last, tuple(continuation), exp(total), abs(total) / LN2)
+
+def _chance(tokenizer: Tokenizer, score: TokenScore) -> ContinuationToken:
+    top_token, top_logprob = score.top[0]
+    return ContinuationToken(
+        token=Token.from_id(tokenizer, score.id),
+        prob=exp(score.logprob),
+        rank=score.rank,
+        likeliest=Token.from_id(tokenizer, top_token),
+        likeliest_prob=exp(top_logprob),
+    )
 
 
 def readings(shell: "Shell", model: "LoadedModel", text: str) -> list[list[int]]:

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from minillm_repl.errors import UserError
+from minillm_repl.generate import TokenScore
 from minillm_repl.language import _, _n
 from minillm_repl.render.console import FIGURES
 from minillm_repl.render.drawing import short_label, title, token_strip
@@ -19,7 +20,7 @@ from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.lookup import count_prefix_spaces
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import View, inspect_text, show
-from minillm_repl.views.inspected_text import InspectedText, Likely, no_grad, rank, topk
+from minillm_repl.views.inspected_text import InspectedText, Likely, no_grad
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,7 +119,8 @@ def compute(inspected: InspectedText, first: int = 1) -> SurpriseView:
             _("a text of one token has no surprisal: it has no prefix; use a longer text")
         )
     logits = inspected.logits()  # (time, vocab)
-    nats = surprisals(inspected, logits)
+    scores = score_text(inspected, logits, _TOP)
+    nats = [-each.logprob for each in scores]
     # The index among the tokens that the model sees.
     first = min(max(first - len(inspected.unseen_ids), 1), len(inspected.ids) - 1)
     counted = nats[first - 1 :]
@@ -132,34 +134,31 @@ def compute(inspected: InspectedText, first: int = 1) -> SurpriseView:
         perplexity=exp(min(mean, 700.0)),
         bits_per_byte=bits_per_byte(inspected, nats, first),
         blind=log2(logits.shape[-1]),
-        most=tuple(
-            _surprising(inspected, index, logits[index - 1], nats[index - 1])
-            for index in order[:_MOST]
-        ),
+        most=tuple(_surprising(inspected, index, scores[index - 1]) for index in order[:_MOST]),
         **inspected.window_fields,
     )
 
 
-def _surprising(inspected: InspectedText, index: int, logits: "Tensor", nats: float) -> Surprising:
-    log_probabilities = logits.double().log_softmax(-1)  # (vocab,)
+def _surprising(inspected: InspectedText, index: int, score: TokenScore) -> Surprising:
     return Surprising(
         position=inspected.position_of(index),
         token=inspected.tokens[index],
-        bits=nats / _LN2,
-        rank=rank(log_probabilities, inspected.ids[index]),
-        expected=topk(inspected.tokenizer, log_probabilities, _TOP),
+        bits=-score.logprob / _LN2,
+        rank=score.rank,
+        expected=tuple(
+            Likely(Token.from_id(inspected.tokenizer, token), exp(logprob))
+            for token, logprob in score.top
+        ),
     )
 
 
-def surprisals(inspected: InspectedText, logits: "Tensor") -> list[float]:
-    """Return −ln p(token | prefix) of each token but the first, in nats; `logits` (time, vocab)."""
-    from torch.nn.functional import cross_entropy
+def score_text(
+    inspected: InspectedText, logits: "Tensor", n_candidates: int = 0
+) -> list[TokenScore]:
+    """Return the score of each token but the first; `logits` (time, vocab) are of the text."""
+    from minillm_repl.generate.scoring import score_logits
 
-    targets = inspected.input_ids[0, 1:]  # (time − 1,)
-    return [
-        float(cross_entropy(row.double(), target))
-        for row, target in zip(logits, targets, strict=False)
-    ]
+    return list(score_logits(logits[:-1].cpu().numpy(), inspected.ids[1:], n_candidates))
 
 
 def bits_per_byte(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from minillm_repl.checkpoint import Checkpoint
 from minillm_repl.generate import choose_prefill_chunk
 from minillm_repl.generate.backends.kernel_model import lay_out, quantise_tensors, rotary_angles
+from minillm_repl.generate.scoring import score
 from minillm_repl.kernels.library import Library
 from minillm_repl.kernels.structs import KEY_BLOCK, MAX_TOKENS, declare
 from minillm_repl.language import _, _n
@@ -57,7 +58,7 @@ class KernelDecoder:
         self._angles: tuple[Floats, ...] = ()
         self.ids: list[int] = []
         self.bos_token_id: int | None = None
-        self.context_length = config.context_length
+        self.context_length, self.vocab_size = config.context_length, config.vocab_size
         self.prefill_chunk = choose_prefill_chunk(config.n_params)
         self._bits, self._dtype = bits, checkpoint.dtype
 
@@ -131,20 +132,34 @@ class KernelDecoder:
     def prefill(self, ids: Sequence[int]) -> Floats:
         """Read tokens after those in the cache; return the logits after the last."""
         for first in range(0, len(ids), MAX_TOKENS):
-            logits = self._read(ids[first : first + MAX_TOKENS])
+            self._read(ids[first : first + MAX_TOKENS], self._logits)
+        return self._logits
+
+    def prefill_all(self, ids: Sequence[int]) -> Floats:
+        """Read tokens after those in the cache; return the logits (len(ids), vocab_size)."""
+        logits = np.empty((len(ids), self.vocab_size), np.float32)
+        for first in range(0, len(ids), MAX_TOKENS):
+            chunk = slice(first, first + MAX_TOKENS)
+            self._read(ids[chunk], logits[chunk])
         return logits
 
     def decode(self, token: int) -> Floats:
         """Read one token; return the logits after it."""
-        return self._read((token,))
+        self._read((token,), self._logits)
+        return self._logits
 
     def trim(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
         del self.ids[length:]
 
-    def _read(self, ids: Sequence[int]) -> Floats:
-        """Read at most MAX_TOKENS tokens; return the logits after the last."""
+    score = score
+
+    def _read(self, ids: Sequence[int], logits: Floats) -> None:
+        """Read at most MAX_TOKENS tokens; fill the logits after each (time, vocab), or after the
+        last one (vocab,).
+        """
         start, count = len(self.ids), len(ids)
+        wanted = logits.size // self.vocab_size
         assert start + count <= self._config.context_length
         if start + count > self._capacity:
             self._grow(start + count)
@@ -153,12 +168,11 @@ class KernelDecoder:
             raise IndexError(ids)
         self._ids[:count] = ids
         failed = self._functions.minillm_forward(
-            self._context, self._ids.ctypes.data, count, start, self._logits.ctypes.data
+            self._context, self._ids.ctypes.data, count, start, wanted, logits.ctypes.data
         )
         if failed:
             raise IndexError(ids)
         self.ids.extend(ids)
-        return self._logits
 
     def _grow(self, needed: int) -> None:
         """Make room for more positions; it doubles, so that a text is copied a few times."""

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from minillm_repl.generate import choose_prefill_chunk
+from minillm_repl.generate.scoring import score
 from minillm_repl.language import N_, _
 from minillm_repl.model.attention import KVCache
 from minillm_repl.model.build import LanguageModel
@@ -39,6 +40,7 @@ class TorchDecoder:
         self._graph_step: CudaGraphStep | None = None
         self.ids: list[int] = []
         self.bos_token_id: int | None = None
+        self.vocab_size = model.config.vocab_size
         self.prefill_chunk = (
             choose_prefill_chunk(model.config.n_params)
             if first_parameter.device.type == "cpu"
@@ -87,6 +89,13 @@ class TorchDecoder:
         return logits[0, -1].cpu().numpy()  # type: ignore[no-any-return]
 
     @torch.inference_mode()
+    def prefill_all(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Read tokens after those in the cache; return the logits (len(ids), vocab_size)."""
+        logits = self.model(torch.tensor([list(ids)], device=self._device), self._cache, self._hook)
+        self.ids.extend(ids)
+        return logits[0].cpu().numpy()  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
     def decode(self, token: int) -> NDArray[np.float32]:
         """Read one token; return the logits after it."""
         if not self._uses_cuda_graph:
@@ -109,6 +118,8 @@ class TorchDecoder:
         """Forget all but the first `length` tokens."""
         self._cache.length = length
         del self.ids[length:]
+
+    score = score
 
 
 class CudaGraphStep:

@@ -17,7 +17,7 @@ from minillm_repl.generate.sampling import rank, softmax, topk_ids
 from minillm_repl.language import _
 
 if TYPE_CHECKING:
-    from minillm_repl.generate import LocalDecoder
+    from minillm_repl.generate import Decoder, LocalDecoder
 
 _CHUNK_LOGITS = 1 << 23  # logits per pass: 32 MB in float32
 
@@ -39,11 +39,21 @@ def score(
     if since < whole:
         yield from _score_whole(decoder, ids[:whole], since, n_candidates, interrupted)
     for position in range(max(since, whole), len(ids)):
-        logits = prefill(decoder, ids[:position], interrupted)  # (vocab,)
-        if logits is None:
-            raise UserError(_("stopped"))
-        check_finite(logits, position)
+        logits = read_window(decoder, ids[:position], interrupted)  # (vocab,)
         yield from score_logits(logits[None], ids[position : position + 1], n_candidates)
+
+
+def read_window(
+    decoder: "Decoder", ids: Sequence[int], interrupted: Callable[[], bool]
+) -> NDArray[np.float32]:
+    """Return the logits (vocab,) after what the model sees of a text of one token or more.
+
+    Raises UserError if interrupted, or if they are not finite.
+    """
+    logits = prefill(decoder, ids, interrupted)
+    if logits is None:
+        raise UserError(_("stopped"))
+    return check_finite(logits, len(ids))
 
 
 def _score_whole(

@@ -9,8 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm_repl.errors import UserError
-from minillm_repl.generate import GenerationConfig, GenerationEvent, never_interrupted
+from minillm_repl.generate import (
+    GenerationConfig,
+    GenerationEvent,
+    TokenScore,
+    never_interrupted,
+)
+from minillm_repl.generate.scoring import read_window, score_logits
 from minillm_repl.language import _
+from minillm_repl.remote import Entry
 from minillm_repl.remote.engines import Engine
 from minillm_repl.remote.events import remote_events
 from minillm_repl.remote.tokenizer import RemoteTokenizer
@@ -65,6 +72,46 @@ class RemoteDecoder:
     def trim(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
         del self.ids[length:]
+
+    def score(
+        self,
+        ids: Sequence[int],
+        since: int = 1,
+        n_candidates: int = 0,
+        interrupted: Callable[[], bool] = never_interrupted,
+    ) -> Iterator[TokenScore]:
+        """Yield the score of each token of `ids` from position `since` on, as the server has it.
+
+        Tokens beyond the context are scored after the window that the model sees. Raises
+        UserError for a server that does not tell them.
+        """
+        whole = min(len(ids), self.context_length)
+        if since < whole or not self.engine.facts.is_full:
+            for entry in self.engine.score(ids[:whole], n_candidates, interrupted)[since:]:
+                yield self._token_score(entry, n_candidates)
+        self.interrupted = interrupted
+        for position in range(max(since, whole), len(ids)):
+            logits = read_window(self, ids[:position], interrupted)  # (vocab,)
+            yield from score_logits(logits[None], ids[position : position + 1], n_candidates)
+
+    def _token_score(self, entry: Entry | None, n_candidates: int) -> TokenScore:
+        if (
+            entry is None
+            or entry.token.id is None
+            or entry.token.logprob is None
+            or (n_candidates and not entry.top)
+        ):
+            raise UserError(
+                _("{source} does not tell the probabilities of a given text", source=self.name)
+            )
+        top = [(each.id, each.logprob) for each in entry.top if each.id is not None]
+        better = sum(logprob > entry.token.logprob for _id, logprob in top if logprob is not None)
+        return TokenScore(
+            id=entry.token.id,
+            logprob=entry.token.logprob,
+            rank=entry.rank or better + 1,
+            top=tuple((token, logprob) for token, logprob in top if logprob is not None),
+        )
 
     def generate(
         self,

@@ -9,7 +9,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from minillm_repl.errors import UserError
 from minillm_repl.generate import Sampling
 from minillm_repl.language import _
 from minillm_repl.render.console import CHOSEN, DROPPED, FIGURES
@@ -174,12 +173,9 @@ def next_logits(
 
     Raises UserError if interrupted, or if they are not finite.
     """
-    from minillm_repl.generate.generate import check_finite, prefill
+    from minillm_repl.generate.scoring import read_window
 
-    logits = prefill(decoder, ids, interrupted)
-    if logits is None:
-        raise UserError(_("stopped"))
-    return check_finite(logits, len(ids))
+    return read_window(decoder, ids, interrupted)
 
 
 @command(

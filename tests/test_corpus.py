@@ -14,15 +14,13 @@ import pytest
 from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS, Message
 from minillm_repl.errors import UserError
 from minillm_repl.tokenizer import decode
-from minillm_repl.training import corpus as corpora
+from minillm_repl.training import corpus_files, token_cache
 from minillm_repl.training import documents as pieces
 from minillm_repl.training import tokenize as token_files
-from minillm_repl.training import tokens as token_cache
-from minillm_repl.training.corpus import open_corpus
-from minillm_repl.training.defaults import make_tokenizer
-from minillm_repl.training.open_corpora import open_corpora, parse_mixture
+from minillm_repl.training.corpus import open_corpora, open_corpus, parse_mixture
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.splits import make_splits
+from minillm_repl.training.texts import make_tokenizer
 from minillm_repl.training.tokenize import tokenise
 from tests.conftest import MODELS
 from tests.small import flat_examples
@@ -113,7 +111,7 @@ def test_reading_in_small_pieces_gives_the_same_documents(written, monkeypatch, 
     path = written(text)
     whole = open_corpus(path, split)
     expected = texts(whole)
-    monkeypatch.setattr(corpora, "CHUNK_SIZE", size)
+    monkeypatch.setattr(corpus_files, "CHUNK_SIZE", size)
     monkeypatch.setattr(pieces, "CHUNK_SIZE", size)
     opened = open_corpus(path, split)
     assert texts(opened) == expected
@@ -357,7 +355,7 @@ def test_byte_pairs_give_every_text_back(written):
 def test_token_files_hold_what_the_tokenizer_says(written, monkeypatch, kind, size):
     whole = open_corpus(written(PROSE), "whole")
     tokenizer = make_tokenizer(kind, whole)
-    monkeypatch.setattr(corpora, "CHUNK_SIZE", size)
+    monkeypatch.setattr(corpus_files, "CHUNK_SIZE", size)
     monkeypatch.setattr(pieces, "CHUNK_SIZE", size)
     found = tokenise(whole, tokenizer, separator=1)
     assert found.ids.tolist() == tokenizer.encode(PROSE, add_special=False)

@@ -12,17 +12,17 @@ from minillm_repl.checkpoint import TrainingRecord, adapter
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.cli import main
+from minillm_repl.commands.training_screen import describe_run, estimate_seconds
 from minillm_repl.errors import UserError
 from minillm_repl.training import tokenize as token_files
 from minillm_repl.training.corpus import open_corpus
-from minillm_repl.training.defaults import make_tokenizer
-from minillm_repl.training.evaluation import estimate_seconds
-from minillm_repl.training.open_corpora import find_corpus
+from minillm_repl.training.evaluation import evenly_spaced_starts
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.prepare import start_run
+from minillm_repl.training.prepare import find_corpus, start_run
 from minillm_repl.training.run import RunContext
+from minillm_repl.training.splits import Split
+from minillm_repl.training.texts import make_tokenizer
 from minillm_repl.training.tokenize import tokenise
-from minillm_repl.training.tokens import Split
 from tests.conftest import random_checkpoint
 
 PLAN = TrainPlan(
@@ -67,11 +67,11 @@ def test_different_tokens_are_those_that_occur(tmp_path, kind, text, different):
     assert (len(occurs) < run.start.tokenizer.vocab_size) == (
         kind in ("bpe:300", "char:2")
     )  # these have all bytes
-    assert f"{len(occurs)} distinct" in run.title
+    assert f"{len(occurs)} distinct" in describe_run(run)
 
 
 def test_a_model_that_is_trained_further_counts_the_text_and_not_its_vocabulary(tmp_path, nalssi):
-    assert "5 distinct" in begin(nalssi, put(tmp_path, "날씨가 좋" * 20)).title
+    assert "5 distinct" in describe_run(begin(nalssi, put(tmp_path, "날씨가 좋" * 20)))
 
 
 def test_conversations_and_a_part_held_out_count_too(tmp_path):
@@ -80,7 +80,7 @@ def test_conversations_and_a_part_held_out_count_too(tmp_path):
     )
     run = begin(None, put(tmp_path, (talk + "\n") * 1_800, "t.jsonl"), d_model=16, n_layers=1)
     assert run.trainer.val is not None
-    assert "5 distinct" in run.title  # a, b, two roles and the end of a turn
+    assert "5 distinct" in describe_run(run)  # a, b, two roles and the end of a turn
 
 
 def test_tokens_that_are_found_again_are_counted_as_before(tmp_path, monkeypatch):
@@ -123,10 +123,10 @@ def test_lora_says_how_many_parameters_are_trained(base, numbers, rank):
         if name.startswith("blocks.") and array.ndim == 2
     ]
     expected = sum(rank * sum(array.shape) for array in matrices)
-    assert run.title.startswith(
+    assert describe_run(run).startswith(
         f"training {expected:,} parameters; the other {base.config.n_params:,} are frozen"
     )
-    assert begin(base, numbers).title.startswith(
+    assert describe_run(begin(base, numbers)).startswith(
         f"further training: {base.config.n_params:,} parameters"
     )
 
@@ -253,7 +253,7 @@ def test_readings_are_what_the_measurements_read(tmp_path, monkeypatch, held_out
         return 1.0 + len(read)
 
     monkeypatch.setattr(run.trainer.evaluator, "mean_loss", mean_loss)
-    reading, last = run.trainer.evaluator.token_counts()
+    reading, last = run.trainer.evaluator.token_counts
     list(run.events(lambda: False, save=False))
     each = 2 if held_out else 1  # parts that are measured
     assert sum(read[:each]) == reading
@@ -264,7 +264,7 @@ def test_readings_are_what_the_measurements_read(tmp_path, monkeypatch, held_out
 
 
 def test_parts_without_a_text_held_out_read_nothing_of_it():
-    assert Split(np.zeros(100, np.uint16), None, 8).evenly_spaced_starts(8_192).size == 92
+    assert evenly_spaced_starts(Split(np.zeros(100, np.uint16), None, 8), 8_192).size == 92
     assert math.isfinite(
         estimate_seconds(dataclasses.replace(PLAN, steps=1, eval_interval=500), 0.0, 0, 0)
     )

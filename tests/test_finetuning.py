@@ -21,6 +21,7 @@ from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS, Message, apply
 from minillm_repl.checkpoint import ChatTemplate, adapter
 from minillm_repl.checkpoint.header import read_header
 from minillm_repl.checkpoint.load_save import load, save
+from minillm_repl.commands.training_screen import describe_method
 from minillm_repl.errors import UserError
 from minillm_repl.model.bfloat16 import BFLOAT16
 from minillm_repl.model.build import build
@@ -32,12 +33,15 @@ from minillm_repl.storage.paths import resume_path
 from minillm_repl.tokenizer import UNK_TOKEN, CharacterTokenizer, decode
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from minillm_repl.training.corpus import open_corpus
-from minillm_repl.training.defaults import estimate_memory, make_tokenizer
+from minillm_repl.training.defaults import estimate_memory
+from minillm_repl.training.evaluation import evenly_spaced_starts
+from minillm_repl.training.history import resume_run
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.prepare import resume_run, start_run
+from minillm_repl.training.prepare import start_run
 from minillm_repl.training.run import RunContext, save_trained
+from minillm_repl.training.splits import IGNORE_INDEX
+from minillm_repl.training.texts import make_tokenizer
 from minillm_repl.training.tokenize import tokenise
-from minillm_repl.training.tokens import IGNORE_INDEX
 from tests.conftest import random_checkpoint
 from tests.outside import outside
 from tests.small import flat_examples
@@ -971,7 +975,7 @@ def test_what_is_said_to_the_assistant_gives_no_gradient(chat):
         output.retain_grad()
         seen.append(output)
 
-    starts = trainer.train.evenly_spaced_starts(1_000)
+    starts = evenly_spaced_starts(trainer.train, 1_000)
     targets = trainer.train.batch(starts)[1]
     for smoothing in (0.0, 0.1):
         hook = trainer.model.register_forward_hook(keep)
@@ -1143,7 +1147,7 @@ def test_activations_are_computed_again_where_the_memory_is_too_small(monkeypatc
     monkeypatch.setattr("minillm_repl.training.defaults.available_bytes", lambda: needed - 1)
     run = begin(base, numbers, numbers.with_name("m"), **plan)
     assert run.trainer.plan.grad_checkpointing == "on"
-    assert "gradient checkpointing" in run.notes[-1]
+    assert "gradient checkpointing" in describe_method(run.trainer, 1, 0.0)
 
 
 def test_a_held_out_part_without_a_word_of_the_assistant_is_not_measured_on(tmp_path):

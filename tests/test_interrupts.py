@@ -22,7 +22,7 @@ from minillm_repl.repl.signals import interruptible, run_interruptibly
 from minillm_repl.training import Cancelled
 from minillm_repl.training import trainer as training
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.tokens import Split
+from minillm_repl.training.splits import Split
 from tests import reliability
 from tests.small import random_checkpoint
 from tests.test_terminal import CORPUS, models, visit  # noqa: F401 - fixtures

@@ -9,7 +9,6 @@ from safetensors.numpy import load_file
 
 from minillm_repl.checkpoint import RunRecord, TrainingRecord
 from minillm_repl.commands.runs import expand_sweep
-from minillm_repl.commands.train import _make_plan
 from minillm_repl.errors import UserError
 from minillm_repl.render.plot import Losses, overlay_plot, recent
 from minillm_repl.training import run_folder
@@ -69,15 +68,15 @@ def test_where_nothing_can_be_written_a_run_has_no_number(folder):
 
 
 def test_a_sweep_has_a_plan_for_each_combination():
-    plans = expand_sweep(["lr=0.1,0.2", "seed=3", "d-model=8,16"], _make_plan)
+    plans = expand_sweep(["lr=0.1,0.2", "seed=3", "d-model=8,16"])
     assert [(label, plan.lr, plan.d_model, plan.seed) for label, plan in plans] == [
         ("lr=0.1 d-model=8", 0.1, 8, 3), ("lr=0.1 d-model=16", 0.1, 16, 3),
         ("lr=0.2 d-model=8", 0.2, 8, 3), ("lr=0.2 d-model=16", 0.2, 16, 3),
     ]  # fmt: skip
     with pytest.raises(UserError, match="needs a list"):
-        expand_sweep(["lr=0.1"], _make_plan)
+        expand_sweep(["lr=0.1"])
     with pytest.raises(UserError, match="too many"):
-        expand_sweep(["seed=" + ",".join(map(str, range(40)))], _make_plan)
+        expand_sweep(["seed=" + ",".join(map(str, range(40)))])
 
 
 @pytest.mark.parametrize("colours", [False, True])

@@ -15,8 +15,9 @@ from minillm_repl.commands.train import make_request, train
 from minillm_repl.errors import UserError
 from minillm_repl.storage.paths import resume_path
 from minillm_repl.tokenizer import CharacterTokenizer
+from minillm_repl.training.history import resume_run
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.prepare import resume_run, start_run
+from minillm_repl.training.prepare import start_run
 from minillm_repl.training.run import RunContext
 from tests.conftest import MODELS, random_checkpoint
 from tests.test_training_runs import SIZES, run

@@ -9,10 +9,9 @@ import pytest
 
 from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE
 from minillm_repl.errors import UserError
-from minillm_repl.training import corpus as corpora
-from minillm_repl.training import documents
+from minillm_repl.training import corpus_files, documents
 from minillm_repl.training.corpus import open_corpus
-from minillm_repl.training.defaults import make_tokenizer
+from minillm_repl.training.texts import make_tokenizer
 from minillm_repl.training.tokenize import tokenise
 from tests.test_training_runs import SIZES, run
 
@@ -115,7 +114,7 @@ def put(tmp_path, name, content):
 @pytest.mark.parametrize("size", [5, 1 << 20])
 @pytest.mark.parametrize("name", TEXT_FILES)
 def test_every_shape_gives_the_documents_of_its_json_lines(tmp_path, monkeypatch, name, size):
-    for module in (corpora, documents):
+    for module in (corpus_files, documents):
         monkeypatch.setattr(module, "CHUNK_SIZE", size)
     opened = open_corpus(put(tmp_path, name, TEXT_FILES[name]))
     assert [document.text for document in opened.documents()] == TEXTS
@@ -359,11 +358,10 @@ def test_a_folder_takes_what_is_clear_and_tells_what_it_leaves_out(tmp_path):
 
 
 def test_a_record_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
-    from minillm_repl.training import file_format, records
+    from minillm_repl.training import record_files
 
-    for module in (file_format, records):
-        monkeypatch.setattr(module, "MAX_RECORD", 1_000)
-    monkeypatch.setattr(corpora, "CHUNK_SIZE", 100)
+    monkeypatch.setattr(record_files, "MAX_RECORD", 1_000)
+    monkeypatch.setattr(corpus_files, "CHUNK_SIZE", 100)
     for name, content in {
         "a.json": '["' + "a" * 5_000 + '"]',
         "o.json": '{"text":\n"' + "a" * 5_000 + '"}',

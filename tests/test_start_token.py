@@ -11,8 +11,9 @@ from minillm_repl.checkpoint.adapter import save_adapter
 from minillm_repl.checkpoint.load_save import load, save
 from minillm_repl.checkpoint.native import tokenizer_from_json
 from minillm_repl.errors import UserError
+from minillm_repl.training.history import resume_run
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.prepare import resume_run, start_run
+from minillm_repl.training.prepare import start_run
 from minillm_repl.training.run import RunContext
 from tests.conftest import MODELS
 

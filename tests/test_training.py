@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from minillm_repl.checkpoint import TrainingRecord
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.checkpoint.native import save_native as save
+from minillm_repl.commands.training_screen import describe_failure
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
 from minillm_repl.model.config import GPTConfig
@@ -30,14 +31,13 @@ from minillm_repl.training import (
 )
 from minillm_repl.training.corpus import open_corpus
 from minillm_repl.training.defaults import resolve_loop
-from minillm_repl.training.history import remake_run, same_weights
-from minillm_repl.training.open_corpora import find_corpus
+from minillm_repl.training.evaluation import evenly_spaced_starts
+from minillm_repl.training.history import remake_run, resume_run, same_weights
 from minillm_repl.training.optimizers import Muon, lr_scale, orthogonalise
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.prepare import resume_run, start_run
-from minillm_repl.training.record import describe_failure
+from minillm_repl.training.prepare import find_corpus, start_run
 from minillm_repl.training.run import RunContext
-from minillm_repl.training.tokens import IGNORE_INDEX, Split
+from minillm_repl.training.splits import IGNORE_INDEX, Split
 from minillm_repl.training.trainer import _RETRY_SECONDS
 from tests.conftest import MODELS
 
@@ -246,7 +246,7 @@ def test_only_matrices_decay(corpus):
 def test_dropout_is_off_when_measuring(long_corpus):
     trainer = begin(long_corpus, dataclasses.replace(LLAMA, dropout=0.5)).trainer
     list(zip(trainer.events(lambda: False), range(4), strict=False))
-    starts = trainer.train.evenly_spaced_starts(1_000)
+    starts = evenly_spaced_starts(trainer.train, 1_000)
     assert trainer.evaluator.mean_loss(trainer.train, starts) == trainer.evaluator.mean_loss(
         trainer.train, starts
     )
@@ -437,10 +437,10 @@ def test_ctrl_c_in_the_last_measurement_makes_it_short_and_keeps_what_was_learnt
     assert any(asked)
     assert (finished.reason, finished.steps, finished.kept) == ("done", 10, 10)
     assert finished.train_loss == trainer.evaluator.mean_loss(
-        trainer.train, trainer.train.evenly_spaced_starts(trainer.evaluator._quick_tokens())
+        trainer.train, evenly_spaced_starts(trainer.train, trainer.evaluator._quick_tokens)
     )
     assert finished.train_loss != trainer.evaluator.mean_loss(
-        trainer.train, trainer.train.evenly_spaced_starts(1 << 17)
+        trainer.train, evenly_spaced_starts(trainer.train, 1 << 17)
     )
 
 

@@ -16,8 +16,9 @@ from minillm_repl.errors import UserError
 from minillm_repl.model.config import LlamaConfig
 from minillm_repl.model.config_base import Rope
 from minillm_repl.tokenizer import CharacterTokenizer
+from minillm_repl.training.history import resume_run
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.prepare import resume_run, start_run
+from minillm_repl.training.prepare import start_run
 from minillm_repl.training.run import RunContext
 from tests.small import random_checkpoint
 

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from minillm_repl.commands import models
+from minillm_repl.commands.training_screen import describe_failure
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.render.console import GOOD, TITLE
 from minillm_repl.render.tables import plain_table
 from minillm_repl.repl.arguments import Arguments, Words
 from minillm_repl.repl.forms import Forms
+from minillm_repl.repl.plan_argument import is_setting, make_plan, split_words
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
+from minillm_repl.repl.signals import run_interruptibly
 from minillm_repl.safetext import safe_line
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.run_folder import PastRun, add_run, delete_run, find_run, past_runs
@@ -146,6 +149,31 @@ def _comparison(compared: Sequence[PastRun]) -> object:
 # -- sweeps
 
 
+def sweep(shell: Shell, text: str, import_training: Callable[[], object]) -> None:
+    """Try short runs of a corpus, one for each combination of the settings in `text`.
+
+    Raises UserError.
+    """
+    words = split_words(text)
+    settings = [word for word in words if word and is_setting(word)]
+    corpus = " ".join(word for word in words if word not in settings).strip()
+    is_new = "new" in settings or shell.session.workspace.has_no_model
+    plans = expand_sweep([word for word in settings if word != "new"])
+    start = None if is_new else shell.require_model().checkpoint
+    with shell.screen.waiting(_("preparing to train")):
+        run_interruptibly(import_training, shell.interrupted)
+    from minillm_repl.training.run import RunContext
+
+    loader = shell.session.workspace.loader
+    context = RunContext(
+        path=Path(),  # nothing is saved
+        device=loader.device,
+        threads=loader.threads,
+        interrupted=shell.interrupted,
+    )
+    run_sweep(shell, plans, corpus, start, context)
+
+
 @dataclass(frozen=True)
 class _Tried:
     """A short run of a sweep: what was set for it, and how it went."""
@@ -156,9 +184,7 @@ class _Tried:
     number: int | None  # in the folder of runs
 
 
-def expand_sweep(
-    settings: Iterable[str], make_plan: Callable[[list[str]], TrainPlan]
-) -> list[tuple[str, TrainPlan]]:
+def expand_sweep(settings: Iterable[str]) -> list[tuple[str, TrainPlan]]:
     """Return a plan for each combination of the values that stand in lists, as in
     `lr=0.003,0.01`, and what tells it from the others.
 
@@ -223,7 +249,6 @@ def _try(
     """Train one run of a sweep."""
     from minillm_repl.training import TrainingFinished, TrainStep
     from minillm_repl.training.prepare import start_run
-    from minillm_repl.training.record import describe_failure
 
     if not plan.steps and not plan.epochs:
         plan = replace(plan, steps=_SWEEP_STEPS)

@@ -1,8 +1,7 @@
-"""`:train`: what it is asked for, and how a run is prepared."""
+"""`:train`: what it is asked for, how a run is prepared, and how a model is made again."""
 
 import dataclasses
 import os
-import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -10,18 +9,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minillm_repl.commands.runs import sweep
 from minillm_repl.commands.training_screen import announce, draw_run, run_on_screen
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.repl.arguments import Argument, Arguments, Values, Words
+from minillm_repl.repl.arguments import Arguments, Words
 from minillm_repl.repl.forms import Forms
+from minillm_repl.repl.plan_argument import PlanArgument, is_setting, split_words
 from minillm_repl.repl.quoting import TO_SCREEN, Output
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.session import Writable
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.signals import catch_termination, run_interruptibly
-from minillm_repl.safetext import safe_line
-from minillm_repl.settings import change, specs
 from minillm_repl.storage.paths import exists, resume_path, unsaved_path, user_path
 from minillm_repl.training.plan import TrainPlan
 
@@ -45,48 +44,6 @@ class TrainRequest:
     recipe: str = ""  # of a new model: its corpus is made from the folder `data`
     data: str = ""
     out: str = ""  # where the trained model goes, in place of the open one's file
-
-
-_WORDS = ("new", "check")
-
-
-class PlanArgument(Argument):
-    """`NAME=VALUE` for each setting of a plan, and the words `new` and `check`.
-
-    They stand after a corpus or before it; its name may have spaces.
-    """
-
-    def __init__(self) -> None:
-        values = {"plan": TrainPlan(), **dict.fromkeys(_WORDS, False)}
-        super().__init__("[new] [check] [NAME=VALUE ...]", values)
-        self.completions = (*_WORDS, *(f"{name}=" for name in specs(TrainPlan)))
-
-    def take_last(self, text: str) -> tuple[Values, str]:
-        """Read the settings at both ends of `text`; return what stands between them.
-
-        Raises UserError.
-        """
-        words, settings = _words(text), list[str]()
-        while words and _is_setting(words[-1]):
-            settings.insert(0, words.pop())
-        while words and _is_setting(words[0]):
-            settings.append(words.pop(0))
-        corpus = " ".join(words).strip()
-        _check_corpus(corpus, words)
-        plan = _make_plan([word for word in settings if "=" in word])
-        return {"plan": plan, **{word: word in settings for word in _WORDS}}, corpus
-
-
-def _make_plan(settings: list[str]) -> TrainPlan:
-    """Return the plan of some `NAME=VALUE`. Raises UserError."""
-    plan, names = TrainPlan(), list[str]()
-    for setting in settings:
-        name, _equals, value = setting.partition("=")
-        plan = change(plan, name, value, display_name=f":train {name}")
-        if name in names:
-            raise UserError(_("{name} is set twice; set it once", name=name))
-        names.append(name)
-    return plan
 
 
 _CORPUS = Words("corpus", "CORPUS", completion="file")
@@ -134,7 +91,7 @@ def train(shell: Shell, asked: Arguments) -> None:
         shell.screen.out.print(settings_table(TrainPlan()))
         return
     if asked.keyword == "sweep":
-        _sweep(shell, asked.sweep)
+        sweep(shell, asked.sweep, _import_training)
         return
     run_training(shell, make_request(asked))
 
@@ -145,8 +102,8 @@ def make_request(asked: Arguments) -> TrainRequest:
         return TrainRequest(
             plan=asked.plan, corpus=asked.corpus, is_new=asked.new, is_check=asked.check
         )
-    words, is_resume = _words(asked.corpus), asked.keyword == "resume"
-    if any(word and _is_setting(word) for word in words):
+    words, is_resume = split_words(asked.corpus), asked.keyword == "resume"
+    if any(word and is_setting(word) for word in words):
         raise UserError(
             _(
                 "`:train {word}` uses the settings of the run before; no other settings may follow",
@@ -155,64 +112,6 @@ def make_request(asked: Arguments) -> TrainRequest:
         )
     corpus = " ".join(words).strip()
     return TrainRequest(is_resume=is_resume, is_remake=not is_resume, corpus=corpus)
-
-
-def _sweep(shell: Shell, text: str) -> None:
-    """Try short runs, one for each combination of the settings. Raises UserError."""
-    from minillm_repl.commands.runs import expand_sweep, run_sweep
-
-    words = _words(text)
-    settings = [word for word in words if word and _is_setting(word)]
-    corpus = " ".join(word for word in words if word not in settings).strip()
-    is_new = "new" in settings or shell.session.workspace.has_no_model
-    plans = expand_sweep([word for word in settings if word != "new"], _make_plan)
-    start = None if is_new else shell.require_model().checkpoint
-    with shell.screen.waiting(_("preparing to train")):
-        run_interruptibly(_import_training, shell.interrupted)
-    from minillm_repl.training.run import RunContext
-
-    loader = shell.session.workspace.loader
-    context = RunContext(
-        path=Path(),  # nothing is saved
-        device=loader.device,
-        threads=loader.threads,
-        interrupted=shell.interrupted,
-    )
-    run_sweep(shell, plans, corpus, start, context)
-
-
-def _check_corpus(corpus: str, words: list[str]) -> None:
-    """Raise UserError where a word in the name of a missing text was meant as a setting."""
-    # `take_last` leaves no setting at the start, so the first word belongs to the name.
-    meant = [word for word in words[1:] if word and _is_setting(word)]
-    if meant and not exists(user_path(corpus)):
-        raise UserError(
-            _(
-                "{corpus:.80} does not exist; put settings such as {word:.40} before or "
-                "after the text, each as NAME=VALUE without spaces",
-                corpus=safe_line(corpus),
-                word=safe_line(meant[0]),
-            )
-        )
-
-
-def _words(text: str) -> list[str]:
-    """Split at spaces, but for those in quotes; a quote without its second is a letter."""
-    lexer = shlex.shlex(text, posix=True)
-    # A backslash and # are letters of a file's name.
-    lexer.whitespace, lexer.whitespace_split, lexer.escape, lexer.commenters = " ", True, "", ""
-    try:
-        return list(lexer)
-    except ValueError:
-        return text.split(" ")
-
-
-def _is_setting(word: str) -> bool:
-    name, equals, _value = word.partition("=")
-    # `a/b=c.txt` is a path: a name of a setting has letters, - and _ only.
-    return word in ("", *_WORDS) or (
-        bool(equals) and name.replace("-", "").replace("_", "").isalpha()
-    )
 
 
 def run_training(shell: Shell, request: TrainRequest, *, json: bool = False) -> None:
@@ -372,7 +271,8 @@ def _make_run(
     note: Callable[[str], None],
 ) -> "TrainingRun":
     """Return a run that is resumed, of a recipe, or of a corpus. Raises UserError."""
-    from minillm_repl.training.prepare import rank_zero_first, resume_run, start_run
+    from minillm_repl.training.history import resume_run
+    from minillm_repl.training.prepare import rank_zero_first, start_run
 
     if request.is_resume:
         return resume_run(context.path, context, request.corpus)

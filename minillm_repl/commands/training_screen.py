@@ -1,28 +1,30 @@
 """A training run on the screen or as JSON lines, with samples; its model is opened and saved."""
 
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minillm_repl.commands.trained import finish_run, open_trained
 from minillm_repl.errors import UserError
-from minillm_repl.language import _
+from minillm_repl.language import _, _n
 from minillm_repl.render.console import MODEL
 from minillm_repl.repl.job_control import on_process_resume
 from minillm_repl.repl.settings import samplers_heading
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe, safe_line
+from minillm_repl.training.plan import TrainPlan
 
 if TYPE_CHECKING:  # The prompt line starts without torch.
     from rich.console import RenderableType
 
-    from minillm_repl.checkpoint import Checkpoint
     from minillm_repl.generate import GenerationConfig, Step
     from minillm_repl.training import TrainingFinished
     from minillm_repl.training.run import TrainingRun
+    from minillm_repl.training.trainer import Trainer
     from minillm_repl.views.learning import Watch
 
 _SAMPLE_TOKENS = 40  # of the model's own text
+_MIN_TELLING_STEPS = 10  # of a run that must have learnt something by its end
+_OPTIMIZERS = {"normuon": "NorMuon", "muon": "Muon"}
 
 
 def run_on_screen(
@@ -32,8 +34,6 @@ def run_on_screen(
 
     Raises UserError at the end of a run that learnt nothing.
     """
-    from minillm_repl.training.record import describe_failure
-
     screen, workspace = shell.screen, shell.session.workspace
     first_step = run.trainer.state.step
     workspace.is_training = True
@@ -41,7 +41,7 @@ def run_on_screen(
         finished = draw_run(shell, run, interrupted, json=json)
         if not finished.steps:
             raise UserError(_("stopped before the first step; nothing was changed"))
-        _finish(shell, run, finished)
+        finish_run(shell, run, finished)
         failure = describe_failure(finished, run.trainer.plan)
         if failure:  # after the model is saved: a script must see that it is no better
             raise UserError(failure)
@@ -49,7 +49,7 @@ def run_on_screen(
         # All processes must gather a sharded model; after a Ctrl-C, some may be gone.
         is_alone = run.context.distributed.world_size == 1
         if workspace.is_training and run.trainer.state.step > first_step and is_alone:
-            _open_trained(shell, run.checkpoint(), resumable=run.is_saved)
+            open_trained(shell, run.checkpoint(), resumable=run.is_saved)
         if run.is_saved:
             screen.note(_("`:train resume` continues from here"))
         raise
@@ -63,81 +63,9 @@ def announce(shell: Shell, run: "TrainingRun") -> None:
         shell.screen.warn(warning)
     for note in run.notes:
         shell.screen.note(note)
-    shell.screen.note(safe_line(run.title))
-
-
-def _finish(shell: Shell, run: "TrainingRun", finished: "TrainingFinished") -> None:
-    """Open what was learnt, and keep the resume file of a run that was stopped."""
-    from minillm_repl.checkpoint.adapter import printable_path
-    from minillm_repl.storage.paths import resume_path, unsaved_path
-    from minillm_repl.training.run_folder import add_run
-
-    path = shell.session.workspace.writable_path or unsaved_path()
-    is_stopped = finished.reason == "interrupt"
-    resumable = is_stopped and not run.save_error
-    if resumable:
-        shell.screen.note(_("`:train resume` continues from here"))
-    elif is_stopped:
-        why = run.save_error
-        shell.screen.warn(_("`:train resume` cannot continue from here: {why}", why=why))
-    checkpoint = run.checkpoint(finished)
-    try:
-        _open_trained(shell, checkpoint, resumable=resumable)
-    finally:  # also of a model that could not be saved
-        if checkpoint.record and run.context.distributed.rank == 0:
-            saved = shell.session.workspace.writable_path
-            add_run(checkpoint.record, printable_path(saved) if saved else "")
-    if not is_stopped:
-        with suppress(OSError):  # Not before the weights are saved: until then it is what there is.
-            resume_path(path).unlink()
-
-
-def _open_trained(shell: Shell, checkpoint: "Checkpoint", *, resumable: bool = False) -> None:
-    """Make a trained model the open one, and save it if a file was named for it.
-
-    Raises UserError.
-    """
-    from minillm_repl.storage.atomic import make_parent_folder
-    from minillm_repl.training.run import same_path, save_trained
-
-    workspace = shell.session.workspace
-    shell.session.adopt(workspace.loader.prepare(checkpoint), unsaved=True)
-    workspace.resumable, workspace.is_training = resumable, False
-    path = workspace.writable_path
-    if path is None:
-        shell.screen.warn(_("the trained weights are not saved: `:save PATH` keeps them"))
-        return
-    try:
-        make_parent_folder(path)
-        saved = save_trained(checkpoint, path, is_folder=workspace.is_folder)
-        workspace.mark_saved(saved)
-    except UserError as error:
-        raise _rescue(checkpoint, path, error) from None
-    name = safe_line(str(path)) + ("/" if workspace.is_folder else "")
-    shell.screen.note(
-        _("adapter saved to {path}", path=name)
-        if saved.adapter and not same_path(saved.adapter.base, path)
-        else _("saved to {path}", path=name)
-    )
-
-
-def _rescue(checkpoint: "Checkpoint", path: Path, error: UserError) -> UserError:
-    """Save weights that could not be saved at `path` in the user's state folder.
-
-    Return the error to tell, which says where they are.
-    """
-    from minillm_repl.checkpoint.native import save_native
-    from minillm_repl.storage.atomic import make_parent_folder
-    from minillm_repl.storage.paths import rescue_path
-
-    rescued = rescue_path(path)
-    try:
-        make_parent_folder(rescued)
-        save_native(checkpoint, rescued)
-    except UserError:
-        return error  # a terminal still has the model; nothing else can be done
-    name = safe_line(str(rescued))
-    return UserError(_("{error}. The trained weights are in {path}", error=error, path=name))
+    if run.step_seconds is not None:
+        shell.screen.note(describe_method(run.trainer, run.threads, run.step_seconds))
+    shell.screen.note(safe_line(describe_run(run)))
 
 
 def draw_run(
@@ -166,7 +94,7 @@ def draw_run(
 
     watch = _make_watch(shell, run)
     # The time of an evaluation is proportional to its tokens.
-    plan, (on_the_way, last) = run.trainer.plan, run.trainer.evaluator.token_counts()
+    plan, (on_the_way, last) = run.trainer.plan, run.trainer.evaluator.token_counts
     with (
         TrainingView(screen, plan.steps, plan.eval_interval, last / on_the_way) as view,
         on_process_resume(view.redraw_below),
@@ -245,3 +173,123 @@ def _generate(
     # One seed for all samples: they differ by what was learnt since, not by chance.
     events = generate(decoder, run.start.tokenizer, ids, config, make_rng(0), interrupted)
     return [event for event in events if isinstance(event, Step)]
+
+
+# -- what is said of a run
+
+
+def describe_run(run: "TrainingRun") -> str:
+    """Return what is about to happen, in one line."""
+    trainer, corpus = run.trainer, run.corpora.train
+    config, train, val, plan = trainer.model.config, trainer.train, trainer.val, trainer.plan
+    sizes = {"parameters": config.n_params, "arch": config.arch}
+    if plan.lora_rank:
+        description = _(
+            "training {trained:,} parameters; the other {parameters:,} are frozen",
+            trained=sum(each.numel() for each in trainer.trainable_parameters.values()),
+            **sizes,
+        )
+    elif run.is_finetuning:
+        description = _("further training: {parameters:,} parameters", **sizes)
+    else:
+        description = _("a new {arch} model: {parameters:,} parameters", **sizes)
+    documents = _n("{n:,} document", "{n:,} documents", corpus.count)
+    tokens = (
+        _(
+            "{tokens:,} training tokens, {held:,} validation tokens",
+            tokens=len(train.ids),
+            held=len(val.ids),
+        )
+        if val
+        else _("{tokens:,} tokens", tokens=len(train.ids))
+    )
+    read_tokens = plan.steps * plan.batch_size * plan.context_length
+    return " · ".join(
+        [
+            description,
+            f"{corpus.name}: {documents}",
+            tokens,
+            _("{different:,} distinct", different=run.unique_tokens),
+            _(
+                "{steps:,} steps ({passes:.2g} passes over the text)",
+                steps=plan.steps,
+                passes=read_tokens / len(train.ids),
+            ),
+        ]
+    )
+
+
+def describe_method(trainer: "Trainer", threads: int, seconds: float) -> str:
+    """Return how it is done, in one line; `seconds` is what forward and backward of a step take,
+    if that is known.
+    """
+    from minillm_repl.training.defaults import estimate_memory
+
+    plan, size = trainer.plan, trainer.distributed.world_size
+    parallelism = (
+        _n("{n} process", "{n} processes", size)
+        if size > 1
+        else _n("{n} thread", "{n} threads", threads)
+        if threads
+        else _("default threads")
+    )
+    parts = [
+        _("batch {batch} × {context} tokens", batch=plan.batch_size, context=plan.context_length),
+        _("AdamW, learning rate {lr:g}", lr=plan.lr)
+        if plan.optimizer == "adamw"
+        else _(
+            "{name} and AdamW, learning rate {lr:g}", name=_OPTIMIZERS[plan.optimizer], lr=plan.lr
+        ),
+        f"{plan.precision}, {parallelism}",
+        _("about {size:,.0f} MiB", size=estimate_memory(plan, trainer.model.config) / 2**20),
+    ]
+    if plan.grad_checkpointing == "on":
+        parts.append(_("gradient checkpointing"))
+    if size == 1:
+        remaining = estimate_seconds(plan, seconds, *trainer.evaluator.token_counts)
+        parts.append(
+            _("about {time:.0f} s", time=remaining)
+            if remaining < 90
+            else _("about {time:.0f} min", time=remaining / 60)
+            if remaining < 5400
+            else _("about {time:.1f} h", time=remaining / 3600)
+        )
+    return " · ".join(parts)
+
+
+def estimate_seconds(
+    plan: TrainPlan, seconds: float, eval_tokens: int, final_eval_tokens: int
+) -> float:
+    """Return the seconds of a whole run, with its evaluations of `eval_tokens` each.
+
+    `seconds` is the time of the forward and backward pass of one step.
+    """
+    from minillm_repl.training.defaults import OPTIMISER_FACTOR, step_cost
+    from minillm_repl.training.evaluation import n_evals
+
+    evaluated_tokens = n_evals(plan) * eval_tokens + final_eval_tokens
+    return seconds * (
+        plan.steps * OPTIMISER_FACTOR
+        + evaluated_tokens / (plan.batch_size * plan.context_length) / step_cost(plan)
+    )
+
+
+def describe_failure(finished: "TrainingFinished", plan: TrainPlan) -> str:
+    """Return what went wrong in a run that learnt nothing, and what to try; empty if it learnt."""
+    advice = {"lr": plan.lr, "less": plan.lr / 10}
+    if finished.reason == "diverged":
+        return _(
+            "the loss was no finite number after step {step:,}, and the weights of step {kept:,} "
+            "are kept: lr={lr:g} may be too large; try lr={less:.2g}",
+            step=finished.steps,
+            kept=finished.kept,
+            **advice,
+        )
+    is_long_enough = finished.steps >= _MIN_TELLING_STEPS and finished.reason != "interrupt"
+    if is_long_enough and finished.kept == 0:
+        return _(
+            "no step made the loss lower, and the weights from before the first step are kept: "
+            "lr={lr:g} may be too large; try lr={less:.2g}",
+            **advice,
+        )
+    return ""

@@ -2,6 +2,7 @@
 
 import codecs
 import gzip
+import hashlib
 import io
 import os
 import re
@@ -72,11 +73,17 @@ def read_text(path: Path, detected: DetectedEncoding | None = None) -> str:
     return "".join(read_text_chunks(path, detected or DetectedEncoding()))
 
 
-def read_text_chunks(path: Path, detected: DetectedEncoding, size: int = _SAMPLE) -> Iterator[str]:
+def read_text_chunks(
+    path: Path,
+    detected: DetectedEncoding,
+    size: int = _SAMPLE,
+    digest: "hashlib._Hash | None" = None,
+) -> Iterator[str]:
     r"""Yield the content of a text file in chunks of about `size` bytes, with `\n` line ends.
 
-    `detected` gets the encoding: UTF-8, UTF-16, UTF-32 or CP949, of which EUC-KR is a part. Raises
-    UserError naming the file, the first invalid byte, and the remedy.
+    `detected` gets the encoding: UTF-8, UTF-16, UTF-32 or CP949, of which EUC-KR is a part.
+    `digest` gets the text in UTF-8. Raises UserError naming the file, the first invalid byte, and
+    the remedy.
     """
     name = safe_line(str(path))
     # \r\n may be split over two chunks.
@@ -104,7 +111,10 @@ def read_text_chunks(path: Path, detected: DetectedEncoding, size: int = _SAMPLE
                 decoder = _decoder(detected.encoding)
             text = _decode(data, decoder, (name, detected.encoding, offset, file_size, head))
             offset += len(data)
-            yield newlines.decode(text, final=not more)
+            text = newlines.decode(text, final=not more)
+            if digest is not None:
+                digest.update(text.encode())
+            yield text
     detected.has_foreign_newlines |= newlines.newlines not in (None, "\n")
 
 

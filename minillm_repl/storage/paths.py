@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
-from platformdirs import user_state_path
+from platformdirs import user_cache_path, user_state_path
 
 from minillm_repl.errors import UserError
 from minillm_repl.storage.atomic import try_lock
@@ -263,6 +263,11 @@ def rescue_path(path: Path) -> Path:
     """Return a place of the user's for weights that could not be saved at `path`: a new name."""
     name = f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}{SUFFIX}"
     return user_state_path("minillm-repl") / "rescued" / name
+
+
+def token_cache_folder() -> Path:
+    """Return the folder of the tokens of large corpora."""
+    return user_cache_path("minillm-repl") / "tokens"
 
 
 @cache

@@ -1,7 +1,11 @@
-"""Corpora: files and folders of them, read in a stream as documents."""
+"""A corpus: its files are looked through once, and read as documents as often as needed.
+
+What is learnt and what is only measured are a corpus each; several make a mixture.
+"""
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,28 +13,34 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from minillm_repl.checkpoint.adapter import printable_path
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, _n
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.encoding import DetectedEncoding, read_text_chunks
-from minillm_repl.storage.files import open_regular
-from minillm_repl.training.documents import CHUNK_SIZE, Document, Repairs, with_file_name
-from minillm_repl.training.file_format import (
+from minillm_repl.storage.paths import exists, user_path
+from minillm_repl.training import never_interrupted
+from minillm_repl.training.corpus_files import (
     JSON_LINES_SUFFIXES,
+    N_CODE_POINTS,
     OTHER_SUFFIXES,
     TEXT_SUFFIXES,
     FileFormat,
+    Files,
     detect_format,
     inner_suffix,
-    read_documents,
+    read_files,
+    scan,
 )
+from minillm_repl.training.documents import Document, with_file_name
+from minillm_repl.training.plan import TrainPlan
 
 _MAX_FILES = 100_000
 _MAX_TOLD = 5  # files that are named with what is not clear about them
-_N_CODE_POINTS = 0x110000  # the number of code points in Unicode
 # documents: so few gaps of several lines are an accident, and separate nothing
 _MIN_SEPARATED_DOCUMENTS = 10
-_LONG_DOCUMENT, _MAX_LONG_SHARE = 500, 0.02  # characters; more such lines are no list
+_MAX_LONG_SHARE = 0.02  # of long lines; more are no list
+PLUS = " + "  # between the corpora of a mixture; spaces, because names of files have a plus
+_WEIGHT, _MAX_WEIGHT = re.compile(r"\d{1,3}(\.\d{1,6})?"), 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +48,7 @@ class Corpus:
     """What there is to learn from; it stays on disk, and is read from there as often as needed."""
 
     name: str  # as the user gave it
-    files: tuple[tuple[Path, FileFormat], ...]
+    files: Files
     split: str  # as asked for; the format of each file says how it is split
     # of a file: of its text with newlines as line ends and no byte order mark, as UTF-8
     sha256: str
@@ -49,17 +59,15 @@ class Corpus:
     # (0x110000,), how often each code point occurs
     character_counts: NDArray[np.int64] = field(repr=False)
     notes: tuple[str, ...] = ()  # what was found and mended, a line each
-    mixture: tuple[tuple["Corpus", float], ...] = ()  # several corpora, each with its weight
-
-    @property
-    def parts(self) -> tuple[tuple["Corpus", float], ...]:
-        """The corpora of a mixture with their weights, or this one alone."""
-        return self.mixture or ((self, 1.0),)
+    # of a mixture: its corpora, each with its weight
+    parts: tuple[tuple["Corpus", float], ...] = ()
 
     def documents(self) -> Iterator[Document]:
         """Yield all documents, from the first."""
+        if not self.parts:
+            yield from read_files(self.files, self.split)
         for part, _weight in self.parts:
-            yield from _read_files(part.files, part.split, Repairs())
+            yield from part.documents()
 
     @property
     def format_key(self) -> str:
@@ -69,7 +77,7 @@ class Corpus:
 
 
 def open_corpus(
-    path: Path, split: str = "auto", interrupted: Callable[[], bool] = lambda: False
+    path: Path, split: str = "auto", interrupted: Callable[[], bool] = never_interrupted
 ) -> Corpus:
     """Look through a corpus once: its documents, its characters, its digest.
 
@@ -88,172 +96,35 @@ def open_corpus(
         if is_folder
         else ((path, detect_format(path, split)),)
     )
-    scan = _scan(path, files, split, interrupted)
+    found = scan(path, files, split, interrupted)
     if split == "auto" and not is_folder:
         # What the start of a file says is held against the whole: paragraphs after a list of
         # contents, or a few gaps of two blank lines, which are an accident.
         kind = files[0][1].split
-        if kind == "lines" and scan.long_documents > _MAX_LONG_SHARE * scan.count:
+        if kind == "lines" and found.long_documents > _MAX_LONG_SHARE * found.count:
             kind = "gaps"
-            scan = _scan(path, _with_split(files, kind), split, interrupted)
-        if kind == "gaps" and 1 < scan.count < _MIN_SEPARATED_DOCUMENTS:
-            scan = _scan(path, _with_split(files, "marks"), split, interrupted)
+            found = scan(path, _with_split(files, kind), split, interrupted)
+        if kind == "gaps" and 1 < found.count < _MIN_SEPARATED_DOCUMENTS:
+            found = scan(path, _with_split(files, "marks"), split, interrupted)
     name = safe_line(str(path))
-    if not scan.character_counts[33:].any():  # nothing but white space and control characters
+    if not found.character_counts[33:].any():  # nothing but white space and control characters
         raise UserError(_("{name} is empty: there is nothing to train on", name=name))
-    format_notes = _format_notes(scan.files, is_folder, split)
     return Corpus(
         name=str(path),
-        files=scan.files,
+        files=found.files,
         split=split,
-        sha256=scan.digest.hexdigest(),
-        count=scan.count,
-        is_conversational=scan.has_conversations,
-        has_texts=scan.has_texts,
-        has_tools=scan.has_tools,
-        character_counts=scan.character_counts,
-        notes=(*skipped, *format_notes, *scan.repairs.notes(is_folder)),
+        sha256=found.digest.hexdigest(),
+        count=found.count,
+        is_conversational=found.has_conversations,
+        has_texts=found.has_texts,
+        has_tools=found.has_tools,
+        character_counts=found.character_counts,
+        notes=(*skipped, *found.repairs.notes(is_folder)),
     )
-
-
-def mix(name: str, parts: Sequence[tuple[Corpus, float]]) -> Corpus:
-    """Return several corpora as one; the documents of each come as often as its weight says."""
-    corpora = [part for part, _weight in parts]
-    digests = "\n".join(f"{part.sha256} {weight:g}" for part, weight in parts)
-    notes = [f"{safe_line(part.name)}: {note}" for part in corpora for note in part.notes]
-    return Corpus(
-        name=name,
-        files=tuple(file for part in corpora for file in part.files),
-        split=corpora[0].split,
-        sha256=hashlib.sha256(digests.encode()).hexdigest(),
-        count=sum(part.count for part in corpora),
-        is_conversational=any(part.is_conversational for part in corpora),
-        has_texts=any(part.has_texts for part in corpora),
-        has_tools=any(part.has_tools for part in corpora),
-        character_counts=sum(
-            (part.character_counts for part in corpora), np.zeros(_N_CODE_POINTS, np.int64)
-        ),
-        notes=tuple(notes),
-        mixture=tuple(parts),
-    )
-
-
-Files = tuple[tuple[Path, FileFormat], ...]
 
 
 def _with_split(files: Files, split: str) -> Files:
     return tuple((file, replace(shape, split=split)) for file, shape in files)
-
-
-@dataclass(kw_only=True)
-class _Scan:
-    """What one pass over the files of a corpus has found."""
-
-    files: Files
-    count: int = 0
-    long_documents: int = 0
-    has_conversations: bool = False
-    has_texts: bool = False
-    has_tools: bool = False
-    repairs: Repairs = field(default_factory=Repairs)
-    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
-    character_counts: NDArray[np.int64] = field(
-        default_factory=lambda: np.zeros(_N_CODE_POINTS, dtype=np.int64)
-    )
-
-
-def _scan(path: Path, files: Files, split: str, interrupted: Callable[[], bool]) -> _Scan:
-    """Read all files once. Raises UserError."""
-    scan = _Scan(files=files)
-    root = path if files[0][0] != path else None
-    pending_texts, length = list[str](), 0
-    for document in _read_files(files, split, scan.repairs, scan.digest, root):
-        scan.has_conversations |= bool(document.messages)
-        scan.has_texts |= bool(document.text)
-        scan.has_tools |= any(message.role == "tool" for message in document.messages)
-        scan.count += document.is_complete
-        scan.long_documents += len(document.text) > _LONG_DOCUMENT
-        pending_texts += document.texts
-        length += sum(map(len, document.texts))
-        if length > CHUNK_SIZE:  # counting takes as long for one character as for a million
-            scan.character_counts += _character_counts(pending_texts)
-            pending_texts, length = [], 0
-            if interrupted():
-                raise UserError(_("stopped while reading {path}", path=safe_line(str(path))))
-    scan.character_counts += _character_counts(pending_texts)
-    return scan
-
-
-def _read_files(
-    files: Files,
-    split: str,
-    repairs: Repairs,
-    digest: "hashlib._Hash | None" = None,
-    root: Path | None = None,
-) -> Iterator[Document]:
-    """Yield the documents of files; the digest gets their text, and their names within `root`."""
-    documents = _read_each(files, repairs, digest, root)
-    if split != "whole":
-        yield from documents
-        return
-    # All files are one document: each ends it only if no other follows.
-    last: Document | None = None
-    for document in documents:
-        if last is not None:
-            yield replace(last, is_complete=False)
-        last = document
-    if last is not None:
-        yield last
-
-
-def _read_each(
-    files: Files, repairs: Repairs, digest: "hashlib._Hash | None", root: Path | None
-) -> Iterator[Document]:
-    for file, shape in files:
-        if digest is not None and root is not None:
-            # The names count too: another order of the files is another corpus.
-            digest.update(str(file.relative_to(root)).encode("utf-8", "surrogateescape") + b"\0")
-        encoding = DetectedEncoding()
-        chunks = read_text_chunks(file, encoding, CHUNK_SIZE)
-        if shape.kind == "parquet":
-            chunks = iter(())
-            if digest is not None:
-                with open_regular(file) as opened:
-                    while data := opened.read(CHUNK_SIZE):
-                        digest.update(data)
-        if digest is not None:
-            chunks = _update_digest(chunks, digest)
-        yield from read_documents(file, shape, repairs, chunks)
-        repairs.record_file(file.name, encoding, counts_newlines=shape.kind == "text")
-
-
-def _update_digest(chunks: Iterator[str], digest: "hashlib._Hash") -> Iterator[str]:
-    for chunk in chunks:
-        digest.update(chunk.encode())
-        yield chunk
-
-
-def _format_notes(files: Files, is_folder: bool, split: str) -> Iterator[str]:
-    """Yield what is to be told of files that are lists, or hold something else than their names
-    say, a line for each kind.
-    """
-    lists = [file.name for file, shape in files if shape.split == "lines"]
-    if lists and split == "auto":
-        note = _("each line is a document; documents=whole learns it as one text")
-        yield with_file_name(note, lists if is_folder else [])
-    mismatched = [(file.name, shape.title) for file, shape in files if shape.contradicts_suffix]
-    for title in dict.fromkeys(title for _file, title in mismatched):
-        names = [file for file, what in mismatched if what == title]
-        yield with_file_name(
-            _("holds {what} and is read as such", what=title), names if is_folder else []
-        )
-
-
-def _character_counts(texts: list[str]) -> NDArray[np.int64]:
-    """Return how often each code point occurs, (0x110000,)."""
-    # UTF-32 has four bytes for each code point: numpy reads them as numbers.
-    code_points = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32)
-    return np.bincount(code_points, minlength=_N_CODE_POINTS)
 
 
 def _folder_files(
@@ -268,7 +139,7 @@ def _folder_files(
             # JSON may be anything, such as settings: read its first record to find out. A table
             # was told by its columns.
             if suffix in OTHER_SUFFIXES and shape.kind != "table":
-                next(_read_each(((file, shape),), Repairs(), None, None), None)
+                next(read_files(((file, shape),), "auto"), None)
             # Source code has blank lines within what belongs together.
             if shape.split in ("gaps", "lines") and suffix not in TEXT_SUFFIXES and split == "auto":
                 shape = replace(shape, split="marks")
@@ -328,3 +199,101 @@ def _is_hidden(file: Path) -> bool:
     copies, and no text.
     """
     return any(component.startswith(".") or component == "__MACOSX" for component in file.parts)
+
+
+# -- several
+
+
+def mix(name: str, parts: Sequence[tuple[Corpus, float]]) -> Corpus:
+    """Return several corpora as one; the documents of each come as often as its weight says."""
+    corpora = [part for part, _weight in parts]
+    digests = "\n".join(f"{part.sha256} {weight:g}" for part, weight in parts)
+    notes = [f"{safe_line(part.name)}: {note}" for part in corpora for note in part.notes]
+    return Corpus(
+        name=name,
+        files=tuple(file for part in corpora for file in part.files),
+        split=corpora[0].split,
+        sha256=hashlib.sha256(digests.encode()).hexdigest(),
+        count=sum(part.count for part in corpora),
+        is_conversational=any(part.is_conversational for part in corpora),
+        has_texts=any(part.has_texts for part in corpora),
+        has_tools=any(part.has_tools for part in corpora),
+        character_counts=sum(
+            (part.character_counts for part in corpora), np.zeros(N_CODE_POINTS, np.int64)
+        ),
+        notes=tuple(notes),
+        parts=tuple(parts),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenCorpora:
+    """What is learnt and what is only measured, opened, and where their names hold."""
+
+    name: str  # of what is learnt, as typed
+    train: Corpus
+    val: str  # as in the plan
+    val_corpus: Corpus | None
+    working_folder: str  # in which relative names hold
+    notes: tuple[str, ...] = ()
+
+
+def open_corpora(corpus: str, plan: TrainPlan, interrupted: Callable[[], bool]) -> OpenCorpora:
+    """Open the texts of a new run. Raises UserError."""
+    val_path = user_path(plan.val) if has_val_file(plan) else None
+    train = open_parts(corpus, parse_mixture(corpus), plan.documents, interrupted)
+    val_corpus = open_corpus(val_path, plan.documents, interrupted) if val_path else None
+    is_same = val_corpus is not None and val_corpus.sha256 == train.sha256
+    notes = (
+        _("the validation text is the training text: its loss says nothing about other texts"),
+    ) * is_same
+    return OpenCorpora(
+        name=corpus,
+        train=train,
+        val=plan.val,
+        val_corpus=val_corpus,
+        working_folder=printable_path(Path()),
+        notes=notes,
+    )
+
+
+def has_val_file(plan: TrainPlan) -> bool:
+    """Tell whether what is measured on is a text of its own."""
+    return plan.val not in ("auto", "off")
+
+
+def open_parts(
+    name: str,
+    parts: list[tuple[Path, float]],
+    split: str,
+    interrupted: Callable[[], bool] = never_interrupted,
+) -> Corpus:
+    """Open a corpus, or the corpora of a mixture. Raises UserError."""
+    opened = [(open_corpus(path, split, interrupted), weight) for path, weight in parts]
+    return mix(name, opened) if len(opened) > 1 else opened[0][0]
+
+
+def parse_mixture(name: str, folder: Path = Path()) -> list[tuple[Path, float]]:
+    """Return the paths and weights of `tales.txt + talks.jsonl*2`, or the one path of a corpus.
+
+    Raises UserError for a weight that is no positive number.
+    """
+    whole = folder / user_path(name)
+    if exists(whole) or PLUS not in name:
+        return [(whole, 1.0)]
+    parts = list[tuple[Path, float]]()
+    for part in name.split(PLUS):
+        path, star, number = part.strip().rpartition("*")
+        if not star or exists(folder / user_path(part.strip())):
+            parts.append((folder / user_path(part.strip()), 1.0))
+            continue
+        if not _WEIGHT.fullmatch(number.strip()) or not 0 < float(number) <= _MAX_WEIGHT:
+            raise UserError(
+                _(
+                    "{number:.20} is no weight of a corpus: use a number up to {most}",
+                    number=safe_line(number),
+                    most=_MAX_WEIGHT,
+                )
+            )
+        parts.append((folder / user_path(path.strip()), float(number)))
+    return parts

@@ -1,28 +1,15 @@
 """What a plan leaves open, chosen for the model, the text and the machine; and a new model."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 
-import numpy as np
 import torch
 
-from minillm_repl.chat import ROLE_TOKENS, TOOL_TOKEN
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig, CanonConfig, GPTConfig, LlamaConfig
 from minillm_repl.storage.files import available_bytes, check_memory
-from minillm_repl.tokenizer import CharacterTokenizer, Tokenizer
-from minillm_repl.training.corpus import Corpus
-from minillm_repl.training.documents import split_chunks
-from minillm_repl.training.evaluation import eval_budget
 from minillm_repl.training.plan import TrainPlan
-
-END_TOKEN, BPE_EOS_TOKEN = "<end>", "<|endoftext|>"
-# Characters of a text for the BPE trainer: it takes 256 at once, and needs many times their size.
-_BPE_CHUNK = 1 << 14
-_BPE_CHARACTERS = 1 << 24  # of a longer corpus, an even part of this size is learnt from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +61,11 @@ _MEMORY_FACTOR = 1.25  # of what can be counted, for what the libraries take for
 _MIN_EVALS, _MAX_EVALS = 4, 10  # evaluations in a run: fewer where their sample would be smaller
 _MIN_EVAL_TOKENS = 1_024  # than this,
 _MAX_EVAL_INTERVAL = 500  # but never more steps than this from one to the next
+_MAX_EVAL_SHARE = 1 / 8  # of the work of training: what all evaluations of a run cost together
+# A step costs as much as a forward pass over this many times its tokens (measured: 3.7, LoRA 3.0).
+# Forward is one, backward two, of frozen weights one; the optimiser and small batches add a fifth.
+OPTIMISER_FACTOR = 1.2
+_STEP_COST, _LORA_STEP_COST = 3, 2
 
 
 def choose_sizes(
@@ -168,6 +160,17 @@ def resolve_loop(plan: TrainPlan) -> TrainPlan:
     )
 
 
+def step_cost(plan: TrainPlan) -> int:
+    """Return what forward and backward of a step cost, in forward passes over its tokens."""
+    return _LORA_STEP_COST if plan.lora_rank else _STEP_COST
+
+
+def eval_budget(plan: TrainPlan) -> float:
+    """Return how many tokens all evaluations of a run may read."""
+    cost = step_cost(plan) * OPTIMISER_FACTOR
+    return _MAX_EVAL_SHARE * cost * plan.steps * plan.batch_size * plan.context_length
+
+
 def resolve_memory(plan: TrainPlan, config: AnyConfig, device: torch.device) -> TrainPlan:
     """Return a plan that says whether activations are computed again: where the memory is too
     small to keep them.
@@ -243,54 +246,3 @@ def new_config(plan: TrainPlan, vocab_size: int) -> AnyConfig:
 def _default_n_heads(arch: str, d_model: int) -> int:
     head_dim = 16 if arch == "gpt" and d_model <= 64 else 32 if d_model < 512 else 64
     return max(1, d_model // head_dim)
-
-
-def make_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
-    """Make a corpus's tokenizer: `char` (every character), `char:N` (the N most frequent, and bytes
-    for the others), `bpe:N`.
-
-    A token that ends a document is in it if there is more than one document, and those of the roles
-    if these are conversations. Raises UserError for a vocabulary too small to be one.
-    """
-    name, _colon, number = kind.partition(":")
-    role_tokens = [*ROLE_TOKENS, *([TOOL_TOKEN] if corpus.has_tools else [])]
-    specials = role_tokens if corpus.is_conversational else [END_TOKEN] if corpus.count > 1 else []
-    if name == "bpe":
-        from minillm_repl.tokenizer.library import train_bpe
-        from minillm_repl.tokenizer.subword import SubwordTokenizer
-
-        min_size = 256 + 1 + len(ROLE_TOKENS)  # every byte, the end of a document, the roles
-        if int(number) < min_size:
-            raise UserError(
-                _(
-                    "tokenizer=bpe:{number} is too small: bytes and special tokens alone "
-                    "take {least}",
-                    number=number,
-                    least=min_size,
-                )
-            )
-        special = [BPE_EOS_TOKEN, *(role_tokens if corpus.is_conversational else ())]
-        description = train_bpe(_sample_texts(corpus), int(number), special)
-        return SubwordTokenizer(
-            description, {"eos_token": BPE_EOS_TOKEN}, len(description["model"]["vocab"])
-        )
-    code_points = np.flatnonzero(corpus.character_counts)  # all that occur, in Unicode's order
-    if number and int(number) < len(code_points):
-        if int(number) < 1:
-            raise UserError(_("tokenizer=char:0 has no characters; use at least 1"))
-        order = np.argsort(-corpus.character_counts[code_points], kind="stable")
-        code_points = np.sort(code_points[order[: int(number)]])
-    return CharacterTokenizer(
-        [chr(code_point) for code_point in code_points if not 0xD800 <= code_point < 0xE000],
-        specials,
-        has_bytes=bool(number),
-    )
-
-
-def _sample_texts(corpus: Corpus) -> Iterator[str]:
-    """Yield the texts of a corpus in chunks; of a long one, an even part of them."""
-    texts = (text for document in corpus.documents() for text in document.texts)
-    chunks = (chunk for text in texts for chunk in split_chunks(text, _BPE_CHUNK))
-    # Every n-th chunk, so that all parts of a long corpus are in the sample.
-    every = -(-int(corpus.character_counts.sum()) // _BPE_CHARACTERS)
-    return islice(chunks, 0, None, every)

@@ -27,14 +27,7 @@ _BOUNDARY = {  # each begins with the line end of the document before it
     "files": re.compile(r"(?!)"),
     "whole": re.compile(r"(?!)"),
 }
-# What a list of short documents looks like, one a line: names, words, sentences, messages.
-_MIN_LINES = 200  # lines; a shorter text may be a poem
-_MAX_LINE = 140  # characters of 19 of 20 lines, where paragraphs are longer
-# Median length ÷ that of the 95th percentile; wrapped lines, of at least this, are about as long.
-_MAX_EVEN, _MIN_WRAPPED = 0.8, 40
-_MAX_ODD = 0.02  # share of lines that are blank, indented, or end in the middle of a sentence
-_ODD_LINE = re.compile(r"^(?:\s.*|.*[,;:(\-–—]\s*|)$", re.MULTILINE)
-_BOUNDARY_TEXT = "\n<|endoftext|>\n"  # whatever the way of splitting
+END_MARK = "\n<|endoftext|>\n"  # a boundary, whatever the way of splitting
 _CUT_PATTERNS = [re.compile(rf".*{place}", re.DOTALL) for place in (r"\S(?= )", r".(?=\n)")]
 
 
@@ -61,21 +54,41 @@ class Repairs:
     normalised_nfc: bool = False
     has_preferences: bool = False
     has_tool_descriptions: bool = False
-    files_by_encoding: dict[str, list[str]] = field(
-        default_factory=dict
-    )  # by the encoding that is not UTF-8
+    lists: list[str] = field(default_factory=list)  # files whose lines are documents
+    # files by what they hold, if their names say something else
+    files_by_content: dict[str, list[str]] = field(default_factory=dict)
+    # files by their encoding that is not UTF-8
+    files_by_encoding: dict[str, list[str]] = field(default_factory=dict)
 
-    def record_file(self, name: str, encoding: DetectedEncoding, *, counts_newlines: bool) -> None:
-        """Take note of how a file was written; its line ends only with `counts_newlines`, because
-        in JSON and in tables they are no part of a text.
-        """
-        self.normalised_newlines |= counts_newlines and encoding.has_foreign_newlines
+    def record_file(
+        self, name: str, encoding: DetectedEncoding, *, is_text: bool, is_list: bool, holds: str
+    ) -> None:
+        """Take note of how a file was written and read; `holds` is empty if its name says it."""
+        if is_list:
+            self.lists.append(name)
+        if holds:
+            self.files_by_content.setdefault(holds, []).append(name)
+        # In JSON and in tables, line ends are no part of a text.
+        self.normalised_newlines |= is_text and encoding.has_foreign_newlines
         self.removed_bom |= encoding.has_byte_order_mark and not encoding.display_name
         if encoding.display_name:
             self.files_by_encoding.setdefault(encoding.display_name, []).append(name)
 
     def notes(self, is_folder: bool) -> list[str]:
         """Return what is to be told of it, a line each; of a folder, also of which file."""
+        about_files = [
+            *(
+                (_("holds {what} and is read as such", what=what), names)
+                for what, names in self.files_by_content.items()
+            ),
+            *(
+                (_("read as {encoding}", encoding=encoding), names)
+                for encoding, names in self.files_by_encoding.items()
+            ),
+        ]
+        if self.lists:
+            note = _("each line is a document; documents=whole learns it as one text")
+            about_files.insert(0, (note, self.lists))
         notes = {
             _("a byte order mark at the start was dropped"): self.removed_bom,
             _("line endings were converted to newlines"): self.normalised_newlines,
@@ -83,11 +96,8 @@ class Repairs:
             _("preference pairs: the chosen answers are learnt"): self.has_preferences,
             _("descriptions of tools are left out"): self.has_tool_descriptions,
         }
-        read_as = [
-            with_file_name(_("read as {encoding}", encoding=encoding), names if is_folder else [])
-            for encoding, names in self.files_by_encoding.items()
-        ]
-        return [*read_as, *(note for note, applied in notes.items() if applied)]
+        named = [with_file_name(note, names if is_folder else []) for note, names in about_files]
+        return [*named, *(note for note, applied in notes.items() if applied)]
 
 
 def with_file_name(note: str, files: list[str]) -> str:
@@ -97,18 +107,6 @@ def with_file_name(note: str, files: list[str]) -> str:
     first, more = safe_line(files[0]), len(files) - 1
     label = _n("{first} and {n} more", "{first} and {n} more", more, first=first) if more else first
     return f"{label}: {note}"
-
-
-def is_list(head: str) -> bool:
-    """Tell whether each line of a text is a document, by how the text begins."""
-    lines = head.split("\n")[:-1]  # The last one may be cut off.
-    lengths = sorted(map(len, lines))
-    if len(lines) < _MIN_LINES or _BOUNDARY["marks"].search(head):
-        return False
-    median, long = lengths[len(lengths) // 2], lengths[len(lengths) * 19 // 20]
-    odd = len(_ODD_LINE.findall(head))
-    is_wrapped = long >= _MIN_WRAPPED and median > _MAX_EVEN * long
-    return long <= _MAX_LINE and not is_wrapped and odd <= _MAX_ODD * len(lines)
 
 
 def text_documents(chunks: Iterator[str], split: str, repairs: Repairs) -> Iterator[Document]:
@@ -176,7 +174,7 @@ def _split_documents(
                 yield Document(text[position : match.start() + kept])
             position = match.end()
         if position > max(1, safe_end) and not is_last:  # the boundary may go on
-            text, position = _BOUNDARY_TEXT + text[position:], 1
+            text, position = END_MARK + text[position:], 1
             continue
         while len(text) - position > CHUNK_SIZE + _LOOKAHEAD:
             stop = _chunk_end(text, position, position + CHUNK_SIZE)
@@ -184,6 +182,17 @@ def _split_documents(
             position = stop
         if is_last and position < len(text) - newline_added:
             yield Document(text[position : len(text) - newline_added])
+
+
+def split_long_documents(documents: Iterator[Document], size: int) -> Iterator[Document]:
+    """Cut texts of more than `size` characters; conversations stay whole."""
+    for document in documents:
+        if document.messages:
+            yield document
+            continue
+        *chunks, last = split_chunks(document.text, size)
+        yield from (Document(chunk, is_complete=False) for chunk in chunks)
+        yield Document(last, is_complete=document.is_complete)
 
 
 def split_chunks(text: str, size: int) -> Iterator[str]:

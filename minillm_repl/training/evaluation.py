@@ -13,24 +13,20 @@ from torch import Tensor
 
 from minillm_repl.model.build import LanguageModel
 from minillm_repl.training import Cancelled, never_interrupted
+from minillm_repl.training.defaults import eval_budget
 from minillm_repl.training.machine import Distributed
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.tokens import Split
+from minillm_repl.training.splits import Split
 
 _EVAL_BATCH_TOKENS = 16_384  # tokens of one forward pass
 # Multiplications of one forward pass, of which a large model reads fewer tokens: a fraction of a
 # second, because Ctrl-C is looked for between two passes.
 _EVAL_MULTIPLICATIONS = 20_000_000_000
 _QUICK_WORK = 2_000_000_000  # multiplications of the sample after Ctrl-C, which is soon read
-_MAX_EVAL_SHARE = 1 / 8  # of the work of training: what all evaluations of a run cost together
-_FINAL_SHARE = 2 / 3  # of that, for the weights that are kept; the rest is for those on the way
+_FINAL_SHARE = 2 / 3  # of all evaluations of a run, for the weights that are kept at its end
 _TRAIN_SHARE = 1 / 3  # of an evaluation, for the training split beside a validation split
 # Multiplications that are free: an evaluation of so little work takes some milliseconds.
 _FREE_WORK, _FREE_FINAL_WORK = 500_000_000, 5_000_000_000
-# A step costs as much as a forward pass over this many times its tokens (measured: 3.7, LoRA 3.0).
-# Forward is one, backward two, of frozen weights one; the optimiser and small batches add a fifth.
-_OPTIMISER_FACTOR = 1.2
-_STEP_COST, _LORA_STEP_COST = 3, 2
 
 Starts = NDArray[np.int64]  # (b,) places where windows begin
 Losses = tuple[float, float | None]  # of the training and the validation split, nats per token
@@ -53,15 +49,24 @@ class Evaluator:
         loss: Callable[[Split, Starts], tuple[Tensor, int]],
     ) -> None:
         self._model, self._train, self._val = model, train, val
-        self._plan, self._distributed, self._loss = plan, distributed, loss
-
-    def token_counts(self) -> tuple[int, int]:
-        """Return the tokens that an evaluation on the way reads, and the last one of the plan."""
-        return self._count(self._starts_on_the_way()), self._count(self._final_starts())
+        self._distributed, self._loss = distributed, loss
+        # Tokens of the sample after Ctrl-C, no less than a window.
+        self._quick_tokens = max(plan.context_length, _QUICK_WORK // model.config.n_params)
+        budget, n_params = eval_budget(plan), model.config.n_params
+        # Each sample: where its windows begin, in both splits.
+        on_the_way = (1 - _FINAL_SHARE) * budget / n_evals(plan)
+        self._starts_on_the_way = self._sample(max(on_the_way, _FREE_WORK / n_params))
+        final = max(_FINAL_SHARE * budget, _FREE_FINAL_WORK / n_params)
+        self._final_starts = self._sample(final)
+        # The tokens that an evaluation on the way reads, and the last one of the plan.
+        self.token_counts = (
+            sum(map(len, self._starts_on_the_way)) * plan.context_length,
+            sum(map(len, self._final_starts)) * plan.context_length,
+        )
 
     def losses(self, interrupted: Callable[[], bool]) -> Losses:
         """Return the losses on the way. Raises Cancelled."""
-        return self._losses(self._starts_on_the_way(), interrupted)
+        return self._losses(self._starts_on_the_way, interrupted)
 
     def final_losses(self, interrupted: Callable[[], bool], *, is_quick: bool) -> Losses:
         """Return the losses of the weights that are kept, over the whole of a text or a large
@@ -69,17 +74,17 @@ class Evaluator:
         """
         if not is_quick:
             try:
-                return self._losses(self._final_starts(), interrupted)
+                return self._losses(self._final_starts, interrupted)
             except Cancelled:
                 pass  # The user waits: a smaller sample will do.
-        small = self._quick_tokens()
+        small = self._quick_tokens
         return self._losses(self._starts(small, small), never_interrupted)
 
     def quick_loss(self) -> float:
         """Return the loss of the weights as they are now, on the sample of one forward pass of
         the validation split, or of the training split where there is no other.
         """
-        train, val = self._starts(self._quick_tokens(), self._quick_tokens())
+        train, val = self._starts(self._quick_tokens, self._quick_tokens)
         return self.mean_loss(self._val, val) if self._val else self.mean_loss(self._train, train)
 
     @torch.no_grad()
@@ -115,14 +120,6 @@ class Evaluator:
             return train, None
         return train, self.mean_loss(self._val, val_starts, interrupted)
 
-    def _starts_on_the_way(self) -> tuple[Starts, Starts]:
-        budget = (1 - _FINAL_SHARE) * eval_budget(self._plan) / n_evals(self._plan)
-        return self._sample(max(budget, _FREE_WORK / self._model.config.n_params))
-
-    def _final_starts(self) -> tuple[Starts, Starts]:
-        budget = _FINAL_SHARE * eval_budget(self._plan)
-        return self._sample(max(budget, _FREE_FINAL_WORK / self._model.config.n_params))
-
     def _sample(self, tokens: float) -> tuple[Starts, Starts]:
         """Return where the windows of a sample of `tokens` begin, at least one in each split."""
         share = _TRAIN_SHARE if self._val else 1.0
@@ -130,17 +127,29 @@ class Evaluator:
 
     def _starts(self, train_tokens: int, val_tokens: int) -> tuple[Starts, Starts]:
         """Return where the windows of a sample begin, in both splits."""
-        train = self._train.evenly_spaced_starts(train_tokens)
+        train = evenly_spaced_starts(self._train, train_tokens)
         if self._val is None:
             return train, np.empty(0, np.int64)
-        return train, self._val.disjoint_starts(val_tokens)
+        return train, disjoint_starts(self._val, val_tokens)
 
-    def _count(self, starts: tuple[Starts, Starts]) -> int:
-        return sum(map(len, starts)) * self._plan.context_length
 
-    def _quick_tokens(self) -> int:
-        """Return the tokens of the sample after Ctrl-C, no less than a window."""
-        return max(self._plan.context_length, _QUICK_WORK // self._model.config.n_params)
+def evenly_spaced_starts(split: Split, max_tokens: int) -> Starts:
+    """Return where windows begin that lie evenly over the whole row and have about
+    `max_tokens` tokens, or are all.
+    """
+    stride = -(-split.n_windows * split.context_length // max_tokens)
+    return np.arange(0, split.n_windows, max(1, min(stride, split.n_windows)))
+
+
+def disjoint_starts(split: Split, max_tokens: int = 0) -> Starts:
+    """Return where windows begin that lie side by side: every token is a target once;
+    thinned to `max_tokens` tokens.
+    """
+    starts = np.arange(0, split.n_windows, split.context_length)
+    count = max(1, max_tokens // split.context_length) if max_tokens else len(starts)
+    if count >= len(starts):
+        return starts
+    return starts[np.arange(count) * len(starts) // count]
 
 
 def n_evals(plan: TrainPlan) -> int:
@@ -148,24 +157,3 @@ def n_evals(plan: TrainPlan) -> int:
     and after the last step.
     """
     return plan.steps // plan.eval_interval + 1 + (plan.steps % plan.eval_interval > 0)
-
-
-def eval_budget(plan: TrainPlan) -> float:
-    """Return how many tokens all evaluations of a run may read."""
-    cost = (_LORA_STEP_COST if plan.lora_rank else _STEP_COST) * _OPTIMISER_FACTOR
-    return _MAX_EVAL_SHARE * cost * plan.steps * plan.batch_size * plan.context_length
-
-
-def estimate_seconds(
-    plan: TrainPlan, seconds: float, eval_tokens: int, final_eval_tokens: int
-) -> float:
-    """Return the seconds of a whole run, with its evaluations of `eval_tokens` each.
-
-    `seconds` is the time of the forward and backward pass of one step.
-    """
-    evaluated_tokens = n_evals(plan) * eval_tokens + final_eval_tokens
-    cost = _LORA_STEP_COST if plan.lora_rank else _STEP_COST
-    return seconds * (
-        plan.steps * _OPTIMISER_FACTOR
-        + evaluated_tokens / (plan.batch_size * plan.context_length) / cost
-    )

@@ -1,6 +1,5 @@
 """How a run of training comes to be: open the text → tokenise → split → build the model → tune."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +10,6 @@ import torch
 from minillm_repl.chat import Message, apply_chat_template
 from minillm_repl.checkpoint import ChatTemplate, Checkpoint
 from minillm_repl.checkpoint.adapter import printable_path, weights_sha256
-from minillm_repl.checkpoint.load_save import load
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.build import build_new, build_trainable, pick_device
@@ -19,10 +17,9 @@ from minillm_repl.model.config import AnyConfig
 from minillm_repl.model.layers import add_adapters
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import default_of, value_of
-from minillm_repl.storage.paths import exists, resume_path
+from minillm_repl.storage.paths import exists
 from minillm_repl.tokenizer import decode
-from minillm_repl.training import resume
-from minillm_repl.training.corpus import Corpus
+from minillm_repl.training.corpus import Corpus, open_corpora, open_parts, parse_mixture
 from minillm_repl.training.defaults import (
     choose_sizes,
     resolve_loop,
@@ -30,18 +27,10 @@ from minillm_repl.training.defaults import (
     resolve_steps,
 )
 from minillm_repl.training.machine import Distributed, check_compiles, tune
-from minillm_repl.training.open_corpora import (
-    Texts,
-    find_corpus,
-    open_corpora,
-    reopen_corpora,
-    tokenise_corpora,
-)
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.record import describe_method, describe_run
 from minillm_repl.training.run import RunContext, TrainingRun
-from minillm_repl.training.splits import make_splits
-from minillm_repl.training.tokens import Split
+from minillm_repl.training.splits import Split, make_splits
+from minillm_repl.training.texts import Texts, tokenise_corpora
 from minillm_repl.training.trainer import Trainer
 
 # These settings mean something for a new model alone.
@@ -85,16 +74,17 @@ def start_run(
     )
     if note:
         text.notes.append(note)
-    model = _without_weights(start, config, text)
     splits = make_splits(text.train, text.val, plan, safe_line(text.name), context.interrupted)
-    plan = resolve_loop(resolve_steps(plan, len(splits[0].ids)))
-    plan = resolve_memory(plan, config, device)
+    scale = (splits[1] or splits[0]).bits_per_character(text.tokenizer)
+    plan = resolve_memory(resolve_steps(plan, len(splits[0].ids)), config, device)
+    plan = resolve_loop(plan)
+    model = _without_weights(start, config, text)
+    sample_prompt_ids, sample_heading = encode_sample_prompt(plan, splits[0], model, corpora.train)
     # A model of a folder keeps its dtype; adapters are float32.
     is_of_folder = start is not None and start.weight_map is not None and not plan.lora_rank
     is_small = start is not None and start.dtype in ("bfloat16", "float16")  # no blocks of GGUF
     dtype = start.dtype if start and is_of_folder and is_small else "float32"
-    trainer = _build(start, model, text, plan, context, splits, dtype)
-    sample_prompt_ids, sample_heading = _encode_sample_prompt(trainer, model, corpora.train)
+    trainer = build_trainer(start, model, text, plan, context, splits, scale, dtype)
     start_sha256 = weights_sha256(start.arrays()) if start else ""
     base_model = _adapter_base(start, start_sha256, text) if plan.lora_rank and start else None
     threads, seconds = tune(trainer, context.threads, context.interrupted)
@@ -111,82 +101,14 @@ def start_run(
         start_sha256=start_sha256,
         sample_prompt_ids=sample_prompt_ids,
         sample_heading=sample_heading,
-        title=describe_run(
-            trainer, corpora.train, text.unique_tokens, is_finetuning=start is not None
-        ),
-        notes=[*text.notes, describe_method(trainer, threads, seconds)],
+        unique_tokens=text.unique_tokens,
+        step_seconds=seconds,
+        notes=text.notes,
         warnings=text.warnings,
     )
 
 
-def resume_run(path: Path, context: RunContext, corpus: str = "") -> TrainingRun:
-    """Return the run of a checkpoint where its resume file has it; `corpus` is where its text is
-    now, if it has moved.
-
-    Raises UserError.
-    """
-    state = resume.load_run(resume_path(path))  # the tensors are read last, into the trainer
-    start, plan, metadata = state.start, state.plan, state.metadata
-    with rank_zero_first(context.distributed):
-        corpora = reopen_corpora(metadata, corpus, plan, context.path, context.interrupted)
-        text = tokenise_corpora(corpora, start, plan, context, None, is_resumed=True)
-    plan = resolve_memory(plan, start.config, pick_device(context.device))
-    splits = make_splits(text.train, text.val, plan, safe_line(text.name), context.interrupted)
-    # The weights beside an adapter may be in the file of their model only.
-    weights = start if state.has_frozen_weights else load_unchanged(*_base_of(metadata))
-    plan = replace(plan, val=corpora.val)
-    trainer = _build(weights, start, text, plan, context, splits, metadata.dtype)
-    resume.restore_run(state, trainer)
-    sample_prompt_ids, sample_heading = _encode_sample_prompt(trainer, start, corpora.train)
-    step, steps = trainer.state.step, plan.steps
-    note = _("continues after step {step:,} of {steps:,}", step=step, steps=steps)
-    return TrainingRun(
-        context=context,
-        start=start,
-        corpora=corpora,
-        sources=text.train,
-        trainer=trainer,
-        threads=metadata.threads,
-        is_finetuning=metadata.is_finetuning,
-        base_model=metadata.base_model,
-        start_path=metadata.start_path,
-        start_sha256=metadata.start_sha256,
-        sample_heading=sample_heading,
-        sample_prompt_ids=sample_prompt_ids,
-        title=describe_run(
-            trainer, corpora.train, text.unique_tokens, is_finetuning=metadata.is_finetuning
-        ),
-        notes=[*text.notes, note],
-        warnings=text.warnings,
-    )
-
-
-def load_unchanged(path: str, sha256: str) -> Checkpoint:
-    """Return the model that a run started from. Raises UserError if it is not there as it was."""
-    if not path or not exists(Path(path)):
-        raise UserError(
-            _(
-                "the model that this one was trained from is not at {path}",
-                path=safe_line(path) or "?",
-            )
-        )
-    start = load(Path(path))
-    if weights_sha256(start.arrays()) != sha256:
-        raise UserError(
-            _(
-                "{path} has other weights than those that this model was trained from",
-                path=safe_line(path),
-            )
-        )
-    return start
-
-
-def _base_of(metadata: resume.RunMetadata) -> tuple[str, str]:
-    path, sha256 = metadata.base_model or ("", "")
-    return str(path), sha256
-
-
-# -- what both begin with
+# -- what it begins with
 
 
 def check_applies(plan: TrainPlan, *, is_new: bool) -> None:
@@ -218,6 +140,44 @@ def rank_zero_first(distributed: Distributed) -> Iterator[None]:
         distributed.barrier()
 
 
+def find_corpus(requested: str, checkpoint: Checkpoint | None) -> str:
+    """Return the corpus that was named, else the checkpoint's own, if it is there unchanged.
+
+    Raises UserError that says what to type.
+    """
+    # The record keeps the name as UTF-8; Python reads other bytes as lone surrogates.
+    if any("\ud800" <= letter < "\ue000" for letter in requested):
+        raise UserError(
+            _("the file name {name} is not UTF-8; rename the text file", name=safe_line(requested))
+        )
+    if requested:
+        return requested
+    record = checkpoint.record if checkpoint else None
+    if checkpoint is None or record is None or not record.corpus:
+        raise UserError(
+            _(
+                "no text is given: `:train CORPUS` needs a text file, such as `:train "
+                "story.txt steps=500`"
+            )
+        )
+    # A model that was copied with its text finds it beside itself.
+    sibling_paths = (
+        [str(checkpoint.path.parent / Path(record.corpus).name)] if checkpoint.path else []
+    )
+    for name in (record.corpus, *sibling_paths):
+        parts = parse_mixture(name)
+        is_there = all(exists(path) for path, _weight in parts)
+        if is_there and open_parts(name, parts, "auto").sha256 == record.corpus_sha256:
+            return name
+    raise UserError(
+        _(
+            "the training text of this model ({corpus:.80}) is missing or has changed; "
+            "give a text with `:train CORPUS`",
+            corpus=safe_line(record.corpus),
+        )
+    )
+
+
 # -- split, build
 
 
@@ -234,59 +194,14 @@ def _without_weights(start: Checkpoint | None, config: AnyConfig, text: Texts) -
     )
 
 
-def _build(
-    start: Checkpoint | None,
-    model: Checkpoint,
-    text: Texts,
-    plan: TrainPlan,
-    context: RunContext,
-    splits: tuple[Split, Split | None],
-    dtype: str,
-) -> Trainer:
-    """Build what trains on the first split and measures on the second: with the weights of
-    `start`, if it has any, or new ones.
-    """
-    config, device, (train, val) = model.config, pick_device(context.device), splits
-    if plan.val == "auto" and val is None:
-        text.notes.append(
-            _(
-                "the text is too short for a validation split: losses are measured on "
-                "the training text"
-            )
-        )
-    torch.manual_seed(plan.seed)  # for new weights, and for dropout
-    has_weights = start is not None and start.tensors
-    module = build_trainable(config, start.arrays()) if start and has_weights else build_new(config)
-    if plan.lora_rank:
-        add_adapters(module, plan.lora_rank)
-    # The loss per token depends on the tokenizer; bits per character can be compared.
-    measured = val or train
-    characters = max(1, measured.count_characters(text.tokenizer))
-    scale = measured.targets / characters / math.log(2)  # nats per token -> bits per character
-    trainer = Trainer(module.to(device), train, val, plan, scale, context.distributed, dtype)
-    if plan.compile:
-        check_compiles(trainer)
-    return trainer
-
-
-def _adapter_base(start: Checkpoint, sha256: str, text: Texts) -> tuple[Path, str] | None:
-    """Return the file of the model that an adapter belongs to, and the digest of its weights."""
-    if start.path and start.is_on_disk and start.adapter is None:
-        return start.path, sha256
-    text.notes.append(
-        _("no file holds the open model in this form: the adapter can only be saved merged into it")
-    )
-    return None
-
-
-def _encode_sample_prompt(
-    trainer: Trainer, model: Checkpoint, corpus: Corpus
+def encode_sample_prompt(
+    plan: TrainPlan, train: Split, model: Checkpoint, corpus: Corpus
 ) -> tuple[list[int], str]:
     """Return the ids that the samples on the way begin with, and what is shown of them: the plan's
     text, the start token, or the start of the training text; of conversations, a question, so that
     the sample is an answer.
     """
-    text, train, tokenizer = trainer.plan.sample_prompt, trainer.train, model.tokenizer
+    text, tokenizer = plan.sample_prompt, model.tokenizer
     if model.chat_template and corpus.is_conversational:
         asked = [Message("user", text)] if text else _first_question(corpus)
         ids = apply_chat_template(model.chat_template, tokenizer, asked, parse_special=False)
@@ -301,3 +216,45 @@ def _first_question(corpus: Corpus) -> list[Message]:
     messages = next(each.messages for each in corpus.documents() if each.messages)
     answer = next(index for index, each in enumerate(messages) if each.role == "assistant")
     return list(messages[:answer])
+
+
+def build_trainer(
+    start: Checkpoint | None,
+    model: Checkpoint,
+    text: Texts,
+    plan: TrainPlan,
+    context: RunContext,
+    splits: tuple[Split, Split | None],
+    scale: float,
+    dtype: str,
+) -> Trainer:
+    """Build what trains on the first split and measures on the second: with the weights of
+    `start`, if it has any, or new ones. `scale` turns its losses into bits per character.
+    """
+    config, device, (train, val) = model.config, pick_device(context.device), splits
+    if plan.val == "auto" and val is None:
+        text.notes.append(
+            _(
+                "the text is too short for a validation split: losses are measured on "
+                "the training text"
+            )
+        )
+    torch.manual_seed(plan.seed)  # for new weights, and for dropout
+    has_weights = start is not None and start.tensors
+    module = build_trainable(config, start.arrays()) if start and has_weights else build_new(config)
+    if plan.lora_rank:
+        add_adapters(module, plan.lora_rank)
+    trainer = Trainer(module.to(device), train, val, plan, scale, context.distributed, dtype)
+    if plan.compile:
+        check_compiles(trainer)
+    return trainer
+
+
+def _adapter_base(start: Checkpoint, sha256: str, text: Texts) -> tuple[Path, str] | None:
+    """Return the file of the model that an adapter belongs to, and the digest of its weights."""
+    if start.path and start.is_on_disk and start.adapter is None:
+        return start.path, sha256
+    text.notes.append(
+        _("no file holds the open model in this form: the adapter can only be saved merged into it")
+    )
+    return None

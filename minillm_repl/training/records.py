@@ -1,22 +1,15 @@
-"""Records become documents: what their fields mean, and lines and arrays of JSON."""
+"""What the fields of a record mean: a text, messages, a prompt and its answer, a turn."""
 
-import io
 import json
-import re
 from collections.abc import Callable, Iterator
-from itertools import chain
 from typing import Any, cast
 
 from minillm_repl.chat import Message
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.files import parse_json
 from minillm_repl.training.documents import Document, Repairs, normalise_nfc
 
-MAX_RECORD = 64 << 20  # characters of one record
-# A quote alone begins a string whose end is not read yet.
-_JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{},"]', re.DOTALL)
 _TEXT_FIELDS = ("text", "document", "sentence", "본문", "텍스트", "문장")
 _PROMPT_FIELDS = ("prompt", "question", "instruction", "query", "user", "q", "질문")
 _COMPLETION_FIELDS = (
@@ -228,101 +221,3 @@ def _join_parts(content: Any, label: str) -> str | None:
             case _:
                 return None
     return "".join(texts)
-
-
-# -- JSON
-
-
-def json_lines(chunks: Iterator[str], name: str, repairs: Repairs) -> Iterator[Document]:
-    """Yield a document for each line of JSON that is not blank.
-
-    Raises UserError naming the line.
-    """
-    for number, line in enumerate(iter_lines(chunks, name), 1):
-        if line.strip():
-            label = _("line {number:,} of {file}", number=number, file=name)
-            yield parse_record(parse_json(line, label), label, repairs)
-
-
-def iter_lines(chunks: Iterator[str], name: str) -> Iterator[str]:
-    """Yield a text line by line, with the newlines. Raises UserError for a line without end."""
-    pending, length, number = list[str](), 0, 1
-    for chunk in chunks:
-        for segment in io.StringIO(chunk):
-            pending.append(segment)
-            length += len(segment)
-            if length >= MAX_RECORD:
-                label = _("line {number:,} of {file}", number=number, file=name)
-                raise UserError(
-                    _("{what} is longer than {size} MiB", what=label, size=MAX_RECORD >> 20)
-                )
-            if segment.endswith("\n"):
-                yield "".join(pending)
-                pending, length, number = [], 0, number + 1
-    if pending:
-        yield "".join(pending)
-
-
-def json_array(chunks: Iterator[str], name: str, repairs: Repairs) -> Iterator[Document]:
-    """Yield a document for each value of an array, or for the one value of a file.
-
-    Raises UserError naming it.
-    """
-    values = _array_values(chunks, name)  # one record at a time: the file may exceed memory
-    if next(values) != "[":
-        yield parse_record(parse_json("".join(values), name), name, repairs)
-        return
-    for number, text in enumerate(values, 1):
-        label = _("record {number:,} of {file}", number=number, file=name)
-        yield parse_record(parse_json(text, label), label, repairs)
-
-
-def _array_values(chunks: Iterator[str], name: str) -> Iterator[str]:
-    """Yield `[`, and then the values of an array as text; or what else the file begins with, and
-    then all of it.
-    """
-    text = next(chunks, "")
-    if not text.lstrip().startswith("["):
-        yield ""
-        length = 0
-        for piece in chain((text,), chunks):
-            length += len(piece)
-            _check_length(length, name)
-            yield piece
-        return
-    yield "["
-    text, start, position, depth = text.lstrip()[1:], 0, 0, 0
-    chunk: str | None = ""
-    while chunk is not None:
-        text, start, position = text[start:] + chunk, 0, position - start
-        for match in _JSON_TOKEN.finditer(text, position):
-            lexeme = match.group()
-            if lexeme == '"':
-                break  # Its end is in the next chunk, with which it is read again.
-            position = match.end()
-            if depth == 0 and lexeme in ",]":  # between two records, or after the last
-                value = text[start : match.start()].strip()
-                start = position
-                if value or lexeme == ",":
-                    yield value
-                if lexeme == "]":
-                    _check_end(text[position:], chunks, name)
-                    return
-            depth += (lexeme in "[{") - (lexeme in "]}")
-        _check_length(len(text) - start, name)
-        chunk = next(chunks, None)
-    raise UserError(_("{file} is incomplete: its JSON array does not end", file=name))
-
-
-def _check_length(length: int, name: str) -> None:
-    if length > MAX_RECORD:
-        raise UserError(
-            _("a record of {file} is larger than {size} MiB", file=name, size=MAX_RECORD >> 20)
-        )
-
-
-def _check_end(rest: str, chunks: Iterator[str], name: str) -> None:
-    if rest.strip() or any(chunk.strip() for chunk in chunks):
-        raise UserError(
-            _("{file} continues after its JSON array: does it hold two files?", file=name)
-        )

@@ -1,11 +1,15 @@
-"""One run of training: a model that learns, how it is kept on the way, and what is told of it."""
+"""One run of training: a model that learns, its events, its record, and how it is saved."""
 
 import os
+import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from minillm_repl.checkpoint import Adapter, Checkpoint
+import torch
+
+from minillm_repl import __version__
+from minillm_repl.checkpoint import Adapter, Checkpoint, RunRecord, TrainingRecord
 from minillm_repl.checkpoint.adapter import save_adapter, save_peft
 from minillm_repl.checkpoint.load_save import save
 from minillm_repl.checkpoint.weights import resolve_dtype
@@ -14,13 +18,15 @@ from minillm_repl.language import _
 from minillm_repl.model.bfloat16 import convert
 from minillm_repl.model.build import to_arrays
 from minillm_repl.model.layers import adapter_state_dict, merge_adapters
+from minillm_repl.settings import to_texts
 from minillm_repl.storage.paths import resume_path
-from minillm_repl.training import TrainEvent, TrainingFinished, never_interrupted, resume
+from minillm_repl.training import Started, TrainEvent, TrainingFinished, never_interrupted, resume
+from minillm_repl.training.corpus import OpenCorpora
 from minillm_repl.training.machine import Distributed, full_tensor, torch_threads
-from minillm_repl.training.open_corpora import OpenCorpora
-from minillm_repl.training.record import make_record, started
 from minillm_repl.training.splits import Weighted
 from minillm_repl.training.trainer import Trainer
+
+_MAX_LOSS = 1e8  # nats: what a record says of a loss that was not measured yet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +61,8 @@ class TrainingRun:
     start_sha256: str  # the digest of its weights; both empty for a new model
     sample_prompt_ids: list[int]  # the model's samples on the way begin with these
     sample_heading: str  # what is shown of them, before what the model writes
-    title: str  # what is about to happen, in one line
+    unique_tokens: int  # how many tokens of the vocabulary occur in the text
+    step_seconds: float | None  # of forward and backward; 0: not measured; None: of a resumed run
     notes: list[str]
     warnings: list[str]
     is_saved: bool = False  # whether it lies on disk
@@ -69,7 +76,7 @@ class TrainingRun:
     def events(self, interrupted: Callable[[], bool], *, save: bool = True) -> Iterator[TrainEvent]:
         """Train, and yield what happens; with `save`, write the run to disk as its plan says."""
         with torch_threads(self.threads):
-            yield started(self)
+            yield _started(self)
             yield from self.trainer.events(interrupted, self._save if save else None)
 
     def checkpoint(self, finished: TrainingFinished | None = None) -> Checkpoint:
@@ -82,7 +89,7 @@ class TrainingRun:
         if finished is None and trainer.val is not None:
             weights |= trainer.best_weights
         weights = {name: full_tensor(tensor) for name, tensor in weights.items()}
-        record = make_record(self, finished)
+        record = _make_record(self, finished)
         adapter = None
         if self.base_model:
             path, sha256 = self.base_model
@@ -162,3 +169,87 @@ def _error_of(action: Callable[[], object]) -> str:
     except UserError as error:
         return str(error)
     return ""
+
+
+# -- what is recorded of it
+
+
+def _started(run: TrainingRun) -> Started:
+    """Return the event with all that a run is made of."""
+    trainer, val_corpus = run.trainer, run.corpora.val_corpus
+    return Started(
+        step=trainer.state.step,
+        plan=to_texts(run.trainer.plan),
+        corpus=run.corpora.name,
+        corpus_sha256=run.corpora.train.sha256,
+        val_sha256=val_corpus.sha256 if val_corpus else "",
+        training_tokens=len(trainer.train.ids),
+        validation_tokens=len(trainer.val.ids) if trainer.val else 0,
+        parameters=trainer.model.config.n_params,
+        start_sha256=run.start_sha256,
+        threads=run.threads,
+        processes=run.context.distributed.world_size,
+        versions=_versions(),
+        machine=describe_machine(trainer.device),
+    )
+
+
+def _make_record(run: TrainingRun, finished: TrainingFinished | None) -> TrainingRecord:
+    """Return what a checkpoint says of a run alone, at its end or on the way."""
+    state, val_corpus = run.trainer.state, run.corpora.val_corpus
+    val_loss = finished.val_loss if finished else None
+    if finished is None and state.val_curve:
+        val_loss = state.val_curve[-1][1]
+    return TrainingRecord(
+        steps=state.step,
+        tokens=state.tokens,
+        train_loss=round(finished.train_loss if finished else state.train_loss, 6),
+        val_loss=val_loss and round(val_loss, 6),
+        corpus=run.corpora.name,
+        corpus_sha256=run.corpora.train.sha256,
+        seed=run.trainer.plan.seed,
+        versions=_versions(),
+        curve=tuple(state.curve),
+        val_curve=tuple(state.val_curve),
+        run=RunRecord(
+            plan=to_texts(run.trainer.plan),
+            reason=finished.reason if finished else "running",
+            steps=state.step,
+            kept=finished.kept if finished else state.best_step,
+            first_loss=round(finished.first_loss if finished else state.first_loss, 6),
+            last_loss=round(finished.last_loss if finished else min(state.best_loss, _MAX_LOSS), 6),
+            seconds=round(state.seconds, 1),
+            threads=run.threads,
+            processes=run.context.distributed.world_size,
+            machine=describe_machine(run.trainer.device),
+            val_sha256=val_corpus.sha256 if val_corpus else "",
+            start_path=run.start_path,
+            start_sha256=run.start_sha256,
+        ),
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of the programs that make a model."""
+    return {
+        "minillm-repl": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def describe_machine(device: torch.device) -> dict[str, str]:
+    """Return what the bits of a run depend on beside the versions of its programs."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    machine = {
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": next(names, platform.processor() or platform.machine()),
+        "cores": str(os.cpu_count()),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "device": device.type,
+    }
+    if device.type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name(device)
+    return machine

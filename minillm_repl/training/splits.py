@@ -1,4 +1,4 @@
-"""Documents in an order by chance, and which of them are held out.
+"""The training and the validation split: windows over documents in an order by chance.
 
 The order of a corpus tells nothing: a sorted list would be validated on its last letters, and each
 line of it would give the next one away. So documents are drawn by a digest of their tokens and the
@@ -6,20 +6,29 @@ seed. Equal documents fall into the same split, and another order of the lines c
 """
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from minillm_repl.errors import UserError, os_error_text
 from minillm_repl.language import _
+from minillm_repl.storage.mapped import memory_map, release
+from minillm_repl.tokenizer import Tokenizer
 from minillm_repl.training import never_interrupted
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.tokenize import memory_map
-from minillm_repl.training.tokens import Split, TokenisedCorpus, release
+from minillm_repl.training.token_cache import TokenisedCorpus
 
+IGNORE_INDEX = -100  # a target that does not count; torch's own usual number
+_GOLDEN = 0.618033988749895  # the golden section, 1 / φ
+# Windows read from a mapped file at once: around each, the system may map a megabyte.
+_WINDOWS_PER_READ = 64
 _VAL_DENOMINATOR = 10  # a tenth of the tokens is held out; of one document its end
 _MAX_DEVIATION = 0.05  # of the tokens more or fewer, so that no document is cut
 _MIN_VAL_TOKENS = 1_000  # fewer tell nothing
@@ -27,6 +36,97 @@ _MIN_VAL_TOKENS = 1_000  # fewer tell nothing
 # neighbours stay together.
 _MAX_UNITS = 1 << 20
 _UNITS_PER_CHECK = 10_000  # between two looks for Ctrl-C
+
+
+@dataclass
+class Split:
+    """One row of tokens, and its windows of context + 1: inputs and, one place on, targets."""
+
+    ids: NDArray[np.unsignedinteger]  # (count,), of a mapped file or in memory
+    loss_mask: NDArray[np.bool_] | None  # (count,), which tokens count as targets; None: all
+    context_length: int
+
+    @property
+    def n_windows(self) -> int:
+        """How many windows there are: one begins at every token but the last `context_length`."""
+        return max(0, len(self.ids) - self.context_length)
+
+    def batch(self, starts: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Return the windows at `starts` (b,): inputs (b, context) and targets, both int64."""
+        places = starts[:, None] + np.arange(self.context_length + 1)  # (b, context + 1)
+        ids = torch.from_numpy(_gather(self.ids, places).astype(np.int64))
+        inputs, targets = ids[:, :-1], ids[:, 1:]
+        if self.loss_mask is not None:
+            targets = torch.where(
+                torch.from_numpy(_gather(self.loss_mask, places[:, 1:])), targets, IGNORE_INDEX
+            )
+        return inputs, targets
+
+    def training_starts(self, first: int, count: int, seed: int) -> NDArray[np.int64]:
+        """Return where the windows begin that a run reads as number `first` (of all) and on.
+
+        Each is read once before any is read again, and those of one batch lie far apart: they are a
+        Weyl sequence, in steps of about the golden section of the row, from another place in each
+        round.
+        """
+        # A stride without a common divisor visits every window once in each round.
+        stride = max(1, round(self.n_windows * _GOLDEN))
+        while math.gcd(stride, self.n_windows) != 1:
+            stride += 1
+        starts = list[int]()
+        for window_index in range(first, first + count):
+            epoch, epoch_index = divmod(window_index, self.n_windows)
+            if epoch_index == 0 or not starts:
+                offset = int(np.random.default_rng((seed, epoch)).integers(self.n_windows))
+            starts.append((offset + epoch_index * stride) % self.n_windows)
+        return np.array(starts, dtype=np.int64)
+
+    @property
+    def targets(self) -> int:
+        """How many tokens count."""
+        return len(self.ids) if self.loss_mask is None else int(self.loss_mask.sum())
+
+    def bits_per_character(self, tokenizer: Tokenizer) -> float:
+        """Return the factor that turns nats per token into bits per character: the loss per token
+        depends on the tokenizer, these can be compared.
+        """
+        return self.targets / max(1, self.count_characters(tokenizer)) / math.log(2)
+
+    def count_characters(self, tokenizer: Tokenizer) -> int:
+        """Return how many characters of text the tokens that count are; one that stands for the
+        unknown is one.
+        """
+        lengths = np.array(
+            [_token_characters(tokenizer, token) for token in range(tokenizer.vocab_size)]
+        )
+        total = 0
+        for start in range(0, len(self.ids), 1 << 20):
+            here = slice(start, start + (1 << 20))
+            ids = self.ids[here] if self.loss_mask is None else self.ids[here][self.loss_mask[here]]
+            total += int(lengths[ids].sum())
+            for row in (self.ids, self.loss_mask):
+                release(row)
+        return total
+
+
+def _gather(array: NDArray[Any], indices: NDArray[np.int64]) -> NDArray[Any]:
+    """Return the entries of a row at places (b, t)."""
+    gathered = np.empty(indices.shape, array.dtype)
+    for first in range(0, len(indices), _WINDOWS_PER_READ):
+        here = slice(first, first + _WINDOWS_PER_READ)
+        gathered[here] = array[indices[here]]
+        release(array)
+    return gathered
+
+
+def _token_characters(tokenizer: Tokenizer, token: int) -> int:
+    token_bytes = tokenizer.token_bytes(token)
+    if not token_bytes:
+        return int(
+            bool(tokenizer.unk_token) and tokenizer.special_name(token) == tokenizer.unk_token
+        )
+    # every byte but those that only continue a character
+    return sum(byte & 0xC0 != 0x80 for byte in token_bytes)
 
 
 Weighted = tuple[TokenisedCorpus, float]

@@ -1,12 +1,11 @@
 """A corpus becomes one row of token ids, in files that are mapped and not held in memory."""
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +14,21 @@ from minillm_repl.chat.loss_mask import encode_with_loss_mask
 from minillm_repl.checkpoint import ChatTemplate
 from minillm_repl.errors import UserError, os_error_text
 from minillm_repl.language import _
-from minillm_repl.safetext import safe_line
+from minillm_repl.safetext import safe_line, strip_joiners
+from minillm_repl.storage.mapped import memory_map, open_temporary
 from minillm_repl.tokenizer import CharacterTokenizer, Tokenizer
 from minillm_repl.training.corpus import Corpus
-from minillm_repl.training.documents import Document, split_chunks
-from minillm_repl.training.tokens import TokenisedCorpus, cache_key, load_tokens, store_tokens
+from minillm_repl.training.corpus_files import Piece, groups, read_files
+from minillm_repl.training.documents import Document, split_long_documents
+from minillm_repl.training.token_cache import TokenisedCorpus, cache_key, load_tokens, store_tokens
 
 _MIN_CACHED_CHARACTERS = 4 << 20  # a smaller corpus is tokenised faster than it is found
 _DOCUMENTS_PER_GROUP = 64  # documents, or pieces of long ones, that are tokenised together
 _CONVERSATIONS_PER_GROUP = 200
-_SUBWORD_CHUNK = 1 << 16  # characters
+# Characters: a library takes a text as one piece of work, and needs a hundred times its size for it.
+_SUBWORD_CHUNK = 1 << 16
+_COUNTED_CHARACTERS = 20_000  # most frequent ones, among which unknown ones are looked for
+_SHOWN_CHARACTERS = 20
 
 
 def tokenise(
@@ -38,7 +42,7 @@ def tokenise(
     progress: Callable[[float], None] = lambda _share: None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> TokenisedCorpus:
-    """Return the tokens of a corpus; `template` writes the conversations of one that has them.
+    """Return the tokens of a corpus, no mixture; `template` writes the conversations in it.
 
     A text begins as a prompt does, with the start token of the tokenizer. A separator follows each
     text, if there is more than one document, or if the corpus is a part of a mixture; where it is
@@ -68,11 +72,9 @@ def tokenise(
 
     for folder in folders:
         encoder = _Encoder(tokenizer, template, separator, start_ids)
-        chunks = encoder.chunks(corpus.documents())
+        documents = read_files(corpus.files, corpus.split)
         try:
-            tokens = _write_tokens(
-                chunks, dtype, tokenizer.vocab_size, folder, key, report_progress
-            )
+            tokens = _write_tokens(encoder, documents, dtype, folder, key, report_progress)
             return replace(tokens, lead=lead)
         except OSError as error:  # The cache's disk is full; another one may not be.
             message = os_error_text(error)
@@ -86,19 +88,19 @@ def tokenise(
 
 
 def _write_tokens(
-    chunks: Iterator["_TokenChunk"],
+    encoder: "_Encoder",
+    documents: Iterator[Document],
     dtype: np.dtype[Any],
-    vocab_size: int,
     folder: Path | None,
     key: str,
     progress: Callable[[int], None],
 ) -> TokenisedCorpus:
     """Write tokens to files, which are kept if there is a folder for them. Raises OSError."""
     with ExitStack() as stack:
-        ids, ends, mask_file = _open_outputs(stack, folder)
+        ids, ends, mask_file = open_temporary(stack, folder, count=3)
         unknown, characters_read, has_loss_mask, n_tokens = 0, 0, False, 0
-        token_occurs = np.zeros(vocab_size, dtype=np.bool_)
-        for chunk in chunks:
+        token_occurs = np.zeros(encoder.tokenizer.vocab_size, dtype=np.bool_)
+        for chunk in encoder.chunks(documents):
             chunk_ids = np.asarray(chunk.ids, dtype=dtype)
             token_occurs[chunk_ids] = True
             ids.write(chunk_ids.tobytes())
@@ -126,34 +128,6 @@ def _write_tokens(
     return tokens
 
 
-def _open_outputs(stack: ExitStack, cache: Path | None) -> list[IO[bytes]]:
-    """Return three files without a name to write to, in the cache's folder if possible."""
-    if cache is not None:
-        with suppress(OSError):
-            cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return [_temporary_file(stack, cache) for _file in range(3)]
-    return [_temporary_file(stack, None) for _file in range(3)]
-
-
-def _temporary_file(stack: ExitStack, folder: Path | None) -> IO[bytes]:
-    if folder is None:
-        return stack.enter_context(tempfile.TemporaryFile())
-    # Readable by the user alone; the caller's stack closes it.
-    temporary = tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False)  # noqa: SIM115
-    file = stack.enter_context(temporary)
-    # The file stays if `store_tokens` has given it another name by then.
-    stack.callback(lambda: Path(file.name).unlink(missing_ok=True))
-    return file
-
-
-def memory_map(file: IO[bytes], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return what was written to a file as an array (count,) that stays on disk."""
-    file.flush()
-    if not file.tell():
-        return np.empty(0, dtype)
-    return np.memmap(file, dtype, mode="r")
-
-
 @dataclass(frozen=True)
 class _TokenChunk:
     ids: Sequence[int] | NDArray[Any]
@@ -161,9 +135,6 @@ class _TokenChunk:
     loss_mask: Sequence[bool]
     characters: int
     unknown: int
-
-
-_Piece = tuple[Document, bool]  # a document or a piece of one, and whether it is the first
 
 
 @dataclass(frozen=True)
@@ -195,7 +166,7 @@ class _Encoder:
         )
         unknown_id = tokenizer.token_to_id(tokenizer.unk_token) if tokenizer.unk_token else None
 
-        def encode_group(group: list[_Piece]) -> _TokenChunk:
+        def encode_group(group: list[Piece]) -> _TokenChunk:
             arrays, ends = list[NDArray[Any]](), list[int]()
             unknown, characters, n_tokens = 0, 0, 0
             for document, is_first in group:
@@ -219,7 +190,7 @@ class _Encoder:
 
         with ThreadPoolExecutor() as pool:
             futures = []
-            for group in _groups(documents, _DOCUMENTS_PER_GROUP):
+            for group in groups(documents, _DOCUMENTS_PER_GROUP):
                 futures.append(pool.submit(encode_group, group))
                 if len(futures) > 4:  # bounded: a corpus may be larger than the memory
                     yield futures.pop(0).result()
@@ -235,7 +206,7 @@ class _Encoder:
         """Tokenise piece by piece; the library uses all processors for a group of them."""
         tokenizer = self.tokenizer
         unknown_id = tokenizer.token_to_id(tokenizer.unk_token) if tokenizer.unk_token else None
-        for group in _groups(_split_long_documents(documents), _DOCUMENTS_PER_GROUP):
+        for group in groups(split_long_documents(documents, _SUBWORD_CHUNK), _DOCUMENTS_PER_GROUP):
             ids, ends = list[int](), list[int]()
             for (document, is_first), encoded in zip(group, self._encode(group), strict=True):
                 before, after = self._around(document, is_first=is_first)
@@ -246,7 +217,7 @@ class _Encoder:
             characters = sum(len(document.text) for document, _is_first in group)
             yield _TokenChunk(ids, ends, (), characters, unknown)
 
-    def _encode(self, group: list[_Piece]) -> list[list[int]]:
+    def _encode(self, group: list[Piece]) -> list[list[int]]:
         """Return the ids of texts without a start token; a document begins as a prompt does."""
         # Some tokenizers put a space before a text, and none before a text that goes on.
         skipped, encoded = len(self.tokenizer.start_ids), dict[int, list[int]]()
@@ -261,7 +232,9 @@ class _Encoder:
         """Tokenise conversations, and the texts between them, which are learnt as a whole."""
         assert self.template is not None
         n_done = 0
-        for group in _groups(_split_long_documents(documents), _CONVERSATIONS_PER_GROUP):
+        for group in groups(
+            split_long_documents(documents, _SUBWORD_CHUNK), _CONVERSATIONS_PER_GROUP
+        ):
             talks = [document.messages for document, _is_first in group if document.messages]
             examples = iter(
                 encode_with_loss_mask(self.template, self.tokenizer, talks, n_done + 1)
@@ -300,29 +273,30 @@ def _with_bytes(
     return np.concatenate([*parts, ids[done:]]).astype(np.uint32)
 
 
-def _split_long_documents(documents: Iterator[Document]) -> Iterator[Document]:
-    """Cut long texts: the library takes a text as one piece of work, and needs a hundred times
-    its size for it.
-    """
-    for document in documents:
-        if document.messages:
-            yield document
-            continue
-        *chunks, last = split_chunks(document.text, _SUBWORD_CHUNK)
-        yield from (Document(chunk, is_complete=False) for chunk in chunks)
-        yield Document(last, is_complete=document.is_complete)
-
-
-def _groups(documents: Iterator[Document], size: int) -> Iterator[list[_Piece]]:
-    """Yield documents in groups of at most `size`, smaller if they are long."""
-    group: list[_Piece] = []
-    length, is_first = 0, True
-    for document in documents:
-        group.append((document, is_first))
-        is_first = document.is_complete
-        length += sum(map(len, document.texts))
-        if len(group) >= size or length > 1 << 20:
-            yield group
-            group, length = [], 0
-    if group:
-        yield group
+def describe_unknown(tokens: TokenisedCorpus, corpus: Corpus, tokenizer: Tokenizer) -> str:
+    """Return what becomes of the characters that the vocabulary lacks, with the most frequent."""
+    counts = corpus.character_counts
+    code_points = np.argsort(-counts, kind="stable")[:_COUNTED_CHARACTERS]
+    text = "".join(chr(code_point) for code_point in code_points if counts[code_point])
+    unknown = tokenizer.find_unknown(text)[:_SHOWN_CHARACTERS]
+    # A joiner alone would be invisible.
+    shown = (strip_joiners(each) or strip_joiners(each, visible=True) for each in unknown)
+    values = {
+        "count": tokens.unknown_characters,
+        "share": tokens.unknown_characters / max(1, int(counts.sum())),
+        "characters": safe_line(", ".join(shown)),
+    }
+    return (
+        _(
+            "{count:,} characters ({share:.2%}) are not in the vocabulary and are read as "
+            "{token}: {characters}",
+            token=safe_line(tokenizer.unk_token),
+            **values,
+        )
+        if tokenizer.unk_token
+        else _(
+            "{count:,} characters ({share:.2%}) are not in the vocabulary and are skipped: "
+            "{characters}",
+            **values,
+        )
+    )

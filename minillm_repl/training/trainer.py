@@ -38,7 +38,7 @@ from minillm_repl.training.evaluation import Evaluator, Starts
 from minillm_repl.training.machine import Distributed, cancellable, full_tensor
 from minillm_repl.training.optimizers import lr_scale, make_optimizers
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training.tokens import IGNORE_INDEX, Split
+from minillm_repl.training.splits import IGNORE_INDEX, Split
 
 _RETRY_SECONDS = 30.0  # from a save that failed to the next try: a full disk may have been cleared
 

@@ -17,7 +17,7 @@ from minillm_repl.views.base import View
 
 if TYPE_CHECKING:
     from minillm_repl.training.run import TrainingRun
-    from minillm_repl.training.tokens import Split
+    from minillm_repl.training.splits import Split
 
 _PIECES, _PIECE_TOKENS = 3, 64  # of the training split, that are shown
 _SHINGLE = 20  # tokens: so long a run that stands in both splits is no chance

@@ -25,8 +25,7 @@ from minillm_repl.training.token_cache import TokenisedCorpus, cache_key, load_t
 _MIN_CACHED_CHARACTERS = 4 << 20  # a smaller corpus is tokenised faster than it is found
 _DOCUMENTS_PER_GROUP = 64  # documents, or pieces of long ones, that are tokenised together
 _CONVERSATIONS_PER_GROUP = 200
-# Characters: a library takes a text as one piece of work, and needs a hundred times its size for it.
-_SUBWORD_CHUNK = 1 << 16
+_SUBWORD_CHUNK = 1 << 16  # characters: a library needs a hundred times the size of a text for it
 _COUNTED_CHARACTERS = 20_000  # most frequent ones, among which unknown ones are looked for
 _SHOWN_CHARACTERS = 20
 
@@ -175,11 +174,11 @@ class _Encoder:
                 characters += len(ids)
                 if tokenizer.has_bytes:
                     known = _with_bytes(tokenizer, document.text, ids, missing)
+                elif unknown_id is None:
+                    known = ids[~missing]
                 else:
-                    unknown += int(missing.sum())
-                    known = (
-                        ids[~missing] if unknown_id is None else np.where(missing, unknown_id, ids)
-                    )
+                    known = np.where(missing, unknown_id, ids)
+                unknown += 0 if tokenizer.has_bytes else int(missing.sum())
                 before, after = self._around(document, is_first=is_first)
                 parts = np.array(before, np.uint32), known, np.array(after, np.uint32)
                 arrays += parts
@@ -232,9 +231,8 @@ class _Encoder:
         """Tokenise conversations, and the texts between them, which are learnt as a whole."""
         assert self.template is not None
         n_done = 0
-        for group in groups(
-            split_long_documents(documents, _SUBWORD_CHUNK), _CONVERSATIONS_PER_GROUP
-        ):
+        documents = split_long_documents(documents, _SUBWORD_CHUNK)
+        for group in groups(documents, _CONVERSATIONS_PER_GROUP):
             talks = [document.messages for document, _is_first in group if document.messages]
             examples = iter(
                 encode_with_loss_mask(self.template, self.tokenizer, talks, n_done + 1)

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm_repl.chat import Message, parse_messages
-from minillm_repl.checkpoint import Checkpoint, TrainingRecord
+from minillm_repl.checkpoint import Checkpoint
 from minillm_repl.checkpoint.load_save import save
+from minillm_repl.checkpoint.record import TrainingRecord
 from minillm_repl.configuration import Launch
 from minillm_repl.errors import UserError
 from minillm_repl.generate import Finished, Step

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minillm_repl.checkpoint import TrainingRecord, adapter
+from minillm_repl.checkpoint import adapter
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.checkpoint.native import save_native as save
+from minillm_repl.checkpoint.record import TrainingRecord
 from minillm_repl.cli import main
 from minillm_repl.commands.training_screen import describe_run, estimate_seconds
 from minillm_repl.errors import UserError

@@ -18,8 +18,8 @@ from minillm_repl.tokenizer.lookup import find_token_ids
 from minillm_repl.views import lens, residual, why
 from minillm_repl.views.attention import compute_head, compute_layer, find_patterns, weights
 from minillm_repl.views.attn import compute_focus
+from minillm_repl.views.contributions import written
 from minillm_repl.views.inspected_text import InspectedText
-from minillm_repl.views.why import written
 from tests.conftest import random_checkpoint
 from tests.outside import outside
 from tests.test_huggingface import FAMILIES, random_ids, random_model

@@ -11,7 +11,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.model.build import build, build_trainable
 from minillm_repl.views import grad, lens, neurons, qkv
 from minillm_repl.views.inspected_text import InspectedText
-from minillm_repl.views.learning import Watch
+from minillm_repl.views.watch import Watch
 from tests.conftest import random_checkpoint
 from tests.test_insight import both, exact, of_text  # noqa: F401 - the fixture
 from tests.test_interventions import feed_forward_input

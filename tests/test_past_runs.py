@@ -7,7 +7,7 @@ import sys
 import pytest
 from safetensors.numpy import load_file
 
-from minillm_repl.checkpoint import RunRecord, TrainingRecord
+from minillm_repl.checkpoint.record import RunRecord, TrainingRecord
 from minillm_repl.commands.runs import expand_sweep
 from minillm_repl.errors import UserError
 from minillm_repl.render.plot import Losses, overlay_plot, recent

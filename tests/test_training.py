@@ -12,9 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minillm_repl.checkpoint import TrainingRecord
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.checkpoint.native import save_native as save
+from minillm_repl.checkpoint.record import TrainingRecord
 from minillm_repl.commands.training_screen import describe_failure
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
@@ -37,6 +37,7 @@ from minillm_repl.training.optimizers import Muon, lr_scale, orthogonalise
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.prepare import find_corpus, start_run
 from minillm_repl.training.run import RunContext
+from minillm_repl.training.run_metadata import parse_plan
 from minillm_repl.training.splits import IGNORE_INDEX, Split
 from minillm_repl.training.trainer import _RETRY_SECONDS
 from tests.conftest import MODELS
@@ -600,7 +601,7 @@ def test_a_run_begins_with_all_that_it_is_made_of(corpus):
     trainee = begin(corpus, dataclasses.replace(SMALL, lr=0.1 / 3))
     started = next(iter(trainee.events(lambda: False)))
     assert isinstance(started, Started)
-    assert resume.parse_plan(started.plan, "it") == trainee.trainer.plan
+    assert parse_plan(started.plan, "it") == trainee.trainer.plan
     assert started.plan["lr"] == repr(0.1 / 3)
     assert started.corpus_sha256 == hashlib.sha256(TEXT.encode()).hexdigest()
     assert (started.training_tokens, started.threads) == (len(TEXT), 1)

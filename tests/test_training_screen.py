@@ -16,13 +16,15 @@ from rich.cells import cell_len
 from wcwidth import wcswidth
 
 from minillm_repl import commands, views
-from minillm_repl.checkpoint import Checkpoint, TrainingRecord
+from minillm_repl.checkpoint import Checkpoint
 from minillm_repl.checkpoint.native import save_native as save
+from minillm_repl.checkpoint.record import TrainingRecord
 from minillm_repl.environment import process_environment
 from minillm_repl.render.console import make_screen
 from minillm_repl.render.json_lines import print_training_json
 from minillm_repl.render.plot import Curve, Throughput, loss_plot, smooth
-from minillm_repl.render.training import TrainingView, perplexity, summary
+from minillm_repl.render.training import TrainingView
+from minillm_repl.render.training_summary import perplexity, summary
 from minillm_repl.repl.registry import discover
 from minillm_repl.training import Evaluated, NotSaved, Saved, TrainingFinished, TrainStep
 from tests.conftest import ROOT, random_checkpoint
@@ -53,7 +55,8 @@ import sys, time
 from rich.text import Text
 from minillm_repl.environment import process_environment
 from minillm_repl.render.console import make_screen
-from minillm_repl.render.training import TrainingView, summary
+from minillm_repl.render.training import TrainingView
+from minillm_repl.render.training_summary import summary
 from minillm_repl.training import Evaluated, TrainingFinished, Saved, TrainStep
 
 samples = [

@@ -20,7 +20,6 @@ from minillm_repl.checkpoint import (
     ReadOptions,
     SourceTensor,
     WeightMap,
-    parse_training_record,
 )
 from minillm_repl.checkpoint.folder import find_folder
 from minillm_repl.checkpoint.foreign import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -32,6 +31,7 @@ from minillm_repl.checkpoint.header import (
     parse_field,
 )
 from minillm_repl.checkpoint.native import check_replaceable
+from minillm_repl.checkpoint.record import parse_training_record
 from minillm_repl.checkpoint.weights import locate_tensors, read_weights, resolve_dtype, serialise
 from minillm_repl.errors import UserError
 from minillm_repl.language import _

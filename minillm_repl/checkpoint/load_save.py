@@ -10,14 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minillm_repl.checkpoint import (
-    Checkpoint,
-    Progress,
-    ReadOptions,
-    TrainingRecord,
-    foreign,
-    parse_training_record,
-)
+from minillm_repl.checkpoint import Checkpoint, Progress, ReadOptions, foreign
 from minillm_repl.checkpoint.families import family_title
 from minillm_repl.checkpoint.folder import find_folder
 from minillm_repl.checkpoint.foreign import quantisation_of_config
@@ -25,6 +18,7 @@ from minillm_repl.checkpoint.gguf.architectures import find_architecture
 from minillm_repl.checkpoint.gguf.header import GGUFHeader, is_gguf, read_split_headers
 from minillm_repl.checkpoint.header import FORMAT, Header, is_native, read_header
 from minillm_repl.checkpoint.native import parse_config, read_native, save_native
+from minillm_repl.checkpoint.record import TrainingRecord, parse_training_record
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig

@@ -7,14 +7,7 @@ from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from minillm_repl.checkpoint import (
-    ChatTemplate,
-    Checkpoint,
-    ReadOptions,
-    SourceTensor,
-    WeightMap,
-    parse_training_record,
-)
+from minillm_repl.checkpoint import ChatTemplate, Checkpoint, ReadOptions, SourceTensor, WeightMap
 from minillm_repl.checkpoint.header import (
     FORMAT,
     VERSION,
@@ -24,6 +17,7 @@ from minillm_repl.checkpoint.header import (
     parse_field,
     parse_header,
 )
+from minillm_repl.checkpoint.record import parse_training_record
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import CONFIGS, AnyConfig

@@ -3,10 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-from minillm_repl.checkpoint import Adapter, Checkpoint, TrainingRecord
+from minillm_repl.checkpoint import Adapter, Checkpoint
 from minillm_repl.checkpoint.foreign import find_adapter_folder
 from minillm_repl.checkpoint.gguf.architectures import GGUF_TYPES
 from minillm_repl.checkpoint.load_save import summarise
+from minillm_repl.checkpoint.record import TrainingRecord
 from minillm_repl.errors import UserError
 from minillm_repl.language import N_, _, _n
 from minillm_repl.model.config import AnyConfig

@@ -24,7 +24,7 @@ from minillm_repl.repl.signals import run_interruptibly
 from minillm_repl.safetext import safe_line
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.run_folder import PastRun, add_run, delete_run, find_run, past_runs
-from minillm_repl.views.learning import losses_of, show_overlay
+from minillm_repl.views.plot import losses_of, show_overlay
 
 if TYPE_CHECKING:
     from minillm_repl.checkpoint import Checkpoint

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # The prompt line starts without torch.
     from minillm_repl.training import TrainingFinished
     from minillm_repl.training.run import TrainingRun
     from minillm_repl.training.trainer import Trainer
-    from minillm_repl.views.learning import Watch
+    from minillm_repl.views.watch import Watch
 
 _SAMPLE_TOKENS = 40  # of the model's own text
 _MIN_TELLING_STEPS = 10  # of a run that must have learnt something by its end
@@ -90,7 +90,8 @@ def draw_run(
         from minillm_repl.render.json_lines import print_training_json
 
         return print_training_json(events, screen.out.file)
-    from minillm_repl.render.training import TrainingView, summary
+    from minillm_repl.render.training import TrainingView
+    from minillm_repl.render.training_summary import summary
 
     watch = _make_watch(shell, run)
     # The time of an evaluation is proportional to its tokens.
@@ -116,7 +117,7 @@ def _make_watch(shell: Shell, run: "TrainingRun") -> "Watch | None":
     if not ids:
         shell.screen.warn(_("nothing is watched: no character of that prompt is in the vocabulary"))
         return None
-    from minillm_repl.views.learning import Watch
+    from minillm_repl.views.watch import Watch
 
     return Watch(run.start.tokenizer, ids)
 

@@ -1,22 +1,19 @@
 """Text files in UTF-8, UTF-16, UTF-32 or CP949; the bytes tell which. Others are refused."""
 
 import codecs
-import gzip
 import hashlib
 import io
 import os
 import re
 import unicodedata
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
+from minillm_repl.storage.compression import Decompressed
 from minillm_repl.storage.files import SIGNATURE_BYTES, describe_file, open_regular
 
 UTF8 = "UTF-8"
@@ -90,7 +87,7 @@ def read_text_chunks(
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     with open_regular(path) as raw:
         file_size = os.fstat(raw.fileno()).st_size
-        file = _Decompressed(raw, name)
+        file = Decompressed(raw, name)
         head = file.read(SIGNATURE_BYTES)
         mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
         offset = len(mark)
@@ -116,85 +113,6 @@ def read_text_chunks(
                 digest.update(text.encode())
             yield text
     detected.has_foreign_newlines |= newlines.newlines not in (None, "\n")
-
-
-class _Decompressed:
-    """The bytes of a file, decompressed if it is gzip or Zstandard; some can be put back."""
-
-    def __init__(self, file: BinaryIO, name: str) -> None:
-        magic = file.read(4)
-        file.seek(0)
-        self._name, self._back = name, b""
-        self._file: Any = file
-        self._errors: tuple[type[Exception], ...] = ()
-        if magic.startswith(b"\x1f\x8b"):
-            self._file, self._errors = gzip.GzipFile(fileobj=file), (OSError, EOFError, zlib.error)
-        elif magic == b"\x28\xb5\x2f\xfd":
-            self._file, self._errors = _open_zstandard(file, name)
-
-    def read(self, size: int) -> bytes:
-        """Return at most `size` bytes; none at the end. Raises UserError if they are damaged."""
-        data = self._back[:size]
-        self._back = self._back[size:]
-        try:
-            while len(data) < size and (more := self._file.read(size - len(data))):
-                data += more
-        except self._errors as error:
-            raise UserError(
-                _(
-                    "{name} is damaged: {error:.200}",
-                    name=self._name,
-                    error=safe_line(str(error)),
-                )
-            ) from None
-        return data
-
-    def put_back(self, data: bytes) -> None:
-        """Let the next reading begin with these bytes."""
-        self._back = data + self._back
-
-
-def _open_zstandard(file: BinaryIO, name: str) -> tuple[Any, tuple[type[Exception], ...]]:
-    """Return what decompresses a file, and its errors. Raises UserError without a library."""
-    try:
-        zstd = import_module("compression.zstd")  # Python 3.14
-        return zstd.ZstdFile(file), (zstd.ZstdError, EOFError)
-    except ImportError:
-        pass
-    try:
-        zstandard = import_module("zstandard")
-    except ImportError:
-        raise UserError(
-            _(
-                "{name} is compressed: `pip install zstandard` lets the program read it",
-                name=name,
-            )
-        ) from None
-    return _Zstandard(file, zstandard.ZstdDecompressor()), (zstandard.ZstdError, EOFError)
-
-
-class _Zstandard:
-    """The decompressed bytes of Zstandard's frames. Raises EOFError if the last one is cut off."""
-
-    def __init__(self, file: BinaryIO, library: Any) -> None:
-        self._file, self._library = file, library
-        self._frame: Any = None
-        self._data = b""
-
-    def read(self, size: int) -> bytes:
-        """Return at most `size` bytes; none at the end."""
-        while not self._data:
-            # A kilobyte can become 32 MB, and no more.
-            compressed = (self._frame and self._frame.unused_data) or self._file.read(1_024)
-            if not compressed:
-                if self._frame and not self._frame.eof:
-                    raise EOFError(_("the file is cut off"))
-                return b""
-            if self._frame is None or self._frame.eof:
-                self._frame = self._library.decompressobj()
-            self._data = self._frame.decompress(compressed)
-        data, self._data = self._data[:size], self._data[size:]
-        return data
 
 
 def _decoder(encoding: str) -> codecs.IncrementalDecoder:

@@ -1,10 +1,13 @@
-"""The losses of both splits, measured on samples so small that they cost a fraction of training.
+"""The losses of both splits, and the weights that are kept because of them.
+
+They are measured on samples so small that this costs a fraction of training.
 
 nanoGPT draws random windows for this. Here the windows of a sample are always the same ones, spread
 evenly, so that two losses of a run differ by what was learnt and not by what was drawn.
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,11 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from minillm_repl.model.build import LanguageModel
-from minillm_repl.training import Cancelled, never_interrupted
+from minillm_repl.training import Cancelled, Reason, TrainingFinished, never_interrupted
 from minillm_repl.training.defaults import eval_budget
 from minillm_repl.training.machine import Distributed
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.splits import Split
+
+if TYPE_CHECKING:
+    from minillm_repl.training.trainer import Trainer
 
 _EVAL_BATCH_TOKENS = 16_384  # tokens of one forward pass
 # Multiplications of one forward pass, of which a large model reads fewer tokens: a fraction of a
@@ -131,6 +137,33 @@ class Evaluator:
         if self._val is None:
             return train, np.empty(0, np.int64)
         return train, disjoint_starts(self._val, val_tokens)
+
+
+def finish(trainer: "Trainer", reason: Reason, interrupted: Callable[[], bool]) -> TrainingFinished:
+    """Leave the model with the weights to keep, and measure these."""
+    state, is_quick = trainer.state, reason == "interrupt"
+    kept, first_and_last = state.best_step, (state.first_loss, state.best_loss)
+    if is_quick and state.last_eval_step != state.step:
+        # The latest weights were not measured: they are compared on a sample of their own.
+        latest_loss, latest = trainer.evaluator.quick_loss(), trainer.copy_weights()
+        trainer.load_weights(trainer.best_weights)
+        best_loss = trainer.evaluator.quick_loss()
+        if trainer.val is None or latest_loss < best_loss:
+            trainer.load_weights(latest)
+            kept, best_loss = state.step, latest_loss
+        first_and_last = state.first_quick_loss, best_loss
+    else:
+        trainer.load_weights(trainer.best_weights)
+    trainer.round_weights()
+    train, val = trainer.evaluator.final_losses(interrupted, is_quick=is_quick)
+    return state.finished(
+        reason,
+        kept=kept,
+        first_and_last=first_and_last,
+        train_loss=train,
+        val_loss=val,
+        scale=trainer.bits_per_character_scale,
+    )
 
 
 def evenly_spaced_starts(split: Split, max_tokens: int) -> Starts:

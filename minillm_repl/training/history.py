@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from minillm_repl.checkpoint import Checkpoint, RunRecord
+from minillm_repl.checkpoint import Checkpoint
 from minillm_repl.checkpoint.adapter import printable_path, weights_sha256
 from minillm_repl.checkpoint.load_save import load
+from minillm_repl.checkpoint.record import RunRecord
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.build import pick_device
@@ -33,6 +34,7 @@ from minillm_repl.training.prepare import (
     start_run,
 )
 from minillm_repl.training.run import RunContext, TrainingRun
+from minillm_repl.training.run_metadata import RunMetadata, parse_plan
 from minillm_repl.training.splits import make_splits
 from minillm_repl.training.texts import tokenise_corpora
 
@@ -84,7 +86,7 @@ def resume_run(path: Path, context: RunContext, corpus: str = "") -> TrainingRun
 
 
 def reopen_corpora(
-    metadata: resume.RunMetadata,
+    metadata: RunMetadata,
     requested: str,
     plan: TrainPlan,
     checkpoint: Path,
@@ -232,7 +234,7 @@ def remake_run(
     assert record is not None
     name = _("the model's record")
     start = load_unchanged(run.start_path, run.start_sha256) if run.start_sha256 else None
-    plan = resume.parse_plan(run.plan, name)
+    plan = parse_plan(run.plan, name)
     context = replace(context, threads=run.threads)
     again = start_run(start, find_corpus(corpus, made), plan, context, made.chat_template)
     if again.corpora.train.sha256 != record.corpus_sha256:
@@ -274,6 +276,6 @@ def load_unchanged(path: str, sha256: str) -> Checkpoint:
     return start
 
 
-def _base_of(metadata: resume.RunMetadata) -> tuple[str, str]:
+def _base_of(metadata: RunMetadata) -> tuple[str, str]:
     path, sha256 = metadata.base_model or ("", "")
     return str(path), sha256

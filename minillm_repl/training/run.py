@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from minillm_repl import __version__
-from minillm_repl.checkpoint import Adapter, Checkpoint, RunRecord, TrainingRecord
+from minillm_repl.checkpoint import Adapter, Checkpoint
 from minillm_repl.checkpoint.adapter import save_adapter, save_peft
 from minillm_repl.checkpoint.load_save import save
+from minillm_repl.checkpoint.record import RunRecord, TrainingRecord
 from minillm_repl.checkpoint.weights import resolve_dtype
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
@@ -23,6 +24,7 @@ from minillm_repl.storage.paths import resume_path
 from minillm_repl.training import Started, TrainEvent, TrainingFinished, never_interrupted, resume
 from minillm_repl.training.corpus import OpenCorpora
 from minillm_repl.training.machine import Distributed, full_tensor, torch_threads
+from minillm_repl.training.run_metadata import RunMetadata
 from minillm_repl.training.splits import Weighted
 from minillm_repl.training.trainer import Trainer
 
@@ -128,10 +130,10 @@ class TrainingRun:
         self.save_error = why
         return why
 
-    def _metadata(self) -> resume.RunMetadata:
+    def _metadata(self) -> RunMetadata:
         """Return what a resume file says of the run beside its plan and its state."""
         val_corpus = self.corpora.val_corpus
-        return resume.RunMetadata(
+        return RunMetadata(
             corpus=self.corpora.name,
             corpus_sha256=self.corpora.train.sha256,
             val_sha256=val_corpus.sha256 if val_corpus else "",

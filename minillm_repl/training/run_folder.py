@@ -11,7 +11,7 @@ from typing import Any
 
 from platformdirs import user_state_path
 
-from minillm_repl.checkpoint import TrainingRecord, record_from_json
+from minillm_repl.checkpoint.record import TrainingRecord, record_from_json
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.storage.atomic import make_parent_folder, write_atomically

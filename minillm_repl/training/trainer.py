@@ -30,11 +30,10 @@ from minillm_repl.training import (
     Saved,
     TrainerState,
     TrainEvent,
-    TrainingFinished,
     TrainStep,
     never_interrupted,
 )
-from minillm_repl.training.evaluation import Evaluator, Starts
+from minillm_repl.training.evaluation import Evaluator, Starts, finish
 from minillm_repl.training.machine import Distributed, cancellable, full_tensor
 from minillm_repl.training.optimizers import lr_scale, make_optimizers
 from minillm_repl.training.plan import TrainPlan
@@ -65,7 +64,7 @@ class Trainer:
         self.distributed = distributed or Distributed()
         self.state = TrainerState()
         self.device = next(model.parameters()).device
-        self._scale = bits_per_character_scale
+        self.bits_per_character_scale = bits_per_character_scale
         if plan.dropout:
             add_dropout(model, plan.dropout)
         if plan.grad_checkpointing == "on":
@@ -77,7 +76,7 @@ class Trainer:
         self._forward = self.distributed.wrap(forward) if is_wrapped else forward
         trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
         self.trainable_parameters = trained
-        self.best_weights = self._copy_weights()
+        self.best_weights = self.copy_weights()
         self.optimizers = make_optimizers(model, trained, plan, self._compute_dtype)
         self.evaluator = Evaluator(model, train, val, plan, self.distributed, self.loss)
 
@@ -107,7 +106,7 @@ class Trainer:
             self._save_on_exit(save)
         try:
             yield Evaluating(state.step)
-            finished = self._finish(reason, interrupted)
+            finished = finish(self, reason, interrupted)
         except BaseException:
             self._save_on_exit(save)
             raise
@@ -267,7 +266,7 @@ class Trainer:
         # Without a validation split the latest weights are kept, unless they only got worse.
         if is_best or (val is None and loss < state.first_loss):
             state.best_loss, state.best_step, state.evals_since_best = loss, state.step, 0
-            self.best_weights = self._copy_weights()
+            self.best_weights = self.copy_weights()
         else:
             state.evals_since_best += 1
         if val is not None:
@@ -278,44 +277,19 @@ class Trainer:
             step=state.step,
             train_loss=train,
             val_loss=val,
-            bits_per_character=loss * self._scale,
+            bits_per_character=loss * self.bits_per_character_scale,
             best=is_best,
         )
 
-    def _finish(self, reason: Reason, interrupted: Callable[[], bool]) -> TrainingFinished:
-        """Leave the model with the weights to keep, and measure these."""
-        state, is_quick = self.state, reason == "interrupt"
-        kept, first_and_last = state.best_step, (state.first_loss, state.best_loss)
-        if is_quick and state.last_eval_step != state.step:
-            # The latest weights were not measured: they are compared on a sample of their own.
-            latest_loss, latest = self.evaluator.quick_loss(), self._copy_weights()
-            self.load_weights(self.best_weights)
-            best_loss = self.evaluator.quick_loss()
-            if self.val is None or latest_loss < best_loss:
-                self.load_weights(latest)
-                kept, best_loss = state.step, latest_loss
-            first_and_last = state.first_quick_loss, best_loss
-        else:
-            self.load_weights(self.best_weights)
-        self._round_weights()
-        train, val = self.evaluator.final_losses(interrupted, is_quick=is_quick)
-        return state.finished(
-            reason,
-            kept=kept,
-            first_and_last=first_and_last,
-            train_loss=train,
-            val_loss=val,
-            scale=self._scale,
-        )
-
     @torch.no_grad()
-    def _round_weights(self) -> None:
+    def round_weights(self) -> None:
         """Give the weights the values that they will have in the file: these are measured."""
         dtype = getattr(torch, self.dtype)
         for parameter in self.trainable_parameters.values():
             parameter.copy_(parameter.to(dtype))
 
-    def _copy_weights(self) -> dict[str, Tensor]:
+    def copy_weights(self) -> dict[str, Tensor]:
+        """Return copies of the weights that are trained, by name."""
         return {name: each.detach().clone() for name, each in self.trainable_parameters.items()}
 
     @torch.no_grad()

@@ -30,8 +30,8 @@ from minillm_repl.views.attention import (
     weights,
 )
 from minillm_repl.views.base import View, inspect_place, show
+from minillm_repl.views.contributions import logit_direction
 from minillm_repl.views.inspected_text import InspectedText, no_grad, topk_ids
-from minillm_repl.views.why import logit_direction
 
 if TYPE_CHECKING:
     from minillm_repl.repl.shell import Shell

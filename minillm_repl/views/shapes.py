@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -20,10 +20,11 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer import Token, decode
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import Row, View, inspect_text, show
+from minillm_repl.views.forward_pass import trace
 from minillm_repl.views.inspected_text import InspectedText, Likely, no_grad, topk_ids
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from minillm_repl.generate.sampling import Probabilities, Scores
     from minillm_repl.repl.shell import Shell
@@ -202,7 +203,7 @@ def compute(
     """
     import torch
 
-    tensors = _forward(inspected)
+    tensors = trace(inspected, _TENSORS)
     probabilities = tensors["probabilities"]  # (vocab,)
     if sample is not None:
         probabilities = torch.from_numpy(sample(tensors["logits"][-1].cpu().numpy()))
@@ -225,57 +226,7 @@ def compute(
 @no_grad
 def compute_sizes(inspected: InspectedText) -> dict[str, int]:
     """Return the size of each dimension on this text, by its letter."""
-    return sizes(_rows(_forward(inspected)))
-
-
-def _forward(inspected: InspectedText) -> "dict[str, Tensor]":
-    """Return the tensors of one pass: all of block 0, the end of the last block, and the rest.
-
-    They have no batch dimension.
-    """
-    from minillm_repl.model.attention import attention_weights
-
-    model, block = inspected.model, inspected.model.blocks[0]
-    tensors: dict[str, Tensor] = {}
-
-    def keep(name: str) -> "Callable[..., None]":
-        def hook(_module: "nn.Module", *passed: Any) -> None:
-            output = passed[-1][0] if isinstance(passed[-1], tuple) else passed[-1]
-            # Position embeddings have no batch dimension.
-            tensors[name] = output[0] if output.ndim > 2 else output
-
-        return hook
-
-    attention, mlp = block.get_submodule("attention"), block.get_submodule("mlp")
-    handles = [
-        model.token_embedding.register_forward_hook(keep("token_embedding")),
-        attention.register_forward_pre_hook(keep("blocks.0.attention.input")),
-        mlp.register_forward_pre_hook(keep("blocks.0.mlp.input")),
-    ]
-    positions = getattr(model, "position_embedding", None)
-    if positions is not None:
-        handles.append(positions.register_forward_hook(keep("position_embedding")))
-    inside = [name for name in _TENSORS if name.startswith(("attention", "residual", "mlp"))]
-    last = f"blocks.{len(model.blocks) - 1}.residual"
-    try:
-        logits, cache = inspected.run_with_cache(
-            "embedding", *(f"blocks.0.{name}" for name in inside), last, "final"
-        )  # (time, vocab)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if model.config.has_canon_layers:  # what is normalised and what is read are two tensors
-        del tensors["blocks.0.attention.input"], tensors["blocks.0.mlp.input"]
-    q, k = cache["blocks.0.attention.q"], cache["blocks.0.attention.k"]
-    window = (inspected.config.sliding_windows or (0,))[0]
-    weights = attention_weights(q[None], k[None], inspected.config, window)
-    return {
-        **tensors,
-        **cache,
-        "blocks.0.attention.weights": weights[0],
-        "logits": logits,
-        "probabilities": logits[-1].double().softmax(-1),
-    }
+    return sizes(_rows(trace(inspected, _TENSORS)))
 
 
 def _rows(tensors: "dict[str, Tensor]") -> tuple[ShapeRow, ...]:

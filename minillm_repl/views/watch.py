@@ -1,4 +1,4 @@
-"""`:plot` and `:watch`: how a model learns, as a loss curve and as the predictions for a prompt."""
+"""`:watch`: how a model learns, as its predictions for a prompt, moment by moment."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +13,11 @@ from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.drawing import bar, component_name, short_label, title
 from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import WIDE, plain_table
-from minillm_repl.repl.arguments import Arguments, Option, TextArgument, Words
+from minillm_repl.repl.arguments import Arguments, Option, TextArgument
 from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.registry import command
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import integer
-from minillm_repl.storage.paths import find_checkpoint
 from minillm_repl.tokenizer import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import Truncation, find_bos_token_id, truncate
 from minillm_repl.views import lens
@@ -31,101 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from minillm_repl.model.build import LanguageModel
-    from minillm_repl.render.plot import Losses
     from minillm_repl.repl.shell import Shell
-
-_PLOT_COLUMNS, _PLOT_ROWS = (40, 100), (6, 20)  # cells: fewer cannot be read, more show nothing new
-
-
-@dataclass(frozen=True)
-class PlotView(View):
-    """The losses of a training: (step, nats per token)."""
-
-    train: Sequence[tuple[int, float]]
-    val: Sequence[tuple[int, float]]
-    rows: int = _PLOT_ROWS[1]
-    has_color: bool = True
-
-    def draw(self, width: int) -> Text:
-        """Return the smoothed training loss as a line, and the validation losses as dots."""
-        from minillm_repl.render.plot import loss_plot
-
-        columns = min(max(width, _PLOT_COLUMNS[0]), _PLOT_COLUMNS[1])
-        return loss_plot(self.train, self.val, columns, self.rows, self.has_color)
-
-
-@dataclass(frozen=True)
-class OverlayView(View):
-    """The losses of several runs in one picture."""
-
-    runs: Sequence["Losses"]
-    rows: int = _PLOT_ROWS[1]
-    has_color: bool = True
-
-    def draw(self, width: int) -> Text:
-        """Return a curve for each run, and its letter at each of its validation losses."""
-        from minillm_repl.render.plot import overlay_plot
-
-        columns = min(max(width, _PLOT_COLUMNS[0]), _PLOT_COLUMNS[1])
-        return overlay_plot(self.runs, columns, self.rows, self.has_color)
-
-
-@command(
-    "plot",
-    arguments=(Words("runs", "[RUN|FILE ...]", completion="checkpoint"),),
-    aliases=("그래프",),
-    group="Train",
-    example=":plot",
-)
-def plot(shell: "Shell", asked: Arguments) -> None:
-    """Show the loss curve of the model, or of several runs.
-
-    Line: smoothed training loss · dots: validation loss
-
-    RUN is a number from `:runs`, FILE a checkpoint. Several are drawn in one picture: each has a
-    letter, which stands at its validation losses.
-    """
-    out = shell.screen.out
-    rows = min(max(out.height - 4, _PLOT_ROWS[0]), _PLOT_ROWS[1])
-    if asked.runs:
-        show_overlay(shell, [losses_of(name) for name in asked.runs.split()])
-        return
-    record = shell.require_model().checkpoint.record
-    if record is None or not (record.curve or record.val_curve):
-        raise UserError(_("this model has no training record; `:train` creates one"))
-    view = PlotView(record.curve, record.val_curve, rows, not out.no_color)
-    shell.last_view, shell.last_shown, shell.last_pinned = view.draw, view, (0, 0)
-    out.print(view.draw(out.width), no_wrap=True, overflow="crop")
-
-
-def show_overlay(shell: "Shell", runs: Sequence["Losses"]) -> None:
-    """Draw several runs in one picture. Raises UserError for more than there are letters."""
-    from minillm_repl.render.plot import OVERLAY_MARKS
-
-    if len(runs) > len(OVERLAY_MARKS):
-        raise UserError(_("at most {n} runs fit in one picture", n=len(OVERLAY_MARKS)))
-    out = shell.screen.out
-    rows = min(max(out.height - 6, _PLOT_ROWS[0]), _PLOT_ROWS[1])
-    view = OverlayView(runs, rows, not out.no_color)
-    shell.last_view, shell.last_shown, shell.last_pinned = view.draw, view, (0, 0)
-    out.print(view.draw(out.width), no_wrap=True, overflow="crop")
-
-
-def losses_of(name: str) -> "Losses":
-    """Return the losses of a run by its number, or of a checkpoint by its name.
-
-    Raises UserError if there is no such run, or the checkpoint does not say how it was trained.
-    """
-    from minillm_repl.checkpoint.load_save import read_record
-    from minillm_repl.render.plot import Losses
-    from minillm_repl.training.run_folder import find_run
-
-    is_number = name.isascii() and name.isdigit()
-    record = find_run(int(name)).record if is_number else read_record(find_checkpoint(name))
-    if record is None or not (record.curve or record.val_curve):
-        raise UserError(_("{name} has no training record", name=safe_line(name)))
-    return Losses(safe_line(name), record.curve, record.val_curve)
-
 
 _MAX_MOMENTS = 200  # beyond, every other moment is forgotten
 _TOP = 5  # tokens of a moment

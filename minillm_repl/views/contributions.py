@@ -1,0 +1,94 @@
+"""What each part of a model writes into the residual stream, and how the stream gives a logit."""
+
+from typing import TYPE_CHECKING, cast
+
+from minillm_repl.views.inspected_text import InspectedText, differs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minillm_repl.model.build import LanguageModel
+    from minillm_repl.model.llama import RMSNorm
+
+
+def written(inspected: InspectedText, cache: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """Return what each part writes into the residual stream at one position: (d_model,) each.
+
+    `cache` has the activations there, in float64. The order is the model's.
+
+    The heads of a layer and the bias of its output projection sum to what its attention writes.
+    Where an intervention has changed that, attention is one part. What an intervention has added to
+    the stream is a part too.
+    """
+    import torch
+
+    parts = {"embedding": cache["embedding"]}
+    stream = parts["embedding"]
+    for layer in range(inspected.config.n_layers):
+        block = f"blocks.{layer}."
+        heads = _heads(inspected.model, layer, cache[block + "attention.z"])
+        heads = _through_end_of_attention(inspected.model, layer, heads)
+        attention, mlp = cache[block + "attention.out"], cache[block + "mlp.out"]
+        changed = differs(attention, sum(heads.values(), torch.zeros_like(attention)))
+        parts |= {f"attention {layer}": attention} if changed else heads
+        parts[f"feed-forward {layer}"] = mlp
+        expected, stream = stream + attention + mlp, cache[block + "residual"]
+        if differs(stream, expected):
+            parts[f"added after layer {layer}"] = stream - expected
+    return parts
+
+
+def _heads(model: "LanguageModel", layer: int, z: "Tensor") -> "dict[str, Tensor]":
+    """Return what each head of a layer writes, and the bias of the projection: (d_model,) each.
+
+    A head's output z[head] (head_dim,) goes through its own columns of the output projection.
+    """
+    import torch
+
+    projection = model.get_submodule(f"blocks.{layer}.attention.proj")
+    assert isinstance(projection, torch.nn.Linear)
+    columns = projection.weight[:].double().view(-1, *z.shape)  # (d_model, head, head_dim)
+    parts = {f"head {layer}.{head}": columns[:, head] @ z[head] for head in range(len(z))}
+    if isinstance(projection.bias, torch.Tensor):
+        parts[f"attention bias {layer}"] = projection.bias.double()
+    return parts
+
+
+def _through_end_of_attention(
+    model: "LanguageModel", layer: int, heads: "dict[str, Tensor]"
+) -> "dict[str, Tensor]":
+    """Return what the heads of a layer add to the stream, of what they write: (d_model,) each.
+
+    Between the two, some models have a norm, whose scale is held at its value, or a multiplier.
+    """
+    import torch
+
+    factor = torch.tensor(model.config.residual_multiplier, dtype=torch.float64)
+    if model.config.norm_placement != "pre":
+        norm = cast("RMSNorm", model.get_submodule(f"blocks.{layer}.post_norm1"))
+        total = torch.stack(list(heads.values())).sum(0)  # (d_model,)
+        factor = factor * norm.scale().double() / (total.square().mean() + norm.eps).sqrt()
+    return {name: vector * factor for name, vector in heads.items()}
+
+
+def logit_direction(model: "LanguageModel", stream: "Tensor", token: int) -> "tuple[Tensor, float]":
+    """Return the direction and the constant of a logit: logit = stream · direction + constant.
+
+    `stream` is (d_model,). The scale of the last norm is held at its value for this stream. The
+    result is in float64.
+    """
+    import torch
+
+    norm, stream = model.norm_f, stream.double()
+    head = model.token_embedding if model.lm_head is None else model.lm_head
+    unembedding = head.weight[token].double()  # (d_model,)
+    constant = 0.0
+    if isinstance(norm, torch.nn.LayerNorm):  # it takes the mean off first
+        row = unembedding * norm.weight
+        direction = (row - row.mean()) / (stream.var(correction=0) + norm.eps).sqrt()
+        constant = float(unembedding @ norm.bias.double())
+    else:  # RMS norm: x / √(mean(x²) + ε)
+        direction = unembedding * norm.scale() / (stream.square().mean() + norm.eps).sqrt()
+    bias = getattr(head, "bias", None)
+    constant += 0.0 if bias is None else float(bias[token])
+    return direction / model.config.logits_scaling, constant / model.config.logits_scaling

@@ -23,7 +23,8 @@ from minillm_repl.model.bfloat16 import to_float32
 from minillm_repl.model.build import build
 from minillm_repl.model.quantised import BlockMatrix
 from minillm_repl.storage.paths import find_checkpoint
-from minillm_repl.tokenizer import CharacterTokenizer, IdTokenizer
+from minillm_repl.tokenizer import CharacterTokenizer
+from minillm_repl.tokenizer.ids import IdTokenizer
 from tests import hostile_gguf
 from tests.gguf_files import Type, letters, write
 from tests.test_huggingface import GPT2, LLAMA, LLAMA3, NEOX, random_model

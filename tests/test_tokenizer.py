@@ -5,7 +5,8 @@ import pytest
 
 from minillm_repl.checkpoint.native import tokenizer_from_json
 from minillm_repl.errors import UserError
-from minillm_repl.tokenizer import CharacterTokenizer, IdTokenizer, decode
+from minillm_repl.tokenizer import CharacterTokenizer, decode
+from minillm_repl.tokenizer.ids import IdTokenizer
 from minillm_repl.tokenizer.library import character_level, make_tokenizer
 from tests.conftest import MODELS
 

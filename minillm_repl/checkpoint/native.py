@@ -26,7 +26,8 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically
 from minillm_repl.storage.files import open_regular
 from minillm_repl.storage.paths import SUFFIX, has_other_format
-from minillm_repl.tokenizer import CharacterTokenizer, IdTokenizer, Tokenizer
+from minillm_repl.tokenizer import CharacterTokenizer, Tokenizer
+from minillm_repl.tokenizer.ids import IdTokenizer
 
 # The fields of every config, written even if they have the default value.
 _SIZES = {entry.name for entry in fields(ModelConfig)}  # never left out

@@ -19,7 +19,8 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.bfloat16 import convert, to_float32
 from minillm_repl.model.config import GPTConfig
-from minillm_repl.tokenizer import IdTokenizer, Tokenizer
+from minillm_repl.tokenizer import Tokenizer
+from minillm_repl.tokenizer.ids import IdTokenizer
 
 _QUERY_NAME = re.compile(r"blocks\.(\d{1,4})\.attention\.heads\.(\d{1,4})\.query\.weight")
 _NOTE_NAMES = {"mlp.up": "ff.net.0", "mlp.down": "ff.net.2"}

@@ -9,8 +9,9 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer import IdTokenizer, Tokenizer
+from minillm_repl.tokenizer import Tokenizer
 from minillm_repl.tokenizer.description import add_tokens, added_token, with_bos_token
+from minillm_repl.tokenizer.ids import IdTokenizer
 from minillm_repl.tokenizer.library import BYTE_LEVEL_CLASSES, byte_level_bpe
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 

@@ -209,6 +209,12 @@ class Conversation:
         added = b"".join(map(tokenizer.token_bytes, tokens)).decode("utf-8", "replace")
         return self.turns[-1].assistant_prefix + added
 
+    def last_text(self, tokenizer: "Tokenizer") -> str:
+        """Return the text so far; in a chat, the last message."""
+        from minillm_repl.tokenizer import decode
+
+        return self.messages[-1].content if self.messages else decode(tokenizer, self.ids)
+
     def set_text(self, ids: list[int], tokenizer: "Tokenizer") -> None:
         """Make `ids` the text; it begins with the prompt of the present turn."""
         self.ids = ids

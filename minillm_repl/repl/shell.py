@@ -287,12 +287,7 @@ class Shell:
 
     def show_text(self, model: LoadedModel) -> None:
         """Show the text so far; in a chat, the last message."""
-        messages = self.session.conversation.messages
-        text = (
-            messages[-1].content
-            if messages
-            else decode(model.checkpoint.tokenizer, self.session.conversation.ids)
-        )
+        text = self.session.conversation.last_text(model.checkpoint.tokenizer)
         self.screen.out.print(Text(safe(text) or _("(no text)")), soft_wrap=True)
 
     def echo(self, text: str, end: str, prefix: str = PROMPT) -> None:

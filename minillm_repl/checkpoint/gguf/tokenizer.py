@@ -1,7 +1,6 @@
 """The tokenizer inside a GGUF file: its description, as a tokenizer.json has it.
 
-A file has the tokens, their types, and for a byte-level BPE the merges. How a text is split into
-words before that is only a name (`tokenizer.ggml.pre`): what each name means is below.
+A file has the tokens, their types, and for a byte-level BPE the merges.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,82 +8,18 @@ from typing import Any
 
 from minillm_repl.checkpoint import ChatTemplate
 from minillm_repl.checkpoint.gguf.architectures import TOKENS
+from minillm_repl.checkpoint.gguf.splitting import SPLITS
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer import IdTokenizer, Tokenizer
+from minillm_repl.tokenizer import Tokenizer
 from minillm_repl.tokenizer.description import added_token, with_bos_token
+from minillm_repl.tokenizer.ids import IdTokenizer
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 
 _KEY = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of tokens
 SPACE = "▁"  # SentencePiece writes a space so
-
-# -- how a text is split into words
-
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
-_SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
-    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}"
-    rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*{_SPACES}"
-)
-_QWEN2 = _LLAMA3.replace("{1,3}", "")
-_QWEN35 = _QWEN2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(
-    r"[^\s\p{L}\p{N}]+", r"[^\s\p{L}\p{M}\p{N}]+"
-)
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
-    rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*{_SPACES}"
-)
-_GPT4O = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?"
-    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
-    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*{_SPACES}"
-)
-_PUNCTUATION = r"[\p{P}\$\+<=>\^~\|`]+"  # of Falcon
-_EXAONE_MOE = (  # words of a sentence stay together
-    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
-)
-# llama.cpp splits so where a file names nothing; it says that the quality of the text suffers.
-_DEFAULT = (_PUNCTUATION.replace("`", ""), _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")
-
-SPLITS = {  # by what is split: the patterns, each applied to what the one before has left whole
-    **dict.fromkeys(
-        (
-            "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4",
-            "a.x-4.0", "gigachat", "roberta-bpe", "mellum", "modern-bert",
-        ),
-        (_GPT2,),
-    ),
-    **dict.fromkeys(
-        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b",
-         "mellum2"),
-        (r"\p{N}", _GPT2),
-    ),
-    **dict.fromkeys(
-        (
-            "llama-bpe", "llama3", "llama-v3", "lfm2", "midm-2.0", "falcon3", "falcon-h1",
-            "pixtral", "dbrx", "smaug-bpe", "glm4", "chatglm-bpe",
-        ),
-        (_LLAMA3,),
-    ),
-    **dict.fromkeys(
-        (
-            "qwen2", "deepseek-r1-qwen", "kormo", "megrez", "stablelm2", "hunyuan", "solar-open",
-            "grok-2",
-        ),
-        (_QWEN2,),
-    ),
-    "qwen35": (_QWEN35,),
-    **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), (_GPT4O,)),
-    "tekken": (_TEKKEN,),
-    "exaone-moe": (_EXAONE_MOE,),
-    "falcon": (_PUNCTUATION, _GPT2, "[0-9][0-9][0-9]"),
-    "default": _DEFAULT,
-}  # fmt: skip
 # A word that is a token is that token, whatever the merges make of it; a text has a start token.
 _WHOLE_WORDS = (
     "llama-bpe", "llama3", "llama-v3", "lfm2", "midm-2.0", "falcon3", "falcon-h1", "pixtral",

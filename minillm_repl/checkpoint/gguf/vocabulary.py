@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minillm_repl.checkpoint import Checkpoint
+from minillm_repl.checkpoint.gguf.splitting import SPLITS
 from minillm_repl.checkpoint.gguf.tokenizer import (
     BYTE,
     CONTROL,
     NORMAL,
     SPACE,
-    SPLITS,
     UNKNOWN,
     UNUSED,
     USER_DEFINED,

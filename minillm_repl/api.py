@@ -8,14 +8,11 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from minillm_repl.chat import Message, parse_messages
 from minillm_repl.checkpoint import Checkpoint
@@ -23,7 +20,6 @@ from minillm_repl.checkpoint.load_save import save
 from minillm_repl.checkpoint.record import TrainingRecord
 from minillm_repl.configuration import Launch
 from minillm_repl.errors import UserError
-from minillm_repl.generate import Finished, Step
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.repl.care import help_for
@@ -34,40 +30,14 @@ from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.signals import raising_interruptible
 from minillm_repl.settings import find, with_values
 from minillm_repl.storage.paths import SUFFIX, find_checkpoint, user_path
-from minillm_repl.tokenizer import Token
 from minillm_repl.views import headless
 from minillm_repl.views.base import View
+from minillm_repl.views.headless import Generation
 
 if TYPE_CHECKING:
     from minillm_repl.training import TrainEvent
 
 __all__ = ("Generation", "Model", "UserError", "View", "load", "train")
-
-
-@dataclass(frozen=True, eq=False)
-class Generation:
-    """A text that a model wrote, and the numbers behind it."""
-
-    prompt: str
-    text: str  # what the model added
-    prompt_ids: tuple[int, ...]
-    tokens: tuple[Token, ...]  # of `text`: no end token, no stop string
-    logprobs: NDArray[np.float32]  # (tokens,), by the model's own softmax, in nats
-    steps: tuple[Step, ...]  # one for each token that was sampled, an end token included
-    reason: str  # why it ended: `length`, `stop`, `end` or `context`; `care`: no model wrote it
-    seed: int  # the same prompt, settings and seed give the same text
-    messages: tuple[Message, ...] = ()  # of a chat, with the answer
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """The ids of the prompt and of the text."""
-        return (*self.prompt_ids, *(token.id for token in self.tokens))
-
-    def __str__(self) -> str:
-        return self.text
-
-    def __repr__(self) -> str:
-        return f"Generation({self.text!r}, {len(self.tokens)} tokens, reason={self.reason!r})"
 
 
 class Model:
@@ -107,7 +77,7 @@ class Model:
         if not ids:  # only a model with a start token can begin from nothing
             raise UserError(_("the prompt is empty"))
         shell.session.conversation.start_turn(ids, shell.session.settings)
-        return self._run(shell, prompt, candidates)
+        return headless.generate(shell, prompt, candidates)
 
     def chat(
         self,
@@ -131,36 +101,10 @@ class Model:
         crisis_help = help_for(shell, last.content, self._loaded)
         if crisis_help is not None:
             answer = Message("assistant", str(crisis_help))
-            return _without_model(last.content, (*earlier, last, answer))
+            return headless.without_model(last.content, (*earlier, last, answer))
         shell.session.conversation.messages = earlier
         shell.start_chat_turn(self._loaded, last.content)
-        return self._run(shell, last.content, candidates)
-
-    def _run(self, shell: Shell, prompt: str, candidates: int) -> Generation:
-        conversation, settings = shell.session.conversation, shell.session.settings
-        prompt_ids = tuple(conversation.ids)
-        with raising_interruptible() as interrupted:
-            events = list(conversation.generate(self._loaded, settings, interrupted, candidates))
-        finished = events[-1]
-        assert isinstance(finished, Finished)
-        if finished.reason == "interrupt":
-            raise KeyboardInterrupt
-        steps = tuple(event for event in events if isinstance(event, Step))
-        ids = conversation.ids[len(prompt_ids) :]
-        with np.errstate(divide="ignore"):  # a probability below the smallest float is 0
-            probs = np.array([step.model_prob for step in steps[: len(ids)]], np.float64)
-            logprobs = np.log(probs)  # NaN where a server does not tell
-        return Generation(
-            prompt=prompt,
-            text=finished.text,
-            prompt_ids=prompt_ids,
-            tokens=tuple(Token.from_id(self.checkpoint.tokenizer, token) for token in ids),
-            logprobs=logprobs.astype(np.float32),
-            steps=steps,
-            reason=finished.reason,
-            seed=conversation.seed,
-            messages=tuple(conversation.messages),
-        )
+        return headless.generate(shell, last.content, candidates)
 
     def save(self, path: str | Path) -> Path:
         """Save the model as a file, or, if `path` ends in `/`, as a Hugging Face folder.
@@ -254,21 +198,6 @@ class Model:
             yield
         finally:
             self._loaded = before
-
-
-def _without_model(prompt: str, messages: tuple[Message, ...]) -> Generation:
-    """Return a chat whose last message the program wrote."""
-    return Generation(
-        prompt=prompt,
-        text=messages[-1].content,
-        prompt_ids=(),
-        tokens=(),
-        logprobs=np.empty(0, np.float32),
-        steps=(),
-        reason="care",
-        seed=0,
-        messages=messages,
-    )
 
 
 def load(name: str | Path, **settings: Any) -> Model:

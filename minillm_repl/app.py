@@ -16,7 +16,6 @@ from minillm_repl import commands, views
 from minillm_repl.checkpoint.families import family_title
 from minillm_repl.checkpoint.load_save import read_config, read_model_type
 from minillm_repl.commands import train
-from minillm_repl.commands.train import TrainRequest
 from minillm_repl.configuration import Launch
 from minillm_repl.environment import Environment, decoded_lines, leave_missing_folder
 from minillm_repl.errors import UserError, os_error_text
@@ -38,6 +37,7 @@ from minillm_repl.repl.registry import discover, load_plugins
 from minillm_repl.repl.session import ReadOnly, RecentModels, Session, Workspace, Writable
 from minillm_repl.repl.settings import Settings, Source
 from minillm_repl.repl.shell import Shell
+from minillm_repl.repl.train_request import TrainRequest
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import (
     DEFAULT_MODEL,

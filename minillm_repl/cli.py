@@ -27,9 +27,9 @@ from minillm_repl.render.console import make_screen
 from minillm_repl.repl.job_control import suspendable
 from minillm_repl.repl.quoting import translate_usage
 from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS, Settings
+from minillm_repl.repl.train_request import TRAINING_FLAGS, training_request
 from minillm_repl.settings import Spec, format_value, specs, switch, value_of
 from minillm_repl.training.plan import TrainPlan
-from minillm_repl.training_flags import TRAINING_FLAGS, training_request
 
 _EXAMPLES = N_(
     "examples:\n"

@@ -11,8 +11,9 @@ import pytest
 from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS
 from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.cli import main
-from minillm_repl.commands.train import make_request, train
+from minillm_repl.commands.train import train
 from minillm_repl.errors import UserError
+from minillm_repl.repl.train_request import make_request
 from minillm_repl.storage.paths import resume_path
 from minillm_repl.tokenizer import CharacterTokenizer
 from minillm_repl.training.history import resume_run

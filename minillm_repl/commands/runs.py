@@ -17,10 +17,10 @@ from minillm_repl.render.console import GOOD, TITLE
 from minillm_repl.render.tables import plain_table
 from minillm_repl.repl.arguments import Arguments, Words
 from minillm_repl.repl.forms import Forms
-from minillm_repl.repl.plan_argument import is_setting, make_plan, split_words
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.signals import run_interruptibly
+from minillm_repl.repl.train_request import is_setting, make_plan, split_words
 from minillm_repl.safetext import safe_line
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.run_folder import PastRun, add_run, delete_run, find_run, past_runs

@@ -4,7 +4,6 @@ import dataclasses
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +14,12 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.repl.arguments import Arguments, Words
 from minillm_repl.repl.forms import Forms
-from minillm_repl.repl.plan_argument import PlanArgument, is_setting, split_words
 from minillm_repl.repl.quoting import TO_SCREEN, Output
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.session import Writable
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.signals import catch_termination, run_interruptibly
+from minillm_repl.repl.train_request import PlanArgument, TrainRequest, make_request
 from minillm_repl.storage.paths import exists, resume_path, unsaved_path, user_path
 from minillm_repl.training.plan import TrainPlan
 
@@ -29,21 +28,6 @@ if TYPE_CHECKING:  # The prompt line starts without torch.
     from minillm_repl.repl.session import Workspace
     from minillm_repl.training.machine import Distributed
     from minillm_repl.training.run import RunContext, TrainingRun
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainRequest:
-    """A plan, the corpus if one was named, and which model is to learn it."""
-
-    plan: TrainPlan = field(default_factory=TrainPlan)
-    corpus: str = ""
-    is_new: bool = False  # a new model, not the open one
-    is_check: bool = False  # only look at the corpus
-    is_resume: bool = False  # the run that was stopped; its plan is in its file
-    is_remake: bool = False  # the run that made the open model; its plan is in its record
-    recipe: str = ""  # of a new model: its corpus is made from the folder `data`
-    data: str = ""
-    out: str = ""  # where the trained model goes, in place of the open one's file
 
 
 _CORPUS = Words("corpus", "CORPUS", completion="file")
@@ -94,24 +78,6 @@ def train(shell: Shell, asked: Arguments) -> None:
         sweep(shell, asked.sweep, _import_training)
         return
     run_training(shell, make_request(asked))
-
-
-def make_request(asked: Arguments) -> TrainRequest:
-    """Return what `:train` asks for. Raises UserError."""
-    if not asked.keyword:
-        return TrainRequest(
-            plan=asked.plan, corpus=asked.corpus, is_new=asked.new, is_check=asked.check
-        )
-    words, is_resume = split_words(asked.corpus), asked.keyword == "resume"
-    if any(word and is_setting(word) for word in words):
-        raise UserError(
-            _(
-                "`:train {word}` uses the settings of the run before; no other settings may follow",
-                word=asked.keyword,
-            )
-        )
-    corpus = " ".join(words).strip()
-    return TrainRequest(is_resume=is_resume, is_remake=not is_resume, corpus=corpus)
 
 
 def run_training(shell: Shell, request: TrainRequest, *, json: bool = False) -> None:

@@ -1,16 +1,17 @@
-"""The commands of views without a terminal: the same code, and the view is returned."""
+"""Views and generations without a terminal: the same code, and what it makes is returned."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from io import StringIO
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 import minillm_repl.views as views_package
 from minillm_repl.errors import UsageError, UserError
+from minillm_repl.generate import Finished, Step
 from minillm_repl.language import _
 from minillm_repl.render.console import Screen, Transcript
 from minillm_repl.repl.arguments import Layer
@@ -20,8 +21,16 @@ from minillm_repl.repl.registry import Registry, discover, load_plugins
 from minillm_repl.repl.session import Session, Workspace
 from minillm_repl.repl.settings import Settings, Source
 from minillm_repl.repl.shell import Shell
+from minillm_repl.repl.signals import raising_interruptible
+from minillm_repl.tokenizer import Token
 from minillm_repl.views.base import View, inspect_ids, text_ids
 from minillm_repl.views.inspected_text import find_position
+
+if TYPE_CHECKING:  # numpy is not needed to find the commands
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from minillm_repl.chat import Message
 
 _PART = Forms((Layer("optional", required=True),))
 
@@ -62,6 +71,84 @@ def make_shell(
     workspace = Workspace(loader=loader, model=model)
     session = Session(settings, workspace, sources=dict(sources))
     return Shell(session=session, screen=screen, registry=view_commands())
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """A text that a model wrote, and the numbers behind it."""
+
+    prompt: str
+    text: str  # what the model added
+    prompt_ids: tuple[int, ...]
+    tokens: tuple[Token, ...]  # of `text`: no end token, no stop string
+    logprobs: "NDArray[np.float32]"  # (tokens,), by the model's own softmax, in nats
+    steps: tuple[Step, ...]  # one for each token that was sampled, an end token included
+    reason: str  # why it ended: `length`, `stop`, `end` or `context`; `care`: no model wrote it
+    seed: int  # the same prompt, settings and seed give the same text
+    messages: "tuple[Message, ...]" = ()  # of a chat, with the answer
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The ids of the prompt and of the text."""
+        return (*self.prompt_ids, *(token.id for token in self.tokens))
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return f"Generation({self.text!r}, {len(self.tokens)} tokens, reason={self.reason!r})"
+
+
+def generate(shell: Shell, prompt: str, candidates: int) -> Generation:
+    """Let the model continue the present turn of a shell, which `prompt` has begun.
+
+    Raises KeyboardInterrupt after Ctrl-C.
+    """
+    import numpy as np
+
+    model = shell.session.workspace.model
+    assert model is not None
+    conversation, settings = shell.session.conversation, shell.session.settings
+    prompt_ids = tuple(conversation.ids)
+    with raising_interruptible() as interrupted:
+        events = list(conversation.generate(model, settings, interrupted, candidates))
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    if finished.reason == "interrupt":
+        raise KeyboardInterrupt
+    steps = tuple(event for event in events if isinstance(event, Step))
+    ids = conversation.ids[len(prompt_ids) :]
+    with np.errstate(divide="ignore"):  # a probability below the smallest float is 0
+        probs = np.array([step.model_prob for step in steps[: len(ids)]], np.float64)
+        logprobs = np.log(probs)  # NaN where a server does not tell
+    return Generation(
+        prompt=prompt,
+        text=finished.text,
+        prompt_ids=prompt_ids,
+        tokens=tuple(Token.from_id(model.checkpoint.tokenizer, token) for token in ids),
+        logprobs=logprobs.astype(np.float32),
+        steps=steps,
+        reason=finished.reason,
+        seed=conversation.seed,
+        messages=tuple(conversation.messages),
+    )
+
+
+def without_model(prompt: str, messages: "tuple[Message, ...]") -> Generation:
+    """Return a chat whose last message the program wrote."""
+    import numpy as np
+
+    return Generation(
+        prompt=prompt,
+        text=messages[-1].content,
+        prompt_ids=(),
+        tokens=(),
+        logprobs=np.empty(0, np.float32),
+        steps=(),
+        reason="care",
+        seed=0,
+        messages=messages,
+    )
 
 
 def run_view(shell: Shell, name: str, arguments: str) -> View:

@@ -629,7 +629,7 @@ HOSTILE = {
     "no model in a folder": (
         {},
         {"base": lambda base: {**base, "path": ""}},
-        "without the config.json",
+        "without config.json",
     ),
     "a name with a zero": (
         {},

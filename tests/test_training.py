@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.checkpoint.record import TrainingRecord
-from minillm_repl.commands.training_screen import describe_failure
+from minillm_repl.commands.training_screen import describe_failure, describe_method
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
 from minillm_repl.model.config import GPTConfig
@@ -336,7 +336,9 @@ def test_a_new_model_fits_its_text(tmp_path, long_corpus, corpus):
     assert config.arch == "canon"
     assert (config.d_model, config.n_layers, config.n_kv_heads) == (128, 4, 2)
     assert "preset small" in trainee.notes[0]
-    assert "about" in trainee.notes[-1]
+    assert trainee.step_seconds is not None
+    method = describe_method(trainee.trainer, trainee.threads, trainee.step_seconds)
+    assert method.rpartition(" · ")[2].startswith("about")
 
 
 def test_the_corpus_of_a_checkpoint_is_found_beside_it_if_unchanged(tmp_path, monkeypatch):
@@ -507,7 +509,7 @@ def test_measuring_reads_no_more_than_an_eighth_of_the_work(long_corpus, changes
     """But for what takes no time; a step costs its tokens three times, and the optimiser."""
     plan = dataclasses.replace(SMALL, d_model=128, n_layers=4, steps=150, eval_interval=0)
     trainee = begin(long_corpus, dataclasses.replace(plan, **changes))
-    plan, (on_the_way, last) = trainee.trainer.plan, trainee.trainer.evaluator.token_counts()
+    plan, (on_the_way, last) = trainee.trainer.plan, trainee.trainer.evaluator.token_counts
     n_evals = plan.steps // plan.eval_interval + 1
     free = 5.5e8 * n_evals + 5.5e9  # multiplications
     trained = plan.steps * plan.batch_size * plan.context_length

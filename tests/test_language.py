@@ -139,6 +139,7 @@ DATA = {
     # the names that JSON has; render translates them
     "checkpoint": {"eos_token"},
     "views": {
+        "Generation(□, □ tokens, reason=□)",  # what Python shows
         # names of parts of the model in `--json`
         *("attention", "attention bias", "feed-forward"),
         "added after layer □",

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from minillm_repl.errors import UserError
+from minillm_repl.tokenizer import decode
 from minillm_repl.views.headless import run_view
 from tests.conftest import MODELS
-from tests.test_lessons import shell_for, state  # noqa: F401 - the last is a fixture
+from tests.test_lessons import printed, shell_for, state  # noqa: F401 - the last is a fixture
 
 TEXT = "날씨가 좋다. 하늘이 맑고 바람이 시원하다."
 
@@ -79,3 +80,29 @@ def test_what_an_intermediate_layer_thinks_of_a_token_that_the_model_did_not_exp
     view = run_view(shell, "lens", "@씨:2")
     assert view.rows[-1].rank > 1
     assert view.first == ""
+
+
+def test_a_text_is_set_without_generating_and_shown_with_its_positions(shell):
+    shell.run_line(":text 날씨가 좋다")
+    assert decode(shell.require_model().checkpoint.tokenizer, shell.session.conversation.ids) == (
+        "날씨가 좋다"
+    )
+    assert "@0 날  @1 씨  @2 가  @3 ␣  @4 좋  @5 다" in printed(shell)
+    assert seen(run_view(shell, "why", "다")) == ("날씨가 좋", "다")
+    shell.run_line(":undo")
+    assert seen(run_view(shell, "lens", ""))[0] == TEXT
+    before = len(printed(shell))
+    shell.run_line(":text")
+    assert printed(shell)[before:].startswith("@0 날  @1 씨")
+    with pytest.raises(UserError, match="no chat template"):
+        shell.run_line(":text chat 안녕")
+
+
+def test_a_text_in_a_chat_begins_a_conversation(state):
+    shell = shell_for(MODELS / "hangul.safetensors")
+    for _turn in range(2):
+        shell.run_line(":text chat 안녕")
+    shown = printed(shell)
+    assert [each.content for each in shell.session.conversation.messages] == ["안녕"]
+    assert shown.count("안") == 2
+    assert seen(run_view(shell, "lens", ""))[0].endswith("답변: ")

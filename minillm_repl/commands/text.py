@@ -1,11 +1,12 @@
-"""The text so far: `:prompt`, `:continue`, `:regen`, `:undo`, `:clear` and `:step`."""
+"""The text so far: `:prompt`, `:text`, `:continue`, `:regen`, `:undo`, `:clear` and `:step`."""
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, _n
-from minillm_repl.render.tables import tokens_flow, tokens_line
+from minillm_repl.render.tables import positions_flow, tokens_flow, tokens_line
 from minillm_repl.repl.arguments import Arguments, TextArgument
 from minillm_repl.repl.care import offer_help
 from minillm_repl.repl.conversation import is_chatting
+from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS
 from minillm_repl.repl.shell import Shell
@@ -35,6 +36,39 @@ def prompt(shell: Shell, _asked: Arguments) -> None:
     tokens = [Token.from_id(tokenizer, each) for each in given]
     shell.screen.out.print(tokens_flow(tokens, seen.kept, seen.unseen), soft_wrap=False)
     shell.screen.out.print(tokens_line(len(given), len(text), len(text.encode("utf-8", "replace"))))
+    if seen.unseen:
+        shell.screen.note(unseen_note(seen))
+
+
+@command(
+    "text",
+    arguments=Forms((TextArgument(),), ("chat", TextArgument(required=True))),
+    aliases=("글",),
+    group="Look inside",
+    example=":text 날씨가 좋다. 하늘이 맑다.",
+)
+def text_(shell: Shell, asked: Arguments) -> None:
+    """Set the text that the views look at, without generating.
+
+    The text takes the place of what was said, until you type the next prompt. `:undo` brings back
+    what was there before. Without TEXT, the command shows the text so far.
+
+    `:text chat TEXT` makes it the first message of a conversation, in the model's chat template.
+
+    The number before each token is its position: `:why @3` looks at what comes after position 3. A
+    token stands for the position where it was predicted: `:lens @맑`.
+    """
+    model, conversation = shell.require_model(), shell.session.conversation
+    if asked.keyword == "chat":
+        is_chatting(model, setting=True)  # or an error
+        shell.start_chat_turn(model, asked.text, is_first=True)
+    elif asked.text:
+        conversation.start_turn(shell.encode(model, asked.text), shell.session.settings)
+    if not conversation.ids:
+        raise UserError(_("no text to inspect: type a prompt first, or give a text in quotes"))
+    tokenizer, seen = model.checkpoint.tokenizer, model.visible_window(conversation.ids)
+    tokens = [Token.from_id(tokenizer, each) for each in conversation.ids]
+    shell.screen.out.print(positions_flow(tokens, seen.kept, seen.unseen), soft_wrap=False)
     if seen.unseen:
         shell.screen.note(unseen_note(seen))
 

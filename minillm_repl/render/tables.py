@@ -110,13 +110,24 @@ def tokens_flow(tokens: Sequence[Token], kept: int = 0, unseen: int = 0) -> Text
 
     After `kept` tokens, the `unseen` ones stand in brackets.
     """
+    return _flow([(token, "", f" {token.id}") for token in tokens], kept, unseen)
+
+
+def positions_flow(tokens: Sequence[Token], kept: int = 0, unseen: int = 0) -> Text:
+    """Return all tokens one after the other, each after its position, as `tokens_flow` does."""
+    return _flow([(token, f"@{at} ", "") for at, token in enumerate(tokens)], kept, unseen)
+
+
+def _flow(labelled: Sequence[tuple[Token, str, str]], kept: int, unseen: int) -> Text:
+    """Return tokens, each between what stands before and after it."""
     # `last` is the last unseen token. If all are seen, it lies before `kept` and matches none.
-    flow, last = Text(), min(kept + unseen, len(tokens)) - 1
-    for index, token in enumerate(tokens):
+    flow, last = Text(), min(kept + unseen, len(labelled)) - 1
+    for index, (token, before, after) in enumerate(labelled):
         is_unseen = kept <= index <= last
         flow.append("⟦" if is_unseen and index == kept else "", DROPPED)
+        flow.append(before, DROPPED)
         flow.append(token.label, DROPPED if is_unseen else MODEL if token.bytes else SPECIAL)
-        flow.append(f" {token.id}" + ("⟧" if index == last and is_unseen else ""), DROPPED)
+        flow.append(after + ("⟧" if index == last and is_unseen else ""), DROPPED)
         flow.append("  ")
     return flow
 

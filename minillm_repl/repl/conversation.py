@@ -68,9 +68,11 @@ class Conversation:
 
     # -- turns
 
-    def start_chat_turn(self, model: LoadedModel, text: str, settings: Settings) -> int:
+    def start_chat_turn(
+        self, model: LoadedModel, text: str, settings: Settings, *, is_first: bool = False
+    ) -> int:
         """Start a turn in which the model answers; return how many of the oldest turns it no
-        longer sees.
+        longer sees. `is_first` begins a new conversation.
 
         Raises UserError if the chat template refuses the messages, or the text is too long.
         """
@@ -80,7 +82,8 @@ class Conversation:
         assert template is not None
         system = [Message("system", settings.system)] if settings.system else []
         # The setting of today counts, not the system prompt of the turns before.
-        earlier = [message for message in self.messages if message.role != "system"]
+        before = [] if is_first else self.messages
+        earlier = [message for message in before if message.role != "system"]
         messages = [*system, *earlier, Message("user", text)]
         max_prompt_tokens = context - reserved_answer_tokens(context, settings)
         prompt, kept_messages = fit_messages(

@@ -169,14 +169,16 @@ class Shell:
         self._warn(unknown_text_warning(tokenizer, text, ids, is_empty=not ids))
         return ids
 
-    def start_chat_turn(self, model: LoadedModel, text: str) -> int:
+    def start_chat_turn(self, model: LoadedModel, text: str, *, is_first: bool = False) -> int:
         """Start a turn in which the model answers; warn about what is not in the vocabulary. Return
-        how many of the oldest turns the model no longer sees.
+        how many of the oldest turns the model no longer sees. `is_first` begins a new conversation.
 
         Raises UserError, with no turn started, if nothing of the text is in the vocabulary.
         """
         conversation = self.session.conversation
-        dropped_turns = conversation.start_chat_turn(model, text, self.session.settings)
+        dropped_turns = conversation.start_chat_turn(
+            model, text, self.session.settings, is_first=is_first
+        )
         try:
             self._warn(unknown_text_warning(model.checkpoint.tokenizer, text, conversation.ids))
         except UserError:

@@ -21,6 +21,7 @@ from minillm_repl.model.build import build_trainable
 from minillm_repl.repl.signals import interruptible, run_interruptibly
 from minillm_repl.training import Cancelled
 from minillm_repl.training import trainer as training
+from minillm_repl.training.evaluation import evenly_spaced_starts
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.splits import Split
 from tests import reliability
@@ -194,6 +195,7 @@ def trainers(monkeypatch):
         precision="float32",
         optimizer="adamw",
         dropout=0.1,
+        eval_interval=9,
     )
     ids = np.random.default_rng(0).integers(0, 11, 400).astype(np.uint16)
 
@@ -234,12 +236,12 @@ def test_a_measurement_is_stopped_between_two_groups_of_windows(trainers):
     with pytest.raises(Cancelled):
         trainer.evaluator.mean_loss(
             trainer.train,
-            trainer.train.evenly_spaced_starts(400),
+            evenly_spaced_starts(trainer.train, 400),
             lambda: len(asked) > 3 or asked.append(1),
         )
     assert len(asked) == 4
     assert np.isfinite(
-        trainer.evaluator.mean_loss(trainer.train, trainer.train.evenly_spaced_starts(400))
+        trainer.evaluator.mean_loss(trainer.train, evenly_spaced_starts(trainer.train, 400))
     )
 
 

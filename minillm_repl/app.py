@@ -34,10 +34,11 @@ from minillm_repl.repl.loop import (
     run_script,
 )
 from minillm_repl.repl.registry import discover, load_plugins
-from minillm_repl.repl.session import ReadOnly, RecentModels, Session, Workspace, Writable
+from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings, Source
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.train_request import TrainRequest
+from minillm_repl.repl.workspace import ReadOnly, RecentModels, Workspace, Writable
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import (
     DEFAULT_MODEL,

@@ -32,9 +32,10 @@ with atheris.instrument_imports(include=["minillm_repl"]) if atheris else io.Byt
     from minillm_repl.errors import UserError
     from minillm_repl.render.console import Screen
     from minillm_repl.repl.registry import discover
-    from minillm_repl.repl.session import Session, Workspace, Writable
+    from minillm_repl.repl.session import Session
     from minillm_repl.repl.shell import ExitRequested, Shell
     from minillm_repl.repl.train_request import make_request
+    from minillm_repl.repl.workspace import Workspace, Writable
     from minillm_repl.safetext import safe_line
     from tests.hostile_gguf import (
         BOOL,

@@ -14,7 +14,7 @@ from minillm_repl.generate import Finished, GenerationConfig, Prefill, never_int
 from minillm_repl.generate.generate import generate
 from minillm_repl.generate.sampling import make_rng
 from minillm_repl.language import set_language
-from minillm_repl.repl.session import Workspace, Writable
+from minillm_repl.repl.workspace import Workspace, Writable
 from minillm_repl.tokenizer import CharacterTokenizer, Token
 from minillm_repl.views.ablate import HeadEffect, ScanView
 from minillm_repl.views.branch import Branch, BranchesView

@@ -24,8 +24,8 @@ from minillm_repl.errors import UserError
 from minillm_repl.generate import Sampling
 from minillm_repl.generate.sampling import process_logits, softmax
 from minillm_repl.repl.loop import is_multiline_open, join_multiline
-from minillm_repl.repl.session import RecentModels
 from minillm_repl.repl.settings import Settings
+from minillm_repl.repl.workspace import RecentModels
 from minillm_repl.safetext import safe, safe_line, show_token
 from minillm_repl.settings import change, format_value, specs, value_of
 from minillm_repl.storage.files import parse_json

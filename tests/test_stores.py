@@ -7,7 +7,7 @@ import pytest
 
 from minillm_repl.checkpoint.load_save import load, summarise
 from minillm_repl.errors import UserError
-from minillm_repl.repl.session import Workspace
+from minillm_repl.repl.workspace import Workspace
 from minillm_repl.storage.paths import cached_models, checkpoint_title, find_checkpoint
 from minillm_repl.storage.stores import find_stored, stored_models
 from tests.hostile_gguf import RIGHT

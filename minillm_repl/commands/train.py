@@ -16,16 +16,16 @@ from minillm_repl.repl.arguments import Arguments, Words
 from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.quoting import TO_SCREEN, Output
 from minillm_repl.repl.registry import command
-from minillm_repl.repl.session import Writable
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.signals import catch_termination, run_interruptibly
 from minillm_repl.repl.train_request import PlanArgument, TrainRequest, make_request
+from minillm_repl.repl.workspace import Writable
 from minillm_repl.storage.paths import exists, resume_path, unsaved_path, user_path
 from minillm_repl.training.plan import TrainPlan
 
 if TYPE_CHECKING:  # The prompt line starts without torch.
     from minillm_repl.checkpoint import Checkpoint
-    from minillm_repl.repl.session import Workspace
+    from minillm_repl.repl.workspace import Workspace
     from minillm_repl.training.machine import Distributed
     from minillm_repl.training.run import RunContext, TrainingRun
 

@@ -42,17 +42,9 @@ def generate(
     # A decoder of a server that samples yields the events itself.
     remote = getattr(decoder, "generate", None)
     elsewhere = remote and remote(ids, config, rng, interrupted)
-    yield from elsewhere or _generate(decoder, tokenizer, ids, config, rng, interrupted)
-
-
-def _generate(
-    decoder: Decoder,
-    tokenizer: Tokenizer,
-    ids: Sequence[int],
-    config: GenerationConfig,
-    rng: np.random.Generator,
-    interrupted: Callable[[], bool],
-) -> Iterator[GenerationEvent]:
+    if elsewhere:
+        yield from elsewhere
+        return
     ids, prompt_tokens = list(ids), len(ids)  # a copy, which grows
     detokenizer = Detokenizer(config.stop, tokenizer.special_names if config.stop else ())
     sampler = _Sampler(tokenizer, config, rng, detokenizer)

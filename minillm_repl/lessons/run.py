@@ -20,9 +20,10 @@ from minillm_repl.lessons.exercises import (
 from minillm_repl.lessons.values import LessonValues
 from minillm_repl.repl.care import offer_help
 from minillm_repl.repl.model_loading import ModelFuture
-from minillm_repl.repl.session import Session, Workspace, Writable
+from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings, Source
 from minillm_repl.repl.shell import Shell
+from minillm_repl.repl.workspace import Workspace, Writable
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import specs
 from minillm_repl.storage.paths import LESSON_MODEL, find_checkpoint

@@ -1,9 +1,11 @@
 """Views and generations without a terminal: the same code, and what it makes is returned."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from io import StringIO
+from itertools import accumulate
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +20,15 @@ from minillm_repl.repl.arguments import Layer
 from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.model_loading import Intervention, LoadedModel, ModelLoader
 from minillm_repl.repl.registry import Registry, discover, load_plugins
-from minillm_repl.repl.session import Session, Workspace
+from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings, Source
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.signals import raising_interruptible
+from minillm_repl.repl.workspace import Workspace
+from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer import Token
 from minillm_repl.views.base import View, inspect_ids, text_ids
-from minillm_repl.views.inspected_text import find_position
+from minillm_repl.views.inspected_text import InspectedText
 
 if TYPE_CHECKING:  # numpy is not needed to find the commands
     import numpy as np
@@ -180,7 +184,20 @@ def position_of(shell: Shell, at: str | int) -> int:
     if not isinstance(at, str):
         return at
     model = shell.require_model()
-    return find_position(inspect_ids(shell, model, text_ids(shell, model)), at)
+    return _last_end(inspect_ids(shell, model, text_ids(shell, model)), at)
+
+
+def _last_end(inspected: InspectedText, text: str) -> int:
+    """Return the position of the token in which the last occurrence of `text` ends.
+
+    Raises UserError if there is none.
+    """
+    tokens = [inspected.tokenizer.token_bytes(token) for token in inspected.all_ids]
+    start = b"".join(tokens).rfind(text.encode())
+    if start < 0 or not text:
+        raise UserError(_("{text!r} is not in the text", text=safe_line(text)))
+    ends = list(accumulate(map(len, tokens)))  # bytes from the start of the text
+    return bisect_left(ends, start + len(text.encode()))
 
 
 def ablation(shell: Shell, part: str, how: str) -> Intervention:

@@ -4,7 +4,7 @@ Nothing here imports torch until a pass is made: a view is declared before torch
 """
 
 import re
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
@@ -15,7 +15,6 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.model.hooks import Hook, caching, compose, no_hook
-from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer import Token, Tokenizer
 from minillm_repl.tokenizer.lookup import find_token_ids
 from minillm_repl.tokenizer.truncation import TruncatedText
@@ -271,19 +270,6 @@ def check_layer(config: AnyConfig, layer: int, head: int | None = None) -> None:
                 last=config.n_heads - 1,
             )
         )
-
-
-def find_position(inspected: InspectedText, text: str) -> int:
-    """Return the position of the token in which the last occurrence of `text` ends.
-
-    Raises UserError if there is none.
-    """
-    tokens = [inspected.tokenizer.token_bytes(token) for token in inspected.all_ids]
-    start = b"".join(tokens).rfind(text.encode())
-    if start < 0 or not text:
-        raise UserError(_("{text!r} is not in the text", text=safe_line(text)))
-    ends = list(accumulate(map(len, tokens)))  # bytes from the start of the text
-    return bisect_left(ends, start + len(text.encode()))
 
 
 def occurrences(inspected: InspectedText, typed: str) -> list[int]:

@@ -6,24 +6,24 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
-from rich.text import Text
-
 from minillm_repl import commands, views
-from minillm_repl.checkpoint.families import family_title
-from minillm_repl.checkpoint.load_save import read_config, read_model_type
+from minillm_repl.checkpoint.load_save import read_model_type
 from minillm_repl.commands import train
 from minillm_repl.configuration import Launch
-from minillm_repl.environment import Environment, decoded_lines, leave_missing_folder
-from minillm_repl.errors import UserError, os_error_text
+from minillm_repl.environment import (
+    Environment,
+    decoded_lines,
+    leave_missing_folder,
+    spool_stdin,
+)
+from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.lessons.progress import Progress
-from minillm_repl.render.console import FIGURES, TITLE, Screen, make_console, make_screen
+from minillm_repl.render.console import Screen, make_console, make_screen
 from minillm_repl.render.export import check_overwritable
-from minillm_repl.render.tables import headline
+from minillm_repl.repl.greeting import greet
 from minillm_repl.repl.loop import (
     PlainLineReader,
     open_terminal,
@@ -43,7 +43,6 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import (
     DEFAULT_MODEL,
     LESSON_MODEL,
-    checkpoint_title,
     exists,
     find_checkpoint,
     has_other_format,
@@ -105,14 +104,14 @@ def run(start: Start) -> ExitStatus:
         with ExitStack() as stack:
             training = start.training
             if training.corpus == "-":
-                spooled = _spool_stdin(start.environment, stack)
+                spooled = spool_stdin(start.environment, stack)
                 training = replace(training, corpus=str(spooled))
             status = _train(shell, start, training)
         # At a terminal the trained model is open, and one goes on with it.
         if status != ExitStatus.OK or not interactive:
             return status
     elif terminal is not None:
-        _greet(
+        greet(
             shell,
             screen.out if interactive else make_console(terminal, start.environment.variables),
         )
@@ -258,58 +257,6 @@ def _finish_training(shell: Shell, action: Callable[[], object]) -> ExitStatus:
     status = _run_guarded(shell, action)
     # Ctrl-C keeps what was learnt, and a script must see that it was not all.
     return ExitStatus.INTERRUPTED if shell.interrupted() else status
-
-
-def _spool_stdin(environment: Environment, stack: ExitStack) -> Path:
-    """Return a file with all of stdin, which is read more than once. Raises UserError."""
-    from shutil import copyfileobj
-    from tempfile import TemporaryDirectory
-
-    if environment.stdin.isatty():
-        raise UserError(_("`--train -` reads the text from stdin, which is a terminal here"))
-    folder = stack.enter_context(TemporaryDirectory(prefix="minillm-repl-"))
-    path = Path(folder) / "stdin"
-    try:
-        with path.open("wb") as file:
-            copyfileobj(environment.stdin.buffer, file)
-    except OSError as error:
-        raise UserError(_("cannot read stdin: {error}", error=os_error_text(error))) from None
-    return path
-
-
-def _greet(shell: Shell, out: Console) -> None:
-    """Say what is open and how to go on. Raises UserError if the file named is no checkpoint."""
-    workspace = shell.session.workspace
-    path = workspace.path
-    assert path is not None
-    name = safe_line(server_url(path) or str(path))
-    if server_url(path):
-        about, hint = name, _(":help lists the commands · Ctrl-D quits")
-    elif workspace.writable_path is not None:
-        about = _("{name} does not exist yet", name=name)
-        hint = _(
-            "`:train CORPUS` trains one on a text · `:load NAME` opens {names} · :help",
-            names=", ".join(shipped_names()),
-        )
-    else:
-        config = read_config(path)  # not the weights: these are loaded while the user types
-        family, context = (
-            family_title(config, read_model_type(path)) if config else "",
-            workspace.loader.context_length,
-        )
-        about = (
-            headline(checkpoint_title(path), family, config, context=context) if config else name
-        )
-        hint = _(":help lists the commands · :verbose shows the model's candidates · Ctrl-D quits")
-    out.print(Text.assemble(("minillm-repl", TITLE), f"  {about}"))
-    out.print(Text(hint, FIGURES))
-    if not workspace.user_selected:
-        out.print(
-            Text(
-                _("This model speaks Korean. English: `:load story` · smallest: `:load nalssi`"),
-                FIGURES,
-            )
-        )
 
 
 def _run_lesson_unattended(shell: Shell, options: argparse.Namespace) -> None:

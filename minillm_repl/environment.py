@@ -8,8 +8,9 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any, TextIO
 
 from minillm_repl.errors import UserError, os_error_text
@@ -214,6 +215,23 @@ def _decode_line(line: bytes, number: int) -> str:
             )
         )
     raise UserError(_("stdin is not UTF-8 text (line {n})", n=number))
+
+
+def spool_stdin(environment: Environment, stack: ExitStack) -> Path:
+    """Return a file with all of stdin, which is read more than once. Raises UserError."""
+    from shutil import copyfileobj
+    from tempfile import TemporaryDirectory
+
+    if environment.stdin.isatty():
+        raise UserError(_("`--train -` reads the text from stdin, which is a terminal here"))
+    folder = stack.enter_context(TemporaryDirectory(prefix="minillm-repl-"))
+    path = Path(folder) / "stdin"
+    try:
+        with path.open("wb") as file:
+            copyfileobj(environment.stdin.buffer, file)
+    except OSError as error:
+        raise UserError(_("cannot read stdin: {error}", error=os_error_text(error))) from None
+    return path
 
 
 def _error_reason(error: OSError) -> str:

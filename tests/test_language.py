@@ -100,6 +100,7 @@ DATA = {
         *GROUPS,
         specs(Settings)["verbose"].details,
         "noreverse dim",
+        "minillm-repl",
         "bold",
         "□ is no □",  # a damaged file of progress, which nobody is told
         "LM Studio",  # a name

@@ -19,6 +19,7 @@ from rich.text import Text
 from minillm_repl.language import Language, _
 from minillm_repl.render.console import FIGURES, GOOD, TITLE
 from minillm_repl.repl.model_loading import LoadedModel
+from minillm_repl.storage.paths import is_shipped
 
 if TYPE_CHECKING:
     from minillm_repl.repl.shell import Shell
@@ -162,7 +163,9 @@ def is_caring(setting: bool | None, model: LoadedModel | None) -> bool:
     """
     if setting is not None or model is None:
         return setting is not False
-    return model.cares
+    if model.server is not None:
+        return model.server.cares
+    return model.checkpoint.chat_template is not None and is_shipped(model.checkpoint.path)
 
 
 # -- plain text

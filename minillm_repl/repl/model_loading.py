@@ -11,7 +11,7 @@ from minillm_repl.checkpoint.families import family_title
 from minillm_repl.language import _
 from minillm_repl.repl.settings import check_recommended
 from minillm_repl.repl.signals import complete_in_thread
-from minillm_repl.storage.paths import checkpoint_title, is_shipped, server_url
+from minillm_repl.storage.paths import checkpoint_title, server_url
 
 if TYPE_CHECKING:  # numpy is imported by the thread that loads, while the user types
     from numpy.typing import NDArray
@@ -67,13 +67,6 @@ class LoadedModel:
         if self.server is not None:
             return self.server.source
         return family_title(self.checkpoint.config, self.checkpoint.model_type)
-
-    @property
-    def cares(self) -> bool:
-        """Whether the program answers a crisis in its place, by itself (repl/care.py)."""
-        if self.server is not None:
-            return self.server.cares
-        return self.checkpoint.chat_template is not None and is_shipped(self.checkpoint.path)
 
     @property
     def headline(self) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from minillm_repl.repl.conversation import Conversation
 from minillm_repl.repl.model_loading import LoadedModel
-from minillm_repl.repl.settings import DEFAULT, Settings, Source, with_recommended
+from minillm_repl.repl.settings import DEFAULT, Settings, Source
 from minillm_repl.repl.workspace import Workspace
 from minillm_repl.settings import change, default_of, find
 
@@ -45,7 +45,12 @@ class Session:
     @property
     def settings(self) -> Settings:
         """The settings that count: the model's own where the user has chosen none."""
-        return with_recommended(self.chosen, self.sources, self.recommended)
+        own = {
+            name.replace("-", "_"): value
+            for name, value in self.recommended.items()
+            if name not in self.sources
+        }
+        return replace(self.chosen, **own) if own else self.chosen
 
     @property
     def recommended(self) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """Everything a user can set in a session."""
 
-from collections.abc import Container, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from minillm_repl.generate import Sampling
@@ -168,16 +168,3 @@ def describe_recommended(recommended: Mapping[str, Any]) -> str:
     known = specs(Sampling)
     shown = [f"{name} {format_value(known[name], value)}" for name, value in recommended.items()]
     return _("{settings}, where you set nothing", settings=", ".join(shown))
-
-
-def with_recommended(
-    chosen: Settings, names: Container[str], recommended: Mapping[str, Any]
-) -> Settings:
-    """Return the settings with the model's own values where the user has chosen none.
-
-    `names` are the settings that the user has chosen.
-    """
-    own = {
-        name.replace("-", "_"): value for name, value in recommended.items() if name not in names
-    }
-    return replace(chosen, **own) if own else chosen

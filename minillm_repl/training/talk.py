@@ -179,12 +179,13 @@ class Expander:
 
     def conversations(self, rounds: int) -> list[list[Message]]:
         """Return different conversations in a random order: in each round, every talk is begun
-        with each of its first wordings.
+        with each of its first wordings, three times where others come between.
         """
         made = dict[tuple[Message, ...], None]()
         for _round in range(rounds):
             for talk in self._talks:
-                made |= {tuple(self._expand(talk)): None for _first in talk.turns[0]}
+                times = len(talk.turns[0]) * (_LONGEST_PAUSE if talk.pauses else 1)
+                made |= {tuple(self._expand(talk)): None for _time in range(times)}
         conversations = [list(each) for each in made]
         self._rng.shuffle(conversations)
         return conversations
